@@ -13,11 +13,13 @@ import pathlib
 import signal
 import sys
 import threading
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import event
 
 from pneumoscope.core.prediction import ImageInfo, ModelInfo, Prediction
+from pneumoscope.service.storage.inbox import Outcome, ReceivedInstance, finish
+from pneumoscope.service.storage.outbox import ResultSubject, enqueue
 from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
@@ -145,6 +147,57 @@ def delete_image(repository, number, step):
 def expire_images(repository, number, step):
     Retention(repository).expire_images(timedelta(0))
     step("answer")
+
+
+SETTINGS = "cd" * 32
+KINDS = ("secondary_capture", "structured_report")
+
+
+def received(number, place=0):
+    """Return an instance and its file."""
+    uid = f"1.2.{number}.{place}"
+    return ReceivedInstance("PACS", "PACS", "1.2", uid, '{"header": 1}'), f"file {uid}".encode()
+
+
+def receive_instances(repository, number, step):
+    """Receive two instances, and one of them again."""
+    for place in (0, 1, 0):
+        instance, content = received(number, place)
+        repository.inbox.submit(instance, content, timedelta(0), SETTINGS).result(30)
+        step(f"answer {place}")
+
+
+def process_instances(repository, number, step):
+    """Predict what waits, with its results in the outbox."""
+    for instance in repository.inbox.ready(100):
+        content = repository.inbox.content(instance)
+        assert content is not None
+
+        def also(connection, id, instance=instance):
+            time = repository._time()
+            finish(connection, instance, Outcome("predicted", SETTINGS, id), time)
+            subject = ResultSubject(id, "", "ab" * 32, "balanced", instance.sop_instance_uid, instance.header)
+            enqueue(connection, subject, ["PACS"], KINDS, time)
+
+        repository.submit(PREDICTION, content, user="PACS", also=also).result(30)
+        repository.inbox.remove_file(instance)
+
+
+def deliver_results(repository, number, step):
+    """Send what is due to a PACS, which is a file that outlives the process."""
+    with pacs_file(repository).open("a") as pacs:
+        for due in repository.outbox.due("PACS", datetime.now(UTC), 100):
+            delivery = repository.outbox.begin(due.number)
+            step("send")
+            pacs.write(f"{delivery.result_uid} {delivery.subject.header}\n")
+            pacs.flush()
+            step("sent")
+            repository.outbox.record_delivered([delivery], datetime.now(UTC))
+
+
+def pacs_file(repository):
+    """Return the file that stands for a PACS, beside the data directory."""
+    return repository.blobs._staging.parent.parent / "pacs.txt"
 
 
 def recover(repository, number, step):

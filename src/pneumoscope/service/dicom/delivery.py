@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -19,11 +20,12 @@ from dicomweb_client.api import DICOMwebClient
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, evt
+from urllib3.exceptions import ProtocolError
 
 from pneumoscope.core.errors import GoneError, PneumoscopeError, StorageError, UnknownNameError
 from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration, Webhook
 from pneumoscope.service.dicom.results import SOP_CLASSES
-from pneumoscope.service.dicom.sending import DeliveryError, Sender, UnreachableError
+from pneumoscope.service.dicom.sending import DeliveryError, Sender, UnconfirmedError, UnreachableError
 from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
 from pneumoscope.service.dicom.web_session import HTTP_SECONDS, open_session
 from pneumoscope.service.dicom.webhooks import WebhookSender, study_event
@@ -39,9 +41,9 @@ TRANSFER_SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)  # that are
 _LOG = logging.getLogger("pneumoscope.service")
 _POLL_SECONDS = 1.0
 _BATCH = 20  # objects on one association
-_ALL = 100_000  # objects whose next attempt is delayed together
 _DUPLICATE = 0x0111  # SOP instance exists (PS3.7 C.5.7)
 _WARNINGS = range(0xB000, 0xC000)  # stored, with a remark (PS3.4 B.2.3)
+_AWAY = (401, 403, 404, 429, 502, 503, 504)  # statuses that no single object causes
 
 
 _Receiver = DicomPeer | Destination | Webhook
@@ -119,29 +121,36 @@ class ResultDelivery:
                 for delivery in deliveries:
                     if self._stopped.is_set():
                         break
-                    count += self._deliver(delivery, receiver, sender)
+                    count += self._deliver(delivery.number, receiver, sender)
+        except UnconfirmedError as error:  # the others are tried next, without this object, which may be the cause
+            _LOG.warning("A result was sent to %s without an answer: %s", name, error)
         except UnreachableError as error:
             _LOG.warning("Results cannot be delivered to %s: %s", name, error)
-            self._outbox.record_failure(self._outbox.due(name, self._now(), _ALL), str(error), self._now())
+            self._outbox.record_unreachable(name, str(error), self._now())
         return count
 
-    def _deliver(self, delivery: Delivery, receiver: _Receiver, sender: Sender) -> bool:
+    def _deliver(self, number: int, receiver: _Receiver, sender: Sender) -> bool:
         """Deliver an object or an event, and return whether it was confirmed."""
-        if not self._outbox.is_waiting(delivery.number):
+        delivery = self._outbox.begin(number)
+        if delivery is None:
             return False
         try:
             content = self._write(delivery, receiver)
         except (UnknownNameError, GoneError) as error:  # the prediction was deleted, or its image removed
             self._outbox.record_cancelled(delivery, error.code, self._now())
             return False
-        except PneumoscopeError as error:
-            self._outbox.record_failure([delivery], error.code, self._now())
+        except Exception as error:  # noqa: BLE001  the others must not wait for it; the message may contain anything
+            code = error.code if isinstance(error, PneumoscopeError) else "internal_error"
+            _LOG.warning("Result %d cannot be written: %s", number, type(error).__name__)
+            self._outbox.record_failure([delivery], code, self._now())
             return False
         try:
             sender.send(delivery, content)
-        except DeliveryError as error:
-            _LOG.warning("Result %d was refused by %s: %s", delivery.number, delivery.destination, error)
+        except (DeliveryError, UnconfirmedError, UnreachableError) as error:
             self._outbox.record_failure([delivery], str(error), self._now())
+            if not isinstance(error, DeliveryError):
+                raise
+            _LOG.warning("Result %d was refused by %s: %s", number, delivery.destination, error)
             return False
         self._outbox.record_delivered([delivery], self._now())
         return True
@@ -176,10 +185,14 @@ class _DicomSender:
         for sop_class in SOP_CLASSES.values():
             ae.add_requested_context(sop_class, list(TRANSFER_SYNTAXES))
         options: dict[str, Any] = {"tls_args": (node.client_tls, peer.host)} if node.client_tls else {}
-        # Without it, a peer that stops reading would block the thread for ever.
-        limit_time = (evt.EVT_CONN_OPEN, lambda event: event.assoc.dul.socket.socket.settimeout(node.timeout))
+
+        def prepare(event: Any) -> None:
+            opened = event.assoc.dul.socket.socket
+            opened.settimeout(node.timeout)  # without it, a peer that stops reading would block the thread for ever
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an object begins with a small packet
+
         self._association = ae.associate(
-            peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=[limit_time], **options
+            peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=[(evt.EVT_CONN_OPEN, prepare)], **options
         )
         if not self._association.is_established:
             code = "association_rejected" if self._association.is_rejected else "unreachable"
@@ -193,9 +206,9 @@ class _DicomSender:
         except ValueError as error:  # no presentation context for the class
             raise DeliveryError("sop_class_not_accepted") from error
         except RuntimeError as error:  # the association was closed
-            raise UnreachableError("association_aborted") from error
+            raise UnconfirmedError("association_aborted") from error
         if "Status" not in response:
-            raise UnreachableError("association_aborted")
+            raise UnconfirmedError("association_aborted")
         status = int(response.Status)
         if status not in (0x0000, _DUPLICATE) and status not in _WARNINGS:
             raise DeliveryError(f"status_{status:04x}")
@@ -230,10 +243,11 @@ class _WebSender:
         except requests.HTTPError as error:
             status = error.response.status_code if error.response is not None else 0
             if error.response is None or status != 409:
-                unreachable = status in (401, 403, 404, 429) or status >= 500
-                raise (UnreachableError if unreachable else DeliveryError)(f"http_{status}") from error
+                raise (UnreachableError if status in _AWAY else DeliveryError)(f"http_{status}") from error
             response = _parse(error.response)
         except (requests.RequestException, OSError) as error:
+            if _is_connected(error):
+                raise UnconfirmedError("association_aborted") from error
             raise UnreachableError("unreachable") from error
         failed, stored = (response.get(name) or [] for name in ("FailedSOPSequence", "ReferencedSOPSequence"))
         reasons = {int(item.get("FailureReason") or 0) for item in failed} - {_DUPLICATE}
@@ -245,6 +259,16 @@ class _WebSender:
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
+
+
+def _is_connected(error: Exception) -> bool:
+    """Return whether a request failed after it was sent, perhaps."""
+    if isinstance(error, requests.exceptions.ConnectTimeout | requests.exceptions.SSLError):
+        return False
+    cause = error.args[0] if isinstance(error, requests.ConnectionError) and error.args else None
+    return isinstance(cause, ProtocolError) or isinstance(
+        error, requests.Timeout | requests.exceptions.ChunkedEncodingError
+    )
 
 
 def _parse(response: requests.Response) -> Dataset:

@@ -11,7 +11,7 @@ from pydicom.multival import MultiValue
 from pydicom.valuerep import PersonName
 
 from pneumoscope.core.errors import UnreadableImageError
-from pneumoscope.imaging.dicom import read_elements
+from pneumoscope.imaging.dicom import read_elements, read_first_elements
 from pneumoscope.imaging.header_identity import repair_text
 
 __all__ = [
@@ -37,6 +37,7 @@ HEADER_ELEMENTS = (
     "PatientOrientation", "BodyPartExamined", "Laterality", "Rows", "Columns", "ViewPosition", "StationName", "Manufacturer",
     "TimezoneOffsetFromUTC",
 )  # fmt: skip
+_LAST_ELEMENT = 0x00280011  # Columns: the last of them in a file
 # Those that may be empty, and not missing.
 _REQUIRED_ELEMENTS = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex",
@@ -68,7 +69,7 @@ def read_header(file: bytes) -> Dataset:
             UID or SOP Instance UID.
     """
     try:
-        header = read_elements(file[:MAX_HEADER_BYTES], list(HEADER_ELEMENTS))
+        header = read_first_elements(file[:MAX_HEADER_BYTES], list(HEADER_ELEMENTS), _LAST_ELEMENT)
         character_set = header.get("SpecificCharacterSet")
         header.decode()
         for element in header:

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -28,7 +29,14 @@ from pneumoscope.service.dicom.configuration import DicomConfiguration, SiteRule
 from pneumoscope.service.dicom.header import decode_header, encode_header, has_study, is_own_result, read_header
 from pneumoscope.service.dicom.settings import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, PROCESSING_FAILURE, SUCCESS
 from pneumoscope.service.predictions import PredictionService
-from pneumoscope.service.storage.inbox import Outcome, ReceivedInstance, finish, forget_header, instances_of
+from pneumoscope.service.storage.inbox import (
+    Outcome,
+    ReceivedInstance,
+    finish,
+    forget_header,
+    instances_of,
+    later_instances,
+)
 from pneumoscope.service.storage.outbox import ObjectKind, ResultSubject, enqueue
 from pneumoscope.service.storage.queries import decision_of
 from pneumoscope.service.storage.records import format_time
@@ -42,6 +50,7 @@ _POLL_SECONDS = 0.5
 _BATCH = 64  # instances that are taken from the inbox at once
 _CONCURRENT = 8  # of those, whose files are in memory at once
 _MAX_ATTEMPTS = 3  # after unexpected errors
+_UNREADABLE_SECONDS = 60  # until the next attempt to read a file
 
 
 class Reception(NamedTuple):
@@ -71,6 +80,7 @@ class InstanceProcessor:
         settings = json.dumps([__version__, service.model.settings, rules])
         self._settings = hashlib.sha256(settings.encode()).hexdigest()
         self._attempts: Counter[int] = Counter()  # failed ones, by number of the instance
+        self._postponed: dict[int, float] = {}  # time of the next attempt to read a file, by number of the instance
 
     def receive(self, instance: bytes, name: str, sender: str, *, reply_to: str = "") -> Reception:
         """Store an instance, and return the response when it is on the disk.
@@ -127,7 +137,9 @@ class InstanceProcessor:
 
         while True:
             try:
-                ready = await run_in_threadpool(self._inbox.ready, _BATCH)
+                now = time.monotonic()
+                self._postponed = {number: due for number, due in self._postponed.items() if due > now}
+                ready = await run_in_threadpool(self._inbox.ready, _BATCH, self._postponed)
                 done = await asyncio.gather(*map(process, ready))
             except Exception as error:  # noqa: BLE001  the task must survive; the message may contain anything
                 reason = error.message if isinstance(error, StorageError) else f"unexpected {type(error).__name__}"
@@ -139,7 +151,12 @@ class InstanceProcessor:
     async def _process(self, received: ReceivedInstance) -> bool:
         """Predict an instance, and return whether it no longer waits."""
         try:
-            content = await run_in_threadpool(self._inbox.content, received)
+            try:
+                content = await run_in_threadpool(self._inbox.content, received)
+            except StorageError as error:
+                _LOG.error("A received instance cannot be read; the next attempt follows: %s", error.message)
+                self._postponed[received.number] = time.monotonic() + _UNREADABLE_SECONDS
+                return False
             if content is None:
                 _LOG.error("The file of a received instance is missing; ask its sender to send it again")
                 lost = Outcome("lost", self._settings)
@@ -202,26 +219,26 @@ class InstanceProcessor:
 
     def _record(self, connection: Connection, received: ReceivedInstance, prediction: Prediction, id: str) -> None:
         """Record the outcome of an instance, and put its results into the outbox, in the transaction of its prediction."""
-        time = format_time(datetime.now(UTC))
+        at = format_time(datetime.now(UTC))
         code = prediction.failure.code if prediction.failure else ""
-        finish(connection, received, Outcome("predicted" if id else "unreadable", self._settings, id, code), time)
+        finish(connection, received, Outcome("predicted" if id else "unreadable", self._settings, id, code), at)
         if self._service.pseudonymizer:
             forget_header(connection, received, self._stored_uid(received))
-        self._enqueue_event(received, connection, time)
+        self._enqueue_event(received, connection, at)
         if self._service.pseudonymizer:
             return
         rule = None if prediction.failure else self._rule_of(prediction, received)
         if rule is None or rule.result:
-            self._enqueue(connection, received, id, code, time)
+            self._enqueue(connection, received, id, code, at)
 
     def record_again(self, earlier_id: str, connection: Connection, id: str) -> None:
         """Put the results of an image that was predicted again into the outbox; see `PredictionService.on_predicted_again`."""
-        time = format_time(datetime.now(UTC))
+        at = format_time(datetime.now(UTC))
         for received in instances_of(connection, earlier_id):
-            finish(connection, received, Outcome("predicted", self._settings, id), time)
-            self._enqueue_event(received, connection, time)
+            finish(connection, received, Outcome("predicted", self._settings, id), at)
+            self._enqueue_event(received, connection, at)
             if received.header:  # it was not removed by retention
-                self._enqueue(connection, received, id, "", time)
+                self._enqueue(connection, received, id, "", at)
 
     def _stored_uid(self, received: ReceivedInstance) -> str:
         """Return the Study Instance UID as it is stored after the prediction: its pseudonym, if only pseudonyms are stored."""
@@ -245,9 +262,12 @@ class InstanceProcessor:
             time=time,
         )
 
-    def _enqueue(
-        self, connection: Connection, received: ReceivedInstance, id: str, failure_code: str, time: str
-    ) -> None:
+    def _enqueue(self, connection: Connection, received: ReceivedInstance, id: str, failure_code: str, at: str) -> None:
+        # A corrected header, or other pixels, with the same UID: the result is that of the last one, in whatever order they are
+        # predicted.
+        later = later_instances(connection, received)
+        answered = {name for each in later for name in self._configuration.destinations_of(each.reply_to)}
+        destinations = [name for name in self._configuration.destinations_of(received.reply_to) if name not in answered]
         subject = ResultSubject(
             prediction_id=id,
             failure_code=failure_code,
@@ -258,8 +278,7 @@ class InstanceProcessor:
         )
         if not has_study(decode_header(received.header)):
             return
-        destinations = self._configuration.destinations_of(received.reply_to)
-        enqueue(connection, subject, destinations, self._kinds(connection, id), time)
+        enqueue(connection, subject, destinations, self._kinds(connection, id), at)
 
     def _kinds(self, connection: Connection, id: str) -> Sequence[ObjectKind]:
         """Return the kinds of objects of a prediction, or of a file that could not be read, of which there is no picture."""

@@ -58,6 +58,9 @@ __all__ = ["RESULT_SOP_CLASSES", "SOP_CLASSES", "DicomReceiver", "transfer_synta
 _LOG = logging.getLogger("pneumoscope.service")
 _COMMAND_BYTES = 4096  # of the messages beside an instance, at most
 _HANDSHAKE_SECONDS = 10
+# Of Linux: a sender that collects small packets waits up to 40 ms for each acknowledgment.
+_QUICK_ACK: int | None = getattr(socket, "TCP_QUICKACK", None)
+_CONNECTIONS = 2  # at most, for each association that may be open
 _MAX_PDU_BYTES = 2**20  # of an association request with many presentation contexts; data PDUs have at most 16 KiB
 # Rejection of an association: permanent, by the service user, calling AE title not recognized (PS3.8 9.3.4).
 _UNKNOWN_CALLER = (0x01, 0x01, 0x03)
@@ -153,7 +156,8 @@ class DicomReceiver:
     def _listen(self) -> ThreadedAssociationServer:
         host = self._settings.host.strip("[]")
         handlers: list[Any] = [
-            (evt.EVT_CONN_OPEN, _limit_pdu_length),
+            (evt.EVT_CONN_OPEN, _limit_pdus),
+            (evt.EVT_CONN_OPEN, _end_with_connection),
             (evt.EVT_REQUESTED, self._authorize),
             (evt.EVT_DATA_RECV, self._count_bytes),
             (evt.EVT_C_ECHO, lambda _: SUCCESS),
@@ -245,18 +249,56 @@ def _status(status: int, code: str = "") -> Dataset:
     return response
 
 
-def _limit_pdu_length(event: Event) -> None:
-    """Let the socket of an association read no more than a PDU may have: pynetdicom would read up to 4 GB into memory."""
-    association_socket: Any = event.assoc.dul.socket
-    receive = association_socket.recv
+def _limit_pdus(event: Event) -> None:
+    """Let the socket of an association read no more than a PDU may have, and for no longer than a peer may be silent.
 
-    def receive_limited(n_bytes: int) -> bytearray:
+    pynetdicom would read up to 4 GB into memory, and wait for ever for a peer that sends a byte now and then.
+    """
+    association_socket: Any = event.assoc.dul.socket
+    seconds = float(event.assoc.network_timeout or 0)
+    association_socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def receive(n_bytes: int) -> bytearray:
         if n_bytes > _MAX_PDU_BYTES:
             raise OSError(errno.EMSGSIZE, "the PDU is too long")
-        found: bytearray = receive(n_bytes)
+        deadline, found = time.monotonic() + seconds, bytearray()
+        while len(found) < n_bytes:
+            if time.monotonic() > deadline:
+                raise TimeoutError("the PDU is not complete")
+            if _QUICK_ACK:  # it is not kept: set it each time
+                association_socket.socket.setsockopt(socket.IPPROTO_TCP, _QUICK_ACK, 1)
+            part = association_socket.socket.recv(n_bytes - len(found))
+            if not part:
+                break
+            found += part
         return found
 
-    association_socket.recv = receive_limited
+    association_socket.recv = receive
+
+
+def _end_with_connection(event: Event) -> None:
+    """Let an association end when its connection ends, or when the peer sends a PDU that is malformed or not allowed.
+
+    pynetdicom would wait for the request of a connection that is closed until the timeout, and count it as an association. After
+    such a PDU, its thread would end with a traceback, and leave the connection open.
+    """
+    association: Any = event.assoc
+    machine = association.dul.state_machine
+    act = machine.do_action
+
+    def act_and_end(name: str) -> None:
+        try:
+            act(name)
+        except Exception as error:  # noqa: BLE001  untrusted bytes; its message may contain anything
+            _LOG.warning("Aborted a DICOM association: unexpected %s", type(error).__name__)
+            association.is_aborted, association.is_established = True, False
+            association.dul.socket.close()
+            machine.current_state = "Sta1"  # idle
+            association.dul._kill_thread = association._kill = True
+        if machine.current_state == "Sta1" and association.requestor.primitive is None:
+            association.dul.to_user_queue.put(None)  # what waits for the request receives nothing
+
+    machine.do_action = act_and_end
 
 
 def _is_at(peer: DicomPeer, address: str) -> bool:
@@ -272,6 +314,8 @@ def _server_class(settings: DicomSettings) -> type[ThreadedAssociationServer]:
 
     In the thread that accepts connections, one silent client would keep all others waiting.
     """
+
+    starting = threading.Lock()
 
     class Server(ThreadedAssociationServer):
         def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -290,7 +334,13 @@ def _server_class(settings: DicomSettings) -> type[ThreadedAssociationServer]:
                     self.shutdown_request(request)
                     return
             request.settimeout(settings.timeout)  # of a PDU that is not complete
-            super().process_request_thread(request, client_address)
+            with starting:
+                # Those above the limit of associations are rejected when they ask for one; each takes two threads until then.
+                if len(self.active_associations) < _CONNECTIONS * settings.max_associations:
+                    super().process_request_thread(request, client_address)
+                    return
+            _LOG.warning("Rejected a DICOM connection from %s: too many are open", address)
+            self.shutdown_request(request)
 
         def handle_error(self, request: Any, client_address: Any) -> None:
             """Log a failed connection without its traceback."""

@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -41,6 +42,9 @@ from pneumoscope.service.dicom.header import MANUFACTURER
 from pneumoscope.service.storage.outbox import ObjectKind, derive_uid
 
 __all__ = ["SOP_CLASSES", "Result", "describe", "patient_orientation", "rejection_note", "secondary_capture"]
+
+# Warnings of highdicom quote names of patients.
+warnings.filterwarnings("ignore", module=r"highdicom(\.|$)")
 
 SOP_CLASSES: Mapping[ObjectKind, UID] = {
     "secondary_capture": SecondaryCaptureImageStorage,

@@ -6,11 +6,15 @@ from typing import Protocol
 
 from pneumoscope.service.storage.outbox import Delivery
 
-__all__ = ["DeliveryError", "Sender", "UnreachableError"]
+__all__ = ["DeliveryError", "Sender", "UnconfirmedError", "UnreachableError"]
 
 
 class DeliveryError(Exception):
     """A destination refused an object. The message is a stable code."""
+
+
+class UnconfirmedError(Exception):
+    """A destination did not answer, and may have the object. The message is a stable code."""
 
 
 class UnreachableError(Exception):
@@ -24,7 +28,7 @@ class Sender(Protocol):
         """Send an object or an event.
 
         Raises:
-            DeliveryError, UnreachableError: The destination does not confirm that it has it.
+            DeliveryError, UnconfirmedError, UnreachableError: The destination does not confirm that it has it.
         """
 
     def close(self) -> None:

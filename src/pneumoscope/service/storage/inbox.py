@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -39,10 +40,12 @@ __all__ = [
     "forget_predictions",
     "headers_of",
     "instances_of",
+    "later_instances",
 ]
 
 INBOX = "inbox"  # below the data directory
 InboxState = Literal["waiting", "predicted", "unreadable", "lost", "own_result"]
+_BATCH = 500  # files of failed batches that one transaction settles
 _COLUMNS = received_instances.c
 _NO_IDENTIFIERS = {"header": "", "study_instance_uid": "", "sop_instance_uid": ""}
 # A time further in the future than any quiet period: the clock was set back.
@@ -125,14 +128,23 @@ class Inbox:
         engine: Engine of the service's database.
         folder: The data directory; None keeps files in memory.
         now: Returns the time, for tests.
+        check: Raises StorageError if the data directory was moved or replaced.
     Raises:
         StorageError: The database or the files cannot be read.
     """
 
     def __init__(
-        self, engine: Engine, folder: Path | None, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        engine: Engine,
+        folder: Path | None,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        self._engine, self._now = engine, now
+        self._engine, self._now, self._check = engine, now, check
+        self._unsettled: set[str] = (
+            set()
+        )  # hashes of files that were written, and perhaps have no row, because of an error
         self._files: BlobStore = MemoryBlobStore() if folder is None else FolderBlobStore(folder / INBOX)
         self._file_lock = threading.Lock()  # no file is removed between its writing and the commit of its row
         with write_transaction(engine) as connection:  # waits for the last commit of a killed process
@@ -173,9 +185,12 @@ class Inbox:
                 return
             connection.execute(insert(received_instances), [row])
 
-    def ready(self, limit: int) -> list[ReceivedInstance]:
+    def ready(self, limit: int, without: Collection[int] = ()) -> list[ReceivedInstance]:
         """Return instances of quiet studies, first received first, at most `limit`.
 
+        Args:
+            limit: Number of instances.
+            without: Numbers of instances that are left out.
         Raises:
             StorageError: The database cannot be read.
         """
@@ -191,10 +206,11 @@ class Inbox:
             select(received_instances)
             .where(_COLUMNS.state == "waiting", _COLUMNS.study_instance_uid.in_(quiet))
             .order_by(_COLUMNS.number)
-            .limit(limit)
+            .limit(limit + len(without))
         )
         with read_transaction(self._engine) as connection:
-            return [ReceivedInstance.from_row(row) for row in connection.execute(query).mappings()]
+            rows = [row for row in connection.execute(query).mappings() if row["number"] not in without]
+            return [ReceivedInstance.from_row(row) for row in rows[:limit]]
 
     def release(self, study_instance_uid: str = "") -> int:
         """End the quiet period of a study, or of all studies, and return the number of instances that waited for it.
@@ -253,15 +269,25 @@ class Inbox:
     def _add(self, arrivals: Sequence[_Arrival]) -> list[bool | Exception]:
         """Store a batch of instances in one transaction."""
         now = self._now()
+        # Instances without a study are not of one study, which might never be quiet.
         rows = [
-            _new_row(each.instance, each.content, format_time(now), format_time(now + each.quiet)) for each in arrivals
+            _new_row(
+                each.instance,
+                each.content,
+                format_time(now),
+                format_time(now + each.quiet if each.instance.study_instance_uid else now),
+            )
+            for each in arrivals
         ]
         results: list[bool | Exception] = []
         with self._file_lock:
+            self._check()
             staged = self._files.stage(
                 {row["image_sha256"]: each.content for row, each in zip(rows, arrivals, strict=True)}
             )
+            self._unsettled.update(staged.staged)
             with write_transaction(self._engine) as connection:
+                self._check()
                 known = _find(connection, rows)
                 for row, arrival in zip(rows, arrivals, strict=True):
                     key = row["image_sha256"], row["sender"]
@@ -281,10 +307,12 @@ class Inbox:
                     replace_header(connection, row["sop_instance_uid"], row["header"])
                     known |= _find(connection, [row])
                     results.append(True)
-                needed = _COLUMNS.state == "waiting", _COLUMNS.image_sha256.in_(staged.staged)
+                settled = set(islice(self._unsettled, _BATCH)).union(staged.staged)
+                needed = _COLUMNS.state == "waiting", _COLUMNS.image_sha256.in_(settled)
                 waiting = set(connection.execute(select(_COLUMNS.image_sha256).where(*needed)).scalars())
-            for sha256 in set(staged.staged) - waiting:  # duplicates
+            for sha256 in settled - waiting:  # of duplicates, and of batches that failed
                 self._files.remove(sha256)
+            self._unsettled -= settled
         return results
 
 
@@ -300,6 +328,14 @@ def finish(connection: Connection, instance: ReceivedInstance, outcome: Outcome,
 def instances_of(connection: Connection, prediction_id: str) -> list[ReceivedInstance]:
     """Return the received instances that have a prediction."""
     query = select(received_instances).where(_COLUMNS.prediction_id == prediction_id).order_by(_COLUMNS.number)
+    return [ReceivedInstance.from_row(row) for row in connection.execute(query).mappings()]
+
+
+def later_instances(connection: Connection, instance: ReceivedInstance) -> list[ReceivedInstance]:
+    """Return the instances with the same SOP Instance UID that were received after an instance, and are or will be answered."""
+    same = _COLUMNS.sop_instance_uid == instance.sop_instance_uid, _COLUMNS.number > instance.number
+    answered = _COLUMNS.state.in_(("waiting", "predicted", "unreadable"))
+    query = select(received_instances).where(*same, answered).order_by(_COLUMNS.number)
     return [ReceivedInstance.from_row(row) for row in connection.execute(query).mappings()]
 
 

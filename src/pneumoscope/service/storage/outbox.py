@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
 
-from sqlalchemy import Connection, Engine, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, case, func, insert, or_, select, update
 
 from pneumoscope.core.errors import UnknownNameError, UsageError
 from pneumoscope.service.audit.log import Entry, append
@@ -45,7 +45,12 @@ DeliveryKind = Literal[ObjectKind, "webhook"]
 DeliveryState = Literal["waiting", "delivered", "withdrawn", "cancelled"]
 _FIRST_DELAY, MAX_DELAY = timedelta(seconds=5), timedelta(minutes=15)
 _NAMESPACE = uuid.UUID("5f0f6c1e-0f0e-5d55-9c39-8f2f6a3a8f10")  # of the names from which UIDs are derived
+_BATCH = 500  # rows that are changed by one statement
 _COLUMNS = outbox.c
+# Errors of objects that the destination may have: the process or the connection ended before it answered.
+_INTERRUPTED = "interrupted"
+_UNCONFIRMED_ERRORS = (_INTERRUPTED, "association_aborted")
+_UNCONFIRMED = _COLUMNS.error.in_(_UNCONFIRMED_ERRORS)
 # Values of a row that waits for its first attempt.
 NEW_ROW: Mapping[str, Any] = {"attempts": 0, "state": "waiting", "error": "", "finished": None}
 
@@ -90,7 +95,7 @@ class Delivery:
         created: Time when the prediction was stored, ISO 8601 in UTC.
         attempts: Number of failed attempts.
         state: "withdrawn": it was delivered, and a rejection note followed.
-        error: Code of the last failure.
+        error: Code of the last failure; "interrupted" or "association_aborted" if the destination may have the object.
         finished: Time of the delivery or cancellation.
     """
 
@@ -205,8 +210,11 @@ def withdraw(connection: Connection, prediction_ids: Collection[str], headers: M
 
 
 def replace_header(connection: Connection, sop_instance_uid: str, header: str) -> None:
-    """Set the header of the objects of an image that are not delivered yet: the sender may have corrected the patient."""
-    waiting = _COLUMNS.state == "waiting", _COLUMNS.sop_instance_uid == sop_instance_uid
+    """Set the header of the objects of an image that are not delivered yet: the sender may have corrected the patient.
+
+    An object that the destination may have keeps its own: no two objects have one UID.
+    """
+    waiting = _COLUMNS.state == "waiting", _COLUMNS.sop_instance_uid == sop_instance_uid, ~_UNCONFIRMED
     connection.execute(update(outbox).where(*waiting).values(header=header))
 
 
@@ -236,17 +244,24 @@ class Outbox:
         Raises:
             StorageError: The database cannot be read.
         """
-        due = or_(_COLUMNS.due <= format_time(time), _COLUMNS.due > format_time(time + 2 * MAX_DELAY))
-        query = select(outbox).where(_COLUMNS.destination == destination, _COLUMNS.state == "waiting", due)
+        query = select(outbox).where(_COLUMNS.destination == destination, _COLUMNS.state == "waiting", _is_due(time))
         with read_transaction(self._engine) as connection:
             rows = connection.execute(query.order_by(_COLUMNS.number).limit(limit)).mappings()
             return [Delivery.from_row(row) for row in rows]
 
-    def is_waiting(self, number: int) -> bool:
-        """Return whether an object still waits: it may have been cancelled. Raise StorageError if that is unknown."""
-        query = select(_COLUMNS.state).where(_COLUMNS.number == number)
-        with read_transaction(self._engine) as connection:
-            return connection.execute(query).scalar() == "waiting"
+    def begin(self, number: int) -> Delivery | None:
+        """Return an object that is sent next, as it is now; None if it no longer waits.
+
+        Until the outcome is recorded, its error is "interrupted": the destination may have the object.
+
+        Raises:
+            StorageError: The database cannot be written.
+        """
+        waiting = _COLUMNS.number == number, _COLUMNS.state == "waiting"
+        query = update(outbox).where(*waiting).values(error=_INTERRUPTED).returning(outbox)
+        with write_transaction(self._engine) as connection:
+            row = connection.execute(query).mappings().first()
+            return Delivery.from_row(row) if row else None
 
     def record_delivered(self, deliveries: Sequence[Delivery], time: datetime) -> None:
         """Record that objects were delivered, in the audit log, too. Raise StorageError if that is impossible."""
@@ -280,10 +295,18 @@ class Outbox:
             StorageError: The database cannot be written.
         """
         for attempts in {each.attempts for each in deliveries}:
-            delay = min(_FIRST_DELAY * 2 ** min(attempts, 20), MAX_DELAY)
             numbers = [each.number for each in deliveries if each.attempts == attempts]
-            values = {"attempts": attempts + 1, "error": error, "due": format_time(time + delay)}
-            self._update(numbers, values)
+            self._update(numbers, _failed(attempts, time) | {"error": error})
+
+    def record_unreachable(self, destination: str, error: str, time: datetime) -> None:
+        """Record a failed attempt for each object that is due for a destination; see `record_failure`."""
+        due = _COLUMNS.destination == destination, _COLUMNS.state == "waiting", _is_due(time)
+        with write_transaction(self._engine) as connection:
+            attempts = connection.execute(select(_COLUMNS.attempts).where(*due).distinct()).scalars().all()
+            for number in attempts:
+                same = *due, _COLUMNS.attempts == number
+                kept = case((_UNCONFIRMED, _COLUMNS.error), else_=error)
+                connection.execute(update(outbox).where(*same).values(_failed(number, time) | {"error": kept}))
 
     def find(self, states: Collection[DeliveryState] | None = None, limit: int = 1000) -> list[Delivery]:
         """Return deliveries in some states, or waiting ones, oldest first. Raise StorageError if the database cannot be read."""
@@ -307,20 +330,14 @@ class Outbox:
             for row in rows:
                 if not row["header"] and not row["study_instance_uid"]:
                     raise UsageError(f"the header of result {row['number']} was removed", hint="Send the image again")
-            values = {"state": "waiting", "due": "", "finished": None}
-            connection.execute(
-                update(outbox).where(_COLUMNS.number.in_([row["number"] for row in rows])).values(values)
-            )
+            _change(connection, rows, {"state": "waiting", "due": "", "finished": None})
             return len(rows)
 
     def cancel(self, numbers: Collection[int] = (), destination: str = "", *, time: datetime) -> int:
         """Cancel waiting objects, and return their number; see `retry`. Their headers are kept, so that they can be retried."""
         with write_transaction(self._engine) as connection:
             rows = self._select(connection, numbers, destination, ("waiting",))
-            values = {"state": "cancelled", "finished": format_time(time), "error": "cancelled"}
-            connection.execute(
-                update(outbox).where(_COLUMNS.number.in_([row["number"] for row in rows])).values(values)
-            )
+            _change(connection, rows, {"state": "cancelled", "finished": format_time(time), "error": "cancelled"})
             return len(rows)
 
     def status(self) -> list[OutboxStatus]:
@@ -367,12 +384,34 @@ class Outbox:
         return rows
 
 
+def _change(connection: Connection, rows: Sequence[Row], values: Mapping[str, Any]) -> None:
+    """Change rows, of which there may be more than a statement can have parameters."""
+    for start in range(0, len(rows), _BATCH):
+        numbers = [row["number"] for row in rows[start : start + _BATCH]]
+        connection.execute(update(outbox).where(_COLUMNS.number.in_(numbers)).values(values))
+
+
+def _is_due(time: datetime) -> ColumnElement[bool]:
+    return or_(_COLUMNS.due <= format_time(time), _COLUMNS.due > format_time(time + 2 * MAX_DELAY))
+
+
+def _failed(attempts: int, time: datetime) -> dict[str, Any]:
+    """Return the values of an object after a failed attempt that others preceded."""
+    delay = min(_FIRST_DELAY * 2 ** min(attempts, 20), MAX_DELAY)
+    return {"attempts": attempts + 1, "due": format_time(time + delay)}
+
+
+def _may_have_arrived(row: Row) -> bool:
+    return bool(row["state"] == "delivered" or (row["state"] == "waiting" and row["error"] in _UNCONFIRMED_ERRORS))
+
+
 def _withdraw(connection: Connection, rows: Sequence[Row], header: str, time: str) -> None:
-    """Cancel the waiting objects among rows of one image, and add a rejection note for each destination of the others."""
-    waiting = [row["number"] for row in rows if row["state"] == "waiting" and row["kind"] != "rejection_note"]
+    """Cancel the waiting objects among rows of one image, and add a rejection note for each destination that may have others."""
+    rows = [row for row in rows if row["kind"] != "rejection_note"]
+    waiting = [row["number"] for row in rows if row["state"] == "waiting" and not _may_have_arrived(row)]
     cancelled = {"state": "cancelled", "finished": time, "error": "superseded", "header": ""}
     connection.execute(update(outbox).where(_COLUMNS.number.in_(waiting)).values(cancelled))
-    delivered = [row for row in rows if row["state"] == "delivered" and row["kind"] != "rejection_note"]
+    delivered = [row for row in rows if _may_have_arrived(row)]
     if not header:
         return
     for destination in {row["destination"] for row in delivered}:

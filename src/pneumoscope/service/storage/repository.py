@@ -117,7 +117,7 @@ class PredictionRepository:
         self._commits = GroupCommit(self._add, StorageError, name="group-commit")
         self.unreadable_files = UnreadableFileRepository(self.storage)
         self.outbox = Outbox(self.engine)
-        self.inbox = Inbox(self.engine, folder, now=now)
+        self.inbox = Inbox(self.engine, folder, now=now, check=self.storage.directory.check)
 
     def close(self, timeout: float = 10) -> None:
         """Store what was submitted, but wait no longer than `timeout` seconds for it, and close the connections."""
