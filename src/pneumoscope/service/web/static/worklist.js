@@ -11,7 +11,7 @@ let running = null; // the refresh that is under way
 let queued = null; // the one after it
 let selected = -1;
 let typing = false; // a date that is typed is half a date at first
-let appliedFilters = filterQuery();
+let appliedFilters = loadedQuery();
 
 /** Store the ids of this list, in order, for the viewer's next and previous buttons; rejected images of a study follow it. */
 function storeList() {
@@ -103,6 +103,14 @@ function filterQuery() {
   return new URLSearchParams([...new FormData(filters)].filter(([, value]) => value)).toString();
 }
 
+/** Return the filters of the page as it was loaded; others may have been chosen before this script ran. */
+function loadedQuery() {
+  const fields = [...filters.elements].filter((field) => field.name);
+  const loaded = ({ options, defaultValue }) =>
+    options ? ([...options].find((option) => option.defaultSelected) ?? options[0]).value : defaultValue;
+  return new URLSearchParams(fields.map((field) => [field.name, loaded(field)]).filter(([, value]) => value)).toString();
+}
+
 /** Load the list of the chosen filters. The address follows, so that reloading the page keeps them. */
 async function applyFilters() {
   const query = filterQuery();
@@ -168,4 +176,5 @@ filters.addEventListener("focusout", () => {
 });
 storeList();
 keepLive(refresh);
+applyFilters();
 addEventListener("pageshow", (event) => event.persisted && refresh()); // back from the viewer: readings may be new
