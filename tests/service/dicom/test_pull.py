@@ -225,7 +225,7 @@ def test_unknown_source_lists_the_known_ones():
         ('[[sources]]\nname = "a"', "a source needs a name and a url"),
         ('[[sources]]\nname = "a"\nurl = "http://pacs.example"', "https"),
         ('[[sources]]\nname = "a"\nurl = "https://p"\nuser = "u"', "password_file"),
-        ('[[sources]]\nname = "a"\nurl = "https://p"\npeer = "x"', "Extra inputs"),
+        ('[[sources]]\nname = "a"\nurl = "https://p"\npeer = "x"', "unknown name"),
         ('[[sources]]\nname = "a"\nurl = "https://p"\n[[sources]]\nname = "a"\nurl = "https://q"', "two peers"),
     ],
 )  # fmt: skip

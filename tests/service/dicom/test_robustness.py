@@ -184,7 +184,7 @@ def test_more_results_than_a_statement_has_parameters_wait_for_a_pacs_that_is_aw
     row = {
         "destination": "PACS", "kind": "structured_report", "prediction_id": "a", "failure_code": "", "model_sha256": "b",
         "operating_point": "balanced", "sop_instance_uid": "1", "header": "{}", "withdrawn_uids": "{}", "created": "", "due": "",
-        "attempts": 0, "state": "waiting", "error": "", "finished": None,
+        "attempts": 0, "state": "waiting", "error": "", "maybe_delivered": False, "finished": None,
     }  # fmt: skip
     with write_transaction(repository.engine) as connection:
         for start in range(0, count, 1000):
@@ -194,7 +194,7 @@ def test_more_results_than_a_statement_has_parameters_wait_for_a_pacs_that_is_aw
     assert repository.outbox.due("PACS", now, 1) == []
     with read_transaction(repository.engine) as connection:
         assert connection.execute(select(func.count()).where(outbox.c.attempts == 1)).scalar() == count
-    assert repository.outbox.retry() == count
+    assert repository.outbox.retry(time=now) == count
     assert len(repository.outbox.due("PACS", now, 1)) == 1
     assert repository.outbox.cancel(time=now) == count
 

@@ -59,8 +59,8 @@ def enqueue_deletion(connection: Connection, stored_uids: Collection[str], time:
         time: Time of the transaction.
     """
     for uid in stored_uids:
-        states = _OUTBOX.state.in_(("waiting", "delivered"))
-        known = _OUTBOX.kind == "webhook", _OUTBOX.study_instance_uid == uid, states
+        # An event that waits states what is stored when it is sent.
+        known = _OUTBOX.kind == "webhook", _OUTBOX.study_instance_uid == uid, _OUTBOX.state == "delivered"
         events = connection.execute(select(outbox).where(*known).order_by(_OUTBOX.number)).mappings().all()
         if events:
             webhooks, last = {row["destination"] for row in events}, events[-1]
