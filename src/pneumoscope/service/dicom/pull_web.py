@@ -174,15 +174,16 @@ def _store(service: requests.Session, url: str, content: bytes) -> bool:
     headers = {"Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}'}
     try:
         response = service.post(
-            f"{url}/dicom-web/studies", data=body, headers=headers, timeout=(_CONNECT_SECONDS, 2 * HTTP_SECONDS)
-        )
+            f"{url}/dicom-web/studies", data=body, headers=headers, allow_redirects=False,
+            timeout=(_CONNECT_SECONDS, 2 * HTTP_SECONDS),
+        )  # fmt: skip
     except (requests.RequestException, OSError) as error:
         raise PullError(
             f"cannot reach the service at {url}: {type(error).__name__}",
             hint="Start it, or pass its address with --service",
         ) from error
-    if response.status_code in (401, 403, 404):
-        hint = "Pass the address of the service with --service" if response.status_code == 404 else _ROLE_HINT
+    if response.status_code in (401, 403, 404) or 300 <= response.status_code < 400:
+        hint = _ROLE_HINT if response.status_code in (401, 403) else "Pass the address of the service with --service"
         raise PullError(
             f"the service at {url} does not store the images: HTTP status {response.status_code}", hint=hint
         )
