@@ -373,8 +373,10 @@ def test_web_server_that_is_away_is_an_error():
 
 
 def test_token_is_sent_to_no_other_machine_in_plain_text():
-    with pytest.raises(UsageError, match="--service"):
+    with pytest.raises(UsageError, match="--service must be an https"):
         pulled_by_web("http://127.0.0.1:1", "http://service.example")
+    with pytest.raises(UsageError, match="--service must not contain a user name"):
+        pulled_by_web("http://127.0.0.1:1", "https://u:s@service.example")
 
 
 # --- real processes --------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from dicomweb_client.api import DICOMwebClient
 from pydicom import Dataset
 
 from pneumoscope.core.errors import PullError, UsageError
-from pneumoscope.service.dicom.configuration import WebServer, require_https
+from pneumoscope.service.dicom.configuration import WebServer, require_base_url
 from pneumoscope.service.dicom.selection import MODALITIES, Progress, PullReport, StudySelection
 from pneumoscope.service.dicom.web_session import HTTP_SECONDS, open_session, read_credential
 
@@ -41,9 +41,9 @@ def pull_by_web(
 ) -> None:
     """Pull the images of studies; see `pull.pull`."""
     try:
-        service_url = require_https(service_url)
+        service_url = require_base_url(service_url)
     except ValueError as error:
-        raise UsageError("--service is not an https:// address, or one of this machine") from error
+        raise UsageError(f"--service {error}") from error
     with contextlib.ExitStack() as stack:
         try:
             session = stack.enter_context(open_session(source))
