@@ -121,12 +121,14 @@ class _Archive:
     def _search_all(self, search: Callable[..., Any], keyword: str, **arguments: Any) -> dict[str, Dataset]:
         """Return the results of all pages of a search by UID."""
         found: dict[str, Dataset] = {}
+        offset = 0
         while True:
-            page = list(self._search(search, offset=len(found), limit=_PAGE, **arguments))
+            page = list(self._search(search, offset=offset, limit=_PAGE, **arguments))
             new = {uid: each for each in page if (uid := str(each.get(keyword) or "")) and uid not in found}
-            found |= new
-            if not new or len(page) < _PAGE:  # a server may ignore `offset`, or send all at once
+            if not new:  # a server may send fewer than `limit`, or ignore `limit` and `offset`
                 return found
+            found |= new
+            offset += len(page)
 
     def _search(self, search: Callable[..., Any], **arguments: Any) -> Iterator[Dataset]:
         place = f"{self._name} ({self._url})"
