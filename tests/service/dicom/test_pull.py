@@ -349,28 +349,26 @@ def test_service_that_does_not_accept_the_token_is_an_error(status, words):
     assert words in error.value.hint
 
 
-@pytest.mark.parametrize("cap", [1, 7, 100, 1000])
+@pytest.mark.parametrize("cap", [7, 100])
 def test_server_that_caps_pages_sends_all_instances(cap):
-    datasets = [pydicom.Dataset() for _ in range(205)]
+    datasets = [pydicom.Dataset() for _ in range(105)]
     for number, dataset in enumerate(datasets):
         dataset.SOPInstanceUID = f"1.3.{number}"
 
     def page(parameters):
         start = int(parameters.get("offset", 0))
         found = datasets[start : start + min(cap, int(parameters["limit"]))]
-        return (
-            (200 if found else 204),
-            "application/dicom+json",
-            json.dumps([e.to_json_dict() for e in found]).encode() if found else b"",
-        )
+        if not found:
+            return 204, "application/dicom+json", b""
+        return 200, "application/dicom+json", json.dumps([each.to_json_dict() for each in found]).encode()
 
-    files = {f"/1.3.{number}": FILE for number in range(205)}
+    files = {f"/1.3.{number}": FILE for number in range(105)}
     with (
         web_server(FOUND | {"/1.2/instances": page} | files) as url,
         web_server({"/dicom-web/studies": (200, "application/dicom+json", b"{}")}) as service,
     ):
         report = pulled_by_web(url, service)
-    assert (report.instances, report.failed_instances) == (205, 0)
+    assert (report.instances, report.failed_instances) == (105, 0)
 
 
 def test_redirects_are_not_followed():
