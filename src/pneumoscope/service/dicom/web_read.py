@@ -53,6 +53,9 @@ _FILES: dict[str, Any] = {
     "response_class": StreamingResponse,
     "responses": {**_binary("multipart/related"), **problem_responses(404, 406, 410)},
 }
+_PARTIAL = (
+    "The results are incomplete: too many files to read. Search by study, patient, accession number or study date."
+)
 _NO_FRAME = "the instance has no picture"
 
 # The application adds `dependencies.authentication`; see `app.create_app`. QIDO-RS repeats `includefield`.
@@ -109,13 +112,15 @@ async def search_instances_of_series(request: Request, held: AppHeldObjects, stu
 async def _search(request: Request, held: HeldObjects, level: Level, study: str = "", series: str = "") -> Response:
     media_type = choose(accepted_ranges(request), JSON_TYPES)
     query = parse_query(request.query_params.multi_items(), level)
-    found, has_more = await run_in_threadpool(held.search, query, level, study, series)
+    result = await held.search(query, level, study, series)
     base_url = str(request.base_url)
+    count = len(result.found)
     warnings = [
         *(["The fuzzymatching parameter is not supported. Only literal matching has been performed."] if query.is_fuzzy else []),
-        *([f"There are more than {len(found)} results; send limit (up to {MAX_LIMIT}) and offset."] if has_more else []),
+        *([f"There are more than {count} results; send limit (up to {MAX_LIMIT}) and offset."] if result.has_more else []),
+        *([_PARTIAL] if result.is_partial else []),
     ]  # fmt: skip
-    response = Response(json.dumps([_result(each, level, base_url) for each in found]), media_type=media_type)
+    response = Response(json.dumps([_result(each, level, base_url) for each in result.found]), media_type=media_type)
     for warning in warnings:
         response.headers.append("Warning", f'299 pneumoscope "{warning}"')
     return response
