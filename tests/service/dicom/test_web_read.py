@@ -27,6 +27,7 @@ from tests.service.conftest import (
     served,
 )
 
+from pneumoscope.core.errors import GoneError
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
@@ -595,11 +596,42 @@ def test_damaged_file_is_not_sent(model, tmp_path):
         sha256 = hashlib.sha256(sent).hexdigest()
         stored = tmp_path / "data" / "blobs" / sha256[:2] / sha256
         stored.write_bytes(sent[:-1] + b"x")
-        with pytest.raises(Exception, match=r".*"):  # the body ends without its last boundary
-            parts(client.get(address(*uids(sent))))
+        problem(client.get(address(*uids(sent))), 503, "storage")
         problem(client.get(address(*uids(sent), "/metadata")), 503, "storage")
         stored.unlink()
         assert search(client) == []
+
+
+@pytest.mark.parametrize("accept", [ANY_SYNTAX, "application/dicom"])
+def test_image_that_was_removed_since_it_was_found_is_gone(client, monkeypatch, accept):
+    sent = instance()
+    post(client, sent)
+
+    def fail(*_):
+        raise GoneError("removed")
+
+    monkeypatch.setattr(type(client.app.state.held_objects._images), "open", fail)
+    problem(client.get(address(*uids(sent)), headers={"Accept": accept}), 410, "gone")
+
+
+def test_body_ends_without_its_last_boundary_if_a_further_image_was_removed(model, monkeypatch):
+    with TestClient(
+        create_app(model, PredictionRepository(None)), base_url="http://127.0.0.1:8000", raise_server_exceptions=False
+    ) as client:
+        sent = [instance(level, StudyInstanceUID="1.2", SeriesInstanceUID="1.3") for level in (90, 110)]
+        post(client, *sent)
+        files = [io.BytesIO(sent[0])]
+
+        def open_first(*_):
+            if not files:
+                raise GoneError("removed")
+            return files.pop()
+
+        monkeypatch.setattr(type(client.app.state.held_objects._images), "open", open_first)
+        answer = client.get(address("1.2", "1.3"))
+        _, boundary = MULTIPART.fullmatch(answer.headers["Content-Type"]).groups()
+        assert sent[0] in answer.content
+        assert f"--{boundary}--".encode() not in answer.content
 
 
 # --- access --------------------------------------------------------------------------------------------------------------

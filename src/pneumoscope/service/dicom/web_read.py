@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -253,11 +253,16 @@ async def _retrieve(
     found = await _find(held, *uids)
     syntaxes = {each.transfer_syntax for each in found}
     is_multipart = require_dicom(accepted_ranges(request), syntaxes, single=len(uids) == 3)
-    await run_in_threadpool(access_log.viewed, user, list(dict.fromkeys(each.prediction.id for each in found)))
+    first = await held.open(found[0])  # before the status is sent: the file may be gone
+    try:
+        await run_in_threadpool(access_log.viewed, user, list(dict.fromkeys(each.prediction.id for each in found)))
+    except BaseException:
+        first.close()
+        raise
     if not is_multipart:
-        return StreamingResponse(_chunks(held, found[0]), media_type=DICOM)
+        return StreamingResponse(_chunks(first), media_type=DICOM)
     boundary = secrets.token_hex(16)
-    return StreamingResponse(_parts(held, found, boundary), media_type=_multipart_type(DICOM, boundary))
+    return StreamingResponse(_parts(held, found, first, boundary), media_type=_multipart_type(DICOM, boundary))
 
 
 async def _metadata(request: Request, held: HeldObjects, access_log: AppAccessLog, user: str, *uids: str) -> Response:
@@ -285,18 +290,25 @@ async def _find(held: HeldObjects, *uids: str) -> list[HeldInstance]:
     return found
 
 
-async def _parts(held: HeldObjects, instances: Sequence[HeldInstance], boundary: str) -> AsyncIterator[bytes]:
-    """Yield a multipart body; if an instance cannot be read, the body ends without its last boundary."""
-    for each in instances:
+async def _parts(
+    held: HeldObjects, instances: Sequence[HeldInstance], first: BinaryIO, boundary: str
+) -> AsyncIterator[bytes]:
+    """Yield a multipart body with the open file of the first instance, and those of the others.
+
+    If one of the others cannot be read, the body ends without its last boundary.
+    """
+    for number, each in enumerate(instances):
+        file = await held.open(each) if number else first
         yield _part_header(boundary, f"{DICOM}; transfer-syntax={each.transfer_syntax}")
-        async for chunk in _chunks(held, each):
+        async for chunk in _chunks(file):
             yield chunk
         yield b"\r\n"
     yield f"--{boundary}--\r\n".encode()
 
 
-async def _chunks(held: HeldObjects, instance: HeldInstance) -> AsyncIterator[bytes]:
-    with await held.open(instance) as file:
+async def _chunks(file: BinaryIO) -> AsyncIterator[bytes]:
+    """Yield the content of a file, and close it."""
+    with file:
         while chunk := await run_in_threadpool(file.read, _CHUNK_BYTES):
             yield chunk
 
