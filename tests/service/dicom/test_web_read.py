@@ -543,7 +543,7 @@ def test_rendered_image_is_the_decoded_image(client):
     assert Image.open(io.BytesIO(jpeg.content)).size == (SIZE, SIZE)
 
 
-def test_secondary_capture_has_a_frame_and_a_picture_and_the_report_has_none(client):
+def test_secondary_capture_has_a_frame_and_a_rendered_image_and_the_report_has_none(client):
     pytest.importorskip("highdicom", reason="[pacs] is not installed")
     sent = instance()
     post(client, sent)

@@ -379,7 +379,7 @@ def _frame(file: BinaryIO) -> bytes | None:
 
 
 def _draw_capture(file: BinaryIO, media_type: str) -> bytes:
-    """Return a Secondary Capture of this package as a picture."""
+    """Return a Secondary Capture of this package as a rendered image."""
     capture = dcmread(file)
     return _encode(Image.frombytes("RGB", (capture.Columns, capture.Rows), capture.PixelData), media_type)
 
@@ -389,7 +389,7 @@ def _recode(png: bytes, media_type: str) -> bytes:
         return _encode(opened, media_type)
 
 
-def _encode(picture: Image.Image, media_type: str) -> bytes:
+def _encode(image: Image.Image, media_type: str) -> bytes:
     file = io.BytesIO()
-    picture.save(file, media_type.partition("/")[2].upper(), quality=_JPEG_QUALITY)
+    image.save(file, media_type.partition("/")[2].upper(), quality=_JPEG_QUALITY)
     return file.getvalue()

@@ -34,7 +34,7 @@ from pneumoscope.service.dicom.media_types import (
 __all__ = ["dicom_web_reader_router"]
 
 _CHUNK_BYTES = 256 * 2**10  # of a file in memory at a time
-_PICTURES = ("image/jpeg", "image/png")
+_RENDERED_TYPES = ("image/jpeg", "image/png")
 Uid = Annotated[str, Path(pattern=r"^[0-9.]{1,64}$", examples=["1.2.840.113619.2.1"])]
 AppHeldObjects = Annotated[HeldObjects, from_app_state("held_objects")]
 _DATASETS: dict[int | str, dict[str, Any]] = {
@@ -56,7 +56,7 @@ _FILES: dict[str, Any] = {
 _PARTIAL = (
     "The results are incomplete: too many files to read. Search by study, patient, accession number or study date."
 )
-_NO_FRAME = "the instance has no picture"
+_NO_PIXELS = "the instance has no pixel data"
 
 # The application adds `dependencies.authentication`; see `app.create_app`. QIDO-RS repeats `includefield`.
 dicom_web_reader_router = APIRouter(
@@ -71,6 +71,7 @@ dicom_web_reader_router = APIRouter(
 async def search_studies(request: Request, held: AppHeldObjects) -> Response:
     """Match attributes of patient and study by keyword or tag: a value, one with the wildcards `*` and `?`, a range of dates, or
     a list of UIDs. `limit` is 100 by default and 500 at most; `offset` skips results. All attributes are always returned.
+    A search reads 2,000 files at most; a `Warning` says that its results are incomplete.
     """
     return await _search(request, held, "study")
 
@@ -222,7 +223,7 @@ async def retrieve_frame(
     require_frame(ranges, media_type, transfer_syntax)
     frame = await held.frame(found)
     if frame is None:
-        raise HTTPException(404, _NO_FRAME)
+        raise HTTPException(404, _NO_PIXELS)
     await run_in_threadpool(access_log.viewed, user, [found.prediction.id])
     boundary = secrets.token_hex(16)
     body = b"".join([_part_header(boundary, f"{media_type}; transfer-syntax={transfer_syntax}"), frame, _end(boundary)])
@@ -230,21 +231,21 @@ async def retrieve_frame(
 
 
 @dicom_web_reader_router.get(
-    "/studies/{study}/series/{series}/instances/{instance}/rendered", summary="Retrieve a picture of an instance (WADO-RS)",
-    response_class=Response, responses={**_binary(*_PICTURES), **problem_responses(404, 406, 410)},
+    "/studies/{study}/series/{series}/instances/{instance}/rendered", summary="Retrieve a rendered image of an instance (WADO-RS)",
+    response_class=Response, responses={**_binary(*_RENDERED_TYPES), **problem_responses(404, 406, 410)},
 )  # fmt: skip
 async def retrieve_rendered(
     request: Request, held: AppHeldObjects, access_log: AppAccessLog, user: User,
     study: Uid, series: Uid, instance: Uid,
 ) -> Response:  # fmt: skip
     """With 8 bits, at its own size, with the window of the file."""
-    media_type = choose(accepted_ranges(request), _PICTURES)
+    media_type = choose(accepted_ranges(request), _RENDERED_TYPES)
     found = await _one(held, study, series, instance)
-    picture = await held.rendered(found, media_type)
-    if picture is None:
-        raise HTTPException(404, _NO_FRAME)
+    image = await held.rendered(found, media_type)
+    if image is None:
+        raise HTTPException(404, _NO_PIXELS)
     await run_in_threadpool(access_log.viewed, user, [found.prediction.id])
-    return Response(picture, media_type=media_type)
+    return Response(image, media_type=media_type)
 
 
 async def _retrieve(
