@@ -231,7 +231,8 @@ async def retrieve_frame(
 
 
 @dicom_web_reader_router.get(
-    "/studies/{study}/series/{series}/instances/{instance}/rendered", summary="Retrieve a rendered image of an instance (WADO-RS)",
+    "/studies/{study}/series/{series}/instances/{instance}/rendered",
+    summary="Retrieve a rendered image of an instance (WADO-RS)",
     response_class=Response, responses={**_binary(*_RENDERED_TYPES), **problem_responses(404, 406, 410)},
 )  # fmt: skip
 async def retrieve_rendered(
