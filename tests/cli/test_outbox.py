@@ -66,7 +66,7 @@ def test_cancelled_results_are_retried_by_number(folder):
 def test_list_without_results_prints_nothing(folder):
     run(folder, "cancel", "--all")
     empty = run(folder, "list")
-    assert (empty.stdout, empty.stderr) == ("", "No results in this state\n")
+    assert (empty.stdout, empty.stderr) == ("", "No results wait; --state lists others\n")
 
 
 @pytest.mark.parametrize(

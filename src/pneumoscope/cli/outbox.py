@@ -59,7 +59,7 @@ def list_command(states: tuple[DeliveryState, ...], data_dir: Path | None, datab
         click.echo(json.dumps({"results": [_document(each) for each in found]}, indent=2))
         return
     if not found:
-        click.echo("No results in this state", err=True)
+        click.echo("No results in these states" if states else "No results wait; --state lists others", err=True)
         return
     width = max(11, *(len(each.destination) for each in found))
     click.echo(
@@ -87,7 +87,7 @@ def retry_command(
 
     _require_selection(numbers, destination, every)
     with open_service_database(data_dir, database) as (_, engine):
-        count = Outbox(engine).retry(numbers, destination)
+        count = Outbox(engine).retry(numbers, destination, time=datetime.now(UTC))
     click.echo(f"{counted(count, 'result')} due now", err=True)
 
 

@@ -127,7 +127,9 @@ def create_app(
     app.state.authenticator = authenticator
     service = PredictionService(model, repository, queue, metrics, settings.pseudonymizer)
     processor = InstanceProcessor(service, settings.dicom)
-    app.state.service = dataclasses.replace(service, on_predicted_again=processor.record_again)
+    app.state.service = dataclasses.replace(
+        service, adjust_again=processor.adjust_again, on_predicted_again=processor.record_again
+    )
     app.state.processor = processor
     app.state.changes = changes
     app.state.searches = SearchStore()

@@ -39,6 +39,7 @@ class PredictionService:
 
     Attributes:
         pseudonymizer: Replaces identities of patients, if only pseudonyms are stored.
+        adjust_again: Returns the prediction that `predict_again` stores, from the earlier one and the new one.
         on_predicted_again: Called in the transaction of `predict_again` with the earlier id, the connection and the new id.
     """
 
@@ -47,6 +48,7 @@ class PredictionService:
     queue: InferenceQueue
     metrics: Metrics
     pseudonymizer: Pseudonymizer | None = None
+    adjust_again: Callable[[StoredPrediction, Prediction], Prediction] = lambda _, prediction: prediction
     on_predicted_again: Callable[[str, Connection, str], None] = lambda _earlier, _connection, _id: None
     decoding: asyncio.Semaphore = dataclasses.field(default_factory=lambda: asyncio.Semaphore(_MAX_DECODED))
 
@@ -172,6 +174,7 @@ class PredictionService:
                 image=earlier.image,
                 warnings=() if prediction.rejection else _without_age_warning(earlier.warnings or prediction.warnings),
             )
+            again = await run_in_threadpool(self.adjust_again, earlier, again)
             return await self._submit(again, image, user, partial(self.on_predicted_again, id))
 
     def search_words(self, text: str) -> tuple[tuple[str, ...], ...]:

@@ -91,8 +91,10 @@ def test_defaults_send_results_to_the_sender_after_60_seconds(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("port = 1", "port: Extra inputs"),
-        ("[node]", "node.port: Field required"),
+        ("port = 1", "port: unknown name"),
+        ('[peers]\nname = "A"', r"write \[\[peers\]\] with two brackets"),
+        ('[node]\nprot = 1', "node.prot: unknown name"),
+        ("[node]", "node.port is missing"),
         ("[node]\nport = 70000", "node.port"),
         ("[node]\nport = 104", "without a peer"),
         ('[node]\nport = 104\ntls_key = "key"', "TLS needs all"),
@@ -100,7 +102,7 @@ def test_defaults_send_results_to_the_sender_after_60_seconds(tmp_path):
         ("quiet_seconds = -1", "quiet_seconds"),
         ("quiet_seconds = 'soon'", "quiet_seconds"),
         ('[[destinations]]\npeer = "PACS"', "'PACS' is not a peer"),
-        ("[[destinations]]", "destinations.0: Value error, needs either a peer"),
+        ("[[destinations]]", "destinations.0: needs either a peer"),
         ('[[destinations]]\nurl = "https://h/"', "needs a name"),
         ('[[destinations]]\nname = "a"\nurl = "http://pacs.example/"', "must be an https:// address"),
         ('[[destinations]]\nname = "a"\nurl = "https://h/"\nuser = "u"', "needs user and password_file"),

@@ -20,11 +20,13 @@ from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration, ResultSettings, SiteRule
+from pneumoscope.service.dicom.processing import InstanceProcessor
 from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.database import open_database
 from pneumoscope.service.storage.inbox import Inbox, ReceivedInstance
 from pneumoscope.service.storage.outbox import Outbox
+from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
 
@@ -254,7 +256,7 @@ def test_corrected_patient_before_the_delivery_is_that_of_the_result(model, arch
         receive(client, SOPInstanceUID=uid, PatientID="8")
         wait_until(lambda: repository.inbox.status().instances == 0, "it waits")
         archive.start()
-        repository.outbox.retry()
+        repository.outbox.retry(time=datetime.now(UTC))
         wait_for_delivery(repository, 2)
         assert [(each.PatientID, len(copies)) for copies in archive.stored.values() for each in copies] == 2 * [
             ("8", 1)
@@ -303,6 +305,87 @@ def test_prediction_with_an_entered_age_replaces_the_result(child_bundle, archiv
         assert kinds(archive) == [
             "rejection_note", "secondary_capture", "secondary_capture", "structured_report", "structured_report",
         ]  # fmt: skip
+
+
+def test_image_whose_identity_was_removed_is_predicted_again_with_other_rules(model, archive):
+    repository = PredictionRepository(None)
+    elements = {"SOPInstanceUID": "1.2.9"}
+    with service(model, configuration(archive), repository) as (client, _):
+        receive(client, **elements)
+        wait_for_delivery(repository, 2)
+        Retention(repository).expire_identities(timedelta(0))
+        assert repository.outbox.find(("delivered",))[0].subject.sop_instance_uid == ""
+        rules = DicomConfiguration(
+            configuration(archive).node, quiet_seconds=0, rules=(SiteRule(name="none", action="exclude", min_age=90),)
+        )
+        again = InstanceProcessor(client.app.state.service, rules)
+        assert again.receive(dicom(100, **STUDY | elements), "image", "PACS", reply_to="PACS").status == 0x0000
+        (waiting,) = repository.inbox.ready(10)
+        assert (waiting.sop_instance_uid, waiting.study_instance_uid) == ("1.2.9", "1.2.3")
+        wait_until(lambda: is_done(repository), "it waits")
+        assert [len(copies) for copies in archive.stored.values()] == [1, 1]  # the destination has the results
+
+
+def test_prediction_of_an_earlier_operating_point_is_withdrawn_when_it_is_deleted(shared_maker, model, archive, tmp_path):
+    from pneumoscope.inference.model import load_model
+
+    for point, count in (("balanced", 2), ("rule_out", 4)):
+        repository = PredictionRepository(tmp_path / "data")
+        other = load_model(shared_maker.root / "served", threads=1, operating_point=point)
+        with service(other, configuration(archive), repository) as (client, _):
+            receive(client, SOPInstanceUID="1.2.9")
+            wait_for_delivery(repository, count)
+            if point == "rule_out":
+                stored = repository.find(Filter()).predictions
+                (earlier,) = (each for each in stored if each.operating_point == "balanced")
+                assert client.delete(f"/v1/predictions/{earlier.id}").status_code == 204
+                wait_for_delivery(repository, 5)
+    assert kinds(archive).count("rejection_note") == 1
+
+
+def test_cancelled_result_of_a_deleted_prediction_keeps_no_header(model, archive):
+    archive.stop()
+    with service(model, configuration(archive)) as (client, repository):
+        receive(client)
+        (found,) = predicted(client)
+        repository.outbox.cancel(destination="PACS", time=datetime.now(UTC))
+        client.delete(f"/v1/predictions/{found['id']}")
+        assert {each.subject.header for each in repository.outbox.find(("cancelled",))} == {""}
+        events = [row.event for row in read_rows(repository.engine)]
+        assert events.count("delivery_cancelled") == 1
+
+
+def test_result_that_may_have_arrived_is_withdrawn_although_a_later_attempt_failed(model, archive):
+    archive.stop()
+    app = create_app(model, PredictionRepository(None), Settings(dicom=configuration(archive)))
+    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        receive(client)
+        (found,) = predicted(client)
+        outbox, now = app.state.service.repository.outbox, datetime.now(UTC)
+        first, second = outbox.find()
+        outbox.record_failure([outbox.begin(first.number)], "association_aborted", now, maybe_delivered=True)
+        outbox.record_failure([outbox.begin(first.number)], "http_503", now)
+        outbox.record_failure([outbox.begin(second.number)], "status_c000", now)
+        client.delete(f"/v1/predictions/{found['id']}")
+        (note,) = outbox.find()
+        assert (note.kind, list(note.withdrawn_uids.values())) == ("rejection_note", [first.result_uid])
+        assert [each.number for each in outbox.find(("cancelled",))] == [second.number]
+
+
+def test_site_rule_applies_to_an_image_that_is_predicted_again(child_bundle, archive):
+    from pneumoscope.inference.model import load_model
+
+    model = load_model(child_bundle, threads=1, require_age="always")
+    rules = (SiteRule(name="babies", action="exclude", max_age=3, result=False),)
+    with service(model, configuration(archive, rules=rules)) as (client, repository):
+        receive(client, 180, PatientAge="")
+        wait_for_delivery(repository, 2)
+        (found,) = predicted(client)
+        client.post(f"/images/{found['id']}", data={"age": "2"}, headers={"Origin": "http://127.0.0.1:8000"})
+        again = next(each for each in predicted(client, 2) if each["id"] != found["id"])
+        assert again["rejection"]["code"] == "excluded_by_site_rule"
+        time.sleep(1.5)  # longer than the interval of deliveries
+        assert kinds(archive) == ["secondary_capture", "structured_report"]
 
 
 # --- site rules, quiet period ------------------------------------------------------------------------------------------------
@@ -476,7 +559,7 @@ def test_delay_doubles_up_to_15_minutes_and_survives_a_clock_that_is_set_back(mo
         receive(client)
         predicted(client)
         outbox = Outbox(app.state.service.repository.engine)
-        outbox.retry()
+        outbox.retry(time=datetime.now(UTC))
         now, delays = start, []
         for _ in range(12):
             due = outbox.due("PACS", now, 10)
@@ -500,12 +583,12 @@ def test_waiting_results_are_cancelled_and_retried(model, archive):
         assert [each.number for each in outbox.find(("cancelled",))] == numbers[:1]
         with pytest.raises(UnknownNameError):
             outbox.cancel(numbers[:1], time=now)
-        assert outbox.retry(numbers[:1]) == 1
+        assert outbox.retry(numbers[:1], time=now) == 1
         archive.start()
-        outbox.retry()
+        outbox.retry(time=datetime.now(UTC))
         wait_for_delivery(repository, 2)
         with pytest.raises(UnknownNameError):
-            outbox.retry(numbers[:1])
+            outbox.retry(numbers[:1], time=now)
 
 
 def test_identities_that_expire_cancel_what_could_not_be_delivered(model, archive):
@@ -522,7 +605,7 @@ def test_identities_that_expire_cancel_what_could_not_be_delivered(model, archiv
             ("identity_removed", "", "")
         }
         with pytest.raises(UsageError, match="header"):
-            repository.outbox.retry([cancelled[0].number])
+            repository.outbox.retry([cancelled[0].number], time=datetime.now(UTC))
 
 
 def test_series_are_numbered_and_described_by_the_site(model, archive):

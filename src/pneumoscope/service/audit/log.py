@@ -44,6 +44,8 @@ Event = Literal[
     "viewed",
     "exported",
     "delivered",
+    "delivery_retried",
+    "delivery_cancelled",
     "signed_in",
     "signed_out",
     "token_added",

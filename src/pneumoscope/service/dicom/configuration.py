@@ -355,10 +355,9 @@ def read_configuration(file: Path) -> DicomConfiguration:
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{name} is not TOML: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        message = f"{name}: {place}: {first['msg']}" if place else f"{name}: {first['msg']}"
-        raise UsageError(message, hint="See `Connect a PACS`, Configuration file") from error
+        raise UsageError(
+            f"{name}: {_describe(error)}", hint="See docs/how-to/pacs.md, section Configuration file"
+        ) from error
     folder = file.parent
     return DicomConfiguration(
         node=_node(parsed, folder),
@@ -389,6 +388,19 @@ def _with_font(results: ResultSettings, folder: Path) -> ResultSettings:
         if bytes(font.getmask(sample)) == missing:
             raise UsageError(f"[results]: the font {str(file)!r} has no {sample!r}", hint=hint)
     return results.model_copy(update={"font": file})
+
+
+def _describe(error: ValidationError) -> str:
+    """Return the first fault of a file; an unknown name comes first, since a misspelled name is also missing."""
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    place, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return f"{place}: unknown name"
+    if first["type"] == "missing":
+        return f"{place} is missing"
+    if first["type"] in ("tuple_type", "list_type") and len(first["loc"]) == 1:
+        return f"{place}: write [[{place}]] with two brackets"
+    return f"{place}: {message}" if place else message
 
 
 def _node(parsed: _File, folder: Path) -> DicomSettings | None:

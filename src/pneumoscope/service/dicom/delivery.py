@@ -11,6 +11,7 @@ import io
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -87,11 +88,12 @@ class ResultDelivery:
             thread.start()
 
     def stop(self, timeout: float) -> None:
-        """Stop the threads after the objects that are being sent, but wait no longer than a number of seconds for each."""
+        """Stop the threads after the objects that are being sent, but wait no longer than a number of seconds."""
         self._stopped.set()
+        deadline = time.monotonic() + timeout
         for thread in self._threads:
             if thread.is_alive():
-                thread.join(timeout)
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     def _run(self, name: str, receiver: _Receiver) -> None:
         while not self._stopped.is_set():
@@ -147,10 +149,15 @@ class ResultDelivery:
         try:
             sender.send(delivery, content)
         except (DeliveryError, UnconfirmedError, UnreachableError) as error:
-            self._outbox.record_failure([delivery], str(error), self._now())
+            maybe = isinstance(error, UnconfirmedError)
+            self._outbox.record_failure([delivery], str(error), self._now(), maybe_delivered=maybe)
             if not isinstance(error, DeliveryError):
                 raise
             _LOG.warning("Result %d was refused by %s: %s", number, delivery.destination, error)
+            return False
+        except Exception as error:  # noqa: BLE001  a response may be anything, and the others must not wait for this object
+            _LOG.warning("Result %d: the response of %s: %s", number, delivery.destination, type(error).__name__)
+            self._outbox.record_failure([delivery], "response_not_understood", self._now(), maybe_delivered=True)
             return False
         self._outbox.record_delivered([delivery], self._now())
         return True

@@ -19,6 +19,7 @@ from functools import partial
 from typing import NamedTuple
 
 from fastapi.concurrency import run_in_threadpool
+from pydicom import Dataset
 from sqlalchemy import Connection
 
 from pneumoscope import __version__
@@ -38,8 +39,8 @@ from pneumoscope.service.storage.inbox import (
     later_instances,
 )
 from pneumoscope.service.storage.outbox import ObjectKind, ResultSubject, enqueue
-from pneumoscope.service.storage.queries import decision_of
-from pneumoscope.service.storage.records import format_time
+from pneumoscope.service.storage.queries import decision_of, read_one
+from pneumoscope.service.storage.records import StoredPrediction, format_time
 from pneumoscope.service.storage.study_events import enqueue_study_event
 
 __all__ = ["InstanceProcessor", "Reception"]
@@ -114,7 +115,7 @@ class InstanceProcessor:
                 failure=Failure.from_error(error),
                 model=self._service.model.facts,
             )
-            self._service.repository.unreadable_files.add(failed, instance, user=sender)
+            self._service.repository.unreadable_files.add(self._stored(failed), instance, user=sender)
             self._service.metrics.images.labels("unreadable").inc()
             return Reception(CANNOT_UNDERSTAND, error.code)
         received = ReceivedInstance(
@@ -160,7 +161,7 @@ class InstanceProcessor:
             if content is None:
                 _LOG.error("The file of a received instance is missing; ask its sender to send it again")
                 lost = Outcome("lost", self._settings)
-                await run_in_threadpool(self._inbox.finish, received, lost, partial(self._enqueue_event, received))
+                await run_in_threadpool(self._inbox.finish, received, lost, partial(self._record_lost, received))
                 return True
 
             def adjust(prediction: Prediction) -> Prediction:
@@ -193,9 +194,26 @@ class InstanceProcessor:
             model=self._service.model.facts,
         )
         await run_in_threadpool(
-            self._service.repository.unreadable_files.add, failed, content, user=received.sender,
+            self._service.repository.unreadable_files.add, self._stored(failed), content, user=received.sender,
             also=lambda connection, id: self._record(connection, received, failed, id),
         )  # fmt: skip
+
+    def _stored(self, prediction: Prediction) -> Prediction:
+        """Return a prediction as it is stored: with pseudonyms, if only they are."""
+        pseudonymizer = self._service.pseudonymizer
+        return pseudonymizer.prediction(prediction) if pseudonymizer else prediction
+
+    def _record_lost(self, received: ReceivedInstance, connection: Connection, time: str) -> None:
+        if self._service.pseudonymizer:
+            forget_header(connection, received, self._stored_uid(received))
+        self._enqueue_event(received, connection, time)
+
+    def adjust_again(self, earlier: StoredPrediction, prediction: Prediction) -> Prediction:
+        """Return the prediction of an image that is predicted again, or a rejection if a site rule excludes a received image."""
+        stated = dataclasses.replace(prediction, identity=earlier.identity)
+        for received in self._inbox.instances_of(earlier.id):
+            stated = self._with_rule(stated, received)
+        return dataclasses.replace(stated, identity=prediction.identity)
 
     def _with_rule(self, prediction: Prediction, received: ReceivedInstance) -> Prediction:
         """Return the prediction, or a rejection if a site rule excludes the image."""
@@ -213,7 +231,7 @@ class InstanceProcessor:
         )
 
     def _rule_of(self, prediction: Prediction, received: ReceivedInstance) -> SiteRule | None:
-        header = decode_header(received.header)
+        header = decode_header(received.header) if received.header else Dataset()
         modality, view = (str(header.get(name) or "").strip() for name in ("Modality", "ViewPosition"))
         return self._configuration.rule_of(prediction, modality=modality, view=view, sender=received.sender)
 
@@ -233,12 +251,15 @@ class InstanceProcessor:
 
     def record_again(self, earlier_id: str, connection: Connection, id: str) -> None:
         """Put the results of an image that was predicted again into the outbox; see `PredictionService.on_predicted_again`."""
-        at = format_time(datetime.now(UTC))
-        for received in instances_of(connection, earlier_id):
+        at, prediction = format_time(datetime.now(UTC)), read_one(connection, id)
+        found = instances_of(connection, earlier_id)
+        for received in found:
             finish(connection, received, Outcome("predicted", self._settings, id), at)
-            self._enqueue_event(received, connection, at)
-            if received.header:  # it was not removed by retention
+            rule = self._rule_of(prediction, received)
+            if rule is None or rule.result:
                 self._enqueue(connection, received, id, "", at)
+        for received in {each.study_instance_uid: each for each in found}.values():  # one event for each study
+            self._enqueue_event(received, connection, at)
 
     def _stored_uid(self, received: ReceivedInstance) -> str:
         """Return the Study Instance UID as it is stored after the prediction: its pseudonym, if only pseudonyms are stored."""
@@ -265,7 +286,7 @@ class InstanceProcessor:
     def _enqueue(self, connection: Connection, received: ReceivedInstance, id: str, failure_code: str, at: str) -> None:
         # A corrected header, or other pixels, with the same UID: the result is that of the last one, in whatever order they are
         # predicted.
-        later = later_instances(connection, received)
+        later = later_instances(connection, received, self._settings)
         answered = {name for each in later for name in self._configuration.destinations_of(each.reply_to)}
         destinations = [name for name in self._configuration.destinations_of(received.reply_to) if name not in answered]
         subject = ResultSubject(
@@ -276,7 +297,8 @@ class InstanceProcessor:
             sop_instance_uid=received.sop_instance_uid,
             header=received.header,
         )
-        if not has_study(decode_header(received.header)):
+        # Retention or pseudonymization may have removed the header.
+        if not received.header or not has_study(decode_header(received.header)):
             return
         enqueue(connection, subject, destinations, self._kinds(connection, id), at)
 

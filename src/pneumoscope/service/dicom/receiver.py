@@ -171,7 +171,7 @@ class DicomReceiver:
         except OSError as error:
             raise UsageError(
                 f"cannot listen for DICOM on {host}, port {self._settings.port}: {error.strerror or error}",
-                hint="Choose another port with --dicom-port",
+                hint="Set host of the DICOM node to an address of this machine, such as 0.0.0.0, or choose another port",
             ) from error
         self._ae._servers.append(server)  # `shutdown` removes it, as `AE.start_server` would have added it
         return server

@@ -58,7 +58,7 @@ class DicomSettings:
         peers: Nodes that may connect.
         tls, client_tls: Contexts of a TLS server and of a TLS client; None without TLS.
         max_bytes: Size of an instance.
-        max_total_bytes: Size of all instances that are not predicted.
+        max_total_bytes: Size of all instances that are received and not stored.
         max_associations: Associations at the same time.
         timeout: Seconds for which a peer may be silent.
     """

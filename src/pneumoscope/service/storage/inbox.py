@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Connection, Engine, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, Engine, and_, delete, func, insert, or_, select, tuple_, update
 
 from pneumoscope.core.errors import StorageError
 from pneumoscope.service.storage.blob_store import STAGING, BlobStore, FolderBlobStore, MemoryBlobStore, content_hash
@@ -24,7 +24,7 @@ from pneumoscope.service.storage.database import read_transaction, write_transac
 from pneumoscope.service.storage.group_commit import GroupCommit
 from pneumoscope.service.storage.outbox import replace_header
 from pneumoscope.service.storage.records import Row, format_time
-from pneumoscope.service.storage.tables import predictions, received_instances
+from pneumoscope.service.storage.tables import outbox, predictions, received_instances
 
 __all__ = [
     "INBOX",
@@ -179,7 +179,7 @@ class Inbox:
             StorageError: It cannot be recorded.
         """
         time = format_time(self._now())
-        row = _new_row(instance, content, time, time) | {"state": "own_result", "processed": time, "header": ""}
+        row = _new_row(instance, content, time, time) | {"state": "own_result", "processed": time, **_NO_IDENTIFIERS}
         with write_transaction(self._engine) as connection:
             if _find(connection, [row]):
                 return
@@ -241,6 +241,11 @@ class Inbox:
             finish(connection, instance, outcome, time)
             also(connection, time)
 
+    def instances_of(self, prediction_id: str) -> list[ReceivedInstance]:
+        """Return the received instances that have a prediction. Raise StorageError if the database cannot be read."""
+        with read_transaction(self._engine) as connection:
+            return instances_of(connection, prediction_id)
+
     def remove_file(self, instance: ReceivedInstance) -> None:
         """Remove the file of an instance that no longer waits, unless another sender's copy waits; a start removes the rest.
 
@@ -299,7 +304,7 @@ class Inbox:
                         continue
                     if key in known:
                         renewed = update(received_instances).where(_COLUMNS.number == known[key]["number"])
-                        connection.execute(renewed.values(state="waiting", due=row["due"], reply_to=row["reply_to"]))
+                        connection.execute(renewed.values(row))  # identifiers may have been removed
                     else:
                         connection.execute(insert(received_instances), [row])
                     same_study = _COLUMNS.state == "waiting", _COLUMNS.study_instance_uid == row["study_instance_uid"]
@@ -331,10 +336,17 @@ def instances_of(connection: Connection, prediction_id: str) -> list[ReceivedIns
     return [ReceivedInstance.from_row(row) for row in connection.execute(query).mappings()]
 
 
-def later_instances(connection: Connection, instance: ReceivedInstance) -> list[ReceivedInstance]:
-    """Return the instances with the same SOP Instance UID that were received after an instance, and are or will be answered."""
+def later_instances(connection: Connection, instance: ReceivedInstance, settings: str) -> list[ReceivedInstance]:
+    """Return the instances with the same SOP Instance UID that were received after an instance, and are or will be answered.
+
+    Args:
+        connection: Of the transaction.
+        instance: The instance.
+        settings: See `Inbox.submit`; answers with other settings are those of another model or site rules.
+    """
     same = _COLUMNS.sop_instance_uid == instance.sop_instance_uid, _COLUMNS.number > instance.number
-    answered = _COLUMNS.state.in_(("waiting", "predicted", "unreadable"))
+    processed = and_(_COLUMNS.state.in_(("predicted", "unreadable")), _COLUMNS.settings == settings)
+    answered = or_(_COLUMNS.state == "waiting", processed)
     query = select(received_instances).where(*same, answered).order_by(_COLUMNS.number)
     return [ReceivedInstance.from_row(row) for row in connection.execute(query).mappings()]
 
@@ -360,16 +372,26 @@ def find_missing_files(engine: Engine, folder: Path) -> list[str]:
 
 
 def headers_of(connection: Connection, prediction_ids: Sequence[str]) -> dict[str, str]:
-    """Return the latest headers of the instances that have these predictions, by SOP Instance UID."""
+    """Return the latest headers of the images with results of these predictions, by SOP Instance UID."""
+    images = select(outbox.c.sop_instance_uid).where(outbox.c.prediction_id.in_(prediction_ids))
     query = select(_COLUMNS.sop_instance_uid, _COLUMNS.header).order_by(_COLUMNS.number)
-    rows = connection.execute(query.where(_COLUMNS.prediction_id.in_(prediction_ids)))
+    rows = connection.execute(query.where(_COLUMNS.sop_instance_uid.in_(images), _COLUMNS.header != ""))
     return {row.sop_instance_uid: row.header for row in rows}
 
 
 def forget_predictions(connection: Connection, ids: Sequence[str]) -> set[str]:
-    """Delete the records of instances whose predictions are deleted, and return their studies, by their UIDs as stored."""
+    """Delete the records of instances whose predictions are deleted, and return their studies, by their UIDs as stored.
+
+    If no prediction of a study is left, the records of its other instances are deleted, too, all but those that wait.
+    """
     query = delete(received_instances).where(_COLUMNS.prediction_id.in_(ids)).returning(_COLUMNS.study_instance_uid)
-    return set(connection.execute(query).scalars()) - {""}
+    studies = set(connection.execute(query).scalars()) - {""}
+    left = select(_COLUMNS.study_instance_uid).where(
+        _COLUMNS.study_instance_uid.in_(studies), _COLUMNS.state.in_(("waiting", "predicted"))
+    )
+    gone = studies - set(connection.execute(left).scalars())
+    connection.execute(delete(received_instances).where(_COLUMNS.study_instance_uid.in_(gone)))
+    return studies
 
 
 def forget_header(connection: Connection, instance: ReceivedInstance, pseudonym: str) -> None:

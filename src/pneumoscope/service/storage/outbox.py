@@ -8,16 +8,19 @@ delivery, is the same object. A row can also be the event that a study is finish
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import uuid
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Connection, Engine, case, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, func, insert, or_, select, update
 
 from pneumoscope.core.errors import UnknownNameError, UsageError
-from pneumoscope.service.audit.log import Entry, append
+from pneumoscope.service.audit.log import Entry, Event, append
+from pneumoscope.service.auth.users import COMMAND_LINE
 from pneumoscope.service.storage.database import read_transaction, write_transaction
 from pneumoscope.service.storage.records import Row, format_time
 from pneumoscope.service.storage.tables import outbox
@@ -49,10 +52,10 @@ _BATCH = 500  # rows that are changed by one statement
 _COLUMNS = outbox.c
 # Errors of objects that the destination may have: the process or the connection ended before it answered.
 _INTERRUPTED = "interrupted"
-_UNCONFIRMED_ERRORS = (_INTERRUPTED, "association_aborted")
-_UNCONFIRMED = _COLUMNS.error.in_(_UNCONFIRMED_ERRORS)
 # Values of a row that waits for its first attempt.
-NEW_ROW: Mapping[str, Any] = {"attempts": 0, "state": "waiting", "error": "", "finished": None}
+NEW_ROW: Mapping[str, Any] = {
+    "attempts": 0, "state": "waiting", "error": "", "maybe_delivered": False, "finished": None,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -95,7 +98,8 @@ class Delivery:
         created: Time when the prediction was stored, ISO 8601 in UTC.
         attempts: Number of failed attempts.
         state: "withdrawn": it was delivered, and a rejection note followed.
-        error: Code of the last failure; "interrupted" or "association_aborted" if the destination may have the object.
+        error: Code of the last failure; "interrupted" while it is sent, and after the process was killed meanwhile.
+        maybe_delivered: Whether the destination may have the object, although it did not confirm it.
         finished: Time of the delivery or cancellation.
     """
 
@@ -111,6 +115,7 @@ class Delivery:
     attempts: int
     state: DeliveryState
     error: str
+    maybe_delivered: bool
     finished: str | None
 
     @classmethod
@@ -180,17 +185,25 @@ def enqueue(
         ]
         _withdraw(connection, earlier, subject.header, time)
         for kind in kinds:
-            same = [
-                row
-                for row in rows
-                if row["kind"] == kind
-                and row["prediction_id"] == subject.prediction_id
-                and row["failure_code"] == subject.failure_code
-            ]
-            if any(row["state"] in ("waiting", "delivered") for row in same):
-                continue
-            uid = result_uid(kind, subject.sop_instance_uid, subject.prediction_id or subject.failure_code, len(same))
-            _insert(connection, subject, destination, kind, uid, {}, time)
+            uid = _new_uid(connection, subject, destination, kind)
+            if uid:
+                _insert(connection, subject, destination, kind, uid, {}, time)
+
+
+def _new_uid(connection: Connection, subject: ResultSubject, destination: str, kind: ObjectKind) -> str:
+    """Return the UID of the next object of this kind, or "" if the destination has it or will get it.
+
+    Rows are found by their UID: their other identifiers may have been removed.
+    """
+    for generation in itertools.count():
+        uid = result_uid(kind, subject.sop_instance_uid, subject.prediction_id or subject.failure_code, generation)
+        query = select(_COLUMNS.state).where(_COLUMNS.result_uid == uid, _COLUMNS.destination == destination)
+        state = connection.execute(query).scalar()
+        if state is None:
+            return uid
+        if state in ("waiting", "delivered"):
+            break
+    return ""
 
 
 def withdraw(connection: Connection, prediction_ids: Collection[str], headers: Mapping[str, str], time: str) -> None:
@@ -214,7 +227,8 @@ def replace_header(connection: Connection, sop_instance_uid: str, header: str) -
 
     An object that the destination may have keeps its own: no two objects have one UID.
     """
-    waiting = _COLUMNS.state == "waiting", _COLUMNS.sop_instance_uid == sop_instance_uid, ~_UNCONFIRMED
+    same_image = _COLUMNS.sop_instance_uid == sop_instance_uid
+    waiting = same_image, _COLUMNS.state == "waiting", _COLUMNS.maybe_delivered.is_(False)
     connection.execute(update(outbox).where(*waiting).values(header=header))
 
 
@@ -252,20 +266,23 @@ class Outbox:
     def begin(self, number: int) -> Delivery | None:
         """Return an object that is sent next, as it is now; None if it no longer waits.
 
-        Until the outcome is recorded, its error is "interrupted": the destination may have the object.
+        Until the outcome is recorded, its error is "interrupted", and the destination may have the object.
 
         Raises:
             StorageError: The database cannot be written.
         """
         waiting = _COLUMNS.number == number, _COLUMNS.state == "waiting"
-        query = update(outbox).where(*waiting).values(error=_INTERRUPTED).returning(outbox)
         with write_transaction(self._engine) as connection:
-            row = connection.execute(query).mappings().first()
+            row = connection.execute(select(outbox).where(*waiting)).mappings().first()
+            begun = {"error": _INTERRUPTED, "maybe_delivered": True}
+            connection.execute(update(outbox).where(*waiting).values(begun))
             return Delivery.from_row(row) if row else None
 
     def record_delivered(self, deliveries: Sequence[Delivery], time: datetime) -> None:
         """Record that objects were delivered, in the audit log, too. Raise StorageError if that is impossible."""
-        values = {"state": "delivered", "finished": format_time(time), "error": "", "header": ""}
+        values = {
+            "state": "delivered", "finished": format_time(time), "error": "", "maybe_delivered": False, "header": "",
+        }  # fmt: skip
         entries = [
             Entry(
                 format_time(time),
@@ -277,26 +294,30 @@ class Outbox:
             )
             for each in deliveries
         ]
-        self._update([each.number for each in deliveries], values, entries)
+        # It may have been cancelled while it was sent.
+        self._update([each.number for each in deliveries], values, entries, ("waiting", "cancelled"))
 
     def record_cancelled(self, delivery: Delivery, error: str, time: datetime) -> None:
         """Record that an object can no longer be built, and why. Raise StorageError if that is impossible."""
         values = {"state": "cancelled", "finished": format_time(time), "error": error, "header": ""}
-        self._update([delivery.number], values)
+        self._update([delivery.number], values | {"maybe_delivered": delivery.maybe_delivered})
 
-    def record_failure(self, deliveries: Sequence[Delivery], error: str, time: datetime) -> None:
+    def record_failure(
+        self, deliveries: Sequence[Delivery], error: str, time: datetime, *, maybe_delivered: bool = False
+    ) -> None:
         """Record a failed attempt; the next one follows after 5 s, and twice as long each time, up to 15 minutes.
 
         Args:
-            deliveries: The objects.
+            deliveries: The objects, as they were before the attempt.
             error: Stable code of the failure.
             time: Now.
+            maybe_delivered: Whether the destination may have got the objects in this attempt.
         Raises:
             StorageError: The database cannot be written.
         """
-        for attempts in {each.attempts for each in deliveries}:
-            numbers = [each.number for each in deliveries if each.attempts == attempts]
-            self._update(numbers, _failed(attempts, time) | {"error": error})
+        for each in deliveries:
+            values = {"error": error, "maybe_delivered": each.maybe_delivered or maybe_delivered}
+            self._update([each.number], _failed(each.attempts, time) | values)
 
     def record_unreachable(self, destination: str, error: str, time: datetime) -> None:
         """Record a failed attempt for each object that is due for a destination; see `record_failure`."""
@@ -305,8 +326,7 @@ class Outbox:
             attempts = connection.execute(select(_COLUMNS.attempts).where(*due).distinct()).scalars().all()
             for number in attempts:
                 same = *due, _COLUMNS.attempts == number
-                kept = case((_UNCONFIRMED, _COLUMNS.error), else_=error)
-                connection.execute(update(outbox).where(*same).values(_failed(number, time) | {"error": kept}))
+                connection.execute(update(outbox).where(*same).values(_failed(number, time) | {"error": error}))
 
     def find(self, states: Collection[DeliveryState] | None = None, limit: int = 1000) -> list[Delivery]:
         """Return deliveries in some states, or waiting ones, oldest first. Raise StorageError if the database cannot be read."""
@@ -314,12 +334,13 @@ class Outbox:
         with read_transaction(self._engine) as connection:
             return [Delivery.from_row(row) for row in connection.execute(query).mappings()]
 
-    def retry(self, numbers: Collection[int] = (), destination: str = "") -> int:
+    def retry(self, numbers: Collection[int] = (), destination: str = "", *, time: datetime) -> int:
         """Make waiting and cancelled objects due now, and return their number.
 
         Args:
             numbers: Their numbers; all waiting ones if empty.
             destination: Only those for this destination.
+            time: Now.
         Raises:
             UnknownNameError: No such object can be retried.
             UsageError: An object was delivered, or its header is gone.
@@ -331,6 +352,7 @@ class Outbox:
                 if not row["header"] and not row["study_instance_uid"]:
                     raise UsageError(f"the header of result {row['number']} was removed", hint="Send the image again")
             _change(connection, rows, {"state": "waiting", "due": "", "finished": None})
+            _append_changes(connection, "delivery_retried", rows, format_time(time))
             return len(rows)
 
     def cancel(self, numbers: Collection[int] = (), destination: str = "", *, time: datetime) -> int:
@@ -338,6 +360,7 @@ class Outbox:
         with write_transaction(self._engine) as connection:
             rows = self._select(connection, numbers, destination, ("waiting",))
             _change(connection, rows, {"state": "cancelled", "finished": format_time(time), "error": "cancelled"})
+            _append_changes(connection, "delivery_cancelled", rows, format_time(time))
             return len(rows)
 
     def status(self) -> list[OutboxStatus]:
@@ -363,9 +386,15 @@ class Outbox:
             query = select(_COLUMNS.number).where(_COLUMNS.result_uid == sop_instance_uid).limit(1)
             return connection.execute(query).first() is not None
 
-    def _update(self, numbers: Collection[int], values: Mapping[str, Any], entries: Sequence[Entry] = ()) -> None:
+    def _update(
+        self,
+        numbers: Collection[int],
+        values: Mapping[str, Any],
+        entries: Sequence[Entry] = (),
+        states: Collection[str] = ("waiting",),
+    ) -> None:
         with write_transaction(self._engine) as connection:
-            query = update(outbox).where(_COLUMNS.number.in_(numbers), _COLUMNS.state == "waiting")
+            query = update(outbox).where(_COLUMNS.number.in_(numbers), _COLUMNS.state.in_(states))
             connection.execute(query.values(values))
             append(connection, entries)
 
@@ -391,6 +420,12 @@ def _change(connection: Connection, rows: Sequence[Row], values: Mapping[str, An
         connection.execute(update(outbox).where(_COLUMNS.number.in_(numbers)).values(values))
 
 
+def _append_changes(connection: Connection, event: Event, rows: Sequence[Row], time: str) -> None:
+    """Add an entry for each destination to the audit log: a person retried or cancelled results."""
+    for destination, count in Counter(row["destination"] for row in rows).items():
+        append(connection, [Entry(time, COMMAND_LINE, event, details={"destination": destination, "results": count})])
+
+
 def _is_due(time: datetime) -> ColumnElement[bool]:
     return or_(_COLUMNS.due <= format_time(time), _COLUMNS.due > format_time(time + 2 * MAX_DELAY))
 
@@ -402,15 +437,16 @@ def _failed(attempts: int, time: datetime) -> dict[str, Any]:
 
 
 def _may_have_arrived(row: Row) -> bool:
-    return bool(row["state"] == "delivered" or (row["state"] == "waiting" and row["error"] in _UNCONFIRMED_ERRORS))
+    return bool(row["state"] == "delivered" or (row["state"] in ("waiting", "cancelled") and row["maybe_delivered"]))
 
 
 def _withdraw(connection: Connection, rows: Sequence[Row], header: str, time: str) -> None:
     """Cancel the waiting objects among rows of one image, and add a rejection note for each destination that may have others."""
     rows = [row for row in rows if row["kind"] != "rejection_note"]
-    waiting = [row["number"] for row in rows if row["state"] == "waiting" and not _may_have_arrived(row)]
-    cancelled = {"state": "cancelled", "finished": time, "error": "superseded", "header": ""}
-    connection.execute(update(outbox).where(_COLUMNS.number.in_(waiting)).values(cancelled))
+    unsent = [row for row in rows if row["state"] in ("waiting", "cancelled") and not _may_have_arrived(row)]
+    _change(connection, unsent, {"header": ""})  # so that none can be sent any more
+    waiting = [row for row in unsent if row["state"] == "waiting"]
+    _change(connection, waiting, {"state": "cancelled", "finished": time, "error": "superseded"})
     delivered = [row for row in rows if _may_have_arrived(row)]
     if not header:
         return

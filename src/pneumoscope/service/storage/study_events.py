@@ -59,7 +59,8 @@ def enqueue_deletion(connection: Connection, stored_uids: Collection[str], time:
         time: Time of the transaction.
     """
     for uid in stored_uids:
-        known = _OUTBOX.kind == "webhook", _OUTBOX.study_instance_uid == uid, _OUTBOX.state == "delivered"
+        states = _OUTBOX.state.in_(("waiting", "delivered"))
+        known = _OUTBOX.kind == "webhook", _OUTBOX.study_instance_uid == uid, states
         events = connection.execute(select(outbox).where(*known).order_by(_OUTBOX.number)).mappings().all()
         if events:
             webhooks, last = {row["destination"] for row in events}, events[-1]
@@ -84,7 +85,8 @@ def _insert(
     """Add the next event of a study; its events that still wait are cancelled, because the new one states all of it."""
     same = _OUTBOX.kind == "webhook", _OUTBOX.study_instance_uid == stored_uid
     superseded = {"state": "cancelled", "finished": time, "error": "superseded"}
-    connection.execute(update(outbox).where(*same, _OUTBOX.state == "waiting").values(superseded))
+    earlier = *same, _OUTBOX.state == "waiting", _OUTBOX.destination.in_(webhooks)
+    connection.execute(update(outbox).where(*earlier).values(superseded))
     revision = (connection.execute(select(func.max(_OUTBOX.revision)).where(*same)).scalar() or 0) + 1
     event = {
         **NEW_ROW, "kind": "webhook", "prediction_id": _prediction_id(rows), "failure_code": "",

@@ -5,7 +5,7 @@ Times are text, ISO 8601 in UTC with microseconds, so that SQLite and PostgreSQL
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Float, ForeignKey, Integer, MetaData, String, Table, Text, UniqueConstraint
+from sqlalchemy import Boolean, Column, Float, ForeignKey, Integer, MetaData, String, Table, Text, UniqueConstraint
 
 __all__ = [
     "METADATA",
@@ -175,6 +175,7 @@ outbox = Table(
     Column("attempts", Integer, nullable=False),
     Column("state", String(16), nullable=False, index=True),
     Column("error", String(64), nullable=False),
+    Column("maybe_delivered", Boolean, nullable=False),
     Column("finished", _TIME),
     Column("study_instance_uid", Text, nullable=False, index=True, server_default=""),
     Column("revision", Integer, nullable=False, server_default="0"),

@@ -46,6 +46,7 @@ def upgrade() -> None:
         sa.Column("attempts", sa.Integer, nullable=False),
         sa.Column("state", sa.String(16), nullable=False, index=True),
         sa.Column("error", sa.String(64), nullable=False),
+        sa.Column("maybe_delivered", sa.Boolean, nullable=False),
         sa.Column("finished", sa.String(32)),
         sa.UniqueConstraint("result_uid", "destination"),
     )
