@@ -93,7 +93,7 @@ def test_defaults_send_results_to_the_sender_after_60_seconds(tmp_path):
     [
         ("port = 1", "port: unknown name"),
         ('[peers]\nname = "A"', r"write \[\[peers\]\] with two brackets"),
-        ('[node]\nprot = 1', "node.prot: unknown name"),
+        ("[node]\nprot = 1", "node.prot: unknown name"),
         ("[node]", "node.port is missing"),
         ("[node]\nport = 70000", "node.port"),
         ("[node]\nport = 104", "without a peer"),

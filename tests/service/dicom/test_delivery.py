@@ -326,7 +326,9 @@ def test_image_whose_identity_was_removed_is_predicted_again_with_other_rules(mo
         assert [len(copies) for copies in archive.stored.values()] == [1, 1]  # the destination has the results
 
 
-def test_prediction_of_an_earlier_operating_point_is_withdrawn_when_it_is_deleted(shared_maker, model, archive, tmp_path):
+def test_prediction_of_an_earlier_operating_point_is_withdrawn_when_it_is_deleted(
+    shared_maker, model, archive, tmp_path
+):
     from pneumoscope.inference.model import load_model
 
     for point, count in (("balanced", 2), ("rule_out", 4)):

@@ -90,7 +90,7 @@ class HeldInstance:
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False)
 class SearchResult:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         found: Studies, series or instances.
