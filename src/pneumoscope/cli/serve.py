@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from pneumoscope.cli.options import (
     assume_option,
@@ -125,7 +126,9 @@ class _Age(click.ParamType[timedelta]):
     help="TOML file with the DICOM node, its peers, site rules and destinations of results; replaces the options above.",
 )
 @click.option("--open", "open_browser", is_flag=True, help="Open the web UI in a browser.")
+@click.pass_context
 def command(
+    context: click.Context,
     host: str,
     port: int,
     bundle: Path | None,
@@ -161,10 +164,14 @@ def command(
 
     Example:  pneumoscope serve --data-dir records
     """
-    if dicom_port is None and (dicom_peers or dicom_tls or dicom_host):
-        raise UsageError("--dicom-peer, --dicom-host and --dicom-tls need --dicom-port")
-    if dicom_config and dicom_port is not None:
-        raise UsageError("--dicom-config cannot be combined with --dicom-port", hint="Set the port in the file")
+    has_title = context.get_parameter_source("dicom_aet") is not ParameterSource.DEFAULT
+    if dicom_config and (dicom_port is not None or has_title or dicom_peers or dicom_tls or dicom_host):
+        raise UsageError(
+            "--dicom-config cannot be combined with --dicom-port, --dicom-host, --dicom-aet, --dicom-peer or --dicom-tls",
+            hint="Set them in the file",
+        )
+    if dicom_port is None and (has_title or dicom_peers or dicom_tls or dicom_host):
+        raise UsageError("--dicom-peer, --dicom-host, --dicom-aet and --dicom-tls need --dicom-port")
     if ephemeral and (data_dir or database):
         raise UsageError("--ephemeral cannot be combined with --data-dir or --database")
     from pneumoscope.service.dicom.configuration import DicomConfiguration, read_configuration

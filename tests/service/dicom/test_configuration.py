@@ -106,6 +106,10 @@ def test_defaults_send_results_to_the_sender_after_60_seconds(tmp_path):
         ('[[destinations]]\nurl = "https://h/"', "needs a name"),
         ('[[destinations]]\nname = "a"\nurl = "http://pacs.example/"', "must be an https:// address"),
         ('[[destinations]]\nname = "a"\nurl = "https://h/"\nuser = "u"', "needs user and password_file"),
+        ('[[destinations]]\nname = "a"\nurl = "https://u:s@h/"', "must not contain a user name or a password"),
+        ('[[sources]]\nname = "a"\nurl = "https://@h/"', "must not contain a user name or a password"),
+        ('[[sources]]\nname = "a"\nurl = "https://h/?key=s"', "must not contain a query"),
+        ('[[destinations]]\nname = "a"\nurl = "https://h/#part"', "must not contain a fragment"),
         ('[[destinations]]\npeer = "sender"\nname = "a"', "only peer can be set"),
         ('[[rules]]\nname = "a"\naction = "drop"', "rules.0.action"),
         ('[[rules]]\nname = "a b"\naction = "exclude"', "rules.0.name: .*'a b' cannot be used as a name: Use 1"),
@@ -123,6 +127,13 @@ def test_defaults_send_results_to_the_sender_after_60_seconds(tmp_path):
 def test_wrong_file_is_an_error_that_names_the_place(tmp_path, text, words):
     with pytest.raises(UsageError, match=words):
         read(tmp_path, text)
+
+
+@pytest.mark.parametrize("url", ["https://u:s3cret@h/", "https://h/?key=s3cret", "https://h/#s3cret"])
+def test_error_about_an_address_does_not_repeat_its_secret(tmp_path, url):
+    with pytest.raises(UsageError) as error:
+        read(tmp_path, f'[[sources]]\nname = "a"\nurl = "{url}"')
+    assert "s3cret" not in str(error.value)
 
 
 def test_missing_file_is_an_error(tmp_path):

@@ -449,7 +449,7 @@ def test_study_is_predicted_when_released(model, archive):
 
 
 @contextmanager
-def web_server(status=200, reason=None, content_type="application/dicom+json"):
+def web_server(status=200, reason=None, content_type="application/dicom+json", location=None):
     """A DICOMweb server that answers STOW-RS; yields its address and the requests."""
     requests = []
 
@@ -471,6 +471,8 @@ def web_server(status=200, reason=None, content_type="application/dicom+json"):
             content = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("Content-Type", content_type)
+            if location:
+                self.send_header("Location", location)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -526,6 +528,19 @@ def test_failure_of_a_dicomweb_server_is_recorded(model, status, reason, content
         receive(client, reply_to="")
         wait_until(lambda: any(each.attempts for each in repository.outbox.find()), "no attempt")
         assert {each.error for each in repository.outbox.find() if each.attempts} == {error}
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_redirect_is_a_failure_and_sends_nothing_to_another_address(model, status):
+    with (
+        web_server() as (elsewhere, redirected),
+        web_server(status, location=f"{elsewhere}/studies") as (url, _),
+        service(model, web_destination(url)) as (client, repository),
+    ):
+        receive(client, reply_to="")
+        wait_until(lambda: any(each.attempts for each in repository.outbox.find()), "no attempt")
+        assert {each.error for each in repository.outbox.find() if each.attempts} == {f"http_{status}"}
+        assert redirected == []
 
 
 @pytest.mark.parametrize("status", [409, 200])

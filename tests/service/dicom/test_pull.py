@@ -12,6 +12,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from datetime import date
+from urllib.parse import parse_qsl
 
 import pydicom
 import pytest
@@ -240,17 +241,23 @@ def test_wrong_source_is_rejected(tmp_path, text, words):
 
 @contextmanager
 def web_server(responses):
-    """A server that answers requests with (status, Content-Type, body) by the end of their path; 404 for others."""
+    """A server that answers requests by the end of their path; 404 for others.
+
+    Args:
+        responses: (status, Content-Type, body), or a function of the parameters that returns it; the body of a redirect is where
+            it leads.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            path = self.path.partition("?")[0]
-            status, content_type, body = next(
-                (value for key, value in responses.items() if path.endswith(key)), (404, "text/plain", b"")
-            )
+            path, _, parameters = self.path.partition("?")
+            answer = next((value for key, value in responses.items() if path.endswith(key)), (404, "text/plain", b""))
+            status, content_type, body = answer(dict(parse_qsl(parameters))) if callable(answer) else answer
             if self.command == "POST":
                 self.rfile.read(int(self.headers["Content-Length"]))
             self.send_response(status)
+            if 300 <= status < 400:
+                self.send_header("Location", body.decode())
             self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -342,14 +349,56 @@ def test_service_that_does_not_accept_the_token_is_an_error(status, words):
     assert words in error.value.hint
 
 
+@pytest.mark.parametrize("cap", [7, 100])
+def test_server_that_caps_pages_sends_all_instances(cap):
+    datasets = [pydicom.Dataset() for _ in range(105)]
+    for number, dataset in enumerate(datasets):
+        dataset.SOPInstanceUID = f"1.3.{number}"
+
+    def page(parameters):
+        start = int(parameters.get("offset", 0))
+        found = datasets[start : start + min(cap, int(parameters["limit"]))]
+        if not found:
+            return 204, "application/dicom+json", b""
+        return 200, "application/dicom+json", json.dumps([each.to_json_dict() for each in found]).encode()
+
+    files = {f"/1.3.{number}": FILE for number in range(105)}
+    with (
+        web_server(FOUND | {"/1.2/instances": page} | files) as url,
+        web_server({"/dicom-web/studies": (200, "application/dicom+json", b"{}")}) as service,
+    ):
+        report = pulled_by_web(url, service)
+    assert (report.instances, report.failed_instances) == (105, 0)
+
+
+def test_redirects_are_not_followed():
+    with web_server(FOUND | {"/1.3": FILE, "/dicom-web/studies": (200, "text/plain", b"")}) as elsewhere:
+        moved = (307, "text/plain", f"{elsewhere}/studies".encode())
+        with web_server({"/studies": moved}) as url, pytest.raises(PullError, match="HTTP status 307"):
+            pulled_by_web(url)
+        file = (302, "text/plain", f"{elsewhere}/1.3".encode())
+        with web_server(FOUND | {"/1.3": file}) as url:
+            report = pulled_by_web(url, elsewhere)
+        assert (report.instances, report.failed_instances) == (0, 1)
+        service = {"/dicom-web/studies": (307, "text/plain", f"{elsewhere}/dicom-web/studies".encode())}
+        with (
+            web_server(FOUND | {"/1.3": FILE}) as url,
+            web_server(service) as redirecting,
+            pytest.raises(PullError, match="HTTP status 307"),
+        ):
+            pulled_by_web(url, redirecting)
+
+
 def test_web_server_that_is_away_is_an_error():
     with pytest.raises(PullError, match="cannot reach archive"):
         pulled_by_web(f"http://127.0.0.1:{free_port()}")
 
 
 def test_token_is_sent_to_no_other_machine_in_plain_text():
-    with pytest.raises(UsageError, match="--service"):
+    with pytest.raises(UsageError, match="--service must be an https"):
         pulled_by_web("http://127.0.0.1:1", "http://service.example")
+    with pytest.raises(UsageError, match="--service must not contain a user name"):
+        pulled_by_web("http://127.0.0.1:1", "https://u:s@service.example")
 
 
 # --- real processes --------------------------------------------------------------------------------------------------------

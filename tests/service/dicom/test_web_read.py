@@ -4,6 +4,9 @@ import hashlib
 import io
 import logging
 import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import pydicom
@@ -24,9 +27,11 @@ from tests.service.conftest import (
     served,
 )
 
+from pneumoscope.core.errors import GoneError
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
+from pneumoscope.service.dicom import held
 from pneumoscope.service.dicom.matching import parse_query
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer
@@ -259,6 +264,69 @@ def test_pages_contain_each_study_once_and_say_that_there_are_more(matched_clien
     assert ["more than 2 results" in page.headers.get("Warning", "") for page in pages] == [True, False, False]
 
 
+def reads(client, monkeypatch):
+    """Return a list to which the sizes are added that are read of stored files."""
+    sizes, stored = [], type(client.app.state.held_objects._images)
+    read = stored.beginning
+
+    def record(self, prediction, size):
+        sizes.append(size)
+        return read(self, prediction, size)
+
+    monkeypatch.setattr(stored, "beginning", record)
+    return sizes
+
+
+@pytest.mark.parametrize("parameters", [{"Modality": "XX"}, {"ModalitiesInStudy": "MR"}, {"offset": 999_999_999}, {}])
+def test_search_that_reads_too_many_files_is_incomplete_and_says_so(matched_client, monkeypatch, parameters):
+    client, by_uid = matched_client
+    monkeypatch.setattr(held, "_MAX_FILES", 2)
+    sizes = reads(client, monkeypatch)
+    level = "series" if "Modality" in parameters else "studies"
+    answer = client.get(f"/dicom-web/{level}", params=parameters)
+    assert len(sizes) == 2
+    assert len(answer.json()) == (0 if parameters else 2)
+    assert answer.headers["Warning"].startswith('299 pneumoscope "The results are incomplete')
+    complete = client.get("/dicom-web/studies", params={"AccessionNumber": "A1"})
+    assert [by_uid[pydicom.Dataset.from_json(each).StudyInstanceUID] for each in complete.json()] == ["a"]
+    assert "Warning" not in complete.headers
+    monkeypatch.setattr(held, "_MAX_FILES", 3)
+    assert "Warning" not in client.get("/dicom-web/studies").headers
+
+
+def test_no_more_of_a_file_is_read_than_its_header_takes(client, monkeypatch):
+    sizes = reads(client, monkeypatch)
+    for extra, expected in ((0, [2**16]), (100_000, [2**16, 2**22])):
+        sent = pydicom.dcmread(io.BytesIO(instance(90 + bool(extra), SeriesNumber=7)))
+        sent.add_new(0x00091001, "OB", bytes(extra))  # before the series number
+        file = io.BytesIO()
+        sent.save_as(file, enforce_file_format=True)
+        post(client, file.getvalue())
+        sizes.clear()
+        (found,) = images(search(client, "instances", StudyInstanceUID=sent.StudyInstanceUID))
+        assert (found.SeriesNumber, found.Rows, found.BitsAllocated) == (7, SIZE, sent.BitsAllocated)
+        assert sizes == expected
+
+
+def test_two_searches_run_at_once(client, monkeypatch):
+    running, most, lock = [], [], threading.Lock()
+
+    def record(*_):
+        with lock:
+            running.append(1)
+            most.append(len(running))
+        time.sleep(0.2)
+        with lock:
+            running.pop()
+        return held.SearchResult([])
+
+    monkeypatch.setattr(held.HeldObjects, "_search", record)
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: client.get("/dicom-web/studies").status_code, range(6)))
+    assert answers == 6 * [200]
+    assert max(most) == 2
+
+
 def test_fuzzy_matching_is_answered_with_a_warning(client):
     answer = client.get("/dicom-web/studies", params={"PatientName": "doe", "fuzzymatching": "true"})
     assert answer.headers["Warning"].startswith("299 ")
@@ -300,13 +368,13 @@ def test_image_of_a_corrected_identity_is_not_held(client):
     sent = instance()
     (found,) = post(client, sent)
     identity = found["identity"]
-    for changed, held in (("patient_birth_date", True), ("patient_id", False)):
+    for changed, is_held in (("patient_birth_date", True), ("patient_id", False)):
         identity |= {changed: {"patient_birth_date": "2023-01-15", "patient_id": "8"}[changed]}
         body = {name: value for name, value in identity.items() if isinstance(value, str)}
         answer = client.put(f"/v1/predictions/{found['id']}/identity", json=body)
         assert answer.status_code == 200, answer.text
-        assert bool(search(client)) is held
-        assert (client.get(address(uids(sent)[0])).status_code == 200) is held
+        assert bool(search(client)) is is_held
+        assert (client.get(address(uids(sent)[0])).status_code == 200) is is_held
 
 
 def test_removed_image_is_not_held(client):
@@ -475,7 +543,7 @@ def test_rendered_image_is_the_decoded_image(client):
     assert Image.open(io.BytesIO(jpeg.content)).size == (SIZE, SIZE)
 
 
-def test_secondary_capture_has_a_frame_and_a_picture_and_the_report_has_none(client):
+def test_secondary_capture_has_a_frame_and_a_rendered_image_and_the_report_has_none(client):
     pytest.importorskip("highdicom", reason="[pacs] is not installed")
     sent = instance()
     post(client, sent)
@@ -528,11 +596,42 @@ def test_damaged_file_is_not_sent(model, tmp_path):
         sha256 = hashlib.sha256(sent).hexdigest()
         stored = tmp_path / "data" / "blobs" / sha256[:2] / sha256
         stored.write_bytes(sent[:-1] + b"x")
-        with pytest.raises(Exception, match=r".*"):  # the body ends without its last boundary
-            parts(client.get(address(*uids(sent))))
+        problem(client.get(address(*uids(sent))), 503, "storage")
         problem(client.get(address(*uids(sent), "/metadata")), 503, "storage")
         stored.unlink()
         assert search(client) == []
+
+
+@pytest.mark.parametrize("accept", [ANY_SYNTAX, "application/dicom"])
+def test_image_that_was_removed_since_it_was_found_is_gone(client, monkeypatch, accept):
+    sent = instance()
+    post(client, sent)
+
+    def fail(*_):
+        raise GoneError("removed")
+
+    monkeypatch.setattr(type(client.app.state.held_objects._images), "open", fail)
+    problem(client.get(address(*uids(sent)), headers={"Accept": accept}), 410, "gone")
+
+
+def test_body_ends_without_its_last_boundary_if_a_further_image_was_removed(model, monkeypatch):
+    with TestClient(
+        create_app(model, PredictionRepository(None)), base_url="http://127.0.0.1:8000", raise_server_exceptions=False
+    ) as client:
+        sent = [instance(level, StudyInstanceUID="1.2", SeriesInstanceUID="1.3") for level in (90, 110)]
+        post(client, *sent)
+        files = [io.BytesIO(sent[0])]
+
+        def open_first(*_):
+            if not files:
+                raise GoneError("removed")
+            return files.pop()
+
+        monkeypatch.setattr(type(client.app.state.held_objects._images), "open", open_first)
+        answer = client.get(address("1.2", "1.3"))
+        _, boundary = MULTIPART.fullmatch(answer.headers["Content-Type"]).groups()
+        assert sent[0] in answer.content
+        assert f"--{boundary}--".encode() not in answer.content
 
 
 # --- access --------------------------------------------------------------------------------------------------------------

@@ -376,6 +376,8 @@ def test_killed_service_sends_the_event_when_it_starts_again(bundle, tmp_path, r
     ("text", "words"),
     [
         ('url = "http://ris.example/hook"\nsecret_file = "webhook-secret"', "must be an https:// address"),
+        ('url = "https://u:p@ris.example/hook"\nsecret_file = "webhook-secret"', "must not contain a user name"),
+        ('url = "https://ris.example/hook#a"\nsecret_file = "webhook-secret"', "must not contain a fragment"),
         ('url = "https://ris.example/hook"', "secret_file is missing"),
         ('url = "https://ris.example/hook"\nsecret_file = "nowhere"', "cannot read the secret file"),
     ],

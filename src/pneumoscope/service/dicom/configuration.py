@@ -28,7 +28,7 @@ __all__ = [
     "WebServer",
     "Webhook",
     "read_configuration",
-    "require_https",
+    "require_base_url",
 ]
 
 _MAX_FILE_BYTES = 2**20
@@ -43,11 +43,26 @@ def _require_name(name: str) -> str:
 
 
 def require_https(url: str) -> str:
-    """Return an address without a slash at its end; raise ValueError if it is not one of https, or of this machine."""
+    """Return an address without a slash at its end.
+
+    Raises:
+        ValueError: It is not one of https, or of this machine; or it has a user name, or a fragment, which is never sent.
+    """
     parts = urlsplit(url)
+    if "@" in parts.netloc:
+        raise ValueError("must not contain a user name or a password; write them in files")
+    if "#" in url:
+        raise ValueError("must not contain a fragment: no #")
     if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))):
         raise ValueError("must be an https:// address")
     return url.rstrip("/")
+
+
+def require_base_url(url: str) -> str:
+    """Return the address of a DICOMweb service, below which its resources are; see `require_https`."""
+    if "?" in url:
+        raise ValueError("must not contain a query: no ?")
+    return require_https(url)
 
 
 Name = Annotated[str, AfterValidator(_require_name)]
@@ -151,7 +166,7 @@ class WebServer(_Model):
     """
 
     name: Name | None = None
-    url: Annotated[str, AfterValidator(require_https)] | None = None
+    url: Annotated[str, AfterValidator(require_base_url)] | None = None
     user: str = ""
     password_file: Path | None = None
     token_file: Path | None = None

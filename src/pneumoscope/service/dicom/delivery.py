@@ -250,7 +250,8 @@ class _WebSender:
         except requests.HTTPError as error:
             status = error.response.status_code if error.response is not None else 0
             if error.response is None or status != 409:
-                raise (UnreachableError if status in _AWAY else DeliveryError)(f"http_{status}") from error
+                is_away = status in _AWAY or 300 <= status < 400  # a redirect is not followed
+                raise (UnreachableError if is_away else DeliveryError)(f"http_{status}") from error
             response = _parse(error.response)
         except (requests.RequestException, OSError) as error:
             if _is_connected(error):

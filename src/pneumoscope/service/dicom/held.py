@@ -24,7 +24,7 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from pneumoscope.core.errors import GoneError, UnreadableImageError
 from pneumoscope.core.identity import Identity, is_same_person
-from pneumoscope.imaging.dicom import read_elements
+from pneumoscope.imaging.dicom import read_first_elements
 from pneumoscope.imaging.header_identity import read_identity
 from pneumoscope.service.dicom.configuration import ResultSettings
 from pneumoscope.service.dicom.header import MAX_HEADER_BYTES, read_header
@@ -35,11 +35,14 @@ from pneumoscope.service.storage.outbox import ObjectKind, result_uid
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 
-__all__ = ["HeldInstance", "HeldObjects"]
+__all__ = ["HeldInstance", "HeldObjects", "SearchResult"]
 
 _BATCH = 50  # studies whose headers are read at a time
 _PREFIX = slice(128, 132)  # "DICM", after the preamble
 _MAX_LOADED = 2  # images with their pixels in memory at once
+_MAX_SEARCHES = 2  # at once
+_MAX_FILES = 2000  # whose headers a search reads; a study is read as a whole
+_FIRST_BYTES = 64 * 2**10  # enough for most headers
 _MAX_INLINE = 1024  # bytes of a binary value in metadata
 _MAX_TEXT = 1024  # characters of a value in search results
 _JPEG_QUALITY = 90
@@ -49,6 +52,7 @@ _FURTHER_ELEMENTS = (
     "SeriesNumber", "SeriesDescription", "SeriesDate", "SeriesTime", "BodyPartExamined", "InstanceNumber",
     "BitsAllocated", "NumberOfFrames",
 )  # fmt: skip
+_LAST_ELEMENT = 0x00280100  # BitsAllocated: the last of them in a file, and of those of `header`
 # Attributes that are stated as the database has them: a header may lack some, or their character set.
 _IDENTITY_KEYWORDS = {
     "patient_name": "PatientName",
@@ -84,6 +88,29 @@ class HeldInstance:
         return study, series, instance
 
 
+@dataclasses.dataclass(frozen=True, slots=True, repr=False)
+class SearchResult:
+    """The result of a search.
+
+    Attributes:
+        found: Studies, series or instances.
+        has_more: Whether more match than were asked for.
+        is_partial: Whether the search ended before it had read all files; studies that were received earlier are missing.
+    """
+
+    found: list[Dataset]
+    has_more: bool = False
+    is_partial: bool = False
+
+
+@dataclasses.dataclass(slots=True)
+class _FileLimit:
+    """Counts the files whose headers may still be read; `is_exceeded` once some were not."""
+
+    left: int
+    is_exceeded: bool = False
+
+
 class HeldObjects:
     """Finds and reads the instances that a service holds.
 
@@ -105,12 +132,13 @@ class HeldObjects:
         self._images, self._renderer = HeldImages(repository.engine, repository.storage.blobs), renderer
         self._results, self._is_pseudonymized = results, is_pseudonymized
         self._has_results = importlib.util.find_spec("highdicom") is not None  # an extra
-        self._loading = asyncio.Semaphore(_MAX_LOADED)
+        self._loading, self._searching = asyncio.Semaphore(_MAX_LOADED), asyncio.Semaphore(_MAX_SEARCHES)
 
-    def search(self, query: SearchQuery, level: Level, study: str = "", series: str = "") -> tuple[list[Dataset], bool]:
-        """Return the studies, series or instances that match, last received study first, and whether there are more.
+    async def search(self, query: SearchQuery, level: Level, study: str = "", series: str = "") -> SearchResult:
+        """Return the studies, series or instances that match, last received study first.
 
-        The headers of the files are read, also of those that are skipped or do not match.
+        The headers of the files are read, also of those that are skipped or do not match, but not without limit: a search may
+        end before it has read all. Others wait while two are running.
 
         Args:
             query: Conditions, and the part of the matches to return.
@@ -119,19 +147,23 @@ class HeldObjects:
         Raises:
             StorageError: The database or a file cannot be read.
         """
+        async with self._searching:
+            return await run_in_threadpool(self._search, query, level, study, series)
+
+    def _search(self, query: SearchQuery, level: Level, study: str, series: str) -> SearchResult:
         found: list[Dataset] = []
-        skipped = 0
-        for instances in self._studies(query.held_filter(study)):
+        skipped, limit = 0, _FileLimit(_MAX_FILES)
+        for instances in self._studies(query.held_filter(study), limit):
             for attributes in _summaries(instances, level):
                 if (series and attributes.SeriesInstanceUID != series) or not query.matches(attributes):
                     continue
                 if skipped < query.offset:
                     skipped += 1
                 elif len(found) == query.limit:
-                    return found, True
+                    return SearchResult(found, has_more=True)
                 else:
                     found.append(attributes)
-        return found, False
+        return SearchResult(found, is_partial=limit.is_exceeded)
 
     def instances(self, study: str, series: str = "", instance: str = "") -> list[HeldInstance]:
         """Return the instances of a study, of a series of it, or one of them; none if nothing has these UIDs.
@@ -176,28 +208,41 @@ class HeldObjects:
             with await self.open(instance) as file:
                 return await run_in_threadpool(_draw_capture, file, media_type)
 
-    def _studies(self, where: HeldFilter) -> Iterator[list[HeldInstance]]:
-        """Yield the instances of each study that meets the conditions; none is empty."""
+    def _studies(self, where: HeldFilter, limit: _FileLimit | None = None) -> Iterator[list[HeldInstance]]:
+        """Yield the instances of each study that meets the conditions, up to a limit; none is empty."""
         uids = [] if self._is_pseudonymized else self._images.study_uids(where)
         for start in range(0, len(uids), _BATCH):
             batch = uids[start : start + _BATCH]
-            found: dict[str, dict[str, HeldInstance]] = {uid: {} for uid in batch}
+            stored: dict[str, list[tuple[StoredPrediction, Identity]]] = {uid: [] for uid in batch}
             for prediction in self._images.images(batch):
                 identity = prediction.identity or Identity()
-                study = found[identity.study_instance_uid]
-                # The first prediction of an image is its latest.
-                if identity.sop_instance_uid not in study and (image := self._image(prediction, identity)):
-                    study[identity.sop_instance_uid] = image
-            images = {uid: list(by_uid.values())[::-1] for uid, by_uid in found.items() if by_uid}
-            delivered = self._images.result_uids([each.prediction.id for study in images.values() for each in study])
-            for study_images in images.values():
-                results = [result for image in study_images for result in self._results_of(image, delivered)]
-                yield [*study_images, *results]
+                stored[identity.study_instance_uid].append((prediction, identity))
+            delivered = self._images.result_uids([each.id for study in stored.values() for each, _ in study])
+            for study in stored.values():
+                if limit and limit.left <= 0:
+                    limit.is_exceeded = True
+                    return
+                if images := self._study_images(study, limit):
+                    yield [*images, *(result for image in images for result in self._results_of(image, delivered))]
+
+    def _study_images(
+        self, stored: Sequence[tuple[StoredPrediction, Identity]], limit: _FileLimit | None
+    ) -> list[HeldInstance]:
+        """Return the images of a study that are held, and count the files that are read."""
+        found: dict[str, HeldInstance] = {}
+        for prediction, identity in stored:
+            if identity.sop_instance_uid in found:
+                continue  # the first prediction of an image is its latest
+            if limit:
+                limit.left -= 1
+            if image := self._image(prediction, identity):
+                found[identity.sop_instance_uid] = image
+        return list(found.values())[::-1]
 
     def _image(self, prediction: StoredPrediction, identity: Identity) -> HeldInstance | None:
         """Return the image of a prediction, or None if its file is not held."""
         try:
-            beginning = self._images.beginning(prediction, MAX_HEADER_BYTES)
+            beginning, further = self._beginning(prediction)
             header = read_header(beginning)
         except (GoneError, UnreadableImageError):
             return None
@@ -209,7 +254,7 @@ class HeldObjects:
             or not is_same_person(stated, identity)
         ):
             return None
-        header.update(_further_elements(beginning))
+        header.update(further)
         for name, keyword in _IDENTITY_KEYWORDS.items():
             value = getattr(identity, name)
             if name.endswith("_date"):
@@ -220,6 +265,15 @@ class HeldObjects:
                 element.value = None
         syntax = str(header.file_meta.get("TransferSyntaxUID", ExplicitVRLittleEndian))
         return HeldInstance(prediction, None, header, syntax)
+
+    def _beginning(self, prediction: StoredPrediction) -> tuple[bytes, Dataset]:
+        """Return the beginning of a file with the whole header, and its further elements."""
+        beginning = self._images.beginning(prediction, _FIRST_BYTES)
+        further = _further_elements(beginning)
+        if not further.get("BitsAllocated") and len(beginning) == _FIRST_BYTES:
+            beginning = self._images.beginning(prediction, MAX_HEADER_BYTES)
+            further = _further_elements(beginning)
+        return beginning, further
 
     def _results_of(self, image: HeldInstance, delivered: dict[tuple[str, str, str], str]) -> Iterator[HeldInstance]:
         """Yield the results of an image."""
@@ -239,7 +293,9 @@ class HeldObjects:
 
 def _further_elements(beginning: bytes) -> Dataset:
     """Return elements that only describe a series or an instance; those that are invalid are missing."""
-    header, found = read_elements(beginning, ["SpecificCharacterSet", *_FURTHER_ELEMENTS]), Dataset()
+    header, found = Dataset(), Dataset()
+    with contextlib.suppress(Exception):  # as below
+        header = read_first_elements(beginning, ["SpecificCharacterSet", *_FURTHER_ELEMENTS], _LAST_ELEMENT)
     for keyword in _FURTHER_ELEMENTS:
         with contextlib.suppress(Exception):  # untrusted bytes: the library raises errors of any type
             if keyword in header:
@@ -323,7 +379,7 @@ def _frame(file: BinaryIO) -> bytes | None:
 
 
 def _draw_capture(file: BinaryIO, media_type: str) -> bytes:
-    """Return a Secondary Capture of this package as a picture."""
+    """Return a Secondary Capture of this package as a rendered image."""
     capture = dcmread(file)
     return _encode(Image.frombytes("RGB", (capture.Columns, capture.Rows), capture.PixelData), media_type)
 
@@ -333,7 +389,7 @@ def _recode(png: bytes, media_type: str) -> bytes:
         return _encode(opened, media_type)
 
 
-def _encode(picture: Image.Image, media_type: str) -> bytes:
+def _encode(image: Image.Image, media_type: str) -> bytes:
     file = io.BytesIO()
-    picture.save(file, media_type.partition("/")[2].upper(), quality=_JPEG_QUALITY)
+    image.save(file, media_type.partition("/")[2].upper(), quality=_JPEG_QUALITY)
     return file.getvalue()

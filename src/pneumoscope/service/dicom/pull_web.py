@@ -17,7 +17,7 @@ from dicomweb_client.api import DICOMwebClient
 from pydicom import Dataset
 
 from pneumoscope.core.errors import PullError, UsageError
-from pneumoscope.service.dicom.configuration import WebServer, require_https
+from pneumoscope.service.dicom.configuration import WebServer, require_base_url
 from pneumoscope.service.dicom.selection import MODALITIES, Progress, PullReport, StudySelection
 from pneumoscope.service.dicom.web_session import HTTP_SECONDS, open_session, read_credential
 
@@ -41,9 +41,9 @@ def pull_by_web(
 ) -> None:
     """Pull the images of studies; see `pull.pull`."""
     try:
-        service_url = require_https(service_url)
+        service_url = require_base_url(service_url)
     except ValueError as error:
-        raise UsageError("--service is not an https:// address, or one of this machine") from error
+        raise UsageError(f"--service {error}") from error
     with contextlib.ExitStack() as stack:
         try:
             session = stack.enter_context(open_session(source))
@@ -121,12 +121,14 @@ class _Archive:
     def _search_all(self, search: Callable[..., Any], keyword: str, **arguments: Any) -> dict[str, Dataset]:
         """Return the results of all pages of a search by UID."""
         found: dict[str, Dataset] = {}
+        offset = 0
         while True:
-            page = list(self._search(search, offset=len(found), limit=_PAGE, **arguments))
+            page = list(self._search(search, offset=offset, limit=_PAGE, **arguments))
             new = {uid: each for each in page if (uid := str(each.get(keyword) or "")) and uid not in found}
-            found |= new
-            if not new or len(page) < _PAGE:  # a server may ignore `offset`, or send all at once
+            if not new:  # a server may send fewer than `limit`, or ignore `limit` and `offset`
                 return found
+            found |= new
+            offset += len(page)
 
     def _search(self, search: Callable[..., Any], **arguments: Any) -> Iterator[Dataset]:
         place = f"{self._name} ({self._url})"
@@ -174,15 +176,16 @@ def _store(service: requests.Session, url: str, content: bytes) -> bool:
     headers = {"Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}'}
     try:
         response = service.post(
-            f"{url}/dicom-web/studies", data=body, headers=headers, timeout=(_CONNECT_SECONDS, 2 * HTTP_SECONDS)
-        )
+            f"{url}/dicom-web/studies", data=body, headers=headers, allow_redirects=False,
+            timeout=(_CONNECT_SECONDS, 2 * HTTP_SECONDS),
+        )  # fmt: skip
     except (requests.RequestException, OSError) as error:
         raise PullError(
             f"cannot reach the service at {url}: {type(error).__name__}",
             hint="Start it, or pass its address with --service",
         ) from error
-    if response.status_code in (401, 403, 404):
-        hint = "Pass the address of the service with --service" if response.status_code == 404 else _ROLE_HINT
+    if response.status_code in (401, 403, 404) or 300 <= response.status_code < 400:
+        hint = _ROLE_HINT if response.status_code in (401, 403) else "Pass the address of the service with --service"
         raise PullError(
             f"the service at {url} does not store the images: HTTP status {response.status_code}", hint=hint
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -34,7 +34,7 @@ from pneumoscope.service.dicom.media_types import (
 __all__ = ["dicom_web_reader_router"]
 
 _CHUNK_BYTES = 256 * 2**10  # of a file in memory at a time
-_PICTURES = ("image/jpeg", "image/png")
+_RENDERED_TYPES = ("image/jpeg", "image/png")
 Uid = Annotated[str, Path(pattern=r"^[0-9.]{1,64}$", examples=["1.2.840.113619.2.1"])]
 AppHeldObjects = Annotated[HeldObjects, from_app_state("held_objects")]
 _DATASETS: dict[int | str, dict[str, Any]] = {
@@ -53,7 +53,10 @@ _FILES: dict[str, Any] = {
     "response_class": StreamingResponse,
     "responses": {**_binary("multipart/related"), **problem_responses(404, 406, 410)},
 }
-_NO_FRAME = "the instance has no picture"
+_PARTIAL = (
+    "The results are incomplete: too many files to read. Search by study, patient, accession number or study date."
+)
+_NO_PIXELS = "the instance has no pixel data"
 
 # The application adds `dependencies.authentication`; see `app.create_app`. QIDO-RS repeats `includefield`.
 dicom_web_reader_router = APIRouter(
@@ -68,6 +71,7 @@ dicom_web_reader_router = APIRouter(
 async def search_studies(request: Request, held: AppHeldObjects) -> Response:
     """Match attributes of patient and study by keyword or tag: a value, one with the wildcards `*` and `?`, a range of dates, or
     a list of UIDs. `limit` is 100 by default and 500 at most; `offset` skips results. All attributes are always returned.
+    A search reads 2,000 files at most; a `Warning` says that its results are incomplete.
     """
     return await _search(request, held, "study")
 
@@ -109,13 +113,15 @@ async def search_instances_of_series(request: Request, held: AppHeldObjects, stu
 async def _search(request: Request, held: HeldObjects, level: Level, study: str = "", series: str = "") -> Response:
     media_type = choose(accepted_ranges(request), JSON_TYPES)
     query = parse_query(request.query_params.multi_items(), level)
-    found, has_more = await run_in_threadpool(held.search, query, level, study, series)
+    result = await held.search(query, level, study, series)
     base_url = str(request.base_url)
+    count = len(result.found)
     warnings = [
         *(["The fuzzymatching parameter is not supported. Only literal matching has been performed."] if query.is_fuzzy else []),
-        *([f"There are more than {len(found)} results; send limit (up to {MAX_LIMIT}) and offset."] if has_more else []),
+        *([f"There are more than {count} results; send limit (up to {MAX_LIMIT}) and offset."] if result.has_more else []),
+        *([_PARTIAL] if result.is_partial else []),
     ]  # fmt: skip
-    response = Response(json.dumps([_result(each, level, base_url) for each in found]), media_type=media_type)
+    response = Response(json.dumps([_result(each, level, base_url) for each in result.found]), media_type=media_type)
     for warning in warnings:
         response.headers.append("Warning", f'299 pneumoscope "{warning}"')
     return response
@@ -217,7 +223,7 @@ async def retrieve_frame(
     require_frame(ranges, media_type, transfer_syntax)
     frame = await held.frame(found)
     if frame is None:
-        raise HTTPException(404, _NO_FRAME)
+        raise HTTPException(404, _NO_PIXELS)
     await run_in_threadpool(access_log.viewed, user, [found.prediction.id])
     boundary = secrets.token_hex(16)
     body = b"".join([_part_header(boundary, f"{media_type}; transfer-syntax={transfer_syntax}"), frame, _end(boundary)])
@@ -225,21 +231,22 @@ async def retrieve_frame(
 
 
 @dicom_web_reader_router.get(
-    "/studies/{study}/series/{series}/instances/{instance}/rendered", summary="Retrieve a picture of an instance (WADO-RS)",
-    response_class=Response, responses={**_binary(*_PICTURES), **problem_responses(404, 406, 410)},
+    "/studies/{study}/series/{series}/instances/{instance}/rendered",
+    summary="Retrieve a rendered image of an instance (WADO-RS)",
+    response_class=Response, responses={**_binary(*_RENDERED_TYPES), **problem_responses(404, 406, 410)},
 )  # fmt: skip
 async def retrieve_rendered(
     request: Request, held: AppHeldObjects, access_log: AppAccessLog, user: User,
     study: Uid, series: Uid, instance: Uid,
 ) -> Response:  # fmt: skip
     """With 8 bits, at its own size, with the window of the file."""
-    media_type = choose(accepted_ranges(request), _PICTURES)
+    media_type = choose(accepted_ranges(request), _RENDERED_TYPES)
     found = await _one(held, study, series, instance)
-    picture = await held.rendered(found, media_type)
-    if picture is None:
-        raise HTTPException(404, _NO_FRAME)
+    image = await held.rendered(found, media_type)
+    if image is None:
+        raise HTTPException(404, _NO_PIXELS)
     await run_in_threadpool(access_log.viewed, user, [found.prediction.id])
-    return Response(picture, media_type=media_type)
+    return Response(image, media_type=media_type)
 
 
 async def _retrieve(
@@ -248,11 +255,16 @@ async def _retrieve(
     found = await _find(held, *uids)
     syntaxes = {each.transfer_syntax for each in found}
     is_multipart = require_dicom(accepted_ranges(request), syntaxes, single=len(uids) == 3)
-    await run_in_threadpool(access_log.viewed, user, list(dict.fromkeys(each.prediction.id for each in found)))
+    first = await held.open(found[0])  # before the status is sent: the file may be gone
+    try:
+        await run_in_threadpool(access_log.viewed, user, list(dict.fromkeys(each.prediction.id for each in found)))
+    except BaseException:
+        first.close()
+        raise
     if not is_multipart:
-        return StreamingResponse(_chunks(held, found[0]), media_type=DICOM)
+        return StreamingResponse(_chunks(first), media_type=DICOM)
     boundary = secrets.token_hex(16)
-    return StreamingResponse(_parts(held, found, boundary), media_type=_multipart_type(DICOM, boundary))
+    return StreamingResponse(_parts(held, found, first, boundary), media_type=_multipart_type(DICOM, boundary))
 
 
 async def _metadata(request: Request, held: HeldObjects, access_log: AppAccessLog, user: str, *uids: str) -> Response:
@@ -280,18 +292,25 @@ async def _find(held: HeldObjects, *uids: str) -> list[HeldInstance]:
     return found
 
 
-async def _parts(held: HeldObjects, instances: Sequence[HeldInstance], boundary: str) -> AsyncIterator[bytes]:
-    """Yield a multipart body; if an instance cannot be read, the body ends without its last boundary."""
-    for each in instances:
+async def _parts(
+    held: HeldObjects, instances: Sequence[HeldInstance], first: BinaryIO, boundary: str
+) -> AsyncIterator[bytes]:
+    """Yield a multipart body with the open file of the first instance, and those of the others.
+
+    If one of the others cannot be read, the body ends without its last boundary.
+    """
+    for number, each in enumerate(instances):
+        file = await held.open(each) if number else first
         yield _part_header(boundary, f"{DICOM}; transfer-syntax={each.transfer_syntax}")
-        async for chunk in _chunks(held, each):
+        async for chunk in _chunks(file):
             yield chunk
         yield b"\r\n"
     yield f"--{boundary}--\r\n".encode()
 
 
-async def _chunks(held: HeldObjects, instance: HeldInstance) -> AsyncIterator[bytes]:
-    with await held.open(instance) as file:
+async def _chunks(file: BinaryIO) -> AsyncIterator[bytes]:
+    """Yield the content of a file, and close it."""
+    with file:
         while chunk := await run_in_threadpool(file.read, _CHUNK_BYTES):
             yield chunk
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import requests
 from requests.auth import HTTPBasicAuth
@@ -17,11 +18,14 @@ HTTP_SECONDS = 60  # without a byte from the server
 def open_session(server: WebServer) -> requests.Session:
     """Return a session that authenticates as the configuration says; the caller closes it.
 
+    Its requests raise requests.HTTPError if the server redirects them.
+
     Raises:
         OSError, UnicodeDecodeError: A file with a secret cannot be read.
     """
     session = requests.Session()
     session.trust_env = False  # a .netrc or a proxy of the environment must not get images and results
+    session.hooks["response"] = [_reject_redirect]
     if server.ca_file:
         session.verify = str(server.ca_file)
     if server.password_file:
@@ -29,6 +33,13 @@ def open_session(server: WebServer) -> requests.Session:
     if server.token_file:
         session.headers["Authorization"] = f"Bearer {read_credential(server.token_file)}"
     return session
+
+
+def _reject_redirect(response: requests.Response, *_: Any, **__: Any) -> None:
+    """Raise HTTPError for a redirect: patient data goes only to the address of the configuration."""
+    if 300 <= response.status_code < 400:
+        response.close()
+        raise requests.HTTPError("redirect", response=response)
 
 
 def read_credential(file: Path) -> str:
