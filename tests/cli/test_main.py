@@ -23,6 +23,7 @@ from pneumoscope import cli as module
 from pneumoscope.cli import VERBS, cli, run_and_exit
 from pneumoscope.core import errors
 from pneumoscope.core.errors import (
+    InvalidIdentityError,
     MissingExtraError,
     PneumoscopeError,
     TooManyRequestsError,
@@ -176,6 +177,9 @@ def example(error_class: type[PneumoscopeError]) -> PneumoscopeError:
         return error_class("a/image.png", "truncated", hint="Copy it again")
     if issubclass(error_class, TooManyRequestsError):
         return error_class("too many failed attempts", retry_seconds=4)
+    if issubclass(error_class, InvalidIdentityError):
+        fields = {"patient_birth_date": "date_in_future"}
+        return error_class("the birth date is in the future", fields=fields, hint="Correct it")
     return error_class("the image 'a' is blank", hint="Choose another")
 
 

@@ -116,7 +116,7 @@ def run_block(block: Block, folder: Path, environment: Mapping[str, str]) -> Non
     elif block.saved_as == "openid.toml":
         (folder / block.saved_as).chmod(0o600)
         read_configuration(folder / block.saved_as)
-    elif block.language == "toml" and block.saved_as:
+    elif block.language == "toml" and "network" not in tomllib.loads(block.text):  # a recipe has one
         dicom_configuration.read_configuration(folder / block.saved_as)
     elif block.language == "toml":
         (folder / "block.toml").write_text(block.text, encoding="utf-8")

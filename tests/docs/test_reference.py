@@ -13,7 +13,12 @@ from pneumoscope.cli import VERBS
 from pneumoscope.core import errors
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-pytestmark = [pytest.mark.slow, pytest.mark.training]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.training,
+    # pynetdicom does not close the socket of an association that is refused.
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -145,6 +145,7 @@ def test_object_that_cannot_be_written_delays_no_other(model, archive, monkeypat
         receive(client, 100)
         repository.inbox.release()
         wait_until(lambda: len(archive.stored) == 3, "the others wait")
+        wait_until(lambda: len(repository.outbox.find()) == 1, "the others are not recorded")
         (failed,) = repository.outbox.find()
         assert (failed.number, failed.error) == (1, "internal_error")
 
