@@ -242,9 +242,10 @@ def test_images_that_arrived_while_the_service_was_down_are_sent_again_on_reques
             radiographs = orthanc.post("/tools/find", {"Level": "Series", "Query": {"Modality": "CR\\DX"}})
             assert len(radiographs) == 3
             orthanc.post("/modalities/pneumoscope/store", {"Resources": radiographs})
-            wait_until(lambda: is_settled(opened, images=3, own_results=6), opened.states)
+            # Orthanc may route the results back on the association of the killed service, and does not try again.
+            wait_until(lambda: len(opened.results("delivered")) == 6, opened.states)
+            assert opened.states().count("predicted") == 3
             assert orthanc.count() == 9
-            assert len(opened.results("delivered")) == 6
 
 
 # --- DICOMweb ----------------------------------------------------------------------------------------------------------------
