@@ -268,13 +268,18 @@ def test_instance_whose_prediction_always_fails_becomes_an_unreadable_file(model
 
 
 @pytest.mark.parametrize(
-    ("titles", "reason"),
-    [({"calling": "INTRUDER"}, 3), ({"called": "ANOTHER"}, 7)],
+    ("titles", "reason", "logged"),
+    [
+        ({"calling": "INTRUDER"}, 3, "association from 127.0.0.1: its AE title and address"),
+        ({"called": "ANOTHER"}, 7, "association of PACS: it does not call PNEUMOSCOPE"),
+    ],
 )
-def test_unknown_ae_title_is_rejected(model, titles, reason):
+def test_unknown_ae_title_is_rejected(model, caplog, titles, reason, logged):
     with node(model) as (client, opened), association(opened, **titles) as sender:
         assert sender.is_rejected
         assert sender.acceptor.primitive.diagnostic == reason
+        assert logged in caplog.text
+        assert not {"INTRUDER", "ANOTHER"} & set(caplog.text.split())
         assert client.get("/v1/predictions").json()["total"] == 0
 
 

@@ -127,7 +127,7 @@ class ResultDelivery:
         except UnconfirmedError as error:  # the others are tried next, without this object, which may be the cause
             _LOG.warning("A result was sent to %s without an answer: %s", name, error)
         except UnreachableError as error:
-            _LOG.warning("Results cannot be delivered to %s: %s", name, error)
+            _LOG.warning("Results cannot be delivered to %s%s: %s", name, _address(receiver), error)
             self._outbox.record_unreachable(name, str(error), self._now())
         return count
 
@@ -166,6 +166,10 @@ class ResultDelivery:
         if isinstance(receiver, Webhook):
             return study_event(self._repository, delivery, self._notice, identifiers=receiver.identifiers)
         return self._renderer.result_object(delivery)
+
+
+def _address(receiver: _Receiver) -> str:
+    return f" ({receiver.ae_title} at {receiver.host}, port {receiver.port})" if isinstance(receiver, DicomPeer) else ""
 
 
 @contextlib.contextmanager

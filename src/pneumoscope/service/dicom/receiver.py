@@ -192,6 +192,8 @@ class DicomReceiver:
             evt.trigger(association, evt.EVT_REJECTED, {})
             association.kill()
             return
+        if request.called_ae_title.strip() != self._settings.ae_title:  # pynetdicom rejects it
+            _LOG.warning("Rejected a DICOM association of %s: it does not call %s", peer.name, self._settings.ae_title)
         self._peers[id(association)] = peer
 
     def _count_bytes(self, event: Event) -> None:
