@@ -9,7 +9,6 @@ from PIL import Image
 
 from pneumoscope.imaging.phantom import draw_phantom, write_phantoms
 from pneumoscope.runs.recipe import Recipe, parse_recipe
-from pneumoscope.training import train as train_module
 
 SMALL = {
     "name": "small",
@@ -59,4 +58,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 @pytest.fixture
 def without_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the last step of a run, the export of its bundle: it takes most of the time, and the test reads no bundle."""
+    from pneumoscope.training import train as train_module  # needs PyTorch
+
     monkeypatch.setattr(train_module, "export", lambda *_, **__: None)
