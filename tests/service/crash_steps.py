@@ -174,7 +174,7 @@ def process_instances(repository, number, step):
         assert content is not None
 
         def also(connection, id, instance=instance):
-            time = repository._time()
+            time = repository.storage.time()
             finish(connection, instance, Outcome("predicted", SETTINGS, id), time)
             subject = ResultSubject(id, "", "ab" * 32, "balanced", instance.sop_instance_uid, instance.header)
             enqueue(connection, subject, ["PACS"], KINDS, time)
@@ -197,7 +197,7 @@ def deliver_results(repository, number, step):
 
 def pacs_file(repository):
     """Return the file that stands for a PACS, beside the data directory."""
-    return repository.blobs._staging.parent.parent / "pacs.txt"
+    return repository.storage.blobs._staging.parent.parent / "pacs.txt"
 
 
 def recover(repository, number, step):

@@ -296,7 +296,8 @@ def test_results_wait_while_orthanc_refuses_the_password(bundle, tmp_path):
         sent = opened.client.post("/dicom-web/studies", content=body, headers={"Content-Type": content_type})
         assert sent.status_code == 200
         wait_until(lambda: any(each.attempts for each in opened.results("waiting")), "no attempt")
-        assert {each.error for each in opened.results("waiting")} == {"http_401"}
+        errors = lambda: {each.error for each in opened.results("waiting")}  # noqa: E731
+        wait_until(lambda: errors() == {"http_401"}, errors)
         (tmp_path / "password").write_text(USER[1])
         wait_for_results(orthanc, 2)  # the password is read again
 

@@ -89,7 +89,7 @@ def test_crash_at_any_step_loses_and_doubles_no_instance_and_no_result(tmp_path,
         copies = Counter(line.split()[0] for line in at_pacs)
         assert copies == Counter(each.result_uid for each in repository.outbox.find(("delivered",), 10_000))
         if not killed:
-            verify(repository.engine, images=repository.blobs)
+            verify(repository.engine, images=repository.storage.blobs)
         repository.close()
         if not killed:
             break
