@@ -248,6 +248,14 @@ def test_own_results_are_acknowledged_and_not_predicted(model, archive):
         assert archive.received == 2
 
 
+def test_result_of_another_installation_is_acknowledged_and_not_predicted(model, archive):
+    with service(model, configuration(archive)) as (client, repository):
+        receive(client, Manufacturer="pneumoscope")
+        assert repository.inbox.status().instances == 0
+        receive(client, 110, Manufacturer="another")
+        predicted(client)
+
+
 def test_corrected_patient_before_the_delivery_is_that_of_the_result(model, archive):
     archive.stop()
     with service(model, configuration(archive)) as (client, repository):

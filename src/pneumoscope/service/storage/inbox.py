@@ -307,8 +307,6 @@ class Inbox:
                         connection.execute(renewed.values(row))  # identifiers may have been removed
                     else:
                         connection.execute(insert(received_instances), [row])
-                    same_study = _COLUMNS.state == "waiting", _COLUMNS.study_instance_uid == row["study_instance_uid"]
-                    connection.execute(update(received_instances).where(*same_study).values(due=row["due"]))
                     replace_header(connection, row["sop_instance_uid"], row["header"])
                     known |= _find(connection, [row])
                     results.append(True)
