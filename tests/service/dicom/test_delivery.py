@@ -441,6 +441,18 @@ def test_study_is_quiet_after_its_last_instance():
     inbox.close()
 
 
+def test_study_is_not_quiet_after_a_small_correction_of_the_clock():
+    clock = [datetime(2026, 1, 1, tzinfo=UTC)]
+    inbox = Inbox(open_database(None), None, now=lambda: clock[0])
+    instance = ReceivedInstance("PACS", "PACS", "1.2", "1.2.3", "{}")
+    inbox.submit(instance, b"1", timedelta(hours=1), "settings").result(SECONDS)
+    clock[0] -= timedelta(seconds=10)
+    assert inbox.ready(10) == []
+    clock[0] += timedelta(hours=1, seconds=10)
+    assert len(inbox.ready(10)) == 1
+    inbox.close()
+
+
 def test_study_is_predicted_when_released(model, archive):
     waiting = DicomConfiguration(configuration(archive).node, quiet_seconds=3600)
     with service(model, waiting) as (client, repository):

@@ -82,7 +82,7 @@ def test_waiting_instances_and_results_are_counted(waiting):
 
 @pytest.mark.parametrize("uid", ["1.2/3", "x", 65 * "1", 5])
 def test_wrong_study_is_not_released(waiting, uid):
-    receive(waiting)
+    assert receive(waiting) == 0
     answer = waiting.post("/v1/inbox/release", json={"study_instance_uid": uid})
     assert answer.status_code == 422
     assert waiting.get("/v1/exchange").json()["inbox"]["instances"] == 1

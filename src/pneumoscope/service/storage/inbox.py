@@ -48,8 +48,8 @@ InboxState = Literal["waiting", "predicted", "unreadable", "lost", "own_result"]
 _BATCH = 500  # files of failed batches that one transaction settles
 _COLUMNS = received_instances.c
 _NO_IDENTIFIERS = {"header": "", "study_instance_uid": "", "sop_instance_uid": ""}
-# A time further in the future than any quiet period: the clock was set back.
-_HORIZON = timedelta(hours=1)
+# A time further in the future than twice the longest quiet period: the clock was set back, and not only corrected.
+_HORIZON = timedelta(hours=2)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
