@@ -1,12 +1,14 @@
 """`pneumoscope outbox`."""
 
 import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from click.testing import CliRunner
 
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli.outbox import command
+from pneumoscope.service.storage.commitments import MAX_FAILURES, CommitmentReport, Commitments
 from pneumoscope.service.storage.database import open_database, write_transaction
 from pneumoscope.service.storage.outbox import Outbox, ResultSubject, enqueue
 
@@ -46,8 +48,8 @@ def test_results_are_listed_without_identifiers(folder):
         ("waiting", 0, TIME, "ab" * 16)
     }
     header, first, *others = run(folder, "list").stdout.splitlines()
-    assert header.split() == ["number", "destination", "object", "state", "attempts", "created", "error"]
-    assert first.split() == ["1", "PACS", "secondary_capture", "waiting", "0", TIME[:19]]
+    assert header.split() == ["number", "destination", "object", "state", "commitment", "attempts", "created", "error"]
+    assert first.split() == ["1", "PACS", "secondary_capture", "waiting", "-", "0", TIME[:19]]
     assert len(others) == 3
     assert "SECRET" not in run(folder, "list").output + run(folder, "list", "--json").output
 
@@ -84,3 +86,28 @@ def test_wrong_selection_is_an_error_that_says_what_to_do(folder, arguments, wor
     assert ended.value.code == 2
     assert words in capsys.readouterr().err
     assert len(listed(folder)) == 4
+
+
+def test_results_without_commitment_are_listed_and_sent_again_by_number(folder):
+    engine, time = open_database(folder), datetime(2026, 1, 2, 4, tzinfo=UTC)
+    outbox, commitments = Outbox(engine), Commitments(engine)
+    first, second = outbox.due("PACS", time, 10)
+    outbox.record_delivered([first, second], time, asks_commitment=True)
+    for _ in range(MAX_FAILURES):
+        time += timedelta(hours=1)
+        for waiting in outbox.due("PACS", time, 10):
+            outbox.record_delivered([waiting], time, asks_commitment=True)
+        time += timedelta(hours=1)
+        request = commitments.begin("PACS", time, timedelta(hours=1), 10)
+        uids = frozenset({second.result_uid} & {each.result_uid for each in request.deliveries})
+        report = CommitmentReport(request.transaction_uid, uids, {first.result_uid: 0x0213})
+        assert commitments.record_report("PACS", report, time)
+    engine.dispose()
+    (found,) = listed(folder, "--uncommitted")
+    assert (found["number"], found["state"], found["commitment"]) == (first.number, "delivered", "failed")
+    assert (found["error"], found["commitment_requested"][:19]) == ("not_committed_0213", time.isoformat()[:19])
+    assert "failed" in run(folder, "list", "--uncommitted").stdout.splitlines()[1].split()
+    assert [each["commitment"] for each in listed(folder, "--state", "delivered")] == ["failed", "committed"]
+    assert "1 result due now" in run(folder, "retry", str(first.number)).stderr
+    assert [each["number"] for each in listed(folder)] == [1, 3, 4]
+    assert "No results lack storage commitment" in run(folder, "list", "--uncommitted").stderr

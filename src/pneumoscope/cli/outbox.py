@@ -44,31 +44,42 @@ def _selection_options(function: Callable[..., None]) -> Callable[..., None]:
     "--state", "states", multiple=True, type=click.Choice(["waiting", "delivered", "withdrawn", "cancelled"]),
     help="Results in this state; repeat for several.  [default: waiting]",
 )  # fmt: skip
+@click.option(
+    "--uncommitted", is_flag=True,
+    help="Instead, delivered results for which storage commitment was requested and not confirmed.",
+)  # fmt: skip
 @service_database_options
 @json_option
-def list_command(states: tuple[DeliveryState, ...], data_dir: Path | None, database: str, as_json: bool) -> None:
-    """Print results, oldest first: number, destination, object, state, attempts and last error.
+def list_command(
+    states: tuple[DeliveryState, ...], uncommitted: bool, data_dir: Path | None, database: str, as_json: bool
+) -> None:
+    """Print results, oldest first: number, destination, object, state, storage commitment, attempts and last error.
 
     Example:  pneumoscope outbox list --data-dir records
     """
     from pneumoscope.service.storage.outbox import Outbox
 
+    if states and uncommitted:
+        raise UsageError("--uncommitted lists delivered results only", hint="Leave out --state")
     with open_service_database(data_dir, database) as (_, engine):
-        found = Outbox(engine).find(states, _LIMIT)
+        outbox = Outbox(engine)
+        found = outbox.find_uncommitted(_LIMIT) if uncommitted else outbox.find(states, _LIMIT)
     if as_json:
         click.echo(json.dumps({"results": [_document(each) for each in found]}, indent=2))
         return
     if not found:
-        click.echo("No results in these states" if states else "No results wait; --state lists others", err=True)
+        nothing = "No results in these states" if states else "No results wait; --state lists others"
+        click.echo("No results lack storage commitment" if uncommitted else nothing, err=True)
         return
     width = max(11, *(len(each.destination) for each in found))
     click.echo(
-        f"{'number':>8}  {'destination':{width}}  {'object':18}  {'state':9}  {'attempts':>8}  created              error"
+        f"{'number':>8}  {'destination':{width}}  {'object':18}  {'state':9}  {'commitment':10}  {'attempts':>8}"
+        "  created              error"
     )
     for each in found:
         click.echo(
-            f"{each.number:8}  {each.destination:{width}}  {each.kind:18}  {each.state:9}  {each.attempts:8}"
-            f"  {each.created[:19]}  {each.error}".rstrip()
+            f"{each.number:8}  {each.destination:{width}}  {each.kind:18}  {each.state:9}  {each.commitment or '-':10}"
+            f"  {each.attempts:8}  {each.created[:19]}  {each.error}".rstrip()
         )
     if len(found) == _LIMIT:
         click.echo(f"Only the first {_LIMIT} are shown", err=True)
@@ -79,7 +90,7 @@ def list_command(states: tuple[DeliveryState, ...], data_dir: Path | None, datab
 def retry_command(
     numbers: tuple[int, ...], destination: str, every: bool, data_dir: Path | None, database: str
 ) -> None:
-    """Send results now: waiting ones, or by NUMBER also cancelled ones. See `outbox list`.
+    """Send results now: waiting ones, or by NUMBER also cancelled ones and those not committed. See `outbox list`.
 
     Example:  pneumoscope outbox retry --destination PACS --data-dir records
     """
@@ -115,5 +126,6 @@ def _require_selection(numbers: tuple[int, ...], destination: str, every: bool) 
 
 def _document(delivery: Delivery) -> dict[str, Any]:
     """Return a result without identifiers of the patient."""
-    names = "number", "destination", "kind", "state", "attempts", "error", "created", "finished"
-    return {name: getattr(delivery, name) for name in names} | {"prediction_id": delivery.subject.prediction_id}
+    names = "number", "destination", "kind", "state", "attempts", "error", "created", "finished", "commitment_requested"
+    values = {"commitment": delivery.commitment or None, "prediction_id": delivery.subject.prediction_id}
+    return {name: getattr(delivery, name) for name in names} | values

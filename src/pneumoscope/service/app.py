@@ -39,6 +39,7 @@ from pneumoscope.service.predictions import PredictionService, Readiness
 from pneumoscope.service.rendering import ImageRenderer
 from pneumoscope.service.request_limits import BodyLimitMiddleware, DrainBodyMiddleware
 from pneumoscope.service.settings import Settings
+from pneumoscope.service.storage.commitments import Commitments
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
 from pneumoscope.service.web.accounts import administrator_page_router, code_router, sign_in_router
@@ -87,7 +88,7 @@ def create_app(
         """Remove old images while the application runs; at the end, finish what was accepted and close the repository."""
         retention.start()
         if dicom_receiver:
-            dicom_receiver.start(processor)
+            dicom_receiver.start(processor, Commitments(repository.engine))
         if result_delivery:
             result_delivery.start()
         processing = asyncio.create_task(processor.run())

@@ -85,10 +85,22 @@ class _ExchangeCollector(Collector):
             "pneumoscope_outbox_failing_results", "Those that failed at least once", labels=names
         )
         oldest = GaugeMetricFamily("pneumoscope_outbox_oldest_seconds", "Age of the first of them", labels=names)
+        uncommitted = GaugeMetricFamily(
+            "pneumoscope_outbox_uncommitted_results", "Delivered results that await storage commitment", labels=names
+        )
+        commitment_failing = GaugeMetricFamily(
+            "pneumoscope_outbox_commitment_failing_results", "Those whose storage commitment failed", labels=names
+        )
         for each in outbox:
-            for family, value in ((waiting, each.waiting), (failing, each.failing), (oldest, _age(each.oldest))):
+            for family, value in (
+                (waiting, each.waiting),
+                (failing, each.failing),
+                (oldest, _age(each.oldest)),
+                (uncommitted, each.uncommitted),
+                (commitment_failing, each.commitment_failing),
+            ):
                 family.add_metric([each.destination], value)
-        yield from (waiting, failing, oldest)
+        yield from (waiting, failing, oldest, uncommitted, commitment_failing)
 
 
 def _age(time: str | None) -> float:

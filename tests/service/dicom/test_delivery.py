@@ -191,7 +191,7 @@ def test_results_wait_while_the_destination_is_away(model, archive, monkeypatch)
             receive(client, level)
         predicted(client, 3)
         wait_until(lambda: all(each.attempts for each in repository.outbox.find()), "no attempt")
-        assert {each.error for each in repository.outbox.find()} == {"unreachable"}
+        assert {each.error for each in repository.outbox.find()} == {"connection_refused"}
         archive.start()
         wait_for_delivery(repository, 6)
     assert [len(copies) for copies in archive.stored.values()] == 6 * [1]

@@ -13,6 +13,7 @@ from tests.orthanc import DEADLINE, ROUTE, ROUTE_STOW, ROUTE_STUDIES, USER, Orth
 from tests.processes import free_port
 from tests.service.conftest import TOKEN, insert_token_of_service, predicted, served, verified
 
+from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.storage.database import open_database, read_transaction
 from pneumoscope.service.storage.outbox import Outbox
 from pneumoscope.service.storage.tables import received_instances
@@ -216,7 +217,7 @@ def test_results_arrive_once_after_orthanc_was_down_during_the_burst(bundle, tmp
             wait_until(lambda: opened.states() == 5 * ["waiting"], opened.states)
         predicted(opened.client, 5)
         wait_until(lambda: all(each.attempts for each in opened.results("waiting")), "no attempt")
-        assert [each.error for each in opened.results("waiting")] == 10 * ["unreachable"]
+        assert [each.error for each in opened.results("waiting")] == 10 * ["connection_refused"]
         with orthanc.running(ROUTE, options):
             assert orthanc.count() == 5
             wait_for_results(orthanc, 15)
@@ -246,6 +247,57 @@ def test_images_that_arrived_while_the_service_was_down_are_sent_again_on_reques
             wait_until(lambda: len(opened.results("delivered")) == 6, opened.states)
             assert opened.states().count("predicted") == 3
             assert orthanc.count() == 9
+
+
+# --- storage commitment ------------------------------------------------------------------------------------------------------
+
+
+COMMITMENT = """
+[[destinations]]
+peer = "PACS"
+storage_commitment = true
+"""
+
+
+def commitments(opened):
+    return sorted((each.kind, each.commitment) for each in opened.results("delivered"))
+
+
+def test_orthanc_commits_itself_to_the_results(bundle, tmp_path):
+    orthanc, port = Orthanc(tmp_path / "orthanc"), free_port()
+    options = {"DicomModalities": {"pneumoscope": ["PNEUMOSCOPE", "127.0.0.1", port]}}
+    configuration = PEER.format(port=port, orthanc=orthanc.port) + COMMITMENT
+    committed = [("secondary_capture", "committed"), ("structured_report", "committed")]
+    with service(bundle, tmp_path, configuration) as opened, orthanc.running(ROUTE, options):
+        storescu(orthanc, write(tmp_path))
+        wait_until(lambda: commitments(opened) == committed, lambda: (opened.results("delivered"), orthanc.log()))
+        assert orthanc.count() == 3
+
+
+def test_orthanc_does_not_commit_itself_to_a_result_that_was_deleted_and_gets_it_again(bundle, tmp_path):
+    orthanc, port = Orthanc(tmp_path / "orthanc"), free_port()
+    options = {"DicomModalities": {"pneumoscope": ["PNEUMOSCOPE", "127.0.0.1", port]}}
+    configuration = PEER.format(port=port, orthanc=orthanc.port) + COMMITMENT
+    # What arrives is deleted once, before it is asked for.
+    forget = """
+    function OnStoredInstance(instanceId, tags, metadata, origin)
+      if tags['Modality'] == 'SR' and forgotten == nil then
+        forgotten = true
+        Delete(instanceId)
+      elseif origin['RequestOrigin'] == 'DicomProtocol' and origin['RemoteAet'] ~= 'PNEUMOSCOPE' then
+        SendToModality(instanceId, 'pneumoscope')
+      end
+    end
+    """
+    committed = [("secondary_capture", "committed"), ("structured_report", "committed")]
+    with service(bundle, tmp_path, configuration) as opened, orthanc.running(forget, options):
+        storescu(orthanc, write(tmp_path))
+        wait_until(lambda: commitments(opened) == committed, lambda: (opened.results("delivered"), orthanc.log()))
+        (report,) = [each for each in opened.results("delivered") if each.kind == "structured_report"]
+        assert report.commitment_failures == 1
+        assert orthanc.count() == 3
+        events = [row for row in read_rows(opened.engine) if row.event == "commitment_failed"]
+        assert [row.details for row in events] == ['{"object": "structured_report", "reason": "0112"}']
 
 
 # --- DICOMweb ----------------------------------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ Event = Literal[
     "delivered",
     "delivery_retried",
     "delivery_cancelled",
+    "commitment_failed",
     "signed_in",
     "signed_out",
     "token_added",

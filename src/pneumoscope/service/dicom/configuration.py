@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -184,9 +184,13 @@ class Destination(WebServer):
 
     Attributes:
         peer: Name of the peer; "sender" stands for the peer that sent the image. The other attributes are those of a server.
+        storage_commitment: Whether the peer is asked to commit itself to keep the objects.
+        commitment_seconds: Time without a report after which it is asked again.
     """
 
     peer: str = ""
+    storage_commitment: bool = False
+    commitment_seconds: float = Field(default=3600, ge=60, le=86400)
 
     @model_validator(mode="after")
     def _require_one_kind(self) -> Self:
@@ -195,7 +199,9 @@ class Destination(WebServer):
         if self.url and not self.name:
             raise ValueError("a destination with a url needs a name")
         if not self.url and any((self.name, self.user, self.password_file, self.token_file, self.ca_file)):
-            raise ValueError("only peer can be set for a peer")
+            raise ValueError("only peer and storage_commitment can be set for a peer")
+        if self.url and self.storage_commitment:
+            raise ValueError("storage_commitment needs a peer: DICOMweb destinations are not asked")
         return self
 
 
@@ -284,6 +290,18 @@ class DicomConfiguration:
             return {peer.name: peer for peer in self.peers} | web
         named = {each.peer for each in self.destinations}
         return {peer.name: peer for peer in self.peers if peer.name in named} | web
+
+    @property
+    def commitments(self) -> dict[str, timedelta]:
+        """The peers that are asked for storage commitment, with the time to wait for a report."""
+        found: dict[str, timedelta] = {}
+        for each in sorted(
+            self.destinations, key=lambda each: each.peer != "sender"
+        ):  # a peer that is named has its own time
+            if each.storage_commitment:
+                names = [peer.name for peer in self.peers] if each.peer == "sender" else [each.peer]
+                found |= dict.fromkeys(names, timedelta(seconds=each.commitment_seconds))
+        return found
 
     @property
     def pull_sources(self) -> dict[str, DicomPeer | WebServer]:

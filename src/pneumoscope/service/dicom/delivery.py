@@ -9,24 +9,32 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import requests
 from dicomweb_client.api import DICOMwebClient
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.presentation import build_context
 from urllib3.exceptions import ProtocolError
 
 from pneumoscope.core.errors import GoneError, PneumoscopeError, StorageError, UnknownNameError
+from pneumoscope.service.dicom.associations import open_association
+from pneumoscope.service.dicom.commitment import CommitmentRequester
 from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration, Webhook
 from pneumoscope.service.dicom.results import SOP_CLASSES
-from pneumoscope.service.dicom.sending import DeliveryError, Sender, UnconfirmedError, UnreachableError
+from pneumoscope.service.dicom.sending import (
+    DeliveryError,
+    Sender,
+    UnconfirmedError,
+    UnreachableError,
+    connection_error_code,
+)
 from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
 from pneumoscope.service.dicom.web_session import HTTP_SECONDS, open_session
 from pneumoscope.service.dicom.webhooks import WebhookSender, study_event
@@ -81,9 +89,12 @@ class ResultDelivery:
             threading.Thread(target=self._run, args=(name, receiver), name=f"delivery-{name}", daemon=True)
             for name, receiver in receivers.items()
         ]
+        self._requester = CommitmentRequester(configuration, repository.engine, self._stopped, now=now)
+        self._threads += self._requester.threads
 
     def start(self) -> None:
-        """Start the threads."""
+        """Start the threads, which also ask for storage commitment."""
+        self._requester.end_others()
         for thread in self._threads:
             thread.start()
 
@@ -159,7 +170,8 @@ class ResultDelivery:
             _LOG.warning("Result %d: the response of %s: %s", number, delivery.destination, type(error).__name__)
             self._outbox.record_failure([delivery], "response_not_understood", self._now(), maybe_delivered=True)
             return False
-        self._outbox.record_delivered([delivery], self._now())
+        asks_commitment = delivery.destination in self._configuration.commitments
+        self._outbox.record_delivered([delivery], self._now(), asks_commitment=asks_commitment)
         return True
 
     def _write(self, delivery: Delivery, receiver: _Receiver) -> bytes:
@@ -175,14 +187,13 @@ def _address(receiver: _Receiver) -> str:
 @contextlib.contextmanager
 def _open_sender(receiver: _Receiver, node: DicomSettings | None) -> Iterator[Sender]:
     """Yield what sends objects to a destination. Raise UnreachableError if it cannot be reached."""
-    sender: Sender
-    if isinstance(receiver, Webhook):
-        sender = WebhookSender(receiver)
-    elif isinstance(receiver, Destination):
-        sender = _WebSender(receiver)
-    else:
+    if isinstance(receiver, DicomPeer):
         assert node  # a peer is one of a node
-        sender = _DicomSender(receiver, node)
+        contexts = [build_context(sop_class, list(TRANSFER_SYNTAXES)) for sop_class in SOP_CLASSES.values()]
+        with open_association(receiver, node, contexts) as association:
+            yield _DicomSender(association)
+        return
+    sender = WebhookSender(receiver) if isinstance(receiver, Webhook) else _WebSender(receiver)
     with contextlib.closing(sender):
         yield sender
 
@@ -190,25 +201,8 @@ def _open_sender(receiver: _Receiver, node: DicomSettings | None) -> Iterator[Se
 class _DicomSender:
     """Sends objects by C-STORE on one association."""
 
-    def __init__(self, peer: DicomPeer, node: DicomSettings) -> None:
-        ae = AE(node.ae_title)
-        ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = node.timeout
-        for sop_class in SOP_CLASSES.values():
-            ae.add_requested_context(sop_class, list(TRANSFER_SYNTAXES))
-        options: dict[str, Any] = {"tls_args": (node.client_tls, peer.host)} if node.client_tls else {}
-
-        def prepare(event: Any) -> None:
-            opened = event.assoc.dul.socket.socket
-            opened.settimeout(node.timeout)  # without it, a peer that stops reading would block the thread for ever
-            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an object begins with a small packet
-
-        self._association = ae.associate(
-            peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=[(evt.EVT_CONN_OPEN, prepare)], **options
-        )
-        if not self._association.is_established:
-            code = "association_rejected" if self._association.is_rejected else "unreachable"
-            self._close_socket()
-            raise UnreachableError(code)
+    def __init__(self, association: Association) -> None:
+        self._association = association
 
     def send(self, delivery: Delivery, content: bytes) -> None:
         """See `sending.Sender`."""
@@ -223,17 +217,6 @@ class _DicomSender:
         status = int(response.Status)
         if status not in (0x0000, _DUPLICATE) and status not in _WARNINGS:
             raise DeliveryError(f"status_{status:04x}")
-
-    def close(self) -> None:
-        """Release the association."""
-        if self._association.is_established:
-            self._association.release()
-        self._close_socket()
-
-    def _close_socket(self) -> None:
-        transport = self._association.dul.socket
-        if transport and transport.socket:  # left open if the peer has closed the connection
-            transport.socket.close()
 
 
 class _WebSender:
@@ -260,7 +243,7 @@ class _WebSender:
         except (requests.RequestException, OSError) as error:
             if _is_connected(error):
                 raise UnconfirmedError("association_aborted") from error
-            raise UnreachableError("unreachable") from error
+            raise UnreachableError(connection_error_code(error)) from error
         failed, stored = (response.get(name) or [] for name in ("FailedSOPSequence", "ReferencedSOPSequence"))
         reasons = {int(item.get("FailureReason") or 0) for item in failed} - {_DUPLICATE}
         if reasons:

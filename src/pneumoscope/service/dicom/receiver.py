@@ -1,4 +1,4 @@
-"""The receiver of the DICOM node: C-ECHO and C-STORE as a service class provider (SCP).
+"""The receiver of the DICOM node: C-ECHO and C-STORE as a service class provider (SCP), and reports of storage commitment.
 
 An instance is acknowledged with success only when it is on the disk. Instances whose header cannot be understood leave a record
 among the unreadable files. No log line contains what a peer sent.
@@ -12,6 +12,7 @@ import logging
 import socket
 import threading
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from pydicom import Dataset
@@ -24,7 +25,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 from pynetdicom import AE, evt
-from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dimse_primitives import C_STORE, N_EVENT_REPORT
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # the module creates its names when it is imported
     Comprehensive3DSRStorage,
@@ -35,11 +36,13 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # the module c
     KeyObjectSelectionDocumentStorage,
     ParametricMapStorage,
     SecondaryCaptureImageStorage,
+    StorageCommitmentPushModel,
     Verification,
 )
 from pynetdicom.transport import ThreadedAssociationServer
 
 from pneumoscope.core.errors import UsageError
+from pneumoscope.service.dicom.commitment import UNKNOWN_REPORT, answer_report
 from pneumoscope.service.dicom.settings import (
     PROCESSING_FAILURE,
     SUCCESS,
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
     from pynetdicom.events import Event
 
     from pneumoscope.service.dicom.processing import InstanceProcessor
+    from pneumoscope.service.storage.commitments import Commitments
 
 __all__ = ["RESULT_SOP_CLASSES", "SOP_CLASSES", "DicomReceiver", "transfer_syntaxes"]
 
@@ -64,6 +68,7 @@ _CONNECTIONS = 2  # at most, for each association that may be open
 _MAX_PDU_BYTES = 2**20  # of an association request with many presentation contexts; data PDUs have at most 16 KiB
 # Rejection of an association: permanent, by the service user, calling AE title not recognized (PS3.8 9.3.4).
 _UNKNOWN_CALLER = (0x01, 0x01, 0x03)
+_UNRECOGNIZED_OPERATION = 0x0211  # PS3.7 C.5.22
 
 SOP_CLASSES = (
     ComputedRadiographyImageStorage,
@@ -117,6 +122,11 @@ class DicomReceiver:
             self._ae.add_supported_context(sop_class, transfer_syntaxes())
         for sop_class in RESULT_SOP_CLASSES:
             self._ae.add_supported_context(sop_class, list(map(str, _NATIVE)))
+        # For reports to us: the peer that connects is the SCP.
+        self._ae.add_supported_context(
+            StorageCommitmentPushModel, list(map(str, _NATIVE[:2])), scu_role=False, scp_role=True
+        )
+        self._commitments: Commitments | None = None
         self._peers: dict[int, DicomPeer] = {}  # by id of the association
         self._unprocessed: dict[int, int] = {}  # bytes received and not stored, by id of the association
         self._count_lock = threading.Lock()
@@ -131,9 +141,14 @@ class DicomReceiver:
         """Port that is listened on."""
         return int(self._server.server_address[1])
 
-    def start(self, processor: InstanceProcessor) -> None:
-        """Accept associations, whose instances go to a processor."""
-        self._processor = processor
+    def start(self, processor: InstanceProcessor, commitments: Commitments | None = None) -> None:
+        """Accept associations.
+
+        Args:
+            processor: Gets the instances.
+            commitments: Where reports of storage commitment are recorded; without it, they are refused.
+        """
+        self._processor, self._commitments = processor, commitments
         self._thread = threading.Thread(target=self._server.serve_forever, name="dicom-receiver", daemon=True)
         self._thread.start()
 
@@ -162,6 +177,8 @@ class DicomReceiver:
             (evt.EVT_DATA_RECV, self._count_bytes),
             (evt.EVT_C_ECHO, lambda _: SUCCESS),
             (evt.EVT_C_STORE, self._store),
+            (evt.EVT_N_EVENT_REPORT, self._answer_report),
+            (evt.EVT_N_ACTION, lambda _: (_UNRECOGNIZED_OPERATION, None)),  # we commit ourselves to nothing
             (evt.EVT_CONN_CLOSE, self._forget),
         ]
         try:
@@ -241,6 +258,18 @@ class DicomReceiver:
         finally:
             self._storing.discard(key)
             self._count_processed(key, len(instance))
+
+    # --- Storage commitment ----------------------------------------------------------------------------------------------
+
+    def _answer_report(self, event: Event) -> tuple[int, None]:
+        """Record a report about results that a peer stored, and return the status of the response."""
+        key = id(event.assoc)
+        information = cast(N_EVENT_REPORT, event.request).EventInformation
+        self._count_processed(key, len(information.getvalue()) if information else 0)
+        peer = self._peers.get(key)
+        if peer is None or self._commitments is None:
+            return UNKNOWN_REPORT, None
+        return answer_report(event, peer.name, self._commitments, datetime.now(UTC)), None
 
 
 def _status(status: int, code: str = "") -> Dataset:

@@ -15,7 +15,7 @@ import requests
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.identity import PATIENT_FIELDS, STUDY_FIELDS
 from pneumoscope.service.dicom.configuration import Webhook
-from pneumoscope.service.dicom.sending import DeliveryError, UnreachableError
+from pneumoscope.service.dicom.sending import DeliveryError, UnreachableError, connection_error_code
 from pneumoscope.service.signatures import read_secret, webhook_headers
 from pneumoscope.service.storage.outbox import Delivery
 from pneumoscope.service.storage.records import StoredPrediction
@@ -117,7 +117,7 @@ class WebhookSender:
         except requests.Timeout as error:
             raise UnreachableError("timeout") from error
         except (requests.RequestException, OSError) as error:
-            raise UnreachableError("unreachable") from error
+            raise UnreachableError(connection_error_code(error)) from error
         if not 200 <= status < 300:
             unreachable = status in _UNREACHABLE_STATUSES or status >= 500 or status < 400
             raise (UnreachableError if unreachable else DeliveryError)(f"http_{status}")

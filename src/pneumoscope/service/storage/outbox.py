@@ -16,18 +16,19 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Connection, Engine, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, func, insert, or_, select, update
 
 from pneumoscope.core.errors import UnknownNameError, UsageError
 from pneumoscope.service.audit.log import Entry, Event, append
 from pneumoscope.service.auth.users import COMMAND_LINE
 from pneumoscope.service.storage.database import read_transaction, write_transaction
 from pneumoscope.service.storage.records import Row, format_time
-from pneumoscope.service.storage.tables import outbox
+from pneumoscope.service.storage.tables import HAS_IDENTIFIERS, outbox, outbox_totals
 
 __all__ = [
     "MAX_DELAY",
     "NEW_ROW",
+    "CommitmentState",
     "Delivery",
     "DeliveryKind",
     "DeliveryState",
@@ -35,8 +36,10 @@ __all__ = [
     "Outbox",
     "OutboxStatus",
     "ResultSubject",
+    "add_to_totals",
     "derive_uid",
     "enqueue",
+    "failed_attempt",
     "forget_headers",
     "replace_header",
     "result_uid",
@@ -46,12 +49,17 @@ __all__ = [
 ObjectKind = Literal["secondary_capture", "structured_report", "rejection_note", "parametric_map", "presentation_state"]
 DeliveryKind = Literal[ObjectKind, "webhook"]
 DeliveryState = Literal["waiting", "delivered", "withdrawn", "cancelled"]
+CommitmentState = Literal["", "pending", "requested", "committed", "failed"]
 _FIRST_DELAY, MAX_DELAY = timedelta(seconds=5), timedelta(minutes=15)
+_COMMITMENT_DELAY = timedelta(seconds=2)  # after a delivery, so that one request is about all objects of a study
 _NAMESPACE = uuid.UUID("5f0f6c1e-0f0e-5d55-9c39-8f2f6a3a8f10")  # of the names from which UIDs are derived
 _BATCH = 500  # rows that are changed by one statement
 _COLUMNS = outbox.c
 # Errors of objects that the destination may have: the process or the connection ended before it answered.
 _INTERRUPTED = "interrupted"
+# States of a commitment that the destination has not made. Only delivered objects are in one of them, so queries do not state
+# that: SQLite would read all delivered objects.
+_UNCOMMITTED: tuple[CommitmentState, ...] = ("pending", "requested", "failed")
 # Values of a row that waits for its first attempt.
 NEW_ROW: Mapping[str, Any] = {
     "attempts": 0, "state": "waiting", "error": "", "maybe_delivered": False, "finished": None,
@@ -101,6 +109,11 @@ class Delivery:
         error: Code of the last failure; "interrupted" while it is sent, and after the process was killed meanwhile.
         maybe_delivered: Whether the destination may have the object, although it did not confirm it.
         finished: Time of the delivery or cancellation.
+        commitment: Storage commitment of a delivered object; empty if the destination is not asked for it. "pending": it is asked
+            next; "failed": it refused several times.
+        commitment_requested: Time of the last request.
+        commitment_attempts: Number of requests without a report.
+        commitment_failures: Number of reports that the destination does not commit to the object.
     """
 
     number: int
@@ -117,6 +130,10 @@ class Delivery:
     error: str
     maybe_delivered: bool
     finished: str | None
+    commitment: CommitmentState
+    commitment_requested: str | None
+    commitment_attempts: int
+    commitment_failures: int
 
     @classmethod
     def from_row(cls, row: Row) -> Delivery:
@@ -137,6 +154,9 @@ class OutboxStatus:
         failing: The number of those that failed at least once.
         oldest: Time when the first of them was created, ISO 8601 in UTC; None if there is none.
         delivered: Number of objects delivered so far.
+        committed: Number of those to which the destination committed itself (storage commitment).
+        uncommitted: Number of delivered objects to which it is asked to commit itself, and did not so far.
+        commitment_failing: Number of the latter whose last request failed, or which it refused.
     """
 
     destination: str
@@ -144,6 +164,9 @@ class OutboxStatus:
     failing: int
     oldest: str | None
     delivered: int
+    committed: int
+    uncommitted: int
+    commitment_failing: int
 
 
 def derive_uid(name: str) -> str:
@@ -233,11 +256,28 @@ def replace_header(connection: Connection, sop_instance_uid: str, header: str) -
 
 
 def forget_headers(connection: Connection, limit: str) -> None:
-    """Cancel what was created before a time and could not be delivered, and remove the identifiers of all objects of that age."""
-    old = _COLUMNS.created < limit, or_(_COLUMNS.sop_instance_uid != "", _COLUMNS.study_instance_uid != "")
+    """Cancel what was created before a time and could not be delivered, and remove the identifiers of all objects of that age.
+
+    Events of that age are deleted: without its identifier, the study has no further event. The objects are kept, so that none is
+    delivered twice, and so that one that returns is recognized.
+    """
+    old = _COLUMNS.created < limit, HAS_IDENTIFIERS
     cancelled = {"state": "cancelled", "error": "identity_removed"}
     connection.execute(update(outbox).where(*old, _COLUMNS.state == "waiting").values(cancelled))
+    # Not `== "delivered"`: SQLite would read all objects in this state.
+    delivered_event = _COLUMNS.kind == "webhook", _COLUMNS.state.not_in(("waiting", "cancelled"))
+    connection.execute(delete(outbox).where(*old, *delivered_event))
     connection.execute(update(outbox).where(*old).values(header="", sop_instance_uid="", study_instance_uid=""))
+
+
+def add_to_totals(connection: Connection, destination: str, *, delivered: int = 0, committed: int = 0) -> None:
+    """Add to the totals of a destination, in a transaction that excludes other writers."""
+    columns = outbox_totals.c
+    values = {"delivered": columns.delivered + delivered, "committed": columns.committed + committed}
+    changed = connection.execute(update(outbox_totals).where(columns.destination == destination).values(values))
+    if not changed.rowcount:
+        row = {"destination": destination, "delivered": delivered, "committed": committed}
+        connection.execute(insert(outbox_totals), [row])
 
 
 class Outbox:
@@ -278,11 +318,27 @@ class Outbox:
             connection.execute(update(outbox).where(*waiting).values(begun))
             return Delivery.from_row(row) if row else None
 
-    def record_delivered(self, deliveries: Sequence[Delivery], time: datetime) -> None:
-        """Record that objects were delivered, in the audit log, too. Raise StorageError if that is impossible."""
-        values = {
-            "state": "delivered", "finished": format_time(time), "error": "", "maybe_delivered": False, "header": "",
+    def record_delivered(
+        self, deliveries: Sequence[Delivery], time: datetime, *, asks_commitment: bool = False
+    ) -> None:
+        """Record that objects were delivered, in the audit log, too.
+
+        Args:
+            deliveries: The objects, of one destination.
+            time: Now.
+            asks_commitment: Whether the destination is asked to commit itself to them. Their headers are kept until then: it may
+                refuse, and they are sent again.
+        Raises:
+            StorageError: The database cannot be written.
+        """
+        values: dict[str, Any] = {
+            "state": "delivered", "finished": format_time(time), "error": "", "maybe_delivered": False,
         }  # fmt: skip
+        if asks_commitment:
+            due = format_time(time + _COMMITMENT_DELAY)
+            values |= {"commitment": "pending", "commitment_due": due, "commitment_attempts": 0, "transaction_uid": ""}
+        else:
+            values |= {"header": ""}
         entries = [
             Entry(
                 format_time(time),
@@ -294,13 +350,19 @@ class Outbox:
             )
             for each in deliveries
         ]
-        # It may have been cancelled while it was sent.
-        self._update([each.number for each in deliveries], values, entries, ("waiting", "cancelled"))
+        numbers = [each.number for each in deliveries]
+        with write_transaction(self._engine) as connection:
+            # It may have been cancelled while it was sent.
+            unfinished = _COLUMNS.number.in_(numbers), _COLUMNS.state.in_(("waiting", "cancelled"))
+            changed = connection.execute(update(outbox).where(*unfinished).values(values)).rowcount
+            if changed:
+                add_to_totals(connection, deliveries[0].destination, delivered=changed)
+            append(connection, entries)
 
     def record_cancelled(self, delivery: Delivery, error: str, time: datetime) -> None:
         """Record that an object can no longer be built, and why. Raise StorageError if that is impossible."""
         values = {"state": "cancelled", "finished": format_time(time), "error": error, "header": ""}
-        self._update([delivery.number], values | {"maybe_delivered": delivery.maybe_delivered})
+        self._update(delivery.number, values | {"maybe_delivered": delivery.maybe_delivered})
 
     def record_failure(
         self, deliveries: Sequence[Delivery], error: str, time: datetime, *, maybe_delivered: bool = False
@@ -317,7 +379,7 @@ class Outbox:
         """
         for each in deliveries:
             values = {"error": error, "maybe_delivered": each.maybe_delivered or maybe_delivered}
-            self._update([each.number], _failed(each.attempts, time) | values)
+            self._update(each.number, failed_attempt(each.attempts, time) | values)
 
     def record_unreachable(self, destination: str, error: str, time: datetime) -> None:
         """Record a failed attempt for each object that is due for a destination; see `record_failure`."""
@@ -326,16 +388,23 @@ class Outbox:
             attempts = connection.execute(select(_COLUMNS.attempts).where(*due).distinct()).scalars().all()
             for number in attempts:
                 same = *due, _COLUMNS.attempts == number
-                connection.execute(update(outbox).where(*same).values(_failed(number, time) | {"error": error}))
+                connection.execute(update(outbox).where(*same).values(failed_attempt(number, time) | {"error": error}))
 
     def find(self, states: Collection[DeliveryState] | None = None, limit: int = 1000) -> list[Delivery]:
         """Return deliveries in some states, or waiting ones, oldest first. Raise StorageError if the database cannot be read."""
-        query = select(outbox).where(_COLUMNS.state.in_(states or ("waiting",))).order_by(_COLUMNS.number).limit(limit)
+        return self._find(_COLUMNS.state.in_(states or ("waiting",)), limit)
+
+    def find_uncommitted(self, limit: int = 1000) -> list[Delivery]:
+        """Return delivered objects to which the destination was to commit itself and did not so far; see `find`."""
+        return self._find(_COLUMNS.commitment.in_(_UNCOMMITTED), limit)
+
+    def _find(self, condition: ColumnElement[bool], limit: int) -> list[Delivery]:
         with read_transaction(self._engine) as connection:
+            query = select(outbox).where(condition).order_by(_COLUMNS.number).limit(limit)
             return [Delivery.from_row(row) for row in connection.execute(query).mappings()]
 
     def retry(self, numbers: Collection[int] = (), destination: str = "", *, time: datetime) -> int:
-        """Make waiting and cancelled objects due now, and return their number.
+        """Make waiting and cancelled objects due now, and delivered ones whose commitment failed; return their number.
 
         Args:
             numbers: Their numbers; all waiting ones if empty.
@@ -347,38 +416,64 @@ class Outbox:
             StorageError: The database cannot be written.
         """
         with write_transaction(self._engine) as connection:
-            rows = self._select(connection, numbers, destination, ("waiting", "cancelled") if numbers else ("waiting",))
+            refused = and_(_COLUMNS.state == "delivered", _COLUMNS.commitment == "failed")
+            unfinished = or_(_COLUMNS.state.in_(("waiting", "cancelled")), refused)
+            rows = self._select(
+                connection, numbers, destination, unfinished if numbers else _COLUMNS.state == "waiting"
+            )
             for row in rows:
                 if not row["header"] and not row["study_instance_uid"]:
                     raise UsageError(f"the header of result {row['number']} was removed", hint="Send the image again")
-            _change(connection, rows, {"state": "waiting", "due": "", "finished": None})
+            _change(
+                connection,
+                rows,
+                {"state": "waiting", "due": "", "finished": None, "commitment": "", "commitment_failures": 0},
+            )
+            delivered = [row for row in rows if row["state"] == "delivered"]
+            _change(connection, delivered, {"maybe_delivered": True})
+            for name, count in Counter(row["destination"] for row in delivered).items():
+                add_to_totals(connection, name, delivered=-count)
             _append_changes(connection, "delivery_retried", rows, format_time(time))
             return len(rows)
 
     def cancel(self, numbers: Collection[int] = (), destination: str = "", *, time: datetime) -> int:
         """Cancel waiting objects, and return their number; see `retry`. Their headers are kept, so that they can be retried."""
         with write_transaction(self._engine) as connection:
-            rows = self._select(connection, numbers, destination, ("waiting",))
+            rows = self._select(connection, numbers, destination, _COLUMNS.state == "waiting")
             _change(connection, rows, {"state": "cancelled", "finished": format_time(time), "error": "cancelled"})
             _append_changes(connection, "delivery_cancelled", rows, format_time(time))
             return len(rows)
 
     def status(self) -> list[OutboxStatus]:
-        """Return the numbers of each destination. Raise StorageError if the database cannot be read."""
-        waiting = _COLUMNS.state == "waiting"
-        query = (
-            select(
-                _COLUMNS.destination,
-                func.count(_COLUMNS.number).filter(waiting),
-                func.count(_COLUMNS.number).filter(waiting, _COLUMNS.attempts > 0),
-                func.min(_COLUMNS.created).filter(waiting),
-                func.count(_COLUMNS.number).filter(_COLUMNS.state.in_(("delivered", "withdrawn"))),
-            )
+        """Return the numbers of each destination. Raise StorageError if the database cannot be read.
+
+        It reads no row of an object that is delivered and needs no commitment any more: there may be millions.
+        """
+        count = func.count(_COLUMNS.number)
+        waiting = (
+            select(_COLUMNS.destination, count, count.filter(_COLUMNS.attempts > 0), func.min(_COLUMNS.created))
+            .where(_COLUMNS.state == "waiting")
             .group_by(_COLUMNS.destination)
-            .order_by(_COLUMNS.destination)
+        )
+        uncommitted = (
+            select(_COLUMNS.destination, count, count.filter(_COLUMNS.error != ""))
+            .where(_COLUMNS.commitment.in_(_UNCOMMITTED))
+            .group_by(_COLUMNS.destination)
         )
         with read_transaction(self._engine) as connection:
-            return [OutboxStatus(*row) for row in connection.execute(query)]
+            totals = connection.execute(select(outbox_totals).order_by(outbox_totals.c.destination)).all()
+            of_waiting = {name: values for name, *values in connection.execute(waiting)}
+            of_uncommitted = {name: values for name, *values in connection.execute(uncommitted)}
+        found = []
+        for name, delivered, committed in totals:
+            n_waiting, n_failing, oldest = of_waiting.get(name, (0, 0, None))
+            n_uncommitted, n_commitment_failing = of_uncommitted.get(name, (0, 0))
+            found.append(
+                OutboxStatus(
+                    name, n_waiting, n_failing, oldest, delivered, committed, n_uncommitted, n_commitment_failing
+                )
+            )
+        return found
 
     def is_result(self, sop_instance_uid: str) -> bool:
         """Return whether an object is a result of this service. Raise StorageError if the database cannot be read."""
@@ -386,22 +481,15 @@ class Outbox:
             query = select(_COLUMNS.number).where(_COLUMNS.result_uid == sop_instance_uid).limit(1)
             return connection.execute(query).first() is not None
 
-    def _update(
-        self,
-        numbers: Collection[int],
-        values: Mapping[str, Any],
-        entries: Sequence[Entry] = (),
-        states: Collection[str] = ("waiting",),
-    ) -> None:
+    def _update(self, number: int, values: Mapping[str, Any]) -> None:
         with write_transaction(self._engine) as connection:
-            query = update(outbox).where(_COLUMNS.number.in_(numbers), _COLUMNS.state.in_(states))
-            connection.execute(query.values(values))
-            append(connection, entries)
+            waiting = _COLUMNS.number == number, _COLUMNS.state == "waiting"
+            connection.execute(update(outbox).where(*waiting).values(values))
 
     def _select(
-        self, connection: Connection, numbers: Collection[int], destination: str, states: Collection[str]
+        self, connection: Connection, numbers: Collection[int], destination: str, condition: ColumnElement[bool]
     ) -> Sequence[Row]:
-        query = select(outbox).where(_COLUMNS.state.in_(states))
+        query = select(outbox).where(condition)
         if numbers:
             query = query.where(_COLUMNS.number.in_(numbers))
         if destination:
@@ -430,7 +518,7 @@ def _is_due(time: datetime) -> ColumnElement[bool]:
     return or_(_COLUMNS.due <= format_time(time), _COLUMNS.due > format_time(time + 2 * MAX_DELAY))
 
 
-def _failed(attempts: int, time: datetime) -> dict[str, Any]:
+def failed_attempt(attempts: int, time: datetime) -> dict[str, Any]:
     """Return the values of an object after a failed attempt that others preceded."""
     delay = min(_FIRST_DELAY * 2 ** min(attempts, 20), MAX_DELAY)
     return {"attempts": attempts + 1, "due": format_time(time + delay)}
@@ -457,8 +545,8 @@ def _withdraw(connection: Connection, rows: Sequence[Row], header: str, time: st
         values = {field.name: first[field.name] for field in dataclasses.fields(ResultSubject)} | {"header": header}
         uid = derive_uid(" ".join(["rejection_note", *sorted(withdrawn.values())]))
         _insert(connection, ResultSubject(**values), destination, "rejection_note", uid, withdrawn, time)
-        numbers = [row["number"] for row in of_destination]
-        connection.execute(update(outbox).where(_COLUMNS.number.in_(numbers)).values(state="withdrawn"))
+        _change(connection, of_destination, {"state": "withdrawn", "header": ""})
+        _change(connection, [row for row in of_destination if row["commitment"] != "committed"], {"commitment": ""})
 
 
 def _insert(
@@ -476,3 +564,4 @@ def _insert(
         **NEW_ROW, "created": time, "due": time,
     }  # fmt: skip
     connection.execute(insert(outbox), [row])
+    add_to_totals(connection, destination)

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, func, insert, select, update
 
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.service.storage.database import read_transaction
-from pneumoscope.service.storage.outbox import NEW_ROW, Delivery
+from pneumoscope.service.storage.outbox import NEW_ROW, Delivery, add_to_totals
 from pneumoscope.service.storage.records import Row, StoredPrediction
 from pneumoscope.service.storage.studies import find_studies
 from pneumoscope.service.storage.tables import instances, outbox, predictions, received_instances
@@ -96,6 +96,8 @@ def _insert(
     }  # fmt: skip
     id = str(uuid.uuid4())
     connection.execute(insert(outbox), [event | {"destination": name, "result_uid": id} for name in webhooks])
+    for name in webhooks:
+        add_to_totals(connection, name)
 
 
 def find_event_study(engine: Engine, event: Delivery) -> list[StoredPrediction]:

@@ -5,13 +5,28 @@ Times are text, ISO 8601 in UTC with microseconds, so that SQLite and PostgreSQL
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, Column, Float, ForeignKey, Integer, MetaData, String, Table, Text, UniqueConstraint
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
 
 __all__ = [
+    "HAS_IDENTIFIERS",
     "METADATA",
     "audit_log",
     "instances",
     "outbox",
+    "outbox_totals",
     "patients",
     "predictions",
     "received_instances",
@@ -155,7 +170,10 @@ received_instances = Table(
     UniqueConstraint("image_sha256", "sender"),
 )
 
-# One row per object or event to deliver and destination, see `outbox`.
+# Of rows of the outbox. SQLite uses the index only for a query with this very text.
+HAS_IDENTIFIERS = text("(sop_instance_uid <> '' OR study_instance_uid <> '')")
+
+# One row per object or event to deliver and destination, see `outbox` and `commitments`.
 outbox = Table(
     "outbox",
     METADATA,
@@ -180,7 +198,24 @@ outbox = Table(
     Column("study_instance_uid", Text, nullable=False, index=True, server_default=""),
     Column("revision", Integer, nullable=False, server_default="0"),
     Column("unreadable", Text, nullable=False, server_default="{}"),
+    Column("commitment", String(16), nullable=False, server_default=""),
+    Column("commitment_requested", _TIME),
+    Column("commitment_due", _TIME),
+    Column("commitment_attempts", Integer, nullable=False, server_default="0"),
+    Column("commitment_failures", Integer, nullable=False, server_default="0"),
+    Column("transaction_uid", Text, nullable=False, index=True, server_default=""),
     UniqueConstraint("result_uid", "destination"),
+    Index("ix_outbox_commitment", "commitment", "destination"),
+    Index("ix_outbox_identified", "created", sqlite_where=HAS_IDENTIFIERS, postgresql_where=HAS_IDENTIFIERS),
+)
+
+# One row per destination, see `outbox`. The rows of the outbox are too many to be counted each time.
+outbox_totals = Table(
+    "outbox_totals",
+    METADATA,
+    Column("destination", String(64), primary_key=True),
+    Column("delivered", Integer, nullable=False),
+    Column("committed", Integer, nullable=False),
 )
 
 # One row per token, see `auth.tokens`. The secret is stored as its SHA-256.

@@ -1,0 +1,106 @@
+"""Associations that the service opens with a peer to deliver results, and why there is none."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.presentation import PresentationContext
+from pynetdicom.transport import AddressInformation, AssociationSocket
+
+from pneumoscope.service.dicom.sending import UnreachableError, connection_error_code
+from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
+
+__all__ = ["open_association"]
+
+# Reasons of a permanent rejection by the service user (PS3.8 9.3.4).
+_REJECTIONS = {3: "calling_ae_title_not_recognized", 7: "called_ae_title_not_recognized"}
+_PERMANENT, _SERVICE_USER = 1, 1
+
+
+class _Socket(AssociationSocket):
+    """Keeps the error of a connection that fails, which pynetdicom only logs."""
+
+    error: BaseException | None = None
+
+    def _shutdown_socket(self) -> None:
+        """Shut the socket down; pynetdicom does so while it handles the error."""
+        self.error = self.error or sys.exc_info()[1]
+        super()._shutdown_socket()
+
+
+class _Requestor(AE):
+    def _create_socket(self, assoc: Association, address: AddressInformation, tls_args: Any) -> AssociationSocket:
+        created = _Socket(assoc, address=address)
+        created.tls_args = tls_args
+        return created
+
+
+@contextlib.contextmanager
+def open_association(
+    peer: DicomPeer, node: DicomSettings, contexts: Sequence[PresentationContext], handlers: Sequence[Any] = ()
+) -> Iterator[Association]:
+    """Yield an association with a peer, and release it.
+
+    Args:
+        peer: The peer.
+        node: Our node.
+        contexts: Presentation contexts that are proposed.
+        handlers: Of events of pynetdicom.
+    Raises:
+        UnreachableError: There is none; the message is the code of the reason.
+    """
+    ae = _Requestor(node.ae_title)
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = node.timeout
+    options: dict[str, Any] = {"tls_args": (node.client_tls, peer.host)} if node.client_tls else {}
+
+    def prepare(event: Any) -> None:
+        opened = event.assoc.dul.socket.socket
+        opened.settimeout(node.timeout)  # without it, a peer that stops reading would block the thread for ever
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an object begins with a small packet
+
+    began = time.monotonic()
+    try:
+        association = ae.associate(
+            peer.host,
+            peer.port,
+            contexts=list(contexts),
+            ae_title=peer.ae_title,
+            evt_handlers=[(evt.EVT_CONN_OPEN, prepare), *handlers],
+            **options,
+        )
+    except (OSError, UnicodeError) as error:  # of the name
+        raise UnreachableError(connection_error_code(error)) from error
+    try:
+        if not association.is_established:
+            is_late = time.monotonic() - began >= node.timeout
+            raise UnreachableError(_reason(association, is_late=is_late, has_tls=bool(node.client_tls)))
+        yield association
+    finally:
+        if association.is_established:
+            association.release()
+        transport = association.dul.socket
+        if transport and transport.socket:  # left open if the peer has closed the connection
+            transport.socket.close()
+
+
+def _reason(association: Association, *, is_late: bool, has_tls: bool) -> str:
+    """Return the code of the reason why there is no association."""
+    if association.is_rejected:
+        answer: Any = association.acceptor.primitive
+        if (answer.result, answer.result_source) == (_PERMANENT, _SERVICE_USER):
+            return _REJECTIONS.get(answer.diagnostic, "association_rejected")
+        return "association_rejected" if answer.result == _PERMANENT else "association_rejected_for_now"
+    if association.rejected_contexts:
+        return "sop_class_not_accepted"
+    error = getattr(association.dul.socket, "error", None)
+    if error:
+        # A peer may end the connection instead of the handshake.
+        return "tls_failed" if has_tls and isinstance(error, ConnectionResetError) else connection_error_code(error)
+    return "timeout" if is_late else "association_aborted"

@@ -1,0 +1,243 @@
+"""Ask peers to commit themselves to keep the results that they stored: the Storage Commitment Push Model (PS3.4 annex J), as SCU.
+
+Each peer has a thread of its own. The report comes on the association of the request, or later on one that the peer opens to the
+receiver; both answer it with `answer_report`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import evt
+from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import N_EVENT_REPORT
+from pynetdicom.pdu import P_DATA_TF
+from pynetdicom.presentation import build_context
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # the module creates its names when it is imported
+    StorageCommitmentPushModel,
+    StorageCommitmentPushModelInstance,
+)
+
+from pneumoscope.core.errors import StorageError
+from pneumoscope.service.dicom.associations import open_association
+from pneumoscope.service.dicom.configuration import DicomConfiguration
+from pneumoscope.service.dicom.results import SOP_CLASSES
+from pneumoscope.service.dicom.sending import DeliveryError, UnconfirmedError, UnreachableError
+from pneumoscope.service.dicom.settings import PROCESSING_FAILURE, SUCCESS, DicomPeer
+from pneumoscope.service.storage.commitments import CommitmentReport, CommitmentRequest, Commitments
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+__all__ = [
+    "NO_SUCH_EVENT_TYPE",
+    "NO_SUCH_INSTANCE",
+    "UNKNOWN_REPORT",
+    "CommitmentRequester",
+    "answer_report",
+]
+
+_LOG = logging.getLogger("pneumoscope.service")
+_POLL_SECONDS = 1.0
+_OBJECTS = 100  # of one request
+_REPORT_SECONDS = 5.0  # wait for a report on the association of the request
+_REQUEST = 1  # action type (PS3.4 J.3.2.1)
+_EVENT_TYPES = (1, 2)  # all are committed; some are not (PS3.4 J.3.3.1)
+# Statuses of N-EVENT-REPORT (PS3.7 10.1.1.1.8).
+NO_SUCH_INSTANCE, NO_SUCH_EVENT_TYPE, UNKNOWN_REPORT = 0x0112, 0x0113, 0x0115
+_MAX_REPORT_BYTES, _MAX_REPORT_OBJECTS = 2**20, 1000
+_UNSPECIFIED = PROCESSING_FAILURE  # reason of a failure that a report does not state
+
+
+class CommitmentRequester:
+    """Asks peers to commit themselves to keep the results that they stored.
+
+    Args:
+        configuration: Destinations and the DICOM node.
+        engine: Engine of the service's database.
+        stopped: Ends the threads.
+        now: Returns the time, for tests.
+    Attributes:
+        threads: One for each peer that is asked.
+    """
+
+    def __init__(
+        self,
+        configuration: DicomConfiguration,
+        engine: Engine,
+        stopped: threading.Event,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._configuration, self._stopped, self._now = configuration, stopped, now
+        self._commitments = Commitments(engine)
+        self.threads = [
+            threading.Thread(target=self._run, args=(peer,), name=f"commitment-{peer.name}", daemon=True)
+            for peer in configuration.peers
+            if peer.name in configuration.commitments
+        ]
+
+    def end_others(self) -> None:
+        """Await no more commitments of peers that are not asked any more."""
+        try:
+            self._commitments.end(self._configuration.commitments)
+        except StorageError as error:
+            _LOG.warning("Storage commitments that are not requested any more remain: %s", error.message)
+
+    def _run(self, peer: DicomPeer) -> None:
+        while not self._stopped.is_set():
+            try:
+                has_asked = self.request_due(peer)
+            except StorageError as error:
+                _LOG.warning("Storage commitment cannot be requested from %s: %s", peer.name, error.message)
+                has_asked = False
+            except Exception as error:  # noqa: BLE001  the thread must survive; the message may contain anything
+                _LOG.error(
+                    "Storage commitment cannot be requested from %s: unexpected %s", peer.name, type(error).__name__
+                )
+                has_asked = False
+            if not has_asked:
+                self._stopped.wait(_POLL_SECONDS)
+
+    def request_due(self, peer: DicomPeer) -> bool:
+        """Request commitment to the objects that are due, and return whether the peer accepted a request.
+
+        Raises:
+            StorageError: The database cannot be used.
+        """
+        wait = self._configuration.commitments[peer.name]
+        request = self._commitments.begin(peer.name, self._now(), wait, _OBJECTS)
+        if request is None:
+            return False
+        try:
+            self._send(peer, request, wait)
+        except (DeliveryError, UnconfirmedError, UnreachableError) as error:
+            code = "commitment_not_offered" if str(error) == "sop_class_not_accepted" else str(error)
+            if code == "commitment_not_offered":
+                _LOG.warning(
+                    "%s does not offer storage commitment, which its destination requires: its results are delivered, and not"
+                    " committed. Enable it in %s, or remove storage_commitment",
+                    peer.name,
+                    peer.name,
+                )
+            else:
+                _LOG.warning("Storage commitment cannot be requested from %s: %s", peer.name, code)
+            self._commitments.postpone(peer.name, request.transaction_uid, code, self._now())
+            return False
+        return True
+
+    def _send(self, peer: DicomPeer, request: CommitmentRequest, wait: timedelta) -> None:
+        """Send a request (N-ACTION), and wait a little for its report."""
+        node = self._configuration.node
+        assert node  # a peer is one of a node
+        reported, answered = threading.Event(), threading.Event()
+
+        def answer(event: Any) -> tuple[int, None]:
+            status = answer_report(event, peer.name, self._commitments, self._now())
+            reported.set()
+            return status, None
+
+        def note_answer(event: Any) -> None:
+            if reported.is_set() and isinstance(event.pdu, P_DATA_TF):
+                answered.set()
+
+        contexts = [build_context(StorageCommitmentPushModel, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])]
+        handlers = [(evt.EVT_N_EVENT_REPORT, answer), (evt.EVT_PDU_SENT, note_answer)]
+        with open_association(peer, node, contexts, handlers) as association:
+            status = _request(association, request)
+            if status != SUCCESS:
+                raise DeliveryError(f"status_{status:04x}")
+            self._commitments.record_accepted(request.transaction_uid, self._now(), wait)
+            # pynetdicom aborts an association that is silent for the timeout.
+            deadline = time.monotonic() + min(_REPORT_SECONDS, node.timeout / 2)
+            while association.is_established and time.monotonic() < deadline and not self._stopped.is_set():
+                if answered.wait(0.05):  # the association must not be released before
+                    break
+
+
+def _request(association: Association, request: CommitmentRequest) -> int:
+    """Return the status of an N-ACTION.
+
+    Raises:
+        UnconfirmedError: There is no response.
+    """
+    information = Dataset()
+    information.TransactionUID = request.transaction_uid
+    information.ReferencedSOPSequence = []
+    for delivery in request.deliveries:
+        assert delivery.kind != "webhook"
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = SOP_CLASSES[delivery.kind], delivery.result_uid
+        information.ReferencedSOPSequence.append(item)
+    try:
+        response, _ = association.send_n_action(
+            information, _REQUEST, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+        )
+    except RuntimeError as error:  # the association was closed
+        raise UnconfirmedError("association_aborted") from error
+    if "Status" not in response:
+        raise UnconfirmedError("association_aborted")
+    return int(response.Status)
+
+
+def answer_report(event: Any, destination: str, commitments: Commitments, time: datetime) -> int:
+    """Record the report in an N-EVENT-REPORT, and return the status of the response.
+
+    Args:
+        event: Event of pynetdicom; its content may be anything.
+        destination: Name of the peer that sent it.
+        commitments: Where it is recorded.
+        time: Now.
+    """
+    request = cast(N_EVENT_REPORT, event.request)
+    if request.AffectedSOPInstanceUID != StorageCommitmentPushModelInstance:
+        return NO_SUCH_INSTANCE
+    if request.EventTypeID not in _EVENT_TYPES:
+        return NO_SUCH_EVENT_TYPE
+    try:
+        encoded = request.EventInformation
+        if encoded is None or len(encoded.getvalue()) > _MAX_REPORT_BYTES:
+            raise ValueError("the report has no information, or too much of it")
+        report = _read_report(event.event_information)
+    except Exception as error:  # noqa: BLE001  untrusted bytes; the message may contain anything
+        _LOG.warning("A storage commitment report of %s is not understood: %s", destination, type(error).__name__)
+        return UNKNOWN_REPORT
+    try:
+        is_known = commitments.record_report(destination, report, time)
+    except StorageError as error:
+        _LOG.warning("A storage commitment report of %s is not recorded: %s", destination, error.code)
+        return PROCESSING_FAILURE
+    if not is_known:
+        _LOG.warning("A storage commitment report of %s is not about the last request for its objects", destination)
+        return UNKNOWN_REPORT
+    if report.failed:
+        reasons = ", ".join(sorted({f"{each:04x}" for each in report.failed.values()}))
+        _LOG.warning("%s does not commit itself to %d results: %s", destination, len(report.failed), reasons)
+    return SUCCESS
+
+
+def _read_report(information: Dataset) -> CommitmentReport:
+    """Return the report in a data set (PS3.4 J.3.3.1.1).
+
+    Raises:
+        ValueError: It has no transaction, too many objects, or one that is committed and is not.
+    """
+    referenced, failed = (list(information.get(name) or []) for name in ("ReferencedSOPSequence", "FailedSOPSequence"))
+    if len(referenced) + len(failed) > _MAX_REPORT_OBJECTS:
+        raise ValueError("too many objects")
+    transaction_uid = str(information.TransactionUID)
+    committed = frozenset(str(item.ReferencedSOPInstanceUID) for item in referenced)
+    reasons = {
+        str(item.ReferencedSOPInstanceUID): int(item.get("FailureReason", _UNSPECIFIED) or _UNSPECIFIED) & 0xFFFF
+        for item in failed
+    }
+    if not transaction_uid or committed & set(reasons):
+        raise ValueError("no transaction, or an object that is committed and is not")
+    return CommitmentReport(transaction_uid, committed, reasons)

@@ -1,0 +1,385 @@
+"""A PACS commits itself to results, or does not: Storage Commitment with a node that reports at once, later, or never."""
+
+import io
+import threading
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import pydicom
+import pytest
+from fastapi.testclient import TestClient
+from pydicom.uid import generate_uid
+from tests.service.dicom.test_delivery import Archive, receive, wait_for_delivery, wait_until
+
+from pneumoscope.service.app import create_app
+from pneumoscope.service.audit.log import read_rows
+from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration
+from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
+from pneumoscope.service.settings import Settings
+from pneumoscope.service.storage.commitments import Commitments
+from pneumoscope.service.storage.repository import PredictionRepository
+
+pynetdicom = pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
+receiver = pytest.importorskip("pneumoscope.service.dicom.receiver")
+commitment = pytest.importorskip("pneumoscope.service.dicom.commitment")
+SECONDS = 30
+MODEL, INSTANCE = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"
+HOUR = timedelta(hours=1)
+
+
+class CommittingArchive(Archive):
+    """A DICOM node that is asked for storage commitment.
+
+    Attributes:
+        reports: Where it reports: "same" association, one that it opens "later", or "never".
+        refuses: Number of requests in which it refuses the first object.
+        node_port: Port to which it reports.
+        requests: The data sets of N-ACTION.
+        answers: Statuses of N-EVENT-REPORT.
+    """
+
+    def __init__(self, reports="same"):
+        super().__init__()
+        self.reports, self.refuses, self.node_port, self.action_status = reports, 0, 0, 0x0000
+        self.requests, self.answers, self.threads = [], [], []
+        self.offers = True
+
+    def start(self):
+        ae = pynetdicom.AE("ARCHIVE")
+        for sop_class in (*self.sop_classes(), *([MODEL] if self.offers else [])):
+            ae.add_supported_context(sop_class)
+        handlers = [(pynetdicom.evt.EVT_C_STORE, self._store), (pynetdicom.evt.EVT_N_ACTION, self._act)]
+        self._server = ae.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
+        self.port = self._server.server_address[1]
+        return self
+
+    @staticmethod
+    def sop_classes():
+        from pneumoscope.service.dicom.results import SOP_CLASSES
+
+        return SOP_CLASSES.values()
+
+    def stop(self):
+        super().stop()
+        for thread in self.threads:
+            thread.join(SECONDS)
+
+    def _act(self, event):
+        request = event.action_information
+        self.requests.append(request)
+        assert (event.action_type, event.request.RequestedSOPInstanceUID) == (1, INSTANCE)
+        if self.action_status == 0x0000 and self.reports != "never":
+            thread = threading.Thread(target=self._report, args=(event.assoc, request), daemon=True)
+            self.threads.append(thread)
+            thread.start()
+        return self.action_status, None
+
+    def _report(self, association, request):
+        items = list(request.ReferencedSOPSequence)
+        assert {str(each.ReferencedSOPInstanceUID) for each in items} <= set(self.stored)
+        n_failed, self.refuses = min(self.refuses, 1), max(0, self.refuses - 1)
+        information = report(request.TransactionUID, items[n_failed:], items[:n_failed])
+        if self.reports == "same":
+            threading.Event().wait(0.2)  # until the response is sent
+            self._send(association, information)
+        else:
+            wait_until(lambda: association.is_released, "the association of the request is not released")
+            with reporting(self.node_port) as opened:
+                self._send(opened, information)
+
+    def _send(self, association, information):
+        event_type = 2 if "FailedSOPSequence" in information else 1
+        status, _ = association.send_n_event_report(information, event_type, MODEL, INSTANCE)
+        self.answers.append(status.get("Status"))
+
+
+def report(transaction_uid, committed=(), failed=(), reason=0x0112):
+    information = pydicom.Dataset()
+    information.TransactionUID = transaction_uid
+    information.ReferencedSOPSequence = [item(each) for each in committed]
+    if failed:
+        information.FailedSOPSequence = [item(each, reason) for each in failed]
+    return information
+
+
+def item(reference, reason=None):
+    copied = pydicom.Dataset()
+    for name in ("ReferencedSOPClassUID", "ReferencedSOPInstanceUID"):
+        setattr(copied, name, reference[name].value)
+    if reason is not None:
+        copied.FailureReason = reason
+    return copied
+
+
+@contextmanager
+def reporting(port, *, calling="ARCHIVE", has_role=True):
+    """An association that a PACS opens to report: it is the SCP."""
+    ae = pynetdicom.AE(calling)
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = SECONDS
+    ae.add_requested_context(MODEL)
+    roles = [pynetdicom.build_role(MODEL, scp_role=True)] if has_role else []
+    association = ae.associate("127.0.0.1", port, ae_title="PNEUMOSCOPE", ext_neg=roles)
+    try:
+        yield association
+    finally:
+        if association.is_established:
+            association.release()
+
+
+@pytest.fixture
+def archive():
+    opened = CommittingArchive().start()
+    yield opened
+    opened.stop()
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Without the delays before requests and repetitions."""
+    monkeypatch.setattr("pneumoscope.service.storage.outbox._FIRST_DELAY", timedelta(milliseconds=50))
+    monkeypatch.setattr("pneumoscope.service.storage.outbox._COMMITMENT_DELAY", timedelta(milliseconds=300))
+
+
+def configuration(archive, **options):
+    peers = (DicomPeer("PACS", "ARCHIVE", "127.0.0.1", archive.port),)
+    destinations = (Destination(peer="sender", storage_commitment=True),)
+    node = DicomSettings("127.0.0.1", 0, "PNEUMOSCOPE", peers, timeout=5)
+    return DicomConfiguration(node, **{"quiet_seconds": 0, "destinations": destinations} | options)
+
+
+@contextmanager
+def service(model, archive, repository=None, **options):
+    """A service that delivers results, with its receiver; its client and its repository."""
+    settings = configuration(archive, **options)
+    repository, opened = repository or PredictionRepository(None), receiver.DicomReceiver(settings.node)
+    archive.node_port = opened.port
+    app = create_app(model, repository, Settings(dicom=settings), dicom_receiver=opened, delivery=True)
+    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        yield client, repository
+
+
+def commitments(repository):
+    return sorted(each.commitment for each in repository.outbox.find(("waiting", "delivered")))
+
+
+def wait_for_commitment(repository, expected):
+    wait_until(lambda: commitments(repository) == expected, lambda: commitments(repository))
+
+
+@pytest.mark.parametrize("reports", ["same", "later"])
+def test_results_are_committed(model, archive, at_once, reports):
+    archive.reports = reports
+    with service(model, archive) as (client, repository):
+        receive(client)
+        wait_for_commitment(repository, ["committed", "committed"])
+        (request,) = archive.requests
+        sent = {
+            str(each.ReferencedSOPInstanceUID): each.ReferencedSOPClassUID for each in request.ReferencedSOPSequence
+        }
+        assert sent == {uid: copies[0].SOPClassUID for uid, copies in archive.stored.items()}
+        wait_until(lambda: archive.answers, "the report was not answered")
+        assert archive.answers == [0x0000]
+        (status,) = client.get("/v1/exchange").json()["outbox"]
+        assert (status["delivered"], status["committed"], status["uncommitted"]) == (2, 2, 0)
+        assert {each.subject.header for each in repository.outbox.find(("delivered",))} == {""}
+
+
+@pytest.mark.parametrize("reports", ["same", "later"])
+def test_result_that_is_not_committed_is_sent_again(model, archive, at_once, reports):
+    archive.reports, archive.refuses = reports, 1
+    with service(model, archive) as (client, repository):
+        receive(client)
+        wait_for_commitment(repository, ["committed", "committed"])
+        assert sorted(len(copies) for copies in archive.stored.values()) == [1, 2]
+        for copies in archive.stored.values():
+            assert all(pydicom.Dataset(each) == pydicom.Dataset(copies[0]) for each in copies)
+        assert [row.event for row in read_rows(repository.engine)].count("commitment_failed") == 1
+
+
+def test_result_that_is_never_committed_is_shown_as_failing(model, archive, at_once, caplog):
+    archive.refuses = 1000
+    with service(model, archive) as (client, repository):
+        receive(client)
+        wait_until(lambda: "failed" in commitments(repository), "it is sent for ever")
+        wait_until(lambda: len(archive.requests) >= 3, "too few requests")
+        (failed, *_) = [each for each in repository.outbox.find(("delivered",)) if each.commitment == "failed"]
+        assert (failed.error, failed.commitment_failures) == ("not_committed_0112", 3)
+        assert len(archive.stored[failed.result_uid]) == 3
+        page = client.get("/dashboard").text
+        assert "Not committed" in page
+        metrics = client.get("/metrics").text
+        assert 'pneumoscope_outbox_commitment_failing_results{destination="PACS"}' in metrics
+    assert "PACS does not commit itself to 1 results: 0112" in caplog.text
+
+
+def test_peer_without_storage_commitment_keeps_results_as_delivered(model, archive, at_once, caplog):
+    archive.stop()
+    archive.offers = False
+    archive.start()
+    with service(model, archive) as (client, repository):
+        receive(client)
+        wait_for_delivery(repository, 2)
+        wait_until(lambda: "does not offer storage commitment" in caplog.text, "no warning")
+        wait_until(
+            lambda: {each.error for each in repository.outbox.find(("delivered",))} == {"commitment_not_offered"}, ""
+        )
+        (status,) = repository.outbox.status()
+        assert (status.delivered, status.waiting, status.uncommitted, status.commitment_failing) == (2, 0, 2, 2)
+        archive.stop()
+        archive.offers = True
+        archive.start()
+        wait_for_commitment(repository, ["committed", "committed"])
+    assert [len(copies) for copies in archive.stored.values()] == [1, 1]
+
+
+def test_refused_request_is_repeated(model, archive, at_once):
+    archive.action_status = 0x0213
+    with service(model, archive) as (client, repository):
+        receive(client)
+        wait_until(lambda: len(archive.requests) >= 2, "no second request")
+        wait_until(lambda: "status_0213" in {each.error for each in repository.outbox.find(("delivered",))}, "no error")
+        archive.action_status = 0x0000
+        wait_for_commitment(repository, ["committed", "committed"])
+        transactions = [each.TransactionUID for each in archive.requests]
+        assert len(set(transactions)) == len(transactions)
+
+
+def test_peer_that_is_not_asked_gets_no_request(model, archive, at_once):
+    with service(model, archive, destinations=(Destination(peer="PACS"),)) as (client, repository):
+        receive(client)
+        wait_for_delivery(repository, 2)
+        threading.Event().wait(2.5)  # longer than the interval of requests
+        assert archive.requests == []
+        assert commitments(repository) == ["", ""]
+
+
+def test_report_after_a_restart_is_recorded(model, archive, at_once, tmp_path):
+    archive.reports = "never"
+    with service(model, archive, PredictionRepository(tmp_path / "data")) as (client, repository):
+        receive(client)
+        wait_until(lambda: archive.requests, "no request")
+        wait_for_commitment(repository, ["requested", "requested"])
+    (request,) = archive.requests
+    with service(model, archive, PredictionRepository(tmp_path / "data")) as (_, repository):
+        with reporting(archive.node_port) as association:
+            archive._send(association, report(request.TransactionUID, request.ReferencedSOPSequence))
+        assert archive.answers == [0x0000]
+        assert commitments(repository) == ["committed", "committed"]
+    assert len(archive.requests) == 1
+
+
+# --- reports that are not ours, or that are hostile -------------------------------------------------------------------------
+
+
+@contextmanager
+def requested(model, archive):
+    """A service that awaits a report; its repository and the request."""
+    archive.reports = "never"
+    with service(model, archive) as (client, repository):
+        receive(client)
+        wait_until(lambda: archive.requests, "no request")
+        wait_for_commitment(repository, ["requested", "requested"])
+        yield repository, archive.requests[0]
+
+
+def other_reference():
+    reference = pydicom.Dataset()
+    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "1.2.3.4"
+    return reference
+
+
+def hostile_reports(request):
+    """Reports that must change nothing, with the event type, the instance and the expected status."""
+    items = list(request.ReferencedSOPSequence)
+    good = report(request.TransactionUID, items)
+    without_transaction = report(request.TransactionUID, items)
+    del without_transaction.TransactionUID
+    without_instance = report(request.TransactionUID, items)
+    del without_instance.ReferencedSOPSequence[1].ReferencedSOPInstanceUID
+    return {
+        "unknown transaction": (report(generate_uid(), items), 1, INSTANCE, 0x0115),
+        "no transaction": (without_transaction, 1, INSTANCE, 0x0115),
+        "an object that was not requested": (report(request.TransactionUID, [*items, other_reference()]), 1, INSTANCE, 0x0115),
+        "an object without a UID": (without_instance, 1, INSTANCE, 0x0115),
+        "an object in both lists": (report(request.TransactionUID, items, items[:1]), 2, INSTANCE, 0x0115),
+        "too many objects": (report(request.TransactionUID, 600 * items), 1, INSTANCE, 0x0115),
+        "another event type": (good, 3, INSTANCE, 0x0113),
+        "another instance": (good, 1, "1.2.3", 0x0112),
+    }  # fmt: skip
+
+
+def test_reports_that_are_not_understood_are_refused_and_change_nothing(model, archive, at_once):
+    with requested(model, archive) as (repository, request):
+        for name, (information, event_type, instance, expected) in hostile_reports(request).items():
+            with reporting(archive.node_port) as association:
+                status, _ = association.send_n_event_report(information, event_type, MODEL, instance)
+            assert status.get("Status") == expected, name
+            assert commitments(repository) == ["requested", "requested"], name
+        with reporting(archive.node_port, has_role=False) as association:  # the role is not negotiated by every PACS
+            sent = association.dimse
+            request_message = pynetdicom.dimse_primitives.N_EVENT_REPORT()
+            request_message.MessageID, request_message.EventTypeID = 1, 1
+            request_message.AffectedSOPClassUID, request_message.AffectedSOPInstanceUID = MODEL, INSTANCE
+            request_message.EventInformation = io.BytesIO(b"\xff" * 100)
+            sent.send_msg(request_message, association.accepted_contexts[0].context_id)
+            _, response = sent.get_msg(block=True)
+            assert response.Status == 0x0115
+        assert commitments(repository) == ["requested", "requested"]
+
+
+def test_report_of_another_ae_is_refused(model, archive, at_once):
+    with requested(model, archive) as (repository, _):
+        with reporting(archive.node_port, calling="STRANGER") as association:
+            assert association.is_rejected
+        assert commitments(repository) == ["requested", "requested"]
+
+
+def test_report_of_another_peer_changes_nothing(model, archive, at_once):
+    other = DicomPeer("OTHER", "OTHER", "127.0.0.1", 104)
+    archive.reports = "never"
+    node = configuration(archive).node
+    both = DicomSettings("127.0.0.1", 0, "PNEUMOSCOPE", (*node.peers, other), timeout=5)
+    settings = DicomConfiguration(both, 0, destinations=(Destination(peer="PACS", storage_commitment=True),))
+    opened, repository = receiver.DicomReceiver(both), PredictionRepository(None)
+    app = create_app(model, repository, Settings(dicom=settings), dicom_receiver=opened, delivery=True)
+    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        receive(client)
+        wait_until(lambda: archive.requests, "no request")
+        wait_for_commitment(repository, ["requested", "requested"])
+        (request,) = archive.requests
+        with reporting(opened.port, calling="OTHER") as association:
+            archive._send(association, report(request.TransactionUID, request.ReferencedSOPSequence))
+        assert archive.answers == [0x0115]
+        assert commitments(repository) == ["requested", "requested"]
+
+
+def test_node_does_not_commit_itself(model, archive):
+    with service(model, archive):
+        ae = pynetdicom.AE("ARCHIVE")
+        ae.add_requested_context(MODEL)
+        association = ae.associate("127.0.0.1", archive.node_port, ae_title="PNEUMOSCOPE")
+        status, _ = association.send_n_action(report(generate_uid(), [other_reference()]), 1, MODEL, INSTANCE)
+        association.release()
+        assert status.Status == 0x0211
+
+
+# --- errors of connections --------------------------------------------------------------------------------------------------
+
+
+def test_silent_peer_is_asked_again_with_another_transaction(archive, repository):
+    from tests.service.storage.test_commitments import Sent
+
+    archive.reports, clock = "never", [datetime(2026, 1, 1, 1, tzinfo=UTC)]
+    Sent(repository.engine)
+    settings = configuration(
+        archive, destinations=(Destination(peer="PACS", storage_commitment=True, commitment_seconds=60),)
+    )
+    requester = commitment.CommitmentRequester(settings, repository.engine, threading.Event(), now=lambda: clock[0])
+    (peer,) = settings.peers
+    requester._stopped.set()  # do not wait for a report
+    for minutes in (0, 1, 2, 4):
+        clock[0] += timedelta(minutes=minutes)
+        assert requester.request_due(peer)
+        assert not requester.request_due(peer)
+    assert len({each.TransactionUID for each in archive.requests}) == 4
+    assert Commitments(repository.engine).begin("PACS", clock[0] + timedelta(minutes=7), HOUR, 10) is None
