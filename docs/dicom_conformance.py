@@ -17,7 +17,7 @@ from pynetdicom import AE, DEFAULT_TRANSFER_SYNTAXES
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.service.dicom.result_objects import HEADERS, PREDICTIONS, image_file, objects
 
-from pneumoscope.service.dicom import delivery, receiver, results
+from pneumoscope.service.dicom import commitment, delivery, receiver, results
 from pneumoscope.service.dicom.codes import PRIVATE_SCHEME
 from pneumoscope.service.dicom.configuration import ResultSettings
 from pneumoscope.service.dicom.header import DISPLAY_ELEMENTS, HEADER_ELEMENTS
@@ -30,6 +30,7 @@ from pneumoscope.service.dicom.settings import (
     SUCCESS,
     DicomSettings,
 )
+from pneumoscope.service.storage.commitments import MAX_FAILURES
 
 __all__ = ["conformance_page"]
 
@@ -63,7 +64,8 @@ def conformance_page() -> str:
                 ("Verification", "no", "yes"),
                 ("Storage of images", "no", "yes"),
                 ("Storage of results", "yes", "no"),
-                ("Storage Commitment, Query/Retrieve, Worklist, MPPS", "no", "no"),
+                ("Storage Commitment Push Model", "yes, results, if configured", "no"),
+                ("Query/Retrieve, Worklist, MPPS", "no", "no"),
                 ("DICOMweb: STOW-RS", "yes, results", "yes, images"),
             ),
         ),
@@ -101,6 +103,35 @@ def conformance_page() -> str:
         f"{_names(delivery.TRANSFER_SYNTAXES)}. The statuses 0000, 0111 (the instance exists) and Bxxx (warnings) confirm an"
         " object; after any other status, and after a failed association, it is sent again after 5 seconds, and twice as long"
         " each time, up to 15 minutes. A SOP class that the peer does not accept is a failure of its objects only.\n",
+        "### Storage commitment (SCU)\n",
+        _table(
+            ("SOP class", "UID", "role"),
+            ((commitment.SOP_CLASS.name, f"`{commitment.SOP_CLASS}`", "SCU"),),
+        ),
+        "After results were stored at a peer that is configured for it, an N-ACTION (action type 1) on an association of its own"
+        f" refers to at most {commitment.MAX_OBJECTS} of them. It proposes the transfer syntaxes"
+        f" {_names(commitment.TRANSFER_SYNTAXES)}, without role selection, and stays open for"
+        f" {commitment.REPORT_SECONDS:g} seconds for an N-EVENT-REPORT. A peer may also report on an association that it opens"
+        " to the node, with SCP/SCU role selection in which it proposes the role SCP, or without it. Retrieve AE Title and"
+        " storage media are not used.\n",
+        _table(
+            ("status of N-EVENT-REPORT", "meaning"),
+            (
+                (f"{SUCCESS:04X}", "recorded, also if it was before"),
+                (f"{commitment.NO_SUCH_INSTANCE:04X}", "the SOP instance is not the well-known one"),
+                (f"{commitment.NO_SUCH_EVENT_TYPE:04X}", "the event type is neither 1 nor 2"),
+                (
+                    f"{commitment.UNKNOWN_REPORT:04X}",
+                    "the transaction is not the last one for its objects at this peer, an object was not requested or is in"
+                    " both lists, or the information cannot be read",
+                ),
+                (f"{PROCESSING_FAILURE:04X}", "not recorded: the storage is unavailable"),
+            ),
+        ),
+        f"An object with a failure reason is stored again, and its commitment requested again, up to {MAX_FAILURES} requests in"
+        " all. Without a report, a request is repeated with another transaction UID: by default after an hour, then after twice"
+        " the time, up to a day. After a failed request, the next one follows as after a failed C-STORE. An N-ACTION to the node"
+        " is answered with 0211 (unrecognized operation).\n",
         "### Association policies\n",
         _table(
             ("policy", "value"),
@@ -110,13 +141,15 @@ def conformance_page() -> str:
                 ("maximum PDU received", f"{ae.maximum_pdu_size:,} bytes"),
                 (
                     "associations at the same time",
-                    f"{limits['max_associations']} as acceptor; one for each destination as requestor",
+                    f"{limits['max_associations']} as acceptor; as requestor one for each destination, and one for its storage"
+                    " commitment",
                 ),
                 ("size of an instance", f"{limits['max_bytes'] // 2**20} MiB; the association is aborted beyond"),
                 ("size of all instances that are being received", f"{limits['max_total_bytes'] // 2**20} MiB"),
                 ("timeout", f"{limits['timeout']:g} seconds for an answer, and for a silent peer"),
                 ("called AE title", "must be that of the node"),
                 ("calling AE title and address", "must be those of a configured peer"),
+                ("SCP/SCU role selection", "as acceptor, for Storage Commitment"),
                 ("asynchronous operations, SOP class extended negotiation, user identity", "not supported"),
             ),
         ),

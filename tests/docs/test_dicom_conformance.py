@@ -139,3 +139,16 @@ def test_every_code_of_a_report_is_listed(page):
             if each.get("ConceptNameCodeSequence") and each.ConceptNameCodeSequence[0].CodingSchemeDesignator == "99PNEUMOSCOPE"
         }  # fmt: skip
         assert {(code, "99PNEUMOSCOPE") for code in private} <= listed
+
+
+@pytest.mark.parametrize("role", [{"scp_role": True}, {"scp_role": True, "scu_role": True}, None])
+def test_node_accepts_reports_of_storage_commitment_with_and_without_the_stated_role(node, page, role):
+    (sop_class,) = uids(section(page, "Storage commitment (SCU)"))
+    ae = pynetdicom.AE("SENDER")
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = SECONDS
+    ae.add_requested_context(sop_class, [ImplicitVRLittleEndian])
+    roles = [pynetdicom.build_role(sop_class, **role)] if role else []
+    association = ae.associate("127.0.0.1", node.port, ae_title="PNEUMOSCOPE", ext_neg=roles)
+    (context,) = association.accepted_contexts
+    association.release()
+    assert (context.as_scu, context.as_scp) == ((False, True) if role else (True, False))

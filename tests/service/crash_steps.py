@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import event
 
 from pneumoscope.core.prediction import ImageInfo, ModelInfo, Prediction
+from pneumoscope.service.storage.commitments import CommitmentReport, Commitments
 from pneumoscope.service.storage.inbox import Outcome, ReceivedInstance, finish
 from pneumoscope.service.storage.outbox import ResultSubject, enqueue
 from pneumoscope.service.storage.queries import Filter
@@ -193,6 +194,24 @@ def deliver_results(repository, number, step):
             pacs.flush()
             step("sent")
             repository.outbox.record_delivered([delivery], datetime.now(UTC))
+
+
+def request_commitment(repository, number, step):
+    """Ask the PACS to commit itself to what it has, and record its report, which comes later."""
+    commitments, hour = Commitments(repository.engine), timedelta(hours=1)
+    now = datetime.now(UTC) + timedelta(minutes=1)
+    request = commitments.begin("PACS", now, hour, 100)
+    if request is None:
+        return
+    with pacs_file(repository).open("a") as pacs:
+        step("send")
+        pacs.write(" ".join([request.transaction_uid, *(each.result_uid for each in request.deliveries)]) + "\n")
+        pacs.flush()
+        step("sent")
+    commitments.record_accepted(request.transaction_uid, now, hour)
+    for transaction_uid, *uids in map(str.split, pacs_file(repository).read_text().splitlines()[-1:]):
+        assert commitments.record_report("PACS", CommitmentReport(transaction_uid, frozenset(uids), {}), now)
+        step("answer")
 
 
 def pacs_file(repository):

@@ -1,7 +1,7 @@
 """The configuration file of the exchange with other nodes."""
 
 import dataclasses
-from datetime import date
+from datetime import date, timedelta
 
 import pytest
 from tests.service.conftest import prediction
@@ -110,7 +110,12 @@ def test_defaults_send_results_to_the_sender_after_60_seconds(tmp_path):
         ('[[sources]]\nname = "a"\nurl = "https://@h/"', "must not contain a user name or a password"),
         ('[[sources]]\nname = "a"\nurl = "https://h/?key=s"', "must not contain a query"),
         ('[[destinations]]\nname = "a"\nurl = "https://h/#part"', "must not contain a fragment"),
-        ('[[destinations]]\npeer = "sender"\nname = "a"', "only peer can be set"),
+        ('[[destinations]]\npeer = "sender"\nname = "a"', "only peer and storage_commitment can be set"),
+        (
+            '[[destinations]]\nname = "a"\nurl = "https://h/"\nstorage_commitment = true',
+            "storage_commitment needs a peer",
+        ),
+        ('[[destinations]]\npeer = "sender"\ncommitment_seconds = 1', "destinations.0.commitment_seconds"),
         ('[[rules]]\nname = "a"\naction = "drop"', "rules.0.action"),
         ('[[rules]]\nname = "a b"\naction = "exclude"', "rules.0.name: .*'a b' cannot be used as a name: Use 1"),
         ('[[rules]]\nname = "a"\naction = "exclude"\nmodalities = []', "rules.0.modalities"),
@@ -184,3 +189,27 @@ def test_first_matching_rule_decides(tmp_path):
     for fields, name in (({"modality": "DX"}, "children"), ({"modality": "OT"}, "others")):
         assert found.rule_of(child, view="", sender="", **fields).name == name
     assert found.rule_of(image(age=40, study_date="2026-02-01"), modality="DX", view="", sender="").name == "others"
+
+
+def test_peers_that_are_asked_for_storage_commitment_have_their_own_time_to_report(tmp_path):
+    text = """
+[node]
+port = 1104
+[[peers]]
+name = "A"
+ae_title = "A"
+host = "h"
+port = 104
+[[peers]]
+name = "B"
+ae_title = "B"
+host = "h"
+port = 104
+[[destinations]]
+peer = "A"
+"""
+    assert read(tmp_path, text).commitments == {}
+    assert read(tmp_path, f"{text}storage_commitment = true").commitments == {"A": timedelta(hours=1)}
+    others = '[[destinations]]\npeer = "sender"\nstorage_commitment = true'
+    both = f"{text}storage_commitment = true\ncommitment_seconds = 60\n{others}"
+    assert read(tmp_path, both).commitments == {"A": timedelta(minutes=1), "B": timedelta(hours=1)}

@@ -4,6 +4,7 @@
 """
 
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import select
@@ -14,11 +15,14 @@ from tests.service.crash_steps import (
     process_instances,
     receive_instances,
     received,
+    request_commitment,
     steps_until_killed,
 )
 
 from pneumoscope.service.audit.verification import verify
-from pneumoscope.service.storage.database import read_transaction
+from pneumoscope.service.storage.commitments import CommitmentReport, Commitments
+from pneumoscope.service.storage.database import read_transaction, write_transaction
+from pneumoscope.service.storage.outbox import ResultSubject, enqueue
 from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.tables import received_instances
@@ -101,3 +105,38 @@ def test_crash_at_any_step_loses_and_doubles_no_instance_and_no_result(tmp_path,
         deliver_results: {"UPDATE", "send", "sent", "commit", "committed"},
     }
     assert expected[operation] <= seen
+
+
+@pytest.mark.slow
+def test_crash_at_any_step_of_a_request_loses_no_commitment_and_counts_none_twice(tmp_path, database):
+    folder, seen = tmp_path / "data", set()
+    for number in range(100):
+        repository = PredictionRepository(folder, database)
+        subject = ResultSubject("ab" * 16, "", "cd" * 32, "balanced", f"1.2.{number}", "{}")
+        with write_transaction(repository.engine) as connection:
+            enqueue(connection, subject, ["PACS"], KINDS, "2026-01-01T00:00:00.000000Z")
+        due = repository.outbox.due("PACS", datetime.now(UTC), 100)
+        repository.outbox.record_delivered(due, datetime.now(UTC) - timedelta(minutes=1), asks_commitment=True)
+        repository.close()
+        steps, killed = steps_until_killed(request_commitment, folder, database, number)
+        seen.update(step.partition(" ")[0] for step in steps)
+
+        repository = PredictionRepository(folder, database)
+        commitments, now = Commitments(repository.engine), datetime.now(UTC)
+        if "sent" in steps and "answer" not in steps:  # the report comes after the restart
+            transaction_uid, *uids = pacs_file(repository).read_text().splitlines()[-1].split()
+            assert commitments.record_report("PACS", CommitmentReport(transaction_uid, frozenset(uids), {}), now)
+        request = commitments.begin("PACS", now + timedelta(days=1), timedelta(hours=1), 100)
+        if request:  # it was killed before the PACS got the request
+            assert "sent" not in steps
+            uids = frozenset(each.result_uid for each in request.deliveries)
+            assert commitments.record_report("PACS", CommitmentReport(request.transaction_uid, uids, {}), now)
+        assert {each.commitment for each in repository.outbox.find(("delivered",))} == {"committed"}
+        (status,) = repository.outbox.status()
+        assert (status.committed, status.delivered, status.uncommitted) == (2 * number + 2, 2 * number + 2, 0)
+        repository.close()
+        if not killed:
+            break
+    else:
+        pytest.fail("the operation does not end")
+    assert {"UPDATE", "send", "sent", "commit", "committed", "answer"} <= seen

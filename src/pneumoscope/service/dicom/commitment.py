@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 from pydicom import Dataset
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import N_EVENT_REPORT
@@ -37,17 +37,23 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 __all__ = [
+    "MAX_OBJECTS",
     "NO_SUCH_EVENT_TYPE",
     "NO_SUCH_INSTANCE",
+    "REPORT_SECONDS",
+    "SOP_CLASS",
+    "TRANSFER_SYNTAXES",
     "UNKNOWN_REPORT",
     "CommitmentRequester",
     "answer_report",
 ]
 
+SOP_CLASS = UID(StorageCommitmentPushModel)
+TRANSFER_SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)  # that are proposed
 _LOG = logging.getLogger("pneumoscope.service")
 _POLL_SECONDS = 1.0
-_OBJECTS = 100  # of one request
-_REPORT_SECONDS = 5.0  # wait for a report on the association of the request
+MAX_OBJECTS = 100  # of one request
+REPORT_SECONDS = 5.0  # wait for a report on the association of the request
 _REQUEST = 1  # action type (PS3.4 J.3.2.1)
 _EVENT_TYPES = (1, 2)  # all are committed; some are not (PS3.4 J.3.3.1)
 # Statuses of N-EVENT-REPORT (PS3.7 10.1.1.1.8).
@@ -113,7 +119,7 @@ class CommitmentRequester:
             StorageError: The database cannot be used.
         """
         wait = self._configuration.commitments[peer.name]
-        request = self._commitments.begin(peer.name, self._now(), wait, _OBJECTS)
+        request = self._commitments.begin(peer.name, self._now(), wait, MAX_OBJECTS)
         if request is None:
             return False
         try:
@@ -148,7 +154,7 @@ class CommitmentRequester:
             if reported.is_set() and isinstance(event.pdu, P_DATA_TF):
                 answered.set()
 
-        contexts = [build_context(StorageCommitmentPushModel, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])]
+        contexts = [build_context(SOP_CLASS, list(TRANSFER_SYNTAXES))]
         handlers = [(evt.EVT_N_EVENT_REPORT, answer), (evt.EVT_PDU_SENT, note_answer)]
         with open_association(peer, node, contexts, handlers) as association:
             status = _request(association, request)
@@ -156,7 +162,7 @@ class CommitmentRequester:
                 raise DeliveryError(f"status_{status:04x}")
             self._commitments.record_accepted(request.transaction_uid, self._now(), wait)
             # pynetdicom aborts an association that is silent for the timeout.
-            deadline = time.monotonic() + min(_REPORT_SECONDS, node.timeout / 2)
+            deadline = time.monotonic() + min(REPORT_SECONDS, node.timeout / 2)
             while association.is_established and time.monotonic() < deadline and not self._stopped.is_set():
                 if answered.wait(0.05):  # the association must not be released before
                     break
@@ -177,9 +183,7 @@ def _request(association: Association, request: CommitmentRequest) -> int:
         item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = SOP_CLASSES[delivery.kind], delivery.result_uid
         information.ReferencedSOPSequence.append(item)
     try:
-        response, _ = association.send_n_action(
-            information, _REQUEST, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
-        )
+        response, _ = association.send_n_action(information, _REQUEST, SOP_CLASS, StorageCommitmentPushModelInstance)
     except RuntimeError as error:  # the association was closed
         raise UnconfirmedError("association_aborted") from error
     if "Status" not in response:
