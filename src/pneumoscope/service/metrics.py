@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 from pneumoscope.core.errors import StorageError
 from pneumoscope.service.storage.inbox import InboxStatus
-from pneumoscope.service.storage.outbox import OutboxStatus
+from pneumoscope.service.storage.outbox_status import OutboxStatus
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 

@@ -300,6 +300,21 @@ def test_orthanc_does_not_commit_itself_to_a_result_that_was_deleted_and_gets_it
         assert [row.details for row in events] == ['{"object": "structured_report", "reason": "0112"}']
 
 
+def test_results_stay_delivered_where_orthanc_does_not_allow_storage_commitment(bundle, tmp_path):
+    orthanc, port = Orthanc(tmp_path / "orthanc"), free_port()
+    address = {"AET": "PNEUMOSCOPE", "Host": "127.0.0.1", "Port": port, "AllowStorageCommitment": False}
+    configuration = PEER.format(port=port, orthanc=orthanc.port) + COMMITMENT
+    errors = lambda: {(each.commitment, each.error) for each in opened.results("delivered")}  # noqa: E731
+    with (
+        service(bundle, tmp_path, configuration) as opened,
+        orthanc.running(ROUTE, {"DicomModalities": {"pneumoscope": address}}),
+    ):
+        storescu(orthanc, write(tmp_path))
+        wait_until(lambda: errors() == {("pending", "association_aborted")}, lambda: (errors(), orthanc.log()))
+        assert is_settled(opened, images=1, own_results=2)
+        assert orthanc.count() == 3
+
+
 # --- DICOMweb ----------------------------------------------------------------------------------------------------------------
 
 

@@ -10,10 +10,10 @@ from sqlalchemy import insert, select
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.audit.verification import verify
-from pneumoscope.service.storage import outbox as outbox_module
 from pneumoscope.service.storage.commitments import MAX_FAILURES, CommitmentReport, Commitments, _is_due
 from pneumoscope.service.storage.database import open_database, read_transaction, write_transaction
 from pneumoscope.service.storage.outbox import NEW_ROW, Outbox, ResultSubject, enqueue, forget_headers, withdraw
+from pneumoscope.service.storage.outbox_status import OutboxStatus
 from pneumoscope.service.storage.tables import outbox
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -333,4 +333,4 @@ def test_totals_are_those_of_the_rows_after_every_kind_of_change(sent):
     sent.deliver()
     counted = sum(each.state in ("delivered", "withdrawn") for each in sent.rows)
     assert (sent.status().delivered, counted) == (3, 3)
-    assert outbox_module.OutboxStatus("PACS", 0, 0, None, 3, 1, 1, 0) == sent.status()
+    assert OutboxStatus("PACS", 0, 0, None, 3, 1, 1, 0) == sent.status()

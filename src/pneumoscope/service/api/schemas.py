@@ -18,7 +18,7 @@ from pneumoscope.core.prediction import Prediction
 from pneumoscope.service.auth.tokens import Token
 from pneumoscope.service.auth.users import Role
 from pneumoscope.service.storage.inbox import InboxStatus
-from pneumoscope.service.storage.outbox import OutboxStatus
+from pneumoscope.service.storage.outbox_status import OutboxStatus
 from pneumoscope.service.storage.queries import Page
 from pneumoscope.service.storage.records import StoredPrediction, UnreadableFile
 from pneumoscope.service.storage.reviews import Label

@@ -16,27 +16,31 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, insert, or_, select, update
 
 from pneumoscope.core.errors import UnknownNameError, UsageError
 from pneumoscope.service.audit.log import Entry, Event, append
 from pneumoscope.service.auth.users import COMMAND_LINE
 from pneumoscope.service.storage.database import read_transaction, write_transaction
+from pneumoscope.service.storage.outbox_status import (
+    UNCOMMITTED,
+    CommitmentState,
+    OutboxStatus,
+    add_to_totals,
+    read_status,
+)
 from pneumoscope.service.storage.records import Row, format_time
-from pneumoscope.service.storage.tables import HAS_IDENTIFIERS, outbox, outbox_totals
+from pneumoscope.service.storage.tables import HAS_IDENTIFIERS, outbox
 
 __all__ = [
     "MAX_DELAY",
     "NEW_ROW",
-    "CommitmentState",
     "Delivery",
     "DeliveryKind",
     "DeliveryState",
     "ObjectKind",
     "Outbox",
-    "OutboxStatus",
     "ResultSubject",
-    "add_to_totals",
     "derive_uid",
     "enqueue",
     "failed_attempt",
@@ -49,7 +53,6 @@ __all__ = [
 ObjectKind = Literal["secondary_capture", "structured_report", "rejection_note", "parametric_map", "presentation_state"]
 DeliveryKind = Literal[ObjectKind, "webhook"]
 DeliveryState = Literal["waiting", "delivered", "withdrawn", "cancelled"]
-CommitmentState = Literal["", "pending", "requested", "committed", "failed"]
 _FIRST_DELAY, MAX_DELAY = timedelta(seconds=5), timedelta(minutes=15)
 _COMMITMENT_DELAY = timedelta(seconds=2)  # after a delivery, so that one request is about all objects of a study
 _NAMESPACE = uuid.UUID("5f0f6c1e-0f0e-5d55-9c39-8f2f6a3a8f10")  # of the names from which UIDs are derived
@@ -57,9 +60,6 @@ _BATCH = 500  # rows that are changed by one statement
 _COLUMNS = outbox.c
 # Errors of objects that the destination may have: the process or the connection ended before it answered.
 _INTERRUPTED = "interrupted"
-# States of a commitment that the destination has not made. Only delivered objects are in one of them, so queries do not state
-# that: SQLite would read all delivered objects.
-_UNCOMMITTED: tuple[CommitmentState, ...] = ("pending", "requested", "failed")
 # Values of a row that waits for its first attempt.
 NEW_ROW: Mapping[str, Any] = {
     "attempts": 0, "state": "waiting", "error": "", "maybe_delivered": False, "finished": None,
@@ -142,31 +142,6 @@ class Delivery:
         documents = {name: json.loads(row[name]) for name in ("withdrawn_uids", "unreadable")}
         names = {field.name for field in dataclasses.fields(cls)} - {"subject", *documents}
         return cls(**{name: row[name] for name in names}, subject=subject, **documents)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class OutboxStatus:
-    """The objects that wait for a destination.
-
-    Attributes:
-        destination: Name of the destination.
-        waiting: Their number.
-        failing: The number of those that failed at least once.
-        oldest: Time when the first of them was created, ISO 8601 in UTC; None if there is none.
-        delivered: Number of objects delivered so far.
-        committed: Number of those to which the destination committed itself (storage commitment).
-        uncommitted: Number of delivered objects to which it is asked to commit itself, and did not so far.
-        commitment_failing: Number of the latter whose last request failed, or which it refused.
-    """
-
-    destination: str
-    waiting: int
-    failing: int
-    oldest: str | None
-    delivered: int
-    committed: int
-    uncommitted: int
-    commitment_failing: int
 
 
 def derive_uid(name: str) -> str:
@@ -268,16 +243,6 @@ def forget_headers(connection: Connection, limit: str) -> None:
     delivered_event = _COLUMNS.kind == "webhook", _COLUMNS.state.not_in(("waiting", "cancelled"))
     connection.execute(delete(outbox).where(*old, *delivered_event))
     connection.execute(update(outbox).where(*old).values(header="", sop_instance_uid="", study_instance_uid=""))
-
-
-def add_to_totals(connection: Connection, destination: str, *, delivered: int = 0, committed: int = 0) -> None:
-    """Add to the totals of a destination, in a transaction that excludes other writers."""
-    columns = outbox_totals.c
-    values = {"delivered": columns.delivered + delivered, "committed": columns.committed + committed}
-    changed = connection.execute(update(outbox_totals).where(columns.destination == destination).values(values))
-    if not changed.rowcount:
-        row = {"destination": destination, "delivered": delivered, "committed": committed}
-        connection.execute(insert(outbox_totals), [row])
 
 
 class Outbox:
@@ -396,7 +361,7 @@ class Outbox:
 
     def find_uncommitted(self, limit: int = 1000) -> list[Delivery]:
         """Return delivered objects to which the destination was to commit itself and did not so far; see `find`."""
-        return self._find(_COLUMNS.commitment.in_(_UNCOMMITTED), limit)
+        return self._find(_COLUMNS.commitment.in_(UNCOMMITTED), limit)
 
     def _find(self, condition: ColumnElement[bool], limit: int) -> list[Delivery]:
         with read_transaction(self._engine) as connection:
@@ -445,35 +410,8 @@ class Outbox:
             return len(rows)
 
     def status(self) -> list[OutboxStatus]:
-        """Return the numbers of each destination. Raise StorageError if the database cannot be read.
-
-        It reads no row of an object that is delivered and needs no commitment any more: there may be millions.
-        """
-        count = func.count(_COLUMNS.number)
-        waiting = (
-            select(_COLUMNS.destination, count, count.filter(_COLUMNS.attempts > 0), func.min(_COLUMNS.created))
-            .where(_COLUMNS.state == "waiting")
-            .group_by(_COLUMNS.destination)
-        )
-        uncommitted = (
-            select(_COLUMNS.destination, count, count.filter(_COLUMNS.error != ""))
-            .where(_COLUMNS.commitment.in_(_UNCOMMITTED))
-            .group_by(_COLUMNS.destination)
-        )
-        with read_transaction(self._engine) as connection:
-            totals = connection.execute(select(outbox_totals).order_by(outbox_totals.c.destination)).all()
-            of_waiting = {name: values for name, *values in connection.execute(waiting)}
-            of_uncommitted = {name: values for name, *values in connection.execute(uncommitted)}
-        found = []
-        for name, delivered, committed in totals:
-            n_waiting, n_failing, oldest = of_waiting.get(name, (0, 0, None))
-            n_uncommitted, n_commitment_failing = of_uncommitted.get(name, (0, 0))
-            found.append(
-                OutboxStatus(
-                    name, n_waiting, n_failing, oldest, delivered, committed, n_uncommitted, n_commitment_failing
-                )
-            )
-        return found
+        """Return the numbers of each destination. Raise StorageError if the database cannot be read."""
+        return read_status(self._engine)
 
     def is_result(self, sop_instance_uid: str) -> bool:
         """Return whether an object is a result of this service. Raise StorageError if the database cannot be read."""

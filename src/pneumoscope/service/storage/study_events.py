@@ -15,7 +15,8 @@ from sqlalchemy import Connection, Engine, func, insert, select, update
 
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.service.storage.database import read_transaction
-from pneumoscope.service.storage.outbox import NEW_ROW, Delivery, add_to_totals
+from pneumoscope.service.storage.outbox import NEW_ROW, Delivery
+from pneumoscope.service.storage.outbox_status import add_to_totals
 from pneumoscope.service.storage.records import Row, StoredPrediction
 from pneumoscope.service.storage.studies import find_studies
 from pneumoscope.service.storage.tables import instances, outbox, predictions, received_instances

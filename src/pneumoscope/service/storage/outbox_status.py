@@ -1,0 +1,87 @@
+"""The numbers of the outbox by destination, for the dashboard, the API and the metrics.
+
+Delivered objects, of which there may be millions, are counted when they are delivered. `status` reads none of their rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from sqlalchemy import Connection, Engine, func, insert, select, update
+
+from pneumoscope.service.storage.database import read_transaction
+from pneumoscope.service.storage.tables import outbox, outbox_totals
+
+__all__ = ["UNCOMMITTED", "CommitmentState", "OutboxStatus", "add_to_totals", "read_status"]
+
+CommitmentState = Literal["", "pending", "requested", "committed", "failed"]
+# States of a commitment that the destination has not made. Only delivered objects are in one of them, so queries do not state
+# that: SQLite would read all delivered objects.
+UNCOMMITTED: tuple[CommitmentState, ...] = ("pending", "requested", "failed")
+_COLUMNS = outbox.c
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OutboxStatus:
+    """The objects that wait for a destination.
+
+    Attributes:
+        destination: Name of the destination.
+        waiting: Their number.
+        failing: The number of those that failed at least once.
+        oldest: Time when the first of them was created, ISO 8601 in UTC; None if there is none.
+        delivered: Number of objects delivered so far.
+        committed: Number of those to which the destination committed itself (storage commitment).
+        uncommitted: Number of delivered objects to which it is asked to commit itself, and did not so far.
+        commitment_failing: Number of the latter whose last request failed, or which it refused.
+    """
+
+    destination: str
+    waiting: int
+    failing: int
+    oldest: str | None
+    delivered: int
+    committed: int
+    uncommitted: int
+    commitment_failing: int
+
+
+def add_to_totals(connection: Connection, destination: str, *, delivered: int = 0, committed: int = 0) -> None:
+    """Add to the totals of a destination, in a transaction that excludes other writers."""
+    columns = outbox_totals.c
+    values = {"delivered": columns.delivered + delivered, "committed": columns.committed + committed}
+    changed = connection.execute(update(outbox_totals).where(columns.destination == destination).values(values))
+    if not changed.rowcount:
+        row = {"destination": destination, "delivered": delivered, "committed": committed}
+        connection.execute(insert(outbox_totals), [row])
+
+
+def read_status(engine: Engine) -> list[OutboxStatus]:
+    """Return the numbers of each destination. Raise StorageError if the database cannot be read.
+
+    It reads no row of an object that is delivered and needs no commitment any more: there may be millions.
+    """
+    count = func.count(_COLUMNS.number)
+    waiting = (
+        select(_COLUMNS.destination, count, count.filter(_COLUMNS.attempts > 0), func.min(_COLUMNS.created))
+        .where(_COLUMNS.state == "waiting")
+        .group_by(_COLUMNS.destination)
+    )
+    uncommitted = (
+        select(_COLUMNS.destination, count, count.filter(_COLUMNS.error != ""))
+        .where(_COLUMNS.commitment.in_(UNCOMMITTED))
+        .group_by(_COLUMNS.destination)
+    )
+    with read_transaction(engine) as connection:
+        totals = connection.execute(select(outbox_totals).order_by(outbox_totals.c.destination)).all()
+        of_waiting = {name: values for name, *values in connection.execute(waiting)}
+        of_uncommitted = {name: values for name, *values in connection.execute(uncommitted)}
+    found = []
+    for name, delivered, committed in totals:
+        n_waiting, n_failing, oldest = of_waiting.get(name, (0, 0, None))
+        n_uncommitted, n_commitment_failing = of_uncommitted.get(name, (0, 0))
+        found.append(
+            OutboxStatus(name, n_waiting, n_failing, oldest, delivered, committed, n_uncommitted, n_commitment_failing)
+        )
+    return found
