@@ -298,6 +298,7 @@ def hostile_reports(request):
     del without_instance.ReferencedSOPSequence[1].ReferencedSOPInstanceUID
     return {
         "unknown transaction": (report(generate_uid(), items), 1, INSTANCE, 0x0115),
+        "a transaction UID that is none": (report(f"1.2\\{request.TransactionUID}", items), 1, INSTANCE, 0x0115),
         "no transaction": (without_transaction, 1, INSTANCE, 0x0115),
         "an object that was not requested": (report(request.TransactionUID, [*items, other_reference()]), 1, INSTANCE, 0x0115),
         "an object without a UID": (without_instance, 1, INSTANCE, 0x0115),
@@ -315,16 +316,21 @@ def test_reports_that_are_not_understood_are_refused_and_change_nothing(model, a
                 status, _ = association.send_n_event_report(information, event_type, MODEL, instance)
             assert status.get("Status") == expected, name
             assert commitments(repository) == ["requested", "requested"], name
-        with reporting(archive.node_port, has_role=False) as association:  # the role is not negotiated by every PACS
-            sent = association.dimse
-            request_message = pynetdicom.dimse_primitives.N_EVENT_REPORT()
-            request_message.MessageID, request_message.EventTypeID = 1, 1
-            request_message.AffectedSOPClassUID, request_message.AffectedSOPInstanceUID = MODEL, INSTANCE
-            request_message.EventInformation = io.BytesIO(b"\xff" * 100)
-            sent.send_msg(request_message, association.accepted_contexts[0].context_id)
-            _, response = sent.get_msg(block=True)
-            assert response.Status == 0x0115
+        assert statuses_of_undecodable_report(archive.node_port) == [0x0115]
         assert commitments(repository) == ["requested", "requested"]
+
+
+def statuses_of_undecodable_report(port):
+    """Report with bytes that are no data set, on an association without role selection; return the statuses of responses."""
+    request, statuses = pynetdicom.dimse_primitives.N_EVENT_REPORT(), []
+    request.MessageID, request.EventTypeID = 1, 1
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = MODEL, INSTANCE
+    request.EventInformation = io.BytesIO(b"\xff" * 100)
+    with reporting(port, has_role=False) as association:
+        association.bind(pynetdicom.evt.EVT_DIMSE_RECV, lambda event: statuses.append(event.message.command_set.Status))
+        association.dimse.send_msg(request, association.accepted_contexts[0].context_id)
+        wait_until(lambda: statuses, "no response")
+    return statuses
 
 
 def test_report_of_another_ae_is_refused(model, archive, at_once):

@@ -7,6 +7,7 @@ receiver; both answer it with `answer_report`.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -59,6 +60,7 @@ _EVENT_TYPES = (1, 2)  # all are committed; some are not (PS3.4 J.3.3.1)
 # Statuses of N-EVENT-REPORT (PS3.7 10.1.1.1.8).
 NO_SUCH_INSTANCE, NO_SUCH_EVENT_TYPE, UNKNOWN_REPORT = 0x0112, 0x0113, 0x0115
 _MAX_REPORT_BYTES, _MAX_REPORT_OBJECTS = 2**20, 1000
+_UID = re.compile(r"[0-9.]{1,64}")
 _UNSPECIFIED = PROCESSING_FAILURE  # reason of a failure that a report does not state
 
 
@@ -231,7 +233,7 @@ def _read_report(information: Dataset) -> CommitmentReport:
     """Return the report in a data set (PS3.4 J.3.3.1.1).
 
     Raises:
-        ValueError: It has no transaction, too many objects, or one that is committed and is not.
+        ValueError: It has no valid transaction UID, too many objects, or one that is committed and is not.
     """
     referenced, failed = (list(information.get(name) or []) for name in ("ReferencedSOPSequence", "FailedSOPSequence"))
     if len(referenced) + len(failed) > _MAX_REPORT_OBJECTS:
@@ -242,6 +244,6 @@ def _read_report(information: Dataset) -> CommitmentReport:
         str(item.ReferencedSOPInstanceUID): int(item.get("FailureReason", _UNSPECIFIED) or _UNSPECIFIED) & 0xFFFF
         for item in failed
     }
-    if not transaction_uid or committed & set(reasons):
-        raise ValueError("no transaction, or an object that is committed and is not")
+    if not _UID.fullmatch(transaction_uid) or committed & set(reasons):
+        raise ValueError("no valid transaction UID, or an object that is committed and is not")
     return CommitmentReport(transaction_uid, committed, reasons)
