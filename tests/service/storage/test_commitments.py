@@ -4,8 +4,9 @@ import itertools
 import json
 from datetime import UTC, datetime, timedelta
 
+import alembic.command
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, text
 
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.service.audit.log import read_rows
@@ -334,3 +335,30 @@ def test_totals_are_those_of_the_rows_after_every_kind_of_change(sent):
     counted = sum(each.state in ("delivered", "withdrawn") for each in sent.rows)
     assert (sent.status().delivered, counted) == (3, 3)
     assert OutboxStatus("PACS", 0, 0, None, 3, 1, 1, 0) == sent.status()
+
+
+def test_results_of_an_earlier_revision_are_counted_and_not_asked_for(tmp_path, database, monkeypatch):
+    upgrade = alembic.command.upgrade
+    with monkeypatch.context() as patch:
+        patch.setattr(alembic.command, "upgrade", lambda config, _: upgrade(config, "0010"))
+        engine = open_database(tmp_path / "data", database)
+    states = ["delivered", "withdrawn", "waiting", "cancelled"]
+    row = NEW_ROW | {
+        "kind": "structured_report", "prediction_id": "a", "failure_code": "", "model_sha256": "b", "due": "",
+        "operating_point": "balanced", "sop_instance_uid": "1", "header": "{}", "withdrawn_uids": "{}", "created": "2026",
+    }  # fmt: skip
+    rows = [
+        row | {"destination": destination, "result_uid": str(number), "state": state}
+        for destination in ("PACS", "archive")
+        for number, state in enumerate(states if destination == "PACS" else ["cancelled"])
+    ]
+    with write_transaction(engine) as connection:
+        names = ", ".join(rows[0])
+        connection.execute(text(f"INSERT INTO outbox ({names}) VALUES (:{names.replace(', ', ', :')})"), rows)
+    engine.dispose()
+    engine = open_database(tmp_path / "data", database)
+    assert Outbox(engine).status() == [
+        OutboxStatus("PACS", 1, 0, "2026", 2, 0, 0, 0), OutboxStatus("archive", 0, 0, None, 0, 0, 0, 0),
+    ]  # fmt: skip
+    assert Commitments(engine).begin("PACS", START, HOUR, 10) is None
+    engine.dispose()
