@@ -149,6 +149,9 @@ _WARNINGS: dict[WarningCode, str] = {
 }
 
 _CONFLICTS: dict[ConflictCode, str] = {
+    "image_of_two_patients": N_(
+        "The same image was received under two patients. Check whose it is, and choose the patient"
+    ),
     "sop_instance_uid_reused": N_("Another image has the same SOP Instance UID. Check which one is right"),
     "study_instance_uid_reused": N_("Images of another patient have the same Study Instance UID. Check the patient"),
     "patient_id_reused": N_(
