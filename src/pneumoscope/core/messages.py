@@ -293,6 +293,10 @@ _ERRORS: dict[type[PneumoscopeError], tuple[str, str]] = {
     ),
     errors.GoneError: (N_("Image removed"), N_("The retention period has ended. The prediction is kept.")),
     errors.ConflictError: (N_("Changed in the meantime"), N_("Open the image again. Nothing was saved.")),
+    errors.ImageOfTwoPatientsError: (
+        N_("Image of two patients"),
+        N_("Open the image, and choose its patient. Nothing was deleted."),
+    ),
     errors.BundleError: (N_("Model unavailable"), N_("Contact the administrator.")),
     errors.StorageError: (N_("Storage unavailable"), N_("Nothing was saved. Contact the administrator.")),
     errors.BusyError: (N_("Service busy"), N_("Try again in a few seconds.")),

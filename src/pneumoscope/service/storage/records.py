@@ -110,6 +110,11 @@ class StoredPrediction(Prediction):
         return next((each.identity for each in self.other_identities if each.identity == entered), self.identity)
 
     @property
+    def report_id(self) -> str:
+        """Id of the FHIR resources of the prediction: with the key of the study, if the image is that of several patients."""
+        return f"{self.id}{self.study_key}" if self.other_identities else self.id
+
+    @property
     def image_key(self) -> str:
         """What identifies the image: the hash of its pixels, or of its file if that is unknown."""
         return (self.image and self.image.pixel_sha256) or self.image_sha256

@@ -489,5 +489,6 @@ def _latest_time(connection: Connection, row: Row, new_rows: Sequence[Row]) -> s
     It is that of a prediction under the header of another patient, such as a rejection: both are listed.
     """
     query = select(predictions.c.last_predicted).where(predictions.c.pixel_sha256 == row["pixel_sha256"])
-    times: list[str] = [*connection.execute(query).scalars()]
-    return max(times + [each["last_predicted"] for each in new_rows if each["pixel_sha256"] == row["pixel_sha256"]])
+    same = [each["last_predicted"] for each in new_rows if each["pixel_sha256"] == row["pixel_sha256"]]
+    times: list[str] = [*same, *connection.execute(query).scalars()]
+    return max(times)

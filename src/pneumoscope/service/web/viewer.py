@@ -49,6 +49,7 @@ def shown_state(context: dict[str, Any]) -> str:
     shown = (
         prediction.identity and dataclasses.astuple(prediction.identity),
         prediction.conflicts,
+        [dataclasses.astuple(each) for each in prediction.other_identities],
         prediction.image_removed,
         [dataclasses.astuple(each) for each in context["other_reviews"]],
         context["newer_id"],
@@ -59,8 +60,9 @@ def shown_state(context: dict[str, Any]) -> str:
 
 
 def identity_tag(prediction: StoredPrediction) -> str:
-    """Return what changes with the identity of an image, and not with its readings, as `StoredPrediction.etag` does."""
-    fields = json.dumps(dataclasses.astuple(prediction.identity or Identity()))
+    """Return what changes with the identities of an image, and not with its readings, as `StoredPrediction.etag` does."""
+    identities = prediction.identity or Identity(), *(each.identity for each in prediction.other_identities)
+    fields = json.dumps([dataclasses.astuple(each) for each in identities])
     return hashlib.sha256(fields.encode()).hexdigest()[:32]
 
 
