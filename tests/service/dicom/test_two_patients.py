@@ -13,6 +13,8 @@ from tests.service.dicom.test_webhooks import configuration as webhook_configura
 
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.dicom import caption
+from pneumoscope.service.storage.retention import Retention
+from pneumoscope.service.storage.tables import METADATA
 
 FIRST = {
     "PatientID": "77-F", "PatientName": "Doe^Jane", "PatientSex": "F", "AccessionNumber": "ACC1", "StudyInstanceUID": "1.2.111",
@@ -122,9 +124,9 @@ def test_rejected_result_of_the_second_patient_states_its_own_age(child_bundle, 
 def test_age_that_is_entered_for_the_first_patient_replaces_no_result_of_the_second(child_bundle, archive):
     model = load_model(child_bundle, threads=1, require_age="always")
     with service(model, configuration(archive)) as (client, repository):
-        for header in PAIR:
+        for count, header in enumerate(PAIR, 1):
             receive(client, 180, **header | {"PatientAge": ""})
-        wait_for_delivery(repository, 4)
+            wait_for_delivery(repository, 2 * count)
         (found,) = predicted(client)
         answer = client.post(f"/images/{found['id']}", data={"age": "3"}, headers={"Origin": "http://127.0.0.1:8000"})
         assert answer.status_code == 200, answer.text
@@ -166,3 +168,20 @@ def test_search_and_retrieval_offer_the_stored_file_in_its_own_study_only(model)
         assert client.get("/dicom-web/studies", params={"PatientID": "R-204"}).json() == []
         assert client.get("/dicom-web/studies/1.2.999/metadata").status_code == 404
         assert client.get("/dicom-web/studies/1.2.111/metadata").status_code == 200
+
+
+def test_expired_identities_leave_no_header_of_either_patient(model, archive):
+    with service(model, configuration(archive)) as (client, repository):
+        for count, header in enumerate(PAIR, 1):
+            receive(client, **header)
+            wait_for_delivery(repository, 2 * count)
+        values = [value for header in PAIR for value in header.values() if len(value) > 4]
+        assert [value for value in values if value not in stored_text(repository)] == []
+        assert Retention(repository).expire_identities(timedelta(0)) == 1
+        assert [value for value in values if value in stored_text(repository)] == []
+
+
+def stored_text(repository):
+    """Return all values in the database."""
+    with repository.storage.read_transaction() as connection:
+        return "\n".join(str(row) for table in METADATA.sorted_tables for row in connection.execute(table.select()))

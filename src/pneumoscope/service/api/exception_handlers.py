@@ -272,6 +272,11 @@ _EXAMPLES = {
     403: ("forbidden", "the role 'sender' may not do this; it requires the role 'reader'", "Ask an administrator for a token"),
     404: ("unknown_name", "there is no prediction '0123456789abcdef0123456789abcdef'", "It was deleted, or never existed here"),
     406: ("usage", "the response is application/dicom+json, which the client does not accept", ""),
+    409: (
+        "image_of_two_patients",
+        "nothing was deleted: an image was received under another patient as well",
+        "Choose its patient first; its prediction has the conflict image_of_two_patients",
+    ),
     412: ("conflict", "the prediction was changed in the meantime", "Get it again, and compare its reviews and its identity"),
     410: ("gone", "the image of prediction '0123456789abcdef0123456789abcdef' was removed", "The prediction is kept"),
     413: ("too_large", "too many images; the limit per request is 64", "Send them in several requests"),

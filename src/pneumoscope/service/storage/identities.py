@@ -53,7 +53,7 @@ __all__ = ["Assignment", "assign_identity", "remove_identity", "remove_unused_id
 
 
 class Assignment(NamedTuple):
-    """What a statement about an image has changed.
+    """Changes by a statement about an image.
 
     Attributes:
         event: For the audit log.

@@ -362,7 +362,7 @@ class PredictionRepository:
             if of_patient is not None and has_other_patient(connection, of_patient):
                 raise ImageOfTwoPatientsError(
                     "nothing was deleted: an image was received under another patient as well",
-                    hint="Choose its patient first: conflict image_of_two_patients",
+                    hint="Choose its patient first; its prediction has the conflict image_of_two_patients",
                 )
             rows = connection.execute(delete(predictions).where(condition).returning(predictions)).mappings().all()
             hashes = [row["pixel_sha256"] for row in rows]
