@@ -226,6 +226,26 @@ def test_rejection_by_the_second_header_does_not_hide_the_prediction_of_the_firs
     assert verify(repository.engine).predictions == 2
 
 
+@pytest.mark.parametrize(("chosen", "decision"), [(JANE, "pneumonia"), (BOB, "rejected")], ids=["first", "second"])
+def test_prediction_under_the_header_of_the_chosen_patient_counts(repository, chosen, decision):
+    first = store(repository, "a", JANE, age=PatientAge(1))
+    rejected = store(repository, "a", BOB, age=PatientAge(30), code="outside_age_range")
+    repository.set_identity(first.id, chosen, user="me")
+    (listed,) = repository.find(Filter(latest=True)).predictions
+    assert (listed.id, listed.decision) == ({"pneumonia": first.id, "rejected": rejected.id}[decision], decision)
+    store(repository, "a", JANE, file="again", age=PatientAge(1))
+    store(repository, "a", BOB, file="again", age=PatientAge(30), code="outside_age_range")
+    assert [each.id for each in repository.find(Filter(latest=True)).predictions] == [listed.id]
+    assert verify(repository.engine).predictions == 2
+
+
+def test_both_predictions_stay_if_a_person_chooses_neither_patient(repository):
+    first = store(repository, "a", JANE, age=PatientAge(1))
+    store(repository, "a", BOB, age=PatientAge(30), code="outside_age_range")
+    repository.set_identity(first.id, jane(patient_id="5", patient_name="Poe^Ann"), user="me")
+    assert repository.find(Filter(latest=True)).total == 2
+
+
 @pytest.mark.parametrize("patient", PAIR, ids=["first", "second"])
 def test_image_is_not_deleted_with_one_of_its_patients(repository, patient):
     stored = two_patients(repository)

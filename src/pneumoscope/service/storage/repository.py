@@ -20,7 +20,6 @@ from sqlalchemy import (
     delete,
     insert,
     select,
-    update,
 )
 
 from pneumoscope.core.errors import ConflictError, GoneError, ImageOfTwoPatientsError, StorageError, UnknownNameError
@@ -31,6 +30,7 @@ from pneumoscope.service.storage import inbox, outbox
 from pneumoscope.service.storage.blob_store import (
     BLOBS,
 )
+from pneumoscope.service.storage.current_prediction import count_again, count_chosen, latest_time
 from pneumoscope.service.storage.group_commit import GroupCommit
 from pneumoscope.service.storage.identities import (
     assign_identity,
@@ -56,7 +56,6 @@ from pneumoscope.service.storage.queries import (
     select_stored,
 )
 from pneumoscope.service.storage.records import (
-    Row,
     StoredPrediction,
     new_row,
     result_hash,
@@ -293,6 +292,7 @@ class PredictionRepository:
             if (changed := replace_identity(connection, row["pixel_sha256"], identity)).fields:
                 details = {"fields": changed.fields}
                 append(connection, [prediction_entry(row, self.storage.time(), user, changed.event, details)])
+                count_chosen(connection, prediction, read_one(connection, id).patient_key, self.storage.time())
             stored = read_one(connection, id)
         self.storage.notify()
         return stored
@@ -424,7 +424,7 @@ class PredictionRepository:
                             details = {"fields": assigned.fields}
                             entries.append(prediction_entry(row, time, each.user, assigned.event, details))
                         if is_new:
-                            last = _latest_time(connection, row, new_rows) if assigned.is_other_patient else time
+                            last = latest_time(connection, row, new_rows) if assigned.is_other_patient else time
                             by_id[id] = row | {"created": time, "last_predicted": last}
                             new_rows.append(by_id[id])
                             details = {
@@ -435,7 +435,7 @@ class PredictionRepository:
                             }
                             entries.append(prediction_entry(row, time, each.user, "predicted", details))
                         elif not assigned.is_other_patient and (
-                            repeated := self._repeat(connection, by_id[id], row, time)
+                            repeated := count_again(connection, by_id[id], row, time)
                         ):
                             by_id[id] |= repeated
                             details = {"result_sha256": result_hash(by_id[id])}
@@ -459,21 +459,6 @@ class PredictionRepository:
             raise
         return [each if isinstance(each, Exception) else (stored[each[0]], each[1]) for each in results]
 
-    def _repeat(self, connection: Connection, stored: Row, row: Row, time: str) -> dict[str, Any]:
-        """Update a prediction that is made again, and return the changed columns; none if nothing changes.
-
-        The header may state another age, or less; and the image may have had another prediction since, which no longer counts.
-        """
-        changed = {name: row[name] for name in ("age", "age_source", "warnings") if row[name] != stored[name]}
-        later = select(predictions.c.id).where(
-            predictions.c.pixel_sha256 == row["pixel_sha256"], predictions.c.last_predicted > stored["last_predicted"]
-        )
-        if not changed and connection.execute(later.limit(1)).first() is None:
-            return {}
-        changed["last_predicted"] = time
-        connection.execute(update(predictions).where(predictions.c.id == stored["id"]).values(changed))
-        return changed
-
 
 def _require_etag(prediction: StoredPrediction, etags: Sequence[str]) -> None:
     """Raise ConflictError if there are entity tags and a prediction has none of them."""
@@ -481,14 +466,3 @@ def _require_etag(prediction: StoredPrediction, etags: Sequence[str]) -> None:
         raise ConflictError(
             "the prediction was changed in the meantime", hint="Get it again, and compare its reviews and its identity"
         )
-
-
-def _latest_time(connection: Connection, row: Row, new_rows: Sequence[Row]) -> str:
-    """Return the time of the latest prediction of an image that has one, perhaps among new ones.
-
-    It is that of a prediction under the header of another patient, such as a rejection: both are listed.
-    """
-    query = select(predictions.c.last_predicted).where(predictions.c.pixel_sha256 == row["pixel_sha256"])
-    same = [each["last_predicted"] for each in new_rows if each["pixel_sha256"] == row["pixel_sha256"]]
-    times: list[str] = [*same, *connection.execute(query).scalars()]
-    return max(times)

@@ -120,7 +120,11 @@ def _study_context(
     studies = service.study(key)
     latest = latest_images(studies[key])
     study_images = [each for each in latest if each.image_key != prediction.image_key]
-    newer = [each.id for each in latest if each.image_key == prediction.image_key and each.id != prediction.id]
+    newer = [
+        each.id
+        for each in latest
+        if each.image_key == prediction.image_key and each.last_predicted > prediction.last_predicted
+    ]
     others = {other: stored for other, stored in studies.items() if other != key}
     return {
         "study": summarize_study(studies[key]),
