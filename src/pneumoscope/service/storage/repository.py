@@ -31,6 +31,7 @@ from pneumoscope.service.storage.blob_store import (
     BLOBS,
 )
 from pneumoscope.service.storage.current_prediction import count_again, count_chosen, latest_time
+from pneumoscope.service.storage.database import close_database
 from pneumoscope.service.storage.group_commit import GroupCommit
 from pneumoscope.service.storage.identities import (
     assign_identity,
@@ -124,7 +125,7 @@ class PredictionRepository:
         """Store what was submitted, but wait no longer than `timeout` seconds for it, and close the connections."""
         self.inbox.close(timeout)
         self._commits.close(timeout)
-        self.engine.dispose()
+        close_database(self.engine)
 
     def add(self, prediction: Prediction, image: bytes, *, user: str) -> tuple[StoredPrediction, bool]:
         """Store a prediction and its image, and wait for the commit; see `submit`.
