@@ -206,7 +206,7 @@ class PredictionService:
         With pseudonyms, values that differ from the stored ones are replaced by theirs.
         """
         if self.pseudonymizer:
-            current = self.repository.get(id).identity or Identity()
+            current = self.repository.get(id).identity_before(identity) or Identity()
             kept = {name: value for name, value in current.stated().items() if getattr(identity, name) == value}
             identity = dataclasses.replace(self.pseudonymizer.identity(identity), **kept)
         return self.repository.set_identity(id, identity, user=user, etags=etags)
