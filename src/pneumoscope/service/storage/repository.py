@@ -161,6 +161,18 @@ class PredictionRepository:
         with self.storage.read_transaction() as connection:
             return read_one(connection, id)
 
+    def latest_with_entered_age(self, pixel_sha256: str) -> StoredPrediction | None:
+        """Return the latest prediction of an image for which a person entered the age; None without one.
+
+        Raises:
+            StorageError: The database cannot be read.
+        """
+        same = predictions.c.pixel_sha256 == pixel_sha256, predictions.c.age_source == "entered"
+        query = select(predictions.c.id).where(*same).order_by(predictions.c.last_predicted.desc()).limit(1)
+        with self.storage.read_transaction() as connection:
+            id = connection.execute(query).scalar()
+            return read_one(connection, id) if id else None
+
     def image(self, prediction: StoredPrediction) -> bytes:
         """Return the file of a prediction's image.
 
