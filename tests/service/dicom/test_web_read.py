@@ -31,7 +31,7 @@ from pneumoscope.core.errors import GoneError
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
-from pneumoscope.service.dicom import held
+from pneumoscope.service.dicom import stored_instances
 from pneumoscope.service.dicom.matching import parse_query
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer
@@ -267,7 +267,7 @@ def test_pages_contain_each_study_once_and_say_that_there_are_more(matched_clien
 
 def reads(client, monkeypatch):
     """Return a list to which the sizes are added that are read of stored files."""
-    sizes, stored = [], type(client.app.state.held_objects._images)
+    sizes, stored = [], type(client.app.state.stored_instances._files)
     read = stored.beginning
 
     def record(self, prediction, size):
@@ -281,7 +281,7 @@ def reads(client, monkeypatch):
 @pytest.mark.parametrize("parameters", [{"Modality": "XX"}, {"ModalitiesInStudy": "MR"}, {"offset": 999_999_999}, {}])
 def test_search_that_reads_too_many_files_is_incomplete_and_says_so(matched_client, monkeypatch, parameters):
     client, by_uid = matched_client
-    monkeypatch.setattr(held, "_MAX_FILES", 2)
+    monkeypatch.setattr(stored_instances, "_MAX_FILES", 2)
     sizes = reads(client, monkeypatch)
     level = "series" if "Modality" in parameters else "studies"
     answer = client.get(f"/dicom-web/{level}", params=parameters)
@@ -291,7 +291,7 @@ def test_search_that_reads_too_many_files_is_incomplete_and_says_so(matched_clie
     complete = client.get("/dicom-web/studies", params={"AccessionNumber": "A1"})
     assert [by_uid[pydicom.Dataset.from_json(each).StudyInstanceUID] for each in complete.json()] == ["a"]
     assert "Warning" not in complete.headers
-    monkeypatch.setattr(held, "_MAX_FILES", 3)
+    monkeypatch.setattr(stored_instances, "_MAX_FILES", 3)
     assert "Warning" not in client.get("/dicom-web/studies").headers
 
 
@@ -319,9 +319,9 @@ def test_two_searches_run_at_once(client, monkeypatch):
         time.sleep(0.2)
         with lock:
             running.pop()
-        return held.SearchResult([])
+        return stored_instances.SearchResult([])
 
-    monkeypatch.setattr(held.HeldObjects, "_search", record)
+    monkeypatch.setattr(stored_instances.StoredInstances, "_search", record)
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda _: client.get("/dicom-web/studies").status_code, range(6)))
     assert answers == 6 * [200]
@@ -352,7 +352,7 @@ def test_many_wildcards_are_matched_at_once():
     assert not query.matches(attributes)  # a backtracking pattern would take for ever: see the time limit of tests
 
 
-# --- what is held --------------------------------------------------------------------------------------------------------
+# --- what is stored --------------------------------------------------------------------------------------------------------
 
 
 def test_only_dicom_files_with_a_study_are_held(client):
@@ -386,7 +386,7 @@ def test_removed_image_is_not_held(client):
     problem(client.get(address(*uids(sent))), 404, "unknown_name")
 
 
-def test_nothing_is_held_with_pseudonyms(model):
+def test_no_instance_is_offered_with_pseudonyms(model):
     settings = Settings(pseudonymizer=Pseudonymizer(b"k" * 32))
     with TestClient(
         create_app(model, PredictionRepository(None), settings), base_url="http://127.0.0.1:8000"
@@ -580,7 +580,7 @@ def test_large_file_is_streamed_in_parts(client, monkeypatch):
             return super().read(size)
 
     monkeypatch.setattr(web_read, "_CHUNK_BYTES", 1000)
-    monkeypatch.setattr(type(client.app.state.held_objects._images), "open", lambda *_: File(sent))
+    monkeypatch.setattr(type(client.app.state.stored_instances._files), "open", lambda *_: File(sent))
     ((_, content),) = parts(client.get(address(*uids(sent))))
     assert content == sent
     assert set(sizes) == {1000}
@@ -611,7 +611,7 @@ def test_image_that_was_removed_since_it_was_found_is_gone(client, monkeypatch, 
     def fail(*_):
         raise GoneError("removed")
 
-    monkeypatch.setattr(type(client.app.state.held_objects._images), "open", fail)
+    monkeypatch.setattr(type(client.app.state.stored_instances._files), "open", fail)
     problem(client.get(address(*uids(sent)), headers={"Accept": accept}), 410, "gone")
 
 
@@ -628,7 +628,7 @@ def test_body_ends_without_its_last_boundary_if_a_further_image_was_removed(mode
                 raise GoneError("removed")
             return files.pop()
 
-        monkeypatch.setattr(type(client.app.state.held_objects._images), "open", open_first)
+        monkeypatch.setattr(type(client.app.state.stored_instances._files), "open", open_first)
         answer = client.get(address("1.2", "1.3"))
         _, boundary = MULTIPART.fullmatch(answer.headers["Content-Type"]).groups()
         assert sent[0] in answer.content
