@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import time
-from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -50,7 +50,7 @@ _STORE_SECONDS = 60  # limit on storing an instance
 _POLL_SECONDS = 0.5
 _BATCH = 64  # instances that are taken from the inbox at once
 _CONCURRENT = 8  # of those, whose files are in memory at once
-_MAX_ATTEMPTS = 3  # after unexpected errors
+_MAX_ATTEMPTS = 3  # that end with an unexpected error, or with the process
 _UNREADABLE_SECONDS = 60  # until the next attempt to read a file
 
 
@@ -80,7 +80,6 @@ class InstanceProcessor:
         rules = [rule.model_dump(mode="json") for rule in configuration.rules]
         settings = json.dumps([__version__, service.model.settings, rules])
         self._settings = hashlib.sha256(settings.encode()).hexdigest()
-        self._attempts: Counter[int] = Counter()  # failed ones, by number of the instance
         self._postponed: dict[int, float] = {}  # time of the next attempt to read a file, by number of the instance
 
     def receive(self, instance: bytes, name: str, sender: str, *, reply_to: str = "") -> Reception:
@@ -130,60 +129,76 @@ class InstanceProcessor:
 
     async def run(self) -> None:
         """Predict instances of quiet studies until the task is cancelled."""
-        semaphore = asyncio.Semaphore(_CONCURRENT)
-
-        async def process(received: ReceivedInstance) -> bool:
-            async with semaphore:
-                return await self._process(received)
-
         while True:
             try:
-                now = time.monotonic()
-                self._postponed = {number: due for number, due in self._postponed.items() if due > now}
-                ready = await run_in_threadpool(self._inbox.ready, _BATCH, self._postponed)
-                done = await asyncio.gather(*map(process, ready))
+                is_done = await self._process_ready()
             except Exception as error:  # noqa: BLE001  the task must survive; the message may contain anything
                 reason = error.message if isinstance(error, StorageError) else f"unexpected {type(error).__name__}"
                 _LOG.warning("Received instances cannot be predicted; the next attempt follows: %s", reason)
-                done = []
-            if not any(done):
+                is_done = False
+            if not is_done:
                 await asyncio.sleep(_POLL_SECONDS)
 
-    async def _process(self, received: ReceivedInstance) -> bool:
-        """Predict an instance, and return whether it no longer waits."""
+    async def _process_ready(self) -> bool:
+        """Predict some instances of quiet studies, and return whether one of them no longer waits."""
+        now = time.monotonic()
+        self._postponed = {number: due for number, due in self._postponed.items() if due > now}
+        ready = await run_in_threadpool(self._inbox.ready, _BATCH, self._postponed)
+        # An instance that was attempted before may have killed the process, with others of its batch. It is attempted alone, so
+        # that only the one that does is given up.
+        batches = [[each] for each in ready if each.attempts] + [[each for each in ready if not each.attempts]]
+        return any([await self._process_batch(batch) for batch in batches if batch])
+
+    async def _process_batch(self, batch: Sequence[ReceivedInstance]) -> bool:
+        """Predict instances, and return whether one of them no longer waits."""
+        await run_in_threadpool(self._inbox.begin_attempts, batch)
+        semaphore = asyncio.Semaphore(_CONCURRENT)
         try:
+            return any(await asyncio.gather(*(self._process(each, semaphore) for each in batch)))
+        except asyncio.CancelledError:  # the service stops
+            self._cancel_attempts(batch)
+            raise
+
+    async def _process(self, received: ReceivedInstance, semaphore: asyncio.Semaphore) -> bool:
+        """Predict an instance, and return whether it no longer waits; only an unexpected error leaves its attempt counted."""
+        async with semaphore:
             try:
-                content = await run_in_threadpool(self._inbox.content, received)
-            except StorageError as error:
-                _LOG.error("A received instance cannot be read; the next attempt follows: %s", error.message)
-                self._postponed[received.number] = time.monotonic() + _UNREADABLE_SECONDS
+                await self._attempt(received)
+            except (StorageError, BusyError):  # the next attempt follows
+                await run_in_threadpool(self._cancel_attempts, [received])
                 return False
-            if content is None:
-                _LOG.error("The file of a received instance is missing; ask its sender to send it again")
-                lost = Outcome("lost", self._settings)
-                await run_in_threadpool(self._inbox.finish, received, lost, partial(self._record_lost, received))
-                return True
+            except Exception as error:  # noqa: BLE001  the others are predicted; its message may contain anything
+                _LOG.warning("A received instance could not be predicted: unexpected %s", type(error).__name__)
+                return False
+            return True
 
-            def adjust(prediction: Prediction) -> Prediction:
-                return self._with_rule(prediction, received)
+    async def _attempt(self, received: ReceivedInstance) -> None:
+        try:
+            content = await run_in_threadpool(self._inbox.content, received)
+        except StorageError as error:
+            _LOG.error("A received instance cannot be read; the next attempt follows: %s", error.message)
+            self._postponed[received.number] = time.monotonic() + _UNREADABLE_SECONDS
+            raise
+        if content is None:
+            _LOG.error("The file of a received instance is missing; ask its sender to send it again")
+            lost = Outcome("lost", self._settings)
+            await run_in_threadpool(self._inbox.finish, received, lost, partial(self._record_lost, received))
+            return
+        if received.attempts < _MAX_ATTEMPTS:
+            await self._service.predict_received(
+                content,
+                received.sop_instance_uid,
+                received.sender,
+                adjust=partial(self._with_rule, received),
+                also=partial(self._record, received),
+            )
+        else:
+            await self._give_up(received, content)
+        await run_in_threadpool(self._inbox.remove_file, received)
 
-            def also(connection: Connection, prediction: Prediction, id: str) -> None:
-                self._record(connection, received, prediction, id)
-
-            name = received.sop_instance_uid
-            if self._attempts[received.number] < _MAX_ATTEMPTS:
-                await self._service.predict_received(content, name, received.sender, adjust=adjust, also=also)
-            else:
-                await self._give_up(received, content)
-            self._attempts.pop(received.number, None)
-            await run_in_threadpool(self._inbox.remove_file, received)
-        except (StorageError, BusyError):
-            return False  # the next attempt follows
-        except Exception as error:  # noqa: BLE001  the others are predicted; its message may contain anything
-            self._attempts[received.number] += 1
-            _LOG.warning("A received instance could not be predicted: unexpected %s", type(error).__name__)
-            return False
-        return True
+    def _cancel_attempts(self, batch: Sequence[ReceivedInstance]) -> None:
+        with contextlib.suppress(StorageError):  # they stay counted
+            self._inbox.cancel_attempts(batch)
 
     async def _give_up(self, received: ReceivedInstance, content: bytes) -> None:
         failed = Prediction(
@@ -195,7 +210,7 @@ class InstanceProcessor:
         )
         await run_in_threadpool(
             self._service.repository.unreadable_files.add, self._stored(failed), content, user=received.sender,
-            also=lambda connection, id: self._record(connection, received, failed, id),
+            also=lambda connection, id: self._record(received, connection, failed, id),
         )  # fmt: skip
 
     def _stored(self, prediction: Prediction) -> Prediction:
@@ -212,10 +227,10 @@ class InstanceProcessor:
         """Return the prediction of an image that is predicted again, or a rejection if a site rule excludes a received image."""
         stated = dataclasses.replace(prediction, identity=earlier.identity)
         for received in self._inbox.instances_of(earlier.id):
-            stated = self._with_rule(stated, received)
+            stated = self._with_rule(received, stated)
         return dataclasses.replace(stated, identity=prediction.identity)
 
-    def _with_rule(self, prediction: Prediction, received: ReceivedInstance) -> Prediction:
+    def _with_rule(self, received: ReceivedInstance, prediction: Prediction) -> Prediction:
         """Return the prediction, or a rejection if a site rule excludes the image."""
         rule = self._rule_of(prediction, received)
         if rule is None or rule.action == "predict" or prediction.decision == "rejected":
@@ -235,7 +250,7 @@ class InstanceProcessor:
         modality, view = (str(header.get(name) or "").strip() for name in ("Modality", "ViewPosition"))
         return self._configuration.rule_of(prediction, modality=modality, view=view, sender=received.sender)
 
-    def _record(self, connection: Connection, received: ReceivedInstance, prediction: Prediction, id: str) -> None:
+    def _record(self, received: ReceivedInstance, connection: Connection, prediction: Prediction, id: str) -> None:
         """Record the outcome of an instance, and put its results into the outbox, in the transaction of its prediction."""
         at = format_time(datetime.now(UTC))
         code = prediction.failure.code if prediction.failure else ""

@@ -63,6 +63,7 @@ class ReceivedInstance:
         header: The elements that results need, as DICOM JSON.
         number: Number of the row; 0 before it is stored.
         image_sha256: Hash of the file; empty before it is stored.
+        attempts: Number of attempts to predict it that failed, or during which the process was killed.
     """
 
     sender: str
@@ -72,6 +73,7 @@ class ReceivedInstance:
     header: str
     number: int = 0
     image_sha256: str = ""
+    attempts: int = 0
 
     def __repr__(self) -> str:
         """Return the number without identifiers, which could reach a log."""
@@ -211,6 +213,28 @@ class Inbox:
         with read_transaction(self._engine) as connection:
             rows = [row for row in connection.execute(query).mappings() if row["number"] not in without]
             return [ReceivedInstance.from_row(row) for row in rows[:limit]]
+
+    def begin_attempts(self, instances: Sequence[ReceivedInstance]) -> None:
+        """Count an attempt for each of some waiting instances, before it begins: it may kill the process.
+
+        Raises:
+            StorageError: The database cannot be written.
+        """
+        self._count_attempts(instances, 1)
+
+    def cancel_attempts(self, instances: Sequence[ReceivedInstance]) -> None:
+        """Take back the last attempt of each of some instances that still wait: it ended for a reason other than the instance.
+
+        Raises:
+            StorageError: The database cannot be written.
+        """
+        self._count_attempts(instances, -1)
+
+    def _count_attempts(self, instances: Sequence[ReceivedInstance], change: int) -> None:
+        numbers = [each.number for each in instances]
+        query = update(received_instances).where(_COLUMNS.number.in_(numbers), _COLUMNS.state == "waiting")
+        with write_transaction(self._engine) as connection:
+            connection.execute(query.values(attempts=_COLUMNS.attempts + change))
 
     def release(self, study_instance_uid: str = "") -> int:
         """End the quiet period of a study, or of all studies, and return the number of instances that waited for it.
