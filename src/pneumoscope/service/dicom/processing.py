@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import NamedTuple
@@ -33,13 +33,13 @@ from pneumoscope.service.predictions import PredictionService
 from pneumoscope.service.storage.inbox import (
     Outcome,
     ReceivedInstance,
+    copies_of,
     finish,
     forget_header,
     instances_of,
-    later_instances,
 )
-from pneumoscope.service.storage.outbox import ObjectKind, ResultSubject, enqueue
-from pneumoscope.service.storage.queries import decision_of, read_one
+from pneumoscope.service.storage.outbox import ObjectKind, ResultSubject, destinations_with, enqueue
+from pneumoscope.service.storage.queries import read_one
 from pneumoscope.service.storage.records import StoredPrediction, format_time
 from pneumoscope.service.storage.study_events import enqueue_study_event
 
@@ -222,6 +222,12 @@ class InstanceProcessor:
         if self._service.pseudonymizer:
             forget_header(connection, received, self._stored_uid(received))
         self._enqueue_event(received, connection, time)
+        if not self._service.pseudonymizer:
+            self._enqueue_earlier(connection, received, time)
+            copies = copies_of(connection, received)
+            if not any(each.state == "waiting" for each in copies):
+                answered = {name for each in copies for name in self._answered(connection, each)}
+                self._enqueue(connection, received, time, failure_code="lost", without=answered)
 
     def adjust_again(self, earlier: StoredPrediction, prediction: Prediction) -> Prediction:
         """Return the prediction of an image that is predicted again, or a rejection if a site rule excludes a received image."""
@@ -262,7 +268,8 @@ class InstanceProcessor:
             return
         rule = None if prediction.failure else self._rule_of(prediction, received)
         if rule is None or rule.result:
-            self._enqueue(connection, received, id, code, at)
+            self._enqueue(connection, received, at, id=id, failure_code=code)
+        self._enqueue_earlier(connection, received, at)
 
     def record_again(self, earlier_id: str, connection: Connection, id: str) -> None:
         """Put the results of an image that was predicted again into the outbox; see `PredictionService.on_predicted_again`."""
@@ -272,7 +279,7 @@ class InstanceProcessor:
             finish(connection, received, Outcome("predicted", self._settings, id), at)
             rule = self._rule_of(prediction, received)
             if rule is None or rule.result:
-                self._enqueue(connection, received, id, "", at)
+                self._enqueue(connection, received, at, id=id)
         for received in {each.study_instance_uid: each for each in found}.values():  # one event for each study
             self._enqueue_event(received, connection, at)
 
@@ -298,28 +305,68 @@ class InstanceProcessor:
             time=time,
         )
 
-    def _enqueue(self, connection: Connection, received: ReceivedInstance, id: str, failure_code: str, at: str) -> None:
-        # A corrected header, or other pixels, with the same UID: the result is that of the last one, in whatever order they are
-        # predicted.
-        later = later_instances(connection, received, self._settings)
-        answered = {name for each in later for name in self._configuration.destinations_of(each.reply_to)}
-        destinations = [name for name in self._configuration.destinations_of(received.reply_to) if name not in answered]
+    def _enqueue(
+        self,
+        connection: Connection,
+        received: ReceivedInstance,
+        at: str,
+        *,
+        id: str = "",
+        failure_code: str = "",
+        without: Collection[str] = (),
+    ) -> None:
+        """Put the results of an instance into the outbox, for the destinations that get none of a later copy of it.
+
+        A corrected header, or other pixels, with the same SOP Instance UID: the result is that of the last copy, in whatever
+        order they are predicted, and its header is that of the last copy. But a copy that has no result itself must not leave
+        out those of an earlier one, for silence reads as normal: its file may be lost, or a site rule may allow it no result. So
+        a later copy counts while it waits, and afterwards only if its results are in the outbox; see `_enqueue_earlier`.
+        """
+        later = [each for each in copies_of(connection, received) if each.number > received.number]
+        destinations = set(self._configuration.destinations_of(received.reply_to)).difference(without)
+        for each in later:
+            if each.state == "waiting":
+                destinations -= set(self._configuration.destinations_of(each.reply_to))
+            elif each.settings == self._settings:  # others are answered by another model or other site rules
+                destinations -= self._answered(connection, each)
+        header = next((each.header for each in later if each.header), received.header)
+        # Retention or pseudonymization may have removed the header.
+        if not header or not has_study(decode_header(header)):
+            return
+        stored = read_one(connection, id) if id else None
         subject = ResultSubject(
             prediction_id=id,
             failure_code=failure_code,
-            model_sha256=self._service.model.facts.sha256,
-            operating_point=self._service.model.operating_point_name,
+            model_sha256=stored.model.sha256 if stored else self._service.model.facts.sha256,
+            operating_point=stored.operating_point if stored else self._service.model.operating_point_name,
             sop_instance_uid=received.sop_instance_uid,
-            header=received.header,
+            header=header,
         )
-        # Retention or pseudonymization may have removed the header.
-        if not received.header or not has_study(decode_header(received.header)):
-            return
-        enqueue(connection, subject, destinations, self._kinds(connection, id), at)
+        enqueue(connection, subject, sorted(destinations), self._kinds(stored), at)
 
-    def _kinds(self, connection: Connection, id: str) -> Sequence[ObjectKind]:
+    def _enqueue_earlier(self, connection: Connection, received: ReceivedInstance, at: str) -> None:
+        """Put the results of earlier copies of an instance into the outbox if they were left out because it waited."""
+        for earlier in copies_of(connection, received):
+            if earlier.number > received.number or earlier.state not in ("predicted", "unreadable"):
+                continue
+            if self._has_result(connection, earlier):
+                answered, code = self._answered(connection, earlier), earlier.failure_code
+                self._enqueue(connection, earlier, at, id=earlier.prediction_id, failure_code=code, without=answered)
+
+    def _answered(self, connection: Connection, received: ReceivedInstance) -> set[str]:
+        """Return the destinations that get, or got, the results of a processed instance."""
+        return destinations_with(connection, received.sop_instance_uid, received.prediction_id, received.failure_code)
+
+    def _has_result(self, connection: Connection, received: ReceivedInstance) -> bool:
+        """Return whether the site rules allow results of a processed instance."""
+        if not received.prediction_id:
+            return True
+        rule = self._rule_of(read_one(connection, received.prediction_id), received)
+        return rule is None or rule.result
+
+    def _kinds(self, stored: StoredPrediction | None) -> Sequence[ObjectKind]:
         """Return the kinds of objects of a prediction, or of a file that could not be read, of which there is no picture."""
-        if not id:
+        if stored is None:
             return ("structured_report",)
-        has_heatmap = decision_of(connection, id) != "rejected" and self._service.model.has_heatmaps
+        has_heatmap = stored.decision != "rejected" and self._service.model.has_heatmaps
         return self._configuration.results.kinds(has_heatmap=has_heatmap)

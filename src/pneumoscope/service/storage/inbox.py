@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Connection, Engine, and_, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, Engine, delete, func, insert, or_, select, tuple_, update
 
 from pneumoscope.core.errors import StorageError
 from pneumoscope.service.storage.blob_store import STAGING, BlobStore, FolderBlobStore, MemoryBlobStore, content_hash
@@ -33,6 +33,7 @@ __all__ = [
     "InboxStatus",
     "Outcome",
     "ReceivedInstance",
+    "copies_of",
     "find_missing_files",
     "finish",
     "forget_header",
@@ -40,7 +41,6 @@ __all__ = [
     "forget_predictions",
     "headers_of",
     "instances_of",
-    "later_instances",
 ]
 
 INBOX = "inbox"  # below the data directory
@@ -64,6 +64,8 @@ class ReceivedInstance:
         number: Number of the row; 0 before it is stored.
         image_sha256: Hash of the file; empty before it is stored.
         attempts: Number of attempts to predict it that failed, or during which the process was killed.
+        state: "waiting" until it is processed.
+        prediction_id, failure_code, settings: See `Outcome`; empty while it waits.
     """
 
     sender: str
@@ -74,6 +76,10 @@ class ReceivedInstance:
     number: int = 0
     image_sha256: str = ""
     attempts: int = 0
+    state: InboxState = "waiting"
+    prediction_id: str = ""
+    failure_code: str = ""
+    settings: str = ""
 
     def __repr__(self) -> str:
         """Return the number without identifiers, which could reach a log."""
@@ -358,18 +364,10 @@ def instances_of(connection: Connection, prediction_id: str) -> list[ReceivedIns
     return [ReceivedInstance.from_row(row) for row in connection.execute(query).mappings()]
 
 
-def later_instances(connection: Connection, instance: ReceivedInstance, settings: str) -> list[ReceivedInstance]:
-    """Return the instances with the same SOP Instance UID that were received after an instance, and are or will be answered.
-
-    Args:
-        connection: Of the transaction.
-        instance: The instance.
-        settings: See `Inbox.submit`; answers with other settings are those of another model or site rules.
-    """
-    same = _COLUMNS.sop_instance_uid == instance.sop_instance_uid, _COLUMNS.number > instance.number
-    processed = and_(_COLUMNS.state.in_(("predicted", "unreadable")), _COLUMNS.settings == settings)
-    answered = or_(_COLUMNS.state == "waiting", processed)
-    query = select(received_instances).where(*same, answered).order_by(_COLUMNS.number)
+def copies_of(connection: Connection, instance: ReceivedInstance) -> list[ReceivedInstance]:
+    """Return the other instances with the SOP Instance UID of an instance, last received first."""
+    same = _COLUMNS.sop_instance_uid == instance.sop_instance_uid, _COLUMNS.number != instance.number
+    query = select(received_instances).where(*same).order_by(_COLUMNS.number.desc())
     return [ReceivedInstance.from_row(row) for row in connection.execute(query).mappings()]
 
 

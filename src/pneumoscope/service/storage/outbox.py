@@ -36,6 +36,7 @@ __all__ = [
     "OutboxStatus",
     "ResultSubject",
     "derive_uid",
+    "destinations_with",
     "enqueue",
     "forget_headers",
     "replace_header",
@@ -188,6 +189,17 @@ def enqueue(
             uid = _new_uid(connection, subject, destination, kind)
             if uid:
                 _insert(connection, subject, destination, kind, uid, {}, time)
+
+
+def destinations_with(connection: Connection, sop_instance_uid: str, prediction_id: str, failure_code: str) -> set[str]:
+    """Return the destinations for which results of an image, by a prediction or a failure, were added."""
+    query = select(_COLUMNS.destination).where(
+        _COLUMNS.sop_instance_uid == sop_instance_uid,
+        _COLUMNS.prediction_id == prediction_id,
+        _COLUMNS.failure_code == failure_code,
+        _COLUMNS.kind != "rejection_note",
+    )
+    return set(connection.execute(query.distinct()).scalars())
 
 
 def _new_uid(connection: Connection, subject: ResultSubject, destination: str, kind: ObjectKind) -> str:
