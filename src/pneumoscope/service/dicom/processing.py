@@ -26,6 +26,7 @@ from pneumoscope import __version__
 from pneumoscope.core.errors import BusyError, StorageError, UnreadableImageError
 from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import Failure, Prediction, Rejection
+from pneumoscope.service.audit.log import Entry, append
 from pneumoscope.service.dicom.configuration import DicomConfiguration, SiteRule
 from pneumoscope.service.dicom.header import decode_header, encode_header, has_study, is_own_result, read_header
 from pneumoscope.service.dicom.settings import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, PROCESSING_FAILURE, SUCCESS
@@ -219,6 +220,7 @@ class InstanceProcessor:
         return pseudonymizer.prediction(prediction) if pseudonymizer else prediction
 
     def _record_lost(self, received: ReceivedInstance, connection: Connection, time: str) -> None:
+        append(connection, [Entry(time, received.sender, "instance_lost", image_sha256=received.image_sha256)])
         if self._service.pseudonymizer:
             forget_header(connection, received, self._stored_uid(received))
         self._enqueue_event(received, connection, time)

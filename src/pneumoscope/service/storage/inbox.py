@@ -19,6 +19,8 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import Connection, Engine, delete, func, insert, or_, select, tuple_, update
 
 from pneumoscope.core.errors import StorageError
+from pneumoscope.service.audit.log import Entry, append
+from pneumoscope.service.auth.users import RETENTION
 from pneumoscope.service.storage.blob_store import STAGING, BlobStore, FolderBlobStore, MemoryBlobStore, content_hash
 from pneumoscope.service.storage.database import read_transaction, write_transaction
 from pneumoscope.service.storage.group_commit import GroupCommit
@@ -420,10 +422,20 @@ def forget_header(connection: Connection, instance: ReceivedInstance, pseudonym:
     connection.execute(update(received_instances).where(_COLUMNS.number == instance.number).values(values))
 
 
-def forget_headers(connection: Connection, limit: str) -> None:
-    """Remove the identifiers of instances that were processed before a time."""
+def forget_headers(connection: Connection, limit: str, time: str) -> None:
+    """Remove the identifiers of instances that were processed before a limit, with an audit log entry for each.
+
+    The entry names no prediction, which may have its own identity for longer; see `audit.log.last_change`.
+
+    Args:
+        connection: Of the transaction.
+        limit: Time of the oldest instance that keeps its identifiers.
+        time: Time of the transaction.
+    """
     old = _COLUMNS.processed < limit, or_(_COLUMNS.sop_instance_uid != "", _COLUMNS.study_instance_uid != "")
-    connection.execute(update(received_instances).where(*old).values(_NO_IDENTIFIERS))
+    query = update(received_instances).where(*old).values(_NO_IDENTIFIERS)
+    hashes = connection.execute(query.returning(_COLUMNS.image_sha256)).scalars().all()
+    append(connection, [Entry(time, RETENTION, "instance_identity_removed", image_sha256=each) for each in hashes])
 
 
 def _new_row(instance: ReceivedInstance, content: bytes, received: str, due: str) -> dict[str, Any]:

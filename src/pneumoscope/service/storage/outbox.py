@@ -20,7 +20,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, func, insert, or_, sel
 
 from pneumoscope.core.errors import UnknownNameError, UsageError
 from pneumoscope.service.audit.log import Entry, Event, append
-from pneumoscope.service.auth.users import COMMAND_LINE
+from pneumoscope.service.auth.users import COMMAND_LINE, RETENTION
 from pneumoscope.service.storage.database import read_transaction, write_transaction
 from pneumoscope.service.storage.records import Row, format_time
 from pneumoscope.service.storage.tables import outbox
@@ -244,11 +244,19 @@ def replace_header(connection: Connection, sop_instance_uid: str, header: str) -
     connection.execute(update(outbox).where(*waiting).values(header=header))
 
 
-def forget_headers(connection: Connection, limit: str) -> None:
-    """Cancel what was created before a time and could not be delivered, and remove the identifiers of all objects of that age."""
+def forget_headers(connection: Connection, limit: str, time: str) -> None:
+    """Remove the identifiers of objects that were created before a limit, and cancel those that could not be delivered.
+
+    Args:
+        connection: Of the transaction.
+        limit: Time of the oldest object that keeps its identifiers.
+        time: Time of the transaction, for the audit log, which has an entry for each destination with cancelled objects.
+    """
     old = _COLUMNS.created < limit, or_(_COLUMNS.sop_instance_uid != "", _COLUMNS.study_instance_uid != "")
     cancelled = {"state": "cancelled", "error": "identity_removed"}
-    connection.execute(update(outbox).where(*old, _COLUMNS.state == "waiting").values(cancelled))
+    query = update(outbox).where(*old, _COLUMNS.state == "waiting").values(cancelled)
+    rows = connection.execute(query.returning(_COLUMNS.destination)).mappings().all()
+    _append_changes(connection, "delivery_cancelled", rows, time, RETENTION)
     connection.execute(update(outbox).where(*old).values(header="", sop_instance_uid="", study_instance_uid=""))
 
 
@@ -432,10 +440,27 @@ def _change(connection: Connection, rows: Sequence[Row], values: Mapping[str, An
         connection.execute(update(outbox).where(_COLUMNS.number.in_(numbers)).values(values))
 
 
-def _append_changes(connection: Connection, event: Event, rows: Sequence[Row], time: str) -> None:
-    """Add an entry for each destination to the audit log: a person retried or cancelled results."""
+def _append_changes(
+    connection: Connection, event: Event, rows: Sequence[Row], time: str, user: str = COMMAND_LINE
+) -> None:
+    """Add an entry for each destination to the audit log: a person retried or cancelled results, or retention cancelled them."""
     for destination, count in Counter(row["destination"] for row in rows).items():
-        append(connection, [Entry(time, COMMAND_LINE, event, details={"destination": destination, "results": count})])
+        append(connection, [Entry(time, user, event, details={"destination": destination, "results": count})])
+
+
+def _ended_entries(rows: Sequence[Row], event: Event, time: str) -> list[Entry]:
+    """Return entries of results that no longer hold, as those of deliveries are: each names the destination and the object."""
+    return [
+        Entry(
+            time,
+            row["destination"],
+            event,
+            row["prediction_id"],
+            model_sha256=row["model_sha256"],
+            details={"object": row["kind"]},
+        )
+        for row in rows
+    ]
 
 
 def _is_due(time: datetime) -> ColumnElement[bool]:
@@ -459,6 +484,7 @@ def _withdraw(connection: Connection, rows: Sequence[Row], header: str, time: st
     _change(connection, unsent, {"header": ""})  # so that none can be sent any more
     waiting = [row for row in unsent if row["state"] == "waiting"]
     _change(connection, waiting, {"state": "cancelled", "finished": time, "error": "superseded"})
+    append(connection, _ended_entries(waiting, "result_superseded", time))
     delivered = [row for row in rows if _may_have_arrived(row)]
     if not header:
         return
@@ -471,6 +497,7 @@ def _withdraw(connection: Connection, rows: Sequence[Row], header: str, time: st
         _insert(connection, ResultSubject(**values), destination, "rejection_note", uid, withdrawn, time)
         numbers = [row["number"] for row in of_destination]
         connection.execute(update(outbox).where(_COLUMNS.number.in_(numbers)).values(state="withdrawn"))
+        append(connection, _ended_entries(of_destination, "result_withdrawn", time))
 
 
 def _insert(
