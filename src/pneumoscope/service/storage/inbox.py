@@ -367,7 +367,9 @@ def instances_of(connection: Connection, prediction_id: str) -> list[ReceivedIns
 
 
 def copies_of(connection: Connection, instance: ReceivedInstance) -> list[ReceivedInstance]:
-    """Return the other instances with the SOP Instance UID of an instance, last received first."""
+    """Return the other instances with the SOP Instance UID of an instance, last received first; none if it was removed."""
+    if not instance.sop_instance_uid:
+        return []
     same = _COLUMNS.sop_instance_uid == instance.sop_instance_uid, _COLUMNS.number != instance.number
     query = select(received_instances).where(*same).order_by(_COLUMNS.number.desc())
     return [ReceivedInstance.from_row(row) for row in connection.execute(query).mappings()]
