@@ -1,7 +1,9 @@
 """QIDO-RS and WADO-RS: a DICOMweb client finds and retrieves stored images and their results, and nothing names a patient."""
 
+import asyncio
 import hashlib
 import io
+import json
 import logging
 import re
 import threading
@@ -31,7 +33,7 @@ from pneumoscope.core.errors import GoneError
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
-from pneumoscope.service.dicom import stored_instances
+from pneumoscope.service.dicom import stored_instances, web_read
 from pneumoscope.service.dicom.matching import parse_query
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer
@@ -293,6 +295,60 @@ def test_search_that_reads_too_many_files_is_incomplete_and_says_so(matched_clie
     assert "Warning" not in complete.headers
     monkeypatch.setattr(stored_instances, "_MAX_FILES", 3)
     assert "Warning" not in client.get("/dicom-web/studies").headers
+
+
+def post_study(client, count):
+    """Store images of one study, each in a series of its own, and return their files."""
+    sent = [
+        instance(90 + 10 * number, StudyInstanceUID="1.2", SeriesInstanceUID=f"1.2.{number}") for number in range(count)
+    ]
+    post(client, *sent)
+    return sent
+
+
+def test_search_reads_no_more_files_of_one_study_either(client, monkeypatch):
+    post_study(client, 3)
+    monkeypatch.setattr(stored_instances, "_MAX_FILES", 2)
+    sizes = reads(client, monkeypatch)
+    answer = client.get("/dicom-web/studies/1.2/instances")
+    assert len(sizes) == len(images([pydicom.Dataset.from_json(each) for each in answer.json()])) == 2
+    assert answer.headers["Warning"].startswith('299 pneumoscope "The results are incomplete')
+
+
+def test_study_of_too_many_images_is_retrieved_by_series_only(client, monkeypatch):
+    sent = post_study(client, 3)
+    monkeypatch.setattr(stored_instances, "_MAX_RETRIEVED", 2)
+    for rest in ("", "/metadata"):
+        problem(client.get(address("1.2") + rest), 413, "too_large")
+        for each in sent:
+            assert client.get(address(*uids(each)[:2]) + rest).status_code == 200
+            assert client.get(address(*uids(each)) + rest).status_code == 200
+
+
+def test_one_image_of_a_study_is_retrieved_without_reading_the_others(client, monkeypatch):
+    sent = post_study(client, 3)
+    sizes = reads(client, monkeypatch)
+    ((_, content),) = parts(client.get(address(*uids(sent[1]))))
+    assert (content, len(sizes)) == (sent[1], 1)
+
+
+def test_headers_of_a_study_are_read_one_after_the_other_while_they_are_sent():
+    read = []
+
+    class Stored:
+        async def metadata(self, name):
+            read.append(name)
+            return {"name": name}
+
+    async def receive():
+        found = []
+        async for chunk in web_read._header_list(Stored(), ["a", "b", "c"], {"name": "a"}):
+            found.append((chunk, list(read)))
+        return found
+
+    found = asyncio.run(asyncio.wait_for(receive(), 10))
+    assert [names for _, names in found] == [[], ["b"], ["b", "c"], ["b", "c"]]
+    assert json.loads(b"".join(chunk for chunk, _ in found)) == [{"name": name} for name in "abc"]
 
 
 def test_no_more_of_a_file_is_read_than_its_header_takes(client, monkeypatch):

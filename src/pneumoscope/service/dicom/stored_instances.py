@@ -22,7 +22,7 @@ from pydicom import Dataset, dcmread
 from pydicom.encaps import get_frame
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
-from pneumoscope.core.errors import GoneError, UnreadableImageError
+from pneumoscope.core.errors import GoneError, TooLargeError, UnreadableImageError
 from pneumoscope.core.identity import Identity, is_same_person
 from pneumoscope.imaging.dicom import read_first_elements
 from pneumoscope.imaging.header_identity import read_identity
@@ -41,7 +41,8 @@ _BATCH = 50  # studies whose headers are read at a time
 _PREFIX = slice(128, 132)  # "DICM", after the preamble
 _MAX_LOADED = 2  # images with their pixels in memory at once
 _MAX_SEARCHES = 2  # at once
-_MAX_FILES = 2000  # whose headers a search reads; a study is read as a whole
+_MAX_FILES = 2000  # whose headers a search reads
+_MAX_RETRIEVED = 1000  # files that a retrieve sends, each with its results; their attributes are in memory
 _FIRST_BYTES = 64 * 2**10  # enough for most headers
 _MAX_INLINE = 1024  # bytes of a binary value in metadata
 _MAX_TEXT = 1024  # characters of a value in search results
@@ -169,10 +170,26 @@ class StoredInstances:
         """Return the instances of a study, of a series of it, or one of them; none if nothing has these UIDs.
 
         Raises:
+            TooLargeError: There are too many, or the study of a result has.
             StorageError: The database or a file cannot be read.
         """
-        found = [each for instances in self._studies(StudyFilter(study_uids=(study,))) for each in instances]
+        stored: list[StoredPrediction] = []
+        if not self._is_pseudonymized:
+            # The database knows the UIDs of images, but not those of all results.
+            stored = (self._limited(study, series, instance) if series else []) or self._limited(study)
+        images = self._study_images([(each, each.identity or Identity()) for each in stored])
+        found = self._with_results(images, self._files.result_uids([each.id for each in stored]))
         return [each for each in found if series in ("", each.uids[1]) and instance in ("", each.uids[2])]
+
+    def _limited(self, study: str, series: str = "", instance: str = "") -> list[StoredPrediction]:
+        """Return the predictions of the images of a study. Raise TooLargeError if there are too many to be retrieved."""
+        found = self._files.images([study], series_uid=series, sop_uid=instance, limit=_MAX_RETRIEVED + 1)
+        if len(found) > _MAX_RETRIEVED:
+            raise TooLargeError(
+                f"too many images; the limit of a retrieve is {_MAX_RETRIEVED:,}",
+                hint="Retrieve single series or instances",
+            )
+        return found
 
     async def open(self, instance: StoredInstance) -> BinaryIO:
         """Return the file of an instance, which the caller closes.
@@ -208,7 +225,7 @@ class StoredInstances:
             with await self.open(instance) as file:
                 return await run_in_threadpool(_draw_capture, file, media_type)
 
-    def _studies(self, where: StudyFilter, limit: _FileLimit | None = None) -> Iterator[list[StoredInstance]]:
+    def _studies(self, where: StudyFilter, limit: _FileLimit) -> Iterator[list[StoredInstance]]:
         """Yield the instances of each study that meets the conditions, up to a limit; none is empty."""
         uids = [] if self._is_pseudonymized else self._files.study_uids(where)
         for start in range(0, len(uids), _BATCH):
@@ -219,21 +236,28 @@ class StoredInstances:
                 stored[identity.study_instance_uid].append((prediction, identity))
             delivered = self._files.result_uids([each.id for study in stored.values() for each, _ in study])
             for study in stored.values():
-                if limit and limit.left <= 0:
-                    limit.is_exceeded = True
-                    return
                 if images := self._study_images(study, limit):
-                    yield [*images, *(result for image in images for result in self._results_of(image, delivered))]
+                    yield self._with_results(images, delivered)
+                if limit.is_exceeded:
+                    return
+
+    def _with_results(
+        self, images: Sequence[StoredInstance], delivered: dict[tuple[str, str, str], str]
+    ) -> list[StoredInstance]:
+        return [*images, *(result for image in images for result in self._results_of(image, delivered))]
 
     def _study_images(
-        self, stored: Sequence[tuple[StoredPrediction, Identity]], limit: _FileLimit | None
+        self, stored: Sequence[tuple[StoredPrediction, Identity]], limit: _FileLimit | None = None
     ) -> list[StoredInstance]:
-        """Return the images of a study that are offered, and count the files that are read."""
+        """Return the images of a study that are offered, and count the files that are read, up to a limit."""
         found: dict[str, StoredInstance] = {}
         for prediction, identity in stored:
             if identity.sop_instance_uid in found:
                 continue  # the first prediction of an image is its latest
             if limit:
+                if limit.left <= 0:
+                    limit.is_exceeded = True
+                    break
                 limit.left -= 1
             if image := self._image(prediction, identity):
                 found[identity.sop_instance_uid] = image

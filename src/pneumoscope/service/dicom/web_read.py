@@ -48,10 +48,13 @@ def _binary(*media_types: str) -> dict[int | str, dict[str, Any]]:
 
 
 _SEARCH: dict[str, Any] = {"response_class": Response, "responses": {**_DATASETS, **problem_responses(406)}}
-_METADATA: dict[str, Any] = {"response_class": Response, "responses": {**_DATASETS, **problem_responses(404, 406, 410)}}
+_METADATA: dict[str, Any] = {
+    "response_class": StreamingResponse,
+    "responses": {**_DATASETS, **problem_responses(404, 406, 410, 413)},
+}
 _FILES: dict[str, Any] = {
     "response_class": StreamingResponse,
-    "responses": {**_binary("multipart/related"), **problem_responses(404, 406, 410)},
+    "responses": {**_binary("multipart/related"), **problem_responses(404, 406, 410, 413)},
 }
 _PARTIAL = (
     "The results are incomplete: too many files to read. Search by study, patient, accession number or study date."
@@ -71,7 +74,7 @@ dicom_web_reader_router = APIRouter(
 async def search_studies(request: Request, stored: AppStoredInstances) -> Response:
     """Match attributes of patient and study by keyword or tag: a value, one with the wildcards `*` and `?`, a range of dates, or
     a list of UIDs. `limit` is 100 by default and 500 at most; `offset` skips results. All attributes are always returned.
-    A search reads 2,000 files at most; a `Warning` says that its results are incomplete.
+    A search reads 2,000 files at most; a header `Warning` says that its results are incomplete.
     """
     return await _search(request, stored, "study")
 
@@ -164,7 +167,7 @@ async def retrieve_series(
 @dicom_web_reader_router.get(
     "/studies/{study}/series/{series}/instances/{instance}", summary="Retrieve an instance (WADO-RS)",
     response_class=StreamingResponse,
-    responses={**_binary("multipart/related", DICOM), **problem_responses(404, 406, 410)},
+    responses={**_binary("multipart/related", DICOM), **problem_responses(404, 406, 410, 413)},
 )  # fmt: skip
 async def retrieve_instance(
     request: Request, stored: AppStoredInstances, access_log: AppAccessLog, user: User,
@@ -209,7 +212,7 @@ async def instance_metadata(
     "/studies/{study}/series/{series}/instances/{instance}/frames/{frames}",
     summary="Retrieve the pixels of an instance (WADO-RS)",
     response_class=Response,
-    responses={**_binary("multipart/related"), **problem_responses(404, 406, 410)},
+    responses={**_binary("multipart/related"), **problem_responses(404, 406, 410, 413)},
 )
 async def retrieve_frame(
     request: Request, stored: AppStoredInstances, access_log: AppAccessLog, user: User,
@@ -235,7 +238,7 @@ async def retrieve_frame(
 @dicom_web_reader_router.get(
     "/studies/{study}/series/{series}/instances/{instance}/rendered",
     summary="Retrieve a rendered image of an instance (WADO-RS)",
-    response_class=Response, responses={**_binary(*_RENDERED_TYPES), **problem_responses(404, 406, 410)},
+    response_class=Response, responses={**_binary(*_RENDERED_TYPES), **problem_responses(404, 406, 410, 413)},
 )  # fmt: skip
 async def retrieve_rendered(
     request: Request, stored: AppStoredInstances, access_log: AppAccessLog, user: User,
@@ -274,9 +277,9 @@ async def _metadata(
 ) -> Response:
     media_type = choose(accepted_ranges(request), JSON_TYPES)
     found = await _find(stored, *uids)
-    headers = [await stored.metadata(each) for each in found]
+    first = await stored.metadata(found[0])  # before the status is sent: the file may be gone
     await run_in_threadpool(access_log.viewed, user, list(dict.fromkeys(each.prediction.id for each in found)))
-    return Response(json.dumps(headers), media_type=media_type)
+    return StreamingResponse(_header_list(stored, found, first), media_type=media_type)
 
 
 async def _one(stored: StoredInstances, study: str, series: str, instance: str) -> StoredInstance:
@@ -310,6 +313,16 @@ async def _parts(
             yield chunk
         yield b"\r\n"
     yield f"--{boundary}--\r\n".encode()
+
+
+async def _header_list(
+    stored: StoredInstances, instances: Sequence[StoredInstance], first: dict[str, Any]
+) -> AsyncIterator[bytes]:
+    """Yield a JSON array with the header of the first instance, and those of the others; see `_parts`."""
+    yield f"[{json.dumps(first)}".encode()
+    for each in instances[1:]:
+        yield f",{json.dumps(await stored.metadata(each))}".encode()
+    yield b"]"
 
 
 async def _chunks(file: BinaryIO) -> AsyncIterator[bytes]:

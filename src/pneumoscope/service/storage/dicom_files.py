@@ -83,13 +83,24 @@ class DicomFiles:
         with read_transaction(self._engine) as connection:
             return list(connection.execute(query.order_by(func.max(predictions.c.created).desc(), uid)).scalars())
 
-    def images(self, study_uids: Collection[str]) -> list[StoredPrediction]:
+    def images(
+        self, study_uids: Collection[str], *, series_uid: str = "", sop_uid: str = "", limit: int | None = None
+    ) -> list[StoredPrediction]:
         """Return the predictions of the files of studies, latest first: a file may have several.
 
+        Args:
+            study_uids: Study Instance UIDs.
+            series_uid, sop_uid: Series and SOP Instance UID of the files; any if empty.
+            limit: Number of predictions, at most.
         Raises:
             StorageError: The database cannot be read.
         """
         query = select_stored().where(*_IS_OFFERED, studies.c.study_instance_uid.in_(study_uids))
+        if series_uid:
+            query = query.where(instances.c.series_instance_uid == series_uid)
+        if sop_uid:
+            query = query.where(instances.c.sop_instance_uid == sop_uid)
+        query = query.limit(limit)
         with read_transaction(self._engine) as connection:
             return read_stored(connection, query.order_by(predictions.c.last_predicted.desc(), predictions.c.id))
 
