@@ -16,6 +16,7 @@ from fastapi.responses import StreamingResponse
 from pydicom import Dataset
 from starlette.exceptions import HTTPException
 
+from pneumoscope.service.api.content_negotiation import choose
 from pneumoscope.service.api.dependencies import AppAccessLog, User, from_app_state
 from pneumoscope.service.api.exception_handlers import problem_responses
 from pneumoscope.service.dicom.matching import ATTRIBUTES, MAX_LIMIT, Level, parse_query
@@ -23,11 +24,10 @@ from pneumoscope.service.dicom.media_types import (
     DICOM,
     JSON,
     JSON_TYPES,
-    accepted_ranges,
-    choose,
     frame_type,
     require_dicom,
     require_frame,
+    stated_ranges,
 )
 from pneumoscope.service.dicom.stored_instances import StoredInstance, StoredInstances
 
@@ -116,7 +116,7 @@ async def search_instances_of_series(request: Request, stored: AppStoredInstance
 async def _search(
     request: Request, stored: StoredInstances, level: Level, study: str = "", series: str = ""
 ) -> Response:
-    media_type = choose(accepted_ranges(request), JSON_TYPES)
+    media_type = choose(stated_ranges(request), JSON_TYPES)
     query = parse_query(request.query_params.multi_items(), level)
     result = await stored.search(query, level, study, series)
     base_url = str(request.base_url)
@@ -220,7 +220,7 @@ async def retrieve_frame(
     frames: Annotated[str, Path(pattern=r"^[0-9,]{1,64}$", examples=["1"])],
 ) -> Response:  # fmt: skip
     """Every image has one frame, 1. It is sent as it is stored: compressed pixels in their transfer syntax."""
-    ranges = accepted_ranges(request)
+    ranges = stated_ranges(request)
     found = await _one(stored, study, series, instance)
     if frames != "1":
         raise HTTPException(404, "the instance has no such frame")
@@ -245,7 +245,7 @@ async def retrieve_rendered(
     study: Uid, series: Uid, instance: Uid,
 ) -> Response:  # fmt: skip
     """With 8 bits, at its own size, with the window of the file."""
-    media_type = choose(accepted_ranges(request), _RENDERED_TYPES)
+    media_type = choose(stated_ranges(request), _RENDERED_TYPES)
     found = await _one(stored, study, series, instance)
     image = await stored.rendered(found, media_type)
     if image is None:
@@ -259,7 +259,7 @@ async def _retrieve(
 ) -> StreamingResponse:
     found = await _find(stored, *uids)
     syntaxes = {each.transfer_syntax for each in found}
-    is_multipart = require_dicom(accepted_ranges(request), syntaxes, single=len(uids) == 3)
+    is_multipart = require_dicom(stated_ranges(request), syntaxes, single=len(uids) == 3)
     first = await stored.open(found[0])  # before the status is sent: the file may be gone
     try:
         await run_in_threadpool(access_log.viewed, user, list(dict.fromkeys(each.prediction.id for each in found)))
@@ -275,7 +275,7 @@ async def _retrieve(
 async def _metadata(
     request: Request, stored: StoredInstances, access_log: AppAccessLog, user: str, *uids: str
 ) -> Response:
-    media_type = choose(accepted_ranges(request), JSON_TYPES)
+    media_type = choose(stated_ranges(request), JSON_TYPES)
     found = await _find(stored, *uids)
     first = await stored.metadata(found[0])  # before the status is sent: the file may be gone
     await run_in_threadpool(access_log.viewed, user, list(dict.fromkeys(each.prediction.id for each in found)))

@@ -14,9 +14,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.exceptions import HTTPException
 
 from pneumoscope.core.errors import GoneError, StorageError, UnknownNameError, UsageError
+from pneumoscope.service.api.content_negotiation import accepted_ranges, choose, not_acceptable
 from pneumoscope.service.api.dependencies import (
     AppAccessLog,
     AppService,
@@ -33,8 +33,7 @@ from pneumoscope.service.signatures import read_secret, response_headers
 
 __all__ = ["fhir_router"]
 
-_FORMATS = ("json", "application/json", FHIR_MEDIA_TYPE)
-_ACCEPTED = ("*/*", "application/*", "application/json", FHIR_MEDIA_TYPE)
+_JSON_TYPES = (FHIR_MEDIA_TYPE, "application/json")
 _SCHEMA: dict[str, Any] = {"type": "object", "required": ["resourceType"]}
 _HEADERS = {
     "ETag": {"schema": {"type": "string"}, "description": "`meta.versionId`, weak"},
@@ -80,10 +79,10 @@ async def _require_json(request: Request) -> None:
         HTTPException: 406.
     """
     wanted = request.query_params.get("_format")
-    accepted = [each.partition(";")[0].strip().lower() for each in request.headers.get("Accept", "*/*").split(",")]
-    is_json = wanted.partition(";")[0].strip() in _FORMATS if wanted else any(each in _ACCEPTED for each in accepted)
-    if not is_json:
-        raise HTTPException(406, f"the response is {FHIR_MEDIA_TYPE}, which the client does not accept")
+    if not wanted:
+        choose(accepted_ranges(request), _JSON_TYPES)
+    elif wanted.partition(";")[0].strip() not in ("json", *_JSON_TYPES):
+        raise not_acceptable(_JSON_TYPES)
 
 
 # The application adds `dependencies.authentication`; see `app.create_app`.
