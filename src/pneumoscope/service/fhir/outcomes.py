@@ -52,27 +52,37 @@ class OutcomeMiddleware:
         if scope["type"] != "http" or not scope["path"].startswith(f"{FHIR_PREFIX}/"):
             await self.app(scope, receive, send)
             return
-        start: Message | None = None
-        body = b""
+        await self.app(scope, receive, _OutcomeSender(send))
 
-        async def send_converted(message: Message) -> None:
-            nonlocal start, body
-            if message["type"] == "http.response.start":
-                if Headers(raw=message["headers"]).get("Content-Type") != PROBLEM_MEDIA_TYPE:
-                    await send(message)
-                    return
-                start = message
-                return
-            if start is None or message["type"] != "http.response.body":
-                await send(message)
-                return
-            body += message.get("body", b"")
-            if message.get("more_body", False):
-                return
-            content = json.dumps(_outcome(json.loads(body)), ensure_ascii=False).encode()
-            headers = MutableHeaders(raw=start["headers"])
-            headers["Content-Type"], headers["Content-Length"] = FHIR_MEDIA_TYPE, str(len(content))
-            await send(start)
-            await send({"type": "http.response.body", "body": content})
 
-        await self.app(scope, receive, send_converted)
+class _OutcomeSender:
+    """Sends the response to one request, converted if it is a problem document.
+
+    Args:
+        send: Sends a message of ASGI.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._start: Message | None = None  # of a problem document, until its body is complete
+        self._body = b""
+
+    async def __call__(self, message: Message) -> None:
+        """Send a message, or keep it until the problem document is complete."""
+        if message["type"] == "http.response.start":
+            if Headers(raw=message["headers"]).get("Content-Type") == PROBLEM_MEDIA_TYPE:
+                self._start = message
+                return
+        elif self._start is not None and message["type"] == "http.response.body":
+            self._body += message.get("body", b"")
+            if not message.get("more_body", False):
+                await self._send_outcome(self._start)
+            return
+        await self._send(message)
+
+    async def _send_outcome(self, start: Message) -> None:
+        content = json.dumps(_outcome(json.loads(self._body)), ensure_ascii=False).encode()
+        headers = MutableHeaders(raw=start["headers"])
+        headers["Content-Type"], headers["Content-Length"] = FHIR_MEDIA_TYPE, str(len(content))
+        await self._send(start)
+        await self._send({"type": "http.response.body", "body": content})
