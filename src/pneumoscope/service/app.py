@@ -30,8 +30,7 @@ from pneumoscope.service.dicom.processing import InstanceProcessor
 from pneumoscope.service.dicom.stored_instances import StoredInstances
 from pneumoscope.service.dicom.web import dicom_web_router
 from pneumoscope.service.dicom.web_read import dicom_web_reader_router
-from pneumoscope.service.fhir.outcomes import OutcomeMiddleware
-from pneumoscope.service.fhir.routes import fhir_router
+from pneumoscope.service.fhir.routes import OutcomeMiddleware, fhir_router
 from pneumoscope.service.inference_queue import InferenceQueue
 from pneumoscope.service.metrics import Metrics
 from pneumoscope.service.middleware import RequestMiddleware
