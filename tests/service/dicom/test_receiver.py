@@ -196,7 +196,7 @@ def test_rejected_image_is_acknowledged_with_its_reason_on_record(model):
 
 
 def color_jpeg(photometric):
-    """Return a data set of color pixels compressed as JPEG, as scanners of film and capture stations send it."""
+    """Return a data set of color pixels compressed as JPEG, as capture stations send it."""
     options = {
         "RGB": {"keep_rgb": True}, "YBR_FULL": {"subsampling": "4:4:4"}, "YBR_FULL_422": {"subsampling": "4:2:2"},
     }[photometric]  # fmt: skip
