@@ -438,6 +438,7 @@ def test_assumptions_override_headers_of_all_images(bundle: Path, images: Path) 
     (images / "hand.dcm").write_bytes(dicom(100, BodyPartExamined="HAND", ViewPosition="ZZ"))
     path = str(images / "hand.dcm")
     assert invoke_json(bundle, path)[0]["rejection"]["code"] == "body_part_not_chest"
+    assert "1 image rejected because of the DICOM header; --assume chest overrides it" in invoke(bundle, path).stderr
     assert invoke_json(bundle, path, "--assume", "chest")[0]["rejection"]["code"] == "view_not_understood"
     (prediction,) = invoke_json(bundle, path, "--assume", "chest", "--assume", "frontal")
     assert (prediction["decision"], prediction["warnings"]) == ("no_pneumonia", ["assumed_chest", "assumed_frontal"])
@@ -445,6 +446,7 @@ def test_assumptions_override_headers_of_all_images(bundle: Path, images: Path) 
     assert "assumed_chest assumed_frontal" in csv_output
     table = invoke(bundle, path, "--assume", "chest", "--assume", "frontal")
     assert "DICOM header overridden: assumed to be a chest radiograph" in table.stderr
+    assert "Hint" not in table.stderr
     assert invoke(bundle, path, "--assume", "hand").exit_code == 2
 
 

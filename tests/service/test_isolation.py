@@ -1,10 +1,12 @@
 """A hostile image costs the service only that image."""
 
 import pytest
+from click.testing import CliRunner
 from fastapi.testclient import TestClient
 from tests.service.conftest import images, png, problem
 
-from pneumoscope.core.errors import DecodeCrashedError, DecodeMemoryError, DecodeTimeoutError
+from pneumoscope.cli.serve import command
+from pneumoscope.core.errors import DecodeCrashedError, DecodeMemoryError, DecodeTimeoutError, UsageError
 from pneumoscope.imaging.sandbox.pool import DecodePool, Limits
 from pneumoscope.inference.model import Model
 from pneumoscope.service.app import create_app
@@ -78,19 +80,10 @@ def test_rendered_images_are_decoded_in_a_worker(isolated, pool, monkeypatch):
 
 
 def test_serve_decodes_images_in_workers(monkeypatch):
-    """The service loads an isolated model."""
-    from pneumoscope.service import server as module
-
     def load(*_, **options):
         assert options["isolated"] is True
-        raise KeyboardInterrupt
+        raise UsageError("loaded an isolated model")
 
-    monkeypatch.setattr(module, "load_model", load)
-    with pytest.raises(KeyboardInterrupt):
-        module.serve(
-            host="127.0.0.1", port=0, model=None, operating_point="", folder=None, database="", keep=None,
-            keep_identities=None, pseudonym_key=None, blind_first=False, no_auth=False,
-            openid_connect=None, dicom=None, public_name="",
-            require_age="dicom", assume=(), site=None, prevalence=None, time_zone="",
-            open_browser=False, echo=print,
-        )  # fmt: skip
+    monkeypatch.setattr("pneumoscope.inference.model.load_model", load)
+    with pytest.raises(UsageError, match="loaded an isolated model"):
+        CliRunner().invoke(command, ["--ephemeral", "--port", "0"], catch_exceptions=False)

@@ -35,6 +35,7 @@ from pneumoscope.core.messages import (
     site_note,
     warning_message,
 )
+from pneumoscope.core.prediction import OVERRIDES
 
 if TYPE_CHECKING:
     from pneumoscope.core.prediction import AgeRequirement, Assumption, Prediction, WarningCode
@@ -136,6 +137,7 @@ def command(
     )
     counts: Counter[str] = Counter()
     warnings: Counter[WarningCode] = Counter()
+    overridable: Counter[Assumption] = Counter()
     show_progress = as_json or table or not sys.stdout.isatty()  # the table on a terminal is progress enough
     with contextlib.ExitStack() as stack:
         interrupted = stack.enter_context(_catch_interrupt())
@@ -149,7 +151,7 @@ def command(
             progress = stack.enter_context(image_progress("scoring images"))
         if no_identifiers:
             scored = (dataclasses.replace(prediction, identity=None) for prediction in scored)
-        predictions = _count(scored, counts, warnings, len(images), progress, interrupted)
+        predictions = _count(scored, counts, warnings, overridable, len(images), progress, interrupted)
         if as_json:
             for part in iter_json(model.facts, predictions, model.notice):
                 click.echo(part, nl=False)
@@ -169,6 +171,12 @@ def command(
             _print_table(model, predictions, counts)
     for warning, count in warnings.items():
         click.secho(f"Warning: {counted(count, 'image')}: {warning_message(warning)}", fg="yellow", err=True)
+    for assumption, count in overridable.items():
+        click.echo(
+            f"Hint: {counted(count, 'image')} rejected because of the DICOM header; "
+            f"--assume {assumption} overrides it, see `pneumoscope predict --help`",
+            err=True,
+        )
     if interrupted.is_set():
         click.echo(f"Interrupted after {counts.total():,} of {counted(len(images), 'image')}", err=True)
         raise click.Abort
@@ -224,14 +232,17 @@ def _count(
     predictions: Iterable[Prediction],
     counts: Counter[str],
     warnings: Counter[WarningCode],
+    overridable: Counter[Assumption],
     total: int,
     progress: Callable[[int, int], None] | None,
     interrupted: threading.Event,
 ) -> Iterator[Prediction]:
-    """Yield predictions, and count their decisions and warnings; stop after an interrupt."""
+    """Yield predictions and count their outcomes, and rejections that an assumption overrides; stop after an interrupt."""
     for prediction in predictions:
         counts[prediction.decision or _FAILED] += 1
         warnings.update(prediction.warnings)
+        if prediction.rejection and (assumption := OVERRIDES.get(prediction.rejection.code)):
+            overridable[assumption] += 1
         if progress:
             progress(counts.total(), total)
         yield prediction

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
@@ -20,6 +23,10 @@ from pneumoscope.cli.options import (
 )
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.prediction import AgeRequirement, Assumption
+
+if TYPE_CHECKING:
+    from pneumoscope.service.auth.openid_connect import OpenIdConnect
+    from pneumoscope.service.dicom.configuration import DicomConfiguration
 
 __all__ = ["command"]
 
@@ -174,45 +181,75 @@ def command(
         raise UsageError("--dicom-peer, --dicom-host, --dicom-aet and --dicom-tls need --dicom-port")
     if ephemeral and (data_dir or database):
         raise UsageError("--ephemeral cannot be combined with --data-dir or --database")
-    from pneumoscope.service.dicom.configuration import DicomConfiguration, read_configuration
-    from pneumoscope.service.dicom.settings import DicomSettings, parse_peer, tls_contexts
-    from pneumoscope.service.server import serve
+    from pneumoscope.inference.model import load_model
+    from pneumoscope.service.auth.users import is_loopback
+    from pneumoscope.service.server import ServerOptions, serve
+    from pneumoscope.service.settings import Settings
+    from pneumoscope.service.storage.pseudonyms import Pseudonymizer, read_key
+    from pneumoscope.service.time_zone import find_time_zone
 
-    if dicom_config:
-        dicom = read_configuration(dicom_config)
-    elif dicom_port is None:
-        dicom = DicomConfiguration()
-    else:
-        tls, client_tls = tls_contexts(*dicom_tls) if dicom_tls else (None, None)
-        node = DicomSettings(
-            host=dicom_host or host,
-            port=dicom_port,
-            ae_title=dicom_aet,
-            peers=tuple(map(parse_peer, dicom_peers)),
-            tls=tls,
-            client_tls=client_tls,
-        )
-        dicom = DicomConfiguration(node)
-    serve(
+    options = ServerOptions(
         host=host,
         port=port,
-        model=bundle,
-        operating_point=operating_point,
-        site=site,
-        prevalence=prevalence,
-        require_age=require_age,
-        assume=assume,
         folder=None if ephemeral else data_dir or Path("pneumoscope-data"),
         database=database,
+        no_auth=no_auth,
+        openid_connect=_read_provider(openid_connect) if openid_connect else None,
+        open_browser=open_browser,
+    )
+    settings = Settings(
+        loopback=is_loopback(host),
+        public_name=public_name,
         keep=keep,
         keep_identities=keep_identities,
-        pseudonym_key=pseudonym_key,
         blind_first=blind_first,
-        no_auth=no_auth,
-        openid_connect=openid_connect,
-        dicom=dicom,
-        public_name=public_name,
-        time_zone=time_zone,
-        open_browser=open_browser,
-        echo=lambda text: click.echo(text, err=True),
+        time_zone=find_time_zone(time_zone),
+        pseudonymizer=Pseudonymizer(read_key(pseudonym_key)) if pseudonym_key else None,
+        dicom=_dicom_configuration(dicom_config, dicom_port, dicom_host or host, dicom_aet, dicom_peers, dicom_tls),
     )
+    model = load_model(
+        bundle,
+        operating_point=operating_point,
+        threads=1,
+        isolated=True,
+        require_age=require_age,
+        assume=assume,
+        site=site,
+        prevalence=prevalence,
+    )
+    with contextlib.closing(model):
+        serve(model, settings, options, echo=lambda text: click.echo(text, err=True))
+
+
+def _read_provider(file: Path) -> OpenIdConnect:
+    from pneumoscope.service.auth.openid_connect import OpenIdConnect, read_configuration  # an extra
+
+    return OpenIdConnect(read_configuration(file))
+
+
+def _dicom_configuration(
+    file: Path | None,
+    port: int | None,
+    host: str,
+    ae_title: str,
+    peers: Sequence[str],
+    tls_files: tuple[Path, Path, Path] | None,
+) -> DicomConfiguration:
+    """Return the configuration of a file, or that of the options --dicom-*."""
+    from pneumoscope.service.dicom.configuration import DicomConfiguration, read_configuration
+    from pneumoscope.service.dicom.settings import DicomSettings, parse_peer, tls_contexts
+
+    if file:
+        return read_configuration(file)
+    if port is None:
+        return DicomConfiguration()
+    tls, client_tls = tls_contexts(*tls_files) if tls_files else (None, None)
+    node = DicomSettings(
+        host=host,
+        port=port,
+        ae_title=ae_title,
+        peers=tuple(map(parse_peer, peers)),
+        tls=tls,
+        client_tls=client_tls,
+    )
+    return DicomConfiguration(node)

@@ -89,11 +89,11 @@ _REJECTIONS: dict[RejectionCode, str] = {
     "modality_not_supported": N_(
         "The modality is {modality}; only projection radiography (such as CR and DX) is supported"
     ),
-    "modality_not_understood": N_("The modality {modality} is unknown (to override: --assume chest)"),
-    "body_part_not_chest": N_("The body part is {part}, not the chest (to override: --assume chest)"),
+    "modality_not_understood": N_("The modality {modality} is unknown"),
+    "body_part_not_chest": N_("The body part is {part}, not the chest"),
     "lateral_view": N_("The DICOM header states the view {view}; only frontal views (PA, AP) are supported"),
-    "view_not_understood": N_("The view {view} in {element} is unknown (to override: --assume frontal)"),
-    "laterality_not_understood": N_("The laterality {laterality} is unknown (to override: --assume frontal)"),
+    "view_not_understood": N_("The view {view} in {element} is unknown"),
+    "laterality_not_understood": N_("The laterality {laterality} is unknown"),
     "for_processing": N_(
         "The pixels are unprocessed detector values (FOR PROCESSING); send the processed image (FOR PRESENTATION)"
     ),

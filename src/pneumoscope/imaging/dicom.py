@@ -24,13 +24,13 @@ from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.prediction import WarningCode
 from pneumoscope.imaging.gray_levels import (
     GRAY_LEVEL_ELEMENTS,
-    GrayLevelError,
     dicom_gray_levels,
     flatten_functional_groups,
 )
 from pneumoscope.imaging.header_checks import CHECKED_ELEMENTS, check_header
 from pneumoscope.imaging.header_identity import IDENTITY_ELEMENTS, read_identity
 from pneumoscope.imaging.image import MAX_PIXELS, Radiograph
+from pneumoscope.imaging.lookup_table import GrayLevelError
 from pneumoscope.imaging.patient_age import AGE_ELEMENTS, read_age
 from pneumoscope.imaging.pixel_values import SPACING_ELEMENTS
 

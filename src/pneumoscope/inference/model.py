@@ -139,12 +139,19 @@ class Model:
         return facts_html(f"Model {card.name}", facts, self.notice)
 
     @property
+    def require_age(self) -> AgeRequirement:
+        """Images that are rejected if they state no age; see `load_model`."""
+        return self._session.require_age
+
+    @property
+    def assumptions(self) -> list[Assumption]:
+        """Facts that are assumed of all images, sorted; see `load_model`."""
+        return sorted(self._session.assumptions)
+
+    @property
     def settings(self) -> tuple[str, ...]:
         """Everything but the image that a prediction depends on: network, site, operating point, required ages, assumptions."""
-        assumptions = sorted(self._session.assumptions)
-        return (
-            self.facts.sha256, self.facts.site, self.operating_point_name, self._session.require_age, *assumptions,
-        )  # fmt: skip
+        return self.facts.sha256, self.facts.site, self.operating_point_name, self.require_age, *self.assumptions
 
     def close(self) -> None:
         """Stop the worker processes, if any; they also stop with this process."""

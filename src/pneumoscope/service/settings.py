@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from datetime import timedelta
 from zoneinfo import ZoneInfo
 
+from pneumoscope.core.errors import UsageError
 from pneumoscope.service.dicom.configuration import DicomConfiguration
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer
 
 __all__ = ["Settings"]
+
+_HOST_NAME = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -29,6 +33,8 @@ class Settings:
         time_zone: Time zone of the web UI.
         pseudonymizer: Replaces identities of patients by pseudonyms; None stores them.
         dicom: How the service exchanges images and results with other nodes.
+    Raises:
+        UsageError: Two settings contradict each other, or the public name is not a host name.
     """
 
     max_body_bytes: int = 256 * 2**20
@@ -43,3 +49,26 @@ class Settings:
     time_zone: ZoneInfo = dataclasses.field(default_factory=lambda: ZoneInfo("UTC"))
     pseudonymizer: Pseudonymizer | None = None
     dicom: DicomConfiguration = dataclasses.field(default_factory=DicomConfiguration)
+
+    def __post_init__(self) -> None:
+        """Check the settings; see `Raises`."""
+        if self.keep_identities and not self.pseudonymizer and (self.keep is None or self.keep > self.keep_identities):
+            raise UsageError(
+                "--keep-identities needs --keep of at most the same age: stored DICOM files contain identities",
+                hint="Pass a shorter --keep, or --pseudonymise, which stores images without their headers",
+            )
+        if self.public_name and not re.fullmatch(_HOST_NAME, self.public_name):
+            raise UsageError(
+                f"--public-name {self.public_name!r} is not a host name",
+                hint="Pass only the name, without a scheme, a port or a path, such as images.clinic.example",
+            )
+        if self.pseudonymizer and self.dicom.receivers:
+            raise UsageError(
+                "--pseudonymise stores no identity, and results cannot be sent without one",
+                hint="Set `destinations = []` in the DICOM configuration, or omit --pseudonymise",
+            )
+        if self.pseudonymizer and any(webhook.identifiers for webhook in self.dicom.webhooks):
+            raise UsageError(
+                "--pseudonymise stores no identifiers, and a webhook asks for them",
+                hint="Remove `identifiers = true` from the DICOM configuration, or omit --pseudonymise",
+            )

@@ -18,7 +18,6 @@ from pneumoscope.core.errors import UsageError
 from pneumoscope.core.identity import Identity
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
-from pneumoscope.service.server import serve
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer, read_key, require_no_pseudonyms
 from pneumoscope.service.storage.repository import PredictionRepository
@@ -210,9 +209,4 @@ def test_image_without_its_header_is_predicted_again_with_an_age(pseudonymous):
 @pytest.mark.parametrize("keep", [None, timedelta(days=31)])
 def test_identities_cannot_be_removed_while_stored_files_contain_them(keep):
     with pytest.raises(UsageError, match="--keep-identities needs --keep of at most the same age"):
-        serve(
-            host="127.0.0.1", port=0, model=None, operating_point="", folder=None, database="", keep=keep,
-            keep_identities=timedelta(days=30), pseudonym_key=None, blind_first=False, no_auth=False,
-            openid_connect=None, dicom=None, public_name="", require_age="dicom", assume=(), site=None,
-            prevalence=None, time_zone="", open_browser=False, echo=print,
-        )  # fmt: skip
+        Settings(keep=keep, keep_identities=timedelta(days=30))

@@ -167,6 +167,17 @@ def test_window_is_filled_where_the_browser_has_no_full_screen(browser, service)
     page.close()
 
 
+@pytest.mark.parametrize("language", ["en", "zh-Hant"])
+def test_first_image_of_the_worklist_is_on_the_upper_half_of_a_phone(browser, service, language):
+    upload(service, {"one.png": 100})
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(f"{service.base_url}/?language={language}")
+    assert box(page, "tr[data-id]")["y"] <= 844 / 2
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.get_by_role("heading", level=1).count() == 1
+    page.close()
+
+
 def test_address_history_and_title_follow_the_image(opened):
     page = opened("desktop")
     first = page.url

@@ -109,6 +109,14 @@ def test_rejected_images_have_a_tab_with_counts_and_reasons(client):
     assert "No images match these filters" in get_page(client, "/?decision=rejected&reviewed=yes")[0].text
 
 
+def test_list_without_predicted_images_links_to_rejected_ones(client):
+    assert "No images yet" in get_page(client, "/")[0].text
+    upload(client, ("dark.png", png(60)))
+    page = client.get("/").text
+    assert "No predicted images." in page
+    assert 'href="/?decision=rejected">Show rejected images' in page
+
+
 def test_unreadable_files_have_a_tab_and_can_be_removed_from_it(client):
     client.post("/v1/predictions", files=[("images", ("scan <1>.dcm", b"no image")), ("images", ("a.png", png(90)))])
     client.post("/v1/predictions", files=[("images", ("all.zip", b"PK\x03\x04"))])
