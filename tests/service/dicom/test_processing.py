@@ -125,6 +125,24 @@ def test_attempt_that_a_shutdown_interrupts_is_not_counted(model, monkeypatch):
     close(app)
 
 
+def test_attempt_that_fails_before_a_shutdown_is_taken_back_once(model, monkeypatch):
+    begun = []
+
+    async def fail_or_wait(*_, **__):
+        begun.append(1)
+        if len(begun) == 1:
+            raise BusyError("the queue is full")
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(PredictionService, "predict_received", fail_or_wait)
+    app = opened(model, None)
+    receive(app, 90)
+    receive(app, 100)
+    run(app, lambda: len(begun) == 2 and sorted(attempts(app)) == [0, 1])
+    assert attempts(app) == [0, 0]
+    close(app)
+
+
 @pytest.mark.parametrize("error", [StorageError("full"), BusyError("the queue is full")])
 def test_attempt_that_fails_for_want_of_space_is_not_counted(model, monkeypatch, error):
     tried = []

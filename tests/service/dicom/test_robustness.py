@@ -16,6 +16,7 @@ from pneumoscope.core.errors import StorageError
 from pneumoscope.service.app import create_app
 from pneumoscope.service.dicom import processing
 from pneumoscope.service.dicom.configuration import DicomConfiguration, SiteRule
+from pneumoscope.service.dicom.processing import InstanceProcessor
 from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.database import read_transaction, write_transaction
@@ -135,6 +136,25 @@ def test_image_that_is_lost_is_reported_as_not_assessed_until_it_is_sent_again(m
         repository.inbox.release()
         wait_for_delivery(repository, 4)
         assert kinds(archive) == ["rejection_note", "secondary_capture", "structured_report", "structured_report"]
+
+
+def test_lost_image_that_had_a_result_keeps_it(model, archive, monkeypatch):
+    rules = (SiteRule(name="all", action="predict"),)
+    with service(model, slow_configuration(archive)) as (client, repository):
+        uid = receive(client, 90)
+        repository.inbox.release()
+        wait_for_delivery(repository, 2)
+        # Another version of the site rules has the image predicted again, but its file is lost.
+        other = InstanceProcessor(
+            client.app.state.service, DicomConfiguration(configuration(archive).node, rules=rules)
+        )
+        monkeypatch.setattr(repository.inbox, "content", lambda _: None)
+        sent = dicom(90, **delivery_tests.STUDY | {"SOPInstanceUID": uid})
+        assert other.receive(sent, "image", "PACS", reply_to="PACS").status == 0x0000
+        repository.inbox.release()
+        wait_until(lambda: repository.inbox.status().instances == 0, "it waits")
+        assert repository.outbox.find(("waiting", "withdrawn", "cancelled")) == []
+        assert kinds(archive) == ["secondary_capture", "structured_report"]
 
 
 def test_images_without_a_study_do_not_wait_for_each_other(model, archive):

@@ -39,7 +39,13 @@ from pneumoscope.service.storage.inbox import (
     forget_header,
     instances_of,
 )
-from pneumoscope.service.storage.outbox import ObjectKind, ResultSubject, destinations_with, enqueue
+from pneumoscope.service.storage.outbox import (
+    ObjectKind,
+    ResultSubject,
+    destinations_with,
+    destinations_with_result,
+    enqueue,
+)
 from pneumoscope.service.storage.queries import read_one
 from pneumoscope.service.storage.records import StoredPrediction, format_time
 from pneumoscope.service.storage.study_events import enqueue_study_event
@@ -226,9 +232,8 @@ class InstanceProcessor:
         self._enqueue_event(received, connection, time)
         if not self._service.pseudonymizer:
             self._enqueue_earlier(connection, received, time)
-            copies = copies_of(connection, received)
-            if not any(each.state == "waiting" for each in copies):
-                answered = {name for each in copies for name in self._answered(connection, each)}
+            if not any(each.state == "waiting" for each in copies_of(connection, received)):
+                answered = destinations_with_result(connection, received.sop_instance_uid)
                 self._enqueue(connection, received, time, failure_code="lost", without=answered)
 
     def adjust_again(self, earlier: StoredPrediction, prediction: Prediction) -> Prediction:

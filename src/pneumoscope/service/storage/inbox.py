@@ -228,21 +228,22 @@ class Inbox:
         Raises:
             StorageError: The database cannot be written.
         """
-        self._count_attempts(instances, 1)
+        self._set_attempts(instances, 1)
 
     def cancel_attempts(self, instances: Sequence[ReceivedInstance]) -> None:
-        """Take back the last attempt of each of some instances that still wait: it ended for a reason other than the instance.
+        """Take back the attempt that `begin_attempts` counted for some instances: it ended for a reason other than the instance.
 
         Raises:
             StorageError: The database cannot be written.
         """
-        self._count_attempts(instances, -1)
+        self._set_attempts(instances, 0)
 
-    def _count_attempts(self, instances: Sequence[ReceivedInstance], change: int) -> None:
-        numbers = [each.number for each in instances]
-        query = update(received_instances).where(_COLUMNS.number.in_(numbers), _COLUMNS.state == "waiting")
+    def _set_attempts(self, instances: Sequence[ReceivedInstance], more: int) -> None:
         with write_transaction(self._engine) as connection:
-            connection.execute(query.values(attempts=_COLUMNS.attempts + change))
+            for attempts in {each.attempts for each in instances}:
+                numbers = [each.number for each in instances if each.attempts == attempts]
+                query = update(received_instances).where(_COLUMNS.number.in_(numbers), _COLUMNS.state == "waiting")
+                connection.execute(query.values(attempts=attempts + more))
 
     def release(self, study_instance_uid: str = "") -> int:
         """End the quiet period of a study, or of all studies, and return the number of instances that waited for it.

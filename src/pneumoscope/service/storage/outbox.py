@@ -37,6 +37,7 @@ __all__ = [
     "ResultSubject",
     "derive_uid",
     "destinations_with",
+    "destinations_with_result",
     "enqueue",
     "forget_headers",
     "replace_header",
@@ -197,6 +198,16 @@ def destinations_with(connection: Connection, sop_instance_uid: str, prediction_
         _COLUMNS.sop_instance_uid == sop_instance_uid,
         _COLUMNS.prediction_id == prediction_id,
         _COLUMNS.failure_code == failure_code,
+        _COLUMNS.kind != "rejection_note",
+    )
+    return set(connection.execute(query.distinct()).scalars())
+
+
+def destinations_with_result(connection: Connection, sop_instance_uid: str) -> set[str]:
+    """Return the destinations that have, or will get, results of an image."""
+    query = select(_COLUMNS.destination).where(
+        _COLUMNS.sop_instance_uid == sop_instance_uid,
+        _COLUMNS.state.in_(("waiting", "delivered")),
         _COLUMNS.kind != "rejection_note",
     )
     return set(connection.execute(query.distinct()).scalars())
