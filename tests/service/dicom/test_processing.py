@@ -91,6 +91,34 @@ def test_image_that_kills_the_process_is_given_up_after_3_attempts_and_no_other_
     close(app)
 
 
+def test_process_that_is_killed_for_another_reason_gives_up_no_image(model, tmp_path, monkeypatch):
+    predict, runs, killed = PredictionService.predict_received, [], []
+
+    async def kill(self, *arguments, **options):
+        if len(killed) == 8:
+            await predict(self, *arguments, **options)
+        elif len(killed) < len(runs):  # once in each run, whatever is predicted then
+            killed.append(1)
+            raise Killed
+        else:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(PredictionService, "predict_received", kill)
+    app = opened(model, tmp_path / "data")
+    for level in range(90, 130, 5):
+        receive(app, level)
+    for number in range(8):
+        runs.append(number)
+        with pytest.raises(Killed):
+            run(app, is_empty(app))
+        close(app)
+        app = opened(model, tmp_path / "data")
+    run(app, is_empty(app))
+    assert app.state.service.repository.unreadable_files.find()[1] == 0
+    assert app.state.service.repository.find(Filter()).total == 8
+    close(app)
+
+
 def test_image_that_always_causes_an_unexpected_error_is_given_up_after_3_attempts(model, monkeypatch):
     tried = []
 

@@ -411,7 +411,7 @@ def test_many_wildcards_are_matched_at_once():
 # --- what is stored --------------------------------------------------------------------------------------------------------
 
 
-def test_only_dicom_files_with_a_study_are_held(client):
+def test_only_dicom_files_with_a_study_are_offered(client):
     bare = instance(105)[132:]  # without preamble and file meta information
     post(client, png(100), dicom(101, PatientID="7"), instance(99)[:128] + b"DICM" + instance(99)[132:])
     fields = {"study_instance_uid": "1.2", "series_instance_uid": "1.3", "sop_instance_uid": "1.4"}
@@ -421,20 +421,20 @@ def test_only_dicom_files_with_a_study_are_held(client):
     problem(client.get(address("1.2")), 404, "unknown_name")
 
 
-def test_image_of_a_corrected_identity_is_not_held(client):
+def test_image_of_a_corrected_identity_is_not_offered(client):
     sent = instance()
     (found,) = post(client, sent)
     identity = found["identity"]
-    for changed, is_held in (("patient_birth_date", True), ("patient_id", False)):
+    for changed, is_offered in (("patient_birth_date", True), ("patient_id", False)):
         identity |= {changed: {"patient_birth_date": "2023-01-15", "patient_id": "8"}[changed]}
         body = {name: value for name, value in identity.items() if isinstance(value, str)}
         answer = client.put(f"/v1/predictions/{found['id']}/identity", json=body)
         assert answer.status_code == 200, answer.text
-        assert bool(search(client)) is is_held
-        assert (client.get(address(uids(sent)[0])).status_code == 200) is is_held
+        assert bool(search(client)) is is_offered
+        assert (client.get(address(uids(sent)[0])).status_code == 200) is is_offered
 
 
-def test_removed_image_is_not_held(client):
+def test_removed_image_is_not_offered(client):
     sent = instance()
     (found,) = post(client, sent)
     assert client.delete(f"/v1/predictions/{found['id']}").status_code == 204

@@ -152,8 +152,10 @@ class InstanceProcessor:
         self._postponed = {number: due for number, due in self._postponed.items() if due > now}
         ready = await run_in_threadpool(self._inbox.ready, _BATCH, self._postponed)
         # An instance that was attempted before may have killed the process, with others of its batch. It is attempted alone, so
-        # that only the one that does is given up.
-        batches = [[each] for each in ready if each.attempts] + [[each for each in ready if not each.attempts]]
+        # that only the one that does is given up; and after those with fewer attempts, so that a process that is killed again and
+        # again for another reason is not always killed during the same instance.
+        again = sorted((each for each in ready if each.attempts), key=lambda each: (each.attempts, each.number))
+        batches = [[each for each in ready if not each.attempts], *([each] for each in again)]
         return any([await self._process_batch(batch) for batch in batches if batch])
 
     async def _process_batch(self, batch: Sequence[ReceivedInstance]) -> bool:
