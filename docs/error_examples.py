@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import csv
+import dataclasses
 import http.server
 import importlib.resources
 import io
@@ -347,6 +348,20 @@ def _conflict() -> None:
     repository.review(record.id, "no_finding", user="local", etags=[record.etag])
 
 
+def _image_of_two_patients() -> None:
+    from pneumoscope import load_model
+    from pneumoscope.core.identity import Identity
+    from pneumoscope.service.storage.repository import PredictionRepository
+
+    image, repository, model = _image("thorax.png").read_bytes(), PredictionRepository(None), load_model(threads=1)
+    prediction = model.predict(image)
+    for number in "12":
+        identity = Identity(patient_id=number, sop_instance_uid=number)
+        record, _ = repository.add(dataclasses.replace(prediction, identity=identity), image, user="local")
+    assert record.patient_key
+    repository.remove_patient(record.patient_key, user="local")
+
+
 def _busy() -> None:
     from pneumoscope import load_model
     from pneumoscope.service.inference_queue import InferenceQueue
@@ -398,6 +413,7 @@ _EXAMPLES: dict[str, Callable[[], object]] = {
     "InvalidIdentityError": _invalid_identity,
     "GoneError": _gone,
     "ConflictError": _conflict,
+    "ImageOfTwoPatientsError": _image_of_two_patients,
     "BusyError": _busy,
     "AuditLogError": _audit_log,
 }

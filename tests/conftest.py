@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib.util
 import json
@@ -78,6 +79,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(300))
         if not TIERS & {marker.name for marker in item.iter_markers()}:
             item.add_marker("fast")
+
+
+def pytest_collection_finish() -> None:
+    """Exclude modules and collected tests, which last as long as the process, from garbage collections."""
+    gc.collect()
+    gc.freeze()
 
 
 # --- images, bundles, runs -----------------------------------------------------------------------------------------------

@@ -627,7 +627,24 @@ def test_prediction_with_an_entered_age_is_another_prediction(child_client):
     assert outside["rejection"]["code"] == "outside_age_range"
     assert predicted["id"] == accepted["id"]  # both files have the same pixels
     assert len({each["id"] for each in (warned, rejected, predicted, outside)}) == 4
-    assert post(child_client, png())[0]["id"] == warned["id"]
+
+
+def test_entered_age_is_kept_when_the_image_is_sent_again(child_client):
+    (found,) = post_with_age(child_client, 3, dicom())
+    assert post(child_client, dicom(), png()) == 2 * [found]  # the same pixels
+    (corrected,) = post_with_age(child_client, 30, png())
+    assert post(child_client, dicom())[0]["id"] == corrected["id"]
+    (stated,) = post(child_client, dicom(PatientAge="004Y"))
+    assert stated["age"]["source"] == "header"
+
+
+def test_entered_age_is_not_that_of_another_patient(child_client):
+    post_with_age(child_client, 3, dicom(PatientID="1", PatientName="Doe^Jane"))
+    (same,) = post(child_client, dicom(PatientID="1", PatientName="Doe^Jane"))
+    assert same["age"]["years"] == 3
+    for other in ({"PatientID": "2"}, {"PatientID": "1", "PatientName": "Roe^Rita"}):
+        (found,) = post(child_client, dicom(**other))
+        assert (found["age"], found["rejection"]["code"]) == (None, "age_required")
 
 
 def test_rejection_under_one_policy_is_not_returned_under_another(child_bundle, tmp_path):

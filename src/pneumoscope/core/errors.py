@@ -30,7 +30,8 @@ command line. The HTTP API maps the classes to status codes in `service.api`::
     │   ├── TooLargeError                a request to the service has too many bytes or images
     │   ├── InvalidIdentityError         an entered date or sex of a patient or study is impossible
     │   ├── GoneError                    an image was deleted from the service
-    │   └── ConflictError                a record was changed in the meantime
+    │   ├── ConflictError                a record was changed in the meantime
+    │   └── ImageOfTwoPatientsError      an image cannot be deleted with one of its two patients
     ├── UndefinedMetricError          2  a metric is undefined for these images
     ├── PartialFailureError           3  some inputs failed; the others were processed
     ├── DivergedError                 1  the training loss is not finite or too high
@@ -62,6 +63,7 @@ __all__ = [
     "DownloadError",
     "ForbiddenError",
     "GoneError",
+    "ImageOfTwoPatientsError",
     "InputError",
     "InvalidIdentityError",
     "LayoutError",
@@ -293,6 +295,10 @@ class GoneError(InputError):
 
 class ConflictError(InputError):
     """A prediction was changed after the client had read it; nothing was stored."""
+
+
+class ImageOfTwoPatientsError(InputError):
+    """An image was received under two patients, so it is not deleted with one of them before a person decides."""
 
 
 class UndefinedMetricError(PneumoscopeError):

@@ -42,10 +42,11 @@ _DATES = (
     re.compile(r"(?P<day>\d{1,2})\.(?P<month>\d{1,2})\.(?P<year>\d{4})"),
 )
 
-# Identifiers that another image, study or patient has as well; an age that the dates contradict.
+# An image under two patients; identifiers that another image, study or patient has as well; an age that the dates contradict.
 ConflictCode = Literal[
-    "sop_instance_uid_reused", "study_instance_uid_reused", "patient_id_reused", "age_contradicts_dates"
-]
+    "image_of_two_patients", "sop_instance_uid_reused", "study_instance_uid_reused", "patient_id_reused",
+    "age_contradicts_dates",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)

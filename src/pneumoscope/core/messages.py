@@ -149,6 +149,9 @@ _WARNINGS: dict[WarningCode, str] = {
 }
 
 _CONFLICTS: dict[ConflictCode, str] = {
+    "image_of_two_patients": N_(
+        "The same image was received under two patients. Check whose it is, and choose the patient"
+    ),
     "sop_instance_uid_reused": N_("Another image has the same SOP Instance UID. Check which one is right"),
     "study_instance_uid_reused": N_("Images of another patient have the same Study Instance UID. Check the patient"),
     "patient_id_reused": N_(
@@ -290,6 +293,10 @@ _ERRORS: dict[type[PneumoscopeError], tuple[str, str]] = {
     ),
     errors.GoneError: (N_("Image removed"), N_("The retention period has ended. The prediction is kept.")),
     errors.ConflictError: (N_("Changed in the meantime"), N_("Open the image again. Nothing was saved.")),
+    errors.ImageOfTwoPatientsError: (
+        N_("Image of two patients"),
+        N_("Open the image, and choose its patient. Nothing was deleted."),
+    ),
     errors.BundleError: (N_("Model unavailable"), N_("Contact the administrator.")),
     errors.StorageError: (N_("Storage unavailable"), N_("Nothing was saved. Contact the administrator.")),
     errors.BusyError: (N_("Service busy"), N_("Try again in a few seconds.")),

@@ -15,7 +15,7 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import Connection
 
 from pneumoscope.core.errors import PneumoscopeError, StorageError, UnknownNameError, UnreadableImageError, UsageError
-from pneumoscope.core.identity import Identity, age_at_study, combine, search_words
+from pneumoscope.core.identity import Identity, age_at_study, combine, is_same_person, search_words
 from pneumoscope.core.messages import notice
 from pneumoscope.core.prediction import MAX_AGE, Failure, Prediction, WarningCode
 from pneumoscope.inference.model import Model
@@ -87,10 +87,7 @@ class PredictionService:
                 for each in await self._score(images, disconnected, age)
             ]
             predictions = await asyncio.gather(
-                *(
-                    self._with_age_by_dates(each, image, disconnected)
-                    for each, image in zip(scored, images, strict=True)
-                )
+                *(self._with_known_age(each, image, disconnected) for each, image in zip(scored, images, strict=True))
             )
             pairs = zip(predictions, images, strict=True)
             return await asyncio.gather(*(self._store(prediction, image, user) for prediction, (image, _) in pairs))
@@ -119,26 +116,43 @@ class PredictionService:
         with self.queue.reserve(1):
             (scored,) = await self._score([(instance, name)], _never, None)
             try:
-                scored = await self._with_age_by_dates(scored, (instance, name), _never)
+                scored = await self._with_known_age(scored, (instance, name), _never)
             except UsageError as error:  # the dates in the header contradict each other
                 failure = Failure(error.code, error.message, error.hint)
                 scored = dataclasses.replace(_without_result(scored), failure=failure)
             prediction = scored if scored.failure else adjust(scored)
             await self._store(prediction, instance, user, lambda connection, id: also(connection, prediction, id))
 
-    async def _with_age_by_dates(
+    async def _with_known_age(
         self,
         prediction: Prediction,
         image: tuple[bytes, str],
         disconnected: Callable[[], Coroutine[object, object, None]],
     ) -> Prediction:
-        """Return the prediction with the age that the dates of its identity state, if it has none."""
-        age = age_at_study(prediction.identity)
-        if age is None or prediction.age is not None or prediction.failure:
+        """Return the prediction with the age that the dates of its identity state, or a person entered before, if it has none."""
+        if prediction.age is not None or prediction.failure:
             return prediction
-        check_age_by_dates(age)
+        age = age_at_study(prediction.identity)
+        if age is not None:
+            check_age_by_dates(age)
+        elif depends_on_entered_age(prediction):
+            age = await run_in_threadpool(self._entered_age, prediction)
+        if age is None:
+            return prediction
         (again,) = await self._score([image], disconnected, age)
         return dataclasses.replace(again, identity=prediction.identity)
+
+    def _entered_age(self, prediction: Prediction) -> float | None:
+        """Return the age, years, that a person entered for an image, unless it is now sent as one of another patient."""
+        earlier = self.repository.latest_with_entered_age(prediction.image.pixel_sha256) if prediction.image else None
+        if earlier is None or earlier.age is None:
+            return None
+        stated = (self.pseudonymizer.prediction(prediction) if self.pseudonymizer else prediction).identity
+        if stated and earlier.identity:
+            ids = {stated.patient_id, earlier.identity.patient_id} - {""}
+            if len(ids) > 1 or not is_same_person(stated, earlier.identity):
+                return None
+        return earlier.age.years
 
     async def predict_again(
         self, id: str, user: str, disconnected: Callable[[], Coroutine[object, object, None]], *, age: float
@@ -206,7 +220,7 @@ class PredictionService:
         With pseudonyms, values that differ from the stored ones are replaced by theirs.
         """
         if self.pseudonymizer:
-            current = self.repository.get(id).identity or Identity()
+            current = self.repository.get(id).identity_before(identity) or Identity()
             kept = {name: value for name, value in current.stated().items() if getattr(identity, name) == value}
             identity = dataclasses.replace(self.pseudonymizer.identity(identity), **kept)
         return self.repository.set_identity(id, identity, user=user, etags=etags)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gzip
 import io
 import json
@@ -18,6 +19,8 @@ from pydicom import Dataset
 
 from pneumoscope.core.errors import GoneError, MissingExtraError, UnknownNameError, UnreadableImageError
 from pneumoscope.core.prediction import Failure, Prediction
+from pneumoscope.imaging.header_identity import read_identity
+from pneumoscope.imaging.patient_age import read_age
 from pneumoscope.inference.model import Model
 from pneumoscope.inference.saliency import Heatmap, Layer
 from pneumoscope.service.dicom.configuration import ResultSettings
@@ -118,8 +121,9 @@ class ImageRenderer:
         subject = delivery.subject
         assert delivery.kind != "webhook"
         if delivery.kind != "rejection_note" and subject.prediction_id:
-            prediction = self._repository.get(subject.prediction_id)
-            return self._encode_result(prediction, decode_header(subject.header), delivery.kind, delivery.result_uid)
+            header = decode_header(subject.header)
+            prediction = _as_of_header(self._repository.get(subject.prediction_id), header)
+            return self._encode_result(prediction, header, delivery.kind, delivery.result_uid)
         failure = Failure(subject.failure_code, "") if subject.failure_code else None
         stated = Prediction(
             path="", decision=None, operating_point=subject.operating_point, failure=failure, model=self._model.facts
@@ -166,6 +170,7 @@ class ImageRenderer:
             raise no_objects from error
         if not has_study(header):
             raise no_objects
+        prediction = _as_of_header(prediction, header)
         return self._encode_result(prediction, header, kind, uid or result_uid(kind, header.SOPInstanceUID, id))
 
     def _encode_result(self, prediction: StoredPrediction, header: Dataset, kind: ObjectKind, uid: str) -> bytes:
@@ -240,6 +245,21 @@ def _missing_extra_errors() -> Iterator[None]:
 
 def _rejected_image(id: str) -> UnknownNameError:
     return UnknownNameError("heatmap", id, (), hint="The image was rejected; only predictions have a heatmap")
+
+
+def _as_of_header(prediction: StoredPrediction, header: Dataset) -> StoredPrediction:
+    """Return a prediction as that of the instance with a header: the same pixels may be those of another patient.
+
+    Its results would otherwise state the age of that patient.
+    """
+    if prediction.identity is None or prediction.identity.sop_instance_uid == header.SOPInstanceUID:
+        return prediction
+    age, rejection = read_age(header), prediction.rejection
+    if rejection and rejection.code in ("outside_age_range", "age_not_understood"):
+        stated = {"age": age.years, "stated": age.stated} if age else {}
+        parameters = {name: stated.get(name) or value for name, value in rejection.parameters.items()}
+        rejection = dataclasses.replace(rejection, parameters=parameters)
+    return dataclasses.replace(prediction, identity=read_identity(header), age=age, rejection=rejection)
 
 
 def _display_of(file: bytes, header: Dataset, id: str) -> Dataset:

@@ -88,7 +88,7 @@ def serve(model: Model, settings: Settings, options: ServerOptions, echo: Callab
     Raises:
         UsageError: The address is public and there is no authentication; it cannot be listened on; another process serves the
             data directory; or the data directory contradicts the settings.
-        StorageError: The data cannot be opened.
+        StorageError: The data cannot be opened or written.
     """
     faulthandler.enable()  # logs a crash
     folder = options.folder
@@ -100,6 +100,7 @@ def serve(model: Model, settings: Settings, options: ServerOptions, echo: Callab
     ):
         repository = PredictionRepository(folder, options.database)
         stack.callback(repository.close)  # if the service does not start; the application closes it otherwise
+        repository.storage.check_writable()
         require_token = _require_token(repository, settings, options)
         if folder:
             _check_pseudonyms(repository, settings.pseudonymizer, folder)

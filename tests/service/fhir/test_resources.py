@@ -20,6 +20,7 @@ R4 = json.loads((Path(__file__).parent / "r4.schema.json").read_text(encoding="u
 HAS_MODELS = find_spec("fhir") is not None
 NOTICE = "Not a medical device <b>"
 CREATED = "2026-01-31T09:30:00.123456Z"
+ID = "0123456789abcdef" * 2
 IDENTITY = Identity(
     patient_id="P-1", issuer_of_patient_id="HOSPITAL", patient_name="Wang^XiaoMing^M^Dr^Jr=王^小明", patient_sex="F",
     patient_birth_date="2021-03-04", study_instance_uid="1.2.840.3", accession_number="A-7", study_date="2026-01-30",
@@ -34,13 +35,13 @@ def stored(decision="pneumonia", identity=IDENTITY, **fields):
     values = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
     values |= {"identity": identity, "model": ModelInfo("gray", "0.1.0", "ab" * 32), "image": ImageInfo(30, 20, "PNG")}
     return StoredPrediction(
-        **(values | fields), id="0123456789abcdef" * 2, created=CREATED, last_predicted=CREATED, image_sha256="cd" * 32,
+        **(values | fields), id=ID, created=CREATED, last_predicted=CREATED, image_sha256="cd" * 32,
         image_bytes=10, image_removed=None, reviews=(),
     )  # fmt: skip
 
 
 def written(kind, **fields):
-    return resource(kind, stored(**fields), NOTICE, CREATED)
+    return resource(kind, ID, stored(**fields), NOTICE, CREATED)
 
 
 def assert_valid(document):
@@ -171,7 +172,7 @@ def test_notice_is_in_the_text_for_people_and_escaped():
 
 
 def test_version_changes_with_the_content_only():
-    first, again = written("Observation"), resource("Observation", stored(), NOTICE, "2027-01-01T00:00:00Z")
+    first, again = written("Observation"), resource("Observation", ID, stored(), NOTICE, "2027-01-01T00:00:00Z")
     assert first["meta"]["versionId"] == again["meta"]["versionId"]
     other = written("Observation", identity=dataclasses.replace(IDENTITY, patient_id="P-2"))
     assert other["meta"]["versionId"] != first["meta"]["versionId"]

@@ -1,10 +1,11 @@
 """The database: migrations, lost connections, locks and the messages of its errors."""
 
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import alembic.command
 import pytest
-from sqlalchemy import create_engine, select, text
+from sqlalchemy import create_engine, event, select, text
 from tests.service.conftest import add, prediction
 
 from pneumoscope.core.errors import StorageError, UsageError
@@ -18,6 +19,7 @@ from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.tables import METADATA
 
 CANARY = "DOE^JANE"
+SECONDS = 20
 
 
 def test_migrations_create_the_tables_of_the_code(tmp_path, database):
@@ -30,6 +32,34 @@ def test_migrations_create_the_tables_of_the_code(tmp_path, database):
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, METADATA) == []
     engine.dispose()
+
+
+def test_closing_waits_for_a_transaction_of_a_database_in_memory():
+    repository = PredictionRepository(None)
+    with ThreadPoolExecutor(1) as pool:
+        with read_transaction(repository.engine) as connection:
+            closing = pool.submit(repository.close)
+            assert not wait([closing], 0.5).done
+            assert connection.execute(text("SELECT 1")).scalar() == 1
+        assert closing.result(SECONDS) is None
+
+
+def test_read_only_database_is_not_writable(tmp_path):
+    """SQLite begins a transaction of a writer on a file that it can only read."""
+    repository = PredictionRepository(tmp_path)
+    repository.storage.check_writable()
+    read_only = create_engine(f"sqlite:///file:{tmp_path / DATABASE_FILE}?mode=ro&uri=true")
+
+    @event.listens_for(read_only, "begin")
+    def begin(connection):
+        connection.connection.isolation_level = None
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    repository.storage.engine = read_only
+    with pytest.raises(StorageError, match="readonly database"):
+        repository.storage.check_writable()
+    read_only.dispose()
+    repository.close()
 
 
 def test_database_of_a_newer_version_is_rejected(repository, empty_database, tmp_path):

@@ -136,6 +136,25 @@ def test_nothing_in_the_storage_or_a_response_names_the_patient(pseudonymous, tm
     assert broken["failure"] == {"code": "unreadable_image", "message": "the file cannot be read", "hint": ""}
 
 
+def test_image_of_two_patients_has_their_pseudonyms_and_a_person_chooses_one(pseudonymous, tmp_path):
+    first = {
+        name: {"PatientID": "OTHER-0001", "PatientName": "Dove^Mary", "SOPInstanceUID": "1.2.3.88003"}.get(name, value)
+        for name, value in HEADER.items()
+    }
+    post(pseudonymous, images.dicom(100, 64, **first))
+    (found,) = post(pseudonymous, images.dicom(100, 64, **HEADER))
+    (other,) = found["other_identities"]
+    numbers = [each["identity"]["patient_id"] for each in (found, other)]
+    assert numbers == [hmac_of("OTHER-0001"), hmac_of("PATIENT-0077")]
+    for text in ("OTHER-0001", "dove", "PATIENT-0077", "canary"):
+        assert pseudonymous.post("/v1/predictions/search", json={"text": text}).json()["total"] == 1
+    decided = pseudonymous.put(f"/v1/predictions/{found['id']}/identity", json=other["identity"]).json()
+    assert (decided["identity"], decided["other_identities"]) == (other["identity"], [])  # no pseudonyms of pseudonyms
+    stored = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
+    secrets = [*SECRETS, "OTHER-0001", "Dove", "1.2.3.88003"]
+    assert [each for each in secrets if any(each.encode() in content for content in stored.values())] == []
+
+
 def test_text_that_a_rejection_quotes_is_masked(pseudonymous):
     (found,) = post(pseudonymous, images.dicom(100, 64, BodyPartExamined="DOE JANE 7"))
     assert found["rejection"] == {"code": "body_part_not_chest", "parameters": {"part": "xxx xxxx 9"}}

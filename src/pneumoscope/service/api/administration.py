@@ -34,19 +34,19 @@ administrator_router = APIRouter(
 
 @administrator_router.delete(
     "/studies/{study_key}", status_code=204, summary="Delete a study with its predictions and images",
-    responses=problem_responses(404),
+    responses=problem_responses(404, 409),
 )  # fmt: skip
 def remove_study(service: AppService, user: User, study_key: Id, _: NoParameters) -> None:
-    """Keep only the events in the audit log."""
+    """Keep only the events in the audit log. An image that another patient has as well is the problem `image_of_two_patients`."""
     service.repository.remove_study(study_key, user=user)
 
 
 @administrator_router.delete(
     "/patients/{patient_key}", status_code=204, summary="Delete a patient with all studies, predictions and images",
-    responses=problem_responses(404),
+    responses=problem_responses(404, 409),
 )  # fmt: skip
 def remove_patient(service: AppService, user: User, patient_key: Id, _: NoParameters) -> None:
-    """Keep only the events in the audit log."""
+    """Keep only the events in the audit log. An image that another patient has as well is the problem `image_of_two_patients`."""
     service.repository.remove_patient(patient_key, user=user)
 
 

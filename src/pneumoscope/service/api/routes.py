@@ -355,12 +355,13 @@ def set_identity(
     if_match: _IfMatch = None,
 ) -> SinglePredictionDocument:
     """Replace patient, study, series and instance of the image, and so of all its predictions. With `If-Match`, nothing is stored
-    if the prediction was changed since it was read. A new date or sex that is impossible is the problem `invalid_identity`, whose
-    `fields` has the code of each field.
+    if the prediction was changed since it was read. If the image was received under two patients, this decides: send the identity
+    of the right one. A new date or sex that is impossible is the problem `invalid_identity`, whose `fields` has the code of each
+    field.
     """
     values = {name: normalize_field(name, value) for name, value in body.model_dump().items()}  # type: ignore[attr-defined]
     entered = Identity(**values)
-    check_entered(entered, service.repository.get(id).identity, today=today(settings.time_zone))
+    check_entered(entered, service.repository.get(id).identity_before(entered), today=today(settings.time_zone))
     stored = service.set_identity(id, entered, user=user, etags=_etags(if_match))
     return _document_with_etag(response, stored, language, service.notice(language))
 

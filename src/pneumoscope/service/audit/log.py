@@ -40,6 +40,8 @@ Event = Literal[
     "unreadable",
     "unreadable_deleted",
     "identity_changed",
+    "identity_conflict",
+    "identity_resolved",
     "identity_removed",
     "instance_lost",
     "instance_identity_removed",
@@ -57,7 +59,9 @@ Event = Literal[
 ]
 _FIRST_HASH = "0" * 64
 _BATCH = 1000  # rows fetched at once
-_CHANGES: tuple[Event, ...] = ("predicted", "predicted_again", "identity_changed", "identity_removed")
+_CHANGES: tuple[Event, ...] = (
+    "predicted", "predicted_again", "identity_changed", "identity_conflict", "identity_resolved", "identity_removed",
+)  # fmt: skip
 _SELECT_LAST = select(audit_log.c.number, audit_log.c.hash).order_by(audit_log.c.number.desc()).limit(1)
 _INSERT = insert(audit_log)
 # The order is part of the hash.

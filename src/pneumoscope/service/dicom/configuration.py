@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import tomllib
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
@@ -393,14 +395,28 @@ def _with_font(results: ResultSettings, folder: Path) -> ResultSettings:
 def _describe(error: ValidationError) -> str:
     """Return the first fault of a file; an unknown name comes first, since a misspelled name is also missing."""
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-    place, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+    place, message = _place(first["loc"]), first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        return f"{place}: unknown name"
+        closest = difflib.get_close_matches(str(first["loc"][-1]), _field_names(_Model), n=1)
+        return f"{place}: unknown name" + (f"; did you mean {closest[0]!r}?" if closest else "")
     if first["type"] == "missing":
         return f"{place} is missing"
     if first["type"] in ("tuple_type", "list_type") and len(first["loc"]) == 1:
         return f"{place}: write [[{place}]] with two brackets"
     return f"{place}: {message}" if place else message
+
+
+def _place(location: Sequence[int | str]) -> str:
+    """Return where a value stands, such as "node.port" or, of the first table [[rules]], "rules (table 1).action"."""
+    text = ""
+    for part in location:
+        text += f" (table {part + 1})" if isinstance(part, int) else f".{part}"
+    return text.removeprefix(".")
+
+
+def _field_names(model: type[BaseModel]) -> set[str]:
+    """Return the names of the fields of all models that are derived from one."""
+    return set(model.model_fields).union(*map(_field_names, model.__subclasses__()))
 
 
 def _node(parsed: _File, folder: Path) -> DicomSettings | None:

@@ -283,7 +283,8 @@ class InstanceProcessor:
     def record_again(self, earlier_id: str, connection: Connection, id: str) -> None:
         """Put the results of an image that was predicted again into the outbox; see `PredictionService.on_predicted_again`."""
         at, prediction = format_time(datetime.now(UTC)), read_one(connection, id)
-        found = instances_of(connection, earlier_id)
+        others = {each.identity.sop_instance_uid for each in prediction.other_identities}  # the age is not theirs
+        found = [each for each in instances_of(connection, earlier_id) if each.sop_instance_uid not in others]
         for received in found:
             finish(connection, received, Outcome("predicted", self._settings, id), at)
             rule = self._rule_of(prediction, received)

@@ -67,16 +67,21 @@ def _study(stored: list[StoredPrediction], delivery: Delivery, *, identifiers: b
             "probability": None,
             "prediction_id": None,
             "prediction_ids": [],
+            "report_id": None,
+            "report_ids": [],
             "rejections": {},
             **({"identifiers": {}} if identifiers else {}),
         }
     study = summarize_study(stored)
+    report_ids = {each.id: each.report_id for each in latest_images(stored)}
     document: dict[str, Any] = {
         "study_key": study.study_key,
         "decision": study.decision,
         "probability": study.probability,
         "prediction_id": study.prediction_id,
-        "prediction_ids": [each.id for each in latest_images(stored)],
+        "report_id": report_ids[study.prediction_id],
+        "prediction_ids": list(report_ids),
+        "report_ids": list(report_ids.values()),
         "rejections": dict(study.rejections),
     }
     if identifiers:

@@ -17,7 +17,13 @@ from pydicom.sr.coding import Code
 
 from pneumoscope import __version__
 from pneumoscope.core.identity import PATIENT_FIELDS, Identity
-from pneumoscope.core.messages import decision_label, prediction_message, rejection_label, site_note
+from pneumoscope.core.messages import (
+    conflict_message,
+    decision_label,
+    prediction_message,
+    rejection_label,
+    site_note,
+)
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.service.dicom.codes import (
     CERTAINTY,
@@ -61,20 +67,21 @@ _ISSUE_TYPES = {
 }  # fmt: skip
 
 
-def resource(kind: ResourceType, prediction: StoredPrediction, notice: str, updated: str) -> Resource:
+def resource(kind: ResourceType, id: str, prediction: StoredPrediction, notice: str, updated: str) -> Resource:
     """Return a prediction as a resource.
 
     Args:
-        kind: Type of the resource; its id is that of the prediction.
+        kind: Type of the resource.
+        id: Id of the resource; see `storage.records.StoredPrediction.report_id`.
         prediction: The prediction.
         notice: Notice of the model.
         updated: Time of the last change, ISO 8601 in UTC.
     """
-    content = _report(prediction, notice) if kind == "DiagnosticReport" else _observation(prediction, notice)
+    content = _report(id, prediction, notice) if kind == "DiagnosticReport" else _observation(prediction, notice)
     content = {"text": _narrative(_message(prediction), _method(prediction), notice), **content}
     version = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
     meta = {"versionId": version, "lastUpdated": updated}
-    return {"resourceType": kind, "id": prediction.id, "meta": meta, "language": "en", **content}
+    return {"resourceType": kind, "id": id, "meta": meta, "language": "en", **content}
 
 
 def _observation(prediction: StoredPrediction, notice: str) -> Resource:
@@ -95,7 +102,7 @@ def _observation(prediction: StoredPrediction, notice: str) -> Resource:
     }
 
 
-def _report(prediction: StoredPrediction, notice: str) -> Resource:
+def _report(id: str, prediction: StoredPrediction, notice: str) -> Resource:
     identity = prediction.identity or Identity()
     study, order = _study_reference(identity), identity.accession_number
     return {
@@ -106,7 +113,7 @@ def _report(prediction: StoredPrediction, notice: str) -> Resource:
         "code": _concept(PROCEDURE, "Detection of pneumonia on a chest radiograph by a model"),
         **_subject(prediction),
         **_times(prediction),
-        "result": [{"reference": f"Observation/{prediction.id}", "type": "Observation"}],
+        "result": [{"reference": f"Observation/{id}", "type": "Observation"}],
         **({"imagingStudy": [study]} if study else {}),
         "conclusion": f"{_message(prediction)}\n{_method(prediction)}\n{notice}",
         "conclusionCode": [_conclusion(prediction)],
@@ -165,10 +172,11 @@ def _method(prediction: Prediction) -> str:
     return ", ".join([*parts, *([site_note(model)] if model.site else [])])
 
 
-def _message(prediction: Prediction) -> str:
+def _message(prediction: StoredPrediction) -> str:
     assert prediction.decision
     label = "Not assessed" if prediction.decision == "rejected" else decision_label(prediction.decision)
-    return ". ".join(each for each in (label, prediction_message(prediction)) if each)
+    conflict = conflict_message("image_of_two_patients") if "image_of_two_patients" in prediction.conflicts else ""
+    return ". ".join(each for each in (label, prediction_message(prediction), conflict) if each)
 
 
 def _narrative(*paragraphs: str) -> Resource:

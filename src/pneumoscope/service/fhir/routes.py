@@ -44,6 +44,7 @@ __all__ = ["OutcomeMiddleware", "fhir_router"]
 
 _PREFIX = "/fhir"
 _JSON_TYPES = (FHIR_MEDIA_TYPE, "application/json")
+_ID_LENGTH = 32  # of a prediction's id
 _SCHEMA: dict[str, Any] = {"type": "object", "required": ["resourceType"]}
 _HEADERS = {
     "ETag": {"schema": {"type": "string"}, "description": "`meta.versionId`, weak"},
@@ -99,7 +100,7 @@ _ResourceId = Annotated[
     Path(
         pattern=r"^[A-Za-z0-9.-]{1,64}$",
         examples=["0123456789abcdef0123456789abcdef"],
-        description="Id of the prediction",
+        description="Id of the prediction; of an image of two patients, followed by the key of the study",
     ),
 ]
 _IfNoneMatch = Annotated[str | None, Header(description="`ETag` of the version that the client has")]
@@ -149,7 +150,7 @@ def diagnostic_report(
 ) -> Response:
     """Preliminary: no person has verified it. Its result is the Observation with the same id."""
     found = _read("DiagnosticReport", service, id)
-    access_log.viewed(user, [id])
+    access_log.viewed(user, [id[:_ID_LENGTH]])
     return _response(found, settings, if_none_match)
 
 
@@ -170,7 +171,7 @@ def observation(
     Its components are the probability with its interval, the threshold, the operating point and the hash of the model.
     """
     found = _read("Observation", service, id)
-    access_log.viewed(user, [id])
+    access_log.viewed(user, [id[:_ID_LENGTH]])
     return _response(found, settings, if_none_match)
 
 
@@ -181,15 +182,21 @@ def _read(kind: ResourceType, service: PredictionService, id: str) -> dict[str, 
         GoneError: It was deleted.
         UnknownNameError: There never was one.
     """
-    repository = service.repository
+    repository, (prediction_id, study_key) = service.repository, (id[:_ID_LENGTH], id[_ID_LENGTH:])
     try:
-        prediction = repository.get(id)
+        prediction = repository.get(prediction_id)
     except UnknownNameError as error:
-        if was_deleted(repository.engine, id):
-            raise GoneError(f"the prediction {id!r} was deleted") from error
+        if was_deleted(repository.engine, prediction_id):
+            raise GoneError(f"the prediction {prediction_id!r} was deleted") from error
         raise
-    updated = last_change(repository.engine, id) or prediction.created  # predictions of old versions
-    return resource(kind, prediction, service.notice("en"), updated)
+    if study_key:
+        of_study = repository.studies([study_key]).get(study_key, ())
+        found = [each for each in of_study if each.id == prediction_id]
+        if not found:
+            raise UnknownNameError(kind, id, (), hint="The image belongs to another study now")
+        prediction = found[0]
+    updated = last_change(repository.engine, prediction_id) or prediction.created  # predictions of old versions
+    return resource(kind, id, prediction, service.notice("en"), updated)
 
 
 def _response(found: dict[str, Any], settings: Settings, if_none_match: str | None) -> Response:

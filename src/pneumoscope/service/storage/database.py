@@ -20,7 +20,7 @@ from pneumoscope.core.errors import PneumoscopeError, StorageError, UsageError
 from pneumoscope.service.storage.data_directory import create_data_directory
 from pneumoscope.service.storage.tables import audit_log
 
-__all__ = ["DATABASE_FILE", "open_database", "read_transaction", "write_transaction"]
+__all__ = ["DATABASE_FILE", "close_database", "open_database", "read_transaction", "write_transaction"]
 
 DATABASE_FILE = "pneumoscope.sqlite"
 _LOCK_SECONDS: float = 2  # wait for another writer's lock, or for a connection; clients wait for 3 s at most
@@ -44,6 +44,12 @@ def open_database(folder: Path | None, address: str = "") -> Engine:
         engine.dispose()
         raise
     return engine
+
+
+def close_database(engine: Engine) -> None:
+    """Close the connections of a database. Wait for a transaction of a database in memory: closing its connection would crash."""
+    with _connection_lock(engine):
+        engine.dispose()
 
 
 @contextlib.contextmanager

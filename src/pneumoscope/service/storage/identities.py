@@ -10,6 +10,9 @@ contain them; the identifiers of the hospital may be reused or mistyped, so none
 
 The latest statement about an image is kept, and a correction by a person until an upload states something new. Rows that nothing
 refers to are deleted.
+
+The same pixels under another SOP Instance UID and another patient are no correction: one of the two images may be misfiled. Both
+identities are kept, the second one beside that of the image, until a person decides for one patient.
 """
 
 from __future__ import annotations
@@ -19,9 +22,20 @@ import hashlib
 import json
 import uuid
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, case, delete, exists, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    RowMapping,
+    case,
+    delete,
+    exists,
+    insert,
+    select,
+    update,
+)
 
 from pneumoscope.core.identity import (
     IDENTITY_FIELDS,
@@ -32,59 +46,27 @@ from pneumoscope.core.identity import (
     name_search_words,
     search_words,
 )
+from pneumoscope.service.storage.identity_columns import ASSIGNED, INSTANCE_FIELDS, read_identity, select_instances
 from pneumoscope.service.storage.tables import instances, patients, predictions, studies
 
-__all__ = [
-    "CONFLICT_COLUMNS",
-    "IDENTITY_COLUMNS",
-    "assign_identity",
-    "matches_search",
-    "remove_identity",
-    "remove_unused_identity",
-    "replace_identity",
-]
-
-_INSTANCE = ("series_instance_uid", "sop_instance_uid", "station_name")
-
-_other_patients, _other_studies, _other_instances = patients.alias(), studies.alias(), instances.alias()
-# Columns of a prediction that is joined with its instance, study and patient.
-IDENTITY_COLUMNS: tuple[ColumnElement[str], ...] = (
-    studies.c.patient_key,
-    instances.c.study_key,
-    *(patients.c[name] for name in PATIENT_FIELDS),
-    *(studies.c[name] for name in STUDY_FIELDS),
-    *(instances.c[name] for name in _INSTANCE),
-)
-CONFLICT_COLUMNS: tuple[ColumnElement[bool], ...] = (
-    exists()
-    .where(
-        _other_instances.c.sop_instance_uid == instances.c.sop_instance_uid,
-        instances.c.sop_instance_uid != "",
-        _other_instances.c.pixel_sha256 != instances.c.pixel_sha256,
-    )
-    .correlate(instances)
-    .label("sop_instance_uid_reused"),
-    exists()
-    .where(
-        _other_studies.c.study_instance_uid == studies.c.study_instance_uid,
-        studies.c.study_instance_uid != "",
-        _other_studies.c.study_key != studies.c.study_key,
-    )
-    .correlate(studies)
-    .label("study_instance_uid_reused"),
-    exists()
-    .where(
-        _other_patients.c.patient_id == patients.c.patient_id,
-        patients.c.patient_id != "",
-        _other_patients.c.issuer_of_patient_id == patients.c.issuer_of_patient_id,
-        _other_patients.c.patient_key != patients.c.patient_key,
-    )
-    .correlate(patients)
-    .label("patient_id_reused"),
-)
+__all__ = ["Assignment", "assign_identity", "remove_identity", "remove_unused_identity", "replace_identity"]
 
 
-class _Assigned(NamedTuple):
+class Assignment(NamedTuple):
+    """Changes by a statement about an image.
+
+    Attributes:
+        event: For the audit log.
+        fields: Names of the fields that changed, or by which two patients differ; nothing changed if there are none.
+        is_other_patient: Whether the statement is about another patient than that of the image.
+    """
+
+    event: Literal["identity_changed", "identity_conflict", "identity_resolved"] = "identity_changed"
+    fields: Sequence[str] = ()
+    is_other_patient: bool = False
+
+
+class _Instance(NamedTuple):
     """The identity of an instance, the keys of its study and patient, and the hash of the statement of its last upload.
 
     `exists` is False if there is no instance yet; one whose identity a person removed has no study.
@@ -94,13 +76,15 @@ class _Assigned(NamedTuple):
     study_key: str | None = None
     patient_key: str | None = None
     statement_sha256: str = ""
+    number: int = ASSIGNED
     exists: bool = False
 
 
-def assign_identity(connection: Connection, pixel_sha256: str, stated: Identity | None) -> list[str]:
-    """Assign an uploaded image to its patient and study, and return the names of the fields that changed; none for a new image.
+def assign_identity(connection: Connection, pixel_sha256: str, stated: Identity | None) -> Assignment:
+    """Assign an uploaded image to its patient and study, and return what changed; nothing for a new image.
 
-    An upload that states the same as the one before changes nothing, so that it does not undo a person's correction.
+    An upload that states the same as an earlier one changes nothing, so that it does not undo a person's correction. Another
+    patient under another SOP Instance UID is stored beside the patient of the image.
 
     Args:
         connection: Of a write transaction.
@@ -108,20 +92,28 @@ def assign_identity(connection: Connection, pixel_sha256: str, stated: Identity 
         stated: What the upload states; None states nothing. Fields that are not stated keep their values, unless the patient or
             the study is another one.
     """
-    current = _current(connection, pixel_sha256)
     if stated is None or not stated.stated():
-        return []
+        return Assignment()
+    known = _instances(connection, pixel_sha256)
     statement_sha256 = hashlib.sha256(json.dumps(dataclasses.astuple(stated)).encode()).hexdigest()
-    if statement_sha256 == current.statement_sha256:
-        return []
+    for each in known:
+        if each.statement_sha256 == statement_sha256:
+            return Assignment(is_other_patient=each.number != ASSIGNED)
+    current = _find_stated(known, stated)
     identity = _merge(current.identity, stated)
     patient_key = _find_or_add_patient(connection, identity, current)
     study_key = _find_or_add_study(connection, identity, patient_key, current)
-    return _store(connection, pixel_sha256, identity, current, study_key, statement_sha256)
+    changed = _store(connection, pixel_sha256, identity, current, study_key, statement_sha256)
+    if current.number == ASSIGNED or current.exists:
+        _forget_same_patient(connection, pixel_sha256)
+        return Assignment("identity_changed", changed, current.number != ASSIGNED)
+    return Assignment("identity_conflict", _differences(known[0].identity, identity), is_other_patient=True)
 
 
-def replace_identity(connection: Connection, pixel_sha256: str, identity: Identity) -> list[str]:
-    """Replace the identity of an image by that of a person, and return the names of the fields that changed.
+def replace_identity(connection: Connection, pixel_sha256: str, identity: Identity) -> Assignment:
+    """Replace the identity of an image by that of a person, and return what changed.
+
+    If the image was received under several patients, this decides for one of them: the identities of the others are removed.
 
     Args:
         connection: Of a write transaction.
@@ -129,31 +121,84 @@ def replace_identity(connection: Connection, pixel_sha256: str, identity: Identi
         identity: The complete identity. With the patient ID and issuer of before, it corrects the patient; otherwise the image
             belongs to another one.
     """
-    current = _current(connection, pixel_sha256)
-    if not identity.stated():  # the statement of the last upload stays, so that it does not count again
-        return _store(connection, pixel_sha256, identity, current, None, current.statement_sha256)
-    patient_key = _find_or_add_patient(connection, identity, current, complete=True)
-    study_key = _find_or_add_study(connection, identity, patient_key, current, complete=True)
-    return _store(connection, pixel_sha256, identity, current, study_key, current.statement_sha256)
+    known = _instances(connection, pixel_sha256)
+    current = known[0] if known else _Instance()
+    others = [each for each in known[1:] if each.study_key]
+    patient_key = study_key = None
+    if identity.stated():
+        patient_key = _find_or_add_patient(connection, identity, current, complete=True)
+        study_key = _find_or_add_study(connection, identity, patient_key, current, complete=True)
+    # The statements of uploads stay, so that they do not count again: that of the chosen patient with the image.
+    statements = [each.statement_sha256 for each in (current, *others)]
+    chosen = [number for number, each in enumerate(others, 1) if each.patient_key and each.patient_key == patient_key]
+    for number in chosen[:1]:
+        statements[0], statements[number] = statements[number], statements[0]
+    changed = _store(connection, pixel_sha256, identity, current, study_key, statements[0])
+    if not others:
+        return Assignment("identity_changed", changed)
+    for each, statement_sha256 in zip(others, statements[1:], strict=True):
+        _store(connection, pixel_sha256, Identity(), each, None, statement_sha256)
+    different = {name for each in (current, *others) for name in _differences(each.identity, identity)}
+    return Assignment("identity_resolved", [name for name in IDENTITY_FIELDS if name in different])
+
+
+def _find_stated(known: Sequence[_Instance], stated: Identity) -> _Instance:
+    """Return the instance that a header is about, or a new one of another patient.
+
+    It is the one with the SOP Instance UID of the header. Without that, or with another one, it is the image itself, unless the
+    header contradicts its patient.
+    """
+    if not known:
+        return _Instance()
+    current = known[0]
+    others = [each for each in known[1:] if each.study_key]
+    uid = stated.sop_instance_uid
+    for each in (current, *others):
+        if uid and each.identity.sop_instance_uid == uid:
+            return each
+    for each in (current, *others):
+        if not _is_other_patient(each.identity, stated):
+            return each
+    if not uid or not current.identity.sop_instance_uid:
+        return current
+    return _Instance(number=known[-1].number + 1)
+
+
+def _is_other_patient(current: Identity, stated: Identity) -> bool:
+    return not is_same_person(stated, current) or _is_changed(current, stated, ("patient_id", "issuer_of_patient_id"))
+
+
+def _differences(a: Identity, b: Identity) -> list[str]:
+    return [name for name in IDENTITY_FIELDS if getattr(a, name) != getattr(b, name)]
+
+
+def _forget_same_patient(connection: Connection, pixel_sha256: str) -> None:
+    """Remove the other identities of an image that are now of the same patient: a header was corrected."""
+    current, *others = _instances(connection, pixel_sha256)
+    for each in others:
+        if each.patient_key and each.patient_key == current.patient_key:  # what was uploaded is remembered as a hash
+            _store(connection, pixel_sha256, Identity(), each, None, each.statement_sha256)
 
 
 def _store(
     connection: Connection,
     pixel_sha256: str,
     identity: Identity,
-    current: _Assigned,
+    current: _Instance,
     study_key: str | None,
     statement_sha256: str,
 ) -> list[str]:
     """Store the instance, and return the names of the fields that changed; none for a new one."""
-    values = {"study_key": study_key, "statement_sha256": statement_sha256, **_values(identity, _INSTANCE)}
+    values = {"study_key": study_key, "statement_sha256": statement_sha256, **_values(identity, INSTANCE_FIELDS)}
     if not current.exists:
-        connection.execute(insert(instances), [{"pixel_sha256": pixel_sha256, **values}])
+        key = {"pixel_sha256": pixel_sha256, "number": current.number}
+        connection.execute(insert(instances), [key | values])
         return []
-    connection.execute(update(instances).where(instances.c.pixel_sha256 == pixel_sha256).values(values))
+    same = instances.c.pixel_sha256 == pixel_sha256, instances.c.number == current.number
+    connection.execute(update(instances).where(*same).values(values))
     _delete_empty(connection, {current.study_key} - {None}, {current.patient_key} - {None})
-    after = _current(connection, pixel_sha256).identity
-    return [name for name in IDENTITY_FIELDS if getattr(after, name) != getattr(current.identity, name)]
+    after = next(each for each in _instances(connection, pixel_sha256) if each.number == current.number)
+    return _differences(current.identity, after.identity)
 
 
 def remove_identity(connection: Connection, hashes: Sequence[str]) -> None:
@@ -184,36 +229,21 @@ def _delete_empty(
     connection.execute(delete(patients).where(patients.c.patient_key.in_(patient_keys), unused_patient))
 
 
-def matches_search(words: Sequence[Sequence[str]]) -> ColumnElement[bool]:
-    """Return the condition that a form of each word is part of a name, a number, or the name of the file.
-
-    Args:
-        words: Forms of each word.
-    """
-    columns = patients.c.patient_search, studies.c.study_search
-    condition: ColumnElement[bool] = predictions.c.id.is_not(None)
-    for forms in words:
-        condition &= or_(
-            *(column.contains(form, autoescape=True) for form in forms for column in columns),
-            *(predictions.c.path.icontains(form, autoescape=True) for form in forms),
-        )
-    return condition
+def _instances(connection: Connection, pixel_sha256: str) -> list[_Instance]:
+    """Return the instances of an image, its own first; none if nothing was stated about it."""
+    rows = connection.execute(select_instances().where(instances.c.pixel_sha256 == pixel_sha256)).mappings()
+    return [_instance(row) for row in rows]
 
 
-def _current(connection: Connection, pixel_sha256: str) -> _Assigned:
-    joined = instances.outerjoin(studies).outerjoin(patients)
-    query = select(*IDENTITY_COLUMNS, instances.c.statement_sha256).select_from(joined)
-    row = connection.execute(query.where(instances.c.pixel_sha256 == pixel_sha256)).mappings().first()
-    if row is None:
-        return _Assigned()
-    identity = Identity(**{name: row[name] or "" for name in IDENTITY_FIELDS})
-    return _Assigned(identity, row["study_key"], row["patient_key"], row["statement_sha256"], exists=True)
+def _instance(row: RowMapping) -> _Instance:
+    statement_sha256, number = row["statement_sha256"], row["number"]
+    return _Instance(read_identity(row), row["study_key"], row["patient_key"], statement_sha256, number, exists=True)
 
 
 def _merge(current: Identity, stated: Identity) -> Identity:
     """Return the current identity with the stated fields; another patient or study keeps nothing of the former one."""
     kept = dataclasses.asdict(current)
-    if not is_same_person(stated, current) or _is_changed(current, stated, ("patient_id", "issuer_of_patient_id")):
+    if _is_other_patient(current, stated):
         kept |= dict.fromkeys(PATIENT_FIELDS, "")
     if _is_changed(current, stated, ("study_instance_uid", "accession_number")):
         kept |= dict.fromkeys(STUDY_FIELDS, "")
@@ -226,7 +256,7 @@ def _is_changed(current: Identity, stated: Identity, names: Sequence[str]) -> bo
 
 
 def _find_or_add_patient(
-    connection: Connection, identity: Identity, current: _Assigned, *, complete: bool = False
+    connection: Connection, identity: Identity, current: _Instance, *, complete: bool = False
 ) -> str | None:
     """Return the key of the patient, whose row then has the stated values; None if nothing is stated."""
     values = _values(identity, PATIENT_FIELDS)
@@ -258,7 +288,7 @@ def _find_or_add_patient(
     return str(found.patient_key)
 
 
-def _is_in_study(identity: Identity, current: _Assigned) -> ColumnElement[bool]:
+def _is_in_study(identity: Identity, current: _Instance) -> ColumnElement[bool]:
     """Return the condition that a patient without a number is the current one, or has a study with this UID or number."""
     condition = patients.c.patient_key == current.patient_key
     for name in ("study_instance_uid", "accession_number"):
@@ -268,7 +298,7 @@ def _is_in_study(identity: Identity, current: _Assigned) -> ColumnElement[bool]:
 
 
 def _find_or_add_study(
-    connection: Connection, identity: Identity, patient_key: str | None, current: _Assigned, *, complete: bool = False
+    connection: Connection, identity: Identity, patient_key: str | None, current: _Instance, *, complete: bool = False
 ) -> str:
     """Return the key of the study, whose row then has the stated values."""
     values = _values(identity, STUDY_FIELDS)

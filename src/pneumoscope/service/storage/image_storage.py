@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, delete, false
 
 from pneumoscope.core.errors import StorageError
 from pneumoscope.service.storage.blob_store import BlobStore, FolderBlobStore, MemoryBlobStore
@@ -22,6 +22,7 @@ from pneumoscope.service.storage.database import DATABASE_FILE, open_database, r
 from pneumoscope.service.storage.queries import is_referenced
 from pneumoscope.service.storage.records import format_time
 from pneumoscope.service.storage.recovery import recover
+from pneumoscope.service.storage.tables import predictions
 
 __all__ = ["ImageStorage", "raise_errors"]
 
@@ -178,7 +179,8 @@ class ImageStorage:
         Raises:
             StorageError: No image could be stored.
         """
-        with self.write_transaction():
+        with self.write_transaction() as connection:
+            connection.execute(delete(predictions).where(false()))  # SQLite begins a transaction on a read-only file
             self.directory.check_room()
             self.blobs.check_writable()
 

@@ -15,8 +15,14 @@ from sqlalchemy import ColumnElement, Connection, FromClause, RowMapping, Select
 
 from pneumoscope.core.errors import UnknownNameError, UsageError
 from pneumoscope.core.prediction import Decision, ImageStatistics, ModelInfo, RejectionCode
-from pneumoscope.service.storage.identities import CONFLICT_COLUMNS, IDENTITY_COLUMNS, matches_search
-from pneumoscope.service.storage.records import StoredPrediction, encode_reviews, format_time, is_id
+from pneumoscope.service.storage.identity_columns import (
+    CONFLICT_COLUMNS,
+    IDENTITY_COLUMNS,
+    IS_ASSIGNED,
+    find_identities,
+    matches_search,
+)
+from pneumoscope.service.storage.records import StoredPrediction, encode_others, encode_reviews, format_time, is_id
 from pneumoscope.service.storage.reviews import Review, current_reviews
 from pneumoscope.service.storage.tables import instances, patients, predictions, reviews, studies
 
@@ -40,11 +46,10 @@ __all__ = [
 Order = Literal["newest", "oldest", "highest", "lowest", "urgency"]
 TIME_FORMAT = "2026-01-31 or 2026-01-31T09:30:00Z, in UTC"
 _MAX_PAGE_SIZE = 200
-_JOINED = (
-    predictions.outerjoin(instances, predictions.c.pixel_sha256 == instances.c.pixel_sha256)
-    .outerjoin(studies)
-    .outerjoin(patients)
-)
+_SAME_PIXELS = predictions.c.pixel_sha256 == instances.c.pixel_sha256
+_JOINED = predictions.outerjoin(instances, _SAME_PIXELS & IS_ASSIGNED).outerjoin(studies).outerjoin(patients)
+# With a row for each patient of an image of several.
+_JOINED_PATIENTS = predictions.join(instances, _SAME_PIXELS).join(studies).outerjoin(patients)
 # Sort key of "urgency": pneumonia, uncertain and no pneumonia, each by falling probability, then rejected images; those with a
 # review last.
 _URGENCY = (
@@ -140,23 +145,34 @@ class Page:
     next: str
 
 
-def select_stored(*columns: ColumnElement[Any]) -> Select[Any]:
-    """Select predictions with their identity, and further columns; see `read_stored`."""
-    return select(predictions, *IDENTITY_COLUMNS, *CONFLICT_COLUMNS, *columns).select_from(_JOINED)
+def select_stored(*columns: ColumnElement[Any], of_patients: bool = False) -> Select[Any]:
+    """Select predictions with their identity, and further columns; see `read_stored`.
+
+    Args:
+        columns: The further columns.
+        of_patients: Whether an image of several patients is selected once for each of them, with that identity. An image without
+            an identity is then not selected.
+    """
+    joined = _JOINED_PATIENTS if of_patients else _JOINED
+    return select(predictions, *IDENTITY_COLUMNS, *CONFLICT_COLUMNS, *columns).select_from(joined)
 
 
 def read_stored(connection: Connection, query: Select[Any]) -> list[StoredPrediction]:
-    """Return the predictions of a query by `select_stored`, with their reviews."""
+    """Return the predictions of a query by `select_stored`, with their reviews and the identities of other patients."""
     rows = connection.execute(query).mappings().all()
-    return _with_reviews(connection, rows)
+    return _read_rows(connection, rows)
 
 
-def _with_reviews(connection: Connection, rows: Sequence[RowMapping]) -> list[StoredPrediction]:
+def _read_rows(connection: Connection, rows: Sequence[RowMapping]) -> list[StoredPrediction]:
     found = current_reviews(connection, {row["pixel_sha256"] for row in rows})
-    return [
-        StoredPrediction.from_row({**row, "reviews": encode_reviews(found.get(row["pixel_sha256"], ()))})
-        for row in rows
-    ]
+    of_two = {row["pixel_sha256"] for row in rows if row["image_of_two_patients"]}
+    identities = find_identities(connection, of_two) if of_two else {}
+    stored = []
+    for row in rows:
+        others = [each for each in identities.get(row["pixel_sha256"], ()) if each.study_key != row["study_key"]]
+        reviews = encode_reviews(found.get(row["pixel_sha256"], ()))
+        stored.append(StoredPrediction.from_row({**row, "reviews": reviews, "other_identities": encode_others(others)}))
+    return stored
 
 
 def read_one(connection: Connection, id: str) -> StoredPrediction:
@@ -218,7 +234,7 @@ def find_page(
         group = func.coalesce(instances.c.study_key, predictions.c.id)
         first = (func.max(column) if descending else func.min(column)).over(partition_by=group)
         columns = first.label("first"), group.label("group"), column.label("value"), predictions.c.id
-        rows = select(*columns).select_from(_JOINED).where(*conditions).subquery()
+        rows = select(*columns).select_from(_joined(where)).where(*conditions).subquery()
         sort_keys = ((rows.c.first, descending), (rows.c.group, False), (rows.c.value, descending), (rows.c.id, False))
         conditions = []
     else:
@@ -230,11 +246,12 @@ def find_page(
     page = query.order_by(*map(_ordered, sort_keys)).limit(limit + 1).subquery()
     # Only the rows of the page are joined with their identities.
     keys = [(key, is_descending) for key, (_, is_descending) in zip(page.c, sort_keys, strict=True)]
-    stored = select_stored(*page.c).join(page, keys[-1][0] == predictions.c.id).order_by(*map(_ordered, keys))
+    stored = select_stored(*page.c, of_patients=_is_of_patient(where)).where(*_key_conditions(where))
+    stored = stored.join(page, keys[-1][0] == predictions.c.id).order_by(*map(_ordered, keys))
     found = connection.execute(stored).mappings().all()
     last = [found[limit - 1][key.name] for key in page.c] if len(found) > limit else None
     cursor = _encode_cursor(order, last) if last else ""
-    return Page(tuple(_with_reviews(connection, found[:limit])), total, cursor)
+    return Page(tuple(_read_rows(connection, found[:limit])), total, cursor)
 
 
 def _ordered(key: tuple[ColumnElement[Any], bool]) -> ColumnElement[Any]:
@@ -309,13 +326,28 @@ def count_images(connection: Connection, where: Filter) -> ImageCounts:
 
 def _source(where: Filter) -> FromClause:
     """Return the tables that the conditions of a filter need."""
-    return _JOINED if where.study_key or where.patient_key or where.search else predictions
+    return _joined(where) if _is_of_patient(where) or where.search else predictions
+
+
+def _joined(where: Filter) -> FromClause:
+    """Return the tables joined so that an image of several patients has the identity by which a filter selects it."""
+    return _JOINED_PATIENTS if _is_of_patient(where) else _JOINED
+
+
+def _is_of_patient(where: Filter) -> bool:
+    return bool(where.study_key or where.patient_key)
+
+
+def _key_conditions(where: Filter) -> list[ColumnElement[bool]]:
+    return [
+        *([instances.c.study_key == where.study_key] if where.study_key else []),
+        *([studies.c.patient_key == where.patient_key] if where.patient_key else []),
+    ]
 
 
 def _conditions(where: Filter) -> list[ColumnElement[bool]]:
     return [
-        *([instances.c.study_key == where.study_key] if where.study_key else []),
-        *([studies.c.patient_key == where.patient_key] if where.patient_key else []),
+        *_key_conditions(where),
         *([matches_search(where.search)] if where.search else []),
         *([_is_latest()] if where.latest else []),
         *([predictions.c.decision == where.decision] if where.decision else []),

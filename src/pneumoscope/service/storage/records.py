@@ -12,10 +12,10 @@ from typing import Any, get_args
 
 from sqlalchemy import RowMapping
 
-from pneumoscope.core.identity import ConflictCode, contradicts
+from pneumoscope.core.identity import ConflictCode, Identity, contradicts
 from pneumoscope.core.prediction import OVERRIDES, Failure, Prediction
 from pneumoscope.service.storage.blob_store import content_hash
-from pneumoscope.service.storage.identities import CONFLICT_COLUMNS
+from pneumoscope.service.storage.identity_columns import CONFLICT_COLUMNS, OtherIdentity
 from pneumoscope.service.storage.reviews import Review
 from pneumoscope.service.storage.tables import predictions
 
@@ -24,6 +24,7 @@ __all__ = [
     "StoredPrediction",
     "UnreadableFile",
     "compute_id",
+    "encode_others",
     "encode_reviews",
     "format_time",
     "is_id",
@@ -66,7 +67,8 @@ class StoredPrediction(Prediction):
         reviews: Reviews of the image, one of each reader, oldest first.
         study_key: Key of the study, for `GET /v1/studies/{study_key}` and filters; None without an identity.
         patient_key: Key of the patient; None if nothing is known of the patient.
-        conflicts: Identifiers that another image, study or patient has as well.
+        conflicts: Identifiers that another image, study or patient has as well, and other contradictions.
+        other_identities: Those of other patients, under which the same pixels were received; empty once a person has decided.
     """
 
     id: str
@@ -79,6 +81,7 @@ class StoredPrediction(Prediction):
     study_key: str | None = None
     patient_key: str | None = None
     conflicts: tuple[ConflictCode, ...] = ()
+    other_identities: tuple[OtherIdentity, ...] = ()
 
     def to_row(self) -> dict[str, Any]:
         """Return the prediction as one flat row: `Prediction.to_row`, and the other columns of the table."""
@@ -95,11 +98,21 @@ class StoredPrediction(Prediction):
             "study_key": self.study_key,
             "patient_key": self.patient_key,
             **{code: code in self.conflicts for code in get_args(ConflictCode)},
+            "other_identities": encode_others(self.other_identities),
         }
 
     def review_of(self, reviewer: str) -> Review | None:
         """Return the review of a reviewer, or None."""
         return next((review for review in self.reviews if review.reviewer == reviewer), None)
+
+    def identity_before(self, entered: Identity) -> Identity | None:
+        """Return the identity that a person started from: that of another patient if it was chosen, or else that of the image."""
+        return next((each.identity for each in self.other_identities if each.identity == entered), self.identity)
+
+    @property
+    def report_id(self) -> str:
+        """Id of the FHIR resources of the prediction: with the key of the study, if the image is that of several patients."""
+        return f"{self.id}{self.study_key}" if self.other_identities else self.id
 
     @property
     def image_key(self) -> str:
@@ -115,6 +128,7 @@ class StoredPrediction(Prediction):
             self.image_removed,
             identity,
             self.last_predicted,
+            [dataclasses.astuple(each.identity) for each in self.other_identities],
         )
         state = json.dumps(changing)
         return f'"{hashlib.sha256(f"{self.id} {state}".encode()).hexdigest()[:32]}"'
@@ -137,6 +151,10 @@ class StoredPrediction(Prediction):
             "study_key": row["study_key"],
             "patient_key": row["patient_key"],
             "conflicts": tuple(conflicts),
+            "other_identities": tuple(
+                OtherIdentity(**each | {"identity": Identity(**each["identity"])})
+                for each in json.loads(row["other_identities"])
+            ),
         }
 
 
@@ -170,6 +188,11 @@ class UnreadableFile:
 def encode_reviews(reviews: Sequence[Review]) -> str:
     """Return reviews as the JSON of a row's `reviews`."""
     return json.dumps([dataclasses.asdict(review) for review in reviews], ensure_ascii=False)
+
+
+def encode_others(others: Sequence[OtherIdentity]) -> str:
+    """Return the identities of other patients as JSON."""
+    return json.dumps([dataclasses.asdict(each) for each in others], ensure_ascii=False)
 
 
 def is_id(text: str) -> bool:

@@ -15,14 +15,14 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     RowMapping,
+    Select,
     bindparam,
     delete,
     insert,
     select,
-    update,
 )
 
-from pneumoscope.core.errors import ConflictError, GoneError, StorageError, UnknownNameError
+from pneumoscope.core.errors import ConflictError, GoneError, ImageOfTwoPatientsError, StorageError, UnknownNameError
 from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import ModelInfo, Prediction
 from pneumoscope.service.audit.log import Entry, append, prediction_entry
@@ -30,12 +30,15 @@ from pneumoscope.service.storage import inbox, outbox
 from pneumoscope.service.storage.blob_store import (
     BLOBS,
 )
+from pneumoscope.service.storage.current_prediction import count_again, count_chosen, latest_time
+from pneumoscope.service.storage.database import close_database
 from pneumoscope.service.storage.group_commit import GroupCommit
 from pneumoscope.service.storage.identities import (
     assign_identity,
     remove_unused_identity,
     replace_identity,
 )
+from pneumoscope.service.storage.identity_columns import has_other_patient
 from pneumoscope.service.storage.image_storage import ImageStorage, raise_errors
 from pneumoscope.service.storage.inbox import Inbox
 from pneumoscope.service.storage.outbox import Outbox
@@ -54,7 +57,6 @@ from pneumoscope.service.storage.queries import (
     select_stored,
 )
 from pneumoscope.service.storage.records import (
-    Row,
     StoredPrediction,
     new_row,
     result_hash,
@@ -123,7 +125,7 @@ class PredictionRepository:
         """Store what was submitted, but wait no longer than `timeout` seconds for it, and close the connections."""
         self.inbox.close(timeout)
         self._commits.close(timeout)
-        self.engine.dispose()
+        close_database(self.engine)
 
     def add(self, prediction: Prediction, image: bytes, *, user: str) -> tuple[StoredPrediction, bool]:
         """Store a prediction and its image, and wait for the commit; see `submit`.
@@ -158,6 +160,18 @@ class PredictionRepository:
         """
         with self.storage.read_transaction() as connection:
             return read_one(connection, id)
+
+    def latest_with_entered_age(self, pixel_sha256: str) -> StoredPrediction | None:
+        """Return the latest prediction of an image for which a person entered the age; None without one.
+
+        Raises:
+            StorageError: The database cannot be read.
+        """
+        same = predictions.c.pixel_sha256 == pixel_sha256, predictions.c.age_source == "entered"
+        query = select(predictions.c.id).where(*same).order_by(predictions.c.last_predicted.desc()).limit(1)
+        with self.storage.read_transaction() as connection:
+            id = connection.execute(query).scalar()
+            return read_one(connection, id) if id else None
 
     def image(self, prediction: StoredPrediction) -> bytes:
         """Return the file of a prediction's image.
@@ -275,6 +289,8 @@ class PredictionRepository:
     def set_identity(self, id: str, identity: Identity, *, user: str, etags: Sequence[str] = ()) -> StoredPrediction:
         """Replace the identity of an image, which moves all its predictions, and return the prediction with it.
 
+        If the image was received under several patients, this decides for one of them.
+
         Args:
             id: Of a prediction of the image.
             identity: The complete identity; empty fields remove values.
@@ -286,11 +302,10 @@ class PredictionRepository:
             prediction = read_one(connection, id)
             _require_etag(prediction, etags)
             row = prediction.to_row()
-            if changed := replace_identity(connection, row["pixel_sha256"], identity):
-                append(
-                    connection,
-                    [prediction_entry(row, self.storage.time(), user, "identity_changed", {"fields": changed})],
-                )
+            if (changed := replace_identity(connection, row["pixel_sha256"], identity)).fields:
+                details = {"fields": changed.fields}
+                append(connection, [prediction_entry(row, self.storage.time(), user, changed.event, details)])
+                count_chosen(connection, prediction, read_one(connection, id).patient_key, self.storage.time())
             stored = read_one(connection, id)
         self.storage.notify()
         return stored
@@ -328,10 +343,11 @@ class PredictionRepository:
 
         Raises:
             UnknownNameError: There is no study with this key.
+            ImageOfTwoPatientsError: An image is that of another patient as well.
             StorageError: It cannot be deleted.
         """
         hashes = select(instances.c.pixel_sha256).where(instances.c.study_key == key)
-        if not self._remove(predictions.c.pixel_sha256.in_(hashes), user):
+        if not self._remove(predictions.c.pixel_sha256.in_(hashes), user, hashes):
             raise UnknownNameError("study", key, (), hint="It was deleted, or never existed here")
 
     def remove_patient(self, key: str, *, user: str) -> None:
@@ -339,16 +355,28 @@ class PredictionRepository:
 
         Raises:
             UnknownNameError: There is no patient with this key.
+            ImageOfTwoPatientsError: An image is that of another patient as well.
             StorageError: It cannot be deleted.
         """
         hashes = select(instances.c.pixel_sha256).join(studies).where(studies.c.patient_key == key)
-        if not self._remove(predictions.c.pixel_sha256.in_(hashes), user):
+        if not self._remove(predictions.c.pixel_sha256.in_(hashes), user, hashes):
             raise UnknownNameError("patient", key, (), hint="It was deleted, or never existed here")
 
-    def _remove(self, condition: ColumnElement[bool], user: str) -> int:
-        """Delete the predictions that meet a condition, their images and identities, and return their number."""
+    def _remove(self, condition: ColumnElement[bool], user: str, of_patient: Select[Any] | None = None) -> int:
+        """Delete the predictions that meet a condition, their images and identities, and return their number.
+
+        Args:
+            condition: On predictions.
+            user: For the audit log.
+            of_patient: Hashes of pixels that are not deleted if another patient has them as well.
+        """
 
         def delete_rows(connection: Connection) -> Sequence[RowMapping]:
+            if of_patient is not None and has_other_patient(connection, of_patient):
+                raise ImageOfTwoPatientsError(
+                    "nothing was deleted: an image was received under another patient as well",
+                    hint="Choose its patient first; its prediction has the conflict image_of_two_patients",
+                )
             rows = connection.execute(delete(predictions).where(condition).returning(predictions)).mappings().all()
             hashes = [row["pixel_sha256"] for row in rows]
             remove_unused_reviews(connection, hashes)
@@ -404,12 +432,13 @@ class PredictionRepository:
                                 continue
                             referenced.add(sha256)
                         time = self.storage.time()
-                        if changed := assign_identity(connection, row["pixel_sha256"], each.prediction.identity):
-                            entries.append(
-                                prediction_entry(row, time, each.user, "identity_changed", {"fields": changed})
-                            )
+                        assigned = assign_identity(connection, row["pixel_sha256"], each.prediction.identity)
+                        if assigned.fields:
+                            details = {"fields": assigned.fields}
+                            entries.append(prediction_entry(row, time, each.user, assigned.event, details))
                         if is_new:
-                            by_id[id] = row | {"created": time, "last_predicted": time}
+                            last = latest_time(connection, row, new_rows) if assigned.is_other_patient else time
+                            by_id[id] = row | {"created": time, "last_predicted": last}
                             new_rows.append(by_id[id])
                             details = {
                                 "decision": row["decision"],
@@ -418,7 +447,9 @@ class PredictionRepository:
                                 **({"site": row["model_site"]} if row["model_site"] else {}),
                             }
                             entries.append(prediction_entry(row, time, each.user, "predicted", details))
-                        elif repeated := self._repeat(connection, by_id[id], row, time):
+                        elif not assigned.is_other_patient and (
+                            repeated := count_again(connection, by_id[id], row, time)
+                        ):
                             by_id[id] |= repeated
                             details = {"result_sha256": result_hash(by_id[id])}
                             entries.append(prediction_entry(row, time, each.user, "predicted_again", details))
@@ -440,21 +471,6 @@ class PredictionRepository:
             self.storage.abandon(staged)
             raise
         return [each if isinstance(each, Exception) else (stored[each[0]], each[1]) for each in results]
-
-    def _repeat(self, connection: Connection, stored: Row, row: Row, time: str) -> dict[str, Any]:
-        """Update a prediction that is made again, and return the changed columns; none if nothing changes.
-
-        The header may state another age, or less; and the image may have had another prediction since, which no longer counts.
-        """
-        changed = {name: row[name] for name in ("age", "age_source", "warnings") if row[name] != stored[name]}
-        later = select(predictions.c.id).where(
-            predictions.c.pixel_sha256 == row["pixel_sha256"], predictions.c.last_predicted > stored["last_predicted"]
-        )
-        if not changed and connection.execute(later.limit(1)).first() is None:
-            return {}
-        changed["last_predicted"] = time
-        connection.execute(update(predictions).where(predictions.c.id == stored["id"]).values(changed))
-        return changed
 
 
 def _require_etag(prediction: StoredPrediction, etags: Sequence[str]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from typing import get_args
 
 from sqlalchemy import ColumnElement, Connection
 
-from pneumoscope.core.identity import PATIENT_FIELDS, STUDY_FIELDS, Identity
+from pneumoscope.core.identity import PATIENT_FIELDS, STUDY_FIELDS, ConflictCode, Identity
 from pneumoscope.core.prediction import Decision, RejectionCode
 from pneumoscope.service.storage.queries import read_stored, select_stored
 from pneumoscope.service.storage.records import StoredPrediction
@@ -35,6 +36,7 @@ class Study:
         prediction_id: Of that image, or of the latest one if all are rejected.
         rejections: Number of rejected images by code.
         reviewed: Number of images with a review.
+        conflicts: Those of its images.
     """
 
     study_key: str
@@ -47,11 +49,14 @@ class Study:
     prediction_id: str
     rejections: dict[RejectionCode, int]
     reviewed: int
+    conflicts: tuple[ConflictCode, ...] = ()
 
 
 def latest_images(stored: Sequence[StoredPrediction]) -> list[StoredPrediction]:
     """Return the latest prediction of each image among predictions, in the order of their time."""
-    latest = {each.image_key: each for each in sorted(stored, key=lambda each: each.last_predicted)}
+    # Of the predictions under the headers of two patients, which have the same time, one without a rejection.
+    in_order = sorted(stored, key=lambda each: (each.last_predicted, each.decision != "rejected"))
+    latest = {each.image_key: each for each in in_order}
     return sorted(latest.values(), key=lambda each: (each.created, each.id))
 
 
@@ -80,6 +85,7 @@ def summarize_study(stored: Sequence[StoredPrediction]) -> Study:
         prediction_id=shown.id,
         rejections=dict(codes.most_common()),
         reviewed=sum(bool(each.reviews) for each in current),
+        conflicts=tuple(code for code in get_args(ConflictCode) if any(code in each.conflicts for each in current)),
     )
 
 
@@ -97,7 +103,10 @@ def _suspicion(prediction: StoredPrediction) -> tuple[int, float]:
 
 
 def find_studies(connection: Connection, keys: Collection[str]) -> dict[str, list[StoredPrediction]]:
-    """Return the predictions of studies by their key, oldest first; a key without a study is missing."""
+    """Return the predictions of studies by their key, oldest first; a key without a study is missing.
+
+    An image of several patients is in a study of each, with the identity of that study.
+    """
     return _by_study(connection, instances.c.study_key.in_(keys))
 
 
@@ -107,7 +116,7 @@ def find_studies_of_patients(connection: Connection, keys: Collection[str]) -> d
 
 
 def _by_study(connection: Connection, condition: ColumnElement[bool]) -> dict[str, list[StoredPrediction]]:
-    query = select_stored().where(condition).order_by(predictions.c.created, predictions.c.id)
+    query = select_stored(of_patients=True).where(condition).order_by(predictions.c.created, predictions.c.id)
     found: defaultdict[str, list[StoredPrediction]] = defaultdict(list)
     for prediction in read_stored(connection, query):
         assert prediction.study_key

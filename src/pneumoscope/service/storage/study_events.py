@@ -11,14 +11,14 @@ import uuid
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import Connection, Engine, func, insert, or_, select, update
+from sqlalchemy import Connection, Engine, case, func, insert, or_, select, update
 
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.service.storage.database import read_transaction
 from pneumoscope.service.storage.outbox import NEW_ROW, Delivery
 from pneumoscope.service.storage.records import Row, StoredPrediction
 from pneumoscope.service.storage.studies import find_studies
-from pneumoscope.service.storage.tables import instances, outbox, predictions, received_instances
+from pneumoscope.service.storage.tables import instances, outbox, predictions, received_instances, studies
 
 __all__ = ["enqueue_study_event", "find_event_study", "find_superseded_event"]
 
@@ -113,8 +113,12 @@ def find_event_study(engine: Engine, event: Delivery) -> list[StoredPrediction]:
             select(instances.c.study_key)
             .join(predictions, predictions.c.pixel_sha256 == instances.c.pixel_sha256)
             .join(received_instances, _INSTANCES.prediction_id == predictions.c.id)
-            .where(_INSTANCES.study_instance_uid == uid, instances.c.study_key.is_not(None))
-            .order_by(_INSTANCES.number.desc())
+            .join(studies, studies.c.study_key == instances.c.study_key)
+            .where(_INSTANCES.study_instance_uid == uid)
+            # An image of two patients: the study that was received, or else that of the image.
+            .order_by(
+                _INSTANCES.number.desc(), case((studies.c.study_instance_uid == uid, 0), else_=1), instances.c.number
+            )
         )
         key = connection.execute(query.limit(1)).scalar()
         stored = find_studies(connection, [key]).get(key, []) if key else []

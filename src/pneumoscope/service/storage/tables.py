@@ -94,10 +94,13 @@ studies = Table(
     Column("study_description", Text, nullable=False),
     Column("study_search", Text, nullable=False),
 )
+# One row per image and patient: number 0 is the identity of the image; others are those of other patients whose instances have
+# the same pixels, until a person decides. A row without a study remembers only what an upload stated.
 instances = Table(
     "instances",
     METADATA,
     Column("pixel_sha256", _SHA256, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
     Column("study_key", _KEY, ForeignKey("studies.study_key"), index=True),
     Column("series_instance_uid", Text, nullable=False),
     Column("sop_instance_uid", Text, nullable=False, index=True),

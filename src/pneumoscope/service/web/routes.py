@@ -292,7 +292,7 @@ async def set_identity(
     stored = await run_in_threadpool(service.repository.get, id)
     try:
         entered = read_identity(fields.items()) or Identity()
-        check_entered(entered, stored.identity, today=today(settings.time_zone))
+        check_entered(entered, stored.identity_before(entered), today=today(settings.time_zone))
         if tag and tag != identity_tag(stored):
             raise ConflictError("patient or study were changed in the meantime", hint="Compare both, and save again")
         stored = await run_in_threadpool(service.set_identity, id, entered, user=user, etags=[stored.etag])

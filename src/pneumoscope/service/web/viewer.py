@@ -49,6 +49,7 @@ def shown_state(context: dict[str, Any]) -> str:
     shown = (
         prediction.identity and dataclasses.astuple(prediction.identity),
         prediction.conflicts,
+        [dataclasses.astuple(each) for each in prediction.other_identities],
         prediction.image_removed,
         [dataclasses.astuple(each) for each in context["other_reviews"]],
         context["newer_id"],
@@ -59,8 +60,9 @@ def shown_state(context: dict[str, Any]) -> str:
 
 
 def identity_tag(prediction: StoredPrediction) -> str:
-    """Return what changes with the identity of an image, and not with its readings, as `StoredPrediction.etag` does."""
-    fields = json.dumps(dataclasses.astuple(prediction.identity or Identity()))
+    """Return what changes with the identities of an image, and not with its readings, as `StoredPrediction.etag` does."""
+    identities = prediction.identity or Identity(), *(each.identity for each in prediction.other_identities)
+    fields = json.dumps([dataclasses.astuple(each) for each in identities])
     return hashlib.sha256(fields.encode()).hexdigest()[:32]
 
 
@@ -118,7 +120,11 @@ def _study_context(
     studies = service.study(key)
     latest = latest_images(studies[key])
     study_images = [each for each in latest if each.image_key != prediction.image_key]
-    newer = [each.id for each in latest if each.image_key == prediction.image_key and each.id != prediction.id]
+    newer = [
+        each.id
+        for each in latest
+        if each.image_key == prediction.image_key and each.last_predicted > prediction.last_predicted
+    ]
     others = {other: stored for other, stored in studies.items() if other != key}
     return {
         "study": summarize_study(studies[key]),

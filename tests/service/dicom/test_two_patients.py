@@ -1,0 +1,187 @@
+"""Results, events and DICOMweb of the same pixels under two patients: each study has those of its own patient."""
+
+import base64
+import json
+from datetime import timedelta
+
+import pydicom
+import pytest
+from tests.service.conftest import predicted
+from tests.service.dicom.test_delivery import Archive, configuration, kinds, receive, service, wait_for_delivery
+from tests.service.dicom.test_webhooks import Receiver, wait_for_events, webhook
+from tests.service.dicom.test_webhooks import configuration as webhook_configuration
+
+from pneumoscope.inference.model import load_model
+from pneumoscope.service.dicom import caption
+from pneumoscope.service.storage.retention import Retention
+from pneumoscope.service.storage.tables import METADATA
+
+FIRST = {
+    "PatientID": "77-F", "PatientName": "Doe^Jane", "PatientSex": "F", "AccessionNumber": "ACC1", "StudyInstanceUID": "1.2.111",
+    "SeriesInstanceUID": "1.2.111.1", "SOPInstanceUID": "1.2.111.1.1", "PatientAge": "003Y", "StationName": "DX1",
+}  # fmt: skip
+SECOND = {
+    "PatientID": "R-204", "PatientName": "Roe^Robert", "PatientSex": "M", "AccessionNumber": "ACC-9",
+    "StudyInstanceUID": "1.2.999", "SeriesInstanceUID": "1.2.999.1", "SOPInstanceUID": "1.2.999.1.1", "PatientAge": "004Y",
+    "StationName": "DX9",
+}  # fmt: skip
+PAIR = (FIRST, SECOND)
+SAME = ("PatientAge",)  # short values, which UIDs and times may contain
+
+
+@pytest.fixture
+def archive():
+    opened = Archive().start()
+    yield opened
+    opened.stop()
+
+
+@pytest.fixture
+def receiver(monkeypatch):
+    monkeypatch.setattr("pneumoscope.service.storage.outbox._FIRST_DELAY", timedelta(milliseconds=50))
+    opened = Receiver().start()
+    yield opened
+    opened.stop()
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The texts that are burned into Secondary Captures, one for each."""
+    texts, original = [], caption._texts
+
+    def collect(*arguments):
+        found = list(original(*arguments))
+        texts.append(" ".join(text for text, _ in found))
+        return iter(found)
+
+    monkeypatch.setattr(caption, "_texts", collect)
+    return texts
+
+
+def of_study(archive, header):
+    uid = header["StudyInstanceUID"]
+    return [each for copies in archive.stored.values() for each in copies if each.StudyInstanceUID == uid]
+
+
+def test_results_of_each_study_state_their_own_patient_and_nothing_of_the_other(model, archive, drawn):
+    with service(model, configuration(archive)) as (client, repository):
+        receive(client, **FIRST)
+        wait_for_delivery(repository, 2)
+        receive(client, **SECOND)
+        wait_for_delivery(repository, 4)
+        (found,) = predicted(client)
+        assert found["conflicts"] == ["image_of_two_patients"]
+        assert kinds(archive) == ["secondary_capture"] * 2 + ["structured_report"] * 2
+        for header, other in (PAIR, PAIR[::-1]):
+            results = of_study(archive, header)
+            assert {each.SOPClassUID for each in results} == {
+                each.SOPClassUID for copies in archive.stored.values() for each in copies
+            }
+            for each in results:
+                assert {name: str(each[name].value) for name in ("PatientID", "PatientName", "AccessionNumber")} == {
+                    name: header[name] for name in ("PatientID", "PatientName", "AccessionNumber")
+                }
+                references = {one.value for one in each.iterall() if one.keyword == "ReferencedSOPInstanceUID"}
+                assert header["SOPInstanceUID"] in references
+                if "PixelData" in each:
+                    del each.PixelData
+                text = str(each)
+                assert [
+                    value for name, value in other.items() if name not in (*SAME, "PatientSex") and value in text
+                ] == []
+        texts = " ".join(drawn)
+        assert drawn
+        assert [value for each in PAIR for name, value in each.items() if len(value) > 3 and value in texts] == []
+
+
+def test_result_of_the_second_patient_states_no_age_of_the_first(model, archive, drawn):
+    """A person has corrected the birth date of the first patient, so that it contradicts the age."""
+    with service(model, configuration(archive)) as (client, repository):
+        receive(client, **FIRST)
+        wait_for_delivery(repository, 2)
+        (found,) = predicted(client)
+        dates = {"patient_birth_date": "2010-01-01", "study_date": "2026-01-01"}
+        corrected = client.put(f"/v1/predictions/{found['id']}/identity", json=found["identity"] | dates)
+        assert corrected.json()["conflicts"] == ["age_contradicts_dates"]
+        drawn.clear()
+        receive(client, **SECOND)
+        wait_for_delivery(repository, 4)
+    assert drawn
+    assert not any("Contradictory age" in text or "16" in text for text in drawn)
+
+
+def test_rejected_result_of_the_second_patient_states_its_own_age(child_bundle, archive, drawn):
+    with service(load_model(child_bundle, threads=1), configuration(archive)) as (client, repository):
+        receive(client, 180, **FIRST | {"PatientAge": "030Y"})
+        wait_for_delivery(repository, 2)
+        assert "age of 30 years" in drawn[-1]
+        receive(client, 180, **SECOND | {"PatientAge": "044Y"})
+        wait_for_delivery(repository, 4)
+    assert "age of 44 years" in drawn[-1]
+    assert "30" not in drawn[-1]
+
+
+def test_age_that_is_entered_for_the_first_patient_replaces_no_result_of_the_second(child_bundle, archive):
+    model = load_model(child_bundle, threads=1, require_age="always")
+    with service(model, configuration(archive)) as (client, repository):
+        for count, header in enumerate(PAIR, 1):
+            receive(client, 180, **header | {"PatientAge": ""})
+            wait_for_delivery(repository, 2 * count)
+        (found,) = predicted(client)
+        answer = client.post(f"/images/{found['id']}", data={"age": "3"}, headers={"Origin": "http://127.0.0.1:8000"})
+        assert answer.status_code == 200, answer.text
+        wait_for_delivery(repository, 7)
+        assert len(of_study(archive, FIRST)) == 5  # two results, a rejection note, and two new results
+        assert len(of_study(archive, SECOND)) == 2
+
+
+def test_event_of_each_study_reports_its_own_patient_and_report(model, receiver, tmp_path):
+    secret_file = tmp_path / "webhook-secret"
+    secret_file.write_text(f"whsec_{base64.b64encode(bytes(range(32))).decode()}\n")
+    secret_file.chmod(0o600)
+    webhooks = webhook_configuration(webhook(receiver, secret_file, identifiers=True))
+    with service(model, webhooks) as (client, repository):
+        for count, header in enumerate(PAIR, 1):
+            receive(client, **header)
+            wait_for_events(repository, receiver, count)
+            data = receiver.events[-1]["data"]
+            assert data["identifiers"]["patient_id"] == header["PatientID"]
+            assert data["identifiers"]["study_instance_uid"] == header["StudyInstanceUID"]
+            report = client.get(f"/fhir/DiagnosticReport/{data['report_id']}").json()
+            assert report["contained"][0]["identifier"][0]["value"] == header["PatientID"]
+            assert report["imagingStudy"][0]["identifier"]["value"] == f"urn:oid:{header['StudyInstanceUID']}"
+            assert data["report_ids"] == [data["report_id"]]
+            assert data["prediction_ids"] == [data["prediction_id"]]
+        first, second = (json.dumps(each["data"]) for each in receiver.events)
+    assert not [value for name, value in SECOND.items() if len(value) > 4 and value in first]
+    assert not [value for name, value in FIRST.items() if len(value) > 4 and value in second]
+
+
+def test_search_and_retrieval_offer_the_stored_file_in_its_own_study_only(model):
+    """The file of the second instance is not stored, as its pixels are: that of the first one names another patient."""
+    with service(model, configuration(Archive())) as (client, _):
+        for header in PAIR:
+            receive(client, reply_to="", **header)
+            predicted(client)
+        found = [pydicom.Dataset.from_json(each) for each in client.get("/dicom-web/studies").json()]
+        assert [(each.StudyInstanceUID, each.PatientID) for each in found] == [("1.2.111", "77-F")]
+        assert client.get("/dicom-web/studies", params={"PatientID": "R-204"}).json() == []
+        assert client.get("/dicom-web/studies/1.2.999/metadata").status_code == 404
+        assert client.get("/dicom-web/studies/1.2.111/metadata").status_code == 200
+
+
+def test_expired_identities_leave_no_header_of_either_patient(model, archive):
+    with service(model, configuration(archive)) as (client, repository):
+        for count, header in enumerate(PAIR, 1):
+            receive(client, **header)
+            wait_for_delivery(repository, 2 * count)
+        values = [value for header in PAIR for value in header.values() if len(value) > 4]
+        assert [value for value in values if value not in stored_text(repository)] == []
+        assert Retention(repository).expire_identities(timedelta(0)) == 1
+        assert [value for value in values if value in stored_text(repository)] == []
+
+
+def stored_text(repository):
+    """Return all values in the database."""
+    with repository.storage.read_transaction() as connection:
+        return "\n".join(str(row) for table in METADATA.sorted_tables for row in connection.execute(table.select()))
