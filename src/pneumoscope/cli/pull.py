@@ -95,3 +95,8 @@ def command(
             f"{' and '.join(failures)} could not be pulled from {source}{f': {report.error}' if report.error else ''}",
             hint="See the logs of the service and of the source, and run the command again",
         )
+    if report.incomplete_searches:
+        raise PartialFailureError(
+            f"{source} did not return all results of {report.incomplete_searches:,} of the searches (HTTP header Warning 299)",
+            hint="Pull fewer studies at a time, with --study, --accession or a later date for --since",
+        )

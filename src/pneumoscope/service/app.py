@@ -26,12 +26,11 @@ from pneumoscope.service.audit.access import AccessLog
 from pneumoscope.service.auth.authenticator import Authenticator
 from pneumoscope.service.auth.tokens import TokenRepository
 from pneumoscope.service.auth.users import Role
-from pneumoscope.service.dicom.held import HeldObjects
 from pneumoscope.service.dicom.processing import InstanceProcessor
+from pneumoscope.service.dicom.stored_instances import StoredInstances
 from pneumoscope.service.dicom.web import dicom_web_router
 from pneumoscope.service.dicom.web_read import dicom_web_reader_router
-from pneumoscope.service.fhir.outcomes import OutcomeMiddleware
-from pneumoscope.service.fhir.routes import fhir_router
+from pneumoscope.service.fhir.routes import OutcomeMiddleware, fhir_router
 from pneumoscope.service.inference_queue import InferenceQueue
 from pneumoscope.service.metrics import Metrics
 from pneumoscope.service.middleware import RequestMiddleware
@@ -136,7 +135,7 @@ def create_app(
     app.state.searches = SearchStore()
     app.state.readiness = Readiness(model, repository)
     app.state.renderer = renderer
-    app.state.held_objects = HeldObjects(
+    app.state.stored_instances = StoredInstances(
         repository, renderer, settings.dicom.results, is_pseudonymized=settings.pseudonymizer is not None
     )
     routers: list[tuple[APIRouter, Role | None]] = [

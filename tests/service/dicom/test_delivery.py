@@ -183,6 +183,22 @@ def test_rejected_and_unreadable_images_have_results(model, archive):
         assert {"Not a frontal view", "The image could not be read"} <= set.union(*meanings)
 
 
+def test_late_frontal_image_has_its_own_result_beside_that_of_a_rejected_one(model, archive):
+    with service(model, configuration(archive)) as (client, repository):
+        lateral = receive(client, 100, ViewPosition="LL")
+        wait_for_delivery(repository, 2)
+        frontal = receive(client, 110)
+        wait_for_delivery(repository, 4)
+        assert repository.outbox.find(("withdrawn", "cancelled", "waiting")) == []
+    assert kinds(archive) == 2 * ["secondary_capture"] + 2 * ["structured_report"]
+    reports = [copies[0] for copies in archive.stored.values() if copies[0].Modality == "SR"]
+    images = [
+        each.value for report in reports for each in report.iterall() if each.keyword == "ReferencedSOPInstanceUID"
+    ]
+    assert set(images) == {lateral, frontal}
+    assert {each.StudyInstanceUID for each in reports} == {STUDY["StudyInstanceUID"]}
+
+
 def test_results_wait_while_the_destination_is_away(model, archive, monkeypatch):
     monkeypatch.setattr("pneumoscope.service.storage.outbox._FIRST_DELAY", timedelta(milliseconds=50))
     archive.stop()

@@ -3,16 +3,19 @@
 import json
 import logging
 import re
-from datetime import timedelta
+import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from fastapi.testclient import TestClient
 from pydicom.uid import generate_uid
+from sqlalchemy import select
 from tests.images import dicom
 from tests.service.conftest import predicted
 
 from pneumoscope.core.identity import IDENTITY_FIELDS
 from pneumoscope.service.app import create_app
+from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.database import read_transaction
@@ -118,6 +121,50 @@ def test_expired_identities_leave_no_identifier_of_received_instances(model):
         rows = exchange_rows(repository)
         assert len(rows) == 3 + 3
         assert not any(CANARY in row or "77777777" in row for row in rows)
+        logged = audit_rows(repository)
+        assert [each["event"] for each in logged].count(
+            "instance_identity_removed"
+        ) == 2  # a result of this service is recorded without
+        (cancelled,) = (each for each in logged if each["event"] == "delivery_cancelled")
+        assert (cancelled["user"], json.loads(cancelled["details"])) == (
+            "retention", {"destination": "archive", "results": 3}
+        )  # fmt: skip
+        assert not any(CANARY in str(row) or "77777777" in str(row) for row in logged)
+
+
+def test_results_that_no_longer_hold_are_in_the_audit_log(waiting):
+    receive(waiting, **HEADER)
+    waiting.post("/v1/inbox/release", json={})
+    (found,) = predicted(waiting)
+    repository = waiting.app.state.service.repository
+    delivered, unsent = repository.outbox.find()
+    repository.outbox.record_delivered([delivered], datetime.now(UTC))
+    assert waiting.delete(f"/v1/predictions/{found['id']}").status_code == 204
+    logged = audit_rows(repository)
+    ended = {each["event"]: each for each in logged if each["event"] in ("result_withdrawn", "result_superseded")}
+    assert {
+        event: (each["user"], each["prediction_id"], json.loads(each["details"])["object"])
+        for event, each in ended.items()
+    } == {
+        "result_withdrawn": ("archive", found["id"], delivered.kind),
+        "result_superseded": ("archive", found["id"], unsent.kind),
+    }
+    assert [each["event"] for each in logged].count("result_withdrawn") == 1
+    assert not any(CANARY in str(row) or "77777777" in str(row) for row in logged)
+
+
+def test_lost_instance_is_in_the_audit_log(waiting, monkeypatch):
+    receive(waiting, **HEADER)
+    repository = waiting.app.state.service.repository
+    monkeypatch.setattr(repository.inbox, "content", lambda _: None)
+    (instance,) = instances(repository)
+    waiting.post("/v1/inbox/release", json={})
+    deadline = time.monotonic() + 30
+    while repository.inbox.status().instances:
+        assert time.monotonic() < deadline, "it waits"
+        time.sleep(0.05)
+    ((event, user, sha256),) = ((each["event"], each["user"], each["image_sha256"]) for each in audit_rows(repository))
+    assert (event, user, sha256) == ("instance_lost", "PACS", instance["image_sha256"])
 
 
 def test_deleted_prediction_leaves_no_record_of_its_instance(waiting):
@@ -128,6 +175,15 @@ def test_deleted_prediction_leaves_no_record_of_its_instance(waiting):
     assert waiting.delete(f"/v1/predictions/{found['id']}").status_code == 204
     assert {each.state for each in repository.outbox.find(("waiting", "cancelled"))} == {"cancelled"}
     assert not any(CANARY in row for row in exchange_rows(repository))
+
+
+def audit_rows(repository):
+    return [row._asdict() for row in read_rows(repository.engine)]
+
+
+def instances(repository):
+    with read_transaction(repository.engine) as connection:
+        return connection.execute(select(received_instances)).mappings().all()
 
 
 def exchange_rows(repository):

@@ -244,15 +244,15 @@ def web_server(responses):
     """A server that answers requests by the end of their path; 404 for others.
 
     Args:
-        responses: (status, Content-Type, body), or a function of the parameters that returns it; the body of a redirect is where
-            it leads.
+        responses: (status, Content-Type, body), perhaps with further headers, or a function of the parameters that returns it;
+            the body of a redirect is where it leads.
     """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             path, _, parameters = self.path.partition("?")
             answer = next((value for key, value in responses.items() if path.endswith(key)), (404, "text/plain", b""))
-            status, content_type, body = answer(dict(parse_qsl(parameters))) if callable(answer) else answer
+            status, content_type, body, *headers = answer(dict(parse_qsl(parameters))) if callable(answer) else answer
             if self.command == "POST":
                 self.rfile.read(int(self.headers["Content-Length"]))
             self.send_response(status)
@@ -260,6 +260,8 @@ def web_server(responses):
                 self.send_header("Location", body.decode())
             self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(body)))
+            for name, value in headers:
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
 
@@ -371,6 +373,46 @@ def test_server_that_caps_pages_sends_all_instances(cap):
     assert (report.instances, report.failed_instances) == (105, 0)
 
 
+MORE = "Warning", '299 archive "There are 5 additional results that can be requested"'
+
+
+@pytest.mark.parametrize("level", ["/studies", "/1.1/series", "/1.2/instances"])
+def test_search_that_the_server_ends_early_is_reported(level):
+    limited = {level: (*FOUND[level], MORE)}  # whatever `offset` says
+    with (
+        web_server(FOUND | limited | {"/1.3": FILE}) as url,
+        web_server({"/dicom-web/studies": (200, "application/dicom+json", b"{}")}) as service,
+    ):
+        report = pulled_by_web(url, service)
+    assert (report.instances, report.failed_instances, report.incomplete_searches) == (1, 0, 1)
+
+
+def test_warning_of_a_page_that_others_follow_is_no_fault():
+    def page(parameters):
+        number = int(parameters.get("offset", 0))
+        found = ("1.3", "1.4")[number : number + 1]
+        answer = document(SOPInstanceUID=found[0]) if found else (204, "application/dicom+json", b"")
+        return (*answer, MORE) if number == 0 else answer
+
+    with (
+        web_server(FOUND | {"/1.2/instances": page, "/1.3": FILE, "/1.4": FILE}) as url,
+        web_server({"/dicom-web/studies": (200, "application/dicom+json", b"{}")}) as service,
+    ):
+        report = pulled_by_web(url, service)
+    assert (report.instances, report.incomplete_searches) == (2, 0)
+
+
+def test_command_fails_if_a_search_was_incomplete(tmp_path):
+    with (
+        web_server(FOUND | {"/studies": (*STUDY, MORE), "/1.3": FILE}) as url,
+        web_server({"/dicom-web/studies": (200, "application/dicom+json", b"{}")}) as service,
+    ):
+        (tmp_path / "dicom.toml").write_text(f'[[sources]]\nname = "archive"\nurl = "{url}"\n')
+        status, document, message = ran_pull(tmp_path, "--from", "archive", "--study", "1.1", "--service", service)
+    assert (status, document["instances"], document["incomplete_searches"]) == (3, 1, 1)
+    assert "did not return all results of 1 of the searches (HTTP header Warning 299)" in message
+
+
 def test_redirects_are_not_followed():
     with web_server(FOUND | {"/1.3": FILE, "/dicom-web/studies": (200, "text/plain", b"")}) as elsewhere:
         moved = (307, "text/plain", f"{elsewhere}/studies".encode())
@@ -480,6 +522,7 @@ def expected(source, studies, series, instances):
         "instances": instances,
         "failed_instances": 0,
         "failed_series": 0,
+        "incomplete_searches": 0,
         "error": "",
     }
     return {"source": source} | counts

@@ -15,7 +15,9 @@ from contextlib import contextmanager, suppress
 import pydicom
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, generate_uid
 from tests.images import dicom
 from tests.service.conftest import predicted, served, verified
@@ -191,6 +193,46 @@ def test_rejected_image_is_acknowledged_with_its_reason_on_record(model):
         assert sender.send_c_store(instance(ViewPosition="LL")).Status == 0x0000
         (found,) = predicted(client)
         assert found["rejection"]["code"] == "lateral_view"
+
+
+def color_jpeg(photometric):
+    """Return a data set of color pixels compressed as JPEG, as capture stations send it."""
+    options = {
+        "RGB": {"keep_rgb": True}, "YBR_FULL": {"subsampling": "4:4:4"}, "YBR_FULL_422": {"subsampling": "4:2:2"},
+    }[photometric]  # fmt: skip
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), (200, 100, 50)).save(file, "JPEG", quality=95, **options)
+    sent = instance(StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.3.4", SamplesPerPixel=3, PlanarConfiguration=0)
+    sent.Rows = sent.Columns = 64
+    sent.PhotometricInterpretation = photometric
+    sent.PixelData = encapsulate([file.getvalue()])
+    sent["PixelData"].is_undefined_length = True
+    sent.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    return sent
+
+
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL", "YBR_FULL_422"])
+def test_color_jpeg_is_acknowledged_shown_with_its_reason_and_answered_as_not_assessed(model, photometric):
+    sent = color_jpeg(photometric)
+    assert sent.pixel_array.shape == (64, 64, 3)  # another decoder reads it: the image is valid
+    with node(model) as (client, opened), association(opened, syntaxes=[JPEGBaseline8Bit]) as sender:
+        assert sender.send_c_store(sent).Status == 0x0000
+        (found,) = predicted(client, 1, "/v1/unreadable")
+        reason = f"it is in color ({photometric}, 3 samples per pixel)"
+        assert (found["path"], found["failure"]["code"]) == (sent.SOPInstanceUID, "unreadable_image")
+        assert reason in found["failure"]["message"]
+        page = client.get("/unreadable").text
+        assert sent.SOPInstanceUID in page
+        assert reason in page
+        assert re.search(r'href="/unreadable[^"]*"[^>]*>[^<]*<[^>]*>\s*1\s*<', client.get("/").text)
+        (waiting,) = client.app.state.service.repository.outbox.find()
+        assert (waiting.destination, waiting.kind) == ("PACS", "structured_report")
+        report = pydicom.dcmread(io.BytesIO(client.app.state.renderer.result_object(waiting)))
+    meanings = [str(each.value) for each in report.iterall() if each.keyword == "CodeMeaning"]
+    codes = [str(each.value) for each in report.iterall() if each.keyword == "CodeValue"]
+    assert "unreadable_image" in codes
+    assert "Not assessed" in meanings
+    assert (report.StudyInstanceUID, report.PatientID) == ("1.2.3", "7")
 
 
 @pytest.mark.parametrize("fault", ["no rows", "long header"])

@@ -15,7 +15,8 @@ from tests.service.conftest import predicted
 from pneumoscope.core.errors import StorageError
 from pneumoscope.service.app import create_app
 from pneumoscope.service.dicom import processing
-from pneumoscope.service.dicom.configuration import DicomConfiguration
+from pneumoscope.service.dicom.configuration import DicomConfiguration, SiteRule
+from pneumoscope.service.dicom.processing import InstanceProcessor
 from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.database import read_transaction, write_transaction
@@ -87,6 +88,73 @@ def test_result_of_a_replaced_image_is_that_of_the_last_pixels(model, archive, o
         last = max(predicted(client, 2), key=lambda each: each["probability"])
         assert {each.subject.prediction_id for each in repository.outbox.find(("delivered",))} == {last["id"]}
         assert archive.received == 2
+
+
+def lose_content(inbox, number):
+    """Return `Inbox.content` for an inbox that lost the file of an instance, as a failing disk may."""
+    content = inbox.content
+    return lambda instance: None if instance.number == number else content(instance)
+
+
+def test_image_whose_later_copy_is_lost_has_its_result_with_the_corrected_patient(model, archive, order, monkeypatch):
+    with service(model, slow_configuration(archive)) as (client, repository):
+        uid = receive(client, 90)
+        receive(client, 110, SOPInstanceUID=uid, PatientID="8")
+        monkeypatch.setattr(repository.inbox, "content", lose_content(repository.inbox, 2))
+        repository.inbox.release()
+        wait_until(lambda: repository.inbox.status().instances == 0, "it waits")
+        wait_for_delivery(repository, 2)
+        (stored,) = predicted(client)
+        assert {each.subject.prediction_id for each in repository.outbox.find(("delivered",))} == {stored["id"]}
+        assert [copies[0].PatientID for copies in archive.stored.values()] == ["8", "8"]
+
+
+def test_image_whose_later_copy_may_have_no_result_has_its_own(model, archive, order):
+    rules = (SiteRule(name="lateral", action="exclude", result=False, views=("LL",)),)
+    quiet = DicomConfiguration(configuration(archive).node, quiet_seconds=3600, rules=rules)
+    with service(model, quiet) as (client, repository):
+        uid = receive(client, 90)
+        receive(client, 110, SOPInstanceUID=uid, ViewPosition="LL")
+        repository.inbox.release()
+        wait_until(lambda: repository.inbox.status().instances == 0, "it waits")
+        wait_for_delivery(repository, 2)
+        (frontal,) = (each for each in predicted(client, 2) if each["decision"] != "rejected")
+        assert {each.subject.prediction_id for each in repository.outbox.find(("delivered",))} == {frontal["id"]}
+
+
+def test_image_that_is_lost_is_reported_as_not_assessed_until_it_is_sent_again(model, archive, monkeypatch):
+    with service(model, slow_configuration(archive)) as (client, repository):
+        uid = receive(client, 90)
+        with monkeypatch.context() as patch:
+            patch.setattr(repository.inbox, "content", lose_content(repository.inbox, 1))
+            repository.inbox.release()
+            wait_for_delivery(repository, 1)
+        ((report,),) = archive.stored.values()
+        values = [str(each.value) for each in report.iterall() if each.keyword == "CodeValue"]
+        assert "lost" in values
+        receive(client, 90, SOPInstanceUID=uid)
+        repository.inbox.release()
+        wait_for_delivery(repository, 4)
+        assert kinds(archive) == ["rejection_note", "secondary_capture", "structured_report", "structured_report"]
+
+
+def test_lost_image_that_had_a_result_keeps_it(model, archive, monkeypatch):
+    rules = (SiteRule(name="all", action="predict"),)
+    with service(model, slow_configuration(archive)) as (client, repository):
+        uid = receive(client, 90)
+        repository.inbox.release()
+        wait_for_delivery(repository, 2)
+        # Another version of the site rules has the image predicted again, but its file is lost.
+        other = InstanceProcessor(
+            client.app.state.service, DicomConfiguration(configuration(archive).node, rules=rules)
+        )
+        monkeypatch.setattr(repository.inbox, "content", lambda _: None)
+        sent = dicom(90, **delivery_tests.STUDY | {"SOPInstanceUID": uid})
+        assert other.receive(sent, "image", "PACS", reply_to="PACS").status == 0x0000
+        repository.inbox.release()
+        wait_until(lambda: repository.inbox.status().instances == 0, "it waits")
+        assert repository.outbox.find(("waiting", "withdrawn", "cancelled")) == []
+        assert kinds(archive) == ["secondary_capture", "structured_report"]
 
 
 def test_images_without_a_study_do_not_wait_for_each_other(model, archive):

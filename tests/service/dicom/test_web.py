@@ -110,7 +110,8 @@ def test_malformed_request_stores_nothing(client, content_type, content, status)
 
 
 @pytest.mark.parametrize(
-    ("accept", "status"), [("application/dicom+xml", 406), ("*/*", 200), ("application/dicom+json", 200)]
+    ("accept", "status"),
+    [("application/dicom+xml", 406), ("application/*;q=0", 406), ("*/*", 200), ("application/dicom+json", 200)],
 )
 def test_response_is_json_only(client, accept, status):
     assert store(client, instance(), Accept=accept).status_code == status

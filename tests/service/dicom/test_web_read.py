@@ -1,7 +1,9 @@
 """QIDO-RS and WADO-RS: a DICOMweb client finds and retrieves stored images and their results, and nothing names a patient."""
 
+import asyncio
 import hashlib
 import io
+import json
 import logging
 import re
 import threading
@@ -31,7 +33,7 @@ from pneumoscope.core.errors import GoneError
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
-from pneumoscope.service.dicom import held
+from pneumoscope.service.dicom import stored_instances, web_read
 from pneumoscope.service.dicom.matching import parse_query
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer
@@ -267,7 +269,7 @@ def test_pages_contain_each_study_once_and_say_that_there_are_more(matched_clien
 
 def reads(client, monkeypatch):
     """Return a list to which the sizes are added that are read of stored files."""
-    sizes, stored = [], type(client.app.state.held_objects._images)
+    sizes, stored = [], type(client.app.state.stored_instances._files)
     read = stored.beginning
 
     def record(self, prediction, size):
@@ -281,7 +283,7 @@ def reads(client, monkeypatch):
 @pytest.mark.parametrize("parameters", [{"Modality": "XX"}, {"ModalitiesInStudy": "MR"}, {"offset": 999_999_999}, {}])
 def test_search_that_reads_too_many_files_is_incomplete_and_says_so(matched_client, monkeypatch, parameters):
     client, by_uid = matched_client
-    monkeypatch.setattr(held, "_MAX_FILES", 2)
+    monkeypatch.setattr(stored_instances, "_MAX_FILES", 2)
     sizes = reads(client, monkeypatch)
     level = "series" if "Modality" in parameters else "studies"
     answer = client.get(f"/dicom-web/{level}", params=parameters)
@@ -291,8 +293,62 @@ def test_search_that_reads_too_many_files_is_incomplete_and_says_so(matched_clie
     complete = client.get("/dicom-web/studies", params={"AccessionNumber": "A1"})
     assert [by_uid[pydicom.Dataset.from_json(each).StudyInstanceUID] for each in complete.json()] == ["a"]
     assert "Warning" not in complete.headers
-    monkeypatch.setattr(held, "_MAX_FILES", 3)
+    monkeypatch.setattr(stored_instances, "_MAX_FILES", 3)
     assert "Warning" not in client.get("/dicom-web/studies").headers
+
+
+def post_study(client, count):
+    """Store images of one study, each in a series of its own, and return their files."""
+    sent = [
+        instance(90 + 10 * number, StudyInstanceUID="1.2", SeriesInstanceUID=f"1.2.{number}") for number in range(count)
+    ]
+    post(client, *sent)
+    return sent
+
+
+def test_search_reads_no_more_files_of_one_study_either(client, monkeypatch):
+    post_study(client, 3)
+    monkeypatch.setattr(stored_instances, "_MAX_FILES", 2)
+    sizes = reads(client, monkeypatch)
+    answer = client.get("/dicom-web/studies/1.2/instances")
+    assert len(sizes) == len(images([pydicom.Dataset.from_json(each) for each in answer.json()])) == 2
+    assert answer.headers["Warning"].startswith('299 pneumoscope "The results are incomplete')
+
+
+def test_study_of_too_many_images_is_retrieved_by_series_only(client, monkeypatch):
+    sent = post_study(client, 3)
+    monkeypatch.setattr(stored_instances, "_MAX_RETRIEVED", 2)
+    for rest in ("", "/metadata"):
+        problem(client.get(address("1.2") + rest), 413, "too_large")
+        for each in sent:
+            assert client.get(address(*uids(each)[:2]) + rest).status_code == 200
+            assert client.get(address(*uids(each)) + rest).status_code == 200
+
+
+def test_one_image_of_a_study_is_retrieved_without_reading_the_others(client, monkeypatch):
+    sent = post_study(client, 3)
+    sizes = reads(client, monkeypatch)
+    ((_, content),) = parts(client.get(address(*uids(sent[1]))))
+    assert (content, len(sizes)) == (sent[1], 1)
+
+
+def test_headers_of_a_study_are_read_one_after_the_other_while_they_are_sent():
+    read = []
+
+    class Stored:
+        async def metadata(self, name):
+            read.append(name)
+            return {"name": name}
+
+    async def receive():
+        found = []
+        async for chunk in web_read._header_list(Stored(), ["a", "b", "c"], {"name": "a"}):
+            found.append((chunk, list(read)))
+        return found
+
+    found = asyncio.run(asyncio.wait_for(receive(), 10))
+    assert [names for _, names in found] == [[], ["b"], ["b", "c"], ["b", "c"]]
+    assert json.loads(b"".join(chunk for chunk, _ in found)) == [{"name": name} for name in "abc"]
 
 
 def test_no_more_of_a_file_is_read_than_its_header_takes(client, monkeypatch):
@@ -319,9 +375,9 @@ def test_two_searches_run_at_once(client, monkeypatch):
         time.sleep(0.2)
         with lock:
             running.pop()
-        return held.SearchResult([])
+        return stored_instances.SearchResult([])
 
-    monkeypatch.setattr(held.HeldObjects, "_search", record)
+    monkeypatch.setattr(stored_instances.StoredInstances, "_search", record)
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda _: client.get("/dicom-web/studies").status_code, range(6)))
     assert answers == 6 * [200]
@@ -352,10 +408,10 @@ def test_many_wildcards_are_matched_at_once():
     assert not query.matches(attributes)  # a backtracking pattern would take for ever: see the time limit of tests
 
 
-# --- what is held --------------------------------------------------------------------------------------------------------
+# --- what is stored --------------------------------------------------------------------------------------------------------
 
 
-def test_only_dicom_files_with_a_study_are_held(client):
+def test_only_dicom_files_with_a_study_are_offered(client):
     bare = instance(105)[132:]  # without preamble and file meta information
     post(client, png(100), dicom(101, PatientID="7"), instance(99)[:128] + b"DICM" + instance(99)[132:])
     fields = {"study_instance_uid": "1.2", "series_instance_uid": "1.3", "sop_instance_uid": "1.4"}
@@ -365,20 +421,20 @@ def test_only_dicom_files_with_a_study_are_held(client):
     problem(client.get(address("1.2")), 404, "unknown_name")
 
 
-def test_image_of_a_corrected_identity_is_not_held(client):
+def test_image_of_a_corrected_identity_is_not_offered(client):
     sent = instance()
     (found,) = post(client, sent)
     identity = found["identity"]
-    for changed, is_held in (("patient_birth_date", True), ("patient_id", False)):
+    for changed, is_offered in (("patient_birth_date", True), ("patient_id", False)):
         identity |= {changed: {"patient_birth_date": "2023-01-15", "patient_id": "8"}[changed]}
         body = {name: value for name, value in identity.items() if isinstance(value, str)}
         answer = client.put(f"/v1/predictions/{found['id']}/identity", json=body)
         assert answer.status_code == 200, answer.text
-        assert bool(search(client)) is is_held
-        assert (client.get(address(uids(sent)[0])).status_code == 200) is is_held
+        assert bool(search(client)) is is_offered
+        assert (client.get(address(uids(sent)[0])).status_code == 200) is is_offered
 
 
-def test_removed_image_is_not_held(client):
+def test_removed_image_is_not_offered(client):
     sent = instance()
     (found,) = post(client, sent)
     assert client.delete(f"/v1/predictions/{found['id']}").status_code == 204
@@ -386,7 +442,7 @@ def test_removed_image_is_not_held(client):
     problem(client.get(address(*uids(sent))), 404, "unknown_name")
 
 
-def test_nothing_is_held_with_pseudonyms(model):
+def test_no_instance_is_offered_with_pseudonyms(model):
     settings = Settings(pseudonymizer=Pseudonymizer(b"k" * 32))
     with TestClient(
         create_app(model, PredictionRepository(None), settings), base_url="http://127.0.0.1:8000"
@@ -580,7 +636,7 @@ def test_large_file_is_streamed_in_parts(client, monkeypatch):
             return super().read(size)
 
     monkeypatch.setattr(web_read, "_CHUNK_BYTES", 1000)
-    monkeypatch.setattr(type(client.app.state.held_objects._images), "open", lambda *_: File(sent))
+    monkeypatch.setattr(type(client.app.state.stored_instances._files), "open", lambda *_: File(sent))
     ((_, content),) = parts(client.get(address(*uids(sent))))
     assert content == sent
     assert set(sizes) == {1000}
@@ -611,7 +667,7 @@ def test_image_that_was_removed_since_it_was_found_is_gone(client, monkeypatch, 
     def fail(*_):
         raise GoneError("removed")
 
-    monkeypatch.setattr(type(client.app.state.held_objects._images), "open", fail)
+    monkeypatch.setattr(type(client.app.state.stored_instances._files), "open", fail)
     problem(client.get(address(*uids(sent)), headers={"Accept": accept}), 410, "gone")
 
 
@@ -628,7 +684,7 @@ def test_body_ends_without_its_last_boundary_if_a_further_image_was_removed(mode
                 raise GoneError("removed")
             return files.pop()
 
-        monkeypatch.setattr(type(client.app.state.held_objects._images), "open", open_first)
+        monkeypatch.setattr(type(client.app.state.stored_instances._files), "open", open_first)
         answer = client.get(address("1.2", "1.3"))
         _, boundary = MULTIPART.fullmatch(answer.headers["Content-Type"]).groups()
         assert sent[0] in answer.content

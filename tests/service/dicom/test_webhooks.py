@@ -208,6 +208,25 @@ def test_late_instance_is_reported_as_the_next_revision(model, receiver, secret_
     assert len({headers["Webhook-Id"] for _, headers, _ in receiver.requests}) == 3
 
 
+@pytest.mark.parametrize(("first", "decision"), [({"ViewPosition": "LL"}, "rejected"), ({"level": 90}, "no_pneumonia")])
+def test_late_frontal_image_changes_the_decision_of_the_study_and_supersedes_its_event(
+    model, receiver, secret_file, first, decision
+):
+    with service(model, configuration(webhook(receiver, secret_file))) as (client, repository):
+        receive(client, **first)
+        wait_for_events(repository, receiver, 1)
+        receive(client, 180)
+        wait_for_events(repository, receiver, 2)
+        late = max(predicted(client, 2), key=lambda each: each["probability"] or 0)
+        receive(client, 180, StudyInstanceUID="1.2.9")
+        wait_for_events(repository, receiver, 3)
+    before, after, other = (each["data"] for each in receiver.events)
+    ids = [headers["Webhook-Id"] for _, headers, _ in receiver.requests]
+    assert (before["decision"], before["supersedes"]) == (decision, None)
+    assert (after["decision"], after["prediction_id"], after["supersedes"]) == ("pneumonia", late["id"], ids[0])
+    assert other["supersedes"] is None
+
+
 def test_instance_that_is_sent_again_causes_no_event(model, receiver, secret_file):
     with service(model, configuration(webhook(receiver, secret_file))) as (client, repository):
         receive(client, SOPInstanceUID="1.2.3.4.5")
@@ -266,7 +285,7 @@ def test_event_that_waits_is_replaced_by_the_next_one(model, receiver, secret_fi
         wait_until(lambda: len(repository.outbox.find(("cancelled",))) == 1, "two wait")
         receiver.start()
         wait_for_events(repository, receiver, 1)
-    assert [each["data"]["revision"] for each in receiver.events] == [2]
+    assert [(each["data"]["revision"], each["data"]["supersedes"]) for each in receiver.events] == [(2, None)]
 
 
 def test_identities_that_expire_cancel_what_could_not_be_delivered(model, receiver, secret_file):

@@ -249,7 +249,7 @@ def test_withdrawn_object_is_not_requested_and_not_sent_again(sent):
 def test_object_whose_identity_was_removed_can_be_committed_but_is_not_sent_again(sent):
     request = sent.request()
     with write_transaction(sent.engine) as connection:
-        forget_headers(connection, (START + timedelta(days=1)).isoformat())
+        forget_headers(connection, (START + timedelta(days=1)).isoformat(), START.isoformat())
     assert sent.report(request, sent.uids[:1], sent.uids[1:])
     assert sent.states() == [("delivered", "committed", ""), ("delivered", "failed", "not_committed_0112")]
 
@@ -297,7 +297,7 @@ def test_cost_of_status_due_and_retention_does_not_grow_with_delivered_objects(t
 
         def expire():
             with write_transaction(engine) as connection:
-                forget_headers(connection, "2000")
+                forget_headers(connection, "2000", "2026")
 
         counted = []
         for operation in (

@@ -271,7 +271,7 @@ _EXAMPLES = {
     401: ("authentication", "unknown token", "Send the header: Authorization: Bearer TOKEN"),
     403: ("forbidden", "the role 'sender' may not do this; it requires the role 'reader'", "Ask an administrator for a token"),
     404: ("unknown_name", "there is no prediction '0123456789abcdef0123456789abcdef'", "It was deleted, or never existed here"),
-    406: ("usage", "the response is application/dicom+json, which the client does not accept", ""),
+    406: ("usage", "the client does not accept application/dicom+json or application/json, which this resource has", ""),
     409: (
         "image_of_two_patients",
         "nothing was deleted: an image was received under another patient as well",

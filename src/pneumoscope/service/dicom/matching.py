@@ -14,7 +14,7 @@ from pydicom.multival import MultiValue
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.identity import search_words
-from pneumoscope.service.storage.held import HeldFilter
+from pneumoscope.service.storage.dicom_files import StudyFilter
 
 __all__ = ["ATTRIBUTES", "DEFAULT_LIMIT", "MAX_LIMIT", "Level", "SearchQuery", "parse_query"]
 
@@ -65,7 +65,7 @@ class SearchQuery:
         """Return whether all conditions hold."""
         return all(_matches(attributes, keyword, value) for keyword, value in self.conditions.items())
 
-    def held_filter(self, study_uid: str = "") -> HeldFilter:
+    def study_filter(self, study_uid: str = "") -> StudyFilter:
         """Return conditions that every match meets, which the database checks.
 
         Args:
@@ -74,7 +74,7 @@ class SearchQuery:
         stated = self.conditions
         name = _WILDCARDS.split(stated.get("PatientName", ""))
         first, last = _bounds(stated.get("StudyDate", ""))
-        return HeldFilter(
+        return StudyFilter(
             study_uids=(study_uid,) if study_uid else tuple(_values(stated.get("StudyInstanceUID", ""))),
             patient_id=_literal(stated.get("PatientID", "")),
             accession_number=_literal(stated.get("AccessionNumber", "")),

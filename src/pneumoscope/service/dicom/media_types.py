@@ -1,33 +1,28 @@
-"""Choose the media type of a DICOMweb response from the header Accept, or the parameter `accept` (PS3.18 8.7)."""
+"""Media types and transfer syntaxes of DICOMweb responses, by the header Accept or the parameter `accept` (PS3.18 8.7)."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
-from email.message import Message
-from typing import NamedTuple
 
 from fastapi import Request
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
-from starlette.exceptions import HTTPException
+
+from pneumoscope.service.api.content_negotiation import MediaRange, accepted_ranges, covers, not_acceptable
 
 __all__ = [
     "DICOM",
     "JSON",
     "JSON_TYPES",
     "OCTETS",
-    "MediaRange",
-    "accepted_ranges",
-    "choose",
     "frame_type",
     "require_dicom",
     "require_frame",
+    "stated_ranges",
 ]
 
 DICOM, JSON, OCTETS = "application/dicom", "application/dicom+json", "application/octet-stream"
 JSON_TYPES = (JSON, "application/json")
 _NATIVE_FRAME = "1.2.840.10008.1.2.1"  # as which uncompressed pixels are sent
-_PARTS = re.compile(r'(?:[^,"]|"[^"]*")+')  # separated by commas outside quotes
 # Media types of frames by transfer syntax (PS3.18 table 8.7.3-5).
 _FRAME_TYPES = (
     ("1.2.840.10008.1.2.5", "image/dicom-rle"),
@@ -39,48 +34,9 @@ _FRAME_TYPES = (
 )
 
 
-class MediaRange(NamedTuple):
-    """Media types that a client accepts.
-
-    Attributes:
-        name: Such as "multipart/related", "image/*" or "*/*".
-        part: Type of the parts of a multipart body; empty if any.
-        transfer_syntax: UID; "*" if any, empty if not stated.
-    """
-
-    name: str
-    part: str
-    transfer_syntax: str
-
-    def covers(self, media_type: str) -> bool:
-        """Return whether a media type is among them."""
-        return _covers(self.name, media_type)
-
-
-def accepted_ranges(request: Request) -> list[MediaRange]:
-    """Return what the client accepts, in its order; all if it does not say."""
-    stated = request.query_params.get("accept") or request.headers.get("Accept") or "*/*"
-    found = []
-    for text in _PARTS.findall(stated):
-        message = Message()
-        message["Content-Type"] = text.strip()
-        name, _, _ = text.partition(";")
-        part, syntax, quality = (str(message.get_param(key) or "") for key in ("type", "transfer-syntax", "q"))
-        if not re.fullmatch(r"0(\.0*)?", quality):
-            found.append(MediaRange(name.strip().lower(), part.lower(), syntax))
-    return found
-
-
-def choose(ranges: Sequence[MediaRange], offered: Sequence[str]) -> str:
-    """Return the first offered media type that the client accepts, in the client's order.
-
-    Raises:
-        HTTPException: None is accepted (406).
-    """
-    found = (each for accepted in ranges for each in offered if accepted.covers(each))
-    if chosen := next(found, ""):
-        return chosen
-    raise _not_acceptable(" or ".join(offered))
+def stated_ranges(request: Request) -> list[MediaRange]:
+    """Return what the client accepts; see `content_negotiation.accepted_ranges`."""
+    return accepted_ranges(request, request.query_params.get("accept"))
 
 
 def require_dicom(ranges: Sequence[MediaRange], transfer_syntaxes: Collection[str], *, single: bool) -> bool:
@@ -93,14 +49,15 @@ def require_dicom(ranges: Sequence[MediaRange], transfer_syntaxes: Collection[st
     Raises:
         HTTPException: The client accepts neither, or other transfer syntaxes only (406).
     """
-    multipart = [each for each in ranges if each.covers("multipart/related") and each.part in ("", DICOM)]
-    bare = [each for each in ranges if single and each.name == DICOM]
+    accepted = [each for each in ranges if each.quality > 0]
+    multipart = [each for each in accepted if each.covers("multipart/related") and _part_type(each) in ("", DICOM)]
+    bare = [each for each in accepted if single and each.name == DICOM]
     if not multipart and not bare:
-        raise _not_acceptable(f'multipart/related; type="{DICOM}"')
-    accepted = {each.transfer_syntax for each in (*multipart, *bare)}
+        raise not_acceptable([f'multipart/related; type="{DICOM}"'])
+    syntaxes = {_transfer_syntax(each) for each in (*multipart, *bare)}
     # Without a transfer syntax, a client accepts the default one. It is sent the stored one, as other servers do.
-    if not accepted & {"", "*"} and not accepted.issuperset(transfer_syntaxes):
-        raise _not_acceptable('the stored transfer syntax; accept transfer-syntax="*"')
+    if not syntaxes & {"", "*"} and not syntaxes.issuperset(transfer_syntaxes):
+        raise not_acceptable(['the stored transfer syntax; accept transfer-syntax="*"'])
     return bool(multipart)
 
 
@@ -114,18 +71,19 @@ def frame_type(transfer_syntax: str) -> tuple[str, str]:
 def require_frame(ranges: Sequence[MediaRange], media_type: str, transfer_syntax: str) -> None:
     """Raise HTTPException (406) if the client does not accept a frame of a media type and transfer syntax."""
     for each in ranges:
-        if not each.covers("multipart/related"):
+        if each.quality == 0 or not each.covers("multipart/related"):
             continue
-        if each.transfer_syntax == "*" or (
-            each.transfer_syntax in ("", transfer_syntax) and (not each.part or _covers(each.part, media_type))
-        ):
+        part, syntax = _part_type(each), _transfer_syntax(each)
+        if syntax == "*" or (syntax in ("", transfer_syntax) and (not part or covers(part, media_type))):
             return
-    raise _not_acceptable(f'multipart/related; type="{media_type}"; transfer-syntax={transfer_syntax}')
+    raise not_acceptable([f'multipart/related; type="{media_type}"; transfer-syntax={transfer_syntax}'])
 
 
-def _covers(accepted: str, media_type: str) -> bool:
-    return accepted in ("*/*", media_type, f"{media_type.partition('/')[0]}/*")
+def _part_type(accepted: MediaRange) -> str:
+    """Return the media type of the parts of a multipart body; empty if any."""
+    return accepted.parameters.get("type", "").lower()
 
 
-def _not_acceptable(offered: str) -> HTTPException:
-    return HTTPException(406, f"the client does not accept {offered}, which this resource has")
+def _transfer_syntax(accepted: MediaRange) -> str:
+    """Return a UID; "*" if any, empty if not stated."""
+    return accepted.parameters.get("transfer-syntax", "")

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from pneumoscope import __version__
 from pneumoscope.core.errors import BusyError, StorageError, UnreadableImageError
 from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import Failure, Prediction, Rejection
+from pneumoscope.service.audit.log import Entry, append
 from pneumoscope.service.dicom.configuration import DicomConfiguration, SiteRule
 from pneumoscope.service.dicom.header import decode_header, encode_header, has_study, is_own_result, read_header
 from pneumoscope.service.dicom.settings import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, PROCESSING_FAILURE, SUCCESS
@@ -33,13 +34,19 @@ from pneumoscope.service.predictions import PredictionService
 from pneumoscope.service.storage.inbox import (
     Outcome,
     ReceivedInstance,
+    copies_of,
     finish,
     forget_header,
     instances_of,
-    later_instances,
 )
-from pneumoscope.service.storage.outbox import ObjectKind, ResultSubject, enqueue
-from pneumoscope.service.storage.queries import decision_of, read_one
+from pneumoscope.service.storage.outbox import (
+    ObjectKind,
+    ResultSubject,
+    destinations_with,
+    destinations_with_result,
+    enqueue,
+)
+from pneumoscope.service.storage.queries import read_one
 from pneumoscope.service.storage.records import StoredPrediction, format_time
 from pneumoscope.service.storage.study_events import enqueue_study_event
 
@@ -50,7 +57,7 @@ _STORE_SECONDS = 60  # limit on storing an instance
 _POLL_SECONDS = 0.5
 _BATCH = 64  # instances that are taken from the inbox at once
 _CONCURRENT = 8  # of those, whose files are in memory at once
-_MAX_ATTEMPTS = 3  # after unexpected errors
+_MAX_ATTEMPTS = 3  # that end with an unexpected error, or with the process
 _UNREADABLE_SECONDS = 60  # until the next attempt to read a file
 
 
@@ -80,7 +87,6 @@ class InstanceProcessor:
         rules = [rule.model_dump(mode="json") for rule in configuration.rules]
         settings = json.dumps([__version__, service.model.settings, rules])
         self._settings = hashlib.sha256(settings.encode()).hexdigest()
-        self._attempts: Counter[int] = Counter()  # failed ones, by number of the instance
         self._postponed: dict[int, float] = {}  # time of the next attempt to read a file, by number of the instance
 
     def receive(self, instance: bytes, name: str, sender: str, *, reply_to: str = "") -> Reception:
@@ -130,60 +136,78 @@ class InstanceProcessor:
 
     async def run(self) -> None:
         """Predict instances of quiet studies until the task is cancelled."""
-        semaphore = asyncio.Semaphore(_CONCURRENT)
-
-        async def process(received: ReceivedInstance) -> bool:
-            async with semaphore:
-                return await self._process(received)
-
         while True:
             try:
-                now = time.monotonic()
-                self._postponed = {number: due for number, due in self._postponed.items() if due > now}
-                ready = await run_in_threadpool(self._inbox.ready, _BATCH, self._postponed)
-                done = await asyncio.gather(*map(process, ready))
+                is_done = await self._process_ready()
             except Exception as error:  # noqa: BLE001  the task must survive; the message may contain anything
                 reason = error.message if isinstance(error, StorageError) else f"unexpected {type(error).__name__}"
                 _LOG.warning("Received instances cannot be predicted; the next attempt follows: %s", reason)
-                done = []
-            if not any(done):
+                is_done = False
+            if not is_done:
                 await asyncio.sleep(_POLL_SECONDS)
 
-    async def _process(self, received: ReceivedInstance) -> bool:
-        """Predict an instance, and return whether it no longer waits."""
+    async def _process_ready(self) -> bool:
+        """Predict some instances of quiet studies, and return whether one of them no longer waits."""
+        now = time.monotonic()
+        self._postponed = {number: due for number, due in self._postponed.items() if due > now}
+        ready = await run_in_threadpool(self._inbox.ready, _BATCH, self._postponed)
+        # An instance that was attempted before may have killed the process, with others of its batch. It is attempted alone, so
+        # that only the one that does is given up; and after those with fewer attempts, so that a process that is killed again and
+        # again for another reason is not always killed during the same instance.
+        again = sorted((each for each in ready if each.attempts), key=lambda each: (each.attempts, each.number))
+        batches = [[each for each in ready if not each.attempts], *([each] for each in again)]
+        return any([await self._process_batch(batch) for batch in batches if batch])
+
+    async def _process_batch(self, batch: Sequence[ReceivedInstance]) -> bool:
+        """Predict instances, and return whether one of them no longer waits."""
+        await run_in_threadpool(self._inbox.begin_attempts, batch)
+        semaphore = asyncio.Semaphore(_CONCURRENT)
         try:
+            return any(await asyncio.gather(*(self._process(each, semaphore) for each in batch)))
+        except asyncio.CancelledError:  # the service stops
+            self._cancel_attempts(batch)
+            raise
+
+    async def _process(self, received: ReceivedInstance, semaphore: asyncio.Semaphore) -> bool:
+        """Predict an instance, and return whether it no longer waits; only an unexpected error leaves its attempt counted."""
+        async with semaphore:
             try:
-                content = await run_in_threadpool(self._inbox.content, received)
-            except StorageError as error:
-                _LOG.error("A received instance cannot be read; the next attempt follows: %s", error.message)
-                self._postponed[received.number] = time.monotonic() + _UNREADABLE_SECONDS
+                await self._attempt(received)
+            except (StorageError, BusyError):  # the next attempt follows
+                await run_in_threadpool(self._cancel_attempts, [received])
                 return False
-            if content is None:
-                _LOG.error("The file of a received instance is missing; ask its sender to send it again")
-                lost = Outcome("lost", self._settings)
-                await run_in_threadpool(self._inbox.finish, received, lost, partial(self._record_lost, received))
-                return True
+            except Exception as error:  # noqa: BLE001  the others are predicted; its message may contain anything
+                _LOG.warning("A received instance could not be predicted: unexpected %s", type(error).__name__)
+                return False
+            return True
 
-            def adjust(prediction: Prediction) -> Prediction:
-                return self._with_rule(prediction, received)
+    async def _attempt(self, received: ReceivedInstance) -> None:
+        try:
+            content = await run_in_threadpool(self._inbox.content, received)
+        except StorageError as error:
+            _LOG.error("A received instance cannot be read; the next attempt follows: %s", error.message)
+            self._postponed[received.number] = time.monotonic() + _UNREADABLE_SECONDS
+            raise
+        if content is None:
+            _LOG.error("The file of a received instance is missing; ask its sender to send it again")
+            lost = Outcome("lost", self._settings)
+            await run_in_threadpool(self._inbox.finish, received, lost, partial(self._record_lost, received))
+            return
+        if received.attempts < _MAX_ATTEMPTS:
+            await self._service.predict_received(
+                content,
+                received.sop_instance_uid,
+                received.sender,
+                adjust=partial(self._with_rule, received),
+                also=partial(self._record, received),
+            )
+        else:
+            await self._give_up(received, content)
+        await run_in_threadpool(self._inbox.remove_file, received)
 
-            def also(connection: Connection, prediction: Prediction, id: str) -> None:
-                self._record(connection, received, prediction, id)
-
-            name = received.sop_instance_uid
-            if self._attempts[received.number] < _MAX_ATTEMPTS:
-                await self._service.predict_received(content, name, received.sender, adjust=adjust, also=also)
-            else:
-                await self._give_up(received, content)
-            self._attempts.pop(received.number, None)
-            await run_in_threadpool(self._inbox.remove_file, received)
-        except (StorageError, BusyError):
-            return False  # the next attempt follows
-        except Exception as error:  # noqa: BLE001  the others are predicted; its message may contain anything
-            self._attempts[received.number] += 1
-            _LOG.warning("A received instance could not be predicted: unexpected %s", type(error).__name__)
-            return False
-        return True
+    def _cancel_attempts(self, batch: Sequence[ReceivedInstance]) -> None:
+        with contextlib.suppress(StorageError):  # they stay counted
+            self._inbox.cancel_attempts(batch)
 
     async def _give_up(self, received: ReceivedInstance, content: bytes) -> None:
         failed = Prediction(
@@ -195,7 +219,7 @@ class InstanceProcessor:
         )
         await run_in_threadpool(
             self._service.repository.unreadable_files.add, self._stored(failed), content, user=received.sender,
-            also=lambda connection, id: self._record(connection, received, failed, id),
+            also=lambda connection, id: self._record(received, connection, failed, id),
         )  # fmt: skip
 
     def _stored(self, prediction: Prediction) -> Prediction:
@@ -204,18 +228,24 @@ class InstanceProcessor:
         return pseudonymizer.prediction(prediction) if pseudonymizer else prediction
 
     def _record_lost(self, received: ReceivedInstance, connection: Connection, time: str) -> None:
+        append(connection, [Entry(time, received.sender, "instance_lost", image_sha256=received.image_sha256)])
         if self._service.pseudonymizer:
             forget_header(connection, received, self._stored_uid(received))
         self._enqueue_event(received, connection, time)
+        if not self._service.pseudonymizer:
+            self._enqueue_earlier(connection, received, time)
+            if not any(each.state == "waiting" for each in copies_of(connection, received)):
+                answered = destinations_with_result(connection, received.sop_instance_uid)
+                self._enqueue(connection, received, time, failure_code="lost", without=answered)
 
     def adjust_again(self, earlier: StoredPrediction, prediction: Prediction) -> Prediction:
         """Return the prediction of an image that is predicted again, or a rejection if a site rule excludes a received image."""
         stated = dataclasses.replace(prediction, identity=earlier.identity)
         for received in self._inbox.instances_of(earlier.id):
-            stated = self._with_rule(stated, received)
+            stated = self._with_rule(received, stated)
         return dataclasses.replace(stated, identity=prediction.identity)
 
-    def _with_rule(self, prediction: Prediction, received: ReceivedInstance) -> Prediction:
+    def _with_rule(self, received: ReceivedInstance, prediction: Prediction) -> Prediction:
         """Return the prediction, or a rejection if a site rule excludes the image."""
         rule = self._rule_of(prediction, received)
         if rule is None or rule.action == "predict" or prediction.decision == "rejected":
@@ -235,7 +265,7 @@ class InstanceProcessor:
         modality, view = (str(header.get(name) or "").strip() for name in ("Modality", "ViewPosition"))
         return self._configuration.rule_of(prediction, modality=modality, view=view, sender=received.sender)
 
-    def _record(self, connection: Connection, received: ReceivedInstance, prediction: Prediction, id: str) -> None:
+    def _record(self, received: ReceivedInstance, connection: Connection, prediction: Prediction, id: str) -> None:
         """Record the outcome of an instance, and put its results into the outbox, in the transaction of its prediction."""
         at = format_time(datetime.now(UTC))
         code = prediction.failure.code if prediction.failure else ""
@@ -247,7 +277,8 @@ class InstanceProcessor:
             return
         rule = None if prediction.failure else self._rule_of(prediction, received)
         if rule is None or rule.result:
-            self._enqueue(connection, received, id, code, at)
+            self._enqueue(connection, received, at, id=id, failure_code=code)
+        self._enqueue_earlier(connection, received, at)
 
     def record_again(self, earlier_id: str, connection: Connection, id: str) -> None:
         """Put the results of an image that was predicted again into the outbox; see `PredictionService.on_predicted_again`."""
@@ -258,7 +289,7 @@ class InstanceProcessor:
             finish(connection, received, Outcome("predicted", self._settings, id), at)
             rule = self._rule_of(prediction, received)
             if rule is None or rule.result:
-                self._enqueue(connection, received, id, "", at)
+                self._enqueue(connection, received, at, id=id)
         for received in {each.study_instance_uid: each for each in found}.values():  # one event for each study
             self._enqueue_event(received, connection, at)
 
@@ -284,28 +315,68 @@ class InstanceProcessor:
             time=time,
         )
 
-    def _enqueue(self, connection: Connection, received: ReceivedInstance, id: str, failure_code: str, at: str) -> None:
-        # A corrected header, or other pixels, with the same UID: the result is that of the last one, in whatever order they are
-        # predicted.
-        later = later_instances(connection, received, self._settings)
-        answered = {name for each in later for name in self._configuration.destinations_of(each.reply_to)}
-        destinations = [name for name in self._configuration.destinations_of(received.reply_to) if name not in answered]
+    def _enqueue(
+        self,
+        connection: Connection,
+        received: ReceivedInstance,
+        at: str,
+        *,
+        id: str = "",
+        failure_code: str = "",
+        without: Collection[str] = (),
+    ) -> None:
+        """Put the results of an instance into the outbox, for the destinations that get none of a later copy of it.
+
+        A corrected header, or other pixels, with the same SOP Instance UID: the result is that of the last copy, in whatever
+        order they are predicted, and its header is that of the last copy. But a copy that has no result itself must not leave
+        out those of an earlier one, for silence reads as normal: its file may be lost, or a site rule may allow it no result. So
+        a later copy counts while it waits, and afterwards only if its results are in the outbox; see `_enqueue_earlier`.
+        """
+        later = [each for each in copies_of(connection, received) if each.number > received.number]
+        destinations = set(self._configuration.destinations_of(received.reply_to)).difference(without)
+        for each in later:
+            if each.state == "waiting":
+                destinations -= set(self._configuration.destinations_of(each.reply_to))
+            elif each.settings == self._settings:  # others are answered by another model or other site rules
+                destinations -= self._answered(connection, each)
+        header = next((each.header for each in later if each.header), received.header)
+        # Retention or pseudonymization may have removed the header.
+        if not header or not has_study(decode_header(header)):
+            return
+        stored = read_one(connection, id) if id else None
         subject = ResultSubject(
             prediction_id=id,
             failure_code=failure_code,
-            model_sha256=self._service.model.facts.sha256,
-            operating_point=self._service.model.operating_point_name,
+            model_sha256=stored.model.sha256 if stored else self._service.model.facts.sha256,
+            operating_point=stored.operating_point if stored else self._service.model.operating_point_name,
             sop_instance_uid=received.sop_instance_uid,
-            header=received.header,
+            header=header,
         )
-        # Retention or pseudonymization may have removed the header.
-        if not received.header or not has_study(decode_header(received.header)):
-            return
-        enqueue(connection, subject, destinations, self._kinds(connection, id), at)
+        enqueue(connection, subject, sorted(destinations), self._kinds(stored), at)
 
-    def _kinds(self, connection: Connection, id: str) -> Sequence[ObjectKind]:
+    def _enqueue_earlier(self, connection: Connection, received: ReceivedInstance, at: str) -> None:
+        """Put the results of earlier copies of an instance into the outbox if they were left out because it waited."""
+        for earlier in copies_of(connection, received):
+            if earlier.number > received.number or earlier.state not in ("predicted", "unreadable"):
+                continue
+            if self._has_result(connection, earlier):
+                answered, code = self._answered(connection, earlier), earlier.failure_code
+                self._enqueue(connection, earlier, at, id=earlier.prediction_id, failure_code=code, without=answered)
+
+    def _answered(self, connection: Connection, received: ReceivedInstance) -> set[str]:
+        """Return the destinations that get, or got, the results of a processed instance."""
+        return destinations_with(connection, received.sop_instance_uid, received.prediction_id, received.failure_code)
+
+    def _has_result(self, connection: Connection, received: ReceivedInstance) -> bool:
+        """Return whether the site rules allow results of a processed instance."""
+        if not received.prediction_id:
+            return True
+        rule = self._rule_of(read_one(connection, received.prediction_id), received)
+        return rule is None or rule.result
+
+    def _kinds(self, stored: StoredPrediction | None) -> Sequence[ObjectKind]:
         """Return the kinds of objects of a prediction, or of a file that could not be read, of which there is no picture."""
-        if not id:
+        if stored is None:
             return ("structured_report",)
-        has_heatmap = decision_of(connection, id) != "rejected" and self._service.model.has_heatmaps
+        has_heatmap = stored.decision != "rejected" and self._service.model.has_heatmaps
         return self._configuration.results.kinds(has_heatmap=has_heatmap)

@@ -69,6 +69,7 @@ def pull_by_web(
             except PullError as error:
                 report.end_early(error, len(series) - number)
                 break
+        report.incomplete_searches = archive.incomplete_searches
         if progress:
             progress(len(series), len(series))
 
@@ -77,12 +78,18 @@ class _Archive:
     """A DICOMweb server that is searched.
 
     Its methods raise PullError if it cannot be reached, or does not do a search.
+
+    Attributes:
+        incomplete_searches: Number of searches of which the server says that it did not return all results.
     """
 
     def __init__(self, source: WebServer, session: requests.Session) -> None:
         self._name, self._url, self._session = source.name, source.url, session
         self._client = DICOMwebClient(source.url or "", session=session, timeout=HTTP_SECONDS)
         self._client.set_http_retry_params(retry=False)
+        self._has_warning = False  # of the last response
+        self.incomplete_searches = 0
+        session.hooks["response"].append(self._note_warning)
 
     def studies(self, selection: StudySelection) -> list[str]:
         """Return the UIDs of studies."""
@@ -126,9 +133,14 @@ class _Archive:
             page = list(self._search(search, offset=offset, limit=_PAGE, **arguments))
             new = {uid: each for each in page if (uid := str(each.get(keyword) or "")) and uid not in found}
             if not new:  # a server may send fewer than `limit`, or ignore `limit` and `offset`
+                # A page with new results has a warning, too, if there are further pages (PS3.18 8.3.4.4).
+                self.incomplete_searches += self._has_warning
                 return found
             found |= new
             offset += len(page)
+
+    def _note_warning(self, response: requests.Response, *_: Any, **__: Any) -> None:
+        self._has_warning = response.headers.get("Warning", "").lstrip().startswith("299")
 
     def _search(self, search: Callable[..., Any], **arguments: Any) -> Iterator[Dataset]:
         place = f"{self._name} ({self._url})"

@@ -12,7 +12,9 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from pydicom import Dataset
@@ -183,7 +185,7 @@ class DicomReceiver:
         ]
         try:
             server = self._ae.make_server(
-                (host, self._settings.port), evt_handlers=handlers, server_class=_server_class(self._settings)
+                (host, self._settings.port), evt_handlers=handlers, server_class=_Server, settings=self._settings
             )
         except OSError as error:
             raise UsageError(
@@ -288,23 +290,28 @@ def _limit_pdus(event: Event) -> None:
     association_socket: Any = event.assoc.dul.socket
     seconds = float(event.assoc.network_timeout or 0)
     association_socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    association_socket.recv = partial(_receive, association_socket, seconds)
 
-    def receive(n_bytes: int) -> bytearray:
-        if n_bytes > _MAX_PDU_BYTES:
-            raise OSError(errno.EMSGSIZE, "the PDU is too long")
-        deadline, found = time.monotonic() + seconds, bytearray()
-        while len(found) < n_bytes:
-            if time.monotonic() > deadline:
-                raise TimeoutError("the PDU is not complete")
-            if _QUICK_ACK:  # it is not kept: set it each time
-                association_socket.socket.setsockopt(socket.IPPROTO_TCP, _QUICK_ACK, 1)
-            part = association_socket.socket.recv(n_bytes - len(found))
-            if not part:
-                break
-            found += part
-        return found
 
-    association_socket.recv = receive
+def _receive(association_socket: Any, seconds: float, n_bytes: int) -> bytearray:
+    """Return the next bytes of a connection, fewer only at its end.
+
+    Raises:
+        OSError: They are more than a PDU may have, or do not arrive within a number of seconds.
+    """
+    if n_bytes > _MAX_PDU_BYTES:
+        raise OSError(errno.EMSGSIZE, "the PDU is too long")
+    deadline, found = time.monotonic() + seconds, bytearray()
+    while len(found) < n_bytes:
+        if time.monotonic() > deadline:
+            raise TimeoutError("the PDU is not complete")
+        if _QUICK_ACK:  # it is not kept: set it each time
+            association_socket.socket.setsockopt(socket.IPPROTO_TCP, _QUICK_ACK, 1)
+        part = association_socket.socket.recv(n_bytes - len(found))
+        if not part:
+            break
+        found += part
+    return found
 
 
 def _end_with_connection(event: Event) -> None:
@@ -315,21 +322,22 @@ def _end_with_connection(event: Event) -> None:
     """
     association: Any = event.assoc
     machine = association.dul.state_machine
-    act = machine.do_action
+    machine.do_action = partial(_act, association, machine.do_action)
 
-    def act_and_end(name: str) -> None:
-        try:
-            act(name)
-        except Exception as error:  # noqa: BLE001  untrusted bytes; its message may contain anything
-            _LOG.warning("Aborted a DICOM association: unexpected %s", type(error).__name__)
-            association.is_aborted, association.is_established = True, False
-            association.dul.socket.close()
-            machine.current_state = "Sta1"  # idle
-            association.dul._kill_thread = association._kill = True
-        if machine.current_state == "Sta1" and association.requestor.primitive is None:
-            association.dul.to_user_queue.put(None)  # what waits for the request receives nothing
 
-    machine.do_action = act_and_end
+def _act(association: Any, act: Callable[[str], None], name: str) -> None:
+    """Do an action of the state machine of an association, and end the association if it fails or its connection is closed."""
+    machine = association.dul.state_machine
+    try:
+        act(name)
+    except Exception as error:  # noqa: BLE001  untrusted bytes; its message may contain anything
+        _LOG.warning("Aborted a DICOM association: unexpected %s", type(error).__name__)
+        association.is_aborted, association.is_established = True, False
+        association.dul.socket.close()
+        machine.current_state = "Sta1"  # idle
+        association.dul._kill_thread = association._kill = True
+    if machine.current_state == "Sta1" and association.requestor.primitive is None:
+        association.dul.to_user_queue.put(None)  # what waits for the request receives nothing
 
 
 def _is_at(peer: DicomPeer, address: str) -> bool:
@@ -340,41 +348,44 @@ def _is_at(peer: DicomPeer, address: str) -> bool:
     return False
 
 
-def _server_class(settings: DicomSettings) -> type[ThreadedAssociationServer]:
-    """Return the class of a server that checks addresses and does the TLS handshake in the thread of the connection.
+class _Server(ThreadedAssociationServer):
+    """Checks addresses and does the TLS handshake in the thread of the connection.
 
     In the thread that accepts connections, one silent client would keep all others waiting.
+
+    Args:
+        arguments, options: Of the base class; see `pynetdicom.AE.make_server`.
+        settings: Settings of the node.
     """
 
-    starting = threading.Lock()
+    def __init__(self, *arguments: Any, settings: DicomSettings, **options: Any) -> None:
+        self._settings, self._starting = settings, threading.Lock()
+        super().__init__(*arguments, **options)
 
-    class Server(ThreadedAssociationServer):
-        def process_request_thread(self, request: Any, client_address: Any) -> None:
-            """Process a connection; see `socketserver.ThreadingMixIn`."""
-            address = client_address[0]
-            if not any(_is_at(peer, address) for peer in settings.peers):
-                _LOG.warning("Rejected a DICOM connection from %s: the address is not that of a peer", address)
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Process a connection; see `socketserver.ThreadingMixIn`."""
+        address, settings = client_address[0], self._settings
+        if not any(_is_at(peer, address) for peer in settings.peers):
+            _LOG.warning("Rejected a DICOM connection from %s: the address is not that of a peer", address)
+            self.shutdown_request(request)
+            return
+        if settings.tls:
+            try:
+                request.settimeout(min(settings.timeout, _HANDSHAKE_SECONDS))
+                request = settings.tls.wrap_socket(request, server_side=True)
+            except OSError:  # of which SSLError is one
+                _LOG.warning("Rejected a DICOM connection from %s: TLS handshake failed", address)
                 self.shutdown_request(request)
                 return
-            if settings.tls:
-                try:
-                    request.settimeout(min(settings.timeout, _HANDSHAKE_SECONDS))
-                    request = settings.tls.wrap_socket(request, server_side=True)
-                except OSError:  # of which SSLError is one
-                    _LOG.warning("Rejected a DICOM connection from %s: TLS handshake failed", address)
-                    self.shutdown_request(request)
-                    return
-            request.settimeout(settings.timeout)  # of a PDU that is not complete
-            with starting:
-                # Those above the limit of associations are rejected when they ask for one; each takes two threads until then.
-                if len(self.active_associations) < _CONNECTIONS * settings.max_associations:
-                    super().process_request_thread(request, client_address)
-                    return
-            _LOG.warning("Rejected a DICOM connection from %s: too many are open", address)
-            self.shutdown_request(request)
+        request.settimeout(settings.timeout)  # of a PDU that is not complete
+        with self._starting:
+            # Those above the limit of associations are rejected when they ask for one; each takes two threads until then.
+            if len(self.active_associations) < _CONNECTIONS * settings.max_associations:
+                super().process_request_thread(request, client_address)
+                return
+        _LOG.warning("Rejected a DICOM connection from %s: too many are open", address)
+        self.shutdown_request(request)
 
-        def handle_error(self, request: Any, client_address: Any) -> None:
-            """Log a failed connection without its traceback."""
-            _LOG.warning("A DICOM connection from %s failed", client_address[0])
-
-    return Server
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log a failed connection without its traceback."""
+        _LOG.warning("A DICOM connection from %s failed", client_address[0])

@@ -69,6 +69,7 @@ class PullReport:
         instances: Number of instances that the service has stored, or had stored before.
         failed_instances: Number of instances that could not be sent or stored.
         failed_series: Number of series of which an unknown number of instances was not sent.
+        incomplete_searches: Number of searches of which the node says that it did not return all results.
         error: Why the pull ended before the last series; empty if it did not.
     """
 
@@ -78,6 +79,7 @@ class PullReport:
     instances: int = 0
     failed_instances: int = 0
     failed_series: int = 0
+    incomplete_searches: int = 0
     error: str = ""
 
     def end_early(self, error: PullError, remaining: int) -> None:

@@ -19,15 +19,15 @@ from python_multipart.exceptions import MultipartParseError
 from starlette.exceptions import HTTPException
 
 from pneumoscope.core.errors import TooLargeError, UsageError
+from pneumoscope.service.api.content_negotiation import accepted_ranges, choose
 from pneumoscope.service.api.dependencies import AppProcessor, AppSettings, NoParameters, User, no_duplicate_parameters
 from pneumoscope.service.api.exception_handlers import problem_responses
+from pneumoscope.service.dicom.media_types import JSON, JSON_TYPES
 from pneumoscope.service.dicom.processing import InstanceProcessor
 from pneumoscope.service.dicom.settings import SUCCESS, image_name
 
 __all__ = ["dicom_web_router"]
 
-_MEDIA_TYPE = "application/dicom+json"
-_ACCEPTED = ("*/*", "application/*", "application/json", _MEDIA_TYPE)
 _PREFIX = slice(128, 132)  # "DICM", after the preamble
 _META_GROUP = 0x0002
 _MAX_META_BYTES = 64 * 2**10
@@ -36,7 +36,7 @@ _BODY: dict[str, Any] = {
     "required": True,
     "content": {"multipart/related": {"schema": {"type": "string", "format": "binary"}}},
 }
-_STORED: dict[str, Any] = {"content": {_MEDIA_TYPE: {"schema": {"type": "object"}}}}
+_STORED: dict[str, Any] = {"content": {JSON: {"schema": {"type": "object"}}}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {**_STORED, "description": "All instances were stored"},
     202: {**_STORED, "description": "Some instances were not stored"},
@@ -61,7 +61,7 @@ async def store(
     are on the disk; `ReferencedSOPSequence` lists them, and `FailedSOPSequence` the others, with reasons. They are predicted when
     their study is quiet. Instances that are stored already are not predicted again.
     """
-    _require_acceptable(request)
+    media_type = choose(accepted_ranges(request), JSON_TYPES)
     instances = await _read_instances(request, settings.max_images)
     items = await asyncio.gather(*(_store(processor, instance, user) for instance in instances))
     stored = [item for item in items if "FailureReason" not in item]
@@ -72,7 +72,7 @@ async def store(
     if failed:
         document.FailedSOPSequence = Sequence(failed)
     status = 409 if not stored else 202 if failed else 200
-    return Response(json.dumps(document.to_json_dict()), status, media_type=_MEDIA_TYPE)
+    return Response(json.dumps(document.to_json_dict()), status, media_type=media_type)
 
 
 async def _store(processor: InstanceProcessor, instance: bytes, user: str) -> Dataset:
@@ -84,13 +84,6 @@ async def _store(processor: InstanceProcessor, instance: bytes, user: str) -> Da
     if received.status != SUCCESS:
         item.FailureReason = received.status
     return item
-
-
-def _require_acceptable(request: Request) -> None:
-    """Raise an error if the client accepts no JSON."""
-    accepted = [each.partition(";")[0].strip().lower() for each in request.headers.get("Accept", "*/*").split(",")]
-    if not any(each in _ACCEPTED for each in accepted):
-        raise HTTPException(406, f"the response is {_MEDIA_TYPE}, which the client does not accept")
 
 
 async def _read_instances(request: Request, max_instances: int) -> list[bytes]:

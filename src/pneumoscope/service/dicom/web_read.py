@@ -16,27 +16,27 @@ from fastapi.responses import StreamingResponse
 from pydicom import Dataset
 from starlette.exceptions import HTTPException
 
+from pneumoscope.service.api.content_negotiation import choose
 from pneumoscope.service.api.dependencies import AppAccessLog, User, from_app_state
 from pneumoscope.service.api.exception_handlers import problem_responses
-from pneumoscope.service.dicom.held import HeldInstance, HeldObjects
 from pneumoscope.service.dicom.matching import ATTRIBUTES, MAX_LIMIT, Level, parse_query
 from pneumoscope.service.dicom.media_types import (
     DICOM,
     JSON,
     JSON_TYPES,
-    accepted_ranges,
-    choose,
     frame_type,
     require_dicom,
     require_frame,
+    stated_ranges,
 )
+from pneumoscope.service.dicom.stored_instances import StoredInstance, StoredInstances
 
 __all__ = ["dicom_web_reader_router"]
 
 _CHUNK_BYTES = 256 * 2**10  # of a file in memory at a time
 _RENDERED_TYPES = ("image/jpeg", "image/png")
 Uid = Annotated[str, Path(pattern=r"^[0-9.]{1,64}$", examples=["1.2.840.113619.2.1"])]
-AppHeldObjects = Annotated[HeldObjects, from_app_state("held_objects")]
+AppStoredInstances = Annotated[StoredInstances, from_app_state("stored_instances")]
 _DATASETS: dict[int | str, dict[str, Any]] = {
     200: {"content": {JSON: {"schema": {"type": "array", "items": {"type": "object"}}}}}
 }
@@ -48,10 +48,13 @@ def _binary(*media_types: str) -> dict[int | str, dict[str, Any]]:
 
 
 _SEARCH: dict[str, Any] = {"response_class": Response, "responses": {**_DATASETS, **problem_responses(406)}}
-_METADATA: dict[str, Any] = {"response_class": Response, "responses": {**_DATASETS, **problem_responses(404, 406, 410)}}
+_METADATA: dict[str, Any] = {
+    "response_class": StreamingResponse,
+    "responses": {**_DATASETS, **problem_responses(404, 406, 410, 413)},
+}
 _FILES: dict[str, Any] = {
     "response_class": StreamingResponse,
-    "responses": {**_binary("multipart/related"), **problem_responses(404, 406, 410)},
+    "responses": {**_binary("multipart/related"), **problem_responses(404, 406, 410, 413)},
 }
 _PARTIAL = (
     "The results are incomplete: too many files to read. Search by study, patient, accession number or study date."
@@ -68,52 +71,54 @@ dicom_web_reader_router = APIRouter(
 
 
 @dicom_web_reader_router.get("/studies", summary="Search for studies (QIDO-RS)", **_SEARCH)
-async def search_studies(request: Request, held: AppHeldObjects) -> Response:
+async def search_studies(request: Request, stored: AppStoredInstances) -> Response:
     """Match attributes of patient and study by keyword or tag: a value, one with the wildcards `*` and `?`, a range of dates, or
     a list of UIDs. `limit` is 100 by default and 500 at most; `offset` skips results. All attributes are always returned.
-    A search reads 2,000 files at most; a `Warning` says that its results are incomplete.
+    A search reads 2,000 files at most; a header `Warning` says that its results are incomplete.
     """
-    return await _search(request, held, "study")
+    return await _search(request, stored, "study")
 
 
 @dicom_web_reader_router.get("/series", summary="Search for series (QIDO-RS)", **_SEARCH)
-async def search_series(request: Request, held: AppHeldObjects) -> Response:
+async def search_series(request: Request, stored: AppStoredInstances) -> Response:
     """As `GET /dicom-web/studies`, with the attributes of series."""
-    return await _search(request, held, "series")
+    return await _search(request, stored, "series")
 
 
 @dicom_web_reader_router.get("/instances", summary="Search for instances (QIDO-RS)", **_SEARCH)
-async def search_instances(request: Request, held: AppHeldObjects) -> Response:
+async def search_instances(request: Request, stored: AppStoredInstances) -> Response:
     """As `GET /dicom-web/series`, with the attributes of instances."""
-    return await _search(request, held, "instance")
+    return await _search(request, stored, "instance")
 
 
 @dicom_web_reader_router.get("/studies/{study}/series", summary="Search for series of a study (QIDO-RS)", **_SEARCH)
-async def search_series_of_study(request: Request, held: AppHeldObjects, study: Uid) -> Response:
+async def search_series_of_study(request: Request, stored: AppStoredInstances, study: Uid) -> Response:
     """See `GET /dicom-web/series`."""
-    return await _search(request, held, "series", study)
+    return await _search(request, stored, "series", study)
 
 
 @dicom_web_reader_router.get(
     "/studies/{study}/instances", summary="Search for instances of a study (QIDO-RS)", **_SEARCH
 )
-async def search_instances_of_study(request: Request, held: AppHeldObjects, study: Uid) -> Response:
+async def search_instances_of_study(request: Request, stored: AppStoredInstances, study: Uid) -> Response:
     """See `GET /dicom-web/instances`."""
-    return await _search(request, held, "instance", study)
+    return await _search(request, stored, "instance", study)
 
 
 @dicom_web_reader_router.get(
     "/studies/{study}/series/{series}/instances", summary="Search for instances of a series (QIDO-RS)", **_SEARCH
 )
-async def search_instances_of_series(request: Request, held: AppHeldObjects, study: Uid, series: Uid) -> Response:
+async def search_instances_of_series(request: Request, stored: AppStoredInstances, study: Uid, series: Uid) -> Response:
     """See `GET /dicom-web/instances`."""
-    return await _search(request, held, "instance", study, series)
+    return await _search(request, stored, "instance", study, series)
 
 
-async def _search(request: Request, held: HeldObjects, level: Level, study: str = "", series: str = "") -> Response:
-    media_type = choose(accepted_ranges(request), JSON_TYPES)
+async def _search(
+    request: Request, stored: StoredInstances, level: Level, study: str = "", series: str = ""
+) -> Response:
+    media_type = choose(stated_ranges(request), JSON_TYPES)
     query = parse_query(request.query_params.multi_items(), level)
-    result = await held.search(query, level, study, series)
+    result = await stored.search(query, level, study, series)
     base_url = str(request.base_url)
     count = len(result.found)
     warnings = [
@@ -143,51 +148,51 @@ def _result(attributes: Dataset, level: Level, base_url: str) -> dict[str, Any]:
 
 @dicom_web_reader_router.get("/studies/{study}", summary="Retrieve a study (WADO-RS)", **_FILES)
 async def retrieve_study(
-    request: Request, held: AppHeldObjects, access_log: AppAccessLog, user: User, study: Uid
+    request: Request, stored: AppStoredInstances, access_log: AppAccessLog, user: User, study: Uid
 ) -> Response:
     """Send the stored files and the results of the images as parts of a `multipart/related` body. Files are sent as they are
     stored, in their transfer syntax.
     """
-    return await _retrieve(request, held, access_log, user, study)
+    return await _retrieve(request, stored, access_log, user, study)
 
 
 @dicom_web_reader_router.get("/studies/{study}/series/{series}", summary="Retrieve a series (WADO-RS)", **_FILES)
 async def retrieve_series(
-    request: Request, held: AppHeldObjects, access_log: AppAccessLog, user: User, study: Uid, series: Uid
+    request: Request, stored: AppStoredInstances, access_log: AppAccessLog, user: User, study: Uid, series: Uid
 ) -> Response:
     """See `GET /dicom-web/studies/{study}`."""
-    return await _retrieve(request, held, access_log, user, study, series)
+    return await _retrieve(request, stored, access_log, user, study, series)
 
 
 @dicom_web_reader_router.get(
     "/studies/{study}/series/{series}/instances/{instance}", summary="Retrieve an instance (WADO-RS)",
     response_class=StreamingResponse,
-    responses={**_binary("multipart/related", DICOM), **problem_responses(404, 406, 410)},
+    responses={**_binary("multipart/related", DICOM), **problem_responses(404, 406, 410, 413)},
 )  # fmt: skip
 async def retrieve_instance(
-    request: Request, held: AppHeldObjects, access_log: AppAccessLog, user: User,
+    request: Request, stored: AppStoredInstances, access_log: AppAccessLog, user: User,
     study: Uid, series: Uid, instance: Uid,
 ) -> Response:  # fmt: skip
     """See `GET /dicom-web/studies/{study}`. With `Accept: application/dicom`, the body is the file."""
-    return await _retrieve(request, held, access_log, user, study, series, instance)
+    return await _retrieve(request, stored, access_log, user, study, series, instance)
 
 
 @dicom_web_reader_router.get("/studies/{study}/metadata", summary="Retrieve headers of a study (WADO-RS)", **_METADATA)
 async def study_metadata(
-    request: Request, held: AppHeldObjects, access_log: AppAccessLog, user: User, study: Uid
+    request: Request, stored: AppStoredInstances, access_log: AppAccessLog, user: User, study: Uid
 ) -> Response:
     """Send the headers of the instances, without pixels and other long binary values."""
-    return await _metadata(request, held, access_log, user, study)
+    return await _metadata(request, stored, access_log, user, study)
 
 
 @dicom_web_reader_router.get(
     "/studies/{study}/series/{series}/metadata", summary="Retrieve headers of a series (WADO-RS)", **_METADATA
 )
 async def series_metadata(
-    request: Request, held: AppHeldObjects, access_log: AppAccessLog, user: User, study: Uid, series: Uid
+    request: Request, stored: AppStoredInstances, access_log: AppAccessLog, user: User, study: Uid, series: Uid
 ) -> Response:
     """See `GET /dicom-web/studies/{study}/metadata`."""
-    return await _metadata(request, held, access_log, user, study, series)
+    return await _metadata(request, stored, access_log, user, study, series)
 
 
 @dicom_web_reader_router.get(
@@ -196,32 +201,32 @@ async def series_metadata(
     **_METADATA,
 )
 async def instance_metadata(
-    request: Request, held: AppHeldObjects, access_log: AppAccessLog, user: User,
+    request: Request, stored: AppStoredInstances, access_log: AppAccessLog, user: User,
     study: Uid, series: Uid, instance: Uid,
 ) -> Response:  # fmt: skip
     """See `GET /dicom-web/studies/{study}/metadata`."""
-    return await _metadata(request, held, access_log, user, study, series, instance)
+    return await _metadata(request, stored, access_log, user, study, series, instance)
 
 
 @dicom_web_reader_router.get(
     "/studies/{study}/series/{series}/instances/{instance}/frames/{frames}",
     summary="Retrieve the pixels of an instance (WADO-RS)",
     response_class=Response,
-    responses={**_binary("multipart/related"), **problem_responses(404, 406, 410)},
+    responses={**_binary("multipart/related"), **problem_responses(404, 406, 410, 413)},
 )
 async def retrieve_frame(
-    request: Request, held: AppHeldObjects, access_log: AppAccessLog, user: User,
+    request: Request, stored: AppStoredInstances, access_log: AppAccessLog, user: User,
     study: Uid, series: Uid, instance: Uid,
     frames: Annotated[str, Path(pattern=r"^[0-9,]{1,64}$", examples=["1"])],
 ) -> Response:  # fmt: skip
     """Every image has one frame, 1. It is sent as it is stored: compressed pixels in their transfer syntax."""
-    ranges = accepted_ranges(request)
-    found = await _one(held, study, series, instance)
+    ranges = stated_ranges(request)
+    found = await _one(stored, study, series, instance)
     if frames != "1":
         raise HTTPException(404, "the instance has no such frame")
     media_type, transfer_syntax = frame_type(found.transfer_syntax)
     require_frame(ranges, media_type, transfer_syntax)
-    frame = await held.frame(found)
+    frame = await stored.frame(found)
     if frame is None:
         raise HTTPException(404, _NO_PIXELS)
     await run_in_threadpool(access_log.viewed, user, [found.prediction.id])
@@ -233,16 +238,16 @@ async def retrieve_frame(
 @dicom_web_reader_router.get(
     "/studies/{study}/series/{series}/instances/{instance}/rendered",
     summary="Retrieve a rendered image of an instance (WADO-RS)",
-    response_class=Response, responses={**_binary(*_RENDERED_TYPES), **problem_responses(404, 406, 410)},
+    response_class=Response, responses={**_binary(*_RENDERED_TYPES), **problem_responses(404, 406, 410, 413)},
 )  # fmt: skip
 async def retrieve_rendered(
-    request: Request, held: AppHeldObjects, access_log: AppAccessLog, user: User,
+    request: Request, stored: AppStoredInstances, access_log: AppAccessLog, user: User,
     study: Uid, series: Uid, instance: Uid,
 ) -> Response:  # fmt: skip
     """With 8 bits, at its own size, with the window of the file."""
-    media_type = choose(accepted_ranges(request), _RENDERED_TYPES)
-    found = await _one(held, study, series, instance)
-    image = await held.rendered(found, media_type)
+    media_type = choose(stated_ranges(request), _RENDERED_TYPES)
+    found = await _one(stored, study, series, instance)
+    image = await stored.rendered(found, media_type)
     if image is None:
         raise HTTPException(404, _NO_PIXELS)
     await run_in_threadpool(access_log.viewed, user, [found.prediction.id])
@@ -250,12 +255,12 @@ async def retrieve_rendered(
 
 
 async def _retrieve(
-    request: Request, held: HeldObjects, access_log: AppAccessLog, user: str, *uids: str
+    request: Request, stored: StoredInstances, access_log: AppAccessLog, user: str, *uids: str
 ) -> StreamingResponse:
-    found = await _find(held, *uids)
+    found = await _find(stored, *uids)
     syntaxes = {each.transfer_syntax for each in found}
-    is_multipart = require_dicom(accepted_ranges(request), syntaxes, single=len(uids) == 3)
-    first = await held.open(found[0])  # before the status is sent: the file may be gone
+    is_multipart = require_dicom(stated_ranges(request), syntaxes, single=len(uids) == 3)
+    first = await stored.open(found[0])  # before the status is sent: the file may be gone
     try:
         await run_in_threadpool(access_log.viewed, user, list(dict.fromkeys(each.prediction.id for each in found)))
     except BaseException:
@@ -264,48 +269,60 @@ async def _retrieve(
     if not is_multipart:
         return StreamingResponse(_chunks(first), media_type=DICOM)
     boundary = secrets.token_hex(16)
-    return StreamingResponse(_parts(held, found, first, boundary), media_type=_multipart_type(DICOM, boundary))
+    return StreamingResponse(_parts(stored, found, first, boundary), media_type=_multipart_type(DICOM, boundary))
 
 
-async def _metadata(request: Request, held: HeldObjects, access_log: AppAccessLog, user: str, *uids: str) -> Response:
-    media_type = choose(accepted_ranges(request), JSON_TYPES)
-    found = await _find(held, *uids)
-    headers = [await held.metadata(each) for each in found]
+async def _metadata(
+    request: Request, stored: StoredInstances, access_log: AppAccessLog, user: str, *uids: str
+) -> Response:
+    media_type = choose(stated_ranges(request), JSON_TYPES)
+    found = await _find(stored, *uids)
+    first = await stored.metadata(found[0])  # before the status is sent: the file may be gone
     await run_in_threadpool(access_log.viewed, user, list(dict.fromkeys(each.prediction.id for each in found)))
-    return Response(json.dumps(headers), media_type=media_type)
+    return StreamingResponse(_header_list(stored, found, first), media_type=media_type)
 
 
-async def _one(held: HeldObjects, study: str, series: str, instance: str) -> HeldInstance:
-    return (await _find(held, study, series, instance))[0]
+async def _one(stored: StoredInstances, study: str, series: str, instance: str) -> StoredInstance:
+    return (await _find(stored, study, series, instance))[0]
 
 
-async def _find(held: HeldObjects, *uids: str) -> list[HeldInstance]:
+async def _find(stored: StoredInstances, *uids: str) -> list[StoredInstance]:
     """Return the instances with these UIDs of study, series and instance.
 
     Raises:
         HTTPException: There is none (404).
     """
-    found = await run_in_threadpool(held.instances, *uids)
+    found = await run_in_threadpool(stored.instances, *uids)
     if not found:
         level = ("study", "series", "instance")[len(uids) - 1]
-        raise HTTPException(404, f"no {level} with this UID is held as DICOM")
+        raise HTTPException(404, f"no {level} with this UID is stored as DICOM")
     return found
 
 
 async def _parts(
-    held: HeldObjects, instances: Sequence[HeldInstance], first: BinaryIO, boundary: str
+    stored: StoredInstances, instances: Sequence[StoredInstance], first: BinaryIO, boundary: str
 ) -> AsyncIterator[bytes]:
     """Yield a multipart body with the open file of the first instance, and those of the others.
 
     If one of the others cannot be read, the body ends without its last boundary.
     """
     for number, each in enumerate(instances):
-        file = await held.open(each) if number else first
+        file = await stored.open(each) if number else first
         yield _part_header(boundary, f"{DICOM}; transfer-syntax={each.transfer_syntax}")
         async for chunk in _chunks(file):
             yield chunk
         yield b"\r\n"
     yield f"--{boundary}--\r\n".encode()
+
+
+async def _header_list(
+    stored: StoredInstances, instances: Sequence[StoredInstance], first: dict[str, Any]
+) -> AsyncIterator[bytes]:
+    """Yield a JSON array with the header of the first instance, and those of the others; see `_parts`."""
+    yield f"[{json.dumps(first)}".encode()
+    for each in instances[1:]:
+        yield f",{json.dumps(await stored.metadata(each))}".encode()
+    yield b"]"
 
 
 async def _chunks(file: BinaryIO) -> AsyncIterator[bytes]:

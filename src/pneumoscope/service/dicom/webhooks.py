@@ -21,7 +21,7 @@ from pneumoscope.service.storage.outbox import Delivery
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.studies import latest_images, summarize_study
-from pneumoscope.service.storage.study_events import find_event_study
+from pneumoscope.service.storage.study_events import find_event_study, find_superseded_event
 
 __all__ = ["EVENT_TYPE", "WebhookSender", "study_event"]
 
@@ -48,6 +48,7 @@ def study_event(repository: PredictionRepository, delivery: Delivery, notice: st
         "timestamp": delivery.created,
         "data": {
             "revision": delivery.revision,
+            "supersedes": find_superseded_event(repository.engine, delivery),
             **_study(stored, delivery, identifiers=identifiers),
             "unreadable": dict(delivery.unreadable),
             "operating_point": delivery.subject.operating_point,

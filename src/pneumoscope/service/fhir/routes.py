@@ -1,6 +1,7 @@
-"""Routes of the FHIR R4 interface, which is read only. Docstrings are the descriptions in OpenAPI.
+"""Routes of the FHIR R4 interface, which is read only, and their errors. Docstrings of routes are the descriptions in OpenAPI.
 
-There are no searches: their parameters would be identifiers of patients in addresses. A webhook reports the ids.
+There are no searches: their parameters would be identifiers of patients in addresses. A webhook reports the ids. Problem
+documents of paths below /fhir become OperationOutcome resources, wherever they come from.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.exceptions import HTTPException
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pneumoscope.core.errors import GoneError, StorageError, UnknownNameError, UsageError
+from pneumoscope.service.api.content_negotiation import accepted_ranges, choose, not_acceptable
 from pneumoscope.service.api.dependencies import (
     AppAccessLog,
     AppService,
@@ -24,18 +27,24 @@ from pneumoscope.service.api.dependencies import (
     User,
     no_duplicate_parameters,
 )
+from pneumoscope.service.api.exception_handlers import PROBLEM_MEDIA_TYPE, problem_responses
 from pneumoscope.service.audit.log import last_change, was_deleted
-from pneumoscope.service.fhir.outcomes import FHIR_PREFIX, outcome_responses
-from pneumoscope.service.fhir.resources import FHIR_MEDIA_TYPE, ResourceType, capability_statement, resource
+from pneumoscope.service.fhir.resources import (
+    FHIR_MEDIA_TYPE,
+    ResourceType,
+    capability_statement,
+    operation_outcome,
+    resource,
+)
 from pneumoscope.service.predictions import PredictionService
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.signatures import read_secret, response_headers
 
-__all__ = ["fhir_router"]
+__all__ = ["OutcomeMiddleware", "fhir_router"]
 
+_PREFIX = "/fhir"
+_JSON_TYPES = (FHIR_MEDIA_TYPE, "application/json")
 _ID_LENGTH = 32  # of a prediction's id
-_FORMATS = ("json", "application/json", FHIR_MEDIA_TYPE)
-_ACCEPTED = ("*/*", "application/*", "application/json", FHIR_MEDIA_TYPE)
 _SCHEMA: dict[str, Any] = {"type": "object", "required": ["resourceType"]}
 _HEADERS = {
     "ETag": {"schema": {"type": "string"}, "description": "`meta.versionId`, weak"},
@@ -45,10 +54,33 @@ _HEADERS = {
         for name in ("Content-Digest", "Signature-Input", "Signature")
     },
 }
+_OUTCOME_SCHEMA = {
+    "type": "object",
+    "required": ["resourceType", "issue"],
+    "properties": {
+        "resourceType": {"const": "OperationOutcome"},
+        "issue": {"type": "array", "minItems": 1, "items": {"type": "object", "required": ["severity", "code"]}},
+    },
+}
+
+
+def _outcome(problem: dict[str, Any]) -> dict[str, Any]:
+    return operation_outcome(problem["status"], problem["code"], problem["detail"], problem["hint"])
+
+
+def _outcome_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the error responses of an operation for OpenAPI."""
+    responses = problem_responses(*statuses)
+    for response in responses.values():
+        problem = response["content"].pop(PROBLEM_MEDIA_TYPE)
+        response["content"][FHIR_MEDIA_TYPE] = {"schema": _OUTCOME_SCHEMA, "example": _outcome(problem["example"])}
+    return responses
+
+
 _READ_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {FHIR_MEDIA_TYPE: {"schema": _SCHEMA}}, "headers": _HEADERS},
     304: {"description": "Not Modified: the client has this version"},
-    **outcome_responses(404, 406, 410),
+    **_outcome_responses(404, 406, 410),
 }
 
 
@@ -81,22 +113,22 @@ async def _require_json(request: Request) -> None:
         HTTPException: 406.
     """
     wanted = request.query_params.get("_format")
-    accepted = [each.partition(";")[0].strip().lower() for each in request.headers.get("Accept", "*/*").split(",")]
-    is_json = wanted.partition(";")[0].strip() in _FORMATS if wanted else any(each in _ACCEPTED for each in accepted)
-    if not is_json:
-        raise HTTPException(406, f"the response is {FHIR_MEDIA_TYPE}, which the client does not accept")
+    if not wanted:
+        choose(accepted_ranges(request), _JSON_TYPES)
+    elif wanted.partition(";")[0].strip() not in ("json", *_JSON_TYPES):
+        raise not_acceptable(_JSON_TYPES)
 
 
 # The application adds `dependencies.authentication`; see `app.create_app`.
 fhir_router = APIRouter(
-    prefix=FHIR_PREFIX, tags=["FHIR"], responses=outcome_responses(401, 403, 422, 429, 503),
+    prefix=_PREFIX, tags=["FHIR"], responses=_outcome_responses(401, 403, 422, 429, 503),
     dependencies=[Depends(no_duplicate_parameters), Depends(_require_json)],
 )  # fmt: skip
 
 
 @fhir_router.get(
     "/metadata", summary="Get the capability statement (FHIR R4)", response_class=Response,
-    responses={200: {"content": {FHIR_MEDIA_TYPE: {"schema": _SCHEMA}}}, **outcome_responses(406)},
+    responses={200: {"content": {FHIR_MEDIA_TYPE: {"schema": _SCHEMA}}}, **_outcome_responses(406)},
 )  # fmt: skip
 def metadata(service: AppService, _: _Parameters) -> Response:
     """State the resources and interactions that the service has."""
@@ -191,3 +223,57 @@ def _secret(file: FilePath) -> bytes:
 
 def _encode(document: dict[str, Any]) -> bytes:
     return json.dumps(document, ensure_ascii=False).encode()
+
+
+# --- errors -------------------------------------------------------------------------------------------------------------------
+
+
+class OutcomeMiddleware:
+    """Middleware that turns the problem documents of paths below /fhir into OperationOutcome resources.
+
+    Args:
+        app: The application behind it, whose middleware and exception handlers write problem documents.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and convert its response if it is a problem document."""
+        if scope["type"] != "http" or not scope["path"].startswith(f"{_PREFIX}/"):
+            await self.app(scope, receive, send)
+            return
+        await self.app(scope, receive, _OutcomeSender(send))
+
+
+class _OutcomeSender:
+    """Sends the response to one request, converted if it is a problem document.
+
+    Args:
+        send: Sends a message of ASGI.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._start: Message | None = None  # of a problem document, until its body is complete
+        self._body = b""
+
+    async def __call__(self, message: Message) -> None:
+        """Send a message, or keep it until the problem document is complete."""
+        if message["type"] == "http.response.start":
+            if Headers(raw=message["headers"]).get("Content-Type") == PROBLEM_MEDIA_TYPE:
+                self._start = message
+                return
+        elif self._start is not None and message["type"] == "http.response.body":
+            self._body += message.get("body", b"")
+            if not message.get("more_body", False):
+                await self._send_outcome(self._start)
+            return
+        await self._send(message)
+
+    async def _send_outcome(self, start: Message) -> None:
+        content = json.dumps(_outcome(json.loads(self._body)), ensure_ascii=False).encode()
+        headers = MutableHeaders(raw=start["headers"])
+        headers["Content-Type"], headers["Content-Length"] = FHIR_MEDIA_TYPE, str(len(content))
+        await self._send(start)
+        await self._send({"type": "http.response.body", "body": content})

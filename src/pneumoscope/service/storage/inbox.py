@@ -16,9 +16,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Connection, Engine, and_, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, Engine, delete, func, insert, or_, select, tuple_, update
 
 from pneumoscope.core.errors import StorageError
+from pneumoscope.service.audit.log import Entry, append
+from pneumoscope.service.auth.users import RETENTION
 from pneumoscope.service.storage.blob_store import STAGING, BlobStore, FolderBlobStore, MemoryBlobStore, content_hash
 from pneumoscope.service.storage.database import read_transaction, write_transaction
 from pneumoscope.service.storage.group_commit import GroupCommit
@@ -33,6 +35,7 @@ __all__ = [
     "InboxStatus",
     "Outcome",
     "ReceivedInstance",
+    "copies_of",
     "find_missing_files",
     "finish",
     "forget_header",
@@ -40,7 +43,6 @@ __all__ = [
     "forget_predictions",
     "headers_of",
     "instances_of",
-    "later_instances",
 ]
 
 INBOX = "inbox"  # below the data directory
@@ -63,6 +65,9 @@ class ReceivedInstance:
         header: The elements that results need, as DICOM JSON.
         number: Number of the row; 0 before it is stored.
         image_sha256: Hash of the file; empty before it is stored.
+        attempts: Number of attempts to predict it that failed, or during which the process was killed.
+        state: "waiting" until it is processed.
+        prediction_id, failure_code, settings: See `Outcome`; empty while it waits.
     """
 
     sender: str
@@ -72,6 +77,11 @@ class ReceivedInstance:
     header: str
     number: int = 0
     image_sha256: str = ""
+    attempts: int = 0
+    state: InboxState = "waiting"
+    prediction_id: str = ""
+    failure_code: str = ""
+    settings: str = ""
 
     def __repr__(self) -> str:
         """Return the number without identifiers, which could reach a log."""
@@ -212,6 +222,29 @@ class Inbox:
             rows = [row for row in connection.execute(query).mappings() if row["number"] not in without]
             return [ReceivedInstance.from_row(row) for row in rows[:limit]]
 
+    def begin_attempts(self, instances: Sequence[ReceivedInstance]) -> None:
+        """Count an attempt for each of some waiting instances, before it begins: it may kill the process.
+
+        Raises:
+            StorageError: The database cannot be written.
+        """
+        self._set_attempts(instances, 1)
+
+    def cancel_attempts(self, instances: Sequence[ReceivedInstance]) -> None:
+        """Take back the attempt that `begin_attempts` counted for some instances: it ended for a reason other than the instance.
+
+        Raises:
+            StorageError: The database cannot be written.
+        """
+        self._set_attempts(instances, 0)
+
+    def _set_attempts(self, instances: Sequence[ReceivedInstance], more: int) -> None:
+        with write_transaction(self._engine) as connection:
+            for attempts in {each.attempts for each in instances}:
+                numbers = [each.number for each in instances if each.attempts == attempts]
+                query = update(received_instances).where(_COLUMNS.number.in_(numbers), _COLUMNS.state == "waiting")
+                connection.execute(query.values(attempts=attempts + more))
+
     def release(self, study_instance_uid: str = "") -> int:
         """End the quiet period of a study, or of all studies, and return the number of instances that waited for it.
 
@@ -334,18 +367,12 @@ def instances_of(connection: Connection, prediction_id: str) -> list[ReceivedIns
     return [ReceivedInstance.from_row(row) for row in connection.execute(query).mappings()]
 
 
-def later_instances(connection: Connection, instance: ReceivedInstance, settings: str) -> list[ReceivedInstance]:
-    """Return the instances with the same SOP Instance UID that were received after an instance, and are or will be answered.
-
-    Args:
-        connection: Of the transaction.
-        instance: The instance.
-        settings: See `Inbox.submit`; answers with other settings are those of another model or site rules.
-    """
-    same = _COLUMNS.sop_instance_uid == instance.sop_instance_uid, _COLUMNS.number > instance.number
-    processed = and_(_COLUMNS.state.in_(("predicted", "unreadable")), _COLUMNS.settings == settings)
-    answered = or_(_COLUMNS.state == "waiting", processed)
-    query = select(received_instances).where(*same, answered).order_by(_COLUMNS.number)
+def copies_of(connection: Connection, instance: ReceivedInstance) -> list[ReceivedInstance]:
+    """Return the other instances with the SOP Instance UID of an instance, last received first; none if it was removed."""
+    if not instance.sop_instance_uid:
+        return []
+    same = _COLUMNS.sop_instance_uid == instance.sop_instance_uid, _COLUMNS.number != instance.number
+    query = select(received_instances).where(*same).order_by(_COLUMNS.number.desc())
     return [ReceivedInstance.from_row(row) for row in connection.execute(query).mappings()]
 
 
@@ -398,10 +425,20 @@ def forget_header(connection: Connection, instance: ReceivedInstance, pseudonym:
     connection.execute(update(received_instances).where(_COLUMNS.number == instance.number).values(values))
 
 
-def forget_headers(connection: Connection, limit: str) -> None:
-    """Remove the identifiers of instances that were processed before a time."""
+def forget_headers(connection: Connection, limit: str, time: str) -> None:
+    """Remove the identifiers of instances that were processed before a limit, with an audit log entry for each.
+
+    The entry names no prediction, which may have its own identity for longer; see `audit.log.last_change`.
+
+    Args:
+        connection: Of the transaction.
+        limit: Time of the oldest instance that keeps its identifiers.
+        time: Time of the transaction.
+    """
     old = _COLUMNS.processed < limit, or_(_COLUMNS.sop_instance_uid != "", _COLUMNS.study_instance_uid != "")
-    connection.execute(update(received_instances).where(*old).values(_NO_IDENTIFIERS))
+    query = update(received_instances).where(*old).values(_NO_IDENTIFIERS)
+    hashes = connection.execute(query.returning(_COLUMNS.image_sha256)).scalars().all()
+    append(connection, [Entry(time, RETENTION, "instance_identity_removed", image_sha256=each) for each in hashes])
 
 
 def _new_row(instance: ReceivedInstance, content: bytes, received: str, due: str) -> dict[str, Any]:

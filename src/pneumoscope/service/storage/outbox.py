@@ -20,7 +20,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, insert, 
 
 from pneumoscope.core.errors import UnknownNameError, UsageError
 from pneumoscope.service.audit.log import Entry, Event, append
-from pneumoscope.service.auth.users import COMMAND_LINE
+from pneumoscope.service.auth.users import COMMAND_LINE, RETENTION
 from pneumoscope.service.storage.database import read_transaction, write_transaction
 from pneumoscope.service.storage.outbox_status import (
     UNCOMMITTED,
@@ -42,6 +42,8 @@ __all__ = [
     "Outbox",
     "ResultSubject",
     "derive_uid",
+    "destinations_with",
+    "destinations_with_result",
     "enqueue",
     "failed_attempt",
     "forget_headers",
@@ -188,6 +190,27 @@ def enqueue(
                 _insert(connection, subject, destination, kind, uid, {}, time)
 
 
+def destinations_with(connection: Connection, sop_instance_uid: str, prediction_id: str, failure_code: str) -> set[str]:
+    """Return the destinations for which results of an image, by a prediction or a failure, were added."""
+    query = select(_COLUMNS.destination).where(
+        _COLUMNS.sop_instance_uid == sop_instance_uid,
+        _COLUMNS.prediction_id == prediction_id,
+        _COLUMNS.failure_code == failure_code,
+        _COLUMNS.kind != "rejection_note",
+    )
+    return set(connection.execute(query.distinct()).scalars())
+
+
+def destinations_with_result(connection: Connection, sop_instance_uid: str) -> set[str]:
+    """Return the destinations that have, or will get, results of an image."""
+    query = select(_COLUMNS.destination).where(
+        _COLUMNS.sop_instance_uid == sop_instance_uid,
+        _COLUMNS.state.in_(("waiting", "delivered")),
+        _COLUMNS.kind != "rejection_note",
+    )
+    return set(connection.execute(query.distinct()).scalars())
+
+
 def _new_uid(connection: Connection, subject: ResultSubject, destination: str, kind: ObjectKind) -> str:
     """Return the UID of the next object of this kind, or "" if the destination has it or will get it.
 
@@ -230,15 +253,22 @@ def replace_header(connection: Connection, sop_instance_uid: str, header: str) -
     connection.execute(update(outbox).where(*waiting).values(header=header))
 
 
-def forget_headers(connection: Connection, limit: str) -> None:
-    """Cancel what was created before a time and could not be delivered, and remove the identifiers of all objects of that age.
+def forget_headers(connection: Connection, limit: str, time: str) -> None:
+    """Cancel what was created before a limit and could not be delivered, and remove the identifiers of all objects of that age.
 
     Events of that age are deleted: without its identifier, the study has no further event. The objects are kept, so that none is
     delivered twice, and so that one that returns is recognized.
+
+    Args:
+        connection: Of the transaction.
+        limit: Time of the oldest object that keeps its identifiers.
+        time: Time of the transaction, for the audit log, which has an entry for each destination with cancelled objects.
     """
     old = _COLUMNS.created < limit, HAS_IDENTIFIERS
     cancelled = {"state": "cancelled", "error": "identity_removed"}
-    connection.execute(update(outbox).where(*old, _COLUMNS.state == "waiting").values(cancelled))
+    query = update(outbox).where(*old, _COLUMNS.state == "waiting").values(cancelled)
+    rows = connection.execute(query.returning(_COLUMNS.destination)).mappings().all()
+    _append_changes(connection, "delivery_cancelled", rows, time, RETENTION)
     # Not `== "delivered"`: SQLite would read all objects in this state.
     delivered_event = _COLUMNS.kind == "webhook", _COLUMNS.state.not_in(("waiting", "cancelled"))
     connection.execute(delete(outbox).where(*old, *delivered_event))
@@ -446,10 +476,27 @@ def _change(connection: Connection, rows: Sequence[Row], values: Mapping[str, An
         connection.execute(update(outbox).where(_COLUMNS.number.in_(numbers)).values(values))
 
 
-def _append_changes(connection: Connection, event: Event, rows: Sequence[Row], time: str) -> None:
-    """Add an entry for each destination to the audit log: a person retried or cancelled results."""
+def _append_changes(
+    connection: Connection, event: Event, rows: Sequence[Row], time: str, user: str = COMMAND_LINE
+) -> None:
+    """Add an entry for each destination to the audit log: a person retried or cancelled results, or retention cancelled them."""
     for destination, count in Counter(row["destination"] for row in rows).items():
-        append(connection, [Entry(time, COMMAND_LINE, event, details={"destination": destination, "results": count})])
+        append(connection, [Entry(time, user, event, details={"destination": destination, "results": count})])
+
+
+def _ended_entries(rows: Sequence[Row], event: Event, time: str) -> list[Entry]:
+    """Return entries of results that no longer hold, as those of deliveries are: each names the destination and the object."""
+    return [
+        Entry(
+            time,
+            row["destination"],
+            event,
+            row["prediction_id"],
+            model_sha256=row["model_sha256"],
+            details={"object": row["kind"]},
+        )
+        for row in rows
+    ]
 
 
 def _is_due(time: datetime) -> ColumnElement[bool]:
@@ -473,6 +520,7 @@ def _withdraw(connection: Connection, rows: Sequence[Row], header: str, time: st
     _change(connection, unsent, {"header": ""})  # so that none can be sent any more
     waiting = [row for row in unsent if row["state"] == "waiting"]
     _change(connection, waiting, {"state": "cancelled", "finished": time, "error": "superseded"})
+    append(connection, _ended_entries(waiting, "result_superseded", time))
     delivered = [row for row in rows if _may_have_arrived(row)]
     if not header:
         return
@@ -485,6 +533,7 @@ def _withdraw(connection: Connection, rows: Sequence[Row], header: str, time: st
         _insert(connection, ResultSubject(**values), destination, "rejection_note", uid, withdrawn, time)
         _change(connection, of_destination, {"state": "withdrawn", "header": ""})
         _change(connection, [row for row in of_destination if row["commitment"] != "committed"], {"commitment": ""})
+        append(connection, _ended_entries(of_destination, "result_withdrawn", time))
 
 
 def _insert(

@@ -34,7 +34,6 @@ __all__ = [
     "Page",
     "PredictionStatistics",
     "count_images",
-    "decision_of",
     "find_page",
     "has_image",
     "is_referenced",
@@ -186,12 +185,6 @@ def read_one(connection: Connection, id: str) -> StoredPrediction:
     if not found:
         raise UnknownNameError("prediction", id, (), hint="It was deleted, or never existed here")
     return found[0]
-
-
-def decision_of(connection: Connection, id: str) -> Decision | None:
-    """Return the decision of a prediction; None if there is no prediction with this id."""
-    found: Decision | None = connection.execute(select(predictions.c.decision).where(predictions.c.id == id)).scalar()
-    return found
 
 
 def has_image(connection: Connection, id: str) -> bool:

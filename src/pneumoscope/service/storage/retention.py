@@ -80,8 +80,9 @@ class Retention:
         old = predictions.c.last_predicted < limit, predictions.c.identity_removed.is_(None) | has_identity, ~is_used
         self._unreadable.expire(self._storage.now() - age)
         with self._storage.write_transaction() as connection:
-            inbox.forget_headers(connection, limit)
-            outbox.forget_headers(connection, limit)
+            time = self._storage.time()
+            inbox.forget_headers(connection, limit, time)
+            outbox.forget_headers(connection, limit, time)
         while not stopped():
             with self._storage.write_transaction() as connection:
                 query = select(predictions).where(*old).limit(_BATCH)

@@ -11,7 +11,7 @@ import uuid
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import Connection, Engine, case, func, insert, select, update
+from sqlalchemy import Connection, Engine, case, func, insert, or_, select, update
 
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.service.storage.database import read_transaction
@@ -21,7 +21,7 @@ from pneumoscope.service.storage.records import Row, StoredPrediction
 from pneumoscope.service.storage.studies import find_studies
 from pneumoscope.service.storage.tables import instances, outbox, predictions, received_instances, studies
 
-__all__ = ["enqueue_study_event", "find_event_study"]
+__all__ = ["enqueue_study_event", "find_event_study", "find_superseded_event"]
 
 _INSTANCES, _OUTBOX = received_instances.c, outbox.c
 
@@ -128,6 +128,26 @@ def find_event_study(engine: Engine, event: Delivery) -> list[StoredPrediction]:
     if event.subject.prediction_id and not stored:
         raise UnknownNameError("study of prediction", event.subject.prediction_id, (), hint="It was deleted")
     return stored
+
+
+def find_superseded_event(engine: Engine, event: Delivery) -> str | None:
+    """Return the id of the last event of the same study that the webhook got, or may have got, before an event; None without one.
+
+    Raises:
+        StorageError: The database cannot be read.
+    """
+    uid = select(_OUTBOX.study_instance_uid).where(_OUTBOX.number == event.number).scalar_subquery()
+    query = select(_OUTBOX.result_uid).where(
+        _OUTBOX.kind == "webhook",
+        _OUTBOX.destination == event.destination,
+        _OUTBOX.study_instance_uid == uid,
+        _OUTBOX.study_instance_uid != "",  # of studies whose identities were removed
+        _OUTBOX.revision < event.revision,
+        or_(_OUTBOX.state == "delivered", _OUTBOX.maybe_delivered),
+    )
+    with read_transaction(engine) as connection:
+        found: str | None = connection.execute(query.order_by(_OUTBOX.revision.desc()).limit(1)).scalar()
+        return found
 
 
 def _prediction_id(rows: Sequence[Row]) -> str:

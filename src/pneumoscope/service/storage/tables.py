@@ -170,6 +170,7 @@ received_instances = Table(
     Column("prediction_id", String(32), nullable=False, index=True),
     Column("failure_code", String(64), nullable=False),
     Column("settings", _SHA256, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="0"),
     UniqueConstraint("image_sha256", "sender"),
 )
 

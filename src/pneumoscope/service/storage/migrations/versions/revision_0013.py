@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0013"
-down_revision = "0011"
+down_revision = "0012"
 
 _COLUMNS = "pixel_sha256, study_key, series_instance_uid, sop_instance_uid, station_name, statement_sha256"
 

@@ -15,9 +15,9 @@ from pneumoscope.service.storage.queries import read_stored, select_stored
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.tables import instances, outbox, patients, predictions, studies
 
-__all__ = ["HeldFilter", "HeldImages"]
+__all__ = ["DicomFiles", "StudyFilter"]
 
-_HELD = (
+_IS_OFFERED = (
     predictions.c.format == "DICOM",
     predictions.c.image_removed.is_(None),
     studies.c.study_instance_uid != "",
@@ -27,7 +27,7 @@ _HELD = (
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class HeldFilter:
+class StudyFilter:
     """Conditions on studies; empty ones are none.
 
     Attributes:
@@ -56,7 +56,7 @@ class HeldFilter:
         ]
 
 
-class HeldImages:
+class DicomFiles:
     """The stored DICOM files of one service.
 
     Args:
@@ -67,7 +67,7 @@ class HeldImages:
     def __init__(self, engine: Engine, blobs: BlobStore) -> None:
         self._engine, self._blobs = engine, blobs
 
-    def study_uids(self, where: HeldFilter) -> list[str]:
+    def study_uids(self, where: StudyFilter) -> list[str]:
         """Return the UIDs of the studies that meet all conditions, last received first.
 
         Raises:
@@ -79,17 +79,28 @@ class HeldImages:
             .join(studies)
             .outerjoin(patients)
         )
-        query = select(uid).select_from(joined).where(*_HELD, *where.conditions()).group_by(uid)
+        query = select(uid).select_from(joined).where(*_IS_OFFERED, *where.conditions()).group_by(uid)
         with read_transaction(self._engine) as connection:
             return list(connection.execute(query.order_by(func.max(predictions.c.created).desc(), uid)).scalars())
 
-    def images(self, study_uids: Collection[str]) -> list[StoredPrediction]:
+    def images(
+        self, study_uids: Collection[str], *, series_uid: str = "", sop_uid: str = "", limit: int | None = None
+    ) -> list[StoredPrediction]:
         """Return the predictions of the files of studies, latest first: a file may have several.
 
+        Args:
+            study_uids: Study Instance UIDs.
+            series_uid, sop_uid: Series and SOP Instance UID of the files; any if empty.
+            limit: Number of predictions, at most.
         Raises:
             StorageError: The database cannot be read.
         """
-        query = select_stored().where(*_HELD, studies.c.study_instance_uid.in_(study_uids))
+        query = select_stored().where(*_IS_OFFERED, studies.c.study_instance_uid.in_(study_uids))
+        if series_uid:
+            query = query.where(instances.c.series_instance_uid == series_uid)
+        if sop_uid:
+            query = query.where(instances.c.sop_instance_uid == sop_uid)
+        query = query.limit(limit)
         with read_transaction(self._engine) as connection:
             return read_stored(connection, query.order_by(predictions.c.last_predicted.desc(), predictions.c.id))
 

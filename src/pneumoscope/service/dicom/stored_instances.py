@@ -1,7 +1,7 @@
-"""The DICOM instances that are held: stored images, and results as generated objects of the same studies.
+"""The stored instances that DICOMweb offers: DICOM images, and their results, generated as objects of the same studies.
 
-An image is held if its file has a preamble, its header can be read, and its UIDs and patient are those of its identity in the
-database. The file of an image whose identity was corrected states another patient or study, so it is not offered.
+An image is offered if its file has a preamble, its header can be read, and its UIDs and patient are those of its identity in the
+database. The file of an image whose identity was corrected states another patient or study, so it is left out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pydicom import Dataset, dcmread
 from pydicom.encaps import get_frame
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
-from pneumoscope.core.errors import GoneError, UnreadableImageError
+from pneumoscope.core.errors import GoneError, TooLargeError, UnreadableImageError
 from pneumoscope.core.identity import Identity, is_same_person
 from pneumoscope.imaging.dicom import read_first_elements
 from pneumoscope.imaging.header_identity import read_identity
@@ -30,18 +30,19 @@ from pneumoscope.service.dicom.configuration import ResultSettings
 from pneumoscope.service.dicom.header import MAX_HEADER_BYTES, read_header
 from pneumoscope.service.dicom.matching import ATTRIBUTES, Level, SearchQuery
 from pneumoscope.service.rendering import ImageRenderer
-from pneumoscope.service.storage.held import HeldFilter, HeldImages
+from pneumoscope.service.storage.dicom_files import DicomFiles, StudyFilter
 from pneumoscope.service.storage.outbox import ObjectKind, result_uid
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 
-__all__ = ["HeldInstance", "HeldObjects", "SearchResult"]
+__all__ = ["SearchResult", "StoredInstance", "StoredInstances"]
 
 _BATCH = 50  # studies whose headers are read at a time
 _PREFIX = slice(128, 132)  # "DICM", after the preamble
 _MAX_LOADED = 2  # images with their pixels in memory at once
 _MAX_SEARCHES = 2  # at once
-_MAX_FILES = 2000  # whose headers a search reads; a study is read as a whole
+_MAX_FILES = 2000  # whose headers a search reads
+_MAX_RETRIEVED = 1000  # files that a retrieve sends, each with its results; their attributes are in memory
 _FIRST_BYTES = 64 * 2**10  # enough for most headers
 _MAX_INLINE = 1024  # bytes of a binary value in metadata
 _MAX_TEXT = 1024  # characters of a value in search results
@@ -65,7 +66,7 @@ _IDENTITY_KEYWORDS = {
 
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False)
-class HeldInstance:
+class StoredInstance:
     """A DICOM instance that can be retrieved.
 
     Attributes:
@@ -111,14 +112,14 @@ class _FileLimit:
     is_exceeded: bool = False
 
 
-class HeldObjects:
-    """Finds and reads the instances that a service holds.
+class StoredInstances:
+    """Finds and reads the stored instances of one service.
 
     Args:
         repository: Where predictions and images are stored.
         renderer: Renders images, and writes results.
         results: Kinds of results, and how their series are described.
-        is_pseudonymized: Whether images are stored without their headers; nothing is held then.
+        is_pseudonymized: Whether images are stored without their headers; no instance is offered then.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class HeldObjects:
         *,
         is_pseudonymized: bool,
     ) -> None:
-        self._images, self._renderer = HeldImages(repository.engine, repository.storage.blobs), renderer
+        self._files, self._renderer = DicomFiles(repository.engine, repository.storage.blobs), renderer
         self._results, self._is_pseudonymized = results, is_pseudonymized
         self._has_results = importlib.util.find_spec("highdicom") is not None  # an extra
         self._loading, self._searching = asyncio.Semaphore(_MAX_LOADED), asyncio.Semaphore(_MAX_SEARCHES)
@@ -153,7 +154,7 @@ class HeldObjects:
     def _search(self, query: SearchQuery, level: Level, study: str, series: str) -> SearchResult:
         found: list[Dataset] = []
         skipped, limit = 0, _FileLimit(_MAX_FILES)
-        for instances in self._studies(query.held_filter(study), limit):
+        for instances in self._studies(query.study_filter(study), limit):
             for attributes in _summaries(instances, level):
                 if (series and attributes.SeriesInstanceUID != series) or not query.matches(attributes):
                     continue
@@ -165,16 +166,32 @@ class HeldObjects:
                     found.append(attributes)
         return SearchResult(found, is_partial=limit.is_exceeded)
 
-    def instances(self, study: str, series: str = "", instance: str = "") -> list[HeldInstance]:
+    def instances(self, study: str, series: str = "", instance: str = "") -> list[StoredInstance]:
         """Return the instances of a study, of a series of it, or one of them; none if nothing has these UIDs.
 
         Raises:
+            TooLargeError: There are too many, or the study of a result has.
             StorageError: The database or a file cannot be read.
         """
-        found = [each for instances in self._studies(HeldFilter(study_uids=(study,))) for each in instances]
+        stored: list[StoredPrediction] = []
+        if not self._is_pseudonymized:
+            # The database knows the UIDs of images, but not those of all results.
+            stored = (self._limited(study, series, instance) if series else []) or self._limited(study)
+        images = self._study_images([(each, each.identity or Identity()) for each in stored])
+        found = self._with_results(images, self._files.result_uids([each.id for each in stored]))
         return [each for each in found if series in ("", each.uids[1]) and instance in ("", each.uids[2])]
 
-    async def open(self, instance: HeldInstance) -> BinaryIO:
+    def _limited(self, study: str, series: str = "", instance: str = "") -> list[StoredPrediction]:
+        """Return the predictions of the images of a study. Raise TooLargeError if there are too many to be retrieved."""
+        found = self._files.images([study], series_uid=series, sop_uid=instance, limit=_MAX_RETRIEVED + 1)
+        if len(found) > _MAX_RETRIEVED:
+            raise TooLargeError(
+                f"too many images; the limit of a retrieve is {_MAX_RETRIEVED:,}",
+                hint="Retrieve single series or instances",
+            )
+        return found
+
+    async def open(self, instance: StoredInstance) -> BinaryIO:
         """Return the file of an instance, which the caller closes.
 
         Raises:
@@ -183,21 +200,21 @@ class HeldObjects:
             StorageError: It cannot be read.
         """
         if instance.kind is None:
-            return await run_in_threadpool(self._images.open, instance.prediction)
+            return await run_in_threadpool(self._files.open, instance.prediction)
         return io.BytesIO(await self._renderer.result(instance.prediction.id, instance.kind, instance.uids[2]))
 
-    async def metadata(self, instance: HeldInstance) -> dict[str, Any]:
+    async def metadata(self, instance: StoredInstance) -> dict[str, Any]:
         """Return the header of an instance as DICOM JSON, without pixels and other long binary values; see `open`."""
         with await self.open(instance) as file:
             return await run_in_threadpool(_header_json, file)
 
-    async def frame(self, instance: HeldInstance) -> bytes | None:
+    async def frame(self, instance: StoredInstance) -> bytes | None:
         """Return the only frame of an instance as it is stored, little-endian; None if it has none. See `open`."""
         async with self._loading:
             with await self.open(instance) as file:
                 return await run_in_threadpool(_frame, file)
 
-    async def rendered(self, instance: HeldInstance, media_type: str) -> bytes | None:
+    async def rendered(self, instance: StoredInstance, media_type: str) -> bytes | None:
         """Return an instance as image/png or image/jpeg; None if it has no pixels. See `open`."""
         if instance.kind not in (None, "secondary_capture"):
             return None
@@ -208,39 +225,46 @@ class HeldObjects:
             with await self.open(instance) as file:
                 return await run_in_threadpool(_draw_capture, file, media_type)
 
-    def _studies(self, where: HeldFilter, limit: _FileLimit | None = None) -> Iterator[list[HeldInstance]]:
+    def _studies(self, where: StudyFilter, limit: _FileLimit) -> Iterator[list[StoredInstance]]:
         """Yield the instances of each study that meets the conditions, up to a limit; none is empty."""
-        uids = [] if self._is_pseudonymized else self._images.study_uids(where)
+        uids = [] if self._is_pseudonymized else self._files.study_uids(where)
         for start in range(0, len(uids), _BATCH):
             batch = uids[start : start + _BATCH]
             stored: dict[str, list[tuple[StoredPrediction, Identity]]] = {uid: [] for uid in batch}
-            for prediction in self._images.images(batch):
+            for prediction in self._files.images(batch):
                 identity = prediction.identity or Identity()
                 stored[identity.study_instance_uid].append((prediction, identity))
-            delivered = self._images.result_uids([each.id for study in stored.values() for each, _ in study])
+            delivered = self._files.result_uids([each.id for study in stored.values() for each, _ in study])
             for study in stored.values():
-                if limit and limit.left <= 0:
-                    limit.is_exceeded = True
-                    return
                 if images := self._study_images(study, limit):
-                    yield [*images, *(result for image in images for result in self._results_of(image, delivered))]
+                    yield self._with_results(images, delivered)
+                if limit.is_exceeded:
+                    return
+
+    def _with_results(
+        self, images: Sequence[StoredInstance], delivered: dict[tuple[str, str, str], str]
+    ) -> list[StoredInstance]:
+        return [*images, *(result for image in images for result in self._results_of(image, delivered))]
 
     def _study_images(
-        self, stored: Sequence[tuple[StoredPrediction, Identity]], limit: _FileLimit | None
-    ) -> list[HeldInstance]:
-        """Return the images of a study that are held, and count the files that are read."""
-        found: dict[str, HeldInstance] = {}
+        self, stored: Sequence[tuple[StoredPrediction, Identity]], limit: _FileLimit | None = None
+    ) -> list[StoredInstance]:
+        """Return the images of a study that are offered, and count the files that are read, up to a limit."""
+        found: dict[str, StoredInstance] = {}
         for prediction, identity in stored:
             if identity.sop_instance_uid in found:
                 continue  # the first prediction of an image is its latest
             if limit:
+                if limit.left <= 0:
+                    limit.is_exceeded = True
+                    break
                 limit.left -= 1
             if image := self._image(prediction, identity):
                 found[identity.sop_instance_uid] = image
         return list(found.values())[::-1]
 
-    def _image(self, prediction: StoredPrediction, identity: Identity) -> HeldInstance | None:
-        """Return the image of a prediction, or None if its file is not held."""
+    def _image(self, prediction: StoredPrediction, identity: Identity) -> StoredInstance | None:
+        """Return the image of a prediction, or None if its file is not offered."""
         try:
             beginning, further = self._beginning(prediction)
             header = read_header(beginning)
@@ -264,18 +288,20 @@ class HeldObjects:
             if len(str(element.value)) > _MAX_TEXT:
                 element.value = None
         syntax = str(header.file_meta.get("TransferSyntaxUID", ExplicitVRLittleEndian))
-        return HeldInstance(prediction, None, header, syntax)
+        return StoredInstance(prediction, None, header, syntax)
 
     def _beginning(self, prediction: StoredPrediction) -> tuple[bytes, Dataset]:
         """Return the beginning of a file with the whole header, and its further elements."""
-        beginning = self._images.beginning(prediction, _FIRST_BYTES)
+        beginning = self._files.beginning(prediction, _FIRST_BYTES)
         further = _further_elements(beginning)
         if not further.get("BitsAllocated") and len(beginning) == _FIRST_BYTES:
-            beginning = self._images.beginning(prediction, MAX_HEADER_BYTES)
+            beginning = self._files.beginning(prediction, MAX_HEADER_BYTES)
             further = _further_elements(beginning)
         return beginning, further
 
-    def _results_of(self, image: HeldInstance, delivered: dict[tuple[str, str, str], str]) -> Iterator[HeldInstance]:
+    def _results_of(
+        self, image: StoredInstance, delivered: dict[tuple[str, str, str], str]
+    ) -> Iterator[StoredInstance]:
         """Yield the results of an image."""
         if not self._has_results:
             return
@@ -288,7 +314,7 @@ class HeldObjects:
             result = Result(uid, prediction, prediction.created, header, self._results)
             attributes = _selected(header, ATTRIBUTES["study"])
             attributes.update(describe(result, kind))
-            yield HeldInstance(prediction, kind, attributes, str(ExplicitVRLittleEndian))
+            yield StoredInstance(prediction, kind, attributes, str(ExplicitVRLittleEndian))
 
 
 def _further_elements(beginning: bytes) -> Dataset:
@@ -311,11 +337,11 @@ def _selected(source: Dataset, keywords: Sequence[str]) -> Dataset:
     return selected
 
 
-def _summaries(instances: Sequence[HeldInstance], level: Level) -> Iterator[Dataset]:
+def _summaries(instances: Sequence[StoredInstance], level: Level) -> Iterator[Dataset]:
     """Yield the attributes of a study, of its series, or of its instances."""
     study = _selected(instances[0].attributes, ATTRIBUTES["study"])
     study.ModalitiesInStudy = sorted({str(each.attributes.get("Modality") or "") for each in instances} - {""})
-    series: dict[str, list[HeldInstance]] = {}
+    series: dict[str, list[StoredInstance]] = {}
     for each in instances:
         series.setdefault(each.uids[1], []).append(each)
     study.NumberOfStudyRelatedSeries, study.NumberOfStudyRelatedInstances = len(series), len(instances)

@@ -1,0 +1,86 @@
+"""Choose the media type of a response from the header Accept (RFC 9110, 12.5.1)."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from email.message import Message
+from typing import NamedTuple
+
+from fastapi import Request
+from starlette.exceptions import HTTPException
+
+__all__ = ["MediaRange", "accepted_ranges", "choose", "covers", "not_acceptable"]
+
+_RANGES = re.compile(r'(?:[^,"]|"[^"]*")+')  # separated by commas outside quotes
+
+
+class MediaRange(NamedTuple):
+    """Media types that a client accepts.
+
+    Attributes:
+        name: Such as "multipart/related", "image/*" or "*/*".
+        parameters: Others than q; names in lower case.
+        quality: From 0, not accepted, to 1.
+    """
+
+    name: str
+    parameters: Mapping[str, str]
+    quality: float
+
+    def covers(self, media_type: str) -> bool:
+        """Return whether a media type is among them."""
+        return covers(self.name, media_type)
+
+
+def covers(name: str, media_type: str) -> bool:
+    """Return whether the name of a media range, such as "image/*", covers a media type."""
+    return name in ("*/*", media_type, f"{media_type.partition('/')[0]}/*")
+
+
+def accepted_ranges(request: Request, stated: str | None = None) -> list[MediaRange]:
+    """Return what a client accepts, preferred first, those of equal quality in its order; all if it does not say.
+
+    Args:
+        request: With the header Accept.
+        stated: A value that takes the place of the header.
+    """
+    text = stated or ",".join(request.headers.getlist("Accept"))
+    found = [_parse(each) for each in _RANGES.findall(text) if each.strip()]
+    return sorted(found or [MediaRange("*/*", {}, 1)], key=lambda each: -each.quality)
+
+
+def _parse(text: str) -> MediaRange:
+    message = Message()
+    message["Content-Type"] = text.strip()
+    parameters = {key.lower(): str(value) for key, value in message.get_params([])[1:]}
+    quality = 1.0
+    with contextlib.suppress(ValueError):  # what is not a number is no statement
+        quality = float(parameters.pop("q", "1"))
+    return MediaRange(text.partition(";")[0].strip().lower(), parameters, quality)
+
+
+def choose(ranges: Sequence[MediaRange], offered: Sequence[str]) -> str:
+    """Return the offered media type that the client prefers; of those that it prefers equally, the first in its order.
+
+    Args:
+        ranges: What the client accepts; see `accepted_ranges`.
+        offered: Media types, preferred first.
+    Raises:
+        HTTPException: None is accepted (406).
+    """
+    # The most specific range that covers a type decides about it: "application/json;q=0, */*" excludes JSON.
+    deciding = {}
+    for media_type in offered:
+        if covering := [each for each in ranges if each.covers(media_type)]:
+            deciding[media_type] = max(covering, key=lambda each: -each.name.count("*"))
+    accepted = [each for each in offered if each in deciding and deciding[each].quality > 0]
+    if not accepted:
+        raise not_acceptable(offered)
+    return min(accepted, key=lambda each: ranges.index(deciding[each]))
+
+
+def not_acceptable(offered: Iterable[str]) -> HTTPException:
+    """Return the error of a client that accepts none of the media types that a resource has (406)."""
+    return HTTPException(406, f"the client does not accept {' or '.join(offered)}, which this resource has")
