@@ -76,7 +76,8 @@ def test_list_without_results_prints_nothing(folder):
     [
         (["retry"], "select results"),
         (["cancel", "1", "--all"], "select results"),
-        (["retry", "99"], "there is no waiting result '99'"),
+        (["retry", "99"], "there is no result '99'"),
+        (["retry", "--destination", "PCS"], "there is no destination with results 'PCS'. Did you mean 'PACS'?"),
         (["cancel", "--destination", "PACS", "--all"], "select results"),
     ],
 )

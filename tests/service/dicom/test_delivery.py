@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -199,7 +200,8 @@ def test_late_frontal_image_has_its_own_result_beside_that_of_a_rejected_one(mod
     assert {each.StudyInstanceUID for each in reports} == {STUDY["StudyInstanceUID"]}
 
 
-def test_results_wait_while_the_destination_is_away(model, archive, monkeypatch):
+def test_results_wait_while_the_destination_is_away(model, archive, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "pneumoscope.service")
     monkeypatch.setattr("pneumoscope.service.storage.outbox._FIRST_DELAY", timedelta(milliseconds=50))
     archive.stop()
     with service(model, configuration(archive)) as (client, repository):
@@ -211,6 +213,7 @@ def test_results_wait_while_the_destination_is_away(model, archive, monkeypatch)
         archive.start()
         wait_for_delivery(repository, 6)
     assert [len(copies) for copies in archive.stored.values()] == 6 * [1]
+    assert [each.getMessage() for each in caplog.records].count("Results are delivered to PACS again") == 1
 
 
 @pytest.mark.parametrize("status", [0xA700, 0xC000, 0x0122])

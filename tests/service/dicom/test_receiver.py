@@ -312,8 +312,8 @@ def test_instance_whose_prediction_always_fails_becomes_an_unreadable_file(model
 @pytest.mark.parametrize(
     ("titles", "reason", "logged"),
     [
-        ({"calling": "INTRUDER"}, 3, "association from 127.0.0.1: its AE title and address"),
-        ({"called": "ANOTHER"}, 7, "association of PACS: it does not call PNEUMOSCOPE"),
+        ({"calling": "INTRUDER"}, 3, "association of 'INTRUDER' from 127.0.0.1: not a configured peer"),
+        ({"called": "ANOTHER"}, 7, "association of PACS: it calls 'ANOTHER', not PNEUMOSCOPE"),
     ],
 )
 def test_unknown_ae_title_is_rejected(model, caplog, titles, reason, logged):
@@ -321,7 +321,6 @@ def test_unknown_ae_title_is_rejected(model, caplog, titles, reason, logged):
         assert sender.is_rejected
         assert sender.acceptor.primitive.diagnostic == reason
         assert logged in caplog.text
-        assert not {"INTRUDER", "ANOTHER"} & set(caplog.text.split())
         assert client.get("/v1/predictions").json()["total"] == 0
 
 
@@ -332,8 +331,7 @@ def test_ae_title_of_a_peer_at_another_address_is_rejected(model, caplog):
             assert sender.is_rejected
         with association(opened, calling="CT1") as sender:
             assert sender.is_established
-    assert "Rejected a DICOM association from 127.0.0.1" in caplog.text
-    assert "ORTHANC" not in caplog.text
+    assert "Rejected a DICOM association of 'ORTHANC' from 127.0.0.1" in caplog.text
 
 
 def test_instance_beyond_the_limit_aborts_the_association(model):

@@ -81,6 +81,7 @@ class ResultDelivery:
         self._configuration, self._renderer, self._notice, self._now = configuration, renderer, notice, now
         self._repository, self._outbox = repository, repository.outbox
         self._stopped = threading.Event()
+        self._unreachable: set[str] = set()  # names of destinations
         receivers: dict[str, _Receiver] = {
             **configuration.receivers,
             **{each.name: each for each in configuration.webhooks},
@@ -138,8 +139,12 @@ class ResultDelivery:
         except UnconfirmedError as error:  # the others are tried next, without this object, which may be the cause
             _LOG.warning("A result was sent to %s without an answer: %s", name, error)
         except UnreachableError as error:
+            self._unreachable.add(name)
             _LOG.warning("Results cannot be delivered to %s%s: %s", name, _address(receiver), error)
             self._outbox.record_unreachable(name, str(error), self._now())
+        if count and name in self._unreachable:
+            self._unreachable.remove(name)
+            _LOG.info("Results are delivered to %s again", name)
         return count
 
     def _deliver(self, number: int, receiver: _Receiver, sender: Sender) -> bool:

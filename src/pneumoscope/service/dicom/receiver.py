@@ -87,6 +87,10 @@ RESULT_SOP_CLASSES = (
     GrayscaleSoftcopyPresentationStateStorage,
 )
 _NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian)
+_LISTEN_HINTS = {
+    errno.EADDRINUSE: "Stop the program that listens there, or choose another port of the DICOM node",
+    errno.EACCES: "Choose a port of the DICOM node above 1023",
+}
 
 
 def transfer_syntaxes() -> list[str]:
@@ -190,7 +194,7 @@ class DicomReceiver:
         except OSError as error:
             raise UsageError(
                 f"cannot listen for DICOM on {host}, port {self._settings.port}: {error.strerror or error}",
-                hint="Set host of the DICOM node to an address of this machine, such as 0.0.0.0, or choose another port",
+                hint=_LISTEN_HINTS.get(error.errno or 0, "Set host of the DICOM node to an address of this machine"),
             ) from error
         self._ae._servers.append(server)  # `shutdown` removes it, as `AE.start_server` would have added it
         return server
@@ -204,15 +208,14 @@ class DicomReceiver:
         title, address = request.calling_ae_title.strip(), str(association.requestor.address)
         peer = next((peer for peer in self._settings.peers if peer.ae_title == title and _is_at(peer, address)), None)
         if peer is None:
-            _LOG.warning(
-                "Rejected a DICOM association from %s: its AE title and address are not those of a peer", address
-            )
+            _LOG.warning("Rejected a DICOM association of %s from %s: not a configured peer", ascii(title), address)
             association.acse.send_reject(*_UNKNOWN_CALLER)
             evt.trigger(association, evt.EVT_REJECTED, {})
             association.kill()
             return
         if request.called_ae_title.strip() != self._settings.ae_title:  # pynetdicom rejects it
-            _LOG.warning("Rejected a DICOM association of %s: it does not call %s", peer.name, self._settings.ae_title)
+            called, known = ascii(request.called_ae_title.strip()), self._settings.ae_title
+            _LOG.warning("Rejected a DICOM association of %s: it calls %s, not %s", peer.name, called, known)
         self._peers[id(association)] = peer
 
     def _count_bytes(self, event: Event) -> None:

@@ -30,7 +30,7 @@ from pneumoscope.service.storage.outbox_status import (
     read_status,
 )
 from pneumoscope.service.storage.records import Row, format_time
-from pneumoscope.service.storage.tables import HAS_IDENTIFIERS, outbox
+from pneumoscope.service.storage.tables import HAS_IDENTIFIERS, outbox, outbox_totals
 
 __all__ = [
     "MAX_DELAY",
@@ -406,7 +406,7 @@ class Outbox:
             destination: Only those for this destination.
             time: Now.
         Raises:
-            UnknownNameError: No such object can be retried.
+            UnknownNameError: There is no such object or destination.
             UsageError: An object was delivered, or its header is gone.
             StorageError: The database cannot be written.
         """
@@ -462,10 +462,21 @@ class Outbox:
             query = query.where(_COLUMNS.number.in_(numbers))
         if destination:
             query = query.where(_COLUMNS.destination == destination)
+            known = connection.execute(select(outbox_totals.c.destination)).scalars().all()
+            if destination not in known:
+                raise UnknownNameError("destination with results", destination, known)
         rows = connection.execute(query).mappings().all()
         missing = sorted(set(numbers) - {row["number"] for row in rows})
         if missing:
-            raise UnknownNameError("waiting result", str(missing[0]), (), hint="See `pneumoscope outbox list`")
+            stored = connection.execute(select(outbox).where(_COLUMNS.number == missing[0])).mappings().first()
+            if stored is None:
+                raise UnknownNameError("result", str(missing[0]), (), hint="See `pneumoscope outbox list`")
+            raise UsageError(
+                f"result {missing[0]} does not wait: it was {stored['state']} at {stored['finished']}",
+                hint="To deliver the results of an image again, delete its prediction and send the image again"
+                if stored["state"] == "delivered"
+                else "See `pneumoscope outbox list --state " + stored["state"] + "`",
+            )
         return rows
 
 
