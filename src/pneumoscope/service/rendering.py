@@ -182,8 +182,11 @@ class ImageRenderer:
         # A report without pneumonia states no region of the heatmap, which is a run of the network.
         needs_heatmap = kind != "structured_report" or prediction.decision in ("pneumonia", "uncertain")
         heatmap = self._heatmap_of_result(prediction, kind) if needs_heatmap else None
-        population = self._model.card.population
-        result = Result(uid, prediction, prediction.created, header, self._results, population, heatmap)
+        card = self._model.card
+        prevalence = card.calibration.prevalence if prediction.model.matches(self._model.facts) else None
+        result = Result(
+            uid, prediction, prediction.created, header, self._results, card.population, heatmap, prevalence
+        )
         if kind == "structured_report":
             return structured_report(result)
         if kind == "parametric_map":

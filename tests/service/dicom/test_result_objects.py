@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from PIL import ImageDraw
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.messages import notice
@@ -409,6 +410,15 @@ def test_capture_has_the_text_of_each_language_in_its_order(chinese_font, decisi
     assert np.array_equal(captions("en", "zh-Hant"), np.vstack([english, chinese]))
     assert np.array_equal(captions("zh-Hant", "en"), np.vstack([chinese, english]))
     assert not np.array_equal(english[: len(chinese)], chinese[: len(english)])
+
+
+@pytest.mark.parametrize(("decision", "lines"), [("pneumonia", 1), ("rejected", 0)])
+def test_capture_states_the_prevalence_of_the_probability(monkeypatch, decision, lines):
+    drawn = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *of: (drawn.append(of[2]), text(*of)))
+    draw_result(PREDICTIONS[decision], matrix.heatmap().image, None, None, prevalence=0.5)
+    assert sum("for a prevalence of 50%" in each for each in drawn) == lines
 
 
 def test_capture_draws_no_missing_glyph(chinese_font):

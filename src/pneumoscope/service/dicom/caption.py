@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from pneumoscope.core.messages import (
     model_message,
     notice,
     prediction_message,
+    prevalence_message,
     result_title,
     site_note,
 )
@@ -49,19 +50,21 @@ def draw_result(
     heatmap: Heatmap | None,
     population: Population | None,
     *,
+    prevalence: float | None = None,
     languages: Sequence[str] = ("en",),
     font: Path | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Return an image with its heatmap and the result below: RGB, shape (height, width, 3).
 
-    The text states the decision, the probability with its interval or the reason of a rejection, the explanation, the model with
-    the operating point, what the heatmap shows, and the notice.
+    The text states the decision, the probability with its interval or the reason of a rejection, the explanation, the prevalence,
+    the model with the operating point, what the heatmap shows, and the notice.
 
     Args:
         prediction: Prediction of the image.
         image: The image, decoded.
         heatmap: Its heatmap; None if it has none.
         population: Population of the model; None if it is unknown which model it was.
+        prevalence: Prevalence that the probability refers to; None if it is unknown, or the prediction states it.
         languages: Languages of the text, from top to bottom.
         font: Font that has the characters of the languages; one with Latin letters only if None.
     Raises:
@@ -70,7 +73,10 @@ def draw_result(
     picture = Image.fromarray(heatmap.picture()) if heatmap else _enlarged(image)
     fonts = _fonts(font)
     width = max(picture.width, _MIN_WIDTH)
-    captions = [_caption(prediction, heatmap, population, language, fonts, width) for language in languages]
+    captions = []
+    for language in languages:
+        texts = _texts(prediction, heatmap, population, prevalence, language)
+        captions.append(_caption(texts, heatmap, language, fonts, width))
     drawn = Image.new("RGB", (width, picture.height + sum(each.height for each in captions)), _BACKGROUND)
     drawn.paste(picture, ((width - picture.width) // 2, 0))
     y = picture.height
@@ -94,19 +100,14 @@ def _fonts(file: Path | None) -> _Fonts:
 
 
 def _caption(
-    prediction: Prediction,
-    heatmap: Heatmap | None,
-    population: Population | None,
-    language: str,
-    fonts: _Fonts,
-    width: int,
+    texts: Iterable[tuple[str, _Color]], heatmap: Heatmap | None, language: str, fonts: _Fonts, width: int
 ) -> Image.Image:
-    """Return the result in one language, as an image of a width in pixels."""
+    """Return paragraphs in one language, the title first, as an image of a width in pixels."""
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     title_height, text_height = round(_LINE_HEIGHT * _TITLE_SIZE), round(_LINE_HEIGHT * _TEXT_SIZE)
     titles: list[tuple[str, _Color]] = []
     lines: list[tuple[str, _Color]] = []
-    for number, (text, color) in enumerate(_texts(prediction, heatmap, population, language)):
+    for number, (text, color) in enumerate(texts):
         shown = latin_text(text) if fonts.is_latin else text
         wrapped = wrap_text(measure, shown, fonts.text if number else fonts.title, width - 2 * _MARGIN)
         (lines if number else titles).extend((line, color) for line in wrapped)
@@ -127,13 +128,19 @@ def _caption(
 
 
 def _texts(
-    prediction: Prediction, heatmap: Heatmap | None, population: Population | None, language: str
+    prediction: Prediction,
+    heatmap: Heatmap | None,
+    population: Population | None,
+    prevalence: float | None,
+    language: str,
 ) -> Iterator[tuple[str, _Color]]:
     """Yield the paragraphs with their colors, the title first."""
     stop = full_stop(language)
     yield result_title(prediction, language), _TEXT
     if prediction.decision != "rejected" and (explanation := prediction_message(prediction, language)):
         yield explanation + stop, _TEXT
+    if prevalence is not None and prediction.probability is not None and not prediction.model.site:
+        yield prevalence_message(prevalence, language, stated=False) + stop, _TEXT
     yield notice(population, language), _TEXT
     if heatmap:
         yield heatmap_message(language) + stop, _MUTED

@@ -89,6 +89,7 @@ class Result:
         settings: Number and description of the series, languages.
         population: Population of the model, which the notice states; None if it is unknown.
         heatmap: Heatmap of the prediction; None if there is none.
+        prevalence: See `caption.draw_result`.
     """
 
     uid: str
@@ -98,6 +99,7 @@ class Result:
     settings: ResultSettings
     population: Population | None = None
     heatmap: Heatmap | None = None
+    prevalence: float | None = None
 
     @property
     def decision(self) -> Decision:
@@ -179,7 +181,13 @@ def secondary_capture(result: Result, image: Radiograph) -> bytes:
     """
     source, settings = result.source(), result.settings
     pixels = draw_result(
-        result.prediction, image, result.heatmap, result.population, languages=settings.languages, font=settings.font
+        result.prediction,
+        image,
+        result.heatmap,
+        result.population,
+        prevalence=result.prevalence,
+        languages=settings.languages,
+        font=settings.font,
     )
     capture = highdicom.sc.SCImage.from_ref_dataset(
         source,
