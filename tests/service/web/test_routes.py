@@ -109,6 +109,14 @@ def test_rejected_images_have_a_tab_with_counts_and_reasons(client):
     assert "No images match these filters" in get_page(client, "/?decision=rejected&reviewed=yes")[0].text
 
 
+def test_image_without_another_name_is_titled_by_the_end_of_its_uid(client):
+    uid = "1.2.276.0.7230010.3.1.4.8323328.8257.1795957048.273492"
+    (id,) = upload(client, (uid, dicom(SOPInstanceUID=uid, StudyInstanceUID="1.2.3")))
+    for path in ("/", f"/images/{id}"):
+        assert ">DICOM …8.273492<" in client.get(path).text
+    assert f'title="{uid}"' in client.get(f"/images/{id}").text
+
+
 def test_list_without_predicted_images_links_to_rejected_ones(client):
     assert "No images yet" in get_page(client, "/")[0].text
     upload(client, ("dark.png", png(60)))

@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse
 from pneumoscope.core import messages
 from pneumoscope.core.i18n import LANGUAGES, N_, choose_language, translations
 from pneumoscope.core.identity import display_name
-from pneumoscope.core.prediction import DECISIONS
+from pneumoscope.core.prediction import DECISIONS, Prediction
 from pneumoscope.core.results import Interval
 from pneumoscope.service.auth.authenticator import Authenticator
 from pneumoscope.service.auth.users import LOCAL, AuthenticatedUser
@@ -29,6 +29,7 @@ __all__ = ["LANGUAGE", "render", "request_language", "url_with_query"]
 
 LANGUAGE = "language"  # name of the cookie and of the query parameter
 _LANGUAGE_COOKIE_SECONDS = 365 * 86400
+_UID_END = 8  # characters of a UID that are shown
 _CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -114,6 +115,13 @@ def format_years(age: float) -> str:
     return f"{round(age, 2):g}"
 
 
+def format_image_title(prediction: Prediction) -> str:
+    """Return the name of an image; the end of its UID for one that has no other name, as a PACS sends it."""
+    identity = prediction.identity
+    is_uid = identity is not None and prediction.path == identity.sop_instance_uid
+    return f"DICOM \N{HORIZONTAL ELLIPSIS}{prediction.path[-_UID_END:]}" if is_uid else prediction.path
+
+
 def _reader_name(local: str, reader: str) -> str:
     return local if reader == LOCAL else reader
 
@@ -134,6 +142,7 @@ def _environment(language: str, time_zone: ZoneInfo) -> jinja2.Environment:
         "interval_percent": format_interval,
         "local_date": functools.partial(local_date, zone=time_zone),
         "sentence": format_sentence,
+        "image_title": format_image_title,
         "minute": functools.partial(format_minute, zone=time_zone),
         "years": format_years,
     }
