@@ -10,8 +10,8 @@ from tests.conftest import LIMITS
 from pneumoscope.bundle.card import Intervals, OperatingPoint, OutlierSummary, Proportion, UncertaintyBand
 from pneumoscope.bundle.model_card import EVIDENCE, model_card
 from pneumoscope.core.errors import BundleError
-from pneumoscope.core.messages import notice
 from pneumoscope.core.population import Population
+from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.results import to_json
 from pneumoscope.data.check import check_data
 from pneumoscope.data.layouts import load_manifest

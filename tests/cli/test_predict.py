@@ -28,9 +28,9 @@ from pneumoscope.bundle.card import UncertaintyBand, read_bundle
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli import predict as module
 from pneumoscope.core.errors import PartialFailureError, UsageError
-from pneumoscope.core.messages import notice
 from pneumoscope.core.population import Population
 from pneumoscope.core.prediction import Prediction
+from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.results import SCHEMA
 from pneumoscope.imaging.sandbox.pool import DecodePool
 from pneumoscope.inference.image_loader import MIN_IMAGES_FOR_POOL

@@ -11,24 +11,17 @@ from pneumoscope.core.i18n import LANGUAGES, NOTICE
 from pneumoscope.core.identity import Identity
 from pneumoscope.core.identity_check import SEXES, FieldProblem
 from pneumoscope.core.messages import (
-    age_conflict_message,
     counted,
     decision_label,
     error_text,
     error_titles,
     field_problem_message,
-    notice,
     operating_point_label,
     operating_point_rule,
-    prediction_message,
-    probability_message,
-    probability_text,
     punctuation,
     rejection_label,
     rejection_message,
-    result_message,
     sex_label,
-    site_note,
 )
 from pneumoscope.core.population import Population
 from pneumoscope.core.prediction import (
@@ -40,6 +33,15 @@ from pneumoscope.core.prediction import (
     Prediction,
     Rejection,
     Uncertainty,
+)
+from pneumoscope.core.prediction_messages import (
+    age_conflict_message,
+    notice,
+    prediction_message,
+    probability_message,
+    probability_text,
+    result_message,
+    site_note,
 )
 from pneumoscope.core.results import Interval
 

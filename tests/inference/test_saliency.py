@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 
 from pneumoscope.bundle.card import read_bundle
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.messages import notice
 from pneumoscope.core.population import Population
+from pneumoscope.core.prediction_messages import notice
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import Preprocessing, preprocess
 from pneumoscope.inference import saliency as module

@@ -21,8 +21,8 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 from tests.service.conftest import TOKEN, dicom, fetch, images, png, post, problem, repository_with_token
 
 from pneumoscope.core.errors import UnreadableImageError
-from pneumoscope.core.messages import notice
 from pneumoscope.core.population import Population
+from pneumoscope.core.prediction_messages import notice
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.api.exception_handlers import PROBLEM_MEDIA_TYPE
 from pneumoscope.service.app import create_app

@@ -14,7 +14,7 @@ from typing import Any
 
 from pneumoscope.bundle.card import Card, InputCheck, Proportion, RejectionLimits, read_bundle
 from pneumoscope.core.errors import BundleError
-from pneumoscope.core.messages import notice
+from pneumoscope.core.prediction_messages import notice
 
 __all__ = ["EVIDENCE", "Json", "model_card", "read_evidence"]
 

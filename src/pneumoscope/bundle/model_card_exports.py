@@ -14,7 +14,7 @@ from xml.etree import ElementTree as ET
 
 from pneumoscope.bundle.card import DEFAULT_BUNDLE, Card, read_bundle
 from pneumoscope.bundle.model_card import Json, model_card, read_evidence
-from pneumoscope.core.messages import notice
+from pneumoscope.core.prediction_messages import notice
 
 __all__ = ["CHAI_NAMESPACE", "chai_model_card", "hugging_face_model_card"]
 

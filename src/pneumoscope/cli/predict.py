@@ -27,15 +27,9 @@ from pneumoscope.cli.options import (
 )
 from pneumoscope.cli.progress import image_progress, printable
 from pneumoscope.core.errors import PartialFailureError, UsageError
-from pneumoscope.core.messages import (
-    counted,
-    decision_message,
-    prevalence_message,
-    scope_message,
-    site_note,
-    warning_message,
-)
+from pneumoscope.core.messages import counted, warning_message
 from pneumoscope.core.prediction import OVERRIDES
+from pneumoscope.core.prediction_messages import decision_message, prevalence_message, scope_message, site_note
 
 if TYPE_CHECKING:
     from pneumoscope.core.prediction import AgeRequirement, Assumption, Prediction, WarningCode

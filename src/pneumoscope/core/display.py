@@ -7,7 +7,8 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.messages import counted, decision_label, prediction_message, site_note
+from pneumoscope.core.messages import counted, decision_label
+from pneumoscope.core.prediction_messages import prediction_message, site_note
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -23,7 +23,7 @@ def N_(message: str) -> str:  # noqa: N802  gettext's own name
     return message
 
 
-# The part of the notice that holds for every model; see `core.messages.notice`.
+# The part of the notice that holds for every model; see `core.prediction_messages.notice`.
 NOTICE = N_("Research and education software. Not a medical device.")
 
 

@@ -18,7 +18,7 @@ _Age = Annotated[float, Meta(ge=0)]
 class Population(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The patients and images that a model was trained on; None and "" where that is unknown.
 
-    `core.messages.population_sentence` renders it for people.
+    `core.prediction_messages.population_sentence` renders it for people.
 
     Attributes:
         ages: Minimum and maximum age, years, both included.

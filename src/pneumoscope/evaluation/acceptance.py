@@ -29,8 +29,8 @@ from pneumoscope.bundle.site_profile import (
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.messages import notice
 from pneumoscope.core.prediction import AgeRequirement, Assumption
+from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.results import SCHEMA, Interval, RejectionSummary, write_result
 from pneumoscope.data.manifest import LABELS, LabeledImage, images_sha256
 from pneumoscope.evaluation.acceptance_metrics import (

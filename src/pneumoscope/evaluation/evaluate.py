@@ -24,8 +24,8 @@ from pneumoscope import __version__
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import UnknownNameError, UnreadableImageError, UsageError
 from pneumoscope.core.files import write_atomically
-from pneumoscope.core.messages import notice
 from pneumoscope.core.prediction import Rejection
+from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.results import Evaluation, Interval, RejectionSummary, ScoredImage, to_json
 from pneumoscope.data.hashing import read_image
 from pneumoscope.data.manifest import LABELS, LabeledImage, Manifest, images_sha256

@@ -22,8 +22,9 @@ import numpy as np
 from pneumoscope import __version__
 from pneumoscope.core.errors import DatasetError, UsageError
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.messages import counted, notice
+from pneumoscope.core.messages import counted
 from pneumoscope.core.prediction import Prediction
+from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.results import SCHEMA, Interval, write_result
 from pneumoscope.data.hashing import read_image
 from pneumoscope.data.manifest import LabeledImage

@@ -33,7 +33,7 @@ from pneumoscope import __version__
 from pneumoscope.bundle.card import Card, read_bundle
 from pneumoscope.core.errors import DatasetError, UsageError
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.messages import notice
+from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.results import SCHEMA, Interval, write_result
 from pneumoscope.data.hashing import read_image
 from pneumoscope.data.manifest import LABELS, LabeledImage

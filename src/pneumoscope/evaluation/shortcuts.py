@@ -20,7 +20,7 @@ from PIL import Image
 
 from pneumoscope import __version__
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.messages import notice
+from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.results import SCHEMA, Interval, write_result
 from pneumoscope.data.hashing import read_image
 from pneumoscope.evaluation.selection import count_patients, select_unreserved_images

@@ -16,7 +16,6 @@ import numpy as np
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.display import facts_html, prediction_html
 from pneumoscope.core.errors import UnreadableImageError, UsageError
-from pneumoscope.core.messages import notice, site_note
 from pneumoscope.core.prediction import (
     MAX_AGE,
     AgeRequirement,
@@ -27,6 +26,7 @@ from pneumoscope.core.prediction import (
     PatientAge,
     Prediction,
 )
+from pneumoscope.core.prediction_messages import notice, site_note
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.pixel_values import PixelValues
 from pneumoscope.imaging.preprocess import PreprocessedImage

@@ -19,8 +19,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.messages import decision_label, notice, probability_text, warning_message
+from pneumoscope.core.messages import decision_label, warning_message
 from pneumoscope.core.prediction import Decision, WarningCode
+from pneumoscope.core.prediction_messages import notice, probability_text
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import Crop
 
@@ -87,7 +88,7 @@ def render_heatmap(
         threshold: Threshold as a calibrated probability.
         decision: The decision.
         warnings: Warnings for the legend.
-        site: Site profile or prevalence for the legend; see `core.messages.site_note`.
+        site: Site profile or prevalence for the legend; see `core.prediction_messages.site_note`.
     Raises:
         UsageError: The heatmap is not two-dimensional or not finite.
     """

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pneumoscope.core.errors import MissingExtraError
 from pneumoscope.core.identity import IDENTITY_FIELDS
-from pneumoscope.core.messages import prediction_message
 from pneumoscope.core.prediction import ModelInfo, Prediction
+from pneumoscope.core.prediction_messages import prediction_message
 from pneumoscope.core.results import SCHEMA
 
 if TYPE_CHECKING:

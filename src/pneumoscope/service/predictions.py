@@ -16,8 +16,8 @@ from sqlalchemy import Connection
 
 from pneumoscope.core.errors import PneumoscopeError, StorageError, UnknownNameError, UnreadableImageError, UsageError
 from pneumoscope.core.identity import Identity, age_at_study, combine, is_same_person, search_words
-from pneumoscope.core.messages import notice
 from pneumoscope.core.prediction import MAX_AGE, Failure, Prediction, WarningCode
+from pneumoscope.core.prediction_messages import notice
 from pneumoscope.inference.model import Model
 from pneumoscope.service.inference_queue import InferenceQueue
 from pneumoscope.service.metrics import Metrics

@@ -20,7 +20,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.messages import counted, site_note
+from pneumoscope.core.messages import counted
+from pneumoscope.core.prediction_messages import site_note
 from pneumoscope.inference.model import Model
 from pneumoscope.service.app import CLOSE_SECONDS, create_app
 from pneumoscope.service.auth.tokens import TokenRepository

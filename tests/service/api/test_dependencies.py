@@ -4,8 +4,8 @@ import pytest
 from fastapi.testclient import TestClient
 from tests.service.conftest import fetch, images, png, post, problem, repository_with_token
 
-from pneumoscope.core.messages import notice
 from pneumoscope.core.population import Population
+from pneumoscope.core.prediction_messages import notice
 from pneumoscope.service.app import create_app
 from pneumoscope.service.settings import Settings
 

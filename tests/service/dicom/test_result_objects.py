@@ -13,8 +13,8 @@ import pytest
 from PIL import ImageDraw
 
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.messages import notice
 from pneumoscope.core.prediction import Rejection
+from pneumoscope.core.prediction_messages import notice
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.inference.saliency import Heatmap
 from pneumoscope.service.dicom.configuration import ResultSettings, read_configuration

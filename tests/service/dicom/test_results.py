@@ -14,8 +14,8 @@ from tests.conftest import LIMITS, POINTS
 from tests.images import dicom, png
 from tests.service.conftest import add, problem
 
-from pneumoscope.core.messages import notice
 from pneumoscope.core.population import Population
+from pneumoscope.core.prediction_messages import notice
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows

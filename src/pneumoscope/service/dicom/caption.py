@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from pneumoscope.core.messages import (
-    full_stop,
+from pneumoscope.core.messages import full_stop
+from pneumoscope.core.population import Population
+from pneumoscope.core.prediction import Prediction
+from pneumoscope.core.prediction_messages import (
     heatmap_ends,
     heatmap_message,
     model_message,
@@ -21,8 +23,6 @@ from pneumoscope.core.messages import (
     result_title,
     site_note,
 )
-from pneumoscope.core.population import Population
-from pneumoscope.core.prediction import Prediction
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.inference.saliency import Heatmap, draw_scale, latin_text, wrap_text
 

@@ -12,7 +12,8 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from pneumoscope import __version__
-from pneumoscope.core.messages import full_stop, notice, result_title
+from pneumoscope.core.messages import full_stop
+from pneumoscope.core.prediction_messages import notice, result_title
 from pneumoscope.inference.saliency import Heatmap
 from pneumoscope.service.dicom.heatmap_region import contours
 from pneumoscope.service.dicom.results import Result, patient_orientation

@@ -7,7 +7,8 @@ from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from pneumoscope.core.messages import rejection_label, result_title, site_note
+from pneumoscope.core.messages import rejection_label
+from pneumoscope.core.prediction_messages import result_title, site_note
 from pneumoscope.service.dicom.codes import (
     CERTAINTY,
     LOWER_LIMIT,

@@ -31,9 +31,10 @@ from pydicom.uid import (
 )
 
 from pneumoscope import __version__
-from pneumoscope.core.messages import decision_label, notice
+from pneumoscope.core.messages import decision_label
 from pneumoscope.core.population import Population
 from pneumoscope.core.prediction import Decision, Prediction
+from pneumoscope.core.prediction_messages import notice
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.inference.saliency import Heatmap
 from pneumoscope.service.dicom.caption import draw_result

@@ -22,8 +22,8 @@ from pneumoscope.bundle.model_card import model_card
 from pneumoscope.core.errors import ConflictError, InvalidIdentityError, PneumoscopeError, StorageError, UsageError
 from pneumoscope.core.identity import IDENTITY_FIELDS, Identity, age_at_study, normalize_text
 from pneumoscope.core.identity_check import check_entered
-from pneumoscope.core.messages import population_sentence
 from pneumoscope.core.prediction import DECISIONS, MAX_AGE, REJECTION_CODES, RejectionCode
+from pneumoscope.core.prediction_messages import population_sentence
 from pneumoscope.inference.decision import threshold_probability
 from pneumoscope.service.api.dependencies import (
     AppAccessLog,

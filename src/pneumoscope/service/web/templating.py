@@ -14,7 +14,7 @@ import jinja2
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from pneumoscope.core import messages
+from pneumoscope.core import messages, prediction_messages
 from pneumoscope.core.i18n import LANGUAGES, N_, choose_language, translations
 from pneumoscope.core.identity import display_name
 from pneumoscope.core.prediction import DECISIONS, Prediction
@@ -157,25 +157,25 @@ def _environment(language: str, time_zone: ZoneInfo) -> jinja2.Environment:
         "error_titles": messages.error_titles(language),
         "url_with_query": url_with_query,
         **{
-            name: functools.partial(getattr(messages, name), language=language)
-            for name in (
-                "age_conflict_message",
-                "conflict_message",
-                "decision_label",
-                "decision_message",
-                "field_problem_message",
-                "identity_label",
-                "list_message",
-                "operating_point_label",
-                "prevalence_message",
-                "probability_text",
-                "rejection_label",
-                "result_message",
-                "review_label",
-                "role_label",
-                "sex_label",
-                "site_note",
-                "warning_message",
+            each.__name__: functools.partial(each, language=language)
+            for each in (
+                messages.conflict_message,
+                messages.decision_label,
+                messages.field_problem_message,
+                messages.identity_label,
+                messages.operating_point_label,
+                messages.rejection_label,
+                messages.review_label,
+                messages.role_label,
+                messages.sex_label,
+                messages.warning_message,
+                prediction_messages.age_conflict_message,
+                prediction_messages.decision_message,
+                prediction_messages.list_message,
+                prediction_messages.prevalence_message,
+                prediction_messages.probability_text,
+                prediction_messages.result_message,
+                prediction_messages.site_note,
             )
         },
     }

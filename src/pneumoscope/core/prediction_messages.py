@@ -1,0 +1,291 @@
+"""Render predictions as sentences for people, in every language of `core.i18n`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pneumoscope.core.i18n import N_, NOTICE, translations
+from pneumoscope.core.identity import age_at_study, contradicts
+from pneumoscope.core.messages import (
+    decision_label,
+    full_stop,
+    join_sentences,
+    operating_point_label,
+    rejection_message,
+    warning_message,
+)
+from pneumoscope.core.prediction import ModelInfo, Prediction, Uncertainty
+
+if TYPE_CHECKING:
+    from pneumoscope.core.population import Population, View  # needs msgspec, which --help does not import
+
+__all__ = [
+    "age_conflict_message",
+    "decision_message",
+    "heatmap_ends",
+    "heatmap_message",
+    "list_message",
+    "model_message",
+    "notice",
+    "population_sentence",
+    "prediction_message",
+    "prevalence_message",
+    "probability_message",
+    "probability_text",
+    "result_message",
+    "result_title",
+    "scope_message",
+    "site_note",
+    "uncertainty_message",
+]
+
+_AGE_CONTRADICTS_DATES = N_(
+    "Contradictory age: {age:.3g} years stated, {by_dates:.3g} years by birth date and study date. The result may not apply;"
+    " check the patient"
+)
+_UNKNOWN_POPULATION = N_("The population that it was trained on is unknown.")
+_POPULATION = N_("Trained on {images} of {patients} from {sites}.")
+_POPULATION_VIEWS: dict[View | None, str] = {
+    "AP": N_("AP radiographs"),
+    "PA": N_("PA radiographs"),
+    "frontal": N_("frontal radiographs"),
+    None: N_("radiographs of unknown view"),
+}
+_POPULATION_AGES = {
+    "children": N_("children of {minimum:g} to {maximum:g} years"),
+    "adults": N_("adults of {minimum:g} to {maximum:g} years"),
+    "patients": N_("patients of {minimum:g} to {maximum:g} years"),
+}
+_UNKNOWN_AGES = N_("patients of unknown age")
+_ONE_SITE, _SITES, _UNKNOWN_SITES = N_("one hospital"), N_("{n} hospitals"), N_("unknown hospitals")
+_ADULT_AGE = 18  # years
+# The notice that holds for every model, and the sentence on the population of one.
+_NOTICE_AND_POPULATION = N_("{notice} {population}")
+_UNCERTAIN = N_(
+    "The probability is in the uncertain range ({range}), where the model would be wrong too often. Read the image without the"
+    " prediction"
+)
+_RANGE = N_("{low} to {high}")
+_SCOPE = N_("Other findings are not assessed")
+_SCOPE_OF_LIST = N_("“No pneumonia detected” does not exclude other findings; they are not assessed")
+_PROBABILITY = N_("The probability of pneumonia is {probability}")
+_PROBABILITY_AND_INTERVAL = N_(
+    "The probability of pneumonia is {probability}. Calibration interval (Venn-Abers): {range}, the range that the calibration on"
+    " {n} images leaves open. It is not a confidence interval, and the probability can lie at its end"
+)
+_DEFAULT_PREVALENCE = N_(
+    "Probabilities are for a prevalence of {prevalence}; if pneumonia is less common among your patients, they are lower"
+)
+_STATED_PREVALENCE = N_("Probabilities are for a prevalence of {prevalence}")
+_NOT_ASSESSED, _NOT_READ = N_("Not assessed: {reason}"), N_("Not assessed: the image cannot be read")
+_RESULT_TITLE = N_("{decision}: probability of pneumonia {probability}")
+_WITH_RANGE = N_("{probability} ({range})")
+_MODEL = N_("Model {model}, operating point {point}")
+_MODEL_AND_THRESHOLD = N_("Model {model}, operating point {point}: pneumonia at {threshold} or more")
+_HEATMAP = N_(
+    "Heatmap: contribution of each region to the score. It shows what the model relied on, not the location of disease"
+)
+_AGAINST, _TOWARDS = N_("against pneumonia"), N_("towards pneumonia")
+_SITE_PROFILE, _SITE_PREVALENCE = N_("Site profile: {site}"), N_("Prevalence: {prevalence}")
+_BELOW_1_PERCENT, _ABOVE_99_PERCENT = N_("below 1%"), N_("above 99%")
+
+
+def notice(population: Population | None = None, language: str = "en") -> str:
+    """Return the notice that accompanies every result.
+
+    Args:
+        population: Population of the model, which the notice then states; None for a result without a model.
+        language: A key of `LANGUAGES`.
+    """
+    gettext = translations(language).gettext
+    if population is None:
+        return gettext(NOTICE)
+    return gettext(_NOTICE_AND_POPULATION).format(
+        notice=gettext(NOTICE), population=population_sentence(population, language)
+    )
+
+
+def population_sentence(population: Population, language: str = "en") -> str:
+    """Return the sentence that states the population; its own sentence is in the language in which it was written."""
+    gettext = translations(language).gettext
+    if population.sentence:
+        return population.sentence
+    if population.is_unknown:
+        return gettext(_UNKNOWN_POPULATION)
+    patients = gettext(_UNKNOWN_AGES)
+    if population.ages:
+        minimum, maximum = population.ages
+        group = "children" if maximum < _ADULT_AGE else "adults" if minimum >= _ADULT_AGE else "patients"
+        patients = gettext(_POPULATION_AGES[group]).format(minimum=minimum, maximum=maximum)
+    sites = _UNKNOWN_SITES if population.sites is None else _ONE_SITE if population.sites == 1 else _SITES
+    return gettext(_POPULATION).format(
+        images=gettext(_POPULATION_VIEWS[population.view]),
+        patients=patients,
+        sites=gettext(sites).format(n=population.sites),
+    )
+
+
+def age_conflict_message(prediction: Prediction, language: str = "en") -> str:
+    """Return that the age of the patient contradicts the dates, as sentences without the last full stop; empty if it does not."""
+    age = prediction.age.years if prediction.age else None
+    if not contradicts(age, prediction.identity):
+        return ""
+    message = translations(language).gettext(_AGE_CONTRADICTS_DATES)
+    return message.format(age=age, by_dates=age_at_study(prediction.identity))
+
+
+def uncertainty_message(uncertainty: Uncertainty, language: str = "en") -> str:
+    """Return the reason of an uncertain decision as a sentence without a full stop."""
+    band = _range_text(uncertainty.low, uncertainty.high, language)
+    return translations(language).gettext(_UNCERTAIN).format(range=band)
+
+
+def scope_message(language: str = "en") -> str:
+    """Return what the decision "no_pneumonia" does not say, as a sentence without a full stop."""
+    return translations(language).gettext(_SCOPE)
+
+
+def probability_message(prediction: Prediction, language: str = "en") -> str:
+    """Return the probability, and what its interval means, as sentences without the last full stop; empty without one."""
+    if prediction.probability is None:
+        return ""
+    gettext, probability = translations(language).gettext, probability_text(prediction.probability, language)
+    interval = prediction.interval
+    if interval is None or interval.low is None or interval.high is None:
+        return gettext(_PROBABILITY).format(probability=probability)
+    values = _range_text(interval.low, interval.high, language)
+    if values == probability:
+        return gettext(_PROBABILITY).format(probability=probability)
+    return gettext(_PROBABILITY_AND_INTERVAL).format(probability=probability, range=values, n=interval.n)
+
+
+def prevalence_message(prevalence: float, language: str = "en", *, stated: bool) -> str:
+    """Return the prevalence that probabilities refer to as a sentence without a full stop.
+
+    Args:
+        prevalence: Above 0 and below 1.
+        language: Language of the sentence.
+        stated: True if the site states it, False if it is the default of the model.
+    """
+    message = translations(language).gettext(_STATED_PREVALENCE if stated else _DEFAULT_PREVALENCE)
+    return message.format(prevalence=_percent(prevalence))
+
+
+def list_message(prevalence: float, language: str = "en", *, stated: bool) -> str:
+    """Return what the decisions and probabilities of a list mean, as sentences; see `prevalence_message`."""
+    scope = translations(language).gettext(_SCOPE_OF_LIST)
+    return join_sentences((scope, prevalence_message(prevalence, language, stated=stated)), language) + full_stop(
+        language
+    )
+
+
+def site_note(model: ModelInfo, language: str = "en") -> str:
+    """Return the site profile or the stated prevalence of a model with its name; empty without either."""
+    if not model.site:
+        return ""
+    gettext, prevalence = translations(language).gettext, model.prevalence
+    if prevalence is None:
+        return gettext(_SITE_PROFILE).format(site=model.site)
+    return gettext(_SITE_PREVALENCE).format(prevalence=_percent(prevalence))
+
+
+def result_title(prediction: Prediction, language: str = "en") -> str:
+    """Return the decision with the probability and its interval, or why there is none, as a phrase."""
+    gettext = translations(language).gettext
+    if prediction.rejection:
+        return gettext(_NOT_ASSESSED).format(reason=rejection_message(prediction.rejection, language))
+    if prediction.decision is None or prediction.probability is None:
+        return gettext(_NOT_READ)
+    text, interval = probability_text(prediction.probability, language), prediction.interval
+    if interval and interval.low is not None and interval.high is not None:
+        limits = _range_text(interval.low, interval.high, language)
+        text = text if limits == text else gettext(_WITH_RANGE).format(probability=text, range=limits)
+    return gettext(_RESULT_TITLE).format(decision=decision_label(prediction.decision, language), probability=text)
+
+
+def model_message(prediction: Prediction, language: str = "en") -> str:
+    """Return the model and the operating point with its threshold as a sentence without a full stop."""
+    gettext, model = translations(language).gettext, prediction.model
+    facts = {
+        "model": f"{model.name} {model.version}",
+        "point": operating_point_label(prediction.operating_point, language),
+    }
+    if prediction.threshold is None:
+        return gettext(_MODEL).format(**facts)
+    return gettext(_MODEL_AND_THRESHOLD).format(**facts, threshold=probability_text(prediction.threshold, language))
+
+
+def heatmap_message(language: str = "en") -> str:
+    """Return what a heatmap shows as sentences without the last full stop."""
+    return translations(language).gettext(_HEATMAP)
+
+
+def heatmap_ends(language: str = "en") -> tuple[str, str]:
+    """Return the labels of the ends of a heatmap's color scale, "against pneumonia" first."""
+    gettext = translations(language).gettext
+    return gettext(_AGAINST), gettext(_TOWARDS)
+
+
+def probability_text(probability: float, language: str = "en") -> str:
+    """Return a probability of 0 to 1 in whole percent, never as 0% or 100%."""
+    if 0.01 <= probability <= 0.99:
+        return f"{probability:.0%}"
+    return translations(language).gettext(_BELOW_1_PERCENT if probability < 0.01 else _ABOVE_99_PERCENT)
+
+
+def _range_text(low: float, high: float, language: str) -> str:
+    """Return a range of probabilities; one value if both ends look the same."""
+    ends = probability_text(low, language), probability_text(high, language)
+    return ends[0] if ends[0] == ends[1] else translations(language).gettext(_RANGE).format(low=ends[0], high=ends[1])
+
+
+def _percent(fraction: float) -> str:
+    """Return a fraction in percent with three significant digits, such as "0.5%"."""
+    return f"{100 * fraction:.3g}%"
+
+
+def decision_message(prediction: Prediction, language: str = "en") -> str:
+    """Return the explanation of a rejected, uncertain or failed prediction; empty for other predictions.
+
+    Failures are in English in every language: they quote the file and the decoder.
+    """
+    if prediction.rejection:
+        return rejection_message(prediction.rejection, language)
+    if prediction.uncertainty:
+        return uncertainty_message(prediction.uncertainty, language)
+    return str(prediction.failure) if prediction.failure else ""
+
+
+def prediction_message(prediction: Prediction, language: str = "en") -> str:
+    """Return the explanation of a prediction, see `decision_message` and `scope_message`, followed by its warnings.
+
+    A contradictory age comes first: see `age_conflict_message`.
+    """
+    warnings = (warning_message(warning, language) for warning in prediction.warnings)
+    return join_sentences(
+        (age_conflict_message(prediction, language), _explanation(prediction, language), *warnings), language
+    )
+
+
+def result_message(
+    prediction: Prediction, language: str = "en", *, prevalence: float | None = None, stated: bool = False
+) -> tuple[str, ...]:
+    """Return two paragraphs of sentences: the explanation of a decision, and its probability with the prevalence; none if empty.
+
+    Args:
+        prediction: The prediction.
+        language: Language of the sentences.
+        prevalence, stated: See `prevalence_message`; None if unknown.
+    """
+    probability = [probability_message(prediction, language)]
+    if prevalence is not None and prediction.probability is not None:
+        probability.append(prevalence_message(prevalence, language, stated=stated))
+    paragraphs = _explanation(prediction, language), join_sentences(probability, language)
+    return tuple(each + full_stop(language) for each in paragraphs if each)
+
+
+def _explanation(prediction: Prediction, language: str) -> str:
+    """Return why the decision was made, or what it does not say; empty for pneumonia."""
+    if prediction.decision == "no_pneumonia":
+        return scope_message(language)
+    return decision_message(prediction, language)
