@@ -153,7 +153,7 @@ class Commitments:
     def record_refused(self, transaction_uid: str, status: int, time: datetime) -> None:
         """Record that the destination refused a request, of which one object may be the cause; see `begin`.
 
-        Its objects follow again in 5 s, and in twice the time after each rejection, up to 15 minutes. Others do not wait for them.
+        Its objects follow again in 5 s, and in twice the time after each rejection, up to 15 minutes. Others do not wait.
 
         Args:
             transaction_uid: Of the request.
