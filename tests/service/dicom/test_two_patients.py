@@ -188,12 +188,8 @@ def test_event_and_report_of_the_second_study_state_the_rejection_by_its_header(
 
 def header_of(**changes):
     header = pydicom.Dataset()
-    header.update(
-        {
-            name: pydicom.DataElement(name, pydicom.datadict.dictionary_VR(name), value)
-            for name, value in (FIRST | changes).items()
-        }
-    )
+    for name, value in (FIRST | changes).items():
+        setattr(header, name, value)
     return header
 
 

@@ -357,8 +357,8 @@ async def set_identity(
 ) -> SinglePredictionDocument:
     """Replace patient, study, series and instance of the image, and so of all its predictions. With `If-Match`, nothing is stored
     if the prediction was changed since it was read. If the image was received under two patients, this decides: send the identity
-    of the right one. An age that was entered for another patient no longer holds: the image is predicted again without it. A new date or sex that is impossible is the problem `invalid_identity`, whose `fields` has the code of each
-    field.
+    of the right one. An age that was entered for another patient no longer holds: the image is predicted again without it. A new
+    date or sex that is impossible is the problem `invalid_identity`, whose `fields` has the code of each field.
     """
     values = {name: normalize_field(name, value) for name, value in body.model_dump().items()}  # type: ignore[attr-defined]
     entered = Identity(**values)

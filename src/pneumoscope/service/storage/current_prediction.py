@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Row,
     RowMapping,
     Select,
     and_,
@@ -241,6 +242,7 @@ def all_have_entered_age(connection: Connection, pixel_sha256: str) -> bool:
 
 def _of_image(connection: Connection, pixel_sha256: str) -> Sequence[Row[Any]]:
     """Return the predictions under the header of an image, latest first."""
+    query: Select[Any]
     if _has_headers(connection, pixel_sha256):
         query = select(_HEADERS.prediction_id.label("id"), _HEADERS.age_source, _HEADERS.last_predicted)
         query = query.where(*_of(pixel_sha256, ASSIGNED)).order_by(_HEADERS.last_predicted.desc())
