@@ -242,13 +242,13 @@ def all_have_entered_age(connection: Connection, pixel_sha256: str) -> bool:
 
 def _of_image(connection: Connection, pixel_sha256: str) -> Sequence[Row[Any]]:
     """Return the predictions under the header of an image, latest first."""
-    query: Select[Any]
     if _has_headers(connection, pixel_sha256):
-        query = select(_HEADERS.prediction_id.label("id"), _HEADERS.age_source, _HEADERS.last_predicted)
-        query = query.where(*_of(pixel_sha256, ASSIGNED)).order_by(_HEADERS.last_predicted.desc())
+        columns = (_HEADERS.prediction_id.label("id"), _HEADERS.age_source, _HEADERS.last_predicted)
+        condition = and_(*_of(pixel_sha256, ASSIGNED))
     else:
-        query = select(predictions.c.id, predictions.c.age_source, predictions.c.last_predicted)
-        query = query.where(predictions.c.pixel_sha256 == pixel_sha256).order_by(predictions.c.last_predicted.desc())
+        columns = (predictions.c.id.label("id"), predictions.c.age_source, predictions.c.last_predicted)
+        condition = predictions.c.pixel_sha256 == pixel_sha256
+    query: Select[Any] = select(*columns).where(condition).order_by(columns[-1].desc())
     return connection.execute(query).all()
 
 
