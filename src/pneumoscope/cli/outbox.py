@@ -46,7 +46,7 @@ def _selection_options(function: Callable[..., None]) -> Callable[..., None]:
 )  # fmt: skip
 @click.option(
     "--uncommitted", is_flag=True,
-    help="Instead, delivered results for which storage commitment was requested and not confirmed.",
+    help="Instead, delivered results without the storage commitment that their destination is asked for.",
 )  # fmt: skip
 @service_database_options
 @json_option

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import re
 import secrets
 from collections.abc import AsyncIterator
@@ -16,7 +17,7 @@ from fastapi.routing import APIRoute
 from starlette.staticfiles import StaticFiles
 
 from pneumoscope import __version__
-from pneumoscope.core.errors import MissingExtraError
+from pneumoscope.core.errors import MissingExtraError, StorageError
 from pneumoscope.inference.model import Model
 from pneumoscope.service.api.administration import administrator_router
 from pneumoscope.service.api.dependencies import authentication
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CLOSE_SECONDS", "create_app"]
 
+_LOG = logging.getLogger("pneumoscope.service")
 _SIGN_IN_SECONDS = 600  # time to sign in at the identity provider
 CLOSE_SECONDS = 30  # limit on the shutdown after the last request is answered
 
@@ -85,6 +87,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         """Remove old images while the application runs; at the end, finish what was accepted and close the repository."""
+        await run_in_threadpool(_end_commitments, repository, settings)
         retention.start()
         if dicom_receiver:
             dicom_receiver.start(processor, Commitments(repository.engine))
@@ -183,6 +186,14 @@ def create_app(
         )
     app.add_middleware(DrainBodyMiddleware, max_bytes=settings.max_body_bytes)
     return app
+
+
+def _end_commitments(repository: PredictionRepository, settings: Settings) -> None:
+    """Await no more storage commitments of destinations that are not asked any more, even if there is no other destination."""
+    try:
+        Commitments(repository.engine).end(settings.dicom.commitments)
+    except StorageError as error:
+        _LOG.warning("Storage commitments that are not requested any more remain: %s", error.message)
 
 
 def _result_delivery(

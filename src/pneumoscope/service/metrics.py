@@ -86,7 +86,9 @@ class _ExchangeCollector(Collector):
         )
         oldest = GaugeMetricFamily("pneumoscope_outbox_oldest_seconds", "Age of the first of them", labels=names)
         uncommitted = GaugeMetricFamily(
-            "pneumoscope_outbox_uncommitted_results", "Delivered results that await storage commitment", labels=names
+            "pneumoscope_outbox_uncommitted_results",
+            "Delivered results without the storage commitment that their destination is asked for",
+            labels=names,
         )
         commitment_failing = GaugeMetricFamily(
             "pneumoscope_outbox_commitment_failing_results", "Those whose storage commitment failed", labels=names

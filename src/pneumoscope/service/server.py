@@ -141,7 +141,7 @@ def _require_token(repository: PredictionRepository, settings: Settings, options
 
 
 def _check_pseudonyms(repository: PredictionRepository, pseudonymizer: Pseudonymizer | None, folder: Path) -> None:
-    """Raise UsageError if the data directory holds identities, or pseudonyms of another key."""
+    """Raise UsageError if the data directory holds identities, or pseudonyms of another key; without a key, if it holds any."""
     if pseudonymizer is None:
         require_no_pseudonyms(folder)
         return
@@ -162,7 +162,7 @@ def _introduction(
     receiver: DicomReceiver | None,
     require_token: bool,
 ) -> Iterator[str]:
-    """Return the lines that tell the person who started the service what it does; the first begins with its address."""
+    """Yield the lines that tell the person who started the service what it does; the first begins with its address."""
     dicom = settings.dicom
     yield (
         f"{url}  model {model.card.name}, operating point {model.operating_point_name}, require age {model.require_age}"

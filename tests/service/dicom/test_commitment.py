@@ -43,6 +43,7 @@ class CommittingArchive(Archive):
         self.reports, self.refuses, self.node_port, self.action_status = reports, 0, 0, 0x0000
         self.requests, self.answers, self.threads = [], [], []
         self.offers = True
+        self.refuses_requests_with_first, self.refused = False, ""
 
     def start(self):
         ae = pynetdicom.AE("ARCHIVE")
@@ -68,6 +69,10 @@ class CommittingArchive(Archive):
         request = event.action_information
         self.requests.append(request)
         assert (event.action_type, event.request.RequestedSOPInstanceUID) == (1, INSTANCE)
+        uids = [str(each.ReferencedSOPInstanceUID) for each in request.ReferencedSOPSequence]
+        self.refused = self.refused or uids[0]
+        if self.refuses_requests_with_first and self.refused in uids:
+            return 0x0110, None
         if self.action_status == 0x0000 and self.reports != "never":
             thread = threading.Thread(target=self._report, args=(event.assoc, request), daemon=True)
             self.threads.append(thread)
@@ -251,6 +256,32 @@ def test_peer_that_is_not_asked_gets_no_request(model, archive, at_once):
         threading.Event().wait(2.5)  # longer than the interval of requests
         assert archive.requests == []
         assert commitments(repository) == ["", ""]
+
+
+def test_commitment_is_not_awaited_after_the_last_destination_was_removed(model, archive, at_once, tmp_path):
+    archive.reports = "never"
+    with service(model, archive, PredictionRepository(tmp_path / "data")) as (client, repository):
+        receive(client)
+        wait_for_commitment(repository, ["requested", "requested"])
+    repository = PredictionRepository(tmp_path / "data")
+    settings = Settings(dicom=configuration(archive, destinations=()))
+    with TestClient(create_app(model, repository, settings, delivery=False), base_url="http://127.0.0.1:8000"):
+        assert commitments(repository) == ["", ""]
+        assert {each.subject.header for each in repository.outbox.find(("delivered",))} == {""}
+
+
+def test_result_for_which_a_request_is_refused_delays_no_other(model, archive, at_once, monkeypatch, caplog):
+    archive.refuses_requests_with_first = True
+    monkeypatch.setattr(commitment, "_POLL_SECONDS", 0.05)
+    with service(model, archive) as (client, repository):
+        receive(client)
+        wait_for_commitment(repository, ["committed", "pending"])
+        (pending,) = (each for each in repository.outbox.find(("delivered",)) if each.commitment == "pending")
+        assert (pending.error, pending.result_uid) == ("status_0110", archive.refused)
+        archive.refuses_requests_with_first = False
+        wait_for_commitment(repository, ["committed", "committed"])
+    place = f"PACS (ARCHIVE at 127.0.0.1, port {archive.port})"
+    assert f"{place} refused a request for storage commitment to 1 results: status_0110" in caplog.text
 
 
 def test_report_after_a_restart_is_recorded(model, archive, at_once, tmp_path):

@@ -111,7 +111,18 @@ def test_defaults_send_results_to_the_sender_after_60_seconds(tmp_path):
         ('[[sources]]\nname = "a"\nurl = "https://@h/"', "must not contain a user name or a password"),
         ('[[sources]]\nname = "a"\nurl = "https://h/?key=s"', "must not contain a query"),
         ('[[destinations]]\nname = "a"\nurl = "https://h/#part"', "must not contain a fragment"),
-        ('[[destinations]]\npeer = "sender"\nname = "a"', "only peer and storage_commitment can be set"),
+        (
+            '[[destinations]]\npeer = "sender"\nname = "a"',
+            "only peer, storage_commitment and commitment_seconds can be set",
+        ),
+        (
+            '[[destinations]]\nname = "a"\nurl = "https://h/"\ncommitment_seconds = 60',
+            "commitment_seconds needs a peer",
+        ),
+        (
+            '[[destinations]]\npeer = "sender"\ncommitment_seconds = 60',
+            "commitment_seconds needs storage_commitment = true",
+        ),
         (
             '[[destinations]]\nname = "a"\nurl = "https://h/"\nstorage_commitment = true',
             "storage_commitment needs a peer",
@@ -217,3 +228,5 @@ peer = "A"
     others = '[[destinations]]\npeer = "sender"\nstorage_commitment = true'
     both = f"{text}storage_commitment = true\ncommitment_seconds = 60\n{others}"
     assert read(tmp_path, both).commitments == {"A": timedelta(minutes=1), "B": timedelta(hours=1)}
+    only_others = f"{text}{others}"
+    assert read(tmp_path, only_others).commitments == {"B": timedelta(hours=1)}

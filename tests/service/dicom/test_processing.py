@@ -1,6 +1,7 @@
 """Attempts to predict a received instance: counted in the database, so that an image that kills the process is given up."""
 
 import asyncio
+import threading
 import time
 from contextlib import suppress
 
@@ -168,6 +169,77 @@ def test_attempt_that_fails_before_a_shutdown_is_taken_back_once(model, monkeypa
     receive(app, 100)
     run(app, lambda: len(begun) == 2 and sorted(attempts(app)) == [0, 1])
     assert attempts(app) == [0, 0]
+    close(app)
+
+
+def test_attempt_that_a_shutdown_interrupts_while_it_is_counted_is_taken_back(model, monkeypatch):
+    app = opened(model, None)
+    receive(app, 90)
+    inbox = app.state.service.repository.inbox
+    begun, begin = threading.Event(), inbox.begin_attempts
+
+    def begin_slowly(instances):
+        begun.set()
+        time.sleep(0.5)
+        begin(instances)
+
+    monkeypatch.setattr(inbox, "begin_attempts", begin_slowly)
+    run(app, begun.is_set)
+    time.sleep(1)  # a thread that goes on would count it now
+    assert attempts(app) == [0]
+    close(app)
+
+
+def test_attempt_that_cannot_be_taken_back_is_before_the_next_one_begins(model, monkeypatch):
+    tried, refused = [], []
+
+    async def fail(*_, **__):
+        tried.append(1)
+        raise BusyError("the queue is full")
+
+    app = opened(model, None)
+    receive(app, 100)
+    inbox = app.state.service.repository.inbox
+    cancel = inbox.cancel_attempts
+
+    def cancel_every_third_time(instances):
+        refused.append(1)
+        if len(refused) % 3:
+            raise StorageError("locked")
+        cancel(instances)
+
+    monkeypatch.setattr(PredictionService, "predict_received", fail)
+    monkeypatch.setattr("pneumoscope.service.dicom.processing._POLL_SECONDS", 0.05)
+    monkeypatch.setattr(inbox, "cancel_attempts", cancel_every_third_time)
+    run(app, lambda: len(tried) == 6)
+    assert app.state.service.repository.unreadable_files.find()[1] == 0
+    monkeypatch.setattr(inbox, "cancel_attempts", cancel)
+    run(app, lambda: len(tried) == 7)
+    assert attempts(app) == [0]
+    close(app)
+
+
+def test_image_that_was_given_up_is_tried_again_only_after_its_record_was_deleted(model, monkeypatch):
+    tried = []
+
+    async def fail(*_, **__):
+        tried.append(1)
+        raise ValueError("a value of the header")
+
+    monkeypatch.setattr(PredictionService, "predict_received", fail)
+    monkeypatch.setattr("pneumoscope.service.dicom.processing._POLL_SECONDS", 0.05)
+    app = opened(model, None)
+    sent = receive(app, 100)
+    run(app, is_empty(app))
+    processor, records = app.state.processor, app.state.service.repository.unreadable_files
+    assert processor.receive(sent, "image", "PACS").status == 0x0000  # a pull that runs every night
+    assert is_empty(app)()
+    (record,), _ = records.find()
+    records.remove(record.id, user="reader")
+    assert processor.receive(sent, "image", "PACS").status == 0x0000
+    assert not is_empty(app)()
+    run(app, is_empty(app))
+    assert (len(tried), records.find()[1]) == (6, 1)
     close(app)
 
 

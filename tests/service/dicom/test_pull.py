@@ -204,6 +204,14 @@ def test_node_that_is_away_or_rejects_the_service_is_an_error():
     assert "Add the AE title PNEUMOSCOPE" in error.value.hint
 
 
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b", 70 * "a"])
+def test_node_of_an_unknown_host_name_is_an_error(host):
+    peer = DicomPeer("PACS", "ARCHIVE", host, 104)
+    configuration = DicomConfiguration(DicomSettings("127.0.0.1", 0, "PNEUMOSCOPE", (peer,), timeout=5))
+    with pytest.raises(PullError, match=r"cannot reach PACS .*: name_not_resolved"):
+        pulled(configuration, study_uid="1.1")
+
+
 @pytest.mark.parametrize(
     "selection",
     [{}, {"study_uid": "1", "accession_number": "2"}, {"study_uid": "x"}, {"accession_number": "A*"}, {"accession_number": "å"}],

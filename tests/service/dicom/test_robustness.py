@@ -2,6 +2,7 @@
 
 import socket
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pydicom
@@ -22,7 +23,7 @@ from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.database import read_transaction, write_transaction
 from pneumoscope.service.storage.inbox import Inbox, ReceivedInstance
 from pneumoscope.service.storage.repository import PredictionRepository
-from pneumoscope.service.storage.tables import outbox
+from pneumoscope.service.storage.tables import outbox, received_instances
 
 pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
 delivery_tests = pytest.importorskip("tests.service.dicom.test_delivery")
@@ -32,6 +33,7 @@ Archive, configuration, kinds, receive, service, wait_for_delivery, wait_until =
     for name in ("Archive", "configuration", "kinds", "receive", "service", "wait_for_delivery", "wait_until")
 )
 NOW = timedelta(0)
+NOW_TEXT = "2026-01-01T00:00:00.000000+00:00"
 
 
 @pytest.fixture
@@ -155,6 +157,66 @@ def test_lost_image_that_had_a_result_keeps_it(model, archive, monkeypatch):
         wait_until(lambda: repository.inbox.status().instances == 0, "it waits")
         assert repository.outbox.find(("waiting", "withdrawn", "cancelled")) == []
         assert kinds(archive) == ["secondary_capture", "structured_report"]
+
+
+TWO_PEERS = DicomSettings("127.0.0.1", 0, "N", tuple(DicomPeer(n, n, "127.0.0.1", 104) for n in ("PACS1", "PACS2")))
+NO_LATERAL = (SiteRule(name="lateral", action="exclude", result=False, views=("LL",)),)
+
+
+@contextmanager
+def two_copies(model, lost, monkeypatch, first=None, second=None, *, rules=()):
+    """Two peers send other pixels under one UID, and the file of a copy is lost; yield what each gets of which copy."""
+    settings = DicomConfiguration(TWO_PEERS, quiet_seconds=3600, rules=rules)
+    repository = PredictionRepository(None)
+    with TestClient(
+        create_app(model, repository, Settings(dicom=settings)), base_url="http://127.0.0.1:8000"
+    ) as client:
+        uid = receive(client, 90, "PACS1", **(first or {}))
+        receive(client, 110, "PACS2", SOPInstanceUID=uid, **(second or {}))
+        monkeypatch.setattr(repository.inbox, "content", lose_content(repository.inbox, lost))
+        repository.inbox.release()
+        wait_until(lambda: repository.inbox.status().instances == 0, "it waits")
+
+        def results():
+            found = repository.outbox.find()
+            return {(each.destination, each.subject.failure_code, bool(each.subject.prediction_id)) for each in found}
+
+        yield results, client
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_lost_image_is_reported_to_its_sender_though_another_sender_has_a_result(model, order, monkeypatch, lost):
+    with two_copies(model, lost, monkeypatch) as (results, _):
+        assert results() == {(f"PACS{lost}", "lost", False), (f"PACS{3 - lost}", "", True)}
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_lost_image_is_reported_though_a_site_rule_gives_the_other_copy_no_result(model, order, monkeypatch, lost):
+    options = {"ViewPosition": "LL"}
+    copies = {"first": options} if lost == 2 else {"second": options}
+    with two_copies(model, lost, monkeypatch, rules=NO_LATERAL, **copies) as (results, _):
+        assert results() == {(f"PACS{lost}", "lost", False)}
+
+
+def test_copy_of_another_sender_sends_no_result_by_earlier_settings(model, monkeypatch):
+    """After an update, the results of the earlier copy are those of the earlier model: it would have to be sent again."""
+    with two_copies(model, 2, monkeypatch) as (results, client):
+        service = client.app.state.service
+        with write_transaction(service.repository.engine) as connection:
+            connection.execute(outbox.delete())
+            connection.execute(
+                received_instances.update().where(received_instances.c.number == 1).values(settings="old")
+            )
+            copies = [
+                ReceivedInstance.from_row(row) for row in connection.execute(select(received_instances)).mappings()
+            ]
+            client.app.state.processor._enqueue_copies(connection, copies[1], NOW_TEXT)
+        assert results() == set()
+        with write_transaction(service.repository.engine) as connection:
+            current = received_instances.c.number == 1
+            connection.execute(received_instances.update().where(current).values(settings=copies[1].settings))
+            client.app.state.processor._enqueue_copies(connection, copies[1], NOW_TEXT)
+        assert results() == {("PACS1", "", True)}
 
 
 def test_images_without_a_study_do_not_wait_for_each_other(model, archive):

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import io
+import itertools
 import json
 import logging
 import re
@@ -325,6 +326,35 @@ def test_study_of_too_many_images_is_retrieved_by_series_only(client, monkeypatc
             assert client.get(address(*uids(each)) + rest).status_code == 200
 
 
+def test_image_of_many_predictions_counts_once(model, monkeypatch):
+    monkeypatch.setattr(stored_instances, "_MAX_RETRIEVED", 2)
+    with TestClient(create_app(model, PredictionRepository(None)), base_url="http://127.0.0.1:8000") as client:
+        sent = [instance(level, PatientAge="", **{STUDY: "1.2"}) for level in (90, 110)]
+        for age, each in itertools.product((2, 3, 4), sent):
+            assert client.post(f"/v1/predictions?age={age}", files=[("images", ("a", each))]).status_code == 201
+        assert client.get("/v1/predictions").json()["total"] == 6
+        assert client.get(address("1.2"), headers={"Accept": ANY_SYNTAX}).status_code == 200
+        post(client, instance(100, **{STUDY: "1.2"}))
+        problem(client.get(address("1.2")), 413, "too_large")
+
+
+def test_single_result_of_a_study_of_too_many_images_is_retrieved_without_reading_other_images(client, monkeypatch):
+    pytest.importorskip("highdicom", reason="[pacs] is not installed")
+    post_study(client, 3)
+    listed = [each for each in search(client, "instances") if each.get("Manufacturer") == "pneumoscope"]
+    assert len(listed) == 6
+    monkeypatch.setattr(stored_instances, "_MAX_RETRIEVED", 2)
+    sizes = reads(client, monkeypatch)
+    for each in listed:
+        uid, series = each.SOPInstanceUID, each.SeriesInstanceUID
+        for path in (address("1.2", series, uid), address("1.2", series)):
+            ((_, content),) = parts(client.get(path))
+            assert uids(content) == ("1.2", series, uid)
+    assert len(sizes) == 2 * len(listed)
+    other = next(each.SeriesInstanceUID for each in listed if each.SeriesInstanceUID != series)
+    problem(client.get(address("1.2", other, uid)), 404, "unknown_name")
+
+
 def test_one_image_of_a_study_is_retrieved_without_reading_the_others(client, monkeypatch):
     sent = post_study(client, 3)
     sizes = reads(client, monkeypatch)
@@ -492,6 +522,29 @@ def test_instance_is_retrieved_without_a_multipart_body(client):
 
 
 @pytest.mark.parametrize(
+    ("accept", "is_multipart"),
+    [
+        ("multipart/related;q=0, */*", False),
+        ("application/*", False),
+        ("application/dicom, multipart/related;q=0.9", False),
+        (f"application/dicom;q=0.9, {ANY_SYNTAX}", True),
+        ("application/dicom;q=0.9, */*", True),
+        ("*/*;q=0.1, application/dicom", False),
+        (
+            'multipart/related; transfer-syntax=1.2.840.10008.1.2.4.50, application/dicom; q=0.1; transfer-syntax="*"',
+            False,
+        ),
+    ],
+)
+def test_instance_is_sent_in_the_form_that_the_client_prefers(client, accept, is_multipart):
+    sent = instance()
+    post(client, sent)
+    answer = client.get(address(*uids(sent)), headers={"Accept": accept})
+    assert (parts(answer)[0][1] if is_multipart else answer.content) == sent
+    assert answer.headers["Content-Type"].startswith("multipart" if is_multipart else "application/dicom")
+
+
+@pytest.mark.parametrize(
     ("rest", "accept", "status"),
     [
         ("", "text/html", 406),
@@ -499,6 +552,18 @@ def test_instance_is_retrieved_without_a_multipart_body(client):
         ("", 'multipart/related; type="application/dicom"; transfer-syntax=1.2.840.10008.1.2.4.50', 406),
         ("", f'multipart/related; type="application/dicom"; transfer-syntax=1.2.840.10008.1.2.4.50, {ANY_SYNTAX}', 200),
         ("", f"text/html, {ANY_SYNTAX};q=0", 406),
+        ("", "application/dicom;q=0", 406),
+        ("", f"multipart/*;q=0, {ANY_SYNTAX}", 200),  # the most specific range decides
+        ("", f"{ANY_SYNTAX};q=0, multipart/*", 406),
+        # Each form has transfer syntaxes of its own.
+        (
+            "",
+            'multipart/related; transfer-syntax=1.2.840.10008.1.2.4.50, application/dicom;q=0; transfer-syntax="*"',
+            406,
+        ),
+        ("/frames/1", "multipart/related;q=0, */*", 406),
+        ("/frames/1", "multipart/related; type=application/octet-stream; q=0, multipart/related", 406),
+        ("/frames/1", "multipart/related; type=image/jpeg; q=0, multipart/related", 200),
         ("/metadata", "application/dicom+xml", 406),
         ("/metadata", "application/json", 200),
         ("/frames/1", "multipart/related; type=application/octet-stream", 200),

@@ -8,12 +8,20 @@ import alembic.command
 import pytest
 from sqlalchemy import insert, select, text
 
-from pneumoscope.core.errors import UnknownNameError
+from pneumoscope.core.errors import UsageError
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.commitments import MAX_FAILURES, CommitmentReport, Commitments, _is_due
 from pneumoscope.service.storage.database import open_database, read_transaction, write_transaction
-from pneumoscope.service.storage.outbox import NEW_ROW, Outbox, ResultSubject, enqueue, forget_headers, withdraw
+from pneumoscope.service.storage.outbox import (
+    NEW_ROW,
+    Outbox,
+    ResultSubject,
+    enqueue,
+    find_old_headers,
+    forget_headers,
+    withdraw,
+)
 from pneumoscope.service.storage.outbox_status import OutboxStatus
 from pneumoscope.service.storage.tables import outbox
 
@@ -109,7 +117,7 @@ def test_object_that_is_not_committed_is_sent_again_and_finally_shown_as_failed(
         assert sent.report(request, [second] if number == 1 else [], [first])
         if number < MAX_FAILURES:
             assert sent.states()[0] == ("waiting", "", "not_committed_0112")
-            assert (sent.status().waiting, sent.status().failing, sent.status().delivered) == (1, 1, 1)
+            assert (sent.status().waiting, sent.status().failing, sent.status().delivered) == (1, 1, 2)
             assert sent.outbox.due("PACS", sent.now, 10) == []  # not at once
             assert sent.deliver() == 1
             assert sent.rows[0].result_uid == first
@@ -131,10 +139,10 @@ def test_failed_object_can_be_sent_again_by_hand_and_a_committed_one_cannot(sent
         sent.report(request, {second} & {each.result_uid for each in request.deliveries}, [first])
         sent.deliver()
     numbers = [each.number for each in sent.rows]
-    with pytest.raises(UnknownNameError):
+    with pytest.raises(UsageError, match="does not wait: it was delivered"):
         sent.outbox.retry(numbers[1:], time=sent.now)
     assert sent.outbox.retry(numbers[:1], time=sent.now) == 1
-    assert sent.status().delivered == 1
+    assert sent.status().delivered == 2
     sent.deliver()
     assert sent.report(sent.request(), [first])
     assert sent.states() == 2 * [("delivered", "committed", "")]
@@ -249,9 +257,64 @@ def test_withdrawn_object_is_not_requested_and_not_sent_again(sent):
 def test_object_whose_identity_was_removed_can_be_committed_but_is_not_sent_again(sent):
     request = sent.request()
     with write_transaction(sent.engine) as connection:
-        forget_headers(connection, (START + timedelta(days=1)).isoformat(), START.isoformat())
+        forget_headers(connection, [each.number for each in sent.rows], START.isoformat())
     assert sent.report(request, sent.uids[:1], sent.uids[1:])
     assert sent.states() == [("delivered", "committed", ""), ("delivered", "failed", "not_committed_0112")]
+
+
+@pytest.mark.parametrize("destinations", [[], ["archive"]])
+def test_refusal_is_forgotten_where_commitment_is_not_asked_for_any_more(sent, destinations):
+    for _ in range(MAX_FAILURES):
+        sent.report(sent.request(), failed=sent.uids)
+        sent.deliver()
+    sent.commitments.end(["PACS"])
+    assert (sent.status().uncommitted, sent.status().commitment_failing) == (2, 2)
+    sent.commitments.end(destinations)
+    assert (sent.status().uncommitted, sent.status().commitment_failing) == (0, 0)
+    assert sent.states() == 2 * [("delivered", "", "")]
+    assert {each.subject.header for each in sent.rows} == {""}
+
+
+@pytest.mark.parametrize("bad", [0, 37, 99])
+def test_object_that_causes_refusals_is_finally_requested_alone_and_delays_no_other(repository, bad):
+    """The oldest hundred objects have the one that the peer refuses; two hundred others follow."""
+    sent = Sent(repository.engine)
+    add_delivered(repository.engine, 300, "pending")
+    with write_transaction(repository.engine) as connection:
+        due = {"commitment_due": sent.now.isoformat()}
+        connection.execute(outbox.update().where(outbox.c.result_uid.not_in(sent.uids)).values(due))
+        connection.execute(outbox.update().where(outbox.c.result_uid.in_(sent.uids)).values(commitment=""))
+    sizes, committed, refused = [], set(), f"pending{bad}"
+    done = end = sent.now + timedelta(minutes=40)
+    while sent.now < end:
+        while request := sent.request():
+            uids = [each.result_uid for each in request.deliveries]
+            if refused in uids:
+                sent.commitments.record_refused(request.transaction_uid, 0x0110, sent.now)
+                sizes.append(len(uids))
+            else:
+                sent.commitments.record_accepted(request.transaction_uid, sent.now, HOUR)
+                assert sent.report(request, uids)
+                committed.update(uids)
+        if len(committed) == 299:
+            done = min(done, sent.now)
+        sent.now += timedelta(seconds=5)
+    assert (sizes[0], sizes[6:]) == (100, [1, 1, 1, 1])  # the last ones up to 15 minutes apart
+    assert all(later <= max(1, earlier // 2) for earlier, later in itertools.pairwise(sizes))
+    assert (len(committed), done - START < timedelta(minutes=6)) == (299, True)
+    (row,) = (each for each in sent.rows if each.result_uid == refused)
+    assert (row.state, row.commitment, row.error) == ("delivered", "pending", "status_0110")
+
+
+def test_request_is_whole_again_when_it_fails_for_another_reason(sent):
+    request = sent.request()
+    sent.commitments.record_refused(request.transaction_uid, 0x0110, sent.now)
+    sent.now += timedelta(seconds=5)
+    request = sent.request(limit=2)
+    assert len(request.deliveries) == 1
+    sent.commitments.postpone("PACS", request.transaction_uid, "timeout", sent.now)
+    sent.now += timedelta(minutes=15)
+    assert len(sent.request(limit=2).deliveries) == 2
 
 
 def test_commitment_is_not_awaited_where_it_is_not_asked_for_any_more(sent):
@@ -297,7 +360,7 @@ def test_cost_of_status_due_and_retention_does_not_grow_with_delivered_objects(t
 
         def expire():
             with write_transaction(engine) as connection:
-                forget_headers(connection, "2000", "2026")
+                assert find_old_headers(connection, "2000", 500) == []
 
         counted = []
         for operation in (
@@ -329,12 +392,102 @@ def test_cost_of_status_due_and_retention_does_not_grow_with_delivered_objects(t
 def test_totals_are_those_of_the_rows_after_every_kind_of_change(sent):
     sent.report(sent.request(), sent.uids[:1], sent.uids[1:])
     sent.deliver()
-    with write_transaction(sent.engine) as connection:
-        withdraw(connection, [SUBJECT.prediction_id], {"1.2.3": "{}"}, START.isoformat())
+    withdraw_all(sent)
     sent.deliver()
     counted = sum(each.state in ("delivered", "withdrawn") for each in sent.rows)
     assert (sent.status().delivered, counted) == (3, 3)
     assert OutboxStatus("PACS", 0, 0, None, 3, 1, 1, 0) == sent.status()
+
+
+def withdraw_all(sent):
+    with write_transaction(sent.engine) as connection:
+        withdraw(connection, [SUBJECT.prediction_id], {"1.2.3": "{}"}, START.isoformat())
+
+
+def begin_all(sent):
+    for each in sent.outbox.find():
+        sent.outbox.begin(each.number)
+
+
+def fail_all(sent):
+    sent.outbox.record_failure(sent.outbox.find(), "timeout", sent.now, maybe_delivered=True)
+
+
+def confirm_all(sent):
+    """Confirm what is being sent, also if it was cancelled or withdrawn meanwhile."""
+    found = [each for each in sent.rows if each.kind != "rejection_note" and each.maybe_delivered]
+    sent.outbox.record_delivered(found, sent.now, asks_commitment=True)
+    sent.now += timedelta(seconds=10)
+
+
+def refuse(sent):
+    sent.report(sent.request(), failed=sent.uids)
+
+
+def commit(sent):
+    sent.report(sent.request(), committed=sent.uids)
+
+
+def refuse_for_good(sent):
+    for _ in range(MAX_FAILURES):
+        refuse(sent)
+        sent.deliver()
+
+
+def retry_all(sent):
+    sent.outbox.retry([each.number for each in sent.rows], time=sent.now)
+
+
+def cancel_all(sent):
+    sent.outbox.cancel(time=sent.now)
+
+
+def forget_all(sent):
+    with write_transaction(sent.engine) as connection:
+        forget_headers(connection, [each.number for each in sent.rows], START.isoformat())
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [(refuse, 2), (Sent.deliver, 2), (commit, 2)],
+        [(refuse, 2), (withdraw_all, 2), (Sent.deliver, 3)],
+        [(refuse, 2), (begin_all, 2), (withdraw_all, 2), (confirm_all, 2)],
+        [(refuse, 2), (cancel_all, 2), (withdraw_all, 2)],
+        [(refuse, 2), (cancel_all, 2), (retry_all, 2), (Sent.deliver, 2)],
+        [(refuse_for_good, 2), (retry_all, 2), (Sent.deliver, 2), (commit, 2)],
+        [(refuse_for_good, 2), (retry_all, 2), (fail_all, 2), (withdraw_all, 2)],
+        [(refuse, 2), (forget_all, 2)],
+        [(commit, 2), (withdraw_all, 2), (Sent.deliver, 3)],
+    ],
+)
+def test_objects_that_were_confirmed_are_counted_once_and_for_good(sent, steps):
+    assert sent.status().delivered == 2
+    for step, expected in steps:
+        step(sent)
+        assert sent.status().delivered == expected, step
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [(begin_all, 0), (fail_all, 0), (withdraw_all, 0)],
+        [(begin_all, 0), (cancel_all, 0), (confirm_all, 2)],
+        [(begin_all, 0), (withdraw_all, 0), (confirm_all, 2), (Sent.deliver, 3)],
+        [(begin_all, 0), (cancel_all, 0), (withdraw_all, 0), (confirm_all, 2)],
+        [(begin_all, 0), (forget_all, 0), (confirm_all, 2)],
+    ],
+)
+def test_objects_that_were_not_confirmed_are_not_counted(repository, monkeypatch, steps):
+    with monkeypatch.context() as patch:
+        patch.setattr(Sent, "deliver", lambda _: 0)
+        sent = Sent(repository.engine)
+    for step, expected in steps:
+        step(sent)
+        assert sent.status().delivered == expected, step
+        # A second count: an object that was confirmed has no answer outstanding.
+        states = "delivered", "withdrawn"
+        assert sum(each.state in states and not each.maybe_delivered for each in sent.rows) == expected, step
 
 
 def test_results_of_an_earlier_revision_are_counted_and_not_asked_for(tmp_path, database, monkeypatch):
@@ -342,13 +495,13 @@ def test_results_of_an_earlier_revision_are_counted_and_not_asked_for(tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr(alembic.command, "upgrade", lambda config, _: upgrade(config, "0010"))
         engine = open_database(tmp_path / "data", database)
-    states = ["delivered", "withdrawn", "waiting", "cancelled"]
+    states = ["delivered", "withdrawn", "waiting", "cancelled", "withdrawn"]
     row = NEW_ROW | {
         "kind": "structured_report", "prediction_id": "a", "failure_code": "", "model_sha256": "b", "due": "",
         "operating_point": "balanced", "sop_instance_uid": "1", "header": "{}", "withdrawn_uids": "{}", "created": "2026",
     }  # fmt: skip
     rows = [
-        row | {"destination": destination, "result_uid": str(number), "state": state}
+        row | {"destination": destination, "result_uid": str(number), "state": state, "maybe_delivered": number == 4}
         for destination in ("PACS", "archive")
         for number, state in enumerate(states if destination == "PACS" else ["cancelled"])
     ]

@@ -1,13 +1,19 @@
 """Retention: expired images are removed at intervals; failures are logged and retried."""
 
 import threading
+from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import func, insert, select
 from tests.service.conftest import add
 
 from pneumoscope.core.errors import StorageError
+from pneumoscope.service.audit.log import read_rows
+from pneumoscope.service.storage.database import read_transaction, write_transaction
+from pneumoscope.service.storage.outbox import NEW_ROW
 from pneumoscope.service.storage.retention import Retention
+from pneumoscope.service.storage.tables import outbox, received_instances
 
 
 @pytest.fixture
@@ -96,6 +102,63 @@ def test_stop_leaves_the_rest_for_the_next_run(repository, monkeypatch):
     turns = iter([False, False, True])
     assert Retention(repository).expire_images(timedelta(0), stopped=lambda: next(turns)) == 2
     assert len(list(repository.storage.blobs.stored())) == 3
+
+
+def add_old_headers(repository, count):
+    """Add received instances and results with identifiers, as of a year ago."""
+    instance = {
+        "image_bytes": 1, "sender": "PACS", "reply_to": "PACS", "study_instance_uid": "1.2", "sop_instance_uid": "1.2.3",
+        "header": "{}", "received": "2025", "due": "2025", "state": "predicted", "processed": "2025", "prediction_id": "",
+        "failure_code": "", "settings": "",
+    }  # fmt: skip
+    result = NEW_ROW | {
+        "destination": "PACS", "kind": "structured_report", "prediction_id": "a", "failure_code": "", "model_sha256": "b",
+        "operating_point": "balanced", "sop_instance_uid": "1.2.3", "header": "{}", "withdrawn_uids": "{}",
+        "created": "2025", "due": "2025",
+    }  # fmt: skip
+    with write_transaction(repository.engine) as connection:
+        connection.execute(insert(received_instances), [instance | {"image_sha256": str(n)} for n in range(count)])
+        connection.execute(insert(outbox), [result | {"result_uid": str(n)} for n in range(count)])
+
+
+def identified(repository):
+    """Return the numbers of received instances and of results that have identifiers."""
+    with read_transaction(repository.engine) as connection:
+        counts = [select(func.count()).where(table.c.sop_instance_uid != "") for table in (received_instances, outbox)]
+        return [connection.execute(each).scalar_one() for each in counts]
+
+
+def test_identifiers_of_many_instances_and_results_are_removed_in_short_transactions(repository, monkeypatch):
+    monkeypatch.setattr("pneumoscope.service.storage.retention._BATCH", 3)
+    add_old_headers(repository, 10)
+    sizes, transaction = [], repository.storage.write_transaction
+
+    @contextmanager
+    def counted():
+        before = sum(identified(repository))
+        with transaction() as connection:
+            yield connection
+        sizes.append(before - sum(identified(repository)))
+
+    monkeypatch.setattr(repository.storage, "write_transaction", counted)
+    Retention(repository).expire_identities(timedelta(days=30))
+    assert [each for each in sizes if each] == 2 * [3, 3, 3, 1]
+    assert identified(repository) == [0, 0]
+    events = [row.event for row in read_rows(repository.engine)]
+    assert events == 10 * ["instance_identity_removed"] + 4 * ["delivery_cancelled"]
+    assert {(each.state, bool(each.finished)) for each in repository.outbox.find(("cancelled",))} == {
+        ("cancelled", True)
+    }
+
+
+def test_stop_leaves_the_rest_of_the_identifiers_for_the_next_run(repository, monkeypatch):
+    monkeypatch.setattr("pneumoscope.service.storage.retention._BATCH", 3)
+    add_old_headers(repository, 10)
+    turns = iter([False, False, True, False, True, True])
+    Retention(repository).expire_identities(timedelta(days=30), stopped=lambda: next(turns))
+    assert identified(repository) == [4, 7]
+    Retention(repository).expire_identities(timedelta(days=30))
+    assert identified(repository) == [0, 0]
 
 
 def test_stop_does_not_wait_longer_than_its_timeout(repository, monkeypatch):

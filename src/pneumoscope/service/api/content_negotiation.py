@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from email.message import Message
 from typing import NamedTuple
 
 from fastapi import Request
 from starlette.exceptions import HTTPException
 
-__all__ = ["MediaRange", "accepted_ranges", "choose", "covers", "not_acceptable"]
+__all__ = [
+    "MediaRange",
+    "accepted_ranges",
+    "choose",
+    "covers",
+    "most_specific",
+    "not_acceptable",
+    "preferred",
+]
 
 _RANGES = re.compile(r'(?:[^,"]|"[^"]*")+')  # separated by commas outside quotes
 
@@ -70,15 +78,34 @@ def choose(ranges: Sequence[MediaRange], offered: Sequence[str]) -> str:
     Raises:
         HTTPException: None is accepted (406).
     """
-    # The most specific range that covers a type decides about it: "application/json;q=0, */*" excludes JSON.
-    deciding = {}
-    for media_type in offered:
-        if covering := [each for each in ranges if each.covers(media_type)]:
-            deciding[media_type] = max(covering, key=lambda each: -each.name.count("*"))
-    accepted = [each for each in offered if each in deciding and deciding[each].quality > 0]
-    if not accepted:
+    deciding = {name: most_specific([each for each in ranges if each.covers(name)]) for name in offered}
+    chosen = preferred(ranges, deciding)
+    if chosen is None:
         raise not_acceptable(offered)
-    return min(accepted, key=lambda each: ranges.index(deciding[each]))
+    return chosen
+
+
+def most_specific(
+    covering: Sequence[MediaRange], parameters: Callable[[MediaRange], int] = lambda _: 0
+) -> MediaRange | None:
+    """Return the range that decides about a media type: "application/json;q=0, */*" excludes JSON.
+
+    Args:
+        covering: The ranges that cover the type, preferred first; None is returned if there is none.
+        parameters: Returns how specific the parameters of a range are.
+    """
+    return max(covering, key=lambda each: (-each.name.count("*"), parameters(each)), default=None)
+
+
+def preferred(ranges: Sequence[MediaRange], deciding: Mapping[str, MediaRange | None]) -> str | None:
+    """Return the media type that the client prefers; None if it accepts none.
+
+    Args:
+        ranges: What the client accepts; see `accepted_ranges`.
+        deciding: The range that decides about each type; None for one that is not accepted.
+    """
+    accepted = [(ranges.index(each), name) for name, each in deciding.items() if each and each.quality > 0]
+    return min(accepted, key=lambda each: each[0])[1] if accepted else None
 
 
 def not_acceptable(offered: Iterable[str]) -> HTTPException:

@@ -1,4 +1,4 @@
-"""Associations that the service opens with a peer to deliver results, and why there is none."""
+"""Associations with a peer, to deliver results or to pull images, and why there is none."""
 
 from __future__ import annotations
 
@@ -17,15 +17,20 @@ from pynetdicom.transport import AddressInformation, AssociationSocket
 from pneumoscope.service.dicom.sending import UnreachableError, connection_error_code
 from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
 
-__all__ = ["open_association"]
+__all__ = ["REJECTIONS", "open_association"]
 
 # Reasons of a permanent rejection by the service user (PS3.8 9.3.4).
-_REJECTIONS = {3: "calling_ae_title_not_recognized", 7: "called_ae_title_not_recognized"}
+_TITLES = {3: "calling_ae_title_not_recognized", 7: "called_ae_title_not_recognized"}
+_REJECTED, _REJECTED_FOR_NOW = "association_rejected", "association_rejected_for_now"
+REJECTIONS = (*_TITLES.values(), _REJECTED, _REJECTED_FOR_NOW)  # codes
 _PERMANENT, _SERVICE_USER = 1, 1
 
 
 class _Socket(AssociationSocket):
-    """Keeps the error of a connection that fails, which pynetdicom only logs."""
+    """Keeps the error of a connection that fails, which pynetdicom only logs.
+
+    It and `_Requestor` override private methods of pynetdicom 3; pyproject.toml excludes the next major version.
+    """
 
     error: BaseException | None = None
 
@@ -44,7 +49,12 @@ class _Requestor(AE):
 
 @contextlib.contextmanager
 def open_association(
-    peer: DicomPeer, node: DicomSettings, contexts: Sequence[PresentationContext], handlers: Sequence[Any] = ()
+    peer: DicomPeer,
+    node: DicomSettings,
+    contexts: Sequence[PresentationContext],
+    handlers: Sequence[Any] = (),
+    *,
+    network_timeout: float | None = None,
 ) -> Iterator[Association]:
     """Yield an association with a peer, and release it.
 
@@ -53,11 +63,13 @@ def open_association(
         node: Our node.
         contexts: Presentation contexts that are proposed.
         handlers: Of events of pynetdicom.
+        network_timeout: Seconds without a message after which it ends; the timeout of the node if None.
     Raises:
         UnreachableError: There is none; the message is the code of the reason.
     """
     ae = _Requestor(node.ae_title)
-    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = node.timeout
+    ae.acse_timeout = ae.dimse_timeout = ae.connection_timeout = node.timeout
+    ae.network_timeout = network_timeout or node.timeout
     options: dict[str, Any] = {"tls_args": (node.client_tls, peer.host)} if node.client_tls else {}
 
     def prepare(event: Any) -> None:
@@ -95,8 +107,8 @@ def _reason(association: Association, *, is_late: bool, has_tls: bool) -> str:
     if association.is_rejected:
         answer: Any = association.acceptor.primitive
         if (answer.result, answer.result_source) == (_PERMANENT, _SERVICE_USER):
-            return _REJECTIONS.get(answer.diagnostic, "association_rejected")
-        return "association_rejected" if answer.result == _PERMANENT else "association_rejected_for_now"
+            return _TITLES.get(answer.diagnostic, _REJECTED)
+        return _REJECTED if answer.result == _PERMANENT else _REJECTED_FOR_NOW
     if association.rejected_contexts:
         return "sop_class_not_accepted"
     error = getattr(association.dul.socket, "error", None)

@@ -30,7 +30,7 @@ from pneumoscope.core.errors import StorageError
 from pneumoscope.service.dicom.associations import open_association
 from pneumoscope.service.dicom.configuration import DicomConfiguration
 from pneumoscope.service.dicom.results import SOP_CLASSES
-from pneumoscope.service.dicom.sending import DeliveryError, UnconfirmedError, UnreachableError
+from pneumoscope.service.dicom.sending import UnconfirmedError, UnreachableError
 from pneumoscope.service.dicom.settings import PROCESSING_FAILURE, SUCCESS, DicomPeer
 from pneumoscope.service.storage.commitments import CommitmentReport, CommitmentRequest, Commitments
 
@@ -53,6 +53,7 @@ SOP_CLASS = UID(StorageCommitmentPushModel)
 TRANSFER_SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)  # that are proposed
 _LOG = logging.getLogger("pneumoscope.service")
 _POLL_SECONDS = 1.0
+_MAX_REFUSALS = 6  # each of which doubles the time to the next request
 MAX_OBJECTS = 100  # of one request
 REPORT_SECONDS = 5.0  # wait for a report on the association of the request
 _REQUEST = 1  # action type (PS3.4 J.3.2.1)
@@ -62,6 +63,14 @@ NO_SUCH_INSTANCE, NO_SUCH_EVENT_TYPE, UNKNOWN_REPORT = 0x0112, 0x0113, 0x0115
 _MAX_REPORT_BYTES, _MAX_REPORT_OBJECTS = 2**20, 1000
 _UID = re.compile(r"[0-9.]{1,64}")
 _UNSPECIFIED = PROCESSING_FAILURE  # reason of a failure that a report does not state
+
+
+class _RefusedError(Exception):
+    """A peer refused a request (N-ACTION), with a status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 class CommitmentRequester:
@@ -86,18 +95,12 @@ class CommitmentRequester:
     ) -> None:
         self._configuration, self._stopped, self._now = configuration, stopped, now
         self._commitments = Commitments(engine)
+        self._refusals: dict[str, int] = {}  # of one request after the other, by name of the peer
         self.threads = [
             threading.Thread(target=self._run, args=(peer,), name=f"commitment-{peer.name}", daemon=True)
             for peer in configuration.peers
             if peer.name in configuration.commitments
         ]
-
-    def end_others(self) -> None:
-        """Await no more commitments of peers that are not asked any more."""
-        try:
-            self._commitments.end(self._configuration.commitments)
-        except StorageError as error:
-            _LOG.warning("Storage commitments that are not requested any more remain: %s", error.message)
 
     def _run(self, peer: DicomPeer) -> None:
         while not self._stopped.is_set():
@@ -112,7 +115,8 @@ class CommitmentRequester:
                 )
                 has_asked = False
             if not has_asked:
-                self._stopped.wait(_POLL_SECONDS)
+                # A peer that refuses one request after the other is asked less often.
+                self._stopped.wait(_POLL_SECONDS * 2 ** min(self._refusals.get(peer.name, 0), _MAX_REFUSALS))
 
     def request_due(self, peer: DicomPeer) -> bool:
         """Request commitment to the objects that are due, and return whether the peer accepted a request.
@@ -123,22 +127,32 @@ class CommitmentRequester:
         wait = self._configuration.commitments[peer.name]
         request = self._commitments.begin(peer.name, self._now(), wait, MAX_OBJECTS)
         if request is None:
+            self._refusals.pop(peer.name, None)
             return False
         try:
             self._send(peer, request, wait)
-        except (DeliveryError, UnconfirmedError, UnreachableError) as error:
+        except _RefusedError as error:
+            _LOG.warning(
+                "%s refused a request for storage commitment to %d results: status_%04x",
+                peer, len(request.deliveries), error.status,
+            )  # fmt: skip
+            self._refusals[peer.name] = self._refusals.get(peer.name, 0) + 1
+            self._commitments.record_refused(request.transaction_uid, error.status, self._now())
+            return False
+        except (UnconfirmedError, UnreachableError) as error:
             code = "commitment_not_offered" if str(error) == "sop_class_not_accepted" else str(error)
             if code == "commitment_not_offered":
                 _LOG.warning(
                     "%s does not offer storage commitment, which its destination requires: its results are delivered, and not"
                     " committed. Enable it in %s, or remove storage_commitment",
-                    peer.name,
+                    peer,
                     peer.name,
                 )
             else:
-                _LOG.warning("Storage commitment cannot be requested from %s: %s", peer.name, code)
+                _LOG.warning("Storage commitment cannot be requested from %s: %s", peer, code)
             self._commitments.postpone(peer.name, request.transaction_uid, code, self._now())
             return False
+        self._refusals.pop(peer.name, None)
         return True
 
     def _send(self, peer: DicomPeer, request: CommitmentRequest, wait: timedelta) -> None:
@@ -161,7 +175,7 @@ class CommitmentRequester:
         with open_association(peer, node, contexts, handlers) as association:
             status = _request(association, request)
             if status != SUCCESS:
-                raise DeliveryError(f"status_{status:04x}")
+                raise _RefusedError(status)
             self._commitments.record_accepted(request.transaction_uid, self._now(), wait)
             # pynetdicom aborts an association that is silent for the timeout.
             deadline = time.monotonic() + min(REPORT_SECONDS, node.timeout / 2)

@@ -201,9 +201,13 @@ class Destination(WebServer):
         if self.url and not self.name:
             raise ValueError("a destination with a url needs a name")
         if not self.url and any((self.name, self.user, self.password_file, self.token_file, self.ca_file)):
-            raise ValueError("only peer and storage_commitment can be set for a peer")
-        if self.url and self.storage_commitment:
-            raise ValueError("storage_commitment needs a peer: DICOMweb destinations are not asked")
+            raise ValueError("only peer, storage_commitment and commitment_seconds can be set for a peer")
+        has_seconds = "commitment_seconds" in self.model_fields_set
+        if self.url and (self.storage_commitment or has_seconds):
+            name = "storage_commitment" if self.storage_commitment else "commitment_seconds"
+            raise ValueError(f"{name} needs a peer: DICOMweb destinations are not asked")
+        if has_seconds and not self.storage_commitment:
+            raise ValueError("commitment_seconds needs storage_commitment = true")
         return self
 
 
@@ -297,12 +301,13 @@ class DicomConfiguration:
     def commitments(self) -> dict[str, timedelta]:
         """The peers that are asked for storage commitment, with the time to wait for a report."""
         found: dict[str, timedelta] = {}
-        for each in sorted(
-            self.destinations, key=lambda each: each.peer != "sender"
-        ):  # a peer that is named has its own time
+        # A peer that is named has its own settings.
+        for each in sorted(self.destinations, key=lambda each: each.peer != "sender"):
+            names = [peer.name for peer in self.peers] if each.peer == "sender" else [each.peer]
             if each.storage_commitment:
-                names = [peer.name for peer in self.peers] if each.peer == "sender" else [each.peer]
                 found |= dict.fromkeys(names, timedelta(seconds=each.commitment_seconds))
+            else:
+                found = {name: wait for name, wait in found.items() if name not in names}
         return found
 
     @property

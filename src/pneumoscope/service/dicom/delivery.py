@@ -90,12 +90,10 @@ class ResultDelivery:
             threading.Thread(target=self._run, args=(name, receiver), name=f"delivery-{name}", daemon=True)
             for name, receiver in receivers.items()
         ]
-        self._requester = CommitmentRequester(configuration, repository.engine, self._stopped, now=now)
-        self._threads += self._requester.threads
+        self._threads += CommitmentRequester(configuration, repository.engine, self._stopped, now=now).threads
 
     def start(self) -> None:
         """Start the threads, which also ask for storage commitment."""
-        self._requester.end_others()
         for thread in self._threads:
             thread.start()
 
@@ -140,7 +138,8 @@ class ResultDelivery:
             _LOG.warning("A result was sent to %s without an answer: %s", name, error)
         except UnreachableError as error:
             self._unreachable.add(name)
-            _LOG.warning("Results cannot be delivered to %s%s: %s", name, _address(receiver), error)
+            place = receiver if isinstance(receiver, DicomPeer) else name
+            _LOG.warning("Results cannot be delivered to %s: %s", place, error)
             self._outbox.record_unreachable(name, str(error), self._now())
         if count and name in self._unreachable:
             self._unreachable.remove(name)
@@ -183,10 +182,6 @@ class ResultDelivery:
         if isinstance(receiver, Webhook):
             return study_event(self._repository, delivery, self._notice, identifiers=receiver.identifiers)
         return self._renderer.result_object(delivery)
-
-
-def _address(receiver: _Receiver) -> str:
-    return f" ({receiver.ae_title} at {receiver.host}, port {receiver.port})" if isinstance(receiver, DicomPeer) else ""
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import threading
 import time
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
@@ -88,6 +89,10 @@ class InstanceProcessor:
         settings = json.dumps([__version__, service.model.settings, rules])
         self._settings = hashlib.sha256(settings.encode()).hexdigest()
         self._postponed: dict[int, float] = {}  # time of the next attempt to read a file, by number of the instance
+        self._counted: dict[
+            int, ReceivedInstance
+        ] = {}  # as they were before an attempt that is to be taken back, by number
+        self._counted_lock = threading.Lock()
 
     def receive(self, instance: bytes, name: str, sender: str, *, reply_to: str = "") -> Reception:
         """Store an instance, and return the response when it is on the disk.
@@ -148,6 +153,7 @@ class InstanceProcessor:
 
     async def _process_ready(self) -> bool:
         """Predict some instances of quiet studies, and return whether one of them no longer waits."""
+        await run_in_threadpool(self._repeat_cancellations)
         now = time.monotonic()
         self._postponed = {number: due for number, due in self._postponed.items() if due > now}
         ready = await run_in_threadpool(self._inbox.ready, _BATCH, self._postponed)
@@ -160,11 +166,13 @@ class InstanceProcessor:
 
     async def _process_batch(self, batch: Sequence[ReceivedInstance]) -> bool:
         """Predict instances, and return whether one of them no longer waits."""
-        await run_in_threadpool(self._inbox.begin_attempts, batch)
         semaphore = asyncio.Semaphore(_CONCURRENT)
+        beginning = asyncio.ensure_future(run_in_threadpool(self._inbox.begin_attempts, batch))
         try:
+            await asyncio.shield(beginning)
             return any(await asyncio.gather(*(self._process(each, semaphore) for each in batch)))
         except asyncio.CancelledError:  # the service stops
+            await asyncio.wait([beginning])  # its thread goes on, and would count them after they are taken back
             self._cancel_attempts(batch)
             raise
 
@@ -206,8 +214,18 @@ class InstanceProcessor:
         await run_in_threadpool(self._inbox.remove_file, received)
 
     def _cancel_attempts(self, batch: Sequence[ReceivedInstance]) -> None:
-        with contextlib.suppress(StorageError):  # they stay counted
-            self._inbox.cancel_attempts(batch)
+        """Take back the attempts of instances; if they cannot be now, before the next attempts begin."""
+        with self._counted_lock:
+            self._counted |= {each.number: each for each in batch}
+        with contextlib.suppress(StorageError):
+            self._repeat_cancellations()
+
+    def _repeat_cancellations(self) -> None:
+        """Take back the attempts that could not be taken back before. Raise StorageError if that is still impossible."""
+        with self._counted_lock:
+            if self._counted:
+                self._inbox.cancel_attempts(list(self._counted.values()))
+                self._counted.clear()
 
     async def _give_up(self, received: ReceivedInstance, content: bytes) -> None:
         failed = Prediction(
@@ -233,10 +251,8 @@ class InstanceProcessor:
             forget_header(connection, received, self._stored_uid(received))
         self._enqueue_event(received, connection, time)
         if not self._service.pseudonymizer:
-            self._enqueue_earlier(connection, received, time)
-            if not any(each.state == "waiting" for each in copies_of(connection, received)):
-                answered = destinations_with_result(connection, received.sop_instance_uid)
-                self._enqueue(connection, received, time, failure_code="lost", without=answered)
+            self._enqueue_copies(connection, received, time)
+            self._enqueue_lost(connection, received, time)
 
     def adjust_again(self, earlier: StoredPrediction, prediction: Prediction) -> Prediction:
         """Return the prediction of an image that is predicted again, or a rejection if a site rule excludes a received image."""
@@ -278,7 +294,7 @@ class InstanceProcessor:
         rule = None if prediction.failure else self._rule_of(prediction, received)
         if rule is None or rule.result:
             self._enqueue(connection, received, at, id=id, failure_code=code)
-        self._enqueue_earlier(connection, received, at)
+        self._enqueue_copies(connection, received, at)
 
     def record_again(self, earlier_id: str, connection: Connection, id: str) -> None:
         """Put the results of an image that was predicted again into the outbox; see `PredictionService.on_predicted_again`."""
@@ -330,15 +346,16 @@ class InstanceProcessor:
         A corrected header, or other pixels, with the same SOP Instance UID: the result is that of the last copy, in whatever
         order they are predicted, and its header is that of the last copy. But a copy that has no result itself must not leave
         out those of an earlier one, for silence reads as normal: its file may be lost, or a site rule may allow it no result. So
-        a later copy counts while it waits, and afterwards only if its results are in the outbox; see `_enqueue_earlier`.
+        a later copy counts while it waits, and afterwards only if its results are in the outbox; see `_enqueue_copies`.
         """
         later = [each for each in copies_of(connection, received) if each.number > received.number]
         destinations = set(self._configuration.destinations_of(received.reply_to)).difference(without)
         for each in later:
             if each.state == "waiting":
                 destinations -= set(self._configuration.destinations_of(each.reply_to))
-            elif each.settings == self._settings:  # others are answered by another model or other site rules
-                destinations -= self._answered(connection, each)
+            # Others are answered by another model or other site rules; and a report of a loss is no result.
+            elif each.settings == self._settings and each.state != "lost":
+                destinations -= self._destinations_with_results(connection, each)
         header = next((each.header for each in later if each.header), received.header)
         # Retention or pseudonymization may have removed the header.
         if not header or not has_study(decode_header(header)):
@@ -354,17 +371,30 @@ class InstanceProcessor:
         )
         enqueue(connection, subject, sorted(destinations), self._kinds(stored), at)
 
-    def _enqueue_earlier(self, connection: Connection, received: ReceivedInstance, at: str) -> None:
-        """Put the results of earlier copies of an instance into the outbox if they were left out because it waited."""
-        for earlier in copies_of(connection, received):
-            if earlier.number > received.number or earlier.state not in ("predicted", "unreadable"):
-                continue
-            if self._has_result(connection, earlier):
-                answered, code = self._answered(connection, earlier), earlier.failure_code
-                self._enqueue(connection, earlier, at, id=earlier.prediction_id, failure_code=code, without=answered)
+    def _enqueue_copies(self, connection: Connection, received: ReceivedInstance, at: str) -> None:
+        """Put the results of copies of an instance into the outbox if they were left out because it waited.
 
-    def _answered(self, connection: Connection, received: ReceivedInstance) -> set[str]:
-        """Return the destinations that get, or got, the results of a processed instance."""
+        Those of an earlier copy by another model or other site rules are not: it would be predicted again if it were sent again.
+        """
+        copies = copies_of(connection, received)
+        for each in copies:
+            is_processed = each.state in ("predicted", "unreadable") and each.settings == self._settings
+            if each.number < received.number and is_processed and self._has_result(connection, each):
+                answered, code = self._destinations_with_results(connection, each), each.failure_code
+                self._enqueue(connection, each, at, id=each.prediction_id, failure_code=code, without=answered)
+        for each in copies:  # last, since a result is better than the report of a loss
+            if each.state == "lost":
+                self._enqueue_lost(connection, each, at)
+
+    def _enqueue_lost(self, connection: Connection, lost: ReceivedInstance, at: str) -> None:
+        """Report the loss of an instance to the destinations that neither have a result of a copy of it nor await one."""
+        waiting = [each for each in copies_of(connection, lost) if each.state == "waiting"]
+        awaiting = {name for each in waiting for name in self._configuration.destinations_of(each.reply_to)}
+        answered = destinations_with_result(connection, lost.sop_instance_uid)
+        self._enqueue(connection, lost, at, failure_code="lost", without=answered | awaiting)
+
+    def _destinations_with_results(self, connection: Connection, received: ReceivedInstance) -> set[str]:
+        """Return the destinations that get, or got, results of a processed instance."""
         return destinations_with(connection, received.sop_instance_uid, received.prediction_id, received.failure_code)
 
     def _has_result(self, connection: Connection, received: ReceivedInstance) -> bool:

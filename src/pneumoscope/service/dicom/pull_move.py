@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 from pydicom import Dataset
-from pynetdicom import AE, evt
 from pynetdicom.association import Association
+from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # the module creates its names when it is imported
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelMove,
 )
 
 from pneumoscope.core.errors import PullError
+from pneumoscope.service.dicom.associations import REJECTIONS, open_association
 from pneumoscope.service.dicom.selection import MODALITIES, Progress, PullReport, StudySelection
+from pneumoscope.service.dicom.sending import UnreachableError
 from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
 
 __all__ = ["pull_by_move"]
@@ -62,33 +63,19 @@ def _association(peer: DicomPeer, node: DicomSettings, sop_class: str) -> Iterat
     Raises:
         PullError: There is none.
     """
-    place = f"{peer.name} ({peer.ae_title} at {peer.host}, port {peer.port})"
-    ae = AE(node.ae_title)
-    ae.acse_timeout = ae.dimse_timeout = ae.connection_timeout = node.timeout
-    ae.network_timeout = _MOVE_SECONDS
-    ae.add_requested_context(sop_class)
-    options: dict[str, Any] = {"tls_args": (node.client_tls, peer.host)} if node.client_tls else {}
-    # Without it, a peer that stops reading would block for ever.
-    limit_time = (evt.EVT_CONN_OPEN, lambda event: event.assoc.dul.socket.socket.settimeout(node.timeout))
-    association = ae.associate(peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=[limit_time], **options)
     try:
-        if association.is_rejected:
+        with open_association(peer, node, [build_context(sop_class)], network_timeout=_MOVE_SECONDS) as association:
+            yield association
+    except UnreachableError as error:
+        if str(error) in REJECTIONS:
             raise PullError(
-                f"{place} rejected the association",
+                f"{peer} rejected the association: {error}",
                 hint=f"Add the AE title {node.ae_title} to its known nodes, and check its own AE title in the configuration",
-            )
-        if not association.is_established:
-            raise PullError(
-                f"cannot reach {place}",
-                hint="Check its address and port, that it runs, and that it offers query and retrieve",
-            )
-        yield association
-    finally:
-        if association.is_established:
-            association.release()
-        transport = association.dul.socket
-        if transport and transport.socket:  # left open if the peer has closed the connection
-            transport.socket.close()
+            ) from error
+        raise PullError(
+            f"cannot reach {peer}: {error}",
+            hint="Check its address and port, that it runs, and that it offers query and retrieve",
+        ) from error
 
 
 def _find(

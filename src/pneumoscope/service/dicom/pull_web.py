@@ -80,7 +80,7 @@ class _Archive:
     Its methods raise PullError if it cannot be reached, or does not do a search.
 
     Attributes:
-        incomplete_searches: Number of searches of which the server says that it did not return all results.
+        incomplete_searches: Number of searches whose last page had a warning of the server: it may not have returned all results.
     """
 
     def __init__(self, source: WebServer, session: requests.Session) -> None:
@@ -140,6 +140,8 @@ class _Archive:
             offset += len(page)
 
     def _note_warning(self, response: requests.Response, *_: Any, **__: Any) -> None:
+        # Code 299 stands for any warning, and servers word it in their own ways. A complete search that is reported as incomplete
+        # is the smaller harm. The other warning that the standard has is about fuzzy matching, which is not asked for.
         self._has_warning = response.headers.get("Warning", "").lstrip().startswith("299")
 
     def _search(self, search: Callable[..., Any], **arguments: Any) -> Iterator[Dataset]:

@@ -42,7 +42,15 @@ from pneumoscope.service.dicom.configuration import ResultSettings
 from pneumoscope.service.dicom.header import MANUFACTURER
 from pneumoscope.service.storage.outbox import ObjectKind, derive_uid
 
-__all__ = ["SOP_CLASSES", "Result", "describe", "patient_orientation", "rejection_note", "secondary_capture"]
+__all__ = [
+    "SOP_CLASSES",
+    "Result",
+    "describe",
+    "patient_orientation",
+    "rejection_note",
+    "secondary_capture",
+    "series_uid",
+]
 
 # Warnings of highdicom quote names of patients.
 warnings.filterwarnings("ignore", module=r"highdicom(\.|$)")
@@ -133,7 +141,7 @@ class Result:
     def identification(self, kind: ObjectKind) -> dict[str, Any]:
         """Return what identifies an object, its series and its software, as highdicom's constructors take it."""
         return {
-            "series_instance_uid": _series_uid(self.uid),
+            "series_instance_uid": series_uid(self.uid),
             "series_number": self.settings.series_number + _SERIES_OFFSETS[kind],
             "sop_instance_uid": self.uid,
             "instance_number": 1,
@@ -233,7 +241,7 @@ def rejection_note(result: Result, withdrawn_uids: Mapping[ObjectKind, str]) -> 
     withdrawn = []
     for kind, uid in withdrawn_uids.items():
         item = result.source()
-        item.SOPClassUID, item.SOPInstanceUID, item.SeriesInstanceUID = SOP_CLASSES[kind], uid, _series_uid(uid)
+        item.SOPClassUID, item.SOPInstanceUID, item.SeriesInstanceUID = SOP_CLASSES[kind], uid, series_uid(uid)
         item.Modality = _MODALITIES[kind]
         if kind in ("structured_report", "presentation_state"):  # else highdicom would refer to an image
             for name in ("Rows", "Columns"):
@@ -263,5 +271,6 @@ def patient_orientation(source: Dataset) -> tuple[str, str]:
     return "L", "F"
 
 
-def _series_uid(uid: str) -> str:
+def series_uid(uid: str) -> str:
+    """Return the UID of the series of an object, which has no other."""
     return derive_uid(f"series {uid}")

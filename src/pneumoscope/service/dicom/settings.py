@@ -47,6 +47,10 @@ class DicomPeer:
     host: str
     port: int
 
+    def __str__(self) -> str:
+        """Return the name with the address, for logs and errors."""
+        return f"{self.name} ({self.ae_title} at {self.host}, port {self.port})"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DicomSettings:

@@ -12,7 +12,7 @@ import dataclasses
 import importlib.util
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -30,7 +30,7 @@ from pneumoscope.service.dicom.configuration import ResultSettings
 from pneumoscope.service.dicom.header import MAX_HEADER_BYTES, read_header
 from pneumoscope.service.dicom.matching import ATTRIBUTES, Level, SearchQuery
 from pneumoscope.service.rendering import ImageRenderer
-from pneumoscope.service.storage.dicom_files import DicomFiles, StudyFilter
+from pneumoscope.service.storage.dicom_files import DicomFiles, PredictedFile, StudyFilter
 from pneumoscope.service.storage.outbox import ObjectKind, result_uid
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
@@ -170,26 +170,50 @@ class StoredInstances:
         """Return the instances of a study, of a series of it, or one of them; none if nothing has these UIDs.
 
         Raises:
-            TooLargeError: There are too many, or the study of a result has.
+            TooLargeError: There are too many images.
             StorageError: The database or a file cannot be read.
         """
-        stored: list[StoredPrediction] = []
-        if not self._is_pseudonymized:
-            # The database knows the UIDs of images, but not those of all results.
-            stored = (self._limited(study, series, instance) if series else []) or self._limited(study)
+        stored = [] if self._is_pseudonymized else self._predictions(study, series, instance)
         images = self._study_images([(each, each.identity or Identity()) for each in stored])
         found = self._with_results(images, self._files.result_uids([each.id for each in stored]))
         return [each for each in found if series in ("", each.uids[1]) and instance in ("", each.uids[2])]
 
-    def _limited(self, study: str, series: str = "", instance: str = "") -> list[StoredPrediction]:
-        """Return the predictions of the images of a study. Raise TooLargeError if there are too many to be retrieved."""
-        found = self._files.images([study], series_uid=series, sop_uid=instance, limit=_MAX_RETRIEVED + 1)
-        if len(found) > _MAX_RETRIEVED:
+    def _predictions(self, study: str, series: str, instance: str) -> list[StoredPrediction]:
+        """Return the predictions of the images with these UIDs, or of the image of the result with them.
+
+        Raises:
+            TooLargeError: There are too many images to be retrieved.
+        """
+        files = self._files.predicted(study)
+        if series:
+            of_series = [each for each in files if each.series_instance_uid == series]
+            of_image = [each for each in of_series if instance in ("", each.sop_instance_uid)]
+            if not of_image:
+                # The database knows the UIDs of images, but not those of all results.
+                sop_uid = self._image_of_result(files, series, instance)
+                return self._files.images([study], sop_uid=sop_uid) if sop_uid else []
+            files = of_image
+        if len({each.pixel_sha256 for each in files}) > _MAX_RETRIEVED:
             raise TooLargeError(
                 f"too many images; the limit of a retrieve is {_MAX_RETRIEVED:,}",
                 hint="Retrieve single series or instances",
             )
-        return found
+        return self._files.images([study], series_uid=series, sop_uid=instance)
+
+    def _image_of_result(self, files: Sequence[PredictedFile], series: str, instance: str) -> str:
+        """Return the SOP Instance UID of the image of a result, or "" if no result of these files has these UIDs."""
+        if not self._has_results:
+            return ""
+        from pneumoscope.service.dicom.results import series_uid
+
+        delivered = self._files.result_uids([each.prediction_id for each in files])
+        kinds = {*self._results.kinds(has_heatmap=True), *self._results.kinds(has_heatmap=False)}
+        for each in files:
+            for kind in kinds:
+                uid = _result_uid(delivered, each.prediction_id, each.sop_instance_uid, kind)
+                if instance in ("", uid) and series_uid(uid) == series:
+                    return each.sop_instance_uid
+        return ""
 
     async def open(self, instance: StoredInstance) -> BinaryIO:
         """Return the file of an instance, which the caller closes.
@@ -309,12 +333,18 @@ class StoredInstances:
 
         prediction, header = image.prediction, image.attributes
         for kind in self._results.kinds(has_heatmap=self._renderer.has_heatmap(prediction)):
-            key = prediction.id, image.uids[2], kind
-            uid = delivered.get(key) or result_uid(kind, image.uids[2], prediction.id)
+            uid = _result_uid(delivered, prediction.id, image.uids[2], kind)
             result = Result(uid, prediction, prediction.created, header, self._results)
             attributes = _selected(header, ATTRIBUTES["study"])
             attributes.update(describe(result, kind))
             yield StoredInstance(prediction, kind, attributes, str(ExplicitVRLittleEndian))
+
+
+def _result_uid(
+    delivered: Mapping[tuple[str, str, str], str], prediction_id: str, sop_instance_uid: str, kind: ObjectKind
+) -> str:
+    """Return the UID of a result, which is the one under which it is delivered, if it is."""
+    return delivered.get((prediction_id, sop_instance_uid, kind)) or result_uid(kind, sop_instance_uid, prediction_id)
 
 
 def _further_elements(beginning: bytes) -> Dataset:

@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, and_, func, or_, selec
 from pneumoscope.service.audit.log import Entry, append
 from pneumoscope.service.storage.database import read_transaction, write_transaction
 from pneumoscope.service.storage.outbox import Delivery, failed_attempt
-from pneumoscope.service.storage.outbox_status import add_to_totals
+from pneumoscope.service.storage.outbox_status import UNCOMMITTED, add_to_totals
 from pneumoscope.service.storage.records import Row, format_time
 from pneumoscope.service.storage.tables import outbox
 
@@ -26,7 +26,7 @@ __all__ = ["MAX_FAILURES", "MAX_WAIT", "CommitmentReport", "CommitmentRequest", 
 MAX_FAILURES = 3  # reports that an object is not committed; it is sent again after each but the last
 MAX_WAIT = timedelta(days=1)  # for a report
 _AWAITED = ("pending", "requested")  # of delivered objects only, see `outbox`
-_NOT_REPORTED = "commitment_not_reported"
+_NOT_REPORTED, _REFUSED = "commitment_not_reported", "status_"
 _COLUMNS = outbox.c
 
 
@@ -71,6 +71,9 @@ class Commitments:
     def begin(self, destination: str, time: datetime, wait: timedelta, limit: int) -> CommitmentRequest | None:
         """Record a request for the objects that are due, oldest first, and return it; None if none is due.
 
+        Objects of a request that was refused are requested among themselves, half as many after each rejection, so that one that
+        causes rejections is finally alone, and delays no other.
+
         Args:
             destination: Name of the destination.
             time: Now.
@@ -85,8 +88,17 @@ class Commitments:
                 return None
         transaction_uid = f"2.25.{uuid.uuid4().int}"
         with write_transaction(self._engine) as connection:
-            query = select(outbox).where(due).order_by(_COLUMNS.number).limit(limit)
-            rows = connection.execute(query).mappings().all()
+            ordered = select(outbox).where(due).order_by(_COLUMNS.number)
+            first = connection.execute(ordered.limit(1)).mappings().first()
+            if first is None:
+                return None
+            alike = _was_refused()
+            if first["error"].startswith(_REFUSED):
+                alike &= _COLUMNS.commitment_attempts == first["commitment_attempts"]
+                limit = max(1, limit >> min(first["commitment_attempts"], 20))
+            else:
+                alike = ~alike
+            rows = connection.execute(ordered.where(alike).limit(limit)).mappings().all()
             _change(connection, [row for row in rows if row["commitment"] == "requested"], {"error": _NOT_REPORTED})
             values = {
                 "commitment": "requested", "transaction_uid": transaction_uid,
@@ -94,7 +106,7 @@ class Commitments:
                 "commitment_attempts": _COLUMNS.commitment_attempts + 1,
             }  # fmt: skip
             _change(connection, rows, values)
-        return CommitmentRequest(transaction_uid, tuple(map(Delivery.from_row, rows))) if rows else None
+        return CommitmentRequest(transaction_uid, tuple(map(Delivery.from_row, rows)))
 
     def record_accepted(self, transaction_uid: str, time: datetime, wait: timedelta) -> None:
         """Record that the destination accepted a request.
@@ -138,6 +150,32 @@ class Commitments:
             values = {"commitment": "pending", "commitment_due": due, "error": error}
             connection.execute(update(outbox).where(affected).values(values))
 
+    def record_refused(self, transaction_uid: str, status: int, time: datetime) -> None:
+        """Record that the destination refused a request, of which one object may be the cause; see `begin`.
+
+        Its objects follow again in 5 s, and in twice the time after each rejection, up to 15 minutes. Others do not wait.
+
+        Args:
+            transaction_uid: Of the request.
+            status: Status of N-ACTION.
+            time: Now.
+        Raises:
+            StorageError: The database cannot be written.
+        """
+        with write_transaction(self._engine) as connection:
+            rows = connection.execute(select(outbox).where(_is_requested(transaction_uid))).mappings().all()
+            again = [row for row in rows if row["error"].startswith(_REFUSED)]
+            first = [
+                row for row in rows if not row["error"].startswith(_REFUSED)
+            ]  # its attempts failed for other reasons
+            for refused, attempts in ((again, again[0]["commitment_attempts"] if again else 0), (first, 1)):
+                due = failed_attempt(attempts - 1, time)["due"]
+                values = {
+                    "commitment": "pending", "commitment_due": due, "commitment_attempts": attempts,
+                    "error": f"{_REFUSED}{status:04x}",
+                }  # fmt: skip
+                _change(connection, refused, values)
+
     def record_report(self, destination: str, report: CommitmentReport, time: datetime) -> bool:
         """Record a report, and return whether it is one about objects of the last request for them to this destination.
 
@@ -164,12 +202,12 @@ class Commitments:
         return True
 
     def end(self, destinations: Collection[str]) -> None:
-        """Await no more commitments of other destinations than these: they are not asked any more.
+        """Await no more commitments of other destinations than these, which are not asked any more, and forget what they refused.
 
         Raises:
             StorageError: The database cannot be written.
         """
-        ended = _COLUMNS.commitment.in_(_AWAITED), _COLUMNS.destination.not_in(destinations)
+        ended = _COLUMNS.commitment.in_(UNCOMMITTED), _COLUMNS.destination.not_in(destinations)
         with write_transaction(self._engine) as connection:
             connection.execute(update(outbox).where(*ended).values(commitment="", header="", error=""))
 
@@ -183,7 +221,6 @@ def _record_failure(connection: Connection, row: Row, reason: int, time: datetim
     if row["header"] and failures < MAX_FAILURES:
         values |= {"state": "waiting", "finished": None, "maybe_delivered": True, "commitment": ""}
         values |= failed_attempt(row["attempts"], time)
-        add_to_totals(connection, row["destination"], delivered=-1)
     else:
         values |= {"commitment": "failed"}
     _change(connection, [row], values)
@@ -199,6 +236,10 @@ def _change(connection: Connection, rows: Sequence[Row], values: Mapping[str, An
     """Change rows, of which there are few: those of one request."""
     numbers = [row["number"] for row in rows]
     connection.execute(update(outbox).where(_COLUMNS.number.in_(numbers)).values(values))
+
+
+def _was_refused() -> ColumnElement[bool]:
+    return _COLUMNS.error.startswith(_REFUSED, autoescape=True)
 
 
 def _is_requested(transaction_uid: str) -> ColumnElement[bool]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-from sqlalchemy import ColumnElement, Engine, func, select
+from sqlalchemy import ColumnElement, Engine, Select, func, select
 
 from pneumoscope.core.errors import GoneError
 from pneumoscope.service.storage.blob_store import BlobStore
@@ -15,7 +15,7 @@ from pneumoscope.service.storage.queries import read_stored, select_stored
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.tables import instances, outbox, patients, predictions, studies
 
-__all__ = ["DicomFiles", "StudyFilter"]
+__all__ = ["DicomFiles", "PredictedFile", "StudyFilter"]
 
 _IS_OFFERED = (
     predictions.c.format == "DICOM",
@@ -56,6 +56,21 @@ class StudyFilter:
         ]
 
 
+class PredictedFile(NamedTuple):
+    """What identifies a prediction of a file.
+
+    Attributes:
+        prediction_id: Of the prediction.
+        pixel_sha256: Of the image, which may have several predictions.
+        series_instance_uid, sop_instance_uid: Of the file.
+    """
+
+    prediction_id: str
+    pixel_sha256: str
+    series_instance_uid: str
+    sop_instance_uid: str
+
+
 class DicomFiles:
     """The stored DICOM files of one service.
 
@@ -83,26 +98,37 @@ class DicomFiles:
         with read_transaction(self._engine) as connection:
             return list(connection.execute(query.order_by(func.max(predictions.c.created).desc(), uid)).scalars())
 
-    def images(
-        self, study_uids: Collection[str], *, series_uid: str = "", sop_uid: str = "", limit: int | None = None
-    ) -> list[StoredPrediction]:
+    def predicted(self, study_uid: str) -> list[PredictedFile]:
+        """Return what identifies the predictions of the files of a study, latest first: a file may have several.
+
+        Args:
+            study_uid: Study Instance UID.
+        Raises:
+            StorageError: The database cannot be read.
+        """
+        columns = (
+            predictions.c.id, predictions.c.pixel_sha256, instances.c.series_instance_uid, instances.c.sop_instance_uid,
+        )  # fmt: skip
+        with read_transaction(self._engine) as connection:
+            rows = connection.execute(_of_studies([study_uid]).with_only_columns(*columns))
+            return [PredictedFile(*row) for row in rows]
+
+    def images(self, study_uids: Collection[str], *, series_uid: str = "", sop_uid: str = "") -> list[StoredPrediction]:
         """Return the predictions of the files of studies, latest first: a file may have several.
 
         Args:
             study_uids: Study Instance UIDs.
             series_uid, sop_uid: Series and SOP Instance UID of the files; any if empty.
-            limit: Number of predictions, at most.
         Raises:
             StorageError: The database cannot be read.
         """
-        query = select_stored().where(*_IS_OFFERED, studies.c.study_instance_uid.in_(study_uids))
+        query = _of_studies(study_uids)
         if series_uid:
             query = query.where(instances.c.series_instance_uid == series_uid)
         if sop_uid:
             query = query.where(instances.c.sop_instance_uid == sop_uid)
-        query = query.limit(limit)
         with read_transaction(self._engine) as connection:
-            return read_stored(connection, query.order_by(predictions.c.last_predicted.desc(), predictions.c.id))
+            return read_stored(connection, query)
 
     def result_uids(self, prediction_ids: Collection[str]) -> dict[tuple[str, str, str], str]:
         """Return the UIDs of results that have a delivery, by prediction, SOP Instance UID of the image, and kind of object.
@@ -135,3 +161,9 @@ class DicomFiles:
         if file is None:
             raise GoneError(f"the image of prediction {prediction.id!r} was removed", hint="The prediction is kept")
         return file
+
+
+def _of_studies(study_uids: Collection[str]) -> Select[Any]:
+    """Select the predictions of the files of studies, latest first; see `select_stored`."""
+    query = select_stored().where(*_IS_OFFERED, studies.c.study_instance_uid.in_(study_uids))
+    return query.order_by(predictions.c.last_predicted.desc(), predictions.c.id)

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Connection, Engine, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, func, insert, or_, select, tuple_, update
 
 from pneumoscope.core.errors import StorageError
 from pneumoscope.service.audit.log import Entry, append
@@ -26,7 +26,7 @@ from pneumoscope.service.storage.database import read_transaction, write_transac
 from pneumoscope.service.storage.group_commit import GroupCommit
 from pneumoscope.service.storage.outbox import replace_header
 from pneumoscope.service.storage.records import Row, format_time
-from pneumoscope.service.storage.tables import outbox, predictions, received_instances
+from pneumoscope.service.storage.tables import outbox, predictions, received_instances, unreadable_files
 
 __all__ = [
     "INBOX",
@@ -37,6 +37,7 @@ __all__ = [
     "ReceivedInstance",
     "copies_of",
     "find_missing_files",
+    "find_old_headers",
     "finish",
     "forget_header",
     "forget_headers",
@@ -425,20 +426,38 @@ def forget_header(connection: Connection, instance: ReceivedInstance, pseudonym:
     connection.execute(update(received_instances).where(_COLUMNS.number == instance.number).values(values))
 
 
-def forget_headers(connection: Connection, limit: str, time: str) -> None:
-    """Remove the identifiers of instances that were processed before a limit, with an audit log entry for each.
+def find_old_headers(connection: Connection, limit: str, count: int, after: int) -> list[int]:
+    """Return the numbers of instances with identifiers that were processed before a limit, in their order.
+
+    Args:
+        connection: Of a transaction that excludes no writers: all rows may be read.
+        limit: Time of the oldest instance that keeps its identifiers.
+        count: Number of instances, at most.
+        after: Number of the last instance that was found before; 0 at first.
+    """
+    query = select(_COLUMNS.number).where(_has_old_header(limit), _COLUMNS.number > after)
+    return list(connection.execute(query.order_by(_COLUMNS.number).limit(count)).scalars())
+
+
+def forget_headers(connection: Connection, numbers: Sequence[int], limit: str, time: str) -> None:
+    """Remove the identifiers of instances, with an audit log entry for each.
 
     The entry names no prediction, which may have its own identity for longer; see `audit.log.last_change`.
 
     Args:
         connection: Of the transaction.
+        numbers: See `find_old_headers`; those that arrived again since keep their identifiers.
         limit: Time of the oldest instance that keeps its identifiers.
         time: Time of the transaction.
     """
-    old = _COLUMNS.processed < limit, or_(_COLUMNS.sop_instance_uid != "", _COLUMNS.study_instance_uid != "")
-    query = update(received_instances).where(*old).values(_NO_IDENTIFIERS)
+    query = update(received_instances).where(_COLUMNS.number.in_(numbers), _has_old_header(limit))
+    query = query.values(_NO_IDENTIFIERS)
     hashes = connection.execute(query.returning(_COLUMNS.image_sha256)).scalars().all()
     append(connection, [Entry(time, RETENTION, "instance_identity_removed", image_sha256=each) for each in hashes])
+
+
+def _has_old_header(limit: str) -> ColumnElement[bool]:
+    return and_(_COLUMNS.processed < limit, or_(_COLUMNS.sop_instance_uid != "", _COLUMNS.study_instance_uid != ""))
 
 
 def _new_row(instance: ReceivedInstance, content: bytes, received: str, due: str) -> dict[str, Any]:
@@ -458,10 +477,19 @@ def _find(connection: Connection, rows: Sequence[Row]) -> dict[tuple[str, str], 
 
 
 def _is_outdated(connection: Connection, row: Row, settings: str) -> bool:
-    """Return whether an instance must be predicted again: with other settings, or because its prediction is gone."""
+    """Return whether an instance must be predicted again: with other settings, or because its prediction is gone.
+
+    One that was given up is not tried again each time it is sent, for a pull that runs every night would end the process every
+    night. It is if a person deleted the record of it.
+    """
     if row["state"] in ("waiting", "own_result"):
         return False
     if row["settings"] != settings or row["state"] == "lost":
         return True
-    query = select(predictions.c.id).where(predictions.c.id == row["prediction_id"])
-    return row["state"] == "predicted" and connection.execute(query).first() is None
+    if row["state"] == "predicted":
+        query = select(predictions.c.id).where(predictions.c.id == row["prediction_id"])
+    elif row["failure_code"] == "internal_error":
+        query = select(unreadable_files.c.id).where(unreadable_files.c.image_sha256 == row["image_sha256"])
+    else:
+        return False
+    return connection.execute(query.limit(1)).first() is None

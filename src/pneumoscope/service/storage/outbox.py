@@ -16,13 +16,14 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, func, insert, or_, select, update
 
 from pneumoscope.core.errors import UnknownNameError, UsageError
 from pneumoscope.service.audit.log import Entry, Event, append
 from pneumoscope.service.auth.users import COMMAND_LINE, RETENTION
 from pneumoscope.service.storage.database import read_transaction, write_transaction
 from pneumoscope.service.storage.outbox_status import (
+    IS_CONFIRMED,
     UNCOMMITTED,
     CommitmentState,
     OutboxStatus,
@@ -46,6 +47,7 @@ __all__ = [
     "destinations_with_result",
     "enqueue",
     "failed_attempt",
+    "find_old_headers",
     "forget_headers",
     "replace_header",
     "result_uid",
@@ -253,19 +255,31 @@ def replace_header(connection: Connection, sop_instance_uid: str, header: str) -
     connection.execute(update(outbox).where(*waiting).values(header=header))
 
 
-def forget_headers(connection: Connection, limit: str, time: str) -> None:
-    """Cancel what was created before a limit and could not be delivered, and remove the identifiers of all objects of that age.
+def find_old_headers(connection: Connection, limit: str, count: int) -> list[int]:
+    """Return the numbers of objects with identifiers that were created before a limit, at most `count`.
 
-    Events of that age are deleted: without its identifier, the study has no further event. The objects are kept, so that none is
-    delivered twice, and so that one that returns is recognized.
+    Args:
+        connection: Of a transaction.
+        limit: Time of the oldest object that keeps its identifiers.
+        count: Number of objects, at most.
+    """
+    query = select(_COLUMNS.number).where(_COLUMNS.created < limit, HAS_IDENTIFIERS)
+    return list(connection.execute(query.order_by(_COLUMNS.created).limit(count)).scalars())
+
+
+def forget_headers(connection: Connection, numbers: Sequence[int], time: str) -> None:
+    """Cancel those of some objects that could not be delivered, and remove the identifiers of all.
+
+    Delivered events are deleted: without its identifier, the study has no further event. Cancelled events and all objects are
+    kept: none is delivered twice, and an object that returns is recognized.
 
     Args:
         connection: Of the transaction.
-        limit: Time of the oldest object that keeps its identifiers.
+        numbers: See `find_old_headers`; not too many for a statement.
         time: Time of the transaction, for the audit log, which has an entry for each destination with cancelled objects.
     """
-    old = _COLUMNS.created < limit, HAS_IDENTIFIERS
-    cancelled = {"state": "cancelled", "error": "identity_removed"}
+    old = (_COLUMNS.number.in_(numbers),)
+    cancelled = {"state": "cancelled", "error": "identity_removed", "finished": time}
     query = update(outbox).where(*old, _COLUMNS.state == "waiting").values(cancelled)
     rows = connection.execute(query.returning(_COLUMNS.destination)).mappings().all()
     _append_changes(connection, "delivery_cancelled", rows, time, RETENTION)
@@ -345,13 +359,17 @@ class Outbox:
             )
             for each in deliveries
         ]
-        numbers = [each.number for each in deliveries]
+        of_deliveries = _COLUMNS.number.in_([each.number for each in deliveries])
         with write_transaction(self._engine) as connection:
-            # It may have been cancelled while it was sent.
-            unfinished = _COLUMNS.number.in_(numbers), _COLUMNS.state.in_(("waiting", "cancelled"))
-            changed = connection.execute(update(outbox).where(*unfinished).values(values)).rowcount
-            if changed:
-                add_to_totals(connection, deliveries[0].destination, delivered=changed)
+            is_new = of_deliveries, _COLUMNS.state != "delivered", ~IS_CONFIRMED
+            confirmed = connection.execute(select(func.count()).select_from(outbox).where(*is_new)).scalar_one()
+            if confirmed:
+                add_to_totals(connection, deliveries[0].destination, delivered=confirmed)
+            # It may have been cancelled or withdrawn while it was sent.
+            unfinished = of_deliveries, _COLUMNS.state.in_(("waiting", "cancelled"))
+            connection.execute(update(outbox).where(*unfinished).values(values))
+            withdrawn = of_deliveries, _COLUMNS.state == "withdrawn"
+            connection.execute(update(outbox).where(*withdrawn).values(maybe_delivered=False))
             append(connection, entries)
 
     def record_cancelled(self, delivery: Delivery, error: str, time: datetime) -> None:
@@ -424,10 +442,7 @@ class Outbox:
                 rows,
                 {"state": "waiting", "due": "", "finished": None, "commitment": "", "commitment_failures": 0},
             )
-            delivered = [row for row in rows if row["state"] == "delivered"]
-            _change(connection, delivered, {"maybe_delivered": True})
-            for name, count in Counter(row["destination"] for row in delivered).items():
-                add_to_totals(connection, name, delivered=-count)
+            _change(connection, [row for row in rows if row["state"] == "delivered"], {"maybe_delivered": True})
             _append_changes(connection, "delivery_retried", rows, format_time(time))
             return len(rows)
 

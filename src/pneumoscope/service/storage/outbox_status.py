@@ -8,18 +8,24 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from sqlalchemy import Connection, Engine, func, insert, select, update
+from sqlalchemy import Connection, Engine, and_, func, insert, or_, select, update
 
 from pneumoscope.service.storage.database import read_transaction
 from pneumoscope.service.storage.tables import outbox, outbox_totals
 
-__all__ = ["UNCOMMITTED", "CommitmentState", "OutboxStatus", "add_to_totals", "read_status"]
+__all__ = ["IS_CONFIRMED", "UNCOMMITTED", "CommitmentState", "OutboxStatus", "add_to_totals", "read_status"]
 
 CommitmentState = Literal["", "pending", "requested", "committed", "failed"]
 # States of a commitment that the destination has not made. Only delivered objects are in one of them, so queries do not state
 # that: SQLite would read all delivered objects.
 UNCOMMITTED: tuple[CommitmentState, ...] = ("pending", "requested", "failed")
 _COLUMNS = outbox.c
+# Whether the destination has confirmed an object, also before it was withdrawn, or is sent again after a commitment was refused:
+# commitment is requested for confirmed objects only. In the other states, `maybe_delivered` is that of objects without an answer.
+IS_CONFIRMED = or_(
+    and_(_COLUMNS.state.in_(("delivered", "withdrawn")), _COLUMNS.maybe_delivered.is_(False)),
+    _COLUMNS.commitment_requested.is_not(None),
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,7 +37,8 @@ class OutboxStatus:
         waiting: Their number.
         failing: The number of those that failed at least once.
         oldest: Time when the first of them was created, ISO 8601 in UTC; None if there is none.
-        delivered: Number of objects delivered so far.
+        delivered: Number of objects and events that the destination confirmed so far, each once, however often it was sent. It
+            never falls: those that are withdrawn, sent again or deleted remain counted.
         committed: Number of those to which the destination committed itself (storage commitment).
         uncommitted: Number of delivered objects to which it is asked to commit itself, and did not so far.
         commitment_failing: Number of the latter whose last request failed, or which it refused.

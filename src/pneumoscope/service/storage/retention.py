@@ -25,7 +25,7 @@ __all__ = ["REMOVED_NAME", "Retention"]
 
 _LOG = logging.getLogger("pneumoscope.service")
 _INTERVAL_SECONDS = 600
-_BATCH = 500  # images in one transaction
+_BATCH = 500  # images, received instances or results in one transaction
 REMOVED_NAME = "removed"  # of a file whose identity was removed
 
 
@@ -79,10 +79,7 @@ class Retention:
         )
         old = predictions.c.last_predicted < limit, predictions.c.identity_removed.is_(None) | has_identity, ~is_used
         self._unreadable.expire(self._storage.now() - age)
-        with self._storage.write_transaction() as connection:
-            time = self._storage.time()
-            inbox.forget_headers(connection, limit, time)
-            outbox.forget_headers(connection, limit, time)
+        self._forget_headers(limit, stopped)
         while not stopped():
             with self._storage.write_transaction() as connection:
                 query = select(predictions).where(*old).limit(_BATCH)
@@ -98,6 +95,25 @@ class Retention:
             count += len(rows)
             self._storage.notify()
         return count
+
+    def _forget_headers(self, limit: str, stopped: Callable[[], bool]) -> None:
+        """Remove the identifiers of received instances and of results older than a limit, few in each transaction."""
+        after = 0
+        while not stopped():
+            with self._storage.read_transaction() as connection:
+                numbers = inbox.find_old_headers(connection, limit, _BATCH, after)
+            if not numbers:
+                break
+            after = numbers[-1]
+            with self._storage.write_transaction() as connection:
+                inbox.forget_headers(connection, numbers, limit, self._storage.time())
+        while not stopped():
+            with self._storage.read_transaction() as connection:
+                numbers = outbox.find_old_headers(connection, limit, _BATCH)
+            if not numbers:
+                break
+            with self._storage.write_transaction() as connection:
+                outbox.forget_headers(connection, numbers, self._storage.time())
 
     def expire_images(self, age: timedelta, *, stopped: Callable[[], bool] = lambda: False) -> int:
         """Remove images older than an age, keep their predictions, and return the number of images.

@@ -8,7 +8,7 @@ down_revision = "0010"
 
 
 def upgrade() -> None:
-    """Add the columns, which are empty for what was delivered before, and count what was delivered."""
+    """Add the columns, which are empty for what was delivered before, and count what destinations have confirmed."""
     op.add_column("outbox", sa.Column("commitment", sa.String(16), nullable=False, server_default=""))
     op.add_column("outbox", sa.Column("commitment_requested", sa.String(32)))
     op.add_column("outbox", sa.Column("commitment_due", sa.String(32)))
@@ -29,7 +29,8 @@ def upgrade() -> None:
     )
     op.execute(
         "INSERT INTO outbox_totals (destination, delivered, committed)"
-        " SELECT destination, SUM(CASE WHEN state IN ('delivered', 'withdrawn') THEN 1 ELSE 0 END), 0"
+        " SELECT destination,"
+        " SUM(CASE WHEN state IN ('delivered', 'withdrawn') AND NOT maybe_delivered THEN 1 ELSE 0 END), 0"
         " FROM outbox GROUP BY destination"
     )
 
