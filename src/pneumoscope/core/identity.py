@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import re
 import unicodedata
+from collections.abc import Sequence
 from datetime import date
 from typing import Literal
 
@@ -23,6 +24,8 @@ __all__ = [
     "combine",
     "contradicts",
     "display_name",
+    "is_changed",
+    "is_other_patient",
     "is_same_person",
     "name_search_words",
     "normalize_field",
@@ -135,6 +138,17 @@ def is_same_person(a: Identity, b: Identity) -> bool:
     names = set(search_words(a.patient_name)), set(search_words(b.patient_name))
     dates = {a.patient_birth_date, b.patient_birth_date} - {""}
     return len(dates) < 2 and (names[0] <= names[1] or names[1] <= names[0])
+
+
+def is_other_patient(current: Identity, stated: Identity) -> bool:
+    """Return whether an identity states another patient: another ID or issuer, or a name or birth date that contradicts."""
+    names = "patient_id", "issuer_of_patient_id"
+    return not is_same_person(stated, current) or is_changed(current, stated, names)
+
+
+def is_changed(current: Identity, stated: Identity, names: Sequence[str]) -> bool:
+    """Return whether one of the fields has a value, and another one is stated."""
+    return any(getattr(current, name) and getattr(stated, name) not in ("", getattr(current, name)) for name in names)
 
 
 def normalize_text(text: str) -> str:

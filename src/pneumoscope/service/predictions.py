@@ -15,7 +15,7 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import Connection
 
 from pneumoscope.core.errors import PneumoscopeError, StorageError, UnknownNameError, UnreadableImageError, UsageError
-from pneumoscope.core.identity import Identity, age_at_study, combine, is_same_person, search_words
+from pneumoscope.core.identity import Identity, age_at_study, combine, search_words
 from pneumoscope.core.prediction import MAX_AGE, Failure, Prediction, WarningCode
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.inference.model import Model
@@ -144,15 +144,10 @@ class PredictionService:
 
     def _entered_age(self, prediction: Prediction) -> float | None:
         """Return the age, years, that a person entered for an image, unless it is now sent as one of another patient."""
-        earlier = self.repository.latest_with_entered_age(prediction.image.pixel_sha256) if prediction.image else None
-        if earlier is None or earlier.age is None:
+        if prediction.image is None:
             return None
         stated = (self.pseudonymizer.prediction(prediction) if self.pseudonymizer else prediction).identity
-        if stated and earlier.identity:
-            ids = {stated.patient_id, earlier.identity.patient_id} - {""}
-            if len(ids) > 1 or not is_same_person(stated, earlier.identity):
-                return None
-        return earlier.age.years
+        return self.repository.entered_age(prediction.image.pixel_sha256, stated)
 
     async def predict_again(
         self, id: str, user: str, disconnected: Callable[[], Coroutine[object, object, None]], *, age: float
@@ -175,21 +170,52 @@ class PredictionService:
                 "the prediction does not depend on an age that is entered",
                 hint="Correct the header, and send the file again",
             )
+        return await self._predict_again(earlier, user, disconnected, age)
+
+    async def predict_without_entered_age(
+        self, id: str, user: str, disconnected: Callable[[], Coroutine[object, object, None]]
+    ) -> StoredPrediction | None:
+        """Score an image without the age that was entered for another patient, but with that by the dates of its patient.
+
+        Args:
+            id, user, disconnected: See `predict_again`.
+        Returns:
+            The new prediction; None if the image has one without such an age already, or was removed.
+        Raises:
+            UnknownNameError, UnreadableImageError, BusyError, StorageError: See `predict_again`.
+        """
+        earlier = await run_in_threadpool(self.repository.get, id)
+        if earlier.image_removed or not await run_in_threadpool(self.repository.needs_prediction_without_age, id):
+            return None
+        age = age_at_study(earlier.identity)
+        known_age = age if age is not None and 0 <= age <= MAX_AGE else None
+        return await self._predict_again(earlier, user, disconnected, known_age)
+
+    async def _predict_again(
+        self,
+        earlier: StoredPrediction,
+        user: str,
+        disconnected: Callable[[], Coroutine[object, object, None]],
+        age: float | None,
+    ) -> StoredPrediction:
         image = await run_in_threadpool(self.repository.image, earlier)
         with self.queue.reserve(1):
             (prediction,) = await self._score([(image, earlier.path)], disconnected, age)
             if prediction.failure:
                 raise UnreadableImageError("", f"it was readable before ({prediction.failure.code})", hint="Try again")
+            warnings = (
+                prediction.warnings if age is None else _without_age_warning(earlier.warnings or prediction.warnings)
+            )
             # The identity may have been corrected since, and the stored file may be a copy without a header.
             again = dataclasses.replace(
                 prediction,
                 path=earlier.path,
                 identity=None,
                 image=earlier.image,
-                warnings=() if prediction.rejection else _without_age_warning(earlier.warnings or prediction.warnings),
+                warnings=() if prediction.rejection else warnings,
             )
             again = await run_in_threadpool(self.adjust_again, earlier, again)
-            return await self._submit(again, image, user, partial(self.on_predicted_again, id))
+            return await self._submit(again, image, user, partial(self.on_predicted_again, earlier.id), earlier.id)
 
     def search_words(self, text: str) -> tuple[tuple[str, ...], ...]:
         """Return the forms of each word of a search for `Filter.search`.
@@ -265,9 +291,10 @@ class PredictionService:
         return self.pseudonymizer.image(self.model.decode(image).pixels, image)
 
     async def _submit(
-        self, prediction: Prediction, image: bytes, user: str, also: Also | None = None
+        self, prediction: Prediction, image: bytes, user: str, also: Also | None = None, earlier_id: str = ""
     ) -> StoredPrediction:
-        stored, is_new = await asyncio.wrap_future(self.repository.submit(prediction, image, user=user, also=also))
+        submitted = self.repository.submit(prediction, image, user=user, also=also, earlier_id=earlier_id)
+        stored, is_new = await asyncio.wrap_future(submitted)
         if is_new:
             self.metrics.images.labels(stored.decision).inc()
         return stored

@@ -18,6 +18,7 @@ from PIL import Image
 from pydicom import Dataset
 
 from pneumoscope.core.errors import GoneError, MissingExtraError, UnknownNameError, UnreadableImageError
+from pneumoscope.core.identity import Identity, is_other_patient
 from pneumoscope.core.prediction import Failure, Prediction
 from pneumoscope.imaging.header_identity import read_identity
 from pneumoscope.imaging.patient_age import read_age
@@ -257,12 +258,20 @@ def _as_of_header(prediction: StoredPrediction, header: Dataset) -> StoredPredic
     """
     if prediction.identity is None or prediction.identity.sop_instance_uid == header.SOPInstanceUID:
         return prediction
+    stated_identity = read_identity(header) or Identity()
     age, rejection = read_age(header), prediction.rejection
+    is_entered = prediction.age is not None and prediction.age.source == "entered"
+    if age is None and is_entered and not is_other_patient(prediction.identity, stated_identity):
+        age = prediction.age
     if rejection and rejection.code in ("outside_age_range", "age_not_understood"):
-        stated = {"age": age.years, "stated": age.stated} if age else {}
-        parameters = {name: stated.get(name) or value for name, value in rejection.parameters.items()}
+        stated: dict[str, str | float] = {}
+        if age and age.years is not None:
+            stated["age"] = age.years
+        if age and age.stated:
+            stated["stated"] = age.stated
+        parameters = {name: stated.get(name, value) for name, value in rejection.parameters.items()}
         rejection = dataclasses.replace(rejection, parameters=parameters)
-    return dataclasses.replace(prediction, identity=read_identity(header), age=age, rejection=rejection)
+    return dataclasses.replace(prediction, identity=stated_identity, age=age, rejection=rejection)
 
 
 def _display_of(file: bytes, header: Dataset, id: str) -> Dataset:

@@ -1,18 +1,25 @@
 """Results, events and DICOMweb of the same pixels under two patients: each study has those of its own patient."""
 
 import base64
+import dataclasses
 import json
 from datetime import timedelta
 
 import pydicom
 import pytest
+from tests.images import dicom as dicom_file
 from tests.service.conftest import predicted
 from tests.service.dicom.test_delivery import Archive, configuration, kinds, receive, service, wait_for_delivery
 from tests.service.dicom.test_webhooks import Receiver, wait_for_events, webhook
 from tests.service.dicom.test_webhooks import configuration as webhook_configuration
+from tests.service.storage.test_identities import store
 
+from pneumoscope.core.prediction import PatientAge
+from pneumoscope.imaging.header_identity import read_identity
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.dicom import caption
+from pneumoscope.service.rendering import _as_of_header
+from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.retention import Retention
 from pneumoscope.service.storage.tables import METADATA
 
@@ -155,6 +162,72 @@ def test_event_of_each_study_reports_its_own_patient_and_report(model, receiver,
         first, second = (json.dumps(each["data"]) for each in receiver.events)
     assert not [value for name, value in SECOND.items() if len(value) > 4 and value in first]
     assert not [value for name, value in FIRST.items() if len(value) > 4 and value in second]
+
+
+def test_event_and_report_of_the_second_study_state_the_rejection_by_its_header(child_bundle, receiver, tmp_path):
+    secret_file = tmp_path / "webhook-secret"
+    secret_file.write_text(f"whsec_{base64.b64encode(bytes(range(32))).decode()}\n")
+    secret_file.chmod(0o600)
+    webhooks = webhook_configuration(webhook(receiver, secret_file, identifiers=True))
+    with service(load_model(child_bundle, threads=1), webhooks) as (client, repository):
+        for count, header in enumerate((FIRST, SECOND | {"PatientAge": "030Y"}), 1):
+            receive(client, 180, **header)
+            wait_for_events(repository, receiver, count)
+        first, second = (each["data"] for each in receiver.events)
+        assert (first["decision"] != "rejected", first["rejections"]) == (True, {})
+        assert (second["decision"], second["rejections"]) == ("rejected", {"outside_age_range": 1})
+        report = client.get(f"/fhir/Observation/{second['report_id']}").json()
+        assert "dataAbsentReason" in report
+        assert report["contained"][0]["identifier"][0]["value"] == "R-204"
+        assert client.get(f"/fhir/Observation/{second['prediction_id']}").json()["contained"] == report["contained"]
+        report = client.get(f"/fhir/Observation/{first['report_id']}").json()
+        assert "valueCodeableConcept" in report
+        crossed = first["prediction_id"] + second["study_key"], second["prediction_id"] + first["study_key"]
+        assert [client.get(f"/fhir/Observation/{id}").status_code for id in crossed] == [404, 404]
+
+
+def header_of(**changes):
+    header = pydicom.Dataset()
+    for name, value in (FIRST | changes).items():
+        setattr(header, name, value)
+    return header
+
+
+def test_result_states_the_age_of_a_newborn_and_not_that_of_the_other_patient(repository):
+    identity = read_identity(header_of())
+    stored = store(repository, "a", identity, age=PatientAge(30.0), code="outside_age_range")
+    rejection = dataclasses.replace(stored.rejection, parameters={"age": 30.0, "minimum": 1.0})
+    stored = dataclasses.replace(stored, rejection=rejection)
+    shown = _as_of_header(stored, header_of(**SECOND | {"PatientAge": "000D"}))
+    assert (shown.age.years, shown.rejection.parameters["age"], shown.rejection.parameters["minimum"]) == (
+        0.0,
+        0.0,
+        1.0,
+    )
+
+
+def test_result_of_another_instance_of_the_patient_states_the_entered_age(repository):
+    stored = store(repository, "a", read_identity(header_of(PatientAge="")), age=PatientAge(3, "entered"))
+    same = _as_of_header(stored, header_of(PatientAge="", SOPInstanceUID="1.2.111.1.2"))
+    assert (same.age, same.identity.sop_instance_uid) == (PatientAge(3, "entered"), "1.2.111.1.2")
+    assert _as_of_header(stored, header_of(**SECOND | {"PatientAge": ""})).age is None
+
+
+def test_image_with_an_entered_age_only_is_predicted_without_it_for_another_patient(child_bundle):
+    model = load_model(child_bundle, threads=1, require_age="always")
+    with service(model, configuration(Archive())) as (client, repository):
+        file = {"images": ("a.dcm", dicom_file(180, **FIRST | {"PatientAge": ""}))}
+        (found,) = client.post("/v1/predictions?age=3", files=file).json()["predictions"]
+        assert found["decision"] != "rejected"
+        other = {**found["identity"], "patient_id": "R-204", "patient_name": "Roe^Robert"}
+        assert client.put(f"/v1/predictions/{found['id']}/identity", json=other).status_code == 200
+        (current,) = repository.find(Filter(latest=True)).predictions
+        assert (current.rejection.code, current.age, current.identity.patient_id) == ("age_required", None, "R-204")
+        assert (
+            client.put(f"/v1/predictions/{current.id}/identity", json=other | {"station_name": "DX2"}).status_code
+            == 200
+        )
+        assert repository.find(Filter()).total == 2
 
 
 def test_search_and_retrieval_offer_the_stored_file_in_its_own_study_only(model):

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import alembic.command
 import alembic.config
 import pytest
-from sqlalchemy import inspect
+from sqlalchemy import inspect, select
 from tests.service.storage.test_identities import JANE, counts, events, jane, store
 
 from pneumoscope.core.errors import ConflictError, ImageOfTwoPatientsError
@@ -21,6 +21,7 @@ from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
 from pneumoscope.service.storage.studies import sorted_studies, summarize_study
+from pneumoscope.service.storage.tables import patients
 
 BOB = Identity(
     patient_id="R-204", issuer_of_patient_id="A", patient_name="Roe^Robert", patient_birth_date="2022-03-04",
@@ -219,15 +220,165 @@ def test_rejection_by_the_second_header_does_not_hide_the_prediction_of_the_firs
     listed = repository.find(Filter(latest=True)).predictions
     assert {each.id for each in listed} == {first.id, rejected.id}
     assert all("image_of_two_patients" in each.conflicts for each in listed)
-    for patient in PAIR:
-        (found,) = repository.studies_of_patient(key_of(first := repository.get(first.id), patient)).values()
-        study = summarize_study(found)
-        assert (study.decision, study.images, study.identity.patient_id) == ("pneumonia", 1, patient.patient_id)
+    for patient, own in zip(PAIR, (first, rejected), strict=True):
+        study = study_of(repository, first.id, patient)
+        assert (study.decision, study.prediction_id, study.images) == (own.decision, own.id, 1)
+        assert study.identity.patient_id == patient.patient_id
     assert verify(repository.engine).predictions == 2
 
 
+def study_of(repository, id, patient):
+    (found,) = repository.studies_of_patient(key_of(repository.get(id), patient)).values()
+    return summarize_study(found)
+
+
+def test_prediction_is_shown_with_the_patient_whose_header_made_it(repository):
+    """An age of 30 years contradicts the dates of the first patient, and so does one of a year those of the second."""
+    bob = dataclasses.replace(BOB, patient_birth_date="1996-02-03")
+    jane = dataclasses.replace(JANE, patient_birth_date="2025-01-02")
+    first = store(repository, "a", jane, age=PatientAge(1))
+    rejected = store(repository, "a", bob, age=PatientAge(30), code="outside_age_range")
+    for each, own, other in ((first, jane, bob), (rejected, bob, jane)):
+        stored = repository.get(each.id)
+        assert (stored.identity, others(stored), stored.conflicts) == (own, [other], CONFLICT)
+        assert found_by(repository, patient_key=stored.patient_key, latest=True) == [(each.id, own)]
+        assert found_by(repository, patient_key=stored.patient_key) == [(each.id, own)]
+    assert sorted(found_by(repository), key=str) == sorted([(first.id, jane), (rejected.id, bob)], key=str)
+    assert found_by(repository, search=_word_forms("roe")) == [(rejected.id, bob)]
+    assert found_by(repository, search=_word_forms("doe")) == [(first.id, jane)]
+
+
+def test_one_prediction_under_two_headers_has_the_age_of_each(repository):
+    store(repository, "a", JANE, age=PatientAge(1))
+    stored = store(repository, "a", BOB, age=PatientAge(5))
+    for patient, years in zip(PAIR, (1, 5), strict=True):
+        (listed,) = repository.find(Filter(patient_key=key_of(stored, patient))).predictions
+        assert listed.age == PatientAge(years)
+    assert repository.set_identity(stored.id, BOB, user="me").age == PatientAge(5)
+    assert verify(repository.engine).predictions == 1
+
+
+def test_new_prediction_of_the_first_patient_does_not_hide_that_of_the_second(repository):
+    first = store(repository, "a", JANE, age=PatientAge(1))
+    rejected = store(repository, "a", BOB, age=PatientAge(30), code="outside_age_range")
+    required = store(repository, "a", dataclasses.replace(JANE, station_name="DX2"), code="age_required")
+    listed = repository.find(Filter(latest=True)).predictions
+    assert {each.id for each in listed} == {rejected.id, required.id}
+    assert repository.count_images(Filter(latest=True)).images == 2
+    assert study_of(repository, first.id, BOB).prediction_id == rejected.id
+    repository.set_identity(first.id, BOB, user="me")
+    assert found_by(repository, latest=True) == [(rejected.id, BOB)]
+    (found,) = repository.studies([repository.get(rejected.id).study_key]).values()
+    assert summarize_study(found).prediction_id == rejected.id
+
+
+def test_prediction_under_a_header_that_a_person_decided_against_is_shown_for_nobody(repository):
+    first = store(repository, "a", JANE, age=PatientAge(30), code="outside_age_range")
+    bobs = store(repository, "a", BOB, age=PatientAge(1), decision="no_pneumonia", probability=0.1)
+    repository.set_identity(first.id, JANE, user="me")
+    again = store(repository, "a", BOB, file="again", age=PatientAge(1), operating_point="sensitive")
+    assert found_by(repository, latest=True) == [(first.id, JANE)]
+    assert [repository.get(each.id).identity for each in (first, bobs, again)] == [JANE, None, None]
+    (found,) = repository.studies([repository.get(first.id).study_key]).values()
+    assert [each.id for each in found] == [first.id]
+
+
+def test_corrected_header_makes_the_current_prediction_of_the_patient(repository):
+    store(repository, "a", JANE, age=PatientAge(1))
+    store(repository, "a", BOB, age=PatientAge(30), code="outside_age_range")
+    corrected = jane(sop_instance_uid=BOB.sop_instance_uid, study_instance_uid=BOB.study_instance_uid)
+    required = store(repository, "a", corrected, code="age_required")
+    assert found_by(repository, latest=True) == [(required.id, JANE)]
+    newer = store(repository, "a", corrected, code="age_required", operating_point="sensitive")
+    assert found_by(repository, latest=True) == [(newer.id, JANE)]
+
+
+REQUIRED = {"code": "age_required"}
+ENTERED = {"age": PatientAge(3, "entered")}
+
+
+def enter(repository, earlier):
+    """Predict an image again with the age of `ENTERED`, as the viewer does for the patient of a prediction."""
+    again = dataclasses.replace(
+        earlier, decision="pneumonia", probability=0.75, rejection=None, identity=None, **ENTERED
+    )
+    return repository.submit(again, b"again", user="me", earlier_id=earlier.id).result(60)[0]
+
+
+def test_entered_age_is_that_of_its_patient_only(repository):
+    earlier = store(repository, "a", JANE, **REQUIRED)
+    assert store(repository, "a", BOB, **REQUIRED).id == earlier.id
+    entered = enter(repository, earlier)
+    assert (entered.id == earlier.id, entered.identity) == (False, JANE)
+    sha256 = earlier.image.pixel_sha256
+    assert [repository.entered_age(sha256, each) for each in (*PAIR, None)] == [3, None, 3]
+    assert repository.entered_age(sha256, jane(issuer_of_patient_id="B")) is None
+    assert study_of(repository, earlier.id, BOB).rejections == {"age_required": 1}
+    repository.set_identity(earlier.id, BOB, user="me")
+    assert found_by(repository, latest=True) == [(earlier.id, BOB)]
+    assert [repository.entered_age(sha256, each) for each in (*PAIR, None)] == [None, None, None]
+
+
+def test_entered_age_stays_with_the_patient_who_is_chosen(repository):
+    earlier = store(repository, "a", JANE, age=PatientAge(1))
+    required = store(repository, "a", BOB, **REQUIRED)
+    entered = enter(repository, required)  # the viewer shows it with the second patient
+    assert repository.get(entered.id).identity == BOB
+    sha256 = earlier.image.pixel_sha256
+    assert [repository.entered_age(sha256, each) for each in PAIR] == [None, 3]
+    repository.set_identity(earlier.id, BOB, user="me")
+    assert found_by(repository, latest=True) == [(entered.id, BOB)]
+    assert repository.entered_age(sha256, BOB) == 3
+
+
+@pytest.mark.parametrize("how", ["person", "header", "cleared"])
+def test_entered_age_does_not_hold_for_another_patient_of_an_image(repository, how):
+    earlier = store(repository, "a", JANE, **REQUIRED)
+    entered = enter(repository, earlier)
+    sha256 = earlier.image.pixel_sha256
+    assert repository.entered_age(sha256, JANE) == 3
+    other = dataclasses.replace(BOB, sop_instance_uid=JANE.sop_instance_uid)
+    if how == "header":
+        store(repository, "a", other, **REQUIRED)
+    else:
+        if how == "cleared":
+            repository.set_identity(entered.id, Identity(), user="me")
+        repository.set_identity(entered.id, other, user="me")
+    assert repository.entered_age(sha256, other) is None
+    assert found_by(repository, latest=True) == [(earlier.id, other)]
+
+
+def test_entered_age_holds_with_a_correction_of_the_same_patient(repository):
+    earlier = store(repository, "a", JANE, **REQUIRED)
+    entered = enter(repository, earlier)
+    repository.set_identity(entered.id, jane(study_description="thorax", patient_name="Doe^Jane^Mary"), user="me")
+    assert repository.entered_age(earlier.image.pixel_sha256, JANE) == 3
+    assert [each for each, _ in found_by(repository, latest=True)] == [entered.id]
+
+
+def test_identities_of_a_document_are_limited_and_counted(repository):
+    store(repository, "a", JANE)
+    for day in range(1, 26):
+        patient = dataclasses.replace(
+            BOB, patient_id=f"T-{day}", sop_instance_uid=f"5.{day}", study_instance_uid=f"4.{day}"
+        )
+        stored = store(repository, "a", patient, file=str(day))
+    assert (len(stored.other_identities), stored.other_identity_count) == (20, 25)
+    assert [each.patient_id for each in others(stored)] == [f"T-{day}" for day in range(1, 21)]
+    (last,) = repository.find(Filter(search=_word_forms("T-25"))).predictions
+    assert last.identity == JANE
+    with repository.storage.read_transaction() as connection:
+        key = connection.execute(select(patients.c.patient_key).where(patients.c.patient_id == "T-25")).scalar_one()
+    (listed,) = repository.find(Filter(patient_key=key)).predictions
+    assert (listed.identity.patient_id, len(listed.other_identities), listed.other_identity_count) == ("T-25", 20, 25)
+    assert others(listed)[0] == JANE
+    repeated = dataclasses.replace(BOB, patient_id="T-25", sop_instance_uid="5.25", study_instance_uid="4.25")
+    assert store(repository, "a", repeated, file="again") == stored
+    assert counts(repository)[2] == 26
+
+
 @pytest.mark.parametrize(("chosen", "decision"), [(JANE, "pneumonia"), (BOB, "rejected")], ids=["first", "second"])
-def test_prediction_under_the_header_of_the_chosen_patient_counts(repository, chosen, decision):
+def test_prediction_under_the_header_of_the_chosen_patient_is_the_current_one(repository, chosen, decision):
     first = store(repository, "a", JANE, age=PatientAge(1))
     rejected = store(repository, "a", BOB, age=PatientAge(30), code="outside_age_range")
     repository.set_identity(first.id, chosen, user="me")
@@ -271,6 +422,27 @@ def test_both_identities_expire(tmp_path, database):
     expired = repository.get(stored.id)
     assert (expired.identity, expired.other_identities, expired.conflicts) == (None, (), ())
     assert counts(repository) == (0, 0, 0)
+    repository.close()
+
+
+def test_migration_does_not_show_an_earlier_prediction_of_one_patient_as_that_of_the_other(tmp_path, database):
+    """Before, nothing recorded under which header a prediction was made: each study is rejected until a person decides."""
+    repository = PredictionRepository(tmp_path / "data", database)
+    first = store(repository, "a", JANE, age=PatientAge(1))
+    store(repository, "a", BOB, age=PatientAge(30), code="outside_age_range")
+    entered = enter(repository, store(repository, "b", jane(sop_instance_uid="7"), **REQUIRED))
+    with write_transaction(repository.engine) as connection:
+        config = alembic.config.Config()
+        config.set_main_option("script_location", "pneumoscope.service.storage:migrations")
+        config.attributes["connection"] = connection
+        alembic.command.downgrade(config, "0013")
+        names = inspect(connection).get_table_names()
+        alembic.command.upgrade(config, "head")
+    assert "header_predictions" not in names
+    (of_bob,) = repository.studies_of_patient(key_of(repository.get(first.id), BOB)).values()
+    assert summarize_study(of_bob).decision == "rejected"
+    assert repository.entered_age(entered.image.pixel_sha256, jane(sop_instance_uid="7")) == 3
+    assert repository.entered_age(first.image.pixel_sha256, JANE) is None
     repository.close()
 
 

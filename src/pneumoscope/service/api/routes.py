@@ -343,7 +343,8 @@ def withdraw_review(
     responses={200: {"headers": _ETAG_HEADER}, **problem_responses(400, 404, 412, 413, 415)},
     dependencies=[Depends(require_json)],
 )  # fmt: skip
-def set_identity(
+async def set_identity(
+    request: Request,
     response: Response,
     service: AppService,
     settings: AppSettings,
@@ -356,13 +357,15 @@ def set_identity(
 ) -> SinglePredictionDocument:
     """Replace patient, study, series and instance of the image, and so of all its predictions. With `If-Match`, nothing is stored
     if the prediction was changed since it was read. If the image was received under two patients, this decides: send the identity
-    of the right one. A new date or sex that is impossible is the problem `invalid_identity`, whose `fields` has the code of each
-    field.
+    of the right one. An age that was entered for another patient no longer holds: the image is predicted again without it. A new
+    date or sex that is impossible is the problem `invalid_identity`, whose `fields` has the code of each field.
     """
     values = {name: normalize_field(name, value) for name, value in body.model_dump().items()}  # type: ignore[attr-defined]
     entered = Identity(**values)
-    check_entered(entered, service.repository.get(id).identity_before(entered), today=today(settings.time_zone))
-    stored = service.set_identity(id, entered, user=user, etags=_etags(if_match))
+    before = (await run_in_threadpool(service.repository.get, id)).identity_before(entered)
+    check_entered(entered, before, today=today(settings.time_zone))
+    stored = await run_in_threadpool(service.set_identity, id, entered, user=user, etags=_etags(if_match))
+    await service.predict_without_entered_age(id, user, functools.partial(wait_for_disconnect, request))
     return _document_with_etag(response, stored, language, service.notice(language))
 
 

@@ -1,33 +1,132 @@
-"""Determine which prediction of an image counts: the latest one, or those of two patients until a person chooses one."""
+"""Determine the current prediction of an image: the latest one. With several patients, each header has its own.
+
+An image that was received under several patients has a row in `header_predictions` for each prediction and header under which it
+was made, so that no prediction is shown as that of another patient: the other header may state another age, or reject the image.
+A header that a person decided against has no current prediction. Other images have no such rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    RowMapping,
+    Select,
+    and_,
+    case,
+    delete,
+    exists,
+    insert,
+    or_,
+    select,
+    update,
+)
 
-from pneumoscope.service.storage.records import Row, StoredPrediction
-from pneumoscope.service.storage.tables import predictions
+from pneumoscope.service.storage.identity_columns import ASSIGNED
+from pneumoscope.service.storage.tables import header_predictions, instances, predictions
 
-__all__ = ["count_again", "count_chosen", "latest_time"]
+__all__ = [
+    "HEADER_COLUMNS",
+    "IS_OF_HEADER",
+    "IS_SHOWN_HEADER",
+    "all_have_entered_age",
+    "assign_headers",
+    "begin_headers",
+    "header_of",
+    "is_current",
+    "latest_time",
+    "mark_again",
+    "mark_of_header",
+    "mark_without_entered_age",
+    "merge_header",
+    "read_header_columns",
+    "remove_headers",
+    "remove_headers_of_predictions",
+]
+
+_Row = RowMapping | Mapping[str, Any]
+_HEADERS = header_predictions.c
+_COPIED = ("last_predicted", "age", "age_source", "rejection_parameters")  # of a prediction, as its header states them
+_later, _known, _instance = header_predictions.alias(), header_predictions.alias(), instances.alias()
+_IS_LATEST_OF_HEADER = ~exists().where(
+    _later.c.pixel_sha256 == _HEADERS.pixel_sha256,
+    _later.c.number == _HEADERS.number,
+    _later.c.last_predicted > _HEADERS.last_predicted,
+).correlate(header_predictions)
+_HAS_PATIENT = or_(  # no person has decided against the header
+    _HEADERS.number == ASSIGNED,
+    exists()
+    .where(
+        _instance.c.pixel_sha256 == _HEADERS.pixel_sha256,
+        _instance.c.number == _HEADERS.number,
+        _instance.c.study_key.is_not(None),
+    )
+    .correlate(header_predictions),
+)
+_SHOWN_NUMBER = case(
+    (~exists().where(_known.c.prediction_id == predictions.c.id).correlate(predictions), ASSIGNED),
+    else_=select(_HEADERS.number)
+    .where(_HEADERS.prediction_id == predictions.c.id, _HAS_PATIENT)
+    .order_by(case((_IS_LATEST_OF_HEADER, 0), else_=1), _HEADERS.number)
+    .limit(1)
+    .correlate(predictions)
+    .scalar_subquery(),
+)
+# Conditions on a prediction and an instance with its pixels: the instance is the one whose identity is shown with the prediction,
+# the first under whose header it was made; or any of these.
+IS_SHOWN_HEADER: ColumnElement[bool] = instances.c.number == _SHOWN_NUMBER
+IS_OF_HEADER: ColumnElement[bool] = or_(
+    ~exists().where(_known.c.pixel_sha256 == predictions.c.pixel_sha256).correlate(predictions),
+    exists()
+    .where(_known.c.prediction_id == predictions.c.id, _known.c.number == instances.c.number)
+    .correlate(predictions, instances),
+)
+# Columns of a prediction that is joined with the row of its header, see `read_header_columns`.
+HEADER_COLUMNS: tuple[ColumnElement[Any], ...] = tuple(_HEADERS[name].label(f"header_{name}") for name in _COPIED)
 
 
-def latest_time(connection: Connection, row: Row, new_rows: Sequence[Row]) -> str:
-    """Return the time of the latest prediction of an image that has one, perhaps among new ones.
+def read_header_columns(row: _Row) -> dict[str, Any]:
+    """Return the columns of a prediction with the values of its header, from a row with `HEADER_COLUMNS`."""
+    stated = {name: row[f"header_{name}"] for name in _COPIED} if row["header_last_predicted"] else {}
+    return {**row, **stated}
 
-    It is that of a prediction under the header of another patient, such as a rejection: both are listed.
+
+def is_current(*, of_header: bool) -> ColumnElement[bool]:
+    """Return the condition that a prediction is the current one of its image.
+
+    Args:
+        of_header: Whether it is that under the header of the joined instance; otherwise, under any header.
     """
+    later = predictions.alias()
+    is_later = (
+        later.c.pixel_sha256 == predictions.c.pixel_sha256,
+        later.c.last_predicted > predictions.c.last_predicted,
+    )
+    current = exists().where(_HEADERS.prediction_id == predictions.c.id, _HAS_PATIENT, _IS_LATEST_OF_HEADER)
+    if of_header:
+        current = current.where(_HEADERS.number == instances.c.number).correlate(predictions, instances)
+    else:
+        current = current.correlate(predictions)
+    has_headers = exists().where(_known.c.pixel_sha256 == predictions.c.pixel_sha256).correlate(predictions)
+    return or_(current, and_(~has_headers, ~select(later.c.id).where(*is_later).correlate(predictions).exists()))
+
+
+def latest_time(connection: Connection, row: _Row, new_rows: Sequence[_Row]) -> str:
+    """Return the time of the latest prediction of an image that has one, perhaps among new ones."""
     query = select(predictions.c.last_predicted).where(predictions.c.pixel_sha256 == row["pixel_sha256"])
     same = [each["last_predicted"] for each in new_rows if each["pixel_sha256"] == row["pixel_sha256"]]
     times: list[str] = [*same, *connection.execute(query).scalars()]
     return max(times)
 
 
-def count_again(connection: Connection, stored: Row, row: Row, time: str) -> dict[str, Any]:
-    """Update a prediction that is made again, and return the changed columns; none if nothing changes.
+def mark_again(connection: Connection, stored: _Row, row: _Row, time: str) -> dict[str, Any]:
+    """Mark a prediction that is made again as the current one, and return the changed columns; none if nothing changes.
 
-    The header may state another age, or less; and the image may have had another prediction since, which no longer counts.
+    The header may state another age, or less; and the image may have had another prediction since.
     """
     changed = {name: row[name] for name in ("age", "age_source", "warnings") if row[name] != stored[name]}
     later = select(predictions.c.id).where(
@@ -40,22 +139,143 @@ def count_again(connection: Connection, stored: Row, row: Row, time: str) -> dic
     return changed
 
 
-def count_chosen(connection: Connection, before: StoredPrediction, patient_key: str | None, time: str) -> None:
-    """Count the prediction under the header of the patient that a person has chosen, if there was one for each of two.
+def begin_headers(connection: Connection, pixel_sha256: str, new_rows: Sequence[_Row]) -> None:
+    """Record that the predictions of an image, perhaps among new ones, were made under the header of its only patient."""
+    if _has_headers(connection, pixel_sha256):
+        return
+    known = select(predictions).where(predictions.c.pixel_sha256 == pixel_sha256)
+    rows = {row["id"]: row for row in connection.execute(known).mappings()}
+    rows |= {row["id"]: row for row in new_rows if row["pixel_sha256"] == pixel_sha256}
+    for row in rows.values():
+        connection.execute(insert(header_predictions), [_header_row(row, ASSIGNED, row["last_predicted"])])
+
+
+def mark_of_header(connection: Connection, row: _Row, number: int, time: str) -> None:
+    """Mark a prediction as the current one under a header; nothing if the image was received under one patient only.
 
     Args:
         connection: Of a write transaction.
-        before: A prediction of the image before the choice, with the identity of the first patient.
-        patient_key: Of the chosen patient; that of neither leaves both predictions.
-        time: Of the choice.
+        row: Of the prediction, as the header states it.
+        number: Of the instance with the header.
+        time: When it was made.
     """
-    keys = [before.patient_key, *(each.patient_key for each in before.other_identities)]
-    if len(keys) != 2 or patient_key not in keys:
+    if not _has_headers(connection, row["pixel_sha256"]):
         return
-    columns = predictions.c
-    query = select(columns.id, columns.last_predicted).where(columns.pixel_sha256 == before.image_key)
-    rows = connection.execute(query.order_by(columns.created, columns.id)).all()
-    latest = [row.id for row in rows if row.last_predicted == max(each.last_predicted for each in rows)]
-    if len(latest) > 1:  # in the order of the headers
-        chosen = latest[0 if patient_key == keys[0] else -1]
-        connection.execute(update(predictions).where(columns.id == chosen).values(last_predicted=time))
+    of_header = _HEADERS.pixel_sha256 == row["pixel_sha256"], _HEADERS.number == number
+    same = connection.execute(
+        select(header_predictions, _IS_LATEST_OF_HEADER.label("is_latest")).where(
+            *of_header, _HEADERS.prediction_id == row["id"]
+        )
+    ).mappings()
+    found = same.first()
+    values = _header_row(row, number, time)
+    if found is None:
+        connection.execute(insert(header_predictions), [values])
+    elif not found["is_latest"] or any(found[name] != values[name] for name in _COPIED[1:]):
+        connection.execute(update(header_predictions).where(*_key(row["id"], number)).values(values))
+
+
+def header_of(connection: Connection, id: str) -> int:
+    """Return the number of the instance whose identity is shown with a prediction."""
+    return connection.execute(select(_SHOWN_NUMBER).where(predictions.c.id == id)).scalar() or ASSIGNED
+
+
+def merge_header(connection: Connection, pixel_sha256: str, number: int) -> None:
+    """Let the predictions under a header be those of the patient of the image: a corrected header states this patient."""
+    known = select(header_predictions).where(_HEADERS.pixel_sha256 == pixel_sha256)
+    rows = connection.execute(known.order_by(_HEADERS.last_predicted)).mappings().all()
+    of_image = {row["prediction_id"]: row for row in rows if row["number"] == ASSIGNED}
+    for row in rows:
+        if row["number"] != number:
+            continue
+        same = of_image.get(row["prediction_id"])
+        if same is None:
+            connection.execute(insert(header_predictions), [{**row, "number": ASSIGNED}])
+        elif same["last_predicted"] < row["last_predicted"]:
+            values = {name: row[name] for name in _COPIED}
+            query = update(header_predictions).where(*_key(row["prediction_id"], ASSIGNED))
+            connection.execute(query.values(values))
+    connection.execute(delete(header_predictions).where(*_of(pixel_sha256, number)))
+
+
+def assign_headers(connection: Connection, pixel_sha256: str, numbers: Sequence[int], time: str) -> None:
+    """Let the predictions under headers be those of the image, because a person has decided.
+
+    Args:
+        connection: Of a write transaction.
+        pixel_sha256: Of the image.
+        numbers: Of the instance of the chosen patient; of several if the patient is that of none of them: the current predictions
+            under their headers stay.
+        time: Of the decision.
+    """
+    if len(numbers) > 1:
+        of_headers = _HEADERS.pixel_sha256 == pixel_sha256, _HEADERS.number.in_(numbers)
+        query = select(header_predictions).where(*of_headers, _IS_LATEST_OF_HEADER)
+        current = {row["prediction_id"]: row for row in connection.execute(query).mappings()}
+        connection.execute(delete(header_predictions).where(*_of(pixel_sha256, ASSIGNED)))
+        rows = [{**row, "number": ASSIGNED, "last_predicted": time} for row in current.values()]
+        connection.execute(insert(header_predictions), rows)
+    elif numbers[0] != ASSIGNED:
+        for before, after in ((ASSIGNED, -1), (numbers[0], ASSIGNED), (-1, numbers[0])):
+            connection.execute(update(header_predictions).where(*_of(pixel_sha256, before)).values(number=after))
+    current_ids = select(_HEADERS.prediction_id).where(*_of(pixel_sha256, ASSIGNED), _IS_LATEST_OF_HEADER)
+    connection.execute(update(predictions).where(predictions.c.id.in_(current_ids)).values(last_predicted=time))
+
+
+def mark_without_entered_age(connection: Connection, pixel_sha256: str, time: str) -> None:
+    """Mark the latest prediction without an entered age as the current one of an image: the age was that of another patient."""
+    rows = _of_image(connection, pixel_sha256)
+    entered = [row for row in rows if row.age_source == "entered" and row.last_predicted == rows[0].last_predicted]
+    other = next((row for row in rows if row.age_source != "entered"), None)
+    if not entered or other is None:
+        return
+    connection.execute(update(predictions).where(predictions.c.id == other.id).values(last_predicted=time))
+    query = update(header_predictions).where(*_key(other.id, ASSIGNED))
+    connection.execute(query.values(last_predicted=time))
+
+
+def all_have_entered_age(connection: Connection, pixel_sha256: str) -> bool:
+    """Return whether an entered age is part of all predictions under the header of an image."""
+    rows = _of_image(connection, pixel_sha256)
+    return bool(rows) and all(row.age_source == "entered" for row in rows)
+
+
+def _of_image(connection: Connection, pixel_sha256: str) -> Sequence[Row[Any]]:
+    """Return the predictions under the header of an image, latest first."""
+    if _has_headers(connection, pixel_sha256):
+        columns = (_HEADERS.prediction_id.label("id"), _HEADERS.age_source, _HEADERS.last_predicted)
+        condition = and_(*_of(pixel_sha256, ASSIGNED))
+    else:
+        columns = (predictions.c.id.label("id"), predictions.c.age_source, predictions.c.last_predicted)
+        condition = predictions.c.pixel_sha256 == pixel_sha256
+    query: Select[Any] = select(*columns).where(condition).order_by(columns[-1].desc())
+    return connection.execute(query).all()
+
+
+def remove_headers(connection: Connection, hashes: Select[Any] | Sequence[str]) -> None:
+    """Remove the rows of images, by the hashes of their pixels: nothing is known of their patients any more."""
+    connection.execute(delete(header_predictions).where(_HEADERS.pixel_sha256.in_(hashes)))
+
+
+def remove_headers_of_predictions(connection: Connection, ids: Sequence[str]) -> None:
+    """Remove the rows of deleted predictions."""
+    connection.execute(delete(header_predictions).where(_HEADERS.prediction_id.in_(ids)))
+
+
+def _has_headers(connection: Connection, pixel_sha256: str) -> bool:
+    query = select(_HEADERS.number).where(_HEADERS.pixel_sha256 == pixel_sha256)
+    return connection.execute(query.limit(1)).first() is not None
+
+
+def _header_row(row: _Row, number: int, time: str) -> dict[str, Any]:
+    values = {name: row[name] for name in ("age", "age_source", "rejection_parameters")}
+    key = {"prediction_id": row["id"], "number": number, "pixel_sha256": row["pixel_sha256"]}
+    return {**key, **values, "last_predicted": time}
+
+
+def _key(id: str, number: int) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return _HEADERS.prediction_id == id, _HEADERS.number == number
+
+
+def _of(pixel_sha256: str, number: int) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return _HEADERS.pixel_sha256 == pixel_sha256, _HEADERS.number == number

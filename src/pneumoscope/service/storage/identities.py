@@ -32,7 +32,9 @@ from sqlalchemy import (
     case,
     delete,
     exists,
+    func,
     insert,
+    or_,
     select,
     update,
 )
@@ -42,14 +44,26 @@ from pneumoscope.core.identity import (
     PATIENT_FIELDS,
     STUDY_FIELDS,
     Identity,
+    is_changed,
+    is_other_patient,
     is_same_person,
     name_search_words,
     search_words,
 )
+from pneumoscope.service.storage.current_prediction import merge_header, remove_headers
 from pneumoscope.service.storage.identity_columns import ASSIGNED, INSTANCE_FIELDS, read_identity, select_instances
 from pneumoscope.service.storage.tables import instances, patients, predictions, studies
 
-__all__ = ["Assignment", "assign_identity", "remove_identity", "remove_unused_identity", "replace_identity"]
+__all__ = [
+    "Assignment",
+    "assign_identity",
+    "enter_age",
+    "find_entered_age",
+    "has_entered_age",
+    "remove_identity",
+    "remove_unused_identity",
+    "replace_identity",
+]
 
 
 class Assignment(NamedTuple):
@@ -58,16 +72,18 @@ class Assignment(NamedTuple):
     Attributes:
         event: For the audit log.
         fields: Names of the fields that changed, or by which two patients differ; nothing changed if there are none.
-        is_other_patient: Whether the statement is about another patient than that of the image.
+        numbers: Of the instance that the statement is about: `ASSIGNED` for that of the image, others for another patient. If a
+            person has decided, of those whose predictions are now those of the image: of all, if the patient is that of none.
     """
 
     event: Literal["identity_changed", "identity_conflict", "identity_resolved"] = "identity_changed"
     fields: Sequence[str] = ()
-    is_other_patient: bool = False
+    numbers: Sequence[int] = (ASSIGNED,)
 
 
 class _Instance(NamedTuple):
-    """The identity of an instance, the keys of its study and patient, and the hash of the statement of its last upload.
+    """The identity of an instance, the keys of its study and patient, the hash of the statement of its last upload, and the age
+    that a person entered for the patient.
 
     `exists` is False if there is no instance yet; one whose identity a person removed has no study.
     """
@@ -77,6 +93,7 @@ class _Instance(NamedTuple):
     patient_key: str | None = None
     statement_sha256: str = ""
     number: int = ASSIGNED
+    entered_age: float | None = None
     exists: bool = False
 
 
@@ -94,20 +111,64 @@ def assign_identity(connection: Connection, pixel_sha256: str, stated: Identity 
     """
     if stated is None or not stated.stated():
         return Assignment()
-    known = _instances(connection, pixel_sha256)
-    statement_sha256 = hashlib.sha256(json.dumps(dataclasses.astuple(stated)).encode()).hexdigest()
+    known = _find_known(connection, pixel_sha256, stated)
+    statement_sha256 = _statement_hash(stated)
     for each in known:
         if each.statement_sha256 == statement_sha256:
-            return Assignment(is_other_patient=each.number != ASSIGNED)
-    current = _find_stated(known, stated)
+            return Assignment(numbers=(_number_of_repeated(each, known[0], stated),))
+    if not known:
+        current = _Instance(entered_age=_age_without_patient(connection, pixel_sha256))
+    else:
+        current = _find_stated(known, stated) or _Instance(number=_next_number(connection, pixel_sha256))
     identity = _merge(current.identity, stated)
     patient_key = _find_or_add_patient(connection, identity, current)
     study_key = _find_or_add_study(connection, identity, patient_key, current)
-    changed = _store(connection, pixel_sha256, identity, current, study_key, statement_sha256)
+    age = _kept_age(current, identity)
+    changed = _store(connection, pixel_sha256, identity, current, study_key, statement_sha256, age)
     if current.number == ASSIGNED or current.exists:
-        _forget_same_patient(connection, pixel_sha256)
-        return Assignment("identity_changed", changed, current.number != ASSIGNED)
-    return Assignment("identity_conflict", _differences(known[0].identity, identity), is_other_patient=True)
+        is_merged = current.number in _forget_same_patient(connection, pixel_sha256)
+        return Assignment("identity_changed", changed, (ASSIGNED if is_merged else current.number,))
+    return Assignment("identity_conflict", _differences(known[0].identity, identity), (current.number,))
+
+
+def _number_of_repeated(found: _Instance, of_image: _Instance, stated: Identity) -> int:
+    """Return the number of the instance of a statement that is repeated; that of the image, if the two were merged."""
+    is_merged = not found.study_key and not is_other_patient(of_image.identity, stated)
+    return ASSIGNED if is_merged else found.number
+
+
+def find_entered_age(connection: Connection, pixel_sha256: str, stated: Identity | None) -> float | None:
+    """Return the age, years, that a person entered for the patient of an image; None for another patient, or without one.
+
+    Args:
+        connection: Of a transaction.
+        pixel_sha256: Of the image.
+        stated: What an upload states; None states nothing.
+    """
+    stated = stated or Identity()
+    known = _find_known(connection, pixel_sha256, stated)
+    if not known:
+        return _age_without_patient(connection, pixel_sha256)
+    repeated = [each for each in known if each.statement_sha256 == _statement_hash(stated)]
+    found = repeated[0] if repeated else _find_stated(known, stated)
+    if found is None or is_other_patient(found.identity, stated):
+        return None
+    return found.entered_age
+
+
+def _age_without_patient(connection: Connection, pixel_sha256: str) -> float | None:
+    """Return the age that a person entered for an image about which nothing was stated yet: that of its first patient."""
+    c = predictions.c
+    same = c.pixel_sha256 == pixel_sha256, c.age_source == "entered", c.identity_removed.is_(None)
+    query = select(c.age).where(*same).order_by(c.last_predicted.desc()).limit(1)
+    age: float | None = connection.execute(query).scalar()
+    return age
+
+
+def enter_age(connection: Connection, pixel_sha256: str, number: int, age: float) -> None:
+    """Store the age that a person entered for the patient of an instance, if there is one."""
+    same = instances.c.pixel_sha256 == pixel_sha256, instances.c.number == number
+    connection.execute(update(instances).where(*same).values(entered_age=age))
 
 
 def replace_identity(connection: Connection, pixel_sha256: str, identity: Identity) -> Assignment:
@@ -122,34 +183,49 @@ def replace_identity(connection: Connection, pixel_sha256: str, identity: Identi
             belongs to another one.
     """
     known = _instances(connection, pixel_sha256)
-    current = known[0] if known else _Instance()
+    current = known[0] if known else _Instance(entered_age=_age_without_patient(connection, pixel_sha256))
     others = [each for each in known[1:] if each.study_key]
     patient_key = study_key = None
     if identity.stated():
         patient_key = _find_or_add_patient(connection, identity, current, complete=True)
         study_key = _find_or_add_study(connection, identity, patient_key, current, complete=True)
-    # The statements of uploads stay, so that they do not count again: that of the chosen patient with the image.
-    statements = [each.statement_sha256 for each in (current, *others)]
-    chosen = [number for number, each in enumerate(others, 1) if each.patient_key and each.patient_key == patient_key]
-    for number in chosen[:1]:
-        statements[0], statements[number] = statements[number], statements[0]
-    changed = _store(connection, pixel_sha256, identity, current, study_key, statements[0])
+    # The statements of uploads stay, so that they change nothing again: that of the chosen patient with the image.
+    chosen = [each for each in (current, *others) if each.patient_key and each.patient_key == patient_key]
+    statements = {each.number: each.statement_sha256 for each in (current, *others)}
+    age = _kept_age(current, identity)
+    if chosen and chosen[0] is not current:
+        number = chosen[0].number
+        statements[current.number], statements[number] = statements[number], statements[current.number]
+        age = _kept_age(chosen[0], identity)
+    changed = _store(connection, pixel_sha256, identity, current, study_key, statements[current.number], age)
     if not others:
         return Assignment("identity_changed", changed)
-    for each, statement_sha256 in zip(others, statements[1:], strict=True):
-        _store(connection, pixel_sha256, Identity(), each, None, statement_sha256)
+    for each in others:
+        _store(connection, pixel_sha256, Identity(), each, None, statements[each.number])
     different = {name for each in (current, *others) for name in _differences(each.identity, identity)}
-    return Assignment("identity_resolved", [name for name in IDENTITY_FIELDS if name in different])
+    numbers = [each.number for each in chosen[:1] or (current, *others)]
+    return Assignment("identity_resolved", [name for name in IDENTITY_FIELDS if name in different], numbers)
 
 
-def _find_stated(known: Sequence[_Instance], stated: Identity) -> _Instance:
-    """Return the instance that a header is about, or a new one of another patient.
+def has_entered_age(connection: Connection, pixel_sha256: str) -> bool:
+    """Return whether a person entered an age for the patient of an image."""
+    same = instances.c.pixel_sha256 == pixel_sha256, instances.c.number == ASSIGNED
+    return connection.execute(select(instances.c.entered_age).where(*same)).scalar() is not None
+
+
+def _kept_age(before: _Instance, identity: Identity) -> float | None:
+    """Return the age that a person entered, if it holds with a new identity: not for another patient, or if it states less."""
+    names = ("patient_id", "issuer_of_patient_id", "patient_name", "patient_birth_date")
+    states_less = any(getattr(before.identity, name) and not getattr(identity, name) for name in names)
+    return None if states_less or is_other_patient(before.identity, identity) else before.entered_age
+
+
+def _find_stated(known: Sequence[_Instance], stated: Identity) -> _Instance | None:
+    """Return which of the instances of an image, at least one, a header is about; None if it is a new one of another patient.
 
     It is the one with the SOP Instance UID of the header. Without that, or with another one, it is the image itself, unless the
     header contradicts its patient.
     """
-    if not known:
-        return _Instance()
     current = known[0]
     others = [each for each in known[1:] if each.study_key]
     uid = stated.sop_instance_uid
@@ -157,27 +233,36 @@ def _find_stated(known: Sequence[_Instance], stated: Identity) -> _Instance:
         if uid and each.identity.sop_instance_uid == uid:
             return each
     for each in (current, *others):
-        if not _is_other_patient(each.identity, stated):
+        if not is_other_patient(each.identity, stated):
             return each
-    if not uid or not current.identity.sop_instance_uid:
-        return current
-    return _Instance(number=known[-1].number + 1)
+    return None if uid and current.identity.sop_instance_uid else current
 
 
-def _is_other_patient(current: Identity, stated: Identity) -> bool:
-    return not is_same_person(stated, current) or _is_changed(current, stated, ("patient_id", "issuer_of_patient_id"))
+def _statement_hash(stated: Identity) -> str:
+    return hashlib.sha256(json.dumps(dataclasses.astuple(stated)).encode()).hexdigest()
+
+
+def _next_number(connection: Connection, pixel_sha256: str) -> int:
+    query = select(func.max(instances.c.number)).where(instances.c.pixel_sha256 == pixel_sha256)
+    return int(connection.execute(query).scalar_one()) + 1
 
 
 def _differences(a: Identity, b: Identity) -> list[str]:
     return [name for name in IDENTITY_FIELDS if getattr(a, name) != getattr(b, name)]
 
 
-def _forget_same_patient(connection: Connection, pixel_sha256: str) -> None:
-    """Remove the other identities of an image that are now of the same patient: a header was corrected."""
-    current, *others = _instances(connection, pixel_sha256)
-    for each in others:
-        if each.patient_key and each.patient_key == current.patient_key:  # what was uploaded is remembered as a hash
-            _store(connection, pixel_sha256, Identity(), each, None, each.statement_sha256)
+def _forget_same_patient(connection: Connection, pixel_sha256: str) -> list[int]:
+    """Remove the other identities of an image that are now of the same patient, and return their numbers: a header was corrected.
+
+    Their predictions are then those of the image.
+    """
+    current = _instances(connection, pixel_sha256, instances.c.number == ASSIGNED)[0]
+    of_patient = instances.c.number != ASSIGNED, studies.c.patient_key == current.patient_key
+    others = _instances(connection, pixel_sha256, *of_patient) if current.patient_key else []
+    for each in others:  # what was uploaded is remembered as a hash
+        _store(connection, pixel_sha256, Identity(), each, None, each.statement_sha256)
+        merge_header(connection, pixel_sha256, each.number)
+    return [each.number for each in others]
 
 
 def _store(
@@ -187,9 +272,11 @@ def _store(
     current: _Instance,
     study_key: str | None,
     statement_sha256: str,
+    entered_age: float | None = None,
 ) -> list[str]:
     """Store the instance, and return the names of the fields that changed; none for a new one."""
-    values = {"study_key": study_key, "statement_sha256": statement_sha256, **_values(identity, INSTANCE_FIELDS)}
+    values = {"study_key": study_key, "statement_sha256": statement_sha256, "entered_age": entered_age}
+    values |= _values(identity, INSTANCE_FIELDS)
     if not current.exists:
         key = {"pixel_sha256": pixel_sha256, "number": current.number}
         connection.execute(insert(instances), [key | values])
@@ -197,7 +284,7 @@ def _store(
     same = instances.c.pixel_sha256 == pixel_sha256, instances.c.number == current.number
     connection.execute(update(instances).where(*same).values(values))
     _delete_empty(connection, {current.study_key} - {None}, {current.patient_key} - {None})
-    after = next(each for each in _instances(connection, pixel_sha256) if each.number == current.number)
+    (after,) = _instances(connection, pixel_sha256, instances.c.number == current.number)
     return _differences(current.identity, after.identity)
 
 
@@ -215,6 +302,7 @@ def remove_unused_identity(connection: Connection, hashes: Sequence[str]) -> Non
 def _delete_instances(connection: Connection, condition: ColumnElement[bool]) -> None:
     query = select(studies.c.study_key, studies.c.patient_key).join(instances).where(condition)
     rows = connection.execute(query).all()
+    remove_headers(connection, select(instances.c.pixel_sha256).where(condition))
     connection.execute(delete(instances).where(condition))
     _delete_empty(connection, {row.study_key for row in rows}, {row.patient_key for row in rows} - {None})
 
@@ -229,30 +317,49 @@ def _delete_empty(
     connection.execute(delete(patients).where(patients.c.patient_key.in_(patient_keys), unused_patient))
 
 
-def _instances(connection: Connection, pixel_sha256: str) -> list[_Instance]:
+def _instances(connection: Connection, pixel_sha256: str, *conditions: ColumnElement[bool]) -> list[_Instance]:
     """Return the instances of an image, its own first; none if nothing was stated about it."""
-    rows = connection.execute(select_instances().where(instances.c.pixel_sha256 == pixel_sha256)).mappings()
-    return [_instance(row) for row in rows]
+    query = select_instances().where(instances.c.pixel_sha256 == pixel_sha256, *conditions)
+    return [_instance(row) for row in connection.execute(query).mappings()]
+
+
+def _find_known(connection: Connection, pixel_sha256: str, stated: Identity) -> list[_Instance]:
+    """Return those of `_instances` that a header can be about: that of the image first; a test image may have very many."""
+    may_be_patient: ColumnElement[bool] = instances.c.study_key.is_not(None)
+    if stated.patient_id:
+        may_be_patient &= or_(patients.c.patient_id.is_(None), patients.c.patient_id.in_(("", stated.patient_id)))
+    if not stated.stated():
+        return _instances(connection, pixel_sha256, instances.c.number == ASSIGNED)
+    candidates = [
+        instances.c.number == ASSIGNED,
+        instances.c.statement_sha256 == _statement_hash(stated),
+        may_be_patient,
+    ]
+    if stated.sop_instance_uid:
+        candidates.append(instances.c.sop_instance_uid == stated.sop_instance_uid)
+    return _instances(connection, pixel_sha256, or_(*candidates))
 
 
 def _instance(row: RowMapping) -> _Instance:
-    statement_sha256, number = row["statement_sha256"], row["number"]
-    return _Instance(read_identity(row), row["study_key"], row["patient_key"], statement_sha256, number, exists=True)
+    return _Instance(
+        read_identity(row),
+        row["study_key"],
+        row["patient_key"],
+        row["statement_sha256"],
+        row["number"],
+        row["entered_age"],
+        exists=True,
+    )
 
 
 def _merge(current: Identity, stated: Identity) -> Identity:
     """Return the current identity with the stated fields; another patient or study keeps nothing of the former one."""
     kept = dataclasses.asdict(current)
-    if _is_other_patient(current, stated):
+    if is_other_patient(current, stated):
         kept |= dict.fromkeys(PATIENT_FIELDS, "")
-    if _is_changed(current, stated, ("study_instance_uid", "accession_number")):
+    if is_changed(current, stated, ("study_instance_uid", "accession_number")):
         kept |= dict.fromkeys(STUDY_FIELDS, "")
     return Identity(**kept | stated.stated())
-
-
-def _is_changed(current: Identity, stated: Identity, names: Sequence[str]) -> bool:
-    """Return whether one of the fields has a value, and another one is stated."""
-    return any(getattr(current, name) and getattr(stated, name) not in ("", getattr(current, name)) for name in names)
 
 
 def _find_or_add_patient(

@@ -5,30 +5,32 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, exists, or_, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, exists, func, or_, select
 
 from pneumoscope.core.identity import IDENTITY_FIELDS, PATIENT_FIELDS, STUDY_FIELDS, Identity
-from pneumoscope.service.storage.tables import instances, patients, predictions, studies
+from pneumoscope.service.storage.tables import header_predictions, instances, patients, predictions, studies
 
 __all__ = [
     "ASSIGNED",
     "CONFLICT_COLUMNS",
     "IDENTITY_COLUMNS",
     "INSTANCE_FIELDS",
-    "IS_ASSIGNED",
+    "MAX_OTHERS",
     "OtherIdentity",
-    "find_identities",
+    "Others",
+    "find_others",
     "has_other_patient",
     "matches_search",
+    "others_of_study",
     "read_identity",
     "select_instances",
 ]
 
 INSTANCE_FIELDS = ("series_instance_uid", "sop_instance_uid", "station_name")
+MAX_OTHERS = 20  # identities that a document has: a test image may arrive under another patient each day
 ASSIGNED = 0  # number of the identity of an image among its instances
-IS_ASSIGNED: ColumnElement[bool] = instances.c.number == ASSIGNED
 
 _other_patients, _other_studies, _other_instances = patients.alias(), studies.alias(), instances.alias()
 # Columns of a prediction that is joined with its instance, study and patient.
@@ -90,16 +92,38 @@ class OtherIdentity:
     patient_key: str | None
 
 
-def find_identities(connection: Connection, hashes: Collection[str]) -> dict[str, tuple[OtherIdentity, ...]]:
-    """Return all identities of images that have several, that of the image first, by the hash of the pixels."""
+class Others(NamedTuple):
+    """The first identities of an image of several patients, that of the image first, and the number of all."""
+
+    identities: Sequence[OtherIdentity]
+    total: int
+
+
+def find_others(connection: Connection, hashes: Collection[str]) -> dict[str, Others]:
+    """Return the identities of images by the hash of the pixels; see `others_of_study`."""
+    partition = instances.c.pixel_sha256
+    place = func.row_number().over(partition_by=partition, order_by=instances.c.number).label("place")
+    total = func.count().over(partition_by=partition).label("total")
+    query = select_instances().add_columns(place, total)
+    listed = query.where(partition.in_(hashes), instances.c.study_key.is_not(None)).order_by(None).subquery()
+    rows = select(listed).where(listed.c.place <= MAX_OTHERS + 1).order_by(listed.c.pixel_sha256, listed.c.place)
     found: defaultdict[str, list[OtherIdentity]] = defaultdict(list)
-    query = select_instances().where(instances.c.pixel_sha256.in_(hashes), instances.c.study_key.is_not(None))
-    for row in connection.execute(query).mappings():
+    totals = {}
+    for row in connection.execute(rows).mappings():
+        totals[row["pixel_sha256"]] = row["total"]
         identity = OtherIdentity(
             identity=read_identity(row), study_key=row["study_key"], patient_key=row["patient_key"]
         )
         found[row["pixel_sha256"]].append(identity)
-    return {sha256: tuple(each) for sha256, each in found.items() if len(each) > 1}
+    return {sha256: Others(each, totals[sha256]) for sha256, each in found.items()}
+
+
+def others_of_study(found: Others | None, study_key: str | None) -> tuple[Sequence[OtherIdentity], int]:
+    """Return the identities of an image other than that of a study, `MAX_OTHERS` at most, and the number of all of them."""
+    if found is None or found.total < 2:
+        return (), 0
+    others = [each for each in found.identities if each.study_key != study_key]
+    return others[:MAX_OTHERS], found.total - 1
 
 
 def has_other_patient(connection: Connection, hashes: Select[Any]) -> bool:
@@ -111,16 +135,18 @@ def has_other_patient(connection: Connection, hashes: Select[Any]) -> bool:
 def matches_search(words: Sequence[Sequence[str]]) -> ColumnElement[bool]:
     """Return the condition that a form of each word is part of a name, a number, or the name of the file.
 
-    Words that are part of the identity of another patient count as well, see `OtherIdentity`, but those of two are not mixed.
+    They may also be part of the identity of another patient under whose header the prediction was made; those of two patients are
+    not mixed.
 
     Args:
         words: Forms of each word.
     """
     joined = _other_instances.join(_other_studies, _other_instances.c.study_key == _other_studies.c.study_key)
     joined = joined.outerjoin(_other_patients, _other_studies.c.patient_key == _other_patients.c.patient_key)
+    joined = joined.join(header_predictions, header_predictions.c.number == _other_instances.c.number)
     other = select(_other_instances.c.number).select_from(joined).where(
         _other_instances.c.pixel_sha256 == predictions.c.pixel_sha256,
-        _other_instances.c.number != ASSIGNED,
+        header_predictions.c.prediction_id == predictions.c.id,
         _matches(words, _other_patients.c.patient_search, _other_studies.c.study_search),
     )  # fmt: skip
     own = _matches(words, patients.c.patient_search, studies.c.study_search)
@@ -140,7 +166,13 @@ def _matches(words: Sequence[Sequence[str]], *columns: ColumnElement[str]) -> Co
 
 def select_instances() -> Select[Any]:
     """Select the instances of images with their identities, that of the image first; see `read_identity`."""
-    columns = (instances.c.pixel_sha256, instances.c.number, instances.c.statement_sha256, *IDENTITY_COLUMNS)
+    columns = (
+        instances.c.pixel_sha256,
+        instances.c.number,
+        instances.c.statement_sha256,
+        instances.c.entered_age,
+        *IDENTITY_COLUMNS,
+    )
     joined = instances.outerjoin(studies).outerjoin(patients)
     return select(*columns).select_from(joined).order_by(instances.c.pixel_sha256, instances.c.number)
 

@@ -15,16 +15,23 @@ from sqlalchemy import ColumnElement, Connection, FromClause, RowMapping, Select
 
 from pneumoscope.core.errors import UnknownNameError, UsageError
 from pneumoscope.core.prediction import Decision, ImageStatistics, ModelInfo, RejectionCode
+from pneumoscope.service.storage.current_prediction import (
+    HEADER_COLUMNS,
+    IS_OF_HEADER,
+    IS_SHOWN_HEADER,
+    is_current,
+    read_header_columns,
+)
 from pneumoscope.service.storage.identity_columns import (
     CONFLICT_COLUMNS,
     IDENTITY_COLUMNS,
-    IS_ASSIGNED,
-    find_identities,
+    find_others,
     matches_search,
+    others_of_study,
 )
 from pneumoscope.service.storage.records import StoredPrediction, encode_others, encode_reviews, format_time, is_id
 from pneumoscope.service.storage.reviews import Review, current_reviews
-from pneumoscope.service.storage.tables import instances, patients, predictions, reviews, studies
+from pneumoscope.service.storage.tables import header_predictions, instances, patients, predictions, reviews, studies
 
 __all__ = [
     "TIME_FORMAT",
@@ -47,9 +54,12 @@ Order = Literal["newest", "oldest", "highest", "lowest", "urgency"]
 TIME_FORMAT = "2026-01-31 or 2026-01-31T09:30:00Z, in UTC"
 _MAX_PAGE_SIZE = 200
 _SAME_PIXELS = predictions.c.pixel_sha256 == instances.c.pixel_sha256
-_JOINED = predictions.outerjoin(instances, _SAME_PIXELS & IS_ASSIGNED).outerjoin(studies).outerjoin(patients)
-# With a row for each patient of an image of several.
-_JOINED_PATIENTS = predictions.join(instances, _SAME_PIXELS).join(studies).outerjoin(patients)
+_JOINED = predictions.outerjoin(instances, _SAME_PIXELS & IS_SHOWN_HEADER).outerjoin(studies).outerjoin(patients)
+# With a row for each patient of an image of several under whose header the prediction was made.
+_JOINED_PATIENTS = predictions.join(instances, _SAME_PIXELS & IS_OF_HEADER).join(studies).outerjoin(patients)
+_SAME_HEADER = (header_predictions.c.prediction_id == predictions.c.id) & (
+    header_predictions.c.number == instances.c.number
+)
 # Sort key of "urgency": pneumonia, uncertain and no pneumonia, each by falling probability, then rejected images; those with a
 # review last.
 _URGENCY = (
@@ -78,7 +88,8 @@ class Filter:
         study_key: Key of a study.
         patient_key: Key of a patient.
         search: Forms of each word of `identities.matches_search`; all words must match.
-        latest: Whether only the latest prediction of each image counts, such as that with a corrected age.
+        latest: Whether to select only the current prediction of each image, such as that with a corrected age; of an image of
+            several patients, that under each header.
     """
 
     decision: Decision | None = None
@@ -150,11 +161,12 @@ def select_stored(*columns: ColumnElement[Any], of_patients: bool = False) -> Se
 
     Args:
         columns: The further columns.
-        of_patients: Whether an image of several patients is selected once for each of them, with that identity. An image without
-            an identity is then not selected.
+        of_patients: Whether a prediction under the headers of several patients is selected once for each of them, with that
+            identity. An image without an identity is then not selected.
     """
-    joined = _JOINED_PATIENTS if of_patients else _JOINED
-    return select(predictions, *IDENTITY_COLUMNS, *CONFLICT_COLUMNS, *columns).select_from(joined)
+    joined = (_JOINED_PATIENTS if of_patients else _JOINED).outerjoin(header_predictions, _SAME_HEADER)
+    further = (*CONFLICT_COLUMNS, *HEADER_COLUMNS, *columns)
+    return select(predictions, *IDENTITY_COLUMNS, *further).select_from(joined)
 
 
 def read_stored(connection: Connection, query: Select[Any]) -> list[StoredPrediction]:
@@ -166,12 +178,13 @@ def read_stored(connection: Connection, query: Select[Any]) -> list[StoredPredic
 def _read_rows(connection: Connection, rows: Sequence[RowMapping]) -> list[StoredPrediction]:
     found = current_reviews(connection, {row["pixel_sha256"] for row in rows})
     of_two = {row["pixel_sha256"] for row in rows if row["image_of_two_patients"]}
-    identities = find_identities(connection, of_two) if of_two else {}
+    others = find_others(connection, of_two) if of_two else {}
     stored = []
-    for row in rows:
-        others = [each for each in identities.get(row["pixel_sha256"], ()) if each.study_key != row["study_key"]]
+    for row in map(read_header_columns, rows):
+        listed, count = others_of_study(others.get(row["pixel_sha256"]), row["study_key"])
         reviews = encode_reviews(found.get(row["pixel_sha256"], ()))
-        stored.append(StoredPrediction.from_row({**row, "reviews": reviews, "other_identities": encode_others(others)}))
+        row |= {"reviews": reviews, "other_identities": encode_others(listed), "other_identity_count": count}
+        stored.append(StoredPrediction.from_row(row))
     return stored
 
 
@@ -190,13 +203,6 @@ def read_one(connection: Connection, id: str) -> StoredPrediction:
 def has_image(connection: Connection, id: str) -> bool:
     """Return whether there is a prediction with this id whose image was not removed."""
     return _exists(connection, predictions.c.id == id)
-
-
-def _is_latest() -> ColumnElement[bool]:
-    """Return the condition that an image has no later prediction."""
-    columns, others = predictions.c, predictions.alias()
-    is_later = and_(others.c.pixel_sha256 == columns.pixel_sha256, others.c.last_predicted > columns.last_predicted)
-    return ~select(others.c.id).where(is_later).exists()
 
 
 def is_referenced(connection: Connection, sha256: str) -> bool:
@@ -349,7 +355,7 @@ def _conditions(where: Filter) -> list[ColumnElement[bool]]:
     return [
         *_key_conditions(where),
         *([matches_search(where.search)] if where.search else []),
-        *([_is_latest()] if where.latest else []),
+        *([is_current(of_header=_is_of_patient(where))] if where.latest else []),
         *([predictions.c.decision == where.decision] if where.decision else []),
         *([(predictions.c.decision == "rejected") == where.rejected] if where.rejected is not None else []),
         *([predictions.c.reviewed.is_not(None) == where.reviewed] if where.reviewed is not None else []),

@@ -68,7 +68,9 @@ class StoredPrediction(Prediction):
         study_key: Key of the study, for `GET /v1/studies/{study_key}` and filters; None without an identity.
         patient_key: Key of the patient; None if nothing is known of the patient.
         conflicts: Identifiers that another image, study or patient has as well, and other contradictions.
-        other_identities: Those of other patients, under which the same pixels were received; empty once a person has decided.
+        other_identities: Those of other patients, under which the same pixels were received, 20 at most; empty once a person has
+            decided.
+        other_identity_count: Number of all identities of other patients.
     """
 
     id: str
@@ -82,6 +84,7 @@ class StoredPrediction(Prediction):
     patient_key: str | None = None
     conflicts: tuple[ConflictCode, ...] = ()
     other_identities: tuple[OtherIdentity, ...] = ()
+    other_identity_count: int = 0
 
     def to_row(self) -> dict[str, Any]:
         """Return the prediction as one flat row: `Prediction.to_row`, and the other columns of the table."""
@@ -99,6 +102,7 @@ class StoredPrediction(Prediction):
             "patient_key": self.patient_key,
             **{code: code in self.conflicts for code in get_args(ConflictCode)},
             "other_identities": encode_others(self.other_identities),
+            "other_identity_count": self.other_identity_count,
         }
 
     def review_of(self, reviewer: str) -> Review | None:
@@ -129,6 +133,7 @@ class StoredPrediction(Prediction):
             identity,
             self.last_predicted,
             [dataclasses.astuple(each.identity) for each in self.other_identities],
+            self.other_identity_count,
         )
         state = json.dumps(changing)
         return f'"{hashlib.sha256(f"{self.id} {state}".encode()).hexdigest()[:32]}"'
@@ -155,6 +160,7 @@ class StoredPrediction(Prediction):
                 OtherIdentity(**each | {"identity": Identity(**each["identity"])})
                 for each in json.loads(row["other_identities"])
             ),
+            "other_identity_count": row["other_identity_count"],
         }
 
 

@@ -30,15 +30,28 @@ from pneumoscope.service.storage import inbox, outbox
 from pneumoscope.service.storage.blob_store import (
     BLOBS,
 )
-from pneumoscope.service.storage.current_prediction import count_again, count_chosen, latest_time
+from pneumoscope.service.storage.current_prediction import (
+    all_have_entered_age,
+    assign_headers,
+    begin_headers,
+    header_of,
+    latest_time,
+    mark_again,
+    mark_of_header,
+    mark_without_entered_age,
+    remove_headers_of_predictions,
+)
 from pneumoscope.service.storage.database import close_database
 from pneumoscope.service.storage.group_commit import GroupCommit
 from pneumoscope.service.storage.identities import (
     assign_identity,
+    enter_age,
+    find_entered_age,
+    has_entered_age,
     remove_unused_identity,
     replace_identity,
 )
-from pneumoscope.service.storage.identity_columns import has_other_patient
+from pneumoscope.service.storage.identity_columns import ASSIGNED, has_other_patient
 from pneumoscope.service.storage.image_storage import ImageStorage, raise_errors
 from pneumoscope.service.storage.inbox import Inbox
 from pneumoscope.service.storage.outbox import Outbox
@@ -83,12 +96,16 @@ Also = Callable[[Connection, str], None]  # called in a transaction, with the id
 
 
 class _Addition(NamedTuple):
-    """A prediction to store, its image, the user who sent the image, and what to do in the same transaction."""
+    """A prediction to store, its image, the user who sent the image, and what to do in the same transaction.
+
+    `earlier_id` is that of the prediction that is made again, for the patient that it is shown with.
+    """
 
     prediction: Prediction
     image: bytes
     user: str
     also: Also | None
+    earlier_id: str = ""
 
 
 class PredictionRepository:
@@ -136,7 +153,7 @@ class PredictionRepository:
         return self.submit(prediction, image, user=user).result()
 
     def submit(
-        self, prediction: Prediction, image: bytes, *, user: str, also: Also | None = None
+        self, prediction: Prediction, image: bytes, *, user: str, also: Also | None = None, earlier_id: str = ""
     ) -> Future[tuple[StoredPrediction, bool]]:
         """Store a prediction and its image in one transaction with others that are submitted meanwhile.
 
@@ -145,12 +162,13 @@ class PredictionRepository:
             image: The file's bytes.
             user: For the audit log.
             also: Changes the database in the same transaction; called for a prediction that is not new, too.
+            earlier_id: Of the prediction that is made again, for the patient that it is shown with; empty for an upload.
 
         Returns:
             A future of the record and of whether it is new: the first prediction for the same image, model, operating point and
             entered age is kept. Its error is StorageError if nothing could be stored.
         """
-        return self._commits.submit(_Addition(prediction, image, user, also))
+        return self._commits.submit(_Addition(prediction, image, user, also, earlier_id))
 
     def get(self, id: str) -> StoredPrediction:
         """Return a prediction.
@@ -161,17 +179,26 @@ class PredictionRepository:
         with self.storage.read_transaction() as connection:
             return read_one(connection, id)
 
-    def latest_with_entered_age(self, pixel_sha256: str) -> StoredPrediction | None:
-        """Return the latest prediction of an image for which a person entered the age; None without one.
+    def entered_age(self, pixel_sha256: str, stated: Identity | None) -> float | None:
+        """Return the age, years, that a person entered for the patient of an image; see `identities.find_entered_age`.
 
         Raises:
             StorageError: The database cannot be read.
         """
-        same = predictions.c.pixel_sha256 == pixel_sha256, predictions.c.age_source == "entered"
-        query = select(predictions.c.id).where(*same).order_by(predictions.c.last_predicted.desc()).limit(1)
         with self.storage.read_transaction() as connection:
-            id = connection.execute(query).scalar()
-            return read_one(connection, id) if id else None
+            return find_entered_age(connection, pixel_sha256, stated)
+
+    def needs_prediction_without_age(self, id: str) -> bool:
+        """Return whether all predictions of an image are made with an age that was entered for another patient.
+
+        Raises:
+            UnknownNameError: There is no prediction with this id.
+            StorageError: The database cannot be read.
+        """
+        with self.storage.read_transaction() as connection:
+            sha256 = read_one(connection, id).to_row()["pixel_sha256"]
+            age = find_entered_age(connection, sha256, None)
+            return age is None and all_have_entered_age(connection, sha256)
 
     def image(self, prediction: StoredPrediction) -> bytes:
         """Return the file of a prediction's image.
@@ -289,7 +316,8 @@ class PredictionRepository:
     def set_identity(self, id: str, identity: Identity, *, user: str, etags: Sequence[str] = ()) -> StoredPrediction:
         """Replace the identity of an image, which moves all its predictions, and return the prediction with it.
 
-        If the image was received under several patients, this decides for one of them.
+        If the image was received under several patients, this decides for one of them. An age that was entered for another
+        patient no longer holds: the current prediction is the latest one without it, if there is one.
 
         Args:
             id: Of a prediction of the image.
@@ -305,7 +333,10 @@ class PredictionRepository:
             if (changed := replace_identity(connection, row["pixel_sha256"], identity)).fields:
                 details = {"fields": changed.fields}
                 append(connection, [prediction_entry(row, self.storage.time(), user, changed.event, details)])
-                count_chosen(connection, prediction, read_one(connection, id).patient_key, self.storage.time())
+                if changed.event == "identity_resolved":
+                    assign_headers(connection, row["pixel_sha256"], changed.numbers, self.storage.time())
+                if not has_entered_age(connection, row["pixel_sha256"]):
+                    mark_without_entered_age(connection, row["pixel_sha256"], self.storage.time())
             stored = read_one(connection, id)
         self.storage.notify()
         return stored
@@ -379,6 +410,7 @@ class PredictionRepository:
                 )
             rows = connection.execute(delete(predictions).where(condition).returning(predictions)).mappings().all()
             hashes = [row["pixel_sha256"] for row in rows]
+            remove_headers_of_predictions(connection, [row["id"] for row in rows])
             remove_unused_reviews(connection, hashes)
             remove_unused_identity(connection, hashes)
             ids = [row["id"] for row in rows]
@@ -436,8 +468,13 @@ class PredictionRepository:
                         if assigned.fields:
                             details = {"fields": assigned.fields}
                             entries.append(prediction_entry(row, time, each.user, assigned.event, details))
+                        if assigned.event == "identity_conflict":
+                            begin_headers(connection, row["pixel_sha256"], new_rows)
+                        number = header_of(connection, each.earlier_id) if each.earlier_id else assigned.numbers[0]
+                        if row["age_source"] == "entered":
+                            enter_age(connection, row["pixel_sha256"], number, row["age"])
                         if is_new:
-                            last = latest_time(connection, row, new_rows) if assigned.is_other_patient else time
+                            last = time if number == ASSIGNED else latest_time(connection, row, new_rows)
                             by_id[id] = row | {"created": time, "last_predicted": last}
                             new_rows.append(by_id[id])
                             details = {
@@ -447,12 +484,11 @@ class PredictionRepository:
                                 **({"site": row["model_site"]} if row["model_site"] else {}),
                             }
                             entries.append(prediction_entry(row, time, each.user, "predicted", details))
-                        elif not assigned.is_other_patient and (
-                            repeated := count_again(connection, by_id[id], row, time)
-                        ):
+                        elif number == ASSIGNED and (repeated := mark_again(connection, by_id[id], row, time)):
                             by_id[id] |= repeated
                             details = {"result_sha256": result_hash(by_id[id])}
                             entries.append(prediction_entry(row, time, each.user, "predicted_again", details))
+                        mark_of_header(connection, row, number, time)
                         results.append((id, is_new))
                     if new_rows:
                         connection.execute(_INSERT, new_rows)

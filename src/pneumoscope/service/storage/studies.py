@@ -53,15 +53,15 @@ class Study:
 
 
 def latest_images(stored: Sequence[StoredPrediction]) -> list[StoredPrediction]:
-    """Return the latest prediction of each image among predictions, in the order of their time."""
-    # Of the predictions under the headers of two patients, which have the same time, one without a rejection.
-    in_order = sorted(stored, key=lambda each: (each.last_predicted, each.decision != "rejected"))
+    """Return the current prediction of each image among predictions of one study, in the order of their time."""
+    # If it is unknown under which header of several patients each was made, a rejection: no patient gets a decision of another.
+    in_order = sorted(stored, key=lambda each: (each.last_predicted, each.decision == "rejected"))
     latest = {each.image_key: each for each in in_order}
     return sorted(latest.values(), key=lambda each: (each.created, each.id))
 
 
 def summarize_study(stored: Sequence[StoredPrediction]) -> Study:
-    """Return the study of predictions, all of one study; of several predictions of an image, the latest counts.
+    """Return the study of predictions, all of one study; of several predictions of an image, the current one decides.
 
     Raises:
         ValueError: There is no prediction, or no study.
@@ -105,7 +105,7 @@ def _suspicion(prediction: StoredPrediction) -> tuple[int, float]:
 def find_studies(connection: Connection, keys: Collection[str]) -> dict[str, list[StoredPrediction]]:
     """Return the predictions of studies by their key, oldest first; a key without a study is missing.
 
-    An image of several patients is in a study of each, with the identity of that study.
+    An image of several patients is in a study of each, with that identity and the predictions under that header.
     """
     return _by_study(connection, instances.c.study_key.in_(keys))
 

@@ -24,6 +24,7 @@ __all__ = [
     "HAS_IDENTIFIERS",
     "METADATA",
     "audit_log",
+    "header_predictions",
     "instances",
     "outbox",
     "outbox_totals",
@@ -110,7 +111,8 @@ studies = Table(
     Column("study_search", Text, nullable=False),
 )
 # One row per image and patient: number 0 is the identity of the image; others are those of other patients whose instances have
-# the same pixels, until a person decides. A row without a study remembers only what an upload stated.
+# the same pixels, until a person decides. A row without a study remembers only what an upload stated. `entered_age` is that
+# of its patient.
 instances = Table(
     "instances",
     METADATA,
@@ -121,6 +123,20 @@ instances = Table(
     Column("sop_instance_uid", Text, nullable=False, index=True),
     Column("station_name", Text, nullable=False),
     Column("statement_sha256", _SHA256, nullable=False),
+    Column("entered_age", Float),
+)
+# One row per prediction and number of the instance under whose header it was made, for images that were received under several
+# patients: each header has its own current prediction, age and parameters of a rejection; see `current_prediction`.
+header_predictions = Table(
+    "header_predictions",
+    METADATA,
+    Column("prediction_id", String(32), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("pixel_sha256", _SHA256, nullable=False, index=True),
+    Column("last_predicted", _TIME, nullable=False),
+    Column("age", Float),
+    Column("age_source", String(16)),
+    Column("rejection_parameters", Text),
 )
 
 # One row per version of a review; without a label, the reviewer withdrew it. See `reviews`.
