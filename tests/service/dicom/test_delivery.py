@@ -16,7 +16,7 @@ from pydicom.uid import generate_uid
 from tests.images import dicom
 from tests.service.conftest import predicted
 
-from pneumoscope.core.errors import UnknownNameError, UsageError
+from pneumoscope.core.errors import UsageError
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.audit.verification import verify
@@ -622,13 +622,13 @@ def test_waiting_results_are_cancelled_and_retried(model, archive):
         numbers = [each.number for each in outbox.find()]
         assert outbox.cancel(numbers[:1], time=now) == 1
         assert [each.number for each in outbox.find(("cancelled",))] == numbers[:1]
-        with pytest.raises(UnknownNameError):
+        with pytest.raises(UsageError, match="it was cancelled at"):
             outbox.cancel(numbers[:1], time=now)
         assert outbox.retry(numbers[:1], time=now) == 1
         archive.start()
         outbox.retry(time=datetime.now(UTC))
         wait_for_delivery(repository, 2)
-        with pytest.raises(UnknownNameError):
+        with pytest.raises(UsageError, match="it was delivered at"):
             outbox.retry(numbers[:1], time=now)
 
 
