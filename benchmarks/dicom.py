@@ -195,10 +195,11 @@ def soak(folder: Path, model: Path | None, seconds: float, rate: float) -> dict[
     try:
         batch, place, opened_at = make_instances(64, seed=4000, size=1024), 0, start
         while time.monotonic() < start + seconds:
+            if place == len(batch):  # before the association, which the service would end after 30 s of silence
+                batch, place = make_instances(64, seed=4001 + sent, size=1024), 0
+                opened_at = time.monotonic()
             with association(service.port) as opened:
-                while time.monotonic() < min(start + seconds, opened_at + 30):
-                    if place == len(batch):
-                        batch, place = make_instances(64, seed=4001 + sent, size=1024), 0
+                while place < len(batch) and time.monotonic() < min(start + seconds, opened_at + 30):
                     status = opened.send_c_store(batch[place]).get("Status")
                     if status != 0x0000:
                         raise RuntimeError(f"an image was answered by {status}")
