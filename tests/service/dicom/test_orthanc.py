@@ -221,9 +221,11 @@ def test_results_arrive_once_after_orthanc_was_down_during_the_burst(bundle, tmp
         with orthanc.running(ROUTE, options):
             assert orthanc.count() == 5
             wait_for_results(orthanc, 15)
-            wait_until(lambda: is_settled(opened, images=5, own_results=10), opened.states)
+            # How many results Orthanc sends back is left open: it does not repeat a routing that fails on a busy machine.
+            wait_until(lambda: len(opened.results("delivered")) == 10, opened.states)
+            assert sorted(set(opened.states())) in (["own_result", "predicted"], ["predicted"])
+            assert opened.states().count("predicted") == 5
             assert orthanc.count() == 15
-            assert len(opened.results("delivered")) == 10
             studies = orthanc.get("/studies", expand="")
             assert [len(each["Series"]) for each in studies] == 5 * [3]
 
