@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from pneumoscope.cli.serve import command
-from pneumoscope.core.errors import UsageError
+from pneumoscope.core.errors import StorageError, UsageError
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,13 @@ def test_options_of_the_node_are_rejected_beside_its_file_and_without_a_port(opt
     if options[0] != "--dicom-port":
         with pytest.raises(UsageError, match="need --dicom-port"):
             CliRunner().invoke(command, options, catch_exceptions=False)
+
+
+def test_service_does_not_start_if_nothing_can_be_stored(monkeypatch, tmp_path):
+    def check(_):
+        raise StorageError("attempt to write a readonly database")
+
+    monkeypatch.setattr("pneumoscope.service.storage.image_storage.ImageStorage.check_writable", check)
+    options = ["--port", "0", "--data-dir", str(tmp_path / "data")]
+    with pytest.raises(StorageError, match="readonly database"):
+        CliRunner().invoke(command, options, catch_exceptions=False)

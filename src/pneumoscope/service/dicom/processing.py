@@ -89,9 +89,8 @@ class InstanceProcessor:
         settings = json.dumps([__version__, service.model.settings, rules])
         self._settings = hashlib.sha256(settings.encode()).hexdigest()
         self._postponed: dict[int, float] = {}  # time of the next attempt to read a file, by number of the instance
-        self._counted: dict[
-            int, ReceivedInstance
-        ] = {}  # as they were before an attempt that is to be taken back, by number
+        # As they were before an attempt that is to be taken back, by number.
+        self._counted: dict[int, ReceivedInstance] = {}
         self._counted_lock = threading.Lock()
 
     def receive(self, instance: bytes, name: str, sender: str, *, reply_to: str = "") -> Reception:

@@ -165,9 +165,8 @@ class Commitments:
         with write_transaction(self._engine) as connection:
             rows = connection.execute(select(outbox).where(_is_requested(transaction_uid))).mappings().all()
             again = [row for row in rows if row["error"].startswith(_REFUSED)]
-            first = [
-                row for row in rows if not row["error"].startswith(_REFUSED)
-            ]  # its attempts failed for other reasons
+            # The attempts of the others failed for other reasons.
+            first = [row for row in rows if not row["error"].startswith(_REFUSED)]
             for refused, attempts in ((again, again[0]["commitment_attempts"] if again else 0), (first, 1)):
                 due = failed_attempt(attempts - 1, time)["due"]
                 values = {
