@@ -31,6 +31,7 @@ def test_service_does_not_start_if_nothing_can_be_stored(monkeypatch, tmp_path):
         raise StorageError("attempt to write a readonly database")
 
     monkeypatch.setattr("pneumoscope.service.storage.image_storage.ImageStorage.check_writable", check)
+    monkeypatch.setattr("faulthandler.enable", lambda: None)  # the standard error of the test has no descriptor
     options = ["--port", "0", "--data-dir", str(tmp_path / "data")]
     with pytest.raises(StorageError, match="readonly database"):
         CliRunner().invoke(command, options, catch_exceptions=False)
