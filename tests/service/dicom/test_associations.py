@@ -3,6 +3,7 @@
 import socket
 import ssl
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -64,11 +65,13 @@ def listener(serve=lambda connection: None):
         opened.settimeout(0.1)
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
-        yield opened.getsockname()[1]
-        ended.set()
-        thread.join(SECONDS)
-        for each in connections:
-            each.close()
+        try:
+            yield opened.getsockname()[1]
+        finally:
+            ended.set()
+            thread.join(SECONDS)
+            for each in connections:
+                each.close()
 
 
 def answer_and_close(connection):
@@ -127,6 +130,25 @@ def test_rejection_states_its_reason(rejection, expected):
 
     with listener(reject) as port:
         assert reason(port, timeout=SECONDS) == expected
+
+
+def test_rejection_that_arrives_at_once_states_its_reason(monkeypatch):
+    """The thread that negotiates may wait for the connection until the answer was read and the connection closed."""
+
+    class SlowEvent(threading.Event):
+        def wait(self, timeout=None):
+            is_set = super().wait(timeout)
+            time.sleep(0.5)
+            return is_set
+
+    def create(*arguments, **options):
+        transport = associations.AssociationSocket(*arguments, **options)
+        transport._ready = SlowEvent()
+        return transport
+
+    with peer(require_called_aet=True) as port:
+        monkeypatch.setattr(associations, "_Socket", create)
+        assert reason(port, title="OTHER", timeout=SECONDS) == "called_ae_title_not_recognized"
 
 
 def test_title_that_is_not_that_of_the_peer_is_stated():

@@ -11,6 +11,7 @@ from typing import Any
 
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
+from pynetdicom.pdu import A_ASSOCIATE_RJ
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
@@ -77,6 +78,13 @@ def open_association(
         opened.settimeout(node.timeout)  # without it, a peer that stops reading would block the thread for ever
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an object begins with a small packet
 
+    rejections: list[A_ASSOCIATE_RJ] = []
+
+    def keep_rejection(event: Any) -> None:
+        # pynetdicom reports an abort, and not the rejection, if the rejection arrives before its thread waits for the answer.
+        if isinstance(event.pdu, A_ASSOCIATE_RJ):
+            rejections.append(event.pdu)
+
     began = time.monotonic()
     try:
         association = ae.associate(
@@ -84,13 +92,15 @@ def open_association(
             peer.port,
             contexts=list(contexts),
             ae_title=peer.ae_title,
-            evt_handlers=[(evt.EVT_CONN_OPEN, prepare), *handlers],
+            evt_handlers=[(evt.EVT_CONN_OPEN, prepare), (evt.EVT_PDU_RECV, keep_rejection), *handlers],
             **options,
         )
     except (OSError, UnicodeError) as error:  # of the name
         raise UnreachableError(connection_error_code(error)) from error
     try:
         if not association.is_established:
+            if rejections:
+                raise UnreachableError(_rejection_code(rejections[0]))
             is_late = time.monotonic() - began >= node.timeout
             raise UnreachableError(_reason(association, is_late=is_late, has_tls=bool(node.client_tls)))
         yield association
@@ -102,13 +112,15 @@ def open_association(
             transport.socket.close()
 
 
+def _rejection_code(answer: A_ASSOCIATE_RJ) -> str:
+    """Return the code of the reason of a rejection."""
+    if (answer.result, answer.source) == (_PERMANENT, _SERVICE_USER):
+        return _TITLES.get(answer.reason_diagnostic or 0, _REJECTED)
+    return _REJECTED if answer.result == _PERMANENT else _REJECTED_FOR_NOW
+
+
 def _reason(association: Association, *, is_late: bool, has_tls: bool) -> str:
-    """Return the code of the reason why there is no association."""
-    if association.is_rejected:
-        answer: Any = association.acceptor.primitive
-        if (answer.result, answer.result_source) == (_PERMANENT, _SERVICE_USER):
-            return _TITLES.get(answer.diagnostic, _REJECTED)
-        return _REJECTED if answer.result == _PERMANENT else _REJECTED_FOR_NOW
+    """Return the code of the reason why there is no association, if it was not rejected."""
     if association.rejected_contexts:
         return "sop_class_not_accepted"
     error = getattr(association.dul.socket, "error", None)
