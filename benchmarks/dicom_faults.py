@@ -175,6 +175,8 @@ class World:
         self.other.stop()
         stored = self.number("received_instances")
         answered = self.number("received_instances WHERE state IN ('predicted', 'unreadable', 'own_result')")
+        given_up = self.number("received_instances WHERE state = 'unreadable'")
+        self._compare("instances were given up, and {} should be", given_up, 0)
         predicted = self.number("(SELECT DISTINCT prediction_id FROM received_instances WHERE state = 'predicted')")
         results = {str(uid): str(name) for uid, name in self.query(
             "SELECT result_uid, destination FROM outbox WHERE state IN ('delivered', 'withdrawn')"

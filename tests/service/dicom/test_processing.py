@@ -24,6 +24,11 @@ class Killed(BaseException):
     """Stands for the end of the process: nothing handles it."""
 
 
+@pytest.fixture(autouse=True)
+def second_attempt_at_once(monkeypatch):
+    monkeypatch.setattr("pneumoscope.service.dicom.processing._SECOND_ATTEMPT_SECONDS", 0)
+
+
 def opened(model, folder):
     """Return the application of a process that was just started."""
     return create_app(model, PredictionRepository(folder), Settings(dicom=AT_ONCE))
@@ -117,6 +122,42 @@ def test_process_that_is_killed_for_another_reason_gives_up_no_image(model, tmp_
     run(app, is_empty(app))
     assert app.state.service.repository.unreadable_files.find()[1] == 0
     assert app.state.service.repository.find(Filter()).total == 8
+    close(app)
+
+
+def test_process_that_is_killed_when_it_starts_gives_up_no_image(model, tmp_path, monkeypatch):
+    """Only one image waits, so that it would be attempted at each start."""
+    predict, attempted = PredictionService.predict_received, []
+
+    async def kill(*_, **__):
+        raise Killed
+
+    monkeypatch.setattr("pneumoscope.service.dicom.processing._SECOND_ATTEMPT_SECONDS", 3)
+    monkeypatch.setattr("pneumoscope.service.dicom.processing._POLL_SECONDS", 0.05)
+    app = opened(model, tmp_path / "data")
+    receive(app, 90)
+    with monkeypatch.context() as patched:
+        patched.setattr(PredictionService, "predict_received", kill)
+        with pytest.raises(Killed):
+            run(app, is_empty(app))
+    close(app)
+
+    async def note(self, *arguments, **options):
+        attempted.append(time.monotonic())
+        await predict(self, *arguments, **options)
+
+    monkeypatch.setattr(PredictionService, "predict_received", note)
+    for _ in range(3):  # killed after half a second
+        app, start = opened(model, tmp_path / "data"), time.monotonic()
+        run(app, lambda start=start: time.monotonic() > start + 0.5)
+        assert attempts(app) == [1]
+        close(app)
+    app, start = opened(model, tmp_path / "data"), time.monotonic()
+    receive(app, 100)  # a new image does not wait
+    run(app, is_empty(app))
+    new, old = attempted
+    assert new < start + 3 <= old
+    assert app.state.service.repository.find(Filter()).total == 2
     close(app)
 
 

@@ -281,6 +281,7 @@ def test_failure_is_never_acknowledged_with_success(model, monkeypatch, caplog, 
     ("error", "attempts"), [(StorageError("locked"), 5), (BusyError("full"), 5), (RuntimeError("with a name"), 1)]
 )
 def test_instance_waits_until_it_can_be_predicted(model, monkeypatch, caplog, error, attempts):
+    monkeypatch.setattr("pneumoscope.service.dicom.processing._SECOND_ATTEMPT_SECONDS", 0)
     with node(model) as (client, opened), association(opened) as sender:
         service = type(client.app.state.service)
         predict, failures = service.predict_received, []
@@ -299,6 +300,8 @@ def test_instance_waits_until_it_can_be_predicted(model, monkeypatch, caplog, er
 
 
 def test_instance_whose_prediction_always_fails_becomes_an_unreadable_file(model, monkeypatch):
+    monkeypatch.setattr("pneumoscope.service.dicom.processing._SECOND_ATTEMPT_SECONDS", 0)
+
     async def fail(*_, **__):
         raise RuntimeError
 
@@ -623,6 +626,9 @@ def test_kill_loses_no_acknowledged_instance(bundle, tmp_path):
                 assert answer.Status == 0x0000
                 acknowledged[sent.SOPInstanceUID] = sent
             sender.shutdown()
+            transport = requested.dul.socket.socket
+            if transport:  # left open, since the peer has closed the connection
+                transport.close()
     assert acknowledged
     with dicom_service(bundle, tmp_path) as (_, client, port):
         deadline = time.monotonic() + 4 * SECONDS

@@ -60,6 +60,7 @@ _BATCH = 64  # instances that are taken from the inbox at once
 _CONCURRENT = 8  # of those, whose files are in memory at once
 _MAX_ATTEMPTS = 3  # that end with an unexpected error, or with the process
 _UNREADABLE_SECONDS = 60  # until the next attempt to read a file
+_SECOND_ATTEMPT_SECONDS = 10  # from the start of the service to the first attempt that is not the first of an instance
 
 
 class Reception(NamedTuple):
@@ -92,6 +93,7 @@ class InstanceProcessor:
         # As they were before an attempt that is to be taken back, by number.
         self._counted: dict[int, ReceivedInstance] = {}
         self._counted_lock = threading.Lock()
+        self._started = time.monotonic()
 
     def receive(self, instance: bytes, name: str, sender: str, *, reply_to: str = "") -> Reception:
         """Store an instance, and return the response when it is on the disk.
@@ -140,6 +142,7 @@ class InstanceProcessor:
 
     async def run(self) -> None:
         """Predict instances of quiet studies until the task is cancelled."""
+        self._started = time.monotonic()
         while True:
             try:
                 is_done = await self._process_ready()
@@ -157,9 +160,11 @@ class InstanceProcessor:
         self._postponed = {number: due for number, due in self._postponed.items() if due > now}
         ready = await run_in_threadpool(self._inbox.ready, _BATCH, self._postponed)
         # An instance that was attempted before may have killed the process, with others of its batch. It is attempted alone, so
-        # that only the one that does is given up; and after those with fewer attempts, so that a process that is killed again and
-        # again for another reason is not always killed during the same instance.
+        # that only the one that does is given up. The process may also be killed again and again for another reason. So that it
+        # does not always die during the same instance, an instance follows those with fewer attempts, and waits after the start.
         again = sorted((each for each in ready if each.attempts), key=lambda each: (each.attempts, each.number))
+        if time.monotonic() - self._started < _SECOND_ATTEMPT_SECONDS:
+            again = []
         batches = [[each for each in ready if not each.attempts], *([each] for each in again)]
         return any([await self._process_batch(batch) for batch in batches if batch])
 
