@@ -6,10 +6,12 @@ import dataclasses
 import io
 import sys
 from collections.abc import Iterable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pydicom
+from fastapi.routing import APIRoute
 from pydicom.datadict import dictionary_description, tag_for_keyword
 from pydicom.uid import UID
 from pynetdicom import AE, DEFAULT_TRANSFER_SYNTAXES
@@ -17,12 +19,15 @@ from pynetdicom import AE, DEFAULT_TRANSFER_SYNTAXES
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.service.dicom.result_objects import HEADERS, PREDICTIONS, image_file, objects
 
-from pneumoscope.service.dicom import commitment, delivery, receiver, results
+from pneumoscope.service.dicom import commitment, delivery, pull_move, pull_web, receiver, results, stored_instances
 from pneumoscope.service.dicom.codes import PRIVATE_SCHEME
 from pneumoscope.service.dicom.configuration import ResultSettings
 from pneumoscope.service.dicom.header import DISPLAY_ELEMENTS, HEADER_ELEMENTS
+from pneumoscope.service.dicom.matching import ATTRIBUTES, COUNTS, DEFAULT_LIMIT, MAX_LIMIT
+from pneumoscope.service.dicom.media_types import JSON_TYPES
 from pneumoscope.service.dicom.overlays import QUANTITY
 from pneumoscope.service.dicom.report import PRIVATE_CODES, STANDARD_CODES
+from pneumoscope.service.dicom.selection import MODALITIES, StudySelection
 from pneumoscope.service.dicom.settings import (
     CANNOT_UNDERSTAND,
     OUT_OF_RESOURCES,
@@ -30,6 +35,7 @@ from pneumoscope.service.dicom.settings import (
     SUCCESS,
     DicomSettings,
 )
+from pneumoscope.service.dicom.web_read import dicom_web_reader_router
 from pneumoscope.service.storage.commitments import MAX_FAILURES
 
 __all__ = ["conformance_page"]
@@ -59,14 +65,23 @@ def conformance_page() -> str:
         " results as DICOM objects of the same study by C-STORE or STOW-RS. It stores images until they are predicted and for"
         " the retention period of the service; it is not an archive.\n",
         _table(
-            ("service", "user (SCU)", "provider (SCP)"),
+            ("DICOM service", "user (SCU)", "provider (SCP)"),
             (
                 ("Verification", "no", "yes"),
                 ("Storage of images", "no", "yes"),
                 ("Storage of results", "yes", "no"),
                 ("Storage Commitment Push Model", "yes, results, if configured", "no"),
-                ("Query/Retrieve, Worklist, MPPS", "no", "no"),
-                ("DICOMweb: STOW-RS", "yes, results", "yes, images"),
+                ("Query/Retrieve, study root: FIND and MOVE", "yes, by the command `pull`", "no"),
+                ("Modality Worklist, MPPS", "no", "no"),
+            ),
+        ),
+        _table(
+            ("DICOMweb service", "user agent", "origin server"),
+            (
+                ("STOW-RS", "yes, results; images by the command `pull`", "yes, images"),
+                ("QIDO-RS", "yes, by the command `pull`", "yes, stored images and their results"),
+                ("WADO-RS", "yes, by the command `pull`", "yes, stored images and their results"),
+                ("WADO-URI, UPS-RS, deletion", "no", "no"),
             ),
         ),
         "## Networking\n",
@@ -132,6 +147,7 @@ def conformance_page() -> str:
         " all. Without a report, a request is repeated with another transaction UID: by default after an hour, then after twice"
         " the time, up to a day. After a failed request, the next one follows as after a failed C-STORE. An N-ACTION to the node"
         " is answered with 0211 (unrecognized operation).\n",
+        *_query_retrieve(),
         "### Association policies\n",
         _table(
             ("policy", "value"),
@@ -141,8 +157,8 @@ def conformance_page() -> str:
                 ("maximum PDU received", f"{ae.maximum_pdu_size:,} bytes"),
                 (
                     "associations at the same time",
-                    f"{limits['max_associations']} as acceptor; as requestor one for each destination, and one for its storage"
-                    " commitment",
+                    f"{limits['max_associations']} as acceptor; as requestor one for each destination, one for its storage"
+                    " commitment, and one for each running `pull`",
                 ),
                 ("size of an instance", f"{limits['max_bytes'] // 2**20} MiB; the association is aborted beyond"),
                 ("size of all instances that are being received", f"{limits['max_total_bytes'] // 2**20} MiB"),
@@ -165,13 +181,26 @@ def conformance_page() -> str:
                     '`multipart/related; type="application/dicom"`; response'
                     " `application/dicom+json` with 200, 202 or 409; see the [HTTP API](http-api.md)",
                 ),
+                *_web_resources(),
                 (
                     "STOW-RS, user agent",
                     "`POST {url}/studies`",
                     "results, one instance a request, over HTTPS, with basic authentication, a bearer token or neither",
                 ),
+                (
+                    "QIDO-RS, user agent",
+                    "`GET {url}/studies`, `…/series` and `…/instances` below a study and a series",
+                    f"by `pull`: studies by one of the keys above, then their series, then the instances of the series of"
+                    f" modality {' and '.join(MODALITIES)}; with `limit={pull_web.PAGE}` and `offset`",
+                ),
+                (
+                    "WADO-RS, user agent",
+                    "`GET {url}/studies/{study}/series/{series}/instances/{instance}`",
+                    f"by `pull`; `Accept: {pull_web.ANY_SYNTAX}`; at most {pull_web.MAX_BYTES // 2**20} MiB",
+                ),
             ),
         ),
+        *_web_limits(),
         "### Security\n",
         "TLS by the BCP 195 profile (PS3.15 B.9): TLS 1.2 or newer, with certificates of both sides from the configured"
         " authorities, for received and for sent associations. Host names are not compared. The service authenticates DICOMweb"
@@ -223,6 +252,101 @@ def conformance_page() -> str:
         " stated. Sent: `ISO_IR 192` (UTF-8).\n",
     ]
     return "\n".join(parts)
+
+
+def _query_retrieve() -> list[str]:
+    """Return the section about the searches and moves of the command `pull`."""
+    selections = (
+        StudySelection(study_uid="1.2.3"),
+        StudySelection(accession_number="A-17"),
+        StudySelection(since=date(2026, 1, 31)),
+    )
+    keys = [keyword for selection in selections for keyword in selection.keys]
+    searches = (
+        ("STUDY", f"one of {_codes(keys)}; `StudyDate` as a range without an end", pull_move.STUDY_KEYS),
+        ("SERIES", "`StudyInstanceUID`", pull_move.SERIES_KEYS),
+    )
+    return [
+        "### Query and retrieve (SCU)\n",
+        "The command `pull` searches for studies at a configured peer, then for their series, and has each series of modality"
+        f" {' and '.join(MODALITIES)} sent to the node. It is another process than the service.\n",
+        _table(
+            ("SOP class", "UID", "role"),
+            ((UID(uid).name, f"`{uid}`", "SCU") for uid in (pull_move.FIND, pull_move.MOVE)),
+        ),
+        f"An association proposes one of them, with the transfer syntaxes {_names(DEFAULT_TRANSFER_SYNTAXES)}. The calling AE"
+        " title is that of the node, and so is the move destination. There is one association for all searches, and one for"
+        " each C-MOVE. Extended negotiation, relational queries and C-CANCEL are not used.\n",
+        _table(
+            ("C-FIND, level", "matching keys", "return keys"),
+            ((level, matching, _codes(returned)) for level, matching, returned in searches),
+        ),
+        "A C-MOVE states the level `SERIES` with `StudyInstanceUID` and `SeriesInstanceUID`, and waits"
+        f" {pull_move.MOVE_SECONDS} seconds for each response. Studies that do not match the key are left out, also if the peer"
+        " ignores it.\n",
+        _table(
+            ("status", "meaning"),
+            (
+                ("C-FIND 0000", "the search is complete"),
+                (f"C-FIND {', '.join(f'{each:04X}' for each in pull_move.PENDING)}", "a result"),
+                ("C-FIND, any other", "the search failed, and nothing is pulled"),
+                ("C-MOVE 0000, B000", "the numbers of completed, failed and warning sub-operations are counted"),
+                (f"C-MOVE {pull_move.UNKNOWN_DESTINATION:04X}", "the peer does not know the node: the pull ends"),
+                ("C-MOVE, any other", "the failed sub-operations are counted; the series failed if none are stated"),
+            ),
+        ),
+    ]
+
+
+def _web_resources() -> Iterable[tuple[str, str, str]]:
+    """Return a row for each search and retrieve transaction of the service, from its routes."""
+    for route in dicom_web_reader_router.routes:
+        assert isinstance(route, APIRoute)
+        service = "QIDO-RS" if "(QIDO-RS)" in str(route.summary) else "WADO-RS"
+        media_types = route.responses[200]["content"]
+        details = f"response {_codes(media_types)}"
+        yield f"{service}, origin server", f"`GET {route.path}`", details
+
+
+def _web_limits() -> list[str]:
+    """Return what the searches and retrieves of the service take, and their limits."""
+    return [
+        "Parameters of searches (QIDO-RS): an attribute by its keyword or its tag, `limit`, `offset`, `includefield` (all"
+        " attributes are always returned), `fuzzymatching` (answered with a `Warning`: only literal matching is done) and"
+        " `accept`. Unknown, repeated and malformed parameters are answered with 422.\n",
+        _table(
+            ("level", "attributes; those of the levels above, too"),
+            ((level, _codes(keywords)) for level, keywords in ATTRIBUTES.items()),
+        ),
+        f"All of them can be matched, except {_codes(COUNTS)}: a single value, a value with the wildcards `*` and `?`, a range of"
+        " dates or times, or a list of UIDs or code strings. Names match without regard to case.\n",
+        _table(
+            ("limit", "value"),
+            (
+                (
+                    "results of a search",
+                    f"{DEFAULT_LIMIT} by default, {MAX_LIMIT} at most; a `Warning` if there are more",
+                ),
+                (
+                    "files of which a search reads the headers",
+                    f"{stored_instances.MAX_FILES:,}; a `Warning` if the results are incomplete",
+                ),
+                ("searches at the same time", f"{stored_instances.MAX_SEARCHES}; others wait"),
+                ("images of a retrieve", f"{stored_instances.MAX_RETRIEVED:,}, each with its results; 413 beyond"),
+                (
+                    "binary values in `/metadata`",
+                    f"{stored_instances.MAX_INLINE:,} bytes; longer ones and pixels are left out",
+                ),
+            ),
+        ),
+        "Nothing is transcoded: a client that accepts no transfer syntax of a file gets 406. `/frames` has frame 1 only. The"
+        " parameters of `/rendered` (window, viewport, quality) are not supported. Responses of searches are"
+        f" {_codes(JSON_TYPES)}; XML is not offered.\n",
+    ]
+
+
+def _codes(values: Iterable[str]) -> str:
+    return ", ".join(f"`{value}`" for value in values)
 
 
 def _sent(kind: str) -> str:

@@ -291,14 +291,14 @@ def http_api_page(document: Mapping[str, Any]) -> str:
         "## Operations\n",
     ]
     for title, operation in operations:
-        parts += _operation(title, operation)
+        parts += _operation(title, operation, document["components"]["schemas"])
     parts.append("## Schemas\n")
     for name, schema in sorted(document["components"]["schemas"].items()):
         parts += _schema(name, schema)
     return "\n".join(parts)
 
 
-def _operation(title: str, operation: Mapping[str, Any]) -> list[str]:
+def _operation(title: str, operation: Mapping[str, Any], schemas: Mapping[str, Any]) -> list[str]:
     parts = [f"### {title}\n", f"{operation.get('summary', '')}.\n"]
     if text := operation.get("description", ""):
         parts.append(f"{text}\n")
@@ -318,7 +318,8 @@ def _operation(title: str, operation: Mapping[str, Any]) -> list[str]:
             )
         )
     if bodies := operation.get("requestBody", {}).get("content"):
-        parts.append(f"Body: {_code(bodies)}.\n")
+        described = {media: _body(media, each["schema"], schemas) for media, each in bodies.items()}
+        parts.append(f"Body: {'; '.join(described.values())}.\n")
     responses: dict[str, list[str]] = {}
     for status, response in operation["responses"].items():
         content = ", ".join(
@@ -329,6 +330,18 @@ def _operation(title: str, operation: Mapping[str, Any]) -> list[str]:
         *parts,
         _table(("status", "response"), ((", ".join(sorted(codes)), text) for text, codes in responses.items())),
     ]
+
+
+def _body(media: str, schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> str:
+    """Return the media type of a request body with the names of its fields, and a link to their meanings."""
+    name = schema.get("$ref", "").rpartition("/")[2]
+    properties = (schemas[name] if name else schema).get("properties", {})
+    parts = [
+        f"`{media}`",
+        *([_schema_type(schema)] if name else []),
+        *([f"with {'fields' if len(properties) > 1 else 'field'} {_code(properties)}"] if properties else []),
+    ]
+    return ", ".join(parts)
 
 
 def _schema(name: str, schema: Mapping[str, Any]) -> Iterator[str]:

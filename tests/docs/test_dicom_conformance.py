@@ -8,14 +8,19 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import pydicom
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 pynetdicom = pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
 pytest.importorskip("highdicom", reason="[pacs] is not installed")
 
-from pneumoscope.service.dicom.processing import Reception  # noqa: E402  after the skip
+from pneumoscope.core.errors import PullError  # noqa: E402  after the skip
+from pneumoscope.service.dicom.matching import ATTRIBUTES  # noqa: E402
+from pneumoscope.service.dicom.processing import Reception  # noqa: E402
+from pneumoscope.service.dicom.pull_move import pull_by_move  # noqa: E402
 from pneumoscope.service.dicom.receiver import DicomReceiver  # noqa: E402
+from pneumoscope.service.dicom.selection import PullReport, StudySelection  # noqa: E402
 from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings  # noqa: E402
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -113,6 +118,58 @@ def test_node_states_the_maximum_pdu(node, page):
     association = associate(node, [("1.2.840.10008.1.1", [ImplicitVRLittleEndian])])
     assert f"maximum PDU received | {association.acceptor.maximum_length:,} bytes" in page
     association.release()
+
+
+def test_pull_proposes_and_asks_what_is_stated(page):
+    """Compare the page with the associations and the identifiers that a peer gets."""
+    text = section(page, "Query and retrieve (SCU)")
+    contexts, identifiers = {}, []
+
+    def answer(event):
+        contexts[event.context.abstract_syntax] = [
+            (each.abstract_syntax, sorted(map(str, each.transfer_syntax)))
+            for each in event.assoc.requestor.requested_contexts
+        ]
+        identifiers.append(event.identifier)
+        found = pydicom.Dataset()
+        found.StudyInstanceUID, found.SeriesInstanceUID, found.Modality = "1.2", "1.2.3", "DX"
+        yield 0xFF00, found
+
+    def move(event):
+        list(answer(event))
+        yield None, None
+
+    ae = pynetdicom.AE("ARCHIVE")
+    for uid in uids(text):
+        ae.add_supported_context(uid)
+    handlers = [(pynetdicom.evt.EVT_C_FIND, answer), (pynetdicom.evt.EVT_C_MOVE, move)]
+    server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    try:
+        peer = DicomPeer("PACS", "ARCHIVE", "127.0.0.1", server.server_address[1])
+        node = DicomSettings("127.0.0.1", 0, "PNEUMOSCOPE", (peer,), timeout=SECONDS)
+        report = PullReport("PACS")
+        with pytest.raises(PullError, match="does not know the AE title PNEUMOSCOPE"):
+            pull_by_move(peer, node, StudySelection(study_uid="1.2"), report, None)
+    finally:
+        server.shutdown()
+    stated = sorted(map(str, pynetdicom.DEFAULT_TRANSFER_SYNTAXES))
+    assert contexts == {uid: [(uid, stated)] for uid in uids(text)}
+    assert all(pydicom.uid.UID(each).name in text for each in stated)
+    study, series, moved = ({element.keyword for element in each} - {"QueryRetrieveLevel"} for each in identifiers)
+    for level, found in (("STUDY", study), ("SERIES", series)):
+        row = next(line for line in text.splitlines() if line.startswith(f"| {level} |"))
+        assert found == set(re.findall(r"`(\w+)`", row))
+    assert moved == {"StudyInstanceUID", "SeriesInstanceUID"}
+
+
+def test_every_search_and_retrieve_of_the_service_is_listed(page):
+    from pneumoscope.service.dicom.web_read import dicom_web_reader_router
+
+    listed = re.findall(r"^\| (?:QIDO|WADO)-RS, origin server \| `GET (\S+)` \|", page, re.MULTILINE)
+    assert listed == [route.path for route in dicom_web_reader_router.routes]
+    assert len(listed) == 14
+    for keyword in (keyword for keywords in ATTRIBUTES.values() for keyword in keywords):
+        assert f"`{keyword}`" in section(page, "DICOMweb")
 
 
 def test_every_code_of_a_report_is_listed(page):

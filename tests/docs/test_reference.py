@@ -42,6 +42,12 @@ def test_committed_pages_are_up_to_date(pages: dict[str, str]) -> None:
     assert not stale, "run make docs"
 
 
+def test_bodies_of_json_name_their_fields(pages: dict[str, str]) -> None:
+    bodies = re.findall(r"^Body: `application/json`(.*)$", pages["reference/http-api.md"], re.MULTILINE)
+    assert len(bodies) >= 5
+    assert all(re.search(r"\[\w+\]\(#\w+\), with fields? `", each) for each in bodies)
+
+
 def test_no_page_contains_a_python_object(pages: dict[str, str]) -> None:
     for path, text in pages.items():
         assert not re.search(r"<class '|NoneType|typing\.|object at 0x", text), path

@@ -238,9 +238,12 @@ def _dicom_configuration(
     """Return the configuration of a file, or that of the options --dicom-*."""
     from pneumoscope.service.dicom.configuration import DicomConfiguration, read_configuration
     from pneumoscope.service.dicom.settings import DicomSettings, parse_peer, tls_contexts
+    from pneumoscope.service.dicom.start_checks import require_files
 
     if file:
-        return read_configuration(file)
+        configuration = read_configuration(file)
+        require_files(configuration)
+        return configuration
     if port is None:
         return DicomConfiguration()
     tls, client_tls = tls_contexts(*tls_files) if tls_files else (None, None)

@@ -25,6 +25,7 @@ from pneumoscope.core.prediction_messages import site_note
 from pneumoscope.inference.model import Model
 from pneumoscope.service.app import CLOSE_SECONDS, create_app
 from pneumoscope.service.auth.tokens import TokenRepository
+from pneumoscope.service.dicom.start_checks import warn_of_unresolved_hosts
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.blob_store import BLOBS
 from pneumoscope.service.storage.data_directory import data_directory_lock
@@ -121,6 +122,7 @@ def serve(model: Model, settings: Settings, options: ServerOptions, echo: Callab
         for line in _introduction(url, model, settings, options, receiver, require_token):
             echo(line)
         _warn_of_orphaned_files(len(repository.storage.orphaned))
+        warn_of_unresolved_hosts(settings.dicom)
         if options.open_browser:  # in a thread: a browser in the terminal would block
             threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
         with _stop_on_signals(server):

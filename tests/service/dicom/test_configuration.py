@@ -1,15 +1,19 @@
 """The configuration file of the exchange with other nodes."""
 
 import dataclasses
+import threading
 from datetime import date, timedelta
 
 import pytest
+from click.testing import CliRunner
 from tests.service.conftest import prediction
 
+from pneumoscope.cli.serve import command as serve
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import PatientAge
 from pneumoscope.service.dicom.configuration import DicomConfiguration, SiteRule, read_configuration
+from pneumoscope.service.dicom.start_checks import require_files, unresolved_hosts, warn_of_unresolved_hosts
 
 COMPLETE = """
 quiet_seconds = 30
@@ -93,11 +97,11 @@ def test_defaults_send_results_to_the_sender_after_60_seconds(tmp_path):
     [
         ("port = 1", "port: unknown name"),
         ('[peers]\nname = "A"', r"write \[\[peers\]\] with two brackets"),
-        ("[node]\nprot = 1", r"node.prot: unknown name; did you mean 'port'\?"),
-        ("quite_seconds = 1", r"quite_seconds: unknown name; did you mean 'quiet_seconds'\?"),
+        ("[node]\nprot = 1", r"node.prot: unknown name. Did you mean 'port'\? See docs/how-to/pacs.md"),
+        ("quite_seconds = 1", r"quite_seconds: unknown name. Did you mean 'quiet_seconds'\? See docs"),
         ("[node]", "node.port is missing"),
         ("[node]\nport = 70000", "node.port"),
-        ("[node]\nport = 104", "without a peer"),
+        ("[node]\nport = 104", r"without a peer.*Add a \[\[peers\]\] entry"),
         ('[node]\nport = 104\ntls_key = "key"', "TLS needs all"),
         ('[[peers]]\nname = "A"\nae_title = "A"\nhost = "h"\nport = 1', "without \\[node\\]"),
         ("quiet_seconds = -1", "quiet_seconds"),
@@ -154,6 +158,61 @@ def test_error_about_an_address_does_not_repeat_its_secret(tmp_path, url):
     with pytest.raises(UsageError) as error:
         read(tmp_path, f'[[sources]]\nname = "a"\nurl = "{url}"')
     assert "s3cret" not in str(error.value)
+
+
+PEER = '[node]\nport = 104\n{}[[peers]]\nname = "A"\nae_title = "A"\nhost = "{}"\nport = 104\n'
+
+
+def test_missing_file_of_the_tls_of_the_node_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "node.pem").write_text("certificate")
+    files = 'tls_certificate = "node.pem"\ntls_key = "node.key"\ntls_client_ca = "ca.pem"\n'
+    with pytest.raises(UsageError, match=r"node\.key' of the DICOM node: No such file"):
+        read(tmp_path, PEER.format(files, "10.0.0.5"))
+
+
+WEB = '[[{}]]\nname = "archive"\nurl = "https://h/"\n'
+
+
+@pytest.mark.parametrize(
+    ("setting", "content", "words"),
+    [
+        ("token_file", None, r"cannot read the file .*secret' \(token_file of archive\): No such file"),
+        ("token_file", b" \n", r"secret' is empty \(token_file of archive\)"),
+        ("token_file", b"\xff", r"secret' \(token_file of archive\): it is not UTF-8 text"),
+        ("password_file", None, r"secret' \(password_file of archive\): No such file"),
+        ("ca_file", None, r"secret' \(ca_file of archive\): No such file"),
+        ("ca_file", b"no certificate", r"secret' has no certificate \(ca_file of archive\)"),
+    ],
+)
+def test_service_does_not_start_if_a_file_of_a_destination_cannot_be_used(tmp_path, setting, content, words):
+    if content is not None:
+        (tmp_path / "secret").write_bytes(content)
+    user = 'user = "u"\n' if setting == "password_file" else ""
+    (tmp_path / "dicom.toml").write_text(f'{WEB.format("destinations")}{user}{setting} = "secret"\n')
+    options = ["--ephemeral", "--dicom-config", str(tmp_path / "dicom.toml")]
+    with pytest.raises(UsageError, match=words):
+        CliRunner().invoke(serve, options, catch_exceptions=False)
+
+
+def test_certificates_of_a_webhook_are_checked_and_files_of_a_source_are_not(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("whsec_" + 32 * "A")
+    secret.chmod(0o600)
+    require_files(read(tmp_path, WEB.format("sources") + 'token_file = "nowhere"\n'))
+    hook = WEB.format("webhooks") + 'secret_file = "secret"\nca_file = "nowhere"\n'
+    with pytest.raises(UsageError, match=r"nowhere' \(ca_file of archive\): No such file"):
+        require_files(read(tmp_path, hook))
+
+
+def test_hosts_without_an_address_are_named_and_are_no_error(tmp_path, caplog):
+    text = PEER.format("", "no-such-host.invalid") + WEB.format("destinations").replace("//h", "//127.0.0.1")
+    configuration = read(tmp_path, f'{text}[[destinations]]\nname = "b"\nurl = "https://also-none.invalid/path"\n')
+    assert list(unresolved_hosts(configuration)) == [("A", "no-such-host.invalid"), ("b", "also-none.invalid")]
+    warn_of_unresolved_hosts(configuration)
+    for thread in threading.enumerate():
+        if thread.name == "resolve-hosts":
+            thread.join(60)
+    assert "The host name 'no-such-host.invalid' of A has no address now" in caplog.text
 
 
 def test_missing_file_is_an_error(tmp_path):

@@ -569,6 +569,16 @@ def test_failure_of_a_dicomweb_server_is_recorded(model, status, reason, content
         assert {each.error for each in repository.outbox.find() if each.attempts} == {error}
 
 
+def test_log_names_the_address_of_a_dicomweb_server_without_its_path(model, caplog):
+    with web_server(503) as (url, _), service(model, web_destination(f"{url}/key")) as (client, repository):
+        receive(client, reply_to="")
+        wait_until(lambda: any(each.attempts for each in repository.outbox.find()), "no attempt")
+    address = url.removesuffix("/dicom-web")
+    lines = [each.getMessage() for each in caplog.records]
+    assert f"Results cannot be delivered to archive ({address}): http_503" in lines
+    assert "/key" not in caplog.text
+
+
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_redirect_is_a_failure_and_sends_nothing_to_another_address(model, status):
     with (

@@ -1,10 +1,10 @@
 """`pneumoscope pull`: images come from a Q/R SCP by C-MOVE, or from a DICOMweb server, into the running service."""
 
+import dataclasses
 import http.server
 import io
 import itertools
 import json
-import re
 import shutil
 import socket
 import subprocess
@@ -165,6 +165,29 @@ def test_instances_that_the_service_does_not_store_are_counted():
     with archive({"1.1": ["DX"]}, moved=[0, 0xA700, 0xB000]) as (configuration, _):
         report = pulled(configuration, study_uid="1.1")
     assert (report.instances, report.failed_instances, report.failed_series) == (2, 1, 0)
+
+
+def with_node(configuration, **settings):
+    return dataclasses.replace(configuration, node=dataclasses.replace(configuration.node, **settings))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_pull_without_an_image_says_whether_the_service_is_down(host):
+    with archive({"1.1": ["DX"], "1.2": ["DX"]}, moved=[0xA700]) as (configuration, requests):
+        stopped = with_node(configuration, host=host, port=free_port())
+        with pytest.raises(PullError, match=f"PACS sent no image, and no program listens for DICOM on {host}") as error:
+            pulled(stopped, since=date(2026, 1, 1))
+        assert "Start the service" in error.value.hint
+        assert len(requests) == 2  # the service may run on another machine: the other series are tried
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            running = with_node(configuration, host=host, port=server.getsockname()[1])
+            assert pulled(running, since=date(2026, 1, 1)).failed_instances == 2
+
+
+def test_images_that_were_sent_to_a_service_elsewhere_are_no_error():
+    with archive({"1.1": ["DX"]}, moved=[0, 0xA700]) as (configuration, _):
+        report = pulled(with_node(configuration, port=free_port()), study_uid="1.1")
+    assert (report.instances, report.failed_instances) == (1, 1)
 
 
 def test_node_that_goes_away_leaves_the_other_series_as_failed():
@@ -444,6 +467,13 @@ def test_web_server_that_is_away_is_an_error():
         pulled_by_web(f"http://127.0.0.1:{free_port()}")
 
 
+@pytest.mark.parametrize("setting", ["token_file", "ca_file"])
+def test_file_of_a_source_that_does_not_exist_is_an_error_that_names_it(tmp_path, setting):
+    source = Source(name="archive", url="https://127.0.0.1:1", **{setting: tmp_path / "nowhere"})
+    with pytest.raises(UsageError, match=rf"nowhere' \({setting} of archive\): No such file"):
+        pulled(DicomConfiguration(sources=(source,)), "archive", study_uid="1.1")
+
+
 def test_token_is_sent_to_no_other_machine_in_plain_text():
     with pytest.raises(UsageError, match="--service must be an https"):
         pulled_by_web("http://127.0.0.1:1", "http://service.example")
@@ -511,8 +541,8 @@ port = {archive_port}
         for number in range(4):
             storescu(archive_port, tmp_path / f"{number}.dcm", called="ARCHIVE")
         status, _, message = ran_pull(tmp_path, "--from", "archive", "--study", study_uid(wanted[0]))
-        assert status == 3, message  # the service does not run
-        assert re.search(r"1 (image|series) could not be pulled from archive", message)
+        assert status == 2, message  # the service does not run
+        assert f"no program listens for DICOM on 127.0.0.1, port {dicom_port}" in message
         with served(bundle, tmp_path, "--dicom-config", "dicom.toml") as (_, client):
             assert ran_pull(tmp_path, "--from", "archive", "--accession", "A1")[:2] == (0, expected("archive", 1, 1, 1))
             predicted(client, 1)

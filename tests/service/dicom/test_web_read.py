@@ -284,7 +284,7 @@ def reads(client, monkeypatch):
 @pytest.mark.parametrize("parameters", [{"Modality": "XX"}, {"ModalitiesInStudy": "MR"}, {"offset": 999_999_999}, {}])
 def test_search_that_reads_too_many_files_is_incomplete_and_says_so(matched_client, monkeypatch, parameters):
     client, by_uid = matched_client
-    monkeypatch.setattr(stored_instances, "_MAX_FILES", 2)
+    monkeypatch.setattr(stored_instances, "MAX_FILES", 2)
     sizes = reads(client, monkeypatch)
     level = "series" if "Modality" in parameters else "studies"
     answer = client.get(f"/dicom-web/{level}", params=parameters)
@@ -294,7 +294,7 @@ def test_search_that_reads_too_many_files_is_incomplete_and_says_so(matched_clie
     complete = client.get("/dicom-web/studies", params={"AccessionNumber": "A1"})
     assert [by_uid[pydicom.Dataset.from_json(each).StudyInstanceUID] for each in complete.json()] == ["a"]
     assert "Warning" not in complete.headers
-    monkeypatch.setattr(stored_instances, "_MAX_FILES", 3)
+    monkeypatch.setattr(stored_instances, "MAX_FILES", 3)
     assert "Warning" not in client.get("/dicom-web/studies").headers
 
 
@@ -309,7 +309,7 @@ def post_study(client, count):
 
 def test_search_reads_no_more_files_of_one_study_either(client, monkeypatch):
     post_study(client, 3)
-    monkeypatch.setattr(stored_instances, "_MAX_FILES", 2)
+    monkeypatch.setattr(stored_instances, "MAX_FILES", 2)
     sizes = reads(client, monkeypatch)
     answer = client.get("/dicom-web/studies/1.2/instances")
     assert len(sizes) == len(images([pydicom.Dataset.from_json(each) for each in answer.json()])) == 2
@@ -318,7 +318,7 @@ def test_search_reads_no_more_files_of_one_study_either(client, monkeypatch):
 
 def test_study_of_too_many_images_is_retrieved_by_series_only(client, monkeypatch):
     sent = post_study(client, 3)
-    monkeypatch.setattr(stored_instances, "_MAX_RETRIEVED", 2)
+    monkeypatch.setattr(stored_instances, "MAX_RETRIEVED", 2)
     for rest in ("", "/metadata"):
         problem(client.get(address("1.2") + rest), 413, "too_large")
         for each in sent:
@@ -327,7 +327,7 @@ def test_study_of_too_many_images_is_retrieved_by_series_only(client, monkeypatc
 
 
 def test_image_of_many_predictions_counts_once(model, monkeypatch):
-    monkeypatch.setattr(stored_instances, "_MAX_RETRIEVED", 2)
+    monkeypatch.setattr(stored_instances, "MAX_RETRIEVED", 2)
     with TestClient(create_app(model, PredictionRepository(None)), base_url="http://127.0.0.1:8000") as client:
         sent = [instance(level, PatientAge="", **{STUDY: "1.2"}) for level in (90, 110)]
         for age, each in itertools.product((2, 3, 4), sent):
@@ -343,7 +343,7 @@ def test_single_result_of_a_study_of_too_many_images_is_retrieved_without_readin
     post_study(client, 3)
     listed = [each for each in search(client, "instances") if each.get("Manufacturer") == "pneumoscope"]
     assert len(listed) == 6
-    monkeypatch.setattr(stored_instances, "_MAX_RETRIEVED", 2)
+    monkeypatch.setattr(stored_instances, "MAX_RETRIEVED", 2)
     sizes = reads(client, monkeypatch)
     for each in listed:
         uid, series = each.SOPInstanceUID, each.SeriesInstanceUID

@@ -29,6 +29,7 @@ __all__ = [
     "Source",
     "WebServer",
     "Webhook",
+    "origin",
     "read_configuration",
     "require_base_url",
 ]
@@ -58,6 +59,12 @@ def require_https(url: str) -> str:
     if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))):
         raise ValueError("must be an https:// address")
     return url.rstrip("/")
+
+
+def origin(url: str) -> str:
+    """Return scheme, host and port of an address that `require_https` returned: without a path, which may be a secret."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def require_base_url(url: str) -> str:
@@ -380,9 +387,9 @@ def read_configuration(file: Path) -> DicomConfiguration:
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{name} is not TOML: {error}") from error
     except ValidationError as error:
-        raise UsageError(
-            f"{name}: {_describe(error)}", hint="See docs/how-to/pacs.md, section Configuration file"
-        ) from error
+        message, suggestion = _describe(error)
+        hint = "See docs/how-to/pacs.md, section Configuration file"
+        raise UsageError(f"{name}: {message}", hint=f"{suggestion} {hint}".lstrip()) from error
     folder = file.parent
     return DicomConfiguration(
         node=_node(parsed, folder),
@@ -415,18 +422,21 @@ def _with_font(results: ResultSettings, folder: Path) -> ResultSettings:
     return results.model_copy(update={"font": file})
 
 
-def _describe(error: ValidationError) -> str:
-    """Return the first fault of a file; an unknown name comes first, since a misspelled name is also missing."""
+def _describe(error: ValidationError) -> tuple[str, str]:
+    """Return the first fault of a file, and a suggestion, perhaps an empty one.
+
+    An unknown name comes first, since a misspelled name is also missing.
+    """
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     place, message = _place(first["loc"]), first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         closest = difflib.get_close_matches(str(first["loc"][-1]), _field_names(_Model), n=1)
-        return f"{place}: unknown name" + (f"; did you mean {closest[0]!r}?" if closest else "")
+        return f"{place}: unknown name", f"Did you mean {closest[0]!r}?" if closest else ""
     if first["type"] == "missing":
-        return f"{place} is missing"
+        return f"{place} is missing", ""
     if first["type"] in ("tuple_type", "list_type") and len(first["loc"]) == 1:
-        return f"{place}: write [[{place}]] with two brackets"
-    return f"{place}: {message}" if place else message
+        return f"{place}: write [[{place}]] with two brackets", ""
+    return f"{place}: {message}" if place else message, ""
 
 
 def _place(location: Sequence[int | str]) -> str:
@@ -451,6 +461,11 @@ def _node(parsed: _File, folder: Path) -> DicomSettings | None:
     files = [node.tls_certificate, node.tls_key, node.tls_client_ca]
     if any(files) and not all(files):
         raise UsageError("TLS needs all of tls_certificate, tls_key and tls_client_ca", hint="See [node]")
+    if not parsed.peers:
+        raise UsageError(
+            "[node] without a peer: no node could connect",
+            hint="Add a [[peers]] entry for each node that may send images",
+        )
     peers = (parse_peer(f"{peer.name}={peer.ae_title}@{_bracketed(peer.host)}:{peer.port}") for peer in parsed.peers)
     server, client = tls_contexts(*(folder / each for each in files if each)) if all(files) else (None, None)
     return DicomSettings(

@@ -26,7 +26,7 @@ from urllib3.exceptions import ProtocolError
 from pneumoscope.core.errors import GoneError, PneumoscopeError, StorageError, UnknownNameError
 from pneumoscope.service.dicom.associations import open_association
 from pneumoscope.service.dicom.commitment import CommitmentRequester
-from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration, Webhook
+from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration, Webhook, origin
 from pneumoscope.service.dicom.results import SOP_CLASSES
 from pneumoscope.service.dicom.sending import (
     DeliveryError,
@@ -138,7 +138,7 @@ class ResultDelivery:
             _LOG.warning("A result was sent to %s without an answer: %s", name, error)
         except UnreachableError as error:
             self._unreachable.add(name)
-            place = receiver if isinstance(receiver, DicomPeer) else name
+            place = str(receiver) if isinstance(receiver, DicomPeer) else f"{name} ({origin(receiver.url or '')})"
             _LOG.warning("Results cannot be delivered to %s: %s", place, error)
             self._outbox.record_unreachable(name, str(error), self._now())
         if count and name in self._unreachable:

@@ -37,7 +37,7 @@ ATTRIBUTES: Mapping[Level, tuple[str, ...]] = {
         "ViewPosition",
     ),
 }  # fmt: skip
-_COUNTS = ("NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances", "NumberOfSeriesRelatedInstances")
+COUNTS = ("NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances", "NumberOfSeriesRelatedInstances")
 _LISTS = ("UI", "CS")  # value representations that match one of several values
 _RANGES = ("DA", "TM")
 _SEPARATORS = re.compile(r"[\\,]")
@@ -120,7 +120,7 @@ def _keyword(name: str, level: Level) -> str:
     tag = int(name, 16) if _TAG.fullmatch(name) else tag_for_keyword(name)
     keyword = keyword_for_tag(tag) if tag is not None else ""
     levels = LEVELS[: LEVELS.index(level) + 1]
-    known = [each for upper in levels for each in ATTRIBUTES[upper] if each not in _COUNTS]
+    known = [each for upper in levels for each in ATTRIBUTES[upper] if each not in COUNTS]
     if keyword not in known:
         raise UsageError(
             "a query parameter is not an attribute that can be matched at this level", hint=f"Known: {', '.join(known)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Iterator
 
 from pydicom import Dataset
@@ -21,39 +22,64 @@ from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
 
 __all__ = ["pull_by_move"]
 
-_MOVE_SECONDS = 600  # without a response: some nodes respond only when all instances are sent
-_PENDING = (0xFF00, 0xFF01)
-_UNKNOWN_DESTINATION = 0xA801  # PS3.4 C.4.2.1.5
+FIND, MOVE = StudyRootQueryRetrieveInformationModelFind, StudyRootQueryRetrieveInformationModelMove
+STUDY_KEYS, SERIES_KEYS = ("StudyInstanceUID", "StudyDate", "AccessionNumber"), ("Modality", "SeriesInstanceUID")
+MOVE_SECONDS = 600  # without a response: some nodes respond only when all instances are sent
+_CONNECT_SECONDS = 5
+PENDING = (0xFF00, 0xFF01)
+UNKNOWN_DESTINATION = 0xA801  # PS3.4 C.4.2.1.5
 
 
 def pull_by_move(
     peer: DicomPeer, node: DicomSettings, selection: StudySelection, report: PullReport, progress: Progress | None
 ) -> None:
-    """Pull the images of studies; see `pull.pull`."""
-    with _association(peer, node, StudyRootQueryRetrieveInformationModelFind) as association:
-        found = _find(association, peer, "STUDY", selection.keys, ("StudyInstanceUID", "StudyDate", "AccessionNumber"))
+    """Pull the images of studies; see `pull.pull`.
+
+    Raises:
+        PullError: The search failed; or no image was sent, for a reason that is known.
+    """
+    with _association(peer, node, FIND) as association:
+        found = _find(association, peer, "STUDY", selection.keys, STUDY_KEYS)
         studies = [study for study in found if selection.contains(study)]
         series = [
             (study.StudyInstanceUID, each.SeriesInstanceUID)
             for study in studies
-            for each in _find(
-                association, peer, "SERIES", {"StudyInstanceUID": study.StudyInstanceUID}, ("Modality", "SeriesInstanceUID")
-            )
+            for each in _find(association, peer, "SERIES", {"StudyInstanceUID": study.StudyInstanceUID}, SERIES_KEYS)
             if each.get("Modality") in MODALITIES and each.get("SeriesInstanceUID")
-        ]  # fmt: skip
+        ]
     report.studies, report.series = len(studies), len(series)
     for number, (study_uid, series_uid) in enumerate(series):
         if progress:
             progress(number, len(series))
         try:
-            with _association(peer, node, StudyRootQueryRetrieveInformationModelMove) as association:
-                association.dimse_timeout = _MOVE_SECONDS
+            with _association(peer, node, MOVE) as association:
+                association.dimse_timeout = MOVE_SECONDS
                 _move(association, peer, node.ae_title, study_uid, series_uid, report)
         except PullError as error:
             report.end_early(error, len(series) - number)
             break
     if progress:
         progress(len(series), len(series))
+    has_failed = report.failed_instances or report.failed_series
+    if has_failed and not report.instances and not _listens(node):
+        raise PullError(
+            f"{peer.name} sent no image, and no program listens for DICOM on {node.host}, port {node.port}",
+            hint="Start the service; if it runs on another machine, see its log and that of the peer",
+        )
+
+
+def _listens(node: DicomSettings) -> bool:
+    """Return False if a connection to the address of the service is refused; other failures have other reasons."""
+    if not node.port:  # the service has picked one
+        return True
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(node.host, node.host)  # noqa: S104  not an address to connect to
+    try:
+        socket.create_connection((host, node.port), timeout=_CONNECT_SECONDS).close()
+    except ConnectionRefusedError:
+        return False
+    except (OSError, UnicodeError):
+        return True
+    return True
 
 
 @contextlib.contextmanager
@@ -64,7 +90,7 @@ def _association(peer: DicomPeer, node: DicomSettings, sop_class: str) -> Iterat
         PullError: There is none.
     """
     try:
-        with open_association(peer, node, [build_context(sop_class)], network_timeout=_MOVE_SECONDS) as association:
+        with open_association(peer, node, [build_context(sop_class)], network_timeout=MOVE_SECONDS) as association:
             yield association
     except UnreachableError as error:
         if str(error) in REJECTIONS:
@@ -93,9 +119,9 @@ def _find(
     for keyword, value in keys.items():
         setattr(query, keyword, value)
     found: list[Dataset] = []
-    for response, identifier in association.send_c_find(query, StudyRootQueryRetrieveInformationModelFind):
+    for response, identifier in association.send_c_find(query, FIND):
         status = response.get("Status")
-        if status in _PENDING and identifier is not None:
+        if status in PENDING and identifier is not None:
             found.append(identifier)
         elif status != 0x0000:
             reason = "it ended the association" if status is None else f"status {status:04x}"
@@ -117,11 +143,11 @@ def _move(
     query.QueryRetrieveLevel, query.StudyInstanceUID, query.SeriesInstanceUID = "SERIES", study_uid, series_uid
     done = failed = 0
     status = None
-    for response, _ in association.send_c_move(query, destination, StudyRootQueryRetrieveInformationModelMove):
+    for response, _ in association.send_c_move(query, destination, MOVE):
         status = response.get("Status")
         done = max(done, _count(response, "Completed") + _count(response, "Warning"))
         failed = max(failed, _count(response, "Failed"))
-    if status == _UNKNOWN_DESTINATION:
+    if status == UNKNOWN_DESTINATION:
         raise PullError(
             f"{peer.name} does not know the AE title {destination}, to which it should send the images (status a801)",
             hint=f"Add {destination} with the address and the DICOM port of the service to the nodes of {peer.name}",

@@ -19,15 +19,16 @@ from pydicom import Dataset
 from pneumoscope.core.errors import PullError, UsageError
 from pneumoscope.service.dicom.configuration import WebServer, require_base_url
 from pneumoscope.service.dicom.selection import MODALITIES, Progress, PullReport, StudySelection
+from pneumoscope.service.dicom.start_checks import require_server_files
 from pneumoscope.service.dicom.web_session import HTTP_SECONDS, open_session, read_credential
 
 __all__ = ["pull_by_web"]
 
-_PAGE = 100
-_MAX_BYTES = 256 * 2**20  # of an instance, as the service accepts
+PAGE = 100
+MAX_BYTES = 256 * 2**20  # of an instance, as the service accepts
 _CHUNK_BYTES = 2**20
 _CONNECT_SECONDS = 10
-_ANY_SYNTAX = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+ANY_SYNTAX = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 _ROLE_HINT = "Pass --token-file with a token of the role sender; see `pneumoscope tokens add`"
 
 
@@ -45,14 +46,15 @@ def pull_by_web(
     except ValueError as error:
         raise UsageError(f"--service {error}") from error
     with contextlib.ExitStack() as stack:
+        require_server_files(source)
+        session = stack.enter_context(open_session(source))
+        service = stack.enter_context(requests.Session())
         try:
-            session = stack.enter_context(open_session(source))
-            service = stack.enter_context(requests.Session())
             service.trust_env = False
             if token_file:
                 service.headers["Authorization"] = f"Bearer {read_credential(token_file)}"
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"a file with a secret cannot be read: {error}") from error
+            raise UsageError(f"the token file cannot be read: {error}", hint="Check --token-file") from error
         archive = _Archive(source, session)
         studies = archive.studies(selection)
         series = [(study, each) for study in studies for each in archive.series(study)]
@@ -113,13 +115,13 @@ class _Archive:
         body = bytearray()
         try:
             with self._session.get(
-                f"{self._url}/{path}", headers={"Accept": _ANY_SYNTAX}, stream=True, timeout=(_CONNECT_SECONDS, HTTP_SECONDS)
+                f"{self._url}/{path}", headers={"Accept": ANY_SYNTAX}, stream=True, timeout=(_CONNECT_SECONDS, HTTP_SECONDS)
             ) as response:  # fmt: skip
                 if response.status_code != 200:
                     return b""
                 for chunk in response.iter_content(_CHUNK_BYTES):
                     body += chunk
-                    if len(body) > _MAX_BYTES:
+                    if len(body) > MAX_BYTES:
                         return b""
                 return _only_part(response.headers.get("Content-Type", ""), bytes(body))
         except (requests.RequestException, OSError):
@@ -130,7 +132,7 @@ class _Archive:
         found: dict[str, Dataset] = {}
         offset = 0
         while True:
-            page = list(self._search(search, offset=offset, limit=_PAGE, **arguments))
+            page = list(self._search(search, offset=offset, limit=PAGE, **arguments))
             new = {uid: each for each in page if (uid := str(each.get(keyword) or "")) and uid not in found}
             if not new:  # a server may send fewer than `limit`, or ignore `limit` and `offset`
                 # A page with new results has a warning, too, if there are further pages (PS3.18 8.3.4.4).

@@ -136,6 +136,14 @@ def _tls_context(protocol: int, certificate: Path, key: Path, peer_ca: Path) -> 
     context.check_hostname = False
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_mode = ssl.CERT_REQUIRED
+    for file in (certificate, key, peer_ca):
+        try:
+            file.read_bytes()
+        except OSError as error:  # that of `load_cert_chain` does not name the file
+            raise UsageError(
+                f"cannot read the TLS file {str(file)!r} of the DICOM node: {error.strerror or error}",
+                hint="Create it, and let the user who runs the service read it",
+            ) from error
     try:
         # An encrypted key would ask for its password on the terminal.
         context.load_cert_chain(certificate, key, password=b"")
@@ -143,7 +151,7 @@ def _tls_context(protocol: int, certificate: Path, key: Path, peer_ca: Path) -> 
     except (OSError, ssl.SSLError, ValueError) as error:
         raise UsageError(
             f"the TLS certificate or key of the DICOM node cannot be used: {error}",
-            hint="Pass PEM files with --dicom-tls CERTIFICATE KEY CLIENT_CA",
+            hint="Use PEM files: tls_certificate, tls_key and tls_client_ca of [node], or --dicom-tls CERTIFICATE KEY CLIENT_CA",
         ) from error
     return context
 

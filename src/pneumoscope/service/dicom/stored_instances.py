@@ -40,11 +40,11 @@ __all__ = ["SearchResult", "StoredInstance", "StoredInstances"]
 _BATCH = 50  # studies whose headers are read at a time
 _PREFIX = slice(128, 132)  # "DICM", after the preamble
 _MAX_LOADED = 2  # images with their pixels in memory at once
-_MAX_SEARCHES = 2  # at once
-_MAX_FILES = 2000  # whose headers a search reads
-_MAX_RETRIEVED = 1000  # files that a retrieve sends, each with its results; their attributes are in memory
+MAX_SEARCHES = 2  # at once
+MAX_FILES = 2000  # whose headers a search reads
+MAX_RETRIEVED = 1000  # files that a retrieve sends, each with its results; their attributes are in memory
 _FIRST_BYTES = 64 * 2**10  # enough for most headers
-_MAX_INLINE = 1024  # bytes of a binary value in metadata
+MAX_INLINE = 1024  # bytes of a binary value in metadata
 _MAX_TEXT = 1024  # characters of a value in search results
 _JPEG_QUALITY = 90
 _BINARY = ("OB", "OD", "OF", "OL", "OV", "OW", "UN")
@@ -133,7 +133,7 @@ class StoredInstances:
         self._files, self._renderer = DicomFiles(repository.engine, repository.storage.blobs), renderer
         self._results, self._is_pseudonymized = results, is_pseudonymized
         self._has_results = importlib.util.find_spec("highdicom") is not None  # an extra
-        self._loading, self._searching = asyncio.Semaphore(_MAX_LOADED), asyncio.Semaphore(_MAX_SEARCHES)
+        self._loading, self._searching = asyncio.Semaphore(_MAX_LOADED), asyncio.Semaphore(MAX_SEARCHES)
 
     async def search(self, query: SearchQuery, level: Level, study: str = "", series: str = "") -> SearchResult:
         """Return the studies, series or instances that match, last received study first.
@@ -153,7 +153,7 @@ class StoredInstances:
 
     def _search(self, query: SearchQuery, level: Level, study: str, series: str) -> SearchResult:
         found: list[Dataset] = []
-        skipped, limit = 0, _FileLimit(_MAX_FILES)
+        skipped, limit = 0, _FileLimit(MAX_FILES)
         for instances in self._studies(query.study_filter(study), limit):
             for attributes in _summaries(instances, level):
                 if (series and attributes.SeriesInstanceUID != series) or not query.matches(attributes):
@@ -193,9 +193,9 @@ class StoredInstances:
                 sop_uid = self._image_of_result(files, series, instance)
                 return self._files.images([study], sop_uid=sop_uid) if sop_uid else []
             files = of_image
-        if len({each.pixel_sha256 for each in files}) > _MAX_RETRIEVED:
+        if len({each.pixel_sha256 for each in files}) > MAX_RETRIEVED:
             raise TooLargeError(
-                f"too many images; the limit of a retrieve is {_MAX_RETRIEVED:,}",
+                f"too many images; the limit of a retrieve is {MAX_RETRIEVED:,}",
                 hint="Retrieve single series or instances",
             )
         return self._files.images([study], series_uid=series, sop_uid=instance)
@@ -410,7 +410,7 @@ def _remove_unsuitable(header: Dataset) -> None:
             if element.VR == "SQ":
                 for item in element.value:
                     _remove_unsuitable(item)
-            elif element.VR in _BINARY and len(element.value or b"") > _MAX_INLINE:
+            elif element.VR in _BINARY and len(element.value or b"") > MAX_INLINE:
                 del header[tag]
         except Exception:  # noqa: BLE001  untrusted bytes: the library raises errors of any type
             del header[tag]
