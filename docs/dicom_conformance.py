@@ -91,8 +91,8 @@ def conformance_page() -> str:
         "### Storage and verification (SCP)\n",
         _table(("SOP class", "UID", "role"), ((uid.name, f"`{uid}`", "SCP") for uid in classes)),
         f"Transfer syntaxes of every SOP class but Verification, which has {_names(DEFAULT_TRANSFER_SYNTAXES)}. They are those"
-        " that the installation can decode; without the packages of `[dicom]`, fewer are accepted. In each presentation"
-        " context, the first of this table that the peer proposes is accepted.\n",
+        " that the installation can decode. In each presentation context, the first of this table that the peer proposes is"
+        " accepted.\n",
         _table(("transfer syntax", "UID"), ((UID(each).name, f"`{each}`") for each in syntaxes)),
         "Results that a PACS sends back are acknowledged, recorded and not predicted. Their SOP classes are accepted in the"
         " uncompressed transfer syntaxes.\n",

@@ -68,7 +68,7 @@ def write_files(folder: Path, ports: dict[str, str]) -> None:
     text = re.sub(r"\b10\.0\.0\.[56]\b", "127.0.0.1", PAGE.read_text(encoding="utf-8"))
     text = re.sub(rf"\b({'|'.join(ports)})\b", lambda port: ports[port[0]], text)
     for name in FILES:
-        found = re.search(rf"<!-- saved as: {re.escape(name)} -->\n```\w+\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        found = re.search(rf'^```\w+ title="{re.escape(name)}"\n(.*?)^```$', text, re.DOTALL | re.MULTILINE)
         if found is None:
             raise ValueError(f"{PAGE} has no block for {name}")
         (folder / name).write_text(found[1], encoding="utf-8")

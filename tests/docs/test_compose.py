@@ -57,7 +57,7 @@ def test_installed_extras_exist(compose: dict[str, Any]) -> None:
 def test_files_are_those_of_the_page_and_reach_the_options(compose: dict[str, Any]) -> None:
     page = (ROOT / "docs" / "how-to" / "orthanc.md").read_text(encoding="utf-8")
     files = {config["file"] for config in compose["configs"].values()}
-    assert files <= set(re.findall(r"<!-- saved as: (\S+) -->", page))
+    assert files <= set(re.findall(r'^```\w+ title="(\S+)"$', page, re.MULTILINE))
     service = compose["services"]["pneumoscope"]
     (target,) = (config["target"] for config in service["configs"])
     assert f"--dicom-config={target}" in service["command"]

@@ -2,8 +2,8 @@
 
 The blocks of a page run in order in one empty folder, as a reader would run them. `bash` blocks are commands, `python` blocks are
 executed (with prompts, doctest compares the output), `toml` and `csv` blocks are read as recipes and manifests, or as the
-configuration that their name stands for, and `json` blocks are parsed. Above a block, `<!-- saved as: NAME -->` writes it to the
-folder, and `<!-- not run: REASON -->` skips it, for the reasons in `NOT_RUN` only.
+configuration that their name stands for, and `json` blocks are parsed. A block with `title="NAME"`, which the site
+shows, is written to the folder, and `<!-- not run: REASON -->` above a block skips it, for the reasons in `NOT_RUN` only.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ GENERATED = ("cli.md", "errors.md", "http-api.md", "recipes.md", "model-card.md"
 NOT_RUN = {
     "changes where Python installs": 1,
     "needs a file of weights": 1,
+    "needs a running service": 1,
     "needs a waiting result": 1,
     "needs root": 6,
     "needs the network": 1,
@@ -51,8 +52,8 @@ NOT_RUN = {
     "needs your own image": 5,
     "opens a browser": 3,
 }
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_MARK = re.compile(r"<!-- (saved as|not run): (.+?) -->\n\Z")
+_FENCE = re.compile(r'^```(\w*)(?: title="(\S+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+_NOT_RUN = re.compile(r"<!-- not run: (.+?) -->\n\Z")
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _PORT = re.compile(r"\b(864\d|8042|4242|11112)\b")  # of the services that pages start; each is replaced by a free one
 _ADDRESS = re.compile(r"\b10\.0\.0\.[56]\b")  # of the machines of a page, which are this one here
@@ -74,7 +75,7 @@ def pages() -> dict[str, str]:
 
 
 class Block(NamedTuple):
-    """A fenced code block, with the comment above it."""
+    """A fenced code block, with its title and the comment above it."""
 
     language: str
     text: str
@@ -84,9 +85,8 @@ class Block(NamedTuple):
 
 def blocks(page: str) -> Iterator[Block]:
     for fence in _FENCE.finditer(page):
-        mark = _MARK.search(page[: fence.start()])
-        kind, value = mark.groups() if mark else ("", "")
-        yield Block(fence[1], fence[2], value if kind == "saved as" else "", value if kind == "not run" else "")
+        mark = _NOT_RUN.search(page[: fence.start()])
+        yield Block(fence[1], fence[3], fence[2] or "", mark[1] if mark else "")
 
 
 def makefile_targets() -> set[str]:
