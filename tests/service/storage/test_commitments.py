@@ -490,6 +490,7 @@ def test_objects_that_were_not_confirmed_are_not_counted(repository, monkeypatch
         assert sum(each.state in states and not each.maybe_delivered for each in sent.rows) == expected, step
 
 
+@pytest.mark.usefixtures("migrations")
 def test_results_of_an_earlier_revision_are_counted_and_not_asked_for(tmp_path, database, monkeypatch):
     upgrade = alembic.command.upgrade
     with monkeypatch.context() as patch:

@@ -23,6 +23,7 @@ from sqlalchemy import (
 __all__ = [
     "HAS_IDENTIFIERS",
     "METADATA",
+    "REVISION",
     "audit_log",
     "header_predictions",
     "instances",
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 METADATA = MetaData()
+REVISION = "0014"  # of the last migration, which leaves a database with these tables
 _SHA256 = String(64)
 _TIME = String(32)
 _KEY = String(32)
