@@ -1,6 +1,7 @@
 """`pneumoscope outbox`."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,6 +14,7 @@ from pneumoscope.service.storage.database import open_database, write_transactio
 from pneumoscope.service.storage.outbox import Outbox, ResultSubject, enqueue
 
 TIME = "2026-01-02T03:04:05.000000Z"
+STUDY = "1.2.840.99999999.1.20260102030405.123456789012345678901234567890"  # nearly as long as a UID may be
 KINDS = ("secondary_capture", "structured_report")
 
 
@@ -20,9 +22,8 @@ KINDS = ("secondary_capture", "structured_report")
 def folder(tmp_path):
     """A data directory with two results for each of two destinations."""
     engine = open_database(tmp_path / "records")
-    subject = ResultSubject(
-        "ab" * 16, "", "cd" * 32, "balanced", "1.2.3", '{"00100020": {"vr": "LO", "Value": ["SECRET"]}}'
-    )
+    header = {"00100020": {"vr": "LO", "Value": ["SECRET"]}, "0020000D": {"vr": "UI", "Value": [STUDY]}}
+    subject = ResultSubject("ab" * 16, "", "cd" * 32, "balanced", "1.2.3", json.dumps(header))
     with write_transaction(engine) as connection:
         enqueue(connection, subject, ("PACS", "archive"), KINDS, TIME)
     engine.dispose()
@@ -47,11 +48,35 @@ def test_results_are_listed_without_identifiers(folder):
     assert {(each["state"], each["attempts"], each["created"], each["prediction_id"]) for each in found} == {
         ("waiting", 0, TIME, "ab" * 16)
     }
-    header, first, *others = run(folder, "list").stdout.splitlines()
-    assert header.split() == ["number", "destination", "object", "state", "commitment", "attempts", "created", "error"]
-    assert first.split() == ["1", "PACS", "secondary_capture", "waiting", "-", "0", TIME[:19]]
+    assert {(each["study_instance_uid"], each["next_attempt"]) for each in found} == {(STUDY, TIME)}
+    header, study, first, *others = run(folder, "list").stdout.splitlines()
+    assert re.split("  +", header.strip()) == ["number", "destination", "object", "attempts", "next attempt", "error"]
+    assert study == f"study {STUDY}  {TIME[:16]}"
+    assert first.split() == ["1", "PACS", "secondary_capture", "0", TIME[:16]]
     assert len(others) == 3
     assert "SECRET" not in run(folder, "list").output + run(folder, "list", "--json").output
+
+
+def test_list_states_the_next_attempt_and_fits_in_100_columns(folder):
+    engine = open_database(folder)
+    outbox, time = Outbox(engine), datetime(2026, 1, 2, 4, tzinfo=UTC)
+    outbox.record_unreachable("PACS", "calling_ae_title_not_recognized", time)
+    (first, *_) = outbox.due("archive", time, 10)
+    outbox.record_delivered([first], time, asks_commitment=True)
+    engine.dispose()
+    found = listed(folder, "--state", "waiting", "--state", "delivered")
+    assert [(each["state"], each["next_attempt"]) for each in found] == [
+        ("waiting", "2026-01-02T04:00:05.000000Z"), ("waiting", "2026-01-02T04:00:05.000000Z"),
+        ("delivered", "2026-01-02T04:00:02.000000Z"), ("waiting", TIME),
+    ]  # fmt: skip
+    lines = run(folder, "list").stdout.splitlines()
+    assert lines[2].split()[-2:] == ["2026-01-02T04:00", "calling_ae_title_not_recognized"]
+    lines += run(folder, "list", "--uncommitted").stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert lines[-1].split() == ["3", "archive", "secondary_capture", "0", "2026-01-02T04:00"]
+    both = run(folder, "list", "--state", "waiting", "--state", "delivered").stdout.splitlines()
+    assert both[0].split()[3:5] == ["state", "commitment"]
+    assert both[4].split()[3:5] == ["delivered", "pending"]
 
 
 def test_cancelled_results_are_retried_by_number(folder):
@@ -107,7 +132,7 @@ def test_results_without_commitment_are_listed_and_sent_again_by_number(folder):
     (found,) = listed(folder, "--uncommitted")
     assert (found["number"], found["state"], found["commitment"]) == (first.number, "delivered", "failed")
     assert (found["error"], found["commitment_requested"][:19]) == ("not_committed_0213", time.isoformat()[:19])
-    assert "failed" in run(folder, "list", "--uncommitted").stdout.splitlines()[1].split()
+    assert "not_committed_0213" in run(folder, "list", "--uncommitted").stdout
     assert [each["commitment"] for each in listed(folder, "--state", "delivered")] == ["failed", "committed"]
     assert "1 result due now" in run(folder, "retry", str(first.number)).stderr
     assert [each["number"] for each in listed(folder)] == [1, 3, 4]

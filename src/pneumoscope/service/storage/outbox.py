@@ -31,7 +31,7 @@ from pneumoscope.service.storage.outbox_status import (
     read_status,
 )
 from pneumoscope.service.storage.records import Row, format_time
-from pneumoscope.service.storage.tables import HAS_IDENTIFIERS, outbox, outbox_totals
+from pneumoscope.service.storage.tables import HAS_IDENTIFIERS, outbox, outbox_totals, received_instances
 
 __all__ = [
     "MAX_DELAY",
@@ -107,7 +107,9 @@ class Delivery:
         withdrawn_uids: Of a rejection note: the UIDs of the withdrawn objects by kind.
         revision: Of an event: 1 for the first one of the study, 2 for the next one.
         unreadable: Of an event: number of files of the study that could not be read, by failure code.
+        study_instance_uid: Of the object, or of the event; empty if it was removed.
         created: Time when the prediction was stored, ISO 8601 in UTC.
+        due: Time of the next attempt, if it waits; empty: now.
         attempts: Number of failed attempts.
         state: "withdrawn": it was delivered, and a rejection note followed.
         error: Code of the last failure; "interrupted" while it is sent, and after the process was killed meanwhile.
@@ -116,6 +118,7 @@ class Delivery:
         commitment: Storage commitment of a delivered object; empty if the destination is not asked for it. "pending": it is asked
             next; "failed": it refused several times.
         commitment_requested: Time of the last request.
+        commitment_due: Time of the next request, if one follows.
         commitment_attempts: Number of requests without a report.
         commitment_failures: Number of reports that the destination does not commit to the object.
     """
@@ -128,7 +131,9 @@ class Delivery:
     withdrawn_uids: Mapping[ObjectKind, str]
     revision: int
     unreadable: Mapping[str, int]
+    study_instance_uid: str
     created: str
+    due: str
     attempts: int
     state: DeliveryState
     error: str
@@ -136,6 +141,7 @@ class Delivery:
     finished: str | None
     commitment: CommitmentState
     commitment_requested: str | None
+    commitment_due: str | None
     commitment_attempts: int
     commitment_failures: int
 
@@ -144,8 +150,25 @@ class Delivery:
         """Return the delivery in a row of the table."""
         subject = ResultSubject(**{field.name: row[field.name] for field in dataclasses.fields(ResultSubject)})
         documents = {name: json.loads(row[name]) for name in ("withdrawn_uids", "unreadable")}
-        names = {field.name for field in dataclasses.fields(cls)} - {"subject", *documents}
-        return cls(**{name: row[name] for name in names}, subject=subject, **documents)
+        study = row["study_instance_uid"] or _study_of(row["header"]) or row.get("received_study") or ""
+        names = {field.name for field in dataclasses.fields(cls)} - {"subject", "study_instance_uid", *documents}
+        return cls(**{name: row[name] for name in names}, subject=subject, study_instance_uid=study, **documents)
+
+    @property
+    def next_attempt(self) -> str | None:
+        """Time of the next attempt to deliver it, or of the next request for its commitment, ISO 8601; None if none follows.
+
+        A time that has passed means as soon as possible.
+        """
+        if self.state == "waiting":
+            return max(self.due, self.created)
+        return self.commitment_due if self.commitment in ("pending", "requested") else None
+
+
+def _study_of(header: str) -> str:
+    """Return the Study Instance UID in a header, DICOM JSON; empty if there is no header."""
+    values = json.loads(header).get("0020000D", {}).get("Value") if header else None
+    return str(values[0]) if values else ""
 
 
 def derive_uid(name: str) -> str:
@@ -412,8 +435,14 @@ class Outbox:
         return self._find(_COLUMNS.commitment.in_(UNCOMMITTED), limit)
 
     def _find(self, condition: ColumnElement[bool], limit: int) -> list[Delivery]:
+        received = received_instances.c  # for the studies of objects without a header
+        study = select(received.study_instance_uid).where(
+            received.sop_instance_uid == _COLUMNS.sop_instance_uid, received.header != "", _COLUMNS.header == ""
+        )
+        study = study.order_by(received.number.desc()).limit(1)
         with read_transaction(self._engine) as connection:
-            query = select(outbox).where(condition).order_by(_COLUMNS.number).limit(limit)
+            columns = outbox, study.scalar_subquery().label("received_study")
+            query = select(*columns).where(condition).order_by(_COLUMNS.number).limit(limit)
             return [Delivery.from_row(row) for row in connection.execute(query).mappings()]
 
     def retry(self, numbers: Collection[int] = (), destination: str = "", *, time: datetime) -> int:
