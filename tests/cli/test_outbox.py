@@ -12,6 +12,7 @@ from pneumoscope.cli.outbox import command
 from pneumoscope.service.storage.commitments import MAX_FAILURES, CommitmentReport, Commitments
 from pneumoscope.service.storage.database import open_database, write_transaction
 from pneumoscope.service.storage.outbox import Outbox, ResultSubject, enqueue
+from pneumoscope.service.storage.tables import received_instances
 
 TIME = "2026-01-02T03:04:05.000000Z"
 STUDY = "1.2.840.99999999.1.20260102030405.123456789012345678901234567890"  # nearly as long as a UID may be
@@ -104,6 +105,12 @@ def test_list_without_results_prints_nothing(folder):
         (["retry", "99"], "there is no result '99'"),
         (["retry", "--destination", "PCS"], "there is no destination with results 'PCS'. Did you mean 'PACS'?"),
         (["cancel", "--destination", "PACS", "--all"], "select results"),
+        (["retry", "--study", STUDY], "Add --delivered"),
+        (["retry", "--delivered"], "select delivered results"),
+        (["retry", "--delivered", "--all"], "select delivered results"),
+        (["retry", "--delivered", "--destination", "PACS"], "select delivered results"),
+        (["retry", "--delivered", "1", "--study", STUDY], "select delivered results"),
+        (["retry", "--delivered", "1"], "result 1 is not delivered, but waiting"),
     ],
 )
 def test_wrong_selection_is_an_error_that_says_what_to_do(folder, arguments, words, capsys):
@@ -137,3 +144,35 @@ def test_results_without_commitment_are_listed_and_sent_again_by_number(folder):
     assert "1 result due now" in run(folder, "retry", str(first.number)).stderr
     assert [each["number"] for each in listed(folder)] == [1, 3, 4]
     assert "No results lack storage commitment" in run(folder, "list", "--uncommitted").stderr
+
+
+def test_delivered_result_is_sent_again_by_number_and_by_study(folder):
+    engine, time = open_database(folder), datetime(2026, 1, 2, 4, tzinfo=UTC)
+    header, outbox = Outbox(engine).find()[0].subject.header, Outbox(engine)
+    outbox.record_delivered(outbox.due("PACS", time, 10), time)
+    with write_transaction(engine) as connection:  # as if the image had been received
+        row = {"image_sha256": "ef" * 32, "image_bytes": 1, "sender": "PACS", "reply_to": "PACS", "study_instance_uid": STUDY,
+               "sop_instance_uid": "1.2.3", "header": header, "received": TIME, "due": TIME, "state": "predicted",
+               "prediction_id": "ab" * 16, "failure_code": "", "settings": ""}  # fmt: skip
+        connection.execute(received_instances.insert(), [row])
+    engine.dispose()
+    assert [each["number"] for each in listed(folder)] == [3, 4]
+    assert {each["study_instance_uid"] for each in listed(folder, "--state", "delivered")} == {STUDY}
+    assert "1 result due now" in run(folder, "retry", "--delivered", "1").stderr
+    assert [each["number"] for each in listed(folder)] == [1, 3, 4]
+    assert "1 result due now" in run(folder, "retry", "--delivered", "--study", STUDY, "--destination", "PACS").stderr
+    assert [each["number"] for each in listed(folder)] == [1, 2, 3, 4]
+    for name, words in (("PCS", "Did you mean 'PACS'?"), ("archive", "no study with delivered results")):
+        arguments = [
+            "outbox",
+            "retry",
+            "--delivered",
+            "--study",
+            STUDY,
+            "--destination",
+            name,
+            "--data-dir",
+            str(folder),
+        ]
+        failed = CliRunner().invoke(cli, arguments)
+        assert words in str(failed.exception), name

@@ -113,18 +113,43 @@ def _print_table(found: Sequence[Delivery]) -> None:
 
 @command.command("retry")
 @_selection_options
+@click.option("--delivered", is_flag=True, help="Delivered results, by NUMBER or --study: a destination has lost them.")
+@click.option(
+    "--study", default="", metavar="UID", help="With --delivered: those of this study; perhaps --destination."
+)
 def retry_command(
-    numbers: tuple[int, ...], destination: str, every: bool, data_dir: Path | None, database: str
+    numbers: tuple[int, ...],
+    destination: str,
+    every: bool,
+    data_dir: Path | None,
+    database: str,
+    delivered: bool,
+    study: str,
 ) -> None:
     """Send results now: waiting ones, or by NUMBER also cancelled ones and those not committed. See `outbox list`.
+
+    With --delivered, send delivered results again, with the same UIDs and bytes. One that would differ is not sent.
 
     Example:  pneumoscope outbox retry --destination PACS --data-dir records
     """
     from pneumoscope.service.storage.outbox import Outbox
+    from pneumoscope.service.storage.resending import resend
 
-    _require_selection(numbers, destination, every)
+    if delivered:
+        if every or bool(numbers) == bool(study) or (numbers and destination):
+            raise UsageError(
+                "select delivered results", hint="Pass numbers, or --study UID, perhaps with --destination"
+            )
+    elif study:
+        raise UsageError("--study selects delivered results", hint="Add --delivered")
+    else:
+        _require_selection(numbers, destination, every)
     with open_service_database(data_dir, database) as (_, engine):
-        count = Outbox(engine).retry(numbers, destination, time=datetime.now(UTC))
+        time = datetime.now(UTC)
+        if delivered:
+            count = resend(engine, numbers, study, destination, time=time)
+        else:
+            count = Outbox(engine).retry(numbers, destination, time=time)
     click.echo(f"{counted(count, 'result')} due now", err=True)
 
 
