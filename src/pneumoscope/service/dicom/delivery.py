@@ -50,7 +50,7 @@ __all__ = ["TRANSFER_SYNTAXES", "ResultDelivery"]
 
 TRANSFER_SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)  # that are proposed
 _LOG = logging.getLogger("pneumoscope.service")
-_POLL_SECONDS = 1.0
+_POLL_SECONDS, _UNEXPECTED_SECONDS = 1.0, 60.0  # between attempts; after an unexpected error
 _BATCH = 20  # objects on one association
 _DUPLICATE = 0x0111  # SOP instance exists (PS3.7 C.5.7)
 _WARNINGS = range(0xB000, 0xC000)  # stored, with a remark (PS3.4 B.2.3)
@@ -109,6 +109,7 @@ class ResultDelivery:
 
     def _run(self, name: str, receiver: _Receiver) -> None:
         while not self._stopped.is_set():
+            wait = _POLL_SECONDS
             try:
                 delivered = self.deliver_due(name, receiver)
             except StorageError as error:
@@ -116,9 +117,9 @@ class ResultDelivery:
                 delivered = 0
             except Exception as error:  # noqa: BLE001  the thread must survive; the message may contain anything
                 _LOG.error("Results cannot be delivered to %s: unexpected %s", name, type(error).__name__)
-                delivered = 0
+                delivered, wait = 0, _UNEXPECTED_SECONDS
             if not delivered:
-                self._stopped.wait(_POLL_SECONDS)
+                self._stopped.wait(wait)
 
     def deliver_due(self, name: str, receiver: _Receiver) -> int:
         """Try to deliver some objects that are due for a destination, and return the number of those that it confirmed.
