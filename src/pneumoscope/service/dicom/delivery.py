@@ -7,6 +7,7 @@ confirms that it has it; an object that was sent before the process was killed i
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
 import threading
@@ -39,6 +40,7 @@ from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
 from pneumoscope.service.dicom.web_session import HTTP_SECONDS, open_session
 from pneumoscope.service.dicom.webhooks import WebhookSender, study_event
 from pneumoscope.service.storage.outbox import Delivery
+from pneumoscope.service.storage.resending import is_unchanged
 
 if TYPE_CHECKING:
     from pneumoscope.service.rendering import ImageRenderer
@@ -162,6 +164,11 @@ class ResultDelivery:
             _LOG.warning("Result %d cannot be written: %s", number, type(error).__name__)
             self._outbox.record_failure([delivery], code, self._now())
             return False
+        sha256 = hashlib.sha256(content).hexdigest()
+        if not is_unchanged(self._repository.engine, delivery, sha256):
+            _LOG.warning("Result %d is not sent to %s again: it would differ", number, delivery.destination)
+            self._outbox.record_cancelled(delivery, "content_changed", self._now())
+            return False
         try:
             sender.send(delivery, content)
         except (DeliveryError, UnconfirmedError, UnreachableError) as error:
@@ -176,7 +183,7 @@ class ResultDelivery:
             self._outbox.record_failure([delivery], "response_not_understood", self._now(), maybe_delivered=True)
             return False
         asks_commitment = delivery.destination in self._configuration.commitments
-        self._outbox.record_delivered([delivery], self._now(), asks_commitment=asks_commitment)
+        self._outbox.record_delivered([delivery], self._now(), asks_commitment=asks_commitment, hashes={number: sha256})
         return True
 
     def _write(self, delivery: Delivery, receiver: _Receiver) -> bytes:
