@@ -339,7 +339,7 @@ def _web_limits() -> list[str]:
                 ),
             ),
         ),
-        "Nothing is transcoded: a client that accepts no transfer syntax of a file gets 406. `/frames` has frame 1 only. The"
+        "Files are not transcoded: a client that accepts no transfer syntax of a file gets 406. `/frames` has frame 1 only. The"
         " parameters of `/rendered` (window, viewport, quality) are not supported. Responses of searches are"
         f" {_codes(JSON_TYPES)}; XML is not offered.\n",
     ]
