@@ -225,8 +225,10 @@ def errors_page() -> str:
             )
         else:
             raise RuntimeError(f"docs/error_examples.py has no example of {each.__name__}")
-    rows = ((f"`{code}`", message, hint or "") for code, (message, hint) in REASONS.items())
-    types = ((f"`{code}`", name, hint or "") for code, (name, hint) in FILE_TYPES.items())
+    rows = (
+        (f"`{code}`", re.sub(r"\{(\w+):[^}]*\}", r"{\1}", message), hint) for code, (message, hint) in REASONS.items()
+    )
+    types = ((f"`{code}`", name, hint) for code, (name, hint) in FILE_TYPES.items())
     parts += [
         "## Reasons of unreadable images\n",
         "An image that cannot be read has one of these reasons, as a stable code with parameters: `reason` of the error, of the"

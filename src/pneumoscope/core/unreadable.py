@@ -250,7 +250,8 @@ class UnreadableReason:
 
     Attributes:
         code: Stable code, such as "empty_file".
-        parameters: Values and limits, such as {"frames": 12}. `type` is a key of `FILE_TYPES`, `error` the error of a library.
+        parameters: Values and limits, such as {"frames": 12}. `type` is the code of a type of files, such as "zip"; `error` is the
+            message of a library, in English.
     """
 
     code: UnreadableCode

@@ -106,9 +106,15 @@ def test_record_of_an_unreadable_file_of_an_earlier_revision_has_a_message_only(
         patch.setattr(alembic.command, "upgrade", lambda config, _: upgrade(config, "0014"))
         engine = open_database(tmp_path / "data", database)
     row = {
-        "id": "ab" * 16, "path": "a.zip", "image_sha256": "cd" * 32, "image_bytes": 4, "created": "2026-01-31T09:30:00.000000Z",
-        "failure_code": "unreadable_image", "failure_message": "cannot read 'a.zip': it is a zip archive", "failure_hint": "Unpack it",
-    }  # fmt: skip
+        "id": "ab" * 16,
+        "path": "a.zip",
+        "image_sha256": "cd" * 32,
+        "image_bytes": 4,
+        "created": "2026-01-31T09:30:00.000000Z",
+        "failure_code": "unreadable_image",
+        "failure_message": "cannot read 'a.zip': it is a zip archive",
+        "failure_hint": "Unpack it",
+    }
     with write_transaction(engine) as connection:
         names = ", ".join(row)
         connection.execute(text(f"INSERT INTO unreadable_files ({names}) VALUES (:{names.replace(', ', ', :')})"), row)
