@@ -250,7 +250,7 @@ class UnreadableReason:
 
     Attributes:
         code: Stable code, such as "empty_file".
-        parameters: Values and limits, such as {"frames": 12}. `type` is the code of a type of files, such as "zip"; `error` is the
+        parameters: Values and limits, such as {"frames": 12}. `type` is a code, such as "zip"; `error` is the
             message of a library, in English.
     """
 

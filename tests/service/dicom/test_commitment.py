@@ -1,6 +1,7 @@
 """A PACS commits itself to results, or does not: Storage Commitment with a node that reports at once, later, or never."""
 
 import io
+import itertools
 import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,8 @@ from pneumoscope.service.dicom.configuration import Destination, DicomConfigurat
 from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.commitments import Commitments
+from pneumoscope.service.storage.database import write_transaction
+from pneumoscope.service.storage.outbox import ResultSubject, enqueue
 from pneumoscope.service.storage.repository import PredictionRepository
 
 pynetdicom = pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
@@ -402,6 +405,44 @@ def test_node_does_not_commit_itself(model, archive):
 
 
 # --- errors of connections --------------------------------------------------------------------------------------------------
+
+
+def test_peer_that_does_not_offer_commitment_is_asked_every_15_minutes_at_most(archive, repository):
+    """However many results are delivered meanwhile."""
+    archive.stop()
+    archive.offers = False
+    archive.start()
+    asked, clock = [], [datetime(2026, 1, 1, 1, tzinfo=UTC)]
+    settings = configuration(archive)
+    requester = commitment.CommitmentRequester(settings, repository.engine, threading.Event(), now=lambda: clock[0])
+    send = requester._send
+
+    def note(*arguments):
+        asked.append(clock[0])
+        send(*arguments)
+
+    requester._send = note
+    for minute in range(60):
+        if minute % 5 == 0:
+            deliver(repository, f"1.2.{minute + 1}", clock[0])
+        for _ in range(2):
+            assert not requester.request_due(*settings.peers)
+            clock[0] += timedelta(seconds=30)
+    waits = [later - earlier for earlier, later in itertools.pairwise(asked)]
+    assert waits == sorted(waits)
+    assert waits[-1] == timedelta(minutes=15)
+    count = len(asked)
+    clock[0] -= timedelta(days=3)  # the clock is set back
+    assert not requester.request_due(*settings.peers)
+    assert len(asked) == count + 1
+
+
+def deliver(repository, sop_instance_uid, time):
+    """Record that a result was delivered to a destination that is asked for commitment."""
+    subject = ResultSubject("ab" * 16, "", "cd" * 32, "balanced", sop_instance_uid, "{}")
+    with write_transaction(repository.engine) as connection:
+        enqueue(connection, subject, ["PACS"], ["structured_report"], time.isoformat())
+    repository.outbox.record_delivered(repository.outbox.due("PACS", time, 1), time, asks_commitment=True)
 
 
 def test_silent_peer_is_asked_again_with_another_transaction(archive, repository):

@@ -51,6 +51,7 @@ __all__ = [
     "forget_headers",
     "replace_header",
     "result_uid",
+    "retry_delay",
     "withdraw",
 ]
 
@@ -58,6 +59,7 @@ ObjectKind = Literal["secondary_capture", "structured_report", "rejection_note",
 DeliveryKind = Literal[ObjectKind, "webhook"]
 DeliveryState = Literal["waiting", "delivered", "withdrawn", "cancelled"]
 _FIRST_DELAY, MAX_DELAY = timedelta(seconds=5), timedelta(minutes=15)
+_UNREACHABLE_BATCH = 500  # objects that are changed in one transaction
 _COMMITMENT_DELAY = timedelta(seconds=2)  # after a delivery, so that one request is about all objects of a study
 _NAMESPACE = uuid.UUID("5f0f6c1e-0f0e-5d55-9c39-8f2f6a3a8f10")  # of the names from which UIDs are derived
 _BATCH = 500  # rows that are changed by one statement
@@ -395,13 +397,21 @@ class Outbox:
             self._update(each.number, failed_attempt(each.attempts, time) | values)
 
     def record_unreachable(self, destination: str, error: str, time: datetime) -> None:
-        """Record a failed attempt for each object that is due for a destination; see `record_failure`."""
+        """Record a failed attempt for each object that is due for a destination; see `record_failure`.
+
+        Many objects may wait. They are changed in batches, so that images can be received meanwhile.
+        """
         due = _COLUMNS.destination == destination, _COLUMNS.state == "waiting", _is_due(time)
-        with write_transaction(self._engine) as connection:
-            attempts = connection.execute(select(_COLUMNS.attempts).where(*due).distinct()).scalars().all()
-            for number in attempts:
-                same = *due, _COLUMNS.attempts == number
-                connection.execute(update(outbox).where(*same).values(failed_attempt(number, time) | {"error": error}))
+        batch = select(_COLUMNS.number, _COLUMNS.attempts).where(*due).order_by(_COLUMNS.due).limit(_UNREACHABLE_BATCH)
+        while True:
+            with write_transaction(self._engine) as connection:
+                rows = connection.execute(batch).all()
+                for attempts in {row.attempts for row in rows}:
+                    same = _COLUMNS.number.in_([row.number for row in rows if row.attempts == attempts])
+                    values = failed_attempt(attempts, time) | {"error": error}
+                    connection.execute(update(outbox).where(same).values(values))
+            if len(rows) < _UNREACHABLE_BATCH:
+                return
 
     def find(self, states: Collection[DeliveryState] | None = None, limit: int = 1000) -> list[Delivery]:
         """Return deliveries in some states, or waiting ones, oldest first. Raise StorageError if the database cannot be read."""
@@ -531,8 +541,13 @@ def _is_due(time: datetime) -> ColumnElement[bool]:
 
 def failed_attempt(attempts: int, time: datetime) -> dict[str, Any]:
     """Return the values of an object after a failed attempt that others preceded."""
-    delay = min(_FIRST_DELAY * 2 ** min(attempts, 20), MAX_DELAY)
-    return {"attempts": attempts + 1, "due": format_time(time + delay)}
+    return {"attempts": attempts + 1, "due": format_time(time + retry_delay(attempts + 1))}
+
+
+def retry_delay(attempts: int) -> timedelta:
+    """Return the time from the last of some failed attempts to the next one."""
+    factor: int = 2 ** min(max(attempts - 1, 0), 20)
+    return min(factor * _FIRST_DELAY, MAX_DELAY)
 
 
 def _may_have_arrived(row: Row) -> bool:

@@ -227,7 +227,8 @@ outbox = Table(
     Column("commitment_failures", Integer, nullable=False, server_default="0"),
     Column("transaction_uid", Text, nullable=False, index=True, server_default=""),
     UniqueConstraint("result_uid", "destination"),
-    Index("ix_outbox_commitment", "commitment", "destination"),
+    Index("ix_outbox_due", "destination", "state", "due"),
+    Index("ix_outbox_commitment", "commitment", "destination", "commitment_due"),
     Index("ix_outbox_identified", "created", sqlite_where=HAS_IDENTIFIERS, postgresql_where=HAS_IDENTIFIERS),
 )
 

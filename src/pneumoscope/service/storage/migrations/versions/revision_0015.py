@@ -1,6 +1,5 @@
-"""Record why a file could not be read as a code with parameters."""
+"""Find what is due for a destination by an index."""
 
-import sqlalchemy as sa
 from alembic import op
 
 revision = "0015"
@@ -8,12 +7,14 @@ down_revision = "0014"
 
 
 def upgrade() -> None:
-    """Add the columns; earlier records have a message only."""
-    op.add_column("unreadable_files", sa.Column("failure_reason", sa.String(64), nullable=False, server_default=""))
-    op.add_column("unreadable_files", sa.Column("failure_parameters", sa.Text, nullable=False, server_default=""))
+    """Add the index of results, and the time to that of storage commitment."""
+    op.create_index("ix_outbox_due", "outbox", ["destination", "state", "due"])
+    op.drop_index("ix_outbox_commitment", "outbox")
+    op.create_index("ix_outbox_commitment", "outbox", ["commitment", "destination", "commitment_due"])
 
 
 def downgrade() -> None:
-    """Remove the columns; the records keep their messages."""
-    op.drop_column("unreadable_files", "failure_parameters")
-    op.drop_column("unreadable_files", "failure_reason")
+    """Remove the index, and the time."""
+    op.drop_index("ix_outbox_commitment", "outbox")
+    op.create_index("ix_outbox_commitment", "outbox", ["commitment", "destination"])
+    op.drop_index("ix_outbox_due", "outbox")
