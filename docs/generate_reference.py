@@ -235,7 +235,7 @@ def errors_page() -> str:
         " `failure` of a prediction, and of a problem document. The message follows from them in each language; `{...}` is a"
         " parameter. The parameter `error` is the message of a library.\n",
         _table(("reason", "message", "hint"), rows),
-        "The parameter `type` of `not_an_image` is one of these:\n",
+        "The parameter `type` of `unsupported_file_type` is one of these:\n",
         _table(("type", "name", "hint"), types),
     ]
     return "\n".join(parts)

@@ -15,7 +15,8 @@ from pneumoscope.core.unreadable import FILE_TYPES, UNREADABLE_CODES, Unreadable
 PARAMETERS = {
     "file_too_large": {"bytes": 999_000_000, "maximum": 300_000_000},
     "file_not_accessible": {"error": "Input/output error"},
-    "not_an_image": {"type": "zip", "bytes": 421},
+    "not_an_image": {"bytes": 8},
+    "unsupported_file_type": {"type": "zip", "bytes": 421},
     "damaged_header": {"bytes": 17},
     "header_not_readable": {"error": "not a TIFF header at all"},
     "decompression_bomb": {"maximum": 75_000_000},
@@ -92,7 +93,7 @@ def test_every_hint_is_translated(code):
 
 @pytest.mark.parametrize("code", FILE_TYPES)
 def test_every_type_of_file_has_a_name_and_its_own_hint_in_both_languages(code):
-    found = UnreadableReason("not_an_image", {"type": code, "bytes": 9})
+    found = UnreadableReason("unsupported_file_type", {"type": code, "bytes": 9})
     name, hint = FILE_TYPES[code]
     assert reason_message(found) == f"it is {name} (9 bytes)"
     assert reason_hint(found) == (hint or "Supported formats: JPEG, PNG, TIFF, BMP, WEBP, DICOM")
@@ -104,7 +105,7 @@ def test_every_type_of_file_has_a_name_and_its_own_hint_in_both_languages(code):
 def test_supported_formats_of_the_hint_are_those_that_are_decoded():
     from pneumoscope.imaging import decode
 
-    hint = reason_hint(UnreadableReason("not_an_image", {"type": "unknown", "bytes": 9}))
+    hint = reason_hint(UnreadableReason("not_an_image", {"bytes": 9}))
     assert hint.partition(": ")[2].split(", ") == [*decode._FORMATS, "DICOM"]
 
 
@@ -126,7 +127,7 @@ def test_renamed_error_keeps_its_class_and_reason():
 
 
 def test_failure_is_explained_in_the_language_and_an_old_one_by_its_stored_message():
-    failure = Failure.from_error(UnreadableImageError("a.zip", reason("not_an_image")))
+    failure = Failure.from_error(UnreadableImageError("a.zip", reason("unsupported_file_type")))
     assert failure_message(failure) == "cannot read 'a.zip': it is a zip archive (421 bytes). Unpack it first"
     assert failure_message(failure, "zh-Hant") == "檔案類型：zip 壓縮檔（421 位元組）。請先解壓縮"
     old = Failure("unreadable_image", "cannot read 'a.zip': it is empty", "Export it again")

@@ -717,29 +717,29 @@ _add(
     FILES,
     "DICOM structured report",
     lambda: written(_structured_report()),
-    "error: not_an_image dicom_structured_report",
+    "error: unsupported_file_type dicom_structured_report",
 )
 _add(FILES, "DICOM without an image", lambda: written(_report()), "error: no_image")
 _add(
     FILES,
     "DICOMDIR sent as an image",
     lambda: written(_dicomdir()),
-    "error: not_an_image dicomdir",
+    "error: unsupported_file_type dicomdir",
 )
-_add(FILES, "zip archive", _zip, "error: not_an_image zip")
-_add(FILES, "gzip archive", lambda: b"\x1f\x8b\x08" + bytes(20), "error: not_an_image gzip")
-_add(FILES, "JPEG-LS outside DICOM", lambda: b"\xff\xd8\xff\xf7" + bytes(20), "error: not_an_image jpeg_ls")
-_add(FILES, "HTML page", lambda: b"<!DOCTYPE html>", "error: not_an_image html_page")
-_add(FILES, "GIF", lambda: image("GIF"), "error: not_an_image gif")
-_add(FILES, "JPEG 2000 outside DICOM", lambda: image("JPEG2000"), "error: not_an_image jp2")
-_add(FILES, "PDF", lambda: b"%PDF-1.7\n", "error: not_an_image pdf")
+_add(FILES, "zip archive", _zip, "error: unsupported_file_type zip")
+_add(FILES, "gzip archive", lambda: b"\x1f\x8b\x08" + bytes(20), "error: unsupported_file_type gzip")
+_add(FILES, "JPEG-LS outside DICOM", lambda: b"\xff\xd8\xff\xf7" + bytes(20), "error: unsupported_file_type jpeg_ls")
+_add(FILES, "HTML page", lambda: b"<!DOCTYPE html>", "error: unsupported_file_type html_page")
+_add(FILES, "GIF", lambda: image("GIF"), "error: unsupported_file_type gif")
+_add(FILES, "JPEG 2000 outside DICOM", lambda: image("JPEG2000"), "error: unsupported_file_type jp2")
+_add(FILES, "PDF", lambda: b"%PDF-1.7\n", "error: unsupported_file_type pdf")
 _add(
     FILES, "Git LFS pointer", lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
-    "error: not_an_image git_lfs_pointer",
+    "error: unsupported_file_type git_lfs_pointer",
 )  # fmt: skip
-_add(FILES, "text", lambda: b"path,label\n", "error: not_an_image unknown")
+_add(FILES, "text", lambda: b"path,label\n", "error: not_an_image")
 _add(FILES, "empty file", lambda: b"", "error: empty_file")
-_add(FILES, "empty zip archive", lambda: b"PK\x05\x06" + bytes(18), "error: not_an_image empty_zip")
+_add(FILES, "empty zip archive", lambda: b"PK\x05\x06" + bytes(18), "error: unsupported_file_type empty_zip")
 _add(FILES, "PNG with a damaged header", lambda: b"\x89PNG\r\n\x1a\n" + bytes(40), "error: damaged_header")
 _add(
     FILES,

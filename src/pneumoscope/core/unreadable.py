@@ -31,6 +31,7 @@ UnreadableCode = Literal[
     "not_a_regular_file",
     "file_not_accessible",
     "not_an_image",
+    "unsupported_file_type",
     # The image
     "damaged_header",
     "header_not_readable",
@@ -93,6 +94,7 @@ UnreadableCode = Literal[
 UNREADABLE_CODES: tuple[UnreadableCode, ...] = get_args(UnreadableCode)
 
 _CONVERT = N_("Convert it to PNG or JPEG")
+_SUPPORTED_FORMATS = N_("Supported formats: JPEG, PNG, TIFF, BMP, WEBP, DICOM")
 _UNPACK = N_("Unpack it first")
 _SEND_IMAGES = N_("Send the images of the study")
 _DOWNLOAD = N_("Download the image itself")
@@ -110,8 +112,9 @@ REASONS: dict[UnreadableCode, tuple[str, str]] = {
     "is_a_directory": (N_("Is a directory"), ""),
     "not_a_regular_file": (N_("it is a pipe or a device, not a file"), N_("Pass the content as bytes")),
     "file_not_accessible": (N_("the file cannot be opened"), ""),
+    "not_an_image": (N_("not an image ({bytes} bytes)"), _SUPPORTED_FORMATS),
     # The hint is that of the type, if it has one.
-    "not_an_image": (N_("it is {type} ({bytes} bytes)"), N_("Supported formats: JPEG, PNG, TIFF, BMP, WEBP, DICOM")),
+    "unsupported_file_type": (N_("it is {type} ({bytes} bytes)"), _SUPPORTED_FORMATS),
     "damaged_header": (N_("the header of the image is damaged ({bytes} bytes)"), ""),
     "header_not_readable": (N_("the header cannot be read"), ""),
     "decompression_bomb": (N_("the image has more than {maximum:,} pixels"), _RESIZE),

@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.prediction import OVERRIDES
 from pneumoscope.core.unreadable import UnreadableCode, UnreadableReason
-from pneumoscope.imaging.file_type import identify
+from pneumoscope.imaging.file_type import UNKNOWN, FileType, identify
 from pneumoscope.imaging.image import MAX_PIXELS, GrayLevels, Radiograph
 from pneumoscope.imaging.pixel_values import values_of_gray_levels, window_between
 
@@ -93,8 +93,14 @@ def decode(
             raise UnreadableImageError(name, reason[0].lower() + reason[1:])
         return radiograph
     if file_type.role != "image":
-        raise UnreadableImageError(name, UnreadableReason("not_an_image", {"type": file_type.code, "bytes": len(data)}))
+        raise UnreadableImageError(name, _type_reason(file_type, len(data)))
     return _decode_image(data, name, min_side, keep_values=keep_values)
+
+
+def _type_reason(file_type: FileType, size: int) -> UnreadableReason:
+    if file_type == UNKNOWN:
+        return UnreadableReason("not_an_image", {"bytes": size})
+    return UnreadableReason("unsupported_file_type", {"type": file_type.code, "bytes": size})
 
 
 def require_max_bytes(name: str, size: int) -> None:

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from pneumoscope.core.unreadable import FILE_TYPES
 
-__all__ = ["IMAGE_EXTENSIONS", "PREFIX_BYTES", "FileType", "identify", "identify_file", "skip_reason"]
+__all__ = ["IMAGE_EXTENSIONS", "PREFIX_BYTES", "UNKNOWN", "FileType", "identify", "identify_file", "skip_reason"]
 
 Role = Literal["image", "unsupported_image", "directory", "other"]
 
@@ -56,7 +56,7 @@ _FIRST_ELEMENTS = {
 }
 _MAX_FIRST_ELEMENT = 4096  # bytes
 
-_UNKNOWN = FileType("unknown", "other")
+UNKNOWN = FileType("unknown", "other")
 _DICOM = FileType("DICOM", "image")
 _DICOMDIR = FileType("dicomdir", "directory")
 _SIGNATURES: tuple[tuple[int, bytes, FileType], ...] = (
@@ -112,7 +112,7 @@ def identify(data: bytes) -> FileType:
         return FileType("WEBP", "image")
     if prefix.startswith(b"BM") and prefix[6:10] == b"\0\0\0\0":  # two letters alone could be text
         return FileType("BMP", "image")
-    return _UNKNOWN
+    return UNKNOWN
 
 
 def _dicom_type(prefix: bytes) -> FileType:
