@@ -31,7 +31,7 @@ from pneumoscope.service.storage.outbox_status import (
     read_status,
 )
 from pneumoscope.service.storage.records import Row, format_time
-from pneumoscope.service.storage.tables import HAS_IDENTIFIERS, outbox, outbox_totals
+from pneumoscope.service.storage.tables import HAS_IDENTIFIERS, outbox, outbox_totals, received_instances
 
 __all__ = [
     "MAX_DELAY",
@@ -66,6 +66,8 @@ _BATCH = 500  # rows that are changed by one statement
 _COLUMNS = outbox.c
 # Errors of objects that the destination may have: the process or the connection ended before it answered.
 _INTERRUPTED = "interrupted"
+# Values of an object that was sent again, and is not any more.
+_DELIVERED_BEFORE: dict[str, Any] = {"state": "delivered", "maybe_delivered": False}
 # Values of a row that waits for its first attempt.
 NEW_ROW: Mapping[str, Any] = {
     "attempts": 0, "state": "waiting", "error": "", "maybe_delivered": False, "finished": None,
@@ -109,15 +111,18 @@ class Delivery:
         withdrawn_uids: Of a rejection note: the UIDs of the withdrawn objects by kind.
         revision: Of an event: 1 for the first one of the study, 2 for the next one.
         unreadable: Of an event: number of files of the study that could not be read, by failure code.
+        study_instance_uid: Of the object, or of the event; empty if it was removed.
         created: Time when the prediction was stored, ISO 8601 in UTC.
+        due: Time of the next attempt, if it waits; empty: now.
         attempts: Number of failed attempts.
         state: "withdrawn": it was delivered, and a rejection note followed.
         error: Code of the last failure; "interrupted" while it is sent, and after the process was killed meanwhile.
         maybe_delivered: Whether the destination may have the object, although it did not confirm it.
-        finished: Time of the delivery or cancellation.
+        finished: Time of the delivery or cancellation; of a waiting object that is sent again, of its delivery.
         commitment: Storage commitment of a delivered object; empty if the destination is not asked for it. "pending": it is asked
             next; "failed": it refused several times.
         commitment_requested: Time of the last request.
+        commitment_due: Time of the next request, if one follows.
         commitment_attempts: Number of requests without a report.
         commitment_failures: Number of reports that the destination does not commit to the object.
     """
@@ -130,7 +135,9 @@ class Delivery:
     withdrawn_uids: Mapping[ObjectKind, str]
     revision: int
     unreadable: Mapping[str, int]
+    study_instance_uid: str = dataclasses.field(repr=False)  # it could reach a log
     created: str
+    due: str
     attempts: int
     state: DeliveryState
     error: str
@@ -138,6 +145,7 @@ class Delivery:
     finished: str | None
     commitment: CommitmentState
     commitment_requested: str | None
+    commitment_due: str | None
     commitment_attempts: int
     commitment_failures: int
 
@@ -146,8 +154,25 @@ class Delivery:
         """Return the delivery in a row of the table."""
         subject = ResultSubject(**{field.name: row[field.name] for field in dataclasses.fields(ResultSubject)})
         documents = {name: json.loads(row[name]) for name in ("withdrawn_uids", "unreadable")}
-        names = {field.name for field in dataclasses.fields(cls)} - {"subject", *documents}
-        return cls(**{name: row[name] for name in names}, subject=subject, **documents)
+        study = row["study_instance_uid"] or _study_of(row["header"]) or row.get("received_study") or ""
+        names = {field.name for field in dataclasses.fields(cls)} - {"subject", "study_instance_uid", *documents}
+        return cls(**{name: row[name] for name in names}, subject=subject, study_instance_uid=study, **documents)
+
+    @property
+    def next_attempt(self) -> str | None:
+        """Time of the next attempt to deliver it, or of the next request for its commitment, ISO 8601; None if none follows.
+
+        A time that has passed means as soon as possible.
+        """
+        if self.state == "waiting":
+            return max(self.due, self.created)
+        return self.commitment_due if self.commitment in ("pending", "requested") else None
+
+
+def _study_of(header: str) -> str:
+    """Return the Study Instance UID in a header, DICOM JSON; empty if there is no header."""
+    values = json.loads(header).get("0020000D", {}).get("Value") if header else None
+    return str(values[0]) if values else ""
 
 
 def derive_uid(name: str) -> str:
@@ -281,6 +306,8 @@ def forget_headers(connection: Connection, numbers: Sequence[int], time: str) ->
         time: Time of the transaction, for the audit log, which has an entry for each destination with cancelled objects.
     """
     old = (_COLUMNS.number.in_(numbers),)
+    again = *old, _COLUMNS.state == "waiting", _COLUMNS.finished.is_not(None)
+    connection.execute(update(outbox).where(*again).values(_DELIVERED_BEFORE | {"error": "identity_removed"}))
     cancelled = {"state": "cancelled", "error": "identity_removed", "finished": time}
     query = update(outbox).where(*old, _COLUMNS.state == "waiting").values(cancelled)
     rows = connection.execute(query.returning(_COLUMNS.destination)).mappings().all()
@@ -330,7 +357,12 @@ class Outbox:
             return Delivery.from_row(row) if row else None
 
     def record_delivered(
-        self, deliveries: Sequence[Delivery], time: datetime, *, asks_commitment: bool = False
+        self,
+        deliveries: Sequence[Delivery],
+        time: datetime,
+        *,
+        asks_commitment: bool = False,
+        hashes: Mapping[int, str] | None = None,
     ) -> None:
         """Record that objects were delivered, in the audit log, too.
 
@@ -339,6 +371,7 @@ class Outbox:
             time: Now.
             asks_commitment: Whether the destination is asked to commit itself to them. Their headers are kept until then: it may
                 refuse, and they are sent again.
+            hashes: SHA-256 of what was sent by number, for the audit log.
         Raises:
             StorageError: The database cannot be written.
         """
@@ -357,7 +390,7 @@ class Outbox:
                 "delivered",
                 each.subject.prediction_id,
                 model_sha256=each.subject.model_sha256,
-                details={"object": each.kind},
+                details={"object": each.kind} | ({"sha256": hashes[each.number]} if hashes else {}),
             )
             for each in deliveries
         ]
@@ -375,9 +408,14 @@ class Outbox:
             append(connection, entries)
 
     def record_cancelled(self, delivery: Delivery, error: str, time: datetime) -> None:
-        """Record that an object can no longer be built, and why. Raise StorageError if that is impossible."""
-        values = {"state": "cancelled", "finished": format_time(time), "error": error, "header": ""}
-        self._update(delivery.number, values | {"maybe_delivered": delivery.maybe_delivered})
+        """Record that an object can no longer be built, and why; one that was sent again is delivered as it was before.
+
+        Raises:
+            StorageError: The database cannot be written.
+        """
+        cancelled = {"state": "cancelled", "finished": format_time(time), "maybe_delivered": delivery.maybe_delivered}
+        values = _DELIVERED_BEFORE if delivery.finished else cancelled
+        self._update(delivery.number, values | {"error": error, "header": ""})
 
     def record_failure(
         self, deliveries: Sequence[Delivery], error: str, time: datetime, *, maybe_delivered: bool = False
@@ -422,8 +460,14 @@ class Outbox:
         return self._find(_COLUMNS.commitment.in_(UNCOMMITTED), limit)
 
     def _find(self, condition: ColumnElement[bool], limit: int) -> list[Delivery]:
+        received = received_instances.c  # for the studies of objects without a header
+        study = select(received.study_instance_uid).where(
+            received.sop_instance_uid == _COLUMNS.sop_instance_uid, received.header != "", _COLUMNS.header == ""
+        )
+        study = study.order_by(received.number.desc()).limit(1)
         with read_transaction(self._engine) as connection:
-            query = select(outbox).where(condition).order_by(_COLUMNS.number).limit(limit)
+            columns = outbox, study.scalar_subquery().label("received_study")
+            query = select(*columns).where(condition).order_by(_COLUMNS.number).limit(limit)
             return [Delivery.from_row(row) for row in connection.execute(query).mappings()]
 
     def retry(self, numbers: Collection[int] = (), destination: str = "", *, time: datetime) -> int:
@@ -450,8 +494,9 @@ class Outbox:
             _change(
                 connection,
                 rows,
-                {"state": "waiting", "due": "", "finished": None, "commitment": "", "commitment_failures": 0},
+                {"state": "waiting", "due": "", "commitment": "", "commitment_failures": 0},
             )
+            _change(connection, [row for row in rows if row["state"] != "waiting"], {"finished": None})
             _change(connection, [row for row in rows if row["state"] == "delivered"], {"maybe_delivered": True})
             _append_changes(connection, "delivery_retried", rows, format_time(time))
             return len(rows)
@@ -460,7 +505,10 @@ class Outbox:
         """Cancel waiting objects, and return their number; see `retry`. Their headers are kept, so that they can be retried."""
         with write_transaction(self._engine) as connection:
             rows = self._select(connection, numbers, destination, _COLUMNS.state == "waiting")
-            _change(connection, rows, {"state": "cancelled", "finished": format_time(time), "error": "cancelled"})
+            again = [row for row in rows if row["finished"]]
+            _change(connection, again, _DELIVERED_BEFORE | {"error": "cancelled", "header": ""})
+            others = [row for row in rows if not row["finished"]]
+            _change(connection, others, {"state": "cancelled", "finished": format_time(time), "error": "cancelled"})
             _append_changes(connection, "delivery_cancelled", rows, format_time(time))
             return len(rows)
 
@@ -498,7 +546,7 @@ class Outbox:
                 raise UnknownNameError("result", str(missing[0]), (), hint="See `pneumoscope outbox list`")
             raise UsageError(
                 f"result {missing[0]} does not wait: it was {stored['state']} at {stored['finished']}",
-                hint="To deliver the results of an image again, delete its prediction and send the image again"
+                hint=f"To send it again: pneumoscope outbox retry --delivered {missing[0]}"
                 if stored["state"] == "delivered"
                 else "See `pneumoscope outbox list --state " + stored["state"] + "`",
             )
@@ -573,6 +621,8 @@ def _withdraw(connection: Connection, rows: Sequence[Row], header: str, time: st
         uid = derive_uid(" ".join(["rejection_note", *sorted(withdrawn.values())]))
         _insert(connection, ResultSubject(**values), destination, "rejection_note", uid, withdrawn, time)
         _change(connection, of_destination, {"state": "withdrawn", "header": ""})
+        again = [row for row in of_destination if row["state"] == "waiting" and row["finished"]]
+        _change(connection, again, _DELIVERED_BEFORE | {"state": "withdrawn"})
         _change(connection, [row for row in of_destination if row["commitment"] != "committed"], {"commitment": ""})
         append(connection, _ended_entries(of_destination, "result_withdrawn", time))
 
