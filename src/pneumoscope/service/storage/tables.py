@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 METADATA = MetaData()
-REVISION = "0015"  # of the last migration, which leaves a database with these tables
+REVISION = "0016"  # of the last migration, which leaves a database with these tables
 _SHA256 = String(64)
 _TIME = String(32)
 _KEY = String(32)
