@@ -27,6 +27,7 @@ from pneumoscope.bundle.model_card import model_card
 from pneumoscope.cli import VERBS, cli
 from pneumoscope.core import errors
 from pneumoscope.core.errors import PneumoscopeError
+from pneumoscope.core.unreadable import FILE_TYPES, REASONS
 from pneumoscope.reproduction.recipes import report_recipes
 from pneumoscope.runs.evaluations import read_evaluation
 from pneumoscope.runs.recipe import Recipe, packaged_recipes, read_recipe
@@ -92,7 +93,8 @@ def inputs_page() -> str:
         "- **read**: predicted.\n"
         "- **warning**: predicted, with these warning codes.\n"
         "- **rejected**: decision `rejected`, with this rejection code; no prediction is made.\n"
-        "- **error**: unreadable; the message contains this text, and the exit status is 3.\n",
+        "- **error**: unreadable, with this [reason](errors.md#reasons-of-unreadable-images) and, of a file that is not an image,"
+        " its type; the exit status is 3.\n",
         f"For {n_equal} of the {len(CASES)} files, the gray levels are those of one reference image, to 1 of 255. The others are"
         " rejected or unreadable, or differ on purpose, such as by saturated pixels.\n",
         "A value that is stated and not understood rejects the image; a value that is missing is a warning. [Score"
@@ -105,13 +107,13 @@ def inputs_page() -> str:
             (
                 case.what,
                 kind,
-                f"`{detail}`" if kind == "rejected" else _code(detail.split()) if kind == "warning" else detail,
+                _code(detail.split()),
             )
             for case in CASES
             if case.group == group
             for kind, _, detail in [case.result.partition(": ")]
         )
-        parts += [f"## {group}\n", _table(("file", "result", "code or message"), rows)]
+        parts += [f"## {group}\n", _table(("file", "result", "code"), rows)]
     return "\n".join(parts)
 
 
@@ -223,6 +225,19 @@ def errors_page() -> str:
             )
         else:
             raise RuntimeError(f"docs/error_examples.py has no example of {each.__name__}")
+    rows = (
+        (f"`{code}`", re.sub(r"\{(\w+):[^}]*\}", r"{\1}", message), hint) for code, (message, hint) in REASONS.items()
+    )
+    types = ((f"`{code}`", name, hint) for code, (name, hint) in FILE_TYPES.items())
+    parts += [
+        "## Reasons of unreadable images\n",
+        "An image that cannot be read has one of these reasons, as a stable code with parameters: `reason` of the error, of the"
+        " `failure` of a prediction, and of a problem document. The message follows from them in each language; `{...}` is a"
+        " parameter. The parameter `error` is the message of a library.\n",
+        _table(("reason", "message", "hint"), rows),
+        "The parameter `type` of `unsupported_file_type` is one of these:\n",
+        _table(("type", "name", "hint"), types),
+    ]
     return "\n".join(parts)
 
 

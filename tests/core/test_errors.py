@@ -133,7 +133,7 @@ def test_unreadable_image_states_path_and_reason():
     error = example(UnreadableImageError)
 
     assert str(error) == "cannot read 'a/image.png': truncated. Copy it again"
-    assert (error.path, error.reason) == ("a/image.png", "truncated")
+    assert (error.path, error.detail) == ("a/image.png", "truncated")
 
 
 def test_unreadable_image_error_without_a_path_does_not_mention_one() -> None:

@@ -46,7 +46,7 @@ class Case(NamedTuple):
         group: Section of the table.
         what: What is special about the file, in Markdown.
         build: Returns the content of the file.
-        result: "read", "warning: CODE CODE", "rejected: CODE", or "error: text of the message".
+        result: "read", "warning: CODE CODE", "rejected: CODE", or "error: CODE" of the reason, followed by the type of the file.
         same_pixels: The decoded gray levels are those of `REFERENCE`, to 1 of 255.
     """
 
@@ -568,7 +568,7 @@ _add(
 )  # fmt: skip
 _add(
     GRAY, "PNG of 16 bits in color that holds 12", _color_png,
-    "error: the bit depth of 16-bit channels in color cannot be measured",
+    "error: bit_depth_not_measurable",
 )  # fmt: skip
 _add(GRAY, "unsigned values stated as signed", dicom(PixelRepresentation=1), MEASURED)
 _add(
@@ -626,7 +626,7 @@ _add(
     "rescale intercept -1024, slope 2",
     dicom(RescaleIntercept=-1024, RescaleSlope=2, WindowCenter=3072, WindowWidth=8192),
 )
-_add(GRAY, "rescale slope 0", dicom(RescaleIntercept=0, RescaleSlope=0), "error: the rescale slope is 0")
+_add(GRAY, "rescale slope 0", dicom(RescaleIntercept=0, RescaleSlope=0), "error: rescale_slope_zero")
 for bits in (8, 12, 16):
     result = "read" if bits == 12 else MEASURED
     _add(
@@ -640,7 +640,7 @@ _add(
 )
 _add(
     GRAY, "VOI LUT with fewer entries than the pixels need",
-    dicom(VOILUTSequence=lut(IDENTITY[:1000], count=4096), **NO_WINDOW), "error: a LUT has 1000 of 4096 entries",
+    dicom(VOILUTSequence=lut(IDENTITY[:1000], count=4096), **NO_WINDOW), "error: lut_incomplete",
 )  # fmt: skip
 _add(
     GRAY, "VOI LUT whose first value, -1024, is written as unsigned",
@@ -698,7 +698,7 @@ _add(FILES, "DICOM without the 128 bytes before its prefix", lambda: written(dat
 _add(FILES, "DICOM without transfer syntax", _without_syntax)
 _add(
     FILES, "DICOM without transfer syntax, compressed",
-    lambda: _without_syntax(encapsulated=True), "error: the pixels are compressed, and the header has no TransferSyntaxUID",
+    lambda: _without_syntax(encapsulated=True), "error: transfer_syntax_missing",
 )  # fmt: skip
 _add(
     FILES, "DICOM with the elements that research sets keep",
@@ -709,31 +709,57 @@ _add(
     FILES,
     "DICOM, deflated",
     lambda: written(dataset(syntax=uid.DeflatedExplicitVRLittleEndian)),
-    "error: deflated DICOM is not supported",
+    "error: deflated_not_supported",
 )
-_add(FILES, "DICOM of several frames", dicom(NumberOfFrames=2), "error: it has 2 frames, not 1")
-_add(FILES, "DICOM in color", dicom(PhotometricInterpretation="RGB", SamplesPerPixel=3), "error: it is in color")
-_add(FILES, "DICOM structured report", lambda: written(_structured_report()), "error: it is a DICOM structured report")
-_add(FILES, "DICOM without an image", lambda: written(_report()), "error: it contains no image")
+_add(FILES, "DICOM of several frames", dicom(NumberOfFrames=2), "error: multiple_frames")
+_add(FILES, "DICOM in color", dicom(PhotometricInterpretation="RGB", SamplesPerPixel=3), "error: color_not_supported")
+_add(
+    FILES,
+    "DICOM structured report",
+    lambda: written(_structured_report()),
+    "error: unsupported_file_type dicom_structured_report",
+)
+_add(FILES, "DICOM without an image", lambda: written(_report()), "error: no_image")
 _add(
     FILES,
     "DICOMDIR sent as an image",
     lambda: written(_dicomdir()),
-    "error: it is a DICOMDIR, the index of a DICOM folder",
+    "error: unsupported_file_type dicomdir",
 )
-_add(FILES, "zip archive", _zip, "error: it is a zip archive")
-_add(FILES, "gzip archive", lambda: b"\x1f\x8b\x08" + bytes(20), "error: it is a gzip archive")
-_add(FILES, "JPEG-LS outside DICOM", lambda: b"\xff\xd8\xff\xf7" + bytes(20), "error: it is a JPEG-LS image")
-_add(FILES, "HTML page", lambda: b"<!DOCTYPE html>", "error: it is an HTML page")
-_add(FILES, "GIF", lambda: image("GIF"), "error: it is a GIF image")
-_add(FILES, "JPEG 2000 outside DICOM", lambda: image("JPEG2000"), "error: it is a JPEG 2000 image (JP2)")
-_add(FILES, "PDF", lambda: b"%PDF-1.7\n", "error: it is a PDF document")
+_add(FILES, "zip archive", _zip, "error: unsupported_file_type zip")
+_add(FILES, "gzip archive", lambda: b"\x1f\x8b\x08" + bytes(20), "error: unsupported_file_type gzip")
+_add(FILES, "JPEG-LS outside DICOM", lambda: b"\xff\xd8\xff\xf7" + bytes(20), "error: unsupported_file_type jpeg_ls")
+_add(FILES, "HTML page", lambda: b"<!DOCTYPE html>", "error: unsupported_file_type html_page")
+_add(FILES, "GIF", lambda: image("GIF"), "error: unsupported_file_type gif")
+_add(FILES, "JPEG 2000 outside DICOM", lambda: image("JPEG2000"), "error: unsupported_file_type jp2")
+_add(FILES, "PDF", lambda: b"%PDF-1.7\n", "error: unsupported_file_type pdf")
 _add(
     FILES, "Git LFS pointer", lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
-    "error: it is a Git LFS pointer, not the image itself",
+    "error: unsupported_file_type git_lfs_pointer",
 )  # fmt: skip
-_add(FILES, "text", lambda: b"path,label\n", "error: not an image")
-_add(FILES, "empty file", lambda: b"", "error: the file is empty")
-_add(FILES, "truncated PNG", lambda: image("PNG")[:900], "error: the pixels cannot be decoded")
+_add(FILES, "text", lambda: b"path,label\n", "error: not_an_image")
+_add(FILES, "empty file", lambda: b"", "error: empty_file")
+_add(FILES, "empty zip archive", lambda: b"PK\x05\x06" + bytes(18), "error: unsupported_file_type empty_zip")
+_add(FILES, "PNG with a damaged header", lambda: b"\x89PNG\r\n\x1a\n" + bytes(40), "error: damaged_header")
+_add(
+    FILES,
+    "TIFF of two pages",
+    lambda: image("TIFF", save_all=True, append_images=[Image.new("L", (96, 96))]),
+    "error: multiple_frames",
+)
+_add(FILES, "TIFF of floating point", lambda: image("TIFF", REFERENCE.astype(np.float32)), "error: unknown_value_range")
+_add(FILES, "DICOM without Rows", dicom(Rows=None), "error: element_missing")
+_add(FILES, "DICOM without pixel data", dicom(PixelData=None), "error: pixel_data_missing")
+_add(FILES, "DICOM with truncated pixel data", dicom(PixelData=bytes(1000)), "error: pixel_data_not_decodable")
+_add(FILES, "DICOM of 32 bits", dicom(BitsAllocated=32), "error: pixel_format_not_supported")
+_add(FILES, "DICOM of no pixels", dicom(Rows=0), "error: no_pixels")
+_add(FILES, "DICOM of too many pixels", dicom(Rows=60000, Columns=50000), "error: too_many_pixels")
+_add(
+    FILES,
+    "DICOM in MPEG-2",
+    dicom(syntax=uid.MPEG2MPML, PixelData=encapsulate([bytes(100)])),
+    "error: transfer_syntax_not_supported",
+)
+_add(FILES, "truncated PNG", lambda: image("PNG")[:900], "error: pixels_not_decodable")
 
 GROUPS = tuple(dict.fromkeys(case.group for case in CASES))

@@ -13,6 +13,8 @@ from typing import Any
 
 from PIL import Image, ImageFile
 
+from pneumoscope.core.errors import UnreadableImageError
+from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.imaging.pixel_values import PixelDescription
 from pneumoscope.imaging.sandbox import worker
 
@@ -71,6 +73,16 @@ def _native_spin() -> None:
         library.memset(items, 0, ctypes.c_size_t(2**26))
 
 
+def _fail(code: str, parameters: dict[str, Any]) -> None:
+    header = worker.msgspec.msgpack.encode(worker.DecodeFailure(1, worker.UnreadableReason(code, parameters), False))
+    _write_to_all_descriptors(worker.LENGTH.pack(len(header)) + header)
+
+
+def _raise_long_reason() -> None:
+    """Raise an error with a number and a text that a file can make as long as it likes."""
+    raise UnreadableImageError("", UnreadableReason("header_not_readable", {"error": "e" * 10**6, "frames": 10**30}))
+
+
 ACTIONS = {
     b"segfault": lambda: ctypes.string_at(0),
     b"abort": os.abort,
@@ -92,6 +104,10 @@ ACTIONS = {
         1, 2, bytes(4) + bytes(8), description=replace(DESCRIPTION, slope=math.inf), n_gray_levels=4
     ),
     b"values 3": lambda: _reply(1, 2),
+    b"unknown reason": lambda: _fail("bad_day", {}),
+    b"reason without parameters": lambda: _fail("multiple_frames", {}),
+    b"reason of another type": lambda: _fail("file_too_large", {"bytes": "many", "maximum": 1}),
+    b"long reason": _raise_long_reason,
     b"warn": lambda: __import__("warnings").warn("NOISE", stacklevel=1),
     b"exception": lambda: {}["missing"],
 }

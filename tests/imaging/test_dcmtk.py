@@ -91,7 +91,7 @@ def decoded(path: Path) -> Radiograph | str:
     try:
         return decode(path, allow_rejected=True)
     except UnreadableImageError as error:
-        return error.reason
+        return error.detail
 
 
 def rendered(path: Path, folder: Path) -> Iterator[npt.NDArray[np.int64]]:

@@ -28,6 +28,7 @@ from pneumoscope.core.errors import (
     UsageError,
 )
 from pneumoscope.core.prediction import Rejection
+from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.imaging import decode as decode_module
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import PreprocessedImage, Preprocessing, preprocess_image
@@ -162,6 +163,7 @@ def test_an_unreadable_file_has_the_same_error(pool: DecodePool, content: bytes)
         pool.preprocess(content, SIZE, name="x")
     assert type(caught.value) is UnreadableImageError
     assert (str(caught.value), caught.value.hint) == (str(expected.value), expected.value.hint)
+    assert caught.value.reason == expected.value.reason is not None
 
 
 def test_header_rejections_are_returned_with_the_pixels(pool: DecodePool) -> None:
@@ -202,6 +204,10 @@ def test_files_with_too_many_bytes_are_not_sent(pool: DecodePool, monkeypatch: p
         ("exception", UnreadableImageError, "the pixels cannot be decoded"),
         ("garbage", DecodeCrashedError, "the decoder sent an invalid reply"),
         ("short", DecodeCrashedError, "the decoder sent an invalid reply"),
+        ("unknown reason", DecodeCrashedError, "the decoder sent an invalid reply"),
+        ("reason without parameters", DecodeCrashedError, "the decoder sent an invalid reply"),
+        ("reason of another type", DecodeCrashedError, "the decoder sent an invalid reply"),
+        ("long reason", UnreadableImageError, r"the header cannot be read \(e{4000}\)"),
         ("wrong number", DecodeCrashedError, "the decoder sent an invalid reply"),
         ("wrong size", DecodeCrashedError, "the decoder sent an invalid reply"),
         ("8GB", DecodeMemoryError, r"decoding takes more than 1 GiB of memory\. The file is damaged"),
@@ -214,6 +220,21 @@ def test_a_malicious_file_has_an_error_and_the_next_one_is_decoded(
         with pytest.raises(error, match=message):
             pool.preprocess(hostile(action), SIZE, name="x")
         assert np.array_equal(pool.decode(png()).pixels, GRAY)
+
+
+@pytest.mark.parametrize(
+    ("action", "code", "parameters"),
+    [
+        ("segfault", "decoder_crashed", {"signal": "SIGSEGV"}),
+        ("exit", "decoder_exited", {"status": 0}),
+        ("garbage", "decoder_reply_invalid", {}),
+        ("8GB", "memory_limit_exceeded", {"gibibytes": 1.0}),
+    ],
+)
+def test_end_of_a_decoder_has_a_reason(pool: DecodePool, action: str, code: str, parameters: dict[str, object]) -> None:
+    with pytest.raises(UnreadableImageError) as caught:
+        pool.preprocess(hostile(action), SIZE)
+    assert caught.value.reason == UnreadableReason(code, parameters)
 
 
 @pytest.mark.parametrize("actions", [("segfault",), ("8GB",), ("segfault", "exit", "garbage"), ("wrong number", "8GB")])

@@ -64,7 +64,7 @@ def test_stored_image_that_crashes_its_decoder_is_a_problem_in_every_rendering(i
     paths = isolated.get("/openapi.json").json()["paths"]
     for picture in ("image.png", "pixels", "thumbnail.png", "heatmap.png", "heatmap-layer.png"):
         document = problem(isolated.get(f"/v1/predictions/{made['id']}/{picture}"), 422, error.code)
-        assert document["detail"] == f"the file cannot be read: {error.reason}"
+        assert document["detail"] == f"the file cannot be read: {error.detail}"
         assert "422" in paths[f"/v1/predictions/{{id}}/{picture}"]["get"]["responses"]
 
 

@@ -48,6 +48,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
+from typing import Self
+
+from pneumoscope.core.unreadable import UnreadableReason, reason_hint, reason_message
 
 __all__ = [
     "AuditLogError",
@@ -181,13 +184,25 @@ class UnreadableImageError(InputError):
 
     Args:
         path: The file, as the caller named it; empty to leave it out of the message.
-        reason: The cause, as a phrase without a full stop.
-        hint: What to do next.
+        reason: The cause; or, in labeled data, a phrase without a full stop.
+        hint: What to do next; that of the reason if empty.
+
+    Attributes:
+        reason: The cause; None if it is only a phrase.
+        detail: The cause as a phrase in English.
     """
 
-    def __init__(self, path: str, reason: str, *, hint: str = "") -> None:
-        super().__init__(f"cannot read {path!r}: {reason}" if path else f"the file cannot be read: {reason}", hint=hint)
-        self.path, self.reason = path, reason
+    def __init__(self, path: str, reason: UnreadableReason | str, *, hint: str = "") -> None:
+        self.path, self.detail = path, str(reason)
+        self.reason: UnreadableReason | None = None
+        if isinstance(reason, UnreadableReason):
+            self.reason, self.detail, hint = reason, reason_message(reason), hint or reason_hint(reason)
+        where = f"cannot read {path!r}" if path else "the file cannot be read"
+        super().__init__(f"{where}: {self.detail}", hint=hint)
+
+    def renamed(self, path: str) -> Self:
+        """Return the error for another name of the file."""
+        return type(self)(path, self.reason or self.detail, hint=self.hint)
 
 
 class DecodeCrashedError(UnreadableImageError):

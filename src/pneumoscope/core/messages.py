@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from pneumoscope.core import errors
 from pneumoscope.core.errors import PneumoscopeError
@@ -12,13 +11,12 @@ from pneumoscope.core.identity import ConflictCode
 from pneumoscope.core.identity_check import FieldProblem
 from pneumoscope.core.prediction import (
     Decision,
+    Failure,
     Rejection,
     RejectionCode,
     WarningCode,
 )
-
-if TYPE_CHECKING:
-    pass  # needs msgspec, which --help does not import
+from pneumoscope.core.unreadable import reason_hint, reason_message
 
 __all__ = [
     "conflict_message",
@@ -26,6 +24,7 @@ __all__ = [
     "decision_label",
     "error_text",
     "error_titles",
+    "failure_message",
     "field_problem_message",
     "full_stop",
     "identity_label",
@@ -296,6 +295,16 @@ def error_titles(language: str = "en") -> dict[str, str]:
 def rejection_message(rejection: Rejection, language: str = "en") -> str:
     """Return the reason of a rejection as a sentence without a full stop."""
     return translations(language).gettext(_REJECTIONS[rejection.code]).format(**rejection.parameters)
+
+
+def failure_message(failure: Failure, language: str = "en") -> str:
+    """Return why an image cannot be read and what to do next, as sentences without the last full stop.
+
+    In English and without a reason, that is the stored message, which also names the file.
+    """
+    if language == "en" or not failure.reason:
+        return str(failure)
+    return join_sentences((reason_message(failure.reason, language), reason_hint(failure.reason, language)), language)
 
 
 def rejection_label(code: RejectionCode, language: str = "en") -> str:

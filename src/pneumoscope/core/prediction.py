@@ -11,9 +11,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args
 
-from pneumoscope.core.errors import PneumoscopeError
+from pneumoscope.core.errors import PneumoscopeError, UnreadableImageError
 from pneumoscope.core.identity import IDENTITY_FIELDS, Identity
 from pneumoscope.core.results import Interval
+from pneumoscope.core.unreadable import UnreadableReason
 
 __all__ = [
     "ASSUMPTIONS",
@@ -28,6 +29,7 @@ __all__ = [
     "ImageInfo",
     "ImageStatistics",
     "ModelInfo",
+    "Parameters",
     "PatientAge",
     "Prediction",
     "Rejection",
@@ -149,18 +151,28 @@ class Failure:
 
     Attributes:
         code: Stable error code, such as "unreadable_image".
-        message: The cause, with the file and the offending value.
-        hint: What to do next; may be empty.
+        message: The cause, with the file and the offending value, in English.
+        hint: What to do next, in English; may be empty.
+        reason: The cause as a code with parameters; None for an internal error, and in records of earlier versions.
     """
 
     code: str
     message: str
     hint: str = ""
+    reason: UnreadableReason | None = None
 
     @classmethod
     def from_error(cls, error: PneumoscopeError) -> Failure:
         """Return the record of an error."""
-        return cls(error.code, error.message, error.hint)
+        reason = error.reason if isinstance(error, UnreadableImageError) else None
+        return cls(error.code, error.message, error.hint, reason)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Failure:
+        """Return the record that `Prediction.to_row` flattened."""
+        code = row.get("failure_reason")
+        reason = UnreadableReason(code, json.loads(row["failure_parameters"])) if code else None
+        return cls(row["failure_code"], row["failure_message"], row["failure_hint"], reason)
 
     def __str__(self) -> str:
         """Return the message followed by the hint."""
@@ -307,6 +319,8 @@ class Prediction:
             "failure_code": failure and failure.code,
             "failure_message": failure and failure.message,
             "failure_hint": failure and failure.hint,
+            "failure_reason": failure and failure.reason and failure.reason.code,
+            "failure_parameters": failure and failure.reason and json.dumps(dict(failure.reason.parameters)),
             "age": self.age and self.age.years,
             "age_source": self.age and self.age.source,
             "warnings": " ".join(self.warnings),
@@ -358,9 +372,7 @@ class Prediction:
             "uncertainty": Uncertainty(row["uncertainty_low"], row["uncertainty_high"], row["uncertainty_coverage"])
             if present("uncertainty_low")
             else None,
-            "failure": Failure(row["failure_code"], row["failure_message"], row["failure_hint"])
-            if present("failure_code")
-            else None,
+            "failure": Failure.from_row(row) if present("failure_code") else None,
             "age": PatientAge(row["age"], row["age_source"], stated) if present("age_source") else None,
             "warnings": tuple((row["warnings"] or "").split()),
             "identity": Identity(**{name: row[name] or "" for name in IDENTITY_FIELDS})

@@ -8,6 +8,7 @@ from pneumoscope.core.i18n import N_, NOTICE, translations
 from pneumoscope.core.identity import age_at_study, contradicts
 from pneumoscope.core.messages import (
     decision_label,
+    failure_message,
     full_stop,
     join_sentences,
     operating_point_label,
@@ -245,15 +246,12 @@ def _percent(fraction: float) -> str:
 
 
 def decision_message(prediction: Prediction, language: str = "en") -> str:
-    """Return the explanation of a rejected, uncertain or failed prediction; empty for other predictions.
-
-    Failures are in English in every language: they quote the file and the decoder.
-    """
+    """Return the explanation of a rejected, uncertain or failed prediction; empty for other predictions."""
     if prediction.rejection:
         return rejection_message(prediction.rejection, language)
     if prediction.uncertainty:
         return uncertainty_message(prediction.uncertainty, language)
-    return str(prediction.failure) if prediction.failure else ""
+    return failure_message(prediction.failure, language) if prediction.failure else ""
 
 
 def prediction_message(prediction: Prediction, language: str = "en") -> str:

@@ -123,7 +123,7 @@ def _decode_into(
                 progress(min(start + _CHUNK_IMAGES, len(images)), len(images))
     if failed:
         more = f" (and {len(failed) - 1} more images)" if len(failed) > 1 else ""
-        raise UnreadableImageError(failed[0].path, f"{failed[0].reason}{more}", hint=UNREADABLE_HINT)
+        raise UnreadableImageError(failed[0].path, f"{failed[0].detail}{more}", hint=UNREADABLE_HINT)
 
 
 # --- arrays with a checksum -------------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def _sha256(root: Path, path: str) -> tuple[str, str]:
         try:
             return pixels_sha256(read_archive_image(root, path).pixels), ""
         except UnreadableImageError as error:
-            return "", error.reason
+            return "", error.detail
     try:
         if not stat.S_ISREG((root / path).stat().st_mode):  # reading a pipe or a device may never end
             return "", "not a regular file"

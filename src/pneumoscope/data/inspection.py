@@ -71,7 +71,7 @@ def inspect_images(
         for start in range(0, len(images), _CHUNK_IMAGES):
             for result in pool.map(inspect, images[start : start + _CHUNK_IMAGES]):
                 if isinstance(result, UnreadableImageError):
-                    unreadable.append((result.path, result.reason))
+                    unreadable.append((result.path, result.detail))
                 else:
                     inspected.append(result)
             if progress:

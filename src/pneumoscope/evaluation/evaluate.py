@@ -273,7 +273,7 @@ def decode_images(
             try:
                 yield future.result()
             except UnreadableImageError as error:
-                unreadable.append((image.path, error.reason))
+                unreadable.append((image.path, error.detail))
             for following in islice(remaining, 1):
                 pending.append((following, pool.submit(read, following)))
 

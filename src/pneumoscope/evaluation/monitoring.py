@@ -148,7 +148,7 @@ def _measure(
             readable = []
             for path, image in zip(paths[start : start + _BATCH], batch, strict=True):
                 if isinstance(image, UnreadableImageError):
-                    unreadable[path] = image.reason
+                    unreadable[path] = image.detail
                     continue
                 readable.append(image)
                 for name, value in dataclasses.asdict(image_statistics(image.pixels)).items():

@@ -18,7 +18,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.prediction import OVERRIDES
-from pneumoscope.imaging.file_type import identify
+from pneumoscope.core.unreadable import UnreadableCode, UnreadableReason
+from pneumoscope.imaging.file_type import UNKNOWN, FileType, identify
 from pneumoscope.imaging.image import MAX_PIXELS, GrayLevels, Radiograph
 from pneumoscope.imaging.pixel_values import values_of_gray_levels, window_between
 
@@ -41,7 +42,11 @@ _TRANSPOSITIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPPING_SIDES = frozenset(_TRANSPOSITIONS[orientation] for orientation in (5, 6, 7, 8))
-_TOO_LARGE = f"the image has more than {MAX_PIXELS:,} pixels"
+_ACCESS_ERRORS: dict[type[OSError], UnreadableCode] = {
+    FileNotFoundError: "file_not_found",
+    PermissionError: "permission_denied",
+    IsADirectoryError: "is_a_directory",
+}
 
 
 def decode(
@@ -74,7 +79,7 @@ def decode(
     name = name or (str(source) if isinstance(source, Path) else "bytes")
     data = source if isinstance(source, bytes) else _read(source, name)
     if not data:
-        raise UnreadableImageError(name, "the file is empty (0 bytes)")
+        raise UnreadableImageError(name, UnreadableReason("empty_file"))
     require_max_bytes(name, len(data))
     file_type = identify(data)
     if file_type.name == "DICOM":
@@ -88,29 +93,40 @@ def decode(
             raise UnreadableImageError(name, reason[0].lower() + reason[1:])
         return radiograph
     if file_type.role != "image":
-        reason = f"it is {file_type.name}" if file_type.hint else file_type.name
-        hint = file_type.hint or f"Supported formats: {', '.join(_FORMATS)}, DICOM"
-        raise UnreadableImageError(name, f"{reason} ({len(data)} bytes)", hint=hint)
+        raise UnreadableImageError(name, _type_reason(file_type, len(data)))
     return _decode_image(data, name, min_side, keep_values=keep_values)
+
+
+def _type_reason(file_type: FileType, size: int) -> UnreadableReason:
+    if file_type == UNKNOWN:
+        return UnreadableReason("not_an_image", {"bytes": size})
+    return UnreadableReason("unsupported_file_type", {"type": file_type.code, "bytes": size})
 
 
 def require_max_bytes(name: str, size: int) -> None:
     """Raise `UnreadableImageError` if the size of a file exceeds `MAX_BYTES`."""
     if size > MAX_BYTES:
-        raise UnreadableImageError(name, f"the file has {size:,} bytes; the maximum is {MAX_BYTES:,}")
+        raise UnreadableImageError(name, UnreadableReason("file_too_large", {"bytes": size, "maximum": MAX_BYTES}))
 
 
 def _read(path: Path, name: str) -> bytes:
     try:
         status = path.stat()
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # a pipe or a device may never end
-            raise UnreadableImageError(name, "it is a pipe or a device, not a file", hint="Pass the content as bytes")
+            raise UnreadableImageError(name, UnreadableReason("not_a_regular_file"))
         require_max_bytes(name, status.st_size)
         return path.read_bytes()
     except OSError as error:
-        raise UnreadableImageError(name, error.strerror or type(error).__name__) from error
+        raise UnreadableImageError(name, _access_reason(error)) from error
     except ValueError as error:  # a null byte in the name
-        raise UnreadableImageError(name, str(error)) from error
+        raise UnreadableImageError(name, UnreadableReason("file_not_accessible", {"error": str(error)})) from error
+
+
+def _access_reason(error: OSError) -> UnreadableReason:
+    code = next((code for kind, code in _ACCESS_ERRORS.items() if isinstance(error, kind)), None)
+    if code:
+        return UnreadableReason(code)
+    return UnreadableReason("file_not_accessible", {"error": error.strerror or type(error).__name__})
 
 
 def _decode_image(data: bytes, name: str, min_side: int, *, keep_values: bool) -> Radiograph:
@@ -120,33 +136,34 @@ def _decode_image(data: bytes, name: str, min_side: int, *, keep_values: bool) -
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         frames = getattr(image, "n_frames", 1)
     except UnidentifiedImageError as error:
-        raise UnreadableImageError(name, f"the header of the image is damaged ({len(data)} bytes)") from error
+        raise UnreadableImageError(name, UnreadableReason("damaged_header", {"bytes": len(data)})) from error
     except Image.DecompressionBombError as error:
-        raise UnreadableImageError(name, _TOO_LARGE, hint="Resize it first") from error
+        raise UnreadableImageError(name, UnreadableReason("decompression_bomb", {"maximum": MAX_PIXELS})) from error
     except Exception as error:  # untrusted bytes can make a parser fail in any way
-        raise UnreadableImageError(name, f"the header cannot be read ({_describe(error)})") from error
+        raise UnreadableImageError(name, UnreadableReason("header_not_readable", _quoted(error))) from error
     with image:
         if image.width * image.height > MAX_PIXELS:
-            raise UnreadableImageError(name, f"{_TOO_LARGE} ({image.width} x {image.height})", hint="Resize it first")
+            size = {"width": image.width, "height": image.height, "maximum": MAX_PIXELS}
+            raise UnreadableImageError(name, UnreadableReason("too_many_pixels", size))
         if frames > 1 and image.format != _MULTI_PICTURE:
-            raise UnreadableImageError(name, f"the file has {frames} frames, not 1", hint="Extract one frame")
+            raise UnreadableImageError(name, UnreadableReason("multiple_frames", {"frames": frames}))
         mode, file_format = image.mode, "JPEG" if image.format == _MULTI_PICTURE else image.format or ""
         if mode in {"I", "F"}:
-            raise UnreadableImageError(
-                name, f"the value range of pixels of mode {mode!r} is unknown", hint="Save it as 8- or 16-bit grayscale"
-            )
+            raise UnreadableImageError(name, UnreadableReason("unknown_value_range", {"mode": mode}))
         full_size = image.size
         try:
             if min_side:
                 image.draft(None, (min_side, min_side))  # affects JPEGs only
             image.load()
             transposition = _transposition(image)
-            _require_known_depth(image, data)
+            _require_known_depth(image, data, name)
             upright = image if transposition is None else image.transpose(transposition)
             gray = _gray(upright, image, keep_values=keep_values)
             chroma = _chroma(image)
+        except UnreadableImageError:
+            raise
         except Exception as error:  # as above
-            raise UnreadableImageError(name, f"the pixels cannot be decoded ({_describe(error)})") from error
+            raise UnreadableImageError(name, UnreadableReason("pixels_not_decodable", _quoted(error))) from error
     pixels = gray.pixels
     pixels.flags.writeable = False
     if transposition in _SWAPPING_SIDES:
@@ -166,18 +183,18 @@ def _support_white_is_zero() -> None:
     TiffImagePlugin.OPEN_INFO.setdefault(key, ("I;16B", "I;16B"))
 
 
-def _require_known_depth(image: Image.Image, data: bytes) -> None:
-    """Raise `ValueError` if the pixels of a PNG in color, or with transparency, may hold fewer than the 16 bits that it states.
+def _require_known_depth(image: Image.Image, data: bytes, name: str) -> None:
+    """Raise `UnreadableImageError` if a PNG in color, or with transparency, may hold fewer than the 16 bits that it states.
 
     Pillow reduces such channels to their highest 8 bits.
     """
     is_reduced = image.format == "PNG" and data[24] == 16 and image.mode in {"RGB", "RGBA", "LA"}
     if is_reduced and np.asarray(image.convert("RGB")).max() < 128:
-        raise ValueError("the bit depth of 16-bit channels in color cannot be measured; save it as 16-bit grayscale")
+        raise UnreadableImageError(name, UnreadableReason("bit_depth_not_measurable"))
 
 
-def _describe(error: Exception) -> str:
-    return str(error) or type(error).__name__
+def _quoted(error: Exception) -> dict[str, str]:
+    return {"error": str(error) or type(error).__name__}
 
 
 def _transposition(image: Image.Image) -> Image.Transpose | None:

@@ -22,6 +22,7 @@ from pydicom.tag import Tag
 
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.prediction import WarningCode
+from pneumoscope.core.unreadable import UnreadableCode, UnreadableReason
 from pneumoscope.imaging.gray_levels import (
     GRAY_LEVEL_ELEMENTS,
     dicom_gray_levels,
@@ -42,7 +43,6 @@ warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
 # Decoders in order of preference. gdcm exposes the most code to untrusted bytes, so it is used only for compressions that
 # no other decoder supports.
 _DECODERS = ("pydicom", "pyjpegls", "pylibjpeg", "pillow", "gdcm")
-_DECOMPRESS = "gdcmconv --raw IN OUT"
 
 Integers = npt.NDArray[np.integer[Any]]
 
@@ -111,25 +111,29 @@ def decode_dicom(data: bytes, name: str, *, keep_values: bool = False) -> Radiog
     except Exception as error:  # untrusted bytes can make a parser fail in any way
         raise _header_error(name, error) from error
     if reason:
-        raise UnreadableImageError(name, reason, hint="Supported are single chest radiographs in gray levels")
+        raise UnreadableImageError(name, reason)
     if decoder is None:
         decoder = _decoder(_guessed_syntax(header), name)
     try:
         dataset = read_elements(data, _ELEMENTS, pixels=True)
         dataset.PhotometricInterpretation = _photometric(dataset)
-        stored, is_deeper = _stored_values(dataset, decoder)
+        stored, is_deeper = _stored_values(dataset, decoder, name)
     except ImportError as error:
         raise _no_decoder(name, decoder.UID) from error
+    except UnreadableImageError:
+        raise
     except Exception as error:  # as above
-        reason = f"the pixel data cannot be decoded ({_last_line(error)})"
-        hint = f"Decompress the file first: {_DECOMPRESS}" if decoder.UID.is_compressed else ""
-        raise UnreadableImageError(name, reason, hint=hint) from error
+        is_compressed = decoder.UID.is_compressed
+        code: UnreadableCode = "compressed_pixels_not_decodable" if is_compressed else "pixel_data_not_decodable"
+        raise UnreadableImageError(name, UnreadableReason(code, {"error": _last_line(error)})) from error
     try:
         flatten_functional_groups(dataset)
         gray = dicom_gray_levels(stored, dataset, keep_values=keep_values)
+    except GrayLevelError as error:
+        raise UnreadableImageError(name, error.reason) from error
     except Exception as error:  # as above: windows and LUTs are untrusted, too
-        reason = str(error) if isinstance(error, GrayLevelError) else type(error).__name__
-        raise UnreadableImageError(name, f"the gray levels cannot be computed ({reason})") from error
+        reason = UnreadableReason("gray_levels_not_computable", {"error": type(error).__name__})
+        raise UnreadableImageError(name, reason) from error
     gray.pixels.flags.writeable = False
     codes: set[WarningCode] = {*findings.warnings, *gray.warnings}
     if is_deeper:
@@ -225,7 +229,7 @@ def _last_line(error: Exception) -> str:
 
 
 def _header_error(name: str, error: Exception) -> UnreadableImageError:
-    return UnreadableImageError(name, f"the DICOM header cannot be read ({type(error).__name__})")
+    return UnreadableImageError(name, UnreadableReason("dicom_header_not_readable", {"error": type(error).__name__}))
 
 
 def _start(data: bytes) -> int:
@@ -263,89 +267,87 @@ def _guessed_syntax(header: Dataset) -> uid.UID:
 def _decoder(syntax: uid.UID, name: str) -> Decoder:
     """Return the decoder of a transfer syntax."""
     if syntax == uid.DeflatedExplicitVRLittleEndian:
-        raise UnreadableImageError(
-            name, "deflated DICOM is not supported", hint="Decompress it first: dcmconv +te IN OUT"
-        )
+        raise UnreadableImageError(name, UnreadableReason("deflated_not_supported"))
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
-        raise UnreadableImageError(name, f"the transfer syntax {syntax.name} is not supported") from error
+        reason = UnreadableReason("transfer_syntax_not_supported", {"syntax": syntax.name})
+        raise UnreadableImageError(name, reason) from error
     if not decoder.is_available:
         raise _no_decoder(name, syntax)
     return decoder
 
 
 def _no_decoder(name: str, syntax: uid.UID) -> UnreadableImageError:
-    return UnreadableImageError(
-        name,
-        f"no installed decoder supports its compression, {syntax.name}",
-        hint=f"Install the extra [dicom]: pip install 'pneumoscope[dicom]'; or decompress the file first: {_DECOMPRESS}",
-    )
+    return UnreadableImageError(name, UnreadableReason("no_decoder", {"syntax": syntax.name}))
 
 
-def _unsupported(header: Dataset) -> str:
-    """Return the reason why the file cannot be decoded; "" if it can."""
+def _unsupported(header: Dataset) -> UnreadableReason | None:
+    """Return the reason why the file cannot be decoded; None if it can."""
     if all(header.get(keyword) in (None, "") for keyword in _REQUIRED):
-        return "it contains no image"
+        return UnreadableReason("no_image")
     for keyword in _REQUIRED:
         if header.get(keyword) in (None, ""):
-            return f"its header has no {keyword}"
+            return UnreadableReason("element_missing", {"element": keyword})
     frames = int(header.get("NumberOfFrames") or 1)
     if frames > 1:
-        return f"it has {frames} frames, not 1"
+        return UnreadableReason("multiple_frames", {"frames": frames})
     photometric, samples = _photometric(header), int(header.SamplesPerPixel)
     if photometric not in {"MONOCHROME1", "MONOCHROME2"} or samples != 1:
-        return f"it is in color ({photometric[:16]}, {samples} samples per pixel)"
+        return UnreadableReason("color_not_supported", {"photometric": photometric[:16], "samples": samples})
     rows, columns = int(header.Rows), int(header.Columns)
+    size = {"width": columns, "height": rows}
     if rows * columns > MAX_PIXELS:
-        return f"it has more than {MAX_PIXELS:,} pixels ({columns} x {rows})"
+        return UnreadableReason("too_many_pixels", {**size, "maximum": MAX_PIXELS})
     if rows * columns == 0:
-        return f"it has no pixels ({columns} x {rows})"
+        return UnreadableReason("no_pixels", size)
     allocated, stored = int(header.BitsAllocated), int(header.BitsStored)
     high = int(header.get("HighBit", stored - 1))
     if allocated not in {8, 16} or not 8 <= stored <= allocated or high != stored - 1:
-        return f"its pixel format is not supported ({allocated} bits allocated, {stored} stored, high bit {high})"
-    return ""
+        bits = {"allocated": allocated, "stored": stored, "high_bit": high}
+        return UnreadableReason("pixel_format_not_supported", bits)
+    return None
 
 
 def _photometric(header: Dataset) -> str:
     return str(header.PhotometricInterpretation).strip().upper()
 
 
-def _stored_values(dataset: Dataset, decoder: Decoder) -> tuple[Integers, bool]:
+def _stored_values(dataset: Dataset, decoder: Decoder, name: str) -> tuple[Integers, bool]:
     """Return the stored values, shape (rows, columns), and whether they are deeper than the header states."""
     if "PixelData" not in dataset:
-        raise ValueError("the element is missing")
+        raise UnreadableImageError(name, UnreadableReason("pixel_data_missing"))
     if dataset.get_item("PixelData").VR not in _PIXEL_VRS:
-        raise ValueError("its value representation is invalid")
+        raise UnreadableImageError(name, UnreadableReason("pixel_data_vr_invalid"))
     if decoder.UID.is_encapsulated:
         frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
-        _require_shape_of_header(frame, dataset)
+        _require_shape_of_header(frame, dataset, name)
     elif dataset["PixelData"].is_undefined_length:
-        raise ValueError("the pixels are compressed, and the header has no TransferSyntaxUID")
+        raise UnreadableImageError(name, UnreadableReason("transfer_syntax_missing"))
     pixels: Integers
     if uid.JPEGExtended12Bit == decoder.UID and dataset.BitsAllocated == 16:  # pydicom's decoders read 8 bits only
-        pixels = _decode_12_bit_jpeg(frame, dataset)
+        pixels = _decode_12_bit_jpeg(frame, dataset, name)
     else:
         # Uncompressed pixels need no plugin
-        plugin = next((name for name in _DECODERS if name in decoder.available_plugins), "")
+        plugin = next((each for each in _DECODERS if each in decoder.available_plugins), "")
         # Any: pydicom's annotation gives each option the type of the whole set of options
         options: Any = {"raw": True, "correct_unused_bits": False}
         pixels = decoder.as_array(dataset, decoding_plugin=plugin, **options)[0]
     if pixels.ndim != 2:
-        raise ValueError(f"it has {len(pixels)} frames")
+        raise UnreadableImageError(name, UnreadableReason("multiple_frames", {"frames": len(pixels)}))
     return _without_unused_bits(pixels, int(dataset.BitsStored))
 
 
-def _decode_12_bit_jpeg(frame: bytes, dataset: Dataset) -> Integers:
+def _decode_12_bit_jpeg(frame: bytes, dataset: Dataset, name: str) -> Integers:
     """Return the pixels of a lossy JPEG of up to 12 bits. libjpeg would complete a truncated one with gray."""
     from imagecodecs import jpeg8_decode
 
     if b"\xff\xd9" not in frame[-4:]:  # the end of the image, which padding may follow
-        raise ValueError("the compressed frame is truncated")
+        raise UnreadableImageError(name, UnreadableReason("frame_truncated"))
     pixels: Integers = jpeg8_decode(frame)
     if pixels.shape != (dataset.Rows, dataset.Columns) or pixels.dtype != np.uint16 or dataset.PixelRepresentation != 0:
-        raise ValueError(f"the compressed frame is {pixels.dtype} of shape {pixels.shape}")
+        found = {"dtype": str(pixels.dtype), "shape": str(pixels.shape)}
+        raise UnreadableImageError(name, UnreadableReason("frame_type_differs", found))
     return pixels
 
 
@@ -382,8 +384,8 @@ def _roughness(pixels: Integers, half: int) -> tuple[float, float]:
     return total, jumps / max(1, pixels.size)
 
 
-def _require_shape_of_header(frame: bytes, dataset: Dataset) -> None:
-    """Raise `ValueError` if a compressed frame has another shape than the header states.
+def _require_shape_of_header(frame: bytes, dataset: Dataset, name: str) -> None:
+    """Raise `UnreadableImageError` if a compressed frame has another shape than the header states.
 
     Decoders detect a wrong number of pixels only. A frame of 30 x 40 pixels would be returned, scrambled, as 40 x 30.
     """
@@ -391,17 +393,16 @@ def _require_shape_of_header(frame: bytes, dataset: Dataset) -> None:
     if frame.startswith(b"\xff\xd8"):  # JPEG and JPEG-LS: segments up to the start of frame
         while position + 9 <= len(frame) and frame[position + 1] not in _SOF_MARKERS:
             if frame[position] != 0xFF:
-                raise ValueError("the compressed frame is damaged")
+                raise UnreadableImageError(name, UnreadableReason("frame_damaged"))
             # 0xFF may be repeated before a marker
             is_fill = frame[position + 1] == 0xFF
             position += 1 if is_fill else 2 + int.from_bytes(frame[position + 2 : position + 4], "big")
         if position + 9 > len(frame):
-            raise ValueError("the compressed frame is truncated")
+            raise UnreadableImageError(name, UnreadableReason("frame_truncated"))
         shape = struct.unpack_from(">HH", frame, position + 5)
     elif (position := frame.find(b"\xff\x4f\xff\x51", 0, 4096)) >= 0 and position + 24 <= len(frame):  # JPEG 2000
         width, height, left, top = struct.unpack_from(">4I", frame, position + 8)
         shape = height - top, width - left
     if shape and shape != (dataset.Rows, dataset.Columns):
-        raise ValueError(
-            f"the compressed frame is {shape[1]} x {shape[0]}, the header states {dataset.Columns} x {dataset.Rows}"
-        )
+        sizes = {"width": shape[1], "height": shape[0], "stated_width": dataset.Columns, "stated_height": dataset.Rows}
+        raise UnreadableImageError(name, UnreadableReason("frame_size_differs", sizes))

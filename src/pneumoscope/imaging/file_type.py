@@ -6,7 +6,9 @@ import stat
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-__all__ = ["IMAGE_EXTENSIONS", "PREFIX_BYTES", "FileType", "identify", "identify_file", "skip_reason"]
+from pneumoscope.core.unreadable import FILE_TYPES
+
+__all__ = ["IMAGE_EXTENSIONS", "PREFIX_BYTES", "UNKNOWN", "FileType", "identify", "identify_file", "skip_reason"]
 
 Role = Literal["image", "unsupported_image", "directory", "other"]
 
@@ -15,15 +17,18 @@ class FileType(NamedTuple):
     """The type of a file.
 
     Attributes:
-        name: Name of the format, such as "JPEG" or "DICOM"; for files that are not images, a phrase such as "a zip archive".
+        code: Of an image, the name of its format, such as "JPEG" or "DICOM"; otherwise a key of `core.unreadable.FILE_TYPES`.
         role: "image" if it can be decoded, "unsupported_image" if it is, or stands for, an image that cannot, "directory" for
             DICOMDIR, "other" for all other files.
-        hint: How to get an image that can be decoded; may be empty.
     """
 
-    name: str
+    code: str
     role: Role
-    hint: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name of the format, or a phrase such as "a zip archive"."""
+        return self.code if self.role == "image" else FILE_TYPES[self.code][0]
 
 
 # A file with one of these extensions claims to be an image: if its content is anything else, it is reported as an error.
@@ -38,11 +43,11 @@ _MEDIA_STORAGE_DIRECTORY = b"1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR (P
 _STORAGE = b"1.2.840.10008.5.1.4.1.1."  # of the SOP classes below
 # SOP classes of objects without an image, by the number that follows (PS3.4 annex B.5).
 _DICOM_DOCUMENTS = {
-    b"9": FileType("a DICOM waveform", "other", "Send the images of the study"),
-    b"11": FileType("a DICOM presentation state", "other", "Send the images of the study"),
-    b"66": FileType("a DICOM registration, segmentation or raw data object", "other", "Send the images of the study"),
-    b"88": FileType("a DICOM structured report", "other", "Send the images of the study"),
-    b"104": FileType("a DICOM document, such as PDF", "other", "Send the images of the study"),
+    b"9": FileType("dicom_waveform", "other"),
+    b"11": FileType("dicom_presentation_state", "other"),
+    b"66": FileType("dicom_raw_data", "other"),
+    b"88": FileType("dicom_structured_report", "other"),
+    b"104": FileType("dicom_document", "other"),
 }
 # Elements with which a DICOM file without preamble can start, by group.
 _FIRST_ELEMENTS = {
@@ -51,48 +56,44 @@ _FIRST_ELEMENTS = {
 }
 _MAX_FIRST_ELEMENT = 4096  # bytes
 
-_UNKNOWN = FileType("not an image", "other")
+UNKNOWN = FileType("unknown", "other")
 _DICOM = FileType("DICOM", "image")
-_DICOMDIR = FileType("a DICOMDIR, the index of a DICOM folder", "directory", "Send the images that it lists")
-_CONVERT = "Convert it to PNG or JPEG"
-_UNPACK = "Unpack it first"
+_DICOMDIR = FileType("dicomdir", "directory")
 _SIGNATURES: tuple[tuple[int, bytes, FileType], ...] = (
-    (0, b"\xff\xd8\xff\xf7", FileType("a JPEG-LS image", "unsupported_image", _CONVERT)),
+    (0, b"\xff\xd8\xff\xf7", FileType("jpeg_ls", "unsupported_image")),
     (0, b"\xff\xd8\xff", FileType("JPEG", "image")),
     (0, b"\x89PNG\r\n\x1a\n", FileType("PNG", "image")),
     (0, b"II*\0", FileType("TIFF", "image")),
     (0, b"MM\0*", FileType("TIFF", "image")),
     (0, b"II+\0", FileType("TIFF", "image")),
     (0, b"MM\0+", FileType("TIFF", "image")),
-    (0, b"GIF8", FileType("a GIF image", "unsupported_image", _CONVERT)),
-    (0, b"\0\0\0\x0cjP  \r\n\x87\n", FileType("a JPEG 2000 image (JP2)", "unsupported_image", _CONVERT)),
-    (0, b"\xff\x4f\xff\x51", FileType("a JPEG 2000 codestream", "unsupported_image", _CONVERT)),
-    (0, b"\0\0\0\x0cJXL \r\n\x87\n", FileType("a JPEG XL image", "unsupported_image", _CONVERT)),
-    (4, b"ftypheic", FileType("a HEIC image", "unsupported_image", _CONVERT)),
-    (4, b"ftypmif1", FileType("a HEIF image", "unsupported_image", _CONVERT)),
-    (4, b"ftyphevc", FileType("a HEIC image", "unsupported_image", _CONVERT)),
-    (4, b"ftypavif", FileType("an AVIF image", "unsupported_image", _CONVERT)),
-    (4, b"ftyp", FileType("a video", "other")),
-    (344, b"n+1\0", FileType("a NIfTI volume", "other")),
-    (0, b"P5\n", FileType("a PGM image", "unsupported_image", _CONVERT)),
-    (0, b"8BPS", FileType("a Photoshop image", "unsupported_image", _CONVERT)),
-    (0, b"\x93NUMPY", FileType("a NumPy array", "other")),
-    (0, b"<!DOCTYPE html", FileType("an HTML page", "other", "Download the image itself")),
-    (0, b"<html", FileType("an HTML page", "other", "Download the image itself")),
-    (0, b"/annex/objects/", FileType(
-        "a git-annex pointer, not the image itself", "unsupported_image", "Fetch the image: git annex get")),
-    (0, b"\x28\xb5\x2f\xfd", FileType("a Zstandard archive", "other", _UNPACK)),
-    (0, b"version https://git-lfs.github.com/", FileType(
-        "a Git LFS pointer, not the image itself", "unsupported_image", "Fetch the image: git lfs pull")),
-    (0, b"%PDF-", FileType("a PDF document", "other", "Export the image from the source system instead")),
-    (0, b"PK\x03\x04", FileType("a zip archive", "other", _UNPACK)),
-    (0, b"PK\x05\x06", FileType("an empty zip archive", "other")),
-    (0, b"\x1f\x8b", FileType("a gzip archive", "other", _UNPACK)),
-    (0, b"BZh", FileType("a bzip2 archive", "other", _UNPACK)),
-    (0, b"\xfd7zXZ\0", FileType("an xz archive", "other", _UNPACK)),
-    (0, b"7z\xbc\xaf\x27\x1c", FileType("a 7z archive", "other", _UNPACK)),
-    (0, b"Rar!\x1a\x07", FileType("a RAR archive", "other", _UNPACK)),
-    (257, b"ustar", FileType("a tar archive", "other", _UNPACK)),
+    (0, b"GIF8", FileType("gif", "unsupported_image")),
+    (0, b"\0\0\0\x0cjP  \r\n\x87\n", FileType("jp2", "unsupported_image")),
+    (0, b"\xff\x4f\xff\x51", FileType("jpeg_2000_codestream", "unsupported_image")),
+    (0, b"\0\0\0\x0cJXL \r\n\x87\n", FileType("jpeg_xl", "unsupported_image")),
+    (4, b"ftypheic", FileType("heic", "unsupported_image")),
+    (4, b"ftypmif1", FileType("heif", "unsupported_image")),
+    (4, b"ftyphevc", FileType("heic", "unsupported_image")),
+    (4, b"ftypavif", FileType("avif", "unsupported_image")),
+    (4, b"ftyp", FileType("video", "other")),
+    (344, b"n+1\0", FileType("nifti", "other")),
+    (0, b"P5\n", FileType("pgm", "unsupported_image")),
+    (0, b"8BPS", FileType("photoshop", "unsupported_image")),
+    (0, b"\x93NUMPY", FileType("numpy_array", "other")),
+    (0, b"<!DOCTYPE html", FileType("html_page", "other")),
+    (0, b"<html", FileType("html_page", "other")),
+    (0, b"/annex/objects/", FileType("git_annex_pointer", "unsupported_image")),
+    (0, b"\x28\xb5\x2f\xfd", FileType("zstandard", "other")),
+    (0, b"version https://git-lfs.github.com/", FileType("git_lfs_pointer", "unsupported_image")),
+    (0, b"%PDF-", FileType("pdf", "other")),
+    (0, b"PK\x03\x04", FileType("zip", "other")),
+    (0, b"PK\x05\x06", FileType("empty_zip", "other")),
+    (0, b"\x1f\x8b", FileType("gzip", "other")),
+    (0, b"BZh", FileType("bzip2", "other")),
+    (0, b"\xfd7zXZ\0", FileType("xz", "other")),
+    (0, b"7z\xbc\xaf\x27\x1c", FileType("7z", "other")),
+    (0, b"Rar!\x1a\x07", FileType("rar", "other")),
+    (257, b"ustar", FileType("tar", "other")),
 )  # fmt: skip
 
 
@@ -111,7 +112,7 @@ def identify(data: bytes) -> FileType:
         return FileType("WEBP", "image")
     if prefix.startswith(b"BM") and prefix[6:10] == b"\0\0\0\0":  # two letters alone could be text
         return FileType("BMP", "image")
-    return _UNKNOWN
+    return UNKNOWN
 
 
 def _dicom_type(prefix: bytes) -> FileType:
@@ -128,7 +129,7 @@ def identify_file(path: Path) -> FileType:
         OSError: The file cannot be read. Pipes and devices are not opened: they are "other".
     """
     if not stat.S_ISREG(path.stat().st_mode):
-        return FileType("not a regular file", "other")
+        return FileType("special_file", "other")
     with path.open("rb", buffering=0) as file:
         return identify(file.read(PREFIX_BYTES))
 

@@ -99,7 +99,7 @@ def dicom_gray_levels(stored: Integers, dataset: Dataset, *, keep_values: bool =
     padding = _padding(stored, dataset)
     image = stored[~padding] if padding.any() else stored
     if image.size == 0:
-        raise GrayLevelError("every pixel is padding")
+        raise GrayLevelError("all_padding")
     lowest, highest = int(image.min()), int(image.max())
     steps = np.arange(lowest, highest + 1)
     counts = count_values(image, lowest, len(steps))
@@ -107,7 +107,7 @@ def dicom_gray_levels(stored: Integers, dataset: Dataset, *, keep_values: bool =
     with np.errstate(over="ignore"):
         values = _apply_modality(steps, counts, dataset)
     if not np.isfinite(values).all():
-        raise GrayLevelError("the rescaled values are not finite")
+        raise GrayLevelError("rescaled_values_not_finite")
     voi = _apply_voi(values, steps.astype(np.float64), counts, dataset, warnings)
     levels: npt.NDArray[np.uint8] = np.rint(255 * voi.brightness).astype(np.uint8)
     white_is_zero = dataset.PhotometricInterpretation == "MONOCHROME1"
@@ -192,9 +192,9 @@ def _rescale(dataset: Dataset) -> tuple[float, float]:
     if slope is None or intercept is None:
         return 1.0, 0.0
     if not (math.isfinite(slope) and math.isfinite(intercept)):
-        raise GrayLevelError("the rescale slope or intercept is not finite")
+        raise GrayLevelError("rescale_not_finite")
     if slope == 0:
-        raise GrayLevelError("the rescale slope is 0")
+        raise GrayLevelError("rescale_slope_zero")
     return float(slope), float(intercept)
 
 
@@ -273,9 +273,9 @@ def _windows(dataset: Dataset, errors: list[GrayLevelError]) -> Iterable[Window]
     explanations = _explanations(dataset)
     for i, (center, width) in enumerate(list(zip(centers, widths, strict=False))[:_MAX_WINDOWS]):
         if function not in _FUNCTIONS:
-            errors.append(GrayLevelError("the VOI LUT function is unknown"))
+            errors.append(GrayLevelError("voi_lut_function_unknown"))
         elif not (math.isfinite(center) and math.isfinite(width)) or width <= 0 or (width < 1 and function == "LINEAR"):
-            errors.append(GrayLevelError(f"invalid {function} window: center {center:g}, width {width:g}"))
+            errors.append(GrayLevelError("window_invalid", function=function, center=f"{center:g}", width=f"{width:g}"))
         else:
             yield Window(center, width, _FUNCTIONS[function], explanations[i] if i < len(explanations) else "")
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import PatientAge, Rejection, WarningCode
+from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.imaging.pixel_values import PixelValues
 
 __all__ = ["MAX_PIXELS", "GrayLevels", "Radiograph"]
@@ -71,7 +72,9 @@ class Radiograph:
         """Validate the pixels, so that images with three channels cannot pass."""
         shape, dtype = self.pixels.shape, self.pixels.dtype
         if len(shape) != 2 or 0 in shape or dtype != np.uint8:
-            raise UnreadableImageError(self.source, f"pixels are {dtype} of shape {shape}, not uint8 (height, width)")
+            raise UnreadableImageError(
+                self.source, UnreadableReason("array_not_supported", {"dtype": str(dtype), "shape": str(shape)})
+            )
 
     @property
     def width(self) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.dataelem import RawDataElement
 
+from pneumoscope.core.unreadable import UnreadableCode, UnreadableReason
 from pneumoscope.imaging.histogram import PERCENTILES, Floats, Histogram, Integers
 
 __all__ = ["GrayLevelError", "LookupTable", "numbers_of"]
@@ -19,7 +20,15 @@ _EXCEEDING = 0.01  # fraction of the pixels whose LUT entries may exceed the sta
 
 
 class GrayLevelError(Exception):
-    """The window, lookup table or padding is invalid. The message contains no patient data."""
+    """The window, lookup table or padding is invalid. The reason contains no patient data.
+
+    Args:
+        code, parameters: Of the reason.
+    """
+
+    def __init__(self, code: UnreadableCode, **parameters: str | int) -> None:
+        super().__init__(code)
+        self.reason = UnreadableReason(code, parameters)
 
 
 class LookupTable(NamedTuple):
@@ -49,15 +58,15 @@ class LookupTable(NamedTuple):
         for keyword in ("LUTDescriptor", "LUTData"):
             raw: Any = lut.get_item(keyword)
             if isinstance(raw, RawDataElement) and len(raw.value or b"") > _MAX_LUT_BYTES:
-                raise GrayLevelError("a LUT is too long")
+                raise GrayLevelError("lut_too_long")
         descriptor = numbers_of(lut.get("LUTDescriptor"), "LUTDescriptor")
         if len(descriptor) != 3:
-            raise GrayLevelError("a LUT has no valid descriptor")
+            raise GrayLevelError("lut_descriptor_invalid")
         count, first, stated_bits = (int(number) for number in descriptor)
         count = count % 2**16 or 2**16
         entries = _entries(lut.get("LUTData") or b"", count, stated_bits, dataset)
         if not entries.size:
-            raise GrayLevelError("a LUT has no entries")
+            raise GrayLevelError("lut_empty")
         # The first value is signed if the pixels or the rescaled values are; its VR may differ.
         first = max(
             (first, first - 2**16, first + 2**16), key=lambda start: _n_inside(values, counts, start, len(entries))
@@ -66,7 +75,7 @@ class LookupTable(NamedTuple):
             len(entries) < count
             and _n_inside(values, counts, first - 2**16, len(entries) + 2**16) < 0.999 * counts.sum()
         ):
-            raise GrayLevelError(f"a LUT has {len(entries)} of {count} entries of {stated_bits} bits")
+            raise GrayLevelError("lut_incomplete", entries=len(entries), stated=count, bits=stated_bits)
         return cls(entries, first, cls._measured_bits(entries, first, stated_bits, values, counts), stated_bits)
 
     @staticmethod
@@ -128,4 +137,4 @@ def numbers_of(value: Any, keyword: str) -> list[float]:
             for each in ([value] if isinstance(value, (int, float, str)) else value)
         ]
     except (TypeError, ValueError) as error:
-        raise GrayLevelError(f"{keyword} is not a number") from error
+        raise GrayLevelError("element_not_a_number", element=keyword) from error

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.core.errors import UnreadableImageError, UsageError
+from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.pixel_values import PixelValues
@@ -170,7 +171,9 @@ def _encode(image: Any) -> tuple[Path | bytes, str]:
         try:
             image.save(buffer, "PNG")
         except (OSError, ValueError) as error:
-            raise UnreadableImageError("image", f"the PIL image cannot be encoded: {error}") from error
+            raise UnreadableImageError(
+                "image", UnreadableReason("image_not_encodable", {"error": str(error)})
+            ) from error
         return buffer.getvalue(), "image"
     if hasattr(image, "PixelData") or hasattr(image, "SOPClassUID"):  # a pydicom Dataset
         from pydicom import dcmwrite
@@ -178,7 +181,9 @@ def _encode(image: Any) -> tuple[Path | bytes, str]:
         try:
             dcmwrite(buffer, image, enforce_file_format=True)
         except Exception as error:  # pydicom raises many types
-            raise UnreadableImageError("dataset", f"the data set cannot be encoded: {error}") from error
+            raise UnreadableImageError(
+                "dataset", UnreadableReason("dataset_not_encodable", {"error": str(error)})
+            ) from error
         return buffer.getvalue(), "dataset"
     raise UsageError(
         f"an image of type {type(image).__name__} is not supported",

@@ -508,7 +508,7 @@ def load_model(
 
 def _renamed(result: PreprocessedImage | UnreadableImageError, name: str) -> PreprocessedImage | UnreadableImageError:
     if isinstance(result, UnreadableImageError):
-        return type(result)(name, result.reason, hint=result.hint)
+        return result.renamed(name)
     return dataclasses.replace(result, source=name)
 
 

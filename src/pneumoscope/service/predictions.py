@@ -18,6 +18,7 @@ from pneumoscope.core.errors import PneumoscopeError, StorageError, UnknownNameE
 from pneumoscope.core.identity import Identity, age_at_study, combine, search_words
 from pneumoscope.core.prediction import MAX_AGE, Failure, Prediction, WarningCode
 from pneumoscope.core.prediction_messages import notice
+from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.inference.model import Model
 from pneumoscope.service.inference_queue import InferenceQueue
 from pneumoscope.service.metrics import Metrics
@@ -118,7 +119,9 @@ class PredictionService:
             try:
                 scored = await self._with_known_age(scored, (instance, name), _never)
             except UsageError as error:  # the dates in the header contradict each other
-                failure = Failure(error.code, error.message, error.hint)
+                parameters = {"age": age_at_study(scored.identity) or 0.0, "maximum": MAX_AGE}
+                reason = UnreadableReason("age_by_dates_impossible", parameters)
+                failure = Failure(error.code, error.message, error.hint, reason)
                 scored = dataclasses.replace(_without_result(scored), failure=failure)
             prediction = scored if scored.failure else adjust(scored)
             await self._store(prediction, instance, user, lambda connection, id: also(connection, prediction, id))
@@ -202,7 +205,8 @@ class PredictionService:
         with self.queue.reserve(1):
             (prediction,) = await self._score([(image, earlier.path)], disconnected, age)
             if prediction.failure:
-                raise UnreadableImageError("", f"it was readable before ({prediction.failure.code})", hint="Try again")
+                reason = UnreadableReason("readable_before", {"code": prediction.failure.code})
+                raise UnreadableImageError("", reason)
             warnings = (
                 prediction.warnings if age is None else _without_age_warning(earlier.warnings or prediction.warnings)
             )

@@ -11,7 +11,8 @@ from sqlalchemy import create_engine, event, select, text
 from tests.service.conftest import add, prediction
 
 from pneumoscope.core.errors import StorageError, UsageError
-from pneumoscope.core.prediction import ImageStatistics, PatientAge
+from pneumoscope.core.messages import failure_message
+from pneumoscope.core.prediction import Failure, ImageStatistics, PatientAge
 from pneumoscope.service.audit.log import Entry, append
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.database import DATABASE_FILE, open_database, read_transaction, write_transaction
@@ -118,6 +119,33 @@ def test_database_of_the_first_revision_is_migrated_and_still_verified(tmp_path,
     assert record.image_statistics is None
     add(repository, b"new", age=PatientAge(3, "entered"))
     assert verify(repository.engine).predictions == 2
+    repository.close()
+
+
+def test_record_of_an_unreadable_file_of_an_earlier_revision_has_a_message_only(tmp_path, database, monkeypatch):
+    upgrade = alembic.command.upgrade
+    with monkeypatch.context() as patch:
+        patch.setattr(alembic.command, "upgrade", lambda config, _: upgrade(config, "0015"))
+        engine = open_database(tmp_path / "data", database)
+    row = {
+        "id": "ab" * 16,
+        "path": "a.zip",
+        "image_sha256": "cd" * 32,
+        "image_bytes": 4,
+        "created": "2026-01-31T09:30:00.000000Z",
+        "failure_code": "unreadable_image",
+        "failure_message": "cannot read 'a.zip': it is a zip archive",
+        "failure_hint": "Unpack it",
+    }
+    with write_transaction(engine) as connection:
+        names = ", ".join(row)
+        connection.execute(text(f"INSERT INTO unreadable_files ({names}) VALUES (:{names.replace(', ', ', :')})"), row)
+    engine.dispose()
+
+    repository = PredictionRepository(tmp_path / "data", database)
+    ((file,), _) = repository.unreadable_files.find()
+    assert file.failure == Failure("unreadable_image", row["failure_message"], "Unpack it")
+    assert failure_message(file.failure, "zh-Hant") == "cannot read 'a.zip': it is a zip archive. Unpack it"
     repository.close()
 
 

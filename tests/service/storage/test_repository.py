@@ -14,8 +14,9 @@ import pytest
 from sqlalchemy import text
 from tests.service.conftest import add, prediction
 
-from pneumoscope.core.errors import GoneError, StorageError, UnknownNameError, UsageError
+from pneumoscope.core.errors import GoneError, StorageError, UnknownNameError, UnreadableImageError, UsageError
 from pneumoscope.core.prediction import Failure, PatientAge, Prediction, Rejection
+from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.blob_store import FolderBlobStore, content_hash
@@ -225,6 +226,15 @@ def test_unreadable_files_leave_one_record_each(repository):
     assert events == [("unreadable", "me", content_hash(b"file"), "")] * 2
     assert not [row for row in read_rows(repository.engine) if "dcm" in row.details]
     assert verify(repository.engine).rows == 2
+
+
+def test_record_of_an_unreadable_file_keeps_the_reason(repository):
+    reason = UnreadableReason(
+        "frame_size_differs", {"width": 30, "height": 40, "stated_width": 40, "stated_height": 30}
+    )
+    failed = dataclasses.replace(unreadable(), failure=Failure.from_error(UnreadableImageError("a.dcm", reason)))
+    repository.unreadable_files.add(failed, b"file", user="me")
+    assert repository.unreadable_files.find()[0][0].failure == failed.failure
 
 
 def test_record_of_an_unreadable_file_can_be_removed(repository):

@@ -50,12 +50,12 @@ def test_unreadable_file_shows_its_error_in_view_and_cannot_be_retried(page):
     expect(page.get_by_role("button", name="Retry", exact=True)).to_have_count(0)
 
 
-def test_unreadable_file_is_explained_in_chinese_with_details_in_english(page, service):
+def test_unreadable_file_is_explained_in_chinese(page, service):
     page.goto(f"{service.base_url}/?language=zh-Hant")
     page.set_input_files("#file-input", [TEXT_FILE])
     error = page.locator("#upload-queue .upload-error")
     expect(error).to_contain_text("失敗：無法讀取影像")
-    expect(error.locator("span[lang=en]")).to_contain_text("cannot be read")
+    expect(error.locator("span[lang=zh-Hant]")).to_contain_text("不是影像檔")
 
 
 def test_upload_can_be_retried_after_a_network_failure(page):

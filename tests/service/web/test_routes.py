@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import html
 import io
 import json
 import math
@@ -18,6 +19,8 @@ import pytest
 from fastapi.testclient import TestClient
 from msgspec import structs
 from tests.conftest import POINTS
+from tests.core.test_unreadable import ENGLISH_SENTENCE
+from tests.imaging.conformance import CASES
 from tests.service.conftest import dicom, png, repository_with_token
 from tests.service.web.helpers import BASE_URL, TOKEN
 
@@ -142,6 +145,25 @@ def test_unreadable_files_have_a_tab_and_can_be_removed_from_it(client):
     assert "all.zip" not in page.text
     assert "scan <1>.dcm" in page.text
     assert "無法讀取的檔案" in get_page(client, "/unreadable?language=zh-Hant")[0].text
+
+
+BAD_FILES = [case for case in CASES if case.result.startswith("error")]
+
+
+@pytest.mark.parametrize("case", BAD_FILES, ids=lambda case: case.what)
+@pytest.mark.filterwarnings("ignore")  # pydicom warns of values that the standard does not allow
+def test_reason_of_an_unreadable_file_is_in_the_language_of_the_page(client, case):
+    response = client.post(
+        "/v1/predictions", files=[("images", ("x", case.build()))], headers={"Accept-Language": "zh-TW"}
+    )
+    problem = response.json()
+    assert problem["reason"]["code"] == case.result.split()[1]
+    assert re.search("[\u4e00-\u9fff]", problem["message"])
+    listed = get_page(client, "/unreadable?language=zh-Hant")[1].text
+    (cell,) = re.findall(r"<td>([^<]*<br>.*?)</td>", listed, re.DOTALL)
+    assert f"{problem['message']}。" in html.unescape(cell)
+    assert 'lang="en"' not in cell
+    assert not ENGLISH_SENTENCE.search(re.sub("<[^>]*>", "", cell)), cell
 
 
 def test_empty_list_of_unreadable_files_says_so(client):

@@ -25,6 +25,7 @@ from pneumoscope.core.errors import (
     UnreadableImageError,
     UsageError,
 )
+from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.imaging.decode import require_max_bytes
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.pixel_values import PixelValues
@@ -40,7 +41,6 @@ from pneumoscope.imaging.sandbox.worker import DecodeFailure, DecodeSuccess, Lim
 __all__ = ["DecodePool", "Limits"]
 
 _MAX_MESSAGE_BYTES = 2**23  # content of all images in one message
-_HINT = "The file is damaged or malicious; if another program can open it, export it as PNG"
 
 
 class DecodePool:
@@ -144,8 +144,8 @@ class DecodePool:
             for i, ((reply, arrays), (_, name)) in enumerate(zip(replies, named, strict=False)):
                 if isinstance(reply, DecodeSuccess):
                     results[i] = _preprocessed(reply, arrays, name)
-                elif not reply.out_of_memory:
-                    results[i] = UnreadableImageError(name, reply.reason, hint=reply.hint)
+                elif reply.reason and not reply.out_of_memory:
+                    results[i] = UnreadableImageError(name, reply.reason)
         for i, (source, name) in enumerate(named):
             if i not in results:
                 try:
@@ -189,22 +189,23 @@ class DecodePool:
                     worker.kill()
                     if isinstance(error, WorkerCrashedError):
                         if is_new:
-                            raise DecodeCrashedError(name, f"the decoder {error}", hint=_HINT) from None
+                            raise DecodeCrashedError(name, error.reason) from None
                         worker = self._start_worker()
                         continue
                     if isinstance(error, WorkerTimeoutError):
-                        raise DecodeTimeoutError(name, f"decoding took more than {error}", hint=_HINT) from None
+                        raise DecodeTimeoutError(name, error.reason) from None
                     raise
                 if isinstance(reply, DecodeFailure) and reply.out_of_memory:
                     worker.kill()
                     if is_new:
-                        limit = f"{self.limits.memory / 2**30:.3g} GiB"
-                        raise DecodeMemoryError(name, f"decoding takes more than {limit} of memory", hint=_HINT)
+                        limit = {"gibibytes": self.limits.memory / 2**30}
+                        raise DecodeMemoryError(name, UnreadableReason("memory_limit_exceeded", limit))
                     worker = self._start_worker()
                     continue
                 self._return_worker(worker)
                 if isinstance(reply, DecodeFailure):
-                    raise UnreadableImageError(name, reply.reason, hint=reply.hint)
+                    assert reply.reason  # checked by `WorkerProcess`
+                    raise UnreadableImageError(name, reply.reason)
                 return reply, arrays
 
     def _request_batch(

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from pneumoscope.core.errors import PneumoscopeError
 from pneumoscope.core.messages import rejection_message
+from pneumoscope.core.unreadable import UnreadableReason, reason_message
 from pneumoscope.imaging.image import MAX_PIXELS
 from pneumoscope.imaging.preprocess import Preprocessing
 from pneumoscope.imaging.sandbox.worker import (
@@ -39,7 +40,7 @@ __all__ = ["ReplyWithPixels", "WorkerCrashedError", "WorkerProcess", "WorkerTime
 
 _START_SECONDS = 120.0  # for a worker to start on a busy machine
 _EXIT_SECONDS = 10.0  # for a killed process to exit
-_INVALID_REPLY = "sent an invalid reply"
+_INVALID_REPLY = UnreadableReason("decoder_reply_invalid")
 # A worker imports the same modules as its parent; -I excludes modules in the working directory.
 _BOOT = """
 import json, sys
@@ -61,12 +62,24 @@ _SETTINGS = {
 ReplyWithPixels = tuple[Reply, list[npt.NDArray[Any]]]
 
 
-class WorkerCrashedError(Exception):
-    """The worker exited or sent an invalid reply; the message is a predicate, such as "crashed (SIGSEGV)"."""
+class WorkerError(Exception):
+    """The worker cannot be used any more.
+
+    Attributes:
+        reason: Why the image could not be decoded.
+    """
+
+    def __init__(self, reason: UnreadableReason) -> None:
+        super().__init__(reason.code)
+        self.reason = reason
 
 
-class WorkerTimeoutError(Exception):
-    """The worker exceeded a time limit; the message is that limit, such as "1.5 s"."""
+class WorkerCrashedError(WorkerError):
+    """The worker exited or sent an invalid reply."""
+
+
+class WorkerTimeoutError(WorkerError):
+    """The worker exceeded a time limit."""
 
 
 class WorkerProcess:
@@ -141,7 +154,8 @@ class WorkerProcess:
                 self._stream.send(content)
             return [self._read_reply(request) for request in requests]
         except TimeoutError:
-            raise WorkerTimeoutError(f"{self._limits.wall_seconds:g} s") from None
+            reason = UnreadableReason("time_limit_exceeded", {"seconds": self._limits.wall_seconds})
+            raise WorkerTimeoutError(reason) from None
         except OSError:
             raise self._exit_error() from None
 
@@ -174,7 +188,7 @@ class WorkerProcess:
             reply: Reply = self._decoder.decode(self._read(length))
         except msgspec.DecodeError:  # includes ValidationError
             raise WorkerCrashedError(_INVALID_REPLY) from None
-        if reply.number != request.number or (isinstance(reply, DecodeSuccess) and not _is_valid(reply)):
+        if reply.number != request.number or not _is_valid(reply):
             raise WorkerCrashedError(_INVALID_REPLY)
         if isinstance(reply, DecodeFailure):
             return reply, []
@@ -211,12 +225,13 @@ class WorkerProcess:
         try:
             code = self._process.wait(_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
-            return WorkerCrashedError("closed its connection")
+            return WorkerCrashedError(UnreadableReason("decoder_disconnected"))
         if code == -signal.SIGXCPU:
-            return WorkerTimeoutError(f"{self._limits.cpu_seconds} s of processor time")
+            seconds = {"seconds": self._limits.cpu_seconds}
+            return WorkerTimeoutError(UnreadableReason("processor_time_limit_exceeded", seconds))
         if code < 0:
-            return WorkerCrashedError(f"crashed ({signal.Signals(-code).name})")
-        return WorkerCrashedError(f"exited with status {code}")
+            return WorkerCrashedError(UnreadableReason("decoder_crashed", {"signal": signal.Signals(-code).name}))
+        return WorkerCrashedError(UnreadableReason("decoder_exited", {"status": code}))
 
 
 class _DeadlineStream(io.RawIOBase):
@@ -251,9 +266,11 @@ class _DeadlineStream(io.RawIOBase):
         self._connection.settimeout(seconds)
 
 
-def _is_valid(reply: DecodeSuccess) -> bool:
-    """Return whether the size is within the limit, parameters of rejections fit their codes, and numbers are usable."""
+def _is_valid(reply: Reply) -> bool:
+    """Return whether the size is within the limit, parameters of reasons fit their codes, and numbers are usable."""
     try:
+        if isinstance(reply, DecodeFailure):
+            return bool(reason_message(reply.reason)) if reply.reason else reply.out_of_memory
         for rejection in (*reply.rejections, *reply.header_rejections):
             rejection_message(rejection)
     except (KeyError, ValueError, IndexError, TypeError):

@@ -30,6 +30,7 @@ from msgspec import Meta, Struct
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import PatientAge, Rejection, WarningCode
+from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.image import MAX_PIXELS
 from pneumoscope.imaging.pixel_values import PixelDescription
@@ -53,10 +54,10 @@ BUFFER_BYTES = 2**18  # a few preprocessed images
 MAX_HEADER_BYTES = 2**16
 READY = b"R"  # sent once, when the worker accepts requests
 _MAX_TEXT = 4000  # characters
+_MAX_INTEGER = 2**53  # that JSON keeps
 _MAX_REJECTIONS, _MAX_WARNINGS = 16, 16
 
 Side = Annotated[int, Meta(ge=1, le=MAX_PIXELS)]
-Text = Annotated[str, Meta(max_length=_MAX_TEXT)]
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -134,13 +135,12 @@ class DecodeFailure(Struct, frozen=True, tag="failure"):
 
     Attributes:
         number: Number of the request.
-        reason, hint: See `UnreadableImageError`.
+        reason: See `UnreadableImageError`; None if only the memory limit was exceeded.
         out_of_memory: Whether the memory limit was exceeded; the parent then replaces the worker.
     """
 
     number: int
-    reason: Text
-    hint: Text
+    reason: UnreadableReason | None
     out_of_memory: bool
 
 
@@ -209,10 +209,20 @@ def _reply(request: Request, content: bytes) -> tuple[Reply, Sequence[npt.NDArra
     try:
         return _decode(request, content)
     except UnreadableImageError as error:
-        reason, hint = error.reason[:_MAX_TEXT], error.hint[:_MAX_TEXT]
-        return DecodeFailure(request.number, reason, hint, _is_out_of_memory(error)), ()
+        return DecodeFailure(request.number, _bounded(error.reason), _is_out_of_memory(error)), ()
     except MemoryError:
-        return DecodeFailure(request.number, "", "", out_of_memory=True), ()
+        return DecodeFailure(request.number, None, out_of_memory=True), ()
+
+
+def _bounded(reason: UnreadableReason | None) -> UnreadableReason | None:
+    """Return a reason that fits a message: numbers and texts of a file may be of any length."""
+    if reason is None:
+        return None
+    parameters = {
+        name: value[:_MAX_TEXT] if isinstance(value, str) else max(-_MAX_INTEGER, min(value, _MAX_INTEGER))
+        for name, value in reason.parameters.items()
+    }
+    return UnreadableReason(reason.code, parameters)
 
 
 def _decode(request: Request, content: bytes) -> tuple[DecodeSuccess, Sequence[npt.NDArray[Any]]]:

@@ -7,6 +7,7 @@ Problem documents never contain paths of the server or the address of its databa
 from __future__ import annotations
 
 import copy
+import dataclasses
 import difflib
 import errno
 import json
@@ -23,6 +24,7 @@ from starlette.requests import ClientDisconnect
 
 from pneumoscope.core import errors
 from pneumoscope.core.errors import PneumoscopeError
+from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.service.storage.queries import TIME_FORMAT
 
 __all__ = [
@@ -130,6 +132,10 @@ class Problem(BaseModel):
     """Stable error code."""
     fields: dict[str, str] | None = None
     """With the code "invalid_identity" only: stable code of the problem by the name of the field."""
+    reason: UnreadableReason | None = None
+    """Of an image that cannot be read: why, as a stable code with parameters."""
+    message: str | None = None
+    """Of an image that was sent and cannot be read: why, and what to do next, in the language of the request."""
 
 
 def problem_response(
@@ -157,7 +163,11 @@ def error_response(error: PneumoscopeError) -> JSONResponse:
     """Return the response to an error that pneumoscope raised on purpose."""
     error = public_error(error)
     headers = {"Retry-After": str(error.retry_seconds)} if isinstance(error, errors.TooManyRequestsError) else {}
-    extensions = {"fields": error.fields} if isinstance(error, errors.InvalidIdentityError) else {}
+    extensions: dict[str, object] = {}
+    if isinstance(error, errors.InvalidIdentityError):
+        extensions["fields"] = error.fields
+    if isinstance(error, errors.UnreadableImageError) and error.reason:
+        extensions["reason"] = dataclasses.asdict(error.reason)
     return problem_response(error_status(error), error.code, error.message, error.hint, headers, **extensions)
 
 
@@ -169,7 +179,7 @@ def error_status(error: PneumoscopeError) -> int:
 def public_error(error: PneumoscopeError) -> PneumoscopeError:
     """Return the error as a client may see it: without names of images, paths of the server and addresses of databases."""
     if isinstance(error, errors.UnreadableImageError):
-        return type(error)("", error.reason, hint=error.hint)
+        return error.renamed("")
     if isinstance(error, errors.BusyError) or error_status(error) < 500:
         return error
     public = copy.copy(error)  # keeps its class and so its code
@@ -308,7 +318,8 @@ def add_problem_schema(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         document = generate()
-        document["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+        schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        document["components"]["schemas"] |= {"Problem": schema, **schema.pop("$defs")}
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it

@@ -13,6 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.core.identity import Identity, normalize_field
 from pneumoscope.core.identity_check import check_entered
+from pneumoscope.core.messages import failure_message
 from pneumoscope.core.prediction import Failure
 from pneumoscope.service.api.dependencies import (
     AppAccessLog,
@@ -146,7 +147,7 @@ async def predict(
     predictions = await service.predict(upload.images, user, disconnected, age=query.age, identity=upload.identity)
     failures = [each.failure for each in predictions if each.failure]
     if len(failures) == len(predictions):
-        return _unreadable_response(request, failures)
+        return _unreadable_response(request, failures, language)
     return list_document(predictions, language, service.notice(language))
 
 
@@ -420,12 +421,13 @@ def _etags(if_match: str | None) -> list[str]:
     return [] if if_match is None or if_match.strip() == "*" else [each.strip() for each in if_match.split(",")]
 
 
-def _unreadable_response(request: Request, failures: list[Failure]) -> Response:
+def _unreadable_response(request: Request, failures: list[Failure], language: str) -> Response:
     """Return the problem of a request without a readable image: the first failure."""
     first = failures[0]
     record_error(request, first.code)
     detail = first.message if len(failures) == 1 else f"{first.message} (none of {len(failures)} images can be read)"
-    return problem_response(422, first.code, detail, first.hint)
+    reason, message = first.reason and dataclasses.asdict(first.reason), failure_message(first, language)
+    return problem_response(422, first.code, detail, first.hint, reason=reason, message=message)
 
 
 def _png_response(content: bytes, headers: dict[str, str] | None = None) -> Response:

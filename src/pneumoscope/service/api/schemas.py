@@ -178,7 +178,7 @@ class UnreadableImageDocument(Prediction):
 
     Attributes:
         id: Always null.
-        message: The failure as a sentence, in English.
+        message: The failure as sentences, in the language of the request.
     """
 
     id: None = None

@@ -11,6 +11,7 @@ from pydicom.multival import MultiValue
 from pydicom.valuerep import PersonName
 
 from pneumoscope.core.errors import UnreadableImageError
+from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.imaging.dicom import read_elements, read_first_elements
 from pneumoscope.imaging.header_identity import repair_text
 
@@ -77,13 +78,15 @@ def read_header(file: bytes) -> Dataset:
             if (pattern := _VALUE_PATTERNS.get(element.VR)) and not re.fullmatch(pattern, str(element.value or "")):
                 element.value = ""
     except Exception as error:  # untrusted bytes: the library raises errors of any type
-        raise UnreadableImageError("", f"the DICOM header cannot be read ({type(error).__name__})") from error
+        raise UnreadableImageError(
+            "", UnreadableReason("dicom_header_not_readable", {"error": type(error).__name__})
+        ) from error
     for name in ("SOPClassUID", "SOPInstanceUID"):
         if not header.get(name):
-            raise UnreadableImageError("", f"the DICOM header states no valid {name}")
+            raise UnreadableImageError("", UnreadableReason("element_not_valid", {"element": name}))
     # The last of the elements: pydicom reads the beginning of a file without an error.
     if not header.get("Rows") and not is_own_result(header):
-        raise UnreadableImageError("", "the DICOM header states no Rows, or they are beyond its first 4 MiB")
+        raise UnreadableImageError("", UnreadableReason("rows_not_found"))
     for name in (*_REQUIRED_ELEMENTS, *_UIDS):
         if name not in header:
             setattr(header, name, "")
@@ -119,7 +122,9 @@ def read_display(file: bytes) -> Dataset:
         widths = found.get("WindowWidth")
         is_window = widths is not None and all(float(width) > 0 for width in np.atleast_1d(widths))
     except Exception as error:  # as above
-        raise UnreadableImageError("", f"the DICOM header cannot be read ({type(error).__name__})") from error
+        raise UnreadableImageError(
+            "", UnreadableReason("dicom_header_not_readable", {"error": type(error).__name__})
+        ) from error
     if found.get("VOILUTSequence") or not is_window or found.get("WindowCenter") is None:
         for name in ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction"):
             if name in found:

@@ -24,6 +24,7 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from pneumoscope.core.errors import GoneError, TooLargeError, UnreadableImageError
 from pneumoscope.core.identity import Identity, is_same_person
+from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.imaging.dicom import read_first_elements
 from pneumoscope.imaging.header_identity import read_identity
 from pneumoscope.service.dicom.configuration import ResultSettings
@@ -399,7 +400,9 @@ def _header_json(file: BinaryIO) -> dict[str, Any]:
         header.SpecificCharacterSet = "ISO_IR 192"  # of JSON
         return header.to_json_dict(suppress_invalid_tags=True)
     except Exception as error:  # untrusted bytes: the library raises errors of any type
-        raise UnreadableImageError("", f"the DICOM header cannot be read ({type(error).__name__})") from error
+        raise UnreadableImageError(
+            "", UnreadableReason("dicom_header_not_readable", {"error": type(error).__name__})
+        ) from error
 
 
 def _remove_unsuitable(header: Dataset) -> None:
@@ -431,7 +434,9 @@ def _frame(file: BinaryIO) -> bytes | None:
             return np.frombuffer(pixels, ">u2").astype("<u2").tobytes()
         return pixels
     except Exception as error:  # untrusted bytes: the library raises errors of any type
-        raise UnreadableImageError("", f"the DICOM file cannot be read ({type(error).__name__})") from error
+        raise UnreadableImageError(
+            "", UnreadableReason("dicom_file_not_readable", {"error": type(error).__name__})
+        ) from error
 
 
 def _draw_capture(file: BinaryIO, media_type: str) -> bytes:

@@ -17,7 +17,8 @@ from PIL.PngImagePlugin import PngInfo
 from pneumoscope.core.errors import StorageError, UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.identity import Identity, search_words
-from pneumoscope.core.prediction import Failure, Prediction
+from pneumoscope.core.prediction import Failure, Parameters, Prediction
+from pneumoscope.core.unreadable import reason_hint, reason_message
 
 __all__ = ["Pseudonymizer", "read_key", "require_no_pseudonyms"]
 
@@ -28,7 +29,8 @@ _UIDS = ("study_instance_uid", "series_instance_uid", "sop_instance_uid")
 _REMOVED = ("patient_birth_date", "study_date", "study_description")
 _PSEUDONYM = re.compile(rf"^[0-9a-f]{{{_LENGTH}}}$")
 _SEXES = ("F", "M", "O")
-_OWN_TEXTS = ("element",)  # parameters of rejections that are not from the header
+# Parameters of rejections and of reasons that are not from the header
+_OWN_TEXTS = ("element", "type", "mode", "function", "signal", "dtype", "shape")
 _SOURCE = "Source"  # chunk of a PNG
 _FINGERPRINT_FILE = "pseudonym-key"  # a keyed hash, from which the key cannot be computed
 
@@ -85,21 +87,17 @@ class Pseudonymizer:
     def prediction(self, prediction: Prediction) -> Prediction:
         """Return a prediction with pseudonyms: of the identity and the name of the file, without text of the header.
 
-        Dates and descriptions are removed. Of texts that a rejection quotes, digits become 9 and letters x.
+        Dates and descriptions are removed. Of texts that a rejection or a failure quotes, digits become 9 and letters x.
         """
         identity, rejection, failure = prediction.identity, prediction.rejection, prediction.failure
         if rejection:
-            parameters = {
-                name: _mask(value) if isinstance(value, str) and name not in _OWN_TEXTS else value
-                for name, value in rejection.parameters.items()
-            }
-            rejection = dataclasses.replace(rejection, parameters=parameters)
+            rejection = dataclasses.replace(rejection, parameters=_masked(rejection.parameters))
         return dataclasses.replace(
             prediction,
             path=self.number(prediction.path),
             identity=identity and self.identity(identity),
             rejection=rejection,
-            failure=failure and Failure(failure.code, "the file cannot be read"),  # a message may quote the header
+            failure=failure and _without_quotes(failure),
         )
 
     def identity(self, identity: Identity) -> Identity:
@@ -171,6 +169,23 @@ def require_no_pseudonyms(folder: Path) -> None:
         raise UsageError(
             f"the data directory {str(folder)!r} has pseudonyms", hint="Pass --pseudonymise, or another --data-dir"
         )
+
+
+def _without_quotes(failure: Failure) -> Failure:
+    """Return a failure whose message quotes neither the header nor the name of the file."""
+    if failure.reason is None:
+        return Failure(failure.code, "the file cannot be read")
+    parameters = {name: value for name, value in _masked(failure.reason.parameters).items() if name != "error"}
+    reason = dataclasses.replace(failure.reason, parameters=parameters)
+    return Failure(failure.code, f"the file cannot be read: {reason_message(reason)}", reason_hint(reason), reason)
+
+
+def _masked(parameters: Parameters) -> Parameters:
+    """Return parameters of a code without texts of the header: digits become 9, and letters x."""
+    return {
+        name: _mask(value) if isinstance(value, str) and name not in _OWN_TEXTS else value
+        for name, value in parameters.items()
+    }
 
 
 def _mask(text: str) -> str:

@@ -187,7 +187,7 @@ class UnreadableFile:
     @classmethod
     def from_row(cls, row: Row) -> UnreadableFile:
         """Return the record in a row of the table."""
-        failure = Failure(row["failure_code"], row["failure_message"], row["failure_hint"])
+        failure = Failure.from_row(dict(row))
         return cls(row["id"], row["path"], row["created"], row["image_sha256"], row["image_bytes"], failure)
 
 
@@ -273,9 +273,7 @@ def new_unreadable_row(prediction: Prediction, file: bytes) -> dict[str, Any]:
         "path": prediction.path,
         "image_sha256": sha256,
         "image_bytes": len(file),
-        "failure_code": failure.code,
-        "failure_message": failure.message,
-        "failure_hint": failure.hint,
+        **{name: value or "" for name, value in prediction.to_row().items() if name.startswith("failure_")},
     }
 
 

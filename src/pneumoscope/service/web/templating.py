@@ -105,9 +105,9 @@ def format_interval(interval: Interval) -> str:
     return f"{interval.value:.0%} ({math.floor(100 * interval.low)}\u2013{math.ceil(100 * interval.high)}%)"
 
 
-def format_sentence(text: str) -> str:
-    """Return an English phrase of an error, or several with full stops between them, as a sentence."""
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
+def format_sentence(text: str, full_stop: str = ".") -> str:
+    """Return a phrase of an error, or several with full stops between them, as a sentence."""
+    return f"{text[:1].upper()}{text[1:]}{full_stop}" if text else ""
 
 
 def format_years(age: float) -> str:
@@ -161,6 +161,7 @@ def _environment(language: str, time_zone: ZoneInfo) -> jinja2.Environment:
             for each in (
                 messages.conflict_message,
                 messages.decision_label,
+                messages.failure_message,
                 messages.field_problem_message,
                 messages.identity_label,
                 messages.operating_point_label,

@@ -24,24 +24,26 @@ function signIn() {
   location.assign(`/sign-in?${new URLSearchParams({ next: location.pathname + location.search })}`);
 }
 
-/** A failed request: a translated message, and the details of the API, which are in English. */
+/** A failed request: a translated message, and the details of the API: in English, unless it explains an unreadable image. */
 export class ApiError extends Error {
-  constructor(message, detail = "") {
+  constructor(message, detail = "", detailLanguage = "en") {
     super(message);
     this.detail = detail;
+    this.detailLanguage = detailLanguage;
   }
 }
 
 /** Return the error that a problem document (RFC 9457) describes; `problem` is null if the response is not one. */
 export function problemError(problem) {
-  const detail = [problem?.detail, problem?.hint].filter(Boolean).join(". ");
-  return new ApiError(messages.errors[problem?.code] ?? messages.requestFailed, detail);
+  const title = messages.errors[problem?.code] ?? messages.requestFailed;
+  if (problem?.message) return new ApiError(title, problem.message, document.documentElement.lang);
+  return new ApiError(title, [problem?.detail, problem?.hint].filter(Boolean).join(". "));
 }
 
 /** Show an error in an element: `template` with the error's message as {error}, followed by its details. */
 export function showError(element, template, error, values = {}) {
   const detail = document.createElement("span");
-  detail.lang = "en";
+  detail.lang = error.detailLanguage;
   detail.textContent = error.detail ? `(${error.detail})` : "";
   element.replaceChildren(format(template, { ...values, error: error.message }), " ", detail);
 }

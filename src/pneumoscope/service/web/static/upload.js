@@ -132,6 +132,7 @@ function post(item) {
     };
     request.onerror = () => resolve({ status: 0, body: null, retryAfter: 0 });
     request.open("POST", `/v1/predictions${item.age && `?${new URLSearchParams({ age: item.age })}`}`);
+    request.setRequestHeader("Accept-Language", document.documentElement.lang);
     request.send(form);
   });
 }
