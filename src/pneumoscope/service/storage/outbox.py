@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import json
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
@@ -31,7 +31,7 @@ from pneumoscope.service.storage.outbox_status import (
     read_status,
 )
 from pneumoscope.service.storage.records import Row, format_time
-from pneumoscope.service.storage.tables import HAS_IDENTIFIERS, outbox, outbox_totals
+from pneumoscope.service.storage.tables import HAS_IDENTIFIERS, outbox, outbox_totals, predictions, received_instances
 
 __all__ = [
     "MAX_DELAY",
@@ -62,8 +62,16 @@ _COMMITMENT_DELAY = timedelta(seconds=2)  # after a delivery, so that one reques
 _NAMESPACE = uuid.UUID("5f0f6c1e-0f0e-5d55-9c39-8f2f6a3a8f10")  # of the names from which UIDs are derived
 _BATCH = 500  # rows that are changed by one statement
 _COLUMNS = outbox.c
-# Errors of objects that the destination may have: the process or the connection ended before it answered.
+_STUDY_AND_SERIES = ("0020000D", "0020000E")  # the UIDs in DICOM JSON
+# Error of an object that the destination may have: the process ended before it answered, or it has not answered yet.
 _INTERRUPTED = "interrupted"
+# Of objects that will be sent, perhaps after they are retried, with the header that the sender stated last.
+_HAS_PRESENT_HEADER = and_(
+    _COLUMNS.state.in_(("waiting", "cancelled")),
+    _COLUMNS.maybe_delivered.is_(False),
+    _COLUMNS.kind != "rejection_note",
+    _COLUMNS.header != "",
+)
 # Values of a row that waits for its first attempt.
 NEW_ROW: Mapping[str, Any] = {
     "attempts": 0, "state": "waiting", "error": "", "maybe_delivered": False, "finished": None,
@@ -174,22 +182,35 @@ def enqueue(
 ) -> None:
     """Add the objects of a prediction, in the transaction that stores it; objects that were added before are not added again.
 
-    Objects of another prediction of the image by the same model at the same operating point are cancelled or withdrawn.
+    Other objects of the image are cancelled or withdrawn, except those of the same pixels by another model or at another
+    operating point.
     """
     for destination in destinations:
         same_image = _COLUMNS.destination == destination, _COLUMNS.sop_instance_uid == subject.sop_instance_uid
         rows = connection.execute(select(outbox).where(*same_image)).mappings().all()
-        earlier = [
-            row
-            for row in rows
-            if (row["model_sha256"], row["operating_point"]) == (subject.model_sha256, subject.operating_point)
-            and (row["prediction_id"], row["failure_code"]) != (subject.prediction_id, subject.failure_code)
-        ]
-        _withdraw(connection, earlier, subject.header, time)
+        pixels = _pixels(connection, {subject.prediction_id, *(row["prediction_id"] for row in rows)})
+        replaced = [row for row in rows if not _holds_beside(row, subject, pixels)]
+        _withdraw(connection, replaced, subject.header, time)
         for kind in kinds:
             uid = _new_uid(connection, subject, destination, kind)
             if uid:
                 _insert(connection, subject, destination, kind, uid, {}, time)
+
+
+def _pixels(connection: Connection, prediction_ids: Collection[str]) -> dict[str, str]:
+    """Return the hashes of the pixels of predictions by their ids."""
+    query = select(predictions.c.id, predictions.c.pixel_sha256).where(predictions.c.id.in_(prediction_ids))
+    return {row.id: row.pixel_sha256 for row in connection.execute(query)}
+
+
+def _holds_beside(row: Row, subject: ResultSubject, pixels: Mapping[str, str]) -> bool:
+    """Return whether an object of the same image is valid beside those of a subject, or is one of them."""
+    if (row["prediction_id"], row["failure_code"]) == (subject.prediction_id, subject.failure_code):
+        return True
+    if (row["model_sha256"], row["operating_point"]) == (subject.model_sha256, subject.operating_point):
+        return False
+    same_pixels = pixels.get(subject.prediction_id)  # a file that could not be read has none
+    return same_pixels is not None and pixels.get(row["prediction_id"]) == same_pixels
 
 
 def destinations_with(connection: Connection, sop_instance_uid: str, prediction_id: str, failure_code: str) -> set[str]:
@@ -235,7 +256,8 @@ def withdraw(connection: Connection, prediction_ids: Collection[str], headers: M
     Args:
         connection: Of the transaction that deletes the predictions.
         prediction_ids: Ids of the predictions.
-        headers: Headers by SOP Instance UID of the image; an object whose header was forgotten cannot be withdrawn.
+        headers: Present headers by SOP Instance UID of the image, for objects of which it is not known under which header they
+            were delivered; without any, because it was forgotten, an object cannot be withdrawn.
         time: Time of the transaction.
     """
     of_predictions = _COLUMNS.prediction_id.in_(prediction_ids), _COLUMNS.kind != "webhook"
@@ -248,11 +270,13 @@ def withdraw(connection: Connection, prediction_ids: Collection[str], headers: M
 def replace_header(connection: Connection, sop_instance_uid: str, header: str) -> None:
     """Set the header of the objects of an image that are not delivered yet: the sender may have corrected the patient.
 
-    An object that the destination may have keeps its own: no two objects have one UID.
+    An object that the destination may have keeps its own: no two objects have one UID; see `Outbox.record_failure`. So does a
+    rejection note, which belongs to the study of the withdrawn objects. A header without study and series is that of no object.
     """
-    same_image = _COLUMNS.sop_instance_uid == sop_instance_uid
-    waiting = same_image, _COLUMNS.state == "waiting", _COLUMNS.maybe_delivered.is_(False)
-    connection.execute(update(outbox).where(*waiting).values(header=header))
+    same_image = _COLUMNS.sop_instance_uid == sop_instance_uid, _HAS_PRESENT_HEADER
+    numbers = connection.execute(select(_COLUMNS.number).where(*same_image)).scalars().all()
+    if numbers and _states_study(header):
+        connection.execute(update(outbox).where(_COLUMNS.number.in_(numbers)).values(header=header))
 
 
 def find_old_headers(connection: Connection, limit: str, count: int) -> list[int]:
@@ -540,7 +564,14 @@ def _may_have_arrived(row: Row) -> bool:
 
 
 def _withdraw(connection: Connection, rows: Sequence[Row], header: str, time: str) -> None:
-    """Cancel the waiting objects among rows of one image, and add a rejection note for each destination that may have others."""
+    """Cancel the waiting objects among rows of one image, and add rejection notes for those that a destination may have.
+
+    Args:
+        connection: Of a transaction.
+        rows: The rows.
+        header: The present header of the image; empty if it is unknown.
+        time: Time of the transaction.
+    """
     rows = [row for row in rows if row["kind"] != "rejection_note"]
     unsent = [row for row in rows if row["state"] in ("waiting", "cancelled") and not _may_have_arrived(row)]
     _change(connection, unsent, {"header": ""})  # so that none can be sent any more
@@ -548,18 +579,62 @@ def _withdraw(connection: Connection, rows: Sequence[Row], header: str, time: st
     _change(connection, waiting, {"state": "cancelled", "finished": time, "error": "superseded"})
     append(connection, _ended_entries(waiting, "result_superseded", time))
     delivered = [row for row in rows if _may_have_arrived(row)]
-    if not header:
-        return
-    for destination in {row["destination"] for row in delivered}:
-        of_destination = [row for row in delivered if row["destination"] == destination]
-        withdrawn: dict[ObjectKind, str] = {row["kind"]: row["result_uid"] for row in of_destination}
-        first = of_destination[0]
-        values = {field.name: first[field.name] for field in dataclasses.fields(ResultSubject)} | {"header": header}
+    copies = _copies(connection, delivered[0]["sop_instance_uid"]) if delivered else []
+    # A note is about objects of one subject, in the study in which they were delivered, and about one of each kind.
+    notes: dict[tuple[str, str, str, str, int], list[Row]] = defaultdict(list)
+    of_kind: Counter[tuple[str, ...]] = Counter()
+    for row in delivered:
+        key = (
+            row["destination"],
+            row["prediction_id"],
+            row["failure_code"],
+            _delivered_header(row, copies, header, time),
+        )
+        notes[*key, of_kind[*key, row["kind"]]].append(row)
+        of_kind[*key, row["kind"]] += 1
+    for (destination, _, _, delivered_header, _), of_note in notes.items():
+        if not delivered_header:
+            continue
+        withdrawn: dict[ObjectKind, str] = {row["kind"]: row["result_uid"] for row in of_note}
+        values = {field.name: of_note[0][field.name] for field in dataclasses.fields(ResultSubject)}
+        subject = ResultSubject(**values | {"header": delivered_header})
         uid = derive_uid(" ".join(["rejection_note", *sorted(withdrawn.values())]))
-        _insert(connection, ResultSubject(**values), destination, "rejection_note", uid, withdrawn, time)
-        _change(connection, of_destination, {"state": "withdrawn", "header": ""})
-        _change(connection, [row for row in of_destination if row["commitment"] != "committed"], {"commitment": ""})
-        append(connection, _ended_entries(of_destination, "result_withdrawn", time))
+        _insert(connection, subject, destination, "rejection_note", uid, withdrawn, time)
+        _change(connection, of_note, {"state": "withdrawn", "header": ""})
+        _change(connection, [row for row in of_note if row["commitment"] != "committed"], {"commitment": ""})
+        append(connection, _ended_entries(of_note, "result_withdrawn", time))
+
+
+def _delivered_header(row: Row, copies: Sequence[Row], present: str, time: str) -> str:
+    """Return the header under which an object was delivered, or may have been.
+
+    Its own is removed after the delivery. It was the last one that had been received then; see `replace_header`.
+
+    Args:
+        row: The object.
+        copies: See `_copies`.
+        present: The present header, if no copy has one.
+        time: Now. A delivery cannot be later, unless the clock was set back: then the time says nothing.
+    """
+    if row["header"]:
+        return str(row["header"])
+    before = [each for each in copies if row["finished"] and each["received"] <= row["finished"] <= time]
+    subject = row["prediction_id"], row["failure_code"]
+    same = [each for each in copies if (each["prediction_id"], each["failure_code"]) == subject]
+    return str(before[-1]["header"] if before else same[0]["header"] if same else present)
+
+
+def _copies(connection: Connection, sop_instance_uid: str) -> Sequence[Row]:
+    """Return the received instances of an image whose headers state study and series, last received last."""
+    columns = received_instances.c
+    same = columns.sop_instance_uid == sop_instance_uid, columns.sop_instance_uid != "", columns.header != ""
+    query = select(received_instances).where(*same).order_by(columns.number)
+    return [row for row in connection.execute(query).mappings() if _states_study(row["header"])]
+
+
+def _states_study(header: str) -> bool:
+    elements = json.loads(header)
+    return all(any(elements.get(tag, {}).get("Value", ())) for tag in _STUDY_AND_SERIES)
 
 
 def _insert(
