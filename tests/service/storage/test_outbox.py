@@ -169,6 +169,15 @@ def test_report_of_an_unreadable_file_is_withdrawn_by_the_result_of_another_mode
 # --- the header ---------------------------------------------------------------------------------------------------------
 
 
+def test_patient_corrected_while_a_result_is_sent_in_vain_is_that_of_the_next_attempt(exchange):
+    exchange.predict(exchange.receive("1", header("A")), "1", header("A"))
+    refused, unanswered = [exchange.outbox.begin(each.number) for each in exchange.rows()]
+    exchange.receive("1", header("B"))
+    exchange.outbox.record_failure([refused], "http_503", exchange.tick())
+    exchange.outbox.record_failure([unanswered], "association_aborted", exchange.tick(), maybe_delivered=True)
+    assert [patient_and_study(each)[0] for each in exchange.rows()] == ["B", "A"]
+
+
 def test_patient_corrected_while_a_result_is_cancelled_is_that_of_the_result_when_it_is_retried(exchange):
     exchange.predict(exchange.receive("1", header("A")), "1", header("A"))
     number = exchange.rows()[0].number
@@ -176,6 +185,16 @@ def test_patient_corrected_while_a_result_is_cancelled_is_that_of_the_result_whe
     exchange.receive("1", header("B"))
     exchange.outbox.retry([number], time=exchange.tick())
     assert {patient_and_study(each)[0] for each in exchange.rows("waiting")} == {"B"}
+
+
+@pytest.mark.parametrize("missing", ["study", "series"])
+def test_header_without_study_or_series_is_that_of_no_waiting_result(exchange, missing):
+    exchange.predict(exchange.receive("1", header("A")), "1", header("A"))
+    (refused, _) = [exchange.outbox.begin(each.number) for each in exchange.rows()]
+    exchange.outbox.record_failure([refused], "http_503", exchange.tick())
+    exchange.receive("1", header("B", **{missing: ""}))
+    exchange.outbox.record_failure([exchange.outbox.begin(refused.number)], "http_503", exchange.tick())
+    assert [patient_and_study(each) for each in exchange.rows()] == 2 * [("A", "1.2.3")]
 
 
 def test_rejection_note_is_in_the_study_in_which_the_results_were_delivered(exchange):
@@ -232,6 +251,31 @@ def test_copy_that_is_sent_again_with_other_settings_is_the_last_one(exchange):
 
 
 # --- attempts -----------------------------------------------------------------------------------------------------------
+
+
+def test_object_that_is_withdrawn_while_it_is_sent_in_vain_has_no_rejection_note(exchange):
+    id = exchange.predict(exchange.receive("1", header("A")), "1", header("A"))
+    sent = [exchange.outbox.begin(each.number) for each in exchange.rows()]
+    exchange.withdraw(id)
+    ((*_, withdrawn),) = exchange.notes()
+    assert withdrawn == uids(sent)
+    exchange.outbox.record_failure(sent[:1], "http_503", exchange.tick())
+    ((*_, withdrawn),) = exchange.notes()
+    assert withdrawn == uids(sent[1:])
+    exchange.outbox.record_failure(sent[1:], "http_503", exchange.tick())
+    assert {(each.state, each.error, each.maybe_delivered, each.subject.header) for each in exchange.rows()} == {
+        ("cancelled", "superseded", False, "")
+    }
+    (status,) = exchange.outbox.status()
+    assert (status.waiting, status.delivered) == (0, 0)
+
+
+def test_object_that_is_withdrawn_while_it_is_sent_without_an_answer_keeps_its_rejection_note(exchange):
+    id = exchange.predict(exchange.receive("1", header("A")), "1", header("A"), kinds=KINDS[:1])
+    sent = exchange.outbox.begin(exchange.rows()[0].number)
+    exchange.withdraw(id)
+    exchange.outbox.record_failure([sent], "timeout", exchange.tick(), maybe_delivered=True)
+    assert [withdrawn for *_, withdrawn in exchange.notes()] == [{sent.result_uid}]
 
 
 # --- lost files ---------------------------------------------------------------------------------------------------------

@@ -406,6 +406,9 @@ class Outbox:
     ) -> None:
         """Record a failed attempt; the next one follows after 5 s, and twice as long each time, up to 15 minutes.
 
+        An object that the destination does not have is sent with the header that the sender stated last, which may have come
+        during the attempt.
+
         Args:
             deliveries: The objects, as they were before the attempt.
             error: Stable code of the failure.
@@ -416,7 +419,11 @@ class Outbox:
         """
         for each in deliveries:
             values = {"error": error, "maybe_delivered": each.maybe_delivered or maybe_delivered}
-            self._update(each.number, failed_attempt(each.attempts, time) | values)
+            with write_transaction(self._engine) as connection:
+                waiting = _COLUMNS.number == each.number, _COLUMNS.state == "waiting"
+                connection.execute(update(outbox).where(*waiting).values(failed_attempt(each.attempts, time) | values))
+                if not values["maybe_delivered"]:
+                    _record_undelivered(connection, each.number, format_time(time))
 
     def record_unreachable(self, destination: str, error: str, time: datetime) -> None:
         """Record a failed attempt for each object that is due for a destination; see `record_failure`."""
@@ -635,6 +642,37 @@ def _copies(connection: Connection, sop_instance_uid: str) -> Sequence[Row]:
 def _states_study(header: str) -> bool:
     elements = json.loads(header)
     return all(any(elements.get(tag, {}).get("Value", ())) for tag in _STUDY_AND_SERIES)
+
+
+def _record_undelivered(connection: Connection, number: int, time: str) -> None:
+    """Change an object that did not arrive, although its row states that it may have, since it was being sent."""
+    row = connection.execute(select(outbox).where(_COLUMNS.number == number)).mappings().one()
+    if row["state"] == "withdrawn":
+        _take_back_withdrawal(connection, row, time)
+        return
+    _change(connection, [row], {"maybe_delivered": False})
+    if copies := _copies(connection, row["sop_instance_uid"]):
+        present = _COLUMNS.number == number, _HAS_PRESENT_HEADER
+        connection.execute(update(outbox).where(*present).values(header=copies[-1]["header"]))
+
+
+def _take_back_withdrawal(connection: Connection, row: Row, time: str) -> None:
+    """Cancel an object that was withdrawn while it was being sent and did not arrive; its rejection note is not about it."""
+    same = [
+        _COLUMNS[name] == row[name] for name in ("destination", "sop_instance_uid", "prediction_id", "failure_code")
+    ]
+    unsent = _COLUMNS.kind == "rejection_note", _COLUMNS.state == "waiting", _COLUMNS.maybe_delivered.is_(False)
+    for note in connection.execute(select(outbox).where(*same, *unsent)).mappings().all():
+        withdrawn = json.loads(note["withdrawn_uids"])
+        others = {kind: uid for kind, uid in withdrawn.items() if uid != row["result_uid"]}
+        if others == withdrawn:
+            continue
+        ended = [row] if others else [row, note]
+        if others:
+            _change(connection, [note], {"withdrawn_uids": json.dumps(others)})
+        _change(connection, ended, {"state": "cancelled", "finished": time, "error": "superseded", "header": ""})
+        _change(connection, [row], {"maybe_delivered": False})
+        append(connection, _ended_entries(ended, "result_superseded", time))
 
 
 def _insert(
