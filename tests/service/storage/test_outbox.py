@@ -278,6 +278,17 @@ def test_object_that_is_withdrawn_while_it_is_sent_without_an_answer_keeps_its_r
     assert [withdrawn for *_, withdrawn in exchange.notes()] == [{sent.result_uid}]
 
 
+def test_objects_that_are_refused_again_and_again_delay_no_later_one(exchange):
+    exchange.predict(exchange.receive("1", header("A")), "1", header("A"))
+    refused = exchange.outbox.due("PACS", exchange.now, 10)
+    exchange.outbox.record_failure(refused, "sop_class_not_accepted", exchange.now)  # due again in 5 s
+    received = exchange.receive("1", header("A"), settings="b")
+    exchange.predict(received, "1", header("A"), model="b", settings="b")
+    later = exchange.rows("waiting")[2:]
+    due = exchange.outbox.due("PACS", exchange.now + timedelta(hours=1), 10)
+    assert [each.number for each in due] == [each.number for each in (*later, *refused)]
+
+
 # --- lost files ---------------------------------------------------------------------------------------------------------
 
 

@@ -324,7 +324,7 @@ class Outbox:
         self._engine = engine
 
     def due(self, destination: str, time: datetime, limit: int) -> list[Delivery]:
-        """Return deliveries that are due, oldest first, at most `limit`.
+        """Return deliveries that are due, those that wait longest first, at most `limit`; see `record_failure`.
 
         One whose time lies beyond the longest delay is due, too: the clock was set back.
 
@@ -333,7 +333,7 @@ class Outbox:
         """
         query = select(outbox).where(_COLUMNS.destination == destination, _COLUMNS.state == "waiting", _is_due(time))
         with read_transaction(self._engine) as connection:
-            rows = connection.execute(query.order_by(_COLUMNS.number).limit(limit)).mappings()
+            rows = connection.execute(query.order_by(_COLUMNS.due, _COLUMNS.number).limit(limit)).mappings()
             return [Delivery.from_row(row) for row in rows]
 
     def begin(self, number: int) -> Delivery | None:
