@@ -289,6 +289,33 @@ def test_objects_that_are_refused_again_and_again_delay_no_later_one(exchange):
     assert [each.number for each in due] == [each.number for each in (*later, *refused)]
 
 
+def test_result_whose_successor_was_added_is_not_retried(exchange):
+    received = exchange.receive("1", header("A"))
+    exchange.predict(received, "1", header("A"), kinds=KINDS[:1])
+    (first,) = exchange.rows()
+    exchange.outbox.cancel([first.number], time=exchange.tick())
+    exchange.predict(received, "1", header("A"), kinds=KINDS[:1])
+    (second,) = exchange.rows("waiting")
+    with pytest.raises(UsageError, match=f"result {first.number} was replaced by result {second.number}"):
+        exchange.outbox.retry([first.number], time=exchange.tick())
+    exchange.outbox.cancel([second.number], time=exchange.tick())
+    assert exchange.outbox.retry([second.number], time=exchange.tick()) == 1
+
+
+def test_event_is_not_retried_beside_a_later_one_of_its_study(exchange):
+    with write_transaction(exchange.repository.engine) as connection:
+        for study in ("1.2.3", "1.2.3", "1.2.4"):
+            enqueue_study_event(
+                connection, ["ris"], study, study, model_sha256="a" * 64, operating_point="balanced",
+                time=format_time(exchange.tick()),
+            )  # fmt: skip
+    first, second, other = sorted(each.number for each in exchange.rows())
+    with pytest.raises(UsageError, match=f"result {first} was replaced by result {second}"):
+        exchange.outbox.retry([first], time=exchange.tick())
+    exchange.outbox.cancel([second, other], time=exchange.tick())
+    assert exchange.outbox.retry([second, other], time=exchange.tick()) == 2
+
+
 # --- lost files ---------------------------------------------------------------------------------------------------------
 
 

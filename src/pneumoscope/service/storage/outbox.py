@@ -456,7 +456,7 @@ class Outbox:
             time: Now.
         Raises:
             UnknownNameError: There is no such object or destination.
-            UsageError: An object was delivered, or its header is gone.
+            UsageError: An object was delivered, its header is gone, or another one replaced it.
             StorageError: The database cannot be written.
         """
         with write_transaction(self._engine) as connection:
@@ -468,6 +468,11 @@ class Outbox:
             for row in rows:
                 if not row["header"] and not row["study_instance_uid"]:
                     raise UsageError(f"the header of result {row['number']} was removed", hint="Send the image again")
+                if successor := _successor(connection, row):
+                    raise UsageError(
+                        f"result {row['number']} was replaced by result {successor}",
+                        hint="See `pneumoscope outbox list`; retry the later one if it was cancelled",
+                    )
             _change(
                 connection,
                 rows,
@@ -568,6 +573,18 @@ def failed_attempt(attempts: int, time: datetime) -> dict[str, Any]:
 
 def _may_have_arrived(row: Row) -> bool:
     return bool(row["state"] == "delivered" or (row["state"] in ("waiting", "cancelled") and row["maybe_delivered"]))
+
+
+def _successor(connection: Connection, row: Row) -> int | None:
+    """Return the number of the last object, or event, that was added after a cancelled one in its place; None without one."""
+    if row["state"] != "cancelled":
+        return None
+    names = ["study_instance_uid"]  # an event states all predictions of its study
+    if row["kind"] != "webhook":
+        names = ["sop_instance_uid", "prediction_id", "failure_code"]
+    same = [_COLUMNS[name] == row[name] for name in ("destination", "kind", *names)]
+    query = select(func.max(_COLUMNS.number)).where(*same, _COLUMNS.number > row["number"])
+    return connection.execute(query).scalar()
 
 
 def _withdraw(connection: Connection, rows: Sequence[Row], header: str, time: str) -> None:
