@@ -34,7 +34,9 @@ from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.database import DATABASE_FILE, open_database
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from dicom_committing import answers
 from dicom_nodes import (
+    COMMITMENT_STEPS,
     STEPS,
     Instance,
     Pacs,
@@ -236,6 +238,53 @@ def kill_service(world: World) -> None:
     world.service.start()
     for thread in threads:
         thread.join()
+
+
+def kill_service_during_commitment(world: World) -> None:
+    """SIGKILL of the service at each step of a storage commitment; the PACS reports at once, or later, and then refuses first."""
+    world.new_service(storage_commitment=True)
+    # Each with whether the PACS reports on an association of its own, and refuses each object first. In the first round, it has
+    # refused all objects, and none is sent again yet.
+    rounds = [
+        ("report recorded, not answered", True),
+        ("request recorded, not sent", False),
+        ("request answered, not recorded", True),
+        ("report received, not recorded", False),
+        ("report received, not recorded", True),
+    ]
+    assert {step for step, _ in rounds} == COMMITMENT_STEPS.keys()
+    instances = world.instances(max(world.count, len(rounds)))
+    threads = []
+    for number, (step, later) in enumerate(rounds):
+        world.pacs.start(report_to=world.service.port if later else 0, refuses_first=later)
+        # Requests of earlier rounds without a report are due again.
+        world.service.clock.write_text(str(120 * number))
+        world.service.start(step)
+        threads.append(world.send_in_background(instances[number :: len(rounds)]))
+        world.service.wait_for_death()
+        if number == 0 and not world.number("outbox WHERE state = 'waiting' AND commitment_failures = 1"):
+            world.problems.append("no refused result waits to be sent again")
+        world.pacs.stop()
+    world.pacs.start()
+    world.service.clock.write_text(str(86_400))
+    world.service.start()
+    for thread in threads:
+        thread.join()
+    world.settle()
+    world.wait_until(
+        lambda: not world.number("outbox WHERE state = 'waiting' OR commitment != 'committed'"),
+        "results are not committed",
+    )
+    copies = world.pacs.received()
+    refused = {str(row[0]) for row in world.query("SELECT result_uid FROM outbox WHERE commitment_failures > 0")}
+    if not refused or any(len(copies[uid]) == 1 for uid in refused):
+        world.problems.append(f"not all of {len(refused)} refused results were sent again")
+    recorded = {row[0] for row in world.query("SELECT result_uid FROM outbox WHERE commitment = 'committed'")}
+    committed = {uid for uid, reason in answers(world.pacs.folder) if not reason}
+    if recorded != committed:
+        world.problems.append(
+            f"{len(recorded)} results are committed, and the PACS committed itself to {len(committed)}"
+        )
 
 
 def kill_pacs(world: World) -> None:
@@ -473,6 +522,7 @@ class UnavailableError(Exception):
 
 FAULTS: dict[str, Callable[[World], None]] = {
     "service killed at each step": kill_service,
+    "service killed during storage commitment": kill_service_during_commitment,
     "PACS killed while it receives": kill_pacs,
     "PACS away for the burst": pacs_away,
     "connection cut in a PDU": cut_connections,

@@ -2,7 +2,7 @@
 
 `dicom_faults`, `dicom_hostile` and `dicom` share these. As a program, this file is one of the processes:
 
-    python benchmarks/dicom_nodes.py pacs PORT FOLDER [DIE_AT MOMENT]
+    python benchmarks/dicom_nodes.py pacs PORT FOLDER DIE_AT MOMENT REPORT_TO REFUSES_FIRST
     python benchmarks/dicom_nodes.py serve STEP NUMBER CLOCK_FILE ...   (arguments of `pneumoscope serve`)
 """
 
@@ -38,10 +38,14 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     DigitalXRayImageStorageForPresentation,
     KeyObjectSelectionDocumentStorage,
     SecondaryCaptureImageStorage,
+    StorageCommitmentPushModel,
 )
 
 from pneumoscope.evaluation.image_variants import encode_dicom
 from pneumoscope.imaging.phantom import draw_phantom
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from dicom_committing import CommittingPacs
 
 START_SECONDS, TIMEOUT = 120, 60
 NODE, SENDER = "PNEUMOSCOPE", "MODALITY"
@@ -49,7 +53,9 @@ RESULT_CLASSES = (
     SecondaryCaptureImageStorage, Comprehensive3DSRStorage, ComprehensiveSRStorage, KeyObjectSelectionDocumentStorage,
 )  # fmt: skip
 # Modules that read the clock, and names of functions before or after which a service is killed.
-CLOCKS = ("dicom.processing", "dicom.delivery", "storage.inbox", "storage.repository", "storage.outbox")
+CLOCKS = (
+    "dicom.processing", "dicom.delivery", "dicom.receiver", "storage.inbox", "storage.repository", "storage.outbox",
+)  # fmt: skip
 STEPS = {
     "receive": ("dicom.processing", "InstanceProcessor.receive", "before"),
     "file written": ("storage.blob_store", "FolderBlobStore.stage", "after"),
@@ -61,6 +67,12 @@ STEPS = {
     "delivery begun": ("storage.outbox", "Outbox.begin", "after"),
     "sent, not recorded": ("dicom.delivery", "_DicomSender.send", "after"),
     "delivery recorded": ("storage.outbox", "Outbox.record_delivered", "after"),
+}
+COMMITMENT_STEPS = {
+    "request recorded, not sent": ("dicom.commitment", "_request", "before"),
+    "request answered, not recorded": ("dicom.commitment", "_request", "after"),
+    "report received, not recorded": ("storage.commitments", "Commitments.record_report", "before"),
+    "report recorded, not answered": ("storage.commitments", "Commitments.record_report", "after"),
 }
 Instance = pydicom.Dataset
 
@@ -107,9 +119,12 @@ class Pacs:
         folder.mkdir(parents=True, exist_ok=True)
         self.process: subprocess.Popen[str] | None = None
 
-    def start(self, die_at: int = 0, moment: str = "") -> None:
-        """Start the process; it kills itself at an instance of a number, "before" or "after" writing it, if one is stated."""
-        options = [str(die_at), moment] if die_at else []
+    def start(self, die_at: int = 0, moment: str = "", *, report_to: int = 0, refuses_first: bool = False) -> None:
+        """Start the process; it kills itself at an instance of a number, "before" or "after" writing it, if one is stated.
+
+        `report_to` and `refuses_first` are those of `dicom_committing.CommittingPacs`.
+        """
+        options = [str(die_at), moment, str(report_to), "refuses" if refuses_first else ""]
         command = [sys.executable, __file__, "pacs", str(self.port), str(self.folder), *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert self.process.stdout
@@ -142,8 +157,9 @@ class Pacs:
         return [pydicom.dcmread(path) for path in sorted(self.folder.glob("*.dcm"))]
 
 
-def run_pacs(port: str, folder: str, die_at: str = "0", moment: str = "") -> None:
+def run_pacs(port: str, folder: str, die_at: str, moment: str, report_to: str, refuses_first: str) -> None:
     """Be a PACS."""
+    committing = CommittingPacs(Path(folder), "PACS", NODE, int(report_to), refuses_first=bool(refuses_first))
     lock, counts = threading.Lock(), {"received": 0}
 
     def die(now: str) -> None:
@@ -167,7 +183,9 @@ def run_pacs(port: str, folder: str, die_at: str = "0", moment: str = "") -> Non
     ae = AE("PACS")
     for sop_class in (*RESULT_CLASSES, DigitalXRayImageStorageForPresentation):
         ae.add_supported_context(sop_class, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
-    ae.start_server(("127.0.0.1", int(port)), block=False, evt_handlers=[(evt.EVT_C_STORE, store)])
+    ae.add_supported_context(StorageCommitmentPushModel)
+    handlers = [(evt.EVT_C_STORE, store), (evt.EVT_N_ACTION, committing.act)]
+    ae.start_server(("127.0.0.1", int(port)), block=False, evt_handlers=handlers)
     print("listening", flush=True)
     threading.Event().wait()
 
@@ -185,6 +203,8 @@ class Service:
         model: Folder of a bundle; the default model if None.
         options: Further options of `pneumoscope serve`.
         within: A command that runs the service's command.
+        quiet_seconds: Of the configuration.
+        storage_commitment: Whether the destinations are asked for storage commitment, again after a minute without a report.
     """
 
     def __init__(
@@ -197,6 +217,7 @@ class Service:
         options: Sequence[str] = (),
         within: Sequence[str] = (),
         quiet_seconds: float = 0,
+        storage_commitment: bool = False,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.data, self.port = folder, folder / "data", free_port()
@@ -205,7 +226,8 @@ class Service:
         lines = [f"quiet_seconds = {quiet_seconds}", f"[node]\nport = {self.port}"]
         for name, port in {SENDER: 1, **peers}.items():
             lines.append(f'[[peers]]\nname = "{name}"\nae_title = "{name}"\nhost = "127.0.0.1"\nport = {port}')
-        lines += [f'[[destinations]]\npeer = "{name}"' for name in destinations]
+        asked = "\nstorage_commitment = true\ncommitment_seconds = 60" if storage_commitment else ""
+        lines += [f'[[destinations]]\npeer = "{name}"{asked}' for name in destinations]
         text = "\n".join(lines if destinations else ["destinations = []", *lines])
         (folder / "dicom.toml").write_text(text + "\n")
         self.process: subprocess.Popen[bytes] | None = None
@@ -268,7 +290,7 @@ class Service:
 def run_service(step: str, number: str, clock: str, *arguments: str) -> None:
     """Be the service, perhaps one that kills itself at a step, with a clock that a file of seconds can shift."""
     if step:
-        _kill_at(*STEPS[step], int(number))
+        _kill_at(*(STEPS | COMMITMENT_STEPS)[step], int(number))
     _shift_clock(Path(clock))
     from pneumoscope.cli import main
 

@@ -1,6 +1,7 @@
 """`pneumoscope outbox`."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,8 +12,10 @@ from pneumoscope.cli.outbox import command
 from pneumoscope.service.storage.commitments import MAX_FAILURES, CommitmentReport, Commitments
 from pneumoscope.service.storage.database import open_database, write_transaction
 from pneumoscope.service.storage.outbox import Outbox, ResultSubject, enqueue
+from pneumoscope.service.storage.tables import received_instances
 
 TIME = "2026-01-02T03:04:05.000000Z"
+STUDY = "1.2.840.99999999.1.20260102030405.123456789012345678901234567890"  # nearly as long as a UID may be
 KINDS = ("secondary_capture", "structured_report")
 
 
@@ -20,9 +23,11 @@ KINDS = ("secondary_capture", "structured_report")
 def folder(tmp_path):
     """A data directory with two results for each of two destinations."""
     engine = open_database(tmp_path / "records")
-    subject = ResultSubject(
-        "ab" * 16, "", "cd" * 32, "balanced", "1.2.3", '{"00100020": {"vr": "LO", "Value": ["SECRET"]}}'
-    )
+    header = {
+        "00100020": {"vr": "LO", "Value": ["SECRET"]}, "0020000D": {"vr": "UI", "Value": [STUDY]},
+        "0020000E": {"vr": "UI", "Value": ["1.2"]},
+    }  # fmt: skip
+    subject = ResultSubject("ab" * 16, "", "cd" * 32, "balanced", "1.2.3", json.dumps(header))
     with write_transaction(engine) as connection:
         enqueue(connection, subject, ("PACS", "archive"), KINDS, TIME)
     engine.dispose()
@@ -47,11 +52,35 @@ def test_results_are_listed_without_identifiers(folder):
     assert {(each["state"], each["attempts"], each["created"], each["prediction_id"]) for each in found} == {
         ("waiting", 0, TIME, "ab" * 16)
     }
-    header, first, *others = run(folder, "list").stdout.splitlines()
-    assert header.split() == ["number", "destination", "object", "state", "commitment", "attempts", "created", "error"]
-    assert first.split() == ["1", "PACS", "secondary_capture", "waiting", "-", "0", TIME[:19]]
+    assert {(each["study_instance_uid"], each["next_attempt"]) for each in found} == {(STUDY, TIME)}
+    header, study, first, *others = run(folder, "list").stdout.splitlines()
+    assert re.split("  +", header.strip()) == ["number", "destination", "object", "attempts", "next attempt", "error"]
+    assert study == f"study {STUDY}  {TIME[:16]}"
+    assert first.split() == ["1", "PACS", "secondary_capture", "0", TIME[:16]]
     assert len(others) == 3
     assert "SECRET" not in run(folder, "list").output + run(folder, "list", "--json").output
+
+
+def test_list_states_the_next_attempt_and_fits_in_100_columns(folder):
+    engine = open_database(folder)
+    outbox, time = Outbox(engine), datetime(2026, 1, 2, 4, tzinfo=UTC)
+    outbox.record_unreachable("PACS", "calling_ae_title_not_recognized", time)
+    (first, *_) = outbox.due("archive", time, 10)
+    outbox.record_delivered([first], time, asks_commitment=True)
+    engine.dispose()
+    found = listed(folder, "--state", "waiting", "--state", "delivered")
+    assert [(each["state"], each["next_attempt"]) for each in found] == [
+        ("waiting", "2026-01-02T04:00:05.000000Z"), ("waiting", "2026-01-02T04:00:05.000000Z"),
+        ("delivered", "2026-01-02T04:00:02.000000Z"), ("waiting", TIME),
+    ]  # fmt: skip
+    lines = run(folder, "list").stdout.splitlines()
+    assert lines[2].split()[-2:] == ["2026-01-02T04:00", "calling_ae_title_not_recognized"]
+    lines += run(folder, "list", "--uncommitted").stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert lines[-1].split() == ["3", "archive", "secondary_capture", "0", "2026-01-02T04:00"]
+    both = run(folder, "list", "--state", "waiting", "--state", "delivered").stdout.splitlines()
+    assert both[0].split()[3:5] == ["state", "commitment"]
+    assert both[4].split()[3:5] == ["delivered", "pending"]
 
 
 def test_cancelled_results_are_retried_by_number(folder):
@@ -79,6 +108,12 @@ def test_list_without_results_prints_nothing(folder):
         (["retry", "99"], "there is no result '99'"),
         (["retry", "--destination", "PCS"], "there is no destination with results 'PCS'. Did you mean 'PACS'?"),
         (["cancel", "--destination", "PACS", "--all"], "select results"),
+        (["retry", "--study", STUDY], "Add --delivered"),
+        (["retry", "--delivered"], "select delivered results"),
+        (["retry", "--delivered", "--all"], "select delivered results"),
+        (["retry", "--delivered", "--destination", "PACS"], "select delivered results"),
+        (["retry", "--delivered", "1", "--study", STUDY], "select delivered results"),
+        (["retry", "--delivered", "1"], "result 1 is not delivered, but waiting"),
     ],
 )
 def test_wrong_selection_is_an_error_that_says_what_to_do(folder, arguments, words, capsys):
@@ -107,8 +142,40 @@ def test_results_without_commitment_are_listed_and_sent_again_by_number(folder):
     (found,) = listed(folder, "--uncommitted")
     assert (found["number"], found["state"], found["commitment"]) == (first.number, "delivered", "failed")
     assert (found["error"], found["commitment_requested"][:19]) == ("not_committed_0213", time.isoformat()[:19])
-    assert "failed" in run(folder, "list", "--uncommitted").stdout.splitlines()[1].split()
+    assert "not_committed_0213" in run(folder, "list", "--uncommitted").stdout
     assert [each["commitment"] for each in listed(folder, "--state", "delivered")] == ["failed", "committed"]
     assert "1 result due now" in run(folder, "retry", str(first.number)).stderr
     assert [each["number"] for each in listed(folder)] == [1, 3, 4]
     assert "No results lack storage commitment" in run(folder, "list", "--uncommitted").stderr
+
+
+def test_delivered_result_is_sent_again_by_number_and_by_study(folder):
+    engine, time = open_database(folder), datetime(2026, 1, 2, 4, tzinfo=UTC)
+    header, outbox = Outbox(engine).find()[0].subject.header, Outbox(engine)
+    outbox.record_delivered(outbox.due("PACS", time, 10), time)
+    with write_transaction(engine) as connection:  # as if the image had been received
+        row = {"image_sha256": "ef" * 32, "image_bytes": 1, "sender": "PACS", "reply_to": "PACS", "study_instance_uid": STUDY,
+               "sop_instance_uid": "1.2.3", "header": header, "received": TIME, "due": TIME, "state": "predicted",
+               "prediction_id": "ab" * 16, "failure_code": "", "settings": ""}  # fmt: skip
+        connection.execute(received_instances.insert(), [row])
+    engine.dispose()
+    assert [each["number"] for each in listed(folder)] == [3, 4]
+    assert {each["study_instance_uid"] for each in listed(folder, "--state", "delivered")} == {STUDY}
+    assert "1 result due now" in run(folder, "retry", "--delivered", "1").stderr
+    assert [each["number"] for each in listed(folder)] == [1, 3, 4]
+    assert "1 result due now" in run(folder, "retry", "--delivered", "--study", STUDY, "--destination", "PACS").stderr
+    assert [each["number"] for each in listed(folder)] == [1, 2, 3, 4]
+    for name, words in (("PCS", "Did you mean 'PACS'?"), ("archive", "no study with delivered results")):
+        arguments = [
+            "outbox",
+            "retry",
+            "--delivered",
+            "--study",
+            STUDY,
+            "--destination",
+            name,
+            "--data-dir",
+            str(folder),
+        ]
+        failed = CliRunner().invoke(cli, arguments)
+        assert words in str(failed.exception), name

@@ -534,6 +534,15 @@ def test_json_and_csv_cannot_be_combined(
     assert err == "error: --json and --csv cannot be combined. Choose one of them\n"
 
 
+def test_json_takes_no_file_name(bundle: Path, images: Path, run_command: Callable[..., tuple[int, str, str]]) -> None:
+    status, out, err = run_command(bundle, "images", "--json", "results.json")
+    assert (status, out) == (2, "")
+    assert err == (
+        "error: 'results.json' is not an image, and --json takes no file name. --json writes to standard output. "
+        "Redirect it: pneumoscope predict PATH --json > results.json\n"
+    )
+
+
 def test_missing_bundle_and_unknown_operating_point_are_usage_errors(
     bundle: Path, images: Path, run_command: Callable[..., tuple[int, str, str]]
 ) -> None:

@@ -7,11 +7,12 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx
@@ -33,10 +34,11 @@ from pneumoscope.service.api.exception_handlers import PROBLEM_MEDIA_TYPE
 from pneumoscope.service.app import create_app
 from pneumoscope.service.dicom.configuration import DicomConfiguration
 from pneumoscope.service.settings import Settings
+from pneumoscope.service.storage import database as database_module
 from pneumoscope.service.storage.data_directory import create_data_directory
 from pneumoscope.service.storage.database import DATABASE_FILE, open_database, write_transaction
 from pneumoscope.service.storage.repository import PredictionRepository
-from pneumoscope.service.storage.tables import tokens
+from pneumoscope.service.storage.tables import REVISION, tokens
 
 
 def png(level=100, size=64):
@@ -199,6 +201,39 @@ def migrated_sqlite(tmp_path_factory):
     folder = tmp_path_factory.mktemp("migrated")
     open_database(folder).dispose()
     return folder / DATABASE_FILE
+
+
+@pytest.fixture(scope="session")
+def created_tables(migrated_sqlite):
+    """The statements that create the tables, indexes and triggers of a migrated SQLite file."""
+    with closing(sqlite3.connect(migrated_sqlite)) as connection:
+        found = connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid")
+        return [statement for (statement,) in found]
+
+
+@pytest.fixture
+def migrations():
+    """Create the tables of each new database by migrations, as the service does."""
+
+
+@pytest.fixture(autouse=True)
+def copied_tables(request, monkeypatch, created_tables):
+    """Give a new SQLite database the tables that the migrations created in another one.
+
+    Migrations take longer than most tests. A test of them uses the fixture `migrations`.
+    """
+    upgrade = database_module._upgrade
+
+    def create(connection):
+        if connection.dialect.name != "sqlite" or connection.dialect.get_table_names(connection):
+            upgrade(connection)
+            return
+        for statement in created_tables:
+            connection.exec_driver_sql(statement)
+        connection.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (REVISION,))
+
+    if "migrations" not in request.fixturenames:
+        monkeypatch.setattr(database_module, "_upgrade", create)
 
 
 @pytest.fixture(scope="session")

@@ -17,13 +17,20 @@ from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.repository import PredictionRepository
 
 
-def every_crash(operation, folder, database, before=lambda number: None):
-    """Crash at each step in turn; yield its number and the steps before it. The last turn is not killed."""
+def every_crash(operation, folder, database, before=lambda repository, number: None):
+    """Crash at each step in turn; yield its number, the steps before it, and the repository that was opened after it.
+
+    The repository, which has recovered from one crash, prepares the next one. The last turn is not killed.
+    """
+    repository = PredictionRepository(folder, database)
     for number in range(200):
-        before(number)
+        before(repository, number)
+        repository.close()
         steps, killed = steps_until_killed(operation, folder, database, number)
-        yield number, steps
+        repository = PredictionRepository(folder, database)
+        yield number, steps, repository
         if not killed:
+            repository.close()
             return
     pytest.fail("the operation does not end")
 
@@ -39,22 +46,15 @@ def assert_consistent(repository, folder):
     return found
 
 
-def delete(folder, database, image):
-    repository = PredictionRepository(folder, database)
-    repository.remove(add(repository, image)[0].id, user="me")
-    repository.close()
-
-
 def test_crash_while_adding_leaves_nothing_or_a_complete_prediction(tmp_path, database):
     folder = tmp_path / "data"
 
-    def before(number):
+    def before(repository, number):
         """Let the audit log record that one of the images was deleted earlier."""
-        delete(folder, database, images(number)[1])
+        repository.remove(add(repository, images(number)[1])[0].id, user="me")
 
     outcomes, seen = set(), set()
-    for number, steps in every_crash(add_images, folder, database, before):
-        repository = PredictionRepository(folder, database)
+    for number, steps, repository in every_crash(add_images, folder, database, before):
         found = {record.image_sha256: record for record in assert_consistent(repository, folder)}
         there = [content_hash(image) in found for image in images(number)]
         for image in images(number):
@@ -63,7 +63,6 @@ def test_crash_while_adding_leaves_nothing_or_a_complete_prediction(tmp_path, da
         assert there[0] == there[1]  # one transaction
         outcomes.add(tuple(there))
         seen.update(step.partition(" ")[0] for step in steps)
-        repository.close()
     assert outcomes == {(False, False), (True, True)}
     assert {"open", "half", "fsync", "rename", "INSERT", "commit", "committed", "answer"} <= seen
 
@@ -71,48 +70,39 @@ def test_crash_while_adding_leaves_nothing_or_a_complete_prediction(tmp_path, da
 def test_crash_while_deleting_leaves_the_prediction_or_nothing(tmp_path, database):
     folder = tmp_path / "data"
 
-    def before(number):
-        repository = PredictionRepository(folder, database)
+    def before(repository, number):
         add(repository, b"image %d" % number)
-        repository.close()
 
     outcomes = []
-    for number, steps in every_crash(delete_image, folder, database, before):
-        repository = PredictionRepository(folder, database)
+    for number, steps, repository in every_crash(delete_image, folder, database, before):
         there = content_hash(b"image %d" % number) in {
             each.image_sha256 for each in assert_consistent(repository, folder)
         }
         assert not (there and any(step.startswith("answer") for step in steps))
         outcomes.append((there, "committed" in steps, "remove" in str(steps)))
-        repository.close()
     assert {(True, False, False), (False, True, False), (False, True, True)} <= set(outcomes)
 
 
 def test_crash_while_expiring_leaves_no_expired_image(tmp_path, database):
     folder = tmp_path / "data"
 
-    def before(number):
-        repository = PredictionRepository(folder, database)
+    def before(repository, number):
         add(repository, b"image %d" % number)
-        repository.close()
 
     outcomes = set()
-    for number, steps in every_crash(expire_images, folder, database, before):
-        repository = PredictionRepository(folder, database)
+    for number, steps, repository in every_crash(expire_images, folder, database, before):
         found = {each.image_sha256: each for each in assert_consistent(repository, folder)}
         removed = found[content_hash(b"image %d" % number)].image_removed is not None
         assert removed or "answer" not in steps
         outcomes.add(removed)
-        repository.close()
     assert outcomes == {False, True}
 
 
 def test_crash_while_recovering_is_recovered_from(tmp_path, database):
     folder = tmp_path / "data"
 
-    def before(number):
+    def before(repository, number):
         """Make by hand what a crash can leave: to be completed, to be discarded, half written, and to be removed."""
-        repository = PredictionRepository(folder, database)
         record, _ = add(repository, b"complete %d" % number)
         gone, _ = add(repository, b"gone %d" % number)
         repository.remove(gone.id, user="me")
@@ -124,15 +114,12 @@ def test_crash_while_recovering_is_recovered_from(tmp_path, database):
         )
         (folder / "staging" / content_hash(b"discarded")).write_bytes(b"discarded")
         (folder / "staging" / f"{content_hash(b'half')}.part").write_bytes(b"ha")
-        repository.close()
 
     turns = 0
-    for number, _ in every_crash(recover, folder, database, before):
-        repository = PredictionRepository(folder, database)
+    for number, _, repository in every_crash(recover, folder, database, before):
         found = {record.image_sha256 for record in assert_consistent(repository, folder)}
         assert content_hash(b"complete %d" % number) in found
         turns += 1
-        repository.close()
     assert turns > 4
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     folder = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("PNEUMOSCOPE_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_operator_table() -> Iterator[None]:
+    """Let PyTorch build its table of ONNX operators once; it builds a new one, always the same, for each export."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry  # needs PyTorch
+
+    build = functools.cache(ONNXRegistry.from_torchlib)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(build))
+        yield
 
 
 @pytest.fixture

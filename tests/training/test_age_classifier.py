@@ -79,22 +79,33 @@ def test_bars_and_markers_change_most_images(monkeypatch):
     assert 0.5 < changed.float().mean() < 1
 
 
-def test_difference_of_anatomy_is_learned_and_the_same_seed_gives_the_same_network(images):
-    # A bright disc in the middle stands for an enlarged heart.
+@pytest.fixture(scope="module")
+def outside(images):
+    """The same images with a bright disc in the middle, which stands for an enlarged heart."""
     y, x = np.mgrid[:112, :112]
-    disc = (y - 60) ** 2 + (x - 56) ** 2 < 22**2
-    outside = images.copy()
-    outside[:, disc] = 255
-    first, again = (train_age_classifier(images[:16], outside[:16], ["a"] * 16, steps=25, seed=0) for _ in range(2))
+    changed = images.copy()
+    changed[:, (y - 60) ** 2 + (x - 56) ** 2 < 22**2] = 255
+    return changed
 
-    assert not first.training
+
+def test_difference_of_anatomy_is_learned(images, outside):
+    classifier = train_age_classifier(images[:16], outside[:16], ["a"] * 16, steps=25, seed=0)
+
+    assert not classifier.training
     with torch.inference_mode():
-        scores = first(torch.from_numpy(np.concatenate([images[16:], outside[16:]])))
-        mirrored = first(torch.from_numpy(np.concatenate([images[16:], outside[16:]])).flip(2))
+        scores = classifier(torch.from_numpy(np.concatenate([images[16:], outside[16:]])))
+        mirrored = classifier(torch.from_numpy(np.concatenate([images[16:], outside[16:]])).flip(2))
     assert (scores[8:] > scores[:8].max()).all()
     torch.testing.assert_close(scores, mirrored)  # mean of image and mirror image
-    for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
+
+
+def test_the_same_seed_gives_the_same_network_and_another_seed_another_one(images, outside):
+    first, again, other = (
+        train_age_classifier(images[:16], outside[:16], ["a"] * 16, steps=2, seed=seed).state_dict()
+        for seed in (0, 0, 1)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first.values(), again.values(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first.values(), other.values(), strict=True))
 
 
 def test_small_groups_are_drawn_more_often_than_their_share(images, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +53,10 @@ def _selection_options(function: Callable[..., None]) -> Callable[..., None]:
 def list_command(
     states: tuple[DeliveryState, ...], uncommitted: bool, data_dir: Path | None, database: str, as_json: bool
 ) -> None:
-    """Print results, oldest first: number, destination, object, state, storage commitment, attempts and last error.
+    """Print results, oldest first: number, destination, object, failed attempts, time of the next attempt and last error.
+
+    State and storage commitment are columns if they differ from result to result. Results of one study follow the line of the
+    study, with the time of the prediction. Times are in UTC; one that has passed means as soon as possible.
 
     Example:  pneumoscope outbox list --data-dir records
     """
@@ -71,34 +74,82 @@ def list_command(
         nothing = "No results in these states" if states else "No results wait; --state lists others"
         click.echo("No results lack storage commitment" if uncommitted else nothing, err=True)
         return
-    width = max(11, *(len(each.destination) for each in found))
-    click.echo(
-        f"{'number':>8}  {'destination':{width}}  {'object':18}  {'state':9}  {'commitment':10}  {'attempts':>8}"
-        "  created              error"
-    )
-    for each in found:
-        click.echo(
-            f"{each.number:8}  {each.destination:{width}}  {each.kind:18}  {each.state:9}  {each.commitment or '-':10}"
-            f"  {each.attempts:8}  {each.created[:19]}  {each.error}".rstrip()
-        )
+    _print_table(found)
     if len(found) == _LIMIT:
         click.echo(f"Only the first {_LIMIT} are shown", err=True)
 
 
+def _print_table(found: Sequence[Delivery]) -> None:
+    """Print results under the lines of their studies. A study has a long UID, and a line should not."""
+    columns: dict[str, list[str]] = {
+        "number": [str(each.number) for each in found],
+        "destination": [each.destination for each in found],
+        "object": [each.kind for each in found],
+        "state": [each.state for each in found],
+        "commitment": [each.commitment or "-" for each in found],
+        "attempts": [str(each.attempts) for each in found],
+        "next attempt": [(each.next_attempt or "-")[:16] for each in found],
+        "error": [each.error for each in found],
+    }
+    for name in ("state", "commitment"):
+        if len(set(columns[name])) == 1:
+            del columns[name]
+    widths = [max(map(len, (name, *values))) for name, values in columns.items()]
+    alignments = [">" if name in ("number", "attempts") else "<" for name in columns]
+
+    def line(values: Iterable[str]) -> str:
+        cells = zip(values, alignments, widths, strict=True)
+        return "  ".join(f"{value:{alignment}{width}}" for value, alignment, width in cells).rstrip()
+
+    click.echo(line(columns))
+    earlier = None
+    for each, *values in zip(found, *columns.values(), strict=True):
+        study = f"study {each.study_instance_uid or '-'}  {each.created[:16]}"
+        if study != earlier:
+            click.echo(study)
+        earlier = study
+        click.echo(line(values))
+
+
 @command.command("retry")
 @_selection_options
+@click.option("--delivered", is_flag=True, help="Delivered results, by NUMBER or --study: a destination has lost them.")
+@click.option(
+    "--study", default="", metavar="UID", help="With --delivered: those of this study; perhaps --destination."
+)
 def retry_command(
-    numbers: tuple[int, ...], destination: str, every: bool, data_dir: Path | None, database: str
+    numbers: tuple[int, ...],
+    destination: str,
+    every: bool,
+    data_dir: Path | None,
+    database: str,
+    delivered: bool,
+    study: str,
 ) -> None:
     """Send results now: waiting ones, or by NUMBER also cancelled ones and those not committed. See `outbox list`.
+
+    With --delivered, send delivered results again, with the same UIDs and bytes. One that would differ is not sent.
 
     Example:  pneumoscope outbox retry --destination PACS --data-dir records
     """
     from pneumoscope.service.storage.outbox import Outbox
+    from pneumoscope.service.storage.resending import resend
 
-    _require_selection(numbers, destination, every)
+    if delivered:
+        if every or bool(numbers) == bool(study) or (numbers and destination):
+            raise UsageError(
+                "select delivered results", hint="Pass numbers, or --study UID, perhaps with --destination"
+            )
+    elif study:
+        raise UsageError("--study selects delivered results", hint="Add --delivered")
+    else:
+        _require_selection(numbers, destination, every)
     with open_service_database(data_dir, database) as (_, engine):
-        count = Outbox(engine).retry(numbers, destination, time=datetime.now(UTC))
+        time = datetime.now(UTC)
+        if delivered:
+            count = resend(engine, numbers, study, destination, time=time)
+        else:
+            count = Outbox(engine).retry(numbers, destination, time=time)
     click.echo(f"{counted(count, 'result')} due now", err=True)
 
 
@@ -126,6 +177,9 @@ def _require_selection(numbers: tuple[int, ...], destination: str, every: bool) 
 
 def _document(delivery: Delivery) -> dict[str, Any]:
     """Return a result without identifiers of the patient."""
-    names = "number", "destination", "kind", "state", "attempts", "error", "created", "finished", "commitment_requested"
+    names = (
+        "number", "destination", "study_instance_uid", "kind", "state", "attempts", "next_attempt", "error", "created",
+        "finished", "commitment_requested",
+    )  # fmt: skip
     values = {"commitment": delivery.commitment or None, "prediction_id": delivery.subject.prediction_id}
     return {name: getattr(delivery, name) for name in names} | values

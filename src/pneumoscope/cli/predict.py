@@ -107,6 +107,10 @@ def command(
 
     if as_json and table:
         raise UsageError("--json and --csv cannot be combined", hint="Choose one of them")
+    for path in paths:
+        if as_json and path.lower().endswith(".json"):
+            hint = f"--json writes to standard output. Redirect it: pneumoscope predict PATH --json > {path}"
+            raise UsageError(f"{path!r} is not an image, and --json takes no file name", hint=hint)
     if heatmaps and heatmaps.exists() and any(heatmaps.iterdir()):
         raise UsageError(
             f"{str(heatmaps)!r} is not empty; its files would be mixed with the new heatmaps",

@@ -38,6 +38,7 @@ __all__ = [
     "review_label",
     "role_label",
     "sex_label",
+    "warning_label",
     "warning_message",
 ]
 
@@ -127,6 +128,18 @@ _WARNINGS: dict[WarningCode, str] = {
     "bit_depth_measured": N_("The pixels do not have the stated bit depth; gray levels were derived from the pixels"),
     "assumed_chest": N_("DICOM header overridden: assumed to be a chest radiograph"),
     "assumed_frontal": N_("DICOM header overridden: assumed to be a frontal view of both lungs"),
+}
+
+_WARNING_LABELS: dict[WarningCode, str] = {
+    "age_not_stated": N_("Age not stated"),
+    "modality_not_stated": N_("Modality not stated"),
+    "body_part_not_stated": N_("Body part not stated"),
+    "view_not_stated": N_("View not stated"),
+    "one_side_stated": N_("One side stated"),
+    "window_ignored": N_("Window ignored"),
+    "bit_depth_measured": N_("Bit depth measured"),
+    "assumed_chest": N_("Assumed: chest"),
+    "assumed_frontal": N_("Assumed: frontal view"),
 }
 
 _CONFLICTS: dict[ConflictCode, str] = {
@@ -288,6 +301,11 @@ def rejection_message(rejection: Rejection, language: str = "en") -> str:
 def rejection_label(code: RejectionCode, language: str = "en") -> str:
     """Return the reason of rejections in a few words, without numbers."""
     return translations(language).gettext(_REJECTION_LABELS[code])
+
+
+def warning_label(warning: WarningCode, language: str = "en") -> str:
+    """Return a warning in a few words, for lists."""
+    return translations(language).gettext(_WARNING_LABELS[warning])
 
 
 def warning_message(warning: WarningCode, language: str = "en") -> str:

@@ -61,7 +61,8 @@ def export_onnx(network: ClassifierNetwork, image_size: int, input_checks: Input
 
 
 def _convert(module: _ExportModule, images: Tensor) -> bytes:
-    with _suppress_output():
+    # Without gradients the tracing takes less time; that of the head is already traced.
+    with _suppress_output(), torch.no_grad():
         program = torch.onnx.export(
             module,
             (images,),

@@ -1,12 +1,13 @@
 """Changes of predictions, reviews and images that the audit log does not record are detected, on SQLite and PostgreSQL."""
 
+import shutil
 import threading
 import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import text
-from tests.service.conftest import add, prediction
+from tests.service.conftest import add, create_database, prediction
 
 from pneumoscope.core.errors import AuditLogError
 from pneumoscope.core.prediction import PatientAge
@@ -20,18 +21,10 @@ from pneumoscope.service.storage.retention import Retention
 NAME = "Jane Doe"
 
 
-@pytest.fixture
-def populated(tmp_path, empty_database):
-    """A repository with predictions of all kinds: reviewed twice, rejected, image removed, deleted, deleted and posted again."""
-    now = [datetime(2026, 1, 1, tzinfo=UTC)]
-
-    def tick():
-        now[0] += timedelta(seconds=1)
-        return now[0]
-
-    repository = PredictionRepository(tmp_path / "data", empty_database, now=tick)
+def populate(repository, clock):
+    """Add predictions of all kinds: reviewed twice, rejected, image removed, deleted, deleted and posted again."""
     add(repository, b"old", name=NAME)
-    now[0] += timedelta(days=40)
+    clock.now += timedelta(days=40)
     Retention(repository).expire_images(timedelta(days=30))
     add(repository, b"plain", name=NAME, probability=0.1 + 0.2)
     add(repository, b"aged", name=NAME, age=PatientAge(3, "entered"))
@@ -44,6 +37,44 @@ def populated(tmp_path, empty_database):
     record, _ = add(repository, b"reviewed", name=NAME)
     repository.review(record.id, "pneumonia", user="me")
     repository.review(record.id, "no_finding", note=f"{NAME}, a shadow", user="you")
+
+
+class Clock:
+    """One second later at each look."""
+
+    def __init__(self):
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self):
+        self.now += timedelta(seconds=1)
+        return self.now
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory):
+    """For each kind of database, the copy of a populated data directory and its clock; empty at first."""
+    return tmp_path_factory.mktemp("populated"), {}
+
+
+@pytest.fixture
+def populated(request, tmp_path, empty_database, copies):
+    """A repository that `populate` filled, copied from the first one: filling it takes longer than most tests."""
+    folder, clocks = copies
+    server = request.getfixturevalue("postgresql_server") if empty_database else ""
+    kind, data = "postgresql" if empty_database else "sqlite", tmp_path / "data"
+    if kind in clocks:
+        shutil.copytree(folder / kind, data, dirs_exist_ok=True)
+        if server:
+            create_database(server, "images", "populated")
+    else:
+        clocks[kind] = Clock()
+        repository = PredictionRepository(data, empty_database, now=clocks[kind])
+        populate(repository, clocks[kind])
+        repository.close()
+        shutil.copytree(data, folder / kind)
+        if server:
+            create_database(server, "populated", "images")
+    repository = PredictionRepository(data, empty_database, now=clocks[kind])
     yield repository
     repository.close()
 

@@ -1,6 +1,8 @@
 """A PACS commits itself to results, or does not: Storage Commitment with a node that reports at once, later, or never."""
 
 import io
+import itertools
+import ssl
 import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -10,13 +12,16 @@ import pytest
 from fastapi.testclient import TestClient
 from pydicom.uid import generate_uid
 from tests.service.dicom.test_delivery import Archive, receive, wait_for_delivery, wait_until
+from tests.service.dicom.test_orthanc import make_certificates
 
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration
-from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
+from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings, tls_contexts
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.commitments import Commitments
+from pneumoscope.service.storage.database import write_transaction
+from pneumoscope.service.storage.outbox import ResultSubject, enqueue
 from pneumoscope.service.storage.repository import PredictionRepository
 
 pynetdicom = pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
@@ -36,10 +41,13 @@ class CommittingArchive(Archive):
         node_port: Port to which it reports.
         requests: The data sets of N-ACTION.
         answers: Statuses of N-EVENT-REPORT.
+        tls: Contexts of its server and of its client; None without TLS.
+        encryption: Version of TLS of the connection of each N-ACTION; None without TLS.
     """
 
     def __init__(self, reports="same"):
         super().__init__()
+        self.tls, self.encryption = None, []
         self.reports, self.refuses, self.node_port, self.action_status = reports, 0, 0, 0x0000
         self.requests, self.answers, self.threads = [], [], []
         self.offers = True
@@ -50,7 +58,10 @@ class CommittingArchive(Archive):
         for sop_class in (*self.sop_classes(), *([MODEL] if self.offers else [])):
             ae.add_supported_context(sop_class)
         handlers = [(pynetdicom.evt.EVT_C_STORE, self._store), (pynetdicom.evt.EVT_N_ACTION, self._act)]
-        self._server = ae.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
+        context = self.tls and self.tls[0]
+        self._server = ae.start_server(
+            ("127.0.0.1", self.port), block=False, evt_handlers=handlers, ssl_context=context
+        )
         self.port = self._server.server_address[1]
         return self
 
@@ -68,6 +79,7 @@ class CommittingArchive(Archive):
     def _act(self, event):
         request = event.action_information
         self.requests.append(request)
+        self.encryption.append(tls_version(event.assoc))
         assert (event.action_type, event.request.RequestedSOPInstanceUID) == (1, INSTANCE)
         uids = [str(each.ReferencedSOPInstanceUID) for each in request.ReferencedSOPSequence]
         self.refused = self.refused or uids[0]
@@ -89,7 +101,7 @@ class CommittingArchive(Archive):
             self._send(association, information)
         else:
             wait_until(lambda: association.is_released, "the association of the request is not released")
-            with reporting(self.node_port) as opened:
+            with reporting(self.node_port, tls=self.tls and self.tls[1]) as opened:
                 self._send(opened, information)
 
     def _send(self, association, information):
@@ -116,19 +128,28 @@ def item(reference, reason=None):
     return copied
 
 
+def tls_version(association):
+    """Version of TLS of a connection; None without TLS."""
+    connection = association.dul.socket.socket
+    return connection.version() if isinstance(connection, ssl.SSLSocket) else None
+
+
 @contextmanager
-def reporting(port, *, calling="ARCHIVE", has_role=True):
+def reporting(port, *, calling="ARCHIVE", has_role=True, tls=None):
     """An association that a PACS opens to report: it is the SCP."""
     ae = pynetdicom.AE(calling)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = SECONDS
     ae.add_requested_context(MODEL)
     roles = [pynetdicom.build_role(MODEL, scp_role=True)] if has_role else []
-    association = ae.associate("127.0.0.1", port, ae_title="PNEUMOSCOPE", ext_neg=roles)
+    options = {"tls_args": (tls, None)} if tls else {}
+    association = ae.associate("127.0.0.1", port, ae_title="PNEUMOSCOPE", ext_neg=roles, **options)
     try:
         yield association
     finally:
         if association.is_established:
             association.release()
+        if association.dul.socket and association.dul.socket.socket:  # left open if the node has closed the connection
+            association.dul.socket.socket.close()
 
 
 @pytest.fixture
@@ -145,10 +166,11 @@ def at_once(monkeypatch):
     monkeypatch.setattr("pneumoscope.service.storage.outbox._COMMITMENT_DELAY", timedelta(milliseconds=300))
 
 
-def configuration(archive, **options):
+def configuration(archive, tls=(None, None), **options):
     peers = (DicomPeer("PACS", "ARCHIVE", "127.0.0.1", archive.port),)
     destinations = (Destination(peer="sender", storage_commitment=True),)
-    node = DicomSettings("127.0.0.1", 0, "PNEUMOSCOPE", peers, timeout=5)
+    server, client = tls
+    node = DicomSettings("127.0.0.1", 0, "PNEUMOSCOPE", peers, timeout=5, tls=server, client_tls=client)
     return DicomConfiguration(node, **{"quiet_seconds": 0, "destinations": destinations} | options)
 
 
@@ -304,10 +326,10 @@ def test_report_after_a_restart_is_recorded(model, archive, at_once, tmp_path):
 
 
 @contextmanager
-def requested(model, archive):
+def requested(model, archive, **options):
     """A service that awaits a report; its repository and the request."""
     archive.reports = "never"
-    with service(model, archive) as (client, repository):
+    with service(model, archive, **options) as (client, repository):
         receive(client)
         wait_until(lambda: archive.requests, "no request")
         wait_for_commitment(repository, ["requested", "requested"])
@@ -401,7 +423,96 @@ def test_node_does_not_commit_itself(model, archive):
         assert status.Status == 0x0211
 
 
+# --- TLS ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+def contexts(certificates, name):
+    """The contexts of a node with a certificate, which requires one from others."""
+    return tls_contexts(certificates / f"{name}.pem", certificates / f"{name}.key", certificates / "ca.pem")
+
+
+@pytest.mark.parametrize("reports", ["same", "later"])
+def test_results_are_committed_over_tls(model, archive, at_once, certificates, reports):
+    restart_with_tls(archive, certificates)
+    archive.reports = reports
+    with service(model, archive, tls=contexts(certificates, "server")) as (client, repository):
+        receive(client)
+        wait_for_commitment(repository, ["committed", "committed"])
+        wait_until(lambda: len(archive.answers) == len(archive.requests), "a report was not answered")
+    assert set(archive.answers) == {0x0000}
+    assert set(archive.encryption) == {"TLSv1.3"}
+
+
+def restart_with_tls(archive, certificates):
+    archive.stop()
+    archive.tls = contexts(certificates, "orthanc")
+    archive.start()
+
+
+def test_report_without_tls_or_certificate_is_not_accepted_by_a_node_with_tls(
+    model, archive, at_once, certificates, caplog
+):
+    restart_with_tls(archive, certificates)
+    without_certificate = ssl.create_default_context(cafile=certificates / "ca.pem")
+    without_certificate.check_hostname = False
+    with requested(model, archive, tls=contexts(certificates, "server")) as (repository, request):
+        information = report(request.TransactionUID, request.ReferencedSOPSequence)
+        for count, tls in enumerate((None, without_certificate), start=1):
+            with reporting(archive.node_port, tls=tls) as association:
+                assert not association.is_established
+            wait_until(lambda: caplog.text.count("TLS handshake failed") == count, "no warning")  # noqa: B023
+            assert commitments(repository) == ["requested", "requested"]
+        with reporting(archive.node_port, tls=archive.tls[1]) as association:
+            assert tls_version(association) == "TLSv1.3"
+            archive._send(association, information)
+        assert archive.answers == [0x0000]
+        assert commitments(repository) == ["committed", "committed"]
+
+
 # --- errors of connections --------------------------------------------------------------------------------------------------
+
+
+def test_peer_that_does_not_offer_commitment_is_asked_every_15_minutes_at_most(archive, repository):
+    """However many results are delivered meanwhile."""
+    archive.stop()
+    archive.offers = False
+    archive.start()
+    asked, clock = [], [datetime(2026, 1, 1, 1, tzinfo=UTC)]
+    settings = configuration(archive)
+    requester = commitment.CommitmentRequester(settings, repository.engine, threading.Event(), now=lambda: clock[0])
+    send = requester._send
+
+    def note(*arguments):
+        asked.append(clock[0])
+        send(*arguments)
+
+    requester._send = note
+    for minute in range(60):
+        if minute % 5 == 0:
+            deliver(repository, f"1.2.{minute + 1}", clock[0])
+        for _ in range(2):
+            assert not requester.request_due(*settings.peers)
+            clock[0] += timedelta(seconds=30)
+    waits = [later - earlier for earlier, later in itertools.pairwise(asked)]
+    assert waits == sorted(waits)
+    assert waits[-1] == timedelta(minutes=15)
+    count = len(asked)
+    clock[0] -= timedelta(days=3)  # the clock is set back
+    assert not requester.request_due(*settings.peers)
+    assert len(asked) == count + 1
+
+
+def deliver(repository, sop_instance_uid, time):
+    """Record that a result was delivered to a destination that is asked for commitment."""
+    subject = ResultSubject("ab" * 16, "", "cd" * 32, "balanced", sop_instance_uid, "{}")
+    with write_transaction(repository.engine) as connection:
+        enqueue(connection, subject, ["PACS"], ["structured_report"], time.isoformat())
+    repository.outbox.record_delivered(repository.outbox.due("PACS", time, 1), time, asks_commitment=True)
 
 
 def test_silent_peer_is_asked_again_with_another_transaction(archive, repository):

@@ -1,5 +1,6 @@
 """Results are delivered: by C-STORE and STOW-RS, once, after failures, to each destination."""
 
+import hashlib
 import io
 import json
 import logging
@@ -44,6 +45,7 @@ class Archive:
 
     def __init__(self):
         self.stored, self.received, self.status, self.port = {}, 0, 0x0000, 0
+        self.contents = {}  # the bytes of each copy by UID
         self._server = None
 
     def start(self):
@@ -66,6 +68,7 @@ class Archive:
             stored = event.dataset
             stored.file_meta = event.file_meta
             self.stored.setdefault(stored.SOPInstanceUID, []).append(stored)
+            self.contents.setdefault(stored.SOPInstanceUID, []).append(event.encoded_dataset())
         return self.status
 
 
@@ -142,8 +145,13 @@ def test_delivery_is_in_the_audit_log(model, archive):
         wait_for_delivery(repository, 2)
         (found,) = predicted(client)
         entries = [row for row in read_rows(repository.engine) if row.event == "delivered"]
+        sent = {
+            kind: client.get(f"/v1/predictions/{found['id']}/{kind.replace('_', '-')}.dcm").content
+            for kind in ("secondary_capture", "structured_report")
+        }
         assert {(row.user, row.prediction_id, row.details) for row in entries} == {
-            ("PACS", found["id"], f'{{"object": "{kind}"}}') for kind in ("secondary_capture", "structured_report")
+            ("PACS", found["id"], f'{{"object": "{kind}", "sha256": "{hashlib.sha256(content).hexdigest()}"}}')
+            for kind, content in sent.items()
         }
         verify(repository.engine)
 

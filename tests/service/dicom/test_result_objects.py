@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 from datetime import datetime
 from pathlib import Path
@@ -44,6 +45,12 @@ def chinese_font():
     return font
 
 
+@functools.cache
+def shared_objects(decision, header="complete"):
+    """Return objects that several tests read: making them takes longer than most checks."""
+    return objects(decision, image_file(**HEADERS[header]))
+
+
 def check(name, checked):
     """Return the errors of a validator."""
     validator = next(each for each in VALIDATORS if each.name == name)
@@ -82,7 +89,7 @@ def regions(report):
 @pytest.mark.parametrize("decision", PREDICTIONS)
 @pytest.mark.parametrize("name", ["dciodvfy", "dcentvfy", "dsrdump"])
 def test_validators_find_no_error(decision, name):
-    checked = [objects(decision, image_file(**elements)) for elements in HEADERS.values()]
+    checked = [shared_objects(decision, header) for header in HEADERS]
     assert check(name, checked) == []
 
 
@@ -96,20 +103,20 @@ def test_dciodvfy_finds_no_error_in_any_character_set(character_set):
 
 
 def test_dicom_validator_finds_no_error():
-    assert check("dicom-validator", [objects(decision, image_file(**COMPLETE)) for decision in PREDICTIONS]) == []
+    assert check("dicom-validator", [shared_objects(decision) for decision in PREDICTIONS]) == []
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_pixelmed_finds_no_error():
-    checked = [objects("uncertain", image_file(**COMPLETE)), objects("rejected", image_file(**HEADERS["mirrored"]))]
+    checked = [shared_objects("uncertain"), shared_objects("rejected", "mirrored")]
     assert check("DicomSRValidator (PixelMed)", checked) == []
 
 
 @pytest.mark.parametrize("name", ["dciodvfy", "dsrdump", "dicom-validator"])
 def test_validators_find_errors_in_damaged_objects(name):
     """The second opinion has one, too."""
-    made = objects("pneumonia", image_file(**COMPLETE))
+    made = shared_objects("pneumonia")
     report = read(made.files["structured_report"])
     del report.SOPInstanceUID, report.CompletionFlag
     file = io.BytesIO()
@@ -184,7 +191,7 @@ def test_series_have_consecutive_numbers():
 
 
 def test_report_identifies_the_algorithm_and_states_the_notice():
-    report = read(objects("uncertain", image_file(**COMPLETE)).files["structured_report"])
+    report = read(shared_objects("uncertain").files["structured_report"])
     prediction = PREDICTIONS["uncertain"]
     for code, value in (
         ("111001", "pneumoscope default"), ("111003", "0.1.0"), ("122405", "pneumoscope"), ("operating-point", "balanced"),
@@ -203,7 +210,7 @@ def test_report_identifies_the_algorithm_and_states_the_notice():
 
 
 def test_rejection_is_stated_in_every_object():
-    made = objects("rejected", image_file(**COMPLETE))
+    made = shared_objects("rejected")
     report = read(made.files["structured_report"])
     assert item(report, "reason").ConceptCodeSequence[0].CodeValue == "lateral_view"
     assert item(report, "explanation").TextValue.startswith("Not assessed: The DICOM header states the view LL")
@@ -218,7 +225,7 @@ def test_rejection_is_stated_in_every_object():
 
 @pytest.mark.parametrize("decision", PREDICTIONS)
 def test_note_withdraws_every_object(decision):
-    made = objects(decision, image_file(**COMPLETE))
+    made = shared_objects(decision)
     note = read(made.files["rejection_note"])
     referenced = {}
     for series in note.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence:
@@ -291,15 +298,15 @@ def test_strongest_zone_is_first():
 
 @pytest.mark.parametrize(("decision", "is_stated"), [("pneumonia", True), ("uncertain", True), ("no_pneumonia", False)])
 def test_report_states_the_region_of_positive_decisions(decision, is_stated):
-    report = read(objects(decision, image_file(**COMPLETE)).files["structured_report"])
+    report = read(shared_objects(decision).files["structured_report"])
     expected = {("Right", "Lower zone of lung"), ("Right", "Middle zone of lung")} if is_stated else set()
     assert set(regions(report)) == expected
 
 
 def test_report_of_a_mirrored_image_states_the_other_side():
-    report = read(objects("pneumonia", image_file(**HEADERS["mirrored"])).files["structured_report"])
+    report = read(shared_objects("pneumonia", "mirrored").files["structured_report"])
     assert {side for side, _ in regions(report)} == {"Left"}
-    assert regions(read(objects("pneumonia", image_file(**HEADERS["lateral"])).files["structured_report"])) == []
+    assert regions(read(shared_objects("pneumonia", "lateral").files["structured_report"])) == []
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -351,7 +358,7 @@ def test_parametric_map_has_the_contributions_at_the_size_of_the_image():
 
 
 def test_presentation_state_draws_the_contour_and_keeps_the_window():
-    state = read(objects("pneumonia", image_file(**COMPLETE)).files["presentation_state"])
+    state = read(shared_objects("pneumonia").files["presentation_state"])
     (annotation,) = state.GraphicAnnotationSequence
     text = annotation.TextObjectSequence[0].UnformattedTextValue
     assert text.startswith("Pneumonia: probability of pneumonia 87% (80% to 92%)")
@@ -380,7 +387,7 @@ def test_presentation_state_ignores_windows_without_a_width(elements, windows):
 
 
 def test_presentation_state_inverts_an_inverted_image():
-    state = read(objects("pneumonia", image_file(**HEADERS["black and white inverted"])).files["presentation_state"])
+    state = read(shared_objects("pneumonia", "black and white inverted").files["presentation_state"])
     assert state.PresentationLUTShape == "INVERSE"
     assert float(state.RescaleSlope) == 1
 
@@ -453,8 +460,7 @@ def test_font_and_languages_are_read_from_the_configuration(chinese_font, tmp_pa
     assert (settings.languages, settings.font) == (("zh-Hant", "en"), tmp_path / "font.ttc")
     made = objects("pneumonia", image_file(**COMPLETE), settings=settings)
     assert (
-        read(made.files["secondary_capture"]).Rows
-        > read(objects("pneumonia", image_file(**COMPLETE)).files["secondary_capture"]).Rows
+        read(made.files["secondary_capture"]).Rows > read(shared_objects("pneumonia").files["secondary_capture"]).Rows
     )
     state = read(made.files["presentation_state"])
     text = state.GraphicAnnotationSequence[0].TextObjectSequence[0].UnformattedTextValue
@@ -498,5 +504,5 @@ def test_other_kinds_are_off_by_default(tmp_path):
 
 
 def test_pydicom_reads_every_object():
-    for kind, content in objects("pneumonia", image_file(**COMPLETE)).files.items():
+    for kind, content in shared_objects("pneumonia").files.items():
         assert pydicom.dcmread(io.BytesIO(content)).file_meta.MediaStorageSOPClassUID == SOP_CLASSES[kind]

@@ -20,6 +20,7 @@ from pneumoscope.service.storage.outbox import (
     enqueue,
     find_old_headers,
     forget_headers,
+    retry_delay,
     withdraw,
 )
 from pneumoscope.service.storage.outbox_status import OutboxStatus
@@ -169,17 +170,19 @@ def test_request_without_a_report_is_repeated_as_another_transaction_and_less_of
     assert sent.states() == 2 * [("delivered", "committed", "")]
 
 
-def test_failed_request_is_repeated_after_5_seconds_up_to_15_minutes(sent):
-    delays = []
+def test_failed_request_is_repeated_after_5_seconds_up_to_15_minutes():
+    delays = [retry_delay(failures).total_seconds() for failures in range(1, 11)]
+    assert delays == [5, 10, 20, 40, 80, 160, 320, 640, 900, 900]
+
+
+def test_failed_requests_do_not_lengthen_the_wait_for_a_report(sent):
     for _ in range(10):
         request = sent.request()
-        sent.commitments.postpone("PACS", request.transaction_uid, "connection_refused", sent.now)
+        sent.commitments.postpone(request.transaction_uid, "connection_refused", sent.now + timedelta(minutes=15))
         assert sent.states() == 2 * [("delivered", "pending", "connection_refused")]
-        waited = next(n for n in range(1, 1000) if sent.commitments_are_due(timedelta(seconds=n) / HOUR))
-        delays.append(waited)
-        sent.now += timedelta(seconds=waited)
-    assert delays == [5, 10, 20, 40, 80, 160, 320, 640, 900, 900]
-    # The wait for a report does not grow with requests that failed.
+        assert not sent.commitments_are_due(0.24)
+        assert sent.commitments_are_due(0.25)
+        sent.now += timedelta(minutes=15)
     request = sent.request()
     sent.commitments.record_accepted(request.transaction_uid, sent.now, HOUR)
     assert sent.states() == 2 * [("delivered", "requested", "")]
@@ -187,16 +190,9 @@ def test_failed_request_is_repeated_after_5_seconds_up_to_15_minutes(sent):
     assert sent.commitments_are_due(1)
 
 
-def test_failed_request_postpones_all_objects_that_are_due(sent):
-    request = sent.request(limit=1)
-    sent.commitments.postpone("PACS", request.transaction_uid, "timeout", sent.now)
-    assert sent.states() == 2 * [("delivered", "pending", "timeout")]
-    assert sent.request() is None
-
-
 def test_report_of_a_request_that_was_not_answered_is_accepted(sent):
     request = sent.request()
-    sent.commitments.postpone("PACS", request.transaction_uid, "association_aborted", sent.now)
+    sent.commitments.postpone(request.transaction_uid, "association_aborted", sent.now)
     assert sent.report(request, sent.uids)
     assert sent.states() == 2 * [("delivered", "committed", "")]
 
@@ -306,15 +302,28 @@ def test_object_that_causes_refusals_is_finally_requested_alone_and_delays_no_ot
     assert (row.state, row.commitment, row.error) == ("delivered", "pending", "status_0110")
 
 
-def test_request_is_whole_again_when_it_fails_for_another_reason(sent):
+def test_refused_objects_do_not_delay_others(sent):
+    """Each of the others is requested before a refused one is requested again, however long that has been due."""
+    refused = sent.request(limit=1)
+    sent.commitments.record_refused(refused.transaction_uid, 0x0110, sent.now)
+    sent.now += timedelta(minutes=15)
+    (first,) = sent.request(limit=1).deliveries
+    assert first.result_uid != refused.deliveries[0].result_uid
+    (second,) = sent.request(limit=1).deliveries
+    assert second.result_uid == refused.deliveries[0].result_uid
+
+
+def test_request_that_fails_for_another_reason_is_no_refusal(sent):
     request = sent.request()
     sent.commitments.record_refused(request.transaction_uid, 0x0110, sent.now)
     sent.now += timedelta(seconds=5)
     request = sent.request(limit=2)
     assert len(request.deliveries) == 1
-    sent.commitments.postpone("PACS", request.transaction_uid, "timeout", sent.now)
+    sent.commitments.postpone(request.transaction_uid, "timeout", sent.now)
     sent.now += timedelta(minutes=15)
-    assert len(sent.request(limit=2).deliveries) == 2
+    assert sent.request(limit=2).deliveries[0].result_uid == request.deliveries[0].result_uid  # before the refused one
+    assert len(sent.request(limit=2).deliveries) == 1
+    assert sent.request() is None
 
 
 def test_commitment_is_not_awaited_where_it_is_not_asked_for_any_more(sent):
@@ -490,6 +499,7 @@ def test_objects_that_were_not_confirmed_are_not_counted(repository, monkeypatch
         assert sum(each.state in states and not each.maybe_delivered for each in sent.rows) == expected, step
 
 
+@pytest.mark.usefixtures("migrations")
 def test_results_of_an_earlier_revision_are_counted_and_not_asked_for(tmp_path, database, monkeypatch):
     upgrade = alembic.command.upgrade
     with monkeypatch.context() as patch:

@@ -1,5 +1,7 @@
 """The database: migrations, lost connections, locks and the messages of its errors."""
 
+import contextlib
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -16,12 +18,13 @@ from pneumoscope.service.storage.database import DATABASE_FILE, open_database, r
 from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.records import StoredPrediction, new_row
 from pneumoscope.service.storage.repository import PredictionRepository
-from pneumoscope.service.storage.tables import METADATA
+from pneumoscope.service.storage.tables import METADATA, REVISION
 
 CANARY = "DOE^JANE"
 SECONDS = 20
 
 
+@pytest.mark.usefixtures("migrations")
 def test_migrations_create_the_tables_of_the_code(tmp_path, database):
     """Alembic finds no difference."""
     from alembic.autogenerate import compare_metadata
@@ -31,7 +34,25 @@ def test_migrations_create_the_tables_of_the_code(tmp_path, database):
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, METADATA) == []
+        assert context.get_current_revision() == REVISION
     engine.dispose()
+
+
+def test_new_database_of_a_test_is_the_same_as_a_migrated_one(tmp_path, migrated_sqlite):
+    open_database(tmp_path).dispose()
+    schemas = []
+    for file in (tmp_path / DATABASE_FILE, migrated_sqlite):
+        with contextlib.closing(sqlite3.connect(file)) as connection:
+            found = connection.execute(
+                "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name"
+            ).fetchall()
+            schemas.append((found, connection.execute("SELECT * FROM alembic_version").fetchall()))
+    assert schemas[0] == schemas[1]
+
+
+def test_migrated_database_is_opened_without_alembic(tmp_path, empty_database, monkeypatch):
+    monkeypatch.setattr(alembic.command, "upgrade", lambda *_: pytest.fail("migrated again"))
+    open_database(tmp_path / "data", empty_database).dispose()
 
 
 def test_closing_waits_for_a_transaction_of_a_database_in_memory():
@@ -69,6 +90,7 @@ def test_database_of_a_newer_version_is_rejected(repository, empty_database, tmp
         open_database(tmp_path / "data", empty_database)
 
 
+@pytest.mark.usefixtures("migrations")
 def test_database_of_the_first_revision_is_migrated_and_still_verified(tmp_path, database, monkeypatch):
     upgrade = alembic.command.upgrade
     with monkeypatch.context() as patch:

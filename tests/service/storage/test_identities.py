@@ -279,6 +279,24 @@ def test_identities_expire_and_predictions_stay(tmp_path, database):
     repository.close()
 
 
+def test_identity_that_arrives_again_after_its_removal_is_kept(tmp_path, database):
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    repository = PredictionRepository(tmp_path / "data", database, now=lambda: now)
+    store(repository, "a", JANE)
+    now += timedelta(days=40)
+    assert Retention(repository).expire_identities(timedelta(days=30)) == 1
+    again = store(repository, "a", JANE)
+    assert again.identity == JANE
+    now += timedelta(days=20)
+    assert Retention(repository).expire_identities(timedelta(days=30)) == 0
+    assert repository.get(again.id).identity == JANE
+    now += timedelta(days=20)
+    assert Retention(repository).expire_identities(timedelta(days=30)) == 1
+    assert repository.get(again.id).identity is None
+    assert verify(repository.engine).predictions == 1
+    repository.close()
+
+
 NAMES = {
     "a": Identity(patient_name="Wang^XiaoMing=王^小明", patient_id="A123"),
     "b": Identity(patient_name="Müller^Jörg", patient_id="100%_x", accession_number="ACC-7"),

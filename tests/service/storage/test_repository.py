@@ -239,6 +239,29 @@ def test_record_of_an_unreadable_file_can_be_removed(repository):
     ]  # fmt: skip
 
 
+def test_records_of_unreadable_files_expire_in_short_transactions(repository):
+    for number in range(7):
+        repository.unreadable_files.add(unreadable(f"file {number}"), b"file", user="me")
+    expire, later = repository.unreadable_files.expire, repository.storage.now() + timedelta(days=1)
+    turns = iter([False, True])
+    expire(later, 3, stopped=lambda: next(turns))
+    assert repository.unreadable_files.find()[1] == 4
+    expire(later, 3)
+    assert repository.unreadable_files.find()[1] == 0
+    assert [row.event for row in read_rows(repository.engine)] == 7 * ["unreadable"] + 7 * ["unreadable_deleted"]
+
+
+def test_prediction_that_is_deleted_while_its_image_is_predicted_again_is_not_stored_again(repository):
+    stored, _ = add(repository, b"1", age=PatientAge(3.0, "entered"))
+    made = prediction(age=PatientAge(4.0, "entered"))
+    repository.remove(stored.id, user="me")
+    with pytest.raises(UnknownNameError):
+        repository.submit(made, b"1", user="me", earlier_id=stored.id).result(30)
+    assert repository.find(Filter()).total == 0
+    assert list(dict(repository.storage.blobs.stored())) == []
+    assert [row.event for row in read_rows(repository.engine)] == ["predicted", "deleted"]
+
+
 def test_records_of_unreadable_files_expire(repository):
     start = datetime(2026, 1, 1, tzinfo=UTC)
     for day, name in ((0, "old"), (9, "new")):

@@ -99,7 +99,7 @@ def test_stop_leaves_the_rest_for_the_next_run(repository, monkeypatch):
     monkeypatch.setattr("pneumoscope.service.storage.retention._BATCH", 1)
     for place in range(5):
         add(repository, bytes([place]))
-    turns = iter([False, False, True])
+    turns = iter([False, False, True, True])  # the last one is of unreadable files
     assert Retention(repository).expire_images(timedelta(0), stopped=lambda: next(turns)) == 2
     assert len(list(repository.storage.blobs.stored())) == 3
 
@@ -154,7 +154,7 @@ def test_identifiers_of_many_instances_and_results_are_removed_in_short_transact
 def test_stop_leaves_the_rest_of_the_identifiers_for_the_next_run(repository, monkeypatch):
     monkeypatch.setattr("pneumoscope.service.storage.retention._BATCH", 3)
     add_old_headers(repository, 10)
-    turns = iter([False, False, True, False, True, True])
+    turns = iter([False, False, False, True, False, True, True])  # the first one is of unreadable files
     Retention(repository).expire_identities(timedelta(days=30), stopped=lambda: next(turns))
     assert identified(repository) == [4, 7]
     Retention(repository).expire_identities(timedelta(days=30))

@@ -178,6 +178,48 @@ def test_first_image_of_the_worklist_is_on_the_upper_half_of_a_phone(browser, se
     page.close()
 
 
+@pytest.mark.parametrize("size", ["phone", "landscape"])
+def test_filters_of_the_worklist_are_folded_on_a_phone(browser, service, size):
+    upload(service, {"one.png": 100})
+    width, height = SIZES[size]
+    page = browser.new_page(viewport={"width": width, "height": height}, has_touch=True, is_mobile=True)
+    page.goto(f"{service.base_url}/?language=en")
+    button, decision = page.get_by_role("button", name="Filter"), page.get_by_label("Decision")
+    expect(button).to_have_attribute("aria-expanded", "false")
+    expect(decision).to_be_hidden()
+    button.click()
+    expect(button).to_have_attribute("aria-expanded", "true")
+    decision.select_option("pneumonia")
+    expect(page).to_have_url(re.compile("decision=pneumonia"))
+    page.reload()  # a filter that applies is never hidden
+    expect(decision).to_be_visible()
+    button.click()
+    expect(decision).to_be_hidden()
+    page.close()
+
+
+@pytest.mark.parametrize("size", ["phone", "landscape"])
+def test_row_of_the_worklist_is_above_the_notice_on_a_phone(browser, service, size):
+    upload(service, {"one.png": 100})
+    width, height = SIZES[size]
+    page = browser.new_page(viewport={"width": width, "height": height}, has_touch=True, is_mobile=True)
+    page.goto(f"{service.base_url}/?language=en")
+    decision = page.locator(".worklist-table .decision").first.bounding_box()
+    assert decision["y"] + decision["height"] <= page.locator(".footer").bounding_box()["y"]
+    page.close()
+
+
+def test_patient_comes_before_the_file_and_the_reading_before_the_explanation(opened):
+    page = opened("desktop")
+    assert box(page, ".patient-banner")["y"] <= box(page, ".viewer-title h1")["y"]
+    assert box(page, ".patient-banner")["x"] < box(page, ".viewer-title h1")["x"]
+    assert box(page, "#review-fields")["y"] < box(page, ".result-probability")["y"]
+    page.set_viewport_size({"width": 390, "height": 844})
+    # Controls of the heatmap, which is off, leave no gap.
+    tools, reading = box(page, ".toolbar.secondary"), box(page, ".reading-panel")
+    assert reading["y"] - (tools["y"] + tools["height"]) < 60
+
+
 def test_address_history_and_title_follow_the_image(opened):
     page = opened("desktop")
     first = page.url

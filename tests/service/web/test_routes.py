@@ -316,6 +316,8 @@ def test_viewer_and_report_explain_decision_interval_and_prevalence_in_sentences
         page, _ = get_page(explained_client, f"{path.format(negative)}?language={language}")
         assert NEGATIVE[language] in page.text
         assert {"en": "Other findings are not assessed.", "zh-Hant": "其他發現不在評估範圍內。"}[language] in page.text
+    page, _ = get_page(explained_client, f"/images/{negative}?language={language}")
+    assert {"en": "Calibration interval: 3% to 30%", "zh-Hant": "校準區間：3% 至 30%"}[language] in page.text
     page, _ = get_page(explained_client, f"/?language={language}")
     note = {
         "en": "“No pneumonia detected” does not exclude other findings; they are not assessed. Probabilities are for a",
@@ -596,10 +598,14 @@ def test_age_is_entered_only_with_a_session_and_from_a_page_of_the_service(age_c
 def test_warning_is_shown_on_every_page_of_its_prediction(age_client):
     age_client.post("/sign-in", data={"token": TOKEN})
     (id,) = upload(age_client, ("a.png", png()))
-    for path in ("/", f"/images/{id}", f"/images/{id}/report"):
+    for path in (f"/images/{id}", f"/images/{id}/report"):
         page, _ = get_page(age_client, path)
         assert ("span", {"class": "warning"}) in page.tags
         assert "Age not stated: the prediction is invalid" in page.text
+    page, _ = get_page(age_client, "/")  # in a few words
+    assert ("span", {"class": "warning"}) in page.tags
+    assert "Age not stated" in page.text
+    assert "the prediction is invalid" not in page.text
 
 
 def test_chosen_language_is_kept_in_a_cookie(client):

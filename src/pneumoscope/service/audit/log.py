@@ -28,6 +28,7 @@ __all__ = [
     "read_rows",
     "verify_hashes",
     "was_deleted",
+    "was_delivered",
 ]
 
 Event = Literal[
@@ -155,6 +156,22 @@ def last_change(engine: Engine, id: str) -> str | None:
 def was_deleted(engine: Engine, id: str) -> bool:
     """Return whether a prediction with this id was deleted once. Raise StorageError if the database cannot be reached."""
     query = select(audit_log.c.number).where(audit_log.c.prediction_id == id, audit_log.c.event == "deleted")
+    with read_transaction(engine) as connection:
+        return connection.execute(query.limit(1)).first() is not None
+
+
+def was_delivered(engine: Engine, destination: str, id: str, sha256: str) -> bool:
+    """Return whether a destination confirmed a result with this hash once. Raise StorageError if the database cannot be reached.
+
+    Args:
+        engine: Engine of the database.
+        destination: Its name.
+        id: Id of the prediction; empty for a file that could not be read.
+        sha256: Of the object.
+    """
+    columns = audit_log.c
+    same = columns.prediction_id == id, columns.event == "delivered", columns.user == destination
+    query = select(columns.number).where(*same, columns.details.contains(f'"{sha256}"', autoescape=True))
     with read_transaction(engine) as connection:
         return connection.execute(query.limit(1)).first() is not None
 

@@ -33,6 +33,7 @@ from pneumoscope.service.dicom.results import SOP_CLASSES
 from pneumoscope.service.dicom.sending import UnconfirmedError, UnreachableError
 from pneumoscope.service.dicom.settings import PROCESSING_FAILURE, SUCCESS, DicomPeer
 from pneumoscope.service.storage.commitments import CommitmentReport, CommitmentRequest, Commitments
+from pneumoscope.service.storage.outbox import retry_delay
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -96,6 +97,8 @@ class CommitmentRequester:
         self._configuration, self._stopped, self._now = configuration, stopped, now
         self._commitments = Commitments(engine)
         self._refusals: dict[str, int] = {}  # of one request after the other, by name of the peer
+        # Failures of one request after the other, and the time of the next one, by name of the peer.
+        self._waits: dict[str, tuple[int, datetime]] = {}
         self.threads = [
             threading.Thread(target=self._run, args=(peer,), name=f"commitment-{peer.name}", daemon=True)
             for peer in configuration.peers
@@ -125,6 +128,9 @@ class CommitmentRequester:
             StorageError: The database cannot be used.
         """
         wait = self._configuration.commitments[peer.name]
+        failures, next_time = self._waits.get(peer.name, (0, self._now()))
+        if timedelta(0) < next_time - self._now() <= retry_delay(failures):  # longer: the clock was set back
+            return False
         request = self._commitments.begin(peer.name, self._now(), wait, MAX_OBJECTS)
         if request is None:
             self._refusals.pop(peer.name, None)
@@ -150,9 +156,12 @@ class CommitmentRequester:
                 )
             else:
                 _LOG.warning("Storage commitment cannot be requested from %s: %s", peer, code)
-            self._commitments.postpone(peer.name, request.transaction_uid, code, self._now())
+            # All other objects wait as long: their request would fail, too.
+            self._waits[peer.name] = failures + 1, self._now() + retry_delay(failures + 1)
+            self._commitments.postpone(request.transaction_uid, code, self._waits[peer.name][1])
             return False
         self._refusals.pop(peer.name, None)
+        self._waits.pop(peer.name, None)
         return True
 
     def _send(self, peer: DicomPeer, request: CommitmentRequest, wait: timedelta) -> None:

@@ -7,6 +7,7 @@ confirms that it has it; an object that was sent before the process was killed i
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
 import threading
@@ -39,6 +40,7 @@ from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
 from pneumoscope.service.dicom.web_session import HTTP_SECONDS, open_session
 from pneumoscope.service.dicom.webhooks import WebhookSender, study_event
 from pneumoscope.service.storage.outbox import Delivery
+from pneumoscope.service.storage.resending import is_unchanged
 
 if TYPE_CHECKING:
     from pneumoscope.service.rendering import ImageRenderer
@@ -48,7 +50,7 @@ __all__ = ["TRANSFER_SYNTAXES", "ResultDelivery"]
 
 TRANSFER_SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)  # that are proposed
 _LOG = logging.getLogger("pneumoscope.service")
-_POLL_SECONDS = 1.0
+_POLL_SECONDS, _UNEXPECTED_SECONDS = 1.0, 60.0  # between attempts; after an unexpected error
 _BATCH = 20  # objects on one association
 _DUPLICATE = 0x0111  # SOP instance exists (PS3.7 C.5.7)
 _WARNINGS = range(0xB000, 0xC000)  # stored, with a remark (PS3.4 B.2.3)
@@ -107,6 +109,7 @@ class ResultDelivery:
 
     def _run(self, name: str, receiver: _Receiver) -> None:
         while not self._stopped.is_set():
+            wait = _POLL_SECONDS
             try:
                 delivered = self.deliver_due(name, receiver)
             except StorageError as error:
@@ -114,9 +117,9 @@ class ResultDelivery:
                 delivered = 0
             except Exception as error:  # noqa: BLE001  the thread must survive; the message may contain anything
                 _LOG.error("Results cannot be delivered to %s: unexpected %s", name, type(error).__name__)
-                delivered = 0
+                delivered, wait = 0, _UNEXPECTED_SECONDS
             if not delivered:
-                self._stopped.wait(_POLL_SECONDS)
+                self._stopped.wait(wait)
 
     def deliver_due(self, name: str, receiver: _Receiver) -> int:
         """Try to deliver some objects that are due for a destination, and return the number of those that it confirmed.
@@ -161,6 +164,11 @@ class ResultDelivery:
             _LOG.warning("Result %d cannot be written: %s", number, type(error).__name__)
             self._outbox.record_failure([delivery], code, self._now())
             return False
+        sha256 = hashlib.sha256(content).hexdigest()
+        if not is_unchanged(self._repository.engine, delivery, sha256):
+            _LOG.warning("Result %d is not sent to %s again: it would differ", number, delivery.destination)
+            self._outbox.record_cancelled(delivery, "content_changed", self._now())
+            return False
         try:
             sender.send(delivery, content)
         except (DeliveryError, UnconfirmedError, UnreachableError) as error:
@@ -175,7 +183,7 @@ class ResultDelivery:
             self._outbox.record_failure([delivery], "response_not_understood", self._now(), maybe_delivered=True)
             return False
         asks_commitment = delivery.destination in self._configuration.commitments
-        self._outbox.record_delivered([delivery], self._now(), asks_commitment=asks_commitment)
+        self._outbox.record_delivered([delivery], self._now(), asks_commitment=asks_commitment, hashes={number: sha256})
         return True
 
     def _write(self, delivery: Delivery, receiver: _Receiver) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, or_, select, update
 
 from pneumoscope.service.audit.log import Entry, append
 from pneumoscope.service.storage.database import read_transaction, write_transaction
@@ -69,10 +69,10 @@ class Commitments:
         self._engine = engine
 
     def begin(self, destination: str, time: datetime, wait: timedelta, limit: int) -> CommitmentRequest | None:
-        """Record a request for the objects that are due, oldest first, and return it; None if none is due.
+        """Record a request for the objects that are due longest, and return it; None if none is due.
 
-        Objects of a request that was refused are requested among themselves, half as many after each rejection, so that one that
-        causes rejections is finally alone, and delays no other.
+        Objects of a request that was refused follow the others. They are requested separately, half as many after each rejection,
+        so that one that causes rejections is finally alone, and delays no other.
 
         Args:
             destination: Name of the destination.
@@ -88,7 +88,7 @@ class Commitments:
                 return None
         transaction_uid = f"2.25.{uuid.uuid4().int}"
         with write_transaction(self._engine) as connection:
-            ordered = select(outbox).where(due).order_by(_COLUMNS.number)
+            ordered = select(outbox).where(due).order_by(_was_refused(), _COLUMNS.commitment_due, _COLUMNS.number)
             first = connection.execute(ordered.limit(1)).mappings().first()
             if first is None:
                 return None
@@ -127,28 +127,19 @@ class Commitments:
             longer = min(wait * 2 ** min(attempts - 1, 20), max(wait, MAX_WAIT))
             _change(connection, silent, {"commitment_due": format_time(time + longer)})
 
-    def postpone(self, destination: str, transaction_uid: str, error: str, time: datetime) -> None:
-        """Record a failed request: it follows again in 5 s, and in twice the time after each one, up to 15 minutes.
-
-        All other objects that are due for the destination wait as long: their request would fail, too.
+    def postpone(self, transaction_uid: str, error: str, due: datetime) -> None:
+        """Record a failed request.
 
         Args:
-            destination: Name of the destination.
             transaction_uid: Of the request; its report may come nevertheless.
             error: Stable code of the failure.
-            time: Now.
+            due: Time of the next request.
         Raises:
             StorageError: The database cannot be written.
         """
-        of_request = _is_requested(transaction_uid)
+        values = {"commitment": "pending", "commitment_due": format_time(due), "error": error}
         with write_transaction(self._engine) as connection:
-            attempts = (
-                connection.execute(select(func.min(_COLUMNS.commitment_attempts)).where(of_request)).scalar() or 1
-            )
-            due = failed_attempt(attempts - 1, time)["due"]
-            affected = or_(of_request, and_(_COLUMNS.commitment == "pending", _is_due(destination, time)))
-            values = {"commitment": "pending", "commitment_due": due, "error": error}
-            connection.execute(update(outbox).where(affected).values(values))
+            connection.execute(update(outbox).where(_is_requested(transaction_uid)).values(values))
 
     def record_refused(self, transaction_uid: str, status: int, time: datetime) -> None:
         """Record that the destination refused a request, of which one object may be the cause; see `begin`.
@@ -201,7 +192,7 @@ class Commitments:
         return True
 
     def end(self, destinations: Collection[str]) -> None:
-        """Await no more commitments of other destinations than these, which are not asked any more, and forget what they refused.
+        """Stop waiting for commitments from all destinations except these, and clear their failures.
 
         Raises:
             StorageError: The database cannot be written.

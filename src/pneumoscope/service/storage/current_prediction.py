@@ -123,16 +123,23 @@ def latest_time(connection: Connection, row: _Row, new_rows: Sequence[_Row]) -> 
     return max(times)
 
 
-def mark_again(connection: Connection, stored: _Row, row: _Row, time: str) -> dict[str, Any]:
+def mark_again(connection: Connection, stored: _Row, row: _Row, time: str, *, always: bool = False) -> dict[str, Any]:
     """Mark a prediction that is made again as the current one, and return the changed columns; none if nothing changes.
 
     The header may state another age, or less; and the image may have had another prediction since.
+
+    Args:
+        connection: Of a write transaction.
+        stored: The prediction as it is stored.
+        row: The prediction as it is now.
+        time: Now.
+        always: Whether to mark it even if nothing else changes.
     """
     changed = {name: row[name] for name in ("age", "age_source", "warnings") if row[name] != stored[name]}
     later = select(predictions.c.id).where(
         predictions.c.pixel_sha256 == row["pixel_sha256"], predictions.c.last_predicted > stored["last_predicted"]
     )
-    if not changed and connection.execute(later.limit(1)).first() is None:
+    if not changed and not always and connection.execute(later.limit(1)).first() is None:
         return {}
     changed["last_predicted"] = time
     connection.execute(update(predictions).where(predictions.c.id == stored["id"]).values(changed))
@@ -214,7 +221,8 @@ def assign_headers(connection: Connection, pixel_sha256: str, numbers: Sequence[
         current = {row["prediction_id"]: row for row in connection.execute(query).mappings()}
         connection.execute(delete(header_predictions).where(*_of(pixel_sha256, ASSIGNED)))
         rows = [{**row, "number": ASSIGNED, "last_predicted": time} for row in current.values()]
-        connection.execute(insert(header_predictions), rows)
+        if rows:
+            connection.execute(insert(header_predictions), rows)
     elif numbers[0] != ASSIGNED:
         for before, after in ((ASSIGNED, -1), (numbers[0], ASSIGNED), (-1, numbers[0])):
             connection.execute(update(header_predictions).where(*_of(pixel_sha256, before)).values(number=after))

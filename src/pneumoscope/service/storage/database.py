@@ -8,9 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import alembic.command
-import alembic.config
-import alembic.util
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -18,7 +15,7 @@ from sqlalchemy.pool import StaticPool
 
 from pneumoscope.core.errors import PneumoscopeError, StorageError, UsageError
 from pneumoscope.service.storage.data_directory import create_data_directory
-from pneumoscope.service.storage.tables import audit_log
+from pneumoscope.service.storage.tables import REVISION, audit_log
 
 __all__ = ["DATABASE_FILE", "close_database", "open_database", "read_transaction", "write_transaction"]
 
@@ -104,16 +101,33 @@ def _migrate(engine: Engine) -> None:
                 )
             # Two processes that start together would both create the tables.
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('pneumoscope'))")
-        config = alembic.config.Config()
-        config.set_main_option("script_location", "pneumoscope.service.storage:migrations")
-        config.attributes["connection"] = connection
-        try:
-            alembic.command.upgrade(config, "head")
-        except alembic.util.CommandError as error:
-            raise StorageError(
-                f"the database {_display_url(engine)} was created by a newer version: {error}",
-                hint="Upgrade: pip install -U 'pneumoscope[serve]'",
-            ) from error
+        if _revision(connection) != REVISION:
+            _upgrade(connection)
+
+
+def _revision(connection: Connection) -> str | None:
+    """Return the revision of the tables, or None if there are none."""
+    if not connection.dialect.has_table(connection, "alembic_version"):
+        return None
+    revision: str | None = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    return revision
+
+
+def _upgrade(connection: Connection) -> None:
+    import alembic.command  # takes longer to import than a migrated database to open
+    import alembic.config
+    import alembic.util
+
+    config = alembic.config.Config()
+    config.set_main_option("script_location", "pneumoscope.service.storage:migrations")
+    config.attributes["connection"] = connection
+    try:
+        alembic.command.upgrade(config, "head")
+    except alembic.util.CommandError as error:
+        raise StorageError(
+            f"the database {_display_url(connection.engine)} was created by a newer version: {error}",
+            hint="Upgrade: pip install -U 'pneumoscope[serve]'",
+        ) from error
 
 
 def _connection_lock(engine: Engine) -> contextlib.AbstractContextManager[Any]:

@@ -74,11 +74,13 @@ class Assignment(NamedTuple):
         fields: Names of the fields that changed, or by which two patients differ; nothing changed if there are none.
         numbers: Of the instance that the statement is about: `ASSIGNED` for that of the image, others for another patient. If a
             person has decided, of those whose predictions are now those of the image: of all, if the patient is that of none.
+        is_first: Whether the image had no identity before.
     """
 
     event: Literal["identity_changed", "identity_conflict", "identity_resolved"] = "identity_changed"
     fields: Sequence[str] = ()
     numbers: Sequence[int] = (ASSIGNED,)
+    is_first: bool = False
 
 
 class _Instance(NamedTuple):
@@ -127,7 +129,8 @@ def assign_identity(connection: Connection, pixel_sha256: str, stated: Identity 
     changed = _store(connection, pixel_sha256, identity, current, study_key, statement_sha256, age)
     if current.number == ASSIGNED or current.exists:
         is_merged = current.number in _forget_same_patient(connection, pixel_sha256)
-        return Assignment("identity_changed", changed, (ASSIGNED if is_merged else current.number,))
+        number = ASSIGNED if is_merged else current.number
+        return Assignment("identity_changed", changed, (number,), is_first=not known)
     return Assignment("identity_conflict", _differences(known[0].identity, identity), (current.number,))
 
 

@@ -42,6 +42,7 @@ __all__ = [
     "ObjectKind",
     "Outbox",
     "ResultSubject",
+    "delivered_header",
     "derive_uid",
     "destinations_with",
     "destinations_with_result",
@@ -51,6 +52,7 @@ __all__ = [
     "forget_headers",
     "replace_header",
     "result_uid",
+    "retry_delay",
     "withdraw",
 ]
 
@@ -58,6 +60,7 @@ ObjectKind = Literal["secondary_capture", "structured_report", "rejection_note",
 DeliveryKind = Literal[ObjectKind, "webhook"]
 DeliveryState = Literal["waiting", "delivered", "withdrawn", "cancelled"]
 _FIRST_DELAY, MAX_DELAY = timedelta(seconds=5), timedelta(minutes=15)
+_UNREACHABLE_BATCH = 500  # objects that are changed in one transaction
 _COMMITMENT_DELAY = timedelta(seconds=2)  # after a delivery, so that one request is about all objects of a study
 _NAMESPACE = uuid.UUID("5f0f6c1e-0f0e-5d55-9c39-8f2f6a3a8f10")  # of the names from which UIDs are derived
 _BATCH = 500  # rows that are changed by one statement
@@ -65,6 +68,8 @@ _COLUMNS = outbox.c
 _STUDY_AND_SERIES = ("0020000D", "0020000E")  # the UIDs in DICOM JSON
 # Error of an object that the destination may have: the process ended before it answered, or it has not answered yet.
 _INTERRUPTED = "interrupted"
+# Values of an object that was sent again, and is not any more.
+_DELIVERED_BEFORE: dict[str, Any] = {"state": "delivered", "maybe_delivered": False}
 # Of objects that will be sent, perhaps after they are retried, with the header that the sender stated last.
 _HAS_PRESENT_HEADER = and_(
     _COLUMNS.state.in_(("waiting", "cancelled")),
@@ -115,15 +120,18 @@ class Delivery:
         withdrawn_uids: Of a rejection note: the UIDs of the withdrawn objects by kind.
         revision: Of an event: 1 for the first one of the study, 2 for the next one.
         unreadable: Of an event: number of files of the study that could not be read, by failure code.
+        study_instance_uid: Of the object, or of the event; empty if it was removed.
         created: Time when the prediction was stored, ISO 8601 in UTC.
+        due: Time of the next attempt, if it waits; empty: now.
         attempts: Number of failed attempts.
         state: "withdrawn": it was delivered, and a rejection note followed.
         error: Code of the last failure; "interrupted" while it is sent, and after the process was killed meanwhile.
         maybe_delivered: Whether the destination may have the object, although it did not confirm it.
-        finished: Time of the delivery or cancellation.
+        finished: Time of the delivery or cancellation; of a waiting object that is sent again, of its delivery.
         commitment: Storage commitment of a delivered object; empty if the destination is not asked for it. "pending": it is asked
             next; "failed": it refused several times.
         commitment_requested: Time of the last request.
+        commitment_due: Time of the next request, if one follows.
         commitment_attempts: Number of requests without a report.
         commitment_failures: Number of reports that the destination does not commit to the object.
     """
@@ -136,7 +144,9 @@ class Delivery:
     withdrawn_uids: Mapping[ObjectKind, str]
     revision: int
     unreadable: Mapping[str, int]
+    study_instance_uid: str = dataclasses.field(repr=False)  # it could reach a log
     created: str
+    due: str
     attempts: int
     state: DeliveryState
     error: str
@@ -144,6 +154,7 @@ class Delivery:
     finished: str | None
     commitment: CommitmentState
     commitment_requested: str | None
+    commitment_due: str | None
     commitment_attempts: int
     commitment_failures: int
 
@@ -152,8 +163,25 @@ class Delivery:
         """Return the delivery in a row of the table."""
         subject = ResultSubject(**{field.name: row[field.name] for field in dataclasses.fields(ResultSubject)})
         documents = {name: json.loads(row[name]) for name in ("withdrawn_uids", "unreadable")}
-        names = {field.name for field in dataclasses.fields(cls)} - {"subject", *documents}
-        return cls(**{name: row[name] for name in names}, subject=subject, **documents)
+        study = row["study_instance_uid"] or _study_of(row["header"]) or row.get("received_study") or ""
+        names = {field.name for field in dataclasses.fields(cls)} - {"subject", "study_instance_uid", *documents}
+        return cls(**{name: row[name] for name in names}, subject=subject, study_instance_uid=study, **documents)
+
+    @property
+    def next_attempt(self) -> str | None:
+        """Time of the next attempt to deliver it, or of the next request for its commitment, ISO 8601; None if none follows.
+
+        A time that has passed means as soon as possible.
+        """
+        if self.state == "waiting":
+            return max(self.due, self.created)
+        return self.commitment_due if self.commitment in ("pending", "requested") else None
+
+
+def _study_of(header: str) -> str:
+    """Return the Study Instance UID in a header, DICOM JSON; empty if there is no header."""
+    values = json.loads(header).get("0020000D", {}).get("Value") if header else None
+    return str(values[0]) if values else ""
 
 
 def derive_uid(name: str) -> str:
@@ -303,6 +331,8 @@ def forget_headers(connection: Connection, numbers: Sequence[int], time: str) ->
         time: Time of the transaction, for the audit log, which has an entry for each destination with cancelled objects.
     """
     old = (_COLUMNS.number.in_(numbers),)
+    again = *old, _COLUMNS.state == "waiting", _COLUMNS.finished.is_not(None)
+    connection.execute(update(outbox).where(*again).values(_DELIVERED_BEFORE | {"error": "identity_removed"}))
     cancelled = {"state": "cancelled", "error": "identity_removed", "finished": time}
     query = update(outbox).where(*old, _COLUMNS.state == "waiting").values(cancelled)
     rows = connection.execute(query.returning(_COLUMNS.destination)).mappings().all()
@@ -352,7 +382,12 @@ class Outbox:
             return Delivery.from_row(row) if row else None
 
     def record_delivered(
-        self, deliveries: Sequence[Delivery], time: datetime, *, asks_commitment: bool = False
+        self,
+        deliveries: Sequence[Delivery],
+        time: datetime,
+        *,
+        asks_commitment: bool = False,
+        hashes: Mapping[int, str] | None = None,
     ) -> None:
         """Record that objects were delivered, in the audit log, too.
 
@@ -361,6 +396,7 @@ class Outbox:
             time: Now.
             asks_commitment: Whether the destination is asked to commit itself to them. Their headers are kept until then: it may
                 refuse, and they are sent again.
+            hashes: SHA-256 of what was sent by number, for the audit log.
         Raises:
             StorageError: The database cannot be written.
         """
@@ -379,7 +415,7 @@ class Outbox:
                 "delivered",
                 each.subject.prediction_id,
                 model_sha256=each.subject.model_sha256,
-                details={"object": each.kind},
+                details={"object": each.kind} | ({"sha256": hashes[each.number]} if hashes else {}),
             )
             for each in deliveries
         ]
@@ -397,9 +433,14 @@ class Outbox:
             append(connection, entries)
 
     def record_cancelled(self, delivery: Delivery, error: str, time: datetime) -> None:
-        """Record that an object can no longer be built, and why. Raise StorageError if that is impossible."""
-        values = {"state": "cancelled", "finished": format_time(time), "error": error, "header": ""}
-        self._update(delivery.number, values | {"maybe_delivered": delivery.maybe_delivered})
+        """Record that an object can no longer be built, and why; one that was sent again is delivered as it was before.
+
+        Raises:
+            StorageError: The database cannot be written.
+        """
+        cancelled = {"state": "cancelled", "finished": format_time(time), "maybe_delivered": delivery.maybe_delivered}
+        values = _DELIVERED_BEFORE if delivery.finished else cancelled
+        self._update(delivery.number, values | {"error": error, "header": ""})
 
     def record_failure(
         self, deliveries: Sequence[Delivery], error: str, time: datetime, *, maybe_delivered: bool = False
@@ -426,13 +467,21 @@ class Outbox:
                     _record_undelivered(connection, each.number, format_time(time))
 
     def record_unreachable(self, destination: str, error: str, time: datetime) -> None:
-        """Record a failed attempt for each object that is due for a destination; see `record_failure`."""
+        """Record a failed attempt for each object that is due for a destination; see `record_failure`.
+
+        Many objects may wait. They are changed in batches, so that images can be received meanwhile.
+        """
         due = _COLUMNS.destination == destination, _COLUMNS.state == "waiting", _is_due(time)
-        with write_transaction(self._engine) as connection:
-            attempts = connection.execute(select(_COLUMNS.attempts).where(*due).distinct()).scalars().all()
-            for number in attempts:
-                same = *due, _COLUMNS.attempts == number
-                connection.execute(update(outbox).where(*same).values(failed_attempt(number, time) | {"error": error}))
+        batch = select(_COLUMNS.number, _COLUMNS.attempts).where(*due).order_by(_COLUMNS.due).limit(_UNREACHABLE_BATCH)
+        while True:
+            with write_transaction(self._engine) as connection:
+                rows = connection.execute(batch).all()
+                for attempts in {row.attempts for row in rows}:
+                    same = _COLUMNS.number.in_([row.number for row in rows if row.attempts == attempts])
+                    values = failed_attempt(attempts, time) | {"error": error}
+                    connection.execute(update(outbox).where(same).values(values))
+            if len(rows) < _UNREACHABLE_BATCH:
+                return
 
     def find(self, states: Collection[DeliveryState] | None = None, limit: int = 1000) -> list[Delivery]:
         """Return deliveries in some states, or waiting ones, oldest first. Raise StorageError if the database cannot be read."""
@@ -443,8 +492,14 @@ class Outbox:
         return self._find(_COLUMNS.commitment.in_(UNCOMMITTED), limit)
 
     def _find(self, condition: ColumnElement[bool], limit: int) -> list[Delivery]:
+        received = received_instances.c  # for the studies of objects without a header
+        study = select(received.study_instance_uid).where(
+            received.sop_instance_uid == _COLUMNS.sop_instance_uid, received.header != "", _COLUMNS.header == ""
+        )
+        study = study.order_by(received.number.desc()).limit(1)
         with read_transaction(self._engine) as connection:
-            query = select(outbox).where(condition).order_by(_COLUMNS.number).limit(limit)
+            columns = outbox, study.scalar_subquery().label("received_study")
+            query = select(*columns).where(condition).order_by(_COLUMNS.number).limit(limit)
             return [Delivery.from_row(row) for row in connection.execute(query).mappings()]
 
     def retry(self, numbers: Collection[int] = (), destination: str = "", *, time: datetime) -> int:
@@ -476,8 +531,9 @@ class Outbox:
             _change(
                 connection,
                 rows,
-                {"state": "waiting", "due": "", "finished": None, "commitment": "", "commitment_failures": 0},
+                {"state": "waiting", "due": "", "commitment": "", "commitment_failures": 0},
             )
+            _change(connection, [row for row in rows if row["state"] != "waiting"], {"finished": None})
             _change(connection, [row for row in rows if row["state"] == "delivered"], {"maybe_delivered": True})
             _append_changes(connection, "delivery_retried", rows, format_time(time))
             return len(rows)
@@ -486,7 +542,10 @@ class Outbox:
         """Cancel waiting objects, and return their number; see `retry`. Their headers are kept, so that they can be retried."""
         with write_transaction(self._engine) as connection:
             rows = self._select(connection, numbers, destination, _COLUMNS.state == "waiting")
-            _change(connection, rows, {"state": "cancelled", "finished": format_time(time), "error": "cancelled"})
+            again = [row for row in rows if row["finished"]]
+            _change(connection, again, _DELIVERED_BEFORE | {"error": "cancelled", "header": ""})
+            others = [row for row in rows if not row["finished"]]
+            _change(connection, others, {"state": "cancelled", "finished": format_time(time), "error": "cancelled"})
             _append_changes(connection, "delivery_cancelled", rows, format_time(time))
             return len(rows)
 
@@ -524,7 +583,7 @@ class Outbox:
                 raise UnknownNameError("result", str(missing[0]), (), hint="See `pneumoscope outbox list`")
             raise UsageError(
                 f"result {missing[0]} does not wait: it was {stored['state']} at {stored['finished']}",
-                hint="To deliver the results of an image again, delete its prediction and send the image again"
+                hint=f"To send it again: pneumoscope outbox retry --delivered {missing[0]}"
                 if stored["state"] == "delivered"
                 else "See `pneumoscope outbox list --state " + stored["state"] + "`",
             )
@@ -567,8 +626,13 @@ def _is_due(time: datetime) -> ColumnElement[bool]:
 
 def failed_attempt(attempts: int, time: datetime) -> dict[str, Any]:
     """Return the values of an object after a failed attempt that others preceded."""
-    delay = min(_FIRST_DELAY * 2 ** min(attempts, 20), MAX_DELAY)
-    return {"attempts": attempts + 1, "due": format_time(time + delay)}
+    return {"attempts": attempts + 1, "due": format_time(time + retry_delay(attempts + 1))}
+
+
+def retry_delay(attempts: int) -> timedelta:
+    """Return the time from the last of some failed attempts to the next one."""
+    factor: int = 2 ** min(max(attempts - 1, 0), 20)
+    return min(factor * _FIRST_DELAY, MAX_DELAY)
 
 
 def _may_have_arrived(row: Row) -> bool:
@@ -603,7 +667,6 @@ def _withdraw(connection: Connection, rows: Sequence[Row], header: str, time: st
     _change(connection, waiting, {"state": "cancelled", "finished": time, "error": "superseded"})
     append(connection, _ended_entries(waiting, "result_superseded", time))
     delivered = [row for row in rows if _may_have_arrived(row)]
-    copies = _copies(connection, delivered[0]["sop_instance_uid"]) if delivered else []
     # A note is about objects of one subject, in the study in which they were delivered, and about one of each kind.
     notes: dict[tuple[str, str, str, str, int], list[Row]] = defaultdict(list)
     of_kind: Counter[tuple[str, ...]] = Counter()
@@ -612,40 +675,45 @@ def _withdraw(connection: Connection, rows: Sequence[Row], header: str, time: st
             row["destination"],
             row["prediction_id"],
             row["failure_code"],
-            _delivered_header(row, copies, header, time),
+            delivered_header(connection, row, time, header),
         )
         notes[*key, of_kind[*key, row["kind"]]].append(row)
         of_kind[*key, row["kind"]] += 1
-    for (destination, _, _, delivered_header, _), of_note in notes.items():
-        if not delivered_header:
+    for (destination, _, _, note_header, _), of_note in notes.items():
+        if not note_header:
             continue
         withdrawn: dict[ObjectKind, str] = {row["kind"]: row["result_uid"] for row in of_note}
         values = {field.name: of_note[0][field.name] for field in dataclasses.fields(ResultSubject)}
-        subject = ResultSubject(**values | {"header": delivered_header})
+        subject = ResultSubject(**values | {"header": note_header})
         uid = derive_uid(" ".join(["rejection_note", *sorted(withdrawn.values())]))
         _insert(connection, subject, destination, "rejection_note", uid, withdrawn, time)
         _change(connection, of_note, {"state": "withdrawn", "header": ""})
+        again = [row for row in of_note if row["state"] == "waiting" and row["finished"]]
+        _change(connection, again, _DELIVERED_BEFORE | {"state": "withdrawn"})
         _change(connection, [row for row in of_note if row["commitment"] != "committed"], {"commitment": ""})
         append(connection, _ended_entries(of_note, "result_withdrawn", time))
 
 
-def _delivered_header(row: Row, copies: Sequence[Row], present: str, time: str) -> str:
-    """Return the header under which an object was delivered, or may have been.
+def delivered_header(connection: Connection, row: Row, time: str, present: str = "") -> str:
+    """Return the header under which an object was delivered, or may have been; empty if it is unknown.
 
     Its own is removed after the delivery. It was the last one that had been received then; see `replace_header`.
 
     Args:
+        connection: Of a transaction.
         row: The object.
-        copies: See `_copies`.
-        present: The present header, if no copy has one.
         time: Now. A delivery cannot be later, unless the clock was set back: then the time says nothing.
+        present: The present header, if no received instance has one.
     """
     if row["header"]:
         return str(row["header"])
+    copies = _copies(connection, row["sop_instance_uid"])
     before = [each for each in copies if row["finished"] and each["received"] <= row["finished"] <= time]
+    # A file that arrived again since has a later time, and the same header.
     subject = row["prediction_id"], row["failure_code"]
     same = [each for each in copies if (each["prediction_id"], each["failure_code"]) == subject]
-    return str(before[-1]["header"] if before else same[0]["header"] if same else present)
+    found = (before or same[:1] or copies)[-1:]
+    return str(found[0]["header"]) if found else present
 
 
 def _copies(connection: Connection, sop_instance_uid: str) -> Sequence[Row]:
@@ -675,11 +743,10 @@ def _record_undelivered(connection: Connection, number: int, time: str) -> None:
 
 def _take_back_withdrawal(connection: Connection, row: Row, time: str) -> None:
     """Cancel an object that was withdrawn while it was being sent and did not arrive; its rejection note is not about it."""
-    same = [
-        _COLUMNS[name] == row[name] for name in ("destination", "sop_instance_uid", "prediction_id", "failure_code")
-    ]
-    unsent = _COLUMNS.kind == "rejection_note", _COLUMNS.state == "waiting", _COLUMNS.maybe_delivered.is_(False)
-    for note in connection.execute(select(outbox).where(*same, *unsent)).mappings().all():
+    of_image = _COLUMNS.sop_instance_uid == row["sop_instance_uid"], _COLUMNS.sop_instance_uid != ""
+    for note in connection.execute(select(outbox).where(*of_image)).mappings().all():
+        if note["destination"] != row["destination"] or note["state"] != "waiting" or note["maybe_delivered"]:
+            continue
         withdrawn = json.loads(note["withdrawn_uids"])
         others = {kind: uid for kind, uid in withdrawn.items() if uid != row["result_uid"]}
         if others == withdrawn:

@@ -22,7 +22,9 @@ UNCOMMITTED: tuple[CommitmentState, ...] = ("pending", "requested", "failed")
 _COLUMNS = outbox.c
 # Whether the destination has confirmed an object, also before it was withdrawn, or is sent again after a commitment was refused:
 # commitment is requested for confirmed objects only. In the other states, `maybe_delivered` is that of objects without an answer.
+# One that a person sends again waits with the time of its delivery; see `resending`.
 IS_CONFIRMED = or_(
+    and_(_COLUMNS.state == "waiting", _COLUMNS.finished.is_not(None)),
     and_(_COLUMNS.state.in_(("delivered", "withdrawn")), _COLUMNS.maybe_delivered.is_(False)),
     _COLUMNS.commitment_requested.is_not(None),
 )

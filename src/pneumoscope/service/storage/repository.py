@@ -166,7 +166,8 @@ class PredictionRepository:
 
         Returns:
             A future of the record and of whether it is new: the first prediction for the same image, model, operating point and
-            entered age is kept. Its error is StorageError if nothing could be stored.
+            entered age is kept. Its error is StorageError if nothing could be stored, and UnknownNameError if the earlier
+            prediction was deleted meanwhile.
         """
         return self._commits.submit(_Addition(prediction, image, user, also, earlier_id))
 
@@ -457,6 +458,12 @@ class PredictionRepository:
                     entries: list[Entry] = []
                     for row, each in zip(rows, additions, strict=True):
                         id, sha256, is_new = row["id"], row["image_sha256"], row["id"] not in by_id
+                        try:
+                            if each.earlier_id:
+                                read_one(connection, each.earlier_id)
+                        except UnknownNameError as error:  # it was deleted while its image was predicted again
+                            results.append(error)
+                            continue
                         # A removed image is not stored again, nor the same pixels in another file.
                         if is_new or (not by_id[id]["image_removed"] and by_id[id]["image_sha256"] == sha256):
                             if sha256 in failed:
@@ -484,10 +491,13 @@ class PredictionRepository:
                                 **({"site": row["model_site"]} if row["model_site"] else {}),
                             }
                             entries.append(prediction_entry(row, time, each.user, "predicted", details))
-                        elif number == ASSIGNED and (repeated := mark_again(connection, by_id[id], row, time)):
-                            by_id[id] |= repeated
-                            details = {"result_sha256": result_hash(by_id[id])}
-                            entries.append(prediction_entry(row, time, each.user, "predicted_again", details))
+                        elif number == ASSIGNED:
+                            # An identity that arrives again after its removal is kept from now on.
+                            is_kept = bool(by_id[id]["identity_removed"]) and assigned.is_first
+                            if repeated := mark_again(connection, by_id[id], row, time, always=is_kept):
+                                by_id[id] |= repeated
+                                details = {"result_sha256": result_hash(by_id[id])}
+                                entries.append(prediction_entry(row, time, each.user, "predicted_again", details))
                         mark_of_header(connection, row, number, time)
                         results.append((id, is_new))
                     if new_rows:

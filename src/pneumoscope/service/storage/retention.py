@@ -78,7 +78,7 @@ class Retention:
             select(instances.c.study_key).where(instances.c.pixel_sha256 == predictions.c.pixel_sha256).exists()
         )
         old = predictions.c.last_predicted < limit, predictions.c.identity_removed.is_(None) | has_identity, ~is_used
-        self._unreadable.expire(self._storage.now() - age)
+        self._unreadable.expire(self._storage.now() - age, _BATCH, stopped=stopped)
         self._forget_headers(limit, stopped)
         while not stopped():
             with self._storage.write_transaction() as connection:
@@ -132,7 +132,7 @@ class Retention:
             count += len(expired)
             errors += self._storage.remove_unreferenced(expired)
         errors += self._expire_orphaned(limit)
-        self._unreadable.expire(limit)
+        self._unreadable.expire(limit, _BATCH, stopped=stopped)
         raise_errors(errors)
         return count
 

@@ -23,6 +23,7 @@ from sqlalchemy import (
 __all__ = [
     "HAS_IDENTIFIERS",
     "METADATA",
+    "REVISION",
     "audit_log",
     "header_predictions",
     "instances",
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 METADATA = MetaData()
+REVISION = "0015"  # of the last migration, which leaves a database with these tables
 _SHA256 = String(64)
 _TIME = String(32)
 _KEY = String(32)
@@ -225,7 +227,8 @@ outbox = Table(
     Column("commitment_failures", Integer, nullable=False, server_default="0"),
     Column("transaction_uid", Text, nullable=False, index=True, server_default=""),
     UniqueConstraint("result_uid", "destination"),
-    Index("ix_outbox_commitment", "commitment", "destination"),
+    Index("ix_outbox_due", "destination", "state", "due"),
+    Index("ix_outbox_commitment", "commitment", "destination", "commitment_due"),
     Index("ix_outbox_identified", "created", sqlite_where=HAS_IDENTIFIERS, postgresql_where=HAS_IDENTIFIERS),
 )
 

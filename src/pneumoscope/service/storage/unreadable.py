@@ -87,12 +87,24 @@ class UnreadableFileRepository:
         self._storage.delete(delete_row)
         self._storage.notify()
 
-    def expire(self, limit: datetime) -> None:
-        """Delete the records of files that were sent before a time. Raise StorageError if that is impossible."""
-        old = unreadable_files.c.created < format_time(limit)
-        query = delete(unreadable_files).where(old).returning(unreadable_files.c.image_sha256)
-        with self._storage.write_transaction() as connection:
-            hashes, time = connection.execute(query).scalars().all(), self._storage.time()
-            append(connection, [Entry(time, RETENTION, "unreadable_deleted", image_sha256=each) for each in hashes])
-        if hashes:
+    def expire(self, limit: datetime, batch: int, *, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Delete the records of files that were sent before a time.
+
+        Args:
+            limit: The time.
+            batch: Number of records that are deleted in one transaction.
+            stopped: Returns whether to leave the rest for the next call.
+        Raises:
+            StorageError: They cannot be deleted.
+        """
+        old = select(unreadable_files.c.id).where(unreadable_files.c.created < format_time(limit)).limit(batch)
+        query = (
+            delete(unreadable_files).where(unreadable_files.c.id.in_(old)).returning(unreadable_files.c.image_sha256)
+        )
+        while not stopped():
+            with self._storage.write_transaction() as connection:
+                hashes, time = connection.execute(query).scalars().all(), self._storage.time()
+                append(connection, [Entry(time, RETENTION, "unreadable_deleted", image_sha256=each) for each in hashes])
+            if not hashes:
+                break
             self._storage.notify()

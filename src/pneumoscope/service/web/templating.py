@@ -168,6 +168,7 @@ def _environment(language: str, time_zone: ZoneInfo) -> jinja2.Environment:
                 messages.review_label,
                 messages.role_label,
                 messages.sex_label,
+                messages.warning_label,
                 messages.warning_message,
                 prediction_messages.age_conflict_message,
                 prediction_messages.decision_message,

@@ -70,6 +70,7 @@ function updateSummary() {
   const bar = byId("upload-progress");
   bar.max = Math.max(counts.total, 1);
   bar.value = counts.done + counts.failed;
+  bar.hidden = bar.value === counts.total;
   byId("clear-finished").hidden = !finishedRows().length;
   byId("retry-failed").hidden = !failed.size;
   byId("retry-failed").textContent = format(messages.retryFailed, { n: failed.size });

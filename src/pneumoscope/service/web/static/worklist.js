@@ -157,6 +157,15 @@ document.addEventListener("focusin", (event) => {
   for (const row of rows()) row.classList.toggle("selected", row === focused);
   selected = rows().indexOf(focused);
 });
+const showFilters = document.getElementById("show-filters"); // on a phone, see style.css
+function toggleFilters(shown) {
+  showFilters.setAttribute("aria-expanded", shown);
+  filters.classList.toggle("folded", !shown);
+}
+showFilters.addEventListener("click", () => toggleFilters(filters.classList.contains("folded")));
+showFilters.hidden = false;
+toggleFilters([...filters.elements].some((field) => field.type !== "hidden" && field.name !== "order" && field.value));
+
 filters.addEventListener("keydown", (event) => {
   if (event.target.type !== "date") return;
   if (event.key === "Enter") {

@@ -1,0 +1,126 @@
+"""Send delivered results again, when a destination has lost them: the same objects, with the same bytes.
+
+A result that is sent again waits, and keeps the time of its delivery. Its header was removed when it was delivered, so it is that
+of the received image, which may have been corrected since. The sender compares the object with the hashes in the audit log, and
+sends no other: no two objects have one UID.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from datetime import datetime
+
+from sqlalchemy import Connection, Engine, select, update
+
+from pneumoscope.core.errors import UnknownNameError, UsageError
+from pneumoscope.service.audit.log import Entry, append, was_delivered
+from pneumoscope.service.auth.users import COMMAND_LINE
+from pneumoscope.service.storage.database import write_transaction
+from pneumoscope.service.storage.outbox import Delivery, delivered_header
+from pneumoscope.service.storage.outbox_status import add_to_totals
+from pneumoscope.service.storage.records import Row, format_time
+from pneumoscope.service.storage.tables import outbox, outbox_totals, received_instances
+
+__all__ = ["is_unchanged", "resend"]
+
+_COLUMNS, _RECEIVED = outbox.c, received_instances.c
+
+
+def resend(
+    engine: Engine,
+    numbers: Collection[int] = (),
+    study_instance_uid: str = "",
+    destination: str = "",
+    *,
+    time: datetime,
+) -> int:
+    """Make delivered results due now, with an entry in the audit log for each destination, and return their number.
+
+    Args:
+        engine: Engine of the service's database.
+        numbers: Their numbers; all delivered ones of the study if empty.
+        study_instance_uid: Of the study; empty with numbers.
+        destination: Of the study, only those for this destination; empty: for each.
+        time: Now.
+    Raises:
+        UnknownNameError: There is no such result, or no delivered one of the study.
+        UsageError: A result is not delivered, no longer holds, or its identifiers were removed.
+        StorageError: The database cannot be written.
+    """
+    with write_transaction(engine) as connection:
+        rows = _by_number(connection, numbers) if numbers else _of_study(connection, study_instance_uid, destination)
+        headers = {row["number"]: delivered_header(connection, row, format_time(time)) for row in rows}
+        if lost := [number for number, header in headers.items() if not header]:
+            raise UsageError(f"the header of result {lost[0]} was removed", hint="Send the image again")
+        for row in rows:
+            values = {
+                "state": "waiting", "due": "", "attempts": 0, "error": "", "maybe_delivered": True,
+                "header": headers[row["number"]], "commitment": "", "commitment_due": None, "commitment_failures": 0,
+            }  # fmt: skip
+            connection.execute(update(outbox).where(_COLUMNS.number == row["number"]).values(values))
+            if row["commitment"] == "committed":
+                add_to_totals(connection, row["destination"], committed=-1)
+        for name, count in Counter(row["destination"] for row in rows).items():
+            details = {"destination": name, "results": count, "delivered": True}
+            append(connection, [Entry(format_time(time), COMMAND_LINE, "delivery_retried", details=details)])
+        return len(rows)
+
+
+def is_unchanged(engine: Engine, delivery: Delivery, sha256: str) -> bool:
+    """Return whether an object may be sent: it is not sent again, or has the bytes that were delivered before.
+
+    Args:
+        engine: Engine of the service's database.
+        delivery: The object, as it was before this attempt.
+        sha256: Of its content.
+    Raises:
+        StorageError: The database cannot be read.
+    """
+    return delivery.finished is None or was_delivered(
+        engine, delivery.destination, delivery.subject.prediction_id, sha256
+    )
+
+
+def _by_number(connection: Connection, numbers: Collection[int]) -> Sequence[Row]:
+    rows = connection.execute(select(outbox).where(_COLUMNS.number.in_(numbers))).mappings().all()
+    for number in sorted(set(numbers) - {row["number"] for row in rows}):
+        raise UnknownNameError("result", str(number), (), hint="See `pneumoscope outbox list --state delivered`")
+    for row in rows:
+        name = f"result {row['number']}"
+        if row["kind"] == "webhook":
+            raise UsageError(f"{name} is an event of a webhook", hint="Select results of images")
+        if row["state"] == "withdrawn":
+            raise UsageError(
+                f"{name} was withdrawn: its prediction was deleted or replaced",
+                hint="Send the result that replaced it; see `pneumoscope outbox list --state delivered`",
+            )
+        if row["error"] == "superseded":
+            raise UsageError(
+                f"{name} was superseded by another result of the image, and never delivered",
+                hint="Send the result that replaced it; see `pneumoscope outbox list --state delivered`",
+            )
+        if row["state"] != "delivered":
+            raise UsageError(f"{name} is not delivered, but {row['state']}", hint="Leave out --delivered")
+    return rows
+
+
+def _of_study(connection: Connection, study_instance_uid: str, destination: str) -> Sequence[Row]:
+    """Return the delivered results of a study; those that no longer hold are left out."""
+    images = select(_RECEIVED.sop_instance_uid).where(
+        _RECEIVED.study_instance_uid == study_instance_uid, _RECEIVED.sop_instance_uid != ""
+    )
+    query = select(outbox).where(
+        _COLUMNS.sop_instance_uid.in_(images), _COLUMNS.state == "delivered", _COLUMNS.kind != "webhook"
+    )
+    if destination:
+        query = query.where(_COLUMNS.destination == destination)
+        known = connection.execute(select(outbox_totals.c.destination)).scalars().all()
+        if destination not in known:
+            raise UnknownNameError("destination with results", destination, known)
+    rows = connection.execute(query.order_by(_COLUMNS.number)).mappings().all()
+    if not rows:
+        raise UnknownNameError(
+            "study with delivered results", study_instance_uid, (), hint="See `pneumoscope outbox list`"
+        )
+    return rows
