@@ -23,7 +23,10 @@ KINDS = ("secondary_capture", "structured_report")
 def folder(tmp_path):
     """A data directory with two results for each of two destinations."""
     engine = open_database(tmp_path / "records")
-    header = {"00100020": {"vr": "LO", "Value": ["SECRET"]}, "0020000D": {"vr": "UI", "Value": [STUDY]}}
+    header = {
+        "00100020": {"vr": "LO", "Value": ["SECRET"]}, "0020000D": {"vr": "UI", "Value": [STUDY]},
+        "0020000E": {"vr": "UI", "Value": ["1.2"]},
+    }  # fmt: skip
     subject = ResultSubject("ab" * 16, "", "cd" * 32, "balanced", "1.2.3", json.dumps(header))
     with write_transaction(engine) as connection:
         enqueue(connection, subject, ("PACS", "archive"), KINDS, TIME)

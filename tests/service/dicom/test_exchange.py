@@ -153,11 +153,11 @@ def test_results_that_no_longer_hold_are_in_the_audit_log(waiting):
     assert not any(CANARY in str(row) or "77777777" in str(row) for row in logged)
 
 
-def test_lost_instance_is_in_the_audit_log(waiting, monkeypatch):
+def test_lost_instance_is_in_the_audit_log(waiting):
     receive(waiting, **HEADER)
     repository = waiting.app.state.service.repository
-    monkeypatch.setattr(repository.inbox, "content", lambda _: None)
     (instance,) = instances(repository)
+    repository.inbox._files.remove(instance["image_sha256"])
     waiting.post("/v1/inbox/release", json={})
     deadline = time.monotonic() + 30
     while repository.inbox.status().instances:

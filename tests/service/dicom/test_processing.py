@@ -299,3 +299,14 @@ def test_attempt_that_fails_for_want_of_space_is_not_counted(model, monkeypatch,
     run(app, lambda: len(tried) == 5)
     assert attempts(app) == [0]
     close(app)
+
+
+def test_image_that_is_sent_again_while_its_file_is_found_missing_is_predicted(model, monkeypatch):
+    app = opened(model, None)
+    receive(app, 100)
+    monkeypatch.setattr(
+        app.state.service.repository.inbox, "content", lambda _: None
+    )  # as it was before it was sent again
+    run(app, is_empty(app))
+    assert app.state.service.repository.find(Filter()).total == 1
+    close(app)

@@ -14,6 +14,7 @@ from tests.images import dicom
 from tests.service.conftest import predicted
 
 from pneumoscope.core.errors import StorageError
+from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.dicom import processing
 from pneumoscope.service.dicom.configuration import DicomConfiguration, SiteRule
@@ -92,17 +93,19 @@ def test_result_of_a_replaced_image_is_that_of_the_last_pixels(model, archive, o
         assert archive.received == 2
 
 
-def lose_content(inbox, number):
-    """Return `Inbox.content` for an inbox that lost the file of an instance, as a failing disk may."""
-    content = inbox.content
-    return lambda instance: None if instance.number == number else content(instance)
+def lose_file(repository, place=1):
+    """Remove the file of a waiting instance, by its place among them, as a failing disk may."""
+    columns = received_instances.c
+    query = select(columns.image_sha256).where(columns.state == "waiting").order_by(columns.number)
+    with read_transaction(repository.engine) as connection:
+        repository.inbox._files.remove(connection.execute(query).scalars().all()[place - 1])
 
 
-def test_image_whose_later_copy_is_lost_has_its_result_with_the_corrected_patient(model, archive, order, monkeypatch):
+def test_image_whose_later_copy_is_lost_has_its_result_with_the_corrected_patient(model, archive, order):
     with service(model, slow_configuration(archive)) as (client, repository):
         uid = receive(client, 90)
         receive(client, 110, SOPInstanceUID=uid, PatientID="8")
-        monkeypatch.setattr(repository.inbox, "content", lose_content(repository.inbox, 2))
+        lose_file(repository, 2)
         repository.inbox.release()
         wait_until(lambda: repository.inbox.status().instances == 0, "it waits")
         wait_for_delivery(repository, 2)
@@ -124,13 +127,12 @@ def test_image_whose_later_copy_may_have_no_result_has_its_own(model, archive, o
         assert {each.subject.prediction_id for each in repository.outbox.find(("delivered",))} == {frontal["id"]}
 
 
-def test_image_that_is_lost_is_reported_as_not_assessed_until_it_is_sent_again(model, archive, monkeypatch):
+def test_image_that_is_lost_is_reported_as_not_assessed_until_it_is_sent_again(model, archive):
     with service(model, slow_configuration(archive)) as (client, repository):
         uid = receive(client, 90)
-        with monkeypatch.context() as patch:
-            patch.setattr(repository.inbox, "content", lose_content(repository.inbox, 1))
-            repository.inbox.release()
-            wait_for_delivery(repository, 1)
+        lose_file(repository)
+        repository.inbox.release()
+        wait_for_delivery(repository, 1)
         ((report,),) = archive.stored.values()
         values = [str(each.value) for each in report.iterall() if each.keyword == "CodeValue"]
         assert "lost" in values
@@ -140,7 +142,7 @@ def test_image_that_is_lost_is_reported_as_not_assessed_until_it_is_sent_again(m
         assert kinds(archive) == ["rejection_note", "secondary_capture", "structured_report", "structured_report"]
 
 
-def test_lost_image_that_had_a_result_keeps_it(model, archive, monkeypatch):
+def test_lost_image_that_had_a_result_keeps_it(model, archive):
     rules = (SiteRule(name="all", action="predict"),)
     with service(model, slow_configuration(archive)) as (client, repository):
         uid = receive(client, 90)
@@ -150,9 +152,9 @@ def test_lost_image_that_had_a_result_keeps_it(model, archive, monkeypatch):
         other = InstanceProcessor(
             client.app.state.service, DicomConfiguration(configuration(archive).node, rules=rules)
         )
-        monkeypatch.setattr(repository.inbox, "content", lambda _: None)
         sent = dicom(90, **delivery_tests.STUDY | {"SOPInstanceUID": uid})
         assert other.receive(sent, "image", "PACS", reply_to="PACS").status == 0x0000
+        lose_file(repository)
         repository.inbox.release()
         wait_until(lambda: repository.inbox.status().instances == 0, "it waits")
         assert repository.outbox.find(("waiting", "withdrawn", "cancelled")) == []
@@ -164,7 +166,7 @@ NO_LATERAL = (SiteRule(name="lateral", action="exclude", result=False, views=("L
 
 
 @contextmanager
-def two_copies(model, lost, monkeypatch, first=None, second=None, *, rules=()):
+def two_copies(model, lost, first=None, second=None, *, rules=()):
     """Two peers send other pixels under one UID, and the file of a copy is lost; yield what each gets of which copy."""
     settings = DicomConfiguration(TWO_PEERS, quiet_seconds=3600, rules=rules)
     repository = PredictionRepository(None)
@@ -173,7 +175,7 @@ def two_copies(model, lost, monkeypatch, first=None, second=None, *, rules=()):
     ) as client:
         uid = receive(client, 90, "PACS1", **(first or {}))
         receive(client, 110, "PACS2", SOPInstanceUID=uid, **(second or {}))
-        monkeypatch.setattr(repository.inbox, "content", lose_content(repository.inbox, lost))
+        lose_file(repository, lost)
         repository.inbox.release()
         wait_until(lambda: repository.inbox.status().instances == 0, "it waits")
 
@@ -185,22 +187,22 @@ def two_copies(model, lost, monkeypatch, first=None, second=None, *, rules=()):
 
 
 @pytest.mark.parametrize("lost", [1, 2])
-def test_lost_image_is_reported_to_its_sender_though_another_sender_has_a_result(model, order, monkeypatch, lost):
-    with two_copies(model, lost, monkeypatch) as (results, _):
+def test_lost_image_is_reported_to_its_sender_though_another_sender_has_a_result(model, order, lost):
+    with two_copies(model, lost) as (results, _):
         assert results() == {(f"PACS{lost}", "lost", False), (f"PACS{3 - lost}", "", True)}
 
 
 @pytest.mark.parametrize("lost", [1, 2])
-def test_lost_image_is_reported_though_a_site_rule_gives_the_other_copy_no_result(model, order, monkeypatch, lost):
+def test_lost_image_is_reported_though_a_site_rule_gives_the_other_copy_no_result(model, order, lost):
     options = {"ViewPosition": "LL"}
     copies = {"first": options} if lost == 2 else {"second": options}
-    with two_copies(model, lost, monkeypatch, rules=NO_LATERAL, **copies) as (results, _):
+    with two_copies(model, lost, rules=NO_LATERAL, **copies) as (results, _):
         assert results() == {(f"PACS{lost}", "lost", False)}
 
 
-def test_copy_of_another_sender_sends_no_result_by_earlier_settings(model, monkeypatch):
+def test_copy_of_another_sender_sends_no_result_by_earlier_settings(model):
     """After an update, the results of the earlier copy are those of the earlier model: it would have to be sent again."""
-    with two_copies(model, 2, monkeypatch) as (results, client):
+    with two_copies(model, 2) as (results, client):
         service = client.app.state.service
         with write_transaction(service.repository.engine) as connection:
             connection.execute(outbox.delete())
@@ -217,6 +219,64 @@ def test_copy_of_another_sender_sends_no_result_by_earlier_settings(model, monke
             connection.execute(received_instances.update().where(current).values(settings=copies[1].settings))
             client.app.state.processor._enqueue_copies(connection, copies[1], NOW_TEXT)
         assert results() == {("PACS1", "", True)}
+
+
+def test_copy_that_is_sent_again_replaces_the_result_of_another_in_the_study_of_each(model, archive):
+    with service(model, configuration(archive)) as (client, repository):
+        first = {"SOPInstanceUID": "1.2.9", "PatientID": "7"}
+        receive(client, 90, **first)
+        wait_for_delivery(repository, 2)
+        receive(client, 110, **first | {"PatientID": "8", "StudyInstanceUID": "1.2.8"})
+        wait_for_delivery(repository, 5)
+        other = InstanceProcessor(
+            client.app.state.service,
+            DicomConfiguration(configuration(archive).node, rules=(SiteRule(name="all", action="predict"),)),
+        )
+        sent = dicom(90, **delivery_tests.STUDY | first)
+        assert other.receive(sent, "image", "PACS", reply_to="PACS").status == 0x0000
+        repository.inbox.release()
+        wait_for_delivery(repository, 8)
+        rows = repository.outbox.find(("delivered", "withdrawn"))
+        patients = {each.number: archive.stored[each.result_uid][0].PatientID for each in rows}
+        studies = {each.number: archive.stored[each.result_uid][0].StudyInstanceUID for each in rows}
+        assert [(each.kind == "rejection_note", each.state) for each in rows] == [
+            (False, "withdrawn"), (False, "withdrawn"), (True, "delivered"),
+            (False, "withdrawn"), (False, "withdrawn"), (True, "delivered"), (False, "delivered"), (False, "delivered"),
+        ]  # fmt: skip
+        assert list(patients.values()) == ["7", "7", "7", "8", "8", "8", "7", "7"]
+        assert list(studies.values()) == 3 * ["1.2.3"] + 3 * ["1.2.8"] + 2 * ["1.2.3"]
+
+
+def test_later_copy_without_a_study_leaves_the_header_of_an_earlier_one(model, archive, order):
+    with service(model, slow_configuration(archive)) as (client, repository):
+        uid = receive(client)
+        receive(client, SOPInstanceUID=uid, StudyInstanceUID="", SeriesInstanceUID="")
+        repository.inbox.release()
+        wait_until(lambda: repository.inbox.status().instances == 0, "it waits")
+        wait_for_delivery(repository, 2)
+        assert {copies[0].StudyInstanceUID for copies in archive.stored.values()} == {"1.2.3"}
+
+
+def test_age_entered_for_replaced_pixels_after_an_upgrade_replaces_no_result(child_bundle, archive, tmp_path):
+    model = load_model(child_bundle, threads=1, require_age="always")
+    with service(model, configuration(archive), PredictionRepository(tmp_path / "data")) as (client, repository):
+        receive(client, 180, SOPInstanceUID="1.2.9", PatientAge="")
+        wait_for_delivery(repository, 2)
+        (replaced,) = predicted(client)
+        receive(client, 170, SOPInstanceUID="1.2.9", PatientAge="")
+        wait_for_delivery(repository, 5)
+        last = [each.result_uid for each in repository.outbox.find(("delivered",)) if each.kind != "rejection_note"]
+    rules = (SiteRule(name="all", action="predict"),)
+    repository = PredictionRepository(tmp_path / "data")
+    with service(model, configuration(archive, rules=rules), repository) as (client, _):
+        answer = client.post(
+            f"/images/{replaced['id']}", data={"age": "3"}, headers={"Origin": "http://127.0.0.1:8000"},
+            follow_redirects=False,
+        )  # fmt: skip
+        assert answer.status_code == 303, answer.text
+        predicted(client, 3)
+        found = repository.outbox.find(("waiting", "delivered"))
+        assert [each.result_uid for each in found if each.kind != "rejection_note"] == last
 
 
 def test_images_without_a_study_do_not_wait_for_each_other(model, archive):

@@ -410,7 +410,7 @@ def test_totals_are_those_of_the_rows_after_every_kind_of_change(sent):
 
 def withdraw_all(sent):
     with write_transaction(sent.engine) as connection:
-        withdraw(connection, [SUBJECT.prediction_id], {"1.2.3": "{}"}, START.isoformat())
+        withdraw(connection, [SUBJECT.prediction_id], {"1.2.3": SUBJECT.header}, START.isoformat())
 
 
 def begin_all(sent):

@@ -9,6 +9,7 @@ from tests.service.conftest import prediction
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import ImageInfo
+from pneumoscope.service.storage.database import write_transaction
 from pneumoscope.service.storage.inbox import Outcome, ReceivedInstance, finish
 from pneumoscope.service.storage.records import format_time
 from pneumoscope.service.storage.study_events import enqueue_study_event, find_event_study
@@ -74,7 +75,10 @@ def test_event_follows_the_last_instance_and_has_a_revision(repository):
 def test_lost_instance_ends_the_wait_and_is_counted(repository):
     first, lost = receive(repository, "1"), receive(repository, "2")
     predict(repository, first)
-    repository.inbox.finish(lost, Outcome("lost", "settings"), enqueue)
+    with write_transaction(repository.engine) as connection:
+        time = format_time(datetime.now(UTC))
+        finish(connection, lost, Outcome("lost", "settings"), time)
+        enqueue(connection, time)
     assert [each.unreadable for each in repository.outbox.find()] == 2 * [{"lost": 1}]
 
 

@@ -91,8 +91,8 @@ class InstanceProcessor:
         self._settings = hashlib.sha256(settings.encode()).hexdigest()
         self._postponed: dict[int, float] = {}  # time of the next attempt to read a file, by number of the instance
         # As they were before an attempt that is to be taken back, by number.
-        self._counted: dict[int, ReceivedInstance] = {}
-        self._counted_lock = threading.Lock()
+        self._to_cancel: dict[int, ReceivedInstance] = {}
+        self._to_cancel_lock = threading.Lock()
         self._started = time.monotonic()
 
     def receive(self, instance: bytes, name: str, sender: str, *, reply_to: str = "") -> Reception:
@@ -201,9 +201,10 @@ class InstanceProcessor:
             self._postponed[received.number] = time.monotonic() + _UNREADABLE_SECONDS
             raise
         if content is None:
+            also = partial(self._record_lost, received)
+            content = await run_in_threadpool(self._inbox.finish_lost, received, self._settings, also)
+        if content is None:
             _LOG.error("The file of a received instance is missing; ask its sender to send it again")
-            lost = Outcome("lost", self._settings)
-            await run_in_threadpool(self._inbox.finish, received, lost, partial(self._record_lost, received))
             return
         if received.attempts < _MAX_ATTEMPTS:
             await self._service.predict_received(
@@ -218,18 +219,18 @@ class InstanceProcessor:
         await run_in_threadpool(self._inbox.remove_file, received)
 
     def _cancel_attempts(self, batch: Sequence[ReceivedInstance]) -> None:
-        """Take back the attempts of instances; if they cannot be now, before the next attempts begin."""
-        with self._counted_lock:
-            self._counted |= {each.number: each for each in batch}
+        """Take back the attempts of instances; retry before the next attempts if the database is unavailable."""
+        with self._to_cancel_lock:
+            self._to_cancel |= {each.number: each for each in batch}
         with contextlib.suppress(StorageError):
             self._repeat_cancellations()
 
     def _repeat_cancellations(self) -> None:
         """Take back the attempts that could not be taken back before. Raise StorageError if that is still impossible."""
-        with self._counted_lock:
-            if self._counted:
-                self._inbox.cancel_attempts(list(self._counted.values()))
-                self._counted.clear()
+        with self._to_cancel_lock:
+            if self._to_cancel:
+                self._inbox.cancel_attempts(list(self._to_cancel.values()))
+                self._to_cancel.clear()
 
     async def _give_up(self, received: ReceivedInstance, content: bytes) -> None:
         failed = Prediction(
@@ -357,12 +358,11 @@ class InstanceProcessor:
         for each in later:
             if each.state == "waiting":
                 destinations -= set(self._configuration.destinations_of(each.reply_to))
-            # Others are answered by another model or other site rules; and a report of a loss is no result.
-            elif each.settings == self._settings and each.state != "lost":
+            # Results of the same pixels by another model or other site rules leave out none; and a report of a loss is no result.
+            elif each.state != "lost" and (each.settings == self._settings or not _is_same_image(connection, each, id)):
                 destinations -= self._destinations_with_results(connection, each)
-        header = next((each.header for each in later if each.header), received.header)
-        # Retention or pseudonymization may have removed the header.
-        if not header or not has_study(decode_header(header)):
+        header = next((each.header for each in (*later, received) if _states_study(each.header)), "")
+        if not header:
             return
         stored = read_one(connection, id) if id else None
         subject = ResultSubject(
@@ -414,3 +414,16 @@ class InstanceProcessor:
             return ("structured_report",)
         has_heatmap = stored.decision != "rejected" and self._service.model.has_heatmaps
         return self._configuration.results.kinds(has_heatmap=has_heatmap)
+
+
+def _is_same_image(connection: Connection, received: ReceivedInstance, prediction_id: str) -> bool:
+    """Return whether a processed instance has the pixels of a prediction; False if one of them could not be read."""
+    if not received.prediction_id or not prediction_id:
+        return False
+    first, second = (read_one(connection, id).image_key for id in (received.prediction_id, prediction_id))
+    return first == second
+
+
+def _states_study(header: str) -> bool:
+    """Return whether there is a header with study and series: retention or pseudonymization may have removed it."""
+    return bool(header) and has_study(decode_header(header))

@@ -262,18 +262,26 @@ class Inbox:
         """Return the file of a waiting instance; None if it is missing. Raise StorageError if it is unreadable."""
         return self._files.get(instance.image_sha256)
 
-    def finish(self, instance: ReceivedInstance, outcome: Outcome, also: Callable[[Connection, str], None]) -> None:
-        """Record the outcome of an instance; see the function `finish` for one in the transaction of a prediction.
+    def finish_lost(
+        self, instance: ReceivedInstance, settings: str, also: Callable[[Connection, str], None]
+    ) -> bytes | None:
+        """Record that the file of a waiting instance is missing; return it instead if the sender has sent it again meanwhile.
 
         Args:
             instance: The instance.
-            outcome: Its outcome.
+            settings: See `Outcome`.
             also: Called in the same transaction, with its time.
+        Raises:
+            StorageError: The file is unreadable, or the database cannot be written.
         """
-        with write_transaction(self._engine) as connection:
-            time = format_time(self._now())
-            finish(connection, instance, outcome, time)
-            also(connection, time)
+        with self._file_lock:
+            content = self._files.get(instance.image_sha256)
+            if content is None:
+                with write_transaction(self._engine) as connection:
+                    time = format_time(self._now())
+                    finish(connection, instance, Outcome("lost", settings), time)
+                    also(connection, time)
+            return content
 
     def instances_of(self, prediction_id: str) -> list[ReceivedInstance]:
         """Return the received instances that have a prediction. Raise StorageError if the database cannot be read."""
@@ -336,11 +344,9 @@ class Inbox:
                     if error := staged.failed.get(row["image_sha256"]):
                         results.append(error)
                         continue
-                    if key in known:
-                        renewed = update(received_instances).where(_COLUMNS.number == known[key]["number"])
-                        connection.execute(renewed.values(row))  # identifiers may have been removed
-                    else:
-                        connection.execute(insert(received_instances), [row])
+                    if key in known:  # its number states when it was received, among other copies
+                        connection.execute(delete(received_instances).where(_COLUMNS.number == known[key]["number"]))
+                    connection.execute(insert(received_instances), [row])
                     replace_header(connection, row["sop_instance_uid"], row["header"])
                     known |= _find(connection, [row])
                     results.append(True)

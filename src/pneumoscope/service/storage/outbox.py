@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import json
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
@@ -31,7 +31,7 @@ from pneumoscope.service.storage.outbox_status import (
     read_status,
 )
 from pneumoscope.service.storage.records import Row, format_time
-from pneumoscope.service.storage.tables import HAS_IDENTIFIERS, outbox, outbox_totals, received_instances
+from pneumoscope.service.storage.tables import HAS_IDENTIFIERS, outbox, outbox_totals, predictions, received_instances
 
 __all__ = [
     "MAX_DELAY",
@@ -42,6 +42,7 @@ __all__ = [
     "ObjectKind",
     "Outbox",
     "ResultSubject",
+    "delivered_header",
     "derive_uid",
     "destinations_with",
     "destinations_with_result",
@@ -64,10 +65,18 @@ _COMMITMENT_DELAY = timedelta(seconds=2)  # after a delivery, so that one reques
 _NAMESPACE = uuid.UUID("5f0f6c1e-0f0e-5d55-9c39-8f2f6a3a8f10")  # of the names from which UIDs are derived
 _BATCH = 500  # rows that are changed by one statement
 _COLUMNS = outbox.c
-# Errors of objects that the destination may have: the process or the connection ended before it answered.
+_STUDY_AND_SERIES = ("0020000D", "0020000E")  # the UIDs in DICOM JSON
+# Error of an object that the destination may have: the process ended before it answered, or it has not answered yet.
 _INTERRUPTED = "interrupted"
 # Values of an object that was sent again, and is not any more.
 _DELIVERED_BEFORE: dict[str, Any] = {"state": "delivered", "maybe_delivered": False}
+# Of objects that will be sent, perhaps after they are retried, with the header that the sender stated last.
+_HAS_PRESENT_HEADER = and_(
+    _COLUMNS.state.in_(("waiting", "cancelled")),
+    _COLUMNS.maybe_delivered.is_(False),
+    _COLUMNS.kind != "rejection_note",
+    _COLUMNS.header != "",
+)
 # Values of a row that waits for its first attempt.
 NEW_ROW: Mapping[str, Any] = {
     "attempts": 0, "state": "waiting", "error": "", "maybe_delivered": False, "finished": None,
@@ -201,22 +210,35 @@ def enqueue(
 ) -> None:
     """Add the objects of a prediction, in the transaction that stores it; objects that were added before are not added again.
 
-    Objects of another prediction of the image by the same model at the same operating point are cancelled or withdrawn.
+    Other objects of the image are cancelled or withdrawn, except those of the same pixels by another model or at another
+    operating point.
     """
     for destination in destinations:
         same_image = _COLUMNS.destination == destination, _COLUMNS.sop_instance_uid == subject.sop_instance_uid
         rows = connection.execute(select(outbox).where(*same_image)).mappings().all()
-        earlier = [
-            row
-            for row in rows
-            if (row["model_sha256"], row["operating_point"]) == (subject.model_sha256, subject.operating_point)
-            and (row["prediction_id"], row["failure_code"]) != (subject.prediction_id, subject.failure_code)
-        ]
-        _withdraw(connection, earlier, subject.header, time)
+        pixels = _pixels(connection, {subject.prediction_id, *(row["prediction_id"] for row in rows)})
+        replaced = [row for row in rows if not _holds_beside(row, subject, pixels)]
+        _withdraw(connection, replaced, subject.header, time)
         for kind in kinds:
             uid = _new_uid(connection, subject, destination, kind)
             if uid:
                 _insert(connection, subject, destination, kind, uid, {}, time)
+
+
+def _pixels(connection: Connection, prediction_ids: Collection[str]) -> dict[str, str]:
+    """Return the hashes of the pixels of predictions by their ids."""
+    query = select(predictions.c.id, predictions.c.pixel_sha256).where(predictions.c.id.in_(prediction_ids))
+    return {row.id: row.pixel_sha256 for row in connection.execute(query)}
+
+
+def _holds_beside(row: Row, subject: ResultSubject, pixels: Mapping[str, str]) -> bool:
+    """Return whether an object of the same image is valid beside those of a subject, or is one of them."""
+    if (row["prediction_id"], row["failure_code"]) == (subject.prediction_id, subject.failure_code):
+        return True
+    if (row["model_sha256"], row["operating_point"]) == (subject.model_sha256, subject.operating_point):
+        return False
+    same_pixels = pixels.get(subject.prediction_id)  # a file that could not be read has none
+    return same_pixels is not None and pixels.get(row["prediction_id"]) == same_pixels
 
 
 def destinations_with(connection: Connection, sop_instance_uid: str, prediction_id: str, failure_code: str) -> set[str]:
@@ -262,7 +284,8 @@ def withdraw(connection: Connection, prediction_ids: Collection[str], headers: M
     Args:
         connection: Of the transaction that deletes the predictions.
         prediction_ids: Ids of the predictions.
-        headers: Headers by SOP Instance UID of the image; an object whose header was forgotten cannot be withdrawn.
+        headers: Present headers by SOP Instance UID of the image, for objects of which it is not known under which header they
+            were delivered; without any, because it was forgotten, an object cannot be withdrawn.
         time: Time of the transaction.
     """
     of_predictions = _COLUMNS.prediction_id.in_(prediction_ids), _COLUMNS.kind != "webhook"
@@ -275,11 +298,13 @@ def withdraw(connection: Connection, prediction_ids: Collection[str], headers: M
 def replace_header(connection: Connection, sop_instance_uid: str, header: str) -> None:
     """Set the header of the objects of an image that are not delivered yet: the sender may have corrected the patient.
 
-    An object that the destination may have keeps its own: no two objects have one UID.
+    An object that the destination may have keeps its own: no two objects have one UID; see `Outbox.record_failure`. So does a
+    rejection note, which belongs to the study of the withdrawn objects. A header without study and series is that of no object.
     """
-    same_image = _COLUMNS.sop_instance_uid == sop_instance_uid
-    waiting = same_image, _COLUMNS.state == "waiting", _COLUMNS.maybe_delivered.is_(False)
-    connection.execute(update(outbox).where(*waiting).values(header=header))
+    same_image = _COLUMNS.sop_instance_uid == sop_instance_uid, _HAS_PRESENT_HEADER
+    numbers = connection.execute(select(_COLUMNS.number).where(*same_image)).scalars().all()
+    if numbers and _states_study(header):
+        connection.execute(update(outbox).where(_COLUMNS.number.in_(numbers)).values(header=header))
 
 
 def find_old_headers(connection: Connection, limit: str, count: int) -> list[int]:
@@ -329,7 +354,7 @@ class Outbox:
         self._engine = engine
 
     def due(self, destination: str, time: datetime, limit: int) -> list[Delivery]:
-        """Return deliveries that are due, oldest first, at most `limit`.
+        """Return deliveries that are due, those that wait longest first, at most `limit`; see `record_failure`.
 
         One whose time lies beyond the longest delay is due, too: the clock was set back.
 
@@ -338,7 +363,7 @@ class Outbox:
         """
         query = select(outbox).where(_COLUMNS.destination == destination, _COLUMNS.state == "waiting", _is_due(time))
         with read_transaction(self._engine) as connection:
-            rows = connection.execute(query.order_by(_COLUMNS.number).limit(limit)).mappings()
+            rows = connection.execute(query.order_by(_COLUMNS.due, _COLUMNS.number).limit(limit)).mappings()
             return [Delivery.from_row(row) for row in rows]
 
     def begin(self, number: int) -> Delivery | None:
@@ -422,6 +447,9 @@ class Outbox:
     ) -> None:
         """Record a failed attempt; the next one follows after 5 s, and twice as long each time, up to 15 minutes.
 
+        An object that the destination does not have is sent with the header that the sender stated last, which may have come
+        during the attempt.
+
         Args:
             deliveries: The objects, as they were before the attempt.
             error: Stable code of the failure.
@@ -432,7 +460,11 @@ class Outbox:
         """
         for each in deliveries:
             values = {"error": error, "maybe_delivered": each.maybe_delivered or maybe_delivered}
-            self._update(each.number, failed_attempt(each.attempts, time) | values)
+            with write_transaction(self._engine) as connection:
+                waiting = _COLUMNS.number == each.number, _COLUMNS.state == "waiting"
+                connection.execute(update(outbox).where(*waiting).values(failed_attempt(each.attempts, time) | values))
+                if not values["maybe_delivered"]:
+                    _record_undelivered(connection, each.number, format_time(time))
 
     def record_unreachable(self, destination: str, error: str, time: datetime) -> None:
         """Record a failed attempt for each object that is due for a destination; see `record_failure`.
@@ -479,7 +511,7 @@ class Outbox:
             time: Now.
         Raises:
             UnknownNameError: There is no such object or destination.
-            UsageError: An object was delivered, or its header is gone.
+            UsageError: An object was delivered, its header is gone, or another one replaced it.
             StorageError: The database cannot be written.
         """
         with write_transaction(self._engine) as connection:
@@ -491,6 +523,11 @@ class Outbox:
             for row in rows:
                 if not row["header"] and not row["study_instance_uid"]:
                     raise UsageError(f"the header of result {row['number']} was removed", hint="Send the image again")
+                if successor := _successor(connection, row):
+                    raise UsageError(
+                        f"result {row['number']} was replaced by result {successor}",
+                        hint="See `pneumoscope outbox list`; retry the later one if it was cancelled",
+                    )
             _change(
                 connection,
                 rows,
@@ -602,8 +639,27 @@ def _may_have_arrived(row: Row) -> bool:
     return bool(row["state"] == "delivered" or (row["state"] in ("waiting", "cancelled") and row["maybe_delivered"]))
 
 
+def _successor(connection: Connection, row: Row) -> int | None:
+    """Return the number of the last object, or event, that was added after a cancelled one in its place; None without one."""
+    if row["state"] != "cancelled":
+        return None
+    names = ["study_instance_uid"]  # an event states all predictions of its study
+    if row["kind"] != "webhook":
+        names = ["sop_instance_uid", "prediction_id", "failure_code"]
+    same = [_COLUMNS[name] == row[name] for name in ("destination", "kind", *names)]
+    query = select(func.max(_COLUMNS.number)).where(*same, _COLUMNS.number > row["number"])
+    return connection.execute(query).scalar()
+
+
 def _withdraw(connection: Connection, rows: Sequence[Row], header: str, time: str) -> None:
-    """Cancel the waiting objects among rows of one image, and add a rejection note for each destination that may have others."""
+    """Cancel the waiting objects among rows of one image, and add rejection notes for those that a destination may have.
+
+    Args:
+        connection: Of a transaction.
+        rows: The rows.
+        header: The present header of the image; empty if it is unknown.
+        time: Time of the transaction.
+    """
     rows = [row for row in rows if row["kind"] != "rejection_note"]
     unsent = [row for row in rows if row["state"] in ("waiting", "cancelled") and not _may_have_arrived(row)]
     _change(connection, unsent, {"header": ""})  # so that none can be sent any more
@@ -611,20 +667,96 @@ def _withdraw(connection: Connection, rows: Sequence[Row], header: str, time: st
     _change(connection, waiting, {"state": "cancelled", "finished": time, "error": "superseded"})
     append(connection, _ended_entries(waiting, "result_superseded", time))
     delivered = [row for row in rows if _may_have_arrived(row)]
-    if not header:
-        return
-    for destination in {row["destination"] for row in delivered}:
-        of_destination = [row for row in delivered if row["destination"] == destination]
-        withdrawn: dict[ObjectKind, str] = {row["kind"]: row["result_uid"] for row in of_destination}
-        first = of_destination[0]
-        values = {field.name: first[field.name] for field in dataclasses.fields(ResultSubject)} | {"header": header}
+    # A note is about objects of one subject, in the study in which they were delivered, and about one of each kind.
+    notes: dict[tuple[str, str, str, str, int], list[Row]] = defaultdict(list)
+    of_kind: Counter[tuple[str, ...]] = Counter()
+    for row in delivered:
+        key = (
+            row["destination"],
+            row["prediction_id"],
+            row["failure_code"],
+            delivered_header(connection, row, time, header),
+        )
+        notes[*key, of_kind[*key, row["kind"]]].append(row)
+        of_kind[*key, row["kind"]] += 1
+    for (destination, _, _, note_header, _), of_note in notes.items():
+        if not note_header:
+            continue
+        withdrawn: dict[ObjectKind, str] = {row["kind"]: row["result_uid"] for row in of_note}
+        values = {field.name: of_note[0][field.name] for field in dataclasses.fields(ResultSubject)}
+        subject = ResultSubject(**values | {"header": note_header})
         uid = derive_uid(" ".join(["rejection_note", *sorted(withdrawn.values())]))
-        _insert(connection, ResultSubject(**values), destination, "rejection_note", uid, withdrawn, time)
-        _change(connection, of_destination, {"state": "withdrawn", "header": ""})
-        again = [row for row in of_destination if row["state"] == "waiting" and row["finished"]]
+        _insert(connection, subject, destination, "rejection_note", uid, withdrawn, time)
+        _change(connection, of_note, {"state": "withdrawn", "header": ""})
+        again = [row for row in of_note if row["state"] == "waiting" and row["finished"]]
         _change(connection, again, _DELIVERED_BEFORE | {"state": "withdrawn"})
-        _change(connection, [row for row in of_destination if row["commitment"] != "committed"], {"commitment": ""})
-        append(connection, _ended_entries(of_destination, "result_withdrawn", time))
+        _change(connection, [row for row in of_note if row["commitment"] != "committed"], {"commitment": ""})
+        append(connection, _ended_entries(of_note, "result_withdrawn", time))
+
+
+def delivered_header(connection: Connection, row: Row, time: str, present: str = "") -> str:
+    """Return the header under which an object was delivered, or may have been; empty if it is unknown.
+
+    Its own is removed after the delivery. It was the last one that had been received then; see `replace_header`.
+
+    Args:
+        connection: Of a transaction.
+        row: The object.
+        time: Now. A delivery cannot be later, unless the clock was set back: then the time says nothing.
+        present: The present header, if no received instance has one.
+    """
+    if row["header"]:
+        return str(row["header"])
+    copies = _copies(connection, row["sop_instance_uid"])
+    before = [each for each in copies if row["finished"] and each["received"] <= row["finished"] <= time]
+    # A file that arrived again since has a later time, and the same header.
+    subject = row["prediction_id"], row["failure_code"]
+    same = [each for each in copies if (each["prediction_id"], each["failure_code"]) == subject]
+    found = (before or same[:1] or copies)[-1:]
+    return str(found[0]["header"]) if found else present
+
+
+def _copies(connection: Connection, sop_instance_uid: str) -> Sequence[Row]:
+    """Return the received instances of an image whose headers state study and series, last received last."""
+    columns = received_instances.c
+    same = columns.sop_instance_uid == sop_instance_uid, columns.sop_instance_uid != "", columns.header != ""
+    query = select(received_instances).where(*same).order_by(columns.number)
+    return [row for row in connection.execute(query).mappings() if _states_study(row["header"])]
+
+
+def _states_study(header: str) -> bool:
+    elements = json.loads(header)
+    return all(any(elements.get(tag, {}).get("Value", ())) for tag in _STUDY_AND_SERIES)
+
+
+def _record_undelivered(connection: Connection, number: int, time: str) -> None:
+    """Change an object that did not arrive, although its row states that it may have, since it was being sent."""
+    row = connection.execute(select(outbox).where(_COLUMNS.number == number)).mappings().one()
+    if row["state"] == "withdrawn":
+        _take_back_withdrawal(connection, row, time)
+        return
+    _change(connection, [row], {"maybe_delivered": False})
+    if copies := _copies(connection, row["sop_instance_uid"]):
+        present = _COLUMNS.number == number, _HAS_PRESENT_HEADER
+        connection.execute(update(outbox).where(*present).values(header=copies[-1]["header"]))
+
+
+def _take_back_withdrawal(connection: Connection, row: Row, time: str) -> None:
+    """Cancel an object that was withdrawn while it was being sent and did not arrive; its rejection note is not about it."""
+    of_image = _COLUMNS.sop_instance_uid == row["sop_instance_uid"], _COLUMNS.sop_instance_uid != ""
+    for note in connection.execute(select(outbox).where(*of_image)).mappings().all():
+        if note["destination"] != row["destination"] or note["state"] != "waiting" or note["maybe_delivered"]:
+            continue
+        withdrawn = json.loads(note["withdrawn_uids"])
+        others = {kind: uid for kind, uid in withdrawn.items() if uid != row["result_uid"]}
+        if others == withdrawn:
+            continue
+        ended = [row] if others else [row, note]
+        if others:
+            _change(connection, [note], {"withdrawn_uids": json.dumps(others)})
+        _change(connection, ended, {"state": "cancelled", "finished": time, "error": "superseded", "header": ""})
+        _change(connection, [row], {"maybe_delivered": False})
+        append(connection, _ended_entries(ended, "result_superseded", time))
 
 
 def _insert(

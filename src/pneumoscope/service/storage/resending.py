@@ -17,7 +17,7 @@ from pneumoscope.core.errors import UnknownNameError, UsageError
 from pneumoscope.service.audit.log import Entry, append, was_delivered
 from pneumoscope.service.auth.users import COMMAND_LINE
 from pneumoscope.service.storage.database import write_transaction
-from pneumoscope.service.storage.outbox import Delivery
+from pneumoscope.service.storage.outbox import Delivery, delivered_header
 from pneumoscope.service.storage.outbox_status import add_to_totals
 from pneumoscope.service.storage.records import Row, format_time
 from pneumoscope.service.storage.tables import outbox, outbox_totals, received_instances
@@ -50,7 +50,7 @@ def resend(
     """
     with write_transaction(engine) as connection:
         rows = _by_number(connection, numbers) if numbers else _of_study(connection, study_instance_uid, destination)
-        headers = {row["number"]: row["header"] or _header_of(connection, row) for row in rows}
+        headers = {row["number"]: delivered_header(connection, row, format_time(time)) for row in rows}
         if lost := [number for number, header in headers.items() if not header]:
             raise UsageError(f"the header of result {lost[0]} was removed", hint="Send the image again")
         for row in rows:
@@ -124,17 +124,3 @@ def _of_study(connection: Connection, study_instance_uid: str, destination: str)
             "study with delivered results", study_instance_uid, (), hint="See `pneumoscope outbox list`"
         )
     return rows
-
-
-def _header_of(connection: Connection, row: Row) -> str:
-    """Return the header that an object was delivered with: the last one of the image that was received before the delivery."""
-    same = (
-        _RECEIVED.sop_instance_uid == row["sop_instance_uid"],
-        _RECEIVED.sop_instance_uid != "",
-        _RECEIVED.header != "",
-    )
-    query = select(_RECEIVED.header, _RECEIVED.received).where(*same).order_by(_RECEIVED.number)
-    found = connection.execute(query).all()
-    before = [each.header for each in found if each.received <= row["finished"]]
-    # A file that arrived again has a later time, and the same header.
-    return str((before or [each.header for each in found] or [""])[-1])

@@ -1,0 +1,338 @@
+"""The outbox in the database: which results hold, under which header, and in which order they are sent."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import delete, select
+from tests.service.conftest import MODEL, prediction
+
+from pneumoscope.core.errors import UsageError
+from pneumoscope.core.prediction import ImageInfo
+from pneumoscope.service.storage.database import read_transaction, write_transaction
+from pneumoscope.service.storage.inbox import Outcome, ReceivedInstance, copies_of, finish
+from pneumoscope.service.storage.outbox import ResultSubject, enqueue, withdraw
+from pneumoscope.service.storage.records import format_time
+from pneumoscope.service.storage.study_events import enqueue_study_event
+from pneumoscope.service.storage.tables import received_instances
+
+SOP_UID = "1.2.3.4"
+KINDS = ("secondary_capture", "structured_report")
+
+
+def header(patient, study="1.2.3", series="1.2.3.1"):
+    elements = {
+        "00100020": {"vr": "LO", "Value": [patient]},
+        "0020000D": {"vr": "UI", "Value": [study]} if study else {"vr": "UI"},
+        "0020000E": {"vr": "UI", "Value": [series]} if series else {"vr": "UI"},
+    }
+    return json.dumps(elements)
+
+
+class Exchange:
+    """An inbox and an outbox whose clock goes on by a second with each step."""
+
+    def __init__(self, repository):
+        self.repository, self.outbox, self.inbox = repository, repository.outbox, repository.inbox
+        self._seconds = itertools.count(1)
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+        self.inbox._now = self.tick
+
+    def tick(self):
+        self.now += timedelta(seconds=1)
+        return self.now
+
+    def receive(self, pixels, header, settings="s"):
+        """Store a copy of the image, and return it as the processor gets it."""
+        study = json.loads(header)["0020000D"].get("Value", [""])[0]
+        instance = ReceivedInstance("PACS", "PACS", study, SOP_UID, header)
+        content = f"{pixels} {header}".encode()
+        self.inbox.submit(instance, content, timedelta(0), settings).result(30)
+        sha256 = hashlib.sha256(content).hexdigest()
+        return next((each for each in self.inbox.ready(100) if each.image_sha256 == sha256), None)
+
+    def predict(self, received, pixels, header, *, model="a", settings="s", destinations=("PACS",), kinds=KINDS):
+        """Store the prediction of a copy, and its results under a header, as the processor does; return its id."""
+        found = dataclasses.replace(
+            prediction(), image=ImageInfo(30, 20, "DICOM", pixels * 64),
+            model=dataclasses.replace(MODEL, sha256=model * 64),
+        )  # fmt: skip
+
+        def also(connection, id):
+            time = format_time(self.tick())
+            subject = ResultSubject(id, "", model * 64, "balanced", SOP_UID, header)
+            finish(connection, received, Outcome("predicted", settings, id), time)
+            enqueue(connection, subject, destinations, kinds, time)
+
+        return self.repository.submit(found, received.image_sha256.encode(), user="PACS", also=also).result(30)[0].id
+
+    def fail(self, received, code, header, *, model="a"):
+        """Store the failure of a copy, and its report."""
+        with write_transaction(self.repository.engine) as connection:
+            time = format_time(self.tick())
+            finish(connection, received, Outcome("unreadable", "s", failure_code=code), time)
+            subject = ResultSubject("", code, model * 64, "balanced", SOP_UID, header)
+            enqueue(connection, subject, ["PACS"], ["structured_report"], time)
+
+    def deliver(self):
+        """Deliver what is due, and return it."""
+        sent = [self.outbox.begin(each.number) for each in self.outbox.due("PACS", self.tick(), 100)]
+        for each in sent:
+            self.outbox.record_delivered([each], self.tick())
+        return sent
+
+    def withdraw(self, *ids):
+        with write_transaction(self.repository.engine) as connection:
+            withdraw(connection, ids, {SOP_UID: header("PRESENT")}, format_time(self.tick()))
+
+    def rows(self, *states):
+        return self.outbox.find(states or ("waiting", "delivered", "withdrawn", "cancelled"))
+
+    def results(self, *states):
+        return [each for each in self.rows(*states) if each.kind != "rejection_note"]
+
+    def notes(self):
+        """Return patient, study and withdrawn UIDs of the rejection notes that wait."""
+        notes = [each for each in self.rows("waiting") if each.kind == "rejection_note"]
+        return [(*patient_and_study(each), set(each.withdrawn_uids.values())) for each in notes]
+
+
+def patient_and_study(delivery):
+    elements = json.loads(delivery.subject.header)
+    return elements["00100020"]["Value"][0], elements["0020000D"]["Value"][0]
+
+
+def uids(deliveries):
+    return {each.result_uid for each in deliveries}
+
+
+@pytest.fixture
+def exchange(repository):
+    return Exchange(repository)
+
+
+# --- which results hold -----------------------------------------------------------------------------------------------
+
+
+def test_each_result_of_several_models_is_in_a_rejection_note(exchange):
+    ids = []
+    for model in ("a", "b"):
+        received = exchange.receive("1", header("A"), settings=model)
+        ids.append(exchange.predict(received, "1", header("A"), model=model, settings=model))
+        exchange.deliver()
+    delivered = uids(exchange.results("delivered"))
+    assert len(delivered) == 4
+    exchange.withdraw(*ids)
+    assert uids(exchange.results("withdrawn")) == delivered
+    assert set.union(*(withdrawn for *_, withdrawn in exchange.notes())) == delivered
+
+
+def test_results_of_one_kind_that_may_both_have_arrived_are_in_rejection_notes(exchange):
+    received = exchange.receive("1", header("A"))
+    id = exchange.predict(received, "1", header("A"), kinds=KINDS[:1])
+    exchange.outbox.begin(exchange.rows()[0].number)
+    exchange.outbox.cancel([exchange.rows()[0].number], time=exchange.tick())
+    exchange.predict(received, "1", header("A"), kinds=KINDS[:1])
+    exchange.deliver()
+    exchange.withdraw(id)
+    assert len(exchange.results("withdrawn")) == 2
+    assert set.union(*(withdrawn for *_, withdrawn in exchange.notes())) == uids(exchange.results())
+
+
+def test_results_of_the_same_pixels_by_another_model_stay_beside(exchange):
+    for model in ("a", "b"):
+        exchange.predict(exchange.receive("1", header("A"), settings=model), "1", header("A"), model=model)
+        exchange.deliver()
+    assert len(exchange.rows("delivered")) == len(exchange.rows()) == 4
+
+
+def test_results_of_replaced_pixels_are_withdrawn_by_another_model(exchange):
+    exchange.predict(exchange.receive("1", header("A")), "1", header("A"))
+    earlier = uids(exchange.deliver())
+    exchange.predict(exchange.receive("2", header("A")), "2", header("A"), model="b")
+    assert uids(exchange.results("withdrawn")) == earlier
+    assert exchange.notes() == [("A", "1.2.3", earlier)]
+
+
+@pytest.mark.parametrize("code", ["lost", "decode_error"])
+def test_report_of_an_unreadable_file_is_withdrawn_by_the_result_of_another_model(exchange, code):
+    exchange.fail(exchange.receive("1", header("A")), code, header("A"))
+    reported = uids(exchange.deliver())
+    exchange.predict(exchange.receive("1", header("B")), "1", header("B"), model="b")
+    assert uids(exchange.results("withdrawn")) == reported
+    assert len(exchange.results("waiting")) == 2
+
+
+# --- the header ---------------------------------------------------------------------------------------------------------
+
+
+def test_patient_corrected_while_a_result_is_sent_in_vain_is_that_of_the_next_attempt(exchange):
+    exchange.predict(exchange.receive("1", header("A")), "1", header("A"))
+    refused, unanswered = [exchange.outbox.begin(each.number) for each in exchange.rows()]
+    exchange.receive("1", header("B"))
+    exchange.outbox.record_failure([refused], "http_503", exchange.tick())
+    exchange.outbox.record_failure([unanswered], "association_aborted", exchange.tick(), maybe_delivered=True)
+    assert [patient_and_study(each)[0] for each in exchange.rows()] == ["B", "A"]
+
+
+def test_patient_corrected_while_a_result_is_cancelled_is_that_of_the_result_when_it_is_retried(exchange):
+    exchange.predict(exchange.receive("1", header("A")), "1", header("A"))
+    number = exchange.rows()[0].number
+    exchange.outbox.cancel([number], time=exchange.tick())
+    exchange.receive("1", header("B"))
+    exchange.outbox.retry([number], time=exchange.tick())
+    assert {patient_and_study(each)[0] for each in exchange.rows("waiting")} == {"B"}
+
+
+@pytest.mark.parametrize("missing", ["study", "series"])
+def test_header_without_study_or_series_is_that_of_no_waiting_result(exchange, missing):
+    exchange.predict(exchange.receive("1", header("A")), "1", header("A"))
+    (refused, _) = [exchange.outbox.begin(each.number) for each in exchange.rows()]
+    exchange.outbox.record_failure([refused], "http_503", exchange.tick())
+    exchange.receive("1", header("B", **{missing: ""}))
+    exchange.outbox.record_failure([exchange.outbox.begin(refused.number)], "http_503", exchange.tick())
+    assert [patient_and_study(each) for each in exchange.rows()] == 2 * [("A", "1.2.3")]
+
+
+def test_rejection_note_is_in_the_study_in_which_the_results_were_delivered(exchange):
+    exchange.predict(exchange.receive("1", header("A")), "1", header("A"))
+    delivered = uids(exchange.deliver())
+    exchange.predict(exchange.receive("2", header("B", "1.2.99")), "2", header("B", "1.2.99"))
+    assert exchange.notes() == [("A", "1.2.3", delivered)]
+    exchange.receive("2", header("C", "1.2.100"))
+    assert exchange.notes() == [("A", "1.2.3", delivered)]
+    assert {patient_and_study(each) for each in exchange.results("waiting")} == {("C", "1.2.100")}
+
+
+def test_rejection_note_has_the_patient_corrected_before_the_delivery_and_not_after_it(exchange):
+    first = exchange.receive("1", header("A", "1.2.3"))
+    exchange.predict(first, "1", header("A", "1.2.3"))
+    second = exchange.receive("2", header("B", "1.2.4"))  # not predicted yet, but its header is that of the results
+    delivered = uids(exchange.deliver())
+    exchange.receive("1", header("C", "1.2.5"))
+    exchange.predict(second, "2", header("C", "1.2.5"))
+    assert exchange.notes() == [("B", "1.2.4", delivered)]
+
+
+def test_rejection_note_of_a_result_whose_image_was_sent_again_since_has_its_header(exchange):
+    exchange.predict(exchange.receive("1", header("A")), "1", header("A"))
+    exchange.deliver()
+    other = exchange.receive("2", header("B", "1.2.99"))
+    again = exchange.receive(
+        "1", header("A"), settings="other"
+    )  # the time of the first reception is not known any more
+    exchange.predict(again, "1", header("A"), settings="other", kinds=())
+    exchange.predict(other, "2", header("B", "1.2.99"))
+    assert [note[:2] for note in exchange.notes()] == [("A", "1.2.3")]
+
+
+def test_rejection_note_has_the_present_header_if_no_other_is_known(exchange):
+    id = exchange.predict(exchange.receive("1", header("A")), "1", header("A"))
+    exchange.deliver()
+    with write_transaction(exchange.repository.engine) as connection:
+        connection.execute(delete(received_instances))
+    exchange.withdraw(id)
+    assert [note[0] for note in exchange.notes()] == ["PRESENT"]
+
+
+def test_copy_that_is_sent_again_with_other_settings_is_the_last_one(exchange):
+    first, second = exchange.receive("1", header("A")), exchange.receive("2", header("B"))
+    for received, pixels in ((first, "1"), (second, "2")):
+        exchange.predict(received, pixels, header("B"))
+    again = exchange.receive("1", header("A"), settings="other")
+    with read_transaction(exchange.repository.engine) as connection:
+        assert [each.image_sha256 for each in copies_of(connection, again)] == [second.image_sha256]
+        (_, last) = connection.execute(select(received_instances).order_by(received_instances.c.number)).mappings()
+    assert (last["number"], last["image_sha256"]) == (again.number, first.image_sha256)
+    assert again.number > second.number
+
+
+# --- attempts -----------------------------------------------------------------------------------------------------------
+
+
+def test_object_that_is_withdrawn_while_it_is_sent_in_vain_has_no_rejection_note(exchange):
+    id = exchange.predict(exchange.receive("1", header("A")), "1", header("A"))
+    sent = [exchange.outbox.begin(each.number) for each in exchange.rows()]
+    exchange.withdraw(id)
+    ((*_, withdrawn),) = exchange.notes()
+    assert withdrawn == uids(sent)
+    exchange.outbox.record_failure(sent[:1], "http_503", exchange.tick())
+    ((*_, withdrawn),) = exchange.notes()
+    assert withdrawn == uids(sent[1:])
+    exchange.outbox.record_failure(sent[1:], "http_503", exchange.tick())
+    assert {(each.state, each.error, each.maybe_delivered, each.subject.header) for each in exchange.rows()} == {
+        ("cancelled", "superseded", False, "")
+    }
+    (status,) = exchange.outbox.status()
+    assert (status.waiting, status.delivered) == (0, 0)
+
+
+def test_object_that_is_withdrawn_while_it_is_sent_without_an_answer_keeps_its_rejection_note(exchange):
+    id = exchange.predict(exchange.receive("1", header("A")), "1", header("A"), kinds=KINDS[:1])
+    sent = exchange.outbox.begin(exchange.rows()[0].number)
+    exchange.withdraw(id)
+    exchange.outbox.record_failure([sent], "timeout", exchange.tick(), maybe_delivered=True)
+    assert [withdrawn for *_, withdrawn in exchange.notes()] == [{sent.result_uid}]
+
+
+def test_objects_that_are_refused_again_and_again_delay_no_later_one(exchange):
+    exchange.predict(exchange.receive("1", header("A")), "1", header("A"))
+    refused = exchange.outbox.due("PACS", exchange.now, 10)
+    exchange.outbox.record_failure(refused, "sop_class_not_accepted", exchange.now)  # due again in 5 s
+    received = exchange.receive("1", header("A"), settings="b")
+    exchange.predict(received, "1", header("A"), model="b", settings="b")
+    later = exchange.rows("waiting")[2:]
+    due = exchange.outbox.due("PACS", exchange.now + timedelta(hours=1), 10)
+    assert [each.number for each in due] == [each.number for each in (*later, *refused)]
+
+
+def test_result_whose_successor_was_added_is_not_retried(exchange):
+    received = exchange.receive("1", header("A"))
+    exchange.predict(received, "1", header("A"), kinds=KINDS[:1])
+    (first,) = exchange.rows()
+    exchange.outbox.cancel([first.number], time=exchange.tick())
+    exchange.predict(received, "1", header("A"), kinds=KINDS[:1])
+    (second,) = exchange.rows("waiting")
+    with pytest.raises(UsageError, match=f"result {first.number} was replaced by result {second.number}"):
+        exchange.outbox.retry([first.number], time=exchange.tick())
+    exchange.outbox.cancel([second.number], time=exchange.tick())
+    assert exchange.outbox.retry([second.number], time=exchange.tick()) == 1
+
+
+def test_event_is_not_retried_beside_a_later_one_of_its_study(exchange):
+    with write_transaction(exchange.repository.engine) as connection:
+        for study in ("1.2.3", "1.2.3", "1.2.4"):
+            enqueue_study_event(
+                connection, ["ris"], study, study, model_sha256="a" * 64, operating_point="balanced",
+                time=format_time(exchange.tick()),
+            )  # fmt: skip
+    first, second, other = sorted(each.number for each in exchange.rows())
+    with pytest.raises(UsageError, match=f"result {first} was replaced by result {second}"):
+        exchange.outbox.retry([first], time=exchange.tick())
+    exchange.outbox.cancel([second, other], time=exchange.tick())
+    assert exchange.outbox.retry([second, other], time=exchange.tick()) == 2
+
+
+# --- lost files ---------------------------------------------------------------------------------------------------------
+
+
+def test_file_that_is_sent_again_before_its_loss_is_recorded_is_not_lost(exchange):
+    received = exchange.receive("1", header("A"))
+    exchange.inbox._files.remove(received.image_sha256)
+    assert exchange.inbox.content(received) is None
+    exchange.receive("1", header("A"))  # acknowledged as a duplicate
+    recorded = []
+    content = exchange.inbox.finish_lost(received, "s", lambda connection, time: recorded.append(time))
+    assert content == exchange.inbox.content(received) is not None
+    assert (recorded, [each.number for each in exchange.inbox.ready(10)]) == ([], [received.number])
+
+
+def test_missing_file_is_recorded_as_lost(exchange):
+    received = exchange.receive("1", header("A"))
+    exchange.inbox._files.remove(received.image_sha256)
+    recorded = []
+    assert exchange.inbox.finish_lost(received, "s", lambda connection, time: recorded.append(time)) is None
+    assert (len(recorded), exchange.inbox.ready(10)) == (1, [])
