@@ -93,6 +93,21 @@ def test_result_of_a_replaced_image_is_that_of_the_last_pixels(model, archive, o
         assert archive.received == 2
 
 
+def test_result_of_very_many_copies_is_that_of_the_last_one(model, archive, order, monkeypatch):
+    for module in ("inbox", "outbox"):
+        monkeypatch.setattr(f"pneumoscope.service.storage.{module}.MAX_COPIES", 2)
+    with service(model, slow_configuration(archive)) as (client, repository):
+        uid = receive(client, 80)
+        for level in (85, 90, 95, 100, 105):
+            receive(client, level, SOPInstanceUID=uid)
+        repository.inbox.release()
+        wait_until(lambda: repository.inbox.status().instances == 0, "it waits")
+        wait_for_delivery(repository, 2)
+        last = max(predicted(client, 6), key=lambda each: each["probability"])
+        assert {each.subject.prediction_id for each in repository.outbox.find(("delivered",))} == {last["id"]}
+        assert archive.received == 2
+
+
 def lose_file(repository, place=1):
     """Remove the file of a waiting instance, by its place among them, as a failing disk may."""
     columns = received_instances.c

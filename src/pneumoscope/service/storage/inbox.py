@@ -24,7 +24,7 @@ from pneumoscope.service.auth.users import RETENTION
 from pneumoscope.service.storage.blob_store import STAGING, BlobStore, FolderBlobStore, MemoryBlobStore, content_hash
 from pneumoscope.service.storage.database import read_transaction, write_transaction
 from pneumoscope.service.storage.group_commit import GroupCommit
-from pneumoscope.service.storage.outbox import replace_header
+from pneumoscope.service.storage.outbox import MAX_COPIES, replace_header
 from pneumoscope.service.storage.records import Row, format_time
 from pneumoscope.service.storage.tables import outbox, predictions, received_instances, unreadable_files
 
@@ -375,12 +375,18 @@ def instances_of(connection: Connection, prediction_id: str) -> list[ReceivedIns
 
 
 def copies_of(connection: Connection, instance: ReceivedInstance) -> list[ReceivedInstance]:
-    """Return the other instances with the SOP Instance UID of an instance, last received first; none if it was removed."""
+    """Return the other instances with the SOP Instance UID of an instance, last received first; none if it was removed.
+
+    At most `MAX_COPIES` are those received later, and as many those received before: in both cases the last ones.
+    """
     if not instance.sop_instance_uid:
         return []
-    same = _COLUMNS.sop_instance_uid == instance.sop_instance_uid, _COLUMNS.number != instance.number
-    query = select(received_instances).where(*same).order_by(_COLUMNS.number.desc())
-    return [ReceivedInstance.from_row(row) for row in connection.execute(query).mappings()]
+    same = select(received_instances).where(_COLUMNS.sop_instance_uid == instance.sop_instance_uid)
+    found: list[ReceivedInstance] = []
+    for side in (_COLUMNS.number > instance.number, _COLUMNS.number < instance.number):
+        query = same.where(side).order_by(_COLUMNS.number.desc()).limit(MAX_COPIES)
+        found += [ReceivedInstance.from_row(row) for row in connection.execute(query).mappings()]
+    return found
 
 
 def find_missing_files(engine: Engine, folder: Path) -> list[str]:

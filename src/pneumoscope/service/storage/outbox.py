@@ -34,6 +34,7 @@ from pneumoscope.service.storage.records import Row, format_time
 from pneumoscope.service.storage.tables import HAS_IDENTIFIERS, outbox, outbox_totals, predictions, received_instances
 
 __all__ = [
+    "MAX_COPIES",
     "MAX_DELAY",
     "NEW_ROW",
     "Delivery",
@@ -64,6 +65,7 @@ _UNREACHABLE_BATCH = 500  # objects that are changed in one transaction
 _COMMITMENT_DELAY = timedelta(seconds=2)  # after a delivery, so that one request is about all objects of a study
 _NAMESPACE = uuid.UUID("5f0f6c1e-0f0e-5d55-9c39-8f2f6a3a8f10")  # of the names from which UIDs are derived
 _BATCH = 500  # rows that are changed by one statement
+MAX_COPIES = 20  # received instances with one SOP Instance UID that are considered; a sender could send any number
 _COLUMNS = outbox.c
 _STUDY_AND_SERIES = ("0020000D", "0020000E")  # the UIDs in DICOM JSON
 # Error of an object that the destination may have: the process ended before it answered, or it has not answered yet.
@@ -76,6 +78,14 @@ _HAS_PRESENT_HEADER = and_(
     _COLUMNS.maybe_delivered.is_(False),
     _COLUMNS.kind != "rejection_note",
     _COLUMNS.header != "",
+)
+# Of results that a destination has or may get; not of those that were withdrawn or superseded.
+_CAN_HOLD = and_(
+    _COLUMNS.kind != "rejection_note",
+    or_(
+        _COLUMNS.state.in_(("waiting", "delivered")),
+        and_(_COLUMNS.state == "cancelled", or_(_COLUMNS.maybe_delivered, _COLUMNS.header != "")),
+    ),
 )
 # Values of a row that waits for its first attempt.
 NEW_ROW: Mapping[str, Any] = {
@@ -215,7 +225,7 @@ def enqueue(
     """
     for destination in destinations:
         same_image = _COLUMNS.destination == destination, _COLUMNS.sop_instance_uid == subject.sop_instance_uid
-        rows = connection.execute(select(outbox).where(*same_image)).mappings().all()
+        rows = connection.execute(select(outbox).where(*same_image, _CAN_HOLD)).mappings().all()
         pixels = _pixels(connection, {subject.prediction_id, *(row["prediction_id"] for row in rows)})
         replaced = [row for row in rows if not _holds_beside(row, subject, pixels)]
         _withdraw(connection, replaced, subject.header, time)
@@ -707,21 +717,27 @@ def delivered_header(connection: Connection, row: Row, time: str, present: str =
     """
     if row["header"]:
         return str(row["header"])
-    copies = _copies(connection, row["sop_instance_uid"])
-    before = [each for each in copies if row["finished"] and each["received"] <= row["finished"] <= time]
+    received = received_instances.c
+    is_known = bool(row["finished"]) and row["finished"] <= time
+    before = _last_header(connection, row["sop_instance_uid"], received.received <= row["finished"]) if is_known else ""
     # A file that arrived again since has a later time, and the same header.
-    subject = row["prediction_id"], row["failure_code"]
-    same = [each for each in copies if (each["prediction_id"], each["failure_code"]) == subject]
-    found = (before or same[:1] or copies)[-1:]
-    return str(found[0]["header"]) if found else present
+    same = received.prediction_id == row["prediction_id"], received.failure_code == row["failure_code"]
+    uid = row["sop_instance_uid"]
+    return before or _last_header(connection, uid, *same, is_first=True) or _last_header(connection, uid) or present
 
 
-def _copies(connection: Connection, sop_instance_uid: str) -> Sequence[Row]:
-    """Return the received instances of an image whose headers state study and series, last received last."""
-    columns = received_instances.c
-    same = columns.sop_instance_uid == sop_instance_uid, columns.sop_instance_uid != "", columns.header != ""
-    query = select(received_instances).where(*same).order_by(columns.number)
-    return [row for row in connection.execute(query).mappings() if _states_study(row["header"])]
+def _last_header(
+    connection: Connection, sop_instance_uid: str, *conditions: ColumnElement[bool], is_first: bool = False
+) -> str:
+    """Return the header of the last received instance of an image, or of the first one, that states study and series.
+
+    It is empty if none of `MAX_COPIES` instances does.
+    """
+    received = received_instances.c
+    same = received.sop_instance_uid == sop_instance_uid, received.sop_instance_uid != "", received.header != ""
+    order = received.number if is_first else received.number.desc()
+    query = select(received.header).where(*same, *conditions).order_by(order).limit(MAX_COPIES)
+    return next((str(header) for header in connection.execute(query).scalars() if _states_study(header)), "")
 
 
 def _states_study(header: str) -> bool:
@@ -736,17 +752,22 @@ def _record_undelivered(connection: Connection, number: int, time: str) -> None:
         _take_back_withdrawal(connection, row, time)
         return
     _change(connection, [row], {"maybe_delivered": False})
-    if copies := _copies(connection, row["sop_instance_uid"]):
+    if header := _last_header(connection, row["sop_instance_uid"]):
         present = _COLUMNS.number == number, _HAS_PRESENT_HEADER
-        connection.execute(update(outbox).where(*present).values(header=copies[-1]["header"]))
+        connection.execute(update(outbox).where(*present).values(header=header))
 
 
 def _take_back_withdrawal(connection: Connection, row: Row, time: str) -> None:
     """Cancel an object that was withdrawn while it was being sent and did not arrive; its rejection note is not about it."""
-    of_image = _COLUMNS.sop_instance_uid == row["sop_instance_uid"], _COLUMNS.sop_instance_uid != ""
-    for note in connection.execute(select(outbox).where(*of_image)).mappings().all():
-        if note["destination"] != row["destination"] or note["state"] != "waiting" or note["maybe_delivered"]:
-            continue
+    unsent_notes = (
+        _COLUMNS.sop_instance_uid == row["sop_instance_uid"],
+        _COLUMNS.sop_instance_uid != "",
+        _COLUMNS.destination == row["destination"],
+        _COLUMNS.kind == "rejection_note",
+        _COLUMNS.state == "waiting",
+        _COLUMNS.maybe_delivered.is_(False),
+    )
+    for note in connection.execute(select(outbox).where(*unsent_notes)).mappings().all():
         withdrawn = json.loads(note["withdrawn_uids"])
         others = {kind: uid for kind, uid in withdrawn.items() if uid != row["result_uid"]}
         if others == withdrawn:

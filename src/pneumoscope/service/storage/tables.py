@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 METADATA = MetaData()
-REVISION = "0016"  # of the last migration, which leaves a database with these tables
+REVISION = "0017"  # of the last migration, which leaves a database with these tables
 _SHA256 = String(64)
 _TIME = String(32)
 _KEY = String(32)
@@ -209,7 +209,7 @@ outbox = Table(
     Column("failure_code", String(64), nullable=False),
     Column("model_sha256", _SHA256, nullable=False),
     Column("operating_point", String(64), nullable=False),
-    Column("sop_instance_uid", Text, nullable=False, index=True),
+    Column("sop_instance_uid", Text, nullable=False),
     Column("header", Text, nullable=False),
     Column("withdrawn_uids", Text, nullable=False),
     Column("created", _TIME, nullable=False),
@@ -229,6 +229,7 @@ outbox = Table(
     Column("commitment_failures", Integer, nullable=False, server_default="0"),
     Column("transaction_uid", Text, nullable=False, index=True, server_default=""),
     UniqueConstraint("result_uid", "destination"),
+    Index("ix_outbox_image", "sop_instance_uid", "prediction_id"),
     Index("ix_outbox_due", "destination", "state", "due"),
     Index("ix_outbox_commitment", "commitment", "destination", "commitment_due"),
     Index("ix_outbox_identified", "created", sqlite_where=HAS_IDENTIFIERS, postgresql_where=HAS_IDENTIFIERS),
