@@ -11,7 +11,9 @@ from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli.outbox import command
 from pneumoscope.service.storage.commitments import MAX_FAILURES, CommitmentReport, Commitments
 from pneumoscope.service.storage.database import open_database, write_transaction
-from pneumoscope.service.storage.outbox import Outbox, ResultSubject, enqueue
+from pneumoscope.service.storage.deliveries import ResultSubject
+from pneumoscope.service.storage.outbox import Outbox
+from pneumoscope.service.storage.results import enqueue
 from pneumoscope.service.storage.tables import received_instances
 
 TIME = "2026-01-02T03:04:05.000000Z"

@@ -21,8 +21,9 @@ from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings, tls_con
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.commitments import Commitments
 from pneumoscope.service.storage.database import write_transaction
-from pneumoscope.service.storage.outbox import ResultSubject, enqueue
+from pneumoscope.service.storage.deliveries import ResultSubject
 from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.service.storage.results import enqueue
 
 pynetdicom = pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
 receiver = pytest.importorskip("pneumoscope.service.dicom.receiver")
@@ -162,7 +163,7 @@ def archive():
 @pytest.fixture
 def at_once(monkeypatch):
     """Without the delays before requests and repetitions."""
-    monkeypatch.setattr("pneumoscope.service.storage.outbox._FIRST_DELAY", timedelta(milliseconds=50))
+    monkeypatch.setattr("pneumoscope.service.storage.deliveries._FIRST_DELAY", timedelta(milliseconds=50))
     monkeypatch.setattr("pneumoscope.service.storage.outbox._COMMITMENT_DELAY", timedelta(milliseconds=300))
 
 

@@ -47,7 +47,7 @@ def archive():
 @pytest.fixture
 def at_once(monkeypatch):
     """The next attempt follows at once."""
-    monkeypatch.setattr("pneumoscope.service.storage.outbox._FIRST_DELAY", timedelta(milliseconds=50))
+    monkeypatch.setattr("pneumoscope.service.storage.deliveries._FIRST_DELAY", timedelta(milliseconds=50))
 
 
 @pytest.fixture(params=["oldest first", "newest first"])
@@ -94,7 +94,7 @@ def test_result_of_a_replaced_image_is_that_of_the_last_pixels(model, archive, o
 
 
 def test_result_of_very_many_copies_is_that_of_the_last_one(model, archive, order, monkeypatch):
-    for module in ("inbox", "outbox"):
+    for module in ("inbox", "results"):
         monkeypatch.setattr(f"pneumoscope.service.storage.{module}.MAX_COPIES", 2)
     with service(model, slow_configuration(archive)) as (client, repository):
         uid = receive(client, 80)

@@ -45,7 +45,7 @@ def archive():
 
 @pytest.fixture
 def receiver(monkeypatch):
-    monkeypatch.setattr("pneumoscope.service.storage.outbox._FIRST_DELAY", timedelta(milliseconds=50))
+    monkeypatch.setattr("pneumoscope.service.storage.deliveries._FIRST_DELAY", timedelta(milliseconds=50))
     opened = Receiver().start()
     yield opened
     opened.stop()

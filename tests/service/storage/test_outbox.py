@@ -13,9 +13,10 @@ from tests.service.conftest import MODEL, prediction
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.prediction import ImageInfo
 from pneumoscope.service.storage.database import read_transaction, write_transaction
+from pneumoscope.service.storage.deliveries import ResultSubject
 from pneumoscope.service.storage.inbox import Outcome, ReceivedInstance, copies_of, finish
-from pneumoscope.service.storage.outbox import ResultSubject, enqueue, withdraw
 from pneumoscope.service.storage.records import format_time
+from pneumoscope.service.storage.results import enqueue, withdraw
 from pneumoscope.service.storage.study_events import enqueue_study_event
 from pneumoscope.service.storage.tables import received_instances
 

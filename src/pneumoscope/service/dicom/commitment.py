@@ -33,7 +33,7 @@ from pneumoscope.service.dicom.results import SOP_CLASSES
 from pneumoscope.service.dicom.sending import UnconfirmedError, UnreachableError
 from pneumoscope.service.dicom.settings import PROCESSING_FAILURE, SUCCESS, DicomPeer
 from pneumoscope.service.storage.commitments import CommitmentReport, CommitmentRequest, Commitments
-from pneumoscope.service.storage.outbox import retry_delay
+from pneumoscope.service.storage.deliveries import retry_delay
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

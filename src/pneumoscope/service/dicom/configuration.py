@@ -19,7 +19,7 @@ from pneumoscope.core.prediction import Prediction
 from pneumoscope.service.auth.users import is_loopback, validate_name
 from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings, parse_peer, tls_contexts
 from pneumoscope.service.signatures import read_secret
-from pneumoscope.service.storage.outbox import ObjectKind
+from pneumoscope.service.storage.deliveries import ObjectKind
 
 __all__ = [
     "Destination",

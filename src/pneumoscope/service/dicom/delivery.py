@@ -39,7 +39,7 @@ from pneumoscope.service.dicom.sending import (
 from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
 from pneumoscope.service.dicom.web_session import HTTP_SECONDS, open_session
 from pneumoscope.service.dicom.webhooks import WebhookSender, study_event
-from pneumoscope.service.storage.outbox import Delivery
+from pneumoscope.service.storage.deliveries import Delivery
 from pneumoscope.service.storage.resending import is_unchanged
 
 if TYPE_CHECKING:

@@ -32,6 +32,7 @@ from pneumoscope.service.dicom.configuration import DicomConfiguration, SiteRule
 from pneumoscope.service.dicom.header import decode_header, encode_header, has_study, is_own_result, read_header
 from pneumoscope.service.dicom.settings import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, PROCESSING_FAILURE, SUCCESS
 from pneumoscope.service.predictions import PredictionService
+from pneumoscope.service.storage.deliveries import ObjectKind, ResultSubject
 from pneumoscope.service.storage.inbox import (
     Outcome,
     ReceivedInstance,
@@ -40,15 +41,9 @@ from pneumoscope.service.storage.inbox import (
     forget_header,
     instances_of,
 )
-from pneumoscope.service.storage.outbox import (
-    ObjectKind,
-    ResultSubject,
-    destinations_with,
-    destinations_with_result,
-    enqueue,
-)
 from pneumoscope.service.storage.queries import read_one
 from pneumoscope.service.storage.records import StoredPrediction, format_time
+from pneumoscope.service.storage.results import destinations_with, destinations_with_result, enqueue
 from pneumoscope.service.storage.study_events import enqueue_study_event
 
 __all__ = ["InstanceProcessor", "Reception"]

@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Iterator
 from typing import Protocol
 
-from pneumoscope.service.storage.outbox import Delivery
+from pneumoscope.service.storage.deliveries import Delivery
 
 __all__ = ["DeliveryError", "Sender", "UnconfirmedError", "UnreachableError", "connection_error_code"]
 

@@ -17,7 +17,7 @@ from pneumoscope.core.identity import PATIENT_FIELDS, STUDY_FIELDS
 from pneumoscope.service.dicom.configuration import Webhook
 from pneumoscope.service.dicom.sending import DeliveryError, UnreachableError, connection_error_code
 from pneumoscope.service.signatures import read_secret, webhook_headers
-from pneumoscope.service.storage.outbox import Delivery
+from pneumoscope.service.storage.deliveries import Delivery
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.studies import latest_images, summarize_study

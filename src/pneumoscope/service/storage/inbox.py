@@ -24,8 +24,8 @@ from pneumoscope.service.auth.users import RETENTION
 from pneumoscope.service.storage.blob_store import STAGING, BlobStore, FolderBlobStore, MemoryBlobStore, content_hash
 from pneumoscope.service.storage.database import read_transaction, write_transaction
 from pneumoscope.service.storage.group_commit import GroupCommit
-from pneumoscope.service.storage.outbox import MAX_COPIES, replace_header
 from pneumoscope.service.storage.records import Row, format_time
+from pneumoscope.service.storage.results import MAX_COPIES, replace_header
 from pneumoscope.service.storage.tables import outbox, predictions, received_instances, unreadable_files
 
 __all__ = [

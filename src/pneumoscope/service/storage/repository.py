@@ -26,7 +26,7 @@ from pneumoscope.core.errors import ConflictError, GoneError, ImageOfTwoPatients
 from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import ModelInfo, Prediction
 from pneumoscope.service.audit.log import Entry, append, prediction_entry
-from pneumoscope.service.storage import inbox, outbox
+from pneumoscope.service.storage import inbox
 from pneumoscope.service.storage.blob_store import (
     BLOBS,
 )
@@ -74,6 +74,7 @@ from pneumoscope.service.storage.records import (
     new_row,
     result_hash,
 )
+from pneumoscope.service.storage.results import withdraw as withdraw_results
 from pneumoscope.service.storage.reviews import (
     Label,
     Review,
@@ -415,7 +416,7 @@ class PredictionRepository:
             remove_unused_reviews(connection, hashes)
             remove_unused_identity(connection, hashes)
             ids = [row["id"] for row in rows]
-            outbox.withdraw(connection, ids, inbox.headers_of(connection, ids), self.storage.time())
+            withdraw_results(connection, ids, inbox.headers_of(connection, ids), self.storage.time())
             enqueue_deletion(connection, inbox.forget_predictions(connection, ids), self.storage.time())
             append(connection, [prediction_entry(row, self.storage.time(), user, "deleted") for row in rows])
             return rows

@@ -17,9 +17,10 @@ from pneumoscope.core.errors import UnknownNameError, UsageError
 from pneumoscope.service.audit.log import Entry, append, was_delivered
 from pneumoscope.service.auth.users import COMMAND_LINE
 from pneumoscope.service.storage.database import write_transaction
-from pneumoscope.service.storage.outbox import Delivery, delivered_header
+from pneumoscope.service.storage.deliveries import Delivery
 from pneumoscope.service.storage.outbox_status import add_to_totals
 from pneumoscope.service.storage.records import Row, format_time
+from pneumoscope.service.storage.results import delivered_header
 from pneumoscope.service.storage.tables import outbox, outbox_totals, received_instances
 
 __all__ = ["is_unchanged", "resend"]

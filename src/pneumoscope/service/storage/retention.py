@@ -13,7 +13,7 @@ from sqlalchemy import Connection, select, update
 from pneumoscope.core.errors import PneumoscopeError, StorageError
 from pneumoscope.service.audit.log import Entry, append, prediction_entry
 from pneumoscope.service.auth.users import RETENTION
-from pneumoscope.service.storage import inbox, outbox
+from pneumoscope.service.storage import inbox, results
 from pneumoscope.service.storage.identities import remove_identity
 from pneumoscope.service.storage.image_storage import raise_errors
 from pneumoscope.service.storage.queries import is_referenced
@@ -109,11 +109,11 @@ class Retention:
                 inbox.forget_headers(connection, numbers, limit, self._storage.time())
         while not stopped():
             with self._storage.read_transaction() as connection:
-                numbers = outbox.find_old_headers(connection, limit, _BATCH)
+                numbers = results.find_old_headers(connection, limit, _BATCH)
             if not numbers:
                 break
             with self._storage.write_transaction() as connection:
-                outbox.forget_headers(connection, numbers, self._storage.time())
+                results.forget_headers(connection, numbers, self._storage.time())
 
     def expire_images(self, age: timedelta, *, stopped: Callable[[], bool] = lambda: False) -> int:
         """Remove images older than an age, keep their predictions, and return the number of images.

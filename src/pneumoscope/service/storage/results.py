@@ -1,0 +1,382 @@
+"""The results of an image in the outbox: add, replace and withdraw them, and correct their header, in a transaction.
+
+The UID of an object is derived from the image, the prediction and the kind of object, so that an object that is sent twice,
+because the process was killed before it recorded the delivery, is the same object.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, get_args
+
+from sqlalchemy import ColumnElement, Connection, and_, delete, insert, or_, select, update
+
+from pneumoscope.service.audit.log import Entry, Event, append
+from pneumoscope.service.auth.users import COMMAND_LINE, RETENTION
+from pneumoscope.service.storage.deliveries import (
+    NEW_ROW,
+    ObjectKind,
+    ResultSubject,
+    derive_uid,
+    result_uid,
+)
+from pneumoscope.service.storage.outbox_status import (
+    add_to_totals,
+)
+from pneumoscope.service.storage.records import Row
+from pneumoscope.service.storage.tables import HAS_IDENTIFIERS, outbox, predictions, received_instances
+
+__all__ = [
+    "DELIVERED_BEFORE",
+    "MAX_COPIES",
+    "append_changes",
+    "change_rows",
+    "delivered_header",
+    "destinations_with",
+    "destinations_with_result",
+    "enqueue",
+    "find_old_headers",
+    "forget_headers",
+    "record_undelivered",
+    "replace_header",
+    "withdraw",
+]
+
+_BATCH = 500  # rows that are changed by one statement
+MAX_COPIES = 20  # received instances with one SOP Instance UID that are considered; a sender could send any number
+_COLUMNS = outbox.c
+_STUDY_AND_SERIES = ("0020000D", "0020000E")  # the UIDs in DICOM JSON
+# Values of an object that was sent again, and is not any more.
+DELIVERED_BEFORE: dict[str, Any] = {"state": "delivered", "maybe_delivered": False}
+# Of objects that will be sent, perhaps after they are retried, with the header that the sender stated last.
+_HAS_PRESENT_HEADER = and_(
+    _COLUMNS.state.in_(("waiting", "cancelled")),
+    _COLUMNS.maybe_delivered.is_(False),
+    _COLUMNS.kind != "rejection_note",
+    _COLUMNS.header != "",
+)
+# Of results that a destination has or may get; not of those that were withdrawn or superseded.
+_CAN_HOLD = and_(
+    _COLUMNS.kind != "rejection_note",
+    or_(
+        _COLUMNS.state.in_(("waiting", "delivered")),
+        and_(_COLUMNS.state == "cancelled", or_(_COLUMNS.maybe_delivered, _COLUMNS.header != "")),
+    ),
+)
+
+
+def enqueue(
+    connection: Connection,
+    subject: ResultSubject,
+    destinations: Collection[str],
+    kinds: Sequence[ObjectKind],
+    time: str,
+) -> None:
+    """Add the objects of a prediction, in the transaction that stores it; objects that were added before are not added again.
+
+    Other objects of the image are cancelled or withdrawn, except those of the same pixels by another model or at another
+    operating point.
+    """
+    for destination in destinations:
+        same_image = _COLUMNS.destination == destination, _COLUMNS.sop_instance_uid == subject.sop_instance_uid
+        rows = connection.execute(select(outbox).where(*same_image, _CAN_HOLD)).mappings().all()
+        pixels = _pixels(connection, {subject.prediction_id, *(row["prediction_id"] for row in rows)})
+        replaced = [row for row in rows if not _holds_beside(row, subject, pixels)]
+        _withdraw(connection, replaced, subject.header, time)
+        for kind in kinds:
+            uid = _new_uid(connection, subject, destination, kind)
+            if uid:
+                _insert(connection, subject, destination, kind, uid, {}, time)
+
+
+def _pixels(connection: Connection, prediction_ids: Collection[str]) -> dict[str, str]:
+    """Return the hashes of the pixels of predictions by their ids."""
+    query = select(predictions.c.id, predictions.c.pixel_sha256).where(predictions.c.id.in_(prediction_ids))
+    return {row.id: row.pixel_sha256 for row in connection.execute(query)}
+
+
+def _holds_beside(row: Row, subject: ResultSubject, pixels: Mapping[str, str]) -> bool:
+    """Return whether an object of the same image is valid beside those of a subject, or is one of them."""
+    if (row["prediction_id"], row["failure_code"]) == (subject.prediction_id, subject.failure_code):
+        return True
+    if (row["model_sha256"], row["operating_point"]) == (subject.model_sha256, subject.operating_point):
+        return False
+    same_pixels = pixels.get(subject.prediction_id)  # a file that could not be read has none
+    return same_pixels is not None and pixels.get(row["prediction_id"]) == same_pixels
+
+
+def destinations_with(connection: Connection, sop_instance_uid: str, prediction_id: str, failure_code: str) -> set[str]:
+    """Return the destinations for which results of an image, by a prediction or a failure, were added."""
+    query = select(_COLUMNS.destination).where(
+        _COLUMNS.sop_instance_uid == sop_instance_uid,
+        _COLUMNS.prediction_id == prediction_id,
+        _COLUMNS.failure_code == failure_code,
+        _COLUMNS.kind != "rejection_note",
+    )
+    return set(connection.execute(query.distinct()).scalars())
+
+
+def destinations_with_result(connection: Connection, sop_instance_uid: str) -> set[str]:
+    """Return the destinations that have, or will get, results of an image."""
+    query = select(_COLUMNS.destination).where(
+        _COLUMNS.sop_instance_uid == sop_instance_uid,
+        _COLUMNS.state.in_(("waiting", "delivered")),
+        _COLUMNS.kind != "rejection_note",
+    )
+    return set(connection.execute(query.distinct()).scalars())
+
+
+def _new_uid(connection: Connection, subject: ResultSubject, destination: str, kind: ObjectKind) -> str:
+    """Return the UID of the next object of this kind, or "" if the destination has it or will get it.
+
+    Rows are found by their UID: their other identifiers may have been removed.
+    """
+    for generation in itertools.count():
+        uid = result_uid(kind, subject.sop_instance_uid, subject.prediction_id or subject.failure_code, generation)
+        query = select(_COLUMNS.state).where(_COLUMNS.result_uid == uid, _COLUMNS.destination == destination)
+        state = connection.execute(query).scalar()
+        if state is None:
+            return uid
+        if state in ("waiting", "delivered"):
+            break
+    return ""
+
+
+def withdraw(connection: Connection, prediction_ids: Collection[str], headers: Mapping[str, str], time: str) -> None:
+    """Cancel the objects of deleted predictions, and withdraw those that were delivered by a rejection note.
+
+    Args:
+        connection: Of the transaction that deletes the predictions.
+        prediction_ids: Ids of the predictions.
+        headers: Present headers by SOP Instance UID of the image, for objects of which it is not known under which header they
+            were delivered; without any, because it was forgotten, an object cannot be withdrawn.
+        time: Time of the transaction.
+    """
+    of_predictions = _COLUMNS.prediction_id.in_(prediction_ids), _COLUMNS.kind != "webhook"
+    rows = connection.execute(select(outbox).where(*of_predictions)).mappings().all()
+    for sop_instance_uid in {row["sop_instance_uid"] for row in rows}:
+        of_image = [row for row in rows if row["sop_instance_uid"] == sop_instance_uid]
+        _withdraw(connection, of_image, headers.get(sop_instance_uid, ""), time)
+
+
+def replace_header(connection: Connection, sop_instance_uid: str, header: str) -> None:
+    """Set the header of the objects of an image that are not delivered yet: the sender may have corrected the patient.
+
+    An object that the destination may have keeps its own: no two objects have one UID; see `Outbox.record_failure`. So does a
+    rejection note, which belongs to the study of the withdrawn objects. A header without study and series is that of no object.
+    """
+    same_image = _COLUMNS.sop_instance_uid == sop_instance_uid, _HAS_PRESENT_HEADER
+    numbers = connection.execute(select(_COLUMNS.number).where(*same_image)).scalars().all()
+    if numbers and _states_study(header):
+        connection.execute(update(outbox).where(_COLUMNS.number.in_(numbers)).values(header=header))
+
+
+def find_old_headers(connection: Connection, limit: str, count: int) -> list[int]:
+    """Return the numbers of objects with identifiers that were created before a limit, at most `count`.
+
+    Args:
+        connection: Of a transaction.
+        limit: Time of the oldest object that keeps its identifiers.
+        count: Number of objects, at most.
+    """
+    query = select(_COLUMNS.number).where(_COLUMNS.created < limit, HAS_IDENTIFIERS)
+    return list(connection.execute(query.order_by(_COLUMNS.created).limit(count)).scalars())
+
+
+def forget_headers(connection: Connection, numbers: Sequence[int], time: str) -> None:
+    """Cancel those of some objects that could not be delivered, and remove the identifiers of all.
+
+    Delivered events are deleted: without its identifier, the study has no further event. Cancelled events and all objects are
+    kept: none is delivered twice, and an object that returns is recognized.
+
+    Args:
+        connection: Of the transaction.
+        numbers: See `find_old_headers`; not too many for a statement.
+        time: Time of the transaction, for the audit log, which has an entry for each destination with cancelled objects.
+    """
+    old = (_COLUMNS.number.in_(numbers),)
+    again = *old, _COLUMNS.state == "waiting", _COLUMNS.finished.is_not(None)
+    connection.execute(update(outbox).where(*again).values(DELIVERED_BEFORE | {"error": "identity_removed"}))
+    cancelled = {"state": "cancelled", "error": "identity_removed", "finished": time}
+    query = update(outbox).where(*old, _COLUMNS.state == "waiting").values(cancelled)
+    rows = connection.execute(query.returning(_COLUMNS.destination)).mappings().all()
+    append_changes(connection, "delivery_cancelled", rows, time, RETENTION)
+    # Not `== "delivered"`: SQLite would read all objects in this state.
+    delivered_event = _COLUMNS.kind == "webhook", _COLUMNS.state.not_in(("waiting", "cancelled"))
+    connection.execute(delete(outbox).where(*old, *delivered_event))
+    connection.execute(update(outbox).where(*old).values(header="", sop_instance_uid="", study_instance_uid=""))
+
+
+def change_rows(connection: Connection, rows: Sequence[Row], values: Mapping[str, Any]) -> None:
+    """Change rows, of which there may be more than a statement can have parameters."""
+    for start in range(0, len(rows), _BATCH):
+        numbers = [row["number"] for row in rows[start : start + _BATCH]]
+        connection.execute(update(outbox).where(_COLUMNS.number.in_(numbers)).values(values))
+
+
+def append_changes(
+    connection: Connection, event: Event, rows: Sequence[Row], time: str, user: str = COMMAND_LINE
+) -> None:
+    """Add an entry for each destination to the audit log: a person retried or cancelled results, or retention cancelled them."""
+    for destination, count in Counter(row["destination"] for row in rows).items():
+        append(connection, [Entry(time, user, event, details={"destination": destination, "results": count})])
+
+
+def _ended_entries(rows: Sequence[Row], event: Event, time: str) -> list[Entry]:
+    """Return entries of results that no longer hold, as those of deliveries are: each names the destination and the object."""
+    return [
+        Entry(
+            time,
+            row["destination"],
+            event,
+            row["prediction_id"],
+            model_sha256=row["model_sha256"],
+            details={"object": row["kind"]},
+        )
+        for row in rows
+    ]
+
+
+def _may_have_arrived(row: Row) -> bool:
+    return bool(row["state"] == "delivered" or (row["state"] in ("waiting", "cancelled") and row["maybe_delivered"]))
+
+
+def _withdraw(connection: Connection, rows: Sequence[Row], header: str, time: str) -> None:
+    """Cancel the waiting objects among rows of one image, and add rejection notes for those that a destination may have.
+
+    Args:
+        connection: Of a transaction.
+        rows: The rows.
+        header: The present header of the image; empty if it is unknown.
+        time: Time of the transaction.
+    """
+    rows = [row for row in rows if row["kind"] != "rejection_note"]
+    unsent = [row for row in rows if row["state"] in ("waiting", "cancelled") and not _may_have_arrived(row)]
+    change_rows(connection, unsent, {"header": ""})  # so that none can be sent any more
+    waiting = [row for row in unsent if row["state"] == "waiting"]
+    change_rows(connection, waiting, {"state": "cancelled", "finished": time, "error": "superseded"})
+    append(connection, _ended_entries(waiting, "result_superseded", time))
+    delivered = [row for row in rows if _may_have_arrived(row)]
+    # A note is about objects of one subject, in the study in which they were delivered, and about one of each kind.
+    notes: dict[tuple[str, str, str, str, int], list[Row]] = defaultdict(list)
+    of_kind: Counter[tuple[str, ...]] = Counter()
+    for row in delivered:
+        key = (
+            row["destination"],
+            row["prediction_id"],
+            row["failure_code"],
+            delivered_header(connection, row, time, header),
+        )
+        notes[*key, of_kind[*key, row["kind"]]].append(row)
+        of_kind[*key, row["kind"]] += 1
+    for (destination, _, _, note_header, _), of_note in notes.items():
+        if not note_header:
+            continue
+        withdrawn: dict[ObjectKind, str] = {row["kind"]: row["result_uid"] for row in of_note}
+        values = {field.name: of_note[0][field.name] for field in dataclasses.fields(ResultSubject)}
+        subject = ResultSubject(**values | {"header": note_header})
+        uid = derive_uid(" ".join(["rejection_note", *sorted(withdrawn.values())]))
+        _insert(connection, subject, destination, "rejection_note", uid, withdrawn, time)
+        change_rows(connection, of_note, {"state": "withdrawn", "header": ""})
+        again = [row for row in of_note if row["state"] == "waiting" and row["finished"]]
+        change_rows(connection, again, DELIVERED_BEFORE | {"state": "withdrawn"})
+        change_rows(connection, [row for row in of_note if row["commitment"] != "committed"], {"commitment": ""})
+        append(connection, _ended_entries(of_note, "result_withdrawn", time))
+
+
+def delivered_header(connection: Connection, row: Row, time: str, present: str = "") -> str:
+    """Return the header under which an object was delivered, or may have been; empty if it is unknown.
+
+    Its own is removed after the delivery. It was the last one that had been received then; see `replace_header`.
+
+    Args:
+        connection: Of a transaction.
+        row: The object.
+        time: Now. A delivery cannot be later, unless the clock was set back: then the time says nothing.
+        present: The present header, if no received instance has one.
+    """
+    if row["header"]:
+        return str(row["header"])
+    received = received_instances.c
+    is_known = bool(row["finished"]) and row["finished"] <= time
+    before = _last_header(connection, row["sop_instance_uid"], received.received <= row["finished"]) if is_known else ""
+    # A file that arrived again since has a later time, and the same header.
+    same = received.prediction_id == row["prediction_id"], received.failure_code == row["failure_code"]
+    uid = row["sop_instance_uid"]
+    return before or _last_header(connection, uid, *same, is_first=True) or _last_header(connection, uid) or present
+
+
+def _last_header(
+    connection: Connection, sop_instance_uid: str, *conditions: ColumnElement[bool], is_first: bool = False
+) -> str:
+    """Return the header of the last received instance of an image, or of the first one, that states study and series.
+
+    It is empty if none of `MAX_COPIES` instances does.
+    """
+    received = received_instances.c
+    same = received.sop_instance_uid == sop_instance_uid, received.sop_instance_uid != "", received.header != ""
+    order = received.number if is_first else received.number.desc()
+    query = select(received.header).where(*same, *conditions).order_by(order).limit(MAX_COPIES)
+    return next((str(header) for header in connection.execute(query).scalars() if _states_study(header)), "")
+
+
+def _states_study(header: str) -> bool:
+    elements = json.loads(header)
+    return all(any(elements.get(tag, {}).get("Value", ())) for tag in _STUDY_AND_SERIES)
+
+
+def record_undelivered(connection: Connection, number: int, time: str) -> None:
+    """Change an object that did not arrive, although its row states that it may have, since it was being sent."""
+    row = connection.execute(select(outbox).where(_COLUMNS.number == number)).mappings().one()
+    if row["state"] == "withdrawn":
+        _take_back_withdrawal(connection, row, time)
+        return
+    change_rows(connection, [row], {"maybe_delivered": False})
+    if header := _last_header(connection, row["sop_instance_uid"]):
+        present = _COLUMNS.number == number, _HAS_PRESENT_HEADER
+        connection.execute(update(outbox).where(*present).values(header=header))
+
+
+def _take_back_withdrawal(connection: Connection, row: Row, time: str) -> None:
+    """Cancel an object that was withdrawn while it was being sent and did not arrive; its rejection note is not about it."""
+    unsent_notes = (
+        _COLUMNS.sop_instance_uid == row["sop_instance_uid"],
+        _COLUMNS.sop_instance_uid != "",
+        _COLUMNS.destination == row["destination"],
+        _COLUMNS.kind == "rejection_note",
+        _COLUMNS.state == "waiting",
+        _COLUMNS.maybe_delivered.is_(False),
+    )
+    for note in connection.execute(select(outbox).where(*unsent_notes)).mappings().all():
+        withdrawn = json.loads(note["withdrawn_uids"])
+        others = {kind: uid for kind, uid in withdrawn.items() if uid != row["result_uid"]}
+        if others == withdrawn:
+            continue
+        ended = [row] if others else [row, note]
+        if others:
+            change_rows(connection, [note], {"withdrawn_uids": json.dumps(others)})
+        change_rows(connection, ended, {"state": "cancelled", "finished": time, "error": "superseded", "header": ""})
+        change_rows(connection, [row], {"maybe_delivered": False})
+        append(connection, _ended_entries(ended, "result_superseded", time))
+
+
+def _insert(
+    connection: Connection,
+    subject: ResultSubject,
+    destination: str,
+    kind: ObjectKind,
+    uid: str,
+    withdrawn_uids: Mapping[ObjectKind, str],
+    time: str,
+) -> None:
+    assert kind in get_args(ObjectKind)
+    row = dataclasses.asdict(subject) | {
+        "destination": destination, "kind": kind, "result_uid": uid, "withdrawn_uids": json.dumps(withdrawn_uids),
+        **NEW_ROW, "created": time, "due": time,
+    }  # fmt: skip
+    connection.execute(insert(outbox), [row])
+    add_to_totals(connection, destination)
