@@ -18,6 +18,7 @@ import msgspec
 import pytest
 from fastapi.testclient import TestClient
 from msgspec import structs
+from tests import images
 from tests.conftest import POINTS
 from tests.core.test_unreadable import ENGLISH_SENTENCE
 from tests.imaging.conformance import CASES
@@ -349,6 +350,16 @@ def test_viewer_and_report_explain_decision_interval_and_prevalence_in_sentences
     assert UNCERTAIN[language].partition("where")[0].partition("，")[0] in page.text
     answer = explained_client.get(f"/v1/predictions/{negative}", headers={"Accept-Language": language}).json()
     assert answer["message"] == {"en": "Other findings are not assessed", "zh-Hant": "其他發現不在評估範圍內"}[language]
+
+
+def test_rejected_image_of_the_patient_can_be_compared_with(client):
+    one = {"PatientID": "7", "PatientName": "Doe^Jane", "StudyInstanceUID": "1.2.3", "PatientAge": "003Y"}
+    (first,) = upload(client, ("a.dcm", images.dicom(110, **one, SOPInstanceUID="1.2.3.1")))
+    (rejected,) = upload(client, ("b.dcm", images.dicom(60, **one, SOPInstanceUID="1.2.3.2")))
+    assert client.get(f"/v1/predictions/{rejected}").json()["decision"] == "rejected"
+    page, response = get_page(client, f"/images/{first}")
+    assert response.status_code == 200
+    assert ("option", {"value": rejected}) in page.tags
 
 
 def test_rejected_image_has_no_probability_and_no_heatmap(client):
