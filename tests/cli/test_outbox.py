@@ -115,7 +115,7 @@ def test_list_without_results_prints_nothing(folder):
         (["retry", "--delivered", "--all"], "select delivered results"),
         (["retry", "--delivered", "--destination", "PACS"], "select delivered results"),
         (["retry", "--delivered", "1", "--study", STUDY], "select delivered results"),
-        (["retry", "--delivered", "1"], "result 1 is not delivered, but waiting"),
+        (["retry", "--delivered", "1"], "result 1 has not been delivered (state: waiting)"),
     ],
 )
 def test_wrong_selection_is_an_error_that_says_what_to_do(folder, arguments, words, capsys):

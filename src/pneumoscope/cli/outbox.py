@@ -55,8 +55,8 @@ def list_command(
 ) -> None:
     """Print results, oldest first: number, destination, object, failed attempts, time of the next attempt and last error.
 
-    State and storage commitment are columns if they differ from result to result. Results of one study follow the line of the
-    study, with the time of the prediction. Times are in UTC; one that has passed means as soon as possible.
+    The columns state and storage commitment appear only if their values differ. Results of one study follow the line of the
+    study, with the time of the prediction. Times are in UTC; a time in the past means as soon as possible.
 
     Example:  pneumoscope outbox list --data-dir records
     """
@@ -113,9 +113,11 @@ def _print_table(found: Sequence[Delivery]) -> None:
 
 @command.command("retry")
 @_selection_options
-@click.option("--delivered", is_flag=True, help="Delivered results, by NUMBER or --study: a destination has lost them.")
 @click.option(
-    "--study", default="", metavar="UID", help="With --delivered: those of this study; perhaps --destination."
+    "--delivered", is_flag=True, help="Resend delivered results that a destination lost, by NUMBER or --study."
+)
+@click.option(
+    "--study", default="", metavar="UID", help="With --delivered: all of this study, optionally with --destination."
 )
 def retry_command(
     numbers: tuple[int, ...],
@@ -128,7 +130,7 @@ def retry_command(
 ) -> None:
     """Send results now: waiting ones, or by NUMBER also cancelled ones and those not committed. See `outbox list`.
 
-    With --delivered, send delivered results again, with the same UIDs and bytes. One that would differ is not sent.
+    With --delivered, send delivered results again, with the same UIDs and bytes. A result whose bytes would differ is not sent.
 
     Example:  pneumoscope outbox retry --destination PACS --data-dir records
     """

@@ -100,7 +100,7 @@ _SEND_IMAGES = N_("Send the images of the study")
 _DOWNLOAD = N_("Download the image itself")
 _RESIZE = N_("Resize it first")
 _EXPORT_PNG = N_("The file is damaged or malicious; if another program can open it, export it as PNG")
-_GRAY_RADIOGRAPHS = N_("Supported are single chest radiographs in gray levels")
+_GRAY_RADIOGRAPHS = N_("Only single grayscale chest radiographs are supported")
 _DECOMPRESS = N_("Decompress the file first: gdcmconv --raw IN OUT")
 
 # Phrase and hint by reason. A hint may be empty.
@@ -205,7 +205,7 @@ REASONS: dict[UnreadableCode, tuple[str, str]] = {
     "time_limit_exceeded": (N_("decoding took more than {seconds:g} s"), _EXPORT_PNG),
     "processor_time_limit_exceeded": (N_("decoding took more than {seconds:g} s of processor time"), _EXPORT_PNG),
     "memory_limit_exceeded": (N_("decoding takes more than {gibibytes:.3g} GiB of memory"), _EXPORT_PNG),
-    "readable_before": (N_("it was readable before ({code})"), N_("Try again")),
+    "readable_before": (N_("the image can no longer be read ({code})"), N_("Try again")),
 }
 
 # Types of files that are not images that can be decoded, by the code that `imaging.file_type` gives them: name and hint.

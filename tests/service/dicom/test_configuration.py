@@ -181,7 +181,7 @@ WEB = '[[{}]]\nname = "archive"\nurl = "https://h/"\n'
         ("token_file", b"\xff", r"secret' \(token_file of archive\): it is not UTF-8 text"),
         ("password_file", None, r"secret' \(password_file of archive\): No such file"),
         ("ca_file", None, r"secret' \(ca_file of archive\): No such file"),
-        ("ca_file", b"no certificate", r"secret' has no certificate \(ca_file of archive\)"),
+        ("ca_file", b"no certificate", r"secret' contains no certificate \(ca_file of archive\)"),
     ],
 )
 def test_service_does_not_start_if_a_file_of_a_destination_cannot_be_used(tmp_path, setting, content, words):

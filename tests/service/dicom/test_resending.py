@@ -65,7 +65,7 @@ def test_archive_that_lost_results_gets_the_same_bytes_again(model, archive, by)
     with delivering(model, archive) as (_, repository):
         lost = lose_all(archive)
         first = delivered(repository)[0]
-        assert first.study_instance_uid == STUDY["StudyInstanceUID"]  # of the image: its header was removed
+        assert first.study_instance_uid == STUDY["StudyInstanceUID"]
         if by == "number":
             assert resend(repository.engine, [first.number], time=now()) == 1
             lost = {first.result_uid: lost[first.result_uid]}
@@ -73,9 +73,7 @@ def test_archive_that_lost_results_gets_the_same_bytes_again(model, archive, by)
             assert resend(repository.engine, study_instance_uid=STUDY["StudyInstanceUID"], time=now()) == 2
         wait_until(lambda: is_done(repository), "results wait")
         assert archive.contents == lost
-        assert [(each.state, each.error, each.subject.header) for each in delivered(repository)] == 2 * [
-            ("delivered", "", "")
-        ]
+        assert [(each.state, each.error) for each in delivered(repository)] == 2 * [("delivered", "")]
         (status,) = repository.outbox.status()
         assert status.delivered == 2  # each once
         (entry,) = (row for row in read_rows(repository.engine) if row.event == "delivery_retried")
@@ -90,10 +88,12 @@ def test_results_have_the_header_with_which_they_were_delivered(model, archive):
         lost = lose_all(archive)
         receive(client, SOPInstanceUID=uid, PatientID="MERGED")
         wait_until(lambda: is_done(repository), "the image waits")
-        assert resend(repository.engine, study_instance_uid=STUDY["StudyInstanceUID"], time=now()) == 2
-        wait_until(lambda: is_done(repository), "results wait")
-        assert archive.contents == lost
-        assert {copies[0].PatientID for copies in archive.stored.values()} == {"7"}
+        for _ in range(2):
+            assert resend(repository.engine, study_instance_uid=STUDY["StudyInstanceUID"], time=now()) == 2
+            wait_until(lambda: is_done(repository), "results wait")
+            assert archive.contents == lost
+            assert {copies[0].PatientID for copies in archive.stored.values()} == {"7"}
+            lose_all(archive)
 
 
 def test_result_that_would_differ_is_not_sent(model, archive, tmp_path, caplog):
@@ -138,7 +138,7 @@ def test_results_that_no_longer_hold_are_refused(model, archive):
         receive(client, level=200, SOPInstanceUID=(other := "1.2.3.4.5"), StudyInstanceUID="1.2.9")
         wait_until(lambda: len(repository.outbox.find()) == 3, "no results wait")  # and the rejection note
         waiting = repository.outbox.find()[-1]
-        with pytest.raises(UsageError, match=f"result {waiting.number} is not delivered, but waiting"):
+        with pytest.raises(UsageError, match=f"result {waiting.number} has not been delivered"):
             resend(repository.engine, [waiting.number], time=now())
         receive(client, level=50, SOPInstanceUID=other, StudyInstanceUID="1.2.9")
         wait_until(lambda: repository.outbox.find(("cancelled",)), "no result was superseded")

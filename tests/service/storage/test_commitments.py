@@ -76,15 +76,13 @@ def sent(repository):
     return Sent(repository.engine)
 
 
-def test_committed_objects_are_not_requested_again_and_keep_no_header(sent):
-    assert [bool(each.subject.header) for each in sent.rows] == [True, True]
+def test_committed_objects_are_not_requested_again(sent):
     assert (sent.status().delivered, sent.status().committed, sent.status().uncommitted) == (2, 0, 2)
     request = sent.request()
     assert [each.result_uid for each in request.deliveries] == sent.uids
     sent.commitments.record_accepted(request.transaction_uid, sent.now, HOUR)
     assert sent.report(request, sent.uids)
     assert sent.states() == 2 * [("delivered", "committed", "")]
-    assert [each.subject.header for each in sent.rows] == ["", ""]
     assert (sent.status().delivered, sent.status().committed, sent.status().uncommitted) == (2, 2, 0)
     sent.now += timedelta(days=30)
     assert sent.request() is None
@@ -100,7 +98,7 @@ def test_object_is_not_requested_before_it_is_delivered_or_where_it_is_not_asked
     opened.record_delivered([waiting], START)
     assert commitments.begin("PACS", later, HOUR, 10) is None
     (found,) = opened.find(("delivered",))
-    assert (found.commitment, found.subject.header) == ("", "")
+    assert found.commitment == ""
 
 
 def test_object_that_is_not_committed_is_sent_again_and_finally_shown_as_failed(sent):
@@ -234,7 +232,7 @@ def test_commitment_survives_a_restart(sent, empty_database, tmp_path):
 def test_withdrawn_object_is_not_requested_and_not_sent_again(sent):
     request = sent.request()
     with write_transaction(sent.engine) as connection:
-        withdraw(connection, [SUBJECT.prediction_id], {"1.2.3": "{}"}, START.isoformat())
+        withdraw(connection, [SUBJECT.prediction_id], START.isoformat())
     assert sent.report(request, [], sent.uids)
     assert [each.state for each in sent.rows if each.kind != "rejection_note"] == 2 * ["withdrawn"]
     assert {each.subject.header for each in sent.rows if each.kind != "rejection_note"} == {""}
@@ -261,7 +259,6 @@ def test_refusal_is_forgotten_where_commitment_is_not_asked_for_any_more(sent, d
     sent.commitments.end(destinations)
     assert (sent.status().uncommitted, sent.status().commitment_failing) == (0, 0)
     assert sent.states() == 2 * [("delivered", "", "")]
-    assert {each.subject.header for each in sent.rows} == {""}
 
 
 @pytest.mark.parametrize("bad", [0, 37, 99])
@@ -325,7 +322,6 @@ def test_commitment_is_not_awaited_where_it_is_not_asked_for_any_more(sent):
     assert {each.commitment for each in sent.rows} == {"requested"}
     sent.commitments.end([])
     assert sent.states() == 2 * [("delivered", "", "")]
-    assert {each.subject.header for each in sent.rows} == {""}
 
 
 def test_clock_that_is_set_back_does_not_keep_commitments_waiting(sent):
@@ -403,7 +399,7 @@ def test_totals_are_those_of_the_rows_after_every_kind_of_change(sent):
 
 def withdraw_all(sent):
     with write_transaction(sent.engine) as connection:
-        withdraw(connection, [SUBJECT.prediction_id], {"1.2.3": SUBJECT.header}, START.isoformat())
+        withdraw(connection, [SUBJECT.prediction_id], START.isoformat())
 
 
 def begin_all(sent):

@@ -7,13 +7,13 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import delete, select
+from sqlalchemy import select
 from tests.service.conftest import MODEL, prediction
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.prediction import ImageInfo
 from pneumoscope.service.storage.database import read_transaction, write_transaction
-from pneumoscope.service.storage.deliveries import ResultSubject
+from pneumoscope.service.storage.deliveries import ResultSubject, result_uid
 from pneumoscope.service.storage.inbox import Outcome, ReceivedInstance, copies_of, finish
 from pneumoscope.service.storage.records import format_time
 from pneumoscope.service.storage.results import enqueue, withdraw
@@ -87,7 +87,7 @@ class Exchange:
 
     def withdraw(self, *ids):
         with write_transaction(self.repository.engine) as connection:
-            withdraw(connection, ids, {SOP_UID: header("PRESENT")}, format_time(self.tick()))
+            withdraw(connection, ids, format_time(self.tick()))
 
     def rows(self, *states):
         return self.outbox.find(states or ("waiting", "delivered", "withdrawn", "cancelled"))
@@ -230,13 +230,47 @@ def test_rejection_note_of_a_result_whose_image_was_sent_again_since_has_its_hea
     assert [note[:2] for note in exchange.notes()] == [("A", "1.2.3")]
 
 
-def test_rejection_note_has_the_present_header_if_no_other_is_known(exchange):
+def test_rejection_note_has_the_header_of_the_object_that_was_sent_again_without_an_answer(exchange):
+    id = exchange.predict(exchange.receive("1", header("A")), "1", header("A"))
+    begun = [exchange.outbox.begin(each.number) for each in exchange.outbox.due("PACS", exchange.tick(), 100)]
+    exchange.outbox.record_failure(begun, "timeout", exchange.tick(), maybe_delivered=True)
+    exchange.receive("1", header("B", "1.2.99"))
+    exchange.now += timedelta(minutes=15)
+    assert [patient_and_study(each) for each in exchange.deliver()] == 2 * [("A", "1.2.3")]
+    exchange.withdraw(id)
+    assert [note[:2] for note in exchange.notes()] == [("A", "1.2.3")]
+
+
+def test_delivered_note_keeps_no_header(exchange):
     id = exchange.predict(exchange.receive("1", header("A")), "1", header("A"))
     exchange.deliver()
-    with write_transaction(exchange.repository.engine) as connection:
-        connection.execute(delete(received_instances))
     exchange.withdraw(id)
-    assert [note[0] for note in exchange.notes()] == ["PRESENT"]
+    assert {each.subject.header for each in exchange.results()} == {""}
+    exchange.deliver()
+    assert {each.subject.header for each in exchange.rows()} == {""}
+
+
+def test_note_of_an_object_that_could_not_be_written_is_cancelled(exchange):
+    id = exchange.predict(exchange.receive("1", header("A")), "1", header("A"), kinds=KINDS[:1])
+    (due,) = exchange.outbox.due("PACS", exchange.tick(), 100)
+    begun = exchange.outbox.begin(due.number)
+    exchange.withdraw(id)  # while it is being written
+    exchange.outbox.record_cancelled(begun, "unknown_name", exchange.tick())
+    assert {(each.kind, each.state) for each in exchange.rows()} == {
+        (KINDS[0], "cancelled"), ("rejection_note", "cancelled"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 8, 9])
+def test_object_that_was_cancelled_many_times_gets_another_uid_each_time(exchange, count):
+    received = exchange.receive("1", header("A"))
+    for _ in range(count):
+        exchange.predict(received, "1", header("A"), kinds=KINDS[:1])
+        exchange.predict(received, "1", header("A"), kinds=KINDS[:1])  # it waits, and is not added again
+        exchange.outbox.cancel(time=exchange.tick())
+    rows = exchange.rows()
+    id = rows[0].subject.prediction_id
+    assert [each.result_uid for each in rows] == [result_uid(KINDS[0], SOP_UID, id, number) for number in range(count)]
 
 
 def test_copy_that_is_sent_again_with_other_settings_is_the_last_one(exchange):

@@ -463,7 +463,7 @@ def _node(parsed: _File, folder: Path) -> DicomSettings | None:
         raise UsageError("TLS needs all of tls_certificate, tls_key and tls_client_ca", hint="See [node]")
     if not parsed.peers:
         raise UsageError(
-            "[node] without a peer: no node could connect",
+            "[node] has no peers, so no node could connect",
             hint="Add a [[peers]] entry for each node that may send images",
         )
     peers = (parse_peer(f"{peer.name}={peer.ae_title}@{_bracketed(peer.host)}:{peer.port}") for peer in parsed.peers)

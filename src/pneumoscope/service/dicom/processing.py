@@ -55,7 +55,7 @@ _BATCH = 64  # instances that are taken from the inbox at once
 _CONCURRENT = 8  # of those, whose files are in memory at once
 _MAX_ATTEMPTS = 3  # that end with an unexpected error, or with the process
 _UNREADABLE_SECONDS = 60  # until the next attempt to read a file
-_SECOND_ATTEMPT_SECONDS = 10  # from the start of the service to the first attempt that is not the first of an instance
+_SECOND_ATTEMPT_SECONDS = 10  # after the start of the service, before instances are attempted again
 
 
 class Reception(NamedTuple):
@@ -85,7 +85,7 @@ class InstanceProcessor:
         settings = json.dumps([__version__, service.model.settings, rules])
         self._settings = hashlib.sha256(settings.encode()).hexdigest()
         self._postponed: dict[int, float] = {}  # time of the next attempt to read a file, by number of the instance
-        # As they were before an attempt that is to be taken back, by number.
+        # Instances whose number of attempts is still to be restored, as they were before, by number.
         self._to_cancel: dict[int, ReceivedInstance] = {}
         self._to_cancel_lock = threading.Lock()
         self._started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Checks of a configuration when the service starts: of the files for other servers, and of the names of hosts."""
+"""Checks of a configuration when the service starts: credential and certificate files of other servers, and host names."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def require_server_files(server: WebServer | Webhook) -> None:
     """Check the files with the password, the token and the authorities of a server.
 
     Raises:
-        UsageError: A file cannot be read, is empty, or has no certificate. The message names the file.
+        UsageError: A file cannot be read, is empty, or contains no certificate. The message names the file.
     """
     if isinstance(server, WebServer):
         for setting in ("password_file", "token_file"):
@@ -56,8 +56,8 @@ def _require_certificates(file: Path, setting: str) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)
     except ssl.SSLError as error:
         raise UsageError(
-            f"the file {str(file)!r} has no certificate ({setting})",
-            hint="Write the certificates of the authorities into it, PEM",
+            f"the file {str(file)!r} contains no certificate ({setting})",
+            hint="Put the CA certificates into it (PEM)",
         ) from error
     except OSError as error:
         raise _unreadable(file, setting, error) from error

@@ -182,9 +182,8 @@ class Commitments:
                 return False
             awaited = [row for row in rows if row["commitment"] in _AWAITED]
             committed = [row for row in awaited if row["result_uid"] in report.committed]
-            _change(
-                connection, committed, {"commitment": "committed", "commitment_due": None, "header": "", "error": ""}
-            )
+            _change(connection, committed, {"commitment": "committed", "commitment_due": None, "error": ""})
+            _change(connection, [row for row in committed if row["kind"] == "rejection_note"], {"header": ""})
             add_to_totals(connection, destination, committed=len(committed))
             failed = [row for row in awaited if row["result_uid"] in report.failed]
             for row in failed:
@@ -199,7 +198,9 @@ class Commitments:
         """
         ended = _COLUMNS.commitment.in_(UNCOMMITTED), _COLUMNS.destination.not_in(destinations)
         with write_transaction(self._engine) as connection:
-            connection.execute(update(outbox).where(*ended).values(commitment="", header="", error=""))
+            notes = *ended, _COLUMNS.kind == "rejection_note"
+            connection.execute(update(outbox).where(*notes).values(header=""))
+            connection.execute(update(outbox).where(*ended).values(commitment="", error=""))
 
 
 def _record_failure(connection: Connection, row: Row, reason: int, time: datetime) -> None:
@@ -241,5 +242,6 @@ def _is_due(destination: str, time: datetime) -> ColumnElement[bool]:
     return and_(
         _COLUMNS.destination == destination,
         _COLUMNS.commitment.in_(_AWAITED),
+        _COLUMNS.state != "waiting",  # it is sent again
         or_(_COLUMNS.commitment_due <= format_time(time), _COLUMNS.commitment_due > format_time(time + 2 * MAX_WAIT)),
     )

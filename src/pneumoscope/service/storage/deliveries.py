@@ -53,7 +53,7 @@ class ResultSubject:
         failure_code: Why the file could not be read; empty for a prediction.
         model_sha256, operating_point: Of the service.
         sop_instance_uid: Of the image.
-        header: The elements that the objects share with the image, as DICOM JSON; empty once they are delivered.
+        header: The elements that the objects share with the image, as DICOM JSON; empty if it was removed.
     """
 
     prediction_id: str
@@ -124,7 +124,7 @@ class Delivery:
         """Return the delivery in a row of the table."""
         subject = ResultSubject(**{field.name: row[field.name] for field in dataclasses.fields(ResultSubject)})
         documents = {name: json.loads(row[name]) for name in ("withdrawn_uids", "unreadable")}
-        study = row["study_instance_uid"] or _study_of(row["header"]) or row.get("received_study") or ""
+        study = row["study_instance_uid"] or _study_of(row["header"])
         names = {field.name for field in dataclasses.fields(cls)} - {"subject", "study_instance_uid", *documents}
         return cls(**{name: row[name] for name in names}, subject=subject, study_instance_uid=study, **documents)
 

@@ -26,7 +26,7 @@ from pneumoscope.service.storage.database import read_transaction, write_transac
 from pneumoscope.service.storage.group_commit import GroupCommit
 from pneumoscope.service.storage.records import Row, format_time
 from pneumoscope.service.storage.results import MAX_COPIES, replace_header
-from pneumoscope.service.storage.tables import outbox, predictions, received_instances, unreadable_files
+from pneumoscope.service.storage.tables import predictions, received_instances, unreadable_files
 
 __all__ = [
     "INBOX",
@@ -42,7 +42,6 @@ __all__ = [
     "forget_header",
     "forget_headers",
     "forget_predictions",
-    "headers_of",
     "instances_of",
 ]
 
@@ -407,14 +406,6 @@ def find_missing_files(engine: Engine, folder: Path) -> list[str]:
         if is_missing:
             found.append(f"{INBOX}/{STAGING}/{sha256}")
     return found
-
-
-def headers_of(connection: Connection, prediction_ids: Sequence[str]) -> dict[str, str]:
-    """Return the latest headers of the images with results of these predictions, by SOP Instance UID."""
-    images = select(outbox.c.sop_instance_uid).where(outbox.c.prediction_id.in_(prediction_ids))
-    query = select(_COLUMNS.sop_instance_uid, _COLUMNS.header).order_by(_COLUMNS.number)
-    rows = connection.execute(query.where(_COLUMNS.sop_instance_uid.in_(images), _COLUMNS.header != ""))
-    return {row.sop_instance_uid: row.header for row in rows}
 
 
 def forget_predictions(connection: Connection, ids: Sequence[str]) -> set[str]:

@@ -35,7 +35,7 @@ from pneumoscope.service.storage.results import (
     change_rows,
     record_undelivered,
 )
-from pneumoscope.service.storage.tables import outbox, outbox_totals, received_instances
+from pneumoscope.service.storage.tables import outbox, outbox_totals
 
 __all__ = ["Outbox"]
 
@@ -97,8 +97,7 @@ class Outbox:
         Args:
             deliveries: The objects, of one destination.
             time: Now.
-            asks_commitment: Whether the destination is asked to commit itself to them. Their headers are kept until then: it may
-                refuse, and they are sent again.
+            asks_commitment: Whether the destination is asked to commit itself to them.
             hashes: SHA-256 of what was sent by number, for the audit log.
         Raises:
             StorageError: The database cannot be written.
@@ -110,7 +109,7 @@ class Outbox:
             due = format_time(time + _COMMITMENT_DELAY)
             values |= {"commitment": "pending", "commitment_due": due, "commitment_attempts": 0, "transaction_uid": ""}
         else:
-            values |= {"header": ""}
+            values |= {"commitment": "", "commitment_due": None}
         entries = [
             Entry(
                 format_time(time),
@@ -130,7 +129,13 @@ class Outbox:
                 add_to_totals(connection, deliveries[0].destination, delivered=confirmed)
             # It may have been cancelled or withdrawn while it was sent.
             unfinished = of_deliveries, _COLUMNS.state.in_(("waiting", "cancelled"))
+            before = *unfinished, _COLUMNS.commitment == "committed"  # to an object that is sent again
+            if void := connection.execute(select(func.count()).select_from(outbox).where(*before)).scalar_one():
+                add_to_totals(connection, deliveries[0].destination, committed=-void)
             connection.execute(update(outbox).where(*unfinished).values(values))
+            # The prediction may be deleted; the objects that the note is about keep no header either.
+            of_note = of_deliveries, _COLUMNS.kind == "rejection_note", _COLUMNS.commitment == ""
+            connection.execute(update(outbox).where(*of_note).values(header=""))
             withdrawn = of_deliveries, _COLUMNS.state == "withdrawn"
             connection.execute(update(outbox).where(*withdrawn).values(maybe_delivered=False))
             append(connection, entries)
@@ -141,9 +146,15 @@ class Outbox:
         Raises:
             StorageError: The database cannot be written.
         """
-        cancelled = {"state": "cancelled", "finished": format_time(time), "maybe_delivered": delivery.maybe_delivered}
+        cancelled = {
+            "state": "cancelled", "finished": format_time(time), "maybe_delivered": delivery.maybe_delivered, "header": "",
+        }  # fmt: skip
         values = DELIVERED_BEFORE if delivery.finished else cancelled
-        self._update(delivery.number, values | {"error": error, "header": ""})
+        with write_transaction(self._engine) as connection:
+            waiting = _COLUMNS.number == delivery.number, _COLUMNS.state == "waiting"
+            connection.execute(update(outbox).where(*waiting).values(values | {"error": error}))
+            if not delivery.maybe_delivered:
+                record_undelivered(connection, delivery.number, format_time(time))
 
     def record_failure(
         self, deliveries: Sequence[Delivery], error: str, time: datetime, *, maybe_delivered: bool = False
@@ -195,14 +206,8 @@ class Outbox:
         return self._find(_COLUMNS.commitment.in_(UNCOMMITTED), limit)
 
     def _find(self, condition: ColumnElement[bool], limit: int) -> list[Delivery]:
-        received = received_instances.c  # for the studies of objects without a header
-        study = select(received.study_instance_uid).where(
-            received.sop_instance_uid == _COLUMNS.sop_instance_uid, received.header != "", _COLUMNS.header == ""
-        )
-        study = study.order_by(received.number.desc()).limit(1)
         with read_transaction(self._engine) as connection:
-            columns = outbox, study.scalar_subquery().label("received_study")
-            query = select(*columns).where(condition).order_by(_COLUMNS.number).limit(limit)
+            query = select(outbox).where(condition).order_by(_COLUMNS.number).limit(limit)
             return [Delivery.from_row(row) for row in connection.execute(query).mappings()]
 
     def retry(self, numbers: Collection[int] = (), destination: str = "", *, time: datetime) -> int:
@@ -284,11 +289,12 @@ class Outbox:
             stored = connection.execute(select(outbox).where(_COLUMNS.number == missing[0])).mappings().first()
             if stored is None:
                 raise UnknownNameError("result", str(missing[0]), (), hint="See `pneumoscope outbox list`")
+            can_be_resent = stored["state"] == "delivered" and stored["kind"] != "webhook"
             raise UsageError(
                 f"result {missing[0]} does not wait: it was {stored['state']} at {stored['finished']}",
                 hint=f"To send it again: pneumoscope outbox retry --delivered {missing[0]}"
-                if stored["state"] == "delivered"
-                else "See `pneumoscope outbox list --state " + stored["state"] + "`",
+                if can_be_resent
+                else f"See `pneumoscope outbox list --state {stored['state']}`",
             )
         return rows
 

@@ -416,7 +416,7 @@ class PredictionRepository:
             remove_unused_reviews(connection, hashes)
             remove_unused_identity(connection, hashes)
             ids = [row["id"] for row in rows]
-            withdraw_results(connection, ids, inbox.headers_of(connection, ids), self.storage.time())
+            withdraw_results(connection, ids, self.storage.time())
             enqueue_deletion(connection, inbox.forget_predictions(connection, ids), self.storage.time())
             append(connection, [prediction_entry(row, self.storage.time(), user, "deleted") for row in rows])
             return rows

@@ -1,8 +1,7 @@
 """Send delivered results again, when a destination has lost them: the same objects, with the same bytes.
 
-A result that is sent again waits, and keeps the time of its delivery. Its header was removed when it was delivered, so it is that
-of the received image, which may have been corrected since. The sender compares the object with the hashes in the audit log, and
-sends no other: no two objects have one UID.
+A result that is sent again waits, and keeps the time of its delivery, and its header. The sender compares the object with the
+hashes in the audit log, and sends no other: no two objects have one UID.
 """
 
 from __future__ import annotations
@@ -11,16 +10,15 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, Engine, select, update
+from sqlalchemy import Connection, Engine, select
 
 from pneumoscope.core.errors import UnknownNameError, UsageError
 from pneumoscope.service.audit.log import Entry, append, was_delivered
 from pneumoscope.service.auth.users import COMMAND_LINE
 from pneumoscope.service.storage.database import write_transaction
 from pneumoscope.service.storage.deliveries import Delivery
-from pneumoscope.service.storage.outbox_status import add_to_totals
 from pneumoscope.service.storage.records import Row, format_time
-from pneumoscope.service.storage.results import delivered_header
+from pneumoscope.service.storage.results import change_rows
 from pneumoscope.service.storage.tables import outbox, outbox_totals, received_instances
 
 __all__ = ["is_unchanged", "resend"]
@@ -51,17 +49,18 @@ def resend(
     """
     with write_transaction(engine) as connection:
         rows = _by_number(connection, numbers) if numbers else _of_study(connection, study_instance_uid, destination)
-        headers = {row["number"]: delivered_header(connection, row, format_time(time)) for row in rows}
-        if lost := [number for number, header in headers.items() if not header]:
+        if lost := [row["number"] for row in rows if not row["header"]]:
             raise UsageError(f"the header of result {lost[0]} was removed", hint="Send the image again")
-        for row in rows:
-            values = {
-                "state": "waiting", "due": "", "attempts": 0, "error": "", "maybe_delivered": True,
-                "header": headers[row["number"]], "commitment": "", "commitment_due": None, "commitment_failures": 0,
-            }  # fmt: skip
-            connection.execute(update(outbox).where(_COLUMNS.number == row["number"]).values(values))
-            if row["commitment"] == "committed":
-                add_to_totals(connection, row["destination"], committed=-1)
+        # The commitment is void once the object is sent; see `Outbox.record_delivered`.
+        values = {
+            "state": "waiting",
+            "due": "",
+            "attempts": 0,
+            "error": "",
+            "maybe_delivered": True,
+            "commitment_failures": 0,
+        }
+        change_rows(connection, rows, values)
         for name, count in Counter(row["destination"] for row in rows).items():
             details = {"destination": name, "results": count, "delivered": True}
             append(connection, [Entry(format_time(time), COMMAND_LINE, "delivery_retried", details=details)])
@@ -102,7 +101,7 @@ def _by_number(connection: Connection, numbers: Collection[int]) -> Sequence[Row
                 hint="Send the result that replaced it; see `pneumoscope outbox list --state delivered`",
             )
         if row["state"] != "delivered":
-            raise UsageError(f"{name} is not delivered, but {row['state']}", hint="Leave out --delivered")
+            raise UsageError(f"{name} has not been delivered (state: {row['state']})", hint="Leave out --delivered")
     return rows
 
 

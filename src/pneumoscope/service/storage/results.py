@@ -7,13 +7,12 @@ because the process was killed before it recorded the delivery, is the same obje
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, get_args
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, insert, or_, select, update
+from sqlalchemy import Connection, and_, delete, insert, or_, select, update
 
 from pneumoscope.service.audit.log import Entry, Event, append
 from pneumoscope.service.auth.users import COMMAND_LINE, RETENTION
@@ -35,7 +34,6 @@ __all__ = [
     "MAX_COPIES",
     "append_changes",
     "change_rows",
-    "delivered_header",
     "destinations_with",
     "destinations_with_result",
     "enqueue",
@@ -50,7 +48,7 @@ _BATCH = 500  # rows that are changed by one statement
 MAX_COPIES = 20  # received instances with one SOP Instance UID that are considered; a sender could send any number
 _COLUMNS = outbox.c
 _STUDY_AND_SERIES = ("0020000D", "0020000E")  # the UIDs in DICOM JSON
-# Values of an object that was sent again, and is not any more.
+# Values of an object that is no longer to be sent again.
 DELIVERED_BEFORE: dict[str, Any] = {"state": "delivered", "maybe_delivered": False}
 # Of objects that will be sent, perhaps after they are retried, with the header that the sender stated last.
 _HAS_PRESENT_HEADER = and_(
@@ -86,7 +84,7 @@ def enqueue(
         rows = connection.execute(select(outbox).where(*same_image, _CAN_HOLD)).mappings().all()
         pixels = _pixels(connection, {subject.prediction_id, *(row["prediction_id"] for row in rows)})
         replaced = [row for row in rows if not _holds_beside(row, subject, pixels)]
-        _withdraw(connection, replaced, subject.header, time)
+        _withdraw(connection, replaced, time)
         for kind in kinds:
             uid = _new_uid(connection, subject, destination, kind)
             if uid:
@@ -135,39 +133,45 @@ def _new_uid(connection: Connection, subject: ResultSubject, destination: str, k
 
     Rows are found by their UID: their other identifiers may have been removed.
     """
-    for generation in itertools.count():
-        uid = result_uid(kind, subject.sop_instance_uid, subject.prediction_id or subject.failure_code, generation)
-        query = select(_COLUMNS.state).where(_COLUMNS.result_uid == uid, _COLUMNS.destination == destination)
-        state = connection.execute(query).scalar()
-        if state is None:
-            return uid
-        if state in ("waiting", "delivered"):
-            break
-    return ""
+
+    def uid_of(generation: int) -> str:
+        return result_uid(kind, subject.sop_instance_uid, subject.prediction_id or subject.failure_code, generation)
+
+    def state_of(generation: int) -> str | None:
+        same = _COLUMNS.result_uid == uid_of(generation), _COLUMNS.destination == destination
+        return connection.execute(select(_COLUMNS.state).where(*same)).scalar()
+
+    # A sender could cause any number of generations: search the first one without an object by bisection.
+    used, free = -1, 0
+    while state_of(free) is not None:
+        used, free = free, 2 * free + 1
+    while free - used > 1:
+        middle = (used + free) // 2
+        used, free = (used, middle) if state_of(middle) is None else (middle, free)
+    is_current = used >= 0 and state_of(used) in ("waiting", "delivered")
+    return "" if is_current else uid_of(free)
 
 
-def withdraw(connection: Connection, prediction_ids: Collection[str], headers: Mapping[str, str], time: str) -> None:
+def withdraw(connection: Connection, prediction_ids: Collection[str], time: str) -> None:
     """Cancel the objects of deleted predictions, and withdraw those that were delivered by a rejection note.
 
     Args:
         connection: Of the transaction that deletes the predictions.
         prediction_ids: Ids of the predictions.
-        headers: Present headers by SOP Instance UID of the image, for objects of which it is not known under which header they
-            were delivered; without any, because it was forgotten, an object cannot be withdrawn.
         time: Time of the transaction.
     """
     of_predictions = _COLUMNS.prediction_id.in_(prediction_ids), _COLUMNS.kind != "webhook"
     rows = connection.execute(select(outbox).where(*of_predictions)).mappings().all()
     for sop_instance_uid in {row["sop_instance_uid"] for row in rows}:
         of_image = [row for row in rows if row["sop_instance_uid"] == sop_instance_uid]
-        _withdraw(connection, of_image, headers.get(sop_instance_uid, ""), time)
+        _withdraw(connection, of_image, time)
 
 
 def replace_header(connection: Connection, sop_instance_uid: str, header: str) -> None:
     """Set the header of the objects of an image that are not delivered yet: the sender may have corrected the patient.
 
     An object that the destination may have keeps its own: no two objects have one UID; see `Outbox.record_failure`. So does a
-    rejection note, which belongs to the study of the withdrawn objects. A header without study and series is that of no object.
+    rejection note, which belongs to the study of the withdrawn objects. A header without study and series is ignored.
     """
     same_image = _COLUMNS.sop_instance_uid == sop_instance_uid, _HAS_PRESENT_HEADER
     numbers = connection.execute(select(_COLUMNS.number).where(*same_image)).scalars().all()
@@ -245,13 +249,14 @@ def _may_have_arrived(row: Row) -> bool:
     return bool(row["state"] == "delivered" or (row["state"] in ("waiting", "cancelled") and row["maybe_delivered"]))
 
 
-def _withdraw(connection: Connection, rows: Sequence[Row], header: str, time: str) -> None:
+def _withdraw(connection: Connection, rows: Sequence[Row], time: str) -> None:
     """Cancel the waiting objects among rows of one image, and add rejection notes for those that a destination may have.
+
+    A note has the header under which the objects were delivered. An object whose header was removed cannot be withdrawn.
 
     Args:
         connection: Of a transaction.
         rows: The rows.
-        header: The present header of the image; empty if it is unknown.
         time: Time of the transaction.
     """
     rows = [row for row in rows if row["kind"] != "rejection_note"]
@@ -265,12 +270,7 @@ def _withdraw(connection: Connection, rows: Sequence[Row], header: str, time: st
     notes: dict[tuple[str, str, str, str, int], list[Row]] = defaultdict(list)
     of_kind: Counter[tuple[str, ...]] = Counter()
     for row in delivered:
-        key = (
-            row["destination"],
-            row["prediction_id"],
-            row["failure_code"],
-            delivered_header(connection, row, time, header),
-        )
+        key = row["destination"], row["prediction_id"], row["failure_code"], row["header"]
         notes[*key, of_kind[*key, row["kind"]]].append(row)
         of_kind[*key, row["kind"]] += 1
     for (destination, _, _, note_header, _), of_note in notes.items():
@@ -288,40 +288,13 @@ def _withdraw(connection: Connection, rows: Sequence[Row], header: str, time: st
         append(connection, _ended_entries(of_note, "result_withdrawn", time))
 
 
-def delivered_header(connection: Connection, row: Row, time: str, present: str = "") -> str:
-    """Return the header under which an object was delivered, or may have been; empty if it is unknown.
-
-    Its own is removed after the delivery. It was the last one that had been received then; see `replace_header`.
-
-    Args:
-        connection: Of a transaction.
-        row: The object.
-        time: Now. A delivery cannot be later, unless the clock was set back: then the time says nothing.
-        present: The present header, if no received instance has one.
-    """
-    if row["header"]:
-        return str(row["header"])
-    received = received_instances.c
-    is_known = bool(row["finished"]) and row["finished"] <= time
-    before = _last_header(connection, row["sop_instance_uid"], received.received <= row["finished"]) if is_known else ""
-    # A file that arrived again since has a later time, and the same header.
-    same = received.prediction_id == row["prediction_id"], received.failure_code == row["failure_code"]
-    uid = row["sop_instance_uid"]
-    return before or _last_header(connection, uid, *same, is_first=True) or _last_header(connection, uid) or present
-
-
-def _last_header(
-    connection: Connection, sop_instance_uid: str, *conditions: ColumnElement[bool], is_first: bool = False
-) -> str:
-    """Return the header of the last received instance of an image, or of the first one, that states study and series.
-
-    It is empty if none of `MAX_COPIES` instances does.
-    """
+def _last_header(connection: Connection, sop_instance_uid: str) -> str:
+    """Return the header of the instance of an image that was received last and states study and series; empty if none does."""
     received = received_instances.c
     same = received.sop_instance_uid == sop_instance_uid, received.sop_instance_uid != "", received.header != ""
-    order = received.number if is_first else received.number.desc()
-    query = select(received.header).where(*same, *conditions).order_by(order).limit(MAX_COPIES)
-    return next((str(header) for header in connection.execute(query).scalars() if _states_study(header)), "")
+    query = select(received.header).where(*same, received.study_instance_uid != "").order_by(received.number.desc())
+    headers = connection.execute(query.limit(MAX_COPIES)).scalars()
+    return next((str(header) for header in headers if _states_study(header)), "")
 
 
 def _states_study(header: str) -> bool:
@@ -330,7 +303,7 @@ def _states_study(header: str) -> bool:
 
 
 def record_undelivered(connection: Connection, number: int, time: str) -> None:
-    """Change an object that did not arrive, although its row states that it may have, since it was being sent."""
+    """Record that an object did not arrive after all: while it is being sent, its row states that it may have."""
     row = connection.execute(select(outbox).where(_COLUMNS.number == number)).mappings().one()
     if row["state"] == "withdrawn":
         _take_back_withdrawal(connection, row, time)
