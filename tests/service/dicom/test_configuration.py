@@ -101,7 +101,7 @@ def test_defaults_send_results_to_the_sender_after_60_seconds(tmp_path):
         ("quite_seconds = 1", r"quite_seconds: unknown name. Did you mean 'quiet_seconds'\? See docs"),
         ("[node]", "node.port is missing"),
         ("[node]\nport = 70000", "node.port"),
-        ("[node]\nport = 104", r"without a peer.*Add a \[\[peers\]\] entry"),
+        ("[node]\nport = 104", r"has no peers.*Add a \[\[peers\]\] entry"),
         ('[node]\nport = 104\ntls_key = "key"', "TLS needs all"),
         ('[[peers]]\nname = "A"\nae_title = "A"\nhost = "h"\nport = 1', "without \\[node\\]"),
         ("quiet_seconds = -1", "quiet_seconds"),
