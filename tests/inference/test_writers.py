@@ -108,6 +108,8 @@ def test_csv_has_one_row_per_image() -> None:
         "uncertainty_high": "0.4",
         "uncertainty_coverage": "0.95",
         "failure_code": "",
+        "failure_reason": "",
+        "failure_parameters": "",
         "failure_message": "",
         "failure_hint": "",
         "age": "",

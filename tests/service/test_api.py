@@ -610,7 +610,7 @@ def test_entered_age_is_used_for_all_images_whose_file_states_none(child_client)
     entered, header = {"years": 3.5, "source": "entered", "stated": ""}, {"years": 4, "source": "header", "stated": ""}
     assert [each["age"] for each in found] == [entered, entered, header, None]
     assert [each["warnings"] for each in found] == [[], [], [], []]
-    assert fetch(child_client, found[0]["id"]) == found[0]
+    assert fetch(child_client, found[0]["id"])["age"] == entered
 
 
 def test_prediction_with_an_entered_age_is_another_prediction(child_client):

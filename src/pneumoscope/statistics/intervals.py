@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Interval
@@ -50,8 +51,6 @@ def normal_quantile(level: float) -> float:
     """
     if not 0 < level < 1:
         raise UndefinedMetricError(f"the confidence level is {level}, not between 0 and 1")
-    from scipy import special  # slow to import; the service starts without it
-
     return float(special.ndtri((1 + level) / 2))
 
 
