@@ -16,6 +16,7 @@ from pneumoscope.service.storage.database import open_database, read_transaction
 from pneumoscope.service.storage.deliveries import NEW_ROW, ResultSubject, retry_delay
 from pneumoscope.service.storage.outbox import Outbox
 from pneumoscope.service.storage.outbox_status import OutboxStatus
+from pneumoscope.service.storage.resending import resend
 from pneumoscope.service.storage.results import enqueue, find_old_headers, forget_headers, withdraw
 from pneumoscope.service.storage.tables import outbox
 
@@ -86,6 +87,22 @@ def test_committed_objects_are_not_requested_again(sent):
     assert (sent.status().delivered, sent.status().committed, sent.status().uncommitted) == (2, 2, 0)
     sent.now += timedelta(days=30)
     assert sent.request() is None
+
+
+def test_commitment_is_void_once_an_object_is_sent_again_and_not_before(sent):
+    assert sent.report(sent.request(), sent.uids)
+    numbers = [each.number for each in sent.rows]
+    assert resend(sent.engine, numbers, time=sent.now) == 2
+    sent.outbox.cancel(numbers, time=sent.now)
+    assert [each[:2] for each in sent.states()] == 2 * [("delivered", "committed")]
+    assert (sent.status().delivered, sent.status().committed) == (2, 2)
+    assert resend(sent.engine, numbers, time=sent.now) == 2
+    assert sent.request() is None
+    assert sent.deliver() == 2
+    assert sent.states() == 2 * [("delivered", "pending", "")]
+    assert (sent.status().delivered, sent.status().committed) == (2, 0)
+    assert sent.report(sent.request(), sent.uids)
+    assert (sent.status().delivered, sent.status().committed) == (2, 2)
 
 
 def test_object_is_not_requested_before_it_is_delivered_or_where_it_is_not_asked_for(repository):
