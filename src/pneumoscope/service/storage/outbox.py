@@ -251,7 +251,7 @@ class Outbox:
         with write_transaction(self._engine) as connection:
             rows = self._select(connection, numbers, destination, _COLUMNS.state == "waiting")
             again = [row for row in rows if row["finished"]]
-            change_rows(connection, again, DELIVERED_BEFORE | {"error": "cancelled", "header": ""})
+            change_rows(connection, again, DELIVERED_BEFORE | {"error": "cancelled"})
             others = [row for row in rows if not row["finished"]]
             change_rows(connection, others, {"state": "cancelled", "finished": format_time(time), "error": "cancelled"})
             append_changes(connection, "delivery_cancelled", rows, format_time(time))
