@@ -193,7 +193,7 @@ class Maker:
             best_epoch=1,
             machine={},
         )
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)  # a fixture of a module may be set up twice in one process
         (folder / "network.onnx").write_bytes(onnx)
         (folder / "card.json").write_text(card.to_json())
         return folder
