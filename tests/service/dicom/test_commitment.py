@@ -11,7 +11,6 @@ import pydicom
 import pytest
 from fastapi.testclient import TestClient
 from pydicom.uid import generate_uid
-from tests.service.dicom.test_delivery import Archive, receive, wait_for_delivery, wait_until
 from tests.service.dicom.test_orthanc import make_certificates
 
 from pneumoscope.service.app import create_app
@@ -26,6 +25,11 @@ from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.results import enqueue
 
 pynetdicom = pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
+delivery_tests = pytest.importorskip("tests.service.dicom.test_delivery")
+Archive = delivery_tests.Archive
+receive = delivery_tests.receive
+wait_for_delivery = delivery_tests.wait_for_delivery
+wait_until = delivery_tests.wait_until
 receiver = pytest.importorskip("pneumoscope.service.dicom.receiver")
 commitment = pytest.importorskip("pneumoscope.service.dicom.commitment")
 SECONDS = 30

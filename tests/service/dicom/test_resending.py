@@ -4,17 +4,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from tests.service.dicom import test_commitment
-from tests.service.dicom.test_delivery import (
-    STUDY,
-    Archive,
-    configuration,
-    is_done,
-    receive,
-    service,
-    wait_for_delivery,
-    wait_until,
-)
 
 from pneumoscope.core.errors import UnknownNameError, UsageError
 from pneumoscope.service.audit.log import read_rows
@@ -26,6 +15,16 @@ from pneumoscope.service.storage.retention import Retention
 
 pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
 pytest.importorskip("highdicom", reason="[pacs] is not installed")
+delivery_tests = pytest.importorskip("tests.service.dicom.test_delivery")
+test_commitment = pytest.importorskip("tests.service.dicom.test_commitment")
+STUDY = delivery_tests.STUDY
+Archive = delivery_tests.Archive
+configuration = delivery_tests.configuration
+is_done = delivery_tests.is_done
+receive = delivery_tests.receive
+service = delivery_tests.service
+wait_for_delivery = delivery_tests.wait_for_delivery
+wait_until = delivery_tests.wait_until
 
 
 @pytest.fixture

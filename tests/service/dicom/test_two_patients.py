@@ -9,9 +9,6 @@ import pydicom
 import pytest
 from tests.images import dicom as dicom_file
 from tests.service.conftest import predicted
-from tests.service.dicom.test_delivery import Archive, configuration, kinds, receive, service, wait_for_delivery
-from tests.service.dicom.test_webhooks import Receiver, wait_for_events, webhook
-from tests.service.dicom.test_webhooks import configuration as webhook_configuration
 from tests.service.storage.test_identities import store
 
 from pneumoscope.core.prediction import PatientAge
@@ -23,6 +20,19 @@ from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.retention import Retention
 from pneumoscope.service.storage.tables import METADATA
 
+pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
+delivery_tests = pytest.importorskip("tests.service.dicom.test_delivery")
+webhook_tests = pytest.importorskip("tests.service.dicom.test_webhooks")
+Archive = delivery_tests.Archive
+configuration = delivery_tests.configuration
+kinds = delivery_tests.kinds
+receive = delivery_tests.receive
+service = delivery_tests.service
+wait_for_delivery = delivery_tests.wait_for_delivery
+Receiver = webhook_tests.Receiver
+wait_for_events = webhook_tests.wait_for_events
+webhook = webhook_tests.webhook
+webhook_configuration = webhook_tests.configuration
 FIRST = {
     "PatientID": "77-F", "PatientName": "Doe^Jane", "PatientSex": "F", "AccessionNumber": "ACC1", "StudyInstanceUID": "1.2.111",
     "SeriesInstanceUID": "1.2.111.1", "SOPInstanceUID": "1.2.111.1.1", "PatientAge": "003Y", "StationName": "DX1",
