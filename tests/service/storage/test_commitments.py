@@ -97,6 +97,7 @@ def test_commitment_is_void_once_an_object_is_sent_again_and_not_before(sent):
     assert [each[:2] for each in sent.states()] == 2 * [("delivered", "committed")]
     assert (sent.status().delivered, sent.status().committed) == (2, 2)
     assert resend(sent.engine, numbers, time=sent.now) == 2
+    assert sent.outbox.retry(numbers, time=sent.now) == 2  # at once
     assert sent.request() is None
     assert sent.deliver() == 2
     assert sent.states() == 2 * [("delivered", "pending", "")]

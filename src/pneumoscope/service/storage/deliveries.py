@@ -11,9 +11,7 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, or_
 
-from pneumoscope.service.storage.outbox_status import (
-    CommitmentState,
-)
+from pneumoscope.service.storage.outbox_status import CommitmentState
 from pneumoscope.service.storage.records import Row, format_time
 from pneumoscope.service.storage.tables import outbox
 

@@ -236,13 +236,10 @@ class Outbox:
                         f"result {row['number']} was replaced by result {successor}",
                         hint="See `pneumoscope outbox list`; retry the later one if it was cancelled",
                     )
-            change_rows(
-                connection,
-                rows,
-                {"state": "waiting", "due": "", "commitment": "", "commitment_failures": 0},
-            )
+            change_rows(connection, rows, {"state": "waiting", "due": "", "commitment_failures": 0})
             change_rows(connection, [row for row in rows if row["state"] != "waiting"], {"finished": None})
-            change_rows(connection, [row for row in rows if row["state"] == "delivered"], {"maybe_delivered": True})
+            again = [row for row in rows if row["state"] == "delivered"]
+            change_rows(connection, again, {"maybe_delivered": True, "commitment": ""})
             append_changes(connection, "delivery_retried", rows, format_time(time))
             return len(rows)
 

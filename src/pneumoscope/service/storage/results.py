@@ -23,9 +23,7 @@ from pneumoscope.service.storage.deliveries import (
     derive_uid,
     result_uid,
 )
-from pneumoscope.service.storage.outbox_status import (
-    add_to_totals,
-)
+from pneumoscope.service.storage.outbox_status import add_to_totals
 from pneumoscope.service.storage.records import Row
 from pneumoscope.service.storage.tables import HAS_IDENTIFIERS, outbox, predictions, received_instances
 
