@@ -106,6 +106,14 @@ def test_commitment_is_void_once_an_object_is_sent_again_and_not_before(sent):
     assert (sent.status().delivered, sent.status().committed) == (2, 2)
 
 
+def test_commitment_is_not_requested_while_an_object_waits_to_be_sent_again(sent):
+    assert resend(sent.engine, [each.number for each in sent.rows], time=sent.now) == 2
+    sent.now += timedelta(minutes=1)
+    assert sent.request() is None
+    sent.deliver()
+    assert len(sent.request().deliveries) == 2
+
+
 def test_object_is_not_requested_before_it_is_delivered_or_where_it_is_not_asked_for(repository):
     opened = Outbox(repository.engine)
     with write_transaction(repository.engine) as connection:

@@ -230,6 +230,19 @@ def test_rejection_note_of_a_result_whose_image_was_sent_again_since_has_its_hea
     assert [note[:2] for note in exchange.notes()] == [("A", "1.2.3")]
 
 
+def test_very_many_copies_without_a_study_do_not_hide_a_correction(exchange, monkeypatch):
+    monkeypatch.setattr("pneumoscope.service.storage.results.MAX_COPIES", 2)
+    exchange.predict(exchange.receive("1", header("A")), "1", header("A"), kinds=KINDS[:1])
+    (due,) = exchange.outbox.due("PACS", exchange.tick(), 100)
+    begun = exchange.outbox.begin(due.number)
+    exchange.receive("1", header("B"))
+    for pixels in ("2", "3", "4"):
+        exchange.receive(pixels, header("C", ""))
+    exchange.outbox.record_failure([begun], "status_a700", exchange.tick())
+    (waiting,) = exchange.rows("waiting")
+    assert patient_and_study(waiting)[0] == "B"
+
+
 def test_rejection_note_has_the_header_of_the_object_that_was_sent_again_without_an_answer(exchange):
     id = exchange.predict(exchange.receive("1", header("A")), "1", header("A"))
     begun = [exchange.outbox.begin(each.number) for each in exchange.outbox.due("PACS", exchange.tick(), 100)]
