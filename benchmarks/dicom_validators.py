@@ -5,7 +5,7 @@ character set. The exit status is 1 if a validator reports an error, or a warnin
 
     python benchmarks/dicom_validators.py --out results/dicom/validators.md
 
-On Debian, install dicom3tools, dcmtk, libpixelmed-java and a JDK; from PyPI, dicom-validator and dicom-standard.
+On Debian, install dicom3tools, dcmtk, libpixelmed-java and a JDK.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from pneumoscope.core.errors import DatasetError
 from pneumoscope.core.results import Interval, to_json
 from pneumoscope.data import check as module
-from pneumoscope.data.check import CONTROLS, DatasetAudit, border_mask, check_data, measure_shortcuts
+from pneumoscope.data.check import CONTROLS, border_mask, check_data, measure_shortcuts
 from pneumoscope.data.inspection import InspectedImage
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import LABELS, LabeledImage
@@ -128,15 +127,9 @@ def test_data_without_a_readable_image_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def public(real_images: Path) -> tuple[DatasetAudit, float]:
-    start = time.perf_counter()
-    found = check_data(load_manifest(real_images))
-    return found, time.perf_counter() - start
-
-
 @pytest.mark.real_data
-def test_public_data_set(public: tuple[DatasetAudit, float]) -> None:
-    found, seconds = public
+def test_public_data_set(real_images: Path) -> None:
+    found = check_data(load_manifest(real_images))
     assert found.images == {
         "train": {"NORMAL": 1341, "PNEUMONIA": 3875},
         "val": {"NORMAL": 8, "PNEUMONIA": 8},
@@ -160,7 +153,6 @@ def test_public_data_set(public: tuple[DatasetAudit, float]) -> None:
         assert interval.value is not None
         assert 0.8 < interval.value < 0.98, "the public data set has shortcuts"
         assert interval.n == 5856
-    assert seconds < 150, "about 30 s on two idle cores"
 
 
 def test_shortcuts_are_noted_in_descending_order():

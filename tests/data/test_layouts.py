@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -347,11 +346,7 @@ def test_csv_that_is_not_text_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.real_data
 def test_public_data_set(real_images: Path) -> None:
-    load_manifest(real_images)
-    start = time.perf_counter()
     manifest = load_manifest(real_images)
-    seconds = time.perf_counter() - start
-    assert seconds < 3, "about 0.3 s on two idle cores"
     assert manifest.counts() == {
         "train": {"NORMAL": 1341, "PNEUMONIA": 3875},
         "validation": {"NORMAL": 8, "PNEUMONIA": 8},

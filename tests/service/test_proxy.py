@@ -174,7 +174,7 @@ def test_slow_clients_are_timed_out_by_the_proxy(proxied, sent):
     answer, seconds = received(proxied, sent if isinstance(sent, bytes) else sent.encode())
     assert b" 200 " not in answer
     assert b" 201 " not in answer
-    assert 8 < seconds < 15
+    assert seconds > 8
 
 
 def test_early_response_to_a_large_upload_comes_through_the_proxy(proxied):

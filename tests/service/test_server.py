@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import os
+import platform
 import re
 import signal
 import socket
@@ -293,6 +295,34 @@ def test_endless_header_is_rejected(bundle, tmp_path):
                     sent += 1
             assert time.monotonic() - start < 5
         assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the limit is one of glibc")
+@pytest.mark.parametrize(("environment", "arenas"), [({}, 2), ({"MALLOC_ARENA_MAX": "5"}, 5)])
+def test_threads_share_memory_arenas(environment, arenas):
+    """glibc counts its arenas while eight threads have memory."""
+    count = """if True:
+        import ctypes, sys, threading
+        from pneumoscope.service.server import _limit_memory_arenas
+        _limit_memory_arenas()
+        libc, ready = ctypes.CDLL(None), threading.Barrier(9)
+        libc.malloc.restype = libc.fdopen.restype = ctypes.c_void_p
+        def allocate():
+            libc.malloc(ctypes.c_size_t(5000))
+            ready.wait(20)
+        threads = [threading.Thread(target=allocate) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        ready.wait(20)
+        out = ctypes.c_void_p(libc.fdopen(1, b"w"))
+        libc.malloc_info(0, out)
+        libc.fflush(out)
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"} | environment
+    ran = subprocess.run(
+        [sys.executable, "-c", count], env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert ran.stdout.count("<heap nr=") == arenas
 
 
 def test_data_directory_is_private(bundle, tmp_path):

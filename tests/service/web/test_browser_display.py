@@ -538,23 +538,3 @@ def test_viewer_is_accessible_with_all_tools_on(sized, size, scheme):
     assert [each["id"] for each in found if each["impact"] in ("serious", "critical")] == []
     assert page.evaluate("document.documentElement.scrollWidth") == SIZES[size][0]
     assert [each for each in page.seen if each.startswith(("error", "warning"))] == []
-
-
-def test_window_of_a_large_image_follows_the_mouse(page, service):
-    pixels = np.kron(deep(), np.ones((26, 32), np.uint16))
-    open_viewer(page, service, predict(service, "a.dcm", written(dataset(pixels))))
-    seconds = page.evaluate(
-        """async () => {
-          const slider = document.getElementById("window-width");
-          const times = [];
-          for (let step = 0; step < 30; step++) {
-            const start = performance.now();
-            slider.value = 4000 - 20 * step;
-            slider.dispatchEvent(new Event("input"));
-            await new Promise(requestAnimationFrame);
-            times.push((performance.now() - start) / 1000);
-          }
-          return times.sort((a, b) => a - b)[15];
-        }"""
-    )
-    assert seconds < 0.1  # 0.017 measured: one frame
