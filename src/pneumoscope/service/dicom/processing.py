@@ -41,9 +41,9 @@ from pneumoscope.service.storage.inbox import (
     forget_header,
     instances_of,
 )
-from pneumoscope.service.storage.queries import read_one
 from pneumoscope.service.storage.records import StoredPrediction, format_time
 from pneumoscope.service.storage.results import destinations_with, destinations_with_result, enqueue
+from pneumoscope.service.storage.stored_predictions import read_one
 from pneumoscope.service.storage.study_events import enqueue_study_event
 
 __all__ = ["InstanceProcessor", "Reception"]

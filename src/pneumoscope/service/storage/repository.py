@@ -63,11 +63,7 @@ from pneumoscope.service.storage.queries import (
     PredictionStatistics,
     count_images,
     find_page,
-    has_image,
     latest_statistics,
-    read_one,
-    read_stored,
-    select_stored,
 )
 from pneumoscope.service.storage.records import (
     StoredPrediction,
@@ -84,6 +80,7 @@ from pneumoscope.service.storage.reviews import (
     review_hash,
     update_reviewed,
 )
+from pneumoscope.service.storage.stored_predictions import has_image, read_one, read_stored, select_stored
 from pneumoscope.service.storage.studies import find_studies, find_studies_of_patients
 from pneumoscope.service.storage.study_events import enqueue_deletion
 from pneumoscope.service.storage.tables import instances, predictions, studies

@@ -16,9 +16,9 @@ from pneumoscope.service.auth.users import RETENTION
 from pneumoscope.service.storage import inbox, results
 from pneumoscope.service.storage.identities import remove_identity
 from pneumoscope.service.storage.image_storage import raise_errors
-from pneumoscope.service.storage.queries import is_referenced
 from pneumoscope.service.storage.records import format_time
 from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.service.storage.stored_predictions import is_referenced
 from pneumoscope.service.storage.tables import instances, predictions
 
 __all__ = ["REMOVED_NAME", "Retention"]
