@@ -25,7 +25,7 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 from pneumoscope.core.errors import GoneError, TooLargeError, UnreadableImageError
 from pneumoscope.core.identity import Identity, is_same_person
 from pneumoscope.core.unreadable import UnreadableReason
-from pneumoscope.imaging.dicom import read_first_elements
+from pneumoscope.imaging.dicom_elements import read_first_elements
 from pneumoscope.imaging.header_identity import read_identity
 from pneumoscope.service.dicom.configuration import ResultSettings
 from pneumoscope.service.dicom.header import MAX_HEADER_BYTES, read_header
