@@ -50,8 +50,8 @@ def test_localization_follows_the_crop() -> None:
 def test_default_model_on_phantoms(tmp_path: Any) -> None:
     """The bundle in the package, on 4 phantoms: files, records and Markdown agree; the same seed gives the same numbers."""
     from pneumoscope.data.layouts import load_manifest
+    from pneumoscope.data.phantoms import write_phantoms
     from pneumoscope.data.split import split_manifest
-    from pneumoscope.imaging.phantom import write_phantoms
     from pneumoscope.runs.run_folder import find_bundle
 
     write_phantoms(tmp_path / "images", train=20, test=4, size=64, masks=tmp_path / "masks")
