@@ -14,10 +14,11 @@ import msgspec
 import numpy as np
 
 from pneumoscope import __version__
+from pneumoscope.core.comparison import Comparison, RunSummary
 from pneumoscope.core.errors import RunError, UnknownNameError, UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.results import Comparison, Evaluation, RunSummary, ScoredImage, to_json
+from pneumoscope.core.results import Evaluation, ScoredImage, to_json
 from pneumoscope.data.manifest import images_sha256
 from pneumoscope.evaluation.metrics import positives
 from pneumoscope.evaluation.paired import RunScores, findings, paired_tests
