@@ -12,7 +12,7 @@ import torch
 from tests.processes import started
 from tests.training.conftest import small
 
-from pneumoscope.bundle.card import read_bundle
+from pneumoscope.bundle.bundle_folder import read_bundle
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.data.phantoms import write_phantoms
 from pneumoscope.runs.recipe import read_recipe

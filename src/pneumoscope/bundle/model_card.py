@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pneumoscope.bundle.card import Card, InputCheck, Proportion, RejectionLimits, read_bundle
+from pneumoscope.bundle.bundle_folder import read_bundle
+from pneumoscope.bundle.card import Card, InputCheck, Proportion, RejectionLimits
 from pneumoscope.core.errors import BundleError
 from pneumoscope.core.prediction_messages import notice
 

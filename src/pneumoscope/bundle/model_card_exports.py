@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from pneumoscope.bundle.card import DEFAULT_BUNDLE, Card, read_bundle
+from pneumoscope.bundle.bundle_folder import DEFAULT_BUNDLE, read_bundle
+from pneumoscope.bundle.card import Card
 from pneumoscope.bundle.model_card import Json, model_card, read_evidence
 from pneumoscope.core.prediction_messages import notice
 

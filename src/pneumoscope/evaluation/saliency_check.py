@@ -30,7 +30,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from pneumoscope import __version__
-from pneumoscope.bundle.card import Card, read_bundle
+from pneumoscope.bundle.bundle_folder import read_bundle
+from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import DatasetError, UsageError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.prediction_messages import notice

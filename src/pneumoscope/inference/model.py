@@ -481,7 +481,7 @@ def load_model(
         prevalence: Prevalence of pneumonia among the images, above 0 and below 1: probabilities, intervals and thresholds are
             stated for it, and decisions stay the same. That of the card if None; not together with `site`.
     Raises:
-        BundleError: The bundle is missing or invalid; see `bundle.card.read_bundle`.
+        BundleError: The bundle is missing or invalid; see `bundle_folder.read_bundle`.
         SiteProfileError: The site profile cannot be read, was changed, or belongs to another model.
         RunError: The run has no bundle.
         UnknownNameError: The card has no such operating point.
