@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from pneumoscope.core.errors import DatasetError, UsageError
-from pneumoscope.evaluation.saliency_check import _finite_mean, _read_mask, check_saliency, saliency_markdown
+from pneumoscope.evaluation.localization import read_mask
+from pneumoscope.evaluation.saliency_check import _finite_mean, check_saliency, saliency_markdown
 from pneumoscope.evaluation.saliency_metrics import localize
 
 
@@ -105,4 +106,4 @@ def test_unusable_masks(tmp_path: Any, content: str, error: str) -> None:
         Image.new("L", (8, 8) if content == "size" else (16, 16)).save(path)
 
     with pytest.raises(DatasetError, match=error):
-        _read_mask(path, (16, 16))
+        read_mask(path, (16, 16))
