@@ -33,7 +33,7 @@ from pneumoscope.service.dicom.header import decode_header, encode_header, has_s
 from pneumoscope.service.dicom.settings import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, PROCESSING_FAILURE, SUCCESS
 from pneumoscope.service.predictions import PredictionService
 from pneumoscope.service.storage.deliveries import ObjectKind, ResultSubject
-from pneumoscope.service.storage.inbox import (
+from pneumoscope.service.storage.received_instances import (
     Outcome,
     ReceivedInstance,
     copies_of,

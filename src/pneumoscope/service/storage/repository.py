@@ -26,7 +26,7 @@ from pneumoscope.core.errors import ConflictError, GoneError, ImageOfTwoPatients
 from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import ModelInfo, Prediction
 from pneumoscope.service.audit.log import Entry, append, prediction_entry
-from pneumoscope.service.storage import inbox
+from pneumoscope.service.storage import received_instances
 from pneumoscope.service.storage.blob_store import (
     BLOBS,
 )
@@ -414,7 +414,7 @@ class PredictionRepository:
             remove_unused_identity(connection, hashes)
             ids = [row["id"] for row in rows]
             withdraw_results(connection, ids, self.storage.time())
-            enqueue_deletion(connection, inbox.forget_predictions(connection, ids), self.storage.time())
+            enqueue_deletion(connection, received_instances.forget_predictions(connection, ids), self.storage.time())
             append(connection, [prediction_entry(row, self.storage.time(), user, "deleted") for row in rows])
             return rows
 
