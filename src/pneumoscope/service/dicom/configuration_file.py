@@ -12,6 +12,7 @@ from PIL import ImageFont
 from pydantic import BaseModel, Field, ValidationError
 
 from pneumoscope.core.errors import UsageError
+from pneumoscope.core.files import read_error_reason
 from pneumoscope.service.dicom.configuration import (
     ConfigurationTable,
     Destination,
@@ -74,8 +75,7 @@ def read_configuration(file: Path) -> DicomConfiguration:
             raise UsageError(f"{name} is longer than 1 MiB")
         parsed = _File.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as error:
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"cannot read {name}: {reason}") from error
+        raise UsageError(f"cannot read {name}: {read_error_reason(error)}") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{name} is not TOML: {error}") from error
     except ValidationError as error:
