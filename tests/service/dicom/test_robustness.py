@@ -95,7 +95,7 @@ def test_result_of_a_replaced_image_is_that_of_the_last_pixels(model, archive, o
 
 
 def test_result_of_very_many_copies_is_that_of_the_last_one(model, archive, order, monkeypatch):
-    for module in ("inbox", "results"):
+    for module in ("received_instances", "results"):
         monkeypatch.setattr(f"pneumoscope.service.storage.{module}.MAX_COPIES", 2)
     with service(model, slow_configuration(archive)) as (client, repository):
         uid = receive(client, 80)
