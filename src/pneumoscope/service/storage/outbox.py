@@ -267,11 +267,6 @@ class Outbox:
             query = select(_COLUMNS.number).where(_COLUMNS.result_uid == sop_instance_uid).limit(1)
             return connection.execute(query).first() is not None
 
-    def _update(self, number: int, values: Mapping[str, Any]) -> None:
-        with write_transaction(self._engine) as connection:
-            waiting = _COLUMNS.number == number, _COLUMNS.state == "waiting"
-            connection.execute(update(outbox).where(*waiting).values(values))
-
     def _select(
         self, connection: Connection, numbers: Collection[int], destination: str, condition: ColumnElement[bool]
     ) -> Sequence[Row]:
