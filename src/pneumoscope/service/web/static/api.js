@@ -52,7 +52,9 @@ export function showError(element, template, error, values = {}) {
 export async function request(path, options = {}) {
   let response;
   try {
-    response = await fetch(path, options);
+    // The language of the page may be another one than that of the browser.
+    const headers = { "Accept-Language": document.documentElement.lang, ...options.headers };
+    response = await fetch(path, { ...options, headers });
   } catch {
     throw new ApiError(messages.unreachable);
   }
