@@ -185,9 +185,8 @@ class ImageRenderer:
         heatmap = self._heatmap_of_result(prediction, kind) if needs_heatmap else None
         card = self._model.card
         prevalence = card.calibration.prevalence if prediction.model.matches(self._model.facts) else None
-        result = Result(
-            uid, prediction, prediction.created, header, self._results, card.population, heatmap, prevalence
-        )
+        population = card.population if prediction.model.sha256 == self._model.facts.sha256 else None
+        result = Result(uid, prediction, prediction.created, header, self._results, population, heatmap, prevalence)
         if kind == "structured_report":
             return structured_report(result)
         if kind == "parametric_map":

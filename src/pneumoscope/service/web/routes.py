@@ -243,7 +243,7 @@ def worklist_csv(
             "the worklist has predictions that are hidden", hint="Get them from the API: GET /v1/predictions"
         )
     query = parse_query(request.query_params, searches, service.search_words, time_zone=settings.time_zone)
-    total, lines = export_csv(service.repository, query, service.notice("en"))
+    total, lines = export_csv(service.repository, query, functools.partial(service.notice, "en"))
     access_log.exported(user, total)
     name = f"pneumoscope-{datetime.datetime.now(settings.time_zone):%Y-%m-%d}.csv"
     return StreamingResponse(
@@ -326,7 +326,8 @@ def report(
         return RedirectResponse(f"/images/{id}", 303)
     access_log.viewed(user, [id])
     now = datetime.datetime.now(datetime.UTC).isoformat()
-    return render(request, "report.html", printed=now, **context)
+    notice = service.notice(request_language(request), context["prediction"])
+    return render(request, "report.html", printed=now, notice=notice, **context)
 
 
 @page_router.get("/dashboard")
