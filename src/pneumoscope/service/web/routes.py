@@ -302,12 +302,13 @@ async def set_identity(
         return await run_in_threadpool(viewer_page, request, service, settings, user, id, revision, form)
     disconnected = functools.partial(wait_for_disconnect, request)
     if again := await service.predict_without_entered_age(id, user, disconnected):
-        return RedirectResponse(f"/images/{again.id}", 303)
+        return RedirectResponse(f"/images/{again.id}#main", 303)
     age = age_at_study(entered)
     may_change = stored.age is None and stored.image_removed is None and depends_on_entered_age(stored)
     if may_change and age is not None and 0 <= age <= MAX_AGE:
         stored = await service.predict_again(id, user, disconnected, age=age)
-    return RedirectResponse(f"/images/{stored.id}", 303)
+    # The new patient is at the top of the page; without a fragment, browsers would keep that of the form.
+    return RedirectResponse(f"/images/{stored.id}#main", 303)
 
 
 @page_router.get("/images/{id}/identity")

@@ -44,8 +44,10 @@ export function problemError(problem) {
 export function showError(element, template, error, values = {}) {
   const detail = document.createElement("span");
   detail.lang = error.detailLanguage;
-  detail.textContent = error.detail ? `(${error.detail})` : "";
-  element.replaceChildren(format(template, { ...values, error: error.message }), " ", detail);
+  const isOfPage = error.detailLanguage === document.documentElement.lang;
+  const [opening, closing] = isOfPage ? [messages.opening, messages.closing] : [" (", ")"];
+  detail.textContent = error.detail ? `${opening}${error.detail}${closing}` : "";
+  element.replaceChildren(format(template, { ...values, error: error.message }), detail);
 }
 
 /** Send a request to the API and return the response. Throws an ApiError if it fails. */
