@@ -134,7 +134,12 @@ class OperatingPointResult:
     threshold_probability: float | None = None
 
     def threshold_text(self) -> str:
-        """Return the threshold on both scales, such as "probability 0.610, score before calibration 0.8312"."""
+        """Return the threshold on both scales, such as "probability 0.610, score before calibration 0.8312".
+
+        Without calibration the two are the same, and only the probability is named.
+        """
+        if self.threshold == self.threshold_probability:
+            return f"probability {self.threshold:.4g}"
         score = f"score before calibration {self.threshold:.4g}"
         return score if self.threshold_probability is None else f"probability {self.threshold_probability:.3f}, {score}"
 
@@ -170,16 +175,16 @@ class RejectionSummary:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The evaluation of one bundle on one split.
+    """The evaluation of one bundle, or of the predictions in a file, on one split.
 
     Attributes:
-        name: Name of the run or bundle.
+        name: Name of the run, the bundle or the file.
         split: "train", "validation", "test" or "all".
         images_sha256: Hash of the sorted image hashes; equal for evaluations on the same images.
         n, patients: Number of images and of patients.
         counts: Number of images by label.
-        bundle_sha256: SHA-256 of the network file.
-        recipe: The recipe that trained the network.
+        bundle_sha256: SHA-256 of the network file; "" for predictions in a file.
+        recipe: The recipe that trained the network; empty for predictions in a file.
         metrics: Threshold-free metrics: auroc, auprc, brier, expected_calibration_error.
         auroc_by_etiology: AUROC of bacteria against normal and of virus against normal.
         operating_points: Results by operating point: "half", "balanced", "rule_out", "rule_in".
@@ -189,9 +194,11 @@ class Evaluation:
         created: Time of the evaluation, UTC, ISO 8601.
         version: Version of pneumoscope.
         rejected: Images that `predict` would reject. All other numbers include them, so that rejecting images does not
-            improve a result.
+            improve a result. None for predictions in a file.
         site: Name and short hash of the site profile; "" without one.
         reliability: Observed rate of pneumonia by probability, in the bins of the expected calibration error.
+        predictions_sha256: SHA-256 of the file of predictions; "" if a bundle scored the images.
+        remarks: Sentences on what is unknown or was not evaluated, such as thresholds without validation images.
     """
 
     name: str
@@ -212,6 +219,8 @@ class Evaluation:
     rejected: RejectionSummary | None = None
     site: str = ""
     reliability: tuple[ReliabilityBin, ...] = ()
+    predictions_sha256: str = ""
+    remarks: tuple[str, ...] = ()
     schema: int = SCHEMA
     notice: str = NOTICE
 
@@ -247,7 +256,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunSummary:
-    """One run of a comparison.
+    """One run of a comparison, or a bundle or file of predictions, for which the fields of a run are None.
 
     Attributes:
         average_train_accuracy, average_validation_accuracy: Means over the epochs, as in the report.
@@ -257,18 +266,18 @@ class RunSummary:
     """
 
     name: str
-    network: str
-    optimizer: str
-    batch: int
-    image_size: int
-    epochs: int
-    seed: int
-    device: str
-    weights: str
+    network: str | None
+    optimizer: str | None
+    batch: int | None
+    image_size: int | None
+    epochs: int | None
+    seed: int | None
+    device: str | None
+    weights: str | None
     average_train_accuracy: float | None
     average_validation_accuracy: float | None
     best_epoch: int | None
-    seconds: float
+    seconds: float | None
     test: Mapping[str, Any]
     confusion: Confusion
 

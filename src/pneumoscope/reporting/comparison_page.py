@@ -23,8 +23,8 @@ def write_comparison_page(comparison: Comparison, runs: Sequence[Path], out: Pat
 
     Args:
         comparison: Comparison of these runs.
-        runs: Run folders in the order of the comparison, each with `epochs.csv`, `run.json`, `recipe.toml`,
-            `evaluation.json` and `predictions.csv` of the compared evaluation.
+        runs: Folders in the order of the comparison: run folders, each with `epochs.csv`, `run.json`, `recipe.toml`,
+            `evaluation.json` and `predictions.csv` of the compared evaluation; or folders with only the last two.
         out: HTML file to write. Missing parent folders are created.
 
     Raises:
