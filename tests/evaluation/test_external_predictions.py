@@ -261,10 +261,15 @@ def test_evaluated_images_and_patients_choose_no_threshold(data, maker, tmp_path
     test, validation = split(data, "test"), split(data, "validation")
     file = write(tmp_path / "other.csv", test, expit(draw(test)))
     mixed = [*validation, test[0]]
-    with pytest.raises(
-        ThresholdError, match=r"1 of 45 validation images .* are evaluated images .*first is test/NORMAL"
-    ):
+    with pytest.raises(ThresholdError, match=r"1 of 45 validation images .* are test images in the data; the first is"):
         evaluate_predictions(file, data, validation=write(tmp_path / "v.csv", mixed, expit(draw(mixed))))
+    # The pixels of the test images, in a data set without splits.
+    flat = maker.images("flat", split=".", normal=30, pneumonia=40)
+    same = load_manifest(flat).images
+    with pytest.raises(ThresholdError, match=r"70 of 70 validation images .* are evaluated images .*first is NORMAL"):
+        evaluate_predictions(
+            file, data, validation=write(tmp_path / "v.csv", same, expit(draw(same))), validation_data=flat
+        )
     # The same numbers of patients with other pixels.
     maker.images("same", split=".", normal=2, pneumonia=2)
     other = maker.root / "same"

@@ -126,7 +126,7 @@ def evaluate_predictions(
         UnknownNameError: There is no such column or operating point.
         LayoutError: The file is no CSV file with these columns; see `read_predictions_file`.
         DatasetError: A value cannot be used, rows and images do not match, or validation images have one label only.
-        ThresholdError: A validation image is one of the evaluated images.
+        ThresholdError: A validation image is a test image or one of the evaluated images.
         PatientLeakError: A patient has validation images and evaluated images.
         StorageError: The ledger or the results cannot be written. No result is returned then.
     """
@@ -260,7 +260,7 @@ def _check_validation(validation: _Predicted, evaluated: _Predicted, file: Path)
 
     Raises:
         DatasetError: There are no images, or they have one label only.
-        ThresholdError: An image, compared by content, is one of the evaluated images.
+        ThresholdError: An image is a test image, or one of the evaluated images (compared by content).
         PatientLeakError: A patient has images in both.
     """
     counts = {label: sum(image.label == label for image in validation.images) for label in LABELS}
@@ -269,6 +269,13 @@ def _check_validation(validation: _Predicted, evaluated: _Predicted, file: Path)
         raise DatasetError(
             f"{str(file)!r} has predictions for {listed} validation images; thresholds need both labels",
             hint="Add validation images of the other label, or evaluate the fixed threshold without validation images",
+        )
+    test = [image.path for image in validation.images if image.split == "test"]
+    if test:
+        raise ThresholdError(
+            f"{len(test)} of {counted(len(validation.images), 'validation image')} in {str(file)!r} are test images in the"
+            f" data; the first is {test[0]}",
+            hint="Test images choose no threshold: choose thresholds on other images",
         )
     hashes = {image.sha256 for image in evaluated.images}
     shared = [image.path for image in validation.images if image.sha256 in hashes]
