@@ -203,3 +203,25 @@ def test_logits_that_are_given_as_probabilities_are_named(maker, capsys):
         )
     assert stop.value.code == 2
     assert "If these are logits, give --logit-column 'probability'" in capsys.readouterr().err
+
+
+def test_subgroups_and_differences_are_shown(maker):
+    run, images, north = maker.run(), maker.images(), maker.images("north", normal=20, pneumonia=30, seed=4)
+    rows = [f"{image.path},{image.label},test,{'MF'[i % 2]}" for i, image in enumerate(load_manifest(north))]
+    (north / "images.csv").write_text("\n".join(["path,label,split,sex", *rows]))
+    assert invoke(run, "--data", images).exit_code == 0
+    options = ("--name", "north", "--by", "sex, etiology", "--reference", "test", "--json")
+    result = invoke(run, "--data", north / "images.csv", *options)
+    assert result.exit_code == 0, result.exception
+    data = json.loads(result.stdout)
+    assert [group["column"] for group in data["subgroups"]] == ["sex"] * 2 + ["etiology"] * 3
+    result = invoke(run, "--data", north / "images.csv", *options[:-1])
+    assert "subgroups, at the operating point balanced" in result.stdout
+    for group in data["subgroups"]:
+        assert f"{group['column']}: {group['value']}" in result.stdout
+    for test in data["interactions"]:
+        assert test["sentence"] in result.stdout
+    assert "minus test (32 images)" in result.stdout
+    interval = data["difference"]["operating_points"]["rule_out"]["specificity"]
+    assert "specificity at rule out" in result.stdout
+    assert f"{interval['low']:.3f} to {interval['high']:.3f}" in result.stdout

@@ -85,6 +85,17 @@ __all__ = ["command"]
 @click.option(
     "--force", is_flag=True, help="Replace an evaluation of other images, or of another model, seed or profile."
 )
+@click.option(
+    "--by",
+    default="",
+    metavar="COLUMN,...",
+    help="Columns of the manifest CSV whose values form subgroups, such as sex,site; with tests of whether they differ.",
+)
+@click.option(
+    "--reference",
+    metavar="NAME|FOLDER",
+    help="Evaluation of the same model on other images, whose difference is reported: name in RUN/evaluation/, or folder.",
+)
 @site_option
 @ledger_option
 @click.option("--seed", default=0, show_default=True, help="Random seed of the bootstrap.")
@@ -102,6 +113,8 @@ def command(
     out: Path | None,
     name: str | None,
     force: bool,
+    by: str,
+    reference: str | None,
     site: Path | None,
     ledger: Path | None,
     seed: int,
@@ -124,6 +137,7 @@ def command(
     def note(text: str) -> None:
         click.echo(f"note: {text}", err=True)
 
+    columns_by = tuple(filter(None, (name.strip() for name in by.split(","))))
     if predictions is not None:
         _check_options(target, site)
         evaluation = _evaluate_predictions(
@@ -136,6 +150,8 @@ def command(
             fit_probabilities=calibrate,
             operating_points=operating_points or None,
             name=name or "",
+            by=columns_by,
+            reference=reference,
             out=out,
             replace=force,
             ledger=ledger,
@@ -160,6 +176,8 @@ def command(
                 operating_points=operating_points or OPERATING_POINTS,
                 out=out,
                 name=name,
+                by=columns_by,
+                reference=reference,
                 replace=force,
                 ledger=ledger,
                 seed=seed,
@@ -235,9 +253,37 @@ def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
                 f"  uncertain: {_percentages(shares['uncertain'])} of {label} images; correct or uncertain:"
                 f" {_percentages(shares['covered'])}"
             )
+    _print_breakdown(evaluation, console)
     if evaluation.test_evaluation is not None:
         click.echo(f"Test-set evaluation {evaluation.test_evaluation} of these images")
     click.secho(evaluation.notice, dim=True)
+
+
+def _print_breakdown(evaluation: Evaluation, console: Console) -> None:
+    from rich.table import Table
+
+    if evaluation.subgroups:
+        point = evaluation.subgroups[0].operating_point
+        table = Table(title=f"subgroups, at the operating point {point}", title_justify="left")
+        metrics = ("auroc", "sensitivity", "specificity")
+        for heading in ("", "n", "PNEUMONIA", *metrics):
+            table.add_column(heading)
+        for group in evaluation.subgroups:
+            cells = (str(group.metrics[metric]) for metric in metrics)
+            table.add_row(f"{group.column}: {group.value}", str(group.n), str(group.counts.get("PNEUMONIA", 0)), *cells)
+        console.print(table)
+    for test in evaluation.interactions:
+        click.echo(f"  {test.sentence}")
+    if difference := evaluation.difference:
+        rows = {
+            **difference.metrics,
+            **{
+                f"{metric} at {name}": interval
+                for name, metrics_at in difference.operating_points.items()
+                for metric, interval in metrics_at.items()
+            },
+        }
+        console.print(_table(f"minus {difference.reference} ({difference.reference_n} images)", rows, {}, ""))
 
 
 def _table(title: str, metrics: Mapping[str, Interval], by_etiology: Mapping[str, Interval], noun: str) -> Table:

@@ -25,6 +25,7 @@ __all__ = [
     "Comparison",
     "Confusion",
     "Evaluation",
+    "InteractionTest",
     "Interval",
     "OperatingPointResult",
     "PairedTest",
@@ -34,6 +35,8 @@ __all__ = [
     "ReliabilityBin",
     "RunSummary",
     "ScoredImage",
+    "SetDifference",
+    "Subgroup",
     "method_name",
     "to_json",
     "write_result",
@@ -174,6 +177,73 @@ class RejectionSummary:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Subgroup:
+    """The images of an evaluation with one value in a column of the manifest.
+
+    Attributes:
+        column, value: Column and value; "not stated" without a value.
+        n: Number of images.
+        counts: Number of images by label.
+        operating_point: Operating point of accuracy, sensitivity and specificity.
+        metrics: auroc, accuracy, sensitivity, specificity.
+    """
+
+    column: str
+    value: str
+    n: int
+    counts: Mapping[str, int]
+    operating_point: str
+    metrics: Mapping[str, Interval]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class InteractionTest:
+    """A test of whether a metric differs between the subgroups of a column.
+
+    Attributes:
+        column: Column of the manifest.
+        metric: "auroc", "sensitivity" or "specificity".
+        operating_point: Operating point; None for the AUROC.
+        groups: Values of the compared subgroups; images without a value are left out.
+        test: Name of the test.
+        p: p-value before correction; None if undefined.
+        p_holm: p-value after Holm correction over all tests of the evaluation.
+        seed: Seed of the permutations; None if no random number was drawn.
+        reason: Why p is None; empty otherwise.
+        sentence: The finding as a sentence.
+    """
+
+    column: str
+    metric: str
+    operating_point: str | None
+    groups: tuple[str, ...]
+    test: str
+    p: float | None
+    p_holm: float | None
+    seed: int | None = None
+    reason: str = ""
+    sentence: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SetDifference:
+    """Differences of an evaluation from one of the same model on other images, unpaired.
+
+    Attributes:
+        reference: Name of the other evaluation.
+        reference_images_sha256, reference_n: Hash and number of its images.
+        metrics: auroc of this evaluation minus that of the reference.
+        operating_points: Likewise accuracy, sensitivity and specificity, by operating point with the same threshold.
+    """
+
+    reference: str
+    reference_images_sha256: str
+    reference_n: int
+    metrics: Mapping[str, Interval]
+    operating_points: Mapping[str, Mapping[str, Interval]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Evaluation:
     """The evaluation of one bundle, or of the predictions in a file, on one split.
 
@@ -199,6 +269,9 @@ class Evaluation:
         reliability: Observed rate of pneumonia by probability, in the bins of the expected calibration error.
         predictions_sha256: SHA-256 of the file of predictions; "" if a bundle scored the images.
         remarks: Sentences on what is unknown or was not evaluated, such as thresholds without validation images.
+        subgroups: Subgroups by columns of the manifest.
+        interactions: Tests of whether metrics differ between subgroups.
+        difference: Differences from an evaluation on other images; None without one.
     """
 
     name: str
@@ -221,6 +294,9 @@ class Evaluation:
     reliability: tuple[ReliabilityBin, ...] = ()
     predictions_sha256: str = ""
     remarks: tuple[str, ...] = ()
+    subgroups: tuple[Subgroup, ...] = ()
+    interactions: tuple[InteractionTest, ...] = ()
+    difference: SetDifference | None = None
     schema: int = SCHEMA
     notice: str = NOTICE
 

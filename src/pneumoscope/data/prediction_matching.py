@@ -9,12 +9,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from pneumoscope.core.errors import DatasetError
+from pneumoscope.core.errors import DatasetError, UnknownNameError, UsageError
 from pneumoscope.core.messages import counted
 from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.data.predictions_file import PredictionRow
 
-__all__ = ["match_images", "read_id_column"]
+__all__ = ["match_images", "read_id_column", "read_manifest_column"]
 
 _MAX_LISTED = 3
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -27,13 +27,37 @@ def read_id_column(data: Path, column: str) -> dict[str, str]:
         data: Data set that `load_manifest` can read.
         column: Name of the column.
     """
-    if data.suffix.lower() != ".csv":
+    if data.suffix.lower() != ".csv" or column not in _manifest_columns(data):
         return {}
+    return read_manifest_column(data, column)
+
+
+def read_manifest_column(data: Path, column: str) -> dict[str, str]:
+    """Return the values of a column of a manifest CSV, {path: value}.
+
+    Args:
+        data: The manifest CSV.
+        column: Name of the column.
+
+    Raises:
+        UsageError: The data are no CSV file.
+        UnknownNameError: There is no such column.
+    """
+    if data.suffix.lower() != ".csv":
+        raise UsageError(
+            f"{str(data)!r} is no manifest CSV and has no column {column!r}",
+            hint="Write a manifest with `pneumoscope split DATA --out FILE`, and add the column",
+        )
+    columns = _manifest_columns(data)
+    if column not in columns:
+        raise UnknownNameError(f"column in {str(data)!r}", column, columns)
     with data.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, restval="")
-        if column not in (reader.fieldnames or ()):
-            return {}
-        return {row["path"].strip(): row[column].strip() for row in reader}
+        return {row["path"].strip(): row[column].strip() for row in csv.DictReader(file, restval="")}
+
+
+def _manifest_columns(data: Path) -> list[str]:
+    with data.open(encoding="utf-8-sig", newline="") as file:
+        return next(csv.reader(file), [])
 
 
 def match_images(

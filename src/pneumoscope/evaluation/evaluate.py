@@ -22,6 +22,7 @@ from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.results import Evaluation, ScoredImage
 from pneumoscope.data.hashing import read_image
 from pneumoscope.data.manifest import LabeledImage, Manifest
+from pneumoscope.evaluation.breakdown import add_breakdown, read_breakdown
 from pneumoscope.evaluation.recording import (
     TEST_SPLITS,
     ScoreSource,
@@ -56,6 +57,8 @@ def evaluate(
     ledger: str | Path | None = None,
     seed: int = 0,
     site: str | Path | None = None,
+    by: Sequence[str] = (),
+    reference: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> tuple[Evaluation, tuple[ScoredImage, ...]]:
@@ -77,6 +80,9 @@ def evaluate(
         ledger: The test ledger; `ledger.default_ledger()` by default.
         seed: Seed of the bootstraps.
         site: Site profile to apply.
+        by: Columns of the manifest CSV, or "etiology", whose values form subgroups.
+        reference: Name of an evaluation of the run, or folder of an evaluation of the same model,
+            on other images, whose difference is reported.
         progress: Called with the number of scored images and of all images.
         note: Called with each remark about the data, such as the number of skipped files.
 
@@ -113,12 +119,20 @@ def evaluate(
     if out is not None and not replace:
         operating_points = with_earlier_points(Path(out), operating_points, images, source, seed)
     check_thresholds(images, card, operating_points)
+    folder = None if reference is None else evaluation_folder(target, str(reference))
+    if folder is not None and not (is_run and folder.is_dir()):
+        folder = Path(str(reference))
+    breakdown = read_breakdown(data, by, folder)
     started = time.perf_counter()
     scored, rejections = _score(session, root, images, split, progress)
     seconds = time.perf_counter() - started
     evaluation = summarize(source, split, scored, operating_points, seed=seed, seconds=seconds, rejections=rejections)
     evaluation = record_and_write(
-        evaluation, scored, out=None if out is None else Path(out), ledger=None if ledger is None else Path(ledger)
+        add_breakdown(evaluation, scored, breakdown, seed),
+        scored,
+        out=None if out is None else Path(out),
+        ledger=None if ledger is None else Path(ledger),
+        replace=replace,
     )
     return evaluation, scored
 

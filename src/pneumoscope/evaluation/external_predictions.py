@@ -27,6 +27,7 @@ from pneumoscope.data.predictions_file import (
     PredictionsFile,
     read_predictions_file,
 )
+from pneumoscope.evaluation.breakdown import add_breakdown, read_breakdown
 from pneumoscope.evaluation.fitting import fit_calibration, fit_operating_points
 from pneumoscope.evaluation.metrics import Threshold
 from pneumoscope.evaluation.recording import ScoreSource, record_and_write, summarize, with_earlier_points
@@ -90,6 +91,8 @@ def evaluate_predictions(
     fit_probabilities: bool = False,
     operating_points: Sequence[str] | None = None,
     name: str = "",
+    by: Sequence[str] = (),
+    reference: str | Path | None = None,
     out: str | Path | None = None,
     replace: bool = False,
     ledger: str | Path | None = None,
@@ -112,6 +115,9 @@ def evaluate_predictions(
             are evaluated as given.
         operating_points: Operating points to evaluate; all that have a threshold if None.
         name: Name of the model; that of the file if empty.
+        by: Columns of the manifest CSV, or "etiology", whose values form subgroups.
+        reference: Folder of an evaluation of the same model
+            on other images, whose difference is reported.
         out: Folder of evaluation.json and predictions.csv; None writes no files.
         replace: Replace another evaluation in this folder.
         ledger: The test ledger; `ledger.default_ledger()` if None.
@@ -174,13 +180,16 @@ def evaluate_predictions(
     points = _choose_points(operating_points, source, has_validation=chosen_on is not None)
     if out is not None and not replace:
         points = with_earlier_points(Path(out), points, images, source, seed)
+    breakdown = read_breakdown(data, by, None if reference is None else Path(reference))
     scored = _scored_images(predicted, calibration)
     seconds = time.perf_counter() - started
+    evaluation = summarize(source, split, scored, points, seed=seed, seconds=seconds)
     evaluation = record_and_write(
-        summarize(source, split, scored, points, seed=seed, seconds=seconds),
+        add_breakdown(evaluation, scored, breakdown, seed),
         scored,
         out=None if out is None else Path(out),
         ledger=None if ledger is None else Path(ledger),
+        replace=replace,
     )
     return evaluation, scored
 

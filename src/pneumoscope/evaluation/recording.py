@@ -163,7 +163,7 @@ def _summarize_rejections(images: Sequence[ScoredImage], rejections: Sequence[Re
 
 
 def record_and_write(
-    evaluation: Evaluation, scored: Sequence[ScoredImage], *, out: Path | None, ledger: Path | None
+    evaluation: Evaluation, scored: Sequence[ScoredImage], *, out: Path | None, ledger: Path | None, replace: bool
 ) -> Evaluation:
     """Record an evaluation on test images in the test ledger, write the files, and return it with its number.
 
@@ -172,6 +172,8 @@ def record_and_write(
         scored: Its images.
         out: Folder of evaluation.json and predictions.csv; None writes no files.
         ledger: The test ledger; `ledger.default_ledger()` if None.
+        replace: Drop subgroups and differences of an earlier evaluation in the folder; otherwise those that the new one lacks
+            are kept, because `with_earlier_points` has checked that images, model and seed are the same.
 
     Raises:
         StorageError: The ledger or a file cannot be written.
@@ -179,6 +181,11 @@ def record_and_write(
     if evaluation.split in TEST_SPLITS:
         number = record_evaluation(ledger or default_ledger(), _ledger_entry(evaluation))
         evaluation = dataclasses.replace(evaluation, test_evaluation=number)
+    if out is not None and not replace and (out / EVALUATION_FILE).is_file():
+        earlier = read_evaluation(out / EVALUATION_FILE)
+        if not evaluation.subgroups:
+            evaluation = dataclasses.replace(evaluation, subgroups=earlier.subgroups, interactions=earlier.interactions)
+        evaluation = dataclasses.replace(evaluation, difference=evaluation.difference or earlier.difference)
     if out is not None:
         write_atomically(out / PREDICTIONS_FILE, predictions_csv(scored))
         write_atomically(out / EVALUATION_FILE, to_json(evaluation))
