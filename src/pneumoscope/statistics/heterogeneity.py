@@ -83,7 +83,7 @@ def proportion_heterogeneity(
     """Return p of the hypothesis that a proportion is the same in all groups: a permutation test of whole patients.
 
     The statistic is Pearson's chi-squared of the table of groups and outcomes. Patients, with all their images in a group, are
-    distributed to the groups anew; with one image per patient the test is that of Fisher, Freeman and Halton with this
+    distributed to the groups again; with one image per patient the test is that of Fisher, Freeman and Halton with this
     statistic, by random draws.
 
     Args:
