@@ -34,9 +34,12 @@ from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.inference.model import load_model
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from tests.processes import free_port
+
 from dicom_hostile import encode, memory
-from dicom_nodes import TIMEOUT, Service, association, free_port, make_instances
+from dicom_nodes import TIMEOUT, Service, association, make_instances
 
 ASSOCIATIONS = (1, 4)
 SIZES = {"1 to 2 MP": (1024, 1448), "tiny": (64, 64)}

@@ -19,7 +19,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -44,7 +43,10 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from pneumoscope.evaluation.image_variants import encode_dicom
 from pneumoscope.imaging.phantom import draw_phantom
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from tests.processes import free_port
+
 from dicom_committing import CommittingPacs
 
 START_SECONDS, TIMEOUT = 120, 60
@@ -75,12 +77,6 @@ COMMITMENT_STEPS = {
     "report recorded, not answered": ("storage.commitments", "Commitments.record_report", "after"),
 }
 Instance = pydicom.Dataset
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def make_instances(count: int, *, seed: int = 0, size: int = 64, studies: int = 0) -> list[Instance]:
@@ -248,14 +244,12 @@ class Service:
         deadline = time.monotonic() + START_SECONDS
         while True:
             text = self._log.read_bytes()[start:].decode()
-            if "DICOM node" in text:
-                break
+            if found := re.search(r"(http://\S+) .*\nDICOM node ", text):
+                self.url = found[1]
+                return
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the service does not start: {text}")
             time.sleep(0.05)
-        found = re.search(r"http://\S+", text)
-        assert found
-        self.url = found[0]
 
     def log(self) -> str:
         """Return what the process wrote to standard error."""

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from tests import images as image_files
 from tests.conftest import LIMITS, POINTS
 from tests.openid import identity_provider
-from tests.processes import started
+from tests.processes import free_port, started
 
 from pneumoscope.core.population import Population
 from pneumoscope.core.prediction import ImageInfo, ModelInfo, Prediction, Rejection, Uncertainty
@@ -128,9 +127,8 @@ def postgresql_server():
     programs = _programs()
     if programs is None:
         pytest.skip("PostgreSQL is not installed (Debian's package postgresql)")
-    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-        probe.close()
+    with tempfile.TemporaryDirectory() as folder:
+        port = free_port()
         # PostgreSQL does not run as root.
         user = {"user": UNPRIVILEGED} if os.getuid() == 0 else {}
         if user:

@@ -9,17 +9,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.processes import started
+from tests.processes import free_port, started
 from tests.service.conftest import TOKEN, insert_token_of_service, png, served
 
 NAME = "images.clinic.example"
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "operate.md"
 CANARY = "DOE^JANE"
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 def block(port, certificate, behind):

@@ -8,7 +8,6 @@ import os
 import pty
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tests.processes import started
+from tests.processes import free_port, started
 from tests.training.conftest import small
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
@@ -282,9 +281,7 @@ def test_two_nodes_train_one_run(phantoms, tmp_path):
     # Two nodes on one machine, started by torchrun; the first one writes the run folder.
     recipe = tmp_path / "small.toml"
     recipe.write_text(small(training={"epochs": 1}).to_toml())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
 
     def node(rank):
         return started(

@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx
 import pydicom
 import pytest
-from tests.processes import started
+from tests.processes import free_port, started
 from tests.service.conftest import TOKEN, insert_token_of_service, post, predicted, served
-from tests.service.dicom.test_pull import expected, free_port, instance, ran_pull, study_uid
+from tests.service.dicom.test_pull import expected, instance, ran_pull, study_uid
 
 pytestmark = pytest.mark.pacs
 SECONDS = 60

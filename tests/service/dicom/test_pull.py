@@ -18,7 +18,7 @@ import pydicom
 import pytest
 from pydicom.uid import generate_uid
 from tests.images import dicom
-from tests.processes import started
+from tests.processes import free_port, started
 from tests.service.conftest import TOKEN, insert_token_of_service, post, predicted, served
 from tests.service.dicom.test_receiver import storescu
 
@@ -33,11 +33,6 @@ from pneumoscope.service.dicom.selection import StudySelection  # noqa: E402
 SECONDS = 60
 FIND, MOVE = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.2"
 NOWHERE = "http://127.0.0.1:1"
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def instance(level=100, **elements):
