@@ -119,3 +119,19 @@ def test_page_of_predictions_alone_has_no_training(runs, shared_maker, tmp_path,
     assert 'id="training"' not in html
     assert "#training" not in html
     assert "Run scores on 50 test images" in html
+
+
+def test_page_shows_the_subgroups_of_an_evaluation(runs, shared_maker, tmp_path, monkeypatch):
+    monkeypatch.setenv("PNEUMOSCOPE_LEDGER", str(tmp_path / "ledger.jsonl"))
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    evaluation, _ = evaluate(run, shared_maker.root / "shown", by=["etiology"])
+    result = invoke(run, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.exception
+    html = (tmp_path / "out" / "report.html").read_text()
+    section = html[html.index('<section id="subgroups">') :].partition("</section>")[0]
+    for group in evaluation.subgroups:
+        assert f"etiology: {group.value}<small>balanced</small>" in section
+        shown = group.metrics["specificity" if group.value == "normal" else "sensitivity"]
+        assert f'<data value="{shown.value}">' in section
+    assert "alexnet-adam: The sensitivity" in section
+    assert 'href="#subgroups"' in html

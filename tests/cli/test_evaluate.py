@@ -194,6 +194,14 @@ def test_options_that_do_not_belong_together_exit_with_2(maker, capsys, argument
     assert message in capsys.readouterr().err
 
 
+def test_file_instead_of_a_run_is_recognized(maker, capsys):
+    file = predictions(maker, maker.images())
+    with pytest.raises(SystemExit) as stop:
+        run_and_exit(cli, ["evaluate", str(file), "--data", str(maker.root / "images")])
+    assert stop.value.code == 2
+    assert f"is a file, not a run or bundle. Is it CSV? Give --predictions {file}" in capsys.readouterr().err
+
+
 def test_logits_that_are_given_as_probabilities_are_named(maker, capsys):
     images = maker.images()
     file = predictions(maker, images, "probability", scale=-9)

@@ -91,14 +91,24 @@ def test_a_difference_between_groups_is_found(maker, tmp_path):
     assert evaluation.subgroups[0].operating_point == "half"
 
 
+def test_group_of_one_label_is_left_out_of_the_test_of_the_auroc(maker):
+    folder = maker.images(normal=40, pneumonia=60)
+    data = manifest(folder, site=lambda i: "C" if i > 90 else "AB"[i % 2])  # images 40 to 99 show pneumonia
+    evaluation, _ = evaluate(maker.run(), data, by=["site"])
+    auroc, sensitivity, specificity = evaluation.interactions
+    assert [test.groups for test in (auroc, sensitivity, specificity)] == [("A", "B"), ("A", "B", "C"), ("A", "B")]
+    assert auroc.p is not None
+
+
 def test_etiology_needs_no_manifest_and_undefined_tests_have_a_reason(maker):
     evaluation, _ = evaluate(maker.run(), maker.images(), by=["etiology"])
     assert [group.value for group in evaluation.subgroups] == ["bacteria", "normal", "virus"]
     auroc, sensitivity, specificity = evaluation.interactions
     assert auroc.p is None
-    assert "cannot be tested: the variance of the AUROC needs 2 patients" in auroc.sentence
+    assert auroc.sentence.endswith("cannot be tested: there are no two groups with NORMAL and PNEUMONIA images.")
     assert sensitivity.groups == ("bacteria", "virus")
-    assert (specificity.p, specificity.reason) == (None, "there are no two groups with such images")
+    assert (specificity.p, specificity.reason) == (None, "there are no two groups with NORMAL images")
+    assert "Holm-corrected for 1 test;" in sensitivity.sentence
     assert evaluation.subgroups[0].metrics["specificity"].reason == "there is no NORMAL image"
 
 

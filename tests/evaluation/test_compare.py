@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from pneumoscope.core.errors import RunError, StorageError, UnknownNameError, UsageError
+from pneumoscope.core.errors import LayoutError, RunError, StorageError, UnknownNameError, UsageError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.population import Population
 from pneumoscope.data.layouts import load_manifest
@@ -329,6 +329,11 @@ def test_nothing_is_evaluated_if_a_run_cannot_be_compared(prepared, runs, maker,
     with pytest.raises(RunError, match="has no evaluation 'test'"):
         compare([scores, runs[1]], data=prepared[0], out=tmp_path / "out")
     assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_missing_file_of_predictions_is_an_error(prepared, tmp_path):
+    with pytest.raises(LayoutError, match=r"cannot read '.*none.csv': No such file"):
+        compare([tmp_path / "none.csv"], data=prepared[0])
 
 
 def test_files_with_one_name_are_an_error(prepared, runs, tmp_path):

@@ -219,6 +219,10 @@ def _require_target(target: Path | None, given: Mapping[str, object]) -> Path:
         raise UsageError(
             "there is nothing to evaluate", hint="Give RUN or BUNDLE, or a CSV file of another tool with --predictions"
         )
+    if target.is_file():
+        raise UsageError(
+            f"{str(target)!r} is a file, not a run or bundle", hint=f"Is it CSV? Give --predictions {target}"
+        )
     for flag, value in given.items():
         if value:
             raise UsageError(f"{flag} is given without --predictions", hint=f"Remove {flag}, or give --predictions")

@@ -39,6 +39,8 @@ _NOT_STATED = "not stated"
 _BUILT_IN = ("etiology",)
 # Metrics of decisions that are compared between groups and sets.
 _RATES = ("accuracy", "sensitivity", "specificity")
+# Images without which a group is not part of a test.
+_NEEDED = {"auroc": "NORMAL and PNEUMONIA", "sensitivity": "PNEUMONIA", "specificity": "NORMAL"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +102,7 @@ def add_breakdown(evaluation: Evaluation, images: Sequence[ScoredImage], breakdo
         tests += interactions
     corrected = holm([test.p for test in tests])
     tests = [
-        dataclasses.replace(test, p_holm=p, sentence=_sentence(test, p, len(tests)))
+        dataclasses.replace(test, p_holm=p, sentence=_sentence(test, p, sum(each is not None for each in corrected)))
         for test, p in zip(tests, corrected, strict=True)
     ]
     compared = None if breakdown.reference is None else _set_difference(evaluation, images, breakdown.reference)
@@ -174,8 +176,8 @@ def _interactions(
 ) -> list[InteractionTest]:
     tests = []
     for metric in ("auroc", "sensitivity", "specificity"):
-        among = {"auroc": np.ones_like(labels), "sensitivity": labels, "specificity": ~labels}[metric]
-        groups = [name for name, rows in members.items() if (rows & among).any()]
+        needed = {"auroc": (labels, ~labels), "sensitivity": (labels,), "specificity": (~labels,)}[metric]
+        groups = [name for name, rows in members.items() if all((rows & each).any() for each in needed)]
         p, reason, seeded = None, "", None
         if metric == "auroc":
             test = "Cochran's Q, DeLong"
@@ -183,12 +185,12 @@ def _interactions(
             test, seeded = f"permutation of patients, {PERMUTATIONS:,} draws", seed
         try:
             if len(groups) < 2:
-                raise UndefinedMetricError("there are no two groups with such images")
+                raise UndefinedMetricError(f"there are no two groups with {_NEEDED[metric]} images")
             if metric == "auroc":
                 parts = [[image for image, row in zip(images, members[name], strict=True) if row] for name in groups]
                 p = auroc_heterogeneity([_scored(part) for part in parts])
             else:
-                indices = np.flatnonzero(among & np.any([members[name] for name in groups], axis=0))
+                indices = np.flatnonzero(needed[0] & np.any([members[name] for name in groups], axis=0))
                 numbers = np.argmax([members[name][indices] for name in groups], axis=0)
                 patients = [images[i].patient for i in indices.tolist()]
                 p = proportion_heterogeneity((decisions == labels)[indices], numbers, patients, seed=seed)

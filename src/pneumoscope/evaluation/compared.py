@@ -117,15 +117,20 @@ def decisions(images: Sequence[ScoredImage], threshold: float) -> BoolArray:
 
 def _is_unscored(target: Path) -> bool:
     """Return True for a bundle or a file, which have to be evaluated."""
-    if target.is_file():
+    if _is_file(target):
         return True
     if is_run_folder(target) or (target / EVALUATION_FILE).is_file():
         return False
     return (find_bundle(target) / CARD_FILE).is_file()
 
 
+def _is_file(target: Path) -> bool:
+    """Return True for a file of predictions, also if it does not exist."""
+    return target.is_file() or (target.suffix.lower() == ".csv" and not target.exists())
+
+
 def _folder_name(target: Path) -> str:
-    if target.is_file():
+    if _is_file(target):
         return target.stem
     folder = target.resolve()
     return folder.parent.name if folder.name == BUNDLE_FOLDER else folder.name
@@ -189,7 +194,7 @@ def _evaluate(target: Path, operating_point: str, options: ScoringOptions, out: 
     """Return the evaluation of a bundle or a file, after writing it below `out`."""
     assert options.data is not None  # checked before
     folder = None if out is None else result_folders([target], out)[0]
-    if target.is_file():
+    if _is_file(target):
         points = None if operating_point == "half" else (operating_point,)
         evaluation, images = evaluate_predictions(
             target,
