@@ -62,7 +62,7 @@ def export_onnx(network: ClassifierNetwork, image_size: int, input_checks: Input
 
 def _convert(module: _ExportModule, images: Tensor) -> bytes:
     # Without gradients the tracing takes less time; that of the head is already traced.
-    with _suppress_output(), torch.no_grad():
+    with _suppress_output(), _out_of_place(module), torch.no_grad():
         program = torch.onnx.export(
             module,
             (images,),
@@ -206,6 +206,19 @@ def _convolution_backward(
         gradient, weight, None, stride, padding, dilation, True, output_padding, groups
     )
     return input_gradient, None, None
+
+
+@contextlib.contextmanager
+def _out_of_place(module: nn.Module) -> Iterator[None]:
+    # The tracing replaces an operation in place by many simpler ones, which takes a third of the time of an export.
+    in_place = [each for each in module.modules() if getattr(each, "inplace", False)]
+    for each in in_place:
+        each.inplace = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for each in in_place:
+            each.inplace = True  # type: ignore[assignment]
 
 
 @contextlib.contextmanager
