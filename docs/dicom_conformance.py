@@ -253,7 +253,7 @@ def conformance_page() -> str:
             ),
         ),
         f"Reasons of rejections are codes of the scheme `{PRIVATE_SCHEME}`, too: the rejection codes of the [HTTP"
-        " API](http-api.md).\n",
+        " API](http-api.md), and the [reasons of unreadable images](errors.md#reasons-of-unreadable-images).\n",
         "## Media\n",
         "No media storage application profiles.\n",
         "## Character sets\n",

@@ -47,6 +47,7 @@ NOT_RUN = {
     "needs root": 6,
     "needs the network": 1,
     "needs the public images": 2,
+    "needs the weights of TorchXRayVision": 1,
     "needs two evaluated runs": 1,
     "needs your own bundle": 2,
     "needs your own image": 5,

@@ -17,7 +17,7 @@ __all__ = ["Comparison", "PairedTest", "ReferenceRow", "ReferenceTable", "RunSum
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunSummary:
-    """One run of a comparison.
+    """One run of a comparison, or a bundle or file of predictions, for which the fields of a run are None.
 
     Attributes:
         average_train_accuracy, average_validation_accuracy: Means over the epochs, as in the report.
@@ -27,18 +27,18 @@ class RunSummary:
     """
 
     name: str
-    network: str
-    optimizer: str
-    batch: int
-    image_size: int
-    epochs: int
-    seed: int
-    device: str
-    weights: str
+    network: str | None
+    optimizer: str | None
+    batch: int | None
+    image_size: int | None
+    epochs: int | None
+    seed: int | None
+    device: str | None
+    weights: str | None
     average_train_accuracy: float | None
     average_validation_accuracy: float | None
     best_epoch: int | None
-    seconds: float
+    seconds: float | None
     test: Mapping[str, Any]
     confusion: Confusion
 

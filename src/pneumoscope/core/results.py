@@ -24,11 +24,14 @@ __all__ = [
     "SCHEMA",
     "Confusion",
     "Evaluation",
+    "InteractionTest",
     "Interval",
     "OperatingPointResult",
     "RejectionSummary",
     "ReliabilityBin",
     "ScoredImage",
+    "SetDifference",
+    "Subgroup",
     "interval_rows",
     "method_name",
     "rows_dataframe",
@@ -137,7 +140,12 @@ class OperatingPointResult:
     threshold_probability: float | None = None
 
     def threshold_text(self) -> str:
-        """Return the threshold on both scales, such as "probability 0.610, score before calibration 0.8312"."""
+        """Return the threshold on both scales, such as "probability 0.610, score before calibration 0.8312".
+
+        Without calibration the two are the same, and only the probability is named.
+        """
+        if self.threshold == self.threshold_probability:
+            return f"probability {self.threshold:.4g}"
         score = f"score before calibration {self.threshold:.4g}"
         return score if self.threshold_probability is None else f"probability {self.threshold_probability:.3f}, {score}"
 
@@ -172,17 +180,84 @@ class RejectionSummary:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Evaluation:
-    """The evaluation of one bundle on one split.
+class Subgroup:
+    """The images of an evaluation with one value in a column of the manifest.
 
     Attributes:
-        name: Name of the run or bundle.
+        column, value: Column and value; "not stated" without a value.
+        n: Number of images.
+        counts: Number of images by label.
+        operating_point: Operating point of accuracy, sensitivity and specificity.
+        metrics: auroc, accuracy, sensitivity, specificity.
+    """
+
+    column: str
+    value: str
+    n: int
+    counts: Mapping[str, int]
+    operating_point: str
+    metrics: Mapping[str, Interval]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class InteractionTest:
+    """A test of whether a metric differs between the subgroups of a column.
+
+    Attributes:
+        column: Column of the manifest.
+        metric: "auroc", "sensitivity" or "specificity".
+        operating_point: Operating point; None for the AUROC.
+        groups: Values of the compared subgroups; images without a value are left out.
+        test: Name of the test.
+        p: p-value before correction; None if undefined.
+        p_holm: p-value after Holm correction over all tests of the evaluation.
+        seed: Seed of the permutations; None if no random number was drawn.
+        reason: Why p is None; empty otherwise.
+        sentence: The finding as a sentence.
+    """
+
+    column: str
+    metric: str
+    operating_point: str | None
+    groups: tuple[str, ...]
+    test: str
+    p: float | None
+    p_holm: float | None
+    seed: int | None = None
+    reason: str = ""
+    sentence: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SetDifference:
+    """Differences of an evaluation from one of the same model on other images, unpaired.
+
+    Attributes:
+        reference: Name of the other evaluation.
+        reference_images_sha256, reference_n: Hash and number of its images.
+        metrics: auroc of this evaluation minus that of the reference.
+        operating_points: Likewise accuracy, sensitivity and specificity, by operating point with the same threshold.
+    """
+
+    reference: str
+    reference_images_sha256: str
+    reference_n: int
+    metrics: Mapping[str, Interval]
+    operating_points: Mapping[str, Mapping[str, Interval]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The evaluation of one bundle, or of the predictions in a file, on one split.
+
+    Attributes:
+        name: Name of the run, the bundle or the file.
         split: "train", "validation", "test" or "all".
         images_sha256: Hash of the sorted image hashes; equal for evaluations on the same images.
         n, patients: Number of images and of patients.
         counts: Number of images by label.
-        bundle_sha256: SHA-256 of the network file.
-        recipe: The recipe that trained the network.
+        bundle_sha256: SHA-256 of the network file; "" for predictions in a file.
+        recipe: The recipe that trained the network; empty for predictions in a file.
         metrics: Threshold-free metrics: auroc, auprc, brier, expected_calibration_error.
         auroc_by_etiology: AUROC of bacteria against normal and of virus against normal.
         operating_points: Results by operating point: "half", "balanced", "rule_out", "rule_in".
@@ -192,9 +267,14 @@ class Evaluation:
         created: Time of the evaluation, UTC, ISO 8601.
         version: Version of pneumoscope.
         rejected: Images that `predict` would reject. All other numbers include them, so that rejecting images does not
-            improve a result.
+            improve a result. None for predictions in a file.
         site: Name and short hash of the site profile; "" without one.
         reliability: Observed rate of pneumonia by probability, in the bins of the expected calibration error.
+        predictions_sha256: SHA-256 of the file of predictions; "" if a bundle scored the images.
+        remarks: Sentences on what is unknown or was not evaluated, such as thresholds without validation images.
+        subgroups: Subgroups by columns of the manifest.
+        interactions: Tests of whether metrics differ between subgroups.
+        difference: Differences from an evaluation on other images; None without one.
     """
 
     name: str
@@ -215,6 +295,11 @@ class Evaluation:
     rejected: RejectionSummary | None = None
     site: str = ""
     reliability: tuple[ReliabilityBin, ...] = ()
+    predictions_sha256: str = ""
+    remarks: tuple[str, ...] = ()
+    subgroups: tuple[Subgroup, ...] = ()
+    interactions: tuple[InteractionTest, ...] = ()
+    difference: SetDifference | None = None
     schema: int = SCHEMA
     notice: str = NOTICE
 

@@ -44,6 +44,7 @@ from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
 from pneumoscope.service.web.accounts import administrator_page_router, code_router, sign_in_router
 from pneumoscope.service.web.changes import ChangeStreams
+from pneumoscope.service.web.page_route import PageRoute, error_page
 from pneumoscope.service.web.routes import page_router
 from pneumoscope.service.web.worklist import SearchStore
 
@@ -203,7 +204,9 @@ def _add_middleware(
         metrics=metrics,
         loopback=settings.loopback,
         public_name=settings.public_name,
-        known_paths={"/openapi.json", *(re.sub(r"{\w+}", "{id}", route.path) for route in routes)},
+        known_paths={"/openapi.json", *map(_with_id, routes)},
+        page_paths={_with_id(route) for route in routes if isinstance(route, PageRoute)},
+        error_page=error_page,
     )
     app.add_middleware(OutcomeMiddleware)
     if has_sign_in:
@@ -220,6 +223,10 @@ def _add_middleware(
             https_only=bool(settings.public_name),
         )
     app.add_middleware(DrainBodyMiddleware, max_bytes=settings.max_body_bytes)
+
+
+def _with_id(route: APIRoute) -> str:
+    return re.sub(r"{\w+}", "{id}", route.path)
 
 
 def _end_commitments(repository: PredictionRepository, settings: Settings) -> None:

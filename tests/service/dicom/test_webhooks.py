@@ -228,6 +228,20 @@ def test_late_frontal_image_changes_the_decision_of_the_study_and_supersedes_its
     assert other["supersedes"] is None
 
 
+def test_event_that_may_have_arrived_is_superseded_by_the_next_one(model, receiver, secret_file):
+    """A gateway did not wait for the answer."""
+    receiver.status = 504
+    with service(model, configuration(webhook(receiver, secret_file))) as (client, repository):
+        receive(client, 100)
+        wait_until(lambda: any(each.attempts for each in repository.outbox.find()), "no attempt")
+        receive(client, 180)
+        wait_until(lambda: receiver.events[-1]["data"]["revision"] == 2, "the next one is not sent")
+    ids = {each["data"]["revision"]: sent["Webhook-Id"] for each, (_, sent, _) in zip(
+        receiver.events, receiver.requests, strict=True
+    )}  # fmt: skip
+    assert receiver.events[-1]["data"]["supersedes"] == ids[1]
+
+
 def test_instance_that_is_sent_again_causes_no_event(model, receiver, secret_file):
     with service(model, configuration(webhook(receiver, secret_file))) as (client, repository):
         receive(client, SOPInstanceUID="1.2.3.4.5")
