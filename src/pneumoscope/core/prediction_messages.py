@@ -29,6 +29,7 @@ __all__ = [
     "list_message",
     "model_message",
     "notice",
+    "notice_of_other_model",
     "population_sentence",
     "prediction_message",
     "prevalence_message",
@@ -63,6 +64,7 @@ _ONE_SITE, _SITES, _UNKNOWN_SITES = N_("one hospital"), N_("{n} hospitals"), N_(
 _ADULT_AGE = 18  # years
 # The notice that holds for every model, and the sentence on the population of one.
 _NOTICE_AND_POPULATION = N_("{notice} {population}")
+_OTHER_MODEL = N_("The result is of an earlier model; the population that it was trained on is not stored here.")
 _UNCERTAIN = N_(
     "The probability is in the uncertain range ({range}), where the model would be wrong too often. Read the image without the"
     " prediction"
@@ -106,6 +108,12 @@ def notice(population: Population | None = None, language: str = "en") -> str:
     return gettext(_NOTICE_AND_POPULATION).format(
         notice=gettext(NOTICE), population=population_sentence(population, language)
     )
+
+
+def notice_of_other_model(language: str = "en") -> str:
+    """Return the notice of a stored result of a model that is no longer used: its population is not that of the current one."""
+    gettext = translations(language).gettext
+    return gettext(_NOTICE_AND_POPULATION).format(notice=gettext(NOTICE), population=gettext(_OTHER_MODEL))
 
 
 def population_sentence(population: Population, language: str = "en") -> str:

@@ -29,9 +29,10 @@ from pneumoscope.service.dicom.processing import InstanceProcessor
 from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.database import open_database
-from pneumoscope.service.storage.inbox import Inbox, ReceivedInstance
+from pneumoscope.service.storage.inbox import Inbox
 from pneumoscope.service.storage.outbox import Outbox
 from pneumoscope.service.storage.queries import Filter
+from pneumoscope.service.storage.received_instances import ReceivedInstance
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
 

@@ -19,7 +19,8 @@ from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.unreadable import UNREADABLE_CODES, UnreadableReason
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.inference.saliency import Heatmap
-from pneumoscope.service.dicom.configuration import ResultSettings, read_configuration
+from pneumoscope.service.dicom.configuration import ResultSettings
+from pneumoscope.service.dicom.configuration_file import read_configuration
 from pneumoscope.service.dicom.header import decode_header, encode_header, read_header
 
 pytest.importorskip("highdicom", reason="[pacs] is not installed")

@@ -22,7 +22,8 @@ from pneumoscope.service.dicom.processing import InstanceProcessor
 from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.database import read_transaction, write_transaction
-from pneumoscope.service.storage.inbox import Inbox, ReceivedInstance
+from pneumoscope.service.storage.inbox import Inbox
+from pneumoscope.service.storage.received_instances import ReceivedInstance
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.tables import outbox, received_instances
 

@@ -19,7 +19,8 @@ from tests.service.conftest import predicted, served
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.service.app import create_app
-from pneumoscope.service.dicom.configuration import DicomConfiguration, Webhook, read_configuration
+from pneumoscope.service.dicom.configuration import DicomConfiguration, Webhook
+from pneumoscope.service.dicom.configuration_file import read_configuration
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer
 from pneumoscope.service.storage.repository import PredictionRepository

@@ -15,8 +15,8 @@ from pneumoscope.core.errors import UsageError
 from pneumoscope.core.prediction import ImageInfo
 from pneumoscope.service.storage.database import open_database, read_transaction, write_transaction
 from pneumoscope.service.storage.deliveries import NEW_ROW, ResultSubject, result_uid
-from pneumoscope.service.storage.inbox import Outcome, ReceivedInstance, copies_of, finish
 from pneumoscope.service.storage.outbox import Outbox
+from pneumoscope.service.storage.received_instances import Outcome, ReceivedInstance, copies_of, finish
 from pneumoscope.service.storage.records import format_time
 from pneumoscope.service.storage.results import enqueue, withdraw
 from pneumoscope.service.storage.study_events import enqueue_study_event

@@ -12,7 +12,7 @@ from pydicom.valuerep import PersonName
 
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.unreadable import UnreadableReason
-from pneumoscope.imaging.dicom import read_elements, read_first_elements
+from pneumoscope.imaging.dicom_elements import read_elements, read_first_elements
 from pneumoscope.imaging.header_identity import repair_text
 
 __all__ = [

@@ -33,7 +33,7 @@ from pneumoscope.service.dicom.header import decode_header, encode_header, is_ow
 from pneumoscope.service.dicom.settings import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, PROCESSING_FAILURE, SUCCESS
 from pneumoscope.service.predictions import PredictionService
 from pneumoscope.service.storage.deliveries import ObjectKind, ResultSubject, states_study
-from pneumoscope.service.storage.inbox import (
+from pneumoscope.service.storage.received_instances import (
     Outcome,
     ReceivedInstance,
     copies_of,
@@ -41,9 +41,9 @@ from pneumoscope.service.storage.inbox import (
     forget_header,
     instances_of,
 )
-from pneumoscope.service.storage.queries import read_one
 from pneumoscope.service.storage.records import StoredPrediction, format_time
 from pneumoscope.service.storage.results import destinations_with, destinations_with_result, enqueue
+from pneumoscope.service.storage.stored_predictions import read_one
 from pneumoscope.service.storage.study_events import enqueue_study_event
 from pneumoscope.service.storage.unreadable import find_reason
 

@@ -89,7 +89,7 @@ predictions = Table(
 )
 
 # The fields of `core.identity.Identity`; see `identities`. Keys are random. The columns `..._search` hold the words of
-# `identities.matches_search`.
+# `identity_columns.matches_search`.
 patients = Table(
     "patients",
     METADATA,
