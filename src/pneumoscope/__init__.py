@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from pneumoscope.core.prediction import Prediction, Rejection
     from pneumoscope.core.results import Interval
     from pneumoscope.data.labeled_dataset import LabeledDataset, load_dataset
+    from pneumoscope.data.predictions_file import PredictionColumns
     from pneumoscope.evaluation.compare import compare
     from pneumoscope.evaluation.evaluate import evaluate
-    from pneumoscope.inference.model import Explanation, Model, load_model
+    from pneumoscope.evaluation.external_predictions import evaluate_predictions
+    from pneumoscope.inference.model import Model, load_model
+    from pneumoscope.inference.saliency import Explanation
     from pneumoscope.inference.writers import to_dataframe
     from pneumoscope.models.factory import create_model
     from pneumoscope.models.registry import list_models
@@ -32,12 +35,14 @@ __all__ = [
     "Model",
     "PneumoscopeError",
     "Prediction",
+    "PredictionColumns",
     "Rejection",
     "__version__",
     "compare",
     "create_model",
     "errors",
     "evaluate",
+    "evaluate_predictions",
     "list_models",
     "load_dataset",
     "load_model",
@@ -45,16 +50,18 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Explanation": "inference.model",
+    "Explanation": "inference.saliency",
     "Interval": "core.results",
     "LabeledDataset": "data.labeled_dataset",
     "Model": "inference.model",
     "PneumoscopeError": "core.errors",
     "Prediction": "core.prediction",
+    "PredictionColumns": "data.predictions_file",
     "Rejection": "core.prediction",
     "compare": "evaluation.compare",
     "create_model": "models.factory",
     "evaluate": "evaluation.evaluate",
+    "evaluate_predictions": "evaluation.external_predictions",
     "list_models": "models.registry",
     "load_dataset": "data.labeled_dataset",
     "load_model": "inference.model",
@@ -63,7 +70,12 @@ _MODULES = {
 
 
 # Functions that need an extra.
-_EXTRAS = {"compare": "evaluate", "create_model": "train", "evaluate": "evaluate"}
+_EXTRAS = {
+    "compare": "evaluate",
+    "create_model": "train",
+    "evaluate": "evaluate",
+    "evaluate_predictions": "evaluate",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli.compare import command
 from pneumoscope.evaluation.evaluate import evaluate
+from pneumoscope.runs.evaluations import read_evaluation, read_predictions
 
 
 @pytest.fixture(scope="module")
@@ -79,4 +80,58 @@ def test_run_without_evaluation_exits_with_2(maker, tmp_path, capsys):
 def test_command_without_runs_exits_with_2(tmp_path):
     result = invoke("--out", tmp_path)
     assert result.exit_code == 2
-    assert "RUN..." in result.stderr
+    assert "RUN|BUNDLE|FILE..." in result.stderr
+
+
+def test_predictions_and_bundle_are_shown_on_the_page(runs, shared_maker, tmp_path, monkeypatch):
+    monkeypatch.setenv("PNEUMOSCOPE_LEDGER", str(tmp_path / "ledger.jsonl"))
+    images = shared_maker.root / "shown"
+    scores = tmp_path / "torchxrayvision.csv"
+    own = read_predictions(runs[0] / "evaluation" / "test" / "predictions.csv")
+    rows = [f"{image.path},{image.probability / 2}" for image in own]
+    scores.write_text("\n".join(["Image,Pneumonia", *rows]))
+    bundle = shared_maker.bundle(tmp_path / "shipped", name="shipped")
+    columns = ("--path-column", "Image", "--probability-column", "Pneumonia")
+    out = tmp_path / "out"
+    result = invoke(runs[0], scores, bundle, "--data", images, *columns, "--out", out)
+    assert result.exit_code == 0, result.exception
+    assert "alexnet-adam has a higher accuracy than torchxrayvision" in result.stdout
+    html = (out / "report.html").read_text()
+    assert "<strong>torchxrayvision:</strong> Whether the model was trained" in html
+    assert "the only threshold is the fixed one" in html
+    assert "which were not used for training" not in html
+    data = json.loads((out / "comparison.json").read_text())
+    assert data["command"].endswith(f"--data {images} --path-column Image --probability-column Pneumonia --out {out}")
+    sha256 = read_evaluation(out / "evaluations" / "torchxrayvision" / "evaluation.json").predictions_sha256
+    assert sha256 in html
+    assert html.count("<dt>bundle SHA-256</dt>") == 2
+
+
+def test_page_of_predictions_alone_has_no_training(runs, shared_maker, tmp_path, monkeypatch):
+    monkeypatch.setenv("PNEUMOSCOPE_LEDGER", str(tmp_path / "ledger.jsonl"))
+    scores = tmp_path / "scores.csv"
+    own = read_predictions(runs[0] / "evaluation" / "test" / "predictions.csv")
+    scores.write_text("\n".join(["path,logit", *(f"{image.path},{image.logit}" for image in own)]))
+    out = tmp_path / "out"
+    result = invoke(scores, "--data", shared_maker.root / "shown", "--out", out)
+    assert result.exit_code == 0, result.exception
+    html = (out / "report.html").read_text()
+    assert 'id="training"' not in html
+    assert "#training" not in html
+    assert "Run scores on 50 test images" in html
+
+
+def test_page_shows_the_subgroups_of_an_evaluation(runs, shared_maker, tmp_path, monkeypatch):
+    monkeypatch.setenv("PNEUMOSCOPE_LEDGER", str(tmp_path / "ledger.jsonl"))
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    evaluation, _ = evaluate(run, shared_maker.root / "shown", by=["etiology"])
+    result = invoke(run, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.exception
+    html = (tmp_path / "out" / "report.html").read_text()
+    section = html[html.index('<section id="subgroups">') :].partition("</section>")[0]
+    for group in evaluation.subgroups:
+        assert f"etiology: {group.value}<small>balanced</small>" in section
+        shown = group.metrics["specificity" if group.value == "normal" else "sensitivity"]
+        assert f'<data value="{shown.value}">' in section
+    assert "alexnet-adam: The sensitivity" in section
+    assert 'href="#subgroups"' in html

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -130,3 +131,105 @@ def test_missing_split_exits_with_2_and_names_the_existing_ones(maker, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "no image in the split 'test' (images: train 32)" in captured.err
+
+
+def predictions(maker, images, column="Pneumonia", scale=1.0):
+    """Write a CSV file of another tool for the test images."""
+    random = np.random.default_rng(0)
+    file = maker.root / "densenet.csv"
+    values = [scale * (0.3 + 0.4 * image.positive + 0.2 * random.random()) for image in load_manifest(images)]
+    rows = [f"{image.path},{value}" for image, value in zip(load_manifest(images), values, strict=True)]
+    file.write_text("\n".join([f"Image Index,{column}", *rows]))
+    return file
+
+
+def test_predictions_of_another_tool_are_evaluated_and_shown(maker):
+    images = maker.images()
+    columns = ("--path-column", "Image Index", "--probability-column", "Pneumonia")
+    result = invoke("--predictions", predictions(maker, images), "--data", images, *columns)
+    assert result.exit_code == 0, result.exception
+    assert result.stdout.startswith("densenet on 32 test images (12 NORMAL, 20 PNEUMONIA; 16 patients)")
+    assert "the only threshold is the fixed one, a probability of 0.5" in result.stdout
+    assert "half: threshold at probability 0.5" in result.stdout
+    assert "balanced: threshold" not in result.stdout
+    assert "Test-set evaluation 1 of these images" in result.stdout
+    data = json.loads(
+        invoke("--predictions", maker.root / "densenet.csv", "--data", images, *columns, "--json", "--name", "X").stdout
+    )
+    assert (data["name"], data["bundle_sha256"], data["test_evaluation"]) == ("X", "", 2)
+    assert data["remarks"][1].startswith("There are no predictions for validation images")
+
+
+def test_validation_predictions_choose_the_operating_points(maker):
+    images = maker.images()
+    other = maker.images("north", split=".", seed=2)
+    file = predictions(maker, images).rename(maker.root / "test.csv")
+    validation = predictions(maker, other)
+    result = invoke(
+        *("--predictions", file, "--data", images, "--path-column", "Image Index", "--probability-column", "Pneumonia"),
+        *("--validation-predictions", validation, "--validation-data", other, "--calibrate"),
+    )
+    assert result.exit_code == 0, result.exception
+    assert "on 32 validation images" in result.stdout
+    assert "calibrated on 32 validation images (Platt scaling)" in result.stdout
+    for name in ("half", "balanced", "rule_out", "rule_in"):
+        assert f"{name}: threshold at probability" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "there is nothing to evaluate. Give RUN or BUNDLE, or a CSV file"),
+        (("run", "--predictions", "a.csv"), "both RUN or BUNDLE ('run') and --predictions are given"),
+        (("--predictions", "a.csv", "--site", "s.json"), "both --site ('s.json') and --predictions are given"),
+        (("run", "--logit-column", "x"), "--logit-column is given without --predictions"),
+        (("run", "--calibrate"), "--calibrate is given without --predictions"),
+        (("--predictions", "a.csv", "--name", "a/b"), "'a/b' is not the name of an evaluation"),
+    ],
+)
+def test_options_that_do_not_belong_together_exit_with_2(maker, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        run_and_exit(cli, ["evaluate", *arguments, "--data", str(maker.images())])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_file_instead_of_a_run_is_recognized(maker, capsys):
+    file = predictions(maker, maker.images())
+    with pytest.raises(SystemExit) as stop:
+        run_and_exit(cli, ["evaluate", str(file), "--data", str(maker.root / "images")])
+    assert stop.value.code == 2
+    assert f"is a file, not a run or bundle. Is it CSV? Give --predictions {file}" in capsys.readouterr().err
+
+
+def test_logits_that_are_given_as_probabilities_are_named(maker, capsys):
+    images = maker.images()
+    file = predictions(maker, images, "probability", scale=-9)
+    with pytest.raises(SystemExit) as stop:
+        run_and_exit(
+            cli, ["evaluate", "--predictions", str(file), "--data", str(images), "--path-column", "Image Index"]
+        )
+    assert stop.value.code == 2
+    assert "If these are logits, give --logit-column 'probability'" in capsys.readouterr().err
+
+
+def test_subgroups_and_differences_are_shown(maker):
+    run, images, north = maker.run(), maker.images(), maker.images("north", normal=20, pneumonia=30, seed=4)
+    rows = [f"{image.path},{image.label},test,{'MF'[i % 2]}" for i, image in enumerate(load_manifest(north))]
+    (north / "images.csv").write_text("\n".join(["path,label,split,sex", *rows]))
+    assert invoke(run, "--data", images).exit_code == 0
+    options = ("--name", "north", "--by", "sex, etiology", "--reference", "test", "--json")
+    result = invoke(run, "--data", north / "images.csv", *options)
+    assert result.exit_code == 0, result.exception
+    data = json.loads(result.stdout)
+    assert [group["column"] for group in data["subgroups"]] == ["sex"] * 2 + ["etiology"] * 3
+    result = invoke(run, "--data", north / "images.csv", *options[:-1])
+    assert "subgroups, at the operating point balanced" in result.stdout
+    for group in data["subgroups"]:
+        assert f"{group['column']}: {group['value']}" in result.stdout
+    for test in data["interactions"]:
+        assert test["sentence"] in result.stdout
+    assert "minus test (32 images)" in result.stdout
+    interval = data["difference"]["operating_points"]["rule_out"]["specificity"]
+    assert "specificity at rule out" in result.stdout
+    assert f"{interval['low']:.3f} to {interval['high']:.3f}" in result.stdout

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn import metrics
 
-from pneumoscope.core.errors import RunError, StorageError, UnknownNameError, UsageError
+from pneumoscope.core.errors import LayoutError, RunError, StorageError, UnknownNameError, UsageError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.population import Population
+from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.compare import compare
 from pneumoscope.evaluation.evaluate import evaluate
+from pneumoscope.inference.model import load_model
 from pneumoscope.runs.evaluations import read_predictions
 
 
@@ -226,3 +229,125 @@ def test_mcnemar_test_of_independent_images_is_the_binomial_test(maker):
     (one, _), (two, _) = correct(runs[0]), correct(runs[1])
     only_one, only_two = int((one & ~two).sum()), int((~one & two).sum())
     assert compare(runs).pairs[0].p == pytest.approx(stats.binomtest(only_one, only_one + only_two).pvalue)
+
+
+# --- bundles and predictions of other tools --------------------------------------------------------------------------
+
+
+def scores_of(run, file, noise=0.0):
+    """Write the probabilities of a run's images with noise, as another tool would, and return the file."""
+    images = read_predictions(run / "evaluation" / "test" / "predictions.csv")
+    random = np.random.default_rng(7)
+    values = [min(max(image.score + noise * random.normal(), 0), 1) for image in images]
+    lines = [f"{Path(image.path).name},{value!r}" for image, value in zip(images, values, strict=True)]
+    file.write_text("\n".join(["path,probability", *lines]))
+    return file
+
+
+def test_predictions_of_another_tool_are_compared_with_a_run_and_a_bundle(prepared, runs, maker, tmp_path):
+    scores = scores_of(runs[0], tmp_path / "other.csv", noise=0.4)
+    bundle = maker.bundle(tmp_path / "shipped", name="shipped", gain=-0.05)
+    comparison = compare([runs[0], scores, bundle], data=prepared[0], out=tmp_path / "out")
+    assert [row.name for row in comparison.runs] == ["good", "other", "shipped"]
+    assert [row.network for row in comparison.runs] == ["mean-gray", None, None]
+    good, images = correct(runs[0])
+    values = {line.split(",")[0]: float(line.split(",")[1]) for line in scores.read_text().splitlines()[1:]}
+    other = np.array([(values[Path(image.path).name] >= 0.5) == (image.label == "PNEUMONIA") for image in images])
+    pair = next(pair for pair in comparison.pairs if (pair.a, pair.b, pair.metric) == ("good", "other", "accuracy"))
+    assert pair.difference.value == pytest.approx(good.mean() - other.mean())
+    sums = {}
+    for image, value in zip(images, good.astype(int) - other.astype(int), strict=True):
+        sums[image.patient] = sums.get(image.patient, 0) + value
+    signs = np.array([value for value in sums.values() if value])
+    draws = np.random.default_rng(0).choice([-1, 1], (20_000, len(signs))) @ np.abs(signs)
+    assert pair.p == pytest.approx((np.abs(draws) >= abs(signs.sum())).mean(), abs=0.006)
+    areas = [
+        metrics.roc_auc_score([image.label == "PNEUMONIA" for image in images], each)
+        for each in ([image.logit for image in images], [values[Path(image.path).name] for image in images])
+    ]
+    pair = next(pair for pair in comparison.pairs if (pair.a, pair.b, pair.metric) == ("good", "other", "auroc"))
+    assert pair.difference.value == pytest.approx(areas[0] - areas[1])
+    lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    assert [line["name"] for line in lines] == ["other", "shipped"]
+    # The results of both are evaluations, which can be compared again without another line in the ledger.
+    evaluations = tmp_path / "out" / "evaluations"
+    again = compare([runs[0], evaluations / "other", evaluations / "shipped"])
+    assert (again.runs, again.pairs) == (comparison.runs, comparison.pairs)
+    assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 2
+
+
+def test_tests_of_predictions_agree_with_the_binomial_test_and_a_bootstrap(maker, tmp_path):
+    folder = maker.images(normal=60, pneumonia=60)
+    for path in (folder / "test").rglob("*.png"):  # file names without patients
+        path.rename(path.with_name(f"image{path.stem.replace('-', '').replace('_', '')}.png"))
+    images = load_manifest(folder).images
+    labels, random = np.array([image.positive for image in images]), np.random.default_rng(3)
+    scores = [np.clip(0.35 + 0.3 * labels + 0.25 * random.normal(size=len(labels)), 0, 1) for _ in range(2)]
+    files = []
+    for name, values in zip("ab", scores, strict=True):
+        files.append(tmp_path / f"{name}.csv")
+        files[-1].write_text(
+            "\n".join(["id,probability", *(f"{i.sha256},{float(v)!r}" for i, v in zip(images, values, strict=True))])
+        )
+    comparison = compare(files, data=folder)
+    a, b = ((values >= 0.5) == labels for values in scores)
+    only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())
+    accuracy, auroc = comparison.pairs
+    assert accuracy.p == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue)
+    draws = []
+    for _ in range(400):
+        rows = np.r_[
+            random.choice(np.flatnonzero(labels), labels.sum()), random.choice(np.flatnonzero(~labels), (~labels).sum())
+        ]
+        draws.append(np.subtract(*(metrics.roc_auc_score(labels[rows], values[rows]) for values in scores)))
+    assert (auroc.difference.high - auroc.difference.low) / 3.92 == pytest.approx(np.std(draws), rel=0.15)
+
+
+def test_included_model_is_compared(maker, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    images = maker.images()
+    comparison = compare([Path("default"), maker.bundle(tmp_path / "gray")], data=images)
+    assert [row.name for row in comparison.runs] == [load_model().card.name, "gray"]
+    assert comparison.images["n"] == 32
+
+
+def test_bundles_and_files_need_labeled_images(runs, maker, tmp_path):
+    scores = scores_of(runs[0], tmp_path / "other.csv")
+    with pytest.raises(UsageError, match=r"other.csv' has no labels and no evaluation.*--data"):
+        compare([runs[0], scores])
+
+
+def test_thresholds_of_predictions_need_validation_predictions(prepared, runs, maker, tmp_path):
+    scores = scores_of(runs[0], tmp_path / "other.csv")
+    with pytest.raises(UsageError, match="'balanced' is chosen on validation images"):
+        compare([runs[0], scores], operating_point="balanced", data=prepared[0])
+
+
+def test_nothing_is_evaluated_if_a_run_cannot_be_compared(prepared, runs, maker, tmp_path):
+    scores = scores_of(runs[0], tmp_path / "other.csv")
+    (runs[1] / "evaluation" / "test" / "evaluation.json").unlink()
+    with pytest.raises(RunError, match="has no evaluation 'test'"):
+        compare([scores, runs[1]], data=prepared[0], out=tmp_path / "out")
+    assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_missing_file_of_predictions_is_an_error(prepared, tmp_path):
+    with pytest.raises(LayoutError, match=r"cannot read '.*none.csv': No such file"):
+        compare([tmp_path / "none.csv"], data=prepared[0])
+
+
+def test_files_with_one_name_are_an_error(prepared, runs, tmp_path):
+    (tmp_path / "other").mkdir()
+    files = [scores_of(runs[0], tmp_path / "scores.csv"), scores_of(runs[0], tmp_path / "other" / "scores.csv")]
+    with pytest.raises(RunError, match=r"scores.csv' and .*other/scores.csv' have the same name 'scores'"):
+        compare(files, data=prepared[0])
+
+
+def test_other_images_are_counted_with_examples(runs, maker):
+    images = maker.images("some", normal=40, pneumonia=59)  # all but one of the compared images
+    other = maker.run("other")
+    evaluate(other, images)
+    with pytest.raises(
+        RunError, match=r"0 only in 'other'; 1 only in 'good', such as 'test/PNEUMONIA/person29_bacteria_59"
+    ):
+        compare([runs[0], other])

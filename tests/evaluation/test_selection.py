@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from pneumoscope.bundle.card import read_bundle, short_hash
+from pneumoscope.bundle.bundle_folder import read_bundle
+from pneumoscope.bundle.card import short_hash
 from pneumoscope.core.errors import DatasetError, ThresholdError, UsageError
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import LabeledImage
@@ -61,7 +62,9 @@ def test_manifest_of_the_run_states_the_splits_of_a_csv_without_splits(maker):
         root, chosen = select_images(maker.root / "mine.csv", split, run_manifest)
         assert [image.path for image in chosen] == [f"images/{i.path}" for i in load_manifest(images).images[::2]]
         assert all((root / image.path).is_file() for image in chosen)
-    with pytest.raises(UsageError, match=r"cannot tell .* in the test split: a bundle has no manifest.*--split all"):
+    with pytest.raises(
+        UsageError, match=r"cannot tell .* in the test split: there is no manifest of a run.*--split all"
+    ):
         select_images(maker.root / "mine.csv", "test", None)
 
 

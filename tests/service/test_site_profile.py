@@ -13,7 +13,8 @@ from msgspec import structs
 from tests.conftest import LIMITS, POINTS, operating_point
 from tests.service.conftest import images, png, post, problem, served
 
-from pneumoscope.bundle.card import Proportion, read_bundle
+from pneumoscope.bundle.bundle_folder import read_bundle
+from pneumoscope.bundle.card import Proportion
 from pneumoscope.bundle.site_profile import SiteProfile, read_site_profile
 from pneumoscope.core.population import Population
 from pneumoscope.inference.model import load_model

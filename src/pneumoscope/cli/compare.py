@@ -1,4 +1,4 @@
-"""`pneumoscope compare`."""
+"""`pneumoscope compare`: paired tests of runs, bundles and predictions of other tools."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ from pathlib import Path
 
 import click
 
-from pneumoscope.cli.options import json_option, recorded_command
+from pneumoscope.cli.options import (
+    PREDICTION_COLUMNS,
+    json_option,
+    ledger_option,
+    prediction_column_options,
+    recorded_command,
+)
+from pneumoscope.cli.progress import image_progress
 
 __all__ = ["command"]
 
 
-@click.command("compare", short_help="Compare runs on the same test images.")
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.command("compare", short_help="Compare runs, bundles and predictions on the same images.")
+@click.argument("runs", metavar="RUN|BUNDLE|FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--operating-point", default="half", show_default=True, help="Operating point of the threshold metrics.")
 @click.option(
     "--evaluation",
@@ -21,24 +28,65 @@ __all__ = ["command"]
     show_default=True,
     help="Name of the evaluation of each run, a folder in RUN/evaluation/.",
 )
+@click.option(
+    "--data",
+    metavar="DATA",
+    type=click.Path(path_type=Path),
+    help="Labeled data set for bundles and CSV files, which are evaluated on it: folder, manifest CSV or MedMNIST archive.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["validation", "test", "all"]),
+    default="test",
+    show_default=True,
+    help="Images of --data for bundles and CSV files.",
+)
+@prediction_column_options
+@ledger_option
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
 @json_option
-def command(runs: tuple[Path, ...], operating_point: str, evaluation: str, out: Path, as_json: bool) -> None:
-    """Compare runs that were evaluated on the same images.
+def command(
+    runs: tuple[Path, ...],
+    operating_point: str,
+    evaluation: str,
+    data: Path | None,
+    split: str,
+    ledger: Path | None,
+    out: Path,
+    as_json: bool,
+    **column_names: str,
+) -> None:
+    """Compare runs that were evaluated on the same images, bundles, and predictions of other tools.
 
-    Writes comparison.json, comparison.csv and report.html to --out. Weights are not needed: run.json, epochs.csv,
+    A BUNDLE ("default" is the model in the package) and a CSV FILE are evaluated on --data first, as by `evaluate`, and
+    recorded in the test ledger. A folder with the results of `evaluate --out` is compared as it is.
+
+    Writes comparison.json, comparison.csv and report.html to --out. Weights of runs are not needed: run.json, epochs.csv,
     recipe.toml and evaluation/ of each run are enough. Runs of one recipe are named after their folders.
 
-    Example:  pneumoscope compare runs/alexnet-adam runs/quick --out comparison
+    Example:  pneumoscope compare runs/alexnet-adam runs/quick default scores.csv --data images.csv --out comparison
     """
     from pneumoscope.core.results import to_json
+    from pneumoscope.data.predictions_file import PredictionColumns
     from pneumoscope.evaluation.compare import compare
+    from pneumoscope.evaluation.compared import result_folders
     from pneumoscope.reporting.comparison_page import write_comparison_page
 
-    comparison = compare(
-        runs, operating_point=operating_point, evaluation=evaluation, out=out, command=recorded_command()
-    )
-    page = write_comparison_page(comparison, runs, out / "report.html")
+    with image_progress("scoring images") as progress:
+        comparison = compare(
+            runs,
+            operating_point=operating_point,
+            evaluation=evaluation,
+            data=data,
+            split=split,
+            columns=PredictionColumns(**{field: column_names[name] for name, field in PREDICTION_COLUMNS.items()}),
+            ledger=ledger,
+            out=out,
+            command=recorded_command(),
+            progress=progress,
+            note=lambda text: click.echo(f"note: {text}", err=True),
+        )
+    page = write_comparison_page(comparison, result_folders(runs, out), out / "report.html")
     if as_json:
         click.echo(to_json(comparison), nl=False)
         click.echo(str(page), err=True)

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pneumoscope.cli.options import data_option, json_option, ledger_option, site_option, target_argument
+from pneumoscope.cli.options import (
+    PREDICTION_COLUMNS,
+    data_option,
+    json_option,
+    ledger_option,
+    prediction_column_options,
+    site_option,
+)
 from pneumoscope.cli.progress import image_progress
 
 if TYPE_CHECKING:
@@ -21,8 +28,36 @@ __all__ = ["command"]
 
 
 @click.command("evaluate", short_help="Evaluate a run or bundle on labeled images.")
-@target_argument
+@click.argument("target", metavar="[RUN|BUNDLE]", required=False, type=click.Path(path_type=Path))
 @data_option
+@click.option(
+    "--predictions",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="CSV file with the predictions of another tool, instead of RUN or BUNDLE.",
+)
+@prediction_column_options
+@click.option(
+    "--validation-predictions",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="CSV file of the same columns with predictions for validation images, which choose the thresholds.",
+)
+@click.option(
+    "--validation-data",
+    metavar="DATA",
+    type=click.Path(path_type=Path),
+    help="Labeled validation images.  [default: those in --data]",
+)
+@click.option(
+    "--split-column",
+    default="",
+    metavar="NAME",
+    help="Column with the split of each prediction: rows of the split validation choose the thresholds.",
+)
+@click.option(
+    "--calibrate", is_flag=True, help="Calibrate predictions of another tool on those for validation images (Platt)."
+)
 @click.option(
     "--split",
     type=click.Choice(["train", "validation", "test", "all"]),
@@ -34,70 +69,164 @@ __all__ = ["command"]
     "--operating-point",
     "operating_points",
     multiple=True,
-    default=("half", "balanced", "rule_out", "rule_in"),
-    show_default=True,
-    help="Operating point on the card; repeat for several.",
+    help="Operating point on the card; repeat for several.  [default: half, balanced, rule_out, rule_in; half for predictions"
+    " without validation images]",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder for the results.  [default: RUN/evaluation/NAME; nothing is written for a bundle]",
+    help="Folder for the results.  [default: RUN/evaluation/NAME; nothing is written for a bundle or predictions]",
 )
 @click.option(
     "--name",
-    help="Name of the evaluation of a run.  [default: the split; for images of other data also the name of the data]",
+    help="Name of the evaluation of a run, or of the model of --predictions.  [default: the split, for images of other data also"
+    " the name of the data; the name of the file]",
 )
 @click.option(
     "--force", is_flag=True, help="Replace an evaluation of other images, or of another model, seed or profile."
+)
+@click.option(
+    "--by",
+    default="",
+    metavar="COLUMN,...",
+    help="Columns of the manifest CSV whose values form subgroups, such as sex,site; with tests of whether they differ.",
+)
+@click.option(
+    "--reference",
+    metavar="NAME|FOLDER",
+    help="Evaluation of the same model on other images, whose difference is reported: name in RUN/evaluation/, or folder.",
 )
 @site_option
 @ledger_option
 @click.option("--seed", default=0, show_default=True, help="Random seed of the bootstrap.")
 @json_option
 def command(
-    target: Path,
+    target: Path | None,
     data: Path,
+    predictions: Path | None,
+    validation_predictions: Path | None,
+    validation_data: Path | None,
+    split_column: str,
+    calibrate: bool,
     split: str,
     operating_points: tuple[str, ...],
     out: Path | None,
     name: str | None,
     force: bool,
+    by: str,
+    reference: str | None,
     site: Path | None,
     ledger: Path | None,
     seed: int,
     as_json: bool,
+    **column_names: str,
 ) -> None:
-    """Evaluate RUN or BUNDLE on labeled images; every number has an interval.
+    """Evaluate RUN, BUNDLE or the predictions of another tool on labeled images; every number has an interval.
 
-    Thresholds come from the bundle and are never chosen on the evaluated images. Each test-set evaluation is recorded in
-    the test ledger before its result is shown.
+    Thresholds come from the bundle, or from predictions for validation images, and are never chosen on the evaluated images.
+    Each test-set evaluation is recorded in the test ledger before its result is shown.
 
     Evaluations of a run are kept side by side in RUN/evaluation/. Evaluating the same images again adds the operating points.
+
+    Example:  pneumoscope evaluate --predictions scores.csv --data images.csv --probability-column Pneumonia
     """
     from rich.console import Console
 
     from pneumoscope.core.results import to_json
-    from pneumoscope.evaluation.evaluate import evaluate
 
-    with image_progress("scoring images") as progress:
-        evaluation, _ = evaluate(
-            target,
+    def note(text: str) -> None:
+        click.echo(f"note: {text}", err=True)
+
+    columns_by = tuple(filter(None, (name.strip() for name in by.split(","))))
+    if predictions is not None:
+        _check_options(target, site)
+        evaluation = _evaluate_predictions(
+            predictions,
             data,
             split=split,
-            operating_points=operating_points,
+            columns={field: column_names[name] for name, field in PREDICTION_COLUMNS.items()} | {"split": split_column},
+            validation=validation_predictions,
+            validation_data=validation_data,
+            fit_probabilities=calibrate,
+            operating_points=operating_points or None,
+            name=name or "",
+            by=columns_by,
+            reference=reference,
             out=out,
-            name=name,
             replace=force,
             ledger=ledger,
             seed=seed,
-            site=site,
-            progress=progress,
-            note=lambda text: click.echo(f"note: {text}", err=True),
+            note=note,
         )
+    else:
+        from pneumoscope.evaluation.evaluate import OPERATING_POINTS, evaluate
+
+        given = {
+            "--validation-predictions": validation_predictions,
+            "--validation-data": validation_data,
+            "--split-column": split_column,
+            "--calibrate": calibrate,
+            **{f"--{name.replace('_', '-')}": value for name, value in column_names.items()},
+        }
+        with image_progress("scoring images") as progress:
+            evaluation, _ = evaluate(
+                _require_target(target, given),
+                data,
+                split=split,
+                operating_points=operating_points or OPERATING_POINTS,
+                out=out,
+                name=name,
+                by=columns_by,
+                reference=reference,
+                replace=force,
+                ledger=ledger,
+                seed=seed,
+                site=site,
+                progress=progress,
+                note=note,
+            )
     if as_json:
         click.echo(to_json(evaluation), nl=False)
     else:
         _print_evaluation(evaluation, Console())
+
+
+def _evaluate_predictions(file: Path, data: Path, *, columns: Mapping[str, str], **options: Any) -> Evaluation:
+    from pneumoscope.data.predictions_file import PredictionColumns
+    from pneumoscope.evaluation.evaluate import check_name
+    from pneumoscope.evaluation.external_predictions import evaluate_predictions
+
+    if options["name"]:
+        check_name(options["name"])
+    evaluation, _ = evaluate_predictions(file, data, columns=PredictionColumns(**columns), **options)
+    return evaluation
+
+
+def _check_options(target: Path | None, site: Path | None) -> None:
+    """Raise if an option of a model is given together with --predictions."""
+    from pneumoscope.core.errors import UsageError
+
+    for name, value in (("RUN or BUNDLE", target), ("--site", site)):
+        if value is not None:
+            raise UsageError(f"both {name} ({str(value)!r}) and --predictions are given", hint="Give one of the two")
+
+
+def _require_target(target: Path | None, given: Mapping[str, object]) -> Path:
+    """Return the run or bundle; raise if there is none, or if options of --predictions are given."""
+    from pneumoscope.core.errors import UsageError
+
+    if target is None:
+        raise UsageError(
+            "there is nothing to evaluate", hint="Give RUN or BUNDLE, or a CSV file of another tool with --predictions"
+        )
+    if target.is_file():
+        raise UsageError(
+            f"{str(target)!r} is a file, not a run or bundle", hint=f"Is it CSV? Give --predictions {target}"
+        )
+    for flag, value in given.items():
+        if value:
+            raise UsageError(f"{flag} is given without --predictions", hint=f"Remove {flag}, or give --predictions")
+    return target
 
 
 def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
@@ -106,6 +235,8 @@ def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
     click.echo(f"{evaluation.name} on {evaluation.n} {images} ({labels}; {evaluation.patients} patients)")
     if evaluation.site:
         click.echo(f"Site profile: {evaluation.site}")
+    for remark in evaluation.remarks:
+        click.echo(remark)
     rejected = evaluation.rejected
     if rejected and rejected.reasons:
         reasons = ", ".join(f"{count} {code}" for code, count in rejected.reasons.items())
@@ -126,9 +257,37 @@ def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
                 f"  uncertain: {_percentages(shares['uncertain'])} of {label} images; correct or uncertain:"
                 f" {_percentages(shares['covered'])}"
             )
+    _print_breakdown(evaluation, console)
     if evaluation.test_evaluation is not None:
         click.echo(f"Test-set evaluation {evaluation.test_evaluation} of these images")
     click.secho(evaluation.notice, dim=True)
+
+
+def _print_breakdown(evaluation: Evaluation, console: Console) -> None:
+    from rich.table import Table
+
+    if evaluation.subgroups:
+        point = evaluation.subgroups[0].operating_point
+        table = Table(title=f"subgroups, at the operating point {point}", title_justify="left")
+        metrics = ("auroc", "sensitivity", "specificity")
+        for heading in ("", "n", "PNEUMONIA", *metrics):
+            table.add_column(heading)
+        for group in evaluation.subgroups:
+            cells = (str(group.metrics[metric]) for metric in metrics)
+            table.add_row(f"{group.column}: {group.value}", str(group.n), str(group.counts.get("PNEUMONIA", 0)), *cells)
+        console.print(table)
+    for test in evaluation.interactions:
+        click.echo(f"  {test.sentence}")
+    if difference := evaluation.difference:
+        rows = {
+            **difference.metrics,
+            **{
+                f"{metric} at {name}": interval
+                for name, metrics_at in difference.operating_points.items()
+                for metric, interval in metrics_at.items()
+            },
+        }
+        console.print(_table(f"minus {difference.reference} ({difference.reference_n} images)", rows, {}, ""))
 
 
 def _table(title: str, metrics: Mapping[str, Interval], by_etiology: Mapping[str, Interval], noun: str) -> Table:

@@ -12,6 +12,7 @@ import click
 from pneumoscope.core.prediction import ASSUMPTIONS, AgeRequirement
 
 __all__ = [
+    "PREDICTION_COLUMNS",
     "accelerator_option",
     "assume_option",
     "data_option",
@@ -25,6 +26,7 @@ __all__ = [
     "operating_point_option",
     "overrides_option",
     "power_option",
+    "prediction_column_options",
     "prevalence_option",
     "recorded_command",
     "require_age_option",
@@ -125,6 +127,31 @@ def images_option(default: int) -> _Decorator:
 def result_folder_option(name: str) -> _Decorator:
     """Return the option for the folder of NAME.json and NAME.md."""
     return click.option("--out", type=click.Path(path_type=Path), help=f"Folder for {name}.json and {name}.md.")
+
+
+# --- predictions of other tools --------------------------------------------------------------------------------------
+
+# Parameter of a command: field of `PredictionColumns`.
+PREDICTION_COLUMNS = {
+    "path_column": "path",
+    "id_column": "id",
+    "probability_column": "probability",
+    "logit_column": "logit",
+}
+
+
+def prediction_column_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options for the columns of a CSV file with the predictions of another tool."""
+    helps = {
+        "--path-column": "Column of the CSV file with the path or file name of each image.  [default: path]",
+        "--id-column": "Column with an identifier instead: that of the manifest's column of the same name, the file name"
+        " without extension, or the SHA-256.  [default: id, without a column path]",
+        "--probability-column": "Column with the probability of pneumonia, 0 to 1.  [default: probability]",
+        "--logit-column": "Column with a logit instead.  [default: logit, without a column probability]",
+    }
+    for flag, text in reversed(helps.items()):
+        command = click.option(flag, default="", metavar="NAME", help=text)(command)
+    return command
 
 
 # --- acceptance test --------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from pneumoscope.core.messages import (
     warning_message,
 )
 from pneumoscope.core.prediction import ModelInfo, Prediction, Uncertainty
+from pneumoscope.core.unreadable import reason_message
 
 if TYPE_CHECKING:
     from pneumoscope.core.population import Population, View  # needs msgspec, which --help does not import
@@ -81,6 +82,7 @@ _DEFAULT_PREVALENCE = N_(
 )
 _STATED_PREVALENCE = N_("Probabilities are for a prevalence of {prevalence}")
 _NOT_ASSESSED, _NOT_READ = N_("Not assessed: {reason}"), N_("Not assessed: the image cannot be read")
+_NOT_READ_BECAUSE = N_("Not assessed: the image cannot be read: {reason}")
 _RESULT_TITLE = N_("{decision}: probability of pneumonia {probability}")
 _WITH_RANGE = N_("{probability} ({range})")
 _MODEL = N_("Model {model}, operating point {point}")
@@ -203,6 +205,8 @@ def result_title(prediction: Prediction, language: str = "en") -> str:
     gettext = translations(language).gettext
     if prediction.rejection:
         return gettext(_NOT_ASSESSED).format(reason=rejection_message(prediction.rejection, language))
+    if prediction.failure and prediction.failure.reason:
+        return gettext(_NOT_READ_BECAUSE).format(reason=reason_message(prediction.failure.reason, language))
     if prediction.decision is None or prediction.probability is None:
         return gettext(_NOT_READ)
     text, interval = probability_text(prediction.probability, language), prediction.interval

@@ -6,54 +6,37 @@ test ledger before its result is returned.
 
 from __future__ import annotations
 
-import dataclasses
-import datetime
-import functools
 import re
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pneumoscope import __version__
-from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import UnknownNameError, UnreadableImageError, UsageError
-from pneumoscope.core.files import write_atomically
 from pneumoscope.core.prediction import Rejection
-from pneumoscope.core.prediction_messages import notice
-from pneumoscope.core.results import Evaluation, Interval, RejectionSummary, ScoredImage, to_json
+from pneumoscope.core.results import Evaluation, ScoredImage
 from pneumoscope.data.hashing import read_image
-from pneumoscope.data.manifest import LABELS, LabeledImage, Manifest, images_sha256
-from pneumoscope.evaluation.ledger import default_ledger, record_evaluation
-from pneumoscope.evaluation.metrics import etiology_aurocs, evaluate_operating_point, positives, ranking_metrics
+from pneumoscope.data.manifest import LabeledImage, Manifest
+from pneumoscope.evaluation.breakdown import add_breakdown, read_breakdown
+from pneumoscope.evaluation.recording import (
+    TEST_SPLITS,
+    ScoreSource,
+    record_and_write,
+    summarize,
+    with_earlier_points,
+)
 from pneumoscope.evaluation.selection import check_thresholds, check_unseen, select_images, unreadable_error
 from pneumoscope.imaging.decode import Radiograph
+from pneumoscope.inference.batches import process_batches
 from pneumoscope.inference.decision import sigmoid, threshold_probability
 from pneumoscope.inference.session import BundleSession
-from pneumoscope.runs.evaluations import predictions_csv, read_evaluation
-from pneumoscope.runs.run_folder import (
-    BUNDLE_FOLDER,
-    EVALUATION_FILE,
-    MANIFEST_FILE,
-    PREDICTIONS_FILE,
-    evaluation_folder,
-    find_bundle,
-)
-from pneumoscope.statistics.calibration import reliability_bins
-from pneumoscope.statistics.inputs import patient_groups
-from pneumoscope.statistics.intervals import proportion
+from pneumoscope.runs.run_folder import BUNDLE_FOLDER, MANIFEST_FILE, evaluation_folder, find_bundle
 
-__all__ = ["OPERATING_POINTS", "decode_images", "evaluate"]
+__all__ = ["OPERATING_POINTS", "check_name", "decode_images", "evaluate"]
 
 OPERATING_POINTS = ("half", "balanced", "rule_out", "rule_in")
 _NAME = r"\w[\w.-]*"
-# Splits whose evaluation is recorded in the test ledger.
-_TEST_SPLITS = ("test", "all")
 # Images are decoded in threads while the network scores the previous ones.
 _THREADS = 4
 _PREFETCH_IMAGES = 64
@@ -71,6 +54,8 @@ def evaluate(
     ledger: str | Path | None = None,
     seed: int = 0,
     site: str | Path | None = None,
+    by: Sequence[str] = (),
+    reference: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> tuple[Evaluation, tuple[ScoredImage, ...]]:
@@ -92,6 +77,9 @@ def evaluate(
         ledger: The test ledger; `ledger.default_ledger()` by default.
         seed: Seed of the bootstraps.
         site: Site profile to apply.
+        by: Columns of the manifest CSV, or "etiology", whose values form subgroups.
+        reference: Name of an evaluation of the run, or folder of an evaluation of the same model,
+            on other images, whose difference is reported.
         progress: Called with the number of scored images and of all images.
         note: Called with each remark about the data, such as the number of skipped files.
 
@@ -118,31 +106,50 @@ def evaluate(
     for point in operating_points:
         if point not in card.operating_points:
             raise UnknownNameError("operating point", point, card.operating_points)
-    _check_name(name, is_run=is_run, has_out=out is not None)
+    _check_name_of_run(name, is_run=is_run, has_out=out is not None)
     root, images = select_images(data, split, target / MANIFEST_FILE if is_run else None, note, both_labels=False)
-    if split in _TEST_SPLITS:
+    if split in TEST_SPLITS:
         check_unseen(images, card)
+    source = _source(session)
     if out is None and is_run:
         out = evaluation_folder(target, name or _default_name(target, data, split, images, session, note))
     if out is not None and not replace:
-        operating_points = _with_earlier_points(Path(out), operating_points, images, session, seed)
+        operating_points = with_earlier_points(Path(out), operating_points, images, source, seed)
     check_thresholds(images, card, operating_points)
+    folder = None if reference is None else evaluation_folder(target, str(reference))
+    if folder is not None and not (is_run and folder.is_dir()):
+        folder = Path(str(reference))
+    breakdown = read_breakdown(data, by, folder)
     started = time.perf_counter()
     scored, rejections = _score(session, root, images, split, progress)
     seconds = time.perf_counter() - started
-    evaluation = dataclasses.replace(
-        _summarize(card, split, scored, rejections, operating_points, seed, seconds), site=session.site
+    evaluation = summarize(source, split, scored, operating_points, seed=seed, seconds=seconds, rejections=rejections)
+    evaluation = record_and_write(
+        add_breakdown(evaluation, scored, breakdown, seed),
+        scored,
+        out=None if out is None else Path(out),
+        ledger=None if ledger is None else Path(ledger),
+        replace=replace,
     )
-    if split in _TEST_SPLITS:
-        number = record_evaluation(Path(ledger) if ledger else default_ledger(), _ledger_entry(evaluation))
-        evaluation = dataclasses.replace(evaluation, test_evaluation=number)
-    if out is not None:
-        write_atomically(Path(out) / PREDICTIONS_FILE, predictions_csv(scored))
-        write_atomically(Path(out) / EVALUATION_FILE, to_json(evaluation))
     return evaluation, scored
 
 
-def _check_name(name: str | None, *, is_run: bool, has_out: bool) -> None:
+def _source(session: BundleSession) -> ScoreSource:
+    card = session.card
+    return ScoreSource(
+        name=card.name,
+        operating_points=card.operating_points,
+        threshold_probabilities={
+            name: threshold_probability(card, point) for name, point in card.operating_points.items()
+        },
+        bundle_sha256=card.onnx_sha256,
+        recipe=card.recipe,
+        site=session.site,
+        population=card.population,
+    )
+
+
+def _check_name_of_run(name: str | None, *, is_run: bool, has_out: bool) -> None:
     """Raise unless the name of an evaluation can be used."""
     if name is None:
         return
@@ -151,6 +158,15 @@ def _check_name(name: str | None, *, is_run: bool, has_out: bool) -> None:
             f"the name {name!r} is that of an evaluation in a run folder",
             hint="Give --name for a run without --out, or --out without --name",
         )
+    check_name(name)
+
+
+def check_name(name: str) -> None:
+    """Raise unless a name can be that of a folder.
+
+    Raises:
+        UsageError: It cannot.
+    """
     if not re.fullmatch(_NAME, name):
         raise UsageError(f"{name!r} is not the name of an evaluation", hint="Use letters, digits, '.', '-' and '_'")
 
@@ -185,37 +201,6 @@ def _default_name(
         other = "" if split == "all" else f"{str(data)!r} has other images than the {split} split of the run; "
         note(f"{other}the results are in {str(evaluation_folder(run, name))!r}")
     return name
-
-
-def _with_earlier_points(
-    folder: Path, operating_points: Sequence[str], images: Sequence[LabeledImage], session: BundleSession, seed: int
-) -> Sequence[str]:
-    """Return the operating points with those of the evaluation in the folder, which is written again.
-
-    Raises:
-        UsageError: The folder has an evaluation of other images, or of another model, seed or site profile.
-    """
-    if not (folder / EVALUATION_FILE).is_file():
-        return operating_points
-    earlier = read_evaluation(folder / EVALUATION_FILE)
-    different = [
-        label
-        for label, before, now in (
-            ("of other images", earlier.images_sha256, images_sha256([image.sha256 for image in images])),
-            ("of another model", earlier.bundle_sha256, session.card.onnx_sha256),
-            ("with another site profile", earlier.site, session.site),
-            ("with another seed", earlier.metrics["brier"].seed, seed),
-        )
-        if before != now
-    ]
-    if different:
-        raise UsageError(
-            f"{str(folder)!r} has an evaluation {' and '.join(different)} ({earlier.name}, {earlier.n} images,"
-            f" {earlier.created[:10]})",
-            hint="Keep both with another --name or --out, or replace it with --force",
-        )
-    points = [point for point in earlier.operating_points if point in session.card.operating_points]
-    return (*points, *(point for point in operating_points if point not in points))
 
 
 def _score(
@@ -262,84 +247,17 @@ def decode_images(
         min_side, allow_rejected: See `imaging.decode.decode`.
         unreadable: The list.
     """
-    remaining = iter(images)
-    read = functools.partial(read_image, root, min_side=min_side, allow_rejected=allow_rejected)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        pending: deque[tuple[LabeledImage, Future[Radiograph]]] = deque()
-        for image in islice(remaining, _PREFETCH_IMAGES):
-            pending.append((image, pool.submit(read, image)))
-        while pending:
-            image, future = pending.popleft()
-            try:
-                yield future.result()
-            except UnreadableImageError as error:
-                unreadable.append((image.path, error.detail))
-            for following in islice(remaining, 1):
-                pending.append((following, pool.submit(read, following)))
 
+    def read(batch: Sequence[LabeledImage]) -> list[Radiograph | UnreadableImageError]:
+        (image,) = batch
+        try:
+            return [read_image(root, image, min_side=min_side, allow_rejected=allow_rejected)]
+        except UnreadableImageError as error:
+            return [error]
 
-def _summarize(
-    card: Card,
-    split: str,
-    scored: Sequence[ScoredImage],
-    rejections: Sequence[Rejection | None],
-    operating_points: Sequence[str],
-    seed: int,
-    seconds: float,
-) -> Evaluation:
-    counts = Counter(image.label for image in scored)
-    points = {name: card.operating_points[name] for name in operating_points}
-    return Evaluation(
-        name=card.name,
-        split=split,
-        images_sha256=images_sha256([image.sha256 for image in scored]),
-        n=len(scored),
-        patients=int(patient_groups([image.patient for image in scored], len(scored)).max()) + 1,
-        counts={label: counts[label] for label in LABELS},
-        bundle_sha256=card.onnx_sha256,
-        recipe=card.recipe,
-        metrics=ranking_metrics(scored, seed=seed),
-        auroc_by_etiology=etiology_aurocs(scored),
-        operating_points={
-            name: evaluate_operating_point(
-                scored, point, threshold_probability=threshold_probability(card, point), seed=seed
-            )
-            for name, point in points.items()
-        },
-        test_evaluation=None,
-        seconds=seconds,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        version=__version__,
-        rejected=_summarize_rejections(scored, rejections),
-        reliability=reliability_bins([image.probability for image in scored], positives(scored)),
-        notice=notice(card.population),
-    )
-
-
-def _summarize_rejections(images: Sequence[ScoredImage], rejections: Sequence[Rejection | None]) -> RejectionSummary:
-    rejected = np.array([rejection is not None for rejection in rejections])
-    codes = Counter(rejection.code for rejection in rejections if rejection)
-    return RejectionSummary(proportion(rejected, [image.patient for image in images]), dict(codes.most_common()))
-
-
-def _ledger_entry(evaluation: Evaluation) -> dict[str, Any]:
-    def values(metrics: Mapping[str, Interval]) -> dict[str, float | None]:
-        return {name: interval.value for name, interval in metrics.items()}
-
-    operating_points = {
-        name: {"threshold": point.threshold, **values(point.metrics)}
-        for name, point in evaluation.operating_points.items()
-    }
-    return {
-        "when": evaluation.created,
-        "name": evaluation.name,
-        "bundle_sha256": evaluation.bundle_sha256,
-        "images_sha256": evaluation.images_sha256,
-        "n": evaluation.n,
-        "split": evaluation.split,
-        "recipe": evaluation.recipe.get("name", ""),
-        **({"site": evaluation.site} if evaluation.site else {}),
-        "metrics": values(evaluation.metrics),
-        "operating_points": operating_points,
-        "version": evaluation.version,
-    }
+    results = process_batches(images, read, batch_size=1, threads=_THREADS, ahead=_PREFETCH_IMAGES)
+    for image, result in zip(images, results, strict=True):
+        if isinstance(result, UnreadableImageError):
+            unreadable.append((image.path, result.detail))
+        else:
+            yield result

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from pneumoscope.bundle.card import OperatingPoint, UncertaintyBand
+from pneumoscope.bundle.card import UncertaintyBand
 from pneumoscope.core.results import Interval, OperatingPointResult, ScoredImage
 from pneumoscope.statistics.calibration import calibration_error_interval, weighted_brier
 from pneumoscope.statistics.inputs import BoolArray
@@ -16,7 +17,22 @@ from pneumoscope.statistics.intervals import patient_bootstrap, proportion
 from pneumoscope.statistics.metrics import confusion, threshold_metrics
 from pneumoscope.statistics.roc import auroc_interval, weighted_auprc
 
-__all__ = ["etiology_aurocs", "evaluate_operating_point", "positives", "ranking_metrics"]
+__all__ = ["Threshold", "etiology_aurocs", "evaluate_operating_point", "positives", "ranking_metrics"]
+
+
+class Threshold(Protocol):
+    """The part of an operating point that its evaluation needs: that of a card, or a fixed threshold without a model."""
+
+    @property
+    def threshold(self) -> float:
+        """Threshold on the score; at or above it the decision is pneumonia."""
+
+    @property
+    def uncertainty_band(self) -> UncertaintyBand | None:
+        """Scores that are classified as uncertain; None if the threshold decides every image."""
+
+    def rule_text(self) -> str:
+        """Return how the threshold was chosen, as a phrase."""
 
 
 def positives(images: Sequence[ScoredImage]) -> BoolArray:
@@ -60,7 +76,7 @@ def etiology_aurocs(images: Sequence[ScoredImage]) -> dict[str, Interval]:
 
 
 def evaluate_operating_point(
-    images: Sequence[ScoredImage], point: OperatingPoint, *, threshold_probability: float, seed: int
+    images: Sequence[ScoredImage], point: Threshold, *, threshold_probability: float, seed: int
 ) -> OperatingPointResult:
     """Return the performance at one operating point.
 

@@ -22,6 +22,7 @@ __all__ = [
     "check_unseen",
     "count_patients",
     "draw_sample",
+    "images_of_split",
     "select_images",
     "select_unreserved_images",
     "unreadable_error",
@@ -60,12 +61,27 @@ def select_images(
         DatasetError: The split is empty, or has one label only where both are needed, an image cannot be opened, or an image of
             the run is missing in the data.
     """
-    if split not in _SPLITS:
-        raise UsageError(f"there is no split {split!r}", hint=f"Known: {', '.join(_SPLITS)}")
     manifest = load_manifest(data)
     if note:
         for each in manifest.notes:
             note(each)
+    return manifest.root, images_of_split(manifest, data, split, run_manifest, both_labels=both_labels)
+
+
+def images_of_split(
+    manifest: Manifest, data: Path, split: str, run_manifest: Path | None, *, both_labels: bool = True
+) -> tuple[LabeledImage, ...]:
+    """Return the images of one split of a manifest; see `select_images`.
+
+    Args:
+        manifest: Manifest of the data.
+        data, split, run_manifest, both_labels: See `select_images`.
+
+    Raises:
+        UsageError, DatasetError: See `select_images`.
+    """
+    if split not in _SPLITS:
+        raise UsageError(f"there is no split {split!r}", hint=f"Known: {', '.join(_SPLITS)}")
     if split == "all":
         _check_readable(manifest, data, split)
         images = tuple(image for image in manifest if image.split != "unused")
@@ -85,7 +101,7 @@ def select_images(
             f"the split {split!r} has images of one label only ({counted(len(images), 'image')}): there is no {missing[0]} image",
             hint="Choose a split with images of both labels",
         )
-    return manifest.root, images
+    return images
 
 
 def _is_split_by_run(manifest: Manifest, split: str, run_manifest: Path | None, data: Path) -> bool:
@@ -105,7 +121,7 @@ def _is_split_by_run(manifest: Manifest, split: str, run_manifest: Path | None, 
 def _images_of_run(manifest: Manifest, split: str, run_manifest: Path | None, data: Path) -> tuple[LabeledImage, ...]:
     """Return the images that the run assigned to the split, found in the data by content, with their current paths."""
     if run_manifest is None or not run_manifest.is_file():
-        source = f"{str(run_manifest)!r} is missing" if run_manifest else "a bundle has no manifest"
+        source = f"{str(run_manifest)!r} is missing" if run_manifest else "there is no manifest of a run"
         raise UsageError(
             f"cannot tell which images of {str(data)!r} are in the {split} split: {source}",
             hint="Evaluate all images with --split all; or give a manifest with splits as --data, or a run folder with its"

@@ -9,8 +9,8 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.core.results import Comparison
 from pneumoscope.reporting.curves import curves_figure, curves_label
 from pneumoscope.reporting.figures import (
     Curve,
@@ -52,7 +52,8 @@ class ComparisonFigures:
         metrics: One figure per metric.
         roc, precision_recall: The whole curve and its corner; empty if a class has no images.
         undefined: Reason why `roc` and `precision_recall` are empty, else "".
-        reliability, histograms, curves: One figure per run.
+        reliability, histograms: One figure per run.
+        curves: One figure per run that was trained here.
         differences: One figure per metric of the paired tests.
     """
 
@@ -85,7 +86,7 @@ def draw_figures(comparison: Comparison, runs: Sequence[RunData]) -> ComparisonF
             undefined=undefined,
             reliability=tuple(map(_reliability_figure, runs)),
             histograms=tuple(_histogram_figure(run, operating_point) for run in runs),
-            curves=tuple(map(_training_figure, runs)),
+            curves=tuple(_training_figure(run) for run in runs if run.epochs),
             differences=_difference_figures(comparison),
         )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.files import write_atomically
-from pneumoscope.core.results import Comparison, Interval
+from pneumoscope.core.results import Interval
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.comparison_figures import draw_figures
 from pneumoscope.reporting.run_data import RunData, load_run_data
@@ -16,6 +17,8 @@ __all__ = ["write_comparison_page"]
 
 # Metrics in the table of operating points.
 _OPERATING_POINT_METRICS = ("sensitivity", "specificity", "accuracy")
+# Metrics in the table of subgroups.
+_SUBGROUP_METRICS = ("auroc", "sensitivity", "specificity")
 
 
 def write_comparison_page(comparison: Comparison, runs: Sequence[Path], out: Path) -> Path:
@@ -23,8 +26,8 @@ def write_comparison_page(comparison: Comparison, runs: Sequence[Path], out: Pat
 
     Args:
         comparison: Comparison of these runs.
-        runs: Run folders in the order of the comparison, each with `epochs.csv`, `run.json`, `recipe.toml`,
-            `evaluation.json` and `predictions.csv` of the compared evaluation.
+        runs: Folders in the order of the comparison: run folders, each with `epochs.csv`, `run.json`, `recipe.toml`,
+            `evaluation.json` and `predictions.csv` of the compared evaluation; or folders with only the last two.
         out: HTML file to write. Missing parent folders are created.
 
     Raises:
@@ -81,6 +84,13 @@ def _notes(comparison: Comparison, runs: Sequence[RunData]) -> dict[str, str]:
             for point in operating_points
             for key, value in point.metrics.items()
             if key in _OPERATING_POINT_METRICS
+        ),
+        "subgroups": _note(
+            (key, value)
+            for run in runs
+            for group in run.evaluation.subgroups
+            for key, value in group.metrics.items()
+            if key in _SUBGROUP_METRICS
         ),
         "etiology": labels.interval_note(
             [("fraction correct", value) for point in operating_points for value in point.by_etiology.values()]

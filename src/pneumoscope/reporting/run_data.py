@@ -11,15 +11,23 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from pneumoscope.core.comparison import Comparison, RunSummary
 from pneumoscope.core.errors import RunError
 from pneumoscope.core.messages import counted
-from pneumoscope.core.results import Comparison, Evaluation, RunSummary
+from pneumoscope.core.results import Evaluation
 from pneumoscope.evaluation.metrics import positives
 from pneumoscope.reporting.style import RunStyle, run_style
 from pneumoscope.runs.epochs import Epoch, read_epochs
 from pneumoscope.runs.evaluations import read_evaluation, read_predictions
 from pneumoscope.runs.record import RunRecord, read_run
-from pneumoscope.runs.run_folder import EVALUATION_FILE, PREDICTIONS_FILE, RECIPE_FILE, evaluation_folder, read_text
+from pneumoscope.runs.run_folder import (
+    EVALUATION_FILE,
+    PREDICTIONS_FILE,
+    RECIPE_FILE,
+    evaluation_folder,
+    is_run_folder,
+    read_text,
+)
 from pneumoscope.statistics.inputs import BoolArray, FloatArray
 
 __all__ = ["RunData", "load_run_data"]
@@ -44,7 +52,7 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True)
 class RunData:
-    """One run of a comparison.
+    """One run of a comparison, or the evaluation of a bundle or a file of predictions.
 
     Attributes:
         index: Index in the comparison, from 0.
@@ -52,9 +60,10 @@ class RunData:
         summary: Row of the comparison.
         evaluation: The compared evaluation.
         scores: Predictions by image.
-        epochs: Epochs of the training.
-        recipe: Text of the recipe file.
-        facts: Record of the run without the recipe, as names and values; nested names are joined by dots.
+        epochs: Epochs of the training; empty if it is not a run.
+        recipe: Text of the recipe file; "" if it is not a run.
+        facts: Record of the run without the recipe, as names and values; nested names are joined by dots. Empty if it is not
+            a run.
     """
 
     index: int
@@ -72,7 +81,7 @@ def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData
 
     Args:
         comparison: Comparison of these runs.
-        runs: Run folders in the order of the comparison.
+        runs: Folders in the order of the comparison: run folders, or folders of an evaluation.
 
     Raises:
         RunError: The number of folders differs, a folder holds another run or an evaluation of other images, or a file
@@ -83,7 +92,8 @@ def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData
         raise RunError(f"the comparison has {expected}; {given} given")
     data = []
     for index, (summary, folder) in enumerate(zip(comparison.runs, runs, strict=True)):
-        results = evaluation_folder(folder, comparison.evaluation)
+        is_run = is_run_folder(folder)
+        results = evaluation_folder(folder, comparison.evaluation) if is_run else folder
         evaluation = read_evaluation(results / EVALUATION_FILE)
         # Runs with the same name, such as those of one recipe, have the names of their folders in the comparison.
         if summary.name not in {evaluation.name, folder.resolve().name}:
@@ -104,9 +114,9 @@ def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData
                 summary=summary,
                 evaluation=evaluation,
                 scores=_scores(results / PREDICTIONS_FILE, evaluation.n),
-                epochs=read_epochs(folder),
-                recipe=read_text(folder / RECIPE_FILE),
-                facts=_facts(read_run(folder)),
+                epochs=read_epochs(folder) if is_run else (),
+                recipe=read_text(folder / RECIPE_FILE) if is_run else "",
+                facts=_facts(read_run(folder)) if is_run else (),
             )
         )
     return tuple(data)

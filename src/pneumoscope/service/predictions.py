@@ -23,9 +23,10 @@ from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.inference.model import Model
 from pneumoscope.service.inference_queue import InferenceQueue
 from pneumoscope.service.metrics import Metrics
+from pneumoscope.service.storage.additions import Also
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer
 from pneumoscope.service.storage.records import StoredPrediction
-from pneumoscope.service.storage.repository import Also, PredictionRepository
+from pneumoscope.service.storage.repository import PredictionRepository
 
 __all__ = ["PredictionService", "Readiness", "check_age_by_dates", "depends_on_entered_age"]
 

@@ -25,7 +25,8 @@ from tests.imaging.conformance import CASES
 from tests.service.conftest import dicom, png, repository_with_token
 from tests.service.web.helpers import BASE_URL, TOKEN
 
-from pneumoscope.bundle.card import Intervals, UncertaintyBand, read_bundle
+from pneumoscope.bundle.bundle_folder import read_bundle
+from pneumoscope.bundle.card import Intervals, UncertaintyBand
 from pneumoscope.bundle.model_card import model_card
 from pneumoscope.core.i18n import LANGUAGES
 from pneumoscope.inference.model import load_model

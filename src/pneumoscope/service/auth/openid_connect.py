@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pneumoscope.core.errors import AuthenticationError, BusyError, ForbiddenError, UsageError
+from pneumoscope.core.files import read_error_reason
 from pneumoscope.service.auth.users import ROLES, AuthenticatedUser, is_loopback, validate_name
 
 __all__ = ["OpenIdConnect", "OpenIdConnectConfiguration", "read_configuration"]
@@ -60,8 +61,7 @@ def read_configuration(file: Path) -> OpenIdConnectConfiguration:
     try:
         mode, text = file.stat().st_mode, file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"cannot read {name}: {reason}") from error
+        raise UsageError(f"cannot read {name}: {read_error_reason(error)}") from error
     if mode & 0o077:
         raise UsageError(f"{name} is readable by other users", hint=f"chmod 600 {file}")
     try:

@@ -1,0 +1,168 @@
+"""Match the rows of a file of predictions with labeled images."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from pneumoscope.core.errors import DatasetError, UnknownNameError, UsageError
+from pneumoscope.core.messages import counted
+from pneumoscope.data.manifest import LabeledImage
+from pneumoscope.data.predictions_file import PredictionRow
+
+__all__ = ["match_images", "read_id_column", "read_manifest_column"]
+
+_MAX_LISTED = 3
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def read_id_column(data: Path, column: str) -> dict[str, str]:
+    """Return the values of a column of a manifest CSV, {path: value}; empty if there is no such column or CSV file.
+
+    Args:
+        data: Data set that `load_manifest` can read.
+        column: Name of the column.
+    """
+    if data.suffix.lower() != ".csv" or column not in _manifest_columns(data):
+        return {}
+    return read_manifest_column(data, column)
+
+
+def read_manifest_column(data: Path, column: str) -> dict[str, str]:
+    """Return the values of a column of a manifest CSV, {path: value}.
+
+    Args:
+        data: The manifest CSV.
+        column: Name of the column.
+
+    Raises:
+        UsageError: The data are no CSV file.
+        UnknownNameError: There is no such column.
+    """
+    if data.suffix.lower() != ".csv":
+        raise UsageError(
+            f"{str(data)!r} is no manifest CSV and has no column {column!r}",
+            hint="Write a manifest with `pneumoscope split DATA --out FILE`, and add the column",
+        )
+    columns = _manifest_columns(data)
+    if column not in columns:
+        raise UnknownNameError(f"column in {str(data)!r}", column, columns)
+    with data.open(encoding="utf-8-sig", newline="") as file:
+        return {row["path"].strip(): row[column].strip() for row in csv.DictReader(file, restval="")}
+
+
+def _manifest_columns(data: Path) -> list[str]:
+    with data.open(encoding="utf-8-sig", newline="") as file:
+        return next(csv.reader(file), [])
+
+
+def match_images(
+    rows: Sequence[PredictionRow], images: Sequence[LabeledImage], name: str, ids: Mapping[str, str]
+) -> dict[int, PredictionRow]:
+    """Return the row of each image that has one, {index of the image: row}.
+
+    A row names an image by its path, by the end of its path, by its file name with or without extension, or by its
+    SHA-256; or by its identifier, if the images have identifiers. Where a row and an image both have folders, these must
+    agree: `train/a.png` is not `test/a.png`.
+
+    Args:
+        rows: The rows.
+        images: All images of the data set.
+        name: Name of the file of the rows, for messages.
+        ids: Identifier of each image by its path; empty if there are none.
+
+    Raises:
+        DatasetError: A row names no image or several, or several rows name one image.
+    """
+    index = _ImageIndex(images, ids)
+    found: dict[int, list[PredictionRow]] = defaultdict(list)
+    unknown: list[PredictionRow] = []
+    ambiguous: list[PredictionRow] = []
+    for row in rows:
+        candidates = index.find(row.image)
+        if len(candidates) == 1:
+            found[candidates[0]].append(row)
+        else:
+            (ambiguous if candidates else unknown).append(row)
+    if unknown:
+        listed = ", ".join(f"{row.image!r} (line {row.line})" for row in unknown[:_MAX_LISTED])
+        near = index.closest(unknown[0].image)
+        hint = f"The image with the most similar name is {near!r}. " if near else ""
+        raise DatasetError(
+            f"{counted(len(unknown), 'row')} of {len(rows)} in {name} {'matches' if len(unknown) == 1 else 'match'} no image"
+            f" of the data: {listed}{', …' if len(unknown) > _MAX_LISTED else ''}",
+            hint=f"{hint}Name images by their paths in the data, file names or SHA-256; folders must agree",
+        )
+    if ambiguous:
+        row = ambiguous[0]
+        several = [images[i].path for i in index.find(row.image)[:2]]
+        raise DatasetError(
+            f"{name}, line {row.line}: {row.image!r} names several images, such as {several[0]!r} and {several[1]!r}"
+            f" ({counted(len(ambiguous), 'such row')})",
+            hint="Name images by their paths in the data",
+        )
+    doubled = [same for same in found.values() if len(same) > 1]
+    if doubled:
+        first, second = doubled[0][:2]
+        raise DatasetError(
+            f"{name} lists {second.image!r} in line {first.line} and in line {second.line}"
+            f" ({counted(len(doubled), 'image')} listed more than once)",
+            hint="Keep one row for each image",
+        )
+    return {image: same[0] for image, same in found.items()}
+
+
+class _ImageIndex:
+    """Images by all names that a row can give them."""
+
+    def __init__(self, images: Sequence[LabeledImage], ids: Mapping[str, str]) -> None:
+        self._parts = [_parts(image.path) for image in images]
+        self._by_path = {image.path: i for i, image in enumerate(images)}
+        self._by_name: dict[str, list[int]] = defaultdict(list)
+        self._by_stem: dict[str, list[int]] = defaultdict(list)
+        self._by_sha256: dict[str, list[int]] = defaultdict(list)
+        self._by_id: dict[str, list[int]] = defaultdict(list)
+        for i, image in enumerate(images):
+            self._by_name[self._parts[i][-1]].append(i)
+            self._by_stem[PurePosixPath(self._parts[i][-1]).stem].append(i)
+            self._by_sha256[image.sha256].append(i)
+            if ids:
+                self._by_id[ids.get(image.path, "")].append(i)
+
+    def find(self, name: str) -> list[int]:
+        """Return the indices of the images with this name."""
+        if self._by_id:
+            return self._by_id.get(name, [])
+        if name in self._by_path:
+            return [self._by_path[name]]
+        if _SHA256.fullmatch(name.lower()):
+            return self._by_sha256.get(name.lower(), [])
+        parts = _parts(name)
+        if not parts:
+            return []
+        # With folders or without, a name with an extension is compared first, because identifiers can contain dots.
+        for indices in (self._by_name.get(parts[-1], []), self._by_stem.get(parts[-1], [])):
+            agreeing = [i for i in indices if _agree(self._parts[i][:-1], parts[:-1])]
+            if agreeing:
+                return agreeing
+        return []
+
+    def closest(self, name: str) -> str:
+        """Return the most similar name of an image; "" if none is similar."""
+        known = [*self._by_id] if self._by_id else [*self._by_name]
+        return next(iter(difflib.get_close_matches((_parts(name) or [name])[-1], known, n=1)), "")
+
+
+def _parts(path: str) -> list[str]:
+    """Return the folders and the name in a path, also of a MedMNIST archive or with backslashes."""
+    text = path.replace("\\", "/").replace("#", "/")
+    return [part for part in text.split("/") if part not in {"", "."}]
+
+
+def _agree(a: Sequence[str], b: Sequence[str]) -> bool:
+    """Return True if the folders nearest to the file are the same, as far as both are known."""
+    return all(x == y for x, y in zip(reversed(a), reversed(b), strict=False))

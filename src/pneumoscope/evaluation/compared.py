@@ -1,0 +1,230 @@
+"""Read or make the compared evaluations: of runs, of bundles, and of files with predictions of other tools."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pneumoscope.bundle.bundle_folder import CARD_FILE
+from pneumoscope.core.errors import RunError, UnknownNameError, UsageError
+from pneumoscope.core.results import Evaluation, ScoredImage
+from pneumoscope.data.manifest import images_sha256
+from pneumoscope.data.predictions_file import PredictionColumns
+from pneumoscope.evaluation.evaluate import evaluate
+from pneumoscope.evaluation.external_predictions import evaluate_predictions
+from pneumoscope.evaluation.metrics import positives
+from pneumoscope.runs.evaluations import read_evaluation, read_predictions
+from pneumoscope.runs.record import RunRecord, read_run
+from pneumoscope.runs.run_folder import (
+    BUNDLE_FOLDER,
+    EVALUATION_FILE,
+    PREDICTIONS_FILE,
+    evaluation_folder,
+    evaluation_names,
+    find_bundle,
+    is_run_folder,
+)
+from pneumoscope.statistics.inputs import BoolArray
+
+__all__ = ["EvaluatedRun", "ScoringOptions", "decisions", "read_evaluated", "result_folders"]
+
+_EVALUATIONS = "evaluations"  # folder for those of bundles and files
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatedRun:
+    """The evaluation of a run, bundle or file; images are in the same order for all that have the same images.
+
+    Attributes:
+        name: Name of the run, bundle or file.
+        folder_name: Name that replaces it if several have the same: that of the folder, or of the file without extension.
+        path: As it was given.
+        record: Record of the run; None if it is not a run.
+        evaluation: The evaluation.
+        images: The images with their scores.
+    """
+
+    name: str
+    folder_name: str
+    path: Path
+    record: RunRecord | None
+    evaluation: Evaluation
+    images: tuple[ScoredImage, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoringOptions:
+    """How bundles and files are evaluated; see `evaluate` and `evaluate_predictions`.
+
+    Attributes:
+        data: Labeled images; None if there are none.
+        split, columns, ledger, progress, note: As there.
+    """
+
+    data: Path | None = None
+    split: str = "test"
+    columns: PredictionColumns = PredictionColumns()  # noqa: RUF009  immutable
+    ledger: Path | None = None
+    progress: Callable[[int, int], None] | None = None
+    note: Callable[[str], None] | None = None
+
+
+def read_evaluated(
+    targets: Sequence[Path], name: str, operating_point: str, options: ScoringOptions, out: Path | None
+) -> list[EvaluatedRun]:
+    """Return the evaluations of runs, evaluation folders, bundles and files of predictions, in this order.
+
+    Everything that can be read is read before anything is evaluated.
+
+    Args:
+        targets: The folders and files.
+        name: Name of the evaluation of each run.
+        operating_point: Operating point that each evaluation must have.
+        options: How bundles and files are evaluated.
+        out: Folder of the results; None writes none.
+
+    Raises:
+        UsageError: There are bundles or files and no data.
+        RunError: A file is missing or malformed, or two evaluations would be written to one folder.
+        UnknownNameError: An evaluation lacks the operating point.
+    """
+    _check_folders(targets)
+    unscored = [target for target in targets if _is_unscored(target)]
+    if unscored and options.data is None:
+        raise UsageError(
+            f"{str(unscored[0])!r} has no labels and no evaluation", hint="Give the labeled images with --data"
+        )
+    evaluated = {target: _read(target, name) for target in targets if target not in unscored}
+    for target, run in evaluated.items():
+        _check_operating_point(run.evaluation, target, operating_point)
+    for target in unscored:
+        evaluated[target] = _evaluate(target, operating_point, options, out)
+    return [evaluated[target] for target in targets]
+
+
+def result_folders(targets: Sequence[Path], out: Path) -> list[Path]:
+    """Return the folder with the results of each compared run, bundle or file: that of the run, or one below `out`."""
+    return [out / _EVALUATIONS / _folder_name(target) if _is_unscored(target) else target for target in targets]
+
+
+def decisions(images: Sequence[ScoredImage], threshold: float) -> BoolArray:
+    """Return True for each image with the decision pneumonia, shape (n,)."""
+    return np.array([image.score for image in images]) >= threshold
+
+
+def _is_unscored(target: Path) -> bool:
+    """Return True for a bundle or a file, which have to be evaluated."""
+    if _is_file(target):
+        return True
+    if is_run_folder(target) or (target / EVALUATION_FILE).is_file():
+        return False
+    return (find_bundle(target) / CARD_FILE).is_file()
+
+
+def _is_file(target: Path) -> bool:
+    """Return True for a file of predictions, also if it does not exist."""
+    return target.is_file() or (target.suffix.lower() == ".csv" and not target.exists())
+
+
+def _folder_name(target: Path) -> str:
+    if _is_file(target):
+        return target.stem
+    folder = target.resolve()
+    return folder.parent.name if folder.name == BUNDLE_FOLDER else folder.name
+
+
+def _check_folders(targets: Sequence[Path]) -> None:
+    """Raise if two evaluations would be written to the same folder."""
+    first: dict[str, Path] = {}
+    for target in filter(_is_unscored, targets):
+        name = _folder_name(target)
+        if name in first:
+            raise RunError(
+                f"{str(first[name])!r} and {str(target)!r} have the same name {name!r}", hint="Rename one of them"
+            )
+        first[name] = target
+
+
+def _read(target: Path, name: str) -> EvaluatedRun:
+    """Return the evaluation of a run, or that in an evaluation folder."""
+    is_run = is_run_folder(target) or not (target / EVALUATION_FILE).is_file()
+    record = read_run(target, finished=True) if is_run else None
+    results = evaluation_folder(target, name) if is_run else target
+    if not (results / EVALUATION_FILE).is_file():
+        others = evaluation_names(target)
+        raise RunError(
+            f"run {str(target)!r} has no evaluation {name!r} ({str(results / EVALUATION_FILE)!r} is missing"
+            f"{'; it has ' + ', '.join(others) if others else ''})",
+            hint=f"Evaluate it: pneumoscope evaluate {target} --data DATA"
+            + ("; or choose another evaluation with --evaluation" if others else ""),
+        )
+    evaluation = read_evaluation(results / EVALUATION_FILE)
+    images = read_predictions(results / PREDICTIONS_FILE)
+    _check_files(evaluation, images, results, target)
+    return _evaluated(target, record, evaluation, images)
+
+
+def _check_files(evaluation: Evaluation, images: Sequence[ScoredImage], results: Path, target: Path) -> None:
+    """Raise if the two files are from different evaluations."""
+    labels = positives(images)
+    counts = [
+        (int(np.count_nonzero(decisions(images, point.threshold) == labels)), point.confusion.tp + point.confusion.tn)
+        for point in evaluation.operating_points.values()
+    ]
+    if images_sha256([image.sha256 for image in images]) != evaluation.images_sha256 or any(
+        correct != recorded for correct, recorded in counts
+    ):
+        raise RunError(
+            f"{EVALUATION_FILE} and {PREDICTIONS_FILE} in {str(results)!r} are from different evaluations",
+            hint=f"Repeat the evaluation: pneumoscope evaluate {target} --data DATA",
+        )
+
+
+def _check_operating_point(evaluation: Evaluation, target: Path, operating_point: str) -> None:
+    if operating_point not in evaluation.operating_points:
+        raise UnknownNameError(
+            f"operating point in the evaluation of {str(target)!r}", operating_point, evaluation.operating_points
+        )
+
+
+def _evaluate(target: Path, operating_point: str, options: ScoringOptions, out: Path | None) -> EvaluatedRun:
+    """Return the evaluation of a bundle or a file, after writing it below `out`."""
+    assert options.data is not None  # checked before
+    folder = None if out is None else result_folders([target], out)[0]
+    if _is_file(target):
+        points = None if operating_point == "half" else (operating_point,)
+        evaluation, images = evaluate_predictions(
+            target,
+            options.data,
+            split=options.split,
+            columns=options.columns,
+            operating_points=points,
+            out=folder,
+            replace=True,
+            ledger=options.ledger,
+            note=options.note,
+        )
+    else:
+        evaluation, images = evaluate(
+            find_bundle(target),
+            options.data,
+            split=options.split,
+            out=folder,
+            replace=True,
+            ledger=options.ledger,
+            progress=options.progress,
+            note=options.note,
+        )
+    return _evaluated(target, None, evaluation, images)
+
+
+def _evaluated(
+    target: Path, record: RunRecord | None, evaluation: Evaluation, images: Sequence[ScoredImage]
+) -> EvaluatedRun:
+    # By content, and by path for identical files only, because the data folder may differ between runs.
+    ordered = tuple(sorted(images, key=lambda image: (image.sha256, image.path)))
+    name = evaluation.name if record is None else record.name
+    return EvaluatedRun(name, _folder_name(target), target, record, evaluation, ordered)

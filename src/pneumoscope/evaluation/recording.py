@@ -1,0 +1,216 @@
+"""Summarize scored images as an evaluation, record it in the test ledger, and write it.
+
+The scores come from a bundle (`evaluate`) or from a file of another tool (`external_predictions`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pneumoscope import __version__
+from pneumoscope.core.errors import UsageError
+from pneumoscope.core.files import write_atomically
+from pneumoscope.core.population import Population
+from pneumoscope.core.prediction import Rejection
+from pneumoscope.core.prediction_messages import notice
+from pneumoscope.core.results import Evaluation, Interval, RejectionSummary, ScoredImage, to_json
+from pneumoscope.data.manifest import LABELS, LabeledImage, images_sha256
+from pneumoscope.evaluation.ledger import default_ledger, record_evaluation
+from pneumoscope.evaluation.metrics import (
+    Threshold,
+    etiology_aurocs,
+    evaluate_operating_point,
+    positives,
+    ranking_metrics,
+)
+from pneumoscope.runs.evaluations import predictions_csv, read_evaluation
+from pneumoscope.runs.run_folder import EVALUATION_FILE, PREDICTIONS_FILE
+from pneumoscope.statistics.calibration import reliability_bins
+from pneumoscope.statistics.inputs import patient_groups
+from pneumoscope.statistics.intervals import proportion
+
+__all__ = ["TEST_SPLITS", "ScoreSource", "record_and_write", "summarize", "with_earlier_points"]
+
+# Splits whose evaluation is recorded in the test ledger.
+TEST_SPLITS = ("test", "all")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreSource:
+    """Source of the scores of an evaluation: a bundle, or a file of predictions.
+
+    Attributes:
+        name: Name of the run, bundle or file.
+        operating_points: Operating points that can be evaluated.
+        threshold_probabilities: Their thresholds as calibrated probabilities.
+        bundle_sha256: SHA-256 of the network file; "" for a file of predictions.
+        predictions_sha256: SHA-256 of the file of predictions; "" for a bundle.
+        recipe: The recipe that trained the network; empty if it is unknown.
+        site: Name and short hash of the site profile; "" without one.
+        population: Population that the model was trained on.
+        remarks: Sentences on what is unknown or was not evaluated.
+    """
+
+    name: str
+    operating_points: Mapping[str, Threshold]
+    threshold_probabilities: Mapping[str, float]
+    bundle_sha256: str = ""
+    predictions_sha256: str = ""
+    recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    site: str = ""
+    population: Population = Population()  # noqa: RUF009  immutable
+    remarks: tuple[str, ...] = ()
+
+
+def with_earlier_points(
+    folder: Path, operating_points: Sequence[str], images: Sequence[LabeledImage], source: ScoreSource, seed: int
+) -> Sequence[str]:
+    """Return the operating points with those of the evaluation in the folder, which is written again.
+
+    Raises:
+        UsageError: The folder has an evaluation of other images, or of another model, seed or site profile.
+    """
+    if not (folder / EVALUATION_FILE).is_file():
+        return operating_points
+    earlier = read_evaluation(folder / EVALUATION_FILE)
+    hashes = (earlier.bundle_sha256, earlier.predictions_sha256)
+    different = [
+        label
+        for label, before, now in (
+            ("of other images", earlier.images_sha256, images_sha256([image.sha256 for image in images])),
+            ("of another model", hashes, (source.bundle_sha256, source.predictions_sha256)),
+            ("with another site profile", earlier.site, source.site),
+            ("with another seed", earlier.metrics["brier"].seed, seed),
+        )
+        if before != now
+    ]
+    if different:
+        raise UsageError(
+            f"{str(folder)!r} has an evaluation {' and '.join(different)} ({earlier.name}, {earlier.n} images,"
+            f" {earlier.created[:10]})",
+            hint="Keep both with another --name or --out, or replace it with --force",
+        )
+    points = [point for point in earlier.operating_points if point in source.operating_points]
+    return (*points, *(point for point in operating_points if point not in points))
+
+
+def summarize(
+    source: ScoreSource,
+    split: str,
+    scored: Sequence[ScoredImage],
+    operating_points: Sequence[str],
+    *,
+    seed: int,
+    seconds: float,
+    rejections: Sequence[Rejection | None] | None = None,
+) -> Evaluation:
+    """Return the evaluation of scored images, without its number in the ledger.
+
+    Args:
+        source: Source of the scores.
+        split: The split of the images.
+        scored: The images; at least one.
+        operating_points: Names of the operating points to evaluate.
+        seed: Seed of the bootstraps.
+        seconds: Scoring time.
+        rejections: Rejection of each image, or None; None if the source rejects none.
+    """
+    counts = Counter(image.label for image in scored)
+    return Evaluation(
+        name=source.name,
+        split=split,
+        images_sha256=images_sha256([image.sha256 for image in scored]),
+        n=len(scored),
+        patients=int(patient_groups([image.patient for image in scored], len(scored)).max()) + 1,
+        counts={label: counts[label] for label in LABELS},
+        bundle_sha256=source.bundle_sha256,
+        recipe=source.recipe,
+        metrics=ranking_metrics(scored, seed=seed),
+        auroc_by_etiology=etiology_aurocs(scored),
+        operating_points={
+            name: evaluate_operating_point(
+                scored,
+                source.operating_points[name],
+                threshold_probability=source.threshold_probabilities[name],
+                seed=seed,
+            )
+            for name in operating_points
+        },
+        test_evaluation=None,
+        seconds=seconds,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        version=__version__,
+        rejected=None if rejections is None else _summarize_rejections(scored, rejections),
+        site=source.site,
+        reliability=reliability_bins([image.probability for image in scored], positives(scored)),
+        predictions_sha256=source.predictions_sha256,
+        remarks=source.remarks,
+        notice=notice(source.population),
+    )
+
+
+def _summarize_rejections(images: Sequence[ScoredImage], rejections: Sequence[Rejection | None]) -> RejectionSummary:
+    rejected = np.array([rejection is not None for rejection in rejections])
+    codes = Counter(rejection.code for rejection in rejections if rejection)
+    return RejectionSummary(proportion(rejected, [image.patient for image in images]), dict(codes.most_common()))
+
+
+def record_and_write(
+    evaluation: Evaluation, scored: Sequence[ScoredImage], *, out: Path | None, ledger: Path | None, replace: bool
+) -> Evaluation:
+    """Record an evaluation on test images in the test ledger, write the files, and return it with its number.
+
+    Args:
+        evaluation: The evaluation.
+        scored: Its images.
+        out: Folder of evaluation.json and predictions.csv; None writes no files.
+        ledger: The test ledger; `ledger.default_ledger()` if None.
+        replace: Drop subgroups and differences of an earlier evaluation in the folder; otherwise those that the new one lacks
+            are kept, because `with_earlier_points` has checked that images, model and seed are the same.
+
+    Raises:
+        StorageError: The ledger or a file cannot be written.
+    """
+    if evaluation.split in TEST_SPLITS:
+        number = record_evaluation(ledger or default_ledger(), _ledger_entry(evaluation))
+        evaluation = dataclasses.replace(evaluation, test_evaluation=number)
+    if out is not None and not replace and (out / EVALUATION_FILE).is_file():
+        earlier = read_evaluation(out / EVALUATION_FILE)
+        if not evaluation.subgroups:
+            evaluation = dataclasses.replace(evaluation, subgroups=earlier.subgroups, interactions=earlier.interactions)
+        evaluation = dataclasses.replace(evaluation, difference=evaluation.difference or earlier.difference)
+    if out is not None:
+        write_atomically(out / PREDICTIONS_FILE, predictions_csv(scored))
+        write_atomically(out / EVALUATION_FILE, to_json(evaluation))
+    return evaluation
+
+
+def _ledger_entry(evaluation: Evaluation) -> dict[str, Any]:
+    def values(metrics: Mapping[str, Interval]) -> dict[str, float | None]:
+        return {name: interval.value for name, interval in metrics.items()}
+
+    operating_points = {
+        name: {"threshold": point.threshold, **values(point.metrics)}
+        for name, point in evaluation.operating_points.items()
+    }
+    return {
+        "when": evaluation.created,
+        "name": evaluation.name,
+        "bundle_sha256": evaluation.bundle_sha256,
+        **({"predictions_sha256": evaluation.predictions_sha256} if evaluation.predictions_sha256 else {}),
+        "images_sha256": evaluation.images_sha256,
+        "n": evaluation.n,
+        "split": evaluation.split,
+        "recipe": evaluation.recipe.get("name", ""),
+        **({"site": evaluation.site} if evaluation.site else {}),
+        "metrics": values(evaluation.metrics),
+        "operating_points": operating_points,
+        "version": evaluation.version,
+    }

@@ -1,0 +1,140 @@
+"""Differences between groups of different images: of two AUROCs, and tests of whether several groups differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from pneumoscope.core.errors import UndefinedMetricError
+from pneumoscope.core.results import Interval
+from pneumoscope.statistics.inputs import FloatArray, IntArray, patient_groups, validate
+from pneumoscope.statistics.intervals import normal_quantile
+from pneumoscope.statistics.roc import delong_covariance, delong_method
+
+__all__ = [
+    "PERMUTATIONS",
+    "ScoredGroup",
+    "auroc_heterogeneity",
+    "proportion_heterogeneity",
+    "unpaired_auroc_difference",
+]
+
+PERMUTATIONS = 9999
+_BLOCK = 4_000_000  # group numbers per block of permutations
+
+# Scores (n,), labels (n,) and patient keys of one group of images.
+ScoredGroup = tuple[npt.ArrayLike, npt.ArrayLike, Sequence[str]]
+
+
+def unpaired_auroc_difference(a: ScoredGroup, b: ScoredGroup, level: float = 0.95) -> Interval:
+    """Return the difference of two AUROCs on different images, a minus b, with a normal interval.
+
+    Args:
+        a, b: Scores, labels and patients of the images; no image and no patient is in both.
+        level: Coverage, 0 to 1.
+
+    Raises:
+        UndefinedMetricError: A class of one of the two has fewer than 2 patients, or neither AUROC has a variance.
+
+    Source: Hanley & McNeil 1983, Radiology 148:839, without correlation; variances by `roc.delong_covariance`.
+    """
+    (area_a, variance_a), (area_b, variance_b) = _area(a), _area(b)
+    if variance_a + variance_b <= 1e-15:
+        raise UndefinedMetricError("the labels are separated perfectly in both, so that the variance is unknown")
+    half_width = normal_quantile(level) * math.sqrt(variance_a + variance_b)
+    difference = area_a - area_b
+    n = len(np.asarray(a[1])) + len(np.asarray(b[1]))
+    methods = {delong_method(patient_groups(each[2], len(each[2]))) for each in (a, b)}
+    method = f"{max(methods, key=len)}, unpaired"
+    return Interval(difference, max(-1.0, difference - half_width), min(1.0, difference + half_width), method, n, level)
+
+
+def auroc_heterogeneity(groups: Sequence[ScoredGroup]) -> float:
+    """Return p of the hypothesis that the AUROC is the same in all groups: Cochran's Q with DeLong's variances.
+
+    Args:
+        groups: Scores, labels and patients of two or more groups of different images.
+
+    Raises:
+        UndefinedMetricError: A class of a group has fewer than 2 patients, or an AUROC has no variance.
+
+    Source: Cochran 1954, Biometrics 10:101; variances by `roc.delong_covariance`.
+    """
+    areas, variances = np.array([_area(group) for group in groups]).T
+    if variances.min() <= 1e-15:
+        raise UndefinedMetricError("the labels of a group are separated perfectly, so that its variance is unknown")
+    weights = 1 / variances
+    mean = weights @ areas / weights.sum()
+    return float(stats.chi2.sf(weights @ np.square(areas - mean), len(areas) - 1))
+
+
+def proportion_heterogeneity(
+    correct: npt.ArrayLike,
+    groups: npt.ArrayLike,
+    patients: Sequence[str],
+    *,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> float:
+    """Return p of the hypothesis that a proportion is the same in all groups: a permutation test of whole patients.
+
+    The statistic is Pearson's chi-squared of the table of groups and outcomes. Patients, with all their images in a group, are
+    distributed to the groups again; with one image per patient the test is that of Fisher, Freeman and Halton with this
+    statistic, by random draws.
+
+    Args:
+        correct: True for images that count, shape (n,).
+        groups: Group of each image, numbered from 0, shape (n,).
+        patients: One patient key per image, "" where unknown.
+        permutations: Number of random permutations; the smallest possible p is 1 / (permutations + 1).
+        seed: Seed of the permutations.
+
+    Raises:
+        UndefinedMetricError: There is one group, or all images have the same outcome.
+
+    Source: Freeman & Halton 1951, Biometrika 38:141; p by Phipson & Smyth 2010, Stat Appl Genet Mol Biol 9:39.
+    """
+    y, _ = validate(correct, np.asarray(correct, dtype=np.bool_))
+    members = np.asarray(groups, dtype=np.int64)
+    k = int(members.max()) + 1
+    if k < 2 or y.min() == y.max():
+        raise UndefinedMetricError("there is one group" if k < 2 else "all images have the same outcome")
+    # A unit is a patient within a group.
+    _, unit = np.unique(np.stack([patient_groups(patients, len(y)), members]), axis=1, return_inverse=True)
+    unit = unit.ravel()
+    sizes, sums = np.bincount(unit).astype(np.float64), np.bincount(unit, y).astype(np.float64)
+    unit_groups = np.zeros(len(sizes), dtype=np.int64)
+    unit_groups[unit] = members
+    random = np.random.default_rng(seed)
+    observed = _pearson(unit_groups[None], sizes, sums, k)[0]
+    block = max(1, min(permutations, _BLOCK // len(sizes)))
+    as_large = 0
+    for start in range(0, permutations, block):
+        rows = min(block, permutations - start)
+        drawn = random.permuted(np.tile(unit_groups, (rows, 1)), axis=1)
+        as_large += int(np.count_nonzero(_pearson(drawn, sizes, sums, k) >= observed * (1 - 1e-9)))
+    return (as_large + 1) / (permutations + 1)
+
+
+def _pearson(groups: IntArray, sizes: FloatArray, sums: FloatArray, k: int) -> FloatArray:
+    """Return Pearson's chi-squared of each row of group numbers of units, shape (r,)."""
+    rows = len(groups)
+    cells = (groups + k * np.arange(rows)[:, None]).ravel()
+    n = np.bincount(cells, np.tile(sizes, rows), rows * k).reshape(rows, k)
+    positive = np.bincount(cells, np.tile(sums, rows), rows * k).reshape(rows, k)
+    rate = sums.sum() / sizes.sum()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        terms = np.where(n > 0, np.square(positive - n * rate) / (n * rate * (1 - rate)), 0.0)
+    return np.asarray(terms.sum(axis=1))
+
+
+def _area(group: ScoredGroup) -> tuple[float, float]:
+    """Return AUROC and variance."""
+    scores, labels, patients = group
+    x, y = validate(scores, labels)
+    area, covariance = delong_covariance(x, y, patient_groups(patients, len(y)))
+    return float(area[0]), float(covariance[0, 0])

@@ -1,0 +1,124 @@
+"""Files of predictions: columns and values, with errors that name the mistake."""
+
+import hashlib
+
+import pytest
+
+from pneumoscope.core.errors import DatasetError, LayoutError, UnknownNameError, UsageError
+from pneumoscope.data.predictions_file import PredictionColumns, PredictionRow, read_predictions_file
+
+DEFAULT = PredictionColumns()
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, encoding="utf-8"):
+        file = tmp_path / "scores.csv"
+        file.write_bytes(text.encode(encoding))
+        return file
+
+    return write
+
+
+def test_probabilities_are_read_with_their_lines(write):
+    file = write("path,probability\na.png,0.25\n\nb.png,1\n")
+    predictions = read_predictions_file(file, DEFAULT)
+    assert predictions.rows == (PredictionRow(2, "a.png", 0.25, ""), PredictionRow(4, "b.png", 1.0, ""))
+    assert (predictions.scale, predictions.id_column) == ("probability", "")
+    assert predictions.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_identifiers_and_logits_are_the_second_choice(write):
+    predictions = read_predictions_file(write("id,logit\nx,-12.5\n"), DEFAULT)
+    assert (predictions.scale, predictions.id_column, predictions.rows[0].value) == ("logit", "id", -12.5)
+
+
+def test_columns_are_mapped_by_name(write):
+    columns = PredictionColumns(path="Image Index", logit="Pneumonia", split="fold")
+    predictions = read_predictions_file(write("Pneumonia,fold,Image Index\n2,val,a.png\n3,TEST,b.png\n"), columns)
+    assert [(row.image, row.value, row.split) for row in predictions.rows] == [
+        ("a.png", 2, "validation"),
+        ("b.png", 3, "test"),
+    ]
+    assert predictions.scale == "logit"
+
+
+def test_byte_order_mark_and_windows_line_ends_are_read(write):
+    predictions = read_predictions_file(write("path,probability\r\na.png,0.5\r\n", "utf-8-sig"), DEFAULT)
+    assert predictions.rows[0].image == "a.png"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "scores.csv is empty"),
+        ("\n \n", "scores.csv is empty"),
+        ("path,probability\n", "has a header and no rows"),
+        ("path;probability\na.png;0,5\n", "is separated by semicolons, not by commas. Save it with commas"),
+        ("path\tprobability\na.png\t0.5\n", "is separated by tabs"),
+        ("# TorchXRayVision 1.2\npath,probability\na.png,0.5\n", r"line 1 is a comment \(1 such line\)"),
+        ("path,probability\n# half\n#x\na.png,0.5\n", r"line 2 is a comment \(2 such lines\)"),
+        ("path,path,probability\na,a,0.5\n", "has two columns 'path'"),
+        ("path,probability\na.png,0.5,0.6\n", "line 2 has 3 values; the header has 2 columns"),
+        ('path,probability\n"a.png,0.5\n', "line 2: unexpected end of data"),
+        (
+            "name,probability\na,0.5\n",
+            r"no column 'path' or 'id' \(its columns: name, probability\). If 'name' .*--path-column 'name'",
+        ),
+        ("image_id,probability\na,0.5\n", "If 'image_id' is meant, give --id-column 'image_id'"),
+        ("x,probability\na,0.5\n", "Name a column with --path-column or --id-column"),
+        ("path,Pneumonia\na,0.5\n", "If 'Pneumonia' is meant, give --probability-column 'Pneumonia'"),
+        ("path,raw_logit\na,0.5\n", "If 'raw_logit' is meant, give --logit-column 'raw_logit'"),
+    ],
+)
+def test_other_layouts_are_errors(write, text, message):
+    with pytest.raises(LayoutError, match=message):
+        read_predictions_file(write(text), DEFAULT)
+
+
+def test_other_encodings_and_missing_files_are_errors(write, tmp_path):
+    with pytest.raises(LayoutError, match="is not UTF-8 text"):
+        read_predictions_file(write("path,probability\n", "utf-16"), DEFAULT)
+    with pytest.raises(LayoutError, match=r"cannot read .*none.csv': No such file"):
+        read_predictions_file(tmp_path / "none.csv", DEFAULT)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["nan", "0.5"], r"line 2: 'nan' is not a finite number in the column 'probability' \(1 of 2 rows\)"),
+        (["0.5", "inf"], "line 3: 'inf' is not a finite number"),
+        (["", ""], r"line 2: there is no value in the column 'probability' \(2 of 2 rows\)"),
+        (["0.5", "high"], "line 3: 'high' is not a finite number"),
+        (["0.5", "1_0"], "line 3: '1_0' is not a finite number"),
+        (['"0,5"', "1"], r"'0,5' is not a finite number.*Use a point in decimal numbers"),
+        (
+            ["0.5", "-3.25"],
+            r"line 3: -3.25 .* is not a probability, 0 to 1 \(1 of 2 rows\).*--logit-column 'probability'",
+        ),
+        (["97", "3.5"], "line 2: 97 .*Divide percentages by 100"),
+    ],
+)
+def test_values_that_are_no_probabilities_are_errors(write, values, message):
+    with pytest.raises(DatasetError, match=message):
+        read_predictions_file(
+            write("path,probability\n" + "".join(f"{i},{v}\n" for i, v in enumerate(values))), DEFAULT
+        )
+
+
+def test_empty_names_and_unknown_splits_are_errors(write):
+    with pytest.raises(DatasetError, match="line 3: there is no value in the column 'path'"):
+        read_predictions_file(write("path,probability\na,0.5\n ,0.5\n"), DEFAULT)
+    with pytest.raises(DatasetError, match=r"line 2: the split is 'tset'"):
+        read_predictions_file(write("path,probability,s\na,0.5,tset\n"), PredictionColumns(split="s"))
+
+
+def test_columns_that_exclude_each_other_or_are_missing_are_errors(write):
+    file = write("path,probability,logit\na,0.5,0\n")
+    with pytest.raises(UsageError, match="has both columns probability and logit"):
+        read_predictions_file(file, DEFAULT)
+    assert read_predictions_file(file, PredictionColumns(logit="logit")).scale == "logit"
+    with pytest.raises(UsageError, match="both --probability-column and --logit-column"):
+        read_predictions_file(file, PredictionColumns(probability="probability", logit="logit"))
+    with pytest.raises(UnknownNameError, match=r"no column in .*scores.csv 'probabilty'. Did you mean 'probability'"):
+        read_predictions_file(file, PredictionColumns(probability="probabilty"))

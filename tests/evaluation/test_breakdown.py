@@ -1,0 +1,171 @@
+"""Subgroups, tests of interaction and differences between sets, compared with numbers from the written predictions."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from pneumoscope.core.errors import DatasetError, RunError, UnknownNameError, UsageError
+from pneumoscope.data.layouts import load_manifest
+from pneumoscope.evaluation.evaluate import evaluate
+from pneumoscope.evaluation.external_predictions import evaluate_predictions
+from pneumoscope.runs.evaluations import read_evaluation
+from pneumoscope.statistics.intervals import newcombe
+from pneumoscope.statistics.paired import holm
+
+
+def manifest(folder, **columns):
+    """Write a manifest with these columns, as functions of the index, and return it."""
+    images = load_manifest(folder).images
+    file = folder / "images.csv"
+    with file.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["path", "label", "split", "patient", *columns])
+        for i, image in enumerate(images):
+            values = [function(i) for function in columns.values()]
+            writer.writerow([image.path, image.label, image.split, f"p{i}", *values])
+    return file
+
+
+@pytest.fixture
+def data(maker):
+    return manifest(
+        maker.images(normal=40, pneumonia=60), sex=lambda i: "MF"[i % 2], site=lambda i: ["A", "B", ""][i % 3]
+    )
+
+
+def test_subgroups_have_the_metrics_of_their_images(maker, data):
+    evaluation, scored = evaluate(maker.run(), data, by=("sex", "site"))
+    assert [(group.column, group.value) for group in evaluation.subgroups] == [
+        ("sex", "F"),
+        ("sex", "M"),
+        ("site", "A"),
+        ("site", "B"),
+        ("site", "not stated"),
+    ]
+    for group, start, step in zip(evaluation.subgroups, (1, 0, 0, 1, 2), (2, 2, 3, 3, 3), strict=True):
+        images = scored[start::step]
+        labels = np.array([image.label == "PNEUMONIA" for image in images])
+        decisions = np.array([image.score >= 0.4 for image in images])  # the threshold of "balanced"
+        assert (group.n, group.operating_point) == (len(images), "balanced")
+        assert group.counts["PNEUMONIA"] == labels.sum()
+        assert group.metrics["auroc"].value == pytest.approx(
+            metrics.roc_auc_score(labels, [image.logit for image in images])
+        )
+        assert group.metrics["sensitivity"].value == pytest.approx(metrics.recall_score(labels, decisions))
+        assert group.metrics["specificity"].value == pytest.approx(metrics.recall_score(~labels, ~decisions))
+        assert group.metrics["accuracy"].value == pytest.approx((labels == decisions).mean())
+
+
+def test_tests_of_interaction_are_corrected_together(maker, data):
+    evaluation, _ = evaluate(maker.run(), data, by=("sex", "site"))
+    tests = evaluation.interactions
+    assert [(test.column, test.metric) for test in tests] == [
+        (column, metric) for column in ("sex", "site") for metric in ("auroc", "sensitivity", "specificity")
+    ]
+    assert [test.p_holm for test in tests] == holm([test.p for test in tests])
+    assert tests[3].groups == ("A", "B")  # without "not stated"
+    assert "between the 2 groups of site (p = " in tests[3].sentence
+    assert "Holm-corrected for 6 tests; Cochran's Q, DeLong)" in tests[3].sentence
+    assert (tests[0].seed, tests[1].seed) == (None, 0)
+
+
+def test_a_difference_between_groups_is_found(maker, tmp_path):
+    folder = maker.images(normal=100, pneumonia=100)
+    data = manifest(folder, site=lambda i: "AB"[i % 2])
+    images, random = load_manifest(data).images, np.random.default_rng(0)
+    rows = []
+    for i, image in enumerate(images):
+        shift = 0.25 if i % 2 else 0.02  # scores of site A are almost random
+        value = 0.5 + (shift if image.positive else -shift) + 0.15 * random.normal()
+        rows.append(f"{image.path},{min(max(value, 0), 1)}")
+    file = tmp_path / "other.csv"
+    file.write_text("\n".join(["path,probability", *rows]))
+    evaluation, _ = evaluate_predictions(file, data, by=["site"])
+    assert all(test.p_holm < 0.01 for test in evaluation.interactions)
+    assert evaluation.interactions[1].sentence.startswith(
+        "The sensitivity differs significantly between the 2 groups of site (p < 0.001"
+    )
+    assert evaluation.subgroups[0].operating_point == "half"
+
+
+def test_group_of_one_label_is_left_out_of_the_test_of_the_auroc(maker):
+    folder = maker.images(normal=40, pneumonia=60)
+    data = manifest(folder, site=lambda i: "C" if i > 90 else "AB"[i % 2])  # images 40 to 99 show pneumonia
+    evaluation, _ = evaluate(maker.run(), data, by=["site"])
+    auroc, sensitivity, specificity = evaluation.interactions
+    assert [test.groups for test in (auroc, sensitivity, specificity)] == [("A", "B"), ("A", "B", "C"), ("A", "B")]
+    assert auroc.p is not None
+
+
+def test_etiology_needs_no_manifest_and_undefined_tests_have_a_reason(maker):
+    evaluation, _ = evaluate(maker.run(), maker.images(), by=["etiology"])
+    assert [group.value for group in evaluation.subgroups] == ["bacteria", "normal", "virus"]
+    auroc, sensitivity, specificity = evaluation.interactions
+    assert auroc.p is None
+    assert auroc.sentence.endswith("cannot be tested: there are no two groups with NORMAL and PNEUMONIA images.")
+    assert sensitivity.groups == ("bacteria", "virus")
+    assert (specificity.p, specificity.reason) == (None, "there are no two groups with NORMAL images")
+    assert "Holm-corrected for 1 test;" in sensitivity.sentence
+    assert evaluation.subgroups[0].metrics["specificity"].reason == "there is no NORMAL image"
+
+
+def test_columns_that_cannot_be_used_are_errors_before_the_evaluation(maker, data, tmp_path):
+    run = maker.run()
+    with pytest.raises(UnknownNameError, match=r"no column in .*images.csv' 'sxe'. Did you mean 'sex'"):
+        evaluate(run, data, by=["sxe"])
+    with pytest.raises(UsageError, match="is no manifest CSV and has no column 'sex'"):
+        evaluate(run, data.parent, by=["sex"])
+    with pytest.raises(RunError, match=r"has no evaluation.json"):
+        evaluate(run, data, reference="north")
+    with pytest.raises(UsageError, match=r"the column 'path' has 100 values among the evaluated images"):
+        evaluate(run, data, by=["path"])
+    assert not (tmp_path / "ledger.jsonl").exists()
+    assert not (run / "evaluation").exists()
+
+
+def test_difference_from_other_images(maker):
+    run, images, north = maker.run(), maker.images(normal=40, pneumonia=60), maker.images("north", seed=4)
+    internal, _ = evaluate(run, images)
+    external, scored = evaluate(run, north, name="north", reference="test")
+    difference = external.difference
+    assert (difference.reference, difference.reference_n) == ("test", 100)
+    assert difference.reference_images_sha256 == internal.images_sha256
+    assert difference.metrics["auroc"].value == pytest.approx(
+        external.metrics["auroc"].value - internal.metrics["auroc"].value
+    )
+    for name, point in external.operating_points.items():
+        for metric in ("accuracy", "sensitivity", "specificity"):
+            a, b = point.metrics[metric], internal.operating_points[name].metrics[metric]
+            interval = difference.operating_points[name][metric]
+            assert interval.value == pytest.approx(a.value - b.value)
+            # Newcombe's interval of independent images is at most as wide as that for repeated patients.
+            plain = newcombe(round(a.value * a.n), a.n, round(b.value * b.n), b.n)
+            assert interval.low <= plain.low + 1e-12
+            assert interval.high >= plain.high - 1e-12
+    assert read_evaluation(run / "evaluation" / "north" / "evaluation.json") == external
+    assert external.n == len(scored)
+
+
+def test_difference_needs_other_images_and_the_same_model(maker, tmp_path):
+    run, images = maker.run(), maker.images()
+    evaluate(run, images)
+    with pytest.raises(DatasetError, match=r"32 of 32 images are also in .*test'; the first is test/NORMAL"):
+        evaluate(run, images, name="again", reference="test")
+    other = maker.bundle(tmp_path / "other", gain=0.1)
+    with pytest.raises(UsageError, match=r"has an evaluation of another model \(gray\).*pneumoscope compare"):
+        evaluate(other, maker.images("north", seed=4), reference=run / "evaluation" / "test")
+
+
+def test_breakdown_is_kept_if_the_same_images_are_evaluated_again(maker, data):
+    run = maker.run()
+    first, _ = evaluate(run, data, by=["sex"], operating_points=["balanced"])
+    again, _ = evaluate(run, data, operating_points=["half"])
+    assert again.subgroups == first.subgroups
+    assert again.interactions == first.interactions
+    replaced, _ = evaluate(run, data, replace=True)
+    assert replaced.subgroups == ()
+    written = json.loads((run / "evaluation" / "test" / "evaluation.json").read_text())
+    assert written["subgroups"] == []

@@ -1,0 +1,133 @@
+"""Differences between groups, compared with SciPy, exact enumeration and simulated data."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics
+
+from pneumoscope.core.errors import UndefinedMetricError
+from pneumoscope.statistics.heterogeneity import (
+    auroc_heterogeneity,
+    proportion_heterogeneity,
+    unpaired_auroc_difference,
+)
+
+
+def group(n, shift, seed, per_patient=1):
+    """Return scores, labels and patients of a group."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(n) % 2 == 0
+    scores = random.normal(shift * labels, 1)
+    return scores, labels, [f"{seed}-{i // per_patient}" for i in range(n)]
+
+
+def exact_p(table):
+    """Return p of all 2 x 2 tables with these margins whose chi-squared is at least as large."""
+    (a, b), (c, d) = table
+    n, rows, columns = a + b + c + d, a + b, a + c
+    statistic = lambda x: abs(x - rows * columns / n)  # noqa: E731  chi-squared grows with it
+    values = np.arange(max(0, rows + columns - n), min(rows, columns) + 1)
+    p = stats.hypergeom.pmf(values, n, rows, columns)
+    return p[[statistic(x) >= statistic(a) - 1e-9 for x in values]].sum()
+
+
+@pytest.mark.parametrize("table", [((8, 2), (3, 9)), ((5, 5), (6, 6)), ((1, 19), (7, 13))])
+def test_permutation_of_two_groups_is_the_exact_test(table):
+    correct = np.concatenate([np.r_[np.ones(a), np.zeros(b)] for a, b in table]).astype(bool)
+    groups = np.repeat([0, 1], [sum(row) for row in table])
+    p = proportion_heterogeneity(correct, groups, [""] * len(correct))
+    assert p == pytest.approx(exact_p(table), abs=0.012)
+
+
+def test_permutation_of_many_images_agrees_with_chi_squared():
+    counts = np.array([[150, 50], [120, 60], [130, 90]])
+    correct = np.concatenate([np.r_[np.ones(a), np.zeros(b)] for a, b in counts]).astype(bool)
+    p = proportion_heterogeneity(correct, np.repeat([0, 1, 2], counts.sum(axis=1)), [""] * len(correct))
+    assert p == pytest.approx(stats.chi2_contingency(counts, correction=False).pvalue, abs=0.003)
+
+
+def test_images_of_a_patient_stay_together():
+    """Eight patients with ten equal images each are no evidence, though eighty images would be."""
+    correct = np.repeat([True, True, True, False, True, False, False, False], 10)
+    groups, patients = np.repeat([0, 1], 40), [str(i // 10) for i in range(80)]
+    assert proportion_heterogeneity(correct, groups, patients) > 0.4
+    assert proportion_heterogeneity(correct, groups, [""] * 80) < 0.001
+
+
+def test_permutation_depends_on_the_seed_only():
+    correct, groups = np.arange(30) % 3 == 0, np.arange(30) % 2
+    first, again, other = (proportion_heterogeneity(correct, groups, [""] * 30, seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first == pytest.approx(other, abs=0.02)
+
+
+def test_null_hypothesis_is_rejected_as_often_as_stated():
+    random, rejected = np.random.default_rng(1), 0
+    for _ in range(200):
+        outcome = random.random(40) < 0.8
+        patients = [str(i // 2) for i in range(80)]
+        correct, groups = np.repeat(outcome, 2), np.repeat(random.integers(0, 3, 40), 2)
+        groups[:6] = [0, 0, 1, 1, 2, 2]
+        rejected += proportion_heterogeneity(correct, groups, patients, permutations=199) <= 0.05
+    assert 2 <= rejected <= 20
+
+
+@pytest.mark.parametrize(
+    ("correct", "groups", "message"),
+    [([True, False], [0, 0], "there is one group"), ([True, True], [0, 1], "the same outcome")],
+)
+def test_proportions_without_a_contrast_are_undefined(correct, groups, message):
+    with pytest.raises(UndefinedMetricError, match=message):
+        proportion_heterogeneity(correct, groups, ["", ""])
+
+
+def test_difference_of_two_aurocs_has_the_deviation_of_a_bootstrap():
+    a, b = group(120, 1.5, 0), group(160, 0.8, 1)
+    interval = unpaired_auroc_difference(a, b)
+    areas = [metrics.roc_auc_score(labels, scores) for scores, labels, _ in (a, b)]
+    assert interval.value == pytest.approx(areas[0] - areas[1])
+    assert (interval.n, interval.method) == (280, "delong, unpaired")
+    random, draws = np.random.default_rng(0), []
+    for _ in range(1000):
+        sample = []
+        for scores, labels, _ in (a, b):
+            rows = np.r_[
+                random.choice(np.flatnonzero(labels), labels.sum()),
+                random.choice(np.flatnonzero(~labels), (~labels).sum()),
+            ]
+            sample.append(metrics.roc_auc_score(labels[rows], scores[rows]))
+        draws.append(sample[0] - sample[1])
+    assert (interval.high - interval.low) / (2 * stats.norm.ppf(0.975)) == pytest.approx(np.std(draws), rel=0.1)
+
+
+def test_repeated_patients_widen_the_difference():
+    scores, labels, _ = group(60, 1.0, 0)
+    twice = np.repeat(scores, 2), np.repeat(labels, 2), [str(i // 2) for i in range(120)]
+    single, double = (
+        unpaired_auroc_difference(each, group(100, 1.0, 1)) for each in ((scores, labels, [""] * 60), twice)
+    )
+    assert (double.low, double.high) == pytest.approx((single.low, single.high), abs=0.01)
+    assert double.method == "delong by patient, unpaired"
+
+
+def test_heterogeneity_of_two_aurocs_is_the_test_of_their_difference():
+    a, b = group(120, 1.5, 0), group(160, 0.6, 1)
+    interval = unpaired_auroc_difference(a, b)
+    deviation = (interval.high - interval.low) / (2 * stats.norm.ppf(0.975))
+    assert auroc_heterogeneity([a, b]) == pytest.approx(2 * stats.norm.sf(abs(interval.value) / deviation))
+
+
+def test_equal_aurocs_are_rejected_as_often_as_stated():
+    p = [auroc_heterogeneity([group(80, 1.0, 3 * i + j) for j in range(3)]) for i in range(300)]
+    assert 4 <= sum(each < 0.05 for each in p) <= 30
+    assert stats.kstest(p, "uniform").pvalue > 0.001
+
+
+def test_aurocs_without_variance_are_undefined():
+    separated = np.array([0.0, 1.0, 2.0, 3.0]), np.array([False, False, True, True]), ["", "", "", ""]
+    with pytest.raises(UndefinedMetricError, match="separated perfectly"):
+        unpaired_auroc_difference(separated, separated)
+    with pytest.raises(UndefinedMetricError, match="separated perfectly"):
+        auroc_heterogeneity([separated, group(40, 1.0, 0)])
+    with pytest.raises(UndefinedMetricError, match="needs 2 patients in each class"):
+        auroc_heterogeneity([(np.arange(3.0), np.array([True, False, False]), [""] * 3), group(40, 1.0, 0)])
