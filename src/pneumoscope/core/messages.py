@@ -295,7 +295,7 @@ def error_text(error: PneumoscopeError, language: str = "en") -> tuple[str, str]
 
 
 class ErrorDetail(NamedTuple):
-    """What is wrong and what to do next, as sentences, and the language of them: most details are in English only."""
+    """The problem and the next step as sentences, and their language: most details are in English only."""
 
     text: str
     language: str
