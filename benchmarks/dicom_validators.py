@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 _HEADING = """# DICOM objects and validators
 
 Written by `python benchmarks/dicom_validators.py`, pneumoscope {version}. The objects of {n} predictions: every decision
-(pneumonia, no pneumonia, uncertain, rejected, unreadable) for every header, and one decision for every character set, each with
+(pneumonia, no pneumonia, uncertain, rejected, unreadable, lost) for every header, and one for every character set, each with
 the note that withdraws them. Synthetic images.
 """
 

@@ -28,7 +28,8 @@ from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from pneumoscope import __version__
-from pneumoscope.bundle.card import Card, read_bundle
+from pneumoscope.bundle.bundle_folder import read_bundle
+from pneumoscope.bundle.card import Card
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.evaluation.selection import select_images

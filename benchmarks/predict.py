@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pneumoscope.bundle.card import read_bundle
+from pneumoscope.bundle.bundle_folder import read_bundle
 from pneumoscope.core.files import write_atomically
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import preprocess

@@ -39,8 +39,8 @@ import numpy as np
 from pneumoscope import __version__
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.data.phantoms import write_phantoms
 from pneumoscope.imaging.decode import decode
-from pneumoscope.imaging.phantom import write_phantoms
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference.model import load_model
 from pneumoscope.inference.session import BundleSession

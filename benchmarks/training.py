@@ -32,7 +32,7 @@ from torchvision.transforms import Compose, ToTensor
 
 from pneumoscope.core.files import write_atomically
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.imaging.phantom import write_phantoms
+from pneumoscope.data.phantoms import write_phantoms
 from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.models.factory import create_model
 from pneumoscope.models.report_networks import LocalResponseNorm

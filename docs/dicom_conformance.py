@@ -19,7 +19,16 @@ from pynetdicom import AE, DEFAULT_TRANSFER_SYNTAXES
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.service.dicom.result_objects import HEADERS, PREDICTIONS, image_file, objects
 
-from pneumoscope.service.dicom import commitment, delivery, pull_move, pull_web, receiver, results, stored_instances
+from pneumoscope.service.dicom import (
+    commitment,
+    delivery,
+    instance_content,
+    pull_move,
+    pull_web,
+    receiver,
+    results,
+    stored_instances,
+)
 from pneumoscope.service.dicom.codes import PRIVATE_SCHEME
 from pneumoscope.service.dicom.configuration import ResultSettings
 from pneumoscope.service.dicom.header import DISPLAY_ELEMENTS, HEADER_ELEMENTS
@@ -244,7 +253,7 @@ def conformance_page() -> str:
             ),
         ),
         f"Reasons of rejections are codes of the scheme `{PRIVATE_SCHEME}`, too: the rejection codes of the [HTTP"
-        " API](http-api.md).\n",
+        " API](http-api.md), and the [reasons of unreadable images](errors.md#reasons-of-unreadable-images).\n",
         "## Media\n",
         "No media storage application profiles.\n",
         "## Character sets\n",
@@ -335,7 +344,7 @@ def _web_limits() -> list[str]:
                 ("images of a retrieve", f"{stored_instances.MAX_RETRIEVED:,}, each with its results; 413 beyond"),
                 (
                     "binary values in `/metadata`",
-                    f"{stored_instances.MAX_INLINE:,} bytes; longer ones and pixels are left out",
+                    f"{instance_content.MAX_INLINE:,} bytes; longer ones and pixels are left out",
                 ),
             ),
         ),

@@ -228,7 +228,8 @@ def errors_page() -> str:
     rows = (
         (f"`{code}`", re.sub(r"\{(\w+):[^}]*\}", r"{\1}", message), hint) for code, (message, hint) in REASONS.items()
     )
-    types = ((f"`{code}`", name, hint) for code, (name, hint) in FILE_TYPES.items())
+    own_reasons = ("unknown", "special_file")  # "not_an_image" and "not_a_regular_file"
+    types = ((f"`{code}`", name, hint) for code, (name, hint) in FILE_TYPES.items() if code not in own_reasons)
     parts += [
         "## Reasons of unreadable images\n",
         "An image that cannot be read has one of these reasons, as a stable code with parameters: `reason` of the error, of the"

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from pneumoscope.evaluation.compare import compare
     from pneumoscope.evaluation.evaluate import evaluate
     from pneumoscope.evaluation.external_predictions import evaluate_predictions
-    from pneumoscope.inference.model import Explanation, Model, load_model
+    from pneumoscope.inference.model import Model, load_model
+    from pneumoscope.inference.saliency import Explanation
     from pneumoscope.inference.writers import to_dataframe
     from pneumoscope.models.factory import create_model
     from pneumoscope.models.registry import list_models
@@ -49,7 +50,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Explanation": "inference.model",
+    "Explanation": "inference.saliency",
     "Interval": "core.results",
     "LabeledDataset": "data.labeled_dataset",
     "Model": "inference.model",

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.benchmarks.loading import load_benchmark
 
-from pneumoscope.bundle.card import read_bundle
+from pneumoscope.bundle.bundle_folder import read_bundle
 from pneumoscope.runs.run_folder import find_bundle
 
 benchmark = load_benchmark("eight_bit")

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from tests.benchmarks.loading import load_benchmark
 
-from pneumoscope.imaging.phantom import draw_phantom, write_phantoms
+from pneumoscope.data.phantoms import write_phantoms
+from pneumoscope.imaging.phantom import draw_phantom
 
 pytestmark = pytest.mark.training
 

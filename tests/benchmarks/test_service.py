@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from tests.benchmarks.loading import load_benchmark
 
+from pneumoscope.data.phantoms import write_phantoms
 from pneumoscope.imaging.decode import decode
-from pneumoscope.imaging.phantom import write_phantoms
 
 benchmark = load_benchmark("service")
 

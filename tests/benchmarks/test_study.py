@@ -16,7 +16,7 @@ from PIL import Image
 from tests.benchmarks.loading import load_benchmark
 
 from pneumoscope.core.errors import RecipeError
-from pneumoscope.imaging.phantom import write_phantoms
+from pneumoscope.data.phantoms import write_phantoms
 
 pytestmark = pytest.mark.training
 

@@ -8,7 +8,8 @@ from msgspec import structs
 from tests.conftest import LIMITS
 
 from pneumoscope.bundle.card import Intervals, OperatingPoint, OutlierSummary, Proportion, UncertaintyBand
-from pneumoscope.bundle.model_card import EVIDENCE, model_card
+from pneumoscope.bundle.evidence import EVIDENCE
+from pneumoscope.bundle.model_card import model_card
 from pneumoscope.core.errors import BundleError
 from pneumoscope.core.population import Population
 from pneumoscope.core.prediction_messages import notice

@@ -8,7 +8,8 @@ from click.testing import CliRunner
 from msgspec import structs
 from tests.conftest import LIMITS, POINTS
 
-from pneumoscope.bundle.card import DEFAULT_BUNDLE, OutlierSummary, Proportion
+from pneumoscope.bundle.bundle_folder import DEFAULT_BUNDLE
+from pneumoscope.bundle.card import OutlierSummary, Proportion
 from pneumoscope.bundle.model_card import model_card
 from pneumoscope.bundle.model_card_exports import CHAI_NAMESPACE, chai_model_card, hugging_face_model_card
 from pneumoscope.cli.models import command

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from tests.conftest import mean_gray_network
 
 from pneumoscope.bundle import network_checks
-from pneumoscope.bundle.card import read_bundle
+from pneumoscope.bundle.bundle_folder import read_bundle
 from pneumoscope.bundle.network_checks import check_onnx, self_test_image
 from pneumoscope.core.errors import BundleError
 from pneumoscope.inference.session import BundleSession

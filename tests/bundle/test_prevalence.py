@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from msgspec import structs
 from tests.conftest import LIMITS, POINTS, halves, operating_point
 
-from pneumoscope.bundle.card import Calibration, Intervals, ReferenceDistribution, UncertaintyBand, read_bundle
+from pneumoscope.bundle.bundle_folder import read_bundle
+from pneumoscope.bundle.card import Calibration, Intervals, ReferenceDistribution, UncertaintyBand
 from pneumoscope.bundle.prevalence import apply_prevalence
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.prediction import ModelInfo

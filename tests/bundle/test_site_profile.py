@@ -7,14 +7,8 @@ import pytest
 from tests.conftest import LIMITS, POINTS, operating_point
 from tests.images import png
 
-from pneumoscope.bundle.card import (
-    Calibration,
-    Intervals,
-    OutlierSummary,
-    Proportion,
-    ReferenceDistribution,
-    read_bundle,
-)
+from pneumoscope.bundle.bundle_folder import read_bundle
+from pneumoscope.bundle.card import Calibration, Intervals, OutlierSummary, Proportion, ReferenceDistribution
 from pneumoscope.bundle.site_profile import SiteProfile, apply_site_profile, check_site_name, read_site_profile
 from pneumoscope.core.errors import SiteProfileError, UsageError
 from pneumoscope.inference.model import load_model

@@ -5,7 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from pneumoscope.bundle.card import read_bundle
+from pneumoscope.bundle.bundle_folder import read_bundle
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli.export import command
 from pneumoscope.core.population import Population

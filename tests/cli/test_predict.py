@@ -24,7 +24,8 @@ from tests.conftest import LIMITS, POINTS, SIZE, halves
 from tests.images import dicom, dicomdir
 from tests.processes import started
 
-from pneumoscope.bundle.card import UncertaintyBand, read_bundle
+from pneumoscope.bundle.bundle_folder import read_bundle
+from pneumoscope.bundle.card import UncertaintyBand
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli import predict as module
 from pneumoscope.core.errors import PartialFailureError, UsageError

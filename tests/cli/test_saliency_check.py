@@ -13,7 +13,8 @@ from pneumoscope.cli.saliency_check import command
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.results import Interval
 from pneumoscope.evaluation import saliency_check as module
-from pneumoscope.evaluation.saliency_check import CurveResult, Localization, RandomizationResult, SaliencyCheck
+from pneumoscope.evaluation.localization import Localization
+from pneumoscope.evaluation.saliency_check import CurveResult, RandomizationResult, SaliencyCheck
 
 INTERVAL = Interval(0.5, 0.4, 0.6, "patient bootstrap", 4, seed=0)
 CURVE = CurveResult(INTERVAL, INTERVAL, INTERVAL, 0.75)

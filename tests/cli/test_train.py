@@ -12,9 +12,9 @@ import torch
 from tests.processes import started
 from tests.training.conftest import small
 
-from pneumoscope.bundle.card import read_bundle
+from pneumoscope.bundle.bundle_folder import read_bundle
 from pneumoscope.cli import cli, run_and_exit
-from pneumoscope.imaging.phantom import write_phantoms
+from pneumoscope.data.phantoms import write_phantoms
 from pneumoscope.runs.recipe import read_recipe
 from pneumoscope.runs.record import read_run
 from pneumoscope.training import train as train_module

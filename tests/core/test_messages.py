@@ -8,11 +8,13 @@ import pytest
 
 from pneumoscope.core import errors
 from pneumoscope.core.i18n import LANGUAGES, NOTICE
-from pneumoscope.core.identity import Identity
+from pneumoscope.core.identity import Identity, age_at_study
 from pneumoscope.core.identity_check import SEXES, FieldProblem
 from pneumoscope.core.messages import (
+    age_text,
     counted,
     decision_label,
+    error_detail,
     error_text,
     error_titles,
     field_problem_message,
@@ -37,6 +39,7 @@ from pneumoscope.core.prediction import (
 from pneumoscope.core.prediction_messages import (
     age_conflict_message,
     notice,
+    notice_of_other_model,
     prediction_message,
     probability_message,
     probability_text,
@@ -44,6 +47,7 @@ from pneumoscope.core.prediction_messages import (
     site_note,
 )
 from pneumoscope.core.results import Interval
+from pneumoscope.core.unreadable import UnreadableReason
 
 PARAMETERS = {
     "outside_age_range": {"age": 61, "minimum": 1, "maximum": 5},
@@ -129,6 +133,35 @@ def test_sex_is_a_word_and_as_stated_if_it_is_unknown():
 def test_chinese_has_full_width_signs_without_spaces():
     assert punctuation() == {"colon": ": ", "comma": ", ", "opening": " (", "closing": ")"}
     assert punctuation("zh-Hant") == {"colon": "：", "comma": "、", "opening": "（", "closing": "）"}
+
+
+@pytest.mark.parametrize(
+    ("born", "studied", "english", "chinese"),
+    [
+        ("2026-11-01", "2026-11-29", "0 mo", "0 個月"),
+        ("2025-11-30", "2026-11-29", "11 mo", "11 個月"),
+        ("2025-11-29", "2026-11-29", "12 mo", "12 個月"),
+        ("2024-11-30", "2026-11-29", "23 mo", "23 個月"),
+        ("2024-11-29", "2026-11-29", "2 y", "2 歲"),
+        ("2023-11-29", "2026-11-29", "3 y", "3 歲"),
+        ("2022-03-10", "2026-11-29", "4 y 8 mo", "4 歲 8 個月"),
+        ("2022-03-10", "2026-11-05", "4 y 7 mo", "4 歲 7 個月"),
+        ("1981-05-05", "2026-11-29", "45 y", "45 歲"),
+    ],
+)
+def test_age_is_in_years_and_months(born, studied, english, chinese):
+    age = age_at_study(Identity(patient_birth_date=born, study_date=studied))
+    assert (age_text(age), age_text(age, "zh-Hant")) == (english, chinese)
+
+
+def test_detail_of_an_error_is_in_the_language_if_it_is_translated():
+    unreadable = errors.UnreadableImageError("", UnreadableReason("empty_file"))
+    assert error_detail(unreadable) == ("the file cannot be read: the file is empty (0 bytes)", "en")
+    assert error_detail(unreadable, "zh-Hant") == ("檔案是空的（0 位元組）。", "zh-Hant")
+    expired = errors.UsageError("the search has expired", hint="Search again")
+    assert error_detail(expired) == ("the search has expired. Search again", "en")
+    assert error_detail(expired, "zh-Hant") == ("搜尋已過期。請重新搜尋。", "zh-Hant")
+    assert error_detail(errors.UsageError("x = 3"), "zh-Hant") == ("x = 3", "en")
 
 
 def test_decision_labels_are_unique_and_never_normal():
@@ -320,3 +353,9 @@ def test_notice_states_the_population_of_the_model(population, english, chinese)
     stated = Population(**population)
     assert notice(stated) == f"{NOTICE} {english}"
     assert notice(stated, "zh-Hant") == f"{notice(language='zh-Hant')}{chinese}"
+
+
+def test_notice_of_another_model_states_no_population_of_the_current_one():
+    assert notice_of_other_model().startswith(f"{NOTICE} The result is of an earlier model;")
+    assert "Trained on" not in notice_of_other_model()
+    assert notice_of_other_model("zh-Hant").startswith("研究與教學用軟體，非醫療器材。此結果由先前的模型產生；")

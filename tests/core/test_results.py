@@ -8,18 +8,10 @@ import sys
 import pytest
 
 from pneumoscope.core import results
+from pneumoscope.core.comparison import Comparison, RunSummary
 from pneumoscope.core.errors import MissingExtraError
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.results import (
-    SCHEMA,
-    Comparison,
-    Confusion,
-    Evaluation,
-    Interval,
-    OperatingPointResult,
-    RunSummary,
-    to_json,
-)
+from pneumoscope.core.results import SCHEMA, Confusion, Evaluation, Interval, OperatingPointResult, to_json
 
 HALF = Interval(value=0.5, low=0.25, high=0.75, method="wilson", n=12)
 UNDEFINED = Interval(

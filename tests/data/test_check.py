@@ -126,7 +126,6 @@ def test_data_without_a_readable_image_is_an_error(tmp_path: Path) -> None:
 # --- the public images ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
 @pytest.mark.real_data
 def test_public_data_set(real_images: Path) -> None:
     found = check_data(load_manifest(real_images))

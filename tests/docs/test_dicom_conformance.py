@@ -187,6 +187,7 @@ def test_every_code_of_a_report_is_listed(page):
         reasons = {
             prediction.rejection.code if prediction.rejection else "",
             prediction.failure.code if prediction.failure else "",
+            prediction.failure.reason.code if prediction.failure and prediction.failure.reason else "",
         }
         assert {code for code in found if code[0] not in {*reasons, "en-US", "121007"}} <= listed
         private = {

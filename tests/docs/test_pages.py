@@ -33,7 +33,7 @@ from pneumoscope.reporting.labels import METRICS
 from pneumoscope.reproduction.published import PRINTED, reconstruct_counts
 from pneumoscope.runs.recipe import read_recipe
 from pneumoscope.service.auth.openid_connect import read_configuration
-from pneumoscope.service.dicom import configuration as dicom_configuration
+from pneumoscope.service.dicom import configuration_file as dicom_configuration
 
 ROOT = Path(__file__).resolve().parents[2]
 TOP_PAGES = ("README.md", "README.zh-Hant.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")

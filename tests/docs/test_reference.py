@@ -11,6 +11,8 @@ import pytest
 
 from pneumoscope.cli import VERBS
 from pneumoscope.core import errors
+from pneumoscope.imaging.decode import _type_reason
+from pneumoscope.imaging.file_type import FileType
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 pytestmark = [
@@ -96,3 +98,12 @@ def test_http_api_lists_every_operation_and_schema(generator: ModuleType) -> Non
     assert "| 200 | `application/json`, [Thing](#thing) |" in page
     assert "| `low` | number or null | Ends. |" in page
     assert '| `kind` | `"a"`, `"b"` | Its kind. |' in page
+
+
+def test_types_of_unsupported_files_are_those_that_the_error_states(pages: dict[str, str]) -> None:
+    """A file of unknown type, or a pipe, has a reason of its own."""
+    table = pages["reference/errors.md"].partition("The parameter `type` of `unsupported_file_type`")[2]
+    types = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert {"gif", "zip", "dicomdir"} <= set(types)
+    assert not {"unknown", "special_file"} & set(types)
+    assert not [each for each in types if _type_reason(FileType(each, "other"), 1).code != "unsupported_file_type"]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from tests.conftest import LIMITS
 
-from pneumoscope.bundle.card import INPUT_CLASSES, read_bundle
+from pneumoscope.bundle.bundle_folder import read_bundle
+from pneumoscope.bundle.card import INPUT_CLASSES
 from pneumoscope.evaluation.fitting import (
     fit_operating_points,
     fit_outlier_summary,

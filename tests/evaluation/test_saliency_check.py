@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from pneumoscope.core.errors import DatasetError, UsageError
-from pneumoscope.evaluation.saliency_check import _finite_mean, _read_mask, check_saliency, saliency_markdown
+from pneumoscope.evaluation.localization import read_mask
+from pneumoscope.evaluation.saliency_check import _finite_mean, check_saliency, saliency_markdown
 from pneumoscope.evaluation.saliency_metrics import localize
 
 
@@ -50,8 +51,8 @@ def test_localization_follows_the_crop() -> None:
 def test_default_model_on_phantoms(tmp_path: Any) -> None:
     """The bundle in the package, on 4 phantoms: files, records and Markdown agree; the same seed gives the same numbers."""
     from pneumoscope.data.layouts import load_manifest
+    from pneumoscope.data.phantoms import write_phantoms
     from pneumoscope.data.split import split_manifest
-    from pneumoscope.imaging.phantom import write_phantoms
     from pneumoscope.runs.run_folder import find_bundle
 
     write_phantoms(tmp_path / "images", train=20, test=4, size=64, masks=tmp_path / "masks")
@@ -105,4 +106,4 @@ def test_unusable_masks(tmp_path: Any, content: str, error: str) -> None:
         Image.new("L", (8, 8) if content == "size" else (16, 16)).save(path)
 
     with pytest.raises(DatasetError, match=error):
-        _read_mask(path, (16, 16))
+        read_mask(path, (16, 16))

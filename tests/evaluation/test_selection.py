@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from pneumoscope.bundle.card import read_bundle, short_hash
+from pneumoscope.bundle.bundle_folder import read_bundle
+from pneumoscope.bundle.card import short_hash
 from pneumoscope.core.errors import DatasetError, ThresholdError, UsageError
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import LabeledImage

@@ -8,7 +8,8 @@ import pytest
 from scipy.special import expit, logit
 from tests.conftest import LIMITS, POINTS
 
-from pneumoscope.bundle.card import Intervals, read_bundle
+from pneumoscope.bundle.bundle_folder import read_bundle
+from pneumoscope.bundle.card import Intervals
 from pneumoscope.bundle.prevalence import with_prevalence
 from pneumoscope.evaluation.fitting import fit_calibration
 from pneumoscope.evaluation.site_fit import (

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from msgspec import structs
 from tests.conftest import LIMITS, operating_point
 
-from pneumoscope.bundle.card import INPUT_CLASSES, Calibration, Intervals, UncertaintyBand, read_bundle
+from pneumoscope.bundle.bundle_folder import read_bundle
+from pneumoscope.bundle.card import INPUT_CLASSES, Calibration, Intervals, UncertaintyBand
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.core.prediction import PatientAge, Rejection
 from pneumoscope.inference import BundleSession

@@ -17,7 +17,8 @@ from msgspec import structs
 from scipy.special import expit
 from tests.conftest import LIMITS, SIZE, halves, mean_gray_network
 
-from pneumoscope.bundle.card import Calibration, read_bundle
+from pneumoscope.bundle.bundle_folder import read_bundle
+from pneumoscope.bundle.card import Calibration
 from pneumoscope.core.errors import BundleError, UsageError
 from pneumoscope.core.prediction import PatientAge, Rejection
 from pneumoscope.imaging.image import Radiograph

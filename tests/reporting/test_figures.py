@@ -5,7 +5,8 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pneumoscope.core.results import Interval, PairedTest, ReliabilityBin
+from pneumoscope.core.comparison import PairedTest
+from pneumoscope.core.results import Interval, ReliabilityBin
 from pneumoscope.reporting.figures import (
     Curve,
     differences_figure,

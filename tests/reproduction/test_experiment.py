@@ -9,7 +9,7 @@ import pytest
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.core.errors import RunError, UnknownNameError, WeightsError
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.imaging.phantom import write_phantoms
+from pneumoscope.data.phantoms import write_phantoms
 from pneumoscope.reproduction import experiment as module
 from pneumoscope.reproduction.experiment import adapt_recipe, reproduce
 from pneumoscope.reproduction.published import ERRATUM

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
+from pneumoscope.core.comparison import Comparison, RunSummary
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.core.results import Comparison, Confusion, RunSummary
+from pneumoscope.core.results import Confusion
 from pneumoscope.reproduction.published import COUNTS, ERRATUM, PRINTED, published_table, reconstruct_counts
 from pneumoscope.statistics.intervals import newcombe
 

@@ -20,8 +20,8 @@ from sqlalchemy import event
 from pneumoscope.core.prediction import ImageInfo, ModelInfo, Prediction
 from pneumoscope.service.storage.commitments import CommitmentReport, Commitments
 from pneumoscope.service.storage.deliveries import ResultSubject
-from pneumoscope.service.storage.inbox import Outcome, ReceivedInstance, finish
 from pneumoscope.service.storage.queries import Filter
+from pneumoscope.service.storage.received_instances import Outcome, ReceivedInstance, finish
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.results import enqueue
 from pneumoscope.service.storage.retention import Retention

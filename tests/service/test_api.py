@@ -233,13 +233,13 @@ def test_card_is_that_of_the_bundle(client, model):
         ("POST", "/v1/predictions", {"data": {"images": "text"}, "files": [("other", b"x")]}, 422, "usage"),
         ("POST", "/v1/predictions", {"files": images(*[b"x"] * 4)}, 413, "too_large"),
         ("POST", "/v1/predictions", {"files": images(b"x" * 200_000)}, 413, "too_large"),
-        ("GET", "/v1/predictions", {"headers": {"Host": "evil.example"}}, 403, "authentication"),
+        ("GET", "/v1/predictions", {"headers": {"Host": "evil.example"}}, 403, "forbidden"),
         (
             "POST",
             "/v1/predictions",
             {"files": images(b"x"), "headers": {"Origin": "http://evil.example"}},
             403,
-            "authentication",
+            "forbidden",
         ),
     ],
 )

@@ -62,7 +62,7 @@ def lines(caplog):
             "PUT", f"/v1/predictions/{'ab' * 16}/review", {"content": CANARY, "headers": {"Content-Type": CANARY}},
             "PUT /v1/predictions/{id}/review 415 usage local _ ms",
         ),
-        ("GET", "/v1/model", {"headers": {"Host": CANARY}}, "GET /v1/model 403 authentication - _ ms"),
+        ("GET", "/v1/model", {"headers": {"Host": CANARY}}, "GET /v1/model 403 forbidden - _ ms"),
         ("GET", "/images/" + CANARY, {}, "GET /images/{id} 404 unknown_name local _ ms"),
     ],
 )  # fmt: skip

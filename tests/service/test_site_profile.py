@@ -1,6 +1,8 @@
 """The service with a site profile or a prevalence: it is stored, shown, and keeps predictions apart from those without it."""
 
 import contextlib
+import csv
+import io
 import json
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -11,8 +13,10 @@ from msgspec import structs
 from tests.conftest import LIMITS, POINTS, operating_point
 from tests.service.conftest import images, png, post, problem, served
 
-from pneumoscope.bundle.card import Proportion, read_bundle
+from pneumoscope.bundle.bundle_folder import read_bundle
+from pneumoscope.bundle.card import Proportion
 from pneumoscope.bundle.site_profile import SiteProfile, read_site_profile
+from pneumoscope.core.population import Population
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
@@ -218,3 +222,29 @@ def test_months_of_drift_are_those_of_the_time_zone(bundle, profile, tmp_path):
         page = opened.get("/dashboard?language=en").text
     assert f"No drift detected in {last_month + timedelta(hours=8):%Y-%m}." in page
     assert f"{last_month:%Y-%m}." not in page
+
+
+def test_result_of_an_earlier_model_has_no_notice_of_the_current_one(bundle, shared_maker, tmp_path):
+    """Each place that shows one result: pages, API, CSV, FHIR."""
+    children = "Trained on AP radiographs of children of 1 to 5 years from one hospital."
+    replaced = shared_maker.root / "served in place of another model"
+    if not replaced.exists():
+        population = Population(ages=(1, 5), sites=1, view="AP")
+        shared_maker.bundle(
+            replaced, gain=0.06, operating_points=POINTS, rejection_limits=LIMITS, population=population
+        )
+    with client(bundle, tmp_path / "data") as earlier:
+        (old,) = post(earlier, png(126))
+    with client(replaced, tmp_path / "data") as current:
+        assert children in current.get("/?language=en").text
+        (new,) = post(current, png(180))
+        paths = ("/images/{}", "/images/{}/report", "/v1/predictions/{}", "/fhir/DiagnosticReport/{}")
+        for path in paths:
+            page = current.get(path.format(new["id"]), params={"language": "en"} if "/images" in path else {}).text
+            assert (children in page, "earlier model" in page) == (True, False), path
+            page = current.get(path.format(old["id"])).text
+            assert (children in page, "The result is of an earlier model" in page) == (False, True), path
+        rows = {row["id"]: row for row in csv.DictReader(io.StringIO(current.get("/worklist.csv").text))}
+        assert children in rows[new["id"]]["notice"]
+        assert "earlier model" in rows[old["id"]]["notice"]
+        assert "此結果由先前的模型產生" in current.get(f"/images/{old['id']}?language=zh-Hant").text

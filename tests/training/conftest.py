@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pneumoscope.imaging.phantom import draw_phantom, write_phantoms
+from pneumoscope.data.phantoms import write_phantoms
+from pneumoscope.imaging.phantom import draw_phantom
 from pneumoscope.runs.recipe import Recipe, parse_recipe
 
 SMALL = {

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from tests.images import dicom
 from tests.training.conftest import small
 
-from pneumoscope.bundle.card import INPUT_CLASSES, read_bundle, short_hash
+from pneumoscope.bundle.bundle_folder import read_bundle
+from pneumoscope.bundle.card import INPUT_CLASSES, short_hash
 from pneumoscope.bundle.network_checks import self_test_image
 from pneumoscope.core.errors import (
     DatasetError,

@@ -25,7 +25,7 @@ from torch import nn
 from pneumoscope.core.errors import DivergedError, RunError
 from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.imaging.phantom import write_phantoms
+from pneumoscope.data.phantoms import write_phantoms
 from pneumoscope.models.factory import create_model
 from pneumoscope.runs.record import lock_run
 from pneumoscope.runs.run_folder import CHECKPOINT_FILE, EPOCHS_FILE, TENSORBOARD_FOLDER, WEIGHTS_FILE

@@ -1,39 +1,19 @@
-"""Render the model card of a bundle as Markdown, entirely from the bundle's own files.
-
-Measurements made after the export are in the bundle's folder `evidence/`, as the commands wrote them: `evaluation.json`
-(`evaluate`), `robustness.json` (`robustness`), `shortcuts.json` (`shortcuts`), `saliency_check.json` (`saliency-check`) and
-`audit.json` (`check-data --json`). The page states which of them are missing.
-"""
+"""Render the model card of a bundle as Markdown, entirely from the bundle's own files: its card and its `evidence`."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from pneumoscope.bundle.card import Card, InputCheck, Proportion, RejectionLimits, read_bundle
+from pneumoscope.bundle.bundle_folder import read_bundle
+from pneumoscope.bundle.card import Card, InputCheck, Proportion, RejectionLimits
+from pneumoscope.bundle.evidence import Json, images_text, interval_text, read_evidence, unusable_images
+from pneumoscope.bundle.model_card_measurements import markdown_table, measurement_sections
 from pneumoscope.core.errors import BundleError
 from pneumoscope.core.prediction_messages import notice
 
-__all__ = ["EVIDENCE", "Json", "model_card", "read_evidence"]
+__all__ = ["model_card"]
 
-# Command that writes each evidence file.
-EVIDENCE = {
-    "evaluation": "pneumoscope evaluate BUNDLE --data DATA --out BUNDLE/evidence",
-    "robustness": "pneumoscope robustness BUNDLE --data MANIFEST --out BUNDLE/evidence",
-    "shortcuts": "pneumoscope shortcuts BUNDLE --data MANIFEST --out BUNDLE/evidence",
-    "saliency_check": "pneumoscope saliency-check BUNDLE --data MANIFEST --out BUNDLE/evidence",
-    "phantom_saliency_check": "pneumoscope saliency-check PHANTOM_RUN --data PHANTOMS --masks MASKS --json"
-    " > BUNDLE/evidence/phantom_saliency_check.json",
-    "audit": "pneumoscope check-data DATA --json > BUNDLE/evidence/audit.json",
-}
-_ETIOLOGIES = {
-    "normal": "normal images",
-    "bacteria": "images of bacterial pneumonia",
-    "virus": "images of viral pneumonia",
-}
-_MAX_FAILURES = 8
 _CHECK_NAMES: dict[InputCheck, str] = {
     "input_classifier": "input classifier",
     "age_classifier": "age classifier",
@@ -43,8 +23,6 @@ _LICENSE = (
     "Weights that ship with pneumoscope are licensed under Apache-2.0. Weights trained on the public pediatric radiographs are"
     " derived from data by Kermany, Zhang and Goldbaum, Mendeley Data, doi:10.17632/rscbjbr9sj, licensed under CC BY 4.0."
 )
-
-Json = Mapping[str, Any]
 
 
 def model_card(folder: Path) -> str:
@@ -59,7 +37,7 @@ def model_card(folder: Path) -> str:
     card, _ = read_bundle(folder)
     evidence = read_evidence(folder, card)
     try:
-        sections = _sections(card, **evidence)
+        sections = _sections(card, evidence)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(
             f"the evidence in {str(folder / 'evidence')!r} has an unexpected structure ({type(error).__name__}: {error})",
@@ -68,25 +46,8 @@ def model_card(folder: Path) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def read_evidence(folder: Path, card: Card) -> dict[str, Json | None]:
-    """Return the measurements in the folder of a bundle by name of `EVIDENCE`; None for those that are missing.
-
-    Raises:
-        BundleError: A file is not JSON, or belongs to another bundle.
-    """
-    return {name: _read_evidence(folder / "evidence" / f"{name}.json", card) for name in EVIDENCE}
-
-
-def _sections(
-    card: Card,
-    *,
-    evaluation: Json | None,
-    robustness: Json | None,
-    shortcuts: Json | None,
-    saliency_check: Json | None,
-    phantom_saliency_check: Json | None,
-    audit: Json | None,
-) -> list[str]:
+def _sections(card: Card, evidence: Mapping[str, Json | None]) -> list[str]:
+    evaluation, robustness = evidence["evaluation"], evidence["robustness"]
     return [
         f"# Model card: {card.name}",
         notice(card.population),
@@ -94,47 +55,10 @@ def _sections(
         *_operating_points(card, evaluation),
         *_probability(card, evaluation),
         *_rejection(card, evaluation, robustness),
-        *_performance(evaluation),
-        *_subgroups(evaluation),
-        *_robustness(robustness),
-        *_heatmaps(saliency_check),
-        *_localization(phantom_saliency_check),
-        *_network_shortcuts(shortcuts),
-        *_data_shortcuts(audit),
-        *_failures(evaluation, robustness),
+        *measurement_sections(**evidence),
         "## License",
         _LICENSE,
     ]
-
-
-def _read_evidence(path: Path, card: Card) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    hint = f"Measure again: {EVIDENCE[path.stem]}"
-    try:
-        evidence = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"cannot read the evidence {str(path)!r}: {error}", hint=hint) from error
-    if not isinstance(evidence, dict):
-        raise BundleError(f"the evidence {str(path)!r} is not a JSON object", hint=hint)
-    if evidence.get("site"):
-        raise BundleError(
-            f"the evidence {str(path)!r} was measured with the site profile {evidence['site']!r}", hint=hint
-        )
-    if path.stem == "phantom_saliency_check":  # of a network with the same architecture, trained on phantoms
-        if evidence.get("network", card.network) != card.network:
-            raise BundleError(
-                f"the evidence {str(path)!r} is of the network {evidence.get('network')}, not {card.network}", hint=hint
-            )
-        return evidence
-    sha256 = evidence.get("bundle_sha256", evidence.get("onnx_sha256", card.onnx_sha256))
-    if sha256 != card.onnx_sha256:
-        raise BundleError(
-            f"the evidence {str(path)!r} belongs to the network {str(sha256)[:16]}, not to this one,"
-            f" {card.onnx_sha256[:16]}",
-            hint=hint,
-        )
-    return evidence
 
 
 def _overview(card: Card) -> list[str]:
@@ -170,7 +94,7 @@ def _overview(card: Card) -> list[str]:
         if isinstance(fields, Mapping)
         for key, value in fields.items()
     )
-    return ["## Overview", _table(("", ""), rows), *(["Recipe:", f"```text\n{recipe}\n```"] if recipe else [])]
+    return ["## Overview", markdown_table(("", ""), rows), *(["Recipe:", f"```text\n{recipe}\n```"] if recipe else [])]
 
 
 def _operating_points(card: Card, evaluation: Json | None) -> list[str]:
@@ -188,7 +112,7 @@ def _operating_points(card: Card, evaluation: Json | None) -> list[str]:
         "## Operating points",
         "An image is classified as pneumonia if its score (before calibration) is at or above the threshold. The thresholds were"
         " chosen on validation images, so the metrics on these images are optimistic; the metrics on test images follow below.",
-        _table(("name", "threshold", "rule", "sensitivity, validation", "specificity, validation"), rows),
+        markdown_table(("name", "threshold", "rule", "sensitivity, validation", "specificity, validation"), rows),
     ]
     if evaluation:
         rows = []
@@ -197,13 +121,13 @@ def _operating_points(card: Card, evaluation: Json | None) -> list[str]:
             rows.append(
                 (
                     name,
-                    *(_interval(point["metrics"][metric]) for metric in ("sensitivity", "specificity", "accuracy")),
+                    *(interval_text(point["metrics"][metric]) for metric in ("sensitivity", "specificity", "accuracy")),
                     f"{confusion['tp']} of {confusion['tp'] + confusion['fn']}",
                     f"{confusion['tn']} of {confusion['tn'] + confusion['fp']}",
                 )
             )
         heading = ("name", "sensitivity", "specificity", "accuracy", "true positives", "true negatives")
-        sections += [f"On {_images(evaluation)}:", _table(heading, rows)]
+        sections += [f"On {images_text(evaluation)}:", markdown_table(heading, rows)]
     return sections
 
 
@@ -224,17 +148,17 @@ def _probability(card: Card, evaluation: Json | None) -> list[str]:
     ]
     if evaluation:
         error = evaluation["metrics"]["expected_calibration_error"]
-        sections.append(f"Expected calibration error on {_images(evaluation)}: {_interval(error)}.")
+        sections.append(f"Expected calibration error on {images_text(evaluation)}: {interval_text(error)}.")
         if bins := evaluation.get("reliability"):
             rows = [
                 (
                     f"{each['low']:.3f} to {each['high']:.3f}",
                     f"{each['mean_probability']:.3f}",
-                    _interval(each["observed_rate"]),
+                    interval_text(each["observed_rate"]),
                 )
                 for each in bins
             ]
-            sections.append(_table(("probability", "mean", "observed rate of pneumonia [95% interval]"), rows))
+            sections.append(markdown_table(("probability", "mean", "observed rate of pneumonia [95% interval]"), rows))
     if card.intervals:
         sections.append(
             f"The interval of the probability is a Venn-Abers prediction from {card.intervals.n} validation images."
@@ -250,8 +174,14 @@ def _probability(card: Card, evaluation: Json | None) -> list[str]:
         )
         measured = evaluation and evaluation["operating_points"].get(name, {}).get("uncertainty_band")
         if evaluation and measured:
-            rows = [(label, _interval(row["covered"]), _interval(row["uncertain"])) for label, row in measured.items()]
-            sections += [f"On {_images(evaluation)}:", _table(("label", "correct or uncertain", "uncertain"), rows)]
+            rows = [
+                (label, interval_text(row["covered"]), interval_text(row["uncertain"]))
+                for label, row in measured.items()
+            ]
+            sections += [
+                f"On {images_text(evaluation)}:",
+                markdown_table(("label", "correct or uncertain", "uncertain"), rows),
+            ]
     return sections
 
 
@@ -285,14 +215,17 @@ def _rejection(card: Card, evaluation: Json | None, robustness: Json | None) -> 
         rejected = evaluation["rejected"]
         codes = "; ".join(f"{code.replace('_', ' ')} ({count})" for code, count in rejected["reasons"].items())
         sections.append(
-            f"Of {_images(evaluation)}, it rejects {_interval(rejected['share'])}" + (f": {codes}." if codes else ".")
+            f"Of {images_text(evaluation)}, it rejects {interval_text(rejected['share'])}"
+            + (f": {codes}." if codes else ".")
         )
     if robustness:
         rows = [
-            (row["name"], str(row["rejected"]["n"]), _interval(row["rejected"]), str(row["predicted_pneumonia"]))
-            for row in _unusable_images(robustness)
+            (row["name"], str(row["rejected"]["n"]), interval_text(row["rejected"]), str(row["predicted_pneumonia"]))
+            for row in unusable_images(robustness)
         ]
-        sections.append(_table(("images that should be rejected", "n", "rejected", "classified as pneumonia"), rows))
+        sections.append(
+            markdown_table(("images that should be rejected", "n", "rejected", "classified as pneumonia"), rows)
+        )
     return sections
 
 
@@ -330,7 +263,7 @@ def _outliers(limits: RejectionLimits) -> list[str]:
         "Images of patients outside the age range that pass all checks, and would get a prediction. The patients are others than"
         " those that the age classifier was trained on, as far as they are known; the hospitals are the same, and images of"
         " other hospitals may pass more often. The last columns state how many would pass one check alone.",
-        _table(("source", "images in training", "passed, other patients", *_CHECK_NAMES.values()), rows),
+        markdown_table(("source", "images in training", "passed, other patients", *_CHECK_NAMES.values()), rows),
     ]
 
 
@@ -338,162 +271,5 @@ def _share(proportion: Proportion | None) -> str:
     return "" if proportion is None else f"{proportion.value:.3f}"
 
 
-def _performance(evaluation: Json | None) -> list[str]:
-    if not evaluation:
-        return ["## Performance", f"Not measured yet: `{EVIDENCE['evaluation']}`."]
-    rows = [(name.replace("_", " "), _interval(value)) for name, value in evaluation["metrics"].items()]
-    rows += [
-        (f"AUROC, {_ETIOLOGIES.get(name, name)}", _interval(value))
-        for name, value in evaluation["auroc_by_etiology"].items()
-    ]
-    number = evaluation.get("test_evaluation")
-    ledger = f" This is evaluation number {number} on these test images." if number else ""
-    return ["## Performance", f"On {_images(evaluation)}.{ledger}", _table(("", "value [95% interval]"), rows)]
-
-
-def _subgroups(evaluation: Json | None) -> list[str]:
-    if not evaluation:
-        return []
-    rows = [
-        (name, _ETIOLOGIES.get(etiology, etiology), _interval(correct))
-        for name, point in evaluation["operating_points"].items()
-        for etiology, correct in point["by_etiology"].items()
-    ]
-    table = [_table(("operating point", "images", "classified correctly [95% interval]"), rows)] if rows else []
-    return [
-        "## Subgroups",
-        "Evaluations have no subgroups by age or sex: image files such as JPEG state neither. `pneumoscope accept` lists"
-        " subgroups by age, sex, view and manufacturer for DICOM files.",
-        *table,
-    ]
-
-
-def _heatmaps(check: Json | None) -> list[str]:
-    if not check:
-        return ["## Heatmaps", f"Not measured yet: `{EVIDENCE['saliency_check']}`."]
-    rows = [
-        (name, *(_interval(check[name][column]) for column in ("heatmap", "random", "improvement")))
-        for name in ("deletion", "insertion")
-    ]
-    randomized = [
-        (row["name"], _interval(row["correlation"]), _interval(row["magnitude_correlation"]))
-        for row in check["randomization"]
-    ]
-    shape = " x ".join(str(side) for side in check["heatmap_shape"])
-    return [
-        "## Heatmaps",
-        f"{shape} positions, on {check['n']} {check['split']} images. Area under the curve of the predicted class's score when"
-        " pixels are removed (deletion, lower is better) or added (insertion, higher is better) in the order of the heatmap, and"
-        " of random heatmaps with the same power spectrum. No expert has marked the disease on these images, so that nothing"
-        " shows whether heatmaps lie on it.",
-        _table(("curve", "heatmap", "random heatmap", "improvement"), rows),
-        "Rank correlation with the heatmaps after layers were randomized; near 0 is expected. Correlations of magnitudes are to"
-        " be compared with that of another image, in the last row:",
-        _table(("randomized", "correlation", "correlation of magnitudes"), randomized),
-    ]
-
-
-def _localization(check: Json | None) -> list[str]:
-    if not check:
-        return ["### Localization on phantoms", f"Not measured yet: `{EVIDENCE['phantom_saliency_check']}`."]
-    found = check["localization"]
-    rows = [
-        ("largest contribution inside the opacity", _interval(found["peak_inside"])),
-        ("positive contributions inside the opacity", _interval(found["energy_inside"])),
-        ("expected by chance (area of the opacity)", _interval(found["area"])),
-    ]
-    shape = " x ".join(str(side) for side in check["heatmap_shape"])
-    return [
-        "### Localization on phantoms",
-        f"The position of the opacity in a phantom is known. A network with the same architecture was trained on phantoms alone;"
-        f" its heatmaps have {shape} positions. On {found['n']} phantoms of the {check['split']} split:",
-        _table(("on phantoms", "value [95% interval]"), rows),
-        f"`{check['command']}`",
-    ]
-
-
-def _robustness(robustness: Json | None) -> list[str]:
-    if not robustness:
-        return ["## Robustness", f"Not measured yet: `{EVIDENCE['robustness']}`."]
-    rows = []
-    sizes = [robustness["sizes"]] if robustness["sizes"] else []
-    for row in [*sizes, *robustness["formats"], *robustness["changes"]]:
-        largest = "none" if row["largest"] is None else f"{row['largest']:.3f}"
-        rows.append((row["name"], _interval(row["changed"]), largest))
-    return [
-        "## Robustness",
-        f"On {robustness['n']} {robustness['split']} images; the full-size images are a separate set.",
-        _table(("variant of the same image", "changed decisions", "largest change of probability"), rows),
-    ]
-
-
-def _network_shortcuts(shortcuts: Json | None) -> list[str]:
-    if not shortcuts:
-        return ["## Shortcuts of the network", f"Not measured yet: `{EVIDENCE['shortcuts']}`."]
-    rows = [("whole image", _interval(shortcuts["whole"]))]
-    rows += [(row["name"], _interval(row["auroc"])) for row in shortcuts["controls"]]
-    return [
-        "## Shortcuts of the network",
-        f"AUROC of the network on {shortcuts['n']} {shortcuts['split']} images, split by {shortcuts['split_by']}, of which it"
-        " sees a part. With the center blanked, 0.5 is chance; above it, the network can use the border, markers or the scanner.",
-        _table(("the network sees", "AUROC [95% interval]"), rows),
-    ]
-
-
-def _data_shortcuts(audit: Json | None) -> list[str]:
-    if not audit:
-        return ["## Shortcuts in the data", f"Not measured yet: `{EVIDENCE['audit']}`."]
-    rows = [(name.replace("_", " "), _interval(value)) for name, value in audit["shortcuts"].items()]
-    return [
-        "## Shortcuts in the data",
-        "Cross-validated AUROC of simple models that see no lung; 0.5 is chance. A network trained on the data may have learned"
-        " the same shortcuts.",
-        _table(("control", "AUROC [95% interval]"), rows),
-    ]
-
-
-def _failures(evaluation: Json | None, robustness: Json | None) -> list[str]:
-    """Return the largest error rates of all measurements, in descending order."""
-    failures: list[tuple[float, str]] = []
-    for name, point in (evaluation or {}).get("operating_points", {}).items():
-        for etiology, correct in point["by_etiology"].items():
-            if correct["value"] is not None:
-                rate = 1 - correct["value"]
-                text = f"{rate:.1%} of the {correct['n']} {_ETIOLOGIES[etiology]} are misclassified."
-                failures.append((rate, f"At the operating point {name}, {text}"))
-    for row in (robustness or {}).get("changes", []):
-        rate = row["changed"]["value"]
-        failures.append((rate, f"{rate:.1%} of decisions change if the image is altered: {row['name']}."))
-    for row in _unusable_images(robustness) if robustness else []:
-        rate = 1 - row["rejected"]["value"]
-        text = f"{rate:.1%} of {row['rejected']['n']} images that should be rejected ({row['name']}) are not rejected."
-        failures.append((rate, text))
-    worst = sorted(failures, key=lambda failure: -failure[0])[:_MAX_FAILURES]
-    lines = [f"- {text}" for rate, text in worst if rate > 0]
-    if not lines:
-        return []
-    return ["## Known failures", "The highest error rates of all measurements above:", "\n".join(lines)]
-
-
-def _unusable_images(robustness: Json) -> list[Json]:
-    return [*robustness["corruptions"], *robustness["other_images"]]
-
-
-def _images(evaluation: Json) -> str:
-    counts = ", ".join(f"{n} {label}" for label, n in evaluation["counts"].items())
-    return f"{evaluation['n']} {evaluation['split']} images ({counts}; {evaluation['patients']} patients)"
-
-
-def _interval(interval: Json) -> str:
-    if interval["value"] is None:
-        return f"undefined: {interval['reason']}"
-    return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
-
-
 def _proportion(proportion: Proportion) -> str:
     return f"{proportion.value:.3f} [{proportion.low:.3f}, {proportion.high:.3f}], n = {proportion.n}"
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

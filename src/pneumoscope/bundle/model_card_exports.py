@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from pneumoscope.bundle.card import DEFAULT_BUNDLE, Card, read_bundle
-from pneumoscope.bundle.model_card import Json, model_card, read_evidence
+from pneumoscope.bundle.bundle_folder import DEFAULT_BUNDLE, read_bundle
+from pneumoscope.bundle.card import Card
+from pneumoscope.bundle.evidence import Json, read_evidence
+from pneumoscope.bundle.model_card import model_card
 from pneumoscope.core.prediction_messages import notice
 
 __all__ = ["CHAI_NAMESPACE", "chai_model_card", "hugging_face_model_card"]

@@ -25,7 +25,7 @@ def command(run: Path, out: Path, recipe: str | None) -> None:
 
     A bundle has two files, network.onnx and card.json. Inference needs neither PyTorch nor the run.
     """
-    from pneumoscope.bundle.card import export_bundle
+    from pneumoscope.bundle.bundle_folder import export_bundle
     from pneumoscope.reproduction.recipes import report_recipes
     from pneumoscope.runs.recipe import packaged_recipes, read_recipe
     from pneumoscope.runs.run_folder import find_bundle

@@ -117,7 +117,7 @@ def _print_table(found: Sequence[Delivery]) -> None:
     "--delivered", is_flag=True, help="Resend delivered results that a destination lost, by NUMBER or --study."
 )
 @click.option(
-    "--study", default="", metavar="UID", help="With --delivered: all of this study, optionally with --destination."
+    "--study", default="", metavar="UID", help="With --delivered: those in this study, optionally with --destination."
 )
 def retry_command(
     numbers: tuple[int, ...],

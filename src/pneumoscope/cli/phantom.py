@@ -29,7 +29,7 @@ def command(folder: Path, train: int, test: int, seed: int, size: int, masks: Pa
     """
     from pneumoscope.cli.progress import image_progress
     from pneumoscope.core.results import to_json
-    from pneumoscope.imaging.phantom import write_phantoms
+    from pneumoscope.data.phantoms import write_phantoms
 
     with image_progress("drawing images") as progress:
         summary = write_phantoms(folder, train=train, test=test, seed=seed, size=size, masks=masks, progress=progress)

@@ -100,28 +100,11 @@ def command(
 
     Example:  pneumoscope predict image.jpg
     """
-    from pneumoscope.inference.discovery import discover_images
     from pneumoscope.inference.image_loader import MIN_IMAGES_FOR_POOL
     from pneumoscope.inference.model import load_model
-    from pneumoscope.inference.writers import iter_csv, iter_json
 
-    if as_json and table:
-        raise UsageError("--json and --csv cannot be combined", hint="Choose one of them")
-    for path in paths:
-        if as_json and path.lower().endswith(".json"):
-            hint = f"--json writes to standard output. Redirect it: pneumoscope predict PATH --json > {path}"
-            raise UsageError(f"{path!r} is not an image, and --json takes no file name", hint=hint)
-    if heatmaps and heatmaps.exists() and any(heatmaps.iterdir()):
-        raise UsageError(
-            f"{str(heatmaps)!r} is not empty; its files would be mixed with the new heatmaps",
-            hint="Choose a new or empty folder with --heatmaps",
-        )
-    discovered = discover_images(_expand_stdin(paths))
-    images = discovered.paths
-    if discovered.skipped:
-        click.echo(printable(discovered.skipped_summary()), err=True)
-    if not images:
-        raise UsageError("no images found", hint="Pass image files, or folders that contain images")
+    _check_outputs(paths, as_json, table, heatmaps)
+    images = _discover(paths)
     # One image is fastest with all cores on it; many are fastest with one core each.
     model = load_model(
         bundle,
@@ -133,9 +116,7 @@ def command(
         site=site,
         prevalence=prevalence,
     )
-    counts: Counter[str] = Counter()
-    warnings: Counter[WarningCode] = Counter()
-    overridable: Counter[Assumption] = Counter()
+    tally = _Tally(len(images))
     show_progress = as_json or table or not sys.stdout.isatty()  # the table on a terminal is progress enough
     with contextlib.ExitStack() as stack:
         interrupted = stack.enter_context(_catch_interrupt())
@@ -149,40 +130,49 @@ def command(
             progress = stack.enter_context(image_progress("scoring images"))
         if no_identifiers:
             scored = (dataclasses.replace(prediction, identity=None) for prediction in scored)
-        predictions = _count(scored, counts, warnings, overridable, len(images), progress, interrupted)
+        predictions = tally.count(scored, progress, interrupted)
         if as_json:
-            for part in iter_json(model.facts, predictions, model.notice):
-                click.echo(part, nl=False)
+            _write_json(model, predictions)
         elif table:
-            from pneumoscope.core.files import write_atomically
-
-            failed: list[Exception] = []
-            if table == Path("-"):
-                for line in iter_csv(predictions, model.notice, failed):
-                    sys.stdout.buffer.write(line)
-            else:
-                write_atomically(table, lambda file: file.writelines(iter_csv(predictions, model.notice, failed)))
-                click.echo(f"Wrote {table}: {counted(counts.total(), 'image')}", err=True)
-            for error in failed:  # the file holds the results before the error
-                raise error
+            _write_csv(model, predictions, table, tally)
         else:
-            _print_table(model, predictions, counts)
-    for warning, count in warnings.items():
-        click.secho(f"Warning: {counted(count, 'image')}: {warning_message(warning)}", fg="yellow", err=True)
-    for assumption, count in overridable.items():
-        click.echo(
-            f"Hint: {counted(count, 'image')} rejected because of the DICOM header; "
-            f"--assume {assumption} overrides it, see `pneumoscope predict --help`",
-            err=True,
-        )
+            _print_table(model, predictions, tally.decisions)
+    tally.print_warnings()
     if interrupted.is_set():
-        click.echo(f"Interrupted after {counts.total():,} of {counted(len(images), 'image')}", err=True)
+        click.echo(f"Interrupted after {tally.done:,} of {counted(len(images), 'image')}", err=True)
         raise click.Abort
-    if counts[_FAILED]:
+    if failed := tally.decisions[_FAILED]:
         raise PartialFailureError(
-            f"{counts[_FAILED]:,} of {counted(len(images), 'image')} could not be read",
+            f"{failed:,} of {counted(len(images), 'image')} could not be read",
             hint="See failure_message in the CSV file" if table else "See the message of each of them",
         )
+
+
+def _check_outputs(paths: Iterable[str], as_json: bool, table: Path | None, heatmaps: Path | None) -> None:
+    """Raise UsageError if the outputs cannot be combined, or a folder of heatmaps is not empty."""
+    if as_json and table:
+        raise UsageError("--json and --csv cannot be combined", hint="Choose one of them")
+    for path in paths:
+        if as_json and path.lower().endswith(".json"):
+            hint = f"--json writes to standard output. Redirect it: pneumoscope predict PATH --json > {path}"
+            raise UsageError(f"{path!r} is not an image, and --json takes no file name", hint=hint)
+    if heatmaps and heatmaps.exists() and any(heatmaps.iterdir()):
+        raise UsageError(
+            f"{str(heatmaps)!r} is not empty; its files would be mixed with the new heatmaps",
+            hint="Choose a new or empty folder with --heatmaps",
+        )
+
+
+def _discover(paths: Iterable[str]) -> Sequence[str]:
+    """Return the images below the paths, and print what was skipped. Raise UsageError if there is none."""
+    from pneumoscope.inference.discovery import discover_images
+
+    discovered = discover_images(_expand_stdin(paths))
+    if discovered.skipped:
+        click.echo(printable(discovered.skipped_summary()), err=True)
+    if not discovered.paths:
+        raise UsageError("no images found", hint="Pass image files, or folders that contain images")
+    return discovered.paths
 
 
 def _expand_stdin(paths: Iterable[str]) -> Iterator[str]:
@@ -226,26 +216,71 @@ def _catch_interrupt() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def _count(
-    predictions: Iterable[Prediction],
-    counts: Counter[str],
-    warnings: Counter[WarningCode],
-    overridable: Counter[Assumption],
-    total: int,
-    progress: Callable[[int, int], None] | None,
-    interrupted: threading.Event,
-) -> Iterator[Prediction]:
-    """Yield predictions and count their outcomes, and rejections that an assumption overrides; stop after an interrupt."""
-    for prediction in predictions:
-        counts[prediction.decision or _FAILED] += 1
-        warnings.update(prediction.warnings)
-        if prediction.rejection and (assumption := OVERRIDES.get(prediction.rejection.code)):
-            overridable[assumption] += 1
-        if progress:
-            progress(counts.total(), total)
-        yield prediction
-        if interrupted.is_set():
-            return
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Tally:
+    """Numbers of predictions by decision, of warnings, and of rejections that an assumption overrides."""
+
+    total: int
+    decisions: Counter[str] = dataclasses.field(default_factory=Counter)
+    warnings: Counter[WarningCode] = dataclasses.field(default_factory=Counter)
+    overridable: Counter[Assumption] = dataclasses.field(default_factory=Counter)
+
+    @property
+    def done(self) -> int:
+        """Number of predictions."""
+        return self.decisions.total()
+
+    def count(
+        self,
+        predictions: Iterable[Prediction],
+        progress: Callable[[int, int], None] | None,
+        interrupted: threading.Event,
+    ) -> Iterator[Prediction]:
+        """Yield predictions and count their outcomes; stop after an interrupt."""
+        for prediction in predictions:
+            self.decisions[prediction.decision or _FAILED] += 1
+            self.warnings.update(prediction.warnings)
+            if prediction.rejection and (assumption := OVERRIDES.get(prediction.rejection.code)):
+                self.overridable[assumption] += 1
+            if progress:
+                progress(self.done, self.total)
+            yield prediction
+            if interrupted.is_set():
+                return
+
+    def print_warnings(self) -> None:
+        """Print the number of images with each warning, and how rejections can be overridden."""
+        for warning, count in self.warnings.items():
+            click.secho(f"Warning: {counted(count, 'image')}: {warning_message(warning)}", fg="yellow", err=True)
+        for assumption, count in self.overridable.items():
+            click.echo(
+                f"Hint: {counted(count, 'image')} rejected because of the DICOM header; "
+                f"--assume {assumption} overrides it, see `pneumoscope predict --help`",
+                err=True,
+            )
+
+
+def _write_json(model: Model, predictions: Iterable[Prediction]) -> None:
+    from pneumoscope.inference.writers import iter_json
+
+    for part in iter_json(model.facts, predictions, model.notice):
+        click.echo(part, nl=False)
+
+
+def _write_csv(model: Model, predictions: Iterable[Prediction], table: Path, tally: _Tally) -> None:
+    """Write a CSV file, or standard output if its name is -."""
+    from pneumoscope.core.files import write_atomically
+    from pneumoscope.inference.writers import iter_csv
+
+    failed: list[Exception] = []
+    if table == Path("-"):
+        for line in iter_csv(predictions, model.notice, failed):
+            sys.stdout.buffer.write(line)
+    else:
+        write_atomically(table, lambda file: file.writelines(iter_csv(predictions, model.notice, failed)))
+        click.echo(f"Wrote {table}: {counted(tally.done, 'image')}", err=True)
+    for error in failed:  # the file holds the results before the error
+        raise error
 
 
 def _print_table(model: Model, predictions: Iterable[Prediction], counts: Counter[str]) -> None:

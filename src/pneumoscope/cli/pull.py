@@ -68,7 +68,7 @@ def command(
 
     Example:  pneumoscope pull --from PACS --since 2026-01-31 --dicom-config dicom.toml
     """  # fmt: skip
-    from pneumoscope.service.dicom.configuration import read_configuration
+    from pneumoscope.service.dicom.configuration_file import read_configuration
     from pneumoscope.service.dicom.pull import pull
     from pneumoscope.service.dicom.selection import StudySelection
 

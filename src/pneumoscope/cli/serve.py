@@ -236,7 +236,8 @@ def _dicom_configuration(
     tls_files: tuple[Path, Path, Path] | None,
 ) -> DicomConfiguration:
     """Return the configuration of a file, or that of the options --dicom-*."""
-    from pneumoscope.service.dicom.configuration import DicomConfiguration, read_configuration
+    from pneumoscope.service.dicom.configuration import DicomConfiguration
+    from pneumoscope.service.dicom.configuration_file import read_configuration
     from pneumoscope.service.dicom.settings import DicomSettings, parse_peer, tls_contexts
     from pneumoscope.service.dicom.start_checks import require_files
 

@@ -13,8 +13,9 @@ from pneumoscope.core.prediction_messages import prediction_message, site_note
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from pneumoscope.core.comparison import Comparison
     from pneumoscope.core.prediction import Prediction
-    from pneumoscope.core.results import Comparison, Evaluation, Interval
+    from pneumoscope.core.results import Evaluation, Interval
 
 __all__ = ["comparison_html", "evaluation_html", "facts_html", "intervals_html", "prediction_html"]
 

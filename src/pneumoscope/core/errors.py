@@ -25,7 +25,7 @@ command line. The HTTP API maps the classes to status codes in `service.api`::
     │   ├── DownloadError                a download is incomplete, altered or unsafe to unpack
     │   ├── PullError                    images cannot be pulled from another node
     │   ├── AuthenticationError          a request to the service has no valid token
-    │   ├── ForbiddenError               the role of a user does not allow a request to the service
+    │   ├── ForbiddenError               a request to the service is not permitted: by the role of the user, or from another site
     │   ├── TooManyRequestsError         too many attempts to sign in failed
     │   ├── TooLargeError                a request to the service has too many bytes or images
     │   ├── InvalidIdentityError         an entered date or sex of a patient or study is impossible
@@ -270,7 +270,7 @@ class AuthenticationError(InputError):
 
 
 class ForbiddenError(InputError):
-    """The role of a user does not allow a request to the service."""
+    """A request to the service is not permitted: by the role of the user, or as one of another site."""
 
 
 class TooManyRequestsError(InputError):

@@ -1,4 +1,4 @@
-"""Atomic file writes and locks between processes."""
+"""Atomic file writes, locks between processes, and reasons why a file cannot be read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from typing import BinaryIO
 
 from pneumoscope.core.errors import PneumoscopeError, StorageError
 
-__all__ = ["fsync_directory", "is_temporary", "locked", "remove_temporary_files", "write_atomically"]
+__all__ = [
+    "fsync_directory",
+    "is_temporary",
+    "locked",
+    "read_error_reason",
+    "remove_temporary_files",
+    "write_atomically",
+]
 
 _SUFFIX_BYTES = 8
 _POLL_SECONDS = 0.01
@@ -132,3 +139,8 @@ def locked(path: Path, error: PneumoscopeError, *, timeout: float = 0) -> Iterat
         yield lock.descriptor()
     finally:
         lock.release()
+
+
+def read_error_reason(error: OSError | UnicodeDecodeError) -> str:
+    """Return why a text file cannot be read, for a message that names the file."""
+    return (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8 text"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from pneumoscope.core import errors
-from pneumoscope.core.errors import PneumoscopeError
+from pneumoscope.core.errors import PneumoscopeError, UnreadableImageError
 from pneumoscope.core.i18n import N_, translations
 from pneumoscope.core.identity import ConflictCode
 from pneumoscope.core.identity_check import FieldProblem
@@ -19,9 +21,12 @@ from pneumoscope.core.prediction import (
 from pneumoscope.core.unreadable import reason_hint, reason_message
 
 __all__ = [
+    "ErrorDetail",
+    "age_text",
     "conflict_message",
     "counted",
     "decision_label",
+    "error_detail",
     "error_text",
     "error_titles",
     "failure_message",
@@ -186,6 +191,10 @@ _IDENTITY = {
     "station_name": N_("Station"),
 }
 
+_AGE_IN_MONTHS, _AGE_IN_YEARS, _AGE_IN_BOTH = N_("{months} mo"), N_("{years} y"), N_("{years} y {months} mo")
+_YOUNGEST_IN_YEARS, _YOUNGEST_WITHOUT_MONTHS = 2, 18  # years
+_MONTHS_OF_A_DAY = 0.03  # a birthday is a day early or late in years of 365.25 days
+
 _OPERATING_POINTS = {
     "half": N_("half"),
     "balanced": N_("balanced"),
@@ -285,6 +294,26 @@ def error_text(error: PneumoscopeError, language: str = "en") -> tuple[str, str]
     return gettext(title), gettext(advice)
 
 
+class ErrorDetail(NamedTuple):
+    """What is wrong and what to do next, as sentences, and the language of them: most details are in English only."""
+
+    text: str
+    language: str
+
+
+def error_detail(error: PneumoscopeError, language: str = "en") -> ErrorDetail:
+    """Return the message and the hint of an error in a language, or in English if they are not translated."""
+    if language != "en":
+        if isinstance(error, UnreadableImageError) and error.reason:
+            sentences = reason_message(error.reason, language), reason_hint(error.reason, language)
+            return ErrorDetail(join_sentences(sentences, language) + full_stop(language), language)
+        gettext = translations(language).gettext
+        if gettext(error.message) != error.message:
+            sentences = gettext(error.message), gettext(error.hint) if error.hint else ""
+            return ErrorDetail(join_sentences(sentences, language) + full_stop(language), language)
+    return ErrorDetail(str(error), "en")
+
+
 def error_titles(language: str = "en") -> dict[str, str]:
     """Return the title of every error by its code; an error without a title of its own has that of its nearest base class."""
     gettext = translations(language).gettext
@@ -330,6 +359,20 @@ def conflict_message(conflict: ConflictCode, language: str = "en") -> str:
 def field_problem_message(problem: FieldProblem, language: str = "en") -> str:
     """Return what is wrong with an entered field of an identity, as sentences."""
     return translations(language).gettext(_FIELD_PROBLEMS[problem])
+
+
+def age_text(years: float, language: str = "en") -> str:
+    """Return an age in years and months as physicians write it, such as "4 y 8 mo"; that of adults has no months.
+
+    Months are rounded down; as years and months differ in length, they can change up to two days beside the day of the month.
+    """
+    completed, months = divmod(math.floor(12 * years + _MONTHS_OF_A_DAY), 12)
+    message = _AGE_IN_BOTH if months else _AGE_IN_YEARS
+    if completed < _YOUNGEST_IN_YEARS:
+        message, months = _AGE_IN_MONTHS, 12 * completed + months
+    elif completed >= _YOUNGEST_WITHOUT_MONTHS:
+        message = _AGE_IN_YEARS
+    return translations(language).gettext(message).format(years=completed, months=months)
 
 
 def sex_label(sex: str, language: str = "en") -> str:

@@ -16,6 +16,7 @@ from pneumoscope.core.messages import (
     warning_message,
 )
 from pneumoscope.core.prediction import ModelInfo, Prediction, Uncertainty
+from pneumoscope.core.unreadable import reason_message
 
 if TYPE_CHECKING:
     from pneumoscope.core.population import Population, View  # needs msgspec, which --help does not import
@@ -28,6 +29,7 @@ __all__ = [
     "list_message",
     "model_message",
     "notice",
+    "notice_of_other_model",
     "population_sentence",
     "prediction_message",
     "prevalence_message",
@@ -62,6 +64,7 @@ _ONE_SITE, _SITES, _UNKNOWN_SITES = N_("one hospital"), N_("{n} hospitals"), N_(
 _ADULT_AGE = 18  # years
 # The notice that holds for every model, and the sentence on the population of one.
 _NOTICE_AND_POPULATION = N_("{notice} {population}")
+_OTHER_MODEL = N_("The result is of an earlier model; the population that it was trained on is not stored here.")
 _UNCERTAIN = N_(
     "The probability is in the uncertain range ({range}), where the model would be wrong too often. Read the image without the"
     " prediction"
@@ -79,6 +82,7 @@ _DEFAULT_PREVALENCE = N_(
 )
 _STATED_PREVALENCE = N_("Probabilities are for a prevalence of {prevalence}")
 _NOT_ASSESSED, _NOT_READ = N_("Not assessed: {reason}"), N_("Not assessed: the image cannot be read")
+_NOT_READ_BECAUSE = N_("Not assessed: the image cannot be read: {reason}")
 _RESULT_TITLE = N_("{decision}: probability of pneumonia {probability}")
 _WITH_RANGE = N_("{probability} ({range})")
 _MODEL = N_("Model {model}, operating point {point}")
@@ -104,6 +108,12 @@ def notice(population: Population | None = None, language: str = "en") -> str:
     return gettext(_NOTICE_AND_POPULATION).format(
         notice=gettext(NOTICE), population=population_sentence(population, language)
     )
+
+
+def notice_of_other_model(language: str = "en") -> str:
+    """Return the notice of a stored result of a model that is no longer used: its population is not that of the current one."""
+    gettext = translations(language).gettext
+    return gettext(_NOTICE_AND_POPULATION).format(notice=gettext(NOTICE), population=gettext(_OTHER_MODEL))
 
 
 def population_sentence(population: Population, language: str = "en") -> str:
@@ -195,6 +205,8 @@ def result_title(prediction: Prediction, language: str = "en") -> str:
     gettext = translations(language).gettext
     if prediction.rejection:
         return gettext(_NOT_ASSESSED).format(reason=rejection_message(prediction.rejection, language))
+    if prediction.failure and prediction.failure.reason:
+        return gettext(_NOT_READ_BECAUSE).format(reason=reason_message(prediction.failure.reason, language))
     if prediction.decision is None or prediction.probability is None:
         return gettext(_NOT_READ)
     text, interval = probability_text(prediction.probability, language), prediction.interval

@@ -1,4 +1,4 @@
-"""Results of evaluations and comparisons as frozen records, and their forms as JSON, table rows and HTML.
+"""The evaluation of a bundle as frozen records, and the forms of all results as JSON, table rows and HTML.
 
 The records compute nothing: numbers come from `statistics`, sentences from `evaluation`. Every number has an `Interval`: the
 value, its interval, the method, the number of images and the seed, or the reason why it is undefined.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,22 +22,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SCHEMA",
-    "Comparison",
     "Confusion",
     "Evaluation",
     "InteractionTest",
     "Interval",
     "OperatingPointResult",
-    "PairedTest",
-    "ReferenceRow",
-    "ReferenceTable",
     "RejectionSummary",
     "ReliabilityBin",
-    "RunSummary",
     "ScoredImage",
     "SetDifference",
     "Subgroup",
+    "interval_rows",
     "method_name",
+    "rows_dataframe",
     "to_json",
     "write_result",
 ]
@@ -70,11 +67,17 @@ class Interval:
 
     def __str__(self) -> str:
         """Return the value with its ends, such as "0.912 [0.880, 0.940]", or the reason why it is undefined."""
+        return format(self, ".3f")
+
+    def __format__(self, style: str) -> str:
+        """Return the text of `str`, with numbers in another format, such as ".1%"."""
+        if not style:
+            return str(self)
         if self.value is None:
             return f"undefined ({self.reason})"
         if self.low is None or self.high is None:
-            return f"{self.value:.3f}"
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+            return f"{self.value:{style}}"
+        return f"{self.value:{style}} [{self.low:{style}}, {self.high:{style}}]"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -312,13 +315,13 @@ class Evaluation:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per metric: operating_point and etiology (None if not applicable), metric, and its interval."""
-        rows = _interval_rows(self.metrics.items(), operating_point=None, etiology=None)
+        rows = interval_rows(self.metrics.items(), operating_point=None, etiology=None)
         for etiology, interval in self.auroc_by_etiology.items():
-            rows += _interval_rows([("auroc", interval)], operating_point=None, etiology=etiology)
+            rows += interval_rows([("auroc", interval)], operating_point=None, etiology=etiology)
         for name, point in self.operating_points.items():
-            rows += _interval_rows(point.metrics.items(), operating_point=name, etiology=None)
+            rows += interval_rows(point.metrics.items(), operating_point=name, etiology=None)
             for etiology, interval in point.by_etiology.items():
-                rows += _interval_rows([("accuracy", interval)], operating_point=name, etiology=etiology)
+                rows += interval_rows([("accuracy", interval)], operating_point=name, etiology=etiology)
         return rows
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -327,157 +330,7 @@ class Evaluation:
         Raises:
             MissingExtraError: pandas is not installed.
         """
-        return _dataframe(self.rows(), "Evaluation.to_dataframe()")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class RunSummary:
-    """One run of a comparison, or a bundle or file of predictions, for which the fields of a run are None.
-
-    Attributes:
-        average_train_accuracy, average_validation_accuracy: Means over the epochs, as in the report.
-        seconds: Training time, wall clock.
-        test: n, and each metric as an `Interval` at the operating point of the comparison.
-        confusion: Confusion matrix at that operating point.
-    """
-
-    name: str
-    network: str | None
-    optimizer: str | None
-    batch: int | None
-    image_size: int | None
-    epochs: int | None
-    seed: int | None
-    device: str | None
-    weights: str | None
-    average_train_accuracy: float | None
-    average_validation_accuracy: float | None
-    best_epoch: int | None
-    seconds: float | None
-    test: Mapping[str, Any]
-    confusion: Confusion
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class PairedTest:
-    """A paired test of two runs on the same images.
-
-    Attributes:
-        a, b: Names of the runs.
-        metric: "accuracy" (exact McNemar test) or "auroc" (DeLong test).
-        difference: Metric of a minus metric of b.
-        test: Name of the test, which states whether it keeps the images of a patient together.
-        p: Two-sided p-value before correction; None if undefined (no discordant image, equal rankings).
-        p_holm: p-value after Holm correction over all pairs of the same metric.
-        verdict: "a" or "b" if `p_holm` is below 0.05 and the interval of the difference does not contain 0, otherwise
-            "not distinguishable".
-        sentence: The finding as a sentence.
-    """
-
-    a: str
-    b: str
-    metric: str
-    difference: Interval
-    test: str
-    p: float | None
-    p_holm: float | None
-    verdict: str
-    sentence: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ReferenceRow:
-    """One row of a published table, as printed and as computed from the counts behind it.
-
-    Attributes:
-        name: Name of the row; it is compared with the run of the same name.
-        printed: The columns of the table under their printed names.
-        confusion: Counts reconstructed from the printed numbers.
-        metrics: Metrics by their standard definitions, computed from the counts.
-        average_train_accuracy, average_validation_accuracy: As printed.
-        difference: Accuracy of the run minus the published accuracy, with an unpaired interval; None without such a run on
-            the same images.
-        sentence: The finding as a sentence.
-    """
-
-    name: str
-    printed: Mapping[str, float]
-    confusion: Confusion
-    metrics: Mapping[str, Interval]
-    average_train_accuracy: float
-    average_validation_accuracy: float
-    difference: Interval | None
-    sentence: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ReferenceTable:
-    """A published table that the runs of a comparison are compared with.
-
-    Attributes:
-        note: Explanation of the columns and their errors.
-        rows: Rows of the table; at least one.
-    """
-
-    note: str
-    rows: tuple[ReferenceRow, ...]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Comparison:
-    """A comparison of several runs on the same images.
-
-    Attributes:
-        images: {"sha256", "n", "patients", "counts"}.
-        operating_point: Operating point of the threshold metrics.
-        runs: One entry per run, in the order given.
-        pairs: Tests of each pair of runs, by accuracy and by AUROC.
-        sentences: The findings as sentences, generated from `pairs`.
-        command: The command line.
-        created: Time of the comparison, UTC, ISO 8601.
-        version: Version of pneumoscope.
-        reference: Published table that the runs are compared with; None without one.
-        evaluation: Name of the compared evaluation of each run.
-    """
-
-    images: Mapping[str, Any]
-    operating_point: str
-    runs: tuple[RunSummary, ...]
-    pairs: tuple[PairedTest, ...]
-    sentences: tuple[str, ...]
-    command: str
-    created: str
-    version: str
-    reference: ReferenceTable | None = None
-    evaluation: str = "test"
-    schema: int = SCHEMA
-    notice: str = NOTICE
-
-    def __repr__(self) -> str:
-        """Return the number of images and the accuracy of each run."""
-        runs = ", ".join(f"{run.name}: accuracy={run.test.get('accuracy')}" for run in self.runs)
-        return f"Comparison(n={self.images.get('n')}, operating_point={self.operating_point!r}, {runs})"
-
-    def _repr_html_(self) -> str:
-        from pneumoscope.core.display import comparison_html
-
-        return comparison_html(self)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return one row per run and metric: run, metric, and its interval."""
-        rows = []
-        for run in self.runs:
-            intervals = [(name, value) for name, value in run.test.items() if isinstance(value, Interval)]
-            rows += _interval_rows(intervals, run=run.name)
-        return rows
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """Return `rows` as a pandas DataFrame.
-
-        Raises:
-            MissingExtraError: pandas is not installed.
-        """
-        return _dataframe(self.rows(), "Comparison.to_dataframe()")
+        return rows_dataframe(self.rows(), "Evaluation.to_dataframe()")
 
 
 _PROPER_NAMES = {"wilson": "Wilson", "delong": "DeLong", "newcombe": "Newcombe", "mcnemar": "McNemar"}
@@ -508,13 +361,23 @@ def write_result(folder: Path, name: str, result: object, markdown: str) -> None
     write_atomically(folder / f"{name}.md", markdown)
 
 
-def _interval_rows(intervals: Iterable[tuple[str, Interval]], **keys: Any) -> list[dict[str, Any]]:
+def interval_rows(intervals: Iterable[tuple[str, Interval]], **keys: Any) -> list[dict[str, Any]]:
+    """Return one row per named interval: the keys, "metric", and the fields of the interval."""
     return [{**keys, "metric": name, **dataclasses.asdict(interval)} for name, interval in intervals]
 
 
-def _dataframe(rows: list[dict[str, Any]], task: str) -> pd.DataFrame:
+def rows_dataframe(rows: Iterable[Any], task: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return rows as a pandas DataFrame.
+
+    Args:
+        rows: Mappings, or tuples if there are columns; an iterator is not begun without pandas.
+        task: For the message of the error.
+        columns: Names of the columns; those of the first mappings if None.
+    Raises:
+        MissingExtraError: pandas is not installed.
+    """
     try:
         import pandas as pd
     except ModuleNotFoundError as error:
         raise MissingExtraError("pandas", task, error.name or "") from error
-    return pd.DataFrame(rows)
+    return pd.DataFrame(list(rows), columns=None if columns is None else list(columns))

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from pneumoscope.core.errors import MissingExtraError, UnknownNameError
 from pneumoscope.core.messages import counted
+from pneumoscope.core.results import rows_dataframe
 from pneumoscope.data.hashing import Progress, read_image
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import COLUMNS, Manifest
@@ -96,11 +97,8 @@ class LabeledDataset:
         Raises:
             MissingExtraError: pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("pandas", "LabeledDataset.to_dataframe()", error.name or "") from error
-        return pd.DataFrame([dataclasses.astuple(image) for image in self.manifest], columns=list(COLUMNS))
+        rows = (dataclasses.astuple(image) for image in self.manifest)
+        return rows_dataframe(rows, "LabeledDataset.to_dataframe()", COLUMNS)
 
     def as_torch_dataset(self) -> TorchDataset:
         """Return a torch Dataset of (uint8 tensor, label) for a DataLoader.

@@ -200,14 +200,8 @@ def accept(
         for name in card.operating_points
     }
     accepted, accepted_reference = accepted_fractions(card, images, before.rejected)
-    accepted_test = None
-    if accepted and accepted_reference and accepted.value is not None:
-        rows = np.flatnonzero(~images.excluded)
-        n = effective_size(~before.rejected[rows], [images.patients[i] for i in rows.tolist()])
-        accepted_test = compare_with_reference(accepted, accepted_reference, margin, n)
+    accepted_test = _test_accepted(images, before, accepted, accepted_reference, margin)
     for_sample, _ = with_prevalence(card, sample_prevalence(images.labels[~before.rejected]))
-    limits = card.rejection_limits
-    old_limits = {} if limits is None else {"input_classifier": limits.min_upright, "ood_detector": limits.max_distance}
     result = Acceptance(
         site=site,
         bundle=card.name,
@@ -239,7 +233,7 @@ def accept(
         operating_points=points,
         subgroups=find_subgroups(operating_point, images, before, scored.headers),
         changed=_changed(fit, prevalence),
-        limits={name: (old_limits[name], value) for name, value in fit.limits.items()},
+        limits=_replaced_limits(card, fit),
         not_changed=dict(fit.not_changed),
         notes=(*listed.notes, *_notes(card, images, operating_point)),
         version=__version__,
@@ -266,6 +260,24 @@ def _check_settings(
     for name, value in (("margin", margin), ("power", target_power), ("prevalence", prevalence)):
         if value is not None and not 0 < value < 1:
             raise UsageError(f"{name} is {value:g}, not between 0 and 1")
+
+
+def _test_accepted(
+    images: SiteImages, outputs: SiteOutputs, accepted: Interval | None, reference: Interval | None, margin: float
+) -> NonInferiority | None:
+    """Test the fraction of accepted images for non-inferiority; None if it or its reference is undefined."""
+    if not accepted or not reference or accepted.value is None:
+        return None
+    rows = np.flatnonzero(~images.excluded)
+    n = effective_size(~outputs.rejected[rows], [images.patients[i] for i in rows.tolist()])
+    return compare_with_reference(accepted, reference, margin, n)
+
+
+def _replaced_limits(card: Card, fit: SiteFit) -> dict[str, tuple[float, float]]:
+    """Return the rejection limits that a fit replaces, on the card and in the fit."""
+    limits = card.rejection_limits
+    old = {} if limits is None else {"input_classifier": limits.min_upright, "ood_detector": limits.max_distance}
+    return {name: (old[name], value) for name, value in fit.limits.items()}
 
 
 def _notes(card: Card, images: SiteImages, operating_point: str) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from pneumoscope.core.messages import counted, operating_point_label
-from pneumoscope.core.results import Interval
 from pneumoscope.evaluation.acceptance import Acceptance
 from pneumoscope.evaluation.acceptance_metrics import CalibrationSummary
 from pneumoscope.statistics.noninferiority import NonInferiority, Verdict
@@ -52,7 +51,7 @@ def acceptance_markdown(result: Acceptance) -> str:
     for metric, test in tests:
         reference, observed = _pair(result, metric)
         lines.append(
-            f"| {metric} | {reference} | {observed} | {_signed(test.difference)} | {_VERDICTS[test.verdict]} | {test.power:.0%} |"
+            f"| {metric} | {reference} | {observed} | {test.difference:+.3f} | {_VERDICTS[test.verdict]} | {test.power:.0%} |"
         )
     lines += [
         "",
@@ -198,9 +197,3 @@ def _part(name: str) -> str:
 
 def _list(items: Iterable[str]) -> str:
     return ", ".join(items) or "nothing"
-
-
-def _signed(interval: Interval) -> str:
-    if interval.value is None or interval.low is None or interval.high is None:
-        return str(interval)
-    return f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"

@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from pneumoscope import __version__
+from pneumoscope.core.comparison import Comparison, RunSummary
 from pneumoscope.core.errors import RunError, UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.messages import counted
-from pneumoscope.core.results import Comparison, RunSummary, to_json
+from pneumoscope.core.results import to_json
 from pneumoscope.data.predictions_file import PredictionColumns
 from pneumoscope.evaluation.compared import EvaluatedRun, ScoringOptions, decisions, read_evaluated
 from pneumoscope.evaluation.metrics import positives

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pneumoscope.bundle.card import CARD_FILE
+from pneumoscope.bundle.bundle_folder import CARD_FILE
 from pneumoscope.core.errors import RunError, UnknownNameError, UsageError
 from pneumoscope.core.results import Evaluation, ScoredImage
 from pneumoscope.data.manifest import images_sha256

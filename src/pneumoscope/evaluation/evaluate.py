@@ -6,13 +6,9 @@ test ledger before its result is returned.
 
 from __future__ import annotations
 
-import functools
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +28,7 @@ from pneumoscope.evaluation.recording import (
 )
 from pneumoscope.evaluation.selection import check_thresholds, check_unseen, select_images, unreadable_error
 from pneumoscope.imaging.decode import Radiograph
+from pneumoscope.inference.batches import process_batches
 from pneumoscope.inference.decision import sigmoid, threshold_probability
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.run_folder import BUNDLE_FOLDER, MANIFEST_FILE, evaluation_folder, find_bundle
@@ -250,17 +247,17 @@ def decode_images(
         min_side, allow_rejected: See `imaging.decode.decode`.
         unreadable: The list.
     """
-    remaining = iter(images)
-    read = functools.partial(read_image, root, min_side=min_side, allow_rejected=allow_rejected)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        pending: deque[tuple[LabeledImage, Future[Radiograph]]] = deque()
-        for image in islice(remaining, _PREFETCH_IMAGES):
-            pending.append((image, pool.submit(read, image)))
-        while pending:
-            image, future = pending.popleft()
-            try:
-                yield future.result()
-            except UnreadableImageError as error:
-                unreadable.append((image.path, error.detail))
-            for following in islice(remaining, 1):
-                pending.append((following, pool.submit(read, following)))
+
+    def read(batch: Sequence[LabeledImage]) -> list[Radiograph | UnreadableImageError]:
+        (image,) = batch
+        try:
+            return [read_image(root, image, min_side=min_side, allow_rejected=allow_rejected)]
+        except UnreadableImageError as error:
+            return [error]
+
+    results = process_batches(images, read, batch_size=1, threads=_THREADS, ahead=_PREFETCH_IMAGES)
+    for image, result in zip(images, results, strict=True):
+        if isinstance(result, UnreadableImageError):
+            unreadable.append((image.path, result.detail))
+        else:
+            yield result

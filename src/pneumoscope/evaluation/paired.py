@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from itertools import combinations
 
+from pneumoscope.core.comparison import PairedTest
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.messages import counted
-from pneumoscope.core.results import Interval, PairedTest, method_name
+from pneumoscope.core.results import Interval, method_name
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, patient_groups
 from pneumoscope.statistics.intervals import paired_difference, undefined
 from pneumoscope.statistics.paired import delong_test, holm, mcnemar_exact, mcnemar_method

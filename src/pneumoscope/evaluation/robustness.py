@@ -320,7 +320,7 @@ def robustness_markdown(result: Robustness) -> str:
     lines = [
         f"{result.bundle} ({result.network}) on {result.n} {result.split} images of {result.patients} patients, half of them"
         f" with pneumonia. Threshold: {result.operating_point}. Rates with 95% intervals; seed {result.seed}.",
-        f"Rejected without modification: {_percentages(result.unmodified.rejected)}.",
+        f"Rejected without modification: {result.unmodified.rejected:.1%}.",
         "",
         f"| variant of the same image | changed decisions | largest change of probability | changed by at most {_TOLERANCE} |"
         " rejected |",
@@ -332,10 +332,8 @@ def robustness_markdown(result: Robustness) -> str:
         rows.insert(0, dataclasses.replace(result.sizes, name=name))
     for variant in rows:
         largest = "none" if variant.largest is None else f"{variant.largest:.3f}"
-        lines.append(
-            f"| {variant.name} | {_percentages(variant.changed)} | {largest} | {_percentages(variant.near)}"
-            f" | {variant.rejected} |"
-        )
+        near = "none" if variant.near is None else f"{variant.near:.1%}"
+        lines.append(f"| {variant.name} | {variant.changed:.1%} | {largest} | {near} | {variant.rejected} |")
     lines += [
         "",
         "| images that should be rejected | n | rejected | most frequent reasons | predicted as pneumonia |",
@@ -343,13 +341,5 @@ def robustness_markdown(result: Robustness) -> str:
     ]
     for row in [*result.corruptions, *result.other_images]:
         reasons = "; ".join(f"{code} ({count})" for code, count in row.reasons.items())
-        lines.append(
-            f"| {row.name} | {row.rejected.n} | {_percentages(row.rejected)} | {reasons} | {row.predicted_pneumonia} |"
-        )
+        lines.append(f"| {row.name} | {row.rejected.n} | {row.rejected:.1%} | {reasons} | {row.predicted_pneumonia} |")
     return "\n".join([*lines, "", f"`{result.command}`", "", result.notice, ""])
-
-
-def _percentages(interval: Interval | None) -> str:
-    if interval is None or interval.value is None:
-        return "none"
-    return f"{interval.value:.1%} [{interval.low:.1%}, {interval.high:.1%}]"

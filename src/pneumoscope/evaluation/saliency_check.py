@@ -6,15 +6,12 @@
 - Sanity check by weight randomization (Adebayo 2018): the weights of the last layer, of the last half of the layers and of all
   layers are shuffled within each tensor. Heatmaps that stay the same do not depend on what the network learned. The baseline is
   the heatmap of another image.
-- Localization, if there are masks of the disease: the pointing game (Zhang 2018), whether the peak of the heatmap lies inside the
-  mask, and the energy-based pointing game (Wang 2020), the fraction of the positive contributions inside. The baseline is the
-  area of the mask.
+- Localization, if there are masks of the disease; see `localization`.
 
 Only the ONNX file is used, so any bundle can be checked. Needs the extra [train], which installs onnx.
 
 Sources: Petsiuk, Das and Saenko 2018, "RISE: Randomized Input Sampling for Explanation of Black-box Models". Adebayo et al.
-2018, "Sanity Checks for Saliency Maps". Zhang et al. 2018, "Top-Down Neural Attention by Excitation Backprop". Wang et al. 2020,
-"Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks".
+2018, "Sanity Checks for Saliency Maps".
 """
 
 from __future__ import annotations
@@ -23,38 +20,39 @@ import dataclasses
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from pneumoscope import __version__
-from pneumoscope.bundle.card import Card, read_bundle
-from pneumoscope.core.errors import DatasetError, UsageError
+from pneumoscope.bundle.bundle_folder import read_bundle
+from pneumoscope.bundle.card import Card
+from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.results import SCHEMA, Interval, write_result
 from pneumoscope.data.hashing import read_image
 from pneumoscope.data.manifest import LABELS, LabeledImage
+from pneumoscope.evaluation.localization import Localization, measure_localization
 from pneumoscope.evaluation.saliency_metrics import (
     STEPS,
     FloatArray,
-    localize,
+    explain_pixels,
+    mean_over_images,
     perturbation_aucs,
     random_heatmap,
     rank_correlation,
     shuffle_weights,
 )
-from pneumoscope.evaluation.selection import count_patients, draw_sample, select_unreserved_images
+from pneumoscope.evaluation.selection import count_patients, draw_sample
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.run_folder import find_bundle
-from pneumoscope.statistics.intervals import patient_bootstrap, proportion, undefined
+from pneumoscope.statistics.intervals import undefined
 
 __all__ = [
     "CurveResult",
-    "Localization",
     "RandomizationResult",
     "SaliencyCheck",
     "check_saliency",
@@ -65,7 +63,6 @@ Progress = Callable[[str, int, int], None]
 
 _RANDOM_HEATMAPS = 3  # per image
 _SHUFFLES = 3  # of the weights, per row
-_BATCH = 32
 _RANDOMIZED_LAYERS = {"last layer": 0.0, "last half of the layers": 0.5, "all layers": 1.0}
 
 
@@ -101,27 +98,6 @@ class RandomizationResult:
     layers: int
     correlation: Interval
     magnitude_correlation: Interval
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Localization:
-    """Position of heatmaps relative to masks of the disease.
-
-    Attributes:
-        masks: Folder of the masks.
-        n, patients: Images with a mask, and their patients.
-        peak_inside: Fraction of images whose largest contribution lies inside the mask.
-        energy_inside: Fraction of the positive contributions inside the mask, mean over the images.
-        area: Fraction of the image inside the mask, mean over the images: the expected value of both for a heatmap that does
-            not depend on the image.
-    """
-
-    masks: str
-    n: int
-    patients: int
-    peak_inside: Interval
-    energy_inside: Interval
-    area: Interval
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -176,12 +152,11 @@ class _Sample:
         finite = np.flatnonzero(np.isfinite(x))
         if not len(finite):
             return undefined("all heatmaps are constant", n=0, method="patient bootstrap", seed=seed)
-        return patient_bootstrap(
-            lambda x, _, weights: weights @ x / weights.sum(1),
+        return mean_over_images(
             x[finite],
             [self.images[i].label == LABELS[1] for i in finite],
             [self.images[i].patient for i in finite],
-            seed=seed,
+            seed,
         )
 
 
@@ -226,7 +201,7 @@ def check_saliency(
             f"heatmaps of {rows} x {columns} cells have no spatial order to check",
             hint="Train with a larger image size",
         )
-    localization = None if masks is None else _localization(session, target, data, split, masks, seed, progress)
+    localization = None if masks is None else measure_localization(session, target, data, split, masks, seed, progress)
     curves = _perturbation_curves(session, sample, rng, seed, progress)
     result = SaliencyCheck(
         bundle=card.name,
@@ -254,16 +229,7 @@ def check_saliency(
 
 def _explain_sample(session: BundleSession, root: Path, images: tuple[LabeledImage, ...]) -> _Sample:
     pixels = np.stack([preprocess(read_image(root, image), session.card.preprocessing) for image in images])
-    return _Sample(images, pixels, *_explain(session, pixels))
-
-
-def _explain(
-    session: BundleSession, pixels: npt.NDArray[np.uint8]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return the logits, shape (n,), and the heatmaps, shape (n, rows, columns)."""
-    batches = [session.outputs(pixels[i : i + _BATCH], heatmaps=True) for i in range(0, len(pixels), _BATCH)]
-    heatmaps = [outputs.heatmap for outputs in batches if outputs.heatmap is not None]
-    return np.concatenate([outputs.logit for outputs in batches]), np.concatenate(heatmaps)
+    return _Sample(images, pixels, *explain_pixels(session, pixels))
 
 
 # --- deletion and insertion ------------------------------------------------------------------------------------------
@@ -319,7 +285,7 @@ def _randomization(
         others, layers = [], 0
         for done in range(1, _SHUFFLES + 1):
             shuffled, layers = shuffle_weights(network, fraction, rng)
-            others.append(_explain(BundleSession(card, shuffled), sample.pixels)[1])
+            others.append(explain_pixels(BundleSession(card, shuffled), sample.pixels)[1])
             if progress:
                 progress(f"weight randomization, {name}", done, _SHUFFLES)
         results.append(similarity(name, others, layers))
@@ -334,69 +300,6 @@ def _finite_mean(values: Sequence[Sequence[float]]) -> FloatArray:
     table = np.array(values)
     counts = np.isfinite(table).sum(0)
     return np.where(counts > 0, np.nansum(table, axis=0) / np.maximum(counts, 1), np.nan)
-
-
-# --- localization ----------------------------------------------------------------------------------------------------
-
-
-def _localization(
-    session: BundleSession, target: Path, data: Path, split: str, masks: Path, seed: int, progress: Progress | None
-) -> Localization:
-    root, images = select_unreserved_images(target, data, split)
-    paths = [masks / PurePosixPath(image.path).with_suffix(".png") for image in images]
-    marked = [pair for pair in zip(images, paths, strict=True) if pair[0].positive and pair[1].is_file()]
-    if not marked:
-        raise DatasetError(
-            f"{str(masks)!r} has no mask of a {split} image with pneumonia; the first would be {str(paths[-1])!r}",
-            hint="A mask has the path of its image and the suffix .png",
-        )
-    peaks, energies, areas = [], [], []
-    for done, (image, path) in enumerate(marked, start=1):
-        radiograph = read_image(root, image)
-        mask = _read_mask(path, radiograph.pixels.shape)
-        heatmap = _explain(session, preprocess(radiograph, session.card.preprocessing)[None])[1][0]
-        peak, energy = localize(heatmap, mask, session.card.preprocessing.crop)
-        peaks.append(peak)
-        energies.append(energy)
-        areas.append(mask.mean())
-        if progress:
-            progress("localization", done, len(marked))
-    patients = [image.patient for image, _ in marked]
-
-    def mean(values: Sequence[float]) -> Interval:
-        return patient_bootstrap(
-            lambda x, _, weights: weights @ x / weights.sum(1),
-            np.asarray(values, np.float64),
-            [True] * len(values),
-            patients,
-            seed=seed,
-        )
-
-    return Localization(
-        masks=str(masks),
-        n=len(marked),
-        patients=count_patients(image for image, _ in marked),
-        peak_inside=proportion(peaks, patients),
-        energy_inside=mean(energies),
-        area=mean(areas),
-    )
-
-
-def _read_mask(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-    hint = "A mask is an image of the size of the radiograph, not 0 where the disease is"
-    try:
-        with Image.open(path) as image:
-            if image.size != shape[::-1]:
-                size = " x ".join(map(str, image.size))
-                raise DatasetError(
-                    f"the mask {str(path)!r} has {size} pixels, its image {shape[1]} x {shape[0]}", hint=hint
-                )
-            mask = np.asarray(image.convert("L")) > 0
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"cannot read the mask {str(path)!r}: {error}", hint=hint) from error
-    if not mask.any():
-        raise DatasetError(f"the mask {str(path)!r} is empty", hint=hint)
-    return mask
 
 
 # --- Markdown --------------------------------------------------------------------------------------------------------
@@ -421,8 +324,7 @@ def saliency_markdown(result: SaliencyCheck) -> str:
     }
     for name, curve in curves.items():
         lines.append(
-            f"| {name} | {_format(curve.heatmap)} | {_format(curve.random)} | {_format(curve.improvement)}"
-            f" | {curve.fraction_better:.0%} |"
+            f"| {name} | {curve.heatmap} | {curve.random} | {curve.improvement} | {curve.fraction_better:.0%} |"
         )
     lines += [
         "",
@@ -432,8 +334,7 @@ def saliency_markdown(result: SaliencyCheck) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     lines += [
-        f"| {row.name} | {row.layers} | {_format(row.correlation)} | {_format(row.magnitude_correlation)}"
-        f" | {row.correlation.n} |"
+        f"| {row.name} | {row.layers} | {row.correlation} | {row.magnitude_correlation} | {row.correlation.n} |"
         for row in result.randomization
     ]
     if (found := result.localization) is not None:
@@ -443,13 +344,7 @@ def saliency_markdown(result: SaliencyCheck) -> str:
             "",
             "| localization | value | expected by chance |",
             "| --- | --- | --- |",
-            f"| peak inside the mask | {_format(found.peak_inside)} | {_format(found.area)} |",
-            f"| positive contributions inside the mask | {_format(found.energy_inside)} | {_format(found.area)} |",
+            f"| peak inside the mask | {found.peak_inside} | {found.area} |",
+            f"| positive contributions inside the mask | {found.energy_inside} | {found.area} |",
         ]
     return "\n".join([*lines, "", f"`{result.command}`", "", result.notice, ""])
-
-
-def _format(interval: Interval) -> str:
-    if interval.value is None:
-        return f"none: {interval.reason}"
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

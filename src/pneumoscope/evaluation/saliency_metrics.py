@@ -8,6 +8,7 @@ Sources: Petsiuk, Das and Saenko 2018, "RISE: Randomized Input Sampling for Expl
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,19 @@ from PIL import Image, ImageFilter
 from scipy.stats import spearmanr
 
 from pneumoscope.core.errors import UsageError
+from pneumoscope.core.results import Interval
 from pneumoscope.imaging.preprocess import Crop
 from pneumoscope.inference.decision import sigmoid
 from pneumoscope.inference.saliency import resize_to_image
 from pneumoscope.inference.session import BundleSession
+from pneumoscope.statistics.intervals import patient_bootstrap
 
 __all__ = [
     "STEPS",
     "FloatArray",
+    "explain_pixels",
     "localize",
+    "mean_over_images",
     "perturbation_aucs",
     "random_heatmap",
     "rank_correlation",
@@ -143,3 +148,34 @@ def rank_correlation(a: FloatArray, b: FloatArray) -> float:
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return math.nan
     return float(spearmanr(a, b, axis=None).statistic)
+
+
+def explain_pixels(
+    session: BundleSession, pixels: npt.NDArray[np.uint8]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the logits of inputs of the network, shape (n,), and their heatmaps, shape (n, rows, columns).
+
+    Args:
+        session: Session of the bundle, which has heatmaps.
+        pixels: Inputs of the network, shape (n, size, size).
+    """
+    batches = [session.outputs(pixels[i : i + _BATCH], heatmaps=True) for i in range(0, len(pixels), _BATCH)]
+    heatmaps = [outputs.heatmap for outputs in batches if outputs.heatmap is not None]
+    return np.concatenate([outputs.logit for outputs in batches]), np.concatenate(heatmaps)
+
+
+def mean_over_images(values: npt.ArrayLike, positive: Sequence[bool], patients: Sequence[str], seed: int) -> Interval:
+    """Return the mean of a measure over images, with a patient bootstrap interval.
+
+    Args:
+        values: One number per image.
+        positive, patients: Whether the image shows pneumonia, and its patient.
+        seed: Seed of the bootstrap.
+    """
+    return patient_bootstrap(
+        lambda x, _, weights: weights @ x / weights.sum(1),
+        np.asarray(values, np.float64),
+        positive,
+        patients,
+        seed=seed,
+    )

@@ -199,15 +199,7 @@ def shortcuts_markdown(result: Shortcuts) -> str:
         "",
         "| the network sees | AUROC | difference from the whole image |",
         "| --- | --- | --- |",
-        f"| whole image | {_format(result.whole)} | |",
-        *(f"| {row.name} | {_format(row.auroc)} | {_format(row.difference, '+.3f')} |" for row in result.controls),
+        f"| whole image | {result.whole} | |",
+        *(f"| {row.name} | {row.auroc} | {row.difference:+.3f} |" for row in result.controls),
     ]
     return "\n".join([*lines, "", f"`{result.command}`", "", result.notice, ""])
-
-
-def _format(interval: Interval, style: str = ".3f") -> str:
-    if interval.value is None:
-        return f"undefined: {interval.reason}"
-    if interval.low is None or interval.high is None:
-        return f"{interval.value:{style}}"
-    return f"{interval.value:{style}} [{interval.low:{style}}, {interval.high:{style}}]"

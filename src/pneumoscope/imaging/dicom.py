@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydicom import Dataset, dcmread, uid
+from pydicom import Dataset, uid
 from pydicom.encaps import get_frame
-from pydicom.filereader import read_dataset, read_partial
+from pydicom.filereader import read_dataset
 from pydicom.pixels.decoders.base import Decoder, get_decoder
-from pydicom.tag import Tag
 
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.prediction import WarningCode
 from pneumoscope.core.unreadable import UnreadableCode, UnreadableReason
+from pneumoscope.imaging.dicom_elements import PREFIX, read_elements
 from pneumoscope.imaging.gray_levels import (
     GRAY_LEVEL_ELEMENTS,
     dicom_gray_levels,
@@ -35,10 +33,8 @@ from pneumoscope.imaging.lookup_table import GrayLevelError
 from pneumoscope.imaging.patient_age import AGE_ELEMENTS, read_age
 from pneumoscope.imaging.pixel_values import SPACING_ELEMENTS
 
-__all__ = ["decode_dicom", "read_elements", "read_first_elements"]
+__all__ = ["decode_dicom"]
 
-# Warnings of pydicom quote values of the header.
-warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
 
 # Decoders in order of preference. gdcm exposes the most code to untrusted bytes, so it is used only for compressions that
 # no other decoder supports.
@@ -79,8 +75,6 @@ _BLOCK_ROWS = 256  # whose differences are measured at a time
 # sign, and less than 0.0004 with the right one.
 _MIN_JUMPS, _MAX_JUMPS_LEFT = 0.005, 0.1
 _MIN_PIXELS = 4096  # in which they are counted
-_META_BYTES = 2**14  # of a file, in which a transfer syntax is found
-_PREFIX = b"DICM"
 _PREAMBLE = 128  # bytes before the prefix
 _SOF_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # start of frame in JPEG and JPEG-LS, second byte
 
@@ -151,78 +145,6 @@ def decode_dicom(data: bytes, name: str, *, keep_values: bool = False) -> Radiog
     )
 
 
-def read_elements(source: bytes | Path, elements: list[Any], *, pixels: bool = False) -> Dataset:
-    """Return these elements of a DICOM file, with or without preamble and file meta information.
-
-    Args:
-        source: The file, or its content.
-        elements: Keywords.
-        pixels: Read beyond the header.
-
-    Raises:
-        Exception: The file is deflated, which may be a bomb, or cannot be parsed; pydicom raises many types, and their messages
-            may contain patient data.
-    """
-    if isinstance(source, bytes):
-        return _read_elements(io.BytesIO(source), elements, pixels)
-    with source.open("rb") as file:
-        return _read_elements(file, elements, pixels)
-
-
-def _read_elements(file: BinaryIO, elements: list[Any], pixels: bool) -> Dataset:
-    beginning = file.read(_META_BYTES)
-    _require_inflated(beginning)
-    # pydicom finds the prefix after a preamble, and the first element at the start of the file
-    file.seek(len(_PREFIX) if beginning.startswith(_PREFIX) else 0)
-    content = io.BytesIO(file.read()) if beginning.startswith(_PREFIX) else file
-    return dcmread(content, stop_before_pixels=not pixels, specific_tags=elements, force=True)
-
-
-def read_first_elements(content: bytes, elements: list[Any], last: int) -> Dataset:
-    """Return these elements of a DICOM file up to a tag, in a time that no file can prolong.
-
-    Args:
-        content: The file, or its beginning.
-        elements: Keywords.
-        last: The last tag.
-
-    Raises:
-        Exception: See `read_elements`; or the file makes pydicom read too much.
-    """
-    _require_inflated(content[:_META_BYTES])
-    file = _LimitedFile(content.removeprefix(_PREFIX))
-    return read_partial(
-        file, stop_when=lambda tag, *_: tag > last, specific_tags=[Tag(each) for each in elements], force=True
-    )
-
-
-class _LimitedFile(io.BytesIO):
-    """A file of which only so much can be read; what is skipped does not count.
-
-    Without the limits, 4 MiB of empty sequence items or of values of one element would take pydicom up to a minute.
-    """
-
-    def __init__(self, content: bytes) -> None:
-        super().__init__(content)
-        self._reads, self._bytes, self._separators = 20_000, 2**18, 2_000
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """See `io.BytesIO.read`; raise ValueError if a limit is exceeded."""
-        found = super().read(size)
-        self._reads -= 1
-        self._bytes -= len(found)
-        # Separators of values, and escape sequences, each of which changes the character set
-        self._separators -= found.count(b"\\") + found.count(b"\x1b")
-        if min(self._reads, self._bytes, self._separators) < 0:
-            raise ValueError("it has too many elements or too long values")
-        return found
-
-
-def _require_inflated(beginning: bytes) -> None:
-    if uid.DeflatedExplicitVRLittleEndian.encode() in beginning:
-        raise ValueError("the file is deflated")
-
-
 def _last_line(error: Exception) -> str:
     """Return the last line of a message, in which pydicom states the reason."""
     return str(error).strip().rpartition("\n")[2].strip(" :") or type(error).__name__
@@ -234,9 +156,9 @@ def _header_error(name: str, error: Exception) -> UnreadableImageError:
 
 def _start(data: bytes) -> int:
     """Return the position of the first element."""
-    if data[_PREAMBLE : _PREAMBLE + len(_PREFIX)] == _PREFIX:
-        return _PREAMBLE + len(_PREFIX)
-    return len(_PREFIX) if data.startswith(_PREFIX) else 0
+    if data[_PREAMBLE : _PREAMBLE + len(PREFIX)] == PREFIX:
+        return _PREAMBLE + len(PREFIX)
+    return len(PREFIX) if data.startswith(PREFIX) else 0
 
 
 def _stated_syntax(data: bytes, name: str) -> uid.UID | None:

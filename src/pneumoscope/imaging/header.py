@@ -42,7 +42,7 @@ def read_header_fields(path: Path) -> HeaderFields | None:
     try:
         if identify_file(path).name != "DICOM":
             return None
-        from pneumoscope.imaging.dicom import read_elements
+        from pneumoscope.imaging.dicom_elements import read_elements
         from pneumoscope.imaging.patient_age import AGE_ELEMENTS, read_age
 
         header = read_elements(path, [*_ELEMENTS, *_PATIENT_ELEMENTS, *AGE_ELEMENTS])

@@ -113,7 +113,7 @@ def _listed_files(dicomdir: str) -> list[str]:
 
     A DICOMDIR that cannot be read, or lists a file outside its folder, stands for itself, so that decoding reports an error.
     """
-    from pneumoscope.imaging.dicom import read_elements
+    from pneumoscope.imaging.dicom_elements import read_elements
 
     try:
         if Path(dicomdir).stat().st_size > _MAX_DICOMDIR_BYTES:

@@ -6,6 +6,7 @@ loader with a pool.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import threading
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.core.errors import UnreadableImageError, UsageError
+from pneumoscope.core.prediction import MAX_AGE, PatientAge
 from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.image import Radiograph
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     # A path, the bytes of a file, gray levels (uint8, shape (height, width), 0 is black), a PIL image or a pydicom Dataset.
     ImageSource = str | Path | bytes | npt.NDArray[np.uint8] | Image.Image | Dataset
 
-__all__ = ["MIN_IMAGES_FOR_POOL", "ImageLoader"]
+__all__ = ["MIN_IMAGES_FOR_POOL", "ImageLoader", "check_age"]
 
 MIN_IMAGES_FOR_POOL = 8  # up to this many, decoding in this process is faster than starting workers
 
@@ -98,31 +100,55 @@ class ImageLoader:
         assert values is not None
         return values
 
-    def preprocess(self, image: ImageSource, *, name: str = "", keep_radiograph: bool = False) -> PreprocessedImage:
+    def preprocess(
+        self, image: ImageSource, *, name: str = "", age: float | None = None, keep_radiograph: bool = False
+    ) -> PreprocessedImage:
         """Return one image, decoded and preprocessed.
 
         Args:
             image: The image.
             name: Name in the result and in messages; the path if empty, or "bytes", "array", "image" or "dataset".
+            age: Age of the patient, years, if the file does not state it; an age that the file states comes first.
             keep_radiograph: Also return the decoded image.
         Raises:
             UnreadableImageError: The image cannot be decoded; see `imaging.decode`.
-            UsageError: The type is not supported.
+            UsageError: The type is not supported, or the age is not from 0 to 130 years.
         """
-        return self._preprocess(image, self.pool, name=name, keep_radiograph=keep_radiograph)
+        return _with_age(self._preprocess(image, self.pool, name=name, keep_radiograph=keep_radiograph), age)
 
     def preprocess_many(
-        self, images: Sequence[ImageSource], pool: DecodePool | None, *, keep_radiograph: bool = False
+        self,
+        images: Sequence[ImageSource],
+        pool: DecodePool | None,
+        *,
+        names: Sequence[str] = (),
+        ages: Sequence[float | None] = (),
+        keep_radiograph: bool = False,
     ) -> list[PreprocessedImage | UnreadableImageError]:
         """Return several images, decoded and preprocessed; for an unreadable image, its error.
 
         Args:
             images: The images.
             pool: Pool that decodes them; see `choose_pool`.
+            names: Names in the results, one per image; see `preprocess`. An error does not mention an empty name.
+            ages: Ages of the patients, one per image; see `preprocess`.
             keep_radiograph: See `preprocess`.
         Raises:
-            UsageError: The type of an image is not supported.
+            UsageError: The type of an image is not supported, or an age is not from 0 to 130 years.
         """
+        results = self._preprocess_many(images, pool, keep_radiograph=keep_radiograph)
+        if names:
+            results = [_renamed(each, name) for each, name in zip(results, names, strict=True)]
+        if ages:
+            results = [
+                _with_age(each, age) if isinstance(each, PreprocessedImage) else each
+                for each, age in zip(results, ages, strict=True)
+            ]
+        return results
+
+    def _preprocess_many(
+        self, images: Sequence[ImageSource], pool: DecodePool | None, *, keep_radiograph: bool
+    ) -> list[PreprocessedImage | UnreadableImageError]:
         if pool is None or any(isinstance(image, np.ndarray) for image in images):
             return [self._try_to_preprocess(image, pool, keep_radiograph=keep_radiograph) for image in images]
         encoded = [_encode(image) for image in images]
@@ -149,6 +175,26 @@ class ImageLoader:
             return pool.preprocess(source, preprocessing, name=name, keep_radiograph=keep_radiograph)
         radiograph = decode(source, name=name, min_side=preprocessing.min_side, allow_rejected=True)
         return preprocess_image(radiograph, preprocessing, keep_radiograph=keep_radiograph)
+
+
+def check_age(age: float | None) -> None:
+    """Raise UsageError if an age is not from 0 to 130 years."""
+    if age is not None and not 0 <= age <= MAX_AGE:
+        raise UsageError(f"the age is {age:g} years, not from 0 to {MAX_AGE}")
+
+
+def _with_age(image: PreprocessedImage, age: float | None) -> PreprocessedImage:
+    """Return the image with the age that a person entered, unless its file states an age, understood or not."""
+    check_age(age)
+    if age is None:
+        return image
+    return dataclasses.replace(image, age=image.age or PatientAge(age, "entered"))
+
+
+def _renamed(result: PreprocessedImage | UnreadableImageError, name: str) -> PreprocessedImage | UnreadableImageError:
+    if isinstance(result, UnreadableImageError):
+        return result.renamed(name)
+    return dataclasses.replace(result, source=name)
 
 
 def _encode(image: Any) -> tuple[Path | bytes, str]:

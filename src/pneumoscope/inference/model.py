@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from pneumoscope.bundle.card import Card
-from pneumoscope.core.display import facts_html, prediction_html
+from pneumoscope.core.display import facts_html
 from pneumoscope.core.errors import UnreadableImageError, UsageError
-from pneumoscope.core.prediction import (
-    MAX_AGE,
-    AgeRequirement,
-    Assumption,
-    Failure,
-    ImageInfo,
-    ModelInfo,
-    PatientAge,
-    Prediction,
-)
+from pneumoscope.core.prediction import AgeRequirement, Assumption, Failure, ImageInfo, ModelInfo, Prediction
 from pneumoscope.core.prediction_messages import notice, site_note
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.pixel_values import PixelValues
 from pneumoscope.imaging.preprocess import PreprocessedImage
 from pneumoscope.imaging.statistics import image_statistics
+from pneumoscope.inference.batches import process_batches
 from pneumoscope.inference.decision import (
     DEFAULT_OPERATING_POINT,
     decide,
@@ -38,7 +26,7 @@ from pneumoscope.inference.decision import (
     find_warnings,
     threshold_probability,
 )
-from pneumoscope.inference.image_loader import ImageLoader
+from pneumoscope.inference.image_loader import ImageLoader, check_age
 from pneumoscope.inference.session import BundleSession, Scored
 from pneumoscope.runs.run_folder import find_bundle
 
@@ -46,28 +34,13 @@ if TYPE_CHECKING:
     from pneumoscope.bundle.site_profile import SiteProfile
     from pneumoscope.imaging.sandbox.pool import DecodePool
     from pneumoscope.inference.image_loader import ImageSource
-    from pneumoscope.inference.saliency import Heatmap, Layer
+    from pneumoscope.inference.saliency import Explanation, Heatmap, Layer
 
-__all__ = ["BATCH_SIZE", "Explanation", "Model", "load_model"]
+__all__ = ["BATCH_SIZE", "Model", "load_model"]
 
 BATCH_SIZE = 2  # images per network call; larger batches are no faster on a CPU and take more memory
 
 _Result = TypeVar("_Result")
-
-
-class Explanation(NamedTuple):
-    """A prediction and its heatmap.
-
-    Attributes:
-        prediction: The prediction.
-        picture: PNG of the image with its heatmap and a legend; None if the image is unreadable or rejected.
-    """
-
-    prediction: Prediction
-    picture: bytes | None
-
-    def _repr_html_(self) -> str:
-        return prediction_html(self.prediction, self.picture)
 
 
 class Model:
@@ -173,7 +146,7 @@ class Model:
             UnreadableImageError: The image cannot be decoded; see `imaging.decode`.
             UsageError: The age is not from 0 to 130 years.
         """
-        preprocessed = _with_age(self._loader.preprocess(image, name=name), age)
+        preprocessed = self._loader.preprocess(image, name=name, age=age)
         return self._predict(preprocessed, next(self._session.stream([preprocessed])))
 
     def explain(self, image: ImageSource, *, name: str = "", age: float | None = None) -> Explanation:
@@ -187,7 +160,7 @@ class Model:
             UsageError: The age is not from 0 to 130 years.
         """
         self._session.require_heatmaps()
-        preprocessed = _with_age(self._loader.preprocess(image, name=name, keep_radiograph=True), age)
+        preprocessed = self._loader.preprocess(image, name=name, age=age, keep_radiograph=True)
         return self._explain([preprocessed])[0]
 
     def predict_batch(
@@ -269,21 +242,9 @@ class Model:
             UnreadableImageError: The image cannot be decoded.
             ValueError: The prediction has no probability.
         """
-        from pneumoscope.inference.saliency import render_heatmap
+        from pneumoscope.inference.saliency import draw_explanation
 
-        if prediction.probability is None or prediction.decision is None or prediction.threshold is None:
-            raise ValueError("the prediction has no probability")
-        found = self.heatmap(image)
-        return render_heatmap(
-            found.image,
-            found.contributions,
-            self.card,
-            probability=prediction.probability,
-            threshold=prediction.threshold,
-            decision=prediction.decision,
-            warnings=prediction.warnings,
-            site=site_note(prediction.model),
-        )
+        return draw_explanation(self.heatmap(image), prediction, self.card)
 
     @property
     def has_heatmaps(self) -> bool:
@@ -332,35 +293,15 @@ class Model:
         workers: int,
         age: float | None,
     ) -> Generator[_Result]:
-        _check_age(age)
+        check_age(age)
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; the minimum is 1")
         if workers < 0:
             raise UsageError(f"workers is {workers}; pass 0 for one per core")
-        return self._process_ahead(images, process, batch_size, workers)
-
-    def _process_ahead(
-        self,
-        images: Iterable[ImageSource],
-        process: Callable[[Sequence[ImageSource], DecodePool | None], list[_Result]],
-        batch_size: int,
-        workers: int,
-    ) -> Generator[_Result]:
         pool = self._loader.choose_pool(images)
-        pending: deque[Future[list[_Result]]] = deque()
         # One thread more than cores covers the hand-over between a thread and its worker process.
         threads = workers or (os.cpu_count() or 1) + (pool is not None)
-        with ThreadPoolExecutor(threads) as executor:
-            try:
-                for batch in _batches(images, batch_size):
-                    pending.append(executor.submit(process, batch, pool))
-                    if len(pending) > 2 * threads:
-                        yield from pending.popleft().result()
-                while pending:
-                    yield from pending.popleft().result()
-            finally:  # the consumer stopped, or a batch failed
-                for future in pending:
-                    future.cancel()
+        return process_batches(images, lambda batch: process(batch, pool), batch_size=batch_size, threads=threads)
 
     def _predict_batch(
         self,
@@ -369,14 +310,7 @@ class Model:
         names: Sequence[str] = (),
         ages: Sequence[float | None] = (),
     ) -> list[Prediction]:
-        preprocessed = self._loader.preprocess_many(images, pool)
-        if names:
-            preprocessed = [_renamed(each, name) for each, name in zip(preprocessed, names, strict=True)]
-        if ages:
-            preprocessed = [
-                _with_age(each, age) if isinstance(each, PreprocessedImage) else each
-                for each, age in zip(preprocessed, ages, strict=True)
-            ]
+        preprocessed = self._loader.preprocess_many(images, pool, names=names, ages=ages)
         readable = [each for each in preprocessed if isinstance(each, PreprocessedImage)]
         scored = self._session.stream(readable, batch=max(1, len(readable)))
         return [
@@ -387,10 +321,9 @@ class Model:
     def _explain_batch(
         self, images: Sequence[ImageSource], pool: DecodePool | None, age: float | None
     ) -> list[Explanation]:
-        preprocessed = [
-            _with_age(each, age) if isinstance(each, PreprocessedImage) else each
-            for each in self._loader.preprocess_many(images, pool, keep_radiograph=True)
-        ]
+        from pneumoscope.inference.saliency import Explanation
+
+        preprocessed = self._loader.preprocess_many(images, pool, ages=[age] * len(images), keep_radiograph=True)
         explanations = iter(self._explain([each for each in preprocessed if isinstance(each, PreprocessedImage)]))
         return [
             next(explanations) if isinstance(each, PreprocessedImage) else Explanation(self._failed(each), None)
@@ -398,27 +331,21 @@ class Model:
         ]
 
     def _explain(self, images: Sequence[PreprocessedImage]) -> list[Explanation]:
-        from pneumoscope.inference.saliency import render_heatmap
+        from pneumoscope.inference.saliency import Explanation, Heatmap, draw_explanation
 
         if not images:
             return []
         outputs = self._session.outputs(np.stack([image.pixels for image in images]), heatmaps=True)
         assert outputs.heatmap is not None
         explanations = []
-        for image, scored, heatmap in zip(images, self._session.score(images, outputs), outputs.heatmap, strict=True):
+        for image, scored, contributions in zip(
+            images, self._session.score(images, outputs), outputs.heatmap, strict=True
+        ):
             prediction, picture = self._predict(image, scored), None
-            if prediction.probability is not None and prediction.decision is not None:
+            if prediction.probability is not None:
                 assert image.radiograph is not None
-                picture = render_heatmap(
-                    image.radiograph,
-                    heatmap,
-                    self.card,
-                    probability=prediction.probability,
-                    threshold=self.threshold,
-                    decision=prediction.decision,
-                    warnings=prediction.warnings,
-                    site=site_note(self.facts),
-                )
+                heatmap = Heatmap(image.radiograph, contributions, self.card.preprocessing.crop)
+                picture = draw_explanation(heatmap, prediction, self.card)
             explanations.append(Explanation(prediction, picture))
         return explanations
 
@@ -481,7 +408,7 @@ def load_model(
         prevalence: Prevalence of pneumonia among the images, above 0 and below 1: probabilities, intervals and thresholds are
             stated for it, and decisions stay the same. That of the card if None; not together with `site`.
     Raises:
-        BundleError: The bundle is missing or invalid; see `bundle.card.read_bundle`.
+        BundleError: The bundle is missing or invalid; see `bundle_folder.read_bundle`.
         SiteProfileError: The site profile cannot be read, was changed, or belongs to another model.
         RunError: The run has no bundle.
         UnknownNameError: The card has no such operating point.
@@ -504,28 +431,3 @@ def load_model(
         prevalence=prevalence,
     )
     return Model(session, operating_point=operating_point, pool=pool, folder=folder)
-
-
-def _renamed(result: PreprocessedImage | UnreadableImageError, name: str) -> PreprocessedImage | UnreadableImageError:
-    if isinstance(result, UnreadableImageError):
-        return result.renamed(name)
-    return dataclasses.replace(result, source=name)
-
-
-def _with_age(image: PreprocessedImage, age: float | None) -> PreprocessedImage:
-    """Return the image with the age that a person entered, unless its file states an age, understood or not."""
-    _check_age(age)
-    if age is None:
-        return image
-    return dataclasses.replace(image, age=image.age or PatientAge(age, "entered"))
-
-
-def _check_age(age: float | None) -> None:
-    if age is not None and not 0 <= age <= MAX_AGE:
-        raise UsageError(f"the age is {age:g} years, not from 0 to {MAX_AGE}")
-
-
-def _batches(images: Iterable[ImageSource], size: int) -> Iterator[tuple[ImageSource, ...]]:
-    iterator = iter(images)
-    while batch := tuple(islice(iterator, size)):
-        yield batch

@@ -18,18 +18,21 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from pneumoscope.bundle.card import Card
+from pneumoscope.core.display import prediction_html
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.messages import decision_label, warning_message
-from pneumoscope.core.prediction import Decision, WarningCode
-from pneumoscope.core.prediction_messages import notice, probability_text
+from pneumoscope.core.prediction import Decision, Prediction, WarningCode
+from pneumoscope.core.prediction_messages import notice, probability_text, site_note
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import Crop
 
 __all__ = [
     "MIN_POSITIONS",
+    "Explanation",
     "Heatmap",
     "Layer",
     "blend",
+    "draw_explanation",
     "draw_scale",
     "heatmap_layer",
     "latin_text",
@@ -138,6 +141,45 @@ class Heatmap(NamedTuple):
         width, height = (max(1, round(side * factor)) for side in (image.width, image.height))
         gray = Image.fromarray(image.pixels).resize((width, height), Image.Resampling.BILINEAR)
         return _overlay(np.asarray(gray), self.resized(width, height) / (self.maximum or 1.0))
+
+
+class Explanation(NamedTuple):
+    """A prediction and its heatmap.
+
+    Attributes:
+        prediction: The prediction.
+        picture: PNG of the image with its heatmap and a legend; None if the image is unreadable or rejected.
+    """
+
+    prediction: Prediction
+    picture: bytes | None
+
+    def _repr_html_(self) -> str:
+        return prediction_html(self.prediction, self.picture)
+
+
+def draw_explanation(heatmap: Heatmap, prediction: Prediction, card: Card) -> bytes:
+    """Return a PNG of an image with its heatmap, and a legend with its prediction; see `render_heatmap`.
+
+    Args:
+        heatmap: Contributions to the logit of the image.
+        prediction: Prediction of the image; not a rejection.
+        card: Card of the bundle.
+    Raises:
+        ValueError: The prediction has no probability.
+    """
+    if prediction.probability is None or prediction.decision is None or prediction.threshold is None:
+        raise ValueError("the prediction has no probability")
+    return render_heatmap(
+        heatmap.image,
+        heatmap.contributions,
+        card,
+        probability=prediction.probability,
+        threshold=prediction.threshold,
+        decision=prediction.decision,
+        warnings=prediction.warnings,
+        site=site_note(prediction.model),
+    )
 
 
 class Layer(NamedTuple):

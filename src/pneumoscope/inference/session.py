@@ -11,7 +11,8 @@ from typing import NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from pneumoscope.bundle.card import INPUT_CLASSES, Card, read_bundle
+from pneumoscope.bundle.bundle_folder import read_bundle
+from pneumoscope.bundle.card import INPUT_CLASSES, Card
 from pneumoscope.bundle.network_checks import SELF_TEST_TOLERANCE, self_test_image
 from pneumoscope.bundle.prevalence import apply_prevalence
 from pneumoscope.bundle.site_profile import SiteProfile, apply_site_profile, read_site_profile
@@ -135,7 +136,7 @@ class BundleSession:
             prevalence: Prevalence that probabilities are stated for, see `bundle.prevalence`; that of the card if None.
 
         Raises:
-            BundleError: See `bundle.card.read_bundle`; the outputs do not match the limits on the card, or the self-test fails.
+            BundleError: See `bundle_folder.read_bundle`; the outputs do not match the limits on the card, or the self-test fails.
             SiteProfileError: The site profile cannot be read, was changed, or belongs to another model.
             UsageError: The prevalence is not between 0 and 1, or there is a site profile, which has its own.
         """

@@ -9,11 +9,10 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from pneumoscope.core.errors import MissingExtraError
 from pneumoscope.core.identity import IDENTITY_FIELDS
 from pneumoscope.core.prediction import ModelInfo, Prediction
 from pneumoscope.core.prediction_messages import prediction_message
-from pneumoscope.core.results import SCHEMA
+from pneumoscope.core.results import SCHEMA, rows_dataframe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,10 +117,5 @@ def to_dataframe(predictions: Iterable[Prediction]) -> pd.DataFrame:
     Raises:
         MissingExtraError: pandas is not installed.
     """
-    try:
-        import pandas as pd
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("pandas", "to_dataframe()", error.name or "") from error
-    rows = [prediction.to_row() | {"message": prediction_message(prediction)} for prediction in predictions]
-    columns = [name for name in csv_columns() if name != "notice"]
-    return pd.DataFrame(rows, columns=columns)
+    rows = (prediction.to_row() | {"message": prediction_message(prediction)} for prediction in predictions)
+    return rows_dataframe(rows, "to_dataframe()", [name for name in csv_columns() if name != "notice"])

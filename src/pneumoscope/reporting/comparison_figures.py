@@ -9,8 +9,8 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.core.results import Comparison
 from pneumoscope.reporting.curves import curves_figure, curves_label
 from pneumoscope.reporting.figures import (
     Curve,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.files import write_atomically
-from pneumoscope.core.results import Comparison, Interval
+from pneumoscope.core.results import Interval
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.comparison_figures import draw_figures
 from pneumoscope.reporting.run_data import RunData, load_run_data

@@ -16,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from pneumoscope.core.results import Interval, PairedTest, ReliabilityBin
+from pneumoscope.core.comparison import PairedTest
+from pneumoscope.core.results import Interval, ReliabilityBin
 from pneumoscope.reporting.style import COLORS, RunStyle, new_figure, short, show_grid
 
 __all__ = [

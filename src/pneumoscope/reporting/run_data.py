@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from pneumoscope.core.comparison import Comparison, RunSummary
 from pneumoscope.core.errors import RunError
 from pneumoscope.core.messages import counted
-from pneumoscope.core.results import Comparison, Evaluation, RunSummary
+from pneumoscope.core.results import Evaluation
 from pneumoscope.evaluation.metrics import positives
 from pneumoscope.reporting.style import RunStyle, run_style
 from pneumoscope.runs.epochs import Epoch, read_epochs

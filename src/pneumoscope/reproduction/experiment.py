@@ -7,9 +7,9 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.errors import UnknownNameError, WeightsError
 from pneumoscope.core.messages import counted
-from pneumoscope.core.results import Comparison
 from pneumoscope.evaluation.compare import compare, write_comparison
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.models.weights import find_vgg19

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from pneumoscope.core.comparison import Comparison, ReferenceRow, ReferenceTable, RunSummary
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.core.results import Comparison, Confusion, Interval, ReferenceRow, ReferenceTable, RunSummary
+from pneumoscope.core.results import Confusion, Interval
 from pneumoscope.evaluation.paired import percentage_points
 from pneumoscope.statistics.intervals import newcombe
 from pneumoscope.statistics.metrics import threshold_metrics

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from pneumoscope.bundle.card import DEFAULT_BUNDLE
+from pneumoscope.bundle.bundle_folder import DEFAULT_BUNDLE
 from pneumoscope.core.errors import RunError
 from pneumoscope.core.results import SCHEMA
 

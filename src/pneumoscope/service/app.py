@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Depends, FastAPI
@@ -44,6 +44,7 @@ from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
 from pneumoscope.service.web.accounts import administrator_page_router, code_router, sign_in_router
 from pneumoscope.service.web.changes import ChangeStreams
+from pneumoscope.service.web.page_route import PageRoute, error_page
 from pneumoscope.service.web.routes import page_router
 from pneumoscope.service.web.worklist import SearchStore
 
@@ -82,29 +83,25 @@ def create_app(
     """
     settings = settings or Settings()
     queue = InferenceQueue(model, max_waiting=settings.max_waiting)
-    retention = Retention(repository, settings.keep, settings.keep_identities)
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        """Remove old images while the application runs; at the end, finish what was accepted and close the repository."""
-        await run_in_threadpool(_end_commitments, repository, settings)
-        retention.start()
-        if dicom_receiver:
-            dicom_receiver.start(processor, Commitments(repository.engine))
-        if result_delivery:
-            result_delivery.start()
-        processing = asyncio.create_task(processor.run())
-        yield
-        changes.close()
-        if dicom_receiver:
-            await run_in_threadpool(dicom_receiver.stop, CLOSE_SECONDS / 3)
-        processing.cancel()
-        await asyncio.wait([processing], timeout=CLOSE_SECONDS / 3)
-        if result_delivery:
-            await run_in_threadpool(result_delivery.stop, CLOSE_SECONDS / 3)
-        for close in (retention.stop, queue.close, repository.close):
-            await run_in_threadpool(close, CLOSE_SECONDS / 3)
-
+    changes = ChangeStreams()
+    repository.storage.add_change_listener(changes.notify)
+    metrics = Metrics(lambda: queue.waiting, lambda: changes.open, repository.inbox.status, repository.outbox.status)
+    renderer = ImageRenderer(model, repository, settings.dicom.results)
+    access_log = AccessLog(repository.engine)
+    tokens = TokenRepository(repository.engine) if require_token or openid_connect else None
+    authenticator = Authenticator(tokens, access_log, openid_connect)
+    service = PredictionService(model, repository, queue, metrics, settings.pseudonymizer)
+    processor = InstanceProcessor(service, settings.dicom)
+    background = _Background(
+        repository=repository,
+        settings=settings,
+        queue=queue,
+        changes=changes,
+        processor=processor,
+        retention=Retention(repository, settings.keep, settings.keep_identities),
+        dicom_receiver=dicom_receiver,
+        result_delivery=_result_delivery(settings, repository, renderer, model.notice) if delivery else None,
+    )
     app = FastAPI(
         title="pneumoscope",
         version=__version__,
@@ -115,21 +112,11 @@ def create_app(
         redoc_url=None,
         # Traces and logs of requests would contain URLs, and so names of images.
         telemetry={"tracing": False, "metrics": False, "logs": False},
-        lifespan=lifespan,
+        lifespan=background.lifespan,
     )
-    changes = ChangeStreams()
-    repository.storage.add_change_listener(changes.notify)
-    metrics = Metrics(lambda: queue.waiting, lambda: changes.open, repository.inbox.status, repository.outbox.status)
     app.state.settings = settings
-    renderer = ImageRenderer(model, repository, settings.dicom.results)
-    result_delivery = _result_delivery(settings, repository, renderer, model.notice) if delivery else None
-    access_log = AccessLog(repository.engine)
-    tokens = TokenRepository(repository.engine) if require_token or openid_connect else None
-    authenticator = Authenticator(tokens, access_log, openid_connect)
     app.state.access_log = access_log
     app.state.authenticator = authenticator
-    service = PredictionService(model, repository, queue, metrics, settings.pseudonymizer)
-    processor = InstanceProcessor(service, settings.dicom)
     app.state.service = dataclasses.replace(
         service, adjust_again=processor.adjust_again, on_predicted_again=processor.record_again
     )
@@ -141,6 +128,48 @@ def create_app(
     app.state.stored_instances = StoredInstances(
         repository, renderer, settings.dicom.results, is_pseudonymized=settings.pseudonymizer is not None
     )
+    routes = _add_routes(app, authenticator)
+    _add_middleware(app, settings, metrics, routes, has_sign_in=openid_connect is not None)
+    return app
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Background:
+    """What runs while the application runs, and the repository, which is closed at the end."""
+
+    repository: PredictionRepository
+    settings: Settings
+    queue: InferenceQueue
+    changes: ChangeStreams
+    processor: InstanceProcessor
+    retention: Retention
+    dicom_receiver: DicomReceiver | None
+    result_delivery: ResultDelivery | None
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        """Remove old images while the application runs; at the end, finish what was accepted and close the repository."""
+        await run_in_threadpool(_end_commitments, self.repository, self.settings)
+        self.retention.start()
+        if self.dicom_receiver:
+            self.dicom_receiver.start(self.processor, Commitments(self.repository.engine))
+        if self.result_delivery:
+            self.result_delivery.start()
+        processing = asyncio.create_task(self.processor.run())
+        yield
+        self.changes.close()
+        if self.dicom_receiver:
+            await run_in_threadpool(self.dicom_receiver.stop, CLOSE_SECONDS / 3)
+        processing.cancel()
+        await asyncio.wait([processing], timeout=CLOSE_SECONDS / 3)
+        if self.result_delivery:
+            await run_in_threadpool(self.result_delivery.stop, CLOSE_SECONDS / 3)
+        for close in (self.retention.stop, self.queue.close, self.repository.close):
+            await run_in_threadpool(close, CLOSE_SECONDS / 3)
+
+
+def _add_routes(app: FastAPI, authenticator: Authenticator) -> list[APIRoute]:
+    """Add the routers, each with the role that it needs, the static files and the exception handlers; return the routes."""
     routers: list[tuple[APIRouter, Role | None]] = [
         (operation_router, None),
         (sender_router, "sender"),
@@ -160,6 +189,13 @@ def create_app(
     install_exception_handlers(app, routes)
     add_problem_schema(app)
     app.mount("/static", StaticFiles(packages=[("pneumoscope.service.web", "static")]), name="static")
+    return routes
+
+
+def _add_middleware(
+    app: FastAPI, settings: Settings, metrics: Metrics, routes: Sequence[APIRoute], *, has_sign_in: bool
+) -> None:
+    """Add the middleware; the last one that is added is the first to see a request."""
     app.add_middleware(
         BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes, max_total_bytes=settings.max_total_bytes
     )
@@ -168,10 +204,12 @@ def create_app(
         metrics=metrics,
         loopback=settings.loopback,
         public_name=settings.public_name,
-        known_paths={"/openapi.json", *(re.sub(r"{\w+}", "{id}", route.path) for route in routes)},
+        known_paths={"/openapi.json", *map(_with_id, routes)},
+        page_paths={_with_id(route) for route in routes if isinstance(route, PageRoute)},
+        error_page=error_page,
     )
     app.add_middleware(OutcomeMiddleware)
-    if openid_connect:
+    if has_sign_in:
         from starlette.middleware.sessions import SessionMiddleware  # needs an extra
 
         # Keeps the state of a sign-in until the provider redirects back, which SameSite=Strict would not survive.
@@ -185,7 +223,10 @@ def create_app(
             https_only=bool(settings.public_name),
         )
     app.add_middleware(DrainBodyMiddleware, max_bytes=settings.max_body_bytes)
-    return app
+
+
+def _with_id(route: APIRoute) -> str:
+    return re.sub(r"{\w+}", "{id}", route.path)
 
 
 def _end_commitments(repository: PredictionRepository, settings: Settings) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pneumoscope.core.errors import AuthenticationError
-from pneumoscope.service.api.exception_handlers import internal_error_response, problem_response, record_error
+from pneumoscope.core.errors import ForbiddenError, PneumoscopeError
+from pneumoscope.service.api.exception_handlers import error_response, internal_error_response, record_error
 from pneumoscope.service.auth.users import is_loopback
 from pneumoscope.service.metrics import Metrics
 
@@ -46,13 +46,24 @@ class RequestMiddleware:
         metrics: Metrics of the service.
         loopback, public_name: See `settings.Settings`.
         known_paths: Paths of all routes, with {id} for an id.
+        page_paths: Those of pages.
+        error_page: Returns the page of an error.
     """
 
     def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, loopback: bool, public_name: str, known_paths: Collection[str]
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        loopback: bool,
+        public_name: str,
+        known_paths: Collection[str],
+        page_paths: Collection[str],
+        error_page: Callable[[Request, PneumoscopeError], Response],
     ) -> None:
         self.app, self._metrics, self._loopback, self._public_name = app, metrics, loopback, public_name.lower()
-        self._known_paths = frozenset(known_paths)
+        self._known_paths, self._page_paths = frozenset(known_paths), frozenset(page_paths)
+        self._error_page = error_page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and record its outcome."""
@@ -77,9 +88,11 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            response = self._cross_site_response(request)
-            if response is not None:
-                record_error(request, AuthenticationError.code)
+            forbidden = self._cross_site_error(request)
+            if forbidden is not None:
+                record_error(request, forbidden.code)
+                is_page = self._route_path(scope["path"]) in self._page_paths
+                response = self._error_page(request, forbidden) if is_page else error_response(forbidden)
                 await response(scope, receive, send_with_headers)
             else:
                 # HEAD is routed like GET; the server sends no body.
@@ -109,8 +122,8 @@ class RequestMiddleware:
         route_path = pattern.sub("/{id}", path)
         return route_path if route_path in self._known_paths else "other"
 
-    def _cross_site_response(self, request: Request) -> Response | None:
-        """Return the rejection of a request that a page of another site may have caused, or None.
+    def _cross_site_error(self, request: Request) -> ForbiddenError | None:
+        """Return the error of a request that a page of another site may have caused, or None.
 
         Such a page can submit a form to this service, or let its own host name resolve to this machine (DNS rebinding).
         """
@@ -118,12 +131,12 @@ class RequestMiddleware:
         name = (host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host).lower()
         if self._loopback and not is_loopback(name) and not (name and name == self._public_name):
             hint = "Use http://127.0.0.1 or http://localhost, or start the service with --public-name"
-            return problem_response(403, AuthenticationError.code, "the request is for another host", hint)
+            return ForbiddenError("the request is for another host", hint=hint)
         origin = request.headers.get("Origin", "")
         if request.method not in _SAFE_METHODS and origin and origin.partition("://")[2] != host:
             hint = "Send it from a page of this service"
             detail = "the request was sent by a page of another site"
-            return problem_response(403, AuthenticationError.code, detail, hint)
+            return ForbiddenError(detail, hint=hint)
         return None
 
 

@@ -15,16 +15,18 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import Connection
 
 from pneumoscope.core.errors import PneumoscopeError, StorageError, UnknownNameError, UnreadableImageError, UsageError
+from pneumoscope.core.i18n import N_
 from pneumoscope.core.identity import Identity, age_at_study, combine, search_words
 from pneumoscope.core.prediction import MAX_AGE, Failure, Prediction, WarningCode
-from pneumoscope.core.prediction_messages import notice
+from pneumoscope.core.prediction_messages import notice, notice_of_other_model
 from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.inference.model import Model
 from pneumoscope.service.inference_queue import InferenceQueue
 from pneumoscope.service.metrics import Metrics
+from pneumoscope.service.storage.additions import Also
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer
 from pneumoscope.service.storage.records import StoredPrediction
-from pneumoscope.service.storage.repository import Also, PredictionRepository
+from pneumoscope.service.storage.repository import PredictionRepository
 
 __all__ = ["PredictionService", "Readiness", "check_age_by_dates", "depends_on_entered_age"]
 
@@ -53,8 +55,10 @@ class PredictionService:
     on_predicted_again: Callable[[str, Connection, str], None] = lambda _earlier, _connection, _id: None
     decoding: asyncio.Semaphore = dataclasses.field(default_factory=lambda: asyncio.Semaphore(_MAX_DECODED))
 
-    def notice(self, language: str) -> str:
-        """Return the notice of the model in a language."""
+    def notice(self, language: str, prediction: Prediction | None = None) -> str:
+        """Return the notice of the model in a language; or that of the model of a prediction, which may be an earlier one."""
+        if prediction and prediction.model.sha256 != self.model.facts.sha256:
+            return notice_of_other_model(language)
         return notice(self.model.card.population, language)
 
     async def predict(
@@ -229,7 +233,7 @@ class PredictionService:
         """
         forms = self.pseudonymizer.search(text) if self.pseudonymizer else _word_forms(text)
         if not forms or not search_words(text):
-            raise UsageError("the search has no word", hint="Enter a name, a number or the name of a file")
+            raise UsageError(N_("the search has no word"), hint=N_("Enter a name, a number or the name of a file"))
         return forms
 
     def study(self, key: str) -> dict[str, list[StoredPrediction]]:

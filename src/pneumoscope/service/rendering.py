@@ -19,14 +19,14 @@ from pydicom import Dataset
 
 from pneumoscope.core.errors import GoneError, MissingExtraError, UnknownNameError, UnreadableImageError
 from pneumoscope.core.identity import Identity, is_other_patient
-from pneumoscope.core.prediction import Failure, Prediction
+from pneumoscope.core.prediction import Prediction
 from pneumoscope.imaging.header_identity import read_identity
 from pneumoscope.imaging.patient_age import read_age
 from pneumoscope.inference.model import Model
 from pneumoscope.inference.saliency import Heatmap, Layer
 from pneumoscope.service.dicom.configuration import ResultSettings
-from pneumoscope.service.dicom.header import decode_header, has_study, read_display, read_header
-from pneumoscope.service.storage.deliveries import Delivery, ObjectKind, result_uid
+from pneumoscope.service.dicom.header import decode_header, encode_header, read_display, read_header
+from pneumoscope.service.storage.deliveries import Delivery, ObjectKind, result_uid, states_study
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 
@@ -125,9 +125,12 @@ class ImageRenderer:
             header = decode_header(subject.header)
             prediction = _as_of_header(self._repository.get(subject.prediction_id), header)
             return self._encode_result(prediction, header, delivery.kind, delivery.result_uid)
-        failure = Failure(subject.failure_code, "") if subject.failure_code else None
         stated = Prediction(
-            path="", decision=None, operating_point=subject.operating_point, failure=failure, model=self._model.facts
+            path="",
+            decision=None,
+            operating_point=subject.operating_point,
+            failure=subject.failure,
+            model=self._model.facts,
         )
         with _missing_extra_errors():
             from pneumoscope.service.dicom.report import structured_report
@@ -169,7 +172,7 @@ class ImageRenderer:
             header = read_header(self._repository.image(prediction))
         except UnreadableImageError as error:
             raise no_objects from error
-        if not has_study(header):
+        if not states_study(encode_header(header)):
             raise no_objects
         prediction = _as_of_header(prediction, header)
         return self._encode_result(prediction, header, kind, uid or result_uid(kind, header.SOPInstanceUID, id))
@@ -183,11 +186,10 @@ class ImageRenderer:
         # A report without pneumonia states no region of the heatmap, which is a run of the network.
         needs_heatmap = kind != "structured_report" or prediction.decision in ("pneumonia", "uncertain")
         heatmap = self._heatmap_of_result(prediction, kind) if needs_heatmap else None
-        card = self._model.card
-        prevalence = card.calibration.prevalence if prediction.model.matches(self._model.facts) else None
-        result = Result(
-            uid, prediction, prediction.created, header, self._results, card.population, heatmap, prevalence
-        )
+        card, facts = self._model.card, self._model.facts
+        population = card.population if prediction.model.sha256 == facts.sha256 else None
+        prevalence = card.calibration.prevalence if prediction.model.matches(facts) else None
+        result = Result(uid, prediction, prediction.created, header, self._results, population, heatmap, prevalence)
         if kind == "structured_report":
             return structured_report(result)
         if kind == "parametric_map":

@@ -17,11 +17,10 @@ import numpy.typing as npt
 import torch
 
 from pneumoscope import __version__
+from pneumoscope.bundle.bundle_folder import CARD_FILE, NETWORK_FILE
 from pneumoscope.bundle.card import (
-    CARD_FILE,
     FORMAT,
     LABELS,
-    NETWORK_FILE,
     Calibration,
     Card,
     OutlierSummary,

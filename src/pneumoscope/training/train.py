@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pneumoscope.bundle.card import CARD_FILE, NETWORK_FILE
+from pneumoscope.bundle.bundle_folder import CARD_FILE, NETWORK_FILE
 from pneumoscope.core.errors import DatasetError, DivergedError, ParityError, UnreadableImageError, UsageError
 from pneumoscope.core.files import remove_temporary_files
 from pneumoscope.core.messages import counted

@@ -13,7 +13,7 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.pixels import apply_modality_lut
 from tests.imaging.conformance import NO_WINDOW, REFERENCE, dataset, deep, lut, written
-from tests.service.conftest import post, problem
+from tests.service.conftest import png, post, problem
 
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
@@ -132,6 +132,18 @@ def test_stored_file_that_is_damaged_is_a_problem(client, app, monkeypatch, cont
     (found,) = post(client, saved(REFERENCE))
     monkeypatch.setattr(app.state.service.repository, "image", lambda _: content)
     problem(client.get(f"/v1/predictions/{found['id']}/pixels"), 422, "unreadable_image")
+
+
+@pytest.mark.parametrize("name", ["pixels", "image.png", "thumbnail.png", "heatmap-layer.png"])
+def test_message_on_a_damaged_file_is_in_the_language_of_the_request(client, app, monkeypatch, name):
+    (found,) = post(client, png(180))
+    monkeypatch.setattr(app.state.service.repository, "image", lambda _: b"")
+    for language, message in (
+        ("zh-Hant", "檔案是空的（0 位元組）。"),
+        ("en-GB", "the file cannot be read: the file is empty (0 bytes)"),
+    ):
+        answer = client.get(f"/v1/predictions/{found['id']}/{name}", headers={"Accept-Language": language})
+        assert problem(answer, 422, "unreadable_image")["message"] == message
 
 
 def test_image_that_is_too_large_is_a_problem(client, app, monkeypatch):

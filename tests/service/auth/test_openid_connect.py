@@ -54,19 +54,19 @@ def test_provider_determines_user_and_role(model, tmp_path, issuer, sub, name, r
 
 
 @pytest.mark.parametrize(
-    ("sub", "words"),
+    ("sub", "status", "words"),
     [
-        ("3", "the user has no role for this service"),
-        ("4", "unsupported characters"),
-        ("5", "is reserved"),
-        ("6", "no claim &#39;preferred_username&#39;"),
-        ("7", "the user has no role for this service"),
+        ("3", 403, "Not permitted. Your role does not allow this."),
+        ("4", 401, "unsupported characters"),
+        ("5", 401, "is reserved"),
+        ("6", 401, "no claim &#39;preferred_username&#39;"),
+        ("7", 403, "Not permitted. Your role does not allow this."),
     ],
 )
-def test_user_without_name_or_role_is_not_signed_in(model, tmp_path, issuer, sub, words):
+def test_user_without_name_or_role_is_not_signed_in(model, tmp_path, issuer, sub, status, words):
     with service(model, tmp_path, issuer) as client:
         answer = client.get(authorize(client, sub))
-        assert answer.status_code == 401
+        assert answer.status_code == status
         assert words in answer.text
         assert client.get("/").status_code == 303
         assert list(read_rows(client.app.state.service.repository.engine)) == []
@@ -138,7 +138,7 @@ def test_claims_may_have_other_names(model, tmp_path, issuer):
     names = {"display_name": "Clinic <login>", "user_claim": "sub", "role_claim": "preferred_username"}
     with service(model, tmp_path, issuer, **names) as client:
         assert "Sign in with Clinic &lt;login&gt;" in client.get("/sign-in").text
-        assert client.get(authorize(client, "1")).status_code == 401
+        assert client.get(authorize(client, "1")).status_code == 403
     assert module._claim({"realm_access": {"roles": ["a"]}}, "realm_access.roles") == ["a"]
     assert module._claim({"realm_access": 3}, "realm_access.roles") is None
     assert module._claim({"https://clinic.example/roles": ["a"]}, "https://clinic.example/roles") == ["a"]

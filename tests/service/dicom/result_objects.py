@@ -16,6 +16,7 @@ from tests.images import dicom
 from pneumoscope.core.population import Population
 from pneumoscope.core.prediction import Failure, ModelInfo, Prediction, Rejection, Uncertainty
 from pneumoscope.core.results import Interval
+from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.inference.saliency import Heatmap
 from pneumoscope.service.dicom.configuration import ResultSettings
@@ -41,7 +42,7 @@ _PREDICTION = Prediction(
 )
 _NOTHING: dict[str, Any] = {"probability": None, "interval": None}
 
-# One of every decision; a file that could not be read has none.
+# One of every decision; a file that could not be read has none, nor one that was lost.
 PREDICTIONS: Mapping[str, Prediction] = {
     "pneumonia": _PREDICTION,
     "no_pneumonia": dataclasses.replace(_PREDICTION, decision="no_pneumonia", probability=0.02, interval=None),
@@ -57,8 +58,13 @@ PREDICTIONS: Mapping[str, Prediction] = {
         _PREDICTION, decision="rejected", rejection=Rejection("lateral_view", {"view": "LL"}), **_NOTHING
     ),
     "unreadable": dataclasses.replace(
-        _PREDICTION, decision=None, threshold=None, failure=Failure("unreadable_image", "it is truncated"), **_NOTHING
+        _PREDICTION,
+        decision=None,
+        threshold=None,
+        failure=Failure("unreadable_image", "", reason=UnreadableReason("multiple_frames", {"frames": 12})),
+        **_NOTHING,
     ),
+    "lost": dataclasses.replace(_PREDICTION, decision=None, threshold=None, failure=Failure("lost", ""), **_NOTHING),
 }
 
 # Bytes of a person's name, and the text that they stand for.
@@ -165,7 +171,7 @@ def objects(decision: str, file: bytes, name: str = "", settings: ResultSettings
         return Result(uid, prediction, CREATED, header, settings or ResultSettings(), _POPULATION, shown)
 
     files: dict[ObjectKind, bytes] = {"structured_report": structured_report(result("structured_report"))}
-    if decision != "unreadable":
+    if not prediction.failure:
         files["secondary_capture"] = secondary_capture(result("secondary_capture"), heatmap().image)
         files["presentation_state"] = presentation_state(result("presentation_state"), read_display(file))
     if shown:

@@ -12,7 +12,8 @@ from pneumoscope.cli.serve import command as serve
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import PatientAge
-from pneumoscope.service.dicom.configuration import DicomConfiguration, SiteRule, read_configuration
+from pneumoscope.service.dicom.configuration import DicomConfiguration, SiteRule
+from pneumoscope.service.dicom.configuration_file import read_configuration
 from pneumoscope.service.dicom.start_checks import require_files, unresolved_hosts, warn_of_unresolved_hosts
 
 COMPLETE = """

@@ -18,6 +18,9 @@ from tests.images import dicom
 from tests.service.conftest import predicted
 
 from pneumoscope.core.errors import UsageError
+from pneumoscope.core.population import Population
+from pneumoscope.core.prediction_messages import population_sentence
+from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.audit.verification import verify
@@ -26,9 +29,10 @@ from pneumoscope.service.dicom.processing import InstanceProcessor
 from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.database import open_database
-from pneumoscope.service.storage.inbox import Inbox, ReceivedInstance
+from pneumoscope.service.storage.inbox import Inbox
 from pneumoscope.service.storage.outbox import Outbox
 from pneumoscope.service.storage.queries import Filter
+from pneumoscope.service.storage.received_instances import ReceivedInstance
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
 
@@ -121,6 +125,11 @@ def wait_for_delivery(repository, count):
     assert is_done(repository)
 
 
+def texts_of(report):
+    """Return the texts of a Structured Report, joined."""
+    return "\n".join(each.value for each in report.iterall() if each.keyword == "TextValue")
+
+
 def kinds(archive):
     names = {uid: kind for kind, uid in results.SOP_CLASSES.items()}
     return sorted(names[each.SOPClassUID] for copies in archive.stored.values() for each in copies)
@@ -190,6 +199,45 @@ def test_rejected_and_unreadable_images_have_results(model, archive):
         meanings = [{each.value for each in report.iterall() if each.keyword == "CodeMeaning"} for report in reports]
         assert all("Not assessed" in each for each in meanings)
         assert {"Not a frontal view", "The image could not be read"} <= set.union(*meanings)
+
+
+def test_report_of_an_unreadable_image_states_the_reason(model, archive):
+    with service(model, configuration(archive)) as (client, repository):
+        receive(client, NumberOfFrames=12)
+        wait_for_delivery(repository, 1)
+        ((report,),) = archive.stored.values()
+        (record,) = client.get("/v1/unreadable").json()["files"]
+        assert record["failure"]["reason"] == {"code": "multiple_frames", "parameters": {"frames": 12}}
+        elements = list(report.iterall())
+        codes = {each.value for each in elements if each.keyword in ("CodeValue", "LongCodeValue")}
+        assert {"unreadable_image", "multiple_frames"} <= codes
+        assert "Not assessed: the image cannot be read: the file has 12 frames, not 1" in texts_of(report).splitlines()
+
+
+def test_result_of_an_earlier_model_does_not_state_the_population_of_the_present_one(
+    shared_maker, model, archive, tmp_path
+):
+    archive.stop()
+    with service(model, configuration(archive), PredictionRepository(tmp_path / "data")) as (client, _):
+        receive(client)
+        predicted(client)
+    population = Population(ages=(18, 90), sites=2, view="PA")
+    folder = shared_maker.root / "adults delivering"
+    present = load_model(shared_maker.bundle(folder, gain=0.04, population=population), threads=1)
+    archive.start()
+    with service(present, configuration(archive), PredictionRepository(tmp_path / "data")) as (client, repository):
+        repository.outbox.retry(time=datetime.now(UTC))
+        wait_for_delivery(repository, 2)
+        receive(client, 110)
+        wait_for_delivery(repository, 4)
+    reports = [copies[0] for copies in archive.stored.values() if copies[0].Modality == "SR"]
+    stated = {
+        each.value: population_sentence(population) in texts_of(report)
+        for report in reports
+        for each in report.iterall()
+        if each.value in (model.facts.sha256, present.facts.sha256)
+    }
+    assert stated == {model.facts.sha256: False, present.facts.sha256: True}
 
 
 def test_late_frontal_image_has_its_own_result_beside_that_of_a_rejected_one(model, archive):
@@ -326,8 +374,6 @@ def test_deleted_prediction_that_was_not_delivered_is_never_sent(model, archive)
 
 
 def test_prediction_with_an_entered_age_replaces_the_result(child_bundle, archive):
-    from pneumoscope.inference.model import load_model
-
     model = load_model(child_bundle, threads=1, require_age="always")
     with service(model, configuration(archive)) as (client, repository):
         receive(client, 180, PatientAge="")
@@ -364,8 +410,6 @@ def test_image_whose_identity_was_removed_is_predicted_again_with_other_rules(mo
 def test_prediction_of_an_earlier_operating_point_is_withdrawn_when_it_is_deleted(
     shared_maker, model, archive, tmp_path
 ):
-    from pneumoscope.inference.model import load_model
-
     for point, count in (("balanced", 2), ("rule_out", 4)):
         repository = PredictionRepository(tmp_path / "data")
         other = load_model(shared_maker.root / "served", threads=1, operating_point=point)
@@ -410,8 +454,6 @@ def test_result_that_may_have_arrived_is_withdrawn_although_a_later_attempt_fail
 
 
 def test_site_rule_applies_to_an_image_that_is_predicted_again(child_bundle, archive):
-    from pneumoscope.inference.model import load_model
-
     model = load_model(child_bundle, threads=1, require_age="always")
     rules = (SiteRule(name="babies", action="exclude", max_age=3, result=False),)
     with service(model, configuration(archive, rules=rules)) as (client, repository):
@@ -496,7 +538,7 @@ def test_study_is_predicted_when_released(model, archive):
 
 
 @contextmanager
-def web_server(status=200, reason=None, content_type="application/dicom+json", location=None):
+def web_server(status=200, reason=None, content_type="application/dicom+json", location=None, answered=None):
     """A DICOMweb server that answers STOW-RS; yields its address and the requests."""
     requests = []
 
@@ -515,7 +557,7 @@ def web_server(status=200, reason=None, content_type="application/dicom+json", l
             if reason is not None:
                 item["00081197"] = {"vr": "US", "Value": [reason]}
             answer = {"00081199" if reason is None else "00081198": {"vr": "SQ", "Value": [item]}}
-            content = json.dumps(answer).encode()
+            content = json.dumps(answer).encode() if answered is None else answered
             self.send_response(status)
             self.send_header("Content-Type", content_type)
             if location:
@@ -575,6 +617,36 @@ def test_failure_of_a_dicomweb_server_is_recorded(model, status, reason, content
         receive(client, reply_to="")
         wait_until(lambda: any(each.attempts for each in repository.outbox.find()), "no attempt")
         assert {each.error for each in repository.outbox.find() if each.attempts} == {error}
+
+
+@pytest.mark.parametrize(
+    ("status", "answered", "error", "maybe"),
+    [
+        (200, b"{}", "response_not_understood", True),  # it has stored the object, perhaps
+        (200, b"", "response_not_understood", True),
+        (200, b"{", "response_not_understood", True),
+        (500, None, "http_500", True),
+        (502, None, "http_502", True),
+        (504, None, "http_504", True),
+        (503, None, "http_503", False),
+        (400, None, "http_400", False),
+        (409, b"conflict", "response_not_understood", False),
+    ],
+)
+def test_object_may_have_arrived_unless_the_response_of_the_server_excludes_it(model, status, answered, error, maybe):
+    """A patient who is corrected meanwhile would otherwise be in another object under the same UID."""
+    with (
+        web_server(status, answered=answered) as (url, _),
+        service(model, web_destination(url)) as (client, repository),
+    ):
+        receive(client, reply_to="")
+
+        def failed():
+            return [each for each in repository.outbox.find() if each.error == error]
+
+        wait_until(failed, "no attempt")
+        sent = min(failed(), key=lambda each: each.number)
+        assert (sent.attempts, sent.maybe_delivered) == (1, maybe)
 
 
 def test_log_names_the_address_of_a_dicomweb_server_without_its_path(model, caplog):

@@ -213,6 +213,24 @@ def test_attempt_that_fails_before_a_shutdown_is_taken_back_once(model, monkeypa
     close(app)
 
 
+def test_attempt_that_ended_with_an_unexpected_error_before_a_shutdown_stays_counted(model, monkeypatch):
+    begun = []
+
+    async def fail_or_wait(*_, **__):
+        begun.append(1)
+        if len(begun) == 1:
+            raise ValueError("a value of the header")
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(PredictionService, "predict_received", fail_or_wait)
+    app = opened(model, None)
+    receive(app, 90)
+    receive(app, 100)
+    run(app, lambda: len(begun) == 2)
+    assert sorted(attempts(app)) == [0, 1]
+    close(app)
+
+
 def test_attempt_that_a_shutdown_interrupts_while_it_is_counted_is_taken_back(model, monkeypatch):
     app = opened(model, None)
     receive(app, 90)

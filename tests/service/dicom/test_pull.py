@@ -23,7 +23,8 @@ from tests.service.conftest import TOKEN, insert_token_of_service, post, predict
 from tests.service.dicom.test_receiver import storescu
 
 from pneumoscope.core.errors import PullError, UnknownNameError, UsageError
-from pneumoscope.service.dicom.configuration import DicomConfiguration, Source, read_configuration
+from pneumoscope.service.dicom.configuration import DicomConfiguration, Source
+from pneumoscope.service.dicom.configuration_file import read_configuration
 from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
 
 pynetdicom = pytest.importorskip("pynetdicom", reason="[pacs] is not installed")

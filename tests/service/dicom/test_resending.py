@@ -95,6 +95,35 @@ def test_results_have_the_header_with_which_they_were_delivered(model, archive):
             lose_all(archive)
 
 
+def test_results_are_those_of_the_study_in_which_they_were_delivered(model, archive):
+    with service(model, configuration(archive)) as (client, repository):
+        uid = receive(client)
+        wait_for_delivery(repository, 2)
+        receive(client, SOPInstanceUID=uid, StudyInstanceUID="1.2.99")  # the image was moved to another study since
+        wait_until(lambda: is_done(repository), "the image waits")
+        with pytest.raises(UnknownNameError, match="no study with delivered results"):
+            resend(repository.engine, study_instance_uid="1.2.99", time=now())
+        assert resend(repository.engine, study_instance_uid=STUDY["StudyInstanceUID"], time=now()) == 2
+
+
+def test_study_with_a_delivered_rejection_note_is_sent_again_without_it(model, archive):
+    """A note keeps no header; the results that hold must not be refused for that."""
+    with delivering(model, archive) as (client, repository):
+        (stored,) = client.get("/v1/predictions").json()["predictions"]
+        assert client.delete(f"/v1/predictions/{stored['id']}").status_code == 204
+        receive(client, level=110)
+        wait_for_delivery(repository, 5)
+        (note,) = (each for each in delivered(repository) if each.kind == "rejection_note")
+        with pytest.raises(UsageError, match=f"result {note.number} is a rejection note: it was delivered") as refused:
+            resend(repository.engine, [note.number], time=now())
+        assert "at PACS" in refused.value.hint
+        lost = lose_all(archive)
+        assert resend(repository.engine, study_instance_uid=STUDY["StudyInstanceUID"], time=now()) == 2
+        wait_until(lambda: is_done(repository), "results wait")
+        assert len(archive.contents) == 2
+        assert archive.contents == {uid: lost[uid] for uid in archive.contents}
+
+
 def test_result_that_would_differ_is_not_sent(model, archive, tmp_path, caplog):
     with delivering(model, archive, PredictionRepository(tmp_path / "data")):
         pass

@@ -14,11 +14,13 @@ import pytest
 from PIL import ImageDraw
 
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.prediction import Rejection
+from pneumoscope.core.prediction import Failure, Rejection
 from pneumoscope.core.prediction_messages import notice
+from pneumoscope.core.unreadable import UNREADABLE_CODES, UnreadableReason
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.inference.saliency import Heatmap
-from pneumoscope.service.dicom.configuration import ResultSettings, read_configuration
+from pneumoscope.service.dicom.configuration import ResultSettings
+from pneumoscope.service.dicom.configuration_file import read_configuration
 from pneumoscope.service.dicom.header import decode_header, encode_header, read_header
 
 pytest.importorskip("highdicom", reason="[pacs] is not installed")
@@ -28,7 +30,8 @@ from tests.service.dicom.validators import VALIDATORS
 
 from pneumoscope.service.dicom.caption import draw_result
 from pneumoscope.service.dicom.heatmap_region import Zone, contours, zones
-from pneumoscope.service.dicom.results import SOP_CLASSES
+from pneumoscope.service.dicom.report import structured_report, unreadable_code
+from pneumoscope.service.dicom.results import SOP_CLASSES, Result
 
 CHINESE_FONTS = (
     "/usr/share/fonts/truetype/wqy/wqy-zenhei.ttc",
@@ -481,6 +484,37 @@ def test_font_without_chinese_characters_is_an_error(tmp_path):
     with pytest.raises(UsageError, match="has no '肺'"):
         configured(tmp_path, f'languages = ["zh-Hant"]\nfont = "{font}"')
     assert configured(tmp_path, f'font = "{font}"').font == font
+
+
+def test_report_states_why_an_image_could_not_be_read():
+    found = read(shared_objects("unreadable").files["structured_report"])
+    values = {}
+    for element in found.iterall():
+        for item in element.value if element.keyword == "ContentSequence" else ():
+            if "ConceptCodeSequence" in item:
+                (code,) = item.ConceptCodeSequence
+                values[item.ConceptNameCodeSequence[0].CodeMeaning] = (
+                    code.get("CodeValue") or code.LongCodeValue, code.CodeMeaning,
+                )  # fmt: skip
+    assert values["Reason of the decision"] == ("unreadable_image", "The image could not be read")
+    assert values["Why the image could not be read"] == ("multiple_frames", "Multiple frames")
+    texts = [element.value for element in found.iterall() if element.keyword == "TextValue"]
+    assert "Not assessed: the image cannot be read: the file has 12 frames, not 1" in texts
+
+
+@pytest.mark.parametrize("code", UNREADABLE_CODES)
+def test_reason_of_an_unreadable_image_fits_in_a_code(code):
+    """PS3.5 6.2: a meaning has 64 characters at most."""
+    assert 0 < len(unreadable_code(code).meaning) <= 64
+
+
+def test_report_quotes_no_control_characters_of_the_header():
+    reason = UnreadableReason("color_not_supported", {"photometric": "A\x1b\x07B\n", "samples": 3})
+    prediction = dataclasses.replace(PREDICTIONS["unreadable"], failure=Failure("unreadable_image", "", reason=reason))
+    header = read_header(image_file(**COMPLETE))
+    written = structured_report(Result("1.2.3", prediction, matrix.CREATED, header, ResultSettings()))
+    texts = [element.value for element in read(written).iterall() if element.keyword == "TextValue"]
+    assert "Not assessed: the image cannot be read: it is in color (A  B , 3 samples per pixel)" in texts
 
 
 @pytest.mark.parametrize("font", ["missing.ttf", "dicom.toml"])

@@ -22,7 +22,8 @@ from pneumoscope.service.dicom.processing import InstanceProcessor
 from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.database import read_transaction, write_transaction
-from pneumoscope.service.storage.inbox import Inbox, ReceivedInstance
+from pneumoscope.service.storage.inbox import Inbox
+from pneumoscope.service.storage.received_instances import ReceivedInstance
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.tables import outbox, received_instances
 
@@ -403,6 +404,21 @@ def test_more_results_than_a_statement_has_parameters_wait_for_a_pacs_that_is_aw
     assert repository.outbox.retry(time=now) == count
     assert len(repository.outbox.due("PACS", now, 1)) == 1
     assert repository.outbox.cancel(time=now) == count
+
+
+def test_report_of_an_earlier_copy_states_the_reason_when_the_file_of_a_later_one_is_lost(model, archive, order):
+    with service(model, slow_configuration(archive)) as (client, repository):
+        uid = receive(client, NumberOfFrames=12)
+        files = repository.inbox._files
+        earlier = set(files.staging_files())
+        receive(client, SOPInstanceUID=uid)
+        (later,) = set(files.staging_files()) - earlier
+        files.remove(later)
+        repository.inbox.release()
+        wait_until(lambda: repository.inbox.status().instances == 0, "it waits")
+        wait_for_delivery(repository, 1)
+        ((report,),) = archive.stored.values()
+        assert "the file has 12 frames, not 1" in delivery_tests.texts_of(report)
 
 
 # --- the inbox ------------------------------------------------------------------------------------------------------

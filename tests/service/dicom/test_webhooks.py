@@ -19,7 +19,8 @@ from tests.service.conftest import predicted, served
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.service.app import create_app
-from pneumoscope.service.dicom.configuration import DicomConfiguration, Webhook, read_configuration
+from pneumoscope.service.dicom.configuration import DicomConfiguration, Webhook
+from pneumoscope.service.dicom.configuration_file import read_configuration
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer
 from pneumoscope.service.storage.repository import PredictionRepository
@@ -225,6 +226,20 @@ def test_late_frontal_image_changes_the_decision_of_the_study_and_supersedes_its
     assert (before["decision"], before["supersedes"]) == (decision, None)
     assert (after["decision"], after["prediction_id"], after["supersedes"]) == ("pneumonia", late["id"], ids[0])
     assert other["supersedes"] is None
+
+
+def test_event_that_may_have_arrived_is_superseded_by_the_next_one(model, receiver, secret_file):
+    """A gateway did not wait for the answer."""
+    receiver.status = 504
+    with service(model, configuration(webhook(receiver, secret_file))) as (client, repository):
+        receive(client, 100)
+        wait_until(lambda: any(each.attempts for each in repository.outbox.find()), "no attempt")
+        receive(client, 180)
+        wait_until(lambda: receiver.events[-1]["data"]["revision"] == 2, "the next one is not sent")
+    ids = {each["data"]["revision"]: sent["Webhook-Id"] for each, (_, sent, _) in zip(
+        receiver.events, receiver.requests, strict=True
+    )}  # fmt: skip
+    assert receiver.events[-1]["data"]["supersedes"] == ids[1]
 
 
 def test_instance_that_is_sent_again_causes_no_event(model, receiver, secret_file):

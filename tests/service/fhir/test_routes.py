@@ -92,7 +92,7 @@ def test_unknown_and_deleted_predictions_are_told_apart(client):
         ("GET", f"/fhir/Observation/{UNKNOWN}?_format=xml", {}, 406, "usage"),
         ("GET", "/fhir/metadata", {"Accept": "application/fhir+xml"}, 406, "usage"),
         ("GET", "/fhir/metadata", {"Accept": "text/html, application/*;q=0"}, 406, "usage"),
-        ("GET", "/fhir/metadata", {"Host": "attacker.example"}, 403, "authentication"),
+        ("GET", "/fhir/metadata", {"Host": "attacker.example"}, 403, "forbidden"),
     ],
 )
 def test_errors_are_operation_outcomes(client, method, path, headers, status, code):

@@ -12,7 +12,7 @@ from pneumoscope.core.errors import PartialFailureError, UsageError
 from pneumoscope.service.storage.blob_store import FolderBlobStore, content_hash
 from pneumoscope.service.storage.check import check_storage
 from pneumoscope.service.storage.data_directory import data_directory_lock
-from pneumoscope.service.storage.inbox import ReceivedInstance
+from pneumoscope.service.storage.received_instances import ReceivedInstance
 from pneumoscope.service.storage.repository import PredictionRepository
 
 

@@ -6,15 +6,17 @@ import itertools
 import json
 from datetime import UTC, datetime, timedelta
 
+import alembic.command
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 from tests.service.conftest import MODEL, prediction
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.prediction import ImageInfo
-from pneumoscope.service.storage.database import read_transaction, write_transaction
-from pneumoscope.service.storage.deliveries import ResultSubject, result_uid
-from pneumoscope.service.storage.inbox import Outcome, ReceivedInstance, copies_of, finish
+from pneumoscope.service.storage.database import open_database, read_transaction, write_transaction
+from pneumoscope.service.storage.deliveries import NEW_ROW, ResultSubject, result_uid
+from pneumoscope.service.storage.outbox import Outbox
+from pneumoscope.service.storage.received_instances import Outcome, ReceivedInstance, copies_of, finish
 from pneumoscope.service.storage.records import format_time
 from pneumoscope.service.storage.results import enqueue, withdraw
 from pneumoscope.service.storage.study_events import enqueue_study_event
@@ -131,16 +133,20 @@ def test_each_result_of_several_models_is_in_a_rejection_note(exchange):
     assert set.union(*(withdrawn for *_, withdrawn in exchange.notes())) == delivered
 
 
-def test_results_of_one_kind_that_may_both_have_arrived_are_in_rejection_notes(exchange):
+def test_result_that_may_have_arrived_before_it_was_cancelled_is_withdrawn_by_the_one_that_replaces_it(exchange):
+    """The destination would otherwise have two valid results of one image."""
     received = exchange.receive("1", header("A"))
     id = exchange.predict(received, "1", header("A"), kinds=KINDS[:1])
-    exchange.outbox.begin(exchange.rows()[0].number)
-    exchange.outbox.cancel([exchange.rows()[0].number], time=exchange.tick())
-    exchange.predict(received, "1", header("A"), kinds=KINDS[:1])
+    cancelled = exchange.outbox.begin(exchange.rows()[0].number)
+    exchange.outbox.cancel([cancelled.number], time=exchange.tick())
+    exchange.predict(received, "1", header("B"), kinds=KINDS[:1])
+    assert exchange.notes() == [("A", "1.2.3", {cancelled.result_uid})]
+    exchange.predict(received, "1", header("B"), kinds=KINDS[:1])
     exchange.deliver()
+    (valid,) = exchange.results("delivered")
+    assert valid.result_uid != cancelled.result_uid
     exchange.withdraw(id)
-    assert len(exchange.results("withdrawn")) == 2
-    assert set.union(*(withdrawn for *_, withdrawn in exchange.notes())) == uids(exchange.results())
+    assert exchange.notes() == [("B", "1.2.3", {valid.result_uid})]
 
 
 def test_results_of_the_same_pixels_by_another_model_stay_beside(exchange):
@@ -274,6 +280,42 @@ def test_note_of_an_object_that_could_not_be_written_is_cancelled(exchange):
     }  # fmt: skip
 
 
+def test_object_that_may_have_arrived_and_can_no_longer_be_written_is_withdrawn(exchange):
+    """Its image was removed, for example, before the second attempt."""
+    id = exchange.predict(exchange.receive("1", header("A")), "1", header("A"), kinds=KINDS[:1])
+    (due,) = exchange.outbox.due("PACS", exchange.tick(), 100)
+    exchange.outbox.record_failure(
+        [exchange.outbox.begin(due.number)], "timeout", exchange.tick(), maybe_delivered=True
+    )
+    exchange.outbox.record_cancelled(exchange.outbox.begin(due.number), "gone", exchange.tick())
+    assert [(each.state, each.error) for each in exchange.rows()] == [("cancelled", "gone")]
+    exchange.withdraw(id)
+    assert exchange.notes() == [("A", "1.2.3", {due.result_uid})]
+
+
+def test_cancelled_rejection_note_is_retried_although_a_later_one_is_about_another_object(exchange):
+    received, notes = exchange.receive("1", header("A")), []
+    for _ in range(2):
+        id = exchange.predict(received, "1", header("A"), kinds=KINDS[:1])
+        exchange.deliver()
+        exchange.withdraw(id)
+        notes.append(exchange.rows("waiting")[0])
+        exchange.outbox.cancel(time=exchange.tick())
+    assert exchange.outbox.retry([each.number for each in notes], time=exchange.tick()) == 2
+    assert [withdrawn for *_, withdrawn in exchange.notes()] == [set(each.withdrawn_uids.values()) for each in notes]
+
+
+def test_withdrawn_results_and_delivered_notes_keep_their_study_and_no_header(exchange):
+    id = exchange.predict(exchange.receive("1", header("A")), "1", header("A"))
+    exchange.receive("1", header("A", "1.2.99"))  # before the delivery
+    exchange.deliver()
+    exchange.withdraw(id)
+    exchange.deliver()
+    rows = exchange.rows("withdrawn", "delivered")
+    assert {(each.study_instance_uid, each.subject.header) for each in rows} == {("1.2.99", "")}
+    assert len(rows) == 3
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 8, 9])
 def test_object_that_was_cancelled_many_times_gets_another_uid_each_time(exchange, count):
     received = exchange.receive("1", header("A"))
@@ -362,6 +404,35 @@ def test_event_is_not_retried_beside_a_later_one_of_its_study(exchange):
         exchange.outbox.retry([first], time=exchange.tick())
     exchange.outbox.cancel([second, other], time=exchange.tick())
     assert exchange.outbox.retry([second, other], time=exchange.tick()) == 2
+
+
+# --- revisions ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("migrations")
+def test_objects_of_an_earlier_revision_are_in_the_study_of_their_header(tmp_path, database, monkeypatch):
+    upgrade = alembic.command.upgrade
+    with monkeypatch.context() as patch:
+        patch.setattr(alembic.command, "upgrade", lambda config, _: upgrade(config, "0017"))
+        engine = open_database(tmp_path / "data", database)
+    row = NEW_ROW | {
+        "destination": "PACS", "prediction_id": "a", "failure_code": "", "model_sha256": "b", "due": "",
+        "operating_point": "balanced", "sop_instance_uid": "1", "withdrawn_uids": "{}", "created": "2026",
+    }  # fmt: skip
+    rows = [
+        row | {"result_uid": "1", "kind": KINDS[0], "header": header("王^'\\", "1.2.3"), "study_instance_uid": ""},
+        row | {"result_uid": "2", "kind": KINDS[0], "header": header("A", study=""), "study_instance_uid": ""},
+        row | {"result_uid": "3", "kind": KINDS[0], "header": "", "study_instance_uid": ""},
+        row | {"result_uid": "4", "kind": "webhook", "header": "", "study_instance_uid": "1.2.4"},
+    ]
+    with write_transaction(engine) as connection:
+        names = ", ".join(rows[0])
+        connection.execute(text(f"INSERT INTO outbox ({names}) VALUES (:{names.replace(', ', ', :')})"), rows)
+    engine.dispose()
+    engine = open_database(tmp_path / "data", database)
+    assert [each.study_instance_uid for each in Outbox(engine).find()] == ["1.2.3", "", "", "1.2.4"]
+    assert {each.subject.failure for each in Outbox(engine).find()} == {None}
+    engine.dispose()
 
 
 # --- lost files ---------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Pseudonyms: the same for one value, not invertible without the key, and no original anywhere in the storage."""
 
+import dataclasses
 import hashlib
 import hmac
 import io
@@ -12,10 +13,11 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from pydicom.uid import UID
 from tests import images
-from tests.service.conftest import POINTS, post
+from tests.service.conftest import POINTS, post, prediction
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.identity import Identity
+from pneumoscope.core.prediction import Rejection
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.settings import Settings
@@ -159,6 +161,24 @@ def test_image_of_two_patients_has_their_pseudonyms_and_a_person_chooses_one(pse
 def test_text_that_a_rejection_quotes_is_masked(pseudonymous):
     (found,) = post(pseudonymous, images.dicom(100, 64, BodyPartExamined="DOE JANE 7"))
     assert found["rejection"] == {"code": "body_part_not_chest", "parameters": {"part": "xxx xxxx 9"}}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "kept"),
+    [
+        ({"rule": "no adults"}, True),  # of the configuration
+        ({"code": "decode_timeout"}, True),
+        ({"syntax": "JPEG 2000 Image Compression"}, True),  # of the standard
+        ({"syntax": "DOE JANE 7"}, False),
+        ({"photometric": "DOE JANE 7"}, False),
+    ],
+)
+def test_texts_that_are_not_of_the_header_are_not_masked(parameters, kept):
+    rejected = dataclasses.replace(
+        prediction(), decision="rejected", probability=None, interval=None, rejection=Rejection("blank", parameters)
+    )
+    masked = {name: value if kept else "xxx xxxx 9" for name, value in parameters.items()}
+    assert PSEUDONYMIZER.prediction(rejected).rejection.parameters == masked
 
 
 def test_prediction_with_a_rejecting_header_cannot_be_predicted_again(pseudonymous):

@@ -546,7 +546,7 @@ def fail(*_, **__):
 def test_failed_addition_leaves_only_images_stored_before(repository, monkeypatch):
     put(repository.storage.blobs, b"before")  # of another database
     with monkeypatch.context() as failing:
-        failing.setattr("pneumoscope.service.storage.repository.append", fail)
+        failing.setattr("pneumoscope.service.storage.additions.append", fail)
         for image in (b"image", b"before"):
             with pytest.raises(StorageError, match="full"):
                 add(repository, image)

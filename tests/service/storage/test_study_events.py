@@ -10,7 +10,7 @@ from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import ImageInfo
 from pneumoscope.service.storage.database import write_transaction
-from pneumoscope.service.storage.inbox import Outcome, ReceivedInstance, finish
+from pneumoscope.service.storage.received_instances import Outcome, ReceivedInstance, finish
 from pneumoscope.service.storage.records import format_time
 from pneumoscope.service.storage.study_events import enqueue_study_event, find_event_study
 

@@ -98,6 +98,9 @@ def test_person_enters_the_patient_of_an_image_and_its_age_follows_from_the_date
     with page.expect_navigation():
         form.get_by_role("button", name="Save patient and study").click()
     expect(page.locator(".patient-banner")).to_contain_text("Doe Jane")  # the patient is known
+    expect(page.locator(".patient-banner")).to_be_in_viewport(ratio=1)
+    assert page.evaluate("scrollY") == 0
+    expect(page.locator(".patient-banner")).to_contain_text("4 y 1 mo")
     expect(page.locator(".metadata")).to_contain_text("4.12 years (entered)")
     expect(page.get_by_role("region", name="Other studies of this patient").get_by_role("link")).to_have_count(2)
 

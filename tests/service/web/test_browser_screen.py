@@ -104,6 +104,35 @@ def test_full_screen_lasts_when_the_next_image_is_opened(opened, size):
     assert [each for each in page.seen if each.startswith(("error", "warning"))] == []
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_decision_is_in_view_when_the_next_image_opens_and_full_screen_begins_and_ends(opened, size):
+    page = opened(size)
+    for key, name in (("j", "second.dcm"), ("s", "second.dcm"), ("k", "first.dcm"), ("s", "first.dcm")):
+        page.mouse.wheel(0, 400)
+        page.keyboard.press(key)
+        expect_viewer(page, name)
+        expect_values(page)
+        if key == "s":
+            expect(page.locator(".header")).to_be_visible(visible=name == "first.dcm")
+        page.wait_for_timeout(300)  # the browser would scroll to what has the focus
+        assert page.evaluate("scrollY") == 0, key
+        expect(page.locator(".decision-heading")).to_be_in_viewport(ratio=1)
+
+
+@pytest.mark.parametrize("size", ["desktop", "landscape"])
+def test_full_screen_cuts_off_neither_the_patient_nor_the_next_image(opened, size):
+    page = opened(size)
+    page.keyboard.press("s")
+    wait_until(page, lambda: is_full_screen(page))
+    for selector in ("#next", ".decision-heading", ".patient-banner .date"):
+        found = box(page, selector)
+        assert found["x"] + found["width"] <= SIZES[size][0], selector
+    line = page.locator(".patient-banner .date").first
+    assert line.bounding_box()["height"] < 1.6 * float(
+        line.evaluate("each => parseFloat(getComputedStyle(each).fontSize)")
+    )
+
+
 def test_image_and_tools_fill_the_screen(opened):
     page = opened("desktop")
     before = box(page, ".viewport")

@@ -149,3 +149,13 @@ def test_choice_fits_the_screen(page, service, image, width):
         box = button.bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= width
+
+
+def test_choice_leaves_most_of_the_screen_to_the_image(page, service, image):
+    page.set_viewport_size({"width": 1280, "height": 800})
+    page.get_by_role("link", name="front.dcm").click()
+    expect(choices(page)).to_have_count(2)
+    first, second = (each.bounding_box() for each in choices(page).all())
+    assert first["y"] == second["y"]  # side by side, so that the patients can be compared
+    assert first["height"] <= 100
+    expect(choices(page).filter(has_text="3 y 11 mo")).to_have_count(2)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import signal
 import sqlite3
 from pathlib import Path
@@ -343,3 +344,16 @@ def test_nothing_is_uploaded_with_an_impossible_age(page, service):
         "Nothing was uploaded: the age is not a number of years from 0 to 130"
     )
     assert service.get("/v1/predictions").json()["total"] == 0
+
+
+def test_reason_of_a_failed_upload_has_the_signs_of_its_language(browser, service):
+    context = browser.new_context(locale="zh-TW")
+    page = context.new_page()
+    page.goto(str(service.base_url))
+    page.set_input_files(
+        "#file-input", [{"name": "a.pdf", "mimeType": "application/pdf", "buffer": b"%PDF-1.7 " + bytes(50)}]
+    )
+    error = page.locator(".upload-error")
+    expect(error).to_contain_text("失敗：無法讀取影像（檔案類型：PDF 文件")
+    assert not re.search(r"[\u4e00-\u9fff] ?\(|\)$", error.inner_text())
+    context.close()

@@ -11,7 +11,8 @@ from sklearn.metrics import cohen_kappa_score
 from tests.conftest import LIMITS
 from tests.service.conftest import prediction
 
-from pneumoscope.bundle.card import Proportion, ReferenceDistribution, read_bundle
+from pneumoscope.bundle.bundle_folder import read_bundle
+from pneumoscope.bundle.card import Proportion, ReferenceDistribution
 from pneumoscope.bundle.site_profile import SiteProfile
 from pneumoscope.core.prediction import Failure, ImageStatistics
 from pneumoscope.service.storage.queries import Filter, PredictionStatistics

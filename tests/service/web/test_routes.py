@@ -25,7 +25,8 @@ from tests.imaging.conformance import CASES
 from tests.service.conftest import dicom, png, repository_with_token
 from tests.service.web.helpers import BASE_URL, TOKEN
 
-from pneumoscope.bundle.card import Intervals, UncertaintyBand, read_bundle
+from pneumoscope.bundle.bundle_folder import read_bundle
+from pneumoscope.bundle.card import Intervals, UncertaintyBand
 from pneumoscope.bundle.model_card import model_card
 from pneumoscope.core.i18n import LANGUAGES
 from pneumoscope.inference.model import load_model
@@ -365,7 +366,7 @@ def test_rejected_image_of_the_patient_can_be_compared_with(client):
 def test_rejected_image_has_no_probability_and_no_heatmap(client):
     (id,) = upload(client, ("dark.png", png(60)))
     page, _ = get_page(client, f"/images/{id}")
-    assert "No probability" in page.text
+    assert re.search(r"Rejected\s+Inverted\s", page.text)
     assert "heatmap-toggle" not in [attrs.get("id") for _, attrs in page.tags]
     page, _ = get_page(client, f"/images/{id}/report")
     assert "heatmap-layer" not in [attrs.get("id") for _, attrs in page.tags]
@@ -718,3 +719,48 @@ def test_service_behind_a_proxy_accepts_only_its_public_name(bundle_folder):
             assert response.status_code == 403
         assert client.get("/", headers={"Host": "evil.example"}).status_code == 403
         assert client.get("/healthz", headers={"Host": "127.0.0.1:8000"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers"),
+    [("GET", "/", {"Host": "ward-pc:8000"}), ("POST", "/search", {"Origin": "https://evil.example"})],
+)
+def test_refused_request_for_a_page_is_answered_with_a_page(client, method, path, headers):
+    for language, title in (("en", "Not permitted"), ("zh-TW", "無權限")):
+        answer = client.request(method, path, headers={**headers, "Accept-Language": language})
+        assert (answer.status_code, answer.headers["Content-Type"]) == (403, "text/html; charset=utf-8")
+        assert title in answer.text
+    answer = client.request(method, "/v1/predictions", headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+
+
+def test_page_of_an_error_is_in_the_language_of_the_reader(client):
+    page = client.get(f"/?search={'0' * 32}", headers={"Accept-Language": "zh-TW"})
+    assert page.status_code == 422
+    assert '<p class="note">搜尋已過期。請重新搜尋。</p>' in page.text
+    assert '<p class="note">the search has expired. Search again</p>' in client.get(page.url).text
+    page = client.get(f"/images/{'0' * 32}", headers={"Accept-Language": "zh-TW"}).text
+    assert re.search(r"<summary>技術細節</summary><p lang=\"en\">there is no prediction", page)
+
+
+def test_age_stands_beside_the_patient_in_list_viewer_and_report(client):
+    header = {"PatientName": "Doe^Jane", "PatientBirthDate": "20220310", "StudyDate": "20261129"}
+    (by_dates,) = upload(client, ("a.dcm", dicom(**header, StudyInstanceUID="1.2.3")))
+    other = images.dicom(120, 64, PatientName="Roe^Joe", PatientAge="018M", StudyInstanceUID="1.2.4")
+    (stated,) = upload(client, ("b.dcm", other))
+    for id, english, chinese in ((by_dates, "4 y 8 mo", "4 歲 8 個月"), (stated, "18 mo", "18 個月")):
+        for path in ("/", f"/images/{id}", f"/images/{id}/report"):
+            assert f'<span class="label">Age</span> {english}</span>' in client.get(path).text, path
+            page = client.get(path, headers={"Accept-Language": "zh-TW"}).text
+            assert f'<span class="label">年齡</span> {chinese}</span>' in page, path
+
+
+def test_rejection_stands_in_the_line_of_the_decision_with_what_to_do_about_the_header(client):
+    (lateral, inverted) = upload(client, ("a.dcm", dicom(ViewPosition="LL")), ("dark.png", png(60)))
+    advice = "If the header is wrong, have it corrected, and the image sent again."
+    for id, reason, by_header in ((lateral, "Not a frontal view", True), (inverted, "Inverted", False)):
+        page = client.get(f"/images/{id}").text
+        line = page[page.index('class="decision-line"') : page.index('class="reading-panel"')]
+        assert reason in line
+        assert "No probability" not in line
+        assert (advice in page) is by_header

@@ -24,6 +24,8 @@ from starlette.requests import ClientDisconnect
 
 from pneumoscope.core import errors
 from pneumoscope.core.errors import PneumoscopeError
+from pneumoscope.core.i18n import choose_language
+from pneumoscope.core.messages import error_detail
 from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.service.storage.queries import TIME_FORMAT
 
@@ -135,7 +137,7 @@ class Problem(BaseModel):
     reason: UnreadableReason | None = None
     """Of an image that cannot be read: why, as a stable code with parameters."""
     message: str | None = None
-    """Of an image that was sent and cannot be read: why, and what to do next, in the language of the request."""
+    """Of an image that cannot be read: why, and what to do next, in the language of the request."""
 
 
 def problem_response(
@@ -159,8 +161,11 @@ def problem_response(
     return JSONResponse(document, status, {**_HEADERS.get(status, {}), **(headers or {})}, PROBLEM_MEDIA_TYPE)
 
 
-def error_response(error: PneumoscopeError) -> JSONResponse:
-    """Return the response to an error that pneumoscope raised on purpose."""
+def error_response(error: PneumoscopeError, language: str = "en") -> JSONResponse:
+    """Return the response to an error that pneumoscope raised on purpose.
+
+    The language is that of the message on an unreadable image.
+    """
     error = public_error(error)
     headers = {"Retry-After": str(error.retry_seconds)} if isinstance(error, errors.TooManyRequestsError) else {}
     extensions: dict[str, object] = {}
@@ -168,6 +173,7 @@ def error_response(error: PneumoscopeError) -> JSONResponse:
         extensions["fields"] = error.fields
     if isinstance(error, errors.UnreadableImageError) and error.reason:
         extensions["reason"] = dataclasses.asdict(error.reason)
+        extensions["message"] = error_detail(error, language).text
     return problem_response(error_status(error), error.code, error.message, error.hint, headers, **extensions)
 
 
@@ -222,7 +228,7 @@ def install_exception_handlers(app: FastAPI, routes: Sequence[APIRoute]) -> None
     @app.exception_handler(PneumoscopeError)
     async def _handle_error(request: Request, error: PneumoscopeError) -> JSONResponse:
         record_error(request, error.code, error.message)
-        return error_response(error)
+        return error_response(error, choose_language("", request.headers.get("Accept-Language", "")))
 
     @app.exception_handler(ClientDisconnect)
     async def _handle_disconnect(request: Request, _: ClientDisconnect) -> JSONResponse:

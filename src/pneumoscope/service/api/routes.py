@@ -54,6 +54,7 @@ from pneumoscope.service.api.schemas import (
 )
 from pneumoscope.service.api.uploads import UPLOAD_BODY, read_upload, wait_for_disconnect
 from pneumoscope.service.metrics import CONTENT_TYPE_LATEST
+from pneumoscope.service.predictions import PredictionService
 from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.time_zone import today
@@ -193,7 +194,7 @@ def get(
     """As in the response to the request that stored it, with the latest review of each reader."""
     stored = service.repository.get(id)
     access_log.viewed(user, [id])
-    return _document_with_etag(response, stored, language, service.notice(language))
+    return _document_with_etag(response, stored, language, service)
 
 
 @sender_router.get(
@@ -324,7 +325,7 @@ def review(
     stored = service.repository.review(
         id, body.label, finding=body.finding.strip(), note=body.note, user=user, etags=_etags(if_match)
     )
-    return _document_with_etag(response, stored, language, service.notice(language))
+    return _document_with_etag(response, stored, language, service)
 
 
 @reader_router.delete(
@@ -336,7 +337,7 @@ def withdraw_review(
 ) -> SinglePredictionDocument:
     """Withdraw the review of the user; the audit log keeps an entry of each version."""
     stored = service.repository.withdraw_review(id, user=user)
-    return _document_with_etag(response, stored, language, service.notice(language))
+    return _document_with_etag(response, stored, language, service)
 
 
 @reader_router.put(
@@ -367,7 +368,7 @@ async def set_identity(
     check_entered(entered, before, today=today(settings.time_zone))
     stored = await run_in_threadpool(service.set_identity, id, entered, user=user, etags=_etags(if_match))
     await service.predict_without_entered_age(id, user, functools.partial(wait_for_disconnect, request))
-    return _document_with_etag(response, stored, language, service.notice(language))
+    return _document_with_etag(response, stored, language, service)
 
 
 @reader_router.get("/studies/{study_key}", summary="Get a study with its priors", responses=problem_responses(404))
@@ -410,11 +411,11 @@ def card(service: AppService, query: Annotated[CardParameters, Query()]) -> dict
 
 
 def _document_with_etag(
-    response: Response, stored: StoredPrediction, language: str, notice: str
+    response: Response, stored: StoredPrediction, language: str, service: PredictionService
 ) -> SinglePredictionDocument:
     """Return the document of a prediction, and set the entity tag of the response."""
     response.headers["ETag"] = stored.etag
-    return single_document(stored, language, notice)
+    return single_document(stored, language, service.notice(language, stored))
 
 
 def _etags(if_match: str | None) -> list[str]:

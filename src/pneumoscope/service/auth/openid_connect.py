@@ -19,7 +19,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pneumoscope.core.errors import AuthenticationError, BusyError, UsageError
+from pneumoscope.core.errors import AuthenticationError, BusyError, ForbiddenError, UsageError
+from pneumoscope.core.files import read_error_reason
 from pneumoscope.service.auth.users import ROLES, AuthenticatedUser, is_loopback, validate_name
 
 __all__ = ["OpenIdConnect", "OpenIdConnectConfiguration", "read_configuration"]
@@ -60,8 +61,7 @@ def read_configuration(file: Path) -> OpenIdConnectConfiguration:
     try:
         mode, text = file.stat().st_mode, file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"cannot read {name}: {reason}") from error
+        raise UsageError(f"cannot read {name}: {read_error_reason(error)}") from error
     if mode & 0o077:
         raise UsageError(f"{name} is readable by other users", hint=f"chmod 600 {file}")
     try:
@@ -125,7 +125,8 @@ class OpenIdConnect:
         Args:
             request: The redirection from the provider.
         Raises:
-            AuthenticationError: The provider did not authenticate the user, its response is invalid, or the user has no role.
+            AuthenticationError: The provider did not authenticate the user, or its response is invalid.
+            ForbiddenError: The user has no role.
             BusyError: The provider cannot be reached.
         """
         next_url = str(request.session.pop(_NEXT, ""))
@@ -163,7 +164,7 @@ class OpenIdConnect:
         values = [stated] if isinstance(stated, str) else stated if isinstance(stated, list) else []
         granted = [role for role in self._configuration.roles if self._configuration.roles[role] in values]
         if not granted:
-            raise AuthenticationError("the user has no role for this service", hint="Ask an administrator for a role")
+            raise ForbiddenError("the user has no role for this service", hint="Ask an administrator for a role")
         return AuthenticatedUser(name, max(granted, key=ROLES.index))
 
 

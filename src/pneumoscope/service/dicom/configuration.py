@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import tomllib
-from collections.abc import Sequence
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from PIL import ImageFont
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.service.auth.users import is_loopback, validate_name
-from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings, parse_peer, tls_contexts
+from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
 from pneumoscope.service.signatures import read_secret
 from pneumoscope.service.storage.deliveries import ObjectKind
 
 __all__ = [
+    "ConfigurationTable",
     "Destination",
     "DicomConfiguration",
+    "Name",
     "ResultSettings",
     "SiteRule",
     "Source",
     "WebServer",
     "Webhook",
     "origin",
-    "read_configuration",
     "require_base_url",
 ]
-
-_MAX_FILE_BYTES = 2**20
 
 
 def _require_name(name: str) -> str:
@@ -75,15 +70,16 @@ def require_base_url(url: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_require_name)]
-_WithFiles = TypeVar("_WithFiles", "Destination", "Source", "Webhook")
 Texts = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-class _Model(BaseModel):
+class ConfigurationTable(BaseModel):
+    """A table of the configuration file; unknown names are errors."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
-class SiteRule(_Model):
+class SiteRule(ConfigurationTable):
     """A rule about received images: the first rule whose conditions all hold decides; without one, an image is predicted.
 
     Attributes:
@@ -136,7 +132,7 @@ class SiteRule(_Model):
         return (self.since or date.min) <= studied <= (self.until or date.max)
 
 
-class ResultSettings(_Model):
+class ResultSettings(ConfigurationTable):
     """Which objects are delivered, and how their series are described.
 
     Attributes:
@@ -163,7 +159,7 @@ class ResultSettings(_Model):
         return kinds or ("structured_report",)
 
 
-class WebServer(_Model):
+class WebServer(ConfigurationTable):
     """A DICOMweb server.
 
     Attributes:
@@ -228,7 +224,7 @@ class Source(WebServer):
         return self
 
 
-class Webhook(_Model):
+class Webhook(ConfigurationTable):
     """A server that gets the event of each finished study by HTTP.
 
     Attributes:
@@ -336,152 +332,3 @@ class DicomConfiguration:
         """Return the first rule that matches an image; see `SiteRule.matches`."""
         found = (rule for rule in self.rules if rule.matches(prediction, modality=modality, view=view, sender=sender))
         return next(found, None)
-
-
-class _Node(_Model):
-    port: int = Field(ge=0, le=65535)
-    host: str = "127.0.0.1"
-    ae_title: str = "PNEUMOSCOPE"
-    tls_certificate: Path | None = None
-    tls_key: Path | None = None
-    tls_client_ca: Path | None = None
-
-
-class _Peer(_Model):
-    name: Name
-    ae_title: str
-    host: str
-    port: int = Field(ge=1, le=65535)
-
-
-class _Fhir(_Model):
-    secret_file: Path
-
-
-class _File(_Model):
-    node: _Node | None = None
-    peers: tuple[_Peer, ...] = ()
-    quiet_seconds: float = Field(default=60, ge=0, le=3600)
-    rules: tuple[SiteRule, ...] = ()
-    destinations: tuple[Destination, ...] = (Destination(peer="sender"),)
-    results: ResultSettings = ResultSettings()
-    sources: tuple[Source, ...] = ()
-    webhooks: tuple[Webhook, ...] = ()
-    fhir: _Fhir | None = None
-
-
-def read_configuration(file: Path) -> DicomConfiguration:
-    """Return the configuration in a TOML file; relative paths in it are relative to its folder.
-
-    Raises:
-        UsageError: The file cannot be read or is invalid.
-    """
-    name = f"the DICOM configuration {str(file)!r}"
-    try:
-        if file.stat().st_size > _MAX_FILE_BYTES:
-            raise UsageError(f"{name} is longer than 1 MiB")
-        parsed = _File.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"cannot read {name}: {reason}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{name} is not TOML: {error}") from error
-    except ValidationError as error:
-        message, suggestion = _describe(error)
-        hint = "See docs/how-to/pacs.md, section Configuration file"
-        raise UsageError(f"{name}: {message}", hint=f"{suggestion} {hint}".lstrip()) from error
-    folder = file.parent
-    return DicomConfiguration(
-        node=_node(parsed, folder),
-        quiet_seconds=parsed.quiet_seconds,
-        rules=parsed.rules,
-        destinations=tuple(_with_absolute_paths(each, folder) for each in parsed.destinations),
-        results=_with_font(parsed.results, folder),
-        sources=tuple(_with_absolute_paths(each, folder) for each in parsed.sources),
-        webhooks=tuple(_with_absolute_paths(each, folder) for each in parsed.webhooks),
-        fhir_secret_file=folder / parsed.fhir.secret_file if parsed.fhir else None,
-    )
-
-
-def _with_font(results: ResultSettings, folder: Path) -> ResultSettings:
-    """Return the settings with the absolute path of a font that was found to have the characters of the languages."""
-    hint = "On Debian, install fonts-noto-cjk or fonts-wqy-zenhei, and set font in [results] to its file (.ttc)"
-    if results.font is None:
-        if "zh-Hant" in results.languages:
-            raise UsageError("[results]: the language zh-Hant needs a font", hint=hint)
-        return results
-    file = folder / results.font
-    try:
-        font = ImageFont.truetype(file, 24)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"[results]: the font {str(file)!r} cannot be read", hint=hint) from error
-    missing = bytes(font.getmask("\U0010fffd"))  # a code point without a character shows the glyph of missing ones
-    for sample in ("A", *("\u80ba" for language in results.languages if language == "zh-Hant")):
-        if bytes(font.getmask(sample)) == missing:
-            raise UsageError(f"[results]: the font {str(file)!r} has no {sample!r}", hint=hint)
-    return results.model_copy(update={"font": file})
-
-
-def _describe(error: ValidationError) -> tuple[str, str]:
-    """Return the first fault of a file, and a suggestion, perhaps an empty one.
-
-    An unknown name comes first, since a misspelled name is also missing.
-    """
-    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-    place, message = _place(first["loc"]), first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        closest = difflib.get_close_matches(str(first["loc"][-1]), _field_names(_Model), n=1)
-        return f"{place}: unknown name", f"Did you mean {closest[0]!r}?" if closest else ""
-    if first["type"] == "missing":
-        return f"{place} is missing", ""
-    if first["type"] in ("tuple_type", "list_type") and len(first["loc"]) == 1:
-        return f"{place}: write [[{place}]] with two brackets", ""
-    return f"{place}: {message}" if place else message, ""
-
-
-def _place(location: Sequence[int | str]) -> str:
-    """Return where a value stands, such as "node.port" or, of the first table [[rules]], "rules (table 1).action"."""
-    text = ""
-    for part in location:
-        text += f" (table {part + 1})" if isinstance(part, int) else f".{part}"
-    return text.removeprefix(".")
-
-
-def _field_names(model: type[BaseModel]) -> set[str]:
-    """Return the names of the fields of all models that are derived from one."""
-    return set(model.model_fields).union(*map(_field_names, model.__subclasses__()))
-
-
-def _node(parsed: _File, folder: Path) -> DicomSettings | None:
-    if parsed.node is None:
-        if parsed.peers:
-            raise UsageError("peers without [node]: no peer could connect", hint="Add [node] with a port")
-        return None
-    node = parsed.node
-    files = [node.tls_certificate, node.tls_key, node.tls_client_ca]
-    if any(files) and not all(files):
-        raise UsageError("TLS needs all of tls_certificate, tls_key and tls_client_ca", hint="See [node]")
-    if not parsed.peers:
-        raise UsageError(
-            "[node] has no peers, so no node could connect",
-            hint="Add a [[peers]] entry for each node that may send images",
-        )
-    peers = (parse_peer(f"{peer.name}={peer.ae_title}@{_bracketed(peer.host)}:{peer.port}") for peer in parsed.peers)
-    server, client = tls_contexts(*(folder / each for each in files if each)) if all(files) else (None, None)
-    return DicomSettings(
-        host=node.host,
-        port=node.port,
-        ae_title=node.ae_title,
-        peers=tuple(peers),
-        tls=server,
-        client_tls=client,
-    )
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
-
-
-def _with_absolute_paths(record: _WithFiles, folder: Path) -> _WithFiles:
-    paths = {name: folder / value for name, value in record if isinstance(value, Path)}
-    return record.model_copy(update=paths)

@@ -22,7 +22,6 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
-from urllib3.exceptions import ProtocolError
 
 from pneumoscope.core.errors import GoneError, PneumoscopeError, StorageError, UnknownNameError
 from pneumoscope.service.dicom.associations import open_association
@@ -30,11 +29,13 @@ from pneumoscope.service.dicom.commitment import CommitmentRequester
 from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration, Webhook, origin
 from pneumoscope.service.dicom.results import SOP_CLASSES
 from pneumoscope.service.dicom.sending import (
+    UNCERTAIN_STATUSES,
     DeliveryError,
     Sender,
     UnconfirmedError,
     UnreachableError,
     connection_error_code,
+    may_have_arrived,
 )
 from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
 from pneumoscope.service.dicom.web_session import HTTP_SECONDS, open_session
@@ -172,8 +173,7 @@ class ResultDelivery:
         try:
             sender.send(delivery, content)
         except (DeliveryError, UnconfirmedError, UnreachableError) as error:
-            maybe = isinstance(error, UnconfirmedError)
-            self._outbox.record_failure([delivery], str(error), self._now(), maybe_delivered=maybe)
+            self._outbox.record_failure([delivery], str(error), self._now(), maybe_delivered=error.maybe_delivered)
             if not isinstance(error, DeliveryError):
                 raise
             _LOG.warning("Result %d was refused by %s: %s", number, delivery.destination, error)
@@ -240,38 +240,32 @@ class _WebSender:
 
     def send(self, delivery: Delivery, content: bytes) -> None:
         """See `sending.Sender`."""
+        is_conflict = False
         try:
             response = self._client.store_instances([dcmread(io.BytesIO(content))])
         except requests.HTTPError as error:
             status = error.response.status_code if error.response is not None else 0
             if error.response is None or status != 409:
                 is_away = status in _AWAY or 300 <= status < 400  # a redirect is not followed
-                raise (UnreachableError if is_away else DeliveryError)(f"http_{status}") from error
-            response = _parse(error.response)
+                error_class = UnreachableError if is_away else DeliveryError
+                raise error_class(f"http_{status}", maybe_delivered=status in UNCERTAIN_STATUSES) from error
+            is_conflict, response = True, _parse(error.response)
+        except (requests.exceptions.InvalidJSONError, requests.exceptions.ContentDecodingError) as error:
+            raise DeliveryError("response_not_understood", maybe_delivered=True) from error
         except (requests.RequestException, OSError) as error:
-            if _is_connected(error):
+            if may_have_arrived(error):
                 raise UnconfirmedError("association_aborted") from error
             raise UnreachableError(connection_error_code(error)) from error
         failed, stored = (response.get(name) or [] for name in ("FailedSOPSequence", "ReferencedSOPSequence"))
         reasons = {int(item.get("FailureReason") or 0) for item in failed} - {_DUPLICATE}
         if reasons:
             raise DeliveryError(f"status_{min(reasons):04x}")
-        if not failed and not stored:
-            raise DeliveryError("response_not_understood")
+        if not failed and not stored:  # a server that reports a conflict has stored nothing (PS3.18 10.5.3.1)
+            raise DeliveryError("response_not_understood", maybe_delivered=not is_conflict)
 
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
-
-
-def _is_connected(error: Exception) -> bool:
-    """Return whether a request failed after it was sent, perhaps."""
-    if isinstance(error, requests.exceptions.ConnectTimeout | requests.exceptions.SSLError):
-        return False
-    cause = error.args[0] if isinstance(error, requests.ConnectionError) and error.args else None
-    return isinstance(cause, ProtocolError) or isinstance(
-        error, requests.Timeout | requests.exceptions.ChunkedEncodingError
-    )
 
 
 def _parse(response: requests.Response) -> Dataset:

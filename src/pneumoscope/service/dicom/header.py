@@ -12,7 +12,7 @@ from pydicom.valuerep import PersonName
 
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.unreadable import UnreadableReason
-from pneumoscope.imaging.dicom import read_elements, read_first_elements
+from pneumoscope.imaging.dicom_elements import read_elements, read_first_elements
 from pneumoscope.imaging.header_identity import repair_text
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "MAX_HEADER_BYTES",
     "decode_header",
     "encode_header",
-    "has_study",
     "is_own_result",
     "read_display",
     "read_header",
@@ -133,11 +132,6 @@ def read_display(file: bytes) -> Dataset:
         if name in found and (name not in DISPLAY_ELEMENTS or found[name].is_empty):
             delattr(found, name)
     return found
-
-
-def has_study(header: Dataset) -> bool:
-    """Return whether a header states the study and the series, without which there are no results as DICOM objects."""
-    return bool(header.StudyInstanceUID and header.SeriesInstanceUID)
 
 
 def encode_header(header: Dataset) -> str:

@@ -29,11 +29,11 @@ from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import Failure, Prediction, Rejection
 from pneumoscope.service.audit.log import Entry, append
 from pneumoscope.service.dicom.configuration import DicomConfiguration, SiteRule
-from pneumoscope.service.dicom.header import decode_header, encode_header, has_study, is_own_result, read_header
+from pneumoscope.service.dicom.header import decode_header, encode_header, is_own_result, read_header
 from pneumoscope.service.dicom.settings import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, PROCESSING_FAILURE, SUCCESS
 from pneumoscope.service.predictions import PredictionService
-from pneumoscope.service.storage.deliveries import ObjectKind, ResultSubject
-from pneumoscope.service.storage.inbox import (
+from pneumoscope.service.storage.deliveries import ObjectKind, ResultSubject, states_study
+from pneumoscope.service.storage.received_instances import (
     Outcome,
     ReceivedInstance,
     copies_of,
@@ -41,10 +41,11 @@ from pneumoscope.service.storage.inbox import (
     forget_header,
     instances_of,
 )
-from pneumoscope.service.storage.queries import read_one
 from pneumoscope.service.storage.records import StoredPrediction, format_time
 from pneumoscope.service.storage.results import destinations_with, destinations_with_result, enqueue
+from pneumoscope.service.storage.stored_predictions import read_one
 from pneumoscope.service.storage.study_events import enqueue_study_event
+from pneumoscope.service.storage.unreadable import find_reason
 
 __all__ = ["InstanceProcessor", "Reception"]
 
@@ -166,16 +167,17 @@ class InstanceProcessor:
     async def _process_batch(self, batch: Sequence[ReceivedInstance]) -> bool:
         """Predict instances, and return whether one of them no longer waits."""
         semaphore = asyncio.Semaphore(_CONCURRENT)
+        failed: set[int] = set()  # numbers of those with an unexpected error
         beginning = asyncio.ensure_future(run_in_threadpool(self._inbox.begin_attempts, batch))
         try:
             await asyncio.shield(beginning)
-            return any(await asyncio.gather(*(self._process(each, semaphore) for each in batch)))
+            return any(await asyncio.gather(*(self._process(each, semaphore, failed) for each in batch)))
         except asyncio.CancelledError:  # the service stops
             await asyncio.wait([beginning])  # its thread goes on, and would count them after they are taken back
-            self._cancel_attempts(batch)
+            self._cancel_attempts([each for each in batch if each.number not in failed])
             raise
 
-    async def _process(self, received: ReceivedInstance, semaphore: asyncio.Semaphore) -> bool:
+    async def _process(self, received: ReceivedInstance, semaphore: asyncio.Semaphore, failed: set[int]) -> bool:
         """Predict an instance, and return whether it no longer waits; only an unexpected error leaves its attempt counted."""
         async with semaphore:
             try:
@@ -185,6 +187,7 @@ class InstanceProcessor:
                 return False
             except Exception as error:  # noqa: BLE001  the others are predicted; its message may contain anything
                 _LOG.warning("A received instance could not be predicted: unexpected %s", type(error).__name__)
+                failed.add(received.number)
                 return False
             return True
 
@@ -293,7 +296,7 @@ class InstanceProcessor:
             return
         rule = None if prediction.failure else self._rule_of(prediction, received)
         if rule is None or rule.result:
-            self._enqueue(connection, received, at, id=id, failure_code=code)
+            self._enqueue(connection, received, at, id=id, failure=prediction.failure)
         self._enqueue_copies(connection, received, at)
 
     def record_again(self, earlier_id: str, connection: Connection, id: str) -> None:
@@ -338,7 +341,7 @@ class InstanceProcessor:
         at: str,
         *,
         id: str = "",
-        failure_code: str = "",
+        failure: Failure | None = None,
         without: Collection[str] = (),
     ) -> None:
         """Put the results of an instance into the outbox, for the destinations that get none of a later copy of it.
@@ -356,13 +359,17 @@ class InstanceProcessor:
             # Results of the same pixels by another model or other site rules leave out none; and a report of a loss is no result.
             elif each.state != "lost" and (each.settings == self._settings or not _is_same_image(connection, each, id)):
                 destinations -= self._destinations_with_results(connection, each)
-        header = next((each.header for each in (*later, received) if _states_study(each.header)), "")
+        header = next((each.header for each in (*later, received) if states_study(each.header)), "")
         if not header:
             return
         stored = read_one(connection, id) if id else None
+        reason = failure and failure.reason
+        parameters = {name: value for name, value in reason.parameters.items() if name != "error"} if reason else {}
         subject = ResultSubject(
             prediction_id=id,
-            failure_code=failure_code,
+            failure_code=failure.code if failure else "",
+            failure_reason=reason.code if reason else "",
+            failure_parameters=json.dumps(parameters) if reason else "",
             model_sha256=stored.model.sha256 if stored else self._service.model.facts.sha256,
             operating_point=stored.operating_point if stored else self._service.model.operating_point_name,
             sop_instance_uid=received.sop_instance_uid,
@@ -379,8 +386,10 @@ class InstanceProcessor:
         for each in copies:
             is_processed = each.state in ("predicted", "unreadable") and each.settings == self._settings
             if each.number < received.number and is_processed and self._has_result(connection, each):
-                answered, code = self._destinations_with_results(connection, each), each.failure_code
-                self._enqueue(connection, each, at, id=each.prediction_id, failure_code=code, without=answered)
+                answered, id = self._destinations_with_results(connection, each), each.prediction_id
+                reason = None if id else find_reason(connection, each.image_sha256, each.failure_code)
+                failure = None if id else Failure(each.failure_code, "", reason=reason)
+                self._enqueue(connection, each, at, id=id, failure=failure, without=answered)
         for each in copies:  # last, since a result is better than the report of a loss
             if each.state == "lost":
                 self._enqueue_lost(connection, each, at)
@@ -390,7 +399,7 @@ class InstanceProcessor:
         waiting = [each for each in copies_of(connection, lost) if each.state == "waiting"]
         awaiting = {name for each in waiting for name in self._configuration.destinations_of(each.reply_to)}
         answered = destinations_with_result(connection, lost.sop_instance_uid)
-        self._enqueue(connection, lost, at, failure_code="lost", without=answered | awaiting)
+        self._enqueue(connection, lost, at, failure=Failure("lost", ""), without=answered | awaiting)
 
     def _destinations_with_results(self, connection: Connection, received: ReceivedInstance) -> set[str]:
         """Return the destinations that get, or got, results of a processed instance."""
@@ -417,8 +426,3 @@ def _is_same_image(connection: Connection, received: ReceivedInstance, predictio
         return False
     first, second = (read_one(connection, id).image_key for id in (received.prediction_id, prediction_id))
     return first == second
-
-
-def _states_study(header: str) -> bool:
-    """Return whether there is a header with study and series: retention or pseudonymization may have removed it."""
-    return bool(header) and has_study(decode_header(header))

@@ -9,6 +9,7 @@ from pydicom.sr.coding import Code
 
 from pneumoscope.core.messages import rejection_label
 from pneumoscope.core.prediction_messages import result_title, site_note
+from pneumoscope.core.unreadable import UnreadableCode
 from pneumoscope.service.dicom.codes import (
     CERTAINTY,
     LOWER_LIMIT,
@@ -25,11 +26,12 @@ from pneumoscope.service.dicom.heatmap_region import Zone, zones
 from pneumoscope.service.dicom.results import Result, patient_orientation
 from pneumoscope.service.storage.deliveries import derive_uid
 
-__all__ = ["PRIVATE_CODES", "STANDARD_CODES", "structured_report"]
+__all__ = ["PRIVATE_CODES", "STANDARD_CODES", "structured_report", "unreadable_code"]
 
 _PROCEDURE = Code("363679005", "SCT", "Imaging procedure")  # of CID 100; the code of FHIR is not in it
 _PRESENCE = Code("presence", PRIVATE_SCHEME, "Presence of pneumonia by the model")
 _REASON = Code("reason", PRIVATE_SCHEME, "Reason of the decision")
+_CAUSE = Code("cause", PRIVATE_SCHEME, "Why the image could not be read")
 _REGION = Code("heatmap-region", PRIVATE_SCHEME, "Region of the strongest contributions to the prediction")
 _EXPLANATION = Code("explanation", PRIVATE_SCHEME, "Explanation of the decision")
 _NOTICE = Code("notice", PRIVATE_SCHEME, "Notice")
@@ -39,8 +41,8 @@ _LEVELS = {
 _SIDES = {"right": codes.SCT.Right, "left": codes.SCT.Left}
 
 PRIVATE_CODES = (
-    _PRESENCE, PRESENCE_VALUES["rejected"], _REASON, LOWER_LIMIT, UPPER_LIMIT, OPERATING_POINT, THRESHOLD, MODEL_HASH, _REGION,
-    _EXPLANATION, _NOTICE,
+    _PRESENCE, PRESENCE_VALUES["rejected"], _REASON, _CAUSE, LOWER_LIMIT, UPPER_LIMIT, OPERATING_POINT, THRESHOLD, MODEL_HASH,
+    _REGION, _EXPLANATION, _NOTICE,
 )  # fmt: skip
 STANDARD_CODES = (
     PNEUMONIA, _PROCEDURE, *(code for code in PRESENCE_VALUES.values() if code.scheme_designator != PRIVATE_SCHEME), CERTAINTY,
@@ -128,7 +130,7 @@ def _measurements(result: Result) -> list[sr.Measurement]:
 
 
 def _evaluations(result: Result) -> list[sr.QualitativeEvaluation]:
-    """Return the decision, the reason of a rejection, and the zones of the heatmap."""
+    """Return the decision, the reason of a rejection or of a failure, and the zones of the heatmap."""
     prediction = result.prediction
     found = [sr.QualitativeEvaluation(name=_PRESENCE, value=PRESENCE_VALUES[result.decision])]
     if prediction.rejection:
@@ -137,9 +139,16 @@ def _evaluations(result: Result) -> list[sr.QualitativeEvaluation]:
     if prediction.failure:
         reason = Code(prediction.failure.code, PRIVATE_SCHEME, "The image could not be read")
         found.append(sr.QualitativeEvaluation(name=_REASON, value=reason))
+        if cause := prediction.failure.reason:
+            found.append(sr.QualitativeEvaluation(name=_CAUSE, value=unreadable_code(cause.code)))
     if result.heatmap and result.decision in ("pneumonia", "uncertain"):
         found += map(_region, zones(result.heatmap, patient_orientation(result.header)))
     return found
+
+
+def unreadable_code(code: UnreadableCode) -> Code:
+    """Return the code of a reason for which an image could not be read; the explanation in the report is its message."""
+    return Code(code, PRIVATE_SCHEME, code.replace("_", " ").capitalize())
 
 
 def _region(zone: Zone) -> sr.QualitativeEvaluation:
@@ -157,13 +166,18 @@ def _texts(result: Result) -> list[sr.TextContentItem]:
     texts = [
         (OPERATING_POINT, prediction.operating_point),
         (MODEL_HASH, prediction.model.sha256),
-        (_EXPLANATION, result_title(prediction)),
+        (_EXPLANATION, _printable(result_title(prediction))),
         (_NOTICE, result.notice),
     ]
     return [
         sr.TextContentItem(name=name, value=value, relationship_type=sr.RelationshipTypeValues.CONTAINS)
         for name, value in texts
     ]
+
+
+def _printable(text: str) -> str:
+    """Return a text, which may quote the header, without characters that a DICOM text must not have (PS3.5 6.2)."""
+    return "".join(each if each.isprintable() else " " for each in text)
 
 
 def _coding_schemes() -> list[Dataset]:

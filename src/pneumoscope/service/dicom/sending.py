@@ -7,9 +7,23 @@ import ssl
 from collections.abc import Iterator
 from typing import Protocol
 
+import requests
+from urllib3.exceptions import ProtocolError
+
 from pneumoscope.service.storage.deliveries import Delivery
 
-__all__ = ["DeliveryError", "Sender", "UnconfirmedError", "UnreachableError", "connection_error_code"]
+__all__ = [
+    "UNCERTAIN_STATUSES",
+    "DeliveryError",
+    "Sender",
+    "UnconfirmedError",
+    "UnreachableError",
+    "connection_error_code",
+    "may_have_arrived",
+]
+
+# HTTP statuses of a server that may have stored what was sent: it failed meanwhile, or is behind a gateway that waited in vain.
+UNCERTAIN_STATUSES = (500, 502, 504)
 
 # Codes of the errors of a connection, the first that holds; none of them states an address.
 _CONNECTION_CODES: tuple[tuple[type[BaseException], str], ...] = (
@@ -21,16 +35,31 @@ _CONNECTION_CODES: tuple[tuple[type[BaseException], str], ...] = (
 )
 
 
-class DeliveryError(Exception):
-    """A destination refused an object. The message is a stable code."""
+class _SendingError(Exception):
+    """A destination did not confirm an object. The message is a stable code.
+
+    Attributes:
+        maybe_delivered: Whether the destination may have the object nevertheless.
+    """
+
+    def __init__(self, code: str, *, maybe_delivered: bool = False) -> None:
+        super().__init__(code)
+        self.maybe_delivered = maybe_delivered
 
 
-class UnconfirmedError(Exception):
-    """A destination did not answer, and may have the object. The message is a stable code."""
+class DeliveryError(_SendingError):
+    """A destination refused an object, or its response does not confirm it."""
 
 
-class UnreachableError(Exception):
-    """A destination cannot be reached. The message is a stable code."""
+class UnconfirmedError(_SendingError):
+    """A destination did not answer, and may have the object."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code, maybe_delivered=True)
+
+
+class UnreachableError(_SendingError):
+    """A destination cannot be reached, or cannot accept any object."""
 
 
 class Sender(Protocol):
@@ -49,6 +78,16 @@ def connection_error_code(error: BaseException) -> str:
     causes = list(_causes(error))
     found = (code for kind, code in _CONNECTION_CODES if any(isinstance(each, kind) for each in causes))
     return next(found, "unreachable")
+
+
+def may_have_arrived(error: Exception) -> bool:
+    """Return whether an HTTP request failed after it was sent, perhaps."""
+    if isinstance(error, requests.exceptions.ConnectTimeout | requests.exceptions.SSLError):
+        return False
+    cause = error.args[0] if isinstance(error, requests.ConnectionError) and error.args else None
+    return isinstance(cause, ProtocolError) or isinstance(
+        error, requests.Timeout | requests.exceptions.ChunkedEncodingError
+    )
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pneumoscope.core.errors import UsageError
+from pneumoscope.core.files import read_error_reason
 from pneumoscope.service.dicom.configuration import DicomConfiguration, Webhook, WebServer
 
 __all__ = ["require_files", "require_server_files", "unresolved_hosts", "warn_of_unresolved_hosts"]
@@ -64,9 +65,8 @@ def _require_certificates(file: Path, setting: str) -> None:
 
 
 def _unreadable(file: Path, setting: str, error: OSError | UnicodeDecodeError) -> UsageError:
-    reason = (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8 text"
     return UsageError(
-        f"cannot read the file {str(file)!r} ({setting}): {reason}",
+        f"cannot read the file {str(file)!r} ({setting}): {read_error_reason(error)}",
         hint="Create it, and let the user who runs this command read it",
     )
 

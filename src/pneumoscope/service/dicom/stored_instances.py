@@ -15,20 +15,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-import numpy as np
 from fastapi.concurrency import run_in_threadpool
-from PIL import Image
-from pydicom import Dataset, dcmread
-from pydicom.encaps import get_frame
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
+from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from pneumoscope.core.errors import GoneError, TooLargeError, UnreadableImageError
 from pneumoscope.core.identity import Identity, is_same_person
-from pneumoscope.core.unreadable import UnreadableReason
-from pneumoscope.imaging.dicom import read_first_elements
+from pneumoscope.imaging.dicom_elements import read_first_elements
 from pneumoscope.imaging.header_identity import read_identity
 from pneumoscope.service.dicom.configuration import ResultSettings
 from pneumoscope.service.dicom.header import MAX_HEADER_BYTES, read_header
+from pneumoscope.service.dicom.instance_content import convert_image, draw_capture, header_json, read_frame
 from pneumoscope.service.dicom.matching import ATTRIBUTES, Level, SearchQuery
 from pneumoscope.service.rendering import ImageRenderer
 from pneumoscope.service.storage.deliveries import ObjectKind, result_uid
@@ -45,10 +42,7 @@ MAX_SEARCHES = 2  # at once
 MAX_FILES = 2000  # whose headers a search reads
 MAX_RETRIEVED = 1000  # files that a retrieve sends, each with its results; their attributes are in memory
 _FIRST_BYTES = 64 * 2**10  # enough for most headers
-MAX_INLINE = 1024  # bytes of a binary value in metadata
 _MAX_TEXT = 1024  # characters of a value in search results
-_JPEG_QUALITY = 90
-_BINARY = ("OB", "OD", "OF", "OL", "OV", "OW", "UN")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")  # others were not understood
 _FURTHER_ELEMENTS = (
     "SeriesNumber", "SeriesDescription", "SeriesDate", "SeriesTime", "BodyPartExamined", "InstanceNumber",
@@ -231,13 +225,13 @@ class StoredInstances:
     async def metadata(self, instance: StoredInstance) -> dict[str, Any]:
         """Return the header of an instance as DICOM JSON, without pixels and other long binary values; see `open`."""
         with await self.open(instance) as file:
-            return await run_in_threadpool(_header_json, file)
+            return await run_in_threadpool(header_json, file)
 
     async def frame(self, instance: StoredInstance) -> bytes | None:
         """Return the only frame of an instance as it is stored, little-endian; None if it has none. See `open`."""
         async with self._loading:
             with await self.open(instance) as file:
-                return await run_in_threadpool(_frame, file)
+                return await run_in_threadpool(read_frame, file)
 
     async def rendered(self, instance: StoredInstance, media_type: str) -> bytes | None:
         """Return an instance as image/png or image/jpeg; None if it has no pixels. See `open`."""
@@ -245,10 +239,10 @@ class StoredInstances:
             return None
         if instance.kind is None:
             png = await self._renderer.image(instance.prediction.id)
-            return png if media_type == "image/png" else await run_in_threadpool(_recode, png, media_type)
+            return png if media_type == "image/png" else await run_in_threadpool(convert_image, png, media_type)
         async with self._loading:
             with await self.open(instance) as file:
-                return await run_in_threadpool(_draw_capture, file, media_type)
+                return await run_in_threadpool(draw_capture, file, media_type)
 
     def _studies(self, where: StudyFilter, limit: _FileLimit) -> Iterator[list[StoredInstance]]:
         """Yield the instances of each study that meets the conditions, up to a limit; none is empty."""
@@ -390,67 +384,3 @@ def _summaries(instances: Sequence[StoredInstance], level: Level) -> Iterator[Da
             of_instance = _selected(each.attributes, ATTRIBUTES["instance"])
             of_instance.update(of_series)
             yield of_instance
-
-
-def _header_json(file: BinaryIO) -> dict[str, Any]:
-    try:
-        header = dcmread(io.BytesIO(file.read(MAX_HEADER_BYTES)), stop_before_pixels=True)
-        _remove_unsuitable(header)
-        header.decode()
-        header.SpecificCharacterSet = "ISO_IR 192"  # of JSON
-        return header.to_json_dict(suppress_invalid_tags=True)
-    except Exception as error:  # untrusted bytes: the library raises errors of any type
-        raise UnreadableImageError(
-            "", UnreadableReason("dicom_header_not_readable", {"error": type(error).__name__})
-        ) from error
-
-
-def _remove_unsuitable(header: Dataset) -> None:
-    """Remove long binary values, and elements that are invalid."""
-    for tag in list(header.keys()):
-        try:
-            element = header[tag]
-            if element.VR == "SQ":
-                for item in element.value:
-                    _remove_unsuitable(item)
-            elif element.VR in _BINARY and len(element.value or b"") > MAX_INLINE:
-                del header[tag]
-        except Exception:  # noqa: BLE001  untrusted bytes: the library raises errors of any type
-            del header[tag]
-
-
-def _frame(file: BinaryIO) -> bytes | None:
-    try:
-        dataset = dcmread(file)
-        if "PixelData" not in dataset:
-            return None
-        syntax = dataset.file_meta.TransferSyntaxUID
-        if syntax.is_encapsulated:
-            return get_frame(dataset.PixelData, 0, number_of_frames=1)
-        bits = int(dataset.BitsAllocated)
-        size = (dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * bits + 7) // 8
-        pixels: bytes = dataset.PixelData[:size]
-        if syntax == ExplicitVRBigEndian and bits == 16:
-            return np.frombuffer(pixels, ">u2").astype("<u2").tobytes()
-        return pixels
-    except Exception as error:  # untrusted bytes: the library raises errors of any type
-        raise UnreadableImageError(
-            "", UnreadableReason("dicom_file_not_readable", {"error": type(error).__name__})
-        ) from error
-
-
-def _draw_capture(file: BinaryIO, media_type: str) -> bytes:
-    """Return a Secondary Capture of this package as a rendered image."""
-    capture = dcmread(file)
-    return _encode(Image.frombytes("RGB", (capture.Columns, capture.Rows), capture.PixelData), media_type)
-
-
-def _recode(png: bytes, media_type: str) -> bytes:
-    with Image.open(io.BytesIO(png)) as opened:
-        return _encode(opened, media_type)
-
-
-def _encode(image: Image.Image, media_type: str) -> bytes:
-    file = io.BytesIO()
-    image.save(file, media_type.partition("/")[2].upper(), quality=_JPEG_QUALITY)
-    return file.getvalue()

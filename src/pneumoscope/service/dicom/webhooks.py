@@ -15,7 +15,13 @@ import requests
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.identity import PATIENT_FIELDS, STUDY_FIELDS
 from pneumoscope.service.dicom.configuration import Webhook
-from pneumoscope.service.dicom.sending import DeliveryError, UnreachableError, connection_error_code
+from pneumoscope.service.dicom.sending import (
+    UNCERTAIN_STATUSES,
+    DeliveryError,
+    UnreachableError,
+    connection_error_code,
+    may_have_arrived,
+)
 from pneumoscope.service.signatures import read_secret, webhook_headers
 from pneumoscope.service.storage.deliveries import Delivery
 from pneumoscope.service.storage.records import StoredPrediction
@@ -120,13 +126,13 @@ class WebhookSender:
                 allow_redirects=False, stream=True, timeout=(_CONNECT_SECONDS, _READ_SECONDS),
             ) as response:  # fmt: skip
                 status = response.status_code
-        except requests.Timeout as error:
-            raise UnreachableError("timeout") from error
         except (requests.RequestException, OSError) as error:
-            raise UnreachableError(connection_error_code(error)) from error
+            code = "timeout" if isinstance(error, requests.Timeout) else connection_error_code(error)
+            raise UnreachableError(code, maybe_delivered=may_have_arrived(error)) from error
         if not 200 <= status < 300:
             unreachable = status in _UNREACHABLE_STATUSES or status >= 500 or status < 400
-            raise (UnreachableError if unreachable else DeliveryError)(f"http_{status}")
+            error_class = UnreachableError if unreachable else DeliveryError
+            raise error_class(f"http_{status}", maybe_delivered=status in UNCERTAIN_STATUSES)
 
     def close(self) -> None:
         """Close the connections."""

@@ -69,7 +69,7 @@ def resource(kind: ResourceType, id: str, prediction: StoredPrediction, notice: 
         kind: Type of the resource.
         id: Id of the resource; see `storage.records.StoredPrediction.report_id`.
         prediction: The prediction.
-        notice: Notice of the model.
+        notice: Notice of its model.
         updated: Time of the last change, ISO 8601 in UTC.
     """
     content = _report(id, prediction, notice) if kind == "DiagnosticReport" else _observation(prediction, notice)
@@ -287,7 +287,7 @@ def capability_statement(notice: str) -> Resource:
     """Return what the service offers as a FHIR server.
 
     Args:
-        notice: Notice of the model.
+        notice: Notice of its model.
     """
     kinds: tuple[ResourceType, ...] = ("DiagnosticReport", "Observation")
     resources = [

@@ -196,7 +196,7 @@ def _read(kind: ResourceType, service: PredictionService, id: str) -> dict[str, 
             raise UnknownNameError(kind, id, (), hint="The image belongs to another study now")
         prediction = found[0]
     updated = last_change(repository.engine, prediction_id) or prediction.created  # predictions of old versions
-    return resource(kind, id, prediction, service.notice("en"), updated)
+    return resource(kind, id, prediction, service.notice("en", prediction), updated)
 
 
 def _response(found: dict[str, Any], settings: Settings, if_none_match: str | None) -> Response:

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, or_
 
+from pneumoscope.core.prediction import Failure
+from pneumoscope.core.unreadable import UnreadableCode, UnreadableReason
 from pneumoscope.service.storage.outbox_status import CommitmentState
 from pneumoscope.service.storage.records import Row, format_time
 from pneumoscope.service.storage.tables import outbox
@@ -28,6 +30,8 @@ __all__ = [
     "is_due",
     "result_uid",
     "retry_delay",
+    "states_study",
+    "study_of",
 ]
 
 ObjectKind = Literal["secondary_capture", "structured_report", "rejection_note", "parametric_map", "presentation_state"]
@@ -52,6 +56,7 @@ class ResultSubject:
         model_sha256, operating_point: Of the service.
         sop_instance_uid: Of the image.
         header: The elements that the objects share with the image, as DICOM JSON; empty if it was removed.
+        failure_reason, failure_parameters: The reason as a code with parameters, as JSON; empty if it is unknown.
     """
 
     prediction_id: str
@@ -60,10 +65,21 @@ class ResultSubject:
     operating_point: str
     sop_instance_uid: str
     header: str
+    failure_reason: UnreadableCode | Literal[""] = ""
+    failure_parameters: str = ""
 
     def __repr__(self) -> str:
         """Return the prediction without identifiers of the patient, which could reach a log."""
         return f"ResultSubject(prediction_id={self.prediction_id!r})"
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why the file could not be read; None for a prediction."""
+        if not self.failure_code:
+            return None
+        parameters = json.loads(self.failure_parameters or "{}")
+        reason = UnreadableReason(self.failure_reason, parameters) if self.failure_reason else None
+        return Failure(self.failure_code, "", reason=reason)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -122,9 +138,8 @@ class Delivery:
         """Return the delivery in a row of the table."""
         subject = ResultSubject(**{field.name: row[field.name] for field in dataclasses.fields(ResultSubject)})
         documents = {name: json.loads(row[name]) for name in ("withdrawn_uids", "unreadable")}
-        study = row["study_instance_uid"] or _study_of(row["header"])
-        names = {field.name for field in dataclasses.fields(cls)} - {"subject", "study_instance_uid", *documents}
-        return cls(**{name: row[name] for name in names}, subject=subject, study_instance_uid=study, **documents)
+        names = {field.name for field in dataclasses.fields(cls)} - {"subject", *documents}
+        return cls(**{name: row[name] for name in names}, subject=subject, **documents)
 
     @property
     def next_attempt(self) -> str | None:
@@ -137,9 +152,18 @@ class Delivery:
         return self.commitment_due if self.commitment in ("pending", "requested") else None
 
 
-def _study_of(header: str) -> str:
-    """Return the Study Instance UID in a header, DICOM JSON; empty if there is no header."""
-    values = json.loads(header).get("0020000D", {}).get("Value") if header else None
+def study_of(header: str) -> str:
+    """Return the Study Instance UID in a header, DICOM JSON; empty if there is none."""
+    return _uid_in(header, "0020000D")
+
+
+def states_study(header: str) -> bool:
+    """Return whether there is a header, DICOM JSON, with study and series, without which there are no results."""
+    return bool(study_of(header) and _uid_in(header, "0020000E"))
+
+
+def _uid_in(header: str, tag: str) -> str:
+    values = json.loads(header).get(tag, {}).get("Value") if header else None
     return str(values[0]) if values else ""
 
 

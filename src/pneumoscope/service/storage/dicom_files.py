@@ -11,8 +11,8 @@ from sqlalchemy import ColumnElement, Engine, Select, func, select
 from pneumoscope.core.errors import GoneError
 from pneumoscope.service.storage.blob_store import BlobStore
 from pneumoscope.service.storage.database import read_transaction
-from pneumoscope.service.storage.queries import read_stored, select_stored
 from pneumoscope.service.storage.records import StoredPrediction
+from pneumoscope.service.storage.stored_predictions import read_stored, select_stored
 from pneumoscope.service.storage.tables import instances, outbox, patients, predictions, studies
 
 __all__ = ["DicomFiles", "PredictedFile", "StudyFilter"]

@@ -20,24 +20,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import uuid
-from collections.abc import Collection, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Row,
-    RowMapping,
-    case,
-    delete,
-    exists,
-    func,
-    insert,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, Connection, RowMapping, delete, exists, func, insert, or_, select, update
 
 from pneumoscope.core.identity import (
     IDENTITY_FIELDS,
@@ -46,12 +32,10 @@ from pneumoscope.core.identity import (
     Identity,
     is_changed,
     is_other_patient,
-    is_same_person,
-    name_search_words,
-    search_words,
 )
 from pneumoscope.service.storage.current_prediction import merge_header, remove_headers
 from pneumoscope.service.storage.identity_columns import ASSIGNED, INSTANCE_FIELDS, read_identity, select_instances
+from pneumoscope.service.storage.patients import delete_empty, find_or_add_patient, find_or_add_study
 from pneumoscope.service.storage.tables import instances, patients, predictions, studies
 
 __all__ = [
@@ -123,8 +107,8 @@ def assign_identity(connection: Connection, pixel_sha256: str, stated: Identity 
     else:
         current = _find_stated(known, stated) or _Instance(number=_next_number(connection, pixel_sha256))
     identity = _merge(current.identity, stated)
-    patient_key = _find_or_add_patient(connection, identity, current)
-    study_key = _find_or_add_study(connection, identity, patient_key, current)
+    patient_key = find_or_add_patient(connection, identity, current.patient_key)
+    study_key = find_or_add_study(connection, identity, patient_key, current.study_key, current.patient_key)
     age = _kept_age(current, identity)
     changed = _store(connection, pixel_sha256, identity, current, study_key, statement_sha256, age)
     if current.number == ASSIGNED or current.exists:
@@ -190,8 +174,10 @@ def replace_identity(connection: Connection, pixel_sha256: str, identity: Identi
     others = [each for each in known[1:] if each.study_key]
     patient_key = study_key = None
     if identity.stated():
-        patient_key = _find_or_add_patient(connection, identity, current, complete=True)
-        study_key = _find_or_add_study(connection, identity, patient_key, current, complete=True)
+        patient_key = find_or_add_patient(connection, identity, current.patient_key, complete=True)
+        study_key = find_or_add_study(
+            connection, identity, patient_key, current.study_key, current.patient_key, complete=True
+        )
     # The statements of uploads stay, so that they change nothing again: that of the chosen patient with the image.
     chosen = [each for each in (current, *others) if each.patient_key and each.patient_key == patient_key]
     statements = {each.number: each.statement_sha256 for each in (current, *others)}
@@ -279,14 +265,14 @@ def _store(
 ) -> list[str]:
     """Store the instance, and return the names of the fields that changed; none for a new one."""
     values = {"study_key": study_key, "statement_sha256": statement_sha256, "entered_age": entered_age}
-    values |= _values(identity, INSTANCE_FIELDS)
+    values |= {name: getattr(identity, name) for name in INSTANCE_FIELDS}
     if not current.exists:
         key = {"pixel_sha256": pixel_sha256, "number": current.number}
         connection.execute(insert(instances), [key | values])
         return []
     same = instances.c.pixel_sha256 == pixel_sha256, instances.c.number == current.number
     connection.execute(update(instances).where(*same).values(values))
-    _delete_empty(connection, {current.study_key} - {None}, {current.patient_key} - {None})
+    delete_empty(connection, {current.study_key} - {None}, {current.patient_key} - {None})
     (after,) = _instances(connection, pixel_sha256, instances.c.number == current.number)
     return _differences(current.identity, after.identity)
 
@@ -307,17 +293,7 @@ def _delete_instances(connection: Connection, condition: ColumnElement[bool]) ->
     rows = connection.execute(query).all()
     remove_headers(connection, select(instances.c.pixel_sha256).where(condition))
     connection.execute(delete(instances).where(condition))
-    _delete_empty(connection, {row.study_key for row in rows}, {row.patient_key for row in rows} - {None})
-
-
-def _delete_empty(
-    connection: Connection, study_keys: Collection[str | None], patient_keys: Collection[str | None]
-) -> None:
-    """Delete those of the studies that have no instance, and those of the patients that have no study."""
-    unused_study = ~exists().where(instances.c.study_key == studies.c.study_key)
-    connection.execute(delete(studies).where(studies.c.study_key.in_(study_keys), unused_study))
-    unused_patient = ~exists().where(studies.c.patient_key == patients.c.patient_key)
-    connection.execute(delete(patients).where(patients.c.patient_key.in_(patient_keys), unused_patient))
+    delete_empty(connection, {row.study_key for row in rows}, {row.patient_key for row in rows} - {None})
 
 
 def _instances(connection: Connection, pixel_sha256: str, *conditions: ColumnElement[bool]) -> list[_Instance]:
@@ -363,105 +339,3 @@ def _merge(current: Identity, stated: Identity) -> Identity:
     if is_changed(current, stated, ("study_instance_uid", "accession_number")):
         kept |= dict.fromkeys(STUDY_FIELDS, "")
     return Identity(**kept | stated.stated())
-
-
-def _find_or_add_patient(
-    connection: Connection, identity: Identity, current: _Instance, *, complete: bool = False
-) -> str | None:
-    """Return the key of the patient, whose row then has the stated values; None if nothing is stated."""
-    values = _values(identity, PATIENT_FIELDS)
-    if not any(values.values()):
-        return None
-    same_number = [patients.c[name] == values[name] for name in ("patient_id", "issuer_of_patient_id")]
-    if not identity.patient_id:
-        same_number.append(_is_in_study(identity, current))
-    # The current patient first: the name and the birth date may be corrected.
-    is_current = patients.c.patient_key == current.patient_key
-    query = select(patients).where(*same_number).order_by(case((is_current, 0), else_=1), patients.c.patient_key)
-    matching = [
-        row
-        for row in connection.execute(query)
-        if (complete and row.patient_key == current.patient_key)
-        or is_same_person(Identity(**{name: getattr(row, name) for name in PATIENT_FIELDS}), identity)
-    ]
-    # Of several others, none is certain.
-    is_certain = len(matching) == 1 or (matching and matching[0].patient_key == current.patient_key)
-    found = matching[0] if is_certain else None
-    if found is None:
-        key = uuid.uuid4().hex
-        values["patient_search"] = _patient_search_text(identity.patient_name, identity.patient_id)
-        connection.execute(insert(patients), [{"patient_key": key, **values}])
-        return key
-    values = _update(found, values, is_current=found.patient_key == current.patient_key, complete=complete)
-    values["patient_search"] = _patient_search_text(values["patient_name"], values["patient_id"])
-    connection.execute(update(patients).where(patients.c.patient_key == found.patient_key).values(values))
-    return str(found.patient_key)
-
-
-def _is_in_study(identity: Identity, current: _Instance) -> ColumnElement[bool]:
-    """Return the condition that a patient without a number is the current one, or has a study with this UID or number."""
-    condition = patients.c.patient_key == current.patient_key
-    for name in ("study_instance_uid", "accession_number"):
-        if value := getattr(identity, name):
-            condition |= patients.c.patient_key.in_(select(studies.c.patient_key).where(studies.c[name] == value))
-    return condition
-
-
-def _find_or_add_study(
-    connection: Connection, identity: Identity, patient_key: str | None, current: _Instance, *, complete: bool = False
-) -> str:
-    """Return the key of the study, whose row then has the stated values."""
-    values = _values(identity, STUDY_FIELDS)
-    owner = studies.c.patient_key.is_(None) if patient_key is None else studies.c.patient_key == patient_key
-    conditions: list[ColumnElement[bool]] | None = None
-    if identity.study_instance_uid:
-        if patient_key:  # the first header with the patient
-            owner |= studies.c.patient_key.is_(None)
-        elif not complete:  # a header without the patient, if the patient is certain
-            owner = studies.c.study_key.is_not(None)
-        conditions = [studies.c.study_instance_uid == identity.study_instance_uid, owner]
-    elif identity.accession_number:
-        conditions = [studies.c.accession_number == identity.accession_number, owner]
-    elif patient_key and identity.study_date:
-        same_day = studies.c.study_date == identity.study_date, studies.c.study_instance_uid == ""
-        conditions = [*same_day, studies.c.accession_number == "", owner]
-    elif current.study_key and current.patient_key == patient_key:
-        conditions = [studies.c.study_key == current.study_key]
-    found = [] if conditions is None else connection.execute(select(studies).where(*conditions)).all()
-    found = [row for row in found if row.patient_key == patient_key] or found
-    if len(found) != 1:
-        key = uuid.uuid4().hex
-        values["study_search"] = _search_text(identity.accession_number)
-        connection.execute(insert(studies), [{"study_key": key, "patient_key": patient_key, **values}])
-        return key
-    values = _update(found[0], values, is_current=found[0].study_key == current.study_key, complete=complete)
-    values["study_search"] = _search_text(values["accession_number"])
-    owner_key = patient_key or found[0].patient_key
-    query = update(studies).where(studies.c.study_key == found[0].study_key)
-    connection.execute(query.values(values | {"patient_key": owner_key}))
-    return str(found[0].study_key)
-
-
-def _update(row: Row[Any], values: dict[str, str], *, is_current: bool, complete: bool) -> dict[str, str]:
-    """Return the values of a patient or study after a statement about an image.
-
-    A person may empty those of the image's own patient or study, and a header may change them. Of others, only empty ones are
-    filled: an image does not rename the patient of others.
-    """
-    if is_current and complete:
-        return values
-    stated = {name: value or getattr(row, name) for name, value in values.items()}
-    return stated if is_current else {name: getattr(row, name) or value for name, value in values.items()}
-
-
-def _values(identity: Identity, names: Sequence[str]) -> dict[str, str]:
-    return {name: getattr(identity, name) for name in names}
-
-
-def _patient_search_text(name: str, id: str) -> str:
-    return " ".join([*name_search_words(name), *search_words(id)])
-
-
-def _search_text(*values: str) -> str:
-    """Return the words of values, for `matches_search`."""
-    return " ".join(word for value in values for word in search_words(value))

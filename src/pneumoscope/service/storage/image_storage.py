@@ -19,9 +19,9 @@ from pneumoscope.core.errors import StorageError
 from pneumoscope.service.storage.blob_store import BlobStore, FolderBlobStore, MemoryBlobStore
 from pneumoscope.service.storage.data_directory import DataDirectory
 from pneumoscope.service.storage.database import DATABASE_FILE, open_database, read_transaction, write_transaction
-from pneumoscope.service.storage.queries import is_referenced
 from pneumoscope.service.storage.records import format_time
 from pneumoscope.service.storage.recovery import recover
+from pneumoscope.service.storage.stored_predictions import is_referenced
 from pneumoscope.service.storage.tables import predictions
 
 __all__ = ["ImageStorage", "raise_errors"]

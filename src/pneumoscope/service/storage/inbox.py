@@ -14,99 +14,32 @@ from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, Engine, delete, func, insert, or_, select, tuple_, update
 
 from pneumoscope.core.errors import StorageError
-from pneumoscope.service.audit.log import Entry, append
-from pneumoscope.service.auth.users import RETENTION
 from pneumoscope.service.storage.blob_store import STAGING, BlobStore, FolderBlobStore, MemoryBlobStore, content_hash
 from pneumoscope.service.storage.database import read_transaction, write_transaction
 from pneumoscope.service.storage.group_commit import GroupCommit
+from pneumoscope.service.storage.received_instances import (
+    NO_IDENTIFIERS,
+    Outcome,
+    ReceivedInstance,
+    finish,
+    instances_of,
+)
 from pneumoscope.service.storage.records import Row, format_time
-from pneumoscope.service.storage.results import MAX_COPIES, replace_header
+from pneumoscope.service.storage.results import replace_header
 from pneumoscope.service.storage.tables import predictions, received_instances, unreadable_files
 
-__all__ = [
-    "INBOX",
-    "Inbox",
-    "InboxState",
-    "InboxStatus",
-    "Outcome",
-    "ReceivedInstance",
-    "copies_of",
-    "find_missing_files",
-    "find_old_headers",
-    "finish",
-    "forget_header",
-    "forget_headers",
-    "forget_predictions",
-    "instances_of",
-]
+__all__ = ["INBOX", "Inbox", "InboxStatus", "find_missing_files"]
 
 INBOX = "inbox"  # below the data directory
-InboxState = Literal["waiting", "predicted", "unreadable", "lost", "own_result"]
 _BATCH = 500  # files of failed batches that one transaction settles
 _COLUMNS = received_instances.c
-_NO_IDENTIFIERS = {"header": "", "study_instance_uid": "", "sop_instance_uid": ""}
 # A time further in the future than twice the longest quiet period: the clock was set back, and not only corrected.
 _HORIZON = timedelta(hours=2)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ReceivedInstance:
-    """A DICOM instance that another node sent.
-
-    Attributes:
-        sender: Name of the peer or user.
-        reply_to: Name of the peer to which results go by default; empty if there is none.
-        study_instance_uid, sop_instance_uid: From the header.
-        header: The elements that results need, as DICOM JSON.
-        number: Number of the row; 0 before it is stored.
-        image_sha256: Hash of the file; empty before it is stored.
-        attempts: Number of attempts to predict it that failed, or during which the process was killed.
-        state: "waiting" until it is processed.
-        prediction_id, failure_code, settings: See `Outcome`; empty while it waits.
-    """
-
-    sender: str
-    reply_to: str
-    study_instance_uid: str
-    sop_instance_uid: str
-    header: str
-    number: int = 0
-    image_sha256: str = ""
-    attempts: int = 0
-    state: InboxState = "waiting"
-    prediction_id: str = ""
-    failure_code: str = ""
-    settings: str = ""
-
-    def __repr__(self) -> str:
-        """Return the number without identifiers, which could reach a log."""
-        return f"ReceivedInstance(number={self.number})"
-
-    @classmethod
-    def from_row(cls, row: Row) -> ReceivedInstance:
-        """Return the instance in a row of the table."""
-        return cls(**{field.name: row[field.name] for field in dataclasses.fields(cls)})
-
-
-class Outcome(NamedTuple):
-    """The end of an instance's wait.
-
-    Attributes:
-        state: The new state.
-        settings: Hash of everything but the instance that the outcome depends on; see `Inbox.submit`.
-        prediction_id: Of its prediction, if there is one.
-        failure_code: Why the file could not be read, if it could not.
-    """
-
-    state: InboxState
-    settings: str
-    prediction_id: str = ""
-    failure_code: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -189,7 +122,7 @@ class Inbox:
             StorageError: It cannot be recorded.
         """
         time = format_time(self._now())
-        row = _new_row(instance, content, time, time) | {"state": "own_result", "processed": time, **_NO_IDENTIFIERS}
+        row = _new_row(instance, content, time, time) | {"state": "own_result", "processed": time, **NO_IDENTIFIERS}
         with write_transaction(self._engine) as connection:
             if _find(connection, [row]):
                 return
@@ -358,36 +291,6 @@ class Inbox:
         return results
 
 
-def finish(connection: Connection, instance: ReceivedInstance, outcome: Outcome, time: str) -> None:
-    """Record the outcome of an instance in a transaction that stores its prediction."""
-    values = {
-        "state": outcome.state, "processed": time, "prediction_id": outcome.prediction_id,
-        "failure_code": outcome.failure_code, "settings": outcome.settings,
-    }  # fmt: skip
-    connection.execute(update(received_instances).where(_COLUMNS.number == instance.number).values(values))
-
-
-def instances_of(connection: Connection, prediction_id: str) -> list[ReceivedInstance]:
-    """Return the received instances that have a prediction."""
-    query = select(received_instances).where(_COLUMNS.prediction_id == prediction_id).order_by(_COLUMNS.number)
-    return [ReceivedInstance.from_row(row) for row in connection.execute(query).mappings()]
-
-
-def copies_of(connection: Connection, instance: ReceivedInstance) -> list[ReceivedInstance]:
-    """Return the other instances with the SOP Instance UID of an instance, last received first; none if it was removed.
-
-    At most `MAX_COPIES` are those received later, and as many those received before: in both cases the last ones.
-    """
-    if not instance.sop_instance_uid:
-        return []
-    same = select(received_instances).where(_COLUMNS.sop_instance_uid == instance.sop_instance_uid)
-    found: list[ReceivedInstance] = []
-    for side in (_COLUMNS.number > instance.number, _COLUMNS.number < instance.number):
-        query = same.where(side).order_by(_COLUMNS.number.desc()).limit(MAX_COPIES)
-        found += [ReceivedInstance.from_row(row) for row in connection.execute(query).mappings()]
-    return found
-
-
 def find_missing_files(engine: Engine, folder: Path) -> list[str]:
     """Return the paths, relative to the data directory, of the missing or damaged files of waiting instances.
 
@@ -406,61 +309,6 @@ def find_missing_files(engine: Engine, folder: Path) -> list[str]:
         if is_missing:
             found.append(f"{INBOX}/{STAGING}/{sha256}")
     return found
-
-
-def forget_predictions(connection: Connection, ids: Sequence[str]) -> set[str]:
-    """Delete the records of instances whose predictions are deleted, and return their studies, by their UIDs as stored.
-
-    If no prediction of a study is left, the records of its other instances are deleted, too, all but those that wait.
-    """
-    query = delete(received_instances).where(_COLUMNS.prediction_id.in_(ids)).returning(_COLUMNS.study_instance_uid)
-    studies = set(connection.execute(query).scalars()) - {""}
-    left = select(_COLUMNS.study_instance_uid).where(
-        _COLUMNS.study_instance_uid.in_(studies), _COLUMNS.state.in_(("waiting", "predicted"))
-    )
-    gone = studies - set(connection.execute(left).scalars())
-    connection.execute(delete(received_instances).where(_COLUMNS.study_instance_uid.in_(gone)))
-    return studies
-
-
-def forget_header(connection: Connection, instance: ReceivedInstance, pseudonym: str) -> None:
-    """Remove the identifiers of an instance, all but a pseudonym of its study."""
-    values = _NO_IDENTIFIERS | {"study_instance_uid": pseudonym}
-    connection.execute(update(received_instances).where(_COLUMNS.number == instance.number).values(values))
-
-
-def find_old_headers(connection: Connection, limit: str, count: int, after: int) -> list[int]:
-    """Return the numbers of instances with identifiers that were processed before a limit, in their order.
-
-    Args:
-        connection: Of a transaction that excludes no writers: all rows may be read.
-        limit: Time of the oldest instance that keeps its identifiers.
-        count: Number of instances, at most.
-        after: Number of the last instance that was found before; 0 at first.
-    """
-    query = select(_COLUMNS.number).where(_has_old_header(limit), _COLUMNS.number > after)
-    return list(connection.execute(query.order_by(_COLUMNS.number).limit(count)).scalars())
-
-
-def forget_headers(connection: Connection, numbers: Sequence[int], limit: str, time: str) -> None:
-    """Remove the identifiers of instances, with an audit log entry for each.
-
-    The entry names no prediction, which may have its own identity for longer; see `audit.log.last_change`.
-
-    Args:
-        connection: Of the transaction.
-        numbers: See `find_old_headers`; those that arrived again since keep their identifiers.
-        limit: Time of the oldest instance that keeps its identifiers.
-        time: Time of the transaction.
-    """
-    query = update(received_instances).where(_COLUMNS.number.in_(numbers), _has_old_header(limit))
-    query = query.values(_NO_IDENTIFIERS)
-    hashes = connection.execute(query.returning(_COLUMNS.image_sha256)).scalars().all()
-    append(connection, [Entry(time, RETENTION, "instance_identity_removed", image_sha256=each) for each in hashes])
-
-
-def _has_old_header(limit: str) -> ColumnElement[bool]:
-    return and_(_COLUMNS.processed < limit, or_(_COLUMNS.sop_instance_uid != "", _COLUMNS.study_instance_uid != ""))
 
 
 def _new_row(instance: ReceivedInstance, content: bytes, received: str, due: str) -> dict[str, Any]:

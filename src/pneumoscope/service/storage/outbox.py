@@ -143,11 +143,14 @@ class Outbox:
     def record_cancelled(self, delivery: Delivery, error: str, time: datetime) -> None:
         """Record that an object can no longer be built, and why; one that was sent again is delivered as it was before.
 
+        One that the destination may have keeps its header, so that it can be withdrawn.
+
         Raises:
             StorageError: The database cannot be written.
         """
         cancelled = {
-            "state": "cancelled", "finished": format_time(time), "maybe_delivered": delivery.maybe_delivered, "header": "",
+            "state": "cancelled", "finished": format_time(time), "maybe_delivered": delivery.maybe_delivered,
+            "header": delivery.subject.header if delivery.maybe_delivered else "",
         }  # fmt: skip
         values = DELIVERED_BEFORE if delivery.finished else cancelled
         with write_transaction(self._engine) as connection:
@@ -229,7 +232,7 @@ class Outbox:
                 connection, numbers, destination, unfinished if numbers else _COLUMNS.state == "waiting"
             )
             for row in rows:
-                if not row["header"] and not row["study_instance_uid"]:
+                if not row["study_instance_uid" if row["kind"] == "webhook" else "header"]:
                     raise UsageError(f"the header of result {row['number']} was removed", hint="Send the image again")
                 if successor := _successor(connection, row):
                     raise UsageError(
@@ -264,11 +267,6 @@ class Outbox:
             query = select(_COLUMNS.number).where(_COLUMNS.result_uid == sop_instance_uid).limit(1)
             return connection.execute(query).first() is not None
 
-    def _update(self, number: int, values: Mapping[str, Any]) -> None:
-        with write_transaction(self._engine) as connection:
-            waiting = _COLUMNS.number == number, _COLUMNS.state == "waiting"
-            connection.execute(update(outbox).where(*waiting).values(values))
-
     def _select(
         self, connection: Connection, numbers: Collection[int], destination: str, condition: ColumnElement[bool]
     ) -> Sequence[Row]:
@@ -298,7 +296,7 @@ class Outbox:
 
 def _successor(connection: Connection, row: Row) -> int | None:
     """Return the number of the last object, or event, that was added after a cancelled one in its place; None without one."""
-    if row["state"] != "cancelled":
+    if row["state"] != "cancelled" or row["kind"] == "rejection_note":  # another note is about other objects
         return None
     names = ["study_instance_uid"]  # an event states all predictions of its study
     if row["kind"] != "webhook":

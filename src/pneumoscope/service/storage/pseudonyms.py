@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from pydicom.uid import AllTransferSyntaxes
 
 from pneumoscope.core.errors import StorageError, UsageError
 from pneumoscope.core.files import write_atomically
@@ -30,7 +31,8 @@ _REMOVED = ("patient_birth_date", "study_date", "study_description")
 _PSEUDONYM = re.compile(rf"^[0-9a-f]{{{_LENGTH}}}$")
 _SEXES = ("F", "M", "O")
 # Parameters of rejections and of reasons that are not from the header
-_OWN_TEXTS = ("element", "type", "mode", "function", "signal", "dtype", "shape")
+_OWN_TEXTS = ("element", "type", "mode", "function", "signal", "dtype", "shape", "rule", "code")
+_STANDARD_TEXTS = frozenset(each.name for each in AllTransferSyntaxes)
 _SOURCE = "Source"  # chunk of a PNG
 _FINGERPRINT_FILE = "pseudonym-key"  # a keyed hash, from which the key cannot be computed
 
@@ -87,7 +89,8 @@ class Pseudonymizer:
     def prediction(self, prediction: Prediction) -> Prediction:
         """Return a prediction with pseudonyms: of the identity and the name of the file, without text of the header.
 
-        Dates and descriptions are removed. Of texts that a rejection or a failure quotes, digits become 9 and letters x.
+        Dates and descriptions are removed. Of texts of the header that a rejection or a failure quotes, digits become 9 and
+        letters x.
         """
         identity, rejection, failure = prediction.identity, prediction.rejection, prediction.failure
         if rejection:
@@ -183,7 +186,9 @@ def _without_quotes(failure: Failure) -> Failure:
 def _masked(parameters: Parameters) -> Parameters:
     """Return parameters of a code without texts of the header: digits become 9, and letters x."""
     return {
-        name: _mask(value) if isinstance(value, str) and name not in _OWN_TEXTS else value
+        name: _mask(value)
+        if isinstance(value, str) and name not in _OWN_TEXTS and value not in _STANDARD_TEXTS
+        else value
         for name, value in parameters.items()
     }
 

@@ -1,4 +1,4 @@
-"""Queries for stored predictions: one, a page of them, counts, and statistics."""
+"""Queries for stored predictions that meet conditions: a page of them, counts, and statistics."""
 
 from __future__ import annotations
 
@@ -11,27 +11,16 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, FromClause, RowMapping, Select, and_, case, func, or_, select
+from sqlalchemy import ColumnElement, Connection, FromClause, and_, case, func, or_, select
 
-from pneumoscope.core.errors import UnknownNameError, UsageError
+from pneumoscope.core.errors import UsageError
 from pneumoscope.core.prediction import Decision, ImageStatistics, ModelInfo, RejectionCode
-from pneumoscope.service.storage.current_prediction import (
-    HEADER_COLUMNS,
-    IS_OF_HEADER,
-    IS_SHOWN_HEADER,
-    is_current,
-    read_header_columns,
-)
-from pneumoscope.service.storage.identity_columns import (
-    CONFLICT_COLUMNS,
-    IDENTITY_COLUMNS,
-    find_others,
-    matches_search,
-    others_of_study,
-)
-from pneumoscope.service.storage.records import StoredPrediction, encode_others, encode_reviews, format_time, is_id
+from pneumoscope.service.storage.current_prediction import is_current
+from pneumoscope.service.storage.identity_columns import matches_search
+from pneumoscope.service.storage.records import StoredPrediction, format_time, is_id
 from pneumoscope.service.storage.reviews import Review, current_reviews
-from pneumoscope.service.storage.tables import header_predictions, instances, patients, predictions, reviews, studies
+from pneumoscope.service.storage.stored_predictions import JOINED, JOINED_PATIENTS, read_rows, select_stored
+from pneumoscope.service.storage.tables import instances, predictions, reviews, studies
 
 __all__ = [
     "TIME_FORMAT",
@@ -42,24 +31,12 @@ __all__ = [
     "PredictionStatistics",
     "count_images",
     "find_page",
-    "has_image",
-    "is_referenced",
     "latest_statistics",
-    "read_one",
-    "read_stored",
-    "select_stored",
 ]
 
 Order = Literal["newest", "oldest", "highest", "lowest", "urgency"]
 TIME_FORMAT = "2026-01-31 or 2026-01-31T09:30:00Z, in UTC"
 _MAX_PAGE_SIZE = 200
-_SAME_PIXELS = predictions.c.pixel_sha256 == instances.c.pixel_sha256
-_JOINED = predictions.outerjoin(instances, _SAME_PIXELS & IS_SHOWN_HEADER).outerjoin(studies).outerjoin(patients)
-# With a row for each patient of an image of several under whose header the prediction was made.
-_JOINED_PATIENTS = predictions.join(instances, _SAME_PIXELS & IS_OF_HEADER).join(studies).outerjoin(patients)
-_SAME_HEADER = (header_predictions.c.prediction_id == predictions.c.id) & (
-    header_predictions.c.number == instances.c.number
-)
 # Sort key of "urgency": pneumonia, uncertain and no pneumonia, each by falling probability, then rejected images; those with a
 # review last.
 _URGENCY = (
@@ -87,7 +64,7 @@ class Filter:
         until: Latest time, excluded; ISO 8601 in UTC.
         study_key: Key of a study.
         patient_key: Key of a patient.
-        search: Forms of each word of `identities.matches_search`; all words must match.
+        search: Forms of each word of `identity_columns.matches_search`; all words must match.
         latest: Whether to select only the current prediction of each image, such as that with a corrected age; of an image of
             several patients, that under each header.
     """
@@ -156,65 +133,6 @@ class Page:
     next: str
 
 
-def select_stored(*columns: ColumnElement[Any], of_patients: bool = False) -> Select[Any]:
-    """Select predictions with their identity, and further columns; see `read_stored`.
-
-    Args:
-        columns: The further columns.
-        of_patients: Whether a prediction under the headers of several patients is selected once for each of them, with that
-            identity. An image without an identity is then not selected.
-    """
-    joined = (_JOINED_PATIENTS if of_patients else _JOINED).outerjoin(header_predictions, _SAME_HEADER)
-    further = (*CONFLICT_COLUMNS, *HEADER_COLUMNS, *columns)
-    return select(predictions, *IDENTITY_COLUMNS, *further).select_from(joined)
-
-
-def read_stored(connection: Connection, query: Select[Any]) -> list[StoredPrediction]:
-    """Return the predictions of a query by `select_stored`, with their reviews and the identities of other patients."""
-    rows = connection.execute(query).mappings().all()
-    return _read_rows(connection, rows)
-
-
-def _read_rows(connection: Connection, rows: Sequence[RowMapping]) -> list[StoredPrediction]:
-    found = current_reviews(connection, {row["pixel_sha256"] for row in rows})
-    of_two = {row["pixel_sha256"] for row in rows if row["image_of_two_patients"]}
-    others = find_others(connection, of_two) if of_two else {}
-    stored = []
-    for row in map(read_header_columns, rows):
-        listed, count = others_of_study(others.get(row["pixel_sha256"]), row["study_key"])
-        reviews = encode_reviews(found.get(row["pixel_sha256"], ()))
-        row |= {"reviews": reviews, "other_identities": encode_others(listed), "other_identity_count": count}
-        stored.append(StoredPrediction.from_row(row))
-    return stored
-
-
-def read_one(connection: Connection, id: str) -> StoredPrediction:
-    """Return a prediction.
-
-    Raises:
-        UnknownNameError: There is no prediction with this id.
-    """
-    found = read_stored(connection, select_stored().where(predictions.c.id == id)) if is_id(id) else []
-    if not found:
-        raise UnknownNameError("prediction", id, (), hint="It was deleted, or never existed here")
-    return found[0]
-
-
-def has_image(connection: Connection, id: str) -> bool:
-    """Return whether there is a prediction with this id whose image was not removed."""
-    return _exists(connection, predictions.c.id == id)
-
-
-def is_referenced(connection: Connection, sha256: str) -> bool:
-    """Return whether there is a prediction with this image, and the image was not removed."""
-    return _exists(connection, predictions.c.image_sha256 == sha256)
-
-
-def _exists(connection: Connection, condition: ColumnElement[bool]) -> bool:
-    query = select(predictions.c.id).where(condition, predictions.c.image_removed.is_(None)).limit(1)
-    return connection.execute(query).first() is not None
-
-
 def find_page(
     connection: Connection, where: Filter, *, order: Order, limit: int, after: str, by_study: bool = False
 ) -> Page:
@@ -257,7 +175,7 @@ def find_page(
     found = connection.execute(stored).mappings().all()
     last = [found[limit - 1][key.name] for key in page.c] if len(found) > limit else None
     cursor = _encode_cursor(order, last) if last else ""
-    return Page(tuple(_read_rows(connection, found[:limit])), total, cursor)
+    return Page(tuple(read_rows(connection, found[:limit])), total, cursor)
 
 
 def _ordered(key: tuple[ColumnElement[Any], bool]) -> ColumnElement[Any]:
@@ -337,7 +255,7 @@ def _source(where: Filter) -> FromClause:
 
 def _joined(where: Filter) -> FromClause:
     """Return the tables joined so that an image of several patients has the identity by which a filter selects it."""
-    return _JOINED_PATIENTS if _is_of_patient(where) else _JOINED
+    return JOINED_PATIENTS if _is_of_patient(where) else JOINED
 
 
 def _is_of_patient(where: Filter) -> bool:

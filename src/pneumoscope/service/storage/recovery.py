@@ -7,7 +7,7 @@ It is removed in this order: commit the removal of the row with its audit entry,
 - any other staged file is removed: its request was never answered;
 - a file in the blob store whose removal the audit log records is removed.
 
-A file that cannot be removed does not prevent the start; `PredictionRepository.retry_failed` tries again.
+A file that cannot be removed does not prevent the start; `ImageStorage.retry_failed` tries again.
 
 A file without either is from another database, or newer than a restored one. It is never removed here.
 """

@@ -8,51 +8,27 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    RowMapping,
-    Select,
-    bindparam,
-    delete,
-    insert,
-    select,
-)
+from sqlalchemy import select
 
-from pneumoscope.core.errors import ConflictError, GoneError, ImageOfTwoPatientsError, StorageError, UnknownNameError
+from pneumoscope.core.errors import ConflictError, GoneError, StorageError, UnknownNameError
 from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import ModelInfo, Prediction
-from pneumoscope.service.audit.log import Entry, append, prediction_entry
-from pneumoscope.service.storage import inbox
-from pneumoscope.service.storage.blob_store import (
-    BLOBS,
-)
+from pneumoscope.service.audit.log import append, prediction_entry
+from pneumoscope.service.storage.additions import Addition, Also, add_predictions
+from pneumoscope.service.storage.blob_store import BLOBS
 from pneumoscope.service.storage.current_prediction import (
     all_have_entered_age,
     assign_headers,
-    begin_headers,
-    header_of,
-    latest_time,
-    mark_again,
-    mark_of_header,
     mark_without_entered_age,
-    remove_headers_of_predictions,
 )
 from pneumoscope.service.storage.database import close_database
+from pneumoscope.service.storage.deletions import delete_predictions
 from pneumoscope.service.storage.group_commit import GroupCommit
-from pneumoscope.service.storage.identities import (
-    assign_identity,
-    enter_age,
-    find_entered_age,
-    has_entered_age,
-    remove_unused_identity,
-    replace_identity,
-)
-from pneumoscope.service.storage.identity_columns import ASSIGNED, has_other_patient
-from pneumoscope.service.storage.image_storage import ImageStorage, raise_errors
+from pneumoscope.service.storage.identities import find_entered_age, has_entered_age, replace_identity
+from pneumoscope.service.storage.image_storage import ImageStorage
 from pneumoscope.service.storage.inbox import Inbox
 from pneumoscope.service.storage.outbox import Outbox
 from pneumoscope.service.storage.queries import (
@@ -63,50 +39,16 @@ from pneumoscope.service.storage.queries import (
     PredictionStatistics,
     count_images,
     find_page,
-    has_image,
     latest_statistics,
-    read_one,
-    read_stored,
-    select_stored,
 )
-from pneumoscope.service.storage.records import (
-    StoredPrediction,
-    new_row,
-    result_hash,
-)
-from pneumoscope.service.storage.results import withdraw as withdraw_results
-from pneumoscope.service.storage.reviews import (
-    Label,
-    Review,
-    add_review,
-    current_reviews,
-    remove_unused_reviews,
-    review_hash,
-    update_reviewed,
-)
+from pneumoscope.service.storage.records import StoredPrediction
+from pneumoscope.service.storage.reviews import Label, Review, add_review, review_hash
+from pneumoscope.service.storage.stored_predictions import has_image, read_one
 from pneumoscope.service.storage.studies import find_studies, find_studies_of_patients
-from pneumoscope.service.storage.study_events import enqueue_deletion
 from pneumoscope.service.storage.tables import instances, predictions, studies
 from pneumoscope.service.storage.unreadable import UnreadableFileRepository
 
-__all__ = ["Also", "PredictionRepository"]
-
-_SELECT_BY_IDS = select_stored().where(predictions.c.id.in_(bindparam("ids", expanding=True)))
-_INSERT = insert(predictions)
-Also = Callable[[Connection, str], None]  # called in a transaction, with the id of the prediction, or "" without one
-
-
-class _Addition(NamedTuple):
-    """A prediction to store, its image, the user who sent the image, and what to do in the same transaction.
-
-    `earlier_id` is that of the prediction that is made again, for the patient that it is shown with.
-    """
-
-    prediction: Prediction
-    image: bytes
-    user: str
-    also: Also | None
-    earlier_id: str = ""
+__all__ = ["PredictionRepository"]
 
 
 class PredictionRepository:
@@ -134,7 +76,7 @@ class PredictionRepository:
     ) -> None:
         self.storage = ImageStorage(folder, database, now=now)
         self.engine = self.storage.engine
-        self._commits = GroupCommit(self._add, StorageError, name="group-commit")
+        self._commits = GroupCommit(partial(add_predictions, self.storage), StorageError, name="group-commit")
         self.unreadable_files = UnreadableFileRepository(self.storage)
         self.outbox = Outbox(self.engine)
         self.inbox = Inbox(self.engine, folder, now=now, check=self.storage.directory.check)
@@ -170,7 +112,7 @@ class PredictionRepository:
             entered age is kept. Its error is StorageError if nothing could be stored, and UnknownNameError if the earlier
             prediction was deleted meanwhile.
         """
-        return self._commits.submit(_Addition(prediction, image, user, also, earlier_id))
+        return self._commits.submit(Addition(prediction, image, user, also, earlier_id))
 
     def get(self, id: str) -> StoredPrediction:
         """Return a prediction.
@@ -368,7 +310,7 @@ class PredictionRepository:
             UnknownNameError: There is no prediction with this id.
             StorageError: It cannot be deleted.
         """
-        if not self._remove(predictions.c.id == id, user):
+        if not delete_predictions(self.storage, predictions.c.id == id, user):
             raise UnknownNameError("prediction", id, (), hint="It was deleted, or never existed here")
 
     def remove_study(self, key: str, *, user: str) -> None:
@@ -380,7 +322,7 @@ class PredictionRepository:
             StorageError: It cannot be deleted.
         """
         hashes = select(instances.c.pixel_sha256).where(instances.c.study_key == key)
-        if not self._remove(predictions.c.pixel_sha256.in_(hashes), user, hashes):
+        if not delete_predictions(self.storage, predictions.c.pixel_sha256.in_(hashes), user, hashes):
             raise UnknownNameError("study", key, (), hint="It was deleted, or never existed here")
 
     def remove_patient(self, key: str, *, user: str) -> None:
@@ -392,132 +334,8 @@ class PredictionRepository:
             StorageError: It cannot be deleted.
         """
         hashes = select(instances.c.pixel_sha256).join(studies).where(studies.c.patient_key == key)
-        if not self._remove(predictions.c.pixel_sha256.in_(hashes), user, hashes):
+        if not delete_predictions(self.storage, predictions.c.pixel_sha256.in_(hashes), user, hashes):
             raise UnknownNameError("patient", key, (), hint="It was deleted, or never existed here")
-
-    def _remove(self, condition: ColumnElement[bool], user: str, of_patient: Select[Any] | None = None) -> int:
-        """Delete the predictions that meet a condition, their images and identities, and return their number.
-
-        Args:
-            condition: On predictions.
-            user: For the audit log.
-            of_patient: Hashes of pixels that are not deleted if another patient has them as well.
-        """
-
-        def delete_rows(connection: Connection) -> Sequence[RowMapping]:
-            if of_patient is not None and has_other_patient(connection, of_patient):
-                raise ImageOfTwoPatientsError(
-                    "nothing was deleted: an image was received under another patient as well",
-                    hint="Choose its patient first; its prediction has the conflict image_of_two_patients",
-                )
-            rows = connection.execute(delete(predictions).where(condition).returning(predictions)).mappings().all()
-            hashes = [row["pixel_sha256"] for row in rows]
-            remove_headers_of_predictions(connection, [row["id"] for row in rows])
-            remove_unused_reviews(connection, hashes)
-            remove_unused_identity(connection, hashes)
-            ids = [row["id"] for row in rows]
-            withdraw_results(connection, ids, self.storage.time())
-            enqueue_deletion(connection, inbox.forget_predictions(connection, ids), self.storage.time())
-            append(connection, [prediction_entry(row, self.storage.time(), user, "deleted") for row in rows])
-            return rows
-
-        rows = self.storage.delete(delete_rows)
-        if rows:
-            self.storage.notify()
-        try:
-            raise_errors(self.storage.remove_unreferenced([row["image_sha256"] for row in rows]))
-        except StorageError as error:
-            raise StorageError(
-                f"the predictions are deleted, but not all images: {error.message}",
-                hint="The service tries again every few minutes, and at the next start",
-            ) from error
-        finally:
-            self.storage.directory.fill_reserve()
-        return len(rows)
-
-    def _add(self, additions: Sequence[_Addition]) -> list[tuple[StoredPrediction, bool] | Exception]:
-        """Store a batch in one transaction, which reaches the disk as fast with many rows as with one."""
-        self.storage.directory.check()
-        rows = [new_row(each.prediction, each.image) for each in additions]
-        content = {row["image_sha256"]: each.image for row, each in zip(rows, additions, strict=True)}
-        staged, failed = self.storage.blobs.stage(content)  # before the transaction: other writers wait for its end
-        referenced: set[str] = set()  # hashes of images that a row refers to
-        try:
-            with self.storage.blob_lock:
-                with self.storage.write_transaction() as connection:
-                    # Another request may have removed an image since. None can while the lock is held.
-                    lost = {
-                        key: content[key] for key in content.keys() - failed.keys() if not self.storage.blobs.has(key)
-                    }
-                    again = self.storage.blobs.stage(lost)
-                    staged, failed = [*staged, *again.staged], failed | again.failed
-
-                    existing = connection.execute(_SELECT_BY_IDS, {"ids": [row["id"] for row in rows]})
-                    by_id = {row["id"]: dict(row) for row in existing.mappings()}
-                    results: list[tuple[str, bool] | Exception] = []
-                    new_rows: list[dict[str, Any]] = []
-                    entries: list[Entry] = []
-                    for row, each in zip(rows, additions, strict=True):
-                        id, sha256, is_new = row["id"], row["image_sha256"], row["id"] not in by_id
-                        try:
-                            if each.earlier_id:
-                                read_one(connection, each.earlier_id)
-                        except UnknownNameError as error:  # it was deleted while its image was predicted again
-                            results.append(error)
-                            continue
-                        # A removed image is not stored again, nor the same pixels in another file.
-                        if is_new or (not by_id[id]["image_removed"] and by_id[id]["image_sha256"] == sha256):
-                            if sha256 in failed:
-                                results.append(failed[sha256])
-                                continue
-                            referenced.add(sha256)
-                        time = self.storage.time()
-                        assigned = assign_identity(connection, row["pixel_sha256"], each.prediction.identity)
-                        if assigned.fields:
-                            details = {"fields": assigned.fields}
-                            entries.append(prediction_entry(row, time, each.user, assigned.event, details))
-                        if assigned.event == "identity_conflict":
-                            begin_headers(connection, row["pixel_sha256"], new_rows)
-                        number = header_of(connection, each.earlier_id) if each.earlier_id else assigned.numbers[0]
-                        if row["age_source"] == "entered":
-                            enter_age(connection, row["pixel_sha256"], number, row["age"])
-                        if is_new:
-                            last = time if number == ASSIGNED else latest_time(connection, row, new_rows)
-                            by_id[id] = row | {"created": time, "last_predicted": last}
-                            new_rows.append(by_id[id])
-                            details = {
-                                "decision": row["decision"],
-                                "probability": row["probability"],
-                                "result_sha256": result_hash(row),
-                                **({"site": row["model_site"]} if row["model_site"] else {}),
-                            }
-                            entries.append(prediction_entry(row, time, each.user, "predicted", details))
-                        elif number == ASSIGNED:
-                            # An identity that arrives again after its removal is kept from now on.
-                            is_kept = bool(by_id[id]["identity_removed"]) and assigned.is_first
-                            if repeated := mark_again(connection, by_id[id], row, time, always=is_kept):
-                                by_id[id] |= repeated
-                                details = {"result_sha256": result_hash(by_id[id])}
-                                entries.append(prediction_entry(row, time, each.user, "predicted_again", details))
-                        mark_of_header(connection, row, number, time)
-                        results.append((id, is_new))
-                    if new_rows:
-                        connection.execute(_INSERT, new_rows)
-                        reviewed = current_reviews(connection, [row["pixel_sha256"] for row in new_rows])
-                        update_reviewed(connection, reviewed.keys())
-                    append(connection, entries)
-                    for each, result in zip(additions, results, strict=True):
-                        if each.also and not isinstance(result, Exception):
-                            each.also(connection, result[0])
-                    ids = [each[0] for each in results if not isinstance(each, Exception)]
-                    stored = {each.id: each for each in read_stored(connection, _SELECT_BY_IDS.params(ids=ids))}
-                for sha256 in staged:
-                    self.storage.publish_or_discard(sha256, referenced=sha256 in referenced)
-            self.storage.notify()  # a new identity has no entry
-        except Exception:
-            self.storage.abandon(staged)
-            raise
-        return [each if isinstance(each, Exception) else (stored[each[0]], each[1]) for each in results]
 
 
 def _require_etag(prediction: StoredPrediction, etags: Sequence[str]) -> None:

@@ -19,11 +19,11 @@ from pneumoscope.service.storage.database import write_transaction
 from pneumoscope.service.storage.deliveries import Delivery
 from pneumoscope.service.storage.records import Row, format_time
 from pneumoscope.service.storage.results import change_rows
-from pneumoscope.service.storage.tables import outbox, outbox_totals, received_instances
+from pneumoscope.service.storage.tables import outbox, outbox_totals
 
 __all__ = ["is_unchanged", "resend"]
 
-_COLUMNS, _RECEIVED = outbox.c, received_instances.c
+_COLUMNS = outbox.c
 
 
 def resend(
@@ -49,8 +49,6 @@ def resend(
     """
     with write_transaction(engine) as connection:
         rows = _by_number(connection, numbers) if numbers else _of_study(connection, study_instance_uid, destination)
-        if lost := [row["number"] for row in rows if not row["header"]]:
-            raise UsageError(f"the header of result {lost[0]} was removed", hint="Send the image again")
         # The commitment is void once the object is sent; see `Outbox.record_delivered`.
         values = {
             "state": "waiting",
@@ -102,16 +100,23 @@ def _by_number(connection: Connection, numbers: Collection[int]) -> Sequence[Row
             )
         if row["state"] != "delivered":
             raise UsageError(f"{name} has not been delivered (state: {row['state']})", hint="Leave out --delivered")
+        if not row["header"] and row["kind"] == "rejection_note":
+            raise UsageError(
+                f"{name} is a rejection note: it was delivered, and keeps no patient with whom it could be written again",
+                hint=f"If the results that it withdrew are valid again at {row['destination']}, delete or hide them there",
+            )
+        if not row["header"]:
+            raise UsageError(f"the header of {name} was removed", hint="Send the image again")
     return rows
 
 
 def _of_study(connection: Connection, study_instance_uid: str, destination: str) -> Sequence[Row]:
-    """Return the delivered results of a study; those that no longer hold are left out."""
-    images = select(_RECEIVED.sop_instance_uid).where(
-        _RECEIVED.study_instance_uid == study_instance_uid, _RECEIVED.sop_instance_uid != ""
-    )
+    """Return the results that were delivered in a study; without those that no longer hold, and rejection notes."""
     query = select(outbox).where(
-        _COLUMNS.sop_instance_uid.in_(images), _COLUMNS.state == "delivered", _COLUMNS.kind != "webhook"
+        _COLUMNS.study_instance_uid == study_instance_uid,
+        _COLUMNS.study_instance_uid != "",
+        _COLUMNS.state == "delivered",
+        _COLUMNS.kind.not_in(("webhook", "rejection_note")),
     )
     if destination:
         query = query.where(_COLUMNS.destination == destination)

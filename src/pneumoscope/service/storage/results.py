@@ -22,6 +22,8 @@ from pneumoscope.service.storage.deliveries import (
     ResultSubject,
     derive_uid,
     result_uid,
+    states_study,
+    study_of,
 )
 from pneumoscope.service.storage.outbox_status import add_to_totals
 from pneumoscope.service.storage.records import Row
@@ -45,7 +47,6 @@ __all__ = [
 _BATCH = 500  # rows that are changed by one statement
 MAX_COPIES = 20  # received instances with one SOP Instance UID that are considered; a sender could send any number
 _COLUMNS = outbox.c
-_STUDY_AND_SERIES = ("0020000D", "0020000E")  # the UIDs in DICOM JSON
 # Values of an object that is no longer to be sent again.
 DELIVERED_BEFORE: dict[str, Any] = {"state": "delivered", "maybe_delivered": False}
 # Of objects that will be sent, perhaps after they are retried, with the header that the sender stated last.
@@ -96,9 +97,12 @@ def _pixels(connection: Connection, prediction_ids: Collection[str]) -> dict[str
 
 
 def _holds_beside(row: Row, subject: ResultSubject, pixels: Mapping[str, str]) -> bool:
-    """Return whether an object of the same image is valid beside those of a subject, or is one of them."""
+    """Return whether an object of the same image is valid beside those of a subject, or is one of them.
+
+    A cancelled object that the destination may have is not: the subject's is another one, with another UID.
+    """
     if (row["prediction_id"], row["failure_code"]) == (subject.prediction_id, subject.failure_code):
-        return True
+        return not (row["state"] == "cancelled" and row["maybe_delivered"])
     if (row["model_sha256"], row["operating_point"]) == (subject.model_sha256, subject.operating_point):
         return False
     same_pixels = pixels.get(subject.prediction_id)  # a file that could not be read has none
@@ -173,8 +177,8 @@ def replace_header(connection: Connection, sop_instance_uid: str, header: str) -
     """
     same_image = _COLUMNS.sop_instance_uid == sop_instance_uid, _HAS_PRESENT_HEADER
     numbers = connection.execute(select(_COLUMNS.number).where(*same_image)).scalars().all()
-    if numbers and _states_study(header):
-        connection.execute(update(outbox).where(_COLUMNS.number.in_(numbers)).values(header=header))
+    if numbers and states_study(header):
+        connection.execute(update(outbox).where(_COLUMNS.number.in_(numbers)).values(_header_values(header)))
 
 
 def find_old_headers(connection: Connection, limit: str, count: int) -> list[int]:
@@ -292,12 +296,12 @@ def _last_header(connection: Connection, sop_instance_uid: str) -> str:
     same = received.sop_instance_uid == sop_instance_uid, received.sop_instance_uid != "", received.header != ""
     query = select(received.header).where(*same, received.study_instance_uid != "").order_by(received.number.desc())
     headers = connection.execute(query.limit(MAX_COPIES)).scalars()
-    return next((str(header) for header in headers if _states_study(header)), "")
+    return next((str(header) for header in headers if states_study(header)), "")
 
 
-def _states_study(header: str) -> bool:
-    elements = json.loads(header)
-    return all(any(elements.get(tag, {}).get("Value", ())) for tag in _STUDY_AND_SERIES)
+def _header_values(header: str) -> dict[str, str]:
+    """Return the values of a row with a header. The study is kept when the header is removed from a row."""
+    return {"header": header, "study_instance_uid": study_of(header)}
 
 
 def record_undelivered(connection: Connection, number: int, time: str) -> None:
@@ -309,7 +313,7 @@ def record_undelivered(connection: Connection, number: int, time: str) -> None:
     change_rows(connection, [row], {"maybe_delivered": False})
     if header := _last_header(connection, row["sop_instance_uid"]):
         present = _COLUMNS.number == number, _HAS_PRESENT_HEADER
-        connection.execute(update(outbox).where(*present).values(header=header))
+        connection.execute(update(outbox).where(*present).values(_header_values(header)))
 
 
 def _take_back_withdrawal(connection: Connection, row: Row, time: str) -> None:
@@ -345,7 +349,7 @@ def _insert(
     time: str,
 ) -> None:
     assert kind in get_args(ObjectKind)
-    row = dataclasses.asdict(subject) | {
+    row = dataclasses.asdict(subject) | _header_values(subject.header) | {
         "destination": destination, "kind": kind, "result_uid": uid, "withdrawn_uids": json.dumps(withdrawn_uids),
         **NEW_ROW, "created": time, "due": time,
     }  # fmt: skip

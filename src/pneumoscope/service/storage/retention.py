@@ -13,12 +13,12 @@ from sqlalchemy import Connection, select, update
 from pneumoscope.core.errors import PneumoscopeError, StorageError
 from pneumoscope.service.audit.log import Entry, append, prediction_entry
 from pneumoscope.service.auth.users import RETENTION
-from pneumoscope.service.storage import inbox, results
+from pneumoscope.service.storage import received_instances, results
 from pneumoscope.service.storage.identities import remove_identity
 from pneumoscope.service.storage.image_storage import raise_errors
-from pneumoscope.service.storage.queries import is_referenced
 from pneumoscope.service.storage.records import format_time
 from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.service.storage.stored_predictions import is_referenced
 from pneumoscope.service.storage.tables import instances, predictions
 
 __all__ = ["REMOVED_NAME", "Retention"]
@@ -101,12 +101,12 @@ class Retention:
         after = 0
         while not stopped():
             with self._storage.read_transaction() as connection:
-                numbers = inbox.find_old_headers(connection, limit, _BATCH, after)
+                numbers = received_instances.find_old_headers(connection, limit, _BATCH, after)
             if not numbers:
                 break
             after = numbers[-1]
             with self._storage.write_transaction() as connection:
-                inbox.forget_headers(connection, numbers, limit, self._storage.time())
+                received_instances.forget_headers(connection, numbers, limit, self._storage.time())
         while not stopped():
             with self._storage.read_transaction() as connection:
                 numbers = results.find_old_headers(connection, limit, _BATCH)

@@ -11,8 +11,8 @@ from sqlalchemy import ColumnElement, Connection
 
 from pneumoscope.core.identity import PATIENT_FIELDS, STUDY_FIELDS, ConflictCode, Identity
 from pneumoscope.core.prediction import Decision, RejectionCode
-from pneumoscope.service.storage.queries import read_stored, select_stored
 from pneumoscope.service.storage.records import StoredPrediction
+from pneumoscope.service.storage.stored_predictions import read_stored, select_stored
 from pneumoscope.service.storage.tables import instances, predictions, studies
 
 __all__ = ["Study", "find_studies", "find_studies_of_patients", "latest_images", "sorted_studies", "summarize_study"]

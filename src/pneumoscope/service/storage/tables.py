@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 METADATA = MetaData()
-REVISION = "0017"  # of the last migration, which leaves a database with these tables
+REVISION = "0018"  # of the last migration, which leaves a database with these tables
 _SHA256 = String(64)
 _TIME = String(32)
 _KEY = String(32)
@@ -89,7 +89,7 @@ predictions = Table(
 )
 
 # The fields of `core.identity.Identity`; see `identities`. Keys are random. The columns `..._search` hold the words of
-# `identities.matches_search`.
+# `identity_columns.matches_search`.
 patients = Table(
     "patients",
     METADATA,
@@ -161,7 +161,7 @@ unreadable_files = Table(
     METADATA,
     Column("id", String(32), primary_key=True),
     Column("path", Text, nullable=False),
-    Column("image_sha256", _SHA256, nullable=False),
+    Column("image_sha256", _SHA256, nullable=False, index=True),
     Column("image_bytes", Integer, nullable=False),
     Column("created", _TIME, nullable=False, index=True),
     Column("failure_code", String(64), nullable=False),
@@ -228,6 +228,8 @@ outbox = Table(
     Column("commitment_attempts", Integer, nullable=False, server_default="0"),
     Column("commitment_failures", Integer, nullable=False, server_default="0"),
     Column("transaction_uid", Text, nullable=False, index=True, server_default=""),
+    Column("failure_reason", String(64), nullable=False, server_default=""),
+    Column("failure_parameters", Text, nullable=False, server_default=""),
     UniqueConstraint("result_uid", "destination"),
     Index("ix_outbox_image", "sop_instance_uid", "prediction_id"),
     Index("ix_outbox_due", "destination", "state", "due"),

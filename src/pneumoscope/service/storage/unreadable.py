@@ -9,13 +9,23 @@ from sqlalchemy import Connection, delete, func, insert, select
 
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.core.prediction import Prediction
+from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.service.audit.log import Entry, append
 from pneumoscope.service.auth.users import RETENTION
 from pneumoscope.service.storage.image_storage import ImageStorage
 from pneumoscope.service.storage.records import UnreadableFile, format_time, new_unreadable_row
 from pneumoscope.service.storage.tables import unreadable_files
 
-__all__ = ["UnreadableFileRepository"]
+__all__ = ["UnreadableFileRepository", "find_reason"]
+
+
+def find_reason(connection: Connection, image_sha256: str, failure_code: str) -> UnreadableReason | None:
+    """Return why a file could not be read, by its latest record; None if the record was deleted, or states no reason."""
+    columns = unreadable_files.c
+    same = columns.image_sha256 == image_sha256, columns.failure_code == failure_code
+    query = select(unreadable_files).where(*same).order_by(columns.created.desc()).limit(1)
+    row = connection.execute(query).mappings().first()
+    return UnreadableFile.from_row(row).failure.reason if row else None
 
 
 class UnreadableFileRepository:

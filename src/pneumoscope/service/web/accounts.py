@@ -19,13 +19,14 @@ from pneumoscope.core.errors import (
     TooManyRequestsError,
     UnknownNameError,
 )
+from pneumoscope.core.messages import error_text
 from pneumoscope.service.api.dependencies import AppAuthenticator, AppService, AppTokens, CurrentUser
 from pneumoscope.service.api.exception_handlers import error_status, record_error
 from pneumoscope.service.auth.authenticator import Authenticator
 from pneumoscope.service.auth.sessions import CODE_SECONDS, COOKIE, SESSION_SECONDS
 from pneumoscope.service.auth.users import ROLES, Role, is_loopback
 from pneumoscope.service.web.page_route import PageRoute, read_form
-from pneumoscope.service.web.templating import render
+from pneumoscope.service.web.templating import render, request_language
 
 if TYPE_CHECKING:
     from pneumoscope.service.auth.openid_connect import OpenIdConnect
@@ -90,7 +91,7 @@ async def finish_openid_connect(request: Request, provider: _Provider, authentic
     try:
         user, next_url = await provider.user(request)
         cookie = await run_in_threadpool(authenticator.begin_session, user, "openid_connect")
-    except (AuthenticationError, BusyError) as error:
+    except (AuthenticationError, BusyError, ForbiddenError) as error:
         return _failed_sign_in(request, error)
     # A redirection would belong to the navigation from the provider, in which browsers withhold the strict cookie.
     return _set_session(request, render(request, "signed_in.html", next=_local_url(next_url)), cookie)
@@ -174,9 +175,10 @@ def _failed_sign_in(request: Request, error: PneumoscopeError, *, used_code: boo
 def _sign_in_page(request: Request, error: PneumoscopeError | None = None, *, used_code: bool = False) -> Response:
     authenticator: Authenticator = request.app.state.authenticator
     provider = authenticator.openid_connect
+    title, advice = error_text(error, request_language(request)) if error else ("", "")
     return render(
         request, "sign_in.html", error_status(error) if error else 200, next=_local_url(request.query_params.get("next", "")),
-        error=error, used_code=used_code, session_hours=SESSION_SECONDS // 3600,
+        error=error, error_title=title, error_advice=advice, used_code=used_code, session_hours=SESSION_SECONDS // 3600,
         provider_name=provider.display_name if provider else "",
     )  # fmt: skip
 

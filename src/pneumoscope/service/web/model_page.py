@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from pneumoscope.bundle.model_card import Json, read_evidence
+from pneumoscope.bundle.evidence import Json, read_evidence
 from pneumoscope.core.errors import BundleError
 from pneumoscope.core.results import Interval
 from pneumoscope.inference.model import Model

@@ -11,11 +11,11 @@ from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 
 from pneumoscope.core.errors import AuthenticationError, PneumoscopeError, TooManyRequestsError, UsageError
-from pneumoscope.core.messages import error_text
+from pneumoscope.core.messages import error_detail, error_text
 from pneumoscope.service.api.exception_handlers import error_status, public_error, record_error
 from pneumoscope.service.web.templating import render, request_language
 
-__all__ = ["PageRoute", "read_form"]
+__all__ = ["PageRoute", "error_page", "read_form"]
 
 
 class PageRoute(APIRoute):
@@ -33,15 +33,21 @@ class PageRoute(APIRoute):
                 target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
                 return RedirectResponse(f"/sign-in?{urlencode({'next': target})}", 303)
             except PneumoscopeError as error:
-                record_error(request, error.code, error.message)
-                title, advice = error_text(error, request_language(request))
-                detail = str(public_error(error))
-                response = render(request, "error.html", error_status(error), title=title, advice=advice, detail=detail)
-                if isinstance(error, TooManyRequestsError):
-                    response.headers["Retry-After"] = str(error.retry_seconds)
-                return response
+                return error_page(request, error)
 
         return handle_errors
+
+
+def error_page(request: Request, error: PneumoscopeError) -> Response:
+    """Return the page of an error, and record it for the log."""
+    record_error(request, error.code, error.message)
+    language = request_language(request)
+    title, advice = error_text(error, language)
+    detail = error_detail(public_error(error), language)
+    response = render(request, "error.html", error_status(error), title=title, advice=advice, detail=detail)
+    if isinstance(error, TooManyRequestsError):
+        response.headers["Retry-After"] = str(error.retry_seconds)
+    return response
 
 
 async def read_form(request: Request, *, max_fields: int = 4) -> dict[str, str]:

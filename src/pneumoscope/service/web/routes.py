@@ -243,7 +243,7 @@ def worklist_csv(
             "the worklist has predictions that are hidden", hint="Get them from the API: GET /v1/predictions"
         )
     query = parse_query(request.query_params, searches, service.search_words, time_zone=settings.time_zone)
-    total, lines = export_csv(service.repository, query, service.notice("en"))
+    total, lines = export_csv(service.repository, query, functools.partial(service.notice, "en"))
     access_log.exported(user, total)
     name = f"pneumoscope-{datetime.datetime.now(settings.time_zone):%Y-%m-%d}.csv"
     return StreamingResponse(
@@ -302,12 +302,13 @@ async def set_identity(
         return await run_in_threadpool(viewer_page, request, service, settings, user, id, revision, form)
     disconnected = functools.partial(wait_for_disconnect, request)
     if again := await service.predict_without_entered_age(id, user, disconnected):
-        return RedirectResponse(f"/images/{again.id}", 303)
+        return RedirectResponse(f"/images/{again.id}#main", 303)
     age = age_at_study(entered)
     may_change = stored.age is None and stored.image_removed is None and depends_on_entered_age(stored)
     if may_change and age is not None and 0 <= age <= MAX_AGE:
         stored = await service.predict_again(id, user, disconnected, age=age)
-    return RedirectResponse(f"/images/{stored.id}", 303)
+    # The new patient is at the top of the page; without a fragment, browsers would keep that of the form.
+    return RedirectResponse(f"/images/{stored.id}#main", 303)
 
 
 @page_router.get("/images/{id}/identity")
@@ -326,7 +327,8 @@ def report(
         return RedirectResponse(f"/images/{id}", 303)
     access_log.viewed(user, [id])
     now = datetime.datetime.now(datetime.UTC).isoformat()
-    return render(request, "report.html", printed=now, **context)
+    notice = service.notice(request_language(request), context["prediction"])
+    return render(request, "report.html", printed=now, notice=notice, **context)
 
 
 @page_router.get("/dashboard")

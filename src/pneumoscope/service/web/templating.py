@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse
 
 from pneumoscope.core import messages, prediction_messages
 from pneumoscope.core.i18n import LANGUAGES, N_, choose_language, translations
-from pneumoscope.core.identity import display_name
+from pneumoscope.core.identity import age_at_study, display_name
 from pneumoscope.core.prediction import DECISIONS, Prediction
 from pneumoscope.core.results import Interval
 from pneumoscope.service.auth.authenticator import Authenticator
@@ -57,7 +57,7 @@ def render(request: Request, template: str, status: int = 200, **context: object
         request: Determines the language and the signed-in user.
         template: File name in `templates/`.
         status: HTTP status.
-        context: Variables of the template.
+        context: Variables of the template. `notice` is that of the current model, unless the page is of another one.
     """
     language, path = request_language(request), request.url.path
     authenticator: Authenticator = request.app.state.authenticator
@@ -73,9 +73,8 @@ def render(request: Request, template: str, status: int = 200, **context: object
                 tag: (name, url_with_query(path, **query, **{LANGUAGE: tag})) for tag, name in LANGUAGES.items()
             },
             user=user.name if authenticator.required and user else "",
-            notice=request.app.state.service.notice(language),
             is_administrator=user is not None and user.has_role("administrator"),
-            **context,
+            **{"notice": request.app.state.service.notice(language), **context},
         )
     )
     headers = {"Content-Security-Policy": _CONTENT_SECURITY_POLICY, "Vary": "Accept-Language, Cookie"}
@@ -98,11 +97,17 @@ def url_with_query(path: str, /, **parameters: str) -> str:
     return f"{path}?{query}" if query else path
 
 
-def format_interval(interval: Interval) -> str:
-    """Return a proportion and its interval in whole percent, "94% (90–97%)"; the interval is rounded outwards."""
+def format_interval(interval: Interval, opening: str = " (", closing: str = ")") -> str:
+    """Return a proportion and its interval in whole percent, "94% (90–97%)"; the interval is rounded outwards.
+
+    Args:
+        interval: Of the proportion.
+        opening, closing: Brackets of the language; see `messages.punctuation`.
+    """
     if interval.value is None or interval.low is None or interval.high is None:
         return "–"
-    return f"{interval.value:.0%} ({math.floor(100 * interval.low)}\u2013{math.ceil(100 * interval.high)}%)"
+    low, high = math.floor(100 * interval.low), math.ceil(100 * interval.high)
+    return f"{interval.value:.0%}{opening}{low}\u2013{high}%{closing}"
 
 
 def format_sentence(text: str, full_stop: str = ".") -> str:
@@ -137,9 +142,10 @@ def _environment(language: str, time_zone: ZoneInfo) -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.install_gettext_translations(translations(language), newstyle=True)  # type: ignore[attr-defined]
+    signs = messages.punctuation(language)
     environment.filters |= {
         "display_name": display_name,
-        "interval_percent": format_interval,
+        "interval_percent": functools.partial(format_interval, opening=signs["opening"], closing=signs["closing"]),
         "local_date": functools.partial(local_date, zone=time_zone),
         "sentence": format_sentence,
         "image_title": format_image_title,
@@ -150,15 +156,17 @@ def _environment(language: str, time_zone: ZoneInfo) -> jinja2.Environment:
         "language": language,
         "time_zone": time_zone.key,
         "full_stop": messages.full_stop(language),
-        **messages.punctuation(language),
+        **signs,
         "reader_name": functools.partial(_reader_name, translations(language).gettext(N_("This computer"))),
         "review_labels": {label: messages.review_label(label, language) for label in LABELS},
         "decision_labels": {decision: messages.decision_label(decision, language) for decision in DECISIONS},
         "error_titles": messages.error_titles(language),
+        "age_at_study": age_at_study,
         "url_with_query": url_with_query,
         **{
             each.__name__: functools.partial(each, language=language)
             for each in (
+                messages.age_text,
                 messages.conflict_message,
                 messages.decision_label,
                 messages.failure_message,

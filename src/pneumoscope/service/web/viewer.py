@@ -14,8 +14,8 @@ from fastapi import Request, Response
 from pneumoscope.core.errors import ConflictError, InvalidIdentityError, PneumoscopeError
 from pneumoscope.core.identity import IDENTITY_FIELDS, Identity
 from pneumoscope.core.identity_check import SEXES
-from pneumoscope.core.messages import error_text
-from pneumoscope.core.prediction import MAX_AGE
+from pneumoscope.core.messages import ErrorDetail, error_detail, error_text
+from pneumoscope.core.prediction import MAX_AGE, RejectionCode
 from pneumoscope.service.api.exception_handlers import error_status, public_error
 from pneumoscope.service.predictions import PredictionService, depends_on_entered_age
 from pneumoscope.service.settings import Settings
@@ -25,6 +25,18 @@ from pneumoscope.service.web.templating import render, request_language
 
 __all__ = ["Comparisons", "IdentityForm", "identity_tag", "image_context", "is_hidden", "shown_state", "viewer_page"]
 
+# Rejections by what a header states.
+_HEADER_REJECTIONS: tuple[RejectionCode, ...] = (
+    "outside_age_range",
+    "age_not_understood",
+    "modality_not_supported",
+    "modality_not_understood",
+    "body_part_not_chest",
+    "lateral_view",
+    "view_not_understood",
+    "laterality_not_understood",
+    "presentation_intent_not_understood",
+)
 # Fields of the identity that only a header states.
 _HIDDEN_FIELDS = ("study_instance_uid", "series_instance_uid", "sop_instance_uid", "station_name")
 
@@ -95,6 +107,9 @@ def image_context(service: PredictionService, settings: Settings, user: str, id:
         "image_available": image_available,
         "can_enter_age": image_available
         and (is_age_unknown or (is_age_entered and depends_on_entered_age(prediction))),
+        "header_rejects": prediction.rejection is not None
+        and prediction.rejection.code in _HEADER_REJECTIONS
+        and not is_age_entered,
         "heatmap_available": current_model and image_available and prediction.decision != "rejected" and not blinded,
         "current_model": current_model,
         **_study_context(service, prediction, is_blinded),
@@ -178,13 +193,18 @@ def viewer_page(
     """Return the viewer of an image as of a revision of `ChangeStreams`, with a form that was not saved."""
     context = image_context(service, settings, user, id)
     identity = context["prediction"].identity or Identity()
-    text = error_text(form.error, request_language(request)) if form else ("", "")
+    language = request_language(request)
+    text = error_text(form.error, language) if form else ("", "")
+    detail = (
+        error_detail(public_error(form.error), language) if form and not form.problems else ErrorDetail("", language)
+    )
     return render(
         request, "viewer.html", error_status(form.error) if form else 200, max_age=MAX_AGE,
         identity_fields=IDENTITY_FIELDS, hidden_identity_fields=_HIDDEN_FIELDS, sexes=SEXES,
         form_values=form.values if form else dataclasses.asdict(identity), form_problems=form.problems if form else {},
-        form_error=text, form_detail=str(public_error(form.error)) if form and not form.problems else "",
+        form_error=text, form_detail=detail,
         form_conflict=form is not None and isinstance(form.error, ConflictError),
         identity_tag=identity_tag(context["prediction"]),
-        revision=revision, state=shown_state(context), **context,
+        revision=revision, state=shown_state(context),
+        notice=service.notice(language, context["prediction"]), **context,
     )  # fmt: skip

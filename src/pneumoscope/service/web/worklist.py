@@ -17,6 +17,7 @@ from pneumoscope.core.i18n import N_
 from pneumoscope.core.prediction import DECISIONS
 from pneumoscope.inference.writers import csv_line, csv_row
 from pneumoscope.service.storage.queries import Filter, Order, Page
+from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.time_zone import start_of_day
 
@@ -65,7 +66,7 @@ class SearchStore:
             try:
                 return self._texts[id]
             except KeyError:
-                raise UsageError("the search has expired", hint="Search again") from None
+                raise UsageError(N_("the search has expired"), hint=N_("Search again")) from None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def parse_query(
     orders = BLIND_ORDERS if blind else ORDERS
     decision, reviewed, order = form["decision"], form["reviewed"], form["order"] or next(iter(orders))
     if blind and decision not in ("", "rejected"):
-        raise UsageError("decisions are hidden until the images are read", hint="Remove the filter")
+        raise UsageError(N_("decisions are hidden until the images are read"), hint=N_("Remove the filter"))
     if decision and decision not in DECISIONS:
         raise UsageError(f"unknown decision {decision[:40]!r}", hint=f"Use one of: {', '.join(DECISIONS)}")
     if reviewed not in _REVIEWED:
@@ -167,10 +168,12 @@ def _start_of_day(text: str, name: str, time_zone: ZoneInfo) -> str | None:
         raise UsageError(f"{name} is not a date", hint="Write it as 2026-01-31") from error
 
 
-def export_csv(repository: PredictionRepository, query: WorklistQuery, notice: str) -> tuple[int, Iterator[bytes]]:
+def export_csv(
+    repository: PredictionRepository, query: WorklistQuery, notice: Callable[[StoredPrediction], str]
+) -> tuple[int, Iterator[bytes]]:
     """Return the number of predictions of a query, and the lines of a CSV file with them.
 
-    The columns are those of `predict --csv` and of `StoredPrediction`; each line ends with the notice.
+    The columns are those of `predict --csv` and of `StoredPrediction`; each line ends with the notice of its prediction.
 
     Without a decision in the query, the file has the rejected images as well.
 
@@ -185,13 +188,15 @@ def export_csv(repository: PredictionRepository, query: WorklistQuery, notice: s
     return first.total, _csv_lines(repository, query, first, notice)
 
 
-def _csv_lines(repository: PredictionRepository, query: WorklistQuery, page: Page, notice: str) -> Iterator[bytes]:
+def _csv_lines(
+    repository: PredictionRepository, query: WorklistQuery, page: Page, notice: Callable[[StoredPrediction], str]
+) -> Iterator[bytes]:
     """Yield the byte order mark, the header and a line for each prediction from a page on."""
     header = True
     yield codecs.BOM_UTF8
     while True:
         for prediction in page.predictions:
-            row = csv_row(prediction, notice)
+            row = csv_row(prediction, notice(prediction))
             if header:
                 yield csv_line(row)
                 header = False

@@ -44,15 +44,19 @@ export function problemError(problem) {
 export function showError(element, template, error, values = {}) {
   const detail = document.createElement("span");
   detail.lang = error.detailLanguage;
-  detail.textContent = error.detail ? `(${error.detail})` : "";
-  element.replaceChildren(format(template, { ...values, error: error.message }), " ", detail);
+  const isOfPage = error.detailLanguage === document.documentElement.lang;
+  const [opening, closing] = isOfPage ? [messages.opening, messages.closing] : [" (", ")"];
+  detail.textContent = error.detail ? `${opening}${error.detail}${closing}` : "";
+  element.replaceChildren(format(template, { ...values, error: error.message }), detail);
 }
 
 /** Send a request to the API and return the response. Throws an ApiError if it fails. */
 export async function request(path, options = {}) {
   let response;
   try {
-    response = await fetch(path, options);
+    // The language of the page may be another one than that of the browser.
+    const headers = { "Accept-Language": document.documentElement.lang, ...options.headers };
+    response = await fetch(path, { ...options, headers });
   } catch {
     throw new ApiError(messages.unreachable);
   }

@@ -42,11 +42,12 @@ export async function openImage(url, { isNewEntry = true } = {}) {
   for (const link of document.querySelectorAll(".header-actions a[hreflang]")) {
     link.href = page.querySelector(`.header-actions a[hreflang="${link.hreflang}"]`).getAttribute("href");
   }
+  document.getElementById("notice").textContent = page.getElementById("notice").textContent; // that of the image's model
   main.replaceChildren(...document.adoptNode(page.querySelector("main")).childNodes);
   main.inert = false;
-  scrollTo(0, 0);
   main.focus({ preventScroll: true }); // screen readers begin with the new image
   startScripts();
+  scrollTo(0, 0);
 }
 
 /** Open links to images by `openImage`, and call a function after each. */

@@ -17,6 +17,7 @@ export function toggleFullScreen() {
   if (isFull && document.fullscreenEnabled) root.requestFullscreen().catch(() => {});
   else if (document.fullscreenElement) document.exitFullscreen();
   updateLayout();
+  scrollTo(0, 0); // decision and patient are at the top
 }
 
 /** Show or hide prediction and reading in full screen. */
@@ -57,5 +58,6 @@ export function observePage() {
 document.addEventListener("fullscreenchange", () => {
   if (!document.fullscreenElement) root.classList.remove("full-screen"); // also by Esc
   updateLayout();
+  scrollTo(0, 0);
 });
 for (const query of [landscape, smallLandscape]) query.addEventListener("change", updateLayout);

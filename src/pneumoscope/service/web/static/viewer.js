@@ -233,7 +233,7 @@ function offerWindows() {
   list.querySelectorAll("[data-window]").forEach((option) => option !== full && option.remove());
   description.windows.forEach((window, i) => {
     const name = window.explanation || format(messages.fileWindow, { number: i + 1 });
-    const option = new Option(`${name} (${rounded(window.center)} / ${rounded(window.width)})`);
+    const option = new Option(`${name}${messages.opening}${rounded(window.center)} / ${rounded(window.width)}${messages.closing}`);
     option.dataset.window = JSON.stringify({ center: window.center, width: window.width, function: window.function });
     full.before(option);
   });

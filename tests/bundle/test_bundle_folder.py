@@ -14,18 +14,9 @@ from hypothesis import strategies as st
 from msgspec import structs
 from tests.conftest import LIMITS
 
-from pneumoscope.bundle import card as module
-from pneumoscope.bundle.card import (
-    Calibration,
-    Card,
-    Intervals,
-    OperatingPoint,
-    Parity,
-    Proportion,
-    export_bundle,
-    read_bundle,
-    short_hash,
-)
+from pneumoscope.bundle import bundle_folder as module
+from pneumoscope.bundle.bundle_folder import export_bundle, read_bundle
+from pneumoscope.bundle.card import Calibration, Card, Intervals, OperatingPoint, Parity, Proportion, short_hash
 from pneumoscope.core.errors import BundleError, StorageError, UsageError
 from pneumoscope.core.population import Population
 from pneumoscope.imaging.preprocess import PREPROCESSING_VERSION, Preprocessing

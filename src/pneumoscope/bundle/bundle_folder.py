@@ -1,0 +1,151 @@
+"""Read, check and copy the folder of a bundle: `network.onnx` and `card.json`.
+
+To change the format after the first release, raise `card.FORMAT`, keep a bundle of the previous format for the tests, and convert
+it in `read_bundle`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pneumoscope.bundle.card import FORMAT, INPUT_CLASSES, Card
+from pneumoscope.bundle.network_checks import MAX_BYTES, check_onnx
+from pneumoscope.core.errors import BundleError, UsageError
+from pneumoscope.core.files import write_atomically
+from pneumoscope.core.population import Population
+from pneumoscope.imaging.preprocess import PREPROCESSING_VERSION, Preprocessing
+
+__all__ = ["CARD_FILE", "DEFAULT_BUNDLE", "NETWORK_FILE", "export_bundle", "read_bundle"]
+
+CARD_FILE = "card.json"
+NETWORK_FILE = "network.onnx"
+DEFAULT_BUNDLE = Path(__file__).parent / "default"
+_MAX_CARD_BYTES = 10_000_000
+
+
+def export_bundle(source: Path, out: Path, population: Population | None = None) -> Card:
+    """Check a bundle, copy it to a new folder and return its card, which is written in the current format.
+
+    The card is written last, so that an interrupted copy is not a bundle.
+
+    Args:
+        source: Folder of the bundle.
+        out: The new folder; it may exist if it is empty.
+        population: Population to state on the new card instead of that on the card of the bundle.
+
+    Raises:
+        BundleError: See `read_bundle`.
+        UsageError: `out` exists and is not an empty folder.
+        StorageError: `out` cannot be written.
+    """
+    card, network = read_bundle(source)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{str(out)!r} exists and is not an empty folder", hint="Choose another folder with --out")
+    if population is not None:
+        card = msgspec.structs.replace(card, population=population)
+    write_atomically(out / NETWORK_FILE, network)
+    write_atomically(out / CARD_FILE, card.to_json())
+    return card
+
+
+def read_bundle(folder: Path) -> tuple[Card, bytes]:
+    """Read and check a bundle; return its card and the content of its network file.
+
+    Raises:
+        BundleError: A file is missing; the card is malformed or of a newer format; the preprocessing has another version;
+            the network does not match the size and hash on the card, or is unsafe (see `bundle.network_checks`).
+    """
+    try:
+        text = _read_file(folder / CARD_FILE, _MAX_CARD_BYTES).decode()
+        network = _read_file(folder / NETWORK_FILE, MAX_BYTES)
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(
+            f"{str(folder)!r} is not a bundle: {_describe(error)}",
+            hint=f"A bundle is a folder with {CARD_FILE} and {NETWORK_FILE}; a finished run has one in RUN/bundle",
+        ) from error
+    card = _parse_card(text, folder)
+    if card.preprocessing.version != PREPROCESSING_VERSION:
+        raise BundleError(
+            f"{str(folder)!r} needs version {card.preprocessing.version} of the preprocessing; this is version"
+            f" {PREPROCESSING_VERSION}",
+            hint="Train and export the model with this version of pneumoscope",
+        )
+    if len(network) != card.onnx_bytes or hashlib.sha256(network).hexdigest() != card.onnx_sha256:
+        raise BundleError(
+            f"{str(folder / NETWORK_FILE)!r} does not match its card: it has {len(network)} bytes, expected"
+            f" {card.onnx_bytes}, or another hash",
+            hint="It was altered or truncated: copy the bundle again",
+        )
+    check_onnx(network, card.name)
+    return card, network
+
+
+def _read_file(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a regular file of limited size."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    if status.st_size > max_bytes:
+        raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes, at most {max_bytes:,} are allowed", str(path))
+    return path.read_bytes()
+
+
+def _parse_card(text: str, folder: Path) -> Card:
+    try:
+        data = msgspec.json.decode(text)
+        version = data.get("format") if isinstance(data, dict) else None
+        if isinstance(version, int) and version > FORMAT:
+            raise BundleError(
+                f"{str(folder)!r} has format {version}; this version reads formats up to {FORMAT}",
+                hint="Upgrade: pip install -U pneumoscope",
+            )
+        if version == 1:
+            data = _convert_format_1(data)
+        card = msgspec.convert(data, Card)
+    except (ValueError, RecursionError) as error:  # not JSON, invalid fields, or too deeply nested
+        raise _malformed(folder, str(error)) from error
+    # Terminals and pages show these strings; control characters could forge their output.
+    if not all(string.isprintable() for string in _strings(data)):
+        raise _malformed(folder, "it contains characters that are not printable")
+    if card.rejection_limits and card.rejection_limits.input_classes != INPUT_CLASSES:
+        expected = ", ".join(INPUT_CLASSES)
+        raise _malformed(folder, f"expected {expected}, in this order - at `$.rejection_limits.input_classes`")
+    # The defaults of Preprocessing are for new models; a card must state every field.
+    for name in Preprocessing.__struct_fields__:
+        if name not in data["preprocessing"]:
+            raise _malformed(folder, f"Object missing required field `{name}` - at `$.preprocessing`")
+    return card
+
+
+def _convert_format_1(data: dict[str, Any]) -> dict[str, Any]:
+    """Return a card of format 1 in format 2. It states the ages of the training patients, and nothing else about them."""
+    return {**data, "format": 2, "population": {"ages": data.get("age_range")}}
+
+
+def _strings(data: Any) -> Iterator[str]:
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, dict):
+        for key, value in data.items():
+            yield key
+            yield from _strings(value)
+    elif isinstance(data, list):
+        for value in data:
+            yield from _strings(value)
+
+
+def _describe(error: OSError | UnicodeDecodeError) -> str:
+    if isinstance(error, OSError):
+        return f"{Path(error.filename).name}: {error.strerror}" if error.filename and error.strerror else str(error)
+    return f"{CARD_FILE} is not UTF-8 text"
+
+
+def _malformed(folder: Path, reason: str) -> BundleError:
+    return BundleError(f"{str(folder / CARD_FILE)!r} is malformed: {reason}", hint="Export the bundle again")

@@ -1,0 +1,188 @@
+"""Sections of the model card about measurements: performance, subgroups, robustness, heatmaps, shortcuts and failures.
+
+A section states if its measurement is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pneumoscope.bundle.evidence import EVIDENCE, Json, images_text, interval_text, unusable_images
+
+__all__ = ["markdown_table", "measurement_sections"]
+
+_ETIOLOGIES = {
+    "normal": "normal images",
+    "bacteria": "images of bacterial pneumonia",
+    "virus": "images of viral pneumonia",
+}
+_MAX_FAILURES = 8
+
+
+def measurement_sections(
+    *,
+    evaluation: Json | None,
+    robustness: Json | None,
+    shortcuts: Json | None,
+    saliency_check: Json | None,
+    phantom_saliency_check: Json | None,
+    audit: Json | None,
+) -> list[str]:
+    """Return the sections as paragraphs of Markdown; see `evidence.read_evidence`."""
+    return [
+        *_performance(evaluation),
+        *_subgroups(evaluation),
+        *_robustness(robustness),
+        *_heatmaps(saliency_check),
+        *_localization(phantom_saliency_check),
+        *_network_shortcuts(shortcuts),
+        *_data_shortcuts(audit),
+        *_failures(evaluation, robustness),
+    ]
+
+
+def _performance(evaluation: Json | None) -> list[str]:
+    if not evaluation:
+        return ["## Performance", f"Not measured yet: `{EVIDENCE['evaluation']}`."]
+    rows = [(name.replace("_", " "), interval_text(value)) for name, value in evaluation["metrics"].items()]
+    rows += [
+        (f"AUROC, {_ETIOLOGIES.get(name, name)}", interval_text(value))
+        for name, value in evaluation["auroc_by_etiology"].items()
+    ]
+    number = evaluation.get("test_evaluation")
+    ledger = f" This is evaluation number {number} on these test images." if number else ""
+    return [
+        "## Performance",
+        f"On {images_text(evaluation)}.{ledger}",
+        markdown_table(("", "value [95% interval]"), rows),
+    ]
+
+
+def _subgroups(evaluation: Json | None) -> list[str]:
+    if not evaluation:
+        return []
+    rows = [
+        (name, _ETIOLOGIES.get(etiology, etiology), interval_text(correct))
+        for name, point in evaluation["operating_points"].items()
+        for etiology, correct in point["by_etiology"].items()
+    ]
+    table = [markdown_table(("operating point", "images", "classified correctly [95% interval]"), rows)] if rows else []
+    return [
+        "## Subgroups",
+        "Evaluations have no subgroups by age or sex: image files such as JPEG state neither. `pneumoscope accept` lists"
+        " subgroups by age, sex, view and manufacturer for DICOM files.",
+        *table,
+    ]
+
+
+def _heatmaps(check: Json | None) -> list[str]:
+    if not check:
+        return ["## Heatmaps", f"Not measured yet: `{EVIDENCE['saliency_check']}`."]
+    rows = [
+        (name, *(interval_text(check[name][column]) for column in ("heatmap", "random", "improvement")))
+        for name in ("deletion", "insertion")
+    ]
+    randomized = [
+        (row["name"], interval_text(row["correlation"]), interval_text(row["magnitude_correlation"]))
+        for row in check["randomization"]
+    ]
+    shape = " x ".join(str(side) for side in check["heatmap_shape"])
+    return [
+        "## Heatmaps",
+        f"{shape} positions, on {check['n']} {check['split']} images. Area under the curve of the predicted class's score when"
+        " pixels are removed (deletion, lower is better) or added (insertion, higher is better) in the order of the heatmap, and"
+        " of random heatmaps with the same power spectrum. No expert has marked the disease on these images, so that nothing"
+        " shows whether heatmaps lie on it.",
+        markdown_table(("curve", "heatmap", "random heatmap", "improvement"), rows),
+        "Rank correlation with the heatmaps after layers were randomized; near 0 is expected. Correlations of magnitudes are to"
+        " be compared with that of another image, in the last row:",
+        markdown_table(("randomized", "correlation", "correlation of magnitudes"), randomized),
+    ]
+
+
+def _localization(check: Json | None) -> list[str]:
+    if not check:
+        return ["### Localization on phantoms", f"Not measured yet: `{EVIDENCE['phantom_saliency_check']}`."]
+    found = check["localization"]
+    rows = [
+        ("largest contribution inside the opacity", interval_text(found["peak_inside"])),
+        ("positive contributions inside the opacity", interval_text(found["energy_inside"])),
+        ("expected by chance (area of the opacity)", interval_text(found["area"])),
+    ]
+    shape = " x ".join(str(side) for side in check["heatmap_shape"])
+    return [
+        "### Localization on phantoms",
+        f"The position of the opacity in a phantom is known. A network with the same architecture was trained on phantoms alone;"
+        f" its heatmaps have {shape} positions. On {found['n']} phantoms of the {check['split']} split:",
+        markdown_table(("on phantoms", "value [95% interval]"), rows),
+        f"`{check['command']}`",
+    ]
+
+
+def _robustness(robustness: Json | None) -> list[str]:
+    if not robustness:
+        return ["## Robustness", f"Not measured yet: `{EVIDENCE['robustness']}`."]
+    rows = []
+    sizes = [robustness["sizes"]] if robustness["sizes"] else []
+    for row in [*sizes, *robustness["formats"], *robustness["changes"]]:
+        largest = "none" if row["largest"] is None else f"{row['largest']:.3f}"
+        rows.append((row["name"], interval_text(row["changed"]), largest))
+    return [
+        "## Robustness",
+        f"On {robustness['n']} {robustness['split']} images; the full-size images are a separate set.",
+        markdown_table(("variant of the same image", "changed decisions", "largest change of probability"), rows),
+    ]
+
+
+def _network_shortcuts(shortcuts: Json | None) -> list[str]:
+    if not shortcuts:
+        return ["## Shortcuts of the network", f"Not measured yet: `{EVIDENCE['shortcuts']}`."]
+    rows = [("whole image", interval_text(shortcuts["whole"]))]
+    rows += [(row["name"], interval_text(row["auroc"])) for row in shortcuts["controls"]]
+    return [
+        "## Shortcuts of the network",
+        f"AUROC of the network on {shortcuts['n']} {shortcuts['split']} images, split by {shortcuts['split_by']}, of which it"
+        " sees a part. With the center blanked, 0.5 is chance; above it, the network can use the border, markers or the scanner.",
+        markdown_table(("the network sees", "AUROC [95% interval]"), rows),
+    ]
+
+
+def _data_shortcuts(audit: Json | None) -> list[str]:
+    if not audit:
+        return ["## Shortcuts in the data", f"Not measured yet: `{EVIDENCE['audit']}`."]
+    rows = [(name.replace("_", " "), interval_text(value)) for name, value in audit["shortcuts"].items()]
+    return [
+        "## Shortcuts in the data",
+        "Cross-validated AUROC of simple models that see no lung; 0.5 is chance. A network trained on the data may have learned"
+        " the same shortcuts.",
+        markdown_table(("control", "AUROC [95% interval]"), rows),
+    ]
+
+
+def _failures(evaluation: Json | None, robustness: Json | None) -> list[str]:
+    """Return the largest error rates of all measurements, in descending order."""
+    failures: list[tuple[float, str]] = []
+    for name, point in (evaluation or {}).get("operating_points", {}).items():
+        for etiology, correct in point["by_etiology"].items():
+            if correct["value"] is not None:
+                rate = 1 - correct["value"]
+                text = f"{rate:.1%} of the {correct['n']} {_ETIOLOGIES[etiology]} are misclassified."
+                failures.append((rate, f"At the operating point {name}, {text}"))
+    for row in (robustness or {}).get("changes", []):
+        rate = row["changed"]["value"]
+        failures.append((rate, f"{rate:.1%} of decisions change if the image is altered: {row['name']}."))
+    for row in unusable_images(robustness) if robustness else []:
+        rate = 1 - row["rejected"]["value"]
+        text = f"{rate:.1%} of {row['rejected']['n']} images that should be rejected ({row['name']}) are not rejected."
+        failures.append((rate, text))
+    worst = sorted(failures, key=lambda failure: -failure[0])[:_MAX_FAILURES]
+    lines = [f"- {text}" for rate, text in worst if rate > 0]
+    if not lines:
+        return []
+    return ["## Known failures", "The highest error rates of all measurements above:", "\n".join(lines)]
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

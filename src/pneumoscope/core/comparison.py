@@ -1,0 +1,165 @@
+"""The comparison of several runs on the same images as frozen records; see `results`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.results import SCHEMA, Confusion, Interval, interval_rows, rows_dataframe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Comparison", "PairedTest", "ReferenceRow", "ReferenceTable", "RunSummary"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RunSummary:
+    """One run of a comparison, or a bundle or file of predictions, for which the fields of a run are None.
+
+    Attributes:
+        average_train_accuracy, average_validation_accuracy: Means over the epochs, as in the report.
+        seconds: Training time, wall clock.
+        test: n, and each metric as an `Interval` at the operating point of the comparison.
+        confusion: Confusion matrix at that operating point.
+    """
+
+    name: str
+    network: str | None
+    optimizer: str | None
+    batch: int | None
+    image_size: int | None
+    epochs: int | None
+    seed: int | None
+    device: str | None
+    weights: str | None
+    average_train_accuracy: float | None
+    average_validation_accuracy: float | None
+    best_epoch: int | None
+    seconds: float | None
+    test: Mapping[str, Any]
+    confusion: Confusion
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PairedTest:
+    """A paired test of two runs on the same images.
+
+    Attributes:
+        a, b: Names of the runs.
+        metric: "accuracy" (exact McNemar test) or "auroc" (DeLong test).
+        difference: Metric of a minus metric of b.
+        test: Name of the test, which states whether it keeps the images of a patient together.
+        p: Two-sided p-value before correction; None if undefined (no discordant image, equal rankings).
+        p_holm: p-value after Holm correction over all pairs of the same metric.
+        verdict: "a" or "b" if `p_holm` is below 0.05 and the interval of the difference does not contain 0, otherwise
+            "not distinguishable".
+        sentence: The finding as a sentence.
+    """
+
+    a: str
+    b: str
+    metric: str
+    difference: Interval
+    test: str
+    p: float | None
+    p_holm: float | None
+    verdict: str
+    sentence: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReferenceRow:
+    """One row of a published table, as printed and as computed from the counts behind it.
+
+    Attributes:
+        name: Name of the row; it is compared with the run of the same name.
+        printed: The columns of the table under their printed names.
+        confusion: Counts reconstructed from the printed numbers.
+        metrics: Metrics by their standard definitions, computed from the counts.
+        average_train_accuracy, average_validation_accuracy: As printed.
+        difference: Accuracy of the run minus the published accuracy, with an unpaired interval; None without such a run on
+            the same images.
+        sentence: The finding as a sentence.
+    """
+
+    name: str
+    printed: Mapping[str, float]
+    confusion: Confusion
+    metrics: Mapping[str, Interval]
+    average_train_accuracy: float
+    average_validation_accuracy: float
+    difference: Interval | None
+    sentence: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReferenceTable:
+    """A published table that the runs of a comparison are compared with.
+
+    Attributes:
+        note: Explanation of the columns and their errors.
+        rows: Rows of the table; at least one.
+    """
+
+    note: str
+    rows: tuple[ReferenceRow, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Comparison:
+    """A comparison of several runs on the same images.
+
+    Attributes:
+        images: {"sha256", "n", "patients", "counts"}.
+        operating_point: Operating point of the threshold metrics.
+        runs: One entry per run, in the order given.
+        pairs: Tests of each pair of runs, by accuracy and by AUROC.
+        sentences: The findings as sentences, generated from `pairs`.
+        command: The command line.
+        created: Time of the comparison, UTC, ISO 8601.
+        version: Version of pneumoscope.
+        reference: Published table that the runs are compared with; None without one.
+        evaluation: Name of the compared evaluation of each run.
+    """
+
+    images: Mapping[str, Any]
+    operating_point: str
+    runs: tuple[RunSummary, ...]
+    pairs: tuple[PairedTest, ...]
+    sentences: tuple[str, ...]
+    command: str
+    created: str
+    version: str
+    reference: ReferenceTable | None = None
+    evaluation: str = "test"
+    schema: int = SCHEMA
+    notice: str = NOTICE
+
+    def __repr__(self) -> str:
+        """Return the number of images and the accuracy of each run."""
+        runs = ", ".join(f"{run.name}: accuracy={run.test.get('accuracy')}" for run in self.runs)
+        return f"Comparison(n={self.images.get('n')}, operating_point={self.operating_point!r}, {runs})"
+
+    def _repr_html_(self) -> str:
+        from pneumoscope.core.display import comparison_html
+
+        return comparison_html(self)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row per run and metric: run, metric, and its interval."""
+        rows = []
+        for run in self.runs:
+            intervals = [(name, value) for name, value in run.test.items() if isinstance(value, Interval)]
+            rows += interval_rows(intervals, run=run.name)
+        return rows
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return `rows` as a pandas DataFrame.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        return rows_dataframe(self.rows(), "Comparison.to_dataframe()")
