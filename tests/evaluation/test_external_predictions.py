@@ -194,6 +194,18 @@ def test_calibration_is_fitted_on_validation_predictions(data, tmp_path):
         evaluate_predictions(file, data, fit_probabilities=True)
 
 
+def test_evaluation_with_other_thresholds_is_not_replaced(data, tmp_path):
+    test, validation = split(data, "test"), split(data, "validation")
+    file = write(tmp_path / "other.csv", test, expit(draw(test)))
+    second = write(tmp_path / "val.csv", validation, expit(draw(validation, seed=1)))
+    evaluate_predictions(file, data, validation=second, out=tmp_path / "out")
+    with pytest.raises(UsageError, match=r"has an evaluation with other thresholds \(other, 70 images"):
+        evaluate_predictions(file, data, out=tmp_path / "out")
+    write(second, validation, expit(draw(validation, seed=2)))
+    with pytest.raises(UsageError, match="with other thresholds"):
+        evaluate_predictions(file, data, validation=second, out=tmp_path / "out")
+
+
 def test_evaluation_is_recorded_in_the_ledger_and_written(data, tmp_path):
     images = split(data, "test")
     file = write(tmp_path / "other.csv", images, expit(draw(images)))

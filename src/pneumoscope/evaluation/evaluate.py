@@ -78,8 +78,8 @@ def evaluate(
         seed: Seed of the bootstraps.
         site: Site profile to apply.
         by: Columns of the manifest CSV, or "etiology", whose values form subgroups.
-        reference: Name of an evaluation of the run, or folder of an evaluation of the same model,
-            on other images, whose difference is reported.
+        reference: Name of an evaluation of the run on other images, whose difference is reported; or a folder of an evaluation
+            of the same model.
         progress: Called with the number of scored images and of all images.
         note: Called with each remark about the data, such as the number of skipped files.
 

@@ -116,8 +116,7 @@ def evaluate_predictions(
         operating_points: Operating points to evaluate; all that have a threshold if None.
         name: Name of the model; that of the file if empty.
         by: Columns of the manifest CSV, or "etiology", whose values form subgroups.
-        reference: Folder of an evaluation of the same model
-            on other images, whose difference is reported.
+        reference: Folder of an evaluation of the same model on other images, whose difference is reported.
         out: Folder of evaluation.json and predictions.csv; None writes no files.
         replace: Replace another evaluation in this folder.
         ledger: The test ledger; `ledger.default_ledger()` if None.
@@ -151,8 +150,9 @@ def evaluate_predictions(
     if validation_data is not None and validation is None:
         raise UsageError("there are images, but no predictions for validation", hint="Give --validation-predictions")
     manifest = load_manifest(data)
-    for each in manifest.notes if note else ():
-        note(each)  # type: ignore[misc]  # there are none without it
+    if note:
+        for each in manifest.notes:
+            note(each)
     images = images_of_split(manifest, data, split, None, both_labels=False)
     predictions = read_predictions_file(file, columns)
     by_path = _match(predictions, predictions.rows, manifest, data)

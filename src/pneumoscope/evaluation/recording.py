@@ -75,7 +75,8 @@ def with_earlier_points(
     """Return the operating points with those of the evaluation in the folder, which is written again.
 
     Raises:
-        UsageError: The folder has an evaluation of other images, or of another model, seed or site profile.
+        UsageError: The folder has an evaluation of other images, or of another model, seed or site profile, or thresholds that
+            were chosen on other images.
     """
     if not (folder / EVALUATION_FILE).is_file():
         return operating_points
@@ -87,6 +88,7 @@ def with_earlier_points(
             ("of other images", earlier.images_sha256, images_sha256([image.sha256 for image in images])),
             ("of another model", hashes, (source.bundle_sha256, source.predictions_sha256)),
             ("with another site profile", earlier.site, source.site),
+            ("with other thresholds", _thresholds(earlier), _thresholds_now(earlier, source)),
             ("with another seed", earlier.metrics["brier"].seed, seed),
         )
         if before != now
@@ -97,8 +99,18 @@ def with_earlier_points(
             f" {earlier.created[:10]})",
             hint="Keep both with another --name or --out, or replace it with --force",
         )
-    points = [point for point in earlier.operating_points if point in source.operating_points]
+    points = tuple(earlier.operating_points)
     return (*points, *(point for point in operating_points if point not in points))
+
+
+def _thresholds(evaluation: Evaluation) -> dict[str, float | None]:
+    return {name: point.threshold for name, point in evaluation.operating_points.items()}
+
+
+def _thresholds_now(earlier: Evaluation, source: ScoreSource) -> dict[str, float | None]:
+    """Return the thresholds of the source at the operating points of an earlier evaluation; None where it has none."""
+    points = source.operating_points
+    return {name: points[name].threshold if name in points else None for name in earlier.operating_points}
 
 
 def summarize(
