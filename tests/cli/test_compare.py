@@ -118,6 +118,7 @@ def test_page_of_predictions_alone_has_no_training(runs, shared_maker, tmp_path,
     html = (out / "report.html").read_text()
     assert 'id="training"' not in html
     assert "#training" not in html
+    assert "training time:" not in html
     assert "Run scores on 50 test images" in html
 
 
