@@ -386,6 +386,7 @@ def test_object_that_may_have_arrived_is_sent_again_with_the_same_content(model,
             assert all(pydicom.Dataset(each) == pydicom.Dataset(copies[0]) for each in copies)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [70_000])
 def test_more_results_than_a_statement_has_parameters_wait_for_a_pacs_that_is_away(repository, count):
     row = {
