@@ -34,16 +34,16 @@ from pneumoscope.service.dicom.configuration import ResultSettings
 from pneumoscope.service.dicom.header import DISPLAY_ELEMENTS, HEADER_ELEMENTS
 from pneumoscope.service.dicom.matching import ATTRIBUTES, COUNTS, DEFAULT_LIMIT, MAX_LIMIT
 from pneumoscope.service.dicom.media_types import JSON_TYPES
-from pneumoscope.service.dicom.overlays import QUANTITY
-from pneumoscope.service.dicom.report import PRIVATE_CODES, STANDARD_CODES
-from pneumoscope.service.dicom.selection import MODALITIES, StudySelection
-from pneumoscope.service.dicom.settings import (
+from pneumoscope.service.dicom.node_settings import (
     CANNOT_UNDERSTAND,
     OUT_OF_RESOURCES,
     PROCESSING_FAILURE,
     SUCCESS,
     DicomSettings,
 )
+from pneumoscope.service.dicom.overlays import QUANTITY
+from pneumoscope.service.dicom.report import PRIVATE_CODES, STANDARD_CODES
+from pneumoscope.service.dicom.selection import MODALITIES, StudySelection
 from pneumoscope.service.dicom.web_read import dicom_web_reader_router
 from pneumoscope.service.storage.commitments import MAX_FAILURES
 

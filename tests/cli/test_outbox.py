@@ -11,8 +11,8 @@ from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli.outbox import command
 from pneumoscope.service.storage.commitments import MAX_FAILURES, CommitmentReport, Commitments
 from pneumoscope.service.storage.database import open_database, write_transaction
-from pneumoscope.service.storage.deliveries import ResultSubject
 from pneumoscope.service.storage.outbox import Outbox
+from pneumoscope.service.storage.outbox_records import ResultSubject
 from pneumoscope.service.storage.results import enqueue
 
 TIME = "2026-01-02T03:04:05.000000Z"

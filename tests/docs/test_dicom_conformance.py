@@ -17,11 +17,11 @@ pytest.importorskip("highdicom", reason="[pacs] is not installed")
 
 from pneumoscope.core.errors import PullError  # noqa: E402  after the skip
 from pneumoscope.service.dicom.matching import ATTRIBUTES  # noqa: E402
+from pneumoscope.service.dicom.node_settings import DicomPeer, DicomSettings  # noqa: E402
 from pneumoscope.service.dicom.processing import Reception  # noqa: E402
 from pneumoscope.service.dicom.pull_move import pull_by_move  # noqa: E402
 from pneumoscope.service.dicom.receiver import DicomReceiver  # noqa: E402
 from pneumoscope.service.dicom.selection import PullReport, StudySelection  # noqa: E402
-from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings  # noqa: E402
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = DOCS / "reference" / "dicom-conformance.md"

@@ -19,7 +19,7 @@ from sqlalchemy import event
 
 from pneumoscope.core.prediction import ImageInfo, ModelInfo, Prediction
 from pneumoscope.service.storage.commitments import CommitmentReport, Commitments
-from pneumoscope.service.storage.deliveries import ResultSubject
+from pneumoscope.service.storage.outbox_records import ResultSubject
 from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.received_instances import Outcome, ReceivedInstance, finish
 from pneumoscope.service.storage.repository import PredictionRepository

@@ -16,7 +16,7 @@ from pneumoscope.core.errors import UsageError
 from pneumoscope.core.messages import counted
 
 if TYPE_CHECKING:
-    from pneumoscope.service.storage.deliveries import Delivery, DeliveryState
+    from pneumoscope.service.storage.outbox_records import Delivery, DeliveryState
 
 __all__ = ["command"]
 

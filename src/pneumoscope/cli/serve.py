@@ -238,7 +238,7 @@ def _dicom_configuration(
     """Return the configuration of a file, or that of the options --dicom-*."""
     from pneumoscope.service.dicom.configuration import DicomConfiguration
     from pneumoscope.service.dicom.configuration_file import read_configuration
-    from pneumoscope.service.dicom.settings import DicomSettings, parse_peer, tls_contexts
+    from pneumoscope.service.dicom.node_settings import DicomSettings, parse_peer, tls_contexts
     from pneumoscope.service.dicom.start_checks import require_files
 
     if file:

@@ -25,7 +25,7 @@ from pneumoscope.core.results import to_json
 from pneumoscope.data.predictions_file import PredictionColumns
 from pneumoscope.evaluation.compared import EvaluatedRun, ScoringOptions, decisions, read_evaluated
 from pneumoscope.evaluation.metrics import positives
-from pneumoscope.evaluation.paired import RunScores, findings, paired_tests
+from pneumoscope.evaluation.paired_findings import RunScores, findings, paired_tests
 
 __all__ = ["COMPARISON_FILE", "COMPARISON_TABLE", "compare", "write_comparison"]
 

@@ -1,4 +1,7 @@
-"""Write predictions as JSON and CSV, one at a time, so that memory does not grow with their number."""
+"""Write predictions as JSON and CSV, one at a time, so that memory does not grow with their number.
+
+The columns are those of `core.prediction.Prediction.to_row`.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import numpy as np
 from pneumoscope.core.comparison import Comparison, ReferenceRow, ReferenceTable, RunSummary
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Confusion, Interval
-from pneumoscope.evaluation.paired import percentage_points
+from pneumoscope.evaluation.paired_findings import percentage_points
 from pneumoscope.statistics.intervals import newcombe
 from pneumoscope.statistics.metrics import threshold_metrics
 

@@ -26,7 +26,7 @@ from pneumoscope.inference.model import Model
 from pneumoscope.inference.saliency import Heatmap, Layer
 from pneumoscope.service.dicom.configuration import ResultSettings
 from pneumoscope.service.dicom.header import decode_header, encode_header, read_display, read_header
-from pneumoscope.service.storage.deliveries import Delivery, ObjectKind, result_uid, states_study
+from pneumoscope.service.storage.outbox_records import Delivery, ObjectKind, result_uid, states_study
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 

@@ -37,8 +37,8 @@ from pneumoscope.service.storage.repository import PredictionRepository
 
 if TYPE_CHECKING:
     from pneumoscope.service.auth.openid_connect import OpenIdConnect
+    from pneumoscope.service.dicom.node_settings import DicomSettings
     from pneumoscope.service.dicom.receiver import DicomReceiver
-    from pneumoscope.service.dicom.settings import DicomSettings
 
 __all__ = ["ServerOptions", "serve"]
 

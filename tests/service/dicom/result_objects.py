@@ -24,7 +24,7 @@ from pneumoscope.service.dicom.header import read_display, read_header
 from pneumoscope.service.dicom.overlays import parametric_map, presentation_state
 from pneumoscope.service.dicom.report import structured_report
 from pneumoscope.service.dicom.results import Result, rejection_note, secondary_capture
-from pneumoscope.service.storage.deliveries import ObjectKind, result_uid
+from pneumoscope.service.storage.outbox_records import ObjectKind, result_uid
 
 __all__ = ["CHARACTER_SETS", "HEADERS", "PREDICTIONS", "Objects", "all_objects", "image_file", "objects"]
 

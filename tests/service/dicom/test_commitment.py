@@ -16,11 +16,11 @@ from tests.service.dicom.test_orthanc import make_certificates
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration
-from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings, tls_contexts
+from pneumoscope.service.dicom.node_settings import DicomPeer, DicomSettings, tls_contexts
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.commitments import Commitments
 from pneumoscope.service.storage.database import write_transaction
-from pneumoscope.service.storage.deliveries import ResultSubject
+from pneumoscope.service.storage.outbox_records import ResultSubject
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.results import enqueue
 
@@ -167,7 +167,7 @@ def archive():
 @pytest.fixture
 def at_once(monkeypatch):
     """Without the delays before requests and repetitions."""
-    monkeypatch.setattr("pneumoscope.service.storage.deliveries._FIRST_DELAY", timedelta(milliseconds=50))
+    monkeypatch.setattr("pneumoscope.service.storage.outbox_records._FIRST_DELAY", timedelta(milliseconds=50))
     monkeypatch.setattr("pneumoscope.service.storage.outbox._COMMITMENT_DELAY", timedelta(milliseconds=300))
 
 

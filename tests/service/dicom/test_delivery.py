@@ -25,8 +25,8 @@ from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration, ResultSettings, SiteRule
+from pneumoscope.service.dicom.node_settings import DicomPeer, DicomSettings
 from pneumoscope.service.dicom.processing import InstanceProcessor
-from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.database import open_database
 from pneumoscope.service.storage.inbox import Inbox
@@ -258,7 +258,7 @@ def test_late_frontal_image_has_its_own_result_beside_that_of_a_rejected_one(mod
 
 def test_results_wait_while_the_destination_is_away(model, archive, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "pneumoscope.service")
-    monkeypatch.setattr("pneumoscope.service.storage.deliveries._FIRST_DELAY", timedelta(milliseconds=50))
+    monkeypatch.setattr("pneumoscope.service.storage.outbox_records._FIRST_DELAY", timedelta(milliseconds=50))
     archive.stop()
     with service(model, configuration(archive)) as (client, repository):
         for level in (90, 100, 110):
@@ -274,7 +274,7 @@ def test_results_wait_while_the_destination_is_away(model, archive, monkeypatch,
 
 @pytest.mark.parametrize("status", [0xA700, 0xC000, 0x0122])
 def test_object_that_is_refused_is_sent_again(model, archive, monkeypatch, status):
-    monkeypatch.setattr("pneumoscope.service.storage.deliveries._FIRST_DELAY", timedelta(milliseconds=50))
+    monkeypatch.setattr("pneumoscope.service.storage.outbox_records._FIRST_DELAY", timedelta(milliseconds=50))
     archive.status = status
     with service(model, configuration(archive)) as (client, repository):
         receive(client)

@@ -25,7 +25,7 @@ from tests.service.dicom.test_receiver import storescu
 from pneumoscope.core.errors import PullError, UnknownNameError, UsageError
 from pneumoscope.service.dicom.configuration import DicomConfiguration, Source
 from pneumoscope.service.dicom.configuration_file import read_configuration
-from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
+from pneumoscope.service.dicom.node_settings import DicomPeer, DicomSettings
 
 pynetdicom = pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
 from pneumoscope.service.dicom.pull import pull  # noqa: E402

@@ -27,7 +27,7 @@ from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.dicom.configuration import DicomConfiguration
-from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings, image_name, parse_peer, tls_contexts
+from pneumoscope.service.dicom.node_settings import DicomPeer, DicomSettings, image_name, parse_peer, tls_contexts
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.repository import PredictionRepository
 

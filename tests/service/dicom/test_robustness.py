@@ -18,8 +18,8 @@ from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.dicom import processing
 from pneumoscope.service.dicom.configuration import DicomConfiguration, SiteRule
+from pneumoscope.service.dicom.node_settings import DicomPeer, DicomSettings
 from pneumoscope.service.dicom.processing import InstanceProcessor
-from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.database import read_transaction, write_transaction
 from pneumoscope.service.storage.inbox import Inbox
@@ -48,7 +48,7 @@ def archive():
 @pytest.fixture
 def at_once(monkeypatch):
     """The next attempt follows at once."""
-    monkeypatch.setattr("pneumoscope.service.storage.deliveries._FIRST_DELAY", timedelta(milliseconds=50))
+    monkeypatch.setattr("pneumoscope.service.storage.outbox_records._FIRST_DELAY", timedelta(milliseconds=50))
 
 
 @pytest.fixture(params=["oldest first", "newest first"])

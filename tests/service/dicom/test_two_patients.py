@@ -55,7 +55,7 @@ def archive():
 
 @pytest.fixture
 def receiver(monkeypatch):
-    monkeypatch.setattr("pneumoscope.service.storage.deliveries._FIRST_DELAY", timedelta(milliseconds=50))
+    monkeypatch.setattr("pneumoscope.service.storage.outbox_records._FIRST_DELAY", timedelta(milliseconds=50))
     opened = Receiver().start()
     yield opened
     opened.stop()

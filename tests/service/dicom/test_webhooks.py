@@ -90,7 +90,7 @@ def receiver():
 
 @pytest.fixture(autouse=True)
 def short_delay(monkeypatch):
-    monkeypatch.setattr("pneumoscope.service.storage.deliveries._FIRST_DELAY", timedelta(milliseconds=50))
+    monkeypatch.setattr("pneumoscope.service.storage.outbox_records._FIRST_DELAY", timedelta(milliseconds=50))
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.commitments import MAX_FAILURES, CommitmentReport, Commitments, _is_due
 from pneumoscope.service.storage.database import open_database, read_transaction, write_transaction
-from pneumoscope.service.storage.deliveries import NEW_ROW, ResultSubject, retry_delay
 from pneumoscope.service.storage.outbox import Outbox
+from pneumoscope.service.storage.outbox_records import NEW_ROW, ResultSubject, retry_delay
 from pneumoscope.service.storage.outbox_status import OutboxStatus
 from pneumoscope.service.storage.resending import resend
 from pneumoscope.service.storage.results import enqueue, find_old_headers, forget_headers, withdraw

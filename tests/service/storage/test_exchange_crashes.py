@@ -22,7 +22,7 @@ from tests.service.crash_steps import (
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.commitments import CommitmentReport, Commitments
 from pneumoscope.service.storage.database import read_transaction, write_transaction
-from pneumoscope.service.storage.deliveries import ResultSubject
+from pneumoscope.service.storage.outbox_records import ResultSubject
 from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.results import enqueue

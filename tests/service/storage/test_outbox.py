@@ -14,8 +14,8 @@ from tests.service.conftest import MODEL, prediction
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.prediction import ImageInfo
 from pneumoscope.service.storage.database import open_database, read_transaction, write_transaction
-from pneumoscope.service.storage.deliveries import NEW_ROW, ResultSubject, result_uid
 from pneumoscope.service.storage.outbox import Outbox
+from pneumoscope.service.storage.outbox_records import NEW_ROW, ResultSubject, result_uid
 from pneumoscope.service.storage.received_instances import Outcome, ReceivedInstance, copies_of, finish
 from pneumoscope.service.storage.records import format_time
 from pneumoscope.service.storage.results import enqueue, withdraw

@@ -11,7 +11,7 @@ from tests.service.conftest import add
 from pneumoscope.core.errors import StorageError
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.storage.database import read_transaction, write_transaction
-from pneumoscope.service.storage.deliveries import NEW_ROW
+from pneumoscope.service.storage.outbox_records import NEW_ROW
 from pneumoscope.service.storage.retention import Retention
 from pneumoscope.service.storage.tables import outbox, received_instances
 

@@ -27,13 +27,13 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # the module c
 )
 
 from pneumoscope.core.errors import StorageError
-from pneumoscope.service.dicom.associations import open_association
 from pneumoscope.service.dicom.configuration import DicomConfiguration
+from pneumoscope.service.dicom.node_settings import PROCESSING_FAILURE, SUCCESS, DicomPeer
+from pneumoscope.service.dicom.outgoing_associations import open_association
 from pneumoscope.service.dicom.results import SOP_CLASSES
 from pneumoscope.service.dicom.sending import UnconfirmedError, UnreachableError
-from pneumoscope.service.dicom.settings import PROCESSING_FAILURE, SUCCESS, DicomPeer
 from pneumoscope.service.storage.commitments import CommitmentReport, CommitmentRequest, Commitments
-from pneumoscope.service.storage.deliveries import retry_delay
+from pneumoscope.service.storage.outbox_records import retry_delay
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -13,9 +13,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.service.auth.users import is_loopback, validate_name
-from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
+from pneumoscope.service.dicom.node_settings import DicomPeer, DicomSettings
 from pneumoscope.service.signatures import read_secret
-from pneumoscope.service.storage.deliveries import ObjectKind
+from pneumoscope.service.storage.outbox_records import ObjectKind
 
 __all__ = [
     "ConfigurationTable",

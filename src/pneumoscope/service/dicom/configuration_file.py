@@ -23,7 +23,7 @@ from pneumoscope.service.dicom.configuration import (
     Source,
     Webhook,
 )
-from pneumoscope.service.dicom.settings import DicomSettings, parse_peer, tls_contexts
+from pneumoscope.service.dicom.node_settings import DicomSettings, parse_peer, tls_contexts
 
 __all__ = ["read_configuration"]
 

@@ -24,9 +24,10 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
 from pneumoscope.core.errors import GoneError, PneumoscopeError, StorageError, UnknownNameError
-from pneumoscope.service.dicom.associations import open_association
 from pneumoscope.service.dicom.commitment import CommitmentRequester
 from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration, Webhook, origin
+from pneumoscope.service.dicom.node_settings import DicomPeer, DicomSettings
+from pneumoscope.service.dicom.outgoing_associations import open_association
 from pneumoscope.service.dicom.results import SOP_CLASSES
 from pneumoscope.service.dicom.sending import (
     UNCERTAIN_STATUSES,
@@ -37,10 +38,9 @@ from pneumoscope.service.dicom.sending import (
     connection_error_code,
     may_have_arrived,
 )
-from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
 from pneumoscope.service.dicom.web_session import HTTP_SECONDS, open_session
 from pneumoscope.service.dicom.webhooks import WebhookSender, study_event
-from pneumoscope.service.storage.deliveries import Delivery
+from pneumoscope.service.storage.outbox_records import Delivery
 from pneumoscope.service.storage.resending import is_unchanged
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ __all__ = ["TRANSFER_SYNTAXES", "ResultDelivery"]
 
 TRANSFER_SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)  # that are proposed
 _LOG = logging.getLogger("pneumoscope.service")
-_POLL_SECONDS, _UNEXPECTED_SECONDS = 1.0, 60.0  # between attempts; after an unexpected error
+_POLL_SECONDS, _UNEXPECTED_SECONDS = 1.0, 60.0  # between looks at the outbox; after an unexpected error
 _BATCH = 20  # objects on one association
 _DUPLICATE = 0x0111  # SOP instance exists (PS3.7 C.5.7)
 _WARNINGS = range(0xB000, 0xC000)  # stored, with a remark (PS3.4 B.2.3)

@@ -17,7 +17,7 @@ from pneumoscope.core.prediction_messages import notice, result_title
 from pneumoscope.inference.saliency import Heatmap
 from pneumoscope.service.dicom.heatmap_region import contours
 from pneumoscope.service.dicom.results import Result, patient_orientation
-from pneumoscope.service.storage.deliveries import derive_uid
+from pneumoscope.service.storage.outbox_records import derive_uid
 
 __all__ = ["QUANTITY", "parametric_map", "presentation_state"]
 

@@ -30,9 +30,9 @@ from pneumoscope.core.prediction import Failure, Prediction, Rejection
 from pneumoscope.service.audit.log import Entry, append
 from pneumoscope.service.dicom.configuration import DicomConfiguration, SiteRule
 from pneumoscope.service.dicom.header import decode_header, encode_header, is_own_result, read_header
-from pneumoscope.service.dicom.settings import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, PROCESSING_FAILURE, SUCCESS
+from pneumoscope.service.dicom.node_settings import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, PROCESSING_FAILURE, SUCCESS
 from pneumoscope.service.predictions import PredictionService
-from pneumoscope.service.storage.deliveries import ObjectKind, ResultSubject, states_study
+from pneumoscope.service.storage.outbox_records import ObjectKind, ResultSubject, states_study
 from pneumoscope.service.storage.received_instances import (
     Outcome,
     ReceivedInstance,

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from pneumoscope.core.errors import PullError, UnknownNameError
 from pneumoscope.service.dicom.configuration import DicomConfiguration
+from pneumoscope.service.dicom.node_settings import DicomPeer
 from pneumoscope.service.dicom.pull_move import pull_by_move
 from pneumoscope.service.dicom.pull_web import pull_by_web
 from pneumoscope.service.dicom.selection import Progress, PullReport, StudySelection
-from pneumoscope.service.dicom.settings import DicomPeer
 
 __all__ = ["pull"]
 

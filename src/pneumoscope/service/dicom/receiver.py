@@ -45,7 +45,7 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.service.dicom.commitment import UNKNOWN_REPORT, answer_report
-from pneumoscope.service.dicom.settings import (
+from pneumoscope.service.dicom.node_settings import (
     PROCESSING_FAILURE,
     SUCCESS,
     DicomPeer,

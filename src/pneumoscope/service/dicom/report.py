@@ -24,7 +24,7 @@ from pneumoscope.service.dicom.codes import (
 from pneumoscope.service.dicom.header import MANUFACTURER
 from pneumoscope.service.dicom.heatmap_region import Zone, zones
 from pneumoscope.service.dicom.results import Result, patient_orientation
-from pneumoscope.service.storage.deliveries import derive_uid
+from pneumoscope.service.storage.outbox_records import derive_uid
 
 __all__ = ["PRIVATE_CODES", "STANDARD_CODES", "structured_report", "unreadable_code"]
 

@@ -40,7 +40,7 @@ from pneumoscope.inference.saliency import Heatmap
 from pneumoscope.service.dicom.caption import draw_result
 from pneumoscope.service.dicom.configuration import ResultSettings
 from pneumoscope.service.dicom.header import MANUFACTURER
-from pneumoscope.service.storage.deliveries import ObjectKind, derive_uid
+from pneumoscope.service.storage.outbox_records import ObjectKind, derive_uid
 
 __all__ = [
     "SOP_CLASSES",

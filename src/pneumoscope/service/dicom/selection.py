@@ -9,7 +9,7 @@ from datetime import date
 from pydicom import Dataset
 
 from pneumoscope.core.errors import PullError, UsageError
-from pneumoscope.service.dicom.settings import image_name
+from pneumoscope.service.dicom.node_settings import image_name
 
 __all__ = ["MODALITIES", "Progress", "PullReport", "StudySelection"]
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import requests
 from urllib3.exceptions import ProtocolError
 
-from pneumoscope.service.storage.deliveries import Delivery
+from pneumoscope.service.storage.outbox_records import Delivery
 
 __all__ = [
     "UNCERTAIN_STATUSES",

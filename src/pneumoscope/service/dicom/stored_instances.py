@@ -28,8 +28,8 @@ from pneumoscope.service.dicom.header import MAX_HEADER_BYTES, read_header
 from pneumoscope.service.dicom.instance_content import convert_image, draw_capture, header_json, read_frame
 from pneumoscope.service.dicom.matching import ATTRIBUTES, Level, SearchQuery
 from pneumoscope.service.rendering import ImageRenderer
-from pneumoscope.service.storage.deliveries import ObjectKind, result_uid
 from pneumoscope.service.storage.dicom_files import DicomFiles, PredictedFile, StudyFilter
+from pneumoscope.service.storage.outbox_records import ObjectKind, result_uid
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 

@@ -23,8 +23,8 @@ from pneumoscope.service.api.content_negotiation import accepted_ranges, choose
 from pneumoscope.service.api.dependencies import AppProcessor, AppSettings, NoParameters, User, no_duplicate_parameters
 from pneumoscope.service.api.exception_handlers import problem_responses
 from pneumoscope.service.dicom.media_types import JSON, JSON_TYPES
+from pneumoscope.service.dicom.node_settings import SUCCESS, image_name
 from pneumoscope.service.dicom.processing import InstanceProcessor
-from pneumoscope.service.dicom.settings import SUCCESS, image_name
 
 __all__ = ["dicom_web_router"]
 

@@ -23,7 +23,7 @@ from pneumoscope.service.dicom.sending import (
     may_have_arrived,
 )
 from pneumoscope.service.signatures import read_secret, webhook_headers
-from pneumoscope.service.storage.deliveries import Delivery
+from pneumoscope.service.storage.outbox_records import Delivery
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.studies import latest_images, summarize_study

@@ -33,7 +33,7 @@ from pneumoscope.service.dicom.codes import (
     UPPER_LIMIT,
 )
 from pneumoscope.service.dicom.header import MANUFACTURER
-from pneumoscope.service.storage.deliveries import derive_uid
+from pneumoscope.service.storage.outbox_records import derive_uid
 from pneumoscope.service.storage.records import StoredPrediction
 
 __all__ = ["FHIR_MEDIA_TYPE", "ResourceType", "capability_statement", "operation_outcome", "resource"]

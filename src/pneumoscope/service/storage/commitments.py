@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, and_, or_, select, upd
 
 from pneumoscope.service.audit.log import Entry, append
 from pneumoscope.service.storage.database import read_transaction, write_transaction
-from pneumoscope.service.storage.deliveries import Delivery, failed_attempt
+from pneumoscope.service.storage.outbox_records import Delivery, failed_attempt
 from pneumoscope.service.storage.outbox_status import UNCOMMITTED, add_to_totals
 from pneumoscope.service.storage.records import Row, format_time
 from pneumoscope.service.storage.tables import outbox

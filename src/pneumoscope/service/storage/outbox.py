@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, and_, func, or_, selec
 from pneumoscope.core.errors import UnknownNameError, UsageError
 from pneumoscope.service.audit.log import Entry, append
 from pneumoscope.service.storage.database import read_transaction, write_transaction
-from pneumoscope.service.storage.deliveries import (
+from pneumoscope.service.storage.outbox_records import (
     Delivery,
     DeliveryState,
     failed_attempt,

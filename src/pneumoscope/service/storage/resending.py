@@ -16,7 +16,7 @@ from pneumoscope.core.errors import UnknownNameError, UsageError
 from pneumoscope.service.audit.log import Entry, append, was_delivered
 from pneumoscope.service.auth.users import COMMAND_LINE
 from pneumoscope.service.storage.database import write_transaction
-from pneumoscope.service.storage.deliveries import Delivery
+from pneumoscope.service.storage.outbox_records import Delivery
 from pneumoscope.service.storage.records import Row, format_time
 from pneumoscope.service.storage.results import change_rows
 from pneumoscope.service.storage.tables import outbox, outbox_totals

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, and_, delete, insert, or_, select, update
 
 from pneumoscope.service.audit.log import Entry, Event, append
 from pneumoscope.service.auth.users import COMMAND_LINE, RETENTION
-from pneumoscope.service.storage.deliveries import (
+from pneumoscope.service.storage.outbox_records import (
     NEW_ROW,
     ObjectKind,
     ResultSubject,

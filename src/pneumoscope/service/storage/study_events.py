@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, case, func, insert, or_, select, upda
 
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.service.storage.database import read_transaction
-from pneumoscope.service.storage.deliveries import NEW_ROW, Delivery
+from pneumoscope.service.storage.outbox_records import NEW_ROW, Delivery
 from pneumoscope.service.storage.outbox_status import add_to_totals
 from pneumoscope.service.storage.records import Row, StoredPrediction
 from pneumoscope.service.storage.studies import find_studies

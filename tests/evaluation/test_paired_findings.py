@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from pneumoscope.core.results import Interval
-from pneumoscope.evaluation.paired import RunScores, findings, paired_tests, percentage_points
+from pneumoscope.evaluation.paired_findings import RunScores, findings, paired_tests, percentage_points
 from pneumoscope.statistics.intervals import wilson
 
 N = 624

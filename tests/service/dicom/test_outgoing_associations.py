@@ -10,11 +10,11 @@ import pytest
 import requests
 from tests.service.dicom.test_orthanc import make_certificates
 
+from pneumoscope.service.dicom.node_settings import DicomPeer, DicomSettings, tls_contexts
 from pneumoscope.service.dicom.sending import UnreachableError, connection_error_code
-from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings, tls_contexts
 
 pynetdicom = pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
-associations = pytest.importorskip("pneumoscope.service.dicom.associations")
+associations = pytest.importorskip("pneumoscope.service.dicom.outgoing_associations")
 VERIFICATION, CT = "1.2.840.10008.1.1", "1.2.840.10008.5.1.4.1.1.2"
 SECONDS = 20
 

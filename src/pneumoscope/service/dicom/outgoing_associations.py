@@ -15,8 +15,8 @@ from pynetdicom.pdu import A_ASSOCIATE_RJ
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
+from pneumoscope.service.dicom.node_settings import DicomPeer, DicomSettings
 from pneumoscope.service.dicom.sending import UnreachableError, connection_error_code
-from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
 
 __all__ = ["REJECTIONS", "open_association"]
 
