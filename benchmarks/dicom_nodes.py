@@ -56,14 +56,15 @@ RESULT_CLASSES = (
 )  # fmt: skip
 # Modules that read the clock, and names of functions before or after which a service is killed.
 CLOCKS = (
-    "dicom.processing", "dicom.delivery", "dicom.receiver", "storage.inbox", "storage.repository", "storage.outbox",
+    "dicom.processing", "dicom.outcomes", "dicom.delivery", "dicom.receiver",
+    "storage.inbox", "storage.repository", "storage.outbox",
 )  # fmt: skip
 STEPS = {
     "receive": ("dicom.processing", "InstanceProcessor.receive", "before"),
     "file written": ("storage.blob_store", "FolderBlobStore.stage", "after"),
     "row written, not committed": ("storage.inbox", "replace_header", "after"),
     "row committed, not acknowledged": ("storage.inbox", "Inbox._add", "after"),
-    "prediction written, not committed": ("dicom.processing", "InstanceProcessor._record", "after"),
+    "prediction written, not committed": ("dicom.outcomes", "OutcomeRecorder.record", "after"),
     "prediction committed, file not removed": ("storage.inbox", "Inbox.remove_file", "before"),
     "file removed": ("storage.inbox", "Inbox.remove_file", "after"),
     "delivery begun": ("storage.outbox", "Outbox.begin", "after"),

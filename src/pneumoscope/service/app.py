@@ -118,7 +118,7 @@ def create_app(
     app.state.access_log = access_log
     app.state.authenticator = authenticator
     app.state.service = dataclasses.replace(
-        service, adjust_again=processor.adjust_again, on_predicted_again=processor.record_again
+        service, adjust_again=processor.adjust_again, on_predicted_again=processor.outcomes.record_again
     )
     app.state.processor = processor
     app.state.changes = changes

@@ -228,12 +228,12 @@ def test_copy_of_another_sender_sends_no_result_by_earlier_settings(model):
             copies = [
                 ReceivedInstance.from_row(row) for row in connection.execute(select(received_instances)).mappings()
             ]
-            client.app.state.processor._enqueue_copies(connection, copies[1], NOW_TEXT)
+            client.app.state.processor.outcomes._enqueue_copies(connection, copies[1], NOW_TEXT)
         assert results() == set()
         with write_transaction(service.repository.engine) as connection:
             current = received_instances.c.number == 1
             connection.execute(received_instances.update().where(current).values(settings=copies[1].settings))
-            client.app.state.processor._enqueue_copies(connection, copies[1], NOW_TEXT)
+            client.app.state.processor.outcomes._enqueue_copies(connection, copies[1], NOW_TEXT)
         assert results() == {("PACS1", "", True)}
 
 

@@ -14,38 +14,25 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Collection, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
+from datetime import timedelta
 from functools import partial
 from typing import NamedTuple
 
 from fastapi.concurrency import run_in_threadpool
-from pydicom import Dataset
-from sqlalchemy import Connection
 
 from pneumoscope import __version__
 from pneumoscope.core.errors import BusyError, StorageError, UnreadableImageError
-from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import Failure, Prediction, Rejection
-from pneumoscope.service.audit.log import Entry, append
-from pneumoscope.service.dicom.configuration import DicomConfiguration, SiteRule
-from pneumoscope.service.dicom.header import decode_header, encode_header, is_own_result, read_header
+from pneumoscope.service.dicom.configuration import DicomConfiguration
+from pneumoscope.service.dicom.header import encode_header, is_own_result, read_header
 from pneumoscope.service.dicom.node_settings import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, PROCESSING_FAILURE, SUCCESS
+from pneumoscope.service.dicom.outcomes import OutcomeRecorder
 from pneumoscope.service.predictions import PredictionService
-from pneumoscope.service.storage.outbox_records import ObjectKind, ResultSubject, states_study
 from pneumoscope.service.storage.received_instances import (
-    Outcome,
     ReceivedInstance,
-    copies_of,
-    finish,
-    forget_header,
-    instances_of,
 )
-from pneumoscope.service.storage.records import StoredPrediction, format_time
-from pneumoscope.service.storage.results import destinations_with, destinations_with_result, enqueue
-from pneumoscope.service.storage.stored_predictions import read_one
-from pneumoscope.service.storage.study_events import enqueue_study_event
-from pneumoscope.service.storage.unreadable import find_reason
+from pneumoscope.service.storage.records import StoredPrediction
 
 __all__ = ["InstanceProcessor", "Reception"]
 
@@ -77,6 +64,9 @@ class InstanceProcessor:
     Args:
         service: Predicts the instances.
         configuration: Site rules, destinations and quiet period.
+
+    Attributes:
+        outcomes: Records the outcomes.
     """
 
     def __init__(self, service: PredictionService, configuration: DicomConfiguration) -> None:
@@ -85,6 +75,7 @@ class InstanceProcessor:
         rules = [rule.model_dump(mode="json") for rule in configuration.rules]
         settings = json.dumps([__version__, service.model.settings, rules])
         self._settings = hashlib.sha256(settings.encode()).hexdigest()
+        self.outcomes = OutcomeRecorder(service, configuration, self._settings)
         self._postponed: dict[int, float] = {}  # time of the next attempt to read a file, by number of the instance
         # Instances whose number of attempts is still to be restored, as they were before, by number.
         self._to_cancel: dict[int, ReceivedInstance] = {}
@@ -199,7 +190,7 @@ class InstanceProcessor:
             self._postponed[received.number] = time.monotonic() + _UNREADABLE_SECONDS
             raise
         if content is None:
-            also = partial(self._record_lost, received)
+            also = partial(self.outcomes.record_lost, received)
             content = await run_in_threadpool(self._inbox.finish_lost, received, self._settings, also)
         if content is None:
             _LOG.error("The file of a received instance is missing; ask its sender to send it again")
@@ -210,7 +201,7 @@ class InstanceProcessor:
                 received.sop_instance_uid,
                 received.sender,
                 adjust=partial(self._with_rule, received),
-                also=partial(self._record, received),
+                also=partial(self.outcomes.record, received),
             )
         else:
             await self._give_up(received, content)
@@ -240,22 +231,13 @@ class InstanceProcessor:
         )
         await run_in_threadpool(
             self._service.repository.unreadable_files.add, self._stored(failed), content, user=received.sender,
-            also=lambda connection, id: self._record(received, connection, failed, id),
+            also=lambda connection, id: self.outcomes.record(received, connection, failed, id),
         )  # fmt: skip
 
     def _stored(self, prediction: Prediction) -> Prediction:
         """Return a prediction as it is stored: with pseudonyms, if only they are."""
         pseudonymizer = self._service.pseudonymizer
         return pseudonymizer.prediction(prediction) if pseudonymizer else prediction
-
-    def _record_lost(self, received: ReceivedInstance, connection: Connection, time: str) -> None:
-        append(connection, [Entry(time, received.sender, "instance_lost", image_sha256=received.image_sha256)])
-        if self._service.pseudonymizer:
-            forget_header(connection, received, self._stored_uid(received))
-        self._enqueue_event(received, connection, time)
-        if not self._service.pseudonymizer:
-            self._enqueue_copies(connection, received, time)
-            self._enqueue_lost(connection, received, time)
 
     def adjust_again(self, earlier: StoredPrediction, prediction: Prediction) -> Prediction:
         """Return the prediction of an image that is predicted again, or a rejection if a site rule excludes a received image."""
@@ -266,7 +248,7 @@ class InstanceProcessor:
 
     def _with_rule(self, received: ReceivedInstance, prediction: Prediction) -> Prediction:
         """Return the prediction, or a rejection if a site rule excludes the image."""
-        rule = self._rule_of(prediction, received)
+        rule = self.outcomes.rule_of(prediction, received)
         if rule is None or rule.action == "predict" or prediction.decision == "rejected":
             return prediction
         return dataclasses.replace(
@@ -278,151 +260,3 @@ class InstanceProcessor:
             warnings=(),
             rejection=Rejection("excluded_by_site_rule", {"rule": rule.name}),
         )
-
-    def _rule_of(self, prediction: Prediction, received: ReceivedInstance) -> SiteRule | None:
-        header = decode_header(received.header) if received.header else Dataset()
-        modality, view = (str(header.get(name) or "").strip() for name in ("Modality", "ViewPosition"))
-        return self._configuration.rule_of(prediction, modality=modality, view=view, sender=received.sender)
-
-    def _record(self, received: ReceivedInstance, connection: Connection, prediction: Prediction, id: str) -> None:
-        """Record the outcome of an instance, and put its results into the outbox, in the transaction of its prediction."""
-        at = format_time(datetime.now(UTC))
-        code = prediction.failure.code if prediction.failure else ""
-        finish(connection, received, Outcome("predicted" if id else "unreadable", self._settings, id, code), at)
-        if self._service.pseudonymizer:
-            forget_header(connection, received, self._stored_uid(received))
-        self._enqueue_event(received, connection, at)
-        if self._service.pseudonymizer:
-            return
-        rule = None if prediction.failure else self._rule_of(prediction, received)
-        if rule is None or rule.result:
-            self._enqueue(connection, received, at, id=id, failure=prediction.failure)
-        self._enqueue_copies(connection, received, at)
-
-    def record_again(self, earlier_id: str, connection: Connection, id: str) -> None:
-        """Put the results of an image that was predicted again into the outbox; see `PredictionService.on_predicted_again`."""
-        at, prediction = format_time(datetime.now(UTC)), read_one(connection, id)
-        others = {each.identity.sop_instance_uid for each in prediction.other_identities}  # the age is not theirs
-        found = [each for each in instances_of(connection, earlier_id) if each.sop_instance_uid not in others]
-        for received in found:
-            finish(connection, received, Outcome("predicted", self._settings, id), at)
-            rule = self._rule_of(prediction, received)
-            if rule is None or rule.result:
-                self._enqueue(connection, received, at, id=id)
-        for received in {each.study_instance_uid: each for each in found}.values():  # one event for each study
-            self._enqueue_event(received, connection, at)
-
-    def _stored_uid(self, received: ReceivedInstance) -> str:
-        """Return the Study Instance UID as it is stored after the prediction: its pseudonym, if only pseudonyms are stored."""
-        identity = Identity(study_instance_uid=received.study_instance_uid)
-        if self._service.pseudonymizer:
-            identity = self._service.pseudonymizer.identity(identity)
-        return identity.study_instance_uid
-
-    def _enqueue_event(self, received: ReceivedInstance, connection: Connection, time: str) -> None:
-        """Put the event of the study into the outbox for the webhooks, if none of its instances waits any more."""
-        webhooks = [webhook.name for webhook in self._configuration.webhooks]
-        if not webhooks or not received.study_instance_uid:
-            return
-        enqueue_study_event(
-            connection,
-            webhooks,
-            received.study_instance_uid,
-            self._stored_uid(received),
-            model_sha256=self._service.model.facts.sha256,
-            operating_point=self._service.model.operating_point_name,
-            time=time,
-        )
-
-    def _enqueue(
-        self,
-        connection: Connection,
-        received: ReceivedInstance,
-        at: str,
-        *,
-        id: str = "",
-        failure: Failure | None = None,
-        without: Collection[str] = (),
-    ) -> None:
-        """Put the results of an instance into the outbox, for the destinations that get none of a later copy of it.
-
-        A corrected header, or other pixels, with the same SOP Instance UID: the result is that of the last copy, in whatever
-        order they are predicted, and its header is that of the last copy. But a copy that has no result itself must not leave
-        out those of an earlier one, for silence reads as normal: its file may be lost, or a site rule may allow it no result. So
-        a later copy counts while it waits, and afterwards only if its results are in the outbox; see `_enqueue_copies`.
-        """
-        later = [each for each in copies_of(connection, received) if each.number > received.number]
-        destinations = set(self._configuration.destinations_of(received.reply_to)).difference(without)
-        for each in later:
-            if each.state == "waiting":
-                destinations -= set(self._configuration.destinations_of(each.reply_to))
-            # Results of the same pixels by another model or other site rules leave out none; and a report of a loss is no result.
-            elif each.state != "lost" and (each.settings == self._settings or not _is_same_image(connection, each, id)):
-                destinations -= self._destinations_with_results(connection, each)
-        header = next((each.header for each in (*later, received) if states_study(each.header)), "")
-        if not header:
-            return
-        stored = read_one(connection, id) if id else None
-        reason = failure and failure.reason
-        parameters = {name: value for name, value in reason.parameters.items() if name != "error"} if reason else {}
-        subject = ResultSubject(
-            prediction_id=id,
-            failure_code=failure.code if failure else "",
-            failure_reason=reason.code if reason else "",
-            failure_parameters=json.dumps(parameters) if reason else "",
-            model_sha256=stored.model.sha256 if stored else self._service.model.facts.sha256,
-            operating_point=stored.operating_point if stored else self._service.model.operating_point_name,
-            sop_instance_uid=received.sop_instance_uid,
-            header=header,
-        )
-        enqueue(connection, subject, sorted(destinations), self._kinds(stored), at)
-
-    def _enqueue_copies(self, connection: Connection, received: ReceivedInstance, at: str) -> None:
-        """Put the results of copies of an instance into the outbox if they were left out because it waited.
-
-        Those of an earlier copy by another model or other site rules are not: it would be predicted again if it were sent again.
-        """
-        copies = copies_of(connection, received)
-        for each in copies:
-            is_processed = each.state in ("predicted", "unreadable") and each.settings == self._settings
-            if each.number < received.number and is_processed and self._has_result(connection, each):
-                answered, id = self._destinations_with_results(connection, each), each.prediction_id
-                reason = None if id else find_reason(connection, each.image_sha256, each.failure_code)
-                failure = None if id else Failure(each.failure_code, "", reason=reason)
-                self._enqueue(connection, each, at, id=id, failure=failure, without=answered)
-        for each in copies:  # last, since a result is better than the report of a loss
-            if each.state == "lost":
-                self._enqueue_lost(connection, each, at)
-
-    def _enqueue_lost(self, connection: Connection, lost: ReceivedInstance, at: str) -> None:
-        """Report the loss of an instance to the destinations that neither have a result of a copy of it nor await one."""
-        waiting = [each for each in copies_of(connection, lost) if each.state == "waiting"]
-        awaiting = {name for each in waiting for name in self._configuration.destinations_of(each.reply_to)}
-        answered = destinations_with_result(connection, lost.sop_instance_uid)
-        self._enqueue(connection, lost, at, failure=Failure("lost", ""), without=answered | awaiting)
-
-    def _destinations_with_results(self, connection: Connection, received: ReceivedInstance) -> set[str]:
-        """Return the destinations that get, or got, results of a processed instance."""
-        return destinations_with(connection, received.sop_instance_uid, received.prediction_id, received.failure_code)
-
-    def _has_result(self, connection: Connection, received: ReceivedInstance) -> bool:
-        """Return whether the site rules allow results of a processed instance."""
-        if not received.prediction_id:
-            return True
-        rule = self._rule_of(read_one(connection, received.prediction_id), received)
-        return rule is None or rule.result
-
-    def _kinds(self, stored: StoredPrediction | None) -> Sequence[ObjectKind]:
-        """Return the kinds of objects of a prediction, or of a file that could not be read, of which there is no picture."""
-        if stored is None:
-            return ("structured_report",)
-        has_heatmap = stored.decision != "rejected" and self._service.model.has_heatmaps
-        return self._configuration.results.kinds(has_heatmap=has_heatmap)
-
-
-def _is_same_image(connection: Connection, received: ReceivedInstance, prediction_id: str) -> bool:
-    """Return whether a processed instance has the pixels of a prediction; False if one of them could not be read."""
-    if not received.prediction_id or not prediction_id:
-        return False
-    first, second = (read_one(connection, id).image_key for id in (received.prediction_id, prediction_id))
-    return first == second
