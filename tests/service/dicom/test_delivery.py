@@ -8,14 +8,16 @@ import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 
 import pydicom
 import pytest
 from fastapi.testclient import TestClient
 from pydicom.uid import generate_uid
+from requests.exceptions import SSLError
 from tests.images import dicom
 from tests.service.conftest import predicted
+from urllib3 import exceptions as urllib3_errors
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.population import Population
@@ -27,6 +29,7 @@ from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration, ResultSettings, SiteRule
 from pneumoscope.service.dicom.node_settings import DicomPeer, DicomSettings
 from pneumoscope.service.dicom.processing import InstanceProcessor
+from pneumoscope.service.dicom.sending import may_have_arrived
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.database import open_database
 from pneumoscope.service.storage.inbox import Inbox
@@ -453,6 +456,36 @@ def test_result_that_may_have_arrived_is_withdrawn_although_a_later_attempt_fail
         assert [each.number for each in outbox.find(("cancelled",))] == [second.number]
 
 
+@pytest.mark.parametrize("corrected_before", [False, True])
+def test_cancelled_result_that_may_have_arrived_is_replaced_by_that_of_the_corrected_patient(
+    model, archive, corrected_before
+):
+    """The way out of an answer http_500 to an object with the wrong patient; see docs/how-to/pacs.md."""
+    archive.stop()
+    app = create_app(model, PredictionRepository(None), Settings(dicom=configuration(archive)))
+    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        uid = receive(client)
+        (found,) = predicted(client)
+        repository = app.state.service.repository
+        outbox, now = repository.outbox, datetime.now(UTC)
+        wrong = outbox.find()
+        outbox.record_failure([outbox.begin(each.number) for each in wrong], "http_500", now, maybe_delivered=True)
+        if corrected_before:
+            receive(client, SOPInstanceUID=uid, PatientID="8")
+            wait_until(lambda: repository.inbox.status().instances == 0, "it waits")
+            assert {json.loads(each.subject.header)["00100020"]["Value"][0] for each in outbox.find()} == {"7"}
+        outbox.cancel([each.number for each in wrong], time=now)
+        if corrected_before:
+            client.delete(f"/v1/predictions/{found['id']}")
+        receive(client, SOPInstanceUID=uid, PatientID="8")
+        wait_until(lambda: repository.inbox.status().instances == 0, "it waits")
+        waiting = [(each.kind, json.loads(each.subject.header)["00100020"]["Value"]) for each in outbox.find()]
+        assert sorted(waiting) == [
+            ("rejection_note", ["7"]), ("secondary_capture", ["8"]), ("structured_report", ["8"]),
+        ]  # fmt: skip
+        assert not {each.result_uid for each in outbox.find()} & {each.result_uid for each in wrong}
+
+
 def test_site_rule_applies_to_an_image_that_is_predicted_again(child_bundle, archive):
     model = load_model(child_bundle, threads=1, require_age="always")
     rules = (SiteRule(name="babies", action="exclude", max_age=3, result=False),)
@@ -538,9 +571,11 @@ def test_study_is_predicted_when_released(model, archive):
 
 
 @contextmanager
-def web_server(status=200, reason=None, content_type="application/dicom+json", location=None, answered=None):
-    """A DICOMweb server that answers STOW-RS; yields its address and the requests."""
-    requests = []
+def web_server(
+    status=200, reason=None, content_type="application/dicom+json", location=None, answered=None, stalls=False
+):
+    """A DICOMweb server that answers STOW-RS, or stops in the middle of its answer; yields its address and the requests."""
+    requests, stopped = [], Event()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -564,7 +599,9 @@ def web_server(status=200, reason=None, content_type="application/dicom+json", l
                 self.send_header("Location", location)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content)
+            self.wfile.write(content[:1] if stalls else content)
+            if stalls:
+                stopped.wait(SECONDS)
 
         def log_message(self, *_):
             pass
@@ -575,6 +612,7 @@ def web_server(status=200, reason=None, content_type="application/dicom+json", l
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}/dicom-web", requests
     finally:
+        stopped.set()
         server.shutdown()
         server.server_close()
         thread.join(SECONDS)
@@ -628,6 +666,8 @@ def test_failure_of_a_dicomweb_server_is_recorded(model, status, reason, content
         (500, None, "http_500", True),
         (502, None, "http_502", True),
         (504, None, "http_504", True),
+        (520, None, "http_520", True),
+        (527, None, "http_527", True),
         (503, None, "http_503", False),
         (400, None, "http_400", False),
         (409, b"conflict", "response_not_understood", False),
@@ -647,6 +687,42 @@ def test_object_may_have_arrived_unless_the_response_of_the_server_excludes_it(m
         wait_until(failed, "no attempt")
         sent = min(failed(), key=lambda each: each.number)
         assert (sent.attempts, sent.maybe_delivered) == (1, maybe)
+
+
+def test_object_may_have_arrived_if_the_server_stops_in_the_middle_of_its_answer(model, monkeypatch):
+    monkeypatch.setattr(delivery, "HTTP_SECONDS", 0.5)
+    with web_server(stalls=True) as (url, _), service(model, web_destination(url)) as (client, repository):
+        receive(client, reply_to="")
+
+        def failed():
+            return [each for each in repository.outbox.find() if each.error == "association_aborted"]
+
+        wait_until(failed, "no attempt")
+        assert {(each.attempts, each.maybe_delivered) for each in failed()} == {(1, True)}
+
+
+@pytest.mark.parametrize(
+    ("cause", "maybe"),
+    [
+        (urllib3_errors.MaxRetryError(None, "/studies", urllib3_errors.SSLError("certificate verify failed")), False),
+        (urllib3_errors.SSLError("decryption failed or bad record mac"), True),  # in the body of the response
+    ],
+)
+def test_object_may_have_arrived_if_tls_fails_in_the_answer_but_not_before(cause, maybe):
+    assert may_have_arrived(SSLError(cause)) is maybe
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/dicom+json; charset=utf-8", "Application/DICOM+JSON;charset=UTF-8"]
+)
+def test_answer_with_parameters_of_its_media_type_is_understood(model, content_type):
+    with (
+        web_server(content_type=content_type) as (url, sent),
+        service(model, web_destination(url)) as (client, repository),
+    ):
+        receive(client, reply_to="")
+        wait_for_delivery(repository, 2)
+        assert len(sent) == 2
 
 
 def test_log_names_the_address_of_a_dicomweb_server_without_its_path(model, caplog):

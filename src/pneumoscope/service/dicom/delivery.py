@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import requests
 from dicomweb_client.api import DICOMwebClient
@@ -235,6 +235,7 @@ class _WebSender:
             self._session = open_session(destination)
         except (OSError, UnicodeDecodeError) as error:
             raise UnreachableError("secret_unreadable") from error
+        self._session.hooks["response"].append(_strip_parameters)
         self._client = DICOMwebClient(destination.url or "", session=self._session, timeout=HTTP_SECONDS)
         self._client.set_http_retry_params(retry=False)
 
@@ -266,6 +267,12 @@ class _WebSender:
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
+
+
+def _strip_parameters(response: requests.Response, *_: Any, **__: Any) -> None:
+    """Remove the parameters of the Content-Type, such as a charset: DICOMwebClient compares it with the media types of DICOM."""
+    if "Content-Type" in response.headers:
+        response.headers["Content-Type"] = response.headers["Content-Type"].partition(";")[0].strip().lower()
 
 
 def _parse(response: requests.Response) -> Dataset:

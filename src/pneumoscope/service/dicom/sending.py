@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import requests
-from urllib3.exceptions import ProtocolError
+from urllib3.exceptions import MaxRetryError, ProtocolError, ReadTimeoutError
 
 from pneumoscope.service.storage.outbox_records import Delivery
 
@@ -22,8 +22,9 @@ __all__ = [
     "may_have_arrived",
 ]
 
-# HTTP statuses of a server that may have stored what was sent: it failed meanwhile, or is behind a gateway that waited in vain.
-UNCERTAIN_STATUSES = (500, 502, 504)
+# HTTP statuses of a server that may have stored what was sent: it failed meanwhile, or is behind a gateway that waited in vain
+# (520 to 527 are Cloudflare's). Not 503: a server that is overloaded or under maintenance says so before it processes a request.
+UNCERTAIN_STATUSES = (500, 502, 504, *range(520, 528))
 
 # Codes of the errors of a connection, the first that holds; none of them states an address.
 _CONNECTION_CODES: tuple[tuple[type[BaseException], str], ...] = (
@@ -81,11 +82,13 @@ def connection_error_code(error: BaseException) -> str:
 
 
 def may_have_arrived(error: Exception) -> bool:
-    """Return whether an HTTP request failed after it was sent, perhaps."""
-    if isinstance(error, requests.exceptions.ConnectTimeout | requests.exceptions.SSLError):
-        return False
+    """Return whether the server may have got an HTTP request that failed."""
     cause = error.args[0] if isinstance(error, requests.ConnectionError) and error.args else None
-    return isinstance(cause, ProtocolError) or isinstance(
+    if isinstance(error, requests.exceptions.ConnectTimeout):
+        return False
+    if isinstance(error, requests.exceptions.SSLError):  # MaxRetryError: before the response; others: in its body
+        return not isinstance(cause, MaxRetryError)
+    return isinstance(cause, ProtocolError | ReadTimeoutError) or isinstance(
         error, requests.Timeout | requests.exceptions.ChunkedEncodingError
     )
 
