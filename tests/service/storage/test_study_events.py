@@ -95,3 +95,14 @@ def test_deletion_is_an_event_for_the_webhooks_that_know_of_the_study(repository
     assert find_event_study(repository.engine, repository.outbox.find()[0]) == []
     with pytest.raises(UnknownNameError):
         find_event_study(repository.engine, event)
+
+
+def test_deletion_is_an_event_for_a_webhook_that_may_have_got_an_event_that_was_cancelled(repository):
+    first = predict(repository, receive(repository, "1"))
+    event, other = (repository.outbox.begin(each.number) for each in repository.outbox.find())
+    repository.outbox.record_failure([event], "timeout", datetime.now(UTC), maybe_delivered=True)
+    repository.outbox.record_failure([other], "connection_refused", datetime.now(UTC))
+    for each in (event, other):
+        repository.outbox.cancel(destination=each.destination, time=datetime.now(UTC))
+    repository.remove(first, user="me")
+    assert waiting(repository) == [("ris", 2)]

@@ -11,7 +11,7 @@ import uuid
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import Connection, Engine, case, func, insert, or_, select, update
+from sqlalchemy import Connection, Engine, and_, case, func, insert, or_, select, update
 
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.service.storage.database import read_transaction
@@ -61,8 +61,9 @@ def enqueue_deletion(connection: Connection, stored_uids: Collection[str], time:
     """
     for uid in stored_uids:
         # An event that waits states what is stored when it is sent.
-        known = _OUTBOX.kind == "webhook", _OUTBOX.study_instance_uid == uid, _OUTBOX.state == "delivered"
-        events = connection.execute(select(outbox).where(*known).order_by(_OUTBOX.number)).mappings().all()
+        got = or_(_OUTBOX.state == "delivered", and_(_OUTBOX.state == "cancelled", _OUTBOX.maybe_delivered))
+        known = _OUTBOX.kind == "webhook", _OUTBOX.study_instance_uid == uid
+        events = connection.execute(select(outbox).where(*known, got).order_by(_OUTBOX.number)).mappings().all()
         if events:
             webhooks, last = {row["destination"] for row in events}, events[-1]
             rows = _instances(connection, {uid})
