@@ -12,13 +12,14 @@ from sqlalchemy import select, text
 from tests.service.conftest import MODEL, prediction
 
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.prediction import ImageInfo
+from pneumoscope.core.prediction import Failure, ImageInfo
+from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.service.storage.database import open_database, read_transaction, write_transaction
 from pneumoscope.service.storage.outbox import Outbox
 from pneumoscope.service.storage.outbox_records import NEW_ROW, ResultSubject, result_uid
 from pneumoscope.service.storage.received_instances import Outcome, ReceivedInstance, copies_of, finish
 from pneumoscope.service.storage.records import format_time
-from pneumoscope.service.storage.results import enqueue, withdraw
+from pneumoscope.service.storage.results import enqueue, forget_headers, withdraw
 from pneumoscope.service.storage.study_events import enqueue_study_event
 from pneumoscope.service.storage.tables import received_instances
 
@@ -72,12 +73,12 @@ class Exchange:
 
         return self.repository.submit(found, received.image_sha256.encode(), user="PACS", also=also).result(30)[0].id
 
-    def fail(self, received, code, header, *, model="a"):
-        """Store the failure of a copy, and its report."""
+    def fail(self, received, code, header, *, model="a", **reason):
+        """Store the failure of a copy, and its report with a reason."""
         with write_transaction(self.repository.engine) as connection:
             time = format_time(self.tick())
             finish(connection, received, Outcome("unreadable", "s", failure_code=code), time)
-            subject = ResultSubject("", code, model * 64, "balanced", SOP_UID, header)
+            subject = ResultSubject("", code, model * 64, "balanced", SOP_UID, header, **reason)
             enqueue(connection, subject, ["PACS"], ["structured_report"], time)
 
     def deliver(self):
@@ -267,6 +268,22 @@ def test_delivered_note_keeps_no_header(exchange):
     assert {each.subject.header for each in exchange.results()} == {""}
     exchange.deliver()
     assert {each.subject.header for each in exchange.rows()} == {""}
+
+
+def test_removed_header_leaves_no_text_that_a_reason_quotes(exchange):
+    reason = {
+        "failure_reason": "color_not_supported",
+        "failure_parameters": '{"photometric": "DOE^JANE", "samples": 3}',
+    }
+    exchange.fail(exchange.receive("1", header("A")), "unreadable_image", header("A"), **reason)
+    exchange.deliver()
+    (sent,) = exchange.rows()
+    with write_transaction(exchange.repository.engine) as connection:
+        forget_headers(connection, [sent.number], format_time(exchange.tick()))
+    (kept,) = exchange.rows()
+    assert "DOE" in repr(dataclasses.asdict(sent.subject))
+    assert "DOE" not in repr(dataclasses.asdict(kept.subject))
+    assert kept.subject.failure == Failure("unreadable_image", "", reason=UnreadableReason("color_not_supported"))
 
 
 def test_note_of_an_object_that_could_not_be_written_is_cancelled(exchange):

@@ -214,7 +214,9 @@ def forget_headers(connection: Connection, numbers: Sequence[int], time: str) ->
     # Not `== "delivered"`: SQLite would read all objects in this state.
     delivered_event = _COLUMNS.kind == "webhook", _COLUMNS.state.not_in(("waiting", "cancelled"))
     connection.execute(delete(outbox).where(*old, *delivered_event))
-    connection.execute(update(outbox).where(*old).values(header="", sop_instance_uid="", study_instance_uid=""))
+    # The parameters of a reason can quote the header.
+    removed = dict.fromkeys(("header", "sop_instance_uid", "study_instance_uid", "failure_parameters"), "")
+    connection.execute(update(outbox).where(*old).values(removed))
 
 
 def change_rows(connection: Connection, rows: Sequence[Row], values: Mapping[str, Any]) -> None:
