@@ -508,6 +508,19 @@ def test_reason_of_an_unreadable_image_fits_in_a_code(code):
     assert 0 < len(unreadable_code(code).meaning) <= 64
 
 
+@pytest.mark.parametrize(
+    ("code", "meaning"),
+    [
+        ("voi_lut_function_unknown", "VOI LUT function unknown"),
+        ("dicom_header_not_readable", "DICOM header not readable"),
+        ("pixel_data_vr_invalid", "Pixel data VR invalid"),
+        ("multiple_frames", "Multiple frames"),
+    ],
+)
+def test_meaning_of_a_code_has_acronyms_in_capitals(code, meaning):
+    assert unreadable_code(code).meaning == meaning
+
+
 def test_report_quotes_no_control_characters_of_the_header():
     reason = UnreadableReason("color_not_supported", {"photometric": "A\x1b\x07B\n", "samples": 3})
     prediction = dataclasses.replace(PREDICTIONS["unreadable"], failure=Failure("unreadable_image", "", reason=reason))

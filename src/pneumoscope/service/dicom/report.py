@@ -38,6 +38,7 @@ _NOTICE = Code("notice", PRIVATE_SCHEME, "Notice")
 _LEVELS = {
     "upper": codes.SCT.UpperZoneOfLung, "middle": codes.SCT.MiddleZoneOfLung, "lower": codes.SCT.LowerZoneOfLung,
 }  # fmt: skip
+_ACRONYMS = ("dicom", "lut", "voi", "vr")  # words of the codes of unreadable images
 _SIDES = {"right": codes.SCT.Right, "left": codes.SCT.Left}
 
 PRIVATE_CODES = (
@@ -148,7 +149,8 @@ def _evaluations(result: Result) -> list[sr.QualitativeEvaluation]:
 
 def unreadable_code(code: UnreadableCode) -> Code:
     """Return the code of a reason for which an image could not be read; the explanation in the report is its message."""
-    return Code(code, PRIVATE_SCHEME, code.replace("_", " ").capitalize())
+    first, *others = (word.upper() if word in _ACRONYMS else word for word in code.split("_"))
+    return Code(code, PRIVATE_SCHEME, " ".join([first[:1].upper() + first[1:], *others]))
 
 
 def _region(zone: Zone) -> sr.QualitativeEvaluation:
