@@ -356,6 +356,6 @@ def test_notice_states_the_population_of_the_model(population, english, chinese)
 
 
 def test_notice_of_another_model_states_no_population_of_the_current_one():
-    assert notice_of_other_model().startswith(f"{NOTICE} The result is of an earlier model;")
+    assert notice_of_other_model().startswith(f"{NOTICE} This result is of an earlier model,")
     assert "Trained on" not in notice_of_other_model()
     assert notice_of_other_model("zh-Hant").startswith("研究與教學用軟體，非醫療器材。此結果由先前的模型產生；")

@@ -25,7 +25,7 @@ command line. The HTTP API maps the classes to status codes in `service.api`::
     │   ├── DownloadError                a download is incomplete, altered or unsafe to unpack
     │   ├── PullError                    images cannot be pulled from another node
     │   ├── AuthenticationError          a request to the service has no valid token
-    │   ├── ForbiddenError               a request to the service is not permitted: by the role of the user, or from another site
+    │   ├── ForbiddenError               a request is not permitted by the role of the user, or it came from another site
     │   ├── TooManyRequestsError         too many attempts to sign in failed
     │   ├── TooLargeError                a request to the service has too many bytes or images
     │   ├── InvalidIdentityError         an entered date or sex of a patient or study is impossible
@@ -270,7 +270,7 @@ class AuthenticationError(InputError):
 
 
 class ForbiddenError(InputError):
-    """A request to the service is not permitted: by the role of the user, or as one of another site."""
+    """A request is not permitted: the role of the user does not allow it, or it came from another site."""
 
 
 class TooManyRequestsError(InputError):

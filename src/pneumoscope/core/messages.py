@@ -236,7 +236,12 @@ _ERRORS: dict[type[PneumoscopeError], tuple[str, str]] = {
     errors.InputError: (N_("Invalid request"), N_("Go back to the worklist and try again.")),
     errors.UnknownNameError: (N_("Not found"), N_("The image was deleted, or the address is wrong.")),
     errors.AuthenticationError: (N_("Not signed in"), N_("Sign in again.")),
-    errors.ForbiddenError: (N_("Not permitted"), N_("Your role does not allow this. Ask an administrator.")),
+    errors.ForbiddenError: (
+        N_("Not permitted"),
+        N_(
+            "Your role does not allow this, or the request did not come from a page of this service. Ask an administrator."
+        ),
+    ),
     errors.TooManyRequestsError: (N_("Too many failed attempts"), N_("Wait a minute, then try again.")),
     errors.TooLargeError: (N_("Too large"), N_("Send smaller files, or fewer at a time.")),
     errors.UnreadableImageError: (N_("Unreadable image"), N_("Export the image again, or choose another file.")),

@@ -64,7 +64,7 @@ _ONE_SITE, _SITES, _UNKNOWN_SITES = N_("one hospital"), N_("{n} hospitals"), N_(
 _ADULT_AGE = 18  # years
 # The notice that holds for every model, and the sentence on the population of one.
 _NOTICE_AND_POPULATION = N_("{notice} {population}")
-_OTHER_MODEL = N_("The result is of an earlier model; the population that it was trained on is not stored here.")
+_OTHER_MODEL = N_("This result is of an earlier model, whose training population is not stored here.")
 _UNCERTAIN = N_(
     "The probability is in the uncertain range ({range}), where the model would be wrong too often. Read the image without the"
     " prediction"

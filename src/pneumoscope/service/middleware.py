@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pneumoscope.core.errors import ForbiddenError, PneumoscopeError
+from pneumoscope.core.i18n import N_
 from pneumoscope.service.api.exception_handlers import error_response, internal_error_response, record_error
 from pneumoscope.service.auth.users import is_loopback
 from pneumoscope.service.metrics import Metrics
@@ -130,12 +131,12 @@ class RequestMiddleware:
         host = request.headers.get("Host", "")
         name = (host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host).lower()
         if self._loopback and not is_loopback(name) and not (name and name == self._public_name):
-            hint = "Use http://127.0.0.1 or http://localhost, or start the service with --public-name"
-            return ForbiddenError("the request is for another host", hint=hint)
+            hint = N_("Use http://127.0.0.1 or http://localhost, or start the service with --public-name")
+            return ForbiddenError(N_("the request is for another host"), hint=hint)
         origin = request.headers.get("Origin", "")
         if request.method not in _SAFE_METHODS and origin and origin.partition("://")[2] != host:
-            hint = "Send it from a page of this service"
-            detail = "the request was sent by a page of another site"
+            hint = N_("Send it from a page of this service")
+            detail = N_("the request was sent by a page of another site")
             return ForbiddenError(detail, hint=hint)
         return None
 

@@ -13,7 +13,10 @@ from pneumoscope.service.audit.log import read_rows
 
 SENDER, READER = "sender".ljust(16, "-"), "reader".ljust(16, "-")
 ORIGIN = {"Origin": BASE_URL}
-NOT_PERMITTED = "Not permitted. Your role does not allow this. Ask an administrator."
+NOT_PERMITTED = (
+    "Not permitted. Your role does not allow this, or the request did not come from a page of this service."
+    " Ask an administrator."
+)
 
 
 @pytest.fixture

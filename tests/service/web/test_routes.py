@@ -726,10 +726,20 @@ def test_service_behind_a_proxy_accepts_only_its_public_name(bundle_folder):
     [("GET", "/", {"Host": "ward-pc:8000"}), ("POST", "/search", {"Origin": "https://evil.example"})],
 )
 def test_refused_request_for_a_page_is_answered_with_a_page(client, method, path, headers):
-    for language, title in (("en", "Not permitted"), ("zh-TW", "無權限")):
+    cause = {
+        "GET": ("is for another host. Use http", "其他主機"),
+        "POST": ("by a page of another site. Send", "其他網站"),
+    }
+    for language, title, not_role, detail in (
+        ("en", "Not permitted", "or the request did not come from a page of this service. Ask", cause[method][0]),
+        ("zh-TW", "無權限", "或此請求並非來自本服務的頁面", cause[method][1]),
+    ):
         answer = client.request(method, path, headers={**headers, "Accept-Language": language})
         assert (answer.status_code, answer.headers["Content-Type"]) == (403, "text/html; charset=utf-8")
         assert title in answer.text
+        assert not_role in answer.text
+        (note,) = re.findall('<p class="note">(.*)</p>', answer.text)  # in the language of the page
+        assert detail in note
     answer = client.request(method, "/v1/predictions", headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
 

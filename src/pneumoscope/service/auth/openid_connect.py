@@ -21,6 +21,7 @@ from starlette.responses import Response
 
 from pneumoscope.core.errors import AuthenticationError, BusyError, ForbiddenError, UsageError
 from pneumoscope.core.files import read_error_reason
+from pneumoscope.core.i18n import N_
 from pneumoscope.service.auth.users import ROLES, AuthenticatedUser, is_loopback, validate_name
 
 __all__ = ["OpenIdConnect", "OpenIdConnectConfiguration", "read_configuration"]
@@ -164,7 +165,9 @@ class OpenIdConnect:
         values = [stated] if isinstance(stated, str) else stated if isinstance(stated, list) else []
         granted = [role for role in self._configuration.roles if self._configuration.roles[role] in values]
         if not granted:
-            raise ForbiddenError("the user has no role for this service", hint="Ask an administrator for a role")
+            raise ForbiddenError(
+                N_("the user has no role for this service"), hint=N_("Ask an administrator for a role")
+            )
         return AuthenticatedUser(name, max(granted, key=ROLES.index))
 
 

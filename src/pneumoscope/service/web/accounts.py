@@ -19,9 +19,9 @@ from pneumoscope.core.errors import (
     TooManyRequestsError,
     UnknownNameError,
 )
-from pneumoscope.core.messages import error_text
+from pneumoscope.core.messages import error_detail, error_text
 from pneumoscope.service.api.dependencies import AppAuthenticator, AppService, AppTokens, CurrentUser
-from pneumoscope.service.api.exception_handlers import error_status, record_error
+from pneumoscope.service.api.exception_handlers import error_status, public_error, record_error
 from pneumoscope.service.auth.authenticator import Authenticator
 from pneumoscope.service.auth.sessions import CODE_SECONDS, COOKIE, SESSION_SECONDS
 from pneumoscope.service.auth.users import ROLES, Role, is_loopback
@@ -175,11 +175,13 @@ def _failed_sign_in(request: Request, error: PneumoscopeError, *, used_code: boo
 def _sign_in_page(request: Request, error: PneumoscopeError | None = None, *, used_code: bool = False) -> Response:
     authenticator: Authenticator = request.app.state.authenticator
     provider = authenticator.openid_connect
-    title, advice = error_text(error, request_language(request)) if error else ("", "")
+    language = request_language(request)
+    title, advice = error_text(error, language) if error else ("", "")
+    detail = error_detail(public_error(error), language) if error else None
     return render(
         request, "sign_in.html", error_status(error) if error else 200, next=_local_url(request.query_params.get("next", "")),
-        error=error, error_title=title, error_advice=advice, used_code=used_code, session_hours=SESSION_SECONDS // 3600,
-        provider_name=provider.display_name if provider else "",
+        error=error, error_title=title, error_advice=advice, error_detail=detail, used_code=used_code,
+        session_hours=SESSION_SECONDS // 3600, provider_name=provider.display_name if provider else "",
     )  # fmt: skip
 
 

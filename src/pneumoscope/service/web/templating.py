@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse
 from pneumoscope.core import messages, prediction_messages
 from pneumoscope.core.i18n import LANGUAGES, N_, choose_language, translations
 from pneumoscope.core.identity import age_at_study, display_name
-from pneumoscope.core.prediction import DECISIONS, Prediction
+from pneumoscope.core.prediction import DECISIONS, MAX_AGE, Prediction
 from pneumoscope.core.results import Interval
 from pneumoscope.service.auth.authenticator import Authenticator
 from pneumoscope.service.auth.users import LOCAL, AuthenticatedUser
@@ -57,7 +57,7 @@ def render(request: Request, template: str, status: int = 200, **context: object
         request: Determines the language and the signed-in user.
         template: File name in `templates/`.
         status: HTTP status.
-        context: Variables of the template. `notice` is that of the current model, unless the page is of another one.
+        context: Variables of the template. `notice` is that of the current model, unless the page has a result of an earlier one.
     """
     language, path = request_language(request), request.url.path
     authenticator: Authenticator = request.app.state.authenticator
@@ -162,6 +162,7 @@ def _environment(language: str, time_zone: ZoneInfo) -> jinja2.Environment:
         "decision_labels": {decision: messages.decision_label(decision, language) for decision in DECISIONS},
         "error_titles": messages.error_titles(language),
         "age_at_study": age_at_study,
+        "max_age": MAX_AGE,
         "url_with_query": url_with_query,
         **{
             each.__name__: functools.partial(each, language=language)
@@ -172,6 +173,7 @@ def _environment(language: str, time_zone: ZoneInfo) -> jinja2.Environment:
                 messages.failure_message,
                 messages.field_problem_message,
                 messages.identity_label,
+                messages.join_sentences,
                 messages.operating_point_label,
                 messages.rejection_label,
                 messages.review_label,
