@@ -765,10 +765,26 @@ def test_age_stands_beside_the_patient_in_list_viewer_and_report(client):
             assert f'<span class="label">年齡</span> {chinese}</span>' in page, path
 
 
+def test_impossible_age_by_dates_is_not_shown(client):
+    header = {"PatientName": "Doe^Jane", "PatientBirthDate": "18000310", "StudyDate": "20261129"}
+    (id,) = upload(client, ("a.dcm", dicom(**header, PatientAge="003Y", StudyInstanceUID="1.2.3")))
+    for path in ("/", f"/images/{id}", f"/images/{id}/report"):
+        page = client.get(path).text
+        assert '<span class="label">Age</span> 3 y</span>' in page, path
+        assert "226 y" not in page, path
+
+
 def test_rejection_stands_in_the_line_of_the_decision_with_what_to_do_about_the_header(client):
-    (lateral, inverted) = upload(client, ("a.dcm", dicom(ViewPosition="LL")), ("dark.png", png(60)))
-    advice = "If the header is wrong, have it corrected, and the image sent again."
-    for id, reason, by_header in ((lateral, "Not a frontal view", True), (inverted, "Inverted", False)):
+    raw = dicom(PresentationIntentType="FOR PROCESSING")
+    lateral, unprocessed, inverted = upload(
+        client, ("a.dcm", dicom(ViewPosition="LL")), ("b.dcm", raw), ("dark.png", png(60))
+    )
+    advice = "If the header is wrong, have it corrected and send the image again."
+    for id, reason, by_header in (
+        (lateral, "Not a frontal view", True),
+        (unprocessed, "Unprocessed pixels", True),
+        (inverted, "Inverted", False),
+    ):
         page = client.get(f"/images/{id}").text
         line = page[page.index('class="decision-line"') : page.index('class="reading-panel"')]
         assert reason in line

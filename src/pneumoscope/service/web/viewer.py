@@ -15,7 +15,7 @@ from pneumoscope.core.errors import ConflictError, InvalidIdentityError, Pneumos
 from pneumoscope.core.identity import IDENTITY_FIELDS, Identity
 from pneumoscope.core.identity_check import SEXES
 from pneumoscope.core.messages import ErrorDetail, error_detail, error_text
-from pneumoscope.core.prediction import MAX_AGE, RejectionCode
+from pneumoscope.core.prediction import RejectionCode
 from pneumoscope.service.api.exception_handlers import error_status, public_error
 from pneumoscope.service.predictions import PredictionService, depends_on_entered_age
 from pneumoscope.service.settings import Settings
@@ -35,6 +35,7 @@ _HEADER_REJECTIONS: tuple[RejectionCode, ...] = (
     "lateral_view",
     "view_not_understood",
     "laterality_not_understood",
+    "for_processing",
     "presentation_intent_not_understood",
 )
 # Fields of the identity that only a header states.
@@ -199,7 +200,7 @@ def viewer_page(
         error_detail(public_error(form.error), language) if form and not form.problems else ErrorDetail("", language)
     )
     return render(
-        request, "viewer.html", error_status(form.error) if form else 200, max_age=MAX_AGE,
+        request, "viewer.html", error_status(form.error) if form else 200,
         identity_fields=IDENTITY_FIELDS, hidden_identity_fields=_HIDDEN_FIELDS, sexes=SEXES,
         form_values=form.values if form else dataclasses.asdict(identity), form_problems=form.problems if form else {},
         form_error=text, form_detail=detail,
