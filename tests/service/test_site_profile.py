@@ -16,7 +16,9 @@ from tests.service.conftest import images, png, post, problem, served
 from pneumoscope.bundle.bundle_folder import read_bundle
 from pneumoscope.bundle.card import Proportion
 from pneumoscope.bundle.site_profile import SiteProfile, read_site_profile
+from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.population import Population
+from pneumoscope.core.prediction_messages import population_sentence
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
@@ -236,15 +238,49 @@ def test_result_of_an_earlier_model_has_no_notice_of_the_current_one(bundle, sha
     with client(bundle, tmp_path / "data") as earlier:
         (old,) = post(earlier, png(126))
     with client(replaced, tmp_path / "data") as current:
-        assert children in current.get("/?language=en").text
+        assert children in current.get("/model?language=en").text
         (new,) = post(current, png(180))
         paths = ("/images/{}", "/images/{}/report", "/v1/predictions/{}", "/fhir/DiagnosticReport/{}")
         for path in paths:
             page = current.get(path.format(new["id"]), params={"language": "en"} if "/images" in path else {}).text
             assert (children in page, "earlier model" in page) == (True, False), path
             page = current.get(path.format(old["id"])).text
-            assert (children in page, "The result is of an earlier model" in page) == (False, True), path
+            assert (children in page, "This result is of an earlier model" in page) == (False, True), path
         rows = {row["id"]: row for row in csv.DictReader(io.StringIO(current.get("/worklist.csv").text))}
         assert children in rows[new["id"]]["notice"]
         assert "earlier model" in rows[old["id"]]["notice"]
         assert "此結果由先前的模型產生" in current.get(f"/images/{old['id']}?language=zh-Hant").text
+
+
+def test_list_with_a_result_of_an_earlier_model_states_no_population(bundle, shared_maker, tmp_path):
+    """Lists, the study and the patient of the API, and the worklist."""
+    population = Population(ages=(18, 90), sites=2, view="PA")
+    replaced = shared_maker.bundle(tmp_path / "adults", gain=0.06, operating_points=POINTS, population=population)
+    stated = population_sentence(population)
+    identity = {"study_instance_uid": "1.2.3", "patient_id": "7"}
+    with client(bundle, tmp_path / "data") as earlier:
+        earlier.post("/v1/predictions", files=images(png(126)), data=identity)
+    with client(replaced, tmp_path / "data") as current:
+
+        def notices(found):
+            by_patient = {"patient_key": found["patient_key"]}
+            answers = [
+                current.get("/v1/predictions", params=by_patient),
+                current.post("/v1/predictions/search", json={"text": found["identity"]["patient_id"]}),
+                current.get(f"/v1/studies/{found['study_key']}"),
+                current.get(f"/v1/patients/{found['patient_key']}"),
+            ]
+            page = current.get("/", params=by_patient | {"language": "en"}).text
+            return [each.json()["notice"] for each in answers], page
+
+        new, other = (
+            current.post("/v1/predictions", files=images(png(level)), data=stated_identity).json()["predictions"][0]
+            for level, stated_identity in ((180, identity), (181, {"study_instance_uid": "1.2.9", "patient_id": "8"}))
+        )
+        lists, page = notices(new)
+        assert lists == 4 * [NOTICE]
+        assert stated not in page
+        assert NOTICE in page
+        lists, page = notices(other)
+        assert lists == 4 * [f"{NOTICE} {stated}"]
+        assert stated in page

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 import re
 import secrets
@@ -100,7 +101,7 @@ def create_app(
         processor=processor,
         retention=Retention(repository, settings.keep, settings.keep_identities),
         dicom_receiver=dicom_receiver,
-        result_delivery=_result_delivery(settings, repository, renderer, model.notice) if delivery else None,
+        result_delivery=_result_delivery(settings, renderer, service) if delivery else None,
     )
     app = FastAPI(
         title="pneumoscope",
@@ -237,11 +238,9 @@ def _end_commitments(repository: PredictionRepository, settings: Settings) -> No
         _LOG.warning("Storage commitments that are not requested any more remain: %s", error.message)
 
 
-def _result_delivery(
-    settings: Settings, repository: PredictionRepository, renderer: ImageRenderer, notice: str
-) -> ResultDelivery:
+def _result_delivery(settings: Settings, renderer: ImageRenderer, service: PredictionService) -> ResultDelivery:
     try:
         from pneumoscope.service.dicom.delivery import ResultDelivery
     except ModuleNotFoundError as error:
         raise MissingExtraError("pacs", "delivering results", error.name or "pynetdicom") from error
-    return ResultDelivery(settings.dicom, repository, renderer, notice)
+    return ResultDelivery(settings.dicom, service.repository, renderer, functools.partial(service.notice, "en"))

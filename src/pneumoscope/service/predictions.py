@@ -55,11 +55,14 @@ class PredictionService:
     on_predicted_again: Callable[[str, Connection, str], None] = lambda _earlier, _connection, _id: None
     decoding: asyncio.Semaphore = dataclasses.field(default_factory=lambda: asyncio.Semaphore(_MAX_DECODED))
 
-    def notice(self, language: str, prediction: Prediction | None = None) -> str:
-        """Return the notice of the model in a language; or that of the model of a prediction, which may be an earlier one."""
-        if prediction and prediction.model.sha256 != self.model.facts.sha256:
-            return notice_of_other_model(language)
-        return notice(self.model.card.population, language)
+    def notice(self, language: str, *predictions: Prediction) -> str:
+        """Return the notice of a document with some predictions in a language; that of the model without predictions.
+
+        Without a population if one of several predictions is of an earlier model.
+        """
+        if all(each.model.sha256 == self.model.facts.sha256 for each in predictions):
+            return notice(self.model.card.population, language)
+        return notice_of_other_model(language) if len(predictions) == 1 else notice(None, language)
 
     async def predict(
         self,

@@ -7,7 +7,7 @@ import json
 import signal
 import time
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
 
@@ -18,6 +18,10 @@ from tests.images import dicom
 from tests.service.conftest import predicted, served
 
 from pneumoscope.core.errors import UsageError
+from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.population import Population
+from pneumoscope.core.prediction_messages import population_sentence
+from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.dicom.configuration import DicomConfiguration, Webhook
 from pneumoscope.service.dicom.configuration_file import read_configuration
@@ -110,8 +114,8 @@ def configuration(*webhooks, quiet_seconds=0):
 
 
 @contextmanager
-def service(model, dicom_configuration, **settings):
-    repository = PredictionRepository(None)
+def service(model, dicom_configuration, repository=None, **settings):
+    repository = repository or PredictionRepository(None)
     app = create_app(model, repository, Settings(dicom=dicom_configuration, **settings), delivery=True)
     with TestClient(app, base_url="http://127.0.0.1:8000") as client:
         yield client, repository
@@ -185,6 +189,30 @@ def test_event_has_the_identifiers_that_are_asked_for(model, receiver, secret_fi
     assert receiver.events[0]["data"]["identifiers"] == {
         "patient_id": "7", "patient_name": "DOE^JANE", "study_instance_uid": "1.2.3", "accession_number": "A1",
     }  # fmt: skip
+
+
+def test_event_with_a_result_of_an_earlier_model_does_not_state_the_population_of_the_present_one(
+    shared_maker, model, receiver, secret_file, tmp_path
+):
+    receiver.stop()
+    there = configuration(webhook(receiver, secret_file))
+    with service(model, there, PredictionRepository(tmp_path / "data")) as (client, _):
+        receive(client)
+        predicted(client)
+    population = Population(ages=(18, 90), sites=2, view="PA")
+    present = load_model(shared_maker.bundle(tmp_path / "adults", gain=0.04, population=population), threads=1)
+    receiver.start()
+    with service(present, there, PredictionRepository(tmp_path / "data")) as (client, repository):
+        repository.outbox.retry(time=datetime.now(UTC))
+        wait_for_events(repository, receiver, 1)
+        receive(client, 110, StudyInstanceUID="1.2.9")
+        wait_for_events(repository, receiver, 2)
+        receive(client, 120)
+        wait_for_events(repository, receiver, 3)
+    stated = [population_sentence(population) in each["data"]["notice"] for each in receiver.events]
+    assert stated == [False, True, False]
+    assert "earlier model" in receiver.events[0]["data"]["notice"]
+    assert receiver.events[2]["data"]["notice"] == NOTICE  # of results of both
 
 
 def test_study_without_a_readable_image_is_reported(model, receiver, secret_file):

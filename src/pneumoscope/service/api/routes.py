@@ -156,7 +156,7 @@ async def predict(
 def find(service: AppService, language: Language, query: Annotated[FindParameters, Query()]) -> PredictionPageDocument:
     """For the next page, send `next` of this one as `after`."""
     page = service.repository.find(_filter(query), order=query.order, limit=query.limit, after=query.after)
-    return page_document(page, language, service.notice(language))
+    return page_document(page, language, service.notice(language, *page.predictions))
 
 
 @reader_router.post(
@@ -169,7 +169,7 @@ def search(
     """Return the predictions that match the text and the query parameters, as `GET /v1/predictions` does."""
     where = dataclasses.replace(_filter(query), search=service.search_words(body.text))
     page = service.repository.find(where, order=query.order, limit=query.limit, after=query.after)
-    return page_document(page, language, service.notice(language))
+    return page_document(page, language, service.notice(language, *page.predictions))
 
 
 def _filter(query: FindParameters) -> Filter:
@@ -377,8 +377,9 @@ def study(
 ) -> StudyDocument:
     """Decide by the most suspicious frontal image."""
     studies = service.study(study_key)
-    access_log.viewed(user, [prediction.id for stored in studies.values() for prediction in stored])
-    return study_document(study_key, studies, language, service.notice(language))
+    predictions = [prediction for stored in studies.values() for prediction in stored]
+    access_log.viewed(user, [each.id for each in predictions])
+    return study_document(study_key, studies, language, service.notice(language, *predictions))
 
 
 @reader_router.get(
@@ -391,8 +392,9 @@ def patient(
     studies = service.repository.studies_of_patient(patient_key)
     if not studies:
         raise UnknownNameError("patient", patient_key, (), hint="It was deleted, or never existed here")
-    access_log.viewed(user, [prediction.id for stored in studies.values() for prediction in stored])
-    return patient_document(patient_key, studies, service.notice(language))
+    predictions = [prediction for stored in studies.values() for prediction in stored]
+    access_log.viewed(user, [each.id for each in predictions])
+    return patient_document(patient_key, studies, service.notice(language, *predictions))
 
 
 @reader_router.get("/unreadable", summary="List files that could not be read")

@@ -68,7 +68,7 @@ class ResultDelivery:
         configuration: Destinations, webhooks and the DICOM node.
         repository: With the results.
         renderer: Writes the objects.
-        notice: Notice of the model, which events state.
+        notice: Returns the notice for predictions, which their event states.
         now: Returns the time, for tests.
     """
 
@@ -77,7 +77,7 @@ class ResultDelivery:
         configuration: DicomConfiguration,
         repository: PredictionRepository,
         renderer: ImageRenderer,
-        notice: str,
+        notice: Callable[..., str],
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:

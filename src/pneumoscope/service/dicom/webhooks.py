@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import requests
@@ -36,13 +37,15 @@ _CONNECT_SECONDS, _READ_SECONDS = 10, 30
 _UNREACHABLE_STATUSES = (401, 403, 404, 408, 410, 429)  # of the address, not of one event
 
 
-def study_event(repository: PredictionRepository, delivery: Delivery, notice: str, *, identifiers: bool) -> bytes:
+def study_event(
+    repository: PredictionRepository, delivery: Delivery, notice: Callable[..., str], *, identifiers: bool
+) -> bytes:
     """Return the document of an event.
 
     Args:
         repository: Where the study is stored.
         delivery: The event.
-        notice: Notice of the model.
+        notice: Returns the notice for some predictions.
         identifiers: Whether to state the identifiers of patient and study.
     Raises:
         UnknownNameError: The study was deleted.
@@ -59,7 +62,7 @@ def study_event(repository: PredictionRepository, delivery: Delivery, notice: st
             "unreadable": dict(delivery.unreadable),
             "operating_point": delivery.subject.operating_point,
             "model_sha256": delivery.subject.model_sha256,
-            "notice": notice,
+            "notice": notice(*latest_images(stored)),
         },
     }
     return json.dumps(document, ensure_ascii=False).encode()

@@ -140,8 +140,8 @@ def worklist(
         orders=BLIND_ORDERS if settings.blind_first else ORDERS,
         blind_first=settings.blind_first, tabs=_tabs(service, query, blind_reader),
         decisions=[decision for decision in DECISIONS if decision != "rejected"],
-        max_upload_bytes=settings.max_body_bytes, page_size=_PAGE_SIZE, max_age=MAX_AGE,
-        model=service.model, is_blinded=is_blinded,
+        max_upload_bytes=settings.max_body_bytes, page_size=_PAGE_SIZE,
+        model=service.model, is_blinded=is_blinded, notice=service.notice(request_language(request), *page.predictions),
         visible_reviews=lambda each: () if is_blinded(each) else each.reviews,
     )  # fmt: skip
 
