@@ -114,9 +114,9 @@ def test_study_with_a_delivered_rejection_note_is_sent_again_without_it(model, a
         receive(client, level=110)
         wait_for_delivery(repository, 5)
         (note,) = (each for each in delivered(repository) if each.kind == "rejection_note")
-        with pytest.raises(UsageError, match=f"result {note.number} is a rejection note: it was delivered") as refused:
+        with pytest.raises(UsageError, match=f"result {note.number} is a rejection note, whose header") as refused:
             resend(repository.engine, [note.number], time=now())
-        assert "at PACS" in refused.value.hint
+        assert "If PACS shows" in refused.value.hint
         lost = lose_all(archive)
         assert resend(repository.engine, study_instance_uid=STUDY["StudyInstanceUID"], time=now()) == 2
         wait_until(lambda: is_done(repository), "results wait")

@@ -287,7 +287,7 @@ def capability_statement(notice: str) -> Resource:
     """Return what the service offers as a FHIR server.
 
     Args:
-        notice: Notice of its model.
+        notice: Notice of the model.
     """
     kinds: tuple[ResourceType, ...] = ("DiagnosticReport", "Observation")
     resources = [

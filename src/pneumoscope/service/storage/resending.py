@@ -102,8 +102,8 @@ def _by_number(connection: Connection, numbers: Collection[int]) -> Sequence[Row
             raise UsageError(f"{name} has not been delivered (state: {row['state']})", hint="Leave out --delivered")
         if not row["header"] and row["kind"] == "rejection_note":
             raise UsageError(
-                f"{name} is a rejection note: it was delivered, and keeps no patient with whom it could be written again",
-                hint=f"If the results that it withdrew are valid again at {row['destination']}, delete or hide them there",
+                f"{name} is a rejection note, whose header was removed when it was delivered",
+                hint=f"If {row['destination']} shows the withdrawn results again, delete or hide them there",
             )
         if not row["header"]:
             raise UsageError(f"the header of {name} was removed", hint="Send the image again")
@@ -111,7 +111,7 @@ def _by_number(connection: Connection, numbers: Collection[int]) -> Sequence[Row
 
 
 def _of_study(connection: Connection, study_instance_uid: str, destination: str) -> Sequence[Row]:
-    """Return the results that were delivered in a study; without those that no longer hold, and rejection notes."""
+    """Return the delivered results of a study, without withdrawn ones and rejection notes."""
     query = select(outbox).where(
         _COLUMNS.study_instance_uid == study_instance_uid,
         _COLUMNS.study_instance_uid != "",
