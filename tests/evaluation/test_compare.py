@@ -267,6 +267,10 @@ def test_predictions_of_another_tool_are_compared_with_a_run_and_a_bundle(prepar
     ]
     pair = next(pair for pair in comparison.pairs if (pair.a, pair.b, pair.metric) == ("good", "other", "auroc"))
     assert pair.difference.value == pytest.approx(areas[0] - areas[1])
+    assert (
+        "How the other models were trained is unknown; a difference applies to these images."
+        in comparison.sentences[-1]
+    )
     lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     assert [line["name"] for line in lines] == ["other", "shipped"]
     # The results of both are evaluations, which can be compared again without another line in the ledger.
