@@ -97,7 +97,7 @@ def test_predictions_and_bundle_are_shown_on_the_page(runs, shared_maker, tmp_pa
     assert result.exit_code == 0, result.exception
     assert "alexnet-adam has a higher accuracy than torchxrayvision" in result.stdout
     html = (out / "report.html").read_text()
-    assert "<strong>torchxrayvision:</strong> Whether the model was trained" in html
+    assert "<strong>torchxrayvision:</strong> It is unknown whether the model was trained" in html
     assert "the only threshold is the fixed one" in html
     assert "which were not used for training" not in html
     data = json.loads((out / "comparison.json").read_text())

@@ -38,7 +38,8 @@ from pneumoscope.statistics.inputs import BoolArray, FloatArray
 __all__ = ["FIXED_POINT", "evaluate_predictions"]
 
 FIXED_POINT = "half"
-# Logits of the probabilities 0 and 1, beyond those of the next floating-point numbers, so that the ranking stays the same.
+# Logits of the probabilities 0 and 1, beyond those of the next floating-point numbers, so that the ranking stays the same. The
+# calibration limits both sides to the same: otherwise, one rounded 0 would determine it.
 _LOWEST_LOGIT, _HIGHEST_LOGIT = -745.0, 40.0
 _MAX_LISTED = 3
 
@@ -145,7 +146,7 @@ def evaluate_predictions(
     if columns.split and split in {"all", "validation"}:
         raise UsageError(
             f"--split-column separates validation rows from the evaluated rows, and the split is {split!r}",
-            hint="Evaluate --split test",
+            hint="State the splits in a manifest CSV, or give --validation-predictions",
         )
     if validation_data is not None and validation is None:
         raise UsageError("there are images, but no predictions for validation", hint="Give --validation-predictions")
@@ -307,7 +308,7 @@ def _source(
     file: PredictionsFile, validation: _Predicted | None, name: str, *, fit_probabilities: bool
 ) -> tuple[ScoreSource, Calibration | None]:
     """Return the operating points and remarks of a file, and the calibration if there is one."""
-    remarks = ["Whether the model was trained or tuned on these images or patients is unknown."]
+    remarks = ["It is unknown whether the model was trained or tuned on these images or patients."]
     calibration = None
     points: Mapping[str, Threshold] = {FIXED_POINT: _FixedThreshold()}
     if validation is None:
@@ -316,9 +317,14 @@ def _source(
         )
     else:
         points = fit_operating_points(validation.scores, validation.labels, validation.patients)
+        n, trained = len(validation.images), sum(image.split == "train" for image in validation.images)
+        if trained:
+            remarks.append(
+                f"{trained:,} of the {counted(n, 'image')} that chose the thresholds are training images in the data."
+            )
         if fit_probabilities:
             labels = validation.labels
-            calibration = fit_calibration(validation.logits.astype(np.float32), labels, float(labels.mean()))
+            calibration = fit_calibration(_limited(validation.logits).astype(np.float32), labels, float(labels.mean()))
     given = "as given" if file.scale == "probability" else "the sigmoid of the given logits"
     remarks.append(
         f"Probabilities are {given}, without calibration."
@@ -343,7 +349,11 @@ def _source(
 def _probabilities(logits: FloatArray, scores: FloatArray, calibration: Calibration | None) -> FloatArray:
     if calibration is None:
         return scores
-    return np.asarray(calibrate(calibration, logits), dtype=np.float64)
+    return np.asarray(calibrate(calibration, _limited(logits)), dtype=np.float64)
+
+
+def _limited(logits: FloatArray) -> FloatArray:
+    return np.clip(logits, -_HIGHEST_LOGIT, _HIGHEST_LOGIT)
 
 
 def _choose_points(requested: Sequence[str] | None, source: ScoreSource, *, has_validation: bool) -> Sequence[str]:
