@@ -214,6 +214,7 @@ class InteractionTest:
         seed: Seed of the permutations; None if no random number was drawn.
         reason: Why p is None; empty otherwise.
         sentence: The finding as a sentence.
+        shared_patients: Number of patients with tested images in several groups, whom the test takes to be different.
     """
 
     column: str
@@ -226,6 +227,7 @@ class InteractionTest:
     seed: int | None = None
     reason: str = ""
     sentence: str = ""
+    shared_patients: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -237,6 +239,7 @@ class SetDifference:
         reference_images_sha256, reference_n: Hash and number of its images.
         metrics: auroc of this evaluation minus that of the reference.
         operating_points: Likewise accuracy, sensitivity and specificity, by operating point with the same threshold.
+        remark: What the intervals take for granted, as a sentence; empty if nothing speaks against it.
     """
 
     reference: str
@@ -244,6 +247,16 @@ class SetDifference:
     reference_n: int
     metrics: Mapping[str, Interval]
     operating_points: Mapping[str, Mapping[str, Interval]]
+    remark: str = ""
+
+    def named_intervals(self) -> dict[str, Interval]:
+        """Return all differences by their names, such as "auroc" and "accuracy at half"."""
+        at_points = {
+            f"{metric} at {name}": interval
+            for name, metrics in self.operating_points.items()
+            for metric, interval in metrics.items()
+        }
+        return {**self.metrics, **at_points}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -88,13 +88,15 @@ def evaluate(
         `Evaluation.to_dataframe()` returns its metrics as a pandas DataFrame.
 
     Raises:
-        UnknownNameError: The bundle has no such operating point.
+        UnknownNameError: The bundle has no such operating point, or the manifest no such column.
         UsageError: There is no such split, or nothing states which images belong to it; the name is not that of a folder or is
-            given with `out` or for a bundle; or the folder has another evaluation.
-        RunError: The run has no bundle yet.
+            given with `out` or for a bundle; the folder has another evaluation; or columns or reference cannot be used, see
+            `breakdown.read_breakdown`.
+        RunError: The run has no bundle yet, or the reference is missing or damaged.
         BundleError: The bundle cannot be read or run.
         SiteProfileError: The site profile cannot be used; see `BundleSession.load`.
-        DatasetError: Images are missing or unreadable; or test images were training or validation images.
+        DatasetError: Images are missing or unreadable; test images were training or validation images; or images are also in
+            the reference.
         ThresholdError: The threshold of an operating point was chosen on these images.
         StorageError: The ledger or the results cannot be written. No result is returned then.
     """
@@ -119,7 +121,7 @@ def evaluate(
     folder = None if reference is None else evaluation_folder(target, str(reference))
     if folder is not None and not (is_run and folder.is_dir()):
         folder = Path(str(reference))
-    breakdown = read_breakdown(data, by, folder)
+    breakdown = read_breakdown(data, by, folder, images, source)
     started = time.perf_counter()
     scored, rejections = _score(session, root, images, split, progress)
     seconds = time.perf_counter() - started

@@ -115,7 +115,7 @@ def evaluate_predictions(
         fit_probabilities: Calibrate the probabilities on the predictions for validation images (Platt scaling); otherwise they
             are evaluated as given.
         operating_points: Operating points to evaluate; all that have a threshold if None.
-        name: Name of the model; that of the file if empty.
+        name: Name of the model, which identifies it to `reference`; that of the file if empty.
         by: Columns of the manifest CSV, or "etiology", whose values form subgroups.
         reference: Folder of an evaluation of the same model on other images, whose difference is reported.
         out: Folder of evaluation.json and predictions.csv; None writes no files.
@@ -129,6 +129,7 @@ def evaluate_predictions(
 
     Raises:
         UsageError: Options exclude each other, an operating point needs validation predictions, or see `evaluate`.
+        RunError: The reference is missing or damaged.
         UnknownNameError: There is no such column or operating point.
         LayoutError: The file is no CSV file with these columns; see `read_predictions_file`.
         DatasetError: A value cannot be used, rows and images do not match, or validation images have one label only.
@@ -181,7 +182,7 @@ def evaluate_predictions(
     points = _choose_points(operating_points, source, has_validation=chosen_on is not None)
     if out is not None and not replace:
         points = with_earlier_points(Path(out), points, images, source, seed)
-    breakdown = read_breakdown(data, by, None if reference is None else Path(reference))
+    breakdown = read_breakdown(data, by, None if reference is None else Path(reference), images, source)
     scored = _scored_images(predicted, calibration)
     seconds = time.perf_counter() - started
     evaluation = summarize(source, split, scored, points, seed=seed, seconds=seconds)
@@ -316,12 +317,12 @@ def _source(
             "There are no predictions for validation images: the only threshold is the fixed one, a probability of 0.5."
         )
     else:
-        points = fit_operating_points(validation.scores, validation.labels, validation.patients)
         n, trained = len(validation.images), sum(image.split == "train" for image in validation.images)
         if trained:
             remarks.append(
                 f"{trained:,} of the {counted(n, 'image')} that chose the thresholds are training images in the data."
             )
+        points = fit_operating_points(validation.scores, validation.labels, validation.patients)
         if fit_probabilities:
             labels = validation.labels
             calibration = fit_calibration(_limited(validation.logits).astype(np.float32), labels, float(labels.mean()))
