@@ -239,3 +239,30 @@ def test_breakdown_is_kept_if_the_same_images_are_evaluated_again(maker, data):
     assert replaced.subgroups == ()
     written = json.loads((run / "evaluation" / "test" / "evaluation.json").read_text())
     assert written["subgroups"] == []
+
+
+@pytest.mark.parametrize("changed", ["label", "patient", "nothing"])
+def test_breakdown_is_dropped_with_other_labels_or_patients(maker, data, changed):
+    run, north = maker.run(), maker.images("north", seed=4)
+    evaluate(run, north, name="north")
+    first, _ = evaluate(run, data, name="test", by=["sex"], reference="north")
+    header, *rows = data.read_text().splitlines()
+    if changed == "label":
+        a, b = (next(i for i, row in enumerate(rows) if f",{label}," in row) for label in ("NORMAL", "PNEUMONIA"))
+        rows[a], rows[b] = rows[a].replace(",NORMAL,", ",PNEUMONIA,"), rows[b].replace(",PNEUMONIA,", ",NORMAL,")
+    elif changed == "patient":
+        rows = [row.replace(",p1,", ",p3,") for row in rows]
+    data.write_text("\n".join([header, *rows]))
+    again, _ = evaluate(run, data, name="test")
+    assert first.subgroups
+    assert first.difference
+    if changed == "nothing":
+        assert (again.subgroups, again.interactions, again.difference) == (
+            first.subgroups,
+            first.interactions,
+            first.difference,
+        )
+    else:
+        assert (again.subgroups, again.interactions, again.difference) == ((), (), None)
+    replaced, _ = evaluate(run, data, name="test", by=["site"])
+    assert {group.column for group in replaced.subgroups} == {"site"}

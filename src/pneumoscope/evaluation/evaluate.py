@@ -73,7 +73,8 @@ def evaluate(
         name: Name of the evaluation of a run. By default the split, for images of the run itself; for others followed by the
             name of the data, and with a site profile by its hash.
         replace: Replace an evaluation of other images, or of another model, seed or site profile, in the same folder. One that
-            differs in its operating points only is extended by them.
+            differs in its operating points only is extended by them, and keeps its subgroups and difference unless `by` or
+            `reference` state others.
         ledger: The test ledger; `ledger.default_ledger()` by default.
         seed: Seed of the bootstraps.
         site: Site profile to apply.
