@@ -1,4 +1,4 @@
-"""The evaluation of a bundle as frozen records, and the forms of all results as JSON, table rows and HTML.
+"""The evaluation of a bundle or a file as frozen records, and the forms of all results as JSON, table rows and HTML.
 
 The records compute nothing: numbers come from `statistics`, sentences from `evaluation`. Every number has an `Interval`: the
 value, its interval, the method, the number of images and the seed, or the reason why it is undefined.
@@ -327,14 +327,30 @@ class Evaluation:
         return evaluation_html(self)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row per metric: operating_point and etiology (None if not applicable), metric, and its interval."""
-        rows = interval_rows(self.metrics.items(), operating_point=None, etiology=None)
+        """Return one row per metric, with its interval.
+
+        The keys operating_point, etiology, subgroup (such as "sex: F") and reference (the evaluation that a difference is from)
+        are None where they do not apply.
+        """
+        none: dict[str, str | None] = dict.fromkeys(("operating_point", "etiology", "subgroup", "reference"))
+        rows = interval_rows(self.metrics.items(), **none)
         for etiology, interval in self.auroc_by_etiology.items():
-            rows += interval_rows([("auroc", interval)], operating_point=None, etiology=etiology)
+            rows += interval_rows([("auroc", interval)], **none | {"etiology": etiology})
         for name, point in self.operating_points.items():
-            rows += interval_rows(point.metrics.items(), operating_point=name, etiology=None)
+            at_point = none | {"operating_point": name}
+            rows += interval_rows(point.metrics.items(), **at_point)
             for etiology, interval in point.by_etiology.items():
-                rows += interval_rows([("accuracy", interval)], operating_point=name, etiology=etiology)
+                rows += interval_rows([("accuracy", interval)], **at_point | {"etiology": etiology})
+        for group in self.subgroups:
+            for metric, interval in group.metrics.items():
+                at = None if metric == "auroc" else group.operating_point
+                keys = none | {"subgroup": f"{group.column}: {group.value}", "operating_point": at}
+                rows += interval_rows([(metric, interval)], **keys)
+        if self.difference:
+            minus = none | {"reference": self.difference.reference}
+            rows += interval_rows(self.difference.metrics.items(), **minus)
+            for name, metrics in self.difference.operating_points.items():
+                rows += interval_rows(metrics.items(), **minus | {"operating_point": name})
         return rows
 
     def to_dataframe(self) -> pd.DataFrame:
