@@ -194,11 +194,8 @@ def command(
 
 def _evaluate_predictions(file: Path, data: Path, *, columns: Mapping[str, str], **options: Any) -> Evaluation:
     from pneumoscope.data.predictions_file import PredictionColumns
-    from pneumoscope.evaluation.evaluate import check_name
     from pneumoscope.evaluation.external_predictions import evaluate_predictions
 
-    if options["name"]:
-        check_name(options["name"])
     evaluation, _ = evaluate_predictions(file, data, columns=PredictionColumns(**columns), **options)
     return evaluation
 

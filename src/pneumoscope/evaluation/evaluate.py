@@ -33,7 +33,7 @@ from pneumoscope.inference.decision import sigmoid, threshold_probability
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.run_folder import BUNDLE_FOLDER, MANIFEST_FILE, evaluation_folder, find_bundle
 
-__all__ = ["OPERATING_POINTS", "check_name", "decode_images", "evaluate"]
+__all__ = ["OPERATING_POINTS", "decode_images", "evaluate"]
 
 OPERATING_POINTS = ("half", "balanced", "rule_out", "rule_in")
 _NAME = r"\w[\w.-]*"
@@ -161,15 +161,6 @@ def _check_name_of_run(name: str | None, *, is_run: bool, has_out: bool) -> None
             f"the name {name!r} is that of an evaluation in a run folder",
             hint="Give --name for a run without --out, or --out without --name",
         )
-    check_name(name)
-
-
-def check_name(name: str) -> None:
-    """Raise unless a name can be that of a folder.
-
-    Raises:
-        UsageError: It cannot.
-    """
     if not re.fullmatch(_NAME, name):
         raise UsageError(f"{name!r} is not the name of an evaluation", hint="Use letters, digits, '.', '-' and '_'")
 
