@@ -124,7 +124,7 @@ def test_crash_while_recovering_is_recovered_from(tmp_path, database):
 
 
 KILLED_BEFORE_THE_COMMIT = (
-    "import os, signal; import pneumoscope.service.storage.repository as module;"
+    "import os, signal; import pneumoscope.service.storage.additions as module;"
     "module.append = lambda *_: os.kill(os.getpid(), signal.SIGKILL);"
     "import pneumoscope.cli as cli; cli.main()"
 )

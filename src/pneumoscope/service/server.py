@@ -124,13 +124,13 @@ def serve(model: Model, settings: Settings, options: ServerOptions, echo: Callab
         )
         _log_to_stderr()
         url = _url(options.host, listener.getsockname()[1])
-        for line in _introduction(url, model, settings, options, receiver, require_token):
-            echo(line)
-        _warn_of_orphaned_files(len(repository.storage.orphaned))
-        warn_of_unresolved_hosts(settings.dicom)
-        if options.open_browser:  # in a thread: a browser in the terminal would block
-            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-        with _stop_on_signals(server):
+        with _stop_on_signals(server):  # before the address is printed, which says that the service has started
+            for line in _introduction(url, model, settings, options, receiver, require_token):
+                echo(line)
+            _warn_of_orphaned_files(len(repository.storage.orphaned))
+            warn_of_unresolved_hosts(settings.dicom)
+            if options.open_browser:  # in a thread: a browser in the terminal would block
+                threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
             server.run(sockets=[listener])
     echo("Stopped")
 

@@ -32,6 +32,7 @@ wait_for_delivery = delivery_tests.wait_for_delivery
 wait_until = delivery_tests.wait_until
 receiver = pytest.importorskip("pneumoscope.service.dicom.receiver")
 commitment = pytest.importorskip("pneumoscope.service.dicom.commitment")
+pytestmark = pytest.mark.slow  # objects are exchanged with another node
 SECONDS = 30
 MODEL, INSTANCE = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"
 HOUR = timedelta(hours=1)

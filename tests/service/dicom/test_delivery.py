@@ -39,6 +39,7 @@ from pneumoscope.service.storage.retention import Retention
 pynetdicom = pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
 delivery = pytest.importorskip("pneumoscope.service.dicom.delivery")
 results = pytest.importorskip("pneumoscope.service.dicom.results")
+pytestmark = pytest.mark.slow  # objects are exchanged with another node
 SECONDS = 60
 STUDY = {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4", "PatientID": "7", "PatientName": "王^小明",
          "SpecificCharacterSet": "ISO_IR 192", "AccessionNumber": "A1", "PatientAge": "003Y"}  # fmt: skip

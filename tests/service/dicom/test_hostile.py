@@ -8,6 +8,7 @@ from tests.benchmarks.loading import load_benchmark
 
 pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
 pytest.importorskip("highdicom", reason="[pacs] is not installed")
+pytestmark = pytest.mark.slow  # objects are exchanged with another node
 benchmark = load_benchmark("dicom_hostile")
 
 

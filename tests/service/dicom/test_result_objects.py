@@ -33,6 +33,7 @@ from pneumoscope.service.dicom.heatmap_region import Zone, contours, zones
 from pneumoscope.service.dicom.report import structured_report, unreadable_code
 from pneumoscope.service.dicom.results import SOP_CLASSES, Result
 
+pytestmark = pytest.mark.slow  # each object is drawn, and examined by several validators
 CHINESE_FONTS = (
     "/usr/share/fonts/truetype/wqy/wqy-zenhei.ttc",
     "/usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc",

@@ -33,6 +33,7 @@ Receiver = webhook_tests.Receiver
 wait_for_events = webhook_tests.wait_for_events
 webhook = webhook_tests.webhook
 webhook_configuration = webhook_tests.configuration
+pytestmark = pytest.mark.slow  # objects are exchanged with another node
 FIRST = {
     "PatientID": "77-F", "PatientName": "Doe^Jane", "PatientSex": "F", "AccessionNumber": "ACC1", "StudyInstanceUID": "1.2.111",
     "SeriesInstanceUID": "1.2.111.1", "SOPInstanceUID": "1.2.111.1.1", "PatientAge": "003Y", "StationName": "DX1",
