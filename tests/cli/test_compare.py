@@ -97,9 +97,11 @@ def test_predictions_and_bundle_are_shown_on_the_page(runs, shared_maker, tmp_pa
     assert result.exit_code == 0, result.exception
     assert "alexnet-adam has a higher accuracy than torchxrayvision" in result.stdout
     html = (out / "report.html").read_text()
-    assert "<strong>torchxrayvision:</strong> Whether the model was trained" in html
+    assert "<strong>torchxrayvision:</strong> It is unknown whether the model was trained" in html
     assert "the only threshold is the fixed one" in html
     assert "which were not used for training" not in html
+    times = html.partition("Scoring time of the test images</th>")[2].partition("</tr>")[0].split("</td>")[:-1]
+    assert [time.endswith(">–") for time in times] == [False, True, False]
     data = json.loads((out / "comparison.json").read_text())
     assert data["command"].endswith(f"--data {images} --path-column Image --probability-column Pneumonia --out {out}")
     sha256 = read_evaluation(out / "evaluations" / "torchxrayvision" / "evaluation.json").predictions_sha256

@@ -11,7 +11,17 @@ from pneumoscope.core import results
 from pneumoscope.core.comparison import Comparison, RunSummary
 from pneumoscope.core.errors import MissingExtraError
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.results import SCHEMA, Confusion, Evaluation, Interval, OperatingPointResult, to_json
+from pneumoscope.core.results import (
+    SCHEMA,
+    Confusion,
+    Evaluation,
+    InteractionTest,
+    Interval,
+    OperatingPointResult,
+    SetDifference,
+    Subgroup,
+    to_json,
+)
 
 HALF = Interval(value=0.5, low=0.25, high=0.75, method="wilson", n=12)
 UNDEFINED = Interval(
@@ -96,7 +106,44 @@ def test_evaluation_rows_have_one_interval_each():
         ("half", None, "precision"),
         ("half", "virus", "accuracy"),
     ]
-    assert rows[0] == {"operating_point": None, "etiology": None, "metric": "auroc", **dataclasses.asdict(HALF)}
+    none = {"operating_point": None, "etiology": None, "subgroup": None, "reference": None}
+    assert rows[0] == {**none, "metric": "auroc", **dataclasses.asdict(HALF)}
+
+
+def broken_down():
+    """Return the evaluation with a subgroup, a test and a difference."""
+    metrics = {"auroc": UNDEFINED, "sensitivity": HALF}
+    return dataclasses.replace(
+        EVALUATION,
+        subgroups=(Subgroup("sex", "F", 6, {"NORMAL": 0, "PNEUMONIA": 6}, "balanced", metrics),),
+        interactions=(InteractionTest("sex", "auroc", None, (), "test", None, None, sentence="It cannot be tested."),),
+        difference=SetDifference(
+            "north", "ef" * 32, 7, {"auroc": HALF}, {"half": {"accuracy": HALF}}, "One < two sets."
+        ),
+    )
+
+
+def test_rows_have_the_subgroups_and_the_difference():
+    rows = broken_down().rows()[len(EVALUATION.rows()) :]
+
+    keys = ("subgroup", "reference", "operating_point", "metric", "value")
+    assert [tuple(row[key] for key in keys) for row in rows] == [
+        ("sex: F", None, None, "auroc", None),
+        ("sex: F", None, "balanced", "sensitivity", 0.5),
+        (None, "north", None, "auroc", 0.5),
+        (None, "north", "half", "accuracy", 0.5),
+    ]
+
+
+def test_notebook_shows_the_subgroups_and_the_difference():
+    page = broken_down()._repr_html_()
+
+    assert '<th style="text-align:left">sex: F, sensitivity</th><td>0.500 [0.250, 0.750]</td>' in page
+    assert "<li>It cannot be tested.</li>" in page
+    assert "minus north (7 images)" in page
+    assert '<th style="text-align:left">accuracy at half</th><td>0.500 [0.250, 0.750]</td>' in page
+    assert "One &lt; two sets." in page
+    assert "subgroups" not in EVALUATION._repr_html_()
 
 
 def test_comparison_rows_have_the_run_and_the_metric():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from pneumoscope.statistics.intervals import newcombe
 from pneumoscope.statistics.paired import holm
 
 
-def manifest(folder, **columns):
+def manifest(folder, patient=lambda i: i, **columns):
     """Write a manifest with these columns, as functions of the index, and return it."""
     images = load_manifest(folder).images
     file = folder / "images.csv"
@@ -25,7 +26,7 @@ def manifest(folder, **columns):
         writer.writerow(["path", "label", "split", "patient", *columns])
         for i, image in enumerate(images):
             values = [function(i) for function in columns.values()]
-            writer.writerow([image.path, image.label, image.split, f"p{i}", *values])
+            writer.writerow([image.path, image.label, image.split, f"p{patient(i)}", *values])
     return file
 
 
@@ -105,15 +106,18 @@ def test_etiology_needs_no_manifest_and_undefined_tests_have_a_reason(maker):
     assert [group.value for group in evaluation.subgroups] == ["bacteria", "normal", "virus"]
     auroc, sensitivity, specificity = evaluation.interactions
     assert auroc.p is None
-    assert auroc.sentence.endswith("cannot be tested: there are no two groups with NORMAL and PNEUMONIA images.")
+    assert auroc.sentence == (
+        "A difference in AUROC between the groups of etiology cannot be tested: there are no two groups with NORMAL and"
+        " PNEUMONIA images."
+    )
     assert sensitivity.groups == ("bacteria", "virus")
     assert (specificity.p, specificity.reason) == (None, "there are no two groups with NORMAL images")
     assert "Holm-corrected for 1 test;" in sensitivity.sentence
     assert evaluation.subgroups[0].metrics["specificity"].reason == "there is no NORMAL image"
 
 
-def test_columns_that_cannot_be_used_are_errors_before_the_evaluation(maker, data, tmp_path):
-    run = maker.run()
+def test_columns_that_cannot_be_used_are_errors_before_an_image_is_scored(maker, data, tmp_path):
+    run, scored = maker.run(), []
     with pytest.raises(UnknownNameError, match=r"no column in .*images.csv' 'sxe'. Did you mean 'sex'"):
         evaluate(run, data, by=["sxe"])
     with pytest.raises(UsageError, match="is no manifest CSV and has no column 'sex'"):
@@ -121,7 +125,8 @@ def test_columns_that_cannot_be_used_are_errors_before_the_evaluation(maker, dat
     with pytest.raises(RunError, match=r"has no evaluation.json"):
         evaluate(run, data, reference="north")
     with pytest.raises(UsageError, match=r"the column 'path' has 100 values among the evaluated images"):
-        evaluate(run, data, by=["path"])
+        evaluate(run, data, by=["path"], progress=lambda *numbers: scored.append(numbers))
+    assert scored == []
     assert not (tmp_path / "ledger.jsonl").exists()
     assert not (run / "evaluation").exists()
 
@@ -150,13 +155,78 @@ def test_difference_from_other_images(maker):
 
 
 def test_difference_needs_other_images_and_the_same_model(maker, tmp_path):
-    run, images = maker.run(), maker.images()
+    run, images, scored = maker.run(), maker.images(), []
+
+    def progress(*numbers):
+        scored.append(numbers)
+
     evaluate(run, images)
     with pytest.raises(DatasetError, match=r"32 of 32 images are also in .*test'; the first is test/NORMAL"):
-        evaluate(run, images, name="again", reference="test")
-    other = maker.bundle(tmp_path / "other", gain=0.1)
+        evaluate(run, images, name="again", reference="test", progress=progress)
+    other, north = maker.bundle(tmp_path / "other", gain=0.1), maker.images("north", seed=4)
     with pytest.raises(UsageError, match=r"has an evaluation of another model \(gray\).*pneumoscope compare"):
-        evaluate(other, maker.images("north", seed=4), reference=run / "evaluation" / "test")
+        evaluate(other, north, reference=run / "evaluation" / "test", progress=progress)
+    evaluate(run, north, name="north")
+    shutil.copy(run / "evaluation" / "north" / "predictions.csv", run / "evaluation" / "test")
+    with pytest.raises(RunError, match=r"predictions.csv in .*test' are from different evaluations"):
+        evaluate(run, maker.images("south", seed=5), name="south", reference="test", progress=progress)
+    assert scored == []
+
+
+def test_predictions_of_one_model_are_known_by_its_name(maker, tmp_path):
+    evaluations = {}
+
+    def other_tool(name, folder, model="", reference=None):
+        images, random = load_manifest(folder).images, np.random.default_rng(len(name))
+        values = np.clip([0.4 + 0.2 * image.positive + 0.2 * random.normal() for image in images], 0, 1)
+        file = tmp_path / f"{name}.csv"
+        rows = [f"{image.path},{float(value)!r}" for image, value in zip(images, values, strict=True)]
+        file.write_text("\n".join(["path,probability", *rows]))
+        evaluations[name], _ = evaluate_predictions(
+            file, folder, name=model, reference=reference, out=tmp_path / f"out-{name}", replace=True
+        )
+
+    images, north = maker.images(), maker.images("north", seed=4)
+    other_tool("internal", images)
+    with pytest.raises(UsageError, match=r"of another model \(internal\)\. Give both .* of one model the same --name"):
+        other_tool("external", north, reference=tmp_path / "out-internal")
+    with pytest.raises(UsageError, match=r"of another model \(internal\)\. To compare models"):
+        evaluate(maker.bundle(tmp_path / "bundle"), north, reference=tmp_path / "out-internal")
+    other_tool("internal", images, "CheXNet v2")
+    other_tool("external", north, "CheXNet v2", tmp_path / "out-internal")
+    areas = [evaluations[name].metrics["auroc"].value for name in ("external", "internal")]
+    assert evaluations["external"].difference.metrics["auroc"].value == pytest.approx(areas[0] - areas[1])
+
+
+def test_patients_in_several_groups_are_counted(maker):
+    # Two images of each patient, in two groups; the last four images are of two patients in one group each.
+    folder = maker.images(normal=40, pneumonia=60)
+    data = manifest(folder, lambda i: i // 2, site=lambda i: "AB"[i % 2 if i < 96 else (i // 2) % 2])
+    evaluation, _ = evaluate(maker.run(), data, by=["site"])
+    assert [(test.metric, test.shared_patients) for test in evaluation.interactions] == [
+        ("auroc", 48),
+        ("sensitivity", 28),
+        ("specificity", 20),
+    ]
+    for test in evaluation.interactions:
+        assert test.sentence.endswith(
+            f" {test.shared_patients} patients are in several groups; the test takes them to be different."
+        )
+    data = manifest(folder, site=lambda i: "AB"[i % 2])
+    evaluation, _ = evaluate(maker.run(), data, by=["site"], replace=True)
+    assert not any("several groups" in test.sentence for test in evaluation.interactions)
+
+
+def test_patient_identifiers_in_both_sets_are_counted(maker):
+    run, images = maker.run(), manifest(maker.images())
+    evaluate(run, images)
+    external, _ = evaluate(run, manifest(maker.images("north", seed=4)), name="north", reference="test")
+    assert external.difference.remark == (
+        "32 patient identifiers are in both sets; the intervals take them to be different patients."
+    )
+    south = manifest(maker.images("south", seed=5), lambda i: f"s{i}")
+    external, _ = evaluate(run, south, name="south", reference="test")
+    assert external.difference.remark == ""
 
 
 def test_breakdown_is_kept_if_the_same_images_are_evaluated_again(maker, data):
@@ -169,3 +239,30 @@ def test_breakdown_is_kept_if_the_same_images_are_evaluated_again(maker, data):
     assert replaced.subgroups == ()
     written = json.loads((run / "evaluation" / "test" / "evaluation.json").read_text())
     assert written["subgroups"] == []
+
+
+@pytest.mark.parametrize("changed", ["label", "patient", "nothing"])
+def test_breakdown_is_dropped_with_other_labels_or_patients(maker, data, changed):
+    run, north = maker.run(), maker.images("north", seed=4)
+    evaluate(run, north, name="north")
+    first, _ = evaluate(run, data, name="test", by=["sex"], reference="north")
+    header, *rows = data.read_text().splitlines()
+    if changed == "label":
+        a, b = (next(i for i, row in enumerate(rows) if f",{label}," in row) for label in ("NORMAL", "PNEUMONIA"))
+        rows[a], rows[b] = rows[a].replace(",NORMAL,", ",PNEUMONIA,"), rows[b].replace(",PNEUMONIA,", ",NORMAL,")
+    elif changed == "patient":
+        rows = [row.replace(",p1,", ",p3,") for row in rows]
+    data.write_text("\n".join([header, *rows]))
+    again, _ = evaluate(run, data, name="test")
+    assert first.subgroups
+    assert first.difference
+    if changed == "nothing":
+        assert (again.subgroups, again.interactions, again.difference) == (
+            first.subgroups,
+            first.interactions,
+            first.difference,
+        )
+    else:
+        assert (again.subgroups, again.interactions, again.difference) == ((), (), None)
+    replaced, _ = evaluate(run, data, name="test", by=["site"])
+    assert {group.column for group in replaced.subgroups} == {"site"}

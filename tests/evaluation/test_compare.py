@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from pneumoscope.core.errors import LayoutError, RunError, StorageError, UnknownNameError, UsageError
+from pneumoscope.core.errors import DatasetError, LayoutError, RunError, StorageError, UnknownNameError, UsageError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.population import Population
 from pneumoscope.data.layouts import load_manifest
@@ -267,6 +267,10 @@ def test_predictions_of_another_tool_are_compared_with_a_run_and_a_bundle(prepar
     ]
     pair = next(pair for pair in comparison.pairs if (pair.a, pair.b, pair.metric) == ("good", "other", "auroc"))
     assert pair.difference.value == pytest.approx(areas[0] - areas[1])
+    assert (
+        "How the other models were trained is unknown; a difference applies to these images."
+        in comparison.sentences[-1]
+    )
     lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     assert [line["name"] for line in lines] == ["other", "shipped"]
     # The results of both are evaluations, which can be compared again without another line in the ledger.
@@ -318,9 +322,38 @@ def test_bundles_and_files_need_labeled_images(runs, maker, tmp_path):
 
 
 def test_thresholds_of_predictions_need_validation_predictions(prepared, runs, maker, tmp_path):
-    scores = scores_of(runs[0], tmp_path / "other.csv")
-    with pytest.raises(UsageError, match="'balanced' is chosen on validation images"):
-        compare([runs[0], scores], operating_point="balanced", data=prepared[0])
+    scores, bundle = scores_of(runs[0], tmp_path / "other.csv"), maker.bundle(tmp_path / "shipped")
+    with pytest.raises(UsageError, match="'balanced' is chosen on validation images") as error:
+        compare([bundle, scores], operating_point="balanced", data=prepared[0])
+    assert error.value.hint == (
+        f"Evaluate the file first: pneumoscope evaluate --predictions {scores} --data {prepared[0]} --validation-predictions"
+        " FILE --out FOLDER; then compare FOLDER"
+    )
+    assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_unknown_operating_point_of_a_bundle_is_an_error_before_it_is_scored(prepared, maker, tmp_path):
+    bundle = maker.bundle(tmp_path / "shipped")
+    with pytest.raises(UnknownNameError, match="no operating point 'foo'"):
+        compare([bundle], operating_point="foo", data=prepared[0], out=tmp_path / "out")
+    assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_no_bundle_is_scored_if_a_file_cannot_be_evaluated(prepared, runs, maker, tmp_path):
+    scores, bundle = scores_of(runs[0], tmp_path / "other.csv"), maker.bundle(tmp_path / "shipped")
+    scores.write_text("\n".join(scores.read_text().splitlines()[:-1]))
+    with pytest.raises(DatasetError, match="has no prediction for 1 of 100 test images"):
+        compare([bundle, scores], data=prepared[0])
+    assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_error_of_an_evaluation_folder_does_not_take_it_for_a_run(prepared, runs, maker, tmp_path):
+    compare([scores_of(runs[0], tmp_path / "other.csv")], data=prepared[0], out=tmp_path / "out")
+    folder = tmp_path / "out" / "evaluations" / "other"
+    shutil.copy(runs[2] / "evaluation" / "test" / "predictions.csv", folder)
+    with pytest.raises(RunError, match=r"predictions.csv in '.*other' are from different evaluations") as error:
+        compare([folder])
+    assert str(folder) not in error.value.hint
 
 
 def test_nothing_is_evaluated_if_a_run_cannot_be_compared(prepared, runs, maker, tmp_path):

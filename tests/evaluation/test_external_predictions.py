@@ -82,7 +82,9 @@ def test_without_validation_predictions_only_the_fixed_threshold_is_evaluated(da
     assert evaluation.operating_points["half"].rule == "fixed score of 0.5"
     assert evaluation.operating_points["half"].threshold_text() == "probability 0.5"
     assert any("the only threshold is the fixed one" in remark for remark in evaluation.remarks)
-    assert any("trained or tuned on these images" in remark for remark in evaluation.remarks)
+    assert evaluation.remarks[0] == (
+        "It is unknown whether the model was trained or tuned on these images or patients."
+    )
     assert evaluation.notice.endswith("The population that it was trained on is unknown.")
     with pytest.raises(UsageError, match="'balanced' is chosen on validation images, and there are no predictions"):
         evaluate_predictions(file, data, operating_points=["balanced"])
@@ -194,6 +196,44 @@ def test_calibration_is_fitted_on_validation_predictions(data, tmp_path):
         evaluate_predictions(file, data, fit_probabilities=True)
 
 
+def test_one_rounded_probability_does_not_determine_the_calibration(maker, tmp_path):
+    maker.images(normal=10, pneumonia=10)
+    data = maker.images(split="val", normal=100, pneumonia=100, seed=1)
+    test, validation = split(data, "test"), split(data, "validation")
+    values = expit(draw(validation, seed=1))
+    labels = np.array([image.positive for image in validation])
+    values[np.flatnonzero(labels)[0]] = 0.0
+    file = write(tmp_path / "other.csv", test, [0.0, 1.0, *expit(draw(test[2:]))])
+    second = write(tmp_path / "val.csv", validation, values)
+    _, scored = evaluate_predictions(file, data, validation=second, fit_probabilities=True)
+    # The same fit with logits of at most 40, by another library, with Platt's smoothed targets.
+    limited = np.clip(logit(values), -40, 40)
+    n = labels.sum(), (~labels).sum()
+    target = np.where(labels, (n[0] + 1) / (n[0] + 2), 1 / (n[1] + 2))
+    model = LogisticRegression(C=1e9, tol=1e-8, max_iter=1000).fit(
+        np.r_[limited, limited][:, None], np.r_[np.ones(200), np.zeros(200)], np.r_[target, 1 - target]
+    )
+    given = np.clip(logit([image.score for image in scored]), -40, 40)
+    expected = model.predict_proba(given[:, None])[:, 1]
+    assert [image.probability for image in scored] == pytest.approx(expected, abs=1e-4)
+    assert scored[0].logit < -700  # the ranking keeps the logits
+
+
+def test_thresholds_from_training_images_are_a_remark(maker, tmp_path):
+    maker.images()
+    maker.images(split="train", seed=1, normal=3, pneumonia=4)
+    data = maker.images(split="val", seed=2, normal=5, pneumonia=6)
+    test, chosen = split(data, "test"), [*split(data, "train"), *split(data, "validation")]
+    file = write(tmp_path / "other.csv", test, expit(draw(test)))
+    remark = "7 of the 18 images that chose the thresholds are training images in the data."
+    second = write(tmp_path / "val.csv", chosen, expit(draw(chosen)))
+    evaluation, _ = evaluate_predictions(file, data, validation=second)
+    assert remark in evaluation.remarks
+    second = write(tmp_path / "val.csv", chosen[7:], expit(draw(chosen[7:])))
+    evaluation, _ = evaluate_predictions(file, data, validation=second)
+    assert not any("training images" in remark for remark in evaluation.remarks)
+
+
 def test_evaluation_with_other_thresholds_is_not_replaced(data, tmp_path):
     test, validation = split(data, "test"), split(data, "validation")
     file = write(tmp_path / "other.csv", test, expit(draw(test)))
@@ -303,7 +343,9 @@ def test_options_that_exclude_each_other_are_errors(data, tmp_path):
     columns = PredictionColumns(split="part")
     with pytest.raises(UsageError, match="in a second file and in a column"):
         evaluate_predictions(file, data, columns=columns, validation=file)
-    with pytest.raises(UsageError, match="the split is 'all'"):
+    with pytest.raises(
+        UsageError, match=r"the split is 'all'.*State the splits in a manifest CSV, or give --validation-pred"
+    ):
         evaluate_predictions(file, data, columns=columns, split="all")
     with pytest.raises(UsageError, match="no predictions for validation"):
         evaluate_predictions(file, data, validation_data=data)

@@ -140,7 +140,7 @@ def test_findings_state_the_best_run_the_pairs_and_the_limits():
     runs = [run("a", range(48)), run("b", range(44, 96)), run("c", range(126))]
     pairs = paired_tests(runs, LABELS, PATIENTS)
     accuracies = [wilson(int(r.correct.sum()), N) for r in runs]
-    sentences = findings(["a", "b", "c"], accuracies, pairs)
+    sentences = findings(["a", "b", "c"], accuracies, pairs, [True] * 3)
     assert sentences[0] == (
         "a has the highest accuracy of the 3 runs, 0.923 [0.899, 0.941]; the difference is not significant for b."
     )
@@ -152,7 +152,7 @@ def test_findings_state_the_best_run_the_pairs_and_the_limits():
 def test_findings_state_that_the_best_run_differs_from_all_others():
     runs = [run("a", range(10)), run("b", range(100)), run("c", range(126))]
     accuracies = [wilson(int(r.correct.sum()), N) for r in runs]
-    assert findings(["a", "b", "c"], accuracies, paired_tests(runs, LABELS, PATIENTS))[0].endswith(
+    assert findings(["a", "b", "c"], accuracies, paired_tests(runs, LABELS, PATIENTS), [True] * 3)[0].endswith(
         "; the difference from every other run is significant."
     )
 
@@ -161,7 +161,7 @@ def test_runs_with_equal_accuracy_share_the_highest():
     def best(*wrong):
         runs = [run(name, images) for name, images in zip("abc", wrong, strict=True)]
         accuracies = [wilson(int(r.correct.sum()), N) for r in runs]
-        return findings(["a", "b", "c"], accuracies, paired_tests(runs, LABELS, PATIENTS))[0]
+        return findings(["a", "b", "c"], accuracies, paired_tests(runs, LABELS, PATIENTS), [True] * 3)[0]
 
     tie = "a and b share the highest accuracy of the 3 runs, 0.923; the difference "
     assert best(range(48), range(40, 88), range(126)) == tie + "from every other run is significant."
@@ -170,7 +170,7 @@ def test_runs_with_equal_accuracy_share_the_highest():
 
 
 def test_single_run_has_no_findings():
-    assert findings(["a"], [wilson(1, 2)], ()) == ()
+    assert findings(["a"], [wilson(1, 2)], (), [True]) == ()
 
 
 def test_percentage_points_are_hundredths():
@@ -178,3 +178,18 @@ def test_percentage_points_are_hundredths():
     assert (
         percentage_points(Interval(None, None, None, "", 0, reason="one side has no image")) == "one side has no image"
     )
+
+
+def test_findings_say_nothing_of_a_training_that_is_unknown():
+    runs = [run("a", range(48)), run("b", range(126))]
+    pairs = paired_tests(runs, LABELS, PATIENTS)
+    accuracies = [wilson(int(r.correct.sum()), N) for r in runs]
+    limits = {
+        trained: findings(["a", "b"], accuracies, pairs, trained)[-1].partition(" Each 95%")[0]
+        for trained in ((True, True), (True, False), (False, False))
+    }
+    assert limits[True, True].startswith("Each run is one training with one seed")
+    assert limits[True, False] == (
+        "How the other models were trained is unknown; a difference applies to these images."
+    )
+    assert limits[False, False] == "How the models were trained is unknown; a difference applies to these images."

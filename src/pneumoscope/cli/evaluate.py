@@ -79,8 +79,8 @@ __all__ = ["command"]
 )
 @click.option(
     "--name",
-    help="Name of the evaluation of a run, or of the model of --predictions.  [default: the split, for images of other data also"
-    " the name of the data; the name of the file]",
+    help="Name of the evaluation of a run, or of the model of --predictions, which identifies it.  [default: the split, for"
+    " images of other data also the name of the data; the name of the file]",
 )
 @click.option(
     "--force", is_flag=True, help="Replace an evaluation of other images, or of another model, seed or profile."
@@ -89,7 +89,8 @@ __all__ = ["command"]
     "--by",
     default="",
     metavar="COLUMN,...",
-    help="Columns of the manifest CSV whose values form subgroups, such as sex,site; with tests of whether they differ.",
+    help="Columns of the manifest CSV whose values form subgroups, such as sex,site; with tests of whether they differ. They"
+    " replace those of an earlier --by.",
 )
 @click.option(
     "--reference",
@@ -193,11 +194,8 @@ def command(
 
 def _evaluate_predictions(file: Path, data: Path, *, columns: Mapping[str, str], **options: Any) -> Evaluation:
     from pneumoscope.data.predictions_file import PredictionColumns
-    from pneumoscope.evaluation.evaluate import check_name
     from pneumoscope.evaluation.external_predictions import evaluate_predictions
 
-    if options["name"]:
-        check_name(options["name"])
     evaluation, _ = evaluate_predictions(file, data, columns=PredictionColumns(**columns), **options)
     return evaluation
 
@@ -279,15 +277,10 @@ def _print_breakdown(evaluation: Evaluation, console: Console) -> None:
     for test in evaluation.interactions:
         click.echo(f"  {test.sentence}")
     if difference := evaluation.difference:
-        rows = {
-            **difference.metrics,
-            **{
-                f"{metric} at {name}": interval
-                for name, metrics_at in difference.operating_points.items()
-                for metric, interval in metrics_at.items()
-            },
-        }
-        console.print(_table(f"minus {difference.reference} ({difference.reference_n} images)", rows, {}, ""))
+        title = f"minus {difference.reference} ({difference.reference_n} images)"
+        console.print(_table(title, difference.named_intervals(), {}, ""))
+        if difference.remark:
+            click.echo(f"  {difference.remark}")
 
 
 def _table(title: str, metrics: Mapping[str, Interval], by_etiology: Mapping[str, Interval], noun: str) -> Table:

@@ -75,12 +75,24 @@ def intervals_html(title: str, intervals: Iterable[tuple[str, Interval]]) -> str
 
 
 def evaluation_html(evaluation: Evaluation) -> str:
-    """Return an evaluation as HTML: one table of threshold-free metrics, and one per operating point."""
+    """Return an evaluation as HTML: threshold-free metrics, one table per operating point, subgroups, and differences."""
     labels = ", ".join(f"{n} {label}" for label, n in evaluation.counts.items())
     title = f"{evaluation.name}: {evaluation.n} {evaluation.split} images ({labels}; {evaluation.patients} patients)"
     parts = [intervals_html(title, evaluation.metrics.items())]
     for name, point in evaluation.operating_points.items():
         parts.append(intervals_html(f"{name}: threshold at {point.threshold_text()}", point.metrics.items()))
+    if groups := evaluation.subgroups:
+        rows = [
+            (f"{group.column}: {group.value}, {name}", interval)
+            for group in groups
+            for name, interval in group.metrics.items()
+        ]
+        parts.append(intervals_html(f"subgroups, at the operating point {groups[0].operating_point}", rows))
+        parts.append(f"<ul>{''.join(f'<li>{escape(test.sentence)}</li>' for test in evaluation.interactions)}</ul>")
+    if difference := evaluation.difference:
+        title = f"minus {difference.reference} ({difference.reference_n} images)"
+        parts.append(intervals_html(title, difference.named_intervals().items()))
+        parts.append(f"<p>{escape(difference.remark)}</p>")
     return f"<div>{''.join(parts)}<small>{escape(evaluation.notice)}</small></div>"
 
 

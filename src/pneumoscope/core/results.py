@@ -1,4 +1,4 @@
-"""The evaluation of a bundle as frozen records, and the forms of all results as JSON, table rows and HTML.
+"""The evaluation of a bundle or a file as frozen records, and the forms of all results as JSON, table rows and HTML.
 
 The records compute nothing: numbers come from `statistics`, sentences from `evaluation`. Every number has an `Interval`: the
 value, its interval, the method, the number of images and the seed, or the reason why it is undefined.
@@ -214,6 +214,7 @@ class InteractionTest:
         seed: Seed of the permutations; None if no random number was drawn.
         reason: Why p is None; empty otherwise.
         sentence: The finding as a sentence.
+        shared_patients: Number of patients with tested images in several groups, whom the test takes to be different.
     """
 
     column: str
@@ -226,6 +227,7 @@ class InteractionTest:
     seed: int | None = None
     reason: str = ""
     sentence: str = ""
+    shared_patients: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -237,6 +239,7 @@ class SetDifference:
         reference_images_sha256, reference_n: Hash and number of its images.
         metrics: auroc of this evaluation minus that of the reference.
         operating_points: Likewise accuracy, sensitivity and specificity, by operating point with the same threshold.
+        remark: What the intervals take for granted, as a sentence; empty if nothing speaks against it.
     """
 
     reference: str
@@ -244,6 +247,16 @@ class SetDifference:
     reference_n: int
     metrics: Mapping[str, Interval]
     operating_points: Mapping[str, Mapping[str, Interval]]
+    remark: str = ""
+
+    def named_intervals(self) -> dict[str, Interval]:
+        """Return all differences by their names, such as "auroc" and "accuracy at half"."""
+        at_points = {
+            f"{metric} at {name}": interval
+            for name, metrics in self.operating_points.items()
+            for metric, interval in metrics.items()
+        }
+        return {**self.metrics, **at_points}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -314,14 +327,30 @@ class Evaluation:
         return evaluation_html(self)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row per metric: operating_point and etiology (None if not applicable), metric, and its interval."""
-        rows = interval_rows(self.metrics.items(), operating_point=None, etiology=None)
+        """Return one row per metric, with its interval.
+
+        The keys operating_point, etiology, subgroup (such as "sex: F") and reference (the evaluation that a difference is from)
+        are None where they do not apply.
+        """
+        none: dict[str, str | None] = dict.fromkeys(("operating_point", "etiology", "subgroup", "reference"))
+        rows = interval_rows(self.metrics.items(), **none)
         for etiology, interval in self.auroc_by_etiology.items():
-            rows += interval_rows([("auroc", interval)], operating_point=None, etiology=etiology)
+            rows += interval_rows([("auroc", interval)], **none | {"etiology": etiology})
         for name, point in self.operating_points.items():
-            rows += interval_rows(point.metrics.items(), operating_point=name, etiology=None)
+            at_point = none | {"operating_point": name}
+            rows += interval_rows(point.metrics.items(), **at_point)
             for etiology, interval in point.by_etiology.items():
-                rows += interval_rows([("accuracy", interval)], operating_point=name, etiology=etiology)
+                rows += interval_rows([("accuracy", interval)], **at_point | {"etiology": etiology})
+        for group in self.subgroups:
+            for metric, interval in group.metrics.items():
+                at = None if metric == "auroc" else group.operating_point
+                keys = none | {"subgroup": f"{group.column}: {group.value}", "operating_point": at}
+                rows += interval_rows([(metric, interval)], **keys)
+        if self.difference:
+            minus = none | {"reference": self.difference.reference}
+            rows += interval_rows(self.difference.metrics.items(), **minus)
+            for name, metrics in self.difference.operating_points.items():
+                rows += interval_rows(metrics.items(), **minus | {"operating_point": name})
         return rows
 
     def to_dataframe(self) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """Break an evaluation down: subgroups by columns of the manifest with tests of interaction, and differences from other images.
 
-All groups and the reference are images of the same model. Columns and reference are read before anything is scored.
+All groups and the reference are images of the same model. Columns and reference are read and checked before anything is
+scored.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import numpy as np
 from pneumoscope.core.errors import DatasetError, RunError, UndefinedMetricError, UsageError
 from pneumoscope.core.messages import counted
 from pneumoscope.core.results import Evaluation, InteractionTest, Interval, ScoredImage, SetDifference, Subgroup
+from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.data.prediction_matching import read_manifest_column
 from pneumoscope.evaluation.metrics import positives
-from pneumoscope.runs.evaluations import read_evaluation, read_predictions
-from pneumoscope.runs.run_folder import EVALUATION_FILE, PREDICTIONS_FILE
+from pneumoscope.evaluation.recording import ScoreSource
+from pneumoscope.runs.evaluations import read_evaluation_folder
+from pneumoscope.runs.run_folder import EVALUATION_FILE
 from pneumoscope.statistics.heterogeneity import (
     PERMUTATIONS,
     ScoredGroup,
@@ -44,38 +47,90 @@ _NEEDED = {"auroc": "NORMAL and PNEUMONIA", "sensitivity": "PNEUMONIA", "specifi
 
 
 @dataclasses.dataclass(frozen=True)
+class Reference:
+    """An evaluation of the same model on other images.
+
+    Attributes:
+        name: Name of its folder.
+        evaluation: The evaluation.
+        images: Its images.
+    """
+
+    name: str
+    evaluation: Evaluation
+    images: tuple[ScoredImage, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Breakdown:
     """Columns and reference of a breakdown.
 
     Attributes:
-        columns: Values by path, for each column of the manifest.
-        reference: Folder of the evaluation on other images; None without one.
+        columns: Value of each evaluated image, by column.
+        reference: The evaluation on other images; None without one.
     """
 
-    columns: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
-    reference: Path | None = None
+    columns: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    reference: Reference | None = None
 
 
-def read_breakdown(data: Path, by: Sequence[str], reference: Path | None) -> Breakdown:
+def read_breakdown(
+    data: Path, by: Sequence[str], reference: Path | None, images: Sequence[LabeledImage], source: ScoreSource
+) -> Breakdown:
     """Return the columns of the subgroups and the reference.
 
     Args:
         data: Labeled data set.
         by: Columns of the manifest CSV, or "etiology".
         reference: Folder of the evaluation on other images; None without one.
+        images: The images to evaluate.
+        source: Source of their scores.
 
     Raises:
-        UsageError: The data are no manifest CSV.
+        UsageError: The data are no manifest CSV, a column has too many values, or the reference is of another model.
         UnknownNameError: There is no such column.
-        RunError: The folder has no evaluation.
+        DatasetError: An image is also in the reference.
+        RunError: The folder has no evaluation, or its files are from different ones.
     """
-    columns = {name: read_manifest_column(data, name) for name in by if name not in _BUILT_IN}
-    if reference is not None and not (reference / EVALUATION_FILE).is_file():
+    columns: dict[str, list[str]] = {}
+    for name in by:
+        by_path = (
+            {image.path: image.etiology for image in images} if name in _BUILT_IN else read_manifest_column(data, name)
+        )
+        columns[name] = [by_path[image.path] for image in images]
+        values = {*columns[name]}
+        if len(values) > _MAX_GROUPS:
+            raise UsageError(
+                f"the column {name!r} has {len(values)} values among the evaluated images, such as {min(values - {''})!r}",
+                hint=f"Group them in another column; {_MAX_GROUPS} groups are possible",
+            )
+    return Breakdown(columns, None if reference is None else _read_reference(reference, images, source))
+
+
+def _read_reference(folder: Path, images: Sequence[LabeledImage], source: ScoreSource) -> Reference:
+    """Return the evaluation in a folder; raise unless it is of the same model and of other images."""
+    if not (folder / EVALUATION_FILE).is_file():
         raise RunError(
-            f"{str(reference)!r} has no {EVALUATION_FILE}",
+            f"{str(folder)!r} has no {EVALUATION_FILE}",
             hint="Give the name of an evaluation of the run, or a folder that `evaluate` wrote",
         )
-    return Breakdown({name: columns.get(name, {}) for name in by}, reference)
+    evaluation, others = read_evaluation_folder(folder)
+    # Predictions in files of one model are known by its name only.
+    are_files = not (source.bundle_sha256 or evaluation.bundle_sha256)
+    if source.bundle_sha256 != evaluation.bundle_sha256 or (are_files and source.name != evaluation.name):
+        same_name = "Give both evaluations of predictions of one model the same --name. " if are_files else ""
+        raise UsageError(
+            f"{str(folder)!r} has an evaluation of another model ({evaluation.name})",
+            hint=f"{same_name}To compare models on the same images, use: pneumoscope compare",
+        )
+    hashes = {image.sha256 for image in others}
+    shared = [image.path for image in images if image.sha256 in hashes]
+    if shared:
+        raise DatasetError(
+            f"{len(shared)} of {counted(len(images), 'image')} are also in {str(folder)!r}; the first is {shared[0]}",
+            hint="A difference between sets needs different images",
+        )
+    return Reference(folder.resolve().name, evaluation, others)
 
 
 def add_breakdown(evaluation: Evaluation, images: Sequence[ScoredImage], breakdown: Breakdown, seed: int) -> Evaluation:
@@ -86,18 +141,13 @@ def add_breakdown(evaluation: Evaluation, images: Sequence[ScoredImage], breakdo
     Args:
         evaluation: The evaluation.
         images: Its images.
-        breakdown: Columns and reference.
+        breakdown: Columns of these images, and reference.
         seed: Seed of the permutation tests.
-
-    Raises:
-        UsageError: A column has too many values, or the reference is of another model.
-        DatasetError: An image is in both sets.
     """
     subgroups: list[Subgroup] = []
     tests: list[InteractionTest] = []
     for column, values in breakdown.columns.items():
-        by_path = values or {image.path: image.etiology for image in images}
-        groups, interactions = _subgroups(column, evaluation, images, [by_path[image.path] for image in images], seed)
+        groups, interactions = _subgroups(column, evaluation, images, values, seed)
         subgroups += groups
         tests += interactions
     corrected = holm([test.p for test in tests])
@@ -115,12 +165,7 @@ def add_breakdown(evaluation: Evaluation, images: Sequence[ScoredImage], breakdo
 def _subgroups(
     column: str, evaluation: Evaluation, images: Sequence[ScoredImage], values: Sequence[str], seed: int
 ) -> tuple[list[Subgroup], list[InteractionTest]]:
-    names = [*sorted({value for value in values if value}), *([""] if "" in values else [])]
-    if len(names) > _MAX_GROUPS:
-        raise UsageError(
-            f"the column {column!r} has {len(names)} values among the evaluated images, such as {names[0]!r}",
-            hint=f"Group them in another column; {_MAX_GROUPS} groups are possible",
-        )
+    names = [*sorted({*values} - {""}), *([""] if "" in values else [])]
     point = "balanced" if "balanced" in evaluation.operating_points else next(iter(evaluation.operating_points))
     threshold = evaluation.operating_points[point].threshold
     decisions, labels = np.array([image.score for image in images]) >= threshold, positives(images)
@@ -179,6 +224,10 @@ def _interactions(
         needed = {"auroc": (labels, ~labels), "sensitivity": (labels,), "specificity": (~labels,)}[metric]
         groups = [name for name, rows in members.items() if all((rows & each).any() for each in needed)]
         p, reason, seeded = None, "", None
+        tested = np.any(needed, axis=0)
+        shared = _shared_patients(
+            [{images[i].patient for i in np.flatnonzero(members[name] & tested).tolist()} for name in groups]
+        )
         if metric == "auroc":
             test = "Cochran's Q, DeLong"
         else:
@@ -198,7 +247,16 @@ def _interactions(
             reason = error.message
         tests.append(
             InteractionTest(
-                column, metric, None if metric == "auroc" else point, tuple(groups), test, p, None, seeded, reason
+                column=column,
+                metric=metric,
+                operating_point=None if metric == "auroc" else point,
+                groups=tuple(groups),
+                test=test,
+                p=p,
+                p_holm=None,
+                seed=seeded,
+                reason=reason,
+                shared_patients=shared,
             )
         )
     return tests
@@ -207,34 +265,34 @@ def _interactions(
 def _sentence(test: InteractionTest, p_holm: float | None, number: int) -> str:
     name = "AUROC" if test.metric == "auroc" else test.metric
     if p_holm is None:
-        return f"Whether the {name} depends on {test.column} cannot be tested: {test.reason}."
+        return f"A difference in {name} between the groups of {test.column} cannot be tested: {test.reason}."
     p = "< 0.001" if p_holm < 0.001 else f"= {p_holm:.3f}"
     differs = "differs significantly" if p_holm < ALPHA else "does not differ significantly"
-    return (
+    sentence = (
         f"The {name} {differs} between the {len(test.groups)} groups of {test.column} (p {p}, Holm-corrected for"
         f" {counted(number, 'test')}; {test.test})."
     )
+    if not test.shared_patients:
+        return sentence
+    one = test.shared_patients == 1
+    return (
+        f"{sentence} {counted(test.shared_patients, 'patient')} {'is' if one else 'are'} in several groups; the test takes"
+        f" {'it' if one else 'them'} to be different."
+    )
+
+
+def _shared_patients(sets: Sequence[set[str]]) -> int:
+    """Return the number of known patients who are in several sets."""
+    counts = Counter(patient for patients in sets for patient in patients if patient)
+    return sum(count > 1 for count in counts.values())
 
 
 # --- other images ----------------------------------------------------------------------------------------------------
 
 
-def _set_difference(evaluation: Evaluation, images: Sequence[ScoredImage], folder: Path) -> SetDifference:
-    """Return the differences of this evaluation from that in a folder, which has other images."""
-    reference = read_evaluation(folder / EVALUATION_FILE)
-    others = read_predictions(folder / PREDICTIONS_FILE)
-    if reference.bundle_sha256 != evaluation.bundle_sha256:
-        raise UsageError(
-            f"{str(folder)!r} has an evaluation of another model ({reference.name})",
-            hint="To compare models on the same images, use: pneumoscope compare",
-        )
-    hashes = {image.sha256 for image in others}
-    shared = [image.path for image in images if image.sha256 in hashes]
-    if shared:
-        raise DatasetError(
-            f"{len(shared)} of {counted(len(images), 'image')} are also in {str(folder)!r}; the first is {shared[0]}",
-            hint="A difference between sets needs different images",
-        )
+def _set_difference(evaluation: Evaluation, images: Sequence[ScoredImage], reference: Reference) -> SetDifference:
+    """Return the differences of this evaluation from that of other images."""
+    others = reference.images
     try:
         auroc = unpaired_auroc_difference(_scored(images), _scored(others))
     except UndefinedMetricError as error:
@@ -243,12 +301,25 @@ def _set_difference(evaluation: Evaluation, images: Sequence[ScoredImage], folde
     points = {
         name: {metric: difference(point.metrics[metric], other.metrics[metric]) for metric in _RATES}
         for name, point in evaluation.operating_points.items()
-        if (other := reference.operating_points.get(name)) and other.threshold == point.threshold
+        if (other := reference.evaluation.operating_points.get(name)) and other.threshold == point.threshold
     }
     return SetDifference(
-        reference=folder.resolve().name,
-        reference_images_sha256=reference.images_sha256,
-        reference_n=reference.n,
+        reference=reference.name,
+        reference_images_sha256=reference.evaluation.images_sha256,
+        reference_n=reference.evaluation.n,
         metrics={"auroc": auroc},
         operating_points=points,
+        remark=_patients_in_both(_shared_patients([{image.patient for image in each} for each in (images, others)])),
     )
+
+
+def _patients_in_both(number: int) -> str:
+    """Return a sentence on the number of patient identifiers in both sets; "" if it is 0."""
+    if not number:
+        return ""
+    same = (
+        "is in both sets; the intervals take it to be two patients"
+        if number == 1
+        else ("are in both sets; the intervals take them to be different patients")
+    )
+    return f"{counted(number, 'patient identifier')} {same}."

@@ -107,6 +107,7 @@ def compare(
     pairs = paired_tests(scores, labels, patients)
     summaries = tuple(_summary(run, operating_point) for run in evaluated)
     names, accuracies = [row.name for row in summaries], [row.test["accuracy"] for row in summaries]
+    trained = [run.record is not None for run in evaluated]
     first = evaluated[0].evaluation
     comparison = Comparison(
         images={
@@ -118,7 +119,7 @@ def compare(
         operating_point=operating_point,
         runs=summaries,
         pairs=pairs,
-        sentences=(*findings(names, accuracies, pairs), *_ledger_sentence(evaluated)),
+        sentences=(*findings(names, accuracies, pairs, trained), *_ledger_sentence(evaluated)),
         evaluation=evaluation,
         command=command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

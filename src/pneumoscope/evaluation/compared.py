@@ -11,17 +11,14 @@ import numpy as np
 from pneumoscope.bundle.bundle_folder import CARD_FILE
 from pneumoscope.core.errors import RunError, UnknownNameError, UsageError
 from pneumoscope.core.results import Evaluation, ScoredImage
-from pneumoscope.data.manifest import images_sha256
 from pneumoscope.data.predictions_file import PredictionColumns
-from pneumoscope.evaluation.evaluate import evaluate
-from pneumoscope.evaluation.external_predictions import evaluate_predictions
-from pneumoscope.evaluation.metrics import positives
-from pneumoscope.runs.evaluations import read_evaluation, read_predictions
+from pneumoscope.evaluation.evaluate import OPERATING_POINTS, evaluate
+from pneumoscope.evaluation.external_predictions import FIXED_POINT, evaluate_predictions
+from pneumoscope.runs.evaluations import read_evaluation_folder
 from pneumoscope.runs.record import RunRecord, read_run
 from pneumoscope.runs.run_folder import (
     BUNDLE_FOLDER,
     EVALUATION_FILE,
-    PREDICTIONS_FILE,
     evaluation_folder,
     evaluation_names,
     find_bundle,
@@ -77,7 +74,8 @@ def read_evaluated(
 ) -> list[EvaluatedRun]:
     """Return the evaluations of runs, evaluation folders, bundles and files of predictions, in this order.
 
-    Everything that can be read is read before anything is evaluated.
+    Everything that can be read is read before anything is evaluated, and files are evaluated before bundles, because an error
+    in a file is found without scoring an image.
 
     Args:
         targets: The folders and files.
@@ -87,9 +85,9 @@ def read_evaluated(
         out: Folder of the results; None writes none.
 
     Raises:
-        UsageError: There are bundles or files and no data.
+        UsageError: There are bundles or files and no data, or the threshold of a file needs validation predictions.
         RunError: A file is missing or malformed, or two evaluations would be written to one folder.
-        UnknownNameError: An evaluation lacks the operating point.
+        UnknownNameError: An evaluation or a bundle lacks the operating point.
     """
     _check_folders(targets)
     unscored = [target for target in targets if _is_unscored(target)]
@@ -100,7 +98,7 @@ def read_evaluated(
     evaluated = {target: _read(target, name) for target in targets if target not in unscored}
     for target, run in evaluated.items():
         _check_operating_point(run.evaluation, target, operating_point)
-    for target in unscored:
+    for target in sorted(unscored, key=lambda each: not _is_file(each)):
         evaluated[target] = _evaluate(target, operating_point, options, out)
     return [evaluated[target] for target in targets]
 
@@ -161,26 +159,7 @@ def _read(target: Path, name: str) -> EvaluatedRun:
             hint=f"Evaluate it: pneumoscope evaluate {target} --data DATA"
             + ("; or choose another evaluation with --evaluation" if others else ""),
         )
-    evaluation = read_evaluation(results / EVALUATION_FILE)
-    images = read_predictions(results / PREDICTIONS_FILE)
-    _check_files(evaluation, images, results, target)
-    return _evaluated(target, record, evaluation, images)
-
-
-def _check_files(evaluation: Evaluation, images: Sequence[ScoredImage], results: Path, target: Path) -> None:
-    """Raise if the two files are from different evaluations."""
-    labels = positives(images)
-    counts = [
-        (int(np.count_nonzero(decisions(images, point.threshold) == labels)), point.confusion.tp + point.confusion.tn)
-        for point in evaluation.operating_points.values()
-    ]
-    if images_sha256([image.sha256 for image in images]) != evaluation.images_sha256 or any(
-        correct != recorded for correct, recorded in counts
-    ):
-        raise RunError(
-            f"{EVALUATION_FILE} and {PREDICTIONS_FILE} in {str(results)!r} are from different evaluations",
-            hint=f"Repeat the evaluation: pneumoscope evaluate {target} --data DATA",
-        )
+    return _evaluated(target, record, *read_evaluation_folder(results))
 
 
 def _check_operating_point(evaluation: Evaluation, target: Path, operating_point: str) -> None:
@@ -195,13 +174,20 @@ def _evaluate(target: Path, operating_point: str, options: ScoringOptions, out: 
     assert options.data is not None  # checked before
     folder = None if out is None else result_folders([target], out)[0]
     if _is_file(target):
-        points = None if operating_point == "half" else (operating_point,)
+        is_chosen = operating_point in OPERATING_POINTS and operating_point != FIXED_POINT
+        if is_chosen and not options.columns.split:
+            raise UsageError(
+                f"the threshold of the operating point {operating_point!r} is chosen on validation images, and"
+                f" {str(target)!r} has no predictions for any",
+                hint=f"Evaluate the file first: pneumoscope evaluate --predictions {target} --data {options.data}"
+                " --validation-predictions FILE --out FOLDER; then compare FOLDER",
+            )
         evaluation, images = evaluate_predictions(
             target,
             options.data,
             split=options.split,
             columns=options.columns,
-            operating_points=points,
+            operating_points=None if operating_point == FIXED_POINT else (operating_point,),
             out=folder,
             replace=True,
             ledger=options.ledger,
@@ -212,6 +198,7 @@ def _evaluate(target: Path, operating_point: str, options: ScoringOptions, out: 
             find_bundle(target),
             options.data,
             split=options.split,
+            operating_points=tuple(dict.fromkeys((*OPERATING_POINTS, operating_point))),
             out=folder,
             replace=True,
             ledger=options.ledger,

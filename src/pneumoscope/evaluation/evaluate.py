@@ -33,7 +33,7 @@ from pneumoscope.inference.decision import sigmoid, threshold_probability
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.run_folder import BUNDLE_FOLDER, MANIFEST_FILE, evaluation_folder, find_bundle
 
-__all__ = ["OPERATING_POINTS", "check_name", "decode_images", "evaluate"]
+__all__ = ["OPERATING_POINTS", "decode_images", "evaluate"]
 
 OPERATING_POINTS = ("half", "balanced", "rule_out", "rule_in")
 _NAME = r"\w[\w.-]*"
@@ -73,7 +73,8 @@ def evaluate(
         name: Name of the evaluation of a run. By default the split, for images of the run itself; for others followed by the
             name of the data, and with a site profile by its hash.
         replace: Replace an evaluation of other images, or of another model, seed or site profile, in the same folder. One that
-            differs in its operating points only is extended by them.
+            differs in its operating points only is extended by them, and keeps its subgroups and difference unless `by` or
+            `reference` state others.
         ledger: The test ledger; `ledger.default_ledger()` by default.
         seed: Seed of the bootstraps.
         site: Site profile to apply.
@@ -88,13 +89,15 @@ def evaluate(
         `Evaluation.to_dataframe()` returns its metrics as a pandas DataFrame.
 
     Raises:
-        UnknownNameError: The bundle has no such operating point.
+        UnknownNameError: The bundle has no such operating point, or the manifest no such column.
         UsageError: There is no such split, or nothing states which images belong to it; the name is not that of a folder or is
-            given with `out` or for a bundle; or the folder has another evaluation.
-        RunError: The run has no bundle yet.
+            given with `out` or for a bundle; the folder has another evaluation; or columns or reference cannot be used, see
+            `breakdown.read_breakdown`.
+        RunError: The run has no bundle yet, or the reference is missing or damaged.
         BundleError: The bundle cannot be read or run.
         SiteProfileError: The site profile cannot be used; see `BundleSession.load`.
-        DatasetError: Images are missing or unreadable; or test images were training or validation images.
+        DatasetError: Images are missing or unreadable; test images were training or validation images; or images are also in
+            the reference.
         ThresholdError: The threshold of an operating point was chosen on these images.
         StorageError: The ledger or the results cannot be written. No result is returned then.
     """
@@ -119,7 +122,7 @@ def evaluate(
     folder = None if reference is None else evaluation_folder(target, str(reference))
     if folder is not None and not (is_run and folder.is_dir()):
         folder = Path(str(reference))
-    breakdown = read_breakdown(data, by, folder)
+    breakdown = read_breakdown(data, by, folder, images, source)
     started = time.perf_counter()
     scored, rejections = _score(session, root, images, split, progress)
     seconds = time.perf_counter() - started
@@ -158,15 +161,6 @@ def _check_name_of_run(name: str | None, *, is_run: bool, has_out: bool) -> None
             f"the name {name!r} is that of an evaluation in a run folder",
             hint="Give --name for a run without --out, or --out without --name",
         )
-    check_name(name)
-
-
-def check_name(name: str) -> None:
-    """Raise unless a name can be that of a folder.
-
-    Raises:
-        UsageError: It cannot.
-    """
     if not re.fullmatch(_NAME, name):
         raise UsageError(f"{name!r} is not the name of an evaluation", hint="Use letters, digits, '.', '-' and '_'")
 

@@ -38,7 +38,8 @@ from pneumoscope.statistics.inputs import BoolArray, FloatArray
 __all__ = ["FIXED_POINT", "evaluate_predictions"]
 
 FIXED_POINT = "half"
-# Logits of the probabilities 0 and 1, beyond those of the next floating-point numbers, so that the ranking stays the same.
+# Logits of the probabilities 0 and 1, beyond those of the next floating-point numbers, so that the ranking stays the same. The
+# calibration limits both sides to the same: otherwise, one rounded 0 would determine it.
 _LOWEST_LOGIT, _HIGHEST_LOGIT = -745.0, 40.0
 _MAX_LISTED = 3
 
@@ -114,7 +115,7 @@ def evaluate_predictions(
         fit_probabilities: Calibrate the probabilities on the predictions for validation images (Platt scaling); otherwise they
             are evaluated as given.
         operating_points: Operating points to evaluate; all that have a threshold if None.
-        name: Name of the model; that of the file if empty.
+        name: Name of the model, which identifies it to `reference`; that of the file if empty.
         by: Columns of the manifest CSV, or "etiology", whose values form subgroups.
         reference: Folder of an evaluation of the same model on other images, whose difference is reported.
         out: Folder of evaluation.json and predictions.csv; None writes no files.
@@ -128,6 +129,7 @@ def evaluate_predictions(
 
     Raises:
         UsageError: Options exclude each other, an operating point needs validation predictions, or see `evaluate`.
+        RunError: The reference is missing or damaged.
         UnknownNameError: There is no such column or operating point.
         LayoutError: The file is no CSV file with these columns; see `read_predictions_file`.
         DatasetError: A value cannot be used, rows and images do not match, or validation images have one label only.
@@ -145,7 +147,7 @@ def evaluate_predictions(
     if columns.split and split in {"all", "validation"}:
         raise UsageError(
             f"--split-column separates validation rows from the evaluated rows, and the split is {split!r}",
-            hint="Evaluate --split test",
+            hint="State the splits in a manifest CSV, or give --validation-predictions",
         )
     if validation_data is not None and validation is None:
         raise UsageError("there are images, but no predictions for validation", hint="Give --validation-predictions")
@@ -180,7 +182,7 @@ def evaluate_predictions(
     points = _choose_points(operating_points, source, has_validation=chosen_on is not None)
     if out is not None and not replace:
         points = with_earlier_points(Path(out), points, images, source, seed)
-    breakdown = read_breakdown(data, by, None if reference is None else Path(reference))
+    breakdown = read_breakdown(data, by, None if reference is None else Path(reference), images, source)
     scored = _scored_images(predicted, calibration)
     seconds = time.perf_counter() - started
     evaluation = summarize(source, split, scored, points, seed=seed, seconds=seconds)
@@ -307,7 +309,7 @@ def _source(
     file: PredictionsFile, validation: _Predicted | None, name: str, *, fit_probabilities: bool
 ) -> tuple[ScoreSource, Calibration | None]:
     """Return the operating points and remarks of a file, and the calibration if there is one."""
-    remarks = ["Whether the model was trained or tuned on these images or patients is unknown."]
+    remarks = ["It is unknown whether the model was trained or tuned on these images or patients."]
     calibration = None
     points: Mapping[str, Threshold] = {FIXED_POINT: _FixedThreshold()}
     if validation is None:
@@ -315,10 +317,15 @@ def _source(
             "There are no predictions for validation images: the only threshold is the fixed one, a probability of 0.5."
         )
     else:
+        n, trained = len(validation.images), sum(image.split == "train" for image in validation.images)
+        if trained:
+            remarks.append(
+                f"{trained:,} of the {counted(n, 'image')} that chose the thresholds are training images in the data."
+            )
         points = fit_operating_points(validation.scores, validation.labels, validation.patients)
         if fit_probabilities:
             labels = validation.labels
-            calibration = fit_calibration(validation.logits.astype(np.float32), labels, float(labels.mean()))
+            calibration = fit_calibration(_limited(validation.logits).astype(np.float32), labels, float(labels.mean()))
     given = "as given" if file.scale == "probability" else "the sigmoid of the given logits"
     remarks.append(
         f"Probabilities are {given}, without calibration."
@@ -343,7 +350,11 @@ def _source(
 def _probabilities(logits: FloatArray, scores: FloatArray, calibration: Calibration | None) -> FloatArray:
     if calibration is None:
         return scores
-    return np.asarray(calibrate(calibration, logits), dtype=np.float64)
+    return np.asarray(calibrate(calibration, _limited(logits)), dtype=np.float64)
+
+
+def _limited(logits: FloatArray) -> FloatArray:
+    return np.clip(logits, -_HIGHEST_LOGIT, _HIGHEST_LOGIT)
 
 
 def _choose_points(requested: Sequence[str] | None, source: ScoreSource, *, has_validation: bool) -> Sequence[str]:

@@ -134,20 +134,30 @@ def _difference_text(difference: Interval) -> str:
     return f"{difference.value:+.3f} [{difference.low:.3f}, {difference.high:.3f}]"
 
 
-def findings(runs: Sequence[str], accuracies: Sequence[Interval], pairs: Sequence[PairedTest]) -> tuple[str, ...]:
+def findings(
+    runs: Sequence[str], accuracies: Sequence[Interval], pairs: Sequence[PairedTest], trained: Sequence[bool]
+) -> tuple[str, ...]:
     """Return the findings of a comparison as sentences: the best run, every pair, and the limits of the comparison.
 
     Args:
         runs: Names of the runs.
         accuracies: Accuracy of each run, in the same order.
         pairs: Results of `paired_tests` for these runs.
+        trained: True for each run whose training is recorded; False for bundles and predictions of other tools.
     """
     if len(runs) < 2:
         return ()
     tests = sum(pair.metric == "accuracy" for pair in pairs)
+    if all(trained):
+        training = (
+            "Each run is one training with one seed: a difference between two runs is not necessarily a difference between"
+            " their recipes."
+        )
+    else:
+        others = "the other models were" if any(trained) else "the models were"
+        training = f"How {others} trained is unknown; a difference applies to these images."
     limits = (
-        "Each run is one training with one seed: a difference between two runs is not necessarily a difference between"
-        " their recipes. Each 95% confidence interval applies to its own pair; the p-values are corrected for"
+        f"{training} Each 95% confidence interval applies to its own pair; the p-values are corrected for"
         f" {counted(tests, 'pair')} per metric."
     )
     best = (_best_run(runs, accuracies, pairs),) if len(runs) > 2 else ()

@@ -185,7 +185,8 @@ def record_and_write(
         out: Folder of evaluation.json and predictions.csv; None writes no files.
         ledger: The test ledger; `ledger.default_ledger()` if None.
         replace: Drop subgroups and differences of an earlier evaluation in the folder; otherwise those that the new one lacks
-            are kept, because `with_earlier_points` has checked that images, model and seed are the same.
+            are kept. `with_earlier_points` has checked that images, model and seed are the same; with other labels or patients,
+            they are dropped as well.
 
     Raises:
         StorageError: The ledger or a file cannot be written.
@@ -194,14 +195,22 @@ def record_and_write(
         number = record_evaluation(ledger or default_ledger(), _ledger_entry(evaluation))
         evaluation = dataclasses.replace(evaluation, test_evaluation=number)
     if out is not None and not replace and (out / EVALUATION_FILE).is_file():
-        earlier = read_evaluation(out / EVALUATION_FILE)
-        if not evaluation.subgroups:
-            evaluation = dataclasses.replace(evaluation, subgroups=earlier.subgroups, interactions=earlier.interactions)
-        evaluation = dataclasses.replace(evaluation, difference=evaluation.difference or earlier.difference)
+        evaluation = _with_earlier_breakdown(evaluation, read_evaluation(out / EVALUATION_FILE))
     if out is not None:
         write_atomically(out / PREDICTIONS_FILE, predictions_csv(scored))
         write_atomically(out / EVALUATION_FILE, to_json(evaluation))
     return evaluation
+
+
+def _with_earlier_breakdown(evaluation: Evaluation, earlier: Evaluation) -> Evaluation:
+    """Return the evaluation with those of subgroups and difference that it lacks, if labels and patients are the same."""
+    # The interval of the AUROC depends on the label and the patient of each image.
+    described = [(each.counts, each.patients, each.metrics["auroc"]) for each in (evaluation, earlier)]
+    if described[0] != described[1]:
+        return evaluation
+    if not evaluation.subgroups:
+        evaluation = dataclasses.replace(evaluation, subgroups=earlier.subgroups, interactions=earlier.interactions)
+    return dataclasses.replace(evaluation, difference=evaluation.difference or earlier.difference)
 
 
 def _ledger_entry(evaluation: Evaluation) -> dict[str, Any]:

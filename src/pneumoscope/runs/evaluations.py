@@ -11,14 +11,14 @@ from pathlib import Path
 
 from pneumoscope.core.errors import RunError
 from pneumoscope.core.results import Evaluation, ScoredImage
-from pneumoscope.data.manifest import LABELS
-from pneumoscope.runs.run_folder import read_json, read_text
+from pneumoscope.data.manifest import LABELS, images_sha256
+from pneumoscope.runs.run_folder import EVALUATION_FILE, PREDICTIONS_FILE, read_json, read_text
 
-__all__ = ["predictions_csv", "read_evaluation", "read_predictions"]
+__all__ = ["predictions_csv", "read_evaluation", "read_evaluation_folder", "read_predictions"]
 
 _COLUMNS = tuple(field.name for field in dataclasses.fields(ScoredImage))
 _NUMBERS = ("logit", "score", "probability")
-_EVALUATE_HINT = "Repeat the evaluation: pneumoscope evaluate RUN --data DATA"
+_EVALUATE_HINT = "Repeat the evaluation, which wrote both files: pneumoscope evaluate"
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -28,6 +28,27 @@ def read_evaluation(path: Path) -> Evaluation:
         RunError: The file is missing, malformed, or of another schema.
     """
     return read_json(path, Evaluation, _EVALUATE_HINT)
+
+
+def read_evaluation_folder(folder: Path) -> tuple[Evaluation, tuple[ScoredImage, ...]]:
+    """Return the evaluation in a folder, and its images.
+
+    Raises:
+        RunError: A file is missing or malformed, or the two are from different evaluations.
+    """
+    evaluation = read_evaluation(folder / EVALUATION_FILE)
+    images = read_predictions(folder / PREDICTIONS_FILE)
+    different = images_sha256([image.sha256 for image in images]) != evaluation.images_sha256 or any(
+        sum((image.score >= point.threshold) == (image.label == "PNEUMONIA") for image in images)
+        != point.confusion.tp + point.confusion.tn
+        for point in evaluation.operating_points.values()
+    )
+    if different:
+        raise RunError(
+            f"{EVALUATION_FILE} and {PREDICTIONS_FILE} in {str(folder)!r} are from different evaluations",
+            hint=_EVALUATE_HINT,
+        )
+    return evaluation, images
 
 
 def predictions_csv(images: Iterable[ScoredImage]) -> str:
