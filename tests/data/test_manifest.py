@@ -66,22 +66,26 @@ def test_hash_of_a_set_of_images_is_independent_of_their_order() -> None:
     [
         ("", r"m.csv has no column 'path' \(its columns: none\)"),
         ("path,class\na,b\n", r"m.csv has no column 'label' \(its columns: path, class\)"),
-        ("path,label\na.png,COVID\n", "m.csv, row 1: label is 'COVID', not one of NORMAL, PNEUMONIA"),
-        ("path,label\na.png\n", "m.csv, row 1: label is '', not one of"),
+        ("path,label\na.png,COVID\n", "m.csv, line 2: label is 'COVID', not one of NORMAL, PNEUMONIA"),
+        (
+            "# split by patient\npath,label\na.png,1\n",
+            "m.csv, line 3: label is '1', not one of NORMAL, PNEUMONIA. Replace the numbers with NORMAL and PNEUMONIA",
+        ),
+        ("path,label\na.png\n", "m.csv, line 2: label is '', not one of"),
         (
             "path,label,split\na.png,normal,dev\n",
-            "m.csv, row 1: split is 'dev', not one of train, validation, test, unused",
+            "m.csv, line 2: split is 'dev', not one of train, validation, test, unused",
         ),
         (
             "path,label,etiology\na.png,normal,flu\n",
-            "m.csv, row 1: etiology is 'flu', not one of normal, bacteria, virus",
+            "m.csv, line 2: etiology is 'flu', not one of normal, bacteria, virus",
         ),
-        ("path,label\n ,normal\n", "m.csv, row 1: ' ' is not a valid path"),
-        ("path,label\na\0b,normal\n", r"m.csv, row 1: 'a\\x00b' is not a valid path"),
-        ("path,label\na.png,normal\nb.png,normal\na.png,normal\n", "m.csv, row 1: 'a.png' is listed 2 times"),
+        ("path,label\n ,normal\n", "m.csv, line 2: ' ' is not a valid path"),
+        ("path,label\na\0b,normal\n", r"m.csv, line 2: 'a\\x00b' is not a valid path"),
+        ("path,label\na.png,normal\nb.png,normal\na.png,normal\n", "m.csv, line 2: 'a.png' is listed 2 times"),
         (
             "path,label\na.png,normal\nb.png,normal\na.png,pneumonia\n",
-            "m.csv: 'a.png' is NORMAL in row 1 and PNEUMONIA in row 3. Keep the row with the correct label",
+            "m.csv: 'a.png' is NORMAL in line 2 and PNEUMONIA in line 4. Keep the line with the correct label",
         ),
         (
             'path,label\n"a.png' + "x" * 140_000 + '",normal\n',
@@ -116,7 +120,7 @@ def test_empty_patient_column_is_replaced_by_another_one() -> None:
         ("path,label,MRN\na.png,normal,7\n", "m.csv has a column 'MRN' and no column patient"),
         (
             "path,label,patient,subject_id\na.png,normal,A,A\nb.png,normal,A,B\n",
-            "in row 2 'patient' is 'A' and 'subject_id' is 'B'. Remove one of the columns",
+            "in line 3 'patient' is 'A' and 'subject_id' is 'B'. Remove one of the columns",
         ),
     ],
 )

@@ -67,12 +67,12 @@ def test_csv_columns_are_used(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,age\na.png,old\n", "row 1: age is 'old', not a number of years from 0 to 130"),
-        ("path,age\na.png,nan\n", "row 1: age is 'nan'"),
-        ("path,age\na.png,-1\n", "row 1: age is '-1'"),
-        ("path,split\na.png,test\n", "row 1: split is 'test', not one of train, validation"),
-        ("path\na.png\na.png\n", "row 1: 'a.png' is listed 2 times"),
-        ("path,age\n,4\n", "row 1: '' is not a valid path"),
+        ("path,age\na.png,old\n", "line 2: age is 'old', not a number of years from 0 to 130"),
+        ("path,age\na.png,nan\n", "line 2: age is 'nan'"),
+        ("path,age\na.png,-1\n", "line 2: age is '-1'"),
+        ("path,split\na.png,test\n", "line 2: split is 'test', not one of train, validation"),
+        ("path\na.png\na.png\n", "line 2: 'a.png' is listed 2 times"),
+        ("path,age\n,4\n", "line 2: '' is not a valid path"),
         ("file,age\na.png,4\n", "has no column 'path' \\(its columns: file, age\\)"),
         (f"path,sha256\na.png,{'0' * 64}\n", "image 'a.png' has changed"),
     ],

@@ -234,15 +234,18 @@ class Manifest:
         Raises:
             ManifestError: A column is missing or cannot be used, a value is unknown, or a path is empty or listed twice.
         """
-        split_by, body = "given", text
+        split_by, body, before = "given", text, 0  # lines before the CSV text
         if text.startswith(_SPLIT_BY_COMMENT):
             first, _, body = text.partition("\n")
+            before = 1
             split_by = first.removeprefix(_SPLIT_BY_COMMENT).strip()
         reader = csv.DictReader(io.StringIO(body), restval="")
         try:
-            columns, rows = reader.fieldnames or [], list(reader)
+            columns = reader.fieldnames or []
+            numbered = [(before + reader.line_num, row) for row in reader]
         except csv.Error as error:
-            raise ManifestError(f"{name}, after line {reader.line_num}: {error}") from error
+            raise ManifestError(f"{name}, after line {before + reader.line_num}: {error}") from error
+        lines, rows = [line for line, _ in numbered], [row for _, row in numbered]
         for column in ("path", "label"):
             if column not in columns:
                 raise ManifestError(
@@ -252,22 +255,22 @@ class Manifest:
         if _SPLIT_BY in columns:
             values = {row[_SPLIT_BY] for row in rows}
             split_by = values.pop() if len(values) == 1 else split_by
-        column = find_patient_column(columns, rows, name)
+        column = find_patient_column(columns, rows, lines, name)
         if column not in {"", "patient"}:
             rows = [{**row, "patient": row[column]} for row in rows]
-        images = tuple(_parse_row(row, f"{name}, row {number}") for number, row in enumerate(rows, start=1))
+        images = tuple(_parse_row(row, f"{name}, line {line}") for line, row in zip(lines, rows, strict=True))
         listed = Counter(image.path for image in images)
         labels: dict[str, tuple[int, str]] = {}
-        for number, image in enumerate(images, start=1):
-            row, label = labels.setdefault(image.path, (number, image.label))
+        for line, image in zip(lines, images, strict=True):
+            other, label = labels.setdefault(image.path, (line, image.label))
             if label != image.label:
                 raise ManifestError(
-                    f"{name}: {image.path!r} is {label} in row {row} and {image.label} in row {number}",
-                    hint="Keep the row with the correct label",
+                    f"{name}: {image.path!r} is {label} in line {other} and {image.label} in line {line}",
+                    hint="Keep the line with the correct label",
                 )
-        for number, image in enumerate(images, start=1):
+        for line, image in zip(lines, images, strict=True):
             if listed[image.path] > 1:
-                raise ManifestError(f"{name}, row {number}: {image.path!r} is listed {listed[image.path]} times")
+                raise ManifestError(f"{name}, line {line}: {image.path!r} is listed {listed[image.path]} times")
         notes = () if column in {"", "patient"} else (f"the patients are those of the column {column!r}",)
         return cls(images, root, split_by, notes=notes)
 
@@ -278,7 +281,10 @@ def _parse_row(row: Mapping[str, str], place: str) -> LabeledImage:
     values["split"] = _SPLIT_ALIASES.get(values["split"], values["split"])
     for column, allowed in (("label", LABELS), ("etiology", ETIOLOGIES), ("split", SPLITS)):
         if values[column] not in allowed:
-            raise ManifestError(f"{place}: {column} is {row[column]!r}, not one of {', '.join(filter(None, allowed))}")
+            raise ManifestError(
+                f"{place}: {column} is {row[column]!r}, not one of {', '.join(filter(None, allowed))}",
+                hint="Replace the numbers with NORMAL and PNEUMONIA" if values["label"].isdecimal() else "",
+            )
     if not values["path"] or "\0" in values["path"]:
         raise ManifestError(f"{place}: {row['path']!r} is not a valid path")
     return LabeledImage(**values)

@@ -166,18 +166,20 @@ def _list_folder(folder: Path) -> list[OutlierImage]:
 def _read_csv(file: Path) -> list[OutlierImage]:
     try:
         reader = csv.DictReader(io.StringIO(file.read_text(encoding="utf-8-sig")), restval="")
-        columns, rows = reader.fieldnames or [], list(reader)
+        columns = reader.fieldnames or []
+        numbered = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ManifestError(f"cannot read {str(file)!r}: {error}", hint=_HINT) from error
     if "path" not in columns:
         raise ManifestError(f"{str(file)!r} has no column 'path' (its columns: {', '.join(columns)})", hint=_HINT)
-    if column := find_patient_column(columns, rows, repr(str(file))):
+    lines, rows = [line for line, _ in numbered], [row for _, row in numbered]
+    if column := find_patient_column(columns, rows, lines, repr(str(file))):
         rows = [{**row, "patient": row[column]} for row in rows]
-    images = [_parse_row(row, f"{str(file)!r}, row {number}") for number, row in enumerate(rows, start=1)]
+    images = [_parse_row(row, f"{str(file)!r}, line {line}") for line, row in zip(lines, rows, strict=True)]
     listed = Counter(image.path for image in images)
-    for number, image in enumerate(images, start=1):
+    for line, image in zip(lines, images, strict=True):
         if listed[image.path] > 1:
-            raise ManifestError(f"{str(file)!r}, row {number}: {image.path!r} is listed {listed[image.path]} times")
+            raise ManifestError(f"{str(file)!r}, line {line}: {image.path!r} is listed {listed[image.path]} times")
     return images
 
 

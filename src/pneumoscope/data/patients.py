@@ -82,7 +82,9 @@ def parse_nih_patient(name: str) -> str:
     return match["patient"] if match else ""
 
 
-def find_patient_column(columns: Sequence[str], rows: Sequence[Mapping[str, str]], name: str) -> str:
+def find_patient_column(
+    columns: Sequence[str], rows: Sequence[Mapping[str, str]], lines: Sequence[int], name: str
+) -> str:
     """Return the column of a CSV file that identifies patients; "" if there is none or it has no values.
 
     Case and punctuation of the names are ignored: "PatientID" and "patient_id" are the same.
@@ -90,6 +92,7 @@ def find_patient_column(columns: Sequence[str], rows: Sequence[Mapping[str, str]
     Args:
         columns: Names of the columns.
         rows: The rows; a value may be missing.
+        lines: Line of each row, for messages.
         name: Name of the file, for messages.
 
     Raises:
@@ -102,11 +105,10 @@ def find_patient_column(columns: Sequence[str], rows: Sequence[Mapping[str, str]
     used = [column for column in columns if any(values(column))]
     known = [column for column in used if re.sub(r"[\W_]", "", column.lower()) in _PATIENT_COLUMNS]
     for other in known[1:]:
-        pairs = zip(values(known[0]), values(other), strict=True)
-        for number, (a, b) in enumerate(pairs, start=1):
+        for line, a, b in zip(lines, values(known[0]), values(other), strict=True):
             if a != b:
                 raise ManifestError(
-                    f"{name} has two columns that identify patients, and in row {number} {known[0]!r} is {a!r} and"
+                    f"{name} has two columns that identify patients, and in line {line} {known[0]!r} is {a!r} and"
                     f" {other!r} is {b!r}",
                     hint="Remove one of the columns",
                 )
