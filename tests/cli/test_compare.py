@@ -96,6 +96,7 @@ def test_predictions_and_bundle_are_shown_on_the_page(runs, shared_maker, tmp_pa
     result = invoke(runs[0], scores, bundle, "--data", images, *columns, "--out", out)
     assert result.exit_code == 0, result.exception
     assert "alexnet-adam has a higher accuracy than torchxrayvision" in result.stdout
+    assert "significant if its corrected p-value is below 0.05 and its interval does not contain 0." in result.stdout
     html = (out / "report.html").read_text()
     assert "<strong>torchxrayvision:</strong> It is unknown whether the model was trained" in html
     assert "the only threshold is the fixed one" in html
@@ -107,6 +108,22 @@ def test_predictions_and_bundle_are_shown_on_the_page(runs, shared_maker, tmp_pa
     sha256 = read_evaluation(out / "evaluations" / "torchxrayvision" / "evaluation.json").predictions_sha256
     assert sha256 in html
     assert html.count("<dt>bundle SHA-256</dt>") == 2
+
+
+def test_rejected_images_and_both_scales_of_a_threshold_are_shown(shared_maker, tmp_path, monkeypatch):
+    monkeypatch.setenv("PNEUMOSCOPE_LEDGER", str(tmp_path / "ledger.jsonl"))
+    out = tmp_path / "out"
+    result = invoke("default", "--data", shared_maker.root / "shown", "--out", out)
+    assert result.exit_code == 0, result.exception
+    evaluation = read_evaluation(out / "evaluations" / "default" / "evaluation.json")
+    sentence = f"{evaluation.rejected.sentence()}."
+    assert sentence.startswith("`predict` rejects ")
+    assert f"{evaluation.name}: {sentence}" in result.stdout
+    html = (out / "report.html").read_text()
+    assert f"<strong>{evaluation.name}:</strong> {sentence}" in html
+    point = evaluation.operating_points["rule_out"]
+    assert point.threshold_probability != point.threshold
+    assert f'<data value="{point.threshold}">{point.threshold_text()}</data>' in html
 
 
 def test_page_of_predictions_alone_has_no_training(runs, shared_maker, tmp_path, monkeypatch):

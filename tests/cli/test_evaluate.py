@@ -200,7 +200,9 @@ def test_file_instead_of_a_run_is_recognized(maker, capsys):
     with pytest.raises(SystemExit) as stop:
         run_and_exit(cli, ["evaluate", str(file), "--data", str(maker.root / "images")])
     assert stop.value.code == 2
-    assert f"is a file, not a run or bundle. Is it CSV? Give --predictions {file}" in capsys.readouterr().err
+    assert (
+        f"is a file, not a run or bundle. If it has predictions, give --predictions {file}" in capsys.readouterr().err
+    )
 
 
 def test_logits_that_are_given_as_probabilities_are_named(maker, capsys):

@@ -55,6 +55,14 @@ def test_folders_must_agree():
         match_images(rows("a2", "train/NORMAL/a.png"), IMAGES, "scores.csv", {})
 
 
+def test_images_under_another_root_are_named_with_both_paths():
+    with pytest.raises(
+        DatasetError,
+        match=r"names of 'mine/NORMAL/a.png' and of the image '.*/a.png' agree, and their folders do not\. Name",
+    ):
+        match_images(rows("mine/NORMAL/a.png"), IMAGES, "scores.csv", {})
+
+
 def test_unknown_images_are_counted_and_the_closest_is_named():
     with pytest.raises(
         DatasetError, match=r"4 rows of 5 .* no image of the data: 'aa.png' \(line 2\), .*…\. The image .* is 'a.png'"

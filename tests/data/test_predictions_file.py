@@ -96,6 +96,10 @@ def test_other_encodings_and_missing_files_are_errors(write, tmp_path):
             ["0.5", "-3.25"],
             r"line 3: -3.25 .* is not a probability, 0 to 1 \(1 of 2 rows\).*--logit-column 'probability'",
         ),
+        (
+            ["NORMAL", "PNEUMONIA"],
+            "the column 'probability' holds labels or other text, such as 'NORMAL', and no numbers. Name the column with",
+        ),
         (["97", "3.5"], "line 2: 97 .*Divide percentages by 100"),
     ],
 )
@@ -120,5 +124,5 @@ def test_columns_that_exclude_each_other_or_are_missing_are_errors(write):
     assert read_predictions_file(file, PredictionColumns(logit="logit")).scale == "logit"
     with pytest.raises(UsageError, match="both --probability-column and --logit-column"):
         read_predictions_file(file, PredictionColumns(probability="probability", logit="logit"))
-    with pytest.raises(UnknownNameError, match=r"no column in .*scores.csv 'probabilty'. Did you mean 'probability'"):
+    with pytest.raises(UnknownNameError, match=r"scores.csv has no column 'probabilty'. Did you mean 'probability'"):
         read_predictions_file(file, PredictionColumns(probability="probabilty"))

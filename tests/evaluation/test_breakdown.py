@@ -118,7 +118,7 @@ def test_etiology_needs_no_manifest_and_undefined_tests_have_a_reason(maker):
 
 def test_columns_that_cannot_be_used_are_errors_before_an_image_is_scored(maker, data, tmp_path):
     run, scored = maker.run(), []
-    with pytest.raises(UnknownNameError, match=r"no column in .*images.csv' 'sxe'. Did you mean 'sex'"):
+    with pytest.raises(UnknownNameError, match=r"images.csv' has no column 'sxe'. Did you mean 'sex'"):
         evaluate(run, data, by=["sxe"])
     with pytest.raises(UsageError, match="is no manifest CSV and has no column 'sex'"):
         evaluate(run, data.parent, by=["sex"])

@@ -117,7 +117,7 @@ def test_operating_point_selects_the_threshold(runs):
     decisions = np.array([image.score >= 0.2 for image in images])
     labels = np.array([image.label == "PNEUMONIA" for image in images])
     assert comparison.runs[0].test["sensitivity"].value == pytest.approx(decisions[labels].mean())
-    with pytest.raises(UnknownNameError, match=r"no operating point in .* 'rule-ou'. Did you mean 'rule_out'"):
+    with pytest.raises(UnknownNameError, match=r"good' has no operating point 'rule-ou'. Did you mean 'rule_out'"):
         compare(runs, operating_point="rule-ou")
 
 
@@ -141,8 +141,11 @@ def test_error_for_a_run_without_evaluation_states_the_command(maker):
 
 
 def test_folder_without_a_run_is_an_error(tmp_path):
-    with pytest.raises(RunError, match=r"cannot read .*run.json"):
-        compare([tmp_path])
+    for missing in (tmp_path, tmp_path / "nosuch"):
+        with pytest.raises(
+            RunError, match=f"there is no run, bundle, evaluation folder or CSV file '{missing}'. Check the path"
+        ):
+            compare([missing])
 
 
 def test_runs_on_different_images_are_an_error(runs, maker):
@@ -208,9 +211,11 @@ def test_more_test_set_evaluations_than_runs_are_reported(runs, prepared, tmp_pa
     assert not any("ledger" in sentence for sentence in compare(runs).sentences)
     ledger = shutil.copy(prepared[0].parent / "compared.jsonl", tmp_path)
     evaluate(runs[0], prepared[0], ledger=Path(ledger))
-    assert (
-        compare(runs).sentences[-1].startswith("The test ledger has 4 evaluations on these images, for 3 compared runs")
+    assert compare(runs).sentences[-1] == (
+        "The latest of the 3 compared evaluations is evaluation 4 of these images in the test ledger: results are optimistic if"
+        " a model was selected by an earlier evaluation."
     )
+    assert compare(runs[:1]).sentences[-1].startswith("The compared evaluation is evaluation 4 of these images")
 
 
 def test_unwritable_folder_is_an_error(runs, tmp_path):
@@ -313,6 +318,10 @@ def test_included_model_is_compared(maker, monkeypatch, tmp_path):
     comparison = compare([Path("default"), maker.bundle(tmp_path / "gray")], data=images)
     assert [row.name for row in comparison.runs] == [load_model().card.name, "gray"]
     assert comparison.images["n"] == 32
+    name = load_model().card.name
+    (rejection,) = (sentence for sentence in comparison.sentences if "rejects" in sentence)
+    assert rejection.startswith(f"{name}: `predict` rejects ")
+    assert rejection.endswith("; they are evaluated all the same.")
 
 
 def test_bundles_and_files_need_labeled_images(runs, maker, tmp_path):
@@ -344,6 +353,21 @@ def test_no_bundle_is_scored_if_a_file_cannot_be_evaluated(prepared, runs, maker
     scores.write_text("\n".join(scores.read_text().splitlines()[:-1]))
     with pytest.raises(DatasetError, match="has no prediction for 1 of 100 test images"):
         compare([bundle, scores], data=prepared[0])
+    assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_no_file_is_evaluated_if_another_has_other_columns(prepared, runs, tmp_path):
+    first, second = (scores_of(run, tmp_path / f"{run.name}.csv") for run in runs[:2])
+    header, *rows = second.read_text().splitlines()
+    second.write_text("\n".join([header.replace(header.split(",")[1], "Pneumonia"), *rows]))
+    with pytest.raises(
+        LayoutError, match=r"weak.csv has no column .*'Pneumonia'\. If the files have different columns"
+    ) as error:
+        compare([first, second], data=prepared[0])
+    assert error.value.hint.endswith(
+        f"evaluate each first: pneumoscope evaluate --predictions FILE --data {prepared[0]} --out FOLDER; then compare the"
+        " folders"
+    )
     assert not (tmp_path / "ledger.jsonl").exists()
 
 

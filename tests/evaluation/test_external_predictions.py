@@ -234,13 +234,28 @@ def test_thresholds_from_training_images_are_a_remark(maker, tmp_path):
     assert not any("training images" in remark for remark in evaluation.remarks)
 
 
+def test_scores_that_seem_to_be_of_another_kind_are_a_remark(data, tmp_path):
+    images = split(data, "test")
+    logits = draw(images)
+
+    def remarks(values, column):
+        file = write(tmp_path / "other.csv", images, values, column=column)
+        return " ".join(evaluate_predictions(file, data)[0].remarks)
+
+    assert "All logits are within 0 to 1" in remarks(expit(logits), "logit")
+    assert "All logits" not in remarks(logits, "logit") + remarks(expit(logits), "probability")
+    assert "the scores may be those of the other class" in remarks(expit(-logits), "probability")
+    assert "other class" not in remarks(expit(logits), "probability")
+
+
 def test_evaluation_with_other_thresholds_is_not_replaced(data, tmp_path):
     test, validation = split(data, "test"), split(data, "validation")
     file = write(tmp_path / "other.csv", test, expit(draw(test)))
     second = write(tmp_path / "val.csv", validation, expit(draw(validation, seed=1)))
     evaluate_predictions(file, data, validation=second, out=tmp_path / "out")
-    with pytest.raises(UsageError, match=r"has an evaluation with other thresholds \(other, 70 images"):
+    with pytest.raises(UsageError, match=r"has an evaluation with other thresholds \(other, 70 images") as error:
         evaluate_predictions(file, data, out=tmp_path / "out")
+    assert error.value.hint == "Keep both with another --out, or replace it with --force"
     write(second, validation, expit(draw(validation, seed=2)))
     with pytest.raises(UsageError, match="with other thresholds"):
         evaluate_predictions(file, data, validation=second, out=tmp_path / "out")

@@ -122,7 +122,9 @@ def command(
     as_json: bool,
     **column_names: str,
 ) -> None:
-    """Evaluate RUN, BUNDLE or the predictions of another tool on labeled images; every number has an interval.
+    """Evaluate RUN, BUNDLE or the predictions of another tool on labeled images.
+
+    Each metric has a 95% interval, or the reason why there is none.
 
     Thresholds come from the bundle, or from predictions for validation images, and are never chosen on the evaluated images.
     Each test-set evaluation is recorded in the test ledger before its result is shown.
@@ -219,7 +221,8 @@ def _require_target(target: Path | None, given: Mapping[str, object]) -> Path:
         )
     if target.is_file():
         raise UsageError(
-            f"{str(target)!r} is a file, not a run or bundle", hint=f"Is it CSV? Give --predictions {target}"
+            f"{str(target)!r} is a file, not a run or bundle",
+            hint=f"If it has predictions, give --predictions {target}",
         )
     for flag, value in given.items():
         if value:
@@ -235,12 +238,8 @@ def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
         click.echo(f"Site profile: {evaluation.site}")
     for remark in evaluation.remarks:
         click.echo(remark)
-    rejected = evaluation.rejected
-    if rejected and rejected.reasons:
-        reasons = ", ".join(f"{count} {code}" for code, count in rejected.reasons.items())
-        click.echo(
-            f"`predict` rejects {_percentages(rejected.share)} of these images ({reasons}); they are evaluated all the same"
-        )
+    if evaluation.rejected and evaluation.rejected.reasons:
+        click.echo(evaluation.rejected.sentence())
     console.print(_table("independent of a threshold", evaluation.metrics, evaluation.auroc_by_etiology, "AUROC"))
     for name, point in evaluation.operating_points.items():
         title = f"{name}: threshold at {point.threshold_text()}"

@@ -151,13 +151,14 @@ class UnknownNameError(InputError):
         name: The unknown name.
         known: Existing names; the hint suggests the closest one.
         hint: What to do next if no name is close.
+        message: The problem; "there is no KIND 'NAME'" if empty.
     """
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "", message: str = "") -> None:
         names = sorted(known)
         closest = difflib.get_close_matches(name, names, n=1)
         hint = f"Did you mean {closest[0]!r}?" if closest else hint or f"Known: {', '.join(names)}"
-        super().__init__(f"there is no {kind} {name!r}", hint=hint)
+        super().__init__(message or f"there is no {kind} {name!r}", hint=hint)
         self.kind, self.name, self.known = kind, name, names
 
 

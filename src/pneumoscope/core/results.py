@@ -178,6 +178,14 @@ class RejectionSummary:
     share: Interval
     reasons: Mapping[str, int]
 
+    def sentence(self) -> str:
+        """Return how many images the model rejects and why, as a sentence without a full stop; "" if it rejects none."""
+        if not self.reasons:
+            return ""
+        reasons = ", ".join(f"{count} {code}" for code, count in self.reasons.items())
+        share = f"{self.share.value:.1%} ({self.share.low:.1%} to {self.share.high:.1%}, n = {self.share.n})"
+        return f"`predict` rejects {share} of these images ({reasons}); they are evaluated all the same"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Subgroup:

@@ -50,7 +50,7 @@ def read_manifest_column(data: Path, column: str) -> dict[str, str]:
         )
     columns = _manifest_columns(data)
     if column not in columns:
-        raise UnknownNameError(f"column in {str(data)!r}", column, columns)
+        raise UnknownNameError("column", column, columns, message=f"{str(data)!r} has no column {column!r}")
     with data.open(encoding="utf-8-sig", newline="") as file:
         return {row["path"].strip(): row[column].strip() for row in csv.DictReader(file, restval="")}
 
@@ -90,12 +90,11 @@ def match_images(
             (ambiguous if candidates else unknown).append(row)
     if unknown:
         listed = ", ".join(f"{row.image!r} (line {row.line})" for row in unknown[:_MAX_LISTED])
-        near = index.closest(unknown[0].image)
-        hint = f"The image with the most similar name is {near!r}. " if near else ""
+        hint = index.hint(unknown[0].image)
         raise DatasetError(
             f"{counted(len(unknown), 'row')} of {len(rows)} in {name} {'matches' if len(unknown) == 1 else 'match'} no image"
             f" of the data: {listed}{', …' if len(unknown) > _MAX_LISTED else ''}",
-            hint=f"{hint}Name images by their paths in the data, file names or SHA-256; folders must agree",
+            hint=f"{hint}Name images by their paths in the data, file names or SHA-256",
         )
     if ambiguous:
         row = ambiguous[0]
@@ -120,7 +119,8 @@ class _ImageIndex:
     """Images by all names that a row can give them."""
 
     def __init__(self, images: Sequence[LabeledImage], ids: Mapping[str, str]) -> None:
-        self._parts = [_parts(image.path) for image in images]
+        self._paths = [image.path for image in images]
+        self._parts = [_parts(path) for path in self._paths]
         self._by_path = {image.path: i for i, image in enumerate(images)}
         self._by_name: dict[str, list[int]] = defaultdict(list)
         self._by_stem: dict[str, list[int]] = defaultdict(list)
@@ -151,10 +151,15 @@ class _ImageIndex:
                 return agreeing
         return []
 
-    def closest(self, name: str) -> str:
-        """Return the most similar name of an image; "" if none is similar."""
+    def hint(self, name: str) -> str:
+        """Return why no image has this name, as a sentence and a space; "" if no name is similar."""
         known = [*self._by_id] if self._by_id else [*self._by_name]
-        return next(iter(difflib.get_close_matches((_parts(name) or [name])[-1], known, n=1)), "")
+        last = (_parts(name) or [name])[-1]
+        if not self._by_id and last in self._by_name:
+            path = self._paths[self._by_name[last][0]]
+            return f"The file names of {name!r} and of the image {path!r} agree, and their folders do not. "
+        near = difflib.get_close_matches(last, known, n=1)
+        return f"The image with the most similar name is {near[0]!r}. " if near else ""
 
 
 def _parts(path: str) -> list[str]:

@@ -198,7 +198,7 @@ def _choose_value_column(
 
 def _named_column(header: Sequence[str], column: str, name: str) -> str:
     if column not in header:
-        raise UnknownNameError(f"column in {name}", column, header)
+        raise UnknownNameError("column", column, header, message=f"{name} has no column {column!r}")
     return column
 
 
@@ -233,6 +233,11 @@ def _parse_numbers(values: Sequence[tuple[int, str]], column: str, name: str) ->
     if bad:
         line, text = values[bad[0]]
         what = f"{text!r} is not a finite number" if text else "there is no value"
+        if len(bad) == len(values) and re.match(r"[^\W\d_]", text):
+            raise DatasetError(
+                f"{name}: the column {column!r} holds labels or other text, such as {text!r}, and no numbers",
+                hint="Name the column with numbers with --probability-column or --logit-column",
+            )
         decimal = "Use a point in decimal numbers. " if re.fullmatch(r"-?\d+,\d+", text) else ""
         raise DatasetError(
             f"{name}, line {line}: {what} in the column {column!r} ({len(bad)} of {counted(len(values), 'row')})",

@@ -102,7 +102,7 @@ def read_breakdown(
         if len(values) > _MAX_GROUPS:
             raise UsageError(
                 f"the column {name!r} has {len(values)} values among the evaluated images, such as {min(values - {''})!r}",
-                hint=f"Group them in another column; {_MAX_GROUPS} groups are possible",
+                hint=f"Group them in another column; at most {_MAX_GROUPS} groups are possible",
             )
     return Breakdown(columns, None if reference is None else _read_reference(reference, images, source))
 

@@ -119,7 +119,11 @@ def compare(
         operating_point=operating_point,
         runs=summaries,
         pairs=pairs,
-        sentences=(*findings(names, accuracies, pairs, trained), *_ledger_sentence(evaluated)),
+        sentences=(
+            *findings(names, accuracies, pairs, trained),
+            *_rejection_sentences(evaluated),
+            *_ledger_sentence(evaluated),
+        ),
         evaluation=evaluation,
         command=command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -207,14 +211,24 @@ def _notice(runs: Sequence[EvaluatedRun]) -> str:
     return " ".join((NOTICE, *populations))
 
 
+def _rejection_sentences(runs: Sequence[EvaluatedRun]) -> tuple[str, ...]:
+    """Return a sentence for each model that rejects some of the images."""
+    return tuple(
+        f"{run.name}: {run.evaluation.rejected.sentence()}."
+        for run in runs
+        if run.evaluation.rejected and run.evaluation.rejected.reasons
+    )
+
+
 def _ledger_sentence(runs: Sequence[EvaluatedRun]) -> tuple[str, ...]:
     """Return a warning if there were more test-set evaluations than runs; a model may have been selected by them."""
     evaluations = max(run.evaluation.test_evaluation or 0 for run in runs)
     if evaluations <= len(runs):
         return ()
+    latest = "The compared evaluation" if len(runs) == 1 else f"The latest of the {len(runs)} compared evaluations"
     return (
-        f"The test ledger has {evaluations} evaluations on these images, for {len(runs)} compared runs: results are"
-        " optimistic if a model was selected by an earlier evaluation.",
+        f"{latest} is evaluation {evaluations} of these images in the test ledger: results are optimistic if a model was"
+        " selected by an earlier evaluation.",
     )
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from pneumoscope.bundle.bundle_folder import CARD_FILE
-from pneumoscope.core.errors import RunError, UnknownNameError, UsageError
+from pneumoscope.core.errors import LayoutError, RunError, UnknownNameError, UsageError
 from pneumoscope.core.results import Evaluation, ScoredImage
 from pneumoscope.data.predictions_file import PredictionColumns
 from pneumoscope.evaluation.evaluate import OPERATING_POINTS, evaluate
-from pneumoscope.evaluation.external_predictions import FIXED_POINT, evaluate_predictions
+from pneumoscope.evaluation.external_predictions import FIXED_POINT, check_predictions, evaluate_predictions
 from pneumoscope.runs.evaluations import read_evaluation_folder
 from pneumoscope.runs.record import RunRecord, read_run
 from pneumoscope.runs.run_folder import (
@@ -98,6 +98,7 @@ def read_evaluated(
     evaluated = {target: _read(target, name) for target in targets if target not in unscored}
     for target, run in evaluated.items():
         _check_operating_point(run.evaluation, target, operating_point)
+    _check_files([target for target in unscored if _is_file(target)], options)
     for target in sorted(unscored, key=lambda each: not _is_file(each)):
         evaluated[target] = _evaluate(target, operating_point, options, out)
     return [evaluated[target] for target in targets]
@@ -146,9 +147,30 @@ def _check_folders(targets: Sequence[Path]) -> None:
         first[name] = target
 
 
+def _check_files(files: Sequence[Path], options: ScoringOptions) -> None:
+    """Raise if one of several files cannot be evaluated, before any of them is recorded in the test ledger."""
+    if len(files) < 2:
+        return
+    assert options.data is not None  # checked before
+    for file in files:
+        try:
+            check_predictions(file, options.data, split=options.split, columns=options.columns)
+        except (LayoutError, UnknownNameError) as error:
+            error.hint = (
+                f"{error.hint}{'' if error.hint.endswith('?') else '.'} If the files have different columns, evaluate each"
+                f" first: pneumoscope evaluate --predictions FILE --data {options.data} --out FOLDER; then compare the folders"
+            )
+            raise
+
+
 def _read(target: Path, name: str) -> EvaluatedRun:
     """Return the evaluation of a run, or that in an evaluation folder."""
-    is_run = is_run_folder(target) or not (target / EVALUATION_FILE).is_file()
+    is_run = not (target / EVALUATION_FILE).is_file()
+    if is_run and not is_run_folder(target):
+        raise RunError(
+            f"there is no run, bundle, evaluation folder or CSV file {str(target)!r}",
+            hint="Check the path: a run folder has run.json, and the folder of `evaluate --out` has evaluation.json",
+        )
     record = read_run(target, finished=True) if is_run else None
     results = evaluation_folder(target, name) if is_run else target
     if not (results / EVALUATION_FILE).is_file():
@@ -165,7 +187,10 @@ def _read(target: Path, name: str) -> EvaluatedRun:
 def _check_operating_point(evaluation: Evaluation, target: Path, operating_point: str) -> None:
     if operating_point not in evaluation.operating_points:
         raise UnknownNameError(
-            f"operating point in the evaluation of {str(target)!r}", operating_point, evaluation.operating_points
+            "operating point",
+            operating_point,
+            evaluation.operating_points,
+            message=f"the evaluation of {str(target)!r} has no operating point {operating_point!r}",
         )
 
 

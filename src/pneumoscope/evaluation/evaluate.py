@@ -114,10 +114,12 @@ def evaluate(
     if split in TEST_SPLITS:
         check_unseen(images, card)
     source = _source(session)
-    if out is None and is_run:
+    in_run = out is None and is_run
+    if in_run:
         out = evaluation_folder(target, name or _default_name(target, data, split, images, session, note))
     if out is not None and not replace:
-        operating_points = with_earlier_points(Path(out), operating_points, images, source, seed)
+        keep_with = "--name or --out" if in_run else "--out"
+        operating_points = with_earlier_points(Path(out), operating_points, images, source, seed, keep_with=keep_with)
     check_thresholds(images, card, operating_points)
     folder = None if reference is None else evaluation_folder(target, str(reference))
     if folder is not None and not (is_run and folder.is_dir()):

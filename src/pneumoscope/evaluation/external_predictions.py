@@ -35,7 +35,7 @@ from pneumoscope.evaluation.selection import images_of_split
 from pneumoscope.inference.decision import calibrate
 from pneumoscope.statistics.inputs import BoolArray, FloatArray
 
-__all__ = ["FIXED_POINT", "evaluate_predictions"]
+__all__ = ["FIXED_POINT", "check_predictions", "evaluate_predictions"]
 
 FIXED_POINT = "half"
 # Logits of the probabilities 0 and 1, beyond those of the next floating-point numbers, so that the ranking stays the same. The
@@ -156,9 +156,7 @@ def evaluate_predictions(
         for each in manifest.notes:
             note(each)
     images = images_of_split(manifest, data, split, None, both_labels=False)
-    predictions = read_predictions_file(file, columns)
-    by_path = _match(predictions, predictions.rows, manifest, data)
-    _check_splits(by_path, manifest, file)
+    predictions, by_path = _read(file, columns, manifest, data)
     predicted = _select(images, by_path, predictions, split, note)
     chosen_on: _Predicted | None = None
     if validation is not None:
@@ -185,7 +183,7 @@ def evaluate_predictions(
     breakdown = read_breakdown(data, by, None if reference is None else Path(reference), images, source)
     scored = _scored_images(predicted, calibration)
     seconds = time.perf_counter() - started
-    evaluation = summarize(source, split, scored, points, seed=seed, seconds=seconds)
+    evaluation = _with_ranking_remark(summarize(source, split, scored, points, seed=seed, seconds=seconds))
     evaluation = record_and_write(
         add_breakdown(evaluation, scored, breakdown, seed),
         scored,
@@ -194,6 +192,24 @@ def evaluate_predictions(
         replace=replace,
     )
     return evaluation, scored
+
+
+def check_predictions(file: Path, data: Path, *, split: str, columns: PredictionColumns) -> None:
+    """Raise the error that `evaluate_predictions` raises if the file cannot be read or does not match the images."""
+    manifest = load_manifest(data)
+    images = images_of_split(manifest, data, split, None, both_labels=False)
+    predictions, by_path = _read(file, columns, manifest, data)
+    _select(images, by_path, predictions, split, None)
+
+
+def _read(
+    file: Path, columns: PredictionColumns, manifest: Manifest, data: Path
+) -> tuple[PredictionsFile, dict[str, PredictionRow]]:
+    """Return the file, and the row of each image that has one, {path of the image: row}."""
+    predictions = read_predictions_file(file, columns)
+    by_path = _match(predictions, predictions.rows, manifest, data)
+    _check_splits(by_path, manifest, file)
+    return predictions, by_path
 
 
 def _match(
@@ -332,6 +348,8 @@ def _source(
         if calibration is None
         else f"Probabilities are calibrated on {counted(calibration.n, 'validation image')} (Platt scaling)."
     )
+    if file.scale == "logit" and all(0 <= row.value <= 1 for row in file.rows):
+        remarks.append("All logits are within 0 to 1: if they are probabilities, give --probability-column instead.")
     source = ScoreSource(
         name=name,
         operating_points=points,
@@ -345,6 +363,15 @@ def _source(
         remarks=tuple(remarks),
     )
     return source, calibration
+
+
+def _with_ranking_remark(evaluation: Evaluation) -> Evaluation:
+    """Return the evaluation with a remark if the scores rank normal images above those of pneumonia."""
+    high = evaluation.metrics["auroc"].high
+    if high is None or high >= 0.5:
+        return evaluation
+    remark = "The whole interval of the AUROC is below 0.5: the scores may be those of the other class."
+    return dataclasses.replace(evaluation, remarks=(*evaluation.remarks, remark))
 
 
 def _probabilities(logits: FloatArray, scores: FloatArray, calibration: Calibration | None) -> FloatArray:

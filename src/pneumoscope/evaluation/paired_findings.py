@@ -158,7 +158,8 @@ def findings(
         training = f"How {others} trained is unknown; a difference applies to these images."
     limits = (
         f"{training} Each 95% confidence interval applies to its own pair; the p-values are corrected for"
-        f" {counted(tests, 'pair')} per metric."
+        f" {counted(tests, 'pair')} per metric. A difference is significant if its corrected p-value is below {ALPHA} and its"
+        " interval does not contain 0."
     )
     best = (_best_run(runs, accuracies, pairs),) if len(runs) > 2 else ()
     return (*best, *(pair.sentence for pair in pairs), limits)

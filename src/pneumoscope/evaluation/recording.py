@@ -70,9 +70,23 @@ class ScoreSource:
 
 
 def with_earlier_points(
-    folder: Path, operating_points: Sequence[str], images: Sequence[LabeledImage], source: ScoreSource, seed: int
+    folder: Path,
+    operating_points: Sequence[str],
+    images: Sequence[LabeledImage],
+    source: ScoreSource,
+    seed: int,
+    *,
+    keep_with: str = "--out",
 ) -> Sequence[str]:
     """Return the operating points with those of the evaluation in the folder, which is written again.
+
+    Args:
+        folder: Folder of the results.
+        operating_points: Operating points to evaluate.
+        images: Images to evaluate.
+        source: Source of the scores.
+        seed: Seed of the bootstraps.
+        keep_with: Options that choose another folder, for the hint.
 
     Raises:
         UsageError: The folder has an evaluation of other images, or of another model, seed or site profile, or thresholds that
@@ -97,7 +111,7 @@ def with_earlier_points(
         raise UsageError(
             f"{str(folder)!r} has an evaluation {' and '.join(different)} ({earlier.name}, {earlier.n} images,"
             f" {earlier.created[:10]})",
-            hint="Keep both with another --name or --out, or replace it with --force",
+            hint=f"Keep both with another {keep_with}, or replace it with --force",
         )
     points = tuple(earlier.operating_points)
     return (*points, *(point for point in operating_points if point not in points))
