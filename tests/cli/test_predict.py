@@ -202,7 +202,9 @@ def test_unreadable_files_are_reported_and_the_rest_are_processed(
     status, out, err = run_command(bundle, "images/c.png", "gone.png", "images/a.png", "--json")
 
     assert status == 3
-    assert err == "error: 2 of 3 images could not be read. See the message of each of them\n"
+    assert err == "error: 2 of 3 images could not be read. See their messages\n"
+    _, _, err = run_command(bundle, "gone.png", "images/a.png", "--json")
+    assert err == "error: 1 of 2 images could not be read. See its message\n"
     empty, missing, good = json.loads(out)["predictions"]
     assert (empty["decision"], empty["failure"]["code"]) == (None, "unreadable_image")
     assert "the file is empty (0 bytes)" in empty["failure"]["message"]

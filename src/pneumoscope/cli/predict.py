@@ -144,7 +144,11 @@ def command(
     if failed := tally.decisions[_FAILED]:
         raise PartialFailureError(
             f"{failed:,} of {counted(len(images), 'image')} could not be read",
-            hint="See failure_message in the CSV file" if table else "See the message of each of them",
+            hint="See failure_message in the CSV file"
+            if table
+            else "See its message"
+            if failed == 1
+            else "See their messages",
         )
 
 

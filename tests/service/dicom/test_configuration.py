@@ -136,7 +136,7 @@ def test_defaults_send_results_to_the_sender_after_60_seconds(tmp_path):
         ('[[rules]]\nname = "a"\naction = "drop"', r"rules \(table 1\).action"),
         (
             '[[rules]]\nname = "a b"\naction = "exclude"',
-            r"rules \(table 1\).name: .*'a b' cannot be used as a name: Use 1",
+            r"rules \(table 1\).name: .*'a b' cannot be used as a name\. Use 1",
         ),
         ('[[rules]]\nname = "a"\naction = "exclude"\nmodalities = []', r"rules \(table 1\).modalities"),
         (

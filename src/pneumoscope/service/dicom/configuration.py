@@ -36,7 +36,7 @@ def _require_name(name: str) -> str:
     try:
         validate_name(name)
     except UsageError as error:
-        raise ValueError(f"{name[:80]!r} cannot be used as a name: {error.hint}") from error
+        raise ValueError(f"{name[:80]!r} cannot be used as a name. {error.hint}") from error
     return name
 
 
