@@ -56,13 +56,13 @@ def test_results_are_listed_without_identifiers(folder):
     assert {(each["study_instance_uid"], each["next_attempt"]) for each in found} == {(STUDY, TIME)}
     header, study, first, *others = run(folder, "list").stdout.splitlines()
     assert re.split("  +", header.strip()) == ["number", "destination", "object", "attempts", "next attempt", "error"]
-    assert study == f"study {STUDY}  {TIME[:16]}"
-    assert first.split() == ["1", "PACS", "secondary_capture", "0", TIME[:16]]
+    assert study == f"study {STUDY}, predicted {TIME[:16]}Z"
+    assert first.split() == ["1", "PACS", "secondary_capture", "0", f"{TIME[:19]}Z"]
     assert len(others) == 3
     assert "SECRET" not in run(folder, "list").output + run(folder, "list", "--json").output
 
 
-def test_list_states_the_next_attempt_and_fits_in_100_columns(folder):
+def test_list_states_the_next_attempt_and_fits_in_110_columns(folder):
     engine = open_database(folder)
     outbox, time = Outbox(engine), datetime(2026, 1, 2, 4, tzinfo=UTC)
     outbox.record_unreachable("PACS", "calling_ae_title_not_recognized", time)
@@ -75,10 +75,17 @@ def test_list_states_the_next_attempt_and_fits_in_100_columns(folder):
         ("delivered", "2026-01-02T04:00:02.000000Z"), ("waiting", TIME),
     ]  # fmt: skip
     lines = run(folder, "list").stdout.splitlines()
-    assert lines[2].split()[-2:] == ["2026-01-02T04:00", "calling_ae_title_not_recognized"]
+    assert lines[2].split()[-2:] == ["2026-01-02T04:00:05Z", "calling_ae_title_not_recognized"]
     lines += run(folder, "list", "--uncommitted").stdout.splitlines()
-    assert max(map(len, lines)) <= 100
-    assert lines[-1].split() == ["3", "archive", "secondary_capture", "0", "2026-01-02T04:00"]
+    assert max(map(len, lines)) <= 110
+    assert lines[-1].split() == [
+        "3",
+        "archive",
+        "secondary_capture",
+        "0",
+        "2026-01-02T04:00:02Z",
+        "2026-01-02T04:00:00Z",
+    ]
     both = run(folder, "list", "--state", "waiting", "--state", "delivered").stdout.splitlines()
     assert both[0].split()[3:5] == ["state", "commitment"]
     assert both[4].split()[3:5] == ["delivered", "pending"]
@@ -98,7 +105,7 @@ def test_cancelled_results_are_retried_by_number(folder):
 def test_list_without_results_prints_nothing(folder):
     run(folder, "cancel", "--all")
     empty = run(folder, "list")
-    assert (empty.stdout, empty.stderr) == ("", "No results wait; --state lists others\n")
+    assert (empty.stdout, empty.stderr) == ("", "No results are waiting. Use --state to list others\n")
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def _selection_options(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-@command.command("list")
+@command.command("list", short_help="List waiting results, or those in other states.")
 @click.option(
     "--state", "states", multiple=True, type=click.Choice(["waiting", "delivered", "withdrawn", "cancelled"]),
     help="Results in this state; repeat for several.  [default: waiting]",
@@ -55,8 +55,9 @@ def list_command(
 ) -> None:
     """Print results, oldest first: number, destination, object, failed attempts, time of the next attempt and last error.
 
-    The columns state and storage commitment appear only if their values differ. Results of one study follow the line of the
-    study, with the time of the prediction. Times are in UTC; a time in the past means as soon as possible.
+    The columns state and storage commitment appear only if their values differ, and the time of the delivery or cancellation
+    only if there is one. Results of one study follow the line of the study, with the time of the prediction. Times are in UTC;
+    a time in the past means as soon as possible.
 
     Example:  pneumoscope outbox list --data-dir records
     """
@@ -71,7 +72,7 @@ def list_command(
         click.echo(json.dumps({"results": [_document(each) for each in found]}, indent=2))
         return
     if not found:
-        nothing = "No results in these states" if states else "No results wait; --state lists others"
+        nothing = "No results in these states" if states else "No results are waiting. Use --state to list others"
         click.echo("No results lack storage commitment" if uncommitted else nothing, err=True)
         return
     _print_table(found)
@@ -88,12 +89,15 @@ def _print_table(found: Sequence[Delivery]) -> None:
         "state": [each.state for each in found],
         "commitment": [each.commitment or "-" for each in found],
         "attempts": [str(each.attempts) for each in found],
-        "next attempt": [(each.next_attempt or "-")[:16] for each in found],
+        "next attempt": [_second(each.next_attempt) for each in found],
+        "finished": [_second(each.finished) for each in found],
         "error": [each.error for each in found],
     }
     for name in ("state", "commitment"):
         if len(set(columns[name])) == 1:
             del columns[name]
+    if set(columns["finished"]) == {"-"}:
+        del columns["finished"]
     widths = [max(map(len, (name, *values))) for name, values in columns.items()]
     alignments = [">" if name in ("number", "attempts") else "<" for name in columns]
 
@@ -104,14 +108,19 @@ def _print_table(found: Sequence[Delivery]) -> None:
     click.echo(line(columns))
     earlier = None
     for each, *values in zip(found, *columns.values(), strict=True):
-        study = f"study {each.study_instance_uid or '-'}  {each.created[:16]}"
+        study = f"study {each.study_instance_uid or '-'}, predicted {each.created[:16]}Z"
         if study != earlier:
             click.echo(study)
         earlier = study
         click.echo(line(values))
 
 
-@command.command("retry")
+def _second(time: str | None) -> str:
+    """Return a time, ISO 8601 in UTC, without fractions of a second; "-" for None."""
+    return f"{time[:19]}Z" if time else "-"
+
+
+@command.command("retry", short_help="Send results now.")
 @_selection_options
 @click.option(
     "--delivered", is_flag=True, help="Resend delivered results that a destination lost, by NUMBER or --study."
@@ -155,7 +164,7 @@ def retry_command(
     click.echo(f"{counted(count, 'result')} due now", err=True)
 
 
-@command.command("cancel")
+@command.command("cancel", short_help="Cancel waiting results.")
 @_selection_options
 def cancel_command(
     numbers: tuple[int, ...], destination: str, every: bool, data_dir: Path | None, database: str

@@ -283,10 +283,15 @@ class Outbox:
         if missing:
             stored = connection.execute(select(outbox).where(_COLUMNS.number == missing[0])).mappings().first()
             if stored is None:
-                raise UnknownNameError("result", str(missing[0]), (), hint="See `pneumoscope outbox list`")
+                raise UnknownNameError(
+                    "result",
+                    str(missing[0]),
+                    (),
+                    hint="See `pneumoscope outbox list --help`: it lists waiting results, and others by --state",
+                )
             can_be_resent = stored["state"] == "delivered" and stored["kind"] != "webhook"
             raise UsageError(
-                f"result {missing[0]} does not wait: it was {stored['state']} at {stored['finished']}",
+                f"result {missing[0]} does not wait: it was {stored['state']} at {str(stored['finished'])[:19]}Z",
                 hint=f"To send it again: pneumoscope outbox retry --delivered {missing[0]}"
                 if can_be_resent
                 else f"See `pneumoscope outbox list --state {stored['state']}`",
