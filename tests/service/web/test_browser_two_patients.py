@@ -155,7 +155,7 @@ def test_choice_leaves_most_of_the_screen_to_the_image(page, service, image):
     page.set_viewport_size({"width": 1280, "height": 800})
     page.get_by_role("link", name="front.dcm").click()
     expect(choices(page)).to_have_count(2)
-    # Both at once, because the page may still move between two questions.
+    page.wait_for_load_state()  # the style sheet
     first, second = choices(page).evaluate_all(
         "elements => elements.map(each => each.getBoundingClientRect().toJSON())"
     )
