@@ -250,3 +250,16 @@ def test_non_finite_output_is_an_error(exported, name):
 
     with pytest.raises(ParityError, match="nan"):
         check_outputs(network, images, dataclasses.replace(outputs, **{name: changed}), checks)
+
+
+def test_export_leaves_the_network_as_it_is():
+    network = create_model("mobilenetv3_small_050", image_size=64).eval()
+
+    def in_place():
+        return [getattr(module, "inplace", None) for module in network.modules()]
+
+    before, weights = in_place(), {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    export_onnx(network, 64)
+    assert True in before
+    assert in_place() == before
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
