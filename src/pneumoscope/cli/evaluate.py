@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.command("evaluate", short_help="Evaluate a run or bundle on labeled images.")
+@click.command("evaluate", short_help="Evaluate a run, bundle or predictions on labeled images.")
 @click.argument("target", metavar="[RUN|BUNDLE]", required=False, type=click.Path(path_type=Path))
 @data_option
 @click.option(
