@@ -35,6 +35,7 @@ VERBS = (
     "reproduce",
     "export",
     "predict",
+    "archive",
     "sample-size",
     "accept",
     "monitor",
@@ -59,6 +60,7 @@ _EXTRAS = {
         "segno",
     ),
     "pacs": ("pynetdicom", "highdicom", "dicomweb_client"),
+    "archive": ("pyarrow", "duckdb", "fsspec", "ray"),
     "openid": ("authlib", "httpx2", "itsdangerous", "joserfc"),
     "evaluate": (
         "scipy",
