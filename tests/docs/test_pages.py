@@ -43,6 +43,7 @@ NOT_RUN = {
     "changes where Python installs": 1,
     "needs a file of weights": 1,
     "needs a running service": 1,
+    "needs Polars or Spark": 2,
     "needs a waiting result": 1,
     "needs root": 6,
     "needs the network": 1,

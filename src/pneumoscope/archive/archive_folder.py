@@ -31,7 +31,7 @@ __all__ = ["ArchiveFolder", "ArchiveSettings", "PredictionSet", "SetSettings"]
 _FORMAT = 1
 _PREFIX = "model="  # of the folder of a set, so that DuckDB, Polars and Spark see a column `model`
 _SHARD = re.compile(r"shard-(\d{6,})\.parquet")
-_TEMPORARY = re.compile(r"\.shard-\d{6,}\.parquet-[0-9a-f]{16}")
+_TEMPORARY = re.compile(r"\..+-[0-9a-f]{16}")  # of `core.files.write_atomically`
 _MIN_KEY = 6  # characters of a key that a person may shorten
 
 
@@ -117,12 +117,9 @@ class PredictionSet:
 
     def prepare(self) -> None:
         """Create the folder, and remove what a killed process left. Only the holder of the lock may call this."""
+        _remove_temporary_files(self.path)
         write_atomically(self.path / "settings.json", _to_json(self.settings))
         drop_torn_line(self.journal)
-        for path in self.path.iterdir():
-            if _TEMPORARY.fullmatch(path.name):
-                with contextlib.suppress(OSError):
-                    path.unlink()
 
 
 class ArchiveFolder:
@@ -180,6 +177,8 @@ class ArchiveFolder:
             hint="Wait until it has ended; its progress is shown by: pneumoscope archive status",
         )
         with locked(path / "archive.lock", held):
+            for each in (path, path / "listing"):
+                _remove_temporary_files(each)
             if not (path / "archive.json").exists():
                 write_atomically(path / "archive.json", _to_json(settings))
             folder = cls.open(path)
@@ -234,6 +233,14 @@ class ArchiveFolder:
                 f"{str(self.path)!r} has several sets of predictions: {names}", hint="Choose one with --set"
             )
         return chosen[0]
+
+
+def _remove_temporary_files(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder, which need not exist."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if _TEMPORARY.fullmatch(path.name):
+                path.unlink()
 
 
 def _require_empty(path: Path) -> None:

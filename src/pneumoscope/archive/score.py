@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -86,7 +86,7 @@ def score_archive(
     workers: int = 0,
     stopping: threading.Event | None = None,
     on_listed: Callable[[Listed], None] | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    watchers: Sequence[Callable[[Progress], None]] = (),
 ) -> Scored:
     """Score the images of a source that are not scored yet.
 
@@ -99,7 +99,7 @@ def score_archive(
         workers: Shards that are scored at the same time; 0 means one per core and one more.
         stopping: When it is set, shards that are begun are finished, and no other is begun.
         on_listed: Called when the source is listed.
-        on_progress: Called after each batch, in any thread.
+        watchers: Called after each batch, in any thread.
     Raises:
         UsageError: The source has no images, or the folder belongs to another source.
         StorageError: The folder cannot be written, another process scores into it, or the source is no longer available.
@@ -122,7 +122,7 @@ def score_archive(
                 on_listed(
                     Listed(listing.rows, listing.shards, len(finished), growth, skipped, chosen.key, loaded.notice)
                 )
-            run = _Run(folder, chosen, listing, finished, on_progress)
+            run = _Run(folder, chosen, listing, finished, watchers)
             run.score(loaded, source, identifiers=identifiers, workers=workers, stopping=stopping or threading.Event())
             return run.summary()
     finally:
@@ -165,11 +165,11 @@ class _Run:
         chosen: PredictionSet,
         listing: Listing,
         finished: Mapping[int, int],
-        on_progress: Callable[[Progress], None] | None,
+        watchers: Sequence[Callable[[Progress], None]],
     ) -> None:
         self._folder, self._set, self._listing = folder, chosen, listing
         self._finished = finished
-        self._on_progress = on_progress
+        self._watchers = watchers
         self._n_shards = 0
         done = sum(rows for number, _, rows in listing.ranges() if number in finished)
         self._counter = ProgressCounter(listing.rows, done, sum(finished.values()))
@@ -195,8 +195,9 @@ class _Run:
 
     def _count(self, images: int, failed: int) -> None:
         self._counter.add(images, failed)
-        if self._on_progress:
-            self._on_progress(self._counter.progress())
+        progress = self._counter.progress()
+        for watcher in self._watchers:
+            watcher(progress)
 
     def _enter(self, result: ShardResult) -> None:
         write_atomically(self._set.shard_path(result.shard), result.content)

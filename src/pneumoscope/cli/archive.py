@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from pneumoscope.core.errors import ArchiveError, PartialFailureError
 from pneumoscope.core.messages import counted
 
 if TYPE_CHECKING:
+    from pneumoscope.archive.progress import Progress
     from pneumoscope.archive.score import Listed, Scored
     from pneumoscope.archive.verify import Problem
     from pneumoscope.core.prediction import AgeRequirement, Assumption
@@ -75,6 +76,10 @@ def command() -> None:
     "--workers", type=click.IntRange(min=0), default=0,
     help="Shards that are scored at the same time.  [default: one per core, and one more]",
 )  # fmt: skip
+@click.option(
+    "--metrics-port", type=click.IntRange(1, 65535), metavar="PORT",
+    help="Serve the progress to Prometheus at http://127.0.0.1:PORT/metrics.",
+)  # fmt: skip
 def score_command(
     source: str,
     out: Path,
@@ -88,6 +93,7 @@ def score_command(
     path_column: str,
     shard_size: int,
     workers: int,
+    metrics_port: int | None,
 ) -> None:
     """Score the images of SOURCE that are not scored yet, and write them to Parquet files.
 
@@ -107,7 +113,13 @@ def score_command(
         "require_age": require_age, "assume": assume,
     }  # fmt: skip
     opened = open_source(source, path_column=path_column)
-    with catch_interrupt() as interrupted, archive_progress() as on_progress:
+    watchers: list[Callable[[Progress], None]] = []
+    if metrics_port:
+        from pneumoscope.archive.metrics import serve_metrics
+
+        watchers.append(serve_metrics(metrics_port))
+    with catch_interrupt() as interrupted, archive_progress() as bar:
+        watchers += [bar] if bar else []
         scored = score_archive(
             opened,
             out,
@@ -117,7 +129,7 @@ def score_command(
             workers=workers,
             stopping=interrupted,
             on_listed=_print_listed,
-            on_progress=on_progress,
+            watchers=watchers,
         )
     _print_scored(scored, out)
     if interrupted.is_set():
