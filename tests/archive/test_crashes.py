@@ -17,6 +17,7 @@ from tests.archive.archives import contents, draw_images, run_cli, score, score_
 from tests.archive.crash_steps import steps_until_killed
 from tests.processes import started
 
+from pneumoscope.archive.sources import LocalReader
 from pneumoscope.archive.status import archive_status
 from pneumoscope.archive.verify import verify_archive
 
@@ -63,47 +64,67 @@ def test_a_kill_at_any_step_costs_only_the_shard_in_flight(tmp_path: Path, bundl
     assert seen == {"open", "half", "fsync", "rename"}
 
 
+SLOW = """
+import sys, time
+from pneumoscope.archive import sources
+read, seconds = sources.LocalReader.read, float(sys.argv.pop(1))
+def slow(self, name):
+    print("reading", flush=True)
+    time.sleep(seconds)
+    return read(self, name)
+sources.LocalReader.read = slow
+from pneumoscope.cli import main
+main()
+"""
+
+
+def slowed(command: list[str], seconds: float) -> list[str]:
+    """Return a command that takes some time to read each image."""
+    return [sys.executable, "-c", SLOW, str(seconds), *command[3:]]
+
+
 def test_twenty_kills_at_random_moments_change_nothing(
     tmp_path: Path, source: Path, bundle: Path, undisturbed: dict[str, bytes]
 ) -> None:
-    """A killed run may have done nothing: the moments are spread over the time of one run."""
-    draw, out, kills, seconds = random.Random(5), tmp_path / "out", 0, 0.0
-    command = score_command(source, out, bundle)
-    done: set[int] = set()
-    while kills < 20:
-        began = time.monotonic()
+    """Reading takes 20 ms, so that a run scores for about half a second; what was killed is continued."""
+    draw, out, seen = random.Random(5), tmp_path / "out", set()
+    command = slowed(score_command(source, out, bundle), 0.02)
+    for _ in range(20):
         with started(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-            try:
-                process.wait(draw.uniform(0.3, max(1.0, 1.2 * seconds)))
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
+            assert process.stdout is not None
+            process.stdout.readline()  # it begins to read, or has nothing left to do
+            time.sleep(draw.uniform(0, 0.4))
+            process.kill()
             output, _ = process.communicate(timeout=60)
         assert process.returncode in (0, -signal.SIGKILL), output
-        if process.returncode == 0:
-            seconds = time.monotonic() - began
+        (status,) = archive_status(out).sets
+        seen.add(status.shards)
+        if status.shards == 15:
             assert_complete(out, undisturbed)
             shutil.rmtree(out)
-        elif (out / "archive.json").exists():
-            done.update(each.shards for each in archive_status(out).sets)
-    assert run_cli(*command[4:]).returncode == 0
+    assert run_cli(*score_command(source, out, bundle)[4:]).returncode == 0
     assert_complete(out, undisturbed)
-    assert len(done) > 1  # some runs were killed in the middle
+    assert len(seen) > 5  # different shards were in flight
 
 
 def test_killed_decode_workers_cost_nothing(
-    tmp_path: Path, source: Path, bundle: Path, undisturbed: dict[str, bytes]
+    tmp_path: Path, source: Path, bundle: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, stopped, killed = tmp_path / "out", threading.Event(), []
+    out, stopped, killed, read = tmp_path / "out", threading.Event(), [], LocalReader.read
+
+    def slow(self: LocalReader, name: str) -> bytes:
+        time.sleep(0.2)
+        return read(self, name)
 
     def kill_workers() -> None:
         draw = random.Random(6)
-        while not stopped.wait(draw.uniform(0.2, 0.5)):
+        while not stopped.wait(draw.uniform(0.5, 1.5)):
             workers = _children(os.getpid())
             if workers:
                 os.kill(victim := draw.choice(workers), signal.SIGKILL)
                 killed.append(victim)
 
+    monkeypatch.setattr(LocalReader, "read", slow)
     killer = threading.Thread(target=kill_workers, daemon=True)
     killer.start()
     try:
@@ -111,7 +132,7 @@ def test_killed_decode_workers_cost_nothing(
     finally:
         stopped.set()
         killer.join(10)
-    assert killed
+    assert len(killed) > 1
     assert scored.failed == 0
     assert_complete(out, undisturbed)
 
@@ -133,7 +154,7 @@ def test_ctrl_c_finishes_the_shards_in_flight_and_a_second_one_stops(
     tmp_path: Path, source: Path, bundle: Path, undisturbed: dict[str, bytes]
 ) -> None:
     out = tmp_path / "out"
-    command = score_command(source, out, bundle, "--workers", "1")
+    command = slowed(score_command(source, out, bundle, "--workers", "1"), 0.02)
     with started(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         _wait_for(lambda: (out / "archive.log").exists())
         process.send_signal(signal.SIGINT)
@@ -154,22 +175,8 @@ def _wait_for(condition: object, seconds: float = 60) -> None:
         time.sleep(0.005)
 
 
-SLOW_READER = """
-import sys, time
-from pneumoscope.archive import sources
-read = sources.LocalReader.read
-def slow(self, name):
-    print("reading", flush=True)
-    time.sleep(1)
-    return read(self, name)
-sources.LocalReader.read = slow
-from pneumoscope.cli import main
-main()
-"""
-
-
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, source: Path, bundle: Path) -> None:
-    command = [sys.executable, "-c", SLOW_READER, *score_command(source, tmp_path / "out", bundle)[3:]]
+    command = slowed(score_command(source, tmp_path / "out", bundle), 1)
     with started(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "reading\n"

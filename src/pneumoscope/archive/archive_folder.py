@@ -1,13 +1,15 @@
 """The folder of an archive's results: its layout, its settings and its sets of predictions.
 
-archive.json                          source, shard size
-archive.lock                          held by the process that scores
-archive.log                           one line per finished shard
-listing/rows-000000.parquet           row number, shard, name, size and time of each image
-listing/skipped.parquet               other files of the source
-predictions/model=KEY/settings.json   model, site profile, operating point, ...
-predictions/model=KEY/journal.jsonl   one line per finished shard, with the hash of its file
+archive.json                  source, shard size
+archive.lock                  held by the process that scores
+archive.log                   one line per finished shard
+listing/rows-000000.parquet   row number, shard, name, size and time of each image
+listing/skipped.parquet       other files of the source
+sets/KEY.json                 model, site profile, operating point, ...
+sets/KEY.jsonl                the journal: one line per finished shard, with the hash of its file
 predictions/model=KEY/shard-000000.parquet
+
+Other programs read `predictions` as one data set, so that it has nothing but Parquet files.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ class ArchiveSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class SetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The content of `settings.json`: everything but the images that the predictions of a set depend on.
+    """The content of `sets/KEY.json`: everything but the images that the predictions of a set depend on.
 
     Attributes:
         model, model_sha256: Name of the model, and hash of its network.
@@ -84,15 +86,16 @@ class PredictionSet:
     """The predictions of one model with its settings.
 
     Attributes:
-        path: Its folder.
         key: Its name.
         settings: What its predictions depend on.
+        path: Folder of its shards.
+        journal: See `journal`.
     """
 
-    def __init__(self, path: Path, settings: SetSettings) -> None:
-        self.path, self.settings = path, settings
-        self.key = path.name.removeprefix(_PREFIX)
-        self.journal = path / "journal.jsonl"
+    def __init__(self, archive: Path, settings: SetSettings) -> None:
+        self.settings, self.key = settings, settings.key
+        self.path = archive / "predictions" / f"{_PREFIX}{self.key}"
+        self.journal = archive / "sets" / f"{self.key}.jsonl"
 
     def shard_path(self, number: int) -> Path:
         """Return the file of a shard."""
@@ -111,14 +114,14 @@ class PredictionSet:
         """Return the files of shards by number, whether they are in the journal or not."""
         return {
             int(match[1]): path
-            for path in sorted(self.path.iterdir())
+            for path in sorted(self.path.glob("shard-*"))
             if (match := _SHARD.fullmatch(path.name)) and path == self.shard_path(int(match[1]))
         }
 
     def prepare(self) -> None:
-        """Create the folder, and remove what a killed process left. Only the holder of the lock may call this."""
+        """Write the settings, and remove what a killed process left. Only the holder of the lock may call this."""
         _remove_temporary_files(self.path)
-        write_atomically(self.path / "settings.json", _to_json(self.settings))
+        write_atomically(self.journal.with_suffix(".json"), _to_json(self.settings))
         drop_torn_line(self.journal)
 
 
@@ -177,7 +180,7 @@ class ArchiveFolder:
             hint="Wait until it has ended; its progress is shown by: pneumoscope archive status",
         )
         with locked(path / "archive.lock", held):
-            for each in (path, path / "listing"):
+            for each in (path, path / "listing", path / "sets"):
                 _remove_temporary_files(each)
             if not (path / "archive.json").exists():
                 write_atomically(path / "archive.json", _to_json(settings))
@@ -191,21 +194,18 @@ class ArchiveFolder:
 
     def prediction_set(self, settings: SetSettings) -> PredictionSet:
         """Return the set of these settings, which need not exist."""
-        return PredictionSet(self.path / "predictions" / f"{_PREFIX}{settings.key}", settings)
+        return PredictionSet(self.path, settings)
 
     def sets(self) -> list[PredictionSet]:
         """Return all sets, sorted by name.
 
         Raises:
-            ArchiveError: A `settings.json` is damaged.
+            ArchiveError: The settings of a set are damaged.
         """
         found = []
-        for path in sorted(self.path.glob(f"predictions/{_PREFIX}*")):
-            file = path / "settings.json"
+        for file in sorted(self.path.glob("sets/*.json")):
             try:
-                found.append(PredictionSet(path, msgspec.json.decode(file.read_bytes(), type=SetSettings)))
-            except FileNotFoundError:
-                continue  # a run was killed before its first shard
+                found.append(PredictionSet(self.path, msgspec.json.decode(file.read_bytes(), type=SetSettings)))
             except (msgspec.DecodeError, OSError) as error:
                 raise ArchiveError(
                     f"{str(file)!r} cannot be used: {error}", hint="Run the same `pneumoscope archive score` again"

@@ -168,7 +168,9 @@ class _ListingFile:
         self.rows, self.shards = self._file.metadata.num_rows, self._file.metadata.num_row_groups
 
     def read_shard(self, number: int) -> pa.Table:
-        return self._file.read_row_group(number - self.first_shard, columns=["row", "source", "source_bytes"])
+        return self._file.read_row_group(
+            number - self.first_shard, columns=["row", "source", "source_bytes"], use_threads=False
+        )
 
     def ranges(self) -> Iterator[tuple[int, int, int]]:
         row = self.first_row
@@ -179,7 +181,7 @@ class _ListingFile:
 
     def images(self) -> Iterator[SourceImage]:
         columns = ["source", "source_bytes", "size", "modified"]
-        for batch in self._file.iter_batches(_BATCH, columns=columns):
+        for batch in self._file.iter_batches(_BATCH, columns=columns, use_threads=False):
             for source, source_bytes, size, modified in zip(*(each.to_pylist() for each in batch), strict=True):
                 yield SourceImage(_name(source, source_bytes), size, modified)
 

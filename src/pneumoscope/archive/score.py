@@ -10,17 +10,19 @@ import contextlib
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pneumoscope import __version__
 from pneumoscope.archive.archive_folder import ArchiveFolder, ArchiveSettings, PredictionSet, SetSettings
 from pneumoscope.archive.journal import Entry, append_entry, read_journal
 from pneumoscope.archive.listing import Growth, ListedShard, Listing, write_skipped
 from pneumoscope.archive.local_engine import run_locally
+from pneumoscope.archive.model_package import pack_model
 from pneumoscope.archive.progress import Progress, ProgressCounter
+from pneumoscope.archive.ray_engine import RayJob, run_on_ray
 from pneumoscope.archive.scoring import ShardResult, score_shard
 from pneumoscope.archive.sources import Source
 from pneumoscope.core.errors import StorageError, UsageError
@@ -31,9 +33,10 @@ from pneumoscope.inference.model import load_model
 if TYPE_CHECKING:
     from pneumoscope.inference.model import Model
 
-__all__ = ["SHARD_SIZE", "Listed", "Scored", "score_archive"]
+__all__ = ["SHARD_SIZE", "Engine", "Listed", "Scored", "score_archive"]
 
 SHARD_SIZE = 256
+Engine = Literal["local", "ray"]
 
 
 class Listed(NamedTuple):
@@ -84,6 +87,8 @@ def score_archive(
     identifiers: bool = True,
     shard_size: int = SHARD_SIZE,
     workers: int = 0,
+    engine: Engine = "local",
+    address: str = "",
     stopping: threading.Event | None = None,
     on_listed: Callable[[Listed], None] | None = None,
     watchers: Sequence[Callable[[Progress], None]] = (),
@@ -96,7 +101,9 @@ def score_archive(
         model: Arguments of `inference.model.load_model`.
         identifiers: Whether the table has identifiers; see `table.IDENTIFIERS`.
         shard_size: Images per shard of a new archive.
-        workers: Shards that are scored at the same time; 0 means one per core and one more.
+        workers: Shards that are scored at the same time; 0 means one per core and one more, and with Ray two per core.
+        engine: "local" scores in this process, "ray" on Ray.
+        address: Address of a Ray cluster; see `ray_engine.run_on_ray`.
         stopping: When it is set, shards that are begun are finished, and no other is begun.
         on_listed: Called when the source is listed.
         watchers: Called after each batch, in any thread.
@@ -109,7 +116,9 @@ def score_archive(
             f"the shard size is {shard_size} and the number of workers {workers}; the minimum is 1 and 0",
             hint="Leave them out for the defaults",
         )
-    loaded = load_model(**model, threads=1, isolated=True)
+    if address and engine != "ray":
+        raise UsageError("--address is of a Ray cluster", hint="Add --engine ray")
+    loaded = load_model(**model, threads=1, isolated=engine == "local")
     settings = ArchiveSettings(source=source.location, kind=source.kind, shard_size=shard_size)
     try:
         with ArchiveFolder.hold(out, settings) as folder:
@@ -123,7 +132,20 @@ def score_archive(
                     Listed(listing.rows, listing.shards, len(finished), growth, skipped, chosen.key, loaded.notice)
                 )
             run = _Run(folder, chosen, listing, finished, watchers)
-            run.score(loaded, source, identifiers=identifiers, workers=workers, stopping=stopping or threading.Event())
+            stopping = stopping or threading.Event()
+            if engine == "ray":
+                job = RayJob(pack_model(model), source.reader, identifiers, chosen.key)
+                run.enter(
+                    run_on_ray(run.missing(), job, address=address, workers=workers, stopping=stopping, count=run.count)
+                )
+            else:
+
+                def score(shard: ListedShard, cancelled: threading.Event) -> ShardResult:
+                    return score_shard(
+                        loaded, source.reader, shard, identifiers=identifiers, count=run.count, cancelled=cancelled
+                    )
+
+                run.enter(run_locally(run.missing(), score, workers=workers, stopping=stopping))
             return run.summary()
     finally:
         loaded.close()
@@ -174,26 +196,20 @@ class _Run:
         done = sum(rows for number, _, rows in listing.ranges() if number in finished)
         self._counter = ProgressCounter(listing.rows, done, sum(finished.values()))
 
-    def score(
-        self, model: Model, source: Source, *, identifiers: bool, workers: int, stopping: threading.Event
-    ) -> None:
-        """Score the shards, and enter each as it is finished."""
-
-        def score(shard: ListedShard, cancelled: threading.Event) -> ShardResult:
-            return score_shard(
-                model, source.reader, shard, identifiers=identifiers, count=self._count, cancelled=cancelled
-            )
-
-        with contextlib.closing(run_locally(self._missing(), score, workers=workers, stopping=stopping)) as results:
+    def enter(self, results: Generator[ShardResult]) -> None:
+        """Write each result, and enter it in the journal."""
+        with contextlib.closing(results):
             for result in results:
                 self._enter(result)
 
-    def _missing(self) -> Iterator[ListedShard]:
+    def missing(self) -> Iterator[ListedShard]:
+        """Yield the shards that are not finished."""
         for number in range(self._listing.shards):
             if number not in self._finished:
                 yield self._listing.shard(number)
 
-    def _count(self, images: int, failed: int) -> None:
+    def count(self, images: int, failed: int) -> None:
+        """Count scored images, in any thread, and call the watchers."""
         self._counter.add(images, failed)
         progress = self._counter.progress()
         for watcher in self._watchers:

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pneumoscope.archive.listing import ListedShard
 from pneumoscope.archive.table import build_row, write_table
-from pneumoscope.core.errors import DecodeCrashedError, DecodeTimeoutError, StorageError, UnreadableImageError
+from pneumoscope.core.errors import (
+    DecodeCrashedError,
+    DecodeTimeoutError,
+    PneumoscopeError,
+    StorageError,
+    UnreadableImageError,
+)
 from pneumoscope.inference.batches import batched
 from pneumoscope.inference.model import BATCH_SIZE, ScoredImage
 
@@ -24,6 +30,7 @@ __all__ = ["CancelledError", "ShardResult", "score_shard"]
 _ACCESS_REASONS = frozenset({"file_not_found", "permission_denied", "is_a_directory", "file_not_accessible"})
 # Failures that another attempt may not have: a worker that was killed, or a machine under load.
 _MAY_PASS = frozenset({DecodeCrashedError.code, DecodeTimeoutError.code})
+_STARTS = 5  # of a decode worker
 _READ_DELAYS = (0.2, 1.0, 5.0)  # seconds between attempts to read a file
 
 
@@ -124,11 +131,22 @@ def _read(reader: LocalReader, name: str) -> bytes | UnreadableImageError:
 def _score(model: Model, contents: Sequence[bytes | UnreadableImageError]) -> list[ScoredImage]:
     """Return the results of a batch. The whole batch is repeated once if a decoder crashed or was too slow."""
     readable = [content for content in contents if isinstance(content, bytes)]
-    scored = model.score_batch(readable)
+    scored = _score_readable(model, readable)
     if any(each.prediction.failure and each.prediction.failure.code in _MAY_PASS for each in scored):
-        scored = model.score_batch(readable)
+        scored = _score_readable(model, readable)
     results = iter(scored)
     return [
         next(results) if isinstance(content, bytes) else ScoredImage(model.failed(content), None, None)
         for content in contents
     ]
+
+
+def _score_readable(model: Model, contents: Sequence[bytes]) -> list[ScoredImage]:
+    """Return the results of a batch. It is repeated if a decode worker does not start, as one that was killed."""
+    for _ in range(_STARTS - 1):
+        try:
+            return model.score_batch(contents)
+        except PneumoscopeError as error:
+            if error.code != PneumoscopeError.code:
+                raise
+    return model.score_batch(contents)

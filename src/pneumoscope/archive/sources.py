@@ -167,7 +167,7 @@ def _parquet_names(path: Path, column: str) -> Iterator[str]:
     try:
         with pq.ParquetFile(path) as file:
             _require_column(column, file.schema_arrow.names, path)
-            for batch in file.iter_batches(columns=[column]):
+            for batch in file.iter_batches(columns=[column], use_threads=False):
                 for name in batch.column(0).to_pylist():
                     if name:
                         yield os.fsdecode(name)

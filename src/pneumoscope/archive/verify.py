@@ -117,7 +117,8 @@ def _row_numbers(content: bytes) -> list[int]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    column = pq.read_table(pa.BufferReader(content), columns=["row"]).column("row")
+    # Without threads: Arrow's may abort the process when it exits.
+    column = pq.ParquetFile(pa.BufferReader(content)).read(columns=["row"], use_threads=False).column("row")
     numbers: list[int] = np.asarray(column).tolist()
     return numbers
 

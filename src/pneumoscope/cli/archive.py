@@ -25,7 +25,7 @@ from pneumoscope.core.messages import counted
 
 if TYPE_CHECKING:
     from pneumoscope.archive.progress import Progress
-    from pneumoscope.archive.score import Listed, Scored
+    from pneumoscope.archive.score import Engine, Listed, Scored
     from pneumoscope.archive.verify import Problem
     from pneumoscope.core.prediction import AgeRequirement, Assumption
 
@@ -74,7 +74,15 @@ def command() -> None:
 )  # fmt: skip
 @click.option(
     "--workers", type=click.IntRange(min=0), default=0,
-    help="Shards that are scored at the same time.  [default: one per core, and one more]",
+    help="Shards that are scored at the same time.  [default: one per core, and one more; with Ray two per core]",
+)  # fmt: skip
+@click.option(
+    "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+    help="Score in this process, or on Ray.",
+)  # fmt: skip
+@click.option(
+    "--address", default="", metavar="ADDRESS",
+    help="Address of a Ray cluster, such as 10.0.0.5:6379 or ray://10.0.0.5:10001.  [default: Ray on this machine]",
 )  # fmt: skip
 @click.option(
     "--metrics-port", type=click.IntRange(1, 65535), metavar="PORT",
@@ -93,6 +101,8 @@ def score_command(
     path_column: str,
     shard_size: int,
     workers: int,
+    engine: Engine,
+    address: str,
     metrics_port: int | None,
 ) -> None:
     """Score the images of SOURCE that are not scored yet, and write them to Parquet files.
@@ -127,6 +137,8 @@ def score_command(
             identifiers=not no_identifiers,
             shard_size=shard_size,
             workers=workers,
+            engine=engine,
+            address=address,
             stopping=interrupted,
             on_listed=_print_listed,
             watchers=watchers,
