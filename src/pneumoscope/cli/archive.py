@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from pneumoscope.cli.options import (
     site_option,
 )
 from pneumoscope.cli.progress import archive_progress, image_progress, printable
-from pneumoscope.core.errors import ArchiveError, PartialFailureError
+from pneumoscope.core.errors import ArchiveError, PartialFailureError, UsageError
 from pneumoscope.core.messages import counted
 
 if TYPE_CHECKING:
@@ -200,6 +200,51 @@ def status_command(archive: Path, as_json: bool) -> None:
             f"{each.key} ({printable(settings)}): {each.done:,} of {counted(status.rows, 'image')} scored;"
             f" {_outcomes(each.decisions, each.failed)}. Last shard: {each.last or 'none'}"
         )
+
+
+@command.command("query", short_help="Query an archive with SQL.")
+@_archive_argument
+@click.argument("sql", metavar="SQL")
+@json_option
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@click.option(
+    "--limit", type=click.IntRange(min=0), default=100, show_default=True, help="Rows of the table; 0 for all."
+)  # fmt: skip
+def query_command(archive: Path, sql: str, as_json: bool, as_csv: bool, limit: int) -> None:
+    """Run a query of DuckDB. The views are `images`, one row per listed image, and `predictions`, one per image and set.
+
+    JSON and CSV have all rows.
+
+    Example:  pneumoscope archive query archive "SELECT decision, count(*) FROM predictions GROUP BY decision"
+    """
+    from pneumoscope.archive.query import query_archive
+    from pneumoscope.inference.writers import csv_line
+
+    if as_json and as_csv:
+        raise UsageError("--json and --csv cannot be combined", hint="Choose one of them")
+    result = query_archive(archive, sql, limit=0 if as_json or as_csv else limit)
+    if as_json:
+        rows = [dict(zip(result.columns, row, strict=True)) for row in result.rows]
+        click.echo(json.dumps({"rows": rows}, indent=2, default=str))
+    elif as_csv:
+        for line in (result.columns, *result.rows):
+            click.echo(csv_line(line), nl=False)
+    else:
+        _print_rows(result.columns, result.rows)
+        if not result.is_complete:
+            click.echo(f"Only the first {limit:,} rows are shown; see --limit, --csv and --json", err=True)
+
+
+def _print_rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table; numbers are aligned to the right."""
+    texts = [[printable("" if cell is None else str(cell)) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
+    for line, cells in ((columns, rows[0] if rows else columns), *zip(texts, rows, strict=True)):
+        parts = (
+            text.rjust(width) if isinstance(cell, int | float) else text.ljust(width)
+            for text, cell, width in zip(line, cells, widths, strict=True)
+        )
+        click.echo("  ".join(parts).rstrip())
 
 
 @command.command("verify", short_help="Check that every image is scored exactly once.")
