@@ -86,14 +86,16 @@ def slowed(command: list[str], seconds: float) -> list[str]:
 def test_twenty_kills_at_random_moments_change_nothing(
     tmp_path: Path, source: Path, bundle: Path, undisturbed: dict[str, bytes]
 ) -> None:
-    """Reading takes 20 ms, so that a run scores for about half a second; what was killed is continued."""
+    """Each run is killed when it reads an image of a random number; what was killed is continued."""
     draw, out, seen = random.Random(5), tmp_path / "out", set()
-    command = slowed(score_command(source, out, bundle), 0.02)
+    command = slowed(score_command(source, out, bundle), 0.005)
     for _ in range(20):
         with started(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
             assert process.stdout is not None
-            process.stdout.readline()  # it begins to read, or has nothing left to do
-            time.sleep(draw.uniform(0, 0.4))
+            reads = draw.randrange(1, 30)
+            while reads and (line := process.stdout.readline()):
+                reads -= line == "reading\n"
+            time.sleep(draw.uniform(0, 0.05))
             process.kill()
             output, _ = process.communicate(timeout=60)
         assert process.returncode in (0, -signal.SIGKILL), output
@@ -164,7 +166,7 @@ def test_ctrl_c_finishes_the_shards_in_flight_and_a_second_one_stops(
     (status,) = archive_status(out).sets
     assert 0 < status.shards < 15
     assert len(contents(out)) == status.shards + 2  # with two files of the listing
-    assert run_cli(*command[4:]).returncode == 0
+    assert run_cli(*score_command(source, out, bundle)[4:]).returncode == 0
     assert_complete(out, undisturbed)
 
 

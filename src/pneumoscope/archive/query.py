@@ -66,8 +66,8 @@ def query_archive(path: Path, sql: str, *, limit: int = 0) -> QueryResult:
 def connected(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """Yield a connection with the views of an archive.
 
-    `images` has the columns of the listing, and `current`: false if the file has changed since, and has a newer row. `predictions`
-    has those of `table.COLUMNS`, `model` (the set), `time` of the shard, and `current`.
+    `images` has the columns of the listing, and `current`: false if the file has changed since, and has a newer row.
+    `predictions` has those of `table.COLUMNS`, `model` (the set), `time` of the shard, and `current`.
 
     Raises:
         UsageError: The folder is no archive.
