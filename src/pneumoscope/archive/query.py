@@ -107,8 +107,7 @@ def _predictions_view(files: Sequence[str]) -> str:
     if not files:
         empty = ", ".join(f"NULL::{_SQL_TYPES[kind]} AS {name}" for name, kind in COLUMNS.items())
         return (
-            f"CREATE VIEW predictions AS SELECT {empty}, '' AS model, NULL::TIMESTAMP AS time,"  # noqa: S608  constants
-            " true AS current LIMIT 0"
+            f"CREATE VIEW predictions AS SELECT {empty}, '' AS model, NULL::TIMESTAMP AS time, true AS current LIMIT 0"
         )
     names = ", ".join(map(_quoted, files))
     return (
