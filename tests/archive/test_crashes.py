@@ -43,6 +43,7 @@ def assert_complete(out: Path, undisturbed: dict[str, bytes]) -> None:
     assert not list(out.rglob(".*"))
 
 
+@pytest.mark.timeout(600)
 def test_a_kill_at_any_step_costs_only_the_shard_in_flight(tmp_path: Path, bundle: Path) -> None:
     source = draw_images(tmp_path / "images", 7)
     score(source, tmp_path / "undisturbed", bundle)
@@ -52,7 +53,7 @@ def test_a_kill_at_any_step_costs_only_the_shard_in_flight(tmp_path: Path, bundl
         out = tmp_path / f"out {number}"
         steps, killed = steps_until_killed(source, out, bundle, number)
         seen |= {step.partition(" ")[0] for step in steps}
-        entered = archive_status(out).sets if (out / "archive.json").exists() and killed else ()
+        entered = archive_status(out).sets if (out / "archive.json").exists() else ()
         before = {each.shards for each in entered}
         scored = score(source, out, bundle)
         assert scored.shards == 2 - max(before, default=0), steps  # nothing is scored twice, and nothing is left
