@@ -15,7 +15,7 @@ from pneumoscope.imaging.decode import read_file
 from pneumoscope.imaging.file_type import identify_file
 from pneumoscope.inference.discovery import SkippedFile, discover_images
 
-__all__ = ["LocalReader", "Source", "SourceImage", "open_source"]
+__all__ = ["LocalReader", "Source", "SourceImage", "open_reader", "open_source"]
 
 _LISTED_TWICE = "listed twice"
 
@@ -127,7 +127,7 @@ def open_source(location: str, *, path_column: str = "path") -> Source:
     """
     path = Path(os.path.abspath(location))  # noqa: PTH100  links are kept, as the user wrote them
     if path.is_dir():
-        return Source(str(path), "folder", LocalReader(str(path)))
+        return Source(str(path), "folder", open_reader(str(path), "folder"))
     if not path.exists():
         raise UsageError(f"{location!r} does not exist", hint="Pass a folder of images, or a list of their paths")
     kind = {".csv": "manifest", ".parquet": "parquet"}.get(path.suffix.lower(), "list")
@@ -136,7 +136,12 @@ def open_source(location: str, *, path_column: str = "path") -> Source:
             f"{location!r} is an image or a DICOMDIR, not an archive",
             hint="Pass its folder, or score one image with: pneumoscope predict",
         )
-    return Source(str(path), kind, LocalReader(str(path.parent)), path_column)
+    return Source(str(path), kind, open_reader(str(path), kind), path_column)
+
+
+def open_reader(location: str, kind: str) -> LocalReader:
+    """Return the reader of a source that was opened before; see `Source`."""
+    return LocalReader(location if kind == "folder" else str(Path(location).parent))
 
 
 def _list_names(path: Path) -> Iterator[str]:
