@@ -11,6 +11,7 @@ from pneumoscope.core import results
 from pneumoscope.core.comparison import Comparison, RunSummary
 from pneumoscope.core.errors import MissingExtraError
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.result_forms import to_json
 from pneumoscope.core.results import (
     SCHEMA,
     Confusion,
@@ -20,7 +21,6 @@ from pneumoscope.core.results import (
     OperatingPointResult,
     SetDifference,
     Subgroup,
-    to_json,
 )
 
 HALF = Interval(value=0.5, low=0.25, high=0.75, method="wilson", n=12)

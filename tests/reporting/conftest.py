@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from pneumoscope.core.comparison import Comparison, PairedTest, ReferenceRow, ReferenceTable, RunSummary
-from pneumoscope.core.results import Confusion, Evaluation, Interval, OperatingPointResult, ScoredImage, to_json
+from pneumoscope.core.result_forms import to_json
+from pneumoscope.core.results import Confusion, Evaluation, Interval, OperatingPointResult, ScoredImage
 from pneumoscope.reporting.comparison_page import write_comparison_page
 from pneumoscope.statistics.calibration import weighted_brier, weighted_calibration_error
 from pneumoscope.statistics.intervals import newcombe, paired_difference, proportion, wilson

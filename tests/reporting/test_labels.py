@@ -1,6 +1,7 @@
 """Labels, and sentences about intervals."""
 
-from pneumoscope.core.results import Interval, method_name
+from pneumoscope.core.result_forms import method_name
+from pneumoscope.core.results import Interval
 from pneumoscope.reporting import labels
 
 

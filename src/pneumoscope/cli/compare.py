@@ -20,7 +20,13 @@ __all__ = ["command"]
 
 @click.command("compare", short_help="Compare runs, bundles and predictions on the same images.")
 @click.argument("runs", metavar="RUN|BUNDLE|FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--operating-point", default="half", show_default=True, help="Operating point of the threshold metrics.")
+@click.option(
+    "--operating-point",
+    default="half",
+    show_default=True,
+    metavar="NAME|NUMBER",
+    help="Operating point of the threshold metrics, also an own one of the evaluations, such as 0.3 or sens=0.95.",
+)
 @click.option(
     "--evaluation",
     default="test",
@@ -66,7 +72,7 @@ def command(
 
     Example:  pneumoscope compare runs/alexnet-adam runs/quick default scores.csv --data images.csv --out comparison
     """
-    from pneumoscope.core.results import to_json
+    from pneumoscope.core.result_forms import to_json
     from pneumoscope.data.predictions_file import PredictionColumns
     from pneumoscope.evaluation.compare import compare
     from pneumoscope.evaluation.compared import result_folders

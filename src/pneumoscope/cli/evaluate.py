@@ -47,7 +47,8 @@ __all__ = ["command"]
     "--validation-data",
     metavar="DATA",
     type=click.Path(path_type=Path),
-    help="Labeled validation images.  [default: those in --data]",
+    help="Labeled validation images, for --validation-predictions, and for --operating-point sens=... or spec=... of a run or"
+    " bundle.  [default: those in --data]",
 )
 @click.option(
     "--split-column",
@@ -69,8 +70,10 @@ __all__ = ["command"]
     "--operating-point",
     "operating_points",
     multiple=True,
-    help="Operating point on the card; repeat for several.  [default: half, balanced, rule_out, rule_in; half for predictions"
-    " without validation images]",
+    metavar="NAME|NUMBER",
+    help="Operating point on the card, or an own one: a probability (0.3), or a sensitivity or specificity that the threshold"
+    " reaches on validation images (sens=0.95, spec=0.9). Repeat for several.  [default: half, balanced, rule_out, rule_in; half"
+    " for predictions without validation images]",
 )
 @click.option(
     "--out",
@@ -97,6 +100,11 @@ __all__ = ["command"]
     metavar="NAME|FOLDER",
     help="Evaluation of the same model on other images, whose difference is reported: name in RUN/evaluation/, or folder.",
 )
+@click.option(
+    "--prevalence",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Prevalence of pneumonia that predictive values are stated for, besides that of the images.",
+)
 @site_option
 @ledger_option
 @click.option("--seed", default=0, show_default=True, help="Random seed of the bootstrap.")
@@ -116,6 +124,7 @@ def command(
     force: bool,
     by: str,
     reference: str | None,
+    prevalence: float | None,
     site: Path | None,
     ledger: Path | None,
     seed: int,
@@ -135,7 +144,7 @@ def command(
     """
     from rich.console import Console
 
-    from pneumoscope.core.results import to_json
+    from pneumoscope.core.result_forms import to_json
 
     def note(text: str) -> None:
         click.echo(f"note: {text}", err=True)
@@ -157,6 +166,7 @@ def command(
             reference=reference,
             out=out,
             replace=force,
+            prevalence=prevalence,
             ledger=ledger,
             seed=seed,
             note=note,
@@ -166,7 +176,6 @@ def command(
 
         given = {
             "--validation-predictions": validation_predictions,
-            "--validation-data": validation_data,
             "--split-column": split_column,
             "--calibrate": calibrate,
             **{f"--{name.replace('_', '-')}": value for name, value in column_names.items()},
@@ -182,6 +191,8 @@ def command(
                 by=columns_by,
                 reference=reference,
                 replace=force,
+                prevalence=prevalence,
+                validation_data=validation_data,
                 ledger=ledger,
                 seed=seed,
                 site=site,
@@ -249,15 +260,31 @@ def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
             f"  {point.rule}; predicted as pneumonia: {counts.tp} of {counts.tp + counts.fn} PNEUMONIA,"
             f" {counts.fp} of {counts.fp + counts.tn} NORMAL"
         )
+        if at := point.predictive_values:
+            console.print(_table(f"{name}, at a prevalence of {at.prevalence:g}", at.named_intervals(), {}, ""))
         for label, shares in (point.uncertainty_band or {}).items():
             click.echo(
                 f"  uncertain: {_percentages(shares['uncertain'])} of {label} images; correct or uncertain:"
                 f" {_percentages(shares['covered'])}"
             )
+    _print_decision_curve(evaluation, console)
     _print_breakdown(evaluation, console)
     if evaluation.test_evaluation is not None:
         click.echo(f"Test-set evaluation {evaluation.test_evaluation} of these images")
     click.secho(evaluation.notice, dim=True)
+
+
+def _print_decision_curve(evaluation: Evaluation, console: Console) -> None:
+    """Print the net benefit at every other threshold probability; JSON and report have all."""
+    from rich.table import Table
+
+    table = Table(title="net benefit (0 is to treat nobody)", title_justify="left")
+    for heading in ("threshold probability", "model", "treat all", "gain over the better of all and nobody"):
+        table.add_column(heading)
+    for step in evaluation.decision_curve[1::2]:
+        cells = (str(interval) for interval in (step.net_benefit, step.treat_all, step.gain))
+        table.add_row(f"{step.threshold_probability:g}", *cells)
+    console.print(table)
 
 
 def _print_breakdown(evaluation: Evaluation, console: Console) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.results import SCHEMA, Confusion, Interval, interval_rows, rows_dataframe
+from pneumoscope.core.result_forms import interval_rows, rows_dataframe
+from pneumoscope.core.results import SCHEMA, Confusion, Interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +50,7 @@ class PairedTest:
 
     Attributes:
         a, b: Names of the runs.
-        metric: "accuracy" (exact McNemar test) or "auroc" (DeLong test).
+        metric: "accuracy", "sensitivity" or "specificity" (exact McNemar test), or "auroc" (DeLong test).
         difference: Metric of a minus metric of b.
         test: Name of the test, which states whether it keeps the images of a patient together.
         p: Two-sided p-value before correction; None if undefined (no discordant image, equal rankings).
@@ -116,7 +117,7 @@ class Comparison:
         images: {"sha256", "n", "patients", "counts"}.
         operating_point: Operating point of the threshold metrics.
         runs: One entry per run, in the order given.
-        pairs: Tests of each pair of runs, by accuracy and by AUROC.
+        pairs: Tests of each pair of runs, by accuracy, AUROC, sensitivity and specificity.
         sentences: The findings as sentences, generated from `pairs`.
         command: The command line.
         created: Time of the comparison, UTC, ISO 8601.

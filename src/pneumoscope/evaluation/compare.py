@@ -21,10 +21,11 @@ from pneumoscope.core.errors import RunError, UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.messages import counted
-from pneumoscope.core.results import to_json
+from pneumoscope.core.result_forms import to_json
 from pneumoscope.data.predictions_file import PredictionColumns
 from pneumoscope.evaluation.compared import EvaluatedRun, ScoringOptions, decisions, read_evaluated
 from pneumoscope.evaluation.metrics import positives
+from pneumoscope.evaluation.own_points import canonical_names
 from pneumoscope.evaluation.paired_findings import RunScores, findings, paired_tests
 
 __all__ = ["COMPARISON_FILE", "COMPARISON_TABLE", "compare", "write_comparison"]
@@ -55,7 +56,8 @@ def compare(
         runs: Run folders with `run.json` and `evaluation/NAME/`; folders of an evaluation; bundles, "default" for the model in
             the package; and CSV files with the predictions of other tools. The last two are evaluated first, on `data`. Those
             with the same name get the names of their folders or files.
-        operating_point: Operating point of the threshold metrics and of the McNemar test.
+        operating_point: Operating point of the threshold metrics and of the McNemar tests. An own one, such as "0.3" or
+            "sens=0.95", must be in each evaluation, or be a probability where bundles and files are evaluated.
         evaluation: Name of the evaluation of each run.
         data, split: Labeled images for bundles and CSV files; see `evaluate`.
         columns: Names of the columns of the CSV files.
@@ -80,6 +82,7 @@ def compare(
         raise UsageError(
             "there are no runs to compare", hint="Give at least one run folder: pneumoscope compare RUN... --out DIR"
         )
+    (operating_point,) = canonical_names([operating_point])
     options = ScoringOptions(
         data=None if data is None else Path(data),
         split=split,

@@ -14,6 +14,7 @@ from pneumoscope.core.results import Evaluation, ScoredImage
 from pneumoscope.data.predictions_file import PredictionColumns
 from pneumoscope.evaluation.evaluate import OPERATING_POINTS, evaluate
 from pneumoscope.evaluation.external_predictions import FIXED_POINT, check_predictions, evaluate_predictions
+from pneumoscope.evaluation.own_points import needs_validation, parse_own_point
 from pneumoscope.runs.evaluations import read_evaluation_folder
 from pneumoscope.runs.record import RunRecord, read_run
 from pneumoscope.runs.run_folder import (
@@ -191,6 +192,8 @@ def _check_operating_point(evaluation: Evaluation, target: Path, operating_point
             operating_point,
             evaluation.operating_points,
             message=f"the evaluation of {str(target)!r} has no operating point {operating_point!r}",
+            hint=f"Known: {', '.join(sorted(evaluation.operating_points))}; or evaluate it with --operating-point"
+            f" {operating_point}",
         )
 
 
@@ -200,6 +203,7 @@ def _evaluate(target: Path, operating_point: str, options: ScoringOptions, out: 
     folder = None if out is None else result_folders([target], out)[0]
     if _is_file(target):
         is_chosen = operating_point in OPERATING_POINTS and operating_point != FIXED_POINT
+        is_chosen = is_chosen or needs_validation(parse_own_point(operating_point))
         if is_chosen and not options.columns.split:
             raise UsageError(
                 f"the threshold of the operating point {operating_point!r} is chosen on validation images, and"
@@ -219,8 +223,16 @@ def _evaluate(target: Path, operating_point: str, options: ScoringOptions, out: 
             note=options.note,
         )
     else:
+        bundle = find_bundle(target)
+        if needs_validation(parse_own_point(operating_point)):
+            raise UsageError(
+                f"the threshold of the operating point {operating_point!r} is chosen on validation images, and a comparison has"
+                " none",
+                hint=f"Evaluate the bundle first: pneumoscope evaluate {target} --data {options.data} --operating-point"
+                f" {operating_point} --validation-data DATA --out FOLDER; then compare FOLDER",
+            )
         evaluation, images = evaluate(
-            find_bundle(target),
+            bundle,
             options.data,
             split=options.split,
             operating_points=tuple(dict.fromkeys((*OPERATING_POINTS, operating_point))),

@@ -6,10 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from itertools import combinations
 
+import numpy as np
+
 from pneumoscope.core.comparison import PairedTest
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.messages import counted
-from pneumoscope.core.results import Interval, method_name
+from pneumoscope.core.result_forms import method_name
+from pneumoscope.core.results import Interval
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, patient_groups
 from pneumoscope.statistics.intervals import paired_difference, undefined
 from pneumoscope.statistics.paired import delong_test, holm, mcnemar_exact, mcnemar_method
@@ -36,9 +39,10 @@ class RunScores:
 
 
 def paired_tests(runs: Sequence[RunScores], labels: BoolArray, patients: Sequence[str]) -> tuple[PairedTest, ...]:
-    """Test every pair of runs, by accuracy (exact McNemar test) and then by AUROC (DeLong test).
+    """Test every pair of runs: accuracy, sensitivity and specificity (exact McNemar tests) and AUROC (DeLong test).
 
-    p-values are Holm-corrected over the pairs of each metric. Both tests account for several images of one patient.
+    Sensitivity is tested on the images with pneumonia, specificity on the others. p-values are Holm-corrected over the pairs of
+    each metric. All tests account for several images of one patient.
 
     Args:
         runs: The runs; pairs are formed in this order.
@@ -46,19 +50,28 @@ def paired_tests(runs: Sequence[RunScores], labels: BoolArray, patients: Sequenc
         patients: Patient identifier of each image.
     """
     pairs = list(combinations(runs, 2))
-    by_accuracy = [
-        (paired_difference(a.correct, b.correct, patients), mcnemar_exact(a.correct, b.correct, patients))
-        for a, b in pairs
-    ]
-    by_auroc = [_delong_test(a, b, labels, patients) for a, b in pairs]
     tests = []
-    groups = patient_groups(patients, len(labels))
-    methods = (("accuracy", mcnemar_method(groups), by_accuracy), ("auroc", delong_method(groups), by_auroc))
-    for metric, test, results in methods:
+    for metric in ("accuracy", "auroc", "sensitivity", "specificity"):
+        if metric == "auroc":
+            test = delong_method(patient_groups(patients, len(labels)))
+            results = [_delong_test(a, b, labels, patients) for a, b in pairs]
+        else:
+            among = {"accuracy": np.ones_like(labels), "sensitivity": labels, "specificity": ~labels}[metric]
+            inside = [patients[i] for i in np.flatnonzero(among).tolist()]
+            test = mcnemar_method(patient_groups(inside, len(inside)))
+            results = [_mcnemar_test(metric, a.correct[among], b.correct[among], inside) for a, b in pairs]
         corrected = holm([p for _, p in results])
         for (a, b), (difference, p), p_holm in zip(pairs, results, corrected, strict=True):
             tests.append(_paired_test(a.name, b.name, metric, test, difference, p, p_holm))
     return tuple(tests)
+
+
+def _mcnemar_test(metric: str, a: BoolArray, b: BoolArray, patients: Sequence[str]) -> tuple[Interval, float | None]:
+    """Return the McNemar test; undefined, with the reason, if there are no images."""
+    if not len(a):
+        reason = f"there is no {'PNEUMONIA' if metric == 'sensitivity' else 'NORMAL'} image"
+        return undefined(reason, n=0, method="newcombe, paired"), None
+    return paired_difference(a, b, patients), mcnemar_exact(a, b, patients)
 
 
 def _delong_test(
@@ -87,14 +100,14 @@ def _contains_zero(difference: Interval) -> bool:
 
 
 def _sentence(a: str, b: str, metric: str, test: str, verdict: str, difference: Interval, p_holm: float | None) -> str:
-    name = "accuracy" if metric == "accuracy" else "AUROC"
+    name = "AUROC" if metric == "auroc" else metric
     if verdict == "b":
         a, b, difference = b, a, _negate(difference)
     if difference.value is None:
         return f"{a} and {b} cannot be compared in {name}: {difference.reason}."
-    amount = percentage_points(difference) if metric == "accuracy" else _difference_text(difference)
+    amount = _difference_text(difference) if metric == "auroc" else percentage_points(difference)
     if p_holm is None:
-        result = "no discordant images" if metric == "accuracy" else "equal rankings"
+        result = "equal rankings" if metric == "auroc" else "no discordant images"
     else:
         p = "< 0.001" if p_holm < 0.001 else f"= {p_holm:.3f}"
         result = f"{method_name(test)}: p {p}, Holm-corrected"
