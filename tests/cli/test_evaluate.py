@@ -236,3 +236,20 @@ def test_subgroups_and_differences_are_shown(maker):
     interval = data["difference"]["operating_points"]["rule_out"]["specificity"]
     assert "specificity at rule out" in result.stdout
     assert f"{interval['low']:.3f} to {interval['high']:.3f}" in result.stdout
+
+
+def test_own_operating_points_prevalence_and_decision_curve_are_shown(maker):
+    images, validation = maker.images(), maker.images("validation", split=".", seed=3)
+    options = ("--operating-point", "0.30", "--operating-point", "sens=0.95", "--prevalence", "0.1")
+    result = invoke(maker.run(), "--data", images, *options, "--validation-data", validation)
+    assert result.exit_code == 0, result.exception
+    assert "0.3: threshold at probability 0.300" in result.stdout
+    assert "sens=0.95: threshold at probability" in result.stdout
+    assert "highest threshold with sensitivity 0.95 on 20 validation images with pneumonia" in result.stdout
+    assert "sens=0.95, at a prevalence of 0.1" in result.stdout
+    assert "net benefit (0 is to treat nobody)" in result.stdout
+    for name in ("positive likelihood ratio", "calibration slope", "observed expected ratio"):
+        assert name in result.stdout
+    data = json.loads((maker.root / "runs" / "gray" / "evaluation" / "test" / "evaluation.json").read_text())
+    interval = data["operating_points"]["sens=0.95"]["predictive_values"]["precision"]
+    assert f"{interval['low']:.3f} to {interval['high']:.3f}" in result.stdout

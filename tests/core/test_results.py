@@ -107,6 +107,7 @@ def test_evaluation_rows_have_one_interval_each():
         ("half", "virus", "accuracy"),
     ]
     none = {"operating_point": None, "etiology": None, "subgroup": None, "reference": None}
+    none |= {"prevalence": None, "threshold_probability": None}
     assert rows[0] == {**none, "metric": "auroc", **dataclasses.asdict(HALF)}
 
 

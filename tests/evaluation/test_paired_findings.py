@@ -26,16 +26,40 @@ def test_images_of_one_label_have_no_delong_test():
         RunScores("a", np.array([True, True]), np.array([1.0, 2.0])),
         RunScores("b", np.array([True, False]), np.zeros(2)),
     ]
-    accuracy, auroc = paired_tests(runs, np.array([True, True]), ["p", "q"])
+    accuracy, auroc, *_ = paired_tests(runs, np.array([True, True]), ["p", "q"])
     assert accuracy.difference.value == 0.5
     assert (auroc.difference.value, auroc.p, auroc.verdict) == (None, None, "not distinguishable")
     assert "there are 2 with PNEUMONIA and 0 NORMAL" in auroc.difference.reason
     assert auroc.sentence == f"a and b cannot be compared in AUROC: {auroc.difference.reason}."
 
 
+def test_missing_label_leaves_its_test_undefined():
+    runs = [RunScores("a", np.array([True, True]), np.zeros(2)), RunScores("b", np.array([True, False]), np.zeros(2))]
+    *_, sensitivity, specificity = paired_tests(runs, np.array([True, True]), ["p", "q"])
+    assert sensitivity.difference.value == 0.5
+    assert (specificity.difference.value, specificity.p, specificity.difference.n) == (None, None, 0)
+    assert specificity.sentence == "a and b cannot be compared in specificity: there is no NORMAL image."
+
+
+@pytest.mark.parametrize(("metric", "positive"), [("sensitivity", True), ("specificity", False)])
+def test_sensitivity_and_specificity_agree_with_the_binomial_test_on_their_images(metric, positive):
+    random = np.random.default_rng(5)
+    runs = [
+        RunScores(name, random.random(N) < share, random.normal(size=N)) for name, share in (("a", 0.9), ("b", 0.8))
+    ]
+    (pair,) = (pair for pair in paired_tests(runs, LABELS, PATIENTS) if pair.metric == metric)
+    a, b = (each.correct[positive == LABELS] for each in runs)
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    assert pair.p == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue)
+    assert pair.difference.value == pytest.approx(a.mean() - b.mean())
+    assert pair.difference.n == int((positive == LABELS).sum())
+    assert f" {metric}" in pair.sentence
+    assert "percentage points" in pair.sentence
+
+
 def test_significant_difference_names_the_better_run_first():
     a, b = run("good", range(48)), run("bad", range(126), quality=0.5)
-    accuracy, auroc = paired_tests([a, b], LABELS, PATIENTS)
+    accuracy, auroc, *_ = paired_tests([a, b], LABELS, PATIENTS)
     p = stats.binomtest(78, 78).pvalue
     assert accuracy.p == accuracy.p_holm == pytest.approx(p)
     assert (accuracy.verdict, accuracy.metric, accuracy.test) == ("a", "accuracy", "mcnemar, exact")
@@ -49,7 +73,7 @@ def test_significant_difference_names_the_better_run_first():
 
 
 def test_sentence_states_the_difference_of_the_better_run():
-    (accuracy, _) = paired_tests([run("bad", range(126)), run("good", range(48))], LABELS, PATIENTS)
+    accuracy, *_ = paired_tests([run("bad", range(126)), run("good", range(48))], LABELS, PATIENTS)
     assert accuracy.verdict == "b"
     assert accuracy.difference.value == pytest.approx(-0.125)
     assert accuracy.sentence.startswith("good has a higher accuracy than bad: +12.5 percentage points [")
@@ -58,7 +82,7 @@ def test_sentence_states_the_difference_of_the_better_run():
 
 
 def test_small_difference_is_not_significant():
-    accuracy, auroc = paired_tests([run("x", range(48)), run("y", range(40, 100), seed=1)], LABELS, PATIENTS)
+    accuracy, auroc, *_ = paired_tests([run("x", range(48)), run("y", range(40, 100), seed=1)], LABELS, PATIENTS)
     p = stats.binomtest(40, 92).pvalue
     assert p > 0.05
     assert accuracy.p == pytest.approx(p)
@@ -69,7 +93,7 @@ def test_small_difference_is_not_significant():
 
 def test_equal_decisions_have_no_p_value():
     same = run("x", range(48))
-    accuracy, auroc = paired_tests([same, RunScores("y", same.correct, same.logits * 2)], LABELS, PATIENTS)
+    accuracy, auroc, *_ = paired_tests([same, RunScores("y", same.correct, same.logits * 2)], LABELS, PATIENTS)
     assert accuracy.p is None
     assert accuracy.p_holm is None
     assert auroc.p is None
@@ -95,7 +119,7 @@ def test_every_pair_is_tested_once_per_metric():
         [run(name, range(k)) for name, k in zip("abcd", (40, 50, 60, 70), strict=True)], LABELS, PATIENTS
     )
     names = [(pair.metric, pair.a, pair.b) for pair in tests]
-    assert len(names) == len(set(names)) == 12
+    assert len(names) == len(set(names)) == 24
     assert names[0] == ("accuracy", "a", "b")
 
 
@@ -112,12 +136,17 @@ def test_tests_account_for_several_images_of_one_patient():
 def test_tests_of_repeated_patients_are_named():
     runs = [run("good", range(48)), run("bad", range(126), quality=0.5)]
     pairs = [f"p{i // 2}" for i in range(N)]
-    accuracy, auroc = paired_tests(runs, LABELS, pairs)
+    accuracy, auroc, *_ = paired_tests(runs, LABELS, pairs)
     assert accuracy.test == "mcnemar, exact, clustered by patient (permutation)"
     assert "; McNemar, exact, clustered by patient (permutation): p < 0.001, Holm-corrected)." in accuracy.sentence
     assert auroc.test == "delong by patient"
     assert "; DeLong by patient: p < 0.001, Holm-corrected)." in auroc.sentence
-    assert [pair.test for pair in paired_tests(runs, LABELS, PATIENTS)] == ["mcnemar, exact", "delong"]
+    assert [pair.test for pair in paired_tests(runs, LABELS, PATIENTS)] == [
+        "mcnemar, exact",
+        "delong",
+        "mcnemar, exact",
+        "mcnemar, exact",
+    ]
 
 
 def test_difference_whose_interval_contains_zero_is_not_significant():

@@ -19,6 +19,7 @@ from pneumoscope.core.messages import counted
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.results import Evaluation, ScoredImage
 from pneumoscope.data.hashing import read_image
+from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import LabeledImage, Manifest
 from pneumoscope.evaluation.breakdown import add_breakdown, read_breakdown
 from pneumoscope.evaluation.metrics import Threshold, positives
@@ -37,7 +38,13 @@ from pneumoscope.evaluation.recording import (
     summarize,
     with_earlier_points,
 )
-from pneumoscope.evaluation.selection import check_thresholds, check_unseen, select_images, unreadable_error
+from pneumoscope.evaluation.selection import (
+    check_thresholds,
+    check_unseen,
+    images_of_split,
+    select_images,
+    unreadable_error,
+)
 from pneumoscope.evaluation.threshold_images import check_threshold_images
 from pneumoscope.imaging.decode import Radiograph
 from pneumoscope.inference.batches import process_batches
@@ -134,8 +141,13 @@ def evaluate(
         check_unseen(images, card)
     scores = None
     if any(map(needs_validation, own)):
-        other = data if validation_data is None else Path(validation_data)
-        scores = _validation_scores(session, other, target / MANIFEST_FILE if is_run else None, images, progress)
+        scores = _validation_scores(
+            session,
+            data if validation_data is None else Path(validation_data),
+            None if validation_data is not None or not is_run else target / MANIFEST_FILE,
+            images,
+            progress,
+        )
     source = _source(
         session, choose_thresholds(own, lambda value: score_at_probability(card.calibration, value), scores)
     )
@@ -214,16 +226,24 @@ def _validation_scores(
 
     Args:
         session: The model.
-        data: Labeled images with a validation split, that of the run, or the whole data set if it states no splits.
-        run_manifest: Manifest of the run; None for a bundle.
+        data: Labeled images.
+        run_manifest: Manifest of the run, which states its validation images; None if the data state them: those of the split,
+            or all if no image has a split.
         evaluated: The evaluated images.
         progress: See `evaluate`.
     """
     try:
-        root, images = select_images(data, "validation", run_manifest, both_labels=False)
+        if run_manifest is not None:
+            root, images = select_images(data, "validation", run_manifest, both_labels=False)
+        else:
+            manifest = load_manifest(data)
+            root, images = manifest.root, images_of_split(manifest, data, "all", None, both_labels=False)
+            if any(image.split for image in images):
+                images = tuple(image for image in images if image.split == "validation")
     except (UsageError, DatasetError) as error:
         error.hint = (
-            "The threshold is chosen on validation images; give a data set with such a split as --validation-data"
+            "Validation images choose the threshold of sens=... and spec=...: give those with --validation-data, or the data"
+            " that the run was trained on"
         )
         raise
     check_threshold_images(images, evaluated, data)

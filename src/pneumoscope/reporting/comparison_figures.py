@@ -14,6 +14,7 @@ from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.reporting.curves import curves_figure, curves_label
 from pneumoscope.reporting.figures import (
     Curve,
+    decision_curve_figure,
     differences_figure,
     histogram_figure,
     metric_figure,
@@ -26,6 +27,7 @@ from pneumoscope.reporting.style import drawing
 from pneumoscope.reporting.svg import inline_svg
 from pneumoscope.reporting.templating import format_value
 from pneumoscope.statistics.calibration import reliability_bins
+from pneumoscope.statistics.decision_curve import net_benefit
 from pneumoscope.statistics.roc import precision_recall_curve, roc_curve
 
 __all__ = ["ComparisonFigures", "draw_figures"]
@@ -53,6 +55,7 @@ class ComparisonFigures:
         roc, precision_recall: The whole curve and its corner; empty if a class has no images.
         undefined: Reason why `roc` and `precision_recall` are empty, else "".
         reliability, histograms: One figure per run.
+        decision_curves: One figure of all runs.
         curves: One figure per run that was trained here.
         differences: One figure per metric of the paired tests.
     """
@@ -63,6 +66,7 @@ class ComparisonFigures:
     undefined: str
     reliability: tuple[Markup, ...]
     histograms: tuple[Markup, ...]
+    decision_curves: Markup
     curves: tuple[Markup, ...]
     differences: dict[str, Markup]
 
@@ -86,6 +90,7 @@ def draw_figures(comparison: Comparison, runs: Sequence[RunData]) -> ComparisonF
             undefined=undefined,
             reliability=tuple(map(_reliability_figure, runs)),
             histograms=tuple(_histogram_figure(run, operating_point) for run in runs),
+            decision_curves=_decision_curves(runs),
             curves=tuple(_training_figure(run) for run in runs if run.epochs),
             differences=_difference_figures(comparison),
         )
@@ -162,6 +167,18 @@ def _histogram_figure(run: RunData, operating_point: str) -> Markup:
     figure = histogram_figure(name, run.scores.score, run.scores.positive, threshold, run.style)
     label = f"Scores of {name} by label; the threshold is {format_value(threshold)}"
     return _svg(figure, f"histogram-{run.index}", label)
+
+
+def _decision_curves(runs: Sequence[RunData]) -> Markup:
+    thresholds = np.arange(1, 100) / 100
+    benefits = [net_benefit(run.scores.probability, run.scores.positive, thresholds) for run in runs]
+    # All runs have the same labels, and therefore the same net benefit of treating everybody.
+    curves = [(benefit, run.style) for (benefit, _), run in zip(benefits, runs, strict=True)]
+    figure = decision_curve_figure(thresholds, curves, benefits[0][1])
+    names = ", ".join(run.summary.name for run in runs)
+    return _svg(
+        figure, "decision-curves", f"Net benefit by threshold probability of {names}, and of treating everybody"
+    )
 
 
 def _training_figure(run: RunData) -> Markup:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.files import write_atomically
-from pneumoscope.core.results import Interval
+from pneumoscope.core.results import DecisionCurvePoint, Interval
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.comparison_figures import draw_figures
 from pneumoscope.reporting.run_data import RunData, load_run_data
@@ -16,7 +16,13 @@ from pneumoscope.reporting.templating import environment, theme
 __all__ = ["write_comparison_page"]
 
 # Metrics in the table of operating points.
-_OPERATING_POINT_METRICS = ("sensitivity", "specificity", "accuracy")
+_OPERATING_POINT_METRICS = (
+    "sensitivity",
+    "specificity",
+    "accuracy",
+    "positive_likelihood_ratio",
+    "negative_likelihood_ratio",
+)
 # Metrics in the table of subgroups.
 _SUBGROUP_METRICS = ("auroc", "sensitivity", "specificity")
 
@@ -44,9 +50,12 @@ def write_comparison_page(comparison: Comparison, runs: Sequence[Path], out: Pat
             figures=draw_figures(comparison, data),
             theme=theme(),
             findings=_findings(comparison),
-            metrics=[(key, label) for key, label in labels.METRICS.items() if key in data[0].summary.test],
+            metrics=[
+                (key, label) for key, label in labels.METRICS.items() if all(key in run.summary.test for run in data)
+            ],
             runs_by_name={run.summary.name: run for run in data},
             etiologies=_etiologies(data),
+            decision_steps=_decision_steps(data),
             notes=_notes(comparison, data),
             labels=labels,
         )
@@ -71,6 +80,13 @@ def _etiologies(runs: Sequence[RunData]) -> list[str]:
     return [name for name in labels.ETIOLOGIES if name in names]
 
 
+def _decision_steps(runs: Sequence[RunData]) -> list[tuple[DecisionCurvePoint, ...]]:
+    """Return every other step of the decision curves, each for all runs; empty if an evaluation did not record them."""
+    if not all(run.evaluation.decision_curve for run in runs):
+        return []
+    return list(zip(*(run.evaluation.decision_curve[1::2] for run in runs), strict=True))
+
+
 def _notes(comparison: Comparison, runs: Sequence[RunData]) -> dict[str, str]:
     """Return a sentence on the methods of the intervals for each part of the page."""
     operating_points = [point for run in runs for point in run.evaluation.operating_points.values()]
@@ -84,6 +100,15 @@ def _notes(comparison: Comparison, runs: Sequence[RunData]) -> dict[str, str]:
             for point in operating_points
             for key, value in point.metrics.items()
             if key in _OPERATING_POINT_METRICS
+        ),
+        "predictive_values": labels.interval_note(
+            (labels.METRICS[key], value)
+            for point in operating_points
+            if point.predictive_values
+            for key, value in point.predictive_values.named_intervals().items()
+        ),
+        "decision_curve": labels.interval_note(
+            ("net benefit", step.net_benefit) for run in runs for step in run.evaluation.decision_curve
         ),
         "subgroups": _note(
             (key, value)

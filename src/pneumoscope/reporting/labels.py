@@ -52,8 +52,10 @@ GLOSSARY = {
     "F1": "harmonic mean of precision and sensitivity.",
     "Balanced accuracy": "mean of sensitivity and specificity.",
     "MCC": "Matthews correlation coefficient of predictions and labels, \N{MINUS SIGN}1 to 1; 0 is chance.",
-    "Likelihood ratio": "factor by which a decision changes the odds of pneumonia: sensitivity / (1 \N{MINUS SIGN} specificity)"
-    " for the decision pneumonia, (1 \N{MINUS SIGN} sensitivity) / specificity for the other; 1 is uninformative.",
+    "Positive likelihood ratio": "factor by which the decision pneumonia raises the odds of pneumonia: sensitivity /"
+    " (1 \N{MINUS SIGN} specificity); 1 is uninformative.",
+    "Negative likelihood ratio": "factor by which another decision lowers the odds of pneumonia: (1 \N{MINUS SIGN} sensitivity) /"
+    " specificity; 1 is uninformative, lower is better.",
     "AUROC": "probability that a pneumonia image scores above a normal image; 0.5 is chance.",
     "AUPRC": "average precision over all sensitivities; chance is the prevalence of pneumonia.",
     "Brier score": "mean squared difference of probability and label; 0 is perfect, lower is better.",
