@@ -24,6 +24,7 @@ _PROPER_NAMES = {
     "delong": "DeLong",
     "newcombe": "Newcombe",
     "mcnemar": "McNemar",
+    "obuchowski-rockette": "Obuchowski-Rockette",
     "mercaldo": "Mercaldo",
     "simel": "Simel",
     "mover-r": "MOVER-R",
