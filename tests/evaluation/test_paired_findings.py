@@ -140,7 +140,7 @@ def test_tests_of_repeated_patients_are_named():
     assert accuracy.test == "mcnemar, exact, clustered by patient (permutation)"
     assert "; McNemar, exact, clustered by patient (permutation): p < 0.001, Holm-corrected)." in accuracy.sentence
     assert auroc.test == "delong by patient"
-    assert "; DeLong by patient: p < 0.001, Holm-corrected)." in auroc.sentence
+    assert "; DeLong, clustered by patient (Obuchowski): p < 0.001, Holm-corrected)." in auroc.sentence
     assert [pair.test for pair in paired_tests(runs, LABELS, PATIENTS)] == [
         "mcnemar, exact",
         "delong",

@@ -327,9 +327,11 @@ def _percentages(share: Interval) -> str:
 
 
 def _cells(interval: Interval) -> tuple[str, str, str, str]:
+    from pneumoscope.core.result_forms import method_name
+
     if interval.value is None:
-        return "-", interval.reason, str(interval.n), interval.method
+        return "-", interval.reason, str(interval.n), method_name(interval.method)
     ends = interval.reason
     if interval.low is not None and interval.high is not None:
         ends = f"{interval.low:.3f} to {interval.high:.3f}"
-    return f"{interval.value:.3f}", ends, str(interval.n), interval.method
+    return f"{interval.value:.3f}", ends, str(interval.n), method_name(interval.method)

@@ -76,7 +76,8 @@ GLOSSARY = {
 
 
 def interval_note(intervals: Iterable[tuple[str, Interval]]) -> str:
-    """Return a sentence on the methods, such as "95% intervals: Wilson (accuracy); patient bootstrap, seed 0 (F1)."
+    """Return a sentence on the methods, such as "95% intervals: Wilson (accuracy); percentile bootstrap by patient, seed 0
+    (F1)."
 
     Args:
         intervals: Labels and intervals. Those without ends are skipped.
