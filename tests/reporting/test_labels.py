@@ -28,7 +28,8 @@ def test_interval_note_states_each_method_once_with_its_seed_and_metrics() -> No
         ]
     )
     assert note == (
-        "95% intervals: Wilson, adjusted for repeated patients (Accuracy, Sensitivity); percentile bootstrap by patient, seed 3 (F1)."
+        "95% intervals: Wilson, adjusted for repeated patients (Accuracy, Sensitivity); percentile bootstrap by patient,"
+        " seed 3 (F1)."
     )
 
 

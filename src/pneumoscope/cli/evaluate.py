@@ -278,8 +278,8 @@ def _print_decision_curve(evaluation: Evaluation, console: Console) -> None:
     """Print the net benefit at every other threshold probability; JSON and report have all."""
     from rich.table import Table
 
-    table = Table(title="net benefit (0 is to treat nobody)", title_justify="left")
-    for heading in ("threshold probability", "model", "treat all", "gain over the better of all and nobody"):
+    table = Table(title="net benefit (0 is to treat no one)", title_justify="left")
+    for heading in ("threshold probability", "model", "treat all", "gain over the better of all and no one"):
         table.add_column(heading)
     for step in evaluation.decision_curve[1::2]:
         cells = (str(interval) for interval in (step.net_benefit, step.treat_all, step.gain))

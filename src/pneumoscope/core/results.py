@@ -165,13 +165,13 @@ class ReliabilityBin:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DecisionCurvePoint:
-    """Net benefit at one threshold probability; treating nobody has a net benefit of 0.
+    """Net benefit at one threshold probability; treating no one has a net benefit of 0.
 
     Attributes:
         threshold_probability: Patients at or above it are treated, 0 to below 1.
         net_benefit: True positives per image, minus false positives per image times the odds of the threshold.
         treat_all: Net benefit of treating everybody.
-        gain: Net benefit minus that of the better of treating everybody and nobody.
+        gain: Net benefit minus that of the better of treating everybody and no one.
     """
 
     threshold_probability: float
