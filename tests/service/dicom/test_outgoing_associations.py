@@ -91,7 +91,7 @@ def test_peer_that_answers_is_reached():
         assert reason(port) == ""
 
 
-def test_port_on_which_no one_listens_is_refused():
+def test_port_on_which_nobody_listens_is_refused():
     assert reason(closed_port()) == "connection_refused"
 
 
