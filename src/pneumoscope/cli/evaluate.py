@@ -105,6 +105,12 @@ __all__ = ["command"]
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Prevalence of pneumonia that predictive values are stated for, besides that of the images.",
 )
+@click.option(
+    "--source",
+    default="",
+    metavar="TEXT",
+    help="Name of the images, for the report, such as 'Kermany 2018, Mendeley Data V2'.  [default: the name of --data]",
+)
 @site_option
 @ledger_option
 @click.option("--seed", default=0, show_default=True, help="Random seed of the bootstrap.")
@@ -125,6 +131,7 @@ def command(
     by: str,
     reference: str | None,
     prevalence: float | None,
+    source: str,
     site: Path | None,
     ledger: Path | None,
     seed: int,
@@ -167,6 +174,7 @@ def command(
             out=out,
             replace=force,
             prevalence=prevalence,
+            source_name=source,
             ledger=ledger,
             seed=seed,
             note=note,
@@ -192,6 +200,7 @@ def command(
                 reference=reference,
                 replace=force,
                 prevalence=prevalence,
+                source_name=source,
                 validation_data=validation_data,
                 ledger=ledger,
                 seed=seed,
