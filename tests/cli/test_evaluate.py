@@ -247,7 +247,7 @@ def test_own_operating_points_prevalence_and_decision_curve_are_shown(maker):
     assert "sens=0.95: threshold at probability" in result.stdout
     assert "highest threshold with sensitivity 0.95 on 20 validation images with pneumonia" in result.stdout
     assert "sens=0.95, at a prevalence of 0.1" in result.stdout
-    assert "net benefit (0 is to treat nobody)" in result.stdout
+    assert "net benefit (0 is to treat no one)" in result.stdout
     for name in ("positive likelihood ratio", "calibration slope", "observed expected ratio"):
         assert name in result.stdout
     data = json.loads((maker.root / "runs" / "gray" / "evaluation" / "test" / "evaluation.json").read_text())

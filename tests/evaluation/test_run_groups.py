@@ -18,7 +18,10 @@ from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.replicates import proportion_covariance, replicates_difference, replicates_mean
 from pneumoscope.statistics.roc import delong_covariance
 
-MIDDLES = {"good": (120, 125, 131), "poor": (150, 160, 170)}  # of the decision, in gray levels: 125 is the best
+MIDDLES = {
+    "group-good": (120, 125, 131),
+    "group-poor": (150, 160, 170),
+}  # of the decision, in gray levels: 125 is the best
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +31,9 @@ def evaluated(shared_maker):
     for recipe, middles in MIDDLES.items():
         for seed, middle in enumerate(middles):
             shared_maker.run(f"{recipe}/seed-{seed}", recipe=recipe, seed=seed, middle=middle)
-    shared_maker.run("single", middle=140)
+    shared_maker.run("group-single", middle=140)
     folder = shared_maker.root / "runs"
-    for run in (*folder.glob("good/seed-*"), *folder.glob("poor/seed-*"), folder / "single"):
+    for run in (*folder.glob("group-good/seed-*"), *folder.glob("group-poor/seed-*"), folder / "group-single"):
         evaluate(run, images, ledger=shared_maker.root / "grouped.jsonl")
     return folder
 
@@ -51,11 +54,15 @@ def correct(run):
 
 
 def test_folder_of_runs_is_compared_by_its_mean_with_spread(folder):
-    comparison = compare([folder / "good"])
+    comparison = compare([folder / "group-good"])
     (group,) = comparison.groups
-    assert (group.name, group.seeds) == ("good", (0, 1, 2))
-    assert group.runs == tuple(run.name for run in comparison.runs) == tuple(f"good/seed-{seed}" for seed in range(3))
-    found = [correct(folder / f"good/seed-{seed}") for seed in range(3)]
+    assert (group.name, group.seeds) == ("group-good", (0, 1, 2))
+    assert (
+        group.runs
+        == tuple(run.name for run in comparison.runs)
+        == tuple(f"group-good/seed-{seed}" for seed in range(3))
+    )
+    found = [correct(folder / f"group-good/seed-{seed}") for seed in range(3)]
     accuracies = [is_correct.mean() for _, is_correct in found]
     spread = group.metrics["accuracy"]
     assert spread.mean.value == pytest.approx(np.mean(accuracies))
@@ -69,40 +76,42 @@ def test_folder_of_runs_is_compared_by_its_mean_with_spread(folder):
     assert spread.mean.method == "obuchowski-rockette, seeds and images random by patient"
     assert comparison.pairs == ()
     assert comparison.sentences[0].startswith(
-        f"good, 3 seeds (0, 1, 2): mean accuracy {spread.mean}, standard deviation {spread.sd:.4f}"
+        f"group-good, 3 seeds (0, 1, 2): mean accuracy {spread.mean}, standard deviation {spread.sd:.4f}"
     )
 
 
 def test_metric_without_a_method_for_seeds_has_a_mean_without_an_interval(folder):
-    comparison = compare([folder / "good"])
+    comparison = compare([folder / "group-good"])
     spread = comparison.groups[0].metrics["brier"]
     assert spread.mean.value == pytest.approx(np.mean([run.test["brier"].value for run in comparison.runs]))
     assert (spread.mean.low, spread.mean.high, spread.mean.method) == (None, None, "mean of seeds")
 
 
 def test_recipes_are_tested_by_their_means_and_no_seed_is_quoted_alone(folder):
-    comparison = compare([folder / "good", folder / "poor", folder / "single"])
+    comparison = compare([folder / "group-good", folder / "group-poor", folder / "group-single"])
     assert [(pair.a, pair.b) for pair in comparison.pairs if pair.metric == "accuracy"] == [
-        ("good", "poor"), ("good", "single"), ("poor", "single"),
+        ("group-good", "group-poor"), ("group-good", "group-single"), ("group-poor", "group-single"),
     ]  # fmt: skip
     pair = comparison.pairs[0]
-    found = [correct(folder / f"{recipe}/seed-{seed}")[1] for recipe in ("good", "poor") for seed in range(3)]
-    groups = patient_groups(correct(folder / "single")[0], 100)
+    found = [
+        correct(folder / f"{recipe}/seed-{seed}")[1] for recipe in ("group-good", "group-poor") for seed in range(3)
+    ]
+    groups = patient_groups(correct(folder / "group-single")[0], 100)
     values, covariance = proportion_covariance(found, groups)
     expected, p = replicates_difference(values[:3], values[3:], covariance, n=100, method="")
     assert (pair.difference.value, pair.difference.low, pair.p) == pytest.approx((expected.value, expected.low, p))
     assert pair.test == "obuchowski-rockette, seeds and images random by patient"
-    assert "good has a higher accuracy than poor" in pair.sentence
+    assert "group-good has a higher accuracy than group-poor" in pair.sentence
     assert "Obuchowski-Rockette, seeds and images random by patient: p" in pair.sentence
     text = " ".join(comparison.sentences)
     assert "seed-" not in text
-    assert "good has the highest accuracy of the 3 models" in text
-    assert "single is one training" in text
+    assert "group-good has the highest accuracy of the 3 models" in text
+    assert "group-single is one training" in text
 
 
 def test_runs_of_one_recipe_with_the_same_seed_are_compared_as_single_runs(folder):
-    again = shutil.copytree(folder / "good/seed-0", folder / "again")
-    comparison = compare([folder / "good/seed-0", again])
+    again = shutil.copytree(folder / "group-good/seed-0", folder / "again")
+    comparison = compare([folder / "group-good/seed-0", again])
     assert comparison.groups == ()
     assert {pair.test for pair in comparison.pairs if pair.metric == "accuracy"} == {
         "mcnemar, exact, clustered by patient (permutation)"
@@ -111,19 +120,24 @@ def test_runs_of_one_recipe_with_the_same_seed_are_compared_as_single_runs(folde
 
 def test_recipes_with_other_settings_are_different_groups_named_after_their_folders(folder):
     for seed in range(3):
-        path = shutil.copytree(folder / f"good/seed-{seed}", folder / f"slower/seed-{seed}") / "run.json"
+        path = shutil.copytree(folder / f"group-good/seed-{seed}", folder / f"slower/seed-{seed}") / "run.json"
         record = json.loads(path.read_text())
         record["recipe"]["optimizer"] = {"learning_rate": 0.0001}
         path.write_text(json.dumps(record))
-    comparison = compare([folder / "good", folder / "slower"])
-    assert [group.name for group in comparison.groups] == ["good", "slower"]
+    comparison = compare([folder / "group-good", folder / "slower"])
+    assert [group.name for group in comparison.groups] == ["group-good", "slower"]
 
 
 def test_groups_and_single_runs_are_in_the_order_given(folder):
-    targets = [folder / "single", folder / "poor/seed-1", folder / "good/seed-0", folder / "poor/seed-0"]
+    targets = [
+        folder / "group-single",
+        folder / "group-poor/seed-1",
+        folder / "group-good/seed-0",
+        folder / "group-poor/seed-0",
+    ]
     runs = read_evaluated(targets, "test", "half", ScoringOptions(), None)
     assert [(each.name, each.members) for each in group_runs(runs)] == [
-        ("single", (0,)), ("poor", (1, 3)), ("good", (2,)),
+        ("group-single", (0,)), ("group-poor", (1, 3)), ("group-good", (2,)),
     ]  # fmt: skip
 
 
@@ -154,16 +168,16 @@ def test_metric_of_a_missing_label_is_undefined_with_the_reason():
 
 
 def test_table_and_page_have_means_and_spread(folder, tmp_path):
-    comparison = compare([folder / "good", folder / "poor"], out=tmp_path / "out")
-    rows = [row for row in comparison.rows() if row["run"] == "good (mean of 3 seeds)"]
+    comparison = compare([folder / "group-good", folder / "group-poor"], out=tmp_path / "out")
+    rows = [row for row in comparison.rows() if row["run"] == "group-good (mean of 3 seeds)"]
     assert {"accuracy", "auroc", "brier"} <= {row["metric"] for row in rows}
-    assert "good (mean of 3 seeds),accuracy," in (tmp_path / "out/comparison.csv").read_text()
+    assert "group-good (mean of 3 seeds),accuracy," in (tmp_path / "out/comparison.csv").read_text()
     runs = [folder / f"{recipe}/seed-{seed}" for recipe in MIDDLES for seed in range(3)]
     page = write_comparison_page(comparison, runs, tmp_path / "report.html").read_text()
     section = page.partition('id="seeds"')[2].partition("</section>")[0]
     spread = comparison.groups[0].metrics["accuracy"]
     assert f"{spread.sd:.4f}" in section
     assert f"{spread.minimum:.3f}" in section
-    assert "good, 3 seeds" in section
-    assert "good, mean of 3 seeds: accuracy" in comparison._repr_html_()
+    assert "group-good, 3 seeds" in section
+    assert "group-good, mean of 3 seeds: accuracy" in comparison._repr_html_()
     assert isinstance(spread.mean, Interval)

@@ -106,6 +106,12 @@ __all__ = ["command"]
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Prevalence of pneumonia that predictive values are stated for, besides that of the images.",
 )
+@click.option(
+    "--source",
+    default="",
+    metavar="TEXT",
+    help="Name of the images, for the report, such as 'Kermany 2018, Mendeley Data V2'.  [default: the name of --data]",
+)
 @site_option
 @ledger_option
 @click.option("--seed", default=0, show_default=True, help="Random seed of the bootstrap.")
@@ -126,6 +132,7 @@ def command(
     by: str,
     reference: str | None,
     prevalence: float | None,
+    source: str,
     site: Path | None,
     ledger: Path | None,
     seed: int,
@@ -169,6 +176,7 @@ def command(
             out=out,
             replace=force,
             prevalence=prevalence,
+            source_name=source,
             ledger=ledger,
             seed=seed,
             note=note,
@@ -200,6 +208,7 @@ def command(
                     reference=reference,
                     replace=force,
                     prevalence=prevalence,
+                    source_name=source,
                     validation_data=validation_data,
                     ledger=ledger,
                     seed=seed,
@@ -320,8 +329,8 @@ def _print_decision_curve(evaluation: Evaluation, console: Console) -> None:
     """Print the net benefit at every other threshold probability; JSON and report have all."""
     from rich.table import Table
 
-    table = Table(title="net benefit (0 is to treat nobody)", title_justify="left")
-    for heading in ("threshold probability", "model", "treat all", "gain over the better of all and nobody"):
+    table = Table(title="net benefit (0 is to treat no one)", title_justify="left")
+    for heading in ("threshold probability", "model", "treat all", "gain over the better of all and no one"):
         table.add_column(heading)
     for step in evaluation.decision_curve[1::2]:
         cells = (str(interval) for interval in (step.net_benefit, step.treat_all, step.gain))
@@ -369,9 +378,11 @@ def _percentages(share: Interval) -> str:
 
 
 def _cells(interval: Interval) -> tuple[str, str, str, str]:
+    from pneumoscope.core.result_forms import method_name
+
     if interval.value is None:
-        return "-", interval.reason, str(interval.n), interval.method
+        return "-", interval.reason, str(interval.n), method_name(interval.method)
     ends = interval.reason
     if interval.low is not None and interval.high is not None:
         ends = f"{interval.low:.3f} to {interval.high:.3f}"
-    return f"{interval.value:.3f}", ends, str(interval.n), interval.method
+    return f"{interval.value:.3f}", ends, str(interval.n), method_name(interval.method)

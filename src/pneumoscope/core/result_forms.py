@@ -19,21 +19,25 @@ if TYPE_CHECKING:
 
 __all__ = ["interval_rows", "method_name", "rows_dataframe", "to_json", "write_result"]
 
-_PROPER_NAMES = {
-    "wilson": "Wilson",
+# Names of methods in records, and as they are printed; the first that fits is replaced.
+_PRINTED_NAMES = {
+    "patient bootstrap, basic": "basic bootstrap by patient",
+    "patient bootstrap": "percentile bootstrap by patient",
+    "delong by patient": "DeLong, clustered by patient (Obuchowski)",
     "delong": "DeLong",
-    "newcombe": "Newcombe",
     "mcnemar": "McNemar",
     "obuchowski-rockette": "Obuchowski-Rockette",
     "mercaldo": "Mercaldo",
-    "simel": "Simel",
     "mover-r": "MOVER-R",
+    "newcombe": "Newcombe",
+    "simel": "Simel",
+    "wilson": "Wilson",
 }
 
 
 def method_name(method: str) -> str:
-    """Return the name of a method or test with capitalized proper names, such as "McNemar, exact"."""
-    return re.sub("|".join(_PROPER_NAMES), lambda match: _PROPER_NAMES[match[0]], method)
+    """Return the printed name of a method or test, such as "McNemar, exact" or "percentile bootstrap by patient"."""
+    return re.sub("|".join(_PRINTED_NAMES), lambda match: _PRINTED_NAMES[match[0]], method)
 
 
 def to_json(result: object) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.image_flow import ImageFlow
 from pneumoscope.core.result_forms import interval_rows, rows_dataframe
 
 if TYPE_CHECKING:
@@ -165,13 +166,13 @@ class ReliabilityBin:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DecisionCurvePoint:
-    """Net benefit at one threshold probability; treating nobody has a net benefit of 0.
+    """Net benefit at one threshold probability; treating no one has a net benefit of 0.
 
     Attributes:
         threshold_probability: Patients at or above it are treated, 0 to below 1.
         net_benefit: True positives per image, minus false positives per image times the odds of the threshold.
         treat_all: Net benefit of treating everybody.
-        gain: Net benefit minus that of the better of treating everybody and nobody.
+        gain: Net benefit minus that of the better of treating everybody and no one.
     """
 
     threshold_probability: float
@@ -339,6 +340,7 @@ class Evaluation:
         interactions: Tests of whether metrics differ between subgroups.
         difference: Differences from an evaluation on other images; None without one.
         decision_curve: Net benefit by threshold probability; empty in evaluations that did not record it.
+        flow: Source of the images, and how many were left out; None in evaluations that did not record it.
     """
 
     name: str
@@ -365,6 +367,7 @@ class Evaluation:
     interactions: tuple[InteractionTest, ...] = ()
     difference: SetDifference | None = None
     decision_curve: tuple[DecisionCurvePoint, ...] = ()
+    flow: ImageFlow | None = None
     schema: int = SCHEMA
     notice: str = NOTICE
 

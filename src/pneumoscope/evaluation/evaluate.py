@@ -22,6 +22,7 @@ from pneumoscope.data.hashing import read_image
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import LabeledImage, Manifest
 from pneumoscope.evaluation.breakdown import add_breakdown, read_breakdown
+from pneumoscope.evaluation.image_flow import image_flow
 from pneumoscope.evaluation.metrics import Threshold, positives
 from pneumoscope.evaluation.own_points import (
     ChosenThreshold,
@@ -72,6 +73,7 @@ def evaluate(
     name: str | None = None,
     replace: bool = False,
     prevalence: float | None = None,
+    source_name: str = "",
     validation_data: str | Path | None = None,
     ledger: str | Path | None = None,
     seed: int = 0,
@@ -99,6 +101,7 @@ def evaluate(
             differs in its operating points only is extended by them, and keeps its subgroups and difference unless `by` or
             `reference` state others.
         prevalence: Prevalence of pneumonia that predictive values are stated for as well.
+        source_name: Name of the images, for the report; that of `data` if empty.
         validation_data: Labeled validation images for "sens=" and "spec="; by default those of the run, found in `data`.
         ledger: The test ledger; `ledger.default_ledger()` by default.
         seed: Seed of the bootstraps.
@@ -136,7 +139,11 @@ def evaluate(
     own = own_points(operating_points, card.operating_points)
     _check_operating_points(operating_points, own, card)
     _check_name_of_run(name, is_run=is_run, has_out=out is not None)
-    root, images = select_images(data, split, target / MANIFEST_FILE if is_run else None, note, both_labels=False)
+    manifest = load_manifest(data)
+    if note:
+        for each in manifest.notes:
+            note(each)
+    images = images_of_split(manifest, data, split, target / MANIFEST_FILE if is_run else None, both_labels=False)
     if split in TEST_SPLITS:
         check_unseen(images, card)
     scores = None
@@ -165,7 +172,7 @@ def evaluate(
         folder = Path(str(reference))
     breakdown = read_breakdown(data, by, folder, images, source)
     started = time.perf_counter()
-    scored, rejections = _score(session, root, images, split, progress)
+    scored, rejections = _score(session, manifest.root, images, split, progress)
     seconds = time.perf_counter() - started
     evaluation = summarize(
         source,
@@ -176,6 +183,7 @@ def evaluate(
         seconds=seconds,
         rejections=rejections,
         prevalence=prevalence,
+        flow=image_flow(manifest, data, images, source_name),
     )
     evaluation = record_and_write(
         add_breakdown(evaluation, scored, breakdown, seed),

@@ -23,6 +23,7 @@ from pneumoscope.data.manifest import Manifest
 from pneumoscope.data.predictions_file import PredictionColumns, PredictionsFile, read_predictions_file
 from pneumoscope.evaluation.breakdown import add_breakdown, read_breakdown
 from pneumoscope.evaluation.fitting import fit_calibration, fit_operating_points
+from pneumoscope.evaluation.image_flow import image_flow
 from pneumoscope.evaluation.metrics import Threshold
 from pneumoscope.evaluation.own_points import ChosenThreshold, canonical_names, choose_thresholds, own_points
 from pneumoscope.evaluation.predicted_images import (
@@ -61,6 +62,7 @@ def evaluate_predictions(
     out: str | Path | None = None,
     replace: bool = False,
     prevalence: float | None = None,
+    source_name: str = "",
     ledger: str | Path | None = None,
     seed: int = 0,
     note: Callable[[str], None] | None = None,
@@ -87,6 +89,7 @@ def evaluate_predictions(
         out: Folder of evaluation.json and predictions.csv; None writes no files.
         replace: Replace another evaluation in this folder.
         prevalence: Prevalence of pneumonia that predictive values are stated for as well.
+        source_name: Name of the images, for the report; that of `data` if empty.
         ledger: The test ledger; `ledger.default_ledger()` if None.
         seed: Seed of the bootstraps.
         note: Called with each remark about the data.
@@ -149,7 +152,16 @@ def evaluate_predictions(
     breakdown = read_breakdown(data, by, None if reference is None else Path(reference), images, source)
     scored = _scored_images(predicted, calibration)
     seconds = time.perf_counter() - started
-    evaluation = summarize(source, split, scored, points, seed=seed, seconds=seconds, prevalence=prevalence)
+    evaluation = summarize(
+        source,
+        split,
+        scored,
+        points,
+        seed=seed,
+        seconds=seconds,
+        prevalence=prevalence,
+        flow=image_flow(manifest, data, images, source_name),
+    )
     evaluation = record_and_write(
         add_breakdown(_with_score_remarks(evaluation, scored), scored, breakdown, seed),
         scored,

@@ -17,6 +17,7 @@ import numpy as np
 from pneumoscope import __version__
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
+from pneumoscope.core.image_flow import ImageFlow
 from pneumoscope.core.population import Population
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.prediction_messages import notice
@@ -158,6 +159,7 @@ def summarize(
     seconds: float,
     rejections: Sequence[Rejection | None] | None = None,
     prevalence: float | None = None,
+    flow: ImageFlow | None = None,
 ) -> Evaluation:
     """Return the evaluation of scored images, without its number in the ledger.
 
@@ -170,6 +172,7 @@ def summarize(
         seconds: Scoring time.
         rejections: Rejection of each image, or None; None if the source rejects none.
         prevalence: Prevalence of pneumonia that predictive values are stated for as well; None for none.
+        flow: How the images were selected.
     """
     counts = Counter(image.label for image in scored)
     probabilities, patients = [image.probability for image in scored], [image.patient for image in scored]
@@ -204,6 +207,7 @@ def summarize(
         predictions_sha256=source.predictions_sha256,
         remarks=source.remarks,
         decision_curve=decision_curve(probabilities, positives(scored), patients, seed=seed),
+        flow=flow,
         notice=notice(source.population),
     )
 

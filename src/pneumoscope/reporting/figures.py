@@ -128,7 +128,7 @@ def overlay_figure(
 def decision_curve_figure(
     thresholds: FloatArray, curves: Sequence[tuple[FloatArray, RunStyle]], treat_all: FloatArray
 ) -> Figure:
-    """Return the net benefit of all runs by threshold probability, with those of treating everybody and nobody.
+    """Return the net benefit of all runs by threshold probability, with those of treating everybody and no one.
 
     Args:
         thresholds: Threshold probabilities, shape (k,).

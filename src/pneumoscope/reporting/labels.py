@@ -66,7 +66,7 @@ GLOSSARY = {
     " below 0 the probabilities are too high on average.",
     "O/E": "observed number of pneumonias divided by the number that the probabilities expect; 1 is perfect.",
     "Net benefit": "true positives per image, minus false positives per image times the odds of the threshold probability; 0 is"
-    " to treat nobody.",
+    " to treat no one.",
     "95% interval": "confidence interval: 95% of the intervals of repeated studies contain the true value.",
     "McNemar's test": "compares two runs on the images that only one of them classifies correctly.",
     "DeLong's test": "compares two AUROCs measured on the same images.",
@@ -76,7 +76,8 @@ GLOSSARY = {
 
 
 def interval_note(intervals: Iterable[tuple[str, Interval]]) -> str:
-    """Return a sentence on the methods, such as "95% intervals: Wilson (accuracy); patient bootstrap, seed 0 (F1)."
+    """Return a sentence on the methods, such as "95% intervals: Wilson (accuracy); percentile bootstrap by patient, seed 0
+    (F1)."
 
     Args:
         intervals: Labels and intervals. Those without ends are skipped.

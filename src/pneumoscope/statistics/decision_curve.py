@@ -24,7 +24,7 @@ def net_benefit(
     """Return the net benefit of the model and that of treating everybody, at each threshold probability.
 
     A patient is treated if the probability is at or above the threshold t. The net benefit is TP / n - FP / n x t / (1 - t):
-    true positives per image, minus false positives at the exchange rate that the threshold implies. Treating nobody has a net
+    true positives per image, minus false positives at the exchange rate that the threshold implies. Treating no one has a net
     benefit of 0.
 
     Args:
@@ -58,7 +58,7 @@ def decision_curve(
 ) -> tuple[DecisionCurvePoint, ...]:
     """Return the net benefit at each threshold probability, with bootstrap intervals by patient.
 
-    All thresholds share the resamples. `DecisionCurvePoint.gain` is compared with the better of treating everybody and nobody
+    All thresholds share the resamples. `DecisionCurvePoint.gain` is compared with the better of treating everybody and no one
     in each resample.
 
     Args:
