@@ -226,8 +226,8 @@ def training_sentence(compared: Sequence[ComparedModel]) -> str:
     text = "Means over seeds have intervals for other seeds and other patients; a single run of a recipe may be better or worse."
     if singles := [each.name for each in compared if not each.is_group]:
         text += (
-            f" {' and '.join(singles)} {'is' if len(singles) == 1 else 'are'} one training each: a difference applies to"
-            " this training, not to its recipe."
+            f" {' and '.join(singles)} {'is one training' if len(singles) == 1 else 'are one training each'}: a difference"
+            " applies to this training, not to its recipe."
         )
     return text
 
