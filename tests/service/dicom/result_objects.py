@@ -171,8 +171,9 @@ def objects(decision: str, file: bytes, name: str = "", settings: ResultSettings
         return Result(uid, prediction, CREATED, header, settings or ResultSettings(), _POPULATION, shown)
 
     files: dict[ObjectKind, bytes] = {"structured_report": structured_report(result("structured_report"))}
-    if not prediction.failure:
-        files["secondary_capture"] = secondary_capture(result("secondary_capture"), heatmap().image)
+    image = None if prediction.failure else heatmap().image
+    files["secondary_capture"] = secondary_capture(result("secondary_capture"), image)
+    if image:
         files["presentation_state"] = presentation_state(result("presentation_state"), read_display(file))
     if shown:
         files["parametric_map"] = parametric_map(result("parametric_map"), shown)

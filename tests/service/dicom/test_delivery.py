@@ -197,7 +197,7 @@ def test_rejected_and_unreadable_images_have_results(model, archive):
         receive(client, ViewPosition="LL")
         wait_for_delivery(repository, 2)
         receive(client, PixelData=bytes(10))
-        wait_for_delivery(repository, 3)
+        wait_for_delivery(repository, 4)
         reports = [copies[0] for copies in archive.stored.values() if copies[0].Modality == "SR"]
         assert sorted(each.SeriesDescription for each in reports) == ["pneumoscope: Rejected", "pneumoscope: Rejected"]
         meanings = [{each.value for each in report.iterall() if each.keyword == "CodeMeaning"} for report in reports]
@@ -205,11 +205,15 @@ def test_rejected_and_unreadable_images_have_results(model, archive):
         assert {"Not a frontal view", "The image could not be read"} <= set.union(*meanings)
 
 
-def test_report_of_an_unreadable_image_states_the_reason(model, archive):
+def test_results_of_an_unreadable_image_state_the_reason(model, archive, drawn):
     with service(model, configuration(archive)) as (client, repository):
         receive(client, NumberOfFrames=12)
-        wait_for_delivery(repository, 1)
-        ((report,),) = archive.stored.values()
+        wait_for_delivery(repository, 2)
+        objects = {copies[0].Modality: copies[0] for copies in archive.stored.values()}
+        assert set(objects) == {"SR", "OT"}
+        (text,) = drawn
+        assert text.startswith("Not assessed: the image cannot be read: the file has 12 frames, not 1")
+        report = objects["SR"]
         (record,) = client.get("/v1/unreadable").json()["files"]
         assert record["failure"]["reason"] == {"code": "multiple_frames", "parameters": {"frames": 12}}
         elements = list(report.iterall())
@@ -727,12 +731,10 @@ def test_answer_with_parameters_of_its_media_type_is_understood(model, content_t
 
 
 def test_log_names_the_address_of_a_dicomweb_server_without_its_path(model, caplog):
-    with web_server(503) as (url, _), service(model, web_destination(f"{url}/key")) as (client, repository):
+    with web_server(503) as (url, _), service(model, web_destination(f"{url}/key")) as (client, _):
         receive(client, reply_to="")
-        wait_until(lambda: any(each.attempts for each in repository.outbox.find()), "no attempt")
-    address = url.removesuffix("/dicom-web")
-    lines = [each.getMessage() for each in caplog.records]
-    assert f"Results cannot be delivered to archive ({address}): http_503" in lines
+        line = f"Results cannot be delivered to archive ({url.removesuffix('/dicom-web')}): http_503"
+        wait_until(lambda: line in [each.getMessage() for each in caplog.records], "nothing was logged")
     assert "/key" not in caplog.text
 
 

@@ -225,9 +225,10 @@ def test_color_jpeg_is_acknowledged_shown_with_its_reason_and_answered_as_not_as
         assert sent.SOPInstanceUID in page
         assert reason in page
         assert re.search(r'href="/unreadable[^"]*"[^>]*>[^<]*<[^>]*>\s*1\s*<', client.get("/").text)
-        (waiting,) = client.app.state.service.repository.outbox.find()
-        assert (waiting.destination, waiting.kind) == ("PACS", "structured_report")
-        report = pydicom.dcmread(io.BytesIO(client.app.state.renderer.result_object(waiting)))
+        waiting = {each.kind: each for each in client.app.state.service.repository.outbox.find()}
+        assert {each.destination for each in waiting.values()} == {"PACS"}
+        assert set(waiting) == {"secondary_capture", "structured_report"}
+        report = pydicom.dcmread(io.BytesIO(client.app.state.renderer.result_object(waiting["structured_report"])))
     meanings = [str(each.value) for each in report.iterall() if each.keyword == "CodeMeaning"]
     codes = [str(each.value) for each in report.iterall() if each.keyword == "CodeValue"]
     assert "unreadable_image" in codes

@@ -14,7 +14,6 @@ from tests.service.storage.test_identities import store
 from pneumoscope.core.prediction import PatientAge
 from pneumoscope.imaging.header_identity import read_identity
 from pneumoscope.inference.model import load_model
-from pneumoscope.service.dicom import caption
 from pneumoscope.service.rendering import _as_of_header
 from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.retention import Retention
@@ -60,20 +59,6 @@ def receiver(monkeypatch):
     opened = Receiver().start()
     yield opened
     opened.stop()
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The texts that are burned into Secondary Captures, one for each."""
-    texts, original = [], caption._texts
-
-    def collect(*arguments):
-        found = list(original(*arguments))
-        texts.append(" ".join(text for text, _ in found))
-        return iter(found)
-
-    monkeypatch.setattr(caption, "_texts", collect)
-    return texts
 
 
 def of_study(archive, header):
