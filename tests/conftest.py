@@ -41,6 +41,10 @@ BROWSER_SECONDS = 20  # deadline of a wait in the browser; Playwright's 5 s can 
 # A shell ignores Ctrl-C for jobs in the background, and their processes inherit that; with a handler here, they do not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# By default, a collection follows every 700 new objects, and every hundredth examines the objects of all imported modules. That
+# takes a tenth of the time of the tests.
+gc.set_threshold(50_000)
+
 # --- tiers ---------------------------------------------------------------------------------------------------------------
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None

@@ -80,6 +80,12 @@ class Archive:
         return self.status
 
 
+@pytest.fixture(autouse=True)
+def short_delivery_waits(monkeypatch):
+    """Look more often for results to deliver: most of these tests wait for a delivery."""
+    monkeypatch.setattr(delivery, "_POLL_SECONDS", 0.05)
+
+
 @pytest.fixture
 def archive():
     opened = Archive().start()
@@ -612,7 +618,7 @@ def web_server(
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever, daemon=True)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}/dicom-web", requests
