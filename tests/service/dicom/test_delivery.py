@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
 
@@ -521,6 +521,34 @@ def test_site_rule_excludes_an_image_with_a_result_or_without(model, archive):
         assert found == {"adults", "portable", None}
         wait_for_delivery(repository, 4)
         assert kinds(archive) == 2 * ["secondary_capture"] + 2 * ["structured_report"]
+
+
+@pytest.mark.parametrize(
+    ("condition", "elements"),
+    [
+        ({"modalities": ("OT",)}, {"Modality": "OT"}),
+        ({"views": ("LL",)}, {"ViewPosition": "LL"}),
+        ({"stations": ("SCANNER",)}, {"StationName": "scanner"}),
+        ({"senders": ("PACS",)}, {}),
+        ({"min_age": 16}, {"PatientAge": "040Y"}),
+        ({"until": date(2025, 12, 31)}, {"StudyDate": "20250401"}),
+    ],
+)
+def test_site_rule_without_results_holds_for_a_file_that_cannot_be_read(model, archive, condition, elements):
+    rules = (SiteRule(name="none", action="exclude", result=False, **condition),)
+    with service(model, configuration(archive, rules=rules)) as (client, repository):
+        receive(client, PixelData=bytes(10), **elements)
+        (found,) = predicted(client, 1, "/v1/unreadable")
+        assert found["failure"]["code"] == "unreadable_image"
+        assert repository.outbox.find() == []
+
+
+def test_site_rule_of_other_images_leaves_a_file_that_cannot_be_read_its_results(model, archive):
+    rules = (SiteRule(name="none", action="exclude", result=False, modalities=("OT",)),)
+    with service(model, configuration(archive, rules=rules)) as (client, repository):
+        receive(client, PixelData=bytes(10))
+        wait_for_delivery(repository, 2)
+        assert kinds(archive) == ["secondary_capture", "structured_report"]
 
 
 def test_study_is_quiet_after_its_last_instance():
