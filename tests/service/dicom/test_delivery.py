@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import logging
+import re
 import time
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
@@ -314,6 +315,21 @@ def test_destination_that_always_fails_delays_no_other(model, archive):
         status = {each.destination: each for each in repository.outbox.status()}
         assert (status["PACS"].delivered, status["PACS"].waiting) == (2, 0)
         assert (status["AWAY"].delivered, status["AWAY"].waiting, status["AWAY"].failing) == (0, 2, 2)
+
+
+def test_failures_and_age_of_waiting_results_are_in_the_metrics_and_on_the_dashboard(model, archive):
+    archive.stop()
+    with service(model, configuration(archive)) as (client, repository):
+        receive(client)
+        wait_until(lambda: [bool(each.attempts) for each in repository.outbox.find()] == [True, True], "no attempt")
+        metrics, page = client.get("/metrics").text, client.get("/dashboard").text
+        (status,) = repository.outbox.status()
+        assert 'pneumoscope_outbox_failing_results{destination="PACS"} 2.0' in metrics
+        (age,) = re.findall(r'^pneumoscope_outbox_oldest_seconds\{destination="PACS"\} (\S+)$', metrics, re.MULTILINE)
+        assert 0 < float(age) < SECONDS
+        (row,) = re.findall(r'<tr><th scope="row">PACS</th>(.*?)</tr>', page, re.DOTALL)
+        shown = re.sub("<[^>]*>", " ", row).split()
+        assert shown == ["0", "2", "▲", "2", *status.oldest[:16].split("T")]
 
 
 def test_own_results_are_acknowledged_and_not_predicted(model, archive):
