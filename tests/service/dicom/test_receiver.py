@@ -609,13 +609,18 @@ def dicom_service(bundle, folder, *options):
     configuration = folder / "dicom.toml"
     configuration.write_text(CONFIGURATION)
     with served(bundle, folder, "--dicom-config", str(configuration), *options) as (process, client):
-        text = process.stderr.read()
-        deadline = time.monotonic() + SECONDS
-        while not (found := re.search(r"DICOM node PNEUMOSCOPE on 127.0.0.1, port (\d+)", text)):
-            assert time.monotonic() < deadline, text
-            time.sleep(0.05)
-            text += process.stderr.read()
-        yield process, client, int(found[1])
+        yield process, client, announced_port(process)
+
+
+def announced_port(process, title="PNEUMOSCOPE"):
+    """Return the port of the node that a service announces."""
+    text = process.stderr.read()
+    deadline = time.monotonic() + SECONDS
+    while not (found := re.search(rf"DICOM node {title} on 127.0.0.1, port (\d+)", text)):
+        assert time.monotonic() < deadline, text
+        time.sleep(0.05)
+        text += process.stderr.read()
+    return int(found[1])
 
 
 def storescu(port, *files, called="PNEUMOSCOPE", program="storescu", check=True):
@@ -651,6 +656,19 @@ def test_dcmtk_sends_images_to_the_service(bundle, tmp_path):
         assert process.wait(60) == 0
     status, document = verified(tmp_path)
     assert (status, document["predictions"], document["images"]) == (0, 3, 3)
+
+
+@pytest.mark.slow
+def test_options_of_the_command_set_the_node_and_its_peers(bundle, tmp_path):
+    file = tmp_path / "image.dcm"
+    instance().save_as(file)
+    options = "--dicom-port", "0", "--dicom-aet", "SCOPE 1", "--dicom-peer", "PACS=STORESCU@127.0.0.1:4242"
+    with served(bundle, tmp_path, *options) as (process, client):
+        port = announced_port(process, "SCOPE 1")
+        assert "Called AE Title Not Recognized" in storescu(port, file, check=False).stderr
+        storescu(port, file, called="SCOPE 1")
+        client.post("/v1/inbox/release", json={})
+        predicted(client)
 
 
 def stored_paths(client):
