@@ -5,6 +5,8 @@ import io
 import json
 import logging
 import re
+import shutil
+import subprocess
 import time
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
@@ -17,6 +19,7 @@ from fastapi.testclient import TestClient
 from pydicom.uid import generate_uid
 from requests.exceptions import SSLError
 from tests.images import dicom
+from tests.processes import free_port, started
 from tests.service.conftest import predicted
 from urllib3 import exceptions as urllib3_errors
 
@@ -179,6 +182,29 @@ def test_objects_are_those_of_the_api(model, archive):
             expected = pydicom.dcmread(io.BytesIO(client.get(f"/v1/predictions/{found['id']}/{kind}.dcm").content))
             (stored,) = archive.stored[expected.SOPInstanceUID]
             assert pydicom.Dataset(stored) == pydicom.Dataset(expected)
+
+
+def test_dcmtk_stores_every_kind_of_result(model, tmp_path):
+    program = shutil.which("storescp", path="/usr/bin:/usr/local/bin")  # pynetdicom has one of the same name
+    if program is None:
+        pytest.skip("storescp is not installed (Debian's package dcmtk)")
+    port = free_port()
+    command = [program, "--aetitle", "ARCHIVE", "--output-directory", tmp_path, str(port)]
+    peers = (DicomPeer("PACS", "ARCHIVE", "127.0.0.1", port),)
+    settings = DicomConfiguration(
+        DicomSettings("127.0.0.1", 0, "PNEUMOSCOPE", peers, timeout=5), quiet_seconds=0,
+        results=ResultSettings(objects=("secondary_capture", "structured_report", "parametric_map", "presentation_state")),
+    )  # fmt: skip
+    with started(command, stdout=subprocess.DEVNULL) as process, service(model, settings) as (client, repository):
+        receive(client)
+        wait_for_delivery(repository, 4)
+        (found,) = predicted(client)
+        client.delete(f"/v1/predictions/{found['id']}")
+        wait_for_delivery(repository, 5)
+        process.kill()
+    stored = [pydicom.dcmread(file) for file in tmp_path.iterdir()]
+    assert {each.SOPClassUID for each in stored} == set(results.SOP_CLASSES.values())
+    assert {(each.StudyInstanceUID, str(each.PatientName)) for each in stored} == {("1.2.3", "王^小明")}
 
 
 def test_image_that_is_sent_again_has_no_second_result(model, archive):
