@@ -349,6 +349,14 @@ for element in ("StudyDate", "SeriesDate", "ContentDate", "AcquisitionDate", "Ac
         AGES, f"PatientBirthDate `20170101`, only {element} `2020.01.01`",
         dicom(PatientAge=None, PatientBirthDate="20170101", **{element: "2020.01.01"}),
     )  # fmt: skip
+for date, result in (
+    ("20201231", "rejected: outside_age_range"), ("20210101", "read"), ("20251231", "read"),
+    ("20260101", "rejected: outside_age_range"),
+):  # fmt: skip
+    _add(
+        AGES, f"PatientBirthDate `20200101`, StudyDate `{date}`",
+        dicom(PatientAge=None, PatientBirthDate="20200101", StudyDate=date), result,
+    )  # fmt: skip
 _add(
     AGES, "PatientAge `003Y`, born 60 years before the examination",
     dicom(PatientBirthDate="19600101", StudyDate="20200101"), "rejected: age_not_understood",
@@ -777,6 +785,9 @@ _add(FILES, "HTML page", lambda: b"<!DOCTYPE html>", "error: unsupported_file_ty
 _add(FILES, "GIF", lambda: image("GIF"), "error: unsupported_file_type gif")
 _add(FILES, "JPEG 2000 outside DICOM", lambda: image("JPEG2000"), "error: unsupported_file_type jp2")
 _add(FILES, "PDF", lambda: b"%PDF-1.7\n", "error: unsupported_file_type pdf")
+_add(
+    FILES, "PDF after a byte order mark", lambda: b"\xef\xbb\xbf%PDF-1.7\n", "error: unsupported_file_type pdf",
+)  # fmt: skip
 _add(
     FILES, "Git LFS pointer", lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
     "error: unsupported_file_type git_lfs_pointer",
