@@ -20,7 +20,9 @@ def test_name_in_ideographs_is_also_searched_as_one_word(name, words):
     assert name_search_words(name) == words
 
 
-@pytest.mark.parametrize("born", [date(2023, 1, 31), date(2023, 3, 1), date(2024, 2, 29), date(2024, 12, 31), date(2020, 6, 15)])
+@pytest.mark.parametrize(
+    "born", [date(2023, 1, 31), date(2023, 3, 1), date(2024, 2, 29), date(2024, 12, 31), date(2020, 6, 15)]
+)
 def test_years_by_the_calendar_change_on_the_day_of_the_birth(born):
     for days in range(1, 2500):
         day = born + timedelta(days=days)

@@ -401,16 +401,16 @@ for part, character_set in (("胸部", "ISO_IR 192"), ("грудная клет�
         dicom(BodyPartExamined=part.encode(encoding).decode("latin-1"), SpecificCharacterSet=character_set),
     )  # fmt: skip
 for part in (
-    "poumons", "BORSTKAS", "BRYSTKASSE", "pľúca", "PARU", "ТОРАКС", "ΠΝΕΥΜΟΝΕΣ", "ריאות", "ریه", "胸廓", "PHỔI",
+    "poumons", "BORSTKAS", "BRYSTKASSE", "pľúca", "PARU", "ТОРАКС", "ΠΝΕΥΜΟΝΕΣ", "ריאות", "ریه", "胸廓", "PHỔI",  # noqa: RUF001
 ):  # fmt: skip
     _add(
         PARTS, f"BodyPartExamined `{part}` in ISO_IR 192",
         dicom(BodyPartExamined=part.encode().decode("latin-1"), SpecificCharacterSet="ISO_IR 192"),
     )  # fmt: skip
 for part in (
-    "COL. TORACICA", "THORAKALE WS", "TORAKAL OMURGA", "HRUDNÍ PÁTEŘ", "MELLKASI GERINC", "THORACALE WERVELKOLOM", "cột sống ngực",
-    "ГРУДНОЙ ОТДЕЛ", "ГРУДИНА", "грудная железа", "ΘΩΡΑΚΙΚΗ ΜΟΙΡΑ", "胸腰段", "胸12", "胸髄", "胸鎖関節", "PULMONARY ARTERY",
-    "THORACIC DUCT",
+    "COL. TORACICA", "THORAKALE WS", "TORAKAL OMURGA", "HRUDNÍ PÁTEŘ", "MELLKASI GERINC", "THORACALE WERVELKOLOM",
+    "cột sống ngực", "ГРУДНОЙ ОТДЕЛ", "ГРУДИНА", "грудная железа", "ΘΩΡΑΚΙΚΗ ΜΟΙΡΑ", "胸腰段", "胸12", "胸髄", "胸鎖関節",  # noqa: RUF001
+    "PULMONARY ARTERY", "THORACIC DUCT",
 ):  # fmt: skip
     _add(
         PARTS, f"BodyPartExamined `{part}` in ISO_IR 192",

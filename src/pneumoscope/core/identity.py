@@ -127,7 +127,7 @@ def age_at_study(identity: Identity | None) -> float | None:
 
 
 def years_between(first: date, last: date) -> float:
-    """Return the years from one date to another by the calendar: whole on birthdays, twelfths on the day of the birth in a month."""
+    """Return the years from one date to another by the calendar: whole on birthdays, and twelfths on the same day of a month."""
     if last < first:
         return -years_between(last, first)
     months = 12 * (last.year - first.year) + last.month - first.month - (last.day < first.day)

@@ -62,15 +62,15 @@ _CHEST = (
     "CHEST", "CHST", "THORA", "THX", "TORAX", "TORAC", "TORAK", "LUNG", "PULM", "POUMON", "POLMON", "PECHO", "PEITO", "PETTO",
     "BROSTKORG", "BRUSTKORB", "BRUSTORGAN", "BRYSTKASS", "BORSTKAS", "LONGEN", "CXR", "KLATKA P", "HRUDNI", "GRUDN", "PŁUC",
     "PLUC", "PLICE", "PLAMAN", "PLAUC", "MELLKAS", "KEUHKO", "RINTAKEHA", "AKCIGER", "GOGUS", "PARU", "NGUC", "PHOI",
-    "ΘΩΡΑΚ", "ΠΝΕΥΜΟΝ", "ТОРАКС", "ГРУД", "ЛЕГК", "ОГК", "ФЛЮОРО", "ปอด", "ทรวงอก", "חזה", "ריאות", "صدر", "رية", "ریه",
+    "ΘΩΡΑΚ", "ΠΝΕΥΜΟΝ", "ТОРАКС", "ГРУД", "ЛЕГК", "ОГК", "ФЛЮОРО", "ปอด", "ทรวงอก", "חזה", "ריאות", "صدر", "رية", "ریه",  # noqa: RUF001
     "قفسه سینه", "छाती", "胸", "肺", "흉부", "폐", "가슴",
 )  # fmt: skip
 # A word of these beside one of the chest: its spine, its bones, its vessels, the breast.
 _NOT_CHEST = (
     "SPIN", "VERTEB", "WIRBEL", "COLUMN", "COLUNA", "COLONN", "RACHIS", "LUMB", "KREGOSL", "PATER", "CHRBT", "GERINC", "WERVEL",
-    "RYGG", "RYGS", "HVIRV", "RANKA", "OMURGA", "COT SONG", "ΜΟΙΡΑ", "ΣΠΟΝΔ", "ПОЗВ", "ХРЕБ", "ОТДЕЛ", "척추", "椎", "脊", "腰",
-    "髄", "髓", "STERN", "ГРУДИН", "胸鎖", "胸锁", "骨", "AORT", "ARTER", "VEIN", "VESSEL", "DUCT", "ESOPH", "OUTLET", "INLET",
-    "WALL", "BREAST", "ЖЕЛЕЗ",
+    "RYGG", "RYGS", "HVIRV", "RANKA", "OMURGA", "COT SONG", "ΜΟΙΡΑ", "ΣΠΟΝΔ", "ПОЗВ", "ХРЕБ", "ОТДЕЛ", "척추", "椎", "脊",  # noqa: RUF001
+    "腰", "髄", "髓", "STERN", "ГРУДИН", "胸鎖", "胸锁", "骨", "AORT", "ARTER", "VEIN", "VESSEL", "DUCT", "ESOPH", "OUTLET",
+    "INLET", "WALL", "BREAST", "ЖЕЛЕЗ",
 )  # fmt: skip
 _NOT_CHEST_WORDS = re.compile(r"(?<!\w)(WS|BWS|COL|T[- ]?SP|D[- ]?SP)(?!\w)|胸\s*\d")
 

@@ -122,7 +122,9 @@ def test_database_of_the_first_revision_is_migrated_and_still_verified(tmp_path,
     repository.close()
 
 
-def test_record_of_an_unreadable_file_of_an_earlier_revision_has_a_message_only(tmp_path, database, monkeypatch):
+def test_record_of_an_unreadable_file_of_an_earlier_revision_has_a_message_only(
+    tmp_path, database, monkeypatch, migrations
+):
     upgrade = alembic.command.upgrade
     with monkeypatch.context() as patch:
         patch.setattr(alembic.command, "upgrade", lambda config, _: upgrade(config, "0015"))
@@ -140,11 +142,13 @@ def test_record_of_an_unreadable_file_of_an_earlier_revision_has_a_message_only(
     with write_transaction(engine) as connection:
         names = ", ".join(row)
         connection.execute(text(f"INSERT INTO unreadable_files ({names}) VALUES (:{names.replace(', ', ', :')})"), row)
+        append(connection, [Entry(row["created"], "PACS", "unreadable", image_sha256=row["image_sha256"])])
     engine.dispose()
 
     repository = PredictionRepository(tmp_path / "data", database)
     ((file,), _) = repository.unreadable_files.find()
     assert file.failure == Failure("unreadable_image", row["failure_message"], "Unpack it")
+    assert file.sender == "PACS"
     assert failure_message(file.failure, "zh-Hant") == "cannot read 'a.zip': it is a zip archive. Unpack it"
     repository.close()
 
