@@ -122,9 +122,8 @@ def test_database_of_the_first_revision_is_migrated_and_still_verified(tmp_path,
     repository.close()
 
 
-def test_record_of_an_unreadable_file_of_an_earlier_revision_has_a_message_only(
-    tmp_path, database, monkeypatch, migrations
-):
+@pytest.mark.usefixtures("migrations")
+def test_record_of_an_unreadable_file_of_an_earlier_revision_has_a_message_only(tmp_path, database, monkeypatch):
     upgrade = alembic.command.upgrade
     with monkeypatch.context() as patch:
         patch.setattr(alembic.command, "upgrade", lambda config, _: upgrade(config, "0015"))
