@@ -30,7 +30,9 @@ def test_pages_are_accessible_and_fit_the_screen(browser, service, width, height
     ids = upload(service, MANY)
     service.put(f"/v1/predictions/{ids['high.png']}/review", json={"label": "pneumonia", "note": "clear"})
     service.post("/v1/predictions", files=[("images", ("a-long-name-of-a-broken-file.dcm", b"no image"))])
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=width < 1000)
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=width < 1000
+    )
     page = context.new_page()
     folder = os.environ.get("PNEUMOSCOPE_SCREENSHOTS")
     viewer = f"/images/{ids['high.png']}"
