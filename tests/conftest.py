@@ -42,6 +42,10 @@ BROWSER_SECONDS = 40  # deadline of a wait in the browser; Playwright's 5 s can 
 # A shell ignores Ctrl-C for jobs in the background, and their processes inherit that; with a handler here, they do not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# By default, a collection follows every 700 new objects, and every hundredth examines the objects of all imported modules. That
+# takes a tenth of the time of the tests.
+gc.set_threshold(50_000)
+
 # The same examples in each run, so that a failure is never by chance; and no limits on time, which a busy machine exceeds.
 # Look for others with --hypothesis-profile=random.
 for _name, _repeats in (("random", False), ("repeatable", True)):
