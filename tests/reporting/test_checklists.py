@@ -6,14 +6,14 @@ import csv
 import dataclasses
 import io
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pneumoscope.reporting.checklist_facts import FACTS, PLACES
 from pneumoscope.reporting.checklists import CHECKLISTS, Checklist, checklist_table, fill_checklist, read_items
-from pneumoscope.reporting.report_files import write_report
+from pneumoscope.reporting.comparison_figures import draw_figures
+from pneumoscope.reporting.comparison_page import comparison_page
 from pneumoscope.reporting.run_data import load_run_data
 from pneumoscope.reporting.tables import to_csv
 
@@ -91,9 +91,9 @@ def test_facts_that_are_not_recorded_leave_the_item_open(three: Any) -> None:
     assert answers["19"].ask == "The record does not have it: state it."
 
 
-def test_places_are_sections_of_the_page(filled: dict[str, Checklist], three: Any, tmp_path: Path) -> None:
-    report = write_report(three[0], three[1], tmp_path, CHECKLISTS)
-    page = report.page.read_text(encoding="utf-8")
+def test_places_are_sections_of_the_page(filled: dict[str, Checklist], three: Any) -> None:
+    data = load_run_data(three[0], three[1])
+    page = comparison_page(three[0], data, draw_figures(three[0], data), list(filled.values()))
     sections = set(re.findall(r'<section id="([a-z_]+)"', page))
     used = {place for checklist in filled.values() for answer in checklist.answers for place in answer.places}
     assert used <= sections

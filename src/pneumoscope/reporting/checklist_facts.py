@@ -1,4 +1,4 @@
-"""What the record of a comparison states for the items of reporting guidelines, each with its place in the report.
+"""Facts of the record of a comparison for the items of reporting guidelines, each with its place in the report.
 
 A fact that the record does not have is left out, so that its item stays open.
 """

@@ -63,7 +63,7 @@ class Answer:
 
     @property
     def ask(self) -> str:
-        """What an author has to add; empty if the record answers the item."""
+        """The part that an author has to add; empty if the record answers the item."""
         return self.item.ask or ("" if self.facts else _NOT_RECORDED)
 
     @property
