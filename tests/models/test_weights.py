@@ -148,7 +148,7 @@ def test_unresponsive_server_times_out(weights_folder, server, monkeypatch):
     ):
         weights.find_vgg19()
 
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 25  # before the server ends the connection
     assert list(weights_folder.iterdir()) == []
 
 

@@ -137,11 +137,11 @@ def postgresql_server():
         environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
         subprocess.run(
             [programs / "initdb", "-D", data, "-U", "tester", "--auth=trust", "-N"],
-            check=True, capture_output=True, timeout=60, env=environment, cwd=folder, **user,
+            check=True, capture_output=True, timeout=START_SECONDS, env=environment, cwd=folder, **user,
         )  # fmt: skip
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
         with started(
-            [programs / "postgres", "-D", data, *options.split()], deadline=3600,
+            [programs / "postgres", "-D", data, *options.split()], deadline=4 * 3600,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, cwd=folder, **user,
         ) as server:  # fmt: skip
             address = f"postgresql://tester@127.0.0.1:{port}/postgres"
@@ -149,7 +149,7 @@ def postgresql_server():
                 _wait_for_database(address)
                 yield address
                 server.send_signal(signal.SIGINT)  # fast shutdown: SIGTERM would wait for clients
-                server.wait(30)
+                server.wait(60)
             finally:
                 server.kill()
 

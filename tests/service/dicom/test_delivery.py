@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 from pydicom.uid import generate_uid
 from requests.exceptions import SSLError
 from tests.images import dicom
+from tests.processes import free_port
 from tests.service.conftest import predicted
 from urllib3 import exceptions as urllib3_errors
 
@@ -52,7 +53,7 @@ class Archive:
     """A DICOM node that keeps what it receives, or answers with a status of its own."""
 
     def __init__(self):
-        self.stored, self.received, self.status, self.port = {}, 0, 0x0000, 0
+        self.stored, self.received, self.status, self.port = {}, 0, 0x0000, free_port()
         self.contents = {}  # the bytes of each copy by UID
         self._server = None
 
@@ -62,7 +63,6 @@ class Archive:
             ae.add_supported_context(sop_class)
         handlers = [(pynetdicom.evt.EVT_C_STORE, self._store)]
         self._server = ae.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
-        self.port = self._server.server_address[1]
         return self
 
     def stop(self):
@@ -116,7 +116,7 @@ def receive(client, level=100, reply_to="PACS", **elements):
 def wait_until(condition, what):
     deadline = time.monotonic() + SECONDS
     while not condition():
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, what() if callable(what) else what
         time.sleep(0.05)
 
 
@@ -136,7 +136,7 @@ def texts_of(report):
 
 def kinds(archive):
     names = {uid: kind for kind, uid in results.SOP_CLASSES.items()}
-    return sorted(names[each.SOPClassUID] for copies in archive.stored.values() for each in copies)
+    return sorted(names[each.SOPClassUID] for copies in list(archive.stored.values()) for each in copies)
 
 
 def test_results_return_to_the_sender_in_the_study_of_the_image(model, archive):
@@ -695,7 +695,7 @@ def test_object_may_have_arrived_unless_the_response_of_the_server_excludes_it(m
 
 
 def test_object_may_have_arrived_if_the_server_stops_in_the_middle_of_its_answer(model, monkeypatch):
-    monkeypatch.setattr(delivery, "HTTP_SECONDS", 0.5)
+    monkeypatch.setattr(delivery, "HTTP_SECONDS", 3)
     with web_server(stalls=True) as (url, _), service(model, web_destination(url)) as (client, repository):
         receive(client, reply_to="")
 

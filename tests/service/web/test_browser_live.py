@@ -4,6 +4,7 @@ import json
 import signal
 
 import pytest
+from tests.processes import free_port
 from tests.service.conftest import served
 from tests.service.web.helpers import (
     expect,
@@ -13,6 +14,7 @@ from tests.service.web.helpers import (
     sign_in,
     upload,
     wait_until,
+    wait_until_still,
 )
 
 pytestmark = pytest.mark.browser
@@ -104,7 +106,7 @@ def test_row_under_the_mouse_stays_where_it_is_without_a_selection(page, service
     row.scroll_into_view_if_needed()
     page.mouse.wheel(0, 200)
     wait_until(page, lambda: page.evaluate("document.getElementById('list').getBoundingClientRect().top") < 0)
-    page.wait_for_timeout(300)
+    wait_until_still(page)
     top = row.bounding_box()["y"]
     upload(service, {"first.png": 185})
     expect(page.locator("#total")).to_have_text("51 images")
@@ -151,14 +153,14 @@ def test_lost_connection_is_shown_and_the_list_catches_up(browser, bundle_folder
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     context = browser.new_context(viewport={"width": 390, "height": 844})
     page = context.new_page()
-    with served(bundle_folder, tmp_path) as (process, client):
-        port = client.base_url.port
+    port = free_port()
+    with served(bundle_folder, tmp_path, "--port", str(port)) as (process, client):
         page.goto(f"{client.base_url}/?language={language}")
         wait_until_live(page, client)
         status = page.locator("#live-status")
         assert status.get_attribute("role") == "status"  # polite
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         expect(status).to_have_text(notice)
         found = json.loads(json.dumps(axe.Axe().run(page).response))["violations"]
         assert [each["id"] for each in found if each["impact"] in ("serious", "critical")] == []
@@ -232,6 +234,7 @@ def test_filter_chosen_before_the_scripts_run_applies_when_they_do(page, service
     page.goto(str(service.base_url), wait_until="commit")
     page.get_by_label("Decision").select_option("pneumonia")
     expect(page.locator("#total")).to_have_text("3 images")
+    wait_until(page, lambda: held)
     held[0].continue_()
     expect(page.locator("#total")).to_have_text("2 images")
     assert page.url.endswith("/?decision=pneumonia&order=urgency")

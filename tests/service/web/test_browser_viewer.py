@@ -439,7 +439,7 @@ def test_removed_image_has_no_display_controls(browser, bundle_folder, tmp_path)
             "UPDATE predictions SET created = '2020-01-01T00:00:00.000000Z' WHERE id = ?", (ids["old.png"],)
         )
     with served(bundle_folder, tmp_path, "--keep", "1d") as (_, client):
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while client.get(f"/v1/predictions/{ids['old.png']}").json()["image_removed"] is None:
             assert time.monotonic() < deadline, "the image is not removed"
             time.sleep(0.1)

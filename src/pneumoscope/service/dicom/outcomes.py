@@ -183,11 +183,11 @@ class OutcomeRecorder:
         return rule is None or rule.result
 
     def _kinds(self, stored: StoredPrediction | None) -> Sequence[ObjectKind]:
-        """Return the kinds of objects of a prediction, or of a file that could not be read, of which there is no picture."""
+        """Return the kinds of objects of a prediction, or of a file that could not be read."""
+        results = self._configuration.results
         if stored is None:
-            return ("structured_report",)
-        has_heatmap = stored.decision != "rejected" and self._service.model.has_heatmaps
-        return self._configuration.results.kinds(has_heatmap=has_heatmap)
+            return results.kinds(has_heatmap=False, is_readable=False)
+        return results.kinds(has_heatmap=stored.decision != "rejected" and self._service.model.has_heatmaps)
 
     def _stored_uid(self, received: ReceivedInstance) -> str:
         """Return the Study Instance UID as it is stored after the prediction: its pseudonym, if only pseudonyms are stored."""
