@@ -122,6 +122,12 @@ def _notes(comparison: Comparison, runs: Sequence[RunData]) -> dict[str, str]:
             for key, value in point.metrics.items()
             if key in _OPERATING_POINT_METRICS
         ),
+        "ratios": _note(
+            (key, value)
+            for point in operating_points
+            for key, value in point.metrics.items()
+            if key in {"positive_likelihood_ratio", "negative_likelihood_ratio"}
+        ),
         "predictive_values": labels.interval_note(
             (labels.METRICS[key], value)
             for point in operating_points

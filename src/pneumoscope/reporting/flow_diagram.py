@@ -16,10 +16,10 @@ from pneumoscope.reporting.style import COLORS, new_figure, short
 __all__ = ["excluded_lines", "flow_figure"]
 
 _INK, _MUTED, _SURFACE = (COLORS[name][0] for name in ("ink", "muted", "surface"))
-_MAX_SOURCE = 40  # characters
+_MAX_SOURCE = 36  # characters
 # Layout, in points from the upper left corner.
-_WIDTH, _LINE, _PADDING, _GAP, _MARGIN = 600, 14, 8, 30, 6
-_LEFT, _RIGHT = (8, 284), (316, 592)  # the two columns
+_WIDTH, _LINE, _PADDING, _GAP, _MARGIN = 470, 14, 8, 30, 6
+_LEFT, _RIGHT = (4, 228), (242, 466)  # the two columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _layout(evaluation: Evaluation, operating_point: str) -> tuple[list[_Box], l
         lines.append([(whole.center, whole.bottom), (whole.center, top)])
     texts = [f"Evaluated images, split {evaluation.split}", _text(ImageCount(evaluation.n, evaluation.patients))]
     if evaluation.rejected and evaluation.rejected.reasons:
-        texts.append(f"{sum(evaluation.rejected.reasons.values()):,} of them rejected by predict, and evaluated")
+        texts.append(f"{sum(evaluation.rejected.reasons.values()):,} rejected by predict, evaluated too")
     evaluated = _Box(*_LEFT, top, tuple(texts))
     boxes.append(evaluated)
     counts = evaluation.operating_points[operating_point].confusion
