@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from pneumoscope.core.comparison import Comparison, PairedTest, ReferenceRow, ReferenceTable, RunSummary
+from pneumoscope.core.image_flow import ImageCount, ImageFlow
 from pneumoscope.core.result_forms import to_json
 from pneumoscope.core.results import (
     Confusion,
@@ -131,6 +132,14 @@ def evaluate(name: str, images: Images, scored: list[ScoredImage]) -> Evaluation
             for name in ("bacteria", "virus")
         },
         operating_points=operating_points,
+        flow=ImageFlow(
+            source="Kermany <2018> & others",
+            skipped=2,
+            unreadable=1,
+            labeled=ImageCount(len(y) + 40, len(set(images.patient)) + 30),
+            other_splits={"train": ImageCount(40, 30)},
+            evaluated=ImageCount(len(y), len(set(images.patient))),
+        ),
         decision_curve=decision_curve(probability, y, images.patient, resamples=RESAMPLES),
         test_evaluation=1,
         seconds=21.37,

@@ -236,7 +236,7 @@ def test_runs_have_settings_times_versions_and_recipes(three: Any, page: Node) -
 
 def test_each_figure_has_a_caption_with_n_and_a_text_alternative(page: Node) -> None:
     figures = page.all("figure")
-    assert len(figures) == 9
+    assert len(figures) == 10
     for figure in figures[:-2]:
         assert "n = 96 images" in figure.all("figcaption")[0].text()
     for svg in page.all("svg"):

@@ -62,10 +62,18 @@ def test_curve_has_each_threshold_with_its_own_numbers():
     for point in points:
         expected = by_hand(probabilities, labels, point.threshold_probability)
         assert point.net_benefit.value == pytest.approx(expected)
-        assert point.net_benefit.low <= point.net_benefit.high
+        if (probabilities >= point.threshold_probability).any():
+            assert point.net_benefit.low <= point.net_benefit.high
 
 
 @pytest.mark.parametrize(("probability", "threshold"), [(1.2, 0.5), (0.5, 1.0), (0.5, -0.1)])
 def test_values_out_of_range_are_an_error(probability, threshold):
     with pytest.raises(UndefinedMetricError, match="within 0 to 1"):
         net_benefit([probability], [True], [threshold])
+
+
+def test_net_benefit_that_resampling_cannot_vary_has_no_interval():
+    (point,) = decision_curve([0.2, 0.3, 0.4, 0.1], [True, False, True, False], None, thresholds=[0.9])
+    assert (point.net_benefit.value, point.net_benefit.low) == (0, None)
+    assert "no probability reaches the threshold" in point.net_benefit.reason
+    assert point.treat_all.low is not None

@@ -97,7 +97,8 @@ def read_evaluated(
     unscored = [target for target in targets if _is_unscored(target)]
     if unscored and options.data is None:
         raise UsageError(
-            f"{str(unscored[0])!r} has no labels and no evaluation", hint="Give the labeled images with --data"
+            f"{str(unscored[0])!r} has no labels and no evaluation",
+            hint="Give `compare` the labeled images with --data, or evaluate first: pneumoscope evaluate --out FOLDER",
         )
     evaluated = {target: _read(target, name) for target in targets if target not in unscored}
     for target, run in evaluated.items():

@@ -9,11 +9,14 @@ from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.results import DecisionCurvePoint, Interval
 from pneumoscope.reporting import labels
-from pneumoscope.reporting.comparison_figures import draw_figures
+from pneumoscope.reporting.checklist_facts import PLACES
+from pneumoscope.reporting.checklists import Checklist
+from pneumoscope.reporting.comparison_figures import ComparisonFigures, draw_figures
 from pneumoscope.reporting.run_data import RunData, load_run_data
+from pneumoscope.reporting.style import drawing
 from pneumoscope.reporting.templating import environment, theme
 
-__all__ = ["write_comparison_page"]
+__all__ = ["comparison_page", "write_comparison_page"]
 
 # Metrics in the table of operating points.
 _OPERATING_POINT_METRICS = (
@@ -41,27 +44,45 @@ def write_comparison_page(comparison: Comparison, runs: Sequence[Path], out: Pat
         StorageError: The file cannot be written.
     """
     data = load_run_data(comparison, runs)
-    page = (
-        environment()
-        .get_template("comparison.html")
-        .render(
-            c=comparison,
-            runs=data,
-            figures=draw_figures(comparison, data),
-            theme=theme(),
-            findings=_findings(comparison),
-            metrics=[
-                (key, label) for key, label in labels.METRICS.items() if all(key in run.summary.test for run in data)
-            ],
-            runs_by_name={run.summary.name: run for run in data},
-            etiologies=_etiologies(data),
-            decision_steps=_decision_steps(data),
-            notes=_notes(comparison, data),
-            labels=labels,
-        )
-    )
-    write_atomically(out, page)
+    write_atomically(out, comparison_page(comparison, data, draw_figures(comparison, data)))
     return out
+
+
+def comparison_page(
+    comparison: Comparison, data: Sequence[RunData], figures: ComparisonFigures, checklists: Sequence[Checklist] = ()
+) -> str:
+    """Return the page of a comparison.
+
+    Args:
+        comparison: The comparison.
+        data: Its runs.
+        figures: Its figures.
+        checklists: Filled checklists to show.
+    """
+    with drawing():
+        return (
+            environment()
+            .get_template("comparison.html")
+            .render(
+                c=comparison,
+                runs=data,
+                figures=figures,
+                theme=theme(),
+                findings=_findings(comparison),
+                metrics=[
+                    (key, label)
+                    for key, label in labels.METRICS.items()
+                    if all(key in run.summary.test for run in data)
+                ],
+                runs_by_name={run.summary.name: run for run in data},
+                etiologies=_etiologies(data),
+                decision_steps=_decision_steps(data),
+                notes=_notes(comparison, data),
+                labels=labels,
+                checklists=checklists,
+                places=PLACES,
+            )
+        )
 
 
 def _findings(comparison: Comparison) -> dict[str, list[str]]:
@@ -100,6 +121,12 @@ def _notes(comparison: Comparison, runs: Sequence[RunData]) -> dict[str, str]:
             for point in operating_points
             for key, value in point.metrics.items()
             if key in _OPERATING_POINT_METRICS
+        ),
+        "ratios": _note(
+            (key, value)
+            for point in operating_points
+            for key, value in point.metrics.items()
+            if key in {"positive_likelihood_ratio", "negative_likelihood_ratio"}
         ),
         "predictive_values": labels.interval_note(
             (labels.METRICS[key], value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,8 +59,8 @@ def decision_curve(
 ) -> tuple[DecisionCurvePoint, ...]:
     """Return the net benefit at each threshold probability, with bootstrap intervals by patient.
 
-    All thresholds share the resamples. `DecisionCurvePoint.gain` is compared with the better of treating everybody and no one
-    in each resample.
+    All thresholds share the resamples. Where no probability reaches the threshold, the net benefit is 0 without an interval.
+    `DecisionCurvePoint.gain` is compared with the better of treating everybody and no one in each resample.
 
     Args:
         probabilities: Probabilities of pneumonia, 0 to 1, shape (n,).
@@ -83,9 +84,14 @@ def decision_curve(
 
     intervals = patient_bootstraps(statistics, p, y, patients, resamples=resamples, level=level, seed=seed)
     k = len(t)
-    return tuple(
-        DecisionCurvePoint(threshold, *intervals[index : 3 * k : k]) for index, threshold in enumerate(t.tolist())
-    )
+    points = []
+    for index, threshold in enumerate(t.tolist()):
+        benefit, everybody, gain = intervals[index : 3 * k : k]
+        if (p < threshold).all():
+            reason = "no probability reaches the threshold, which resampling cannot vary"
+            benefit = dataclasses.replace(benefit, low=None, high=None, reason=reason)
+        points.append(DecisionCurvePoint(threshold, benefit, everybody, gain))
+    return tuple(points)
 
 
 def _validate(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, BoolArray]:
