@@ -137,7 +137,7 @@ def test_full_disk_leaves_no_partial_prediction_and_the_service_continues(bundle
         assert (status, found["rows"], found["predictions"], found["images"]) == (0, 3, 2, 2)
 
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         output = process.stderr.read()
     assert output.count("WARNING POST /v1/predictions 503 storage local") == 2
     assert ("Not ready: no space left" in output) == (disk.ready == 503)
@@ -179,6 +179,7 @@ def test_requests_that_wait_for_a_locked_database_fail_together(bundle, tmp_path
             sent = [threads.submit(send, 90 + each) for each in range(8)]
             answers, seconds = zip(*(each.result(60) for each in sent), strict=True)
         assert set(answers) == {(503, "storage")}
+        assert min(seconds) < 3  # the fastest: on a busy machine, the others wait for the processor, too
         assert max(seconds) < 4 * min(seconds)  # in turn, the last would wait eight times as long as the first
         assert [path for path in (folder / "staging").rglob("*") if path.is_file()] != []
         assert client.post("/v1/predictions", files=[("images", ("image.png", png()))]).status_code == 201

@@ -32,6 +32,7 @@ VERBS = (
     "saliency-check",
     "shortcuts",
     "compare",
+    "report",
     "reproduce",
     "export",
     "predict",

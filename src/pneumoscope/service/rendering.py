@@ -134,11 +134,13 @@ class ImageRenderer:
         )
         with _missing_extra_errors():
             from pneumoscope.service.dicom.report import structured_report
-            from pneumoscope.service.dicom.results import Result, rejection_note
+            from pneumoscope.service.dicom.results import Result, rejection_note, secondary_capture
 
         header, population = decode_header(subject.header), self._model.card.population
         result = Result(delivery.result_uid, stated, delivery.created, header, self._results, population)
-        return rejection_note(result, delivery.withdrawn_uids) if delivery.withdrawn_uids else structured_report(result)
+        if delivery.withdrawn_uids:
+            return rejection_note(result, delivery.withdrawn_uids)
+        return secondary_capture(result, None) if delivery.kind == "secondary_capture" else structured_report(result)
 
     async def _render(self, draw: Callable[[], _Rendered]) -> _Rendered:
         """Call a function in a thread when fewer than two are being called."""

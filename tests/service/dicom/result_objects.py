@@ -97,7 +97,8 @@ CHARACTER_SETS: Mapping[str, tuple[str | list[str], bytes, str]] = {
 }
 
 _FULL = {
-    "PatientID": "7", "IssuerOfPatientID": "NTUH", "PatientName": "Smith^John", "PatientBirthDate": "20200131", "PatientSex": "F",
+    "PatientID": "7", "IssuerOfPatientID": "NTUH", "PatientName": "Smith^John", "PatientBirthDate": "20200131",
+    "PatientBirthTime": "0315", "PatientSex": "F",
     "PatientAge": "003Y", "StudyID": "1", "StudyDate": "20240401", "StudyTime": "101500", "AccessionNumber": "A-1",
     "StudyDescription": "Chest PA", "ReferringPhysicianName": "Lin^A", "TimezoneOffsetFromUTC": "+0800",
 }  # fmt: skip
@@ -171,8 +172,9 @@ def objects(decision: str, file: bytes, name: str = "", settings: ResultSettings
         return Result(uid, prediction, CREATED, header, settings or ResultSettings(), _POPULATION, shown)
 
     files: dict[ObjectKind, bytes] = {"structured_report": structured_report(result("structured_report"))}
-    if not prediction.failure:
-        files["secondary_capture"] = secondary_capture(result("secondary_capture"), heatmap().image)
+    image = None if prediction.failure else heatmap().image
+    files["secondary_capture"] = secondary_capture(result("secondary_capture"), image)
+    if image:
         files["presentation_state"] = presentation_state(result("presentation_state"), read_display(file))
     if shown:
         files["parametric_map"] = parametric_map(result("parametric_map"), shown)

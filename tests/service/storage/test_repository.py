@@ -214,16 +214,18 @@ def unreadable(name="a.dcm", message="cannot read '': the file is truncated"):
 def test_unreadable_files_leave_one_record_each(repository):
     for _ in range(2):
         repository.unreadable_files.add(unreadable(), b"file", user="me")
-    repository.unreadable_files.add(unreadable("b.dcm"), b"file", user="me")
+    repository.unreadable_files.add(unreadable("a.dcm"), b"file", user="you")
+    repository.unreadable_files.add(unreadable("b.dcm"), b"file", user="PACS")
     files, total = repository.unreadable_files.find()
     assert [(file.path, file.image_sha256, file.image_bytes) for file in files] == [
         (name, content_hash(b"file"), 4) for name in ("b.dcm", "a.dcm")
     ]
     assert total == 2
+    assert [file.sender for file in files] == ["PACS", "me"]
     assert files[0].failure == unreadable().failure
     assert repository.unreadable_files.find(limit=1) == (files[:1], 2)
     events = [(row.event, row.user, row.image_sha256, row.prediction_id) for row in read_rows(repository.engine)]
-    assert events == [("unreadable", "me", content_hash(b"file"), "")] * 2
+    assert events == [("unreadable", user, content_hash(b"file"), "") for user in ("me", "PACS")]
     assert not [row for row in read_rows(repository.engine) if "dcm" in row.details]
     assert verify(repository.engine).rows == 2
 
@@ -484,7 +486,7 @@ def test_image_posted_during_its_removal_is_stored(repository, monkeypatch):
         if not others:
             others.append(threading.Thread(target=lambda: repository.remove(first.id, user="me")))
             others[-1].start()
-            others[-1].join(10)
+            others[-1].join(60)
         return staged
 
     with monkeypatch.context() as between:
@@ -503,7 +505,7 @@ def test_image_posted_during_its_removal_is_stored(repository, monkeypatch):
 
     monkeypatch.setattr(repository.storage.blobs, "remove", removed_while_another_comes)
     repository.remove(second.id, user="me")
-    others[-1].join(10)
+    others[-1].join(60)
     assert repository.image(found[0]) == b"image"
 
 
@@ -513,7 +515,7 @@ def test_image_that_cannot_be_written_affects_no_other(repository, monkeypatch):
 
     def staged_but_for_the_large_one(images):
         begun.set()
-        assert go.wait(10)
+        assert go.wait(60)
         large = content_hash(b"large")
         staged = stage({sha256: image for sha256, image in images.items() if sha256 != large})
         return staged._replace(failed={large: StorageError("full")} if large in images else {})
@@ -521,12 +523,12 @@ def test_image_that_cannot_be_written_affects_no_other(repository, monkeypatch):
     monkeypatch.setattr(repository.storage.blobs, "stage", staged_but_for_the_large_one)
     submit = partial(repository.submit, user="me")
     futures = [submit(prediction(), b"first")]
-    assert begun.wait(10)
+    assert begun.wait(60)
     futures += [submit(prediction(), image) for image in (b"small", b"large", b"small too", b"small")]
     go.set()
     with pytest.raises(StorageError, match="full"):
-        futures[2].result(10)
-    kept = [futures[place].result(10) for place in (0, 1, 3, 4)]
+        futures[2].result(60)
+    kept = [futures[place].result(60) for place in (0, 1, 3, 4)]
     assert [new for _, new in kept] == [True, True, True, False]
     assert {repository.image(record) for record, _ in kept} == {b"first", b"small", b"small too"}
     assert repository.find(Filter()).total == verify(repository.engine, images=repository.storage.blobs).rows == 3
@@ -612,15 +614,15 @@ def test_review_does_not_wait_for_an_image_to_be_written(repository, monkeypatch
 
     def slow(images):
         begun.set()
-        assert go.wait(10)
+        assert go.wait(60)
         return stage(images)
 
     monkeypatch.setattr(repository.storage.blobs, "stage", slow)
     coming = repository.submit(prediction(), b"slow", user="me")
-    assert begun.wait(10)
+    assert begun.wait(60)
     assert repository.review(record.id, "pneumonia", user="me").reviews
     go.set()
-    assert coming.result(10)[1]
+    assert coming.result(60)[1]
 
 
 def test_expired_images_are_removed_and_predictions_stay(tmp_path, database):

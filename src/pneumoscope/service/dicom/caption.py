@@ -46,7 +46,7 @@ class _Fonts(NamedTuple):
 
 def draw_result(
     prediction: Prediction,
-    image: Radiograph,
+    image: Radiograph | None,
     heatmap: Heatmap | None,
     population: Population | None,
     *,
@@ -61,7 +61,7 @@ def draw_result(
 
     Args:
         prediction: Prediction of the image.
-        image: The image, decoded.
+        image: The image, decoded; None if it cannot be decoded: the text stands alone.
         heatmap: Its heatmap; None if it has none.
         population: Population of the model; None if it is unknown which model it was.
         prevalence: Prevalence that the probability refers to; None if it is unknown, or the prediction states it.
@@ -70,16 +70,17 @@ def draw_result(
     Raises:
         OSError: The font cannot be read.
     """
-    picture = Image.fromarray(heatmap.picture()) if heatmap else _enlarged(image)
+    picture = Image.fromarray(heatmap.picture()) if heatmap else _enlarged(image) if image else None
     fonts = _fonts(font)
-    width = max(picture.width, _MIN_WIDTH)
+    width = max(picture.width, _MIN_WIDTH) if picture else _MIN_WIDTH
     captions = []
     for language in languages:
         texts = _texts(prediction, heatmap, population, prevalence, language)
         captions.append(_caption(texts, heatmap, language, fonts, width))
-    drawn = Image.new("RGB", (width, picture.height + sum(each.height for each in captions)), _BACKGROUND)
-    drawn.paste(picture, ((width - picture.width) // 2, 0))
-    y = picture.height
+    y = picture.height if picture else 0
+    drawn = Image.new("RGB", (width, y + sum(each.height for each in captions)), _BACKGROUND)
+    if picture:
+        drawn.paste(picture, ((width - picture.width) // 2, 0))
     for each in captions:
         drawn.paste(each, (0, y))
         y += each.height
@@ -137,7 +138,8 @@ def _texts(
     """Yield the paragraphs with their colors, the title first."""
     stop = full_stop(language)
     yield result_title(prediction, language), _TEXT
-    if prediction.decision != "rejected" and (explanation := prediction_message(prediction, language)):
+    # The title states why an image is rejected or could not be read.
+    if prediction.probability is not None and (explanation := prediction_message(prediction, language)):
         yield explanation + stop, _TEXT
     if prevalence is not None and prediction.probability is not None and not prediction.model.site:
         yield prevalence_message(prevalence, language, stated=False) + stop, _TEXT

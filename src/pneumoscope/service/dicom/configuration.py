@@ -153,10 +153,12 @@ class ResultSettings(ConfigurationTable):
     languages: tuple[Literal["en", "zh-Hant"], ...] = Field(default=("en",), min_length=1)
     font: Path | None = None
 
-    def kinds(self, *, has_heatmap: bool) -> tuple[ObjectKind, ...]:
+    def kinds(self, *, has_heatmap: bool, is_readable: bool = True) -> tuple[ObjectKind, ...]:
         """Return the kinds of objects of an image: at least one, since silence would read as normal."""
-        kinds = tuple(kind for kind in self.objects if has_heatmap or kind != "parametric_map")
-        return kinds or ("structured_report",)
+        without = {"parametric_map"} if not has_heatmap else set()
+        if not is_readable:
+            without |= {"presentation_state"}  # it would show nothing
+        return tuple(kind for kind in self.objects if kind not in without) or ("structured_report",)
 
 
 class WebServer(ConfigurationTable):

@@ -80,8 +80,8 @@ _TIMES = (
 _NAMES = ("PatientName", "ReferringPhysicianName")
 # Further elements of patient and study, which highdicom copies into some of the objects.
 _COPIED = (
-    "IssuerOfPatientID", "OtherPatientIDs", "EthnicGroup", "PatientComments", "StudyDescription", "PatientAge", "PatientSize",
-    "PatientWeight", "AdditionalPatientHistory",
+    "IssuerOfPatientID", "PatientBirthTime", "OtherPatientIDs", "EthnicGroup", "PatientComments", "StudyDescription",
+    "PatientAge", "PatientSize", "PatientWeight", "AdditionalPatientHistory",
 )  # fmt: skip
 _DATE_TIMES = ("ObservationDateTime", "ContributionDateTime")
 
@@ -179,12 +179,12 @@ class Result:
         return file.getvalue()
 
 
-def secondary_capture(result: Result, image: Radiograph) -> bytes:
+def secondary_capture(result: Result, image: Radiograph | None) -> bytes:
     """Return a Secondary Capture: the image with its heatmap, if there is one, and the result burned in.
 
     Args:
         result: The result.
-        image: The image, decoded.
+        image: The image, decoded; None if it cannot be decoded: only the reason is drawn.
     Raises:
         OSError: The font of the settings cannot be read.
     """
@@ -210,7 +210,11 @@ def secondary_capture(result: Result, image: Radiograph) -> bytes:
     capture.BurnedInAnnotation = "YES"
     capture.ImageType = ["DERIVED", "SECONDARY"]
     capture.ImageComments = result.notice[:10_240]
-    capture.DerivationDescription = "Result of pneumonia detection, drawn on the image"
+    capture.DerivationDescription = (
+        "Result of pneumonia detection, drawn on the image"
+        if image
+        else "Why there is no result of pneumonia detection"
+    )
     reference = Dataset()
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = source.SOPClassUID, source.SOPInstanceUID
     capture.SourceImageSequence = [reference]
