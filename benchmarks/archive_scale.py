@@ -1,6 +1,6 @@
 """Simulate `pneumoscope archive score --engine ray` on many machines: time, load of the driver, lost work, requests and cost.
 
-Nothing is scored. Shards are tasks that take the cores of the machines in turn, as Ray assigns them: a core takes the next shard
+No image is scored. Shards are tasks that take the cores of the machines in turn, as Ray assigns them: a core takes the next shard
 when it is free. A shard takes the sum of the times of its images. Machines differ in speed, some much (stragglers), and fail at
 random: their shards start again elsewhere. The driver writes one result at a time. Times for each image and sizes for each row are
 measurements of `benchmarks/archive.py` and arguments here; prices are assumptions, stated in the result.
@@ -24,7 +24,7 @@ LIST_PAGE = 1000  # objects in an answer of S3 to a listing
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """What is simulated.
+    """A large archive on many machines.
 
     Attributes:
         images, shard_size: Images of the archive, and of a shard.
@@ -161,7 +161,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         "# Scale of archives, simulated",
         "",
-        f"Nothing was scored. Assumptions: {assumptions}. Prices are in one currency, per core hour and per million requests.",
+        f"No image was scored. Assumptions: {assumptions}. Prices are in one currency, per core hour and per million requests.",
         "",
         f"| | {' | '.join(f'{int(size):,} images per shard' for size in columns)} |",
         "| --- |" + " --- |" * len(columns),
