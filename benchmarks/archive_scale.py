@@ -2,8 +2,8 @@
 
 No image is scored. Shards are tasks that take the cores of the machines in turn, as Ray assigns them: a core takes the next shard
 when it is free. A shard takes the sum of the times of its images. Machines differ in speed, some much (stragglers), and fail at
-random: their shards start again elsewhere. The driver writes one result at a time. Times for each image and sizes for each row are
-measurements of `benchmarks/archive.py` and arguments here; prices are assumptions, stated in the result.
+random: their shards start again elsewhere. The driver writes one result at a time. Times for each image and sizes for each row
+are measurements of `benchmarks/archive.py` and arguments here; prices are assumptions, stated in the result.
 """
 
 from __future__ import annotations
