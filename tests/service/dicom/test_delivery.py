@@ -83,6 +83,12 @@ class Archive:
         return self.status
 
 
+@pytest.fixture(autouse=True)
+def short_delivery_waits(monkeypatch):
+    """Look more often for results to deliver: most of these tests wait for a delivery."""
+    monkeypatch.setattr(delivery, "_POLL_SECONDS", 0.05)
+
+
 @pytest.fixture
 def archive():
     opened = Archive().start()
