@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from pneumoscope.bundle.card import (
@@ -36,10 +37,22 @@ from pneumoscope.data.layouts import load_manifest
 from pneumoscope.imaging.preprocess import Preprocessing
 
 SIZE = 16
-BROWSER_SECONDS = 20  # deadline of a wait in the browser; Playwright's 5 s can run out on a busy machine
+BROWSER_SECONDS = 40  # deadline of a wait in the browser; Playwright's 5 s can run out on a busy machine
 
 # A shell ignores Ctrl-C for jobs in the background, and their processes inherit that; with a handler here, they do not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# By default, a collection follows every 700 new objects, and every hundredth examines the objects of all imported modules. That
+# takes a tenth of the time of the tests.
+gc.set_threshold(50_000)
+
+# The same examples in each run, so that a failure is never by chance; and no limits on time, which a busy machine exceeds.
+# Look for others with --hypothesis-profile=random.
+for _name, _repeats in (("random", False), ("repeatable", True)):
+    settings.register_profile(
+        _name, deadline=None, max_examples=60, derandomize=_repeats, suppress_health_check=[HealthCheck.too_slow]
+    )
+settings.load_profile("repeatable")
 
 # --- tiers ---------------------------------------------------------------------------------------------------------------
 

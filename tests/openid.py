@@ -37,7 +37,7 @@ def identity_provider():
         pytest.skip("oidc-provider-mock is not installed")
     command = [sys.executable, "-c", PROVIDER, json.dumps(USERS)]
     with started(
-        command, deadline=600, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command, deadline=4 * 3600, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         yield f"http://localhost:{process.stdout.readline().strip()}"
         process.kill()

@@ -88,7 +88,8 @@ class Orthanc:
             "DicomAet": "ORTHANC", "DicomPort": self.port, "DicomCheckCalledAet": True,
             "HttpPort": self.http_port, "RemoteAccessAllowed": False,
             "AuthenticationEnabled": True, "RegisteredUsers": dict([USER]),
-            "DicomAlwaysAllowFind": True, "StableAge": 1, "LuaScripts": ["route.lua"], "Plugins": self._plugins,
+            "DicomAlwaysAllowFind": True, "DicomScuTimeout": int(DEADLINE),
+            "StableAge": 1, "LuaScripts": ["route.lua"], "Plugins": self._plugins,
             "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
         }  # fmt: skip
         for name, value in (options or {}).items():
@@ -144,6 +145,6 @@ class Orthanc:
 
     def _is_ready(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/system", auth=USER, timeout=5).is_success
+            return httpx.get(f"{self.url}/system", auth=USER, timeout=DEADLINE).is_success
         except httpx.TransportError:
             return False

@@ -17,12 +17,12 @@ benchmark = load_benchmark("eight_bit")
 CALIBRATION_METHODS, Row = benchmark.CALIBRATION_METHODS, benchmark.Row
 
 SIZE = 224
-RANDOM = np.random.default_rng(0)
 
 
 def convolution(name: str, source: str, output: str, channels: tuple[int, int] = (1, 4)) -> tuple[Any, Any]:
     """Return the node and the weights of a 3 x 3 convolution."""
-    weights = RANDOM.normal(size=(channels[1], channels[0], 3, 3)).astype(np.float32) * 0.2
+    random = np.random.default_rng(len(name))
+    weights = random.normal(size=(channels[1], channels[0], 3, 3)).astype(np.float32) * 0.2
     node = helper.make_node("Conv", [source, f"{name}.w"], [output], name=name)
     return node, numpy_helper.from_array(weights, f"{name}.w")
 
@@ -68,8 +68,9 @@ def test_only_convolutions_of_the_logit_are_quantized(network: bytes) -> None:
 
 @pytest.mark.parametrize("method", CALIBRATION_METHODS)
 def test_quantized_network_scores_almost_alike(network: bytes, method: str) -> None:
-    noise = RANDOM.integers(0, 256, (24, SIZE, SIZE), dtype=np.uint8)
-    images = noise // RANDOM.integers(1, 8, (24, 1, 1), dtype=np.uint8)
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 256, (24, SIZE, SIZE), dtype=np.uint8)
+    images = noise // random.integers(1, 8, (24, 1, 1), dtype=np.uint8)
     quantized = benchmark.quantize(network, images, CALIBRATION_METHODS[method])
     operators = {node.op_type for node in onnx.load_from_string(quantized).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= operators

@@ -16,8 +16,10 @@ from pneumoscope.runs.evaluations import read_evaluation, read_predictions
 def runs(shared_maker):
     images = shared_maker.images("shown", normal=20, pneumonia=30)
     runs = [shared_maker.run("alexnet-adam"), shared_maker.run("other", gain=-0.05)]
+    ledger = shared_maker.root / "shown.jsonl"
+    ledger.unlink(missing_ok=True)  # a fixture of a module may be set up twice in one process
     for run in runs:
-        evaluate(run, images, ledger=shared_maker.root / "shown.jsonl")
+        evaluate(run, images, ledger=ledger)
     return runs
 
 
@@ -110,6 +112,7 @@ def test_predictions_and_bundle_are_shown_on_the_page(runs, shared_maker, tmp_pa
     assert html.count("<dt>bundle SHA-256</dt>") == 2
 
 
+@pytest.mark.usefixtures("runs")  # with their images
 def test_rejected_images_and_both_scales_of_a_threshold_are_shown(shared_maker, tmp_path, monkeypatch):
     monkeypatch.setenv("PNEUMOSCOPE_LEDGER", str(tmp_path / "ledger.jsonl"))
     out = tmp_path / "out"

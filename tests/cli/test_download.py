@@ -39,7 +39,7 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
         thread.start()
         yield folder / "more images.zip", f"http://127.0.0.1:{listening.server_address[1]}"
         listening.shutdown()
-        thread.join(10)
+        thread.join(60)
 
 
 def test_prints_the_folder_of_the_images(served: tuple[Path, str], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from tests.processes import started
@@ -209,3 +210,25 @@ def test_ctrl_c_exits_with_130_and_keeps_complete_epochs(recipe, images, tmp_pat
     assert "Traceback" not in err
     assert json.loads((run / "run.json").read_text())["state"] == "running"
     assert (run / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_several_seeds_are_summarized_with_mean_and_spread(train, recipe, images, tmp_path):
+    out = tmp_path / "runs"
+    status, printed, err = train(recipe, "--data", images, "--out", out, "--seeds", 2, "--set", "training.seed=5")
+
+    assert status == 0, err
+    records = [read_run(out / f"seed-{seed}") for seed in (5, 6)]
+    accuracies = [record.best_validation_accuracy for record in records]
+    first, second, mean, following = printed.splitlines()
+    assert first.startswith(f"small, seed 5: best epoch 1 of 1, validation accuracy {accuracies[0]:.4f}")
+    assert second.startswith(f"small, seed 6: best epoch 1 of 1, validation accuracy {accuracies[1]:.4f}")
+    spread = f"{np.mean(accuracies):.4f}, standard deviation {np.std(accuracies, ddof=1):.4f}"
+    assert mean == f"mean validation accuracy {spread}, n = 2 seeds"
+    assert following == f"next    pneumoscope evaluate {out} --data {images}"
+
+    status, printed, err = train(
+        recipe, "--data", images, "--out", out, "--seeds", 2, "--set", "training.seed=5", "--resume", "--json"
+    )
+
+    assert status == 0, err
+    assert json.loads(printed) == [json.loads((out / f"seed-{seed}/run.json").read_text()) for seed in (5, 6)]

@@ -100,7 +100,7 @@ def server() -> Iterator[Server]:
         thread.start()
         yield state
         listening.shutdown()
-        thread.join(10)
+        thread.join(60)
 
 
 def image(folder: Path) -> bytes:
@@ -200,8 +200,8 @@ def test_waits_double_between_attempts(server: Server, tmp_path: Path, monkeypat
 def test_silent_server_times_out_and_is_retried(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pneumoscope.data.download._TIMEOUT", 0.2)
-    server.stall = [0.6]
+    monkeypatch.setattr("pneumoscope.data.download._TIMEOUT", 2)  # which the second answer must not take
+    server.stall = [4]
     download(tmp_path, server.archive(), wait=0)
     assert server.requests == [None, None]
     assert image(tmp_path) == content(server.data)

@@ -25,7 +25,7 @@ from pneumoscope.service.dicom.selection import PullReport, StudySelection  # no
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = DOCS / "reference" / "dicom-conformance.md"
-SECONDS = 20
+SECONDS = 60
 
 
 @pytest.fixture(scope="module")

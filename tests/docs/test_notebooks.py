@@ -21,9 +21,9 @@ def test_notebook_runs(notebook: Path, tmp_path: Path) -> None:
     pytest.importorskip("nbclient", reason="nbclient is not installed (the extra [docs])")
     shutil.copy(notebook, tmp_path)
     path = f"{JUPYTER.parent}{os.pathsep}{os.environ['PATH']}"
-    command = [str(JUPYTER), "execute", "--timeout=60", "--output=executed.ipynb", notebook.name]
+    command = [str(JUPYTER), "execute", "--timeout=200", "--output=executed.ipynb", notebook.name]
     done = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stderr
     cells = json.loads((tmp_path / "executed.ipynb").read_text(encoding="utf-8"))["cells"]

@@ -72,7 +72,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         env=os.environ | {"NO_MKDOCS_2_WARNING": "true"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -145,11 +145,11 @@ def address(build: tuple[Path, str]) -> Iterator[str]:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(build[0]))) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-        thread.join(10)
+        thread.join(60)
 
 
 @pytest.mark.browser
@@ -159,7 +159,7 @@ def test_pages_and_search_work_in_a_browser_without_another_host(
     requests: list[str] = []
     errors: list[str] = []
     page = browser.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
     page.on("request", lambda request: requests.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
     names = ("index.html", "tutorials/clinic.html", "reference/cli.html", "reference/python.html")

@@ -25,8 +25,10 @@ def prepared(shared_maker):
     """A good run, a run with smaller logits, and a run with the opposite decisions."""
     images = shared_maker.images("compared", normal=40, pneumonia=60)
     runs = [shared_maker.run("good"), shared_maker.run("weak", gain=0.001), shared_maker.run("wrong", gain=-0.05)]
+    ledger = shared_maker.root / "compared.jsonl"
+    ledger.unlink(missing_ok=True)  # a fixture of a module may be set up twice in one process
     for run in runs:
-        evaluate(run, images, ledger=shared_maker.root / "compared.jsonl")
+        evaluate(run, images, ledger=ledger)
     return images, runs
 
 

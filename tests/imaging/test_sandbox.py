@@ -36,7 +36,7 @@ from pneumoscope.imaging.sandbox.pool import DecodePool, Limits
 
 CODEC = ("tests.imaging.hostile_codec",)
 LIMITS = Limits(memory=2**30, cpu_seconds=20, wall_seconds=60)
-SHORT_LIMITS = Limits(memory=2**30, cpu_seconds=20, wall_seconds=1.5)
+SHORT_LIMITS = Limits(memory=2**30, cpu_seconds=20, wall_seconds=4)
 GRAY = np.random.default_rng(3).integers(0, 256, (300, 200), dtype=np.uint8)
 SIZE = Preprocessing(size=64)
 
@@ -60,7 +60,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def wait_until_exited(pids: list[int], seconds: float = 20) -> None:
+def wait_until_exited(pids: list[int], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while alive := [pid for pid in pids if is_alive(pid)]:
         assert time.monotonic() < deadline, f"{alive} have not exited"
@@ -269,9 +269,9 @@ def test_only_the_file_of_a_batch_that_hangs_has_an_error(impatient_pool: Decode
 def test_the_deadline_stops_an_image_that_takes_too_long(impatient_pool: DecodePool, action: str) -> None:
     assert np.array_equal(impatient_pool.decode(png()).pixels, GRAY)
     before, start = pids(impatient_pool), time.monotonic()
-    with pytest.raises(DecodeTimeoutError, match=r"decoding took more than 1\.5 s\. The file is damaged"):
+    with pytest.raises(DecodeTimeoutError, match=r"decoding took more than 4 s\. The file is damaged"):
         impatient_pool.preprocess(hostile(action), SIZE)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60
     wait_until_exited(before)
     assert np.array_equal(impatient_pool.decode(png()).pixels, GRAY)
 
@@ -279,8 +279,8 @@ def test_the_deadline_stops_an_image_that_takes_too_long(impatient_pool: DecodeP
 @pytest.mark.slow
 @pytest.mark.parametrize("action", ["loop", "native"])
 def test_processor_time_is_limited_for_each_image(action: str) -> None:
-    # `wall_seconds` ends the test if processor time is not limited; a loaded machine needs 20 s for 2 s of processor time
-    with DecodePool(1, limits=Limits(memory=2**30, cpu_seconds=1, wall_seconds=40), preload=CODEC) as pool:
+    # `wall_seconds` ends the test if processor time is not limited; a loaded machine may need 20 s for 1 s of processor time
+    with DecodePool(1, limits=Limits(memory=2**30, cpu_seconds=1, wall_seconds=120), preload=CODEC) as pool:
         with pytest.raises(DecodeTimeoutError, match=r"decoding took more than 1 s of processor time"):
             pool.preprocess(hostile(action), SIZE)
         assert np.array_equal(pool.decode(png()).pixels, GRAY)
@@ -448,7 +448,7 @@ def test_a_forked_process_cannot_use_the_pool_of_its_parent() -> None:
         pool.decode(png())
         child = multiprocessing.get_context("fork").Process(target=decode_and_exit)
         child.start()
-        child.join(20)
+        child.join(60)
         child.kill()
         assert child.exitcode == 7
         assert np.array_equal(pool.decode(png()).pixels, GRAY)

@@ -381,7 +381,7 @@ def test_images_are_decoded_concurrently(model, monkeypatch):
     barrier = threading.Barrier(4)
 
     def meet(*arguments, **options):
-        barrier.wait(10)
+        barrier.wait(60)
         return decode(*arguments, **options)
 
     monkeypatch.setattr(image_loader, "decode", meet)

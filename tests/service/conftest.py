@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socketserver
 import sqlite3
 import subprocess
 import sys
@@ -137,11 +138,11 @@ def postgresql_server():
         environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
         subprocess.run(
             [programs / "initdb", "-D", data, "-U", "tester", "--auth=trust", "-N"],
-            check=True, capture_output=True, timeout=60, env=environment, cwd=folder, **user,
+            check=True, capture_output=True, timeout=START_SECONDS, env=environment, cwd=folder, **user,
         )  # fmt: skip
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
         with started(
-            [programs / "postgres", "-D", data, *options.split()], deadline=3600,
+            [programs / "postgres", "-D", data, *options.split()], deadline=4 * 3600,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, cwd=folder, **user,
         ) as server:  # fmt: skip
             address = f"postgresql://tester@127.0.0.1:{port}/postgres"
@@ -149,7 +150,7 @@ def postgresql_server():
                 _wait_for_database(address)
                 yield address
                 server.send_signal(signal.SIGINT)  # fast shutdown: SIGTERM would wait for clients
-                server.wait(30)
+                server.wait(60)
             finally:
                 server.kill()
 
@@ -232,6 +233,13 @@ def copied_tables(request, monkeypatch, created_tables):
 
     if "migrations" not in request.fixturenames:
         monkeypatch.setattr(database_module, "_upgrade", create)
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    """Look more often for instances to predict, and for the end of a server: hundreds of tests wait for them."""
+    monkeypatch.setattr("pneumoscope.service.dicom.processing._POLL_SECONDS", 0.05)
+    monkeypatch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (0.02,))  # instead of 0.5 s
 
 
 @pytest.fixture(scope="session")

@@ -134,12 +134,12 @@ def test_service_starts_after_a_crash_between_writing_an_image_and_committing_it
     with served(bundle, tmp_path, program=["-c", KILLED_BEFORE_THE_COMMIT]) as (process, client):
         with pytest.raises(httpx.TransportError):
             client.post("/v1/predictions", files=[("images", ("a.png", png(100)))])
-        assert process.wait(20) == -signal.SIGKILL
+        assert process.wait(60) == -signal.SIGKILL
     assert len(list((tmp_path / "pneumoscope-data/staging").iterdir())) == 1
     with served(bundle, tmp_path) as (process, client):
         assert client.get("/v1/predictions").json()["total"] == 0
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert "orphaned" not in process.stderr.read()
     files = [path for name in ("blobs", "staging") for path in (tmp_path / "pneumoscope-data" / name).rglob("*")]
     assert [path for path in files if path.is_file()] == []
@@ -152,7 +152,7 @@ def test_service_prints_its_address_before_it_warns_of_orphaned_files(bundle, tm
     store.publish(content_hash(b"another database's"))
     with served(bundle, tmp_path) as (process, _):
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         first, *rest = process.stderr.read().splitlines()
     assert first.startswith("http://127.0.0.1:")
     warning = "WARNING Found 1 orphaned file in blobs/ (no database record). See `pneumoscope storage check`"

@@ -137,7 +137,7 @@ def test_full_disk_leaves_no_partial_prediction_and_the_service_continues(bundle
         assert (status, found["rows"], found["predictions"], found["images"]) == (0, 3, 2, 2)
 
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         output = process.stderr.read()
     assert output.count("WARNING POST /v1/predictions 503 storage local") == 2
     assert ("Not ready: no space left" in output) == (disk.ready == 503)

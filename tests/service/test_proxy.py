@@ -57,17 +57,17 @@ def proxied(bundle, tmp_path):
         trusted = ssl.create_default_context(cafile=folder / "images.pem")
         with (
             started(
-                [nginx, "-p", folder, "-c", folder / "nginx.conf"], deadline=100, stderr=subprocess.DEVNULL
+                [nginx, "-p", folder, "-c", folder / "nginx.conf"], deadline=300, stderr=subprocess.DEVNULL
             ) as proxy,
             httpx.Client(transport=Named(verify=trusted), base_url=f"https://{NAME}:{port}", timeout=30) as client,
         ):
             try:
-                until = time.monotonic() + 10
+                until = time.monotonic() + 60
                 while time.monotonic() < until and not reached(port):
                     time.sleep(0.05)
                 yield client, direct, folder
                 proxy.terminate()
-                proxy.wait(20)
+                proxy.wait(60)
             finally:
                 proxy.kill()
 
@@ -86,7 +86,7 @@ class Named(httpx.HTTPTransport):
 
 def reached(port):
     with socket.socket() as probe:
-        probe.settimeout(10)
+        probe.settimeout(60)
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
@@ -129,26 +129,26 @@ def test_live_list_comes_through_the_proxy_without_delay(proxied):
     client, _, _ = proxied
     own = {"Origin": str(client.base_url).rstrip("/")}
     client.post("/sign-in", data={"token": TOKEN}, headers=own)
-    with client.stream("GET", "/events", timeout=20) as response:
+    with client.stream("GET", "/events", timeout=60) as response:
         assert (response.status_code, response.headers["Content-Type"]) == (200, "text/event-stream; charset=utf-8")
         lines = (line for line in response.iter_lines() if line)
         assert [next(lines), next(lines)] == [": open", "retry: 3000"]  # although nothing has happened
         started = time.monotonic()
         client.post("/v1/predictions", content=png(), headers={"Content-Type": "image/png", **own})
         assert next(lines) == 'data: "changed"'
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30  # what nginx keeps back would not come at all
 
 
 def received(proxied, *parts):
     """Send bytes to the proxy and return its response, and the seconds until it closed the connection."""
     client, _, folder = proxied
     context = ssl.create_default_context(cafile=folder / "images.pem")
+    start, answer = time.monotonic(), b""
     with (
-        socket.create_connection(("127.0.0.1", client.base_url.port), timeout=20) as plain,
+        socket.create_connection(("127.0.0.1", client.base_url.port), timeout=60) as plain,
         context.wrap_socket(plain, server_hostname=NAME) as connection,
     ):
-        connection.settimeout(20)
-        start, answer = time.monotonic(), b""
+        connection.settimeout(60)
         for part in parts:
             connection.sendall(part)
         while chunk := connection.recv(1000):

@@ -40,14 +40,14 @@ def test_restart_keeps_everything(bundle, tmp_path):
         assert client.get("/readyz").json() == {"status": "ok"}
         answers = post(client, 100, 150).json()["predictions"]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert "Stopped" in process.stderr.read()
     status, found = verified(tmp_path)
     assert (status, found["rows"]) == (0, 2)
     with served(bundle, tmp_path) as (process, client):
         assert post(client, 150, 100).json()["predictions"] == answers[::-1]
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     assert verified(tmp_path, "--expect-hash", found["last_hash"]) == (0, found)
 
 
@@ -84,14 +84,14 @@ def test_shutdown_answers_accepted_requests(bundle, tmp_path):
             assert time.monotonic() < deadline
         process.send_signal(signal.SIGTERM)
         request.join(30)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
         assert len(found[0].json()["predictions"]) == 48
     assert verified(tmp_path)[1]["rows"] == 48
 
 
 def test_shutdown_does_not_wait_for_a_client_that_reads_nothing(bundle, tmp_path):
     """With a short shutdown timeout."""
-    short = "import pneumoscope.service.server as server; server._ANSWER_SECONDS = 1; import pneumoscope.cli as cli; cli.main()"
+    short = "import pneumoscope.service.server as server; server._ANSWER_SECONDS = 4; import pneumoscope.cli as cli; cli.main()"
     grain = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (4000, 4000), np.uint8)).save(grain, "PNG")
     with served(bundle, tmp_path, program=["-c", short]) as (process, client):
@@ -106,7 +106,7 @@ def test_shutdown_does_not_wait_for_a_client_that_reads_nothing(bundle, tmp_path
             process.send_signal(signal.SIGTERM)
             with pytest.raises(subprocess.TimeoutExpired):  # it waits for the client, up to the timeout
                 process.wait(0.5)
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
             assert "Stopped" in process.stderr.read()
     assert verified(tmp_path)[1]["rows"] == 2  # predicted and viewed
 
@@ -123,7 +123,7 @@ def test_shutdown_does_not_wait_for_a_removal_that_hangs(bundle, tmp_path):
     with served(bundle, tmp_path, program=["-c", hang]) as (process, client):
         post(client, 100)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
         assert "Stopped" in process.stderr.read()
 
 
@@ -140,7 +140,7 @@ def test_signal_before_the_server_runs_stops_it(bundle, tmp_path, number):
     with started(command, cwd=tmp_path, **pipes) as process:
         assert process.stdout.readline() == "now\n"
         process.send_signal(number)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert process.stderr.read().endswith("Stopped\n")
 
 
@@ -171,7 +171,7 @@ def failed_start(bundle, folder, *options):
     """Run a service that does not start, and return what it prints."""
     ran = subprocess.run(
         [sys.executable, "-m", "pneumoscope", "serve", "--port", "0", "--model", str(bundle), *options],
-        capture_output=True, text=True, cwd=folder, check=False, timeout=30,
+        capture_output=True, text=True, cwd=folder, check=False, timeout=60,
     )  # fmt: skip
     assert ran.returncode == 2
     return ran.stderr
@@ -240,7 +240,7 @@ def test_ephemeral_service_writes_no_file(bundle, tmp_path):
         (found,) = post(client, 100).json()["predictions"]
         assert client.get(f"/v1/predictions/{found['id']}/image.png").status_code == 200
         process.terminate()
-        process.wait(20)
+        process.wait(60)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -250,9 +250,9 @@ def test_images_expire_while_the_service_runs(bundle, tmp_path):
     with sqlite3.connect(tmp_path / "pneumoscope-data/pneumoscope.sqlite") as database:
         database.execute("UPDATE predictions SET created = '2020-01-01T00:00:00.000000Z'")
     with served(bundle, tmp_path, "--keep", "30d") as (_, client):
-        for _ in range(50):
-            if client.get(f"/v1/predictions/{found['id']}").json()["image_removed"]:
-                break
+        deadline = time.monotonic() + 60
+        while not client.get(f"/v1/predictions/{found['id']}").json()["image_removed"]:
+            assert time.monotonic() < deadline, "the image is not removed"
             time.sleep(0.1)
         assert client.get(f"/v1/predictions/{found['id']}/image.png").status_code == 410
         assert client.get(f"/v1/predictions/{found['id']}").json()["probability"] == found["probability"]
@@ -287,14 +287,12 @@ def test_disconnected_client_is_not_scored(bundle, tmp_path):
 def test_endless_header_is_rejected(bundle, tmp_path):
     with served(bundle, tmp_path) as (_, client):
         with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as endless:
-            endless.settimeout(20)
-            sent, start = 0, time.monotonic()
+            endless.settimeout(60)
             with suppress(ConnectionError):
                 endless.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n")
-                while time.monotonic() - start < 5:  # well below the timeout
-                    endless.sendall(b"X-%d: %s\r\n" % (sent, 1000 * b"a"))
-                    sent += 1
-            assert time.monotonic() - start < 5
+                for number in range(32_000):  # more than the buffers of a connection hold
+                    endless.sendall(b"X-%d: %s\r\n" % (number, 1000 * b"a"))
+                pytest.fail("a header of 32 MB was read")
         assert client.get("/healthz").status_code == 200
 
 
@@ -347,7 +345,7 @@ def test_failed_request_is_logged_on_standard_error(bundle, tmp_path):
         client.get("/v1/predictions?decison=pneumonia")
         client.get("/healthz")
         process.terminate()
-        process.wait(20)
+        process.wait(60)
         output = process.stderr.read()
     line = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ INFO GET /v1/predictions 422 usage local \d+ ms"
     assert len(re.findall(line, output)) == 1
@@ -386,7 +384,7 @@ def test_output_of_c_libraries_is_not_logged(bundle, tmp_path):
         kind = {"Content-Type": "image/tiff"}
         assert client.post("/v1/predictions", content=bytes(content), headers=kind).status_code in {201, 422}
         process.terminate()
-        process.wait(20)
+        process.wait(60)
         output = process.stderr.read()
     assert not re.search("(?i)fax|tiff|code word", output)
     assert output.endswith("Stopped\n")
@@ -407,7 +405,7 @@ def test_warnings_of_decoders_are_not_logged(bundle, tmp_path):
         kind = {"Content-Type": "application/dicom"}
         assert client.post("/v1/predictions", content=content, headers=kind).status_code == 422
         process.terminate()
-        process.wait(20)
+        process.wait(60)
         output = process.stderr.read()
     assert "422 unreadable_image" in output
     assert "DOE" not in output

@@ -33,7 +33,6 @@ def session(content, size):
     return BundleSession(card, content)
 
 
-RNG = np.random.default_rng(1)
 # Network, image size, and size of the heatmap.
 NETWORKS = (
     ("alexnet", 95, (2, 2)),  # dense layers on the flattened map
@@ -58,7 +57,8 @@ NETWORKS = (
 def test_exported_network_agrees_with_pytorch(name, size, grid, flip_averaging):
     torch.manual_seed(2)
     network = create_model(name, image_size=size, flip_averaging=flip_averaging)
-    images = (RNG.integers(0, 256, (64, size, size)) * RNG.uniform(0, 1, (64, 1, 1))).astype(np.uint8)
+    random = np.random.default_rng(1)
+    images = (random.integers(0, 256, (64, size, size)) * random.uniform(0, 1, (64, 1, 1))).astype(np.uint8)
     for layer in network.modules():  # batch statistics of these images, so that logits differ between images
         if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
             layer.momentum = 1.0
@@ -93,7 +93,7 @@ def test_exported_network_agrees_with_pytorch(name, size, grid, flip_averaging):
 def test_network_without_class_activation_is_exported_without_heatmap(name):
     torch.manual_seed(0)
     network = create_model(name, image_size=64).eval()
-    images = RNG.integers(0, 256, (5, 64, 64)).astype(np.uint8)
+    images = noise(5)
     exported = session(export_onnx(network, 64), 64)
 
     assert check_logits(network, images, exported.logits(images)).images == 5
@@ -131,8 +131,8 @@ def exported():
     return network, checks, export_onnx(network, 64, checks)
 
 
-def noise(count):
-    return RNG.integers(0, 256, (count, 64, 64)).astype(np.uint8)
+def noise(count, size=64):
+    return np.random.default_rng(1).integers(0, 256, (count, size, size)).astype(np.uint8)
 
 
 def test_file_has_its_weights_and_accepts_any_number_of_images(exported):
@@ -188,7 +188,7 @@ def test_heatmap_whose_contributions_cancel_passes():
     # One position before a LayerNorm: its contribution is zero to within rounding, of terms ten thousand times larger.
     torch.manual_seed(0)
     network = create_model("test_convnext", image_size=48).eval()
-    images = RNG.integers(0, 256, (12, 48, 48)).astype(np.uint8)
+    images = noise(12, 48)
     outputs = session(export_onnx(network, 48), 48).outputs(images, heatmaps=True)
     assert outputs.heatmap.shape == (12, 1, 1)
     assert np.abs(outputs.heatmap).max() < 1e-3 * heatmap_scale(network, images)

@@ -121,6 +121,7 @@ def test_progress_bar_on_a_terminal_does_not_change_the_weights(phantoms, tmp_pa
 
 def test_synchronized_batch_normalization_keeps_outputs_and_parameter_names():
     # torch's own conversion, which Lightning's `sync_batchnorm` calls, drops the activations inside timm's layers.
+    torch.manual_seed(0)
     network = create_model("test_efficientnet", image_size=32).eval()
     converted = convert_sync_batchnorm(copy.deepcopy(network))
     images = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
@@ -221,9 +222,9 @@ def test_workers_end_with_a_terminated_parent(two_workers):
 
     main.terminate()
 
-    assert main.wait(timeout=20) == -signal.SIGTERM
-    wait_until(lambda: all(status(pid)[0] == "Z" for pid in workers), 10)
-    wait_until(lambda: not is_locked(out), 10)  # the threads of a process end after its main thread
+    assert main.wait(timeout=60) == -signal.SIGTERM
+    wait_until(lambda: all(status(pid)[0] == "Z" for pid in workers), 60)
+    wait_until(lambda: not is_locked(out), 60)  # the threads of a process end after its main thread
 
 
 @needs_proc
@@ -233,12 +234,12 @@ def test_lock_is_held_until_the_last_worker_of_a_killed_parent_has_ended(two_wor
 
     main.kill()
 
-    assert main.wait(timeout=20) == -signal.SIGKILL
-    wait_until(lambda: status(workers[1])[0] == "Z", 10)
+    assert main.wait(timeout=60) == -signal.SIGKILL
+    wait_until(lambda: status(workers[1])[0] == "Z", 60)
     assert is_locked(out)
     os.kill(workers[0], signal.SIGCONT)
-    wait_until(lambda: status(workers[0])[0] == "Z", 10)
-    wait_until(lambda: not is_locked(out), 10)  # the threads of a process end after its main thread
+    wait_until(lambda: status(workers[0])[0] == "Z", 60)
+    wait_until(lambda: not is_locked(out), 60)  # the threads of a process end after its main thread
 
 
 @needs_proc
@@ -251,7 +252,7 @@ def test_terminated_worker_ends_the_run(two_workers):
     assert main.returncode == 2
     assert "error: a training process was ended (SIG" in stderr
     assert "repeat the command with --resume" in stderr
-    wait_until(lambda: all(status(pid)[0] == "Z" for pid in workers), 10)
+    wait_until(lambda: all(status(pid)[0] == "Z" for pid in workers), 60)
 
 
 def test_error_in_a_spawned_process_is_raised_with_its_type(phantoms, tmp_path):

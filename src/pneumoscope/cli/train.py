@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from pneumoscope.cli.options import accelerator_option, data_option, devices_option, overrides_option
+
+if TYPE_CHECKING:
+    from pneumoscope.runs.record import RunRecord
 
 __all__ = ["command"]
 
@@ -23,9 +27,17 @@ __all__ = ["command"]
     type=click.Path(path_type=Path, exists=True),
     help="Images of patients outside the age range, for a recipe with an age classifier.",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The run folder.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="The run folder; with --seeds the folder of the runs."
+)
 @overrides_option
-@click.option("--resume", is_flag=True, help="Resume the run in --out after its last complete epoch.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Train N runs with consecutive seeds, from training.seed, in OUT/seed-N.",
+)
+@click.option("--resume", is_flag=True, help="Resume in --out after the last complete epoch.")
 @accelerator_option
 @devices_option
 @click.option(
@@ -35,13 +47,19 @@ __all__ = ["command"]
     show_default=True,
     help="Number of machines with a shared disk; start the command on each with torchrun.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the record of the run (run.json) as one JSON document.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the record of the run (run.json) as one JSON document; with --seeds a list.",
+)
 def command(
     recipe: str,
     data: Path,
     outliers: Path | None,
     out: Path,
     overrides: tuple[str, ...],
+    seeds: int | None,
     resume: bool,
     accelerator: Literal["auto", "cpu", "gpu"],
     devices: int,
@@ -51,50 +69,65 @@ def command(
     """Train a network by a recipe, and write its bundle.
 
     RECIPE is a name (see `pneumoscope recipes`) or a TOML file. Images without splits are split as the recipe states. An
-    interrupted run continues with --resume, and ends with the same weights.
+    interrupted run continues with --resume, and ends with the same weights. With --seeds, `evaluate` and `compare` take the
+    folder of the runs, and state means and spreads.
 
     Example:  pneumoscope train alexnet-adam --data chest_xray --out runs/alexnet-adam
     """
     from pneumoscope.cli.progress import image_progress
     from pneumoscope.reproduction.recipes import report_recipes
     from pneumoscope.runs.recipe import packaged_recipes, read_recipe
+    from pneumoscope.runs.record import records_json
     from pneumoscope.runs.run_folder import BUNDLE_FOLDER, CURVES_FILE
-    from pneumoscope.training.train import train
+    from pneumoscope.training.train import train, train_seeds
     from pneumoscope.training.trainer import Devices
 
     with image_progress("preparing images") as progress, _resume_hint(out):
-        record = train(
-            read_recipe(recipe, overrides, packaged_recipes() | report_recipes()),
-            data,
-            out,
-            outliers=outliers,
-            resume=resume,
-            devices=Devices(accelerator, devices, nodes),
-            progress=progress,
-            log=lambda message: click.echo(message, err=True),
+        options: dict[str, Any] = {
+            "outliers": outliers,
+            "resume": resume,
+            "devices": Devices(accelerator, devices, nodes),
+            "progress": progress,
+            "log": lambda message: click.echo(message, err=True),
+        }
+        settings = read_recipe(recipe, overrides, packaged_recipes() | report_recipes())
+        records = (
+            [train(settings, data, out, **options)]
+            if seeds is None
+            else train_seeds(settings, data, out, seeds, **options)
         )
-    if record.state != "finished":
+    if any(record.state != "finished" for record in records):
         return  # a process on another node; the first one prints
     if as_json:
-        click.echo(record.to_json(), nl=False)
+        click.echo(records[0].to_json() if seeds is None else records_json(records), nl=False)
         return
-    click.echo(
-        f"{record.name}: best epoch {record.best_epoch} of {record.epochs},"
+    for record in records:
+        click.echo(_summary(record, "" if seeds is None else f", seed {record.seed}"))
+    if seeds is None:
+        click.echo(f"bundle  {out / BUNDLE_FOLDER}")
+        click.echo(f"curves  {out / CURVES_FILE}")
+    elif seeds > 1:
+        accuracies = [record.best_validation_accuracy or 0.0 for record in records]
+        spread = f"{statistics.mean(accuracies):.4f}, standard deviation {statistics.stdev(accuracies):.4f}"
+        click.echo(f"mean validation accuracy {spread}, n = {seeds} seeds")
+    click.echo(f"next    pneumoscope evaluate {out} --data {data}")
+
+
+def _summary(record: RunRecord, seed: str) -> str:
+    return (
+        f"{record.name}{seed}: best epoch {record.best_epoch} of {record.epochs},"
         f" validation accuracy {record.best_validation_accuracy:.4f}, {(record.seconds or 0) / 60:.1f} min"
     )
-    click.echo(f"bundle  {out / BUNDLE_FOLDER}")
-    click.echo(f"curves  {out / CURVES_FILE}")
-    click.echo(f"next    pneumoscope evaluate {out} --data {data}")
 
 
 @contextlib.contextmanager
 def _resume_hint(out: Path) -> Iterator[None]:
     """Print how to resume if the user interrupts a run that was started."""
-    from pneumoscope.runs.run_folder import is_run_folder
+    from pneumoscope.runs.run_folder import is_run_folder, run_folders
 
     try:
         yield
     except KeyboardInterrupt:
-        if is_run_folder(out):
+        if is_run_folder(out) or run_folders(out):
             click.echo("Complete epochs are saved. To continue, repeat the command with --resume.", err=True)
         raise

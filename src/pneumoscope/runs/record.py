@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -42,6 +42,7 @@ __all__ = [
     "now",
     "read_run",
     "record_resumption",
+    "records_json",
     "versions",
 ]
 
@@ -132,6 +133,11 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def to_json(self) -> str:
         """Return the record as indented JSON, without the fields that have no value."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2).decode() + "\n"
+
+
+def records_json(records: Sequence[RunRecord]) -> str:
+    """Return records as one indented JSON list; see `RunRecord.to_json`."""
+    return msgspec.json.format(msgspec.json.encode(records), indent=2).decode() + "\n"
 
 
 def now() -> str:

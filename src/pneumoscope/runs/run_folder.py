@@ -12,10 +12,13 @@ RUN/recipe.toml                 the recipe with all defaults
     evaluation/NAME/            evaluation.json and predictions.csv, written by `evaluate`; `test` has the run's own test images
 
 A process that trains in the folder holds the lock `.run.lock`.
+
+`train --seeds` makes a folder of runs: one run folder seed-N for each seed.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,6 +48,8 @@ __all__ = [
     "is_run_folder",
     "read_json",
     "read_text",
+    "run_folders",
+    "seed_folder",
 ]
 
 RUN_FILE = "run.json"
@@ -62,6 +67,7 @@ LOCK_FILE = ".run.lock"
 EVALUATION_FILE = "evaluation.json"
 PREDICTIONS_FILE = "predictions.csv"
 
+_NUMBER = re.compile(r"([0-9]+)")
 _TRAIN_HINT = "Is it a run folder? Train one: pneumoscope train RECIPE"
 _Record = TypeVar("_Record")
 
@@ -73,6 +79,19 @@ class _Header(msgspec.Struct):
 def is_run_folder(path: Path) -> bool:
     """Return True if a run was started in this folder."""
     return (path / RUN_FILE).is_file()
+
+
+def seed_folder(out: Path, seed: int) -> Path:
+    """Return the run folder of a seed in a folder of runs."""
+    return out / f"seed-{seed}"
+
+
+def run_folders(path: Path) -> list[Path]:
+    """Return the run folders in a folder of runs, sorted by name, numbers by value; none if the folder is itself a run."""
+    if is_run_folder(path) or not path.is_dir():
+        return []
+    found = [each for each in path.iterdir() if is_run_folder(each)]
+    return sorted(found, key=lambda each: [int(part) if part.isdigit() else part for part in _NUMBER.split(each.name)])
 
 
 def evaluation_folder(run: Path, name: str = "test") -> Path:

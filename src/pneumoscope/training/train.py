@@ -8,11 +8,12 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pneumoscope.bundle.bundle_folder import CARD_FILE, NETWORK_FILE
-from pneumoscope.core.errors import DatasetError, DivergedError, ParityError, UnreadableImageError, UsageError
+from pneumoscope.core.errors import DatasetError, DivergedError, ParityError, RunError, UnreadableImageError, UsageError
 from pneumoscope.core.files import remove_temporary_files
 from pneumoscope.core.messages import counted
 from pneumoscope.data.cache import UNREADABLE_HINT, preprocess_images
@@ -49,6 +50,8 @@ from pneumoscope.runs.run_folder import (
     RUN_FILE,
     WEIGHTS_FILE,
     is_run_folder,
+    run_folders,
+    seed_folder,
 )
 from pneumoscope.training.callbacks import completed_epochs
 from pneumoscope.training.data_module import ImageArrays, derive_seed
@@ -56,7 +59,7 @@ from pneumoscope.training.export import export
 from pneumoscope.training.frozen_features import cache_features
 from pneumoscope.training.trainer import Devices, device_name, resolve_precision, run_trainer
 
-__all__ = ["apply_split", "train"]
+__all__ = ["apply_split", "train", "train_seeds"]
 
 _MIN_IMAGES_PER_LABEL = 2
 # Train and validation loss from which on a run is called diverged if it cannot be exported: twice that of guessing.
@@ -136,6 +139,53 @@ def train(
         for name in _RUN_FILES:
             remove_temporary_files(out / name)
         return _train(recipe, manifest, outside, out, devices, lock, progress, log)
+
+
+def train_seeds(
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    count: int,
+    *,
+    resume: bool = False,
+    log: Callable[[str], None] = lambda message: None,
+    **options: Any,
+) -> list[RunRecord]:
+    """Train a recipe with consecutive seeds, each in a run folder of its own, and return the records of the runs.
+
+    The seed determines the initial weights, the order and augmentation of the images, and the validation images if the recipe
+    splits the data. Each run is the same as if it had been trained alone.
+
+    Args:
+        recipe: Recipe of the runs; its seed is the first one.
+        data: See `train`.
+        out: Folder of the runs: the run of seed 3 is `out`/seed-3.
+        count: Number of seeds.
+        resume: Keep finished runs in the folder, resume the one that was interrupted, and train the others.
+        log: Called with messages for the user.
+        options: Outliers, devices and progress; see `train`.
+
+    Raises:
+        UsageError: The number of seeds is not positive.
+        RunError: The folder is a run, or has runs and `resume` is false.
+        PneumoscopeError: See `train`.
+    """
+    if count < 1:
+        raise UsageError(f"the number of seeds is {count}; the minimum is 1", hint="Give a larger number")
+    if is_run_folder(out):
+        raise RunError(f"{str(out)!r} is a run, not a folder of runs", hint="Choose another folder with --out")
+    if not resume and (before := run_folders(out)):
+        raise RunError(
+            f"{str(out)!r} already has {counted(len(before), 'run')}",
+            hint="Resume with --resume, or choose another folder with --out",
+        )
+    records = []
+    for number in range(count):
+        seed = recipe.training.seed + number
+        log(f"seed {seed} ({number + 1} of {count})")
+        seeded = recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": seed})})
+        records.append(train(seeded, data, seed_folder(out, seed), resume=resume, log=log, **options))
+    return records
 
 
 def _outliers(path: Path | None, recipe: Recipe, manifest: Manifest) -> Outliers | None:

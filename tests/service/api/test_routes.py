@@ -355,19 +355,19 @@ def test_at_most_two_images_are_rendered_at_once(model, client, monkeypatch):
     def held(*arguments, **options):
         began.append(1)
         if len(began) <= 2:
-            two.wait(10)
-        assert go.wait(10)
+            two.wait(60)
+        assert go.wait(60)
         return decode(*arguments, **options)
 
     monkeypatch.setattr(model, "decode", held)
     with ThreadPoolExecutor(6) as pool:
         pictures = ("image.png", "thumbnail.png")
         responses = [pool.submit(client.get, f"/v1/predictions/{key}/{name}") for key in ids for name in pictures]
-        two.wait(10)
+        two.wait(60)
         time.sleep(0.3)
         assert len(began) == 2
         go.set()
-        assert [each.result(10).status_code for each in responses] == 6 * [200]
+        assert [each.result(60).status_code for each in responses] == 6 * [200]
     assert len(began) == 6
 
 
@@ -404,13 +404,15 @@ def test_token_that_is_missing_or_wrong_is_rejected(model):
 
 
 def test_readiness_fails_if_the_self_test_fails(client, app, monkeypatch):
+    monkeypatch.setattr(
+        "pneumoscope.service.predictions._CHECK_SECONDS", 3
+    )  # which a busy machine may take for two requests
     assert client.get("/readyz").json() == {"status": "ok"}
     monkeypatch.setattr(
         "pneumoscope.inference.session.self_test_image", lambda size: np.zeros((1, size, size), np.uint8)
     )
-    assert client.get("/readyz").status_code == 200  # the result of this second
-    monkeypatch.setattr("pneumoscope.service.predictions._CHECK_SECONDS", 0)
-    time.sleep(1)
+    assert client.get("/readyz").status_code == 200  # the result of the last seconds
+    time.sleep(3)
     answer = client.get("/readyz")
     problem(answer, 503, "bundle")
     assert answer.headers["Retry-After"]

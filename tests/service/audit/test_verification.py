@@ -270,7 +270,7 @@ def test_verification_succeeds_during_writes(repository):
     for worker in workers:
         worker.start()
     try:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 90
         while verify(repository.engine, images=repository.storage.blobs).rows < 60 and time.monotonic() < end:
             pass
     finally:

@@ -35,7 +35,7 @@ def authorize(client, sub, **form):
     """Start to sign in, authenticate at the provider, and return the address to which it redirects."""
     started = client.get("/sign-in/openid-connect", params={"next": "/dashboard"})
     assert started.status_code == 302
-    answer = httpx.post(started.headers["Location"], data={"sub": sub, **form}, timeout=20)
+    answer = httpx.post(started.headers["Location"], data={"sub": sub, **form}, timeout=60)
     assert answer.status_code == 302, answer.text
     return answer.headers["Location"]
 
@@ -129,7 +129,7 @@ def test_provider_that_cannot_be_reached_is_an_error_and_tokens_still_work(model
 def test_target_of_the_sign_in_is_a_page_of_the_service(model, tmp_path, issuer):
     with service(model, tmp_path, issuer) as client:
         started = client.get("/sign-in/openid-connect", params={"next": "https://evil.example"})
-        answer = httpx.post(started.headers["Location"], data={"sub": "1"}, timeout=20)
+        answer = httpx.post(started.headers["Location"], data={"sub": "1"}, timeout=60)
         assert 'content="0;url=/"' in client.get(answer.headers["Location"]).text
 
 

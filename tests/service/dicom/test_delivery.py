@@ -4,9 +4,12 @@ import hashlib
 import io
 import json
 import logging
+import re
+import shutil
+import subprocess
 import time
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
 
@@ -16,6 +19,7 @@ from fastapi.testclient import TestClient
 from pydicom.uid import generate_uid
 from requests.exceptions import SSLError
 from tests.images import dicom
+from tests.processes import free_port, started
 from tests.service.conftest import predicted
 from urllib3 import exceptions as urllib3_errors
 
@@ -52,7 +56,7 @@ class Archive:
     """A DICOM node that keeps what it receives, or answers with a status of its own."""
 
     def __init__(self):
-        self.stored, self.received, self.status, self.port = {}, 0, 0x0000, 0
+        self.stored, self.received, self.status, self.port = {}, 0, 0x0000, free_port()
         self.contents = {}  # the bytes of each copy by UID
         self._server = None
 
@@ -62,7 +66,6 @@ class Archive:
             ae.add_supported_context(sop_class)
         handlers = [(pynetdicom.evt.EVT_C_STORE, self._store)]
         self._server = ae.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
-        self.port = self._server.server_address[1]
         return self
 
     def stop(self):
@@ -78,6 +81,12 @@ class Archive:
             self.stored.setdefault(stored.SOPInstanceUID, []).append(stored)
             self.contents.setdefault(stored.SOPInstanceUID, []).append(event.encoded_dataset())
         return self.status
+
+
+@pytest.fixture(autouse=True)
+def short_delivery_waits(monkeypatch):
+    """Look more often for results to deliver: most of these tests wait for a delivery."""
+    monkeypatch.setattr(delivery, "_POLL_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -116,7 +125,7 @@ def receive(client, level=100, reply_to="PACS", **elements):
 def wait_until(condition, what):
     deadline = time.monotonic() + SECONDS
     while not condition():
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, what() if callable(what) else what
         time.sleep(0.05)
 
 
@@ -136,7 +145,7 @@ def texts_of(report):
 
 def kinds(archive):
     names = {uid: kind for kind, uid in results.SOP_CLASSES.items()}
-    return sorted(names[each.SOPClassUID] for copies in archive.stored.values() for each in copies)
+    return sorted(names[each.SOPClassUID] for copies in list(archive.stored.values()) for each in copies)
 
 
 def test_results_return_to_the_sender_in_the_study_of_the_image(model, archive):
@@ -178,6 +187,29 @@ def test_objects_are_those_of_the_api(model, archive):
             expected = pydicom.dcmread(io.BytesIO(client.get(f"/v1/predictions/{found['id']}/{kind}.dcm").content))
             (stored,) = archive.stored[expected.SOPInstanceUID]
             assert pydicom.Dataset(stored) == pydicom.Dataset(expected)
+
+
+def test_dcmtk_stores_every_kind_of_result(model, tmp_path):
+    program = shutil.which("storescp", path="/usr/bin:/usr/local/bin")  # pynetdicom has one of the same name
+    if program is None:
+        pytest.skip("storescp is not installed (Debian's package dcmtk)")
+    port = free_port()
+    command = [program, "--aetitle", "ARCHIVE", "--output-directory", tmp_path, str(port)]
+    peers = (DicomPeer("PACS", "ARCHIVE", "127.0.0.1", port),)
+    settings = DicomConfiguration(
+        DicomSettings("127.0.0.1", 0, "PNEUMOSCOPE", peers, timeout=5), quiet_seconds=0,
+        results=ResultSettings(objects=("secondary_capture", "structured_report", "parametric_map", "presentation_state")),
+    )  # fmt: skip
+    with started(command, stdout=subprocess.DEVNULL) as process, service(model, settings) as (client, repository):
+        receive(client)
+        wait_for_delivery(repository, 4)
+        (found,) = predicted(client)
+        client.delete(f"/v1/predictions/{found['id']}")
+        wait_for_delivery(repository, 5)
+        process.kill()
+    stored = [pydicom.dcmread(file) for file in tmp_path.iterdir()]
+    assert {each.SOPClassUID for each in stored} == set(results.SOP_CLASSES.values())
+    assert {(each.StudyInstanceUID, str(each.PatientName)) for each in stored} == {("1.2.3", "王^小明")}
 
 
 def test_image_that_is_sent_again_has_no_second_result(model, archive):
@@ -314,6 +346,21 @@ def test_destination_that_always_fails_delays_no_other(model, archive):
         status = {each.destination: each for each in repository.outbox.status()}
         assert (status["PACS"].delivered, status["PACS"].waiting) == (2, 0)
         assert (status["AWAY"].delivered, status["AWAY"].waiting, status["AWAY"].failing) == (0, 2, 2)
+
+
+def test_failures_and_age_of_waiting_results_are_in_the_metrics_and_on_the_dashboard(model, archive):
+    archive.stop()
+    with service(model, configuration(archive)) as (client, repository):
+        receive(client)
+        wait_until(lambda: [bool(each.attempts) for each in repository.outbox.find()] == [True, True], "no attempt")
+        metrics, page = client.get("/metrics").text, client.get("/dashboard").text
+        (status,) = repository.outbox.status()
+        assert 'pneumoscope_outbox_failing_results{destination="PACS"} 2.0' in metrics
+        (age,) = re.findall(r'^pneumoscope_outbox_oldest_seconds\{destination="PACS"\} (\S+)$', metrics, re.MULTILINE)
+        assert 0 < float(age) < SECONDS
+        (row,) = re.findall(r'<tr><th scope="row">PACS</th>(.*?)</tr>', page, re.DOTALL)
+        shown = re.sub("<[^>]*>", " ", row).split()
+        assert shown == ["0", "2", "▲", "2", *status.oldest[:16].split("T")]
 
 
 def test_own_results_are_acknowledged_and_not_predicted(model, archive):
@@ -523,6 +570,34 @@ def test_site_rule_excludes_an_image_with_a_result_or_without(model, archive):
         assert kinds(archive) == 2 * ["secondary_capture"] + 2 * ["structured_report"]
 
 
+@pytest.mark.parametrize(
+    ("condition", "elements"),
+    [
+        ({"modalities": ("OT",)}, {"Modality": "OT"}),
+        ({"views": ("LL",)}, {"ViewPosition": "LL"}),
+        ({"stations": ("SCANNER",)}, {"StationName": "scanner"}),
+        ({"senders": ("PACS",)}, {}),
+        ({"min_age": 16}, {"PatientAge": "040Y"}),
+        ({"until": date(2025, 12, 31)}, {"StudyDate": "20250401"}),
+    ],
+)
+def test_site_rule_without_results_holds_for_a_file_that_cannot_be_read(model, archive, condition, elements):
+    rules = (SiteRule(name="none", action="exclude", result=False, **condition),)
+    with service(model, configuration(archive, rules=rules)) as (client, repository):
+        receive(client, PixelData=bytes(10), **elements)
+        (found,) = predicted(client, 1, "/v1/unreadable")
+        assert found["failure"]["code"] == "unreadable_image"
+        assert repository.outbox.find() == []
+
+
+def test_site_rule_of_other_images_leaves_a_file_that_cannot_be_read_its_results(model, archive):
+    rules = (SiteRule(name="none", action="exclude", result=False, modalities=("OT",)),)
+    with service(model, configuration(archive, rules=rules)) as (client, repository):
+        receive(client, PixelData=bytes(10))
+        wait_for_delivery(repository, 2)
+        assert kinds(archive) == ["secondary_capture", "structured_report"]
+
+
 def test_study_is_quiet_after_its_last_instance():
     clock = [datetime(2026, 1, 1, tzinfo=UTC)]
     inbox = Inbox(open_database(None), None, now=lambda: clock[0])
@@ -695,7 +770,7 @@ def test_object_may_have_arrived_unless_the_response_of_the_server_excludes_it(m
 
 
 def test_object_may_have_arrived_if_the_server_stops_in_the_middle_of_its_answer(model, monkeypatch):
-    monkeypatch.setattr(delivery, "HTTP_SECONDS", 0.5)
+    monkeypatch.setattr(delivery, "HTTP_SECONDS", 3)
     with web_server(stalls=True) as (url, _), service(model, web_destination(url)) as (client, repository):
         receive(client, reply_to="")
 

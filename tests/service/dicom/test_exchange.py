@@ -159,7 +159,7 @@ def test_lost_instance_is_in_the_audit_log(waiting):
     (instance,) = instances(repository)
     repository.inbox._files.remove(instance["image_sha256"])
     waiting.post("/v1/inbox/release", json={})
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while repository.inbox.status().instances:
         assert time.monotonic() < deadline, "it waits"
         time.sleep(0.05)

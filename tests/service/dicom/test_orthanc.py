@@ -313,7 +313,7 @@ def test_results_stay_delivered_where_orthanc_does_not_allow_storage_commitment(
     ):
         storescu(orthanc, write(tmp_path))
         wait_until(lambda: errors() == {("pending", "association_aborted")}, lambda: (errors(), orthanc.log()))
-        assert is_settled(opened, images=1, own_results=2)
+        wait_until(lambda: is_settled(opened, images=1, own_results=2), opened.states)
         assert orthanc.count() == 3
 
 

@@ -16,13 +16,13 @@ pynetdicom = pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
 associations = pytest.importorskip("pneumoscope.service.dicom.outgoing_associations")
 make_certificates = pytest.importorskip("tests.service.dicom.test_orthanc").make_certificates
 VERIFICATION, CT = "1.2.840.10008.1.1", "1.2.840.10008.5.1.4.1.1.2"
-SECONDS = 20
+SECONDS = 60
 
 
 def reason(port, host="127.0.0.1", *, title="PACS", context=VERIFICATION, **settings):
     """Return the code of the reason why there is no association; "" if there is one."""
     peer = DicomPeer("PACS", title, host, port)
-    node = DicomSettings("127.0.0.1", 0, "PNEUMOSCOPE", (peer,), **{"timeout": 2} | settings)
+    node = DicomSettings("127.0.0.1", 0, "PNEUMOSCOPE", (peer,), **{"timeout": SECONDS} | settings)
     try:
         with associations.open_association(peer, node, [pynetdicom.build_context(context)]):
             return ""
@@ -102,12 +102,12 @@ def test_name_without_an_address_is_not_resolved(name):
 
 def test_silent_peer_is_a_timeout():
     with listener() as port:
-        assert reason(port) == "timeout"
+        assert reason(port, timeout=2) == "timeout"
 
 
 def test_peer_that_closes_the_connection_aborts_the_association():
     with listener(answer_and_close) as port:
-        assert reason(port, timeout=SECONDS) == "association_aborted"
+        assert reason(port) == "association_aborted"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_rejection_states_its_reason(rejection, expected):
         connection.recv(100)  # until the requestor closes the connection
 
     with listener(reject) as port:
-        assert reason(port, timeout=SECONDS) == expected
+        assert reason(port) == expected
 
 
 def test_rejection_that_arrives_at_once_states_its_reason(monkeypatch):
@@ -148,12 +148,12 @@ def test_rejection_that_arrives_at_once_states_its_reason(monkeypatch):
 
     with peer(require_called_aet=True) as port:
         monkeypatch.setattr(associations, "_Socket", create)
-        assert reason(port, title="OTHER", timeout=SECONDS) == "called_ae_title_not_recognized"
+        assert reason(port, title="OTHER") == "called_ae_title_not_recognized"
 
 
 def test_title_that_is_not_that_of_the_peer_is_stated():
     with peer(require_called_aet=True) as port:
-        assert reason(port, title="OTHER", timeout=SECONDS) == "called_ae_title_not_recognized"
+        assert reason(port, title="OTHER") == "called_ae_title_not_recognized"
 
 
 def test_peer_that_stores_nothing_of_ours_is_no_peer_that_is_away():
@@ -174,7 +174,7 @@ def test_failed_handshake_is_an_error_of_tls(tmp_path):
 
 def http_reason(url):
     with pytest.raises(requests.RequestException) as error:
-        requests.get(url, timeout=1)
+        requests.get(url, timeout=SECONDS)
     return connection_error_code(error.value)
 
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from datetime import date
 from urllib.parse import parse_qsl
@@ -117,7 +118,7 @@ def archive(studies, *, moved=(), status=0x0000, find_status=0x0000, calling="PN
         evt_handlers=[(pynetdicom.evt.EVT_C_FIND, find), (pynetdicom.evt.EVT_C_MOVE, move)],
     )  # fmt: skip
     peer = DicomPeer("PACS", "ARCHIVE", "127.0.0.1", server.server_address[1])
-    settings = DicomSettings("127.0.0.1", 0, "PNEUMOSCOPE", (peer,), timeout=10)
+    settings = DicomSettings("127.0.0.1", 0, "PNEUMOSCOPE", (peer,), timeout=SECONDS)
     try:
         yield DicomConfiguration(settings), requests
     finally:
@@ -531,9 +532,9 @@ host = "127.0.0.1"
 port = {archive_port}
 """
         )
-        for _ in range(100):
-            if storescu(archive_port, program="echoscu", called="ARCHIVE", check=False).returncode == 0:
-                break
+        deadline = time.monotonic() + SECONDS
+        while storescu(archive_port, program="echoscu", called="ARCHIVE", check=False).returncode:
+            assert time.monotonic() < deadline, "the archive does not answer"
         for number in range(4):
             storescu(archive_port, tmp_path / f"{number}.dcm", called="ARCHIVE")
         status, _, message = ran_pull(tmp_path, "--from", "archive", "--study", study_uid(wanted[0]))

@@ -147,7 +147,7 @@ def test_committed_result_that_is_sent_again_is_committed_again_and_counted_once
             test_commitment.wait_for_commitment(repository, ["committed", "committed"])
             lost = lose_all(archive)
             assert resend(repository.engine, study_instance_uid=STUDY["StudyInstanceUID"], time=now()) == 2
-            wait_until(lambda: archive.contents == lost, "results were not sent")
+            wait_until(lambda: archive.contents == lost and is_done(repository), "results were not sent")
             test_commitment.wait_for_commitment(repository, ["committed", "committed"])
             (status,) = repository.outbox.status()
             assert (status.delivered, status.committed, status.uncommitted) == (2, 2, 0)

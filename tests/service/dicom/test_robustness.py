@@ -216,6 +216,11 @@ def test_lost_image_is_reported_though_a_site_rule_gives_the_other_copy_no_resul
         assert results() == {(f"PACS{lost}", "lost", False)}
 
 
+def test_lost_image_is_not_reported_if_a_site_rule_gives_it_no_result(model):
+    with two_copies(model, 1, first={"ViewPosition": "LL"}, rules=NO_LATERAL) as (results, _):
+        assert results() == {("PACS2", "", True)}
+
+
 def test_copy_of_another_sender_sends_no_result_by_earlier_settings(model):
     """After an update, the results of the earlier copy are those of the earlier model: it would have to be sent again."""
     with two_copies(model, 2) as (results, client):
@@ -332,7 +337,8 @@ def test_object_on_which_the_pacs_aborts_delays_no_other(model, aborting, at_onc
         for level in (90, 100, 110):
             receive(client, level)
         wait_until(lambda: kinds(aborting) == 3 * ["structured_report"], "reports wait for captures")
-        assert {each.kind for each in repository.outbox.find()} == {"secondary_capture"}
+        # The archive has a report a moment before the service knows.
+        wait_until(lambda: {each.kind for each in repository.outbox.find()} == {"secondary_capture"}, "reports wait")
 
 
 def test_object_that_cannot_be_written_delays_no_other(model, archive, monkeypatch):
@@ -436,8 +442,8 @@ def test_damaged_file_delays_no_other_and_is_replaced_when_it_is_sent_again(mode
     repository = PredictionRepository(tmp_path / "data")
     with service(model, slow_configuration(archive), repository) as (client, _):
         uid = receive(client, 90)
+        (first,) = (tmp_path / "data/inbox/staging").iterdir()
         receive(client, 100)
-        (first, _) = sorted((tmp_path / "data/inbox/staging").iterdir(), key=lambda path: path.stat().st_mtime_ns)
         first.write_bytes(b"damaged")
         repository.inbox.release()
         predicted(client)
@@ -487,7 +493,7 @@ def test_pdu_that_arrives_byte_by_byte_is_cut_off(model):
     with client, socket.create_connection(("127.0.0.1", opened.port), timeout=30) as slow:
         slow.sendall(b"\x01\x00\x00\x00\x10\x00")
         slow.settimeout(0.3)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             assert time.monotonic() < deadline, "the connection stays open"
             try:
@@ -501,10 +507,10 @@ def test_pdu_that_arrives_byte_by_byte_is_cut_off(model):
 
 
 def test_connections_above_the_limit_are_closed(model):
-    client, opened = node(model, max_associations=2, timeout=20)
+    client, opened = node(model, max_associations=2, timeout=60)
     with client:
         connections = [socket.create_connection(("127.0.0.1", opened.port), timeout=30) for _ in range(10)]
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 45
         open_ones = 10
         while open_ones > 4 and time.monotonic() < deadline:
             open_ones = sum(is_open(each) for each in connections)

@@ -15,6 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 from pydicom.uid import generate_uid
 from tests.images import dicom
+from tests.processes import free_port
 from tests.service.conftest import predicted, served
 
 from pneumoscope.core.errors import UsageError
@@ -41,7 +42,7 @@ class Receiver:
     """An HTTP server that answers with a status, and keeps what it receives."""
 
     def __init__(self):
-        self.requests, self.status, self.headers, self.hold, self.port = [], 204, {}, None, 0
+        self.requests, self.status, self.headers, self.hold, self.port = [], 204, {}, None, free_port()
         self._server = None
 
     def start(self):
@@ -68,7 +69,6 @@ class Receiver:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         self._server.daemon_threads = True
-        self.port = self._server.server_address[1]
         self._thread = Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
         return self

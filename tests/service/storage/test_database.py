@@ -22,7 +22,7 @@ from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.tables import METADATA, REVISION
 
 CANARY = "DOE^JANE"
-SECONDS = 20
+SECONDS = 60
 
 
 @pytest.mark.usefixtures("migrations")

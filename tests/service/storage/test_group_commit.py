@@ -13,11 +13,11 @@ class SharedError(Exception):
 
 def test_single_item_is_committed_at_once():
     group = GroupCommit(lambda items: [2 * item for item in items], SharedError, name="doubling")
-    assert group.submit(21).result(10) == 42
-    group.close(10)
+    assert group.submit(21).result(60) == 42
+    group.close(60)
 
 
-def run(commit, items, max_batch=64, patience=10):
+def run(commit, items, max_batch=64, patience=60):
     """Return the results or errors of items, and the batches; all but the first arrive while the first is committed."""
     begun, gathered, batches = threading.Event(), threading.Event(), []
 
@@ -25,15 +25,15 @@ def run(commit, items, max_batch=64, patience=10):
         batches.append(list(batch))
         if len(batches) == 1:
             begun.set()
-            gathered.wait(10)
+            gathered.wait(60)
         return commit(batch)
 
     group = GroupCommit(record, SharedError, name="recording", max_batch=max_batch, patience=patience)
     futures = [group.submit(items[0])]
-    assert begun.wait(10)
+    assert begun.wait(60)
     futures += [group.submit(item) for item in items[1:]]
     gathered.set()
-    group.close(10)
+    group.close(60)
     return [each.exception(0) or each.result(0) for each in futures], batches
 
 
@@ -79,7 +79,7 @@ def test_item_may_have_its_own_error():
         name="odd",
     )
     futures = [group.submit(item) for item in range(4)]
-    group.close(10)
+    group.close(60)
     assert [each.result(0) for each in futures[::2]] == [0, 2]
     assert [each.exception(0).args for each in futures[1::2]] == [(1,), (3,)]
 
@@ -89,17 +89,17 @@ def test_cancelled_item_is_not_committed():
 
     def do(items):
         begun.set()
-        go.wait(10)
+        go.wait(60)
         done.extend(items)
         return items
 
     group = GroupCommit(do, SharedError, name="committing")
     first = group.submit(1)
-    assert begun.wait(10)
+    assert begun.wait(60)
     gone, last = group.submit(2), group.submit(3)
     assert gone.cancel()
     go.set()
-    group.close(10)
+    group.close(60)
     assert (first.result(0), last.result(0), done) == (1, 3, [1, 3])
 
 
@@ -109,8 +109,8 @@ def test_error_is_raised_to_the_caller():
 
     group = GroupCommit(do, SharedError, name="failing")
     with pytest.raises(KeyError):
-        group.submit(1).result(10)
-    group.close(10)
+        group.submit(1).result(60)
+    group.close(60)
 
 
 def test_close_does_not_wait_longer_than_its_timeout():
@@ -118,16 +118,16 @@ def test_close_does_not_wait_longer_than_its_timeout():
 
     def wait(items):
         begun.set()
-        assert release.wait(20)
+        assert release.wait(60)
         return list(items)
 
     group = GroupCommit(wait, SharedError, name="waiting")
     future = group.submit(1)
-    assert begun.wait(10)
+    assert begun.wait(60)
     group.close(0.01)
     assert not future.done()
     release.set()
-    assert future.result(10) == 1
+    assert future.result(60) == 1
 
 
 def test_items_that_have_waited_fail_with_the_first_one_and_later_ones_are_tried():

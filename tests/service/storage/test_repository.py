@@ -486,7 +486,7 @@ def test_image_posted_during_its_removal_is_stored(repository, monkeypatch):
         if not others:
             others.append(threading.Thread(target=lambda: repository.remove(first.id, user="me")))
             others[-1].start()
-            others[-1].join(10)
+            others[-1].join(60)
         return staged
 
     with monkeypatch.context() as between:
@@ -505,7 +505,7 @@ def test_image_posted_during_its_removal_is_stored(repository, monkeypatch):
 
     monkeypatch.setattr(repository.storage.blobs, "remove", removed_while_another_comes)
     repository.remove(second.id, user="me")
-    others[-1].join(10)
+    others[-1].join(60)
     assert repository.image(found[0]) == b"image"
 
 
@@ -515,7 +515,7 @@ def test_image_that_cannot_be_written_affects_no_other(repository, monkeypatch):
 
     def staged_but_for_the_large_one(images):
         begun.set()
-        assert go.wait(10)
+        assert go.wait(60)
         large = content_hash(b"large")
         staged = stage({sha256: image for sha256, image in images.items() if sha256 != large})
         return staged._replace(failed={large: StorageError("full")} if large in images else {})
@@ -523,12 +523,12 @@ def test_image_that_cannot_be_written_affects_no_other(repository, monkeypatch):
     monkeypatch.setattr(repository.storage.blobs, "stage", staged_but_for_the_large_one)
     submit = partial(repository.submit, user="me")
     futures = [submit(prediction(), b"first")]
-    assert begun.wait(10)
+    assert begun.wait(60)
     futures += [submit(prediction(), image) for image in (b"small", b"large", b"small too", b"small")]
     go.set()
     with pytest.raises(StorageError, match="full"):
-        futures[2].result(10)
-    kept = [futures[place].result(10) for place in (0, 1, 3, 4)]
+        futures[2].result(60)
+    kept = [futures[place].result(60) for place in (0, 1, 3, 4)]
     assert [new for _, new in kept] == [True, True, True, False]
     assert {repository.image(record) for record, _ in kept} == {b"first", b"small", b"small too"}
     assert repository.find(Filter()).total == verify(repository.engine, images=repository.storage.blobs).rows == 3
@@ -614,15 +614,15 @@ def test_review_does_not_wait_for_an_image_to_be_written(repository, monkeypatch
 
     def slow(images):
         begun.set()
-        assert go.wait(10)
+        assert go.wait(60)
         return stage(images)
 
     monkeypatch.setattr(repository.storage.blobs, "stage", slow)
     coming = repository.submit(prediction(), b"slow", user="me")
-    assert begun.wait(10)
+    assert begun.wait(60)
     assert repository.review(record.id, "pneumonia", user="me").reviews
     go.set()
-    assert coming.result(10)[1]
+    assert coming.result(60)[1]
 
 
 def test_expired_images_are_removed_and_predictions_stay(tmp_path, database):

@@ -36,8 +36,8 @@ def test_expired_images_are_removed_and_failures_are_retried(repository, short_i
     monkeypatch.setattr(Retention, "expire_images", fail_twice)
     retention = Retention(repository, timedelta(0))
     retention.start()
-    assert done.wait(10)
-    retention.stop(10)
+    assert done.wait(60)
+    retention.stop(60)
     assert list(repository.storage.blobs.stored()) == []
     assert caplog.messages == [
         "Images or identities could not be removed; the next run tries again: locked",
@@ -67,8 +67,8 @@ def test_image_that_cannot_be_removed_does_not_keep_other_images_from_expiring(
     add(repository, b"expired")
     retention = Retention(repository, timedelta(0))
     retention.start()
-    assert done.wait(10)
-    retention.stop(10)
+    assert done.wait(60)
+    retention.stop(60)
     assert [key for key, _ in repository.storage.blobs.stored()] == [stuck.image_sha256]
     assert set(caplog.messages) == {"Images or identities could not be removed; the next run tries again: read-only"}
 
@@ -90,8 +90,8 @@ def test_without_an_age_only_failed_removals_are_retried(repository, short_inter
         repository.remove(record.id, user="me")
     retention = Retention(repository, None)
     retention.start()
-    assert done.wait(10)
-    retention.stop(10)
+    assert done.wait(60)
+    retention.stop(60)
     assert [repository.storage.blobs.get(key) for key, _ in repository.storage.blobs.stored()] == [b"stays"]
 
 
@@ -166,14 +166,14 @@ def test_stop_does_not_wait_longer_than_its_timeout(repository, monkeypatch):
 
     def wait():
         begun.set()
-        assert release.wait(20)
+        assert release.wait(60)
         ended.set()
 
     monkeypatch.setattr(repository.storage, "retry_failed", wait)
     retention = Retention(repository, None)
     retention.start()
-    assert begun.wait(10)
+    assert begun.wait(60)
     retention.stop(0.01)
     assert not ended.is_set()
     release.set()
-    assert ended.wait(10)
+    assert ended.wait(60)

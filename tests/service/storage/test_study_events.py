@@ -21,7 +21,7 @@ WEBHOOKS = ("ris", "portal")
 def receive(repository, name):
     """Store an instance, and return it as the processor gets it."""
     instance = ReceivedInstance("PACS", "", UID, f"{UID}.{name}", "{}")
-    repository.inbox.submit(instance, name.encode(), timedelta(0), "settings").result(10)
+    repository.inbox.submit(instance, name.encode(), timedelta(0), "settings").result(60)
     return next(each for each in repository.inbox.ready(100) if each.sop_instance_uid == instance.sop_instance_uid)
 
 
@@ -44,7 +44,7 @@ def predict(repository, instance):
         finish(connection, instance, Outcome("predicted", "settings", id), time)
         enqueue(connection, time)
 
-    return repository.submit(found, name.encode(), user="PACS", also=also).result(10)[0].id
+    return repository.submit(found, name.encode(), user="PACS", also=also).result(60)[0].id
 
 
 def waiting(repository):

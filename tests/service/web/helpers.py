@@ -144,12 +144,27 @@ def stored_review(client, id):
     return (reviews[0]["label"], reviews[0]["note"]) if reviews else None
 
 
-def wait_until(page, condition, seconds=10):
+def wait_until(page, condition, seconds=60):
     """Wait until a condition is true; the page's events are handled meanwhile."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "timed out"
         page.wait_for_timeout(20)
+
+
+def wait_until_still(page):
+    """Wait until the page has not scrolled for ten frames: the browser scrolls smoothly, and on a busy machine late."""
+    page.evaluate(
+        """new Promise((end) => {
+          let place = scrollY, frames = 0;
+          const look = () => {
+            frames = scrollY === place ? frames + 1 : 0;
+            place = scrollY;
+            frames < 10 ? requestAnimationFrame(look) : end();
+          };
+          look();
+        })"""
+    )
 
 
 def sign_in(page):

@@ -16,6 +16,7 @@ from tests.service.web.helpers import (
     stored_review,
     upload,
     wait_until,
+    wait_until_still,
 )
 
 pytestmark = pytest.mark.browser
@@ -109,6 +110,7 @@ def test_decision_is_in_view_when_the_next_image_opens_and_full_screen_begins_an
     page = opened(size)
     for key, name in (("j", "second.dcm"), ("s", "second.dcm"), ("k", "first.dcm"), ("s", "first.dcm")):
         page.mouse.wheel(0, 400)
+        wait_until_still(page)
         page.keyboard.press(key)
         expect_viewer(page, name)
         expect_values(page)

@@ -215,5 +215,5 @@ def test_lost_connection_is_shown_in_the_viewer(browser, bundle_folder, tmp_path
             expect_viewer(page, "high.png")
             wait_until_live(page, client)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
             expect(page.locator("#live-status")).to_have_text("This page is not live; reconnecting …")

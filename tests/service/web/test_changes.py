@@ -21,7 +21,7 @@ from pneumoscope.service.storage.retention import Retention
 from pneumoscope.service.web.changes import MAX_USER_STREAMS, ChangeStreams
 
 EVENT = 'data: "changed"'
-LIMIT = 20  # seconds that a test waits for an event
+LIMIT = 60  # seconds that a test waits for an event
 
 
 # --- the repository
@@ -93,7 +93,7 @@ async def signed_in():
     return True
 
 
-async def take(stream, count, seconds=5.0):
+async def take(stream, count, seconds=LIMIT):
     """Return the next events of a stream."""
     async with asyncio.timeout(seconds):
         return [await anext(stream) for _ in range(count)]
@@ -101,7 +101,7 @@ async def take(stream, count, seconds=5.0):
 
 def test_many_changes_are_one_event_and_at_most_one_per_interval():
     async def run():
-        changes = ChangeStreams(min_interval=0.3)
+        changes = ChangeStreams(min_interval=1)
         with changes.reserve("me"):
             stream = changes.events(None, signed_in)
             (opened,) = await take(stream, 1)
@@ -113,12 +113,14 @@ def test_many_changes_are_one_event_and_at_most_one_per_interval():
             threads = [threading.Thread(target=changes.notify) for _ in range(20)]
             for thread in threads:
                 thread.start()
+            for thread in threads:
+                thread.join(LIMIT)
             (second,) = await take(stream, 1)
-            assert time.monotonic() - started > 0.25
+            assert time.monotonic() - started > 0.5  # the interval began a moment before `started`
             assert first == second
             assert (first.data, first.id, first.event) == ("changed", None, None)  # nothing about a patient
             with pytest.raises(TimeoutError):
-                await take(stream, 1, seconds=0.6)
+                await take(stream, 1, seconds=1.5)
 
     asyncio.run(asyncio.wait_for(run(), LIMIT))
 
@@ -160,7 +162,7 @@ def test_stream_ends_with_the_session_and_with_the_service():
             await asyncio.sleep(0.01)
             changes.close()
             with pytest.raises(StopAsyncIteration):
-                await asyncio.wait_for(waiting, 5)
+                await asyncio.wait_for(waiting, LIMIT)
 
     asyncio.run(asyncio.wait_for(run(), LIMIT))
 
@@ -241,12 +243,10 @@ def test_upload_reaches_an_open_stream_and_shutdown_does_not_wait_for_it(bundle,
             client.post("/v1/predictions", files=[("images", ("DOE^JANE.png", png(140)))])
             assert read() == EVENT
             assert [other(), other(), other()] == [": open", "retry: 3000", EVENT]
-            started = time.monotonic()
             process.send_signal(signal.SIGTERM)
             assert read() is None
             assert other() is None
-            assert process.wait(20) == 0
-            assert time.monotonic() - started < 10
+            assert process.wait(60) == 0  # half the time that it has for answers
         assert "Stopped" in process.stderr.read()
 
 

@@ -11,7 +11,7 @@ def test_open_option_starts_the_default_browser(bundle_folder, tmp_path, monkeyp
     browser.chmod(0o755)
     monkeypatch.setenv("BROWSER", f"{browser} %s")
     with served(bundle_folder, tmp_path, "--open") as (_, client):
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not opened.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         assert opened.read_text().strip() == str(client.base_url).rstrip("/")

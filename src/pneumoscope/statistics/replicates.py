@@ -1,0 +1,130 @@
+"""Means over several trainings of one recipe, and differences of such means, with the variance of seeds and of patients.
+
+The trainings are the readers of a multi-reader multi-case study in which each reader reads with one modality, the recipe: both
+readers and cases are samples. A test that leaves out one of the two variances finds differences that another seed, or other
+patients, would not show.
+
+Source: Obuchowski & Rockette 1995, Commun Stat Simul Comput 24:285; degrees of freedom by Hillis 2007, Stat Med 26:596; readers
+nested within modalities by Hillis 2014, Stat Med 33:330.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from pneumoscope.core.errors import UndefinedMetricError
+from pneumoscope.core.results import Interval
+from pneumoscope.statistics.inputs import FloatArray, IntArray
+
+__all__ = ["proportion_covariance", "replicates_difference", "replicates_mean", "replicates_method"]
+
+
+def proportion_covariance(successes: npt.ArrayLike, groups: IntArray) -> tuple[FloatArray, FloatArray]:
+    """Return the proportions of one or more networks on the same images, and the covariance of these proportions.
+
+    Args:
+        successes: True where a network is correct, shape (k, n).
+        groups: Patient numbers from `inputs.patient_groups`, shape (n,). Images of one patient may be correlated.
+
+    Returns:
+        Proportions, shape (k,), and covariance, shape (k, k).
+
+    Raises:
+        UndefinedMetricError: There are fewer than 2 patients.
+
+    Source: The linearized variance of a mean of clusters, Cochran 1977, Sampling Techniques, section 9A.
+    """
+    x = np.atleast_2d(np.asarray(successes, dtype=np.float64))
+    n_patients = len(np.unique(groups))
+    if n_patients < 2:
+        raise UndefinedMetricError(f"the variance of a proportion needs 2 patients; there are {n_patients}")
+    mean = x.mean(axis=1)
+    residuals = np.stack([np.bincount(groups, row) for row in x - mean[:, None]]) / x.shape[1]
+    return mean, n_patients / (n_patients - 1) * residuals @ residuals.T
+
+
+def replicates_mean(
+    values: npt.ArrayLike, covariance: FloatArray, *, n: int, method: str, level: float = 0.95
+) -> Interval:
+    """Return the mean of a metric over trainings, with an interval for other seeds and other patients.
+
+    Args:
+        values: The metric of each training on the same images, 0 to 1, shape (r,).
+        covariance: Covariance of the values over patients, shape (r, r); see `proportion_covariance` and
+            `roc.delong_covariance`.
+        n: Number of images.
+        method: See `replicates_method`.
+        level: Coverage, 0 to 1.
+
+    Returns:
+        The interval, within 0 to 1. A single training has no variance of seeds: its interval is for other patients only. The
+        ends are None if the variance is 0, since the data then show no variation.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    between, within = _between(x), max(_common_covariance(covariance), 0.0)
+    half = _half_width(between + within, _degrees((x,), between + within), level)
+    mean = float(x.mean())
+    if half is None:
+        return Interval(mean, None, None, method, n, level)
+    return Interval(mean, max(mean - half, 0.0), min(mean + half, 1.0), method, n, level)
+
+
+def replicates_difference(
+    a: npt.ArrayLike, b: npt.ArrayLike, covariance: FloatArray, *, n: int, method: str, level: float = 0.95
+) -> tuple[Interval, float | None]:
+    """Return the difference of two means over trainings, a minus b, and the two-sided p of the hypothesis that it is 0.
+
+    Args:
+        a, b: The metric of each training of two recipes on the same images, shapes (r,) and (s,).
+        covariance: Covariance of all values over patients, those of a first, shape (r + s, r + s).
+        n: Number of images.
+        method: See `replicates_method`.
+        level: Coverage, 0 to 1.
+
+    Returns:
+        The interval, and p; the ends and p are None if the variance is 0. A single training has no variance of seeds: the
+        result then applies to this training, not to its recipe.
+    """
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    cross = float(covariance[: len(x), len(x) :].mean())
+    common = _common_covariance(covariance[: len(x), : len(x)]) + _common_covariance(covariance[len(x) :, len(x) :])
+    variance = _between(x) + _between(y) + max(common - 2 * cross, 0.0)
+    degrees, difference = _degrees((x, y), variance), float(x.mean() - y.mean())
+    half = _half_width(variance, degrees, level)
+    if half is None:
+        return Interval(difference, None, None, method, n, level), None
+    p = 2 * float(stats.t.sf(abs(difference) / math.sqrt(variance), degrees))
+    return Interval(difference, max(difference - half, -1.0), min(difference + half, 1.0), method, n, level), p
+
+
+def replicates_method(groups: IntArray) -> str:
+    """Return the name of the method; see `roc.delong_method`."""
+    suffix = " by patient" if len(np.unique(groups)) < len(groups) else ""
+    return f"obuchowski-rockette, seeds and images random{suffix}"
+
+
+def _between(values: FloatArray) -> float:
+    """Return the variance of a mean by the differences between its trainings; 0 for one training."""
+    return float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
+
+
+def _common_covariance(covariance: FloatArray) -> float:
+    """Return the mean covariance of two trainings of a recipe; the variance of a single training."""
+    r = len(covariance)
+    return float((covariance.sum() - np.trace(covariance)) / (r * (r - 1))) if r > 1 else float(covariance[0, 0])
+
+
+def _degrees(samples: tuple[FloatArray, ...], variance: float) -> float:
+    """Return the degrees of freedom of a variance; infinity if no seeds contribute to it."""
+    parts = sum(_between(values) ** 2 / (len(values) - 1) for values in samples if len(values) > 1)
+    return variance**2 / parts if parts else math.inf
+
+
+def _half_width(variance: float, degrees: float, level: float) -> float | None:
+    if variance <= 0:
+        return None
+    return float(stats.t.ppf((1 + level) / 2, degrees)) * math.sqrt(variance)
