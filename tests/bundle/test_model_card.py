@@ -13,7 +13,7 @@ from pneumoscope.bundle.model_card import model_card
 from pneumoscope.core.errors import BundleError
 from pneumoscope.core.population import Population
 from pneumoscope.core.prediction_messages import notice
-from pneumoscope.core.results import to_json
+from pneumoscope.core.result_forms import to_json
 from pneumoscope.data.check import check_data
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.evaluate import evaluate

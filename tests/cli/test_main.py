@@ -69,6 +69,7 @@ def test_every_command_has_a_module() -> None:
     modules = {path.stem for path in (SOURCE / "cli").glob("*.py")} - {
         "__init__",
         "imports",
+        "interrupt",
         "options",
         "progress",
         "service_database",

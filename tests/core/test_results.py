@@ -11,6 +11,7 @@ from pneumoscope.core import results
 from pneumoscope.core.comparison import Comparison, RunSummary
 from pneumoscope.core.errors import MissingExtraError
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.result_forms import to_json
 from pneumoscope.core.results import (
     SCHEMA,
     Confusion,
@@ -20,7 +21,6 @@ from pneumoscope.core.results import (
     OperatingPointResult,
     SetDifference,
     Subgroup,
-    to_json,
 )
 
 HALF = Interval(value=0.5, low=0.25, high=0.75, method="wilson", n=12)
@@ -107,6 +107,7 @@ def test_evaluation_rows_have_one_interval_each():
         ("half", "virus", "accuracy"),
     ]
     none = {"operating_point": None, "etiology": None, "subgroup": None, "reference": None}
+    none |= {"prevalence": None, "threshold_probability": None}
     assert rows[0] == {**none, "metric": "auroc", **dataclasses.asdict(HALF)}
 
 

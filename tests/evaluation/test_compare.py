@@ -83,8 +83,8 @@ def test_comparison_json_has_images_runs_pairs_and_sentences(runs, tmp_path):
         assert required <= set(run)
         assert run["test"]["n"] == 100
         assert {"value", "low", "high", "method", "n"} <= set(run["test"]["accuracy"])
-        assert len(run["test"]) == 13
-    assert len(data["pairs"]) == 6
+        assert len(run["test"]) == 18
+    assert len(data["pairs"]) == 12
     assert data["reference"] is None
     assert data["command"] == "pneumoscope compare ..."
     assert data["sentences"] == list(comparison.sentences)
@@ -93,7 +93,7 @@ def test_comparison_json_has_images_runs_pairs_and_sentences(runs, tmp_path):
 def test_csv_has_one_row_per_run_and_metric(runs, tmp_path):
     comparison = compare(runs[:2], out=tmp_path)
     rows = list(csv.DictReader((tmp_path / "comparison.csv").read_text().splitlines()))
-    assert len(rows) == 2 * 12
+    assert len(rows) == 2 * 17
     (row,) = (row for row in rows if (row["run"], row["metric"]) == ("weak", "auroc"))
     assert float(row["value"]) == comparison.runs[1].test["auroc"].value
 
@@ -303,7 +303,7 @@ def test_tests_of_predictions_agree_with_the_binomial_test_and_a_bootstrap(maker
     comparison = compare(files, data=folder)
     a, b = ((values >= 0.5) == labels for values in scores)
     only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())
-    accuracy, auroc = comparison.pairs
+    accuracy, auroc, *_ = comparison.pairs
     assert accuracy.p == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue)
     draws = []
     for _ in range(400):

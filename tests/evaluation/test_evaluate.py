@@ -11,6 +11,7 @@ from msgspec import structs
 from PIL import Image
 from scipy.special import expit
 from sklearn import metrics
+from sklearn.linear_model import LogisticRegression
 from tests.conftest import LIMITS
 
 from pneumoscope.bundle.card import short_hash
@@ -353,3 +354,24 @@ def test_rejected_images_are_counted_and_included_in_all_metrics(maker):
     assert "out_of_distribution" in checked.rejected.reasons
     assert (bare.rejected.share.value, bare.rejected.reasons) == (0, {})
     assert (checked.metrics, checked.operating_points) == (bare.metrics, bare.operating_points)
+
+
+def test_calibration_net_benefit_and_predictive_values_are_recorded(maker):
+    images, run = maker.images(), maker.run()
+    evaluation, scored = evaluate(run, images, prevalence=0.1)
+    p, y = np.array([i.probability for i in scored]), np.array([i.label == "PNEUMONIA" for i in scored])
+    assert evaluation.metrics["observed_expected_ratio"].value == pytest.approx(y.sum() / p.sum())
+    model = LogisticRegression(C=1e12, tol=1e-10).fit(np.log(p / (1 - p))[:, None], y)
+    assert evaluation.metrics["calibration_slope"].value == pytest.approx(model.coef_[0, 0], rel=1e-3)
+    curve = {point.threshold_probability: point for point in evaluation.decision_curve}
+    tp, fp = ((p >= 0.4) & y).sum(), ((p >= 0.4) & ~y).sum()
+    assert curve[0.4].net_benefit.value == pytest.approx((tp - fp * 0.4 / 0.6) / len(y))
+    assert curve[0.4].treat_all.value == pytest.approx(y.mean() - (1 - y.mean()) * 0.4 / 0.6)
+    for point in evaluation.operating_points.values():
+        sensitivity, specificity = point.metrics["sensitivity"].value, point.metrics["specificity"].value
+        expected_value = 0.1 * sensitivity / (0.1 * sensitivity + 0.9 * (1 - specificity))
+        assert point.predictive_values.precision.value == pytest.approx(expected_value)
+    rows = [row for row in evaluation.rows() if row["prevalence"] == 0.1]
+    assert len(rows) == 2 * 4
+    assert len([row for row in evaluation.rows() if row["threshold_probability"] == 0.4]) == 3
+    assert read_evaluation(run / "evaluation" / "test" / "evaluation.json") == evaluation

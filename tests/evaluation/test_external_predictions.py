@@ -315,7 +315,7 @@ def test_one_label_leaves_metrics_undefined_and_thresholds_impossible(maker, tmp
     assert evaluation.metrics["auroc"].reason == "there is no NORMAL image"
     other = maker.images("north", split=".", pneumonia=0, seed=3)
     validation = load_manifest(other).images
-    with pytest.raises(DatasetError, match="predictions for 12 NORMAL, 0 PNEUMONIA validation images"):
+    with pytest.raises(DatasetError, match="has 12 NORMAL, 0 PNEUMONIA validation images"):
         evaluate_predictions(
             file,
             images,

@@ -57,7 +57,15 @@ def test_positives_are_the_pneumonias():
 
 def test_ranking_metrics_include_the_calibration_metrics():
     result = ranking_metrics(IMAGES, seed=7)
-    assert list(result) == ["auroc", "auprc", "brier", "expected_calibration_error"]
+    assert list(result) == [
+        "auroc",
+        "auprc",
+        "brier",
+        "expected_calibration_error",
+        "calibration_slope",
+        "calibration_intercept",
+        "observed_expected_ratio",
+    ]
     squares = [0.1**2, 0.5**2, 0.1**2, 0.3**2, 0.7**2, 0.05**2]
     assert result["brier"].value == pytest.approx(sum(squares) / 6)
     assert result["brier"].seed == 7

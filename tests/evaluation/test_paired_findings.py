@@ -5,7 +5,13 @@ import pytest
 from scipy import stats
 
 from pneumoscope.core.results import Interval
-from pneumoscope.evaluation.paired_findings import RunScores, findings, paired_tests, percentage_points
+from pneumoscope.evaluation.paired_findings import (
+    RunScores,
+    findings,
+    paired_tests,
+    percentage_points,
+    training_sentence,
+)
 from pneumoscope.statistics.intervals import wilson
 
 N = 624
@@ -26,16 +32,40 @@ def test_images_of_one_label_have_no_delong_test():
         RunScores("a", np.array([True, True]), np.array([1.0, 2.0])),
         RunScores("b", np.array([True, False]), np.zeros(2)),
     ]
-    accuracy, auroc = paired_tests(runs, np.array([True, True]), ["p", "q"])
+    accuracy, auroc, *_ = paired_tests(runs, np.array([True, True]), ["p", "q"])
     assert accuracy.difference.value == 0.5
     assert (auroc.difference.value, auroc.p, auroc.verdict) == (None, None, "not distinguishable")
     assert "there are 2 with PNEUMONIA and 0 NORMAL" in auroc.difference.reason
     assert auroc.sentence == f"a and b cannot be compared in AUROC: {auroc.difference.reason}."
 
 
+def test_missing_label_leaves_its_test_undefined():
+    runs = [RunScores("a", np.array([True, True]), np.zeros(2)), RunScores("b", np.array([True, False]), np.zeros(2))]
+    *_, sensitivity, specificity = paired_tests(runs, np.array([True, True]), ["p", "q"])
+    assert sensitivity.difference.value == 0.5
+    assert (specificity.difference.value, specificity.p, specificity.difference.n) == (None, None, 0)
+    assert specificity.sentence == "a and b cannot be compared in specificity: there is no NORMAL image."
+
+
+@pytest.mark.parametrize(("metric", "positive"), [("sensitivity", True), ("specificity", False)])
+def test_sensitivity_and_specificity_agree_with_the_binomial_test_on_their_images(metric, positive):
+    random = np.random.default_rng(5)
+    runs = [
+        RunScores(name, random.random(N) < share, random.normal(size=N)) for name, share in (("a", 0.9), ("b", 0.8))
+    ]
+    (pair,) = (pair for pair in paired_tests(runs, LABELS, PATIENTS) if pair.metric == metric)
+    a, b = (each.correct[positive == LABELS] for each in runs)
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    assert pair.p == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue)
+    assert pair.difference.value == pytest.approx(a.mean() - b.mean())
+    assert pair.difference.n == int((positive == LABELS).sum())
+    assert f" {metric}" in pair.sentence
+    assert "percentage points" in pair.sentence
+
+
 def test_significant_difference_names_the_better_run_first():
     a, b = run("good", range(48)), run("bad", range(126), quality=0.5)
-    accuracy, auroc = paired_tests([a, b], LABELS, PATIENTS)
+    accuracy, auroc, *_ = paired_tests([a, b], LABELS, PATIENTS)
     p = stats.binomtest(78, 78).pvalue
     assert accuracy.p == accuracy.p_holm == pytest.approx(p)
     assert (accuracy.verdict, accuracy.metric, accuracy.test) == ("a", "accuracy", "mcnemar, exact")
@@ -49,7 +79,7 @@ def test_significant_difference_names_the_better_run_first():
 
 
 def test_sentence_states_the_difference_of_the_better_run():
-    (accuracy, _) = paired_tests([run("bad", range(126)), run("good", range(48))], LABELS, PATIENTS)
+    accuracy, *_ = paired_tests([run("bad", range(126)), run("good", range(48))], LABELS, PATIENTS)
     assert accuracy.verdict == "b"
     assert accuracy.difference.value == pytest.approx(-0.125)
     assert accuracy.sentence.startswith("good has a higher accuracy than bad: +12.5 percentage points [")
@@ -58,7 +88,7 @@ def test_sentence_states_the_difference_of_the_better_run():
 
 
 def test_small_difference_is_not_significant():
-    accuracy, auroc = paired_tests([run("x", range(48)), run("y", range(40, 100), seed=1)], LABELS, PATIENTS)
+    accuracy, auroc, *_ = paired_tests([run("x", range(48)), run("y", range(40, 100), seed=1)], LABELS, PATIENTS)
     p = stats.binomtest(40, 92).pvalue
     assert p > 0.05
     assert accuracy.p == pytest.approx(p)
@@ -69,7 +99,7 @@ def test_small_difference_is_not_significant():
 
 def test_equal_decisions_have_no_p_value():
     same = run("x", range(48))
-    accuracy, auroc = paired_tests([same, RunScores("y", same.correct, same.logits * 2)], LABELS, PATIENTS)
+    accuracy, auroc, *_ = paired_tests([same, RunScores("y", same.correct, same.logits * 2)], LABELS, PATIENTS)
     assert accuracy.p is None
     assert accuracy.p_holm is None
     assert auroc.p is None
@@ -95,7 +125,7 @@ def test_every_pair_is_tested_once_per_metric():
         [run(name, range(k)) for name, k in zip("abcd", (40, 50, 60, 70), strict=True)], LABELS, PATIENTS
     )
     names = [(pair.metric, pair.a, pair.b) for pair in tests]
-    assert len(names) == len(set(names)) == 12
+    assert len(names) == len(set(names)) == 24
     assert names[0] == ("accuracy", "a", "b")
 
 
@@ -112,12 +142,17 @@ def test_tests_account_for_several_images_of_one_patient():
 def test_tests_of_repeated_patients_are_named():
     runs = [run("good", range(48)), run("bad", range(126), quality=0.5)]
     pairs = [f"p{i // 2}" for i in range(N)]
-    accuracy, auroc = paired_tests(runs, LABELS, pairs)
+    accuracy, auroc, *_ = paired_tests(runs, LABELS, pairs)
     assert accuracy.test == "mcnemar, exact, clustered by patient (permutation)"
     assert "; McNemar, exact, clustered by patient (permutation): p < 0.001, Holm-corrected)." in accuracy.sentence
     assert auroc.test == "delong by patient"
-    assert "; DeLong by patient: p < 0.001, Holm-corrected)." in auroc.sentence
-    assert [pair.test for pair in paired_tests(runs, LABELS, PATIENTS)] == ["mcnemar, exact", "delong"]
+    assert "; DeLong, clustered by patient (Obuchowski): p < 0.001, Holm-corrected)." in auroc.sentence
+    assert [pair.test for pair in paired_tests(runs, LABELS, PATIENTS)] == [
+        "mcnemar, exact",
+        "delong",
+        "mcnemar, exact",
+        "mcnemar, exact",
+    ]
 
 
 def test_difference_whose_interval_contains_zero_is_not_significant():
@@ -140,7 +175,7 @@ def test_findings_state_the_best_run_the_pairs_and_the_limits():
     runs = [run("a", range(48)), run("b", range(44, 96)), run("c", range(126))]
     pairs = paired_tests(runs, LABELS, PATIENTS)
     accuracies = [wilson(int(r.correct.sum()), N) for r in runs]
-    sentences = findings(["a", "b", "c"], accuracies, pairs, [True] * 3)
+    sentences = findings(["a", "b", "c"], accuracies, pairs, training_sentence([True] * 3))
     assert sentences[0] == (
         "a has the highest accuracy of the 3 runs, 0.923 [0.899, 0.941]; the difference is not significant for b."
     )
@@ -152,25 +187,27 @@ def test_findings_state_the_best_run_the_pairs_and_the_limits():
 def test_findings_state_that_the_best_run_differs_from_all_others():
     runs = [run("a", range(10)), run("b", range(100)), run("c", range(126))]
     accuracies = [wilson(int(r.correct.sum()), N) for r in runs]
-    assert findings(["a", "b", "c"], accuracies, paired_tests(runs, LABELS, PATIENTS), [True] * 3)[0].endswith(
-        "; the difference from every other run is significant."
-    )
+    assert findings(["a", "b", "c"], accuracies, paired_tests(runs, LABELS, PATIENTS), training_sentence([True] * 3))[
+        0
+    ].endswith("; the difference from every other one is significant.")
 
 
 def test_runs_with_equal_accuracy_share_the_highest():
     def best(*wrong):
         runs = [run(name, images) for name, images in zip("abc", wrong, strict=True)]
         accuracies = [wilson(int(r.correct.sum()), N) for r in runs]
-        return findings(["a", "b", "c"], accuracies, paired_tests(runs, LABELS, PATIENTS), [True] * 3)[0]
+        return findings(
+            ["a", "b", "c"], accuracies, paired_tests(runs, LABELS, PATIENTS), training_sentence([True] * 3)
+        )[0]
 
     tie = "a and b share the highest accuracy of the 3 runs, 0.923; the difference "
-    assert best(range(48), range(40, 88), range(126)) == tie + "from every other run is significant."
+    assert best(range(48), range(40, 88), range(126)) == tie + "from every other one is significant."
     assert best(range(48), range(40, 88), range(50)) == tie + "is not significant for c."
     assert best(range(48), range(40, 88), range(48)) == "All 3 runs have the same accuracy, 0.923."
 
 
 def test_single_run_has_no_findings():
-    assert findings(["a"], [wilson(1, 2)], (), [True]) == ()
+    assert findings(["a"], [wilson(1, 2)], (), training_sentence([True])) == ()
 
 
 def test_percentage_points_are_hundredths():
@@ -185,7 +222,7 @@ def test_findings_say_nothing_of_a_training_that_is_unknown():
     pairs = paired_tests(runs, LABELS, PATIENTS)
     accuracies = [wilson(int(r.correct.sum()), N) for r in runs]
     limits = {
-        trained: findings(["a", "b"], accuracies, pairs, trained)[-1].partition(" Each 95%")[0]
+        trained: findings(["a", "b"], accuracies, pairs, training_sentence(trained))[-1].partition(" Each 95%")[0]
         for trained in ((True, True), (True, False), (False, False))
     }
     assert limits[True, True].startswith("Each run is one training with one seed")

@@ -14,10 +14,21 @@ import numpy as np
 import pytest
 
 from pneumoscope.core.comparison import Comparison, PairedTest, ReferenceRow, ReferenceTable, RunSummary
-from pneumoscope.core.results import Confusion, Evaluation, Interval, OperatingPointResult, ScoredImage, to_json
+from pneumoscope.core.image_flow import ImageCount, ImageFlow
+from pneumoscope.core.result_forms import to_json
+from pneumoscope.core.results import (
+    Confusion,
+    Evaluation,
+    Interval,
+    OperatingPointResult,
+    PredictiveValues,
+    ScoredImage,
+)
 from pneumoscope.reporting.comparison_page import write_comparison_page
-from pneumoscope.statistics.calibration import weighted_brier, weighted_calibration_error
+from pneumoscope.statistics.calibration import calibration_intervals, weighted_brier, weighted_calibration_error
+from pneumoscope.statistics.decision_curve import decision_curve
 from pneumoscope.statistics.intervals import newcombe, paired_difference, proportion, wilson
+from pneumoscope.statistics.likelihood_ratios import predictive_values
 from pneumoscope.statistics.metrics import confusion, threshold_metrics
 from pneumoscope.statistics.paired import delong_test, holm, mcnemar_exact
 from pneumoscope.statistics.roc import auroc_interval, weighted_auprc
@@ -94,6 +105,7 @@ def evaluate(name: str, images: Images, scored: list[ScoredImage]) -> Evaluation
             confusion(predicted, y),
             threshold_metrics(predicted, y, images.patient, resamples=RESAMPLES),
             {name: proportion((predicted == y)[etiologies == name], None) for name in ("normal", "bacteria", "virus")},
+            predictive_values=PredictiveValues(0.1, **predictive_values(predicted, y, images.patient, 0.1)),
         )
     weights = np.ones((1, len(y)))
     ece, loss = (float(metric(probability, y, weights)[0]) for metric in (weighted_calibration_error, weighted_brier))
@@ -113,12 +125,22 @@ def evaluate(name: str, images: Images, scored: list[ScoredImage]) -> Evaluation
             "auprc": Interval(precision, precision - 0.011, min(1.0, precision + 0.008), **bootstrap),
             "brier": Interval(loss, loss - 0.01, loss + 0.012, **bootstrap),
             "expected_calibration_error": Interval(ece, ece * 0.7, ece * 1.4, **bootstrap),
+            **calibration_intervals(probability, y, images.patient, resamples=RESAMPLES),
         },
         auroc_by_etiology={
             name: auroc_interval(logit[(etiologies == name) | ~y], y[(etiologies == name) | ~y])
             for name in ("bacteria", "virus")
         },
         operating_points=operating_points,
+        flow=ImageFlow(
+            source="Kermany <2018> & others",
+            skipped=2,
+            unreadable=1,
+            labeled=ImageCount(len(y) + 40, len(set(images.patient)) + 30),
+            other_splits={"train": ImageCount(40, 30)},
+            evaluated=ImageCount(len(y), len(set(images.patient))),
+        ),
+        decision_curve=decision_curve(probability, y, images.patient, resamples=RESAMPLES),
         test_evaluation=1,
         seconds=21.37,
         created="2026-01-02T03:04:05Z",

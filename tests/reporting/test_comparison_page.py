@@ -73,6 +73,15 @@ class Tree(HTMLParser):
         self.open[-1].children.append(data)
 
 
+POINT_METRICS = (
+    "sensitivity",
+    "specificity",
+    "accuracy",
+    "positive_likelihood_ratio",
+    "negative_likelihood_ratio",
+)
+
+
 @pytest.fixture(scope="module")
 def page(three: Any) -> Node:
     return Tree(three[2].read_text(encoding="utf-8")).root
@@ -149,7 +158,7 @@ def test_etiologies_and_operating_points_are_those_of_the_evaluations(three: Any
     for name in ("half", "balanced", "rule_out"):
         rows = section(page, "operating_points").all("tr", data_point=name)
         for row, point in zip(rows, (evaluation.operating_points[name] for evaluation in evaluations), strict=True):
-            metrics = [point.metrics[metric].value for metric in ("sensitivity", "specificity", "accuracy")]
+            metrics = [point.metrics[metric].value for metric in POINT_METRICS]
             assert row.values() == [point.threshold, *metrics]
             assert row.text().endswith(f" {point.confusion.fn} {point.confusion.fp}")
             assert point.rule in row.text()
@@ -227,7 +236,7 @@ def test_runs_have_settings_times_versions_and_recipes(three: Any, page: Node) -
 
 def test_each_figure_has_a_caption_with_n_and_a_text_alternative(page: Node) -> None:
     figures = page.all("figure")
-    assert len(figures) == 8
+    assert len(figures) == 10
     for figure in figures[:-2]:
         assert "n = 96 images" in figure.all("figcaption")[0].text()
     for svg in page.all("svg"):
@@ -302,3 +311,22 @@ def test_images_of_one_label_have_no_curves_and_the_page_states_the_reason(
     (row,) = section(page, "metrics").all("tr", data_metric="specificity")
     assert row.all("td")[0].text() == f"{DASH} there is no NORMAL image"
     assert section(page, "confusion").text().count("no images") == 2
+
+
+def test_net_benefit_and_predictive_values_are_those_of_the_evaluations(three: Any, page: Node) -> None:
+    evaluations = [read_evaluation(folder / "evaluation" / "test" / "evaluation.json") for folder in three[1]]
+    rows = section(page, "net_benefit").all("tr", data_threshold="0.5")
+    assert len(rows) == 1
+    steps = [next(s for s in e.decision_curve if s.threshold_probability == 0.5) for e in evaluations]
+    expected = [steps[0].treat_all.value, *(v for s in steps for v in (s.net_benefit.value, s.gain.value))]
+    assert rows[0].values() == expected
+    (points, *_) = (section(page, "operating_points").all("tr", data_predictive="balanced"),)
+    for row, evaluation in zip(points, evaluations, strict=True):
+        at = evaluation.operating_points["balanced"].predictive_values
+        assert row.values() == [at.precision.value, at.negative_predictive_value.value]
+
+
+def test_operating_points_have_the_names_of_the_command_line(page: Node) -> None:
+    names = [row.all("td")[0].text() for row in section(page, "operating_points").all("tr", data_point="rule_out")]
+    assert names
+    assert all(name.startswith("rule_out ") for name in names)

@@ -1,13 +1,16 @@
 """Labels, and sentences about intervals."""
 
-from pneumoscope.core.results import Interval, method_name
+from pneumoscope.core.result_forms import method_name
+from pneumoscope.core.results import Interval
 from pneumoscope.reporting import labels
 
 
-def test_method_names_have_capitalized_proper_names() -> None:
+def test_methods_have_printed_names() -> None:
     assert method_name("mcnemar, exact") == "McNemar, exact"
-    assert method_name("delong by patient") == "DeLong by patient"
-    assert method_name("patient bootstrap") == "patient bootstrap"
+    assert method_name("delong by patient") == "DeLong, clustered by patient (Obuchowski)"
+    assert method_name("patient bootstrap") == "percentile bootstrap by patient"
+    assert method_name("patient bootstrap, basic") == "basic bootstrap by patient"
+    assert method_name("mover-r, design effects 1.10 and 1.00") == "MOVER-R, design effects 1.10 and 1.00"
 
 
 def interval(method: str, *, level: float = 0.95, seed: int | None = None, low: float | None = 0.1) -> Interval:
@@ -25,7 +28,8 @@ def test_interval_note_states_each_method_once_with_its_seed_and_metrics() -> No
         ]
     )
     assert note == (
-        "95% intervals: Wilson, adjusted for repeated patients (Accuracy, Sensitivity); patient bootstrap, seed 3 (F1)."
+        "95% intervals: Wilson, adjusted for repeated patients (Accuracy, Sensitivity); percentile bootstrap by patient,"
+        " seed 3 (F1)."
     )
 
 

@@ -175,6 +175,8 @@ def test_comparison_json_has_runs_pairs_and_reference(made, images):
     assert {(pair["a"], pair["b"], pair["metric"]) for pair in data["pairs"]} == {
         (*TWO, "accuracy"),
         (*TWO, "auroc"),
+        (*TWO, "sensitivity"),
+        (*TWO, "specificity"),
     }
     assert [row["name"] for row in data["reference"]["rows"]] == list(RUNS)
     assert data["reference"]["note"] == ERRATUM

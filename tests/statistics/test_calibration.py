@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from scipy import optimize
 from scipy.special import expit
 from sklearn.calibration import _SigmoidCalibration
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.statistics.calibration import (
     calibration_error_interval,
+    calibration_intervals,
     fit_platt,
     reliability_bins,
     weighted_brier,
@@ -236,3 +238,94 @@ def test_calibration_slope_of_separated_labels_is_undefined():
     assert np.isnan(weighted_calibration_slope(logits, np.array([False, False, True, True]), ones)).all()
     assert np.isnan(weighted_calibration_intercept(logits, np.ones(4, bool), ones)).all()
     assert np.isfinite(weighted_calibration_slope(logits, np.array([False, True, False, True]), ones)).all()
+
+
+# --- slope, intercept and O/E with intervals --------------------------------------------------------------------------
+
+
+def clustered(n=400, seed=3):
+    """Return probabilities that are too extreme, labels, and patients with two images that are often alike."""
+    random = np.random.default_rng(seed)
+    truth = np.repeat(random.normal(0.3, 1.2, n // 2), 2)
+    labels = random.random(n) < expit(truth)
+    labels[1::2] = np.where(random.random(n // 2) < 0.6, labels[::2], labels[1::2])
+    return expit(1.6 * truth + 0.4), labels, [f"p{i // 2}" for i in range(n)]
+
+
+def sandwich(logits, labels, patients, columns, parameters):
+    """Return standard errors of a logistic regression that allow for clusters (Liang & Zeger 1986)."""
+    x = np.stack(columns, axis=1)
+    p = expit(parameters)
+    bread = np.linalg.inv(x.T @ (x * (p * (1 - p))[:, None]))
+    scores = x * (labels - p)[:, None]
+    groups = np.unique(patients, return_inverse=True)[1]
+    sums = np.stack([np.bincount(groups, column) for column in scores.T], axis=1)
+    return np.sqrt(np.diag(bread @ (sums.T @ sums) @ bread))
+
+
+def test_slope_and_intercept_agree_with_scikit_learn_and_a_root_finder():
+    p, y, patients = clustered()
+    logits = np.log(p / (1 - p))
+    result = calibration_intervals(p, y, patients, resamples=20)
+    model = LogisticRegression(C=1e12, tol=1e-10).fit(logits[:, None], y)
+    assert result["calibration_slope"].value == pytest.approx(model.coef_[0, 0], rel=1e-4)
+    intercept = optimize.brentq(lambda a: (y - expit(logits + a)).sum(), -10, 10)
+    assert result["calibration_intercept"].value == pytest.approx(intercept, abs=1e-6)
+    assert result["observed_expected_ratio"].value == pytest.approx(y.sum() / p.sum())
+
+
+def test_calibration_intervals_agree_with_clustered_standard_errors():
+    """A bootstrap of patients and the sandwich estimator are different methods for the same intervals."""
+    p, y, patients = clustered()
+    logits = np.log(p / (1 - p))
+    result = calibration_intervals(p, y, patients)
+    model = LogisticRegression(C=1e12, tol=1e-10).fit(logits[:, None], y)
+    fitted = model.decision_function(logits[:, None])
+    slope_error = sandwich(logits, y, patients, [logits, np.ones(len(y))], fitted)[0]
+    intercept = result["calibration_intercept"].value
+    intercept_error = sandwich(logits, y, patients, [np.ones(len(y))], logits + intercept)[0]
+    for name, error in (("calibration_slope", slope_error), ("calibration_intercept", intercept_error)):
+        interval = result[name]
+        assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.12)
+        # Clustering widens the interval: it is not that of independent images.
+        alone = calibration_intervals(p, y, None)[name]
+        assert interval.high - interval.low > 1.1 * (alone.high - alone.low)
+
+
+def test_interval_of_o_e_agrees_with_the_linearized_ratio():
+    p, y, patients = clustered()
+    interval = calibration_intervals(p, y, patients)["observed_expected_ratio"]
+    residuals = np.bincount(np.unique(patients, return_inverse=True)[1], y - interval.value * p)
+    error = math.sqrt((residuals**2).sum()) / p.sum()
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_perfect_calibration_is_inside_the_intervals():
+    random = np.random.default_rng(8)
+    p = random.beta(1.5, 1.0, 800)
+    result = calibration_intervals(p, random.random(800) < p, None)
+    targets = {"calibration_slope": 1, "calibration_intercept": 0, "observed_expected_ratio": 1}
+    assert all(result[name].low < target < result[name].high for name, target in targets.items())
+
+
+def test_probabilities_of_0_and_1_count_as_the_closest_number():
+    p, y, _ = clustered(100)
+    p[0], y[0] = 1.0, True
+    near = p.copy()
+    near[0] = 1 - 2.0**-53
+    assert calibration_intervals(p, y, None, resamples=20) == calibration_intervals(near, y, None, resamples=20) | {
+        "observed_expected_ratio": calibration_intervals(p, y, None, resamples=20)["observed_expected_ratio"]
+    }
+
+
+def test_calibration_of_one_label_is_undefined_with_the_reason():
+    result = calibration_intervals([0.2, 0.7], [True, True], None)
+    assert {interval.value for interval in result.values()} == {None}
+    assert {interval.reason for interval in result.values()} == {"there is no NORMAL image"}
+
+
+def test_slope_of_separated_labels_is_undefined_and_o_e_is_not():
+    result = calibration_intervals([0.1, 0.2, 0.8, 0.9], [False, False, True, True], None)
+    assert result["calibration_slope"].value is None
+    assert "separate the labels" in result["calibration_slope"].reason
+    assert result["observed_expected_ratio"].value == pytest.approx(1)

@@ -27,6 +27,8 @@ REFERENCE = {
     "f1": metrics.f1_score,
     "balanced_accuracy": metrics.balanced_accuracy_score,
     "mcc": metrics.matthews_corrcoef,
+    "positive_likelihood_ratio": lambda y, d: metrics.class_likelihood_ratios(y, d)[0],
+    "negative_likelihood_ratio": lambda y, d: metrics.class_likelihood_ratios(y, d)[1],
 }
 
 
@@ -47,6 +49,8 @@ def test_values_agree_with_scikit_learn(cells):
         "f1",
         "balanced_accuracy",
         "mcc",
+        "positive_likelihood_ratio",
+        "negative_likelihood_ratio",
     ]
     for name, interval in result.items():
         assert interval.value == pytest.approx(REFERENCE[name](labels, decisions), abs=1e-12), name
@@ -87,11 +91,19 @@ def test_weighted_metrics_agree_with_scikit_learn(seed):
     [
         (
             (0, 5, 5, 0),
-            {"precision": "no image is predicted as pneumonia", "mcc": "all images have one label, or all have"},
+            {
+                "precision": "no image is predicted as pneumonia",
+                "mcc": "all images have one label, or all have",
+                "positive_likelihood_ratio": "no NORMAL image is predicted as pneumonia",
+            },
         ),
         (
             (5, 0, 0, 5),
-            {"negative_predictive_value": "every image is predicted as pneumonia", "mcc": "all images have one"},
+            {
+                "negative_predictive_value": "every image is predicted as pneumonia",
+                "mcc": "all images have one",
+                "negative_likelihood_ratio": "every NORMAL image is predicted as pneumonia",
+            },
         ),
         (
             (3, 2, 0, 0),
@@ -99,6 +111,8 @@ def test_weighted_metrics_agree_with_scikit_learn(seed):
                 "specificity": "there is no NORMAL image",
                 "balanced_accuracy": "there is no NORMAL image",
                 "mcc": "all images",
+                "positive_likelihood_ratio": "there is no NORMAL image",
+                "negative_likelihood_ratio": "there is no NORMAL image",
             },
         ),
         (
@@ -109,6 +123,8 @@ def test_weighted_metrics_agree_with_scikit_learn(seed):
                 "f1": "there is no PNEUMONIA image and none is predicted as pneumonia",
                 "balanced_accuracy": "there is no PNEUMONIA image",
                 "mcc": "all images have one label",
+                "positive_likelihood_ratio": "there is no PNEUMONIA image",
+                "negative_likelihood_ratio": "there is no PNEUMONIA image",
             },
         ),
     ],

@@ -84,4 +84,6 @@ def interval_text(interval: Json) -> str:
     """Return a measured number with its interval, or the reason why it is undefined."""
     if interval["value"] is None:
         return f"undefined: {interval['reason']}"
+    if interval["low"] is None or interval["high"] is None:
+        return f"{interval['value']:.3f} (no interval: {interval['reason']})"
     return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"

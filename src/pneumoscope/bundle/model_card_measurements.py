@@ -49,12 +49,17 @@ def _performance(evaluation: Json | None) -> list[str]:
         (f"AUROC, {_ETIOLOGIES.get(name, name)}", interval_text(value))
         for name, value in evaluation["auroc_by_etiology"].items()
     ]
+    points = [
+        (name, point["rule"], *(interval_text(point["metrics"][metric]) for metric in ("sensitivity", "specificity")))
+        for name, point in evaluation["operating_points"].items()
+    ]
     number = evaluation.get("test_evaluation")
     ledger = f" This is evaluation number {number} on these test images." if number else ""
     return [
         "## Performance",
         f"On {images_text(evaluation)}.{ledger}",
         markdown_table(("", "value [95% interval]"), rows),
+        markdown_table(("operating point", "threshold", "sensitivity", "specificity"), points),
     ]
 
 

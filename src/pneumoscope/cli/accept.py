@@ -80,7 +80,7 @@ def command(
     Example:  pneumoscope accept labeled.csv --site-name "North Clinic" --out acceptance
     """
     from pneumoscope.cli.progress import image_progress
-    from pneumoscope.core.results import to_json
+    from pneumoscope.core.result_forms import to_json
     from pneumoscope.evaluation.acceptance import PROFILE_FILE, accept
     from pneumoscope.evaluation.acceptance_report import acceptance_markdown
 

@@ -32,7 +32,7 @@ def command(data: Path, as_json: bool, html: Path | None, seed: int) -> None:
     from rich.console import Console
 
     from pneumoscope.cli.progress import staged_progress
-    from pneumoscope.core.results import to_json
+    from pneumoscope.core.result_forms import to_json
     from pneumoscope.data.check import check_data
     from pneumoscope.data.layouts import load_manifest
 

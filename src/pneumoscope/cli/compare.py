@@ -20,7 +20,13 @@ __all__ = ["command"]
 
 @click.command("compare", short_help="Compare runs, bundles and predictions on the same images.")
 @click.argument("runs", metavar="RUN|BUNDLE|FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--operating-point", default="half", show_default=True, help="Operating point of the threshold metrics.")
+@click.option(
+    "--operating-point",
+    default="half",
+    show_default=True,
+    metavar="NAME|NUMBER",
+    help="Operating point of the threshold metrics, also an own one of the evaluations, such as 0.3 or sens=0.95.",
+)
 @click.option(
     "--evaluation",
     default="test",
@@ -62,11 +68,12 @@ def command(
     recorded in the test ledger. A folder with the results of `evaluate --out` is compared as it is.
 
     Writes comparison.json, comparison.csv and report.html to --out. Weights of runs are not needed: run.json, epochs.csv,
-    recipe.toml and evaluation/ of each run are enough. Runs of one recipe are named after their folders.
+    recipe.toml and evaluation/ of each run are enough. Runs of one recipe are named after their folders; with different seeds
+    they are compared by their mean, and the tests account for the seeds. A folder of runs stands for its runs.
 
     Example:  pneumoscope compare runs/alexnet-adam runs/quick default scores.csv --data images.csv --out comparison
     """
-    from pneumoscope.core.results import to_json
+    from pneumoscope.core.result_forms import to_json
     from pneumoscope.data.predictions_file import PredictionColumns
     from pneumoscope.evaluation.compare import compare
     from pneumoscope.evaluation.compared import result_folders

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,8 @@ __all__ = ["command"]
     "--validation-data",
     metavar="DATA",
     type=click.Path(path_type=Path),
-    help="Labeled validation images.  [default: those in --data]",
+    help="Labeled validation images, for --validation-predictions, and for --operating-point sens=... or spec=... of a run or"
+    " bundle.  [default: those in --data]",
 )
 @click.option(
     "--split-column",
@@ -69,8 +71,10 @@ __all__ = ["command"]
     "--operating-point",
     "operating_points",
     multiple=True,
-    help="Operating point on the card; repeat for several.  [default: half, balanced, rule_out, rule_in; half for predictions"
-    " without validation images]",
+    metavar="NAME|NUMBER",
+    help="Operating point on the card, or an own one: a probability (0.3), or a sensitivity or specificity that the threshold"
+    " reaches on validation images (sens=0.95, spec=0.9). Repeat for several.  [default: half, balanced, rule_out, rule_in; half"
+    " for predictions without validation images]",
 )
 @click.option(
     "--out",
@@ -97,6 +101,17 @@ __all__ = ["command"]
     metavar="NAME|FOLDER",
     help="Evaluation of the same model on other images, whose difference is reported: name in RUN/evaluation/, or folder.",
 )
+@click.option(
+    "--prevalence",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Prevalence of pneumonia that predictive values are stated for, besides that of the images.",
+)
+@click.option(
+    "--source",
+    default="",
+    metavar="TEXT",
+    help="Name of the images, for the report, such as 'Kermany 2018, Mendeley Data V2'.  [default: the name of --data]",
+)
 @site_option
 @ledger_option
 @click.option("--seed", default=0, show_default=True, help="Random seed of the bootstrap.")
@@ -116,6 +131,8 @@ def command(
     force: bool,
     by: str,
     reference: str | None,
+    prevalence: float | None,
+    source: str,
     site: Path | None,
     ledger: Path | None,
     seed: int,
@@ -130,12 +147,13 @@ def command(
     Each test-set evaluation is recorded in the test ledger before its result is shown.
 
     Evaluations of a run are kept side by side in RUN/evaluation/. Evaluating the same images again adds the operating points.
+    A folder of runs, as `train --seeds` makes it, has each of its runs evaluated.
 
     Example:  pneumoscope evaluate --predictions scores.csv --data images.csv --probability-column Pneumonia
     """
     from rich.console import Console
 
-    from pneumoscope.core.results import to_json
+    from pneumoscope.core.result_forms import to_json
 
     def note(text: str) -> None:
         click.echo(f"note: {text}", err=True)
@@ -157,41 +175,85 @@ def command(
             reference=reference,
             out=out,
             replace=force,
+            prevalence=prevalence,
+            source_name=source,
             ledger=ledger,
             seed=seed,
             note=note,
         )
     else:
         from pneumoscope.evaluation.evaluate import OPERATING_POINTS, evaluate
+        from pneumoscope.runs.run_folder import run_folders
 
         given = {
             "--validation-predictions": validation_predictions,
-            "--validation-data": validation_data,
             "--split-column": split_column,
             "--calibrate": calibrate,
             **{f"--{name.replace('_', '-')}": value for name, value in column_names.items()},
         }
-        with image_progress("scoring images") as progress:
-            evaluation, _ = evaluate(
-                _require_target(target, given),
-                data,
-                split=split,
-                operating_points=operating_points or OPERATING_POINTS,
-                out=out,
-                name=name,
-                by=columns_by,
-                reference=reference,
-                replace=force,
-                ledger=ledger,
-                seed=seed,
-                site=site,
-                progress=progress,
-                note=note,
-            )
+        required = _require_target(target, given)
+        runs = run_folders(required)
+        _check_folder_of_runs(required, runs, out)
+        evaluations = []
+        for each in runs or [required]:
+            with image_progress(f"scoring images of {each.name}" if runs else "scoring images") as progress:
+                evaluation, _ = evaluate(
+                    each,
+                    data,
+                    split=split,
+                    operating_points=operating_points or OPERATING_POINTS,
+                    out=out,
+                    name=name,
+                    by=columns_by,
+                    reference=reference,
+                    replace=force,
+                    prevalence=prevalence,
+                    source_name=source,
+                    validation_data=validation_data,
+                    ledger=ledger,
+                    seed=seed,
+                    site=site,
+                    progress=progress,
+                    note=note,
+                )
+            evaluations.append(evaluation)
+        if runs:
+            _print_runs(required, runs, evaluations, name or "test", as_json=as_json)
+            return
     if as_json:
         click.echo(to_json(evaluation), nl=False)
     else:
         _print_evaluation(evaluation, Console())
+
+
+def _check_folder_of_runs(folder: Path, runs: Sequence[Path], out: Path | None) -> None:
+    from pneumoscope.core.errors import UsageError
+
+    if runs and out is not None:
+        raise UsageError(
+            f"--out is given for a folder of runs, {str(folder)!r}",
+            hint="Leave it out: each run keeps its own evaluation",
+        )
+
+
+def _print_runs(
+    folder: Path, runs: Sequence[Path], evaluations: Sequence[Evaluation], name: str, *, as_json: bool
+) -> None:
+    """Print the accuracy and AUROC of each run in a folder of runs; their mean is that of `compare`."""
+    from pneumoscope.core.result_forms import to_json
+
+    if as_json:
+        click.echo(to_json(list(map(dataclasses.asdict, evaluations))), nl=False)
+        return
+    point = next(iter(evaluations[0].operating_points))
+    for run, evaluation in zip(runs, evaluations, strict=True):
+        accuracy = evaluation.operating_points[point].metrics["accuracy"]
+        click.echo(
+            f"{run.name}: accuracy {accuracy} at {point}, AUROC {evaluation.metrics['auroc']}, n = {evaluation.n}"
+        )
+    click.secho(evaluations[0].notice, dim=True)
+    chosen = "" if name == "test" else f" --evaluation {name}"
+    click.echo(f"next    pneumoscope compare {folder}{chosen} --out DIR")
 
 
 def _evaluate_predictions(file: Path, data: Path, *, columns: Mapping[str, str], **options: Any) -> Evaluation:
@@ -249,15 +311,31 @@ def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
             f"  {point.rule}; predicted as pneumonia: {counts.tp} of {counts.tp + counts.fn} PNEUMONIA,"
             f" {counts.fp} of {counts.fp + counts.tn} NORMAL"
         )
+        if at := point.predictive_values:
+            console.print(_table(f"{name}, at a prevalence of {at.prevalence:g}", at.named_intervals(), {}, ""))
         for label, shares in (point.uncertainty_band or {}).items():
             click.echo(
                 f"  uncertain: {_percentages(shares['uncertain'])} of {label} images; correct or uncertain:"
                 f" {_percentages(shares['covered'])}"
             )
+    _print_decision_curve(evaluation, console)
     _print_breakdown(evaluation, console)
     if evaluation.test_evaluation is not None:
         click.echo(f"Test-set evaluation {evaluation.test_evaluation} of these images")
     click.secho(evaluation.notice, dim=True)
+
+
+def _print_decision_curve(evaluation: Evaluation, console: Console) -> None:
+    """Print the net benefit at every other threshold probability; JSON and report have all."""
+    from rich.table import Table
+
+    table = Table(title="net benefit (0 is to treat no one)", title_justify="left")
+    for heading in ("threshold probability", "model", "treat all", "gain over the better of all and no one"):
+        table.add_column(heading)
+    for step in evaluation.decision_curve[1::2]:
+        cells = (str(interval) for interval in (step.net_benefit, step.treat_all, step.gain))
+        table.add_row(f"{step.threshold_probability:g}", *cells)
+    console.print(table)
 
 
 def _print_breakdown(evaluation: Evaluation, console: Console) -> None:
@@ -300,9 +378,11 @@ def _percentages(share: Interval) -> str:
 
 
 def _cells(interval: Interval) -> tuple[str, str, str, str]:
+    from pneumoscope.core.result_forms import method_name
+
     if interval.value is None:
-        return "-", interval.reason, str(interval.n), interval.method
+        return "-", interval.reason, str(interval.n), method_name(interval.method)
     ends = interval.reason
     if interval.low is not None and interval.high is not None:
         ends = f"{interval.low:.3f} to {interval.high:.3f}"
-    return f"{interval.value:.3f}", ends, str(interval.n), interval.method
+    return f"{interval.value:.3f}", ends, str(interval.n), method_name(interval.method)

@@ -65,7 +65,7 @@ def command(
     Example:  pneumoscope monitor images/2026-11 --site acceptance/site.json --checks 12
     """
     from pneumoscope.cli.progress import image_progress, printable
-    from pneumoscope.core.results import to_json
+    from pneumoscope.core.result_forms import to_json
     from pneumoscope.evaluation.monitoring import monitor, monitoring_markdown
     from pneumoscope.inference.discovery import discover_images
 

@@ -28,7 +28,7 @@ def command(folder: Path, train: int, test: int, seed: int, size: int, masks: Pa
     radiographs; DIR/PHANTOMS.txt says so.
     """
     from pneumoscope.cli.progress import image_progress
-    from pneumoscope.core.results import to_json
+    from pneumoscope.core.result_forms import to_json
     from pneumoscope.data.phantoms import write_phantoms
 
     with image_progress("drawing images") as progress:

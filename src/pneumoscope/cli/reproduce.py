@@ -43,7 +43,7 @@ def command(
     Finished runs are skipped, so an interrupted command can be repeated. VGG19 starts from ImageNet weights if its public
     file is found, and uses images of 64 pixels without a GPU; the results state this.
     """
-    from pneumoscope.core.results import to_json
+    from pneumoscope.core.result_forms import to_json
     from pneumoscope.reproduction.recipes import RUNS
 
     with without_collections():

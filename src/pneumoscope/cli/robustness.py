@@ -74,7 +74,7 @@ def command(
     Example:  pneumoscope robustness runs/quick --data chest_xray --out robustness
     """
     from pneumoscope.cli.progress import staged_progress
-    from pneumoscope.core.results import to_json
+    from pneumoscope.core.result_forms import to_json
     from pneumoscope.evaluation.robustness import measure_robustness, robustness_markdown
 
     with staged_progress() as progress:

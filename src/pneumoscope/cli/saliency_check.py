@@ -48,7 +48,7 @@ def command(
     Example:  pneumoscope saliency-check runs/quick --data chest_xray --out saliency
     """
     from pneumoscope.cli.progress import staged_progress
-    from pneumoscope.core.results import to_json
+    from pneumoscope.core.result_forms import to_json
     from pneumoscope.evaluation.saliency_check import check_saliency, saliency_markdown
 
     with staged_progress() as progress:

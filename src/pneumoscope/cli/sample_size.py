@@ -25,7 +25,7 @@ def command(bundle: Path | None, margin: float, power: float, as_json: bool) -> 
     Example:  pneumoscope sample-size --margin 0.05 --power 0.9
     """
     from pneumoscope.bundle.bundle_folder import read_bundle
-    from pneumoscope.core.results import to_json
+    from pneumoscope.core.result_forms import to_json
     from pneumoscope.evaluation.acceptance_metrics import needed_images
     from pneumoscope.runs.run_folder import find_bundle
 

@@ -33,7 +33,7 @@ def command(target: Path, data: Path, split: str, out: Path | None, as_json: boo
     Example:  pneumoscope shortcuts runs/quick --data chest_xray --out shortcuts
     """
     from pneumoscope.cli.progress import staged_progress
-    from pneumoscope.core.results import to_json
+    from pneumoscope.core.result_forms import to_json
     from pneumoscope.evaluation.shortcuts import measure_network_shortcuts, shortcuts_markdown
 
     with staged_progress() as progress:

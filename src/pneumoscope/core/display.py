@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.messages import counted, decision_label
 from pneumoscope.core.prediction_messages import prediction_message, site_note
+from pneumoscope.core.result_forms import method_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -67,7 +68,7 @@ def intervals_html(title: str, intervals: Iterable[tuple[str, Interval]]) -> str
     """Return a titled table of named intervals."""
     rows = "".join(
         f'<tr><th style="text-align:left">{escape(name)}</th><td>{escape(str(interval))}</td><td>{interval.n}</td>'
-        f"<td>{escape(interval.method)}</td></tr>"
+        f"<td>{escape(method_name(interval.method))}</td></tr>"
         for name, interval in intervals
     )
     head = "<tr><th></th><th>value [interval]</th><th>n</th><th>method</th></tr>"
@@ -102,6 +103,12 @@ def comparison_html(comparison: Comparison) -> str:
     title = f"{runs} on {comparison.images['n']} images, operating point {comparison.operating_point}"
     intervals = [
         (f"{run.name}: {metric}", run.test[metric]) for metric in ("accuracy", "auroc") for run in comparison.runs
+    ]
+    intervals += [
+        (f"{group.name}, mean of {len(group.runs)} seeds: {metric}", group.metrics[metric].mean)
+        for metric in ("accuracy", "auroc")
+        for group in comparison.groups
+        if metric in group.metrics
     ]
     sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in comparison.sentences)
     return (

@@ -1,4 +1,4 @@
-"""The evaluation of a bundle or a file as frozen records, and the forms of all results as JSON, table rows and HTML.
+"""The evaluation of a bundle or a file as frozen records; see `result_forms` for JSON and table rows.
 
 The records compute nothing: numbers come from `statistics`, sentences from `evaluation`. Every number has an `Interval`: the
 value, its interval, the method, the number of images and the seed, or the reason why it is undefined.
@@ -7,15 +7,12 @@ value, its interval, the method, the number of images and the seed, or the reaso
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pneumoscope.core.errors import MissingExtraError
-from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.image_flow import ImageFlow
+from pneumoscope.core.result_forms import interval_rows, rows_dataframe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,23 +20,21 @@ if TYPE_CHECKING:
 __all__ = [
     "SCHEMA",
     "Confusion",
+    "DecisionCurvePoint",
     "Evaluation",
     "InteractionTest",
     "Interval",
     "OperatingPointResult",
+    "PredictiveValues",
     "RejectionSummary",
     "ReliabilityBin",
     "ScoredImage",
     "SetDifference",
     "Subgroup",
-    "interval_rows",
-    "method_name",
-    "rows_dataframe",
-    "to_json",
-    "write_result",
 ]
 
 SCHEMA = 1
+_ROW_KEYS = ("operating_point", "etiology", "subgroup", "reference", "prevalence", "threshold_probability")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -123,12 +118,14 @@ class OperatingPointResult:
         threshold: Threshold on the score (before calibration); at or above it the decision is pneumonia.
         rule: How the threshold was chosen, and on which images.
         confusion: Confusion matrix.
-        metrics: accuracy, sensitivity, specificity, precision, negative_predictive_value, f1, balanced_accuracy, mcc.
+        metrics: accuracy, sensitivity, specificity, precision, negative_predictive_value, f1, balanced_accuracy, mcc,
+            positive_likelihood_ratio, negative_likelihood_ratio.
         by_etiology: Fraction of correct decisions among normal, bacteria and virus images.
         uncertainty_band: For "normal" and "pneumonia", the fraction of images that are "uncertain", and the fraction
             "covered": correct or uncertain. All other numbers apply the threshold to these images. None if the operating
             point has no uncertainty band.
         threshold_probability: The threshold as a calibrated probability; None in evaluations that did not record it.
+        predictive_values: At a stated prevalence; None if none was stated.
     """
 
     threshold: float
@@ -138,6 +135,7 @@ class OperatingPointResult:
     by_etiology: Mapping[str, Interval]
     uncertainty_band: Mapping[str, Mapping[str, Interval]] | None = None
     threshold_probability: float | None = None
+    predictive_values: PredictiveValues | None = None
 
     def threshold_text(self) -> str:
         """Return the threshold on both scales, such as "probability 0.610, score before calibration 0.8312".
@@ -164,6 +162,49 @@ class ReliabilityBin:
     high: float
     mean_probability: float
     observed_rate: Interval
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DecisionCurvePoint:
+    """Net benefit at one threshold probability; treating no one has a net benefit of 0.
+
+    Attributes:
+        threshold_probability: Patients at or above it are treated, 0 to below 1.
+        net_benefit: True positives per image, minus false positives per image times the odds of the threshold.
+        treat_all: Net benefit of treating everybody.
+        gain: Net benefit minus that of the better of treating everybody and no one.
+    """
+
+    threshold_probability: float
+    net_benefit: Interval
+    treat_all: Interval
+    gain: Interval
+
+    def named_intervals(self) -> dict[str, Interval]:
+        """Return net_benefit, net_benefit_treat_all and net_benefit_gain."""
+        return {
+            "net_benefit": self.net_benefit,
+            "net_benefit_treat_all": self.treat_all,
+            "net_benefit_gain": self.gain,
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PredictiveValues:
+    """Predictive values at a stated prevalence of pneumonia, from the sensitivity and specificity of an evaluation.
+
+    Attributes:
+        prevalence: Fraction of images with pneumonia, above 0 and below 1.
+        precision, negative_predictive_value: Among images of this prevalence.
+    """
+
+    prevalence: float
+    precision: Interval
+    negative_predictive_value: Interval
+
+    def named_intervals(self) -> dict[str, Interval]:
+        """Return precision and negative_predictive_value."""
+        return {"precision": self.precision, "negative_predictive_value": self.negative_predictive_value}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -279,9 +320,11 @@ class Evaluation:
         counts: Number of images by label.
         bundle_sha256: SHA-256 of the network file; "" for predictions in a file.
         recipe: The recipe that trained the network; empty for predictions in a file.
-        metrics: Threshold-free metrics: auroc, auprc, brier, expected_calibration_error.
+        metrics: Threshold-free metrics: auroc, auprc, brier, expected_calibration_error, calibration_slope,
+            calibration_intercept, observed_expected_ratio.
         auroc_by_etiology: AUROC of bacteria against normal and of virus against normal.
-        operating_points: Results by operating point: "half", "balanced", "rule_out", "rule_in".
+        operating_points: Results by operating point: "half", "balanced", "rule_out", "rule_in", and own ones such as "0.3" or
+            "sens=0.95".
         test_evaluation: Number of test-set evaluations of these images in the ledger, including this one; None for other
             splits.
         seconds: Scoring time, wall clock.
@@ -296,6 +339,8 @@ class Evaluation:
         subgroups: Subgroups by columns of the manifest.
         interactions: Tests of whether metrics differ between subgroups.
         difference: Differences from an evaluation on other images; None without one.
+        decision_curve: Net benefit by threshold probability; empty in evaluations that did not record it.
+        flow: Source of the images, and how many were left out; None in evaluations that did not record it.
     """
 
     name: str
@@ -321,6 +366,8 @@ class Evaluation:
     subgroups: tuple[Subgroup, ...] = ()
     interactions: tuple[InteractionTest, ...] = ()
     difference: SetDifference | None = None
+    decision_curve: tuple[DecisionCurvePoint, ...] = ()
+    flow: ImageFlow | None = None
     schema: int = SCHEMA
     notice: str = NOTICE
 
@@ -337,10 +384,10 @@ class Evaluation:
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per metric, with its interval.
 
-        The keys operating_point, etiology, subgroup (such as "sex: F") and reference (the evaluation that a difference is from)
-        are None where they do not apply.
+        The keys operating_point, etiology, subgroup (such as "sex: F"), reference (the evaluation that a difference is from),
+        prevalence (of predictive values) and threshold_probability (of the decision curve) are None where they do not apply.
         """
-        none: dict[str, str | None] = dict.fromkeys(("operating_point", "etiology", "subgroup", "reference"))
+        none: dict[str, str | float | None] = dict.fromkeys(_ROW_KEYS)
         rows = interval_rows(self.metrics.items(), **none)
         for etiology, interval in self.auroc_by_etiology.items():
             rows += interval_rows([("auroc", interval)], **none | {"etiology": etiology})
@@ -349,10 +396,15 @@ class Evaluation:
             rows += interval_rows(point.metrics.items(), **at_point)
             for etiology, interval in point.by_etiology.items():
                 rows += interval_rows([("accuracy", interval)], **at_point | {"etiology": etiology})
+            if at := point.predictive_values:
+                rows += interval_rows(at.named_intervals().items(), **at_point | {"prevalence": at.prevalence})
+        for step in self.decision_curve:
+            threshold = none | {"threshold_probability": step.threshold_probability}
+            rows += interval_rows(step.named_intervals().items(), **threshold)
         for group in self.subgroups:
             for metric, interval in group.metrics.items():
-                at = None if metric == "auroc" else group.operating_point
-                keys = none | {"subgroup": f"{group.column}: {group.value}", "operating_point": at}
+                name_at = None if metric == "auroc" else group.operating_point
+                keys = none | {"subgroup": f"{group.column}: {group.value}", "operating_point": name_at}
                 rows += interval_rows([(metric, interval)], **keys)
         if self.difference:
             minus = none | {"reference": self.difference.reference}
@@ -368,53 +420,3 @@ class Evaluation:
             MissingExtraError: pandas is not installed.
         """
         return rows_dataframe(self.rows(), "Evaluation.to_dataframe()")
-
-
-_PROPER_NAMES = {"wilson": "Wilson", "delong": "DeLong", "newcombe": "Newcombe", "mcnemar": "McNemar"}
-
-
-def method_name(method: str) -> str:
-    """Return the name of a method or test with capitalized proper names, such as "McNemar, exact"."""
-    return re.sub("|".join(_PROPER_NAMES), lambda match: _PROPER_NAMES[match[0]], method)
-
-
-def to_json(result: object) -> str:
-    """Return a record, or plain data, as one indented JSON document that ends with a line feed.
-
-    Raises:
-        ValueError: A number is not finite. Undefined numbers must be None with a reason.
-    """
-    data = dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result  # type: ignore[arg-type]
-    return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def write_result(folder: Path, name: str, result: object, markdown: str) -> None:
-    """Write a record to NAME.json and its Markdown to NAME.md.
-
-    Raises:
-        StorageError: A file cannot be written.
-    """
-    write_atomically(folder / f"{name}.json", to_json(result))
-    write_atomically(folder / f"{name}.md", markdown)
-
-
-def interval_rows(intervals: Iterable[tuple[str, Interval]], **keys: Any) -> list[dict[str, Any]]:
-    """Return one row per named interval: the keys, "metric", and the fields of the interval."""
-    return [{**keys, "metric": name, **dataclasses.asdict(interval)} for name, interval in intervals]
-
-
-def rows_dataframe(rows: Iterable[Any], task: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return rows as a pandas DataFrame.
-
-    Args:
-        rows: Mappings, or tuples if there are columns; an iterator is not begun without pandas.
-        task: For the message of the error.
-        columns: Names of the columns; those of the first mappings if None.
-    Raises:
-        MissingExtraError: pandas is not installed.
-    """
-    try:
-        import pandas as pd
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("pandas", task, error.name or "") from error
-    return pd.DataFrame(list(rows), columns=None if columns is None else list(columns))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pneumoscope.core.errors import MissingExtraError, UnknownNameError
 from pneumoscope.core.messages import counted
-from pneumoscope.core.results import rows_dataframe
+from pneumoscope.core.result_forms import rows_dataframe
 from pneumoscope.data.hashing import Progress, read_image
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import COLUMNS, Manifest

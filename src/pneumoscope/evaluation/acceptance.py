@@ -31,7 +31,8 @@ from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.prediction import AgeRequirement, Assumption
 from pneumoscope.core.prediction_messages import notice
-from pneumoscope.core.results import SCHEMA, Interval, RejectionSummary, write_result
+from pneumoscope.core.result_forms import write_result
+from pneumoscope.core.results import SCHEMA, Interval, RejectionSummary
 from pneumoscope.data.manifest import LABELS, LabeledImage, images_sha256
 from pneumoscope.evaluation.acceptance_metrics import (
     CalibrationSummary,

@@ -14,9 +14,8 @@ from pneumoscope.evaluation.site_images import SiteImages
 from pneumoscope.imaging.subgroup_fields import HeaderFields
 from pneumoscope.statistics.calibration import (
     calibration_error_interval,
+    calibration_intervals,
     weighted_brier,
-    weighted_calibration_intercept,
-    weighted_calibration_slope,
 )
 from pneumoscope.statistics.inputs import BoolArray, FloatArray
 from pneumoscope.statistics.intervals import effective_size, patient_bootstrap, proportion, undefined
@@ -218,12 +217,10 @@ def summarize_calibration(
         missing = undefined("there are accepted images of one label only", n=len(labels), method="patient bootstrap")
         return CalibrationSummary(missing, missing, missing, missing)
     p = probabilities[rows]
-    # Probabilities of 0 and 1 have no logit.
-    inside = np.clip(p, 1e-12, 1 - 1e-12)
-    log_odds = np.log(inside) - np.log1p(-inside)
+    intervals = calibration_intervals(p, labels, patients, seed=seed)
     return CalibrationSummary(
-        patient_bootstrap(weighted_calibration_slope, log_odds, labels, patients, seed=seed),
-        patient_bootstrap(weighted_calibration_intercept, log_odds, labels, patients, seed=seed),
+        intervals["calibration_slope"],
+        intervals["calibration_intercept"],
         patient_bootstrap(weighted_brier, p, labels, patients, seed=seed),
         calibration_error_interval(p, labels, patients, seed=seed),
     )

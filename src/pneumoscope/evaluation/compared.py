@@ -14,6 +14,7 @@ from pneumoscope.core.results import Evaluation, ScoredImage
 from pneumoscope.data.predictions_file import PredictionColumns
 from pneumoscope.evaluation.evaluate import OPERATING_POINTS, evaluate
 from pneumoscope.evaluation.external_predictions import FIXED_POINT, check_predictions, evaluate_predictions
+from pneumoscope.evaluation.own_points import needs_validation, parse_own_point
 from pneumoscope.runs.evaluations import read_evaluation_folder
 from pneumoscope.runs.record import RunRecord, read_run
 from pneumoscope.runs.run_folder import (
@@ -23,10 +24,12 @@ from pneumoscope.runs.run_folder import (
     evaluation_names,
     find_bundle,
     is_run_folder,
+    run_folder_name,
+    run_folders,
 )
 from pneumoscope.statistics.inputs import BoolArray
 
-__all__ = ["EvaluatedRun", "ScoringOptions", "decisions", "read_evaluated", "result_folders"]
+__all__ = ["EvaluatedRun", "ScoringOptions", "decisions", "expand_runs", "read_evaluated", "result_folders"]
 
 _EVALUATIONS = "evaluations"  # folder for those of bundles and files
 
@@ -37,7 +40,8 @@ class EvaluatedRun:
 
     Attributes:
         name: Name of the run, bundle or file.
-        folder_name: Name that replaces it if several have the same: that of the folder, or of the file without extension.
+        folder_name: Name that replaces it if several have the same: that of the folder, or of the file without extension; for
+            a run of several seeds with the name of the folder of the runs.
         path: As it was given.
         record: Record of the run; None if it is not a run.
         evaluation: The evaluation.
@@ -93,7 +97,8 @@ def read_evaluated(
     unscored = [target for target in targets if _is_unscored(target)]
     if unscored and options.data is None:
         raise UsageError(
-            f"{str(unscored[0])!r} has no labels and no evaluation", hint="Give the labeled images with --data"
+            f"{str(unscored[0])!r} has no labels and no evaluation",
+            hint="Give `compare` the labeled images with --data, or evaluate first: pneumoscope evaluate --out FOLDER",
         )
     evaluated = {target: _read(target, name) for target in targets if target not in unscored}
     for target, run in evaluated.items():
@@ -104,9 +109,16 @@ def read_evaluated(
     return [evaluated[target] for target in targets]
 
 
+def expand_runs(targets: Sequence[Path]) -> list[Path]:
+    """Return the targets with the runs of each folder of runs, as `train --seeds` makes it, in place of the folder."""
+    return [each for target in targets for each in (run_folders(target) or [target])]
+
+
 def result_folders(targets: Sequence[Path], out: Path) -> list[Path]:
     """Return the folder with the results of each compared run, bundle or file: that of the run, or one below `out`."""
-    return [out / _EVALUATIONS / _folder_name(target) if _is_unscored(target) else target for target in targets]
+    return [
+        out / _EVALUATIONS / _folder_name(target) if _is_unscored(target) else target for target in expand_runs(targets)
+    ]
 
 
 def decisions(images: Sequence[ScoredImage], threshold: float) -> BoolArray:
@@ -191,6 +203,8 @@ def _check_operating_point(evaluation: Evaluation, target: Path, operating_point
             operating_point,
             evaluation.operating_points,
             message=f"the evaluation of {str(target)!r} has no operating point {operating_point!r}",
+            hint=f"Known: {', '.join(sorted(evaluation.operating_points))}; or evaluate it with --operating-point"
+            f" {operating_point}",
         )
 
 
@@ -200,6 +214,7 @@ def _evaluate(target: Path, operating_point: str, options: ScoringOptions, out: 
     folder = None if out is None else result_folders([target], out)[0]
     if _is_file(target):
         is_chosen = operating_point in OPERATING_POINTS and operating_point != FIXED_POINT
+        is_chosen = is_chosen or needs_validation(parse_own_point(operating_point))
         if is_chosen and not options.columns.split:
             raise UsageError(
                 f"the threshold of the operating point {operating_point!r} is chosen on validation images, and"
@@ -219,8 +234,16 @@ def _evaluate(target: Path, operating_point: str, options: ScoringOptions, out: 
             note=options.note,
         )
     else:
+        bundle = find_bundle(target)
+        if needs_validation(parse_own_point(operating_point)):
+            raise UsageError(
+                f"the threshold of the operating point {operating_point!r} is chosen on validation images, and a comparison has"
+                " none",
+                hint=f"Evaluate the bundle first: pneumoscope evaluate {target} --data {options.data} --operating-point"
+                f" {operating_point} --validation-data DATA --out FOLDER; then compare FOLDER",
+            )
         evaluation, images = evaluate(
-            find_bundle(target),
+            bundle,
             options.data,
             split=options.split,
             operating_points=tuple(dict.fromkeys((*OPERATING_POINTS, operating_point))),
@@ -239,4 +262,5 @@ def _evaluated(
     # By content, and by path for identical files only, because the data folder may differ between runs.
     ordered = tuple(sorted(images, key=lambda image: (image.sha256, image.path)))
     name = evaluation.name if record is None else record.name
-    return EvaluatedRun(name, _folder_name(target), target, record, evaluation, ordered)
+    folder_name = run_folder_name(target) if record else _folder_name(target)
+    return EvaluatedRun(name, folder_name, target, record, evaluation, ordered)

@@ -8,17 +8,30 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pneumoscope.core.errors import UnknownNameError, UnreadableImageError, UsageError
+from pneumoscope.bundle.card import Card, short_hash
+from pneumoscope.core.errors import DatasetError, ThresholdError, UnknownNameError, UnreadableImageError, UsageError
+from pneumoscope.core.messages import counted
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.results import Evaluation, ScoredImage
 from pneumoscope.data.hashing import read_image
+from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import LabeledImage, Manifest
 from pneumoscope.evaluation.breakdown import add_breakdown, read_breakdown
+from pneumoscope.evaluation.image_flow import image_flow
+from pneumoscope.evaluation.metrics import Threshold, positives
+from pneumoscope.evaluation.own_points import (
+    ChosenThreshold,
+    OwnPoint,
+    canonical_names,
+    choose_thresholds,
+    needs_validation,
+    own_points,
+)
 from pneumoscope.evaluation.recording import (
     TEST_SPLITS,
     ScoreSource,
@@ -26,12 +39,20 @@ from pneumoscope.evaluation.recording import (
     summarize,
     with_earlier_points,
 )
-from pneumoscope.evaluation.selection import check_thresholds, check_unseen, select_images, unreadable_error
+from pneumoscope.evaluation.selection import (
+    check_thresholds,
+    check_unseen,
+    images_of_split,
+    select_images,
+    unreadable_error,
+)
+from pneumoscope.evaluation.threshold_images import check_threshold_images
 from pneumoscope.imaging.decode import Radiograph
 from pneumoscope.inference.batches import process_batches
-from pneumoscope.inference.decision import sigmoid, threshold_probability
+from pneumoscope.inference.decision import score_at_probability, sigmoid, threshold_probability
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.run_folder import BUNDLE_FOLDER, MANIFEST_FILE, evaluation_folder, find_bundle
+from pneumoscope.statistics.inputs import BoolArray, FloatArray
 
 __all__ = ["OPERATING_POINTS", "decode_images", "evaluate"]
 
@@ -51,6 +72,9 @@ def evaluate(
     out: str | Path | None = None,
     name: str | None = None,
     replace: bool = False,
+    prevalence: float | None = None,
+    source_name: str = "",
+    validation_data: str | Path | None = None,
     ledger: str | Path | None = None,
     seed: int = 0,
     site: str | Path | None = None,
@@ -68,13 +92,17 @@ def evaluate(
         target: Run folder or bundle folder.
         data: Folder, manifest CSV or archive of labeled images; see `evaluation.selection.select_images` for the split.
         split: "train", "validation", "test", or "all" for all images of a data set that the model has not seen.
-        operating_points: Operating points of the bundle to evaluate.
+        operating_points: Operating points of the bundle to evaluate. Own ones are a probability such as "0.3", or "sens=0.95" and
+            "spec=0.9", whose thresholds are chosen on the scores of validation images.
         out: Folder of evaluation.json and predictions.csv. By default `RUN/evaluation/NAME` for a run, and none for a bundle.
         name: Name of the evaluation of a run. By default the split, for images of the run itself; for others followed by the
             name of the data, and with a site profile by its hash.
         replace: Replace an evaluation of other images, or of another model, seed or site profile, in the same folder. One that
             differs in its operating points only is extended by them, and keeps its subgroups and difference unless `by` or
             `reference` state others.
+        prevalence: Prevalence of pneumonia that predictive values are stated for as well.
+        source_name: Name of the images, for the report; that of `data` if empty.
+        validation_data: Labeled validation images for "sens=" and "spec="; by default those of the run, found in `data`.
         ledger: The test ledger; `ledger.default_ledger()` by default.
         seed: Seed of the bootstraps.
         site: Site profile to apply.
@@ -98,7 +126,8 @@ def evaluate(
         SiteProfileError: The site profile cannot be used; see `BundleSession.load`.
         DatasetError: Images are missing or unreadable; test images were training or validation images; or images are also in
             the reference.
-        ThresholdError: The threshold of an operating point was chosen on these images.
+        ThresholdError: The threshold of an operating point was, or would be, chosen on these images or on test images.
+        PatientLeakError: A patient has evaluated images, and validation images that would choose a threshold.
         StorageError: The ledger or the results cannot be written. No result is returned then.
     """
     target, data = Path(target), Path(data)
@@ -106,29 +135,56 @@ def evaluate(
     is_run = bundle == target / BUNDLE_FOLDER
     session = BundleSession.load(bundle, site=None if site is None else Path(site))
     card = session.card
-    for point in operating_points:
-        if point not in card.operating_points:
-            raise UnknownNameError("operating point", point, card.operating_points)
+    operating_points = canonical_names(operating_points)
+    own = own_points(operating_points, card.operating_points)
+    _check_operating_points(operating_points, own, card)
     _check_name_of_run(name, is_run=is_run, has_out=out is not None)
-    root, images = select_images(data, split, target / MANIFEST_FILE if is_run else None, note, both_labels=False)
+    manifest = load_manifest(data)
+    if note:
+        for each in manifest.notes:
+            note(each)
+    images = images_of_split(manifest, data, split, target / MANIFEST_FILE if is_run else None, both_labels=False)
     if split in TEST_SPLITS:
         check_unseen(images, card)
-    source = _source(session)
+    scores = None
+    if any(map(needs_validation, own)):
+        scores = _validation_scores(
+            session,
+            data if validation_data is None else Path(validation_data),
+            None if validation_data is not None or not is_run else target / MANIFEST_FILE,
+            images,
+            progress,
+        )
+    source = _source(
+        session, choose_thresholds(own, lambda value: score_at_probability(card.calibration, value), scores)
+    )
     in_run = out is None and is_run
     if in_run:
         out = evaluation_folder(target, name or _default_name(target, data, split, images, session, note))
     if out is not None and not replace:
         keep_with = "--name or --out" if in_run else "--out"
-        operating_points = with_earlier_points(Path(out), operating_points, images, source, seed, keep_with=keep_with)
+        source, operating_points = with_earlier_points(
+            Path(out), operating_points, images, source, seed, keep_with=keep_with
+        )
     check_thresholds(images, card, operating_points)
     folder = None if reference is None else evaluation_folder(target, str(reference))
     if folder is not None and not (is_run and folder.is_dir()):
         folder = Path(str(reference))
     breakdown = read_breakdown(data, by, folder, images, source)
     started = time.perf_counter()
-    scored, rejections = _score(session, root, images, split, progress)
+    scored, rejections = _score(session, manifest.root, images, split, progress)
     seconds = time.perf_counter() - started
-    evaluation = summarize(source, split, scored, operating_points, seed=seed, seconds=seconds, rejections=rejections)
+    evaluation = summarize(
+        source,
+        split,
+        scored,
+        operating_points,
+        seed=seed,
+        seconds=seconds,
+        rejections=rejections,
+        prevalence=prevalence,
+        flow=image_flow(manifest, data, images, source_name),
+    )
     evaluation = record_and_write(
         add_breakdown(evaluation, scored, breakdown, seed),
         scored,
@@ -139,19 +195,76 @@ def evaluate(
     return evaluation, scored
 
 
-def _source(session: BundleSession) -> ScoreSource:
+def _source(session: BundleSession, own: Mapping[str, ChosenThreshold]) -> ScoreSource:
     card = session.card
+    points: dict[str, Threshold] = {**card.operating_points, **own}
     return ScoreSource(
         name=card.name,
-        operating_points=card.operating_points,
-        threshold_probabilities={
-            name: threshold_probability(card, point) for name, point in card.operating_points.items()
-        },
+        operating_points=points,
+        threshold_probabilities={name: threshold_probability(card, point) for name, point in points.items()},
         bundle_sha256=card.onnx_sha256,
         recipe=card.recipe,
         site=session.site,
         population=card.population,
     )
+
+
+def _check_operating_points(names: Sequence[str], own: Sequence[OwnPoint], card: Card) -> None:
+    """Raise unless the card has the operating points that are not own ones."""
+    known = {*card.operating_points, *(point.name for point in own)}
+    for name in names:
+        if name not in known:
+            listed = ", ".join(sorted(card.operating_points))
+            raise UnknownNameError(
+                "operating point",
+                name,
+                card.operating_points,
+                hint=f"Known: {listed}; or an own one, such as 0.3, sens=0.95 or spec=0.9",
+            )
+
+
+def _validation_scores(
+    session: BundleSession,
+    data: Path,
+    run_manifest: Path | None,
+    evaluated: Sequence[LabeledImage],
+    progress: Callable[[int, int], None] | None,
+) -> tuple[FloatArray, BoolArray]:
+    """Return the scores and labels of the validation images, which choose thresholds.
+
+    Args:
+        session: The model.
+        data: Labeled images.
+        run_manifest: Manifest of the run, which states its validation images; None if the data state them: those of the split,
+            or all if no image has a split.
+        evaluated: The evaluated images.
+        progress: See `evaluate`.
+    """
+    try:
+        if run_manifest is not None:
+            root, images = select_images(data, "validation", run_manifest, both_labels=False)
+        else:
+            manifest = load_manifest(data)
+            root, images = manifest.root, images_of_split(manifest, data, "all", None, both_labels=False)
+            if any(image.split for image in images):
+                images = tuple(image for image in images if image.split == "validation")
+    except (UsageError, DatasetError) as error:
+        error.hint = (
+            "Validation images choose the threshold of sens=... and spec=...: give those with --validation-data, or the data"
+            " that the run was trained on"
+        )
+        raise
+    check_threshold_images(images, evaluated, data)
+    seen = set(session.card.seen.get("train", ()))
+    trained = [image.path for image in images if short_hash(image.sha256) in seen]
+    if trained:
+        raise ThresholdError(
+            f"{len(trained)} of {counted(len(images), 'validation image')} in {str(data)!r} were training images; the first is"
+            f" {trained[0]}",
+            hint="Choose thresholds on images that the model was not trained on",
+        )
+    scored, _ = _score(session, root, images, "validation", progress)
+    return np.array([image.score for image in scored]), positives(scored)
 
 
 def _check_name_of_run(name: str | None, *, is_run: bool, has_out: bool) -> None:

@@ -8,77 +8,42 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy import special
 
-from pneumoscope.bundle.card import Calibration, UncertaintyBand
-from pneumoscope.core.errors import DatasetError, PatientLeakError, ThresholdError, UnknownNameError, UsageError
+from pneumoscope.bundle.card import Calibration
+from pneumoscope.core.errors import UnknownNameError, UsageError
 from pneumoscope.core.messages import counted, operating_point_rule
 from pneumoscope.core.results import Evaluation, ScoredImage
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.data.manifest import LABELS, LabeledImage, Manifest
-from pneumoscope.data.prediction_matching import match_images, read_id_column
-from pneumoscope.data.predictions_file import (
-    PredictionColumns,
-    PredictionRow,
-    PredictionsFile,
-    read_predictions_file,
-)
+from pneumoscope.data.manifest import Manifest
+from pneumoscope.data.predictions_file import PredictionColumns, PredictionsFile, read_predictions_file
 from pneumoscope.evaluation.breakdown import add_breakdown, read_breakdown
 from pneumoscope.evaluation.fitting import fit_calibration, fit_operating_points
+from pneumoscope.evaluation.image_flow import image_flow
 from pneumoscope.evaluation.metrics import Threshold
+from pneumoscope.evaluation.own_points import ChosenThreshold, canonical_names, choose_thresholds, own_points
+from pneumoscope.evaluation.predicted_images import (
+    HIGHEST_LOGIT,
+    PredictedImages,
+    check_scales,
+    match_predictions,
+    predicted_images,
+    read_predicted_images,
+    select_predicted_images,
+)
 from pneumoscope.evaluation.recording import ScoreSource, record_and_write, summarize, with_earlier_points
 from pneumoscope.evaluation.selection import images_of_split
-from pneumoscope.inference.decision import calibrate
-from pneumoscope.statistics.inputs import BoolArray, FloatArray
+from pneumoscope.evaluation.threshold_images import check_threshold_images
+from pneumoscope.inference.decision import calibrate, score_at_probability
+from pneumoscope.statistics.inputs import FloatArray
 
 __all__ = ["FIXED_POINT", "check_predictions", "evaluate_predictions"]
 
 FIXED_POINT = "half"
-# Logits of the probabilities 0 and 1, beyond those of the next floating-point numbers, so that the ranking stays the same. The
-# calibration limits both sides to the same: otherwise, one rounded 0 would determine it.
-_LOWEST_LOGIT, _HIGHEST_LOGIT = -745.0, 40.0
-_MAX_LISTED = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class _FixedThreshold:
-    """A threshold that was chosen on no images."""
-
-    threshold: float = 0.5
-    uncertainty_band: UncertaintyBand | None = None
-
-    def rule_text(self) -> str:
-        """Return how the threshold was chosen, as a phrase."""
-        return operating_point_rule("fixed", None, None, augmented=False)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Predicted:
-    """Images with their predictions.
-
-    Attributes:
-        images: The images.
-        logits: Logits, shape (n,).
-        scores: Probabilities as given, or the sigmoid of the logits, shape (n,).
-    """
-
-    images: tuple[LabeledImage, ...]
-    logits: FloatArray
-    scores: FloatArray
-
-    @property
-    def labels(self) -> BoolArray:
-        """True for pneumonia, shape (n,)."""
-        return np.array([image.positive for image in self.images])
-
-    @property
-    def patients(self) -> list[str]:
-        """Patient identifier of each image."""
-        return [image.patient for image in self.images]
 
 
 def evaluate_predictions(
@@ -96,6 +61,8 @@ def evaluate_predictions(
     reference: str | Path | None = None,
     out: str | Path | None = None,
     replace: bool = False,
+    prevalence: float | None = None,
+    source_name: str = "",
     ledger: str | Path | None = None,
     seed: int = 0,
     note: Callable[[str], None] | None = None,
@@ -114,12 +81,15 @@ def evaluate_predictions(
         validation_data: Labeled validation images; those in `data` if None.
         fit_probabilities: Calibrate the probabilities on the predictions for validation images (Platt scaling); otherwise they
             are evaluated as given.
-        operating_points: Operating points to evaluate; all that have a threshold if None.
+        operating_points: Operating points to evaluate; all that have a threshold if None. Own ones are a probability such as
+            "0.3", or "sens=0.95" and "spec=0.9", whose thresholds are chosen on the predictions for validation images.
         name: Name of the model, which identifies it to `reference`; that of the file if empty.
         by: Columns of the manifest CSV, or "etiology", whose values form subgroups.
         reference: Folder of an evaluation of the same model on other images, whose difference is reported.
         out: Folder of evaluation.json and predictions.csv; None writes no files.
         replace: Replace another evaluation in this folder.
+        prevalence: Prevalence of pneumonia that predictive values are stated for as well.
+        source_name: Name of the images, for the report; that of `data` if empty.
         ledger: The test ledger; `ledger.default_ledger()` if None.
         seed: Seed of the bootstraps.
         note: Called with each remark about the data.
@@ -151,41 +121,49 @@ def evaluate_predictions(
         )
     if validation_data is not None and validation is None:
         raise UsageError("there are images, but no predictions for validation", hint="Give --validation-predictions")
+    requested = None if operating_points is None else canonical_names(operating_points)
     manifest = load_manifest(data)
     if note:
         for each in manifest.notes:
             note(each)
     images = images_of_split(manifest, data, split, None, both_labels=False)
-    predictions, by_path = _read(file, columns, manifest, data)
-    predicted = _select(images, by_path, predictions, split, note)
-    chosen_on: _Predicted | None = None
+    predictions, by_path = read_predicted_images(file, columns, manifest, data)
+    predicted = select_predicted_images(images, by_path, predictions, split, note)
+    chosen_on: PredictedImages | None = None
     if validation is not None:
-        other = read_predictions_file(Path(validation), columns)
-        _check_scales(predictions, other)
-        place = data if validation_data is None else Path(validation_data)
-        others = manifest if validation_data is None else load_manifest(place)
-        rows = _match(other, other.rows, others, place)
-        chosen_on = _predicted([image for image in others if image.path in rows], rows, other)
+        place = None if validation_data is None else Path(validation_data)
+        chosen_on = _read_validation(Path(validation), columns, predictions, place, manifest, data)
     elif columns.split:
         rows = {path: row for path, row in by_path.items() if row.split == "validation"}
-        chosen_on = _predicted([image for image in manifest if image.path in rows], rows, predictions)
+        chosen_on = predicted_images([image for image in manifest if image.path in rows], rows, predictions)
     if chosen_on is not None:
-        _check_validation(chosen_on, predicted, Path(validation or file))
+        check_threshold_images(chosen_on.images, predicted.images, Path(validation or file))
     elif fit_probabilities:
         raise UsageError(
             "probabilities can be calibrated on validation predictions only, and there are none",
             hint="Give --validation-predictions or --split-column",
         )
-    source, calibration = _source(predictions, chosen_on, name or file.stem, fit_probabilities=fit_probabilities)
-    points = _choose_points(operating_points, source, has_validation=chosen_on is not None)
+    source, calibration = _source(
+        predictions, chosen_on, name or file.stem, requested or (), fit_probabilities=fit_probabilities
+    )
+    points = _choose_points(requested, source, has_validation=chosen_on is not None)
     if out is not None and not replace:
-        points = with_earlier_points(Path(out), points, images, source, seed)
+        source, points = with_earlier_points(Path(out), points, images, source, seed)
     breakdown = read_breakdown(data, by, None if reference is None else Path(reference), images, source)
     scored = _scored_images(predicted, calibration)
     seconds = time.perf_counter() - started
-    evaluation = _with_ranking_remark(summarize(source, split, scored, points, seed=seed, seconds=seconds))
+    evaluation = summarize(
+        source,
+        split,
+        scored,
+        points,
+        seed=seed,
+        seconds=seconds,
+        prevalence=prevalence,
+        flow=image_flow(manifest, data, images, source_name),
+    )
     evaluation = record_and_write(
-        add_breakdown(evaluation, scored, breakdown, seed),
+        add_breakdown(_with_score_remarks(evaluation, scored), scored, breakdown, seed),
         scored,
         out=None if out is None else Path(out),
         ledger=None if ledger is None else Path(ledger),
@@ -198,150 +176,56 @@ def check_predictions(file: Path, data: Path, *, split: str, columns: Prediction
     """Raise the error that `evaluate_predictions` raises if the file cannot be read or does not match the images."""
     manifest = load_manifest(data)
     images = images_of_split(manifest, data, split, None, both_labels=False)
-    predictions, by_path = _read(file, columns, manifest, data)
-    _select(images, by_path, predictions, split, None)
+    predictions, by_path = read_predicted_images(file, columns, manifest, data)
+    select_predicted_images(images, by_path, predictions, split, None)
 
 
-def _read(
-    file: Path, columns: PredictionColumns, manifest: Manifest, data: Path
-) -> tuple[PredictionsFile, dict[str, PredictionRow]]:
-    """Return the file, and the row of each image that has one, {path of the image: row}."""
-    predictions = read_predictions_file(file, columns)
-    by_path = _match(predictions, predictions.rows, manifest, data)
-    _check_splits(by_path, manifest, file)
-    return predictions, by_path
-
-
-def _match(
-    file: PredictionsFile, rows: Sequence[PredictionRow], manifest: Manifest, data: Path
-) -> dict[str, PredictionRow]:
-    """Return the row of each image that has one, {path of the image: row}."""
-    ids = read_id_column(data, file.id_column) if file.id_column else {}
-    found = match_images(rows, manifest.images, str(file.path), ids)
-    return {manifest.images[i].path: row for i, row in found.items()}
-
-
-def _check_splits(rows: Mapping[str, PredictionRow], manifest: Manifest, file: Path) -> None:
-    """Raise if a row and the data state different splits of an image."""
-    for image in manifest:
-        row = rows.get(image.path)
-        if row and row.split and image.split and row.split != image.split:
-            raise DatasetError(
-                f"{file}, line {row.line}: {image.path!r} is a {row.split} image, and in the data a {image.split} image",
-                hint="Correct the split in one of the two",
-            )
-
-
-def _select(
-    images: Sequence[LabeledImage],
-    rows: Mapping[str, PredictionRow],
-    file: PredictionsFile,
-    split: str,
-    note: Callable[[str], None] | None,
-) -> _Predicted:
-    """Return the predictions for all images of the split."""
-    missing = [image.path for image in images if image.path not in rows]
-    if missing:
-        listed = ", ".join(map(repr, missing[:_MAX_LISTED])) + (", …" if len(missing) > _MAX_LISTED else "")
-        raise DatasetError(
-            f"{str(file.path)!r} has no prediction for {len(missing):,} of {len(images):,}"
-            f" {'images' if split == 'all' else f'{split} images'}: {listed}",
-            hint="Images are never skipped, because n would be wrong: predict them, or give a manifest without them as --data",
-        )
-    evaluated = {image.path for image in images}
-    others = sum(path not in evaluated and row.split != "validation" for path, row in rows.items())
-    if others and note:
-        note(f"{counted(others, 'row')} of {str(file.path)!r} with images of other splits {_are(others)} left out")
-    for image in images:
-        row = rows[image.path]
-        if row.split not in {"", split}:
-            raise DatasetError(
-                f"{file.path}, line {row.line}: {image.path!r} is one of the {split} images, and the row is of the split"
-                f" {row.split!r}",
-                hint="Correct the split of the row, or state the splits of the images in a manifest CSV",
-            )
-    return _predicted(images, rows, file)
-
-
-def _are(count: int) -> str:
-    return "is" if count == 1 else "are"
-
-
-def _predicted(images: Sequence[LabeledImage], rows: Mapping[str, PredictionRow], file: PredictionsFile) -> _Predicted:
-    values = np.array([rows[image.path].value for image in images], dtype=np.float64)
-    if file.scale == "logit":
-        return _Predicted(tuple(images), values, special.expit(values))
-    return _Predicted(tuple(images), np.clip(special.logit(values), _LOWEST_LOGIT, _HIGHEST_LOGIT), values)
-
-
-def _check_scales(a: PredictionsFile, b: PredictionsFile) -> None:
-    if a.scale != b.scale:
-        raise DatasetError(
-            f"{str(a.path)!r} has a {a.scale} for each image, and {str(b.path)!r} a {b.scale}",
-            hint="Give both files on the same scale",
-        )
-
-
-def _check_validation(validation: _Predicted, evaluated: _Predicted, file: Path) -> None:
-    """Raise if thresholds cannot be chosen on these images, or would be evaluated on them.
-
-    Raises:
-        DatasetError: There are no images, or they have one label only.
-        ThresholdError: An image is a test image, or one of the evaluated images (compared by content).
-        PatientLeakError: A patient has images in both.
-    """
-    counts = {label: sum(image.label == label for image in validation.images) for label in LABELS}
-    if not all(counts.values()):
-        listed = ", ".join(f"{n} {label}" for label, n in counts.items())
-        raise DatasetError(
-            f"{str(file)!r} has predictions for {listed} validation images; thresholds need both labels",
-            hint="Add validation images of the other label, or evaluate the fixed threshold without validation images",
-        )
-    test = [image.path for image in validation.images if image.split == "test"]
-    if test:
-        raise ThresholdError(
-            f"{len(test)} of {counted(len(validation.images), 'validation image')} in {str(file)!r} are test images in the"
-            f" data; the first is {test[0]}",
-            hint="Test images choose no threshold: choose thresholds on other images",
-        )
-    hashes = {image.sha256 for image in evaluated.images}
-    shared = [image.path for image in validation.images if image.sha256 in hashes]
-    if shared:
-        raise ThresholdError(
-            f"{len(shared)} of {counted(len(validation.images), 'validation image')} in {str(file)!r} are evaluated images"
-            f" (compared by content); the first is {shared[0]}",
-            hint="Choose thresholds on other images",
-        )
-    patients = {image.patient for image in evaluated.images} - {""}
-    leaks = sorted({image.patient for image in validation.images if image.patient in patients})
-    if leaks:
-        raise PatientLeakError(
-            f"patient {leaks[0]!r} has validation images and evaluated images ({counted(len(leaks), 'patient')} in total)",
-            hint="Choose thresholds on images of other patients",
-        )
+def _read_validation(
+    file: Path,
+    columns: PredictionColumns,
+    predictions: PredictionsFile,
+    validation_data: Path | None,
+    manifest: Manifest,
+    data: Path,
+) -> PredictedImages:
+    """Return the validation images in a second file with their predictions."""
+    other = read_predictions_file(file, columns)
+    check_scales(predictions, other)
+    others = manifest if validation_data is None else load_manifest(validation_data)
+    rows = match_predictions(other, other.rows, others, validation_data or data)
+    return predicted_images([image for image in others if image.path in rows], rows, other)
 
 
 def _source(
-    file: PredictionsFile, validation: _Predicted | None, name: str, *, fit_probabilities: bool
+    file: PredictionsFile,
+    validation: PredictedImages | None,
+    name: str,
+    requested: Sequence[str],
+    *,
+    fit_probabilities: bool,
 ) -> tuple[ScoreSource, Calibration | None]:
     """Return the operating points and remarks of a file, and the calibration if there is one."""
     remarks = ["It is unknown whether the model was trained or tuned on these images or patients."]
     calibration = None
-    points: Mapping[str, Threshold] = {FIXED_POINT: _FixedThreshold()}
+    own = own_points(requested, ())
+    points: dict[str, Threshold] = {
+        FIXED_POINT: ChosenThreshold(0.5, operating_point_rule("fixed", None, None, augmented=False))
+    }
     if validation is None:
-        remarks.append(
-            "There are no predictions for validation images: the only threshold is the fixed one, a probability of 0.5."
-        )
+        only = "all thresholds are fixed ones" if own else "the only threshold is the fixed one, a probability of 0.5"
+        remarks.append(f"There are no predictions for validation images: {only}.")
     else:
         n, trained = len(validation.images), sum(image.split == "train" for image in validation.images)
         if trained:
             remarks.append(
                 f"{trained:,} of the {counted(n, 'image')} that chose the thresholds are training images in the data."
             )
-        points = fit_operating_points(validation.scores, validation.labels, validation.patients)
+        points = dict(fit_operating_points(validation.scores, validation.labels, validation.patients))
         if fit_probabilities:
             labels = validation.labels
             calibration = fit_calibration(_limited(validation.logits).astype(np.float32), labels, float(labels.mean()))
+    chosen_on = None if validation is None else (validation.scores, validation.labels)
+    points |= choose_thresholds(own, lambda probability: _score_at(probability, calibration), chosen_on)
     given = "as given" if file.scale == "probability" else "the sigmoid of the given logits"
     remarks.append(
         f"Probabilities are {given}, without calibration."
@@ -365,13 +249,23 @@ def _source(
     return source, calibration
 
 
-def _with_ranking_remark(evaluation: Evaluation) -> Evaluation:
-    """Return the evaluation with a remark if the scores rank normal images above those of pneumonia."""
+def _with_score_remarks(evaluation: Evaluation, scored: Sequence[ScoredImage]) -> Evaluation:
+    """Return the evaluation with remarks on scores of the other class, and on probabilities that have no logit."""
+    remarks = evaluation.remarks
     high = evaluation.metrics["auroc"].high
-    if high is None or high >= 0.5:
-        return evaluation
-    remark = "The whole interval of the AUROC is below 0.5: the scores may be those of the other class."
-    return dataclasses.replace(evaluation, remarks=(*evaluation.remarks, remark))
+    if high is not None and high < 0.5:
+        remarks += ("The whole interval of the AUROC is below 0.5: the scores may be those of the other class.",)
+    certain = sum(image.probability in (0, 1) for image in scored)
+    if certain:
+        remarks += (
+            f"{counted(certain, 'image')} {'has' if certain == 1 else 'have'} a probability of exactly 0 or 1, which has no"
+            " logit: calibration slope and intercept depend on what replaces it, 2^-53 or 1 - 2^-53.",
+        )
+    return dataclasses.replace(evaluation, remarks=remarks)
+
+
+def _score_at(probability: float, calibration: Calibration | None) -> float:
+    return probability if calibration is None else score_at_probability(calibration, probability)
 
 
 def _probabilities(logits: FloatArray, scores: FloatArray, calibration: Calibration | None) -> FloatArray:
@@ -381,7 +275,7 @@ def _probabilities(logits: FloatArray, scores: FloatArray, calibration: Calibrat
 
 
 def _limited(logits: FloatArray) -> FloatArray:
-    return np.clip(logits, -_HIGHEST_LOGIT, _HIGHEST_LOGIT)
+    return np.clip(logits, -HIGHEST_LOGIT, HIGHEST_LOGIT)
 
 
 def _choose_points(requested: Sequence[str] | None, source: ScoreSource, *, has_validation: bool) -> Sequence[str]:
@@ -397,11 +291,16 @@ def _choose_points(requested: Sequence[str] | None, source: ScoreSource, *, has_
                 " for any",
                 hint="Give --validation-predictions or --split-column, or evaluate --operating-point half",
             )
-        raise UnknownNameError("operating point", point, known)
+        raise UnknownNameError(
+            "operating point",
+            point,
+            known,
+            hint=f"Known: {', '.join(sorted(known))}; or an own one, such as 0.3 or sens=0.95",
+        )
     return tuple(requested)
 
 
-def _scored_images(predicted: _Predicted, calibration: Calibration | None) -> tuple[ScoredImage, ...]:
+def _scored_images(predicted: PredictedImages, calibration: Calibration | None) -> tuple[ScoredImage, ...]:
     probabilities = _probabilities(predicted.logits, predicted.scores, calibration)
     numbers = zip(predicted.logits.tolist(), predicted.scores.tolist(), probabilities.tolist(), strict=True)
     return tuple(

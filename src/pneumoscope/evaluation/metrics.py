@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.bundle.card import UncertaintyBand
-from pneumoscope.core.results import Interval, OperatingPointResult, ScoredImage
-from pneumoscope.statistics.calibration import calibration_error_interval, weighted_brier
+from pneumoscope.core.results import Interval, OperatingPointResult, PredictiveValues, ScoredImage
+from pneumoscope.statistics.calibration import calibration_error_interval, calibration_intervals, weighted_brier
 from pneumoscope.statistics.inputs import BoolArray
 from pneumoscope.statistics.intervals import patient_bootstrap, proportion
+from pneumoscope.statistics.likelihood_ratios import predictive_values
 from pneumoscope.statistics.metrics import confusion, threshold_metrics
 from pneumoscope.statistics.roc import auroc_interval, weighted_auprc
 
@@ -41,10 +42,12 @@ def positives(images: Sequence[ScoredImage]) -> BoolArray:
 
 
 def ranking_metrics(images: Sequence[ScoredImage], *, seed: int) -> dict[str, Interval]:
-    """Return the threshold-free metrics: auroc and auprc of logits, brier and expected_calibration_error of probabilities.
+    """Return the threshold-free metrics: auroc and auprc of logits; of probabilities, brier and those of calibration.
+
+    The latter are expected_calibration_error, calibration_slope, calibration_intercept and observed_expected_ratio.
 
     Args:
-        images: The images; with one label, auroc and auprc are undefined.
+        images: The images; with one label, all but brier and expected_calibration_error are undefined.
         seed: Seed of the bootstraps.
     """
     labels, patients = positives(images), [image.patient for image in images]
@@ -61,6 +64,7 @@ def ranking_metrics(images: Sequence[ScoredImage], *, seed: int) -> dict[str, In
         "auprc": auprc,
         "brier": patient_bootstrap(weighted_brier, probabilities, labels, patients, seed=seed),
         "expected_calibration_error": calibration_error_interval(probabilities, labels, patients, seed=seed),
+        **calibration_intervals(probabilities, labels, patients, seed=seed),
     }
 
 
@@ -76,7 +80,12 @@ def etiology_aurocs(images: Sequence[ScoredImage]) -> dict[str, Interval]:
 
 
 def evaluate_operating_point(
-    images: Sequence[ScoredImage], point: Threshold, *, threshold_probability: float, seed: int
+    images: Sequence[ScoredImage],
+    point: Threshold,
+    *,
+    threshold_probability: float,
+    seed: int,
+    prevalence: float | None = None,
 ) -> OperatingPointResult:
     """Return the performance at one operating point.
 
@@ -85,6 +94,7 @@ def evaluate_operating_point(
         point: Its threshold is on the score; at or above it the decision is pneumonia.
         threshold_probability: That threshold as a calibrated probability, 0 to 1.
         seed: Seed of the bootstraps.
+        prevalence: Prevalence of pneumonia that predictive values are stated for as well; None for none.
     """
     labels, patients = positives(images), [image.patient for image in images]
     decisions = np.array([image.score >= point.threshold for image in images])
@@ -96,6 +106,9 @@ def evaluate_operating_point(
         by_etiology=_accuracy_by_etiology(images, decisions == labels),
         uncertainty_band=_evaluate_band(images, point.uncertainty_band, labels) if point.uncertainty_band else None,
         threshold_probability=threshold_probability,
+        predictive_values=None
+        if prevalence is None
+        else PredictiveValues(prevalence, **predictive_values(decisions, labels, patients, prevalence)),
     )
 
 

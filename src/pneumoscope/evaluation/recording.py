@@ -17,10 +17,12 @@ import numpy as np
 from pneumoscope import __version__
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
+from pneumoscope.core.image_flow import ImageFlow
 from pneumoscope.core.population import Population
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.prediction_messages import notice
-from pneumoscope.core.results import Evaluation, Interval, RejectionSummary, ScoredImage, to_json
+from pneumoscope.core.result_forms import to_json
+from pneumoscope.core.results import Evaluation, Interval, RejectionSummary, ScoredImage
 from pneumoscope.data.manifest import LABELS, LabeledImage, images_sha256
 from pneumoscope.evaluation.ledger import default_ledger, record_evaluation
 from pneumoscope.evaluation.metrics import (
@@ -30,9 +32,11 @@ from pneumoscope.evaluation.metrics import (
     positives,
     ranking_metrics,
 )
+from pneumoscope.evaluation.own_points import ChosenThreshold, own_points
 from pneumoscope.runs.evaluations import predictions_csv, read_evaluation
 from pneumoscope.runs.run_folder import EVALUATION_FILE, PREDICTIONS_FILE
 from pneumoscope.statistics.calibration import reliability_bins
+from pneumoscope.statistics.decision_curve import decision_curve
 from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.intervals import proportion
 
@@ -77,8 +81,10 @@ def with_earlier_points(
     seed: int,
     *,
     keep_with: str = "--out",
-) -> Sequence[str]:
-    """Return the operating points with those of the evaluation in the folder, which is written again.
+) -> tuple[ScoreSource, Sequence[str]]:
+    """Return source and operating points with those of the evaluation in the folder, which is written again.
+
+    Own operating points of the earlier evaluation keep their thresholds, unless they are evaluated again.
 
     Args:
         folder: Folder of the results.
@@ -93,8 +99,9 @@ def with_earlier_points(
             were chosen on other images.
     """
     if not (folder / EVALUATION_FILE).is_file():
-        return operating_points
+        return source, operating_points
     earlier = read_evaluation(folder / EVALUATION_FILE)
+    source = _with_own_points(source, earlier)
     hashes = (earlier.bundle_sha256, earlier.predictions_sha256)
     different = [
         label
@@ -114,7 +121,22 @@ def with_earlier_points(
             hint=f"Keep both with another {keep_with}, or replace it with --force",
         )
     points = tuple(earlier.operating_points)
-    return (*points, *(point for point in operating_points if point not in points))
+    return source, (*points, *(point for point in operating_points if point not in points))
+
+
+def _with_own_points(source: ScoreSource, earlier: Evaluation) -> ScoreSource:
+    """Return the source with those own operating points of an earlier evaluation that it lacks."""
+    kept = {point.name: earlier.operating_points[point.name] for point in own_points(earlier.operating_points, ())}
+    return dataclasses.replace(
+        source,
+        operating_points={name: ChosenThreshold(point.threshold, point.rule) for name, point in kept.items()}
+        | dict(source.operating_points),
+        threshold_probabilities={
+            name: point.threshold if point.threshold_probability is None else point.threshold_probability
+            for name, point in kept.items()
+        }
+        | dict(source.threshold_probabilities),
+    )
 
 
 def _thresholds(evaluation: Evaluation) -> dict[str, float | None]:
@@ -136,6 +158,8 @@ def summarize(
     seed: int,
     seconds: float,
     rejections: Sequence[Rejection | None] | None = None,
+    prevalence: float | None = None,
+    flow: ImageFlow | None = None,
 ) -> Evaluation:
     """Return the evaluation of scored images, without its number in the ledger.
 
@@ -147,14 +171,17 @@ def summarize(
         seed: Seed of the bootstraps.
         seconds: Scoring time.
         rejections: Rejection of each image, or None; None if the source rejects none.
+        prevalence: Prevalence of pneumonia that predictive values are stated for as well; None for none.
+        flow: How the images were selected.
     """
     counts = Counter(image.label for image in scored)
+    probabilities, patients = [image.probability for image in scored], [image.patient for image in scored]
     return Evaluation(
         name=source.name,
         split=split,
         images_sha256=images_sha256([image.sha256 for image in scored]),
         n=len(scored),
-        patients=int(patient_groups([image.patient for image in scored], len(scored)).max()) + 1,
+        patients=int(patient_groups(patients, len(scored)).max()) + 1,
         counts={label: counts[label] for label in LABELS},
         bundle_sha256=source.bundle_sha256,
         recipe=source.recipe,
@@ -166,6 +193,7 @@ def summarize(
                 source.operating_points[name],
                 threshold_probability=source.threshold_probabilities[name],
                 seed=seed,
+                prevalence=prevalence,
             )
             for name in operating_points
         },
@@ -175,9 +203,11 @@ def summarize(
         version=__version__,
         rejected=None if rejections is None else _summarize_rejections(scored, rejections),
         site=source.site,
-        reliability=reliability_bins([image.probability for image in scored], positives(scored)),
+        reliability=reliability_bins(probabilities, positives(scored)),
         predictions_sha256=source.predictions_sha256,
         remarks=source.remarks,
+        decision_curve=decision_curve(probabilities, positives(scored), patients, seed=seed),
+        flow=flow,
         notice=notice(source.population),
     )
 
@@ -217,11 +247,21 @@ def record_and_write(
 
 
 def _with_earlier_breakdown(evaluation: Evaluation, earlier: Evaluation) -> Evaluation:
-    """Return the evaluation with those of subgroups and difference that it lacks, if labels and patients are the same."""
+    """Return the evaluation with those of predictive values, subgroups and difference that it lacks.
+
+    They are kept only if labels and patients are the same.
+    """
     # The interval of the AUROC depends on the label and the patient of each image.
     described = [(each.counts, each.patients, each.metrics["auroc"]) for each in (evaluation, earlier)]
     if described[0] != described[1]:
         return evaluation
+    points = {
+        name: point
+        if point.predictive_values or name not in earlier.operating_points
+        else dataclasses.replace(point, predictive_values=earlier.operating_points[name].predictive_values)
+        for name, point in evaluation.operating_points.items()
+    }
+    evaluation = dataclasses.replace(evaluation, operating_points=points)
     if not evaluation.subgroups:
         evaluation = dataclasses.replace(evaluation, subgroups=earlier.subgroups, interactions=earlier.interactions)
     return dataclasses.replace(evaluation, difference=evaluation.difference or earlier.difference)

@@ -25,7 +25,8 @@ from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.messages import counted
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.core.prediction_messages import notice
-from pneumoscope.core.results import SCHEMA, Interval, write_result
+from pneumoscope.core.result_forms import write_result
+from pneumoscope.core.results import SCHEMA, Interval
 from pneumoscope.data.hashing import read_image
 from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.evaluation.image_variants import CHANGES, CORRUPTIONS, FORMATS, GrayImage, Variants

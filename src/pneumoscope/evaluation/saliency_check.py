@@ -31,7 +31,8 @@ from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.prediction_messages import notice
-from pneumoscope.core.results import SCHEMA, Interval, write_result
+from pneumoscope.core.result_forms import write_result
+from pneumoscope.core.results import SCHEMA, Interval
 from pneumoscope.data.hashing import read_image
 from pneumoscope.data.manifest import LABELS, LabeledImage
 from pneumoscope.evaluation.localization import Localization, measure_localization

@@ -204,7 +204,11 @@ def check_thresholds(images: Sequence[LabeledImage], card: Card, operating_point
     """
     seen = set(card.seen.get("validation", ()))
     shared = sum(short_hash(image.sha256) in seen for image in images)
-    chosen = [name for name in operating_points if card.operating_points[name].rule != "fixed"]
+    chosen = [
+        name
+        for name in operating_points
+        if name in card.operating_points and card.operating_points[name].rule != "fixed"
+    ]
     if shared and chosen:
         raise ThresholdError(
             f"the threshold of the operating point {chosen[0]!r} was chosen on {shared} of these {len(images)} images and"

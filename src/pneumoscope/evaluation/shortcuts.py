@@ -21,7 +21,8 @@ from PIL import Image
 from pneumoscope import __version__
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.prediction_messages import notice
-from pneumoscope.core.results import SCHEMA, Interval, write_result
+from pneumoscope.core.result_forms import write_result
+from pneumoscope.core.results import SCHEMA, Interval
 from pneumoscope.data.hashing import read_image
 from pneumoscope.evaluation.selection import count_patients, select_unreserved_images
 from pneumoscope.imaging.preprocess import preprocess

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,7 @@ __all__ = [
     "reject_by_age",
     "reject_by_file",
     "reject_by_network",
+    "score_at_probability",
     "sigmoid",
     "threshold_probability",
 ]
@@ -203,7 +205,17 @@ def _age_range(card: Card) -> dict[str, str | int | float]:
     return {"minimum": card.age_range[0], "maximum": card.age_range[1]}
 
 
-def threshold_probability(card: Card, point: OperatingPoint) -> float:
+def score_at_probability(calibration: Calibration, probability: float) -> float:
+    """Return the score before calibration that has this calibrated probability, above 0 and below 1."""
+    return float(sigmoid(np.asarray((_logit(probability) - calibration.intercept) / calibration.slope)))
+
+
+class _Threshold(Protocol):
+    @property
+    def threshold(self) -> float: ...
+
+
+def threshold_probability(card: Card, point: _Threshold) -> float:
     """Return the threshold of an operating point as a calibrated probability, 0 to 1."""
     return float(calibrate(card.calibration, _logit(point.threshold)))
 

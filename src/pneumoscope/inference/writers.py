@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from pneumoscope.core.identity import IDENTITY_FIELDS
 from pneumoscope.core.prediction import ModelInfo, Prediction
 from pneumoscope.core.prediction_messages import prediction_message
-from pneumoscope.core.results import SCHEMA, rows_dataframe
+from pneumoscope.core.result_forms import rows_dataframe
+from pneumoscope.core.results import SCHEMA
 
 if TYPE_CHECKING:
     import pandas as pd

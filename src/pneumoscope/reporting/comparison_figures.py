@@ -1,4 +1,4 @@
-"""All figures of a comparison as inline SVG, each with a text alternative."""
+"""All figures of a comparison, each with a text alternative: as inline SVG of the page, and as files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from pneumoscope.core.comparison import Comparison
@@ -14,21 +13,24 @@ from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.reporting.curves import curves_figure, curves_label
 from pneumoscope.reporting.figures import (
     Curve,
+    decision_curve_figure,
     differences_figure,
     histogram_figure,
     metric_figure,
     overlay_figure,
     reliability_figure,
 )
+from pneumoscope.reporting.flow_diagram import flow_figure
 from pneumoscope.reporting.labels import METRICS, PAIR_METRICS
 from pneumoscope.reporting.run_data import RunData
 from pneumoscope.reporting.style import drawing
 from pneumoscope.reporting.svg import inline_svg
 from pneumoscope.reporting.templating import format_value
 from pneumoscope.statistics.calibration import reliability_bins
+from pneumoscope.statistics.decision_curve import net_benefit
 from pneumoscope.statistics.roc import precision_recall_curve, roc_curve
 
-__all__ = ["ComparisonFigures", "draw_figures"]
+__all__ = ["ComparisonFigures", "NamedFigure", "draw_figures"]
 
 # Metrics drawn as bars; the table has all of them. Metrics for which lower is better would be misleading among these.
 _BAR_METRICS = (
@@ -45,26 +47,57 @@ _BAR_METRICS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class ComparisonFigures:
-    """Inline SVG of a comparison page.
+class NamedFigure:
+    """A figure with its name and text alternative.
 
     Attributes:
+        figure: The figure.
+        key: Its name: prefix of ids in a page, and name of the file; letters, digits and hyphens.
+        label: Text alternative.
+        legend: Whether the runs are distinguished by color, so that a file needs a legend; a page has its own.
+    """
+
+    figure: Figure
+    key: str
+    label: str
+    legend: bool = False
+
+    def __html__(self) -> str:
+        """Return the figure as inline SVG. Must be called within `style.drawing()`."""
+        return inline_svg(self.figure, key=self.key, label=self.label)
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparisonFigures:
+    """Figures of a comparison page.
+
+    Attributes:
+        flow: One figure per run.
         metrics: One figure per metric.
         roc, precision_recall: The whole curve and its corner; empty if a class has no images.
         undefined: Reason why `roc` and `precision_recall` are empty, else "".
         reliability, histograms: One figure per run.
+        decision_curves: One figure of all runs.
         curves: One figure per run that was trained here.
         differences: One figure per metric of the paired tests.
     """
 
-    metrics: tuple[Markup, ...]
-    roc: tuple[Markup, ...]
-    precision_recall: tuple[Markup, ...]
+    flow: tuple[NamedFigure, ...]
+    metrics: tuple[NamedFigure, ...]
+    roc: tuple[NamedFigure, ...]
+    precision_recall: tuple[NamedFigure, ...]
     undefined: str
-    reliability: tuple[Markup, ...]
-    histograms: tuple[Markup, ...]
-    curves: tuple[Markup, ...]
-    differences: dict[str, Markup]
+    reliability: tuple[NamedFigure, ...]
+    histograms: tuple[NamedFigure, ...]
+    decision_curves: NamedFigure
+    curves: tuple[NamedFigure, ...]
+    differences: dict[str, NamedFigure]
+
+    def all(self) -> tuple[NamedFigure, ...]:
+        """Return all figures, in the order of the page."""
+        groups = (self.flow, self.metrics, self.roc, self.precision_recall, self.reliability, self.histograms)
+        figures = [figure for group in groups for figure in group]
+        return (*figures, self.decision_curves, *self.curves, *self.differences.values())
 
 
 def draw_figures(comparison: Comparison, runs: Sequence[RunData]) -> ComparisonFigures:
@@ -80,23 +113,20 @@ def draw_figures(comparison: Comparison, runs: Sequence[RunData]) -> ComparisonF
         except UndefinedMetricError as error:
             roc, precision_recall, undefined = (), (), error.message
         return ComparisonFigures(
+            flow=tuple(_flow_figure(run, operating_point) for run in runs),
             metrics=_metric_figures(runs),
             roc=roc,
             precision_recall=precision_recall,
             undefined=undefined,
             reliability=tuple(map(_reliability_figure, runs)),
             histograms=tuple(_histogram_figure(run, operating_point) for run in runs),
+            decision_curves=_decision_curves(runs),
             curves=tuple(_training_figure(run) for run in runs if run.epochs),
             differences=_difference_figures(comparison),
         )
 
 
-def _svg(figure: Figure, key: str, label: str) -> Markup:
-    # The SVG is written by an XML library, which escapes all names.
-    return Markup(inline_svg(figure, key=key, label=label))  # noqa: S704
-
-
-def _metric_figures(runs: Sequence[RunData]) -> tuple[Markup, ...]:
+def _metric_figures(runs: Sequence[RunData]) -> tuple[NamedFigure, ...]:
     svgs = []
     for metric in _BAR_METRICS:
         title = METRICS[metric]
@@ -107,11 +137,11 @@ def _metric_figures(runs: Sequence[RunData]) -> tuple[Markup, ...]:
             for name, value in zip(names, values, strict=True)
         )
         figure = metric_figure(title, names, values, [run.style for run in runs])
-        svgs.append(_svg(figure, f"metric-{metric}", f"{title} of each run with its interval: {text}"))
+        svgs.append(NamedFigure(figure, f"metric-{metric}", f"{title} of each run with its interval: {text}"))
     return tuple(svgs)
 
 
-def _roc_figures(runs: Sequence[RunData], operating_point: str) -> tuple[Markup, ...]:
+def _roc_figures(runs: Sequence[RunData], operating_point: str) -> tuple[NamedFigure, ...]:
     curves = []
     for run in runs:
         x, y, _ = roc_curve(run.scores.logit, run.scores.positive)
@@ -121,10 +151,13 @@ def _roc_figures(runs: Sequence[RunData], operating_point: str) -> tuple[Markup,
     whole = overlay_figure(curves, labels=axes, title="ROC", chance=((0, 1), (0, 1)))
     corner = overlay_figure(curves, labels=axes, title="Upper left corner", window=(0, 0.5, 0.5, 1))
     text = "ROC curves: " + _areas(runs, "auroc")
-    return _svg(whole, "roc", text), _svg(corner, "roc-corner", f"{text}; enlarged upper left corner")
+    return (
+        NamedFigure(whole, "roc", text, legend=True),
+        NamedFigure(corner, "roc-corner", f"{text}; enlarged upper left corner", legend=True),
+    )
 
 
-def _precision_recall_figures(runs: Sequence[RunData], operating_point: str) -> tuple[Markup, ...]:
+def _precision_recall_figures(runs: Sequence[RunData], operating_point: str) -> tuple[NamedFigure, ...]:
     curves = []
     for run in runs:
         x, y, _ = precision_recall_curve(run.scores.logit, run.scores.positive)
@@ -136,7 +169,10 @@ def _precision_recall_figures(runs: Sequence[RunData], operating_point: str) -> 
     whole = overlay_figure(curves, labels=axes, title="Precision-recall", chance=chance)
     corner = overlay_figure(curves, labels=axes, title="Upper right corner", window=(0.6, 1, 0.6, 1))
     text = "Precision-recall curves: " + _areas(runs, "auprc")
-    return _svg(whole, "pr", text), _svg(corner, "pr-corner", f"{text}; enlarged upper right corner")
+    return (
+        NamedFigure(whole, "pr", text, legend=True),
+        NamedFigure(corner, "pr-corner", f"{text}; enlarged upper right corner", legend=True),
+    )
 
 
 def _position(run: RunData, operating_point: str, x: str, y: str) -> tuple[float, float] | None:
@@ -151,30 +187,54 @@ def _areas(runs: Sequence[RunData], metric: str) -> str:
     return ", ".join(f"{name} {METRICS[metric]} {format_value(value)}" for name, value in values if value is not None)
 
 
-def _reliability_figure(run: RunData) -> Markup:
+def _flow_figure(run: RunData, operating_point: str) -> NamedFigure:
+    figure = flow_figure(run.summary.name, run.evaluation, operating_point)
+    counts = run.summary.confusion
+    label = (
+        f"Flow of images of {run.summary.name}: {run.evaluation.n} evaluated images of {run.evaluation.patients} patients;"
+        f" {counts.tp + counts.fp} with the decision pneumonia, of which {counts.tp} show it;"
+        f" {counts.fn + counts.tn} without, of which {counts.fn} show it"
+    )
+    return NamedFigure(figure, f"flow-{run.index}", label)
+
+
+def _reliability_figure(run: RunData) -> NamedFigure:
     name, bins = run.summary.name, reliability_bins(run.scores.probability, run.scores.positive)
     label = f"Reliability diagram of {name}: observed rate of pneumonia by predicted probability in {len(bins)} bins"
-    return _svg(reliability_figure(name, bins, run.style), f"reliability-{run.index}", label)
+    return NamedFigure(reliability_figure(name, bins, run.style), f"reliability-{run.index}", label)
 
 
-def _histogram_figure(run: RunData, operating_point: str) -> Markup:
+def _histogram_figure(run: RunData, operating_point: str) -> NamedFigure:
     name, threshold = run.summary.name, run.evaluation.operating_points[operating_point].threshold
     figure = histogram_figure(name, run.scores.score, run.scores.positive, threshold, run.style)
     label = f"Scores of {name} by label; the threshold is {format_value(threshold)}"
-    return _svg(figure, f"histogram-{run.index}", label)
+    return NamedFigure(figure, f"histogram-{run.index}", label)
 
 
-def _training_figure(run: RunData) -> Markup:
+def _decision_curves(runs: Sequence[RunData]) -> NamedFigure:
+    thresholds = np.arange(1, 100) / 100
+    benefits = [net_benefit(run.scores.probability, run.scores.positive, thresholds) for run in runs]
+    # All runs have the same labels, and therefore the same net benefit of treating everybody.
+    curves = [(benefit, run.style) for (benefit, _), run in zip(benefits, runs, strict=True)]
+    figure = decision_curve_figure(thresholds, curves, benefits[0][1])
+    names = ", ".join(run.summary.name for run in runs)
+    label = f"Net benefit by threshold probability of {names}, and of treating everybody"
+    return NamedFigure(figure, "decision-curves", label, legend=True)
+
+
+def _training_figure(run: RunData) -> NamedFigure:
     name, best_epoch = run.summary.name, run.summary.best_epoch
     figure = curves_figure(run.epochs, run.style, title=name, best=best_epoch)
-    return _svg(figure, f"curves-{run.index}", curves_label(name, run.epochs, best_epoch))
+    return NamedFigure(figure, f"curves-{run.index}", curves_label(name, run.epochs, best_epoch))
 
 
-def _difference_figures(comparison: Comparison) -> dict[str, Markup]:
+def _difference_figures(comparison: Comparison) -> dict[str, NamedFigure]:
     svgs = {}
     for metric, title in PAIR_METRICS.items():
         pairs = [pair for pair in comparison.pairs if pair.metric == metric]
         if pairs:
             label = f"Differences in {title} of {len(pairs)} pairs of runs with their intervals, as in the table"
-            svgs[metric] = _svg(differences_figure(f"Difference in {title}", pairs), f"differences-{metric}", label)
+            svgs[metric] = NamedFigure(
+                differences_figure(f"Difference in {title}", pairs), f"differences-{metric}", label
+            )
     return svgs

@@ -7,16 +7,25 @@ from pathlib import Path
 
 from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.files import write_atomically
-from pneumoscope.core.results import Interval
+from pneumoscope.core.results import DecisionCurvePoint, Interval
 from pneumoscope.reporting import labels
-from pneumoscope.reporting.comparison_figures import draw_figures
+from pneumoscope.reporting.checklist_facts import PLACES
+from pneumoscope.reporting.checklists import Checklist
+from pneumoscope.reporting.comparison_figures import ComparisonFigures, draw_figures
 from pneumoscope.reporting.run_data import RunData, load_run_data
+from pneumoscope.reporting.style import drawing
 from pneumoscope.reporting.templating import environment, theme
 
-__all__ = ["write_comparison_page"]
+__all__ = ["comparison_page", "write_comparison_page"]
 
 # Metrics in the table of operating points.
-_OPERATING_POINT_METRICS = ("sensitivity", "specificity", "accuracy")
+_OPERATING_POINT_METRICS = (
+    "sensitivity",
+    "specificity",
+    "accuracy",
+    "positive_likelihood_ratio",
+    "negative_likelihood_ratio",
+)
 # Metrics in the table of subgroups.
 _SUBGROUP_METRICS = ("auroc", "sensitivity", "specificity")
 
@@ -35,24 +44,45 @@ def write_comparison_page(comparison: Comparison, runs: Sequence[Path], out: Pat
         StorageError: The file cannot be written.
     """
     data = load_run_data(comparison, runs)
-    page = (
-        environment()
-        .get_template("comparison.html")
-        .render(
-            c=comparison,
-            runs=data,
-            figures=draw_figures(comparison, data),
-            theme=theme(),
-            findings=_findings(comparison),
-            metrics=[(key, label) for key, label in labels.METRICS.items() if key in data[0].summary.test],
-            runs_by_name={run.summary.name: run for run in data},
-            etiologies=_etiologies(data),
-            notes=_notes(comparison, data),
-            labels=labels,
-        )
-    )
-    write_atomically(out, page)
+    write_atomically(out, comparison_page(comparison, data, draw_figures(comparison, data)))
     return out
+
+
+def comparison_page(
+    comparison: Comparison, data: Sequence[RunData], figures: ComparisonFigures, checklists: Sequence[Checklist] = ()
+) -> str:
+    """Return the page of a comparison.
+
+    Args:
+        comparison: The comparison.
+        data: Its runs.
+        figures: Its figures.
+        checklists: Filled checklists to show.
+    """
+    with drawing():
+        return (
+            environment()
+            .get_template("comparison.html")
+            .render(
+                c=comparison,
+                runs=data,
+                figures=figures,
+                theme=theme(),
+                findings=_findings(comparison),
+                metrics=[
+                    (key, label)
+                    for key, label in labels.METRICS.items()
+                    if all(key in run.summary.test for run in data)
+                ],
+                runs_by_name={run.summary.name: run for run in data},
+                etiologies=_etiologies(data),
+                decision_steps=_decision_steps(data),
+                notes=_notes(comparison, data),
+                labels=labels,
+                checklists=checklists,
+                places=PLACES,
+            )
+        )
 
 
 def _findings(comparison: Comparison) -> dict[str, list[str]]:
@@ -71,6 +101,13 @@ def _etiologies(runs: Sequence[RunData]) -> list[str]:
     return [name for name in labels.ETIOLOGIES if name in names]
 
 
+def _decision_steps(runs: Sequence[RunData]) -> list[tuple[DecisionCurvePoint, ...]]:
+    """Return every other step of the decision curves, each for all runs; empty if an evaluation did not record them."""
+    if not all(run.evaluation.decision_curve for run in runs):
+        return []
+    return list(zip(*(run.evaluation.decision_curve[1::2] for run in runs), strict=True))
+
+
 def _notes(comparison: Comparison, runs: Sequence[RunData]) -> dict[str, str]:
     """Return a sentence on the methods of the intervals for each part of the page."""
     operating_points = [point for run in runs for point in run.evaluation.operating_points.values()]
@@ -84,6 +121,21 @@ def _notes(comparison: Comparison, runs: Sequence[RunData]) -> dict[str, str]:
             for point in operating_points
             for key, value in point.metrics.items()
             if key in _OPERATING_POINT_METRICS
+        ),
+        "ratios": _note(
+            (key, value)
+            for point in operating_points
+            for key, value in point.metrics.items()
+            if key in {"positive_likelihood_ratio", "negative_likelihood_ratio"}
+        ),
+        "predictive_values": labels.interval_note(
+            (labels.METRICS[key], value)
+            for point in operating_points
+            if point.predictive_values
+            for key, value in point.predictive_values.named_intervals().items()
+        ),
+        "decision_curve": labels.interval_note(
+            ("net benefit", step.net_benefit) for run in runs for step in run.evaluation.decision_curve
         ),
         "subgroups": _note(
             (key, value)
@@ -102,6 +154,7 @@ def _notes(comparison: Comparison, runs: Sequence[RunData]) -> dict[str, str]:
             )
             for metric, label in labels.PAIR_METRICS.items()
         },
+        "seeds": _note((key, spread.mean) for group in comparison.groups for key, spread in group.metrics.items()),
         "reference": _note((key, value) for row in rows for key, value in row.metrics.items()),
         "difference": labels.interval_note(("difference", row.difference) for row in rows if row.difference),
     }

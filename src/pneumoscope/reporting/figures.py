@@ -22,6 +22,7 @@ from pneumoscope.reporting.style import COLORS, RunStyle, new_figure, short, sho
 
 __all__ = [
     "Curve",
+    "decision_curve_figure",
     "differences_figure",
     "histogram_figure",
     "metric_figure",
@@ -120,6 +121,34 @@ def overlay_figure(
     axes.set_ylabel(labels[1])
     axes.set_title(title)
     axes.set_box_aspect(1)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def decision_curve_figure(
+    thresholds: FloatArray, curves: Sequence[tuple[FloatArray, RunStyle]], treat_all: FloatArray
+) -> Figure:
+    """Return the net benefit of all runs by threshold probability, with those of treating everybody and no one.
+
+    Args:
+        thresholds: Threshold probabilities, shape (k,).
+        curves: Net benefit, shape (k,), and style of each run.
+        treat_all: Net benefit of treating everybody, shape (k,).
+    """
+    figure = new_figure(520, 330)
+    axes: Axes = figure.subplots()
+    show_grid(axes)
+    axes.axhline(0, color=_INK, linewidth=0.9)
+    axes.plot(thresholds, treat_all, color=_MUTED, linewidth=1.2, linestyle=(0, (2, 3)))
+    for values, style in curves:
+        axes.plot(thresholds, values, color=style.color, linestyle=style.line)
+    highest = max(float(treat_all.max()), *(float(values.max()) for values, _ in curves), 0.05)
+    # Far below 0, the curves only show that treating everybody is wrong.
+    axes.set_ylim(-0.25 * highest, 1.08 * highest)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("threshold probability")
+    axes.set_ylabel("net benefit")
+    axes.set_title("Decision curves")
     axes.spines[:].set_visible(False)
     return figure
 

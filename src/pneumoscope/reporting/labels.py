@@ -1,12 +1,13 @@
-"""Labels of metrics and operating points, the glossary of the pages, and sentences about intervals."""
+"""Labels of metrics, the glossary of the pages, and sentences about intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pneumoscope.core.results import Interval, method_name
+from pneumoscope.core.result_forms import method_name
+from pneumoscope.core.results import Interval
 
-__all__ = ["ETIOLOGIES", "GLOSSARY", "METRICS", "OPERATING_POINTS", "PAIR_METRICS", "interval_note"]
+__all__ = ["ETIOLOGIES", "GLOSSARY", "METRICS", "PAIR_METRICS", "interval_note"]
 
 # In the order of tables and figures. Keys are those of `Evaluation` and `OperatingPointResult`.
 METRICS = {
@@ -18,18 +19,22 @@ METRICS = {
     "f1": "F1",
     "balanced_accuracy": "Balanced accuracy",
     "mcc": "MCC",
+    "positive_likelihood_ratio": "Positive likelihood ratio",
+    "negative_likelihood_ratio": "Negative likelihood ratio",
     "auroc": "AUROC",
     "auprc": "AUPRC",
     "brier": "Brier score",
     "expected_calibration_error": "Calibration error",
+    "calibration_slope": "Calibration slope",
+    "calibration_intercept": "Calibration intercept",
+    "observed_expected_ratio": "O/E",
 }
 # Metrics of `PairedTest`, as they are written within a sentence.
-PAIR_METRICS = {"accuracy": "accuracy", "auroc": "AUROC"}
-OPERATING_POINTS = {
-    "half": "half (0.5)",
-    "balanced": "balanced",
-    "rule_out": "rule-out",
-    "rule_in": "rule-in",
+PAIR_METRICS = {
+    "accuracy": "accuracy",
+    "auroc": "AUROC",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
 }
 ETIOLOGIES = ("normal", "bacteria", "virus")
 GLOSSARY = {
@@ -37,7 +42,8 @@ GLOSSARY = {
     "Score": "output of the network before calibration, 0 to 1.",
     "Probability": "score calibrated on validation images, 0 to 1.",
     "Operating point": "threshold on the score: an image is predicted as pneumonia if its score is at or above it."
-    " Balanced, rule-out and rule-in are chosen on validation images.",
+    " half is a score of 0.5; balanced, rule_out and rule_in are chosen on validation images, and so are sens=0.95 and spec=0.9,"
+    " which reach that sensitivity or specificity there; 0.3 is a probability.",
     "Accuracy": "fraction of all images that are classified correctly.",
     "Sensitivity": "fraction of pneumonia images that are predicted as pneumonia; also called recall.",
     "Specificity": "fraction of normal images that are not predicted as pneumonia.",
@@ -46,10 +52,21 @@ GLOSSARY = {
     "F1": "harmonic mean of precision and sensitivity.",
     "Balanced accuracy": "mean of sensitivity and specificity.",
     "MCC": "Matthews correlation coefficient of predictions and labels, \N{MINUS SIGN}1 to 1; 0 is chance.",
+    "Positive likelihood ratio": "factor by which the decision pneumonia raises the odds of pneumonia: sensitivity /"
+    " (1 \N{MINUS SIGN} specificity); 1 is uninformative.",
+    "Negative likelihood ratio": "factor by which another decision lowers the odds of pneumonia: (1 \N{MINUS SIGN} sensitivity) /"
+    " specificity; 1 is uninformative, lower is better.",
     "AUROC": "probability that a pneumonia image scores above a normal image; 0.5 is chance.",
     "AUPRC": "average precision over all sensitivities; chance is the prevalence of pneumonia.",
     "Brier score": "mean squared difference of probability and label; 0 is perfect, lower is better.",
     "Calibration error": "mean absolute difference of probability and observed rate over bins; lower is better.",
+    "Calibration slope": "slope of a logistic regression of the labels on the logits of the probabilities; 1 is perfect, below 1"
+    " the probabilities are too extreme.",
+    "Calibration intercept": "intercept of that regression with a slope of 1, also called calibration-in-the-large; 0 is perfect,"
+    " below 0 the probabilities are too high on average.",
+    "O/E": "observed number of pneumonias divided by the number that the probabilities expect; 1 is perfect.",
+    "Net benefit": "true positives per image, minus false positives per image times the odds of the threshold probability; 0 is"
+    " to treat no one.",
     "95% interval": "confidence interval: 95% of the intervals of repeated studies contain the true value.",
     "McNemar's test": "compares two runs on the images that only one of them classifies correctly.",
     "DeLong's test": "compares two AUROCs measured on the same images.",
@@ -59,7 +76,8 @@ GLOSSARY = {
 
 
 def interval_note(intervals: Iterable[tuple[str, Interval]]) -> str:
-    """Return a sentence on the methods, such as "95% intervals: Wilson (accuracy); patient bootstrap, seed 0 (F1)."
+    """Return a sentence on the methods, such as "95% intervals: Wilson (accuracy); percentile bootstrap by patient, seed 0
+    (F1)."
 
     Args:
         intervals: Labels and intervals. Those without ends are skipped.

@@ -10,7 +10,7 @@ import dataclasses
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -95,7 +95,7 @@ class RunStyle:
     dash: tuple[float, ...]
 
     @property
-    def line(self) -> str | tuple[float, tuple[float, ...]]:
+    def line(self) -> Literal["-"] | tuple[float, tuple[float, ...]]:
         """Return the dash pattern as a matplotlib `linestyle`."""
         return (0, self.dash) if self.dash else "-"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jinja2
 from markupsafe import Markup
 
-from pneumoscope.core.results import method_name
+from pneumoscope.core.result_forms import method_name
 from pneumoscope.reporting.style import COLORS
 from pneumoscope.reporting.svg import theme_rules
 

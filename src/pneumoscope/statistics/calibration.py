@@ -12,17 +12,19 @@ from scipy import optimize, special
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Interval, ReliabilityBin
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, validate, validate_both_classes
-from pneumoscope.statistics.intervals import RESAMPLES, patient_bootstrap, wilson
+from pneumoscope.statistics.intervals import RESAMPLES, patient_bootstrap, undefined, wilson
 
 __all__ = [
     "BINS",
     "calibration_error_interval",
+    "calibration_intervals",
     "fit_platt",
     "reliability_bins",
     "weighted_brier",
     "weighted_calibration_error",
     "weighted_calibration_intercept",
     "weighted_calibration_slope",
+    "weighted_observed_expected_ratio",
 ]
 
 BINS = 15
@@ -30,6 +32,8 @@ BINS = 15
 _MIN_SLOPE = 1e-6
 _MAX_ITERATIONS = 60  # of Newton's method; each changes slope and intercept by at most 1
 _MAX_PARAMETER = 40  # of standardized logits
+# Half the distance from 1 to the next smaller number in double precision.
+_EPSILON = 2.0**-53
 
 
 def _validate_probabilities(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, BoolArray]:
@@ -162,6 +166,69 @@ def weighted_calibration_intercept(logits: FloatArray, labels: BoolArray, weight
     `weighted_calibration_slope`.
     """
     return _logistic_regression(logits, labels, weights, slope=1.0)[1]
+
+
+def weighted_observed_expected_ratio(probabilities: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
+    """Return the number of pneumonias divided by the sum of the probabilities (O/E), for each row of image weights.
+
+    1 is perfect, below 1 the probabilities are too high on average. Arguments and shape as in `weighted_brier`; NaN if all
+    probabilities are 0.
+
+    Source: Debray 2017, BMJ 356:i6460; Riley 2016, BMJ 353:i3140.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((weights @ labels.astype(np.float64)) / (weights @ probabilities))
+
+
+def calibration_intervals(
+    probabilities: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    patients: Sequence[str] | None,
+    *,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Return calibration_slope, calibration_intercept and observed_expected_ratio, with bootstrap intervals by patient.
+
+    Probabilities of 0 and 1 have no logit; for slope and intercept they count as 2^-53 and 1 - 2^-53.
+
+    Args:
+        probabilities: Probabilities of pneumonia, 0 to 1, shape (n,).
+        labels: True where pneumonia is present, shape (n,). With one label all three are undefined.
+        patients: One patient key per image, "" where unknown; None if no patient is known.
+        resamples: Number of resamples.
+        level: Coverage, 0 to 1.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        UndefinedMetricError: There are no images, or a probability is outside 0 to 1.
+
+    Source: `weighted_calibration_slope`, `weighted_calibration_intercept` and `weighted_observed_expected_ratio`; the three
+        are levels of the hierarchy of Van Calster 2016, J Clin Epidemiol 74:167.
+    """
+    p, y = _validate_probabilities(probabilities, labels)
+    inside = np.clip(p, _EPSILON, 1 - _EPSILON)
+    logits = np.log(inside) - np.log1p(-inside)
+    statistics = {
+        "calibration_slope": (weighted_calibration_slope, logits),
+        "calibration_intercept": (weighted_calibration_intercept, logits),
+        "observed_expected_ratio": (weighted_observed_expected_ratio, p),
+    }
+    if y.all() or not y.any():
+        missing = undefined(
+            f"there is no {'NORMAL' if y.all() else 'PNEUMONIA'} image",
+            n=len(y),
+            method="patient bootstrap",
+            level=level,
+            seed=seed,
+        )
+        return dict.fromkeys(statistics, missing)
+    reason = "the regression has no finite solution, because the probabilities separate the labels or are all equal"
+    return {
+        name: patient_bootstrap(statistic, x, y, patients, resamples=resamples, level=level, seed=seed, reason=reason)
+        for name, (statistic, x) in statistics.items()
+    }
 
 
 def _logistic_regression(

@@ -22,6 +22,7 @@ from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, patie
 __all__ = [
     "RESAMPLES",
     "WeightedStatistic",
+    "WeightedStatistics",
     "design_effect",
     "difference",
     "effective_size",
@@ -30,6 +31,7 @@ __all__ = [
     "normal_quantile",
     "paired_difference",
     "patient_bootstrap",
+    "patient_bootstraps",
     "proportion",
     "undefined",
     "wilson",
@@ -41,6 +43,8 @@ _BLOCK = 4_000_000
 
 # (scores (n,), labels (n,), weights (r, n)) -> (r,): the statistic for each row of image weights, NaN where undefined.
 WeightedStatistic = Callable[[FloatArray, BoolArray, FloatArray], FloatArray]
+# The same with the result (r, k): k statistics of each row.
+WeightedStatistics = Callable[[FloatArray, BoolArray, FloatArray], FloatArray]
 
 
 def normal_quantile(level: float) -> float:
@@ -288,27 +292,63 @@ def patient_bootstrap(
     Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, sections 5.3 (percentile) and 3.8
         (clusters).
     """
+
+    def each(x: FloatArray, y: BoolArray, weights: FloatArray) -> FloatArray:
+        return statistic(x, y, weights)[:, None]
+
+    return patient_bootstraps(
+        each, scores, labels, patients, resamples=resamples, level=level, seed=seed, reason=reason
+    )[0]
+
+
+def patient_bootstraps(
+    statistics: WeightedStatistics,
+    scores: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    patients: Sequence[str] | None,
+    *,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+    seed: int = 0,
+    reason: str = "the statistic is undefined for these images",
+) -> list[Interval]:
+    """Return several statistics, each with the interval of `patient_bootstrap`, from the same resamples.
+
+    Args:
+        statistics: Function of scores, labels and image weights; see `WeightedStatistics`.
+        scores, labels, patients, resamples, level, seed, reason: See `patient_bootstrap`.
+
+    Raises:
+        UndefinedMetricError: See `inputs.validate`.
+    """
     x, y = validate(scores, labels)
     groups = patient_groups(patients, len(x))
-    value = float(statistic(x, y, np.ones((1, len(x))))[0])
-    method = "patient bootstrap"
-    if not math.isfinite(value):
-        return undefined(reason, n=len(x), method=method, level=level, seed=seed)
-    if groups.max() == 0:
-        return Interval(value, None, None, method, len(x), level, seed, "all images are of one patient")
-    values = _resample(statistic, x, y, groups, resamples, seed)
-    defined = values[np.isfinite(values)]
-    if 2 * len(defined) < resamples:
-        reason = f"the statistic is defined in only {len(defined)} of {resamples} resamples"
-        return Interval(value, None, None, method, len(x), level, seed, reason)
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, float(low), float(high), method, len(x), level, seed)
+    values = statistics(x, y, np.ones((1, len(x))))[0].tolist()
+    method, n = "patient bootstrap", len(x)
+    one_patient = groups.max() == 0
+    resampled = None if one_patient else _resample(statistics, x, y, groups, resamples, seed)
+    intervals = []
+    for index, value in enumerate(values):
+        if not math.isfinite(value):
+            intervals.append(undefined(reason, n=n, method=method, level=level, seed=seed))
+            continue
+        if resampled is None:
+            intervals.append(Interval(value, None, None, method, n, level, seed, "all images are of one patient"))
+            continue
+        defined = resampled[np.isfinite(resampled[:, index]), index]
+        if 2 * len(defined) < resamples:
+            few = f"the statistic is defined in only {len(defined)} of {resamples} resamples"
+            intervals.append(Interval(value, None, None, method, n, level, seed, few))
+            continue
+        low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+        intervals.append(Interval(value, float(low), float(high), method, n, level, seed))
+    return intervals
 
 
 def _resample(
-    statistic: WeightedStatistic, scores: FloatArray, labels: BoolArray, groups: IntArray, resamples: int, seed: int
+    statistics: WeightedStatistics, scores: FloatArray, labels: BoolArray, groups: IntArray, resamples: int, seed: int
 ) -> FloatArray:
-    """Return the statistic of each resample, shape (resamples,), computed in blocks that bound the memory."""
+    """Return the k statistics of each resample, shape (resamples, k), computed in blocks that bound the memory."""
     random = np.random.default_rng(seed)
     patients = int(groups.max()) + 1
     block = max(1, min(resamples, _BLOCK // len(scores)))
@@ -317,5 +357,5 @@ def _resample(
         rows = min(block, resamples - start)
         draws = random.integers(0, patients, size=(rows, patients)) + patients * np.arange(rows)[:, None]
         counts = np.bincount(draws.ravel(), minlength=rows * patients).reshape(rows, patients)
-        values.append(statistic(scores, labels, counts[:, groups].astype(np.float64)))
+        values.append(statistics(scores, labels, counts[:, groups].astype(np.float64)))
     return np.concatenate(values)

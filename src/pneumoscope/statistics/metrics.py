@@ -17,6 +17,7 @@ from pneumoscope.statistics.intervals import (
     patient_bootstrap,
     proportion,
 )
+from pneumoscope.statistics.likelihood_ratios import likelihood_ratios
 
 __all__ = ["confusion", "threshold_metrics", "weighted_f1", "weighted_mcc"]
 
@@ -83,14 +84,13 @@ def threshold_metrics(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Return accuracy, sensitivity, specificity, precision, negative predictive value, F1, balanced accuracy and MCC.
+    """Return accuracy, sensitivity, specificity, precision, negative predictive value, F1, balanced accuracy, MCC, and ratios.
 
     The five proportions have Wilson intervals, widened by the design effect where patients repeat
     (`intervals.proportion`). The interval of balanced accuracy combines those of sensitivity and specificity
-    (`intervals.mean_of_proportions`). F1 and MCC have bootstrap intervals by patient (`intervals.patient_bootstrap`).
-    They
+    (`intervals.mean_of_proportions`). F1 and MCC have bootstrap intervals by patient (`intervals.patient_bootstrap`). They
     have none if all images of a class are classified correctly, or all incorrectly: resampling cannot produce an error
-    that no image shows.
+    that no image shows. For positive_likelihood_ratio and negative_likelihood_ratio see `likelihood_ratios`.
 
     Args:
         decisions: True where pneumonia is predicted, shape (n,).
@@ -129,6 +129,7 @@ def threshold_metrics(
         "f1": bootstrap(weighted_f1, "there is no PNEUMONIA image and none is predicted as pneumonia"),
         "balanced_accuracy": mean_of_proportions(sensitivity, specificity),
         "mcc": bootstrap(weighted_mcc, "all images have one label, or all have the same prediction"),
+        **likelihood_ratios(predicted, y, patients),
     }
 
 

@@ -1,0 +1,61 @@
+"""`pneumoscope report`: a report with figures, tables and checklists for a manuscript."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pneumoscope.cli.options import recorded_command
+
+__all__ = ["command"]
+
+
+@click.command("report", short_help="Write figures, tables and checklists for a manuscript.")
+@click.argument("runs", metavar="RUN|FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--operating-point",
+    default="half",
+    show_default=True,
+    metavar="NAME|NUMBER",
+    help="Operating point of the threshold metrics, also an own one of the evaluations, such as 0.3 or sens=0.95.",
+)
+@click.option(
+    "--evaluation",
+    default="test",
+    metavar="NAME",
+    show_default=True,
+    help="Name of the evaluation of each run, a folder in RUN/evaluation/.",
+)
+@click.option(
+    "--checklist",
+    "checklists",
+    multiple=True,
+    type=click.Choice(["claim", "tripod-ai", "stard-ai"]),
+    help="Fill a checklist: CLAIM 2024, TRIPOD+AI or STARD-AI. Repeat for several.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the report.")
+def command(
+    runs: tuple[Path, ...], operating_point: str, evaluation: str, checklists: tuple[str, ...], out: Path
+) -> None:
+    """Write the report of evaluated runs, or of folders that `evaluate --out` wrote, for a manuscript.
+
+    --out gets report.html, the figures in figures/ (SVG, PDF, PNG) and the tables in tables/ (CSV, LaTeX, Markdown). Nothing is
+    evaluated. Several runs are compared, as by `compare`.
+
+    A checklist is filled from the record, with the place in the report. Items that an author has to state are marked open.
+
+    Example:  pneumoscope report runs/quick --operating-point balanced --checklist claim --out report
+    """
+    from pneumoscope.evaluation.compare import compare
+    from pneumoscope.reporting.report_files import write_report
+
+    comparison = compare(runs, operating_point=operating_point, evaluation=evaluation, command=recorded_command())
+    report = write_report(comparison, runs, out, checklists)
+    for checklist in report.checklists:
+        asked = sum(bool(answer.ask) for answer in checklist.answers)
+        click.echo(
+            f"{checklist.title}: {checklist.prefilled} of {len(checklist.answers)} items are prefilled, {asked} need an author"
+        )
+    click.echo(f"{len(report.figures)} files of figures, {len(report.tables)} of tables", err=True)
+    click.echo(str(report.page))

@@ -1,0 +1,82 @@
+"""Forms of result records: JSON, files, table rows and data frames, and the printed names of methods."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pneumoscope.core.errors import MissingExtraError
+from pneumoscope.core.files import write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pneumoscope.core.results import Interval
+
+__all__ = ["interval_rows", "method_name", "rows_dataframe", "to_json", "write_result"]
+
+# Names of methods in records, and as they are printed; the first that fits is replaced.
+_PRINTED_NAMES = {
+    "patient bootstrap, basic": "basic bootstrap by patient",
+    "patient bootstrap": "percentile bootstrap by patient",
+    "delong by patient": "DeLong, clustered by patient (Obuchowski)",
+    "delong": "DeLong",
+    "mcnemar": "McNemar",
+    "obuchowski-rockette": "Obuchowski-Rockette",
+    "mercaldo": "Mercaldo",
+    "mover-r": "MOVER-R",
+    "newcombe": "Newcombe",
+    "simel": "Simel",
+    "wilson": "Wilson",
+}
+
+
+def method_name(method: str) -> str:
+    """Return the printed name of a method or test, such as "McNemar, exact" or "percentile bootstrap by patient"."""
+    return re.sub("|".join(_PRINTED_NAMES), lambda match: _PRINTED_NAMES[match[0]], method)
+
+
+def to_json(result: object) -> str:
+    """Return a record, or plain data, as one indented JSON document that ends with a line feed.
+
+    Raises:
+        ValueError: A number is not finite. Undefined numbers must be None with a reason.
+    """
+    data = dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result  # type: ignore[arg-type]
+    return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def write_result(folder: Path, name: str, result: object, markdown: str) -> None:
+    """Write a record to NAME.json and its Markdown to NAME.md.
+
+    Raises:
+        StorageError: A file cannot be written.
+    """
+    write_atomically(folder / f"{name}.json", to_json(result))
+    write_atomically(folder / f"{name}.md", markdown)
+
+
+def interval_rows(intervals: Iterable[tuple[str, Interval]], **keys: Any) -> list[dict[str, Any]]:
+    """Return one row per named interval: the keys, "metric", and the fields of the interval."""
+    return [{**keys, "metric": name, **dataclasses.asdict(interval)} for name, interval in intervals]
+
+
+def rows_dataframe(rows: Iterable[Any], task: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return rows as a pandas DataFrame.
+
+    Args:
+        rows: Mappings, or tuples if there are columns; an iterator is not begun without pandas.
+        task: For the message of the error.
+        columns: Names of the columns; those of the first mappings if None.
+    Raises:
+        MissingExtraError: pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("pandas", task, error.name or "") from error
+    return pd.DataFrame(list(rows), columns=None if columns is None else list(columns))

@@ -1,0 +1,147 @@
+"""Own operating points: a probability such as "0.3", or a target such as "sens=0.95" that validation scores reach.
+
+Their names are the same in commands, results, reports and cards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Literal
+
+from pneumoscope.bundle.card import UncertaintyBand
+from pneumoscope.core.errors import UsageError
+from pneumoscope.core.messages import operating_point_rule
+from pneumoscope.statistics.inputs import BoolArray, FloatArray
+from pneumoscope.statistics.thresholds import threshold_at_sensitivity, threshold_at_specificity
+
+__all__ = [
+    "ChosenThreshold",
+    "OwnPoint",
+    "canonical_names",
+    "choose_thresholds",
+    "needs_validation",
+    "own_points",
+    "parse_own_point",
+]
+
+_TARGETS: dict[str, Literal["sensitivity", "specificity"]] = {"sens": "sensitivity", "spec": "specificity"}
+_EXAMPLES = "a probability such as 0.3, a sensitivity such as sens=0.95, or a specificity such as spec=0.9"
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnPoint:
+    """An operating point that a user states.
+
+    Attributes:
+        name: The name, with the shortest form of the number, such as "sens=0.95".
+        rule: Whether the threshold is a probability, or reaches a target on validation scores.
+        value: Probability or target, above 0 and below 1; a target may be 1.
+    """
+
+    name: str
+    rule: Literal["probability", "sensitivity", "specificity"]
+    value: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ChosenThreshold:
+    """A threshold without the statements of a card; see `evaluation.metrics.Threshold`.
+
+    Attributes:
+        threshold: Threshold on the score.
+        rule: How it was chosen, as a phrase.
+        uncertainty_band: None, because the threshold decides every image.
+    """
+
+    threshold: float
+    rule: str
+    uncertainty_band: UncertaintyBand | None = None
+
+    def rule_text(self) -> str:
+        """Return how the threshold was chosen, as a phrase."""
+        return self.rule
+
+
+def parse_own_point(text: str) -> OwnPoint | None:
+    """Return the own operating point that a text states; None if it is a name, such as "balanced".
+
+    Raises:
+        UsageError: The number is missing or out of range.
+    """
+    kind, equals, number = text.strip().partition("=")
+    if not equals:
+        if not number and not _is_number(kind):
+            return None
+        kind, number = "", kind
+    elif kind not in _TARGETS:
+        raise UsageError(f"there is no operating point {text!r}", hint=f"Give a name, {_EXAMPLES}")
+    rule = _TARGETS[kind] if kind else "probability"
+    value = float(number) if _is_number(number) else math.nan
+    if not (0 < value < 1 or (value == 1 and kind)):
+        raise UsageError(
+            f"the {rule} of the operating point {text!r} is not a number between 0 and 1", hint=f"Give {_EXAMPLES}"
+        )
+    # Without trailing zeros, so that 0.95 and .950 have one name.
+    return OwnPoint(f"{kind}{equals}{value:.12g}", rule, value)
+
+
+def canonical_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return names of operating points, each once, own ones with the shortest form of the number.
+
+    Raises:
+        UsageError: See `parse_own_point`.
+    """
+    return tuple(dict.fromkeys(point.name if (point := parse_own_point(name)) else name for name in names))
+
+
+def own_points(names: Iterable[str], known: Collection[str]) -> tuple[OwnPoint, ...]:
+    """Return the own operating points among the names; one that the card has is not an own one."""
+    return tuple(point for name in names if name not in known and (point := parse_own_point(name)))
+
+
+def needs_validation(point: OwnPoint | None) -> bool:
+    """Return True for a target, whose threshold is chosen on validation scores."""
+    return point is not None and point.rule != "probability"
+
+
+def choose_thresholds(
+    points: Sequence[OwnPoint],
+    score_at: Callable[[float], float],
+    validation: tuple[FloatArray, BoolArray] | None,
+) -> dict[str, ChosenThreshold]:
+    """Return the thresholds of own operating points by name.
+
+    Args:
+        points: The operating points.
+        score_at: Function of a calibrated probability that returns the score before calibration.
+        validation: Scores of validation images, and True for pneumonia, each of shape (n,); None if no point is a target.
+    """
+    return {point.name: _choose_threshold(point, score_at, validation) for point in points}
+
+
+def _choose_threshold(
+    point: OwnPoint, score_at: Callable[[float], float], validation: tuple[FloatArray, BoolArray] | None
+) -> ChosenThreshold:
+    if point.rule == "probability":
+        return ChosenThreshold(score_at(point.value), f"fixed probability of {point.value:.12g}")
+    if validation is None:
+        raise UsageError(
+            f"the threshold of the operating point {point.name!r} is chosen on validation images, and there are none",
+            hint="Give validation images or predictions, or a fixed probability such as --operating-point 0.3",
+        )
+    scores, labels = validation
+    if point.rule == "sensitivity":
+        threshold, n = threshold_at_sensitivity(scores, labels, point.value), int(labels.sum())
+    else:
+        threshold, n = threshold_at_specificity(scores, labels, point.value), int((~labels).sum())
+    return ChosenThreshold(threshold, operating_point_rule(point.rule, point.value, n, augmented=False))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

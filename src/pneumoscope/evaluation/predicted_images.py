@@ -1,0 +1,145 @@
+"""Match the predictions of another tool to labeled images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy import special
+
+from pneumoscope.core.errors import DatasetError
+from pneumoscope.core.messages import counted
+from pneumoscope.data.manifest import LabeledImage, Manifest
+from pneumoscope.data.prediction_matching import match_images, read_id_column
+from pneumoscope.data.predictions_file import PredictionColumns, PredictionRow, PredictionsFile, read_predictions_file
+from pneumoscope.statistics.inputs import BoolArray, FloatArray
+
+__all__ = [
+    "HIGHEST_LOGIT",
+    "PredictedImages",
+    "check_scales",
+    "match_predictions",
+    "predicted_images",
+    "read_predicted_images",
+    "select_predicted_images",
+]
+
+# Logits of the probabilities 0 and 1, beyond those of the next floating-point numbers, so that the ranking stays the same. The
+# calibration limits both sides to the same: otherwise, one rounded 0 would determine it.
+_LOWEST_LOGIT, HIGHEST_LOGIT = -745.0, 40.0
+_MAX_LISTED = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictedImages:
+    """Images with their predictions.
+
+    Attributes:
+        images: The images.
+        logits: Logits, shape (n,).
+        scores: Probabilities as given, or the sigmoid of the logits, shape (n,).
+    """
+
+    images: tuple[LabeledImage, ...]
+    logits: FloatArray
+    scores: FloatArray
+
+    @property
+    def labels(self) -> BoolArray:
+        """True for pneumonia, shape (n,)."""
+        return np.array([image.positive for image in self.images])
+
+    @property
+    def patients(self) -> list[str]:
+        """Patient identifier of each image."""
+        return [image.patient for image in self.images]
+
+
+def read_predicted_images(
+    file: Path, columns: PredictionColumns, manifest: Manifest, data: Path
+) -> tuple[PredictionsFile, dict[str, PredictionRow]]:
+    """Return the file, and the row of each image that has one, {path of the image: row}."""
+    predictions = read_predictions_file(file, columns)
+    by_path = match_predictions(predictions, predictions.rows, manifest, data)
+    _check_splits(by_path, manifest, file)
+    return predictions, by_path
+
+
+def match_predictions(
+    file: PredictionsFile, rows: Sequence[PredictionRow], manifest: Manifest, data: Path
+) -> dict[str, PredictionRow]:
+    """Return the row of each image that has one, {path of the image: row}."""
+    ids = read_id_column(data, file.id_column) if file.id_column else {}
+    found = match_images(rows, manifest.images, str(file.path), ids)
+    return {manifest.images[i].path: row for i, row in found.items()}
+
+
+def _check_splits(rows: Mapping[str, PredictionRow], manifest: Manifest, file: Path) -> None:
+    """Raise if a row and the data state different splits of an image."""
+    for image in manifest:
+        row = rows.get(image.path)
+        if row and row.split and image.split and row.split != image.split:
+            raise DatasetError(
+                f"{file}, line {row.line}: {image.path!r} is a {row.split} image, and in the data a {image.split} image",
+                hint="Correct the split in one of the two",
+            )
+
+
+def select_predicted_images(
+    images: Sequence[LabeledImage],
+    rows: Mapping[str, PredictionRow],
+    file: PredictionsFile,
+    split: str,
+    note: Callable[[str], None] | None,
+) -> PredictedImages:
+    """Return the predictions for all images of the split."""
+    missing = [image.path for image in images if image.path not in rows]
+    if missing:
+        listed = ", ".join(map(repr, missing[:_MAX_LISTED])) + (", …" if len(missing) > _MAX_LISTED else "")
+        raise DatasetError(
+            f"{str(file.path)!r} has no prediction for {len(missing):,} of {len(images):,}"
+            f" {'images' if split == 'all' else f'{split} images'}: {listed}",
+            hint="Images are never skipped, because n would be wrong: predict them, or give a manifest without them as --data",
+        )
+    evaluated = {image.path for image in images}
+    others = sum(path not in evaluated and row.split != "validation" for path, row in rows.items())
+    if others and note:
+        note(f"{counted(others, 'row')} of {str(file.path)!r} with images of other splits {_are(others)} left out")
+    for image in images:
+        row = rows[image.path]
+        if row.split not in {"", split}:
+            raise DatasetError(
+                f"{file.path}, line {row.line}: {image.path!r} is one of the {split} images, and the row is of the split"
+                f" {row.split!r}",
+                hint="Correct the split of the row, or state the splits of the images in a manifest CSV",
+            )
+    return predicted_images(images, rows, file)
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def predicted_images(
+    images: Sequence[LabeledImage], rows: Mapping[str, PredictionRow], file: PredictionsFile
+) -> PredictedImages:
+    """Return the images with the numbers of their rows, {path of the image: row}."""
+    values = np.array([rows[image.path].value for image in images], dtype=np.float64)
+    if file.scale == "logit":
+        return PredictedImages(tuple(images), values, special.expit(values))
+    return PredictedImages(tuple(images), np.clip(special.logit(values), _LOWEST_LOGIT, HIGHEST_LOGIT), values)
+
+
+def check_scales(a: PredictionsFile, b: PredictionsFile) -> None:
+    """Raise unless both files have probabilities, or both logits.
+
+    Raises:
+        DatasetError: They have not.
+    """
+    if a.scale != b.scale:
+        raise DatasetError(
+            f"{str(a.path)!r} has a {a.scale} for each image, and {str(b.path)!r} a {b.scale}",
+            hint="Give both files on the same scale",
+        )

@@ -1,0 +1,146 @@
+"""Checklists of reporting guidelines, filled from the record of a comparison; what only an author knows stays open.
+
+Numbers and topics are those of the published checklists, in the words of this project.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Sequence
+from importlib.resources import files
+
+from pneumoscope.core.comparison import Comparison
+from pneumoscope.core.errors import UnknownNameError
+from pneumoscope.reporting.checklist_facts import FACTS, PLACES, Fact
+from pneumoscope.reporting.run_data import RunData
+from pneumoscope.reporting.tables import Table
+
+__all__ = ["CHECKLISTS", "Answer", "Checklist", "Item", "checklist_table", "fill_checklist", "read_items"]
+
+CHECKLISTS = ("claim", "tripod-ai", "stard-ai")
+_NOT_RECORDED = "The record does not have it: state it."
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """An item of a checklist.
+
+    Attributes:
+        number: Number in the checklist, such as "12a".
+        topic: Its topic.
+        facts: Names of facts that answer it.
+        ask: What an author has to add; empty if the facts are enough.
+    """
+
+    number: str
+    topic: str
+    facts: tuple[str, ...]
+    ask: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """An item with what the record states.
+
+    Attributes:
+        item: The item.
+        facts: Facts of the record; none if it has none.
+    """
+
+    item: Item
+    facts: tuple[Fact, ...]
+
+    @property
+    def text(self) -> str:
+        """The facts as sentences; empty without one."""
+        return " ".join(fact.text for fact in self.facts)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Anchors of the sections of the report with these facts."""
+        return tuple(dict.fromkeys(fact.place for fact in self.facts))
+
+    @property
+    def ask(self) -> str:
+        """The part that an author has to add; empty if the record answers the item."""
+        return self.item.ask or ("" if self.facts else _NOT_RECORDED)
+
+    @property
+    def status(self) -> str:
+        """ "prefilled", "prefilled, to be completed" or "open"."""
+        if not self.facts:
+            return "open"
+        return "prefilled, to be completed" if self.ask else "prefilled"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checklist:
+    """A filled checklist.
+
+    Attributes:
+        name: One of `CHECKLISTS`.
+        title: Title with the year.
+        source: Publication.
+        answers: One for each item, in order.
+    """
+
+    name: str
+    title: str
+    source: str
+    answers: tuple[Answer, ...]
+
+    @property
+    def prefilled(self) -> int:
+        """Number of items with facts of the record."""
+        return sum(bool(answer.facts) for answer in self.answers)
+
+
+def read_items(name: str) -> tuple[str, str, tuple[Item, ...]]:
+    """Return title, source and items of a checklist.
+
+    Raises:
+        UnknownNameError: There is no such checklist.
+    """
+    if name not in CHECKLISTS:
+        raise UnknownNameError("checklist", name, CHECKLISTS)
+    text = files("pneumoscope.reporting").joinpath("checklist_items", f"{name}.toml").read_text(encoding="utf-8")
+    data = tomllib.loads(text)
+    items = tuple(Item(number, topic, tuple(facts.split()), ask) for number, topic, facts, ask in data["items"])
+    return data["title"], data["source"], items
+
+
+def fill_checklist(name: str, comparison: Comparison, runs: Sequence[RunData]) -> Checklist:
+    """Return a checklist with the facts of a comparison.
+
+    Args:
+        name: One of `CHECKLISTS`.
+        comparison: The comparison.
+        runs: Its runs.
+
+    Raises:
+        UnknownNameError: There is no such checklist.
+    """
+    title, source, items = read_items(name)
+    facts = {each: FACTS[each](comparison, runs) for each in sorted({fact for item in items for fact in item.facts})}
+    answers = tuple(
+        Answer(item, tuple(fact for each in item.facts if (fact := facts[each]) and fact.text)) for item in items
+    )
+    return Checklist(name, title, source, answers)
+
+
+def checklist_table(checklist: Checklist) -> Table:
+    """Return a checklist as a table: number, topic, status, facts, place in the report, and what an author has to add."""
+    rows = tuple(
+        (
+            answer.item.number,
+            answer.item.topic,
+            answer.status,
+            answer.text,
+            ", ".join(PLACES[place] for place in answer.places),
+            answer.ask,
+        )
+        for answer in checklist.answers
+    )
+    columns = ("Item", "Topic", "Status", "From the record", "Place in the report", "For the author")
+    return Table(f"checklist-{checklist.name}", f"{checklist.title}.", columns, rows, checklist.source)

@@ -1,0 +1,131 @@
+"""The flow of images as a diagram: from the data set through the evaluation to decisions and labels."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from pneumoscope.core.image_flow import ImageCount, ImageFlow
+from pneumoscope.core.messages import counted
+from pneumoscope.core.results import Evaluation
+from pneumoscope.reporting.style import COLORS, new_figure, short
+
+__all__ = ["excluded_lines", "flow_figure"]
+
+_INK, _MUTED, _SURFACE = (COLORS[name][0] for name in ("ink", "muted", "surface"))
+_MAX_SOURCE = 36  # characters
+# Layout, in points from the upper left corner.
+_WIDTH, _LINE, _PADDING, _GAP, _MARGIN = 470, 14, 8, 30, 6
+_LEFT, _RIGHT = (4, 228), (242, 466)  # the two columns
+
+
+@dataclasses.dataclass(frozen=True)
+class _Box:
+    left: float
+    right: float
+    top: float
+    lines: tuple[str, ...]
+
+    @property
+    def bottom(self) -> float:
+        return self.top + _LINE * len(self.lines) + 2 * _PADDING
+
+    @property
+    def center(self) -> float:
+        return (self.left + self.right) / 2
+
+    @property
+    def middle(self) -> float:
+        return (self.top + self.bottom) / 2
+
+
+def flow_figure(title: str, evaluation: Evaluation, operating_point: str) -> Figure:
+    """Return the flow diagram of an evaluation, as STARD asks for. Must be called within `style.drawing()`.
+
+    It shows what is recorded: images that were removed before they came into the data set are unknown.
+
+    Args:
+        title: Name of the run.
+        evaluation: The evaluation; without a record of the flow, the diagram begins with the evaluated images.
+        operating_point: Operating point of the decisions.
+    """
+    boxes, lines = _layout(evaluation, operating_point)
+    height = max(box.bottom for box in boxes) + _MARGIN
+    figure = new_figure(_WIDTH, height + 24)
+    axes: Axes = figure.subplots()
+    axes.set_axis_off()
+    axes.set_xlim(0, _WIDTH)
+    axes.set_ylim(height, 0)
+    axes.set_title(short(title))
+    for path in lines:
+        *before, start, end = path
+        xs, ys = zip(*(*before, start, end), strict=True)
+        axes.plot(xs, ys, color=_MUTED, linewidth=1, solid_joinstyle="miter")
+        arrow = {"arrowstyle": "-|>", "color": _MUTED, "linewidth": 1, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate("", end, start, arrowprops=arrow)
+    for box in boxes:
+        size = (box.right - box.left, box.bottom - box.top)
+        axes.add_patch(
+            Rectangle((box.left, box.top), *size, facecolor=_SURFACE, edgecolor=_MUTED, linewidth=1, zorder=3)
+        )
+        for index, line in enumerate(box.lines):
+            y = box.top + _PADDING + _LINE * (index + 0.5)
+            axes.text(box.center, y, line, ha="center", va="center", fontsize=10, color=_INK, zorder=4)
+    return figure
+
+
+def _layout(evaluation: Evaluation, operating_point: str) -> tuple[list[_Box], list[list[tuple[float, float]]]]:
+    """Return the boxes, and the lines between them that end in an arrow."""
+    boxes: list[_Box] = []
+    lines: list[list[tuple[float, float]]] = []
+    top = float(_MARGIN)
+    if flow := evaluation.flow:
+        source = flow.source if len(flow.source) <= _MAX_SOURCE else f"{flow.source[: _MAX_SOURCE - 1]}…"
+        whole = _Box(*_LEFT, top, ("Labeled images", source, _text(flow.labeled)))
+        boxes.append(whole)
+        top = whole.bottom + _GAP
+        if excluded := excluded_lines(flow):
+            aside = _Box(*_RIGHT, whole.bottom + _GAP / 2, ("Not evaluated", *excluded))
+            boxes.append(aside)
+            top = aside.bottom + _GAP / 2
+            lines.append([(whole.center, aside.middle), (aside.left, aside.middle)])
+        lines.append([(whole.center, whole.bottom), (whole.center, top)])
+    texts = [f"Evaluated images, split {evaluation.split}", _text(ImageCount(evaluation.n, evaluation.patients))]
+    if evaluation.rejected and evaluation.rejected.reasons:
+        texts.append(f"{sum(evaluation.rejected.reasons.values()):,} rejected by predict, evaluated too")
+    evaluated = _Box(*_LEFT, top, tuple(texts))
+    boxes.append(evaluated)
+    counts = evaluation.operating_points[operating_point].confusion
+    for column, decision, positive, negative in (
+        (_LEFT, "pneumonia", counts.tp, counts.fp),
+        (_RIGHT, "no pneumonia", counts.fn, counts.tn),
+    ):
+        texts = [f"Decision at {operating_point}: {decision}", counted(positive + negative, "image")]
+        decided = _Box(*column, evaluated.bottom + _GAP, tuple(texts))
+        labels = _Box(*column, decided.bottom + _GAP, (f"Label PNEUMONIA: {positive:,}", f"Label NORMAL: {negative:,}"))
+        turn = evaluated.bottom + _GAP / 2
+        start, end = (evaluated.center, evaluated.bottom), (decided.center, decided.top)
+        lines.append([start, (evaluated.center, turn), (decided.center, turn), end])
+        lines.append([(decided.center, decided.bottom), (labels.center, labels.top)])
+        boxes += [decided, labels]
+    return boxes, lines
+
+
+def excluded_lines(flow: ImageFlow) -> list[str]:
+    """Return one line for each reason why images or files were not evaluated."""
+    lines = [
+        f"{split if split == 'no split' else f'split {split}'}: {_text(count)}"
+        for split, count in flow.other_splits.items()
+    ]
+    if flow.unreadable:
+        lines.append(f"cannot be read: {counted(flow.unreadable, 'image')}")
+    if flow.skipped:
+        lines.append(f"other files: {flow.skipped:,}")
+    return lines
+
+
+def _text(count: ImageCount) -> str:
+    return f"{counted(count.images, 'image')}, {counted(count.patients, 'patient')}"

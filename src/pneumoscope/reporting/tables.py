@@ -1,0 +1,286 @@
+"""Tables of a comparison, written as CSV, LaTeX and Markdown.
+
+A CSV file has every number in full precision, with its interval in columns of their own; LaTeX and Markdown have the text that a
+manuscript needs.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import re
+from collections.abc import Iterable, Sequence
+
+from pneumoscope.core.comparison import Comparison
+from pneumoscope.core.result_forms import method_name
+from pneumoscope.core.results import Interval
+from pneumoscope.reporting import labels
+from pneumoscope.reporting.run_data import RunData
+
+__all__ = ["Cell", "Table", "comparison_tables", "to_csv", "to_latex", "to_markdown"]
+
+Cell = Interval | float | int | str | None
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\N{MINUS SIGN}": "$-$",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        name: Name of the files.
+        caption: Caption, a sentence.
+        columns: Headings.
+        rows: Rows of as many cells.
+        note: Methods of the intervals, as a sentence; may be empty.
+    """
+
+    name: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+
+
+def comparison_tables(comparison: Comparison, runs: Sequence[RunData]) -> tuple[Table, ...]:
+    """Return the tables of a comparison that have rows.
+
+    Args:
+        comparison: The comparison.
+        runs: Its runs.
+    """
+    tables = (
+        _flow(runs),
+        _metrics(comparison, runs),
+        _operating_points(comparison, runs),
+        _predictive_values(runs),
+        _pairs(comparison),
+        _decision_curves(runs),
+        _reliability(runs),
+        _subgroups(runs),
+    )
+    return tuple(table for table in tables if table.rows)
+
+
+def to_csv(table: Table) -> str:
+    """Return a table as CSV text: an interval has columns for its value, ends, method, n and the reason if it is undefined."""
+    wide = [any(isinstance(row[index], Interval) for row in table.rows) for index in range(len(table.columns))]
+    heading: list[str] = []
+    for name, is_interval in zip(table.columns, wide, strict=True):
+        heading += [name, *(f"{name}, {part}" for part in _PARTS)] if is_interval else [name]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(heading)
+    for row in table.rows:
+        cells: list[object] = []
+        for cell, is_interval in zip(row, wide, strict=True):
+            if isinstance(cell, Interval):
+                cells += [cell.value, *(getattr(cell, part) for part in _PARTS)]
+            else:
+                cells += [cell, *[None] * (len(_PARTS) if is_interval else 0)]
+        writer.writerow(cells)
+    return out.getvalue()
+
+
+_PARTS = ("low", "high", "method", "n", "reason")
+
+
+def to_markdown(table: Table) -> str:
+    """Return a table as Markdown, with its caption and note."""
+    rows = [table.columns, ["---"] * len(table.columns), *([_text(cell) for cell in row] for row in table.rows)]
+    lines = [f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in rows]
+    parts = [f"**{table.caption}**", "\n".join(lines), table.note]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def to_latex(table: Table) -> str:
+    """Return a table as LaTeX, for the package booktabs."""
+    align = "".join("l" if _is_text(table, index) else "r" for index in range(len(table.columns)))
+    body = [f"{' & '.join(_escape(_text(cell)) for cell in row)} \\\\" for row in table.rows]
+    lines = [
+        r"\begin{table}",
+        rf"\caption{{{_escape(table.caption)}}}",
+        rf"\label{{tab:{table.name}}}",
+        rf"\begin{{tabular}}{{{align}}}",
+        r"\toprule",
+        f"{' & '.join(map(_escape, table.columns))} \\\\",
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+        *([rf"\par\smallskip\footnotesize {_escape(table.note)}"] if table.note else []),
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _is_text(table: Table, index: int) -> bool:
+    return any(isinstance(row[index], str) for row in table.rows)
+
+
+def _escape(text: str) -> str:
+    return re.sub("[\\\\&%$#_{}~^\N{MINUS SIGN}]", lambda match: _LATEX[match[0]], text)
+
+
+def _text(cell: Cell) -> str:
+    if isinstance(cell, Interval):
+        if cell.value is None:
+            return f"undefined: {cell.reason}"
+        if cell.low is None or cell.high is None:
+            return f"{cell.value:.3f}"
+        return f"{cell.value:.3f} ({cell.low:.3f} to {cell.high:.3f})"
+    if isinstance(cell, float):
+        return f"{cell:.3f}"
+    return "" if cell is None else str(cell)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _flow(runs: Sequence[RunData]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for run in runs:
+        name, flow = run.summary.name, run.evaluation.flow
+        if flow:
+            rows.append((name, f"labeled images of {flow.source}", flow.labeled.images, flow.labeled.patients))
+            rows += [
+                (name, f"not evaluated: {split}", count.images, count.patients)
+                for split, count in flow.other_splits.items()
+            ]
+            rows.append((name, "not evaluated: cannot be read", flow.unreadable, None))
+            rows.append((name, "not evaluated: other files", flow.skipped, None))
+        rows.append((name, "evaluated", run.evaluation.n, run.evaluation.patients))
+        rows += [(name, f"evaluated: {label}", count, None) for label, count in run.evaluation.counts.items()]
+        rejected = run.evaluation.rejected
+        if rejected:
+            rows.append((name, "evaluated: rejected by predict", sum(rejected.reasons.values()), None))
+    return Table("flow", "Flow of images.", ("Run", "Images", "Number of images", "Number of patients"), tuple(rows))
+
+
+def _metrics(comparison: Comparison, runs: Sequence[RunData]) -> Table:
+    names = [(key, label) for key, label in labels.METRICS.items() if all(key in run.summary.test for run in runs)]
+    rows = tuple((label, *(run.summary.test[key] for run in runs)) for key, label in names)
+    note = labels.interval_note((label, run.summary.test[key]) for run in runs for key, label in names)
+    caption = f"Metrics on {comparison.images['n']} images, at the operating point {comparison.operating_point}."
+    return Table("metrics", caption, ("Metric", *(run.summary.name for run in runs)), rows, note)
+
+
+_POINT_METRICS = (
+    "sensitivity",
+    "specificity",
+    "accuracy",
+    "precision",
+    "negative_predictive_value",
+    "positive_likelihood_ratio",
+    "negative_likelihood_ratio",
+)
+
+
+def _operating_points(comparison: Comparison, runs: Sequence[RunData]) -> Table:
+    points = [(run, name, point) for run in runs for name, point in run.evaluation.operating_points.items()]
+    keys = [key for key in _POINT_METRICS if all(key in point.metrics for _, _, point in points)]
+    rows = tuple(
+        (
+            run.summary.name,
+            name,
+            point.rule,
+            point.threshold,
+            point.threshold_probability,
+            *(point.metrics[key] for key in keys),
+            point.confusion.tp,
+            point.confusion.fn,
+            point.confusion.tn,
+            point.confusion.fp,
+        )
+        for run, name, point in points
+    )
+    note = labels.interval_note((labels.METRICS[key], point.metrics[key]) for _, _, point in points for key in keys)
+    columns = (
+        *("Run", "Operating point", "Threshold", "Score", "Probability"),
+        *(labels.METRICS[key] for key in keys),
+        *("TP", "FN", "TN", "FP"),
+    )
+    return Table("operating_points", f"Operating points on {comparison.images['n']} images.", columns, rows, note)
+
+
+def _predictive_values(runs: Sequence[RunData]) -> Table:
+    rows: list[tuple[Cell, ...]] = [
+        (run.summary.name, name, at.prevalence, at.precision, at.negative_predictive_value)
+        for run in runs
+        for name, point in run.evaluation.operating_points.items()
+        if (at := point.predictive_values)
+    ]
+    columns = ("Run", "Operating point", "Prevalence", "Precision", "Negative predictive value")
+    note = _note(("predictive values", cell) for row in rows for cell in row[3:])
+    return Table("predictive_values", "Predictive values at a stated prevalence.", columns, tuple(rows), note)
+
+
+def _pairs(comparison: Comparison) -> Table:
+    rows = tuple(
+        (
+            f"{pair.a} \N{MINUS SIGN} {pair.b}",
+            labels.PAIR_METRICS[pair.metric],
+            pair.difference,
+            pair.p,
+            pair.p_holm,
+            method_name(pair.test),
+            {"a": f"{pair.a} is higher", "b": f"{pair.b} is higher"}.get(pair.verdict, "no significant difference"),
+        )
+        for pair in comparison.pairs
+    )
+    columns = ("Pair", "Metric", "Difference", "p", "Holm p", "Test", "Result")
+    note = labels.interval_note((labels.PAIR_METRICS[pair.metric], pair.difference) for pair in comparison.pairs)
+    return Table("pairs", f"Paired tests on {comparison.images['n']} images.", columns, rows, note)
+
+
+def _decision_curves(runs: Sequence[RunData]) -> Table:
+    rows = [
+        (run.summary.name, step.threshold_probability, step.net_benefit, step.treat_all, step.gain)
+        for run in runs
+        for step in run.evaluation.decision_curve
+    ]
+    columns = ("Run", "Threshold probability", "Net benefit", "Treat everybody", "Gain")
+    note = _note(("net benefit", row[2]) for row in rows)
+    caption = "Net benefit; gain over the better of treating everybody and no one."
+    return Table("net_benefit", caption, columns, tuple(rows), note)
+
+
+def _reliability(runs: Sequence[RunData]) -> Table:
+    rows = [
+        (run.summary.name, each.low, each.high, each.mean_probability, each.observed_rate)
+        for run in runs
+        for each in run.evaluation.reliability
+    ]
+    columns = ("Run", "Lowest probability", "Highest probability", "Mean probability", "Observed rate")
+    note = _note(("observed rate", row[4]) for row in rows)
+    return Table("reliability", "Observed rate of pneumonia by predicted probability.", columns, tuple(rows), note)
+
+
+def _subgroups(runs: Sequence[RunData]) -> Table:
+    keys = ("auroc", "accuracy", "sensitivity", "specificity")
+    groups = [(run, group) for run in runs for group in run.evaluation.subgroups]
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (
+            run.summary.name,
+            f"{group.column}: {group.value}",
+            group.operating_point,
+            group.n,
+            group.counts.get("PNEUMONIA", 0),
+            *(group.metrics[key] for key in keys),
+        )
+        for run, group in groups
+    )
+    columns = ("Run", "Subgroup", "Operating point", "Images", "PNEUMONIA", *(labels.METRICS[key] for key in keys))
+    note = labels.interval_note((labels.METRICS[key], group.metrics[key]) for _, group in groups for key in keys)
+    return Table("subgroups", "Results by subgroup.", columns, rows, note)
+
+
+def _note(intervals: Iterable[tuple[str, Cell]]) -> str:
+    return labels.interval_note((name, cell) for name, cell in intervals if isinstance(cell, Interval))

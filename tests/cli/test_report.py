@@ -1,0 +1,54 @@
+"""`pneumoscope report`: files of a manuscript from evaluated runs."""
+
+import pytest
+from click.testing import CliRunner
+
+from pneumoscope.cli import cli, run_and_exit
+from pneumoscope.cli.report import command
+from pneumoscope.evaluation.evaluate import evaluate
+
+
+@pytest.fixture(scope="module")
+def runs(shared_maker):
+    images = shared_maker.images("reported", normal=20, pneumonia=30)
+    runs = [shared_maker.run("first"), shared_maker.run("second", gain=-0.05)]
+    for run in runs:
+        evaluate(run, images, ledger=shared_maker.root / "reported.jsonl", operating_points=["half", "0.3"])
+    return runs
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+def test_report_of_one_run_has_page_figures_tables_and_checklists(runs, tmp_path):
+    out = tmp_path / "out"
+    result = invoke(
+        runs[0], "--operating-point", "0.30", "--checklist", "claim", "--checklist", "stard-ai", "--out", out
+    )
+    assert result.exit_code == 0, result.exception
+    assert result.stdout.splitlines()[0].startswith("CLAIM 2024: ")
+    assert result.stdout.splitlines()[-1] == str(out / "report.html")
+    page = (out / "report.html").read_text()
+    assert "Decision at 0.3: pneumonia" in page
+    assert 'data-point="0.3"' in page
+    assert "pneumoscope report" in page
+    assert (out / "tables" / "checklist-stard-ai.tex").is_file()
+    assert (out / "tables" / "operating_points.md").read_text().count("| 0.3 |") == 1
+    for suffix in ("svg", "pdf", "png"):
+        assert (out / "figures" / f"roc.{suffix}").is_file()
+
+
+def test_report_of_several_runs_compares_them(runs, tmp_path):
+    result = invoke(*runs, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.exception
+    assert "first has a higher accuracy than second" in (tmp_path / "out" / "report.html").read_text()
+    assert "McNemar, exact" in (tmp_path / "out" / "tables" / "pairs.tex").read_text()
+    assert not list((tmp_path / "out" / "tables").glob("checklist*"))
+
+
+def test_bundle_without_an_evaluation_exits_with_2_and_says_what_to_do(runs, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_and_exit(cli, ["report", str(runs[0] / "bundle"), "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    assert "has no labels and no evaluation" in capsys.readouterr().err

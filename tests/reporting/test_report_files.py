@@ -1,0 +1,147 @@
+"""Files of a report: figures that other programs open, tables read back, and flow diagrams with the recorded numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pneumoscope.core.errors import UnknownNameError
+from pneumoscope.core.results import Interval
+from pneumoscope.reporting.report_files import ReportFiles, write_report
+from pneumoscope.reporting.tables import Table, to_csv, to_latex, to_markdown
+from pneumoscope.runs.evaluations import read_evaluation
+
+
+@pytest.fixture(scope="module")
+def report(three: Any, tmp_path_factory: pytest.TempPathFactory) -> ReportFiles:
+    comparison, folders, _ = three
+    return write_report(comparison, folders, tmp_path_factory.mktemp("report"), ["claim"])
+
+
+def rows(report: ReportFiles, name: str) -> list[dict[str, str]]:
+    (file,) = (file for file in report.tables if file.name == f"{name}.csv")
+    return list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"))))
+
+
+def test_each_figure_is_written_as_svg_pdf_and_png(report: ReportFiles) -> None:
+    names = {file.stem for file in report.figures}
+    assert {"roc", "pr", "flow-0", "flow-2", "decision-curves", "reliability-1", "metric-accuracy"} <= names
+    assert len(report.figures) == 3 * len(names)
+    for file in report.figures:
+        content = file.read_bytes()
+        if file.suffix == ".svg":
+            root = ElementTree.fromstring(content)
+            assert root.attrib["aria-label"]
+        elif file.suffix == ".pdf":
+            assert content.startswith(b"%PDF-")
+            assert b"CreationDate" not in content
+        else:
+            with Image.open(file) as image:
+                image.load()
+                assert min(image.size) > 500
+                assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_figures_of_several_runs_have_a_legend_in_the_file(report: ReportFiles, three: Any) -> None:
+    (roc,) = (file for file in report.figures if file.name == "roc.svg")
+    texts = {element.text for element in ElementTree.fromstring(roc.read_bytes()).iter() if element.text}
+    assert {"alexnet-sgd", "vgg19-adam-32"} <= texts
+    (curves,) = (file for file in report.figures if file.name == "decision-curves.svg")
+    assert "treat everybody" in curves.read_text(encoding="utf-8")
+
+
+def test_flow_diagram_and_its_table_have_the_recorded_numbers(report: ReportFiles, three: Any) -> None:
+    evaluation = read_evaluation(three[1][0] / "evaluation" / "test" / "evaluation.json")
+    counts = evaluation.operating_points["half"].confusion
+    (figure,) = (file for file in report.figures if file.name == "flow-0.svg")
+    texts = {element.text for element in ElementTree.fromstring(figure.read_bytes()).iter() if element.text}
+    flow = evaluation.flow
+    assert flow is not None
+    assert "Kermany <2018> & others" in texts
+    assert f"{flow.labeled.images} images, {flow.labeled.patients} patients" in texts
+    assert "split train: 40 images, 30 patients" in texts
+    assert "cannot be read: 1 image" in texts
+    assert f"{evaluation.n} images, {evaluation.patients} patients" in texts
+    assert f"{counts.tp + counts.fp} images" in texts
+    assert {f"Label PNEUMONIA: {counts.tp}", f"Label NORMAL: {counts.fp}", f"Label NORMAL: {counts.tn}"} <= texts
+    table = [row for row in rows(report, "flow") if row["Run"] == "alexnet-sgd"]
+    numbers = {row["Images"]: row["Number of images"] for row in table}
+    assert numbers["labeled images of Kermany <2018> & others"] == str(flow.labeled.images)
+    assert numbers["evaluated"] == str(evaluation.n)
+    left_out = [int(value) for name, value in numbers.items() if name == "not evaluated: train"]
+    assert flow.labeled.images - sum(left_out) == evaluation.n
+
+
+def test_csv_tables_have_every_number_in_full_precision(report: ReportFiles, three: Any) -> None:
+    comparison = three[0]
+    (auroc,) = (row for row in rows(report, "metrics") if row["Metric"] == "AUROC")
+    for run in comparison.runs:
+        interval = run.test["auroc"]
+        assert float(auroc[run.name]) == interval.value
+        assert float(auroc[f"{run.name}, low"]) == interval.low
+        assert auroc[f"{run.name}, method"] == interval.method
+    pairs = rows(report, "pairs")
+    assert [float(row["Difference"]) for row in pairs if row["Difference"]] == [
+        pair.difference.value for pair in comparison.pairs if pair.difference.value is not None
+    ]
+    points = rows(report, "operating_points")
+    assert {row["Operating point"] for row in points} == {"half", "balanced", "rule_out"}
+    assert len(rows(report, "net_benefit")) == 19 * 3
+
+
+def test_markdown_has_one_line_for_each_row_and_the_methods(report: ReportFiles) -> None:
+    (file,) = (file for file in report.tables if file.name == "metrics.md")
+    text = file.read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(rows(report, "metrics"))
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+    assert "percentile bootstrap by patient, seed 0" in text
+
+
+TABLE = Table(
+    "odd",
+    "50% of A & B.",
+    ("Run_1", "Value"),
+    (
+        ("a|b $x$ {y} \\ ~ ^ # \N{MINUS SIGN}", Interval(0.5, 0.25, 0.75, "wilson", 8)),
+        ("c", Interval(None, None, None, "wilson", 0, reason="none")),
+    ),
+)
+
+
+def test_latex_escapes_every_special_character() -> None:
+    text = to_latex(TABLE)
+    row = r"a|b \$x\$ \{y\} \textbackslash{} \textasciitilde{} \textasciicircum{} \# $-$ & 0.500 (0.250 to 0.750) \\"
+    assert row in text
+    assert r"\caption{50\% of A \& B.}" in text
+    assert r"Run\_1 & Value \\" in text
+    assert r"c & undefined: none \\" in text
+    assert text.count(r"\begin{") == text.count(r"\end{") == 2
+
+
+def test_markdown_and_csv_keep_a_name_with_a_bar_in_one_cell() -> None:
+    (line,) = (line for line in to_markdown(TABLE).splitlines() if "0.500" in line)
+    assert line.count("|") == 3
+    first = next(csv.DictReader(io.StringIO(to_csv(TABLE))))
+    assert first["Run_1"].startswith("a|b $x$")
+    assert (first["Value"], first["Value, low"], first["Value, n"]) == ("0.5", "0.25", "8")
+
+
+def test_same_input_gives_the_same_bytes(report: ReportFiles, three: Any, tmp_path: Path) -> None:
+    again = write_report(three[0], three[1], tmp_path, ["claim"])
+    for one, other in zip(
+        (report.page, *report.figures, *report.tables), (again.page, *again.figures, *again.tables), strict=True
+    ):
+        assert one.read_bytes() == other.read_bytes(), one.name
+
+
+def test_unknown_checklist_is_an_error(three: Any, tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="no checklist 'consort'"):
+        write_report(three[0], three[1], tmp_path, ["consort"])
