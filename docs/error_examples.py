@@ -371,6 +371,13 @@ def _busy() -> None:
     queue.submit([(b"image", "image.png")])
 
 
+def _archive() -> None:
+    _run("phantom images --train 4 --test 4 --size 32")
+    _run("archive score images --out archive")
+    next(Path("archive").glob("predictions/*/shard-*.parquet")).unlink()
+    _run("archive verify archive")
+
+
 def _audit_log() -> None:
     from pneumoscope.service.audit.verification import verify
     from pneumoscope.service.storage.repository import PredictionRepository
@@ -415,5 +422,6 @@ _EXAMPLES: dict[str, Callable[[], object]] = {
     "ConflictError": _conflict,
     "ImageOfTwoPatientsError": _image_of_two_patients,
     "BusyError": _busy,
+    "ArchiveError": _archive,
     "AuditLogError": _audit_log,
 }

@@ -42,6 +42,10 @@ BROWSER_SECONDS = 40  # deadline of a wait in the browser; Playwright's 5 s can 
 # A shell ignores Ctrl-C for jobs in the background, and their processes inherit that; with a handler here, they do not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# By default, a collection follows every 700 new objects, and every hundredth examines the objects of all imported modules. That
+# takes a tenth of the time of the tests.
+gc.set_threshold(50_000)
+
 # The same examples in each run, so that a failure is never by chance; and no limits on time, which a busy machine exceeds.
 # Look for others with --hypothesis-profile=random.
 for _name, _repeats in (("random", False), ("repeatable", True)):
@@ -163,6 +167,7 @@ class Maker:
         *,
         name: str = "gray",
         gain: float = 0.05,
+        middle: float = 125.0,
         seen: Mapping[str, Sequence[str]] | None = None,
         operating_points: Mapping[str, OperatingPoint] = POINTS,
         rejection_limits: RejectionLimits | None = None,
@@ -170,9 +175,9 @@ class Maker:
         age_range: tuple[float, float] | None = None,
         reference_distribution: ReferenceDistribution | None = None,
     ) -> Path:
-        """Create a bundle with logit = gain x (mean gray level - 125), and input checks if it has rejection limits."""
+        """Create a bundle with logit = gain x (mean gray level - middle), and input checks if it has rejection limits."""
         aged = rejection_limits is not None and rejection_limits.max_age_score is not None
-        onnx = mean_gray_network(gain, screened=rejection_limits is not None, aged=aged)
+        onnx = mean_gray_network(gain, middle, screened=rejection_limits is not None, aged=aged)
         card = Card(
             format=FORMAT,
             labels=LABELS,
@@ -183,7 +188,7 @@ class Maker:
             created="2026-01-02T03:04:05+00:00",
             onnx_sha256=hashlib.sha256(onnx).hexdigest(),
             onnx_bytes=len(onnx),
-            self_test_logit=gain * (float(self_test_image(SIZE).mean()) - 125),
+            self_test_logit=gain * (float(self_test_image(SIZE).mean()) - middle),
             preprocessing=Preprocessing(size=SIZE),
             calibration=Calibration(slope=0.8, intercept=0.1, method="platt", n=8, prevalence=0.5),
             intervals=None,
@@ -207,9 +212,9 @@ class Maker:
         (folder / "card.json").write_text(card.to_json())
         return folder
 
-    def run(self, name: str = "gray", **bundle: Any) -> Path:
-        """Create a finished run: run.json, recipe.toml, epochs.csv and a bundle."""
-        folder = self.root / "runs" / name
+    def run(self, folder_name: str = "gray", *, recipe: str = "", seed: int = 0, **bundle: Any) -> Path:
+        """Create a finished run of a recipe, by default that of its folder: run.json, recipe.toml, epochs.csv and a bundle."""
+        folder, name = self.root / "runs" / folder_name, recipe or folder_name
         self.bundle(folder / "bundle", name=name, **bundle)
         (folder / "recipe.toml").write_text(f'name = "{name}"\n')
         (folder / "epochs.csv").write_text(
@@ -220,8 +225,8 @@ class Maker:
             "schema": 1,
             "name": name,
             "state": "finished",
-            "recipe": {"name": name},
-            "seed": 0,
+            "recipe": {"name": name, "training": {"seed": seed}},
+            "seed": seed,
             "device": "cpu",
             "network": "mean-gray",
             "optimizer": "adam",
@@ -257,11 +262,11 @@ def with_split(row: str, split: str) -> str:
     return ",".join([*before, split, sha256, split_by])
 
 
-def mean_gray_network(gain: float, *, screened: bool = False, aged: bool = False) -> bytes:
+def mean_gray_network(gain: float, middle: float = 125.0, *, screened: bool = False, aged: bool = False) -> bytes:
     """Return the smallest ONNX file of the bundle format.
 
     It maps uint8 images (n, SIZE, SIZE) to float32 logits (n,) and heatmaps (n, 4, 4). Each heatmap cell is gain times the
-    block's mean gray level, divided by 16; the sum of all cells and of -125 x gain is the logit. With `screened`, the
+    block's mean gray level, divided by 16; the sum of all cells and of -middle x gain is the logit. With `screened`, the
     probability of "upright" is the mean gray level divided by 255, the rest is that of "inverted", and the distance is the
     mean gray level divided by 100. With `aged`, the age score is the mean gray level divided by 255.
     """
@@ -295,7 +300,7 @@ def mean_gray_network(gain: float, *, screened: bool = False, aged: bool = False
     ]
     constants = [
         helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2]),
-        helper.make_tensor("middle", TensorProto.FLOAT, [], [125.0]),
+        helper.make_tensor("middle", TensorProto.FLOAT, [], [middle]),
         helper.make_tensor("gain", TensorProto.FLOAT, [], [gain]),
         helper.make_tensor("cell gain", TensorProto.FLOAT, [], [gain / 16]),
         helper.make_tensor("one", TensorProto.INT64, [1], [1]),

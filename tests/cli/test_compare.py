@@ -43,11 +43,11 @@ def test_command_prints_sentences_and_writes_the_files(runs, tmp_path):
 
 
 def test_runs_of_one_recipe_are_compared_under_the_names_of_their_folders(runs, tmp_path):
-    folders = [shutil.copytree(runs[0], tmp_path / f"seed-{seed}") for seed in range(2)]
+    folders = [shutil.copytree(runs[0], tmp_path / f"copy-{seed}") for seed in range(2)]
     result = invoke(*folders, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.exception
-    assert "seed-0 and seed-1 do not differ" in result.stdout
-    assert "seed-1" in (tmp_path / "out" / "report.html").read_text()
+    assert "copy-0 and copy-1 do not differ" in result.stdout
+    assert "copy-1" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_page_shows_the_evaluation_that_was_named(runs, tmp_path):

@@ -253,3 +253,35 @@ def test_own_operating_points_prevalence_and_decision_curve_are_shown(maker):
     data = json.loads((maker.root / "runs" / "gray" / "evaluation" / "test" / "evaluation.json").read_text())
     interval = data["operating_points"]["sens=0.95"]["predictive_values"]["precision"]
     assert f"{interval['low']:.3f} to {interval['high']:.3f}" in result.stdout
+
+
+def test_folder_of_runs_has_each_run_evaluated(maker):
+    images, folder = maker.images(), maker.root / "runs/quick"
+    for seed, middle in enumerate((115, 130)):
+        maker.run(f"quick/seed-{seed}", recipe="quick", seed=seed, middle=middle)
+    result = invoke(folder, "--data", images, "--operating-point", "half")
+    assert result.exit_code == 0, result.output
+    files = [folder / f"seed-{seed}/evaluation/test/evaluation.json" for seed in range(2)]
+    evaluations = [read_evaluation(file) for file in files]
+    *lines, notice, following = result.stdout.splitlines()
+    accuracies = [each.operating_points["half"].metrics["accuracy"] for each in evaluations]
+    assert lines == [
+        f"seed-{seed}: accuracy {accuracies[seed]} at half, AUROC {each.metrics['auroc']}, n = 32"
+        for seed, each in enumerate(evaluations)
+    ]
+    assert lines[0] != lines[1].replace("seed-1", "seed-0")
+    assert "Not a medical device" in notice
+    assert following == f"next    pneumoscope compare {folder} --out DIR"
+
+    result = invoke(folder, "--data", images, "--operating-point", "half", "--json")
+    assert json.loads(result.stdout) == [json.loads(file.read_text()) for file in files]
+
+
+def test_folder_of_runs_has_no_common_evaluation_folder(maker):
+    maker.run("quick/seed-0", recipe="quick")
+    result = CliRunner().invoke(
+        cli,
+        ["evaluate", str(maker.root / "runs/quick"), "--data", str(maker.images()), "--out", str(maker.root / "out")],
+    )
+    assert result.exit_code != 0
+    assert "--out is given for a folder of runs" in str(result.exception)

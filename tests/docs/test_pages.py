@@ -41,8 +41,10 @@ GENERATED = ("cli.md", "errors.md", "http-api.md", "recipes.md", "model-card.md"
 # The reasons for skipping a block, and how many blocks have each.
 NOT_RUN = {
     "changes where Python installs": 1,
+    "needs a cluster": 1,
     "needs a file of weights": 1,
     "needs a running service": 1,
+    "needs Polars or Spark": 2,
     "needs a waiting result": 1,
     "needs root": 6,
     "needs the network": 1,

@@ -5,7 +5,13 @@ import pytest
 from scipy import stats
 
 from pneumoscope.core.results import Interval
-from pneumoscope.evaluation.paired_findings import RunScores, findings, paired_tests, percentage_points
+from pneumoscope.evaluation.paired_findings import (
+    RunScores,
+    findings,
+    paired_tests,
+    percentage_points,
+    training_sentence,
+)
 from pneumoscope.statistics.intervals import wilson
 
 N = 624
@@ -169,7 +175,7 @@ def test_findings_state_the_best_run_the_pairs_and_the_limits():
     runs = [run("a", range(48)), run("b", range(44, 96)), run("c", range(126))]
     pairs = paired_tests(runs, LABELS, PATIENTS)
     accuracies = [wilson(int(r.correct.sum()), N) for r in runs]
-    sentences = findings(["a", "b", "c"], accuracies, pairs, [True] * 3)
+    sentences = findings(["a", "b", "c"], accuracies, pairs, training_sentence([True] * 3))
     assert sentences[0] == (
         "a has the highest accuracy of the 3 runs, 0.923 [0.899, 0.941]; the difference is not significant for b."
     )
@@ -181,25 +187,27 @@ def test_findings_state_the_best_run_the_pairs_and_the_limits():
 def test_findings_state_that_the_best_run_differs_from_all_others():
     runs = [run("a", range(10)), run("b", range(100)), run("c", range(126))]
     accuracies = [wilson(int(r.correct.sum()), N) for r in runs]
-    assert findings(["a", "b", "c"], accuracies, paired_tests(runs, LABELS, PATIENTS), [True] * 3)[0].endswith(
-        "; the difference from every other run is significant."
-    )
+    assert findings(["a", "b", "c"], accuracies, paired_tests(runs, LABELS, PATIENTS), training_sentence([True] * 3))[
+        0
+    ].endswith("; the difference from every other one is significant.")
 
 
 def test_runs_with_equal_accuracy_share_the_highest():
     def best(*wrong):
         runs = [run(name, images) for name, images in zip("abc", wrong, strict=True)]
         accuracies = [wilson(int(r.correct.sum()), N) for r in runs]
-        return findings(["a", "b", "c"], accuracies, paired_tests(runs, LABELS, PATIENTS), [True] * 3)[0]
+        return findings(
+            ["a", "b", "c"], accuracies, paired_tests(runs, LABELS, PATIENTS), training_sentence([True] * 3)
+        )[0]
 
     tie = "a and b share the highest accuracy of the 3 runs, 0.923; the difference "
-    assert best(range(48), range(40, 88), range(126)) == tie + "from every other run is significant."
+    assert best(range(48), range(40, 88), range(126)) == tie + "from every other one is significant."
     assert best(range(48), range(40, 88), range(50)) == tie + "is not significant for c."
     assert best(range(48), range(40, 88), range(48)) == "All 3 runs have the same accuracy, 0.923."
 
 
 def test_single_run_has_no_findings():
-    assert findings(["a"], [wilson(1, 2)], (), [True]) == ()
+    assert findings(["a"], [wilson(1, 2)], (), training_sentence([True])) == ()
 
 
 def test_percentage_points_are_hundredths():
@@ -214,7 +222,7 @@ def test_findings_say_nothing_of_a_training_that_is_unknown():
     pairs = paired_tests(runs, LABELS, PATIENTS)
     accuracies = [wilson(int(r.correct.sum()), N) for r in runs]
     limits = {
-        trained: findings(["a", "b"], accuracies, pairs, trained)[-1].partition(" Each 95%")[0]
+        trained: findings(["a", "b"], accuracies, pairs, training_sentence(trained))[-1].partition(" Each 95%")[0]
         for trained in ((True, True), (True, False), (False, False))
     }
     assert limits[True, True].startswith("Each run is one training with one seed")

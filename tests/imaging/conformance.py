@@ -349,6 +349,14 @@ for element in ("StudyDate", "SeriesDate", "ContentDate", "AcquisitionDate", "Ac
         AGES, f"PatientBirthDate `20170101`, only {element} `2020.01.01`",
         dicom(PatientAge=None, PatientBirthDate="20170101", **{element: "2020.01.01"}),
     )  # fmt: skip
+for date, result in (
+    ("20201231", "rejected: outside_age_range"), ("20210101", "read"), ("20251231", "read"),
+    ("20260101", "rejected: outside_age_range"),
+):  # fmt: skip
+    _add(
+        AGES, f"PatientBirthDate `20200101`, StudyDate `{date}`",
+        dicom(PatientAge=None, PatientBirthDate="20200101", StudyDate=date), result,
+    )  # fmt: skip
 _add(
     AGES, "PatientAge `003Y`, born 60 years before the examination",
     dicom(PatientBirthDate="19600101", StudyDate="20200101"), "rejected: age_not_understood",
@@ -366,7 +374,7 @@ _add(AGES, "neither age nor birth date", dicom(PatientAge=None), "warning: age_n
 _add(AGES, "JPEG or PNG, which state no age", lambda: image("PNG"), "warning: age_not_stated")
 
 PARTS = "Modality and body part"
-for modality in ("DX", "CR", "RF", "RG", "XA", "cr", " DX ", "DR", "X-RAY", "CR/DX"):
+for modality in ("DX", "CR", "RF", "RG", "XA", "cr", " DX ", "DR", "X-RAY", "CR/DX", "CR, DX", "DX."):
     _add(PARTS, f"Modality `{modality}`", dicom(Modality=modality))
 for modality in ("CT", "MG", "US", "PT"):
     _add(PARTS, f"Modality `{modality}`", dicom(Modality=modality), "rejected: modality_not_supported")
@@ -391,6 +399,23 @@ for part, character_set in (("胸部", "ISO_IR 192"), ("грудная клет�
     _add(
         PARTS, f"BodyPartExamined `{part}` in {character_set}",
         dicom(BodyPartExamined=part.encode(encoding).decode("latin-1"), SpecificCharacterSet=character_set),
+    )  # fmt: skip
+for part in (
+    "poumons", "BORSTKAS", "BRYSTKASSE", "pľúca", "PARU", "ТОРАКС", "ΠΝΕΥΜΟΝΕΣ", "ריאות", "ریه", "胸廓", "PHỔI",  # noqa: RUF001
+):  # fmt: skip
+    _add(
+        PARTS, f"BodyPartExamined `{part}` in ISO_IR 192",
+        dicom(BodyPartExamined=part.encode().decode("latin-1"), SpecificCharacterSet="ISO_IR 192"),
+    )  # fmt: skip
+for part in (
+    "COL. TORACICA", "THORAKALE WS", "TORAKAL OMURGA", "HRUDNÍ PÁTEŘ", "MELLKASI GERINC", "THORACALE WERVELKOLOM",
+    "cột sống ngực", "ГРУДНОЙ ОТДЕЛ", "ГРУДИНА", "грудная железа", "ΘΩΡΑΚΙΚΗ ΜΟΙΡΑ", "胸腰段", "胸12", "胸髄", "胸鎖関節",  # noqa: RUF001
+    "PULMONARY ARTERY", "THORACIC DUCT",
+):  # fmt: skip
+    _add(
+        PARTS, f"BodyPartExamined `{part}` in ISO_IR 192",
+        dicom(BodyPartExamined=part.encode().decode("latin-1"), SpecificCharacterSet="ISO_IR 192"),
+        "rejected: body_part_not_chest",
     )  # fmt: skip
 for part in ("HAND", "ABDOMEN", "THORACIC SPINE", "TSPINE", "COLUNA TORACICA", "PART 7"):
     _add(PARTS, f"BodyPartExamined `{part}`", dicom(BodyPartExamined=part), "rejected: body_part_not_chest")
@@ -432,6 +457,9 @@ for view in (
     "FRONTAL",
     "ANTERO-POSTERIOR",
     "POSTEROANTERIOR",
+    "ZADOPREDNI",
+    "TYLNO-PRZEDNIA",
+    "PA1",
 ):
     _add(VIEWS, f"ViewPosition `{view}`", dicom(ViewPosition=view))
 for view in (
@@ -476,10 +504,13 @@ _add(
     dicom(ViewPosition=None, PatientOrientation=["X", "Y"]),
     "rejected: view_not_understood",
 )
-for description in ("CHEST LAT", "Thorax seitlich", "LATERAL", "ChestLAT", "AP CHEST LATERAL"):
+for description in (
+    "CHEST LAT", "Thorax seitlich", "LATERAL", "ChestLAT", "AP CHEST LATERAL", "klatka boczna", "hrudník boční",
+    "Thorax zijdelings", "Ngực nghiêng", "TORACE L-L", "X-TABLE CHEST", "Akciğer yan",
+):  # fmt: skip
     _add(
         VIEWS, f"SeriesDescription `{description}`, no ViewPosition",
-        dicom(ViewPosition=None, SeriesDescription=description), "rejected: lateral_view",
+        dicom(ViewPosition=None, SpecificCharacterSet="ISO_IR 192", SeriesDescription=description), "rejected: lateral_view",
     )  # fmt: skip
 _add(
     VIEWS, "SeriesDescription `CHEST LAT`, ViewPosition `AP`",
@@ -491,10 +522,11 @@ _add(
     dicom(ViewPosition=None, ProtocolName="Chest lateral"),
     "rejected: lateral_view",
 )
-_add(
-    VIEWS, "SeriesDescription `CHEST PA AND LATERAL`, no ViewPosition",
-    dicom(ViewPosition=None, SeriesDescription="CHEST PA AND LATERAL"), "warning: view_not_stated",
-)  # fmt: skip
+for description in ("CHEST PA AND LATERAL", "RX TORAX PA Y L"):
+    _add(
+        VIEWS, f"SeriesDescription `{description}`, no ViewPosition",
+        dicom(ViewPosition=None, SeriesDescription=description), "warning: view_not_stated",
+    )  # fmt: skip
 for description in ("胸部正側位", "胸部正侧位片", "흉부 정측면", "TORAX DECUBITO SUPINO", "R"):
     _add(
         VIEWS, f"SeriesDescription `{description}`, ViewPosition `PA`",
@@ -511,9 +543,10 @@ _add(
 )  # fmt: skip
 _add(VIEWS, "ViewModifierCodeSequence lateral decubitus", lambda: written(_with_modifier()), "rejected: lateral_view")
 _add(VIEWS, "PatientOrientation with two empty values", dicom(PatientOrientation=["", ""]))
-for side in ("U", "B", "bilateral"):
+for side in ("U", "B", "bilateral", "BILAT", "L\\R"):
     _add(VIEWS, f"ImageLaterality `{side}`", dicom(ImageLaterality=side))
-_add(VIEWS, "Laterality `L`", dicom(Laterality="L"), "warning: one_side_stated")
+for side in ("L", "IZQUIERDA"):
+    _add(VIEWS, f"Laterality `{side}`", dicom(Laterality=side), "warning: one_side_stated")
 _add(VIEWS, "ImageLaterality `ODD`", dicom(ImageLaterality="ODD"), "rejected: laterality_not_understood")
 for intent in ("FOR PRESENTATION", "for presentation", "PRESENTATION", None):
     _add(
@@ -626,6 +659,25 @@ _add(
     "rescale intercept -1024, slope 2",
     dicom(RescaleIntercept=-1024, RescaleSlope=2, WindowCenter=3072, WindowWidth=8192),
 )
+for slope, intercept in ((0.0001, 0), (3, 500), (1, 900)):
+    _add(
+        GRAY,
+        f"rescale intercept {intercept}, slope {slope}, no window",
+        dicom(RescaleIntercept=intercept, RescaleSlope=slope, **NO_WINDOW),
+    )
+for stored, held in ((10, 8), (12, 10), (14, 12)):
+    _add(
+        GRAY,
+        f"DICOM with BitsStored {stored} that holds {held}, full window of {stored} bits",
+        dicom(deep(held), stored),
+        MEASURED,
+    )
+_add(
+    GRAY,
+    "values from 0 to 1023, window from -2048 to 2048",
+    dicom(deep(10), 10, WindowCenter=0, WindowWidth=4096),
+    "warning: window_ignored",
+)
 _add(GRAY, "rescale slope 0", dicom(RescaleIntercept=0, RescaleSlope=0), "error: rescale_slope_zero")
 for bits in (8, 12, 16):
     result = "read" if bits == 12 else MEASURED
@@ -733,6 +785,9 @@ _add(FILES, "HTML page", lambda: b"<!DOCTYPE html>", "error: unsupported_file_ty
 _add(FILES, "GIF", lambda: image("GIF"), "error: unsupported_file_type gif")
 _add(FILES, "JPEG 2000 outside DICOM", lambda: image("JPEG2000"), "error: unsupported_file_type jp2")
 _add(FILES, "PDF", lambda: b"%PDF-1.7\n", "error: unsupported_file_type pdf")
+_add(
+    FILES, "PDF after a byte order mark", lambda: b"\xef\xbb\xbf%PDF-1.7\n", "error: unsupported_file_type pdf",
+)  # fmt: skip
 _add(
     FILES, "Git LFS pointer", lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
     "error: unsupported_file_type git_lfs_pointer",

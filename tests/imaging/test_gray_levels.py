@@ -77,6 +77,13 @@ def test_full_window_of_the_stated_depth_is_kept_whatever_the_largest_value(leve
     assert np.abs(image.pixels[1:].astype(int) - REFERENCE[1:] // 2).max() <= 1
 
 
+def test_full_window_of_the_measured_depth_is_kept_in_an_image_of_little_contrast() -> None:
+    pixels = (2000 + deep(10) // 2).astype(np.uint16)
+    image = rendered(pixels)
+    assert image.warnings == ()
+    assert np.abs(image.pixels - pixels / 4095 * 255).max() <= 1
+
+
 @pytest.mark.parametrize("level", [4095, 4100, 5000, 9000, 65535])
 def test_one_pixel_changes_no_measured_depth(level: int) -> None:
     pixels = deep()

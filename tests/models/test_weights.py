@@ -80,7 +80,7 @@ def server(monkeypatch):
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         monkeypatch.setattr(weights, "_VGG19_URL", f"http://127.0.0.1:{running.server_port}/{VGG19_FILE}")
         yield responses

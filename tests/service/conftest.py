@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socketserver
 import sqlite3
 import subprocess
 import sys
@@ -232,6 +233,13 @@ def copied_tables(request, monkeypatch, created_tables):
 
     if "migrations" not in request.fixturenames:
         monkeypatch.setattr(database_module, "_upgrade", create)
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    """Look more often for instances to predict, and for the end of a server: hundreds of tests wait for them."""
+    monkeypatch.setattr("pneumoscope.service.dicom.processing._POLL_SECONDS", 0.05)
+    monkeypatch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (0.02,))  # instead of 0.5 s
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,7 @@ VERBS = (
     "reproduce",
     "export",
     "predict",
+    "archive",
     "sample-size",
     "accept",
     "monitor",
@@ -60,6 +61,7 @@ _EXTRAS = {
         "segno",
     ),
     "pacs": ("pynetdicom", "highdicom", "dicomweb_client"),
+    "archive": ("pyarrow", "duckdb", "fsspec", "ray"),
     "openid": ("authlib", "httpx2", "itsdangerous", "joserfc"),
     "evaluate": (
         "scipy",

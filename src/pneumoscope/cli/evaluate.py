@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,6 +147,7 @@ def command(
     Each test-set evaluation is recorded in the test ledger before its result is shown.
 
     Evaluations of a run are kept side by side in RUN/evaluation/. Evaluating the same images again adds the operating points.
+    A folder of runs, as `train --seeds` makes it, has each of its runs evaluated.
 
     Example:  pneumoscope evaluate --predictions scores.csv --data images.csv --probability-column Pneumonia
     """
@@ -181,6 +183,7 @@ def command(
         )
     else:
         from pneumoscope.evaluation.evaluate import OPERATING_POINTS, evaluate
+        from pneumoscope.runs.run_folder import run_folders
 
         given = {
             "--validation-predictions": validation_predictions,
@@ -188,30 +191,69 @@ def command(
             "--calibrate": calibrate,
             **{f"--{name.replace('_', '-')}": value for name, value in column_names.items()},
         }
-        with image_progress("scoring images") as progress:
-            evaluation, _ = evaluate(
-                _require_target(target, given),
-                data,
-                split=split,
-                operating_points=operating_points or OPERATING_POINTS,
-                out=out,
-                name=name,
-                by=columns_by,
-                reference=reference,
-                replace=force,
-                prevalence=prevalence,
-                source_name=source,
-                validation_data=validation_data,
-                ledger=ledger,
-                seed=seed,
-                site=site,
-                progress=progress,
-                note=note,
-            )
+        required = _require_target(target, given)
+        runs = run_folders(required)
+        _check_folder_of_runs(required, runs, out)
+        evaluations = []
+        for each in runs or [required]:
+            with image_progress(f"scoring images of {each.name}" if runs else "scoring images") as progress:
+                evaluation, _ = evaluate(
+                    each,
+                    data,
+                    split=split,
+                    operating_points=operating_points or OPERATING_POINTS,
+                    out=out,
+                    name=name,
+                    by=columns_by,
+                    reference=reference,
+                    replace=force,
+                    prevalence=prevalence,
+                    source_name=source,
+                    validation_data=validation_data,
+                    ledger=ledger,
+                    seed=seed,
+                    site=site,
+                    progress=progress,
+                    note=note,
+                )
+            evaluations.append(evaluation)
+        if runs:
+            _print_runs(required, runs, evaluations, name or "test", as_json=as_json)
+            return
     if as_json:
         click.echo(to_json(evaluation), nl=False)
     else:
         _print_evaluation(evaluation, Console())
+
+
+def _check_folder_of_runs(folder: Path, runs: Sequence[Path], out: Path | None) -> None:
+    from pneumoscope.core.errors import UsageError
+
+    if runs and out is not None:
+        raise UsageError(
+            f"--out is given for a folder of runs, {str(folder)!r}",
+            hint="Leave it out: each run keeps its own evaluation",
+        )
+
+
+def _print_runs(
+    folder: Path, runs: Sequence[Path], evaluations: Sequence[Evaluation], name: str, *, as_json: bool
+) -> None:
+    """Print the accuracy and AUROC of each run in a folder of runs; their mean is that of `compare`."""
+    from pneumoscope.core.result_forms import to_json
+
+    if as_json:
+        click.echo(to_json(list(map(dataclasses.asdict, evaluations))), nl=False)
+        return
+    point = next(iter(evaluations[0].operating_points))
+    for run, evaluation in zip(runs, evaluations, strict=True):
+        accuracy = evaluation.operating_points[point].metrics["accuracy"]
+        click.echo(
+            f"{run.name}: accuracy {accuracy} at {point}, AUROC {evaluation.metrics['auroc']}, n = {evaluation.n}"
+        )
+    click.secho(evaluations[0].notice, dim=True)
+    chosen = "" if name == "test" else f" --evaluation {name}"
+    click.echo(f"next    pneumoscope compare {folder}{chosen} --out DIR")
 
 
 def _evaluate_predictions(file: Path, data: Path, *, columns: Mapping[str, str], **options: Any) -> Evaluation:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 import re
-import signal
 import sys
 import threading
 from collections import Counter
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pneumoscope.cli.interrupt import catch_interrupt
 from pneumoscope.cli.options import (
     assume_option,
     json_option,
@@ -119,7 +119,7 @@ def command(
     tally = _Tally(len(images))
     show_progress = as_json or table or not sys.stdout.isatty()  # the table on a terminal is progress enough
     with contextlib.ExitStack() as stack:
-        interrupted = stack.enter_context(_catch_interrupt())
+        interrupted = stack.enter_context(catch_interrupt())
         scored = stack.enter_context(
             contextlib.closing(
                 _write_heatmaps(model, images, heatmaps, age) if heatmaps else model.predict_many(images, age=age)
@@ -202,22 +202,6 @@ def _write_heatmaps(model: Model, images: Sequence[str], folder: Path, age: floa
                 stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(prediction.path).stem)[:_MAX_STEM]
                 write_atomically(folder / f"{number:0{digits}d}-{stem}.png", picture)
             yield prediction
-
-
-@contextlib.contextmanager
-def _catch_interrupt() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C sets, so that output can be completed; a second Ctrl-C interrupts at once."""
-    interrupted = threading.Event()
-
-    def interrupt(*_: object) -> None:
-        interrupted.set()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

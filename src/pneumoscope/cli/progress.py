@@ -5,8 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
-__all__ = ["image_progress", "printable", "staged_progress"]
+if TYPE_CHECKING:
+    from pneumoscope.archive.progress import Progress
+
+__all__ = ["archive_progress", "image_progress", "printable", "staged_progress"]
 
 
 @contextlib.contextmanager
@@ -39,6 +44,34 @@ def image_progress(description: str) -> Iterator[Callable[[int, int], None] | No
         yield update
     finally:
         bar.stop()
+
+
+@contextlib.contextmanager
+def archive_progress() -> Iterator[Callable[[Progress], None] | None]:
+    """Yield a callback that shows counts, rate and time left, or None if standard error is not a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    text = TextColumn("{task.fields[rate]:.1f} images/s, {task.fields[left]} left, {task.fields[failed]} failed")
+    with Bar(BarColumn(), MofNCompleteColumn(), text, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, rate=0.0, left="?", failed=0)
+
+        def update(progress: Progress) -> None:
+            left = "?" if progress.seconds_left is None else str(timedelta(seconds=round(progress.seconds_left)))
+            bar.update(
+                task,
+                completed=progress.done,
+                total=progress.total,
+                rate=progress.rate,
+                left=left,
+                failed=progress.failed,
+            )
+
+        yield update
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from pneumoscope.core.results import SCHEMA, Confusion, Interval
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Comparison", "PairedTest", "ReferenceRow", "ReferenceTable", "RunSummary"]
+__all__ = ["Comparison", "PairedTest", "ReferenceRow", "ReferenceTable", "RunGroup", "RunSummary", "SeedSpread"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,12 +45,45 @@ class RunSummary:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class PairedTest:
-    """A paired test of two runs on the same images.
+class SeedSpread:
+    """A metric of several runs that differ in their seed only.
 
     Attributes:
-        a, b: Names of the runs.
-        metric: "accuracy", "sensitivity" or "specificity" (exact McNemar test), or "auroc" (DeLong test).
+        mean: Mean of the runs, with an interval for other seeds and other patients if there is a method for the metric.
+        sd: Standard deviation of the runs.
+        minimum, maximum: Lowest and highest value.
+    """
+
+    mean: Interval
+    sd: float
+    minimum: float
+    maximum: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RunGroup:
+    """The runs of one recipe with several seeds.
+
+    Attributes:
+        name: Name of the recipe, or of the folder of the runs if another group has the same name.
+        runs, seeds: Names and seeds of the runs, in the same order.
+        metrics: Spread of each metric that is defined for all runs.
+    """
+
+    name: str
+    runs: tuple[str, ...]
+    seeds: tuple[int, ...]
+    metrics: Mapping[str, SeedSpread]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PairedTest:
+    """A paired test of two runs, or groups of runs, on the same images.
+
+    Attributes:
+        a, b: Names of the runs or groups.
+        metric: "accuracy", "sensitivity" or "specificity" (exact McNemar test), or "auroc" (DeLong test); with groups each by
+            the test of Obuchowski and Rockette.
         difference: Metric of a minus metric of b.
         test: Name of the test, which states whether it keeps the images of a patient together.
         p: Two-sided p-value before correction; None if undefined (no discordant image, equal rankings).
@@ -117,13 +150,14 @@ class Comparison:
         images: {"sha256", "n", "patients", "counts"}.
         operating_point: Operating point of the threshold metrics.
         runs: One entry per run, in the order given.
-        pairs: Tests of each pair of runs, by accuracy, AUROC, sensitivity and specificity.
+        pairs: Tests of each pair of runs, by accuracy, AUROC, sensitivity and specificity; a group takes the place of its runs.
         sentences: The findings as sentences, generated from `pairs`.
         command: The command line.
         created: Time of the comparison, UTC, ISO 8601.
         version: Version of pneumoscope.
         reference: Published table that the runs are compared with; None without one.
         evaluation: Name of the compared evaluation of each run.
+        groups: Runs of one recipe with several seeds.
     """
 
     images: Mapping[str, Any]
@@ -136,6 +170,7 @@ class Comparison:
     version: str
     reference: ReferenceTable | None = None
     evaluation: str = "test"
+    groups: tuple[RunGroup, ...] = ()
     schema: int = SCHEMA
     notice: str = NOTICE
 
@@ -150,11 +185,14 @@ class Comparison:
         return comparison_html(self)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row per run and metric: run, metric, and its interval."""
+        """Return one row per run and metric: run, metric, and its interval; then the means of each group of runs."""
         rows = []
         for run in self.runs:
             intervals = [(name, value) for name, value in run.test.items() if isinstance(value, Interval)]
             rows += interval_rows(intervals, run=run.name)
+        for group in self.groups:
+            means = [(name, spread.mean) for name, spread in group.metrics.items()]
+            rows += interval_rows(means, run=f"{group.name} (mean of {len(group.runs)} seeds)")
         return rows
 
     def to_dataframe(self) -> pd.DataFrame:

@@ -110,6 +110,12 @@ def comparison_html(comparison: Comparison) -> str:
     intervals = [
         (f"{run.name}: {metric}", run.test[metric]) for metric in ("accuracy", "auroc") for run in comparison.runs
     ]
+    intervals += [
+        (f"{group.name}, mean of {len(group.runs)} seeds: {metric}", group.metrics[metric].mean)
+        for metric in ("accuracy", "auroc")
+        for group in comparison.groups
+        if metric in group.metrics
+    ]
     sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in comparison.sentences)
     return (
         f"<div>{intervals_html(title, intervals)}<ul>{sentences}</ul><small>{escape(comparison.notice)}</small></div>"

@@ -37,6 +37,7 @@ command line. The HTTP API maps the classes to status codes in `service.api`::
     ├── DivergedError                 1  the training loss is not finite or too high
     ├── StorageError                  1  the disk, database or a file fails
     ├── BusyError                     1  the queue of the service is full
+    ├── ArchiveError                  1  results of an archive are missing, doubled or altered
     ├── AuditLogError                 1  the audit log of the service does not match its records
     └── ParityError                   1  an exported network does not agree with the trained network
 
@@ -53,6 +54,7 @@ from typing import Self
 from pneumoscope.core.unreadable import UnreadableReason, reason_hint, reason_message
 
 __all__ = [
+    "ArchiveError",
     "AuditLogError",
     "AuthenticationError",
     "BundleError",
@@ -339,6 +341,10 @@ class StorageError(PneumoscopeError):
 
 class BusyError(PneumoscopeError):
     """The queue of the service is full, or the service is stopping; nothing was stored."""
+
+
+class ArchiveError(PneumoscopeError):
+    """Results of an archive are missing, doubled or altered, or its listing is damaged."""
 
 
 class AuditLogError(PneumoscopeError):

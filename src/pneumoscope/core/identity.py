@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import re
 import unicodedata
+from calendar import monthrange
 from collections.abc import Sequence
 from datetime import date
 from typing import Literal
@@ -31,6 +32,7 @@ __all__ = [
     "normalize_field",
     "normalize_text",
     "search_words",
+    "years_between",
 ]
 
 MAX_IDENTITY_LENGTH = 256  # characters of a field; the standard allows 64, and 64 for each of three forms of a name
@@ -120,8 +122,18 @@ def age_at_study(identity: Identity | None) -> float | None:
         return None
     with contextlib.suppress(ValueError):
         born, studied = (date.fromisoformat(each) for each in (identity.patient_birth_date, identity.study_date))
-        return (studied - born).days / 365.25
+        return years_between(born, studied)
     return None
+
+
+def years_between(first: date, last: date) -> float:
+    """Return the years from one date to another by the calendar: whole on birthdays, and twelfths on the same day of a month."""
+    if last < first:
+        return -years_between(last, first)
+    months = 12 * (last.year - first.year) + last.month - first.month - (last.day < first.day)
+    year, month = divmod(first.year * 12 + first.month - 1 + months, 12)
+    start = date(year, month + 1, min(first.day, monthrange(year, month + 1)[1]))
+    return (months + (last - start).days / 31) / 12
 
 
 def contradicts(age: float | None, identity: Identity | None) -> bool:

@@ -193,7 +193,7 @@ _IDENTITY = {
 
 _AGE_IN_MONTHS, _AGE_IN_YEARS, _AGE_IN_BOTH = N_("{months} mo"), N_("{years} y"), N_("{years} y {months} mo")
 _YOUNGEST_IN_YEARS, _YOUNGEST_WITHOUT_MONTHS = 2, 18  # years
-_MONTHS_OF_A_DAY = 0.03  # a birthday is a day early or late in years of 365.25 days
+_ROUNDING = 1e-6  # months; twelfths of years are not exact
 
 _OPERATING_POINTS = {
     "half": N_("half"),
@@ -369,9 +369,9 @@ def field_problem_message(problem: FieldProblem, language: str = "en") -> str:
 def age_text(years: float, language: str = "en") -> str:
     """Return an age in years and months as physicians write it, such as "4 y 8 mo"; that of adults has no months.
 
-    Months are rounded down; as years and months differ in length, they can change up to two days beside the day of the month.
+    Months are rounded down.
     """
-    completed, months = divmod(math.floor(12 * years + _MONTHS_OF_A_DAY), 12)
+    completed, months = divmod(math.floor(12 * years + _ROUNDING), 12)
     message = _AGE_IN_BOTH if months else _AGE_IN_YEARS
     if completed < _YOUNGEST_IN_YEARS:
         message, months = _AGE_IN_MONTHS, 12 * completed + months

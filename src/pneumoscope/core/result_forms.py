@@ -26,6 +26,7 @@ _PRINTED_NAMES = {
     "delong by patient": "DeLong, clustered by patient (Obuchowski)",
     "delong": "DeLong",
     "mcnemar": "McNemar",
+    "obuchowski-rockette": "Obuchowski-Rockette",
     "mercaldo": "Mercaldo",
     "mover-r": "MOVER-R",
     "newcombe": "Newcombe",

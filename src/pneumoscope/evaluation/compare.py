@@ -16,17 +16,19 @@ from pathlib import Path
 import numpy as np
 
 from pneumoscope import __version__
-from pneumoscope.core.comparison import Comparison, RunSummary
+from pneumoscope.core.comparison import Comparison, PairedTest, RunGroup, RunSummary
 from pneumoscope.core.errors import RunError, UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.messages import counted
 from pneumoscope.core.result_forms import to_json
 from pneumoscope.data.predictions_file import PredictionColumns
-from pneumoscope.evaluation.compared import EvaluatedRun, ScoringOptions, decisions, read_evaluated
+from pneumoscope.evaluation import run_groups
+from pneumoscope.evaluation.compared import EvaluatedRun, ScoringOptions, decisions, expand_runs, read_evaluated
 from pneumoscope.evaluation.metrics import positives
 from pneumoscope.evaluation.own_points import canonical_names
-from pneumoscope.evaluation.paired_findings import RunScores, findings, paired_tests
+from pneumoscope.evaluation.paired_findings import RunScores, findings, paired_tests, training_sentence
+from pneumoscope.statistics.inputs import BoolArray
 
 __all__ = ["COMPARISON_FILE", "COMPARISON_TABLE", "compare", "write_comparison"]
 
@@ -53,9 +55,10 @@ def compare(
     """Compare runs, bundles and predictions of other tools on the same test images.
 
     Args:
-        runs: Run folders with `run.json` and `evaluation/NAME/`; folders of an evaluation; bundles, "default" for the model in
-            the package; and CSV files with the predictions of other tools. The last two are evaluated first, on `data`. Those
-            with the same name get the names of their folders or files.
+        runs: Run folders with `run.json` and `evaluation/NAME/`, or folders of such runs; folders of an evaluation; bundles,
+            "default" for the model in the package; and CSV files with the predictions of other tools. The last two are
+            evaluated first, on `data`. Those with the same name get the names of their folders or files. Runs of one recipe
+            with different seeds are compared by their means; see `run_groups`.
         operating_point: Operating point of the threshold metrics and of the McNemar tests. An own one, such as "0.3" or
             "sens=0.95", must be in each evaluation, or be a probability where bundles and files are evaluated.
         evaluation: Name of the evaluation of each run.
@@ -93,7 +96,11 @@ def compare(
     )
     evaluated = _with_unique_names(
         read_evaluated(
-            [Path(run) for run in runs], evaluation, operating_point, options, None if out is None else Path(out)
+            expand_runs([Path(run) for run in runs]),
+            evaluation,
+            operating_point,
+            options,
+            None if out is None else Path(out),
         )
     )
     _check_comparable(evaluated)
@@ -107,10 +114,8 @@ def compare(
         )
         for run in evaluated
     ]
-    pairs = paired_tests(scores, labels, patients)
     summaries = tuple(_summary(run, operating_point) for run in evaluated)
-    names, accuracies = [row.name for row in summaries], [row.test["accuracy"] for row in summaries]
-    trained = [run.record is not None for run in evaluated]
+    groups, pairs, sentences = _findings(evaluated, summaries, scores, labels, patients)
     first = evaluated[0].evaluation
     comparison = Comparison(
         images={
@@ -123,11 +128,12 @@ def compare(
         runs=summaries,
         pairs=pairs,
         sentences=(
-            *findings(names, accuracies, pairs, trained),
+            *sentences,
             *_rejection_sentences(evaluated),
             *_ledger_sentence(evaluated),
         ),
         evaluation=evaluation,
+        groups=groups,
         command=command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,
@@ -136,6 +142,29 @@ def compare(
     if out is not None:
         write_comparison(comparison, Path(out))
     return comparison
+
+
+def _findings(
+    runs: Sequence[EvaluatedRun],
+    summaries: Sequence[RunSummary],
+    scores: Sequence[RunScores],
+    labels: BoolArray,
+    patients: Sequence[str],
+) -> tuple[tuple[RunGroup, ...], tuple[PairedTest, ...], tuple[str, ...]]:
+    """Return the groups of seeds, the paired tests, and the findings as sentences."""
+    compared = run_groups.group_runs(runs)
+    if not any(each.is_group for each in compared):
+        pairs = paired_tests(scores, labels, patients)
+        training = training_sentence([run.record is not None for run in runs])
+        names, accuracies = [row.name for row in summaries], [row.test["accuracy"] for row in summaries]
+        return (), pairs, findings(names, accuracies, pairs, training)
+    scoring = run_groups.RunScoring(scores, labels, patients)
+    groups = run_groups.group_summaries(compared, summaries, scoring)
+    pairs = run_groups.group_tests(compared, scoring)
+    training = run_groups.training_sentence(compared)
+    accuracies = [scoring.mean("accuracy", each.members) for each in compared]
+    found = findings([each.name for each in compared], accuracies, pairs, training, noun="models")
+    return groups, pairs, (*run_groups.group_sentences(groups), *(found or (training,)))
 
 
 def write_comparison(comparison: Comparison, out: Path) -> None:

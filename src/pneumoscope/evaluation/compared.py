@@ -24,10 +24,12 @@ from pneumoscope.runs.run_folder import (
     evaluation_names,
     find_bundle,
     is_run_folder,
+    run_folder_name,
+    run_folders,
 )
 from pneumoscope.statistics.inputs import BoolArray
 
-__all__ = ["EvaluatedRun", "ScoringOptions", "decisions", "read_evaluated", "result_folders"]
+__all__ = ["EvaluatedRun", "ScoringOptions", "decisions", "expand_runs", "read_evaluated", "result_folders"]
 
 _EVALUATIONS = "evaluations"  # folder for those of bundles and files
 
@@ -38,7 +40,8 @@ class EvaluatedRun:
 
     Attributes:
         name: Name of the run, bundle or file.
-        folder_name: Name that replaces it if several have the same: that of the folder, or of the file without extension.
+        folder_name: Name that replaces it if several have the same: that of the folder, or of the file without extension; for
+            a run of several seeds with the name of the folder of the runs.
         path: As it was given.
         record: Record of the run; None if it is not a run.
         evaluation: The evaluation.
@@ -106,9 +109,16 @@ def read_evaluated(
     return [evaluated[target] for target in targets]
 
 
+def expand_runs(targets: Sequence[Path]) -> list[Path]:
+    """Return the targets with the runs of each folder of runs, as `train --seeds` makes it, in place of the folder."""
+    return [each for target in targets for each in (run_folders(target) or [target])]
+
+
 def result_folders(targets: Sequence[Path], out: Path) -> list[Path]:
     """Return the folder with the results of each compared run, bundle or file: that of the run, or one below `out`."""
-    return [out / _EVALUATIONS / _folder_name(target) if _is_unscored(target) else target for target in targets]
+    return [
+        out / _EVALUATIONS / _folder_name(target) if _is_unscored(target) else target for target in expand_runs(targets)
+    ]
 
 
 def decisions(images: Sequence[ScoredImage], threshold: float) -> BoolArray:
@@ -252,4 +262,5 @@ def _evaluated(
     # By content, and by path for identical files only, because the data folder may differ between runs.
     ordered = tuple(sorted(images, key=lambda image: (image.sha256, image.path)))
     name = evaluation.name if record is None else record.name
-    return EvaluatedRun(name, _folder_name(target), target, record, evaluation, ordered)
+    folder_name = run_folder_name(target) if record else _folder_name(target)
+    return EvaluatedRun(name, folder_name, target, record, evaluation, ordered)

@@ -18,7 +18,15 @@ from pneumoscope.statistics.intervals import paired_difference, undefined
 from pneumoscope.statistics.paired import delong_test, holm, mcnemar_exact, mcnemar_method
 from pneumoscope.statistics.roc import delong_method
 
-__all__ = ["ALPHA", "RunScores", "findings", "paired_tests", "percentage_points"]
+__all__ = [
+    "ALPHA",
+    "RunScores",
+    "findings",
+    "make_paired_test",
+    "paired_tests",
+    "percentage_points",
+    "training_sentence",
+]
 
 ALPHA = 0.05
 
@@ -62,7 +70,7 @@ def paired_tests(runs: Sequence[RunScores], labels: BoolArray, patients: Sequenc
             results = [_mcnemar_test(metric, a.correct[among], b.correct[among], inside) for a, b in pairs]
         corrected = holm([p for _, p in results])
         for (a, b), (difference, p), p_holm in zip(pairs, results, corrected, strict=True):
-            tests.append(_paired_test(a.name, b.name, metric, test, difference, p, p_holm))
+            tests.append(make_paired_test(a.name, b.name, metric, test, difference, p, p_holm))
     return tuple(tests)
 
 
@@ -84,9 +92,10 @@ def _delong_test(
         return undefined(error.message, n=len(labels), method="delong"), None
 
 
-def _paired_test(
+def make_paired_test(
     a: str, b: str, metric: str, test: str, difference: Interval, p: float | None, p_holm: float | None
 ) -> PairedTest:
+    """Return a test with its verdict and its sentence; see `PairedTest` for the arguments."""
     verdict = "not distinguishable"
     # The interval of the accuracy is not derived from the test, and may contain 0 although the test is significant.
     if p_holm is not None and p_holm < ALPHA and difference.value and not _contains_zero(difference):
@@ -148,7 +157,12 @@ def _difference_text(difference: Interval) -> str:
 
 
 def findings(
-    runs: Sequence[str], accuracies: Sequence[Interval], pairs: Sequence[PairedTest], trained: Sequence[bool]
+    runs: Sequence[str],
+    accuracies: Sequence[Interval],
+    pairs: Sequence[PairedTest],
+    training: str,
+    *,
+    noun: str = "runs",
 ) -> tuple[str, ...]:
     """Return the findings of a comparison as sentences: the best run, every pair, and the limits of the comparison.
 
@@ -156,34 +170,42 @@ def findings(
         runs: Names of the runs.
         accuracies: Accuracy of each run, in the same order.
         pairs: Results of `paired_tests` for these runs.
-        trained: True for each run whose training is recorded; False for bundles and predictions of other tools.
+        training: Sentence on the trainings; see `training_sentence`.
+        noun: What the runs are called.
     """
     if len(runs) < 2:
         return ()
     tests = sum(pair.metric == "accuracy" for pair in pairs)
-    if all(trained):
-        training = (
-            "Each run is one training with one seed: a difference between two runs is not necessarily a difference between"
-            " their recipes."
-        )
-    else:
-        others = "the other models were" if any(trained) else "the models were"
-        training = f"How {others} trained is unknown; a difference applies to these images."
     limits = (
         f"{training} Each 95% confidence interval applies to its own pair; the p-values are corrected for"
         f" {counted(tests, 'pair')} per metric. A difference is significant if its corrected p-value is below {ALPHA} and its"
         " interval does not contain 0."
     )
-    best = (_best_run(runs, accuracies, pairs),) if len(runs) > 2 else ()
+    best = (_best_run(runs, accuracies, pairs, noun),) if len(runs) > 2 else ()
     return (*best, *(pair.sentence for pair in pairs), limits)
 
 
-def _best_run(runs: Sequence[str], accuracies: Sequence[Interval], pairs: Sequence[PairedTest]) -> str:
+def training_sentence(trained: Sequence[bool]) -> str:
+    """Return what a difference between single runs applies to.
+
+    Args:
+        trained: True for each run whose training is recorded; False for bundles and predictions of other tools.
+    """
+    if all(trained):
+        return (
+            "Each run is one training with one seed: a difference between two runs is not necessarily a difference between"
+            " their recipes."
+        )
+    others = "the other models were" if any(trained) else "the models were"
+    return f"How {others} trained is unknown; a difference applies to these images."
+
+
+def _best_run(runs: Sequence[str], accuracies: Sequence[Interval], pairs: Sequence[PairedTest], noun: str) -> str:
     values = [accuracy.value or 0.0 for accuracy in accuracies]
     best = [name for name, value in zip(runs, values, strict=True) if value == max(values)]
     accuracy = accuracies[values.index(max(values))]
     if len(best) == len(runs):
-        return f"All {len(runs)} runs have the same accuracy, {max(values):.3f}."
+        return f"All {len(runs)} {noun} have the same accuracy, {max(values):.3f}."
     similar = {
         name
         for pair in pairs
@@ -194,10 +216,10 @@ def _best_run(runs: Sequence[str], accuracies: Sequence[Interval], pairs: Sequen
     significance = (
         f"the difference is not significant for {', '.join(others)}"
         if others
-        else "the difference from every other run is significant"
+        else "the difference from every other one is significant"
     )
     if len(best) > 1:
         names = f"{', '.join(best[:-1])} and {best[-1]}"
-        return f"{names} share the highest accuracy of the {len(runs)} runs, {max(values):.3f}; {significance}."
+        return f"{names} share the highest accuracy of the {len(runs)} {noun}, {max(values):.3f}; {significance}."
     text = "undefined" if accuracy.value is None else str(accuracy)
-    return f"{best[0]} has the highest accuracy of the {len(runs)} runs, {text}; {significance}."
+    return f"{best[0]} has the highest accuracy of the {len(runs)} {noun}, {text}; {significance}."

@@ -23,7 +23,7 @@ from pneumoscope.imaging.file_type import UNKNOWN, FileType, identify
 from pneumoscope.imaging.image import MAX_PIXELS, GrayLevels, Radiograph
 from pneumoscope.imaging.pixel_values import values_of_gray_levels, window_between
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "Radiograph", "decode", "require_max_bytes"]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "Radiograph", "decode", "read_file", "require_max_bytes"]
 
 # `MAX_PIXELS` pixels of 32 bits, uncompressed.
 MAX_BYTES = 4 * MAX_PIXELS
@@ -77,7 +77,7 @@ def decode(
             by its header. For DICOM see `decode_dicom`.
     """
     name = name or (str(source) if isinstance(source, Path) else "bytes")
-    data = source if isinstance(source, bytes) else _read(source, name)
+    data = source if isinstance(source, bytes) else read_file(source, name)
     if not data:
         raise UnreadableImageError(name, UnreadableReason("empty_file"))
     require_max_bytes(name, len(data))
@@ -109,7 +109,12 @@ def require_max_bytes(name: str, size: int) -> None:
         raise UnreadableImageError(name, UnreadableReason("file_too_large", {"bytes": size, "maximum": MAX_BYTES}))
 
 
-def _read(path: Path, name: str) -> bytes:
+def read_file(path: Path, name: str) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        UnreadableImageError: The file is missing, cannot be read, is larger than `MAX_BYTES`, or is a pipe or a device.
+    """
     try:
         status = path.stat()
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # a pipe or a device may never end

@@ -20,6 +20,7 @@ from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.prediction import WarningCode
 from pneumoscope.core.unreadable import UnreadableCode, UnreadableReason
+from pneumoscope.imaging.acquisition import ACQUISITION_ELEMENTS, read_acquisition
 from pneumoscope.imaging.dicom_elements import PREFIX, read_elements
 from pneumoscope.imaging.gray_levels import (
     GRAY_LEVEL_ELEMENTS,
@@ -65,6 +66,7 @@ _ELEMENTS: list[Any] = [
     *CHECKED_ELEMENTS,
     *AGE_ELEMENTS,
     *IDENTITY_ELEMENTS,
+    *ACQUISITION_ELEMENTS,
     *GRAY_LEVEL_ELEMENTS,
     *SPACING_ELEMENTS,
 ]
@@ -102,6 +104,7 @@ def decode_dicom(data: bytes, name: str, *, keep_values: bool = False) -> Radiog
         header = read_elements(data, _ELEMENTS)
         reason = _unsupported(header)
         findings, age, identity = check_header(header), read_age(header), read_identity(header)
+        acquisition = read_acquisition(header)
     except Exception as error:  # untrusted bytes can make a parser fail in any way
         raise _header_error(name, error) from error
     if reason:
@@ -142,6 +145,7 @@ def decode_dicom(data: bytes, name: str, *, keep_values: bool = False) -> Radiog
         warnings=tuple(sorted(codes)),
         identity=identity,
         values=gray.values,
+        acquisition=acquisition,
     )
 
 

@@ -85,7 +85,6 @@ _SIGNATURES: tuple[tuple[int, bytes, FileType], ...] = (
     (0, b"/annex/objects/", FileType("git_annex_pointer", "unsupported_image")),
     (0, b"\x28\xb5\x2f\xfd", FileType("zstandard", "other")),
     (0, b"version https://git-lfs.github.com/", FileType("git_lfs_pointer", "unsupported_image")),
-    (0, b"%PDF-", FileType("pdf", "other")),
     (0, b"PK\x03\x04", FileType("zip", "other")),
     (0, b"PK\x05\x06", FileType("empty_zip", "other")),
     (0, b"\x1f\x8b", FileType("gzip", "other")),
@@ -108,6 +107,8 @@ def identify(data: bytes) -> FileType:
     for offset, signature, file_type in _SIGNATURES:
         if prefix.startswith(signature, offset):
             return file_type
+    if b"%PDF-" in prefix:  # after other bytes, as PDF allows
+        return FileType("pdf", "other")
     if prefix.startswith(b"RIFF") and prefix[8:12] == b"WEBP":
         return FileType("WEBP", "image")
     if prefix.startswith(b"BM") and prefix[6:10] == b"\0\0\0\0":  # two letters alone could be text

@@ -36,7 +36,7 @@ _NOT_STATED = frozenset({"", "UNKNOWN", "UNK", "N/A", "NA", "NONE", "NOT SPECIFI
 # --- Modality (PS3.3 C.7.3.1.1.1) ---
 # Computed, digital and other radiography, fluoroscopy, angiography; and words for them that the standard does not define.
 _RADIOGRAPHY = frozenset({"CR", "DX", "RF", "RG", "XA", "DR", "XR", "XRAY", "X-RAY", "X RAY", "RX", "RAD", "RADIOGRAPHY"}) | {
-    "COMPUTED RADIOGRAPHY", "DIGITAL RADIOGRAPHY", "DIGITAL X-RAY", "CXR", "DF", "RTG",
+    "COMPUTED RADIOGRAPHY", "DIGITAL RADIOGRAPHY", "DIGITAL X-RAY", "CXR", "DF", "RTG", "RONTGEN", "ROENTGEN", "X線", "X线",
 }  # fmt: skip
 # Terms for anything else. Other words, such as OT, may be a radiograph.
 _OTHER_MODALITIES = frozenset(
@@ -60,14 +60,19 @@ _SECONDARY_CAPTURE = _STORAGE + "7"  # may show anything
 # --- Body part (PS3.3 C.7.3.1.1.1, PS3.16 annex L): beginnings of words without accents, in capitals ---
 _CHEST = (
     "CHEST", "CHST", "THORA", "THX", "TORAX", "TORAC", "TORAK", "LUNG", "PULM", "POUMON", "POLMON", "PECHO", "PEITO", "PETTO",
-    "BROSTKORG", "BRUSTKORB", "CXR", "KLATK", "HRUDNI", "GRUDN", "PŁUC", "PLICE", "PLAMAN", "PLAUC", "MELLKAS", "KEUHKO",
-    "RINTAKEHA", "AKCIGER", "GOGUS", "NGUC", "PHOI", "ΘΩΡΑΚ", "ГРУД", "ЛЕГК", "ОГК", "ปอด", "ทรวงอก", "חזה", "صدر", "छाती",
-    "胸", "肺", "흉부", "폐", "가슴",
+    "BROSTKORG", "BRUSTKORB", "BRUSTORGAN", "BRYSTKASS", "BORSTKAS", "LONGEN", "CXR", "KLATKA P", "HRUDNI", "GRUDN", "PŁUC",
+    "PLUC", "PLICE", "PLAMAN", "PLAUC", "MELLKAS", "KEUHKO", "RINTAKEHA", "AKCIGER", "GOGUS", "PARU", "NGUC", "PHOI",
+    "ΘΩΡΑΚ", "ΠΝΕΥΜΟΝ", "ТОРАКС", "ГРУД", "ЛЕГК", "ОГК", "ФЛЮОРО", "ปอด", "ทรวงอก", "חזה", "ריאות", "صدر", "رية", "ریه",  # noqa: RUF001
+    "قفسه سینه", "छाती", "胸", "肺", "흉부", "폐", "가슴",
 )  # fmt: skip
+# A word of these beside one of the chest: its spine, its bones, its vessels, the breast.
 _NOT_CHEST = (
-    "SPIN", "VERTEB", "WIRBEL", "COLUMN", "COLUNA", "COLONN", "RACHIS", "LUMB", "AORT", "ESOPH", "OUTLET", "INLET", "WALL",
-    "椎", "骨", "ПОЗВ", "척추",
+    "SPIN", "VERTEB", "WIRBEL", "COLUMN", "COLUNA", "COLONN", "RACHIS", "LUMB", "KREGOSL", "PATER", "CHRBT", "GERINC", "WERVEL",
+    "RYGG", "RYGS", "HVIRV", "RANKA", "OMURGA", "COT SONG", "ΜΟΙΡΑ", "ΣΠΟΝΔ", "ПОЗВ", "ХРЕБ", "ОТДЕЛ", "척추", "椎", "脊",  # noqa: RUF001
+    "腰", "髄", "髓", "STERN", "ГРУДИН", "胸鎖", "胸锁", "骨", "AORT", "ARTER", "VEIN", "VESSEL", "DUCT", "ESOPH", "OUTLET",
+    "INLET", "WALL", "BREAST", "ЖЕЛЕЗ",
 )  # fmt: skip
+_NOT_CHEST_WORDS = re.compile(r"(?<!\w)(WS|BWS|COL|T[- ]?SP|D[- ]?SP)(?!\w)|胸\s*\d")
 
 # --- View (PS3.3 C.8.1.2.1.1, C.8.11.5.1.1, CID 4010) ---
 View = Literal["frontal", "other", "unstated", "unknown"]
@@ -77,19 +82,25 @@ _SPELLED_OUT = (
     (re.compile(r"POSTERO?(IOR)?[\s\-]*ANTERIOR"), " PA "),
     (re.compile(r"DORS[OA]L?[\s\-]*VENTRAL"), " PA "),
     (re.compile(r"VENTR[OA]L?[\s\-]*DORSAL"), " AP "),
+    (re.compile(r"ZADO[\s\-]*PREDN\w*|TYLNO[\s\-]*PRZEDN\w*|ARKA[\s\-]*ON(?!\w)"), " PA "),
+    (re.compile(r"PREDO[\s\-]*ZADN\w*|PRZEDNIO[\s\-]*TYLN\w*|ON[\s\-]*ARKA"), " AP "),
+    (re.compile(r"(CROSS|X)[\s\-]*TABLE"), " CROSSTABLE "),
+    (re.compile(r"(?<!\w)L[.\-]L(?!\w)\.?"), " LL "),
+    (re.compile(r"(?<!\w)(AP|PA)(?=\d)"), r" \1 "),
 )
 _FRONTAL = ("AP", "PA", "DV", "VD", "FRONT", "FRENTE", "FACE")  # the first four as whole words
-_FRONTAL_FOREIGN = ("正位", "正面", "前後", "前后", "後前", "后前", "정면", "ПРЯМ", "ФРОНТ")
+_FRONTAL_FOREIGN = ("正位", "正面", "前後", "前后", "後前", "后前", "정면", "ПРЯМ", "ФРОНТ", "ПЕРЕДН", "ΠΡΟΣΘΙ")
 _OTHER_VIEWS = frozenset(
-    {"LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAT", "LATL", "LPO", "RPO", "LAO", "RAO", "XTL", "OBL", "MLO"}
+    {"LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAT", "LATL", "LPO", "RPO", "LAO", "RAO", "XTL", "OBL", "MLO", "YAN"}
 )
 _OTHER_VIEW_LETTERS = frozenset({"L", "R", "AX", "CC", "ML", "LM"})  # views only where nothing but a view is stated
 _OTHER_STEMS = (
-    "LATER", "SEITL", "SEITENAUF", "PROFIL", "PERFIL", "OBLI", "SCHRAG", "AXIAL", "LORDO", "APICAL", "TANGENT", "SAGITT",
-    "SWIMMER", "CROSSTABLE",
+    "LATER", "SEITL", "SEITENAUF", "PROFIL", "PERFIL", "BOCZN", "BOCN", "ZIJDEL", "SIDEBIL", "SIVUKUV", "OLDALIR",
+    "NGHIENG",
+    "OBLI", "SCHRAG", "SKOSN", "AXIAL", "LORDO", "APICAL", "TANGENT", "SAGITT", "SWIMMER", "CROSSTABLE",
 )  # fmt: skip
 _OTHER_ENDINGS = ("LAT", "LATERAL")  # LLAT, ChestLAT
-_OTHER_FOREIGN = ("側", "侧", "斜", "측면", "БОК", "КОС")  # noqa: RUF001
+_OTHER_FOREIGN = ("側", "侧", "斜", "측면", "БОК", "КОС", "ΠΛΑΓΙ", "جانبي", "ด้านข้าง")  # noqa: RUF001
 # Words beside the view that say nothing about it.
 _NEUTRAL = frozenset(
     {
@@ -101,7 +112,7 @@ _NEUTRAL = frozenset(
 # A frontal and a lateral view, such as "PA and lateral": the description of a series or a request, not of one image.
 _BOTH_VIEWS = re.compile(
     r"(?<!\w)(PA|AP|FRONTAL\w*|P\.?A\.?|A\.?P\.?)\s*(AND|UND|ET|Y|E|W|WITH|&|\+|/|,)\s*"
-    r"(LEFT\s+|RIGHT\s+|LT?\.?\s+|RT?\.?\s+)?(LAT\w*\.?|SEITL\w*|PERFIL|PROFIL\w*)(?!\s*:)|正側|正侧|正・側|정측"
+    r"(LEFT\s+|RIGHT\s+|LT?\.?\s+|RT?\.?\s+)?(LAT\w*\.?|SEITL\w*|PERFIL|PROFIL\w*|L{1,2}(?!\w))(?!\s*:)|正側|正侧|正・側|정측"
 )
 # Free text. It states nothing if it has no word about the view.
 _DESCRIPTIONS = ("SeriesDescription", "ProtocolName", "AcquisitionDeviceProcessingDescription", "BodyPartExamined")
@@ -126,15 +137,23 @@ _BOTH_SIDES = _NOT_STATED | {
     "BOTH",
     "BILATERAL",
     "BIL",
+    "BILAT",
     "UNPAIRED",
     "L/R",
     "LR",
     "R/L",
     "RL",
+    "L\\R",
+    "R\\L",
     "BEIDE",
     "BEIDSEITS",
+    "両側",
+    "雙側",
+    "双侧",
 }
-_ONE_SIDE = frozenset({"L", "R", "LEFT", "RIGHT", "LT", "RT", "LEFT SIDE", "RIGHT SIDE", "LINKS", "RECHTS", "左", "右"})
+_ONE_SIDE = frozenset({"L", "R", "LEFT", "RIGHT", "LT", "RT", "LEFT SIDE", "RIGHT SIDE", "LINKS", "RECHTS", "左", "右"}) | {
+    "GAUCHE", "DROIT", "DROITE", "IZQUIERDA", "IZQUIERDO", "DERECHA", "DERECHO", "ESQUERDA", "ESQUERDO", "DIREITA", "DIREITO",
+}  # fmt: skip
 
 # --- Presentation intent (PS3.3 C.8.11.1.1.2) ---
 _PRESENTATION = frozenset(
@@ -172,7 +191,7 @@ def check_header(header: Dataset) -> HeaderFindings:
 
 def _check_modality(header: Dataset) -> Rejection | WarningCode | None:
     modality, sop_class = element_text(header, "Modality"), str(header.get("SOPClassUID") or "").strip()
-    if modality in _RADIOGRAPHY or _RADIOGRAPHY.issuperset(re.split(r"[\\/_]", modality)):  # CR\DX
+    if modality in _RADIOGRAPHY or _RADIOGRAPHY.issuperset(re.split(r"[\\/_,;+ -]+", modality.strip("."))):  # CR\DX
         return None
     if modality in _OTHER_MODALITIES:
         return Rejection("modality_not_supported", {"modality": modality})
@@ -201,7 +220,8 @@ def _check_body_part(header: Dataset) -> Rejection | WarningCode | None:
 
 
 def _is_chest(text: str) -> bool:
-    return any(word in text for word in _CHEST) and not any(word in text for word in _NOT_CHEST)
+    is_part = any(word in text for word in _NOT_CHEST) or _NOT_CHEST_WORDS.search(text)
+    return any(word in text for word in _CHEST) and not is_part
 
 
 def _check_view(header: Dataset) -> Rejection | WarningCode | None:

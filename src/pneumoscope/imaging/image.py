@@ -14,10 +14,23 @@ from pneumoscope.core.prediction import PatientAge, Rejection, WarningCode
 from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.imaging.pixel_values import PixelValues
 
-__all__ = ["MAX_PIXELS", "GrayLevels", "Radiograph"]
+__all__ = ["MAX_PIXELS", "Acquisition", "GrayLevels", "Radiograph"]
 
 # The largest detectors have about 4,300 x 4,300 pixels; this is four times as many.
 MAX_PIXELS = 75_000_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Acquisition:
+    """How an image was acquired, as its header states it in capitals; "" where it states nothing.
+
+    Attributes:
+        view: View, such as "AP" or "PA".
+        manufacturer: Manufacturer of the device.
+    """
+
+    view: str = ""
+    manufacturer: str = ""
 
 
 class GrayLevels(NamedTuple):
@@ -51,6 +64,7 @@ class Radiograph:
         warnings: Codes of warnings about the header and the gray levels.
         identity: Patient, study, series and instance that the header states; None without a header or if it states none.
         values: The values before any window, if requested; else None.
+        acquisition: View and manufacturer; None without a header or if it states neither.
 
     Raises:
         UnreadableImageError: The pixels are not 8-bit gray levels in two dimensions, or there are none.
@@ -67,6 +81,7 @@ class Radiograph:
     warnings: tuple[WarningCode, ...] = ()
     identity: Identity | None = None
     values: PixelValues | None = None
+    acquisition: Acquisition | None = None
 
     def __post_init__(self) -> None:
         """Validate the pixels, so that images with three channels cannot pass."""

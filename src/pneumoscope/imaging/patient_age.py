@@ -11,6 +11,7 @@ from datetime import date
 
 from pydicom import Dataset
 
+from pneumoscope.core.identity import years_between
 from pneumoscope.core.prediction import MAX_AGE, PatientAge
 from pneumoscope.imaging.header_checks import element_text
 
@@ -93,7 +94,7 @@ def _age_by_date(header: Dataset) -> PatientAge | None:
     if birth is None:
         return _not_understood("PatientBirthDate", born)
     stated = {name: text for name in _EXAMINATION_DATES if (text := element_text(header, name))}
-    ages = {name: (date - birth).days / 365.25 for name, text in stated.items() if (date := parse_date(text))}
+    ages = {name: years_between(birth, date) for name, text in stated.items() if (date := parse_date(text))}
     if not ages:
         return _not_understood(*next(iter(stated.items()), ("StudyDate", "")))
     name, years = next(iter(ages.items()))

@@ -18,7 +18,7 @@ from PIL import Image
 
 from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import PatientAge, Rejection, WarningCode
-from pneumoscope.imaging.image import Radiograph
+from pneumoscope.imaging.image import Acquisition, Radiograph
 from pneumoscope.imaging.input_checks import check_image
 
 __all__ = [
@@ -107,6 +107,7 @@ class PreprocessedImage:
         identity: Patient, study, series and instance; None if unknown.
         pixel_sha256: See `hash_pixels`.
         radiograph: The decoded image, if requested.
+        acquisition: View and manufacturer; None if unknown.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -120,6 +121,7 @@ class PreprocessedImage:
     identity: Identity | None
     pixel_sha256: str
     radiograph: Radiograph | None = None
+    acquisition: Acquisition | None = None
 
 
 def preprocess_image(
@@ -146,4 +148,5 @@ def preprocess_image(
         identity=radiograph.identity,
         pixel_sha256=hash_pixels(radiograph),
         radiograph=radiograph if keep_radiograph else None,
+        acquisition=radiograph.acquisition,
     )

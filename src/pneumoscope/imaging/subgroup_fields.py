@@ -14,7 +14,6 @@ __all__ = ["HeaderFields", "read_header_fields"]
 _ELEMENTS = ("PatientSex", "ViewPosition", "Manufacturer")
 _PATIENT_ELEMENTS = ("PatientID", "IssuerOfPatientID")
 _PSEUDONYM_LENGTH = 16  # hexadecimal digits
-_MAX_LENGTH = 64  # characters of a value, as in the standard
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,15 +41,14 @@ def read_header_fields(path: Path) -> HeaderFields | None:
     try:
         if identify_file(path).name != "DICOM":
             return None
+        from pneumoscope.imaging.acquisition import acquisition_text
         from pneumoscope.imaging.dicom_elements import read_elements
         from pneumoscope.imaging.patient_age import AGE_ELEMENTS, read_age
 
         header = read_elements(path, [*_ELEMENTS, *_PATIENT_ELEMENTS, *AGE_ELEMENTS])
-        sex, view, manufacturer = (" ".join(str(header.get(name) or "").split())[:_MAX_LENGTH] for name in _ELEMENTS)
+        sex, view, manufacturer = (acquisition_text(header, name) for name in _ELEMENTS)
         identifier, issuer = (str(header.get(name) or "").strip() for name in _PATIENT_ELEMENTS)
         pseudonym = hashlib.sha256(f"{issuer}\\{identifier}".encode()).hexdigest()[:_PSEUDONYM_LENGTH]
-        return HeaderFields(
-            read_age(header), sex.upper(), view.upper(), manufacturer.upper(), pseudonym if identifier else ""
-        )
+        return HeaderFields(read_age(header), sex, view, manufacturer, pseudonym if identifier else "")
     except Exception:  # noqa: BLE001  untrusted bytes can make a parser fail in any way; decoding reports the error
         return None

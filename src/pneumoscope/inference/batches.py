@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-__all__ = ["process_batches"]
+__all__ = ["batched", "process_batches"]
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -35,7 +35,7 @@ def process_batches(
     pending: deque[Future[list[_Result]]] = deque()
     with ThreadPoolExecutor(threads) as executor:
         try:
-            for batch in _batches(items, batch_size):
+            for batch in batched(items, batch_size):
                 pending.append(executor.submit(process, batch))
                 if len(pending) > ahead:
                     yield from pending.popleft().result()
@@ -46,7 +46,8 @@ def process_batches(
                 future.cancel()
 
 
-def _batches(items: Iterable[_Item], size: int) -> Iterator[tuple[_Item, ...]]:
+def batched(items: Iterable[_Item], size: int) -> Iterator[tuple[_Item, ...]]:
+    """Yield the items in tuples of this size; the last one may be shorter."""
     iterator = iter(items)
     while batch := tuple(islice(iterator, size)):
         yield batch

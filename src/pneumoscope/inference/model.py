@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from pneumoscope.core.display import facts_html
 from pneumoscope.core.errors import UnreadableImageError, UsageError
 from pneumoscope.core.prediction import AgeRequirement, Assumption, Failure, ImageInfo, ModelInfo, Prediction
 from pneumoscope.core.prediction_messages import notice, site_note
-from pneumoscope.imaging.image import Radiograph
+from pneumoscope.imaging.image import Acquisition, Radiograph
 from pneumoscope.imaging.pixel_values import PixelValues
 from pneumoscope.imaging.preprocess import PreprocessedImage
 from pneumoscope.imaging.statistics import image_statistics
@@ -36,11 +36,25 @@ if TYPE_CHECKING:
     from pneumoscope.inference.image_loader import ImageSource
     from pneumoscope.inference.saliency import Explanation, Heatmap, Layer
 
-__all__ = ["BATCH_SIZE", "Model", "load_model"]
+__all__ = ["BATCH_SIZE", "Model", "ScoredImage", "load_model"]
 
 BATCH_SIZE = 2  # images per network call; larger batches are no faster on a CPU and take more memory
 
 _Result = TypeVar("_Result")
+
+
+class ScoredImage(NamedTuple):
+    """A prediction with what archives and researchers need beside it.
+
+    Attributes:
+        prediction: The prediction.
+        logit: Output of the network; None if there is no probability.
+        acquisition: View and manufacturer that the header states; None if it states neither.
+    """
+
+    prediction: Prediction
+    logit: float | None
+    acquisition: Acquisition | None
 
 
 class Model:
@@ -177,6 +191,10 @@ class Model:
         """
         return self._predict_batch(images, self._loader.pool, names, ages)
 
+    def score_batch(self, images: Sequence[ImageSource]) -> list[ScoredImage]:
+        """Return predictions like `predict_batch`, each with its logit and acquisition."""
+        return self._score_batch(images, self._loader.pool)
+
     def predict_many(
         self, images: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE, workers: int = 0, age: float | None = None
     ) -> Generator[Prediction]:
@@ -310,13 +328,27 @@ class Model:
         names: Sequence[str] = (),
         ages: Sequence[float | None] = (),
     ) -> list[Prediction]:
+        return [each.prediction for each in self._score_batch(images, pool, names, ages)]
+
+    def _score_batch(
+        self,
+        images: Sequence[ImageSource],
+        pool: DecodePool | None,
+        names: Sequence[str] = (),
+        ages: Sequence[float | None] = (),
+    ) -> list[ScoredImage]:
         preprocessed = self._loader.preprocess_many(images, pool, names=names, ages=ages)
         readable = [each for each in preprocessed if isinstance(each, PreprocessedImage)]
-        scored = self._session.stream(readable, batch=max(1, len(readable)))
-        return [
-            self._predict(each, next(scored)) if isinstance(each, PreprocessedImage) else self._failed(each)
-            for each in preprocessed
-        ]
+        outputs = self._session.stream(readable, batch=max(1, len(readable)))
+        results = []
+        for each in preprocessed:
+            if not isinstance(each, PreprocessedImage):
+                results.append(ScoredImage(self.failed(each), None, None))
+                continue
+            scored = next(outputs)
+            logit = None if scored.rejection else scored.logit
+            results.append(ScoredImage(self._predict(each, scored), logit, each.acquisition))
+        return results
 
     def _explain_batch(
         self, images: Sequence[ImageSource], pool: DecodePool | None, age: float | None
@@ -326,7 +358,7 @@ class Model:
         preprocessed = self._loader.preprocess_many(images, pool, ages=[age] * len(images), keep_radiograph=True)
         explanations = iter(self._explain([each for each in preprocessed if isinstance(each, PreprocessedImage)]))
         return [
-            next(explanations) if isinstance(each, PreprocessedImage) else Explanation(self._failed(each), None)
+            next(explanations) if isinstance(each, PreprocessedImage) else Explanation(self.failed(each), None)
             for each in preprocessed
         ]
 
@@ -371,7 +403,8 @@ class Model:
             model=self.facts,
         )
 
-    def _failed(self, error: UnreadableImageError) -> Prediction:
+    def failed(self, error: UnreadableImageError) -> Prediction:
+        """Return the prediction of an image that cannot be read."""
         return Prediction(
             path=error.path,
             decision=None,

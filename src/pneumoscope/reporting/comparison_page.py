@@ -154,6 +154,7 @@ def _notes(comparison: Comparison, runs: Sequence[RunData]) -> dict[str, str]:
             )
             for metric, label in labels.PAIR_METRICS.items()
         },
+        "seeds": _note((key, spread.mean) for group in comparison.groups for key, spread in group.metrics.items()),
         "reference": _note((key, value) for row in rows for key, value in row.metrics.items()),
         "difference": labels.interval_note(("difference", row.difference) for row in rows if row.difference),
     }

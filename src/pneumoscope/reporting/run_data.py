@@ -27,6 +27,7 @@ from pneumoscope.runs.run_folder import (
     evaluation_folder,
     is_run_folder,
     read_text,
+    run_folder_name,
 )
 from pneumoscope.statistics.inputs import BoolArray, FloatArray
 
@@ -96,7 +97,7 @@ def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData
         results = evaluation_folder(folder, comparison.evaluation) if is_run else folder
         evaluation = read_evaluation(results / EVALUATION_FILE)
         # Runs with the same name, such as those of one recipe, have the names of their folders in the comparison.
-        if summary.name not in {evaluation.name, folder.resolve().name}:
+        if summary.name not in {evaluation.name, run_folder_name(folder)}:
             raise RunError(
                 f"{folder} holds run {evaluation.name!r}; the comparison has {summary.name!r} at this position",
                 hint="Pass the folders in the order of the comparison",

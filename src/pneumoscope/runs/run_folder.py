@@ -48,6 +48,7 @@ __all__ = [
     "is_run_folder",
     "read_json",
     "read_text",
+    "run_folder_name",
     "run_folders",
     "seed_folder",
 ]
@@ -67,6 +68,7 @@ LOCK_FILE = ".run.lock"
 EVALUATION_FILE = "evaluation.json"
 PREDICTIONS_FILE = "predictions.csv"
 
+_SEED_FOLDER = re.compile(r"seed-[0-9]+")
 _NUMBER = re.compile(r"([0-9]+)")
 _TRAIN_HINT = "Is it a run folder? Train one: pneumoscope train RECIPE"
 _Record = TypeVar("_Record")
@@ -84,6 +86,12 @@ def is_run_folder(path: Path) -> bool:
 def seed_folder(out: Path, seed: int) -> Path:
     """Return the run folder of a seed in a folder of runs."""
     return out / f"seed-{seed}"
+
+
+def run_folder_name(run: Path) -> str:
+    """Return the name of a run's folder; for a seed in a folder of runs with the name of that, such as "quick/seed-3"."""
+    folder = run.resolve()
+    return f"{folder.parent.name}/{folder.name}" if _SEED_FOLDER.fullmatch(folder.name) else folder.name
 
 
 def run_folders(path: Path) -> list[Path]:

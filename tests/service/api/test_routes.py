@@ -85,6 +85,7 @@ def test_unreadable_files_are_listed_and_can_be_removed(client):
     body = client.get("/v1/unreadable").json()
     assert (body["total"], {file["path"] for file in body["files"]}) == (2, {"a.dcm", "b.dcm"})
     assert body["files"][0]["failure"]["code"] == "unreadable_image"
+    assert body["files"][0]["sender"] == "local"
     assert len(client.get("/v1/unreadable", params={"limit": 1}).json()["files"]) == 1
     id = body["files"][0]["id"]
     assert client.delete(f"/v1/unreadable/{id}").status_code == 204

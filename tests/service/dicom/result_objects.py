@@ -97,7 +97,8 @@ CHARACTER_SETS: Mapping[str, tuple[str | list[str], bytes, str]] = {
 }
 
 _FULL = {
-    "PatientID": "7", "IssuerOfPatientID": "NTUH", "PatientName": "Smith^John", "PatientBirthDate": "20200131", "PatientSex": "F",
+    "PatientID": "7", "IssuerOfPatientID": "NTUH", "PatientName": "Smith^John", "PatientBirthDate": "20200131",
+    "PatientBirthTime": "0315", "PatientSex": "F",
     "PatientAge": "003Y", "StudyID": "1", "StudyDate": "20240401", "StudyTime": "101500", "AccessionNumber": "A-1",
     "StudyDescription": "Chest PA", "ReferringPhysicianName": "Lin^A", "TimezoneOffsetFromUTC": "+0800",
 }  # fmt: skip

@@ -4,9 +4,12 @@ import hashlib
 import io
 import json
 import logging
+import re
+import shutil
+import subprocess
 import time
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
 
@@ -16,7 +19,7 @@ from fastapi.testclient import TestClient
 from pydicom.uid import generate_uid
 from requests.exceptions import SSLError
 from tests.images import dicom
-from tests.processes import free_port
+from tests.processes import free_port, started
 from tests.service.conftest import predicted
 from urllib3 import exceptions as urllib3_errors
 
@@ -78,6 +81,12 @@ class Archive:
             self.stored.setdefault(stored.SOPInstanceUID, []).append(stored)
             self.contents.setdefault(stored.SOPInstanceUID, []).append(event.encoded_dataset())
         return self.status
+
+
+@pytest.fixture(autouse=True)
+def short_delivery_waits(monkeypatch):
+    """Look more often for results to deliver: most of these tests wait for a delivery."""
+    monkeypatch.setattr(delivery, "_POLL_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -178,6 +187,29 @@ def test_objects_are_those_of_the_api(model, archive):
             expected = pydicom.dcmread(io.BytesIO(client.get(f"/v1/predictions/{found['id']}/{kind}.dcm").content))
             (stored,) = archive.stored[expected.SOPInstanceUID]
             assert pydicom.Dataset(stored) == pydicom.Dataset(expected)
+
+
+def test_dcmtk_stores_every_kind_of_result(model, tmp_path):
+    program = shutil.which("storescp", path="/usr/bin:/usr/local/bin")  # pynetdicom has one of the same name
+    if program is None:
+        pytest.skip("storescp is not installed (Debian's package dcmtk)")
+    port = free_port()
+    command = [program, "--aetitle", "ARCHIVE", "--output-directory", tmp_path, str(port)]
+    peers = (DicomPeer("PACS", "ARCHIVE", "127.0.0.1", port),)
+    settings = DicomConfiguration(
+        DicomSettings("127.0.0.1", 0, "PNEUMOSCOPE", peers, timeout=5), quiet_seconds=0,
+        results=ResultSettings(objects=("secondary_capture", "structured_report", "parametric_map", "presentation_state")),
+    )  # fmt: skip
+    with started(command, stdout=subprocess.DEVNULL) as process, service(model, settings) as (client, repository):
+        receive(client)
+        wait_for_delivery(repository, 4)
+        (found,) = predicted(client)
+        client.delete(f"/v1/predictions/{found['id']}")
+        wait_for_delivery(repository, 5)
+        process.kill()
+    stored = [pydicom.dcmread(file) for file in tmp_path.iterdir()]
+    assert {each.SOPClassUID for each in stored} == set(results.SOP_CLASSES.values())
+    assert {(each.StudyInstanceUID, str(each.PatientName)) for each in stored} == {("1.2.3", "王^小明")}
 
 
 def test_image_that_is_sent_again_has_no_second_result(model, archive):
@@ -314,6 +346,21 @@ def test_destination_that_always_fails_delays_no_other(model, archive):
         status = {each.destination: each for each in repository.outbox.status()}
         assert (status["PACS"].delivered, status["PACS"].waiting) == (2, 0)
         assert (status["AWAY"].delivered, status["AWAY"].waiting, status["AWAY"].failing) == (0, 2, 2)
+
+
+def test_failures_and_age_of_waiting_results_are_in_the_metrics_and_on_the_dashboard(model, archive):
+    archive.stop()
+    with service(model, configuration(archive)) as (client, repository):
+        receive(client)
+        wait_until(lambda: [bool(each.attempts) for each in repository.outbox.find()] == [True, True], "no attempt")
+        metrics, page = client.get("/metrics").text, client.get("/dashboard").text
+        (status,) = repository.outbox.status()
+        assert 'pneumoscope_outbox_failing_results{destination="PACS"} 2.0' in metrics
+        (age,) = re.findall(r'^pneumoscope_outbox_oldest_seconds\{destination="PACS"\} (\S+)$', metrics, re.MULTILINE)
+        assert 0 < float(age) < SECONDS
+        (row,) = re.findall(r'<tr><th scope="row">PACS</th>(.*?)</tr>', page, re.DOTALL)
+        shown = re.sub("<[^>]*>", " ", row).split()
+        assert shown == ["0", "2", "▲", "2", *status.oldest[:16].split("T")]
 
 
 def test_own_results_are_acknowledged_and_not_predicted(model, archive):
@@ -521,6 +568,34 @@ def test_site_rule_excludes_an_image_with_a_result_or_without(model, archive):
         assert found == {"adults", "portable", None}
         wait_for_delivery(repository, 4)
         assert kinds(archive) == 2 * ["secondary_capture"] + 2 * ["structured_report"]
+
+
+@pytest.mark.parametrize(
+    ("condition", "elements"),
+    [
+        ({"modalities": ("OT",)}, {"Modality": "OT"}),
+        ({"views": ("LL",)}, {"ViewPosition": "LL"}),
+        ({"stations": ("SCANNER",)}, {"StationName": "scanner"}),
+        ({"senders": ("PACS",)}, {}),
+        ({"min_age": 16}, {"PatientAge": "040Y"}),
+        ({"until": date(2025, 12, 31)}, {"StudyDate": "20250401"}),
+    ],
+)
+def test_site_rule_without_results_holds_for_a_file_that_cannot_be_read(model, archive, condition, elements):
+    rules = (SiteRule(name="none", action="exclude", result=False, **condition),)
+    with service(model, configuration(archive, rules=rules)) as (client, repository):
+        receive(client, PixelData=bytes(10), **elements)
+        (found,) = predicted(client, 1, "/v1/unreadable")
+        assert found["failure"]["code"] == "unreadable_image"
+        assert repository.outbox.find() == []
+
+
+def test_site_rule_of_other_images_leaves_a_file_that_cannot_be_read_its_results(model, archive):
+    rules = (SiteRule(name="none", action="exclude", result=False, modalities=("OT",)),)
+    with service(model, configuration(archive, rules=rules)) as (client, repository):
+        receive(client, PixelData=bytes(10))
+        wait_for_delivery(repository, 2)
+        assert kinds(archive) == ["secondary_capture", "structured_report"]
 
 
 def test_study_is_quiet_after_its_last_instance():

@@ -133,7 +133,6 @@ def test_process_that_is_killed_when_it_starts_gives_up_no_image(model, tmp_path
         raise Killed
 
     monkeypatch.setattr("pneumoscope.service.dicom.processing._SECOND_ATTEMPT_SECONDS", 3)
-    monkeypatch.setattr("pneumoscope.service.dicom.processing._POLL_SECONDS", 0.05)
     app = opened(model, tmp_path / "data")
     receive(app, 90)
     with monkeypatch.context() as patched:
@@ -170,7 +169,6 @@ def test_image_that_always_causes_an_unexpected_error_is_given_up_after_3_attemp
         raise ValueError("a value of the header")
 
     monkeypatch.setattr(PredictionService, "predict_received", fail)
-    monkeypatch.setattr("pneumoscope.service.dicom.processing._POLL_SECONDS", 0.05)
     app = opened(model, None)
     receive(app, 100)
     run(app, is_empty(app))
@@ -269,7 +267,6 @@ def test_attempt_that_cannot_be_taken_back_is_before_the_next_one_begins(model, 
         cancel(instances)
 
     monkeypatch.setattr(PredictionService, "predict_received", fail)
-    monkeypatch.setattr("pneumoscope.service.dicom.processing._POLL_SECONDS", 0.05)
     monkeypatch.setattr(inbox, "cancel_attempts", cancel_every_third_time)
     run(app, lambda: len(tried) == 6)
     assert app.state.service.repository.unreadable_files.find()[1] == 0
@@ -287,7 +284,6 @@ def test_image_that_was_given_up_is_tried_again_only_after_its_record_was_delete
         raise ValueError("a value of the header")
 
     monkeypatch.setattr(PredictionService, "predict_received", fail)
-    monkeypatch.setattr("pneumoscope.service.dicom.processing._POLL_SECONDS", 0.05)
     app = opened(model, None)
     sent = receive(app, 100)
     run(app, is_empty(app))
@@ -312,7 +308,6 @@ def test_attempt_that_fails_for_want_of_space_is_not_counted(model, monkeypatch,
         raise error
 
     monkeypatch.setattr(PredictionService, "predict_received", fail)
-    monkeypatch.setattr("pneumoscope.service.dicom.processing._POLL_SECONDS", 0.05)
     app = opened(model, None)
     receive(app, 100)
     run(app, lambda: len(tried) == 5)

@@ -12,17 +12,21 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 
+import numpy as np
 import pydicom
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from pydicom import uid
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.pixels.decoders.base import Decoder
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, generate_uid
 from tests.images import dicom
 from tests.service.conftest import predicted, served, verified
 
 from pneumoscope.core.errors import BusyError, StorageError, UsageError
+from pneumoscope.imaging.decode import decode
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
@@ -156,9 +160,9 @@ def test_instance_is_predicted_again_after_its_prediction_was_deleted(model):
         assert predicted(client)[0]["id"] == found["id"]
 
 
-@pytest.mark.parametrize("uid", ["1.2\0003", "Doe Anna", "1.2\n\x1b[31mX"])
-def test_invalid_uid_is_no_name_of_an_image(uid):
-    assert image_name(uid) == "DICOM instance"
+@pytest.mark.parametrize("invalid", ["1.2\0003", "Doe Anna", "1.2\n\x1b[31mX"])
+def test_invalid_uid_is_no_name_of_an_image(invalid):
+    assert image_name(invalid) == "DICOM instance"
     assert image_name("1.2.840.1") == "1.2.840.1"
 
 
@@ -412,6 +416,51 @@ def test_only_transfer_syntaxes_that_can_be_decoded_are_accepted(model):
             assert len(sender.accepted_contexts) == 1 + len(receiver.SOP_CLASSES)
 
 
+def compressed(syntax):
+    """Return a file of a gradient in a transfer syntax, written by other programs than those that decode it, and the gradient."""
+    codecs = pytest.importorskip("imagecodecs", reason="the extra [dicom] is not installed")
+    encoders = {
+        uid.JPEGBaseline8Bit: lambda pixels: codecs.jpeg8_encode(pixels, level=98),
+        uid.JPEGExtended12Bit: lambda pixels: codecs.jpeg8_encode(pixels, level=98),
+        uid.JPEGLossless: lambda pixels: codecs.jpeg8_encode(pixels, lossless=True, predictor=2),
+        uid.JPEGLosslessSV1: lambda pixels: codecs.jpeg8_encode(pixels, lossless=True, predictor=1),
+        uid.JPEGLSLossless: codecs.jpegls_encode,
+        uid.JPEGLSNearLossless: lambda pixels: codecs.jpegls_encode(pixels, level=2),
+        uid.JPEG2000Lossless: lambda pixels: codecs.jpeg2k_encode(pixels, codecformat="j2k", reversible=True),
+        uid.JPEG2000: lambda pixels: codecs.jpeg2k_encode(pixels, level=60, codecformat="j2k"),
+        uid.HTJ2KLossless: lambda pixels: codecs.htj2k_encode(pixels, reversible=True),
+        uid.HTJ2KLosslessRPCL: lambda pixels: codecs.htj2k_encode(pixels, reversible=True),
+        uid.HTJ2K: lambda pixels: codecs.htj2k_encode(pixels, reversible=True),
+    }
+    pixels = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
+    sent = instance(WindowCenter=128, WindowWidth=256)
+    sent.Rows = sent.Columns = 64
+    sent.PixelData = pixels.tobytes()
+    if syntax == uid.RLELossless:
+        sent.compress(syntax)
+    elif syntax in encoders:
+        sent.PixelData = encapsulate([encoders[syntax](pixels)])
+        sent["PixelData"].VR, sent["PixelData"].is_undefined_length = "OB", True
+    sent.file_meta.TransferSyntaxUID = syntax
+    file = io.BytesIO()
+    big, implicit = syntax == uid.ExplicitVRBigEndian, syntax == uid.ImplicitVRLittleEndian
+    pydicom.dcmwrite(file, sent, little_endian=not big, implicit_vr=implicit, enforce_file_format=True)
+    return file.getvalue(), pixels
+
+
+@pytest.mark.parametrize("syntax", receiver.transfer_syntaxes())
+def test_image_in_each_accepted_transfer_syntax_is_decoded(syntax):
+    file, pixels = compressed(syntax)
+    difference = np.abs(decode(file, name="a").pixels.astype(int) - pixels)
+    lossy = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000)
+    assert difference.max() <= (4 if syntax in lossy else 0)
+
+
+def test_transfer_syntax_without_an_installed_decoder_is_not_accepted(monkeypatch):
+    monkeypatch.setattr(Decoder, "is_available", property(lambda self: uid.RLELossless == self.UID))
+    assert receiver.transfer_syntaxes()[3:] == [uid.RLELossless]
+
+
 def test_stop_waits_for_the_instance_in_progress(model, monkeypatch):
     repository, begun, release = PredictionRepository(None), threading.Event(), threading.Event()
     with node(model, repository) as (client, opened):
@@ -560,13 +609,18 @@ def dicom_service(bundle, folder, *options):
     configuration = folder / "dicom.toml"
     configuration.write_text(CONFIGURATION)
     with served(bundle, folder, "--dicom-config", str(configuration), *options) as (process, client):
-        text = process.stderr.read()
-        deadline = time.monotonic() + SECONDS
-        while not (found := re.search(r"DICOM node PNEUMOSCOPE on 127.0.0.1, port (\d+)", text)):
-            assert time.monotonic() < deadline, text
-            time.sleep(0.05)
-            text += process.stderr.read()
-        yield process, client, int(found[1])
+        yield process, client, announced_port(process)
+
+
+def announced_port(process, title="PNEUMOSCOPE"):
+    """Return the port of the node that a service announces."""
+    text = process.stderr.read()
+    deadline = time.monotonic() + SECONDS
+    while not (found := re.search(rf"DICOM node {title} on 127.0.0.1, port (\d+)", text)):
+        assert time.monotonic() < deadline, text
+        time.sleep(0.05)
+        text += process.stderr.read()
+    return int(found[1])
 
 
 def storescu(port, *files, called="PNEUMOSCOPE", program="storescu", check=True):
@@ -602,6 +656,19 @@ def test_dcmtk_sends_images_to_the_service(bundle, tmp_path):
         assert process.wait(60) == 0
     status, document = verified(tmp_path)
     assert (status, document["predictions"], document["images"]) == (0, 3, 3)
+
+
+@pytest.mark.slow
+def test_options_of_the_command_set_the_node_and_its_peers(bundle, tmp_path):
+    file = tmp_path / "image.dcm"
+    instance().save_as(file)
+    options = "--dicom-port", "0", "--dicom-aet", "SCOPE 1", "--dicom-peer", "PACS=STORESCU@127.0.0.1:4242"
+    with served(bundle, tmp_path, *options) as (process, client):
+        port = announced_port(process, "SCOPE 1")
+        assert "Called AE Title Not Recognized" in storescu(port, file, check=False).stderr
+        storescu(port, file, called="SCOPE 1")
+        client.post("/v1/inbox/release", json={})
+        predicted(client)
 
 
 def stored_paths(client):

@@ -432,6 +432,15 @@ def test_capture_states_the_prevalence_of_the_probability(monkeypatch, decision,
     assert sum("for a prevalence of 50%" in each for each in drawn) == lines
 
 
+@pytest.mark.parametrize(("language", "reason"), [("en", "has 12 frames"), ("zh-Hant", "檔案有 12 個影格")])
+def test_capture_states_once_why_an_image_could_not_be_read(chinese_font, monkeypatch, language, reason):
+    drawn = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *of: (drawn.append(of[2]), text(*of)))
+    draw_result(PREDICTIONS["unreadable"], None, None, None, languages=(language,), font=chinese_font)
+    assert "".join(each.rstrip() + " " for each in drawn).count(reason) == 1
+
+
 def test_capture_draws_no_missing_glyph(chinese_font):
     """A missing glyph would be drawn as the same box everywhere: the text would not depend on its characters."""
     prediction = PREDICTIONS["rejected"]

@@ -216,6 +216,11 @@ def test_lost_image_is_reported_though_a_site_rule_gives_the_other_copy_no_resul
         assert results() == {(f"PACS{lost}", "lost", False)}
 
 
+def test_lost_image_is_not_reported_if_a_site_rule_gives_it_no_result(model):
+    with two_copies(model, 1, first={"ViewPosition": "LL"}, rules=NO_LATERAL) as (results, _):
+        assert results() == {("PACS2", "", True)}
+
+
 def test_copy_of_another_sender_sends_no_result_by_earlier_settings(model):
     """After an update, the results of the earlier copy are those of the earlier model: it would have to be sent again."""
     with two_copies(model, 2) as (results, client):

@@ -122,6 +122,7 @@ def test_database_of_the_first_revision_is_migrated_and_still_verified(tmp_path,
     repository.close()
 
 
+@pytest.mark.usefixtures("migrations")
 def test_record_of_an_unreadable_file_of_an_earlier_revision_has_a_message_only(tmp_path, database, monkeypatch):
     upgrade = alembic.command.upgrade
     with monkeypatch.context() as patch:
@@ -140,11 +141,13 @@ def test_record_of_an_unreadable_file_of_an_earlier_revision_has_a_message_only(
     with write_transaction(engine) as connection:
         names = ", ".join(row)
         connection.execute(text(f"INSERT INTO unreadable_files ({names}) VALUES (:{names.replace(', ', ', :')})"), row)
+        append(connection, [Entry(row["created"], "PACS", "unreadable", image_sha256=row["image_sha256"])])
     engine.dispose()
 
     repository = PredictionRepository(tmp_path / "data", database)
     ((file,), _) = repository.unreadable_files.find()
     assert file.failure == Failure("unreadable_image", row["failure_message"], "Unpack it")
+    assert file.sender == "PACS"
     assert failure_message(file.failure, "zh-Hant") == "cannot read 'a.zip': it is a zip archive. Unpack it"
     repository.close()
 

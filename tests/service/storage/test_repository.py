@@ -214,16 +214,18 @@ def unreadable(name="a.dcm", message="cannot read '': the file is truncated"):
 def test_unreadable_files_leave_one_record_each(repository):
     for _ in range(2):
         repository.unreadable_files.add(unreadable(), b"file", user="me")
-    repository.unreadable_files.add(unreadable("b.dcm"), b"file", user="me")
+    repository.unreadable_files.add(unreadable("a.dcm"), b"file", user="you")
+    repository.unreadable_files.add(unreadable("b.dcm"), b"file", user="PACS")
     files, total = repository.unreadable_files.find()
     assert [(file.path, file.image_sha256, file.image_bytes) for file in files] == [
         (name, content_hash(b"file"), 4) for name in ("b.dcm", "a.dcm")
     ]
     assert total == 2
+    assert [file.sender for file in files] == ["PACS", "me"]
     assert files[0].failure == unreadable().failure
     assert repository.unreadable_files.find(limit=1) == (files[:1], 2)
     events = [(row.event, row.user, row.image_sha256, row.prediction_id) for row in read_rows(repository.engine)]
-    assert events == [("unreadable", "me", content_hash(b"file"), "")] * 2
+    assert events == [("unreadable", user, content_hash(b"file"), "") for user in ("me", "PACS")]
     assert not [row for row in read_rows(repository.engine) if "dcm" in row.details]
     assert verify(repository.engine).rows == 2
 

@@ -128,6 +128,17 @@ def test_reader_sees_no_tools_of_administrators(open_client):
     assert administrator.post(f"/unreadable/{unreadable['id']}").status_code == 303
 
 
+def test_list_of_unreadable_files_names_the_sender(app, open_client):
+    reader = open_client(READER)
+    sent = reader.post(
+        "/v1/predictions", files=[("images", ("a.dcm", b"no image"))], headers={"Authorization": f"Bearer {SENDER}"}
+    )
+    assert sent.status_code == 422
+    page = reader.get("/unreadable").text
+    assert "Sent by scanner-1" in page
+    assert "由 scanner-1 傳送" in reader.get("/unreadable?language=zh-Hant").text
+
+
 def test_revoking_a_token_ends_its_sessions_and_those_of_its_codes(app, open_client):
     administrator, reader, phone = open_client(TOKEN), open_client(READER), open_client()
     page = reader.post("/sign-in-code").text

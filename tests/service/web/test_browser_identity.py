@@ -11,6 +11,7 @@ pytestmark = pytest.mark.browser
 JANE = {"PatientID": "77", "PatientName": "Doe^Jane", "PatientBirthDate": "20220115", "PatientSex": "F"}
 STUDY = {"StudyInstanceUID": "1.2.1", "AccessionNumber": "ACC1", "StudyDate": "20260102", "StudyDescription": "CHEST"}
 PRIOR = {"StudyInstanceUID": "1.2.2", "AccessionNumber": "ACC0", "StudyDate": "20250102"}
+SIZES = {"desktop": (1280, 800), "phone": (390, 844), "landscape": (844, 390)}
 SEARCH = "Patient name, patient ID, accession number or file name"
 
 
@@ -117,6 +118,46 @@ def test_corrected_patient_id_moves_the_image_and_conflicts_are_shown(page, stud
     expect(page.locator(".warning", has_text="Images of another patient")).to_have_count(2)
     search(page, "78")
     assert row_names(page) == ["second.dcm"]
+
+
+@pytest.mark.parametrize(
+    ("size", "language", "scheme"),
+    [("desktop", "en", "dark"), ("phone", "zh-Hant", "light"), ("landscape", "zh-Hant", "dark")],
+)
+def test_patient_is_found_and_corrected_with_the_keyboard_only(page, studies, service, size, language, scheme):
+    def tab_to(target):
+        for _ in range(120):
+            page.keyboard.press("Tab")
+            if target.evaluate("each => each === document.activeElement"):
+                break
+        expect(target).to_be_focused()
+        expect(target).to_be_in_viewport()
+
+    width, height = SIZES[size]
+    page.set_viewport_size({"width": width, "height": height})
+    page.emulate_media(color_scheme=scheme)
+    page.goto(f"{service.base_url}/?language={language}")
+    tab_to(page.locator(".search input[name=text]"))
+    page.keyboard.type("jane")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    assert set(row_names(page)) == {"front.dcm", "second.dcm", "prior.dcm"}
+    page.keyboard.press("j")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    expect_viewer(page, "front.dcm")
+    form = page.locator("details.identity-form")
+    tab_to(form.locator("summary"))
+    page.keyboard.press("Enter")
+    tab_to(form.locator("[name=patient_id]"))
+    page.keyboard.press("Control+A")
+    page.keyboard.type("78")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    expect(page.locator(".patient-banner")).to_contain_text("78")
+    expect(page.locator("html")).to_have_attribute("lang", language)
+    stored = service.get(f"/v1/predictions/{studies['front.dcm']['id']}").json()
+    assert stored["identity"]["patient_id"] == "78"
 
 
 def test_expired_search_is_explained(page, service):

@@ -200,8 +200,8 @@ def test_uploads_that_failed_while_the_database_was_locked_are_retried(page, ser
     with contextlib.closing(sqlite3.connect(service_folder / "pneumoscope-data/pneumoscope.sqlite")) as other:
         other.execute("BEGIN EXCLUSIVE")
         page.set_input_files("#file-input", [image_file(90), image_file(180), TEXT_FILE])
-        expect(page.locator("#upload-queue [data-state=retry]")).not_to_have_count(0, timeout=40_000)
-        expect(page.locator("#upload-summary")).to_contain_text("3 failed", timeout=40_000)
+        expect(page.locator("#upload-queue [data-state=retry]")).not_to_have_count(0, timeout=100_000)
+        expect(page.locator("#upload-summary")).to_contain_text("3 failed", timeout=100_000)
         expect(page.locator("#upload-queue .upload-error").last).to_contain_text("Storage unavailable")
         other.rollback()
     retry_all(page).click()

@@ -138,6 +138,7 @@ def test_unreadable_files_have_a_tab_and_can_be_removed_from_it(client):
     assert re.search(r"Predicted\s+1\s+Rejected\s+0\s+Unreadable\s+2", page.text)
     assert "scan <1>.dcm" in page.text
     assert "it is a zip archive (4 bytes). Unpack it first" in page.text
+    assert "Sent by" not in page.text  # without authentication, the sender is unknown
     action = next(
         attrs["action"] for tag, attrs in page.tags if tag == "form" and "/unreadable/" in attrs.get("action", "")
     )

@@ -277,6 +277,7 @@ def _preprocessed(reply: DecodeSuccess, arrays: Sequence[npt.NDArray[np.uint8]],
         rejections=reply.rejections,
         warnings=reply.warnings,
         identity=reply.identity,
+        acquisition=reply.acquisition,
         pixel_sha256=reply.pixel_sha256,
         radiograph=_radiograph(reply, arrays[1], name) if len(arrays) > 1 else None,
     )
@@ -294,4 +295,5 @@ def _radiograph(reply: DecodeSuccess, pixels: npt.NDArray[np.uint8], name: str) 
         rejections=reply.header_rejections,
         warnings=reply.warnings,
         identity=reply.identity,
+        acquisition=reply.acquisition,
     )

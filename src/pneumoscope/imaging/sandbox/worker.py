@@ -32,7 +32,7 @@ from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import PatientAge, Rejection, WarningCode
 from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.imaging.decode import decode
-from pneumoscope.imaging.image import MAX_PIXELS
+from pneumoscope.imaging.image import MAX_PIXELS, Acquisition
 from pneumoscope.imaging.pixel_values import PixelDescription
 from pneumoscope.imaging.preprocess import Preprocessing, preprocess_image
 
@@ -107,7 +107,7 @@ class DecodeSuccess(Struct, frozen=True, kw_only=True, tag="success"):
         format, mode, width, height, reduced_from, chroma, age: See `Radiograph`.
         header_rejections: `Radiograph.rejections`.
         rejections: `PreprocessedImage.rejections`; empty without preprocessing.
-        warnings, identity: See `Radiograph`.
+        warnings, identity, acquisition: See `Radiograph`.
         pixel_sha256: `PreprocessedImage.pixel_sha256`; empty without preprocessing.
         description: `PixelValues.description`, if values were requested.
         n_gray_levels: Length of `PixelValues.gray_levels`; 0 without values.
@@ -125,6 +125,7 @@ class DecodeSuccess(Struct, frozen=True, kw_only=True, tag="success"):
     rejections: Annotated[tuple[Rejection, ...], Meta(max_length=_MAX_REJECTIONS)]
     warnings: Annotated[tuple[WarningCode, ...], Meta(max_length=_MAX_WARNINGS)]
     identity: Identity | None
+    acquisition: Acquisition | None = None
     pixel_sha256: Annotated[str, Meta(max_length=64)]
     description: PixelDescription | None = None
     n_gray_levels: Annotated[int, Meta(ge=0, le=2**16)] = 0
@@ -253,6 +254,7 @@ def _decode(request: Request, content: bytes) -> tuple[DecodeSuccess, Sequence[n
         rejections=rejections,
         warnings=radiograph.warnings,
         identity=radiograph.identity,
+        acquisition=radiograph.acquisition,
         pixel_sha256=pixel_sha256,
         description=values.description if values else None,
         n_gray_levels=len(values.gray_levels) if values else 0,

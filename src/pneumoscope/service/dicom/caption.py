@@ -138,7 +138,8 @@ def _texts(
     """Yield the paragraphs with their colors, the title first."""
     stop = full_stop(language)
     yield result_title(prediction, language), _TEXT
-    if prediction.decision != "rejected" and (explanation := prediction_message(prediction, language)):
+    # The title states why an image is rejected or could not be read.
+    if prediction.probability is not None and (explanation := prediction_message(prediction, language)):
         yield explanation + stop, _TEXT
     if prevalence is not None and prediction.probability is not None and not prediction.model.site:
         yield prevalence_message(prevalence, language, stated=False) + stop, _TEXT

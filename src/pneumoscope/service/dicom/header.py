@@ -31,8 +31,8 @@ MAX_HEADER_BYTES = 4 * 2**20  # of the elements before the pixels
 # site rules.
 HEADER_ELEMENTS = (
     "SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality",
-    "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "PatientAge", "OtherPatientIDs",
-    "PatientSize", "PatientWeight", "EthnicGroup", "PatientComments", "AdditionalPatientHistory",
+    "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientBirthTime", "PatientSex", "PatientAge",
+    "OtherPatientIDs", "PatientSize", "PatientWeight", "EthnicGroup", "PatientComments", "AdditionalPatientHistory",
     "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "StudyDescription", "ReferringPhysicianName",
     "PatientOrientation", "BodyPartExamined", "Laterality", "Rows", "Columns", "ViewPosition", "StationName", "Manufacturer",
     "TimezoneOffsetFromUTC",

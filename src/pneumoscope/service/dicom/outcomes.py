@@ -11,6 +11,8 @@ from sqlalchemy import Connection
 
 from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import Failure, Prediction
+from pneumoscope.imaging.header_identity import read_identity
+from pneumoscope.imaging.patient_age import read_age
 from pneumoscope.service.audit.log import Entry, append
 from pneumoscope.service.dicom.configuration import DicomConfiguration, SiteRule
 from pneumoscope.service.dicom.header import decode_header
@@ -55,8 +57,7 @@ class OutcomeRecorder:
         self._enqueue_event(received, connection, at)
         if self._service.pseudonymizer:
             return
-        rule = None if prediction.failure else self.rule_of(prediction, received)
-        if rule is None or rule.result:
+        if self._allows_result(received, None if prediction.failure else prediction):
             self._enqueue(connection, received, at, id=id, failure=prediction.failure)
         self._enqueue_copies(connection, received, at)
 
@@ -67,8 +68,7 @@ class OutcomeRecorder:
         found = [each for each in instances_of(connection, earlier_id) if each.sop_instance_uid not in others]
         for received in found:
             finish(connection, received, Outcome("predicted", self._settings, id), at)
-            rule = self.rule_of(prediction, received)
-            if rule is None or rule.result:
+            if self._allows_result(received, prediction):
                 self._enqueue(connection, received, at, id=id)
         for received in {each.study_instance_uid: each for each in found}.values():  # one event for each study
             self._enqueue_event(received, connection, at)
@@ -83,9 +83,24 @@ class OutcomeRecorder:
             self._enqueue_copies(connection, received, time)
             self._enqueue_lost(connection, received, time)
 
-    def rule_of(self, prediction: Prediction, received: ReceivedInstance) -> SiteRule | None:
-        """Return the site rule that matches an instance, or None."""
+    def rule_of(self, prediction: Prediction | None, received: ReceivedInstance) -> SiteRule | None:
+        """Return the site rule that matches an instance, or None.
+
+        Args:
+            prediction: Of the instance; None if its file is lost or cannot be read: the header alone decides.
+            received: The instance.
+        """
         header = decode_header(received.header) if received.header else Dataset()
+        if prediction is None:
+            model = self._service.model
+            prediction = Prediction(
+                path=received.sop_instance_uid,
+                decision=None,
+                operating_point=model.operating_point_name,
+                age=read_age(header),
+                identity=read_identity(header),
+                model=model.facts,
+            )
         modality, view = (str(header.get(name) or "").strip() for name in ("Modality", "ViewPosition"))
         return self._configuration.rule_of(prediction, modality=modality, view=view, sender=received.sender)
 
@@ -165,7 +180,12 @@ class OutcomeRecorder:
                 self._enqueue_lost(connection, each, at)
 
     def _enqueue_lost(self, connection: Connection, lost: ReceivedInstance, at: str) -> None:
-        """Report the loss of an instance to the destinations that neither have a result of a copy of it nor await one."""
+        """Report the loss of an instance to the destinations that neither have a result of a copy of it nor await one.
+
+        No destination gets the report if the site rules allow the instance no result.
+        """
+        if not self._allows_result(lost, None):
+            return
         waiting = [each for each in copies_of(connection, lost) if each.state == "waiting"]
         awaiting = {name for each in waiting for name in self._configuration.destinations_of(each.reply_to)}
         answered = destinations_with_result(connection, lost.sop_instance_uid)
@@ -177,9 +197,12 @@ class OutcomeRecorder:
 
     def _has_result(self, connection: Connection, received: ReceivedInstance) -> bool:
         """Return whether the site rules allow results of a processed instance."""
-        if not received.prediction_id:
-            return True
-        rule = self.rule_of(read_one(connection, received.prediction_id), received)
+        id = received.prediction_id
+        return self._allows_result(received, read_one(connection, id) if id else None)
+
+    def _allows_result(self, received: ReceivedInstance, prediction: Prediction | None) -> bool:
+        """Return whether the site rules allow results of an instance; see `rule_of`."""
+        rule = self.rule_of(prediction, received)
         return rule is None or rule.result
 
     def _kinds(self, stored: StoredPrediction | None) -> Sequence[ObjectKind]:

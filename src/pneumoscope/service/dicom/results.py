@@ -80,8 +80,8 @@ _TIMES = (
 _NAMES = ("PatientName", "ReferringPhysicianName")
 # Further elements of patient and study, which highdicom copies into some of the objects.
 _COPIED = (
-    "IssuerOfPatientID", "OtherPatientIDs", "EthnicGroup", "PatientComments", "StudyDescription", "PatientAge", "PatientSize",
-    "PatientWeight", "AdditionalPatientHistory",
+    "IssuerOfPatientID", "PatientBirthTime", "OtherPatientIDs", "EthnicGroup", "PatientComments", "StudyDescription",
+    "PatientAge", "PatientSize", "PatientWeight", "AdditionalPatientHistory",
 )  # fmt: skip
 _DATE_TIMES = ("ObservationDateTime", "ContributionDateTime")
 

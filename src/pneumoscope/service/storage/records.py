@@ -172,6 +172,7 @@ class UnreadableFile:
         id: Derived from the content, the name and the failure, so that a file that is sent again is listed once.
         path: The name that the client gave the file.
         created: Time of the first attempt, ISO 8601 in UTC.
+        sender: User, or name of the DICOM peer, that sent it first; "local" without authentication, "" if unknown.
         image_sha256: SHA-256 of the file.
         image_bytes: Size of the file in bytes.
         failure: Why it could not be read.
@@ -180,6 +181,7 @@ class UnreadableFile:
     id: str
     path: str
     created: str
+    sender: str
     image_sha256: str
     image_bytes: int
     failure: Failure
@@ -188,7 +190,9 @@ class UnreadableFile:
     def from_row(cls, row: Row) -> UnreadableFile:
         """Return the record in a row of the table."""
         failure = Failure.from_row(dict(row))
-        return cls(row["id"], row["path"], row["created"], row["image_sha256"], row["image_bytes"], failure)
+        return cls(
+            row["id"], row["path"], row["created"], row["sender"], row["image_sha256"], row["image_bytes"], failure
+        )
 
 
 def encode_reviews(reviews: Sequence[Review]) -> str:
@@ -258,7 +262,7 @@ def new_row(prediction: Prediction, image: bytes) -> dict[str, Any]:
 
 
 def new_unreadable_row(prediction: Prediction, file: bytes) -> dict[str, Any]:
-    """Return the row of a file that could not be read, all but `created`.
+    """Return the row of a file that could not be read, all but `created` and `sender`.
 
     Args:
         prediction: With a failure.

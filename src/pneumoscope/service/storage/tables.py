@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 METADATA = MetaData()
-REVISION = "0018"  # of the last migration, which leaves a database with these tables
+REVISION = "0019"  # of the last migration, which leaves a database with these tables
 _SHA256 = String(64)
 _TIME = String(32)
 _KEY = String(32)
@@ -169,6 +169,7 @@ unreadable_files = Table(
     Column("failure_hint", Text, nullable=False),
     Column("failure_reason", String(64), nullable=False, server_default=""),
     Column("failure_parameters", Text, nullable=False, server_default=""),
+    Column("sender", String(64), nullable=False, server_default=""),
 )
 
 # One row per DICOM instance and sender, see `inbox`. `header` has the elements that its results need (PS3.18 F).

@@ -46,7 +46,7 @@ class UnreadableFileRepository:
         Args:
             prediction: With a failure.
             file: Its bytes.
-            user: For the audit log.
+            user: Who sent it.
             also: See `PredictionRepository.submit`.
         Raises:
             StorageError: The record cannot be stored.
@@ -58,7 +58,7 @@ class UnreadableFileRepository:
             if connection.execute(select(unreadable_files.c.id).where(unreadable_files.c.id == row["id"])).first():
                 return
             time = self._storage.time()
-            connection.execute(insert(unreadable_files), [row | {"created": time}])
+            connection.execute(insert(unreadable_files), [row | {"created": time, "sender": user}])
             details = {"failure": row["failure_code"]}
             append(connection, [Entry(time, user, "unreadable", image_sha256=row["image_sha256"], details=details)])
         self._storage.notify()

@@ -36,6 +36,7 @@ from pneumoscope.service.api.dependencies import (
 )
 from pneumoscope.service.api.exception_handlers import record_error
 from pneumoscope.service.api.uploads import read_identity, wait_for_disconnect
+from pneumoscope.service.auth.users import LOCAL
 from pneumoscope.service.predictions import PredictionService, depends_on_entered_age
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.records import StoredPrediction, format_time
@@ -223,7 +224,8 @@ def unreadable(
     files, total = service.repository.unreadable_files.find(limit=_MAX_UNREADABLE)
     query = parse_query({}, searches, service.search_words, time_zone=settings.time_zone)
     return render(
-        request, "unreadable.html", revision=revision, files=files, total=total, query=query, max_files=_MAX_UNREADABLE,
+        request, "unreadable.html", revision=revision, files=files, total=total, query=query,
+        max_files=_MAX_UNREADABLE, local_user=LOCAL,
         tabs=_tabs(service, query, _blind_reader(settings, user)), blind_first=settings.blind_first,
     )  # fmt: skip
 

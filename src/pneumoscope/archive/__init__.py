@@ -1,0 +1,1 @@
+"""Score archives of any size, shard by shard, on one machine or a cluster."""

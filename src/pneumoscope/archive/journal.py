@@ -1,0 +1,132 @@
+"""The journal of a set of predictions: one line for each finished shard, appended after its file is in place.
+
+A shard without a line is not finished. If a shard has several lines, the last one holds: its file was lost and written again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from pneumoscope.core.errors import ArchiveError, StorageError
+from pneumoscope.core.files import fsync_directory
+
+__all__ = ["Entry", "append_entry", "drop_torn_line", "iter_journal", "read_journal"]
+
+
+class Entry(Struct, frozen=True, kw_only=True):
+    """A finished shard.
+
+    Attributes:
+        shard: Number of the shard.
+        rows: Number of rows.
+        failed: Number of images that could not be read.
+        decisions: Number of images by decision.
+        sha256, bytes: Hash and size of the file.
+        finished: Time, UTC, ISO 8601.
+        seconds: Time that scoring took.
+        version: Version of pneumoscope that scored.
+    """
+
+    shard: int
+    rows: int
+    failed: int
+    decisions: dict[str, int]
+    sha256: str
+    bytes: int
+    finished: str
+    seconds: float
+    version: str
+
+
+def read_journal(path: Path) -> dict[int, Entry]:
+    """Return the finished shards by their number. A last line that a crash cut off is ignored.
+
+    Raises:
+        ArchiveError: Another line is malformed.
+        StorageError: The file cannot be read.
+    """
+    return {entry.shard: entry for entry in iter_journal(path)}
+
+
+def iter_journal(path: Path) -> Iterator[Entry]:
+    """Yield the lines of a journal; see `read_journal`."""
+    decoder = msgspec.json.Decoder(Entry)
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    yield decoder.decode(line)
+                except msgspec.DecodeError as error:
+                    raise ArchiveError(
+                        f"line {number} of {str(path)!r} is malformed: {error}",
+                        hint="Remove the line, and run the same `pneumoscope archive score` again",
+                    ) from error
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+
+
+def drop_torn_line(path: Path) -> None:
+    """Remove a last line that a crash cut off. Only the process that holds the lock of the archive may call this."""
+    try:
+        with path.open("rb+") as file:
+            size = file.seek(0, os.SEEK_END)
+            kept = size
+            while kept:
+                start = max(0, kept - 2**16)
+                file.seek(start)
+                end = file.read(kept - start).rfind(b"\n")
+                if end >= 0:
+                    kept = start + end + 1
+                    break
+                kept = start
+            if kept < size:
+                file.truncate(kept)
+                os.fsync(file.fileno())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def append_entry(path: Path, entry: Entry) -> None:
+    """Append one line, which is on disk when this returns.
+
+    Raises:
+        StorageError: The line cannot be written; the journal is as it was.
+    """
+    line = msgspec.json.encode(entry) + b"\n"
+    try:
+        is_new = not path.exists()
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            size = os.fstat(handle).st_size
+            try:
+                written = os.write(handle, line)
+                os.fsync(handle)
+                if written < len(line):
+                    raise OSError(f"{written} of {len(line)} bytes written")
+            except OSError:
+                os.ftruncate(handle, size)
+                raise
+        finally:
+            os.close(handle)
+        if is_new:
+            fsync_directory(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"cannot write {str(path)!r}: {error.strerror or error}",
+        hint="Free some space, and run the same `pneumoscope archive score` again. Finished shards are kept",
+    )

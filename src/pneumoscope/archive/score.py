@@ -1,0 +1,260 @@
+"""Score an archive: list the source, score the shards that are not finished, and enter each in the journal.
+
+A shard is written to a temporary file, flushed to the disk, renamed, and then entered with its hash. A kill at any instant
+therefore costs the shards in flight, and a shard that is entered is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pneumoscope import __version__
+from pneumoscope.archive.archive_folder import ArchiveFolder, ArchiveSettings, PredictionSet, SetSettings
+from pneumoscope.archive.journal import Entry, append_entry, read_journal
+from pneumoscope.archive.listing import Growth, ListedShard, Listing, write_skipped
+from pneumoscope.archive.local_engine import run_locally
+from pneumoscope.archive.model_package import pack_model
+from pneumoscope.archive.progress import Progress, ProgressCounter
+from pneumoscope.archive.ray_engine import RayJob, run_on_ray
+from pneumoscope.archive.scoring import ShardResult, score_shard
+from pneumoscope.archive.sources import Source
+from pneumoscope.core.errors import StorageError, UsageError
+from pneumoscope.core.files import write_atomically
+from pneumoscope.inference.discovery import DiscoveredImages
+from pneumoscope.inference.model import load_model
+
+if TYPE_CHECKING:
+    from pneumoscope.inference.model import Model
+
+__all__ = ["SHARD_SIZE", "Engine", "Listed", "Scored", "score_archive"]
+
+SHARD_SIZE = 256
+Engine = Literal["local", "ray"]
+
+
+class Listed(NamedTuple):
+    """The archive at the start of a run.
+
+    Attributes:
+        rows, shards: Images and shards of the archive.
+        finished: Shards that earlier runs finished.
+        growth: Changes of the source since the last run.
+        skipped: Number of skipped files by reason with the first names; "" if there are none.
+        key: Name of the set of predictions.
+        notice: Notice of the model.
+    """
+
+    rows: int
+    shards: int
+    finished: int
+    growth: Growth
+    skipped: str
+    key: str
+    notice: str
+
+
+class Scored(NamedTuple):
+    """The state of a set of predictions after a run.
+
+    Attributes:
+        rows, done: Images of the archive, and those that are scored.
+        failed: Scored images that could not be read.
+        decisions: Number of images by decision.
+        shards: Shards that this run finished.
+        key: Name of the set.
+    """
+
+    rows: int
+    done: int
+    failed: int
+    decisions: Mapping[str, int]
+    shards: int
+    key: str
+
+
+def score_archive(
+    source: Source,
+    out: Path,
+    *,
+    model: Mapping[str, Any],
+    identifiers: bool = True,
+    shard_size: int = SHARD_SIZE,
+    workers: int = 0,
+    engine: Engine = "local",
+    address: str = "",
+    stopping: threading.Event | None = None,
+    on_listed: Callable[[Listed], None] | None = None,
+    watchers: Sequence[Callable[[Progress], None]] = (),
+) -> Scored:
+    """Score the images of a source that are not scored yet.
+
+    Args:
+        source: The source; that of earlier runs if the folder exists.
+        out: Folder of the results.
+        model: Arguments of `inference.model.load_model`.
+        identifiers: Whether the table has identifiers; see `table.IDENTIFIERS`.
+        shard_size: Images per shard of a new archive.
+        workers: Shards that are scored at the same time; 0 means one per core and one more, and with Ray two per core.
+        engine: "local" scores in this process, "ray" on Ray.
+        address: Address of a Ray cluster; see `ray_engine.run_on_ray`.
+        stopping: When it is set, shards that are begun are finished, and no other is begun.
+        on_listed: Called when the source is listed.
+        watchers: Called after each batch, in any thread.
+    Raises:
+        UsageError: The source has no images, or the folder belongs to another source.
+        StorageError: The folder cannot be written, another process scores into it, or the source is no longer available.
+    """
+    if shard_size < 1 or workers < 0:
+        raise UsageError(
+            f"the shard size is {shard_size} and the number of workers {workers}; the minimum is 1 and 0",
+            hint="Leave them out for the defaults",
+        )
+    if address and engine != "ray":
+        raise UsageError("--address is of a Ray cluster", hint="Add --engine ray")
+    loaded = load_model(**model, threads=1, isolated=engine == "local")
+    settings = ArchiveSettings(source=source.location, kind=source.kind, shard_size=shard_size)
+    try:
+        with ArchiveFolder.hold(out, settings) as folder:
+            listing, growth = _list(folder, source)
+            chosen = folder.prediction_set(_set_settings(loaded, identifiers=identifiers))
+            chosen.prepare()
+            finished = chosen.finished()
+            if on_listed:
+                skipped = DiscoveredImages((), tuple(source.skipped)).skipped_summary()
+                on_listed(
+                    Listed(listing.rows, listing.shards, len(finished), growth, skipped, chosen.key, loaded.notice)
+                )
+            run = _Run(folder, chosen, listing, finished, watchers)
+            stopping = stopping or threading.Event()
+            if engine == "ray":
+                job = RayJob(pack_model(model), source.reader, identifiers, chosen.key)
+                run.enter(
+                    run_on_ray(run.missing(), job, address=address, workers=workers, stopping=stopping, count=run.count)
+                )
+            else:
+
+                def score(shard: ListedShard, cancelled: threading.Event) -> ShardResult:
+                    return score_shard(
+                        loaded, source.reader, shard, identifiers=identifiers, count=run.count, cancelled=cancelled
+                    )
+
+                run.enter(run_locally(run.missing(), score, workers=workers, stopping=stopping))
+            return run.summary()
+    finally:
+        loaded.close()
+
+
+def _list(folder: ArchiveFolder, source: Source) -> tuple[Listing, Growth]:
+    listing = Listing(folder.listing)
+    if listing.rows and not source.reader.is_available():
+        raise StorageError(
+            f"the source {source.location!r} is missing or empty",
+            hint="Make it available, and run the same `pneumoscope archive score` again",
+        )
+    growth = listing.grow(source.images(), folder.settings.shard_size)
+    write_skipped(folder.listing, source.skipped)
+    if not listing.rows:
+        raise UsageError("no images found", hint="Pass a folder that contains images, or a list of their paths")
+    return listing, growth
+
+
+def _set_settings(model: Model, *, identifiers: bool) -> SetSettings:
+    return SetSettings(
+        model=model.facts.name,
+        model_sha256=model.facts.sha256,
+        site=model.facts.site,
+        operating_point=model.operating_point_name,
+        require_age=model.require_age,
+        assumptions=model.assumptions,
+        identifiers=identifiers,
+        notice=model.notice,
+    )
+
+
+class _Run:
+    """One run over the shards of a set that are not finished."""
+
+    def __init__(
+        self,
+        folder: ArchiveFolder,
+        chosen: PredictionSet,
+        listing: Listing,
+        finished: Mapping[int, int],
+        watchers: Sequence[Callable[[Progress], None]],
+    ) -> None:
+        self._folder, self._set, self._listing = folder, chosen, listing
+        self._finished = finished
+        self._watchers = watchers
+        self._n_shards = 0
+        done = sum(rows for number, _, rows in listing.ranges() if number in finished)
+        self._counter = ProgressCounter(listing.rows, done, sum(finished.values()))
+
+    def enter(self, results: Generator[ShardResult]) -> None:
+        """Write each result, and enter it in the journal."""
+        with contextlib.closing(results):
+            for result in results:
+                self._enter(result)
+
+    def missing(self) -> Iterator[ListedShard]:
+        """Yield the shards that are not finished."""
+        for number in range(self._listing.shards):
+            if number not in self._finished:
+                yield self._listing.shard(number)
+
+    def count(self, images: int, failed: int) -> None:
+        """Count scored images, in any thread, and call the watchers."""
+        self._counter.add(images, failed)
+        progress = self._counter.progress()
+        for watcher in self._watchers:
+            watcher(progress)
+
+    def _enter(self, result: ShardResult) -> None:
+        write_atomically(self._set.shard_path(result.shard), result.content)
+        entry = Entry(
+            shard=result.shard,
+            rows=result.rows,
+            failed=result.failed,
+            decisions=result.decisions,
+            sha256=hashlib.sha256(result.content).hexdigest(),
+            bytes=len(result.content),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=round(result.seconds, 3),
+            version=__version__,
+        )
+        append_entry(self._set.journal, entry)
+        self._n_shards += 1
+        self._log(entry)
+
+    def _log(self, entry: Entry) -> None:
+        """Append one line to the log: numbers only, since names of files may identify a patient."""
+        progress = self._counter.progress()
+        left = "" if progress.seconds_left is None else f", {progress.seconds_left / 60:.0f} min left"
+        line = (
+            f"{entry.finished} {self._set.key} shard {entry.shard}: {entry.rows} images, {entry.failed} failed,"
+            f" {entry.seconds:.1f} s; {progress.done:,} of {progress.total:,} images, {progress.failed:,} failed,"
+            f" {progress.rate:.1f} images/s{left}\n"
+        )
+        with self._folder.log.open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    def summary(self) -> Scored:
+        """Return the state of the set."""
+        entries = read_journal(self._set.journal).values()
+        decisions: Counter[str] = Counter()
+        for entry in entries:
+            decisions.update(entry.decisions)
+        return Scored(
+            rows=self._listing.rows,
+            done=sum(entry.rows for entry in entries),
+            failed=sum(entry.failed for entry in entries),
+            decisions=decisions,
+            shards=self._n_shards,
+            key=self._set.key,
+        )

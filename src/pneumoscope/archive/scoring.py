@@ -1,0 +1,152 @@
+"""Score one shard: read, decode in worker processes, predict, and return the Parquet file. Every engine calls this."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from pneumoscope.archive.listing import ListedShard
+from pneumoscope.archive.table import build_row, write_table
+from pneumoscope.core.errors import (
+    DecodeCrashedError,
+    DecodeTimeoutError,
+    PneumoscopeError,
+    StorageError,
+    UnreadableImageError,
+)
+from pneumoscope.inference.batches import batched
+from pneumoscope.inference.model import BATCH_SIZE, ScoredImage
+
+if TYPE_CHECKING:
+    from pneumoscope.archive.sources import LocalReader
+    from pneumoscope.inference.model import Model
+
+__all__ = ["CancelledError", "ShardResult", "score_shard"]
+
+# A file that is missing or cannot be opened may mean that the whole source is gone.
+_ACCESS_REASONS = frozenset({"file_not_found", "permission_denied", "is_a_directory", "file_not_accessible"})
+# Failures that another attempt may not have: a worker that was killed, or a machine under load.
+_MAY_PASS = frozenset({DecodeCrashedError.code, DecodeTimeoutError.code})
+_STARTS = 5  # of a decode worker
+_READ_DELAYS = (0.2, 1.0, 5.0)  # seconds between attempts to read a file
+
+
+class CancelledError(Exception):
+    """The run was stopped; the shard is not finished."""
+
+
+class ShardResult(NamedTuple):
+    """A scored shard.
+
+    Attributes:
+        shard: Number of the shard.
+        rows: Number of rows.
+        failed: Number of images that could not be read.
+        decisions: Number of images by decision.
+        content: The Parquet file.
+        seconds: Time that scoring took.
+    """
+
+    shard: int
+    rows: int
+    failed: int
+    decisions: dict[str, int]
+    content: bytes
+    seconds: float
+
+
+def score_shard(
+    model: Model,
+    reader: LocalReader,
+    shard: ListedShard,
+    *,
+    identifiers: bool = True,
+    count: Callable[[int, int], None] | None = None,
+    cancelled: threading.Event | None = None,
+) -> ShardResult:
+    """Return the results of one shard. An image that cannot be read is a row with its reason.
+
+    The network runs on the same batches each time, so that the results are the same to the bit.
+
+    Args:
+        model: The model.
+        reader: Reads the images.
+        shard: The shard.
+        identifiers: See `table.build_row`.
+        count: Called after each batch with the number of images and of those that could not be read.
+        cancelled: Stops after the batch.
+    Raises:
+        CancelledError: `cancelled` is set.
+        StorageError: The source is no longer available.
+    """
+    started = time.monotonic()
+    rows = []
+    decisions: Counter[str] = Counter()
+    failed = 0
+    for batch in batched(enumerate(shard.names, start=shard.first_row), BATCH_SIZE):
+        if cancelled and cancelled.is_set():
+            raise CancelledError
+        contents = [_read(reader, name) for _, name in batch]
+        scored = _score(model, contents)
+        for (row, name), content, each in zip(batch, contents, scored, strict=True):
+            data = content if isinstance(content, bytes) else None
+            rows.append(build_row(row, name, data, each, identifiers=identifiers))
+            if each.prediction.decision:
+                decisions[each.prediction.decision] += 1
+        n_failed = sum(each.prediction.decision is None for each in scored)
+        failed += n_failed
+        if count:
+            count(len(batch), n_failed)
+    seconds = time.monotonic() - started
+    return ShardResult(shard.number, len(rows), failed, dict(sorted(decisions.items())), write_table(rows), seconds)
+
+
+def _read(reader: LocalReader, name: str) -> bytes | UnreadableImageError:
+    """Return the content of an image, or why it cannot be read.
+
+    Raises:
+        StorageError: The source is no longer available, so that the file may well exist.
+    """
+    for delay in (*_READ_DELAYS, None):
+        try:
+            return reader.read(name)
+        except UnreadableImageError as error:
+            code = error.reason.code if error.reason else ""
+            if code not in _ACCESS_REASONS:
+                return error
+            if not reader.is_available():
+                raise StorageError(
+                    f"the source {reader.root!r} is missing or empty, so that its images cannot be read",
+                    hint="Make it available, and run the same `pneumoscope archive score` again. Finished shards are kept",
+                ) from error
+            if code != "file_not_accessible" or delay is None:
+                return error
+        time.sleep(delay)
+    raise AssertionError("unreachable")
+
+
+def _score(model: Model, contents: Sequence[bytes | UnreadableImageError]) -> list[ScoredImage]:
+    """Return the results of a batch. The whole batch is repeated once if a decoder crashed or was too slow."""
+    readable = [content for content in contents if isinstance(content, bytes)]
+    scored = _score_readable(model, readable)
+    if any(each.prediction.failure and each.prediction.failure.code in _MAY_PASS for each in scored):
+        scored = _score_readable(model, readable)
+    results = iter(scored)
+    return [
+        next(results) if isinstance(content, bytes) else ScoredImage(model.failed(content), None, None)
+        for content in contents
+    ]
+
+
+def _score_readable(model: Model, contents: Sequence[bytes]) -> list[ScoredImage]:
+    """Return the results of a batch. It is repeated if a decode worker does not start, as one that was killed."""
+    for _ in range(_STARTS - 1):
+        try:
+            return model.score_batch(contents)
+        except PneumoscopeError as error:
+            if error.code != PneumoscopeError.code:
+                raise
+    return model.score_batch(contents)

@@ -1,0 +1,82 @@
+"""The state of an archive, from its listing and its journals, while it is scored or afterwards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from pneumoscope.archive.archive_folder import ArchiveFolder
+from pneumoscope.archive.journal import read_journal
+from pneumoscope.archive.listing import Listing
+
+__all__ = ["ArchiveStatus", "SetStatus", "archive_status"]
+
+
+class SetStatus(NamedTuple):
+    """The state of one set of predictions.
+
+    Attributes:
+        key, model, site, operating_point: See `archive_folder.SetSettings`.
+        done, failed: Images that are scored, and those of them that could not be read.
+        decisions: Number of images by decision.
+        shards: Finished shards.
+        last: Time of the last shard, UTC, ISO 8601; "" if there is none.
+    """
+
+    key: str
+    model: str
+    site: str
+    operating_point: str
+    done: int
+    failed: int
+    decisions: Mapping[str, int]
+    shards: int
+    last: str
+
+
+class ArchiveStatus(NamedTuple):
+    """The state of an archive.
+
+    Attributes:
+        source: Location of the images.
+        rows, shards: Listed images and shards.
+        sets: One for each model with its settings.
+    """
+
+    source: str
+    rows: int
+    shards: int
+    sets: tuple[SetStatus, ...]
+
+
+def archive_status(path: Path) -> ArchiveStatus:
+    """Return the state of an archive. Files of shards are not read.
+
+    Raises:
+        UsageError: The folder is no archive.
+        ArchiveError: The listing or a journal is damaged.
+    """
+    folder = ArchiveFolder.open(path)
+    listing = Listing(folder.listing)
+    sets = []
+    for each in folder.sets():
+        entries = read_journal(each.journal).values()
+        decisions: Counter[str] = Counter()
+        for entry in entries:
+            decisions.update(entry.decisions)
+        sets.append(
+            SetStatus(
+                key=each.key,
+                model=each.settings.model,
+                site=each.settings.site,
+                operating_point=each.settings.operating_point,
+                done=sum(entry.rows for entry in entries),
+                failed=sum(entry.failed for entry in entries),
+                decisions=dict(sorted(decisions.items())),
+                shards=len(entries),
+                last=max((entry.finished for entry in entries), default=""),
+            )
+        )
+    return ArchiveStatus(folder.settings.source, listing.rows, listing.shards, tuple(sets))

@@ -1,0 +1,123 @@
+"""The table of predictions: one row for each image, with the columns of `core.prediction.Prediction.to_row` and a few more.
+
+The same images, model and versions of the libraries give the same bytes: the time of a prediction is in the journal of the set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pneumoscope.archive.listing import display_name
+from pneumoscope.core.identity import IDENTITY_FIELDS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pneumoscope.inference.model import ScoredImage
+
+__all__ = ["COLUMNS", "IDENTIFIERS", "build_row", "schema", "write_table"]
+
+# Columns of the table and their types. Those that `Prediction.to_row` has keep its names.
+COLUMNS: Mapping[str, str] = {
+    "row": "int64",
+    "source": "string",
+    "sha256": "string",
+    "bytes": "int64",
+    "decision": "string",
+    "probability": "double",
+    "interval_low": "double",
+    "interval_high": "double",
+    "logit": "double",
+    "threshold": "double",
+    "operating_point": "string",
+    "rejection_code": "string",
+    "rejection_parameters": "string",
+    "failure_code": "string",
+    "failure_reason": "string",
+    "failure_parameters": "string",
+    "uncertainty_low": "double",
+    "uncertainty_high": "double",
+    "warnings": "string",
+    "age": "double",
+    "age_source": "string",
+    "patient_sex": "string",
+    "view": "string",
+    "manufacturer": "string",
+    "station_name": "string",
+    "study_year": "int16",
+    "study_date": "string",
+    "study_instance_uid": "string",
+    "series_instance_uid": "string",
+    "sop_instance_uid": "string",
+    "width": "int32",
+    "height": "int32",
+    "format": "string",
+    "pixel_sha256": "string",
+    "image_brightness": "double",
+    "image_contrast": "double",
+    "image_sharpness": "double",
+    "image_border": "double",
+    "model_sha256": "string",
+    "model_site": "string",
+}
+# Empty with --no-identifiers. A path may contain a name or a number of a patient.
+IDENTIFIERS = frozenset(
+    {"source", "study_date", "study_instance_uid", "series_instance_uid", "sop_instance_uid", "station_name"}
+)
+
+
+def build_row(
+    row: int, name: str, content: bytes | None, scored: ScoredImage, *, identifiers: bool = True
+) -> dict[str, Any]:
+    """Return the row of one image.
+
+    Patient names, patient IDs and birth dates are never in the table.
+
+    Args:
+        row: Number of the image in the listing.
+        name: Name in the source.
+        content: The file; None if it could not be read.
+        scored: Its prediction.
+        identifiers: Fill the columns of `IDENTIFIERS`.
+    """
+    prediction, acquisition = scored.prediction, scored.acquisition
+    stated = prediction.to_row()
+    for field in IDENTITY_FIELDS:
+        stated[field] = stated[field] or None
+    found = stated | {
+        "row": row,
+        "source": display_name(name),
+        "sha256": None if content is None else hashlib.sha256(content).hexdigest(),
+        "bytes": None if content is None else len(content),
+        "logit": scored.logit,
+        "view": (acquisition and acquisition.view) or None,
+        "manufacturer": (acquisition and acquisition.manufacturer) or None,
+        "study_year": _year(stated["study_date"]),
+        "pixel_sha256": stated["pixel_sha256"] or None,
+    }
+    return {column: None if column in IDENTIFIERS and not identifiers else found[column] for column in COLUMNS}
+
+
+def _year(date: str | None) -> int | None:
+    year = (date or "").partition("-")[0]
+    return int(year) if len(year) == 4 and year.isascii() and year.isdecimal() else None
+
+
+def schema() -> pa.Schema:
+    """Return the schema of the Parquet files."""
+    import pyarrow as pa
+
+    return pa.schema([(name, pa.type_for_alias(kind)) for name, kind in COLUMNS.items()])
+
+
+def write_table(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """Return rows as a Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema()), buffer, compression="zstd")
+    return buffer.getvalue()

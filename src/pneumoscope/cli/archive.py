@@ -1,0 +1,286 @@
+"""`pneumoscope archive`: score archives of any size, and continue where a run ended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pneumoscope.cli.interrupt import catch_interrupt
+from pneumoscope.cli.options import (
+    assume_option,
+    json_option,
+    model_option,
+    operating_point_option,
+    prevalence_option,
+    require_age_option,
+    site_option,
+)
+from pneumoscope.cli.progress import archive_progress, image_progress, printable
+from pneumoscope.core.errors import ArchiveError, PartialFailureError, UsageError
+from pneumoscope.core.messages import counted
+
+if TYPE_CHECKING:
+    from pneumoscope.archive.progress import Progress
+    from pneumoscope.archive.score import Engine, Listed, Scored
+    from pneumoscope.archive.verify import Problem
+    from pneumoscope.core.prediction import AgeRequirement, Assumption
+
+__all__ = ["command"]
+
+_MAX_PRINTED = 20  # problems
+
+_archive_argument = click.argument("archive", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+_set_option = click.option(
+    "--set", "key", default="", metavar="NAME", help="Set of predictions, if there are several; see `archive status`."
+)
+
+
+@click.group("archive", short_help="Score archives of any size.")
+def command() -> None:
+    """Score archives of any size, in shards that are complete or absent.
+
+    A run that is killed continues where it ended; images that are added later are scored by the next run.
+
+    Example:  pneumoscope archive score images --out archive
+    """
+
+
+@command.command("score", short_help="Score the images that are not scored yet.")
+@click.argument("source", metavar="SOURCE")
+@click.option(
+    "--out", required=True, type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the results: new, or of an earlier run.",
+)  # fmt: skip
+@model_option
+@operating_point_option
+@site_option
+@prevalence_option
+@require_age_option("never")
+@assume_option
+@click.option(
+    "--no-identifiers", is_flag=True,
+    help="Leave out of the table: path, study date, UIDs and station. The listing keeps the paths.",
+)  # fmt: skip
+@click.option(
+    "--path-column", default="path", show_default=True, metavar="NAME",
+    help="Column of a CSV or Parquet file with the paths.",
+)  # fmt: skip
+@click.option(
+    "--shard-size", type=click.IntRange(min=1), default=256, show_default=True, help="Images per shard of a new archive."
+)  # fmt: skip
+@click.option(
+    "--workers", type=click.IntRange(min=0), default=0,
+    help="Shards that are scored at the same time.  [default: one per core, and one more; with Ray two per core]",
+)  # fmt: skip
+@click.option(
+    "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+    help="Score in this process, or on Ray.",
+)  # fmt: skip
+@click.option(
+    "--address", default="", metavar="ADDRESS",
+    help="Address of a Ray cluster, such as 10.0.0.5:6379 or ray://10.0.0.5:10001.  [default: Ray on this machine]",
+)  # fmt: skip
+@click.option(
+    "--metrics-port", type=click.IntRange(1, 65535), metavar="PORT",
+    help="Serve the progress to Prometheus at http://127.0.0.1:PORT/metrics.",
+)  # fmt: skip
+def score_command(
+    source: str,
+    out: Path,
+    bundle: Path | None,
+    operating_point: str,
+    site: Path | None,
+    prevalence: float | None,
+    require_age: AgeRequirement,
+    assume: tuple[Assumption, ...],
+    no_identifiers: bool,
+    path_column: str,
+    shard_size: int,
+    workers: int,
+    engine: Engine,
+    address: str,
+    metrics_port: int | None,
+) -> None:
+    """Score the images of SOURCE that are not scored yet, and write them to Parquet files.
+
+    SOURCE is a folder, which is searched like that of `predict`, a text file with one path per line, a manifest or another CSV
+    file, or a Parquet file. Paths in a file are relative to its folder.
+
+    Ctrl-C finishes the shards in flight; a second one stops at once. Run the same command again to continue. Images that
+    cannot be read are rows with their reason, and the exit status is 3. DIR/archive.log has a line for each shard.
+
+    Example:  pneumoscope archive score images --out archive
+    """
+    from pneumoscope.archive.score import score_archive
+    from pneumoscope.archive.sources import open_source
+
+    model = {
+        "bundle": bundle, "operating_point": operating_point, "site": site, "prevalence": prevalence,
+        "require_age": require_age, "assume": assume,
+    }  # fmt: skip
+    opened = open_source(source, path_column=path_column)
+    watchers: list[Callable[[Progress], None]] = []
+    if metrics_port:
+        from pneumoscope.archive.metrics import serve_metrics
+
+        watchers.append(serve_metrics(metrics_port))
+    with catch_interrupt() as interrupted, archive_progress() as bar:
+        watchers += [bar] if bar else []
+        scored = score_archive(
+            opened,
+            out,
+            model=model,
+            identifiers=not no_identifiers,
+            shard_size=shard_size,
+            workers=workers,
+            engine=engine,
+            address=address,
+            stopping=interrupted,
+            on_listed=_print_listed,
+            watchers=watchers,
+        )
+    _print_scored(scored, out)
+    if interrupted.is_set():
+        click.echo("Interrupted. Run the same command again to continue", err=True)
+        raise click.Abort
+    if scored.failed:
+        raise PartialFailureError(
+            f"{scored.failed:,} of {counted(scored.rows, 'image')} could not be read",
+            hint="See failure_code and failure_reason in the table",
+        )
+
+
+def _print_listed(listed: Listed) -> None:
+    growth = listed.growth
+    if listed.skipped:
+        click.echo(printable(listed.skipped), err=True)
+    changes = [f"{growth.new:,} new"]
+    changes += [f"{growth.changed:,} changed, which are new rows"] if growth.changed else []
+    changes += [f"{growth.missing:,} no longer in the source"] if growth.missing else []
+    click.echo(
+        f"Listed {counted(listed.rows, 'image')} in {counted(listed.shards, 'shard')}: {'; '.join(changes)}."
+        f" Finished before: {counted(listed.finished, 'shard')}",
+        err=True,
+    )
+
+
+def _print_scored(scored: Scored, out: Path) -> None:
+    click.echo(f"Scored {scored.done:,} of {counted(scored.rows, 'image')} in {out}, set {scored.key}")
+    click.echo(f"Total: {_outcomes(scored.decisions, scored.failed)}")
+
+
+def _outcomes(decisions: Mapping[str, int], failed: int) -> str:
+    parts = [f"{count:,} {decision}" for decision, count in decisions.items()]
+    return ", ".join([*parts, f"{failed:,} failed"] if failed else parts) or "nothing"
+
+
+@command.command("status", short_help="Show how far an archive is scored.")
+@_archive_argument
+@json_option
+def status_command(archive: Path, as_json: bool) -> None:
+    """Show how many images of an archive are scored, by model. A run may be in progress.
+
+    Example:  pneumoscope archive status archive
+    """
+    from pneumoscope.archive.status import archive_status
+
+    status = archive_status(archive)
+    if as_json:
+        sets = [each._asdict() for each in status.sets]
+        click.echo(json.dumps(status._asdict() | {"sets": sets}, indent=2))
+        return
+    click.echo(f"{printable(status.source)}: {counted(status.rows, 'image')} in {counted(status.shards, 'shard')}")
+    for each in status.sets:
+        settings = ", ".join(filter(None, (each.model, each.site, each.operating_point)))
+        click.echo(
+            f"{each.key} ({printable(settings)}): {each.done:,} of {counted(status.rows, 'image')} scored;"
+            f" {_outcomes(each.decisions, each.failed)}. Last shard: {each.last or 'none'}"
+        )
+
+
+@command.command("query", short_help="Query an archive with SQL.")
+@_archive_argument
+@click.argument("sql", metavar="SQL")
+@json_option
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@click.option(
+    "--limit", type=click.IntRange(min=0), default=100, show_default=True, help="Rows of the table; 0 for all."
+)  # fmt: skip
+def query_command(archive: Path, sql: str, as_json: bool, as_csv: bool, limit: int) -> None:
+    """Run a query of DuckDB. The views are `images`, one row per listed image, and `predictions`, one per image and set.
+
+    JSON and CSV have all rows.
+
+    Example:  pneumoscope archive query archive "SELECT decision, count(*) FROM predictions GROUP BY decision"
+    """
+    from pneumoscope.archive.query import query_archive
+    from pneumoscope.inference.writers import csv_line
+
+    if as_json and as_csv:
+        raise UsageError("--json and --csv cannot be combined", hint="Choose one of them")
+    result = query_archive(archive, sql, limit=0 if as_json or as_csv else limit)
+    if as_json:
+        rows = [dict(zip(result.columns, row, strict=True)) for row in result.rows]
+        click.echo(json.dumps({"rows": rows}, indent=2, default=str))
+    elif as_csv:
+        for line in (result.columns, *result.rows):
+            click.echo(csv_line(line), nl=False)
+    else:
+        _print_rows(result.columns, result.rows)
+        if not result.is_complete:
+            click.echo(f"Only the first {limit:,} rows are shown; see --limit, --csv and --json", err=True)
+
+
+def _print_rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table; numbers are aligned to the right."""
+    texts = [[printable("" if cell is None else str(cell)) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
+    for line, cells in ((columns, rows[0] if rows else columns), *zip(texts, rows, strict=True)):
+        parts = (
+            text.rjust(width) if isinstance(cell, int | float) else text.ljust(width)
+            for text, cell, width in zip(line, cells, widths, strict=True)
+        )
+        click.echo("  ".join(parts).rstrip())
+
+
+@command.command("verify", short_help="Check that every image is scored exactly once.")
+@_archive_argument
+@_set_option
+@json_option
+def verify_command(archive: Path, key: str, as_json: bool) -> None:
+    """Check that every listed image has exactly one row, and that no file was altered since it was written.
+
+    Shards with problems are named, and the exit status is 1. To score them again, delete their files and run the same `archive
+    score` again.
+
+    Example:  pneumoscope archive verify archive
+    """
+    from pneumoscope.archive.verify import verify_archive
+
+    with image_progress("verifying shards") as progress:
+        result = verify_archive(archive, key, progress=progress)
+    if as_json:
+        problems = [each._asdict() for each in result.problems]
+        click.echo(json.dumps(result._asdict() | {"problems": problems}, indent=2))
+    else:
+        for problem in result.problems[:_MAX_PRINTED]:
+            click.echo(_problem_line(problem))
+        if (more := len(result.problems) - _MAX_PRINTED) > 0:
+            click.echo(f"and {counted(more, 'other shard')}")
+        click.echo(f"{result.found:,} of {counted(result.rows, 'image')} in exactly one row, set {result.key}")
+    if result.problems:
+        raise ArchiveError(
+            f"{result.rows - result.found:,} of {counted(result.rows, 'image')} are missing, doubled or altered"
+            f" ({counted(len(result.problems), 'shard')})",
+            hint="Run the same `pneumoscope archive score` again; delete the files of altered shards first",
+        )
+
+
+def _problem_line(problem: Problem) -> str:
+    rows = "" if problem.first_row < 0 else f", rows {problem.first_row} to {problem.last_row}"
+    counts = f": {problem.missing:,} missing, {problem.doubled:,} doubled" if problem.code == "wrong_rows" else ""
+    return f"shard {problem.shard}{rows}: {problem.code}{counts}"

@@ -1,0 +1,26 @@
+"""Ctrl-C that lets a command complete what it has begun."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+__all__ = ["catch_interrupt"]
+
+
+@contextlib.contextmanager
+def catch_interrupt() -> Iterator[threading.Event]:
+    """Yield an event that Ctrl-C sets, so that output can be completed; a second Ctrl-C interrupts at once."""
+    interrupted = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,244 @@
+"""Groups of runs that differ in their seed only: means, spread, and tests that account for seeds as well as patients."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from pneumoscope.core.comparison import PairedTest, RunGroup, RunSummary, SeedSpread
+from pneumoscope.core.errors import UndefinedMetricError
+from pneumoscope.core.results import Interval
+from pneumoscope.evaluation.compared import EvaluatedRun
+from pneumoscope.evaluation.paired_findings import RunScores, make_paired_test
+from pneumoscope.statistics.inputs import BoolArray, FloatArray, patient_groups
+from pneumoscope.statistics.intervals import undefined
+from pneumoscope.statistics.paired import holm
+from pneumoscope.statistics.replicates import (
+    proportion_covariance,
+    replicates_difference,
+    replicates_mean,
+    replicates_method,
+)
+from pneumoscope.statistics.roc import delong_covariance
+
+__all__ = [
+    "ComparedModel",
+    "RunScoring",
+    "group_runs",
+    "group_sentences",
+    "group_summaries",
+    "group_tests",
+    "training_sentence",
+]
+
+_TESTED = ("accuracy", "auroc", "sensitivity", "specificity")
+_NO_VARIATION = "mean of seeds"  # method of a mean without an interval
+
+
+class RunScoring:
+    """The metrics of all runs on the same images, with their covariance over patients.
+
+    Args:
+        runs: Scores of the runs.
+        labels: True for pneumonia, shape (n,).
+        patients: Patient identifier of each image.
+    """
+
+    def __init__(self, runs: Sequence[RunScores], labels: BoolArray, patients: Sequence[str]) -> None:
+        self._runs, self._labels, self._patients = runs, labels, patients
+        self._found: dict[str, tuple[FloatArray, FloatArray, int, str] | Interval] = {}
+
+    def mean(self, metric: str, members: Sequence[int]) -> Interval:
+        """Return the mean of a metric over runs; undefined, with the reason, if the metric is."""
+        found = self._metric(metric)
+        if isinstance(found, Interval):
+            return found
+        values, covariance, n, method = found
+        return replicates_mean(values[[*members]], covariance[np.ix_(members, members)], n=n, method=method)
+
+    def difference(self, metric: str, a: Sequence[int], b: Sequence[int]) -> tuple[Interval, float | None]:
+        """Return the difference of the means of two groups of runs, a minus b, and its p; see `replicates_difference`."""
+        found = self._metric(metric)
+        if isinstance(found, Interval):
+            return found, None
+        values, covariance, n, method = found
+        both = [*a, *b]
+        return replicates_difference(values[[*a]], values[[*b]], covariance[np.ix_(both, both)], n=n, method=method)
+
+    def _metric(self, metric: str) -> tuple[FloatArray, FloatArray, int, str] | Interval:
+        """Return the values of all runs, their covariance, n and the method; or an undefined interval."""
+        if metric not in self._found:
+            self._found[metric] = self._measure(metric)
+        return self._found[metric]
+
+    def _measure(self, metric: str) -> tuple[FloatArray, FloatArray, int, str] | Interval:
+        labels = self._labels
+        among = {"sensitivity": labels, "specificity": ~labels}.get(metric, np.ones_like(labels))
+        inside = [self._patients[i] for i in np.flatnonzero(among).tolist()]
+        groups = patient_groups(inside, len(inside))
+        method = replicates_method(groups)
+        try:
+            if metric == "auroc":
+                found = delong_covariance(np.stack([run.logits for run in self._runs]), labels, groups)
+            else:
+                found = proportion_covariance(np.stack([run.correct for run in self._runs])[:, among], groups)
+        except UndefinedMetricError as error:
+            return undefined(error.message, n=len(inside), method=method)
+        return *found, len(inside), method
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparedModel:
+    """The runs of one recipe with several seeds, or a single run, bundle or file.
+
+    Attributes:
+        name: Name of the recipe, run, bundle or file.
+        members: Positions of its runs.
+    """
+
+    name: str
+    members: tuple[int, ...]
+
+    @property
+    def is_group(self) -> bool:
+        """Return whether there are several seeds."""
+        return len(self.members) > 1
+
+
+def group_runs(runs: Sequence[EvaluatedRun]) -> list[ComparedModel]:
+    """Return the compared groups and single runs, in the order of their first run.
+
+    Runs of one recipe with different seeds are a group. Runs of one recipe with the same seed are not: they are the same
+    training, or one of other images.
+    """
+    by_recipe: dict[str, list[int]] = defaultdict(list)
+    for position, run in enumerate(runs):
+        by_recipe[_recipe_key(run) or f"run {position}"].append(position)
+    members: list[tuple[int, ...]] = []
+    for positions in by_recipe.values():
+        seeds = Counter(record.seed for position in positions if (record := runs[position].record))
+        is_group = len(positions) > 1 and max(seeds.values()) == 1
+        members += [tuple(positions)] if is_group else [(position,) for position in positions]
+    names = _group_names(runs, members)
+    return [ComparedModel(name, each) for each, name in sorted(zip(members, names, strict=True))]
+
+
+def _recipe_key(run: EvaluatedRun) -> str:
+    """Return all settings of a recipe but its seed; empty if the training is not recorded."""
+    if run.record is None:
+        return ""
+    recipe = dict(run.record.recipe)
+    recipe["training"] = {**recipe.get("training", {}), "seed": None}
+    return json.dumps(recipe, sort_keys=True)
+
+
+def _group_names(runs: Sequence[EvaluatedRun], members: Sequence[tuple[int, ...]]) -> list[str]:
+    """Return the name of each group: that of the recipe, or of its folder if another one has the same name."""
+    names = [_recipe_name(runs, each) if len(each) > 1 else runs[each[0]].name for each in members]
+    count = Counter(names)
+    return [
+        _folder_name(runs, each) if len(each) > 1 and count[name] > 1 else name
+        for name, each in zip(names, members, strict=True)
+    ]
+
+
+def _recipe_name(runs: Sequence[EvaluatedRun], members: tuple[int, ...]) -> str:
+    record = runs[members[0]].record
+    assert record  # only runs are grouped
+    return record.name
+
+
+def _folder_name(runs: Sequence[EvaluatedRun], members: tuple[int, ...]) -> str:
+    """Return the name of the folder of runs; their common path if they have different ones."""
+    paths = [str(runs[position].path.resolve().parent) for position in members]
+    return Path(os.path.commonpath(paths)).name
+
+
+def group_summaries(
+    compared: Sequence[ComparedModel], summaries: Sequence[RunSummary], scoring: RunScoring
+) -> tuple[RunGroup, ...]:
+    """Return mean and spread of each metric for each group of several seeds.
+
+    Args:
+        compared: Groups and single runs.
+        summaries: Summaries of all runs.
+        scoring: Metrics of all runs.
+    """
+    return tuple(
+        RunGroup(
+            name=each.name,
+            runs=tuple(summaries[position].name for position in each.members),
+            seeds=tuple(summaries[position].seed or 0 for position in each.members),
+            metrics=_spreads([summaries[position] for position in each.members], each.members, scoring),
+        )
+        for each in compared
+        if each.is_group
+    )
+
+
+def _spreads(summaries: Sequence[RunSummary], members: Sequence[int], scoring: RunScoring) -> Mapping[str, SeedSpread]:
+    found = {}
+    for metric, first in summaries[0].test.items():
+        if not isinstance(first, Interval):
+            continue
+        intervals = [summary.test[metric] for summary in summaries]
+        values = [interval.value for interval in intervals if interval.value is not None]
+        if len(values) < len(intervals):
+            continue  # it is undefined for some of the runs, and a mean of the others would not be of all seeds
+        mean = (
+            scoring.mean(metric, members)
+            if metric in _TESTED
+            else Interval(float(np.mean(values)), None, None, _NO_VARIATION, first.n)
+        )
+        found[metric] = SeedSpread(mean, float(np.std(values, ddof=1)), min(values), max(values))
+    return found
+
+
+def group_tests(compared: Sequence[ComparedModel], scoring: RunScoring) -> tuple[PairedTest, ...]:
+    """Test every pair of groups and single runs: accuracy, AUROC, sensitivity and specificity.
+
+    p-values are Holm-corrected over the pairs of each metric. See `statistics.replicates` for the test.
+    """
+    pairs = list(combinations(compared, 2))
+    tests = []
+    for metric in _TESTED:
+        results = [scoring.difference(metric, a.members, b.members) for a, b in pairs]
+        corrected = holm([p for _, p in results])
+        for (a, b), (difference, p), p_holm in zip(pairs, results, corrected, strict=True):
+            tests.append(make_paired_test(a.name, b.name, metric, difference.method, difference, p, p_holm))
+    return tuple(tests)
+
+
+def group_sentences(groups: Sequence[RunGroup]) -> tuple[str, ...]:
+    """Return the mean and the spread of each group as a sentence."""
+    return tuple(map(_sentence, groups))
+
+
+def training_sentence(compared: Sequence[ComparedModel]) -> str:
+    """Return what the intervals of groups, and of models beside them, apply to."""
+    text = "Means over seeds have intervals for other seeds and other patients; a single run of a recipe may be better or worse."
+    if singles := [each.name for each in compared if not each.is_group]:
+        text += (
+            f" {' and '.join(singles)} {'is one training' if len(singles) == 1 else 'are one training each'}: a difference"
+            " applies to this training, not to its recipe."
+        )
+    return text
+
+
+def _sentence(group: RunGroup) -> str:
+    parts = []
+    for metric, name in (("accuracy", "accuracy"), ("auroc", "AUROC")):
+        if spread := group.metrics.get(metric):
+            parts.append(
+                f"mean {name} {spread.mean}, standard deviation {spread.sd:.4f}, range {spread.minimum:.3f} to"
+                f" {spread.maximum:.3f}"
+            )
+    seeds = ", ".join(map(str, group.seeds))
+    return f"{group.name}, {len(group.seeds)} seeds ({seeds}): {'; '.join(parts)}."

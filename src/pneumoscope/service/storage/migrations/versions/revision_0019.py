@@ -1,0 +1,22 @@
+"""Record who sent a file that could not be read."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0019"
+down_revision = "0018"
+
+
+def upgrade() -> None:
+    """Add the column; the senders of earlier files are in the audit log."""
+    op.add_column("unreadable_files", sa.Column("sender", sa.String(64), nullable=False, server_default=""))
+    op.execute(
+        'UPDATE unreadable_files SET sender = coalesce((SELECT max(audit_log."user") FROM audit_log'
+        " WHERE audit_log.event = 'unreadable' AND audit_log.image_sha256 = unreadable_files.image_sha256"
+        " AND audit_log.time = unreadable_files.created), '')"
+    )
+
+
+def downgrade() -> None:
+    """Remove the column."""
+    op.drop_column("unreadable_files", "sender")

@@ -1,0 +1,243 @@
+"""Scoring on Ray: two nodes on the loopback interface, and kills of the driver, of workers and of a node."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.archive.archives import contents, draw_images, run_cli, score, score_command
+from tests.processes import free_port, started
+
+from pneumoscope.archive.status import archive_status
+from pneumoscope.archive.verify import verify_archive
+
+pytest.importorskip("ray", reason="Ray is not installed (the extra [archive])")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+DEADLINE = 550.0
+ENVIRONMENT = {
+    **os.environ,
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",  # nothing else on this machine may send tasks, and no token is written to the home folder
+    "RAY_AUTH_TOKEN": secrets.token_hex(16),
+    "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+    "OMP_NUM_THREADS": "1",
+    "no_proxy": "127.0.0.1,127.0.0.2",
+}
+
+
+@contextlib.contextmanager
+def node(*options: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a node with one core, and kill all of its processes when the block is done."""
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--block",
+        "--num-cpus",
+        "1",
+        "--disable-usage-stats",
+    ]
+    command += ["--object-store-memory", "80000000", *options]
+    with started(
+        command, deadline=DEADLINE, env=ENVIRONMENT, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            lines = []
+            while "will now block forever" not in "".join(lines[-1:]):
+                lines.append(process.stdout.readline())
+                assert lines[-1], "".join(lines)
+            yield process
+        finally:
+            kill_node(process)
+
+
+def kill_node(process: subprocess.Popen[str]) -> None:
+    """Kill all processes of a node, which are in the session that its first process leads."""
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getsid(int(path.name)) == process.pid:
+                os.kill(int(path.name), signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A cluster of one node."""
+    port = free_port()
+    folder = Path("/tmp") / f"ray-{secrets.token_hex(4)}"  # short, for the names of sockets
+    options = (
+        "--head",
+        "--port",
+        str(port),
+        "--include-dashboard",
+        "false",
+        "--ray-client-server-port",
+        str(free_port()),
+    )
+    with node(*options, "--node-ip-address", "127.0.0.1", "--temp-dir", str(folder)):
+        yield f"127.0.0.1:{port}"
+    subprocess.run(["rm", "-rf", folder], check=True, timeout=60)
+
+
+@pytest.fixture
+def second_node(address: str) -> Iterator[subprocess.Popen[str]]:
+    with node("--address", address, "--node-ip-address", "127.0.0.2") as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_images(tmp_path_factory.mktemp("ray") / "images", 60)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of the local engine."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    score(source, out, bundle)
+    return contents(out)
+
+
+@contextlib.contextmanager
+def slow_run(source: Path, out: Path, bundle: Path, address: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a run that takes three seconds of reading on two nodes, and wait for its first shard."""
+    command = [sys.executable, "-m", "tests.archive.slow_driver", str(source), str(out), str(bundle), address]
+    with started(
+        command, deadline=200, env=ENVIRONMENT, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        deadline = time.monotonic() + 100
+        while not (out / "archive.log").exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield process
+
+
+def tasks() -> list[int]:
+    """Return the worker processes of Ray that score a shard."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (path / "cmdline").read_bytes().startswith(b"ray::_score") and (
+                ENVIRONMENT["RAY_AUTH_TOKEN"].encode() in (path / "environ").read_bytes()
+            ):
+                found.append(int(path.name))
+    return found
+
+
+def assert_complete(out: Path, undisturbed: dict[str, bytes]) -> None:
+    assert verify_archive(out).problems == ()
+    assert contents(out) == undisturbed
+
+
+def test_one_command_without_a_cluster_gives_the_files_of_the_local_engine(
+    tmp_path: Path, source: Path, bundle: Path, undisturbed: dict[str, bytes]
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pneumoscope",
+        *score_command(source, tmp_path / "out", bundle)[3:],
+        "--engine",
+        "ray",
+    ]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_complete(tmp_path / "out", undisturbed)
+
+
+def test_two_nodes_share_the_shards_and_give_the_files_of_the_local_engine(
+    tmp_path: Path, source: Path, bundle: Path, undisturbed: dict[str, bytes], address: str,
+    second_node: subprocess.Popen[str],
+) -> None:  # fmt: skip
+    nodes = set()
+    with slow_run(source, tmp_path / "out", bundle, address) as process:
+        while process.poll() is None:
+            for task in tasks():
+                with contextlib.suppress(ProcessLookupError):
+                    nodes.add(os.getsid(task))
+            time.sleep(0.05)
+        output, _ = process.communicate(timeout=60)
+    assert "60 scored, 0 failed" in output
+    assert_complete(tmp_path / "out", undisturbed)
+    assert len(nodes) == 2
+    assert second_node.pid in nodes
+
+
+def test_killed_workers_cost_nothing(
+    tmp_path: Path, source: Path, bundle: Path, undisturbed: dict[str, bytes], address: str
+) -> None:
+    draw, killed = random.Random(1), 0
+    with slow_run(source, tmp_path / "out", bundle, address) as process:
+        while process.poll() is None:
+            time.sleep(draw.uniform(0.3, 1.0))
+            for task in tasks()[:1]:
+                if killed < 4:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(task, signal.SIGKILL)
+                        killed += 1
+        output, _ = process.communicate(timeout=60)
+    assert "60 scored, 0 failed" in output, output
+    assert killed == 4
+    assert_complete(tmp_path / "out", undisturbed)
+
+
+def test_a_killed_node_costs_only_the_shards_in_flight(
+    tmp_path: Path, source: Path, bundle: Path, undisturbed: dict[str, bytes], address: str,
+    second_node: subprocess.Popen[str],
+) -> None:  # fmt: skip
+    with slow_run(source, tmp_path / "out", bundle, address) as process:
+        assert any(os.getsid(task) == second_node.pid for task in tasks())
+        kill_node(second_node)
+        output, _ = process.communicate(timeout=150)
+    assert "60 scored, 0 failed" in output, output
+    assert_complete(tmp_path / "out", undisturbed)
+
+
+def test_a_killed_driver_is_continued_by_the_next_one(
+    tmp_path: Path, source: Path, bundle: Path, undisturbed: dict[str, bytes], address: str
+) -> None:
+    draw, seen = random.Random(2), []
+    for _ in range(4):
+        with slow_run(source, tmp_path / "out", bundle, address) as process:
+            time.sleep(draw.uniform(0.2, 1.2))
+            process.kill()
+            process.communicate(timeout=60)
+        (status,) = archive_status(tmp_path / "out").sets
+        seen.append(status.shards)
+    assert seen == sorted(seen)
+    assert seen[0] < 15
+    with slow_run(source, tmp_path / "out", bundle, address) as process:
+        output, _ = process.communicate(timeout=100)
+    assert "60 scored, 0 failed" in output, output
+    assert_complete(tmp_path / "out", undisturbed)
+
+
+def test_an_address_without_a_cluster_is_a_usage_error(tmp_path: Path, source: Path, bundle: Path) -> None:
+    arguments = [
+        *score_command(source, tmp_path / "out", bundle)[4:],
+        "--engine",
+        "ray",
+        "--address",
+        f"127.0.0.1:{free_port()}",
+    ]
+    done = run_cli(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert "no Ray cluster answers at '127.0.0.1:" in done.stderr
+
+
+def test_an_address_needs_the_engine_ray(tmp_path: Path, source: Path, bundle: Path) -> None:
+    done = run_cli(*score_command(source, tmp_path / "out", bundle)[4:], "--address", "127.0.0.1:6379")
+    assert (done.returncode, "Add --engine ray" in done.stderr) == (2, True)

@@ -1,0 +1,123 @@
+"""Verification finds missing, altered and doubled shards, and names them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.archive.archives import contents, draw_images, run_cli, score, table
+
+from pneumoscope.archive.archive_folder import ArchiveFolder, PredictionSet
+from pneumoscope.archive.journal import Entry, append_entry, read_journal
+from pneumoscope.archive.status import archive_status
+from pneumoscope.archive.table import write_table
+from pneumoscope.archive.verify import verify_archive
+from pneumoscope.core.errors import UnknownNameError, UsageError
+
+
+@pytest.fixture
+def out(tmp_path: Path, bundle: Path) -> Path:
+    score(draw_images(tmp_path / "images", 11), tmp_path / "out", bundle)
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def predictions(out: Path) -> PredictionSet:
+    return ArchiveFolder.open(out).find_set()
+
+
+def problems(out: Path) -> list[tuple[int, str, int, int, int, int]]:
+    return [tuple(problem) for problem in verify_archive(out).problems]  # type: ignore[misc]
+
+
+def enter(predictions: PredictionSet, shard: int, content: bytes, rows: int) -> None:
+    """Write a shard and enter it with the right hash, as a faulty program would."""
+    import hashlib
+
+    predictions.shard_path(shard).write_bytes(content)
+    entry = Entry(
+        shard=shard, rows=rows, failed=0, decisions={}, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content),
+        finished="", seconds=0, version="",
+    )  # fmt: skip
+    append_entry(predictions.journal, entry)
+
+
+def test_a_complete_archive_has_no_problems(out: Path) -> None:
+    verified = verify_archive(out)
+    assert (verified.rows, verified.found, verified.problems) == (11, 11, ())
+
+
+def test_a_lost_file_is_named(out: Path, predictions: PredictionSet) -> None:
+    predictions.shard_path(1).unlink()
+    assert problems(out) == [(1, "lost", 4, 7, 4, 0)]
+    assert verify_archive(out).found == 7
+
+
+@pytest.mark.parametrize("place", [4, -1, 700])
+def test_one_altered_byte_is_found(out: Path, predictions: PredictionSet, place: int) -> None:
+    content = bytearray(predictions.shard_path(0).read_bytes())
+    content[place] ^= 1
+    predictions.shard_path(0).write_bytes(content)
+    assert problems(out) == [(0, "altered", 0, 3, 4, 0)]
+
+
+def test_a_shard_that_is_not_entered_is_not_scored(out: Path, predictions: PredictionSet) -> None:
+    lines = predictions.journal.read_bytes().splitlines(keepends=True)
+    predictions.journal.write_bytes(b"".join(line for line in lines if b'"shard":2,' not in line))
+    assert problems(out) == [(2, "not_entered", 8, 10, 3, 0)]
+    predictions.shard_path(2).unlink()
+    assert problems(out) == [(2, "not_scored", 8, 10, 3, 0)]
+
+
+def test_rows_that_are_missing_doubled_or_of_another_shard_are_counted(out: Path, predictions: PredictionSet) -> None:
+    rows = table(out)
+    enter(predictions, 0, write_table([rows[0], rows[1], rows[1], rows[3]]), 4)
+    enter(predictions, 1, write_table(rows[8:11]), 3)
+    assert problems(out) == [(0, "wrong_rows", 0, 3, 1, 1), (1, "wrong_rows", 4, 7, 4, 0)]
+
+
+def test_a_shard_of_no_listed_image_is_named(out: Path, predictions: PredictionSet) -> None:
+    enter(predictions, 7, write_table(table(out)[:2]), 2)
+    assert problems(out) == [(7, "not_listed", -1, -1, 0, 2)]
+
+
+def test_the_next_run_repairs_what_verify_tells_to_delete(tmp_path: Path, out: Path, bundle: Path) -> None:
+    before = contents(out)
+    predictions = ArchiveFolder.open(out).find_set()
+    predictions.shard_path(0).write_bytes(b"altered")
+    predictions.shard_path(1).unlink()
+    assert score(tmp_path / "images", out, bundle).shards == 2
+    assert contents(out) == before
+    assert problems(out) == []
+    assert len(read_journal(predictions.journal)) == 3
+
+
+def test_the_command_prints_each_problem_and_has_exit_status_1(out: Path, predictions: PredictionSet) -> None:
+    assert run_cli("verify", out).returncode == 0
+    predictions.shard_path(1).unlink()
+    done = run_cli("verify", out)
+    assert done.returncode == 1
+    assert "shard 1, rows 4 to 7: lost" in done.stdout
+    assert "error: 4 of 11 images are missing, doubled or altered (1 shard)" in done.stderr
+    document = json.loads(run_cli("verify", out, "--json").stdout)
+    assert document["found"] == 7
+    assert document["problems"][0]["code"] == "lost"
+
+
+def test_status_counts_from_the_journal(out: Path, predictions: PredictionSet) -> None:
+    status = archive_status(out)
+    (each,) = status.sets
+    assert (status.rows, status.shards, each.done, each.shards, each.failed) == (11, 3, 11, 3, 0)
+    decisions = [row["decision"] for row in table(out)]
+    assert each.decisions == {name: decisions.count(name) for name in set(decisions)}
+    document = json.loads(run_cli("status", out, "--json").stdout)
+    assert document["sets"][0]["done"] == 11
+    assert "11 of 11 images scored" in run_cli("status", out).stdout
+
+
+def test_a_folder_that_is_no_archive_and_an_unknown_set_are_reported(tmp_path: Path, out: Path) -> None:
+    with pytest.raises(UsageError, match=r"has no archive\.json"):
+        verify_archive(tmp_path)
+    with pytest.raises(UnknownNameError, match="there is no set of predictions '0123456789'"):
+        verify_archive(out, "0123456789")
