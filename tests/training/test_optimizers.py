@@ -1,12 +1,16 @@
 """The report's optimizers, compared with three steps computed by hand on one weight; gradients 1, -2, 0.5."""
 
 import math
+import re
 
 import pytest
 import torch
+from tests.training.conftest import small
 from torch import nn
 
+from pneumoscope.core.errors import RecipeError
 from pneumoscope.reproduction.recipes import report_recipes
+from pneumoscope.runs.epochs import count_plateaus
 from pneumoscope.runs.recipe import OptimizerOptions, read_recipe
 from pneumoscope.training.optimizers import create_optimizer, create_schedule
 
@@ -87,6 +91,7 @@ def test_frozen_parameters_are_not_optimized():
             OptimizerOptions(schedule="cosine", warmup_epochs=0.5),
             [0.5, 1.0, *(0.5 * (1 + math.cos(math.pi * i / 6)) for i in range(6))],
         ),
+        (OptimizerOptions(schedule="step", step_epochs=1, step_factor=0.5), 4 * [1.0] + 4 * [0.5]),
     ],
 )
 def test_learning_rate_follows_warmup_and_schedule(options, expected):
@@ -99,3 +104,47 @@ def test_learning_rate_follows_warmup_and_schedule(options, expected):
         schedule.step()
 
     assert factors == pytest.approx(expected)
+
+
+def test_one_cycle_is_that_of_torch():
+    def rates(schedule):
+        found = []
+        for _ in range(40):
+            found.append(schedule.optimizer.param_groups[0]["lr"])
+            schedule.optimizer.step()
+            schedule.step()
+        return found
+
+    ours = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.3)
+    theirs = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.3)
+    expected = rates(torch.optim.lr_scheduler.OneCycleLR(theirs, 0.3, total_steps=41, cycle_momentum=False))
+    options = OptimizerOptions(schedule="one_cycle", learning_rate=0.3)
+    assert rates(create_schedule(options, ours, steps=41, steps_per_epoch=10)) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3])
+def test_plateaus_are_those_of_torch(patience):
+    losses = [0.9, 0.8, 0.8, 0.85, 0.7, 0.7, 0.75, 0.72, 0.71, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6]
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+    # torch waits for one epoch more than its patience.
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=0.5, patience=patience - 1, threshold=0, threshold_mode="abs"
+    )
+    for number, loss in enumerate(losses, start=1):
+        schedule.step(loss)
+        assert 0.5 ** count_plateaus(losses[:number], patience) == optimizer.param_groups[0]["lr"]
+    assert count_plateaus(losses, patience) > 0
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"optimizer": {"step_epochs": 2}}, "optimizer.step_epochs: the schedule 'constant' has no such option"),
+        ({"optimizer": {"schedule": "cosine", "step_factor": 0.5}}, "optimizer.step_factor: the schedule 'cosine'"),
+        ({"optimizer": {"schedule": "one_cycle", "warmup_epochs": 1}}, "has its own warm-up"),
+        ({"training": {"early_stopping": 2, "select": "last"}}, "training.early_stopping: needs a metric"),
+    ],
+)
+def test_options_that_a_schedule_does_not_use_are_errors(tables, message):
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        small(**tables)

@@ -27,6 +27,7 @@ from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.phantoms import write_phantoms
 from pneumoscope.models.factory import create_model
+from pneumoscope.runs.epochs import count_plateaus, read_epochs
 from pneumoscope.runs.record import lock_run
 from pneumoscope.runs.run_folder import CHECKPOINT_FILE, EPOCHS_FILE, TENSORBOARD_FOLDER, WEIGHTS_FILE
 from pneumoscope.training.classifier import Classifier
@@ -307,3 +308,36 @@ def test_two_nodes_train_one_run(phantoms, tmp_path):
     assert outputs[1][0] == ""
     assert json.loads((tmp_path / "run/run.json").read_text())["device"] == "2 x cpu"
     assert (tmp_path / "run/bundle/card.json").exists()
+
+
+def test_run_stops_early_and_a_resumed_one_stops_at_the_same_epoch(phantoms, tmp_path, without_bundle):
+    """With a learning rate of almost zero, no epoch is better than the first."""
+    recipe = small(
+        optimizer={"learning_rate": 1e-12},
+        training={"epochs": 9, "early_stopping": 2, "select": "accuracy", "ema": 0.0},
+    )
+    record = train(recipe, phantoms, tmp_path / "run")
+    assert (record.best_epoch, record.state) == (1, "finished")
+    epochs = read_epochs(tmp_path / "run")
+    assert [epoch.epoch for epoch in epochs] == [1, 2, 3]
+    run = json.loads((tmp_path / "run/run.json").read_text())
+    results = ("best_epoch", "seconds", "finished")
+    run = {name: value for name, value in run.items() if name not in results} | {"state": "running"}
+    (tmp_path / "run/run.json").write_text(json.dumps(run))  # as if it had been killed after its last epoch
+    resumed = train(recipe, phantoms, tmp_path / "run", resume=True)
+    assert resumed.best_epoch == 1
+    assert read_epochs(tmp_path / "run") == epochs
+
+
+def test_learning_rate_decreases_after_epochs_without_a_lower_loss(phantoms, tmp_path, without_bundle):
+    recipe = small(
+        optimizer={"learning_rate": 1e-12, "schedule": "plateau", "step_epochs": 1, "step_factor": 0.5},
+        training={"epochs": 4},
+    )
+    train(recipe, phantoms, tmp_path / "run")
+    epochs = read_epochs(tmp_path / "run")
+    losses = [epoch.validation_loss for epoch in epochs]
+    # The rate of an epoch follows the losses of those before it.
+    expected = [1e-12 * 0.5 ** count_plateaus(losses[:number], 1) for number in range(4)]
+    assert [epoch.learning_rate for epoch in epochs] == pytest.approx(expected, rel=1e-9)
+    assert expected[-1] < expected[0]

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from pneumoscope.core.errors import RunError
 from pneumoscope.runs.run_folder import EPOCHS_FILE, read_text
 
-__all__ = ["Epoch", "best_epoch", "epochs_csv", "read_epochs"]
+__all__ = ["Epoch", "best_epoch", "count_plateaus", "epochs_csv", "is_stopped_early", "read_epochs"]
 
 
 class Epoch(NamedTuple):
@@ -45,6 +45,24 @@ def best_epoch(epochs: Sequence[Epoch], select: Literal["accuracy", "auroc", "lo
     if select == "auroc":
         return max(epochs, key=lambda row: row.validation_auroc)
     return max(epochs, key=lambda row: row.validation_accuracy)
+
+
+def is_stopped_early(
+    epochs: Sequence[Epoch], select: Literal["accuracy", "auroc", "loss", "last"], patience: int | None
+) -> bool:
+    """Return whether the last epochs, as many as the patience, have no better validation metric; False without a patience."""
+    return bool(epochs) and patience is not None and epochs[-1].epoch - best_epoch(epochs, select).epoch >= patience
+
+
+def count_plateaus(losses: Sequence[float], patience: int) -> int:
+    """Return how many times a loss did not decrease for a number of epochs; the count starts again after each time."""
+    lowest, waited, plateaus = math.inf, 0, 0
+    for loss in losses:
+        waited = 0 if loss < lowest else waited + 1
+        lowest = min(lowest, loss)
+        if waited == patience:
+            plateaus, waited = plateaus + 1, 0
+    return plateaus
 
 
 def epochs_csv(epochs: Sequence[Epoch]) -> str:

@@ -116,8 +116,14 @@ class OptimizerOptions(_Table):
     """Epsilon of RMSprop (inside the root) and Adam (outside)."""
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     """Weight decay of SGD, Adam (both added to the gradient) and AdamW."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """"cosine" decreases the learning rate to zero at the end of the last epoch."""
+    schedule: Literal["constant", "cosine", "step", "plateau", "one_cycle"] = "constant"
+    """"cosine" decreases the learning rate to zero at the end of the last epoch. "step" multiplies it by step_factor after every
+    step_epochs epochs; "plateau" after step_epochs epochs without a lower validation loss. "one_cycle" increases it from a 25th
+    during the first 30% of the steps, and then decreases it to almost zero (Smith & Topin 2018)."""
+    step_epochs: int = Field(default=5, ge=1)
+    """Epochs of the schedules "step" and "plateau"."""
+    step_factor: float = Field(default=0.1, gt=0, lt=1)
+    """Factor of the schedules "step" and "plateau"."""
     warmup_epochs: float = Field(default=0.0, ge=0)
     """Length of a linear warm-up from zero, epochs."""
     clip: float = Field(default=0.0, ge=0)
@@ -137,7 +143,9 @@ class TrainingOptions(_Table):
     """[training]: epochs, batches, model selection and calibration."""
 
     epochs: int = Field(default=15, ge=1, le=10_000)
-    """Number of epochs."""
+    """Number of epochs; the maximum with early stopping."""
+    early_stopping: int | None = Field(default=None, ge=1)
+    """Stop after this number of epochs without a better value of the metric of `select`. Train all epochs by default."""
     batch: int = Field(default=64, ge=2, le=65_536)
     """Images per step, over all devices together."""
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -262,6 +270,14 @@ class Recipe(_Table):
         for field in sorted(set().union(*_OPTIONS_OF_OPTIMIZER.values()) - _OPTIONS_OF_OPTIMIZER[self.optimizer.name]):
             if getattr(self.optimizer, field) != OptimizerOptions.model_fields[field].default:
                 raise ValueError(f"optimizer.{field}: {self.optimizer.name!r} has no such option")
+        if self.optimizer.schedule not in ("step", "plateau"):
+            for field in ("step_epochs", "step_factor"):
+                if getattr(self.optimizer, field) != OptimizerOptions.model_fields[field].default:
+                    raise ValueError(f"optimizer.{field}: the schedule {self.optimizer.schedule!r} has no such option")
+        if self.optimizer.schedule == "one_cycle" and self.optimizer.warmup_epochs:
+            raise ValueError('optimizer.warmup_epochs: the schedule "one_cycle" has its own warm-up')
+        if self.training.early_stopping and self.training.select == "last":
+            raise ValueError('training.early_stopping: needs a metric; training.select is "last"')
         if self.optimizer.warmup_epochs >= self.training.epochs:
             raise ValueError(
                 f"optimizer.warmup_epochs: {self.optimizer.warmup_epochs} must be less than training.epochs"

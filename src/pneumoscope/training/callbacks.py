@@ -22,13 +22,14 @@ from safetensors.torch import save
 
 from pneumoscope.core.errors import StorageError
 from pneumoscope.core.files import write_atomically
-from pneumoscope.runs.epochs import best_epoch, epochs_csv
+from pneumoscope.runs.epochs import best_epoch, epochs_csv, is_stopped_early
 from pneumoscope.runs.run_folder import CHECKPOINT_FILE, EPOCHS_FILE, WEIGHTS_FILE
 from pneumoscope.training.classifier import Classifier
 
 __all__ = [
     "AtomicCheckpointIO",
     "BestAndLastCheckpoint",
+    "EarlyStopping",
     "EpochLog",
     "completed_epochs",
     "progress_callback",
@@ -86,6 +87,17 @@ class BestAndLastCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.run / CHECKPOINT_FILE)
         if trainer.is_global_zero:
             write_atomically(self.run / EPOCHS_FILE, epochs_csv(history))
+
+
+class EarlyStopping(Callback):
+    """Stop a run after epochs without a better validation metric, if its recipe has a patience."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop all processes, which have the same history."""
+        assert isinstance(pl_module, Classifier)
+        options = pl_module.recipe.training
+        if is_stopped_early(pl_module.history, options.select, options.early_stopping):
+            trainer.should_stop = True
 
 
 def completed_epochs(run: Path) -> int:

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pneumoscope.core.errors import DivergedError
 from pneumoscope.models.base import ClassifierNetwork
-from pneumoscope.runs.epochs import Epoch
+from pneumoscope.runs.epochs import Epoch, count_plateaus
 from pneumoscope.runs.recipe import Recipe
 from pneumoscope.statistics.roc import auroc
 from pneumoscope.training.data_module import Batch, derive_seed
@@ -81,11 +81,17 @@ class Classifier(pl.LightningModule):
         options = self.recipe.optimizer
         optimizer = create_optimizer(options, self.network.parameters())
         steps = self._steps_per_epoch * self.recipe.training.epochs
-        schedule = create_schedule(options, optimizer, steps, self._steps_per_epoch)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        self._schedule = create_schedule(options, optimizer, steps, self._steps_per_epoch, self._count_plateaus)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule, "interval": "step"}}
+
+    def _count_plateaus(self) -> int:
+        losses = [epoch.validation_loss for epoch in self.history]
+        return count_plateaus(losses, self.recipe.optimizer.step_epochs)
 
     def on_train_epoch_start(self) -> None:
-        """Reset the sums and the clock."""
+        """Reset the sums and the clock, and apply the validation loss of the epoch before to the learning rate."""
+        for group, factor in zip(self._schedule.optimizer.param_groups, self._schedule.lr_lambdas, strict=True):
+            group["lr"] = group["initial_lr"] * factor(self._schedule.last_epoch)
         self._train_sums = torch.zeros(3, device=self.device)
         self._started = time.monotonic()
 

@@ -66,23 +66,47 @@ def create_optimizer(options: OptimizerOptions, parameters: Iterable[nn.Paramete
 
 
 def create_schedule(
-    options: OptimizerOptions, optimizer: torch.optim.Optimizer, steps: int, steps_per_epoch: int
+    options: OptimizerOptions,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    steps_per_epoch: int,
+    plateaus: Callable[[], int] = lambda: 0,
 ) -> LambdaLR:
-    """Return the learning-rate schedule: a linear warm-up, then constant or a half cosine to zero.
+    """Return the learning-rate schedule: a linear warm-up, then the schedule of the recipe.
 
     Args:
         options: Optimizer options of the recipe.
         optimizer: The optimizer.
         steps: Training steps of the whole run.
         steps_per_epoch: Training steps per epoch.
+        plateaus: Returns how often the validation loss did not decrease; see `runs.epochs.count_plateaus`.
+    Source: "one_cycle" by Smith & Topin 2018, arXiv:1708.07120, with the defaults of `torch.optim.lr_scheduler.OneCycleLR`.
     """
     warmup = round(options.warmup_epochs * steps_per_epoch)
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        if options.schedule == "constant":
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+        if options.schedule == "cosine":
+            return _half_cosine(1, 0, (step - warmup) / max(1, steps - warmup))
+        if options.schedule == "step":
+            return float(options.step_factor ** (step // (options.step_epochs * steps_per_epoch)))
+        if options.schedule == "plateau":
+            return float(options.step_factor ** plateaus())
+        if options.schedule == "one_cycle":
+            return _one_cycle(step, steps)
+        return 1.0
 
     return LambdaLR(optimizer, factor)
+
+
+def _half_cosine(first: float, last: float, fraction: float) -> float:
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * fraction))
+
+
+def _one_cycle(step: int, steps: int) -> float:
+    """Return the factor of a step: from 1/25 to 1 in the first 30% of the steps, then to 1/250,000 in the last step."""
+    top, last = 0.3 * steps - 1, steps - 1
+    if step <= top:
+        return _half_cosine(1 / 25, 1, step / top)
+    return _half_cosine(1, 1 / 250_000, min(1.0, (step - top) / max(last - top, 1e-9)))

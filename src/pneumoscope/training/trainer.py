@@ -29,10 +29,16 @@ from pneumoscope.core.errors import PneumoscopeError, RunError, UsageError
 from pneumoscope.core.messages import counted
 from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.models.base import ClassifierNetwork
-from pneumoscope.runs.epochs import Epoch
+from pneumoscope.runs.epochs import Epoch, is_stopped_early
 from pneumoscope.runs.recipe import Recipe
 from pneumoscope.runs.run_folder import CHECKPOINT_FILE, TENSORBOARD_FOLDER
-from pneumoscope.training.callbacks import AtomicCheckpointIO, BestAndLastCheckpoint, EpochLog, progress_callback
+from pneumoscope.training.callbacks import (
+    AtomicCheckpointIO,
+    BestAndLastCheckpoint,
+    EarlyStopping,
+    EpochLog,
+    progress_callback,
+)
 from pneumoscope.training.classifier import Classifier
 from pneumoscope.training.data_module import ImageArrays, ImageDataModule
 
@@ -167,7 +173,7 @@ def run_trainer(
             # Some CUDA kernels have no deterministic implementation; torch then warns and continues.
             deterministic="warn" if devices.gpu else True,
             gradient_clip_val=recipe.optimizer.clip or None,
-            callbacks=[BestAndLastCheckpoint(out), progress, *callbacks],
+            callbacks=[BestAndLastCheckpoint(out), EarlyStopping(), progress, *callbacks],
             plugins=[AtomicCheckpointIO()] if world_size == 1 else None,
             logger=TensorBoardLogger(out, name=TENSORBOARD_FOLDER, version=""),
             num_sanity_val_steps=0,
@@ -178,13 +184,29 @@ def run_trainer(
             enable_checkpointing=True,
             log_every_n_steps=1,
         )
-        _reraise_worker_errors(
-            lambda: trainer.fit(
-                model, datamodule=data_module, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True
+        if not _is_stopped_early(recipe, checkpoint):
+            _reraise_worker_errors(
+                lambda: trainer.fit(
+                    model,
+                    datamodule=data_module,
+                    ckpt_path=checkpoint if checkpoint.exists() else None,
+                    weights_only=True,
+                )
             )
-        )
     # Read from disk: if other processes trained, the model of this process has no history.
+    return _history(checkpoint)
+
+
+def _history(checkpoint: Path) -> list[Epoch]:
     return [Epoch(**row) for row in AtomicCheckpointIO().load_checkpoint(checkpoint)["history"]]
+
+
+def _is_stopped_early(recipe: Recipe, checkpoint: Path) -> bool:
+    """Return whether the run was interrupted after its last epoch."""
+    options = recipe.training
+    if options.early_stopping is None or not checkpoint.exists():
+        return False
+    return is_stopped_early(_history(checkpoint), options.select, options.early_stopping)
 
 
 @contextlib.contextmanager
