@@ -192,12 +192,15 @@ def main() -> None:
         bundle = Maker(folder).bundle(folder / "bundle", rejection_limits=LIMITS)
         score(source, folder / "undisturbed", bundle)
         undisturbed = contents(folder / "undisturbed")
-        rows = []
+        rows: list[dict[str, Any]] = []
 
         def run(fault: str, kills: int, attack: Attack) -> None:
             trial = Trial(fault, undisturbed)
             trial.run(folder, kills, attack)
             rows.append(trial.row)
+            result = {"seed": arguments.seed, "kills": arguments.kills, "faults": rows}
+            write_atomically(arguments.out / "faults.json", json.dumps(result, indent=1) + "\n")
+            write_atomically(arguments.out / "faults.md", markdown(result))
 
         run("local driver", arguments.kills, attack_driver(source, bundle, draw))
         run("decode worker", arguments.kills, attack_workers(source, bundle, draw))
@@ -205,10 +208,6 @@ def main() -> None:
             run("Ray driver", few, attack_ray(source, bundle, address, draw, "driver"))
             run("Ray worker", few, attack_ray(source, bundle, address, draw, "worker"))
             run("Ray node", max(1, few // 2), attack_node(source, bundle, address, draw))
-    result = {"seed": arguments.seed, "kills": arguments.kills, "faults": rows}
-    write_atomically(arguments.out / "faults.json", json.dumps(result, indent=1) + "\n")
-    write_atomically(arguments.out / "faults.md", markdown(result))
-    print(markdown(result))
 
 
 if __name__ == "__main__":
