@@ -101,6 +101,16 @@ def test_without_identifiers_the_table_has_no_path_and_no_uid(tmp_path: Path, bu
     assert b"Jane" not in (tmp_path / "out" / "archive.log").read_bytes()
 
 
+def test_each_result_has_the_notice(tmp_path: Path, source: Path, bundle: Path) -> None:
+    done = run_cli(*score_command(source, tmp_path / "out", bundle)[4:])
+    notice = "Research and education software. Not a medical device."
+    assert done.stdout.splitlines()[-1].startswith(notice)
+    for path in (tmp_path / "out").rglob("shard-*"):
+        assert pq.read_schema(path).metadata[b"notice"].decode().startswith(notice)
+    assert notice in run_cli("status", tmp_path / "out").stdout
+    assert json.loads(run_cli("status", tmp_path / "out", "--json").stdout)["sets"][0]["notice"].startswith(notice)
+
+
 def test_a_second_run_scores_nothing(tmp_path: Path, source: Path, bundle: Path) -> None:
     assert score(source, tmp_path / "out", bundle).shards == 3
     before = contents(tmp_path / "out")

@@ -47,8 +47,6 @@ class Listed(NamedTuple):
         finished: Shards that earlier runs finished.
         growth: Changes of the source since the last run.
         skipped: Number of skipped files by reason with the first names; "" if there are none.
-        key: Name of the set of predictions.
-        notice: Notice of the model.
     """
 
     rows: int
@@ -56,8 +54,6 @@ class Listed(NamedTuple):
     finished: int
     growth: Growth
     skipped: str
-    key: str
-    notice: str
 
 
 class Scored(NamedTuple):
@@ -69,6 +65,7 @@ class Scored(NamedTuple):
         decisions: Number of images by decision.
         shards: Shards that this run finished.
         key: Name of the set.
+        notice: Notice of the model.
     """
 
     rows: int
@@ -77,6 +74,7 @@ class Scored(NamedTuple):
     decisions: Mapping[str, int]
     shards: int
     key: str
+    notice: str
 
 
 def score_archive(
@@ -128,9 +126,7 @@ def score_archive(
             finished = chosen.finished()
             if on_listed:
                 skipped = DiscoveredImages((), tuple(source.skipped)).skipped_summary()
-                on_listed(
-                    Listed(listing.rows, listing.shards, len(finished), growth, skipped, chosen.key, loaded.notice)
-                )
+                on_listed(Listed(listing.rows, listing.shards, len(finished), growth, skipped))
             run = _Run(folder, chosen, listing, finished, watchers)
             stopping = stopping or threading.Event()
             if engine == "ray":
@@ -139,16 +135,19 @@ def score_archive(
                     run_on_ray(run.missing(), job, address=address, workers=workers, stopping=stopping, count=run.count)
                 )
             else:
-
-                def score(shard: ListedShard, cancelled: threading.Event) -> ShardResult:
-                    return score_shard(
-                        loaded, source.reader, shard, identifiers=identifiers, count=run.count, cancelled=cancelled
-                    )
-
-                run.enter(run_locally(run.missing(), score, workers=workers, stopping=stopping))
+                run.enter(_run_locally(run, loaded, source, workers, stopping, identifiers=identifiers))
             return run.summary()
     finally:
         loaded.close()
+
+
+def _run_locally(
+    run: _Run, model: Model, source: Source, workers: int, stopping: threading.Event, *, identifiers: bool
+) -> Generator[ShardResult]:
+    def score(shard: ListedShard, cancelled: threading.Event) -> ShardResult:
+        return score_shard(model, source.reader, shard, identifiers=identifiers, count=run.count, cancelled=cancelled)
+
+    return run_locally(run.missing(), score, workers=workers, stopping=stopping)
 
 
 def _list(folder: ArchiveFolder, source: Source) -> tuple[Listing, Growth]:
@@ -257,4 +256,5 @@ class _Run:
             decisions=decisions,
             shards=self._n_shards,
             key=self._set.key,
+            notice=self._set.settings.notice,
         )

@@ -101,7 +101,8 @@ def score_shard(
         if count:
             count(len(batch), n_failed)
     seconds = time.monotonic() - started
-    return ShardResult(shard.number, len(rows), failed, dict(sorted(decisions.items())), write_table(rows), seconds)
+    content = write_table(rows, model.notice)
+    return ShardResult(shard.number, len(rows), failed, dict(sorted(decisions.items())), content, seconds)
 
 
 def _read(reader: Reader, name: str) -> bytes | UnreadableImageError:

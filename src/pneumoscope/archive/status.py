@@ -23,6 +23,7 @@ class SetStatus(NamedTuple):
         decisions: Number of images by decision.
         shards: Finished shards.
         last: Time of the last shard, UTC, ISO 8601; "" if there is none.
+        notice: Notice of the model.
     """
 
     key: str
@@ -34,6 +35,7 @@ class SetStatus(NamedTuple):
     decisions: Mapping[str, int]
     shards: int
     last: str
+    notice: str
 
 
 class ArchiveStatus(NamedTuple):
@@ -77,6 +79,7 @@ def archive_status(path: Path) -> ArchiveStatus:
                 decisions=dict(sorted(decisions.items())),
                 shards=len(entries),
                 last=max((entry.finished for entry in entries), default=""),
+                notice=each.settings.notice,
             )
         )
     return ArchiveStatus(folder.settings.source, listing.rows, listing.shards, tuple(sets))

@@ -113,11 +113,12 @@ def schema() -> pa.Schema:
     return pa.schema([(name, pa.type_for_alias(kind)) for name, kind in COLUMNS.items()])
 
 
-def write_table(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """Return rows as a Parquet file."""
+def write_table(rows: Iterable[Mapping[str, Any]], notice: str = "") -> bytes:
+    """Return rows as a Parquet file, with the notice of the model in the metadata of its schema."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema()), buffer, compression="zstd")
+    table = pa.Table.from_pylist(list(rows), schema=schema().with_metadata({"notice": notice}))
+    pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from pneumoscope.cli.options import (
 )
 from pneumoscope.cli.progress import archive_progress, image_progress, printable
 from pneumoscope.core.errors import ArchiveError, PartialFailureError, UsageError
+from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.messages import counted
 
 if TYPE_CHECKING:
@@ -173,6 +174,12 @@ def _print_listed(listed: Listed) -> None:
 def _print_scored(scored: Scored, out: Path) -> None:
     click.echo(f"Scored {scored.done:,} of {counted(scored.rows, 'image')} in {out}, set {scored.key}")
     click.echo(f"Total: {_outcomes(scored.decisions, scored.failed)}")
+    _print_notices([scored.notice])
+
+
+def _print_notices(notices: Iterable[str]) -> None:
+    for notice in dict.fromkeys(notices):
+        click.secho(printable(notice), dim=True)
 
 
 def _outcomes(decisions: Mapping[str, int], failed: int) -> str:
@@ -202,6 +209,7 @@ def status_command(archive: Path, as_json: bool) -> None:
             f"{each.key} ({printable(settings)}): {each.done:,} of {counted(status.rows, 'image')} scored;"
             f" {_outcomes(each.decisions, each.failed)}. Last shard: {each.last or 'none'}"
         )
+    _print_notices(each.notice for each in status.sets)
 
 
 @command.command("query", short_help="Query an archive with SQL.")
@@ -227,7 +235,7 @@ def query_command(archive: Path, sql: str, as_json: bool, as_csv: bool, limit: i
     result = query_archive(archive, sql, limit=0 if as_json or as_csv else limit)
     if as_json:
         rows = [dict(zip(result.columns, row, strict=True)) for row in result.rows]
-        click.echo(json.dumps({"rows": rows}, indent=2, default=str))
+        click.echo(json.dumps({"notice": NOTICE, "rows": rows}, indent=2, default=str))
     elif as_csv:
         for line in (result.columns, *result.rows):
             click.echo(csv_line(line), nl=False)
@@ -235,6 +243,7 @@ def query_command(archive: Path, sql: str, as_json: bool, as_csv: bool, limit: i
         _print_rows(result.columns, result.rows)
         if not result.is_complete:
             click.echo(f"Only the first {limit:,} rows are shown; see --limit, --csv and --json", err=True)
+        click.secho(NOTICE, dim=True, err=True)
 
 
 def _print_rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -300,6 +309,7 @@ def compare_command(archive: Path, a: str, b: str, as_json: bool) -> None:
         text = "undefined" if drift is None else f"{drift.difference:.3f}, by chance up to {drift.chance:.3f}"
         click.echo(f"Drift of {name} against its card: {text}")
     _print_rows(("A", "B", "images"), result.decisions)
+    _print_notices([result.settings_a.notice, result.settings_b.notice])
 
 
 def _plain(value: object) -> object:
