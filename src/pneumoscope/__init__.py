@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pneumoscope.inference.writers import to_dataframe
     from pneumoscope.models.factory import create_model
     from pneumoscope.models.registry import list_models
+    from pneumoscope.reporting.report_files import report
 
 __version__ = "0.1.0"
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "list_models",
     "load_dataset",
     "load_model",
+    "report",
     "to_dataframe",
 ]
 
@@ -65,6 +67,7 @@ _MODULES = {
     "list_models": "models.registry",
     "load_dataset": "data.labeled_dataset",
     "load_model": "inference.model",
+    "report": "reporting.report_files",
     "to_dataframe": "inference.writers",
 }
 
@@ -75,6 +78,7 @@ _EXTRAS = {
     "create_model": "train",
     "evaluate": "evaluate",
     "evaluate_predictions": "evaluate",
+    "report": "evaluate",
 }
 
 

@@ -158,6 +158,7 @@ OTHER_STATUSES = {
     "DivergedError": 1,
     "StorageError": 1,
     "BusyError": 1,
+    "ArchiveError": 1,
     "AuditLogError": 1,
     "ParityError": 1,
     "PartialFailureError": 3,

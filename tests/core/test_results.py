@@ -15,10 +15,12 @@ from pneumoscope.core.result_forms import to_json
 from pneumoscope.core.results import (
     SCHEMA,
     Confusion,
+    DecisionCurvePoint,
     Evaluation,
     InteractionTest,
     Interval,
     OperatingPointResult,
+    PredictiveValues,
     SetDifference,
     Subgroup,
 )
@@ -200,3 +202,24 @@ def test_dataframe_has_the_rows():
     assert isinstance(frame, pandas.DataFrame)
     assert frame.set_index("metric").loc["auroc", "low"] == 0.25
     assert len(frame) == 3
+
+
+def test_notebook_and_rows_have_predictive_values_and_net_benefit():
+    point = dataclasses.replace(
+        EVALUATION.operating_points["half"], predictive_values=PredictiveValues(0.1, HALF, UNDEFINED)
+    )
+    curve = tuple(DecisionCurvePoint(step / 10, HALF, HALF, UNDEFINED) for step in (1, 2))
+    evaluation = dataclasses.replace(EVALUATION, operating_points={"half": point}, decision_curve=curve)
+    page = evaluation._repr_html_()
+    assert "half, at a prevalence of 0.1" in page
+    assert "threshold probability 0.2" in page
+    rows = evaluation.rows()
+    assert [row["metric"] for row in rows if row["prevalence"] == 0.1] == ["precision", "negative_predictive_value"]
+    steps = [
+        (row["threshold_probability"], row["metric"], row["value"]) for row in rows if row["threshold_probability"]
+    ]
+    assert steps[:3] == [
+        (0.1, "net_benefit", 0.5),
+        (0.1, "net_benefit_treat_all", 0.5),
+        (0.1, "net_benefit_gain", None),
+    ]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.core.results import Interval
-from pneumoscope.reporting.report_files import ReportFiles, write_report
+from pneumoscope.reporting.report_files import ReportFiles, make_report
 from pneumoscope.reporting.tables import Table, to_csv, to_latex, to_markdown
 from pneumoscope.runs.evaluations import read_evaluation
 
@@ -22,7 +22,7 @@ from pneumoscope.runs.evaluations import read_evaluation
 @pytest.fixture(scope="module")
 def report(three: Any, tmp_path_factory: pytest.TempPathFactory) -> ReportFiles:
     comparison, folders, _ = three
-    return write_report(comparison, folders, tmp_path_factory.mktemp("report"), ["claim"])
+    return make_report(comparison, folders, ["claim"]).write(tmp_path_factory.mktemp("report"))
 
 
 def rows(report: ReportFiles, name: str) -> list[dict[str, str]]:
@@ -135,13 +135,29 @@ def test_markdown_and_csv_keep_a_name_with_a_bar_in_one_cell() -> None:
 
 
 def test_same_input_gives_the_same_bytes(report: ReportFiles, three: Any, tmp_path: Path) -> None:
-    again = write_report(three[0], three[1], tmp_path, ["claim"])
+    again = make_report(three[0], three[1], ["claim"]).write(tmp_path)
     for one, other in zip(
         (report.page, *report.figures, *report.tables), (again.page, *again.figures, *again.tables), strict=True
     ):
         assert one.read_bytes() == other.read_bytes(), one.name
 
 
-def test_unknown_checklist_is_an_error(three: Any, tmp_path: Path) -> None:
+def test_unknown_checklist_is_an_error(three: Any) -> None:
     with pytest.raises(UnknownNameError, match="no checklist 'consort'"):
-        write_report(three[0], three[1], tmp_path, ["consort"])
+        make_report(three[0], three[1], ["consort"])
+
+
+def test_report_has_data_frames_and_figures_for_a_notebook(three: Any) -> None:
+    pytest.importorskip("pandas")
+    comparison, folders, _ = three
+    made = make_report(comparison, folders, ["claim"])
+    table = made.tables["metrics"].to_dataframe().set_index("Metric")
+    for run in comparison.runs:
+        assert table.loc["AUROC", run.name] == run.test["auroc"].value
+    assert made.tables["checklist-claim"].to_dataframe()["Item"].tolist()[-1] == "44"
+    root = ElementTree.fromstring(made.figures["roc"]._repr_svg_())
+    assert root.attrib["aria-label"].startswith("ROC curves")
+    assert made.figures["roc"].figure.axes[0].get_title(loc="left") == "ROC"
+    assert "| AUROC |" in made.tables["metrics"]._repr_markdown_()
+    # Figures with legends do not change those of the page.
+    assert made.page() == make_report(comparison, folders, ["claim"]).page()

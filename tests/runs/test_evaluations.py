@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +82,14 @@ def test_file_that_is_not_a_json_object_is_an_error(tmp_path):
     (tmp_path / "e.json").write_bytes(b"\xff\xfe")
     with pytest.raises(RunError, match="cannot read"):
         read_evaluation(tmp_path / "e.json")
+
+
+RESULTS = Path(__file__).resolve().parents[2] / "results"
+
+
+@pytest.mark.parametrize(
+    "file", sorted(RESULTS.rglob("evaluation.json")), ids=lambda path: str(path.relative_to(RESULTS))
+)
+def test_published_evaluations_of_earlier_versions_are_read(file):
+    evaluation = read_evaluation(file)
+    assert evaluation.n == sum(evaluation.counts.values())

@@ -28,6 +28,7 @@ VERBS = (
     "recipes",
     "models",
     "train",
+    "sweep",
     "evaluate",
     "robustness",
     "saliency-check",

@@ -47,15 +47,20 @@ def command(
 
     Example:  pneumoscope report runs/quick --operating-point balanced --checklist claim --out report
     """
-    from pneumoscope.evaluation.compare import compare
-    from pneumoscope.reporting.report_files import write_report
+    from pneumoscope.reporting.report_files import report
 
-    comparison = compare(runs, operating_point=operating_point, evaluation=evaluation, command=recorded_command())
-    report = write_report(comparison, runs, out, checklists)
-    for checklist in report.checklists:
+    made = report(
+        runs,
+        operating_point=operating_point,
+        evaluation=evaluation,
+        checklists=checklists,
+        command=recorded_command(),
+    )
+    files = made.write(out)
+    for checklist in made.checklists.values():
         asked = sum(bool(answer.ask) for answer in checklist.answers)
         click.echo(
             f"{checklist.title}: {checklist.prefilled} of {len(checklist.answers)} items are prefilled, {asked} need an author"
         )
-    click.echo(f"{len(report.figures)} files of figures, {len(report.tables)} of tables", err=True)
-    click.echo(str(report.page))
+    click.echo(f"{len(files.figures)} files of figures, {len(files.tables)} of tables", err=True)
+    click.echo(str(files.page))

@@ -82,6 +82,12 @@ def evaluation_html(evaluation: Evaluation) -> str:
     parts = [intervals_html(title, evaluation.metrics.items())]
     for name, point in evaluation.operating_points.items():
         parts.append(intervals_html(f"{name}: threshold at {point.threshold_text()}", point.metrics.items()))
+        if at := point.predictive_values:
+            values = at.named_intervals().items()
+            parts.append(intervals_html(f"{name}, at a prevalence of {at.prevalence:g}", values))
+    if curve := evaluation.decision_curve[1::2]:
+        steps = [(f"threshold probability {step.threshold_probability:g}", step.net_benefit) for step in curve]
+        parts.append(intervals_html("net benefit", steps))
     if groups := evaluation.subgroups:
         rows = [
             (f"{group.column}: {group.value}, {name}", interval)

@@ -126,7 +126,7 @@ def _initialization(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
 def _training(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
     def text(run: RunData, _: dict[str, str]) -> str:
         s = run.summary
-        return f"{s.optimizer}, batch {s.batch}, {s.epochs} epochs, seed {s.seed}; the recipe has all settings"
+        return f"{s.optimizer}, batch {s.batch}, {counted(s.epochs or 0, 'epoch')}, seed {s.seed}; the recipe has all settings"
 
     return _trained(runs, text, "runs")
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.errors import UndefinedMetricError
@@ -23,8 +24,8 @@ from pneumoscope.reporting.figures import (
 from pneumoscope.reporting.flow_diagram import flow_figure
 from pneumoscope.reporting.labels import METRICS, PAIR_METRICS
 from pneumoscope.reporting.run_data import RunData
-from pneumoscope.reporting.style import drawing
-from pneumoscope.reporting.svg import inline_svg
+from pneumoscope.reporting.style import COLORS, drawing, short
+from pneumoscope.reporting.svg import inline_svg, standalone_svg
 from pneumoscope.reporting.templating import format_value
 from pneumoscope.statistics.calibration import reliability_bins
 from pneumoscope.statistics.decision_curve import net_benefit
@@ -32,6 +33,7 @@ from pneumoscope.statistics.roc import precision_recall_curve, roc_curve
 
 __all__ = ["ComparisonFigures", "NamedFigure", "draw_figures"]
 
+_DECISION_CURVES = "decision-curves"
 # Metrics drawn as bars; the table has all of them. Metrics for which lower is better would be misleading among these.
 _BAR_METRICS = (
     "accuracy",
@@ -54,7 +56,7 @@ class NamedFigure:
         figure: The figure.
         key: Its name: prefix of ids in a page, and name of the file; letters, digits and hyphens.
         label: Text alternative.
-        legend: Whether the runs are distinguished by color, so that a file needs a legend; a page has its own.
+        legend: Whether the runs are distinguished by color, so that the figure needs a legend outside a page, which has its own.
     """
 
     figure: Figure
@@ -65,6 +67,22 @@ class NamedFigure:
     def __html__(self) -> str:
         """Return the figure as inline SVG. Must be called within `style.drawing()`."""
         return inline_svg(self.figure, key=self.key, label=self.label)
+
+    def _repr_svg_(self) -> str:
+        with drawing():
+            return standalone_svg(self.figure, label=self.label)
+
+    def add_legend(self, runs: Sequence[RunData]) -> None:
+        """Add a legend of the runs below the figure, if it needs one."""
+        if not self.legend:
+            return
+        lines = [Line2D([], [], color=run.style.color, linestyle=run.style.line) for run in runs]
+        names = [short(run.summary.name) for run in runs]
+        if self.key == _DECISION_CURVES:
+            lines.append(Line2D([], [], color=COLORS["muted"][0], linestyle=(0, (2, 3))))
+            names.append("treat everybody")
+        with drawing():
+            self.figure.legend(lines, names, loc="outside lower center", ncols=2, frameon=False, fontsize=10)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +237,7 @@ def _decision_curves(runs: Sequence[RunData]) -> NamedFigure:
     figure = decision_curve_figure(thresholds, curves, benefits[0][1])
     names = ", ".join(run.summary.name for run in runs)
     label = f"Net benefit by threshold probability of {names}, and of treating everybody"
-    return NamedFigure(figure, "decision-curves", label, legend=True)
+    return NamedFigure(figure, _DECISION_CURVES, label, legend=True)
 
 
 def _training_figure(run: RunData) -> NamedFigure:

@@ -1,25 +1,24 @@
-"""The report of a comparison with its figures, tables and checklists as files."""
+"""The report of evaluated runs for a manuscript: page, figures, tables and checklists, as objects and as files."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from matplotlib.lines import Line2D
 
 from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.files import write_atomically
+from pneumoscope.evaluation.compare import compare
 from pneumoscope.reporting.checklists import Checklist, checklist_table, fill_checklist
 from pneumoscope.reporting.comparison_figures import NamedFigure, draw_figures
 from pneumoscope.reporting.comparison_page import comparison_page
 from pneumoscope.reporting.run_data import RunData, load_run_data
-from pneumoscope.reporting.style import COLORS, drawing, short
+from pneumoscope.reporting.style import COLORS, drawing
 from pneumoscope.reporting.svg import standalone_svg
 from pneumoscope.reporting.tables import Table, comparison_tables, to_csv, to_latex, to_markdown
 
-__all__ = ["FIGURES_FOLDER", "PAGE", "TABLES_FOLDER", "ReportFiles", "write_report"]
+__all__ = ["FIGURES_FOLDER", "PAGE", "TABLES_FOLDER", "Report", "ReportFiles", "make_report", "report"]
 
 PAGE = "report.html"
 FIGURES_FOLDER, TABLES_FOLDER = "figures", "tables"
@@ -38,66 +37,113 @@ class ReportFiles:
     Attributes:
         page: The page.
         figures, tables: Figures and tables; a checklist is among the tables.
-        checklists: The filled checklists.
     """
 
     page: Path
     figures: tuple[Path, ...]
     tables: tuple[Path, ...]
-    checklists: tuple[Checklist, ...]
 
 
-def write_report(
-    comparison: Comparison, runs: Sequence[Path], out: Path, checklists: Sequence[str] = ()
-) -> ReportFiles:
-    """Write report.html, figures/ (SVG, PDF, PNG) and tables/ (CSV, LaTeX, Markdown), with a table for each checklist.
+@dataclasses.dataclass(frozen=True, repr=False)
+class Report:
+    """A report.
+
+    Attributes:
+        comparison: The comparison of the runs; of one run, its results.
+        runs: Data of the runs.
+        figures: Figures by name, such as "roc", each with a legend. In a notebook a figure shows itself; `figure` is that of
+            matplotlib.
+        tables: Tables by name, such as "metrics"; `Table.to_dataframe()` returns a pandas DataFrame.
+        checklists: Filled checklists by name.
+    """
+
+    comparison: Comparison
+    runs: tuple[RunData, ...]
+    figures: Mapping[str, NamedFigure]
+    tables: Mapping[str, Table]
+    checklists: Mapping[str, Checklist]
+
+    def __repr__(self) -> str:
+        """Return the names of figures and tables."""
+        return f"Report({self.comparison!r}, figures={list(self.figures)}, tables={list(self.tables)})"
+
+    def _repr_html_(self) -> str:
+        return self.comparison._repr_html_()
+
+    def page(self) -> str:
+        """Return the HTML page."""
+        figures = draw_figures(self.comparison, self.runs)  # without legends, which are part of the page
+        return comparison_page(self.comparison, self.runs, figures, tuple(self.checklists.values()))
+
+    def write(self, out: str | Path) -> ReportFiles:
+        """Write report.html, figures/ (SVG, PDF, PNG) and tables/ (CSV, LaTeX, Markdown); the same input gives the same bytes.
+
+        Args:
+            out: Folder to write to.
+
+        Raises:
+            StorageError: A file cannot be written.
+        """
+        folder = Path(out)
+        page = write_atomically(folder / PAGE, self.page())
+        with drawing():
+            drawn = [file for each in self.figures.values() for file in _write_figure(each, folder / FIGURES_FOLDER)]
+        written = [file for table in self.tables.values() for file in _write_table(table, folder / TABLES_FOLDER)]
+        return ReportFiles(page, tuple(drawn), tuple(written))
+
+
+def report(
+    runs: Sequence[str | Path],
+    *,
+    operating_point: str = "half",
+    evaluation: str = "test",
+    checklists: Sequence[str] = (),
+    command: str = "",
+) -> Report:
+    """Return the report of evaluated runs. Nothing is evaluated and nothing is written; see `Report.write`.
 
     Args:
-        comparison: Comparison of these runs, or of one.
-        runs: See `comparison_page.write_comparison_page`.
-        out: Folder to write to.
-        checklists: Names of checklists in `checklists.CHECKLISTS`.
+        runs: Run folders, or folders that `evaluate` wrote.
+        operating_point: Operating point of the threshold metrics and tests.
+        evaluation: Name of the evaluation of each run.
+        checklists: Reporting guidelines to fill: "claim", "tripod-ai", "stard-ai".
+        command: The command line, for the record.
 
     Raises:
-        UnknownNameError: There is no such checklist.
-        RunError: See `write_comparison_page`.
-        StorageError: A file cannot be written.
+        UnknownNameError: There is no such checklist, or a run was not evaluated at this operating point.
+        RunError, UsageError: See `evaluation.compare.compare`.
     """
-    data = load_run_data(comparison, runs)
-    filled = [fill_checklist(name, comparison, data) for name in checklists]
-    figures = draw_figures(comparison, data)
-    page = write_atomically(out / PAGE, comparison_page(comparison, data, figures, filled))
-    with drawing():
-        drawn = [file for figure in figures.all() for file in _write_figure(figure, data, out / FIGURES_FOLDER)]
-    tables = (*comparison_tables(comparison, data), *map(checklist_table, filled))
-    written = [file for table in tables for file in _write_table(table, out / TABLES_FOLDER)]
-    return ReportFiles(page, tuple(drawn), tuple(written), tuple(filled))
+    comparison = compare(runs, operating_point=operating_point, evaluation=evaluation, command=command)
+    return make_report(comparison, [Path(run) for run in runs], checklists)
 
 
-def _write_figure(named: NamedFigure, runs: Sequence[RunData], folder: Path) -> list[Path]:
-    if named.legend:
-        lines = [Line2D([], [], color=run.style.color, linestyle=run.style.line) for run in runs]
-        names = [short(run.summary.name) for run in runs]
-        if named.key == "decision-curves":
-            lines.append(Line2D([], [], color=COLORS["muted"][0], linestyle=(0, (2, 3))))
-            names.append("treat everybody")
-        named.figure.legend(lines, names, loc="outside lower center", ncols=2, frameon=False, fontsize=10)
-    svg = folder / f"{named.key}.svg"
-    write_atomically(svg, standalone_svg(named.figure, label=named.label))
-    files = [svg]
-    for form in ("pdf", "png"):
+def make_report(comparison: Comparison, folders: Sequence[Path], checklists: Sequence[str] = ()) -> Report:
+    """Return the report of a comparison.
+
+    Args:
+        comparison: The comparison.
+        folders: Its runs; see `comparison_page.write_comparison_page`.
+        checklists: See `report`.
+    """
+    data = load_run_data(comparison, folders)
+    filled = {name: fill_checklist(name, comparison, data) for name in checklists}
+    figures = {figure.key: figure for figure in draw_figures(comparison, data).all()}
+    for figure in figures.values():
+        figure.add_legend(data)
+    tables = (*comparison_tables(comparison, data), *map(checklist_table, filled.values()))
+    return Report(comparison, data, figures, {table.name: table for table in tables}, filled)
+
+
+def _write_figure(named: NamedFigure, folder: Path) -> list[Path]:
+    files = [write_atomically(folder / f"{named.key}.svg", standalone_svg(named.figure, label=named.label))]
+    for form, metadata in _METADATA.items():
         buffer = io.BytesIO()
-        named.figure.savefig(
-            buffer, format=form, dpi=_PNG_RESOLUTION, facecolor=COLORS["surface"][0], metadata=_METADATA[form]
-        )
-        files.append(folder / f"{named.key}.{form}")
-        write_atomically(files[-1], buffer.getvalue())
+        surface = COLORS["surface"][0]
+        named.figure.savefig(buffer, format=form, dpi=_PNG_RESOLUTION, facecolor=surface, metadata=metadata)
+        files.append(write_atomically(folder / f"{named.key}.{form}", buffer.getvalue()))
     return files
 
 
 def _write_table(table: Table, folder: Path) -> list[Path]:
-    files = []
-    for suffix, text in (("csv", to_csv(table)), ("tex", to_latex(table)), ("md", to_markdown(table))):
-        files.append(folder / f"{table.name}.{suffix}")
-        write_atomically(files[-1], text)
-    return files
+    forms = {"csv": to_csv(table), "tex": to_latex(table), "md": to_markdown(table)}
+    return [write_atomically(folder / f"{table.name}.{suffix}", text) for suffix, text in forms.items()]

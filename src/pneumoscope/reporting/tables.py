@@ -11,16 +11,21 @@ import dataclasses
 import io
 import re
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pneumoscope.core.comparison import Comparison
-from pneumoscope.core.result_forms import method_name
+from pneumoscope.core.result_forms import method_name, rows_dataframe
 from pneumoscope.core.results import Interval
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.run_data import RunData
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = ["Cell", "Table", "comparison_tables", "to_csv", "to_latex", "to_markdown"]
 
 Cell = Interval | float | int | str | None
+_PARTS = ("low", "high", "method", "n", "reason")  # fields of an interval beside its value
 _LATEX = {
     "\\": r"\textbackslash{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -48,6 +53,35 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
 
+    def _repr_markdown_(self) -> str:
+        return to_markdown(self)
+
+    def wide(self) -> tuple[list[str], list[list[Any]]]:
+        """Return headings and rows with columns for the value, ends, method, n and reason of each interval."""
+        is_interval = [any(isinstance(row[index], Interval) for row in self.rows) for index in range(len(self.columns))]
+        headings: list[str] = []
+        for name, interval in zip(self.columns, is_interval, strict=True):
+            headings += [name, *(f"{name}, {part}" for part in _PARTS if interval)]
+        rows = []
+        for row in self.rows:
+            cells: list[Any] = []
+            for cell, interval in zip(row, is_interval, strict=True):
+                if isinstance(cell, Interval):
+                    cells += [cell.value, *(getattr(cell, part) for part in _PARTS)]
+                else:
+                    cells += [cell, *(None for _ in _PARTS if interval)]
+            rows.append(cells)
+        return headings, rows
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return `wide` as a pandas DataFrame.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        headings, rows = self.wide()
+        return rows_dataframe(rows, "Table.to_dataframe()", headings)
+
 
 def comparison_tables(comparison: Comparison, runs: Sequence[RunData]) -> tuple[Table, ...]:
     """Return the tables of a comparison that have rows.
@@ -71,25 +105,12 @@ def comparison_tables(comparison: Comparison, runs: Sequence[RunData]) -> tuple[
 
 def to_csv(table: Table) -> str:
     """Return a table as CSV text: an interval has columns for its value, ends, method, n and the reason if it is undefined."""
-    wide = [any(isinstance(row[index], Interval) for row in table.rows) for index in range(len(table.columns))]
-    heading: list[str] = []
-    for name, is_interval in zip(table.columns, wide, strict=True):
-        heading += [name, *(f"{name}, {part}" for part in _PARTS)] if is_interval else [name]
+    headings, rows = table.wide()
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(heading)
-    for row in table.rows:
-        cells: list[object] = []
-        for cell, is_interval in zip(row, wide, strict=True):
-            if isinstance(cell, Interval):
-                cells += [cell.value, *(getattr(cell, part) for part in _PARTS)]
-            else:
-                cells += [cell, *[None] * (len(_PARTS) if is_interval else 0)]
-        writer.writerow(cells)
+    writer.writerow(headings)
+    writer.writerows(rows)
     return out.getvalue()
-
-
-_PARTS = ("low", "high", "method", "n", "reason")
 
 
 def to_markdown(table: Table) -> str:
