@@ -7,8 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+from pneumoscope.archive.readers import LocalReader
 from pneumoscope.archive.score import score_archive
-from pneumoscope.archive.sources import LocalReader, open_source
+from pneumoscope.archive.sources import open_source
 
 SECONDS = 0.1
 

@@ -17,7 +17,7 @@ from tests.archive.archives import contents, draw_images, run_cli, score, score_
 from tests.archive.crash_steps import steps_until_killed
 from tests.processes import started
 
-from pneumoscope.archive.sources import LocalReader
+from pneumoscope.archive.readers import LocalReader
 from pneumoscope.archive.status import archive_status
 from pneumoscope.archive.verify import verify_archive
 
@@ -67,13 +67,13 @@ def test_a_kill_at_any_step_costs_only_the_shard_in_flight(tmp_path: Path, bundl
 
 SLOW = """
 import sys, time
-from pneumoscope.archive import sources
-read, seconds = sources.LocalReader.read, float(sys.argv.pop(1))
+from pneumoscope.archive import readers
+read, seconds = readers.LocalReader.read, float(sys.argv.pop(1))
 def slow(self, name):
     print("reading", flush=True)
     time.sleep(seconds)
     return read(self, name)
-sources.LocalReader.read = slow
+readers.LocalReader.read = slow
 from pneumoscope.cli import main
 main()
 """

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pneumoscope.archive.listing import Growth, Listing
-from pneumoscope.archive.sources import SourceImage
+from pneumoscope.archive.readers import SourceImage
 from pneumoscope.core.errors import ArchiveError
 
 

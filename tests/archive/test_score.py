@@ -23,7 +23,7 @@ from tests.processes import free_port
 from pneumoscope import load_model
 from pneumoscope.archive.archive_folder import ArchiveFolder
 from pneumoscope.archive.progress import Progress
-from pneumoscope.archive.sources import LocalReader
+from pneumoscope.archive.readers import LocalReader
 from pneumoscope.archive.verify import verify_archive
 from pneumoscope.core.errors import StorageError, UsageError
 

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from tests.images import png
 
-from pneumoscope.archive.sources import LocalReader, open_source
+from pneumoscope.archive.readers import LocalReader
+from pneumoscope.archive.sources import open_source
 from pneumoscope.core.errors import ManifestError, UnreadableImageError, UsageError
 from pneumoscope.inference.discovery import discover_images
 

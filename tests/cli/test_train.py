@@ -232,3 +232,18 @@ def test_several_seeds_are_summarized_with_mean_and_spread(train, recipe, images
 
     assert status == 0, err
     assert json.loads(printed) == [json.loads((out / f"seed-{seed}/run.json").read_text()) for seed in (5, 6)]
+
+
+def test_sweep_prints_the_combinations_with_the_best_first(recipe, images, tmp_path, capfd):
+    settings = ["--set", "optimizer.learning_rate=0.002,0.00001", "--set", "training.epochs=1"]
+    command = ["sweep", str(recipe), "--data", str(images), "--out", str(tmp_path / "sweep"), *settings]
+    run_and_exit(cli, command)
+    printed, err = capfd.readouterr()
+    assert "optimizer.learning_rate" in printed
+    assert "0.00001" in printed
+    assert f"table   {tmp_path / 'sweep/sweep.csv'}" in printed
+    assert "optimizer.learning_rate=0.002 (1 of 2 combinations)" in err
+    run_and_exit(cli, [*command, "--resume", "--json"])
+    rows = json.loads(capfd.readouterr().out)
+    assert [row["seeds"] for row in rows] == [1, 1]
+    assert rows[0]["accuracy"] >= rows[1]["accuracy"]

@@ -39,7 +39,7 @@ from pneumoscope.core.prediction import (
 from pneumoscope.core.prediction_messages import (
     age_conflict_message,
     notice,
-    notice_of_other_model,
+    notice_of_unknown_model,
     prediction_message,
     probability_message,
     probability_text,
@@ -363,6 +363,6 @@ def test_notice_states_the_population_of_the_model(population, english, chinese)
 
 
 def test_notice_of_another_model_states_no_population_of_the_current_one():
-    assert notice_of_other_model().startswith(f"{NOTICE} This result is of an earlier model,")
-    assert "Trained on" not in notice_of_other_model()
-    assert notice_of_other_model("zh-Hant").startswith("研究與教學用軟體，非醫療器材。此結果由先前的模型產生；")
+    assert notice_of_unknown_model().startswith(f"{NOTICE} This result is of an earlier model,")
+    assert "Trained on" not in notice_of_unknown_model()
+    assert notice_of_unknown_model("zh-Hant").startswith("研究與教學用軟體，非醫療器材。此結果由先前的模型產生；")

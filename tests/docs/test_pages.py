@@ -41,6 +41,7 @@ GENERATED = ("cli.md", "errors.md", "http-api.md", "recipes.md", "model-card.md"
 # The reasons for skipping a block, and how many blocks have each.
 NOT_RUN = {
     "changes where Python installs": 1,
+    "needs a bucket": 1,
     "needs a cluster": 1,
     "needs a file of weights": 1,
     "needs a running service": 1,

@@ -214,6 +214,12 @@ def _hot(bits: int, n: int, level: int) -> npt.NDArray[np.uint16]:
     return pixels
 
 
+def _scattered(level: int) -> npt.NDArray[np.uint16]:
+    pixels = deep(13)
+    pixels.ravel()[::101] = level
+    return pixels
+
+
 def _signed(offset: int) -> npt.NDArray[np.int16]:
     return (deep().astype(np.int32) - offset).astype(np.int16)
 
@@ -595,6 +601,11 @@ _add(
     GRAY, "PNG of 16 bits that holds 12, and a marker of 1% of the pixels",
     lambda: image("PNG", _hot(12, 92, 65535)), MEASURED + " age_not_stated", same_pixels=False,
 )  # fmt: skip
+for level in (60_000, 65_534):
+    _add(
+        GRAY, f"no window, scattered pixels of {level:,}, 1% of all",
+        dicom(_scattered(level), 16, **NO_WINDOW), same_pixels=False,
+    )  # fmt: skip
 _add(
     GRAY, "PNG of 16 bits with levels from 60,000 to 60,510",
     lambda: image("PNG", (60_000 + 2 * REFERENCE.astype(int)).astype(np.uint16)), MEASURED + " age_not_stated",

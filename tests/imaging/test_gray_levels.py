@@ -174,6 +174,18 @@ def test_scattered_hot_pixels_without_a_gap_do_not_darken_an_image() -> None:
     assert (np.abs(image.pixels.astype(int) - REFERENCE) <= 1).mean() > 0.99
 
 
+@pytest.mark.parametrize("level", [40_000, 60_000, 65_535])
+@pytest.mark.parametrize("window", [NO_WINDOW, {}])
+@pytest.mark.parametrize("bits", [8, 13, 14])
+def test_scattered_hot_pixels_are_no_negative_values(bits: int, window: dict[str, Any], level: int) -> None:
+    pixels = deep(bits)
+    pixels.ravel()[::101] = level
+    image = rendered(pixels, 16, **window)
+    others = pixels < level
+    assert np.abs(image.pixels.astype(int) - REFERENCE)[others].max() <= 1
+    assert image.pixels[~others].min() == 255
+
+
 def test_marker_of_1_percent_does_not_darken_an_image_with_an_offset() -> None:
     pixels = (30_000 + deep()).astype(np.uint16)
     pixels.ravel()[:92] = 65535

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import sqlite3
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -24,6 +25,7 @@ from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.settings import Settings
+from pneumoscope.service.storage.database import DATABASE_FILE
 from pneumoscope.service.storage.repository import PredictionRepository
 
 BASE_URL = "http://127.0.0.1:8000"
@@ -226,8 +228,9 @@ def test_months_of_drift_are_those_of_the_time_zone(bundle, profile, tmp_path):
     assert f"{last_month:%Y-%m}." not in page
 
 
-def test_result_of_an_earlier_model_has_no_notice_of_the_current_one(bundle, shared_maker, tmp_path):
-    """Each place that shows one result: pages, API, CSV, FHIR."""
+@pytest.mark.parametrize("is_known", [True, False])
+def test_result_of_an_earlier_model_states_the_population_of_its_own_model(shared_maker, tmp_path, is_known):
+    """Each place that shows one result: pages, API, CSV, FHIR. Populations of models before migration 0020 are unknown."""
     children = "Trained on AP radiographs of children of 1 to 5 years from one hospital."
     replaced = shared_maker.root / "served in place of another model"
     if not replaced.exists():
@@ -235,21 +238,30 @@ def test_result_of_an_earlier_model_has_no_notice_of_the_current_one(bundle, sha
         shared_maker.bundle(
             replaced, gain=0.06, operating_points=POINTS, rejection_limits=LIMITS, population=population
         )
-    with client(bundle, tmp_path / "data") as earlier:
+    adults = "Trained on PA radiographs of adults of 18 to 90 years from 2 hospitals."
+    population = Population(ages=(18, 90), sites=2, view="PA")
+    first = shared_maker.bundle(tmp_path / "adults", gain=0.05, operating_points=POINTS, population=population)
+    with client(first, tmp_path / "data") as earlier:
         (old,) = post(earlier, png(126))
+    if not is_known:
+        with contextlib.closing(sqlite3.connect(tmp_path / "data" / DATABASE_FILE)) as database:
+            database.execute("DELETE FROM model_populations")
+            database.commit()
+    words = adults if is_known else "This result is of an earlier model, whose training population is not stored here."
     with client(replaced, tmp_path / "data") as current:
         assert children in current.get("/model?language=en").text
         (new,) = post(current, png(180))
         paths = ("/images/{}", "/images/{}/report", "/v1/predictions/{}", "/fhir/DiagnosticReport/{}")
         for path in paths:
             page = current.get(path.format(new["id"]), params={"language": "en"} if "/images" in path else {}).text
-            assert (children in page, "earlier model" in page) == (True, False), path
+            assert (children in page, words in page) == (True, False), path
             page = current.get(path.format(old["id"])).text
-            assert (children in page, "This result is of an earlier model" in page) == (False, True), path
+            assert (children in page, words in page) == (False, True), path
         rows = {row["id"]: row for row in csv.DictReader(io.StringIO(current.get("/worklist.csv").text))}
         assert children in rows[new["id"]]["notice"]
-        assert "earlier model" in rows[old["id"]]["notice"]
-        assert "此結果由先前的模型產生" in current.get(f"/images/{old['id']}?language=zh-Hant").text
+        assert words in rows[old["id"]]["notice"]
+        chinese = "18 至 90 歲成人" if is_known else "此結果由先前的模型產生"
+        assert chinese in current.get(f"/images/{old['id']}?language=zh-Hant").text
 
 
 def test_list_with_a_result_of_an_earlier_model_states_no_population(bundle, shared_maker, tmp_path):

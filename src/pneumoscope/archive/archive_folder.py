@@ -6,6 +6,7 @@ archive.log                   one line per finished shard
 listing/rows-000000.parquet   row number, shard, name, size and time of each image
 listing/skipped.parquet       other files of the source
 sets/KEY.json                 model, site profile, operating point, ...
+cards/KEY.json                card of the model, with the changes of the site profile
 sets/KEY.jsonl                the journal: one line per finished shard, with the hash of its file
 predictions/model=KEY/shard-000000.parquet
 
@@ -89,13 +90,14 @@ class PredictionSet:
         key: Its name.
         settings: What its predictions depend on.
         path: Folder of its shards.
-        journal: See `journal`.
+        journal, card: Files of the set; see `journal` and `bundle.card`.
     """
 
     def __init__(self, archive: Path, settings: SetSettings) -> None:
         self.settings, self.key = settings, settings.key
         self.path = archive / "predictions" / f"{_PREFIX}{self.key}"
         self.journal = archive / "sets" / f"{self.key}.jsonl"
+        self.card = archive / "cards" / f"{self.key}.json"
 
     def shard_path(self, number: int) -> Path:
         """Return the file of a shard."""
@@ -118,9 +120,13 @@ class PredictionSet:
             if (match := _SHARD.fullmatch(path.name)) and path == self.shard_path(int(match[1]))
         }
 
-    def prepare(self) -> None:
-        """Write the settings, and remove what a killed process left. Only the holder of the lock may call this."""
+    def prepare(self, card: str) -> None:
+        """Write the settings and the card, and remove what a killed process left.
+
+        Only the holder of the lock may call this.
+        """
         _remove_temporary_files(self.path)
+        write_atomically(self.card, card)
         write_atomically(self.journal.with_suffix(".json"), _to_json(self.settings))
         drop_torn_line(self.journal)
 
@@ -180,7 +186,7 @@ class ArchiveFolder:
             hint="Wait until it has ended; its progress is shown by: pneumoscope archive status",
         )
         with locked(path / "archive.lock", held):
-            for each in (path, path / "listing", path / "sets"):
+            for each in (path, path / "listing", path / "sets", path / "cards"):
                 _remove_temporary_files(each)
             if not (path / "archive.json").exists():
                 write_atomically(path / "archive.json", _to_json(settings))

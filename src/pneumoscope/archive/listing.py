@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pneumoscope.archive.sources import SourceImage
+from pneumoscope.archive.readers import SourceImage
 from pneumoscope.core.errors import ArchiveError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.inference.batches import batched

@@ -76,7 +76,7 @@ def connected(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     folder = ArchiveFolder.open(path)
     Listing(folder.listing)  # raises if it is damaged
     with duckdb.connect(":memory:") as connection:
-        # Nothing is downloaded, whatever a query asks for.
+        # No extension is downloaded, whatever a query asks for.
         connection.execute("SET autoinstall_known_extensions = false; SET autoload_known_extensions = false")
         listed = _quoted(str(folder.listing.resolve() / "rows-*.parquet"))
         connection.execute(

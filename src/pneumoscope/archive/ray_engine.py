@@ -18,8 +18,8 @@ from typing import Any
 
 from pneumoscope.archive.listing import ListedShard
 from pneumoscope.archive.model_package import ModelPackage
+from pneumoscope.archive.readers import Reader
 from pneumoscope.archive.scoring import ShardResult, score_shard
-from pneumoscope.archive.sources import LocalReader
 from pneumoscope.core.errors import ArchiveError, PneumoscopeError, UsageError
 from pneumoscope.inference.model import Model
 
@@ -46,7 +46,7 @@ class RayJob:
     """
 
     package: ModelPackage
-    reader: LocalReader
+    reader: Reader
     identifiers: bool
     key: str
 

@@ -124,7 +124,7 @@ def score_archive(
         with ArchiveFolder.hold(out, settings) as folder:
             listing, growth = _list(folder, source)
             chosen = folder.prediction_set(_set_settings(loaded, identifiers=identifiers))
-            chosen.prepare()
+            chosen.prepare(loaded.card.to_json())
             finished = chosen.finished()
             if on_listed:
                 skipped = DiscoveredImages((), tuple(source.skipped)).skipped_summary()

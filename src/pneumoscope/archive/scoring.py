@@ -21,7 +21,7 @@ from pneumoscope.inference.batches import batched
 from pneumoscope.inference.model import BATCH_SIZE, ScoredImage
 
 if TYPE_CHECKING:
-    from pneumoscope.archive.sources import LocalReader
+    from pneumoscope.archive.readers import Reader
     from pneumoscope.inference.model import Model
 
 __all__ = ["CancelledError", "ShardResult", "score_shard"]
@@ -60,7 +60,7 @@ class ShardResult(NamedTuple):
 
 def score_shard(
     model: Model,
-    reader: LocalReader,
+    reader: Reader,
     shard: ListedShard,
     *,
     identifiers: bool = True,
@@ -104,7 +104,7 @@ def score_shard(
     return ShardResult(shard.number, len(rows), failed, dict(sorted(decisions.items())), write_table(rows), seconds)
 
 
-def _read(reader: LocalReader, name: str) -> bytes | UnreadableImageError:
+def _read(reader: Reader, name: str) -> bytes | UnreadableImageError:
     """Return the content of an image, or why it cannot be read.
 
     Raises:

@@ -7,66 +7,16 @@ import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
+from pneumoscope.archive.readers import LocalReader, Reader, RemoteReader, SourceImage, is_remote, open_reader
 from pneumoscope.core.errors import ManifestError, UsageError
 from pneumoscope.core.files import read_error_reason
-from pneumoscope.imaging.decode import read_file
 from pneumoscope.imaging.file_type import identify_file
 from pneumoscope.inference.discovery import SkippedFile, discover_images
 
-__all__ = ["LocalReader", "Source", "SourceImage", "open_source"]
+__all__ = ["Source", "open_source"]
 
 _LISTED_TWICE = "listed twice"
-
-
-class SourceImage(NamedTuple):
-    """An image of a source, as it was when the source was listed.
-
-    Attributes:
-        name: Path relative to the root of the source, or as the list has it.
-        size: Size of the file, bytes; -1 if it could not be accessed.
-        modified: Time of the last modification, nanoseconds since 1970; 0 if unknown.
-    """
-
-    name: str
-    size: int
-    modified: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class LocalReader:
-    """Reads images below a folder.
-
-    Attributes:
-        root: Folder that relative names refer to.
-    """
-
-    root: str
-
-    def read(self, name: str) -> bytes:
-        """Return the content of a file.
-
-        Raises:
-            UnreadableImageError: The file is missing or cannot be read; see `imaging.decode.read_file`.
-        """
-        return read_file(Path(self.root, name), name)
-
-    def stat(self, name: str) -> SourceImage:
-        """Return an image with its size and its time of modification."""
-        try:
-            status = Path(self.root, name).stat()
-        except (OSError, ValueError):
-            return SourceImage(name, -1, 0)
-        return SourceImage(name, status.st_size, status.st_mtime_ns)
-
-    def is_available(self) -> bool:
-        """Return False if the root is missing or empty, as the folder of a drive that is no longer mounted."""
-        try:
-            with os.scandir(self.root) as entries:
-                return any(True for _ in entries)
-        except OSError:
-            return False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,15 +24,16 @@ class Source:
     """The images of an archive.
 
     Attributes:
-        location: The folder or file, absolute.
-        kind: "folder", "list", "manifest" or "parquet".
+        location: The folder or file, absolute, or the address.
+        kind: "folder", "objects", "list", "manifest" or "parquet".
         reader: Reads the images.
+        path_column: Column of a manifest or Parquet file with the paths.
         skipped: Files that are no images, links and hidden files, with the reason; filled by `images`.
     """
 
     location: str
     kind: str
-    reader: LocalReader
+    reader: Reader
     path_column: str = "path"
     skipped: list[SkippedFile] = dataclasses.field(default_factory=list)
 
@@ -93,11 +44,20 @@ class Source:
             ManifestError: The list cannot be read, or has no such column.
         """
         self.skipped.clear()
+        reader = self.reader
+        if isinstance(reader, RemoteReader):
+            for image, reason in reader.images():
+                if reason:
+                    self.skipped.append(SkippedFile(image.name, reason))
+                else:
+                    yield image
+            return
+        assert isinstance(reader, LocalReader)
         if self.kind == "folder":
             found = discover_images([self.location])
             self.skipped.extend(found.skipped)
             for path in found.paths:
-                yield self.reader.stat(os.path.relpath(path, self.location))
+                yield reader.stat(os.path.relpath(path, self.location))
             return
         seen: set[str] = set()
         for name in self._listed():
@@ -105,7 +65,7 @@ class Source:
                 self.skipped.append(SkippedFile(name, _LISTED_TWICE))
                 continue
             seen.add(name)
-            yield self.reader.stat(name)
+            yield reader.stat(name)
 
     def _listed(self) -> Iterable[str]:
         path = Path(self.location)
@@ -118,16 +78,18 @@ def open_source(location: str, *, path_column: str = "path") -> Source:
     """Return the source at a location.
 
     Args:
-        location: A folder, a manifest or another CSV file, a Parquet file, or a text file with one path per line. Paths in a file
-            are relative to its folder.
+        location: A folder, an address such as s3://bucket/prefix, a manifest or another CSV file, a Parquet file, or a text file
+            with one path per line. Paths in a file are relative to its folder.
         path_column: Column of a CSV or Parquet file with the paths.
 
     Raises:
         UsageError: The location does not exist, or is an image.
     """
+    if is_remote(location):
+        return Source(location.rstrip("/"), "objects", RemoteReader(location.rstrip("/")))
     path = Path(os.path.abspath(location))  # noqa: PTH100  links are kept, as the user wrote them
     if path.is_dir():
-        return Source(str(path), "folder", LocalReader(str(path)))
+        return Source(str(path), "folder", open_reader(str(path), "folder"))
     if not path.exists():
         raise UsageError(f"{location!r} does not exist", hint="Pass a folder of images, or a list of their paths")
     kind = {".csv": "manifest", ".parquet": "parquet"}.get(path.suffix.lower(), "list")
@@ -136,7 +98,7 @@ def open_source(location: str, *, path_column: str = "path") -> Source:
             f"{location!r} is an image or a DICOMDIR, not an archive",
             hint="Pass its folder, or score one image with: pneumoscope predict",
         )
-    return Source(str(path), kind, LocalReader(str(path.parent)), path_column)
+    return Source(str(path), kind, open_reader(str(path), kind), path_column)
 
 
 def _list_names(path: Path) -> Iterator[str]:

@@ -22,7 +22,7 @@ from pneumoscope.core.files import write_atomically
 from pneumoscope.core.population import Population
 from pneumoscope.imaging.preprocess import PREPROCESSING_VERSION, Preprocessing
 
-__all__ = ["CARD_FILE", "DEFAULT_BUNDLE", "NETWORK_FILE", "export_bundle", "read_bundle"]
+__all__ = ["CARD_FILE", "DEFAULT_BUNDLE", "NETWORK_FILE", "export_bundle", "read_bundle", "read_card"]
 
 CARD_FILE = "card.json"
 NETWORK_FILE = "network.onnx"
@@ -95,6 +95,18 @@ def _read_file(path: Path, max_bytes: int) -> bytes:
     if status.st_size > max_bytes:
         raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes, at most {max_bytes:,} are allowed", str(path))
     return path.read_bytes()
+
+
+def read_card(file: Path) -> Card:
+    """Read and check a card beside no network, such as that of an archive.
+
+    Raises:
+        BundleError: The file cannot be read, or is malformed.
+    """
+    try:
+        return _parse_card(_read_file(file, _MAX_CARD_BYTES).decode(), file.parent)
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"cannot read the card {str(file)!r}: {_describe(error)}") from error
 
 
 def _parse_card(text: str, folder: Path) -> Card:

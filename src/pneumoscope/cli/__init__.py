@@ -27,6 +27,7 @@ VERBS = (
     "recipes",
     "models",
     "train",
+    "sweep",
     "evaluate",
     "robustness",
     "saliency-check",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -107,8 +108,9 @@ def score_command(
 ) -> None:
     """Score the images of SOURCE that are not scored yet, and write them to Parquet files.
 
-    SOURCE is a folder, which is searched like that of `predict`, a text file with one path per line, a manifest or another CSV
-    file, or a Parquet file. Paths in a file are relative to its folder.
+    SOURCE is a folder, which is searched like that of `predict`, an address such as s3://bucket/prefix, gs://bucket/prefix or
+    https://host/folder, a text file with one path per line, a manifest or another CSV file, or a Parquet file. Paths in a file
+    are relative to its folder.
 
     Ctrl-C finishes the shards in flight; a second one stops at once. Run the same command again to continue. Images that
     cannot be read are rows with their reason, and the exit status is 3. DIR/archive.log has a line for each shard.
@@ -245,6 +247,69 @@ def _print_rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
             for text, cell, width in zip(line, cells, widths, strict=True)
         )
         click.echo("  ".join(parts).rstrip())
+
+
+@command.command("report", short_help="Write the report of an archive.")
+@_archive_argument
+@_set_option
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="HTML file to write.")
+@click.option(
+    "--thumbnails", type=click.IntRange(min=0), default=0, show_default=True,
+    help="Example images in the report; they are images of patients.",
+)  # fmt: skip
+def report_command(archive: Path, key: str, out: Path, thumbnails: int) -> None:
+    """Write an HTML page: decisions, rejections by reason and device, scores by year, and drift against the card.
+
+    Example:  pneumoscope archive report archive --out report.html
+    """
+    from pneumoscope.archive.report import write_report
+
+    click.echo(f"Wrote {write_report(archive, out, key, thumbnails=thumbnails)}", err=True)
+
+
+@command.command("compare", short_help="Compare two models on an archive.")
+@_archive_argument
+@click.argument("a", metavar="SET")
+@click.argument("b", metavar="SET")
+@json_option
+def compare_command(archive: Path, a: str, b: str, as_json: bool) -> None:
+    """Compare two sets of predictions image by image: agreement, changed decisions, and drift. See `archive status` for the sets.
+
+    Example:  pneumoscope archive compare archive b321a106-e3953e16 0f1e2d3c-a1b2c3d4
+    """
+    from pneumoscope.archive.summary import compare_sets
+
+    result = compare_sets(archive, a, b)
+    if as_json:
+        document = {name: _plain(value) for name, value in result._asdict().items()}
+        click.echo(json.dumps(document, indent=2))
+        return
+    for name, key, settings in (("A", result.a, result.settings_a), ("B", result.b, result.settings_b)):
+        click.echo(printable(f"{name}: {key}, {settings.model}, {settings.operating_point}  {settings.site}".rstrip()))
+    share = result.agree / result.images if result.images else 0.0
+    click.echo(f"{counted(result.images, 'image')} in both; the same decision: {result.agree:,} ({share:.1%})")
+    click.echo(
+        f"Flips: {result.flips[0]:,} from no_pneumonia to pneumonia, {result.flips[1]:,} from pneumonia to no_pneumonia"
+    )
+    click.echo(f"Cohen's kappa of decided images: {result.kappa}")
+    if result.difference:
+        click.echo(
+            f"Probability, B minus A: mean {result.difference[0]:+.3f}, mean absolute {result.difference[1]:.3f}"
+        )
+    for name, drift in (("A", result.drift_a), ("B", result.drift_b)):
+        text = "undefined" if drift is None else f"{drift.difference:.3f}, by chance up to {drift.chance:.3f}"
+        click.echo(f"Drift of {name} against its card: {text}")
+    _print_rows(("A", "B", "images"), result.decisions)
+
+
+def _plain(value: object) -> object:
+    """Return a record as JSON has it."""
+    import msgspec
+    from msgspec import Struct
+
+    if isinstance(value, Struct):
+        return msgspec.to_builtins(value)
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
 
 @command.command("verify", short_help="Check that every image is scored exactly once.")

@@ -7,6 +7,7 @@ from typing import Literal
 
 import click
 
+from pneumoscope.cli.imports import without_collections
 from pneumoscope.cli.options import (
     accelerator_option,
     devices_option,
@@ -43,9 +44,11 @@ def command(
     file is found, and uses images of 64 pixels without a GPU; the results state this.
     """
     from pneumoscope.core.result_forms import to_json
-    from pneumoscope.reproduction.experiment import reproduce
     from pneumoscope.reproduction.recipes import RUNS
-    from pneumoscope.training.trainer import Devices
+
+    with without_collections():
+        from pneumoscope.reproduction.experiment import reproduce
+        from pneumoscope.training.trainer import Devices
 
     names = tuple(filter(None, only.split(","))) or RUNS
     result = reproduce(

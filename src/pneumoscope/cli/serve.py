@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
+from pneumoscope.cli.imports import without_collections
 from pneumoscope.cli.options import (
     assume_option,
     database_option,
@@ -181,12 +182,13 @@ def command(
         raise UsageError("--dicom-peer, --dicom-host, --dicom-aet and --dicom-tls need --dicom-port")
     if ephemeral and (data_dir or database):
         raise UsageError("--ephemeral cannot be combined with --data-dir or --database")
-    from pneumoscope.inference.model import load_model
-    from pneumoscope.service.auth.users import is_loopback
-    from pneumoscope.service.server import ServerOptions, serve
-    from pneumoscope.service.settings import Settings
-    from pneumoscope.service.storage.pseudonyms import Pseudonymizer, read_key
-    from pneumoscope.service.time_zone import find_time_zone
+    with without_collections():
+        from pneumoscope.inference.model import load_model
+        from pneumoscope.service.auth.users import is_loopback
+        from pneumoscope.service.server import ServerOptions, serve
+        from pneumoscope.service.settings import Settings
+        from pneumoscope.service.storage.pseudonyms import Pseudonymizer, read_key
+        from pneumoscope.service.time_zone import find_time_zone
 
     options = ServerOptions(
         host=host,

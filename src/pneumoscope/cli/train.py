@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from pneumoscope.cli.imports import without_collections
 from pneumoscope.cli.options import accelerator_option, data_option, devices_option, overrides_option
 
 if TYPE_CHECKING:
@@ -79,8 +80,10 @@ def command(
     from pneumoscope.runs.recipe import packaged_recipes, read_recipe
     from pneumoscope.runs.record import records_json
     from pneumoscope.runs.run_folder import BUNDLE_FOLDER, CURVES_FILE
-    from pneumoscope.training.train import train, train_seeds
-    from pneumoscope.training.trainer import Devices
+
+    with without_collections():
+        from pneumoscope.training.train import train, train_seeds
+        from pneumoscope.training.trainer import Devices
 
     with image_progress("preparing images") as progress, _resume_hint(out):
         options: dict[str, Any] = {

@@ -29,7 +29,7 @@ __all__ = [
     "list_message",
     "model_message",
     "notice",
-    "notice_of_other_model",
+    "notice_of_unknown_model",
     "population_sentence",
     "prediction_message",
     "prevalence_message",
@@ -110,8 +110,8 @@ def notice(population: Population | None = None, language: str = "en") -> str:
     )
 
 
-def notice_of_other_model(language: str = "en") -> str:
-    """Return the notice of a stored result of a model that is no longer used: its population is not that of the current one."""
+def notice_of_unknown_model(language: str = "en") -> str:
+    """Return the notice of a stored result of an earlier model whose population is unknown: it is not that of the current one."""
     gettext = translations(language).gettext
     return gettext(_NOTICE_AND_POPULATION).format(notice=gettext(NOTICE), population=gettext(_OTHER_MODEL))
 

@@ -77,6 +77,7 @@ _BLOCK_ROWS = 256  # whose differences are measured at a time
 # sign, and less than 0.0004 with the right one.
 _MIN_JUMPS, _MAX_JUMPS_LEFT = 0.005, 0.1
 _MIN_PIXELS = 4096  # in which they are counted
+_MAX_DIFFERENCE = 0.25  # of similar neighbors, in the range of an image
 _PREAMBLE = 128  # bytes before the prefix
 _SOF_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # start of frame in JPEG and JPEG-LS, second byte
 
@@ -296,7 +297,11 @@ def _without_unused_bits(pixels: Integers, bits: int) -> tuple[Integers, bool]:
         other_type = np.dtype(f"{'u' if is_signed else 'i'}{pixels.dtype.itemsize}")
         other: Integers = (pixels.view(other_type) << unused) >> unused
         jumps = _roughness(stated, half)[1]
-        if jumps >= _MIN_JUMPS and _roughness(other, half)[1] <= _MAX_JUMPS_LEFT * jumps:
+        if (
+            jumps >= _MIN_JUMPS
+            and _roughness(other, half)[1] <= _MAX_JUMPS_LEFT * jumps
+            and _are_smooth_at_jumps(stated, other, half)
+        ):
             return other, True
     return stated, False
 
@@ -308,6 +313,18 @@ def _roughness(pixels: Integers, half: int) -> tuple[float, float]:
         differences = np.abs(np.diff(pixels[start : start + _BLOCK_ROWS].astype(np.int32), axis=1))
         total, jumps = total + float(differences.sum()), jumps + int((differences >= half).sum())
     return total, jumps / max(1, pixels.size)
+
+
+def _are_smooth_at_jumps(pixels: Integers, other: Integers, half: int) -> bool:
+    """Return whether neighbors that differ by `half` or more are similar with the other sign; beside hot pixels, they are not."""
+    low, high = np.percentile(other, (1, 99))
+    similar, n = 0, 0
+    for start in range(0, len(pixels), _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
+        jumps = np.abs(np.diff(pixels[rows].astype(np.int32), axis=1)) >= half
+        differences = np.abs(np.diff(other[rows].astype(np.int32), axis=1))[jumps]
+        similar, n = similar + int((differences <= _MAX_DIFFERENCE * (high - low)).sum()), n + differences.size
+    return 2 * similar > n
 
 
 def _require_shape_of_header(frame: bytes, dataset: Dataset, name: str) -> None:

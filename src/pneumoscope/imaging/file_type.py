@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import stat
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal, NamedTuple
 
 from pneumoscope.core.unreadable import FILE_TYPES
 
-__all__ = ["IMAGE_EXTENSIONS", "PREFIX_BYTES", "UNKNOWN", "FileType", "identify", "identify_file", "skip_reason"]
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "PREFIX_BYTES",
+    "UNKNOWN",
+    "FileType",
+    "identify",
+    "identify_file",
+    "skip_reason",
+    "skip_reason_by_type",
+]
 
 Role = Literal["image", "unsupported_image", "directory", "other"]
 
@@ -148,11 +157,21 @@ def skip_reason(path: Path) -> str:
     except OSError:
         is_broken_link = path.is_symlink() and not path.exists()
         return "a broken link" if is_broken_link and path.suffix.lower() not in IMAGE_EXTENSIONS else ""
-    if file_type.role in {"image", "unsupported_image"}:
+    return skip_reason_by_type(path.name, file_type)
+
+
+def skip_reason_by_type(name: str, file_type: FileType | None) -> str:
+    """Return why a file of this name and type is not an image; "" if it is, or claims to be, one.
+
+    Args:
+        name: The file name.
+        file_type: Its type; None if it is not known, so that only the name can claim that it is an image.
+    """
+    if file_type and file_type.role in {"image", "unsupported_image"}:
         return ""
-    if file_type.role == "other" and path.suffix.lower() in IMAGE_EXTENSIONS:
+    if (file_type is None or file_type.role == "other") and PurePath(name).suffix.lower() in IMAGE_EXTENSIONS:
         return ""
-    return file_type.name
+    return (file_type or UNKNOWN).name
 
 
 def _starts_with_element(prefix: bytes) -> bool:

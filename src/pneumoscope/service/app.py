@@ -86,6 +86,7 @@ def create_app(
     queue = InferenceQueue(model, max_waiting=settings.max_waiting)
     changes = ChangeStreams()
     repository.storage.add_change_listener(changes.notify)
+    repository.populations.record(model.facts.sha256, model.card.population)
     metrics = Metrics(lambda: queue.waiting, lambda: changes.open, repository.inbox.status, repository.outbox.status)
     renderer = ImageRenderer(model, repository, settings.dicom.results)
     access_log = AccessLog(repository.engine)

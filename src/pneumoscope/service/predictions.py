@@ -18,7 +18,7 @@ from pneumoscope.core.errors import PneumoscopeError, StorageError, UnknownNameE
 from pneumoscope.core.i18n import N_
 from pneumoscope.core.identity import Identity, age_at_study, combine, search_words
 from pneumoscope.core.prediction import MAX_AGE, Failure, Prediction, WarningCode
-from pneumoscope.core.prediction_messages import notice, notice_of_other_model
+from pneumoscope.core.prediction_messages import notice, notice_of_unknown_model
 from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.inference.model import Model
 from pneumoscope.service.inference_queue import InferenceQueue
@@ -58,11 +58,14 @@ class PredictionService:
     def notice(self, language: str, *predictions: Prediction) -> str:
         """Return the notice of a document with some predictions in a language; that of the model without predictions.
 
-        Without a population if one of several predictions is of an earlier model.
+        The population is that of the model of the predictions; there is none if they differ, or if one of them is unknown.
         """
-        if all(each.model.sha256 == self.model.facts.sha256 for each in predictions):
-            return notice(self.model.card.population, language)
-        return notice_of_other_model(language) if len(predictions) == 1 else notice(None, language)
+        models = {each.model.sha256 for each in predictions} or {self.model.facts.sha256}
+        populations = [self.repository.populations.find(each) for each in models]
+        if None in populations and len(predictions) == 1:
+            return notice_of_unknown_model(language)
+        first, *others = populations
+        return notice(first if all(each == first for each in others) else None, language)
 
     async def predict(
         self,

@@ -189,7 +189,7 @@ class ImageRenderer:
         needs_heatmap = kind != "structured_report" or prediction.decision in ("pneumonia", "uncertain")
         heatmap = self._heatmap_of_result(prediction, kind) if needs_heatmap else None
         card, facts = self._model.card, self._model.facts
-        population = card.population if prediction.model.sha256 == facts.sha256 else None
+        population = self._repository.populations.find(prediction.model.sha256)
         prevalence = card.calibration.prevalence if prediction.model.matches(facts) else None
         result = Result(uid, prediction, prediction.created, header, self._results, population, heatmap, prevalence)
         if kind == "structured_report":

@@ -211,7 +211,7 @@ def test_event_with_a_result_of_an_earlier_model_does_not_state_the_population_o
         wait_for_events(repository, receiver, 3)
     stated = [population_sentence(population) in each["data"]["notice"] for each in receiver.events]
     assert stated == [False, True, False]
-    assert "earlier model" in receiver.events[0]["data"]["notice"]
+    assert population_sentence(model.card.population) in receiver.events[0]["data"]["notice"]
     assert receiver.events[2]["data"]["notice"] == NOTICE  # of results of both
 
 

@@ -31,6 +31,7 @@ from pneumoscope.service.storage.identities import find_entered_age, has_entered
 from pneumoscope.service.storage.image_storage import ImageStorage
 from pneumoscope.service.storage.inbox import Inbox
 from pneumoscope.service.storage.outbox import Outbox
+from pneumoscope.service.storage.populations import PopulationRepository
 from pneumoscope.service.storage.queries import (
     Filter,
     ImageCounts,
@@ -65,6 +66,7 @@ class PredictionRepository:
         storage: The database and the blob store.
         engine: Engine of the database.
         unreadable_files: Records of files that could not be read.
+        populations: Populations of the models that were served.
         inbox, outbox: Received DICOM instances that are not predicted yet, and results that are not delivered yet.
 
     Raises:
@@ -78,6 +80,7 @@ class PredictionRepository:
         self.engine = self.storage.engine
         self._commits = GroupCommit(partial(add_predictions, self.storage), StorageError, name="group-commit")
         self.unreadable_files = UnreadableFileRepository(self.storage)
+        self.populations = PopulationRepository(self.storage)
         self.outbox = Outbox(self.engine)
         self.inbox = Inbox(self.engine, folder, now=now, check=self.storage.directory.check)
 

@@ -27,6 +27,7 @@ __all__ = [
     "audit_log",
     "header_predictions",
     "instances",
+    "model_populations",
     "outbox",
     "outbox_totals",
     "patients",
@@ -39,7 +40,7 @@ __all__ = [
 ]
 
 METADATA = MetaData()
-REVISION = "0019"  # of the last migration, which leaves a database with these tables
+REVISION = "0020"  # of the last migration, which leaves a database with these tables
 _SHA256 = String(64)
 _TIME = String(32)
 _KEY = String(32)
@@ -245,6 +246,14 @@ outbox_totals = Table(
     Column("destination", String(64), primary_key=True),
     Column("delivered", Integer, nullable=False),
     Column("committed", Integer, nullable=False),
+)
+
+# One row per model that was served, with its `core.population.Population` as JSON.
+model_populations = Table(
+    "model_populations",
+    METADATA,
+    Column("model_sha256", _SHA256, primary_key=True),
+    Column("population", Text, nullable=False),
 )
 
 # One row per token, see `auth.tokens`. The secret is stored as its SHA-256.

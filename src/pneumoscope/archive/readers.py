@@ -1,0 +1,214 @@
+"""Read the images of a source by name: from folders, and from object stores and web servers through fsspec.
+
+A reader is sent to other machines, so it holds names only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from pneumoscope.core.errors import StorageError, UnreadableImageError, UsageError
+from pneumoscope.core.unreadable import UnreadableReason
+from pneumoscope.imaging.decode import read_file, require_max_bytes
+from pneumoscope.imaging.file_type import PREFIX_BYTES, identify, skip_reason_by_type
+
+__all__ = ["LocalReader", "Reader", "RemoteReader", "SourceImage", "is_remote", "open_reader"]
+
+_PROTOCOLS = ("s3", "gs", "http", "https")
+_DELAYS = (0.5, 2.0, 8.0)  # seconds between attempts, beside those of the client
+_Result = TypeVar("_Result")
+
+
+class SourceImage(NamedTuple):
+    """An image of a source, as it was when the source was listed.
+
+    Attributes:
+        name: Path relative to the root of the source, or as the list has it.
+        size: Size of the file, bytes; -1 if it could not be accessed.
+        modified: Time of the last modification, nanoseconds since 1970; 0 if unknown.
+    """
+
+    name: str
+    size: int
+    modified: int
+
+
+class Reader(Protocol):
+    """Reads images by name."""
+
+    @property
+    def root(self) -> str:
+        """Folder or address that relative names refer to."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """Return the content of an image.
+
+        Raises:
+            UnreadableImageError: The image is missing or cannot be read.
+            StorageError: The source does not answer.
+        """
+        ...
+
+    def is_available(self) -> bool:
+        """Return False if the whole source is missing or empty."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LocalReader:
+    """Reads images below a folder.
+
+    Attributes:
+        root: See `Reader`.
+    """
+
+    root: str
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a file; see `Reader` and `imaging.decode.read_file`."""
+        return read_file(Path(self.root, name), name)
+
+    def stat(self, name: str) -> SourceImage:
+        """Return an image with its size and its time of modification."""
+        try:
+            status = Path(self.root, name).stat()
+        except (OSError, ValueError):
+            return SourceImage(name, -1, 0)
+        return SourceImage(name, status.st_size, status.st_mtime_ns)
+
+    def is_available(self) -> bool:
+        """Return False if the root is missing or empty, as the folder of a drive that is no longer mounted."""
+        try:
+            with os.scandir(self.root) as entries:
+                return any(True for _ in entries)
+        except OSError:
+            return False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RemoteReader:
+    """Reads the objects below a prefix.
+
+    Attributes:
+        root: Address of the prefix, such as "s3://bucket/images".
+    """
+
+    root: str
+
+    def read(self, name: str) -> bytes:
+        """Return the content of an object; see `Reader`."""
+        system, prefix = _file_system(self.root)
+        path = f"{prefix}/{name}"
+        try:
+            size = self._attempt(lambda: system.info(path).get("size"))
+            if size is not None:
+                require_max_bytes(name, size)
+            content: bytes = self._attempt(lambda: system.cat_file(path))
+        except FileNotFoundError as error:
+            raise UnreadableImageError(name, UnreadableReason("file_not_found")) from error
+        except PermissionError as error:
+            raise UnreadableImageError(name, UnreadableReason("permission_denied")) from error
+        return content
+
+    def images(self) -> Iterator[tuple[SourceImage, str]]:
+        """Yield all objects sorted by path, each with the reason to skip it, or "".
+
+        An object whose name claims to be an image is not read. Of others, the beginning is.
+        """
+        system, prefix = _file_system(self.root)
+        try:
+            found: dict[str, Any] = self._attempt(lambda: system.find(prefix, detail=True))
+        except (FileNotFoundError, PermissionError) as error:
+            raise StorageError(
+                f"cannot list {self.root!r}: {error}", hint="Check the address, and the credentials of the client"
+            ) from error
+        for path, info in sorted(found.items(), key=lambda item: item[0].split("/")):
+            name = path.removeprefix(f"{prefix}/")
+            yield SourceImage(name, info.get("size") or -1, _modified(info)), self._skip_reason(system, path, name)
+
+    def is_available(self) -> bool:
+        """Return False if there is nothing below the prefix, or it cannot be listed."""
+        system, prefix = _file_system(self.root)
+        try:
+            return bool(system.ls(prefix, detail=False, refresh=True))
+        except Exception:  # noqa: BLE001  each client raises errors of its own
+            return False
+
+    def _skip_reason(self, system: Any, path: str, name: str) -> str:
+        if any(part.startswith(".") for part in name.split("/")):
+            return "hidden"
+        reason = skip_reason_by_type(name, None)
+        if reason:
+            beginning: bytes = self._attempt(lambda: system.cat_file(path, start=0, end=PREFIX_BYTES))
+            reason = skip_reason_by_type(name, identify(beginning))
+        return reason
+
+    def _attempt(self, request: Callable[[], _Result]) -> _Result:
+        """Return the result of a request, which is repeated if the source does not answer.
+
+        Raises:
+            FileNotFoundError, PermissionError: The object is missing, or not permitted.
+            StorageError: The source does not answer.
+        """
+        for delay in (*_DELAYS, None):
+            try:
+                return request()
+            except (FileNotFoundError, PermissionError):
+                raise
+            except Exception as error:  # each client raises errors of its own
+                if delay is None:
+                    raise StorageError(
+                        f"the source {self.root!r} does not answer: {type(error).__name__}",
+                        hint="Run the same `pneumoscope archive score` again later. Finished shards are kept",
+                    ) from error
+                time.sleep(delay)
+        raise AssertionError("unreachable")
+
+
+def is_remote(location: str) -> bool:
+    """Return whether a location is the address of an object store or a web server."""
+    return location.partition("://")[0] in _PROTOCOLS and "://" in location
+
+
+def open_reader(location: str, kind: str) -> Reader:
+    """Return the reader of a source that was opened before; see `sources.Source`."""
+    if kind == "objects":
+        return RemoteReader(location)
+    return LocalReader(location if kind == "folder" else str(Path(location).parent))
+
+
+@functools.lru_cache(maxsize=8)
+def _file_system(root: str) -> tuple[Any, str]:
+    """Return the client of a prefix, and the path that it uses for it.
+
+    Raises:
+        UsageError: The package of the client is not installed.
+    """
+    import fsspec
+
+    try:
+        system, prefix = fsspec.core.url_to_fs(root)
+    except ImportError as error:
+        raise UsageError(
+            f"{root!r} cannot be read: {error}", hint="Install the package that the message names"
+        ) from error
+    return system, str(prefix).rstrip("/")
+
+
+def _modified(info: dict[str, Any]) -> int:
+    """Return the time of the last modification, nanoseconds since 1970; 0 if the store does not state it."""
+    stated = info.get("LastModified") or info.get("mtime") or info.get("updated")
+    if isinstance(stated, str):
+        try:
+            stated = datetime.fromisoformat(stated)
+        except ValueError:
+            return 0
+    return round(stated.timestamp() * 1_000_000) * 1000 if isinstance(stated, datetime) else 0

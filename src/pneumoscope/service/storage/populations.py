@@ -1,0 +1,45 @@
+"""The populations of the models that the service has used, so that results of earlier ones state theirs."""
+
+from __future__ import annotations
+
+import msgspec
+from sqlalchemy import delete, insert, select
+
+from pneumoscope.core.population import Population
+from pneumoscope.service.storage.image_storage import ImageStorage
+from pneumoscope.service.storage.tables import model_populations
+
+__all__ = ["PopulationRepository"]
+
+
+class PopulationRepository:
+    """The population of each model, by the hash of its file.
+
+    Args:
+        storage: Storage of the service.
+    """
+
+    def __init__(self, storage: ImageStorage) -> None:
+        self._storage = storage
+        self._known: dict[str, Population] = {}
+
+    def record(self, model_sha256: str, population: Population) -> None:
+        """Store the population of the current model, and read those of the earlier ones.
+
+        Raises:
+            StorageError: They cannot be stored or read.
+        """
+        stated = msgspec.json.encode(population).decode()
+        with self._storage.read_transaction() as connection:
+            stored = {row.model_sha256: row.population for row in connection.execute(select(model_populations))}
+        if stored.get(model_sha256) != stated:
+            columns = model_populations.c
+            with self._storage.write_transaction() as connection:
+                connection.execute(delete(model_populations).where(columns.model_sha256 == model_sha256))
+                connection.execute(insert(model_populations), [{"model_sha256": model_sha256, "population": stated}])
+        texts = stored | {model_sha256: stated}
+        self._known = {sha256: msgspec.json.decode(text, type=Population) for sha256, text in texts.items()}
+
+    def find(self, model_sha256: str) -> Population | None:
+        """Return the population of a model; None if the service did not record it."""
+        return self._known.get(model_sha256)

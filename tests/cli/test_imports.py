@@ -1,0 +1,24 @@
+"""No garbage is collected while large packages are imported."""
+
+import gc
+
+import pytest
+
+from pneumoscope.cli.imports import without_collections
+
+
+def test_objects_of_an_import_are_never_examined_by_collections():
+    frozen = gc.get_freeze_count()
+    with without_collections():
+        assert not gc.isenabled()
+        imported = [[] for _ in range(10_000)]
+    assert gc.isenabled()
+    assert gc.get_freeze_count() >= frozen + len(imported)
+    gc.unfreeze()
+
+
+def test_collections_continue_after_a_failed_import():
+    with pytest.raises(ImportError), without_collections():
+        raise ImportError
+    assert gc.isenabled()
+    gc.unfreeze()
