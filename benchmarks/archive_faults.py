@@ -182,6 +182,7 @@ def main() -> None:
     """Run all faults, and write faults.json and faults.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="kills of the local driver; of others, fewer")
+    parser.add_argument("--engine", choices=["local", "ray"], nargs="+", default=["local", "ray"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("results/archive"))
     arguments = parser.parse_args()
@@ -192,22 +193,26 @@ def main() -> None:
         bundle = Maker(folder).bundle(folder / "bundle", rejection_limits=LIMITS)
         score(source, folder / "undisturbed", bundle)
         undisturbed = contents(folder / "undisturbed")
-        rows: list[dict[str, Any]] = []
+        file = arguments.out / "faults.json"
+        result = json.loads(file.read_text()) if file.exists() else {"faults": []}
 
         def run(fault: str, kills: int, attack: Attack) -> None:
             trial = Trial(fault, undisturbed)
             trial.run(folder, kills, attack)
-            rows.append(trial.row)
-            result = {"seed": arguments.seed, "kills": arguments.kills, "faults": rows}
-            write_atomically(arguments.out / "faults.json", json.dumps(result, indent=1) + "\n")
+            # Faults of the other engine stay.
+            result["faults"] = [row for row in result["faults"] if row["fault"] != fault] + [trial.row]
+            result["seed"] = arguments.seed
+            write_atomically(file, json.dumps(result, indent=1) + "\n")
             write_atomically(arguments.out / "faults.md", markdown(result))
 
-        run("local driver", arguments.kills, attack_driver(source, bundle, draw))
-        run("decode worker", arguments.kills, attack_workers(source, bundle, draw))
-        with test_ray.cluster() as address:
-            run("Ray driver", few, attack_ray(source, bundle, address, draw, "driver"))
-            run("Ray worker", few, attack_ray(source, bundle, address, draw, "worker"))
-            run("Ray node", max(1, few // 2), attack_node(source, bundle, address, draw))
+        if "local" in arguments.engine:
+            run("local driver", arguments.kills, attack_driver(source, bundle, draw))
+            run("decode worker", arguments.kills, attack_workers(source, bundle, draw))
+        if "ray" in arguments.engine:
+            with test_ray.cluster() as address:
+                run("Ray driver", few, attack_ray(source, bundle, address, draw, "driver"))
+                run("Ray worker", few, attack_ray(source, bundle, address, draw, "worker"))
+                run("Ray node", max(1, few // 2), attack_node(source, bundle, address, draw))
 
 
 if __name__ == "__main__":
