@@ -31,7 +31,7 @@ _CONNECT_SECONDS = 10.0
 _RETRIES = 10  # of a task whose worker or node is lost
 _OBJECT_STORE_BYTES = 2**28  # of an embedded engine; a result has about 100 kB
 _model_lock = threading.Lock()
-_models: dict[bytes, Model] = {}  # of a worker process, which keeps its model for the next task
+_models: dict[str, Model] = {}  # of a worker process, which keeps its model for the next task
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -114,10 +114,9 @@ def _score(job: RayJob, shard: ListedShard) -> ShardResult | PneumoscopeError:
     """Score one shard in a worker process of Ray. An error is returned, since Ray would change the type of a raised one."""
     try:
         with _model_lock:
-            key = job.key.encode()
-            if key not in _models:
-                _models[key] = job.package.load()
-        return score_shard(_models[key], job.reader, shard, identifiers=job.identifiers)
+            if job.key not in _models:
+                _models[job.key] = job.package.load()
+        return score_shard(_models[job.key], job.reader, shard, identifiers=job.identifiers)
     except PneumoscopeError as error:
         return error
 
