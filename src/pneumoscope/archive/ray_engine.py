@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import secrets
 import socket
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -153,6 +154,11 @@ def _require_listener(address: str) -> None:
 def _connected(address: str) -> Iterator[None]:
     """Connect to a cluster, or start an engine that ends with the block."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray's usage statistics go to its vendor
+    if not address:
+        # Ray listens at all addresses of the machine, and without a token runs the code of anyone who reaches it. It reads both
+        # variables when it is imported.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
     options: dict[str, Any] = {"address": address}
