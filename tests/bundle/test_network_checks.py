@@ -127,7 +127,7 @@ def test_truncated_file_is_rejected(length):
 
 
 def test_unsafe_network_is_rejected_even_if_its_card_has_the_hash(maker, monkeypatch):
-    monkeypatch.setattr("tests.conftest.mean_gray_network", lambda gain, **options: altered(custom_domain))
+    monkeypatch.setattr("tests.conftest.mean_gray_network", lambda *_, **__: altered(custom_domain))
     folder = maker.bundle(maker.root / "bundle")
     with pytest.raises(BundleError, match="not to ONNX"):
         read_bundle(folder)

@@ -1,5 +1,8 @@
 """`pneumoscope report`: files of a manuscript from evaluated runs."""
 
+import csv
+import statistics
+
 import pytest
 from click.testing import CliRunner
 
@@ -52,3 +55,19 @@ def test_bundle_without_an_evaluation_exits_with_2_and_says_what_to_do(runs, tmp
         run_and_exit(cli, ["report", str(runs[0] / "bundle"), "--out", str(tmp_path / "out")])
     assert stop.value.code == 2
     assert "has no labels and no evaluation" in capsys.readouterr().err
+
+
+def test_report_of_a_folder_of_seeds_has_their_mean_and_spread(shared_maker, tmp_path):
+    images = shared_maker.images("seeded", normal=20, pneumonia=30)
+    values = []
+    for seed, middle in enumerate((120, 131)):
+        run = shared_maker.run(f"several/seed-{seed}", recipe="several", seed=seed, middle=middle)
+        evaluation, _ = evaluate(run, images, ledger=shared_maker.root / "seeded.jsonl", operating_points=["half"])
+        values.append(evaluation.operating_points["half"].metrics["accuracy"].value)
+    result = invoke(shared_maker.root / "runs" / "several", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.exception
+    rows = list(csv.DictReader((tmp_path / "out" / "tables" / "seeds.csv").read_text().splitlines()))
+    (accuracy,) = (row for row in rows if row["Metric"] == "Accuracy")
+    assert float(accuracy["Mean"]) == pytest.approx(statistics.mean(values))
+    assert float(accuracy["Standard deviation"]) == pytest.approx(statistics.stdev(values))
+    assert (accuracy["Recipe"], accuracy["Seeds"]) == ("several", "2")

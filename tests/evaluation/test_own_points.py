@@ -166,3 +166,22 @@ def test_runs_bundles_and_files_are_compared_at_an_own_point(maker, run, tmp_pat
         with pytest.raises(UsageError, match="chosen on validation images") as error:
             compare([target], data=images, operating_point="sens=0.95")
         assert "then compare FOLDER" in error.value.hint
+
+
+def test_probability_is_the_calibrated_one_if_predictions_are_calibrated(maker, run, tmp_path):
+    file = write(tmp_path / "other.csv", [*scores(maker, "test")[1], *scores(maker, "validation")[1]])
+    evaluation, scored = evaluate_predictions(
+        file,
+        maker.root / "images",
+        columns=PredictionColumns(split="split"),
+        operating_points=["0.3"],
+        fit_probabilities=True,
+    )
+    point = evaluation.operating_points["0.3"]
+    assert point.threshold != 0.3
+    assert point.threshold_probability == pytest.approx(0.3)
+    labels = [image.label == "PNEUMONIA" for image in scored]
+    decisions = [image.probability >= 0.3 for image in scored]
+    tn, fp, fn, tp = metrics.confusion_matrix(labels, decisions).ravel()
+    counts = point.confusion
+    assert (counts.tn, counts.fp, counts.fn, counts.tp) == (tn, fp, fn, tp)

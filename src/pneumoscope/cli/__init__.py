@@ -6,6 +6,7 @@ Heavy imports happen inside commands, so that `pneumoscope --help` is fast.
 from __future__ import annotations
 
 import errno
+import gc
 import sys
 import traceback
 import warnings
@@ -138,6 +139,8 @@ def run_and_exit(command: click.Command, arguments: list[str] | None = None) -> 
         reported = _to_pneumoscope_error(error)
         click.echo(f"error: {reported}", err=True)
         sys.exit(reported.exit_status)
+    finally:
+        gc.freeze()  # the process ends; a last collection of all objects would take a tenth of the time of a short command
 
 
 def _to_pneumoscope_error(error: Exception) -> PneumoscopeError:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from pneumoscope.cli.imports import without_collections
 from pneumoscope.cli.options import accelerator_option, data_option, devices_option, overrides_option
 
 if TYPE_CHECKING:
@@ -62,8 +63,10 @@ def command(
     from pneumoscope.cli.progress import image_progress
     from pneumoscope.reproduction.recipes import report_recipes
     from pneumoscope.runs.recipe import packaged_recipes
-    from pneumoscope.training.sweep import SWEEP_TABLE, read_combinations, sweep
-    from pneumoscope.training.trainer import Devices
+
+    with without_collections():
+        from pneumoscope.training.sweep import SWEEP_TABLE, read_combinations, sweep
+        from pneumoscope.training.trainer import Devices
 
     combinations = read_combinations(recipe, overrides, packaged_recipes() | report_recipes())
     with image_progress("preparing images") as progress:

@@ -10,6 +10,7 @@ from pathlib import Path
 from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.files import write_atomically
 from pneumoscope.evaluation.compare import compare
+from pneumoscope.evaluation.compared import expand_runs
 from pneumoscope.reporting.checklists import Checklist, checklist_table, fill_checklist
 from pneumoscope.reporting.comparison_figures import NamedFigure, draw_figures
 from pneumoscope.reporting.comparison_page import comparison_page
@@ -103,7 +104,7 @@ def report(
     """Return the report of evaluated runs. Nothing is evaluated and nothing is written; see `Report.write`.
 
     Args:
-        runs: Run folders, or folders that `evaluate` wrote.
+        runs: Run folders, folders of runs with several seeds, or folders that `evaluate` wrote.
         operating_point: Operating point of the threshold metrics and tests.
         evaluation: Name of the evaluation of each run.
         checklists: Reporting guidelines to fill: "claim", "tripod-ai", "stard-ai".
@@ -114,7 +115,7 @@ def report(
         RunError, UsageError: See `evaluation.compare.compare`.
     """
     comparison = compare(runs, operating_point=operating_point, evaluation=evaluation, command=command)
-    return make_report(comparison, [Path(run) for run in runs], checklists)
+    return make_report(comparison, expand_runs([Path(run) for run in runs]), checklists)
 
 
 def make_report(comparison: Comparison, folders: Sequence[Path], checklists: Sequence[str] = ()) -> Report:

@@ -93,6 +93,7 @@ def comparison_tables(comparison: Comparison, runs: Sequence[RunData]) -> tuple[
     tables = (
         _flow(runs),
         _metrics(comparison, runs),
+        _seeds(comparison),
         _operating_points(comparison, runs),
         _predictive_values(runs),
         _pairs(comparison),
@@ -191,6 +192,22 @@ def _metrics(comparison: Comparison, runs: Sequence[RunData]) -> Table:
     note = labels.interval_note((label, run.summary.test[key]) for run in runs for key, label in names)
     caption = f"Metrics on {comparison.images['n']} images, at the operating point {comparison.operating_point}."
     return Table("metrics", caption, ("Metric", *(run.summary.name for run in runs)), rows, note)
+
+
+def _seeds(comparison: Comparison) -> Table:
+    spreads = [
+        (group, labels.METRICS[key], spread)
+        for group in comparison.groups
+        for key, spread in group.metrics.items()
+        if key in labels.METRICS
+    ]
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (group.name, len(group.runs), label, spread.mean, spread.sd, spread.minimum, spread.maximum)
+        for group, label, spread in spreads
+    )
+    columns = ("Recipe", "Seeds", "Metric", "Mean", "Standard deviation", "Lowest", "Highest")
+    note = labels.interval_note((label, spread.mean) for _, label, spread in spreads)
+    return Table("seeds", "Runs of one recipe with several seeds.", columns, rows, note)
 
 
 _POINT_METRICS = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import gc
 import logging
 import multiprocessing
 import os
@@ -272,6 +273,8 @@ class _SpawnStrategy(DDPStrategy):
     def setup_environment(self) -> None:
         """Apply the settings; Lightning calls this first in each process."""
         _end_with_parent()
+        if multiprocessing.parent_process() is not None:
+            gc.freeze()  # PyTorch's half a million objects last as long as the process, and need not be examined until it ends
         _apply_training_settings()
         super().setup_environment()
 
