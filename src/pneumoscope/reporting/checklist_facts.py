@@ -237,7 +237,7 @@ def _thresholds(c: Comparison, runs: Sequence[RunData]) -> Fact:
         for run in runs
         for points in (run.evaluation.operating_points.items(),)
     )
-    return Fact(f"{text} All were set before the evaluation.", "operating_points")
+    return Fact(f"{text} None was chosen on the evaluated images.", "operating_points")
 
 
 def _output(c: Comparison, runs: Sequence[RunData]) -> Fact:
