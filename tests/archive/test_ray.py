@@ -74,9 +74,15 @@ def kill_node(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A cluster of one node."""
-    port = free_port()
+def address() -> Iterator[str]:
+    with cluster() as address:
+        yield address
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[str]:
+    """Start a cluster of one node, and yield its address. Ports below 20,000 are those of its workers."""
+    port, client_port = (next(filter(lambda port: port >= 20_000, iter(free_port, None))) for _ in range(2))
     folder = Path("/tmp") / f"ray-{secrets.token_hex(4)}"  # short, for the names of sockets
     options = (
         "--head",
@@ -85,7 +91,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "--include-dashboard",
         "false",
         "--ray-client-server-port",
-        str(free_port()),
+        str(client_port),
     )
     with node(*options, "--node-ip-address", "127.0.0.1", "--temp-dir", str(folder)):
         yield f"127.0.0.1:{port}"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import random
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from tests.images import dicom, dicomdir, png
 
-from pneumoscope.inference.discovery import SkippedFile, discover_images
+from pneumoscope.inference.discovery import SkippedFile, discover_images, iter_folder
 
 DICOM = dicom(100)
 PNG = png(100)
@@ -212,3 +214,36 @@ def test_links_to_folders_are_skipped(folder: Path) -> None:
         ("images/a.png",),
         (SkippedFile("images/link", "a link to a folder"), SkippedFile("images/round", "a link to a folder")),
     )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_folder_one_at_a_time_has_the_same_images_in_the_same_order(tmp_path: Path, seed: int) -> None:
+    """Random trees, with names that sort differently as paths and as parts."""
+    draw = random.Random(seed)
+    folders = [tmp_path / "root"]
+    for _ in range(8):
+        folders.append(draw.choice(folders) / draw.choice(["a", "a.b", "a b", "A", ".h", "b-", "\udcff"]))
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    for folder in folders:
+        for name in draw.sample(["a.png", "a", "a-1.png", "a.b", "note.txt", ".x.png", "z.jpg", "\udcfe.png"], 4):
+            with contextlib.suppress(OSError):
+                (folder / name).write_bytes(draw.choice([png(100), b"text"]))
+    if seed % 2:
+        (folders[0] / "link").symlink_to(folders[-1])
+        (folders[0] / "broken.png").symlink_to(folders[0] / "nowhere")
+    expected = discover_images([str(folders[0])])
+    found = list(iter_folder(str(folders[0])))
+    assert [path for path, reason in found if not reason] == list(expected.paths)
+    assert sorted((path, reason) for path, reason in found if reason) == list(expected.skipped)
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
+def test_a_folder_one_at_a_time_follows_a_dicomdir(tmp_path: Path) -> None:
+    for name in ("a/1.dcm", "a/.2.dcm", "a/3.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"text" if name.endswith("txt") else dicom(100))
+    dicomdir(f"{tmp_path}/DICOMDIR", ("A", "1.DCM"), ("a", ".2.dcm"), ("a", "3.txt"), ("a", "4.dcm"))
+    found = [path for path, reason in iter_folder(str(tmp_path)) if not reason]
+    assert sorted(found) == sorted(discover_images([str(tmp_path)]).paths)
+    assert len(found) == 4

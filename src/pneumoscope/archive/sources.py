@@ -12,7 +12,7 @@ from pneumoscope.archive.readers import LocalReader, Reader, RemoteReader, Sourc
 from pneumoscope.core.errors import ManifestError, UsageError
 from pneumoscope.core.files import read_error_reason
 from pneumoscope.imaging.file_type import identify_file
-from pneumoscope.inference.discovery import SkippedFile, discover_images
+from pneumoscope.inference.discovery import SkippedFile, iter_folder
 
 __all__ = ["Source", "open_source"]
 
@@ -54,10 +54,11 @@ class Source:
             return
         assert isinstance(reader, LocalReader)
         if self.kind == "folder":
-            found = discover_images([self.location])
-            self.skipped.extend(found.skipped)
-            for path in found.paths:
-                yield reader.stat(os.path.relpath(path, self.location))
+            for path, reason in iter_folder(self.location):
+                if reason:
+                    self.skipped.append(SkippedFile(path, reason))
+                else:
+                    yield reader.stat(os.path.relpath(path, self.location))
             return
         seen: set[str] = set()
         for name in self._listed():

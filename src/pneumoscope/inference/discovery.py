@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from pneumoscope.core.messages import counted
 from pneumoscope.imaging.file_type import identify_file, skip_reason
 
-__all__ = ["DiscoveredImages", "SkippedFile", "discover_images"]
+__all__ = ["DiscoveredImages", "SkippedFile", "discover_images", "iter_folder"]
 
 _MAX_DICOMDIR_BYTES = 2**26
 _SEPARATOR = re.compile(r"[/\\]")  # of folders; the standard has one value each instead
@@ -95,6 +95,33 @@ def _search(folder: str) -> tuple[list[str], list[SkippedFile]]:
             else:
                 skipped.append(SkippedFile(path, reason))
     return sorted(images, key=lambda path: Path(path).parts), sorted(skipped)
+
+
+def iter_folder(folder: str) -> Iterator[tuple[str, str]]:
+    """Yield the images below a folder with "", and the skipped files and folders with the reason, one folder at a time.
+
+    They are those of `discover_images`, in its order, but memory does not grow with their number. Files that only a DICOMDIR
+    leads to, because they are missing, hidden or not recognized, come at its place.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted((entry.name, entry.is_dir(), entry.is_symlink()) for entry in entries)
+    except OSError:
+        yield folder, ""  # decoding the unreadable folder reports why
+        return
+    for name, is_folder, is_link in names:
+        path = _join(folder, name)
+        if is_folder and (name.startswith(".") or is_link):
+            yield path, "hidden" if name.startswith(".") else "a link to a folder"
+        elif is_folder:
+            yield from iter_folder(path)
+        elif (reason := skip_reason(Path(path))) and _is_dicomdir(path):
+            for listed in dict.fromkeys(_listed_files(path)):
+                hidden = any(part.startswith(".") for part in Path(os.path.relpath(listed, folder)).parts)
+                if hidden or not Path(listed).is_file() or skip_reason(Path(listed)):
+                    yield listed, ""
+        else:
+            yield path, reason
 
 
 def _join(parent: str, name: str) -> str:
