@@ -123,14 +123,16 @@ def test_objects_are_images_by_name_or_content(tmp_path: Path, bucket: str, stor
         "unnamed": png(90),
         "a/.hidden.png": png(90),
         "text.jpg": b"text",
+        "empty.png": b"",
     }.items():
         system.pipe_file(f"archive/chest/{name}", content)
     forget_clients()
     store.requests.clear()
     source = open_source(bucket)
-    names = [image.name for image in source.images()]
-    assert names[-2:] == ["text.jpg", "unnamed"]
-    assert len(names) == 13
+    images = list(source.images())
+    assert [(image.name, image.size) for image in images[-3:-1]] == [("empty.png", 0), ("text.jpg", 4)]
+    assert images[-1].name == "unnamed"
+    assert len(images) == 14
     assert sorted(source.skipped) == [("a/.hidden.png", "hidden"), ("notes.txt", "not an image")]
     assert {path.rpartition("/")[2] for path in store.requests} == {"notes.txt", "unnamed"}  # no other object is read
 

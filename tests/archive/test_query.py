@@ -37,6 +37,15 @@ def test_the_views_have_the_rows_of_the_files(out: Path) -> None:
     assert columns == (*COLUMNS, "model", "time", "current")
 
 
+def test_the_name_of_a_folder_is_no_pattern_and_no_column(tmp_path: Path, out: Path) -> None:
+    moved = tmp_path / "site=5" / "chest [1]*"
+    moved.parent.mkdir()
+    out.rename(moved)
+    assert query_archive(moved, "SELECT count(*) FROM predictions").rows == ((11,),)
+    columns = query_archive(moved, "SELECT * FROM images LIMIT 1").columns
+    assert columns == ("row", "shard", "source", "size", "modified", "current")
+
+
 def test_a_shard_that_is_not_entered_is_not_seen(out: Path) -> None:
     predictions = ArchiveFolder.open(out).find_set()
     lines = predictions.journal.read_bytes().splitlines(keepends=True)

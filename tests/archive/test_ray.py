@@ -171,6 +171,27 @@ def test_one_command_without_a_cluster_gives_the_files_of_the_local_engine(
     assert_complete(tmp_path / "out", undisturbed)
 
 
+INTRUDER = """
+import os, subprocess, sys
+from pneumoscope.archive.ray_engine import _connected
+with _connected(""):
+    import ray
+    address = ray.get_runtime_context().gcs_address
+    code = f"import ray; ray.init(address={address!r}, log_to_driver=False); print('connected')"
+    for name in ("with", "without"):
+        environment = {key: value for key, value in os.environ.items() if name == "with" or not key.startswith("RAY_AUTH")}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100)
+        print(name, done.stdout.strip() or "refused", "token" in done.stderr)
+"""
+
+
+def test_an_engine_of_its_own_refuses_who_has_no_token() -> None:
+    environment = {key: value for key, value in ENVIRONMENT.items() if not key.startswith("RAY_AUTH")}
+    command = [sys.executable, "-c", INTRUDER]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
+    assert done.stdout.splitlines() == ["with connected False", "without refused True"], done.stderr
+
+
 def test_two_nodes_share_the_shards_and_give_the_files_of_the_local_engine(
     tmp_path: Path, source: Path, bundle: Path, undisturbed: dict[str, bytes], address: str,
     second_node: subprocess.Popen[str],

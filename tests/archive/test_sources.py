@@ -87,6 +87,19 @@ def test_a_missing_source_and_a_single_image_are_refused(folder: Path) -> None:
         open_source(str(folder / "a.png"))
 
 
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("s3://", "the address 's3://' has no bucket"),
+        ("https://jane:secret@host/images", "has a user name or password"),
+    ],
+)
+def test_an_address_without_a_bucket_or_with_credentials_is_refused(address: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
+        open_source(address)
+    assert "secret" not in str(raised.value)
+
+
 def test_a_reader_notices_a_folder_that_is_no_longer_mounted(tmp_path: Path, folder: Path) -> None:
     assert LocalReader(str(folder)).is_available()
     (tmp_path / "empty").mkdir()

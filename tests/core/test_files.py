@@ -102,6 +102,10 @@ def test_syncs_the_file_before_renaming_and_the_folder_after(tmp_path, monkeypat
     write_atomically(tmp_path / "a", "x")
     assert done == ["file", "name", "folder"]
 
+    done.clear()
+    write_atomically(tmp_path / "new" / "inner" / "b", "x")
+    assert done == ["folder", "folder", "file", "name", "folder"]  # the names of the new folders first
+
 
 @pytest.mark.parametrize("step", ["write", "fsync", "replace"])
 def test_full_disk_at_any_step_leaves_the_old_file(tmp_path, monkeypatch, step):

@@ -118,6 +118,17 @@ def test_runs_of_one_recipe_with_the_same_seed_are_compared_as_single_runs(folde
     }
 
 
+def test_runs_on_other_images_are_no_group(folder):
+    file = folder / "group-good/seed-2/run.json"
+    record = json.loads(file.read_text())
+    record["counts"] = {"train": {"NORMAL": 41}}
+    file.write_text(json.dumps(record))
+    comparison = compare([folder / "group-good"])
+    (group,) = comparison.groups
+    assert group.seeds == (0, 1)
+    assert {(pair.a, pair.b) for pair in comparison.pairs} == {("group-good", "group-good/seed-2")}
+
+
 def test_recipes_with_other_settings_are_different_groups_named_after_their_folders(folder):
     for seed in range(3):
         path = shutil.copytree(folder / f"group-good/seed-{seed}", folder / f"slower/seed-{seed}") / "run.json"

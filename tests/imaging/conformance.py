@@ -408,6 +408,7 @@ for part, character_set in (("胸部", "ISO_IR 192"), ("грудная клет�
     )  # fmt: skip
 for part in (
     "poumons", "BORSTKAS", "BRYSTKASSE", "pľúca", "PARU", "ТОРАКС", "ΠΝΕΥΜΟΝΕΣ", "ריאות", "ریه", "胸廓", "PHỔI",  # noqa: RUF001
+    "RTG klatki piersiowej", "الرئة", "رئة",
 ):  # fmt: skip
     _add(
         PARTS, f"BodyPartExamined `{part}` in ISO_IR 192",
@@ -416,7 +417,7 @@ for part in (
 for part in (
     "COL. TORACICA", "THORAKALE WS", "TORAKAL OMURGA", "HRUDNÍ PÁTEŘ", "MELLKASI GERINC", "THORACALE WERVELKOLOM",
     "cột sống ngực", "ГРУДНОЙ ОТДЕЛ", "ГРУДИНА", "грудная железа", "ΘΩΡΑΚΙΚΗ ΜΟΙΡΑ", "胸腰段", "胸12", "胸髄", "胸鎖関節",  # noqa: RUF001
-    "PULMONARY ARTERY", "THORACIC DUCT",
+    "PULMONARY ARTERY", "THORACIC DUCT", "الفقرات الظهرية", "الفقرات الصدرية", "ستون فقرات قفسه سینه", "עמוד שדרה חזה",
 ):  # fmt: skip
     _add(
         PARTS, f"BodyPartExamined `{part}` in ISO_IR 192",

@@ -329,3 +329,8 @@ def test_slope_of_separated_labels_is_undefined_and_o_e_is_not():
     assert result["calibration_slope"].value is None
     assert "separate the labels" in result["calibration_slope"].reason
     assert result["observed_expected_ratio"].value == pytest.approx(1)
+
+
+def test_o_e_of_probabilities_that_are_all_0_is_undefined_with_its_own_reason():
+    result = calibration_intervals([0.0, 0.0, 0.0], [False, True, True], None)
+    assert result["observed_expected_ratio"].reason == "all probabilities are 0"

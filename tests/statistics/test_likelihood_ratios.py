@@ -53,6 +53,24 @@ def test_ratio_of_zero_has_the_limit_of_two_wilson_intervals():
     assert ratio.high == pytest.approx((product + root) / (b.low * (2 * b.value - b.low)))
 
 
+def test_ratio_of_two_rates_of_one_has_limits():
+    """If every image is predicted as pneumonia, the general formula of MOVER-R (Newcombe 2016), computed here in full."""
+    decisions, labels = classified(12, 0, 0, 9)
+    ratio = likelihood_ratios(decisions, labels, None)["positive_likelihood_ratio"]
+    a, b = wilson(12, 12), wilson(9, 9)
+
+    def limit(first, second, sign):
+        product = a.value * b.value
+        root = math.sqrt(product**2 - first * second * (2 * a.value - first) * (2 * b.value - second))
+        return (product + sign * root) / (second * (2 * b.value - second))
+
+    assert (ratio.value, ratio.method) == (1, "mover-r")
+    assert (ratio.low, ratio.high) == pytest.approx((limit(a.low, b.high, -1), limit(a.high, b.low, 1)))
+    precision = predictive_values(decisions, labels, None, 0.2)["precision"]
+    assert precision.value == pytest.approx(0.2)
+    assert precision.low < 0.2 < precision.high
+
+
 def test_intervals_cover_the_true_ratio_in_95_percent_of_simulations():
     """With a sensitivity of 0.95 of 40, an eighth of the samples has no false negative."""
     random, covered, draws = np.random.default_rng(2), 0, 2000

@@ -4,8 +4,10 @@ import csv
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from tests.training.conftest import small
 
+from pneumoscope.cli.sweep import command
 from pneumoscope.core.errors import RecipeError, RunError, UsageError
 from pneumoscope.runs.epochs import read_epochs
 from pneumoscope.runs.record import read_run
@@ -84,3 +86,12 @@ def test_one_seed_has_no_standard_deviation(phantoms, tmp_path, without_bundle):
     assert [row.accuracy_sd for row in rows] == [None, None]
     with pytest.raises(UsageError, match="number of seeds is 0"):
         sweep(combinations("training.batch=8,16"), phantoms, tmp_path / "other", seeds=0)
+
+
+def test_an_out_that_is_a_file_is_a_usage_error(tmp_path):
+    file = tmp_path / "sweep"
+    file.touch()
+    done = CliRunner().invoke(
+        command, ["quick", "--data", str(tmp_path), "--set", "training.batch=4,8", "--out", str(file)]
+    )
+    assert (done.exit_code, "is a file" in done.output) == (2, True), done.output

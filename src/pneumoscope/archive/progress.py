@@ -20,7 +20,7 @@ class Progress(NamedTuple):
         done: Images that are scored, of earlier runs and of this one.
         total: Images of the archive.
         failed: Scored images that could not be read.
-        rate: Images per second in the last two minutes.
+        rate: Images per second in the last two minutes, or since the last batch but one if it is longer ago.
         seconds_left: Estimated time to the end; None if nothing was scored yet.
     """
 
@@ -52,7 +52,7 @@ class ProgressCounter:
             now = time.monotonic()
             if now - self._points[-1][0] >= _MIN_SECONDS:
                 self._points.append((now, self._done))
-                while now - self._points[0][0] > _WINDOW:
+                while now - self._points[1][0] > _WINDOW:  # one older point stays, so that a slow run has a rate
                     self._points.popleft()
 
     def progress(self) -> Progress:

@@ -1,7 +1,6 @@
 """SQL over an archive, with DuckDB: the views `images` and `predictions`.
 
-Only shards in the journal are read, so that what a killed run left is not seen. The files are read in place: an archive needs no
-more memory than the result.
+Only shards in the journal are read, so that what a killed run left is not seen. The files are read in place.
 """
 
 from __future__ import annotations
@@ -76,13 +75,14 @@ def connected(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     folder = ArchiveFolder.open(path)
     Listing(folder.listing)  # raises if it is damaged
     with duckdb.connect(":memory:") as connection:
-        # No extension is downloaded, whatever a query asks for.
+        # No extension is downloaded because a query uses it; only the statement INSTALL does that.
         connection.execute("SET autoinstall_known_extensions = false; SET autoload_known_extensions = false")
-        listed = _quoted(str(folder.listing.resolve() / "rows-*.parquet"))
+        # Each file by its name: in a pattern, a bracket in the name of a folder would have a meaning.
+        listed = ", ".join(_quoted(str(file.resolve())) for file in sorted(folder.listing.glob("rows-*.parquet")))
         connection.execute(
             f"CREATE VIEW images AS SELECT * EXCLUDE (source_bytes), row = max(row) OVER"  # noqa: S608  quoted
-            f" (PARTITION BY source) AS current FROM read_parquet({listed})"
-            if any(folder.listing.glob("rows-*.parquet"))
+            f" (PARTITION BY source) AS current FROM read_parquet([{listed}], hive_partitioning = false)"
+            if listed
             else "CREATE VIEW images AS SELECT 0::BIGINT AS row, 0 AS shard, '' AS source, 0::BIGINT AS size,"
             " 0::BIGINT AS modified, true AS current LIMIT 0"
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import secrets
 import socket
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -31,7 +32,7 @@ _CONNECT_SECONDS = 10.0
 _RETRIES = 10  # of a task whose worker or node is lost
 _OBJECT_STORE_BYTES = 2**28  # of an embedded engine; a result has about 100 kB
 _model_lock = threading.Lock()
-_models: dict[bytes, Model] = {}  # of a worker process, which keeps its model for the next task
+_models: dict[str, Model] = {}  # of a worker process, which keeps its model for the next task
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -114,10 +115,9 @@ def _score(job: RayJob, shard: ListedShard) -> ShardResult | PneumoscopeError:
     """Score one shard in a worker process of Ray. An error is returned, since Ray would change the type of a raised one."""
     try:
         with _model_lock:
-            key = job.key.encode()
-            if key not in _models:
-                _models[key] = job.package.load()
-        return score_shard(_models[key], job.reader, shard, identifiers=job.identifiers)
+            if job.key not in _models:
+                _models[job.key] = job.package.load()
+        return score_shard(_models[job.key], job.reader, shard, identifiers=job.identifiers)
     except PneumoscopeError as error:
         return error
 
@@ -154,6 +154,11 @@ def _require_listener(address: str) -> None:
 def _connected(address: str) -> Iterator[None]:
     """Connect to a cluster, or start an engine that ends with the block."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray's usage statistics go to its vendor
+    if not address:
+        # Ray listens at all addresses of the machine, and without a token runs the code of anyone who reaches it. It reads both
+        # variables when it is imported.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
     options: dict[str, Any] = {"address": address}

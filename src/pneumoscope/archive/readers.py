@@ -31,7 +31,7 @@ class SourceImage(NamedTuple):
 
     Attributes:
         name: Path relative to the root of the source, or as the list has it.
-        size: Size of the file, bytes; -1 if it could not be accessed.
+        size: Size of the file, bytes; -1 if it could not be accessed, or is unknown.
         modified: Time of the last modification, nanoseconds since 1970; 0 if unknown.
     """
 
@@ -132,7 +132,9 @@ class RemoteReader:
             ) from error
         for path, info in sorted(found.items(), key=lambda item: item[0].split("/")):
             name = path.removeprefix(f"{prefix}/")
-            yield SourceImage(name, info.get("size") or -1, _modified(info)), self._skip_reason(system, path, name)
+            size = info.get("size")
+            image = SourceImage(name, -1 if size is None else size, _modified(info))
+            yield image, self._skip_reason(system, path, name)
 
     def is_available(self) -> bool:
         """Return False if there is nothing below the prefix, or it cannot be listed."""

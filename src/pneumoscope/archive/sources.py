@@ -84,9 +84,10 @@ def open_source(location: str, *, path_column: str = "path") -> Source:
         path_column: Column of a CSV or Parquet file with the paths.
 
     Raises:
-        UsageError: The location does not exist, or is an image.
+        UsageError: The location does not exist, or is an image; or an address has no bucket or server, or has credentials.
     """
     if is_remote(location):
+        _check_address(location)
         return Source(location.rstrip("/"), "objects", RemoteReader(location.rstrip("/")))
     path = Path(os.path.abspath(location))  # noqa: PTH100  links are kept, as the user wrote them
     if path.is_dir():
@@ -100,6 +101,17 @@ def open_source(location: str, *, path_column: str = "path") -> Source:
             hint="Pass its folder, or score one image with: pneumoscope predict",
         )
     return Source(str(path), kind, open_reader(str(path), kind), path_column)
+
+
+def _check_address(location: str) -> None:
+    host = location.partition("://")[2].partition("/")[0]
+    if not host:
+        raise UsageError(f"the address {location!r} has no bucket or server", hint="Give it as in s3://bucket/prefix")
+    if "@" in host:  # the location is stored and printed; it is not quoted here
+        raise UsageError(
+            "the address of the source has a user name or password",
+            hint="Leave them out, and give them in the environment or the files of the client",
+        )
 
 
 def _list_names(path: Path) -> Iterator[str]:

@@ -27,14 +27,14 @@ __all__ = ["command"]
     type=click.Path(path_type=Path, exists=True),
     help="Images of patients outside the age range, for a recipe with an age classifier.",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the runs.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the runs.")
 @overrides_option
 @click.option(
     "--seeds",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Runs of each combination, with other seeds.",
+    help="Runs of each combination, each with another seed.",
 )
 @click.option("--resume", is_flag=True, help="Keep finished runs in --out, and train the others.")
 @accelerator_option

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,7 +44,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Non
     # Opened like any new file, so that the umask applies: reading the umask would change it for other threads.
     temporary = target.parent / f".{target.name}-{secrets.token_hex(_SUFFIX_BYTES)}"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
         with temporary.open("xb") as file:
             if callable(content):
                 content(file)
@@ -62,6 +63,14 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Non
         with contextlib.suppress(OSError):
             temporary.unlink()
     return path
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder with its missing parents, whose names are on disk when this returns."""
+    missing = list(takewhile(lambda each: not each.exists(), (folder, *folder.parents)))
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        fsync_directory(each.parent)
 
 
 def fsync_directory(folder: Path) -> None:

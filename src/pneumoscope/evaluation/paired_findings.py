@@ -116,7 +116,8 @@ def _sentence(a: str, b: str, metric: str, test: str, verdict: str, difference: 
         return f"{a} and {b} cannot be compared in {name}: {difference.reason}."
     amount = _difference_text(difference) if metric == "auroc" else percentage_points(difference)
     if p_holm is None:
-        result = "equal rankings" if metric == "auroc" else "no discordant images"
+        equal = "equal rankings" if metric == "auroc" else "no discordant images"
+        result = "no variance of seeds and images" if test.startswith("obuchowski-rockette") else equal
     else:
         p = "< 0.001" if p_holm < 0.001 else f"= {p_holm:.3f}"
         result = f"{method_name(test)}: p {p}, Holm-corrected"

@@ -115,8 +115,8 @@ class ComparedModel:
 def group_runs(runs: Sequence[EvaluatedRun]) -> list[ComparedModel]:
     """Return the compared groups and single runs, in the order of their first run.
 
-    Runs of one recipe with different seeds are a group. Runs of one recipe with the same seed are not: they are the same
-    training, or one of other images.
+    Runs of one recipe with different seeds, on as many images of each label, are a group. Runs of one recipe with the same
+    seed are not: they are the same training, or one of other images.
     """
     by_recipe: dict[str, list[int]] = defaultdict(list)
     for position, run in enumerate(runs):
@@ -131,12 +131,18 @@ def group_runs(runs: Sequence[EvaluatedRun]) -> list[ComparedModel]:
 
 
 def _recipe_key(run: EvaluatedRun) -> str:
-    """Return all settings of a recipe but its seed; empty if the training is not recorded."""
+    """Return all settings of a recipe but its seed, and the images by label; empty if the training is not recorded.
+
+    The hash of the manifest is of no use here: it depends on the splits, and these on the seed.
+    """
     if run.record is None:
         return ""
     recipe = dict(run.record.recipe)
     recipe["training"] = {**recipe.get("training", {}), "seed": None}
-    return json.dumps(recipe, sort_keys=True)
+    images: Counter[str] = Counter()
+    for by_label in run.record.counts.values():
+        images.update(by_label)
+    return json.dumps([recipe, images], sort_keys=True)
 
 
 def _group_names(runs: Sequence[EvaluatedRun], members: Sequence[tuple[int, ...]]) -> list[str]:

@@ -57,20 +57,22 @@ _RADIOGRAPHY_CLASSES = frozenset(
 )
 _SECONDARY_CAPTURE = _STORAGE + "7"  # may show anything
 
-# --- Body part (PS3.3 C.7.3.1.1.1, PS3.16 annex L): beginnings of words without accents, in capitals ---
+# --- Body part (PS3.3 C.7.3.1.1.1, PS3.16 annex L): parts of words without accents, in capitals ---
 _CHEST = (
     "CHEST", "CHST", "THORA", "THX", "TORAX", "TORAC", "TORAK", "LUNG", "PULM", "POUMON", "POLMON", "PECHO", "PEITO", "PETTO",
-    "BROSTKORG", "BRUSTKORB", "BRUSTORGAN", "BRYSTKASS", "BORSTKAS", "LONGEN", "CXR", "KLATKA P", "HRUDNI", "GRUDN", "PŁUC",
-    "PLUC", "PLICE", "PLAMAN", "PLAUC", "MELLKAS", "KEUHKO", "RINTAKEHA", "AKCIGER", "GOGUS", "PARU", "NGUC", "PHOI",
-    "ΘΩΡΑΚ", "ΠΝΕΥΜΟΝ", "ТОРАКС", "ГРУД", "ЛЕГК", "ОГК", "ФЛЮОРО", "ปอด", "ทรวงอก", "חזה", "ריאות", "صدر", "رية", "ریه",  # noqa: RUF001
+    "BROSTKORG", "BRUSTKORB", "BRUSTORGAN", "BRYSTKASS", "BORSTKAS", "LONGEN", "CXR", "KLATKA P", "KLATKI P", "HRUDNI", "GRUDN",
+    "PŁUC", "PLUC", "PLICE", "PLAMAN", "PLAUC", "MELLKAS", "KEUHKO", "RINTAKEHA", "AKCIGER", "GOGUS", "PARU", "NGUC", "PHOI",
+    "ΘΩΡΑΚ", "ΠΝΕΥΜΟΝ", "ТОРАКС", "ГРУД", "ЛЕГК", "ОГК", "ФЛЮОРО", "ปอด", "ทรวงอก", "חזה", "ריאות", "صدر",  # noqa: RUF001
     "قفسه سینه", "छाती", "胸", "肺", "흉부", "폐", "가슴",
 )  # fmt: skip
+# Arabic and Persian for the lung, which end many adjectives, such as those of the back and of the radius.
+_CHEST_WORDS = re.compile(r"(?<!\w)(ال)?(رية|ريت|ریه)")
 # A word of these beside one of the chest: its spine, its bones, its vessels, the breast.
 _NOT_CHEST = (
     "SPIN", "VERTEB", "WIRBEL", "COLUMN", "COLUNA", "COLONN", "RACHIS", "LUMB", "KREGOSL", "PATER", "CHRBT", "GERINC", "WERVEL",
     "RYGG", "RYGS", "HVIRV", "RANKA", "OMURGA", "COT SONG", "ΜΟΙΡΑ", "ΣΠΟΝΔ", "ПОЗВ", "ХРЕБ", "ОТДЕЛ", "척추", "椎", "脊",  # noqa: RUF001
-    "腰", "髄", "髓", "STERN", "ГРУДИН", "胸鎖", "胸锁", "骨", "AORT", "ARTER", "VEIN", "VESSEL", "DUCT", "ESOPH", "OUTLET",
-    "INLET", "WALL", "BREAST", "ЖЕЛЕЗ",
+    "فقر", "שדרה", "สันหลัง", "腰", "髄", "髓", "STERN", "ГРУДИН", "胸鎖", "胸锁", "骨", "AORT", "ARTER", "VEIN", "VESSEL",
+    "DUCT", "ESOPH", "OUTLET", "INLET", "WALL", "BREAST", "ЖЕЛЕЗ",
 )  # fmt: skip
 _NOT_CHEST_WORDS = re.compile(r"(?<!\w)(WS|BWS|COL|T[- ]?SP|D[- ]?SP)(?!\w)|胸\s*\d")
 
@@ -221,7 +223,7 @@ def _check_body_part(header: Dataset) -> Rejection | WarningCode | None:
 
 def _is_chest(text: str) -> bool:
     is_part = any(word in text for word in _NOT_CHEST) or _NOT_CHEST_WORDS.search(text)
-    return any(word in text for word in _CHEST) and not is_part
+    return bool(any(word in text for word in _CHEST) or _CHEST_WORDS.search(text)) and not is_part
 
 
 def _check_view(header: Dataset) -> Rejection | WarningCode | None:

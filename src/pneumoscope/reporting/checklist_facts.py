@@ -237,7 +237,7 @@ def _thresholds(c: Comparison, runs: Sequence[RunData]) -> Fact:
         for run in runs
         for points in (run.evaluation.operating_points.items(),)
     )
-    return Fact(f"{text} All were set before the evaluation.", "operating_points")
+    return Fact(f"{text} None was chosen on the evaluated images.", "operating_points")
 
 
 def _output(c: Comparison, runs: Sequence[RunData]) -> Fact:
@@ -291,7 +291,7 @@ def _predictions(c: Comparison, runs: Sequence[RunData]) -> Fact:
 
 def _updating(c: Comparison, runs: Sequence[RunData]) -> Fact:
     sites = [f"{run.summary.name}: site profile {run.evaluation.site}" for run in runs if run.evaluation.site]
-    return Fact(f"{'; '.join(sites)}." if sites else "No model was updated for this evaluation.", "runs")
+    return Fact(f"{'; '.join(sites)}." if sites else "No model was updated by a site profile.", "runs")
 
 
 def _code(c: Comparison, runs: Sequence[RunData]) -> Fact:

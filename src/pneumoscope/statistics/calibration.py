@@ -32,7 +32,7 @@ BINS = 15
 _MIN_SLOPE = 1e-6
 _MAX_ITERATIONS = 60  # of Newton's method; each changes slope and intercept by at most 1
 _MAX_PARAMETER = 40  # of standardized logits
-# Half the distance from 1 to the next smaller number in double precision.
+# Distance from 1 to the next smaller number in double precision.
 _EPSILON = 2.0**-53
 
 
@@ -224,9 +224,14 @@ def calibration_intervals(
             seed=seed,
         )
         return dict.fromkeys(statistics, missing)
-    reason = "the regression has no finite solution, because the probabilities separate the labels or are all equal"
+    no_solution = (
+        "the regression has no finite solution, because the probabilities separate the labels or are all equal"
+    )
+    reasons = dict.fromkeys(statistics, no_solution) | {"observed_expected_ratio": "all probabilities are 0"}
     return {
-        name: patient_bootstrap(statistic, x, y, patients, resamples=resamples, level=level, seed=seed, reason=reason)
+        name: patient_bootstrap(
+            statistic, x, y, patients, resamples=resamples, level=level, seed=seed, reason=reasons[name]
+        )
         for name, (statistic, x) in statistics.items()
     }
 

@@ -325,8 +325,9 @@ def patient_bootstraps(
     groups = patient_groups(patients, len(x))
     values = statistics(x, y, np.ones((1, len(x))))[0].tolist()
     method, n = "patient bootstrap", len(x)
-    one_patient = groups.max() == 0
-    resampled = None if one_patient else _resample(statistics, x, y, groups, resamples, seed)
+    # An undefined statistic is not resampled: a regression without a solution takes long to fail.
+    is_resampled = groups.max() > 0 and any(map(math.isfinite, values))
+    resampled = _resample(statistics, x, y, groups, resamples, seed) if is_resampled else None
     intervals = []
     for index, value in enumerate(values):
         if not math.isfinite(value):

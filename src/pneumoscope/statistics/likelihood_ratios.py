@@ -43,9 +43,9 @@ def likelihood_ratios(
     """Return positive_likelihood_ratio, sensitivity / (1 - specificity), and negative_likelihood_ratio.
 
     The latter is (1 - sensitivity) / specificity. Intervals are normal on the logarithmic scale, with the numbers of images
-    divided by the design effect of each label where patients repeat. A ratio of 0 has no logarithm; its interval is that of
-    the ratio of two Wilson intervals (MOVER-R). Sensitivity and specificity are taken to be independent, also if some patients
-    have images of both labels.
+    divided by the design effect of each label where patients repeat. A ratio of 0 has no logarithm, and that of two rates of 1
+    no variance; their interval is that of the ratio of two Wilson intervals (MOVER-R). Sensitivity and specificity are taken to
+    be independent, also if some patients have images of both labels.
 
     Args:
         decisions: True where pneumonia is predicted, shape (n,).
@@ -173,6 +173,11 @@ def _ratio(numerator: _Rate, denominator: _Rate, level: float, reason: str) -> I
         upper = wilson(0, numerator.effective_n, level).high or 0.0
         lower = wilson(b * denominator.effective_n, denominator.effective_n, level).low or 0.0
         return Interval(0.0, 0.0, upper / math.sqrt(lower * (2 * b - lower)), f"mover-r{effects}", n, level)
+    if a == b == 1:
+        # The same at a = b = 1, where the upper limits are 1.
+        low = wilson(numerator.effective_n, numerator.effective_n, level).low or 0.0
+        high = 1 / (wilson(denominator.effective_n, denominator.effective_n, level).low or math.nan)
+        return Interval(1.0, low, high, f"mover-r{effects}", n, level)
     variance = (1 - a) / (a * numerator.effective_n) + (1 - b) / (b * denominator.effective_n)
     factor = math.exp(normal_quantile(level) * math.sqrt(variance))
     return Interval(a / b, a / b / factor, a / b * factor, f"simel{effects}", n, level)

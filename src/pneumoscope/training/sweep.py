@@ -23,7 +23,7 @@ __all__ = ["SWEEP_TABLE", "Combination", "SweepRow", "read_combinations", "sweep
 
 SWEEP_TABLE = "sweep.csv"
 _MAX_COMBINATIONS = 1000
-_UNSAFE = re.compile(r"[^A-Za-z0-9.,=+-]+")  # characters that do not belong into the name of a folder
+_UNSAFE = re.compile(r"[^A-Za-z0-9.,=+-]+")  # characters that do not belong in the name of a folder
 _MAX_NAME = 120  # characters of the name of a folder
 
 
@@ -89,7 +89,10 @@ def read_combinations(
         raise UsageError("no field has several values", hint="Give some with --set, such as --set training.batch=32,64")
     combinations = [dict(zip(varied, each, strict=True)) for each in product(*(values[field] for field in varied))]
     if len(combinations) > _MAX_COMBINATIONS:
-        raise UsageError(f"there are {len(combinations):,} combinations; the maximum is {_MAX_COMBINATIONS:,}")
+        raise UsageError(
+            f"there are {len(combinations):,} combinations; the maximum is {_MAX_COMBINATIONS:,}",
+            hint="Give fewer values with --set",
+        )
     fixed = [f"{field}={options[0]}" if options else field for field, options in values.items() if field not in varied]
     found = []
     for settings in combinations:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import msgspec
 from sqlalchemy import delete, insert, select
 
@@ -26,6 +28,8 @@ class PopulationRepository:
     def record(self, model_sha256: str, population: Population) -> None:
         """Store the population of the current model, and read those of the earlier ones.
 
+        One with fields that this version does not know, which a later one wrote, counts as unknown.
+
         Raises:
             StorageError: They cannot be stored or read.
         """
@@ -38,7 +42,9 @@ class PopulationRepository:
                 connection.execute(delete(model_populations).where(columns.model_sha256 == model_sha256))
                 connection.execute(insert(model_populations), [{"model_sha256": model_sha256, "population": stated}])
         texts = stored | {model_sha256: stated}
-        self._known = {sha256: msgspec.json.decode(text, type=Population) for sha256, text in texts.items()}
+        for sha256, text in texts.items():
+            with contextlib.suppress(msgspec.DecodeError):
+                self._known[sha256] = msgspec.json.decode(text, type=Population)
 
     def find(self, model_sha256: str) -> Population | None:
         """Return the population of a model; None if the service did not record it."""
