@@ -96,11 +96,23 @@ CHARACTER_SETS: Mapping[str, tuple[str | list[str], bytes, str]] = {
     ),
 }
 
+
+def _item(**elements: Any) -> Dataset:
+    item = Dataset()
+    for name, value in elements.items():
+        setattr(item, name, value)
+    return item
+
+
 _FULL = {
     "PatientID": "7", "IssuerOfPatientID": "NTUH", "PatientName": "Smith^John", "PatientBirthDate": "20200131",
     "PatientBirthTime": "0315", "PatientSex": "F",
     "PatientAge": "003Y", "StudyID": "1", "StudyDate": "20240401", "StudyTime": "101500", "AccessionNumber": "A-1",
     "StudyDescription": "Chest PA", "ReferringPhysicianName": "Lin^A", "TimezoneOffsetFromUTC": "+0800",
+    "OtherPatientNames": "Smyth^John", "PhysiciansOfRecord": ["Lin^A", "Chen^B"], "NameOfPhysiciansReadingStudy": "Wu^C",
+    "OtherPatientIDsSequence": [_item(PatientID="N-7", IssuerOfPatientID="NHI", TypeOfPatientID="TEXT")],
+    "IssuerOfAccessionNumberSequence": [_item(UniversalEntityID="1.2.3.9", UniversalEntityIDType="ISO")],
+    "ProcedureCodeSequence": [_item(CodeValue="399208008", CodingSchemeDesignator="SCT", CodeMeaning="Chest X-ray")],
 }  # fmt: skip
 HEADERS: Mapping[str, Mapping[str, Any]] = {
     "complete": _FULL,

@@ -9,6 +9,7 @@ import pydicom
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 from tests.conftest import LIMITS, POINTS
 from tests.images import dicom, png
@@ -20,7 +21,7 @@ from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.dicom.configuration import ResultSettings
-from pneumoscope.service.dicom.header import read_header
+from pneumoscope.service.dicom.header import decode_header, encode_header, read_header
 from pneumoscope.service.storage.repository import PredictionRepository
 
 pytest.importorskip("highdicom", reason="[pacs] is not installed")
@@ -228,3 +229,36 @@ def test_image_without_a_study_has_no_objects(client, kind):
         (found,) = client.post("/v1/predictions", files=[("images", (name, content))]).json()["predictions"]
         answer = problem(client.get(f"/v1/predictions/{found['id']}/{kind}.dcm"), 404, "unknown_name")
         assert "not DICOM with a study" in answer["hint"]
+
+
+@pytest.mark.parametrize(
+    ("name", "stated", "kept"),
+    [
+        ("OtherPatientIDsSequence", {"PatientID": "N-7", "TypeOfPatientID": "TEXT"}, True),
+        ("OtherPatientIDsSequence", {"PatientID": "N-7"}, False),
+        ("OtherPatientIDsSequence", {"PatientID": "N-7", "TypeOfPatientID": "CARD"}, False),
+        ("IssuerOfAccessionNumberSequence", {"LocalNamespaceEntityID": "HIS"}, True),
+        ("IssuerOfAccessionNumberSequence", {"UniversalEntityID": "1.2.3"}, False),
+        ("IssuerOfAccessionNumberSequence", {}, False),
+        ("ProcedureCodeSequence", {"CodeValue": "1", "CodingSchemeDesignator": "L", "CodeMeaning": "Chest"}, True),
+        ("ProcedureCodeSequence", {"CodeValue": "1", "CodeMeaning": "Chest"}, False),
+    ],
+)  # fmt: skip
+def test_items_of_sequences_are_copied_only_if_they_are_valid(name, stated, kept):
+    item = Dataset()
+    for keyword, value in stated.items():
+        setattr(item, keyword, value)
+    header = read_header(dicom(100, **STUDY | {name: [item]}))
+    assert (name in header) == kept
+    if kept:
+        assert [{each.keyword: each.value for each in one} for one in header[name].value] == [stated]
+        assert decode_header(encode_header(header))[name].value == header[name].value
+
+
+def test_text_of_a_sequence_is_read_in_the_character_set_of_the_file():
+    item = Dataset()
+    item.PatientID, item.TypeOfPatientID, item.IssuerOfPatientID = "1", "TEXT", "醫院"
+    header = read_header(
+        dicom(100, **STUDY | {"SpecificCharacterSet": "ISO_IR 192", "OtherPatientIDsSequence": [item]})
+    )
+    assert header.OtherPatientIDsSequence[0].IssuerOfPatientID == "醫院"

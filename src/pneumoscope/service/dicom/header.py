@@ -33,10 +33,21 @@ HEADER_ELEMENTS = (
     "SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality",
     "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientBirthTime", "PatientSex", "PatientAge",
     "OtherPatientIDs", "PatientSize", "PatientWeight", "EthnicGroup", "PatientComments", "AdditionalPatientHistory",
-    "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "StudyDescription", "ReferringPhysicianName",
-    "PatientOrientation", "BodyPartExamined", "Laterality", "Rows", "Columns", "ViewPosition", "StationName", "Manufacturer",
-    "TimezoneOffsetFromUTC",
+    "OtherPatientNames", "OtherPatientIDsSequence", "StudyID", "StudyDate", "StudyTime", "AccessionNumber",
+    "IssuerOfAccessionNumberSequence", "StudyDescription", "ReferringPhysicianName", "PhysiciansOfRecord",
+    "NameOfPhysiciansReadingStudy", "ProcedureCodeSequence", "PatientOrientation", "BodyPartExamined", "Laterality", "Rows",
+    "Columns", "ViewPosition", "StationName", "Manufacturer", "TimezoneOffsetFromUTC",
 )  # fmt: skip
+# Elements of the items of sequences, those first that an item must have (PS3.3 C.7.1.1, tables 8.8-1 and 10-17).
+_ITEM_ELEMENTS = {
+    "OtherPatientIDsSequence": (("PatientID", "TypeOfPatientID"), ("IssuerOfPatientID",)),
+    "IssuerOfAccessionNumberSequence": ((), ("LocalNamespaceEntityID", "UniversalEntityID", "UniversalEntityIDType")),
+    "ProcedureCodeSequence": (
+        ("CodeValue", "CodingSchemeDesignator", "CodeMeaning"), ("CodingSchemeVersion",),
+    ),
+}  # fmt: skip
+_ENTITY_ID_TYPES = ("DNS", "EUI64", "ISO", "URI", "UUID", "X400", "X500")
+_PATIENT_ID_TYPES = ("TEXT", "RFID", "BARCODE")
 _LAST_ELEMENT = 0x00280011  # Columns: the last of them in a file
 # Those that may be empty, and not missing.
 _REQUIRED_ELEMENTS = (
@@ -72,6 +83,8 @@ def read_header(file: bytes) -> Dataset:
         header = read_first_elements(file[:MAX_HEADER_BYTES], list(HEADER_ELEMENTS), _LAST_ELEMENT)
         character_set = header.get("SpecificCharacterSet")
         header.decode()
+        for name in _ITEM_ELEMENTS:
+            _keep_valid_items(header, name, character_set)
         for element in header:
             _repair(element, character_set)
             if (pattern := _VALUE_PATTERNS.get(element.VR)) and not re.fullmatch(pattern, str(element.value or "")):
@@ -95,6 +108,31 @@ def read_header(file: bytes) -> Dataset:
         header.TimezoneOffsetFromUTC = ""
     header.SpecificCharacterSet = "ISO_IR 192"
     return header
+
+
+def _keep_valid_items(header: Dataset, name: str, character_set: object) -> None:
+    """Keep the items of a sequence that have what they must have, with the elements that are copied; else remove the sequence."""
+    required, optional = _ITEM_ELEMENTS[name]
+    kept = []
+    for item in header.get(name) or ():
+        copied = Dataset()
+        for element in (item[each] for each in (*required, *optional) if item.get(each)):
+            _repair(element, character_set)
+            copied.add(element)
+        is_entity = "UniversalEntityID" in copied
+        is_valid = (
+            len(copied) > 0
+            and all(each in copied for each in required)
+            and copied.get("TypeOfPatientID", "TEXT") in _PATIENT_ID_TYPES
+            and is_entity == ("UniversalEntityIDType" in copied)
+            and copied.get("UniversalEntityIDType", "ISO") in _ENTITY_ID_TYPES
+        )
+        if is_valid:
+            kept.append(copied)
+    if kept:
+        setattr(header, name, kept)
+    elif name in header:
+        delattr(header, name)
 
 
 def _repair(element: DataElement, character_set: object) -> None:

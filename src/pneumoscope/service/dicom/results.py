@@ -81,7 +81,8 @@ _NAMES = ("PatientName", "ReferringPhysicianName")
 # Further elements of patient and study, which highdicom copies into some of the objects.
 _COPIED = (
     "IssuerOfPatientID", "PatientBirthTime", "OtherPatientIDs", "EthnicGroup", "PatientComments", "StudyDescription",
-    "PatientAge", "PatientSize", "PatientWeight", "AdditionalPatientHistory",
+    "PatientAge", "PatientSize", "PatientWeight", "AdditionalPatientHistory", "OtherPatientNames", "OtherPatientIDsSequence",
+    "IssuerOfAccessionNumberSequence", "PhysiciansOfRecord", "NameOfPhysiciansReadingStudy", "ProcedureCodeSequence",
 )  # fmt: skip
 _DATE_TIMES = ("ObservationDateTime", "ContributionDateTime")
 
