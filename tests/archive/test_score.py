@@ -101,6 +101,16 @@ def test_without_identifiers_the_table_has_no_path_and_no_uid(tmp_path: Path, bu
     assert b"Jane" not in (tmp_path / "out" / "archive.log").read_bytes()
 
 
+@pytest.mark.parametrize("identifiers", [True, False])
+def test_without_identifiers_no_value_of_the_header_is_quoted(tmp_path: Path, bundle: Path, identifiers: bool) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.dcm").write_bytes(dicom(130, BodyPartExamined="JANE DOE"))
+    score(tmp_path / "images", tmp_path / "out", bundle, identifiers=identifiers)
+    (row,) = table(tmp_path / "out")
+    assert row["rejection_code"] == "body_part_not_chest"
+    assert ("JANE" in row["rejection_parameters"]) == identifiers
+
+
 def test_each_result_has_the_notice(tmp_path: Path, source: Path, bundle: Path) -> None:
     done = run_cli(*score_command(source, tmp_path / "out", bundle)[4:])
     notice = "Research and education software. Not a medical device."

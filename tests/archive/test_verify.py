@@ -121,3 +121,10 @@ def test_a_folder_that_is_no_archive_and_an_unknown_set_are_reported(tmp_path: P
         verify_archive(tmp_path)
     with pytest.raises(UnknownNameError, match="there is no set of predictions '0123456789'"):
         verify_archive(out, "0123456789")
+
+
+def test_rows_of_other_images_are_found_by_their_names(out: Path, predictions: PredictionSet) -> None:
+    rows = table(out)
+    rows[2]["source"], rows[3]["source"] = rows[3]["source"], rows[2]["source"]
+    enter(predictions, 0, write_table(rows[:4]), 4)
+    assert problems(out) == [(0, "wrong_rows", 0, 3, 2, 0)]

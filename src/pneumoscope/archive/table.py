@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,8 @@ IDENTIFIERS = frozenset(
     {"source", "study_date", "study_instance_uid", "series_instance_uid", "sop_instance_uid", "station_name"}
 )
 
+_PARAMETERS = ("rejection_parameters", "failure_parameters")
+
 
 def build_row(
     row: int, name: str, content: bytes | None, scored: ScoredImage, *, identifiers: bool = True
@@ -81,7 +84,7 @@ def build_row(
         name: Name in the source.
         content: The file; None if it could not be read.
         scored: Its prediction.
-        identifiers: Fill the columns of `IDENTIFIERS`.
+        identifiers: Fill the columns of `IDENTIFIERS`, and keep texts in parameters, which may quote the header.
     """
     prediction, acquisition = scored.prediction, scored.acquisition
     stated = prediction.to_row()
@@ -98,7 +101,16 @@ def build_row(
         "study_year": _year(stated["study_date"]),
         "pixel_sha256": stated["pixel_sha256"] or None,
     }
-    return {column: None if column in IDENTIFIERS and not identifiers else found[column] for column in COLUMNS}
+    if not identifiers:
+        found |= dict.fromkeys(IDENTIFIERS) | {column: _numbers(found[column]) for column in _PARAMETERS}
+    return {column: found[column] for column in COLUMNS}
+
+
+def _numbers(parameters: str | None) -> str | None:
+    """Return the parameters of a code without texts, which may quote the header."""
+    if not parameters:
+        return parameters
+    return json.dumps({name: value for name, value in json.loads(parameters).items() if not isinstance(value, str)})
 
 
 def _year(date: str | None) -> int | None:

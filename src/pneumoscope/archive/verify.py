@@ -12,13 +12,13 @@ import numpy as np
 
 from pneumoscope.archive.archive_folder import ArchiveFolder, PredictionSet
 from pneumoscope.archive.journal import Entry, read_journal
-from pneumoscope.archive.listing import Listing
+from pneumoscope.archive.listing import Listing, display_name
 from pneumoscope.core.errors import StorageError
 
 __all__ = ["Problem", "ProblemCode", "Verification", "verify_archive"]
 
 # not_scored: the journal has no such shard. lost: its file is missing. altered: its file has another hash. wrong_rows: its file
-# does not have exactly the listed rows. not_listed: a file, or a line of the journal, of no listed shard. not_entered: a file
+# does not have exactly the listed images. not_listed: a file, or a line of the journal, of no listed shard. not_entered: a file
 # that is not in the journal, which a killed run left and the next one replaces.
 ProblemCode = Literal["not_scored", "lost", "altered", "wrong_rows", "not_listed", "not_entered"]
 
@@ -75,7 +75,7 @@ def verify_archive(path: Path, key: str = "", *, progress: Callable[[int, int], 
     problems: list[Problem] = []
     found = 0
     for number, first, rows in listing.ranges():
-        problem = _check_shard(chosen, number, first, rows, journal.get(number), files.get(number))
+        problem = _check_shard(chosen, listing, number, first, rows, journal.get(number), files.get(number))
         if problem:
             problems.append(problem)
         else:
@@ -87,7 +87,13 @@ def verify_archive(path: Path, key: str = "", *, progress: Callable[[int, int], 
 
 
 def _check_shard(
-    chosen: PredictionSet, number: int, first: int, rows: int, entry: Entry | None, file: Path | None
+    chosen: PredictionSet,
+    listing: Listing,
+    number: int,
+    first: int,
+    rows: int,
+    entry: Entry | None,
+    file: Path | None,
 ) -> Problem | None:
     def problem(code: ProblemCode, missing: int = rows, doubled: int = 0) -> Problem:
         return Problem(number, code, first, first + rows - 1, missing, doubled)
@@ -102,7 +108,7 @@ def _check_shard(
         raise StorageError(f"cannot read {str(file)!r}: {error.strerror or error}") from error
     if hashlib.sha256(content).hexdigest() != entry.sha256:
         return problem("altered")
-    numbers = _row_numbers(content)
+    numbers, sources = _rows(content)
     if numbers != list(range(first, first + rows)):
         counts = Counter(numbers)
         return problem(
@@ -110,17 +116,22 @@ def _check_shard(
             missing=sum(counts[row] == 0 for row in range(first, first + rows)),
             doubled=sum(count - 1 for count in counts.values()),
         )
+    if chosen.settings.identifiers:  # else the file has no names
+        listed = map(display_name, listing.shard(number).names)
+        if others := sum(source != name for source, name in zip(sources, listed, strict=True)):
+            return problem("wrong_rows", missing=others)
     return None
 
 
-def _row_numbers(content: bytes) -> list[int]:
+def _rows(content: bytes) -> tuple[list[int], list[str | None]]:
+    """Return the numbers and the names of the images of a shard."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     # Without threads: Arrow's may abort the process when it exits.
-    column = pq.ParquetFile(pa.BufferReader(content)).read(columns=["row"], use_threads=False).column("row")
-    numbers: list[int] = np.asarray(column).tolist()
-    return numbers
+    table = pq.ParquetFile(pa.BufferReader(content)).read(columns=["row", "source"], use_threads=False)
+    numbers: list[int] = np.asarray(table.column("row")).tolist()
+    return numbers, table.column("source").to_pylist()
 
 
 def _not_listed(shards: int, journal: dict[int, Entry], files: dict[int, Path]) -> Iterator[Problem]:
