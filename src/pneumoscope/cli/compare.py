@@ -25,7 +25,7 @@ __all__ = ["command"]
     default="half",
     show_default=True,
     metavar="NAME|NUMBER",
-    help="Operating point of the threshold metrics, also an own one of the evaluations, such as 0.3 or sens=0.95.",
+    help="Operating point of the threshold metrics, also a custom one of the evaluations, such as 0.3 or sens=0.95.",
 )
 @click.option(
     "--evaluation",

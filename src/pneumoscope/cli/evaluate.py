@@ -72,7 +72,7 @@ __all__ = ["command"]
     "operating_points",
     multiple=True,
     metavar="NAME|NUMBER",
-    help="Operating point on the card, or an own one: a probability (0.3), or a sensitivity or specificity that the threshold"
+    help="Operating point on the card, or a custom one: a probability (0.3), or a sensitivity or specificity that the threshold"
     " reaches on validation images (sens=0.95, spec=0.9). Repeat for several.  [default: half, balanced, rule_out, rule_in; half"
     " for predictions without validation images]",
 )

@@ -323,7 +323,7 @@ class Evaluation:
         metrics: Threshold-free metrics: auroc, auprc, brier, expected_calibration_error, calibration_slope,
             calibration_intercept, observed_expected_ratio.
         auroc_by_etiology: AUROC of bacteria against normal and of virus against normal.
-        operating_points: Results by operating point: "half", "balanced", "rule_out", "rule_in", and own ones such as "0.3" or
+        operating_points: Results by operating point: "half", "balanced", "rule_out", "rule_in", and custom ones such as "0.3" or
             "sens=0.95".
         test_evaluation: Number of test-set evaluations of these images in the ledger, including this one; None for other
             splits.

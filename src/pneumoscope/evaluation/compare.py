@@ -25,8 +25,8 @@ from pneumoscope.core.result_forms import to_json
 from pneumoscope.data.predictions_file import PredictionColumns
 from pneumoscope.evaluation import run_groups
 from pneumoscope.evaluation.compared import EvaluatedRun, ScoringOptions, decisions, expand_runs, read_evaluated
+from pneumoscope.evaluation.custom_points import canonical_names
 from pneumoscope.evaluation.metrics import positives
-from pneumoscope.evaluation.own_points import canonical_names
 from pneumoscope.evaluation.paired_findings import RunScores, findings, paired_tests, training_sentence
 from pneumoscope.statistics.inputs import BoolArray
 
@@ -59,7 +59,7 @@ def compare(
             "default" for the model in the package; and CSV files with the predictions of other tools. The last two are
             evaluated first, on `data`. Those with the same name get the names of their folders or files. Runs of one recipe
             with different seeds are compared by their means; see `run_groups`.
-        operating_point: Operating point of the threshold metrics and of the McNemar tests. An own one, such as "0.3" or
+        operating_point: Operating point of the threshold metrics and of the McNemar tests. A custom one, such as "0.3" or
             "sens=0.95", must be in each evaluation, or be a probability where bundles and files are evaluated.
         evaluation: Name of the evaluation of each run.
         data, split: Labeled images for bundles and CSV files; see `evaluate`.

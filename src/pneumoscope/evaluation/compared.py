@@ -12,9 +12,9 @@ from pneumoscope.bundle.bundle_folder import CARD_FILE
 from pneumoscope.core.errors import LayoutError, RunError, UnknownNameError, UsageError
 from pneumoscope.core.results import Evaluation, ScoredImage
 from pneumoscope.data.predictions_file import PredictionColumns
+from pneumoscope.evaluation.custom_points import needs_validation, parse_custom_point
 from pneumoscope.evaluation.evaluate import OPERATING_POINTS, evaluate
 from pneumoscope.evaluation.external_predictions import FIXED_POINT, check_predictions, evaluate_predictions
-from pneumoscope.evaluation.own_points import needs_validation, parse_own_point
 from pneumoscope.runs.evaluations import read_evaluation_folder
 from pneumoscope.runs.record import RunRecord, read_run
 from pneumoscope.runs.run_folder import (
@@ -214,7 +214,7 @@ def _evaluate(target: Path, operating_point: str, options: ScoringOptions, out: 
     folder = None if out is None else result_folders([target], out)[0]
     if _is_file(target):
         is_chosen = operating_point in OPERATING_POINTS and operating_point != FIXED_POINT
-        is_chosen = is_chosen or needs_validation(parse_own_point(operating_point))
+        is_chosen = is_chosen or needs_validation(parse_custom_point(operating_point))
         if is_chosen and not options.columns.split:
             raise UsageError(
                 f"the threshold of the operating point {operating_point!r} is chosen on validation images, and"
@@ -235,7 +235,7 @@ def _evaluate(target: Path, operating_point: str, options: ScoringOptions, out: 
         )
     else:
         bundle = find_bundle(target)
-        if needs_validation(parse_own_point(operating_point)):
+        if needs_validation(parse_custom_point(operating_point)):
             raise UsageError(
                 f"the threshold of the operating point {operating_point!r} is chosen on validation images, and a comparison has"
                 " none",

@@ -22,16 +22,16 @@ from pneumoscope.data.hashing import read_image
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import LabeledImage, Manifest
 from pneumoscope.evaluation.breakdown import add_breakdown, read_breakdown
-from pneumoscope.evaluation.image_flow import image_flow
-from pneumoscope.evaluation.metrics import Threshold, positives
-from pneumoscope.evaluation.own_points import (
+from pneumoscope.evaluation.custom_points import (
     ChosenThreshold,
-    OwnPoint,
+    CustomPoint,
     canonical_names,
     choose_thresholds,
+    custom_points,
     needs_validation,
-    own_points,
 )
+from pneumoscope.evaluation.image_flow import image_flow
+from pneumoscope.evaluation.metrics import Threshold, positives
 from pneumoscope.evaluation.recording import (
     TEST_SPLITS,
     ScoreSource,
@@ -92,8 +92,8 @@ def evaluate(
         target: Run folder or bundle folder.
         data: Folder, manifest CSV or archive of labeled images; see `evaluation.selection.select_images` for the split.
         split: "train", "validation", "test", or "all" for all images of a data set that the model has not seen.
-        operating_points: Operating points of the bundle to evaluate. Own ones are a probability such as "0.3", or "sens=0.95" and
-            "spec=0.9", whose thresholds are chosen on the scores of validation images.
+        operating_points: Operating points of the bundle to evaluate. Custom ones are a probability such as "0.3", or "sens=0.95"
+            and "spec=0.9", whose thresholds are chosen on the scores of validation images.
         out: Folder of evaluation.json and predictions.csv. By default `RUN/evaluation/NAME` for a run, and none for a bundle.
         name: Name of the evaluation of a run. By default the split, for images of the run itself; for others followed by the
             name of the data, and with a site profile by its hash.
@@ -136,8 +136,8 @@ def evaluate(
     session = BundleSession.load(bundle, site=None if site is None else Path(site))
     card = session.card
     operating_points = canonical_names(operating_points)
-    own = own_points(operating_points, card.operating_points)
-    _check_operating_points(operating_points, own, card)
+    custom = custom_points(operating_points, card.operating_points)
+    _check_operating_points(operating_points, custom, card)
     _check_name_of_run(name, is_run=is_run, has_out=out is not None)
     manifest = load_manifest(data)
     if note:
@@ -147,7 +147,7 @@ def evaluate(
     if split in TEST_SPLITS:
         check_unseen(images, card)
     scores = None
-    if any(map(needs_validation, own)):
+    if any(map(needs_validation, custom)):
         scores = _validation_scores(
             session,
             data if validation_data is None else Path(validation_data),
@@ -156,7 +156,7 @@ def evaluate(
             progress,
         )
     source = _source(
-        session, choose_thresholds(own, lambda value: score_at_probability(card.calibration, value), scores)
+        session, choose_thresholds(custom, lambda value: score_at_probability(card.calibration, value), scores)
     )
     in_run = out is None and is_run
     if in_run:
@@ -195,9 +195,9 @@ def evaluate(
     return evaluation, scored
 
 
-def _source(session: BundleSession, own: Mapping[str, ChosenThreshold]) -> ScoreSource:
+def _source(session: BundleSession, custom: Mapping[str, ChosenThreshold]) -> ScoreSource:
     card = session.card
-    points: dict[str, Threshold] = {**card.operating_points, **own}
+    points: dict[str, Threshold] = {**card.operating_points, **custom}
     return ScoreSource(
         name=card.name,
         operating_points=points,
@@ -209,9 +209,9 @@ def _source(session: BundleSession, own: Mapping[str, ChosenThreshold]) -> Score
     )
 
 
-def _check_operating_points(names: Sequence[str], own: Sequence[OwnPoint], card: Card) -> None:
-    """Raise unless the card has the operating points that are not own ones."""
-    known = {*card.operating_points, *(point.name for point in own)}
+def _check_operating_points(names: Sequence[str], custom: Sequence[CustomPoint], card: Card) -> None:
+    """Raise unless the card has the operating points that are not custom."""
+    known = {*card.operating_points, *(point.name for point in custom)}
     for name in names:
         if name not in known:
             listed = ", ".join(sorted(card.operating_points))
@@ -219,7 +219,7 @@ def _check_operating_points(names: Sequence[str], own: Sequence[OwnPoint], card:
                 "operating point",
                 name,
                 card.operating_points,
-                hint=f"Known: {listed}; or an own one, such as 0.3, sens=0.95 or spec=0.9",
+                hint=f"Known: {listed}; or a custom one, such as 0.3, sens=0.95 or spec=0.9",
             )
 
 

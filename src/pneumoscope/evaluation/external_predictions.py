@@ -22,10 +22,10 @@ from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import Manifest
 from pneumoscope.data.predictions_file import PredictionColumns, PredictionsFile, read_predictions_file
 from pneumoscope.evaluation.breakdown import add_breakdown, read_breakdown
+from pneumoscope.evaluation.custom_points import ChosenThreshold, canonical_names, choose_thresholds, custom_points
 from pneumoscope.evaluation.fitting import fit_calibration, fit_operating_points
 from pneumoscope.evaluation.image_flow import image_flow
 from pneumoscope.evaluation.metrics import Threshold
-from pneumoscope.evaluation.own_points import ChosenThreshold, canonical_names, choose_thresholds, own_points
 from pneumoscope.evaluation.predicted_images import (
     HIGHEST_LOGIT,
     PredictedImages,
@@ -81,7 +81,7 @@ def evaluate_predictions(
         validation_data: Labeled validation images; those in `data` if None.
         fit_probabilities: Calibrate the probabilities on the predictions for validation images (Platt scaling); otherwise they
             are evaluated as given.
-        operating_points: Operating points to evaluate; all that have a threshold if None. Own ones are a probability such as
+        operating_points: Operating points to evaluate; all that have a threshold if None. Custom ones are a probability such as
             "0.3", or "sens=0.95" and "spec=0.9", whose thresholds are chosen on the predictions for validation images.
         name: Name of the model, which identifies it to `reference`; that of the file if empty.
         by: Columns of the manifest CSV, or "etiology", whose values form subgroups.
@@ -207,12 +207,14 @@ def _source(
     """Return the operating points and remarks of a file, and the calibration if there is one."""
     remarks = ["It is unknown whether the model was trained or tuned on these images or patients."]
     calibration = None
-    own = own_points(requested, ())
+    custom = custom_points(requested, ())
     points: dict[str, Threshold] = {
         FIXED_POINT: ChosenThreshold(0.5, operating_point_rule("fixed", None, None, augmented=False))
     }
     if validation is None:
-        only = "all thresholds are fixed ones" if own else "the only threshold is the fixed one, a probability of 0.5"
+        only = (
+            "all thresholds are fixed ones" if custom else "the only threshold is the fixed one, a probability of 0.5"
+        )
         remarks.append(f"There are no predictions for validation images: {only}.")
     else:
         n, trained = len(validation.images), sum(image.split == "train" for image in validation.images)
@@ -225,7 +227,7 @@ def _source(
             labels = validation.labels
             calibration = fit_calibration(_limited(validation.logits).astype(np.float32), labels, float(labels.mean()))
     chosen_on = None if validation is None else (validation.scores, validation.labels)
-    points |= choose_thresholds(own, lambda probability: _score_at(probability, calibration), chosen_on)
+    points |= choose_thresholds(custom, lambda probability: _score_at(probability, calibration), chosen_on)
     given = "as given" if file.scale == "probability" else "the sigmoid of the given logits"
     remarks.append(
         f"Probabilities are {given}, without calibration."
@@ -295,7 +297,7 @@ def _choose_points(requested: Sequence[str] | None, source: ScoreSource, *, has_
             "operating point",
             point,
             known,
-            hint=f"Known: {', '.join(sorted(known))}; or an own one, such as 0.3 or sens=0.95",
+            hint=f"Known: {', '.join(sorted(known))}; or a custom one, such as 0.3 or sens=0.95",
         )
     return tuple(requested)
 

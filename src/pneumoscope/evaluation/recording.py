@@ -24,6 +24,7 @@ from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.result_forms import to_json
 from pneumoscope.core.results import Evaluation, Interval, RejectionSummary, ScoredImage
 from pneumoscope.data.manifest import LABELS, LabeledImage, images_sha256
+from pneumoscope.evaluation.custom_points import ChosenThreshold, custom_points
 from pneumoscope.evaluation.ledger import default_ledger, record_evaluation
 from pneumoscope.evaluation.metrics import (
     Threshold,
@@ -32,7 +33,6 @@ from pneumoscope.evaluation.metrics import (
     positives,
     ranking_metrics,
 )
-from pneumoscope.evaluation.own_points import ChosenThreshold, own_points
 from pneumoscope.runs.evaluations import predictions_csv, read_evaluation
 from pneumoscope.runs.run_folder import EVALUATION_FILE, PREDICTIONS_FILE
 from pneumoscope.statistics.calibration import reliability_bins
@@ -84,7 +84,7 @@ def with_earlier_points(
 ) -> tuple[ScoreSource, Sequence[str]]:
     """Return source and operating points with those of the evaluation in the folder, which is written again.
 
-    Own operating points of the earlier evaluation keep their thresholds, unless they are evaluated again.
+    Custom operating points of the earlier evaluation keep their thresholds, unless they are evaluated again.
 
     Args:
         folder: Folder of the results.
@@ -101,7 +101,7 @@ def with_earlier_points(
     if not (folder / EVALUATION_FILE).is_file():
         return source, operating_points
     earlier = read_evaluation(folder / EVALUATION_FILE)
-    source = _with_own_points(source, earlier)
+    source = _with_custom_points(source, earlier)
     hashes = (earlier.bundle_sha256, earlier.predictions_sha256)
     different = [
         label
@@ -124,9 +124,9 @@ def with_earlier_points(
     return source, (*points, *(point for point in operating_points if point not in points))
 
 
-def _with_own_points(source: ScoreSource, earlier: Evaluation) -> ScoreSource:
-    """Return the source with those own operating points of an earlier evaluation that it lacks."""
-    kept = {point.name: earlier.operating_points[point.name] for point in own_points(earlier.operating_points, ())}
+def _with_custom_points(source: ScoreSource, earlier: Evaluation) -> ScoreSource:
+    """Return the source with those custom operating points of an earlier evaluation that it lacks."""
+    kept = {point.name: earlier.operating_points[point.name] for point in custom_points(earlier.operating_points, ())}
     return dataclasses.replace(
         source,
         operating_points={name: ChosenThreshold(point.threshold, point.rule) for name, point in kept.items()}

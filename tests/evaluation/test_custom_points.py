@@ -1,4 +1,4 @@
-"""Own operating points: names, thresholds counted by hand, and no threshold from evaluated images."""
+"""Custom operating points: names, thresholds counted by hand, and no threshold from evaluated images."""
 
 import numpy as np
 import pytest
@@ -8,9 +8,9 @@ from pneumoscope.core.errors import DatasetError, PatientLeakError, ThresholdErr
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.predictions_file import PredictionColumns
 from pneumoscope.evaluation.compare import compare
+from pneumoscope.evaluation.custom_points import CustomPoint, canonical_names, parse_custom_point
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.evaluation.external_predictions import evaluate_predictions
-from pneumoscope.evaluation.own_points import OwnPoint, canonical_names, parse_own_point
 from pneumoscope.runs.evaluations import read_evaluation
 
 OWN = ("0.3", "sens=0.95", "spec=0.9")
@@ -19,21 +19,21 @@ OWN = ("0.3", "sens=0.95", "spec=0.9")
 @pytest.mark.parametrize(
     ("text", "point"),
     [
-        ("0.3", OwnPoint("0.3", "probability", 0.3)),
-        (" .30 ", OwnPoint("0.3", "probability", 0.3)),
-        ("sens=.950", OwnPoint("sens=0.95", "sensitivity", 0.95)),
-        ("spec=1", OwnPoint("spec=1", "specificity", 1.0)),
+        ("0.3", CustomPoint("0.3", "probability", 0.3)),
+        (" .30 ", CustomPoint("0.3", "probability", 0.3)),
+        ("sens=.950", CustomPoint("sens=0.95", "sensitivity", 0.95)),
+        ("spec=1", CustomPoint("spec=1", "specificity", 1.0)),
         ("balanced", None),
     ],
 )
 def test_names_have_the_shortest_form_of_the_number(text, point):
-    assert parse_own_point(text) == point
+    assert parse_custom_point(text) == point
 
 
 @pytest.mark.parametrize("text", ["1.3", "0", "1", "sens=95", "spec=", "sens=high", "nan", "f1=0.5"])
 def test_impossible_numbers_are_an_error_with_examples(text):
     with pytest.raises(UsageError, match="operating point") as error:
-        parse_own_point(text)
+        parse_custom_point(text)
     assert "sens=0.95" in error.value.hint
 
 
@@ -79,7 +79,7 @@ def test_thresholds_are_chosen_on_the_validation_scores_of_the_run(maker, run):
     ]
 
 
-def test_own_points_of_an_earlier_evaluation_keep_their_thresholds(maker, run):
+def test_custom_points_of_an_earlier_evaluation_keep_their_thresholds(maker, run):
     first, _ = evaluate(run, maker.root / "images", operating_points=["half", "sens=0.95"], prevalence=0.1)
     (run / "manifest.csv").unlink()
     again, _ = evaluate(run, maker.root / "images", operating_points=["rule_in"])
@@ -122,7 +122,7 @@ def test_evaluated_images_patients_and_training_images_choose_no_threshold(maker
 def test_unknown_names_are_an_error_that_names_own_ones(maker, run):
     with pytest.raises(UnknownNameError, match="no operating point 'low'") as error:
         evaluate(run, maker.root / "images", operating_points=["low"])
-    assert "or an own one, such as 0.3, sens=0.95 or spec=0.9" in error.value.hint
+    assert "or a custom one, such as 0.3, sens=0.95 or spec=0.9" in error.value.hint
 
 
 def write(file, images, column="split"):
@@ -132,7 +132,7 @@ def write(file, images, column="split"):
     return file
 
 
-def test_predictions_of_another_tool_have_own_points(maker, run, tmp_path):
+def test_predictions_of_another_tool_have_custom_points(maker, run, tmp_path):
     _, test = scores(maker, "test")
     labels, validation = scores(maker, "validation")
     file = write(tmp_path / "other.csv", [*test, *validation])
@@ -151,7 +151,7 @@ def test_predictions_of_another_tool_have_own_points(maker, run, tmp_path):
         evaluate_predictions(alone, maker.root / "images", operating_points=["sens=0.95"])
 
 
-def test_runs_bundles_and_files_are_compared_at_an_own_point(maker, run, tmp_path):
+def test_runs_bundles_and_files_are_compared_at_a_custom_point(maker, run, tmp_path):
     images = maker.root / "images"
     evaluate(run, images, operating_points=["0.3", "sens=0.95"])
     other = write(tmp_path / "other.csv", scores(maker, "test")[1])

@@ -1,4 +1,4 @@
-"""Own operating points: a probability such as "0.3", or a target such as "sens=0.95" that validation scores reach.
+"""Custom operating points: a probability such as "0.3", or a target such as "sens=0.95" that validation scores reach.
 
 Their names are the same in commands, results, reports and cards.
 """
@@ -18,12 +18,12 @@ from pneumoscope.statistics.thresholds import threshold_at_sensitivity, threshol
 
 __all__ = [
     "ChosenThreshold",
-    "OwnPoint",
+    "CustomPoint",
     "canonical_names",
     "choose_thresholds",
+    "custom_points",
     "needs_validation",
-    "own_points",
-    "parse_own_point",
+    "parse_custom_point",
 ]
 
 _TARGETS: dict[str, Literal["sensitivity", "specificity"]] = {"sens": "sensitivity", "spec": "specificity"}
@@ -31,7 +31,7 @@ _EXAMPLES = "a probability such as 0.3, a sensitivity such as sens=0.95, or a sp
 
 
 @dataclasses.dataclass(frozen=True)
-class OwnPoint:
+class CustomPoint:
     """An operating point that a user states.
 
     Attributes:
@@ -64,8 +64,8 @@ class ChosenThreshold:
         return self.rule
 
 
-def parse_own_point(text: str) -> OwnPoint | None:
-    """Return the own operating point that a text states; None if it is a name, such as "balanced".
+def parse_custom_point(text: str) -> CustomPoint | None:
+    """Return the custom operating point that a text states; None if it is a name, such as "balanced".
 
     Raises:
         UsageError: The number is missing or out of range.
@@ -84,34 +84,34 @@ def parse_own_point(text: str) -> OwnPoint | None:
             f"the {rule} of the operating point {text!r} is not a number between 0 and 1", hint=f"Give {_EXAMPLES}"
         )
     # Without trailing zeros, so that 0.95 and .950 have one name.
-    return OwnPoint(f"{kind}{equals}{value:.12g}", rule, value)
+    return CustomPoint(f"{kind}{equals}{value:.12g}", rule, value)
 
 
 def canonical_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Return names of operating points, each once, own ones with the shortest form of the number.
+    """Return names of operating points, each once, custom ones with the shortest form of the number.
 
     Raises:
-        UsageError: See `parse_own_point`.
+        UsageError: See `parse_custom_point`.
     """
-    return tuple(dict.fromkeys(point.name if (point := parse_own_point(name)) else name for name in names))
+    return tuple(dict.fromkeys(point.name if (point := parse_custom_point(name)) else name for name in names))
 
 
-def own_points(names: Iterable[str], known: Collection[str]) -> tuple[OwnPoint, ...]:
-    """Return the own operating points among the names; one that the card has is not an own one."""
-    return tuple(point for name in names if name not in known and (point := parse_own_point(name)))
+def custom_points(names: Iterable[str], known: Collection[str]) -> tuple[CustomPoint, ...]:
+    """Return the custom operating points among the names; one that the card has is not a custom one."""
+    return tuple(point for name in names if name not in known and (point := parse_custom_point(name)))
 
 
-def needs_validation(point: OwnPoint | None) -> bool:
+def needs_validation(point: CustomPoint | None) -> bool:
     """Return True for a target, whose threshold is chosen on validation scores."""
     return point is not None and point.rule != "probability"
 
 
 def choose_thresholds(
-    points: Sequence[OwnPoint],
+    points: Sequence[CustomPoint],
     score_at: Callable[[float], float],
     validation: tuple[FloatArray, BoolArray] | None,
 ) -> dict[str, ChosenThreshold]:
-    """Return the thresholds of own operating points by name.
+    """Return the thresholds of custom operating points by name.
 
     Args:
         points: The operating points.
@@ -122,7 +122,7 @@ def choose_thresholds(
 
 
 def _choose_threshold(
-    point: OwnPoint, score_at: Callable[[float], float], validation: tuple[FloatArray, BoolArray] | None
+    point: CustomPoint, score_at: Callable[[float], float], validation: tuple[FloatArray, BoolArray] | None
 ) -> ChosenThreshold:
     if point.rule == "probability":
         return ChosenThreshold(score_at(point.value), f"fixed probability of {point.value:.12g}")
