@@ -158,3 +158,13 @@ def test_page_shows_the_subgroups_of_an_evaluation(runs, shared_maker, tmp_path,
         assert f'<data value="{shown.value}">' in section
     assert "alexnet-adam: The sensitivity" in section
     assert 'href="#subgroups"' in html
+
+
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_results_are_not_written_among_other_files(runs, tmp_path, command):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"image")
+    result = CliRunner().invoke(cli, [command, str(runs[0]), "--out", str(tmp_path / "images")])
+    assert result.exit_code != 0
+    assert "images' has other files" in str(result.exception)
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["a.png"]

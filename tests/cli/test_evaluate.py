@@ -263,7 +263,8 @@ def test_folder_of_runs_has_each_run_evaluated(maker):
     assert result.exit_code == 0, result.output
     files = [folder / f"seed-{seed}/evaluation/test/evaluation.json" for seed in range(2)]
     evaluations = [read_evaluation(file) for file in files]
-    *lines, notice, following = result.stdout.splitlines()
+    *lines, counted, notice, following = result.stdout.splitlines()
+    assert counted == "Test-set evaluations of these images so far: 2"
     accuracies = [each.operating_points["half"].metrics["accuracy"] for each in evaluations]
     assert lines == [
         f"seed-{seed}: accuracy {accuracies[seed]} at half, AUROC {each.metrics['auroc']}, n = 32"
@@ -285,3 +286,13 @@ def test_folder_of_runs_has_no_common_evaluation_folder(maker):
     )
     assert result.exit_code != 0
     assert "--out is given for a folder of runs" in str(result.exception)
+
+
+def test_folders_of_runs_in_a_folder_are_evaluated_too(maker):
+    for seed in range(2):
+        maker.run(f"quick/seed-{seed}", recipe="quick", seed=seed)
+    maker.run("single")
+    result = invoke(maker.root / "runs", "--data", maker.images(), "--operating-point", "half")
+    assert result.exit_code == 0, result.output
+    labels = [line.partition(":")[0] for line in result.stdout.splitlines() if "accuracy" in line]
+    assert labels == ["quick/seed-0", "quick/seed-1", "single"]

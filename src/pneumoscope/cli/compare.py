@@ -12,6 +12,7 @@ from pneumoscope.cli.options import (
     ledger_option,
     prediction_column_options,
     recorded_command,
+    require_result_folder,
 )
 from pneumoscope.cli.progress import image_progress
 
@@ -73,6 +74,7 @@ def command(
 
     Example:  pneumoscope compare runs/alexnet-adam runs/quick default scores.csv --data images.csv --out comparison
     """
+    require_result_folder(out, "comparison.json")
     from pneumoscope.core.result_forms import to_json
     from pneumoscope.data.predictions_file import PredictionColumns
     from pneumoscope.evaluation.compare import compare

@@ -247,10 +247,11 @@ def _print_runs(
         return
     point = next(iter(evaluations[0].operating_points))
     for run, evaluation in zip(runs, evaluations, strict=True):
-        accuracy = evaluation.operating_points[point].metrics["accuracy"]
-        click.echo(
-            f"{run.name}: accuracy {accuracy} at {point}, AUROC {evaluation.metrics['auroc']}, n = {evaluation.n}"
-        )
+        accuracy, label = evaluation.operating_points[point].metrics["accuracy"], run.relative_to(folder)
+        click.echo(f"{label}: accuracy {accuracy} at {point}, AUROC {evaluation.metrics['auroc']}, n = {evaluation.n}")
+    counts = [each.test_evaluation for each in evaluations if each.test_evaluation is not None]
+    if counts:
+        click.echo(f"Test-set evaluations of these images so far: {max(counts)}")
     click.secho(evaluations[0].notice, dim=True)
     chosen = "" if name == "test" else f" --evaluation {name}"
     click.echo(f"next    pneumoscope compare {folder}{chosen} --out DIR")

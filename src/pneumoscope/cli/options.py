@@ -30,6 +30,7 @@ __all__ = [
     "prevalence_option",
     "recorded_command",
     "require_age_option",
+    "require_result_folder",
     "result_folder_option",
     "seed_option",
     "site_option",
@@ -180,6 +181,21 @@ overrides_option = click.option(
     metavar="KEY=VALUE",
     help="Override a recipe field, such as training.epochs=3, or data.age_range=none for no range.",
 )
+
+
+def require_result_folder(out: Path, own_file: str = "") -> None:
+    """Raise UsageError if a folder for results has other files, such as images.
+
+    Args:
+        out: The folder; it need not exist.
+        own_file: File of earlier results, which may be replaced; empty if none may.
+    """
+    from pneumoscope.core.errors import UsageError
+
+    if out.is_dir() and any(out.iterdir()) and not (own_file and (out / own_file).is_file()):
+        raise UsageError(f"{str(out)!r} has other files", hint="Choose a new or empty folder with --out")
+
+
 accelerator_option = click.option(
     "--accelerator",
     type=click.Choice(["auto", "cpu", "gpu"]),

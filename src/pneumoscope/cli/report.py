@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pneumoscope.cli.options import recorded_command
+from pneumoscope.cli.options import recorded_command, require_result_folder
 
 __all__ = ["command"]
 
@@ -34,7 +34,7 @@ __all__ = ["command"]
     type=click.Choice(["claim", "tripod-ai", "stard-ai"]),
     help="Fill a checklist: CLAIM 2024, TRIPOD+AI or STARD-AI. Repeat for several.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the report.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the report, new or empty.")
 def command(
     runs: tuple[Path, ...], operating_point: str, evaluation: str, checklists: tuple[str, ...], out: Path
 ) -> None:
@@ -49,6 +49,7 @@ def command(
     """
     from pneumoscope.reporting.report_files import report
 
+    require_result_folder(out)
     made = report(
         runs,
         operating_point=operating_point,

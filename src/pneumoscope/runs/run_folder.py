@@ -95,11 +95,18 @@ def run_folder_name(run: Path) -> str:
 
 
 def run_folders(path: Path) -> list[Path]:
-    """Return the run folders in a folder of runs, sorted by name, numbers by value; none if the folder is itself a run."""
+    """Return the run folders in a folder of runs, and in folders of runs therein; none if the folder is itself a run.
+
+    They are sorted by name, numbers by value.
+    """
     if is_run_folder(path) or not path.is_dir():
         return []
-    found = [each for each in path.iterdir() if is_run_folder(each)]
-    return sorted(found, key=lambda each: [int(part) if part.isdigit() else part for part in _NUMBER.split(each.name)])
+    found = [each for folder in path.iterdir() for each in ([folder] if is_run_folder(folder) else _runs_in(folder))]
+    return sorted(found, key=lambda each: [int(part) if part.isdigit() else part for part in _NUMBER.split(str(each))])
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    return [each for each in folder.iterdir() if is_run_folder(each)] if folder.is_dir() else []
 
 
 def evaluation_folder(run: Path, name: str = "test") -> Path:

@@ -65,8 +65,8 @@ def replicates_mean(
         ends are None if the variance is 0, since the data then show no variation.
     """
     x = np.asarray(values, dtype=np.float64)
-    between, within = _between(x), max(_common_covariance(covariance), 0.0)
-    half = _half_width(between + within, _degrees((x,), between + within), level)
+    variance = _between(x, covariance) + max(_common_covariance(covariance), 0.0)
+    half = _half_width(variance, _degrees((x,), variance), level)
     mean = float(x.mean())
     if half is None:
         return Interval(mean, None, None, method, n, level)
@@ -91,8 +91,9 @@ def replicates_difference(
     """
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     cross = float(covariance[: len(x), len(x) :].mean())
-    common = _common_covariance(covariance[: len(x), : len(x)]) + _common_covariance(covariance[len(x) :, len(x) :])
-    variance = _between(x) + _between(y) + max(common - 2 * cross, 0.0)
+    of_x, of_y = covariance[: len(x), : len(x)], covariance[len(x) :, len(x) :]
+    common = _common_covariance(of_x) + _common_covariance(of_y)
+    variance = _between(x, of_x) + _between(y, of_y) + max(common - 2 * cross, 0.0)
     degrees, difference = _degrees((x, y), variance), float(x.mean() - y.mean())
     half = _half_width(variance, degrees, level)
     if half is None:
@@ -107,9 +108,16 @@ def replicates_method(groups: IntArray) -> str:
     return f"obuchowski-rockette, seeds and images random{suffix}"
 
 
-def _between(values: FloatArray) -> float:
-    """Return the variance of a mean by the differences between its trainings; 0 for one training."""
-    return float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
+def _between(values: FloatArray, covariance: FloatArray) -> float:
+    """Return the variance of a mean by the differences between its trainings; 0 for one training.
+
+    It is at least that of other patients: a few trainings may agree by chance, and then the interval would be narrower than one
+    for these trainings only. This makes intervals and tests conservative if seeds have no effect.
+    """
+    if len(values) == 1:
+        return 0.0
+    by_patients = float(np.diag(covariance).mean()) - _common_covariance(covariance)
+    return max(float(values.var(ddof=1)), by_patients) / len(values)
 
 
 def _common_covariance(covariance: FloatArray) -> float:
@@ -120,7 +128,9 @@ def _common_covariance(covariance: FloatArray) -> float:
 
 def _degrees(samples: tuple[FloatArray, ...], variance: float) -> float:
     """Return the degrees of freedom of a variance; infinity if no seeds contribute to it."""
-    parts = sum(_between(values) ** 2 / (len(values) - 1) for values in samples if len(values) > 1)
+    parts = sum(
+        (float(values.var(ddof=1)) / len(values)) ** 2 / (len(values) - 1) for values in samples if len(values) > 1
+    )
     return variance**2 / parts if parts else math.inf
 
 
