@@ -163,6 +163,7 @@ def test_ctrl_c_finishes_the_shards_in_flight_and_a_second_one_stops(
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
+    assert "Finishing the shards in flight; press Ctrl-C again to stop at once" in output
     assert "Interrupted. Run the same command again to continue" in output
     (status,) = archive_status(out).sets
     assert 0 < status.shards < 15

@@ -73,7 +73,7 @@ def test_folder_of_runs_is_compared_by_its_mean_with_spread(folder):
     values, covariance = proportion_covariance([is_correct for _, is_correct in found], groups)
     expected = replicates_mean(values, covariance, n=100, method="")
     assert (spread.mean.low, spread.mean.high) == pytest.approx((expected.low, expected.high))
-    assert spread.mean.method == "obuchowski-rockette, seeds and images random by patient"
+    assert spread.mean.method == "obuchowski-rockette, random seeds and patients"
     assert comparison.pairs == ()
     assert comparison.sentences[0].startswith(
         f"group-good, 3 seeds (0, 1, 2): mean accuracy {spread.mean}, standard deviation {spread.sd:.4f}"
@@ -100,9 +100,9 @@ def test_recipes_are_tested_by_their_means_and_no_seed_is_quoted_alone(folder):
     values, covariance = proportion_covariance(found, groups)
     expected, p = replicates_difference(values[:3], values[3:], covariance, n=100, method="")
     assert (pair.difference.value, pair.difference.low, pair.p) == pytest.approx((expected.value, expected.low, p))
-    assert pair.test == "obuchowski-rockette, seeds and images random by patient"
+    assert pair.test == "obuchowski-rockette, random seeds and patients"
     assert "group-good has a higher accuracy than group-poor" in pair.sentence
-    assert "Obuchowski-Rockette, seeds and images random by patient: p" in pair.sentence
+    assert "Obuchowski-Rockette, random seeds and patients: p" in pair.sentence
     text = " ".join(comparison.sentences)
     assert "seed-" not in text
     assert "group-good has the highest accuracy of the 3 models" in text

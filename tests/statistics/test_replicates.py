@@ -15,7 +15,7 @@ from pneumoscope.statistics.replicates import (
 )
 from pneumoscope.statistics.roc import delong_covariance
 
-METHOD = "obuchowski-rockette, seeds and images random"
+METHOD = "obuchowski-rockette, random seeds and images"
 
 
 def test_covariance_of_proportions_is_that_of_the_jackknife_over_patients():
@@ -111,7 +111,7 @@ def test_proportion_of_one_patient_has_no_variance():
 
 def test_method_states_whether_patients_repeat():
     assert replicates_method(np.arange(3)) == METHOD
-    assert replicates_method(np.array([0, 0, 1])) == f"{METHOD} by patient"
+    assert replicates_method(np.array([0, 0, 1])) == "obuchowski-rockette, random seeds and patients"
 
 
 def test_interval_of_trainings_that_agree_by_chance_is_not_narrower_than_that_of_other_patients():

@@ -131,7 +131,10 @@ def score_command(
         from pneumoscope.archive.metrics import serve_metrics
 
         watchers.append(serve_metrics(metrics_port))
-    with catch_interrupt() as interrupted, archive_progress() as bar:
+    with (
+        catch_interrupt("Finishing the shards in flight; press Ctrl-C again to stop at once") as interrupted,
+        archive_progress() as bar,
+    ):
         watchers += [bar] if bar else []
         scored = score_archive(
             opened,

@@ -104,8 +104,8 @@ def replicates_difference(
 
 def replicates_method(groups: IntArray) -> str:
     """Return the name of the method; see `roc.delong_method`."""
-    suffix = " by patient" if len(np.unique(groups)) < len(groups) else ""
-    return f"obuchowski-rockette, seeds and images random{suffix}"
+    cases = "patients" if len(np.unique(groups)) < len(groups) else "images"
+    return f"obuchowski-rockette, random seeds and {cases}"
 
 
 def _between(values: FloatArray, covariance: FloatArray) -> float:
