@@ -179,7 +179,6 @@ def _dicom_validator(objects: Sequence[Objects]) -> tuple[list[Finding], int]:
 
     from pneumoscope.service.dicom.results import SOP_CLASSES
 
-    logging.getLogger().setLevel(logging.ERROR)
     standard = read_standard([str(uid) for uid in SOP_CLASSES.values()])
 
     def check(file: Path, kind: str) -> list[Finding]:
@@ -194,7 +193,12 @@ def _dicom_validator(objects: Sequence[Objects]) -> tuple[list[Finding], int]:
             findings.append(Finding(True, kind, found.status.name))
         return findings
 
-    return _each(objects, _KINDS, check)
+    root, level = logging.getLogger(), logging.getLogger().level
+    root.setLevel(logging.ERROR)  # it logs each step
+    try:
+        return _each(objects, _KINDS, check)
+    finally:
+        root.setLevel(level)
 
 
 def _dicom_validator_version() -> str:
