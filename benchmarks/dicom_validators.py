@@ -30,7 +30,7 @@ EXPLANATIONS = {
     r"Unrecognized defined term <QUANTITY> for value 4": "A defined term of Parametric Maps, which the program does not know",
     r"needed to build DICOMDIR": "The image states no study date, time or ID; they are copied as they are",
     r"Retired Person Name form": "The name of the image, the example of PS3.5 H.3, is copied as it is",
-    r"Different information entities for attribute - Element=<AccessionNumber>": (
+    r"Different information entities for attribute - Element=<(AccessionNumber|IssuerOfAccessionNumberSequence)>": (
         "The tables of the program place the element in the series of some objects and in the study of others"
     ),
     r"Attribute present in one instance but not the other": (
