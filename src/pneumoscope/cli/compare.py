@@ -8,6 +8,8 @@ import click
 
 from pneumoscope.cli.options import (
     PREDICTION_COLUMNS,
+    compared_point_option,
+    evaluation_name_option,
     json_option,
     ledger_option,
     prediction_column_options,
@@ -21,20 +23,8 @@ __all__ = ["command"]
 
 @click.command("compare", short_help="Compare runs, bundles and predictions on the same images.")
 @click.argument("runs", metavar="RUN|BUNDLE|FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--operating-point",
-    default="half",
-    show_default=True,
-    metavar="NAME|NUMBER",
-    help="Operating point of the threshold metrics, also a custom one of the evaluations, such as 0.3 or sens=0.95.",
-)
-@click.option(
-    "--evaluation",
-    default="test",
-    metavar="NAME",
-    show_default=True,
-    help="Name of the evaluation of each run, a folder in RUN/evaluation/.",
-)
+@compared_point_option
+@evaluation_name_option
 @click.option(
     "--data",
     metavar="DATA",

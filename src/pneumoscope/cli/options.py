@@ -15,15 +15,18 @@ __all__ = [
     "PREDICTION_COLUMNS",
     "accelerator_option",
     "assume_option",
+    "compared_point_option",
     "data_option",
     "database_option",
     "devices_option",
+    "evaluation_name_option",
     "images_option",
     "json_option",
     "ledger_option",
     "margin_option",
     "model_option",
     "operating_point_option",
+    "outliers_option",
     "overrides_option",
     "power_option",
     "prediction_column_options",
@@ -196,6 +199,26 @@ def require_result_folder(out: Path, own_file: str = "") -> None:
         raise UsageError(f"{str(out)!r} has other files", hint="Choose a new or empty folder with --out")
 
 
+compared_point_option = click.option(
+    "--operating-point",
+    default="half",
+    show_default=True,
+    metavar="NAME|NUMBER",
+    help="Operating point of the threshold metrics, also a custom one of the evaluations, such as 0.3 or sens=0.95.",
+)
+evaluation_name_option = click.option(
+    "--evaluation",
+    default="test",
+    metavar="NAME",
+    show_default=True,
+    help="Name of the evaluation of each run, a folder in RUN/evaluation/.",
+)
+outliers_option = click.option(
+    "--outliers",
+    metavar="DIR|CSV",
+    type=click.Path(path_type=Path, exists=True),
+    help="Images of patients outside the age range, for a recipe with an age classifier.",
+)
 accelerator_option = click.option(
     "--accelerator",
     type=click.Choice(["auto", "cpu", "gpu"]),

@@ -6,27 +6,20 @@ from pathlib import Path
 
 import click
 
-from pneumoscope.cli.options import recorded_command, require_result_folder
+from pneumoscope.cli.options import (
+    compared_point_option,
+    evaluation_name_option,
+    recorded_command,
+    require_result_folder,
+)
 
 __all__ = ["command"]
 
 
 @click.command("report", short_help="Write figures, tables and checklists for a manuscript.")
 @click.argument("runs", metavar="RUN|FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--operating-point",
-    default="half",
-    show_default=True,
-    metavar="NAME|NUMBER",
-    help="Operating point of the threshold metrics, also a custom one of the evaluations, such as 0.3 or sens=0.95.",
-)
-@click.option(
-    "--evaluation",
-    default="test",
-    metavar="NAME",
-    show_default=True,
-    help="Name of the evaluation of each run, a folder in RUN/evaluation/.",
-)
+@compared_point_option
+@evaluation_name_option
 @click.option(
     "--checklist",
     "checklists",

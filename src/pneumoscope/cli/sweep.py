@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from pneumoscope.cli.imports import without_collections
-from pneumoscope.cli.options import accelerator_option, data_option, devices_option, overrides_option
+from pneumoscope.cli.options import accelerator_option, data_option, devices_option, outliers_option, overrides_option
 
 if TYPE_CHECKING:
     from pneumoscope.training.sweep import SweepRow
@@ -21,12 +21,7 @@ __all__ = ["command"]
 @click.command("sweep", short_help="Train a recipe with several settings.")
 @click.argument("recipe")
 @data_option
-@click.option(
-    "--outliers",
-    metavar="DIR|CSV",
-    type=click.Path(path_type=Path, exists=True),
-    help="Images of patients outside the age range, for a recipe with an age classifier.",
-)
+@outliers_option
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the runs.")
 @overrides_option
 @click.option(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from pneumoscope.cli.imports import without_collections
-from pneumoscope.cli.options import accelerator_option, data_option, devices_option, overrides_option
+from pneumoscope.cli.options import accelerator_option, data_option, devices_option, outliers_option, overrides_option
 
 if TYPE_CHECKING:
     from pneumoscope.runs.record import RunRecord
@@ -22,12 +22,7 @@ __all__ = ["command"]
 @click.command("train", short_help="Train a network by a recipe.")
 @click.argument("recipe")
 @data_option
-@click.option(
-    "--outliers",
-    metavar="DIR|CSV",
-    type=click.Path(path_type=Path, exists=True),
-    help="Images of patients outside the age range, for a recipe with an age classifier.",
-)
+@outliers_option
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="The run folder; with --seeds the folder of the runs."
 )

@@ -563,3 +563,13 @@ def test_other_kinds_are_off_by_default(tmp_path):
 def test_pydicom_reads_every_object():
     for kind, content in shared_objects("pneumonia").files.items():
         assert pydicom.dcmread(io.BytesIO(content)).file_meta.MediaStorageSOPClassUID == SOP_CLASSES[kind]
+
+
+def test_image_that_cannot_be_read_has_no_overlays():
+    settings = ResultSettings(
+        objects=("secondary_capture", "structured_report", "parametric_map", "presentation_state")
+    )
+    assert settings.kinds(has_heatmap=False) == ("secondary_capture", "structured_report", "presentation_state")
+    assert settings.kinds(has_heatmap=False, is_readable=False) == ("secondary_capture", "structured_report")
+    only = ResultSettings(objects=("presentation_state",))
+    assert only.kinds(has_heatmap=False, is_readable=False) == ("structured_report",)
