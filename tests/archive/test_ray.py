@@ -81,7 +81,7 @@ def address() -> Iterator[str]:
 
 @contextlib.contextmanager
 def cluster(deadline: float = DEADLINE) -> Iterator[str]:
-    """Start a cluster of one node, and yield its address; it is killed after `deadline` seconds. Ports below 20,000 are those of its workers."""
+    """Start a cluster of one node for so many seconds, and yield its address. Ports below 20,000 are those of its workers."""
     port, client_port = (next(filter(lambda port: port >= 20_000, iter(free_port, None))) for _ in range(2))
     folder = Path("/tmp") / f"ray-{secrets.token_hex(4)}"  # short, for the names of sockets
     options = (
