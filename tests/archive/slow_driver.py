@@ -25,10 +25,11 @@ class SlowReader(LocalReader):
 
 
 def main(source: str, out: str, bundle: str, address: str) -> None:
-    """Score on a cluster, in shards of four."""
+    """Score on a cluster, in shards of four, with heatmaps."""
     opened = open_source(source)
     slow = dataclasses.replace(opened, reader=SlowReader(opened.reader.root))
-    scored = score_archive(slow, Path(out), model={"bundle": Path(bundle)}, shard_size=4, engine="ray", address=address)
+    model = {"bundle": Path(bundle)}
+    scored = score_archive(slow, Path(out), model=model, shard_size=4, heatmaps=True, engine="ray", address=address)
     print(f"{scored.done} scored, {scored.failed} failed")
 
 

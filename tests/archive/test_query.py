@@ -9,14 +9,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tests.archive.archives import draw_images, run_cli, score, table
+from tests.archive.archives import draw_images, query, run_cli, score, table
 from tests.conftest import Maker
 from tests.images import png
 
 pytest.importorskip("duckdb", reason="DuckDB is not installed (the extra [archive])")
 
 from pneumoscope.archive.archive_folder import ArchiveFolder
-from pneumoscope.archive.query import query_archive
 from pneumoscope.archive.table import COLUMNS
 from pneumoscope.core.errors import UsageError
 
@@ -29,20 +28,20 @@ def out(tmp_path: Path, bundle: Path) -> Path:
 
 def test_the_views_have_the_rows_of_the_files(out: Path) -> None:
     rows = table(out)
-    found = query_archive(out, "SELECT decision, count(*) FROM predictions GROUP BY decision").rows
+    found = query(out, "SELECT decision, count(*) FROM predictions GROUP BY decision")[1]
     assert dict(found) == Counter(row["decision"] for row in rows)  # type: ignore[arg-type]
-    names = query_archive(out, "SELECT row, source FROM images ORDER BY row").rows
+    names = query(out, "SELECT row, source FROM images ORDER BY row")[1]
     assert list(names) == [(row["row"], row["source"]) for row in rows]
-    columns = query_archive(out, "SELECT * FROM predictions LIMIT 1").columns
-    assert columns == (*COLUMNS, "model", "time", "current")
+    columns = query(out, "SELECT * FROM predictions LIMIT 1")[0]
+    assert columns == (*COLUMNS, "model", "time", "runtime", "current")
 
 
 def test_the_name_of_a_folder_is_no_pattern_and_no_column(tmp_path: Path, out: Path) -> None:
     moved = tmp_path / "site=5" / "chest [1]*"
     moved.parent.mkdir()
     out.rename(moved)
-    assert query_archive(moved, "SELECT count(*) FROM predictions").rows == ((11,),)
-    columns = query_archive(moved, "SELECT * FROM images LIMIT 1").columns
+    assert query(moved, "SELECT count(*) FROM predictions")[1] == ((11,),)
+    columns = query(moved, "SELECT * FROM images LIMIT 1")[0]
     assert columns == ("row", "shard", "source", "size", "modified", "current")
 
 
@@ -50,15 +49,15 @@ def test_a_shard_that_is_not_entered_is_not_seen(out: Path) -> None:
     predictions = ArchiveFolder.open(out).find_set()
     lines = predictions.journal.read_bytes().splitlines(keepends=True)
     predictions.journal.write_bytes(b"".join(line for line in lines if b'"shard":1,' not in line))
-    assert query_archive(out, "SELECT count(*) FROM predictions").rows == ((7,),)
-    assert query_archive(out, "SELECT count(*) FROM images").rows == ((11,),)
+    assert query(out, "SELECT count(*) FROM predictions")[1] == ((7,),)
+    assert query(out, "SELECT count(*) FROM images")[1] == ((11,),)
 
 
 def test_a_changed_image_has_one_current_row(tmp_path: Path, out: Path, bundle: Path) -> None:
     (tmp_path / "it's images" / "0003.png").write_bytes(png(199, height=40))
     score(tmp_path / "it's images", out, bundle)
     sql = "SELECT row, height, current FROM predictions WHERE source = '0003.png' ORDER BY row"
-    assert query_archive(out, sql).rows == ((3, 19, False), (11, 40, True))
+    assert query(out, sql)[1] == ((3, 19, False), (11, 40, True))
 
 
 def test_models_are_joined_by_row_and_have_times(tmp_path: Path, out: Path, maker: Maker) -> None:
@@ -68,18 +67,18 @@ def test_models_are_joined_by_row_and_have_times(tmp_path: Path, out: Path, make
         "SELECT count(*), count(DISTINCT a.model || b.model), min(a.time) > '2026-01-01' FROM predictions a JOIN predictions b"
         " USING (row) WHERE a.model < b.model"
     )
-    assert query_archive(out, sql).rows == ((11, 1, True),)
+    assert query(out, sql)[1] == ((11, 1, True),)
 
 
 def test_an_archive_without_predictions_has_empty_views(out: Path) -> None:
     for path in (out / "sets").iterdir():
         path.unlink()
-    assert query_archive(out, "SELECT * FROM predictions").rows == ()
+    assert query(out, "SELECT * FROM predictions")[1] == ()
 
 
 def test_a_wrong_query_names_the_views(out: Path) -> None:
     with pytest.raises(UsageError, match=r"the query failed: .*nothing.*DESCRIBE predictions"):
-        query_archive(out, "SELECT * FROM nothing")
+        query(out, "SELECT * FROM nothing")
 
 
 def test_the_command_prints_a_table_json_and_csv(out: Path) -> None:

@@ -37,7 +37,7 @@ ENVIRONMENT = {
 
 
 @contextlib.contextmanager
-def node(*options: str) -> Iterator[subprocess.Popen[str]]:
+def node(*options: str, deadline: float = DEADLINE) -> Iterator[subprocess.Popen[str]]:
     """Start a node with one core, and kill all of its processes when the block is done."""
     command = [
         sys.executable,
@@ -51,7 +51,7 @@ def node(*options: str) -> Iterator[subprocess.Popen[str]]:
     ]
     command += ["--object-store-memory", "80000000", *options]
     with started(
-        command, deadline=DEADLINE, env=ENVIRONMENT, text=True, start_new_session=True,
+        command, deadline=deadline, env=ENVIRONMENT, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ) as process:  # fmt: skip
         try:
@@ -80,8 +80,8 @@ def address() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[str]:
-    """Start a cluster of one node, and yield its address. Ports below 20,000 are those of its workers."""
+def cluster(deadline: float = DEADLINE) -> Iterator[str]:
+    """Start a cluster of one node, and yield its address; it is killed after `deadline` seconds. Ports below 20,000 are those of its workers."""
     port, client_port = (next(filter(lambda port: port >= 20_000, iter(free_port, None))) for _ in range(2))
     folder = Path("/tmp") / f"ray-{secrets.token_hex(4)}"  # short, for the names of sockets
     options = (
@@ -93,7 +93,7 @@ def cluster() -> Iterator[str]:
         "--ray-client-server-port",
         str(client_port),
     )
-    with node(*options, "--node-ip-address", "127.0.0.1", "--temp-dir", str(folder)):
+    with node(*options, "--node-ip-address", "127.0.0.1", "--temp-dir", str(folder), deadline=deadline):
         yield f"127.0.0.1:{port}"
     subprocess.run(["rm", "-rf", folder], check=True, timeout=60)
 
@@ -111,9 +111,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(source: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files of the local engine."""
+    """The files of the local engine, with heatmaps."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    score(source, out, bundle)
+    score(source, out, bundle, heatmaps=True)
     return contents(out)
 
 
@@ -165,6 +165,7 @@ def test_one_command_without_a_cluster_gives_the_files_of_the_local_engine(
         *score_command(source, tmp_path / "out", bundle)[3:],
         "--engine",
         "ray",
+        "--heatmaps",
     ]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr

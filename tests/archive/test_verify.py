@@ -9,7 +9,7 @@ import pytest
 from tests.archive.archives import contents, draw_images, run_cli, score, table
 
 from pneumoscope.archive.archive_folder import ArchiveFolder, PredictionSet
-from pneumoscope.archive.journal import Entry, append_entry, read_journal
+from pneumoscope.archive.journal import Entry, Runtime, StoredFile, append_entry, read_journal
 from pneumoscope.archive.status import archive_status
 from pneumoscope.archive.table import write_table
 from pneumoscope.archive.verify import verify_archive
@@ -37,8 +37,9 @@ def enter(predictions: PredictionSet, shard: int, content: bytes, rows: int) -> 
 
     predictions.shard_path(shard).write_bytes(content)
     entry = Entry(
-        shard=shard, rows=rows, failed=0, decisions={}, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content),
-        finished="", seconds=0, version="",
+        shard=shard, rows=rows, failed=0, decisions={}, heatmaps=None, finished="", seconds=0,
+        table=StoredFile(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content)),
+        runtime=Runtime(pneumoscope="", onnxruntime="", provider="cpu"),
     )  # fmt: skip
     append_entry(predictions.journal, entry)
 
