@@ -131,7 +131,7 @@ def attack_ray(source: Path, bundle: Path, address: str, draw: random.Random, ki
 
     def attack(out: Path) -> int:
         killed = 0
-        with test_ray.slow_run(source, out, bundle, address) as process:
+        with test_ray.run_with_a_shard(source, out, bundle, address) as process:
             time.sleep(draw.uniform(0, 1))
             if process.poll() is None and kind == "driver":
                 process.kill()
@@ -153,7 +153,7 @@ def attack_node(source: Path, bundle: Path, address: str, draw: random.Random) -
     def attack(out: Path) -> int:
         with (
             test_ray.node("--address", address, "--node-ip-address", "127.0.0.2") as second,
-            test_ray.slow_run(source, out, bundle, address) as process,
+            test_ray.run_with_a_shard(source, out, bundle, address) as process,
         ):
             time.sleep(draw.uniform(0, 1))
             was_running = process.poll() is None
@@ -215,7 +215,7 @@ def main() -> None:
             run("local driver", arguments.kills, lambda draw: attack_driver(source, bundle, draw))
             run("decode worker", arguments.kills, lambda draw: attack_workers(source, bundle, draw))
         if "ray" in arguments.engine:
-            with test_ray.cluster(CLUSTER_SECONDS) as address:
+            with test_ray.cluster(CLUSTER_SECONDS) as (address, _):
                 drivers, nodes = 2 * arguments.kills // 5, arguments.kills // 4
                 workers = arguments.kills - drivers - nodes
                 run("Ray driver", drivers, lambda draw: attack_ray(source, bundle, address, draw, "driver"))

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,33 @@ def test_the_command_prints_a_table_json_and_csv(out: Path) -> None:
     assert document["rows"] == [{name: row[name] for name in ("row", "source", "probability")} for row in rows]
     lines = list(csv.DictReader(io.StringIO(run_cli("query", out, sql, "--csv").stdout)))
     assert [line["source"] for line in lines] == [row["source"] for row in rows]
+
+
+def test_rows_are_computed_as_they_are_read_and_spill_to_no_folder_of_the_caller(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pneumoscope.archive.query import query_archive
+
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    many = "SELECT a.range AS number FROM range(3_000_000) a, range(1_000_000) b"  # never fits in memory
+    with query_archive(out, many) as result:
+        assert all(0 <= number < 3_000_000 for (number,) in islice(result.rows, 5000))
+        assert set(tmp_path.iterdir()) == before
+    with query_archive(out, "SELECT current_setting('temp_directory')") as result:
+        ((folder,),) = result.rows
+        assert folder
+        assert not Path(folder).is_relative_to(tmp_path)
+    assert not Path(folder).exists()
+
+
+def test_a_query_that_fails_in_the_middle_is_reported(out: Path) -> None:
+    late = "SELECT CASE WHEN range < 100000 THEN range ELSE error('late') END FROM range(200000)"
+    with pytest.raises(UsageError, match=r"the query failed: .*late"):
+        query(out, late)
+
+
+def test_json_is_one_document_also_without_rows(out: Path) -> None:
+    document = json.loads(run_cli("query", out, "SELECT * FROM predictions WHERE false", "--json").stdout)
+    assert document["rows"] == []
+    assert "Not a medical device" in document["notice"]

@@ -164,8 +164,8 @@ def command(
     if ephemeral and (data_dir or database):
         raise UsageError("--ephemeral cannot be combined with --data-dir or --database")
     with without_collections():
+        from pneumoscope.core.addresses import is_loopback
         from pneumoscope.inference.model import load_model
-        from pneumoscope.service.auth.users import is_loopback
         from pneumoscope.service.server import ServerOptions, serve
         from pneumoscope.service.settings import Settings
         from pneumoscope.service.storage.pseudonyms import Pseudonymizer, read_key
