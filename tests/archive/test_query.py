@@ -82,6 +82,7 @@ def test_a_wrong_query_names_the_views(out: Path) -> None:
         query(out, "SELECT * FROM nothing")
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_json_and_csv(out: Path) -> None:
     sql = "SELECT row, source, probability FROM predictions ORDER BY row"
     rows = table(out)

@@ -165,6 +165,7 @@ def test_examples_are_thumbnails_of_all_decisions(tmp_path: Path, out: Path) -> 
     assert write_report(out, tmp_path / "again.html", key, thumbnails=6).read_text() == text
 
 
+@pytest.mark.slow
 def test_the_commands_print_the_comparison_and_write_the_report(tmp_path: Path, out: Path) -> None:
     a, b = keys(out)
     compared = compare_sets(out, a, b)

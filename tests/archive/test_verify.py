@@ -95,6 +95,7 @@ def test_the_next_run_repairs_what_verify_tells_to_delete(tmp_path: Path, out: P
     assert len(read_journal(predictions.journal)) == 3
 
 
+@pytest.mark.slow
 def test_the_command_prints_each_problem_and_has_exit_status_1(out: Path, predictions: PredictionSet) -> None:
     assert run_cli("verify", out).returncode == 0
     predictions.shard_path(1).unlink()
