@@ -23,9 +23,11 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
+from pneumoscope.core.addresses import origin
 from pneumoscope.core.errors import GoneError, PneumoscopeError, StorageError, UnknownNameError
+from pneumoscope.dicomweb.session import HTTP_SECONDS, open_session
 from pneumoscope.service.dicom.commitment import CommitmentRequester
-from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration, Webhook, origin
+from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration, Webhook
 from pneumoscope.service.dicom.node_settings import DicomPeer, DicomSettings
 from pneumoscope.service.dicom.outgoing_associations import open_association
 from pneumoscope.service.dicom.results import SOP_CLASSES
@@ -38,7 +40,6 @@ from pneumoscope.service.dicom.sending import (
     connection_error_code,
     may_have_arrived,
 )
-from pneumoscope.service.dicom.web_session import HTTP_SECONDS, open_session
 from pneumoscope.service.dicom.webhooks import WebhookSender, study_event
 from pneumoscope.service.storage.outbox_records import Delivery
 from pneumoscope.service.storage.resending import is_unchanged
