@@ -44,7 +44,7 @@ _FUNCTIONAL_GROUPS = {
     "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction", "WindowCenterWidthExplanation"),
     "PixelMeasuresSequence": ("PixelSpacing",),
 }
-_PADDING_DISTANCE = 3  # of undeclared padding from the other values, in ranges of these: two bits
+_PADDING_DISTANCE = 1  # of undeclared padding from the other values, in ranges of these
 _MIN_ANATOMY = 0.2  # fraction of the pixels that are not undeclared padding
 _MAX_WINDOWS = 8  # of a file; more are ignored
 _MAX_EXPLANATION = 40  # characters
