@@ -135,6 +135,7 @@ def find_learning_rate(
     devices = devices or Devices()
     devices.check_available()
     loaded = load_manifest(data)
+    loaded.check_binary("the search for a learning rate")
     check_readable(loaded)
     manifest = apply_split(loaded, recipe, str(data))
     with torch.random.fork_rng(devices=[]):
