@@ -529,7 +529,7 @@ def test_rejections_that_a_person_can_override_raise_no_error() -> None:
     [
         ({"PatientAge": "067Y"}, PatientAge(67)),
         ({"PatientBirthDate": "20000301", "StudyDate": "20040301"}, PatientAge(pytest.approx(4, abs=0.002))),
-        ({"PatientBirthDate": "20000301"}, PatientAge(None, stated="StudyDate: empty")),
+        ({"PatientBirthDate": "20000301"}, PatientAge(None, stated="StudyDate: \N{EN DASH}")),
         ({}, None),
     ],
 )

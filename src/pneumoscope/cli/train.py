@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,12 @@ __all__ = ["command"]
     help="The run folder; with --seeds or --folds that of the runs.",
 )
 @overrides_option
+@click.option(
+    "--init",
+    metavar="BUNDLE|RUN|FILE",
+    help="Start from the weights of a bundle (default: the model in the package), a run, or a file with a state dict of timm,"
+    " torchvision or Hugging Face; the same as --set network.weights=...",
+)
 @click.option(
     "--seeds",
     type=click.IntRange(min=1),
@@ -65,6 +72,7 @@ def command(
     outliers: Path | None,
     out: Path,
     overrides: tuple[str, ...],
+    init: str | None,
     seeds: int | None,
     folds: int | None,
     resume: bool,
@@ -107,6 +115,8 @@ def command(
             "progress": progress,
             "log": lambda message: click.echo(message, err=True),
         }
+        if init is not None:
+            overrides += (f"network.weights={json.dumps(init, ensure_ascii=False)}",)
         settings = read_recipe(recipe, overrides, packaged_recipes() | report_recipes())
         if seeds is not None:
             records = train_seeds(settings, data, out, seeds, **options)

@@ -9,9 +9,11 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pneumoscope.bundle.bundle_folder import CARD_FILE, NETWORK_FILE
+from pneumoscope.bundle.card import short_hash
 from pneumoscope.core.errors import DatasetError, DivergedError, ParityError, UnreadableImageError, UsageError
 from pneumoscope.core.files import remove_temporary_files
 from pneumoscope.core.messages import counted
@@ -23,9 +25,9 @@ from pneumoscope.data.manifest import Manifest
 from pneumoscope.data.outliers import Outliers, load_outliers
 from pneumoscope.data.split import split_manifest
 from pneumoscope.models.base import ClassifierNetwork
-from pneumoscope.models.factory import create_model
+from pneumoscope.models.factory import create_initialized
 from pneumoscope.models.input_checks import FeatureExtractor
-from pneumoscope.models.weights import load_weights, weights_sha256
+from pneumoscope.models.weights import LoadedWeights, load_weights, weights_sha256
 from pneumoscope.reporting.curves import write_curves
 from pneumoscope.runs.epochs import Epoch, best_epoch
 from pneumoscope.runs.recipe import Recipe
@@ -55,6 +57,7 @@ from pneumoscope.training.callbacks import completed_epochs
 from pneumoscope.training.data_module import ImageArrays, derive_seed
 from pneumoscope.training.export import export
 from pneumoscope.training.frozen_features import cache_features
+from pneumoscope.training.norm_statistics import MAX_IMAGES, estimate_norm_statistics
 from pneumoscope.training.trainer import Devices, device_name, resolve_precision, run_trainer
 
 __all__ = ["apply_split", "train"]
@@ -199,12 +202,16 @@ def _train(
     device, precision = device_name(devices), _precision(recipe, out, devices, log)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(recipe.training.seed, 0))
-        network = _create_network(recipe)
+        network, loaded = _create_network(recipe)
+        for note in loaded.notes:
+            log(f"note: {note}")
         if recipe.rejection.steps:
             FeatureExtractor()  # raises if its weights are missing, before training instead of after it
-        initial_weights = _initial_weights_sha256(network, recipe)
+        # Random weights may differ between machines.
+        initial_weights = weights_sha256(network, without=loaded.random if recipe.network.weights != "none" else ())
         check_starting_weights(out, initial_weights)
-        arrays = _arrays(recipe, manifest, network, progress)
+        _note_seen_images(loaded, manifest, log)
+        arrays = _arrays(recipe, manifest, network, loaded, progress)
         # The folder is created only after weights and images were loaded, so that a failed start leaves no folder.
         if devices.is_first_node and is_run_folder(out):
             record_resumption(out, completed_epochs(out), device=device, precision=precision)
@@ -226,7 +233,16 @@ def _train(
         load_weights(network, out / WEIGHTS_FILE)
         network = network.cpu().eval()
         try:
-            export(network, recipe, manifest, arrays, outliers, out / BUNDLE_FOLDER, best_epoch=best.epoch)
+            export(
+                network,
+                recipe,
+                manifest,
+                arrays,
+                outliers,
+                out / BUNDLE_FOLDER,
+                best_epoch=best.epoch,
+                seen_before=loaded.seen,
+            )
         except ParityError as error:
             # The outputs of a diverged network are so large that they depend on rounding errors.
             if min(best.train_loss, best.validation_loss) < _DIVERGED_LOSS:
@@ -261,13 +277,6 @@ def _precision(recipe: Recipe, out: Path, devices: Devices, log: Callable[[str],
     if recorded != precision:
         log(f"note: the run continues in precision {recorded}, as it was started; a new run here would use {precision}")
     return recorded
-
-
-def _initial_weights_sha256(network: ClassifierNetwork, recipe: Recipe) -> str:
-    # Layers without ImageNet weights are initialized randomly, which may differ between machines.
-    backbone = {id(parameter) for parameter in network.backbone_parameters()}
-    random = [name for name, parameter in network.named_parameters() if id(parameter) not in backbone]
-    return weights_sha256(network, without=random if recipe.network.weights == "imagenet" else ())
 
 
 def _check_readable(manifest: Manifest) -> None:
@@ -314,23 +323,34 @@ def apply_split(manifest: Manifest, recipe: Recipe, name: str, fold: Fold | None
     return manifest
 
 
-def _create_network(recipe: Recipe) -> ClassifierNetwork:
+def _create_network(recipe: Recipe) -> tuple[ClassifierNetwork, LoadedWeights]:
     options = recipe.network
-    return create_model(
-        options.name,
-        image_size=options.image_size,
-        weights=options.weights,
-        dropout=options.dropout,
-        output_stride=options.output_stride,
-        border_mask=options.border_mask,
-        flip_averaging=options.flip_averaging,
-    )
+    return create_initialized(options.name, options.weights, options.model_dump(exclude={"name", "weights", "freeze"}))
 
 
-def _arrays(recipe: Recipe, manifest: Manifest, network: ClassifierNetwork, progress: Progress | None) -> ImageArrays:
+def _note_seen_images(loaded: LoadedWeights, manifest: Manifest, log: Callable[[str], None]) -> None:
+    """Tell the user now, not at the evaluation, that the initial weights have seen validation or test images."""
+    for split in ("validation", "test"):
+        images = manifest.split(split)
+        seen = sum(short_hash(image.sha256) in loaded.seen for image in images)
+        if seen:
+            effect = "cannot be evaluated on them" if split == "test" else "is too good on them"
+            log(
+                f"note: {seen} of {counted(len(images), f'{split} image')} trained or validated the initial weights; the new"
+                f" model {effect}"
+            )
+
+
+def _arrays(
+    recipe: Recipe, manifest: Manifest, network: ClassifierNetwork, loaded: LoadedWeights, progress: Progress | None
+) -> ImageArrays:
     train_images, validation_images = manifest.split("train"), manifest.split("validation")
     arrays = ImageArrays(manifest.root, train_images, validation_images, recipe.preprocessing)
     preprocessed = preprocess_images(manifest.root, (*train_images, *validation_images), recipe.preprocessing, progress)
+    if loaded.folded:
+        rows = preprocessed.rows[: len(train_images)]
+        sample = rows[np.linspace(0, len(rows) - 1, min(MAX_IMAGES, len(rows))).astype(int)]
+        estimate_norm_statistics(network, loaded.folded, preprocessed.pixels[sample])
     if recipe.network.freeze == "convolutions":
         return dataclasses.replace(arrays, features=cache_features(network, preprocessed, progress))
     return arrays
