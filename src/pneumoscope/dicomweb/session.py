@@ -15,7 +15,7 @@ HTTP_SECONDS = 60  # without a byte from the server
 
 
 class Access(Protocol):
-    """Credentials that a server requires of its clients, and the certificates by which it is verified.
+    """Credentials and certificates for a server.
 
     Attributes:
         user, password_file: For basic authentication.
