@@ -39,6 +39,11 @@ __all__ = ["command"]
     help="Images of --data for bundles and CSV files.",
 )
 @prediction_column_options
+@click.option(
+    "--prevalence",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Prevalence of pneumonia that predictive values are stated for, besides that of the images.",
+)
 @ledger_option
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
 @json_option
@@ -48,6 +53,7 @@ def command(
     evaluation: str,
     data: Path | None,
     split: str,
+    prevalence: float | None,
     ledger: Path | None,
     out: Path,
     as_json: bool,
@@ -80,6 +86,7 @@ def command(
             data=data,
             split=split,
             columns=PredictionColumns(**{field: column_names[name] for name, field in PREDICTION_COLUMNS.items()}),
+            prevalence=prevalence,
             ledger=ledger,
             out=out,
             command=recorded_command(),
