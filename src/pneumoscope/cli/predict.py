@@ -9,9 +9,9 @@ import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -34,6 +34,7 @@ from pneumoscope.core.prediction_messages import decision_message, prevalence_me
 if TYPE_CHECKING:
     from pneumoscope.core.prediction import AgeRequirement, Assumption, Prediction, WarningCode
     from pneumoscope.inference.model import Model
+    from pneumoscope.inference.multiclass_model import MulticlassModel
 
 __all__ = ["command"]
 
@@ -46,6 +47,7 @@ _COLORS = {
     "no_pneumonia": "green",
     "uncertain": "yellow",
     "rejected": "magenta",
+    "classified": "blue",
     _FAILED: "bright_red",
 }
 
@@ -100,31 +102,41 @@ def command(
 
     Example:  pneumoscope predict image.jpg
     """
+    from pneumoscope.bundle.bundle_folder import is_multiclass
     from pneumoscope.inference.image_loader import MIN_IMAGES_FOR_POOL
     from pneumoscope.inference.model import load_model
+    from pneumoscope.inference.multiclass_model import MulticlassModel, load_multiclass_model
+    from pneumoscope.runs.run_folder import find_bundle
 
     _check_outputs(paths, as_json, table, heatmaps)
+    several_classes = is_multiclass(find_bundle(bundle))
+    if several_classes:
+        _check_multiclass_options(
+            {
+                "--operating-point": operating_point,
+                "--site": site,
+                "--prevalence": prevalence,
+                "--heatmaps": heatmaps,
+            }
+        )
     images = _discover(paths)
     # One image is fastest with all cores on it; many are fastest with one core each.
-    model = load_model(
-        bundle,
-        operating_point=operating_point,
-        threads=0 if len(images) == 1 else 1,
-        isolated=len(images) > MIN_IMAGES_FOR_POOL and os.name == "posix",
-        require_age=require_age,
-        assume=assume,
-        site=site,
-        prevalence=prevalence,
-    )
+    options: Any = {
+        "threads": 0 if len(images) == 1 else 1,
+        "isolated": len(images) > MIN_IMAGES_FOR_POOL and os.name == "posix",
+        "require_age": require_age,
+        "assume": assume,
+    }
+    model: Model | MulticlassModel
+    if several_classes and bundle is not None:
+        model = load_multiclass_model(bundle, **options)
+    else:
+        model = load_model(bundle, operating_point=operating_point, site=site, prevalence=prevalence, **options)
     tally = _Tally(len(images))
     show_progress = as_json or table or not sys.stdout.isatty()  # the table on a terminal is progress enough
     with contextlib.ExitStack() as stack:
         interrupted = stack.enter_context(catch_interrupt())
-        scored = stack.enter_context(
-            contextlib.closing(
-                _write_heatmaps(model, images, heatmaps, age) if heatmaps else model.predict_many(images, age=age)
-            )
-        )
+        scored = stack.enter_context(contextlib.closing(_predict(model, images, heatmaps, age)))
         progress = None
         if show_progress and len(images) > _MIN_FOR_PROGRESS:
             progress = stack.enter_context(image_progress("scoring images"))
@@ -135,6 +147,8 @@ def command(
             _write_json(model, predictions)
         elif table:
             _write_csv(model, predictions, table, tally)
+        elif isinstance(model, MulticlassModel):
+            _print_classes(model, predictions, tally.decisions)
         else:
             _print_table(model, predictions, tally.decisions)
     tally.print_warnings()
@@ -150,6 +164,30 @@ def command(
             if failed == 1
             else "See their messages",
         )
+
+
+def _check_multiclass_options(given: Mapping[str, object]) -> None:
+    """Raise UsageError if an option is given that a model of several classes does not have."""
+    for option, value in given.items():
+        if value not in (None, ""):
+            raise UsageError(
+                f"{option} is given for a model of several classes, which has no such option",
+                hint=f"Leave {option} out, or choose a model for NORMAL and PNEUMONIA",
+            )
+
+
+def _predict(
+    model: Model | MulticlassModel, images: Sequence[str], heatmaps: Path | None, age: float | None
+) -> Generator[Prediction]:
+    """Yield the predictions, each after its heatmap is written if there is a folder for them."""
+    from pneumoscope.inference.multiclass_model import MulticlassModel
+
+    if isinstance(model, MulticlassModel):
+        yield from model.predict_many(images, age=age)
+    elif heatmaps:
+        yield from _write_heatmaps(model, images, heatmaps, age)
+    else:
+        yield from model.predict_many(images, age=age)
 
 
 def _check_outputs(paths: Iterable[str], as_json: bool, table: Path | None, heatmaps: Path | None) -> None:
@@ -248,27 +286,65 @@ class _Tally:
             )
 
 
-def _write_json(model: Model, predictions: Iterable[Prediction]) -> None:
+def _classes(model: Model | MulticlassModel) -> tuple[str, ...]:
+    from pneumoscope.inference.multiclass_model import MulticlassModel
+
+    return model.card.classes if isinstance(model, MulticlassModel) else ()
+
+
+def _write_json(model: Model | MulticlassModel, predictions: Iterable[Prediction]) -> None:
     from pneumoscope.inference.writers import iter_json
 
-    for part in iter_json(model.facts, predictions, model.notice):
+    for part in iter_json(model.facts, predictions, model.notice, _classes(model)):
         click.echo(part, nl=False)
 
 
-def _write_csv(model: Model, predictions: Iterable[Prediction], table: Path, tally: _Tally) -> None:
+def _write_csv(model: Model | MulticlassModel, predictions: Iterable[Prediction], table: Path, tally: _Tally) -> None:
     """Write a CSV file, or standard output if its name is -."""
     from pneumoscope.core.files import write_atomically
     from pneumoscope.inference.writers import iter_csv
 
     failed: list[Exception] = []
+    lines = iter_csv(predictions, model.notice, failed, _classes(model))
     if table == Path("-"):
-        for line in iter_csv(predictions, model.notice, failed):
+        for line in lines:
             sys.stdout.buffer.write(line)
     else:
-        write_atomically(table, lambda file: file.writelines(iter_csv(predictions, model.notice, failed)))
+        write_atomically(table, lambda file: file.writelines(lines))
         click.echo(f"Wrote {table}: {counted(tally.done, 'image')}", err=True)
     for error in failed:  # the file holds the results before the error
         raise error
+
+
+def _print_classes(model: MulticlassModel, predictions: Iterable[Prediction], counts: Counter[str]) -> None:
+    """Print one line per image of a model of several classes as results arrive, then the totals and the notice."""
+    from pneumoscope.core.multiclass_prediction import MulticlassPrediction
+
+    width = max(12, *map(len, model.card.classes))
+    click.secho(f"{'decision':12}  {'most probable':{width}}  {'probability':{_BAR_WIDTH + 7}}  image", bold=True)
+    for prediction in predictions:
+        assert isinstance(prediction, MulticlassPrediction)  # the model makes no others
+        decision = prediction.decision or _FAILED
+        name, probability = prediction.predicted_class or "", ""
+        if prediction.class_probabilities is not None:
+            value = prediction.class_probabilities[name]
+            probability = f"{value:.3f}  {_bar(value)}"
+        message = decision_message(prediction)
+        image = printable(prediction.path) + (f"  ({printable(message)})" if message else "")
+        label = click.style(f"{decision:12}", fg=_COLORS[decision])
+        click.echo(f"{label}  {printable(name):{width}}  {probability:{_BAR_WIDTH + 7}}  {image}")
+    click.echo("Total: " + ", ".join(f"{count} {decision}" for decision, count in counts.most_common()))
+    sets = model.card.prediction_sets
+    rule = (
+        "no prediction sets"
+        if sets is None
+        else f"classified: one class is possible at a coverage of {sets.coverage:.0%}"
+    )
+    click.echo(
+        f"Model: {model.card.name}, version {model.card.version}. Classes: {printable(', '.join(model.card.classes))};"
+        f" {rule}. --json and --csv have the probability of each class."
+    )
+    click.secho(printable(model.notice), dim=True)
 
 
 def _print_table(model: Model, predictions: Iterable[Prediction], counts: Counter[str]) -> None:

@@ -15,16 +15,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from pneumoscope.core.comparison import Comparison
+    from pneumoscope.core.multiclass_prediction import MulticlassPrediction
     from pneumoscope.core.prediction import Prediction
     from pneumoscope.core.results import Evaluation, Interval
 
-__all__ = ["comparison_html", "evaluation_html", "facts_html", "intervals_html", "prediction_html"]
+__all__ = [
+    "comparison_html",
+    "evaluation_html",
+    "facts_html",
+    "intervals_html",
+    "multiclass_prediction_html",
+    "prediction_html",
+]
 
 _COLORS = {
     "pneumonia": "#a63d00",
     "no_pneumonia": "#1f5fae",
     "uncertain": "#6b4fa0",
     "rejected": "#5b6270",
+    "classified": "#1f5fae",
     None: "#b00020",
 }
 _WIDTH, _HEIGHT = 260, 14  # pixels of the probability scale
@@ -52,6 +61,27 @@ def prediction_html(prediction: Prediction, picture: bytes | None = None) -> str
     note = site_note(prediction.model)
     site = f", {escape(note[0].lower() + note[1:])}" if note else ""
     parts.append(f"<br><small>Model {model}, operating point {point}{site}. {escape(NOTICE)}</small>")
+    return f"<div>{''.join(parts)}</div>"
+
+
+def multiclass_prediction_html(prediction: MulticlassPrediction) -> str:
+    """Return a prediction of several classes as HTML: file, decision, probability of each class, explanation and notice."""
+    label = "Unreadable" if prediction.decision is None else decision_label(prediction.decision)
+    if prediction.decision == "classified":
+        label += f": {prediction.predicted_class}"
+    parts = [
+        f"<code>{escape(prediction.path)}</code><br>",
+        f'<strong style="color:{_COLORS[prediction.decision]}">{escape(label)}</strong>',
+    ]
+    if prediction.class_probabilities is not None:
+        rows = "".join(
+            f'<tr><th style="text-align:left">{escape(name)}</th><td>{value:.3f}</td></tr>'
+            for name, value in prediction.class_probabilities.items()
+        )
+        parts.append(f"<table><tr><th></th><th>probability</th></tr>{rows}</table>")
+    if message := prediction_message(prediction):
+        parts.append(f"<br>{escape(message)}")
+    parts.append(f"<br><small>Model {escape(prediction.model.name)}. {escape(NOTICE)}</small>")
     return f"<div>{''.join(parts)}</div>"
 
 

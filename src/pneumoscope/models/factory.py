@@ -28,8 +28,9 @@ def create_model(
     output_stride: int = 32,
     border_mask: int = 0,
     flip_averaging: bool = False,
+    outputs: int = 1,
 ) -> ClassifierNetwork:
-    """Return a network as a torch module in training mode: gray levels (n, size, size) to logits (n,).
+    """Return a network as a torch module in training mode: gray levels (n, size, size) to logits (n,), or (n, K) of K classes.
 
     Initial values come from torch's global random generator; set its seed first.
 
@@ -40,6 +41,7 @@ def create_model(
         dropout: Dropout rate before the last layer of a timm network; the report's networks have fixed rates.
         output_stride: See `Backbone`; the report's networks have no such option.
         border_mask, flip_averaging: See `ClassifierNetwork`.
+        outputs: Number of logits per image: 1 for NORMAL and PNEUMONIA, or the number of classes K.
 
     Raises:
         UnknownNameError: There is no network of that name.
@@ -52,6 +54,12 @@ def create_model(
         raise RecipeError(f"network.image_size is {size}; {name!r} needs at least {minimum}")
     if name in _MIN_IMAGE_SIZE and output_stride != 32:
         raise RecipeError(f"network.output_stride: {name!r} has no such option", hint="Leave it out")
+    if name in _MIN_IMAGE_SIZE and outputs != 1:
+        raise RecipeError(
+            f"network.name: {name!r}, a network of the report, has one logit, for NORMAL and PNEUMONIA; the data have {outputs}"
+            " classes",
+            hint="Choose another network, such as tf_efficientnet_lite0",
+        )
     network: ClassifierNetwork
     if name in ("alexnet", "alexnet-fc8"):
         network = AlexNet(size, fc8=name == "alexnet-fc8")
@@ -59,7 +67,7 @@ def create_model(
         # ImageNet weights need ImageNet's normalization.
         network = VGG19(size, normalization=UNIT if weights == "none" else IMAGENET)
     else:
-        network = Backbone(name, image_size=size, dropout=dropout, output_stride=output_stride)
+        network = Backbone(name, image_size=size, dropout=dropout, output_stride=output_stride, outputs=outputs)
     network.border_mask, network.flip_averaging = border_mask, flip_averaging
     if weights == "imagenet":
         load_imagenet(network, name)
