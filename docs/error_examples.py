@@ -124,13 +124,13 @@ def _site_profile() -> None:
 
 
 def _layout() -> None:
-    for name in ("covid", "healthy"):
-        _image(f"scans/{name}/1.png")
+    for number in (1, 2):
+        _image(f"scans/{number}.png")
     _run("split scans --out images.csv")
 
 
 def _manifest() -> None:
-    Path("images.csv").write_text("path,label\na.png,NORMAL\nb.png,SICK\n")
+    Path("images.csv").write_text("path,label,split\na.png,NORMAL,train\nb.png,PNEUMONIA,dev\n")
     _run("split images.csv --out split.csv")
 
 

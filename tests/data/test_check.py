@@ -261,6 +261,24 @@ def test_too_few_patients_are_undefined() -> None:
         assert interval.n == len(images)
 
 
+def test_shortcuts_of_several_classes_are_those_of_each_class_against_all_others(
+    tmp_path: Path, draw_image: Draw
+) -> None:
+    for number, label in enumerate(("covid", "normal", "tb")):
+        for image in range(6):
+            size = (90, 50) if label == "tb" else (60, 50)  # the width reveals one class
+            draw_image(tmp_path / label / f"{image}.png", seed=10 * number + image, size=size)
+    found = check_data(load_manifest(tmp_path))
+    assert found.images == {"all": {"covid": 6, "normal": 6, "tb": 6}}
+    assert list(found.sizes) == ["covid", "normal", "tb"]
+    assert set(found.shortcuts) == {
+        f"{control}, {label}" for control in CONTROLS for label in ("covid", "normal", "tb")
+    }
+    assert found.shortcuts["border, tb"].method.startswith("5-fold by patient")
+    few = measure_shortcuts([], classes=("covid", "tb"))
+    assert few["border, tb"].reason == "5 folds need 5 no tb patients; found 0"
+
+
 def test_border_mask_is_true_in_the_outer_pixels() -> None:
     assert border_mask(2).sum() == 32 * 32 - 28 * 28
     assert border_mask(2)[:2].all()

@@ -161,3 +161,14 @@ def test_dataset_can_be_pickled_for_worker_processes(folder: Path) -> None:
 
     assert isinstance(dataset, LabeledDataset)
     assert dataset[0][0].shape == (50, 60)
+
+
+def test_labels_of_several_classes_are_their_indexes(tmp_path: Path) -> None:
+    for number, name in enumerate(("covid", "tb", "normal")):
+        file = tmp_path / name / f"{number}.png"
+        file.parent.mkdir()
+        Image.linear_gradient("L").rotate(90 * number).save(file)
+    dataset = load_dataset(tmp_path)
+    assert dataset.classes == ("covid", "normal", "tb")
+    assert dataset.labels.tolist() == [0, 1, 2]
+    assert [label for _, label in dataset] == [0, 1, 2]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.images import dicom, png
 
-from pneumoscope.core.errors import LayoutError, ManifestError
+from pneumoscope.core.errors import DatasetError, LayoutError, ManifestError
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.split import split_manifest
 
@@ -206,12 +206,43 @@ def test_patients_of_a_csv_come_before_those_of_the_headers(tmp_path: Path) -> N
     assert all(len(image.patient) == 16 for image in load_manifest(tmp_path / "unstated.csv"))
 
 
-def test_unknown_class_is_an_error_that_shows_the_content(kaggle: Path, draw_image: Draw) -> None:
-    draw_image(kaggle / "train" / "COVID" / "x.png")
-    with pytest.raises(LayoutError, match=r"chest_xray/train/: 'COVID' is not a known class") as caught:
+def test_class_folder_without_images_is_an_error_that_shows_the_content(kaggle: Path) -> None:
+    (kaggle / "train" / "COVID").mkdir()
+    (kaggle / "train" / "COVID" / "x.txt").write_text("x")
+    with pytest.raises(
+        LayoutError, match=r"chest_xray/train/: 'COVID' is no class, because it has no images"
+    ) as caught:
         load_manifest(kaggle)
-    assert "COVID/\n    x.png" in str(caught.value)
+    assert "COVID/\n    x.txt" in str(caught.value)
     assert "Expected train/, test/" in str(caught.value)
+
+
+def test_class_folders_of_other_names_are_the_classes(kaggle: Path, draw_image: Draw) -> None:
+    draw_image(kaggle / "train" / "COVID" / "patient-1" / "x.png")
+    manifest = load_manifest(kaggle)
+    assert manifest.classes == ("COVID", "NORMAL", "PNEUMONIA")
+    assert manifest.counts()["train"] == {"COVID": 1, "NORMAL": 2, "PNEUMONIA": 2}
+    assert manifest.notes[0] == "the data have 3 classes: COVID, NORMAL, PNEUMONIA"
+    image = next(image for image in manifest if image.path == "train/PNEUMONIA/person1_bacteria_1.jpeg")
+    assert (image.etiology, manifest.target(image)) == ("bacteria", 2)
+
+
+def test_folders_of_any_names_are_classes_if_each_has_images(tmp_path: Path, draw_image: Draw) -> None:
+    draw_image(tmp_path / "data" / "covid" / "a.png")
+    draw_image(tmp_path / "data" / "tuberculosis" / "site-1" / "b.png", seed=1)
+    assert load_manifest(tmp_path).classes == ("covid", "tuberculosis")
+    (tmp_path / "data" / "docs").mkdir()
+    with pytest.raises(LayoutError, match="has an unsupported layout"):
+        load_manifest(tmp_path)
+
+
+def test_folders_named_like_the_two_labels_are_an_error_that_names_the_mapping(
+    tmp_path: Path, draw_image: Draw
+) -> None:
+    draw_image(tmp_path / "No Finding" / "a.png")
+    draw_image(tmp_path / "Pneumonia" / "b.png", seed=1)
+    with pytest.raises(DatasetError, match=r"--map 'No Finding=NORMAL', or --positive Pneumonia"):
+        load_manifest(tmp_path)
 
 
 def test_split_without_class_folders_is_an_error(tmp_path: Path, draw_image: Draw) -> None:

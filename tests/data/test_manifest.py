@@ -66,12 +66,7 @@ def test_hash_of_a_set_of_images_is_independent_of_their_order() -> None:
     [
         ("", r"m.csv has no column 'path' \(its columns: none\)"),
         ("path,class\na,b\n", r"m.csv has no column 'label' \(its columns: path, class\)"),
-        ("path,label\na.png,COVID\n", "m.csv, line 2: label is 'COVID', not one of NORMAL, PNEUMONIA"),
-        (
-            "# split by patient\npath,label\na.png,1\n",
-            "m.csv, line 3: label is '1', not one of NORMAL, PNEUMONIA. Replace the numbers with NORMAL and PNEUMONIA",
-        ),
-        ("path,label\na.png\n", "m.csv, line 2: label is '', not one of"),
+        ("# split by patient\npath,label\na.png,1\nb.png\n", "m.csv, line 4: the label is empty"),
         (
             "path,label,split\na.png,normal,dev\n",
             "m.csv, line 2: split is 'dev', not one of train, validation, test, unused",
@@ -177,6 +172,97 @@ def test_patient_in_two_splits_is_an_error(make_manifest: Make) -> None:
     ):
         manifest.check_patient_leaks("m.csv")
     Manifest(manifest.images[1:], Path("images")).check_patient_leaks("m.csv")
+
+
+def _classes_of(*labels: str) -> tuple[str, ...]:
+    text = "path,label\n" + "".join(f"{number}.png,{label}\n" for number, label in enumerate(labels))
+    return Manifest.from_csv(text, Path("images"), "m.csv").classes
+
+
+def test_labels_of_pneumonia_in_any_case_are_binary() -> None:
+    manifest = Manifest.from_csv("path,label\na.png,Pneumonia\nb.png,normal\n", Path("images"), "m.csv")
+    assert manifest.binary
+    assert [(image.label, image.positive, manifest.target(image)) for image in manifest] == [
+        ("PNEUMONIA", True, 1),
+        ("NORMAL", False, 0),
+    ]
+    assert Manifest.from_csv("path,label\na.png,normal\n", Path("images"), "m.csv").binary
+    manifest.check_binary("training")
+
+
+def test_other_labels_are_classes_as_they_are_written() -> None:
+    manifest = Manifest.from_csv("path,label\na.png,TB\nb.png,Normal\nc.png,covid\n", Path("images"), "m.csv")
+    assert manifest.classes == ("Normal", "TB", "covid")
+    assert [manifest.target(image) for image in manifest] == [1, 0, 2]
+    assert manifest.counts() == {"": {"Normal": 1, "TB": 1, "covid": 1}}
+    with pytest.raises(
+        DatasetError, match=r"training needs images of NORMAL and PNEUMONIA; the classes are Normal, TB, covid"
+    ):
+        manifest.check_binary("training")
+
+
+def test_saved_manifest_keeps_the_order_of_the_classes_and_those_without_images(tmp_path: Path) -> None:
+    image = LabeledImage("a.png", "virus", "virus", "P-1", "train", "0" * 64)
+    manifest = Manifest((image,), tmp_path, "patient", classes=("normal", "virus", "bacteria"))
+    manifest.save(tmp_path / "m.csv")
+    text = (tmp_path / "m.csv").read_text()
+    assert text.splitlines()[0].endswith(",split_by,classes")
+    assert Manifest.from_csv(text, tmp_path, "m.csv") == manifest
+    assert manifest.sha256() != dataclasses.replace(manifest, classes=("normal", "bacteria", "virus")).sha256()
+    with pytest.raises(DatasetError, match=r"m.csv: the label 'flu' is not one of the classes normal, virus, bacteria"):
+        Manifest.from_csv(text.replace("a.png,virus", "a.png,flu"), tmp_path, "m.csv")
+
+
+def test_column_classes_of_another_program_is_ignored() -> None:
+    text = "path,label,classes\na.png,x,3\nb.png,y,3\n"
+    assert Manifest.from_csv(text, Path("images"), "m.csv").classes == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    ("labels", "options"),
+    [
+        (("No Finding", "Pneumonia"), "--map 'No Finding=NORMAL', or --positive Pneumonia"),
+        (("pneumonia_yes", "pneumonia_no"), "--map pneumonia_no=NORMAL --map pneumonia_yes=PNEUMONIA, or --positive"),
+        (("healthy", "PNEUMONIA"), "--map healthy=NORMAL, or --positive PNEUMONIA"),
+        (("0", "1"), "--map 0=NORMAL --map 1=PNEUMONIA, or --positive 1"),
+        (("yes", "no"), "--map no=NORMAL --map yes=PNEUMONIA, or --positive yes"),
+        (("non-pneumonia", "pneumonia"), "--map non-pneumonia=NORMAL, or --positive pneumonia"),
+    ],
+)
+def test_names_like_those_of_the_two_labels_are_an_error_that_names_the_mapping(
+    labels: tuple[str, ...], options: str
+) -> None:
+    with pytest.raises(DatasetError, match="look like NORMAL and PNEUMONIA under other names") as caught:
+        _classes_of(*labels)
+    assert f"Map them with {options}" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "labels", [("bacterial pneumonia", "viral pneumonia"), ("COVID", "normal"), ("0", "1", "2"), ("Pneumonia", "TB")]
+)
+def test_classes_that_differ_from_the_two_labels_need_no_mapping(labels: tuple[str, ...]) -> None:
+    assert _classes_of(*labels) == labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (("COVID",), "m.csv has one class only, 'COVID'. Rename it, such as --map COVID=NORMAL"),
+        (("no finding",), "m.csv has one class only, 'no finding'. Map them with --map 'no finding=NORMAL'"),
+        (
+            ("Covid", "COVID", "x"),
+            "the classes 'COVID' and 'Covid' differ in case only. Merge them with --map Covid=COVID",
+        ),
+        (
+            ("Mass|Edema", "x"),
+            r"the label 'Mass\|Edema' has several classes, .* --positive Mass; .* --map 'Mass\|Edema=CLASS'",
+        ),
+        (tuple(f"P{n}" for n in range(101)), "has 101 different labels, such as 'P0' and 'P1'; the maximum is 100"),
+    ],
+)
+def test_labels_that_cannot_be_classes_are_an_error(labels: tuple[str, ...], reason: str) -> None:
+    with pytest.raises(DatasetError, match=reason):
+        _classes_of(*labels)
 
 
 def test_unwritable_file_is_an_error(make_manifest: Make, tmp_path: Path) -> None:

@@ -95,7 +95,12 @@ def _changed(**changes: Any) -> dict[str, Any]:
         ({"x": np.zeros(3)}, r"has no train_images \(it contains: x\)"),
         (_changed(train_images=np.zeros((6, 28, 28, 3), np.uint8)), r"train_images has shape \(6, 28, 28, 3\)"),
         (_changed(val_images=np.zeros((2, 28, 28), np.float32)), "val_images has .* type float32"),
-        (_changed(test_labels=np.array([0, 1, 2])), r"test_labels has 3 values from \[0, 1, 2\] for 3 images"),
+        (_changed(test_labels=np.array([0, 1, -2])), r"test_labels has 3 values from \[-2, 0, 1\] for 3 images"),
+        (_changed(test_labels=np.array([0, 1, 0.5])), r"test_labels has 3 values from \[0.0, 0.5, 1.0\] for 3 images"),
+        (
+            _changed(train_labels=np.zeros((6, 14), int)),
+            "train_labels has 14 labels for each image, and an image has one",
+        ),
         (_changed(train_labels=np.zeros(5, int)), "train_labels has 5 values from .* for 6 images"),
         (_changed(train_images=np.array([{"a": 1}])), "cannot read train_images"),
         ({"train_images": np.zeros((1, 8, 8), np.uint8)}, "cannot read train_labels"),
@@ -115,3 +120,42 @@ def test_other_files_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "one.npy").rename(tmp_path / "one.npz")
     with pytest.raises(LayoutError, match="is one array, not an archive"):
         load_manifest(tmp_path / "one.npz")
+
+
+def _with_labels(file: Path, *numbers: int) -> None:
+    arrays = _arrays()
+    arrays["train_labels"] = np.resize(numbers, (6, 1))
+    np.savez(file, **arrays)
+
+
+def test_archive_of_other_classes_has_their_names_in_the_order_of_the_numbers(tmp_path: Path) -> None:
+    _with_labels(tmp_path / "octmnist_64.npz", 0, 1, 2, 3)
+    manifest = load_manifest(tmp_path / "octmnist_64.npz")
+    assert manifest.classes == ("choroidal neovascularization", "diabetic macular edema", "drusen", "normal")
+    assert [image.label for image in manifest.split("train")] == [*manifest.classes, *manifest.classes[:2]]
+    assert not manifest.binary
+
+
+def test_archive_of_two_other_classes_is_not_binary(tmp_path: Path) -> None:
+    _with_labels(tmp_path / "breastmnist.npz", 0, 1)
+    assert load_manifest(tmp_path / "breastmnist.npz").classes == ("malignant", "normal, benign")
+
+
+def test_archive_of_unknown_classes_has_numbers_as_names(tmp_path: Path) -> None:
+    _with_labels(tmp_path / "other.npz", 0, 2, 10)
+    manifest = load_manifest(tmp_path / "other.npz")
+    assert manifest.classes == ("0", "1", "2", "10")
+    assert [manifest.target(image) for image in manifest.split("train")] == [0, 2, 3, 0, 2, 3]
+
+
+def test_zeros_and_ones_of_an_unknown_archive_are_taken_for_the_two_labels_and_a_note_says_so(tmp_path: Path) -> None:
+    np.savez(tmp_path / "other.npz", **_arrays())
+    manifest = load_manifest(tmp_path / "other.npz")
+    assert manifest.binary
+    assert manifest.notes[0] == "the labels 0 and 1 of other.npz are taken for NORMAL and PNEUMONIA"
+
+
+def test_label_without_a_name_is_an_error(tmp_path: Path) -> None:
+    _with_labels(tmp_path / "pneumoniamnist.npz", 0, 1, 2)
+    with pytest.raises(LayoutError, match=r"has the label 2, and 2 classes: 0 \(NORMAL\) to 1 \(PNEUMONIA\)"):
+        load_manifest(tmp_path / "pneumoniamnist.npz")

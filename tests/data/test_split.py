@@ -441,3 +441,22 @@ def test_leak_rate_of_the_public_images_matches_a_simulation(real_images: Path) 
             drawn[generator.choice(candidates, count, replace=False)] = True
         rates.append(np.isin(patients[drawn], patients[~drawn]).mean())
     assert expected_leak_rate(manifest)[0] == pytest.approx(np.mean(rates), abs=0.005)
+
+
+def test_split_of_several_classes_keeps_their_proportions_and_patients_together() -> None:
+    classes = ("normal", "virus", "bacteria")
+    images = [
+        LabeledImage(f"{label}-{patient}-{n}.png", label, "", f"{label}-{patient}", "", "")
+        for label, patients in zip(classes, (40, 20, 20), strict=True)
+        for patient in range(patients)
+        for n in range(2)
+    ]
+    result = split_manifest(Manifest(tuple(images), Path(), classes=classes), validation=1 / 3, test=0.25)
+    assert result.classes == classes
+    assert result.leaks() == {}
+    counts = result.counts()
+    assert counts["test"] == {"normal": 20, "virus": 10, "bacteria": 10}
+    assert counts["validation"] == {"normal": 20, "virus": 10, "bacteria": 10}
+    only = tuple(image for image in images if image.label != "virus")
+    with pytest.raises(DatasetError, match=r"would have .* 0 virus, .* images; it needs every class"):
+        split_manifest(Manifest(only, Path(), classes=classes))

@@ -44,11 +44,11 @@ def command(data: Path, out: Path, by: str, validation: float, test: float | Non
     if manifest.unreadable:
         unreadable = counted(len(manifest.unreadable), "image")
         click.echo(f"note: {unreadable} cannot be read; for details: pneumoscope check-data DATA", err=True)
-    table = Table("split", "NORMAL", "PNEUMONIA", "patients", box=None)
+    table = Table("split", *manifest.classes, "patients", box=None)
     for column in table.columns[1:]:
         column.justify = "right"
     for name, counts in manifest.counts().items():
         patients = {image.patient for image in manifest.split(name)} - {""}
-        table.add_row(name, f"{counts['NORMAL']:,}", f"{counts['PNEUMONIA']:,}", f"{len(patients):,}")
+        table.add_row(name, *(f"{n:,}" for n in counts.values()), f"{len(patients):,}")
     Console().print(table)
     click.echo(f"split by {by}, seed {seed}: {out}")

@@ -129,7 +129,7 @@ class DatasetAudit:
         near_duplicates: Pairs by perceptual hash.
         unreadable: Files that were skipped.
         sizes: Sizes by label.
-        shortcuts: AUROC by control; 0.5 is chance.
+        shortcuts: AUROC by control, or by "control, class" for other classes than NORMAL and PNEUMONIA; 0.5 is chance.
         notes: Findings as sentences.
     """
 
@@ -181,14 +181,14 @@ def check_data(manifest: Manifest, *, seed: int = 0, progress: StepProgress | No
     duplicates = near_duplicates(images, hashes, splits, names)
     groups = exact_duplicates(images)
     report("measuring shortcuts", 0, total)
-    shortcuts = measure_shortcuts(inspected, seed=seed)
+    shortcuts = measure_shortcuts(inspected, classes=manifest.classes, seed=seed)
     leak_rate, leak_rate_reason = expected_leak_rate(dataclasses.replace(manifest, images=tuple(images)))
     report("measuring shortcuts", total, total)
     patients = _patients(images, splits)
     return DatasetAudit(
         data=manifest.root.resolve().name,
         images_sha256=manifest.sha256(),
-        images=_count(names, splits, [image.label for image in images], LABELS),
+        images=_count(names, splits, [image.label for image in images], manifest.classes),
         etiology=_count_etiologies(names, splits, images),
         patients={name: len(patients[name]) for name in names},
         unknown_patients=sum(not image.patient for image in images),
@@ -201,7 +201,7 @@ def check_data(manifest: Manifest, *, seed: int = 0, progress: StepProgress | No
         unreadable=tuple(
             UnreadableFile(path, reason) for path, reason in sorted((*manifest.unreadable, *manifest.skipped, *failed))
         ),
-        sizes=_sizes(inspected),
+        sizes=_sizes(inspected, manifest.classes),
         shortcuts=shortcuts,
         notes=(*_shortcut_notes(shortcuts), *_contradiction_notes(manifest), *manifest.notes),
     )
@@ -240,9 +240,9 @@ def _patients(images: Sequence[LabeledImage], splits: Sequence[str]) -> dict[str
     return patients
 
 
-def _sizes(inspected: Sequence[InspectedImage]) -> dict[str, SizeSummary]:
+def _sizes(inspected: Sequence[InspectedImage], classes: Sequence[str]) -> dict[str, SizeSummary]:
     sizes = {}
-    for label in LABELS:
+    for label in classes:
         images = [properties for properties in inspected if properties.image.label == label]
         if images:
             sizes[label] = SizeSummary(
@@ -266,8 +266,10 @@ def _shortcut_notes(shortcuts: Mapping[str, Interval]) -> Iterator[str]:
         (interval, name) for name, interval in shortcuts.items() if interval.low is not None and interval.low > _CHANCE
     ]
     for interval, name in sorted(significant, key=lambda item: -(item[0].value or 0)):
+        control, _, label = name.partition(", ")
+        what = f"the class {label}" if label else "the labels"
         yield (
-            f"the labels can be predicted without the lungs: a model that sees only {CONTROLS[name]} has an AUROC of"
+            f"{what} can be predicted without the lungs: a model that sees only {CONTROLS[control]} has an AUROC of"
             f" {interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f}); a network can learn this shortcut"
         )
 
@@ -285,21 +287,35 @@ def _contradiction_notes(manifest: Manifest) -> Iterator[str]:
 # --- shortcuts -------------------------------------------------------------------------------------------------------
 
 
-def measure_shortcuts(inspected: Sequence[InspectedImage], *, seed: int = 0) -> dict[str, Interval]:
+def measure_shortcuts(
+    inspected: Sequence[InspectedImage], *, classes: Sequence[str] = LABELS, seed: int = 0
+) -> dict[str, Interval]:
     """Return the cross-validated AUROC of each control, with all images of a patient in one fold.
 
     Args:
-        inspected: Images with both labels.
+        inspected: Images of all classes.
+        classes: Classes of the data set.
         seed: Seed of the folds.
 
     Returns:
         {control: AUROC of the out-of-fold scores, with an interval clustered by patient}; undefined if a label has fewer than
-        5 patients.
+        5 patients. If there are other classes than `LABELS`, {"control, class": AUROC of the class against all others}.
     """
-    labels = np.array([properties.image.positive for properties in inspected], dtype=np.bool_)
+    if tuple(classes) == LABELS:
+        return _measure_shortcuts(inspected, LABELS, seed)
+    return {
+        f"{control}, {name}": interval
+        for name in classes
+        for control, interval in _measure_shortcuts(inspected, (f"no {name}", name), seed).items()
+    }
+
+
+def _measure_shortcuts(inspected: Sequence[InspectedImage], names: tuple[str, str], seed: int) -> dict[str, Interval]:
+    """Return the AUROC of each control for the second of two labels; all other images have the first one."""
+    labels = np.array([properties.image.label == names[1] for properties in inspected], dtype=np.bool_)
     patients = [properties.image.patient or f"image {properties.image.path}" for properties in inspected]
     method = f"{_FOLDS}-fold by patient"
-    for label, positive in zip(LABELS, (False, True), strict=True):
+    for label, positive in zip(names, (False, True), strict=True):
         count = len({patient for patient, value in zip(patients, labels, strict=True) if value == positive})
         if count < _FOLDS:
             reason = f"{_FOLDS} folds need {_FOLDS} {label} patients; found {count}"

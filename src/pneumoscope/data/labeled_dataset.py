@@ -29,8 +29,8 @@ __all__ = ["LabeledDataset", "load_dataset"]
 class LabeledDataset:
     """Labeled radiographs as a sequence of (image, label).
 
-    An image is an array of gray levels, uint8, shape (height, width), or (size, size) with preprocessing. A label is 0 for
-    NORMAL and 1 for PNEUMONIA.
+    An image is an array of gray levels, uint8, shape (height, width), or (size, size) with preprocessing. A label is the
+    index of the class in `classes`: 0 for NORMAL and 1 for PNEUMONIA in a binary data set.
 
     Attributes:
         manifest: Paths, labels, patients and splits.
@@ -52,9 +52,9 @@ class LabeledDataset:
         """
         image = self.manifest.images[index]
         if self.preprocessing is None:
-            return read_image(self.manifest.root, image).pixels, int(image.positive)
+            return read_image(self.manifest.root, image).pixels, self.manifest.target(image)
         radiograph = read_image(self.manifest.root, image, min_side=self.preprocessing.min_side)
-        return preprocess(radiograph, self.preprocessing), int(image.positive)
+        return preprocess(radiograph, self.preprocessing), self.manifest.target(image)
 
     def __repr__(self) -> str:
         """Return the number of images by split and label."""
@@ -66,8 +66,13 @@ class LabeledDataset:
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
-        """Labels of all images, shape (n,): 0 for NORMAL, 1 for PNEUMONIA."""
-        return np.array([image.positive for image in self.manifest], dtype=np.int64)
+        """Labels of all images, shape (n,): the index in `classes`, so 0 for NORMAL and 1 for PNEUMONIA."""
+        return np.array([self.manifest.target(image) for image in self.manifest], dtype=np.int64)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes: NORMAL and PNEUMONIA, or those of a data set with other classes."""
+        return self.manifest.classes
 
     @property
     def patients(self) -> tuple[str, ...]:

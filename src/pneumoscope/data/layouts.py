@@ -5,10 +5,10 @@ Supported layouts:
 - split folders with class folders, `train/NORMAL/*.jpeg` (Kaggle, Mendeley versions 2 and 3; `val` is optional);
 - class folders only, `NORMAL/*.png` and `PNEUMONIA/*.png`, without splits;
 - a CSV file with at least the columns path and label, such as a saved manifest;
-- a MedMNIST archive, `pneumoniamnist.npz`.
+- a MedMNIST archive, such as `pneumoniamnist.npz`.
 
-Folders may be nested in other folders that contain nothing else, as archives often unpack. Any other layout is an error that
-shows the folder's content.
+Class folders of other names are the classes of the data set; see `classes`. Folders may be nested in other folders that contain
+nothing else, as archives often unpack. Any other layout is an error that shows the folder's content.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from pneumoscope.core.errors import LayoutError, ManifestError
 from pneumoscope.core.messages import counted
+from pneumoscope.data.classes import LABELS, class_names
 from pneumoscope.data.hashing import Progress, hash_images
 from pneumoscope.data.manifest import LabeledImage, Manifest
 from pneumoscope.data.medmnist import load_medmnist
@@ -38,7 +39,7 @@ SPLIT_FOLDERS = {
     "test": "test",
     "testing": "test",
 }
-# Class folder: label, and etiology if the folder implies one.
+# Class folder: label, and etiology if the folder implies one. They hold if a data set has no other class folder.
 CLASS_FOLDERS = {
     "normal": ("NORMAL", "normal"),
     "pneumonia": ("PNEUMONIA", ""),
@@ -46,8 +47,8 @@ CLASS_FOLDERS = {
     "virus": ("PNEUMONIA", "virus"),
 }
 _HINT = (
-    "Expected train/, test/ (and val/) with NORMAL/ and PNEUMONIA/ inside, or NORMAL/ and PNEUMONIA/ only, or a CSV"
-    " with the columns path and label, or a MedMNIST .npz"
+    "Expected train/, test/ (and val/) with a folder for each class inside, such as NORMAL/ and PNEUMONIA/, or the class folders"
+    " only, or a CSV with the columns path and label, or a MedMNIST .npz"
 )
 _MAX_NAMED = 3  # skipped files in a note
 _MIN_SAME_PATIENT = 10  # DICOM files with the same PatientID, from which on it is taken for a placeholder
@@ -69,6 +70,7 @@ def load_manifest(data: Path, *, root: Path | None = None, progress: Progress | 
     Raises:
         LayoutError: The path does not exist, or its layout is not supported.
         ManifestError: The CSV file is malformed, a path leaves the root, or an image differs from its SHA-256.
+        DatasetError: The labels cannot be classes; see `classes.class_names`.
     """
     if data.is_dir():
         manifest = _load_folder(data, progress)
@@ -114,6 +116,8 @@ def _with_header_patients(manifest: Manifest) -> Manifest:
 
 def _notes(manifest: Manifest) -> Iterator[str]:
     images = manifest.images
+    if not manifest.binary:
+        yield f"the data have {len(manifest.classes)} classes: {', '.join(manifest.classes)}"
     if others := [path for path, reason in manifest.skipped if reason != "hidden"]:
         names = ", ".join(others[:_MAX_NAMED]) + (", …" if len(others) > _MAX_NAMED else "")
         yield f"skipped {counted(len(others), 'other file')} ({names}); for details: pneumoscope check-data DATA"
@@ -130,18 +134,21 @@ def _notes(manifest: Manifest) -> Iterator[str]:
 
 def _load_folder(data: Path, progress: Progress | None) -> Manifest:
     root = _descend(data.resolve())
-    listing = _Listing(root)
     folders = {folder.name: folder for folder in _visible_folders(root)}
     splits = {name: SPLIT_FOLDERS[name.lower()] for name in folders if name.lower() in SPLIT_FOLDERS}
+    classes = [each for name in splits for each in _visible_folders(folders[name])] if splits else folders.values()
+    listing = _Listing(root, has_other_classes=any(each.name.lower() not in CLASS_FOLDERS for each in classes))
     if splits:
         listing.skip_others(root, known=splits)
         for name in sorted(splits):
             listing.add_split(folders[name], splits[name])
     else:
         listing.add_split(root, "")
+    names = class_names((image.label for image in listing.images), repr(str(data)))
     images, unreadable = hash_images(root, sorted(listing.images, key=lambda image: image.path), progress)
     unreadable = tuple(sorted((*listing.unreadable, *unreadable)))
-    return _with_header_patients(Manifest(images, root, unreadable=unreadable, skipped=tuple(sorted(listing.skipped))))
+    skipped = tuple(sorted(listing.skipped))
+    return _with_header_patients(Manifest(images, root, unreadable=unreadable, skipped=skipped, classes=names))
 
 
 def _visible_folders(folder: Path) -> list[Path]:
@@ -149,15 +156,30 @@ def _visible_folders(folder: Path) -> list[Path]:
 
 
 def _descend(folder: Path) -> Path:
-    """Return the first folder with split or class folders, descending through folders with a single subfolder."""
+    """Return the first folder with split or class folders, descending through folders with a single subfolder.
+
+    Two or more folders of other names are class folders if each has images.
+    """
     top = folder
     while True:
         subfolders = _visible_folders(folder)
         if any(path.name.lower() in SPLIT_FOLDERS | CLASS_FOLDERS for path in subfolders):
             return folder
+        if len(subfolders) > 1 and all(map(_has_images, subfolders)):
+            return folder
         if len(subfolders) != 1:
             raise LayoutError(f"{str(top)!r} has an unsupported layout. It contains:\n{_tree(top)}\n", hint=_HINT)
         folder = subfolders[0]
+
+
+def _has_images(folder: Path) -> bool:
+    """Return whether there is an image in the folder or below it."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not _is_ignored(name))
+        paths = (Path(parent, name) for name in sorted(files) if not _is_ignored(name))
+        if any(path.is_file() and not skip_reason(path) for path in paths):
+            return True
+    return False
 
 
 def _tree(folder: Path, *, depth: int = 2, max_entries: int = 6, indent: str = "  ") -> str:
@@ -180,8 +202,9 @@ def _is_ignored(name: str) -> bool:
 class _Listing:
     """The images below a root, those that cannot be used, and the files that were skipped."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, has_other_classes: bool) -> None:
         self.root = root
+        self.has_other_classes = has_other_classes
         self.images: list[LabeledImage] = []
         self.unreadable: list[tuple[str, str]] = []
         self.skipped: list[tuple[str, str]] = []
@@ -206,14 +229,14 @@ class _Listing:
         if self._skip_outside_link(folder):
             return
         classes = _visible_folders(folder)
-        unknown = [path.name for path in classes if path.name.lower() not in CLASS_FOLDERS]
-        if unknown or not classes:
-            reason = f"{unknown[0]!r} is not a known class" if unknown else "there are no class folders"
+        empty = [path.name for path in classes if path.name.lower() not in CLASS_FOLDERS and not _has_images(path)]
+        if empty or not classes:
+            reason = f"{empty[0]!r} is no class, because it has no images" if empty else "there are no class folders"
             name = folder.relative_to(self.root.parent).as_posix()
             raise LayoutError(f"{name}/: {reason}. It contains:\n{_tree(folder)}\n", hint=_HINT)
         self.skip_others(folder, known=[path.name for path in classes])
         for path in classes:
-            label, etiology = CLASS_FOLDERS[path.name.lower()]
+            label, etiology = (path.name, "") if self.has_other_classes else CLASS_FOLDERS[path.name.lower()]
             self._add_images(path, split, label, etiology)
 
     def _skip_outside_link(self, path: Path) -> bool:
@@ -240,7 +263,7 @@ class _Listing:
             elif entry.is_symlink() and self._skip_outside_link(Path(entry)):
                 pass
             elif entry.is_dir():
-                inner = CLASS_FOLDERS.get(entry.name.lower(), (label, ""))
+                inner = (label, "") if self.has_other_classes else CLASS_FOLDERS.get(entry.name.lower(), (label, ""))
                 self._add_images(Path(entry), split, label, inner[1] if inner[0] == label and inner[1] else etiology)
             elif not entry.is_file():
                 self.skip(Path(entry), "a broken link or not a file")
@@ -290,8 +313,13 @@ def _check_paths(manifest: Manifest, file: Path) -> None:
 
 
 def _add_file_name_info(image: LabeledImage) -> LabeledImage:
-    """Return the image with patient and etiology from its file name; an etiology that contradicts the label is ignored."""
+    """Return the image with patient and etiology from its file name; an etiology that contradicts the label is ignored.
+
+    Labels other than NORMAL and PNEUMONIA contradict none.
+    """
     info = parse_file_name(image.path.rpartition("/")[2])
-    consistent = info.etiology and (info.etiology == "normal") == (image.label == "NORMAL")
+    consistent = info.etiology and (
+        image.label not in LABELS or (info.etiology == "normal") == (image.label == "NORMAL")
+    )
     etiology = image.etiology or (info.etiology if consistent else "")
     return LabeledImage(image.path, image.label, etiology, image.patient or info.patient, image.split, image.sha256)

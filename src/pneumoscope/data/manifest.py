@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from pneumoscope.core.errors import DatasetError, ManifestError, PatientLeakError, UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.messages import counted
+from pneumoscope.data.classes import LABELS, class_names
 from pneumoscope.data.patients import find_patient_column
 
 __all__ = [
@@ -26,11 +27,11 @@ __all__ = [
     "images_sha256",
 ]
 
-LABELS = ("NORMAL", "PNEUMONIA")
 ETIOLOGIES = ("normal", "bacteria", "virus", "")
 SPLITS = ("train", "validation", "test", "unused", "")
 COLUMNS = ("path", "label", "etiology", "patient", "split", "sha256")
-_SPLIT_BY = "split_by"  # the last column of a saved manifest, the same in all rows
+_SPLIT_BY = "split_by"  # a column of a saved manifest, the same in all rows
+_CLASSES = "classes"  # one more, unless the data set is binary: the names, in order, separated by "|"
 # Manifests written before 2026-11-29 state it in a comment on the first line instead.
 _SPLIT_BY_COMMENT = "# split by "
 _USED_SPLITS = ("train", "validation", "test")
@@ -43,7 +44,7 @@ class LabeledImage:
 
     Attributes:
         path: Path relative to the manifest's root, with forward slashes; "file.npz#train/17" in a MedMNIST archive.
-        label: One of `LABELS`.
+        label: Name of its class.
         etiology: One of `ETIOLOGIES`; "" if unknown.
         patient: Patient identifier, unique in the manifest, such as "bacteria-100"; "" if unknown.
         split: One of `SPLITS`: "unused" is set aside, "" is not assigned yet.
@@ -59,7 +60,7 @@ class LabeledImage:
 
     @property
     def positive(self) -> bool:
-        """True if the label is PNEUMONIA."""
+        """True if the label is PNEUMONIA; for images of a binary data set."""
         return self.label == "PNEUMONIA"
 
 
@@ -74,6 +75,7 @@ class Manifest:
         unreadable: (path, reason) of images that cannot be used: they cannot be opened, or lie outside the folders of the layout.
         skipped: (path, reason) of other files and of folders that were skipped.
         notes: Remarks for the user, as sentences.
+        classes: Names of the classes, in the order of their target index; `LABELS` for a binary data set.
     """
 
     images: tuple[LabeledImage, ...]
@@ -82,6 +84,7 @@ class Manifest:
     unreadable: tuple[tuple[str, str], ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = LABELS
 
     def __len__(self) -> int:
         return len(self.images)
@@ -89,20 +92,47 @@ class Manifest:
     def __iter__(self) -> Iterator[LabeledImage]:
         return iter(self.images)
 
+    @property
+    def binary(self) -> bool:
+        """True if the classes are NORMAL and PNEUMONIA."""
+        return self.classes == LABELS
+
+    def target(self, image: LabeledImage) -> int:
+        """Return the index of the class of an image."""
+        return self.classes.index(image.label)
+
+    def check_binary(self, task: str) -> None:
+        """Raise unless the classes are NORMAL and PNEUMONIA.
+
+        Args:
+            task: What needs these classes, such as "a site profile".
+
+        Raises:
+            DatasetError: With the classes.
+        """
+        if not self.binary:
+            raise DatasetError(
+                f"{task} needs images of NORMAL and PNEUMONIA; the classes are {', '.join(self.classes)}",
+                hint="Choose the class that counts as PNEUMONIA with --positive CLASS, or rename classes with --map"
+                " SOURCE=CLASS",
+            )
+
     def split(self, name: str) -> tuple[LabeledImage, ...]:
         """Return the images of one split, in manifest order."""
         return tuple(image for image in self.images if image.split == name)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Return the number of images by split and label, {split: {label: n}}."""
+        """Return the number of images by split and class, {split: {class: n}}."""
         counts = Counter((image.split, image.label) for image in self.images)
         splits = [name for name in SPLITS if any(split == name for split, _ in counts)]
-        return {name: {label: counts[name, label] for label in LABELS} for name in splits}
+        return {name: {label: counts[name, label] for label in self.classes} for name in splits}
 
     def sha256(self) -> str:
-        """Return a hash of all columns of all images; the root and `split_by` do not change it."""
-        text = "\n".join("\t".join(dataclasses.astuple(image)) for image in self.images)
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Return a hash of the classes and of all columns of all images; the root and `split_by` do not change it."""
+        rows = ["\t".join(dataclasses.astuple(image)) for image in self.images]
+        if not self.binary:
+            rows.insert(0, "\t".join(self.classes))
+        return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
     def leaks(self) -> dict[str, list[str]]:
         """Return the patients that are in more than one of train, validation and test, {patient: [split, ...]}."""
@@ -184,11 +214,12 @@ class Manifest:
             )
 
     def to_csv(self) -> str:
-        """Return the manifest as CSV text, with `split_by` in a column."""
+        """Return the manifest as CSV text, with `split_by` in a column, and the classes unless they are `LABELS`."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow((*COLUMNS, _SPLIT_BY))
-        writer.writerows((*dataclasses.astuple(image), self.split_by) for image in self.images)
+        constants = {_SPLIT_BY: self.split_by} | ({} if self.binary else {_CLASSES: "|".join(self.classes)})
+        writer.writerow((*COLUMNS, *constants))
+        writer.writerows((*dataclasses.astuple(image), *constants.values()) for image in self.images)
         return out.getvalue()
 
     def save(self, file: Path, *, replace: bool = False) -> None:
@@ -223,8 +254,9 @@ class Manifest:
     def from_csv(cls, text: str, root: Path, name: str) -> Manifest:
         """Return the manifest of a CSV text with at least the columns path and label.
 
-        Labels may have any case; "val" is an alias of "validation". The patient may have another column, which is stated in
-        the notes; see `patients.find_patient_column`. Other columns are ignored.
+        NORMAL and PNEUMONIA may have any case; for other labels see `classes.class_names`. "val" is an alias of "validation".
+        The patient may have another column, which is stated in the notes; see `patients.find_patient_column`. Other columns are
+        ignored.
 
         Args:
             text: The CSV text.
@@ -233,6 +265,7 @@ class Manifest:
 
         Raises:
             ManifestError: A column is missing or cannot be used, a value is unknown, or a path is empty or listed twice.
+            DatasetError: The labels cannot be classes.
         """
         split_by, body, before = "given", text, 0  # lines before the CSV text
         if text.startswith(_SPLIT_BY_COMMENT):
@@ -252,13 +285,16 @@ class Manifest:
                     f"{name} has no column {column!r} (its columns: {', '.join(columns) or 'none'})",
                     hint="Required columns: path, label. Optional columns: etiology, patient, split, sha256",
                 )
-        if _SPLIT_BY in columns:
-            values = {row[_SPLIT_BY] for row in rows}
-            split_by = values.pop() if len(values) == 1 else split_by
+        split_by = _constant(rows, _SPLIT_BY) or split_by
+        # Without the column split_by, another program wrote the file.
+        stated = _constant(rows, _CLASSES) if _SPLIT_BY in columns else ""
         column = find_patient_column(columns, rows, lines, name)
         if column not in {"", "patient"}:
             rows = [{**row, "patient": row[column]} for row in rows]
         images = tuple(_parse_row(row, f"{name}, line {line}") for line, row in zip(lines, rows, strict=True))
+        classes = class_names((image.label for image in images), name, stated.split("|") if stated else ())
+        if classes == LABELS:
+            images = tuple(dataclasses.replace(image, label=image.label.upper()) for image in images)
         listed = Counter(image.path for image in images)
         labels: dict[str, tuple[int, str]] = {}
         for line, image in zip(lines, images, strict=True):
@@ -272,19 +308,23 @@ class Manifest:
             if listed[image.path] > 1:
                 raise ManifestError(f"{name}, line {line}: {image.path!r} is listed {listed[image.path]} times")
         notes = () if column in {"", "patient"} else (f"the patients are those of the column {column!r}",)
-        return cls(images, root, split_by, notes=notes)
+        return cls(images, root, split_by, notes=notes, classes=classes)
+
+
+def _constant(rows: Sequence[Mapping[str, str]], column: str) -> str:
+    """Return the value of a column that is the same in all rows; "" if there is none."""
+    values = {row.get(column, "") for row in rows}
+    return values.pop() if len(values) == 1 else ""
 
 
 def _parse_row(row: Mapping[str, str], place: str) -> LabeledImage:
     values = {column: row.get(column, "").strip() for column in COLUMNS}
-    values["label"] = values["label"].upper()
     values["split"] = _SPLIT_ALIASES.get(values["split"], values["split"])
-    for column, allowed in (("label", LABELS), ("etiology", ETIOLOGIES), ("split", SPLITS)):
+    if not values["label"]:
+        raise ManifestError(f"{place}: the label is empty", hint="Enter a class, or remove the line")
+    for column, allowed in (("etiology", ETIOLOGIES), ("split", SPLITS)):
         if values[column] not in allowed:
-            raise ManifestError(
-                f"{place}: {column} is {row[column]!r}, not one of {', '.join(filter(None, allowed))}",
-                hint="Replace the numbers with NORMAL and PNEUMONIA" if values["label"].isdecimal() else "",
-            )
+            raise ManifestError(f"{place}: {column} is {row[column]!r}, not one of {', '.join(filter(None, allowed))}")
     if not values["path"] or "\0" in values["path"]:
         raise ManifestError(f"{place}: {row['path']!r} is not a valid path")
     return LabeledImage(**values)

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,47 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.core.errors import LayoutError, UnreadableImageError
+from pneumoscope.data.classes import class_names
 from pneumoscope.data.manifest import LABELS, LabeledImage, Manifest
 from pneumoscope.imaging.decode import Radiograph
 
 __all__ = ["is_archive_path", "load_medmnist", "pixels_sha256", "read_archive_image"]
 
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
-_ETIOLOGIES = {"NORMAL": "normal", "PNEUMONIA": ""}
+_ORGANS = (
+    *(
+        "bladder",
+        "femur-left",
+        "femur-right",
+        "heart",
+        "kidney-left",
+        "kidney-right",
+        "liver",
+        "lung-left",
+        "lung-right",
+    ),
+    *("pancreas", "spleen"),
+)
+# Classes of the archives with gray images and one label for each, by the start of the file name, in the order of their numbers.
+# Source: Yang et al., MedMNIST v2, Scientific Data 2023.
+_CLASSES: dict[str, tuple[str, ...]] = {
+    "pneumoniamnist": LABELS,
+    "breastmnist": ("malignant", "normal, benign"),
+    "octmnist": ("choroidal neovascularization", "diabetic macular edema", "drusen", "normal"),
+    "organamnist": _ORGANS,
+    "organcmnist": _ORGANS,
+    "organsmnist": _ORGANS,
+    "tissuemnist": (
+        "Collecting Duct, Connecting Tubule",
+        "Distal Convoluted Tubule",
+        "Glomerular endothelial cells",
+        "Interstitial endothelial cells",
+        "Leukocytes",
+        "Podocytes",
+        "Proximal Tubule Segments",
+        "Thick Ascending Limb",
+    ),
+}
 _PATH = re.compile(r"(?P<archive>.+\.npz)#(?P<split>train|val|test)/(?P<row>\d+)")
 _HINT = "Expected a MedMNIST archive such as pneumoniamnist.npz with train_images, train_labels, ..."
 _MAX_SHOWN = 8
@@ -38,17 +72,31 @@ def is_archive_path(path: str) -> bool:
 def load_medmnist(file: Path) -> Manifest:
     """Return the manifest of a MedMNIST archive; the SHA-256 of an image is that of its pixels.
 
+    The classes of a known archive have their names; those of another one are the numbers, as text.
+
     Raises:
-        LayoutError: The file is not an archive of `{train,val,test}_{images,labels}` with grayscale images and labels 0
-            (normal) and 1 (pneumonia).
+        LayoutError: The file is not an archive of `{train,val,test}_{images,labels}` with grayscale images and one label, a
+            number from 0, for each.
+        DatasetError: The labels cannot be classes; see `classes.class_names`.
     """
     with _open_archive(file) as archive:
-        splits = {split for split in _SPLITS if f"{split}_images" in archive.files}
+        splits = [split for split in _SPLITS if f"{split}_images" in archive.files]
         if not splits:
             names = ", ".join(archive.files[:_MAX_SHOWN]) or "nothing"
             raise LayoutError(f"{str(file)!r} has no train_images (it contains: {names})", hint=_HINT)
-        images = tuple(image for split in _SPLITS if split in splits for image in _images(file, archive, split))
-    return Manifest(images, file.resolve().parent)
+        images = {split: _read_images(file, archive, split) for split in splits}
+        labels = {split: _read_labels(file, archive, split, len(images[split])) for split in splits}
+    classes, notes = _class_names(file, {int(value) for values in labels.values() for value in values})
+    return Manifest(
+        tuple(
+            _labeled_image(file, split, row, pixels, classes[int(value)])
+            for split in splits
+            for row, (pixels, value) in enumerate(zip(images[split], labels[split], strict=True))
+        ),
+        file.resolve().parent,
+        notes=notes,
+        classes=tuple(classes.values()),
+    )
 
 
 def read_archive_image(root: Path, path: str) -> Radiograph:
@@ -117,16 +165,43 @@ def _cached_images(file: Path, split: str, _modified_ns: int, _size: int) -> npt
         return _read_images(file, archive, split)
 
 
-def _images(file: Path, archive: Any, split: str) -> Iterator[LabeledImage]:
-    images = _read_images(file, archive, split)
-    labels = _read_array(file, archive, f"{split}_labels").reshape(-1)
-    if len(labels) != len(images) or not np.isin(labels, (0, 1)).all():
+def _read_labels(file: Path, archive: Any, split: str, count: int) -> npt.NDArray[Any]:
+    """Return the label of each image, a number, shape (count,)."""
+    labels = _read_array(file, archive, f"{split}_labels")
+    if labels.ndim == 2 and labels.shape[1] > 1:
         raise LayoutError(
-            f"{str(file)!r}: {split}_labels has {len(labels)} values from {sorted(set(labels.tolist()))[:5]} for"
-            f" {len(images)} images, expected one 0 (normal) or 1 (pneumonia) per image",
+            f"{str(file)!r}: {split}_labels has {labels.shape[1]} labels for each image, and an image has one class here",
+            hint="Use an archive with one label for each image, or a CSV with one class for each image",
+        )
+    labels = labels.reshape(-1)
+    whole = labels.dtype.kind in "biuf" and ((labels >= 0) & (labels == np.floor(labels))).all()
+    if len(labels) != count or not whole:
+        raise LayoutError(
+            f"{str(file)!r}: {split}_labels has {len(labels)} values from {sorted(set(labels.tolist()))[:5]} for {count}"
+            " images, expected one number from 0 for each",
             hint=_HINT,
         )
-    for row, (pixels, value) in enumerate(zip(images, labels, strict=True)):
-        label = LABELS[int(value)]
-        path = f"{file.name}#{split}/{row}"
-        yield LabeledImage(path, label, _ETIOLOGIES[label], "", _SPLITS[split], pixels_sha256(pixels))
+    return labels
+
+
+def _class_names(file: Path, numbers: Collection[int]) -> tuple[dict[int, str], tuple[str, ...]]:
+    """Return the name of each class by its number, and notes."""
+    known = next((classes for name, classes in _CLASSES.items() if file.name.lower().startswith(name)), None)
+    if known is None and set(numbers) <= {0, 1}:
+        note = f"the labels 0 and 1 of {file.name} are taken for NORMAL and PNEUMONIA"
+        return dict(enumerate(LABELS)), (note,)
+    if known is None:
+        classes = class_names(map(str, numbers), repr(str(file)))
+        return {int(name): name for name in sorted(classes, key=int)}, ()
+    if unknown := set(numbers) - set(range(len(known))):
+        raise LayoutError(
+            f"{str(file)!r} has the label {min(unknown)}, and {len(known)} classes: 0 ({known[0]}) to {len(known) - 1}"
+            f" ({known[-1]})",
+            hint=_HINT,
+        )
+    return dict(enumerate(known)), ()
+
+
+def _labeled_image(file: Path, split: str, row: int, pixels: npt.NDArray[np.uint8], label: str) -> LabeledImage:
+    etiology = "normal" if label == LABELS[0] else ""
+    return LabeledImage(f"{file.name}#{split}/{row}", label, etiology, "", _SPLITS[split], pixels_sha256(pixels))

@@ -25,7 +25,7 @@ from typing import Literal, get_args
 
 from pneumoscope.core.errors import DatasetError, UsageError
 from pneumoscope.core.messages import counted
-from pneumoscope.data.manifest import LABELS, LabeledImage, Manifest, identical_images
+from pneumoscope.data.manifest import LabeledImage, Manifest, identical_images
 from pneumoscope.data.patients import parse_patient
 
 __all__ = ["METHODS", "SplitMethod", "expected_leak_rate", "split_manifest"]
@@ -62,7 +62,8 @@ def split_manifest(
 ) -> Manifest:
     """Return the manifest with every image assigned to train, validation, test or unused.
 
-    - "patient": whole patients, stratified by label. A patient with images of both labels counts as PNEUMONIA.
+    - "patient": whole patients, stratified by label. A patient with images of several labels counts as the last of them, such as
+      PNEUMONIA.
     - "block": one contiguous block of patient numbers per series, starting at a seeded position without wrapping around.
       Validation images then differ from training images somewhat, as the official test images do.
     - "image": single images, stratified by label, regardless of patients. Like the report; leaks patients into validation.
@@ -80,7 +81,7 @@ def split_manifest(
 
     Raises:
         UsageError: `by` is unknown, a fraction is not between 0 and 1, or `test` is given for data with a test split.
-        DatasetError: A split would be empty or have one label only; byte-identical images have different labels; or "block" is
+        DatasetError: A split would have no image of a label; byte-identical images have different labels; or "block" is
             used for patients without numbers.
     """
     if by not in METHODS:
@@ -98,7 +99,7 @@ def split_manifest(
 
     manifest.check_labels()
     pool, notes = _pool(manifest, by)
-    units, identical = _units(pool, by), _identical(pool, by)
+    units, identical = _units(pool, by, manifest.classes), _identical(pool, by)
     test_share = None if has_test else test_fraction
     assigned = _assign(units, test_share, validation, by, seed)
     # Units are merged only if necessary, so that the published splits of the public data set do not change.
@@ -205,7 +206,7 @@ def _merge(units: Sequence[_Unit], identical: Sequence[Sequence[LabeledImage]]) 
     merged: dict[int, list[_Unit]] = defaultdict(list)
     for index, unit in enumerate(units):
         merged[root(index)].append(unit)
-    # Of the labels, PNEUMONIA is the last: a patient with images of both counts as PNEUMONIA.
+    # Of two labels, PNEUMONIA is the last: a patient with images of both counts as PNEUMONIA.
     leading = {index: max(group, key=lambda unit: (unit.stratum, unit.key)) for index, group in merged.items()}
     return [
         dataclasses.replace(leading[index], paths=tuple(path for unit in group for path in unit.paths))
@@ -240,7 +241,7 @@ def _pool(manifest: Manifest, by: str) -> tuple[list[LabeledImage], list[str]]:
     return pool, notes
 
 
-def _units(pool: Sequence[LabeledImage], by: str) -> list[_Unit]:
+def _units(pool: Sequence[LabeledImage], by: str, classes: Sequence[str]) -> list[_Unit]:
     listed = Counter(_name(image.path) for image in pool)
     keys = {image.path: _name(image.path) if listed[_name(image.path)] == 1 else image.path for image in pool}
     if by == "image":
@@ -249,14 +250,14 @@ def _units(pool: Sequence[LabeledImage], by: str) -> list[_Unit]:
     for image in pool:
         groups[image.patient, "" if image.patient else keys[image.path]].append(image)
     return [
-        _Unit(patient or name, _stratum(images, by), tuple(image.path for image in images))
+        _Unit(patient or name, _stratum(images, by, classes), tuple(image.path for image in images))
         for (patient, name), images in groups.items()
     ]
 
 
-def _stratum(images: Sequence[LabeledImage], by: str) -> str:
+def _stratum(images: Sequence[LabeledImage], by: str, classes: Sequence[str]) -> str:
     if by == "patient":
-        return LABELS[any(image.positive for image in images)]
+        return max((image.label for image in images), key=classes.index)
     parsed = parse_patient(images[0].patient)
     if parsed is None:
         raise DatasetError(
@@ -329,9 +330,10 @@ def _take(units: Iterable[_Unit], target: int, *, contiguous: bool) -> list[str]
 def _check_labels(manifest: Manifest) -> None:
     for name in ("train", "validation", "test"):
         counts = Counter(image.label for image in manifest.split(name))
-        if not all(counts[label] for label in LABELS):
-            found = ", ".join(f"{counts[label]} {label}" for label in LABELS)
+        if not all(counts[label] for label in manifest.classes):
+            found = ", ".join(f"{counts[label]} {label}" for label in manifest.classes)
+            needed = "both labels" if manifest.binary else "every class"
             raise DatasetError(
-                f"the {name} split would have {found} images; it needs both labels",
+                f"the {name} split would have {found} images; it needs {needed}",
                 hint="Add images of that label, or change the fractions, the seed or --by",
             )

@@ -15,7 +15,7 @@ __all__ = ["TorchDataset"]
 
 
 class TorchDataset(Dataset[tuple[Tensor, int]]):
-    """Map-style dataset of images, uint8 tensors of shape (height, width), and labels 0 or 1.
+    """Map-style dataset of images, uint8 tensors of shape (height, width), and labels, the index of the class.
 
     The networks of `create_model` take batches of these images, shape (n, size, size), without further normalization.
 

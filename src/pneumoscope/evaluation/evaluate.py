@@ -140,6 +140,7 @@ def evaluate(
     _check_operating_points(operating_points, custom, card)
     _check_name_of_run(name, is_run=is_run, has_out=out is not None)
     manifest = load_manifest(data)
+    manifest.check_binary("an evaluation")
     if note:
         for each in manifest.notes:
             note(each)
@@ -245,6 +246,7 @@ def _validation_scores(
             root, images = select_images(data, "validation", run_manifest, both_labels=False)
         else:
             manifest = load_manifest(data)
+            manifest.check_binary("an evaluation")
             root, images = manifest.root, images_of_split(manifest, data, "all", None, both_labels=False)
             if any(image.split for image in images):
                 images = tuple(image for image in images if image.split == "validation")

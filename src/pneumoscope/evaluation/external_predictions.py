@@ -123,6 +123,7 @@ def evaluate_predictions(
         raise UsageError("there are images, but no predictions for validation", hint="Give --validation-predictions")
     requested = None if operating_points is None else canonical_names(operating_points)
     manifest = load_manifest(data)
+    manifest.check_binary("an evaluation")
     if note:
         for each in manifest.notes:
             note(each)
@@ -175,6 +176,7 @@ def evaluate_predictions(
 def check_predictions(file: Path, data: Path, *, split: str, columns: PredictionColumns) -> None:
     """Raise the error that `evaluate_predictions` raises if the file cannot be read or does not match the images."""
     manifest = load_manifest(data)
+    manifest.check_binary("an evaluation")
     images = images_of_split(manifest, data, split, None, both_labels=False)
     predictions, by_path = read_predicted_images(file, columns, manifest, data)
     select_predicted_images(images, by_path, predictions, split, None)
@@ -192,6 +194,7 @@ def _read_validation(
     other = read_predictions_file(file, columns)
     check_scales(predictions, other)
     others = manifest if validation_data is None else load_manifest(validation_data)
+    others.check_binary("an evaluation")
     rows = match_predictions(other, other.rows, others, validation_data or data)
     return predicted_images([image for image in others if image.path in rows], rows, other)
 

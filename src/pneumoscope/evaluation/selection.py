@@ -62,6 +62,7 @@ def select_images(
             the run is missing in the data.
     """
     manifest = load_manifest(data)
+    manifest.check_binary("an evaluation")
     if note:
         for each in manifest.notes:
             note(each)

@@ -136,6 +136,7 @@ def load_site_images(data: Path) -> SiteList:
         ManifestError, LayoutError: See `load_manifest`.
     """
     manifest = load_manifest(data)
+    manifest.check_binary("an acceptance test")
     if manifest.unreadable:
         raise unreadable_error(manifest.unreadable, "site")
     if manifest.split("test"):

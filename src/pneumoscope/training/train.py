@@ -19,7 +19,7 @@ from pneumoscope.core.messages import counted
 from pneumoscope.data.cache import UNREADABLE_HINT, preprocess_images
 from pneumoscope.data.hashing import Progress
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.data.manifest import LABELS, Manifest
+from pneumoscope.data.manifest import Manifest
 from pneumoscope.data.outliers import Outliers, load_outliers
 from pneumoscope.data.split import split_manifest
 from pneumoscope.models.base import ClassifierNetwork
@@ -122,6 +122,7 @@ def train(
             hint="Increase training.batch, or use fewer devices",
         )
     loaded = load_manifest(data)
+    loaded.check_binary("training")
     _check_readable(loaded)
     manifest = apply_split(loaded, recipe, str(data))
     outside = _outliers(outliers, recipe, manifest)
@@ -339,7 +340,7 @@ def apply_split(manifest: Manifest, recipe: Recipe, name: str) -> Manifest:
     manifest.check_identical_images(name, by_image=options.by == "image")
     for split in ("train", "validation"):
         counts = Counter(image.label for image in manifest.split(split))
-        for label in LABELS:
+        for label in manifest.classes:
             if counts[label] < _MIN_IMAGES_PER_LABEL:
                 raise DatasetError(
                     f"{name}: the {split} split has {counted(counts[label], f'{label} image')} ({counts.total()} in total);"

@@ -1,0 +1,133 @@
+"""The classes of a labeled data set: NORMAL and PNEUMONIA, or the names of any two or more classes.
+
+A data set is binary if each label is NORMAL or PNEUMONIA, in any case. Any other set of labels is a set of several classes, with
+names as they are written. Two classes that look like NORMAL and PNEUMONIA under other names are an error, because a network of
+two classes has neither the operating points nor the metrics of a model of pneumonia.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+
+from pneumoscope.core.errors import DatasetError
+
+__all__ = ["LABELS", "MAX_CLASSES", "check_class_order", "class_names"]
+
+LABELS = ("NORMAL", "PNEUMONIA")
+MAX_CLASSES = 100  # more are identifiers, not classes
+_MAX_LISTED = 8
+_SEPARATOR = "|"  # between the classes of an image with several, and between the classes in a saved manifest
+# Names in lower case, words separated by a space.
+_NEGATIVE = {
+    *("normal", "normals", "healthy", "control", "controls", "no finding", "no findings", "none", "other", "others"),
+    *("negative", "neg", "no", "false", "0"),
+}
+_POSITIVE = {"positive", "pos", "yes", "true", "1", "abnormal", "sick", "diseased", "opacity", "lung opacity"}
+_NEGATIONS = {"no", "non", "not", "without", "negative", "neg", "false", "0"}
+
+
+def class_names(labels: Iterable[str], name: str, order: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the classes of a data set, in the order of their target index.
+
+    Args:
+        labels: Label of each image.
+        name: Name of the data set, for messages.
+        order: All classes in another order than the sorted one; a class need not have images.
+
+    Returns:
+        `LABELS` if each label is one of them in any case, else the names.
+
+    Raises:
+        DatasetError: There is one class only, or too many; names differ in case only, or look like NORMAL and PNEUMONIA; a label
+            has several classes, or is not in `order`.
+    """
+    found = sorted(set(labels))
+    if tuple(order) in ((), LABELS) and {label.upper() for label in found} <= set(LABELS):
+        return LABELS
+    if several := next((label for label in (*found, *order) if _SEPARATOR in label), ""):
+        part = several.partition(_SEPARATOR)[0]
+        raise DatasetError(
+            f"{name}: the label {several!r} has several classes, and an image has one",
+            hint=f"Choose the class that counts as PNEUMONIA, such as --positive {shlex.quote(part)}; or rename the label:"
+            f" {_map_option(several, 'CLASS')}",
+        )
+    if order:
+        check_class_order(order)
+        if unknown := [label for label in found if label not in order]:
+            raise DatasetError(
+                f"{name}: the label {unknown[0]!r} is not one of the classes {', '.join(order)}",
+                hint=f"Rename it with {_map_option(unknown[0], 'CLASS')}",
+            )
+        return tuple(order)
+    _check_names(found, name)
+    return tuple(found)
+
+
+def check_class_order(order: Sequence[str]) -> None:
+    """Raise unless the classes are two or more different names.
+
+    Raises:
+        DatasetError: See above.
+    """
+    if len(order) < 2 or len(set(order)) < len(order) or not all(order):
+        raise DatasetError(
+            f"the classes {', '.join(order)!r} are not two or more different names",
+            hint="Example: normal,bacteria,virus",
+        )
+
+
+def _check_names(found: Sequence[str], name: str) -> None:
+    """Raise unless the labels of a data set that is not binary can be its classes."""
+    if len(found) > MAX_CLASSES:
+        raise DatasetError(
+            f"{name} has {len(found)} different labels, such as {found[0]!r} and {found[1]!r}; the maximum is {MAX_CLASSES}",
+            hint="If these are no classes, name another column with --label-column",
+        )
+    by_case: dict[str, str] = {}
+    for label in found:
+        if (other := by_case.setdefault(label.casefold(), label)) != label:
+            raise DatasetError(
+                f"{name}: the classes {other!r} and {label!r} differ in case only",
+                hint=f"Merge them with {_map_option(label, other)}",
+            )
+    if len(found) == 1:
+        raise DatasetError(
+            f"{name} has one class only, {found[0]!r}",
+            hint=f"{_mapping_hint(found) or f'Rename it, such as {_map_option(found[0], LABELS[0])}'}; or add images of another"
+            " class",
+        )
+    if len(found) == 2 and (hint := _mapping_hint(found)):
+        raise DatasetError(
+            f"{name}: the classes {found[0]!r} and {found[1]!r} look like NORMAL and PNEUMONIA under other names",
+            hint=f"{hint}. To train a network of two other classes, state them with --classes {shlex.quote(','.join(found))}",
+        )
+
+
+def _mapping_hint(found: Sequence[str]) -> str:
+    """Return the options that make the classes NORMAL and PNEUMONIA; "" if they do not look like these."""
+    meanings = {label: _meaning(label) for label in found}
+    if len(found) == 2 and set(meanings.values()) != set(LABELS):
+        return ""
+    options = [
+        _map_option(label, meaning) for label, meaning in meanings.items() if meaning and label.upper() != meaning
+    ]
+    positive = next((label for label in found if meanings[label] == "PNEUMONIA"), "")
+    short = f", or --positive {shlex.quote(positive)}" if positive and len(found) == 2 else ""
+    return f"Map them with {' '.join(options)}{short}" if options else ""
+
+
+def _map_option(source: str, target: str) -> str:
+    return "--map " + shlex.quote(f"{source}={target}")
+
+
+def _meaning(label: str) -> str:
+    """Return NORMAL or PNEUMONIA for a name that usually means it; "" for another one."""
+    words = re.sub(r"[\W_]+", " ", label.lower()).split()
+    text = " ".join(words)
+    if "pneumonia" in text:
+        return "NORMAL" if _NEGATIONS & set(words) or text.startswith(("nonpneumonia", "nopneumonia")) else "PNEUMONIA"
+    if text in _NEGATIVE:
+        return "NORMAL"
+    return "PNEUMONIA" if text in _POSITIVE else ""
