@@ -83,7 +83,9 @@ def test_a_network_of_several_classes_is_trained_on_all_of_them(monkeypatch):
     logits = network(images)
     assert logits.shape == (8, 3)
     probabilities = logits.softmax(1)
-    weighted = -torch.tensor([1.0, 2.0, 3.0])[labels] * (probabilities[:4].log() + probabilities[4:].log())[range(4), labels]
+    weighted = (
+        -torch.tensor([1.0, 2.0, 3.0])[labels] * (probabilities[:4].log() + probabilities[4:].log())[range(4), labels]
+    )
     p, q = probabilities.chunk(2)
     mean = (p + q) / 2
     divergence = ((p * (p / mean).log()).sum(1) + (q * (q / mean).log()).sum(1)) / 2

@@ -16,7 +16,7 @@ from pneumoscope.imaging.preprocess import Preprocessing
 
 __all__ = ["MULTICLASS_FORMAT", "ClassThreshold", "MulticlassCard", "PredictionSets", "TemperatureScaling"]
 
-MULTICLASS_FORMAT = 3
+MULTICLASS_FORMAT: Literal[3] = 3
 
 _Count = Annotated[int, Meta(ge=0)]
 

@@ -32,7 +32,8 @@ class Backbone(ClassifierNetwork):
 
     Raises:
         UnknownNameError: timm has no network of that name.
-        RecipeError: The network does not accept images of that size or that stride, or does not return that number of logits per image.
+        RecipeError: The network does not accept images of that size or that stride, or does not return that number of logits
+            per image.
     """
 
     # Depthwise convolutions are faster in this format on a CPU; the report's large convolutions are not.

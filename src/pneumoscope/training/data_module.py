@@ -189,12 +189,8 @@ class ImageDataModule(pl.LightningDataModule):
         train, validation = (torch.from_numpy(arrays.targets(each)) for each in (arrays.train, arrays.validation))
         if arrays.classes == LABELS:
             train, validation = train.float(), validation.float()
-        self._train = _ArrayDataset(
-            array, preprocessed.rows[:count], train, self.augmentation, self.seed, self.views
-        )
-        self._validation = _ArrayDataset(
-            array, preprocessed.rows[count:], validation, AugmentationOptions(), self.seed
-        )
+        self._train = _ArrayDataset(array, preprocessed.rows[:count], train, self.augmentation, self.seed, self.views)
+        self._validation = _ArrayDataset(array, preprocessed.rows[count:], validation, AugmentationOptions(), self.seed)
 
     def steps_per_epoch(self, world_size: int) -> int:
         """Return the number of training steps per epoch."""

@@ -303,9 +303,7 @@ def check_outputs(
     check_input_checks(pixels, outputs, input_checks)
 
 
-def check_input_checks(
-    pixels: npt.NDArray[np.uint8], outputs: CheckOutputs, input_checks: InputChecks | None
-) -> None:
+def check_input_checks(pixels: npt.NDArray[np.uint8], outputs: CheckOutputs, input_checks: InputChecks | None) -> None:
     """Compare input classes, age scores and OOD distances of the exported network with those of PyTorch.
 
     Differences of distances are relative to the largest distance.

@@ -13,7 +13,15 @@ from typing import Any
 import torch
 
 from pneumoscope.bundle.bundle_folder import CARD_FILE, NETWORK_FILE
-from pneumoscope.core.errors import DatasetError, DivergedError, ParityError, RunError, UnreadableImageError, UsageError
+from pneumoscope.core.errors import (
+    DatasetError,
+    DivergedError,
+    ParityError,
+    RecipeError,
+    RunError,
+    UnreadableImageError,
+    UsageError,
+)
 from pneumoscope.core.files import remove_temporary_files
 from pneumoscope.core.messages import counted
 from pneumoscope.data.cache import UNREADABLE_HINT, preprocess_images
@@ -57,13 +65,14 @@ from pneumoscope.training.callbacks import completed_epochs
 from pneumoscope.training.data_module import ImageArrays, derive_seed
 from pneumoscope.training.export import export
 from pneumoscope.training.frozen_features import cache_features
+from pneumoscope.training.multiclass_export import export_multiclass
 from pneumoscope.training.trainer import Devices, device_name, resolve_precision, run_trainer
 
 __all__ = ["apply_split", "train", "train_seeds"]
 
 _MIN_IMAGES_PER_LABEL = 2
-# Train and validation loss from which on a run is called diverged if it cannot be exported: twice that of guessing.
-_DIVERGED_LOSS = 2 * math.log(2)
+# Train and validation loss from which on a run is called diverged if it cannot be exported, relative to that of guessing.
+_DIVERGED_LOSS = 2
 # Files that `train` writes atomically. Their temporary files are deleted at the start.
 _RUN_FILES = (
     *(RECIPE_FILE, MANIFEST_FILE, OUTLIERS_FILE, RUN_FILE, EPOCHS_FILE, CURVES_FILE, CHECKPOINT_FILE, WEIGHTS_FILE),
@@ -104,6 +113,7 @@ def train(
         ManifestError: Byte-identical images are in two splits.
         UnreadableImageError: An image cannot be opened or decoded.
         DatasetError: The training or validation split has too few images of a label, or the outliers cannot be used.
+        RecipeError: The network or the recipe is for NORMAL and PNEUMONIA only, and the data have other classes.
         UsageError: The recipe trains an age classifier and there are no outliers, or the reverse; a batch has fewer than two
             images per device, or more GPUs are requested than there are.
         RunError: The folder is in use or has another run, the initial weights changed since the run was started, or a training
@@ -122,9 +132,9 @@ def train(
             hint="Increase training.batch, or use fewer devices",
         )
     loaded = load_manifest(data)
-    loaded.check_binary("training")
     _check_readable(loaded)
     manifest = apply_split(loaded, recipe, str(data))
+    _check_recipe(recipe, manifest)
     outside = _outliers(outliers, recipe, manifest)
     if (record := _finished_run(out, recipe, manifest, outside, devices, resume=resume)) is not None:
         return record
@@ -245,7 +255,7 @@ def _train(
     device, precision = device_name(devices), _precision(recipe, out, devices, log)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(recipe.training.seed, 0))
-        network = _create_network(recipe)
+        network = _create_network(recipe, manifest)
         if recipe.rejection.steps:
             FeatureExtractor()  # raises if its weights are missing, before training instead of after it
         initial_weights = _initial_weights_sha256(network, recipe)
@@ -264,13 +274,15 @@ def _train(
         best = best_epoch(history, recipe.training.select)
         load_weights(network, out / WEIGHTS_FILE)
         network = network.cpu().eval()
+        write_bundle = export if manifest.binary else export_multiclass
         try:
-            export(network, recipe, manifest, arrays, outliers, out / BUNDLE_FOLDER, best_epoch=best.epoch)
+            write_bundle(network, recipe, manifest, arrays, outliers, out / BUNDLE_FOLDER, best_epoch=best.epoch)
         except ParityError as error:
             # The outputs of a diverged network are so large that they depend on rounding errors.
-            if min(best.train_loss, best.validation_loss) < _DIVERGED_LOSS:
+            guessing = math.log(len(manifest.classes))
+            if min(best.train_loss, best.validation_loss) < _DIVERGED_LOSS * guessing:
                 raise
-            raise _diverged(recipe, best) from error
+            raise _diverged(recipe, best, guessing) from error
     write_curves(out, out / CURVES_FILE, best=best.epoch)
     return finish_run(
         out,
@@ -284,10 +296,10 @@ def _train(
     )
 
 
-def _diverged(recipe: Recipe, epoch: Epoch) -> DivergedError:
+def _diverged(recipe: Recipe, epoch: Epoch, guessing: float) -> DivergedError:
     return DivergedError(
         f"run {recipe.name!r} diverged: in its best epoch, {epoch.epoch}, the train loss is {epoch.train_loss:.3g} and the"
-        f" validation loss {epoch.validation_loss:.3g}, where guessing has {math.log(2):.2f}; such a network cannot be exported",
+        f" validation loss {epoch.validation_loss:.3g}, where guessing has {guessing:.2f}; such a network cannot be exported",
         hint=f"Lower optimizer.learning_rate (it is {recipe.optimizer.learning_rate:g}) or set optimizer.clip, and train in"
         " another folder",
     )
@@ -350,7 +362,17 @@ def apply_split(manifest: Manifest, recipe: Recipe, name: str) -> Manifest:
     return manifest
 
 
-def _create_network(recipe: Recipe) -> ClassifierNetwork:
+def _check_recipe(recipe: Recipe, manifest: Manifest) -> None:
+    """Raise if the recipe has an option that a network of several classes does not have."""
+    if not manifest.binary and recipe.training.prevalence is not None:
+        raise RecipeError(
+            f"recipe {recipe.name!r}: training.prevalence is {recipe.training.prevalence:g}, the prevalence of pneumonia, and the"
+            f" data have the classes {', '.join(manifest.classes)}",
+            hint="Unset it: --set training.prevalence=none",
+        )
+
+
+def _create_network(recipe: Recipe, manifest: Manifest) -> ClassifierNetwork:
     options = recipe.network
     return create_model(
         options.name,
@@ -360,12 +382,13 @@ def _create_network(recipe: Recipe) -> ClassifierNetwork:
         output_stride=options.output_stride,
         border_mask=options.border_mask,
         flip_averaging=options.flip_averaging,
+        outputs=1 if manifest.binary else len(manifest.classes),
     )
 
 
 def _arrays(recipe: Recipe, manifest: Manifest, network: ClassifierNetwork, progress: Progress | None) -> ImageArrays:
     train_images, validation_images = manifest.split("train"), manifest.split("validation")
-    arrays = ImageArrays(manifest.root, train_images, validation_images, recipe.preprocessing)
+    arrays = ImageArrays(manifest.root, train_images, validation_images, recipe.preprocessing, classes=manifest.classes)
     preprocessed = preprocess_images(manifest.root, (*train_images, *validation_images), recipe.preprocessing, progress)
     if recipe.network.freeze == "convolutions":
         return dataclasses.replace(arrays, features=cache_features(network, preprocessed, progress))
