@@ -9,13 +9,14 @@ import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pneumoscope.cli.interrupt import catch_interrupt
+from pneumoscope.cli.multiclass import has_several_classes, refuse_options
 from pneumoscope.cli.options import (
     assume_option,
     json_option,
@@ -102,16 +103,14 @@ def command(
 
     Example:  pneumoscope predict image.jpg
     """
-    from pneumoscope.bundle.bundle_folder import is_multiclass
     from pneumoscope.inference.image_loader import MIN_IMAGES_FOR_POOL
     from pneumoscope.inference.model import load_model
     from pneumoscope.inference.multiclass_model import MulticlassModel, load_multiclass_model
-    from pneumoscope.runs.run_folder import find_bundle
 
     _check_outputs(paths, as_json, table, heatmaps)
-    several_classes = is_multiclass(find_bundle(bundle))
+    several_classes = has_several_classes(bundle)
     if several_classes:
-        _check_multiclass_options(
+        refuse_options(
             {
                 "--operating-point": operating_point,
                 "--site": site,
@@ -164,16 +163,6 @@ def command(
             if failed == 1
             else "See their messages",
         )
-
-
-def _check_multiclass_options(given: Mapping[str, object]) -> None:
-    """Raise UsageError if an option is given that a model of several classes does not have."""
-    for option, value in given.items():
-        if value not in (None, ""):
-            raise UsageError(
-                f"{option} is given for a model of several classes, which has no such option",
-                hint=f"Leave {option} out, or choose a model for NORMAL and PNEUMONIA",
-            )
 
 
 def _predict(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from pneumoscope.core.comparison import Comparison
     from pneumoscope.core.multiclass_prediction import MulticlassPrediction
+    from pneumoscope.core.multiclass_results import MulticlassComparison, MulticlassEvaluation
     from pneumoscope.core.prediction import Prediction
     from pneumoscope.core.results import Evaluation, Interval
 
@@ -24,6 +25,8 @@ __all__ = [
     "evaluation_html",
     "facts_html",
     "intervals_html",
+    "multiclass_comparison_html",
+    "multiclass_evaluation_html",
     "multiclass_prediction_html",
     "prediction_html",
 ]
@@ -131,6 +134,46 @@ def evaluation_html(evaluation: Evaluation) -> str:
         parts.append(intervals_html(title, difference.named_intervals().items()))
         parts.append(f"<p>{escape(difference.remark)}</p>")
     return f"<div>{''.join(parts)}<small>{escape(evaluation.notice)}</small></div>"
+
+
+def multiclass_evaluation_html(evaluation: MulticlassEvaluation) -> str:
+    """Return an evaluation of several classes as HTML: all classes, the confusion matrix, each class, pairs, and sets."""
+    labels = ", ".join(f"{n} {label}" for label, n in evaluation.counts.items())
+    title = f"{evaluation.name}: {evaluation.n} {evaluation.split} images ({labels}; {evaluation.patients} patients)"
+    parts = [intervals_html(title, evaluation.metrics.items())]
+    head = "".join(f"<th>{escape(name)}</th>" for name in evaluation.classes)
+    rows = "".join(
+        f'<tr><th style="text-align:left">{escape(name)}</th>{"".join(f"<td>{count}</td>" for count in counts)}</tr>'
+        for name, counts in zip(evaluation.classes, evaluation.confusion, strict=True)
+    )
+    parts.append(f"<strong>images by class and predicted class</strong><table><tr><th></th>{head}</tr>{rows}</table>")
+    for name, result in evaluation.by_class.items():
+        parts.append(intervals_html(f"{name} against the rest", result.metrics.items()))
+    for pair in evaluation.pairs:
+        parts.append(intervals_html(f"{pair.first} against {pair.second}", pair.metrics.items()))
+    if evaluation.coverage is not None:
+        by_class = [
+            (f"{metric}, {name}", value)
+            for name, result in evaluation.by_class.items()
+            for metric, value in result.sets.items()
+        ]
+        title = f"prediction sets for a coverage of {evaluation.coverage:.0%}"
+        parts.append(intervals_html(title, [*evaluation.sets.items(), *by_class]))
+    return f"<div>{''.join(parts)}<small>{escape(evaluation.notice)}</small></div>"
+
+
+def multiclass_comparison_html(comparison: MulticlassComparison) -> str:
+    """Return a comparison of several classes as HTML: accuracy and macro AUROC of each run, and the findings."""
+    title = f"{counted(len(comparison.runs), 'run')} on {comparison.images['n']} images"
+    intervals = [
+        (f"{run.name}: {metric}", run.metrics[metric])
+        for metric in ("accuracy", "macro_auroc")
+        for run in comparison.runs
+    ]
+    sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in comparison.sentences)
+    return (
+        f"<div>{intervals_html(title, intervals)}<ul>{sentences}</ul><small>{escape(comparison.notice)}</small></div>"
+    )
 
 
 def comparison_html(comparison: Comparison) -> str:

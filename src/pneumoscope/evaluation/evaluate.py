@@ -6,7 +6,6 @@ test ledger before its result is returned.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.results import Evaluation, ScoredImage
 from pneumoscope.data.hashing import read_image
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.data.manifest import LabeledImage, Manifest
+from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.evaluation.breakdown import add_breakdown, read_breakdown
 from pneumoscope.evaluation.custom_points import (
     ChosenThreshold,
@@ -30,6 +29,7 @@ from pneumoscope.evaluation.custom_points import (
     custom_points,
     needs_validation,
 )
+from pneumoscope.evaluation.evaluation_names import check_name_of_run, default_name
 from pneumoscope.evaluation.image_flow import image_flow
 from pneumoscope.evaluation.metrics import Threshold, positives
 from pneumoscope.evaluation.recording import (
@@ -57,7 +57,6 @@ from pneumoscope.statistics.inputs import BoolArray, FloatArray
 __all__ = ["OPERATING_POINTS", "decode_images", "evaluate"]
 
 OPERATING_POINTS = ("half", "balanced", "rule_out", "rule_in")
-_NAME = r"\w[\w.-]*"
 # Images are decoded in threads while the network scores the previous ones.
 _THREADS = 4
 _PREFETCH_IMAGES = 64
@@ -138,7 +137,7 @@ def evaluate(
     operating_points = canonical_names(operating_points)
     custom = custom_points(operating_points, card.operating_points)
     _check_operating_points(operating_points, custom, card)
-    _check_name_of_run(name, is_run=is_run, has_out=out is not None)
+    check_name_of_run(name, is_run=is_run, has_out=out is not None)
     manifest = load_manifest(data)
     manifest.check_binary("an evaluation")
     if note:
@@ -161,7 +160,8 @@ def evaluate(
     )
     in_run = out is None and is_run
     if in_run:
-        out = evaluation_folder(target, name or _default_name(target, data, split, images, session, note))
+        site_sha256 = session.profile.sha256 if session.profile else ""
+        out = evaluation_folder(target, name or default_name(target, data, split, images, site_sha256, note))
     if out is not None and not replace:
         keep_with = "--name or --out" if in_run else "--out"
         source, operating_points = with_earlier_points(
@@ -267,51 +267,6 @@ def _validation_scores(
         )
     scored, _ = _score(session, root, images, "validation", progress)
     return np.array([image.score for image in scored]), positives(scored)
-
-
-def _check_name_of_run(name: str | None, *, is_run: bool, has_out: bool) -> None:
-    """Raise unless the name of an evaluation can be used."""
-    if name is None:
-        return
-    if not is_run or has_out:
-        raise UsageError(
-            f"the name {name!r} is that of an evaluation in a run folder",
-            hint="Give --name for a run without --out, or --out without --name",
-        )
-    if not re.fullmatch(_NAME, name):
-        raise UsageError(f"{name!r} is not the name of an evaluation", hint="Use letters, digits, '.', '-' and '_'")
-
-
-def _default_name(
-    run: Path,
-    data: Path,
-    split: str,
-    images: Sequence[LabeledImage],
-    session: BundleSession,
-    note: Callable[[str], None] | None,
-) -> str:
-    """Return the split for images of the run itself, and for others also the name of the data.
-
-    A run without a manifest cannot tell; its images are taken for its own unless all images of a data set are evaluated.
-    """
-    manifest = run / MANIFEST_FILE
-    name = split
-    if manifest.is_file():
-        own = Manifest.from_csv(manifest.read_text(encoding="utf-8"), run, str(manifest)).split(split)
-        is_own = {image.sha256 for image in own} == {image.sha256 for image in images}
-    else:
-        is_own = split != "all"
-    if not is_own:
-        # Also without a final slash or a relative path, such as "..".
-        path = data.resolve()
-        stem = re.sub(r"[^\w.-]", "-", path.name if path.is_dir() else path.stem).lstrip(".-")
-        name = f"{split}-{stem}"
-    if session.profile:
-        name += f"-{session.profile.sha256[:8]}"
-    if note and not is_own:
-        other = "" if split == "all" else f"{str(data)!r} has other images than the {split} split of the run; "
-        note(f"{other}the results are in {str(evaluation_folder(run, name))!r}")
-    return name
 
 
 def _score(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 import numpy as np
 
@@ -180,7 +181,19 @@ def unreadable_error(unreadable: Sequence[tuple[str, str]], split: str) -> Datas
     )
 
 
-def check_unseen(images: Sequence[LabeledImage], card: Card) -> None:
+class SeenImages(Protocol):
+    """The part of a card that states which images the network was trained on."""
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+
+    @property
+    def seen(self) -> Mapping[str, Sequence[str]]:
+        """`short_hash` of the training and validation images, by split."""
+
+
+def check_unseen(images: Sequence[LabeledImage], card: SeenImages) -> None:
     """Raise if an image, compared by content, was a training or validation image of the model.
 
     Raises:
