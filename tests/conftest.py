@@ -272,13 +272,14 @@ class Maker:
         *,
         name: str = "levels",
         gain: float = 0.05,
+        edges: tuple[float, float] = (105.0, 145.0),
         seen: Mapping[str, Sequence[str]] | None = None,
         thresholds: Sequence[float] | None = (0.3, 0.3, 0.3),
         rejection_limits: RejectionLimits | None = None,
         age_range: tuple[float, float] | None = None,
     ) -> Path:
-        """Create a bundle of the classes bright, dark and mid: logits are gain x (mean gray level - 145, 105 - it, 0)."""
-        onnx = mean_gray_classes(gain, screened=rejection_limits is not None)
+        """Create a bundle of the classes bright, dark and mid, with the logits of `mean_gray_classes`."""
+        onnx = mean_gray_classes(gain, edges, screened=rejection_limits is not None)
         level = float(self_test_image(SIZE).mean())
         sets = None
         if thresholds is not None:
@@ -296,7 +297,7 @@ class Maker:
             created="2026-01-02T03:04:05+00:00",
             onnx_sha256=hashlib.sha256(onnx).hexdigest(),
             onnx_bytes=len(onnx),
-            self_test_logits=(gain * (level - 145), gain * (105 - level), 0.0),
+            self_test_logits=(gain * (level - edges[1]), gain * (edges[0] - level), 0.0),
             classes=GRAY_CLASSES,
             activation="softmax",
             preprocessing=Preprocessing(size=SIZE),
@@ -336,10 +337,10 @@ class Maker:
 GRAY_CLASSES = ("bright", "dark", "mid")
 
 
-def mean_gray_classes(gain: float, *, screened: bool = False) -> bytes:
+def mean_gray_classes(gain: float, edges: tuple[float, float] = (105.0, 145.0), *, screened: bool = False) -> bytes:
     """Return the smallest ONNX file of a bundle of three classes, with the checks of `mean_gray_network` if `screened`.
 
-    With a mean gray level m, the logits are gain x (m - 145), gain x (105 - m) and 0.
+    With a mean gray level m, the logits are gain x (m - edges[1]), gain x (edges[0] - m) and 0.
     """
     import onnx  # takes a while to import
 
@@ -357,7 +358,7 @@ def mean_gray_classes(gain: float, *, screened: bool = False) -> bytes:
             helper.make_node("Add", ["scaled", "offsets"], ["logits"]),
         ]
     )
-    constants = {"slopes": [gain, -gain, 0.0], "offsets": [-145 * gain, 105 * gain, 0.0]}
+    constants = {"slopes": [gain, -gain, 0.0], "offsets": [-edges[1] * gain, edges[0] * gain, 0.0]}
     graph.initializer.extend(
         helper.make_tensor(name, tensor.FLOAT, [1, 3], values) for name, values in constants.items()
     )

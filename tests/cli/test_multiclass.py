@@ -121,3 +121,27 @@ def test_other_commands_refuse_the_model(maker, monkeypatch, command):
     assert (
         "several classes work in train, predict, evaluate, compare, report and export" in str(result.exception).lower()
     )
+
+
+def test_compare_and_report_write_pages(maker, tmp_path):
+    data = maker.classes()
+    runs = [maker.multiclass_run("good"), maker.multiclass_run("poor", edges=(65.0, 175.0))]
+    for run in runs:
+        assert invoke("evaluate", run, "--data", data).exception is None
+    compared = invoke("compare", *runs, "--out", tmp_path / "compared")
+    assert compared.exception is None, compared.output
+    assert "accuracy" in compared.stdout
+    assert "macro AUROC" in compared.stdout
+    assert "Paired tests" in (tmp_path / "compared" / "report.html").read_text()
+    reported = invoke("report", runs[0], "--out", tmp_path / "reported")
+    assert reported.exception is None, reported.output
+    assert (tmp_path / "reported" / "figures" / "confusion-0.pdf").is_file()
+
+
+@pytest.mark.parametrize("option", [("--checklist", "claim"), ("--operating-point", "balanced")])
+def test_report_refuses_what_only_models_for_pneumonia_have(maker, tmp_path, option):
+    run = maker.multiclass_run()
+    invoke("evaluate", run, "--data", maker.classes())
+    result = invoke("report", run, "--out", tmp_path / "report", *option)
+    assert isinstance(result.exception, UsageError)
+    assert option[0] in result.exception.message

@@ -17,19 +17,42 @@ if TYPE_CHECKING:
     from pneumoscope.core.multiclass_results import MulticlassEvaluation
     from pneumoscope.core.results import Interval
 
-__all__ = ["has_several_classes", "interval_cells", "print_multiclass_evaluation", "refuse_options"]
+__all__ = [
+    "has_several_classes",
+    "interval_cells",
+    "is_given",
+    "print_multiclass_evaluation",
+    "refuse_options",
+]
 
 
-def has_several_classes(target: Path | None) -> bool:
-    """Return True if a run or bundle has several classes.
+def has_several_classes(target: Path | None, evaluation: str = "") -> bool:
+    """Return True if a run, bundle or folder of an evaluation has several classes; of a folder of runs, one of them.
 
-    Raises:
-        RunError: The run has no bundle.
+    Args:
+        target: The folder; None for the model in the package.
+        evaluation: Name of the evaluation of a run, whose bundle need not be there.
     """
     from pneumoscope.bundle.bundle_folder import is_multiclass
-    from pneumoscope.runs.run_folder import find_bundle
+    from pneumoscope.runs.multiclass_evaluations import has_multiclass_evaluation
+    from pneumoscope.runs.run_folder import BUNDLE_FOLDER, EVALUATION_FILE, evaluation_folder, run_folders
 
-    return is_multiclass(find_bundle(target))
+    if target is None:
+        return False
+    if runs := run_folders(target):
+        return any(has_several_classes(run, evaluation) for run in runs)
+    for folder in (target, evaluation_folder(target, evaluation)) if evaluation else ():
+        if (folder / EVALUATION_FILE).is_file():
+            return has_multiclass_evaluation(folder)
+    bundle = target / BUNDLE_FOLDER
+    return is_multiclass(bundle if bundle.is_dir() else target)
+
+
+def is_given(option: str) -> bool:
+    """Return True if an option of the current command is not at its default."""
+    from click.core import ParameterSource
+
+    return click.get_current_context().get_parameter_source(option) is not ParameterSource.DEFAULT
 
 
 def refuse_options(given: Mapping[str, object]) -> None:

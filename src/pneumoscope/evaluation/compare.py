@@ -30,12 +30,12 @@ from pneumoscope.evaluation.metrics import positives
 from pneumoscope.evaluation.paired_findings import RunScores, findings, paired_tests, training_sentence
 from pneumoscope.statistics.inputs import BoolArray
 
-__all__ = ["COMPARISON_FILE", "COMPARISON_TABLE", "compare", "write_comparison"]
+__all__ = ["COMPARISON_FILE", "COMPARISON_TABLE", "TABLE_COLUMNS", "compare", "write_comparison"]
 
 COMPARISON_FILE = "comparison.json"
 COMPARISON_TABLE = "comparison.csv"
 _MAX_LISTED = 3  # images in a message
-_TABLE_COLUMNS = ("run", "metric", "value", "low", "high", "method", "n")
+TABLE_COLUMNS = ("run", "metric", "value", "low", "high", "method", "n")
 
 
 def compare(
@@ -267,7 +267,7 @@ def _ledger_sentence(runs: Sequence[EvaluatedRun]) -> tuple[str, ...]:
 def _table(comparison: Comparison) -> str:
     """Return one CSV row per run and metric."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, _TABLE_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(out, TABLE_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(comparison.rows())
     return out.getvalue()
