@@ -34,10 +34,11 @@ from unittest import mock
 import numpy as np
 
 from pneumoscope.archive import score as archive_score
+from pneumoscope.archive.archive_folder import SHARD_SIZE
 from pneumoscope.archive.listing import ListedShard
 from pneumoscope.archive.readers import LocalReader, SourceImage
-from pneumoscope.archive.score import SHARD_SIZE, score_archive
-from pneumoscope.archive.scoring import ShardResult, score_shard
+from pneumoscope.archive.score import score_archive
+from pneumoscope.archive.scoring import ShardResult, current_runtime, score_shard
 from pneumoscope.archive.sources import Source, open_source
 from pneumoscope.archive.table import build_row, write_table
 from pneumoscope.archive.verify import verify_archive
@@ -178,7 +179,16 @@ class StoredResults:
             rows.append(build_row(shard.first_row + place, name, content, scored))
         if count := options.get("count"):
             count(len(rows), 0)
-        return ShardResult(shard.number, len(rows), 0, {"pneumonia": len(rows)}, write_table(rows), 0.0)
+        return ShardResult(
+            shard=shard.number,
+            rows=len(rows),
+            failed=0,
+            decisions={"pneumonia": len(rows)},
+            table=write_table(rows),
+            heatmaps=None,
+            seconds=0.0,
+            runtime=current_runtime("cpu"),
+        )
 
 
 def measure_rows(source: Path, rows: int, folder: Path) -> dict[str, float]:

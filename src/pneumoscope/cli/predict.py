@@ -17,15 +17,7 @@ import click
 
 from pneumoscope.cli.interrupt import catch_interrupt
 from pneumoscope.cli.multiclass import has_several_classes, refuse_options
-from pneumoscope.cli.options import (
-    assume_option,
-    json_option,
-    model_option,
-    operating_point_option,
-    prevalence_option,
-    require_age_option,
-    site_option,
-)
+from pneumoscope.cli.options import json_option, model_options
 from pneumoscope.cli.progress import image_progress, printable
 from pneumoscope.core.errors import PartialFailureError, UsageError
 from pneumoscope.core.messages import counted, warning_message
@@ -33,7 +25,7 @@ from pneumoscope.core.prediction import OVERRIDES
 from pneumoscope.core.prediction_messages import decision_message, prevalence_message, scope_message, site_note
 
 if TYPE_CHECKING:
-    from pneumoscope.core.prediction import AgeRequirement, Assumption, Prediction, WarningCode
+    from pneumoscope.core.prediction import Assumption, Prediction, WarningCode
     from pneumoscope.inference.model import Model
     from pneumoscope.inference.multiclass_model import MulticlassModel
 
@@ -43,6 +35,7 @@ _MIN_FOR_PROGRESS = 8  # images; fewer finish before a progress bar helps
 _BAR_WIDTH, _MAX_STEM = 20, 60  # characters
 _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 _FAILED = "failed"
+_PNEUMONIA_OPTIONS = ("operating_point", "site", "prevalence")  # that models of several classes do not have
 _COLORS = {
     "pneumonia": "red",
     "no_pneumonia": "green",
@@ -55,12 +48,7 @@ _COLORS = {
 
 @click.command("predict", short_help="Estimate the probability of pneumonia.")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
-@model_option
-@operating_point_option
-@site_option
-@prevalence_option
-@require_age_option("never")
-@assume_option
+@model_options("never")
 @click.option(
     "--age",
     type=float,
@@ -82,12 +70,7 @@ _COLORS = {
 )
 def command(
     paths: tuple[str, ...],
-    bundle: Path | None,
-    operating_point: str,
-    site: Path | None,
-    prevalence: float | None,
-    require_age: AgeRequirement,
-    assume: tuple[Assumption, ...],
+    model: dict[str, Any],
     age: float | None,
     no_identifiers: bool,
     as_json: bool,
@@ -108,34 +91,29 @@ def command(
     from pneumoscope.inference.multiclass_model import MulticlassModel, load_multiclass_model
 
     _check_outputs(paths, as_json, table, heatmaps)
-    several_classes = has_several_classes(bundle)
+    several_classes = has_several_classes(model["bundle"])
     if several_classes:
         refuse_options(
-            {
-                "--operating-point": operating_point,
-                "--site": site,
-                "--prevalence": prevalence,
-                "--heatmaps": heatmaps,
-            }
+            {f"--{name.replace('_', '-')}": model[name] for name in _PNEUMONIA_OPTIONS} | {"--heatmaps": heatmaps}
         )
     images = _discover(paths)
     # One image is fastest with all cores on it; many are fastest with one core each.
-    options: Any = {
+    options = model | {
         "threads": 0 if len(images) == 1 else 1,
         "isolated": len(images) > MIN_IMAGES_FOR_POOL and os.name == "posix",
-        "require_age": require_age,
-        "assume": assume,
     }
-    model: Model | MulticlassModel
-    if several_classes and bundle is not None:
-        model = load_multiclass_model(bundle, **options)
+    loaded: Model | MulticlassModel
+    if several_classes:
+        loaded = load_multiclass_model(
+            **{name: value for name, value in options.items() if name not in _PNEUMONIA_OPTIONS}
+        )
     else:
-        model = load_model(bundle, operating_point=operating_point, site=site, prevalence=prevalence, **options)
+        loaded = load_model(**options)
     tally = _Tally(len(images))
     show_progress = as_json or table or not sys.stdout.isatty()  # the table on a terminal is progress enough
     with contextlib.ExitStack() as stack:
         interrupted = stack.enter_context(catch_interrupt())
-        scored = stack.enter_context(contextlib.closing(_predict(model, images, heatmaps, age)))
+        scored = stack.enter_context(contextlib.closing(_predict(loaded, images, heatmaps, age)))
         progress = None
         if show_progress and len(images) > _MIN_FOR_PROGRESS:
             progress = stack.enter_context(image_progress("scoring images"))
@@ -143,13 +121,13 @@ def command(
             scored = (dataclasses.replace(prediction, identity=None) for prediction in scored)
         predictions = tally.count(scored, progress, interrupted)
         if as_json:
-            _write_json(model, predictions)
+            _write_json(loaded, predictions)
         elif table:
-            _write_csv(model, predictions, table, tally)
-        elif isinstance(model, MulticlassModel):
-            _print_classes(model, predictions, tally.decisions)
+            _write_csv(loaded, predictions, table, tally)
+        elif isinstance(loaded, MulticlassModel):
+            _print_classes(loaded, predictions, tally.decisions)
         else:
-            _print_table(model, predictions, tally.decisions)
+            _print_table(loaded, predictions, tally.decisions)
     tally.print_warnings()
     if interrupted.is_set():
         click.echo(f"Interrupted after {tally.done:,} of {counted(len(images), 'image')}", err=True)

@@ -16,6 +16,7 @@ from pneumoscope.imaging.preprocess import PreprocessedImage
 from pneumoscope.inference.batches import process_batches
 from pneumoscope.inference.image_loader import ImageLoader, check_age
 from pneumoscope.inference.network_session import CheckOutputs, NetworkSession, SessionCard
+from pneumoscope.inference.providers import Provider
 
 if TYPE_CHECKING:
     from pneumoscope.imaging.sandbox.pool import DecodePool
@@ -72,6 +73,11 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
     def require_age(self) -> AgeRequirement:
         """Images that are rejected if they state no age; see `load_model`."""
         return self._network.require_age
+
+    @property
+    def provider(self) -> Provider:
+        """Processor that runs the network; see `load_model`."""
+        return self._network.provider
 
     @property
     def assumptions(self) -> list[Assumption]:
@@ -179,20 +185,10 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
         names: Sequence[str] = (),
         ages: Sequence[float | None] = (),
     ) -> list[_Prediction]:
-        return [
-            self.failed(each) if isinstance(each, UnreadableImageError) else self._predict(*each)
-            for each in self._scored_batch(images, pool, names, ages)
-        ]
-
-    def _scored_batch(
-        self,
-        images: Sequence[ImageSource],
-        pool: DecodePool | None,
-        names: Sequence[str] = (),
-        ages: Sequence[float | None] = (),
-    ) -> list[tuple[PreprocessedImage, _Scored] | UnreadableImageError]:
-        """Return each image with its scores, or the error if it cannot be read."""
         preprocessed = self._loader.preprocess_many(images, pool, names=names, ages=ages)
         readable = [each for each in preprocessed if isinstance(each, PreprocessedImage)]
-        outputs = self._network.stream(readable, batch=max(1, len(readable)))
-        return [(each, next(outputs)) if isinstance(each, PreprocessedImage) else each for each in preprocessed]
+        scored = self._network.stream(readable, batch=max(1, len(readable)))
+        return [
+            self._predict(each, next(scored)) if isinstance(each, PreprocessedImage) else self.failed(each)
+            for each in preprocessed
+        ]

@@ -24,6 +24,7 @@ from pneumoscope.inference.decision import (
     threshold_probability,
 )
 from pneumoscope.inference.image_model import BATCH_SIZE, ImageModel
+from pneumoscope.inference.providers import Provider
 from pneumoscope.inference.session import BundleSession, Outputs, Scored
 from pneumoscope.runs.run_folder import find_bundle
 
@@ -43,11 +44,13 @@ class ScoredImage(NamedTuple):
         prediction: The prediction.
         logit: Output of the network; None if there is no probability.
         acquisition: View and manufacturer that the header states; None if it states neither.
+        heatmap: The heatmap as a layer over the image; None if it was not requested, or there is no probability.
     """
 
     prediction: Prediction
     logit: float | None
     acquisition: Acquisition | None
+    heatmap: Layer | None = None
 
 
 class Model(ImageModel[Card, Outputs, Scored, Prediction]):
@@ -135,9 +138,23 @@ class Model(ImageModel[Card, Outputs, Scored, Prediction]):
         preprocessed = self._loader.preprocess(image, name=name, age=age, keep_radiograph=True)
         return self._explain([preprocessed])[0]
 
-    def score_batch(self, images: Sequence[ImageSource]) -> list[ScoredImage]:
-        """Return predictions like `predict_batch`, each with its logit and acquisition."""
-        return self._score_batch(images, self._loader.pool)
+    def score_batch(self, images: Sequence[ImageSource], *, heatmaps: bool = False) -> list[ScoredImage]:
+        """Return predictions like `predict_batch`, each with its logit and acquisition.
+
+        Args:
+            images: See `predict`.
+            heatmaps: Also return heatmaps, from the same run of the network.
+        Raises:
+            BundleError: The network has no heatmaps.
+        """
+        preprocessed = self._loader.preprocess_many(images, self._loader.pool)
+        scored = iter(
+            self._score([each for each in preprocessed if isinstance(each, PreprocessedImage)], heatmaps=heatmaps)
+        )
+        return [
+            next(scored) if isinstance(each, PreprocessedImage) else ScoredImage(self.failed(each), None, None)
+            for each in preprocessed
+        ]
 
     def explain_many(
         self, images: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE, workers: int = 0, age: float | None = None
@@ -190,6 +207,10 @@ class Model(ImageModel[Card, Outputs, Scored, Prediction]):
         """Whether the network has heatmaps."""
         return self._session.has_heatmaps
 
+    def require_heatmaps(self) -> None:
+        """Raise BundleError if the network has no heatmaps."""
+        self._session.require_heatmaps()
+
     def heatmap(self, image: ImageSource) -> Heatmap:
         """Return an image with the contributions to its logit. Rejections are ignored.
 
@@ -208,15 +229,20 @@ class Model(ImageModel[Card, Outputs, Scored, Prediction]):
         assert preprocessed.radiograph is not None
         return Heatmap(preprocessed.radiograph, heatmap[0], self.card.preprocessing.crop)
 
-    def _score_batch(self, images: Sequence[ImageSource], pool: DecodePool | None) -> list[ScoredImage]:
+    def _score(self, images: Sequence[PreprocessedImage], *, heatmaps: bool) -> list[ScoredImage]:
+        if not images:
+            return []
+        outputs = self._session.outputs(np.stack([image.pixels for image in images]), heatmaps=heatmaps)
+        contributions = [None] * len(images) if outputs.heatmap is None else outputs.heatmap
         results = []
-        for each in self._scored_batch(images, pool):
-            if isinstance(each, UnreadableImageError):
-                results.append(ScoredImage(self.failed(each), None, None))
-                continue
-            image, scored = each
+        for image, scored, heatmap in zip(images, self._session.score(images, outputs), contributions, strict=True):
+            prediction, layer = self._predict(image, scored), None
+            if heatmap is not None and prediction.probability is not None:
+                from pneumoscope.inference.saliency import heatmap_layer
+
+                layer = heatmap_layer(image, heatmap, self.card.preprocessing.crop)
             logit = None if scored.rejection else scored.logit
-            results.append(ScoredImage(self._predict(image, scored), logit, image.acquisition))
+            results.append(ScoredImage(prediction, logit, image.acquisition, layer))
         return results
 
     def _explain_batch(
@@ -293,6 +319,7 @@ def load_model(
     assume: Collection[Assumption] = (),
     site: str | Path | None = None,
     prevalence: float | None = None,
+    provider: Provider = "cpu",
 ) -> Model:
     """Return a model that is ready to predict.
 
@@ -309,14 +336,15 @@ def load_model(
         site: Site profile of `pneumoscope accept`, with calibration, thresholds and limits for a hospital.
         prevalence: Prevalence of pneumonia among the images, above 0 and below 1: probabilities, intervals and thresholds are
             stated for it, and decisions stay the same. That of the card if None; not together with `site`.
+        provider: Processor that runs the network: "cpu", or "cuda" for a GPU with onnxruntime-gpu.
     Raises:
         BundleError: The bundle is missing or invalid; see `bundle_folder.read_bundle`.
         MulticlassBundleError: The bundle has several classes; see `load_multiclass_model`.
         SiteProfileError: The site profile cannot be read, was changed, or belongs to another model.
         RunError: The run has no bundle.
         UnknownNameError: The card has no such operating point.
-        UsageError: `isolated` is not available on this platform, `require_age` or `assume` has an unknown value, or
-            `prevalence` is invalid.
+        UsageError: `isolated` is not available on this platform, `require_age` or `assume` has an unknown value, `prevalence` is
+            invalid, or `provider` is not available.
     """
     folder = find_bundle(None if bundle is None else Path(bundle))
     pool = None
@@ -332,5 +360,6 @@ def load_model(
         assume=assume,
         site=None if site is None else Path(site),
         prevalence=prevalence,
+        provider=provider,
     )
     return Model(session, operating_point=operating_point, pool=pool, folder=folder)

@@ -17,6 +17,7 @@ from pneumoscope.inference.decision import find_warnings
 from pneumoscope.inference.image_model import ImageModel
 from pneumoscope.inference.multiclass_decision import decide_class
 from pneumoscope.inference.multiclass_session import MulticlassOutputs, MulticlassScored, MulticlassSession
+from pneumoscope.inference.providers import Provider
 from pneumoscope.runs.run_folder import find_bundle
 
 if TYPE_CHECKING:
@@ -102,12 +103,13 @@ def load_multiclass_model(
     isolated: bool = False,
     require_age: AgeRequirement = "never",
     assume: Collection[Assumption] = (),
+    provider: Provider = "cpu",
 ) -> MulticlassModel:
     """Return a model of several classes that is ready to predict.
 
     Args:
         bundle: Folder of a bundle or of a run.
-        threads, isolated, require_age, assume: See `load_model`.
+        threads, isolated, require_age, assume, provider: See `load_model`.
 
     Raises:
         BundleError: The bundle is missing or invalid, or is one for NORMAL and PNEUMONIA.
@@ -121,5 +123,5 @@ def load_multiclass_model(
 
         pool = DecodePool()
         pool.start()  # while the network is loaded
-    session = MulticlassSession.load(folder, threads=threads, require_age=require_age, assume=assume)
+    session = MulticlassSession.load(folder, threads=threads, require_age=require_age, assume=assume, provider=provider)
     return MulticlassModel(session, pool=pool, folder=folder)

@@ -23,6 +23,7 @@ from pneumoscope.inference.network_session import (
     OutputShape,
     network_rejections,
 )
+from pneumoscope.inference.providers import Provider
 
 __all__ = ["MulticlassOutputs", "MulticlassScored", "MulticlassSession"]
 
@@ -60,10 +61,13 @@ class MulticlassSession(NetworkSession[MulticlassCard, MulticlassOutputs, Multic
         threads: int = 0,
         require_age: AgeRequirement = "never",
         assume: Collection[Assumption] = (),
+        provider: Provider = "cpu",
     ) -> None:
         """Start an ONNX Runtime session; see `NetworkSession`."""
         outputs: Mapping[str, OutputShape] = {"logits": OutputShape(2, len(card.classes)), **CHECK_OUTPUTS}
-        super().__init__(card, network, outputs, threads=threads, require_age=require_age, assume=assume)
+        super().__init__(
+            card, network, outputs, threads=threads, require_age=require_age, assume=assume, provider=provider
+        )
 
     @classmethod
     def load(
@@ -73,19 +77,20 @@ class MulticlassSession(NetworkSession[MulticlassCard, MulticlassOutputs, Multic
         threads: int = 0,
         require_age: AgeRequirement = "never",
         assume: Collection[Assumption] = (),
+        provider: Provider = "cpu",
     ) -> MulticlassSession:
         """Read and verify a bundle, start a session and run its self-test.
 
         Args:
             folder: Folder of the bundle.
-            threads, require_age, assume: See `NetworkSession`.
+            threads, require_age, assume, provider: See `NetworkSession`.
 
         Raises:
             BundleError: See `bundle_folder.read_multiclass_bundle`; the outputs do not match the limits on the card, or the
                 self-test fails.
         """
         card, network = read_multiclass_bundle(folder)
-        session = cls(card, network, threads=threads, require_age=require_age, assume=assume)
+        session = cls(card, network, threads=threads, require_age=require_age, assume=assume, provider=provider)
         session._check_limits()
         session.run_self_test()
         return session

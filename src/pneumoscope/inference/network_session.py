@@ -17,6 +17,7 @@ from pneumoscope.core.prediction import ASSUMPTIONS, AgeRequirement, Assumption,
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import PreprocessedImage, Preprocessing, preprocess_image
 from pneumoscope.inference.decision import InputRequirements, reject_by_age, reject_by_file, reject_by_network
+from pneumoscope.inference.providers import Provider, provider_arguments, require_running
 
 __all__ = ["CHECK_OUTPUTS", "CheckOutputs", "NetworkSession", "OutputShape", "SessionCard", "network_rejections"]
 
@@ -79,6 +80,7 @@ class NetworkSession(abc.ABC, Generic[_Card, _Outputs, _Scored]):
         card: Card of the bundle.
         assumptions: Overrides of DICOM headers that hold for all images.
         require_age: Images that are rejected if the age of the patient is unknown.
+        provider: Processor that runs the network.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class NetworkSession(abc.ABC, Generic[_Card, _Outputs, _Scored]):
         threads: int = 0,
         require_age: AgeRequirement = "never",
         assume: Collection[Assumption] = (),
+        provider: Provider = "cpu",
     ) -> None:
         """Start an ONNX Runtime session.
 
@@ -100,9 +103,11 @@ class NetworkSession(abc.ABC, Generic[_Card, _Outputs, _Scored]):
             threads: Threads per network call; 0 means one per core.
             require_age: Images that are rejected if the age of the patient is unknown.
             assume: Overrides of DICOM headers that hold for all images; see `core.prediction.OVERRIDES`.
+            provider: Processor that runs the network.
         Raises:
             BundleError: ONNX Runtime cannot run the file, or its inputs and outputs do not match the bundle format.
-            UsageError: `require_age` is not one of `AgeRequirement`, or `assume` has a value that is not an `Assumption`.
+            UsageError: `require_age` is not one of `AgeRequirement`, `assume` has a value that is not an `Assumption`, or the
+                provider is not available.
         """
         if require_age not in get_args(AgeRequirement):
             raise UsageError(
@@ -111,17 +116,18 @@ class NetworkSession(abc.ABC, Generic[_Card, _Outputs, _Scored]):
         for assumption in assume:
             if assumption not in ASSUMPTIONS:
                 raise UsageError(f"assume has {assumption!r}", hint=f"Pass one or more of: {', '.join(ASSUMPTIONS)}")
-        # ONNX Runtime's builds may report usage to their vendor. Disable that before the first import, unless it is configured.
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+        providers = provider_arguments(provider)
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or (os.cpu_count() or 1)
         options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(network, options, providers=providers)
         except Exception as error:
             raise BundleError(f"the network of bundle {card.name!r} cannot be run: {error}") from error
+        require_running(provider, self._session.get_providers())
+        self.provider = provider
         self.card = card
         self.assumptions = tuple(assume)
         self.require_age = require_age

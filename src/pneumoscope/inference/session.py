@@ -26,6 +26,7 @@ from pneumoscope.inference.network_session import (
     OutputShape,
     network_rejections,
 )
+from pneumoscope.inference.providers import Provider
 
 __all__ = ["OUTPUTS", "BundleSession", "Outputs", "Scored", "network_rejections"]
 
@@ -69,6 +70,7 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
         assumptions: Overrides of DICOM headers that hold for all images.
         require_age: Images that are rejected if the age of the patient is unknown.
         has_heatmaps: True if the network has the output `heatmap`.
+        provider: Processor that runs the network.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
         threads: int = 0,
         require_age: AgeRequirement = "never",
         assume: Collection[Assumption] = (),
+        provider: Provider = "cpu",
     ) -> None:
         """Start an ONNX Runtime session.
 
@@ -88,11 +91,15 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
             threads: Threads per network call; 0 means one per core.
             require_age: Images that are rejected if the age of the patient is unknown.
             assume: Overrides of DICOM headers that hold for all images; see `core.prediction.OVERRIDES`.
+            provider: Processor that runs the network.
         Raises:
             BundleError: ONNX Runtime cannot run the file, or its inputs and outputs do not match the bundle format.
-            UsageError: `require_age` is not one of `AgeRequirement`, or `assume` has a value that is not an `Assumption`.
+            UsageError: `require_age` is not one of `AgeRequirement`, `assume` has a value that is not an `Assumption`, or the
+                provider is not available.
         """
-        super().__init__(card, network, OUTPUTS, threads=threads, require_age=require_age, assume=assume)
+        super().__init__(
+            card, network, OUTPUTS, threads=threads, require_age=require_age, assume=assume, provider=provider
+        )
         self.profile: SiteProfile | None = None
         self.site = ""
         self.has_heatmaps = "heatmap" in self._output_names
@@ -107,19 +114,21 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
         assume: Collection[Assumption] = (),
         site: Path | None = None,
         prevalence: float | None = None,
+        provider: Provider = "cpu",
     ) -> BundleSession:
         """Read and verify a bundle, start a session and run its self-test.
 
         Args:
             folder: Folder of the bundle.
-            threads, require_age, assume: See `__init__`.
+            threads, require_age, assume, provider: See `__init__`.
             site: Site profile to apply to the card, see `bundle.site_profile`.
             prevalence: Prevalence that probabilities are stated for, see `bundle.prevalence`; that of the card if None.
 
         Raises:
             BundleError: See `bundle_folder.read_bundle`; the outputs do not match the limits on the card, or the self-test fails.
             SiteProfileError: The site profile cannot be read, was changed, or belongs to another model.
-            UsageError: The prevalence is not between 0 and 1, or there is a site profile, which has its own.
+            UsageError: The prevalence is not between 0 and 1, or there is a site profile, which has its own; or the provider is
+                not available.
         """
         if site is not None and prevalence is not None:
             raise UsageError(
@@ -127,7 +136,7 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
                 hint="The profile has a prevalence of its own. To change it: pneumoscope accept --prevalence",
             )
         card, network = read_bundle(folder)
-        session = cls(card, network, threads=threads, require_age=require_age, assume=assume)
+        session = cls(card, network, threads=threads, require_age=require_age, assume=assume, provider=provider)
         session._check_limits()
         session.run_self_test()
         if site is not None:

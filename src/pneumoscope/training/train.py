@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,13 +17,13 @@ from pneumoscope.core.errors import (
     DivergedError,
     ParityError,
     RecipeError,
-    RunError,
     UnreadableImageError,
     UsageError,
 )
 from pneumoscope.core.files import remove_temporary_files
 from pneumoscope.core.messages import counted
 from pneumoscope.data.cache import UNREADABLE_HINT, preprocess_images
+from pneumoscope.data.folds import Fold, select_fold
 from pneumoscope.data.hashing import Progress
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import Manifest
@@ -58,8 +57,6 @@ from pneumoscope.runs.run_folder import (
     RUN_FILE,
     WEIGHTS_FILE,
     is_run_folder,
-    run_folders,
-    seed_folder,
 )
 from pneumoscope.training.callbacks import completed_epochs
 from pneumoscope.training.data_module import ImageArrays, derive_seed
@@ -68,7 +65,7 @@ from pneumoscope.training.frozen_features import cache_features
 from pneumoscope.training.multiclass_export import export_multiclass
 from pneumoscope.training.trainer import Devices, device_name, resolve_precision, run_trainer
 
-__all__ = ["apply_split", "train", "train_seeds"]
+__all__ = ["apply_split", "train"]
 
 _MIN_IMAGES_PER_LABEL = 2
 # Train and validation loss from which on a run is called diverged if it cannot be exported, relative to that of guessing.
@@ -86,6 +83,7 @@ def train(
     out: Path,
     *,
     outliers: Path | None = None,
+    fold: Fold | None = None,
     resume: bool = False,
     devices: Devices | None = None,
     progress: Progress | None = None,
@@ -99,6 +97,7 @@ def train(
         out: The run folder; with several nodes, on a disk that they share.
         outliers: Images of patients outside the age range: a folder or CSV, see `data.outliers`. Required if and only if the
             recipe trains an age classifier.
+        fold: Fold of a cross-validation that the run validates on; None for none. See `run_series.train_folds`.
         resume: Resume the run in the folder after its last complete epoch. A finished run is not changed.
         devices: Devices to train on; one CPU process or all GPUs if None.
         progress: Called with the number of processed images and of all images while images are preprocessed.
@@ -133,7 +132,7 @@ def train(
         )
     loaded = load_manifest(data)
     _check_readable(loaded)
-    manifest = apply_split(loaded, recipe, str(data))
+    manifest = apply_split(loaded, recipe, str(data), fold)
     _check_recipe(recipe, manifest)
     outside = _outliers(outliers, recipe, manifest)
     if (record := _finished_run(out, recipe, manifest, outside, devices, resume=resume)) is not None:
@@ -144,59 +143,12 @@ def train(
         if (record := _finished_run(out, recipe, manifest, outside, devices, resume=resume)) is not None:
             return record
         if not devices.is_first_node:
-            return _train(recipe, manifest, outside, out, devices, lock, progress, lambda message: None)
+            return _train(recipe, manifest, outside, out, fold, devices, lock, progress, lambda message: None)
         for note in manifest.notes:
             log(f"note: {note}")
         for name in _RUN_FILES:
             remove_temporary_files(out / name)
-        return _train(recipe, manifest, outside, out, devices, lock, progress, log)
-
-
-def train_seeds(
-    recipe: Recipe,
-    data: Path,
-    out: Path,
-    count: int,
-    *,
-    resume: bool = False,
-    log: Callable[[str], None] = lambda message: None,
-    **options: Any,
-) -> list[RunRecord]:
-    """Train a recipe with consecutive seeds, each in a run folder of its own, and return the records of the runs.
-
-    The seed determines the initial weights, the order and augmentation of the images, and the validation images if the recipe
-    splits the data. Each run is the same as if it had been trained alone.
-
-    Args:
-        recipe: Recipe of the runs; its seed is the first one.
-        data: See `train`.
-        out: Folder of the runs: the run of seed 3 is `out`/seed-3.
-        count: Number of seeds.
-        resume: Keep finished runs in the folder, resume the one that was interrupted, and train the others.
-        log: Called with messages for the user.
-        options: Outliers, devices and progress; see `train`.
-
-    Raises:
-        UsageError: The number of seeds is not positive.
-        RunError: The folder is a run, or has runs and `resume` is false.
-        PneumoscopeError: See `train`.
-    """
-    if count < 1:
-        raise UsageError(f"the number of seeds is {count}; the minimum is 1", hint="Give a larger number")
-    if is_run_folder(out):
-        raise RunError(f"{str(out)!r} is a run, not a folder of runs", hint="Choose another folder with --out")
-    if not resume and (before := run_folders(out)):
-        raise RunError(
-            f"{str(out)!r} already has {counted(len(before), 'run')}",
-            hint="Resume with --resume, or choose another folder with --out",
-        )
-    records = []
-    for number in range(count):
-        seed = recipe.training.seed + number
-        log(f"seed {seed} ({number + 1} of {count})")
-        seeded = recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": seed})})
-        records.append(train(seeded, data, seed_folder(out, seed), resume=resume, log=log, **options))
-    return records
+        return _train(recipe, manifest, outside, out, fold, devices, lock, progress, log)
 
 
 def _outliers(path: Path | None, recipe: Recipe, manifest: Manifest) -> Outliers | None:
@@ -247,6 +199,7 @@ def _train(
     manifest: Manifest,
     outliers: Outliers | None,
     out: Path,
+    fold: Fold | None,
     devices: Devices,
     lock: int | None,
     progress: Progress | None,
@@ -266,7 +219,14 @@ def _train(
             record_resumption(out, completed_epochs(out), device=device, precision=precision)
         elif devices.is_first_node:
             create_run(
-                out, recipe, manifest, outliers, device=device, precision=precision, weights_sha256=initial_weights
+                out,
+                recipe,
+                manifest,
+                outliers,
+                fold=fold,
+                device=device,
+                precision=precision,
+                weights_sha256=initial_weights,
             )
         history = run_trainer(recipe, network, arrays, out, devices, precision, lock=lock)
         if not devices.is_first_node:
@@ -329,7 +289,7 @@ def _check_readable(manifest: Manifest) -> None:
         raise UnreadableImageError(path, f"{reason}{more}", hint=UNREADABLE_HINT)
 
 
-def apply_split(manifest: Manifest, recipe: Recipe, name: str) -> Manifest:
+def apply_split(manifest: Manifest, recipe: Recipe, name: str, fold: Fold | None = None) -> Manifest:
     """Return the images with the splits of a run.
 
     The splits of a manifest of `pneumoscope split`, and of any other CSV with train and validation images, are used as they
@@ -339,6 +299,7 @@ def apply_split(manifest: Manifest, recipe: Recipe, name: str) -> Manifest:
         manifest: The loaded manifest.
         recipe: Recipe of the run; [data] states how to split.
         name: Name of the data, for messages.
+        fold: Fold of a cross-validation: the training and validation images are divided again; see `data.folds`.
 
     Raises:
         PatientLeakError, ManifestError, DatasetError: See `train`.
@@ -347,6 +308,8 @@ def apply_split(manifest: Manifest, recipe: Recipe, name: str) -> Manifest:
     has_splits = name.lower().endswith(".csv") and manifest.split("train") and manifest.split("validation")
     if manifest.split_by == "given" and options.by != "given" and not has_splits:
         manifest = split_manifest(manifest, by=options.by, validation=options.validation, seed=recipe.training.seed)
+    if fold is not None:
+        manifest = select_fold(manifest, fold, recipe.training.seed)
     if options.by != "image":
         manifest.check_patient_leaks(name)
     manifest.check_identical_images(name, by_image=options.by == "image")
