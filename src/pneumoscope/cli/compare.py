@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,12 +12,16 @@ from pneumoscope.cli.options import (
     compared_point_option,
     evaluation_name_option,
     json_option,
+    label_options,
     ledger_option,
     prediction_column_options,
     recorded_command,
     require_result_folder,
 )
 from pneumoscope.cli.progress import image_progress
+
+if TYPE_CHECKING:
+    from pneumoscope.data.label_mapping import LabelMapping
 
 __all__ = ["command"]
 
@@ -38,6 +43,7 @@ __all__ = ["command"]
     show_default=True,
     help="Images of --data for bundles and CSV files.",
 )
+@label_options(path_column=False)
 @prediction_column_options
 @ledger_option
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
@@ -47,6 +53,7 @@ def command(
     operating_point: str,
     evaluation: str,
     data: Path | None,
+    labels: LabelMapping | None,
     split: str,
     ledger: Path | None,
     out: Path,
@@ -77,6 +84,7 @@ def command(
             operating_point=operating_point,
             evaluation=evaluation,
             data=data,
+            labels=labels,
             split=split,
             columns=PredictionColumns(**{field: column_names[name] for name, field in PREDICTION_COLUMNS.items()}),
             ledger=ledger,

@@ -13,6 +13,7 @@ from pneumoscope.cli.options import (
     PREDICTION_COLUMNS,
     data_option,
     json_option,
+    label_options,
     ledger_option,
     prediction_column_options,
     site_option,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pneumoscope.core.results import Evaluation, Interval
+    from pneumoscope.data.label_mapping import LabelMapping
 
 __all__ = ["command"]
 
@@ -31,6 +33,7 @@ __all__ = ["command"]
 @click.command("evaluate", short_help="Evaluate a run, bundle or predictions on labeled images.")
 @click.argument("target", metavar="[RUN|BUNDLE]", required=False, type=click.Path(path_type=Path))
 @data_option
+@label_options(path_column=False)
 @click.option(
     "--predictions",
     metavar="FILE",
@@ -119,6 +122,7 @@ __all__ = ["command"]
 def command(
     target: Path | None,
     data: Path,
+    labels: LabelMapping | None,
     predictions: Path | None,
     validation_predictions: Path | None,
     validation_data: Path | None,
@@ -165,6 +169,7 @@ def command(
             predictions,
             data,
             split=split,
+            labels=labels,
             columns={field: column_names[name] for name, field in PREDICTION_COLUMNS.items()} | {"split": split_column},
             validation=validation_predictions,
             validation_data=validation_data,
@@ -185,6 +190,7 @@ def command(
         from pneumoscope.evaluation.evaluate import OPERATING_POINTS, evaluate
         from pneumoscope.runs.run_folder import run_folders
 
+        labels = _with_path_column(labels, column_names.pop("path_column"))
         given = {
             "--validation-predictions": validation_predictions,
             "--split-column": split_column,
@@ -201,6 +207,7 @@ def command(
                     each,
                     data,
                     split=split,
+                    labels=labels,
                     operating_points=operating_points or OPERATING_POINTS,
                     out=out,
                     name=name,
@@ -224,6 +231,12 @@ def command(
         click.echo(to_json(evaluation), nl=False)
     else:
         _print_evaluation(evaluation, Console())
+
+
+def _with_path_column(labels: LabelMapping | None, column: str) -> LabelMapping | None:
+    from pneumoscope.data.label_mapping import LabelMapping
+
+    return dataclasses.replace(labels or LabelMapping(), path_column=column) if column else labels
 
 
 def _check_folder_of_runs(folder: Path, runs: Sequence[Path], out: Path | None) -> None:

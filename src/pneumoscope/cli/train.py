@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from pneumoscope.cli.imports import without_collections
-from pneumoscope.cli.options import accelerator_option, data_option, devices_option, outliers_option, overrides_option
+from pneumoscope.cli.options import (
+    accelerator_option,
+    data_option,
+    devices_option,
+    label_options,
+    outliers_option,
+    overrides_option,
+)
 
 if TYPE_CHECKING:
+    from pneumoscope.data.label_mapping import LabelMapping
     from pneumoscope.runs.record import RunRecord
 
 __all__ = ["command"]
@@ -22,6 +30,7 @@ __all__ = ["command"]
 @click.command("train", short_help="Train a network by a recipe.")
 @click.argument("recipe")
 @data_option
+@label_options()
 @outliers_option
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="The run folder; with --seeds the folder of the runs."
@@ -52,6 +61,7 @@ __all__ = ["command"]
 def command(
     recipe: str,
     data: Path,
+    labels: LabelMapping | None,
     outliers: Path | None,
     out: Path,
     overrides: tuple[str, ...],
@@ -83,6 +93,7 @@ def command(
     with image_progress("preparing images") as progress, _resume_hint(out):
         options: dict[str, Any] = {
             "outliers": outliers,
+            "labels": labels,
             "resume": resume,
             "devices": Devices(accelerator, devices, nodes),
             "progress": progress,

