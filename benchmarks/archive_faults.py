@@ -4,8 +4,9 @@
 - decode worker: a random one of the processes that decode.
 - Ray driver, worker, node: with two nodes on the loopback interface; a node is killed with all of its processes.
 
-Each archive has 60 drawn images in 15 shards. A killed archive is continued until it is complete; then a new one begins.
-The table has what `archive verify` found, and whether all files are those of an undisturbed run on the local engine.
+Each archive has 60 drawn images in 15 shards; on Ray with heatmaps. A killed archive is continued until it is complete; then a
+new one begins. The table has what `archive verify` found, and whether all files are those of an undisturbed run on the local
+engine. The same command continues a run of this script that was stopped: complete archives are counted in the result.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from pneumoscope.archive.verify import verify_archive
 from pneumoscope.core.files import write_atomically
 
 SHARDS = 15
+CLUSTER_SECONDS = 3 * 3600.0
+WORKER_KILLS = 2  # in one run of a driver
 Attack = Callable[[Path], int]
 
 
@@ -46,35 +49,33 @@ class Trial:
         row: Numbers for the table.
     """
 
-    def __init__(self, name: str, undisturbed: dict[str, bytes]) -> None:
+    def __init__(self, row: dict[str, Any], undisturbed: dict[str, bytes]) -> None:
         self._undisturbed = undisturbed
-        self.row: dict[str, Any] = {
-            "fault": name,
-            "kills": 0,
-            "archives": 0,
-            "images": 0,
-            "not in one row": 0,
-            "equal": 0,
-        }
+        self.row = row
 
-    def run(self, folder: Path, kills: int, attack: Attack) -> None:
+    def run(self, folder: Path, kills: int, attack: Attack, save: Callable[[], None]) -> None:
         """Attack archives until there were so many kills.
 
         Args:
             folder: Folder of the archives.
-            kills: Number of kills.
+            kills: Number of kills, of earlier runs, too.
             attack: Runs an archive, and returns the number of kills; the archive may be incomplete then.
+            save: Called after each complete archive.
         """
         out = folder / "out"
-        while self.row["kills"] < kills or out.exists():
-            self.row["kills"] += attack(out)
+        killed = 0
+        while self.row["kills"] + killed < kills or out.exists():
+            killed += attack(out)
             if out.exists() and any(each.shards == SHARDS for each in archive_status(out).sets):
-                self._check(out)
+                self._check(out, killed)
                 shutil.rmtree(out)
-        print(self.row, flush=True)
+                killed = 0
+                save()
+                print(self.row, flush=True)
 
-    def _check(self, out: Path) -> None:
+    def _check(self, out: Path, killed: int) -> None:
         verified = verify_archive(out)
+        self.row["kills"] += killed
         self.row["archives"] += 1
         self.row["images"] += verified.rows
         self.row["not in one row"] += verified.rows - verified.found + len(verified.problems)
@@ -130,15 +131,17 @@ def attack_ray(source: Path, bundle: Path, address: str, draw: random.Random, ki
 
     def attack(out: Path) -> int:
         killed = 0
-        with test_ray.slow_run(source, out, bundle, address) as process:
+        with test_ray.run_with_a_shard(source, out, bundle, address) as process:
             time.sleep(draw.uniform(0, 1))
             if process.poll() is None and kind == "driver":
                 process.kill()
                 killed = 1
-            elif process.poll() is None and (tasks := test_ray.tasks()):
-                os.kill(draw.choice(tasks), signal.SIGKILL)
-                killed = 1
-            process.communicate(timeout=150)
+            while kind == "worker" and process.poll() is None and killed < WORKER_KILLS:
+                if tasks := test_ray.tasks():
+                    os.kill(draw.choice(tasks), signal.SIGKILL)
+                    killed += 1
+                time.sleep(draw.uniform(0.5, 2))
+            process.communicate(timeout=200)
         return killed
 
     return attack
@@ -150,12 +153,12 @@ def attack_node(source: Path, bundle: Path, address: str, draw: random.Random) -
     def attack(out: Path) -> int:
         with (
             test_ray.node("--address", address, "--node-ip-address", "127.0.0.2") as second,
-            test_ray.slow_run(source, out, bundle, address) as process,
+            test_ray.run_with_a_shard(source, out, bundle, address) as process,
         ):
             time.sleep(draw.uniform(0, 1))
             was_running = process.poll() is None
             test_ray.kill_node(second)
-            process.communicate(timeout=200)
+            process.communicate(timeout=300)
         return int(was_running)
 
     return attack
@@ -181,38 +184,49 @@ def markdown(result: dict[str, Any]) -> str:
 def main() -> None:
     """Run all faults, and write faults.json and faults.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50, help="kills of the local driver; of others, fewer")
+    parser.add_argument(
+        "--kills", type=int, default=50, help="kills of the local driver, of decode workers, and on Ray"
+    )
     parser.add_argument("--engine", choices=["local", "ray"], nargs="+", default=["local", "ray"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("results/archive"))
     arguments = parser.parse_args()
-    draw, few = random.Random(arguments.seed), max(1, arguments.kills // 10)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = draw_images(folder / "images", 4 * SHARDS)
         bundle = Maker(folder).bundle(folder / "bundle", rejection_limits=LIMITS)
         score(source, folder / "undisturbed", bundle)
-        undisturbed = contents(folder / "undisturbed")
+        local = contents(folder / "undisturbed")
+        score(source, folder / "undisturbed", bundle, heatmaps=True)
+        with_heatmaps = contents(folder / "undisturbed")
         file = arguments.out / "faults.json"
-        result = json.loads(file.read_text()) if file.exists() else {"faults": []}
+        result = json.loads(file.read_text()) if file.exists() else {"seed": arguments.seed, "faults": []}
 
-        def run(fault: str, kills: int, attack: Attack) -> None:
-            trial = Trial(fault, undisturbed)
-            trial.run(folder, kills, attack)
-            # Faults of the other engine stay.
-            result["faults"] = [row for row in result["faults"] if row["fault"] != fault] + [trial.row]
-            result["seed"] = arguments.seed
-            write_atomically(file, json.dumps(result, indent=1) + "\n")
-            write_atomically(arguments.out / "faults.md", markdown(result))
+        def run(fault: str, kills: int, attack: Callable[[random.Random], Attack]) -> None:
+            row = next((each for each in result["faults"] if each["fault"] == fault), None)
+            if row is None:
+                row = {"fault": fault, "kills": 0, "archives": 0, "images": 0, "not in one row": 0, "equal": 0}
+                result["faults"].append(row)
+            draw = random.Random(f"{result['seed']} {fault} {row['kills']}")
+            undisturbed = with_heatmaps if fault.startswith("Ray") else local
+            Trial(row, undisturbed).run(folder, kills, attack(draw), lambda: save(result, arguments.out))
 
         if "local" in arguments.engine:
-            run("local driver", arguments.kills, attack_driver(source, bundle, draw))
-            run("decode worker", arguments.kills, attack_workers(source, bundle, draw))
+            run("local driver", arguments.kills, lambda draw: attack_driver(source, bundle, draw))
+            run("decode worker", arguments.kills, lambda draw: attack_workers(source, bundle, draw))
         if "ray" in arguments.engine:
-            with test_ray.cluster() as address:
-                run("Ray driver", few, attack_ray(source, bundle, address, draw, "driver"))
-                run("Ray worker", few, attack_ray(source, bundle, address, draw, "worker"))
-                run("Ray node", max(1, few // 2), attack_node(source, bundle, address, draw))
+            with test_ray.cluster(CLUSTER_SECONDS) as (address, _):
+                drivers, nodes = 2 * arguments.kills // 5, arguments.kills // 4
+                workers = arguments.kills - drivers - nodes
+                run("Ray driver", drivers, lambda draw: attack_ray(source, bundle, address, draw, "driver"))
+                run("Ray worker", workers, lambda draw: attack_ray(source, bundle, address, draw, "worker"))
+                run("Ray node", nodes, lambda draw: attack_node(source, bundle, address, draw))
+
+
+def save(result: dict[str, Any], out: Path) -> None:
+    """Write faults.json and faults.md."""
+    write_atomically(out / "faults.json", json.dumps(result, indent=1) + "\n")
+    write_atomically(out / "faults.md", markdown(result))
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ from pynetdicom import AE, DEFAULT_TRANSFER_SYNTAXES
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.service.dicom.result_objects import HEADERS, PREDICTIONS, image_file, objects
 
+from pneumoscope.dicomweb.client import ANY_SYNTAX, MAX_BYTES, MODALITIES, PAGE
 from pneumoscope.service.dicom import (
     commitment,
     delivery,
     instance_content,
     pull_move,
-    pull_web,
     receiver,
     results,
     stored_instances,
@@ -43,7 +43,7 @@ from pneumoscope.service.dicom.node_settings import (
 )
 from pneumoscope.service.dicom.overlays import QUANTITY
 from pneumoscope.service.dicom.report import PRIVATE_CODES, STANDARD_CODES
-from pneumoscope.service.dicom.selection import MODALITIES, StudySelection
+from pneumoscope.service.dicom.selection import StudySelection
 from pneumoscope.service.dicom.web_read import dicom_web_reader_router
 from pneumoscope.service.storage.commitments import MAX_FAILURES
 
@@ -88,8 +88,8 @@ def conformance_page() -> str:
             ("DICOMweb service", "user agent", "origin server"),
             (
                 ("STOW-RS", "yes, results; images by the command `pull`", "yes, images"),
-                ("QIDO-RS", "yes, by the command `pull`", "yes, stored images and their results"),
-                ("WADO-RS", "yes, by the command `pull`", "yes, stored images and their results"),
+                ("QIDO-RS", "yes, by the commands `pull` and `archive score`", "yes, stored images and their results"),
+                ("WADO-RS", "yes, by the commands `pull` and `archive score`", "yes, stored images and their results"),
                 ("WADO-URI, UPS-RS, deletion", "no", "no"),
             ),
         ),
@@ -200,12 +200,13 @@ def conformance_page() -> str:
                     "QIDO-RS, user agent",
                     "`GET {url}/studies`, `…/series` and `…/instances` below a study and a series",
                     f"by `pull`: studies by one of the keys above, then their series, then the instances of the series of"
-                    f" modality {' and '.join(MODALITIES)}; with `limit={pull_web.PAGE}` and `offset`",
+                    f" modality {' and '.join(MODALITIES)}; with `limit={PAGE}` and `offset`. By `archive score` likewise, with"
+                    " the keys of the user, and `GET {url}/series` and `{url}/instances`",
                 ),
                 (
                     "WADO-RS, user agent",
                     "`GET {url}/studies/{study}/series/{series}/instances/{instance}`",
-                    f"by `pull`; `Accept: {pull_web.ANY_SYNTAX}`; at most {pull_web.MAX_BYTES // 2**20} MiB",
+                    f"by `pull` and `archive score`; `Accept: {ANY_SYNTAX}`; at most {MAX_BYTES // 2**20} MiB by `pull`",
                 ),
             ),
         ),

@@ -16,7 +16,7 @@ from tests.images import dicom, png
 from pneumoscope.archive.score import Scored, score_archive
 from pneumoscope.archive.sources import open_source
 
-__all__ = ["contents", "draw_images", "run_cli", "score", "score_command", "table"]
+__all__ = ["contents", "draw_images", "query", "run_cli", "score", "score_command", "table"]
 
 DEADLINE = 120.0
 
@@ -57,8 +57,9 @@ def run_cli(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """Return the Parquet files of an archive by their path."""
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.parquet"))}
+    """Return the Parquet files of an archive, and its heatmaps, by their path."""
+    files = sorted([*out.rglob("*.parquet"), *out.rglob("*.zip")])
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
 def table(out: Path) -> list[dict[str, Any]]:
@@ -66,3 +67,11 @@ def table(out: Path) -> list[dict[str, Any]]:
     files = sorted(out.glob("predictions/*/shard-*.parquet"))
     rows: list[dict[str, Any]] = pa.concat_tables(pq.ParquetFile(path).read() for path in files).to_pylist()
     return rows
+
+
+def query(out: Path, sql: str) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:
+    """Return the columns and all rows of a query."""
+    from pneumoscope.archive.query import query_archive  # DuckDB is an extra
+
+    with query_archive(out, sql) as result:
+        return result.columns, tuple(result.rows)

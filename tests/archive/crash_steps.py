@@ -18,6 +18,7 @@ from typing import Any
 
 from pneumoscope.archive.score import score_archive
 from pneumoscope.archive.sources import open_source
+from pneumoscope.imaging.sandbox.pool import DecodePool
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["pytest", "pyarrow.parquet", "onnxruntime", __name__])
@@ -85,9 +86,10 @@ class HalfwayWriter(io.BufferedWriter):
 
 
 def run(source: Path, out: Path, bundle: Path, number: int, report: Connection) -> None:
-    """Score an archive until the step of a number."""
+    """Score an archive with heatmaps until the step of a number."""
+    DecodePool.start = lambda _: None  # type: ignore[method-assign]  # the only worker starts when it is needed
     Steps(report, number).watch()
-    score_archive(open_source(str(source)), out, model={"bundle": bundle}, shard_size=4, workers=1)
+    score_archive(open_source(str(source)), out, model={"bundle": bundle}, shard_size=4, workers=1, heatmaps=True)
     os._exit(0)
 
 

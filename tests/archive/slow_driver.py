@@ -1,36 +1,42 @@
-"""Score an archive whose images take some time to read: python -m tests.archive.slow_driver SOURCE OUT BUNDLE ADDRESS."""
+"""Run pneumoscope with images that take some time to read: python -m tests.archive.slow_driver SECONDS archive score ..."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
 import time
-from pathlib import Path
 
+from pneumoscope.archive import sources
 from pneumoscope.archive.readers import LocalReader
-from pneumoscope.archive.score import score_archive
-from pneumoscope.archive.sources import open_source
-
-SECONDS = 0.1
+from pneumoscope.cli import main
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SlowReader(LocalReader):
-    """A reader that takes `SECONDS` for each image."""
+    """A reader that takes some seconds for each image, also on Ray."""
+
+    seconds: float
 
     def read(self, name: str) -> bytes:
         """Return the content of a file."""
-        time.sleep(SECONDS)
+        time.sleep(self.seconds)
         return LocalReader.read(self, name)
 
 
-def main(source: str, out: str, bundle: str, address: str) -> None:
-    """Score on a cluster, in shards of four."""
-    opened = open_source(source)
-    slow = dataclasses.replace(opened, reader=SlowReader(opened.reader.root))
-    scored = score_archive(slow, Path(out), model={"bundle": Path(bundle)}, shard_size=4, engine="ray", address=address)
-    print(f"{scored.done} scored, {scored.failed} failed")
+def slow_down(seconds: float) -> None:
+    """Replace the reader of folders in this process."""
+    open_source = sources.open_source
+
+    def open_slow_source(location: str, **options: str) -> sources.Source:
+        opened = open_source(location, **options)
+        return dataclasses.replace(opened, reader=SlowReader(opened.reader.root, seconds))
+
+    sources.open_source = open_slow_source
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    # The class of this module, by its name, which the workers of Ray import.
+    from tests.archive import slow_driver
+
+    slow_driver.slow_down(float(sys.argv.pop(1)))
+    main()

@@ -46,7 +46,7 @@ def assert_complete(out: Path, undisturbed: dict[str, bytes]) -> None:
 @pytest.mark.timeout(600)
 def test_a_kill_at_any_step_costs_only_the_shard_in_flight(tmp_path: Path, bundle: Path) -> None:
     source = draw_images(tmp_path / "images", 7)
-    score(source, tmp_path / "undisturbed", bundle)
+    score(source, tmp_path / "undisturbed", bundle, heatmaps=True)
     undisturbed = contents(tmp_path / "undisturbed")
     seen: set[str] = set()
     for number in range(200):
@@ -55,7 +55,7 @@ def test_a_kill_at_any_step_costs_only_the_shard_in_flight(tmp_path: Path, bundl
         seen |= {step.partition(" ")[0] for step in steps}
         entered = archive_status(out).sets if (out / "archive.json").exists() else ()
         before = {each.shards for each in entered}
-        scored = score(source, out, bundle)
+        scored = score(source, out, bundle, heatmaps=True)
         assert scored.shards == 2 - max(before, default=0), steps  # nothing is scored twice, and nothing is left
         assert_complete(out, undisturbed)
         shutil.rmtree(out)

@@ -8,14 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from pneumoscope.archive.journal import Entry, append_entry, drop_torn_line, iter_journal, read_journal
+from pneumoscope.archive.journal import (
+    Entry,
+    Runtime,
+    StoredFile,
+    append_entry,
+    drop_torn_line,
+    iter_journal,
+    read_journal,
+)
 from pneumoscope.core.errors import ArchiveError, StorageError
 
 
 def entry(shard: int, sha256: str = "ab") -> Entry:
     return Entry(
-        shard=shard, rows=4, failed=1, decisions={"pneumonia": 3}, sha256=sha256, bytes=9,
-        finished="2026-01-02T03:04:05+00:00", seconds=1.5, version="0.1.0",
+        shard=shard, rows=4, failed=1, decisions={"pneumonia": 3}, table=StoredFile(sha256=sha256, bytes=9), heatmaps=None,
+        finished="2026-01-02T03:04:05+00:00", seconds=1.5,
+        runtime=Runtime(pneumoscope="0.1.0", onnxruntime="1.20.0", provider="cpu"),
     )  # fmt: skip
 
 

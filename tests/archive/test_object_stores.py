@@ -203,6 +203,55 @@ def test_the_command_scores_a_bucket(tmp_path: Path, bucket: str, bundle: Path) 
     assert len(table(tmp_path / "out")) == 11
 
 
+def test_a_web_server_that_states_no_size_or_a_small_one_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to HEAD states no size, or 7 bytes; the answer to GET goes on and on."""
+    monkeypatch.setattr(readers, "MAX_BYTES", 1000)
+    monkeypatch.setattr("pneumoscope.imaging.decode.MAX_BYTES", 1000)
+    sent = 0
+
+    class Endless(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            if "stated" in self.path:
+                self.send_header("Content-Length", "7")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            nonlocal sent
+            self.send_response(200)
+            self.end_headers()
+            try:
+                for _ in range(10_000):
+                    self.wfile.write(bytes(65_536))
+                    sent += 65_536
+            except OSError:
+                return
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        for name in ("stated.png", "unknown.png"):
+            with pytest.raises(UnreadableImageError) as caught:
+                RemoteReader(f"http://127.0.0.1:{server.server_port}/images").read(name)
+            assert caught.value.reason is not None
+            assert caught.value.reason.code == "file_too_large"
+        server.shutdown()
+        thread.join(10)
+    assert sent < 50_000_000  # of 650 MB for each; buffers of the sockets hold some
+
+
+def test_an_empty_object_is_unreadable_and_costs_nothing_else(tmp_path: Path, bucket: str, bundle: Path) -> None:
+    fsspec.filesystem("s3").pipe_file("archive/chest/0005.png", b"")
+    forget_clients()
+    assert score_bucket(bucket, tmp_path / "out", bundle).failed == 1
+    assert table(tmp_path / "out")[5]["failure_reason"] == "empty_file"
+
+
 def test_a_web_server_with_an_index_is_a_source(tmp_path: Path, bundle: Path) -> None:
     draw_images(tmp_path / "images", 5)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))

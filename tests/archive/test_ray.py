@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from tests.archive.archives import contents, draw_images, run_cli, score, score_command
@@ -37,7 +38,7 @@ ENVIRONMENT = {
 
 
 @contextlib.contextmanager
-def node(*options: str) -> Iterator[subprocess.Popen[str]]:
+def node(*options: str, deadline: float = DEADLINE) -> Iterator[subprocess.Popen[str]]:
     """Start a node with one core, and kill all of its processes when the block is done."""
     command = [
         sys.executable,
@@ -51,7 +52,7 @@ def node(*options: str) -> Iterator[subprocess.Popen[str]]:
     ]
     command += ["--object-store-memory", "80000000", *options]
     with started(
-        command, deadline=DEADLINE, env=ENVIRONMENT, text=True, start_new_session=True,
+        command, deadline=deadline, env=ENVIRONMENT, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ) as process:  # fmt: skip
         try:
@@ -74,14 +75,31 @@ def kill_node(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with cluster() as address:
-        yield address
+def running() -> Iterator[Cluster]:
+    with cluster() as running:
+        yield running
+
+
+@pytest.fixture
+def address(running: Cluster) -> str:
+    return running.address
+
+
+class Cluster(NamedTuple):
+    """A running cluster.
+
+    Attributes:
+        address: Of its first node.
+        client_address: For clients of Ray, which run elsewhere.
+    """
+
+    address: str
+    client_address: str
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[str]:
-    """Start a cluster of one node, and yield its address. Ports below 20,000 are those of its workers."""
+def cluster(deadline: float = DEADLINE) -> Iterator[Cluster]:
+    """Start a cluster of one node for so many seconds. Ports below 20,000 are those of its workers."""
     port, client_port = (next(filter(lambda port: port >= 20_000, iter(free_port, None))) for _ in range(2))
     folder = Path("/tmp") / f"ray-{secrets.token_hex(4)}"  # short, for the names of sockets
     options = (
@@ -93,8 +111,8 @@ def cluster() -> Iterator[str]:
         "--ray-client-server-port",
         str(client_port),
     )
-    with node(*options, "--node-ip-address", "127.0.0.1", "--temp-dir", str(folder)):
-        yield f"127.0.0.1:{port}"
+    with node(*options, "--node-ip-address", "127.0.0.1", "--temp-dir", str(folder), deadline=deadline):
+        yield Cluster(f"127.0.0.1:{port}", f"ray://127.0.0.1:{client_port}")
     subprocess.run(["rm", "-rf", folder], check=True, timeout=60)
 
 
@@ -111,20 +129,31 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(source: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files of the local engine."""
+    """The files of the local engine, with heatmaps."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    score(source, out, bundle)
+    score(source, out, bundle, heatmaps=True)
     return contents(out)
 
 
 @contextlib.contextmanager
-def slow_run(source: Path, out: Path, bundle: Path, address: str) -> Iterator[subprocess.Popen[str]]:
-    """Start a run that takes three seconds of reading on two nodes, and wait for a shard that it has finished."""
-    command = [sys.executable, "-m", "tests.archive.slow_driver", str(source), str(out), str(bundle), address]
-    before = log_size(out)
+def slow_run(
+    source: Path, out: Path, bundle: Path, address: str = "", *, seconds: float = 0.1
+) -> Iterator[subprocess.Popen[str]]:
+    """Start a run that takes some time to read each image, as a terminal does: in a process group of its own."""
+    command = [sys.executable, "-m", "tests.archive.slow_driver", str(seconds), *score_command(source, out, bundle)[3:]]
+    command += ["--heatmaps", "--engine", "ray", *(["--address", address] if address else [])]
     with started(
-        command, deadline=200, env=ENVIRONMENT, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
+        command, deadline=200, env=ENVIRONMENT, cwd=ROOT, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        yield process
+
+
+@contextlib.contextmanager
+def run_with_a_shard(source: Path, out: Path, bundle: Path, address: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a run that takes three seconds of reading on two nodes, and wait for a shard that it has finished."""
+    before = log_size(out)
+    with slow_run(source, out, bundle, address) as process:
         deadline = time.monotonic() + 100
         while log_size(out) == before and process.poll() is None:
             assert time.monotonic() < deadline
@@ -165,6 +194,7 @@ def test_one_command_without_a_cluster_gives_the_files_of_the_local_engine(
         *score_command(source, tmp_path / "out", bundle)[3:],
         "--engine",
         "ray",
+        "--heatmaps",
     ]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
@@ -197,14 +227,14 @@ def test_two_nodes_share_the_shards_and_give_the_files_of_the_local_engine(
     second_node: subprocess.Popen[str],
 ) -> None:  # fmt: skip
     nodes = set()
-    with slow_run(source, tmp_path / "out", bundle, address) as process:
+    with run_with_a_shard(source, tmp_path / "out", bundle, address) as process:
         while process.poll() is None:
             for task in tasks():
                 with contextlib.suppress(ProcessLookupError):
                     nodes.add(os.getsid(task))
             time.sleep(0.05)
         output, _ = process.communicate(timeout=60)
-    assert "60 scored, 0 failed" in output
+    assert "Scored 60 of 60 images" in output
     assert_complete(tmp_path / "out", undisturbed)
     assert len(nodes) == 2
     assert second_node.pid in nodes
@@ -214,7 +244,7 @@ def test_killed_workers_cost_nothing(
     tmp_path: Path, source: Path, bundle: Path, undisturbed: dict[str, bytes], address: str
 ) -> None:
     draw, killed = random.Random(1), 0
-    with slow_run(source, tmp_path / "out", bundle, address) as process:
+    with run_with_a_shard(source, tmp_path / "out", bundle, address) as process:
         while process.poll() is None:
             time.sleep(draw.uniform(0.3, 1.0))
             for task in tasks()[:1]:
@@ -223,7 +253,7 @@ def test_killed_workers_cost_nothing(
                         os.kill(task, signal.SIGKILL)
                         killed += 1
         output, _ = process.communicate(timeout=60)
-    assert "60 scored, 0 failed" in output, output
+    assert "Scored 60 of 60 images" in output, output
     assert killed == 4
     assert_complete(tmp_path / "out", undisturbed)
 
@@ -232,11 +262,11 @@ def test_a_killed_node_costs_only_the_shards_in_flight(
     tmp_path: Path, source: Path, bundle: Path, undisturbed: dict[str, bytes], address: str,
     second_node: subprocess.Popen[str],
 ) -> None:  # fmt: skip
-    with slow_run(source, tmp_path / "out", bundle, address) as process:
+    with run_with_a_shard(source, tmp_path / "out", bundle, address) as process:
         assert any(os.getsid(task) == second_node.pid for task in tasks())
         kill_node(second_node)
         output, _ = process.communicate(timeout=150)
-    assert "60 scored, 0 failed" in output, output
+    assert "Scored 60 of 60 images" in output, output
     assert_complete(tmp_path / "out", undisturbed)
 
 
@@ -245,7 +275,7 @@ def test_a_killed_driver_is_continued_by_the_next_one(
 ) -> None:
     draw, seen = random.Random(2), []
     for _ in range(4):
-        with slow_run(source, tmp_path / "out", bundle, address) as process:
+        with run_with_a_shard(source, tmp_path / "out", bundle, address) as process:
             time.sleep(draw.uniform(0, 0.5))
             process.kill()
             process.communicate(timeout=60)
@@ -253,10 +283,70 @@ def test_a_killed_driver_is_continued_by_the_next_one(
         seen.append(status.shards)
     assert seen == sorted(set(seen))  # each run added shards
     assert seen[0] < 15
-    with slow_run(source, tmp_path / "out", bundle, address) as process:
+    with run_with_a_shard(source, tmp_path / "out", bundle, address) as process:
         output, _ = process.communicate(timeout=100)
-    assert "60 scored, 0 failed" in output, output
+    assert "Scored 60 of 60 images" in output, output
     assert_complete(tmp_path / "out", undisturbed)
+
+
+def test_a_client_of_ray_elsewhere_gives_the_files_of_the_local_engine(
+    tmp_path: Path, source: Path, bundle: Path, undisturbed: dict[str, bytes], running: Cluster
+) -> None:
+    """The first Ctrl-C finishes the shards in flight on the cluster, and the next run the others."""
+    out = tmp_path / "out"
+    with run_with_a_shard(source, out, bundle, running.client_address) as process:
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=100)
+    assert process.returncode == 130, output
+    assert_interrupted(out, output)
+    with slow_run(source, out, bundle, running.client_address, seconds=0) as process:
+        output, _ = process.communicate(timeout=150)
+    assert process.returncode == 0, output
+    assert_complete(out, undisturbed)
+
+
+def assert_interrupted(out: Path, output: str) -> None:
+    """Shards that were begun are finished, others are not begun."""
+    assert "Finishing the shards in flight; press Ctrl-C again to stop at once" in output
+    assert "Interrupted. Run the same command again to continue" in output
+    (status,) = archive_status(out).sets
+    assert 0 < status.shards < 15
+    assert {problem.code for problem in verify_archive(out).problems} == {"not_scored"}
+
+
+def test_ctrl_c_finishes_the_shards_in_flight_on_an_engine_of_its_own(
+    tmp_path: Path, source: Path, bundle: Path, undisturbed: dict[str, bytes]
+) -> None:
+    """As on a terminal, the signal reaches the engine and its workers, too."""
+    out = tmp_path / "out"
+    with run_with_a_shard(source, out, bundle, "") as process:
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=100)
+    assert process.returncode == 130, output
+    assert_interrupted(out, output)
+    with slow_run(source, out, bundle, seconds=0) as process:
+        output, _ = process.communicate(timeout=150)
+    assert process.returncode == 0, output
+    assert_complete(out, undisturbed)
+
+
+def test_a_second_ctrl_c_stops_ray_at_once(tmp_path: Path, source: Path, bundle: Path) -> None:
+    with slow_run(source, tmp_path / "out", bundle, seconds=30) as process:
+        deadline = time.monotonic() + 100
+        while not tasks():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(1)
+        assert process.poll() is None
+        began = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=100)
+    assert process.returncode == 130, output
+    assert time.monotonic() - began < 60  # a shard takes two minutes
+    assert tasks() == []
+    assert list((tmp_path / "out").glob("predictions/*/shard-*")) == []
 
 
 def test_an_address_without_a_cluster_is_a_usage_error(tmp_path: Path, source: Path, bundle: Path) -> None:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -20,7 +21,7 @@ from tests.conftest import Maker
 from tests.images import dicom, png
 from tests.processes import free_port
 
-from pneumoscope import load_model
+from pneumoscope import __version__, load_model
 from pneumoscope.archive.archive_folder import ArchiveFolder
 from pneumoscope.archive.progress import Progress
 from pneumoscope.archive.readers import LocalReader
@@ -28,9 +29,22 @@ from pneumoscope.archive.verify import verify_archive
 from pneumoscope.core.errors import StorageError, UsageError
 
 
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_images(tmp_path_factory.mktemp("images") / "images", 11)
+
+
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return draw_images(tmp_path / "images", 11)
+def source(tmp_path: Path, images: Path) -> Path:
+    """A copy of the images, with their times."""
+    return Path(shutil.copytree(images, tmp_path / "images"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(images: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    score(images, out, bundle)
+    return contents(out)
 
 
 def test_rows_are_the_predictions_of_predict(tmp_path: Path, source: Path, bundle: Path) -> None:
@@ -169,6 +183,62 @@ def test_another_model_or_operating_point_has_a_set_of_its_own(
         assert verify_archive(tmp_path / "out", key).problems == ()
 
 
+def test_another_card_of_the_same_network_has_a_set_of_its_own(tmp_path: Path, source: Path, bundle: Path) -> None:
+    """A model that is calibrated again has the same network file."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "network.onnx").write_bytes((bundle / "network.onnx").read_bytes())
+    card = json.loads((bundle / "card.json").read_text())
+    card["calibration"]["slope"] = 0.4
+    (other / "card.json").write_text(json.dumps(card))
+    assert score(source, tmp_path / "out", bundle).key != score(source, tmp_path / "out", other).key
+
+
+def test_another_shard_size_than_that_of_the_archive_is_refused(tmp_path: Path, source: Path, bundle: Path) -> None:
+    score(source, tmp_path / "out", bundle)
+    command = ["score", source, "--out", tmp_path / "out", "--model", bundle]
+    done = run_cli(*command, "--shard-size", "8")
+    assert done.returncode == 2
+    assert "has shards of 4 images, not of 8. Leave out --shard-size" in done.stderr
+    assert run_cli(*command).returncode == 0
+    assert run_cli(*command, "--shard-size", "4").returncode == 0
+
+
+def test_software_that_was_upgraded_in_between_is_reported(
+    tmp_path: Path, source: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("pneumoscope.archive.scoring.runtime_version", lambda: "1.2.3")
+        score(source, tmp_path / "out", bundle)
+    (source / "0900.png").write_bytes(png(120))
+    done = run_cli(*score_command(source, tmp_path / "out", bundle)[4:])
+    assert "Other software scored 3 finished shards: pneumoscope 0.1.0, onnxruntime 1.2.3, cpu." in done.stderr
+    import onnxruntime
+
+    expected = (
+        f"Scored by different software: pneumoscope {__version__}, onnxruntime 1.2.3, cpu: 3 shards;"
+        f" pneumoscope {__version__}, onnxruntime {onnxruntime.__version__}, cpu: 1 shard"
+    )
+    assert expected in done.stdout
+    assert expected in run_cli("status", tmp_path / "out").stdout
+    assert expected in run_cli("verify", tmp_path / "out").stdout
+    assert list(verify_archive(tmp_path / "out").runtimes.values()) == [3, 1]
+    assert "different software" not in run_cli(*score_command(source, tmp_path / "fresh", bundle)[4:]).stdout
+
+
+def test_a_gpu_that_is_missing_is_an_error_before_the_source_is_listed(
+    tmp_path: Path, source: Path, bundle: Path
+) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("onnxruntime-gpu is installed")
+    done = run_cli(*score_command(source, tmp_path / "out", bundle, "--provider", "cuda")[4:])
+    assert done.returncode == 2
+    assert "the execution provider 'cuda' is not available: onnxruntime" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_progress_reaches_all_images(tmp_path: Path, source: Path, bundle: Path) -> None:
     seen: list[Progress] = []
     score(source, tmp_path / "out", bundle, watchers=[seen.append])
@@ -242,7 +312,12 @@ def test_a_source_that_vanishes_stops_the_run_and_no_image_is_lost(
 
 @pytest.mark.parametrize("call", range(1, 16))
 def test_a_full_disk_stops_the_run_and_the_next_one_continues(
-    tmp_path: Path, source: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, call: int
+    tmp_path: Path,
+    source: Path,
+    bundle: Path,
+    undisturbed: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    call: int,
 ) -> None:
     """The disk is full at the synchronization of a number: of the archive, the listing, a shard or the journal."""
     fsync, calls = os.fsync, 0
@@ -264,9 +339,8 @@ def test_a_full_disk_stops_the_run_and_the_next_one_continues(
     assert all("No space left on device" in message for message in messages)
     assert calls >= call
     score(source, tmp_path / "out", bundle)
-    score(source, tmp_path / "undisturbed", bundle)
     assert verify_archive(tmp_path / "out").problems == ()
-    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+    assert contents(tmp_path / "out") == undisturbed
 
 
 @pytest.mark.slow
@@ -294,6 +368,7 @@ def test_a_really_full_disk_has_exit_status_1_and_a_hint(tmp_path: Path, bundle:
 # --- broken images -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_broken_hostile_and_other_files_are_rows_with_reasons_and_exit_status_3(tmp_path: Path, bundle: Path) -> None:
     source = draw_images(tmp_path / "images", 95)
     broken: dict[str, tuple[bytes, str]] = {

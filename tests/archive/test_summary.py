@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.archive.archives import run_cli, score
+from tests.archive.archives import query, run_cli, score
 from tests.conftest import LIMITS, Maker
 from tests.images import dicom, png
 
 pytest.importorskip("duckdb", reason="DuckDB is not installed (the extra [archive])")
 pytest.importorskip("scipy", reason="SciPy is not installed (the extra [archive])")
 
-from pneumoscope.archive.query import query_archive
 from pneumoscope.archive.report import write_report
 from pneumoscope.archive.summary import compare_sets, summarize_set
 from pneumoscope.bundle.card import ReferenceDistribution
@@ -59,8 +58,8 @@ def out(bundles: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def rows(out: Path, model: str) -> list[dict[str, object]]:
-    result = query_archive(out, f"SELECT * FROM predictions WHERE model = '{model}' ORDER BY row")
-    return [dict(zip(result.columns, row, strict=True)) for row in result.rows]
+    columns, found = query(out, f"SELECT * FROM predictions WHERE model = '{model}' ORDER BY row")
+    return [dict(zip(columns, row, strict=True)) for row in found]
 
 
 def keys(out: Path) -> list[str]:
@@ -112,8 +111,8 @@ def test_a_comparison_counts_pairs_of_decisions(out: Path) -> None:
     assert {(x, y): n for x, y, n in compared.decisions} == expected
     assert compared.images == 82
     assert compared.agree == sum(n for (x, y), n in expected.items() if x == y)
-    assert compared.flips == (expected["no_pneumonia", "pneumonia"], expected["pneumonia", "no_pneumonia"])
-    assert sum(compared.flips) > 0
+    assert compared.changed == (expected["no_pneumonia", "pneumonia"], expected["pneumonia", "no_pneumonia"])
+    assert sum(compared.changed) > 0
     differences = [y["probability"] - x["probability"] for x, y in pairs if x["probability"] is not None]
     assert compared.difference == pytest.approx(
         (statistics.fmean(differences), statistics.fmean(map(abs, differences)))
@@ -166,6 +165,7 @@ def test_examples_are_thumbnails_of_all_decisions(tmp_path: Path, out: Path) -> 
     assert write_report(out, tmp_path / "again.html", key, thumbnails=6).read_text() == text
 
 
+@pytest.mark.slow
 def test_the_commands_print_the_comparison_and_write_the_report(tmp_path: Path, out: Path) -> None:
     a, b = keys(out)
     compared = compare_sets(out, a, b)
@@ -173,7 +173,7 @@ def test_the_commands_print_the_comparison_and_write_the_report(tmp_path: Path, 
     assert printed.returncode == 0, printed.stderr
     assert f"82 images in both; the same decision: {compared.agree} (" in printed.stdout
     document = json.loads(run_cli("compare", out, a, b, "--json").stdout)
-    assert document["flips"] == list(compared.flips)
+    assert document["changed"] == list(compared.changed)
     assert document["kappa"] == dataclasses.asdict(compared.kappa)
     done = run_cli("report", out, "--set", a, "--out", tmp_path / "report.html")
     assert (done.returncode, (tmp_path / "report.html").exists()) == (0, True), done.stderr

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 from tests.archive.archives import contents, draw_images, run_cli, score, table
 
 from pneumoscope.archive.archive_folder import ArchiveFolder, PredictionSet
-from pneumoscope.archive.journal import Entry, append_entry, read_journal
+from pneumoscope.archive.journal import Entry, Runtime, StoredFile, append_entry, read_journal
 from pneumoscope.archive.status import archive_status
 from pneumoscope.archive.table import write_table
 from pneumoscope.archive.verify import verify_archive
@@ -37,8 +38,9 @@ def enter(predictions: PredictionSet, shard: int, content: bytes, rows: int) -> 
 
     predictions.shard_path(shard).write_bytes(content)
     entry = Entry(
-        shard=shard, rows=rows, failed=0, decisions={}, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content),
-        finished="", seconds=0, version="",
+        shard=shard, rows=rows, failed=0, decisions={}, heatmaps=None, finished="", seconds=0,
+        table=StoredFile(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content)),
+        runtime=Runtime(pneumoscope="", onnxruntime="", provider="cpu"),
     )  # fmt: skip
     append_entry(predictions.journal, entry)
 
@@ -93,6 +95,7 @@ def test_the_next_run_repairs_what_verify_tells_to_delete(tmp_path: Path, out: P
     assert len(read_journal(predictions.journal)) == 3
 
 
+@pytest.mark.slow
 def test_the_command_prints_each_problem_and_has_exit_status_1(out: Path, predictions: PredictionSet) -> None:
     assert run_cli("verify", out).returncode == 0
     predictions.shard_path(1).unlink()
@@ -103,6 +106,36 @@ def test_the_command_prints_each_problem_and_has_exit_status_1(out: Path, predic
     document = json.loads(run_cli("verify", out, "--json").stdout)
     assert document["found"] == 7
     assert document["problems"][0]["code"] == "lost"
+
+
+def test_a_half_scored_archive_is_one_line_of_verify(tmp_path: Path, bundle: Path) -> None:
+    source = draw_images(tmp_path / "images", 30)
+    out = tmp_path / "out"
+    score(source, out, bundle, shard_size=1, stopping=stopped())
+    done = run_cli("verify", out)
+    assert done.stdout.splitlines()[0] == "not_scored: 30 shards, 30 images"
+    assert len(json.loads(run_cli("verify", out, "--json").stdout)["problems"]) == 30
+    status = run_cli("status", out).stdout.splitlines()
+    assert status[1].endswith(": 0 of 30 images scored")
+
+
+def stopped() -> threading.Event:
+    """Return the event of a run that is interrupted before its first shard."""
+    event = threading.Event()
+    event.set()
+    return event
+
+
+def test_status_counts_no_shard_whose_file_is_lost_or_cut(out: Path, predictions: PredictionSet) -> None:
+    rows = table(out)
+    predictions.shard_path(1).unlink()
+    (each,) = archive_status(out).sets
+    assert (each.done, each.shards) == (7, 2)
+    decisions = [row["decision"] for row in rows[:4] + rows[8:]]
+    assert each.decisions == {name: decisions.count(name) for name in set(decisions)}
+    content = predictions.shard_path(0).read_bytes()
+    predictions.shard_path(0).write_bytes(content[:-1])
+    assert archive_status(out).sets[0].done == 3
 
 
 def test_status_counts_from_the_journal(out: Path, predictions: PredictionSet) -> None:

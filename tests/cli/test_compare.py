@@ -112,6 +112,7 @@ def test_predictions_and_bundle_are_shown_on_the_page(runs, shared_maker, tmp_pa
     assert html.count("<dt>bundle SHA-256</dt>") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("runs")  # with their images
 def test_rejected_images_and_both_scales_of_a_threshold_are_shown(shared_maker, tmp_path, monkeypatch):
     monkeypatch.setenv("PNEUMOSCOPE_LEDGER", str(tmp_path / "ledger.jsonl"))

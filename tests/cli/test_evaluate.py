@@ -43,7 +43,7 @@ def test_tables_show_every_number_with_its_interval(maker):
     for interval in shown:
         assert f"{interval.value:.3f}" in result.stdout
         assert f"{interval.low:.3f} to {interval.high:.3f}" in result.stdout
-    assert "Test-set evaluation 1 of these images" in result.stdout
+    assert "These test images have been evaluated once so far (test ledger)" in result.stdout
     assert "Not a medical device" in result.stdout
 
 
@@ -75,7 +75,7 @@ def test_flat_folder_is_evaluated_and_one_label_is_enough(maker):
     assert result.exit_code == 0, result.exception
     assert result.stdout.startswith("gray on 20 images (0 NORMAL, 20 PNEUMONIA; 10 patients)")
     assert "there is no NORMAL image" in result.stdout
-    assert "Test-set evaluation 1 of these images" in result.stdout
+    assert "These test images have been evaluated once so far (test ledger)" in result.stdout
 
 
 def test_evaluation_is_named_and_replaced_by_force(maker):
@@ -121,7 +121,7 @@ def test_thresholds_chosen_on_the_same_images_are_rejected(maker, tmp_path):
     result = invoke(run, "--data", manifest, "--split", "validation", "--operating-point", "half")
     assert result.exit_code == 0, result.output
     assert "16 validation images" in result.stdout
-    assert "Test-set evaluation" not in result.stdout
+    assert "test ledger" not in result.stdout
 
 
 def test_missing_split_exits_with_2_and_names_the_existing_ones(maker, capsys):
@@ -152,7 +152,7 @@ def test_predictions_of_another_tool_are_evaluated_and_shown(maker):
     assert "the only threshold is the fixed one, a probability of 0.5" in result.stdout
     assert "half: threshold at probability 0.5" in result.stdout
     assert "balanced: threshold" not in result.stdout
-    assert "Test-set evaluation 1 of these images" in result.stdout
+    assert "These test images have been evaluated once so far (test ledger)" in result.stdout
     data = json.loads(
         invoke(
             "--predictions", maker.root / "densenet.csv", "--data", images, *columns, "--json", "--name", "A v2"
@@ -264,7 +264,7 @@ def test_folder_of_runs_has_each_run_evaluated(maker):
     files = [folder / f"seed-{seed}/evaluation/test/evaluation.json" for seed in range(2)]
     evaluations = [read_evaluation(file) for file in files]
     *lines, counted, notice, following = result.stdout.splitlines()
-    assert counted == "Test-set evaluations of these images so far: 2"
+    assert counted == "These test images have been evaluated 2 times so far (test ledger)"
     accuracies = [each.operating_points["half"].metrics["accuracy"] for each in evaluations]
     assert lines == [
         f"seed-{seed}: accuracy {accuracies[seed]} at half, AUROC {each.metrics['auroc']}, n = 32"

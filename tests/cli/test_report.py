@@ -42,6 +42,7 @@ def test_report_of_one_run_has_page_figures_tables_and_checklists(runs, tmp_path
         assert (out / "figures" / f"roc.{suffix}").is_file()
 
 
+@pytest.mark.slow
 def test_report_of_several_runs_compares_them(runs, tmp_path):
     result = invoke(*runs, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.exception
@@ -57,6 +58,7 @@ def test_bundle_without_an_evaluation_exits_with_2_and_says_what_to_do(runs, tmp
     assert "has no labels and no evaluation" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_report_of_a_folder_of_seeds_has_their_mean_and_spread(shared_maker, tmp_path):
     images = shared_maker.images("seeded", normal=20, pneumonia=30)
     values = []

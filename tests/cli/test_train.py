@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.data.phantoms import write_phantoms
 from pneumoscope.runs.recipe import read_recipe
 from pneumoscope.runs.record import read_run
+from pneumoscope.training import run_series
 from pneumoscope.training import train as train_module
 from pneumoscope.training.trainer import Devices
 
@@ -145,7 +147,7 @@ def test_invalid_options_exit_with_2_and_write_nothing(train, recipe, images, tm
 
 
 def test_folder_with_other_files_is_an_error_before_training(train, recipe, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_module, "create_model", lambda *_, **__: pytest.fail("a network was built"))
+    monkeypatch.setattr(train_module, "create_initialized", lambda *_, **__: pytest.fail("a network was built"))
     (tmp_path / "other").write_text("keep")
 
     status, out, err = train(recipe, "--data", images, "--out", tmp_path)
@@ -247,3 +249,27 @@ def test_sweep_prints_the_combinations_with_the_best_first(recipe, images, tmp_p
     rows = json.loads(capfd.readouterr().out)
     assert [row["seeds"] for row in rows] == [1, 1]
     assert rows[0]["accuracy"] >= rows[1]["accuracy"]
+
+
+def test_folds_are_trained_and_their_spread_is_printed(train, images, maker, tmp_path, monkeypatch):
+    record = read_run(maker.run("x"))
+    found = [
+        msgspec.structs.replace(record, fold=number, folds=3, best_validation_accuracy=accuracy)
+        for number, accuracy in ((1, 0.8), (2, 0.7), (3, 0.9))
+    ]
+    arguments = {}
+
+    def caught(recipe, data, out, count, **options):
+        arguments.update(options, out=out, count=count)
+        return found
+
+    monkeypatch.setattr(run_series, "train_folds", caught)
+    status, out, err = train("quick", "--data", images, "--out", tmp_path / "cv", "--folds", 3, "--resume")
+    assert status == 0, err
+    assert (arguments["out"], arguments["count"], arguments["resume"]) == (tmp_path / "cv", 3, True)
+    assert out.startswith("x, fold 1: best epoch 2 of 2, validation accuracy 0.8000")
+    assert "mean validation accuracy 0.8000, standard deviation 0.1000, n = 3 folds\n" in out
+
+    status, _, err = train("quick", "--data", images, "--out", tmp_path / "cv", "--folds", 3, "--seeds", 2)
+    assert status == 2
+    assert "both --seeds and --folds are given" in err

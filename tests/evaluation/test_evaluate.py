@@ -95,6 +95,7 @@ def test_bundle_is_evaluated_and_writes_to_out_only(maker, tmp_path):
     assert (evaluation.test_evaluation, again.test_evaluation) == (1, 2)
 
 
+@pytest.mark.slow
 def test_included_model_is_a_bundle_and_no_run(maker, monkeypatch):
     monkeypatch.chdir(maker.root)
     evaluation, _ = evaluate("default", maker.images(), operating_points=["half"])

@@ -101,6 +101,7 @@ def test_result_is_returned_and_written(maker: Any, run: Path) -> None:
     assert "`pneumoscope robustness RUN`" in robustness_markdown(result)
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_sample(maker: Any, run: Path) -> None:
     first, again, other = (
         measure_robustness(run, maker.root / "images", images=6, phantoms=1, seed=seed) for seed in (1, 1, 2)

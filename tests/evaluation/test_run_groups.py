@@ -178,6 +178,7 @@ def test_metric_of_a_missing_label_is_undefined_with_the_reason():
         assert scoring.difference(metric, (0,), (1,)) == (dataclasses.replace(found), None)
 
 
+@pytest.mark.slow
 def test_table_and_page_have_means_and_spread(folder, tmp_path):
     comparison = compare([folder / "group-good", folder / "group-poor"], out=tmp_path / "out")
     rows = [row for row in comparison.rows() if row["run"] == "group-good (mean of 3 seeds)"]

@@ -289,6 +289,7 @@ def test_ids_are_unique_and_internal_links_have_targets(page: Node) -> None:
         assert not target.startswith("#") or target[1:] in ids
 
 
+@pytest.mark.slow
 def test_the_page_of_one_run_has_no_paired_tests_and_is_reproducible(build: Callable[..., Any], tmp_path: Path) -> None:
     comparison, folders = build(["alone"], epochs=1, published=False)
     first = write_comparison_page(comparison, folders, tmp_path / "1.html").read_bytes()

@@ -134,6 +134,7 @@ def test_markdown_and_csv_keep_a_name_with_a_bar_in_one_cell() -> None:
     assert (first["Value"], first["Value, low"], first["Value, n"]) == ("0.5", "0.25", "8")
 
 
+@pytest.mark.slow
 def test_same_input_gives_the_same_bytes(report: ReportFiles, three: Any, tmp_path: Path) -> None:
     again = make_report(three[0], three[1], ["claim"]).write(tmp_path)
     for one, other in zip(
@@ -147,6 +148,7 @@ def test_unknown_checklist_is_an_error(three: Any) -> None:
         make_report(three[0], three[1], ["consort"])
 
 
+@pytest.mark.slow
 def test_report_has_data_frames_and_figures_for_a_notebook(three: Any) -> None:
     pytest.importorskip("pandas")
     comparison, folders, _ = three

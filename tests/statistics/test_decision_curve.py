@@ -38,6 +38,7 @@ def test_treating_everybody_gains_nothing_at_the_prevalence():
     assert everybody == pytest.approx([0.4, 0.0])
 
 
+@pytest.mark.slow
 def test_intervals_agree_with_a_bootstrap_of_patients():
     probabilities, labels, patients = images()
     (point,) = decision_curve(probabilities, labels, patients, thresholds=[0.35], seed=4)

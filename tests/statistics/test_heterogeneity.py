@@ -81,6 +81,7 @@ def test_proportions_without_a_contrast_are_undefined(correct, groups, message):
         proportion_heterogeneity(correct, groups, ["", ""])
 
 
+@pytest.mark.slow
 def test_difference_of_two_aurocs_has_the_deviation_of_a_bootstrap():
     a, b = group(120, 1.5, 0), group(160, 0.8, 1)
     interval = unpaired_auroc_difference(a, b)

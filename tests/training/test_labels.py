@@ -15,7 +15,8 @@ from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.runs.record import RunRecord, read_run, recorded_labels
 from pneumoscope.runs.run_folder import MANIFEST_FILE
-from pneumoscope.training.train import train, train_seeds
+from pneumoscope.training.run_series import train_seeds
+from pneumoscope.training.train import train
 
 pytestmark = pytest.mark.training
 

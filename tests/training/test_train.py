@@ -40,10 +40,10 @@ from pneumoscope.inference.model import load_model
 from pneumoscope.models.factory import create_model
 from pneumoscope.runs.recipe import read_recipe
 from pneumoscope.runs.record import read_run
-from pneumoscope.runs.run_folder import CHECKPOINT_FILE, WEIGHTS_FILE, run_folders
+from pneumoscope.runs.run_folder import CHECKPOINT_FILE, WEIGHTS_FILE
 from pneumoscope.training import callbacks
 from pneumoscope.training.classifier import Classifier
-from pneumoscope.training.train import apply_split, train, train_seeds
+from pneumoscope.training.train import apply_split, train
 from pneumoscope.training.trainer import Devices, bf16_is_native
 
 pytestmark = pytest.mark.training
@@ -554,60 +554,3 @@ def test_prevalence_changes_probabilities_but_not_decisions(phantoms, tmp_path):
         default.intervals.low + default.intervals.high, adjusted.intervals.low + adjusted.intervals.high, strict=True
     ):
         assert after * (1 - before) == pytest.approx(odds_ratio * before * (1 - after))
-
-
-def test_each_of_several_seeds_is_the_run_that_is_trained_alone(phantoms, tmp_path):
-    recipe = small(training={"epochs": 1})
-    records = train_seeds(recipe, phantoms, tmp_path / "runs", 2)
-    assert [record.seed for record in records] == [3, 4]
-    assert run_folders(tmp_path / "runs") == [tmp_path / "runs/seed-3", tmp_path / "runs/seed-4"]
-    train(small(training={"epochs": 1, "seed": 4}), phantoms, tmp_path / "alone")
-    first, second, alone = (tmp_path / name / WEIGHTS_FILE for name in ("runs/seed-3", "runs/seed-4", "alone"))
-    assert second.read_bytes() == alone.read_bytes() != first.read_bytes()
-    assert (tmp_path / "runs/seed-4/bundle/network.onnx").read_bytes() == (
-        tmp_path / "alone/bundle/network.onnx"
-    ).read_bytes()
-
-
-def test_more_seeds_are_added_and_finished_runs_are_kept(phantoms, tmp_path, without_bundle):
-    recipe, out = small(training={"epochs": 1}), tmp_path / "runs"
-    messages = []
-    train_seeds(recipe, phantoms, out, 1)
-    before = (out / "seed-3/run.json").read_bytes()
-    with pytest.raises(RunError, match=r"runs' already has 1 run"):
-        train_seeds(recipe, phantoms, out, 2)
-    assert not (out / "seed-4").exists()
-    records = train_seeds(recipe, phantoms, out, 2, resume=True, log=messages.append)
-    assert [record.state for record in records] == 2 * ["finished"]
-    assert (out / "seed-3/run.json").read_bytes() == before
-    assert [message for message in messages if message.startswith("seed")] == ["seed 3 (1 of 2)", "seed 4 (2 of 2)"]
-
-
-def test_seeds_that_draw_their_own_test_images_are_noted(phantoms, tmp_path, without_bundle):
-    messages = []
-    train_seeds(small(training={"epochs": 1}), phantoms / "train", tmp_path / "flat", 2, log=messages.append)
-    assert sum("has no test split, so that each seed draws other test images" in message for message in messages) == 1
-    messages.clear()
-    train_seeds(small(training={"epochs": 1}), phantoms, tmp_path / "with-test", 2, log=messages.append)
-    assert not any("has no test split" in message for message in messages)
-
-
-def test_folder_with_other_files_does_not_become_a_folder_of_runs(phantoms, tmp_path):
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "thorax.png").touch()
-    for resume in (False, True):
-        with pytest.raises(RunError, match=r"images' is not empty and has no run"):
-            train_seeds(small(), phantoms, tmp_path / "images", 2, resume=resume)
-    with pytest.raises(RunError, match=r"images' is not empty and has no run"):
-        train(small(), phantoms, tmp_path / "images", resume=True)
-    assert [path.name for path in (tmp_path / "images").iterdir()] == ["thorax.png"]
-
-
-def test_run_is_no_folder_of_runs(phantoms, tmp_path, without_bundle):
-    recipe = small(training={"epochs": 1})
-    train(recipe, phantoms, tmp_path / "run")
-    assert run_folders(tmp_path / "run") == []
-    with pytest.raises(RunError, match="is a run, not a folder of runs"):
-        train_seeds(recipe, phantoms, tmp_path / "run", 2, resume=True)
-    with pytest.raises(UsageError, match="number of seeds is 0"):
-        train_seeds(recipe, phantoms, tmp_path / "runs", 0)

@@ -9,6 +9,7 @@ sets/KEY.json                 model, site profile, operating point, ...
 cards/KEY.json                card of the model, with the changes of the site profile
 sets/KEY.jsonl                the journal: one line per finished shard, with the hash of its file
 predictions/model=KEY/shard-000000.parquet
+heatmaps/model=KEY/shard-000000.zip
 
 Other programs read `predictions` as one data set, so that it has nothing but Parquet files.
 """
@@ -18,23 +19,28 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
 
-from pneumoscope.archive.journal import drop_torn_line, read_journal
+from pneumoscope.archive.journal import Entry, StoredFile, drop_torn_line, read_journal
 from pneumoscope.core.errors import ArchiveError, StorageError, UnknownNameError, UsageError
-from pneumoscope.core.files import locked, write_atomically
+from pneumoscope.core.files import is_temporary, locked, write_atomically
 from pneumoscope.core.prediction import AgeRequirement, Assumption
 
-__all__ = ["ArchiveFolder", "ArchiveSettings", "PredictionSet", "SetSettings"]
+if TYPE_CHECKING:
+    from pneumoscope.inference.model import Model
+
+__all__ = ["SHARD_SIZE", "ArchiveFolder", "ArchiveSettings", "PredictionSet", "SetSettings"]
+
+SHARD_SIZE = 256
 
 _FORMAT = 1
 _PREFIX = "model="  # of the folder of a set, so that DuckDB, Polars and Spark see a column `model`
-_SHARD = re.compile(r"shard-(\d{6,})\.parquet")
-_TEMPORARY = re.compile(r"\..+-[0-9a-f]{16}")  # of `core.files.write_atomically`
+_SHARD = re.compile(r"shard-(\d{6,})\.(?:parquet|zip)")
 _MIN_KEY = 6  # characters of a key that a person may shorten
 
 
@@ -58,7 +64,8 @@ class SetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """The content of `sets/KEY.json`: everything but the images that the predictions of a set depend on.
 
     Attributes:
-        model, model_sha256: Name of the model, and hash of its network.
+        model: Name of the model.
+        model_sha256, card_sha256: Hashes of its network and of its card, with the changes of the site profile.
         site: Label of the site profile, or the stated prevalence; see `core.prediction.ModelInfo`.
         operating_point, require_age, assumptions: See `inference.model.load_model`.
         identifiers: Whether the table has identifiers; see `table.IDENTIFIERS`.
@@ -68,6 +75,7 @@ class SetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     model: str
     model_sha256: str
+    card_sha256: str
     site: str
     operating_point: str
     require_age: AgeRequirement
@@ -75,6 +83,21 @@ class SetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     identifiers: bool
     notice: str
     format: int = _FORMAT
+
+    @classmethod
+    def of_model(cls, model: Model, *, identifiers: bool) -> SetSettings:
+        """Return the settings of a loaded model."""
+        return cls(
+            model=model.facts.name,
+            model_sha256=model.facts.sha256,
+            card_sha256=model.card.sha256(),
+            site=model.facts.site,
+            operating_point=model.operating_point_name,
+            require_age=model.require_age,
+            assumptions=model.assumptions,
+            identifiers=identifiers,
+            notice=model.notice,
+        )
 
     @property
     def key(self) -> str:
@@ -90,12 +113,14 @@ class PredictionSet:
         key: Its name.
         settings: What its predictions depend on.
         path: Folder of its shards.
+        heatmaps: Folder of its heatmaps, if there are any.
         journal, card: Files of the set; see `journal` and `bundle.card`.
     """
 
     def __init__(self, archive: Path, settings: SetSettings) -> None:
         self.settings, self.key = settings, settings.key
         self.path = archive / "predictions" / f"{_PREFIX}{self.key}"
+        self.heatmaps = archive / "heatmaps" / f"{_PREFIX}{self.key}"
         self.journal = archive / "sets" / f"{self.key}.jsonl"
         self.card = archive / "cards" / f"{self.key}.json"
 
@@ -103,22 +128,32 @@ class PredictionSet:
         """Return the file of a shard."""
         return self.path / f"shard-{number:06d}.parquet"
 
-    def finished(self) -> dict[int, int]:
-        """Return the number of failed images of each finished shard whose file is there and has its size."""
-        found = {}
-        for number, entry in read_journal(self.journal).items():
-            with contextlib.suppress(OSError):
-                if self.shard_path(number).stat().st_size == entry.bytes:
-                    found[number] = entry.failed
-        return found
+    def heatmaps_path(self, number: int) -> Path:
+        """Return the file with the heatmaps of a shard."""
+        return self.heatmaps / f"shard-{number:06d}.zip"
+
+    def finished(self, shards: int, *, heatmaps: bool = False) -> dict[int, Entry]:
+        """Return the entries of finished shards whose files are there and have their sizes.
+
+        Args:
+            shards: Number of listed shards; entries of others do not count.
+            heatmaps: Whether a shard without its heatmaps is not finished.
+        """
+        return {
+            number: entry
+            for number, entry in read_journal(self.journal).items()
+            if number < shards
+            and _has_size(self.shard_path(number), entry.table)
+            and (not heatmaps or _has_size(self.heatmaps_path(number), entry.heatmaps))
+        }
 
     def files(self) -> dict[int, Path]:
         """Return the files of shards by number, whether they are in the journal or not."""
-        return {
-            int(match[1]): path
-            for path in sorted(self.path.glob("shard-*"))
-            if (match := _SHARD.fullmatch(path.name)) and path == self.shard_path(int(match[1]))
-        }
+        return _numbered(self.path, self.shard_path)
+
+    def heatmap_files(self) -> dict[int, Path]:
+        """Return the files of heatmaps by the number of their shard, whether they are in the journal or not."""
+        return _numbered(self.heatmaps, self.heatmaps_path)
 
     def prepare(self, card: str) -> None:
         """Write the settings and the card, and remove what a killed process left.
@@ -126,6 +161,7 @@ class PredictionSet:
         Only the holder of the lock may call this.
         """
         _remove_temporary_files(self.path)
+        _remove_temporary_files(self.heatmaps)
         write_atomically(self.card, card)
         write_atomically(self.journal.with_suffix(".json"), _to_json(self.settings))
         drop_torn_line(self.journal)
@@ -169,15 +205,15 @@ class ArchiveFolder:
 
     @classmethod
     @contextlib.contextmanager
-    def hold(cls, path: Path, settings: ArchiveSettings) -> Iterator[ArchiveFolder]:
+    def hold(cls, path: Path, source: str, kind: str, shard_size: int = 0) -> Iterator[ArchiveFolder]:
         """Yield the folder with its lock, so that one process at a time scores into it; create it if it is new.
 
         Args:
             path: The folder.
-            settings: Settings of a new archive. Of an existing one, the shard size is kept.
+            source, kind, shard_size: See `ArchiveSettings`; a shard size of 0 is that of the archive, or `SHARD_SIZE`.
         Raises:
             StorageError: Another process holds the lock, or the folder cannot be written.
-            UsageError: The folder has other files, or belongs to another source.
+            UsageError: The folder has other files, or belongs to another source or has another shard size.
         """
         if path.exists() and not (path / "archive.json").exists():
             _require_empty(path)
@@ -189,12 +225,19 @@ class ArchiveFolder:
             for each in (path, path / "listing", path / "sets", path / "cards"):
                 _remove_temporary_files(each)
             if not (path / "archive.json").exists():
-                write_atomically(path / "archive.json", _to_json(settings))
+                new = ArchiveSettings(source=source, kind=kind, shard_size=shard_size or SHARD_SIZE)
+                write_atomically(path / "archive.json", _to_json(new))
             folder = cls.open(path)
-            if (folder.settings.source, folder.settings.kind) != (settings.source, settings.kind):
+            settings = folder.settings
+            if (settings.source, settings.kind) != (source, kind):
                 raise UsageError(
-                    f"{str(path)!r} has the results of {folder.settings.source!r}, not of {settings.source!r}",
+                    f"{str(path)!r} has the results of {settings.source!r}, not of {source!r}",
                     hint="Choose another folder with --out",
+                )
+            if shard_size not in (0, settings.shard_size):
+                raise UsageError(
+                    f"{str(path)!r} has shards of {settings.shard_size:,} images, not of {shard_size:,}",
+                    hint="Leave out --shard-size, or choose another folder with --out",
                 )
             yield folder
 
@@ -245,13 +288,27 @@ def _remove_temporary_files(folder: Path) -> None:
     """Remove the temporary files that killed processes left in a folder, which need not exist."""
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
-            if _TEMPORARY.fullmatch(path.name):
+            if is_temporary(path.name):
                 path.unlink()
+
+
+def _has_size(path: Path, stored: StoredFile | None) -> bool:
+    with contextlib.suppress(OSError):
+        return stored is not None and path.stat().st_size == stored.bytes
+    return False
+
+
+def _numbered(folder: Path, path_of: Callable[[int], Path]) -> dict[int, Path]:
+    return {
+        int(match[1]): path
+        for path in sorted(folder.glob("shard-*"))
+        if (match := _SHARD.fullmatch(path.name)) and path == path_of(int(match[1]))
+    }
 
 
 def _require_empty(path: Path) -> None:
     others = [entry.name for entry in path.iterdir() if entry.name not in {"archive.lock", "archive.json"}]
-    if any(not name.startswith(".archive.json-") for name in others):
+    if not all(is_temporary(name, "archive.json") for name in others):
         raise UsageError(
             f"{str(path)!r} has other files and no archive.json", hint="Choose a new or empty folder with --out"
         )

@@ -6,7 +6,8 @@ A shard without a line is not finished. If a shard has several lines, the last o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,44 @@ from msgspec import Struct
 from pneumoscope.core.errors import ArchiveError, StorageError
 from pneumoscope.core.files import fsync_directory
 
-__all__ = ["Entry", "append_entry", "drop_torn_line", "iter_journal", "read_journal"]
+__all__ = [
+    "Entry",
+    "Runtime",
+    "StoredFile",
+    "append_entry",
+    "count_runtimes",
+    "drop_torn_line",
+    "iter_journal",
+    "read_journal",
+]
+
+
+class Runtime(Struct, frozen=True, kw_only=True):
+    """The software that scored a shard: another version may compute other digits.
+
+    Attributes:
+        pneumoscope, onnxruntime: Versions.
+        provider: Processor that ran the network; see `inference.providers`.
+    """
+
+    pneumoscope: str
+    onnxruntime: str
+    provider: str
+
+    def __str__(self) -> str:
+        """Return the versions and the processor."""
+        return f"pneumoscope {self.pneumoscope}, onnxruntime {self.onnxruntime}, {self.provider}"
+
+
+class StoredFile(Struct, frozen=True, kw_only=True):
+    """A file as it was written.
+
+    Attributes:
+        sha256, bytes: Its hash and size.
+    """
+
+    sha256: str
+    bytes: int
 
 
 class Entry(Struct, frozen=True, kw_only=True):
@@ -26,21 +64,27 @@ class Entry(Struct, frozen=True, kw_only=True):
         rows: Number of rows.
         failed: Number of images that could not be read.
         decisions: Number of images by decision.
-        sha256, bytes: Hash and size of the file.
+        table: The Parquet file.
+        heatmaps: The file of heatmaps; None if they were not requested.
         finished: Time, UTC, ISO 8601.
         seconds: Time that scoring took.
-        version: Version of pneumoscope that scored.
+        runtime: Software that scored, perhaps on another machine.
     """
 
     shard: int
     rows: int
     failed: int
     decisions: dict[str, int]
-    sha256: str
-    bytes: int
+    table: StoredFile
+    heatmaps: StoredFile | None
     finished: str
     seconds: float
-    version: str
+    runtime: Runtime
+
+
+def count_runtimes(entries: Iterable[Entry]) -> dict[str, int]:
+    """Return the number of shards by the software that scored them, most first."""
+    return dict(Counter(str(entry.runtime) for entry in entries).most_common())
 
 
 def read_journal(path: Path) -> dict[int, Entry]:

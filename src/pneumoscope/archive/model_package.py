@@ -34,6 +34,11 @@ class ModelPackage:
     files: Mapping[str, bytes]
     options: Mapping[str, Any]
 
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether the network runs on a GPU."""
+        return bool(self.options.get("provider", "cpu") != "cpu")
+
     def load(self) -> Model:
         """Return the model with worker processes that decode; the bundle is checked as any other.
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pneumoscope.archive.archive_folder import SetSettings
 from pneumoscope.archive.listing import ListedShard
 from pneumoscope.archive.model_package import ModelPackage
 from pneumoscope.archive.readers import Reader
@@ -42,14 +43,15 @@ class RayJob:
     Attributes:
         package: The model.
         reader: Reads the images; a folder must be the same on all nodes.
-        identifiers: See `table.build_row`.
         key: Name of the set of predictions, by which a worker process keeps its model.
+        identifiers, heatmaps: See `scoring.score_shard`.
     """
 
     package: ModelPackage
     reader: Reader
-    identifiers: bool
     key: str
+    identifiers: bool
+    heatmaps: bool
 
 
 def run_on_ray(
@@ -77,14 +79,16 @@ def run_on_ray(
     with _connected(address):
         import ray
 
-        # Each core runs one task: the network and the worker process that decodes take turns.
-        task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_score)
+        resource = "GPU" if job.package.uses_gpu else "CPU"
+        _require_resource(resource)
+        # Each core runs one task: the network and the worker process that decodes take turns. With GPUs, each runs one.
+        task = ray.remote(num_cpus=1, num_gpus=int(job.package.uses_gpu), max_retries=_RETRIES)(_score)
         reference = ray.put(job)
         pending: dict[Any, int] = {}
         waiting = iter(shards)
         try:
             while True:
-                limit = workers or _TASKS_PER_CORE * _cores()
+                limit = workers or _TASKS_PER_CORE * max(1, _count(resource))
                 while len(pending) < limit and not stopping.is_set():
                     shard = next(waiting, None)
                     if shard is None:
@@ -103,12 +107,21 @@ def run_on_ray(
                 ray.cancel(each, force=True)
 
 
-def _cores() -> int:
-    """Return the number of cores of the cluster, which may change."""
+def _count(resource: str) -> int:
+    """Return the number of cores or GPUs of the cluster, which may change."""
     import ray
 
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return max(1, int(resources.get("CPU", 1)))
+    return int(resources.get(resource, 0))
+
+
+def _require_resource(resource: str) -> None:
+    """Raise UsageError if no machine has a GPU: the tasks would wait for one without end."""
+    if resource == "GPU" and not _count(resource):
+        raise UsageError(
+            "no machine of the Ray cluster has a GPU",
+            hint="Add machines with GPUs, or use --provider cpu",
+        )
 
 
 def _score(job: RayJob, shard: ListedShard) -> ShardResult | PneumoscopeError:
@@ -117,9 +130,18 @@ def _score(job: RayJob, shard: ListedShard) -> ShardResult | PneumoscopeError:
         with _model_lock:
             if job.key not in _models:
                 _models[job.key] = job.package.load()
-        return score_shard(_models[job.key], job.reader, shard, identifiers=job.identifiers)
+                _require_same_model(_models[job.key], job)
+        return score_shard(_models[job.key], job.reader, shard, identifiers=job.identifiers, heatmaps=job.heatmaps)
     except PneumoscopeError as error:
         return error
+
+
+def _require_same_model(model: Model, job: RayJob) -> None:
+    """Raise if the files of the model were replaced after the driver had loaded it, and before it packed them."""
+    if SetSettings.of_model(model, identifiers=job.identifiers).key != job.key:
+        raise ArchiveError(
+            "the files of the model changed while the run began", hint="Run the same `pneumoscope archive score` again"
+        )
 
 
 def _result(reference: Any, number: int) -> ShardResult:

@@ -14,14 +14,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from pneumoscope.core.errors import StorageError, UnreadableImageError, UsageError
+from pneumoscope.core.errors import PneumoscopeError, StorageError, UnreadableImageError, UsageError
 from pneumoscope.core.unreadable import UnreadableReason
-from pneumoscope.imaging.decode import read_file, require_max_bytes
+from pneumoscope.imaging.decode import MAX_BYTES, read_file, require_max_bytes
 from pneumoscope.imaging.file_type import PREFIX_BYTES, identify, skip_reason_by_type
 
-__all__ = ["LocalReader", "Reader", "RemoteReader", "SourceImage", "is_remote", "open_reader"]
+__all__ = ["LocalReader", "Reader", "RemoteReader", "SourceImage", "is_remote", "repeat_request"]
 
 _PROTOCOLS = ("s3", "gs", "http", "https")
+_WEB_PROTOCOLS = ("http", "https", ("http", "https"))  # as a client of fsspec states them
+_CHUNK_BYTES = 2**20
 _DELAYS = (0.5, 2.0, 8.0)  # seconds between attempts, beside those of the client
 _Result = TypeVar("_Result")
 
@@ -108,14 +110,15 @@ class RemoteReader:
         system, prefix = _file_system(self.root)
         path = f"{prefix}/{name}"
         try:
-            size = self._attempt(lambda: system.info(path).get("size"))
-            if size is not None:
-                require_max_bytes(name, size)
-            content: bytes = self._attempt(lambda: system.cat_file(path))
+            size = self._repeat(lambda: system.info(path).get("size"))
+            require_max_bytes(name, size or 0)
+            # A store may refuse a range of an empty object.
+            content = b"" if size == 0 else self._repeat(lambda: _read(system, path, MAX_BYTES + 1))
         except FileNotFoundError as error:
             raise UnreadableImageError(name, UnreadableReason("file_not_found")) from error
         except PermissionError as error:
             raise UnreadableImageError(name, UnreadableReason("permission_denied")) from error
+        require_max_bytes(name, len(content))
         return content
 
     def images(self) -> Iterator[tuple[SourceImage, str]]:
@@ -125,7 +128,7 @@ class RemoteReader:
         """
         system, prefix = _file_system(self.root)
         try:
-            found: dict[str, Any] = self._attempt(lambda: system.find(prefix, detail=True))
+            found: dict[str, Any] = self._repeat(lambda: system.find(prefix, detail=True))
         except (FileNotFoundError, PermissionError) as error:
             raise StorageError(
                 f"cannot list {self.root!r}: {error}", hint="Check the address, and the credentials of the client"
@@ -134,7 +137,7 @@ class RemoteReader:
             name = path.removeprefix(f"{prefix}/")
             size = info.get("size")
             image = SourceImage(name, -1 if size is None else size, _modified(info))
-            yield image, self._skip_reason(system, path, name)
+            yield image, self._skip_reason(system, path, image)
 
     def is_available(self) -> bool:
         """Return False if there is nothing below the prefix, or it cannot be listed."""
@@ -144,47 +147,55 @@ class RemoteReader:
         except Exception:  # noqa: BLE001  each client raises errors of its own
             return False
 
-    def _skip_reason(self, system: Any, path: str, name: str) -> str:
+    def _repeat(self, request: Callable[[], _Result]) -> _Result:
+        return repeat_request(self.root, request)
+
+    def _skip_reason(self, system: Any, path: str, image: SourceImage) -> str:
+        name = image.name
         if any(part.startswith(".") for part in name.split("/")):
             return "hidden"
         reason = skip_reason_by_type(name, None)
-        if reason:
-            beginning: bytes = self._attempt(lambda: system.cat_file(path, start=0, end=PREFIX_BYTES))
+        if reason and image.size:
+            beginning = self._repeat(lambda: _read(system, path, PREFIX_BYTES))
             reason = skip_reason_by_type(name, identify(beginning))
         return reason
 
-    def _attempt(self, request: Callable[[], _Result]) -> _Result:
-        """Return the result of a request, which is repeated if the source does not answer.
 
-        Raises:
-            FileNotFoundError, PermissionError: The object is missing, or not permitted.
-            StorageError: The source does not answer.
-        """
-        for delay in (*_DELAYS, None):
-            try:
-                return request()
-            except (FileNotFoundError, PermissionError):
-                raise
-            except Exception as error:  # each client raises errors of its own
-                if delay is None:
-                    raise StorageError(
-                        f"the source {self.root!r} does not answer: {type(error).__name__}",
-                        hint="Run the same `pneumoscope archive score` again later. Finished shards are kept",
-                    ) from error
-                time.sleep(delay)
-        raise AssertionError("unreachable")
+def _type_name(error: Exception) -> str:
+    return type(error).__name__
+
+
+def repeat_request(
+    root: str, request: Callable[[], _Result], describe: Callable[[Exception], str] = _type_name
+) -> _Result:
+    """Return the result of a request, which is repeated if the source does not answer.
+
+    Args:
+        root: Address of the source.
+        request: Does the request.
+        describe: Returns what an error that is repeated to the end says; by default its type, since texts may name an image.
+    Raises:
+        FileNotFoundError, PermissionError, PneumoscopeError: Raised by the request, which is then not repeated.
+        StorageError: The source does not answer.
+    """
+    for delay in (*_DELAYS, None):
+        try:
+            return request()
+        except (FileNotFoundError, PermissionError, PneumoscopeError):
+            raise
+        except Exception as error:  # each client raises errors of its own
+            if delay is None:
+                raise StorageError(
+                    f"the source {root!r} does not answer: {describe(error)}",
+                    hint="Run the same `pneumoscope archive score` again later. Finished shards are kept",
+                ) from error
+            time.sleep(delay)
+    raise AssertionError("unreachable")
 
 
 def is_remote(location: str) -> bool:
     """Return whether a location is the address of an object store or a web server."""
     return location.partition("://")[0] in _PROTOCOLS and "://" in location
-
-
-def open_reader(location: str, kind: str) -> Reader:
-    """Return the reader of a source that was opened before; see `sources.Source`."""
-    if kind == "objects":
-        return RemoteReader(location)
-    return LocalReader(location if kind == "folder" else str(Path(location).parent))
 
 
 @functools.lru_cache(maxsize=8)
@@ -203,6 +214,18 @@ def _file_system(root: str) -> tuple[Any, str]:
             f"{root!r} cannot be read: {error}", hint="Install the package that the message names"
         ) from error
     return system, str(prefix).rstrip("/")
+
+
+def _read(system: Any, path: str, size: int) -> bytes:
+    """Return the content of an object, at most the first bytes of it."""
+    if system.protocol not in _WEB_PROTOCOLS:
+        return bytes(system.cat_file(path, start=0, end=size))
+    # A web server may state no size, or send more than it states, and need not know ranges.
+    content = bytearray()
+    with system.open(path, "rb", block_size=0) as file:
+        while len(content) < size and (chunk := file.read(min(_CHUNK_BYTES, size - len(content)))):
+            content += chunk
+    return bytes(content)
 
 
 def _modified(info: dict[str, Any]) -> int:

@@ -16,7 +16,7 @@ from PIL import Image
 from pneumoscope import __version__
 from pneumoscope.archive.archive_folder import ArchiveFolder
 from pneumoscope.archive.query import connected
-from pneumoscope.archive.readers import open_reader
+from pneumoscope.archive.sources import open_reader
 from pneumoscope.archive.summary import YearScores, summarize_set
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.files import write_atomically

@@ -13,29 +13,24 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from pneumoscope import __version__
-from pneumoscope.archive.archive_folder import ArchiveFolder, ArchiveSettings, PredictionSet, SetSettings
-from pneumoscope.archive.journal import Entry, append_entry, read_journal
+from pneumoscope.archive.archive_folder import ArchiveFolder, PredictionSet, SetSettings
+from pneumoscope.archive.journal import Entry, StoredFile, append_entry, count_runtimes
 from pneumoscope.archive.listing import Growth, ListedShard, Listing, write_skipped
 from pneumoscope.archive.local_engine import run_locally
 from pneumoscope.archive.model_package import pack_model
 from pneumoscope.archive.progress import Progress, ProgressCounter
 from pneumoscope.archive.ray_engine import RayJob, run_on_ray
-from pneumoscope.archive.scoring import ShardResult, score_shard
+from pneumoscope.archive.scoring import ShardResult, current_runtime, score_shard
 from pneumoscope.archive.sources import Source
 from pneumoscope.core.errors import StorageError, UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.inference.discovery import DiscoveredImages
 from pneumoscope.inference.model import load_model
 
-if TYPE_CHECKING:
-    from pneumoscope.inference.model import Model
+__all__ = ["Engine", "Listed", "Scored", "score_archive"]
 
-__all__ = ["SHARD_SIZE", "Engine", "Listed", "Scored", "score_archive"]
-
-SHARD_SIZE = 256
 Engine = Literal["local", "ray"]
 
 
@@ -47,6 +42,7 @@ class Listed(NamedTuple):
         finished: Shards that earlier runs finished.
         growth: Changes of the source since the last run.
         skipped: Number of skipped files by reason with the first names; "" if there are none.
+        others: Number of finished shards by the software that scored them, without those of the software of this process.
     """
 
     rows: int
@@ -54,6 +50,7 @@ class Listed(NamedTuple):
     finished: int
     growth: Growth
     skipped: str
+    others: Mapping[str, int]
 
 
 class Scored(NamedTuple):
@@ -66,6 +63,7 @@ class Scored(NamedTuple):
         shards: Shards that this run finished.
         key: Name of the set.
         notice: Notice of the model.
+        runtimes: Number of shards by the software that scored them.
     """
 
     rows: int
@@ -75,6 +73,7 @@ class Scored(NamedTuple):
     shards: int
     key: str
     notice: str
+    runtimes: Mapping[str, int]
 
 
 def score_archive(
@@ -83,7 +82,8 @@ def score_archive(
     *,
     model: Mapping[str, Any],
     identifiers: bool = True,
-    shard_size: int = SHARD_SIZE,
+    heatmaps: bool = False,
+    shard_size: int = 0,
     workers: int = 0,
     engine: Engine = "local",
     address: str = "",
@@ -98,7 +98,8 @@ def score_archive(
         out: Folder of the results.
         model: Arguments of `inference.model.load_model`.
         identifiers: Whether the table has identifiers; see `table.IDENTIFIERS`.
-        shard_size: Images per shard of a new archive.
+        heatmaps: Also write heatmaps, for finished shards that have none, too.
+        shard_size: Images per shard; 0 means that of the archive, or 256 for a new one.
         workers: Shards that are scored at the same time; 0 means one per core and one more, and with Ray two per core.
         engine: "local" scores in this process, "ray" on Ray.
         address: Address of a Ray cluster; see `ray_engine.run_on_ray`.
@@ -106,48 +107,50 @@ def score_archive(
         on_listed: Called when the source is listed.
         watchers: Called after each batch, in any thread.
     Raises:
-        UsageError: The source has no images, or the folder belongs to another source.
+        UsageError: The source has no images, or the folder belongs to another source or has another shard size.
+        BundleError: The model has no heatmaps.
         StorageError: The folder cannot be written, another process scores into it, or the source is no longer available.
     """
-    if shard_size < 1 or workers < 0:
+    if shard_size < 0 or workers < 0:
         raise UsageError(
-            f"the shard size is {shard_size} and the number of workers {workers}; the minimum is 1 and 0",
+            f"the shard size is {shard_size} and the number of workers {workers}; the minimum is 0",
             hint="Leave them out for the defaults",
         )
     if address and engine != "ray":
         raise UsageError("--address is of a Ray cluster", hint="Add --engine ray")
-    loaded = load_model(**model, threads=1, isolated=engine == "local")
-    settings = ArchiveSettings(source=source.location, kind=source.kind, shard_size=shard_size)
+    # With Ray, the network runs elsewhere: this machine need not have a GPU.
+    elsewhere = {"provider": "cpu"} if engine == "ray" else {}
+    loaded = load_model(**{**model, **elsewhere}, threads=1, isolated=engine == "local")
     try:
-        with ArchiveFolder.hold(out, settings) as folder:
+        if heatmaps:
+            loaded.require_heatmaps()
+        with ArchiveFolder.hold(out, source.location, source.kind, shard_size) as folder:
             listing, growth = _list(folder, source)
-            chosen = folder.prediction_set(_set_settings(loaded, identifiers=identifiers))
+            chosen = folder.prediction_set(SetSettings.of_model(loaded, identifiers=identifiers))
             chosen.prepare(loaded.card.to_json())
-            finished = chosen.finished()
+            finished = chosen.finished(listing.shards, heatmaps=heatmaps)
             if on_listed:
                 skipped = DiscoveredImages((), tuple(source.skipped)).skipped_summary()
-                on_listed(Listed(listing.rows, listing.shards, len(finished), growth, skipped))
+                others = count_runtimes(finished.values())
+                others.pop(str(current_runtime(model.get("provider", "cpu"))), None)
+                on_listed(Listed(listing.rows, listing.shards, len(finished), growth, skipped, others))
             run = _Run(folder, chosen, listing, finished, watchers)
             stopping = stopping or threading.Event()
             if engine == "ray":
-                job = RayJob(pack_model(model), source.reader, identifiers, chosen.key)
+                job = RayJob(pack_model(model), source.reader, chosen.key, identifiers=identifiers, heatmaps=heatmaps)
                 run.enter(
                     run_on_ray(run.missing(), job, address=address, workers=workers, stopping=stopping, count=run.count)
                 )
             else:
-                run.enter(_run_locally(run, loaded, source, workers, stopping, identifiers=identifiers))
+                options: dict[str, Any] = {"identifiers": identifiers, "heatmaps": heatmaps, "count": run.count}
+
+                def score(shard: ListedShard, cancelled: threading.Event) -> ShardResult:
+                    return score_shard(loaded, source.reader, shard, cancelled=cancelled, **options)
+
+                run.enter(run_locally(run.missing(), score, workers=workers, stopping=stopping))
             return run.summary()
     finally:
         loaded.close()
-
-
-def _run_locally(
-    run: _Run, model: Model, source: Source, workers: int, stopping: threading.Event, *, identifiers: bool
-) -> Generator[ShardResult]:
-    def score(shard: ListedShard, cancelled: threading.Event) -> ShardResult:
-        return score_shard(model, source.reader, shard, identifiers=identifiers, count=run.count, cancelled=cancelled)
-
-    return run_locally(run.missing(), score, workers=workers, stopping=stopping)
 
 
 def _list(folder: ArchiveFolder, source: Source) -> tuple[Listing, Growth]:
@@ -164,19 +167,6 @@ def _list(folder: ArchiveFolder, source: Source) -> tuple[Listing, Growth]:
     return listing, growth
 
 
-def _set_settings(model: Model, *, identifiers: bool) -> SetSettings:
-    return SetSettings(
-        model=model.facts.name,
-        model_sha256=model.facts.sha256,
-        site=model.facts.site,
-        operating_point=model.operating_point_name,
-        require_age=model.require_age,
-        assumptions=model.assumptions,
-        identifiers=identifiers,
-        notice=model.notice,
-    )
-
-
 class _Run:
     """One run over the shards of a set that are not finished."""
 
@@ -185,15 +175,15 @@ class _Run:
         folder: ArchiveFolder,
         chosen: PredictionSet,
         listing: Listing,
-        finished: Mapping[int, int],
+        finished: Mapping[int, Entry],
         watchers: Sequence[Callable[[Progress], None]],
     ) -> None:
         self._folder, self._set, self._listing = folder, chosen, listing
         self._finished = finished
         self._watchers = watchers
         self._n_shards = 0
-        done = sum(rows for number, _, rows in listing.ranges() if number in finished)
-        self._counter = ProgressCounter(listing.rows, done, sum(finished.values()))
+        done = sum(entry.rows for entry in finished.values())
+        self._counter = ProgressCounter(listing.rows, done, sum(entry.failed for entry in finished.values()))
 
     def enter(self, results: Generator[ShardResult]) -> None:
         """Write each result, and enter it in the journal."""
@@ -215,17 +205,20 @@ class _Run:
             watcher(progress)
 
     def _enter(self, result: ShardResult) -> None:
-        write_atomically(self._set.shard_path(result.shard), result.content)
+        # Heatmaps first: a table without its heatmaps would look complete.
+        if result.heatmaps is not None:
+            write_atomically(self._set.heatmaps_path(result.shard), result.heatmaps)
+        write_atomically(self._set.shard_path(result.shard), result.table)
         entry = Entry(
             shard=result.shard,
             rows=result.rows,
             failed=result.failed,
             decisions=result.decisions,
-            sha256=hashlib.sha256(result.content).hexdigest(),
-            bytes=len(result.content),
+            table=_stored(result.table),
+            heatmaps=None if result.heatmaps is None else _stored(result.heatmaps),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(result.seconds, 3),
-            version=__version__,
+            runtime=result.runtime,
         )
         append_entry(self._set.journal, entry)
         self._n_shards += 1
@@ -245,7 +238,7 @@ class _Run:
 
     def summary(self) -> Scored:
         """Return the state of the set."""
-        entries = read_journal(self._set.journal).values()
+        entries = self._set.finished(self._listing.shards).values()
         decisions: Counter[str] = Counter()
         for entry in entries:
             decisions.update(entry.decisions)
@@ -257,4 +250,9 @@ class _Run:
             shards=self._n_shards,
             key=self._set.key,
             notice=self._set.settings.notice,
+            runtimes=count_runtimes(entries),
         )
+
+
+def _stored(content: bytes) -> StoredFile:
+    return StoredFile(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))

@@ -1,4 +1,4 @@
-"""Score one shard: read, decode in worker processes, predict, and return the Parquet file. Every engine calls this."""
+"""Score one shard: read, decode in worker processes, predict, and return the files. Every engine calls this."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pneumoscope import __version__
+from pneumoscope.archive.heatmaps import write_heatmaps
+from pneumoscope.archive.journal import Runtime
 from pneumoscope.archive.listing import ListedShard
 from pneumoscope.archive.table import build_row, write_table
 from pneumoscope.core.errors import (
@@ -19,12 +22,14 @@ from pneumoscope.core.errors import (
 )
 from pneumoscope.inference.batches import batched
 from pneumoscope.inference.model import BATCH_SIZE, ScoredImage
+from pneumoscope.inference.providers import Provider, runtime_version
 
 if TYPE_CHECKING:
     from pneumoscope.archive.readers import Reader
     from pneumoscope.inference.model import Model
+    from pneumoscope.inference.saliency import Layer
 
-__all__ = ["CancelledError", "ShardResult", "score_shard"]
+__all__ = ["CancelledError", "ShardResult", "current_runtime", "score_shard"]
 
 # A file that is missing or cannot be opened may mean that the whole source is gone.
 _ACCESS_REASONS = frozenset({"file_not_found", "permission_denied", "is_a_directory", "file_not_accessible"})
@@ -46,16 +51,20 @@ class ShardResult(NamedTuple):
         rows: Number of rows.
         failed: Number of images that could not be read.
         decisions: Number of images by decision.
-        content: The Parquet file.
+        table: The Parquet file.
+        heatmaps: The file of heatmaps; None if they were not requested.
         seconds: Time that scoring took.
+        runtime: Software that scored.
     """
 
     shard: int
     rows: int
     failed: int
     decisions: dict[str, int]
-    content: bytes
+    table: bytes
+    heatmaps: bytes | None
     seconds: float
+    runtime: Runtime
 
 
 def score_shard(
@@ -64,6 +73,7 @@ def score_shard(
     shard: ListedShard,
     *,
     identifiers: bool = True,
+    heatmaps: bool = False,
     count: Callable[[int, int], None] | None = None,
     cancelled: threading.Event | None = None,
 ) -> ShardResult:
@@ -76,6 +86,7 @@ def score_shard(
         reader: Reads the images.
         shard: The shard.
         identifiers: See `table.build_row`.
+        heatmaps: Also return heatmaps.
         count: Called after each batch with the number of images and of those that could not be read.
         cancelled: Stops after the batch.
     Raises:
@@ -83,26 +94,42 @@ def score_shard(
         StorageError: The source is no longer available.
     """
     started = time.monotonic()
-    rows = []
+    rows: list[dict[str, Any]] = []
+    layers: list[tuple[int, Layer]] = []
     decisions: Counter[str] = Counter()
     failed = 0
     for batch in batched(enumerate(shard.names, start=shard.first_row), BATCH_SIZE):
         if cancelled and cancelled.is_set():
             raise CancelledError
         contents = [_read(reader, name) for _, name in batch]
-        scored = _score(model, contents)
+        scored = _score(model, contents, heatmaps=heatmaps)
         for (row, name), content, each in zip(batch, contents, scored, strict=True):
             data = content if isinstance(content, bytes) else None
             rows.append(build_row(row, name, data, each, identifiers=identifiers))
             if each.prediction.decision:
                 decisions[each.prediction.decision] += 1
+            if each.heatmap:
+                layers.append((row, each.heatmap))
         n_failed = sum(each.prediction.decision is None for each in scored)
         failed += n_failed
         if count:
             count(len(batch), n_failed)
     seconds = time.monotonic() - started
-    content = write_table(rows, model.notice)
-    return ShardResult(shard.number, len(rows), failed, dict(sorted(decisions.items())), content, seconds)
+    return ShardResult(
+        shard=shard.number,
+        rows=len(rows),
+        failed=failed,
+        decisions=dict(sorted(decisions.items())),
+        table=write_table(rows, model.notice),
+        heatmaps=write_heatmaps(layers, model.notice) if heatmaps else None,
+        seconds=seconds,
+        runtime=current_runtime(model.provider),
+    )
+
+
+def current_runtime(provider: Provider) -> Runtime:
+    """Return the software of this process, with the processor that runs the network."""
+    return Runtime(pneumoscope=__version__, onnxruntime=runtime_version(), provider=provider)
 
 
 def _read(reader: Reader, name: str) -> bytes | UnreadableImageError:
@@ -129,12 +156,12 @@ def _read(reader: Reader, name: str) -> bytes | UnreadableImageError:
     raise AssertionError("unreachable")
 
 
-def _score(model: Model, contents: Sequence[bytes | UnreadableImageError]) -> list[ScoredImage]:
+def _score(model: Model, contents: Sequence[bytes | UnreadableImageError], *, heatmaps: bool) -> list[ScoredImage]:
     """Return the results of a batch. The whole batch is repeated once if a decoder crashed or was too slow."""
     readable = [content for content in contents if isinstance(content, bytes)]
-    scored = _score_readable(model, readable)
+    scored = _score_readable(model, readable, heatmaps=heatmaps)
     if any(each.prediction.failure and each.prediction.failure.code in _MAY_PASS for each in scored):
-        scored = _score_readable(model, readable)
+        scored = _score_readable(model, readable, heatmaps=heatmaps)
     results = iter(scored)
     return [
         next(results) if isinstance(content, bytes) else ScoredImage(model.failed(content), None, None)
@@ -142,12 +169,12 @@ def _score(model: Model, contents: Sequence[bytes | UnreadableImageError]) -> li
     ]
 
 
-def _score_readable(model: Model, contents: Sequence[bytes]) -> list[ScoredImage]:
+def _score_readable(model: Model, contents: Sequence[bytes], *, heatmaps: bool) -> list[ScoredImage]:
     """Return the results of a batch. It is repeated if a decode worker does not start, as one that was killed."""
     for _ in range(_STARTS - 1):
         try:
-            return model.score_batch(contents)
+            return model.score_batch(contents, heatmaps=heatmaps)
         except PneumoscopeError as error:
             if error.code != PneumoscopeError.code:
                 raise
-    return model.score_batch(contents)
+    return model.score_batch(contents, heatmaps=heatmaps)

@@ -8,15 +8,16 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pneumoscope.archive.readers import LocalReader, Reader, RemoteReader, SourceImage, is_remote, open_reader
+from pneumoscope.archive.readers import LocalReader, Reader, RemoteReader, SourceImage, is_remote
 from pneumoscope.core.errors import ManifestError, UsageError
 from pneumoscope.core.files import read_error_reason
 from pneumoscope.imaging.file_type import identify_file
 from pneumoscope.inference.discovery import SkippedFile, iter_folder
 
-__all__ = ["Source", "open_source"]
+__all__ = ["Source", "open_reader", "open_source"]
 
 _LISTED_TWICE = "listed twice"
+_DICOMWEB = "dicomweb+"  # see `web_reader`
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class Source:
 
     Attributes:
         location: The folder or file, absolute, or the address.
-        kind: "folder", "objects", "list", "manifest" or "parquet".
+        kind: "folder", "objects", "dicomweb", "list", "manifest" or "parquet".
         reader: Reads the images.
         path_column: Column of a manifest or Parquet file with the paths.
         skipped: Files that are no images, links and hidden files, with the reason; filled by `images`.
@@ -45,14 +46,13 @@ class Source:
         """
         self.skipped.clear()
         reader = self.reader
-        if isinstance(reader, RemoteReader):
-            for image, reason in reader.images():
+        if not isinstance(reader, LocalReader):
+            for image, reason in self._remote_images():
                 if reason:
                     self.skipped.append(SkippedFile(image.name, reason))
                 else:
                     yield image
             return
-        assert isinstance(reader, LocalReader)
         if self.kind == "folder":
             for path, reason in iter_folder(self.location):
                 if reason:
@@ -68,6 +68,14 @@ class Source:
             seen.add(name)
             yield reader.stat(name)
 
+    def _remote_images(self) -> Iterator[tuple[SourceImage, str]]:
+        if isinstance(self.reader, RemoteReader):
+            return self.reader.images()
+        from pneumoscope.archive.web_reader import WebReader, parse_query
+
+        assert isinstance(self.reader, WebReader)
+        return self.reader.images(parse_query(self.location))
+
     def _listed(self) -> Iterable[str]:
         path = Path(self.location)
         if self.kind == "parquet":
@@ -79,16 +87,19 @@ def open_source(location: str, *, path_column: str = "path") -> Source:
     """Return the source at a location.
 
     Args:
-        location: A folder, an address such as s3://bucket/prefix, a manifest or another CSV file, a Parquet file, or a text file
-            with one path per line. Paths in a file are relative to its folder.
+        location: A folder, an address such as s3://bucket/prefix, a search of a DICOMweb server (see `web_reader`), a manifest or
+            another CSV file, a Parquet file, or a text file with one path per line. Paths in a file are relative to its folder.
         path_column: Column of a CSV or Parquet file with the paths.
 
     Raises:
         UsageError: The location does not exist, or is an image; or an address has no bucket or server, or has credentials.
     """
+    if location.startswith(_DICOMWEB):
+        return Source(location, "dicomweb", open_reader(location, "dicomweb"))
     if is_remote(location):
         _check_address(location)
-        return Source(location.rstrip("/"), "objects", RemoteReader(location.rstrip("/")))
+        location = location.rstrip("/")
+        return Source(location, "objects", open_reader(location, "objects"))
     path = Path(os.path.abspath(location))  # noqa: PTH100  links are kept, as the user wrote them
     if path.is_dir():
         return Source(str(path), "folder", open_reader(str(path), "folder"))
@@ -101,6 +112,26 @@ def open_source(location: str, *, path_column: str = "path") -> Source:
             hint="Pass its folder, or score one image with: pneumoscope predict",
         )
     return Source(str(path), kind, open_reader(str(path), kind), path_column)
+
+
+def open_reader(location: str, kind: str) -> Reader:
+    """Return the reader of a source; see `Source`.
+
+    Raises:
+        UsageError: The address of a DICOMweb server is not one of a search, or a package is not installed.
+    """
+    if kind == "objects":
+        return RemoteReader(location)
+    if kind == "dicomweb":
+        try:
+            from pneumoscope.archive.web_reader import WebReader, parse_query
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"a DICOMweb server needs the package {error.name}",
+                hint="Install it: pip install 'pneumoscope[archive]'",
+            ) from error
+        return WebReader(parse_query(location).root)
+    return LocalReader(location if kind == "folder" else str(Path(location).parent))
 
 
 def _check_address(location: str) -> None:

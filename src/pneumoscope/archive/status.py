@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pneumoscope.archive.archive_folder import ArchiveFolder
-from pneumoscope.archive.journal import read_journal
+from pneumoscope.archive.journal import count_runtimes
 from pneumoscope.archive.listing import Listing
 
 __all__ = ["ArchiveStatus", "SetStatus", "archive_status"]
@@ -22,7 +22,9 @@ class SetStatus(NamedTuple):
         done, failed: Images that are scored, and those of them that could not be read.
         decisions: Number of images by decision.
         shards: Finished shards.
+        heatmaps: Finished shards with heatmaps.
         last: Time of the last shard, UTC, ISO 8601; "" if there is none.
+        runtimes: Number of shards by the software that scored them.
         notice: Notice of the model.
     """
 
@@ -34,7 +36,9 @@ class SetStatus(NamedTuple):
     failed: int
     decisions: Mapping[str, int]
     shards: int
+    heatmaps: int
     last: str
+    runtimes: Mapping[str, int]
     notice: str
 
 
@@ -54,7 +58,7 @@ class ArchiveStatus(NamedTuple):
 
 
 def archive_status(path: Path) -> ArchiveStatus:
-    """Return the state of an archive. Files of shards are not read.
+    """Return the state of an archive. Files of shards are not read; those that are missing or have another size do not count.
 
     Raises:
         UsageError: The folder is no archive.
@@ -64,7 +68,7 @@ def archive_status(path: Path) -> ArchiveStatus:
     listing = Listing(folder.listing)
     sets = []
     for each in folder.sets():
-        entries = read_journal(each.journal).values()
+        entries = each.finished(listing.shards).values()
         decisions: Counter[str] = Counter()
         for entry in entries:
             decisions.update(entry.decisions)
@@ -78,7 +82,9 @@ def archive_status(path: Path) -> ArchiveStatus:
                 failed=sum(entry.failed for entry in entries),
                 decisions=dict(sorted(decisions.items())),
                 shards=len(entries),
+                heatmaps=sum(entry.heatmaps is not None for entry in entries),
                 last=max((entry.finished for entry in entries), default=""),
+                runtimes=count_runtimes(entries),
                 notice=each.settings.notice,
             )
         )

@@ -94,7 +94,7 @@ class ArchiveComparison(NamedTuple):
         images: Current images in both sets.
         agree: Images with the same decision, or unreadable in both.
         decisions: Number of images by the decisions of `a` and `b`; "failed" if unreadable.
-        flips: Images of which one set decides pneumonia and the other no_pneumonia, by direction: (to pneumonia, from pneumonia).
+        changed: Images of which one set decides pneumonia and the other no_pneumonia: (to pneumonia, from pneumonia).
         kappa: Cohen's kappa of pneumonia against no_pneumonia, of images that both decide.
         difference: Mean and mean absolute difference of the probability, b minus a, of images that both accept; None without any.
         drift_a, drift_b: Accepted images by tenths of the reference distribution on each card; None if undefined.
@@ -107,7 +107,7 @@ class ArchiveComparison(NamedTuple):
     images: int
     agree: int
     decisions: tuple[tuple[str, str, int], ...]
-    flips: tuple[int, int]
+    changed: tuple[int, int]
     kappa: Interval
     difference: tuple[float, float] | None
     drift_a: Drift | None
@@ -187,7 +187,7 @@ def compare_sets(path: Path, a: str, b: str) -> ArchiveComparison:
             images=sum(n for _, _, n in decisions),
             agree=sum(n for x, y, n in decisions if x == y),
             decisions=decisions,
-            flips=(
+            changed=(
                 sum(n for x, y, n in decisions if (x, y) == ("no_pneumonia", "pneumonia")),
                 sum(n for x, y, n in decisions if (x, y) == ("pneumonia", "no_pneumonia")),
             ),

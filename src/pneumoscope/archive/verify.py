@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from pneumoscope.archive.archive_folder import ArchiveFolder, PredictionSet
-from pneumoscope.archive.journal import Entry, read_journal
+from pneumoscope.archive.heatmaps import heatmap_rows
+from pneumoscope.archive.journal import Entry, count_runtimes, read_journal
 from pneumoscope.archive.listing import Listing, display_name
 from pneumoscope.core.errors import StorageError
 
@@ -19,8 +20,12 @@ __all__ = ["Problem", "ProblemCode", "Verification", "verify_archive"]
 
 # not_scored: the journal has no such shard. lost: its file is missing. altered: its file has another hash. wrong_rows: its file
 # does not have exactly the listed images. not_listed: a file, or a line of the journal, of no listed shard. not_entered: a file
-# that is not in the journal, which a killed run left and the next one replaces.
-ProblemCode = Literal["not_scored", "lost", "altered", "wrong_rows", "not_listed", "not_entered"]
+# that is not in the journal, which a killed run left and the next one replaces. heatmaps_lost, heatmaps_altered: likewise for the
+# file of heatmaps, which is also altered if it does not have exactly the accepted images.
+ProblemCode = Literal[
+    "not_scored", "lost", "altered", "wrong_rows", "not_listed", "not_entered", "heatmaps_lost", "heatmaps_altered"
+]
+_HEATMAP_PROBLEMS = ("heatmaps_lost", "heatmaps_altered")
 
 
 class Problem(NamedTuple):
@@ -30,7 +35,7 @@ class Problem(NamedTuple):
         shard: Number of the shard.
         code: What is wrong.
         first_row, last_row: Rows of the shard in the listing; -1 if it is not listed.
-        missing, doubled: Number of listed rows that the file has not, and that it has more than once.
+        missing, doubled: Number of listed rows that the table has not, and that it has more than once.
     """
 
     shard: int
@@ -48,13 +53,15 @@ class Verification(NamedTuple):
         key: Name of the set.
         rows: Listed images.
         found: Listed images that are in exactly one row of an unaltered file.
-        problems: By shard; empty if every image is found.
+        problems: By shard; empty if every image is found, with its heatmap if the shard has heatmaps.
+        runtimes: Number of shards by the software that scored them.
     """
 
     key: str
     rows: int
     found: int
     problems: tuple[Problem, ...]
+    runtimes: Mapping[str, int]
 
 
 def verify_archive(path: Path, key: str = "", *, progress: Callable[[int, int], None] | None = None) -> Verification:
@@ -71,19 +78,20 @@ def verify_archive(path: Path, key: str = "", *, progress: Callable[[int, int], 
     """
     folder = ArchiveFolder.open(path)
     listing, chosen = Listing(folder.listing), folder.find_set(key)
-    journal, files = read_journal(chosen.journal), chosen.files()
+    journal, files, heatmap_files = read_journal(chosen.journal), chosen.files(), chosen.heatmap_files()
     problems: list[Problem] = []
     found = 0
     for number, first, rows in listing.ranges():
-        problem = _check_shard(chosen, listing, number, first, rows, journal.get(number), files.get(number))
+        entry, file = journal.get(number), files.get(number)
+        problem = _check_shard(chosen, listing, number, first, rows, entry, file, heatmap_files.get(number))
         if problem:
             problems.append(problem)
-        else:
+        if not problem or problem.code in _HEATMAP_PROBLEMS:
             found += rows
         if progress:
             progress(number + 1, listing.shards)
-    problems.extend(_not_listed(listing.shards, journal, files))
-    return Verification(chosen.key, listing.rows, found, tuple(problems))
+    problems.extend(_not_listed(listing.shards, journal, {**heatmap_files, **files}))
+    return Verification(chosen.key, listing.rows, found, tuple(problems), count_runtimes(journal.values()))
 
 
 def _check_shard(
@@ -94,6 +102,7 @@ def _check_shard(
     rows: int,
     entry: Entry | None,
     file: Path | None,
+    heatmap_file: Path | None,
 ) -> Problem | None:
     def problem(code: ProblemCode, missing: int = rows, doubled: int = 0) -> Problem:
         return Problem(number, code, first, first + rows - 1, missing, doubled)
@@ -102,13 +111,10 @@ def _check_shard(
         return problem("not_entered" if file else "not_scored")
     if file is None:
         return problem("lost")
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise StorageError(f"cannot read {str(file)!r}: {error.strerror or error}") from error
-    if hashlib.sha256(content).hexdigest() != entry.sha256:
+    content = _read(file)
+    if hashlib.sha256(content).hexdigest() != entry.table.sha256:
         return problem("altered")
-    numbers, sources = _rows(content)
+    numbers, sources, probabilities = _columns(content)
     if numbers != list(range(first, first + rows)):
         counts = Counter(numbers)
         return problem(
@@ -120,18 +126,33 @@ def _check_shard(
         listed = map(display_name, listing.shard(number).names)
         if others := sum(source != name for source, name in zip(sources, listed, strict=True)):
             return problem("wrong_rows", missing=others)
+    if entry.heatmaps is not None:
+        if heatmap_file is None:
+            return problem("heatmaps_lost", 0)
+        content = _read(heatmap_file)
+        accepted = [row for row, probability in zip(numbers, probabilities, strict=True) if probability is not None]
+        if hashlib.sha256(content).hexdigest() != entry.heatmaps.sha256 or heatmap_rows(content) != accepted:
+            return problem("heatmaps_altered", 0)
     return None
 
 
-def _rows(content: bytes) -> tuple[list[int], list[str | None]]:
-    """Return the numbers and the names of the images of a shard."""
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise StorageError(f"cannot read {str(file)!r}: {error.strerror or error}") from error
+
+
+def _columns(content: bytes) -> tuple[list[int], list[str | None], list[float | None]]:
+    """Return the numbers, names and probabilities of the images of a shard."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     # Without threads: Arrow's may abort the process when it exits.
-    table = pq.ParquetFile(pa.BufferReader(content)).read(columns=["row", "source"], use_threads=False)
+    columns = ["row", "source", "probability"]
+    table = pq.ParquetFile(pa.BufferReader(content)).read(columns=columns, use_threads=False)
     numbers: list[int] = np.asarray(table.column("row")).tolist()
-    return numbers, table.column("source").to_pylist()
+    return numbers, table.column("source").to_pylist(), table.column("probability").to_pylist()
 
 
 def _not_listed(shards: int, journal: dict[int, Entry], files: dict[int, Path]) -> Iterator[Problem]:

@@ -5,21 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pneumoscope.cli.interrupt import catch_interrupt
-from pneumoscope.cli.options import (
-    assume_option,
-    json_option,
-    model_option,
-    operating_point_option,
-    prevalence_option,
-    require_age_option,
-    site_option,
-)
+from pneumoscope.cli.options import json_option, model_options
 from pneumoscope.cli.progress import archive_progress, image_progress, printable
 from pneumoscope.core.errors import ArchiveError, PartialFailureError, UsageError
 from pneumoscope.core.i18n import NOTICE
@@ -27,9 +20,10 @@ from pneumoscope.core.messages import counted
 
 if TYPE_CHECKING:
     from pneumoscope.archive.progress import Progress
+    from pneumoscope.archive.query import QueryResult
     from pneumoscope.archive.score import Engine, Listed, Scored
     from pneumoscope.archive.verify import Problem
-    from pneumoscope.core.prediction import AgeRequirement, Assumption
+    from pneumoscope.inference.providers import Provider
 
 __all__ = ["command"]
 
@@ -57,12 +51,14 @@ def command() -> None:
     "--out", required=True, type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the results: new, or of an earlier run.",
 )  # fmt: skip
-@model_option
-@operating_point_option
-@site_option
-@prevalence_option
-@require_age_option("never")
-@assume_option
+@model_options("never")
+@click.option(
+    "--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
+    help="Processor that runs the network; cuda needs a GPU and onnxruntime-gpu.",
+)  # fmt: skip
+@click.option(
+    "--heatmaps", is_flag=True, help="Also write heatmaps: one ZIP file of PNG images for each shard."
+)  # fmt: skip
 @click.option(
     "--no-identifiers", is_flag=True,
     help="Leave out of the table: path, study date, UIDs and station. The listing keeps the paths.",
@@ -72,7 +68,7 @@ def command() -> None:
     help="Column of a CSV or Parquet file with the paths.",
 )  # fmt: skip
 @click.option(
-    "--shard-size", type=click.IntRange(min=1), default=256, show_default=True, help="Images per shard of a new archive."
+    "--shard-size", type=click.IntRange(min=1), help="Images per shard of a new archive.  [default: 256]"
 )  # fmt: skip
 @click.option(
     "--workers", type=click.IntRange(min=0), default=0,
@@ -93,15 +89,12 @@ def command() -> None:
 def score_command(
     source: str,
     out: Path,
-    bundle: Path | None,
-    operating_point: str,
-    site: Path | None,
-    prevalence: float | None,
-    require_age: AgeRequirement,
-    assume: tuple[Assumption, ...],
+    model: dict[str, Any],
+    provider: Provider,
+    heatmaps: bool,
     no_identifiers: bool,
     path_column: str,
-    shard_size: int,
+    shard_size: int | None,
     workers: int,
     engine: Engine,
     address: str,
@@ -121,10 +114,6 @@ def score_command(
     from pneumoscope.archive.score import score_archive
     from pneumoscope.archive.sources import open_source
 
-    model = {
-        "bundle": bundle, "operating_point": operating_point, "site": site, "prevalence": prevalence,
-        "require_age": require_age, "assume": assume,
-    }  # fmt: skip
     opened = open_source(source, path_column=path_column)
     watchers: list[Callable[[Progress], None]] = []
     if metrics_port:
@@ -139,9 +128,10 @@ def score_command(
         scored = score_archive(
             opened,
             out,
-            model=model,
+            model={**model, "provider": provider},
             identifiers=not no_identifiers,
-            shard_size=shard_size,
+            heatmaps=heatmaps,
+            shard_size=shard_size or 0,
             workers=workers,
             engine=engine,
             address=address,
@@ -172,12 +162,27 @@ def _print_listed(listed: Listed) -> None:
         f" Finished before: {counted(listed.finished, 'shard')}",
         err=True,
     )
+    if listed.others:
+        click.echo(
+            f"Other software scored {counted(sum(listed.others.values()), 'finished shard')}:"
+            f" {', '.join(listed.others)}. Its numbers may have other digits; to score them again, delete their files",
+            err=True,
+        )
 
 
 def _print_scored(scored: Scored, out: Path) -> None:
     click.echo(f"Scored {scored.done:,} of {counted(scored.rows, 'image')} in {out}, set {scored.key}")
-    click.echo(f"Total: {_outcomes(scored.decisions, scored.failed)}")
+    if scored.done:
+        click.echo(f"Total: {_outcomes(scored.decisions, scored.failed)}")
+    _print_runtimes(scored.runtimes)
     _print_notices([scored.notice])
+
+
+def _print_runtimes(runtimes: Mapping[str, int]) -> None:
+    """Name the software that scored if there are several versions: the numbers of one set may then differ in digits."""
+    if len(runtimes) > 1:
+        parts = "; ".join(f"{name}: {counted(count, 'shard')}" for name, count in runtimes.items())
+        click.echo(f"Scored by different software: {parts}")
 
 
 def _print_notices(notices: Iterable[str]) -> None:
@@ -187,7 +192,7 @@ def _print_notices(notices: Iterable[str]) -> None:
 
 def _outcomes(decisions: Mapping[str, int], failed: int) -> str:
     parts = [f"{count:,} {decision}" for decision, count in decisions.items()]
-    return ", ".join([*parts, f"{failed:,} failed"] if failed else parts) or "nothing"
+    return ", ".join([*parts, f"{failed:,} failed"] if failed else parts)
 
 
 @command.command("status", short_help="Show how far an archive is scored.")
@@ -208,10 +213,12 @@ def status_command(archive: Path, as_json: bool) -> None:
     click.echo(f"{printable(status.source)}: {counted(status.rows, 'image')} in {counted(status.shards, 'shard')}")
     for each in status.sets:
         settings = ", ".join(filter(None, (each.model, each.site, each.operating_point)))
-        click.echo(
-            f"{each.key} ({printable(settings)}): {each.done:,} of {counted(status.rows, 'image')} scored;"
-            f" {_outcomes(each.decisions, each.failed)}. Last shard: {each.last or 'none'}"
-        )
+        line = f"{each.key} ({printable(settings)}): {each.done:,} of {counted(status.rows, 'image')} scored"
+        if each.done:
+            heatmaps = f"; heatmaps of {counted(each.heatmaps, 'shard')}" if each.heatmaps else ""
+            line += f": {_outcomes(each.decisions, each.failed)}{heatmaps}. Last shard: {each.last}"
+        click.echo(line)
+        _print_runtimes(each.runtimes)
     _print_notices(each.notice for each in status.sets)
 
 
@@ -235,18 +242,28 @@ def query_command(archive: Path, sql: str, as_json: bool, as_csv: bool, limit: i
 
     if as_json and as_csv:
         raise UsageError("--json and --csv cannot be combined", hint="Choose one of them")
-    result = query_archive(archive, sql, limit=0 if as_json or as_csv else limit)
-    if as_json:
-        rows = [dict(zip(result.columns, row, strict=True)) for row in result.rows]
-        click.echo(json.dumps({"notice": NOTICE, "rows": rows}, indent=2, default=str))
-    elif as_csv:
-        for line in (result.columns, *result.rows):
-            click.echo(csv_line(line), nl=False)
-    else:
-        _print_rows(result.columns, result.rows)
-        if not result.is_complete:
-            click.echo(f"Only the first {limit:,} rows are shown; see --limit, --csv and --json", err=True)
-        click.secho(NOTICE, dim=True, err=True)
+    with query_archive(archive, sql) as result:
+        if as_json:
+            _print_json(result)
+        elif as_csv:
+            for line in chain([result.columns], result.rows):
+                click.echo(csv_line(line), nl=False)
+        else:
+            shown = list(islice(result.rows, limit or None))
+            _print_rows(result.columns, shown)
+            if next(result.rows, None) is not None:
+                click.echo(f"Only the first {limit:,} rows are shown; see --limit, --csv and --json", err=True)
+            click.secho(NOTICE, dim=True, err=True)
+
+
+def _print_json(result: QueryResult) -> None:
+    """Print one document, row by row: all rows need not fit in memory."""
+    click.echo(f'{{\n  "notice": {json.dumps(NOTICE)},\n  "rows": [', nl=False)
+    separator = "\n    "
+    for row in result.rows:
+        click.echo(separator + json.dumps(dict(zip(result.columns, row, strict=True)), default=str), nl=False)
+        separator = ",\n    "
+    click.echo("\n  ]\n}")
 
 
 def _print_rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -301,7 +318,8 @@ def compare_command(archive: Path, a: str, b: str, as_json: bool) -> None:
     share = result.agree / result.images if result.images else 0.0
     click.echo(f"{counted(result.images, 'image')} in both; the same decision: {result.agree:,} ({share:.1%})")
     click.echo(
-        f"Flips: {result.flips[0]:,} from no_pneumonia to pneumonia, {result.flips[1]:,} from pneumonia to no_pneumonia"
+        f"Changed decisions: {result.changed[0]:,} from no_pneumonia to pneumonia,"
+        f" {result.changed[1]:,} from pneumonia to no_pneumonia"
     )
     click.echo(f"Cohen's kappa of decided images: {result.kappa}")
     if result.difference:
@@ -345,15 +363,25 @@ def verify_command(archive: Path, key: str, as_json: bool) -> None:
         problems = [each._asdict() for each in result.problems]
         click.echo(json.dumps(result._asdict() | {"problems": problems}, indent=2))
     else:
-        for problem in result.problems[:_MAX_PRINTED]:
+        waiting = [problem for problem in result.problems if problem.code == "not_scored"]
+        others = [problem for problem in result.problems if problem.code != "not_scored"]
+        for problem in others[:_MAX_PRINTED]:
             click.echo(_problem_line(problem))
-        if (more := len(result.problems) - _MAX_PRINTED) > 0:
+        if (more := len(others) - _MAX_PRINTED) > 0:
             click.echo(f"and {counted(more, 'other shard')}")
+        if waiting:  # an archive that is half scored has thousands
+            rows = sum(problem.missing for problem in waiting)
+            click.echo(f"not_scored: {counted(len(waiting), 'shard')}, {counted(rows, 'image')}")
         click.echo(f"{result.found:,} of {counted(result.rows, 'image')} in exactly one row, set {result.key}")
+        _print_runtimes(result.runtimes)
     if result.problems:
+        wrong = result.rows - result.found
+        images = f"{wrong:,} of {counted(result.rows, 'image')} are missing, doubled or altered" if wrong else ""
+        n_heatmaps = sum(problem.code.startswith("heatmaps") for problem in result.problems)
+        heatmaps = f"the heatmaps of {counted(n_heatmaps, 'shard')} are missing or altered" if n_heatmaps else ""
+        text = "; ".join(filter(None, (images, heatmaps))) or "there are files of no listed image"
         raise ArchiveError(
-            f"{result.rows - result.found:,} of {counted(result.rows, 'image')} are missing, doubled or altered"
-            f" ({counted(len(result.problems), 'shard')})",
+            f"{text} ({counted(len(result.problems), 'shard')})",
             hint="Run the same `pneumoscope archive score` again; delete the files of altered shards first",
         )
 

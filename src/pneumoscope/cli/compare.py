@@ -67,7 +67,8 @@ def command(
 
     Writes comparison.json, comparison.csv and report.html to --out. Weights of runs are not needed: run.json, epochs.csv,
     recipe.toml and evaluation/ of each run are enough. Runs of one recipe are named after their folders; with different seeds
-    they are compared by their mean, and the tests account for the seeds. A folder of runs stands for its runs.
+    they are compared by their mean, and the tests account for the seeds. A folder of runs stands for its runs. Folders of `train
+    --folds` are compared with each other, on their validation images and fold by fold.
 
     Example:  pneumoscope compare runs/alexnet-adam runs/quick default scores.csv --data images.csv --out comparison
     """

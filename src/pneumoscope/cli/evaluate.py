@@ -66,9 +66,8 @@ __all__ = ["command"]
 @click.option(
     "--split",
     type=click.Choice(["train", "validation", "test", "all"]),
-    default="test",
-    show_default=True,
-    help="Images to evaluate; all for a data set without splits that the model has not seen.",
+    help="Images to evaluate; all for a data set without splits that the model has not seen.  [default: test; validation for the"
+    " folds of a cross-validation, which have no other]",
 )
 @click.option(
     "--operating-point",
@@ -128,7 +127,7 @@ def command(
     validation_data: Path | None,
     split_column: str,
     calibrate: bool,
-    split: str,
+    split: str | None,
     operating_points: tuple[str, ...],
     out: Path | None,
     name: str | None,
@@ -151,7 +150,8 @@ def command(
     Each test-set evaluation is recorded in the test ledger before its result is shown.
 
     Evaluations of a run are kept side by side in RUN/evaluation/. Evaluating the same images again adds the operating points.
-    A folder of runs, as `train --seeds` makes it, has each of its runs evaluated.
+    A folder of runs, as `train --seeds` makes it, has each of its runs evaluated. The folds of `train --folds` are evaluated each
+    on its own validation images, at the fixed threshold, and the mean over folds is printed.
 
     Example:  pneumoscope evaluate --predictions scores.csv --data images.csv --probability-column Pneumonia
     """
@@ -168,7 +168,7 @@ def command(
         evaluation = _evaluate_predictions(
             predictions,
             data,
-            split=split,
+            split=split or "test",
             labels=labels,
             columns={field: column_names[name] for name, field in PREDICTION_COLUMNS.items()} | {"split": split_column},
             validation=validation_predictions,
@@ -187,7 +187,9 @@ def command(
             note=note,
         )
     else:
+        from pneumoscope.evaluation.cross_validation import OUT_OF_FOLD, find_folds, is_cross_validation
         from pneumoscope.evaluation.evaluate import OPERATING_POINTS, evaluate
+        from pneumoscope.evaluation.external_predictions import FIXED_POINT
         from pneumoscope.runs.run_folder import run_folders
 
         labels = _with_path_column(labels, column_names.pop("path_column"))
@@ -198,7 +200,12 @@ def command(
             **{f"--{name.replace('_', '-')}": value for name, value in column_names.items()},
         }
         required = _require_target(target, given)
-        runs = run_folders(required)
+        is_folds = is_cross_validation(required)
+        if is_folds:
+            _check_split_of_folds(required, split)
+        runs = find_folds(required) if is_folds else run_folders(required)
+        split = split or (OUT_OF_FOLD if is_folds else "test")
+        default_points = (FIXED_POINT,) if is_folds else OPERATING_POINTS
         _check_folder_of_runs(required, runs, out)
         evaluations = []
         for each in runs or [required]:
@@ -208,7 +215,7 @@ def command(
                     data,
                     split=split,
                     labels=labels,
-                    operating_points=operating_points or OPERATING_POINTS,
+                    operating_points=operating_points or default_points,
                     out=out,
                     name=name,
                     by=columns_by,
@@ -225,7 +232,7 @@ def command(
                 )
             evaluations.append(evaluation)
         if runs:
-            _print_runs(required, runs, evaluations, name or "test", as_json=as_json)
+            _print_runs(required, runs, evaluations, name or split, is_folds=is_folds, as_json=as_json)
             return
     if as_json:
         click.echo(to_json(evaluation), nl=False)
@@ -249,24 +256,47 @@ def _check_folder_of_runs(folder: Path, runs: Sequence[Path], out: Path | None) 
         )
 
 
-def _print_runs(
-    folder: Path, runs: Sequence[Path], evaluations: Sequence[Evaluation], name: str, *, as_json: bool
-) -> None:
-    """Print the accuracy and AUROC of each run in a folder of runs; their mean is that of `compare`."""
-    from pneumoscope.core.result_forms import to_json
+def _check_split_of_folds(folder: Path, split: str | None) -> None:
+    from pneumoscope.core.errors import UsageError
 
-    if as_json:
-        click.echo(to_json(list(map(dataclasses.asdict, evaluations))), nl=False)
-        return
+    if split not in (None, "validation"):
+        raise UsageError(
+            f"the folds in {str(folder)!r} are evaluated on their validation images, not on the split {split!r}",
+            hint="For test images, train the recipe once on all training images and evaluate that run; or give one fold as RUN",
+        )
+
+
+def _print_runs(
+    folder: Path,
+    runs: Sequence[Path],
+    evaluations: Sequence[Evaluation],
+    name: str,
+    *,
+    is_folds: bool,
+    as_json: bool,
+) -> None:
+    """Print the accuracy and AUROC of each run in a folder of runs, and the mean of folds; that of seeds is in `compare`."""
+    from pneumoscope.core.result_forms import to_json
+    from pneumoscope.evaluation.cross_validation import summarize_folds
+    from pneumoscope.evaluation.run_groups import group_sentences
+
     point = next(iter(evaluations[0].operating_points))
+    groups = [summarize_folds(folder, name, point)] if is_folds else []
+    if as_json:
+        listed = list(map(dataclasses.asdict, evaluations))
+        document = {"evaluations": listed, "mean": dataclasses.asdict(groups[0])} if groups else listed
+        click.echo(to_json(document), nl=False)
+        return
     for run, evaluation in zip(runs, evaluations, strict=True):
         accuracy, label = evaluation.operating_points[point].metrics["accuracy"], run.relative_to(folder)
         click.echo(f"{label}: accuracy {accuracy} at {point}, AUROC {evaluation.metrics['auroc']}, n = {evaluation.n}")
     counts = [each.test_evaluation for each in evaluations if each.test_evaluation is not None]
     if counts:
-        click.echo(f"Test-set evaluations of these images so far: {max(counts)}")
+        click.echo(f"These test images have been evaluated {_times(max(counts))} so far (test ledger)")
+    for sentence in group_sentences(groups):
+        click.echo(sentence)
     click.secho(evaluations[0].notice, dim=True)
-    chosen = "" if name == "test" else f" --evaluation {name}"
+    chosen = "" if is_folds or name == "test" else f" --evaluation {name}"
     click.echo(f"next    pneumoscope compare {folder}{chosen} --out DIR")
 
 
@@ -335,8 +365,12 @@ def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
     _print_decision_curve(evaluation, console)
     _print_breakdown(evaluation, console)
     if evaluation.test_evaluation is not None:
-        click.echo(f"Test-set evaluation {evaluation.test_evaluation} of these images")
+        click.echo(f"These test images have been evaluated {_times(evaluation.test_evaluation)} so far (test ledger)")
     click.secho(evaluation.notice, dim=True)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _print_decision_curve(evaluation: Evaluation, console: Console) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "ledger_option",
     "margin_option",
     "model_option",
+    "model_options",
     "operating_point_option",
     "outliers_option",
     "overrides_option",
@@ -101,6 +102,32 @@ assume_option = click.option(
     help="Override DICOM headers of all images: chest for another body part or an unknown modality; frontal for an unknown view"
     " or laterality. Repeat for both. Each prediction that depends on it has a warning.",
 )
+
+
+def model_options(require_age: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return the options of a command that loads a model, which gets them as the argument `model`: those of `load_model`.
+
+    Args:
+        require_age: Default of --require-age.
+    """
+    options = (
+        model_option, operating_point_option, site_option, prevalence_option, require_age_option(require_age), assume_option,
+    )  # fmt: skip
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def collecting(*arguments: Any, **parameters: Any) -> None:
+            model = {name: parameters.pop(name) for name in _MODEL_PARAMETERS}
+            command(*arguments, model=model, **parameters)
+
+        for option in reversed(options):
+            option(collecting)
+        return collecting
+
+    return decorate
+
+
+_MODEL_PARAMETERS = ("bundle", "operating_point", "site", "prevalence", "require_age", "assume")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 seed_option = click.option("--seed", default=0, show_default=True, help="Random seed.")
 ledger_option = click.option(

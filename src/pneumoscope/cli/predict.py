@@ -11,20 +11,12 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pneumoscope.cli.interrupt import catch_interrupt
-from pneumoscope.cli.options import (
-    assume_option,
-    json_option,
-    model_option,
-    operating_point_option,
-    prevalence_option,
-    require_age_option,
-    site_option,
-)
+from pneumoscope.cli.options import json_option, model_options
 from pneumoscope.cli.progress import image_progress, printable
 from pneumoscope.core.errors import PartialFailureError, UsageError
 from pneumoscope.core.messages import counted, warning_message
@@ -32,7 +24,7 @@ from pneumoscope.core.prediction import OVERRIDES
 from pneumoscope.core.prediction_messages import decision_message, prevalence_message, scope_message, site_note
 
 if TYPE_CHECKING:
-    from pneumoscope.core.prediction import AgeRequirement, Assumption, Prediction, WarningCode
+    from pneumoscope.core.prediction import Assumption, Prediction, WarningCode
     from pneumoscope.inference.model import Model
 
 __all__ = ["command"]
@@ -52,12 +44,7 @@ _COLORS = {
 
 @click.command("predict", short_help="Estimate the probability of pneumonia.")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
-@model_option
-@operating_point_option
-@site_option
-@prevalence_option
-@require_age_option("never")
-@assume_option
+@model_options("never")
 @click.option(
     "--age",
     type=float,
@@ -79,12 +66,7 @@ _COLORS = {
 )
 def command(
     paths: tuple[str, ...],
-    bundle: Path | None,
-    operating_point: str,
-    site: Path | None,
-    prevalence: float | None,
-    require_age: AgeRequirement,
-    assume: tuple[Assumption, ...],
+    model: dict[str, Any],
     age: float | None,
     no_identifiers: bool,
     as_json: bool,
@@ -106,15 +88,10 @@ def command(
     _check_outputs(paths, as_json, table, heatmaps)
     images = _discover(paths)
     # One image is fastest with all cores on it; many are fastest with one core each.
-    model = load_model(
-        bundle,
-        operating_point=operating_point,
+    loaded = load_model(
+        **model,
         threads=0 if len(images) == 1 else 1,
         isolated=len(images) > MIN_IMAGES_FOR_POOL and os.name == "posix",
-        require_age=require_age,
-        assume=assume,
-        site=site,
-        prevalence=prevalence,
     )
     tally = _Tally(len(images))
     show_progress = as_json or table or not sys.stdout.isatty()  # the table on a terminal is progress enough
@@ -122,7 +99,7 @@ def command(
         interrupted = stack.enter_context(catch_interrupt())
         scored = stack.enter_context(
             contextlib.closing(
-                _write_heatmaps(model, images, heatmaps, age) if heatmaps else model.predict_many(images, age=age)
+                _write_heatmaps(loaded, images, heatmaps, age) if heatmaps else loaded.predict_many(images, age=age)
             )
         )
         progress = None
@@ -132,11 +109,11 @@ def command(
             scored = (dataclasses.replace(prediction, identity=None) for prediction in scored)
         predictions = tally.count(scored, progress, interrupted)
         if as_json:
-            _write_json(model, predictions)
+            _write_json(loaded, predictions)
         elif table:
-            _write_csv(model, predictions, table, tally)
+            _write_csv(loaded, predictions, table, tally)
         else:
-            _print_table(model, predictions, tally.decisions)
+            _print_table(loaded, predictions, tally.decisions)
     tally.print_warnings()
     if interrupted.is_set():
         click.echo(f"Interrupted after {tally.done:,} of {counted(len(images), 'image')}", err=True)

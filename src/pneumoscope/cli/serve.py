@@ -7,23 +7,14 @@ import re
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from pneumoscope.cli.imports import without_collections
-from pneumoscope.cli.options import (
-    assume_option,
-    database_option,
-    model_option,
-    operating_point_option,
-    prevalence_option,
-    require_age_option,
-    site_option,
-)
+from pneumoscope.cli.options import database_option, model_options
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.prediction import AgeRequirement, Assumption
 
 if TYPE_CHECKING:
     from pneumoscope.service.auth.openid_connect import OpenIdConnect
@@ -56,12 +47,7 @@ class _Age(click.ParamType[timedelta]):
     type=click.IntRange(0, 65535),
     help="Port to listen on; 0 picks a free one.",
 )
-@model_option
-@operating_point_option
-@site_option
-@prevalence_option
-@require_age_option("dicom")
-@assume_option
+@model_options("dicom")
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), help="Folder for images and database.  [default: pneumoscope-data]"
 )
@@ -139,12 +125,7 @@ def command(
     context: click.Context,
     host: str,
     port: int,
-    bundle: Path | None,
-    operating_point: str,
-    site: Path | None,
-    prevalence: float | None,
-    require_age: AgeRequirement,
-    assume: tuple[Assumption, ...],
+    model: dict[str, Any],
     data_dir: Path | None,
     database: str,
     ephemeral: bool,
@@ -183,8 +164,8 @@ def command(
     if ephemeral and (data_dir or database):
         raise UsageError("--ephemeral cannot be combined with --data-dir or --database")
     with without_collections():
+        from pneumoscope.core.addresses import is_loopback
         from pneumoscope.inference.model import load_model
-        from pneumoscope.service.auth.users import is_loopback
         from pneumoscope.service.server import ServerOptions, serve
         from pneumoscope.service.settings import Settings
         from pneumoscope.service.storage.pseudonyms import Pseudonymizer, read_key
@@ -209,18 +190,8 @@ def command(
         pseudonymizer=Pseudonymizer(read_key(pseudonym_key)) if pseudonym_key else None,
         dicom=_dicom_configuration(dicom_config, dicom_port, dicom_host or host, dicom_aet, dicom_peers, dicom_tls),
     )
-    model = load_model(
-        bundle,
-        operating_point=operating_point,
-        threads=1,
-        isolated=True,
-        require_age=require_age,
-        assume=assume,
-        site=site,
-        prevalence=prevalence,
-    )
-    with contextlib.closing(model):
-        serve(model, settings, options, echo=lambda text: click.echo(text, err=True))
+    with contextlib.closing(load_model(**model, threads=1, isolated=True)) as loaded:
+        serve(loaded, settings, options, echo=lambda text: click.echo(text, err=True))
 
 
 def _read_provider(file: Path) -> OpenIdConnect:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,14 +34,30 @@ __all__ = ["command"]
 @label_options()
 @outliers_option
 @click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="The run folder; with --seeds the folder of the runs."
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The run folder; with --seeds or --folds that of the runs.",
 )
 @overrides_option
+@click.option(
+    "--init",
+    metavar="BUNDLE|RUN|FILE",
+    help="Start from the weights of a bundle (default: the model in the package), a run, or a file with a state dict of timm,"
+    " torchvision or Hugging Face; the same as --set network.weights=...",
+)
 @click.option(
     "--seeds",
     type=click.IntRange(min=1),
     metavar="N",
     help="Train N runs with consecutive seeds, from training.seed, in OUT/seed-N.",
+)
+@click.option(
+    "--folds",
+    type=click.IntRange(min=2),
+    metavar="K",
+    help="Cross-validation: divide the training images by patient into K folds, and train K runs in OUT/fold-N, each of which"
+    " validates on one fold. Not together with --seeds.",
 )
 @click.option("--resume", is_flag=True, help="Resume in --out after the last complete epoch.")
 @accelerator_option
@@ -56,7 +73,7 @@ __all__ = ["command"]
     "--json",
     "as_json",
     is_flag=True,
-    help="Print the record of the run (run.json) as one JSON document; with --seeds a list.",
+    help="Print the record of the run (run.json) as one JSON document; with --seeds or --folds a list.",
 )
 def command(
     recipe: str,
@@ -65,7 +82,9 @@ def command(
     outliers: Path | None,
     out: Path,
     overrides: tuple[str, ...],
+    init: str | None,
     seeds: int | None,
+    folds: int | None,
     resume: bool,
     accelerator: Literal["auto", "cpu", "gpu"],
     devices: int,
@@ -75,21 +94,29 @@ def command(
     """Train a network by a recipe, and write its bundle.
 
     RECIPE is a name (see `pneumoscope recipes`) or a TOML file. Images without splits are split as the recipe states. An
-    interrupted run continues with --resume, and ends with the same weights. With --seeds, `evaluate` and `compare` take the
-    folder of the runs, and state means and spreads.
+    interrupted run continues with --resume, and ends with the same weights. With --seeds or --folds, `evaluate` and `compare`
+    take the folder of the runs, and state means and spreads.
 
     Example:  pneumoscope train alexnet-adam --data chest_xray --out runs/alexnet-adam
     """
     from pneumoscope.cli.progress import image_progress
+    from pneumoscope.core.errors import UsageError
     from pneumoscope.reproduction.recipes import report_recipes
     from pneumoscope.runs.recipe import packaged_recipes, read_recipe
     from pneumoscope.runs.record import records_json
     from pneumoscope.runs.run_folder import BUNDLE_FOLDER, CURVES_FILE
 
     with without_collections():
-        from pneumoscope.training.train import train, train_seeds
+        from pneumoscope.training.run_series import train_folds, train_seeds
+        from pneumoscope.training.train import train
         from pneumoscope.training.trainer import Devices
 
+    if seeds is not None and folds is not None:
+        raise UsageError(
+            "both --seeds and --folds are given",
+            hint="Repeat a cross-validation with another seed, which divides the images differently, in another folder:"
+            " --set training.seed=1",
+        )
     with image_progress("preparing images") as progress, _resume_hint(out):
         options: dict[str, Any] = {
             "outliers": outliers,
@@ -99,32 +126,37 @@ def command(
             "progress": progress,
             "log": lambda message: click.echo(message, err=True),
         }
+        if init is not None:
+            overrides += (f"network.weights={json.dumps(init, ensure_ascii=False)}",)
         settings = read_recipe(recipe, overrides, packaged_recipes() | report_recipes())
-        records = (
-            [train(settings, data, out, **options)]
-            if seeds is None
-            else train_seeds(settings, data, out, seeds, **options)
-        )
+        if seeds is not None:
+            records = train_seeds(settings, data, out, seeds, **options)
+        elif folds is not None:
+            records = train_folds(settings, data, out, folds, **options)
+        else:
+            records = [train(settings, data, out, **options)]
+    is_single = seeds is None and folds is None
     if any(record.state != "finished" for record in records):
         return  # a process on another node; the first one prints
     if as_json:
-        click.echo(records[0].to_json() if seeds is None else records_json(records), nl=False)
+        click.echo(records[0].to_json() if is_single else records_json(records), nl=False)
         return
     for record in records:
-        click.echo(_summary(record, "" if seeds is None else f", seed {record.seed}"))
-    if seeds is None:
+        series = f", seed {record.seed}" if seeds else f", fold {record.fold}" if folds else ""
+        click.echo(_summary(record, series))
+    if is_single:
         click.echo(f"bundle  {out / BUNDLE_FOLDER}")
         click.echo(f"curves  {out / CURVES_FILE}")
-    elif seeds > 1:
+    elif len(records) > 1:
         accuracies = [record.best_validation_accuracy or 0.0 for record in records]
         spread = f"{statistics.mean(accuracies):.4f}, standard deviation {statistics.stdev(accuracies):.4f}"
-        click.echo(f"mean validation accuracy {spread}, n = {seeds} seeds")
+        click.echo(f"mean validation accuracy {spread}, n = {len(records)} {'folds' if folds else 'seeds'}")
     click.echo(f"next    pneumoscope evaluate {out} --data {data}")
 
 
-def _summary(record: RunRecord, seed: str) -> str:
+def _summary(record: RunRecord, series: str) -> str:
     return (
-        f"{record.name}{seed}: best epoch {record.best_epoch} of {record.epochs},"
+        f"{record.name}{series}: best epoch {record.best_epoch} of {record.epochs},"
         f" validation accuracy {record.best_validation_accuracy:.4f}, {(record.seconds or 0) / 60:.1f} min"
     )
 

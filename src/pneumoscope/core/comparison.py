@@ -46,10 +46,11 @@ class RunSummary:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SeedSpread:
-    """A metric of several runs that differ in their seed only.
+    """A metric of several runs of one recipe: with different seeds, or the folds of a cross-validation.
 
     Attributes:
-        mean: Mean of the runs, with an interval for other seeds and other patients if there is a method for the metric.
+        mean: Mean of the runs, with an interval for other seeds and other patients, or other training images and patients, if
+            there is a method for the metric.
         sd: Standard deviation of the runs.
         minimum, maximum: Lowest and highest value.
     """
@@ -62,18 +63,30 @@ class SeedSpread:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunGroup:
-    """The runs of one recipe with several seeds.
+    """The runs of one recipe with several seeds, or the folds of a cross-validation.
 
     Attributes:
         name: Name of the recipe, or of the folder of the runs if another group has the same name.
         runs, seeds: Names and seeds of the runs, in the same order.
         metrics: Spread of each metric that is defined for all runs.
+        folds: Numbers of the folds, in the same order; empty for several seeds.
     """
 
     name: str
     runs: tuple[str, ...]
     seeds: tuple[int, ...]
     metrics: Mapping[str, SeedSpread]
+    folds: tuple[int, ...] = ()
+
+    @property
+    def unit(self) -> str:
+        """Noun for the runs: "seeds" or "folds"."""
+        return "folds" if self.folds else "seeds"
+
+    def members_text(self) -> str:
+        """Return what the runs are, such as "3 seeds (0, 1, 2)" or "5 folds (seed 0)"."""
+        which = f"seed {self.seeds[0]}" if self.folds else ", ".join(map(str, self.seeds))
+        return f"{len(self.runs)} {self.unit} ({which})"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,8 +95,8 @@ class PairedTest:
 
     Attributes:
         a, b: Names of the runs or groups.
-        metric: "accuracy", "sensitivity" or "specificity" (exact McNemar test), or "auroc" (DeLong test); with groups each by
-            the test of Obuchowski and Rockette.
+        metric: "accuracy", "sensitivity" or "specificity" (exact McNemar test), or "auroc" (DeLong test); with several seeds each
+            by the test of Obuchowski and Rockette, with folds by that of Nadeau and Bengio.
         difference: Metric of a minus metric of b.
         test: Name of the test, which states whether it keeps the images of a patient together.
         p: Two-sided p-value before correction; None if undefined (no discordant image, equal rankings).
@@ -144,7 +157,7 @@ class ReferenceTable:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Comparison:
-    """A comparison of several runs on the same images.
+    """A comparison of several runs on the same images, or of cross-validations on the same folds.
 
     Attributes:
         images: {"sha256", "n", "patients", "counts"}.
@@ -157,7 +170,7 @@ class Comparison:
         version: Version of pneumoscope.
         reference: Published table that the runs are compared with; None without one.
         evaluation: Name of the compared evaluation of each run.
-        groups: Runs of one recipe with several seeds.
+        groups: Runs of one recipe with several seeds, or folds.
     """
 
     images: Mapping[str, Any]
@@ -179,6 +192,11 @@ class Comparison:
         runs = ", ".join(f"{run.name}: accuracy={run.test.get('accuracy')}" for run in self.runs)
         return f"Comparison(n={self.images.get('n')}, operating_point={self.operating_point!r}, {runs})"
 
+    @property
+    def is_cross_validation(self) -> bool:
+        """True if the runs are folds, each with images of its own."""
+        return any(group.folds for group in self.groups)
+
     def _repr_html_(self) -> str:
         from pneumoscope.core.display import comparison_html
 
@@ -192,7 +210,7 @@ class Comparison:
             rows += interval_rows(intervals, run=run.name)
         for group in self.groups:
             means = [(name, spread.mean) for name, spread in group.metrics.items()]
-            rows += interval_rows(means, run=f"{group.name} (mean of {len(group.runs)} seeds)")
+            rows += interval_rows(means, run=f"{group.name} (mean of {len(group.runs)} {group.unit})")
         return rows
 
     def to_dataframe(self) -> pd.DataFrame:

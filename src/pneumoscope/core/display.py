@@ -111,7 +111,7 @@ def comparison_html(comparison: Comparison) -> str:
         (f"{run.name}: {metric}", run.test[metric]) for metric in ("accuracy", "auroc") for run in comparison.runs
     ]
     intervals += [
-        (f"{group.name}, mean of {len(group.runs)} seeds: {metric}", group.metrics[metric].mean)
+        (f"{group.name}, mean of {len(group.runs)} {group.unit}: {metric}", group.metrics[metric].mean)
         for metric in ("accuracy", "auroc")
         for group in comparison.groups
         if metric in group.metrics

@@ -83,14 +83,15 @@ def fsync_directory(folder: Path) -> None:
             os.close(handle)
 
 
-def is_temporary(name: str, target: str) -> bool:
+def is_temporary(name: str, target: str = "") -> bool:
     """Return whether a file name is that of a temporary file of `write_atomically`.
 
     Args:
         name: The file name.
-        target: Name of the file that was being written.
+        target: Name of the file that was being written; any file if empty.
     """
-    return re.fullmatch(rf"\.{re.escape(target)}-[0-9a-f]{{{2 * _SUFFIX_BYTES}}}", name) is not None
+    written = re.escape(target) or ".+"
+    return re.fullmatch(rf"\.{written}-[0-9a-f]{{{2 * _SUFFIX_BYTES}}}", name) is not None
 
 
 def remove_temporary_files(path: Path) -> None:

@@ -29,6 +29,7 @@ _PRINTED_NAMES = {
     "obuchowski-rockette": "Obuchowski-Rockette",
     "mercaldo": "Mercaldo",
     "mover-r": "MOVER-R",
+    "nadeau-bengio": "Nadeau-Bengio",
     "newcombe": "Newcombe",
     "simel": "Simel",
     "wilson": "Wilson",

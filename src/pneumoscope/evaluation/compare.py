@@ -6,10 +6,8 @@ Of runs and other evaluations only the result files are needed, not the weights.
 from __future__ import annotations
 
 import csv
-import dataclasses
 import datetime
 import io
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,15 +15,15 @@ import numpy as np
 
 from pneumoscope import __version__
 from pneumoscope.core.comparison import Comparison, PairedTest, RunGroup, RunSummary
-from pneumoscope.core.errors import RunError, UsageError
+from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
-from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.messages import counted
 from pneumoscope.core.result_forms import to_json
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.predictions_file import PredictionColumns
 from pneumoscope.evaluation import run_groups
+from pneumoscope.evaluation.comparability import check_comparable, joint_notice, summarize_run, with_unique_names
 from pneumoscope.evaluation.compared import EvaluatedRun, ScoringOptions, decisions, expand_runs, read_evaluated
+from pneumoscope.evaluation.cross_validation import compare_folds, is_cross_validation
 from pneumoscope.evaluation.custom_points import canonical_names
 from pneumoscope.evaluation.metrics import positives
 from pneumoscope.evaluation.paired_findings import RunScores, findings, paired_tests, training_sentence
@@ -35,7 +33,6 @@ __all__ = ["COMPARISON_FILE", "COMPARISON_TABLE", "compare", "write_comparison"]
 
 COMPARISON_FILE = "comparison.json"
 COMPARISON_TABLE = "comparison.csv"
-_MAX_LISTED = 3  # images in a message
 _TABLE_COLUMNS = ("run", "metric", "value", "low", "high", "method", "n")
 
 
@@ -60,10 +57,11 @@ def compare(
         runs: Run folders with `run.json` and `evaluation/NAME/`, or folders of such runs; folders of an evaluation; bundles,
             "default" for the model in the package; and CSV files with the predictions of other tools. The last two are
             evaluated first, on `data`. Those with the same name get the names of their folders or files. Runs of one recipe
-            with different seeds are compared by their means; see `run_groups`.
+            with different seeds are compared by their means; see `run_groups`. Cross-validations, as `train --folds` makes
+            them, are compared with each other only, on their validation images; see `cross_validation`.
         operating_point: Operating point of the threshold metrics and of the McNemar tests. A custom one, such as "0.3" or
             "sens=0.95", must be in each evaluation, or be a probability where bundles and files are evaluated.
-        evaluation: Name of the evaluation of each run.
+        evaluation: Name of the evaluation of each run; of cross-validations always "validation".
         data, labels, split: Labeled images for bundles and CSV files; see `evaluate`.
         columns: Names of the columns of the CSV files.
         ledger: The test ledger, which records the evaluations of bundles and CSV files.
@@ -88,6 +86,12 @@ def compare(
             "there are no runs to compare", hint="Give at least one run folder: pneumoscope compare RUN... --out DIR"
         )
     (operating_point,) = canonical_names([operating_point])
+    targets = [Path(run) for run in runs]
+    if any(map(is_cross_validation, targets)):
+        comparison = compare_folds(targets, operating_point, command)
+        if out is not None:
+            write_comparison(comparison, Path(out))
+        return comparison
     options = ScoringOptions(
         data=None if data is None else Path(data),
         labels=labels,
@@ -97,16 +101,16 @@ def compare(
         progress=progress,
         note=note,
     )
-    evaluated = _with_unique_names(
+    evaluated = with_unique_names(
         read_evaluated(
-            expand_runs([Path(run) for run in runs]),
+            expand_runs(targets),
             evaluation,
             operating_point,
             options,
             None if out is None else Path(out),
         )
     )
-    _check_comparable(evaluated)
+    check_comparable(evaluated)
     images = evaluated[0].images
     positive, patients = positives(images), [image.patient for image in images]
     scores = [
@@ -117,7 +121,7 @@ def compare(
         )
         for run in evaluated
     ]
-    summaries = tuple(_summary(run, operating_point) for run in evaluated)
+    summaries = tuple(summarize_run(run, operating_point) for run in evaluated)
     groups, pairs, sentences = _findings(evaluated, summaries, scores, positive, patients)
     first = evaluated[0].evaluation
     comparison = Comparison(
@@ -140,7 +144,7 @@ def compare(
         command=command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,
-        notice=_notice(evaluated),
+        notice=joint_notice(evaluated),
     )
     if out is not None:
         write_comparison(comparison, Path(out))
@@ -178,72 +182,6 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
     """
     write_atomically(out / COMPARISON_TABLE, _table(comparison))
     write_atomically(out / COMPARISON_FILE, to_json(comparison))
-
-
-def _with_unique_names(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
-    """Rename runs that have the same name after their folders or files."""
-    count = Counter(run.name for run in runs)
-    return [run if count[run.name] == 1 else dataclasses.replace(run, name=run.folder_name) for run in runs]
-
-
-def _check_comparable(runs: Sequence[EvaluatedRun]) -> None:
-    """Raise unless names are unique and images, labels and patients are the same in all runs."""
-    name, count = Counter(run.name for run in runs).most_common(1)[0]
-    if count > 1:
-        folders = ", ".join(str(run.path) for run in runs if run.name == name)
-        raise RunError(
-            f"{count} runs have the name {name!r} ({folders})",
-            hint="Rename the folders: runs of one recipe are distinguished by the names of their folders",
-        )
-    first = runs[0]
-    for run in runs[1:]:
-        if run.evaluation.images_sha256 != first.evaluation.images_sha256:
-            raise RunError(
-                f"run {run.name!r} was evaluated on other images than {first.name!r}"
-                f" ({run.evaluation.n} and {first.evaluation.n} images, compared by content:"
-                f" {_only_in(run, first)}; {_only_in(first, run)})",
-                hint="Evaluate both on the same data",
-            )
-        different = [
-            (image, reference)
-            for image, reference in zip(run.images, first.images, strict=True)
-            if (image.label, image.patient) != (reference.label, reference.patient)
-        ]
-        if different:
-            image, reference = different[0]
-            raise RunError(
-                f"image {image.path!r} is {image.label} of patient {image.patient!r} in {run.name!r}"
-                f" and {reference.label} of patient {reference.patient!r} in {first.name!r}"
-                f" ({counted(len(different), 'such image')})",
-                hint="Evaluate both on the same data",
-            )
-
-
-def _only_in(a: EvaluatedRun, b: EvaluatedRun) -> str:
-    """Return how many images only `a` has, with examples."""
-    hashes = {image.sha256 for image in b.images}
-    only = [image.path for image in a.images if image.sha256 not in hashes]
-    examples = ", ".join(map(repr, only[:_MAX_LISTED]))
-    return f"{len(only)} only in {a.name!r}{', such as ' + examples if only else ''}"
-
-
-def _summary(run: EvaluatedRun, operating_point: str) -> RunSummary:
-    result = run.evaluation.operating_points[operating_point]
-    fields = (field.name for field in dataclasses.fields(RunSummary) if field.name not in {"name", "test", "confusion"})
-    return RunSummary(
-        name=run.name,
-        **{field: getattr(run.record, field, None) for field in fields},
-        test={"n": run.evaluation.n, **result.metrics, **run.evaluation.metrics},
-        confusion=result.confusion,
-    )
-
-
-def _notice(runs: Sequence[EvaluatedRun]) -> str:
-    """Return the notice of the evaluations; the populations by run if they differ."""
-    if len({run.evaluation.notice for run in runs}) == 1:
-        return runs[0].evaluation.notice
-    populations = (f"{run.name}: {run.evaluation.notice.removeprefix(NOTICE).strip()}" for run in runs)
-    return " ".join((NOTICE, *populations))
 
 
 def _rejection_sentences(runs: Sequence[EvaluatedRun]) -> tuple[str, ...]:

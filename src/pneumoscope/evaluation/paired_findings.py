@@ -117,7 +117,11 @@ def _sentence(a: str, b: str, metric: str, test: str, verdict: str, difference: 
     amount = _difference_text(difference) if metric == "auroc" else percentage_points(difference)
     if p_holm is None:
         equal = "equal rankings" if metric == "auroc" else "no discordant images"
-        result = "no variance of seeds and images" if test.startswith("obuchowski-rockette") else equal
+        without_variance = {
+            "obuchowski-rockette": "no variance of seeds and images",
+            "nadeau-bengio": "the same difference in all folds",
+        }
+        result = without_variance.get(test.partition(",")[0], equal)
     else:
         p = "< 0.001" if p_holm < 0.001 else f"= {p_holm:.3f}"
         result = f"{method_name(test)}: p {p}, Holm-corrected"

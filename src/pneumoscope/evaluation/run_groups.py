@@ -29,6 +29,7 @@ from pneumoscope.statistics.replicates import (
 from pneumoscope.statistics.roc import delong_covariance
 
 __all__ = [
+    "TESTED",
     "ComparedModel",
     "RunScoring",
     "group_runs",
@@ -38,7 +39,7 @@ __all__ = [
     "training_sentence",
 ]
 
-_TESTED = ("accuracy", "auroc", "sensitivity", "specificity")
+TESTED = ("accuracy", "auroc", "sensitivity", "specificity")
 _NO_VARIATION = "mean of seeds"  # method of a mean without an interval
 
 
@@ -200,7 +201,7 @@ def _spreads(summaries: Sequence[RunSummary], members: Sequence[int], scoring: R
             continue  # it is undefined for some of the runs, and a mean of the others would not be of all seeds
         mean = (
             scoring.mean(metric, members)
-            if metric in _TESTED
+            if metric in TESTED
             else Interval(float(np.mean(values)), None, None, _NO_VARIATION, first.n)
         )
         found[metric] = SeedSpread(mean, float(np.std(values, ddof=1)), min(values), max(values))
@@ -214,7 +215,7 @@ def group_tests(compared: Sequence[ComparedModel], scoring: RunScoring) -> tuple
     """
     pairs = list(combinations(compared, 2))
     tests = []
-    for metric in _TESTED:
+    for metric in TESTED:
         results = [scoring.difference(metric, a.members, b.members) for a, b in pairs]
         corrected = holm([p for _, p in results])
         for (a, b), (difference, p), p_holm in zip(pairs, results, corrected, strict=True):
@@ -246,5 +247,4 @@ def _sentence(group: RunGroup) -> str:
                 f"mean {name} {spread.mean}, standard deviation {spread.sd:.4f}, range {spread.minimum:.3f} to"
                 f" {spread.maximum:.3f}"
             )
-    seeds = ", ".join(map(str, group.seeds))
-    return f"{group.name}, {len(group.seeds)} seeds ({seeds}): {'; '.join(parts)}."
+    return f"{group.name}, {group.members_text()}: {'; '.join(parts)}."

@@ -27,6 +27,7 @@ from pneumoscope.inference.decision import (
     threshold_probability,
 )
 from pneumoscope.inference.image_loader import ImageLoader, check_age
+from pneumoscope.inference.providers import Provider
 from pneumoscope.inference.session import BundleSession, Scored
 from pneumoscope.runs.run_folder import find_bundle
 
@@ -50,11 +51,13 @@ class ScoredImage(NamedTuple):
         prediction: The prediction.
         logit: Output of the network; None if there is no probability.
         acquisition: View and manufacturer that the header states; None if it states neither.
+        heatmap: The heatmap as a layer over the image; None if it was not requested, or there is no probability.
     """
 
     prediction: Prediction
     logit: float | None
     acquisition: Acquisition | None
+    heatmap: Layer | None = None
 
 
 class Model:
@@ -131,6 +134,11 @@ class Model:
         return self._session.require_age
 
     @property
+    def provider(self) -> Provider:
+        """Processor that runs the network; see `load_model`."""
+        return self._session.provider
+
+    @property
     def assumptions(self) -> list[Assumption]:
         """Facts that are assumed of all images, sorted; see `load_model`."""
         return sorted(self._session.assumptions)
@@ -191,9 +199,16 @@ class Model:
         """
         return self._predict_batch(images, self._loader.pool, names, ages)
 
-    def score_batch(self, images: Sequence[ImageSource]) -> list[ScoredImage]:
-        """Return predictions like `predict_batch`, each with its logit and acquisition."""
-        return self._score_batch(images, self._loader.pool)
+    def score_batch(self, images: Sequence[ImageSource], *, heatmaps: bool = False) -> list[ScoredImage]:
+        """Return predictions like `predict_batch`, each with its logit and acquisition.
+
+        Args:
+            images: See `predict`.
+            heatmaps: Also return heatmaps, from the same run of the network.
+        Raises:
+            BundleError: The network has no heatmaps.
+        """
+        return self._score_batch(images, self._loader.pool, heatmaps=heatmaps)
 
     def predict_many(
         self, images: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE, workers: int = 0, age: float | None = None
@@ -269,6 +284,10 @@ class Model:
         """Whether the network has heatmaps."""
         return self._session.has_heatmaps
 
+    def require_heatmaps(self) -> None:
+        """Raise BundleError if the network has no heatmaps."""
+        self._session.require_heatmaps()
+
     def heatmap(self, image: ImageSource) -> Heatmap:
         """Return an image with the contributions to its logit. Rejections are ignored.
 
@@ -336,18 +355,32 @@ class Model:
         pool: DecodePool | None,
         names: Sequence[str] = (),
         ages: Sequence[float | None] = (),
+        *,
+        heatmaps: bool = False,
     ) -> list[ScoredImage]:
         preprocessed = self._loader.preprocess_many(images, pool, names=names, ages=ages)
-        readable = [each for each in preprocessed if isinstance(each, PreprocessedImage)]
-        outputs = self._session.stream(readable, batch=max(1, len(readable)))
+        scored = iter(
+            self._score([each for each in preprocessed if isinstance(each, PreprocessedImage)], heatmaps=heatmaps)
+        )
+        return [
+            next(scored) if isinstance(each, PreprocessedImage) else ScoredImage(self.failed(each), None, None)
+            for each in preprocessed
+        ]
+
+    def _score(self, images: Sequence[PreprocessedImage], *, heatmaps: bool) -> list[ScoredImage]:
+        if not images:
+            return []
+        outputs = self._session.outputs(np.stack([image.pixels for image in images]), heatmaps=heatmaps)
+        contributions = [None] * len(images) if outputs.heatmap is None else outputs.heatmap
         results = []
-        for each in preprocessed:
-            if not isinstance(each, PreprocessedImage):
-                results.append(ScoredImage(self.failed(each), None, None))
-                continue
-            scored = next(outputs)
+        for image, scored, heatmap in zip(images, self._session.score(images, outputs), contributions, strict=True):
+            prediction, layer = self._predict(image, scored), None
+            if heatmap is not None and prediction.probability is not None:
+                from pneumoscope.inference.saliency import heatmap_layer
+
+                layer = heatmap_layer(image, heatmap, self.card.preprocessing.crop)
             logit = None if scored.rejection else scored.logit
-            results.append(ScoredImage(self._predict(each, scored), logit, each.acquisition))
+            results.append(ScoredImage(prediction, logit, image.acquisition, layer))
         return results
 
     def _explain_batch(
@@ -424,6 +457,7 @@ def load_model(
     assume: Collection[Assumption] = (),
     site: str | Path | None = None,
     prevalence: float | None = None,
+    provider: Provider = "cpu",
 ) -> Model:
     """Return a model that is ready to predict.
 
@@ -440,13 +474,14 @@ def load_model(
         site: Site profile of `pneumoscope accept`, with calibration, thresholds and limits for a hospital.
         prevalence: Prevalence of pneumonia among the images, above 0 and below 1: probabilities, intervals and thresholds are
             stated for it, and decisions stay the same. That of the card if None; not together with `site`.
+        provider: Processor that runs the network: "cpu", or "cuda" for a GPU with onnxruntime-gpu.
     Raises:
         BundleError: The bundle is missing or invalid; see `bundle_folder.read_bundle`.
         SiteProfileError: The site profile cannot be read, was changed, or belongs to another model.
         RunError: The run has no bundle.
         UnknownNameError: The card has no such operating point.
-        UsageError: `isolated` is not available on this platform, `require_age` or `assume` has an unknown value, or
-            `prevalence` is invalid.
+        UsageError: `isolated` is not available on this platform, `require_age` or `assume` has an unknown value, `prevalence` is
+            invalid, or `provider` is not available.
     """
     folder = find_bundle(None if bundle is None else Path(bundle))
     pool = None
@@ -462,5 +497,6 @@ def load_model(
         assume=assume,
         site=None if site is None else Path(site),
         prevalence=prevalence,
+        provider=provider,
     )
     return Model(session, operating_point=operating_point, pool=pool, folder=folder)

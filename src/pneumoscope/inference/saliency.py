@@ -24,7 +24,7 @@ from pneumoscope.core.messages import decision_label, warning_message
 from pneumoscope.core.prediction import Decision, Prediction, WarningCode
 from pneumoscope.core.prediction_messages import notice, probability_text, site_note
 from pneumoscope.imaging.image import Radiograph
-from pneumoscope.imaging.preprocess import Crop
+from pneumoscope.imaging.preprocess import Crop, PreprocessedImage
 
 __all__ = [
     "MIN_POSITIONS",
@@ -194,13 +194,13 @@ class Layer(NamedTuple):
     maximum: float
 
 
-def heatmap_layer(image: Radiograph, heatmap: npt.NDArray[np.float32], crop: Crop) -> Layer:
+def heatmap_layer(image: Radiograph | PreprocessedImage, heatmap: npt.NDArray[np.float32], crop: Crop) -> Layer:
     """Return the heatmap as a transparent layer in the colors of the scale's ends, opaque at the largest contribution.
 
     The layer has the aspect ratio of the image, with at most 512 pixels on the longer side.
 
     Args:
-        image: Decoded image, not preprocessed.
+        image: The image, whose size in its file counts.
         heatmap: Contributions to the logit, shape (height, width).
         crop: Crop of the preprocessing.
     """

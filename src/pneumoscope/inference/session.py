@@ -21,6 +21,7 @@ from pneumoscope.core.prediction import ASSUMPTIONS, AgeRequirement, Assumption,
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import PreprocessedImage, preprocess_image
 from pneumoscope.inference.decision import calibrate, reject_by_age, reject_by_file, reject_by_network
+from pneumoscope.inference.providers import Provider, provider_arguments, require_running
 
 __all__ = ["OUTPUTS", "BundleSession", "Outputs", "Scored", "network_rejections"]
 
@@ -66,6 +67,7 @@ class BundleSession:
         assumptions: Overrides of DICOM headers that hold for all images.
         require_age: Images that are rejected if the age of the patient is unknown.
         has_heatmaps: True if the network has the output `heatmap`.
+        provider: Processor that runs the network.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class BundleSession:
         threads: int = 0,
         require_age: AgeRequirement = "never",
         assume: Collection[Assumption] = (),
+        provider: Provider = "cpu",
     ) -> None:
         """Start an ONNX Runtime session.
 
@@ -85,9 +88,11 @@ class BundleSession:
             threads: Threads per network call; 0 means one per core.
             require_age: Images that are rejected if the age of the patient is unknown.
             assume: Overrides of DICOM headers that hold for all images; see `core.prediction.OVERRIDES`.
+            provider: Processor that runs the network.
         Raises:
             BundleError: ONNX Runtime cannot run the file, or its inputs and outputs do not match the bundle format.
-            UsageError: `require_age` is not one of `AgeRequirement`, or `assume` has a value that is not an `Assumption`.
+            UsageError: `require_age` is not one of `AgeRequirement`, `assume` has a value that is not an `Assumption`, or the
+                provider is not available.
         """
         if require_age not in get_args(AgeRequirement):
             raise UsageError(
@@ -96,17 +101,18 @@ class BundleSession:
         for assumption in assume:
             if assumption not in ASSUMPTIONS:
                 raise UsageError(f"assume has {assumption!r}", hint=f"Pass one or more of: {', '.join(ASSUMPTIONS)}")
-        # ONNX Runtime's builds may report usage to their vendor. Disable that before the first import, unless it is configured.
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+        providers = provider_arguments(provider)
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or (os.cpu_count() or 1)
         options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(network, options, providers=providers)
         except Exception as error:
             raise BundleError(f"the network of bundle {card.name!r} cannot be run: {error}") from error
+        require_running(provider, self._session.get_providers())
+        self.provider = provider
         self.card = card
         self.profile: SiteProfile | None = None
         self.site = ""
@@ -126,19 +132,21 @@ class BundleSession:
         assume: Collection[Assumption] = (),
         site: Path | None = None,
         prevalence: float | None = None,
+        provider: Provider = "cpu",
     ) -> BundleSession:
         """Read and verify a bundle, start a session and run its self-test.
 
         Args:
             folder: Folder of the bundle.
-            threads, require_age, assume: See `__init__`.
+            threads, require_age, assume, provider: See `__init__`.
             site: Site profile to apply to the card, see `bundle.site_profile`.
             prevalence: Prevalence that probabilities are stated for, see `bundle.prevalence`; that of the card if None.
 
         Raises:
             BundleError: See `bundle_folder.read_bundle`; the outputs do not match the limits on the card, or the self-test fails.
             SiteProfileError: The site profile cannot be read, was changed, or belongs to another model.
-            UsageError: The prevalence is not between 0 and 1, or there is a site profile, which has its own.
+            UsageError: The prevalence is not between 0 and 1, or there is a site profile, which has its own; or the provider is
+                not available.
         """
         if site is not None and prevalence is not None:
             raise UsageError(
@@ -146,7 +154,7 @@ class BundleSession:
                 hint="The profile has a prevalence of its own. To change it: pneumoscope accept --prevalence",
             )
         card, network = read_bundle(folder)
-        session = cls(card, network, threads=threads, require_age=require_age, assume=assume)
+        session = cls(card, network, threads=threads, require_age=require_age, assume=assume, provider=provider)
         session._check_limits()
         session.run_self_test()
         if site is not None:

@@ -94,8 +94,8 @@ class ComparisonFigures:
         metrics: One figure per metric.
         roc, precision_recall: The whole curve and its corner; empty if a class has no images.
         undefined: Reason why `roc` and `precision_recall` are empty, else "".
-        reliability, histograms: One figure per run.
-        decision_curves: One figure of all runs.
+        reliability, histograms: One figure per run; no reliability of folds, whose validation images fitted the calibration.
+        decision_curves: One figure of all runs; None for folds.
         curves: One figure per run that was trained here.
         differences: One figure per metric of the paired tests.
     """
@@ -107,7 +107,7 @@ class ComparisonFigures:
     undefined: str
     reliability: tuple[NamedFigure, ...]
     histograms: tuple[NamedFigure, ...]
-    decision_curves: NamedFigure
+    decision_curves: NamedFigure | None
     curves: tuple[NamedFigure, ...]
     differences: dict[str, NamedFigure]
 
@@ -115,7 +115,8 @@ class ComparisonFigures:
         """Return all figures, in the order of the page."""
         groups = (self.flow, self.metrics, self.roc, self.precision_recall, self.reliability, self.histograms)
         figures = [figure for group in groups for figure in group]
-        return (*figures, self.decision_curves, *self.curves, *self.differences.values())
+        decision_curves = (self.decision_curves,) if self.decision_curves else ()
+        return (*figures, *decision_curves, *self.curves, *self.differences.values())
 
 
 def draw_figures(comparison: Comparison, runs: Sequence[RunData]) -> ComparisonFigures:
@@ -136,9 +137,9 @@ def draw_figures(comparison: Comparison, runs: Sequence[RunData]) -> ComparisonF
             roc=roc,
             precision_recall=precision_recall,
             undefined=undefined,
-            reliability=tuple(map(_reliability_figure, runs)),
+            reliability=() if comparison.is_cross_validation else tuple(map(_reliability_figure, runs)),
             histograms=tuple(_histogram_figure(run, operating_point) for run in runs),
-            decision_curves=_decision_curves(runs),
+            decision_curves=None if comparison.is_cross_validation else _decision_curves(runs),
             curves=tuple(_training_figure(run) for run in runs if run.epochs),
             differences=_difference_figures(comparison),
         )

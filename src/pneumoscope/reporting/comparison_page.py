@@ -72,7 +72,7 @@ def comparison_page(
                 metrics=[
                     (key, label)
                     for key, label in labels.METRICS.items()
-                    if all(key in run.summary.test for run in data)
+                    if all(key in run.summary.test for run in data) and _is_shown(key, comparison)
                 ],
                 runs_by_name={run.summary.name: run for run in data},
                 etiologies=_etiologies(data),
@@ -83,6 +83,11 @@ def comparison_page(
                 places=PLACES,
             )
         )
+
+
+def _is_shown(metric: str, comparison: Comparison) -> bool:
+    """Return whether a metric is shown: the means of a cross-validation leave some out; see `evaluation.cross_validation`."""
+    return not comparison.is_cross_validation or any(metric in group.metrics for group in comparison.groups)
 
 
 def _findings(comparison: Comparison) -> dict[str, list[str]]:

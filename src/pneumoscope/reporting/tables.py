@@ -97,8 +97,7 @@ def comparison_tables(comparison: Comparison, runs: Sequence[RunData]) -> tuple[
         _operating_points(comparison, runs),
         _predictive_values(runs),
         _pairs(comparison),
-        _decision_curves(runs),
-        _reliability(runs),
+        *(() if comparison.is_cross_validation else (_decision_curves(runs), _reliability(runs))),
         _subgroups(runs),
     )
     return tuple(table for table in tables if table.rows)
@@ -188,6 +187,8 @@ def _flow(runs: Sequence[RunData]) -> Table:
 
 def _metrics(comparison: Comparison, runs: Sequence[RunData]) -> Table:
     names = [(key, label) for key, label in labels.METRICS.items() if all(key in run.summary.test for run in runs)]
+    if comparison.is_cross_validation:  # metrics of probabilities are left out
+        names = [(key, label) for key, label in names if any(key in group.metrics for group in comparison.groups)]
     rows = tuple((label, *(run.summary.test[key] for run in runs)) for key, label in names)
     note = labels.interval_note((label, run.summary.test[key]) for run in runs for key, label in names)
     caption = f"Metrics on {comparison.images['n']} images, at the operating point {comparison.operating_point}."
@@ -205,9 +206,11 @@ def _seeds(comparison: Comparison) -> Table:
         (group.name, len(group.runs), label, spread.mean, spread.sd, spread.minimum, spread.maximum)
         for group, label, spread in spreads
     )
-    columns = ("Recipe", "Seeds", "Metric", "Mean", "Standard deviation", "Lowest", "Highest")
+    unit = comparison.groups[0].unit if comparison.groups else "seeds"
+    columns = ("Recipe", unit.capitalize(), "Metric", "Mean", "Standard deviation", "Lowest", "Highest")
     note = labels.interval_note((label, spread.mean) for _, label, spread in spreads)
-    return Table("seeds", "Runs of one recipe with several seeds.", columns, rows, note)
+    caption = "Folds of a cross-validation." if unit == "folds" else "Runs of one recipe with several seeds."
+    return Table(unit, caption, columns, rows, note)
 
 
 _POINT_METRICS = (

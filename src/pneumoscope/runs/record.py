@@ -17,6 +17,7 @@ from pneumoscope import __version__
 from pneumoscope.core.errors import RunError
 from pneumoscope.core.files import is_temporary, locked, write_atomically
 from pneumoscope.core.results import SCHEMA
+from pneumoscope.data.folds import Fold
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import Manifest
 from pneumoscope.data.outliers import Outliers
@@ -88,6 +89,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         outliers_sha256: Hash of the images of patients outside the age range; empty without an age classifier.
         labels: Names of columns and labels of the data, which `evaluate` uses as well; None if they are the defaults.
         counts: Number of images by split and label.
+        fold, folds: Number of the fold that the run validates on, from 1, and number of folds; None without cross-validation.
         device: "cpu" or the name of the GPU, with the number of devices if there are several.
         precision: "32" or "bf16".
         machine: Processor, cores and operating system.
@@ -118,6 +120,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     weights_sha256: str = ""
     outliers_sha256: str = ""
     labels: LabelMapping | None = None
+    fold: int | None = None
+    folds: int | None = None
     versions: dict[str, str]
     machine: dict[str, str]
     started: str
@@ -303,6 +307,7 @@ def create_run(
     manifest: Manifest,
     outliers: Outliers | None = None,
     *,
+    fold: Fold | None = None,
     device: str,
     precision: str,
     weights_sha256: str,
@@ -337,6 +342,8 @@ def create_run(
         weights_sha256=weights_sha256,
         outliers_sha256=outliers.sha256() if outliers else "",
         labels=None if labels == LabelMapping() else labels,
+        fold=fold.number if fold else None,
+        folds=fold.count if fold else None,
         versions=versions(),
         machine=machine(),
         started=now(),

@@ -13,7 +13,8 @@ RUN/recipe.toml                 the recipe with all defaults
 
 A process that trains in the folder holds the lock `.run.lock`.
 
-`train --seeds` makes a folder of runs: one run folder seed-N for each seed.
+`train --seeds` makes a folder of runs: one run folder seed-N for each seed. `train --folds` makes one with a run folder fold-N
+for each fold of a cross-validation.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ __all__ = [
     "evaluation_folder",
     "evaluation_names",
     "find_bundle",
+    "fold_folder",
     "has_other_files",
     "is_run_folder",
     "read_json",
@@ -69,7 +71,7 @@ LOCK_FILE = ".run.lock"
 EVALUATION_FILE = "evaluation.json"
 PREDICTIONS_FILE = "predictions.csv"
 
-_SEED_FOLDER = re.compile(r"seed-[0-9]+")
+_SERIES_FOLDER = re.compile(r"(seed|fold)-[0-9]+")
 _MAX_LISTED = 3
 _NUMBER = re.compile(r"([0-9]+)")
 _TRAIN_HINT = "Is it a run folder? Train one: pneumoscope train RECIPE"
@@ -90,10 +92,15 @@ def seed_folder(out: Path, seed: int) -> Path:
     return out / f"seed-{seed}"
 
 
+def fold_folder(out: Path, number: int) -> Path:
+    """Return the run folder of a fold, counted from 1, in a folder of runs."""
+    return out / f"fold-{number}"
+
+
 def run_folder_name(run: Path) -> str:
-    """Return the name of a run's folder; for a seed in a folder of runs with the name of that, such as "quick/seed-3"."""
+    """Return the name of a run's folder; for a seed or fold with that of the folder of runs, such as "quick/seed-3"."""
     folder = run.resolve()
-    return f"{folder.parent.name}/{folder.name}" if _SEED_FOLDER.fullmatch(folder.name) else folder.name
+    return f"{folder.parent.name}/{folder.name}" if _SERIES_FOLDER.fullmatch(folder.name) else folder.name
 
 
 def run_folders(path: Path) -> list[Path]:
@@ -111,7 +118,7 @@ def has_other_files(folder: Path) -> bool:
     """Return True if a folder is not empty and has no run, and no folder of a seed that was interrupted at its start."""
     if not folder.is_dir() or run_folders(folder):
         return False
-    return any(not _SEED_FOLDER.fullmatch(each.name) for each in folder.iterdir())
+    return any(not _SERIES_FOLDER.fullmatch(each.name) for each in folder.iterdir())
 
 
 def _runs_in(folder: Path) -> list[Path]:

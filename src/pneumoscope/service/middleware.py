@@ -12,10 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pneumoscope.core.addresses import is_loopback
 from pneumoscope.core.errors import ForbiddenError, PneumoscopeError
 from pneumoscope.core.i18n import N_
 from pneumoscope.service.api.exception_handlers import error_response, internal_error_response, record_error
-from pneumoscope.service.auth.users import is_loopback
 from pneumoscope.service.metrics import Metrics
 
 __all__ = ["RequestMiddleware"]

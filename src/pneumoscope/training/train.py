@@ -8,15 +8,17 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 
 from pneumoscope.bundle.bundle_folder import CARD_FILE, NETWORK_FILE
-from pneumoscope.core.errors import DatasetError, DivergedError, ParityError, RunError, UnreadableImageError, UsageError
+from pneumoscope.bundle.card import short_hash
+from pneumoscope.core.errors import DatasetError, DivergedError, ParityError, UnreadableImageError, UsageError
 from pneumoscope.core.files import remove_temporary_files
 from pneumoscope.core.messages import counted
 from pneumoscope.data.cache import UNREADABLE_HINT, preprocess_images
+from pneumoscope.data.folds import Fold, select_fold
 from pneumoscope.data.hashing import Progress
 from pneumoscope.data.label_mapping import ETIOLOGY_COLUMN, LabelMapping
 from pneumoscope.data.layouts import load_manifest
@@ -24,9 +26,9 @@ from pneumoscope.data.manifest import Manifest
 from pneumoscope.data.outliers import Outliers, load_outliers
 from pneumoscope.data.split import split_manifest
 from pneumoscope.models.base import ClassifierNetwork
-from pneumoscope.models.factory import create_model
+from pneumoscope.models.factory import create_initialized
 from pneumoscope.models.input_checks import FeatureExtractor
-from pneumoscope.models.weights import load_weights, weights_sha256
+from pneumoscope.models.weights import LoadedWeights, load_weights, weights_sha256
 from pneumoscope.reporting.curves import write_curves
 from pneumoscope.runs.epochs import Epoch, best_epoch
 from pneumoscope.runs.recipe import Recipe
@@ -51,18 +53,16 @@ from pneumoscope.runs.run_folder import (
     RECIPE_FILE,
     RUN_FILE,
     WEIGHTS_FILE,
-    has_other_files,
     is_run_folder,
-    run_folders,
-    seed_folder,
 )
 from pneumoscope.training.callbacks import completed_epochs
 from pneumoscope.training.data_module import ImageArrays, derive_seed
 from pneumoscope.training.export import export
 from pneumoscope.training.frozen_features import cache_features
+from pneumoscope.training.norm_statistics import MAX_IMAGES, estimate_norm_statistics
 from pneumoscope.training.trainer import Devices, device_name, resolve_precision, run_trainer
 
-__all__ = ["apply_split", "train", "train_seeds"]
+__all__ = ["apply_split", "train"]
 
 _MIN_IMAGES_PER_LABEL = 2
 # Train and validation loss from which on a run is called diverged if it cannot be exported: twice that of guessing.
@@ -81,6 +81,7 @@ def train(
     *,
     outliers: Path | None = None,
     labels: LabelMapping | None = None,
+    fold: Fold | None = None,
     resume: bool = False,
     devices: Devices | None = None,
     progress: Progress | None = None,
@@ -95,6 +96,7 @@ def train(
         outliers: Images of patients outside the age range: a folder or CSV, see `data.outliers`. Required if and only if the
             recipe trains an age classifier.
         labels: Names of columns and labels of the data. By default those of the run that is resumed, or those of the recipe.
+        fold: Fold of a cross-validation that the run validates on; None for none. See `run_series.train_folds`.
         resume: Resume the run in the folder after its last complete epoch. A finished run is not changed.
         devices: Devices to train on; one CPU process or all GPUs if None.
         progress: Called with the number of processed images and of all images while images are preprocessed.
@@ -134,7 +136,7 @@ def train(
     loaded = load_manifest(data, labels=labels, recorded=is_resumed)
     loaded.check_binary("training")
     _check_readable(loaded)
-    manifest = apply_split(loaded, recipe, str(data))
+    manifest = apply_split(loaded, recipe, str(data), fold)
     outside = _outliers(outliers, recipe, manifest)
     if (record := _finished_run(out, recipe, manifest, outside, devices, resume=resume)) is not None:
         return record
@@ -144,70 +146,12 @@ def train(
         if (record := _finished_run(out, recipe, manifest, outside, devices, resume=resume)) is not None:
             return record
         if not devices.is_first_node:
-            return _train(recipe, manifest, outside, labels, out, devices, lock, progress, lambda message: None)
+            return _train(recipe, manifest, outside, labels, out, fold, devices, lock, progress, lambda message: None)
         for note in manifest.notes:
             log(f"note: {note}")
         for name in _RUN_FILES:
             remove_temporary_files(out / name)
-        return _train(recipe, manifest, outside, labels, out, devices, lock, progress, log)
-
-
-def train_seeds(
-    recipe: Recipe,
-    data: Path,
-    out: Path,
-    count: int,
-    *,
-    labels: LabelMapping | None = None,
-    resume: bool = False,
-    log: Callable[[str], None] = lambda message: None,
-    **options: Any,
-) -> list[RunRecord]:
-    """Train a recipe with consecutive seeds, each in a run folder of its own, and return the records of the runs.
-
-    The seed determines the initial weights, the order and augmentation of the images, and the validation images if the recipe
-    splits the data. Each run is the same as if it had been trained alone.
-
-    Args:
-        recipe: Recipe of the runs; its seed is the first one.
-        data: See `train`.
-        out: Folder of the runs: the run of seed 3 is `out`/seed-3.
-        count: Number of seeds.
-        labels: See `train`; those of the finished runs if `resume` is true.
-        resume: Keep finished runs in the folder, resume the one that was interrupted, and train the others.
-        log: Called with messages for the user.
-        options: Outliers, devices and progress; see `train`.
-
-    Raises:
-        UsageError: The number of seeds is not positive.
-        RunError: The folder is a run, has runs and `resume` is false, or has other files.
-        PneumoscopeError: See `train`.
-    """
-    if count < 1:
-        raise UsageError(f"the number of seeds is {count}; the minimum is 1", hint="Give a larger number")
-    if is_run_folder(out):
-        raise RunError(f"{str(out)!r} is a run, not a folder of runs", hint="Choose another folder with --out")
-    if not resume and (before := run_folders(out)):
-        raise RunError(
-            f"{str(out)!r} already has {counted(len(before), 'run')}",
-            hint="Resume with --resume, or choose another folder with --out",
-        )
-    if has_other_files(out):
-        raise RunError(f"{str(out)!r} is not empty and has no run", hint="Choose another folder with --out")
-    if resume and labels is None:
-        labels = recorded_labels(out)
-    if count > 1 and not load_manifest(data, labels=labels, recorded=resume).split("test"):
-        log(
-            f"note: {str(data)!r} has no test split, so that each seed draws other test images, and the runs cannot be compared."
-            " Split it first: pneumoscope split DATA --out MANIFEST.csv"
-        )
-    records = []
-    for number in range(count):
-        seed = recipe.training.seed + number
-        log(f"seed {seed} ({number + 1} of {count})")
-        seeded = recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": seed})})
-        records.append(train(seeded, data, seed_folder(out, seed), labels=labels, resume=resume, log=log, **options))
-    return records
+        return _train(recipe, manifest, outside, labels, out, fold, devices, lock, progress, log)
 
 
 def _outliers(path: Path | None, recipe: Recipe, manifest: Manifest) -> Outliers | None:
@@ -259,6 +203,7 @@ def _train(
     outliers: Outliers | None,
     labels: LabelMapping | None,
     out: Path,
+    fold: Fold | None,
     devices: Devices,
     lock: int | None,
     progress: Progress | None,
@@ -267,12 +212,16 @@ def _train(
     device, precision = device_name(devices), _precision(recipe, out, devices, log)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(recipe.training.seed, 0))
-        network = _create_network(recipe)
+        network, loaded = _create_network(recipe)
+        for note in loaded.notes:
+            log(f"note: {note}")
         if recipe.rejection.steps:
             FeatureExtractor()  # raises if its weights are missing, before training instead of after it
-        initial_weights = _initial_weights_sha256(network, recipe)
+        # Random weights may differ between machines.
+        initial_weights = weights_sha256(network, without=loaded.random if recipe.network.weights != "none" else ())
         check_starting_weights(out, initial_weights)
-        arrays = _arrays(recipe, manifest, network, progress)
+        _note_seen_images(loaded, manifest, log)
+        arrays = _arrays(recipe, manifest, network, loaded, progress)
         # The folder is created only after weights and images were loaded, so that a failed start leaves no folder.
         if devices.is_first_node and is_run_folder(out):
             record_resumption(out, completed_epochs(out), device=device, precision=precision)
@@ -282,6 +231,7 @@ def _train(
                 recipe,
                 manifest,
                 outliers,
+                fold=fold,
                 device=device,
                 precision=precision,
                 weights_sha256=initial_weights,
@@ -294,7 +244,16 @@ def _train(
         load_weights(network, out / WEIGHTS_FILE)
         network = network.cpu().eval()
         try:
-            export(network, recipe, manifest, arrays, outliers, out / BUNDLE_FOLDER, best_epoch=best.epoch)
+            export(
+                network,
+                recipe,
+                manifest,
+                arrays,
+                outliers,
+                out / BUNDLE_FOLDER,
+                best_epoch=best.epoch,
+                seen_before=loaded.seen,
+            )
         except ParityError as error:
             # The outputs of a diverged network are so large that they depend on rounding errors.
             if min(best.train_loss, best.validation_loss) < _DIVERGED_LOSS:
@@ -331,13 +290,6 @@ def _precision(recipe: Recipe, out: Path, devices: Devices, log: Callable[[str],
     return recorded
 
 
-def _initial_weights_sha256(network: ClassifierNetwork, recipe: Recipe) -> str:
-    # Layers without ImageNet weights are initialized randomly, which may differ between machines.
-    backbone = {id(parameter) for parameter in network.backbone_parameters()}
-    random = [name for name, parameter in network.named_parameters() if id(parameter) not in backbone]
-    return weights_sha256(network, without=random if recipe.network.weights == "imagenet" else ())
-
-
 def _check_readable(manifest: Manifest) -> None:
     """Raise if an image could not be opened. Skipping it would change the training set without notice."""
     if manifest.unreadable:
@@ -346,7 +298,7 @@ def _check_readable(manifest: Manifest) -> None:
         raise UnreadableImageError(path, f"{reason}{more}", hint=UNREADABLE_HINT)
 
 
-def apply_split(manifest: Manifest, recipe: Recipe, name: str) -> Manifest:
+def apply_split(manifest: Manifest, recipe: Recipe, name: str, fold: Fold | None = None) -> Manifest:
     """Return the images with the splits of a run.
 
     The splits of a manifest of `pneumoscope split`, and of any other CSV with train and validation images, are used as they
@@ -356,6 +308,7 @@ def apply_split(manifest: Manifest, recipe: Recipe, name: str) -> Manifest:
         manifest: The loaded manifest.
         recipe: Recipe of the run; [data] states how to split.
         name: Name of the data, for messages.
+        fold: Fold of a cross-validation: the training and validation images are divided again; see `data.folds`.
 
     Raises:
         PatientLeakError, ManifestError, DatasetError: See `train`.
@@ -364,6 +317,8 @@ def apply_split(manifest: Manifest, recipe: Recipe, name: str) -> Manifest:
     has_splits = name.lower().endswith(".csv") and manifest.split("train") and manifest.split("validation")
     if manifest.split_by == "given" and options.by != "given" and not has_splits:
         manifest = split_manifest(manifest, by=options.by, validation=options.validation, seed=recipe.training.seed)
+    if fold is not None:
+        manifest = select_fold(manifest, fold, recipe.training.seed)
     if options.by != "image":
         manifest.check_patient_leaks(name)
     manifest.check_identical_images(name, by_image=options.by == "image")
@@ -379,23 +334,34 @@ def apply_split(manifest: Manifest, recipe: Recipe, name: str) -> Manifest:
     return manifest
 
 
-def _create_network(recipe: Recipe) -> ClassifierNetwork:
+def _create_network(recipe: Recipe) -> tuple[ClassifierNetwork, LoadedWeights]:
     options = recipe.network
-    return create_model(
-        options.name,
-        image_size=options.image_size,
-        weights=options.weights,
-        dropout=options.dropout,
-        output_stride=options.output_stride,
-        border_mask=options.border_mask,
-        flip_averaging=options.flip_averaging,
-    )
+    return create_initialized(options.name, options.weights, options.model_dump(exclude={"name", "weights", "freeze"}))
 
 
-def _arrays(recipe: Recipe, manifest: Manifest, network: ClassifierNetwork, progress: Progress | None) -> ImageArrays:
+def _note_seen_images(loaded: LoadedWeights, manifest: Manifest, log: Callable[[str], None]) -> None:
+    """Tell the user now, not at the evaluation, that the initial weights have seen validation or test images."""
+    for split in ("validation", "test"):
+        images = manifest.split(split)
+        seen = sum(short_hash(image.sha256) in loaded.seen for image in images)
+        if seen:
+            effect = "cannot be evaluated on them" if split == "test" else "is too good on them"
+            log(
+                f"note: {seen} of {counted(len(images), f'{split} image')} trained or validated the initial weights; the new"
+                f" model {effect}"
+            )
+
+
+def _arrays(
+    recipe: Recipe, manifest: Manifest, network: ClassifierNetwork, loaded: LoadedWeights, progress: Progress | None
+) -> ImageArrays:
     train_images, validation_images = manifest.split("train"), manifest.split("validation")
     arrays = ImageArrays(manifest.root, train_images, validation_images, recipe.preprocessing)
     preprocessed = preprocess_images(manifest.root, (*train_images, *validation_images), recipe.preprocessing, progress)
+    if loaded.folded:
+        rows = preprocessed.rows[: len(train_images)]
+        sample = rows[np.linspace(0, len(rows) - 1, min(MAX_IMAGES, len(rows))).astype(int)]
+        estimate_norm_statistics(network, loaded.folded, preprocessed.pixels[sample])
     if recipe.network.freeze == "convolutions":
         return dataclasses.replace(arrays, features=cache_features(network, preprocessed, progress))
     return arrays

@@ -2,8 +2,9 @@
 
 import pytest
 
+from pneumoscope.core.addresses import is_loopback
 from pneumoscope.core.errors import ForbiddenError
-from pneumoscope.service.auth.users import ROLES, AuthenticatedUser, is_loopback
+from pneumoscope.service.auth.users import ROLES, AuthenticatedUser
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import logging
 import re
 import shutil
 import subprocess
+import threading
 import time
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
@@ -30,6 +31,7 @@ from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.audit.verification import verify
+from pneumoscope.service.dicom import processing
 from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration, ResultSettings, SiteRule
 from pneumoscope.service.dicom.node_settings import DicomPeer, DicomSettings
 from pneumoscope.service.dicom.processing import InstanceProcessor
@@ -159,6 +161,16 @@ def test_results_return_to_the_sender_in_the_study_of_the_image(model, archive):
             )  # fmt: skip
             assert stored.SeriesInstanceUID != "1.2.3.4"
             assert uid in {each.value for each in stored.iterall() if each.keyword == "ReferencedSOPInstanceUID"}
+
+
+def test_images_are_predicted_and_results_delivered_without_waiting_for_the_next_look(model, archive, monkeypatch):
+    monkeypatch.setattr(delivery, "_POLL_SECONDS", 3600)
+    monkeypatch.setattr(processing, "_POLL_SECONDS", 3600)
+    with service(model, configuration(archive)) as (client, repository):
+        for level in (100, 120):
+            receive(client, level)
+        wait_for_delivery(repository, 4)
+    assert not [thread for thread in threading.enumerate() if thread.name == "delivery-PACS"]
 
 
 def test_delivery_is_in_the_audit_log(model, archive):

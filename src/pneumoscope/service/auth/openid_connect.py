@@ -19,10 +19,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pneumoscope.core.addresses import is_loopback
 from pneumoscope.core.errors import AuthenticationError, BusyError, ForbiddenError, UsageError
 from pneumoscope.core.files import read_error_reason
 from pneumoscope.core.i18n import N_
-from pneumoscope.service.auth.users import ROLES, AuthenticatedUser, is_loopback, validate_name
+from pneumoscope.service.auth.users import ROLES, AuthenticatedUser, validate_name
 
 __all__ = ["OpenIdConnect", "OpenIdConnectConfiguration", "read_configuration"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import re
 from typing import Literal, get_args
 
@@ -17,7 +16,6 @@ __all__ = [
     "ROLES",
     "AuthenticatedUser",
     "Role",
-    "is_loopback",
     "validate_name",
 ]
 
@@ -68,13 +66,3 @@ def validate_name(name: str) -> None:
         )
     if name in (LOCAL, RETENTION, COMMAND_LINE):
         raise UsageError(f"the name {name!r} is reserved", hint="Choose another name")
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether an address can only be reached from this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

@@ -6,13 +6,13 @@ import dataclasses
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from pneumoscope.core.addresses import require_base_url, require_https
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.prediction import Prediction
-from pneumoscope.service.auth.users import is_loopback, validate_name
+from pneumoscope.service.auth.users import validate_name
 from pneumoscope.service.dicom.node_settings import DicomPeer, DicomSettings
 from pneumoscope.service.signatures import read_secret
 from pneumoscope.service.storage.outbox_records import ObjectKind
@@ -27,8 +27,6 @@ __all__ = [
     "Source",
     "WebServer",
     "Webhook",
-    "origin",
-    "require_base_url",
 ]
 
 
@@ -38,35 +36,6 @@ def _require_name(name: str) -> str:
     except UsageError as error:
         raise ValueError(f"{name[:80]!r} cannot be used as a name. {error.hint}") from error
     return name
-
-
-def require_https(url: str) -> str:
-    """Return an address without a slash at its end.
-
-    Raises:
-        ValueError: It is not one of https, or of this machine; or it has a user name, or a fragment, which is never sent.
-    """
-    parts = urlsplit(url)
-    if "@" in parts.netloc:
-        raise ValueError("must not contain a user name or a password; write them in files")
-    if "#" in url:
-        raise ValueError("must not contain a fragment: no #")
-    if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))):
-        raise ValueError("must be an https:// address")
-    return url.rstrip("/")
-
-
-def origin(url: str) -> str:
-    """Return scheme, host and port of an address that `require_https` returned: without a path, which may be a secret."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}"
-
-
-def require_base_url(url: str) -> str:
-    """Return the address of a DICOMweb service, below which its resources are; see `require_https`."""
-    if "?" in url:
-        raise ValueError("must not contain a query: no ?")
-    return require_https(url)
 
 
 Name = Annotated[str, AfterValidator(_require_name)]

@@ -23,9 +23,11 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
+from pneumoscope.core.addresses import origin
 from pneumoscope.core.errors import GoneError, PneumoscopeError, StorageError, UnknownNameError
+from pneumoscope.dicomweb.session import HTTP_SECONDS, open_session
 from pneumoscope.service.dicom.commitment import CommitmentRequester
-from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration, Webhook, origin
+from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration, Webhook
 from pneumoscope.service.dicom.node_settings import DicomPeer, DicomSettings
 from pneumoscope.service.dicom.outgoing_associations import open_association
 from pneumoscope.service.dicom.results import SOP_CLASSES
@@ -38,7 +40,6 @@ from pneumoscope.service.dicom.sending import (
     connection_error_code,
     may_have_arrived,
 )
-from pneumoscope.service.dicom.web_session import HTTP_SECONDS, open_session
 from pneumoscope.service.dicom.webhooks import WebhookSender, study_event
 from pneumoscope.service.storage.outbox_records import Delivery
 from pneumoscope.service.storage.resending import is_unchanged
@@ -51,7 +52,8 @@ __all__ = ["TRANSFER_SYNTAXES", "ResultDelivery"]
 
 TRANSFER_SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)  # that are proposed
 _LOG = logging.getLogger("pneumoscope.service")
-_POLL_SECONDS, _UNEXPECTED_SECONDS = 1.0, 60.0  # between looks at the outbox; after an unexpected error
+_POLL_SECONDS = 1.0  # without a change, for results that are due again, and for those that commands changed
+_UNEXPECTED_SECONDS = 60.0  # after an unexpected error
 _BATCH = 20  # objects on one association
 _DUPLICATE = 0x0111  # SOP instance exists (PS3.7 C.5.7)
 _WARNINGS = range(0xB000, 0xC000)  # stored, with a remark (PS3.4 B.2.3)
@@ -89,6 +91,7 @@ class ResultDelivery:
             **configuration.receivers,
             **{each.name: each for each in configuration.webhooks},
         }
+        self._changed = {name: threading.Event() for name in receivers}  # the outbox may have something new
         self._threads = [
             threading.Thread(target=self._run, args=(name, receiver), name=f"delivery-{name}", daemon=True)
             for name, receiver in receivers.items()
@@ -97,20 +100,27 @@ class ResultDelivery:
 
     def start(self) -> None:
         """Start the threads, which also ask for storage commitment."""
+        self._repository.storage.add_change_listener(self._wake)
         for thread in self._threads:
             thread.start()
 
     def stop(self, timeout: float) -> None:
         """Stop the threads after the objects that are being sent, but wait no longer than a number of seconds."""
         self._stopped.set()
+        self._wake()
         deadline = time.monotonic() + timeout
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(max(0.0, deadline - time.monotonic()))
 
+    def _wake(self) -> None:
+        for changed in self._changed.values():
+            changed.set()
+
     def _run(self, name: str, receiver: _Receiver) -> None:
+        changed = self._changed[name]
         while not self._stopped.is_set():
-            wait = _POLL_SECONDS
+            changed.clear()  # before the outbox is read
             try:
                 delivered = self.deliver_due(name, receiver)
             except StorageError as error:
@@ -118,9 +128,10 @@ class ResultDelivery:
                 delivered = 0
             except Exception as error:  # noqa: BLE001  the thread must survive; the message may contain anything
                 _LOG.error("Results cannot be delivered to %s: unexpected %s", name, type(error).__name__)
-                delivered, wait = 0, _UNEXPECTED_SECONDS
-            if not delivered:
-                self._stopped.wait(wait)
+                self._stopped.wait(_UNEXPECTED_SECONDS)
+                continue
+            if not delivered and not self._stopped.is_set():
+                changed.wait(_POLL_SECONDS)
 
     def deliver_due(self, name: str, receiver: _Receiver) -> int:
         """Try to deliver some objects that are due for a destination, and return the number of those that it confirmed.

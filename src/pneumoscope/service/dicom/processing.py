@@ -14,7 +14,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import NamedTuple
@@ -38,7 +38,7 @@ __all__ = ["InstanceProcessor", "Reception"]
 
 _LOG = logging.getLogger("pneumoscope.service")
 _STORE_SECONDS = 60  # limit on storing an instance
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 0.5  # between looks for studies that have become quiet
 _BATCH = 64  # instances that are taken from the inbox at once
 _CONCURRENT = 8  # of those, whose files are in memory at once
 _MAX_ATTEMPTS = 3  # that end with an unexpected error, or with the process
@@ -81,6 +81,7 @@ class InstanceProcessor:
         self._to_cancel: dict[int, ReceivedInstance] = {}
         self._to_cancel_lock = threading.Lock()
         self._started = time.monotonic()
+        self._wake: Callable[[], object] = lambda: None  # looks at the inbox now; replaced by `run`
 
     def receive(self, instance: bytes, name: str, sender: str, *, reply_to: str = "") -> Reception:
         """Store an instance, and return the response when it is on the disk.
@@ -125,12 +126,18 @@ class InstanceProcessor:
             return Reception(SUCCESS)
         quiet = timedelta(seconds=self._configuration.quiet_seconds)
         self._inbox.submit(received, instance, quiet, self._settings).result(_STORE_SECONDS)
+        if not quiet:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the service has stopped
+                self._wake()
         return Reception(SUCCESS)
 
     async def run(self) -> None:
         """Predict instances of quiet studies until the task is cancelled."""
         self._started = time.monotonic()
+        arrived = asyncio.Event()
+        self._wake = partial(asyncio.get_running_loop().call_soon_threadsafe, arrived.set)
         while True:
+            arrived.clear()  # before the inbox is read
             try:
                 is_done = await self._process_ready()
             except Exception as error:  # noqa: BLE001  the task must survive; the message may contain anything
@@ -138,7 +145,9 @@ class InstanceProcessor:
                 _LOG.warning("Received instances cannot be predicted; the next attempt follows: %s", reason)
                 is_done = False
             if not is_done:
-                await asyncio.sleep(_POLL_SECONDS)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_POLL_SECONDS):
+                        await arrived.wait()
 
     async def _process_ready(self) -> bool:
         """Predict some instances of quiet studies, and return whether one of them no longer waits."""

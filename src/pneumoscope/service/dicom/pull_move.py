@@ -15,9 +15,10 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # the module c
 )
 
 from pneumoscope.core.errors import PullError
+from pneumoscope.dicomweb.client import MODALITIES
 from pneumoscope.service.dicom.node_settings import DicomPeer, DicomSettings
 from pneumoscope.service.dicom.outgoing_associations import REJECTIONS, open_association
-from pneumoscope.service.dicom.selection import MODALITIES, Progress, PullReport, StudySelection
+from pneumoscope.service.dicom.selection import Progress, PullReport, StudySelection
 from pneumoscope.service.dicom.sending import UnreachableError
 
 __all__ = ["pull_by_move"]

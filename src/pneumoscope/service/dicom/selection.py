@@ -11,9 +11,8 @@ from pydicom import Dataset
 from pneumoscope.core.errors import PullError, UsageError
 from pneumoscope.service.dicom.node_settings import image_name
 
-__all__ = ["MODALITIES", "Progress", "PullReport", "StudySelection"]
+__all__ = ["Progress", "PullReport", "StudySelection"]
 
-MODALITIES = ("CR", "DX")  # of the series that are pulled
 Progress = Callable[[int, int], None]
 
 
@@ -65,7 +64,7 @@ class PullReport:
     Attributes:
         source: Name of the node.
         studies: Number of studies that were found.
-        series: Number of their series of `MODALITIES`.
+        series: Number of their series of `dicomweb.client.MODALITIES`.
         instances: Number of instances that the service has stored, or had stored before.
         failed_instances: Number of instances that could not be sent or stored.
         failed_series: Number of series of which an unknown number of instances was not sent.

@@ -11,6 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse
 from markupsafe import Markup
 
+from pneumoscope.core.addresses import is_loopback
 from pneumoscope.core.errors import (
     AuthenticationError,
     BusyError,
@@ -24,7 +25,7 @@ from pneumoscope.service.api.dependencies import AppAuthenticator, AppService, A
 from pneumoscope.service.api.exception_handlers import error_status, public_error, record_error
 from pneumoscope.service.auth.authenticator import Authenticator
 from pneumoscope.service.auth.sessions import CODE_SECONDS, COOKIE, SESSION_SECONDS
-from pneumoscope.service.auth.users import ROLES, Role, is_loopback
+from pneumoscope.service.auth.users import ROLES, Role
 from pneumoscope.service.web.page_route import PageRoute, read_form
 from pneumoscope.service.web.templating import render, request_language
 

@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import requests
 from requests.auth import HTTPBasicAuth
 
-from pneumoscope.service.dicom.configuration import WebServer
+__all__ = ["CONNECT_SECONDS", "HTTP_SECONDS", "Access", "open_session", "read_credential"]
 
-__all__ = ["HTTP_SECONDS", "open_session", "read_credential"]
-
+CONNECT_SECONDS = 10
 HTTP_SECONDS = 60  # without a byte from the server
 
 
-def open_session(server: WebServer) -> requests.Session:
-    """Return a session that authenticates as the configuration says; the caller closes it.
+class Access(Protocol):
+    """Credentials and certificates for a server.
+
+    Attributes:
+        user, password_file: For basic authentication.
+        token_file: File with a bearer token.
+        ca_file: Certificates of the authorities that sign the server's certificate, PEM; those of the system if None.
+    """
+
+    @property
+    def user(self) -> str: ...  # noqa: D102
+    @property
+    def password_file(self) -> Path | None: ...  # noqa: D102
+    @property
+    def token_file(self) -> Path | None: ...  # noqa: D102
+    @property
+    def ca_file(self) -> Path | None: ...  # noqa: D102
+
+
+def open_session(server: Access) -> requests.Session:
+    """Return a session that authenticates as the server asks; the caller closes it.
 
     Its requests raise requests.HTTPError if the server redirects them.
 
@@ -36,7 +54,7 @@ def open_session(server: WebServer) -> requests.Session:
 
 
 def _reject_redirect(response: requests.Response, *_: Any, **__: Any) -> None:
-    """Raise HTTPError for a redirect: patient data goes only to the address of the configuration."""
+    """Raise HTTPError for a redirect: patient data comes from, and goes to, the stated address only."""
     if 300 <= response.status_code < 400:
         response.close()
         raise requests.HTTPError("redirect", response=response)

@@ -1,0 +1,1 @@
+"""Other DICOMweb servers: addresses, sessions, searches (QIDO-RS) and retrieval (WADO-RS)."""

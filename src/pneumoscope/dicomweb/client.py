@@ -1,0 +1,143 @@
+"""Search a DICOMweb server with QIDO-RS (PS3.18 10.6), and retrieve instances with WADO-RS (PS3.18 10.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from email.message import Message
+from typing import Any, Literal
+
+import requests
+from dicomweb_client.api import DICOMwebClient
+from pydicom import Dataset
+
+from pneumoscope.dicomweb.session import CONNECT_SECONDS, HTTP_SECONDS
+
+__all__ = ["ANY_SYNTAX", "MAX_BYTES", "MODALITIES", "PAGE", "DicomWebError", "Level", "WebArchive", "instance_path"]
+
+MODALITIES = ("CR", "DX")  # of chest radiographs: series of others are not asked for
+PAGE = 100
+MAX_BYTES = 256 * 2**20  # of an instance, as the service accepts
+ANY_SYNTAX = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+Level = Literal["studies", "series", "instances"]
+_CHUNK_BYTES = 2**20
+_UID_KEYWORDS = {"studies": "StudyInstanceUID", "series": "SeriesInstanceUID", "instances": "SOPInstanceUID"}
+
+
+class DicomWebError(Exception):
+    """A request that was not done. The text names no patient and no UID.
+
+    Attributes:
+        status: HTTP status of the answer; 0 if there was none.
+        is_unreachable: Whether there was no answer, or it ended early.
+    """
+
+    def __init__(self, text: str, *, status: int = 0, is_unreachable: bool = False) -> None:
+        super().__init__(text)
+        self.status, self.is_unreachable = status, is_unreachable
+
+
+class WebArchive:
+    """A DICOMweb server. Its methods raise `DicomWebError`.
+
+    Attributes:
+        incomplete_searches: Number of searches whose last page had a warning of the server: it may not have returned all results.
+    """
+
+    def __init__(self, url: str, session: requests.Session) -> None:
+        self._url, self._session = url, session
+        self._client = DICOMwebClient(url, session=session, timeout=HTTP_SECONDS)
+        self._client.set_http_retry_params(retry=False)
+        self._has_warning = False  # of the last response
+        self.incomplete_searches = 0
+        session.hooks["response"].append(self._note_warning)
+
+    def search(
+        self, level: Level, filters: Mapping[str, str] | None = None, *, study: str = "", series: str = ""
+    ) -> Iterator[Dataset]:
+        """Yield all results, page by page. One with a UID that came before, or without any, is left out.
+
+        Args:
+            level: What is searched.
+            filters: Keywords or tags, and the values that match.
+            study, series: UIDs within which the level is searched.
+        """
+        search = {
+            "studies": self._client.search_for_studies,
+            "series": self._client.search_for_series,
+            "instances": self._client.search_for_instances,
+        }[level]
+        where = {"study_instance_uid": study, "series_instance_uid": series}
+        arguments: dict[str, Any] = {name: uid for name, uid in where.items() if uid}
+        keyword = _UID_KEYWORDS[level]
+        found: set[str] = set()
+        offset = 0
+        while True:
+            page = self._page(search, offset=offset, limit=PAGE, search_filters=dict(filters or {}), **arguments)
+            new = {uid: each for each in page if (uid := str(each.get(keyword) or "")) and uid not in found}
+            if not new:  # a server may send fewer than `limit`, or ignore `limit` and `offset`
+                # A page with new results has a warning, too, if there are further pages (PS3.18 8.3.4.4).
+                self.incomplete_searches += self._has_warning
+                return
+            yield from new.values()
+            found.update(new)
+            offset += len(page)
+
+    def retrieve(self, path: str, *, max_bytes: int = MAX_BYTES) -> bytes:
+        """Return the file of an instance as it is stored.
+
+        Args:
+            path: See `instance_path`.
+            max_bytes: Size of the longest answer that is read.
+        """
+        body = bytearray()
+        try:
+            with self._session.get(
+                f"{self._url}/{path}", headers={"Accept": ANY_SYNTAX}, stream=True, timeout=(CONNECT_SECONDS, HTTP_SECONDS)
+            ) as response:  # fmt: skip
+                if response.status_code != 200:
+                    raise DicomWebError(f"HTTP status {response.status_code}", status=response.status_code)
+                for chunk in response.iter_content(_CHUNK_BYTES):
+                    body += chunk
+                    if len(body) > max_bytes:
+                        raise DicomWebError(f"more than {max_bytes:,} bytes", status=200)
+                content = _only_part(response.headers.get("Content-Type", ""), bytes(body))
+        except requests.HTTPError as error:  # a redirect
+            status = error.response.status_code if error.response is not None else 0
+            raise DicomWebError(f"HTTP status {status}", status=status) from error
+        except (requests.RequestException, OSError) as error:
+            raise DicomWebError(type(error).__name__, is_unreachable=True) from error
+        if not content:
+            raise DicomWebError("the answer is not one DICOM file", status=200)
+        return content
+
+    def _note_warning(self, response: requests.Response, *_: Any, **__: Any) -> None:
+        # Code 299 stands for any warning, and servers word it in their own ways. A complete search that is reported as incomplete
+        # is the smaller harm. The other warning that the standard has is about fuzzy matching, which is not asked for.
+        self._has_warning = response.headers.get("Warning", "").lstrip().startswith("299")
+
+    def _page(self, search: Any, **arguments: Any) -> list[Dataset]:
+        try:
+            return [Dataset.from_json(each) for each in search(**arguments)]
+        except requests.HTTPError as error:
+            status = error.response.status_code if error.response is not None else 0
+            raise DicomWebError(f"HTTP status {status or 'unknown'}", status=status) from error
+        except (requests.ConnectionError, requests.Timeout) as error:
+            raise DicomWebError(type(error).__name__, is_unreachable=True) from error
+        except Exception as error:  # a server may send anything
+            raise DicomWebError("the answer is not DICOM JSON", status=200) from error
+
+
+def instance_path(study: str, series: str, instance: str) -> str:
+    """Return the path of an instance below the address of the server."""
+    return f"studies/{study}/series/{series}/instances/{instance}"
+
+
+def _only_part(content_type: str, body: bytes) -> bytes:
+    """Return the content of the only part of a multipart body; empty if it is malformed."""
+    message = Message()
+    message["Content-Type"] = content_type
+    delimiter = f"--{message.get_param('boundary')}".encode()
+    first = body.find(delimiter)
+    header_end = body.find(b"\r\n\r\n", first)
+    end = body.rfind(b"\r\n" + delimiter)
+    return body[header_end + 4 : end] if 0 <= first < header_end < end else b""

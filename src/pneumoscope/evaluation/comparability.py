@@ -1,0 +1,84 @@
+"""Checks that evaluations can be compared, and what is the same for comparisons of any kind."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+
+from pneumoscope.core.comparison import RunSummary
+from pneumoscope.core.errors import RunError
+from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.messages import counted
+from pneumoscope.evaluation.compared import EvaluatedRun
+
+__all__ = ["check_comparable", "joint_notice", "summarize_run", "with_unique_names"]
+
+_MAX_LISTED = 3  # images in a message
+
+
+def with_unique_names(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
+    """Rename runs that have the same name after their folders or files."""
+    count = Counter(run.name for run in runs)
+    return [run if count[run.name] == 1 else dataclasses.replace(run, name=run.folder_name) for run in runs]
+
+
+def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
+    """Raise unless names are unique and images, labels and patients are the same in all runs."""
+    name, count = Counter(run.name for run in runs).most_common(1)[0]
+    if count > 1:
+        folders = ", ".join(str(run.path) for run in runs if run.name == name)
+        raise RunError(
+            f"{count} runs have the name {name!r} ({folders})",
+            hint="Rename the folders: runs of one recipe are distinguished by the names of their folders",
+        )
+    first = runs[0]
+    for run in runs[1:]:
+        if run.evaluation.images_sha256 != first.evaluation.images_sha256:
+            raise RunError(
+                f"run {run.name!r} was evaluated on other images than {first.name!r}"
+                f" ({run.evaluation.n} and {first.evaluation.n} images, compared by content:"
+                f" {_only_in(run, first)}; {_only_in(first, run)})",
+                hint="Evaluate both on the same data",
+            )
+        different = [
+            (image, reference)
+            for image, reference in zip(run.images, first.images, strict=True)
+            if (image.label, image.patient) != (reference.label, reference.patient)
+        ]
+        if different:
+            image, reference = different[0]
+            raise RunError(
+                f"image {image.path!r} is {image.label} of patient {image.patient!r} in {run.name!r}"
+                f" and {reference.label} of patient {reference.patient!r} in {first.name!r}"
+                f" ({counted(len(different), 'such image')})",
+                hint="Evaluate both on the same data",
+            )
+
+
+def _only_in(a: EvaluatedRun, b: EvaluatedRun) -> str:
+    """Return how many images only `a` has, with examples."""
+    hashes = {image.sha256 for image in b.images}
+    only = [image.path for image in a.images if image.sha256 not in hashes]
+    examples = ", ".join(map(repr, only[:_MAX_LISTED]))
+    return f"{len(only)} only in {a.name!r}{', such as ' + examples if only else ''}"
+
+
+def summarize_run(run: EvaluatedRun, operating_point: str) -> RunSummary:
+    """Return the row of a run in a comparison, with its metrics at an operating point."""
+    result = run.evaluation.operating_points[operating_point]
+    fields = (field.name for field in dataclasses.fields(RunSummary) if field.name not in {"name", "test", "confusion"})
+    return RunSummary(
+        name=run.name,
+        **{field: getattr(run.record, field, None) for field in fields},
+        test={"n": run.evaluation.n, **result.metrics, **run.evaluation.metrics},
+        confusion=result.confusion,
+    )
+
+
+def joint_notice(runs: Sequence[EvaluatedRun]) -> str:
+    """Return the notice of the evaluations; the populations by run if they differ."""
+    if len({run.evaluation.notice for run in runs}) == 1:
+        return runs[0].evaluation.notice
+    populations = (f"{run.name}: {run.evaluation.notice.removeprefix(NOTICE).strip()}" for run in runs)
+    return " ".join((NOTICE, *populations))

@@ -1,0 +1,268 @@
+"""Cross-validations: the mean over folds of each metric, its spread, and tests that account for the folds.
+
+Every metric is computed within each fold and averaged. Predictions are not pooled: each fold has its own network and calibration,
+and logits of different networks are not on one scale, so a pooled AUROC would compare images by the network that scored them
+(Forman & Scholz 2010, SIGKDD Explor 12:49). Metrics of probabilities are left out, because the validation images of a fold fitted
+its calibration; so are thresholds that were chosen on them, which `evaluate` refuses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from pneumoscope import __version__
+from pneumoscope.core.comparison import Comparison, PairedTest, RunGroup, RunSummary, SeedSpread
+from pneumoscope.core.errors import RunError, UsageError
+from pneumoscope.core.messages import counted
+from pneumoscope.core.results import Interval
+from pneumoscope.data.manifest import images_sha256
+from pneumoscope.evaluation.comparability import check_comparable, joint_notice, summarize_run, with_unique_names
+from pneumoscope.evaluation.compared import EvaluatedRun, ScoringOptions, read_evaluated
+from pneumoscope.evaluation.paired_findings import findings, make_paired_test
+from pneumoscope.evaluation.run_groups import TESTED, group_sentences
+from pneumoscope.runs.record import RunRecord, read_run
+from pneumoscope.runs.run_folder import run_folders
+from pneumoscope.statistics.inputs import patient_groups
+from pneumoscope.statistics.intervals import undefined
+from pneumoscope.statistics.paired import holm
+from pneumoscope.statistics.resampled import FOLDS_METHOD, folds_difference, folds_mean
+
+__all__ = ["OUT_OF_FOLD", "compare_folds", "find_folds", "is_cross_validation", "summarize_folds"]
+
+OUT_OF_FOLD = "validation"  # the split and the evaluation of each fold
+_OF_PROBABILITIES = {
+    "brier",
+    "expected_calibration_error",
+    "calibration_slope",
+    "calibration_intercept",
+    "observed_expected_ratio",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Folds:
+    """The evaluated folds of one recipe, in the order of their numbers.
+
+    Attributes:
+        path: Folder of the folds.
+        runs: The evaluations.
+        summaries: Their rows in the comparison.
+        records: Their records.
+    """
+
+    path: Path
+    runs: tuple[EvaluatedRun, ...]
+    summaries: tuple[RunSummary, ...]
+    records: tuple[RunRecord, ...]
+
+    @property
+    def ratio(self) -> float:
+        """The number of validation images divided by that of training images, mean of the folds."""
+        return float(np.mean([_count(record, "validation") / _count(record, "train") for record in self.records]))
+
+    @property
+    def n(self) -> int:
+        """The number of validation images of all folds."""
+        return sum(run.evaluation.n for run in self.runs)
+
+    def values(self, metric: str) -> list[float] | str:
+        """Return a metric by fold, or the reason why it is undefined in one of them."""
+        intervals: list[Interval] = [summary.test[metric] for summary in self.summaries]
+        for summary, interval in zip(self.summaries, intervals, strict=True):
+            if interval.value is None:
+                return f"{summary.name}: {interval.reason}"
+        return [interval.value for interval in intervals if interval.value is not None]
+
+
+def _count(record: RunRecord, split: str) -> int:
+    return sum(record.counts[split].values())
+
+
+def is_cross_validation(folder: Path) -> bool:
+    """Return True if a folder has a fold of a cross-validation; see `training.run_series.train_folds`."""
+    return any(read_run(run).folds is not None for run in run_folders(folder))
+
+
+def find_folds(folder: Path) -> list[Path]:
+    """Return the runs of a cross-validation, in the order of their folds.
+
+    Raises:
+        RunError: A fold is missing or not finished, or the folder has other runs.
+    """
+    runs = run_folders(folder)
+    records = [read_run(run, finished=True) for run in runs]
+    wanted = records[0].folds or len(records)
+    for run, record in zip(runs, records, strict=True):
+        if record.folds != wanted:
+            raise RunError(
+                f"{str(folder)!r} has other runs than those of {counted(wanted, 'fold')}: {str(run)!r}",
+                hint="Keep each cross-validation in a folder of its own",
+            )
+    if missing := sorted({*range(1, wanted + 1)} - {record.fold for record in records}):
+        raise RunError(
+            f"{str(folder)!r} has {len(runs)} of {counted(wanted, 'fold')}; fold {missing[0]} is missing",
+            hint=f"Finish it: pneumoscope train RECIPE --folds {wanted} --out {folder} --resume",
+        )
+    return [run for _, run in sorted(zip([record.fold or 0 for record in records], runs, strict=True))]
+
+
+def summarize_folds(folder: Path, evaluation: str, operating_point: str) -> RunGroup:
+    """Return the mean and the spread of each metric of an evaluated cross-validation.
+
+    Args:
+        folder: Folder of the folds.
+        evaluation: Name of the evaluation of each fold, which is of its validation images.
+        operating_point: Operating point of the threshold metrics.
+
+    Raises:
+        RunError: A fold is missing, not finished or not evaluated.
+        UnknownNameError: A fold was not evaluated at this operating point.
+    """
+    (folds,) = _read([folder], evaluation, operating_point)
+    return _group(folds, folds.runs[0].evaluation.name)
+
+
+def compare_folds(targets: Sequence[Path], operating_point: str, command: str = "") -> Comparison:
+    """Compare cross-validations on the same folds.
+
+    Args:
+        targets: Folders of folds.
+        operating_point: Operating point of the threshold metrics.
+        command: The command line, for the record.
+
+    Raises:
+        UsageError: A target is not a cross-validation.
+        RunError: A fold is missing, not finished or not evaluated; or the folds of two targets have different images.
+        UnknownNameError: A fold was not evaluated at this operating point.
+    """
+    for target in targets:
+        if not is_cross_validation(target):
+            raise UsageError(
+                f"{str(target)!r} is no cross-validation, and is compared with one",
+                hint="The validation images of a cross-validation are training images of other models: give folders of"
+                " `train --folds` only, or compare other runs on test images",
+            )
+    folds = _read(targets, OUT_OF_FOLD, operating_point)
+    _check_same_folds(folds)
+    names = _names(folds)
+    groups = tuple(_group(each, name) for each, name in zip(folds, names, strict=True))
+    pairs = _tests(folds, names)
+    runs = [run for each in folds for run in each.runs]
+    training = _training_sentence(folds[0])
+    found = findings(names, [group.metrics["accuracy"].mean for group in groups], pairs, training, noun="recipes")
+    images = [image for run in folds[0].runs for image in run.images]
+    return Comparison(
+        images={
+            "sha256": images_sha256([image.sha256 for image in images]),
+            "n": len(images),
+            "patients": int(patient_groups([image.patient for image in images], len(images)).max()) + 1,
+            "counts": dict(sum((Counter(run.evaluation.counts) for run in folds[0].runs), Counter())),
+        },
+        operating_point=operating_point,
+        runs=tuple(summary for each in folds for summary in each.summaries),
+        pairs=pairs,
+        sentences=(*group_sentences(groups), *(found or (training,))),
+        evaluation=OUT_OF_FOLD,
+        groups=groups,
+        command=command,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        version=__version__,
+        notice=joint_notice(runs),
+    )
+
+
+def _read(targets: Sequence[Path], evaluation: str, operating_point: str) -> list[_Folds]:
+    paths = [find_folds(target) for target in targets]
+    flat = [path for each in paths for path in each]
+    runs = iter(with_unique_names(read_evaluated(flat, evaluation, operating_point, ScoringOptions(), None)))
+    found = []
+    for target, each in zip(targets, paths, strict=True):
+        members = tuple(next(runs) for _ in each)
+        summaries = tuple(summarize_run(run, operating_point) for run in members)
+        found.append(_Folds(target, members, summaries, tuple(map(read_run, each))))
+    return found
+
+
+def _check_same_folds(folds: Sequence[_Folds]) -> None:
+    """Raise unless all cross-validations have the same validation images in each fold."""
+    first = folds[0]
+    for other in folds[1:]:
+        if len(other.runs) != len(first.runs):
+            raise RunError(
+                f"{str(other.path)!r} has {counted(len(other.runs), 'fold')}, and {str(first.path)!r} {len(first.runs)}",
+                hint="Train both with the same --folds",
+            )
+        for a, b in zip(first.runs, other.runs, strict=True):
+            try:
+                check_comparable([a, b])
+            except RunError as error:
+                error.hint = "Folds are paired: train both recipes with the same data, --folds and training.seed"
+                raise
+
+
+def _names(folds: Sequence[_Folds]) -> list[str]:
+    """Return the name of each recipe; that of the folder if several have the same."""
+    names = [each.records[0].name for each in folds]
+    count = Counter(names)
+    return [name if count[name] == 1 else each.path.resolve().name for name, each in zip(names, folds, strict=True)]
+
+
+def _group(folds: _Folds, name: str) -> RunGroup:
+    return RunGroup(
+        name=name,
+        runs=tuple(summary.name for summary in folds.summaries),
+        seeds=tuple(record.seed for record in folds.records),
+        metrics=_spreads(folds),
+        folds=tuple(record.fold or 0 for record in folds.records),
+    )
+
+
+def _spreads(folds: _Folds) -> Mapping[str, SeedSpread]:
+    found = {}
+    for metric, first in folds.summaries[0].test.items():
+        if not isinstance(first, Interval) or metric in _OF_PROBABILITIES:
+            continue
+        values = folds.values(metric)
+        if isinstance(values, str):
+            continue  # a mean of the other folds would not be of all images
+        mean = folds_mean(values, folds.ratio, n=folds.n)
+        if metric not in TESTED:  # not all are within 0 and 1
+            mean = Interval(float(np.mean(values)), None, None, "mean of folds", folds.n)
+        found[metric] = SeedSpread(mean, float(np.std(values, ddof=1)), min(values), max(values))
+    return found
+
+
+def _tests(folds: Sequence[_Folds], names: Sequence[str]) -> tuple[PairedTest, ...]:
+    """Test every pair: accuracy, AUROC, sensitivity and specificity, Holm-corrected over the pairs of each metric."""
+    pairs = list(combinations(zip(names, folds, strict=True), 2))
+    tests = []
+    for metric in TESTED:
+        results = [_difference(metric, a, b) for (_, a), (_, b) in pairs]
+        corrected = holm([p for _, p in results])
+        for ((a, _), (b, _)), (difference, p), p_holm in zip(pairs, results, corrected, strict=True):
+            tests.append(make_paired_test(a, b, metric, FOLDS_METHOD, difference, p, p_holm))
+    return tuple(tests)
+
+
+def _difference(metric: str, a: _Folds, b: _Folds) -> tuple[Interval, float | None]:
+    of_a, of_b = a.values(metric), b.values(metric)
+    for values in (of_a, of_b):
+        if isinstance(values, str):
+            return undefined(values, n=a.n, method=FOLDS_METHOD), None
+    return folds_difference(of_a, of_b, a.ratio, n=a.n)
+
+
+def _training_sentence(folds: _Folds) -> str:
+    share = 1 / (1 + folds.ratio)
+    return (
+        f"Means over {counted(len(folds.runs), 'fold')} are those of networks trained on {share:.0%} of the images, and their"
+        " intervals are for other training images and patients. The validation images of a fold selected its epoch, so the means"
+        " are slightly too high; test images were not used."
+    )

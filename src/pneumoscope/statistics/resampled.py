@@ -1,0 +1,73 @@
+"""Means over the folds of a cross-validation, and differences of such means, with a variance that accounts for the folds.
+
+The folds are not independent: two trainings share most of their training images. The variance of K values divided by K is
+therefore too small, and the usual t test finds differences that other images would not show. Nadeau and Bengio replace 1/K by
+1/K + n_validation / n_training.
+
+Source: Nadeau & Bengio 2003, Mach Learn 52:239; for the folds of a cross-validation, Bouckaert & Frank 2004, PAKDD, LNCS 3056:3.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from pneumoscope.core.results import Interval
+from pneumoscope.statistics.inputs import FloatArray
+
+__all__ = ["FOLDS_METHOD", "folds_difference", "folds_mean"]
+
+FOLDS_METHOD = "nadeau-bengio, corrected resampled t"
+
+
+def folds_mean(values: npt.ArrayLike, ratio: float, *, n: int, level: float = 0.95) -> Interval:
+    """Return the mean of a metric over folds, with an interval for other training images and other patients.
+
+    Args:
+        values: The metric of each fold on its validation images, 0 to 1, shape (k,); at least 2.
+        ratio: Number of validation images divided by that of training images, of an average fold.
+        n: Number of validation images of all folds.
+        level: Coverage, 0 to 1.
+
+    Returns:
+        The interval, within 0 to 1. Its ends are None if all values are equal, since the data then show no variation.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    mean, half = float(x.mean()), _half_width(x, ratio, level)
+    if half is None:
+        return Interval(mean, None, None, FOLDS_METHOD, n, level)
+    return Interval(mean, max(mean - half, 0.0), min(mean + half, 1.0), FOLDS_METHOD, n, level)
+
+
+def folds_difference(
+    a: npt.ArrayLike, b: npt.ArrayLike, ratio: float, *, n: int, level: float = 0.95
+) -> tuple[Interval, float | None]:
+    """Return the mean difference over the same folds, a minus b, and the two-sided p of the hypothesis that it is 0.
+
+    Args:
+        a, b: The metric of two recipes in each fold, shape (k,); at least 2.
+        ratio, n, level: See `folds_mean`.
+
+    Returns:
+        The interval, and p; the ends and p are None if the difference is the same in all folds.
+    """
+    d = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    mean, half = float(d.mean()), _half_width(d, ratio, level)
+    if half is None:
+        return Interval(mean, None, None, FOLDS_METHOD, n, level), None
+    p = 2 * float(stats.t.sf(abs(mean) / _standard_error(d, ratio), len(d) - 1))
+    return Interval(mean, max(mean - half, -1.0), min(mean + half, 1.0), FOLDS_METHOD, n, level), p
+
+
+def _standard_error(values: FloatArray, ratio: float) -> float:
+    return math.sqrt((1 / len(values) + ratio) * float(values.var(ddof=1)))
+
+
+def _half_width(values: FloatArray, ratio: float, level: float) -> float | None:
+    """Return half the width of the interval of a mean; None without variance (rounding errors of equal values aside)."""
+    if float(np.ptp(values)) < 1e-12:
+        return None
+    return float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * _standard_error(values, ratio)
