@@ -43,6 +43,8 @@ NOT_RUN = {
     "changes where Python installs": 1,
     "needs a bucket": 1,
     "needs a cluster": 1,
+    "needs a GPU": 1,
+    "needs a PACS": 1,
     "needs a file of weights": 1,
     "needs a running service": 1,
     "needs Polars or Spark": 2,

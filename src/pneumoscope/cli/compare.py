@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,12 +14,16 @@ from pneumoscope.cli.options import (
     compared_point_option,
     evaluation_name_option,
     json_option,
+    label_options,
     ledger_option,
     prediction_column_options,
     recorded_command,
     require_result_folder,
 )
 from pneumoscope.cli.progress import image_progress
+
+if TYPE_CHECKING:
+    from pneumoscope.data.label_mapping import LabelMapping
 
 __all__ = ["command"]
 
@@ -41,6 +45,7 @@ __all__ = ["command"]
     show_default=True,
     help="Images of --data for bundles and CSV files.",
 )
+@label_options(path_column=False)
 @prediction_column_options
 @ledger_option
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
@@ -50,6 +55,7 @@ def command(
     operating_point: str,
     evaluation: str,
     data: Path | None,
+    labels: LabelMapping | None,
     split: str,
     ledger: Path | None,
     out: Path,
@@ -79,7 +85,9 @@ def command(
 
     if any(has_several_classes(run, evaluation) for run in runs if not run.is_file()):
         refuse_options({"--operating-point": operating_point if is_given("operating_point") else "", **column_names})
-        _compare_classes(runs, out, evaluation=evaluation, data=data, split=split, ledger=ledger, as_json=as_json)
+        _compare_classes(
+            runs, out, evaluation=evaluation, data=data, labels=labels, split=split, ledger=ledger, as_json=as_json
+        )
         return
     with image_progress("scoring images") as progress:
         comparison = compare(
@@ -87,6 +95,7 @@ def command(
             operating_point=operating_point,
             evaluation=evaluation,
             data=data,
+            labels=labels,
             split=split,
             columns=PredictionColumns(**{field: column_names[name] for name, field in PREDICTION_COLUMNS.items()}),
             ledger=ledger,

@@ -19,6 +19,7 @@ from pneumoscope.cli.options import (
     PREDICTION_COLUMNS,
     data_option,
     json_option,
+    label_options,
     ledger_option,
     prediction_column_options,
     site_option,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pneumoscope.core.results import Evaluation, Interval
+    from pneumoscope.data.label_mapping import LabelMapping
 
 __all__ = ["command"]
 
@@ -37,6 +39,7 @@ __all__ = ["command"]
 @click.command("evaluate", short_help="Evaluate a run, bundle or predictions on labeled images.")
 @click.argument("target", metavar="[RUN|BUNDLE]", required=False, type=click.Path(path_type=Path))
 @data_option
+@label_options(path_column=False)
 @click.option(
     "--predictions",
     metavar="FILE",
@@ -124,6 +127,7 @@ __all__ = ["command"]
 def command(
     target: Path | None,
     data: Path,
+    labels: LabelMapping | None,
     predictions: Path | None,
     validation_predictions: Path | None,
     validation_data: Path | None,
@@ -171,6 +175,7 @@ def command(
             predictions,
             data,
             split=split or "test",
+            labels=labels,
             columns={field: column_names[name] for name, field in PREDICTION_COLUMNS.items()} | {"split": split_column},
             validation=validation_predictions,
             validation_data=validation_data,
@@ -193,6 +198,7 @@ def command(
         from pneumoscope.evaluation.external_predictions import FIXED_POINT
         from pneumoscope.runs.run_folder import run_folders
 
+        labels = _with_path_column(labels, column_names.pop("path_column"))
         given = {
             "--validation-predictions": validation_predictions,
             "--split-column": split_column,
@@ -221,6 +227,7 @@ def command(
             )
             options: dict[str, Any] = {
                 "split": split,
+                "labels": labels,
                 "out": out,
                 "name": name,
                 "replace": force,
@@ -237,6 +244,7 @@ def command(
                     each,
                     data,
                     split=split,
+                    labels=labels,
                     operating_points=operating_points or default_points,
                     out=out,
                     name=name,
@@ -279,6 +287,12 @@ def _evaluate_classes(runs: Sequence[Path], data: Path, options: Mapping[str, An
     if as_json:
         documents = list(map(dataclasses.asdict, evaluations))
         click.echo(to_json(documents if len(runs) > 1 else documents[0]), nl=False)
+
+
+def _with_path_column(labels: LabelMapping | None, column: str) -> LabelMapping | None:
+    from pneumoscope.data.label_mapping import LabelMapping
+
+    return dataclasses.replace(labels or LabelMapping(), path_column=column) if column else labels
 
 
 def _check_folder_of_runs(folder: Path, runs: Sequence[Path], out: Path | None) -> None:

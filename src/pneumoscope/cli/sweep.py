@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from pneumoscope.cli.imports import without_collections
-from pneumoscope.cli.options import accelerator_option, data_option, devices_option, outliers_option, overrides_option
+from pneumoscope.cli.options import (
+    accelerator_option,
+    data_option,
+    devices_option,
+    label_options,
+    outliers_option,
+    overrides_option,
+)
 
 if TYPE_CHECKING:
+    from pneumoscope.data.label_mapping import LabelMapping
     from pneumoscope.training.sweep import SweepRow
 
 __all__ = ["command"]
@@ -21,6 +29,7 @@ __all__ = ["command"]
 @click.command("sweep", short_help="Train a recipe with several settings.")
 @click.argument("recipe")
 @data_option
+@label_options()
 @outliers_option
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the runs.")
 @overrides_option
@@ -38,6 +47,7 @@ __all__ = ["command"]
 def command(
     recipe: str,
     data: Path,
+    labels: LabelMapping | None,
     outliers: Path | None,
     out: Path,
     overrides: tuple[str, ...],
@@ -72,6 +82,7 @@ def command(
             seeds=seeds,
             resume=resume,
             outliers=outliers,
+            labels=labels,
             devices=Devices(accelerator, devices),
             progress=progress,
             log=lambda message: click.echo(message, err=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from pneumoscope.cli.imports import without_collections
-from pneumoscope.cli.options import accelerator_option, data_option, devices_option, outliers_option, overrides_option
+from pneumoscope.cli.options import (
+    accelerator_option,
+    data_option,
+    devices_option,
+    label_options,
+    outliers_option,
+    overrides_option,
+)
 
 if TYPE_CHECKING:
+    from pneumoscope.data.label_mapping import LabelMapping
     from pneumoscope.runs.record import RunRecord
 
 __all__ = ["command"]
@@ -22,6 +31,7 @@ __all__ = ["command"]
 @click.command("train", short_help="Train a network by a recipe.")
 @click.argument("recipe")
 @data_option
+@label_options()
 @outliers_option
 @click.option(
     "--out",
@@ -30,6 +40,12 @@ __all__ = ["command"]
     help="The run folder; with --seeds or --folds that of the runs.",
 )
 @overrides_option
+@click.option(
+    "--init",
+    metavar="BUNDLE|RUN|FILE",
+    help="Start from the weights of a bundle (default: the model in the package), a run, or a file with a state dict of timm,"
+    " torchvision or Hugging Face; the same as --set network.weights=...",
+)
 @click.option(
     "--seeds",
     type=click.IntRange(min=1),
@@ -62,9 +78,11 @@ __all__ = ["command"]
 def command(
     recipe: str,
     data: Path,
+    labels: LabelMapping | None,
     outliers: Path | None,
     out: Path,
     overrides: tuple[str, ...],
+    init: str | None,
     seeds: int | None,
     folds: int | None,
     resume: bool,
@@ -102,11 +120,14 @@ def command(
     with image_progress("preparing images") as progress, _resume_hint(out):
         options: dict[str, Any] = {
             "outliers": outliers,
+            "labels": labels,
             "resume": resume,
             "devices": Devices(accelerator, devices, nodes),
             "progress": progress,
             "log": lambda message: click.echo(message, err=True),
         }
+        if init is not None:
+            overrides += (f"network.weights={json.dumps(init, ensure_ascii=False)}",)
         settings = read_recipe(recipe, overrides, packaged_recipes() | report_recipes())
         if seeds is not None:
             records = train_seeds(settings, data, out, seeds, **options)

@@ -29,7 +29,7 @@ __all__ = [
     "decision_label",
     "error_detail",
     "error_text",
-    "error_titles",
+    "error_texts",
     "failure_message",
     "field_problem_message",
     "full_stop",
@@ -132,6 +132,10 @@ _WARNINGS: dict[WarningCode, str] = {
         "The window or lookup table does not fit the pixels; gray levels were derived from the pixels"
     ),
     "bit_depth_measured": N_("The pixels do not have the stated bit depth; gray levels were derived from the pixels"),
+    "padding_measured": N_(
+        "The border has a value far from all others and is not declared as padding; gray levels were derived from the other"
+        " pixels"
+    ),
     "assumed_chest": N_("DICOM header overridden: assumed to be a chest radiograph"),
     "assumed_frontal": N_("DICOM header overridden: assumed to be a frontal view of both lungs"),
 }
@@ -144,6 +148,7 @@ _WARNING_LABELS: dict[WarningCode, str] = {
     "one_side_stated": N_("Only one side stated"),
     "window_ignored": N_("Window or LUT ignored"),
     "bit_depth_measured": N_("Bit depth measured"),
+    "padding_measured": N_("Undeclared padding"),
     "assumed_chest": N_("Assumed: chest"),
     "assumed_frontal": N_("Assumed: frontal view"),
 }
@@ -321,11 +326,14 @@ def error_detail(error: PneumoscopeError, language: str = "en") -> ErrorDetail:
     return ErrorDetail(str(error), "en")
 
 
-def error_titles(language: str = "en") -> dict[str, str]:
-    """Return the title of every error by its code; an error without a title of its own has that of its nearest base class."""
+def error_texts(language: str = "en") -> dict[str, tuple[str, str]]:
+    """Return title and advice of every error by its code, as `error_text`, the advice without its last full stop."""
     gettext = translations(language).gettext
     kinds = (getattr(errors, name) for name in errors.__all__)
-    return {kind.code: gettext(next(_ERRORS[base][0] for base in kind.__mro__ if base in _ERRORS)) for kind in kinds}
+    texts = {kind.code: next(_ERRORS[base] for base in kind.__mro__ if base in _ERRORS) for kind in kinds}
+    return {
+        code: (gettext(title), gettext(advice).rstrip(full_stop(language))) for code, (title, advice) in texts.items()
+    }
 
 
 def rejection_message(rejection: Rejection, language: str = "en") -> str:

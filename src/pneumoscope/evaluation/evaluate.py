@@ -18,7 +18,7 @@ from pneumoscope.core.messages import counted
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.results import Evaluation, ScoredImage
 from pneumoscope.data.hashing import read_image
-from pneumoscope.data.layouts import load_manifest
+from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.evaluation.breakdown import add_breakdown, read_breakdown
 from pneumoscope.evaluation.custom_points import (
@@ -43,6 +43,7 @@ from pneumoscope.evaluation.selection import (
     check_thresholds,
     check_unseen,
     images_of_split,
+    load_labeled_images,
     select_images,
     unreadable_error,
 )
@@ -67,6 +68,7 @@ def evaluate(
     data: str | Path,
     *,
     split: str = "test",
+    labels: LabelMapping | None = None,
     operating_points: Sequence[str] = OPERATING_POINTS,
     out: str | Path | None = None,
     name: str | None = None,
@@ -91,6 +93,7 @@ def evaluate(
         target: Run folder or bundle folder.
         data: Folder, manifest CSV or archive of labeled images; see `evaluation.selection.select_images` for the split.
         split: "train", "validation", "test", or "all" for all images of a data set that the model has not seen.
+        labels: Names of columns and labels of `data` and `validation_data`; those of the run if None.
         operating_points: Operating points of the bundle to evaluate. Custom ones are a probability such as "0.3", or "sens=0.95"
             and "spec=0.9", whose thresholds are chosen on the scores of validation images.
         out: Folder of evaluation.json and predictions.csv. By default `RUN/evaluation/NAME` for a run, and none for a bundle.
@@ -138,8 +141,7 @@ def evaluate(
     custom = custom_points(operating_points, card.operating_points)
     _check_operating_points(operating_points, custom, card)
     check_name_of_run(name, is_run=is_run, has_out=out is not None)
-    manifest = load_manifest(data)
-    manifest.check_binary("an evaluation")
+    manifest = load_labeled_images(data, labels, target if is_run else None)
     if note:
         for each in manifest.notes:
             note(each)
@@ -152,6 +154,7 @@ def evaluate(
             session,
             data if validation_data is None else Path(validation_data),
             None if validation_data is not None or not is_run else target / MANIFEST_FILE,
+            labels,
             images,
             progress,
         )
@@ -171,7 +174,7 @@ def evaluate(
     folder = None if reference is None else evaluation_folder(target, str(reference))
     if folder is not None and not (is_run and folder.is_dir()):
         folder = Path(str(reference))
-    breakdown = read_breakdown(data, by, folder, images, source)
+    breakdown = read_breakdown(data, by, folder, images, source, manifest.path_column)
     started = time.perf_counter()
     scored, rejections = _score(session, manifest.root, images, split, progress)
     seconds = time.perf_counter() - started
@@ -228,6 +231,7 @@ def _validation_scores(
     session: BundleSession,
     data: Path,
     run_manifest: Path | None,
+    labels: LabelMapping | None,
     evaluated: Sequence[LabeledImage],
     progress: Callable[[int, int], None] | None,
 ) -> tuple[FloatArray, BoolArray]:
@@ -238,15 +242,15 @@ def _validation_scores(
         data: Labeled images.
         run_manifest: Manifest of the run, which states its validation images; None if the data state them: those of the split,
             or all if no image has a split.
+        labels: Names of columns and labels of the data; those of the run if None.
         evaluated: The evaluated images.
         progress: See `evaluate`.
     """
     try:
         if run_manifest is not None:
-            root, images = select_images(data, "validation", run_manifest, both_labels=False)
+            root, images = select_images(data, "validation", run_manifest, labels=labels, both_labels=False)
         else:
-            manifest = load_manifest(data)
-            manifest.check_binary("an evaluation")
+            manifest = load_labeled_images(data, labels)
             root, images = manifest.root, images_of_split(manifest, data, "all", None, both_labels=False)
             if any(image.split for image in images):
                 images = tuple(image for image in images if image.split == "validation")

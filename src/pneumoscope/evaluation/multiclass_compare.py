@@ -23,6 +23,7 @@ from pneumoscope.core.multiclass_results import (
     MulticlassScoredImage,
 )
 from pneumoscope.core.result_forms import to_json
+from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.evaluation.compare import COMPARISON_FILE, COMPARISON_TABLE, TABLE_COLUMNS
 from pneumoscope.evaluation.compared import expand_runs
 from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
@@ -73,6 +74,7 @@ def compare_multiclass(
     *,
     evaluation: str = "test",
     data: str | Path | None = None,
+    labels: LabelMapping | None = None,
     split: str = "test",
     ledger: str | Path | None = None,
     out: str | Path | None = None,
@@ -89,7 +91,7 @@ def compare_multiclass(
         runs: Run folders with `evaluation/NAME/`, or folders of such runs; folders of an evaluation; and bundles, which are
             evaluated first, on `data`.
         evaluation: Name of the evaluation of each run.
-        data, split, ledger: Labeled images for bundles; see `evaluate_multiclass`.
+        data, labels, split, ledger: Labeled images for bundles; see `evaluate_multiclass`.
         out: Folder of comparison.json, comparison.csv and the evaluations of bundles; None writes no files.
         command: The command line, for the record.
         progress, note: See `evaluate_multiclass`.
@@ -106,7 +108,15 @@ def compare_multiclass(
     """
     folder = None if out is None else Path(out)
     compared = compared_classes(
-        runs, evaluation=evaluation, data=data, split=split, ledger=ledger, out=folder, progress=progress, note=note
+        runs,
+        evaluation=evaluation,
+        data=data,
+        labels=labels,
+        split=split,
+        ledger=ledger,
+        out=folder,
+        progress=progress,
+        note=note,
     )
     comparison = multiclass_comparison(compared, evaluation=evaluation, command=command)
     if folder is not None:
@@ -120,6 +130,7 @@ def compared_classes(
     *,
     evaluation: str = "test",
     data: str | Path | None = None,
+    labels: LabelMapping | None = None,
     split: str = "test",
     ledger: str | Path | None = None,
     out: Path | None = None,
@@ -129,7 +140,7 @@ def compared_classes(
     """Return the evaluations of runs, evaluation folders and bundles, checked to be of the same images and classes.
 
     Args:
-        runs, evaluation, data, split, ledger, out, progress, note: See `compare_multiclass`.
+        runs, evaluation, data, labels, split, ledger, out, progress, note: See `compare_multiclass`.
 
     Raises:
         UsageError, RunError, PneumoscopeError: See `compare_multiclass`.
@@ -159,6 +170,7 @@ def compared_classes(
             result, images = evaluate_multiclass(
                 target,
                 data,
+                labels=labels,
                 split=split,
                 out=None if out is None else out / _EVALUATIONS / _folder_name(target),
                 replace=True,

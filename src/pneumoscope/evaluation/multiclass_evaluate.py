@@ -21,7 +21,7 @@ from pneumoscope.core.multiclass_results import MulticlassEvaluation, Multiclass
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.result_forms import to_json
-from pneumoscope.data.layouts import load_manifest
+from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import LabeledImage, images_sha256
 from pneumoscope.evaluation.evaluate import decode_images
 from pneumoscope.evaluation.evaluation_names import check_name_of_run, default_name
@@ -29,7 +29,7 @@ from pneumoscope.evaluation.image_flow import image_flow
 from pneumoscope.evaluation.ledger import default_ledger, record_evaluation
 from pneumoscope.evaluation.multiclass_metrics import multiclass_metrics
 from pneumoscope.evaluation.recording import TEST_SPLITS, summarize_rejections
-from pneumoscope.evaluation.selection import check_unseen, images_of_split, unreadable_error
+from pneumoscope.evaluation.selection import check_unseen, images_of_split, load_images_of_classes, unreadable_error
 from pneumoscope.inference.multiclass_decision import class_probabilities, possible_classes
 from pneumoscope.inference.multiclass_session import MulticlassSession
 from pneumoscope.runs.multiclass_evaluations import (
@@ -55,6 +55,7 @@ def evaluate_multiclass(
     data: str | Path,
     *,
     split: str = "test",
+    labels: LabelMapping | None = None,
     out: str | Path | None = None,
     name: str | None = None,
     replace: bool = False,
@@ -70,6 +71,7 @@ def evaluate_multiclass(
         target: Run folder or bundle folder.
         data: Folder, manifest CSV or archive of labeled images, whose labels are classes of the model.
         split: "train", "validation", "test", or "all" for all images of a data set that the model has not seen.
+        labels: Names of columns and labels of the data; those of the run if None.
         out: Folder of evaluation.json and predictions.csv. By default `RUN/evaluation/NAME` for a run, and none for a bundle.
         name: Name of the evaluation of a run; see `evaluate`.
         replace: Replace an evaluation of other images, or of another model or seed, in the same folder.
@@ -98,7 +100,7 @@ def evaluate_multiclass(
     session = MulticlassSession.load(bundle)
     card = session.card
     check_name_of_run(name, is_run=is_run, has_out=out is not None)
-    manifest = load_manifest(data)
+    manifest = load_images_of_classes(data, labels, target if is_run else None)
     if note:
         for each in manifest.notes:
             note(each)
@@ -152,7 +154,7 @@ def _check_labels(images: Sequence[LabeledImage], card: MulticlassCard, data: Pa
         raise DatasetError(
             f"{counted(len(other), 'image')} of {str(data)!r} have labels that are no classes of model {card.name!r}"
             f" ({', '.join(card.classes)}); the first is {other[0].path}: {other[0].label}",
-            hint="Give the labels that the model was trained on, such as the manifest of the training: see `train` and `split`",
+            hint="Name the column with --label-column, such as --label-column etiology, or rename labels with --map SOURCE=CLASS",
         )
 
 

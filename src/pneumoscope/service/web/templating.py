@@ -160,7 +160,7 @@ def _environment(language: str, time_zone: ZoneInfo) -> jinja2.Environment:
         "reader_name": functools.partial(_reader_name, translations(language).gettext(N_("This computer"))),
         "review_labels": {label: messages.review_label(label, language) for label in LABELS},
         "decision_labels": {decision: messages.decision_label(decision, language) for decision in DECISIONS},
-        "error_titles": messages.error_titles(language),
+        "error_texts": messages.error_texts(language),
         "age_at_study": age_at_study,
         "max_age": MAX_AGE,
         "url_with_query": url_with_query,

@@ -106,6 +106,7 @@ def image_context(service: PredictionService, settings: Settings, user: str, id:
         "other_reviews": [] if blinded else [each for each in prediction.reviews if each != own_review],
         "blinded": blinded,
         "image_available": image_available,
+        "stores_pseudonyms": service.pseudonymizer is not None,
         "can_enter_age": image_available
         and (is_age_unknown or (is_age_entered and depends_on_entered_age(prediction))),
         "header_rejects": prediction.rejection is not None
