@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pneumoscope.core.errors import PneumoscopeError
     from pneumoscope.core.prediction import Prediction, Rejection
     from pneumoscope.core.results import Interval
+    from pneumoscope.data.label_mapping import LabelMapping
     from pneumoscope.data.labeled_dataset import LabeledDataset, load_dataset
     from pneumoscope.data.predictions_file import PredictionColumns
     from pneumoscope.evaluation.compare import compare
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Explanation",
     "Interval",
+    "LabelMapping",
     "LabeledDataset",
     "Model",
     "PneumoscopeError",
@@ -54,6 +56,7 @@ __all__ = [
 _MODULES = {
     "Explanation": "inference.saliency",
     "Interval": "core.results",
+    "LabelMapping": "data.label_mapping",
     "LabeledDataset": "data.labeled_dataset",
     "Model": "inference.model",
     "PneumoscopeError": "core.errors",
