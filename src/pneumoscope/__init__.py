@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pneumoscope.models.factory import create_model
     from pneumoscope.models.registry import list_models
     from pneumoscope.reporting.report_files import report
+    from pneumoscope.training.api import sweep, train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -50,7 +51,9 @@ __all__ = [
     "load_dataset",
     "load_model",
     "report",
+    "sweep",
     "to_dataframe",
+    "train",
 ]
 
 _MODULES = {
@@ -71,7 +74,9 @@ _MODULES = {
     "load_dataset": "data.labeled_dataset",
     "load_model": "inference.model",
     "report": "reporting.report_files",
+    "sweep": "training.api",
     "to_dataframe": "inference.writers",
+    "train": "training.api",
 }
 
 
@@ -82,6 +87,8 @@ _EXTRAS = {
     "evaluate": "evaluate",
     "evaluate_predictions": "evaluate",
     "report": "evaluate",
+    "sweep": "train",
+    "train": "train",
 }
 
 
