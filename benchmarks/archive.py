@@ -1,13 +1,15 @@
-"""Measure `pneumoscope archive` beside `predict`, its lower bound, and a million rows.
+"""Measure `pneumoscope archive` beside `predict`, Ray Data, TorchXRayVision, its lower bound, and a million rows.
 
-- Speed: an archive on the local engine and on Ray, `predict_many`, and the lower bound, which is decoding alone plus the network
-  alone, each on all cores, on the same images. Processes and models are started before; Ray is started within its time.
-- One and two workers of the local engine.
-- Engine: time for each shard whose scoring is replaced by a stored result, which is then written, flushed, renamed and entered.
-- Many rows: listing, scoring with stored results, resuming and verifying an archive of 10,000 and of 1,000,000 rows. The source
+- speed: an archive on the local engine and on Ray, `predict_many`, the same job in plain Ray Data, a loop of TorchXRayVision
+  (another network, with random weights, which are not in its wheel), and the lower bound, which is decoding alone plus the
+  network alone, each on all cores, on the same images. Ray runs before, on this machine; the processes and models of its workers
+  are started within its times. Of TorchXRayVision, the start of the process and of the model is not counted.
+- engines: time for each shard whose scoring is replaced by a stored result, which is then written, flushed, renamed and entered.
+- rows: listing, scoring with stored results, resuming and verifying an archive of 10,000 and of 1,000,000 rows. The source
   is a list of names, and stored results replace decoding and network: these are times and memory of the bookkeeping alone.
 
-Variants take turns; a time is the median over the rounds, a ratio the median of the rounds' ratios.
+Variants take turns; a time is the median over the rounds, a ratio the median of the rounds' ratios. Parts that are not chosen
+keep their earlier results.
 """
 
 from __future__ import annotations
@@ -18,8 +20,11 @@ import dataclasses
 import json
 import os
 import platform
+import random
 import resource
+import secrets
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -63,44 +68,172 @@ def time_call(call: Callable[[], object]) -> float:
 
 # --- speed ---------------------------------------------------------------------------------------------------------------
 
+SHARD = 12  # images, so that few images are divided among 1, 2 and 3 workers without rest
+WORKERS = (1, 2)
+# The job of a shard, as a user of Ray Data would write it.
+RAY_DATA_SCRIPT = """
+import sys, time
+import ray
+from pneumoscope.inference.model import BATCH_SIZE, load_model
 
-def measure_speed(source: Path, rounds: int) -> dict[str, Any]:
+class Score:
+    def __init__(self):
+        self.model = load_model(threads=1, isolated=True)
+    def __call__(self, batch):
+        paths, rows = list(batch["path"]), []
+        for start in range(0, len(paths), BATCH_SIZE):
+            part = paths[start : start + BATCH_SIZE]
+            contents = [open(path, "rb").read() for path in part]
+            rows += zip(part, self.model.score_batch(contents))
+        predictions = [scored.prediction for _, scored in rows]
+        return {
+            "path": [path for path, _ in rows],
+            "decision": [each.decision for each in predictions],
+            "probability": [each.probability for each in predictions],
+        }
+
+address, workers, shard, out, *paths = sys.argv[1:]
+began = time.perf_counter()
+ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+images = ray.data.from_items([{"path": path} for path in paths]).repartition(-(-len(paths) // int(shard)))
+actors = ray.data.ActorPoolStrategy(size=int(workers))
+images.map_batches(Score, batch_size=int(shard), compute=actors, num_cpus=1).write_parquet(out)
+print(time.perf_counter() - began)
+"""
+# As in the documentation of TorchXRayVision, with the data loader of PyTorch.
+TORCHXRAYVISION_SCRIPT = """
+import sys, time
+import skimage.io, torch, torchvision, torchxrayvision as xrv
+workers, *paths = sys.argv[1:]
+torch.set_num_threads(int(workers))
+model = xrv.models.DenseNet(weights=None, num_classes=18).eval()
+transform = torchvision.transforms.Compose([xrv.datasets.XRayCenterCrop(), xrv.datasets.XRayResizer(224)])
+
+class Images(torch.utils.data.Dataset):
+    def __len__(self):
+        return len(paths)
+    def __getitem__(self, number):
+        pixels = xrv.datasets.normalize(skimage.io.imread(paths[number]), 255)
+        pixels = pixels if pixels.ndim == 2 else pixels[:, :, 0]
+        return torch.from_numpy(transform(pixels[None]))
+
+with torch.inference_mode():
+    model(torch.zeros(1, 1, 224, 224))
+    began = time.perf_counter()
+    for batch in torch.utils.data.DataLoader(Images(), batch_size=2, num_workers=int(workers)):
+        model(batch)
+print(time.perf_counter() - began)
+"""
+
+
+def measure_speed(images: list[Path], rounds: int, torchxrayvision: Path | None) -> dict[str, Any]:
     """Return the seconds of each variant in each round, and ratios of images per second."""
-    images = [str(path) for path in sorted(source.rglob("*")) if path.is_file()]
+    paths = list(map(str, images))
     model = load_model(threads=1, isolated=True)
     session = BundleSession.load(find_bundle(), threads=1)
-    for _ in model.predict_many(images[:16]):  # starts the worker processes
+    for _ in model.predict_many(paths[:16]):  # starts the worker processes
         pass
-    variants: dict[str, Callable[[], float]] = {
-        "decode": lambda: time_call(lambda: decode_all(images, session)),
-        "network": lambda: time_call(lambda: run_network(session, len(images))),
-        "predict": lambda: time_call(lambda: list(model.predict_many(images))),
-        "archive": lambda: run_archive(source, "local", 0),
-        "archive, 1 worker": lambda: run_archive(source, "local", 1),
-        "archive, 2 workers": lambda: run_archive(source, "local", 2),
-        "archive on Ray": lambda: run_archive(source, "ray", 0),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds):
-        for name, measure in variants.items():
-            seconds[name].append(measure())
-        print(
-            f"round {number + 1}: " + ", ".join(f"{name} {times[-1]:.1f} s" for name, times in seconds.items()),
-            flush=True,
-        )
+    with tempfile.TemporaryDirectory() as name, ray_on_this_machine() as address:
+        listed = Path(name) / "images.txt"
+        listed.write_text("".join(f"{path}\n" for path in paths), encoding="utf-8")
+        variants: dict[str, Callable[[], float]] = {
+            "decode": lambda: time_call(lambda: decode_all(paths, session)),
+            "network": lambda: time_call(lambda: run_network(session, len(paths))),
+            "predict": lambda: time_call(lambda: list(model.predict_many(paths))),
+            "archive": lambda: run_archive(listed),
+            "archive, heatmaps": lambda: run_archive(listed, heatmaps=True),
+        }
+        for n in WORKERS:
+            variants |= {
+                f"predict, {n}": lambda n=n: time_call(lambda: list(model.predict_many(paths, workers=n))),
+                f"archive, {n}": lambda n=n: run_archive(listed, workers=n),
+                f"archive on Ray, {n}": lambda n=n: run_archive(listed, workers=n, engine="ray", address=address),
+                f"Ray Data, {n}": lambda n=n: run_ray_data(paths, n, address),
+            }
+            if torchxrayvision:
+                variants[f"TorchXRayVision, {n}"] = lambda n=n: run_script(
+                    torchxrayvision, TORCHXRAYVISION_SCRIPT, [str(n), *paths]
+                )
+        seconds: dict[str, list[float]] = {name: [] for name in variants}
+        for number in range(rounds):
+            for variant, measure in variants.items():
+                seconds[variant].append(measure())
+            print(
+                f"round {number + 1}: " + ", ".join(f"{name} {times[-1]:.1f} s" for name, times in seconds.items()),
+                flush=True,
+            )
     model.close()
     bound = [a + b for a, b in zip(seconds["decode"], seconds["network"], strict=True)]
-    return {
-        "images": len(images),
-        "seconds": seconds,
-        "images_per_second": {name: len(images) / statistics.median(times) for name, times in seconds.items()},
-        "ratios": {
-            "archive / lower bound": ratio(bound, seconds["archive"]),
-            "archive / predict": ratio(seconds["predict"], seconds["archive"]),
-            "archive on Ray / archive": ratio(seconds["archive"], seconds["archive on Ray"]),
-            "2 workers / 1 worker": ratio(seconds["archive, 1 worker"], seconds["archive, 2 workers"]),
-        },
+    ratios = {
+        "archive / lower bound": ratio(bound, seconds["archive"]),
+        "archive / predict": ratio(seconds["predict"], seconds["archive"]),
+        "archive, heatmaps / archive": ratio(seconds["archive"], seconds["archive, heatmaps"]),
+        "archive, 2 / archive, 1": ratio(seconds["archive, 1"], seconds["archive, 2"]),
     }
+    for n in WORKERS:
+        ratios[f"archive, {n} / predict, {n}"] = ratio(seconds[f"predict, {n}"], seconds[f"archive, {n}"])
+        ratios[f"archive, {n} / Ray Data, {n}"] = ratio(seconds[f"Ray Data, {n}"], seconds[f"archive, {n}"])
+        ratios[f"archive on Ray, {n} / Ray Data, {n}"] = ratio(
+            seconds[f"Ray Data, {n}"], seconds[f"archive on Ray, {n}"]
+        )
+        if torchxrayvision:
+            ratios[f"archive, {n} / TorchXRayVision, {n}"] = ratio(
+                seconds[f"TorchXRayVision, {n}"], seconds[f"archive, {n}"]
+            )
+    return {
+        "images": len(paths),
+        "rounds": rounds,
+        "seconds": seconds,
+        "images_per_second": {name: len(paths) / statistics.median(times) for name, times in seconds.items()},
+        "ratios": ratios,
+    }
+
+
+@contextlib.contextmanager
+def ray_on_this_machine() -> Iterator[str]:
+    """Start Ray with one core more than there are, for the tasks of Ray Data that read and write, and yield its address."""
+    os.environ |= {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(16),
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    }
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    folder = Path("/tmp") / f"ray-{secrets.token_hex(4)}"  # short, for the names of sockets
+    command = [
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--include-dashboard", "false",
+        "--port", str(port), "--node-ip-address", "127.0.0.1", "--num-cpus", str(CORES + 1), "--disable-usage-stats",
+        "--object-store-memory", str(2**28), "--temp-dir", str(folder),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "will now block forever" in line:
+                break
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()  # and with it all processes that it started
+        process.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_script(python: Path, script: str, arguments: list[str]) -> float:
+    """Return the seconds that a script prints last."""
+    command = [str(python), "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return float(done.stdout.splitlines()[-1])
+
+
+def run_ray_data(paths: list[str], workers: int, address: str) -> float:
+    """Return the seconds from connecting to the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run_script(
+            Path(sys.executable), RAY_DATA_SCRIPT, [address, str(workers), str(SHARD), f"{folder}/out", *paths]
+        )
 
 
 def ratio(seconds: list[float], others: list[float]) -> float:
@@ -127,7 +260,7 @@ def run_network(session: BundleSession, count: int) -> None:
         list(threads.map(lambda _: session.outputs(pixels), range(-(-count // BATCH_SIZE))))
 
 
-def run_archive(source: Path, engine: Any, workers: int) -> float:
+def run_archive(source: Path, **options: Any) -> float:
     """Return the seconds from the listing to the end, without loading the model."""
     began = 0.0
 
@@ -136,15 +269,7 @@ def run_archive(source: Path, engine: Any, workers: int) -> float:
         began = time.perf_counter()
 
     with tempfile.TemporaryDirectory() as folder:
-        score_archive(
-            open_source(str(source)),
-            Path(folder),
-            model={},
-            engine=engine,
-            workers=workers,
-            shard_size=32,
-            on_listed=listed,
-        )
+        score_archive(open_source(str(source)), Path(folder), model={}, shard_size=SHARD, on_listed=listed, **options)
         return time.perf_counter() - began
 
 
@@ -257,45 +382,78 @@ def _return(content: ShardResult, shard: int) -> ShardResult:
 
 def markdown(result: dict[str, Any]) -> str:
     """Return the tables."""
-    speed = result["speed"]
-    machine = f"{platform.machine()}, {CORES} cores, load {result['load']:.1f} before the run"
-    others = ". Other programs ran on the machine: compare ratios, not seconds" if result["load"] > 1 else ""
-    lines = [
-        "# Archives",
-        "",
-        f"{machine}{others}. {speed['images']} images, {result['rounds']} rounds.",
-        "",
-        "| variant | images per second |",
-        "| --- | --- |",
-        *(f"| {name} | {value:.1f} |" for name, value in speed["images_per_second"].items()),
-        "",
-        "| ratio of speeds | |",
-        "| --- | --- |",
-        *(f"| {name} | {value:.2f} |" for name, value in speed["ratios"].items()),
-        "",
-        "| engine | |",
-        "| --- | --- |",
-        *(f"| {name} | {value:.1f} |" for name, value in result["engines"].items()),
-        "",
-        "Bookkeeping, with stored results in place of decoding and network:",
-        "",
-        f"| | {' | '.join(f'{int(rows):,} rows' for rows in result['rows'])} |",
-        "| --- |" + " --- |" * len(result["rows"]),
-        *(
-            f"| {name} | {' | '.join(f'{values[name]:.1f}' for values in result['rows'].values())} |"
-            for name in next(iter(result["rows"].values()))
-        ),
-        "",
-    ]
+    lines = ["# Archives", ""]
+    if speed := result.get("speed"):
+        lines += [
+            f"## Speed: {speed['images']} images, {speed['rounds']} rounds",
+            "",
+            _machine(speed),
+            "A number is that of workers; without one, one per core and one more.",
+            "",
+            "| variant | images per second |",
+            "| --- | --- |",
+            *(f"| {name} | {value:.1f} |" for name, value in speed["images_per_second"].items()),
+            "",
+            "| ratio of speeds | |",
+            "| --- | --- |",
+            *(f"| {name} | {value:.2f} |" for name, value in speed["ratios"].items()),
+            "",
+        ]
+    if engines := result.get("engines"):
+        lines += [
+            "## Engines",
+            "",
+            _machine(engines),
+            "",
+            "| engine | |",
+            "| --- | --- |",
+            *(f"| {name} | {value:.1f} |" for name, value in engines["values"].items()),
+            "",
+        ]
+    if rows := result.get("rows"):
+        columns = rows["values"]
+        lines += [
+            "## Bookkeeping",
+            "",
+            f"{_machine(rows)} Stored results take the place of decoding and network.",
+            "",
+            f"| | {' | '.join(f'{int(count):,} rows' for count in columns)} |",
+            "| --- |" + " --- |" * len(columns),
+            *(
+                f"| {name} | {' | '.join(f'{values[name]:.1f}' for values in columns.values())} |"
+                for name in next(iter(columns.values()))
+            ),
+            "",
+        ]
     return "\n".join(lines)
+
+
+def _machine(part: dict[str, Any]) -> str:
+    others = " Other programs ran on the machine: compare ratios, not seconds." if part["load"] > 1 else ""
+    return f"{platform.machine()}, {part['cores']} cores, load {part['load']:.1f} before the run.{others}"
+
+
+def measure_all_rows(source: Path, counts: list[int]) -> dict[str, Any]:
+    """Return the numbers of `measure_rows` for each number of rows."""
+    values = {}
+    for count in counts:
+        with tempfile.TemporaryDirectory() as folder:
+            values[str(count)] = measure_rows(source, count, Path(folder) / "archive")
+        print(f"{count:,} rows: {values[str(count)]}", flush=True)
+    return {"values": values}
 
 
 def main() -> None:
     """Measure, and write archive.json and archive.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="folder of images")
+    parser.add_argument(
+        "--parts", nargs="+", choices=["speed", "engines", "rows"], default=["speed", "engines", "rows"]
+    )
+    parser.add_argument("--images", type=int, default=144, help="images of the part speed, drawn at random")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000])
+    parser.add_argument("--torchxrayvision", type=Path, metavar="PYTHON", help="a Python that has TorchXRayVision")
     parser.add_argument("--out", type=Path, default=Path("results/archive"))
     parser.add_argument("--step", default="", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -303,25 +461,20 @@ def main() -> None:
     if arguments.step:
         run_step(arguments.step, arguments.source, arguments.rows[0], arguments.folder)
         return
-    load = os.getloadavg()[0]
-    rows = {}
-    for count in arguments.rows:
-        folder = Path(tempfile.mkdtemp())
-        with contextlib.ExitStack() as stack:
-            stack.callback(shutil.rmtree, folder)
-            rows[str(count)] = measure_rows(arguments.source, count, folder / "archive")
-        print(f"{count:,} rows: {rows[str(count)]}", flush=True)
-    result = {
-        "command": f"python benchmarks/archive.py SOURCE --rounds {arguments.rounds}",
-        "cores": CORES,
-        "load": load,
-        "rounds": arguments.rounds,
-        "rows": rows,
-        "engines": measure_engines(arguments.source),
-        "speed": measure_speed(arguments.source, arguments.rounds),
+    images = [path for path in sorted(arguments.source.rglob("*")) if path.is_file()]
+    images = random.Random(0).sample(images, min(arguments.images, len(images)))
+    measures: dict[str, Callable[[], dict[str, Any]]] = {
+        "engines": lambda: {"values": measure_engines(arguments.source)},
+        "speed": lambda: measure_speed(images, arguments.rounds, arguments.torchxrayvision),
+        "rows": lambda: measure_all_rows(arguments.source, arguments.rows),
     }
-    write_atomically(arguments.out / "archive.json", json.dumps(result, indent=1) + "\n")
-    write_atomically(arguments.out / "archive.md", markdown(result))
+    file = arguments.out / "archive.json"
+    result = json.loads(file.read_text()) if file.exists() else {}
+    for part in arguments.parts:
+        load = os.getloadavg()[0]
+        result[part] = {"cores": CORES, "load": load, **measures[part]()}
+        write_atomically(file, json.dumps(result, indent=1) + "\n")
+        write_atomically(arguments.out / "archive.md", markdown(result))
     print(markdown(result))
 
 

@@ -88,8 +88,8 @@ def conformance_page() -> str:
             ("DICOMweb service", "user agent", "origin server"),
             (
                 ("STOW-RS", "yes, results; images by the command `pull`", "yes, images"),
-                ("QIDO-RS", "yes, by the command `pull`", "yes, stored images and their results"),
-                ("WADO-RS", "yes, by the command `pull`", "yes, stored images and their results"),
+                ("QIDO-RS", "yes, by the commands `pull` and `archive score`", "yes, stored images and their results"),
+                ("WADO-RS", "yes, by the commands `pull` and `archive score`", "yes, stored images and their results"),
                 ("WADO-URI, UPS-RS, deletion", "no", "no"),
             ),
         ),
@@ -200,12 +200,13 @@ def conformance_page() -> str:
                     "QIDO-RS, user agent",
                     "`GET {url}/studies`, `…/series` and `…/instances` below a study and a series",
                     f"by `pull`: studies by one of the keys above, then their series, then the instances of the series of"
-                    f" modality {' and '.join(MODALITIES)}; with `limit={PAGE}` and `offset`",
+                    f" modality {' and '.join(MODALITIES)}; with `limit={PAGE}` and `offset`. By `archive score` likewise, with"
+                    " the keys of the user, and `GET {url}/series` and `{url}/instances`",
                 ),
                 (
                     "WADO-RS, user agent",
                     "`GET {url}/studies/{study}/series/{series}/instances/{instance}`",
-                    f"by `pull`; `Accept: {ANY_SYNTAX}`; at most {MAX_BYTES // 2**20} MiB",
+                    f"by `pull` and `archive score`; `Accept: {ANY_SYNTAX}`; at most {MAX_BYTES // 2**20} MiB by `pull`",
                 ),
             ),
         ),

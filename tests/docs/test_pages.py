@@ -43,6 +43,8 @@ NOT_RUN = {
     "changes where Python installs": 1,
     "needs a bucket": 1,
     "needs a cluster": 1,
+    "needs a GPU": 1,
+    "needs a PACS": 1,
     "needs a file of weights": 1,
     "needs a running service": 1,
     "needs Polars or Spark": 2,
@@ -55,7 +57,7 @@ NOT_RUN = {
     "needs your own bundle": 2,
     "needs your own image": 5,
     "opens a browser": 3,
-    "takes minutes": 2,
+    "takes minutes": 3,
 }
 _FENCE = re.compile(r'^```(\w*)(?: title="(\S+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 _NOT_RUN = re.compile(r"<!-- not run: (.+?) -->\n\Z")
