@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from pneumoscope.cli.imports import without_collections
-from pneumoscope.cli.options import accelerator_option, data_option, devices_option, outliers_option, overrides_option
+from pneumoscope.cli.options import (
+    accelerator_option,
+    data_option,
+    devices_option,
+    loggers_option,
+    outliers_option,
+    overrides_option,
+)
 
 if TYPE_CHECKING:
     from pneumoscope.runs.record import RunRecord
+    from pneumoscope.runs.run_folder import LoggerName
 
 __all__ = ["command"]
 
@@ -60,6 +68,7 @@ __all__ = ["command"]
     show_default=True,
     help="Number of machines with a shared disk; start the command on each with torchrun.",
 )
+@loggers_option
 @click.option(
     "--json",
     "as_json",
@@ -79,6 +88,7 @@ def command(
     accelerator: Literal["auto", "cpu", "gpu"],
     devices: int,
     nodes: int,
+    loggers: tuple[LoggerName, ...],
     as_json: bool,
 ) -> None:
     """Train a network by a recipe, and write its bundle.
@@ -112,6 +122,7 @@ def command(
             "outliers": outliers,
             "resume": resume,
             "devices": Devices(accelerator, devices, nodes),
+            "loggers": loggers,
             "progress": progress,
             "log": lambda message: click.echo(message, err=True),
         }
