@@ -5,7 +5,8 @@
   without storage) and with the network alone on preprocessed images.
 - Overload: images arrive at twice the highest of these rates, whether or not earlier ones are answered. Each must be answered by
   201, or by 503 with Retry-After.
-- Soak: 8 clients at a quarter of the throughput of 8 clients.
+- Soak: 8 clients at a quarter of the throughput of 8 clients, on a new service, after a warm-up at their full rate: the buffers
+  for 8 images at once are no growth.
 
 Memory at the end of overload and soak may exceed that after the first sixth (5 of 30 minutes) by 5%. A number in a comment makes
 each file unique, and one in the age each prediction, so that each is scored, stored on disk before it is answered, and has a row
@@ -55,6 +56,7 @@ CORES = os.cpu_count() or 1
 CLIENTS, CREATED = (1, 8, 64), {"201"}
 SIZE = 1024  # pixels of a phantom; typical of the public data set
 MAX_MEMORY_GROWTH = 1.05
+WARM_UP = 30  # seconds, before the soak
 TIMEOUT, MEMORY_INTERVAL = 60, 0.5  # seconds
 COLUMNS, RULE = "status | requests | p50, ms | p95 | p99 |", "--- | --- | --- | --- | --- |"
 ROW = "{} | {n:,} | {p50:.0f} | {p95:.0f} | {p99:.0f} |"
@@ -329,6 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 )
         if options.soak:
             with run_service(images, failures) as service:
+                service.load("warm-up", 8, WARM_UP)
                 document["soak"] = measure_fixed_rate(
                     service, "soak", 8, 60 * options.soak, rates["8 clients"] / 4, CREATED
                 )

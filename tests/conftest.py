@@ -37,7 +37,7 @@ from pneumoscope.data.layouts import load_manifest
 from pneumoscope.imaging.preprocess import Preprocessing
 
 SIZE = 16
-BROWSER_SECONDS = 40  # deadline of a wait in the browser; Playwright's 5 s can run out on a busy machine
+BROWSER_SECONDS = 8  # deadline of a wait in the browser; Playwright's 5 s can run out on a busy machine
 
 # A shell ignores Ctrl-C for jobs in the background, and their processes inherit that; with a handler here, they do not.
 signal.signal(signal.SIGINT, signal.default_int_handler)

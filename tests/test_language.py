@@ -48,6 +48,8 @@ BANNED = {
     r"\blooks? at (the )?test images\b|\bevery look\b|\btest look\b": "test-set evaluation",
     r"\bwritten down\b": "recorded",
     r"\bat hand\b": "available",
+    r"\ball the same\b": "anyway, even so",
+    r"\b(shows? itself|show themselves)\b": "is displayed",
     r"\banew\b": "again",
     r"\bspoil(s|ed|t)?\b": "corrupt, alter",
     r"--points?\b": "--operating-point",

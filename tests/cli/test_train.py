@@ -147,7 +147,7 @@ def test_invalid_options_exit_with_2_and_write_nothing(train, recipe, images, tm
 
 
 def test_folder_with_other_files_is_an_error_before_training(train, recipe, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_module, "create_model", lambda *_, **__: pytest.fail("a network was built"))
+    monkeypatch.setattr(train_module, "create_initialized", lambda *_, **__: pytest.fail("a network was built"))
     (tmp_path / "other").write_text("keep")
 
     status, out, err = train(recipe, "--data", images, "--out", tmp_path)

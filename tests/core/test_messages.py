@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 
 from pneumoscope.core import errors
+from pneumoscope.core.error_messages import error_detail, error_text, error_texts
 from pneumoscope.core.i18n import LANGUAGES, NOTICE
 from pneumoscope.core.identity import Identity, age_at_study
 from pneumoscope.core.identity_check import SEXES, FieldProblem
@@ -14,9 +15,6 @@ from pneumoscope.core.messages import (
     age_text,
     counted,
     decision_label,
-    error_detail,
-    error_text,
-    error_titles,
     field_problem_message,
     operating_point_label,
     operating_point_rule,
@@ -314,7 +312,22 @@ def test_error_text_is_that_of_the_nearest_base_class():
         "儲存空間無法使用",
         "資料未儲存，請聯絡系統管理員。",
     )
-    assert error_titles()["unreadable_image"] == "Unreadable image"
+    assert error_texts()["unreadable_image"] == ("Unreadable image", "Export the image again, or choose another file")
+
+
+def test_advice_for_every_error_is_in_the_language_of_the_page():
+    texts = error_texts("zh-Hant")
+    assert texts["busy"] == ("系統忙碌中", "請稍候幾秒再試")
+    assert texts.keys() == {getattr(errors, name).code for name in errors.__all__}
+    assert all(re.search("[\u4e00-\u9fff]", text) for pair in texts.values() for text in pair)
+
+
+@pytest.mark.parametrize(("language", "words"), [("en", "The stated age of 3 years"), ("zh-Hant", "記載的年齡 3 歲")])
+def test_estimated_age_that_contradicts_the_stated_one_is_explained(language, words):
+    rejection = Rejection("outside_age_range_estimated", {"score": 0.7, "limit": 0.5, "minimum": 1, "maximum": 5})
+    stated = prediction(decision="rejected", rejection=rejection, age=PatientAge(3))
+    assert words in prediction_message(stated, language)
+    assert words not in prediction_message(dataclasses.replace(stated, age=None), language)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.imaging.test_dicom import image, written
+from tests.imaging.dicom_images import image, written
 
 from pneumoscope.core.errors import ManifestError, UnreadableImageError
 from pneumoscope.data.hashing import hash_images, read_image

@@ -324,7 +324,7 @@ def test_included_model_is_compared(maker, monkeypatch, tmp_path):
     name = load_model().card.name
     (rejection,) = (sentence for sentence in comparison.sentences if "rejects" in sentence)
     assert rejection.startswith(f"{name}: `predict` rejects ")
-    assert rejection.endswith("; they are evaluated all the same.")
+    assert rejection.endswith("; they are evaluated anyway.")
 
 
 def test_bundles_and_files_need_labeled_images(runs, maker, tmp_path):

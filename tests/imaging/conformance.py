@@ -677,7 +677,7 @@ for slope, intercept in ((0.0001, 0), (3, 500), (1, 900)):
         f"rescale intercept {intercept}, slope {slope}, no window",
         dicom(RescaleIntercept=intercept, RescaleSlope=slope, **NO_WINDOW),
     )
-for stored, held in ((10, 8), (12, 10), (14, 12)):
+for stored, held in ((10, 8), (12, 10), (14, 12), (10, 9), (12, 11), (13, 12), (15, 14)):
     _add(
         GRAY,
         f"DICOM with BitsStored {stored} that holds {held}, full window of {stored} bits",
@@ -691,7 +691,7 @@ _add(
     "warning: window_ignored",
 )
 _add(GRAY, "rescale slope 0", dicom(RescaleIntercept=0, RescaleSlope=0), "error: rescale_slope_zero")
-for bits in (8, 12, 16):
+for bits in (8, 12, 13, 16):
     result = "read" if bits == 12 else MEASURED
     _add(
         GRAY,
@@ -728,6 +728,14 @@ _add(
     _with_padding(_padded(65535, np.uint16), "SS", -1),
     same_pixels=False,
 )
+for value, kind in ((65535, np.uint16), (63536, np.uint16), (-20000, np.int16), (-32768, np.int16)):
+    _add(
+        GRAY,
+        f"padding of {value} in {'signed' if kind is np.int16 else 'unsigned'} pixels, not declared",
+        dicom(_padded(value, kind), 16, PixelRepresentation=int(kind is np.int16), **NO_WINDOW),
+        "warning: padding_measured",
+        same_pixels=False,
+    )
 _add(GRAY, "blank: one gray level", dicom(np.full((SIDE, SIDE), 1000, np.uint16)), "rejected: blank")
 _add(GRAY, "blank: noise around one gray level", dicom(_noise()), "rejected: blank")
 

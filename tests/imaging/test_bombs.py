@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from pydicom import Dataset, Sequence, uid
 from pydicom.encaps import encapsulate
-from tests.imaging.test_dicom import image, written
+from tests.imaging.dicom_images import image, written
 
 from pneumoscope.core.errors import DecodeCrashedError, DecodeMemoryError, DecodeTimeoutError, UnreadableImageError
 from pneumoscope.imaging.decode import decode

@@ -69,12 +69,19 @@ def test_window_that_lies_beside_the_pixels_is_ignored() -> None:
 
 
 @pytest.mark.parametrize("level", [2047, 2048, 2300, 4095])
-def test_full_window_of_the_stated_depth_is_kept_whatever_the_largest_value(level: int) -> None:
-    dark = deep() // 2
-    dark[0, 0] = level
-    image = rendered(dark)
+def test_depth_is_measured_where_a_full_window_leaves_a_bit_unused_whatever_one_pixel_has(level: int) -> None:
+    pixels = deep(11)
+    pixels[0, 0] = level
+    image = rendered(pixels)
+    assert image.warnings == ("bit_depth_measured",)
+    assert np.abs(image.pixels[1:].astype(int) - REFERENCE[1:]).max() <= 1
+
+
+def test_full_window_of_the_stated_depth_is_kept_if_the_pixels_need_all_bits() -> None:
+    pixels = (0.6 * deep()).astype(np.uint16)
+    image = rendered(pixels)
     assert image.warnings == ()
-    assert np.abs(image.pixels[1:].astype(int) - REFERENCE[1:] // 2).max() <= 1
+    assert np.abs(image.pixels - pixels / 4095 * 255).max() <= 1
 
 
 def test_full_window_of_the_measured_depth_is_kept_in_an_image_of_little_contrast() -> None:
@@ -121,10 +128,18 @@ def test_one_wrong_entry_changes_no_depth_of_a_lut(entry: int, bits: int) -> Non
 
 
 def test_lut_that_does_not_reach_white_is_kept() -> None:
-    table = (np.arange(4096) // 2).astype("<u2")
+    table = (0.6 * np.arange(4096)).astype("<u2")
     image = rendered(VOILUTSequence=lut(table), **NO_WINDOW)
     assert image.warnings == ()
-    assert np.abs(image.pixels.astype(int) - REFERENCE // 2).max() <= 1
+    assert np.abs(image.pixels - table[deep()] / 4095 * 255).max() <= 1
+
+
+@pytest.mark.parametrize("bits", [9, 11, 13, 14])
+def test_depth_of_a_lut_that_states_one_bit_too_many_is_measured(bits: int) -> None:
+    table = lut(np.arange(2**bits, dtype="<u2"), bits=bits + 1)
+    image = rendered(deep(bits), bits, VOILUTSequence=table, **NO_WINDOW)
+    assert image.warnings == ("bit_depth_measured",)
+    assert np.abs(image.pixels.astype(int) - REFERENCE).max() <= 1
 
 
 def test_marker_of_a_few_pixels_does_not_darken_an_image_without_a_window() -> None:
@@ -191,3 +206,37 @@ def test_marker_of_1_percent_does_not_darken_an_image_with_an_offset() -> None:
     pixels.ravel()[:92] = 65535
     image = rendered(pixels, 16, **NO_WINDOW)
     assert np.abs(image.pixels[1:].astype(int) - REFERENCE[1:]).max() <= 1
+
+
+@pytest.mark.parametrize("border", [5, 20])
+@pytest.mark.parametrize(
+    ("value", "bits", "kind"),
+    [
+        (65535, 10, np.uint16),
+        (65535, 14, np.uint16),
+        (63536, 14, np.uint16),
+        (-32768, 14, np.int16),
+        (-20000, 12, np.int16),
+        (-32768, 10, np.int16),
+        (32767, 10, np.int16),
+    ],
+)
+def test_undeclared_padding_of_one_value_changes_no_gray_level(
+    value: int, bits: int, kind: type[np.generic], border: int
+) -> None:
+    pixels = deep(bits).astype(np.int64) - (2 ** (bits - 1) if kind is np.int16 else 0)
+    inside = np.zeros(pixels.shape, np.bool_)
+    inside[border:-border, border:-border] = True
+    pixels[~inside] = value
+    image = rendered(pixels.astype(kind), 16, **NO_WINDOW)
+    assert image.warnings == ("padding_measured",)
+    assert np.abs(image.pixels.astype(int) - REFERENCE)[inside].max() <= 1
+    assert (image.pixels[~inside] == 0).all()
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_border_of_a_saturated_detector_is_no_padding(photometric: str) -> None:
+    pixels = deep(12)
+    pixels[:10] = 16383
+    image = rendered(pixels, 14, PhotometricInterpretation=photometric)
+    assert image.warnings == ()

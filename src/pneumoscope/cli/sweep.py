@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from pneumoscope.cli.imports import without_collections
-from pneumoscope.cli.options import accelerator_option, data_option, devices_option, outliers_option, overrides_option
+from pneumoscope.cli.options import (
+    accelerator_option,
+    data_option,
+    devices_option,
+    loggers_option,
+    outliers_option,
+    overrides_option,
+)
 
 if TYPE_CHECKING:
+    from pneumoscope.runs.run_folder import LoggerName
     from pneumoscope.training.sweep import SweepRow
 
 __all__ = ["command"]
@@ -34,6 +42,7 @@ __all__ = ["command"]
 @click.option("--resume", is_flag=True, help="Keep finished runs in --out, and train the others.")
 @accelerator_option
 @devices_option
+@loggers_option
 @click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON document.")
 def command(
     recipe: str,
@@ -45,6 +54,7 @@ def command(
     resume: bool,
     accelerator: Literal["auto", "cpu", "gpu"],
     devices: int,
+    loggers: tuple[LoggerName, ...],
     as_json: bool,
 ) -> None:
     """Train a recipe with every combination of settings, and compare them on the validation images.
@@ -73,6 +83,7 @@ def command(
             resume=resume,
             outliers=outliers,
             devices=Devices(accelerator, devices),
+            loggers=loggers,
             progress=progress,
             log=lambda message: click.echo(message, err=True),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from pneumoscope.cli.imports import without_collections
-from pneumoscope.cli.options import accelerator_option, data_option, devices_option, outliers_option, overrides_option
+from pneumoscope.cli.options import (
+    accelerator_option,
+    data_option,
+    devices_option,
+    loggers_option,
+    outliers_option,
+    overrides_option,
+)
 
 if TYPE_CHECKING:
     from pneumoscope.runs.record import RunRecord
+    from pneumoscope.runs.run_folder import LoggerName
 
 __all__ = ["command"]
 
@@ -30,6 +39,12 @@ __all__ = ["command"]
     help="The run folder; with --seeds or --folds that of the runs.",
 )
 @overrides_option
+@click.option(
+    "--init",
+    metavar="BUNDLE|RUN|FILE",
+    help="Start from the weights of a bundle (default: the model in the package), a run, or a file with a state dict of timm,"
+    " torchvision or Hugging Face; the same as --set network.weights=...",
+)
 @click.option(
     "--seeds",
     type=click.IntRange(min=1),
@@ -53,6 +68,7 @@ __all__ = ["command"]
     show_default=True,
     help="Number of machines with a shared disk; start the command on each with torchrun.",
 )
+@loggers_option
 @click.option(
     "--json",
     "as_json",
@@ -65,12 +81,14 @@ def command(
     outliers: Path | None,
     out: Path,
     overrides: tuple[str, ...],
+    init: str | None,
     seeds: int | None,
     folds: int | None,
     resume: bool,
     accelerator: Literal["auto", "cpu", "gpu"],
     devices: int,
     nodes: int,
+    loggers: tuple[LoggerName, ...],
     as_json: bool,
 ) -> None:
     """Train a network by a recipe, and write its bundle.
@@ -104,9 +122,12 @@ def command(
             "outliers": outliers,
             "resume": resume,
             "devices": Devices(accelerator, devices, nodes),
+            "loggers": loggers,
             "progress": progress,
             "log": lambda message: click.echo(message, err=True),
         }
+        if init is not None:
+            overrides += (f"network.weights={json.dumps(init, ensure_ascii=False)}",)
         settings = read_recipe(recipe, overrides, packaged_recipes() | report_recipes())
         if seeds is not None:
             records = train_seeds(settings, data, out, seeds, **options)

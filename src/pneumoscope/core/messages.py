@@ -1,13 +1,10 @@
-"""Render codes as sentences for people, in every language of `core.i18n`."""
+"""Render codes as sentences for people, in every language of `core.i18n`; those of errors are in `error_messages`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
 
-from pneumoscope.core import errors
-from pneumoscope.core.errors import PneumoscopeError, UnreadableImageError
 from pneumoscope.core.i18n import N_, translations
 from pneumoscope.core.identity import ConflictCode
 from pneumoscope.core.identity_check import FieldProblem
@@ -21,14 +18,10 @@ from pneumoscope.core.prediction import (
 from pneumoscope.core.unreadable import reason_hint, reason_message
 
 __all__ = [
-    "ErrorDetail",
     "age_text",
     "conflict_message",
     "counted",
     "decision_label",
-    "error_detail",
-    "error_text",
-    "error_titles",
     "failure_message",
     "field_problem_message",
     "full_stop",
@@ -130,6 +123,10 @@ _WARNINGS: dict[WarningCode, str] = {
         "The window or lookup table does not fit the pixels; gray levels were derived from the pixels"
     ),
     "bit_depth_measured": N_("The pixels do not have the stated bit depth; gray levels were derived from the pixels"),
+    "padding_measured": N_(
+        "The border has a value far from all others and is not declared as padding; gray levels were derived from the other"
+        " pixels"
+    ),
     "assumed_chest": N_("DICOM header overridden: assumed to be a chest radiograph"),
     "assumed_frontal": N_("DICOM header overridden: assumed to be a frontal view of both lungs"),
 }
@@ -142,6 +139,7 @@ _WARNING_LABELS: dict[WarningCode, str] = {
     "one_side_stated": N_("Only one side stated"),
     "window_ignored": N_("Window or LUT ignored"),
     "bit_depth_measured": N_("Bit depth measured"),
+    "padding_measured": N_("Undeclared padding"),
     "assumed_chest": N_("Assumed: chest"),
     "assumed_frontal": N_("Assumed: frontal view"),
 }
@@ -226,39 +224,7 @@ _COLON, _COMMA, _OPENING, _CLOSING = (
 )  # Chinese has signs of its own, without spaces
 
 
-# Title and advice for a person at the browser; other errors have those of the nearest base class.
 _ROLES = {"sender": N_("Sender"), "reader": N_("Reader"), "administrator": N_("Administrator")}
-_ERRORS: dict[type[PneumoscopeError], tuple[str, str]] = {
-    errors.PneumoscopeError: (
-        N_("Internal error"),
-        N_("Contact the administrator. The server log has the time and the cause."),
-    ),
-    errors.InputError: (N_("Invalid request"), N_("Go back to the worklist and try again.")),
-    errors.UnknownNameError: (N_("Not found"), N_("The image was deleted, or the address is wrong.")),
-    errors.AuthenticationError: (N_("Not signed in"), N_("Sign in again.")),
-    errors.ForbiddenError: (
-        N_("Not permitted"),
-        N_(
-            "Your role does not allow this, or the request did not come from a page of this service. Ask an administrator."
-        ),
-    ),
-    errors.TooManyRequestsError: (N_("Too many failed attempts"), N_("Wait a minute, then try again.")),
-    errors.TooLargeError: (N_("Too large"), N_("Send smaller files, or fewer at a time.")),
-    errors.UnreadableImageError: (N_("Unreadable image"), N_("Export the image again, or choose another file.")),
-    errors.InvalidIdentityError: (
-        N_("Invalid patient or study data"),
-        N_("Correct the marked fields. Nothing was saved."),
-    ),
-    errors.GoneError: (N_("Image removed"), N_("The retention period has ended. The prediction is kept.")),
-    errors.ConflictError: (N_("Changed in the meantime"), N_("Open the image again. Nothing was saved.")),
-    errors.ImageOfTwoPatientsError: (
-        N_("Image of two patients"),
-        N_("Open the image, and choose its patient. Nothing was deleted."),
-    ),
-    errors.BundleError: (N_("Model unavailable"), N_("Contact the administrator.")),
-    errors.StorageError: (N_("Storage unavailable"), N_("Nothing was saved. Contact the administrator.")),
-    errors.BusyError: (N_("Service busy"), N_("Try again in a few seconds.")),
-}
 
 
 def counted(number: int, noun: str) -> str:
@@ -290,40 +256,6 @@ def punctuation(language: str = "en") -> dict[str, str]:
 def decision_label(decision: Decision, language: str = "en") -> str:
     """Return the display name of a decision, such as "No pneumonia detected"."""
     return translations(language).gettext(_DECISIONS[decision])
-
-
-def error_text(error: PneumoscopeError, language: str = "en") -> tuple[str, str]:
-    """Return the title of an error and what a person at the browser can do about it."""
-    gettext = translations(language).gettext
-    title, advice = next(_ERRORS[kind] for kind in type(error).__mro__ if kind in _ERRORS)
-    return gettext(title), gettext(advice)
-
-
-class ErrorDetail(NamedTuple):
-    """The problem and the next step as sentences, and their language: most details are in English only."""
-
-    text: str
-    language: str
-
-
-def error_detail(error: PneumoscopeError, language: str = "en") -> ErrorDetail:
-    """Return the message and the hint of an error in a language, or in English if they are not translated."""
-    if language != "en":
-        if isinstance(error, UnreadableImageError) and error.reason:
-            sentences = reason_message(error.reason, language), reason_hint(error.reason, language)
-            return ErrorDetail(join_sentences(sentences, language) + full_stop(language), language)
-        gettext = translations(language).gettext
-        if gettext(error.message) != error.message:
-            sentences = gettext(error.message), gettext(error.hint) if error.hint else ""
-            return ErrorDetail(join_sentences(sentences, language) + full_stop(language), language)
-    return ErrorDetail(str(error), "en")
-
-
-def error_titles(language: str = "en") -> dict[str, str]:
-    """Return the title of every error by its code; an error without a title of its own has that of its nearest base class."""
-    gettext = translations(language).gettext
-    kinds = (getattr(errors, name) for name in errors.__all__)
-    return {kind.code: gettext(next(_ERRORS[base][0] for base in kind.__mro__ if base in _ERRORS)) for kind in kinds}
 
 
 def rejection_message(rejection: Rejection, language: str = "en") -> str:

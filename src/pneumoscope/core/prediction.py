@@ -93,6 +93,7 @@ WarningCode = Literal[
     "one_side_stated",
     "window_ignored",
     "bit_depth_measured",
+    "padding_measured",
     "assumed_chest",
     "assumed_frontal",
 ]

@@ -46,6 +46,7 @@ _AGE_CONTRADICTS_DATES = N_(
     "Contradictory age: {age:.3g} years stated, {by_dates:.3g} years by birth date and study date. The result may not apply;"
     " check the patient"
 )
+_STATED_AGE = N_("The stated age of {age:.3g} years is in this range: check that the image is of this patient")
 _UNKNOWN_POPULATION = N_("The population that it was trained on is unknown.")
 _POPULATION = N_("Trained on {images} of {patients} from {sites}.")
 _POPULATION_VIEWS: dict[View | None, str] = {
@@ -260,10 +261,20 @@ def _percent(fraction: float) -> str:
 def decision_message(prediction: Prediction, language: str = "en") -> str:
     """Return the explanation of a rejected, uncertain or failed prediction; empty for other predictions."""
     if prediction.rejection:
-        return rejection_message(prediction.rejection, language)
+        return join_sentences(
+            (rejection_message(prediction.rejection, language), _stated_age_message(prediction, language)), language
+        )
     if prediction.uncertainty:
         return uncertainty_message(prediction.uncertainty, language)
     return failure_message(prediction.failure, language) if prediction.failure else ""
+
+
+def _stated_age_message(prediction: Prediction, language: str) -> str:
+    """Return that the stated age contradicts an estimate by the image; empty if no age is stated, or none was estimated."""
+    rejection, age = prediction.rejection, prediction.age
+    if rejection is None or rejection.code != "outside_age_range_estimated" or age is None or age.years is None:
+        return ""
+    return translations(language).gettext(_STATED_AGE).format(age=age.years)
 
 
 def prediction_message(prediction: Prediction, language: str = "en") -> str:

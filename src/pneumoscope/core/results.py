@@ -225,7 +225,7 @@ class RejectionSummary:
             return ""
         reasons = ", ".join(f"{count} {code}" for code, count in self.reasons.items())
         share = f"{self.share.value:.1%} ({self.share.low:.1%} to {self.share.high:.1%}, n = {self.share.n})"
-        return f"`predict` rejects {share} of these images ({reasons}); they are evaluated all the same"
+        return f"`predict` rejects {share} of these images ({reasons}); they are evaluated anyway"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

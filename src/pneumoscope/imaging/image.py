@@ -38,7 +38,7 @@ class GrayLevels(NamedTuple):
 
     Attributes:
         pixels: Gray levels, 0 (black) to 255 (white), shape (height, width).
-        warnings: "window_ignored", "bit_depth_measured", or nothing.
+        warnings: "window_ignored", "bit_depth_measured", "padding_measured", or nothing.
         values: The values that they come from, if requested; else None.
     """
 

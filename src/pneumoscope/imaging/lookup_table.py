@@ -82,14 +82,14 @@ class LookupTable(NamedTuple):
     def _measured_bits(
         entries: Integers, first: int, stated_bits: int, values: Integers | Floats, counts: Integers
     ) -> int:
-        """Return the bits of the entries: those that are stated, unless they are 16, impossible, exceeded by many pixels, or more
-        than one of them is unused."""
+        """Return the bits of the entries: those that are stated, unless they are 16, impossible or exceeded by many pixels, or
+        one of them is unused: no table is meant to halve the brightness of every image."""
         used = entries[np.clip(np.floor(values).astype(np.int64) - first, 0, len(entries) - 1)]
         exceeding = counts[used >= 2.0**stated_bits].sum()
         # A few entries at the ends may be wrong; the largest ones that pixels have are not.
         largest = max(np.quantile(entries, 0.995), Histogram.of(used, counts).quantiles(PERCENTILES[1])[0])
         bits = max(8, int(largest).bit_length())
-        if 8 <= stated_bits < 16 and exceeding <= _EXCEEDING * counts.sum() and bits >= stated_bits - 1:
+        if 8 <= stated_bits < 16 and exceeding <= _EXCEEDING * counts.sum() and bits >= stated_bits:
             return stated_bits
         return bits
 

@@ -17,6 +17,7 @@ from pneumoscope.imaging.header_checks import element_text
 
 __all__ = ["AGE_ELEMENTS", "parse_age", "parse_date", "read_age"]
 
+_NOTHING = "\N{EN DASH}"  # quoted instead of an empty value
 _MAX_QUOTED = 24  # characters of a value in a message
 
 # PS3.5 section 6.2 (AS): a number of three digits and D, W, M or Y. Some software writes a fourth digit.
@@ -78,7 +79,7 @@ def read_age(header: Dataset) -> PatientAge | None:
     if by_date and by_date.years is not None:
         difference = abs(by_date.years - years)
         if difference > _MAX_CONTRADICTION or (_is_ambiguous(stated) and difference > 1):
-            return PatientAge(None, stated=f"PatientAge {years:.0f} years, by birth date {by_date.years:.0f} years")
+            return PatientAge(None, stated=f"PatientAge: {years:.0f} y; PatientBirthDate: {by_date.years:.0f} y")
     return PatientAge(years)
 
 
@@ -99,9 +100,11 @@ def _age_by_date(header: Dataset) -> PatientAge | None:
         return _not_understood(*next(iter(stated.items()), ("StudyDate", "")))
     name, years = next(iter(ages.items()))
     if not 0 <= years <= MAX_AGE:
-        return PatientAge(None, stated=f"{years:.0f} years from PatientBirthDate to {name}")
+        return PatientAge(None, stated=f"PatientBirthDate, {name}: {years:.0f} y")
     if max(ages.values()) - min(ages.values()) > _MAX_CONTRADICTION:
-        return PatientAge(None, stated=f"{min(ages.values()):.0f} to {max(ages.values()):.0f} years by different dates")
+        return PatientAge(
+            None, stated=f"PatientBirthDate: {min(ages.values()):.0f}\N{EN DASH}{max(ages.values()):.0f} y"
+        )
     return PatientAge(years)
 
 
@@ -162,4 +165,4 @@ def _not_understood(name: str, text: str) -> PatientAge:
     form = "".join(
         "9" if mark.isdigit() else "x" if mark.isalpha() else mark if mark.isprintable() else "?" for mark in text
     )
-    return PatientAge(None, stated=f"{name}: {form[:_MAX_QUOTED] or 'empty'}")
+    return PatientAge(None, stated=f"{name}: {form[:_MAX_QUOTED] or _NOTHING}")

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import timm
 
-from pneumoscope.core.errors import RecipeError
+from pneumoscope.bundle.bundle_folder import CARD_FILE, read_card
+from pneumoscope.core.errors import RecipeError, WeightsError
 from pneumoscope.models.backbones import Backbone
-from pneumoscope.models.base import IMAGENET, UNIT, ClassifierNetwork
+from pneumoscope.models.base import IMAGENET, UNIT, ClassifierNetwork, Normalization
+from pneumoscope.models.onnx_weights import restore_weights
 from pneumoscope.models.registry import find_model
 from pneumoscope.models.report_networks import VGG19, AlexNet
-from pneumoscope.models.weights import load_imagenet, load_weights
+from pneumoscope.models.weights import LoadedWeights, load_imagenet, load_tensors, load_weights
+from pneumoscope.runs.run_folder import WEIGHTS_FILE, find_bundle, is_run_folder
 
-__all__ = ["create_model"]
+__all__ = ["create_initialized", "create_model"]
 
 _MIN_IMAGE_SIZE = {"alexnet": 63, "vgg19": 32}  # pixels; below it, the last pooling has no input
 _DEFAULT_IMAGE_SIZE = 224
+# Options of a network that change its logits for the same weights.
+_OPTIONS = ("image_size", "crop", "output_stride", "border_mask", "flip_averaging")
 
 
 def create_model(
@@ -35,7 +42,7 @@ def create_model(
 
     Args:
         name: Name in `list_models()`, or any other name of timm.
-        weights: "none", "imagenet", or the path of a file.
+        weights: "none", "imagenet", "default" for the model in the package, or the path of a bundle, a run or a file.
         image_size: Side of the images, pixels; the network's default if None.
         dropout: Dropout rate before the last layer of a timm network; the report's networks have fixed rates.
         output_stride: See `Backbone`; the report's networks have no such option.
@@ -44,8 +51,91 @@ def create_model(
     Raises:
         UnknownNameError: There is no network of that name.
         RecipeError: The images are too small, or the network does not have that option.
+        BundleError: The bundle cannot be read.
         WeightsError, MissingExtraError: See `models.weights`.
     """
+    options = {
+        "image_size": image_size,
+        "dropout": dropout,
+        "output_stride": output_stride,
+        "border_mask": border_mask,
+        "flip_averaging": flip_averaging,
+    }
+    return create_initialized(name, weights, options)[0]
+
+
+def create_initialized(name: str, weights: str, options: Mapping[str, Any]) -> tuple[ClassifierNetwork, LoadedWeights]:
+    """Return a network, and a record of its initial weights.
+
+    Args:
+        name, weights: See `create_model`.
+        options: The other arguments of `create_model`, and "crop", with which bundles are compared.
+    """
+    network = _build(name, options, normalization=UNIT if weights == "none" else IMAGENET)
+    if weights == "none":
+        return network, LoadedWeights(frozenset(network.state_dict()))
+    if weights == "imagenet":
+        load_imagenet(network, name)
+        backbone = {id(parameter) for parameter in network.backbone_parameters()}
+        random = (name for name, parameter in network.named_parameters() if id(parameter) not in backbone)
+        return network, LoadedWeights(frozenset(random))
+    path = Path(weights)
+    if weights != "default" and not path.exists():
+        raise WeightsError(
+            f"there are no weights {weights!r}",
+            hint='Give "default" for the model in the package, or the path of a bundle, a run or a file of weights',
+        )
+    if path.is_file():
+        return network, load_weights(network, path)
+    if is_run_folder(path) and (path / WEIGHTS_FILE).is_file():
+        loaded = load_weights(network, path / WEIGHTS_FILE)
+        bundle = path / "bundle"
+        return network, _with_card(loaded, bundle, options) if (bundle / CARD_FILE).is_file() else loaded
+    return network, _load_bundle(network, name, find_bundle(path), options)
+
+
+def _load_bundle(network: ClassifierNetwork, name: str, bundle: Path, options: Mapping[str, Any]) -> LoadedWeights:
+    """Load the weights in the network file of a bundle."""
+    if not (bundle / CARD_FILE).is_file():
+        raise WeightsError(
+            f"{str(bundle)!r} is neither a bundle nor a run with weights",
+            hint=f"A bundle has {CARD_FILE}, and a run {WEIGHTS_FILE}",
+        )
+    card = read_card(bundle / CARD_FILE)
+    if card.network != name:
+        raise WeightsError(
+            f"{str(bundle)!r} has the network {card.network!r}, and the recipe {name!r}",
+            hint=f"Set the network of the recipe: --set network.name={card.network}",
+        )
+    recorded = {key: value for key, value in dict(card.recipe.get("network", {})).items() if key in _OPTIONS}
+    original = _build(name, {**recorded, "image_size": card.preprocessing.size}, normalization=IMAGENET)
+    restored = restore_weights(bundle, original)
+    loaded = load_tensors(network, restored.tensors, str(bundle))
+    return _with_card(loaded._replace(folded=restored.folded), bundle, options)
+
+
+def _with_card(loaded: LoadedWeights, bundle: Path, options: Mapping[str, Any]) -> LoadedWeights:
+    """Add the images that the model of a bundle has seen, and a note on options that change its logits."""
+    card = read_card(bundle / CARD_FILE)
+    recorded = dict(card.recipe.get("network", {}))
+    different = [
+        f"{key} {recorded[key]} there and {options[key]} here"
+        for key in _OPTIONS
+        if key in recorded and options.get(key) not in (None, recorded[key])
+    ]
+    note = f"the network does not start from the scores of {str(bundle)!r}, because of {', '.join(different)}"
+    seen = frozenset(each for hashes in card.seen.values() for each in hashes)
+    return loaded._replace(notes=(*loaded.notes, *([note] if different else [])), seen=seen)
+
+
+def _build(name: str, options: Mapping[str, Any], *, normalization: Normalization) -> ClassifierNetwork:
+    """Return a network with random weights.
+
+    Args:
+        name, options: See `create_initialized`; missing options have their defaults.
+        normalization: Normalization of VGG19.
+    """
+    image_size, output_stride = options.get("image_size"), options.get("output_stride", 32)
     size = image_size if image_size is not None else _default_image_size(name)
     minimum = _MIN_IMAGE_SIZE.get(name, 32)
     if size < minimum:
@@ -57,14 +147,12 @@ def create_model(
         network = AlexNet(size, fc8=name == "alexnet-fc8")
     elif name == "vgg19":
         # ImageNet weights need ImageNet's normalization.
-        network = VGG19(size, normalization=UNIT if weights == "none" else IMAGENET)
+        network = VGG19(size, normalization=normalization)
     else:
+        dropout = options.get("dropout", 0.0)
         network = Backbone(name, image_size=size, dropout=dropout, output_stride=output_stride)
-    network.border_mask, network.flip_averaging = border_mask, flip_averaging
-    if weights == "imagenet":
-        load_imagenet(network, name)
-    elif weights != "none":
-        load_weights(network, Path(weights))
+    network.border_mask = options.get("border_mask", 0)
+    network.flip_averaging = options.get("flip_averaging", False)
     return network
 
 

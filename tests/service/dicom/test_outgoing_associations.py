@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 import pytest
 import requests
+from tests.certificates import make_certificates
 
 from pneumoscope.service.dicom.node_settings import DicomPeer, DicomSettings, tls_contexts
 from pneumoscope.service.dicom.sending import UnreachableError, connection_error_code
 
 pynetdicom = pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
 associations = pytest.importorskip("pneumoscope.service.dicom.outgoing_associations")
-make_certificates = pytest.importorskip("tests.service.dicom.test_orthanc").make_certificates
 VERIFICATION, CT = "1.2.840.10008.1.1", "1.2.840.10008.5.1.4.1.1.2"
 SECONDS = 60
 

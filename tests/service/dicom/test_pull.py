@@ -21,7 +21,7 @@ from pydicom.uid import generate_uid
 from tests.images import dicom
 from tests.processes import free_port, started
 from tests.service.conftest import TOKEN, insert_token_of_service, post, predicted, served
-from tests.service.dicom.test_receiver import storescu
+from tests.service.dicom.nodes import storescu
 
 from pneumoscope.core.errors import PullError, UnknownNameError, UsageError
 from pneumoscope.service.dicom.configuration import DicomConfiguration, Source

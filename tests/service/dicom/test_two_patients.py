@@ -9,7 +9,7 @@ import pydicom
 import pytest
 from tests.images import dicom as dicom_file
 from tests.service.conftest import predicted
-from tests.service.storage.test_identities import store
+from tests.service.storage.identities import store
 
 from pneumoscope.core.prediction import PatientAge
 from pneumoscope.imaging.header_identity import read_identity

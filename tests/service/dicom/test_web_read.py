@@ -147,7 +147,7 @@ def test_results_are_those_of_the_latest_prediction(model):
 
 def test_result_has_the_uid_under_which_it_is_delivered(model, tmp_path):
     pytest.importorskip("highdicom", reason="[pacs] is not installed")
-    from tests.service.dicom.test_receiver import association, node
+    from tests.service.dicom.nodes import association, node
 
     repository = PredictionRepository(tmp_path / "data")
     with node(model, repository) as (client, opened), association(opened) as sender:

@@ -1,61 +1,22 @@
 """Patients, studies and instances: what belongs together, what is moved by a correction, and what is deleted."""
 
 import dataclasses
-import hashlib
 import itertools
 import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import func, select
-from tests.service.conftest import prediction
+from tests.service.storage.identities import JANE, VALUES, counts, events, jane, store
 
 from pneumoscope.core.errors import ConflictError, UnknownNameError
 from pneumoscope.core.identity import Identity
-from pneumoscope.core.prediction import PatientAge, Rejection
-from pneumoscope.service.audit.log import read_rows
+from pneumoscope.core.prediction import PatientAge
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.predictions import _word_forms
 from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import REMOVED_NAME, Retention
 from pneumoscope.service.storage.studies import summarize_study
-from pneumoscope.service.storage.tables import instances, patients, studies
-
-JANE = Identity(
-    patient_id="77", issuer_of_patient_id="A", patient_name="Doe^Jane", patient_birth_date="2021-01-31", patient_sex="F",
-    accession_number="ACC1", study_instance_uid="1.2.1", study_date="2026-01-02", study_description="chest",
-    series_instance_uid="1.2.1.1", sop_instance_uid="1.2.1.1.1", station_name="DX1",
-)  # fmt: skip
-VALUES = [value for value in dataclasses.asdict(JANE).values() if len(value) > 1]
-
-
-def store(repository, pixels, identity, *, file=None, probability=0.75, decision="pneumonia", code=None, **fields):
-    """Store a prediction of an image with these pixels in a file with this identity."""
-    made = prediction(None if code else probability, "rejected" if code else decision, **fields)
-    sha256 = hashlib.sha256(pixels.encode()).hexdigest()
-    made = dataclasses.replace(made, identity=identity, image=dataclasses.replace(made.image, pixel_sha256=sha256))
-    if code:
-        made = dataclasses.replace(made, rejection=Rejection(code, {}))
-    return repository.add(made, (file or f"{pixels} {identity and dataclasses.asdict(identity)}").encode(), user="me")[
-        0
-    ]
-
-
-def jane(**changes):
-    return dataclasses.replace(JANE, **changes)
-
-
-def counts(repository):
-    with repository.engine.connect() as connection:
-        return tuple(
-            connection.execute(select(func.count()).select_from(table)).scalar_one()
-            for table in (patients, studies, instances)
-        )
-
-
-def events(repository):
-    return [(row.event, row.prediction_id, json.loads(row.details)) for row in read_rows(repository.engine)]
 
 
 def test_identity_is_stored_and_read_back(repository):

@@ -5,7 +5,7 @@ import random
 from datetime import timedelta
 
 import pytest
-from tests.service.storage.test_outbox import Exchange, header
+from tests.service.storage.exchange import Exchange, header
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.service.storage.repository import PredictionRepository

@@ -8,7 +8,7 @@ import alembic.command
 import alembic.config
 import pytest
 from sqlalchemy import inspect, select
-from tests.service.storage.test_identities import JANE, counts, events, jane, store
+from tests.service.storage.identities import JANE, counts, events, jane, store
 
 from pneumoscope.core.errors import ConflictError, ImageOfTwoPatientsError
 from pneumoscope.core.identity import Identity

@@ -27,7 +27,7 @@ from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.storage.repository import PredictionRepository
 
-MODULE_SECONDS = 1800  # after which the service of a module is killed
+SESSION_SECONDS = 4 * 3600  # after which a service that several modules share is killed
 
 
 @pytest.fixture(scope="session")
@@ -58,16 +58,16 @@ def anonymous_client(bundle_folder):
         yield opened
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def service_folder(tmp_path_factory):
     """The working folder of the service without authentication."""
     return tmp_path_factory.mktemp("service")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def service_process(bundle_folder, service_folder):
-    """A client of a real process without authentication; it starts once for a module, which takes seconds."""
-    with served(bundle_folder, service_folder, deadline=MODULE_SECONDS) as (_, client):
+    """A client of a real process without authentication; it starts once for all modules, because that takes seconds."""
+    with served(bundle_folder, service_folder, deadline=SESSION_SECONDS) as (_, client):
         yield client
 
 
@@ -90,12 +90,12 @@ def page(browser, service):
     assert [each for each in seen if not each.startswith((str(service.base_url), "blob:"))] == []
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def authenticated_process(bundle_folder, tmp_path_factory):
     """A real process with authentication: a client with the token of ward-3, and the process's working folder."""
     folder = tmp_path_factory.mktemp("authenticated")
     insert_tokens(folder)
-    with served(bundle_folder, folder, deadline=MODULE_SECONDS) as (_, client):
+    with served(bundle_folder, folder, deadline=SESSION_SECONDS) as (_, client):
         client.headers["Authorization"] = f"Bearer {TOKEN}"
         yield client, folder
 
@@ -106,14 +106,21 @@ def insert_tokens(folder):
 
 
 @pytest.fixture
-def signed_in(browser, authenticated_process):
-    """The worklist of a service with authentication, signed in, and a client with the token; any dialog fails."""
+def authenticated(authenticated_process):
+    """The client of `authenticated_process`, which stores no image and has the tokens of ward-3 and ward-4."""
     client, folder = authenticated_process
     with contextlib.closing(sqlite3.connect(folder / "pneumoscope-data/pneumoscope.sqlite", timeout=10)) as database:
         database.execute("DELETE FROM tokens")
         database.commit()
     insert_tokens(folder)
     remove_everything(client)
+    return client
+
+
+@pytest.fixture
+def signed_in(browser, authenticated):
+    """The worklist of a service with authentication, signed in, and a client with the token; any dialog fails."""
+    client = authenticated
     context = browser.new_context(locale="en-GB")
     opened = context.new_page()
     dialogs = []

@@ -411,7 +411,7 @@ def test_shortcuts_are_listed_and_inactive_in_text_fields(viewer, service):
     assert stored_review(service, id) is None
 
 
-def test_errors_are_translated_and_their_details_are_marked_as_english(page, service):
+def test_errors_are_translated_with_advice_instead_of_english_details(page, service):
     id = upload(service, {"high.png": 180})["high.png"]
     # Only a save requests these two, so both routes are in place before the page opens.
     page.route(f"**/v1/predictions/{id}", lambda route: route.abort())
@@ -422,8 +422,7 @@ def test_errors_are_translated_and_their_details_are_marked_as_english(page, ser
     expect(page.locator("#save-status")).to_have_text("未儲存：無法連線至伺服器。")
     page.unroute(f"**/v1/predictions/{id}")
     page.keyboard.press("p")
-    expect(page.locator("#save-status")).to_have_text("未儲存：系統忙碌中 (failed with 503)")
-    expect(page.locator("#save-status span[lang=en]")).to_have_text("(failed with 503)")
+    expect(page.locator("#save-status")).to_have_text("未儲存：系統忙碌中（請稍候幾秒再試）")
     page.route("**/heatmap-layer.png", lambda route: route.abort())
     page.once("dialog", lambda dialog: dialog.accept())  # the review is not saved
     page.goto(f"{service.base_url}/images/{id}/report")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import itertools
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -28,6 +29,7 @@ from pneumoscope.service.web.dashboard import (
 )
 
 UTC = ZoneInfo("UTC")
+NUMBERS = itertools.count()  # of images
 DECILES = tuple(k / 10 for k in range(1, 10))
 
 
@@ -37,13 +39,18 @@ def card(maker):
     return read_bundle(maker.bundle(maker.root / "b", rejection_limits=LIMITS, reference_distribution=reference))[0]
 
 
-def predicted(day, decision, probability, *labels, image="a", statistics=None):
-    """Return a prediction; labels are those of the readers A, B, ..., and None stands for no label."""
+def predicted(day, decision, probability, *labels, image=None, statistics=None):
+    """Return a prediction, of an image of its own by default.
+
+    Labels are those of the readers A, B, ..., and None stands for no label.
+    """
     time = f"2026-01-{day:02d}T10:00:00.000000Z"
     reviews = tuple(
         Review(label, "", "", time, reader) for reader, label in zip("ABC", labels, strict=False) if label is not None
     )
-    return PredictionStatistics(time, time, decision, probability, image, statistics, reviews)
+    return PredictionStatistics(
+        time, time, decision, probability, image or f"image {next(NUMBERS)}", statistics, reviews
+    )
 
 
 @pytest.fixture
@@ -163,16 +170,32 @@ def test_agreement_of_readers_and_model(card):
 def test_latest_prediction_of_an_image_is_compared(card):
     """An image with two predictions counts once."""
     dashboard = summarize(
-        [predicted(2, "pneumonia", 0.9, "pneumonia"), predicted(1, "no_pneumonia", 0.1, "pneumonia")], card, UTC
+        [
+            predicted(2, "pneumonia", 0.9, "pneumonia", image="x"),
+            predicted(1, "no_pneumonia", 0.1, "pneumonia", image="x"),
+        ],
+        card,
+        UTC,
     )
     assert (dashboard.readers[0].sensitivity.value, dashboard.readers[0].sensitivity.n) == (1, 1)
 
 
 def test_drift_compares_images_with_a_probability(card):
-    predictions = [predicted(1, "pneumonia", 0.95)] * 60 + [predicted(1, "rejected", None)] * 10
+    predictions = [predicted(1, "pneumonia", 0.95) for _ in range(60)] + [
+        predicted(1, "rejected", None) for _ in range(10)
+    ]
     dashboard = summarize(predictions, card, UTC)
     assert (dashboard.drift.n, dashboard.drift.counts[9], dashboard.drift_unavailable) == (60, 60, "")
     assert dashboard.drift.difference == pytest.approx(0.9)
+
+
+def test_image_that_was_predicted_again_counts_once_with_its_latest_decision(card):
+    again = [predicted(1, "rejected", None, image="x"), predicted(2, "pneumonia", 0.95, image="x")]
+    dashboard = summarize([*again, predicted(2, "no_pneumonia", 0.1)], card, UTC)
+    assert dashboard.images == 2
+    assert dashboard.proportions["rejected"].value == 0
+    assert dashboard.proportions["pneumonia"].value == 0.5
+    assert [each.date for each in dashboard.days] == ["2026-01-02"]
 
 
 def test_no_drift_without_images_or_without_a_reference(card, maker):
@@ -180,7 +203,7 @@ def test_no_drift_without_images_or_without_a_reference(card, maker):
     assert (empty.images, empty.proportions, empty.readers, empty.days) == (0, {}, (), ())
     assert empty.drift_unavailable == "too_few_images"
     without_reference = read_bundle(maker.bundle(maker.root / "no-reference"))[0]
-    dashboard = summarize([predicted(1, "no_pneumonia", 0.1)] * 60, without_reference, UTC)
+    dashboard = summarize([predicted(1, "no_pneumonia", 0.1) for _ in range(60)], without_reference, UTC)
     assert (dashboard.drift, dashboard.drift_unavailable) == (None, "no_reference")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import Depends, Path
 
 from pneumoscope.service.api.dependencies import (
     AppService,
@@ -15,7 +15,7 @@ from pneumoscope.service.api.dependencies import (
     Id,
     NoParameters,
     User,
-    no_duplicate_parameters,
+    api_router,
     require_json,
 )
 from pneumoscope.service.api.exception_handlers import problem_responses
@@ -25,11 +25,7 @@ __all__ = ["administrator_router"]
 
 _TokenId = Annotated[str, Path(pattern=r"^[0-9a-f]{8}$", examples=["0123abcd"])]
 
-# The application adds `dependencies.authentication`; see `app.create_app`.
-administrator_router = APIRouter(
-    prefix="/v1", tags=["administration"], responses=problem_responses(401, 403, 422, 429, 503),
-    dependencies=[Depends(no_duplicate_parameters)],
-)  # fmt: skip
+administrator_router = api_router("administration")
 
 
 @administrator_router.delete(

@@ -1,6 +1,6 @@
-"""Dependencies of the routes: the service's objects, authentication, query parameters, content type and language.
+"""Routers of the API, and what their routes depend on: service, authentication, query parameters, content type and language.
 
-They are coroutines that do not wait: plain functions would each take a thread.
+The dependencies are coroutines that do not wait: plain functions would each take a thread.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
-from fastapi import Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import choose_language
 from pneumoscope.core.prediction import MAX_AGE, Decision
+from pneumoscope.service.api.exception_handlers import problem_responses
 from pneumoscope.service.api.uploads import MAX_NAME_LENGTH
 from pneumoscope.service.audit.access import AccessLog
 from pneumoscope.service.auth.authenticator import Authenticator
@@ -46,6 +47,7 @@ __all__ = [
     "PredictParameters",
     "UnreadableParameters",
     "User",
+    "api_router",
     "authentication",
     "from_app_state",
     "no_duplicate_parameters",
@@ -57,6 +59,14 @@ _TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})
 _KEY = r"^[0-9a-f]{32}$"
 Id = Annotated[str, Path(pattern=_KEY, examples=["0123456789abcdef0123456789abcdef"])]
 _BEARER = HTTPBearer(scheme_name="bearer", auto_error=False, description="A token of the service")
+
+
+def api_router(tag: str) -> APIRouter:
+    """Return a router for routes below /v1 that have a tag. The application adds `authentication` with the role."""
+    return APIRouter(
+        prefix="/v1", tags=[tag], responses=problem_responses(401, 403, 422, 429, 503),
+        dependencies=[Depends(no_duplicate_parameters)],
+    )  # fmt: skip
 
 
 def from_app_state(name: str) -> Any:

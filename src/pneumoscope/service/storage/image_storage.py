@@ -113,7 +113,7 @@ class ImageStorage:
             self.directory.fill_reserve()
 
     def abandon(self, staged: Sequence[str]) -> None:
-        """Settle staged images whose transaction failed: a row may be committed all the same. `retry_failed` tries again."""
+        """Settle staged images whose transaction failed: a row may be committed even so. `retry_failed` tries again."""
         self._unsettled.update(staged)
         with contextlib.suppress(StorageError):
             self.settle()

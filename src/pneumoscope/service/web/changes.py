@@ -8,12 +8,14 @@ import itertools
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Annotated
 
 from fastapi.sse import ServerSentEvent
 
 from pneumoscope.core.errors import BusyError
+from pneumoscope.service.api.dependencies import from_app_state
 
-__all__ = ["MAX_STREAMS", "MAX_USER_STREAMS", "ChangeStreams"]
+__all__ = ["MAX_STREAMS", "MAX_USER_STREAMS", "AppChanges", "ChangeStreams"]
 
 MAX_STREAMS = 200
 MAX_USER_STREAMS = 20  # so that one user does not take the streams of all others
@@ -118,6 +120,9 @@ class ChangeStreams:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+AppChanges = Annotated[ChangeStreams, from_app_state("changes")]
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -169,31 +169,32 @@ def count_periods(
 
 
 def summarize(predictions: Sequence[PredictionStatistics], card: Card, time_zone: ZoneInfo) -> Dashboard:
-    """Return the summary of predictions.
+    """Return the summary of the images that were predicted; an image with several predictions counts once, with the latest.
 
     Args:
         predictions: Predictions of one model at one operating point, in any order.
         card: The model's card.
         time_zone: Of the days.
     """
+    latest: dict[str, PredictionStatistics] = {}
+    for each in sorted(predictions, key=lambda each: each.last_predicted):
+        latest[each.pixel_sha256] = each
+    images = list(latest.values())
     days: dict[str, list[float | None]] = defaultdict(list)
-    for each in predictions:
+    for each in images:
         days[local_date(each.created, time_zone).isoformat()].append(each.probability)
-    probabilities = [each.probability for each in predictions if each.probability is not None]
+    probabilities = [each.probability for each in images if each.probability is not None]
     reference = card.reference_distribution
     comparable = reference is not None and len(probabilities) >= MIN_DRIFT_IMAGES
-    images: dict[str, PredictionStatistics] = {}
-    for each in sorted(predictions, key=lambda each: each.last_predicted):
-        images[each.pixel_sha256] = each  # the latest prediction of an image counts
     return Dashboard(
-        images=len(predictions),
+        images=len(images),
         proportions={
-            decision: proportion([each.decision == decision for each in predictions], None) for decision in DECISIONS
+            decision: proportion([each.decision == decision for each in images], None) for decision in DECISIONS
         }
-        if predictions
+        if images
         else {},
-        readers=_compare_with_readers(list(images.values())),
-        pairs=_compare_readers(list(images.values())),
+        readers=_compare_with_readers(images),
+        pairs=_compare_readers(images),
         days=tuple(_daily_probabilities(date, days[date]) for date in sorted(days)[-_MAX_DAYS:]),
         drift=measure_drift(probabilities, reference.deciles, reference.n) if reference and comparable else None,
         drift_unavailable="no_reference" if reference is None else "" if comparable else "too_few_images",

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from fastapi import Request, Response
 
+from pneumoscope.core.error_messages import ErrorDetail, error_detail, error_text
 from pneumoscope.core.errors import ConflictError, InvalidIdentityError, PneumoscopeError
 from pneumoscope.core.identity import IDENTITY_FIELDS, Identity
 from pneumoscope.core.identity_check import SEXES
-from pneumoscope.core.messages import ErrorDetail, error_detail, error_text
 from pneumoscope.core.prediction import RejectionCode
 from pneumoscope.service.api.exception_handlers import error_status, public_error
 from pneumoscope.service.predictions import PredictionService, depends_on_entered_age
@@ -106,6 +106,7 @@ def image_context(service: PredictionService, settings: Settings, user: str, id:
         "other_reviews": [] if blinded else [each for each in prediction.reviews if each != own_review],
         "blinded": blinded,
         "image_available": image_available,
+        "stores_pseudonyms": service.pseudonymizer is not None,
         "can_enter_age": image_available
         and (is_age_unknown or (is_age_entered and depends_on_entered_age(prediction))),
         "header_rejects": prediction.rejection is not None

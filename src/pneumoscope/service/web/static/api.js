@@ -24,30 +24,27 @@ function signIn() {
   location.assign(`/sign-in?${new URLSearchParams({ next: location.pathname + location.search })}`);
 }
 
-/** A failed request: a translated message, and the details of the API: in English, unless it explains an unreadable image. */
+/** A failed request: a message and details. */
 export class ApiError extends Error {
-  constructor(message, detail = "", detailLanguage = "en") {
+  constructor(message, detail = "") {
     super(message);
     this.detail = detail;
-    this.detailLanguage = detailLanguage;
   }
 }
 
 /** Return the error that a problem document (RFC 9457) describes; `problem` is null if the response is not one. */
 export function problemError(problem) {
-  const title = messages.errors[problem?.code] ?? messages.requestFailed;
-  if (problem?.message) return new ApiError(title, problem.message, document.documentElement.lang);
-  return new ApiError(title, [problem?.detail, problem?.hint].filter(Boolean).join(". "));
+  const { lang } = document.documentElement;
+  const [title, advice] = messages.errors[problem?.code] ?? [messages.requestFailed, ""];
+  if (problem?.message) return new ApiError(title, problem.message);
+  // The API explains most errors in English only.
+  return new ApiError(title, lang === "en" ? [problem?.detail, problem?.hint].filter(Boolean).join(". ") : advice);
 }
 
 /** Show an error in an element: `template` with the error's message as {error}, followed by its details. */
 export function showError(element, template, error, values = {}) {
-  const detail = document.createElement("span");
-  detail.lang = error.detailLanguage;
-  const isOfPage = error.detailLanguage === document.documentElement.lang;
-  const [opening, closing] = isOfPage ? [messages.opening, messages.closing] : [" (", ")"];
-  detail.textContent = error.detail ? `${opening}${error.detail}${closing}` : "";
-  element.replaceChildren(format(template, { ...values, error: error.message }), detail);
+  const detail = error.detail ? `${messages.opening}${error.detail}${messages.closing}` : "";
+  element.textContent = format(template, { ...values, error: error.message }) + detail;
 }
 
 /** Send a request to the API and return the response. Throws an ApiError if it fails. */

@@ -1,0 +1,71 @@
+"""Statistics of batch norms that the network file of a bundle does not have; see `models.onnx_weights`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pneumoscope.models.base import ClassifierNetwork
+
+__all__ = ["MAX_IMAGES", "estimate_norm_statistics"]
+
+MAX_IMAGES = 256
+_BATCH = 32
+
+
+def estimate_norm_statistics(network: ClassifierNetwork, norms: Collection[str], pixels: npt.NDArray[np.uint8]) -> None:
+    """Set the mean and variance of batch norms to those of their inputs, and change scale and bias so that no logit changes.
+
+    In training, a batch norm normalizes by its batch: a folded one, the identity, would then remove the scale and the offset of
+    its input. With these statistics it does in training about what it does in evaluation, as it did before the export.
+
+    Args:
+        network: The network; its mode is not changed.
+        norms: Names of the batch norms.
+        pixels: Training images, shape (n, size, size); at least 2, and no more than about `MAX_IMAGES` are of use.
+    """
+    modules = {name: network.get_submodule(name) for name in norms}
+    sums: dict[str, Tensor] = {}
+    handles = [module.register_forward_pre_hook(partial(_add_sums, sums, name)) for name, module in modules.items()]
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            for start in range(0, len(pixels), _BATCH):
+                network(torch.from_numpy(np.array(pixels[start : start + _BATCH])))
+    finally:
+        for handle in handles:
+            handle.remove()
+        network.train(training)
+    for name, module in modules.items():
+        count, total, squares = sums[name]
+        mean = total / count
+        _set_statistics(module, mean, (squares / count - mean**2).clamp(min=0))
+
+
+def _add_sums(sums: dict[str, Tensor], name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Add the number of values of each channel, their sum, and the sum of their squares."""
+    x: Tensor = inputs[0].double()
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    total = x.sum(axes)
+    found = torch.stack([torch.full_like(total, x.numel() / len(total)), total, (x * x).sum(axes)])
+    sums[name] = sums[name] + found if name in sums else found
+
+
+@torch.no_grad()
+def _set_statistics(norm: nn.Module, mean: Tensor, variance: Tensor) -> None:
+    assert isinstance(norm, _BatchNorm)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    norm.bias.add_((mean - norm.running_mean.double()) * scale)
+    norm.weight.copy_(scale * (variance + norm.eps).sqrt())
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
