@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Interval
@@ -30,7 +29,6 @@ __all__ = [
     "overall_metrics",
     "pair_metrics",
     "set_metrics",
-    "softmax",
     "validate_classes",
     "weighted_macro_auroc",
 ]
@@ -38,16 +36,6 @@ __all__ = [
 # Distance from 0 of the smallest probability that has a logarithm here.
 _EPSILON = 2.0**-53
 _BOOTSTRAP = "patient bootstrap"
-
-
-def softmax(logits: npt.ArrayLike, temperature: float = 1.0) -> FloatArray:
-    """Return the softmax of logits divided by a temperature, in double precision.
-
-    Args:
-        logits: Logits, shape (..., K).
-        temperature: See `temperature.fit_temperature`.
-    """
-    return np.asarray(special.softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=-1), dtype=np.float64)
 
 
 def log_odds(probabilities: npt.ArrayLike) -> FloatArray:

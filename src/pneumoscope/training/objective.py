@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pneumoscope.statistics.multiclass import log_odds, softmax, weighted_macro_auroc
+from pneumoscope.statistics.multiclass import log_odds, weighted_macro_auroc
 from pneumoscope.statistics.roc import auroc
+from pneumoscope.statistics.softmax import softmax
 
 __all__ = ["BinaryObjective", "Objective", "SoftmaxObjective", "ValidationMetrics", "js_divergence"]
 
