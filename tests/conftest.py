@@ -38,7 +38,7 @@ from pneumoscope.data.layouts import load_manifest
 from pneumoscope.imaging.preprocess import Preprocessing
 
 SIZE = 16
-BROWSER_SECONDS = 8  # deadline of a wait in the browser; Playwright's 5 s can run out on a busy machine
+BROWSER_SECONDS = 40  # deadline of a wait in the browser; Playwright's 5 s can run out on a busy machine
 
 # A shell ignores Ctrl-C for jobs in the background, and their processes inherit that; with a handler here, they do not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -436,6 +436,14 @@ def mean_gray_network(gain: float, middle: float = 125.0, *, screened: bool = Fa
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     return model.SerializeToString()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ledger_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep evaluations by tests out of `results/`, also those that ran in a fixture of a module or in another process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PNEUMOSCOPE_LEDGER", str(tmp_path_factory.mktemp("ledger") / "ledger.jsonl"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pneumoscope.models.registry import list_models
     from pneumoscope.reporting.multiclass_report import report_multiclass
     from pneumoscope.reporting.report_files import report
+    from pneumoscope.training.api import sweep, train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -61,7 +62,9 @@ __all__ = [
     "load_multiclass_model",
     "report",
     "report_multiclass",
+    "sweep",
     "to_dataframe",
+    "train",
 ]
 
 _MODULES = {
@@ -88,7 +91,9 @@ _MODULES = {
     "load_multiclass_model": "inference.multiclass_model",
     "report": "reporting.report_files",
     "report_multiclass": "reporting.multiclass_report",
+    "sweep": "training.api",
     "to_dataframe": "inference.writers",
+    "train": "training.api",
 }
 
 
@@ -102,6 +107,8 @@ _EXTRAS = {
     "evaluate_predictions": "evaluate",
     "report": "evaluate",
     "report_multiclass": "evaluate",
+    "sweep": "train",
+    "train": "train",
 }
 
 

@@ -362,6 +362,29 @@ def test_an_address_without_a_cluster_is_a_usage_error(tmp_path: Path, source: P
     assert "no Ray cluster answers at '127.0.0.1:" in done.stderr
 
 
+def test_a_cluster_without_a_gpu_is_a_usage_error(tmp_path: Path, source: Path, bundle: Path, address: str) -> None:
+    """The tasks would wait for a GPU without end."""
+    command = [sys.executable, "-m", "pneumoscope", *score_command(source, tmp_path / "out", bundle)[3:]]
+    command += ["--engine", "ray", "--address", address, "--provider", "cuda"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "no machine of the Ray cluster has a GPU" in done.stderr
+
+
+def test_a_model_whose_files_were_replaced_while_the_run_began_scores_nothing(source: Path, bundle: Path) -> None:
+    """The driver has loaded one model, and its key; the files that it packs afterwards are of another."""
+    from pneumoscope.archive import ray_engine
+    from pneumoscope.archive.listing import ListedShard
+    from pneumoscope.archive.model_package import pack_model
+    from pneumoscope.archive.readers import LocalReader
+
+    package = pack_model({"bundle": bundle})
+    job = ray_engine.RayJob(package, LocalReader(str(source)), "another", identifiers=True, heatmaps=False)
+    for _ in range(2):  # a worker process that has failed once does not keep the model
+        answer = ray_engine._score(job, ListedShard(0, 0, ("0000.png",)))
+        assert "the files of the model changed while the run began" in str(answer)
+
+
 def test_an_address_needs_the_engine_ray(tmp_path: Path, source: Path, bundle: Path) -> None:
     done = run_cli(*score_command(source, tmp_path / "out", bundle)[4:], "--address", "127.0.0.1:6379")
     assert (done.returncode, "Add --engine ray" in done.stderr) == (2, True)

@@ -7,6 +7,7 @@ import json
 import statistics
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,6 +144,10 @@ def test_the_report_has_the_numbers_and_no_image_unless_asked(tmp_path: Path, ou
             f'<th scope="row">{code}</th><td class="text">{manufacturer}</td><td class="text">{station}</td><td>{rejected}</td>'
         ) in text
     assert "82 of 82 images scored" in text
+    drift = summarize_set(out, key).drift
+    assert drift is not None
+    for tenth, count in enumerate(drift.counts, start=1):
+        assert f'<th scope="row">{tenth}</th><td>{count}</td><td>{100 * count / drift.n:.1f}%</td>' in text
     assert "<svg" in text
     assert "data:image" not in text
     assert ".dcm" not in text
@@ -163,6 +168,26 @@ def test_examples_are_thumbnails_of_all_decisions(tmp_path: Path, out: Path) -> 
         with Image.open(io.BytesIO(base64.b64decode(content))) as image:
             assert np.asarray(image).mean() == pytest.approx(40 + 2 * int(row), abs=8)
     assert write_report(out, tmp_path / "again.html", key, thumbnails=6).read_text() == text
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_report_fits_the_screen_and_loads_nothing(tmp_path: Path, out: Path, browser: Any, width: int) -> None:
+    """No text of a table runs into its neighbor, and the page is no wider than the screen."""
+    key, _ = keys(out)
+    path = write_report(out, tmp_path / "report.html", key, thumbnails=24)
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    try:
+        requests: list[str] = []
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(path.as_uri())
+        assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        overflowing = "[...document.querySelectorAll('th, td')].filter(cell => cell.scrollWidth > cell.clientWidth + 1)"
+        assert page.evaluate(f"{overflowing}.map(cell => cell.textContent)") == []
+        assert page.locator("#examples img").count() == 24
+        assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+    finally:
+        page.close()
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 
 from pneumoscope.core import errors
+from pneumoscope.core.error_messages import error_detail, error_text, error_texts
 from pneumoscope.core.i18n import LANGUAGES, NOTICE
 from pneumoscope.core.identity import Identity, age_at_study
 from pneumoscope.core.identity_check import SEXES, FieldProblem
@@ -14,9 +15,6 @@ from pneumoscope.core.messages import (
     age_text,
     counted,
     decision_label,
-    error_detail,
-    error_text,
-    error_texts,
     field_problem_message,
     operating_point_label,
     operating_point_rule,

@@ -1,5 +1,7 @@
 """Fine-tuning: a run that starts from a bundle or a run starts from its score, and remembers the images that it has seen."""
 
+import math
+
 import pytest
 from tests.training.conftest import small
 
@@ -16,27 +18,27 @@ from pneumoscope.training.train import train
 
 pytestmark = pytest.mark.training
 STILL = {"learning_rate": 1e-12}
+NETWORK = {"name": "test_convnext"}  # without batch norms, whose statistics change although no weight does
 
 
 @pytest.fixture(scope="module")
 def first(phantoms, tmp_path_factory):
     out = tmp_path_factory.mktemp("first") / "first"
-    train(small(training={"epochs": 6}, optimizer={"learning_rate": 0.01}), phantoms, out)
+    train(small(network=NETWORK, training={"epochs": 2}), phantoms, out)
     return out
 
 
 @pytest.mark.parametrize("source", ["first/bundle", "first"])
 def test_run_from_a_bundle_or_run_starts_from_its_score(first, phantoms, tmp_path, source):
     notes = []
-    recipe = small(network={"weights": str(first.parent / source)}, training={"epochs": 1}, optimizer=STILL)
+    recipe = small(network={**NETWORK, "weights": str(first.parent / source)}, training={"epochs": 1}, optimizer=STILL)
     record = train(recipe, phantoms, tmp_path / "run", log=notes.append)
 
     best = read_epochs(first)[read_run(first).best_epoch - 1]
     (epoch,) = read_epochs(tmp_path / "run")
-    # A training step changes the statistics of batch norms a little, although no weight changes.
-    assert epoch.validation_loss == pytest.approx(best.validation_loss, abs=0.05)
-    assert epoch.validation_auroc == pytest.approx(best.validation_auroc, abs=0.05)
-    assert best.validation_auroc > 0.8
+    assert epoch.validation_loss == pytest.approx(best.validation_loss, abs=1e-3)
+    assert epoch.validation_auroc == pytest.approx(best.validation_auroc, abs=0.02)
+    assert abs(best.validation_loss - math.log(2)) > 0.003  # the loss of a network with a new last layer
     assert record.weights == str(first.parent / source)
     assert any("15 of 15 validation images trained or validated the initial weights" in note for note in notes)
 
@@ -51,7 +53,7 @@ def test_images_that_the_initial_weights_have_seen_are_never_test_images(first, 
     copy = images / "test/PNEUMONIA/person9999_virus_1.jpeg"
     copy.write_bytes((phantoms / source.path).read_bytes())
     notes = []
-    recipe = small(network={"weights": str(first / "bundle")}, training={"epochs": 1}, optimizer=STILL)
+    recipe = small(network={**NETWORK, "weights": str(first / "bundle")}, training={"epochs": 1}, optimizer=STILL)
 
     train(recipe, images, tmp_path / "run", log=notes.append)
 
@@ -65,7 +67,7 @@ def test_images_that_the_initial_weights_have_seen_are_never_test_images(first, 
 
 
 def test_fine_tuning_from_a_bundle_is_repeatable(first, phantoms, tmp_path, without_bundle):
-    recipe = small(network={"weights": str(first / "bundle")}, training={"epochs": 1})
+    recipe = small(network={**NETWORK, "weights": str(first / "bundle")}, training={"epochs": 1})
     records = [train(recipe, phantoms, tmp_path / name) for name in ("a", "b")]
     a, b = (tmp_path / name / WEIGHTS_FILE for name in ("a", "b"))
     assert a.read_bytes() == b.read_bytes()

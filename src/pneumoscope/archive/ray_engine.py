@@ -129,8 +129,9 @@ def _score(job: RayJob, shard: ListedShard) -> ShardResult | PneumoscopeError:
     try:
         with _model_lock:
             if job.key not in _models:
-                _models[job.key] = job.package.load()
-                _require_same_model(_models[job.key], job)
+                model = job.package.load()
+                _require_same_model(model, job)
+                _models[job.key] = model
         return score_shard(_models[job.key], job.reader, shard, identifiers=job.identifiers, heatmaps=job.heatmaps)
     except PneumoscopeError as error:
         return error

@@ -28,6 +28,7 @@ VERBS = (
     "recipes",
     "models",
     "train",
+    "lr-find",
     "sweep",
     "evaluate",
     "robustness",

@@ -47,6 +47,11 @@ __all__ = ["command"]
 )
 @label_options(path_column=False)
 @prediction_column_options
+@click.option(
+    "--prevalence",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Prevalence of pneumonia that predictive values are stated for, besides that of the images.",
+)
 @ledger_option
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
 @json_option
@@ -57,6 +62,7 @@ def command(
     data: Path | None,
     labels: LabelMapping | None,
     split: str,
+    prevalence: float | None,
     ledger: Path | None,
     out: Path,
     as_json: bool,
@@ -98,6 +104,7 @@ def command(
             labels=labels,
             split=split,
             columns=PredictionColumns(**{field: column_names[name] for name, field in PREDICTION_COLUMNS.items()}),
+            prevalence=prevalence,
             ledger=ledger,
             out=out,
             command=recorded_command(),

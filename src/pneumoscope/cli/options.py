@@ -28,6 +28,7 @@ __all__ = [
     "json_option",
     "label_options",
     "ledger_option",
+    "loggers_option",
     "margin_option",
     "model_option",
     "model_options",
@@ -362,6 +363,16 @@ devices_option = click.option(
     type=click.IntRange(min=0),
     default=0,
     help="Devices per machine.  [default: 1 CPU process or all GPUs]",
+)
+loggers_option = click.option(
+    "--logger",
+    "loggers",
+    multiple=True,
+    type=click.Choice(["tensorboard", "csv", "mlflow"]),
+    default=("tensorboard",),
+    show_default=True,
+    help="Logger of the metrics of each epoch; repeat for several. mlflow needs the extra [mlflow], and writes to the store in"
+    " MLFLOW_TRACKING_URI, by default in the run folder.",
 )
 
 

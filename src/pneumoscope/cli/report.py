@@ -64,9 +64,6 @@ def command(
     )
     files = made.write(out)
     for checklist in made.checklists.values():
-        asked = sum(bool(answer.ask) for answer in checklist.answers)
-        click.echo(
-            f"{checklist.title}: {checklist.prefilled} of {len(checklist.answers)} items are prefilled, {asked} need an author"
-        )
+        click.echo(f"{checklist.title}: {checklist.counts()}")
     click.echo(f"{len(files.figures)} files of figures, {len(files.tables)} of tables", err=True)
     click.echo(str(files.page))

@@ -15,12 +15,14 @@ from pneumoscope.cli.options import (
     data_option,
     devices_option,
     label_options,
+    loggers_option,
     outliers_option,
     overrides_option,
 )
 
 if TYPE_CHECKING:
     from pneumoscope.data.label_mapping import LabelMapping
+    from pneumoscope.runs.run_folder import LoggerName
     from pneumoscope.training.sweep import SweepRow
 
 __all__ = ["command"]
@@ -43,6 +45,7 @@ __all__ = ["command"]
 @click.option("--resume", is_flag=True, help="Keep finished runs in --out, and train the others.")
 @accelerator_option
 @devices_option
+@loggers_option
 @click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON document.")
 def command(
     recipe: str,
@@ -55,6 +58,7 @@ def command(
     resume: bool,
     accelerator: Literal["auto", "cpu", "gpu"],
     devices: int,
+    loggers: tuple[LoggerName, ...],
     as_json: bool,
 ) -> None:
     """Train a recipe with every combination of settings, and compare them on the validation images.
@@ -84,6 +88,7 @@ def command(
             outliers=outliers,
             labels=labels,
             devices=Devices(accelerator, devices),
+            loggers=loggers,
             progress=progress,
             log=lambda message: click.echo(message, err=True),
         )

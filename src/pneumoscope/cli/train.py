@@ -17,6 +17,7 @@ from pneumoscope.cli.options import (
     data_option,
     devices_option,
     label_options,
+    loggers_option,
     outliers_option,
     overrides_option,
 )
@@ -24,6 +25,7 @@ from pneumoscope.cli.options import (
 if TYPE_CHECKING:
     from pneumoscope.data.label_mapping import LabelMapping
     from pneumoscope.runs.record import RunRecord
+    from pneumoscope.runs.run_folder import LoggerName
 
 __all__ = ["command"]
 
@@ -69,6 +71,7 @@ __all__ = ["command"]
     show_default=True,
     help="Number of machines with a shared disk; start the command on each with torchrun.",
 )
+@loggers_option
 @click.option(
     "--json",
     "as_json",
@@ -89,6 +92,7 @@ def command(
     accelerator: Literal["auto", "cpu", "gpu"],
     devices: int,
     nodes: int,
+    loggers: tuple[LoggerName, ...],
     as_json: bool,
 ) -> None:
     """Train a network by a recipe, and write its bundle.
@@ -123,6 +127,7 @@ def command(
             "labels": labels,
             "resume": resume,
             "devices": Devices(accelerator, devices, nodes),
+            "loggers": loggers,
             "progress": progress,
             "log": lambda message: click.echo(message, err=True),
         }

@@ -15,7 +15,7 @@ HTTP_SECONDS = 60  # without a byte from the server
 
 
 class Access(Protocol):
-    """Credentials and certificates for a server.
+    """The access to a server.
 
     Attributes:
         user, password_file: For basic authentication.

@@ -21,7 +21,13 @@ from pneumoscope.core.result_forms import to_json
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.predictions_file import PredictionColumns
 from pneumoscope.evaluation import run_groups
-from pneumoscope.evaluation.comparability import check_comparable, joint_notice, summarize_run, with_unique_names
+from pneumoscope.evaluation.comparability import (
+    check_comparable,
+    joint_notice,
+    prevalence_sentences,
+    summarize_run,
+    with_unique_names,
+)
 from pneumoscope.evaluation.compared import EvaluatedRun, ScoringOptions, decisions, expand_runs, read_evaluated
 from pneumoscope.evaluation.cross_validation import compare_folds, is_cross_validation
 from pneumoscope.evaluation.custom_points import canonical_names
@@ -45,6 +51,7 @@ def compare(
     labels: LabelMapping | None = None,
     split: str = "test",
     columns: PredictionColumns = PredictionColumns(),  # noqa: B008  immutable
+    prevalence: float | None = None,
     ledger: str | Path | None = None,
     out: str | Path | None = None,
     command: str = "",
@@ -64,6 +71,7 @@ def compare(
         evaluation: Name of the evaluation of each run; of cross-validations always "validation".
         data, labels, split: Labeled images for bundles and CSV files; see `evaluate`.
         columns: Names of the columns of the CSV files.
+        prevalence: Prevalence of pneumonia that precision and negative predictive value are stated for as well.
         ledger: The test ledger, which records the evaluations of bundles and CSV files.
         out: Folder of comparison.json, comparison.csv and the evaluations of bundles and CSV files; None writes no files.
         command: The command line, for the record.
@@ -88,7 +96,7 @@ def compare(
     (operating_point,) = canonical_names([operating_point])
     targets = [Path(run) for run in runs]
     if any(map(is_cross_validation, targets)):
-        comparison = compare_folds(targets, operating_point, command)
+        comparison = compare_folds(targets, operating_point, command, prevalence)
         if out is not None:
             write_comparison(comparison, Path(out))
         return comparison
@@ -121,7 +129,7 @@ def compare(
         )
         for run in evaluated
     ]
-    summaries = tuple(summarize_run(run, operating_point) for run in evaluated)
+    summaries = tuple(summarize_run(run, operating_point, prevalence) for run in evaluated)
     groups, pairs, sentences = _findings(evaluated, summaries, scores, positive, patients)
     first = evaluated[0].evaluation
     comparison = Comparison(
@@ -136,11 +144,13 @@ def compare(
         pairs=pairs,
         sentences=(
             *sentences,
+            *prevalence_sentences(summaries, groups, operating_point, prevalence),
             *_rejection_sentences(evaluated),
             *_ledger_sentence(evaluated),
         ),
         evaluation=evaluation,
         groups=groups,
+        prevalence=prevalence,
         command=command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,

@@ -17,7 +17,7 @@ from pneumoscope.core.prediction import ASSUMPTIONS, AgeRequirement, Assumption,
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import PreprocessedImage, Preprocessing, preprocess_image
 from pneumoscope.inference.decision import InputRequirements, reject_by_age, reject_by_file, reject_by_network
-from pneumoscope.inference.providers import Provider, load_runtime, provider_arguments, require_running
+from pneumoscope.inference.providers import Provider, import_onnxruntime, provider_arguments, require_running
 
 __all__ = ["CHECK_OUTPUTS", "CheckOutputs", "NetworkSession", "OutputShape", "SessionCard", "network_rejections"]
 
@@ -116,8 +116,8 @@ class NetworkSession(abc.ABC, Generic[_Card, _Outputs, _Scored]):
         for assumption in assume:
             if assumption not in ASSUMPTIONS:
                 raise UsageError(f"assume has {assumption!r}", hint=f"Pass one or more of: {', '.join(ASSUMPTIONS)}")
-        providers = provider_arguments(provider)
-        onnxruntime = load_runtime()
+        onnxruntime, providers = import_onnxruntime(), provider_arguments(provider)
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or (os.cpu_count() or 1)
         options.log_severity_level = 3

@@ -36,6 +36,8 @@ METRICS = {
     "calibration_slope": "Calibration slope",
     "calibration_intercept": "Calibration intercept",
     "observed_expected_ratio": "O/E",
+    "precision_at_prevalence": "Precision at the stated prevalence",
+    "negative_predictive_value_at_prevalence": "Negative predictive value at the stated prevalence",
 }
 # Metrics of `PairedTest`, as they are written within a sentence.
 PAIR_METRICS = {

@@ -35,6 +35,10 @@ class Epoch(NamedTuple):
     learning_rate: float
     seconds: float
 
+    def metrics(self) -> dict[str, float]:
+        """Return all columns but the number of the epoch."""
+        return {name: value for name, value in self._asdict().items() if name != "epoch"}
+
 
 def best_epoch(epochs: Sequence[Epoch], select: Literal["accuracy", "auroc", "loss", "last"]) -> Epoch:
     """Return the epoch with the best validation metric, the earliest one if several are equal; or the last epoch."""

@@ -8,6 +8,8 @@ RUN/recipe.toml                 the recipe with all defaults
     curves.svg                  learning curves
     checkpoints/                last.ckpt (training state), best.safetensors (selected weights)
     tensorboard/                the metrics of epochs.csv for TensorBoard
+    csv/                        the same in the form of Lightning's CSV logger, with --logger csv
+    mlflow-run.txt, mlflow.db   id of the run in MLflow, and its store unless MLFLOW_TRACKING_URI states another
     bundle/                     network.onnx and card.json
     evaluation/NAME/            evaluation.json and predictions.csv, written by `evaluate`; `test` has the run's own test images
 
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -32,17 +34,21 @@ from pneumoscope.core.results import SCHEMA
 __all__ = [
     "BUNDLE_FOLDER",
     "CHECKPOINT_FILE",
+    "CSV_LOG_FOLDER",
     "CURVES_FILE",
     "EPOCHS_FILE",
     "EVALUATION_FILE",
     "LOCK_FILE",
     "MANIFEST_FILE",
+    "MLFLOW_RUN_FILE",
+    "MLFLOW_STORE",
     "OUTLIERS_FILE",
     "PREDICTIONS_FILE",
     "RECIPE_FILE",
     "RUN_FILE",
     "TENSORBOARD_FOLDER",
     "WEIGHTS_FILE",
+    "LoggerName",
     "evaluation_folder",
     "evaluation_names",
     "find_bundle",
@@ -65,6 +71,10 @@ CURVES_FILE = "curves.svg"
 CHECKPOINT_FILE = "checkpoints/last.ckpt"
 WEIGHTS_FILE = "checkpoints/best.safetensors"
 TENSORBOARD_FOLDER = "tensorboard"
+CSV_LOG_FOLDER = "csv"
+MLFLOW_STORE = "mlflow.db"
+MLFLOW_RUN_FILE = "mlflow-run.txt"
+LoggerName = Literal["tensorboard", "csv", "mlflow"]
 BUNDLE_FOLDER = "bundle"
 LOCK_FILE = ".run.lock"
 # Inside `evaluation_folder`.

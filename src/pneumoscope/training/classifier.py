@@ -161,9 +161,8 @@ class Classifier(pl.LightningModule):
             seconds=time.monotonic() - self._started,
         )
         self.history.append(epoch)
-        if self.logger is not None:
-            logged = {key: value for key, value in epoch._asdict().items() if key != "epoch"}
-            self.logger.log_metrics(logged, step=epoch.epoch)
+        for logger in self.loggers:
+            logger.log_metrics(epoch.metrics(), step=epoch.epoch)
         self.log("validation_accuracy", metrics.accuracy, prog_bar=True, logger=False, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

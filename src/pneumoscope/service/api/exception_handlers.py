@@ -23,9 +23,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from pneumoscope.core import errors
+from pneumoscope.core.error_messages import error_detail
 from pneumoscope.core.errors import PneumoscopeError
 from pneumoscope.core.i18n import choose_language
-from pneumoscope.core.messages import error_detail
 from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.service.storage.queries import TIME_FORMAT
 

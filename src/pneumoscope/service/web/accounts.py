@@ -12,6 +12,7 @@ from fastapi.responses import RedirectResponse
 from markupsafe import Markup
 
 from pneumoscope.core.addresses import is_loopback
+from pneumoscope.core.error_messages import error_detail, error_text
 from pneumoscope.core.errors import (
     AuthenticationError,
     BusyError,
@@ -20,7 +21,6 @@ from pneumoscope.core.errors import (
     TooManyRequestsError,
     UnknownNameError,
 )
-from pneumoscope.core.messages import error_detail, error_text
 from pneumoscope.service.api.dependencies import AppAuthenticator, AppService, AppTokens, CurrentUser
 from pneumoscope.service.api.exception_handlers import error_status, public_error, record_error
 from pneumoscope.service.auth.authenticator import Authenticator

@@ -10,8 +10,8 @@ from fastapi import Request, Response
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 
+from pneumoscope.core.error_messages import error_detail, error_text
 from pneumoscope.core.errors import AuthenticationError, PneumoscopeError, TooManyRequestsError, UsageError
-from pneumoscope.core.messages import error_detail, error_text
 from pneumoscope.service.api.exception_handlers import error_status, public_error, record_error
 from pneumoscope.service.web.templating import render, request_language
 

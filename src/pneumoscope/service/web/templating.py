@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from pneumoscope.core import messages, prediction_messages
+from pneumoscope.core.error_messages import error_texts
 from pneumoscope.core.i18n import LANGUAGES, N_, choose_language, translations
 from pneumoscope.core.identity import age_at_study, display_name
 from pneumoscope.core.prediction import DECISIONS, MAX_AGE, Prediction
@@ -160,7 +161,7 @@ def _environment(language: str, time_zone: ZoneInfo) -> jinja2.Environment:
         "reader_name": functools.partial(_reader_name, translations(language).gettext(N_("This computer"))),
         "review_labels": {label: messages.review_label(label, language) for label in LABELS},
         "decision_labels": {decision: messages.decision_label(decision, language) for decision in DECISIONS},
-        "error_texts": messages.error_texts(language),
+        "error_texts": error_texts(language),
         "age_at_study": age_at_study,
         "max_age": MAX_AGE,
         "url_with_query": url_with_query,

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from fastapi import Request, Response
 
+from pneumoscope.core.error_messages import ErrorDetail, error_detail, error_text
 from pneumoscope.core.errors import ConflictError, InvalidIdentityError, PneumoscopeError
 from pneumoscope.core.identity import IDENTITY_FIELDS, Identity
 from pneumoscope.core.identity_check import SEXES
-from pneumoscope.core.messages import ErrorDetail, error_detail, error_text
 from pneumoscope.core.prediction import RejectionCode
 from pneumoscope.service.api.exception_handlers import error_status, public_error
 from pneumoscope.service.predictions import PredictionService, depends_on_entered_age
@@ -38,6 +38,8 @@ _HEADER_REJECTIONS: tuple[RejectionCode, ...] = (
     "for_processing",
     "presentation_intent_not_understood",
 )
+# Rejections by what the image shows, which others correct.
+_DISPLAY_REJECTIONS: tuple[RejectionCode, ...] = ("inverted", "upside_down", "rotated_90", "mirrored", "cropped")
 # Fields of the identity that only a header states.
 _HIDDEN_FIELDS = ("study_instance_uid", "series_instance_uid", "sop_instance_uid", "station_name")
 
@@ -112,6 +114,7 @@ def image_context(service: PredictionService, settings: Settings, user: str, id:
         "header_rejects": prediction.rejection is not None
         and prediction.rejection.code in _HEADER_REJECTIONS
         and not is_age_entered,
+        "display_rejects": prediction.rejection is not None and prediction.rejection.code in _DISPLAY_REJECTIONS,
         "heatmap_available": current_model and image_available and prediction.decision != "rejected" and not blinded,
         "current_model": current_model,
         **_study_context(service, prediction, is_blinded),

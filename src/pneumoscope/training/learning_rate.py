@@ -1,0 +1,202 @@
+"""Search for a learning rate by Lightning's range test: the rate rises from step to step, and the loss shows where it helps.
+
+Source: Smith 2017, WACV, "Cyclical learning rates for training neural networks", section 3.3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.tuner.tuning import Tuner
+from torch import Tensor
+
+from pneumoscope.core.errors import DivergedError, UsageError
+from pneumoscope.core.files import write_atomically
+from pneumoscope.data.hashing import Progress
+from pneumoscope.data.label_mapping import LabelMapping
+from pneumoscope.reporting.learning_rate_figure import learning_rate_figure
+from pneumoscope.reporting.style import drawing
+from pneumoscope.reporting.svg import standalone_svg
+from pneumoscope.runs.recipe import Recipe
+from pneumoscope.training.callbacks import AtomicCheckpointIO
+from pneumoscope.training.classifier import Classifier
+from pneumoscope.training.data_module import Batch, ImageDataModule, derive_seed
+from pneumoscope.training.optimizers import create_optimizer
+from pneumoscope.training.train import create_network, load_images, prepare_arrays
+from pneumoscope.training.trainer import Devices, label_weights, resolve_precision, training_settings
+
+__all__ = ["LEARNING_RATE_CURVE", "LEARNING_RATE_TABLE", "RateSearch", "find_learning_rate"]
+
+LEARNING_RATE_TABLE = "learning-rate.csv"
+LEARNING_RATE_CURVE = "learning-rate.svg"
+_MIN_STEPS = 20  # the first 10 and the last are left out of the suggestion
+
+
+class RateSearch(NamedTuple):
+    """Result of a search.
+
+    Attributes:
+        rates: Learning rate of each step.
+        losses: Moving average of the loss after each step; the search ends early where it exceeds four times its minimum.
+        suggestion: Rate at which the loss falls most steeply; None if there are too few steps.
+    """
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    suggestion: float | None
+
+    def write(self, folder: Path, name: str) -> tuple[Path, Path]:
+        """Write learning-rate.csv and learning-rate.svg, and return their paths.
+
+        Args:
+            folder: Folder to write to.
+            name: Name of the recipe.
+
+        Raises:
+            StorageError: A file cannot be written.
+        """
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(("learning_rate", "loss"))
+        writer.writerows(zip(self.rates, self.losses, strict=True))
+        text = f"Loss of {name} by learning rate, {len(self.rates)} steps"
+        with drawing():
+            figure = learning_rate_figure(self.rates, self.losses, self.suggestion, title=name)
+            curve = standalone_svg(figure, label=text)
+        return (
+            write_atomically(folder / LEARNING_RATE_TABLE, out.getvalue()),
+            write_atomically(folder / LEARNING_RATE_CURVE, curve),
+        )
+
+
+class _RangeTest(Classifier):
+    """The training of a recipe without its schedule; a loss that is not finite ends the search instead of failing."""
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer alone: Lightning sets its learning rate."""
+        return create_optimizer(self.recipe.optimizer, self.network.parameters())
+
+    def on_train_epoch_start(self) -> None:
+        """Reset the sums only."""
+        self._train_sums = torch.zeros(3, device=self.device)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """Return the loss of a batch, which may not be finite."""
+        try:
+            return super().training_step(batch, index)
+        except DivergedError:
+            self.trainer.should_stop = True
+            return None  # type: ignore[return-value]  # Lightning then skips the step
+
+
+def find_learning_rate(
+    recipe: Recipe,
+    data: Path,
+    *,
+    labels: LabelMapping | None = None,
+    lowest: float = 1e-7,
+    highest: float = 1.0,
+    steps: int = 100,
+    devices: Devices | None = None,
+    progress: Progress | None = None,
+    log: Callable[[str], None] = lambda message: None,
+) -> RateSearch:
+    """Raise the learning rate exponentially over a number of training steps, and return the loss of each.
+
+    No run is made and no weights are kept. Validation and test images are not used.
+
+    Args:
+        recipe: The recipe; its learning rate and schedule are not used.
+        data, labels: See `train.train`.
+        lowest, highest: First and last learning rate.
+        steps: Number of steps, each with a batch of the recipe.
+        devices: Device type; the search uses one device.
+        progress, log: See `train.train`.
+
+    Raises:
+        UsageError: There are too few steps, or the rates are not in order.
+        PneumoscopeError: See `train.train`.
+    """
+    if steps < _MIN_STEPS:
+        raise UsageError(f"the number of steps is {steps}; the minimum is {_MIN_STEPS}", hint="Give a larger number")
+    if not 0 < lowest < highest:
+        raise UsageError(
+            f"the lowest learning rate is {lowest:g} and the highest {highest:g}",
+            hint="Give a lowest rate above 0 that is below the highest",
+        )
+    devices = devices or Devices()
+    devices.check_available()
+    manifest, _ = load_images(recipe, data, labels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(recipe.training.seed, 0))
+        network, weights = create_network(recipe, manifest)
+        for note in weights.notes:
+            log(f"note: {note}")
+        arrays = prepare_arrays(recipe, manifest, network, weights, progress)
+        data_module = ImageDataModule(
+            arrays,
+            batch=recipe.training.batch,
+            seed=recipe.training.seed,
+            augmentation=recipe.augmentation,
+            views=2 if recipe.training.consistency else 1,
+        )
+        model = _RangeTest(
+            recipe,
+            network,
+            label_weights(recipe, arrays),
+            data_module.steps_per_epoch(1),
+            on_features=arrays.features is not None,
+        )
+        precision = resolve_precision(recipe, devices)
+        with tempfile.TemporaryDirectory() as folder, training_settings(), _quiet():
+            trainer = pl.Trainer(
+                default_root_dir=folder,
+                accelerator="gpu" if devices.gpu else "cpu",
+                devices=1,
+                precision="bf16-mixed" if precision == "bf16" else "32-true",
+                max_epochs=-1,
+                gradient_clip_val=recipe.optimizer.clip or None,
+                plugins=[AtomicCheckpointIO()],
+                logger=False,
+                num_sanity_val_steps=0,
+                check_val_every_n_epoch=steps + 1,  # never
+                reload_dataloaders_every_n_epochs=1,
+                use_distributed_sampler=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                enable_checkpointing=False,
+            )
+            finder = Tuner(trainer).lr_find(
+                model, datamodule=data_module, min_lr=lowest, max_lr=highest, num_training=steps, update_attr=False
+            )
+    assert finder is not None  # it is only in a development mode of Lightning
+    pairs = [(float(rate), float(loss)) for rate, loss in zip(*finder.results.values(), strict=False) if loss == loss]
+    return RateSearch(
+        tuple(rate for rate, _ in pairs),
+        tuple(loss for _, loss in pairs),
+        _suggestion(finder) if len(pairs) > 1 else None,
+    )
+
+
+def _suggestion(finder: Any) -> float | None:
+    suggestion = finder.suggestion()
+    return None if suggestion is None else float(suggestion)
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Suppress the progress bar of the search, which Lightning prints without being asked, unless there is a terminal."""
+    if sys.stderr.isatty():
+        yield
+        return
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield

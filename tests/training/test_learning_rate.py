@@ -1,0 +1,46 @@
+"""Search for a learning rate: a range test that trains nothing else, with a table and a picture."""
+
+import csv
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from tests.training.conftest import small
+
+from pneumoscope.core.errors import UsageError
+from pneumoscope.training.learning_rate import RateSearch, find_learning_rate
+
+pytestmark = pytest.mark.training
+
+
+def test_rates_rise_exponentially_and_the_steepest_decrease_is_suggested(phantoms, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    search = find_learning_rate(small(), phantoms, lowest=1e-5, highest=0.1, steps=24)
+
+    ratios = np.diff(np.log(search.rates))[1:]  # Lightning's first step is twice as long
+    assert search.rates[0] == pytest.approx(1e-5)
+    assert ratios == pytest.approx(ratios[0])
+    assert len(search.losses) == len(search.rates) <= 24
+    # NumPy's own gradient, without the first 10 steps and the last one.
+    slopes = np.gradient(search.losses[10:-1], search.rates[10:-1])
+    assert search.suggestion == pytest.approx(search.rates[10 + int(np.argmin(slopes))])
+    assert list(tmp_path.iterdir()) == []  # no run, no checkpoint
+
+
+def test_table_and_picture_are_written(tmp_path):
+    search = RateSearch((1e-4, 1e-3, 1e-2), (0.7, 0.6, 0.9), 1e-3)
+    table, curve = search.write(tmp_path, "small")
+    assert list(csv.reader(table.read_text().splitlines()))[1] == ["0.0001", "0.7"]
+    assert "small" in ElementTree.parse(curve).getroot().get("aria-label", "") + curve.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 5}, "number of steps is 5; the minimum is 20"),
+        ({"lowest": 1.0}, "lowest learning rate is 1 and the highest 1"),
+    ],
+)
+def test_impossible_searches_are_errors(phantoms, options, message):
+    with pytest.raises(UsageError, match=message):
+        find_learning_rate(small(), phantoms, **options)
