@@ -1,4 +1,4 @@
-"""What is minimized and measured in training: one logit for NORMAL and PNEUMONIA, or a softmax over several classes."""
+"""Loss and validation metrics of training: of one logit for NORMAL and PNEUMONIA, or of a softmax over several classes."""
 
 from __future__ import annotations
 
