@@ -33,6 +33,7 @@ from pneumoscope.imaging import decode as decode_module
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import PreprocessedImage, Preprocessing, preprocess_image
 from pneumoscope.imaging.sandbox.pool import DecodePool, Limits
+from pneumoscope.imaging.sandbox.process import WorkerProcess
 
 CODEC = ("tests.imaging.hostile_codec",)
 LIMITS = Limits(memory=2**30, cpu_seconds=20, wall_seconds=60)
@@ -435,6 +436,14 @@ def test_a_worker_that_does_not_start_is_not_an_error_of_the_image() -> None:
     ):
         pool.decode(png())
     assert not isinstance(caught.value, UnreadableImageError)
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WorkerProcess, "is_alive", True)  # it is killed after the pool has looked
+    with DecodePool(1) as pool:
+        pool.start()
+        os.kill(pool._idle[0]._process.pid, signal.SIGKILL)
+        assert pool.decode(png(100)).width == 16
 
 
 def test_a_forked_process_cannot_use_the_pool_of_its_parent() -> None:
