@@ -238,6 +238,7 @@ def test_end_of_a_decoder_has_a_reason(pool: DecodePool, action: str, code: str,
     assert caught.value.reason == UnreadableReason(code, parameters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("actions", [("segfault",), ("8GB",), ("segfault", "exit", "garbage"), ("wrong number", "8GB")])
 def test_only_the_malicious_files_of_a_batch_have_errors(pool: DecodePool, actions: tuple[str, ...]) -> None:
     batch: list[tuple[Path | bytes, str]] = [(png(), "first")]
@@ -305,6 +306,7 @@ def test_the_output_of_a_decoder_is_discarded(pool: DecodePool, capfd: pytest.Ca
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["leak", "segfault"])
 def test_an_image_that_fails_because_of_an_earlier_one_is_retried_in_a_new_worker(action: str) -> None:
     with DecodePool(1, limits=LIMITS, preload=CODEC) as pool:
