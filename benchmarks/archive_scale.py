@@ -51,7 +51,7 @@ class Scale:
     restart_seconds: float = 300.0
     write_seconds: float = 0.029
     listing_bytes: float = 9.3
-    journal_bytes: float = 228.0
+    journal_bytes: float = 325.0
     row_bytes: float = 154.0
     core_hour: float = 0.04
     million_gets: float = 0.4

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pneumoscope.core.errors import PneumoscopeError
     from pneumoscope.core.prediction import Prediction, Rejection
     from pneumoscope.core.results import Interval
+    from pneumoscope.data.label_mapping import LabelMapping
     from pneumoscope.data.labeled_dataset import LabeledDataset, load_dataset
     from pneumoscope.data.predictions_file import PredictionColumns
     from pneumoscope.evaluation.compare import compare
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
     from pneumoscope.models.factory import create_model
     from pneumoscope.models.registry import list_models
     from pneumoscope.reporting.report_files import report
+    from pneumoscope.training.api import sweep, train
 
 __version__ = "0.1.0"
 __all__ = [
     "Explanation",
     "Interval",
+    "LabelMapping",
     "LabeledDataset",
     "Model",
     "PneumoscopeError",
@@ -48,12 +51,15 @@ __all__ = [
     "load_dataset",
     "load_model",
     "report",
+    "sweep",
     "to_dataframe",
+    "train",
 ]
 
 _MODULES = {
     "Explanation": "inference.saliency",
     "Interval": "core.results",
+    "LabelMapping": "data.label_mapping",
     "LabeledDataset": "data.labeled_dataset",
     "Model": "inference.model",
     "PneumoscopeError": "core.errors",
@@ -68,7 +74,9 @@ _MODULES = {
     "load_dataset": "data.labeled_dataset",
     "load_model": "inference.model",
     "report": "reporting.report_files",
+    "sweep": "training.api",
     "to_dataframe": "inference.writers",
+    "train": "training.api",
 }
 
 
@@ -79,6 +87,8 @@ _EXTRAS = {
     "evaluate": "evaluate",
     "evaluate_predictions": "evaluate",
     "report": "evaluate",
+    "sweep": "train",
+    "train": "train",
 }
 
 

@@ -104,6 +104,7 @@ def test_heatmaps_change_no_byte_of_the_table_and_can_be_added_later(
     assert archive_status(plain).sets[0].heatmaps == 3
 
 
+@pytest.mark.slow
 def test_lost_and_altered_heatmaps_are_found_and_scored_again(
     tmp_path: Path, out: Path, source: Path, bundle: Path
 ) -> None:
@@ -157,6 +158,7 @@ def test_a_network_without_heatmaps_is_refused_before_the_source_is_listed(
     assert score(source, tmp_path / "new", other).done == 11
 
 
+@pytest.mark.slow
 def test_the_command_writes_heatmaps(tmp_path: Path, source: Path, bundle: Path, out: Path) -> None:
     done = run_cli(*score_command(source, tmp_path / "cli", bundle, "--heatmaps")[4:])
     assert done.returncode == 0, done.stderr

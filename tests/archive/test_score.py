@@ -194,6 +194,7 @@ def test_another_card_of_the_same_network_has_a_set_of_its_own(tmp_path: Path, s
     assert score(source, tmp_path / "out", bundle).key != score(source, tmp_path / "out", other).key
 
 
+@pytest.mark.slow
 def test_another_shard_size_than_that_of_the_archive_is_refused(tmp_path: Path, source: Path, bundle: Path) -> None:
     score(source, tmp_path / "out", bundle)
     command = ["score", source, "--out", tmp_path / "out", "--model", bundle]
@@ -204,6 +205,7 @@ def test_another_shard_size_than_that_of_the_archive_is_refused(tmp_path: Path, 
     assert run_cli(*command, "--shard-size", "4").returncode == 0
 
 
+@pytest.mark.slow
 def test_software_that_was_upgraded_in_between_is_reported(
     tmp_path: Path, source: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

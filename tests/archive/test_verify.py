@@ -108,6 +108,7 @@ def test_the_command_prints_each_problem_and_has_exit_status_1(out: Path, predic
     assert document["problems"][0]["code"] == "lost"
 
 
+@pytest.mark.slow
 def test_a_half_scored_archive_is_one_line_of_verify(tmp_path: Path, bundle: Path) -> None:
     source = draw_images(tmp_path / "images", 30)
     out = tmp_path / "out"

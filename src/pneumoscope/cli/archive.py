@@ -103,8 +103,8 @@ def score_command(
     """Score the images of SOURCE that are not scored yet, and write them to Parquet files.
 
     SOURCE is a folder, which is searched like that of `predict`, an address such as s3://bucket/prefix, gs://bucket/prefix or
-    https://host/folder, a text file with one path per line, a manifest or another CSV file, or a Parquet file. Paths in a file
-    are relative to its folder.
+    https://host/folder, a search of a PACS such as dicomweb+https://host/dicom-web/studies?StudyDate=20190101-20191231, a text
+    file with one path per line, a manifest or another CSV file, or a Parquet file. Paths in a file are relative to its folder.
 
     Ctrl-C finishes the shards in flight; a second one stops at once. Run the same command again to continue. Images that
     cannot be read are rows with their reason, and the exit status is 3. DIR/archive.log has a line for each shard.

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from pneumoscope.core.errors import UsageError
 
-__all__ = ["Provider", "provider_arguments", "require_running", "runtime_version"]
+__all__ = ["Provider", "import_onnxruntime", "provider_arguments", "require_running", "runtime_version"]
 
 Provider = Literal["cpu", "cuda"]
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -23,7 +23,7 @@ def provider_arguments(provider: Provider) -> list[Any]:
     """
     if provider not in get_args(Provider):
         raise UsageError(f"provider is {provider!r}", hint=f"Pass one of: {', '.join(get_args(Provider))}")
-    if provider == "cuda" and _CUDA not in (available := _onnxruntime().get_available_providers()):
+    if provider == "cuda" and _CUDA not in (available := import_onnxruntime().get_available_providers()):
         raise UsageError(
             f"the execution provider 'cuda' is not available: onnxruntime {runtime_version()} has {', '.join(available)}",
             hint="Install onnxruntime-gpu in place of onnxruntime, or use cpu",
@@ -49,10 +49,11 @@ def require_running(provider: Provider, running: list[str]) -> None:
 
 def runtime_version() -> str:
     """Return the version of ONNX Runtime."""
-    return str(_onnxruntime().__version__)
+    return str(import_onnxruntime().__version__)
 
 
-def _onnxruntime() -> Any:
+def import_onnxruntime() -> Any:
+    """Return the module of ONNX Runtime."""
     # ONNX Runtime's builds may report usage to their vendor. Disable that before the first import, unless it is configured.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
