@@ -438,6 +438,14 @@ def mean_gray_network(gain: float, middle: float = 125.0, *, screened: bool = Fa
     return model.SerializeToString()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _ledger_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep evaluations by tests out of `results/`, also those that ran in a fixture of a module or in another process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PNEUMOSCOPE_LEDGER", str(tmp_path_factory.mktemp("ledger") / "ledger.jsonl"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_maker(tmp_path_factory: pytest.TempPathFactory) -> Maker:
     """Factory for data that many tests read; each module uses its own folder names."""
