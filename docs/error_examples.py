@@ -26,6 +26,8 @@ from pathlib import Path
 import click
 from PIL import Image
 
+from pneumoscope.bundle.bundle_folder import CARD_FILE, DEFAULT_BUNDLE, NETWORK_FILE, read_bundle
+from pneumoscope.bundle.multiclass_card import MulticlassCard, TemperatureScaling
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.core import errors
 from pneumoscope.core.errors import PneumoscopeError
@@ -116,6 +118,28 @@ def _unreadable_image() -> None:
     file = _image("thorax.jpeg")
     file.write_bytes(file.read_bytes()[:1000])
     load_model(threads=1).predict("thorax.jpeg")
+
+
+def _multiclass_bundle() -> None:
+    card, network = read_bundle(DEFAULT_BUNDLE)
+    fields = {name: getattr(card, name) for name in MulticlassCard.__struct_fields__ if hasattr(card, name)}
+    several = MulticlassCard(
+        **fields
+        | {
+            "format": 3,
+            "name": "etiology",
+            "classes": ("bacteria", "normal", "virus"),
+            "activation": "softmax",
+            "self_test_logits": (0.0, 0.0, 0.0),
+            "calibration": TemperatureScaling(temperature=1, method="none", n=0),
+            "prediction_sets": None,
+        }
+    )
+    folder = Path("etiology")
+    folder.mkdir()
+    (folder / NETWORK_FILE).write_bytes(network)
+    (folder / CARD_FILE).write_text(several.to_json(), encoding="utf-8")
+    _run("serve --model etiology --ephemeral")
 
 
 def _site_profile() -> None:
@@ -403,6 +427,7 @@ _EXAMPLES: dict[str, Callable[[], object]] = {
     "RecipeError": lambda: _run("train quick --data images --out runs/quick --set training.epoch=3"),
     "WeightsError": _weights,
     "BundleError": lambda: _run(f"predict {_image('thorax.png')} --model bundle"),
+    "MulticlassBundleError": _multiclass_bundle,
     "SiteProfileError": _site_profile,
     "RunError": lambda: _run("compare runs/quick --out comparison"),
     "ThresholdError": _threshold,

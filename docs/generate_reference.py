@@ -99,9 +99,11 @@ def inputs_page() -> str:
         " rejected or unreadable, or differ on purpose, such as by saturated pixels.\n",
         "A value that is stated and not understood rejects the image; a value that is missing is a warning. [Score"
         " images](../how-to/predict.md#dicom-headers) describes how to override the header.\n",
-        "Two faults of gray levels cannot be told from the pixels, so that they have no code. A lookup table whose first value is"
-        " wrong by a few shifts gray levels by as many steps: a table may begin anywhere. A window for a part of the range may be"
-        " a mistake or a choice, as long as it clips little of the anatomy; so may a full window beside a rescale intercept.\n",
+        "Some faults of gray levels cannot be told from the pixels, and have no code. A lookup table whose first value is"
+        " wrong by a few shifts gray levels by as many steps: a table may begin anywhere. A window for a part of the range may"
+        " be a mistake or a choice, as long as it clips little of the anatomy; so may a full window beside a rescale intercept."
+        " Undeclared padding is found only where its value is farther from all others than twice their range: nearer, it can"
+        " be a marker or a bright background.\n",
         "In addition, each test file of pydicom, with the compression set of DICOM's working group 4, is decoded as dcmtk"
         " displays it, to 1 of 255, or has an error or the warning `window_ignored` (`tests/imaging/test_dcmtk.py`).\n",
     ]

@@ -31,13 +31,14 @@ from pneumoscope.bundle.card import (
     ReferenceDistribution,
     RejectionLimits,
 )
+from pneumoscope.bundle.multiclass_card import ClassThreshold, MulticlassCard, PredictionSets, TemperatureScaling
 from pneumoscope.bundle.network_checks import self_test_image
 from pneumoscope.core.population import Population
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.imaging.preprocess import Preprocessing
 
 SIZE = 16
-BROWSER_SECONDS = 8  # deadline of a wait in the browser; Playwright's 5 s can run out on a busy machine
+BROWSER_SECONDS = 40  # deadline of a wait in the browser; Playwright's 5 s can run out on a busy machine
 
 # A shell ignores Ctrl-C for jobs in the background, and their processes inherit that; with a handler here, they do not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -250,11 +251,122 @@ class Maker:
         (folder / "run.json").write_text(json.dumps(record))
         return folder
 
+    def classes(self, name: str = "classes", *, count: int = 12, seed: int = 0, split: str = "test") -> Path:
+        """Create images of the classes dark, mid and bright, two per patient, and return their CSV file."""
+        random = np.random.default_rng(seed)
+        folder = self.root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = ["path,label,patient,split"]
+        for label, gray in (("bright", 165), ("dark", 85), ("mid", 125)):
+            for number in range(count):
+                level = np.clip(random.normal(gray, 25), 20, 235)
+                pixels = np.clip(random.normal(level, 10, (SIZE, SIZE)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{label}-{seed}-{number}.png")
+                rows.append(f"{label}-{seed}-{number}.png,{label},{label}-{seed}-{number // 2},{split}")
+        (folder / "images.csv").write_text("\n".join(rows))
+        return folder / "images.csv"
+
+    def multiclass_bundle(
+        self,
+        folder: Path,
+        *,
+        name: str = "levels",
+        gain: float = 0.05,
+        edges: tuple[float, float] = (105.0, 145.0),
+        seen: Mapping[str, Sequence[str]] | None = None,
+        thresholds: Sequence[float] | None = (0.3, 0.3, 0.3),
+        rejection_limits: RejectionLimits | None = None,
+        age_range: tuple[float, float] | None = None,
+    ) -> Path:
+        """Create a bundle of the classes bright, dark and mid, with the logits of `mean_gray_classes`."""
+        onnx = mean_gray_classes(gain, edges, screened=rejection_limits is not None)
+        level = float(self_test_image(SIZE).mean())
+        sets = None
+        if thresholds is not None:
+            each = {
+                name: ClassThreshold(threshold=value, n=20)
+                for name, value in zip(GRAY_CLASSES, thresholds, strict=True)
+            }
+            sets = PredictionSets(coverage=0.95, classes=each)
+        card = MulticlassCard(
+            format=3,
+            name=name,
+            network="mean-gray",
+            parameters=2,
+            version="0.1.0",
+            created="2026-01-02T03:04:05+00:00",
+            onnx_sha256=hashlib.sha256(onnx).hexdigest(),
+            onnx_bytes=len(onnx),
+            self_test_logits=(gain * (level - edges[1]), gain * (edges[0] - level), 0.0),
+            classes=GRAY_CLASSES,
+            activation="softmax",
+            preprocessing=Preprocessing(size=SIZE),
+            calibration=TemperatureScaling(temperature=0.8, method="temperature", n=60),
+            prediction_sets=sets,
+            rejection_limits=rejection_limits,
+            population=Population(),
+            age_range=age_range,
+            parity=Parity(images=8, largest=0.0),
+            recipe={"name": name},
+            seed=0,
+            manifest_sha256="0" * 64,
+            split_by="patient",
+            counts={},
+            seen={"train": [], "validation": [], **{split: list(hashes) for split, hashes in (seen or {}).items()}},
+            best_epoch=1,
+            machine={},
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "network.onnx").write_bytes(onnx)
+        (folder / "card.json").write_text(card.to_json())
+        return folder
+
+    def multiclass_run(self, folder_name: str = "levels", *, recipe: str = "", seed: int = 0, **bundle: Any) -> Path:
+        """Create a finished run with a bundle of several classes; see `run`."""
+        folder = self.run(folder_name, recipe=recipe, seed=seed)
+        self.multiclass_bundle(folder / "bundle", name=recipe or folder_name, **bundle)
+        return folder
+
     def manifest(self, images: Path, split: str, *, share: int = 2) -> str:
         """Return a manifest, as CSV text, with every `share`-th image moved to another split."""
         rows = load_manifest(images).to_csv().splitlines()
         moved = (with_split(row, split) if i % share == 0 else row for i, row in enumerate(rows[1:]))
         return "\n".join([rows[0], *moved])
+
+
+GRAY_CLASSES = ("bright", "dark", "mid")
+
+
+def mean_gray_classes(gain: float, edges: tuple[float, float] = (105.0, 145.0), *, screened: bool = False) -> bytes:
+    """Return the smallest ONNX file of a bundle of three classes, with the checks of `mean_gray_network` if `screened`.
+
+    With a mean gray level m, the logits are gain x (m - edges[1]), gain x (edges[0] - m) and 0.
+    """
+    import onnx  # takes a while to import
+
+    model = onnx.load_from_string(mean_gray_network(gain, screened=screened))
+    graph, helper, tensor = model.graph, onnx.helper, onnx.TensorProto
+    kept = [
+        node for node in graph.node if node.output[0] not in {"map", "blocks", "cells", "heatmap", "centered", "logit"}
+    ]
+    del graph.node[:]
+    graph.node.extend(
+        [
+            *kept,
+            helper.make_node("Unsqueeze", ["mean", "one"], ["column"]),
+            helper.make_node("Mul", ["column", "slopes"], ["scaled"]),
+            helper.make_node("Add", ["scaled", "offsets"], ["logits"]),
+        ]
+    )
+    constants = {"slopes": [gain, -gain, 0.0], "offsets": [-edges[1] * gain, edges[0] * gain, 0.0]}
+    graph.initializer.extend(
+        helper.make_tensor(name, tensor.FLOAT, [1, 3], values) for name, values in constants.items()
+    )
+    outputs = [each for each in graph.output if each.name not in {"logit", "heatmap"}]
+    del graph.output[:]
+    graph.output.extend([helper.make_tensor_value_info("logits", tensor.FLOAT, ["n", 3]), *outputs])
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def with_split(row: str, split: str) -> str:
@@ -324,6 +436,14 @@ def mean_gray_network(gain: float, middle: float = 125.0, *, screened: bool = Fa
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     return model.SerializeToString()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ledger_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep evaluations by tests out of `results/`, also those that ran in a fixture of a module or in another process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PNEUMOSCOPE_LEDGER", str(tmp_path_factory.mktemp("ledger") / "ledger.jsonl"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,71 +14,101 @@ TYPE_CHECKING = False  # importing it from typing costs time
 if TYPE_CHECKING:
     from pneumoscope.core import errors
     from pneumoscope.core.errors import PneumoscopeError
+    from pneumoscope.core.multiclass_prediction import MulticlassPrediction
     from pneumoscope.core.prediction import Prediction, Rejection
     from pneumoscope.core.results import Interval
+    from pneumoscope.data.label_mapping import LabelMapping
     from pneumoscope.data.labeled_dataset import LabeledDataset, load_dataset
     from pneumoscope.data.predictions_file import PredictionColumns
     from pneumoscope.evaluation.compare import compare
     from pneumoscope.evaluation.evaluate import evaluate
     from pneumoscope.evaluation.external_predictions import evaluate_predictions
+    from pneumoscope.evaluation.multiclass_compare import compare_multiclass
+    from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
     from pneumoscope.inference.model import Model, load_model
+    from pneumoscope.inference.multiclass_model import MulticlassModel, load_multiclass_model
     from pneumoscope.inference.saliency import Explanation
     from pneumoscope.inference.writers import to_dataframe
     from pneumoscope.models.factory import create_model
     from pneumoscope.models.registry import list_models
+    from pneumoscope.reporting.multiclass_report import report_multiclass
     from pneumoscope.reporting.report_files import report
+    from pneumoscope.training.api import sweep, train
 
 __version__ = "0.1.0"
 __all__ = [
     "Explanation",
     "Interval",
+    "LabelMapping",
     "LabeledDataset",
     "Model",
+    "MulticlassModel",
+    "MulticlassPrediction",
     "PneumoscopeError",
     "Prediction",
     "PredictionColumns",
     "Rejection",
     "__version__",
     "compare",
+    "compare_multiclass",
     "create_model",
     "errors",
     "evaluate",
+    "evaluate_multiclass",
     "evaluate_predictions",
     "list_models",
     "load_dataset",
     "load_model",
+    "load_multiclass_model",
     "report",
+    "report_multiclass",
+    "sweep",
     "to_dataframe",
+    "train",
 ]
 
 _MODULES = {
     "Explanation": "inference.saliency",
     "Interval": "core.results",
+    "LabelMapping": "data.label_mapping",
     "LabeledDataset": "data.labeled_dataset",
     "Model": "inference.model",
+    "MulticlassModel": "inference.multiclass_model",
+    "MulticlassPrediction": "core.multiclass_prediction",
     "PneumoscopeError": "core.errors",
     "Prediction": "core.prediction",
     "PredictionColumns": "data.predictions_file",
     "Rejection": "core.prediction",
     "compare": "evaluation.compare",
+    "compare_multiclass": "evaluation.multiclass_compare",
     "create_model": "models.factory",
     "evaluate": "evaluation.evaluate",
+    "evaluate_multiclass": "evaluation.multiclass_evaluate",
     "evaluate_predictions": "evaluation.external_predictions",
     "list_models": "models.registry",
     "load_dataset": "data.labeled_dataset",
     "load_model": "inference.model",
+    "load_multiclass_model": "inference.multiclass_model",
     "report": "reporting.report_files",
+    "report_multiclass": "reporting.multiclass_report",
+    "sweep": "training.api",
     "to_dataframe": "inference.writers",
+    "train": "training.api",
 }
 
 
 # Functions that need an extra.
 _EXTRAS = {
     "compare": "evaluate",
+    "compare_multiclass": "evaluate",
     "create_model": "train",
     "evaluate": "evaluate",
+    "evaluate_multiclass": "evaluate",
     "evaluate_predictions": "evaluate",
     "report": "evaluate",
+    "report_multiclass": "evaluate",
+    "sweep": "train",
+    "train": "train",
 }
 
 

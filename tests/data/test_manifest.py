@@ -115,7 +115,7 @@ def test_empty_patient_column_is_replaced_by_another_one() -> None:
         ("path,label,MRN\na.png,normal,7\n", "m.csv has a column 'MRN' and no column patient"),
         (
             "path,label,patient,subject_id\na.png,normal,A,A\nb.png,normal,A,B\n",
-            "in line 3 'patient' is 'A' and 'subject_id' is 'B'. Remove one of the columns",
+            "in line 3 'patient' is 'A' and 'subject_id' is 'B'. Choose one with --patient-column patient, or remove one",
         ),
     ],
 )

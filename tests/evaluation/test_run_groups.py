@@ -14,6 +14,7 @@ from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.evaluation.paired_findings import RunScores
 from pneumoscope.evaluation.run_groups import RunScoring, group_runs
 from pneumoscope.reporting.comparison_page import write_comparison_page
+from pneumoscope.reporting.report_files import report
 from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.replicates import proportion_covariance, replicates_difference, replicates_mean
 from pneumoscope.statistics.roc import delong_covariance
@@ -193,3 +194,39 @@ def test_table_and_page_have_means_and_spread(folder, tmp_path):
     assert "group-good, 3 seeds" in section
     assert "group-good, mean of 3 seeds: accuracy" in comparison._repr_html_()
     assert isinstance(spread.mean, Interval)
+
+
+def test_predictive_values_are_stated_for_another_prevalence(folder):
+    comparison = compare([folder / "group-good", folder / "group-single"], prevalence=0.1)
+    single = comparison.runs[-1]
+    found = single.test["precision_at_prevalence"]
+    sensitivity, specificity = single.test["sensitivity"].value, single.test["specificity"].value
+    expected = 0.1 * sensitivity / (0.1 * sensitivity + 0.9 * (1 - specificity))  # Bayes' theorem
+    assert found.value == pytest.approx(expected)
+    assert found.low < found.value < found.high
+    mean = np.mean([run.test["precision_at_prevalence"].value for run in comparison.runs[:3]])
+    group, alone = (each for each in comparison.sentences if "at a prevalence of 0.1" in each)
+    assert group.startswith(f"group-good: at a prevalence of 0.1 and the operating point half, precision {mean:.3f}, ")
+    assert alone.startswith(f"group-single: at a prevalence of 0.1 and the operating point half, precision {found}, ")
+    assert "precision_at_prevalence" not in compare([folder / "group-single"]).runs[0].test
+
+
+def test_checklist_quotes_the_mean_of_seeds_and_no_seed_alone(folder):
+    made = report([folder / "group-good", folder / "group-single"], checklists=["claim"])
+    performance = [
+        fact.text for answer in made.checklists["claim"].answers for fact in answer.facts if "AUROC 0." in fact.text
+    ]
+    assert performance
+    mean = made.comparison.groups[0].metrics["auroc"]
+    for text in performance:
+        assert f"group-good, mean of 3 seeds (0, 1, 2): AUROC {mean.mean} (standard deviation {mean.sd:.4f})" in text
+        assert "group-good/seed-" not in text
+        assert "group-single: AUROC" in text
+
+
+def test_items_of_a_checklist_are_counted_once(folder):
+    checklist = report([folder / "group-good"], checklists=["claim"]).checklists["claim"]
+    numbers = [int(word) for word in checklist.counts().split() if word.isdigit()]
+    prefilled, total, partly, still_open = numbers
+    assert prefilled + partly + still_open == total == len(checklist.answers)
+    assert prefilled + partly == checklist.prefilled

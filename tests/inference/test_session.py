@@ -23,8 +23,7 @@ from pneumoscope.core.errors import BundleError, UsageError
 from pneumoscope.core.prediction import PatientAge, Rejection
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import preprocess_image
-from pneumoscope.inference import BundleSession
-from pneumoscope.inference import session as module
+from pneumoscope.inference import BundleSession, network_session
 from pneumoscope.inference.decision import sigmoid
 
 
@@ -176,7 +175,7 @@ def test_stream_holds_at_most_one_batch(session, monkeypatch):
         alive.append(sum(pixels() is not None for pixels in created))
         return image
 
-    monkeypatch.setattr(module, "preprocess_image", preprocess)
+    monkeypatch.setattr(network_session, "preprocess_image", preprocess)
 
     assert len(list(session.stream(map(flat, range(50)), batch=4))) == 50
     assert max(alive) == 4

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pneumoscope.cli import cli, run_and_exit
-from pneumoscope.core.errors import RunError, UnknownNameError, WeightsError
+from pneumoscope.core.errors import RunError, UnknownNameError, UsageError, WeightsError
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.phantoms import write_phantoms
 from pneumoscope.reproduction import experiment as module
@@ -326,3 +326,60 @@ def test_only_selects_the_runs(monkeypatch, made, tmp_path, given, expected, cap
     assert arguments["only"] == expected
     assert arguments["devices"] == Devices("auto", 2)
     assert arguments["command"].endswith(f"--out o{' --only ' + given if given else ''} --devices 2")
+
+
+# --- several seeds ---------------------------------------------------------------------------------------------------
+
+ALEXNETS = ("alexnet-sgd", "alexnet-adam")
+MIDDLES = {"alexnet-sgd": 150, "alexnet-adam": 125}  # of the decision, in gray levels; 125 is the best
+
+
+@pytest.fixture
+def seeded(maker, monkeypatch):
+    """Images, folder and trained (name, seed): `train` makes a run folder whose network is a mean gray level."""
+    images, out, trained = maker.images("seeded", normal=40, pneumonia=60), maker.root / "runs", []
+
+    def make(recipe, data, run, *, resume, devices, log):
+        assert resume
+        if not run.exists():
+            seed = recipe.training.seed
+            maker.run(
+                f"{recipe.name}/seed-{seed}", recipe=recipe.name, seed=seed, middle=MIDDLES[recipe.name] + 2 * seed
+            )
+            trained.append((recipe.name, seed))
+
+    monkeypatch.setattr(module, "train", make)
+    return images, out, trained
+
+
+def test_seeds_are_trained_in_turn_and_compared_by_their_means(seeded):
+    images, out, trained = seeded
+    messages = []
+    result = again(images, out, only=ALEXNETS, overrides=(), seeds=2, log=messages.append)
+
+    assert trained == [(name, seed) for seed in (0, 1) for name in ALEXNETS]
+    assert messages[0] == "alexnet-sgd, seed 0 (1 of 2): training (15 epochs at 224 pixels)"
+    assert [(group.name, group.seeds) for group in result.comparison.groups] == [(name, (0, 1)) for name in ALEXNETS]
+    sgd, adam = (group.metrics["accuracy"].mean.value for group in result.comparison.groups)
+    ranking, pairs, verdict = result.comparison.sentences[:3]
+    assert f"the means over seeds rank alexnet-adam ({adam:.3f}) > alexnet-sgd ({sgd:.3f})" in ranking
+    assert pairs.startswith("Of 1 pair, ")
+    assert "ranking" in verdict
+    assert result.page.is_file()
+
+    entries = (out / "ledger.jsonl").read_text()
+    again(images, out, only=ALEXNETS, overrides=(), seeds=3)
+    assert trained[4:] == [(name, 2) for name in ALEXNETS]
+    assert (out / "ledger.jsonl").read_text().startswith(entries)
+    assert len((out / "ledger.jsonl").read_text().splitlines()) == 6
+
+
+def test_seeds_and_single_runs_do_not_share_a_folder(seeded, copy):
+    images, out, _ = seeded
+    again(images, out, only=ALEXNETS, overrides=(), seeds=1)
+    with pytest.raises(RunError, match="has runs with several seeds, and single runs were requested"):
+        again(images, out, only=ALEXNETS, overrides=())
+    with pytest.raises(RunError, match="has a single run, and several seeds were requested"):
+        again(images, copy, seeds=2)
+    with pytest.raises(UsageError, match="number of seeds is 0"):
+        again(images, out, seeds=0)

@@ -35,6 +35,9 @@ def test_any_text_round_trips_through_toml(about):
     ("override", "message"),
     [
         ("training.epoch=3", "no field 'training.epoch'. Did you mean 'training.epochs'?"),
+        ("optimizer.lr=1", "no field 'optimizer.lr'. Did you mean 'optimizer.learning_rate'?"),
+        ("training.patience=3", "no field 'training.patience'. Did you mean 'training.early_stopping'?"),
+        ("network.pretrained=true", "no field 'network.pretrained'. Did you mean 'network.weights'?"),
         ("optimiser.name=sgd", "no field 'optimiser'. Did you mean 'optimizer.name'?"),
         ("optimizer.learning_rate=-1", "optimizer.learning_rate: .* greater than 0 \\(it is -1\\)"),
         ("training.epochs=three", "training.epochs: .* \\(it is 'three'\\)"),
@@ -193,3 +196,13 @@ def test_age_range_is_ordered_and_round_trips_through_toml(tmp_path):
     assert read_recipe(str(tmp_path / "aged.toml")).data.age_range == (1, 5)
     with pytest.raises(RecipeError, match=r"age_range: \[5, 1\] is not a minimum and a maximum age"):
         read_recipe("quick", ["data.age_range=[5, 1]"])
+
+
+@pytest.mark.parametrize(
+    "name", ["arch", "model", "img_size", "wd", "eps", "rho", "gamma", "step_size", "random_state", "hflip"]
+)
+def test_name_of_another_library_leads_to_a_field_that_exists(name):
+    with pytest.raises(RecipeError, match="Did you mean") as caught:
+        read_recipe("quick", [f"training.{name}=1"])
+    table, _, field = caught.value.hint.split("'")[1].partition(".")
+    assert field in read_recipe("quick").model_dump()[table]

@@ -17,7 +17,7 @@ def test_rates_rise_exponentially_and_the_steepest_decrease_is_suggested(phantom
     monkeypatch.chdir(tmp_path)
     search = find_learning_rate(small(), phantoms, lowest=1e-5, highest=0.1, steps=24)
 
-    ratios = np.diff(np.log(search.rates))
+    ratios = np.diff(np.log(search.rates))[1:]  # Lightning's first step is twice as long
     assert search.rates[0] == pytest.approx(1e-5)
     assert ratios == pytest.approx(ratios[0])
     assert len(search.losses) == len(search.rates) <= 24
@@ -30,7 +30,7 @@ def test_rates_rise_exponentially_and_the_steepest_decrease_is_suggested(phantom
 def test_table_and_picture_are_written(tmp_path):
     search = RateSearch((1e-4, 1e-3, 1e-2), (0.7, 0.6, 0.9), 1e-3)
     table, curve = search.write(tmp_path, "small")
-    assert list(csv.reader(table.open()))[1] == ["0.0001", "0.7"]
+    assert list(csv.reader(table.read_text().splitlines()))[1] == ["0.0001", "0.7"]
     assert "small" in ElementTree.parse(curve).getroot().get("aria-label", "") + curve.read_text()
 
 

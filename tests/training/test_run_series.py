@@ -43,6 +43,28 @@ def test_more_seeds_are_added_and_finished_runs_are_kept(phantoms, tmp_path, wit
     assert [message for message in messages if message.startswith("seed")] == ["seed 3 (1 of 2)", "seed 4 (2 of 2)"]
 
 
+def test_seeds_that_draw_their_own_test_images_are_noted(phantoms, tmp_path, without_bundle):
+    messages = []
+    train_seeds(small(training={"epochs": 1}), phantoms / "train", tmp_path / "flat", 2, log=messages.append)
+    assert sum("has no test split, so that each seed draws other test images" in message for message in messages) == 1
+    messages.clear()
+    train_seeds(small(training={"epochs": 1}), phantoms, tmp_path / "with-test", 2, log=messages.append)
+    assert not any("has no test split" in message for message in messages)
+
+
+def test_folder_with_other_files_does_not_become_a_folder_of_runs(phantoms, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "thorax.png").touch()
+    for resume in (False, True):
+        with pytest.raises(RunError, match=r"images' is not empty and has no run"):
+            train_seeds(small(), phantoms, tmp_path / "images", 2, resume=resume)
+        with pytest.raises(RunError, match=r"images' is not empty and has no run"):
+            train_folds(small(), phantoms, tmp_path / "images", 2, resume=resume)
+    with pytest.raises(RunError, match=r"images' is not empty and has no run"):
+        train(small(), phantoms, tmp_path / "images", resume=True)
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["thorax.png"]
+
+
 def test_run_is_no_folder_of_runs(phantoms, tmp_path, without_bundle):
     recipe = small(training={"epochs": 1})
     train(recipe, phantoms, tmp_path / "run")

@@ -95,3 +95,10 @@ def test_an_out_that_is_a_file_is_a_usage_error(tmp_path):
         command, ["quick", "--data", str(tmp_path), "--set", "training.batch=4,8", "--out", str(file)]
     )
     assert (done.exit_code, "is a file" in done.output) == (2, True), done.output
+
+
+def test_folder_with_other_files_does_not_become_a_sweep(phantoms, tmp_path):
+    (tmp_path / "thorax.png").touch()
+    with pytest.raises(RunError, match="is not empty and has no run"):
+        sweep(combinations("training.batch=4,8"), phantoms, tmp_path, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["thorax.png"]

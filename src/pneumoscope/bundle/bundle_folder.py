@@ -1,5 +1,8 @@
 """Read, check and copy the folder of a bundle: `network.onnx` and `card.json`.
 
+Bundles of format 2 have a network for NORMAL and PNEUMONIA, those of format 3 one for several classes. `read_bundle`, on which
+everything but `predict`, `evaluate`, `compare` and `report` depends, refuses the latter.
+
 To change the format after the first release, raise `card.FORMAT`, keep a bundle of the previous format for the tests, and convert
 it in `read_bundle`.
 """
@@ -15,14 +18,24 @@ from typing import Any
 
 import msgspec
 
-from pneumoscope.bundle.card import FORMAT, INPUT_CLASSES, Card
+from pneumoscope.bundle.card import INPUT_CLASSES, Card
+from pneumoscope.bundle.multiclass_card import MULTICLASS_FORMAT, MulticlassCard
 from pneumoscope.bundle.network_checks import MAX_BYTES, check_onnx
-from pneumoscope.core.errors import BundleError, UsageError
+from pneumoscope.core.errors import BundleError, MulticlassBundleError, UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.population import Population
 from pneumoscope.imaging.preprocess import PREPROCESSING_VERSION, Preprocessing
 
-__all__ = ["CARD_FILE", "DEFAULT_BUNDLE", "NETWORK_FILE", "export_bundle", "read_bundle", "read_card"]
+__all__ = [
+    "CARD_FILE",
+    "DEFAULT_BUNDLE",
+    "NETWORK_FILE",
+    "export_bundle",
+    "is_multiclass",
+    "read_bundle",
+    "read_card",
+    "read_multiclass_bundle",
+]
 
 CARD_FILE = "card.json"
 NETWORK_FILE = "network.onnx"
@@ -30,8 +43,8 @@ DEFAULT_BUNDLE = Path(__file__).parent / "default"
 _MAX_CARD_BYTES = 10_000_000
 
 
-def export_bundle(source: Path, out: Path, population: Population | None = None) -> Card:
-    """Check a bundle, copy it to a new folder and return its card, which is written in the current format.
+def export_bundle(source: Path, out: Path, population: Population | None = None) -> Card | MulticlassCard:
+    """Check a bundle, of any format, copy it to a new folder and return its card, which is written in the current format.
 
     The card is written last, so that an interrupted copy is not a bundle.
 
@@ -45,7 +58,7 @@ def export_bundle(source: Path, out: Path, population: Population | None = None)
         UsageError: `out` exists and is not an empty folder.
         StorageError: `out` cannot be written.
     """
-    card, network = read_bundle(source)
+    card, network = _read_any_bundle(source)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{str(out)!r} exists and is not an empty folder", hint="Choose another folder with --out")
     if population is not None:
@@ -56,12 +69,48 @@ def export_bundle(source: Path, out: Path, population: Population | None = None)
 
 
 def read_bundle(folder: Path) -> tuple[Card, bytes]:
-    """Read and check a bundle; return its card and the content of its network file.
+    """Read and check a bundle for NORMAL and PNEUMONIA; return its card and the content of its network file.
 
     Raises:
         BundleError: A file is missing; the card is malformed or of a newer format; the preprocessing has another version;
             the network does not match the size and hash on the card, or is unsafe (see `bundle.network_checks`).
+        MulticlassBundleError: The bundle has several classes.
     """
+    card, network = _read_any_bundle(folder)
+    return _binary(card), network
+
+
+def read_multiclass_bundle(folder: Path) -> tuple[MulticlassCard, bytes]:
+    """Read and check a bundle of several classes; return its card and the content of its network file.
+
+    Raises:
+        BundleError: See `read_bundle`; or the bundle is one for NORMAL and PNEUMONIA.
+    """
+    card, network = _read_any_bundle(folder)
+    if isinstance(card, Card):
+        raise BundleError(
+            f"bundle {card.name!r} is one for NORMAL and PNEUMONIA, not for several classes",
+            hint="In Python, load it with load_model, and evaluate it with evaluate",
+        )
+    return card, network
+
+
+def is_multiclass(folder: Path) -> bool:
+    """Return True for a bundle of several classes; False for another one, and for a folder that is not a readable bundle."""
+    try:
+        data = msgspec.json.decode(_read_file(folder / CARD_FILE, _MAX_CARD_BYTES))
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return isinstance(data, dict) and data.get("format") == MULTICLASS_FORMAT
+
+
+def _binary(card: Card | MulticlassCard) -> Card:
+    if isinstance(card, Card):
+        return card
+    raise MulticlassBundleError(card.name, card.classes)
+
+
+def _read_any_bundle(folder: Path) -> tuple[Card | MulticlassCard, bytes]:
     try:
         text = _read_file(folder / CARD_FILE, _MAX_CARD_BYTES).decode()
         network = _read_file(folder / NETWORK_FILE, MAX_BYTES)
@@ -102,25 +151,27 @@ def read_card(file: Path) -> Card:
 
     Raises:
         BundleError: The file cannot be read, or is malformed.
+        MulticlassBundleError: The card is that of a bundle of several classes.
     """
     try:
-        return _parse_card(_read_file(file, _MAX_CARD_BYTES).decode(), file.parent)
+        return _binary(_parse_card(_read_file(file, _MAX_CARD_BYTES).decode(), file.parent))
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"cannot read the card {str(file)!r}: {_describe(error)}") from error
 
 
-def _parse_card(text: str, folder: Path) -> Card:
+def _parse_card(text: str, folder: Path) -> Card | MulticlassCard:
     try:
         data = msgspec.json.decode(text)
         version = data.get("format") if isinstance(data, dict) else None
-        if isinstance(version, int) and version > FORMAT:
+        if isinstance(version, int) and version > MULTICLASS_FORMAT:
             raise BundleError(
-                f"{str(folder)!r} has format {version}; this version reads formats up to {FORMAT}",
+                f"{str(folder)!r} has format {version}; this version reads formats up to {MULTICLASS_FORMAT}",
                 hint="Upgrade: pip install -U pneumoscope",
             )
         if version == 1:
             data = _convert_format_1(data)
-        card = msgspec.convert(data, Card)
+        multiclass = version == MULTICLASS_FORMAT
+        card = msgspec.convert(data, MulticlassCard) if multiclass else msgspec.convert(data, Card)
     except (ValueError, RecursionError) as error:  # not JSON, invalid fields, or too deeply nested
         raise _malformed(folder, str(error)) from error
     # Terminals and pages show these strings; control characters could forge their output.

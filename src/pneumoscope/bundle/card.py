@@ -35,6 +35,7 @@ __all__ = [
     "ReferenceDistribution",
     "RejectionLimits",
     "UncertaintyBand",
+    "card_json",
     "short_hash",
 ]
 
@@ -295,11 +296,24 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Raises:
             BundleError: A field has a value that `read_bundle` would not accept.
         """
-        try:
-            checked = msgspec.convert(msgspec.to_builtins(self), Card)
-            return json.dumps(msgspec.to_builtins(checked), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        except (msgspec.ValidationError, ValueError) as error:
-            raise BundleError(f"the card of {self.name!r} cannot be written: {error}") from error
+        return card_json(self, self.name)
+
+
+def card_json(card: Struct, name: str) -> str:
+    """Return a card as the content of `card.json`.
+
+    Args:
+        card: The card.
+        name: Name of its model, for the message.
+
+    Raises:
+        BundleError: A field has a value that would not be accepted when the card is read.
+    """
+    try:
+        checked = msgspec.convert(msgspec.to_builtins(card), type(card))
+        return json.dumps(msgspec.to_builtins(checked), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    except (msgspec.ValidationError, ValueError) as error:
+        raise BundleError(f"the card of {name!r} cannot be written: {error}") from error
 
 
 def short_hash(sha256: str) -> str:

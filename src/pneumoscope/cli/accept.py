@@ -10,6 +10,7 @@ import click
 from pneumoscope.cli.options import (
     assume_option,
     json_option,
+    label_options,
     margin_option,
     model_option,
     power_option,
@@ -20,12 +21,14 @@ from pneumoscope.cli.options import (
 
 if TYPE_CHECKING:
     from pneumoscope.core.prediction import AgeRequirement, Assumption
+    from pneumoscope.data.label_mapping import LabelMapping
 
 __all__ = ["command"]
 
 
 @click.command("accept", short_help="Test a model on labeled images of your hospital.")
 @click.argument("data", metavar="DATA", type=click.Path(path_type=Path))
+@label_options()
 @model_option
 @click.option(
     "--site-name",
@@ -55,6 +58,7 @@ __all__ = ["command"]
 @json_option
 def command(
     data: Path,
+    labels: LabelMapping | None,
     bundle: Path | None,
     site_name: str,
     out: Path,
@@ -90,6 +94,7 @@ def command(
             bundle,
             site=site_name,
             out=out,
+            labels=labels,
             operating_point=operating_point,
             margin=margin,
             target_power=power,

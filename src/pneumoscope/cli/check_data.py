@@ -7,24 +7,26 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pneumoscope.cli.options import json_option
+from pneumoscope.cli.options import json_option, label_options
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from pneumoscope.data.check import DatasetAudit
+    from pneumoscope.data.label_mapping import LabelMapping
 
 __all__ = ["command"]
 
 
 @click.command("check-data", short_help="Find leaks, duplicates and shortcuts in a data set.")
 @click.argument("data", type=click.Path(path_type=Path))
+@label_options()
 @json_option
 @click.option(
     "--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write an HTML page with thumbnails."
 )
 @click.option("--seed", default=0, show_default=True, help="Random seed of the cross-validation folds.")
-def command(data: Path, as_json: bool, html: Path | None, seed: int) -> None:
+def command(data: Path, labels: LabelMapping | None, as_json: bool, html: Path | None, seed: int) -> None:
     """Count images and patients; find patient leaks, duplicates and unreadable files; measure shortcuts.
 
     Unreadable files are listed. The HTML page embeds thumbnails of duplicate images, so treat it like DATA.
@@ -37,7 +39,9 @@ def command(data: Path, as_json: bool, html: Path | None, seed: int) -> None:
     from pneumoscope.data.layouts import load_manifest
 
     with staged_progress() as progress:
-        manifest = load_manifest(data, progress=lambda done, total: progress("listing images", done, total))
+        manifest = load_manifest(
+            data, labels=labels, progress=lambda done, total: progress("listing images", done, total)
+        )
         result = check_data(manifest, seed=seed, progress=progress)
     if html:
         from pneumoscope.core.files import write_atomically

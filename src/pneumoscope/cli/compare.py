@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from pneumoscope.cli.multiclass import has_several_classes, is_given, refuse_options
 from pneumoscope.cli.options import (
     PREDICTION_COLUMNS,
     compared_point_option,
     evaluation_name_option,
     json_option,
+    label_options,
     ledger_option,
     prediction_column_options,
     recorded_command,
     require_result_folder,
 )
 from pneumoscope.cli.progress import image_progress
+
+if TYPE_CHECKING:
+    from pneumoscope.data.label_mapping import LabelMapping
 
 __all__ = ["command"]
 
@@ -38,7 +45,13 @@ __all__ = ["command"]
     show_default=True,
     help="Images of --data for bundles and CSV files.",
 )
+@label_options(path_column=False)
 @prediction_column_options
+@click.option(
+    "--prevalence",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Prevalence of pneumonia that predictive values are stated for, besides that of the images.",
+)
 @ledger_option
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
 @json_option
@@ -47,7 +60,9 @@ def command(
     operating_point: str,
     evaluation: str,
     data: Path | None,
+    labels: LabelMapping | None,
     split: str,
+    prevalence: float | None,
     ledger: Path | None,
     out: Path,
     as_json: bool,
@@ -63,6 +78,8 @@ def command(
     they are compared by their mean, and the tests account for the seeds. A folder of runs stands for its runs. Folders of `train
     --folds` are compared with each other, on their validation images and fold by fold.
 
+    Models of several classes are compared by accuracy and macro AUROC, and have no operating points.
+
     Example:  pneumoscope compare runs/alexnet-adam runs/quick default scores.csv --data images.csv --out comparison
     """
     require_result_folder(out, "comparison.json")
@@ -72,14 +89,22 @@ def command(
     from pneumoscope.evaluation.compared import result_folders
     from pneumoscope.reporting.comparison_page import write_comparison_page
 
+    if any(has_several_classes(run, evaluation) for run in runs if not run.is_file()):
+        refuse_options({"--operating-point": operating_point if is_given("operating_point") else "", **column_names})
+        _compare_classes(
+            runs, out, evaluation=evaluation, data=data, labels=labels, split=split, ledger=ledger, as_json=as_json
+        )
+        return
     with image_progress("scoring images") as progress:
         comparison = compare(
             runs,
             operating_point=operating_point,
             evaluation=evaluation,
             data=data,
+            labels=labels,
             split=split,
             columns=PredictionColumns(**{field: column_names[name] for name, field in PREDICTION_COLUMNS.items()}),
+            prevalence=prevalence,
             ledger=ledger,
             out=out,
             command=recorded_command(),
@@ -87,6 +112,32 @@ def command(
             note=lambda text: click.echo(f"note: {text}", err=True),
         )
     page = write_comparison_page(comparison, result_folders(runs, out), out / "report.html")
+    if as_json:
+        click.echo(to_json(comparison), nl=False)
+        click.echo(str(page), err=True)
+        return
+    for sentence in comparison.sentences:
+        click.echo(sentence)
+    click.echo(str(page))
+
+
+def _compare_classes(runs: Sequence[Path], out: Path, *, as_json: bool, **options: Any) -> None:
+    """Compare models of several classes."""
+    from pneumoscope.core.result_forms import to_json
+    from pneumoscope.evaluation.compared import result_folders
+    from pneumoscope.evaluation.multiclass_compare import compare_multiclass
+    from pneumoscope.reporting.multiclass_report import write_multiclass_page
+
+    with image_progress("scoring images") as progress:
+        comparison = compare_multiclass(
+            runs,
+            out=out,
+            command=recorded_command(),
+            progress=progress,
+            note=lambda text: click.echo(f"note: {text}", err=True),
+            **options,
+        )
+    page = write_multiclass_page(comparison, result_folders(runs, out), out / "report.html")
     if as_json:
         click.echo(to_json(comparison), nl=False)
         click.echo(str(page), err=True)

@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pneumoscope.cli.multiclass import (
+    has_several_classes,
+    interval_cells,
+    print_multiclass_evaluation,
+    refuse_options,
+)
 from pneumoscope.cli.options import (
     PREDICTION_COLUMNS,
     data_option,
     json_option,
+    label_options,
     ledger_option,
     prediction_column_options,
     site_option,
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pneumoscope.core.results import Evaluation, Interval
+    from pneumoscope.data.label_mapping import LabelMapping
 
 __all__ = ["command"]
 
@@ -31,6 +39,7 @@ __all__ = ["command"]
 @click.command("evaluate", short_help="Evaluate a run, bundle or predictions on labeled images.")
 @click.argument("target", metavar="[RUN|BUNDLE]", required=False, type=click.Path(path_type=Path))
 @data_option
+@label_options(path_column=False)
 @click.option(
     "--predictions",
     metavar="FILE",
@@ -118,6 +127,7 @@ __all__ = ["command"]
 def command(
     target: Path | None,
     data: Path,
+    labels: LabelMapping | None,
     predictions: Path | None,
     validation_predictions: Path | None,
     validation_data: Path | None,
@@ -165,6 +175,7 @@ def command(
             predictions,
             data,
             split=split or "test",
+            labels=labels,
             columns={field: column_names[name] for name, field in PREDICTION_COLUMNS.items()} | {"split": split_column},
             validation=validation_predictions,
             validation_data=validation_data,
@@ -187,6 +198,7 @@ def command(
         from pneumoscope.evaluation.external_predictions import FIXED_POINT
         from pneumoscope.runs.run_folder import run_folders
 
+        labels = _with_path_column(labels, column_names.pop("path_column"))
         given = {
             "--validation-predictions": validation_predictions,
             "--split-column": split_column,
@@ -201,6 +213,30 @@ def command(
         split = split or (OUT_OF_FOLD if is_folds else "test")
         default_points = (FIXED_POINT,) if is_folds else OPERATING_POINTS
         _check_folder_of_runs(required, runs, out)
+        several = [has_several_classes(each) for each in runs or [required]]
+        if any(several):
+            refuse_options(
+                {
+                    "--operating-point": operating_points,
+                    "--by": by,
+                    "--reference": reference,
+                    "--prevalence": prevalence,
+                    "--validation-data": validation_data,
+                    "--site": site,
+                }
+            )
+            options: dict[str, Any] = {
+                "split": split,
+                "labels": labels,
+                "out": out,
+                "name": name,
+                "replace": force,
+                "source_name": source,
+            }
+            _evaluate_classes(
+                runs or [required], data, options | {"ledger": ledger, "seed": seed, "note": note}, as_json=as_json
+            )
+            return
         evaluations = []
         for each in runs or [required]:
             with image_progress(f"scoring images of {each.name}" if runs else "scoring images") as progress:
@@ -208,6 +244,7 @@ def command(
                     each,
                     data,
                     split=split,
+                    labels=labels,
                     operating_points=operating_points or default_points,
                     out=out,
                     name=name,
@@ -231,6 +268,31 @@ def command(
         click.echo(to_json(evaluation), nl=False)
     else:
         _print_evaluation(evaluation, Console())
+
+
+def _evaluate_classes(runs: Sequence[Path], data: Path, options: Mapping[str, Any], *, as_json: bool) -> None:
+    """Evaluate and print models of several classes."""
+    from rich.console import Console
+
+    from pneumoscope.core.result_forms import to_json
+    from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
+
+    evaluations = []
+    for each in runs:
+        with image_progress(f"scoring images of {each.name}" if len(runs) > 1 else "scoring images") as progress:
+            evaluation, _ = evaluate_multiclass(each, data, progress=progress, **options)
+        evaluations.append(evaluation)
+        if not as_json:
+            print_multiclass_evaluation(evaluation, Console())
+    if as_json:
+        documents = list(map(dataclasses.asdict, evaluations))
+        click.echo(to_json(documents if len(runs) > 1 else documents[0]), nl=False)
+
+
+def _with_path_column(labels: LabelMapping | None, column: str) -> LabelMapping | None:
+    from pneumoscope.data.label_mapping import LabelMapping
+
+    return dataclasses.replace(labels or LabelMapping(), path_column=column) if column else labels
 
 
 def _check_folder_of_runs(folder: Path, runs: Sequence[Path], out: Path | None) -> None:
@@ -402,22 +464,11 @@ def _table(title: str, metrics: Mapping[str, Interval], by_etiology: Mapping[str
     for heading in ("", "value", "95% interval", "n", "method"):
         table.add_column(heading)
     for name, interval in metrics.items():
-        table.add_row(name.replace("_", " "), *_cells(interval))
+        table.add_row(name.replace("_", " "), *interval_cells(interval))
     for name, interval in by_etiology.items():
-        table.add_row(f"{noun}, {name}", *_cells(interval))
+        table.add_row(f"{noun}, {name}", *interval_cells(interval))
     return table
 
 
 def _percentages(share: Interval) -> str:
     return f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%}, n = {share.n})"
-
-
-def _cells(interval: Interval) -> tuple[str, str, str, str]:
-    from pneumoscope.core.result_forms import method_name
-
-    if interval.value is None:
-        return "-", interval.reason, str(interval.n), method_name(interval.method)
-    ends = interval.reason
-    if interval.low is not None and interval.high is not None:
-        ends = f"{interval.low:.3f} to {interval.high:.3f}"
-    return f"{interval.value:.3f}", ends, str(interval.n), method_name(interval.method)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from pneumoscope.cli.imports import without_collections
-from pneumoscope.cli.options import accelerator_option, data_option, json_option, overrides_option
+from pneumoscope.cli.options import accelerator_option, data_option, json_option, label_options, overrides_option
+
+if TYPE_CHECKING:
+    from pneumoscope.data.label_mapping import LabelMapping
 
 __all__ = ["command"]
 
@@ -16,6 +19,7 @@ __all__ = ["command"]
 @click.command("lr-find", short_help="Search for the learning rate of a recipe.")
 @click.argument("recipe")
 @data_option
+@label_options()
 @overrides_option
 @click.option("--steps", type=click.IntRange(min=20), default=100, show_default=True, help="Number of training steps.")
 @click.option("--lowest", type=float, default=1e-7, show_default=True, help="Learning rate of the first step.")
@@ -30,6 +34,7 @@ __all__ = ["command"]
 def command(
     recipe: str,
     data: Path,
+    labels: LabelMapping | None,
     overrides: tuple[str, ...],
     steps: int,
     lowest: float,
@@ -40,7 +45,7 @@ def command(
 ) -> None:
     """Raise the learning rate over some training steps, and suggest the one at which the loss falls most steeply.
 
-    Nothing is trained: the weights are discarded, and no run is made. The suggestion is a start; compare rates around it with
+    The weights are discarded, and no run is made. The suggestion is a start; compare rates around it with
     `sweep`. The search stops when the loss exceeds four times its minimum.
 
     Example:  pneumoscope lr-find baseline --data images --out lr
@@ -59,6 +64,7 @@ def command(
         search = find_learning_rate(
             settings,
             data,
+            labels=labels,
             lowest=lowest,
             highest=highest,
             steps=steps,

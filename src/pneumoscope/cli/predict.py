@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pneumoscope.cli.interrupt import catch_interrupt
+from pneumoscope.cli.multiclass import has_several_classes, refuse_options
 from pneumoscope.cli.options import json_option, model_options
 from pneumoscope.cli.progress import image_progress, printable
 from pneumoscope.core.errors import PartialFailureError, UsageError
@@ -26,6 +27,7 @@ from pneumoscope.core.prediction_messages import decision_message, prevalence_me
 if TYPE_CHECKING:
     from pneumoscope.core.prediction import Assumption, Prediction, WarningCode
     from pneumoscope.inference.model import Model
+    from pneumoscope.inference.multiclass_model import MulticlassModel
 
 __all__ = ["command"]
 
@@ -33,11 +35,13 @@ _MIN_FOR_PROGRESS = 8  # images; fewer finish before a progress bar helps
 _BAR_WIDTH, _MAX_STEM = 20, 60  # characters
 _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 _FAILED = "failed"
+_PNEUMONIA_OPTIONS = ("operating_point", "site", "prevalence")  # that models of several classes do not have
 _COLORS = {
     "pneumonia": "red",
     "no_pneumonia": "green",
     "uncertain": "yellow",
     "rejected": "magenta",
+    "classified": "blue",
     _FAILED: "bright_red",
 }
 
@@ -84,24 +88,32 @@ def command(
     """
     from pneumoscope.inference.image_loader import MIN_IMAGES_FOR_POOL
     from pneumoscope.inference.model import load_model
+    from pneumoscope.inference.multiclass_model import MulticlassModel, load_multiclass_model
 
     _check_outputs(paths, as_json, table, heatmaps)
+    several_classes = has_several_classes(model["bundle"])
+    if several_classes:
+        refuse_options(
+            {f"--{name.replace('_', '-')}": model[name] for name in _PNEUMONIA_OPTIONS} | {"--heatmaps": heatmaps}
+        )
     images = _discover(paths)
     # One image is fastest with all cores on it; many are fastest with one core each.
-    loaded = load_model(
-        **model,
-        threads=0 if len(images) == 1 else 1,
-        isolated=len(images) > MIN_IMAGES_FOR_POOL and os.name == "posix",
-    )
+    options = model | {
+        "threads": 0 if len(images) == 1 else 1,
+        "isolated": len(images) > MIN_IMAGES_FOR_POOL and os.name == "posix",
+    }
+    loaded: Model | MulticlassModel
+    if several_classes:
+        loaded = load_multiclass_model(
+            **{name: value for name, value in options.items() if name not in _PNEUMONIA_OPTIONS}
+        )
+    else:
+        loaded = load_model(**options)
     tally = _Tally(len(images))
     show_progress = as_json or table or not sys.stdout.isatty()  # the table on a terminal is progress enough
     with contextlib.ExitStack() as stack:
         interrupted = stack.enter_context(catch_interrupt())
-        scored = stack.enter_context(
-            contextlib.closing(
-                _write_heatmaps(loaded, images, heatmaps, age) if heatmaps else loaded.predict_many(images, age=age)
-            )
-        )
+        scored = stack.enter_context(contextlib.closing(_predict(loaded, images, heatmaps, age)))
         progress = None
         if show_progress and len(images) > _MIN_FOR_PROGRESS:
             progress = stack.enter_context(image_progress("scoring images"))
@@ -112,6 +124,8 @@ def command(
             _write_json(loaded, predictions)
         elif table:
             _write_csv(loaded, predictions, table, tally)
+        elif isinstance(loaded, MulticlassModel):
+            _print_classes(loaded, predictions, tally.decisions)
         else:
             _print_table(loaded, predictions, tally.decisions)
     tally.print_warnings()
@@ -127,6 +141,20 @@ def command(
             if failed == 1
             else "See their messages",
         )
+
+
+def _predict(
+    model: Model | MulticlassModel, images: Sequence[str], heatmaps: Path | None, age: float | None
+) -> Generator[Prediction]:
+    """Yield the predictions, each after its heatmap is written if there is a folder for them."""
+    from pneumoscope.inference.multiclass_model import MulticlassModel
+
+    if isinstance(model, MulticlassModel):
+        yield from model.predict_many(images, age=age)
+    elif heatmaps:
+        yield from _write_heatmaps(model, images, heatmaps, age)
+    else:
+        yield from model.predict_many(images, age=age)
 
 
 def _check_outputs(paths: Iterable[str], as_json: bool, table: Path | None, heatmaps: Path | None) -> None:
@@ -225,27 +253,65 @@ class _Tally:
             )
 
 
-def _write_json(model: Model, predictions: Iterable[Prediction]) -> None:
+def _classes(model: Model | MulticlassModel) -> tuple[str, ...]:
+    from pneumoscope.inference.multiclass_model import MulticlassModel
+
+    return model.card.classes if isinstance(model, MulticlassModel) else ()
+
+
+def _write_json(model: Model | MulticlassModel, predictions: Iterable[Prediction]) -> None:
     from pneumoscope.inference.writers import iter_json
 
-    for part in iter_json(model.facts, predictions, model.notice):
+    for part in iter_json(model.facts, predictions, model.notice, _classes(model)):
         click.echo(part, nl=False)
 
 
-def _write_csv(model: Model, predictions: Iterable[Prediction], table: Path, tally: _Tally) -> None:
+def _write_csv(model: Model | MulticlassModel, predictions: Iterable[Prediction], table: Path, tally: _Tally) -> None:
     """Write a CSV file, or standard output if its name is -."""
     from pneumoscope.core.files import write_atomically
     from pneumoscope.inference.writers import iter_csv
 
     failed: list[Exception] = []
+    lines = iter_csv(predictions, model.notice, failed, _classes(model))
     if table == Path("-"):
-        for line in iter_csv(predictions, model.notice, failed):
+        for line in lines:
             sys.stdout.buffer.write(line)
     else:
-        write_atomically(table, lambda file: file.writelines(iter_csv(predictions, model.notice, failed)))
+        write_atomically(table, lambda file: file.writelines(lines))
         click.echo(f"Wrote {table}: {counted(tally.done, 'image')}", err=True)
     for error in failed:  # the file holds the results before the error
         raise error
+
+
+def _print_classes(model: MulticlassModel, predictions: Iterable[Prediction], counts: Counter[str]) -> None:
+    """Print one line per image of a model of several classes as results arrive, then the totals and the notice."""
+    from pneumoscope.core.multiclass_prediction import MulticlassPrediction
+
+    width = max(12, *map(len, model.card.classes))
+    click.secho(f"{'decision':12}  {'most probable':{width}}  {'probability':{_BAR_WIDTH + 7}}  image", bold=True)
+    for prediction in predictions:
+        assert isinstance(prediction, MulticlassPrediction)  # the model makes no others
+        decision = prediction.decision or _FAILED
+        name, probability = prediction.predicted_class or "", ""
+        if prediction.class_probabilities is not None:
+            value = prediction.class_probabilities[name]
+            probability = f"{value:.3f}  {_bar(value)}"
+        message = decision_message(prediction)
+        image = printable(prediction.path) + (f"  ({printable(message)})" if message else "")
+        label = click.style(f"{decision:12}", fg=_COLORS[decision])
+        click.echo(f"{label}  {printable(name):{width}}  {probability:{_BAR_WIDTH + 7}}  {image}")
+    click.echo("Total: " + ", ".join(f"{count} {decision}" for decision, count in counts.most_common()))
+    sets = model.card.prediction_sets
+    rule = (
+        "no prediction sets"
+        if sets is None
+        else f"classified: one class is possible at a coverage of {sets.coverage:.0%}"
+    )
+    click.echo(
+        f"Model: {model.card.name}, version {model.card.version}. Classes: {printable(', '.join(model.card.classes))};"
+        f" {rule}. --json and --csv have the probability of each class."
+    )
+    click.secho(printable(model.notice), dim=True)
 
 
 def _print_table(model: Model, predictions: Iterable[Prediction], counts: Counter[str]) -> None:

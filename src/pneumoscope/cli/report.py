@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pneumoscope.cli.multiclass import has_several_classes, is_given, refuse_options
 from pneumoscope.cli.options import (
     compared_point_option,
     evaluation_name_option,
@@ -36,13 +37,24 @@ def command(
     --out gets report.html, the figures in figures/ (SVG, PDF, PNG) and the tables in tables/ (CSV, LaTeX, Markdown). Nothing is
     evaluated. Several runs are compared, as by `compare`.
 
+    Models of several classes have no operating points and no checklists.
+
     A checklist is filled from the record, with the place in the report. Items that an author has to state are marked open.
 
     Example:  pneumoscope report runs/quick --operating-point balanced --checklist claim --out report
     """
+    from pneumoscope.reporting.multiclass_report import report_multiclass
     from pneumoscope.reporting.report_files import report
 
     require_result_folder(out)
+    if any(has_several_classes(run, evaluation) for run in runs):
+        refuse_options(
+            {"--checklist": checklists, "--operating-point": operating_point if is_given("operating_point") else ""}
+        )
+        files = report_multiclass(runs, evaluation=evaluation, command=recorded_command()).write(out)
+        click.echo(f"{len(files.figures)} files of figures, {len(files.tables)} of tables", err=True)
+        click.echo(str(files.page))
+        return
     made = report(
         runs,
         operating_point=operating_point,
@@ -52,9 +64,6 @@ def command(
     )
     files = made.write(out)
     for checklist in made.checklists.values():
-        asked = sum(bool(answer.ask) for answer in checklist.answers)
-        click.echo(
-            f"{checklist.title}: {checklist.prefilled} of {len(checklist.answers)} items are prefilled, {asked} need an author"
-        )
+        click.echo(f"{checklist.title}: {checklist.counts()}")
     click.echo(f"{len(files.figures)} files of figures, {len(files.tables)} of tables", err=True)
     click.echo(str(files.page))

@@ -23,6 +23,12 @@ __all__ = ["command"]
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="The public data set.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the runs and the comparison.")
 @click.option("--only", default="", metavar="RUN,...", help="Runs to train now.  [default: all six]")
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Train each run with N consecutive seeds, all runs with the first seed first, in OUT/RUN/seed-N, and compare means.",
+)
 @overrides_option
 @accelerator_option
 @devices_option
@@ -32,6 +38,7 @@ def command(
     data: Path,
     out: Path,
     only: str,
+    seeds: int | None,
     overrides: tuple[str, ...],
     accelerator: Literal["auto", "cpu", "gpu"],
     devices: int,
@@ -42,6 +49,9 @@ def command(
 
     Finished runs are skipped, so an interrupted command can be repeated. VGG19 starts from ImageNet weights if its public
     file is found, and uses images of 64 pixels without a GPU; the results state this.
+
+    With --seeds, the results state mean and spread of each run, tests that account for seeds and patients, and whether the
+    ranking of the published table survives the seeds. They are written after each seed.
     """
     from pneumoscope.core.result_forms import to_json
     from pneumoscope.reproduction.recipes import RUNS
@@ -55,6 +65,7 @@ def command(
         data,
         out,
         only=names,
+        seeds=seeds,
         overrides=overrides,
         devices=Devices(accelerator, devices),
         ledger=ledger,

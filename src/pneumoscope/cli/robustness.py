@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,7 @@ from pneumoscope.cli.options import (
     data_option,
     images_option,
     json_option,
+    label_options,
     operating_point_option,
     recorded_command,
     result_folder_option,
@@ -18,12 +20,16 @@ from pneumoscope.cli.options import (
     target_argument,
 )
 
+if TYPE_CHECKING:
+    from pneumoscope.data.label_mapping import LabelMapping
+
 __all__ = ["command"]
 
 
 @click.command("robustness", short_help="Measure how predictions react to changed images.")
 @target_argument
 @data_option
+@label_options()
 @split_option
 @images_option(400)
 @click.option(
@@ -55,6 +61,7 @@ __all__ = ["command"]
 def command(
     target: Path,
     data: Path,
+    labels: LabelMapping | None,
     split: str,
     images: int,
     phantoms: int,
@@ -82,6 +89,7 @@ def command(
             target,
             data,
             split=split,
+            labels=labels,
             images=images,
             phantoms=phantoms,
             operating_point=operating_point,

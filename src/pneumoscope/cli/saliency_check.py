@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,7 @@ from pneumoscope.cli.options import (
     data_option,
     images_option,
     json_option,
+    label_options,
     recorded_command,
     result_folder_option,
     seed_option,
@@ -17,12 +19,16 @@ from pneumoscope.cli.options import (
     target_argument,
 )
 
+if TYPE_CHECKING:
+    from pneumoscope.data.label_mapping import LabelMapping
+
 __all__ = ["command"]
 
 
 @click.command("saliency-check", short_help="Test whether heatmaps show what the network uses.")
 @target_argument
 @data_option
+@label_options()
 @split_option
 @images_option(100)
 @seed_option
@@ -35,7 +41,15 @@ __all__ = ["command"]
 @result_folder_option("saliency_check")
 @json_option
 def command(
-    target: Path, data: Path, split: str, images: int, seed: int, masks: Path | None, out: Path | None, as_json: bool
+    target: Path,
+    data: Path,
+    labels: LabelMapping | None,
+    split: str,
+    images: int,
+    seed: int,
+    masks: Path | None,
+    out: Path | None,
+    as_json: bool,
 ) -> None:
     """Test whether the heatmaps of RUN or BUNDLE show what the network uses.
 
@@ -56,6 +70,7 @@ def command(
             target,
             data,
             split=split,
+            labels=labels,
             images=images,
             seed=seed,
             masks=masks,

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pneumoscope.cli.options import (
     data_option,
     json_option,
+    label_options,
     recorded_command,
     result_folder_option,
     split_option,
     target_argument,
 )
+
+if TYPE_CHECKING:
+    from pneumoscope.data.label_mapping import LabelMapping
 
 __all__ = ["command"]
 
@@ -21,10 +26,11 @@ __all__ = ["command"]
 @click.command("shortcuts", short_help="Measure what a network can tell without the lungs.")
 @target_argument
 @data_option
+@label_options()
 @split_option
 @result_folder_option("shortcuts")
 @json_option
-def command(target: Path, data: Path, split: str, out: Path | None, as_json: bool) -> None:
+def command(target: Path, data: Path, labels: LabelMapping | None, split: str, out: Path | None, as_json: bool) -> None:
     """Measure the AUROC of RUN or BUNDLE with the center of each image blanked, and on the center alone.
 
     With the center blanked, the AUROC should be near 0.5: if it is not, the network can use the border, markers or the
@@ -38,6 +44,6 @@ def command(target: Path, data: Path, split: str, out: Path | None, as_json: boo
 
     with staged_progress() as progress:
         result = measure_network_shortcuts(
-            target, data, split=split, out=out, command=recorded_command(), progress=progress
+            target, data, split=split, labels=labels, out=out, command=recorded_command(), progress=progress
         )
     click.echo(to_json(result) if as_json else shortcuts_markdown(result), nl=False)

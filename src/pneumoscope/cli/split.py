@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from pneumoscope.cli.options import label_options
+
+if TYPE_CHECKING:
+    from pneumoscope.data.label_mapping import LabelMapping
 
 __all__ = ["command"]
 
@@ -12,6 +18,7 @@ __all__ = ["command"]
 @click.command("split", short_help="Split images into train, validation and test.")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Manifest to write (CSV).")
+@label_options()
 @click.option(
     "--by",
     type=click.Choice(["patient", "block", "image"]),
@@ -23,12 +30,22 @@ __all__ = ["command"]
 @click.option("--test", type=float, help="Fraction for testing if DATA has no test split.  [default: 0.15]")
 @click.option("--seed", default=0, show_default=True, help="Random seed; the split is the same on every machine.")
 @click.option("--force", is_flag=True, help="Replace a manifest that differs.")
-def command(data: Path, out: Path, by: str, validation: float, test: float | None, seed: int, force: bool) -> None:
+def command(
+    data: Path,
+    out: Path,
+    labels: LabelMapping | None,
+    by: str,
+    validation: float,
+    test: float | None,
+    seed: int,
+    force: bool,
+) -> None:
     """Split the images of DATA into train, validation and test.
 
     An existing test split in DATA is kept. By default, all images of a patient stay in one split. With `--by image`,
     training and validation share patients, as in many published experiments. A manifest that differs from the new one is
-    replaced only with --force.
+    replaced only with --force. The manifest has the classes and patients that the options state, so that other commands need
+    none of these options for it.
     """
     from rich.console import Console
     from rich.table import Table
@@ -37,7 +54,7 @@ def command(data: Path, out: Path, by: str, validation: float, test: float | Non
     from pneumoscope.data.layouts import load_manifest
     from pneumoscope.data.split import split_manifest
 
-    manifest = split_manifest(load_manifest(data), by=by, validation=validation, test=test, seed=seed)
+    manifest = split_manifest(load_manifest(data, labels=labels), by=by, validation=validation, test=test, seed=seed)
     manifest.save(out, replace=force)
     for note in manifest.notes:
         click.echo(f"note: {note}", err=True)

@@ -14,12 +14,14 @@ from pneumoscope.cli.options import (
     accelerator_option,
     data_option,
     devices_option,
+    label_options,
     loggers_option,
     outliers_option,
     overrides_option,
 )
 
 if TYPE_CHECKING:
+    from pneumoscope.data.label_mapping import LabelMapping
     from pneumoscope.runs.run_folder import LoggerName
     from pneumoscope.training.sweep import SweepRow
 
@@ -29,6 +31,7 @@ __all__ = ["command"]
 @click.command("sweep", short_help="Train a recipe with several settings.")
 @click.argument("recipe")
 @data_option
+@label_options()
 @outliers_option
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the runs.")
 @overrides_option
@@ -47,6 +50,7 @@ __all__ = ["command"]
 def command(
     recipe: str,
     data: Path,
+    labels: LabelMapping | None,
     outliers: Path | None,
     out: Path,
     overrides: tuple[str, ...],
@@ -82,6 +86,7 @@ def command(
             seeds=seeds,
             resume=resume,
             outliers=outliers,
+            labels=labels,
             devices=Devices(accelerator, devices),
             loggers=loggers,
             progress=progress,

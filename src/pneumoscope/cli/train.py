@@ -16,12 +16,14 @@ from pneumoscope.cli.options import (
     accelerator_option,
     data_option,
     devices_option,
+    label_options,
     loggers_option,
     outliers_option,
     overrides_option,
 )
 
 if TYPE_CHECKING:
+    from pneumoscope.data.label_mapping import LabelMapping
     from pneumoscope.runs.record import RunRecord
     from pneumoscope.runs.run_folder import LoggerName
 
@@ -31,6 +33,7 @@ __all__ = ["command"]
 @click.command("train", short_help="Train a network by a recipe.")
 @click.argument("recipe")
 @data_option
+@label_options()
 @outliers_option
 @click.option(
     "--out",
@@ -78,6 +81,7 @@ __all__ = ["command"]
 def command(
     recipe: str,
     data: Path,
+    labels: LabelMapping | None,
     outliers: Path | None,
     out: Path,
     overrides: tuple[str, ...],
@@ -120,6 +124,7 @@ def command(
     with image_progress("preparing images") as progress, _resume_hint(out):
         options: dict[str, Any] = {
             "outliers": outliers,
+            "labels": labels,
             "resume": resume,
             "devices": Devices(accelerator, devices, nodes),
             "loggers": loggers,

@@ -171,6 +171,7 @@ class Comparison:
         reference: Published table that the runs are compared with; None without one.
         evaluation: Name of the compared evaluation of each run.
         groups: Runs of one recipe with several seeds, or folds.
+        prevalence: Prevalence that predictive values are stated for as well; None if none was stated.
     """
 
     images: Mapping[str, Any]
@@ -184,6 +185,7 @@ class Comparison:
     reference: ReferenceTable | None = None
     evaluation: str = "test"
     groups: tuple[RunGroup, ...] = ()
+    prevalence: float | None = None
     schema: int = SCHEMA
     notice: str = NOTICE
 

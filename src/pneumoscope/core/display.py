@@ -15,16 +15,28 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from pneumoscope.core.comparison import Comparison
+    from pneumoscope.core.multiclass_prediction import MulticlassPrediction
+    from pneumoscope.core.multiclass_results import MulticlassComparison, MulticlassEvaluation
     from pneumoscope.core.prediction import Prediction
     from pneumoscope.core.results import Evaluation, Interval
 
-__all__ = ["comparison_html", "evaluation_html", "facts_html", "intervals_html", "prediction_html"]
+__all__ = [
+    "comparison_html",
+    "evaluation_html",
+    "facts_html",
+    "intervals_html",
+    "multiclass_comparison_html",
+    "multiclass_evaluation_html",
+    "multiclass_prediction_html",
+    "prediction_html",
+]
 
 _COLORS = {
     "pneumonia": "#a63d00",
     "no_pneumonia": "#1f5fae",
     "uncertain": "#6b4fa0",
     "rejected": "#5b6270",
+    "classified": "#1f5fae",
     None: "#b00020",
 }
 _WIDTH, _HEIGHT = 260, 14  # pixels of the probability scale
@@ -52,6 +64,27 @@ def prediction_html(prediction: Prediction, picture: bytes | None = None) -> str
     note = site_note(prediction.model)
     site = f", {escape(note[0].lower() + note[1:])}" if note else ""
     parts.append(f"<br><small>Model {model}, operating point {point}{site}. {escape(NOTICE)}</small>")
+    return f"<div>{''.join(parts)}</div>"
+
+
+def multiclass_prediction_html(prediction: MulticlassPrediction) -> str:
+    """Return a prediction of several classes as HTML: file, decision, probability of each class, explanation and notice."""
+    label = "Unreadable" if prediction.decision is None else decision_label(prediction.decision)
+    if prediction.decision == "classified":
+        label += f": {prediction.predicted_class}"
+    parts = [
+        f"<code>{escape(prediction.path)}</code><br>",
+        f'<strong style="color:{_COLORS[prediction.decision]}">{escape(label)}</strong>',
+    ]
+    if prediction.class_probabilities is not None:
+        rows = "".join(
+            f'<tr><th style="text-align:left">{escape(name)}</th><td>{value:.3f}</td></tr>'
+            for name, value in prediction.class_probabilities.items()
+        )
+        parts.append(f"<table><tr><th></th><th>probability</th></tr>{rows}</table>")
+    if message := prediction_message(prediction):
+        parts.append(f"<br>{escape(message)}")
+    parts.append(f"<br><small>Model {escape(prediction.model.name)}. {escape(NOTICE)}</small>")
     return f"<div>{''.join(parts)}</div>"
 
 
@@ -101,6 +134,46 @@ def evaluation_html(evaluation: Evaluation) -> str:
         parts.append(intervals_html(title, difference.named_intervals().items()))
         parts.append(f"<p>{escape(difference.remark)}</p>")
     return f"<div>{''.join(parts)}<small>{escape(evaluation.notice)}</small></div>"
+
+
+def multiclass_evaluation_html(evaluation: MulticlassEvaluation) -> str:
+    """Return an evaluation of several classes as HTML: all classes, the confusion matrix, each class, pairs, and sets."""
+    labels = ", ".join(f"{n} {label}" for label, n in evaluation.counts.items())
+    title = f"{evaluation.name}: {evaluation.n} {evaluation.split} images ({labels}; {evaluation.patients} patients)"
+    parts = [intervals_html(title, evaluation.metrics.items())]
+    head = "".join(f"<th>{escape(name)}</th>" for name in evaluation.classes)
+    rows = "".join(
+        f'<tr><th style="text-align:left">{escape(name)}</th>{"".join(f"<td>{count}</td>" for count in counts)}</tr>'
+        for name, counts in zip(evaluation.classes, evaluation.confusion, strict=True)
+    )
+    parts.append(f"<strong>images by class and predicted class</strong><table><tr><th></th>{head}</tr>{rows}</table>")
+    for name, result in evaluation.by_class.items():
+        parts.append(intervals_html(f"{name} against the rest", result.metrics.items()))
+    for pair in evaluation.pairs:
+        parts.append(intervals_html(f"{pair.first} against {pair.second}", pair.metrics.items()))
+    if evaluation.coverage is not None:
+        by_class = [
+            (f"{metric}, {name}", value)
+            for name, result in evaluation.by_class.items()
+            for metric, value in result.sets.items()
+        ]
+        title = f"prediction sets for a coverage of {evaluation.coverage:.0%}"
+        parts.append(intervals_html(title, [*evaluation.sets.items(), *by_class]))
+    return f"<div>{''.join(parts)}<small>{escape(evaluation.notice)}</small></div>"
+
+
+def multiclass_comparison_html(comparison: MulticlassComparison) -> str:
+    """Return a comparison of several classes as HTML: accuracy and macro AUROC of each run, and the findings."""
+    title = f"{counted(len(comparison.runs), 'run')} on {comparison.images['n']} images"
+    intervals = [
+        (f"{run.name}: {metric}", run.metrics[metric])
+        for metric in ("accuracy", "macro_auroc")
+        for run in comparison.runs
+    ]
+    sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in comparison.sentences)
+    return (
+        f"<div>{intervals_html(title, intervals)}<ul>{sentences}</ul><small>{escape(comparison.notice)}</small></div>"
+    )
 
 
 def comparison_html(comparison: Comparison) -> str:

@@ -19,6 +19,7 @@ command line. The HTTP API maps the classes to status codes in `service.api`::
     │   ├── RecipeError                  a field of a recipe is unknown or has an invalid value
     │   ├── WeightsError                 initial weights are missing, do not fit, or have an unsafe format
     │   ├── BundleError                  a bundle is missing, damaged, unsafe or too new for this version
+    │   │   └── MulticlassBundleError        a bundle of several classes is given where one for pneumonia is needed
     │   ├── SiteProfileError             a site profile is damaged, was changed, or belongs to another model
     │   ├── RunError                     a run folder is missing, unfinished or belongs to another run
     │   ├── ThresholdError               a threshold would be evaluated on the images that it was chosen on
@@ -48,7 +49,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
 from pneumoscope.core.unreadable import UnreadableReason, reason_hint, reason_message
@@ -74,6 +75,7 @@ __all__ = [
     "LayoutError",
     "ManifestError",
     "MissingExtraError",
+    "MulticlassBundleError",
     "ParityError",
     "PartialFailureError",
     "PatientLeakError",
@@ -246,6 +248,23 @@ class WeightsError(InputError):
 
 class BundleError(InputError):
     """A bundle is missing, damaged, unsafe or too new for this version."""
+
+
+class MulticlassBundleError(BundleError):
+    """A bundle of several classes is given where one for NORMAL and PNEUMONIA is needed.
+
+    Args:
+        name: Name of the model.
+        classes: Its classes.
+    """
+
+    def __init__(self, name: str, classes: Sequence[str]) -> None:
+        super().__init__(
+            f"model {name!r} has several classes ({', '.join(classes)}), and a model for NORMAL and PNEUMONIA is needed here",
+            hint="Several classes work in train, predict, evaluate, compare, report and export; in Python, see"
+            " load_multiclass_model and evaluate_multiclass",
+        )
+        self.classes = tuple(classes)
 
 
 class SiteProfileError(InputError):

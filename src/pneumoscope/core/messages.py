@@ -9,6 +9,7 @@ from pneumoscope.core.i18n import N_, translations
 from pneumoscope.core.identity import ConflictCode
 from pneumoscope.core.identity_check import FieldProblem
 from pneumoscope.core.prediction import (
+    ClassDecision,
     Decision,
     Failure,
     Rejection,
@@ -39,11 +40,12 @@ __all__ = [
     "warning_message",
 ]
 
-_DECISIONS: dict[Decision, str] = {
+_DECISIONS: dict[Decision | ClassDecision, str] = {
     "pneumonia": N_("Pneumonia"),
     "no_pneumonia": N_("No pneumonia detected"),
     "uncertain": N_("Uncertain"),
     "rejected": N_("Rejected"),
+    "classified": N_("Classified"),
 }
 
 _REJECTIONS: dict[RejectionCode, str] = {
@@ -253,7 +255,7 @@ def punctuation(language: str = "en") -> dict[str, str]:
     }
 
 
-def decision_label(decision: Decision, language: str = "en") -> str:
+def decision_label(decision: Decision | ClassDecision, language: str = "en") -> str:
     """Return the display name of a decision, such as "No pneumonia detected"."""
     return translations(language).gettext(_DECISIONS[decision])
 

@@ -24,6 +24,7 @@ __all__ = [
     "REJECTION_CODES",
     "AgeRequirement",
     "Assumption",
+    "ClassDecision",
     "Decision",
     "Failure",
     "ImageInfo",
@@ -40,6 +41,8 @@ __all__ = [
 
 Decision = Literal["no_pneumonia", "pneumonia", "uncertain", "rejected"]
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
+# Decision of a model of several classes, which also has "uncertain" and "rejected"; see `core.multiclass_prediction`.
+ClassDecision = Literal["classified"]
 
 RejectionCode = Literal[
     "outside_age_range",
@@ -265,7 +268,7 @@ class Prediction:
     """
 
     path: str
-    decision: Decision | None
+    decision: Decision | ClassDecision | None
     probability: float | None = None
     interval: Interval | None = None
     threshold: float | None = None

@@ -15,6 +15,7 @@ from pneumoscope.core.messages import (
     rejection_message,
     warning_message,
 )
+from pneumoscope.core.multiclass_prediction import MulticlassPrediction
 from pneumoscope.core.prediction import ModelInfo, Prediction, Uncertainty
 from pneumoscope.core.unreadable import reason_message
 
@@ -69,6 +70,11 @@ _OTHER_MODEL = N_("This result is of an earlier model, whose training population
 _UNCERTAIN = N_(
     "The probability is in the uncertain range ({range}), where the model would be wrong too often. Read the image without the"
     " prediction"
+)
+_SEVERAL_CLASSES = N_("Several classes are possible: {classes}. Read the image without the prediction")
+_NO_CLASS = N_("The image is atypical of every class. Read it without the prediction")
+_OTHER_CLASS = N_(
+    "Only {possible} is possible, but {predicted} is more probable. Read the image without the prediction"
 )
 _RANGE = N_("{low} to {high}")
 _SCOPE = N_("Other findings are not assessed")
@@ -264,9 +270,19 @@ def decision_message(prediction: Prediction, language: str = "en") -> str:
         return join_sentences(
             (rejection_message(prediction.rejection, language), _stated_age_message(prediction, language)), language
         )
+    if isinstance(prediction, MulticlassPrediction) and prediction.decision == "uncertain":
+        return _possible_classes_message(prediction, language)
     if prediction.uncertainty:
         return uncertainty_message(prediction.uncertainty, language)
     return failure_message(prediction.failure, language) if prediction.failure else ""
+
+
+def _possible_classes_message(prediction: MulticlassPrediction, language: str) -> str:
+    """Return why the class is uncertain, as sentences without the last full stop."""
+    possible, gettext = prediction.prediction_set or (), translations(language).gettext
+    if len(possible) == 1:
+        return gettext(_OTHER_CLASS).format(possible=possible[0], predicted=prediction.predicted_class)
+    return gettext(_SEVERAL_CLASSES).format(classes=", ".join(possible)) if possible else gettext(_NO_CLASS)
 
 
 def _stated_age_message(prediction: Prediction, language: str) -> str:

@@ -23,6 +23,7 @@ __all__ = ["interval_rows", "method_name", "rows_dataframe", "to_json", "write_r
 _PRINTED_NAMES = {
     "patient bootstrap, basic": "basic bootstrap by patient",
     "patient bootstrap": "percentile bootstrap by patient",
+    "delong, mean of classes, by patient": "DeLong, mean of classes, clustered by patient",
     "delong by patient": "DeLong, clustered by patient (Obuchowski)",
     "delong": "DeLong",
     "mcnemar": "McNemar",

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from pneumoscope.core.errors import DatasetError
 
-__all__ = ["LABELS", "MAX_CLASSES", "check_class_order", "class_names"]
+__all__ = ["LABELS", "MAX_CLASSES", "check_class_order", "resolve_classes"]
 
 LABELS = ("NORMAL", "PNEUMONIA")
 MAX_CLASSES = 100  # more are identifiers, not classes
@@ -28,16 +28,18 @@ _POSITIVE = {"positive", "pos", "yes", "true", "1", "abnormal", "sick", "disease
 _NEGATIONS = {"no", "non", "not", "without", "negative", "neg", "false", "0"}
 
 
-def class_names(labels: Iterable[str], name: str, order: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the classes of a data set, in the order of their target index.
+def resolve_classes(
+    labels: Iterable[str], name: str, order: Sequence[str] = ()
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the classes of a data set, in the order of their target index, and the class of each label.
 
     Args:
         labels: Label of each image.
         name: Name of the data set, for messages.
-        order: All classes in another order than the sorted one; a class need not have images.
+        order: All classes, in another order than the sorted one; a class need not have images, and labels may differ in case.
 
     Returns:
-        `LABELS` if each label is one of them in any case, else the names.
+        The classes, `LABELS` if each label is one of them in any case; and {label: class}.
 
     Raises:
         DatasetError: There is one class only, or too many; names differ in case only, or look like NORMAL and PNEUMONIA; a label
@@ -45,8 +47,8 @@ def class_names(labels: Iterable[str], name: str, order: Sequence[str] = ()) -> 
     """
     found = sorted(set(labels))
     if tuple(order) in ((), LABELS) and {label.upper() for label in found} <= set(LABELS):
-        return LABELS
-    if several := next((label for label in (*found, *order) if _SEPARATOR in label), ""):
+        return LABELS, {label: label.upper() for label in found}
+    if several := next((label for label in (*order, *found) if _SEPARATOR in label), ""):
         part = several.partition(_SEPARATOR)[0]
         raise DatasetError(
             f"{name}: the label {several!r} has several classes, and an image has one",
@@ -55,14 +57,15 @@ def class_names(labels: Iterable[str], name: str, order: Sequence[str] = ()) -> 
         )
     if order:
         check_class_order(order)
-        if unknown := [label for label in found if label not in order]:
+        by_case = {label.casefold(): label for label in order}
+        if unknown := [label for label in found if label.casefold() not in by_case]:
             raise DatasetError(
                 f"{name}: the label {unknown[0]!r} is not one of the classes {', '.join(order)}",
                 hint=f"Rename it with {_map_option(unknown[0], 'CLASS')}",
             )
-        return tuple(order)
+        return tuple(order), {label: by_case[label.casefold()] for label in found}
     _check_names(found, name)
-    return tuple(found)
+    return tuple(found), {label: label for label in found}
 
 
 def check_class_order(order: Sequence[str]) -> None:
@@ -71,7 +74,7 @@ def check_class_order(order: Sequence[str]) -> None:
     Raises:
         DatasetError: See above.
     """
-    if len(order) < 2 or len(set(order)) < len(order) or not all(order):
+    if len(order) < 2 or len({label.casefold() for label in order}) < len(order) or not all(order):
         raise DatasetError(
             f"the classes {', '.join(order)!r} are not two or more different names",
             hint="Example: normal,bacteria,virus",

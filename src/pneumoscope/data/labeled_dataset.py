@@ -13,6 +13,7 @@ from pneumoscope.core.errors import MissingExtraError, UnknownNameError
 from pneumoscope.core.messages import counted
 from pneumoscope.core.result_forms import rows_dataframe
 from pneumoscope.data.hashing import Progress, read_image
+from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import COLUMNS, Manifest
 from pneumoscope.imaging.preprocess import Preprocessing, preprocess
@@ -124,6 +125,7 @@ def load_dataset(
     path: str | Path,
     *,
     root: str | Path | None = None,
+    labels: LabelMapping | None = None,
     preprocessing: Preprocessing | None = None,
     progress: Progress | None = None,
 ) -> LabeledDataset:
@@ -132,12 +134,15 @@ def load_dataset(
     Args:
         path: The folder or file; see `data.layouts` for the supported layouts.
         root: For a CSV file, the folder that its paths are relative to; the CSV's folder if None.
+        labels: Names of columns and labels of other data, such as `LabelMapping(label_column="Finding", positive="Pneumonia")`.
         preprocessing: Crop and size of the images; None for images in their original size.
         progress: Called with the number of hashed images and of all images.
 
     Raises:
         LayoutError: The path does not exist, or its layout is not supported.
         ManifestError: The CSV file is malformed or does not match the images.
+        UnknownNameError: No image has a label that `labels` renames.
+        DatasetError: The labels cannot be classes; see `data.classes`.
     """
-    manifest = load_manifest(Path(path), root=None if root is None else Path(root), progress=progress)
+    manifest = load_manifest(Path(path), root=None if root is None else Path(root), labels=labels, progress=progress)
     return LabeledDataset(manifest, preprocessing)

@@ -18,10 +18,11 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from pneumoscope.core.errors import LayoutError, ManifestError
+from pneumoscope.core.errors import LayoutError, ManifestError, UsageError
 from pneumoscope.core.messages import counted
-from pneumoscope.data.classes import LABELS, class_names
+from pneumoscope.data.classes import LABELS, resolve_classes
 from pneumoscope.data.hashing import Progress, hash_images
+from pneumoscope.data.label_mapping import ETIOLOGY_COLUMN, LabelMapping, map_labels, map_patients
 from pneumoscope.data.manifest import LabeledImage, Manifest
 from pneumoscope.data.medmnist import load_medmnist
 from pneumoscope.data.patients import parse_file_name
@@ -55,7 +56,14 @@ _MIN_SAME_PATIENT = 10  # DICOM files with the same PatientID, from which on it 
 _IGNORED = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
-def load_manifest(data: Path, *, root: Path | None = None, progress: Progress | None = None) -> Manifest:
+def load_manifest(
+    data: Path,
+    *,
+    root: Path | None = None,
+    labels: LabelMapping | None = None,
+    recorded: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
     """List and hash the labeled images of a folder, a CSV file or a MedMNIST archive.
 
     Images are recognized by content and sorted by path; a CSV file keeps its order. Images that cannot be opened or are links to
@@ -65,26 +73,72 @@ def load_manifest(data: Path, *, root: Path | None = None, progress: Progress | 
     Args:
         data: The folder, the CSV file or the `.npz` file.
         root: For a CSV file, the folder that its paths are relative to; the CSV's folder if None.
+        labels: Names of columns and labels of other data; the defaults if None.
+        recorded: `labels` is that of a run: apply what fits, and ignore names that the data do not have.
         progress: Called with the number of processed images and of all images.
 
     Raises:
+        UsageError: `labels` names columns of data that have none.
+        UnknownNameError: No image has a label that `labels` renames.
         LayoutError: The path does not exist, or its layout is not supported.
         ManifestError: The CSV file is malformed, a path leaves the root, or an image differs from its SHA-256.
-        DatasetError: The labels cannot be classes; see `classes.class_names`.
+        DatasetError: The labels cannot be classes; see `classes.resolve_classes`.
     """
+    mapping = labels or LabelMapping()
+    if data.suffix.lower() != ".csv" and not recorded:
+        _check_no_columns(data, mapping)
     if data.is_dir():
-        manifest = _load_folder(data, progress)
+        manifest = _load_folder(data, mapping, progress, recorded=recorded)
     elif not data.exists():
         raise LayoutError(f"{str(data)!r} does not exist", hint=_HINT)
     elif data.suffix.lower() == ".csv":
-        manifest = _load_csv(data, root or data.parent, progress)
+        manifest = _load_csv(data, root or data.parent, mapping, progress, recorded=recorded)
     elif data.suffix.lower() == ".npz":
         manifest = load_medmnist(data)
+        if mapping != LabelMapping():
+            manifest = _map(manifest, data, mapping, recorded=recorded)
     else:
         raise LayoutError(f"{str(data)!r} is neither a folder, nor a .csv, nor a .npz", hint=_HINT)
     if not manifest.images:
         raise LayoutError(f"no image can be read in {str(data)!r}{_first_unreadable(manifest)}", hint=_HINT)
     return dataclasses.replace(manifest, notes=(*manifest.notes, *_notes(manifest)))
+
+
+def _check_no_columns(data: Path, mapping: LabelMapping) -> None:
+    """Raise if columns are named, and the data are no CSV file."""
+    label_column = "" if mapping.label_column == ETIOLOGY_COLUMN else mapping.label_column
+    named = {
+        "--label-column": label_column,
+        "--path-column": mapping.path_column,
+        "--patient-column": mapping.patient_column,
+    }
+    for flag, column in named.items():
+        if column:
+            raise UsageError(f"{flag} {column} is given, and {str(data)!r} is no CSV file", hint=f"Remove {flag}")
+
+
+def _map(manifest: Manifest, data: Path, mapping: LabelMapping, *, recorded: bool) -> Manifest:
+    """Return the manifest with labels and patients by a mapping; its labels are the names of folders or classes."""
+    name, images, notes = repr(str(data)), list(manifest.images), manifest.notes
+    if not images:
+        return manifest
+    if mapping.patient_pattern or mapping.patients_from == "folder":
+        patients, more = map_patients(images, name, mapping, recorded=recorded)
+        images = [dataclasses.replace(image, patient=each) for image, each in zip(images, patients, strict=True)]
+        notes += more
+    if mapping.label_column == ETIOLOGY_COLUMN:
+        if unknown := [image.path for image in images if not image.etiology]:
+            raise ManifestError(
+                f"{name}: the etiology of {counted(len(unknown), 'image')} is unknown; the first is {unknown[0]!r}",
+                hint="File names and folders of the public data set state it; for other data use a CSV with a column etiology",
+            )
+        images = [dataclasses.replace(image, label=image.etiology) for image in images]
+    labels, more = map_labels([image.label for image in images], name, mapping, recorded=recorded)
+    # Classes of an archive have an order.
+    unchanged = set(labels) <= set(manifest.classes)
+    classes, names = resolve_classes(labels, name, mapping.classes or (manifest.classes if unchanged else ()))
+    images = [dataclasses.replace(image, label=names[each]) for image, each in zip(images, labels, strict=True)]
+    return dataclasses.replace(manifest, images=tuple(images), classes=classes, notes=notes + more)
 
 
 def _first_unreadable(manifest: Manifest) -> str:
@@ -95,9 +149,11 @@ def _first_unreadable(manifest: Manifest) -> str:
     return f" (skipped {counted(len(others), 'file')}; the first: {path}: {reason})"
 
 
-def _with_header_patients(manifest: Manifest) -> Manifest:
-    """Return the manifest with the patients of DICOM headers where no other is known."""
+def _with_header_patients(manifest: Manifest, mapping: LabelMapping) -> Manifest:
+    """Return the manifest with the patients of DICOM headers where no other is known, or of all if the mapping says so."""
     images = list(manifest.images)
+    if mapping.patients_from == "header":
+        images = [dataclasses.replace(image, patient="") for image in images]
     patients = {
         i: header.patient
         for i, image in enumerate(images)
@@ -132,7 +188,7 @@ def _notes(manifest: Manifest) -> Iterator[str]:
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
-def _load_folder(data: Path, progress: Progress | None) -> Manifest:
+def _load_folder(data: Path, mapping: LabelMapping, progress: Progress | None, *, recorded: bool) -> Manifest:
     root = _descend(data.resolve())
     folders = {folder.name: folder for folder in _visible_folders(root)}
     splits = {name: SPLIT_FOLDERS[name.lower()] for name in folders if name.lower() in SPLIT_FOLDERS}
@@ -144,11 +200,19 @@ def _load_folder(data: Path, progress: Progress | None) -> Manifest:
             listing.add_split(folders[name], splits[name])
     else:
         listing.add_split(root, "")
-    names = class_names((image.label for image in listing.images), repr(str(data)))
-    images, unreadable = hash_images(root, sorted(listing.images, key=lambda image: image.path), progress)
-    unreadable = tuple(sorted((*listing.unreadable, *unreadable)))
-    skipped = tuple(sorted(listing.skipped))
-    return _with_header_patients(Manifest(images, root, unreadable=unreadable, skipped=skipped, classes=names))
+    listed = Manifest(tuple(sorted(listing.images, key=lambda image: image.path)), root, classes=())
+    # Before the files are read, so that an error in the labels is found at once.
+    listed = _map(listed, data, mapping, recorded=recorded)
+    images, unreadable = hash_images(root, listed.images, progress)
+    return _with_header_patients(
+        dataclasses.replace(
+            listed,
+            images=images,
+            unreadable=tuple(sorted((*listing.unreadable, *unreadable))),
+            skipped=tuple(sorted(listing.skipped)),
+        ),
+        mapping,
+    )
 
 
 def _visible_folders(folder: Path) -> list[Path]:
@@ -277,20 +341,24 @@ class _Listing:
 # --- CSV -------------------------------------------------------------------------------------------------------------
 
 
-def _load_csv(file: Path, root: Path, progress: Progress | None) -> Manifest:
+def _load_csv(file: Path, root: Path, mapping: LabelMapping, progress: Progress | None, *, recorded: bool) -> Manifest:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"cannot read {str(file)!r}: {error}") from error
-    listed = Manifest.from_csv(text, root.resolve(), str(file))
+    listed = Manifest.from_csv(text, root.resolve(), str(file), mapping, recorded=recorded)
     _check_paths(listed, file)
     images = listed.images
     # Patients are parsed from file names only if the CSV has none: two kinds of identifiers would hide leaks.
     if not any(image.patient for image in images):
         images = tuple(_add_file_name_info(image) for image in images)
     images, unreadable = hash_images(listed.root, images, progress, manifest_name=str(file))
-    manifest = dataclasses.replace(listed, images=images, unreadable=unreadable)
-    return manifest if any(image.patient for image in listed.images) else _with_header_patients(manifest)
+    splits = {image.path: image.split for image in listed.images}
+    unreadable_splits = {path: splits[path] for path, _ in unreadable}
+    manifest = dataclasses.replace(listed, images=images, unreadable=unreadable, unreadable_splits=unreadable_splits)
+    if any(image.patient for image in listed.images) and mapping.patients_from != "header":
+        return manifest
+    return _with_header_patients(manifest, mapping)
 
 
 def _check_paths(manifest: Manifest, file: Path) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path, PurePosixPath
 from pneumoscope.core.errors import DatasetError, ManifestError, PatientLeakError, UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.messages import counted
-from pneumoscope.data.classes import LABELS, class_names
-from pneumoscope.data.patients import find_patient_column
+from pneumoscope.data.classes import LABELS, resolve_classes
+from pneumoscope.data.label_mapping import ETIOLOGY_COLUMN, LabelMapping, map_labels, map_patients, map_rows
+from pneumoscope.data.patients import parse_file_name
 
 __all__ = [
     "COLUMNS",
@@ -76,6 +77,8 @@ class Manifest:
         skipped: (path, reason) of other files and of folders that were skipped.
         notes: Remarks for the user, as sentences.
         classes: Names of the classes, in the order of their target index; `LABELS` for a binary data set.
+        path_column: Column of the CSV file with the paths.
+        unreadable_splits: Split of unreadable images by path, if a CSV file states it.
     """
 
     images: tuple[LabeledImage, ...]
@@ -85,6 +88,8 @@ class Manifest:
     skipped: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     classes: tuple[str, ...] = LABELS
+    path_column: str = "path"
+    unreadable_splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -100,6 +105,20 @@ class Manifest:
     def target(self, image: LabeledImage) -> int:
         """Return the index of the class of an image."""
         return self.classes.index(image.label)
+
+    def with_classes(self, classes: Sequence[str], name: str) -> Manifest:
+        """Return the manifest with the classes of a model, in their order; a class need not have images.
+
+        Args:
+            classes: The classes.
+            name: Name of the data set, for messages.
+
+        Raises:
+            DatasetError: A label is none of the classes.
+        """
+        order, names = resolve_classes((image.label for image in self.images), name, classes)
+        images = tuple(dataclasses.replace(image, label=names[image.label]) for image in self.images)
+        return dataclasses.replace(self, images=images, classes=order)
 
     def check_binary(self, task: str) -> None:
         """Raise unless the classes are NORMAL and PNEUMONIA.
@@ -251,20 +270,25 @@ class Manifest:
         write_atomically(file, text)
 
     @classmethod
-    def from_csv(cls, text: str, root: Path, name: str) -> Manifest:
-        """Return the manifest of a CSV text with at least the columns path and label.
+    def from_csv(
+        cls, text: str, root: Path, name: str, mapping: LabelMapping | None = None, *, recorded: bool = False
+    ) -> Manifest:
+        """Return the manifest of a CSV text with at least the columns path and label, or those that the mapping names.
 
-        NORMAL and PNEUMONIA may have any case; for other labels see `classes.class_names`. "val" is an alias of "validation".
-        The patient may have another column, which is stated in the notes; see `patients.find_patient_column`. Other columns are
-        ignored.
+        NORMAL and PNEUMONIA may have any case; for other labels see `classes.resolve_classes`. "val" is an alias of
+        "validation". The patient may have another column, which is stated in the notes; see `patients.find_patient_column`.
+        Other columns are ignored.
 
         Args:
             text: The CSV text.
             root: Folder that the paths are relative to.
             name: Name of the file, for messages.
+            mapping: Names of columns and labels; the defaults if None.
+            recorded: The mapping is that of a run: apply what fits. A saved manifest has its classes already.
 
         Raises:
             ManifestError: A column is missing or cannot be used, a value is unknown, or a path is empty or listed twice.
+            UnknownNameError: No image has a label that the mapping renames.
             DatasetError: The labels cannot be classes.
         """
         split_by, body, before = "given", text, 0  # lines before the CSV text
@@ -272,43 +296,55 @@ class Manifest:
             first, _, body = text.partition("\n")
             before = 1
             split_by = first.removeprefix(_SPLIT_BY_COMMENT).strip()
-        reader = csv.DictReader(io.StringIO(body), restval="")
-        try:
-            columns = reader.fieldnames or []
-            numbered = [(before + reader.line_num, row) for row in reader]
-        except csv.Error as error:
-            raise ManifestError(f"{name}, after line {before + reader.line_num}: {error}") from error
-        lines, rows = [line for line, _ in numbered], [row for _, row in numbered]
-        for column in ("path", "label"):
-            if column not in columns:
-                raise ManifestError(
-                    f"{name} has no column {column!r} (its columns: {', '.join(columns) or 'none'})",
-                    hint="Required columns: path, label. Optional columns: etiology, patient, split, sha256",
-                )
+        columns, rows, lines = _read_rows(body, before, name)
+        mapping = mapping or LabelMapping()
+        is_saved = _SPLIT_BY in columns
+        if is_saved and recorded:
+            mapping = mapping.for_saved_manifest()
+        mapped, notes, path_column = map_rows(columns, rows, lines, name, mapping, recorded=recorded)
         split_by = _constant(rows, _SPLIT_BY) or split_by
+        places = [f"{name}, line {line}" for line in lines]
+        images = [_parse_row(row, place, mapping) for row, place in zip(mapped, places, strict=True)]
+        if mapping.patient_pattern or mapping.patients_from == "folder":
+            patients, more = map_patients(images, name, mapping, recorded=recorded)
+            images = [dataclasses.replace(image, patient=each) for image, each in zip(images, patients, strict=True)]
+            notes += more
+        labels, more = map_labels([image.label for image in images], name, mapping, recorded=recorded)
         # Without the column split_by, another program wrote the file.
-        stated = _constant(rows, _CLASSES) if _SPLIT_BY in columns else ""
-        column = find_patient_column(columns, rows, lines, name)
-        if column not in {"", "patient"}:
-            rows = [{**row, "patient": row[column]} for row in rows]
-        images = tuple(_parse_row(row, f"{name}, line {line}") for line, row in zip(lines, rows, strict=True))
-        classes = class_names((image.label for image in images), name, stated.split("|") if stated else ())
-        if classes == LABELS:
-            images = tuple(dataclasses.replace(image, label=image.label.upper()) for image in images)
-        listed = Counter(image.path for image in images)
-        labels: dict[str, tuple[int, str]] = {}
-        for line, image in zip(lines, images, strict=True):
-            other, label = labels.setdefault(image.path, (line, image.label))
-            if label != image.label:
-                raise ManifestError(
-                    f"{name}: {image.path!r} is {label} in line {other} and {image.label} in line {line}",
-                    hint="Keep the line with the correct label",
-                )
-        for line, image in zip(lines, images, strict=True):
-            if listed[image.path] > 1:
-                raise ManifestError(f"{name}, line {line}: {image.path!r} is listed {listed[image.path]} times")
-        notes = () if column in {"", "patient"} else (f"the patients are those of the column {column!r}",)
-        return cls(images, root, split_by, notes=notes, classes=classes)
+        order = (_constant(rows, _CLASSES) if is_saved else "").split("|")
+        classes, names = resolve_classes(
+            labels, name, mapping.classes or (order if order != [""] and mapping == LabelMapping() else ())
+        )
+        images = [dataclasses.replace(image, label=names[each]) for image, each in zip(images, labels, strict=True)]
+        _check_listed_once(images, lines, name)
+        notes += more
+        return cls(tuple(images), root, split_by, notes=notes, classes=classes, path_column=path_column)
+
+
+def _read_rows(text: str, before: int, name: str) -> tuple[list[str], list[dict[str, str]], list[int]]:
+    """Return the columns and rows of a CSV text, and the line of each row."""
+    reader = csv.DictReader(io.StringIO(text), restval="")
+    try:
+        columns = list(reader.fieldnames or [])
+        numbered = [(before + reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise ManifestError(f"{name}, after line {before + reader.line_num}: {error}") from error
+    return columns, [row for _, row in numbered], [line for line, _ in numbered]
+
+
+def _check_listed_once(images: Sequence[LabeledImage], lines: Sequence[int], name: str) -> None:
+    listed = Counter(image.path for image in images)
+    labels: dict[str, tuple[int, str]] = {}
+    for line, image in zip(lines, images, strict=True):
+        other, label = labels.setdefault(image.path, (line, image.label))
+        if label != image.label:
+            raise ManifestError(
+                f"{name}: {image.path!r} is {label} in line {other} and {image.label} in line {line}",
+                hint="Keep the line with the correct label",
+            )
+    for line, image in zip(lines, images, strict=True):
+        if listed[image.path] > 1:
+            raise ManifestError(f"{name}, line {line}: {image.path!r} is listed {listed[image.path]} times")
 
 
 def _constant(rows: Sequence[Mapping[str, str]], column: str) -> str:
@@ -317,16 +353,19 @@ def _constant(rows: Sequence[Mapping[str, str]], column: str) -> str:
     return values.pop() if len(values) == 1 else ""
 
 
-def _parse_row(row: Mapping[str, str], place: str) -> LabeledImage:
-    values = {column: row.get(column, "").strip() for column in COLUMNS}
+def _parse_row(row: Mapping[str, str], place: str, mapping: LabelMapping) -> LabeledImage:
+    values = {column: (row.get(column) or "").strip() for column in COLUMNS}
     values["split"] = _SPLIT_ALIASES.get(values["split"], values["split"])
+    if not values["path"] or "\0" in values["path"]:
+        raise ManifestError(f"{place}: {row['path']!r} is not a valid path")
+    if mapping.label_column == ETIOLOGY_COLUMN:
+        values["label"] = values["label"] or parse_file_name(values["path"].rpartition("/")[2]).etiology
+        values["etiology"] = values["label"] if values["label"] in ETIOLOGIES else ""
     if not values["label"]:
         raise ManifestError(f"{place}: the label is empty", hint="Enter a class, or remove the line")
     for column, allowed in (("etiology", ETIOLOGIES), ("split", SPLITS)):
         if values[column] not in allowed:
             raise ManifestError(f"{place}: {column} is {row[column]!r}, not one of {', '.join(filter(None, allowed))}")
-    if not values["path"] or "\0" in values["path"]:
-        raise ManifestError(f"{place}: {row['path']!r} is not a valid path")
     return LabeledImage(**values)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.core.errors import LayoutError, UnreadableImageError
-from pneumoscope.data.classes import class_names
+from pneumoscope.data.classes import resolve_classes
 from pneumoscope.data.manifest import LABELS, LabeledImage, Manifest
 from pneumoscope.imaging.decode import Radiograph
 
@@ -77,7 +77,7 @@ def load_medmnist(file: Path) -> Manifest:
     Raises:
         LayoutError: The file is not an archive of `{train,val,test}_{images,labels}` with grayscale images and one label, a
             number from 0, for each.
-        DatasetError: The labels cannot be classes; see `classes.class_names`.
+        DatasetError: The labels cannot be classes; see `classes.resolve_classes`.
     """
     with _open_archive(file) as archive:
         splits = [split for split in _SPLITS if f"{split}_images" in archive.files]
@@ -191,7 +191,7 @@ def _class_names(file: Path, numbers: Collection[int]) -> tuple[dict[int, str], 
         note = f"the labels 0 and 1 of {file.name} are taken for NORMAL and PNEUMONIA"
         return dict(enumerate(LABELS)), (note,)
     if known is None:
-        classes = class_names(map(str, numbers), repr(str(file)))
+        classes, _ = resolve_classes(map(str, numbers), repr(str(file)))
         return {int(name): name for name in sorted(classes, key=int)}, ()
     if unknown := set(numbers) - set(range(len(known))):
         raise LayoutError(

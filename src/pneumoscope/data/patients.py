@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 
 from pneumoscope.core.errors import ManifestError
@@ -83,7 +84,7 @@ def parse_nih_patient(name: str) -> str:
 
 
 def find_patient_column(
-    columns: Sequence[str], rows: Sequence[Mapping[str, str]], lines: Sequence[int], name: str
+    columns: Sequence[str], rows: Sequence[Mapping[str, str]], lines: Sequence[int], name: str, *, option: str = ""
 ) -> str:
     """Return the column of a CSV file that identifies patients; "" if there is none or it has no values.
 
@@ -94,6 +95,7 @@ def find_patient_column(
         rows: The rows; a value may be missing.
         lines: Line of each row, for messages.
         name: Name of the file, for messages.
+        option: Option that names the column, for hints; empty if there is none.
 
     Raises:
         ManifestError: Two such columns differ, or a column seems to identify patients and its name is unknown.
@@ -110,15 +112,18 @@ def find_patient_column(
                 raise ManifestError(
                     f"{name} has two columns that identify patients, and in line {line} {known[0]!r} is {a!r} and"
                     f" {other!r} is {b!r}",
-                    hint="Remove one of the columns",
+                    hint=f"Choose one with {option} {shlex.quote(known[0])}, or remove one of the columns"
+                    if option
+                    else "Remove one of the columns",
                 )
     if known:
         return known[0]
     for column in used:
         words = re.sub(r"[\W_]+", " ", column.lower())
         if _ABOUT_PATIENTS.search(words) and not _PATIENT_PROPERTY.search(words):
+            named = f"add {option} {shlex.quote(column)}, or " if option else ""
             raise ManifestError(
                 f"{name} has a column {column!r} and no column patient, so that patients would be ignored",
-                hint=f"If {column!r} identifies patients, rename it to patient; otherwise remove it",
+                hint=f"If {column!r} identifies patients, {named}rename it to patient; otherwise remove it",
             )
     return ""

@@ -14,30 +14,32 @@ from pneumoscope.core.messages import counted
 from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.data.predictions_file import PredictionRow
 
-__all__ = ["match_images", "read_id_column", "read_manifest_column"]
+__all__ = ["manifest_columns", "match_images", "read_id_column", "read_manifest_column"]
 
 _MAX_LISTED = 3
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def read_id_column(data: Path, column: str) -> dict[str, str]:
+def read_id_column(data: Path, column: str, path_column: str = "path") -> dict[str, str]:
     """Return the values of a column of a manifest CSV, {path: value}; empty if there is no such column or CSV file.
 
     Args:
         data: Data set that `load_manifest` can read.
         column: Name of the column.
+        path_column: Column with the paths.
     """
-    if data.suffix.lower() != ".csv" or column not in _manifest_columns(data):
+    if data.suffix.lower() != ".csv" or column not in manifest_columns(data):
         return {}
-    return read_manifest_column(data, column)
+    return read_manifest_column(data, column, path_column)
 
 
-def read_manifest_column(data: Path, column: str) -> dict[str, str]:
+def read_manifest_column(data: Path, column: str, path_column: str = "path") -> dict[str, str]:
     """Return the values of a column of a manifest CSV, {path: value}.
 
     Args:
         data: The manifest CSV.
         column: Name of the column.
+        path_column: Column with the paths.
 
     Raises:
         UsageError: The data are no CSV file.
@@ -48,14 +50,15 @@ def read_manifest_column(data: Path, column: str) -> dict[str, str]:
             f"{str(data)!r} is no manifest CSV and has no column {column!r}",
             hint="Write a manifest with `pneumoscope split DATA --out FILE`, and add the column",
         )
-    columns = _manifest_columns(data)
+    columns = manifest_columns(data)
     if column not in columns:
         raise UnknownNameError("column", column, columns, message=f"{str(data)!r} has no column {column!r}")
     with data.open(encoding="utf-8-sig", newline="") as file:
-        return {row["path"].strip(): row[column].strip() for row in csv.DictReader(file, restval="")}
+        return {row[path_column].strip(): row[column].strip() for row in csv.DictReader(file, restval="")}
 
 
-def _manifest_columns(data: Path) -> list[str]:
+def manifest_columns(data: Path) -> list[str]:
+    """Return the names of the columns of a manifest CSV."""
     with data.open(encoding="utf-8-sig", newline="") as file:
         return next(csv.reader(file), [])
 

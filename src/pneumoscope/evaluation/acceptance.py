@@ -33,6 +33,7 @@ from pneumoscope.core.prediction import AgeRequirement, Assumption
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.result_forms import write_result
 from pneumoscope.core.results import SCHEMA, Interval, RejectionSummary
+from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import LABELS, LabeledImage, images_sha256
 from pneumoscope.evaluation.acceptance_metrics import (
     CalibrationSummary,
@@ -147,6 +148,7 @@ def accept(
     *,
     site: str,
     out: Path | None = None,
+    labels: LabelMapping | None = None,
     operating_point: str = "balanced",
     margin: float = 0.05,
     target_power: float = 0.8,
@@ -164,6 +166,7 @@ def accept(
         bundle: Bundle or run; the model in the package if None.
         site: Name of the site, for the profile and for outputs that use it.
         out: Folder for acceptance.json, acceptance.md, images.csv (one row per image) and site.json; nothing is written if None.
+        labels: Names of columns and labels of the data.
         operating_point: Operating point of the verdict and of the subgroups.
         margin: Largest acceptable decrease of sensitivity, specificity and fraction of accepted images.
         target_power: Power of each test for which the needed number of images is stated.
@@ -190,7 +193,7 @@ def accept(
     _check_settings(card, operating_point, margin, target_power, prevalence)
     if out is not None and any((out / name).exists() for name in (PROFILE_FILE, IMAGES_FILE, "acceptance.json")):
         raise UsageError(f"{str(out)!r} has an acceptance test already", hint="Choose another folder with --out")
-    listed = load_site_images(data)
+    listed = load_site_images(data, labels)
     check_unseen(listed.images, card)
     scored = score_site_images(session, listed, progress)
     images, before = scored.outputs, outputs_with(card, scored.outputs)

@@ -75,7 +75,12 @@ class Breakdown:
 
 
 def read_breakdown(
-    data: Path, by: Sequence[str], reference: Path | None, images: Sequence[LabeledImage], source: ScoreSource
+    data: Path,
+    by: Sequence[str],
+    reference: Path | None,
+    images: Sequence[LabeledImage],
+    source: ScoreSource,
+    path_column: str = "path",
 ) -> Breakdown:
     """Return the columns of the subgroups and the reference.
 
@@ -85,6 +90,7 @@ def read_breakdown(
         reference: Folder of the evaluation on other images; None without one.
         images: The images to evaluate.
         source: Source of their scores.
+        path_column: Column of the manifest CSV with the paths.
 
     Raises:
         UsageError: The data are no manifest CSV, a column has too many values, or the reference is of another model.
@@ -95,7 +101,9 @@ def read_breakdown(
     columns: dict[str, list[str]] = {}
     for name in by:
         by_path = (
-            {image.path: image.etiology for image in images} if name in _BUILT_IN else read_manifest_column(data, name)
+            {image.path: image.etiology for image in images}
+            if name in _BUILT_IN
+            else read_manifest_column(data, name, path_column)
         )
         columns[name] = [by_path[image.path] for image in images]
         values = {*columns[name]}

@@ -6,14 +6,24 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 
-from pneumoscope.core.comparison import RunSummary
+from pneumoscope.core.comparison import RunGroup, RunSummary
 from pneumoscope.core.errors import RunError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.messages import counted
-from pneumoscope.evaluation.compared import EvaluatedRun
+from pneumoscope.evaluation.compared import EvaluatedRun, decisions
+from pneumoscope.evaluation.metrics import positives
+from pneumoscope.statistics.likelihood_ratios import predictive_values
 
-__all__ = ["check_comparable", "joint_notice", "summarize_run", "with_unique_names"]
+__all__ = [
+    "AT_PREVALENCE",
+    "check_comparable",
+    "joint_notice",
+    "prevalence_sentences",
+    "summarize_run",
+    "with_unique_names",
+]
 
+AT_PREVALENCE = "_at_prevalence"  # suffix of the metrics at the stated prevalence
 _MAX_LISTED = 3  # images in a message
 
 
@@ -64,15 +74,44 @@ def _only_in(a: EvaluatedRun, b: EvaluatedRun) -> str:
     return f"{len(only)} only in {a.name!r}{', such as ' + examples if only else ''}"
 
 
-def summarize_run(run: EvaluatedRun, operating_point: str) -> RunSummary:
-    """Return the row of a run in a comparison, with its metrics at an operating point."""
+def summarize_run(run: EvaluatedRun, operating_point: str, prevalence: float | None = None) -> RunSummary:
+    """Return the row of a run in a comparison, with its metrics at an operating point.
+
+    Args:
+        run: The evaluated run.
+        operating_point: The operating point.
+        prevalence: Prevalence of pneumonia that predictive values are stated for as well; None for none.
+    """
     result = run.evaluation.operating_points[operating_point]
+    stated = {}
+    if prevalence is not None:
+        patients = [image.patient for image in run.images]
+        found = predictive_values(decisions(run.images, result.threshold), positives(run.images), patients, prevalence)
+        stated = {f"{name}{AT_PREVALENCE}": interval for name, interval in found.items()}
     fields = (field.name for field in dataclasses.fields(RunSummary) if field.name not in {"name", "test", "confusion"})
     return RunSummary(
         name=run.name,
         **{field: getattr(run.record, field, None) for field in fields},
-        test={"n": run.evaluation.n, **result.metrics, **run.evaluation.metrics},
+        test={"n": run.evaluation.n, **result.metrics, **run.evaluation.metrics, **stated},
         confusion=result.confusion,
+    )
+
+
+def prevalence_sentences(
+    summaries: Sequence[RunSummary], groups: Sequence[RunGroup], operating_point: str, prevalence: float | None
+) -> tuple[str, ...]:
+    """Return the predictive values at the stated prevalence as sentences: of each run, or the mean of its group."""
+    if prevalence is None:
+        return ()
+    keys = {f"{name}{AT_PREVALENCE}": name.replace("_", " ") for name in ("precision", "negative_predictive_value")}
+    grouped = {name for group in groups for name in group.runs}
+    named = [(group.name, {key: spread.mean for key, spread in group.metrics.items()}) for group in groups]
+    named += [(summary.name, dict(summary.test)) for summary in summaries if summary.name not in grouped]
+    return tuple(
+        f"{name}: at a prevalence of {prevalence:g} and the operating point {operating_point}, "
+        + ", ".join(f"{text} {values[key]}" if key in values else f"{text} undefined" for key, text in keys.items())
+        + "."
+        for name, values in named
     )
 
 

@@ -18,9 +18,16 @@ from pneumoscope.core.comparison import Comparison, PairedTest, RunGroup, RunSum
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.result_forms import to_json
+from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.predictions_file import PredictionColumns
 from pneumoscope.evaluation import run_groups
-from pneumoscope.evaluation.comparability import check_comparable, joint_notice, summarize_run, with_unique_names
+from pneumoscope.evaluation.comparability import (
+    check_comparable,
+    joint_notice,
+    prevalence_sentences,
+    summarize_run,
+    with_unique_names,
+)
 from pneumoscope.evaluation.compared import EvaluatedRun, ScoringOptions, decisions, expand_runs, read_evaluated
 from pneumoscope.evaluation.cross_validation import compare_folds, is_cross_validation
 from pneumoscope.evaluation.custom_points import canonical_names
@@ -28,11 +35,11 @@ from pneumoscope.evaluation.metrics import positives
 from pneumoscope.evaluation.paired_findings import RunScores, findings, paired_tests, training_sentence
 from pneumoscope.statistics.inputs import BoolArray
 
-__all__ = ["COMPARISON_FILE", "COMPARISON_TABLE", "compare", "write_comparison"]
+__all__ = ["COMPARISON_FILE", "COMPARISON_TABLE", "TABLE_COLUMNS", "compare", "write_comparison"]
 
 COMPARISON_FILE = "comparison.json"
 COMPARISON_TABLE = "comparison.csv"
-_TABLE_COLUMNS = ("run", "metric", "value", "low", "high", "method", "n")
+TABLE_COLUMNS = ("run", "metric", "value", "low", "high", "method", "n")
 
 
 def compare(
@@ -41,8 +48,10 @@ def compare(
     operating_point: str = "half",
     evaluation: str = "test",
     data: str | Path | None = None,
+    labels: LabelMapping | None = None,
     split: str = "test",
     columns: PredictionColumns = PredictionColumns(),  # noqa: B008  immutable
+    prevalence: float | None = None,
     ledger: str | Path | None = None,
     out: str | Path | None = None,
     command: str = "",
@@ -60,8 +69,9 @@ def compare(
         operating_point: Operating point of the threshold metrics and of the McNemar tests. A custom one, such as "0.3" or
             "sens=0.95", must be in each evaluation, or be a probability where bundles and files are evaluated.
         evaluation: Name of the evaluation of each run; of cross-validations always "validation".
-        data, split: Labeled images for bundles and CSV files; see `evaluate`.
+        data, labels, split: Labeled images for bundles and CSV files; see `evaluate`.
         columns: Names of the columns of the CSV files.
+        prevalence: Prevalence of pneumonia that precision and negative predictive value are stated for as well.
         ledger: The test ledger, which records the evaluations of bundles and CSV files.
         out: Folder of comparison.json, comparison.csv and the evaluations of bundles and CSV files; None writes no files.
         command: The command line, for the record.
@@ -86,12 +96,13 @@ def compare(
     (operating_point,) = canonical_names([operating_point])
     targets = [Path(run) for run in runs]
     if any(map(is_cross_validation, targets)):
-        comparison = compare_folds(targets, operating_point, command)
+        comparison = compare_folds(targets, operating_point, command, prevalence)
         if out is not None:
             write_comparison(comparison, Path(out))
         return comparison
     options = ScoringOptions(
         data=None if data is None else Path(data),
+        labels=labels,
         split=split,
         columns=columns,
         ledger=None if ledger is None else Path(ledger),
@@ -109,17 +120,17 @@ def compare(
     )
     check_comparable(evaluated)
     images = evaluated[0].images
-    labels, patients = positives(images), [image.patient for image in images]
+    positive, patients = positives(images), [image.patient for image in images]
     scores = [
         RunScores(
             run.name,
-            decisions(run.images, run.evaluation.operating_points[operating_point].threshold) == labels,
+            decisions(run.images, run.evaluation.operating_points[operating_point].threshold) == positive,
             np.array([image.logit for image in run.images]),
         )
         for run in evaluated
     ]
-    summaries = tuple(summarize_run(run, operating_point) for run in evaluated)
-    groups, pairs, sentences = _findings(evaluated, summaries, scores, labels, patients)
+    summaries = tuple(summarize_run(run, operating_point, prevalence) for run in evaluated)
+    groups, pairs, sentences = _findings(evaluated, summaries, scores, positive, patients)
     first = evaluated[0].evaluation
     comparison = Comparison(
         images={
@@ -133,11 +144,13 @@ def compare(
         pairs=pairs,
         sentences=(
             *sentences,
+            *prevalence_sentences(summaries, groups, operating_point, prevalence),
             *_rejection_sentences(evaluated),
             *_ledger_sentence(evaluated),
         ),
         evaluation=evaluation,
         groups=groups,
+        prevalence=prevalence,
         command=command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,
@@ -205,7 +218,7 @@ def _ledger_sentence(runs: Sequence[EvaluatedRun]) -> tuple[str, ...]:
 def _table(comparison: Comparison) -> str:
     """Return one CSV row per run and metric."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, _TABLE_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(out, TABLE_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(comparison.rows())
     return out.getvalue()

@@ -11,10 +11,16 @@ import numpy as np
 from pneumoscope.bundle.bundle_folder import CARD_FILE
 from pneumoscope.core.errors import LayoutError, RunError, UnknownNameError, UsageError
 from pneumoscope.core.results import Evaluation, ScoredImage
+from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.predictions_file import PredictionColumns
 from pneumoscope.evaluation.custom_points import needs_validation, parse_custom_point
 from pneumoscope.evaluation.evaluate import OPERATING_POINTS, evaluate
-from pneumoscope.evaluation.external_predictions import FIXED_POINT, check_predictions, evaluate_predictions
+from pneumoscope.evaluation.external_predictions import (
+    FIXED_POINT,
+    check_predictions,
+    evaluate_predictions,
+    with_path_column,
+)
 from pneumoscope.runs.evaluations import read_evaluation_folder
 from pneumoscope.runs.record import RunRecord, read_run
 from pneumoscope.runs.run_folder import (
@@ -62,10 +68,11 @@ class ScoringOptions:
 
     Attributes:
         data: Labeled images; None if there are none.
-        split, columns, ledger, progress, note: As there.
+        labels, split, columns, ledger, progress, note: As there.
     """
 
     data: Path | None = None
+    labels: LabelMapping | None = None
     split: str = "test"
     columns: PredictionColumns = PredictionColumns()  # noqa: RUF009  immutable
     ledger: Path | None = None
@@ -166,7 +173,7 @@ def _check_files(files: Sequence[Path], options: ScoringOptions) -> None:
     assert options.data is not None  # checked before
     for file in files:
         try:
-            check_predictions(file, options.data, split=options.split, columns=options.columns)
+            check_predictions(file, options.data, split=options.split, columns=options.columns, labels=options.labels)
         except (LayoutError, UnknownNameError) as error:
             error.hint = (
                 f"{error.hint}{'' if error.hint.endswith('?') else '.'} If the files have different columns, evaluate each"
@@ -227,6 +234,7 @@ def _evaluate(target: Path, operating_point: str, options: ScoringOptions, out: 
             options.data,
             split=options.split,
             columns=options.columns,
+            labels=options.labels,
             operating_points=None if operating_point == FIXED_POINT else (operating_point,),
             out=folder,
             replace=True,
@@ -246,6 +254,7 @@ def _evaluate(target: Path, operating_point: str, options: ScoringOptions, out: 
             bundle,
             options.data,
             split=options.split,
+            labels=with_path_column(options.labels, options.data, options.columns),
             operating_points=tuple(dict.fromkeys((*OPERATING_POINTS, operating_point))),
             out=folder,
             replace=True,

@@ -23,7 +23,13 @@ from pneumoscope.core.errors import RunError, UsageError
 from pneumoscope.core.messages import counted
 from pneumoscope.core.results import Interval
 from pneumoscope.data.manifest import images_sha256
-from pneumoscope.evaluation.comparability import check_comparable, joint_notice, summarize_run, with_unique_names
+from pneumoscope.evaluation.comparability import (
+    check_comparable,
+    joint_notice,
+    prevalence_sentences,
+    summarize_run,
+    with_unique_names,
+)
 from pneumoscope.evaluation.compared import EvaluatedRun, ScoringOptions, read_evaluated
 from pneumoscope.evaluation.paired_findings import findings, make_paired_test
 from pneumoscope.evaluation.run_groups import TESTED, group_sentences
@@ -129,13 +135,16 @@ def summarize_folds(folder: Path, evaluation: str, operating_point: str) -> RunG
     return _group(folds, folds.runs[0].evaluation.name)
 
 
-def compare_folds(targets: Sequence[Path], operating_point: str, command: str = "") -> Comparison:
+def compare_folds(
+    targets: Sequence[Path], operating_point: str, command: str = "", prevalence: float | None = None
+) -> Comparison:
     """Compare cross-validations on the same folds.
 
     Args:
         targets: Folders of folds.
         operating_point: Operating point of the threshold metrics.
         command: The command line, for the record.
+        prevalence: See `compare.compare`.
 
     Raises:
         UsageError: A target is not a cross-validation.
@@ -149,7 +158,7 @@ def compare_folds(targets: Sequence[Path], operating_point: str, command: str = 
                 hint="The validation images of a cross-validation are training images of other models: give folders of"
                 " `train --folds` only, or compare other runs on test images",
             )
-    folds = _read(targets, OUT_OF_FOLD, operating_point)
+    folds = _read(targets, OUT_OF_FOLD, operating_point, prevalence)
     _check_same_folds(folds)
     names = _names(folds)
     groups = tuple(_group(each, name) for each, name in zip(folds, names, strict=True))
@@ -168,9 +177,14 @@ def compare_folds(targets: Sequence[Path], operating_point: str, command: str = 
         operating_point=operating_point,
         runs=tuple(summary for each in folds for summary in each.summaries),
         pairs=pairs,
-        sentences=(*group_sentences(groups), *(found or (training,))),
+        sentences=(
+            *group_sentences(groups),
+            *(found or (training,)),
+            *prevalence_sentences((), groups, operating_point, prevalence),
+        ),
         evaluation=OUT_OF_FOLD,
         groups=groups,
+        prevalence=prevalence,
         command=command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,
@@ -178,14 +192,16 @@ def compare_folds(targets: Sequence[Path], operating_point: str, command: str = 
     )
 
 
-def _read(targets: Sequence[Path], evaluation: str, operating_point: str) -> list[_Folds]:
+def _read(
+    targets: Sequence[Path], evaluation: str, operating_point: str, prevalence: float | None = None
+) -> list[_Folds]:
     paths = [find_folds(target) for target in targets]
     flat = [path for each in paths for path in each]
     runs = iter(with_unique_names(read_evaluated(flat, evaluation, operating_point, ScoringOptions(), None)))
     found = []
     for target, each in zip(targets, paths, strict=True):
         members = tuple(next(runs) for _ in each)
-        summaries = tuple(summarize_run(run, operating_point) for run in members)
+        summaries = tuple(summarize_run(run, operating_point, prevalence) for run in members)
         found.append(_Folds(target, members, summaries, tuple(map(read_run, each))))
     return found
 

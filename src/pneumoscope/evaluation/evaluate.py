@@ -6,7 +6,6 @@ test ledger before its result is returned.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,8 +18,8 @@ from pneumoscope.core.messages import counted
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.results import Evaluation, ScoredImage
 from pneumoscope.data.hashing import read_image
-from pneumoscope.data.layouts import load_manifest
-from pneumoscope.data.manifest import LabeledImage, Manifest
+from pneumoscope.data.label_mapping import LabelMapping
+from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.evaluation.breakdown import add_breakdown, read_breakdown
 from pneumoscope.evaluation.custom_points import (
     ChosenThreshold,
@@ -30,6 +29,7 @@ from pneumoscope.evaluation.custom_points import (
     custom_points,
     needs_validation,
 )
+from pneumoscope.evaluation.evaluation_names import check_name_of_run, default_name
 from pneumoscope.evaluation.image_flow import image_flow
 from pneumoscope.evaluation.metrics import Threshold, positives
 from pneumoscope.evaluation.recording import (
@@ -43,6 +43,7 @@ from pneumoscope.evaluation.selection import (
     check_thresholds,
     check_unseen,
     images_of_split,
+    load_labeled_images,
     select_images,
     unreadable_error,
 )
@@ -57,7 +58,6 @@ from pneumoscope.statistics.inputs import BoolArray, FloatArray
 __all__ = ["OPERATING_POINTS", "decode_images", "evaluate"]
 
 OPERATING_POINTS = ("half", "balanced", "rule_out", "rule_in")
-_NAME = r"\w[\w.-]*"
 # Images are decoded in threads while the network scores the previous ones.
 _THREADS = 4
 _PREFETCH_IMAGES = 64
@@ -68,6 +68,7 @@ def evaluate(
     data: str | Path,
     *,
     split: str = "test",
+    labels: LabelMapping | None = None,
     operating_points: Sequence[str] = OPERATING_POINTS,
     out: str | Path | None = None,
     name: str | None = None,
@@ -92,6 +93,7 @@ def evaluate(
         target: Run folder or bundle folder.
         data: Folder, manifest CSV or archive of labeled images; see `evaluation.selection.select_images` for the split.
         split: "train", "validation", "test", or "all" for all images of a data set that the model has not seen.
+        labels: Names of columns and labels of `data` and `validation_data`; those of the run if None.
         operating_points: Operating points of the bundle to evaluate. Custom ones are a probability such as "0.3", or "sens=0.95"
             and "spec=0.9", whose thresholds are chosen on the scores of validation images.
         out: Folder of evaluation.json and predictions.csv. By default `RUN/evaluation/NAME` for a run, and none for a bundle.
@@ -138,9 +140,8 @@ def evaluate(
     operating_points = canonical_names(operating_points)
     custom = custom_points(operating_points, card.operating_points)
     _check_operating_points(operating_points, custom, card)
-    _check_name_of_run(name, is_run=is_run, has_out=out is not None)
-    manifest = load_manifest(data)
-    manifest.check_binary("an evaluation")
+    check_name_of_run(name, is_run=is_run, has_out=out is not None)
+    manifest = load_labeled_images(data, labels, target if is_run else None)
     if note:
         for each in manifest.notes:
             note(each)
@@ -153,6 +154,7 @@ def evaluate(
             session,
             data if validation_data is None else Path(validation_data),
             None if validation_data is not None or not is_run else target / MANIFEST_FILE,
+            labels,
             images,
             progress,
         )
@@ -161,7 +163,8 @@ def evaluate(
     )
     in_run = out is None and is_run
     if in_run:
-        out = evaluation_folder(target, name or _default_name(target, data, split, images, session, note))
+        site_sha256 = session.profile.sha256 if session.profile else ""
+        out = evaluation_folder(target, name or default_name(target, data, split, images, site_sha256, note))
     if out is not None and not replace:
         keep_with = "--name or --out" if in_run else "--out"
         source, operating_points = with_earlier_points(
@@ -171,7 +174,7 @@ def evaluate(
     folder = None if reference is None else evaluation_folder(target, str(reference))
     if folder is not None and not (is_run and folder.is_dir()):
         folder = Path(str(reference))
-    breakdown = read_breakdown(data, by, folder, images, source)
+    breakdown = read_breakdown(data, by, folder, images, source, manifest.path_column)
     started = time.perf_counter()
     scored, rejections = _score(session, manifest.root, images, split, progress)
     seconds = time.perf_counter() - started
@@ -228,6 +231,7 @@ def _validation_scores(
     session: BundleSession,
     data: Path,
     run_manifest: Path | None,
+    labels: LabelMapping | None,
     evaluated: Sequence[LabeledImage],
     progress: Callable[[int, int], None] | None,
 ) -> tuple[FloatArray, BoolArray]:
@@ -238,15 +242,15 @@ def _validation_scores(
         data: Labeled images.
         run_manifest: Manifest of the run, which states its validation images; None if the data state them: those of the split,
             or all if no image has a split.
+        labels: Names of columns and labels of the data; those of the run if None.
         evaluated: The evaluated images.
         progress: See `evaluate`.
     """
     try:
         if run_manifest is not None:
-            root, images = select_images(data, "validation", run_manifest, both_labels=False)
+            root, images = select_images(data, "validation", run_manifest, labels=labels, both_labels=False)
         else:
-            manifest = load_manifest(data)
-            manifest.check_binary("an evaluation")
+            manifest = load_labeled_images(data, labels)
             root, images = manifest.root, images_of_split(manifest, data, "all", None, both_labels=False)
             if any(image.split for image in images):
                 images = tuple(image for image in images if image.split == "validation")
@@ -267,51 +271,6 @@ def _validation_scores(
         )
     scored, _ = _score(session, root, images, "validation", progress)
     return np.array([image.score for image in scored]), positives(scored)
-
-
-def _check_name_of_run(name: str | None, *, is_run: bool, has_out: bool) -> None:
-    """Raise unless the name of an evaluation can be used."""
-    if name is None:
-        return
-    if not is_run or has_out:
-        raise UsageError(
-            f"the name {name!r} is that of an evaluation in a run folder",
-            hint="Give --name for a run without --out, or --out without --name",
-        )
-    if not re.fullmatch(_NAME, name):
-        raise UsageError(f"{name!r} is not the name of an evaluation", hint="Use letters, digits, '.', '-' and '_'")
-
-
-def _default_name(
-    run: Path,
-    data: Path,
-    split: str,
-    images: Sequence[LabeledImage],
-    session: BundleSession,
-    note: Callable[[str], None] | None,
-) -> str:
-    """Return the split for images of the run itself, and for others also the name of the data.
-
-    A run without a manifest cannot tell; its images are taken for its own unless all images of a data set are evaluated.
-    """
-    manifest = run / MANIFEST_FILE
-    name = split
-    if manifest.is_file():
-        own = Manifest.from_csv(manifest.read_text(encoding="utf-8"), run, str(manifest)).split(split)
-        is_own = {image.sha256 for image in own} == {image.sha256 for image in images}
-    else:
-        is_own = split != "all"
-    if not is_own:
-        # Also without a final slash or a relative path, such as "..".
-        path = data.resolve()
-        stem = re.sub(r"[^\w.-]", "-", path.name if path.is_dir() else path.stem).lstrip(".-")
-        name = f"{split}-{stem}"
-    if session.profile:
-        name += f"-{session.profile.sha256[:8]}"
-    if note and not is_own:
-        other = "" if split == "all" else f"{str(data)!r} has other images than the {split} split of the run; "
-        note(f"{other}the results are in {str(evaluation_folder(run, name))!r}")
-    return name
 
 
 def _score(

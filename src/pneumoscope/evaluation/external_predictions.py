@@ -18,8 +18,9 @@ from pneumoscope.bundle.card import Calibration
 from pneumoscope.core.errors import UnknownNameError, UsageError
 from pneumoscope.core.messages import counted, operating_point_rule
 from pneumoscope.core.results import Evaluation, ScoredImage
-from pneumoscope.data.layouts import load_manifest
+from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import Manifest
+from pneumoscope.data.prediction_matching import manifest_columns
 from pneumoscope.data.predictions_file import PredictionColumns, PredictionsFile, read_predictions_file
 from pneumoscope.evaluation.breakdown import add_breakdown, read_breakdown
 from pneumoscope.evaluation.custom_points import ChosenThreshold, canonical_names, choose_thresholds, custom_points
@@ -36,12 +37,12 @@ from pneumoscope.evaluation.predicted_images import (
     select_predicted_images,
 )
 from pneumoscope.evaluation.recording import ScoreSource, record_and_write, summarize, with_earlier_points
-from pneumoscope.evaluation.selection import images_of_split
+from pneumoscope.evaluation.selection import images_of_split, load_labeled_images
 from pneumoscope.evaluation.threshold_images import check_threshold_images
 from pneumoscope.inference.decision import calibrate, score_at_probability
 from pneumoscope.statistics.inputs import FloatArray
 
-__all__ = ["FIXED_POINT", "check_predictions", "evaluate_predictions"]
+__all__ = ["FIXED_POINT", "check_predictions", "evaluate_predictions", "with_path_column"]
 
 FIXED_POINT = "half"
 
@@ -52,6 +53,7 @@ def evaluate_predictions(
     *,
     split: str = "test",
     columns: PredictionColumns = PredictionColumns(),  # noqa: B008  immutable
+    labels: LabelMapping | None = None,
     validation: str | Path | None = None,
     validation_data: str | Path | None = None,
     fit_probabilities: bool = False,
@@ -75,7 +77,8 @@ def evaluate_predictions(
         file: CSV file with one row per image.
         data: Folder, manifest CSV or archive of labeled images.
         split: "train", "validation", "test", or "all" for all images.
-        columns: Names of the columns.
+        columns: Names of the columns of the file.
+        labels: Names of columns and labels of `data` and `validation_data`. The column with the path may be that of the file.
         validation: Second CSV file, of the same columns, with predictions for validation images, which choose the thresholds.
             Rows of the file that `columns.split` marks as validation do the same.
         validation_data: Labeled validation images; those in `data` if None.
@@ -122,8 +125,8 @@ def evaluate_predictions(
     if validation_data is not None and validation is None:
         raise UsageError("there are images, but no predictions for validation", hint="Give --validation-predictions")
     requested = None if operating_points is None else canonical_names(operating_points)
-    manifest = load_manifest(data)
-    manifest.check_binary("an evaluation")
+    labels = with_path_column(labels, data, columns)
+    manifest = load_labeled_images(data, labels)
     if note:
         for each in manifest.notes:
             note(each)
@@ -133,7 +136,7 @@ def evaluate_predictions(
     chosen_on: PredictedImages | None = None
     if validation is not None:
         place = None if validation_data is None else Path(validation_data)
-        chosen_on = _read_validation(Path(validation), columns, predictions, place, manifest, data)
+        chosen_on = _read_validation(Path(validation), columns, predictions, place, labels, manifest, data)
     elif columns.split:
         rows = {path: row for path, row in by_path.items() if row.split == "validation"}
         chosen_on = predicted_images([image for image in manifest if image.path in rows], rows, predictions)
@@ -150,7 +153,9 @@ def evaluate_predictions(
     points = _choose_points(requested, source, has_validation=chosen_on is not None)
     if out is not None and not replace:
         source, points = with_earlier_points(Path(out), points, images, source, seed)
-    breakdown = read_breakdown(data, by, None if reference is None else Path(reference), images, source)
+    breakdown = read_breakdown(
+        data, by, None if reference is None else Path(reference), images, source, manifest.path_column
+    )
     scored = _scored_images(predicted, calibration)
     seconds = time.perf_counter() - started
     evaluation = summarize(
@@ -173,10 +178,27 @@ def evaluate_predictions(
     return evaluation, scored
 
 
-def check_predictions(file: Path, data: Path, *, split: str, columns: PredictionColumns) -> None:
+def with_path_column(labels: LabelMapping | None, data: Path, columns: PredictionColumns) -> LabelMapping | None:
+    """Return the mapping with the path column of the predictions, if the data have it as well and no column "path".
+
+    Args:
+        labels: The mapping; None for the defaults.
+        data: The labeled images.
+        columns: Names of the columns of the predictions.
+    """
+    if not columns.path or (labels and labels.path_column) or data.suffix.lower() != ".csv" or not data.is_file():
+        return labels
+    names = manifest_columns(data)
+    if columns.path not in names or "path" in names:
+        return labels
+    return dataclasses.replace(labels or LabelMapping(), path_column=columns.path)
+
+
+def check_predictions(
+    file: Path, data: Path, *, split: str, columns: PredictionColumns, labels: LabelMapping | None = None
+) -> None:
     """Raise the error that `evaluate_predictions` raises if the file cannot be read or does not match the images."""
-    manifest = load_manifest(data)
-    manifest.check_binary("an evaluation")
+    manifest = load_labeled_images(data, with_path_column(labels, data, columns))
     images = images_of_split(manifest, data, split, None, both_labels=False)
     predictions, by_path = read_predicted_images(file, columns, manifest, data)
     select_predicted_images(images, by_path, predictions, split, None)
@@ -187,14 +209,14 @@ def _read_validation(
     columns: PredictionColumns,
     predictions: PredictionsFile,
     validation_data: Path | None,
+    labels: LabelMapping | None,
     manifest: Manifest,
     data: Path,
 ) -> PredictedImages:
     """Return the validation images in a second file with their predictions."""
     other = read_predictions_file(file, columns)
     check_scales(predictions, other)
-    others = manifest if validation_data is None else load_manifest(validation_data)
-    others.check_binary("an evaluation")
+    others = manifest if validation_data is None else load_labeled_images(validation_data, labels)
     rows = match_predictions(other, other.rows, others, validation_data or data)
     return predicted_images([image for image in others if image.path in rows], rows, other)
 

@@ -20,6 +20,7 @@ from PIL import Image
 from pneumoscope.core.errors import DatasetError
 from pneumoscope.core.results import Interval
 from pneumoscope.data.hashing import read_image
+from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.evaluation.saliency_metrics import explain_pixels, localize, mean_over_images
 from pneumoscope.evaluation.selection import count_patients, select_unreserved_images
 from pneumoscope.imaging.preprocess import preprocess
@@ -58,6 +59,7 @@ def measure_localization(
     masks: Path,
     seed: int,
     progress: Callable[[str, int, int], None] | None,
+    labels: LabelMapping | None = None,
 ) -> Localization:
     """Return where heatmaps lie on all images of a split that have a mask and show pneumonia.
 
@@ -68,10 +70,11 @@ def measure_localization(
         masks: Folder of the masks; see `saliency_check.check_saliency`.
         seed: Seed of the bootstraps.
         progress: Called with (stage, steps done, total).
+        labels: See `selection.select_images`.
     Raises:
         DatasetError: A mask cannot be read, is empty or has another size than its image, or there is none.
     """
-    root, images = select_unreserved_images(target, data, split)
+    root, images = select_unreserved_images(target, data, split, labels)
     paths = [masks / PurePosixPath(image.path).with_suffix(".png") for image in images]
     marked = [pair for pair in zip(images, paths, strict=True) if pair[0].positive and pair[1].is_file()]
     if not marked:

@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 ALPHA = 0.05
+_AUROCS = {"auroc": "AUROC", "macro_auroc": "macro AUROC"}  # metrics that are no fractions of images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,14 +110,14 @@ def _contains_zero(difference: Interval) -> bool:
 
 
 def _sentence(a: str, b: str, metric: str, test: str, verdict: str, difference: Interval, p_holm: float | None) -> str:
-    name = "AUROC" if metric == "auroc" else metric
+    name = _AUROCS.get(metric, metric)
     if verdict == "b":
         a, b, difference = b, a, _negate(difference)
     if difference.value is None:
         return f"{a} and {b} cannot be compared in {name}: {difference.reason}."
-    amount = _difference_text(difference) if metric == "auroc" else percentage_points(difference)
+    amount = _difference_text(difference) if metric in _AUROCS else percentage_points(difference)
     if p_holm is None:
-        equal = "equal rankings" if metric == "auroc" else "no discordant images"
+        equal = "equal rankings" if metric in _AUROCS else "no discordant images"
         without_variance = {
             "obuchowski-rockette": "no variance of seeds and images",
             "nadeau-bengio": "the same difference in all folds",

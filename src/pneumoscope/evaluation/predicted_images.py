@@ -71,7 +71,7 @@ def match_predictions(
     file: PredictionsFile, rows: Sequence[PredictionRow], manifest: Manifest, data: Path
 ) -> dict[str, PredictionRow]:
     """Return the row of each image that has one, {path of the image: row}."""
-    ids = read_id_column(data, file.id_column) if file.id_column else {}
+    ids = read_id_column(data, file.id_column, manifest.path_column) if file.id_column else {}
     found = match_images(rows, manifest.images, str(file.path), ids)
     return {manifest.images[i].path: row for i, row in found.items()}
 

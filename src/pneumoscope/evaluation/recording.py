@@ -40,7 +40,7 @@ from pneumoscope.statistics.decision_curve import decision_curve
 from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.intervals import proportion
 
-__all__ = ["TEST_SPLITS", "ScoreSource", "record_and_write", "summarize", "with_earlier_points"]
+__all__ = ["TEST_SPLITS", "ScoreSource", "record_and_write", "summarize", "summarize_rejections", "with_earlier_points"]
 
 # Splits whose evaluation is recorded in the test ledger.
 TEST_SPLITS = ("test", "all")
@@ -201,7 +201,7 @@ def summarize(
         seconds=seconds,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,
-        rejected=None if rejections is None else _summarize_rejections(scored, rejections),
+        rejected=None if rejections is None else summarize_rejections([image.patient for image in scored], rejections),
         site=source.site,
         reliability=reliability_bins(probabilities, positives(scored)),
         predictions_sha256=source.predictions_sha256,
@@ -212,10 +212,16 @@ def summarize(
     )
 
 
-def _summarize_rejections(images: Sequence[ScoredImage], rejections: Sequence[Rejection | None]) -> RejectionSummary:
+def summarize_rejections(patients: Sequence[str], rejections: Sequence[Rejection | None]) -> RejectionSummary:
+    """Return which fraction of images is rejected, and why.
+
+    Args:
+        patients: Patient identifier of each image.
+        rejections: Rejection of each image, or None.
+    """
     rejected = np.array([rejection is not None for rejection in rejections])
     codes = Counter(rejection.code for rejection in rejections if rejection)
-    return RejectionSummary(proportion(rejected, [image.patient for image in images]), dict(codes.most_common()))
+    return RejectionSummary(proportion(rejected, patients), dict(codes.most_common()))
 
 
 def record_and_write(

@@ -28,6 +28,7 @@ from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.result_forms import write_result
 from pneumoscope.core.results import SCHEMA, Interval
 from pneumoscope.data.hashing import read_image
+from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.evaluation.image_variants import CHANGES, CORRUPTIONS, FORMATS, GrayImage, Variants
 from pneumoscope.evaluation.selection import count_patients, draw_sample
@@ -143,6 +144,7 @@ def measure_robustness(
     data: Path,
     *,
     split: str = "validation",
+    labels: LabelMapping | None = None,
     images: int = 400,
     phantoms: int = 50,
     operating_point: str = "",
@@ -158,7 +160,7 @@ def measure_robustness(
 
     Args:
         target: Run folder or bundle.
-        data, split: See `selection.draw_sample`.
+        data, split, labels: See `selection.draw_sample`.
         images: Size of the sample; smaller if a class has fewer than half as many images.
         phantoms: Number of phantoms to draw.
         operating_point: Name of an operating point on the card; "balanced" if empty.
@@ -178,7 +180,7 @@ def measure_robustness(
         raise UsageError("--originals and --copies must be given together")
     size_pairs = _pair_copies(originals, copies) if originals and copies else None
     model = load_model(target, operating_point=operating_point, threads=1)
-    root, chosen = draw_sample(target, data, split, images // 2, np.random.default_rng(seed))
+    root, chosen = draw_sample(target, data, split, images // 2, np.random.default_rng(seed), labels)
     predict = functools.partial(_predict, model, progress)
     sample = _predict_sample(predict, root, chosen)
     result = Robustness(

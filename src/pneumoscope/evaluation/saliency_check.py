@@ -34,6 +34,7 @@ from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.result_forms import write_result
 from pneumoscope.core.results import SCHEMA, Interval
 from pneumoscope.data.hashing import read_image
+from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import LABELS, LabeledImage
 from pneumoscope.evaluation.localization import Localization, measure_localization
 from pneumoscope.evaluation.saliency_metrics import (
@@ -166,6 +167,7 @@ def check_saliency(
     data: Path,
     *,
     split: str = "validation",
+    labels: LabelMapping | None = None,
     images: int = 100,
     seed: int = 0,
     masks: Path | None = None,
@@ -177,7 +179,7 @@ def check_saliency(
 
     Args:
         target: Run folder or bundle.
-        data, split: See `selection.draw_sample`.
+        data, split, labels: See `selection.draw_sample`.
         images: Size of the random sample, half of it with pneumonia; smaller if a class has fewer images.
         seed: Seed of the sample, the random heatmaps, the shuffled weights and the bootstraps.
         masks: Folder of masks of the disease, not 0 where it is: images of the size of the radiograph, with its path in `data`
@@ -195,14 +197,16 @@ def check_saliency(
     session = BundleSession(card, network)
     session.require_heatmaps()
     rng = np.random.default_rng(seed)
-    sample = _explain_sample(session, *draw_sample(target, data, split, math.ceil(images / 2), rng))
+    sample = _explain_sample(session, *draw_sample(target, data, split, math.ceil(images / 2), rng, labels))
     rows, columns = sample.heatmaps.shape[1:]
     if rows * columns < 4:
         raise UsageError(
             f"heatmaps of {rows} x {columns} cells have no spatial order to check",
             hint="Train with a larger image size",
         )
-    localization = None if masks is None else measure_localization(session, target, data, split, masks, seed, progress)
+    localization = (
+        None if masks is None else measure_localization(session, target, data, split, masks, seed, progress, labels)
+    )
     curves = _perturbation_curves(session, sample, rng, seed, progress)
     result = SaliencyCheck(
         bundle=card.name,

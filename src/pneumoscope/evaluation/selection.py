@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 import numpy as np
 
 from pneumoscope.bundle.card import Card, short_hash
 from pneumoscope.core.errors import DatasetError, ThresholdError, UsageError
 from pneumoscope.core.messages import counted
+from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.layouts import SPLIT_FOLDERS, load_manifest
 from pneumoscope.data.manifest import LABELS, LabeledImage, Manifest
+from pneumoscope.runs.record import recorded_labels
 from pneumoscope.runs.run_folder import MANIFEST_FILE
 
 __all__ = [
@@ -23,6 +26,8 @@ __all__ = [
     "count_patients",
     "draw_sample",
     "images_of_split",
+    "load_images_of_classes",
+    "load_labeled_images",
     "select_images",
     "select_unreserved_images",
     "unreadable_error",
@@ -33,12 +38,43 @@ _RESERVED = ("test", "all")
 _MAX_LISTED = 5
 
 
+def load_labeled_images(
+    data: Path, labels: LabelMapping | None, run: Path | None = None, *, task: str = "an evaluation"
+) -> Manifest:
+    """Return the manifest of a binary data set.
+
+    Args:
+        data: Folder, manifest CSV or archive.
+        labels: Names of its columns and labels; those of the run if None.
+        run: Run or other folder of a model; None without one.
+        task: What the images are for, as in `Manifest.check_binary`.
+
+    Raises:
+        DatasetError: The classes are not NORMAL and PNEUMONIA.
+        PneumoscopeError: See `load_manifest`.
+    """
+    manifest = load_images_of_classes(data, labels, run)
+    manifest.check_binary(task)
+    return manifest
+
+
+def load_images_of_classes(data: Path, labels: LabelMapping | None, run: Path | None = None) -> Manifest:
+    """Return the manifest of a data set of any classes; see `load_labeled_images`.
+
+    Raises:
+        PneumoscopeError: See `load_manifest`.
+    """
+    mapping = recorded_labels(run) if labels is None and run is not None else labels
+    return load_manifest(data, labels=mapping, recorded=labels is None)
+
+
 def select_images(
     data: Path,
     split: str,
     run_manifest: Path | None,
     note: Callable[[str], None] | None = None,
     *,
+    labels: LabelMapping | None = None,
     both_labels: bool = True,
 ) -> tuple[Path, tuple[LabeledImage, ...]]:
     """Return the images of one split, with content hashes.
@@ -51,6 +87,7 @@ def select_images(
         split: "train", "validation", "test", or "all" for all images that are not "unused".
         run_manifest: `RUN/manifest.csv`; None if a bundle without a run is evaluated.
         note: Called with each remark about the data, such as the number of skipped files.
+        labels: Names of columns and labels of the data; those of the run if None.
         both_labels: Raise if the images have one label only.
 
     Returns:
@@ -61,8 +98,7 @@ def select_images(
         DatasetError: The split is empty, or has one label only where both are needed, an image cannot be opened, or an image of
             the run is missing in the data.
     """
-    manifest = load_manifest(data)
-    manifest.check_binary("an evaluation")
+    manifest = load_labeled_images(data, labels, None if run_manifest is None else run_manifest.parent)
     if note:
         for each in manifest.notes:
             note(each)
@@ -84,12 +120,12 @@ def images_of_split(
     if split not in _SPLITS:
         raise UsageError(f"there is no split {split!r}", hint=f"Known: {', '.join(_SPLITS)}")
     if split == "all":
-        _check_readable(manifest, data, split)
+        _check_readable(manifest, split)
         images = tuple(image for image in manifest if image.split != "unused")
     elif _is_split_by_run(manifest, split, run_manifest, data):
         images = _images_of_run(manifest, split, run_manifest, data)
     else:
-        _check_readable(manifest, data, split)
+        _check_readable(manifest, split)
         images = manifest.split(split)
     if not images:
         counts = ", ".join(f"{name or 'no split'} {sum(n.values())}" for name, n in manifest.counts().items())
@@ -149,15 +185,13 @@ def _images_of_run(manifest: Manifest, split: str, run_manifest: Path | None, da
     return tuple(dataclasses.replace(image, path=current_path(image)) for image in expected)
 
 
-def _check_readable(manifest: Manifest, data: Path, split: str) -> None:
+def _check_readable(manifest: Manifest, split: str) -> None:
     """Raise if an image of the split could not be opened. Other files and other splits are ignored."""
-    splits: dict[str, str] = {}
-    if data.suffix.lower() == ".csv":
-        text = data.read_text(encoding="utf-8-sig")
-        splits = {image.path: image.split for image in Manifest.from_csv(text, manifest.root, str(data))}
     unreadable = []
     for path, reason in manifest.unreadable:
-        split_of_file = splits.get(path, SPLIT_FOLDERS.get(PurePosixPath(path).parts[0].lower(), ""))
+        split_of_file = manifest.unreadable_splits.get(
+            path, SPLIT_FOLDERS.get(PurePosixPath(path).parts[0].lower(), "")
+        )
         if split_of_file == split or (split == "all" and split_of_file != "unused"):
             unreadable.append((path, reason))
     if unreadable:
@@ -180,7 +214,19 @@ def unreadable_error(unreadable: Sequence[tuple[str, str]], split: str) -> Datas
     )
 
 
-def check_unseen(images: Sequence[LabeledImage], card: Card) -> None:
+class SeenImages(Protocol):
+    """The part of a card that states which images the network was trained on."""
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+
+    @property
+    def seen(self) -> Mapping[str, Sequence[str]]:
+        """`short_hash` of the training and validation images, by split."""
+
+
+def check_unseen(images: Sequence[LabeledImage], card: SeenImages) -> None:
     """Raise if an image, compared by content, was a training or validation image of the model.
 
     Raises:
@@ -218,13 +264,16 @@ def check_thresholds(images: Sequence[LabeledImage], card: Card, operating_point
         )
 
 
-def select_unreserved_images(target: Path, data: Path, split: str) -> tuple[Path, tuple[LabeledImage, ...]]:
+def select_unreserved_images(
+    target: Path, data: Path, split: str, labels: LabelMapping | None = None
+) -> tuple[Path, tuple[LabeledImage, ...]]:
     """Return the validation or training images; see `select_images`.
 
     Args:
         target: Run folder or bundle.
         data: Folder, manifest CSV or archive.
         split: "validation" or "train". Test images are reserved for `evaluate`, which records every test-set evaluation.
+        labels: See `select_images`.
 
     Raises:
         UsageError: The split is "test" or "all"; or see `select_images`.
@@ -235,11 +284,16 @@ def select_unreserved_images(target: Path, data: Path, split: str) -> tuple[Path
             "test images are reserved for evaluations, which are recorded",
             hint="Choose --split validation, or evaluate with: pneumoscope evaluate",
         )
-    return select_images(data, split, target / MANIFEST_FILE)
+    return select_images(data, split, target / MANIFEST_FILE, labels=labels)
 
 
 def draw_sample(
-    target: Path, data: Path, split: str, per_label: int, rng: np.random.Generator
+    target: Path,
+    data: Path,
+    split: str,
+    per_label: int,
+    rng: np.random.Generator,
+    labels: LabelMapping | None = None,
 ) -> tuple[Path, tuple[LabeledImage, ...]]:
     """Return a random sample of validation or training images; see `balanced_sample`.
 
@@ -247,6 +301,7 @@ def draw_sample(
         target, data, split: See `select_unreserved_images`.
         per_label: Number of images of each label; smaller if a label has fewer.
         rng: Source of random numbers.
+        labels: See `select_images`.
 
     Returns:
         The folder that paths are relative to, and the images, ordered by label.
@@ -254,7 +309,7 @@ def draw_sample(
     Raises:
         UsageError, DatasetError: See `select_unreserved_images`.
     """
-    root, images = select_unreserved_images(target, data, split)
+    root, images = select_unreserved_images(target, data, split, labels)
     return root, balanced_sample(images, per_label, rng)
 
 

@@ -24,6 +24,7 @@ from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.result_forms import write_result
 from pneumoscope.core.results import SCHEMA, Interval
 from pneumoscope.data.hashing import read_image
+from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.evaluation.selection import count_patients, select_unreserved_images
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference.session import BundleSession
@@ -133,6 +134,7 @@ def measure_network_shortcuts(
     data: Path,
     *,
     split: str = "validation",
+    labels: LabelMapping | None = None,
     out: Path | None = None,
     command: str = "",
     progress: Callable[[str, int, int], None] | None = None,
@@ -141,7 +143,7 @@ def measure_network_shortcuts(
 
     Args:
         target: Run folder or bundle.
-        data, split: See `selection.select_unreserved_images`.
+        data, split, labels: See `selection.select_unreserved_images`.
         out: Folder for shortcuts.json and shortcuts.md; nothing is written if None.
         command: Command line to record in the result.
         progress: Called with (name of the control, images done, total).
@@ -152,9 +154,9 @@ def measure_network_shortcuts(
     """
     session = BundleSession.load(find_bundle(target))
     card = session.card
-    root, images = select_unreserved_images(target, data, split)
+    root, images = select_unreserved_images(target, data, split, labels)
     pixels = np.stack([preprocess(read_image(root, image), card.preprocessing) for image in images])
-    labels = [image.positive for image in images]
+    positive = [image.positive for image in images]
     patients = [image.patient for image in images]
 
     def score(name: str, control: Callable[[Pixels], Pixels]) -> npt.NDArray[np.float32]:
@@ -170,8 +172,8 @@ def measure_network_shortcuts(
     controls = []
     for name, control in NETWORK_CONTROLS.items():
         changed = score(name, control)
-        difference, _ = delong_test(changed, whole, labels, patients)
-        controls.append(ControlResult(name, auroc_interval(changed, labels, patients), difference))
+        difference, _ = delong_test(changed, whole, positive, patients)
+        controls.append(ControlResult(name, auroc_interval(changed, positive, patients), difference))
     result = Shortcuts(
         bundle=card.name,
         network=card.network,
@@ -180,7 +182,7 @@ def measure_network_shortcuts(
         split_by=card.split_by,
         n=len(images),
         patients=count_patients(images),
-        whole=auroc_interval(whole, labels, patients),
+        whole=auroc_interval(whole, positive, patients),
         controls=tuple(controls),
         version=__version__,
         system=platform.platform(),

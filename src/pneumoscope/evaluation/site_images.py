@@ -12,10 +12,10 @@ import numpy as np
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import DatasetError
 from pneumoscope.core.prediction import Rejection
-from pneumoscope.data.layouts import load_manifest
+from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import LABELS, LabeledImage
 from pneumoscope.evaluation.evaluate import decode_images
-from pneumoscope.evaluation.selection import unreadable_error
+from pneumoscope.evaluation.selection import load_labeled_images, unreadable_error
 from pneumoscope.imaging.preprocess import PreprocessedImage, preprocess_image
 from pneumoscope.imaging.statistics import image_statistics
 from pneumoscope.imaging.subgroup_fields import HeaderFields, read_header_fields
@@ -124,19 +124,19 @@ class ScoredSite:
     statistics: Mapping[str, FloatArray]
 
 
-def load_site_images(data: Path) -> SiteList:
+def load_site_images(data: Path, labels: LabelMapping | None = None) -> SiteList:
     """Return the labeled images of a site.
 
     Args:
         data: Folder, manifest CSV or archive.
+        labels: Names of its columns and labels.
 
     Raises:
         DatasetError: An image cannot be read, the data have a test split, two equal files have different labels, or a label
             has no image.
         ManifestError, LayoutError: See `load_manifest`.
     """
-    manifest = load_manifest(data)
-    manifest.check_binary("an acceptance test")
+    manifest = load_labeled_images(data, labels, task="an acceptance test")
     if manifest.unreadable:
         raise unreadable_error(manifest.unreadable, "site")
     if manifest.split("test"):

@@ -34,6 +34,7 @@ BoolArray = npt.NDArray[np.bool_]
 __all__ = [
     "DEFAULT_OPERATING_POINT",
     "DecisionResult",
+    "InputRequirements",
     "calibrate",
     "decide",
     "failed_checks",
@@ -109,8 +110,20 @@ def reject_by_file(rejections: Iterable[Rejection], assumptions: Collection[Assu
     return next((each for each in rejections if OVERRIDES.get(each.code) not in assumptions), None)
 
 
+class InputRequirements(Protocol):
+    """The part of a card that states which images its network accepts."""
+
+    @property
+    def rejection_limits(self) -> RejectionLimits | None:
+        """Limits beyond which images are rejected; None if the network has no input checks."""
+
+    @property
+    def age_range(self) -> tuple[float, float] | None:
+        """Minimum and maximum age of patients, years, both included; None if the model is for all ages."""
+
+
 def find_warnings(
-    card: Card,
+    card: InputRequirements,
     warnings: Iterable[WarningCode],
     rejections: Iterable[Rejection],
     age: PatientAge | None,
@@ -133,7 +146,10 @@ def find_warnings(
 
 
 def reject_by_network(
-    card: Card, input_classes: Sequence[float] | None, ood_distance: float | None, age_score: float | None = None
+    card: InputRequirements,
+    input_classes: Sequence[float] | None,
+    ood_distance: float | None,
+    age_score: float | None = None,
 ) -> Rejection | None:
     """Return the rejection by the input classifier, the age classifier or the OOD detector, or None if the image passes all.
 
@@ -181,7 +197,7 @@ def failed_checks(
     return failed
 
 
-def reject_by_age(card: Card, age: PatientAge | None, *, required: bool = False) -> Rejection | None:
+def reject_by_age(card: InputRequirements, age: PatientAge | None, *, required: bool = False) -> Rejection | None:
     """Return the rejection by the age that is stated or entered, or None if it is in the card's range.
 
     Args:
@@ -200,7 +216,7 @@ def reject_by_age(card: Card, age: PatientAge | None, *, required: bool = False)
     return Rejection("outside_age_range", {"age": age.years} | _age_range(card))
 
 
-def _age_range(card: Card) -> dict[str, str | int | float]:
+def _age_range(card: InputRequirements) -> dict[str, str | int | float]:
     assert card.age_range is not None  # required by an age classifier
     return {"minimum": card.age_range[0], "maximum": card.age_range[1]}
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.display import facts_html
-from pneumoscope.core.errors import UnreadableImageError, UsageError
+from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.prediction import AgeRequirement, Assumption, Failure, ImageInfo, ModelInfo, Prediction
 from pneumoscope.core.prediction_messages import notice, site_note
-from pneumoscope.imaging.image import Acquisition, Radiograph
-from pneumoscope.imaging.pixel_values import PixelValues
+from pneumoscope.imaging.image import Acquisition
 from pneumoscope.imaging.preprocess import PreprocessedImage
 from pneumoscope.imaging.statistics import image_statistics
-from pneumoscope.inference.batches import process_batches
 from pneumoscope.inference.decision import (
     DEFAULT_OPERATING_POINT,
     decide,
@@ -26,9 +23,9 @@ from pneumoscope.inference.decision import (
     find_warnings,
     threshold_probability,
 )
-from pneumoscope.inference.image_loader import ImageLoader, check_age
+from pneumoscope.inference.image_model import BATCH_SIZE, ImageModel
 from pneumoscope.inference.providers import Provider
-from pneumoscope.inference.session import BundleSession, Scored
+from pneumoscope.inference.session import BundleSession, Outputs, Scored
 from pneumoscope.runs.run_folder import find_bundle
 
 if TYPE_CHECKING:
@@ -38,10 +35,6 @@ if TYPE_CHECKING:
     from pneumoscope.inference.saliency import Explanation, Heatmap, Layer
 
 __all__ = ["BATCH_SIZE", "Model", "ScoredImage", "load_model"]
-
-BATCH_SIZE = 2  # images per network call; larger batches are no faster on a CPU and take more memory
-
-_Result = TypeVar("_Result")
 
 
 class ScoredImage(NamedTuple):
@@ -60,7 +53,7 @@ class ScoredImage(NamedTuple):
     heatmap: Layer | None = None
 
 
-class Model:
+class Model(ImageModel[Card, Outputs, Scored, Prediction]):
     """A bundle at one operating point.
 
     Attributes:
@@ -92,16 +85,14 @@ class Model:
         Raises:
             UnknownNameError: The card has no such operating point.
         """
+        super().__init__(session, pool=pool, folder=folder)
         self._session = session
-        self.folder = folder
-        self.card: Card = session.card
         self.profile: SiteProfile | None = session.profile
         self.point = find_operating_point(self.card, operating_point)
         self.operating_point_name = operating_point or DEFAULT_OPERATING_POINT
         self.threshold = threshold_probability(self.card, self.point)
         self.facts = ModelInfo(self.card.name, self.card.version, self.card.onnx_sha256, session.site)
         self.notice = notice(self.card.population)
-        self._loader = ImageLoader(self.card.preprocessing, pool)
 
     def __repr__(self) -> str:
         """Return the name, the network and the operating point."""
@@ -129,47 +120,9 @@ class Model:
         return facts_html(f"Model {card.name}", facts, self.notice)
 
     @property
-    def require_age(self) -> AgeRequirement:
-        """Images that are rejected if they state no age; see `load_model`."""
-        return self._session.require_age
-
-    @property
-    def provider(self) -> Provider:
-        """Processor that runs the network; see `load_model`."""
-        return self._session.provider
-
-    @property
-    def assumptions(self) -> list[Assumption]:
-        """Facts that are assumed of all images, sorted; see `load_model`."""
-        return sorted(self._session.assumptions)
-
-    @property
     def settings(self) -> tuple[str, ...]:
         """Everything but the image that a prediction depends on: network, site, operating point, required ages, assumptions."""
         return self.facts.sha256, self.facts.site, self.operating_point_name, self.require_age, *self.assumptions
-
-    def close(self) -> None:
-        """Stop the worker processes, if any; they also stop with this process."""
-        self._loader.close()
-
-    def run_self_test(self) -> None:
-        """Check that the network still gives the logit on its card; see `BundleSession.run_self_test`."""
-        self._session.run_self_test()
-
-    def predict(self, image: ImageSource, *, name: str = "", age: float | None = None) -> Prediction:
-        """Return the prediction for one image.
-
-        Args:
-            image: A path, the bytes of a file, gray levels (uint8, shape (height, width), 0 is black), a PIL image or a
-                pydicom Dataset.
-            name: Name in the prediction; the path if empty, or "bytes", "array", "image" or "dataset".
-            age: Age of the patient, years, if the file does not state it; an age that the file states comes first.
-        Raises:
-            UnreadableImageError: The image cannot be decoded; see `imaging.decode`.
-            UsageError: The age is not from 0 to 130 years.
-        """
-        preprocessed = self._loader.preprocess(image, name=name, age=age)
-        return self._predict(preprocessed, next(self._session.stream([preprocessed])))
 
     def explain(self, image: ImageSource, *, name: str = "", age: float | None = None) -> Explanation:
         """Return the prediction for one image and its heatmap, from the same run of the network.
@@ -185,20 +138,6 @@ class Model:
         preprocessed = self._loader.preprocess(image, name=name, age=age, keep_radiograph=True)
         return self._explain([preprocessed])[0]
 
-    def predict_batch(
-        self, images: Sequence[ImageSource], *, names: Sequence[str] = (), ages: Sequence[float | None] = ()
-    ) -> list[Prediction]:
-        """Return predictions from one run of the network, in the calling thread; otherwise like `predict_many`.
-
-        Args:
-            images: See `predict`.
-            names: Names in the predictions, one per image; see `predict`. A failure does not mention an empty name.
-            ages: Ages of the patients, one per image; see `predict`.
-        Raises:
-            UsageError: An age is not from 0 to 130 years.
-        """
-        return self._predict_batch(images, self._loader.pool, names, ages)
-
     def score_batch(self, images: Sequence[ImageSource], *, heatmaps: bool = False) -> list[ScoredImage]:
         """Return predictions like `predict_batch`, each with its logit and acquisition.
 
@@ -208,30 +147,14 @@ class Model:
         Raises:
             BundleError: The network has no heatmaps.
         """
-        return self._score_batch(images, self._loader.pool, heatmaps=heatmaps)
-
-    def predict_many(
-        self, images: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE, workers: int = 0, age: float | None = None
-    ) -> Generator[Prediction]:
-        """Yield predictions in the order of the images. An unreadable image yields a prediction with `failure`.
-
-        Each thread decodes and scores batches of its own. At most a few batches per thread are read ahead of the caller.
-        More than `image_loader.MIN_IMAGES_FOR_POOL` images are decoded in worker processes, one per core, which stay for the
-        next call.
-
-        Args:
-            images: See `predict`.
-            batch_size: Images per network call.
-            workers: Threads that score; 0 means one per core, and one more if worker processes decode.
-            age: Age of the patient of all images, years; see `predict`.
-        Raises:
-            UsageError: A number is out of range.
-        """
-
-        def predict_batch(batch: Sequence[ImageSource], pool: DecodePool | None) -> list[Prediction]:
-            return self._predict_batch(batch, pool, ages=[age] * len(batch))
-
-        return self._stream(images, predict_batch, batch_size, workers, age)
+        preprocessed = self._loader.preprocess_many(images, self._loader.pool)
+        scored = iter(
+            self._score([each for each in preprocessed if isinstance(each, PreprocessedImage)], heatmaps=heatmaps)
+        )
+        return [
+            next(scored) if isinstance(each, PreprocessedImage) else ScoredImage(self.failed(each), None, None)
+            for each in preprocessed
+        ]
 
     def explain_many(
         self, images: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE, workers: int = 0, age: float | None = None
@@ -305,67 +228,6 @@ class Model:
         assert heatmap is not None
         assert preprocessed.radiograph is not None
         return Heatmap(preprocessed.radiograph, heatmap[0], self.card.preprocessing.crop)
-
-    def decode(self, image: Path | bytes, *, name: str = "") -> Radiograph:
-        """Return an image decoded at its own size, for display.
-
-        Raises:
-            UnreadableImageError: The image cannot be decoded.
-        """
-        return self._loader.decode(image, name=name)
-
-    def decode_values(self, image: Path | bytes, *, name: str = "") -> PixelValues:
-        """Return the values of an image before any window, for display with other windows.
-
-        Raises:
-            UnreadableImageError: The image cannot be decoded.
-        """
-        return self._loader.decode_values(image, name=name)
-
-    def _stream(
-        self,
-        images: Iterable[ImageSource],
-        process: Callable[[Sequence[ImageSource], DecodePool | None], list[_Result]],
-        batch_size: int,
-        workers: int,
-        age: float | None,
-    ) -> Generator[_Result]:
-        check_age(age)
-        if batch_size < 1:
-            raise UsageError(f"batch_size is {batch_size}; the minimum is 1")
-        if workers < 0:
-            raise UsageError(f"workers is {workers}; pass 0 for one per core")
-        pool = self._loader.choose_pool(images)
-        # One thread more than cores covers the hand-over between a thread and its worker process.
-        threads = workers or (os.cpu_count() or 1) + (pool is not None)
-        return process_batches(images, lambda batch: process(batch, pool), batch_size=batch_size, threads=threads)
-
-    def _predict_batch(
-        self,
-        images: Sequence[ImageSource],
-        pool: DecodePool | None,
-        names: Sequence[str] = (),
-        ages: Sequence[float | None] = (),
-    ) -> list[Prediction]:
-        return [each.prediction for each in self._score_batch(images, pool, names, ages)]
-
-    def _score_batch(
-        self,
-        images: Sequence[ImageSource],
-        pool: DecodePool | None,
-        names: Sequence[str] = (),
-        ages: Sequence[float | None] = (),
-        *,
-        heatmaps: bool = False,
-    ) -> list[ScoredImage]:
-        preprocessed = self._loader.preprocess_many(images, pool, names=names, ages=ages)
-        scored = iter(
-            self._score([each for each in preprocessed if isinstance(each, PreprocessedImage)], heatmaps=heatmaps)
-        )
-        return [
-            next(scored) if isinstance(each, PreprocessedImage) else ScoredImage(self.failed(each), None, None)
-            for each in preprocessed
-        ]
 
     def _score(self, images: Sequence[PreprocessedImage], *, heatmaps: bool) -> list[ScoredImage]:
         if not images:
@@ -477,6 +339,7 @@ def load_model(
         provider: Processor that runs the network: "cpu", or "cuda" for a GPU with onnxruntime-gpu.
     Raises:
         BundleError: The bundle is missing or invalid; see `bundle_folder.read_bundle`.
+        MulticlassBundleError: The bundle has several classes; see `load_multiclass_model`.
         SiteProfileError: The site profile cannot be read, was changed, or belongs to another model.
         RunError: The run has no bundle.
         UnknownNameError: The card has no such operating point.

@@ -168,7 +168,8 @@ def draw_explanation(heatmap: Heatmap, prediction: Prediction, card: Card) -> by
     Raises:
         ValueError: The prediction has no probability.
     """
-    if prediction.probability is None or prediction.decision is None or prediction.threshold is None:
+    decision = prediction.decision
+    if prediction.probability is None or decision is None or decision == "classified" or prediction.threshold is None:
         raise ValueError("the prediction has no probability")
     return render_heatmap(
         heatmap.image,
@@ -176,7 +177,7 @@ def draw_explanation(heatmap: Heatmap, prediction: Prediction, card: Card) -> by
         card,
         probability=prediction.probability,
         threshold=prediction.threshold,
-        decision=prediction.decision,
+        decision=decision,
         warnings=prediction.warnings,
         site=site_note(prediction.model),
     )

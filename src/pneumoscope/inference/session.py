@@ -1,36 +1,41 @@
-"""Run the network of a bundle with ONNX Runtime. Evaluation, the CLI and the service all score through this module."""
+"""Score images with the network of a bundle for NORMAL and PNEUMONIA, for evaluation, the CLI and the service."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.bundle.bundle_folder import read_bundle
-from pneumoscope.bundle.card import INPUT_CLASSES, Card
+from pneumoscope.bundle.card import Card
 from pneumoscope.bundle.network_checks import SELF_TEST_TOLERANCE, self_test_image
 from pneumoscope.bundle.prevalence import apply_prevalence
 from pneumoscope.bundle.site_profile import SiteProfile, apply_site_profile, read_site_profile
 from pneumoscope.core.errors import BundleError, UsageError
-from pneumoscope.core.prediction import ASSUMPTIONS, AgeRequirement, Assumption, Rejection
-from pneumoscope.imaging.image import Radiograph
-from pneumoscope.imaging.preprocess import PreprocessedImage, preprocess_image
-from pneumoscope.inference.decision import calibrate, reject_by_age, reject_by_file, reject_by_network
-from pneumoscope.inference.providers import Provider, import_onnxruntime, provider_arguments, require_running
+from pneumoscope.core.prediction import AgeRequirement, Assumption, Rejection
+from pneumoscope.imaging.preprocess import PreprocessedImage
+from pneumoscope.inference.decision import calibrate
+from pneumoscope.inference.network_session import (
+    CHECK_OUTPUTS,
+    CheckOutputs,
+    NetworkSession,
+    OutputShape,
+    network_rejections,
+)
+from pneumoscope.inference.providers import Provider
 
 __all__ = ["OUTPUTS", "BundleSession", "Outputs", "Scored", "network_rejections"]
 
-# Outputs of the network file and their numbers of dimensions. The first is required, the others are optional.
-OUTPUTS = {"logit": 1, "heatmap": 3, "input_classes": 2, "ood_distance": 1, "age_score": 1}
+# Outputs of the network file. The first is required, the others are optional.
+OUTPUTS: Mapping[str, OutputShape] = {"logit": OutputShape(1), "heatmap": OutputShape(3), **CHECK_OUTPUTS}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Outputs:
+class Outputs(CheckOutputs):
     """Outputs of the network for n images; None if the network has no such output or it was not requested.
 
     Attributes:
@@ -38,16 +43,14 @@ class Outputs:
         heatmap: Contribution of each position of the last feature map to the logit, float32, shape (n, height, width);
             positive towards pneumonia. The contributions and a constant sum to the logit if the network ends in average
             pooling and one linear layer (class activation mapping); otherwise they are first-order contributions.
-        input_classes: Probability of each input class on the card, float32, shape (n, classes).
-        ood_distance: Distance from the training images in feature space, float32, shape (n,); about 1 in distribution.
-        age_score: Score that the patient is outside the age range, 0 to 1, float32, shape (n,).
     """
 
     logit: npt.NDArray[np.float32]
     heatmap: npt.NDArray[np.float32] | None = None
-    input_classes: npt.NDArray[np.float32] | None = None
-    ood_distance: npt.NDArray[np.float32] | None = None
-    age_score: npt.NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.logit)
 
 
 class Scored(NamedTuple):
@@ -57,7 +60,7 @@ class Scored(NamedTuple):
     rejection: Rejection | None
 
 
-class BundleSession:
+class BundleSession(NetworkSession[Card, Outputs, Scored]):
     """A bundle that is ready to score images.
 
     Attributes:
@@ -94,30 +97,11 @@ class BundleSession:
             UsageError: `require_age` is not one of `AgeRequirement`, `assume` has a value that is not an `Assumption`, or the
                 provider is not available.
         """
-        if require_age not in get_args(AgeRequirement):
-            raise UsageError(
-                f"require_age is {require_age!r}", hint=f"Pass one of: {', '.join(get_args(AgeRequirement))}"
-            )
-        for assumption in assume:
-            if assumption not in ASSUMPTIONS:
-                raise UsageError(f"assume has {assumption!r}", hint=f"Pass one or more of: {', '.join(ASSUMPTIONS)}")
-        onnxruntime, providers = import_onnxruntime(), provider_arguments(provider)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or (os.cpu_count() or 1)
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(network, options, providers=providers)
-        except Exception as error:
-            raise BundleError(f"the network of bundle {card.name!r} cannot be run: {error}") from error
-        require_running(provider, self._session.get_providers())
-        self.provider = provider
-        self.card = card
+        super().__init__(
+            card, network, OUTPUTS, threads=threads, require_age=require_age, assume=assume, provider=provider
+        )
         self.profile: SiteProfile | None = None
         self.site = ""
-        self.assumptions = tuple(assume)
-        self.require_age = require_age
-        self._output_names = [output.name for output in self._session.get_outputs()]
-        self._check_signature()
         self.has_heatmaps = "heatmap" in self._output_names
 
     @classmethod
@@ -198,20 +182,6 @@ class BundleSession:
         names = [name for name in self._output_names if heatmaps or name != "heatmap"]
         return Outputs(**self._run(names, pixels))
 
-    def _run(self, names: Sequence[str], pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
-        outputs = dict(zip(names, self._session.run(names, {"image": pixels}), strict=True))
-        for name, values in outputs.items():
-            bad_shape = len(values) != len(pixels) or (
-                name == "input_classes" and values.shape[1] != len(INPUT_CLASSES)
-            )
-            if bad_shape or not np.isfinite(values).all():
-                raise BundleError(
-                    f"the network of bundle {self.card.name!r} returned {name!r} of shape {values.shape} for"
-                    f" {len(pixels)} images, or values that are not finite",
-                    hint="Export the bundle again, or get it from a trusted source",
-                )
-        return outputs
-
     def score(self, images: Sequence[PreprocessedImage], outputs: Outputs) -> list[Scored]:
         """Return logits and rejections of a batch.
 
@@ -226,13 +196,6 @@ class BundleSession:
             )
         ]
 
-    def reject_by_file(self, image: PreprocessedImage) -> Rejection | None:
-        """Return the rejection by the pixels, the header or the age of an image, before the network; None if it passes."""
-        if rejection := reject_by_file(image.rejections, self.assumptions):
-            return rejection
-        required = self.require_age == "always" or (self.require_age == "dicom" and image.format == "DICOM")
-        return reject_by_age(self.card, image.age, required=required)
-
     def require_heatmaps(self) -> None:
         """Raise if the network has no heatmaps.
 
@@ -246,69 +209,6 @@ class BundleSession:
                 hint="Run without heatmaps, or train a convolutional network: pneumoscope models",
             )
 
-    def stream(self, images: Iterable[Radiograph | PreprocessedImage], *, batch: int = 32) -> Iterator[Scored]:
-        """Yield logits and rejections image by image, holding at most `batch` images in memory.
-
-        Raises:
-            UsageError: `batch` is below 1.
-        """
-        if batch < 1:
-            raise UsageError(f"batch is {batch}; the minimum is 1")
-        pending: list[PreprocessedImage] = []
-        for image in images:
-            if not isinstance(image, PreprocessedImage):
-                image = preprocess_image(image, self.card.preprocessing)
-            pending.append(image)
-            if len(pending) == batch:
-                yield from self._score_batch(pending)
-                pending.clear()
-        if pending:
-            yield from self._score_batch(pending)
-
-    def _score_batch(self, images: Sequence[PreprocessedImage]) -> list[Scored]:
-        return self.score(images, self.outputs(np.stack([image.pixels for image in images])))
-
     def probability(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """Return calibrated probabilities of pneumonia, 0 to 1, of logits of any shape."""
         return calibrate(self.card.calibration, logits)
-
-    def _check_signature(self) -> None:
-        size = self.card.preprocessing.size
-        inputs = [
-            (value.name, value.type, [side if isinstance(side, int) else "n" for side in value.shape])
-            for value in self._session.get_inputs()
-        ]
-        outputs = [(value.name, value.type, len(value.shape)) for value in self._session.get_outputs()]
-        expected_inputs = [("image", "tensor(uint8)", ["n", size, size])]
-        known_outputs = [(name, "tensor(float)", dimensions) for name, dimensions in OUTPUTS.items()]
-        if (
-            inputs != expected_inputs
-            or outputs[:1] != known_outputs[:1]
-            or any(output not in known_outputs for output in outputs)
-        ):
-            raise BundleError(
-                f"the network of bundle {self.card.name!r} has inputs {inputs} and outputs {outputs}; expected inputs"
-                f" {expected_inputs} and outputs among {known_outputs}, the first of them required",
-                hint="Export the bundle again",
-            )
-
-    def _check_limits(self) -> None:
-        limits = self.card.rejection_limits
-        has_age_limit = limits is not None and limits.max_age_score is not None
-        for name in ("input_classes", "age_score", "ood_distance"):
-            has_limits = has_age_limit if name == "age_score" else limits is not None
-            if (name in self._output_names) != has_limits:
-                raise BundleError(
-                    f"the network of bundle {self.card.name!r} has outputs {self._output_names}, but its card"
-                    f" {'has' if has_limits else 'has no'} limits for {name!r}",
-                    hint="Export the bundle again",
-                )
-
-
-def network_rejections(card: Card, outputs: Outputs) -> list[Rejection | None]:
-    """Return the rejection of each image of a batch by the network's outputs, or None."""
-    n = len(outputs.logit)
-    input_classes = [None] * n if outputs.input_classes is None else outputs.input_classes.tolist()
-    age_scores = [None] * n if outputs.age_score is None else outputs.age_score.tolist()
-    distances = [None] * n if outputs.ood_distance is None else outputs.ood_distance.tolist()
-    return [reject_by_network(card, *each) for each in zip(input_classes, distances, age_scores, strict=True)]

@@ -9,10 +9,11 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pneumoscope.core.identity import IDENTITY_FIELDS
+from pneumoscope.core.multiclass_prediction import MulticlassPrediction
 from pneumoscope.core.prediction import ModelInfo, Prediction
 from pneumoscope.core.prediction_messages import prediction_message
 from pneumoscope.core.result_forms import rows_dataframe
@@ -45,8 +46,10 @@ def prediction_document(prediction: Prediction, language: str = "en") -> dict[st
     return dataclasses.asdict(prediction) | {"message": prediction_message(prediction, language)}
 
 
-def iter_json(model: ModelInfo, predictions: Iterable[Prediction], notice: str) -> Iterator[str]:
-    """Yield one JSON document in pieces: `schema`, `model`, `notice` and `predictions`.
+def iter_json(
+    model: ModelInfo, predictions: Iterable[Prediction], notice: str, classes: Sequence[str] = ()
+) -> Iterator[str]:
+    """Yield one JSON document in pieces: `schema`, `model`, `notice`, `classes` if there are several, and `predictions`.
 
     The document is closed even if `predictions` raises; the error follows the last piece. The text is ASCII, because file
     names may not be valid text and readers may not expect UTF-8.
@@ -55,8 +58,10 @@ def iter_json(model: ModelInfo, predictions: Iterable[Prediction], notice: str) 
         model: The model.
         predictions: Its predictions.
         notice: Its notice.
+        classes: Its classes; empty for NORMAL and PNEUMONIA.
     """
-    head = json.dumps({"schema": SCHEMA, "model": dataclasses.asdict(model), "notice": notice}, indent=2)
+    facts: dict[str, Any] = {"schema": SCHEMA, "model": dataclasses.asdict(model), "notice": notice}
+    head = json.dumps(facts | ({"classes": list(classes)} if classes else {}), indent=2)
     yield head.removesuffix("\n}") + ',\n  "predictions": ['
     failure: Exception | None = None
     separator = "\n"
@@ -71,7 +76,9 @@ def iter_json(model: ModelInfo, predictions: Iterable[Prediction], notice: str) 
         raise failure
 
 
-def iter_csv(predictions: Iterable[Prediction], notice: str, failed: list[Exception]) -> Iterator[bytes]:
+def iter_csv(
+    predictions: Iterable[Prediction], notice: str, failed: list[Exception], classes: Sequence[str] = ()
+) -> Iterator[bytes]:
     """Yield the lines of a CSV file (RFC 4180, UTF-8): a header, then one line per image; missing values are empty.
 
     Bytes of a file name that are not valid UTF-8 are kept as they are.
@@ -80,8 +87,9 @@ def iter_csv(predictions: Iterable[Prediction], notice: str, failed: list[Except
         predictions: One per image.
         notice: Notice of the model.
         failed: Receives the error if `predictions` raises; the lines before it are a complete file.
+        classes: Classes of the model; empty for NORMAL and PNEUMONIA.
     """
-    yield csv_line(csv_columns())
+    yield csv_line(csv_columns(classes))
     try:
         for prediction in predictions:
             yield csv_line(csv_row(prediction, notice).values())
@@ -89,10 +97,12 @@ def iter_csv(predictions: Iterable[Prediction], notice: str, failed: list[Except
         failed.append(error)
 
 
-def csv_columns() -> list[str]:
-    """Return the header of a CSV file: the keys of `csv_row`."""
-    model = ModelInfo("", "", "")
-    return list(csv_row(Prediction(path="", decision=None, operating_point="", model=model), ""))
+def csv_columns(classes: Sequence[str] = ()) -> list[str]:
+    """Return the header of a CSV file: the keys of `csv_row`, for a model of these classes or of NORMAL and PNEUMONIA."""
+    fields: dict[str, Any] = {"path": "", "decision": None, "operating_point": "", "model": ModelInfo("", "", "")}
+    return list(
+        csv_row(MulticlassPrediction(**fields, classes=tuple(classes)) if classes else Prediction(**fields), "")
+    )
 
 
 def csv_row(prediction: Prediction, notice: str) -> dict[str, Any]:
@@ -122,4 +132,7 @@ def to_dataframe(predictions: Iterable[Prediction]) -> pd.DataFrame:
         MissingExtraError: pandas is not installed.
     """
     rows = (prediction.to_row() | {"message": prediction_message(prediction)} for prediction in predictions)
-    return rows_dataframe(rows, "to_dataframe()", [name for name in csv_columns() if name != "notice"])
+    frame = rows_dataframe(rows, "to_dataframe()")
+    if len(frame):
+        return frame
+    return rows_dataframe([], "to_dataframe()", [name for name in csv_columns() if name != "notice"])

@@ -1,4 +1,4 @@
-"""Any timm network as a `ClassifierNetwork`, with timm's own head for one logit."""
+"""Any timm network as a `ClassifierNetwork`, with timm's own head for one logit, or for one per class."""
 
 from __future__ import annotations
 
@@ -28,26 +28,30 @@ class Backbone(ClassifierNetwork):
         dropout: Dropout rate before the last layer, 0 to 1.
         output_stride: Side of the image divided by the side of the last feature map. Below 32, the last stages keep their
             resolution and their convolutions are dilated, so that the heatmap has more positions.
+        outputs: Number of logits per image.
 
     Raises:
         UnknownNameError: timm has no network of that name.
-        RecipeError: The network does not accept images of that size or that stride, or does not return one logit per image.
+        RecipeError: The network does not accept images of that size or that stride, or does not return that number of logits
+            per image.
     """
 
     # Depthwise convolutions are faster in this format on a CPU; the report's large convolutions are not.
     memory_format = torch.channels_last
 
-    def __init__(self, name: str, *, image_size: int, dropout: float = 0.0, output_stride: int = 32) -> None:
+    def __init__(
+        self, name: str, *, image_size: int, dropout: float = 0.0, output_stride: int = 32, outputs: int = 1
+    ) -> None:
         if not timm.is_model(name):
             raise UnknownNameError("network", name, timm.list_models(), hint="List networks with: pneumoscope models")
         # Any: timm's methods are not in torch's type of a module.
-        model: Any = create_timm_model(name, image_size, dropout, output_stride)
-        super().__init__(_normalization(name, model))
+        model: Any = create_timm_model(name, image_size, dropout, output_stride, outputs=outputs)
+        super().__init__(_normalization(name, model), outputs)
         self.model: Any = model
         self.image_size = image_size
-        # timm initializes some last layers for a thousand classes: with one class, the first logits could exceed 20.
+        # timm initializes some last layers for a thousand classes: with one or a few, the first logits could exceed 20.
         for layer in self.head_layers().modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d) and layer.weight.shape[0] == 1:
+            if isinstance(layer, nn.Linear | nn.Conv2d) and layer.weight.shape[0] == outputs:
                 nn.init.normal_(layer.weight, std=0.01)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
@@ -67,8 +71,8 @@ class Backbone(ClassifierNetwork):
                 logits = self.forward_head(
                     self.forward_features(self.normalize(torch.zeros(1, image_size, image_size)))
                 )
-            if logits.shape != (1, 1):
-                raise ValueError(f"its output has shape {tuple(logits.shape)}, not (1, 1)")
+            if logits.shape != (1, self.outputs):
+                raise ValueError(f"its output has shape {tuple(logits.shape)}, not (1, {self.outputs})")
         except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError, IndexError) as error:
             default = self.model.pretrained_cfg.get("input_size", (3, 224, 224))[-1]
             raise RecipeError(
@@ -83,7 +87,7 @@ class Backbone(ClassifierNetwork):
         return maps
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """Return the logits (n, 1) of the last feature map."""
+        """Return the logits (n, K) of the last feature map."""
         logits: Tensor = self.model.forward_head(features)
         return logits
 
@@ -111,14 +115,20 @@ class Backbone(ClassifierNetwork):
 
 
 def create_timm_model(
-    name: str, image_size: int, dropout: float = 0.0, output_stride: int = 32, *, pretrained: bool = False
+    name: str,
+    image_size: int,
+    dropout: float = 0.0,
+    output_stride: int = 32,
+    *,
+    outputs: int = 1,
+    pretrained: bool = False,
 ) -> Any:
-    """Return timm's network for one logit, built for the image size if its architecture depends on it.
+    """Return timm's network for this number of logits, built for the image size if its architecture depends on it.
 
     Raises:
         RecipeError: It cannot be built for that size or that stride.
     """
-    options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 1, "drop_rate": dropout}
+    options: dict[str, Any] = {"pretrained": pretrained, "num_classes": outputs, "drop_rate": dropout}
     if output_stride != 32:
         try:
             return timm.create_model(name, output_stride=output_stride, **options)

@@ -1,4 +1,4 @@
-"""The interface of all classifier networks: gray-level images in, one logit per image out.
+"""The interface of all classifier networks: gray-level images in, one logit per image or one per class out.
 
 Normalization is part of the network, so that training, the exported file and inference share it. The network is divided into
 `forward_features` (to the last feature map) and `forward_head` (to the logit), as in timm. The features of frozen layers are
@@ -41,9 +41,10 @@ EFFICIENTNET_LITE = Normalization((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
 
 
 class ClassifierNetwork(nn.Module, abc.ABC):
-    """A network with one logit per image.
+    """A network with one logit per image, positive towards pneumonia, or with one logit per class.
 
     Attributes:
+        outputs: Number of logits per image, K; with 1, logits have shape (n,) instead of (n, K).
         offset, scale: Normalization, shape (1, 3, 1, 1); buffers, so that they are saved with the weights.
         memory_format: Memory format of the weights that is faster on a CPU.
         border_mask: Width of the border that is replaced by black, pixels.
@@ -57,8 +58,9 @@ class ClassifierNetwork(nn.Module, abc.ABC):
     border_mask = 0
     flip_averaging = False
 
-    def __init__(self, normalization: Normalization) -> None:
+    def __init__(self, normalization: Normalization, outputs: int = 1) -> None:
         super().__init__()
+        self.outputs = outputs
         self.register_buffer("offset", torch.tensor(normalization.offset).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor(normalization.scale).view(1, 3, 1, 1))
 
@@ -76,7 +78,7 @@ class ClassifierNetwork(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward_head(self, features: Tensor) -> Tensor:
-        """Return the logits (n, 1) of the last feature map."""
+        """Return the logits (n, K) of the last feature map."""
 
     @abc.abstractmethod
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
@@ -98,7 +100,7 @@ class ClassifierNetwork(nn.Module, abc.ABC):
     def class_activation(
         self, images: Tensor, head_gradient: HeadGradient | None = None
     ) -> tuple[Tensor, Tensor] | None:
-        """Return the logits and the class activation maps of images.
+        """Return the logits and the class activation maps of images, for a network with one logit per image.
 
         Args:
             images: Gray levels (n, size, size).
@@ -124,10 +126,10 @@ class ClassifierNetwork(nn.Module, abc.ABC):
         """Return the mean over images and mirror images of the outputs of `with_flips`.
 
         Args:
-            outputs: Logits (m,) or maps (m, height, width); maps of mirror images are mirrored back.
+            outputs: Logits (m,) or (m, K), or maps (m, height, width); maps of mirror images are mirrored back.
 
         Returns:
-            Logits (n,) or maps (n, height, width); m is n or 2 n.
+            Logits (n,) or (n, K), or maps (n, height, width); m is n or 2 n.
         """
         if not self.flip_averaging or self.training:
             return outputs
@@ -135,7 +137,11 @@ class ClassifierNetwork(nn.Module, abc.ABC):
         original, mirrored = outputs.reshape(2, -1, *outputs.shape[1:]).unbind()
         return (original + (mirrored.flip(2) if mirrored.ndim == 3 else mirrored)) / 2
 
+    def flatten(self, logits: Tensor) -> Tensor:
+        """Return logits (n, K) as (n,) if K is 1."""
+        return logits.squeeze(1) if self.outputs == 1 else logits
+
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits (n,) of gray levels (n, size, size)."""
+        """Return the logits (n,), or (n, K) of several classes, of gray levels (n, size, size)."""
         channels = self.normalize(self.with_flips(images))
-        return self.average_flips(self.forward_head(self.forward_features(channels)).squeeze(1))
+        return self.average_flips(self.flatten(self.forward_head(self.forward_features(channels))))

@@ -35,8 +35,9 @@ def create_model(
     output_stride: int = 32,
     border_mask: int = 0,
     flip_averaging: bool = False,
+    outputs: int = 1,
 ) -> ClassifierNetwork:
-    """Return a network as a torch module in training mode: gray levels (n, size, size) to logits (n,).
+    """Return a network as a torch module in training mode: gray levels (n, size, size) to logits (n,), or (n, K) of K classes.
 
     Initial values come from torch's global random generator; set its seed first.
 
@@ -47,6 +48,7 @@ def create_model(
         dropout: Dropout rate before the last layer of a timm network; the report's networks have fixed rates.
         output_stride: See `Backbone`; the report's networks have no such option.
         border_mask, flip_averaging: See `ClassifierNetwork`.
+        outputs: Number of logits per image: 1 for NORMAL and PNEUMONIA, or the number of classes K.
 
     Raises:
         UnknownNameError: There is no network of that name.
@@ -60,6 +62,7 @@ def create_model(
         "output_stride": output_stride,
         "border_mask": border_mask,
         "flip_averaging": flip_averaging,
+        "outputs": outputs,
     }
     return create_initialized(name, weights, options)[0]
 
@@ -136,12 +139,19 @@ def _build(name: str, options: Mapping[str, Any], *, normalization: Normalizatio
         normalization: Normalization of VGG19.
     """
     image_size, output_stride = options.get("image_size"), options.get("output_stride", 32)
+    outputs = options.get("outputs", 1)
     size = image_size if image_size is not None else _default_image_size(name)
     minimum = _MIN_IMAGE_SIZE.get(name, 32)
     if size < minimum:
         raise RecipeError(f"network.image_size is {size}; {name!r} needs at least {minimum}")
     if name in _MIN_IMAGE_SIZE and output_stride != 32:
         raise RecipeError(f"network.output_stride: {name!r} has no such option", hint="Leave it out")
+    if name in _MIN_IMAGE_SIZE and outputs != 1:
+        raise RecipeError(
+            f"network.name: {name!r}, a network of the report, has one logit, for NORMAL and PNEUMONIA; the data have {outputs}"
+            " classes",
+            hint="Choose another network, such as tf_efficientnet_lite0",
+        )
     network: ClassifierNetwork
     if name in ("alexnet", "alexnet-fc8"):
         network = AlexNet(size, fc8=name == "alexnet-fc8")
@@ -150,7 +160,7 @@ def _build(name: str, options: Mapping[str, Any], *, normalization: Normalizatio
         network = VGG19(size, normalization=normalization)
     else:
         dropout = options.get("dropout", 0.0)
-        network = Backbone(name, image_size=size, dropout=dropout, output_stride=output_stride)
+        network = Backbone(name, image_size=size, dropout=dropout, output_stride=output_stride, outputs=outputs)
     network.border_mask = options.get("border_mask", 0)
     network.flip_averaging = options.get("flip_averaging", False)
     return network

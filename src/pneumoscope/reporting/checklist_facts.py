@@ -8,10 +8,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from pneumoscope.core.comparison import Comparison
+from pneumoscope.core.comparison import Comparison, RunGroup
 from pneumoscope.core.messages import counted
 from pneumoscope.core.result_forms import method_name
-from pneumoscope.core.results import Interval
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.flow_diagram import excluded_lines
 from pneumoscope.reporting.run_data import RunData
@@ -190,32 +189,48 @@ def _tests(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
 
 
 def _performance(c: Comparison, runs: Sequence[RunData]) -> Fact:
-    return Fact(_of_runs(runs, ("auroc", "auprc", "brier")), "metrics")
+    return Fact(_of_runs(c, runs, ("auroc", "auprc", "brier")), "metrics")
 
 
 def _accuracy(c: Comparison, runs: Sequence[RunData]) -> Fact:
-    text = _of_runs(runs, ("sensitivity", "specificity", "precision", "negative_predictive_value"))
+    text = _of_runs(c, runs, ("sensitivity", "specificity", "precision", "negative_predictive_value"))
     return Fact(f"At the operating point {c.operating_point}: {text}", "metrics")
 
 
 def _calibration(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
     keys = ("calibration_slope", "calibration_intercept", "observed_expected_ratio")
-    text = _of_runs(runs, keys)
+    text = _of_runs(c, runs, keys)
     return Fact(text, "calibration") if text else None
 
 
-def _of_runs(runs: Sequence[RunData], keys: Sequence[str]) -> str:
-    """Return the metrics of each run as sentences; empty if an evaluation lacks one."""
+def _of_runs(c: Comparison, runs: Sequence[RunData], keys: Sequence[str]) -> str:
+    """Return the metrics of each run as sentences; empty if an evaluation lacks one.
+
+    Of several seeds or folds only the mean and its spread are stated: one of them alone may be better by chance.
+    """
     if not all(key in run.summary.test for run in runs for key in keys):
         return ""
-    return " ".join(
-        f"{run.summary.name}: {', '.join(f'{labels.METRICS[key]} {_text(run.summary.test[key])}' for key in keys)}."
-        for run in runs
-    )
+    sentences = [
+        f"{group.name}, mean of {group.members_text()}: {', '.join(_spread(group, key) for key in keys if key in group.metrics)}."
+        for group in c.groups
+        if any(key in group.metrics for key in keys)
+    ]
+    sentences += [
+        f"{run.summary.name}: {', '.join(f'{labels.METRICS[key]} {run.summary.test[key]}' for key in keys)}."
+        for run in _single_runs(c, runs)
+    ]
+    return " ".join(sentences)
 
 
-def _text(interval: Interval) -> str:
-    return str(interval)
+def _spread(group: RunGroup, key: str) -> str:
+    spread = group.metrics[key]
+    return f"{labels.METRICS[key]} {spread.mean} (standard deviation {spread.sd:.4f})"
+
+
+def _single_runs(c: Comparison, runs: Sequence[RunData]) -> list[RunData]:
+    """Return the runs that are not one of several seeds or folds."""
+    grouped = {name for group in c.groups for name in group.runs}
+    return [run for run in runs if run.summary.name not in grouped]
 
 
 def _utility(c: Comparison, runs: Sequence[RunData]) -> Fact:
@@ -225,10 +240,11 @@ def _utility(c: Comparison, runs: Sequence[RunData]) -> Fact:
 def _confusion(c: Comparison, runs: Sequence[RunData]) -> Fact:
     text = " ".join(
         f"{run.summary.name}: {m.tp} true positives, {m.fn} false negatives, {m.tn} true negatives, {m.fp} false positives."
-        for run in runs
+        for run in _single_runs(c, runs)
         for m in (run.summary.confusion,)
     )
-    return Fact(text, "confusion")
+    groups = " ".join(f"{group.name}: one matrix for each of {group.members_text()}." for group in c.groups)
+    return Fact(" ".join(filter(None, (groups, text))), "confusion")
 
 
 def _thresholds(c: Comparison, runs: Sequence[RunData]) -> Fact:

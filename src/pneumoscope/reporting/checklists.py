@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
 
@@ -94,6 +95,14 @@ class Checklist:
     def prefilled(self) -> int:
         """Number of items with facts of the record."""
         return sum(bool(answer.facts) for answer in self.answers)
+
+    def counts(self) -> str:
+        """Return how many items have which status, as a clause; every item is counted once."""
+        count = Counter(answer.status for answer in self.answers)
+        return (
+            f"{count['prefilled']} of {len(self.answers)} items are prefilled, {count['prefilled, to be completed']} are"
+            f" prefilled in part and need an author, {count['open']} are open"
+        )
 
 
 def read_items(name: str) -> tuple[str, str, tuple[Item, ...]]:

@@ -153,8 +153,10 @@ def decision_curve_figure(
     return figure
 
 
-def reliability_figure(title: str, bins: Sequence[ReliabilityBin], style: RunStyle) -> Figure:
-    """Return a reliability diagram: observed rate of pneumonia by predicted probability, with intervals."""
+def reliability_figure(
+    title: str, bins: Sequence[ReliabilityBin], style: RunStyle, *, event: str = "pneumonia"
+) -> Figure:
+    """Return a reliability diagram: observed rate of pneumonia, or of another class, by its probability, with intervals."""
     figure = new_figure(300, 300)
     axes: Axes = figure.subplots()
     show_grid(axes)
@@ -169,7 +171,7 @@ def reliability_figure(title: str, bins: Sequence[ReliabilityBin], style: RunSty
     axes.set_ylim(-0.02, 1.02)
     axes.set_box_aspect(1)
     axes.set_xlabel("predicted probability")
-    axes.set_ylabel("observed rate of pneumonia")
+    axes.set_ylabel(f"observed rate of {short(event)}")
     axes.set_title(short(title))
     axes.spines[:].set_visible(False)
     return figure

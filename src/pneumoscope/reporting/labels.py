@@ -7,7 +7,15 @@ from collections.abc import Iterable
 from pneumoscope.core.result_forms import method_name
 from pneumoscope.core.results import Interval
 
-__all__ = ["ETIOLOGIES", "GLOSSARY", "METRICS", "PAIR_METRICS", "interval_note"]
+__all__ = [
+    "CLASS_METRICS",
+    "CLASS_PAIR_METRICS",
+    "ETIOLOGIES",
+    "GLOSSARY",
+    "METRICS",
+    "PAIR_METRICS",
+    "interval_note",
+]
 
 # In the order of tables and figures. Keys are those of `Evaluation` and `OperatingPointResult`.
 METRICS = {
@@ -28,6 +36,8 @@ METRICS = {
     "calibration_slope": "Calibration slope",
     "calibration_intercept": "Calibration intercept",
     "observed_expected_ratio": "O/E",
+    "precision_at_prevalence": "Precision at the stated prevalence",
+    "negative_predictive_value_at_prevalence": "Negative predictive value at the stated prevalence",
 }
 # Metrics of `PairedTest`, as they are written within a sentence.
 PAIR_METRICS = {
@@ -36,6 +46,20 @@ PAIR_METRICS = {
     "sensitivity": "sensitivity",
     "specificity": "specificity",
 }
+# Metrics over several classes, and those that pairs of their models are tested by; see `MulticlassEvaluation`.
+CLASS_METRICS = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_auroc": "Macro AUROC",
+    "macro_auprc": "Macro AUPRC",
+    "macro_f1": "Macro F1",
+    "macro_specificity": "Macro specificity",
+    "macro_precision": "Macro precision",
+    "brier": "Brier score",
+    "log_loss": "Log loss",
+    "expected_calibration_error": "Calibration error",
+}
+CLASS_PAIR_METRICS = {"accuracy": "accuracy", "macro_auroc": "macro AUROC"}
 ETIOLOGIES = ("normal", "bacteria", "virus")
 GLOSSARY = {
     "Image": "one chest radiograph.",

@@ -19,7 +19,17 @@ from pneumoscope.reporting.style import COLORS, drawing
 from pneumoscope.reporting.svg import standalone_svg
 from pneumoscope.reporting.tables import Table, comparison_tables, to_csv, to_latex, to_markdown
 
-__all__ = ["FIGURES_FOLDER", "PAGE", "TABLES_FOLDER", "Report", "ReportFiles", "make_report", "report"]
+__all__ = [
+    "FIGURES_FOLDER",
+    "PAGE",
+    "TABLES_FOLDER",
+    "Report",
+    "ReportFiles",
+    "make_report",
+    "report",
+    "write_figure",
+    "write_table",
+]
 
 PAGE = "report.html"
 FIGURES_FOLDER, TABLES_FOLDER = "figures", "tables"
@@ -88,8 +98,8 @@ class Report:
         folder = Path(out)
         page = write_atomically(folder / PAGE, self.page())
         with drawing():
-            drawn = [file for each in self.figures.values() for file in _write_figure(each, folder / FIGURES_FOLDER)]
-        written = [file for table in self.tables.values() for file in _write_table(table, folder / TABLES_FOLDER)]
+            drawn = [file for each in self.figures.values() for file in write_figure(each, folder / FIGURES_FOLDER)]
+        written = [file for table in self.tables.values() for file in write_table(table, folder / TABLES_FOLDER)]
         return ReportFiles(page, tuple(drawn), tuple(written))
 
 
@@ -135,7 +145,8 @@ def make_report(comparison: Comparison, folders: Sequence[Path], checklists: Seq
     return Report(comparison, data, figures, {table.name: table for table in tables}, filled)
 
 
-def _write_figure(named: NamedFigure, folder: Path) -> list[Path]:
+def write_figure(named: NamedFigure, folder: Path) -> list[Path]:
+    """Write a figure as SVG, PDF and PNG, and return the files. Must be called within `style.drawing()`."""
     files = [write_atomically(folder / f"{named.key}.svg", standalone_svg(named.figure, label=named.label))]
     for form, metadata in _METADATA.items():
         buffer = io.BytesIO()
@@ -145,6 +156,7 @@ def _write_figure(named: NamedFigure, folder: Path) -> list[Path]:
     return files
 
 
-def _write_table(table: Table, folder: Path) -> list[Path]:
+def write_table(table: Table, folder: Path) -> list[Path]:
+    """Write a table as CSV, LaTeX and Markdown, and return the files."""
     forms = {"csv": to_csv(table), "tex": to_latex(table), "md": to_markdown(table)}
     return [write_atomically(folder / f"{table.name}.{suffix}", text) for suffix, text in forms.items()]

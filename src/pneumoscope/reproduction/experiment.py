@@ -8,17 +8,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pneumoscope.core.comparison import Comparison
-from pneumoscope.core.errors import UnknownNameError, WeightsError
+from pneumoscope.core.errors import RunError, UnknownNameError, UsageError, WeightsError
 from pneumoscope.core.messages import counted
 from pneumoscope.evaluation.compare import compare, write_comparison
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.models.weights import find_vgg19
 from pneumoscope.reporting.comparison_page import write_comparison_page
 from pneumoscope.reproduction.published import published_table
+from pneumoscope.reproduction.ranking import ranking_sentences
 from pneumoscope.reproduction.recipes import RUNS, report_recipes
 from pneumoscope.runs.recipe import Recipe, read_recipe
 from pneumoscope.runs.record import read_run
-from pneumoscope.runs.run_folder import EVALUATION_FILE, evaluation_folder, is_run_folder
+from pneumoscope.runs.run_folder import EVALUATION_FILE, evaluation_folder, is_run_folder, run_folders, seed_folder
 from pneumoscope.training.train import train
 from pneumoscope.training.trainer import Devices
 
@@ -48,6 +49,7 @@ def reproduce(
     out: Path,
     *,
     only: Sequence[str] = RUNS,
+    seeds: int | None = None,
     overrides: Sequence[str] = (),
     devices: Devices | None = None,
     ledger: Path | None = None,
@@ -62,6 +64,8 @@ def reproduce(
         data: The public data set.
         out: Folder of the run folders and the comparison.
         only: Names of the runs to train now.
+        seeds: Train each run with so many consecutive seeds, all runs with the first seed first, in out/NAME/seed-N; the means
+            are compared. None trains each run once, in out/NAME.
         overrides: Recipe fields of these runs, such as "training.epochs=1".
         devices: See `train`.
         ledger: The test ledger; the default ledger if None.
@@ -70,29 +74,68 @@ def reproduce(
 
     Raises:
         UnknownNameError: There is no such run.
+        UsageError: The number of seeds is not positive.
+        RunError: The folder has runs with seeds, and none were requested, or the reverse.
         PneumoscopeError: See `train`, `evaluate` and `compare`.
     """
     for name in only:
         if name not in RUNS:
             raise UnknownNameError("run of the report", name, RUNS)
+    if seeds is not None and seeds < 1:
+        raise UsageError(f"the number of seeds is {seeds}; the minimum is 1", hint="Give a larger number")
+    _check_layout(out, seeds)
     devices = devices or Devices()
     notes: list[str] = []
-    for name in only:
-        run = out / name
-        recipe, differences = adapt_recipe(name, overrides, gpu=devices.gpu, run=run)
-        notes += differences
-        for difference in differences:
-            log(difference)
-        log(f"{name}: training ({counted(recipe.training.epochs, 'epoch')} at {recipe.network.image_size} pixels)")
-        train(recipe, data, run, resume=True, devices=devices, log=log)
-        if not _is_evaluated(run):
-            log(f"{name}: evaluating on the test images")
-            evaluate(run, data, ledger=ledger)
-    evaluated = [out / name for name in RUNS if _is_evaluated(out / name)]
+    result = None
+    for number in range(seeds or 1):
+        for name in only:
+            run = out / name
+            if seeds is not None:
+                seed = read_recipe(name, overrides, report_recipes()).training.seed + number
+                run = seed_folder(out / name, seed)
+            recipe, differences = adapt_recipe(name, overrides, gpu=devices.gpu, run=run)
+            if seeds is not None:
+                recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": seed})})
+            for difference in differences:
+                if difference not in notes:
+                    notes.append(difference)
+                    log(difference)
+            title = name if seeds is None else f"{name}, seed {recipe.training.seed} ({number + 1} of {seeds})"
+            log(f"{title}: training ({counted(recipe.training.epochs, 'epoch')} at {recipe.network.image_size} pixels)")
+            train(recipe, data, run, resume=True, devices=devices, log=log)
+            if not _is_evaluated(run):
+                log(f"{title}: evaluating on the test images")
+                evaluate(run, data, ledger=ledger)
+        # After each seed, so that there is a result before the last one is trained.
+        result = _compare(out, command, notes)
+    assert result is not None  # there is at least one seed
+    return result
+
+
+def _compare(out: Path, command: str, notes: Sequence[str]) -> Reproduction:
+    """Compare all evaluated runs in the folder, and write the results."""
+    candidates = [run for name in RUNS for run in (run_folders(out / name) or [out / name])]
+    evaluated = [run for run in candidates if _is_evaluated(run)]
     comparison = compare(evaluated, command=command)
-    comparison = dataclasses.replace(comparison, reference=published_table(comparison))
+    comparison = dataclasses.replace(
+        comparison,
+        reference=published_table(comparison),
+        sentences=(*ranking_sentences(comparison), *comparison.sentences),
+    )
     write_comparison(comparison, out)
     return Reproduction(comparison, write_comparison_page(comparison, evaluated, out / "report.html"), tuple(notes))
+
+
+def _check_layout(out: Path, seeds: int | None) -> None:
+    """Raise if the folder has runs of the other layout: single runs, or runs with seeds."""
+    for name in RUNS:
+        single, series = is_run_folder(out / name), bool(run_folders(out / name))
+        if (single and seeds is not None) or (series and seeds is None):
+            raise RunError(
+                f"{str(out / name)!r} has {'a single run' if single else 'runs with several seeds'}, and"
+                f" {'several seeds' if single else 'single runs'} were requested",
+                hint="Choose another folder with --out, or repeat the command that made it",
+            )
 
 
 def _is_evaluated(run: Path) -> bool:

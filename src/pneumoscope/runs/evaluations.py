@@ -12,6 +12,7 @@ from pathlib import Path
 from pneumoscope.core.errors import RunError
 from pneumoscope.core.results import Evaluation, ScoredImage
 from pneumoscope.data.manifest import LABELS, images_sha256
+from pneumoscope.runs.multiclass_evaluations import has_multiclass_evaluation
 from pneumoscope.runs.run_folder import EVALUATION_FILE, PREDICTIONS_FILE, read_json, read_text
 
 __all__ = ["predictions_csv", "read_evaluation", "read_evaluation_folder", "read_predictions"]
@@ -25,8 +26,13 @@ def read_evaluation(path: Path) -> Evaluation:
     """Return the evaluation of an `evaluation.json`.
 
     Raises:
-        RunError: The file is missing, malformed, or of another schema.
+        RunError: The file is missing, malformed, of another schema, or an evaluation of several classes.
     """
+    if has_multiclass_evaluation(path.parent):
+        raise RunError(
+            f"{str(path)!r} is an evaluation of several classes, not of NORMAL and PNEUMONIA",
+            hint="Compare and report models of the same classes only",
+        )
     return read_json(path, Evaluation, _EVALUATE_HINT)
 
 

@@ -32,6 +32,27 @@ __all__ = [
 
 
 _UNSET = "none"  # TOML has no null
+# Fields by the names that they have in other libraries.
+_USUAL_NAMES = {
+    "arch": "network.name",
+    "architecture": "network.name",
+    "backbone": "network.name",
+    "model": "network.name",
+    "pretrained": "network.weights",
+    "img_size": "network.image_size",
+    "lr": "optimizer.learning_rate",
+    "eta": "optimizer.learning_rate",
+    "wd": "optimizer.weight_decay",
+    "eps": "optimizer.epsilon",
+    "betas": "optimizer.beta1",
+    "rho": "optimizer.decay",
+    "alpha": "optimizer.decay",
+    "gamma": "optimizer.step_factor",
+    "step_size": "optimizer.step_epochs",
+    "patience": "training.early_stopping",
+    "random_state": "training.seed",
+    "hflip": "augmentation.flip",
+}
 
 
 class _Table(BaseModel):
@@ -79,6 +100,9 @@ class DataOptions(_Table):
     by: Literal["patient", "block", "image", "given"] = "patient"
     """Unit of the split: "patient", "block" (contiguous patient numbers), "image" (as in the report; leaks patients), or
     "given" (the splits that come with the data)."""
+    labels: Literal["label", "etiology"] = "label"
+    """"etiology" makes the cause of the pneumonia the class: bacteria, virus or normal, as in the public data set. Name another
+    column with --label-column."""
     validation: float = Field(default=0.15, gt=0, lt=0.9)
     """Fraction of the training images that is used for validation."""
     age_range: tuple[float, float] | None = None
@@ -366,13 +390,20 @@ def parse_recipe(data: Mapping[str, Any], name: str) -> Recipe:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "recipe"
         if first["type"] == "extra_forbidden":
-            closest = difflib.get_close_matches(field, _field_names(), n=1, cutoff=0.5)
-            hint = f"Did you mean {closest[0]!r}?" if closest else f"Known: {', '.join(_field_names())}"
+            closest = _closest_field(field)
+            hint = f"Did you mean {closest!r}?" if closest else f"Known: {', '.join(_field_names())}"
             raise RecipeError(f"{name}: there is no field {field!r}", hint=hint) from error
         if first["type"] == "value_error":
             raise RecipeError(f"{name}: {first['msg'].removeprefix('Value error, ')}") from error
         value = "" if first["type"] == "missing" else f" (it is {first['input']!r})"
         raise RecipeError(f"{name}: {field}: {first['msg']}{value}") from error
+
+
+def _closest_field(field: str) -> str:
+    """Return the field that another library calls like this, or with the most similar name; "" if there is none."""
+    usual = _USUAL_NAMES.get(field.rpartition(".")[2].lower(), "")
+    closest = difflib.get_close_matches(field, _field_names(), n=1, cutoff=0.5)
+    return usual or (closest[0] if closest else "")
 
 
 def _field_names() -> list[str]:

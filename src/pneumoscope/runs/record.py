@@ -18,6 +18,7 @@ from pneumoscope.core.errors import RunError
 from pneumoscope.core.files import is_temporary, locked, write_atomically
 from pneumoscope.core.results import SCHEMA
 from pneumoscope.data.folds import Fold
+from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import Manifest
 from pneumoscope.data.outliers import Outliers
 from pneumoscope.runs.recipe import Recipe, parse_recipe
@@ -29,6 +30,7 @@ from pneumoscope.runs.run_folder import (
     RUN_FILE,
     is_run_folder,
     read_json,
+    run_folders,
 )
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "now",
     "read_run",
     "record_resumption",
+    "recorded_labels",
     "records_json",
     "versions",
 ]
@@ -84,6 +87,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         weights: Initial weights, as in the recipe.
         weights_sha256: Hash of the initial weights; empty in older records.
         outliers_sha256: Hash of the images of patients outside the age range; empty without an age classifier.
+        labels: Names of columns and labels of the data, which `evaluate` uses as well; None if they are the defaults.
         counts: Number of images by split and label.
         fold, folds: Number of the fold that the run validates on, from 1, and number of folds; None without cross-validation.
         device: "cpu" or the name of the GPU, with the number of devices if there are several.
@@ -115,6 +119,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     precision: str
     weights_sha256: str = ""
     outliers_sha256: str = ""
+    labels: LabelMapping | None = None
     fold: int | None = None
     folds: int | None = None
     versions: dict[str, str]
@@ -188,6 +193,16 @@ def read_run(run: Path, *, finished: bool = False) -> RunRecord:
             hint="Finish it: pneumoscope train RECIPE --data DATA --out RUN --resume",
         )
     return record
+
+
+def recorded_labels(target: Path) -> LabelMapping | None:
+    """Return how the labels of a run were read, or those of the first run in a folder of runs; None if there is nothing to know.
+
+    Args:
+        target: Run, folder of runs, or any other folder.
+    """
+    runs = [target] if is_run_folder(target) else run_folders(target)
+    return read_run(runs[0]).labels if runs else None
 
 
 @contextlib.contextmanager
@@ -296,6 +311,7 @@ def create_run(
     device: str,
     precision: str,
     weights_sha256: str,
+    labels: LabelMapping | None = None,
 ) -> None:
     """Write the recipe, the images and the record of a new run.
 
@@ -325,6 +341,7 @@ def create_run(
         precision=precision,
         weights_sha256=weights_sha256,
         outliers_sha256=outliers.sha256() if outliers else "",
+        labels=None if labels == LabelMapping() else labels,
         fold=fold.number if fold else None,
         folds=fold.count if fold else None,
         versions=versions(),

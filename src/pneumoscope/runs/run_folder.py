@@ -27,7 +27,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from pneumoscope.bundle.bundle_folder import DEFAULT_BUNDLE
+from pneumoscope.bundle.bundle_folder import CARD_FILE, DEFAULT_BUNDLE
 from pneumoscope.core.errors import RunError
 from pneumoscope.core.results import SCHEMA
 
@@ -53,6 +53,7 @@ __all__ = [
     "evaluation_names",
     "find_bundle",
     "fold_folder",
+    "has_other_files",
     "is_run_folder",
     "read_json",
     "read_text",
@@ -81,6 +82,7 @@ EVALUATION_FILE = "evaluation.json"
 PREDICTIONS_FILE = "predictions.csv"
 
 _SERIES_FOLDER = re.compile(r"(seed|fold)-[0-9]+")
+_MAX_LISTED = 3
 _NUMBER = re.compile(r"([0-9]+)")
 _TRAIN_HINT = "Is it a run folder? Train one: pneumoscope train RECIPE"
 _Record = TypeVar("_Record")
@@ -122,6 +124,13 @@ def run_folders(path: Path) -> list[Path]:
     return sorted(found, key=lambda each: [int(part) if part.isdigit() else part for part in _NUMBER.split(str(each))])
 
 
+def has_other_files(folder: Path) -> bool:
+    """Return True if a folder is not empty and has no run, and no folder of a seed that was interrupted at its start."""
+    if not folder.is_dir() or run_folders(folder):
+        return False
+    return any(not _SERIES_FOLDER.fullmatch(each.name) for each in folder.iterdir())
+
+
 def _runs_in(folder: Path) -> list[Path]:
     return [each for each in folder.iterdir() if is_run_folder(each)] if folder.is_dir() else []
 
@@ -148,7 +157,7 @@ def find_bundle(target: Path | None = None) -> Path:
         target: Folder; None, or "default" unless there is such a folder, for the bundle in the package.
 
     Raises:
-        RunError: The run has no bundle.
+        RunError: The run has no bundle, or it is a folder of runs.
     """
     if target is None or (target == Path("default") and not target.exists()):
         return DEFAULT_BUNDLE
@@ -160,6 +169,9 @@ def find_bundle(target: Path | None = None) -> Path:
             f"run {str(target)!r} has no bundle: training is not finished, or the bundle was not copied",
             hint="Finish it: pneumoscope train RECIPE --data DATA --out RUN --resume",
         )
+    if not (target / CARD_FILE).is_file() and (runs := run_folders(target)):
+        listed = ", ".join(str(run) for run in runs[:_MAX_LISTED]) + (", …" if len(runs) > _MAX_LISTED else "")
+        raise RunError(f"{str(target)!r} is a folder of runs, not a model", hint=f"Name one of its runs: {listed}")
     return target
 
 

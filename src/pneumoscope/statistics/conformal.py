@@ -23,7 +23,7 @@ import numpy.typing as npt
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.statistics.inputs import FloatArray, validate, validate_both_classes
 
-__all__ = ["UncertaintyBand", "VennAbers", "fit_uncertainty_band", "fit_venn_abers"]
+__all__ = ["UncertaintyBand", "VennAbers", "fit_class_thresholds", "fit_uncertainty_band", "fit_venn_abers"]
 
 
 class UncertaintyBand(NamedTuple):
@@ -60,6 +60,36 @@ def fit_uncertainty_band(scores: npt.ArrayLike, labels: npt.ArrayLike, coverage:
     min_pneumonia = ascending[_n_excluded(len(ascending), coverage, "PNEUMONIA") - 1]
     max_normal = descending[_n_excluded(len(descending), coverage, "NORMAL") - 1]
     return UncertaintyBand(float(min(min_pneumonia, max_normal)), float(max(min_pneumonia, max_normal)))
+
+
+def fit_class_thresholds(
+    probabilities: npt.ArrayLike, targets: npt.ArrayLike, names: Sequence[str], coverage: float
+) -> list[float]:
+    """Return for each class the probability at or above which it is in the prediction set of an image.
+
+    A class is left out if its probability is among the lowest of the calibration images of this class. For each class, the sets
+    of its images contain it with at least the coverage (class-conditional, or Mondrian, conformal prediction). A set may have
+    several classes, or none.
+
+    Args:
+        probabilities: Probabilities of calibration images that selected neither the network nor its epoch, shape (n, K).
+        targets: Index of the class of each image, shape (n,).
+        names: Names of the classes.
+        coverage: Coverage of each class, above 0 and below 1.
+
+    Raises:
+        UndefinedMetricError: The coverage is out of range, or a class has fewer than coverage / (1 - coverage) images.
+
+    Source: Vovk, Gammerman & Shafer 2005, Algorithmic Learning in a Random World, section 4.5; Vovk 2012, ACML 25:475.
+    """
+    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(targets, dtype=np.int64)
+    if not 0 < coverage < 1:
+        raise UndefinedMetricError(f"the coverage is {coverage}, not between 0 and 1")
+    thresholds = []
+    for index, name in enumerate(names):
+        ascending = np.sort(p[y == index, index])
+        thresholds.append(float(ascending[_n_excluded(len(ascending), coverage, name) - 1]))
+    return thresholds
 
 
 def _n_excluded(n: int, coverage: float, label: str) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import math
 import time
+from collections.abc import Sequence
 from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -18,11 +17,11 @@ from pneumoscope.core.errors import DivergedError
 from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.runs.epochs import Epoch, count_plateaus
 from pneumoscope.runs.recipe import Recipe
-from pneumoscope.statistics.roc import auroc
 from pneumoscope.training.data_module import Batch, derive_seed
+from pneumoscope.training.objective import BinaryObjective, Objective, SoftmaxObjective, ValidationMetrics
 from pneumoscope.training.optimizers import create_optimizer, create_schedule
 
-__all__ = ["Classifier", "js_divergence"]
+__all__ = ["Classifier"]
 
 
 class Classifier(pl.LightningModule):
@@ -31,7 +30,7 @@ class Classifier(pl.LightningModule):
     Args:
         recipe: Recipe of the run.
         network: Network with its initial weights.
-        label_weights: Weights of NORMAL and PNEUMONIA in the loss.
+        label_weights: Weight of each label in the loss.
         steps_per_epoch: Training steps per epoch.
         on_features: True if batches contain features of frozen convolutions instead of images.
 
@@ -43,14 +42,16 @@ class Classifier(pl.LightningModule):
         self,
         recipe: Recipe,
         network: ClassifierNetwork,
-        label_weights: tuple[float, float],
+        label_weights: Sequence[float],
         steps_per_epoch: int,
         *,
         on_features: bool,
     ) -> None:
         super().__init__()
         self.recipe, self.network, self.on_features = recipe, network, on_features
-        self._label_weights, self._steps_per_epoch = label_weights, steps_per_epoch
+        self._steps_per_epoch = steps_per_epoch
+        objective = BinaryObjective if network.outputs == 1 else SoftmaxObjective
+        self._objective: Objective = objective(label_weights, recipe.training.label_smoothing)
         ema = recipe.training.ema
         # A submodule, so that it is part of every checkpoint.
         self.average = (
@@ -107,16 +108,12 @@ class Classifier(pl.LightningModule):
         """Return the loss of a batch, and add its images to the training metrics of the epoch, as Keras does."""
         logits = self._logits(self.network, batch.images)
         labels = batch.labels.repeat(len(logits) // len(batch.labels))
-        smoothing = self.recipe.training.label_smoothing
-        targets = labels * (1 - smoothing) + 0.5 * smoothing
-        normal, pneumonia = self._label_weights
-        weights = torch.where(labels > 0, pneumonia, normal)
-        loss = F.binary_cross_entropy_with_logits(logits, targets, weight=weights)
+        loss = self._objective.loss(logits, labels)
         if self.recipe.training.consistency:
-            loss = loss + self.recipe.training.consistency * js_divergence(*logits.chunk(2)).mean()
+            loss = loss + self.recipe.training.consistency * self._objective.divergence(*logits.chunk(2)).mean()
         if not torch.isfinite(loss):
             raise self._diverged(f"the loss is {loss.item()}")
-        correct = ((logits > 0) == (labels > 0)).sum()
+        correct = self._objective.correct(logits, labels).sum()
         count = len(labels)
         self._train_sums += torch.stack([loss.detach() * count, correct, torch.full_like(loss.detach(), count)])
         self.log("train_loss", loss.detach(), prog_bar=True, logger=False)
@@ -140,7 +137,7 @@ class Classifier(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Compute the validation metrics over all images, each counted once, and complete the epoch."""
         columns = [torch.cat(column) for column in zip(*self._validation_outputs, strict=True)]
-        logits, labels, indices = (self._all_gather(column).reshape(-1) for column in columns)
+        logits, labels, indices = (self._all_gather(each).reshape(-1, *each.shape[1:]) for each in columns)
         order = torch.argsort(indices, stable=True)
         indices, logits, labels = indices[order], logits[order], labels[order]
         first = torch.cat([indices.new_ones(1, dtype=torch.bool), indices[1:] != indices[:-1]])
@@ -148,29 +145,25 @@ class Classifier(pl.LightningModule):
         if not torch.isfinite(logits).all():
             # Before anything of this epoch is written, so that the previous checkpoint is kept.
             raise self._diverged("the logit of a validation image is not finite")
-        self._complete_epoch(
-            F.binary_cross_entropy_with_logits(logits, labels).item(),
-            ((logits > 0) == (labels > 0)).double().mean().item(),
-            auroc(logits.double().cpu().numpy(), labels.cpu().numpy() > 0),
-        )
+        self._complete_epoch(self._objective.validation_metrics(logits, labels))
 
-    def _complete_epoch(self, loss: float, accuracy: float, area: float) -> None:
+    def _complete_epoch(self, metrics: ValidationMetrics) -> None:
         # Validation ends an epoch, so its training metrics are complete.
         total = self._all_gather(self._train_sums).reshape(-1, 3).sum(dim=0).tolist()
         epoch = Epoch(
             epoch=self.current_epoch + 1,
             train_loss=total[0] / total[2],
             train_accuracy=total[1] / total[2],
-            validation_loss=loss,
-            validation_accuracy=accuracy,
-            validation_auroc=area,
+            validation_loss=metrics.loss,
+            validation_accuracy=metrics.accuracy,
+            validation_auroc=metrics.auroc,
             learning_rate=self.trainer.optimizers[0].param_groups[0]["lr"],
             seconds=time.monotonic() - self._started,
         )
         self.history.append(epoch)
         for logger in self.loggers:
             logger.log_metrics(epoch.metrics(), step=epoch.epoch)
-        self.log("validation_accuracy", accuracy, prog_bar=True, logger=False, sync_dist=True)
+        self.log("validation_accuracy", metrics.accuracy, prog_bar=True, logger=False, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the history to a checkpoint."""
@@ -188,7 +181,7 @@ class Classifier(pl.LightningModule):
         )
 
     def _logits(self, network: ClassifierNetwork, images: Tensor) -> Tensor:
-        logits: Tensor = network.forward_head(images).squeeze(1) if self.on_features else network(images)
+        logits: Tensor = network.flatten(network.forward_head(images)) if self.on_features else network(images)
         return logits.float()
 
     def _all_gather(self, tensor: Tensor) -> Tensor:
@@ -198,19 +191,6 @@ class Classifier(pl.LightningModule):
         parts = [torch.empty_like(tensor) for _ in range(self.trainer.world_size)]
         torch.distributed.all_gather(parts, tensor.contiguous())
         return torch.stack(parts)
-
-
-def js_divergence(first: Tensor, second: Tensor) -> Tensor:
-    """Return the Jensen-Shannon divergence of two predictions of pneumonia, nats: 0 if they agree, at most log 2.
-
-    Args:
-        first, second: Logits of the same images, shape (n,).
-
-    Source: Lin 1991, IEEE Trans Inf Theory 37:145.
-    """
-    log_p, log_q = (F.logsigmoid(torch.stack([logits, -logits])) for logits in (first, second))
-    log_mean = torch.logaddexp(log_p, log_q) - math.log(2)
-    return ((log_p.exp() * (log_p - log_mean)).sum(0) + (log_q.exp() * (log_q - log_mean)).sum(0)) / 2
 
 
 def _update_average(decay: float, averages: Any, values: Any, count: Any) -> None:

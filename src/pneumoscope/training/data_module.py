@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pneumoscope.data.cache import load_array, preprocess_images
-from pneumoscope.data.manifest import LabeledImage
+from pneumoscope.data.manifest import LABELS, LabeledImage
 from pneumoscope.imaging.preprocess import Preprocessing
 from pneumoscope.runs.recipe import AugmentationOptions
 from pneumoscope.training.augmentation import augment
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
     Attributes:
         images: Images (n, size, size) or features (n, channels, height, width); with several views, all images of the first
             view, then all of the second.
-        labels: 1.0 for pneumonia, shape (n,).
+        labels: 1.0 for pneumonia, or the index of the class of a data set of several, shape (n,).
         indices: Index of each image in its split, shape (n,).
         weight: Weight of this device's mean loss relative to the other devices, 1 on average; devices can have parts of
             different sizes.
@@ -61,6 +61,7 @@ class ImageArrays:
         train, validation: Images of each split, in order.
         preprocessing: Preprocessing of the images.
         features: Cached features of frozen convolutions; None to train on images.
+        classes: Classes of the data set.
     """
 
     root: Path
@@ -68,6 +69,11 @@ class ImageArrays:
     validation: tuple[LabeledImage, ...]
     preprocessing: Preprocessing
     features: CachedFeatures | None = None
+    classes: tuple[str, ...] = LABELS
+
+    def targets(self, images: Sequence[LabeledImage]) -> npt.NDArray[np.int64]:
+        """Return the index of the class of each image, shape (n,)."""
+        return np.array([self.classes.index(image.label) for image in images], dtype=np.int64)
 
 
 def derive_seed(*parts: int) -> int:
@@ -115,14 +121,14 @@ class _ArrayDataset(Dataset[Batch]):
         self,
         array: npt.NDArray[Any],
         rows: npt.NDArray[np.int64],
-        images: Sequence[LabeledImage],
+        labels: Tensor,
         augmentation: AugmentationOptions,
         seed: int,
         views: int = 1,
     ) -> None:
         self._array, self._rows, self._augmentation, self._seed = array, rows, augmentation, seed
         self._views = views
-        self._labels = torch.tensor([float(image.positive) for image in images])
+        self._labels = labels
 
     def __getitems__(self, batch: _BatchIndices) -> Batch:
         indices = torch.tensor(batch.indices, dtype=torch.int64)
@@ -180,12 +186,11 @@ class ImageDataModule(pl.LightningDataModule):
                 raise RuntimeError(f"features {arrays.features.name} were deleted from the cache")
             array = features
         count = len(arrays.train)
-        self._train = _ArrayDataset(
-            array, preprocessed.rows[:count], arrays.train, self.augmentation, self.seed, self.views
-        )
-        self._validation = _ArrayDataset(
-            array, preprocessed.rows[count:], arrays.validation, AugmentationOptions(), self.seed
-        )
+        train, validation = (torch.from_numpy(arrays.targets(each)) for each in (arrays.train, arrays.validation))
+        if arrays.classes == LABELS:
+            train, validation = train.float(), validation.float()
+        self._train = _ArrayDataset(array, preprocessed.rows[:count], train, self.augmentation, self.seed, self.views)
+        self._validation = _ArrayDataset(array, preprocessed.rows[count:], validation, AugmentationOptions(), self.seed)
 
     def steps_per_epoch(self, world_size: int) -> int:
         """Return the number of training steps per epoch."""

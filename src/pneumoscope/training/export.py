@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -42,8 +43,10 @@ from pneumoscope.evaluation.fitting import (
     fit_rejection_limits,
 )
 from pneumoscope.inference.decision import sigmoid
+from pneumoscope.inference.network_session import CheckOutputs, NetworkSession
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.models.base import ClassifierNetwork
+from pneumoscope.models.input_checks import InputChecks
 from pneumoscope.runs.recipe import AugmentationOptions, Recipe
 from pneumoscope.runs.record import machine, now, versions
 from pneumoscope.training.age_classifier import train_age_classifier
@@ -52,7 +55,7 @@ from pneumoscope.training.data_module import ImageArrays, derive_seed
 from pneumoscope.training.input_checks import ACCEPTED, fit_input_checks
 from pneumoscope.training.onnx_export import check_logits, check_outputs, export_onnx
 
-__all__ = ["augmented_batches", "export"]
+__all__ = ["augmented_batches", "common_fields", "export", "fit_limits", "parity_sample", "train_input_checks"]
 
 _PARITY_IMAGES = 64
 _BATCH = 32
@@ -85,25 +88,12 @@ def export(
         StorageError: The bundle cannot be written.
     """
     preprocessed = preprocess_images(arrays.root, (*arrays.train, *arrays.validation), arrays.preprocessing)
-    train_rows = preprocessed.rows[: len(arrays.train)]
     pixels = preprocessed.pixels[preprocessed.rows[len(arrays.train) :]]
     labels = np.array([image.positive for image in arrays.validation])
     patients = [image.patient for image in arrays.validation]
     seed = recipe.training.seed
 
-    input_checks = None
-    if steps := recipe.rejection.steps:
-        input_checks = fit_input_checks(preprocessed.pixels, train_rows, steps=steps, seed=seed)
-    if input_checks and outliers:
-        images = outliers.split("train")
-        age_classifier = train_age_classifier(
-            preprocessed.pixels[train_rows],
-            preprocess_images(outliers.root, images, arrays.preprocessing).requested(),
-            [image.group for image in images],
-            steps=recipe.rejection.age_steps,
-            seed=seed,
-        )
-        input_checks = input_checks._replace(age_classifier=age_classifier)
+    input_checks = train_input_checks(recipe, arrays, outliers)
     onnx = export_onnx(network, recipe.network.image_size, input_checks)
     card = _initial_card(network, recipe, manifest, arrays, onnx, best_epoch)
     card = msgspec.structs.replace(card, seen={**card.seen, "train": sorted({*card.seen["train"], *seen_before})})
@@ -111,8 +101,7 @@ def export(
 
     outputs = [session.outputs(pixels[i : i + _BATCH]) for i in range(0, len(pixels), _BATCH)]
     logits = np.concatenate([batch.logit for batch in outputs])
-    # Evenly spaced, because a manifest is sorted by label.
-    sample = np.linspace(0, len(pixels) - 1, min(_PARITY_IMAGES, len(pixels))).astype(int)
+    sample = parity_sample(len(pixels))
     for batch in (pixels[sample[i : i + _BATCH]] for i in range(0, len(sample), _BATCH)):
         check_outputs(network, batch, session.outputs(batch, heatmaps=session.has_heatmaps), input_checks)
     parity = check_logits(network, pixels[sample], logits[sample])
@@ -122,16 +111,7 @@ def export(
         batches = augmented_batches(pixels, recipe.augmentation, seed)
         augmented = np.concatenate([session.logits(batch) for batch in batches])
     fitted = logits if augmented is None else augmented
-    limits = None
-    if input_checks:
-        augmented_outputs = [session.outputs(batch) for batch in augmented_batches(pixels, ACCEPTED, seed)]
-        limits = fit_rejection_limits(outputs, augmented_outputs, recipe.rejection, patients)
-        if outliers:
-            limits = msgspec.structs.replace(
-                limits,
-                outliers=_outlier_summaries(session, limits, outliers, arrays),
-                outliers_sha256=outliers.sha256(),
-            )
+    limits = fit_limits(session, recipe, arrays, pixels, outputs, outliers) if input_checks else None
     prevalence = recipe.training.prevalence or float(labels.mean())
     card = msgspec.structs.replace(
         card,
@@ -150,8 +130,69 @@ def export(
     return card
 
 
+def train_input_checks(recipe: Recipe, arrays: ImageArrays, outliers: Outliers | None) -> InputChecks | None:
+    """Return the trained checks of the input; None if the recipe has none.
+
+    Args:
+        recipe, arrays, outliers: See `export`.
+    """
+    steps, seed = recipe.rejection.steps, recipe.training.seed
+    if not steps:
+        return None
+    preprocessed = preprocess_images(arrays.root, (*arrays.train, *arrays.validation), arrays.preprocessing)
+    rows = preprocessed.rows[: len(arrays.train)]
+    checks = fit_input_checks(preprocessed.pixels, rows, steps=steps, seed=seed)
+    if outliers is None:
+        return checks
+    images = outliers.split("train")
+    age_classifier = train_age_classifier(
+        preprocessed.pixels[rows],
+        preprocess_images(outliers.root, images, arrays.preprocessing).requested(),
+        [image.group for image in images],
+        steps=recipe.rejection.age_steps,
+        seed=seed,
+    )
+    return checks._replace(age_classifier=age_classifier)
+
+
+def parity_sample(count: int) -> npt.NDArray[np.int64]:
+    """Return indices of the images on which the exported network is compared with PyTorch.
+
+    They are evenly spaced, because a manifest is sorted by label.
+    """
+    return np.linspace(0, count - 1, min(_PARITY_IMAGES, count)).astype(np.int64)
+
+
+def fit_limits(
+    session: NetworkSession[Any, Any, Any],
+    recipe: Recipe,
+    arrays: ImageArrays,
+    pixels: npt.NDArray[np.uint8],
+    outputs: Sequence[CheckOutputs],
+    outliers: Outliers | None,
+) -> RejectionLimits:
+    """Return the limits of the input checks, fitted on augmented validation images.
+
+    Args:
+        session: Session of the exported network.
+        recipe, arrays, outliers: See `export`.
+        pixels: Validation images, shape (n, size, size).
+        outputs: Outputs for them, in batches.
+    """
+    seed, patients = recipe.training.seed, [image.patient for image in arrays.validation]
+    augmented = [session.outputs(batch) for batch in augmented_batches(pixels, ACCEPTED, seed)]
+    limits = fit_rejection_limits(outputs, augmented, recipe.rejection, patients)
+    if outliers is None:
+        return limits
+    return msgspec.structs.replace(
+        limits,
+        outliers=_outlier_summaries(session, limits, outliers, arrays),
+        outliers_sha256=outliers.sha256(),
+    )
+
+
 def _outlier_summaries(
-    session: BundleSession, limits: RejectionLimits, outliers: Outliers, arrays: ImageArrays
+    session: NetworkSession[Any, Any, Any], limits: RejectionLimits, outliers: Outliers, arrays: ImageArrays
 ) -> dict[str, OutlierSummary]:
     """Return the images outside the age range by group."""
     n_train = Counter(image.group for image in outliers.split("train"))
@@ -174,34 +215,43 @@ def _initial_card(
     return Card(
         format=FORMAT,
         labels=LABELS,
-        name=recipe.name,
-        network=recipe.network.name,
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        version=__version__,
-        created=now(),
-        onnx_sha256=hashlib.sha256(onnx).hexdigest(),
-        onnx_bytes=len(onnx),
         self_test_logit=0,
-        preprocessing=arrays.preprocessing,
         calibration=Calibration(slope=1, intercept=0, method="none", n=0, prevalence=0.5),
         intervals=None,
-        rejection_limits=None,
         reference_distribution=None,
-        population=recipe.stated_population(),
-        age_range=recipe.data.age_range,
         operating_points={},
-        parity=Parity(images=0, largest=0),
-        recipe=recipe.model_dump(mode="json"),
-        seed=recipe.training.seed,
-        manifest_sha256=manifest.sha256(),
-        split_by=manifest.split_by,
-        counts=manifest.counts(),
-        seen={
+        **common_fields(network, recipe, manifest, arrays, onnx, best_epoch),
+    )
+
+
+def common_fields(
+    network: ClassifierNetwork, recipe: Recipe, manifest: Manifest, arrays: ImageArrays, onnx: bytes, best_epoch: int
+) -> dict[str, Any]:
+    """Return the fields that the cards of all bundles have, without those that are fitted on outputs of the exported network."""
+    return {
+        "name": recipe.name,
+        "network": recipe.network.name,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "version": __version__,
+        "created": now(),
+        "onnx_sha256": hashlib.sha256(onnx).hexdigest(),
+        "onnx_bytes": len(onnx),
+        "preprocessing": arrays.preprocessing,
+        "rejection_limits": None,
+        "population": recipe.stated_population(),
+        "age_range": recipe.data.age_range,
+        "parity": Parity(images=0, largest=0),
+        "recipe": recipe.model_dump(mode="json"),
+        "seed": recipe.training.seed,
+        "manifest_sha256": manifest.sha256(),
+        "split_by": manifest.split_by,
+        "counts": manifest.counts(),
+        "seen": {
             name: sorted(short_hash(image.sha256) for image in manifest.split(name)) for name in ("train", "validation")
         },
-        best_epoch=best_epoch,
-        machine=machine() | versions(),
-    )
+        "best_epoch": best_epoch,
+        "machine": machine() | versions(),
+    }
 
 
 def augmented_batches(

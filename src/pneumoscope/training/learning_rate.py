@@ -22,7 +22,7 @@ from torch import Tensor
 from pneumoscope.core.errors import DivergedError, UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.data.hashing import Progress
-from pneumoscope.data.layouts import load_manifest
+from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.reporting.learning_rate_figure import learning_rate_figure
 from pneumoscope.reporting.style import drawing
 from pneumoscope.reporting.svg import standalone_svg
@@ -31,7 +31,7 @@ from pneumoscope.training.callbacks import AtomicCheckpointIO
 from pneumoscope.training.classifier import Classifier
 from pneumoscope.training.data_module import Batch, ImageDataModule, derive_seed
 from pneumoscope.training.optimizers import create_optimizer
-from pneumoscope.training.train import apply_split, check_readable, create_network, prepare_arrays
+from pneumoscope.training.train import create_network, load_images, prepare_arrays
 from pneumoscope.training.trainer import Devices, label_weights, resolve_precision, training_settings
 
 __all__ = ["LEARNING_RATE_CURVE", "LEARNING_RATE_TABLE", "RateSearch", "find_learning_rate"]
@@ -102,6 +102,7 @@ def find_learning_rate(
     recipe: Recipe,
     data: Path,
     *,
+    labels: LabelMapping | None = None,
     lowest: float = 1e-7,
     highest: float = 1.0,
     steps: int = 100,
@@ -115,7 +116,7 @@ def find_learning_rate(
 
     Args:
         recipe: The recipe; its learning rate and schedule are not used.
-        data: See `train.train`.
+        data, labels: See `train.train`.
         lowest, highest: First and last learning rate.
         steps: Number of steps, each with a batch of the recipe.
         devices: Device type; the search uses one device.
@@ -134,13 +135,10 @@ def find_learning_rate(
         )
     devices = devices or Devices()
     devices.check_available()
-    loaded = load_manifest(data)
-    loaded.check_binary("the search for a learning rate")
-    check_readable(loaded)
-    manifest = apply_split(loaded, recipe, str(data))
+    manifest, _ = load_images(recipe, data, labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(recipe.training.seed, 0))
-        network, weights = create_network(recipe)
+        network, weights = create_network(recipe, manifest)
         for note in weights.notes:
             log(f"note: {note}")
         arrays = prepare_arrays(recipe, manifest, network, weights, progress)
@@ -154,7 +152,7 @@ def find_learning_rate(
         model = _RangeTest(
             recipe,
             network,
-            label_weights(recipe, arrays.train),
+            label_weights(recipe, arrays),
             data_module.steps_per_epoch(1),
             on_features=arrays.features is not None,
         )

@@ -22,11 +22,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pneumoscope.bundle.card import Parity
 from pneumoscope.core.errors import ParityError
+from pneumoscope.inference.network_session import CheckOutputs
 from pneumoscope.inference.session import Outputs
 from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.models.input_checks import InputChecks
 
-__all__ = ["LOGIT_TOLERANCE", "OUTPUT_TOLERANCE", "check_logits", "check_outputs", "export_onnx"]
+__all__ = ["LOGIT_TOLERANCE", "OUTPUT_TOLERANCE", "check_input_checks", "check_logits", "check_outputs", "export_onnx"]
 
 # Maximum difference of logits, relative to their size if above 1. Scores then agree to 1e-4: x sigmoid'(x) is at most 0.224.
 LOGIT_TOLERANCE = 4e-4
@@ -38,6 +39,8 @@ _HINT = "This is a fault of the export, not of the training; the checkpoints are
 
 def export_onnx(network: ClassifierNetwork, image_size: int, input_checks: InputChecks | None = None) -> bytes:
     """Return an ONNX file with its weights, from "image", uint8 (n, size, size), to the fields of `session.Outputs`.
+
+    Of a network of several classes, the outputs are the fields of `multiclass_session.MulticlassOutputs`, without heatmaps.
 
     There is no heatmap if the logit does not depend on the positions of the last feature map (transformers that use a class
     token, networks without a spatial grid), or if ONNX cannot express the gradient of the head (attention).
@@ -54,7 +57,7 @@ def export_onnx(network: ClassifierNetwork, image_size: int, input_checks: Input
     images = torch.randint(
         0, 256, (2, image_size, image_size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    if _has_class_activation(network, images):
+    if network.outputs == 1 and _has_class_activation(network, images):
         with contextlib.suppress(torch.onnx.OnnxExporterError):
             return _convert(_ExportModule(_LogitAndHeatmap(network, images), input_checks).eval(), images)
     return _convert(_ExportModule(_Logit(network), input_checks).eval(), images)
@@ -111,7 +114,7 @@ class _ExportModule(nn.Module):
         self.age_classifier = input_checks.age_classifier if input_checks else None
         self.ood_detector = nn.Sequential(input_checks.extractor, input_checks.detector) if input_checks else None
         self.output_names = [
-            "logit",
+            "logit" if classifier.outputs == 1 else "logits",
             *(["heatmap"] if isinstance(classifier, _LogitAndHeatmap) else []),
             *(["input_classes", "ood_distance"] if input_checks else []),
             *(["age_score"] if self.age_classifier else []),
@@ -130,7 +133,7 @@ class _Logit(nn.Module):
 
     def __init__(self, network: ClassifierNetwork) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.outputs = network, network.outputs
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         return (self.network(images),)
@@ -138,6 +141,8 @@ class _Logit(nn.Module):
 
 class _LogitAndHeatmap(nn.Module):
     """From images to logits and class activation maps, in operations that the exporter supports."""
+
+    outputs = 1
 
     def __init__(self, network: ClassifierNetwork, images: Tensor) -> None:
         super().__init__()
@@ -246,7 +251,7 @@ def check_logits(network: ClassifierNetwork, pixels: npt.NDArray[np.uint8], logi
     Args:
         network: Network in evaluation mode.
         pixels: Preprocessed images, shape (n, size, size).
-        logits: Logits of the exported network, shape (n,).
+        logits: Logits of the exported network, shape (n,) or (n, K).
 
     Raises:
         ParityError: The logits of an image differ by more than `LOGIT_TOLERANCE`.
@@ -271,10 +276,10 @@ def check_outputs(
 ) -> None:
     """Compare heatmaps, input classes, age scores and OOD distances of the exported network with those of PyTorch.
 
-    Differences of distances are relative to the largest distance. Differences of heatmaps are relative to the largest sum of
-    the absolute contributions of the channels: contributions can cancel, and rounding errors scale with them. The gradient
-    is discontinuous where the input of a ReLU is zero to within rounding (PyTorch's own single and double precision differ
-    there), so that one heatmap in ten may differ by up to `_MAX_OUTLIER`.
+    Differences of heatmaps are relative to the largest sum of the absolute contributions of the channels: contributions can
+    cancel, and rounding errors scale with them. The gradient is discontinuous where the input of a ReLU is zero to within
+    rounding (PyTorch's own single and double precision differ there), so that one heatmap in ten may differ by up to
+    `_MAX_OUTLIER`. For the others see `check_input_checks`.
 
     Args:
         network: Network in evaluation mode.
@@ -285,22 +290,39 @@ def check_outputs(
     Raises:
         ParityError: An output differs by more than `OUTPUT_TOLERANCE`.
     """
-    images = torch.from_numpy(np.array(pixels))
-    with torch.no_grad():
-        features = network.forward_features(network.normalize(images))
-        if outputs.heatmap is not None:
+    if outputs.heatmap is not None:
+        images = torch.from_numpy(np.array(pixels))
+        with torch.no_grad():
+            features = network.forward_features(network.normalize(images))
             activation = network.class_activation(images)
             contributions = network.feature_grid(network.logits_and_gradient(features)[1] * features)
             assert activation is not None  # the exported network has heatmaps
             assert contributions is not None
             scale = float(contributions.abs().sum(1).max())
             _check_output("heatmap", activation[1], outputs.heatmap, scale, outliers=math.ceil(len(pixels) / 10))
-        if input_checks:
-            _check_output("input_classes", input_checks.classifier(images).softmax(1), outputs.input_classes, 1)
-            if input_checks.age_classifier:
-                _check_output("age_score", input_checks.age_classifier(images).sigmoid(), outputs.age_score, 1)
-            distance = input_checks.detector(input_checks.extractor(images))
-            _check_output("ood_distance", distance, outputs.ood_distance, float(distance.max()))
+    check_input_checks(pixels, outputs, input_checks)
+
+
+def check_input_checks(pixels: npt.NDArray[np.uint8], outputs: CheckOutputs, input_checks: InputChecks | None) -> None:
+    """Compare input classes, age scores and OOD distances of the exported network with those of PyTorch.
+
+    Differences of distances are relative to the largest distance.
+
+    Args:
+        pixels, outputs, input_checks: See `check_outputs`.
+
+    Raises:
+        ParityError: An output differs by more than `OUTPUT_TOLERANCE`.
+    """
+    if input_checks is None:
+        return
+    images = torch.from_numpy(np.array(pixels))
+    with torch.no_grad():
+        _check_output("input_classes", input_checks.classifier(images).softmax(1), outputs.input_classes, 1)
+        if input_checks.age_classifier:
+            _check_output("age_score", input_checks.age_classifier(images).sigmoid(), outputs.age_score, 1)
+        distance = input_checks.detector(input_checks.extractor(images))
+        _check_output("ood_distance", distance, outputs.ood_distance, float(distance.max()))
 
 
 def _check_output(

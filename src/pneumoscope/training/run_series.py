@@ -9,9 +9,11 @@ from typing import Any
 from pneumoscope.core.errors import RunError, UsageError
 from pneumoscope.core.messages import counted
 from pneumoscope.data.folds import Fold
+from pneumoscope.data.label_mapping import LabelMapping
+from pneumoscope.data.layouts import load_manifest
 from pneumoscope.runs.recipe import Recipe
-from pneumoscope.runs.record import RunRecord, read_run
-from pneumoscope.runs.run_folder import fold_folder, is_run_folder, run_folders, seed_folder
+from pneumoscope.runs.record import RunRecord, read_run, recorded_labels
+from pneumoscope.runs.run_folder import fold_folder, has_other_files, is_run_folder, run_folders, seed_folder
 from pneumoscope.training.train import train
 
 __all__ = ["train_folds", "train_seeds"]
@@ -25,6 +27,7 @@ def train_seeds(
     out: Path,
     count: int,
     *,
+    labels: LabelMapping | None = None,
     resume: bool = False,
     log: _Log = lambda message: None,
     **options: Any,
@@ -39,24 +42,33 @@ def train_seeds(
         data: See `train`.
         out: Folder of the runs: the run of seed 3 is `out`/seed-3.
         count: Number of seeds.
+        labels: See `train`; those of the runs in the folder if `resume` is true.
         resume: Keep finished runs in the folder, resume the one that was interrupted, and train the others.
         log: Called with messages for the user.
         options: Outliers, devices and progress; see `train`.
 
     Raises:
         UsageError: The number of seeds is not positive.
-        RunError: The folder is a run, or has runs and `resume` is false; or it has the folds of a cross-validation.
+        RunError: The folder is a run, has other files, or has runs and `resume` is false; or it has the folds of a
+            cross-validation.
         PneumoscopeError: See `train`.
     """
     if count < 1:
         raise UsageError(f"the number of seeds is {count}; the minimum is 1", hint="Give a larger number")
     _check_folder(out, None, resume=resume)
+    if resume and labels is None:
+        labels = recorded_labels(out)
+    if count > 1 and not load_manifest(data, labels=labels, recorded=resume).split("test"):
+        log(
+            f"note: {str(data)!r} has no test split, so that each seed draws other test images, and the runs cannot be compared."
+            " Split it first: pneumoscope split DATA --out MANIFEST.csv"
+        )
     records = []
     for number in range(count):
         seed = recipe.training.seed + number
         log(f"seed {seed} ({number + 1} of {count})")
         seeded = recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": seed})})
-        records.append(train(seeded, data, seed_folder(out, seed), resume=resume, log=log, **options))
+        records.append(train(seeded, data, seed_folder(out, seed), labels=labels, resume=resume, log=log, **options))
     return records
 
 
@@ -66,6 +78,7 @@ def train_folds(
     out: Path,
     count: int,
     *,
+    labels: LabelMapping | None = None,
     resume: bool = False,
     log: _Log = lambda message: None,
     **options: Any,
@@ -81,11 +94,12 @@ def train_folds(
         data: See `train`.
         out: Folder of the runs: the run of the third fold is `out`/fold-3.
         count: Number of folds.
-        resume, log, options: See `train_seeds`.
+        labels, resume, log, options: See `train_seeds`.
 
     Raises:
         UsageError: There are fewer than 2 folds, or the recipe splits by image or block.
-        RunError: The folder is a run, or has runs and `resume` is false; or it has another number of folds, or other runs.
+        RunError: The folder is a run, has other files, or has runs and `resume` is false; or it has another number of folds,
+            or other runs.
         DatasetError: A label has fewer patients than there are folds.
         PneumoscopeError: See `train`.
     """
@@ -97,11 +111,14 @@ def train_folds(
             hint="Split by patient: --set data.by=patient",
         )
     _check_folder(out, count, resume=resume)
+    if resume and labels is None:
+        labels = recorded_labels(out)
     records = []
     for number in range(1, count + 1):
         log(f"fold {number} of {count}")
         run = fold_folder(out, number)
-        records.append(train(recipe, data, run, fold=Fold(number, count), resume=resume, log=log, **options))
+        fold = Fold(number, count)
+        records.append(train(recipe, data, run, labels=labels, fold=fold, resume=resume, log=log, **options))
     return records
 
 
@@ -115,6 +132,8 @@ def _check_folder(out: Path, folds: int | None, *, resume: bool) -> None:
     """
     if is_run_folder(out):
         raise RunError(f"{str(out)!r} is a run, not a folder of runs", hint="Choose another folder with --out")
+    if has_other_files(out):
+        raise RunError(f"{str(out)!r} is not empty and has no run", hint="Choose another folder with --out")
     before = run_folders(out)
     if before and not resume:
         raise RunError(

@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 from pneumoscope.core.errors import RunError, UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.messages import counted
+from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.runs.epochs import Epoch, best_epoch, read_epochs
 from pneumoscope.runs.recipe import Recipe, read_recipe
-from pneumoscope.runs.run_folder import seed_folder
+from pneumoscope.runs.record import recorded_labels
+from pneumoscope.runs.run_folder import run_folders, seed_folder
 from pneumoscope.training.train import train
 
 __all__ = ["SWEEP_TABLE", "Combination", "SweepRow", "read_combinations", "sweep"]
@@ -130,6 +132,7 @@ def sweep(
     out: Path,
     *,
     seeds: int = 1,
+    labels: LabelMapping | None = None,
     resume: bool = False,
     log: Callable[[str], None] = lambda message: None,
     **options: Any,
@@ -143,19 +146,26 @@ def sweep(
         data: See `train`.
         out: Folder of the sweep: the runs of a combination are `out`/NAME/seed-N.
         seeds: Runs of each combination, with consecutive seeds from that of its recipe.
+        labels: See `train`; those of the finished runs if `resume` is true.
         resume: Keep finished runs in the folder, resume the one that was interrupted, and train the others.
         log: Called with messages for the user.
         options: Outliers, devices and progress; see `train`.
 
     Raises:
         UsageError: The number of seeds is not positive.
-        RunError: The folder is not empty and `resume` is false.
+        RunError: The folder is not empty and `resume` is false, or has other files than runs.
         PneumoscopeError: See `train`.
     """
     if seeds < 1:
         raise UsageError(f"the number of seeds is {seeds}; the minimum is 1", hint="Give a larger number")
     if not resume and out.exists() and any(out.iterdir()):
         raise RunError(f"{str(out)!r} is not empty", hint="Resume with --resume, or choose another folder with --out")
+    if resume and out.is_dir() and not run_folders(out):
+        own = {SWEEP_TABLE, *(combination.name for combination in combinations)}
+        if any(each.name not in own for each in out.iterdir()):
+            raise RunError(f"{str(out)!r} is not empty and has no run", hint="Choose another folder with --out")
+    if resume and labels is None:
+        labels = recorded_labels(out)
     rows = []
     for number, combination in enumerate(combinations, start=1):
         log(f"{combination.name} ({number} of {counted(len(combinations), 'combination')})")
@@ -164,7 +174,7 @@ def sweep(
             training = combination.recipe.training.model_copy(update={"seed": seed})
             run = seed_folder(out / combination.name, seed)
             recipe = combination.recipe.model_copy(update={"training": training})
-            record = train(recipe, data, run, resume=resume, log=log, **options)
+            record = train(recipe, data, run, labels=labels, resume=resume, log=log, **options)
             epochs.append(best_epoch(read_epochs(run), training.select))
             seconds += record.seconds or 0.0
         rows.append(_row(combination, epochs, seconds))

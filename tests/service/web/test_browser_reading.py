@@ -254,6 +254,7 @@ def test_rejection_is_explained_in_words_and_its_value_is_in_the_details(page, s
     id = upload(service, {"dark.png": 60})["dark.png"]
     page.goto(f"{service.base_url}/images/{id}")
     expect(page.locator(".result-details")).to_contain_text("Black and white appear to be inverted")
+    expect(page.locator(".result-details")).to_contain_text("have it corrected where it comes from and send it again")
     assert not re.search(r"\d", page.locator(".result-details").inner_text())
 
 

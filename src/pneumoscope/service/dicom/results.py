@@ -114,7 +114,9 @@ class Result:
     @property
     def decision(self) -> Decision:
         """The decision; a file that could not be read is not assessed, either."""
-        return self.prediction.decision or "rejected"
+        decision = self.prediction.decision
+        # The service refuses models of several classes, whose decision is "classified".
+        return "rejected" if decision is None or decision == "classified" else decision
 
     @property
     def notice(self) -> str:

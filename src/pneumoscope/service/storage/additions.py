@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, insert
 
-from pneumoscope.core.errors import UnknownNameError
+from pneumoscope.core.errors import StorageError, UnknownNameError
 from pneumoscope.core.prediction import Prediction
-from pneumoscope.service.audit.log import Entry, append, prediction_entry
+from pneumoscope.service.audit.log import Entry, Event, append, prediction_entry
 from pneumoscope.service.storage.current_prediction import (
     begin_headers,
     header_of,
@@ -63,7 +63,6 @@ def add_predictions(
     rows = [new_row(each.prediction, each.image) for each in additions]
     content = {row["image_sha256"]: each.image for row, each in zip(rows, additions, strict=True)}
     staged, failed = storage.blobs.stage(content)  # before the transaction: other writers wait for its end
-    referenced: set[str] = set()  # hashes of images that a row refers to
     try:
         with storage.blob_lock:
             with storage.write_transaction() as connection:
@@ -72,69 +71,103 @@ def add_predictions(
                 again = storage.blobs.stage(lost)
                 staged, failed = [*staged, *again.staged], failed | again.failed
 
-                existing = connection.execute(_SELECT_BY_IDS, {"ids": [row["id"] for row in rows]})
-                by_id = {row["id"]: dict(row) for row in existing.mappings()}
-                results: list[tuple[str, bool] | Exception] = []
-                new_rows: list[dict[str, Any]] = []
-                entries: list[Entry] = []
-                for row, each in zip(rows, additions, strict=True):
-                    id, sha256, is_new = row["id"], row["image_sha256"], row["id"] not in by_id
-                    try:
-                        if each.earlier_id:
-                            read_one(connection, each.earlier_id)
-                    except UnknownNameError as error:  # it was deleted while its image was predicted again
-                        results.append(error)
-                        continue
-                    # A removed image is not stored again, nor the same pixels in another file.
-                    if is_new or (not by_id[id]["image_removed"] and by_id[id]["image_sha256"] == sha256):
-                        if sha256 in failed:
-                            results.append(failed[sha256])
-                            continue
-                        referenced.add(sha256)
-                    time = storage.time()
-                    assigned = assign_identity(connection, row["pixel_sha256"], each.prediction.identity)
-                    if assigned.fields:
-                        details = {"fields": assigned.fields}
-                        entries.append(prediction_entry(row, time, each.user, assigned.event, details))
-                    if assigned.event == "identity_conflict":
-                        begin_headers(connection, row["pixel_sha256"], new_rows)
-                    number = header_of(connection, each.earlier_id) if each.earlier_id else assigned.numbers[0]
-                    if row["age_source"] == "entered":
-                        enter_age(connection, row["pixel_sha256"], number, row["age"])
-                    if is_new:
-                        last = time if number == ASSIGNED else latest_time(connection, row, new_rows)
-                        by_id[id] = row | {"created": time, "last_predicted": last}
-                        new_rows.append(by_id[id])
-                        details = {
-                            "decision": row["decision"],
-                            "probability": row["probability"],
-                            "result_sha256": result_hash(row),
-                            **({"site": row["model_site"]} if row["model_site"] else {}),
-                        }
-                        entries.append(prediction_entry(row, time, each.user, "predicted", details))
-                    elif number == ASSIGNED:
-                        # An identity that arrives again after its removal is kept from now on.
-                        is_kept = bool(by_id[id]["identity_removed"]) and assigned.is_first
-                        if repeated := mark_again(connection, by_id[id], row, time, always=is_kept):
-                            by_id[id] |= repeated
-                            details = {"result_sha256": result_hash(by_id[id])}
-                            entries.append(prediction_entry(row, time, each.user, "predicted_again", details))
-                    mark_of_header(connection, row, number, time)
-                    results.append((id, is_new))
-                if new_rows:
-                    connection.execute(_INSERT, new_rows)
-                    reviewed = current_reviews(connection, [row["pixel_sha256"] for row in new_rows])
-                    update_reviewed(connection, reviewed.keys())
-                append(connection, entries)
+                batch = _Batch(connection, storage, [row["id"] for row in rows], failed)
+                results = [batch.add(row, each) for row, each in zip(rows, additions, strict=True)]
+                batch.write()
                 for each, result in zip(additions, results, strict=True):
                     if each.also and not isinstance(result, Exception):
                         each.also(connection, result[0])
                 ids = [each[0] for each in results if not isinstance(each, Exception)]
                 stored = {each.id: each for each in read_stored(connection, _SELECT_BY_IDS.params(ids=ids))}
             for sha256 in staged:
-                storage.publish_or_discard(sha256, referenced=sha256 in referenced)
+                storage.publish_or_discard(sha256, referenced=sha256 in batch.referenced)
         storage.notify()  # a new identity has no entry
     except Exception:
         storage.abandon(staged)
         raise
     return [each if isinstance(each, Exception) else (stored[each[0]], each[1]) for each in results]
+
+
+class _Batch:
+    """The rows and audit entries of a batch, which its last step writes in the transaction of a connection.
+
+    Args:
+        connection: In a transaction.
+        storage: The storage, for its time.
+        ids: Ids of the predictions of the batch.
+        failed: Errors of images that could not be staged, by hash.
+
+    Attributes:
+        referenced: Hashes of images that a row refers to.
+    """
+
+    def __init__(
+        self, connection: Connection, storage: ImageStorage, ids: Sequence[str], failed: Mapping[str, StorageError]
+    ) -> None:
+        self._connection, self._storage, self._failed = connection, storage, failed
+        existing = connection.execute(_SELECT_BY_IDS, {"ids": ids})
+        self._by_id = {row["id"]: dict(row) for row in existing.mappings()}
+        self._new_rows: list[dict[str, Any]] = []
+        self._entries: list[Entry] = []
+        self.referenced: set[str] = set()
+
+    def add(self, row: dict[str, Any], addition: Addition) -> tuple[str, bool] | Exception:
+        """Add a row, and return its id and whether it is new, or why it cannot be stored."""
+        connection, id, is_new = self._connection, row["id"], row["id"] not in self._by_id
+        try:
+            if addition.earlier_id:
+                read_one(connection, addition.earlier_id)
+        except UnknownNameError as error:  # it was deleted while its image was predicted again
+            return error
+        if is_new or self._has_same_file(row):
+            if row["image_sha256"] in self._failed:
+                return self._failed[row["image_sha256"]]
+            self.referenced.add(row["image_sha256"])
+        time = self._storage.time()
+        assigned = assign_identity(connection, row["pixel_sha256"], addition.prediction.identity)
+        if assigned.fields:
+            self._enter(row, time, addition.user, assigned.event, {"fields": assigned.fields})
+        if assigned.event == "identity_conflict":
+            begin_headers(connection, row["pixel_sha256"], self._new_rows)
+        number = header_of(connection, addition.earlier_id) if addition.earlier_id else assigned.numbers[0]
+        if row["age_source"] == "entered":
+            enter_age(connection, row["pixel_sha256"], number, row["age"])
+        if is_new:
+            self._add_new(row, time, addition.user, number)
+        elif number == ASSIGNED:
+            # An identity that arrives again after its removal is kept from now on.
+            is_kept = bool(self._by_id[id]["identity_removed"]) and assigned.is_first
+            if repeated := mark_again(connection, self._by_id[id], row, time, always=is_kept):
+                self._by_id[id] |= repeated
+                details = {"result_sha256": result_hash(self._by_id[id])}
+                self._enter(row, time, addition.user, "predicted_again", details)
+        mark_of_header(connection, row, number, time)
+        return id, is_new
+
+    def write(self) -> None:
+        """Write the new rows, and the entries of the audit log."""
+        if self._new_rows:
+            self._connection.execute(_INSERT, self._new_rows)
+            reviewed = current_reviews(self._connection, [row["pixel_sha256"] for row in self._new_rows])
+            update_reviewed(self._connection, reviewed.keys())
+        append(self._connection, self._entries)
+
+    def _has_same_file(self, row: Mapping[str, Any]) -> bool:
+        """Return whether the stored prediction is of the same file: a removed image is not stored again, nor another file."""
+        stored = self._by_id[row["id"]]
+        return not stored["image_removed"] and bool(stored["image_sha256"] == row["image_sha256"])
+
+    def _add_new(self, row: dict[str, Any], time: str, user: str, number: int) -> None:
+        last = time if number == ASSIGNED else latest_time(self._connection, row, self._new_rows)
+        self._by_id[row["id"]] = new = row | {"created": time, "last_predicted": last}
+        self._new_rows.append(new)
+        details = {
+            "decision": row["decision"],
+            "probability": row["probability"],
+            "result_sha256": result_hash(row),
+            **({"site": row["model_site"]} if row["model_site"] else {}),
+        }
+        self._enter(row, time, user, "predicted", details)
+
+    def _enter(self, row: dict[str, Any], time: str, user: str, event: Event, details: Mapping[str, Any]) -> None:
+        self._entries.append(prediction_entry(row, time, user, event, details))

@@ -13,7 +13,7 @@ from typing import Any, get_args
 from sqlalchemy import RowMapping
 
 from pneumoscope.core.identity import ConflictCode, Identity, contradicts
-from pneumoscope.core.prediction import OVERRIDES, Failure, Prediction
+from pneumoscope.core.prediction import OVERRIDES, Decision, Failure, Prediction
 from pneumoscope.service.storage.blob_store import content_hash
 from pneumoscope.service.storage.identity_columns import CONFLICT_COLUMNS, OtherIdentity
 from pneumoscope.service.storage.reviews import Review
@@ -73,6 +73,7 @@ class StoredPrediction(Prediction):
         other_identity_count: Number of all identities of other patients.
     """
 
+    decision: Decision | None  # never that of a model of several classes, which the service refuses
     id: str
     created: str
     last_predicted: str

@@ -38,6 +38,8 @@ _HEADER_REJECTIONS: tuple[RejectionCode, ...] = (
     "for_processing",
     "presentation_intent_not_understood",
 )
+# Rejections by what the image shows, which others correct.
+_DISPLAY_REJECTIONS: tuple[RejectionCode, ...] = ("inverted", "upside_down", "rotated_90", "mirrored", "cropped")
 # Fields of the identity that only a header states.
 _HIDDEN_FIELDS = ("study_instance_uid", "series_instance_uid", "sop_instance_uid", "station_name")
 
@@ -112,6 +114,7 @@ def image_context(service: PredictionService, settings: Settings, user: str, id:
         "header_rejects": prediction.rejection is not None
         and prediction.rejection.code in _HEADER_REJECTIONS
         and not is_age_entered,
+        "display_rejects": prediction.rejection is not None and prediction.rejection.code in _DISPLAY_REJECTIONS,
         "heatmap_available": current_model and image_available and prediction.decision != "rejected" and not blinded,
         "current_model": current_model,
         **_study_context(service, prediction, is_blinded),

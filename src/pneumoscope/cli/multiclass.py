@@ -1,0 +1,131 @@
+"""Options and output that the commands have for models of several classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pneumoscope.cli.progress import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pneumoscope.core.multiclass_results import MulticlassEvaluation
+    from pneumoscope.core.results import Interval
+
+__all__ = [
+    "has_several_classes",
+    "interval_cells",
+    "is_given",
+    "print_multiclass_evaluation",
+    "refuse_options",
+]
+
+
+def has_several_classes(target: Path | None, evaluation: str = "") -> bool:
+    """Return True if a run, bundle or folder of an evaluation has several classes; of a folder of runs, one of them.
+
+    Args:
+        target: The folder; None for the model in the package.
+        evaluation: Name of the evaluation of a run, whose bundle need not be there.
+    """
+    from pneumoscope.bundle.bundle_folder import is_multiclass
+    from pneumoscope.runs.multiclass_evaluations import has_multiclass_evaluation
+    from pneumoscope.runs.run_folder import BUNDLE_FOLDER, EVALUATION_FILE, evaluation_folder, run_folders
+
+    if target is None:
+        return False
+    if runs := run_folders(target):
+        return any(has_several_classes(run, evaluation) for run in runs)
+    for folder in (target, evaluation_folder(target, evaluation)) if evaluation else ():
+        if (folder / EVALUATION_FILE).is_file():
+            return has_multiclass_evaluation(folder)
+    bundle = target / BUNDLE_FOLDER
+    return is_multiclass(bundle if bundle.is_dir() else target)
+
+
+def is_given(option: str) -> bool:
+    """Return True if an option of the current command is not at its default."""
+    from click.core import ParameterSource
+
+    return click.get_current_context().get_parameter_source(option) is not ParameterSource.DEFAULT
+
+
+def refuse_options(given: Mapping[str, object]) -> None:
+    """Raise if an option is given that models of several classes do not have.
+
+    Args:
+        given: Value of each option; None, "", () and False if it is not given.
+
+    Raises:
+        UsageError: With the option.
+    """
+    from pneumoscope.core.errors import UsageError
+
+    for option, value in given.items():
+        if value not in (None, "", (), False):
+            raise UsageError(
+                f"{option} is given for a model of several classes, which has no such option",
+                hint=f"Leave {option} out, or choose a model for NORMAL and PNEUMONIA",
+            )
+
+
+def print_multiclass_evaluation(evaluation: MulticlassEvaluation, console: Console) -> None:
+    """Print the tables of an evaluation."""
+    from rich.table import Table
+
+    labels = ", ".join(f"{n} {label}" for label, n in evaluation.counts.items())
+    images = "images" if evaluation.split == "all" else f"{evaluation.split} images"
+    click.echo(printable(f"{evaluation.name} on {evaluation.n} {images} ({labels}; {evaluation.patients} patients)"))
+    if evaluation.rejected.reasons:
+        click.echo(evaluation.rejected.sentence())
+    console.print(_table("all classes", evaluation.metrics))
+    matrix = Table(title="confusion matrix: images by class (rows) and predicted class", title_justify="left")
+    for heading in ("", *map(printable, evaluation.classes)):
+        matrix.add_column(heading)
+    for name, counts in zip(evaluation.classes, evaluation.confusion, strict=True):
+        matrix.add_row(printable(name), *map(str, counts))
+    console.print(matrix)
+    for name, result in evaluation.by_class.items():
+        console.print(_table(f"{printable(name)} against the rest", result.metrics))
+    for pair in evaluation.pairs:
+        title = f"{printable(pair.first)} against {printable(pair.second)}, among images of these two"
+        console.print(_table(title, pair.metrics))
+    if evaluation.coverage is not None:
+        title = f"prediction sets for a coverage of {evaluation.coverage:.0%} of each class"
+        by_class = {
+            f"{metric}, {printable(name)}": value
+            for name, result in evaluation.by_class.items()
+            for metric, value in result.sets.items()
+        }
+        console.print(_table(title, {**evaluation.sets, **by_class}))
+    if evaluation.test_evaluation is not None:
+        click.echo(f"Test-set evaluation {evaluation.test_evaluation} of these images")
+    click.secho(printable(evaluation.notice), dim=True)
+
+
+def _table(title: str, metrics: Mapping[str, Interval]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for heading in ("", "value", "95% interval", "n", "method"):
+        table.add_column(heading)
+    for name, interval in metrics.items():
+        table.add_row(name.replace("_", " "), *interval_cells(interval))
+    return table
+
+
+def interval_cells(interval: Interval) -> tuple[str, str, str, str]:
+    """Return value, ends, n and method as text; the reason in place of ends that are undefined."""
+    from pneumoscope.core.result_forms import method_name
+
+    if interval.value is None:
+        return "-", interval.reason, str(interval.n), method_name(interval.method)
+    ends = interval.reason
+    if interval.low is not None and interval.high is not None:
+        ends = f"{interval.low:.3f} to {interval.high:.3f}"
+    return f"{interval.value:.3f}", ends, str(interval.n), method_name(interval.method)

@@ -1,0 +1,241 @@
+"""The evaluation and comparison of models of several classes as frozen records; see `results`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pneumoscope.core.comparison import PairedTest
+from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.image_flow import ImageFlow
+from pneumoscope.core.result_forms import interval_rows, rows_dataframe
+from pneumoscope.core.results import SCHEMA, Interval, RejectionSummary, ReliabilityBin
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "ClassPair",
+    "ClassResult",
+    "MulticlassComparison",
+    "MulticlassEvaluation",
+    "MulticlassRunSummary",
+    "MulticlassScoredImage",
+]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MulticlassScoredImage:
+    """A labeled image with the probabilities of its classes.
+
+    Attributes:
+        path, sha256, patient, etiology: See `results.ScoredImage`.
+        label: Name of its class.
+        predicted: The class with the highest probability.
+        prediction_set: Names of the possible classes, joined by "|"; None if the model has no prediction sets.
+        probabilities: Calibrated probabilities, in the order of the classes.
+    """
+
+    path: str
+    sha256: str
+    patient: str
+    label: str
+    etiology: str
+    predicted: str
+    prediction_set: str | None
+    probabilities: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ClassResult:
+    """Performance for one class against the rest.
+
+    Attributes:
+        n: Number of images of the class.
+        metrics: auroc, auprc, sensitivity, specificity, precision, negative_predictive_value, f1, expected_calibration_error.
+        sets: Of the images of the class: coverage, single, empty and mean_size of their prediction sets; empty without sets.
+        reliability: Observed rate of the class by its probability, in the bins of the calibration error.
+    """
+
+    n: int
+    metrics: Mapping[str, Interval]
+    sets: Mapping[str, Interval]
+    reliability: tuple[ReliabilityBin, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ClassPair:
+    """Performance for one class against another, on the images of these two.
+
+    Attributes:
+        first, second: Names of the classes.
+        n: Number of images of both.
+        metrics: auroc, accuracy, sensitivity (of the first class) and specificity, of the probability of the first class given
+            that the image is of one of the two.
+    """
+
+    first: str
+    second: str
+    n: int
+    metrics: Mapping[str, Interval]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MulticlassEvaluation:
+    """The evaluation of one bundle of several classes on one split.
+
+    Attributes:
+        classes: Names of the classes, in the order of all tables.
+        metrics: accuracy, balanced_accuracy, macro_auroc, macro_auprc, macro_f1, macro_specificity, macro_precision, brier,
+            log_loss, expected_calibration_error.
+        confusion: Number of images by class (rows) and predicted class (columns).
+        by_class: Each class against the rest.
+        pairs: Each pair of classes.
+        coverage: Coverage of each class that the prediction sets were fitted for; None without sets.
+        sets: coverage, single, empty and mean_size of the prediction sets of all images; empty without sets.
+        name, split, images_sha256, n, patients, counts, bundle_sha256, recipe, test_evaluation, seconds, created, version,
+            rejected, flow: See `results.Evaluation`.
+    """
+
+    name: str
+    split: str
+    images_sha256: str
+    n: int
+    patients: int
+    counts: Mapping[str, int]
+    classes: tuple[str, ...]
+    bundle_sha256: str
+    recipe: Mapping[str, Any]
+    metrics: Mapping[str, Interval]
+    confusion: tuple[tuple[int, ...], ...]
+    by_class: Mapping[str, ClassResult]
+    pairs: tuple[ClassPair, ...]
+    coverage: float | None
+    sets: Mapping[str, Interval]
+    rejected: RejectionSummary
+    test_evaluation: int | None
+    seconds: float
+    created: str
+    version: str
+    flow: ImageFlow | None = None
+    schema: int = SCHEMA
+    notice: str = NOTICE
+
+    def __repr__(self) -> str:
+        """Return the name, the split and the metrics of all classes."""
+        metrics = ", ".join(f"{name}={interval}" for name, interval in self.metrics.items())
+        return f"MulticlassEvaluation({self.name!r}, split={self.split!r}, n={self.n}, patients={self.patients}, {metrics})"
+
+    def _repr_html_(self) -> str:
+        from pneumoscope.core.display import multiclass_evaluation_html
+
+        return multiclass_evaluation_html(self)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row per metric, with its interval.
+
+        The keys class and other are those of a class against the rest, or against another one; None where they do not apply.
+        Metrics of prediction sets have names such as "set coverage".
+        """
+        none: dict[str, str | None] = {"class": None, "other": None}
+        rows = interval_rows((*self.metrics.items(), *_set_metrics(self.sets)), **none)
+        for name, result in self.by_class.items():
+            of_class = none | {"class": name}
+            rows += interval_rows((*result.metrics.items(), *_set_metrics(result.sets)), **of_class)
+        for pair in self.pairs:
+            rows += interval_rows(pair.metrics.items(), **{"class": pair.first, "other": pair.second})
+        return rows
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return `rows` as a pandas DataFrame.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        return rows_dataframe(self.rows(), "MulticlassEvaluation.to_dataframe()")
+
+    def confusion_dataframe(self) -> pd.DataFrame:
+        """Return the confusion matrix as a pandas DataFrame: a row for each class, a column for each predicted class.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        frame = rows_dataframe(self.confusion, "MulticlassEvaluation.confusion_dataframe()", self.classes)
+        return frame.set_axis(list(self.classes), axis=0)
+
+
+def _set_metrics(sets: Mapping[str, Interval]) -> list[tuple[str, Interval]]:
+    return [(f"set {name}", interval) for name, interval in sets.items()]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MulticlassRunSummary:
+    """One run of a comparison, or a bundle, for which the fields of a run are None.
+
+    Attributes:
+        metrics: As in `MulticlassEvaluation`.
+        confusion: As in `MulticlassEvaluation`.
+        seconds: Training time, wall clock.
+    """
+
+    name: str
+    network: str | None
+    image_size: int | None
+    epochs: int | None
+    seed: int | None
+    weights: str | None
+    seconds: float | None
+    metrics: Mapping[str, Interval]
+    confusion: tuple[tuple[int, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MulticlassComparison:
+    """A comparison of several runs of several classes on the same images.
+
+    Attributes:
+        images: {"sha256", "n", "patients", "counts"}.
+        classes: Names of the classes.
+        runs: One entry per run, in the order given.
+        pairs: Tests of each pair of runs, by accuracy and macro AUROC.
+        sentences: The findings as sentences, generated from `pairs`.
+        command: The command line.
+        created: Time of the comparison, UTC, ISO 8601.
+        version: Version of pneumoscope.
+        evaluation: Name of the compared evaluation of each run.
+    """
+
+    images: Mapping[str, Any]
+    classes: tuple[str, ...]
+    runs: tuple[MulticlassRunSummary, ...]
+    pairs: tuple[PairedTest, ...]
+    sentences: tuple[str, ...]
+    command: str
+    created: str
+    version: str
+    evaluation: str = "test"
+    schema: int = SCHEMA
+    notice: str = NOTICE
+
+    def __repr__(self) -> str:
+        """Return the number of images and the accuracy of each run."""
+        runs = ", ".join(f"{run.name}: accuracy={run.metrics.get('accuracy')}" for run in self.runs)
+        return f"MulticlassComparison(n={self.images.get('n')}, {runs})"
+
+    def _repr_html_(self) -> str:
+        from pneumoscope.core.display import multiclass_comparison_html
+
+        return multiclass_comparison_html(self)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row per run and metric: run, metric, and its interval."""
+        return [row for run in self.runs for row in interval_rows(run.metrics.items(), run=run.name)]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return `rows` as a pandas DataFrame.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        return rows_dataframe(self.rows(), "MulticlassComparison.to_dataframe()")

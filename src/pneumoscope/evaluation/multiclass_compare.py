@@ -1,0 +1,319 @@
+"""Compare models of several classes on the same test images, by accuracy and macro AUROC; see `compare`."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import datetime
+import io
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from pathlib import Path
+
+from pneumoscope import __version__
+from pneumoscope.core.comparison import PairedTest
+from pneumoscope.core.errors import RunError, UndefinedMetricError, UsageError
+from pneumoscope.core.files import write_atomically
+from pneumoscope.core.messages import counted
+from pneumoscope.core.multiclass_results import (
+    MulticlassComparison,
+    MulticlassEvaluation,
+    MulticlassRunSummary,
+    MulticlassScoredImage,
+)
+from pneumoscope.core.result_forms import to_json
+from pneumoscope.data.label_mapping import LabelMapping
+from pneumoscope.evaluation.compare import COMPARISON_FILE, COMPARISON_TABLE, TABLE_COLUMNS
+from pneumoscope.evaluation.compared import expand_runs
+from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
+from pneumoscope.evaluation.multiclass_metrics import ClassScores, class_scores
+from pneumoscope.evaluation.paired_findings import findings, make_paired_test, training_sentence
+from pneumoscope.runs.multiclass_evaluations import (
+    has_multiclass_evaluation,
+    read_multiclass_evaluation_folder,
+)
+from pneumoscope.runs.record import RunRecord, read_run
+from pneumoscope.runs.run_folder import (
+    BUNDLE_FOLDER,
+    evaluation_folder,
+    evaluation_names,
+    is_run_folder,
+    run_folder_name,
+)
+from pneumoscope.statistics.inputs import patient_groups
+from pneumoscope.statistics.intervals import paired_difference, undefined
+from pneumoscope.statistics.multiclass import log_odds
+from pneumoscope.statistics.multiclass_paired import MACRO_AUROC_METHOD, macro_auroc_test
+from pneumoscope.statistics.paired import holm, mcnemar_exact, mcnemar_method
+
+__all__ = ["ComparedClasses", "compare_multiclass", "compared_classes", "multiclass_comparison"]
+
+_EVALUATIONS = "evaluations"  # folder for those of bundles
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparedClasses:
+    """The evaluation of a run or bundle of several classes; images are in the same order for all that have the same images.
+
+    Attributes:
+        name: Name of the run or bundle; if several have the same, that of the folder.
+        record: Record of the run; None if it is not a run.
+        evaluation: The evaluation.
+        images: The images with their probabilities.
+    """
+
+    name: str
+    record: RunRecord | None
+    evaluation: MulticlassEvaluation
+    images: tuple[MulticlassScoredImage, ...]
+
+
+def compare_multiclass(
+    runs: Sequence[str | Path],
+    *,
+    evaluation: str = "test",
+    data: str | Path | None = None,
+    labels: LabelMapping | None = None,
+    split: str = "test",
+    ledger: str | Path | None = None,
+    out: str | Path | None = None,
+    command: str = "",
+    progress: Callable[[int, int], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> MulticlassComparison:
+    """Compare runs and bundles of several classes on the same test images.
+
+    Accuracy is compared by McNemar's exact test, which keeps the images of a patient together, and macro AUROC by DeLong's test
+    for the mean over classes; p-values are Holm-corrected over the pairs of each.
+
+    Args:
+        runs: Run folders with `evaluation/NAME/`, or folders of such runs; folders of an evaluation; and bundles, which are
+            evaluated first, on `data`.
+        evaluation: Name of the evaluation of each run.
+        data, labels, split, ledger: Labeled images for bundles; see `evaluate_multiclass`.
+        out: Folder of comparison.json, comparison.csv and the evaluations of bundles; None writes no files.
+        command: The command line, for the record.
+        progress, note: See `evaluate_multiclass`.
+
+    Returns:
+        The metrics of each run, a paired test of each pair, and the findings as sentences.
+
+    Raises:
+        UsageError: There is no run, or a bundle and no data.
+        RunError: A file is missing or malformed, two runs have the same name, or the runs were evaluated on different images or
+            classes.
+        PneumoscopeError: A bundle cannot be evaluated; see `evaluate_multiclass`.
+        StorageError: The results cannot be written.
+    """
+    folder = None if out is None else Path(out)
+    compared = compared_classes(
+        runs,
+        evaluation=evaluation,
+        data=data,
+        labels=labels,
+        split=split,
+        ledger=ledger,
+        out=folder,
+        progress=progress,
+        note=note,
+    )
+    comparison = multiclass_comparison(compared, evaluation=evaluation, command=command)
+    if folder is not None:
+        write_atomically(folder / COMPARISON_TABLE, _table(comparison))
+        write_atomically(folder / COMPARISON_FILE, to_json(comparison))
+    return comparison
+
+
+def compared_classes(
+    runs: Sequence[str | Path],
+    *,
+    evaluation: str = "test",
+    data: str | Path | None = None,
+    labels: LabelMapping | None = None,
+    split: str = "test",
+    ledger: str | Path | None = None,
+    out: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> list[ComparedClasses]:
+    """Return the evaluations of runs, evaluation folders and bundles, checked to be of the same images and classes.
+
+    Args:
+        runs, evaluation, data, labels, split, ledger, out, progress, note: See `compare_multiclass`.
+
+    Raises:
+        UsageError, RunError, PneumoscopeError: See `compare_multiclass`.
+    """
+    if not runs:
+        raise UsageError("there are no runs to compare", hint="Give at least one run folder")
+    found = []
+    for target in expand_runs([Path(run) for run in runs]):
+        record, results = None, target
+        if is_run_folder(target):
+            record, results = read_run(target, finished=True), evaluation_folder(target, evaluation)
+        if has_multiclass_evaluation(results):
+            result, images = read_multiclass_evaluation_folder(results)
+        elif record is not None:
+            others = evaluation_names(target)
+            raise RunError(
+                f"run {str(target)!r} has no evaluation {evaluation!r} of several classes"
+                f"{' (it has ' + ', '.join(others) + ')' if others else ''}",
+                hint=f"Evaluate it: pneumoscope evaluate {target} --data DATA",
+            )
+        elif data is None:
+            raise UsageError(
+                f"{str(target)!r} has no evaluation of several classes",
+                hint="Give `compare` the labeled images with --data, or evaluate first: pneumoscope evaluate --out FOLDER",
+            )
+        else:
+            result, images = evaluate_multiclass(
+                target,
+                data,
+                labels=labels,
+                split=split,
+                out=None if out is None else out / _EVALUATIONS / _folder_name(target),
+                replace=True,
+                ledger=ledger,
+                progress=progress,
+                note=note,
+            )
+        # By content, and by path for identical files only, because the data folder may differ between runs.
+        ordered = tuple(sorted(images, key=lambda image: (image.sha256, image.path)))
+        name = result.name if record is None else record.name
+        found.append((ComparedClasses(name, record, result, ordered), target))
+    count = Counter(each.name for each, _ in found)
+    renamed = [
+        each if count[each.name] == 1 else dataclasses.replace(each, name=_unique_name(each, target))
+        for each, target in found
+    ]
+    _check_comparable(renamed)
+    return renamed
+
+
+def multiclass_comparison(
+    runs: Sequence[ComparedClasses], *, evaluation: str = "test", command: str = ""
+) -> MulticlassComparison:
+    """Return the comparison of evaluated runs.
+
+    Args:
+        runs: The runs, of the same images and classes.
+        evaluation: Name of the evaluation of each run.
+        command: The command line, for the record.
+    """
+    first = runs[0].evaluation
+    scores = [class_scores(run.images, first.classes) for run in runs]
+    pairs = _paired_tests([run.name for run in runs], scores)
+    training = training_sentence([run.record is not None for run in runs])
+    sentences = findings(
+        [run.name for run in runs], [run.evaluation.metrics["accuracy"] for run in runs], pairs, training
+    )
+    rejections = tuple(
+        f"{run.name}: {run.evaluation.rejected.sentence()}." for run in runs if run.evaluation.rejected.reasons
+    )
+    return MulticlassComparison(
+        images={
+            "sha256": first.images_sha256,
+            "n": first.n,
+            "patients": first.patients,
+            "counts": dict(first.counts),
+        },
+        classes=first.classes,
+        runs=tuple(map(_summary, runs)),
+        pairs=pairs,
+        sentences=(*sentences, *rejections),
+        command=command,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        version=__version__,
+        evaluation=evaluation,
+        notice=first.notice,
+    )
+
+
+def _paired_tests(names: Sequence[str], scores: Sequence[ClassScores]) -> tuple[PairedTest, ...]:
+    """Test every pair of runs by accuracy and macro AUROC; p-values are Holm-corrected over the pairs of each metric."""
+    targets, patients = scores[0].targets, scores[0].patients
+    correct = [each.predicted == targets for each in scores]
+    pairs = list(combinations(range(len(scores)), 2))
+    accuracy = [
+        (paired_difference(correct[a], correct[b], patients), mcnemar_exact(correct[a], correct[b], patients))
+        for a, b in pairs
+    ]
+    ranking = [log_odds(each.probabilities) for each in scores]
+    macro = []
+    for a, b in pairs:
+        try:
+            macro.append(macro_auroc_test(ranking[a], ranking[b], targets, patients))
+        except UndefinedMetricError as error:
+            macro.append((undefined(error.message, n=len(targets), method=MACRO_AUROC_METHOD), None))
+    test = mcnemar_method(patient_groups(patients, len(targets)))
+    tests = []
+    for metric, method, results in (("accuracy", test, accuracy), ("macro_auroc", MACRO_AUROC_METHOD, macro)):
+        corrected = holm([p for _, p in results])
+        for (a, b), (difference, p), p_holm in zip(pairs, results, corrected, strict=True):
+            tests.append(make_paired_test(names[a], names[b], metric, method, difference, p, p_holm))
+    return tuple(tests)
+
+
+def _summary(run: ComparedClasses) -> MulticlassRunSummary:
+    fields = ("network", "image_size", "epochs", "seed", "weights", "seconds")
+    return MulticlassRunSummary(
+        name=run.name,
+        **{field: getattr(run.record, field, None) for field in fields},
+        metrics=run.evaluation.metrics,
+        confusion=run.evaluation.confusion,
+    )
+
+
+def _folder_name(target: Path) -> str:
+    folder = target.resolve()
+    return folder.parent.name if folder.name == BUNDLE_FOLDER else folder.name
+
+
+def _unique_name(run: ComparedClasses, target: Path) -> str:
+    return run_folder_name(target) if run.record else _folder_name(target)
+
+
+def _check_comparable(runs: Sequence[ComparedClasses]) -> None:
+    """Raise unless names are unique, and images, labels, patients and classes are the same in all runs."""
+    name, count = Counter(run.name for run in runs).most_common(1)[0]
+    if count > 1:
+        raise RunError(
+            f"{count} runs have the name {name!r}",
+            hint="Rename the folders: runs of one recipe are distinguished by the names of their folders",
+        )
+    first = runs[0]
+    for run in runs[1:]:
+        if run.evaluation.classes != first.evaluation.classes:
+            raise RunError(
+                f"run {run.name!r} has the classes {', '.join(run.evaluation.classes)}, and {first.name!r} has"
+                f" {', '.join(first.evaluation.classes)}",
+                hint="Compare models of the same classes, in the same order",
+            )
+        if run.evaluation.images_sha256 != first.evaluation.images_sha256:
+            raise RunError(
+                f"run {run.name!r} was evaluated on other images than {first.name!r} ({run.evaluation.n} and"
+                f" {first.evaluation.n} images, compared by content)",
+                hint="Evaluate both on the same data",
+            )
+        different = [
+            (image, other)
+            for image, other in zip(run.images, first.images, strict=True)
+            if (image.label, image.patient) != (other.label, other.patient)
+        ]
+        if different:
+            image, other = different[0]
+            raise RunError(
+                f"image {image.path!r} is {image.label} of patient {image.patient!r} in {run.name!r} and {other.label} of patient"
+                f" {other.patient!r} in {first.name!r} ({counted(len(different), 'such image')})",
+                hint="Evaluate both on the same data",
+            )
+
+
+def _table(comparison: MulticlassComparison) -> str:
+    """Return one CSV row per run and metric."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, TABLE_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(comparison.rows())
+    return out.getvalue()

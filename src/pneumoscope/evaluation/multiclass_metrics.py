@@ -1,0 +1,112 @@
+"""Metrics of scored images of several classes, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+
+from pneumoscope.core.multiclass_results import ClassPair, ClassResult, MulticlassScoredImage
+from pneumoscope.core.results import Interval
+from pneumoscope.statistics.calibration import reliability_bins
+from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray
+from pneumoscope.statistics.multiclass import (
+    class_metrics,
+    confusion_matrix,
+    overall_metrics,
+    pair_metrics,
+    set_metrics,
+)
+
+__all__ = ["ClassScores", "MulticlassMetrics", "class_scores", "multiclass_metrics"]
+
+
+class ClassScores(NamedTuple):
+    """Scored images as arrays.
+
+    Attributes:
+        probabilities: Shape (n, K).
+        targets: Index of the class of each image, shape (n,).
+        predicted: Index of the predicted class, shape (n,).
+        patients: Patient identifier of each image.
+    """
+
+    probabilities: FloatArray
+    targets: IntArray
+    predicted: IntArray
+    patients: tuple[str, ...]
+
+
+class MulticlassMetrics(NamedTuple):
+    """The results of an evaluation; see `MulticlassEvaluation`."""
+
+    metrics: Mapping[str, Interval]
+    confusion: tuple[tuple[int, ...], ...]
+    by_class: Mapping[str, ClassResult]
+    pairs: tuple[ClassPair, ...]
+    sets: Mapping[str, Interval]
+
+
+def class_scores(images: Sequence[MulticlassScoredImage], classes: Sequence[str]) -> ClassScores:
+    """Return scored images as arrays.
+
+    Args:
+        images: The images; their labels are among the classes.
+        classes: Names of the classes.
+    """
+    return ClassScores(
+        np.array([image.probabilities for image in images], dtype=np.float64),
+        np.array([classes.index(image.label) for image in images], dtype=np.int64),
+        np.array([classes.index(image.predicted) for image in images], dtype=np.int64),
+        tuple(image.patient for image in images),
+    )
+
+
+def multiclass_metrics(
+    images: Sequence[MulticlassScoredImage], classes: Sequence[str], *, seed: int
+) -> MulticlassMetrics:
+    """Return the metrics of scored images.
+
+    Args:
+        images: The images; at least one.
+        classes: Names of the classes.
+        seed: Seed of the bootstraps.
+    """
+    scores = class_scores(images, classes)
+    p, y, patients = scores.probabilities, scores.targets, scores.patients
+    sets = _sets(images, classes)
+    confusion = confusion_matrix(y, scores.predicted, len(classes))
+    by_class = {}
+    for index, name in enumerate(classes):
+        members = np.flatnonzero(y == index)
+        of_class: Mapping[str, Interval] = {}
+        if sets is not None and len(members):
+            of_class = set_metrics(sets[members], y[members], [patients[i] for i in members.tolist()], seed=seed)
+        by_class[name] = ClassResult(
+            n=len(members),
+            metrics=class_metrics(p, y, index, name, patients, seed=seed),
+            sets=of_class,
+            reliability=reliability_bins(p[:, index], y == index),
+        )
+    pairs = []
+    for first, second in combinations(range(len(classes)), 2):
+        names = (classes[first], classes[second])
+        n = int(((y == first) | (y == second)).sum())
+        pairs.append(ClassPair(*names, n, pair_metrics(p, y, (first, second), names, patients)))
+    return MulticlassMetrics(
+        metrics=overall_metrics(p, y, classes, patients, seed=seed),
+        confusion=tuple(map(tuple, confusion.tolist())),
+        by_class=by_class,
+        pairs=tuple(pairs),
+        sets={} if sets is None else set_metrics(sets, y, patients, seed=seed),
+    )
+
+
+def _sets(images: Sequence[MulticlassScoredImage], classes: Sequence[str]) -> BoolArray | None:
+    """Return True for the classes in the prediction set of each image, shape (n, K); None if the model has no sets."""
+    if any(image.prediction_set is None for image in images):
+        return None
+    possible = [(image.prediction_set or "").split("|") for image in images]
+    return np.array([[name in names for name in classes] for names in possible])

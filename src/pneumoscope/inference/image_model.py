@@ -1,0 +1,194 @@
+"""What models for NORMAL and PNEUMONIA and models of several classes share: images in, predictions out."""
+
+from __future__ import annotations
+
+import abc
+import os
+from collections.abc import Callable, Generator, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from pneumoscope.core.errors import UnreadableImageError, UsageError
+from pneumoscope.core.prediction import AgeRequirement, Assumption, Prediction
+from pneumoscope.imaging.image import Radiograph
+from pneumoscope.imaging.pixel_values import PixelValues
+from pneumoscope.imaging.preprocess import PreprocessedImage
+from pneumoscope.inference.batches import process_batches
+from pneumoscope.inference.image_loader import ImageLoader, check_age
+from pneumoscope.inference.network_session import CheckOutputs, NetworkSession, SessionCard
+from pneumoscope.inference.providers import Provider
+
+if TYPE_CHECKING:
+    from pneumoscope.imaging.sandbox.pool import DecodePool
+    from pneumoscope.inference.image_loader import ImageSource
+
+__all__ = ["BATCH_SIZE", "ImageModel"]
+
+BATCH_SIZE = 2  # images per network call; larger batches are no faster on a CPU and take more memory
+
+_Card = TypeVar("_Card", bound=SessionCard)
+_Outputs = TypeVar("_Outputs", bound=CheckOutputs)
+_Scored = TypeVar("_Scored")
+_Prediction = TypeVar("_Prediction", bound=Prediction)
+_Result = TypeVar("_Result")
+
+
+class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
+    """A bundle that predicts images.
+
+    Attributes:
+        card: Card of the bundle.
+        folder: Folder of the bundle; None if it has none.
+    """
+
+    def __init__(
+        self,
+        session: NetworkSession[_Card, _Outputs, _Scored],
+        *,
+        pool: DecodePool | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        """Prepare to decode images.
+
+        Args:
+            session: Session that scores.
+            pool: Pool that decodes every image. If None, a few images are decoded in this process, and many in a pool that is
+                created on first use.
+            folder: Folder of the bundle; None if it has none.
+        """
+        self._network = session
+        self.card: _Card = session.card
+        self.folder = folder
+        self._loader = ImageLoader(self.card.preprocessing, pool)
+
+    @abc.abstractmethod
+    def _predict(self, image: PreprocessedImage, scored: _Scored) -> _Prediction:
+        """Return the prediction for a scored image."""
+
+    @abc.abstractmethod
+    def failed(self, error: UnreadableImageError) -> _Prediction:
+        """Return the prediction of an image that cannot be read."""
+
+    @property
+    def require_age(self) -> AgeRequirement:
+        """Images that are rejected if they state no age; see `load_model`."""
+        return self._network.require_age
+
+    @property
+    def provider(self) -> Provider:
+        """Processor that runs the network; see `load_model`."""
+        return self._network.provider
+
+    @property
+    def assumptions(self) -> list[Assumption]:
+        """Facts that are assumed of all images, sorted; see `load_model`."""
+        return sorted(self._network.assumptions)
+
+    def close(self) -> None:
+        """Stop the worker processes, if any; they also stop with this process."""
+        self._loader.close()
+
+    def run_self_test(self) -> None:
+        """Check that the network still gives the outputs on its card; see `NetworkSession.run_self_test`."""
+        self._network.run_self_test()
+
+    def predict(self, image: ImageSource, *, name: str = "", age: float | None = None) -> _Prediction:
+        """Return the prediction for one image.
+
+        Args:
+            image: A path, the bytes of a file, gray levels (uint8, shape (height, width), 0 is black), a PIL image or a
+                pydicom Dataset.
+            name: Name in the prediction; the path if empty, or "bytes", "array", "image" or "dataset".
+            age: Age of the patient, years, if the file does not state it; an age that the file states comes first.
+        Raises:
+            UnreadableImageError: The image cannot be decoded; see `imaging.decode`.
+            UsageError: The age is not from 0 to 130 years.
+        """
+        preprocessed = self._loader.preprocess(image, name=name, age=age)
+        return self._predict(preprocessed, next(self._network.stream([preprocessed])))
+
+    def predict_batch(
+        self, images: Sequence[ImageSource], *, names: Sequence[str] = (), ages: Sequence[float | None] = ()
+    ) -> list[_Prediction]:
+        """Return predictions from one run of the network, in the calling thread; otherwise like `predict_many`.
+
+        Args:
+            images: See `predict`.
+            names: Names in the predictions, one per image; see `predict`. A failure does not mention an empty name.
+            ages: Ages of the patients, one per image; see `predict`.
+        Raises:
+            UsageError: An age is not from 0 to 130 years.
+        """
+        return self._predict_batch(images, self._loader.pool, names, ages)
+
+    def predict_many(
+        self, images: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE, workers: int = 0, age: float | None = None
+    ) -> Generator[_Prediction]:
+        """Yield predictions in the order of the images. An unreadable image yields a prediction with `failure`.
+
+        Each thread decodes and scores batches of its own. At most a few batches per thread are read ahead of the caller.
+        More than `image_loader.MIN_IMAGES_FOR_POOL` images are decoded in worker processes, one per core, which stay for the
+        next call.
+
+        Args:
+            images: See `predict`.
+            batch_size: Images per network call.
+            workers: Threads that score; 0 means one per core, and one more if worker processes decode.
+            age: Age of the patient of all images, years; see `predict`.
+        Raises:
+            UsageError: A number is out of range.
+        """
+
+        def predict_batch(batch: Sequence[ImageSource], pool: DecodePool | None) -> list[_Prediction]:
+            return self._predict_batch(batch, pool, ages=[age] * len(batch))
+
+        return self._stream(images, predict_batch, batch_size, workers, age)
+
+    def decode(self, image: Path | bytes, *, name: str = "") -> Radiograph:
+        """Return an image decoded at its own size, for display.
+
+        Raises:
+            UnreadableImageError: The image cannot be decoded.
+        """
+        return self._loader.decode(image, name=name)
+
+    def decode_values(self, image: Path | bytes, *, name: str = "") -> PixelValues:
+        """Return the values of an image before any window, for display with other windows.
+
+        Raises:
+            UnreadableImageError: The image cannot be decoded.
+        """
+        return self._loader.decode_values(image, name=name)
+
+    def _stream(
+        self,
+        images: Iterable[ImageSource],
+        process: Callable[[Sequence[ImageSource], DecodePool | None], list[_Result]],
+        batch_size: int,
+        workers: int,
+        age: float | None,
+    ) -> Generator[_Result]:
+        check_age(age)
+        if batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size}; the minimum is 1")
+        if workers < 0:
+            raise UsageError(f"workers is {workers}; pass 0 for one per core")
+        pool = self._loader.choose_pool(images)
+        # One thread more than cores covers the hand-over between a thread and its worker process.
+        threads = workers or (os.cpu_count() or 1) + (pool is not None)
+        return process_batches(images, lambda batch: process(batch, pool), batch_size=batch_size, threads=threads)
+
+    def _predict_batch(
+        self,
+        images: Sequence[ImageSource],
+        pool: DecodePool | None,
+        names: Sequence[str] = (),
+        ages: Sequence[float | None] = (),
+    ) -> list[_Prediction]:
+        preprocessed = self._loader.preprocess_many(images, pool, names=names, ages=ages)
+        readable = [each for each in preprocessed if isinstance(each, PreprocessedImage)]
+        scored = self._network.stream(readable, batch=max(1, len(readable)))
+        return [
+            self._predict(each, next(scored)) if isinstance(each, PreprocessedImage) else self.failed(each)
+            for each in preprocessed
+        ]

@@ -1,0 +1,127 @@
+"""A model of several classes as Python and the command line use it: images in, predictions out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pneumoscope.bundle.multiclass_card import MulticlassCard
+from pneumoscope.core.display import facts_html
+from pneumoscope.core.errors import UnreadableImageError
+from pneumoscope.core.multiclass_prediction import MulticlassPrediction
+from pneumoscope.core.prediction import AgeRequirement, Assumption, Failure, ImageInfo, ModelInfo
+from pneumoscope.core.prediction_messages import notice
+from pneumoscope.imaging.preprocess import PreprocessedImage
+from pneumoscope.inference.decision import find_warnings
+from pneumoscope.inference.image_model import ImageModel
+from pneumoscope.inference.multiclass_decision import decide_class
+from pneumoscope.inference.multiclass_session import MulticlassOutputs, MulticlassScored, MulticlassSession
+from pneumoscope.inference.providers import Provider
+from pneumoscope.runs.run_folder import find_bundle
+
+if TYPE_CHECKING:
+    from pneumoscope.imaging.sandbox.pool import DecodePool
+
+__all__ = ["MulticlassModel", "load_multiclass_model"]
+
+
+class MulticlassModel(ImageModel[MulticlassCard, MulticlassOutputs, MulticlassScored, MulticlassPrediction]):
+    """A bundle of several classes. It has no operating points, no heatmaps and no site profiles.
+
+    Attributes:
+        card: Card of the bundle.
+        facts: Name, version and hash of the bundle, as predictions report them.
+        notice: The notice that accompanies every result, with the population that the model was trained on.
+        folder: Folder of the bundle; None if it has none.
+    """
+
+    def __init__(
+        self, session: MulticlassSession, *, pool: DecodePool | None = None, folder: Path | None = None
+    ) -> None:
+        """Prepare to predict; see `ImageModel`."""
+        super().__init__(session, pool=pool, folder=folder)
+        self.facts = ModelInfo(self.card.name, self.card.version, self.card.onnx_sha256)
+        self.notice = notice(self.card.population)
+
+    def __repr__(self) -> str:
+        """Return the name, the network and the classes."""
+        return f"MulticlassModel({self.card.name!r}, network={self.card.network!r}, classes={self.card.classes!r})"
+
+    def _repr_html_(self) -> str:
+        card = self.card
+        sets, calibration = card.prediction_sets, card.calibration
+        facts = {
+            "Network": f"{card.network}, {card.parameters:,} parameters, {card.preprocessing.size} pixels",
+            "Classes": ", ".join(card.classes),
+            "Calibration": f"temperature {calibration.temperature:.3f}, fitted on {calibration.n} validation images",
+            "Prediction sets": "none"
+            if sets is None
+            else f"coverage of {sets.coverage:.0%} of the images of each class",
+            "Age range": "not stated"
+            if card.age_range is None
+            else f"{card.age_range[0]:g} to {card.age_range[1]:g} years",
+        }
+        return facts_html(f"Model {card.name}", facts, self.notice)
+
+    def _predict(self, image: PreprocessedImage, scored: MulticlassScored) -> MulticlassPrediction:
+        result = decide_class(self.card, scored.logits, scored.rejection)
+        return MulticlassPrediction(
+            path=image.source,
+            decision=result.decision,
+            operating_point="",
+            rejection=scored.rejection,
+            age=image.age,
+            warnings=()
+            if scored.rejection
+            else find_warnings(self.card, image.warnings, image.rejections, image.age, self.assumptions),
+            identity=image.identity,
+            image=ImageInfo(image.width, image.height, image.format, image.pixel_sha256),
+            model=self.facts,
+            classes=self.card.classes,
+            class_probabilities=result.probabilities,
+            predicted_class=result.predicted_class,
+            prediction_set=result.prediction_set,
+        )
+
+    def failed(self, error: UnreadableImageError) -> MulticlassPrediction:
+        """Return the prediction of an image that cannot be read."""
+        return MulticlassPrediction(
+            path=error.path,
+            decision=None,
+            operating_point="",
+            failure=Failure.from_error(error),
+            model=self.facts,
+            classes=self.card.classes,
+        )
+
+
+def load_multiclass_model(
+    bundle: str | Path,
+    *,
+    threads: int = 0,
+    isolated: bool = False,
+    require_age: AgeRequirement = "never",
+    assume: Collection[Assumption] = (),
+    provider: Provider = "cpu",
+) -> MulticlassModel:
+    """Return a model of several classes that is ready to predict.
+
+    Args:
+        bundle: Folder of a bundle or of a run.
+        threads, isolated, require_age, assume, provider: See `load_model`.
+
+    Raises:
+        BundleError: The bundle is missing or invalid, or is one for NORMAL and PNEUMONIA.
+        RunError: The run has no bundle.
+        UsageError: See `load_model`.
+    """
+    folder = find_bundle(Path(bundle))
+    pool = None
+    if isolated:
+        from pneumoscope.imaging.sandbox.pool import DecodePool
+
+        pool = DecodePool()
+        pool.start()  # while the network is loaded
+    session = MulticlassSession.load(folder, threads=threads, require_age=require_age, assume=assume, provider=provider)
+    return MulticlassModel(session, pool=pool, folder=folder)

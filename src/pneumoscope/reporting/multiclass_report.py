@@ -1,0 +1,129 @@
+"""The report of models of several classes: page, figures and tables, as objects and as files; see `report_files`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pneumoscope.core.files import write_atomically
+from pneumoscope.core.multiclass_results import MulticlassComparison
+from pneumoscope.evaluation.multiclass_compare import ComparedClasses, compared_classes, multiclass_comparison
+from pneumoscope.reporting import labels
+from pneumoscope.reporting.comparison_figures import NamedFigure
+from pneumoscope.reporting.multiclass_figures import draw_class_figures
+from pneumoscope.reporting.multiclass_tables import class_tables
+from pneumoscope.reporting.report_files import (
+    FIGURES_FOLDER,
+    PAGE,
+    TABLES_FOLDER,
+    ReportFiles,
+    write_figure,
+    write_table,
+)
+from pneumoscope.reporting.style import drawing
+from pneumoscope.reporting.tables import Table
+from pneumoscope.reporting.templating import environment, theme
+
+__all__ = ["MulticlassReport", "report_multiclass", "write_multiclass_page"]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class MulticlassReport:
+    """A report of models of several classes.
+
+    Attributes:
+        comparison: The comparison of the runs; of one run, its results.
+        runs: The evaluations of the runs with their images.
+        figures: Figures by name, such as "confusion-0", "roc-0" and "reliability-0-2": the number of the run, and of the class.
+            In a notebook a figure shows itself; `figure` is that of matplotlib.
+        tables: Tables by name, such as "classes"; `Table.to_dataframe()` returns a pandas DataFrame.
+    """
+
+    comparison: MulticlassComparison
+    runs: tuple[ComparedClasses, ...]
+    figures: Mapping[str, NamedFigure]
+    tables: Mapping[str, Table]
+
+    def __repr__(self) -> str:
+        """Return the names of figures and tables."""
+        return f"MulticlassReport({self.comparison!r}, figures={list(self.figures)}, tables={list(self.tables)})"
+
+    def _repr_html_(self) -> str:
+        return self.comparison._repr_html_()
+
+    def page(self) -> str:
+        """Return the HTML page."""
+        return _page(self.comparison, self.runs, self.tables)
+
+    def write(self, out: str | Path) -> ReportFiles:
+        """Write report.html, figures/ (SVG, PDF, PNG) and tables/ (CSV, LaTeX, Markdown); the same input gives the same bytes.
+
+        Args:
+            out: Folder to write to.
+
+        Raises:
+            StorageError: A file cannot be written.
+        """
+        folder = Path(out)
+        page = write_atomically(folder / PAGE, self.page())
+        with drawing():
+            drawn = [file for each in self.figures.values() for file in write_figure(each, folder / FIGURES_FOLDER)]
+        written = [file for table in self.tables.values() for file in write_table(table, folder / TABLES_FOLDER)]
+        return ReportFiles(page, tuple(drawn), tuple(written))
+
+
+def report_multiclass(runs: Sequence[str | Path], *, evaluation: str = "test", command: str = "") -> MulticlassReport:
+    """Return the report of evaluated models of several classes. Nothing is evaluated or written; see `MulticlassReport.write`.
+
+    Args:
+        runs: Run folders, folders of runs, or folders that `evaluate` wrote.
+        evaluation: Name of the evaluation of each run.
+        command: The command line, for the record.
+
+    Raises:
+        RunError, UsageError: See `evaluation.multiclass_compare.compare_multiclass`.
+    """
+    compared = compared_classes(runs, evaluation=evaluation)
+    comparison = multiclass_comparison(compared, evaluation=evaluation, command=command)
+    figures = draw_class_figures(comparison, compared)
+    return MulticlassReport(
+        comparison,
+        tuple(compared),
+        {figure.key: figure for group in figures.values() for figure in group},
+        {table.name: table for table in class_tables(comparison, compared)},
+    )
+
+
+def write_multiclass_page(comparison: MulticlassComparison, folders: Sequence[Path], out: Path) -> Path:
+    """Write the page of a comparison and return its path.
+
+    Args:
+        comparison: The comparison.
+        folders: Folders with the evaluations of its runs, in its order; see `compared.result_folders`.
+        out: HTML file to write.
+
+    Raises:
+        RunError: See `report_multiclass`.
+        StorageError: The file cannot be written.
+    """
+    compared = compared_classes(folders, evaluation=comparison.evaluation)
+    tables = {table.name: table for table in class_tables(comparison, compared)}
+    write_atomically(out, _page(comparison, compared, tables))
+    return out
+
+
+def _page(comparison: MulticlassComparison, runs: Sequence[ComparedClasses], tables: Mapping[str, Table]) -> str:
+    with drawing():
+        return (
+            environment()
+            .get_template("multiclass.html")
+            .render(
+                c=comparison,
+                runs=runs,
+                figures=draw_class_figures(comparison, runs),
+                tables=tables,
+                theme=theme(),
+                labels=labels,
+            )
+        )

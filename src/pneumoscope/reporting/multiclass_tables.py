@@ -1,0 +1,118 @@
+"""Tables of models of several classes; see `tables`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pneumoscope.core.multiclass_results import MulticlassComparison
+from pneumoscope.core.result_forms import method_name
+from pneumoscope.core.results import Interval
+from pneumoscope.evaluation.multiclass_compare import ComparedClasses
+from pneumoscope.reporting import labels
+from pneumoscope.reporting.tables import Cell, Table
+
+__all__ = ["class_tables"]
+
+_SETS = {"coverage": "Coverage", "single": "One class", "empty": "No class", "mean_size": "Mean number of classes"}
+_PAIR = ("auroc", "accuracy", "sensitivity", "specificity")
+
+
+def class_tables(comparison: MulticlassComparison, runs: Sequence[ComparedClasses]) -> tuple[Table, ...]:
+    """Return the tables of a comparison of models of several classes that have rows."""
+    tables = (
+        _metrics(comparison, runs),
+        _confusion(runs),
+        _classes(runs),
+        _pairs_of_classes(runs),
+        _sets(runs),
+        _paired_tests(comparison),
+    )
+    return tuple(table for table in tables if table.rows)
+
+
+def _metrics(comparison: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Table:
+    names = {key: label for key, label in labels.CLASS_METRICS.items() if key in comparison.runs[0].metrics}
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (label, *(run.metrics[key] for run in comparison.runs)) for key, label in names.items()
+    )
+    note = _note(names, [run.evaluation.metrics for run in runs])
+    caption = f"Metrics over all classes on {comparison.images['n']} images."
+    return Table("metrics", caption, ("Metric", *(run.name for run in runs)), rows, note)
+
+
+def _confusion(runs: Sequence[ComparedClasses]) -> Table:
+    rows: list[tuple[Cell, ...]] = [
+        (run.name, name, *counts)
+        for run in runs
+        for name, counts in zip(run.evaluation.classes, run.evaluation.confusion, strict=True)
+    ]
+    columns = ("Run", "Class", *(f"Predicted as {name}" for name in runs[0].evaluation.classes))
+    return Table("confusion", "Number of images by class and predicted class.", columns, tuple(rows))
+
+
+def _classes(runs: Sequence[ComparedClasses]) -> Table:
+    names = {key: labels.METRICS[key] for key in labels.METRICS if key in _first(runs)}
+    rows: list[tuple[Cell, ...]] = [
+        (run.name, name, result.n, *(result.metrics[key] for key in names))
+        for run in runs
+        for name, result in run.evaluation.by_class.items()
+    ]
+    metrics = [result.metrics for run in runs for result in run.evaluation.by_class.values()]
+    columns = ("Run", "Class", "Images", *names.values())
+    return Table("classes", "Each class against the rest.", columns, tuple(rows), _note(names, metrics))
+
+
+def _first(runs: Sequence[ComparedClasses]) -> Mapping[str, Interval]:
+    return next(iter(runs[0].evaluation.by_class.values())).metrics
+
+
+def _pairs_of_classes(runs: Sequence[ComparedClasses]) -> Table:
+    names = {key: labels.METRICS[key] for key in _PAIR}
+    rows: list[tuple[Cell, ...]] = [
+        (run.name, pair.first, pair.second, pair.n, *(pair.metrics[key] for key in names))
+        for run in runs
+        for pair in run.evaluation.pairs
+    ]
+    caption = (
+        "Each class against another, among the images of these two, by the probability of the first given one of the two;"
+        " sensitivity is that of the first class, specificity that of the second."
+    )
+    columns = ("Run", "Class", "Other class", "Images", *names.values())
+    note = _note(names, [pair.metrics for run in runs for pair in run.evaluation.pairs])
+    return Table("class-pairs", caption, columns, tuple(rows), note)
+
+
+def _sets(runs: Sequence[ComparedClasses]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for run in runs:
+        evaluation = run.evaluation
+        by_class = [(name, result.n, result.sets) for name, result in evaluation.by_class.items()]
+        rows += [
+            (run.name, name, n, evaluation.coverage, *(sets[key] for key in _SETS))
+            for name, n, sets in (("all", evaluation.n, evaluation.sets), *by_class)
+            if sets
+        ]
+    metrics = [sets for run in runs for sets in (run.evaluation.sets,) if sets]
+    columns = ("Run", "Class", "Images", "Stated coverage", *_SETS.values())
+    return Table("prediction-sets", "Prediction sets by class.", columns, tuple(rows), _note(_SETS, metrics))
+
+
+def _paired_tests(comparison: MulticlassComparison) -> Table:
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (
+            labels.CLASS_PAIR_METRICS[pair.metric],
+            pair.a,
+            pair.b,
+            pair.difference,
+            pair.p,
+            pair.p_holm,
+            method_name(pair.test),
+        )
+        for pair in comparison.pairs
+    )
+    columns = ("Metric", "Run", "Minus run", "Difference", "p", "Holm p", "Test")
+    return Table("pairs", "Paired tests on the same images.", columns, rows)
+
+
+def _note(names: Mapping[str, str], metrics: Sequence[Mapping[str, Interval]]) -> str:
+    return labels.interval_note((label, each[key]) for each in metrics for key, label in names.items())

@@ -1,0 +1,380 @@
+"""Metrics of predictions of several classes: one against the rest, means over classes, pairs of classes, conformal sets.
+
+Targets are indices of classes, 0 to K - 1; probabilities have one column per class. A class is predicted if it has the highest
+probability, the first one if several have it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special
+
+from pneumoscope.core.errors import UndefinedMetricError
+from pneumoscope.core.results import Interval
+from pneumoscope.statistics.calibration import calibration_error_interval
+from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray
+from pneumoscope.statistics.intervals import RESAMPLES, patient_bootstrap, patient_bootstraps, proportion, undefined
+from pneumoscope.statistics.metrics import weighted_f1
+from pneumoscope.statistics.roc import auroc_interval, weighted_auprc, weighted_auroc
+
+__all__ = [
+    "class_metrics",
+    "confusion_matrix",
+    "log_odds",
+    "mean_of_classes",
+    "overall_metrics",
+    "pair_metrics",
+    "set_metrics",
+    "softmax",
+    "validate_classes",
+    "weighted_macro_auroc",
+]
+
+# Distance from 0 of the smallest probability that has a logarithm here.
+_EPSILON = 2.0**-53
+_BOOTSTRAP = "patient bootstrap"
+
+
+def softmax(logits: npt.ArrayLike, temperature: float = 1.0) -> FloatArray:
+    """Return the softmax of logits divided by a temperature, in double precision.
+
+    Args:
+        logits: Logits, shape (..., K).
+        temperature: See `temperature.fit_temperature`.
+    """
+    return np.asarray(special.softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=-1), dtype=np.float64)
+
+
+def log_odds(probabilities: npt.ArrayLike) -> FloatArray:
+    """Return the logarithm of p / (1 - p) of each class, to rank images by; shape (n, K).
+
+    1 - p is summed over the other classes, so that probabilities near 1 do not tie.
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
+    rest = np.stack([np.delete(p, index, axis=1).sum(axis=1) for index in range(p.shape[1])], axis=1)
+    tiny = np.finfo(np.float64).tiny
+    return np.asarray(np.log(np.maximum(p, tiny)) - np.log(np.maximum(rest, tiny)))
+
+
+def validate_classes(probabilities: npt.ArrayLike, targets: npt.ArrayLike) -> tuple[FloatArray, IntArray]:
+    """Return probabilities and targets as arrays of float64 and int64.
+
+    Args:
+        probabilities: One row per image that sums to 1, shape (n, K), at least 2 classes.
+        targets: Index of the class of each image, 0 to K - 1, shape (n,).
+
+    Raises:
+        UndefinedMetricError: There are no images, the shapes differ, a row is not a distribution, or a target is no class.
+    """
+    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(targets, dtype=np.int64)
+    if p.ndim != 2 or p.shape[1] < 2 or y.shape != p.shape[:1]:
+        raise UndefinedMetricError(f"probabilities of shape {p.shape} do not match targets of shape {y.shape}")
+    if not len(y):
+        raise UndefinedMetricError("there are no images")
+    invalid = ~np.isfinite(p).all(axis=1) | (p < 0).any(axis=1) | (np.abs(p.sum(axis=1) - 1) > 1e-6)
+    if invalid.any():
+        raise UndefinedMetricError(f"the probabilities of {int(invalid.sum())} of {len(y)} images do not sum to 1")
+    if y.min() < 0 or y.max() >= p.shape[1]:
+        raise UndefinedMetricError(f"targets range from {y.min()} to {y.max()}; there are {p.shape[1]} classes")
+    return p, y
+
+
+def confusion_matrix(targets: npt.ArrayLike, predicted: npt.ArrayLike, classes: int) -> IntArray:
+    """Return the number of images by class (rows) and predicted class (columns), shape (classes, classes)."""
+    y, decisions = np.asarray(targets, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
+    return np.bincount(classes * y + decisions, minlength=classes**2).reshape(classes, classes).astype(np.int64)
+
+
+def overall_metrics(
+    probabilities: npt.ArrayLike,
+    targets: npt.ArrayLike,
+    names: Sequence[str],
+    patients: Sequence[str] | None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Return the metrics over all classes.
+
+    accuracy has Wilson's interval for repeated patients, balanced_accuracy the one of `mean_of_classes`, and
+    expected_calibration_error (of the highest probability, Guo 2017) that of `calibration.calibration_error_interval`. The
+    others have bootstrap intervals by patient: macro_auroc, macro_auprc, macro_f1, macro_specificity and macro_precision are
+    means over the classes of the metrics of one class against the rest; brier is the squared distance of the probabilities from
+    the class, 0 to 2 (Brier 1950); log_loss is the mean of -log p of the class, where a p below 2^-53 counts as that.
+
+    Args:
+        probabilities, targets: See `validate_classes`.
+        names: Names of the classes.
+        patients: One patient key per image, "" where unknown; None if no patient is known.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        UndefinedMetricError: See `validate_classes`.
+    """
+    p, y = validate_classes(probabilities, targets)
+    predicted = p.argmax(axis=1)
+    correct = predicted == y
+    rates = [
+        _rate(correct, y == index, patients, f"there is no image of the class {name}")
+        for index, name in enumerate(names)
+    ]
+    ranking, one_hot = log_odds(p), np.eye(len(names), dtype=np.bool_)
+    members, decisions = one_hot[y], one_hot[predicted]
+    missing = next(
+        (
+            f"there is no image of the class {name}"
+            for name, each in zip(names, members.T, strict=True)
+            if not each.any()
+        ),
+        "",
+    )
+
+    def macro(weights: FloatArray) -> FloatArray:
+        columns = [
+            weighted_macro_auroc(ranking, y, weights),
+            _mean(weighted_auprc(ranking[:, k], members[:, k], weights) for k in range(len(names))),
+            _mean(weighted_f1(decisions[:, k].astype(np.float64), members[:, k], weights) for k in range(len(names))),
+            _mean(_fraction(~decisions[:, k], ~members[:, k], weights) for k in range(len(names))),
+            _mean(_fraction(members[:, k], decisions[:, k], weights) for k in range(len(names))),
+        ]
+        return np.stack(columns, axis=1)
+
+    def losses(weights: FloatArray) -> FloatArray:
+        total = weights.sum(axis=1)
+        brier = np.square(p - members).sum(axis=1)
+        log_loss = -np.log(np.maximum(p[np.arange(len(y)), y], _EPSILON))
+        return np.stack([weights @ brier / total, weights @ log_loss / total], axis=1)
+
+    if missing:
+        none = undefined(missing, n=len(y), method=_BOOTSTRAP, seed=seed)
+        macros = [none] * 5
+    else:
+        reason = "no image is predicted as one of the classes"
+        macros = _bootstrap(macro, len(y), patients, resamples=resamples, seed=seed, reason=reason)
+    names_of_macros = ("macro_auroc", "macro_auprc", "macro_f1", "macro_specificity", "macro_precision")
+    brier, log_loss = _bootstrap(losses, len(y), patients, resamples=resamples, seed=seed)
+    return {
+        "accuracy": proportion(correct, patients),
+        "balanced_accuracy": mean_of_classes(rates),
+        **dict(zip(names_of_macros, macros, strict=True)),
+        "brier": brier,
+        "log_loss": log_loss,
+        "expected_calibration_error": calibration_error_interval(
+            p.max(axis=1), correct, patients, resamples=resamples, seed=seed
+        ),
+    }
+
+
+def class_metrics(
+    probabilities: npt.ArrayLike,
+    targets: npt.ArrayLike,
+    index: int,
+    name: str,
+    patients: Sequence[str] | None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Return the metrics of one class against the rest.
+
+    auroc has DeLong's interval, auprc and f1 bootstrap intervals by patient, expected_calibration_error (of the probability of
+    the class) that of `calibration.calibration_error_interval`; sensitivity, specificity, precision and
+    negative_predictive_value have Wilson's intervals for repeated patients.
+
+    Args:
+        probabilities, targets: See `validate_classes`.
+        index, name: Index and name of the class.
+        patients, resamples, seed: See `overall_metrics`.
+
+    Raises:
+        UndefinedMetricError: See `validate_classes`.
+    """
+    p, y = validate_classes(probabilities, targets)
+    member, predicted = y == index, p.argmax(axis=1) == index
+    ranking = log_odds(p)[:, index]
+    none, only = f"there is no image of the class {name}", f"all images are of the class {name}"
+    reason = none if not member.any() else only if member.all() else ""
+
+    def bootstrap(statistic: Callable[[FloatArray, BoolArray, FloatArray], FloatArray], scores: FloatArray) -> Interval:
+        if reason:
+            return undefined(reason, n=len(y), method=_BOOTSTRAP, seed=seed)
+        return _without_empty_range(
+            patient_bootstrap(statistic, scores, member, patients, resamples=resamples, seed=seed)
+        )
+
+    return {
+        "auroc": undefined(reason, n=len(y), method="delong") if reason else auroc_interval(ranking, member, patients),
+        "auprc": bootstrap(weighted_auprc, ranking),
+        "sensitivity": _rate(predicted, member, patients, none),
+        "specificity": _rate(~predicted, ~member, patients, only),
+        "precision": _rate(member, predicted, patients, f"no image is predicted as {name}"),
+        "negative_predictive_value": _rate(~member, ~predicted, patients, f"all images are predicted as {name}"),
+        "f1": bootstrap(weighted_f1, predicted.astype(np.float64)),
+        "expected_calibration_error": calibration_error_interval(
+            p[:, index], member, patients, resamples=resamples, seed=seed
+        ),
+    }
+
+
+def pair_metrics(
+    probabilities: npt.ArrayLike,
+    targets: npt.ArrayLike,
+    pair: tuple[int, int],
+    names: tuple[str, str],
+    patients: Sequence[str] | None,
+) -> dict[str, Interval]:
+    """Return the metrics of one class against another, among the images of these two.
+
+    The probability of the first class is p / (p + q), where p and q are the probabilities of the two: that of a model that knows
+    that the image is of one of them (Hand & Till 2001, Mach Learn 45:171). The first class is predicted if p is at least q.
+
+    Returns:
+        auroc (DeLong), accuracy, sensitivity (of the first class) and specificity (sensitivity of the second one).
+
+    Args:
+        probabilities, targets: See `validate_classes`; of all images.
+        pair, names: Indices and names of the two classes.
+        patients: See `overall_metrics`.
+
+    Raises:
+        UndefinedMetricError: See `validate_classes`.
+    """
+    p, y = validate_classes(probabilities, targets)
+    chosen = np.flatnonzero((y == pair[0]) | (y == pair[1]))
+    missing = next((name for index, name in zip(pair, names, strict=True) if not (y == index).any()), "")
+    if missing:
+        reason = f"there is no image of the class {missing}"
+        methods = {"auroc": "delong", "accuracy": "wilson", "sensitivity": "wilson", "specificity": "wilson"}
+        return {metric: undefined(reason, n=len(chosen), method=method) for metric, method in methods.items()}
+    tiny = np.finfo(np.float64).tiny
+    first, second = (np.log(np.maximum(p[chosen, index], tiny)) for index in pair)
+    positive, keys = y[chosen] == pair[0], None if patients is None else [patients[i] for i in chosen.tolist()]
+    predicted = first >= second
+    return {
+        "auroc": auroc_interval(first - second, positive, keys),
+        "accuracy": proportion(predicted == positive, keys),
+        "sensitivity": _rate(predicted, positive, keys, ""),
+        "specificity": _rate(~predicted, ~positive, keys, ""),
+    }
+
+
+def set_metrics(
+    sets: npt.ArrayLike, targets: npt.ArrayLike, patients: Sequence[str] | None, *, seed: int = 0
+) -> dict[str, Interval]:
+    """Return the coverage and size of prediction sets.
+
+    Args:
+        sets: True for the classes in the set of an image, shape (n, K).
+        targets: Index of the class of each image, shape (n,).
+        patients: See `overall_metrics`.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        coverage, the fraction of sets with the class of the image; single, that of sets with exactly one class; empty, that of
+        sets without one; and mean_size, the mean number of classes, with a bootstrap interval by patient.
+
+    Raises:
+        UndefinedMetricError: There are no images.
+    """
+    chosen, y = np.asarray(sets, dtype=np.bool_), np.asarray(targets, dtype=np.int64)
+    if not len(y):
+        raise UndefinedMetricError("there are no images")
+    size = chosen.sum(axis=1)
+
+    def mean_size(weights: FloatArray) -> FloatArray:
+        return np.asarray((weights @ size / weights.sum(axis=1))[:, None])
+
+    return {
+        "coverage": proportion(chosen[np.arange(len(y)), y], patients),
+        "single": proportion(size == 1, patients),
+        "empty": proportion(size == 0, patients),
+        "mean_size": _bootstrap(mean_size, len(y), patients, seed=seed)[0],
+    }
+
+
+def mean_of_classes(rates: Sequence[Interval]) -> Interval:
+    """Return the mean of proportions of different images, such as the sensitivities of all classes.
+
+    Args:
+        rates: Proportions at the same level. If one is undefined so is the mean, for the same reason.
+
+    Source: Recovery of variance estimates, Zou & Donner 2008, Stat Med 27:1693; for two proportions it is
+        `intervals.mean_of_proportions`.
+    """
+    n, method = sum(rate.n for rate in rates), "wilson, all classes"
+    values, below, above = [], 0.0, 0.0
+    for rate in rates:
+        if rate.value is None or rate.low is None or rate.high is None:
+            return undefined(rate.reason, n=n, method=method, level=rate.level)
+        values.append(rate.value)
+        below += (rate.value - rate.low) ** 2
+        above += (rate.high - rate.value) ** 2
+    mean, k = sum(values) / len(values), len(values)
+    low, high = max(0.0, mean - math.sqrt(below) / k), min(1.0, mean + math.sqrt(above) / k)
+    return Interval(mean, low, high, method, n, rates[0].level)
+
+
+def weighted_macro_auroc(ranking: FloatArray, targets: IntArray, weights: FloatArray) -> FloatArray:
+    """Return the mean AUROC of one class against the rest, for each row of image weights.
+
+    Args:
+        ranking: Scores of the classes in any unit, such as `log_odds`, shape (n, K).
+        targets: Index of the class of each image, shape (n,).
+        weights: Image weights, 0 or more, shape (r, n).
+
+    Returns:
+        Shape (r,); NaN where a class has no weight.
+    """
+    return _mean(weighted_auroc(ranking[:, k], targets == k, weights) for k in range(ranking.shape[1]))
+
+
+def _mean(columns: Iterable[FloatArray]) -> FloatArray:
+    return np.asarray(np.mean(list(columns), axis=0), dtype=np.float64)
+
+
+def _fraction(values: BoolArray, among: BoolArray, weights: FloatArray) -> FloatArray:
+    """Return the weighted fraction of True values among a subset, shape (r,); NaN if it has no weight."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray((weights @ (values & among)) / (weights @ among.astype(np.float64)))
+
+
+def _rate(values: BoolArray, among: BoolArray, patients: Sequence[str] | None, reason: str) -> Interval:
+    chosen = np.flatnonzero(among)
+    return proportion(
+        values[chosen], None if patients is None else [patients[i] for i in chosen.tolist()], reason=reason
+    )
+
+
+def _bootstrap(
+    statistics: Callable[[FloatArray], FloatArray],
+    n: int,
+    patients: Sequence[str] | None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int,
+    reason: str = "the statistic is undefined for these images",
+) -> list[Interval]:
+    """Return statistics of image weights (r, n), in columns, with bootstrap intervals by patient."""
+    intervals = patient_bootstraps(
+        lambda _scores, _labels, weights: statistics(weights),
+        np.zeros(n),
+        np.zeros(n, dtype=np.bool_),
+        patients,
+        resamples=resamples,
+        seed=seed,
+        reason=reason,
+    )
+    return [_without_empty_range(interval) for interval in intervals]
+
+
+def _without_empty_range(interval: Interval) -> Interval:
+    """Return an interval of one point without its ends: resampling cannot produce an error that no image shows."""
+    if interval.value is None or interval.low is None or interval.low != interval.high:
+        return interval
+    return dataclasses.replace(interval, low=None, high=None, reason="it is the same in all resamples")

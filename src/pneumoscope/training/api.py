@@ -1,0 +1,279 @@
+"""Training in Python: runs and sweeps as objects with data frames and figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pneumoscope.core.errors import UsageError
+from pneumoscope.core.result_forms import rows_dataframe
+from pneumoscope.data.hashing import Progress
+from pneumoscope.reporting.comparison_figures import NamedFigure
+from pneumoscope.reporting.curves import curves_figure, curves_label
+from pneumoscope.reporting.style import drawing, run_style
+from pneumoscope.runs.epochs import Epoch, read_epochs
+from pneumoscope.runs.recipe import Recipe, packaged_recipes, read_recipe
+from pneumoscope.runs.record import RunRecord
+from pneumoscope.runs.run_folder import LoggerName, fold_folder, seed_folder
+from pneumoscope.training import run_series
+from pneumoscope.training import sweep as sweeps
+from pneumoscope.training import train as single_run
+from pneumoscope.training.trainer import Devices
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Sweep", "Training", "sweep", "train"]
+
+_REPORT_RECIPES = "pneumoscope.reproduction.recipes"  # read as files: the package is above this one
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Training:
+    """One or several trained runs of a recipe.
+
+    Attributes:
+        path: The run folder, or the folder of the runs: `evaluate` takes a run, and `compare` either.
+        runs: The run folders.
+        records: Their records, in the same order.
+    """
+
+    path: Path
+    runs: tuple[Path, ...]
+    records: tuple[RunRecord, ...]
+
+    @property
+    def epochs(self) -> tuple[tuple[Epoch, ...], ...]:
+        """The epochs of each run."""
+        return tuple(map(read_epochs, self.runs))
+
+    @property
+    def figures(self) -> dict[str, NamedFigure]:
+        """The learning curves of each run, by the name of its folder; a notebook displays a figure."""
+        figures = {}
+        with drawing():
+            for index, (run, record, epochs) in enumerate(zip(self.runs, self.records, self.epochs, strict=True)):
+                best = record.best_epoch
+                drawn = curves_figure(epochs, run_style(index), title=run.name, best=best, wide=True)
+                figures[run.name] = NamedFigure(drawn, f"curves-{index}", curves_label(run.name, epochs, best))
+        return figures
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return one row per run and epoch, with the columns of `epochs.csv`, as a pandas DataFrame.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        rows = [
+            {"run": run.name, **epoch._asdict()}
+            for run, epochs in zip(self.runs, self.epochs, strict=True)
+            for epoch in epochs
+        ]
+        return rows_dataframe(rows, "Training.to_dataframe()")
+
+    def __repr__(self) -> str:
+        """Return the folder, and the selected epoch of each run."""
+        return f"Training({str(self.path)!r}, {'; '.join(self._summaries())})"
+
+    def _repr_html_(self) -> str:
+        items = "".join(f"<li>{html.escape(text)}</li>" for text in self._summaries())
+        figures = "".join(figure._repr_svg_() for figure in self.figures.values())
+        return f"<div><ul>{items}</ul>{figures}</div>"
+
+    def _summaries(self) -> list[str]:
+        return [
+            f"{run.name}: epoch {record.best_epoch} of {record.epochs}, validation accuracy"
+            f" {record.best_validation_accuracy:.4f}"
+            for run, record in zip(self.runs, self.records, strict=True)
+        ]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Sweep:
+    """Validation results of every combination of settings.
+
+    Attributes:
+        path: Folder of the runs and of sweep.csv.
+        rows: One row per combination, the best by the metric of the recipe first.
+    """
+
+    path: Path
+    rows: tuple[sweeps.SweepRow, ...]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return one row per combination, with a column for each setting that varies, as a pandas DataFrame.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        rows = [
+            {
+                **row.settings,
+                **{name: value for name, value in row._asdict().items() if name not in ("name", "settings")},
+            }
+            for row in self.rows
+        ]
+        return rows_dataframe(rows, "Sweep.to_dataframe()")
+
+    def __repr__(self) -> str:
+        """Return the folder, and the accuracy and AUROC of each combination."""
+        rows = "; ".join(f"{row.name}: accuracy {row.accuracy:.4f}, AUROC {row.auroc:.4f}" for row in self.rows)
+        return f"Sweep({str(self.path)!r}, {rows})"
+
+    def _repr_html_(self) -> str:
+        head = "".join(
+            f"<th>{html.escape(name)}</th>" for name in (*self.rows[0].settings, "accuracy", "AUROC", "loss")
+        )
+        body = "".join(
+            "<tr>"
+            + "".join(f"<td>{html.escape(value)}</td>" for value in row.settings.values())
+            + "".join(f"<td>{value:.4f}</td>" for value in (row.accuracy, row.auroc, row.loss))
+            + "</tr>"
+            for row in self.rows
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def train(
+    recipe: str | Path | Recipe,
+    data: str | Path,
+    out: str | Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    init: str | Path | None = None,
+    seeds: int | None = None,
+    folds: int | None = None,
+    outliers: str | Path | None = None,
+    resume: bool = False,
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto",
+    devices: int = 0,
+    loggers: Sequence[LoggerName] = ("tensorboard",),
+    progress: Progress | None = None,
+    log: Callable[[str], None] = lambda message: None,
+) -> Training:
+    """Train a recipe, write its bundle, and return the run; with seeds or folds, several runs.
+
+    Args:
+        recipe: Name (see `pneumoscope recipes`) or TOML file of a recipe, or a recipe.
+        data: Labeled images: folder, manifest CSV or MedMNIST archive.
+        out: The run folder, or the folder of the runs.
+        settings: Recipe fields to override, such as {"training.epochs": 3}; None unsets a field.
+        init: Initial weights: "default" for the model in the package, a bundle, a run or a file; see "network.weights".
+        seeds: Train so many runs with consecutive seeds, in out/seed-N.
+        folds: Train so many runs by cross-validation, in out/fold-N. Not together with `seeds`.
+        outliers: Images of patients outside the age range, for a recipe with an age classifier.
+        resume: Continue in `out`; finished runs are kept.
+        accelerator: "cpu", "gpu", or "auto" for a GPU if there is one.
+        devices: Number of devices; 0 for one CPU process or all GPUs.
+        loggers: Loggers of the metrics of each epoch: "tensorboard", "csv", "mlflow".
+        progress: Called with the number of processed images and of all images while images are preprocessed.
+        log: Called with messages for the user.
+
+    Returns:
+        The runs. In a notebook they are shown with their learning curves; `Training.to_dataframe()` returns the epochs.
+
+    Raises:
+        UsageError: Both seeds and folds are given, or options contradict each other.
+        RecipeError, UnknownNameError: The recipe is unknown, or a setting is invalid.
+        PneumoscopeError: The images, the folder or the weights cannot be used; see the command `train`.
+    """
+    if seeds is not None and folds is not None:
+        raise UsageError("both seeds and folds are given", hint="Give one of them")
+    overrides = [*_overrides(settings), *_overrides({"network.weights": str(init)} if init is not None else None)]
+    chosen, target = _recipe(recipe, overrides), Path(out)
+    options: dict[str, Any] = {
+        "outliers": None if outliers is None else Path(outliers),
+        "resume": resume,
+        "devices": Devices(accelerator, devices),
+        "loggers": loggers,
+        "progress": progress,
+        "log": log,
+    }
+    if seeds is not None:
+        records = run_series.train_seeds(chosen, Path(data), target, seeds, **options)
+    elif folds is not None:
+        records = run_series.train_folds(chosen, Path(data), target, folds, **options)
+    else:
+        records = [single_run.train(chosen, Path(data), target, **options)]
+    return Training(target, tuple(_run_folder(target, record, seeds) for record in records), tuple(records))
+
+
+def sweep(
+    recipe: str | Path,
+    data: str | Path,
+    out: str | Path,
+    values: Mapping[str, Sequence[Any]],
+    *,
+    settings: Mapping[str, Any] | None = None,
+    seeds: int = 1,
+    outliers: str | Path | None = None,
+    resume: bool = False,
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto",
+    devices: int = 0,
+    progress: Progress | None = None,
+    log: Callable[[str], None] = lambda message: None,
+) -> Sweep:
+    """Train a recipe with every combination of settings, and compare them on the validation images.
+
+    The best of many settings is optimistic on the images that chose it: evaluate the one that you choose once.
+
+    Args:
+        recipe: Name or TOML file of a recipe.
+        data: See `train`.
+        out: Folder of the runs and of sweep.csv.
+        values: Values by recipe field, such as {"training.batch": [32, 64]}.
+        settings: Fields with one value in all combinations.
+        seeds: Runs of each combination, with consecutive seeds.
+        outliers, resume, accelerator, devices, progress, log: See `train`.
+
+    Raises:
+        UsageError: No field has several values, or there are too many combinations.
+        RecipeError, UnknownNameError, PneumoscopeError: See `train`.
+    """
+    varied = [f"{field}={','.join(_text(value) for value in each)}" for field, each in values.items()]
+    combinations = sweeps.read_combinations(str(recipe), [*_overrides(settings), *varied], _known_recipes())
+    rows = sweeps.sweep(
+        combinations,
+        Path(data),
+        Path(out),
+        seeds=seeds,
+        resume=resume,
+        outliers=None if outliers is None else Path(outliers),
+        devices=Devices(accelerator, devices),
+        progress=progress,
+        log=log,
+    )
+    return Sweep(Path(out), tuple(rows))
+
+
+def _run_folder(out: Path, record: RunRecord, seeds: int | None) -> Path:
+    if record.fold is not None:
+        return fold_folder(out, record.fold)
+    return out if seeds is None else seed_folder(out, record.seed)
+
+
+def _known_recipes() -> dict[str, str]:
+    return packaged_recipes() | packaged_recipes(_REPORT_RECIPES)
+
+
+def _recipe(recipe: str | Path | Recipe, overrides: Sequence[str]) -> Recipe:
+    if not isinstance(recipe, Recipe):
+        return read_recipe(str(recipe), overrides, _known_recipes())
+    if overrides:
+        raise UsageError(
+            "settings are given for a recipe that was already read", hint="Give them to `read_recipe`, or give the file"
+        )
+    return recipe
+
+
+def _overrides(settings: Mapping[str, Any] | None) -> list[str]:
+    return [f"{field}={_text(value)}" for field, value in (settings or {}).items()]
+
+
+def _text(value: Any) -> str:
+    """Return a value as TOML; None is "none", which unsets a field."""
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)

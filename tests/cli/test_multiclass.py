@@ -1,0 +1,147 @@
+"""Commands with models of several classes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from tests.conftest import GRAY_CLASSES, halves
+
+from pneumoscope.cli import cli
+from pneumoscope.core.errors import MulticlassBundleError, UsageError
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(
+        cli, [str(argument) for argument in arguments], env={"COLUMNS": "200"}, standalone_mode=False
+    )
+
+
+def save(path, level):
+    Image.fromarray(halves(level)).save(path)
+    return path
+
+
+def test_predict_prints_the_most_probable_class(maker, tmp_path):
+    run = maker.multiclass_run()
+    result = invoke("predict", save(tmp_path / "a.png", 200), save(tmp_path / "b.png", 140), "--model", run)
+    assert result.exception is None, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["decision", "most", "probable", "probability", "image"]
+    assert lines[1].split()[:3] == [
+        "classified",
+        "bright",
+        "0.969",
+    ]  # 1 / (1 + exp(-0.05 x 55 / 0.8) + exp(-0.05 x 150 / 0.8))
+    assert lines[2].split()[:2] == ["uncertain", "mid"]
+    assert "Several classes are possible: bright, mid" in lines[2]
+    assert "Classes: bright, dark, mid; classified: one class is possible at a coverage of 95%" in result.stdout
+
+
+def test_predict_writes_json_and_csv(maker, tmp_path):
+    run, image = maker.multiclass_run(), save(tmp_path / "a.png", 60)
+    data = json.loads(invoke("predict", image, "--model", run, "--json").stdout)
+    assert data["classes"] == list(GRAY_CLASSES)
+    prediction = data["predictions"][0]
+    assert (prediction["decision"], prediction["predicted_class"]) == ("classified", "dark")
+    (row,) = csv.DictReader(io.StringIO(invoke("predict", image, "--model", run, "--csv", "-").stdout))
+    assert float(row["probability_dark"]) == prediction["class_probabilities"]["dark"]
+    assert row["prediction_set"] == "dark"
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--operating-point", "half"), ("--prevalence", "0.2"), ("--site", "profile.json"), ("--heatmaps", "maps")],
+)
+def test_predict_refuses_options_of_models_for_pneumonia(maker, tmp_path, option):
+    run, image = maker.multiclass_run(), save(tmp_path / "a.png", 60)
+    result = invoke("predict", image, "--model", run, *option)
+    assert isinstance(result.exception, UsageError)
+    assert option[0] in result.exception.message
+
+
+def test_evaluate_prints_every_number_with_its_interval(maker):
+    run = maker.multiclass_run()
+    result = invoke("evaluate", run, "--data", maker.classes())
+    assert result.exception is None, result.output
+    written = json.loads((run / "evaluation" / "test" / "evaluation.json").read_text())
+    assert "levels on 36 test images (12 bright, 12 dark, 12 mid; 18 patients)" in result.stdout
+    shown = [*written["metrics"].values(), *written["by_class"]["dark"]["metrics"].values()]
+    shown += [*written["pairs"][0]["metrics"].values(), *written["by_class"]["mid"]["sets"].values()]
+    assert len(shown) > 20
+    for interval in shown:
+        assert f"{interval['value']:.3f}" in result.stdout
+        if interval["low"] is not None:
+            assert f"{interval['low']:.3f} to {interval['high']:.3f}" in result.stdout
+    assert "Test-set evaluation 1 of these images" in result.stdout
+
+
+def test_evaluate_prints_the_written_json(maker):
+    run = maker.multiclass_run()
+    result = invoke("evaluate", run, "--data", maker.classes(), "--json")
+    assert json.loads(result.stdout) == json.loads((run / "evaluation" / "test" / "evaluation.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "option", [("--operating-point", "0.3"), ("--by", "sex"), ("--prevalence", "0.2"), ("--validation-data", "x.csv")]
+)
+def test_evaluate_refuses_options_of_models_for_pneumonia(maker, option):
+    result = invoke("evaluate", maker.multiclass_run(), "--data", maker.classes(), *option)
+    assert isinstance(result.exception, UsageError)
+    assert option[0] in result.exception.message
+    assert not (maker.root / "ledger.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("serve", "--ephemeral", "--port", "0", "--model"),
+        ("accept", "IMAGES", "--site-name", "ward", "--out", "profile", "--model"),
+        ("monitor", "IMAGES", "--site", "site.json", "--model"),
+        ("archive", "score", "IMAGES", "--out", "archive", "--model"),
+        ("robustness", "MODEL", "--data", "IMAGES"),
+        ("shortcuts", "MODEL", "--data", "IMAGES"),
+        ("saliency-check", "MODEL", "--data", "IMAGES"),
+        ("sample-size", "--model"),
+    ],
+)
+def test_other_commands_refuse_the_model(maker, monkeypatch, command):
+    monkeypatch.chdir(maker.root)
+    model, images = maker.multiclass_bundle(maker.root / "model"), maker.images()
+    arguments = [{"IMAGES": images, "MODEL": model}.get(each, each) for each in command]
+    if "MODEL" not in command:
+        arguments.append(model)
+    result = invoke(*arguments)
+    assert isinstance(result.exception, MulticlassBundleError), (result.exception, result.output)
+    assert "bright, dark, mid" in str(result.exception)
+    assert (
+        "several classes work in train, predict, evaluate, compare, report and export" in str(result.exception).lower()
+    )
+
+
+def test_compare_and_report_write_pages(maker, tmp_path):
+    data = maker.classes()
+    runs = [maker.multiclass_run("good"), maker.multiclass_run("poor", edges=(65.0, 175.0))]
+    for run in runs:
+        assert invoke("evaluate", run, "--data", data).exception is None
+    compared = invoke("compare", *runs, "--out", tmp_path / "compared")
+    assert compared.exception is None, compared.output
+    assert "accuracy" in compared.stdout
+    assert "macro AUROC" in compared.stdout
+    assert "Paired tests" in (tmp_path / "compared" / "report.html").read_text()
+    reported = invoke("report", runs[0], "--out", tmp_path / "reported")
+    assert reported.exception is None, reported.output
+    assert (tmp_path / "reported" / "figures" / "confusion-0.pdf").is_file()
+
+
+@pytest.mark.parametrize("option", [("--checklist", "claim"), ("--operating-point", "balanced")])
+def test_report_refuses_what_only_models_for_pneumonia_have(maker, tmp_path, option):
+    run = maker.multiclass_run()
+    invoke("evaluate", run, "--data", maker.classes())
+    result = invoke("report", run, "--out", tmp_path / "report", *option)
+    assert isinstance(result.exception, UsageError)
+    assert option[0] in result.exception.message

@@ -1,0 +1,316 @@
+"""Names of other data sets: columns, labels, classes and patients."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.images import dicom
+
+from pneumoscope import LabelMapping, load_dataset
+from pneumoscope.core.errors import DatasetError, ManifestError, UnknownNameError, UsageError
+from pneumoscope.data.layouts import load_manifest
+from pneumoscope.data.manifest import Manifest
+
+Draw = Callable[..., Path]
+
+TABLE = """Image Index,Finding,Patient,age
+a.png,No Finding,7,40
+b.png,Pneumonia,8,50
+c.png,Infiltration|Pneumonia,8,51
+d.png,Mass,9,52
+"""
+
+
+def _read(text: str, *, recorded: bool = False, **options: Any) -> Manifest:
+    return Manifest.from_csv(text, Path("images"), "t.csv", LabelMapping(**options), recorded=recorded)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, draw_image: Draw) -> Path:
+    """Three images of two patients without and with pneumonia, in folders with the names of another hospital."""
+    root = tmp_path / "hospital"
+    draw_image(root / "No Finding" / "P1_0.png", seed=1)
+    draw_image(root / "No Finding" / "P1_1.png", seed=2)
+    draw_image(root / "Pneumonia" / "P2_0.png", seed=3)
+    return root
+
+
+# --- columns ---------------------------------------------------------------------------------------------------------
+
+
+def test_columns_of_other_names_are_read() -> None:
+    manifest = _read(TABLE, path_column="Image Index", label_column="Finding", positive="Pneumonia")
+    assert [(image.path, image.label, image.patient) for image in manifest] == [
+        ("a.png", "NORMAL", "7"),
+        ("b.png", "PNEUMONIA", "8"),
+        ("c.png", "PNEUMONIA", "8"),
+        ("d.png", "NORMAL", "9"),
+    ]
+    assert manifest.path_column == "Image Index"
+    assert manifest.notes == (
+        "the patients are those of the column 'Patient'",
+        "'Pneumonia' counts as PNEUMONIA (2 images), and all other labels count as NORMAL (2 images: 'Mass', 'No Finding')",
+    )
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("path,Label", "t.csv has no column 'label' (its columns: path, Label). Did you mean --label-column Label?"),
+        ("path,Finding Labels", "Did you mean --label-column 'Finding Labels'?"),
+        ("path,diagnosis", "Did you mean --label-column diagnosis?"),
+        ("path,lable", "Did you mean --label-column lable?"),
+        (
+            "file_name,label",
+            "t.csv has no column 'path' (its columns: file_name, label). Did you mean --path-column file_name?",
+        ),
+        ("Image Index,label", "Did you mean --path-column 'Image Index'?"),
+        ("path,zz", "Name the column with --label-column. Required columns: path, label."),
+    ],
+)
+def test_missing_column_is_an_error_that_names_the_option_for_a_similar_one(header: str, message: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        _read(f"{header}\na.png,x\n")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"path_column": "Image Index", "label_column": "Findings"},
+            "has no column 'Findings' .* Did you mean --label-column Finding?",
+        ),
+        ({"path_column": "image index"}, "has no column 'image index' .* Did you mean --path-column 'Image Index'"),
+        (
+            {"path_column": "Image Index", "label_column": "Finding", "patient_column": "patient"},
+            "--patient-column Patient",
+        ),
+    ],
+)
+def test_misspelt_column_is_an_error_that_names_the_nearest(options: dict[str, str], message: str) -> None:
+    with pytest.raises(ManifestError, match=message):
+        _read(TABLE, **options)
+
+
+def test_named_patient_column_is_used_instead_of_the_one_with_the_known_name() -> None:
+    text = "path,label,patient,mrn\na.png,normal,1,X\nb.png,normal,2,X\n"
+    assert [image.patient for image in _read(text, patient_column="mrn")] == ["X", "X"]
+
+
+def test_error_on_an_unknown_patient_column_names_the_option() -> None:
+    with pytest.raises(ManifestError, match="add --patient-column patient_code, or rename it"):
+        _read("path,label,patient_code\na.png,normal,A\n")
+    assert _read("path,label,patient_code\na.png,normal,A\n", patient_column="patient_code").images[0].patient == "A"
+    both = "path,label,patient,subject\na.png,normal,A,B\n"
+    with pytest.raises(ManifestError, match="Choose one with --patient-column patient"):
+        _read(both)
+    assert _read(both, patient_column="subject").images[0].patient == "B"
+
+
+def test_columns_of_data_that_are_no_csv_file_are_an_error(folder: Path) -> None:
+    for option in ("label_column", "path_column", "patient_column"):
+        with pytest.raises(
+            UsageError, match=rf"--{option.replace('_', '-')} x is given, and .*hospital' is no CSV file"
+        ):
+            load_manifest(folder, labels=LabelMapping(**{option: "x"}))
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+def test_labels_are_renamed_before_the_positive_one_is_chosen(folder: Path) -> None:
+    binary = load_manifest(folder, labels=LabelMapping(renamed=(("No Finding", "NORMAL"),)))
+    assert binary.binary
+    assert binary.counts() == {"": {"NORMAL": 2, "PNEUMONIA": 1}}
+    assert "the label 'No Finding' is NORMAL (2 images)" in binary.notes
+    mapping = LabelMapping(renamed=(("no finding", "clear"), ("Pneumonia", "ill")), positive="ILL")
+    assert load_manifest(folder, labels=mapping).counts() == binary.counts()
+
+
+def test_labels_are_merged_into_classes() -> None:
+    text = "path,label\na.png,viral\nb.png,bacterial\nc.png,fungal\nd.png,no\n"
+    renamed = (("fungal", "other"), ("viral", "other"), ("no", "normal"))
+    manifest = _read(text, renamed=renamed)
+    assert manifest.classes == ("bacterial", "normal", "other")
+    assert [manifest.target(image) for image in manifest] == [2, 0, 2, 1]
+    ordered = _read(text, renamed=renamed, classes=("normal", "bacterial", "other", "covid"))
+    assert [ordered.target(image) for image in ordered] == [2, 1, 2, 0]
+    assert ordered.counts()[""]["covid"] == 0
+
+
+def test_stated_classes_may_have_the_names_of_any_labels() -> None:
+    manifest = _read("path,label\na.png,0\nb.png,1\n", classes=("0", "1"))
+    assert manifest.classes == ("0", "1")
+
+
+def test_label_that_no_image_has_is_an_error_that_names_the_nearest() -> None:
+    text = "path,label\na.png,No Finding\nb.png,Pneumonia\n"
+    with pytest.raises(
+        UnknownNameError, match=r"no image has the label 'No Findings' of --map. Did you mean 'No Finding'"
+    ):
+        _read(text, renamed=(("No Findings", "NORMAL"),))
+    with pytest.raises(
+        UnknownNameError, match=r"no image has the label 'Pneumnia' of --positive. Did you mean 'Pneumonia'"
+    ):
+        _read(text, positive="Pneumnia")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patient_column": "a", "patients_from": "folder"}, "both --patient-column and --patients-from are given"),
+        ({"patients_from": "name"}, "patients cannot be read from 'name'"),
+        ({"patient_pattern": "("}, "is not a regular expression"),
+        ({"patient_pattern": "P"}, "has 0 groups, and needs one"),
+        ({"renamed": (("a", "x"), ("a", "y"))}, "the label 'a' is renamed twice"),
+        ({"renamed": (("a", ""),)}, "a label or class to rename is empty"),
+    ],
+)
+def test_invalid_mapping_is_an_error(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        LabelMapping(**options)
+
+
+def test_class_that_is_stated_twice_is_an_error() -> None:
+    with pytest.raises(DatasetError, match="the classes 'a, A' are not two or more different names"):
+        LabelMapping(classes=("a", "A"))
+
+
+# --- etiology --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def public(tmp_path: Path, draw_image: Draw) -> Path:
+    """The layout and file names of the public data set."""
+    root = tmp_path / "chest_xray"
+    for split, number in (("train", 1), ("test", 2)):
+        draw_image(root / split / "NORMAL" / f"IM-000{number}-0001.jpeg", seed=number)
+        draw_image(root / split / "PNEUMONIA" / f"person{number}_bacteria_1.jpeg", seed=10 + number)
+        draw_image(root / split / "PNEUMONIA" / f"person{number}_virus_1.jpeg", seed=20 + number)
+    return root
+
+
+def test_etiology_is_the_class_of_the_public_images(public: Path, tmp_path: Path) -> None:
+    mapping = LabelMapping(label_column="etiology")
+    manifest = load_manifest(public, labels=mapping)
+    assert manifest.classes == ("bacteria", "normal", "virus")
+    assert manifest.counts() == {split: {"bacteria": 1, "normal": 1, "virus": 1} for split in ("train", "test")}
+    # From a saved manifest that is binary, and from a list of paths only.
+    load_manifest(public).save(tmp_path / "binary.csv")
+    assert load_manifest(tmp_path / "binary.csv", labels=mapping).counts() == manifest.counts()
+    lines = [f"chest_xray/{image.path}" for image in manifest]
+    (tmp_path / "paths.csv").write_text("path\n" + "\n".join(lines) + "\n")
+    listed = load_manifest(tmp_path / "paths.csv", labels=mapping)
+    assert [image.label for image in listed] == [image.label for image in manifest]
+    assert [image.patient for image in listed] == [image.patient for image in manifest]
+
+
+def test_etiology_of_other_names_is_an_error(folder: Path) -> None:
+    mapping = LabelMapping(label_column="etiology", renamed=(("No Finding", "NORMAL"),))
+    with pytest.raises(ManifestError, match=r"the etiology of 3 images is unknown; the first is 'No Finding/P1_0.png'"):
+        load_manifest(folder, labels=mapping)
+
+
+def test_one_etiology_can_count_as_pneumonia(public: Path) -> None:
+    manifest = load_manifest(public, labels=LabelMapping(label_column="etiology", positive="virus"))
+    assert manifest.counts()["test"] == {"NORMAL": 2, "PNEUMONIA": 1}
+
+
+# --- patients --------------------------------------------------------------------------------------------------------
+
+
+def test_pattern_finds_patients_in_paths(folder: Path) -> None:
+    mapping = LabelMapping(positive="Pneumonia", patient_pattern=r"(P\d+)_")
+    manifest = load_manifest(folder, labels=mapping)
+    assert [image.patient for image in manifest] == ["P1", "P1", "P2"]
+    assert "the patients of 3 images are those of the file names (2 patients)" in manifest.notes
+    with pytest.raises(
+        ManifestError, match=r"no path matches the pattern '\(X\)' of patients; the first is 'No Finding/P1_0"
+    ):
+        load_manifest(folder, labels=dataclasses.replace(mapping, patient_pattern="(X)"))
+
+
+def test_image_that_the_pattern_does_not_match_has_no_known_patient(folder: Path) -> None:
+    manifest = load_manifest(folder, labels=LabelMapping(positive="Pneumonia", patient_pattern=r"(P1)_"))
+    assert [image.patient for image in manifest] == ["P1", "P1", ""]
+    assert any("the patient of 1 of 3 images is unknown" in note for note in manifest.notes)
+
+
+def test_folders_identify_patients_if_they_are_not_those_of_classes(folder: Path, draw_image: Draw) -> None:
+    mapping = LabelMapping(positive="Pneumonia", patients_from="folder")
+    with pytest.raises(
+        ManifestError, match=r"'No Finding/P1_0.png' is not in a folder of its patient, but in 'No Finding'"
+    ):
+        load_manifest(folder, labels=mapping)
+    other = folder.parent / "other"
+    for number, path in enumerate(
+        ("No Finding/A/1.png", "No Finding/A/2.png", "Pneumonia/B/1.png", "Pneumonia/A/9.png")
+    ):
+        draw_image(other / path, seed=number)
+    assert [image.patient for image in load_manifest(other, labels=mapping)] == ["A", "A", "A", "B"]
+
+
+def test_headers_identify_patients_instead_of_the_column(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / f"{number}.dcm").write_bytes(dicom(90 * number, PatientID=f"P{number}"))
+    (tmp_path / "t.csv").write_text("path,label,patient\n1.dcm,normal,X\n2.dcm,pneumonia,X\n")
+    from_column = load_manifest(tmp_path / "t.csv")
+    from_header = load_manifest(tmp_path / "t.csv", labels=LabelMapping(patients_from="header"))
+    assert [image.patient for image in from_column] == ["X", "X"]
+    assert len({image.patient for image in from_header} - {"", "X"}) == 2
+
+
+# --- recorded mappings -----------------------------------------------------------------------------------------------
+
+RECORDED = LabelMapping(
+    label_column="Finding",
+    path_column="Image Index",
+    patient_column="Patient",
+    positive="Pneumonia",
+    renamed=(("Mass", "other"),),
+)
+
+
+def test_recorded_mapping_is_applied_as_far_as_it_fits() -> None:
+    same = Manifest.from_csv(TABLE, Path(), "t.csv", RECORDED, recorded=True)
+    assert same.counts() == {"": {"NORMAL": 2, "PNEUMONIA": 2}}
+    plain = Manifest.from_csv("path,label\na.png,normal\nb.png,pneumonia\n", Path(), "t.csv", RECORDED, recorded=True)
+    assert plain.counts() == {"": {"NORMAL": 1, "PNEUMONIA": 1}}
+    with pytest.raises(DatasetError, match="look like NORMAL and PNEUMONIA"):
+        Manifest.from_csv("path,label\na.png,healthy\nb.png,yes\n", Path(), "t.csv", RECORDED, recorded=True)
+
+
+def test_recorded_mapping_does_not_change_the_classes_of_a_saved_manifest(folder: Path, tmp_path: Path) -> None:
+    swapped = LabelMapping(renamed=(("No Finding", "Pneumonia"), ("Pneumonia", "Normal")), patient_pattern=r"(P\d)")
+    manifest = load_manifest(folder, labels=swapped)
+    manifest.save(tmp_path / "m.csv")
+    again = load_manifest(tmp_path / "m.csv", labels=swapped, recorded=True)
+    assert [image.label for image in again] == [image.label for image in manifest]
+    assert [image.patient for image in again] == ["P1", "P1", "P2"]
+
+
+def test_recorded_mapping_of_a_csv_file_fits_a_folder(folder: Path) -> None:
+    assert load_manifest(folder, labels=RECORDED, recorded=True).counts() == {"": {"NORMAL": 2, "PNEUMONIA": 1}}
+
+
+def test_classes_of_a_model_are_those_of_the_data_in_its_order(public: Path) -> None:
+    manifest = load_manifest(public, labels=LabelMapping(label_column="etiology"))
+    only = dataclasses.replace(manifest, images=tuple(image for image in manifest if image.label != "virus"))
+    ordered = only.with_classes(("normal", "virus", "bacteria"), "data")
+    assert {image.label: ordered.target(image) for image in ordered} == {"normal": 0, "bacteria": 2}
+    binary = load_manifest(public)
+    with pytest.raises(
+        DatasetError, match="data: the label 'PNEUMONIA' is not one of the classes normal, virus, bacteria"
+    ):
+        binary.with_classes(("normal", "virus", "bacteria"), "data")
+
+
+def test_load_dataset_takes_a_mapping(folder: Path) -> None:
+    dataset = load_dataset(folder, labels=LabelMapping(positive="Pneumonia", patient_pattern=r"(P\d+)_"))
+    assert dataset.classes == ("NORMAL", "PNEUMONIA")
+    assert (dataset.labels.tolist(), dataset.patients) == ([0, 0, 1], ("P1", "P1", "P2"))

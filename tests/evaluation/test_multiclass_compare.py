@@ -1,0 +1,162 @@
+"""Comparisons and reports of models of several classes."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics
+
+from pneumoscope.core.errors import RunError, UsageError
+from pneumoscope.evaluation.multiclass_compare import compare_multiclass
+from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
+from pneumoscope.reporting.multiclass_report import report_multiclass
+
+
+@pytest.fixture
+def runs(maker):
+    """Two runs on the same images; the second one takes more of the dark images for mid."""
+    data = maker.classes(count=20)
+    folders = [maker.multiclass_run("good"), maker.multiclass_run("poor", edges=(65.0, 175.0))]
+    for folder in folders:
+        evaluate_multiclass(folder, data)
+    return folders
+
+
+def read_probabilities(run):
+    rows = list(csv.DictReader((run / "evaluation/test/predictions.csv").read_text().splitlines()))
+    rows.sort(key=lambda row: (row["sha256"], row["path"]))
+    p = np.array([[float(row[f"probability_{name}"]) for name in ("bright", "dark", "mid")] for row in rows])
+    return (
+        p,
+        np.array([("bright", "dark", "mid").index(row["label"]) for row in rows]),
+        [row["patient"] for row in rows],
+    )
+
+
+def test_pairs_are_tested_by_accuracy_and_macro_auroc(runs):
+    comparison = compare_multiclass(runs)
+    (a, y, patients), (b, _, _) = map(read_probabilities, runs)
+    accuracy, macro = comparison.pairs
+    correct = [(p.argmax(1) == y).astype(int) for p in (a, b)]
+    assert accuracy.metric == "accuracy"
+    assert accuracy.difference.value == pytest.approx(correct[0].mean() - correct[1].mean())
+    assert accuracy.test == "mcnemar, exact, clustered by patient (permutation)"
+    leads = np.array([sum((correct[0] - correct[1])[[p == each for p in patients]]) for each in sorted(set(patients))])
+    signs = np.random.default_rng(0).choice([-1, 1], size=(20_000, len(leads)))
+    permuted = np.mean(np.abs(signs @ leads) >= abs(leads.sum()))
+    assert accuracy.p == pytest.approx(permuted, abs=0.01)
+    assert macro.metric == "macro_auroc"
+    expected = [metrics.roc_auc_score(y, p, multi_class="ovr") for p in (a, b)]
+    assert macro.difference.value == pytest.approx(expected[0] - expected[1])
+    assert accuracy.p_holm == accuracy.p  # one pair for each metric
+
+
+def test_three_runs_are_corrected_by_holm(runs, maker):
+    third = maker.multiclass_run("third", edges=(85.0, 150.0))
+    evaluate_multiclass(third, maker.root / "classes" / "images.csv")
+    comparison = compare_multiclass([*runs, third])
+    for metric in ("accuracy", "macro_auroc"):
+        pairs = [pair for pair in comparison.pairs if pair.metric == metric]
+        p = [pair.p for pair in pairs]
+        defined = [value for value in p if value is not None]
+        adjusted = iter(_holm(defined))
+        assert [pair.p_holm for pair in pairs] == pytest.approx([None if v is None else next(adjusted) for v in p])
+    assert any("has the highest accuracy of the 3 runs" in sentence for sentence in comparison.sentences)
+
+
+def _holm(p):
+    order = np.argsort(p)
+    stepped = np.maximum.accumulate(np.minimum(1, np.array(p)[order] * (len(p) - np.arange(len(p)))))
+    return stepped[stats.rankdata(p, method="ordinal") - 1]
+
+
+def test_files_of_a_comparison(runs, tmp_path):
+    comparison = compare_multiclass(runs, out=tmp_path / "out", command="pneumoscope compare")
+    data = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert data["pairs"][0]["p"] == comparison.pairs[0].p
+    rows = list(csv.DictReader((tmp_path / "out" / "comparison.csv").read_text().splitlines()))
+    values = {(row["run"], row["metric"]): float(row["value"]) for row in rows}
+    assert values["good", "macro_auroc"] == comparison.runs[0].metrics["macro_auroc"].value
+
+
+def test_bundles_are_evaluated_first(runs, maker, tmp_path):
+    bundle = maker.multiclass_bundle(maker.root / "other", edges=(90.0, 150.0), name="third")
+    with pytest.raises(UsageError, match="--data"):
+        compare_multiclass([*runs, bundle])
+    comparison = compare_multiclass([*runs, bundle], data=maker.root / "classes" / "images.csv", out=tmp_path / "out")
+    assert [run.name for run in comparison.runs] == ["good", "poor", "third"]
+    assert (tmp_path / "out" / "evaluations" / "other" / "predictions.csv").is_file()
+
+
+def test_other_images_and_models_for_pneumonia_are_refused(runs, maker):
+    other = maker.multiclass_run("other")
+    evaluate_multiclass(other, maker.classes("others", seed=4, count=20))
+    with pytest.raises(RunError, match="other images than 'good'"):
+        compare_multiclass([runs[0], other])
+    from pneumoscope.evaluation.evaluate import evaluate
+
+    binary = maker.run("binary")
+    evaluate(binary, maker.images())
+    with pytest.raises(RunError, match="no evaluation 'test' of several classes"):
+        compare_multiclass([runs[0], binary])
+
+
+def test_runs_of_one_recipe_are_named_after_their_folders(maker):
+    data = maker.classes()
+    runs = [maker.multiclass_run(folder, recipe="levels") for folder in ("first", "second")]
+    for run in runs:
+        evaluate_multiclass(run, data)
+    assert [run.name for run in compare_multiclass(runs).runs] == ["first", "second"]
+
+
+def test_the_report_has_figures_tables_and_every_number(runs, tmp_path):
+    report = report_multiclass(runs, command="pneumoscope report")
+    files = report.write(tmp_path / "report")
+    page = files.page.read_text()
+    assert set(report.figures) == {
+        *(f"{name}-{i}" for name in ("confusion", "roc") for i in range(2)),
+        *(f"reliability-{i}-{k}" for i in range(2) for k in range(3)),
+        "differences-accuracy",
+        "differences-macro-auroc",
+    }
+    assert len(files.figures) == 3 * len(report.figures)
+    assert set(report.tables) == {"metrics", "confusion", "classes", "class-pairs", "prediction-sets", "pairs"}
+    for run in report.runs:
+        for interval in [*run.evaluation.metrics.values(), *run.evaluation.by_class["mid"].metrics.values()]:
+            assert f'<data value="{interval.value}">' in page
+    assert "pneumoscope report" in page
+    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org/", "")
+    matrix = (tmp_path / "report" / "tables" / "confusion.csv").read_text().splitlines()
+    assert matrix[0] == "Run,Class,Predicted as bright,Predicted as dark,Predicted as mid"
+    assert len(matrix) == 1 + 2 * 3
+
+
+def test_figures_show_the_confusion_matrix_and_the_areas(runs):
+    report = report_multiclass(runs[:1])
+    evaluation = report.runs[0].evaluation
+    svg = report.figures["confusion-0"]._repr_svg_()
+    for row in evaluation.confusion:
+        assert all(f">{count}<" in svg for count in row)
+    area = evaluation.by_class["dark"].metrics["auroc"].value
+    assert f"dark {area:.3f}" in report.figures["roc-0"].label
+    lines = report.figures["roc-0"].figure.axes[0].lines
+    x, y = lines[1].get_xydata().T  # after the line of chance: the first class
+    assert np.trapezoid(y, x) == pytest.approx(evaluation.by_class["bright"].metrics["auroc"].value)
+
+
+def test_the_report_of_one_run_has_no_pairs(runs):
+    report = report_multiclass(runs[:1])
+    assert "pairs" not in report.tables
+    assert "There is only one run" in report.page()
+
+
+def test_names_are_escaped_in_the_page(maker):
+    run = maker.multiclass_run("b<i>")
+    evaluate_multiclass(run, maker.classes())
+    page = report_multiclass([run]).page()
+    assert "b&lt;i&gt;" in page
+    assert "b<i>" not in page

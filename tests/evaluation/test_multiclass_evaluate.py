@@ -1,0 +1,154 @@
+"""Evaluations of models of several classes."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from sklearn import metrics
+from tests.conftest import GRAY_CLASSES
+
+from pneumoscope.bundle.card import short_hash
+from pneumoscope.core.errors import DatasetError, MulticlassBundleError, RunError, UsageError
+from pneumoscope.data.layouts import load_manifest
+from pneumoscope.evaluation.evaluate import evaluate
+from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
+from pneumoscope.runs.evaluations import read_evaluation
+from pneumoscope.runs.multiclass_evaluations import (
+    read_multiclass_evaluation,
+    read_multiclass_evaluation_folder,
+)
+
+
+def test_evaluation_is_that_of_scikit_learn(maker):
+    data = maker.classes()
+    run = maker.multiclass_run()
+    evaluation, images = evaluate_multiclass(run, data, split="test")
+    y = [GRAY_CLASSES.index(image.label) for image in images]
+    p = np.array([image.probabilities for image in images])
+    assert evaluation.n == 36
+    assert evaluation.patients == 18
+    assert evaluation.counts == dict.fromkeys(GRAY_CLASSES, 12)
+    assert np.array(evaluation.confusion).tolist() == metrics.confusion_matrix(y, p.argmax(1)).tolist()
+    assert evaluation.metrics["accuracy"].value == metrics.accuracy_score(y, p.argmax(1))
+    assert 0.5 < evaluation.metrics["accuracy"].value < 1
+    expected = metrics.roc_auc_score(y, p, multi_class="ovr")
+    assert evaluation.metrics["macro_auroc"].value == pytest.approx(expected)
+    assert [image.predicted for image in images] == [GRAY_CLASSES[k] for k in p.argmax(1)]
+
+
+def test_prediction_sets_are_evaluated_by_class(maker):
+    evaluation, images = evaluate_multiclass(maker.multiclass_run(), maker.classes())
+    assert evaluation.coverage == 0.95
+    p = np.array([image.probabilities for image in images])
+    inside = p >= 0.3
+    for k, name in enumerate(GRAY_CLASSES):
+        of_class = np.array([image.label == name for image in images])
+        sets = evaluation.by_class[name].sets
+        assert sets["coverage"].value == pytest.approx(inside[of_class, k].mean())
+        assert sets["mean_size"].value == pytest.approx(inside[of_class].sum(1).mean())
+        assert sets["coverage"].n == 12
+
+
+def test_without_prediction_sets_there_is_no_coverage(maker):
+    evaluation, images = evaluate_multiclass(maker.multiclass_run(thresholds=None), maker.classes())
+    assert evaluation.coverage is None
+    assert evaluation.sets == {}
+    assert {image.prediction_set for image in images} == {None}
+    folder = maker.root / "runs" / "levels" / "evaluation" / "test"
+    assert read_multiclass_evaluation_folder(folder)[1] == images
+
+
+def test_files_are_read_back(maker):
+    run = maker.multiclass_run()
+    evaluation, images = evaluate_multiclass(run, maker.classes())
+    folder = run / "evaluation" / "test"
+    assert read_multiclass_evaluation_folder(folder) == (evaluation, images)
+    rows = list(csv.DictReader((folder / "predictions.csv").read_text().splitlines()))
+    assert [float(row["probability_mid"]) for row in rows] == [image.probabilities[2] for image in images]
+
+
+def test_each_evaluation_of_test_images_is_in_the_ledger(maker):
+    run, data = maker.multiclass_run(), maker.classes()
+    first, _ = evaluate_multiclass(run, data)
+    second, _ = evaluate_multiclass(run, data)
+    assert (first.test_evaluation, second.test_evaluation) == (1, 2)
+    lines = [json.loads(line) for line in (maker.root / "ledger.jsonl").read_text().splitlines()]
+    assert [line["classes"] for line in lines] == [list(GRAY_CLASSES)] * 2
+    assert lines[0]["metrics"]["macro_auroc"] == first.metrics["macro_auroc"].value
+    assert lines[0]["images_sha256"] == first.images_sha256
+
+
+def test_training_images_are_refused(maker):
+    data = maker.classes()
+    hashes = [short_hash(image.sha256) for image in load_manifest(data).images[:2]]
+    run = maker.multiclass_run(seen={"train": hashes})
+    with pytest.raises(DatasetError, match="2 of the 36 images as train images"):
+        evaluate_multiclass(run, data)
+    assert not (maker.root / "ledger.jsonl").exists()
+
+
+def test_other_labels_are_refused(maker):
+    data = maker.images()
+    with pytest.raises(DatasetError, match=r"32 images .* no classes of model 'levels' \(bright, dark, mid\)"):
+        evaluate_multiclass(maker.multiclass_run(), data)
+
+
+def test_another_evaluation_in_the_folder_is_not_overwritten(maker):
+    run, out = maker.multiclass_run(), maker.root / "out"
+    evaluate_multiclass(run, maker.classes(), out=out)
+    other = maker.classes("others", seed=1)
+    with pytest.raises(UsageError, match="an evaluation of other images"):
+        evaluate_multiclass(run, other, out=out)
+    with pytest.raises(UsageError, match="with another seed"):
+        evaluate_multiclass(run, maker.classes(), out=out, seed=3)
+    replaced, _ = evaluate_multiclass(run, other, out=out, replace=True)
+    assert read_multiclass_evaluation(out / "evaluation.json") == replaced
+
+
+def test_models_for_pneumonia_and_of_several_classes_are_not_mixed_up(maker):
+    run, binary = maker.multiclass_run(), maker.run()
+    with pytest.raises(MulticlassBundleError):
+        evaluate(run, maker.images())
+    evaluate(binary, maker.images())
+    evaluate_multiclass(run, maker.classes())
+    with pytest.raises(RunError, match="an evaluation of several classes"):
+        read_evaluation(run / "evaluation" / "test" / "evaluation.json")
+    with pytest.raises(RunError, match="an evaluation of NORMAL and PNEUMONIA"):
+        read_multiclass_evaluation(binary / "evaluation" / "test" / "evaluation.json")
+
+
+def test_mixed_files_are_refused(maker):
+    run = maker.multiclass_run()
+    evaluate_multiclass(run, maker.classes())
+    folder = run / "evaluation" / "test"
+    text = (folder / "predictions.csv").read_text().splitlines()
+    (folder / "predictions.csv").write_text("\n".join(text[:-1]))
+    with pytest.raises(RunError, match="from different evaluations"):
+        read_multiclass_evaluation_folder(folder)
+
+
+def test_data_frames_have_a_row_per_metric(maker):
+    pytest.importorskip("pandas")
+    evaluation, _ = evaluate_multiclass(maker.multiclass_run(), maker.classes())
+    frame = evaluation.to_dataframe()
+    row = frame[(frame["class"] == "dark") & (frame["metric"] == "auroc") & frame["other"].isna()].iloc[0]
+    assert row["value"] == evaluation.by_class["dark"].metrics["auroc"].value
+    pair = frame[(frame["class"] == "bright") & (frame["other"] == "mid") & (frame["metric"] == "accuracy")].iloc[0]
+    assert pair["value"] == evaluation.pairs[1].metrics["accuracy"].value
+    matrix = evaluation.confusion_dataframe()
+    assert matrix.loc["dark", "mid"] == evaluation.confusion[1][2]
+    assert "dark against the rest" in evaluation._repr_html_()
+
+
+def test_a_class_without_images_is_undefined_with_the_reason(maker):
+    data = maker.classes()
+    lines = [line for line in data.read_text().splitlines() if ",mid," not in line]
+    data.write_text("\n".join(lines))
+    evaluation, _ = evaluate_multiclass(maker.multiclass_run(), data)
+    assert evaluation.metrics["macro_auroc"].reason == "there is no image of the class mid"
+    assert evaluation.by_class["mid"].metrics["auroc"].value is None
+    assert evaluation.by_class["mid"].sets == {}
+    assert json.loads((maker.root / "runs/levels/evaluation/test/evaluation.json").read_text())["counts"]["mid"] == 0

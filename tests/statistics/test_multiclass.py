@@ -1,0 +1,304 @@
+"""Metrics of several classes against scikit-learn, SciPy and direct computation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import optimize
+from sklearn import metrics as sklearn_metrics
+from sklearn.preprocessing import label_binarize
+
+from pneumoscope.core.errors import UndefinedMetricError
+from pneumoscope.core.results import Interval
+from pneumoscope.statistics.conformal import fit_class_thresholds
+from pneumoscope.statistics.intervals import mean_of_proportions, wilson
+from pneumoscope.statistics.multiclass import (
+    class_metrics,
+    confusion_matrix,
+    log_odds,
+    mean_of_classes,
+    overall_metrics,
+    pair_metrics,
+    set_metrics,
+    softmax,
+    validate_classes,
+    weighted_macro_auroc,
+)
+from pneumoscope.statistics.multiclass_paired import macro_auroc_test
+from pneumoscope.statistics.paired import delong_test
+from pneumoscope.statistics.temperature import fit_temperature
+
+NAMES = ("bacteria", "normal", "virus")
+N = 240
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Probabilities of 240 images of 120 patients, which are right three times of four."""
+    random = np.random.default_rng(5)
+    targets = np.repeat(random.integers(0, 3, N // 2), 2)
+    logits = random.normal(size=(N, 3))
+    logits[np.arange(N), targets] += 1.5
+    return softmax(logits), targets, [f"p{i // 2}" for i in range(N)]
+
+
+def test_overall_metrics_are_those_of_scikit_learn(data) -> None:
+    p, y, patients = data
+    predicted, one_hot = p.argmax(1), label_binarize(y, classes=[0, 1, 2])
+    found = overall_metrics(p, y, NAMES, patients, resamples=50)
+    expected = {
+        "accuracy": sklearn_metrics.accuracy_score(y, predicted),
+        "balanced_accuracy": sklearn_metrics.balanced_accuracy_score(y, predicted),
+        "macro_auroc": sklearn_metrics.roc_auc_score(y, p, multi_class="ovr", average="macro"),
+        "macro_auprc": sklearn_metrics.average_precision_score(one_hot, p, average="macro"),
+        "macro_f1": sklearn_metrics.f1_score(y, predicted, average="macro"),
+        "macro_specificity": np.mean([sklearn_metrics.recall_score(y != k, predicted != k) for k in range(3)]),
+        "macro_precision": sklearn_metrics.precision_score(y, predicted, average="macro"),
+        "brier": np.square(p - one_hot).sum(1).mean(),
+        "log_loss": sklearn_metrics.log_loss(y, p),
+    }
+    assert {name: found[name].value for name in expected} == pytest.approx(expected, abs=1e-12)
+    for name, interval in found.items():
+        assert interval.n == N
+        assert interval.low <= interval.value <= interval.high, name
+
+
+def test_one_class_against_the_rest_is_that_of_scikit_learn(data) -> None:
+    p, y, patients = data
+    for k, name in enumerate(NAMES):
+        found = class_metrics(p, y, k, name, patients, resamples=50)
+        report = sklearn_metrics.classification_report(y == k, p.argmax(1) == k, output_dict=True)
+        assert found["auroc"].value == pytest.approx(sklearn_metrics.roc_auc_score(y == k, p[:, k]))
+        assert found["auprc"].value == pytest.approx(sklearn_metrics.average_precision_score(y == k, p[:, k]))
+        for metric, label, column in (
+            ("sensitivity", "True", "recall"),
+            ("specificity", "False", "recall"),
+            ("precision", "True", "precision"),
+            ("negative_predictive_value", "False", "precision"),
+            ("f1", "True", "f1-score"),
+        ):
+            assert found[metric].value == pytest.approx(report[label][column]), metric
+
+
+def test_confusion_matrix_has_a_row_per_class(data) -> None:
+    p, y, _ = data
+    expected = sklearn_metrics.confusion_matrix(y, p.argmax(1))
+    np.testing.assert_array_equal(confusion_matrix(y, p.argmax(1), 3), expected)
+    assert confusion_matrix([0, 0, 2], [1, 0, 2], 3).tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
+
+
+def test_pairs_renormalize_the_probabilities_of_two_classes(data) -> None:
+    p, y, patients = data
+    chosen = y != 1
+    conditional = p[chosen, 0] / (p[chosen, 0] + p[chosen, 2])
+    found = pair_metrics(p, y, (0, 2), ("bacteria", "virus"), patients)
+    positive = y[chosen] == 0
+    assert found["auroc"].value == pytest.approx(sklearn_metrics.roc_auc_score(positive, conditional))
+    assert found["accuracy"].value == pytest.approx(np.mean((conditional >= 0.5) == positive))
+    assert found["sensitivity"].value == pytest.approx(np.mean(conditional[positive] >= 0.5))
+    assert found["specificity"].value == pytest.approx(np.mean(conditional[~positive] < 0.5))
+    assert found["accuracy"].n == chosen.sum()
+
+
+def test_a_class_without_images_makes_its_metrics_undefined(data) -> None:
+    p, y, patients = data
+    y = np.where(y == 1, 0, y)
+    overall = overall_metrics(p, y, NAMES, patients, resamples=10)
+    assert overall["macro_auroc"].reason == "there is no image of the class normal"
+    assert overall["balanced_accuracy"].reason == "there is no image of the class normal"
+    assert overall["accuracy"].value is not None
+    normal = class_metrics(p, y, 1, "normal", patients, resamples=10)
+    assert normal["auroc"].reason == normal["sensitivity"].reason == "there is no image of the class normal"
+    assert normal["specificity"].value is not None
+    pair = pair_metrics(p, y, (0, 1), ("bacteria", "normal"), patients)
+    assert {each.reason for each in pair.values()} == {"there is no image of the class normal"}
+
+
+def test_perfect_predictions_have_no_bootstrap_interval() -> None:
+    y = np.arange(30) % 3
+    p = np.full((30, 3), 0.1)
+    p[np.arange(30), y] = 0.8
+    found = overall_metrics(p, y, NAMES, None, resamples=20)
+    assert found["macro_auroc"] == Interval(
+        1.0, None, None, "patient bootstrap", 30, 0.95, 0, "it is the same in all resamples"
+    )
+    assert found["accuracy"].low < 1
+
+
+@pytest.mark.parametrize(
+    ("p", "y", "reason"),
+    [
+        ([[0.5, 0.5]], [2], "2 classes"),
+        ([[0.5, 0.4]], [0], "do not sum to 1"),
+        ([[1.0]], [0], "do not match"),
+        (np.zeros((0, 2)), [], "no images"),
+        ([[math.nan, 1.0]], [0], "do not sum"),
+    ],
+)
+def test_invalid_probabilities_are_an_error(p, y, reason) -> None:
+    with pytest.raises(UndefinedMetricError, match=reason):
+        validate_classes(p, np.array(y, dtype=int))
+
+
+def test_mean_of_classes_is_the_binary_method_for_two_classes() -> None:
+    a, b = wilson(37, 40), wilson(55, 70)
+    expected, found = mean_of_proportions(a, b), mean_of_classes([a, b])
+    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
+
+
+def test_log_odds_do_not_tie_at_certain_images() -> None:
+    p = softmax([[50.0, 0, 0], [60.0, 0, 0], [40.0, 1.0, -3.0]])
+    assert p[0, 0] == p[1, 0] == 1.0
+    odds = log_odds(p)[:, 0]
+    assert odds[1] > odds[0] > odds[2]
+    assert odds[2] == pytest.approx(40 - np.logaddexp(1.0, -3.0))
+
+
+def test_macro_auroc_of_weights_is_that_of_repeated_images(data) -> None:
+    p, y, _ = data
+    weights = np.random.default_rng(1).integers(0, 3, N)
+    found = weighted_macro_auroc(log_odds(p), y, weights[None].astype(float))
+    repeated = np.repeat(np.arange(N), weights)
+    expected = sklearn_metrics.roc_auc_score(y[repeated], p[repeated], multi_class="ovr", average="macro")
+    assert found[0] == pytest.approx(expected)
+
+
+# --- calibration and conformal sets ----------------------------------------------------------------------------------
+
+
+def test_temperature_undoes_a_scaling_of_the_logits() -> None:
+    random = np.random.default_rng(2)
+    logits = random.normal(scale=2, size=(20_000, 3))
+    targets = np.array([random.choice(3, p=row) for row in softmax(logits)])
+    assert fit_temperature(3.0 * logits, targets) == pytest.approx(3.0, rel=0.03)
+
+
+def test_temperature_has_the_lowest_loss_of_smoothed_targets(data) -> None:
+    p, y, _ = data
+    logits = np.log(p) * 2.5
+    counts = np.bincount(y)
+    goal = np.empty((N, 3))
+    for i, k in enumerate(y):
+        goal[i] = (1 - (counts[k] + 1) / (counts[k] + 3)) / 2
+        goal[i, k] = (counts[k] + 1) / (counts[k] + 3)
+
+    def loss(inverse: np.ndarray) -> float:
+        scaled = logits * inverse[0]
+        return float(-(goal * (scaled - np.log(np.exp(scaled).sum(1, keepdims=True)))).sum())
+
+    best = optimize.minimize(loss, x0=[1.0], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12})
+    assert fit_temperature(logits, y) == pytest.approx(1 / best.x[0], rel=1e-5)
+
+
+def test_temperature_of_separated_classes_is_above_0() -> None:
+    y = np.arange(60) % 3
+    logits = 10.0 * np.eye(3)[y]
+    p = softmax(logits, fit_temperature(logits, y))
+    assert p[np.arange(60), y] == pytest.approx(
+        np.full(60, 21 / 23), abs=1e-4
+    )  # the smoothed targets, (20 + 1) / (20 + 3)
+
+
+def test_temperature_needs_images_of_all_classes() -> None:
+    with pytest.raises(UndefinedMetricError, match=r"\[2, 0, 1\]"):
+        fit_temperature(np.zeros((3, 3)), [0, 0, 2])
+
+
+def test_class_thresholds_exclude_the_lowest_ranks() -> None:
+    # Of 19 images of a class, (1 - 0.9) x 20 = 2 ranks are excluded: the threshold is the second lowest probability.
+    p = np.zeros((38, 2))
+    p[:19, 0] = np.arange(1, 20) / 20
+    p[19:, 1] = np.arange(1, 20) / 40
+    p[:19, 1], p[19:, 0] = 1 - p[:19, 0], 1 - p[19:, 1]
+    assert fit_class_thresholds(p, [0] * 19 + [1] * 19, ("a", "b"), 0.9) == pytest.approx([2 / 20, 2 / 40])
+    with pytest.raises(UndefinedMetricError, match="at least 19 b images; there are 18"):
+        fit_class_thresholds(p[:37], [0] * 19 + [1] * 18, ("a", "b"), 0.95)
+
+
+def test_class_thresholds_cover_each_class_of_new_images() -> None:
+    """Coverage of exchangeable images, over 400 draws: each class by itself, although one of three is rare and hard."""
+    random = np.random.default_rng(3)
+    covered = np.zeros(3)
+    total = np.zeros(3)
+    for _ in range(400):
+        y = random.choice(3, p=[0.6, 0.3, 0.1], size=400)
+        logits = random.normal(size=(400, 3))
+        logits[np.arange(400), y] += np.array([3.0, 2.0, 0.5])[y]
+        p = softmax(logits)
+        thresholds = np.array(fit_class_thresholds(p[:200], y[:200], NAMES, 0.8))
+        inside = (p >= thresholds)[np.arange(400), y]
+        for k in range(3):
+            new = np.flatnonzero(y[200:] == k) + 200
+            covered[k] += inside[new].sum()
+            total[k] += len(new)
+    rates = covered / total
+    assert (np.abs(rates - 0.825) < 0.035).all(), rates
+
+
+def test_set_metrics_count_sets() -> None:
+    sets = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 1]], bool)
+    found = set_metrics(sets, [0, 0, 1, 2], None)
+    assert {name: interval.value for name, interval in found.items()} == {
+        "coverage": 0.75,
+        "single": 0.25,
+        "empty": 0.25,
+        "mean_size": 1.25,
+    }
+
+
+# --- paired test -------------------------------------------------------------------------------------------------------
+
+
+def _second(data, seed: int) -> np.ndarray:
+    p, _, _ = data
+    return softmax(np.log(p) + np.random.default_rng(seed).normal(scale=0.8, size=p.shape))
+
+
+def test_macro_auroc_difference_is_that_of_scikit_learn_with_the_interval_of_a_bootstrap(data) -> None:
+    p, y, patients = data
+    q = _second(data, 8)
+    interval, probability = macro_auroc_test(log_odds(p), log_odds(q), y, patients)
+
+    def difference(rows: np.ndarray) -> float:
+        each = (sklearn_metrics.roc_auc_score(y[rows], s[rows], multi_class="ovr") for s in (p, q))
+        return next(each) - next(each)
+
+    assert interval.value == pytest.approx(difference(np.arange(N)))
+    random = np.random.default_rng(0)
+    by_patient = np.arange(N).reshape(-1, 2)
+    resampled = [difference(by_patient[random.integers(0, N // 2, N // 2)].ravel()) for _ in range(400)]
+    deviation = (interval.high - interval.low) / 2 / 1.96
+    assert deviation == pytest.approx(np.std(resampled), rel=0.12)
+    assert probability == pytest.approx(math.erfc(abs(interval.value) / deviation / math.sqrt(2)), rel=1e-3)
+
+
+def test_macro_auroc_test_of_two_classes_is_the_delong_test() -> None:
+    random = np.random.default_rng(4)
+    y = random.integers(0, 2, 400)
+    a, b = (random.normal(size=400) + y for _ in range(2))
+    expected, p_expected = delong_test(a, b, y == 1)
+    found, p = macro_auroc_test(np.stack([-a, a], 1), np.stack([-b, b], 1), y)
+    assert found.value == pytest.approx(expected.value)
+    assert found.low == pytest.approx(expected.low, abs=2e-4)  # their corrections for few patients differ
+    assert p == pytest.approx(p_expected, rel=0.01)
+
+
+def test_macro_auroc_test_keeps_the_images_of_a_patient_together() -> None:
+    """Copies of each image are no new evidence: with patients, p stays the same; without, it drops."""
+    random = np.random.default_rng(6)
+    y = random.integers(0, 3, 150)
+    a, b = (random.normal(size=(150, 3)) + s * np.eye(3)[y] for s in (1.3, 1.0))
+    single, p = macro_auroc_test(a, b, y)
+    copies = [np.repeat(each, 4, axis=0) for each in (a, b, y)]
+    clustered, p_clustered = macro_auroc_test(*copies, [str(i // 4) for i in range(600)])
+    assert p_clustered == pytest.approx(p, rel=1e-6)
+    assert (clustered.low, clustered.high) == pytest.approx((single.low, single.high))
+    assert macro_auroc_test(*copies)[1] < p / 2
+
+
+def test_equal_rankings_have_no_test(data) -> None:
+    p, y, patients = data
+    interval, probability = macro_auroc_test(log_odds(p), 3 * log_odds(p), y, patients)
+    assert (interval.value, probability, interval.reason) == (0.0, None, "both networks rank the images alike")

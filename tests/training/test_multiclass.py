@@ -1,0 +1,154 @@
+"""A run on three classes: training, bundle, and predictions of its images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.special import log_softmax
+from tests.training.conftest import small
+
+from pneumoscope.bundle.bundle_folder import export_bundle, is_multiclass, read_bundle, read_multiclass_bundle
+from pneumoscope.core.errors import MulticlassBundleError, RecipeError
+from pneumoscope.data.layouts import load_manifest
+from pneumoscope.imaging.phantom import draw_phantom
+from pneumoscope.inference.multiclass_model import load_multiclass_model
+from pneumoscope.inference.multiclass_session import MulticlassSession
+from pneumoscope.models.factory import create_model
+from pneumoscope.models.weights import load_weights
+from pneumoscope.runs.epochs import read_epochs
+from pneumoscope.runs.record import read_run
+from pneumoscope.training.train import train
+
+pytestmark = pytest.mark.training
+
+CLASSES = ("bright", "clear", "dark")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phantoms of 48 pixels in three classes that differ in brightness: 36 for training and 12 for testing of each."""
+    root = tmp_path_factory.mktemp("classes")
+    for shift, name in ((60, "bright"), (0, "clear"), (-40, "dark")):
+        for split, count in (("train", 36), ("test", 12)):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                seed = 1000 * (split == "test") + number + 100 * CLASSES.index(name)
+                pixels = np.clip(draw_phantom(seed, False, size=48).astype(int) + shift, 0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{name}-{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six epochs."""
+    out = tmp_path_factory.mktemp("runs") / "three"
+    recipe = small(
+        network={"flip_averaging": True},
+        training={"epochs": 6, "select": "auroc", "class_weights": "balanced", "label_smoothing": 0.05},
+        optimizer={"learning_rate": 0.01},
+        augmentation={"flip": True},
+    )
+    train(recipe, images, out)
+    return out
+
+
+def test_training_learns_three_classes(run):
+    record, epochs = read_run(run), read_epochs(run)
+    assert record.counts["train"].keys() == set(CLASSES)
+    assert epochs[-1].train_loss < epochs[0].train_loss
+    assert record.best_validation_accuracy > 0.6  # guessing has 1/3
+
+
+def test_bundle_states_classes_calibration_and_prediction_sets(run):
+    card, _ = read_multiclass_bundle(run / "bundle")
+    data = json.loads((run / "bundle" / "card.json").read_text())
+    assert (data["format"], data["activation"], data["classes"]) == (3, "softmax", list(CLASSES))
+    assert card.calibration.method == "temperature"
+    assert card.calibration.n == 27
+    assert card.prediction_sets is None  # 9 validation images of a class are too few for a coverage of 95%
+    assert is_multiclass(run / "bundle")
+
+
+def test_bundle_has_the_logits_of_the_trained_network(run, images):
+    session = MulticlassSession.load(run / "bundle")
+    network = create_model("test_efficientnet", image_size=32, dropout=0.1, flip_averaging=True, outputs=3)
+    load_weights(network, run / "checkpoints" / "best.safetensors")
+    import torch  # needs PyTorch
+
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32), dtype=np.uint8)
+    with torch.inference_mode():
+        expected = network.eval()(torch.from_numpy(pixels)).numpy()
+    np.testing.assert_allclose(session.logits(pixels), expected, atol=1e-3)
+    assert not np.allclose(expected[0], expected[1], atol=1e-3)
+
+
+def test_predictions_are_the_calibrated_softmax(run, images):
+    model = load_multiclass_model(run)
+    paths = sorted(str(path) for path in (images / "test").rglob("*.png"))
+    predictions = list(model.predict_many(paths))
+    assert [each.path for each in predictions] == paths
+    correct = [each.predicted_class == Path(each.path).parent.name for each in predictions]
+    assert np.mean(correct) > 0.6
+    one = model.predict(paths[0])
+    assert one == predictions[0]
+    scored = next(model._network.stream([model._loader.preprocess(paths[0])]))
+    expected = np.exp(log_softmax(scored.logits.astype(float) / model.card.calibration.temperature))
+    assert list(one.class_probabilities.values()) == pytest.approx(expected.tolist())
+    assert one.decision == "classified"
+    assert one.predicted_class == CLASSES[int(expected.argmax())]
+
+
+def test_same_seed_gives_the_same_run(run, images, tmp_path):
+    recipe = read_run(run).recipe
+    from pneumoscope.runs.recipe import parse_recipe
+
+    train(parse_recipe(recipe, "again"), images, tmp_path / "again")
+    first, second = (read_epochs(each) for each in (run, tmp_path / "again"))
+    assert [row._replace(seconds=0) for row in first] == [row._replace(seconds=0) for row in second]
+
+
+def test_a_bundle_of_several_classes_is_refused_where_pneumonia_is_needed(run):
+    with pytest.raises(MulticlassBundleError, match=r"'small' has several classes \(bright, clear, dark\)") as raised:
+        read_bundle(run / "bundle")
+    assert raised.value.code == "multiclass_bundle"
+    assert raised.value.classes == CLASSES
+
+
+def test_export_copies_a_bundle_of_several_classes(run, tmp_path):
+    card = export_bundle(run / "bundle", tmp_path / "copy")
+    assert read_multiclass_bundle(tmp_path / "copy")[0] == card == read_multiclass_bundle(run / "bundle")[0]
+
+
+def test_networks_of_the_report_refuse_several_classes(images, tmp_path):
+    with pytest.raises(RecipeError, match="'alexnet', a network of the report, has one logit"):
+        train(small(network={"name": "alexnet", "image_size": 64, "dropout": 0.0}), images, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_prevalence_of_pneumonia_is_refused_for_several_classes(images, tmp_path):
+    with pytest.raises(RecipeError, match=r"training\.prevalence is 0\.2"):
+        train(small(training={"prevalence": 0.2}), images, tmp_path / "run")
+
+
+def test_input_checks_are_trained_and_reject(images, tmp_path):
+    manifest = load_manifest(images)
+    recipe = small(
+        network={"image_size": 56}, rejection={"steps": 2}, training={"epochs": 1}, data={"age_range": [1, 5]}
+    )
+    train(recipe, images, tmp_path / "run")
+    model = load_multiclass_model(tmp_path / "run", require_age="always")
+    assert model.card.rejection_limits is not None
+    image = str(images / manifest.images[0].path)
+    assert model.predict(image).rejection.code == "age_required"
+    outputs = model._network.outputs(np.zeros((2, 56, 56), np.uint8))
+    assert outputs.input_classes.shape == (2, 7)
+    assert outputs.ood_distance.shape == (2,)
+    rejected = dataclasses.replace(model.predict(image, age=40.0), path="")
+    assert (rejected.decision, rejected.class_probabilities) == ("rejected", None)
+    assert rejected.rejection.code == "outside_age_range"
