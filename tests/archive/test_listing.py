@@ -74,6 +74,7 @@ def test_names_that_are_not_valid_text_come_back(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "rows-000000.parquet")["source"].to_pylist() == ["\\udcff a.png", "胸.png"]
 
 
+@pytest.mark.slow
 def test_growth_of_many_images_agrees_with_sets(tmp_path: Path) -> None:
     """Compared with the same bookkeeping in Python's dictionaries, over several runs."""
     draw = random.Random(3)

@@ -125,6 +125,7 @@ def test_without_identifiers_no_value_of_the_header_is_quoted(tmp_path: Path, bu
     assert ("JANE" in row["rejection_parameters"]) == identifiers
 
 
+@pytest.mark.slow
 def test_each_result_has_the_notice(tmp_path: Path, source: Path, bundle: Path) -> None:
     done = run_cli(*score_command(source, tmp_path / "out", bundle)[4:])
     notice = "Research and education software. Not a medical device."

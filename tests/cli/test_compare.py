@@ -42,6 +42,7 @@ def test_command_prints_sentences_and_writes_the_files(runs, tmp_path):
     assert (out / "comparison.csv").is_file()
 
 
+@pytest.mark.slow
 def test_runs_of_one_recipe_are_compared_under_the_names_of_their_folders(runs, tmp_path):
     folders = [shutil.copytree(runs[0], tmp_path / f"copy-{seed}") for seed in range(2)]
     result = invoke(*folders, "--out", tmp_path / "out")
@@ -50,6 +51,7 @@ def test_runs_of_one_recipe_are_compared_under_the_names_of_their_folders(runs, 
     assert "copy-1" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_page_shows_the_evaluation_that_was_named(runs, tmp_path):
     folders = [shutil.copytree(run, tmp_path / run.name) for run in runs]
     for folder in folders:
@@ -85,6 +87,7 @@ def test_command_without_runs_exits_with_2(tmp_path):
     assert "RUN|BUNDLE|FILE..." in result.stderr
 
 
+@pytest.mark.slow
 def test_predictions_and_bundle_are_shown_on_the_page(runs, shared_maker, tmp_path, monkeypatch):
     monkeypatch.setenv("PNEUMOSCOPE_LEDGER", str(tmp_path / "ledger.jsonl"))
     images = shared_maker.root / "shown"
@@ -145,6 +148,7 @@ def test_page_of_predictions_alone_has_no_training(runs, shared_maker, tmp_path,
     assert "Run scores on 50 test images" in html
 
 
+@pytest.mark.slow
 def test_page_shows_the_subgroups_of_an_evaluation(runs, shared_maker, tmp_path, monkeypatch):
     monkeypatch.setenv("PNEUMOSCOPE_LEDGER", str(tmp_path / "ledger.jsonl"))
     run = shutil.copytree(runs[0], tmp_path / "run")

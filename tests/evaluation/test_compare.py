@@ -287,6 +287,7 @@ def test_predictions_of_another_tool_are_compared_with_a_run_and_a_bundle(prepar
     assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_tests_of_predictions_agree_with_the_binomial_test_and_a_bootstrap(maker, tmp_path):
     folder = maker.images(normal=60, pneumonia=60)
     for path in (folder / "test").rglob("*.png"):  # file names without patients

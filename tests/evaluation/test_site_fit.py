@@ -181,6 +181,7 @@ def test_age_limit_is_kept_with_a_reason(card):
     assert "outside the age range" in fit.not_changed["age_classifier"]
 
 
+@pytest.mark.slow
 def test_cross_fitting_uses_other_patients_only(card):
     images = site(300, 300, shift=0.5, per_patient=2)
     folds = assign_folds(images.labels, images.patients, 0)
@@ -221,6 +222,7 @@ def test_parts_that_do_not_help_are_kept(card):
     assert fit.limits == {}
 
 
+@pytest.mark.slow
 def test_card_and_fit_are_compared_on_images_that_the_fit_accepts(card):
     # The card rejects all images by their distance; the wider limit accepts nearly all, and a new threshold is needed.
     images = site(400, 400, shift=2.5)

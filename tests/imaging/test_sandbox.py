@@ -33,6 +33,7 @@ from pneumoscope.imaging import decode as decode_module
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import PreprocessedImage, Preprocessing, preprocess_image
 from pneumoscope.imaging.sandbox.pool import DecodePool, Limits
+from pneumoscope.imaging.sandbox.process import WorkerProcess
 
 CODEC = ("tests.imaging.hostile_codec",)
 LIMITS = Limits(memory=2**30, cpu_seconds=20, wall_seconds=60)
@@ -237,6 +238,7 @@ def test_end_of_a_decoder_has_a_reason(pool: DecodePool, action: str, code: str,
     assert caught.value.reason == UnreadableReason(code, parameters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("actions", [("segfault",), ("8GB",), ("segfault", "exit", "garbage"), ("wrong number", "8GB")])
 def test_only_the_malicious_files_of_a_batch_have_errors(pool: DecodePool, actions: tuple[str, ...]) -> None:
     batch: list[tuple[Path | bytes, str]] = [(png(), "first")]
@@ -304,6 +306,7 @@ def test_the_output_of_a_decoder_is_discarded(pool: DecodePool, capfd: pytest.Ca
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["leak", "segfault"])
 def test_an_image_that_fails_because_of_an_earlier_one_is_retried_in_a_new_worker(action: str) -> None:
     with DecodePool(1, limits=LIMITS, preload=CODEC) as pool:
@@ -435,6 +438,14 @@ def test_a_worker_that_does_not_start_is_not_an_error_of_the_image() -> None:
     ):
         pool.decode(png())
     assert not isinstance(caught.value, UnreadableImageError)
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WorkerProcess, "is_alive", True)  # it is killed after the pool has looked
+    with DecodePool(1) as pool:
+        pool.start()
+        os.kill(pool._idle[0]._process.pid, signal.SIGKILL)
+        assert pool.decode(png(100)).width == 16
 
 
 def test_a_forked_process_cannot_use_the_pool_of_its_parent() -> None:

@@ -30,6 +30,7 @@ def rows(report: ReportFiles, name: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"))))
 
 
+@pytest.mark.slow
 def test_each_figure_is_written_as_svg_pdf_and_png(report: ReportFiles) -> None:
     names = {file.stem for file in report.figures}
     assert {"roc", "pr", "flow-0", "flow-2", "decision-curves", "reliability-1", "metric-accuracy"} <= names
@@ -49,6 +50,7 @@ def test_each_figure_is_written_as_svg_pdf_and_png(report: ReportFiles) -> None:
                 assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
 
 
+@pytest.mark.slow
 def test_figures_of_several_runs_have_a_legend_in_the_file(report: ReportFiles, three: Any) -> None:
     (roc,) = (file for file in report.figures if file.name == "roc.svg")
     texts = {element.text for element in ElementTree.fromstring(roc.read_bytes()).iter() if element.text}
@@ -57,6 +59,7 @@ def test_figures_of_several_runs_have_a_legend_in_the_file(report: ReportFiles, 
     assert "treat everybody" in curves.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_flow_diagram_and_its_table_have_the_recorded_numbers(report: ReportFiles, three: Any) -> None:
     evaluation = read_evaluation(three[1][0] / "evaluation" / "test" / "evaluation.json")
     counts = evaluation.operating_points["half"].confusion
@@ -79,6 +82,7 @@ def test_flow_diagram_and_its_table_have_the_recorded_numbers(report: ReportFile
     assert flow.labeled.images - sum(left_out) == evaluation.n
 
 
+@pytest.mark.slow
 def test_csv_tables_have_every_number_in_full_precision(report: ReportFiles, three: Any) -> None:
     comparison = three[0]
     (auroc,) = (row for row in rows(report, "metrics") if row["Metric"] == "AUROC")
@@ -96,6 +100,7 @@ def test_csv_tables_have_every_number_in_full_precision(report: ReportFiles, thr
     assert len(rows(report, "net_benefit")) == 19 * 3
 
 
+@pytest.mark.slow
 def test_markdown_has_one_line_for_each_row_and_the_methods(report: ReportFiles) -> None:
     (file,) = (file for file in report.tables if file.name == "metrics.md")
     text = file.read_text(encoding="utf-8")

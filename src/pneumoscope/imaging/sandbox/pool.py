@@ -33,6 +33,7 @@ from pneumoscope.imaging.preprocess import PreprocessedImage, Preprocessing
 from pneumoscope.imaging.sandbox.process import (
     ReplyWithPixels,
     WorkerCrashedError,
+    WorkerKilledError,
     WorkerProcess,
     WorkerTimeoutError,
 )
@@ -41,6 +42,7 @@ from pneumoscope.imaging.sandbox.worker import DecodeFailure, DecodeSuccess, Lim
 __all__ = ["DecodePool", "Limits"]
 
 _MAX_MESSAGE_BYTES = 2**23  # content of all images in one message
+_MAX_STARTS = 3  # of workers that are killed before they are ready
 
 
 class DecodePool:
@@ -180,7 +182,7 @@ class DecodePool:
         if isinstance(source, bytes):
             require_max_bytes(name, len(source))
         with self._slots:
-            worker = self._take_worker()
+            worker = self._wait_until_ready(self._take_worker())
             while True:
                 is_new = worker.n_images == 0
                 try:
@@ -190,7 +192,7 @@ class DecodePool:
                     if isinstance(error, WorkerCrashedError):
                         if is_new:
                             raise DecodeCrashedError(name, error.reason) from None
-                        worker = self._start_worker()
+                        worker = self._wait_until_ready(self._start_worker())
                         continue
                     if isinstance(error, WorkerTimeoutError):
                         raise DecodeTimeoutError(name, error.reason) from None
@@ -200,7 +202,7 @@ class DecodePool:
                     if is_new:
                         limit = {"gibibytes": self.limits.memory / 2**30}
                         raise DecodeMemoryError(name, UnreadableReason("memory_limit_exceeded", limit))
-                    worker = self._start_worker()
+                    worker = self._wait_until_ready(self._start_worker())
                     continue
                 self._return_worker(worker)
                 if isinstance(reply, DecodeFailure):
@@ -213,7 +215,7 @@ class DecodePool:
     ) -> list[ReplyWithPixels]:
         """Return the replies, or an empty list if the worker failed, since any of the images may be the cause."""
         with self._slots:
-            worker = self._take_worker()
+            worker = self._wait_until_ready(self._take_worker())
             try:
                 replies = worker.decode(sources, preprocessing, pixels=pixels)
             except (WorkerCrashedError, WorkerTimeoutError):
@@ -245,6 +247,18 @@ class DecodePool:
         if self._closed:
             raise UsageError("the DecodePool is closed")
         return WorkerProcess(self.limits, self._preload)
+
+    def _wait_until_ready(self, worker: WorkerProcess) -> WorkerProcess:
+        """Return a worker that has started: this one, or another one if it was killed before it was ready."""
+        for number in range(1, _MAX_STARTS + 1):
+            try:
+                worker.wait_until_ready()
+            except BaseException as error:
+                worker.kill()
+                if not isinstance(error, WorkerKilledError) or number == _MAX_STARTS:
+                    raise
+                worker = self._start_worker()
+        return worker
 
     def _return_worker(self, worker: WorkerProcess) -> None:
         with self._lock:

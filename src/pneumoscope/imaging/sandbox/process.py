@@ -36,7 +36,7 @@ from pneumoscope.imaging.sandbox.worker import (
     Request,
 )
 
-__all__ = ["ReplyWithPixels", "WorkerCrashedError", "WorkerProcess", "WorkerTimeoutError"]
+__all__ = ["ReplyWithPixels", "WorkerCrashedError", "WorkerKilledError", "WorkerProcess", "WorkerTimeoutError"]
 
 _START_SECONDS = 120.0  # for a worker to start on a busy machine
 _EXIT_SECONDS = 10.0  # for a killed process to exit
@@ -80,6 +80,10 @@ class WorkerCrashedError(WorkerError):
 
 class WorkerTimeoutError(WorkerError):
     """The worker exceeded a time limit."""
+
+
+class WorkerKilledError(PneumoscopeError):
+    """The worker was killed before it was ready; another one may start."""
 
 
 class WorkerProcess:
@@ -139,7 +143,7 @@ class WorkerProcess:
             WorkerCrashedError, WorkerTimeoutError: The worker cannot be used any more; kill it.
             PneumoscopeError: The worker does not start.
         """
-        self._wait_until_ready()
+        self.wait_until_ready()
         requests, contents = [], []
         for source in sources:
             self.n_images += 1
@@ -168,14 +172,23 @@ class WorkerProcess:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_EXIT_SECONDS)
 
-    def _wait_until_ready(self) -> None:
+    def wait_until_ready(self) -> None:
+        """Wait until the worker has started.
+
+        Raises:
+            WorkerKilledError: It was killed before, for example by the kernel when memory ran out.
+            PneumoscopeError: It does not start.
+        """
         if self._is_ready:
             return
         self._stream.deadline = time.monotonic() + _START_SECONDS
         with contextlib.suppress(OSError):  # reported below
             self._is_ready = self._reader.read(len(READY)) == READY
         if not self._is_ready:
-            raise PneumoscopeError(
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_EXIT_SECONDS)
+            error = WorkerKilledError if self._process.returncode == -signal.SIGKILL else PneumoscopeError
+            raise error(
                 "the worker process that decodes images does not start",
                 hint=f"For the cause, run: {sys.executable} -c 'import pneumoscope.imaging.sandbox.worker'",
             )
