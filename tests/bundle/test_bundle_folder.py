@@ -158,7 +158,7 @@ def test_newer_format_asks_for_an_upgrade_despite_unknown_fields(bundle):
     change(bundle, format=7, invention="unknown here")
 
     with pytest.raises(
-        BundleError, match=r"bundle' has format 7; this version reads formats up to 2\. Upgrade: pip install -U"
+        BundleError, match=r"bundle' has format 7; this version reads formats up to 3\. Upgrade: pip install -U"
     ):
         read_bundle(bundle)
 

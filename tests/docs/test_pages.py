@@ -57,7 +57,9 @@ NOT_RUN = {
     "needs your own bundle": 2,
     "needs your own image": 5,
     "opens a browser": 3,
-    "takes minutes": 3,
+    "needs MLflow": 1,
+    "takes half a day": 1,
+    "takes minutes": 6,
 }
 _FENCE = re.compile(r'^```(\w*)(?: title="(\S+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 _NOT_RUN = re.compile(r"<!-- not run: (.+?) -->\n\Z")

@@ -18,6 +18,16 @@ from pneumoscope.inference.session import Outputs
 from pneumoscope.runs.recipe import RejectionOptions
 
 
+def checked(count, input_classes, age_score=None):
+    """Return outputs of images with a distance of 1."""
+    return Outputs(
+        np.zeros(count, np.float32),
+        input_classes=input_classes,
+        ood_distance=np.ones(count, np.float32),
+        age_score=age_score,
+    )
+
+
 def test_rejection_limits_by_hand():
     # Of 40 images, fractions of 0.05 and 0.1 are two and four: the third lowest probability, the fifth highest distance.
     input_classes = np.zeros((40, len(INPUT_CLASSES)), np.float32)
@@ -25,7 +35,8 @@ def test_rejection_limits_by_hand():
     distance = np.r_[np.ones(35), 2.0, 3.0, 4.0, 5.0, 6.0].astype(np.float32)
     logit = np.zeros(40, np.float32)
     augmented = [
-        Outputs(logit[part], None, input_classes[part], distance[part]) for part in (slice(0, 30), slice(30, 40))
+        Outputs(logit[part], input_classes=input_classes[part], ood_distance=distance[part])
+        for part in (slice(0, 30), slice(30, 40))
     ]
     options = RejectionOptions(classifier_share=0.05, distance_share=0.1)
     # Without augmentation, the last 10 images are not upright, and no distance is above the limit.
@@ -43,7 +54,7 @@ def test_age_limit_and_passed_outliers_by_hand():
     # A fraction of 0.05 of 40 images is two: the limit is the third highest score.
     input_classes = np.full((40, len(INPUT_CLASSES)), 0.9, np.float32)
     score = np.r_[np.linspace(0, 0.3, 37), 0.7, 0.8, 0.85].astype(np.float32)
-    outputs = [Outputs(np.zeros(40, np.float32), None, input_classes, np.ones(40, np.float32), score)]
+    outputs = [checked(40, input_classes, score)]
 
     limits = fit_rejection_limits(outputs, outputs, RejectionOptions(age_share=0.05), [""] * 40)
 
@@ -51,7 +62,7 @@ def test_age_limit_and_passed_outliers_by_hand():
     assert limits.rejected.value == 2 / 40
     # Of four other images, the limit passes the first; the second is not upright.
     score, upright = np.float32([0.1, 0.1, 0.9, 0.9]), np.float32([0.9, 0.1, 0.9, 0.9])
-    others = [Outputs(np.zeros(4, np.float32), None, upright[:, None], np.ones(4, np.float32), score)]
+    others = [checked(4, upright[:, None], score)]
     summary = fit_outlier_summary(limits, others, ["a", "b", "c", "d"], 7)
     assert (summary.n_train, summary.passed.value, summary.passed.n) == (7, 0.25, 4)
     alone = {name: passed.value for name, passed in summary.passed_alone.items()}
@@ -62,7 +73,7 @@ def test_age_limit_and_passed_outliers_by_hand():
 def test_image_that_is_more_likely_in_the_age_range_than_not_is_never_rejected_by_the_age_classifier():
     input_classes = np.full((40, len(INPUT_CLASSES)), 0.9, np.float32)
     score = np.linspace(0.01, 0.2, 40, dtype=np.float32)
-    outputs = [Outputs(np.zeros(40, np.float32), None, input_classes, np.ones(40, np.float32), score)]
+    outputs = [checked(40, input_classes, score)]
 
     limits = fit_rejection_limits(outputs, outputs, RejectionOptions(), [""] * 40)
 
@@ -71,7 +82,7 @@ def test_image_that_is_more_likely_in_the_age_range_than_not_is_never_rejected_b
 
 def test_image_that_is_more_likely_upright_than_not_is_never_rejected_by_the_classifier():
     input_classes = np.full((40, len(INPUT_CLASSES)), 0.9, np.float32)
-    outputs = [Outputs(np.zeros(40, np.float32), None, input_classes, np.ones(40, np.float32))]
+    outputs = [checked(40, input_classes)]
 
     limits = fit_rejection_limits(outputs, outputs, RejectionOptions(), [""] * 40)
 
@@ -86,7 +97,8 @@ def test_reference_distribution_leaves_out_rejected_images(maker):
     input_classes[:, 0], input_classes[0, 0] = 0.9, LIMITS.min_upright - 0.01
     distance = np.r_[np.ones(21), LIMITS.max_distance + 0.1].astype(np.float32)
     batches = [
-        Outputs(logit[part], None, input_classes[part], distance[part]) for part in (slice(0, 16), slice(16, 22))
+        Outputs(logit[part], input_classes=input_classes[part], ood_distance=distance[part])
+        for part in (slice(0, 16), slice(16, 22))
     ]
 
     reference = fit_reference_distribution(card, batches, np.arange(22) % 2 == 0)

@@ -148,7 +148,7 @@ def test_a_class_without_images_is_undefined_with_the_reason(maker):
     lines = [line for line in data.read_text().splitlines() if ",mid," not in line]
     data.write_text("\n".join(lines))
     evaluation, _ = evaluate_multiclass(maker.multiclass_run(), data)
-    assert evaluation.metrics["macro_auroc"].reason == "there is no image of the class mid"
+    assert evaluation.metrics["macro_auroc"].reason == "the class mid has no images"
     assert evaluation.by_class["mid"].metrics["auroc"].value is None
     assert evaluation.by_class["mid"].sets == {}
     assert json.loads((maker.root / "runs/levels/evaluation/test/evaluation.json").read_text())["counts"]["mid"] == 0

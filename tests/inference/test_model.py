@@ -389,7 +389,7 @@ def test_images_are_decoded_concurrently(model, monkeypatch):
 
 
 def test_other_errors_propagate(model, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise MemoryError("no more")
 
     monkeypatch.setattr(model._session, "outputs", fail)

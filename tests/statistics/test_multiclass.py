@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import optimize
+from scipy import optimize, special
 from sklearn import metrics as sklearn_metrics
 from sklearn.preprocessing import label_binarize
 
@@ -22,12 +22,12 @@ from pneumoscope.statistics.multiclass import (
     overall_metrics,
     pair_metrics,
     set_metrics,
-    softmax,
     validate_classes,
     weighted_macro_auroc,
 )
 from pneumoscope.statistics.multiclass_paired import macro_auroc_test
 from pneumoscope.statistics.paired import delong_test
+from pneumoscope.statistics.softmax import softmax
 from pneumoscope.statistics.temperature import fit_temperature
 
 NAMES = ("bacteria", "normal", "virus")
@@ -106,14 +106,14 @@ def test_a_class_without_images_makes_its_metrics_undefined(data) -> None:
     p, y, patients = data
     y = np.where(y == 1, 0, y)
     overall = overall_metrics(p, y, NAMES, patients, resamples=10)
-    assert overall["macro_auroc"].reason == "there is no image of the class normal"
-    assert overall["balanced_accuracy"].reason == "there is no image of the class normal"
+    assert overall["macro_auroc"].reason == "the class normal has no images"
+    assert overall["balanced_accuracy"].reason == "the class normal has no images"
     assert overall["accuracy"].value is not None
     normal = class_metrics(p, y, 1, "normal", patients, resamples=10)
-    assert normal["auroc"].reason == normal["sensitivity"].reason == "there is no image of the class normal"
+    assert normal["auroc"].reason == normal["sensitivity"].reason == "the class normal has no images"
     assert normal["specificity"].value is not None
     pair = pair_metrics(p, y, (0, 1), ("bacteria", "normal"), patients)
-    assert {each.reason for each in pair.values()} == {"there is no image of the class normal"}
+    assert {each.reason for each in pair.values()} == {"the class normal has no images"}
 
 
 def test_perfect_predictions_have_no_bootstrap_interval() -> None:
@@ -302,3 +302,8 @@ def test_equal_rankings_have_no_test(data) -> None:
     p, y, patients = data
     interval, probability = macro_auroc_test(log_odds(p), 3 * log_odds(p), y, patients)
     assert (interval.value, probability, interval.reason) == (0.0, None, "both networks rank the images alike")
+
+
+def test_softmax_is_that_of_scipy_also_for_large_logits() -> None:
+    logits = np.array([[1.0, -2.0, 0.5], [800.0, 799.0, -800.0]])
+    np.testing.assert_allclose(softmax(logits, 2.0), special.softmax(logits / 2, axis=1))

@@ -36,7 +36,7 @@ class MulticlassReport:
         comparison: The comparison of the runs; of one run, its results.
         runs: The evaluations of the runs with their images.
         figures: Figures by name, such as "confusion-0", "roc-0" and "reliability-0-2": the number of the run, and of the class.
-            In a notebook a figure shows itself; `figure` is that of matplotlib.
+            In a notebook a figure is displayed; `figure` is that of matplotlib.
         tables: Tables by name, such as "classes"; `Table.to_dataframe()` returns a pandas DataFrame.
     """
 

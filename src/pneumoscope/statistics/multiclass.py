@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Interval
@@ -30,7 +29,6 @@ __all__ = [
     "overall_metrics",
     "pair_metrics",
     "set_metrics",
-    "softmax",
     "validate_classes",
     "weighted_macro_auroc",
 ]
@@ -38,16 +36,6 @@ __all__ = [
 # Distance from 0 of the smallest probability that has a logarithm here.
 _EPSILON = 2.0**-53
 _BOOTSTRAP = "patient bootstrap"
-
-
-def softmax(logits: npt.ArrayLike, temperature: float = 1.0) -> FloatArray:
-    """Return the softmax of logits divided by a temperature, in double precision.
-
-    Args:
-        logits: Logits, shape (..., K).
-        temperature: See `temperature.fit_temperature`.
-    """
-    return np.asarray(special.softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=-1), dtype=np.float64)
 
 
 def log_odds(probabilities: npt.ArrayLike) -> FloatArray:
@@ -121,17 +109,12 @@ def overall_metrics(
     predicted = p.argmax(axis=1)
     correct = predicted == y
     rates = [
-        _rate(correct, y == index, patients, f"there is no image of the class {name}")
-        for index, name in enumerate(names)
+        _rate(correct, y == index, patients, f"the class {name} has no images") for index, name in enumerate(names)
     ]
     ranking, one_hot = log_odds(p), np.eye(len(names), dtype=np.bool_)
     members, decisions = one_hot[y], one_hot[predicted]
     missing = next(
-        (
-            f"there is no image of the class {name}"
-            for name, each in zip(names, members.T, strict=True)
-            if not each.any()
-        ),
+        (f"the class {name} has no images" for name, each in zip(names, members.T, strict=True) if not each.any()),
         "",
     )
 
@@ -198,7 +181,7 @@ def class_metrics(
     p, y = validate_classes(probabilities, targets)
     member, predicted = y == index, p.argmax(axis=1) == index
     ranking = log_odds(p)[:, index]
-    none, only = f"there is no image of the class {name}", f"all images are of the class {name}"
+    none, only = f"the class {name} has no images", f"all images are of the class {name}"
     reason = none if not member.any() else only if member.all() else ""
 
     def bootstrap(statistic: Callable[[FloatArray, BoolArray, FloatArray], FloatArray], scores: FloatArray) -> Interval:
@@ -249,7 +232,7 @@ def pair_metrics(
     chosen = np.flatnonzero((y == pair[0]) | (y == pair[1]))
     missing = next((name for index, name in zip(pair, names, strict=True) if not (y == index).any()), "")
     if missing:
-        reason = f"there is no image of the class {missing}"
+        reason = f"the class {missing} has no images"
         methods = {"auroc": "delong", "accuracy": "wilson", "sensitivity": "wilson", "specificity": "wilson"}
         return {metric: undefined(reason, n=len(chosen), method=method) for metric, method in methods.items()}
     tiny = np.finfo(np.float64).tiny

@@ -1,4 +1,4 @@
-"""What is minimized and measured in training: one logit for NORMAL and PNEUMONIA, or a softmax over several classes."""
+"""Loss and validation metrics of training: of one logit for NORMAL and PNEUMONIA, or of a softmax over several classes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pneumoscope.statistics.multiclass import log_odds, softmax, weighted_macro_auroc
+from pneumoscope.statistics.multiclass import log_odds, weighted_macro_auroc
 from pneumoscope.statistics.roc import auroc
+from pneumoscope.statistics.softmax import softmax
 
 __all__ = ["BinaryObjective", "Objective", "SoftmaxObjective", "ValidationMetrics", "js_divergence"]
 

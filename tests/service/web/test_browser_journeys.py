@@ -1,7 +1,31 @@
 """Journeys of a physician from beginning to end, in a real Chromium against a real process.
 
 Each journey is one function. It runs on a desktop with the keyboard only, on a phone and on a phone on its side with the fingers,
-in English and Traditional Chinese, in light and dark; see `person.HALVES`. `Person.check` examines each page on the way.
+in English and Traditional Chinese, in light and dark; see `person.HALVES`. `Person.check` examines each page on the way: axe, its
+width, errors of scripts, and whether it is in one language. What the interface promises, and the tests of it beside the journeys:
+
+- patient, study and priors are shown, searched and filtered; names are not in URLs: `test_browser_identity`,
+  `api/test_identity`
+- images of a study stand together; its decision is that of the most suspicious frontal image: `test_browser_reading`,
+  `storage/test_identities`
+- the same pixels under another patient raise a conflict that a person sees: `test_browser_two_patients`,
+  `storage/test_two_patients`
+- a corrected patient ID moves the prediction: `test_browser_identity`, `storage/test_identities`
+- order by urgency; tabs of rejected and unreadable files with counts and reasons: `test_routes`, `test_browser_worklist`
+- the list is live; filters apply at once: `test_browser_live`, `test_changes`
+- labels of each reader are kept, withdrawn, and compared with the model and each other: `test_browser_viewer`,
+  `test_dashboard`
+- blind-first: `test_browser_viewer`, `test_browser_reading`, `test_browser_display`, `test_browser_screen`
+- no image is labeled from the list: `test_browser_worklist`
+- sentences for decision, interval, prevalence and uncertainty: `test_routes`, `core/test_messages`
+- window and level of all bits, presets, ruler in mm, contour, key list: `test_browser_display`,
+  `imaging/test_pixel_values`, `api/test_pixels`
+- full screen; the decision above the image on a phone; nothing covers the image on its side: `test_browser_screen`
+- local time zone: `service/test_time_zone`
+- all failed uploads are retried at once: `test_browser_worklist`
+- roles, tokens, sign-in by code or provider, delays, log of views: `test_browser_accounts`, `service/auth`,
+  `audit/test_access`
+- pages on every screen: `test_browser_pages`, and the pictures of docs/web-ui.md
 """
 
 import re

@@ -34,6 +34,7 @@ from pneumoscope.service import web
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.settings import Settings
+from pneumoscope.service.storage.pseudonyms import Pseudonymizer
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
 from pneumoscope.statistics.calibration import reliability_bins
@@ -358,6 +359,18 @@ def test_viewer_and_report_explain_decision_interval_and_prevalence_in_sentences
     assert answer["message"] == {"en": "Other findings are not assessed", "zh-Hant": "其他發現不在評估範圍內"}[language]
 
 
+@pytest.mark.parametrize(("language", "words"), [("en", "8-bit copy"), ("zh-Hant", "8 位元複本")])
+def test_viewer_says_that_an_image_is_an_8_bit_copy_if_pseudonyms_are_stored(bundle_folder, language, words):
+    for pseudonymizer in (Pseudonymizer(b"k" * 32), None):
+        settings = Settings(pseudonymizer=pseudonymizer)
+        app = create_app(load_model(bundle_folder, threads=1), PredictionRepository(None), settings)
+        with TestClient(app, base_url=BASE_URL) as opened:
+            files = [("images", ("a.png", png(100)))]
+            id = opened.post("/v1/predictions", files=files).json()["predictions"][0]["id"]
+            page = opened.get(f"/images/{id}?language={language}").text
+        assert (words in page) == (pseudonymizer is not None)
+
+
 def test_rejected_image_of_the_patient_can_be_compared_with(client):
     one = {"PatientID": "7", "PatientName": "Doe^Jane", "StudyInstanceUID": "1.2.3", "PatientAge": "003Y"}
     (first,) = upload(client, ("a.dcm", images.dicom(110, **one, SOPInstanceUID="1.2.3.1")))
@@ -414,7 +427,7 @@ def test_dashboard_shows_counts_readings_and_drift(client):
     for id in ids[:4]:
         client.put(f"/v1/predictions/{id}/review", json={"label": "pneumonia"})
     page, _ = get_page(client, "/dashboard")
-    assert "60 predictions of model gray at operating point balanced." in page.text
+    assert "60 images predicted by model gray at operating point balanced." in page.text
     assert "This computer40000% (0–49%)––" in page.text  # 0 of 4 by Wilson
     assert "Total variation distance" in page.text
 
@@ -424,7 +437,7 @@ def test_counts_are_in_singular_and_plural(client):
     upload(client, ("a.png", png()))
     assert re.search(r"\b1 image\b", get_page(client, "/")[0].text)
     page = get_page(client, "/dashboard")[0].text
-    assert "1 prediction of model" in page
+    assert "1 image predicted by model" in page
     assert "of the last day with images" in page
     assert "1 張影像" in get_page(client, "/?language=zh-Hant")[0].text
 
