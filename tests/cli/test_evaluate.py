@@ -1,6 +1,7 @@
 """`pneumoscope evaluate`."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -276,6 +277,14 @@ def test_folder_of_runs_has_each_run_evaluated(maker):
 
     result = invoke(folder, "--data", images, "--operating-point", "half", "--json")
     assert json.loads(result.stdout) == [json.loads(file.read_text()) for file in files]
+
+
+def test_unfinished_run_in_a_folder_of_runs_is_found_before_any_is_evaluated(maker):
+    runs = [maker.run(f"runs/seed-{seed}") for seed in range(2)]
+    shutil.rmtree(runs[1] / "bundle")
+    result = invoke(maker.root / "runs", "--data", maker.images())
+    assert "seed-1' has no bundle" in str(result.exception)
+    assert not (runs[0] / "evaluation").exists()
 
 
 def test_folder_of_runs_has_no_common_evaluation_folder(maker):

@@ -25,6 +25,7 @@ from pneumoscope.core import errors
 from pneumoscope.core.errors import (
     InvalidIdentityError,
     MissingExtraError,
+    MulticlassBundleError,
     PneumoscopeError,
     TooManyRequestsError,
     UnknownNameError,
@@ -70,6 +71,7 @@ def test_every_command_has_a_module() -> None:
         "__init__",
         "imports",
         "interrupt",
+        "multiclass",
         "options",
         "progress",
         "service_database",
@@ -180,6 +182,8 @@ def example(error_class: type[PneumoscopeError]) -> PneumoscopeError:
         return error_class("a/image.png", "truncated", hint="Copy it again")
     if issubclass(error_class, TooManyRequestsError):
         return error_class("too many failed attempts", retry_seconds=4)
+    if issubclass(error_class, MulticlassBundleError):
+        return error_class("etiology", ("bacteria", "normal", "virus"))
     if issubclass(error_class, InvalidIdentityError):
         fields = {"patient_birth_date": "date_in_future"}
         return error_class("the birth date is in the future", fields=fields, hint="Correct it")

@@ -25,6 +25,7 @@ EXAMPLES = {
     ),
     errors.MulticlassBundleError: lambda: errors.MulticlassBundleError("etiology", ("bacteria", "normal", "virus")),
     MissingExtraError: lambda: MissingExtraError("train", "training", "torch"),
+    errors.MulticlassBundleError: lambda: errors.MulticlassBundleError("etiology", ("bacteria", "normal", "virus")),
 }
 
 

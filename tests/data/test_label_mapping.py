@@ -314,3 +314,11 @@ def test_load_dataset_takes_a_mapping(folder: Path) -> None:
     dataset = load_dataset(folder, labels=LabelMapping(positive="Pneumonia", patient_pattern=r"(P\d+)_"))
     assert dataset.classes == ("NORMAL", "PNEUMONIA")
     assert (dataset.labels.tolist(), dataset.patients) == ([0, 0, 1], ("P1", "P1", "P2"))
+
+
+@pytest.mark.real_data
+def test_etiologies_of_the_public_images(real_images: Path) -> None:
+    manifest = load_manifest(real_images, labels=LabelMapping(label_column="etiology"))
+    counts = manifest.counts()
+    assert counts["train"] == {"bacteria": 2530, "normal": 1341, "virus": 1345}
+    assert counts["test"] == {"bacteria": 242, "normal": 234, "virus": 148}

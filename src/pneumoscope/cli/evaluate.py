@@ -296,13 +296,17 @@ def _with_path_column(labels: LabelMapping | None, column: str) -> LabelMapping 
 
 
 def _check_folder_of_runs(folder: Path, runs: Sequence[Path], out: Path | None) -> None:
+    """Raise before any of the runs is evaluated, which the test ledger would record."""
     from pneumoscope.core.errors import UsageError
+    from pneumoscope.runs.run_folder import find_bundle
 
     if runs and out is not None:
         raise UsageError(
             f"--out is given for a folder of runs, {str(folder)!r}",
             hint="Leave it out: each run keeps its own evaluation",
         )
+    for run in runs:
+        find_bundle(run)
 
 
 def _check_split_of_folds(folder: Path, split: str | None) -> None:

@@ -73,6 +73,8 @@ GLOSSARY = {
     "Specificity": "fraction of normal images that are not predicted as pneumonia.",
     "Precision": "fraction of images predicted as pneumonia that are pneumonia; also called positive predictive value.",
     "Negative predictive value": "fraction of the images not predicted as pneumonia that are normal.",
+    "Precision at the stated prevalence": "precision among images of which the stated fraction shows pneumonia.",
+    "Negative predictive value at the stated prevalence": "the same for the negative predictive value.",
     "F1": "harmonic mean of precision and sensitivity.",
     "Balanced accuracy": "mean of sensitivity and specificity.",
     "MCC": "Matthews correlation coefficient of predictions and labels, \N{MINUS SIGN}1 to 1; 0 is chance.",
