@@ -10,7 +10,9 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
+from pneumoscope.bundle.card import short_hash
 from pneumoscope.core.errors import RunError, UsageError
+from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.multiclass_compare import compare_multiclass
 from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
 from pneumoscope.reporting.multiclass_report import report_multiclass
@@ -152,6 +154,19 @@ def test_the_report_of_one_run_has_no_pairs(runs):
     report = report_multiclass(runs[:1])
     assert "pairs" not in report.tables
     assert "There is only one run" in report.page()
+
+
+def test_the_report_of_validation_images_has_no_reliability(maker):
+    data = maker.classes(split="validation")
+    seen = {"validation": [short_hash(image.sha256) for image in load_manifest(data).images]}
+    run = maker.multiclass_run(seen=seen)
+    evaluate_multiclass(run, data, split="validation")
+    report = report_multiclass([run], evaluation="validation")
+    assert "confusion-0" in report.figures
+    assert not any(name.startswith("reliability") for name in report.figures)
+    page = report.page()
+    assert "Reliability diagrams" not in page
+    assert "the prediction sets were fitted on 36 of these 36 images" in page
 
 
 def test_names_are_escaped_in_the_page(maker):
