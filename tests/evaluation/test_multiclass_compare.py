@@ -11,7 +11,7 @@ from scipy import stats
 from sklearn import metrics
 
 from pneumoscope.bundle.card import short_hash
-from pneumoscope.core.errors import RunError, UsageError
+from pneumoscope.core.errors import BundleError, RunError, UsageError
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.multiclass_compare import compare_multiclass
 from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
@@ -92,6 +92,41 @@ def test_bundles_are_evaluated_first(runs, maker, tmp_path):
     comparison = compare_multiclass([*runs, bundle], data=maker.root / "classes" / "images.csv", out=tmp_path / "out")
     assert [run.name for run in comparison.runs] == ["good", "poor", "third"]
     assert (tmp_path / "out" / "evaluations" / "other" / "predictions.csv").is_file()
+
+
+def test_nothing_is_evaluated_before_all_inputs_are_checked(runs, maker, tmp_path):
+    data, ledger = maker.root / "classes" / "images.csv", maker.root / "ledger.jsonl"
+    before = ledger.read_bytes()
+    first, second = (maker.multiclass_bundle(maker.root / folder / "same", name=folder) for folder in ("a", "b"))
+    third = maker.multiclass_bundle(maker.root / "good", name="good")
+    binary = maker.bundle(maker.root / "binary", name="binary")
+    other = maker.multiclass_run("other")
+    evaluate_multiclass(other, maker.classes("others", seed=4, count=20), ledger=tmp_path / "ledger")
+    for targets, message in (
+        ([first, second], "have the same name 'same'"),
+        ([runs[0], third], "2 runs have the name 'good'"),
+        ([first, *runs, other], "other images than 'good'"),
+        ([first, maker.run("unevaluated")], "no evaluation 'test' of several classes"),
+    ):
+        with pytest.raises(RunError, match=message):
+            compare_multiclass(targets, data=data, out=tmp_path / "out")
+    with pytest.raises(BundleError, match="one for NORMAL and PNEUMONIA"):
+        compare_multiclass([first, binary], data=data, out=tmp_path / "out")
+    assert ledger.read_bytes() == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_of_other_classes_are_refused_before_they_are_evaluated(runs, maker):
+    bundle = maker.multiclass_bundle(maker.root / "renamed")
+    card = json.loads((bundle / "card.json").read_text())
+    card["classes"] = ["bright", "dim", "mid"]
+    sets = card["prediction_sets"]["classes"]
+    sets["dim"] = sets.pop("dark")
+    (bundle / "card.json").write_text(json.dumps(card))
+    before = (maker.root / "ledger.jsonl").read_bytes()
+    with pytest.raises(RunError, match="has the classes bright, dim, mid, and 'good' has bright, dark, mid"):
+        compare_multiclass([runs[0], bundle], data=maker.root / "classes" / "images.csv")
+    assert (maker.root / "ledger.jsonl").read_bytes() == before
 
 
 def test_other_images_and_models_for_pneumonia_are_refused(runs, maker):
