@@ -12,6 +12,7 @@ from sklearn import metrics
 
 from pneumoscope.bundle.card import short_hash
 from pneumoscope.core.errors import BundleError, RunError, UsageError
+from pneumoscope.core.population import Population
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.multiclass_compare import compare_multiclass
 from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
@@ -127,6 +128,18 @@ def test_models_of_other_classes_are_refused_before_they_are_evaluated(runs, mak
     with pytest.raises(RunError, match="has the classes bright, dim, mid, and 'good' has bright, dark, mid"):
         compare_multiclass([runs[0], bundle], data=maker.root / "classes" / "images.csv")
     assert (maker.root / "ledger.jsonl").read_bytes() == before
+
+
+def test_the_notice_states_the_population_of_each_run(maker):
+    data = maker.classes()
+    populations = [Population(sentence="Adults from Oslo."), Population(sentence="Children from Lima.")]
+    runs = [maker.multiclass_run(f"run-{i}", population=each) for i, each in enumerate(populations)]
+    for run in runs:
+        evaluate_multiclass(run, data)
+    notice = compare_multiclass(runs).notice
+    assert "run-0: Adults from Oslo." in notice
+    assert "run-1: Children from Lima." in notice
+    assert compare_multiclass(runs[:1]).notice.endswith("Adults from Oslo.")
 
 
 def test_other_images_and_models_for_pneumonia_are_refused(runs, maker):

@@ -123,7 +123,7 @@ def prevalence_sentences(
     )
 
 
-def joint_notice(runs: Sequence[EvaluatedRun]) -> str:
+def joint_notice(runs: Sequence[_Run]) -> str:
     """Return the notice of the evaluations; the populations by run if they differ."""
     if len({run.evaluation.notice for run in runs}) == 1:
         return runs[0].evaluation.notice
