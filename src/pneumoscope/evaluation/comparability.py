@@ -125,7 +125,10 @@ def prevalence_sentences(
 
 def joint_notice(runs: Sequence[_Run]) -> str:
     """Return the notice of the evaluations; the populations by run if they differ."""
-    if len({run.evaluation.notice for run in runs}) == 1:
-        return runs[0].evaluation.notice
-    populations = (f"{run.name}: {run.evaluation.notice.removeprefix(NOTICE).strip()}" for run in runs)
+    notices: list[str] = [run.evaluation.notice for run in runs]
+    if len(set(notices)) == 1:
+        return notices[0]
+    populations = (
+        f"{run.name}: {notice.removeprefix(NOTICE).strip()}" for run, notice in zip(runs, notices, strict=True)
+    )
     return " ".join((NOTICE, *populations))

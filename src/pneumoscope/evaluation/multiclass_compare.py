@@ -24,8 +24,8 @@ from pneumoscope.core.multiclass_results import (
 )
 from pneumoscope.core.result_forms import to_json
 from pneumoscope.data.label_mapping import LabelMapping
-from pneumoscope.evaluation.compare import COMPARISON_FILE, COMPARISON_TABLE, TABLE_COLUMNS
 from pneumoscope.evaluation.comparability import check_comparable, check_names, joint_notice, with_unique_names
+from pneumoscope.evaluation.compare import COMPARISON_FILE, COMPARISON_TABLE, TABLE_COLUMNS
 from pneumoscope.evaluation.compared import (
     ComparedRun,
     check_folders,
