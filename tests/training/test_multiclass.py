@@ -13,7 +13,7 @@ from scipy.special import log_softmax
 from tests.training.conftest import small
 
 from pneumoscope.bundle.bundle_folder import export_bundle, is_multiclass, read_bundle, read_multiclass_bundle
-from pneumoscope.core.errors import MulticlassBundleError, RecipeError
+from pneumoscope.core.errors import DatasetError, MulticlassBundleError, RecipeError
 from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import Manifest
@@ -25,6 +25,7 @@ from pneumoscope.models.factory import create_model
 from pneumoscope.models.weights import load_weights
 from pneumoscope.runs.epochs import read_epochs
 from pneumoscope.runs.record import read_run
+from pneumoscope.training.run_series import train_folds
 from pneumoscope.training.train import train
 
 pytestmark = pytest.mark.training
@@ -156,6 +157,14 @@ def test_networks_of_the_report_refuse_several_classes(images, tmp_path):
 def test_prevalence_of_pneumonia_is_refused_for_several_classes(images, tmp_path):
     with pytest.raises(RecipeError, match=r"training\.prevalence is 0\.2"):
         train(small(training={"prevalence": 0.2}), images, tmp_path / "run")
+
+
+def test_cross_validation_refuses_several_classes_before_it_trains(images, tmp_path):
+    with pytest.raises(
+        DatasetError, match=r"a cross-validation needs images of NORMAL and PNEUMONIA; .* bright, clear, dark"
+    ):
+        train_folds(small(), images, tmp_path / "folds", 3)
+    assert not (tmp_path / "folds").exists()
 
 
 def test_input_checks_are_trained_and_reject(images, tmp_path):
