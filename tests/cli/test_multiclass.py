@@ -77,7 +77,9 @@ def test_evaluate_prints_every_number_with_its_interval(maker):
         assert f"{interval['value']:.3f}" in result.stdout
         if interval["low"] is not None:
             assert f"{interval['low']:.3f} to {interval['high']:.3f}" in result.stdout
-    assert "Test-set evaluation 1 of these images" in result.stdout
+    assert "These test images have been evaluated once so far (test ledger)" in result.stdout
+    repeated = invoke("evaluate", run, "--data", maker.classes())
+    assert "These test images have been evaluated 2 times so far (test ledger)" in repeated.stdout
 
 
 def test_evaluate_prints_the_written_json(maker):

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pneumoscope.cli.evaluation_tables import interval_table, ledger_sentence
 from pneumoscope.cli.multiclass import (
     has_several_classes,
-    interval_cells,
     print_multiclass_evaluation,
     refuse_options,
 )
@@ -28,7 +28,6 @@ from pneumoscope.cli.progress import image_progress
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from pneumoscope.core.results import Evaluation, Interval
     from pneumoscope.data.label_mapping import LabelMapping
@@ -345,7 +344,7 @@ def _print_runs(
         click.echo(f"{label}: accuracy {accuracy} at {point}, AUROC {evaluation.metrics['auroc']}, n = {evaluation.n}")
     counts = [each.test_evaluation for each in evaluations if each.test_evaluation is not None]
     if counts:
-        click.echo(f"These test images have been evaluated {_times(max(counts))} so far (test ledger)")
+        click.echo(ledger_sentence(max(counts)))
     for sentence in group_sentences(groups):
         click.echo(sentence)
     click.secho(evaluations[0].notice, dim=True)
@@ -399,17 +398,19 @@ def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
         click.echo(remark)
     if evaluation.rejected and evaluation.rejected.reasons:
         click.echo(evaluation.rejected.sentence())
-    console.print(_table("independent of a threshold", evaluation.metrics, evaluation.auroc_by_etiology, "AUROC"))
+    console.print(
+        interval_table("independent of a threshold", evaluation.metrics, evaluation.auroc_by_etiology, "AUROC")
+    )
     for name, point in evaluation.operating_points.items():
         title = f"{name}: threshold at {point.threshold_text()}"
-        console.print(_table(title, point.metrics, point.by_etiology, "correct"))
+        console.print(interval_table(title, point.metrics, point.by_etiology, "correct"))
         counts = point.confusion
         click.echo(
             f"  {point.rule}; predicted as pneumonia: {counts.tp} of {counts.tp + counts.fn} PNEUMONIA,"
             f" {counts.fp} of {counts.fp + counts.tn} NORMAL"
         )
         if at := point.predictive_values:
-            console.print(_table(f"{name}, at a prevalence of {at.prevalence:g}", at.named_intervals(), {}, ""))
+            console.print(interval_table(f"{name}, at a prevalence of {at.prevalence:g}", at.named_intervals()))
         for label, shares in (point.uncertainty_band or {}).items():
             click.echo(
                 f"  uncertain: {_percentages(shares['uncertain'])} of {label} images; correct or uncertain:"
@@ -418,12 +419,8 @@ def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
     _print_decision_curve(evaluation, console)
     _print_breakdown(evaluation, console)
     if evaluation.test_evaluation is not None:
-        click.echo(f"These test images have been evaluated {_times(evaluation.test_evaluation)} so far (test ledger)")
+        click.echo(ledger_sentence(evaluation.test_evaluation))
     click.secho(evaluation.notice, dim=True)
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
 
 
 def _print_decision_curve(evaluation: Evaluation, console: Console) -> None:
@@ -456,22 +453,9 @@ def _print_breakdown(evaluation: Evaluation, console: Console) -> None:
         click.echo(f"  {test.sentence}")
     if difference := evaluation.difference:
         title = f"minus {difference.reference} ({difference.reference_n} images)"
-        console.print(_table(title, difference.named_intervals(), {}, ""))
+        console.print(interval_table(title, difference.named_intervals()))
         if difference.remark:
             click.echo(f"  {difference.remark}")
-
-
-def _table(title: str, metrics: Mapping[str, Interval], by_etiology: Mapping[str, Interval], noun: str) -> Table:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for heading in ("", "value", "95% interval", "n", "method"):
-        table.add_column(heading)
-    for name, interval in metrics.items():
-        table.add_row(name.replace("_", " "), *interval_cells(interval))
-    for name, interval in by_etiology.items():
-        table.add_row(f"{noun}, {name}", *interval_cells(interval))
-    return table
 
 
 def _percentages(share: Interval) -> str:

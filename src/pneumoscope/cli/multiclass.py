@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pneumoscope.cli.evaluation_tables import interval_table, ledger_sentence
 from pneumoscope.cli.progress import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from pneumoscope.core.multiclass_results import MulticlassEvaluation
-    from pneumoscope.core.results import Interval
 
 __all__ = [
     "has_several_classes",
-    "interval_cells",
     "is_given",
     "print_multiclass_evaluation",
     "refuse_options",
@@ -83,7 +81,7 @@ def print_multiclass_evaluation(evaluation: MulticlassEvaluation, console: Conso
     click.echo(printable(f"{evaluation.name} on {evaluation.n} {images} ({labels}; {evaluation.patients} patients)"))
     if evaluation.rejected.reasons:
         click.echo(evaluation.rejected.sentence())
-    console.print(_table("all classes", evaluation.metrics))
+    console.print(interval_table("all classes", evaluation.metrics))
     matrix = Table(title="confusion matrix: images by class (rows) and predicted class", title_justify="left")
     for heading in ("", *map(printable, evaluation.classes)):
         matrix.add_column(heading)
@@ -91,10 +89,10 @@ def print_multiclass_evaluation(evaluation: MulticlassEvaluation, console: Conso
         matrix.add_row(printable(name), *map(str, counts))
     console.print(matrix)
     for name, result in evaluation.by_class.items():
-        console.print(_table(f"{printable(name)} against the rest", result.metrics))
+        console.print(interval_table(f"{printable(name)} against the rest", result.metrics))
     for pair in evaluation.pairs:
         title = f"{printable(pair.first)} against {printable(pair.second)}, among images of these two"
-        console.print(_table(title, pair.metrics))
+        console.print(interval_table(title, pair.metrics))
     if evaluation.coverage is not None:
         title = f"prediction sets for a coverage of {evaluation.coverage:.0%} of each class"
         by_class = {
@@ -102,30 +100,7 @@ def print_multiclass_evaluation(evaluation: MulticlassEvaluation, console: Conso
             for name, result in evaluation.by_class.items()
             for metric, value in result.sets.items()
         }
-        console.print(_table(title, {**evaluation.sets, **by_class}))
+        console.print(interval_table(title, {**evaluation.sets, **by_class}))
     if evaluation.test_evaluation is not None:
-        click.echo(f"Test-set evaluation {evaluation.test_evaluation} of these images")
+        click.echo(ledger_sentence(evaluation.test_evaluation))
     click.secho(printable(evaluation.notice), dim=True)
-
-
-def _table(title: str, metrics: Mapping[str, Interval]) -> Table:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for heading in ("", "value", "95% interval", "n", "method"):
-        table.add_column(heading)
-    for name, interval in metrics.items():
-        table.add_row(name.replace("_", " "), *interval_cells(interval))
-    return table
-
-
-def interval_cells(interval: Interval) -> tuple[str, str, str, str]:
-    """Return value, ends, n and method as text; the reason in place of ends that are undefined."""
-    from pneumoscope.core.result_forms import method_name
-
-    if interval.value is None:
-        return "-", interval.reason, str(interval.n), method_name(interval.method)
-    ends = interval.reason
-    if interval.low is not None and interval.high is not None:
-        ends = f"{interval.low:.3f} to {interval.high:.3f}"
-    return f"{interval.value:.3f}", ends, str(interval.n), method_name(interval.method)
