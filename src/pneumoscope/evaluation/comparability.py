@@ -21,6 +21,7 @@ __all__ = [
     "check_names",
     "joint_notice",
     "prevalence_sentences",
+    "rejection_sentences",
     "summarize_run",
     "with_unique_names",
 ]
@@ -132,3 +133,12 @@ def joint_notice(runs: Sequence[_Run]) -> str:
         f"{run.name}: {notice.removeprefix(NOTICE).strip()}" for run, notice in zip(runs, notices, strict=True)
     )
     return " ".join((NOTICE, *populations))
+
+
+def rejection_sentences(runs: Sequence[_Run]) -> tuple[str, ...]:
+    """Return a sentence for each model that rejects some of the images."""
+    return tuple(
+        f"{run.name}: {run.evaluation.rejected.sentence()}."
+        for run in runs
+        if run.evaluation.rejected and run.evaluation.rejected.reasons
+    )

@@ -17,6 +17,7 @@ from pneumoscope import __version__
 from pneumoscope.core.comparison import Comparison, PairedTest, RunGroup, RunSummary
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
+from pneumoscope.core.multiclass_results import MulticlassComparison
 from pneumoscope.core.result_forms import to_json
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.predictions_file import PredictionColumns
@@ -25,6 +26,7 @@ from pneumoscope.evaluation.comparability import (
     check_comparable,
     joint_notice,
     prevalence_sentences,
+    rejection_sentences,
     summarize_run,
     with_unique_names,
 )
@@ -145,7 +147,7 @@ def compare(
         sentences=(
             *sentences,
             *prevalence_sentences(summaries, groups, operating_point, prevalence),
-            *_rejection_sentences(evaluated),
+            *rejection_sentences(evaluated),
             *_ledger_sentence(evaluated),
         ),
         evaluation=evaluation,
@@ -184,7 +186,7 @@ def _findings(
     return groups, pairs, (*run_groups.group_sentences(groups), *(found or (training,)))
 
 
-def write_comparison(comparison: Comparison, out: Path) -> None:
+def write_comparison(comparison: Comparison | MulticlassComparison, out: Path) -> None:
     """Write comparison.json and comparison.csv to a folder; create the folder if it is missing.
 
     Raises:
@@ -192,15 +194,6 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
     """
     write_atomically(out / COMPARISON_TABLE, _table(comparison))
     write_atomically(out / COMPARISON_FILE, to_json(comparison))
-
-
-def _rejection_sentences(runs: Sequence[EvaluatedRun]) -> tuple[str, ...]:
-    """Return a sentence for each model that rejects some of the images."""
-    return tuple(
-        f"{run.name}: {run.evaluation.rejected.sentence()}."
-        for run in runs
-        if run.evaluation.rejected and run.evaluation.rejected.reasons
-    )
 
 
 def _ledger_sentence(runs: Sequence[EvaluatedRun]) -> tuple[str, ...]:
@@ -215,7 +208,7 @@ def _ledger_sentence(runs: Sequence[EvaluatedRun]) -> tuple[str, ...]:
     )
 
 
-def _table(comparison: Comparison) -> str:
+def _table(comparison: Comparison | MulticlassComparison) -> str:
     """Return one CSV row per run and metric."""
     out = io.StringIO()
     writer = csv.DictWriter(out, TABLE_COLUMNS, extrasaction="ignore", lineterminator="\n")

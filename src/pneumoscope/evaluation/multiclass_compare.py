@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import datetime
-import io
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -15,17 +13,21 @@ from pneumoscope import __version__
 from pneumoscope.bundle.bundle_folder import read_multiclass_bundle
 from pneumoscope.core.comparison import PairedTest
 from pneumoscope.core.errors import RunError, UndefinedMetricError, UsageError
-from pneumoscope.core.files import write_atomically
 from pneumoscope.core.multiclass_results import (
     MulticlassComparison,
     MulticlassEvaluation,
     MulticlassRunSummary,
     MulticlassScoredImage,
 )
-from pneumoscope.core.result_forms import to_json
 from pneumoscope.data.label_mapping import LabelMapping
-from pneumoscope.evaluation.comparability import check_comparable, check_names, joint_notice, with_unique_names
-from pneumoscope.evaluation.compare import COMPARISON_FILE, COMPARISON_TABLE, TABLE_COLUMNS
+from pneumoscope.evaluation.comparability import (
+    check_comparable,
+    check_names,
+    joint_notice,
+    rejection_sentences,
+    with_unique_names,
+)
+from pneumoscope.evaluation.compare import write_comparison
 from pneumoscope.evaluation.compared import (
     ComparedRun,
     check_folders,
@@ -113,8 +115,7 @@ def compare_multiclass(
     )
     comparison = multiclass_comparison(compared, evaluation=evaluation, command=command)
     if folder is not None:
-        write_atomically(folder / COMPARISON_TABLE, _table(comparison))
-        write_atomically(folder / COMPARISON_FILE, to_json(comparison))
+        write_comparison(comparison, folder)
     return comparison
 
 
@@ -224,9 +225,6 @@ def multiclass_comparison(
     sentences = findings(
         [run.name for run in runs], [run.evaluation.metrics["accuracy"] for run in runs], pairs, training
     )
-    rejections = tuple(
-        f"{run.name}: {run.evaluation.rejected.sentence()}." for run in runs if run.evaluation.rejected.reasons
-    )
     return MulticlassComparison(
         images={
             "sha256": first.images_sha256,
@@ -237,7 +235,7 @@ def multiclass_comparison(
         classes=first.classes,
         runs=tuple(map(_summary, runs)),
         pairs=pairs,
-        sentences=(*sentences, *rejections),
+        sentences=(*sentences, *rejection_sentences(runs)),
         command=command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,
@@ -279,12 +277,3 @@ def _summary(run: ComparedClasses) -> MulticlassRunSummary:
         metrics=run.evaluation.metrics,
         confusion=run.evaluation.confusion,
     )
-
-
-def _table(comparison: MulticlassComparison) -> str:
-    """Return one CSV row per run and metric."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, TABLE_COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(comparison.rows())
-    return out.getvalue()

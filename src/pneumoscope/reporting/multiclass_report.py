@@ -13,14 +13,7 @@ from pneumoscope.reporting import labels
 from pneumoscope.reporting.comparison_figures import NamedFigure
 from pneumoscope.reporting.multiclass_figures import draw_class_figures
 from pneumoscope.reporting.multiclass_tables import class_tables
-from pneumoscope.reporting.report_files import (
-    FIGURES_FOLDER,
-    PAGE,
-    TABLES_FOLDER,
-    ReportFiles,
-    write_figure,
-    write_table,
-)
+from pneumoscope.reporting.report_files import ReportFiles, write_report
 from pneumoscope.reporting.style import drawing
 from pneumoscope.reporting.tables import Table
 from pneumoscope.reporting.templating import environment, theme
@@ -65,12 +58,7 @@ class MulticlassReport:
         Raises:
             StorageError: A file cannot be written.
         """
-        folder = Path(out)
-        page = write_atomically(folder / PAGE, self.page())
-        with drawing():
-            drawn = [file for each in self.figures.values() for file in write_figure(each, folder / FIGURES_FOLDER)]
-        written = [file for table in self.tables.values() for file in write_table(table, folder / TABLES_FOLDER)]
-        return ReportFiles(page, tuple(drawn), tuple(written))
+        return write_report(self.page(), self.figures.values(), self.tables.values(), Path(out))
 
 
 def report_multiclass(runs: Sequence[str | Path], *, evaluation: str = "test", command: str = "") -> MulticlassReport:

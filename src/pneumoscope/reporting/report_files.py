@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pneumoscope.core.comparison import Comparison
@@ -28,6 +28,7 @@ __all__ = [
     "make_report",
     "report",
     "write_figure",
+    "write_report",
     "write_table",
 ]
 
@@ -95,12 +96,7 @@ class Report:
         Raises:
             StorageError: A file cannot be written.
         """
-        folder = Path(out)
-        page = write_atomically(folder / PAGE, self.page())
-        with drawing():
-            drawn = [file for each in self.figures.values() for file in write_figure(each, folder / FIGURES_FOLDER)]
-        written = [file for table in self.tables.values() for file in write_table(table, folder / TABLES_FOLDER)]
-        return ReportFiles(page, tuple(drawn), tuple(written))
+        return write_report(self.page(), self.figures.values(), self.tables.values(), Path(out))
 
 
 def report(
@@ -143,6 +139,24 @@ def make_report(comparison: Comparison, folders: Sequence[Path], checklists: Seq
         figure.add_legend(data)
     tables = (*comparison_tables(comparison, data), *map(checklist_table, filled.values()))
     return Report(comparison, data, figures, {table.name: table for table in tables}, filled)
+
+
+def write_report(page: str, figures: Iterable[NamedFigure], tables: Iterable[Table], folder: Path) -> ReportFiles:
+    """Write the files of a report.
+
+    Args:
+        page: The HTML page.
+        figures, tables: Figures and tables.
+        folder: Folder to write to.
+
+    Raises:
+        StorageError: A file cannot be written.
+    """
+    path = write_atomically(folder / PAGE, page)
+    with drawing():
+        drawn = [file for each in figures for file in write_figure(each, folder / FIGURES_FOLDER)]
+    written = [file for table in tables for file in write_table(table, folder / TABLES_FOLDER)]
+    return ReportFiles(path, tuple(drawn), tuple(written))
 
 
 def write_figure(named: NamedFigure, folder: Path) -> list[Path]:
