@@ -2,8 +2,8 @@
 
 - speed: an archive on the local engine and on Ray, `predict_many`, the same job in plain Ray Data, a loop of TorchXRayVision
   (another network, with random weights, which are not in its wheel), and the lower bound, which is decoding alone plus the
-  network alone, each on all cores, on the same images. Ray runs before, on this machine; the processes and models of its workers
-  are started within its times. Of TorchXRayVision, the start of the process and of the model is not counted.
+  network alone, each on all cores, on the same images. Ray is started beforehand, on this machine; the processes and models of
+  its workers are started within its times. Of TorchXRayVision, the start of the process and of the model is not counted.
 - engines: time for each shard whose scoring is replaced by a stored result, which is then written, flushed, renamed and entered.
 - rows: listing, scoring with stored results, resuming and verifying an archive of 10,000 and of 1,000,000 rows. The source
   is a list of names, and stored results replace decoding and network: these are times and memory of the bookkeeping alone.

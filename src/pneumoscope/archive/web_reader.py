@@ -102,7 +102,7 @@ class _Environment:
 
 
 class _Found(NamedTuple):
-    """What a result of a search states.
+    """The contents of a search result that are needed.
 
     Attributes:
         study, series, instance: UIDs; "" below the level that was searched.
