@@ -172,7 +172,7 @@ def _padding(stored: Integers, dataset: Dataset) -> npt.NDArray[np.bool_] | None
 
 
 def _undeclared_padding(stored: Integers) -> int | None:
-    """Return the value of padding that the file does not declare: the only one on a side of the image, far from all others.
+    """Return the value of padding that the file does not declare: that of a whole side of the image, far from all others.
 
     It is negative, or at least 2**15 as -2000 or -1 are where they are written as unsigned: black, and the value of a detector
     that is saturated by direct exposure, are neither. The only negative value need not be far from the others.
