@@ -23,6 +23,7 @@ EXAMPLES = {
     errors.InvalidIdentityError: lambda: errors.InvalidIdentityError(
         "study_date is not a date", fields={"study_date": "not_a_date"}, hint="Correct it"
     ),
+    errors.MulticlassBundleError: lambda: errors.MulticlassBundleError("etiology", ("bacteria", "normal", "virus")),
     MissingExtraError: lambda: MissingExtraError("train", "training", "torch"),
     errors.MulticlassBundleError: lambda: errors.MulticlassBundleError("etiology", ("bacteria", "normal", "virus")),
 }

@@ -10,6 +10,7 @@ from pneumoscope.core.errors import RunError
 from pneumoscope.core.results import ScoredImage
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.runs.evaluations import predictions_csv, read_evaluation, read_predictions
+from pneumoscope.runs.multiclass_evaluations import has_multiclass_evaluation, read_multiclass_evaluation_folder
 
 IMAGE = ScoredImage("a,b.png", "ab" * 32, "bacteria-1", "PNEUMONIA", "bacteria", 1 / 3, 0.1 + 0.2, 1.0)
 
@@ -91,5 +92,6 @@ RESULTS = Path(__file__).resolve().parents[2] / "results"
     "file", sorted(RESULTS.rglob("evaluation.json")), ids=lambda path: str(path.relative_to(RESULTS))
 )
 def test_published_evaluations_of_earlier_versions_are_read(file):
-    evaluation = read_evaluation(file)
+    several = has_multiclass_evaluation(file.parent)
+    evaluation = read_multiclass_evaluation_folder(file.parent)[0] if several else read_evaluation(file)
     assert evaluation.n == sum(evaluation.counts.values())

@@ -14,7 +14,8 @@ from tests.processes import started
 from tests.training.conftest import small
 
 from pneumoscope.core.errors import RunError, WeightsError
-from pneumoscope.models.factory import create_model
+from pneumoscope.models.factory import create_initialized, create_model
+from pneumoscope.models.weights import weights_sha256
 from pneumoscope.runs.record import lock_run, read_run
 from pneumoscope.runs.run_folder import CHECKPOINT_FILE, EPOCHS_FILE, WEIGHTS_FILE
 from pneumoscope.training import train as train_module
@@ -300,15 +301,14 @@ def test_random_initial_weights_are_not_compared(finished, phantoms, tmp_path, m
 
 
 def test_hash_of_imagenet_weights_excludes_random_layers():
-    recipe = small(network={"weights": "imagenet"})
-    network = create_model("test_efficientnet", image_size=32)
-    first = train_module._initial_weights_sha256(network, recipe)
+    network, loaded = create_initialized("tf_efficientnet_lite0", "imagenet", {"image_size": 32})
+    first = weights_sha256(network, without=loaded.random)
     with torch.no_grad():
         network.model.classifier.weight += 1
-    assert train_module._initial_weights_sha256(network, recipe) == first
+    assert weights_sha256(network, without=loaded.random) == first
     with torch.no_grad():
         network.model.conv_stem.weight += 1
-    assert train_module._initial_weights_sha256(network, recipe) != first
+    assert weights_sha256(network, without=loaded.random) != first
 
 
 # --- other machines ---------------------------------------------------------------------------------------------------
