@@ -18,11 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from pneumoscope import __version__
+from pneumoscope.bundle.bundle_folder import CARD_FILE, read_card
+from pneumoscope.bundle.card import short_hash
 from pneumoscope.core.comparison import Comparison, PairedTest, RunGroup, RunSummary, SeedSpread
 from pneumoscope.core.errors import RunError, UsageError
 from pneumoscope.core.messages import counted
 from pneumoscope.core.results import Interval
-from pneumoscope.data.manifest import images_sha256
+from pneumoscope.data.manifest import Manifest, images_sha256
 from pneumoscope.evaluation.comparability import (
     check_comparable,
     joint_notice,
@@ -34,7 +36,7 @@ from pneumoscope.evaluation.compared import EvaluatedRun, ScoringOptions, read_e
 from pneumoscope.evaluation.paired_findings import findings, make_paired_test
 from pneumoscope.evaluation.run_groups import TESTED, group_sentences
 from pneumoscope.runs.record import RunRecord, read_run
-from pneumoscope.runs.run_folder import run_folders
+from pneumoscope.runs.run_folder import BUNDLE_FOLDER, MANIFEST_FILE, run_folders
 from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.intervals import undefined
 from pneumoscope.statistics.paired import holm
@@ -128,7 +130,7 @@ def summarize_folds(folder: Path, evaluation: str, operating_point: str) -> RunG
         operating_point: Operating point of the threshold metrics.
 
     Raises:
-        RunError: A fold is missing, not finished or not evaluated.
+        RunError: A fold is missing, not finished, not evaluated, or evaluated on other images than its own.
         UnknownNameError: A fold was not evaluated at this operating point.
     """
     (folds,) = _read([folder], evaluation, operating_point)
@@ -148,7 +150,8 @@ def compare_folds(
 
     Raises:
         UsageError: A target is not a cross-validation.
-        RunError: A fold is missing, not finished or not evaluated; or the folds of two targets have different images.
+        RunError: A fold is missing, not finished, not evaluated, or evaluated on other images than its own; or the folds of two
+            targets have different images.
         UnknownNameError: A fold was not evaluated at this operating point.
     """
     for target in targets:
@@ -201,9 +204,37 @@ def _read(
     found = []
     for target, each in zip(targets, paths, strict=True):
         members = tuple(next(runs) for _ in each)
+        for run in members:
+            _check_out_of_fold(run)
         summaries = tuple(summarize_run(run, operating_point, prevalence) for run in members)
         found.append(_Folds(target, members, summaries, tuple(map(read_run, each))))
     return found
+
+
+def _check_out_of_fold(run: EvaluatedRun) -> None:
+    """Raise unless the evaluated images are the validation images of the fold, as far as its folder states them."""
+    evaluate_again = (
+        f"Evaluate it again, on the data that it was trained on: pneumoscope evaluate {run.path} --data DATA"
+    )
+    evaluate_again += f" --split {OUT_OF_FOLD} --force"
+    manifest, card = run.path / MANIFEST_FILE, run.path / BUNDLE_FOLDER / CARD_FILE
+    if card.is_file():
+        seen = set(read_card(card).seen.get("train", ()))
+        trained = [image.path for image in run.images if short_hash(image.sha256) in seen]
+        if trained:
+            raise RunError(
+                f"{str(run.path)!r} was evaluated on {counted(len(trained), 'training image')} of its own (compared by content);"
+                f" the first is {trained[0]}",
+                hint=evaluate_again,
+            )
+    if manifest.is_file():
+        images = Manifest.from_csv(manifest.read_text(encoding="utf-8"), run.path, str(manifest)).split(OUT_OF_FOLD)
+        if run.evaluation.images_sha256 != images_sha256([image.sha256 for image in images]):
+            raise RunError(
+                f"{str(run.path)!r} was evaluated on {counted(run.evaluation.n, 'image')} that are not the"
+                f" {counted(len(images), 'validation image')} of its fold",
+                hint=evaluate_again,
+            )
 
 
 def _check_same_folds(folds: Sequence[_Folds]) -> None:
