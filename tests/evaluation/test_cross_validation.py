@@ -226,3 +226,27 @@ def test_command_evaluates_folds_on_no_other_images(folder, made, split):
     result = CliRunner().invoke(cli, ["evaluate", str(folder / "cv-good"), "--data", str(made[1]), "--split", split])
     assert isinstance(result.exception, UsageError)
     assert f"not on the split {split!r}" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--evaluation", "north"], ["--data", "images"], ["--split", "test"], ["--label-column", "finding"],
+        ["--path-column", "Image"], ["--ledger", "ledger.jsonl"],
+    ],
+    ids=lambda options: options[0],
+)  # fmt: skip
+def test_command_compares_folds_without_options_that_they_do_not_have(folder, tmp_path, options):
+    result = CliRunner().invoke(cli, ["compare", str(folder / "cv-good"), *options, "--out", str(tmp_path / "out")])
+    assert isinstance(result.exception, UsageError)
+    assert f"{options[0]} is given for a cross-validation, which has no such option" in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_compares_and_reports_folds_at_an_operating_point(folder, tmp_path):
+    command = [str(folder / "cv-good"), "--operating-point", "half", "--out"]
+    result = CliRunner().invoke(cli, ["compare", *command, str(tmp_path / "out"), "--prevalence", "0.1"])
+    assert result.exit_code == 0, result.output
+    assert "at a prevalence of 0.1" in result.stdout
+    result = CliRunner().invoke(cli, ["report", *command, str(tmp_path / "report"), "--evaluation", "north"])
+    assert "--evaluation is given for a cross-validation" in str(result.exception)
