@@ -119,6 +119,26 @@ def test_recipes_are_compared_fold_by_fold(folder):
     assert "fold-" not in text
 
 
+def test_means_are_called_too_high_only_of_recipes_whose_validation_images_select_the_epoch(folder):
+    targets = [folder / "cv-good", folder / "cv-poor"]
+
+    def select_last(recipe):
+        for file in (folder / recipe).glob("fold-*/run.json"):
+            record = json.loads(file.read_text())
+            record["recipe"]["training"]["select"] = "last"
+            file.write_text(json.dumps(record))
+
+    def training_sentence():
+        return next(sentence for sentence in compare(targets).sentences if "Means over 3 folds" in sentence)
+
+    assert "selected its epoch, so the means are slightly too high. Test" in training_sentence()
+    select_last("cv-good")
+    assert "selected its epoch, so the means of cv-poor are slightly too high. Test" in training_sentence()
+    select_last("cv-poor")
+    assert "epoch" not in training_sentence()
+    assert "Test images were not used." in training_sentence()
+
+
 def test_page_and_tables_have_the_folds_and_no_calibration(folder, tmp_path):
     targets = [folder / "cv-good", folder / "cv-poor"]
     comparison = compare(targets, out=tmp_path / "out")

@@ -167,7 +167,7 @@ def compare_folds(
     groups = tuple(_group(each, name) for each, name in zip(folds, names, strict=True))
     pairs = _tests(folds, names)
     runs = [run for each in folds for run in each.runs]
-    training = _training_sentence(folds[0])
+    training = _training_sentence(folds)
     found = findings(names, [group.metrics["accuracy"].mean for group in groups], pairs, training, noun="recipes")
     images = [image for run in folds[0].runs for image in run.images]
     return Comparison(
@@ -306,10 +306,21 @@ def _difference(metric: str, a: _Folds, b: _Folds) -> tuple[Interval, float | No
     return folds_difference(of_a, of_b, a.ratio, n=a.n)
 
 
-def _training_sentence(folds: _Folds) -> str:
-    share = 1 / (1 + folds.ratio)
+def _training_sentence(folds: Sequence[_Folds]) -> str:
+    share = 1 / (1 + folds[0].ratio)
+    # Older records lack the field; they selected the epoch by accuracy.
+    selecting = [
+        name
+        for name, each in zip(_names(folds), folds, strict=True)
+        if any(record.recipe["training"].get("select") != "last" for record in each.records)
+    ]
+    optimism = ""
+    if selecting:
+        of_recipes = "" if len(selecting) == len(folds) else f" of {', '.join(selecting)}"
+        optimism = (
+            f" The validation images of a fold selected its epoch, so the means{of_recipes} are slightly too high."
+        )
     return (
-        f"Means over {counted(len(folds.runs), 'fold')} are those of networks trained on {share:.0%} of the images, and their"
-        " intervals are for other training images and patients. The validation images of a fold selected its epoch, so the means"
-        " are slightly too high; test images were not used."
+        f"Means over {counted(len(folds[0].runs), 'fold')} are those of networks trained on {share:.0%} of the images, and their"
+        f" intervals are for other training images and patients.{optimism} Test images were not used."
     )
