@@ -17,7 +17,6 @@ __all__ = ["LABELS", "MAX_CLASSES", "check_class_order", "resolve_classes"]
 
 LABELS = ("NORMAL", "PNEUMONIA")
 MAX_CLASSES = 100  # more are identifiers, not classes
-_MAX_LISTED = 8
 _SEPARATOR = "|"  # between the classes of an image with several, and between the classes in a saved manifest
 # Names in lower case, words separated by a space.
 _NEGATIVE = {

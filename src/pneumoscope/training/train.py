@@ -72,7 +72,7 @@ from pneumoscope.training.multiclass_export import export_multiclass
 from pneumoscope.training.norm_statistics import MAX_IMAGES, estimate_norm_statistics
 from pneumoscope.training.trainer import Devices, device_name, resolve_precision, run_trainer
 
-__all__ = ["apply_split", "create_network", "load_images", "prepare_arrays", "train"]
+__all__ = ["apply_split", "create_network", "labels_of_recipe", "load_images", "prepare_arrays", "train"]
 
 _MIN_IMAGES_PER_LABEL = 2
 # Train and validation loss from which on a run is called diverged if it cannot be exported, relative to that of guessing.
@@ -369,13 +369,19 @@ def load_images(
     Raises:
         PneumoscopeError: See `train`.
     """
-    if recipe.data.labels == ETIOLOGY_COLUMN and not (labels and labels.label_column):
-        labels = dataclasses.replace(labels or LabelMapping(), label_column=ETIOLOGY_COLUMN)
+    labels = labels_of_recipe(recipe, labels)
     loaded = load_manifest(data, labels=labels, recorded=recorded)
     _check_readable(loaded)
     manifest = apply_split(loaded, recipe, str(data), fold)
     _check_recipe(recipe, manifest)
     return manifest, labels
+
+
+def labels_of_recipe(recipe: Recipe, labels: LabelMapping | None) -> LabelMapping | None:
+    """Return a mapping of labels with the column that the recipe names, unless the mapping names one."""
+    if recipe.data.labels == ETIOLOGY_COLUMN and not (labels and labels.label_column):
+        return dataclasses.replace(labels or LabelMapping(), label_column=ETIOLOGY_COLUMN)
+    return labels
 
 
 def _check_recipe(recipe: Recipe, manifest: Manifest) -> None:
