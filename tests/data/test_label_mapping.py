@@ -148,6 +148,13 @@ def test_stated_classes_may_have_the_names_of_any_labels() -> None:
     assert manifest.classes == ("0", "1")
 
 
+@pytest.mark.parametrize("classes", [("normal", "pneumonia"), ("Pneumonia", "Normal")])
+def test_stated_classes_normal_and_pneumonia_are_binary_in_any_case_and_order(classes: tuple[str, ...]) -> None:
+    manifest = _read("path,label\na.png,Normal\nb.png,PNEUMONIA\n", classes=classes)
+    assert manifest.binary
+    assert [image.label for image in manifest] == ["NORMAL", "PNEUMONIA"]
+
+
 def test_label_that_no_image_has_is_an_error_that_names_the_nearest() -> None:
     text = "path,label\na.png,No Finding\nb.png,Pneumonia\n"
     with pytest.raises(

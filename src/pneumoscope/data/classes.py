@@ -39,14 +39,16 @@ def resolve_classes(
         order: All classes, in another order than the sorted one; a class need not have images, and labels may differ in case.
 
     Returns:
-        The classes, `LABELS` if each label is one of them in any case; and {label: class}.
+        The classes, `LABELS` if each label is one of them, in any case, and `order` is empty or has these two; and
+        {label: class}.
 
     Raises:
         DatasetError: There is one class only, or too many; names differ in case only, or look like NORMAL and PNEUMONIA; a label
             has several classes, or is not in `order`.
     """
     found = sorted(set(labels))
-    if tuple(order) in ((), LABELS) and {label.upper() for label in found} <= set(LABELS):
+    is_binary = not order or {label.upper() for label in order} == set(LABELS)
+    if is_binary and {label.upper() for label in found} <= set(LABELS):
         return LABELS, {label: label.upper() for label in found}
     if several := next((label for label in (*order, *found) if _SEPARATOR in label), ""):
         part = several.partition(_SEPARATOR)[0]
