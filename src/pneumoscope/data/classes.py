@@ -36,7 +36,8 @@ def resolve_classes(
     Args:
         labels: Label of each image.
         name: Name of the data set, for messages.
-        order: All classes, in another order than the sorted one; a class need not have images, and labels may differ in case.
+        order: All classes, in another order than the sorted one (numbers by value); a class need not have images, and labels may
+            differ in case.
 
     Returns:
         The classes, `LABELS` if each label is one of them, in any case, and `order` is empty or has these two; and
@@ -46,7 +47,7 @@ def resolve_classes(
         DatasetError: There is one class only, or too many; names differ in case only, or look like NORMAL and PNEUMONIA; a label
             has several classes, or is not in `order`.
     """
-    found = sorted(set(labels))
+    found = sorted(set(labels), key=lambda label: (int(label) if label.isdecimal() else -1, label))
     is_binary = not order or {label.upper() for label in order} == set(LABELS)
     if is_binary and {label.upper() for label in found} <= set(LABELS):
         return LABELS, {label: label.upper() for label in found}

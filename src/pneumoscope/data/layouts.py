@@ -94,9 +94,7 @@ def load_manifest(
     elif data.suffix.lower() == ".csv":
         manifest = _load_csv(data, root or data.parent, mapping, progress, recorded=recorded)
     elif data.suffix.lower() == ".npz":
-        manifest = load_medmnist(data)
-        if mapping != LabelMapping():
-            manifest = _map(manifest, data, mapping, recorded=recorded)
+        manifest = _map(load_medmnist(data), data, mapping, recorded=recorded)
     else:
         raise LayoutError(f"{str(data)!r} is neither a folder, nor a .csv, nor a .npz", hint=_HINT)
     if not manifest.images:
@@ -134,7 +132,7 @@ def _map(manifest: Manifest, data: Path, mapping: LabelMapping, *, recorded: boo
             )
         images = [dataclasses.replace(image, label=image.etiology) for image in images]
     labels, more = map_labels([image.label for image in images], name, mapping, recorded=recorded)
-    # Classes of an archive have an order.
+    # The classes of a known archive have an order.
     unchanged = set(labels) <= set(manifest.classes)
     classes, names = resolve_classes(labels, name, mapping.classes or (manifest.classes if unchanged else ()))
     images = [dataclasses.replace(image, label=names[each]) for image, each in zip(images, labels, strict=True)]
