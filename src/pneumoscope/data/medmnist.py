@@ -87,10 +87,10 @@ def load_medmnist(file: Path) -> Manifest:
         labels = {split: _read_labels(file, archive, split, len(images[split])) for split in splits}
     numbers = {int(value) for values in labels.values() for value in values}
     classes = _known_classes(file, numbers)
-    names = dict(enumerate(classes)) if classes else {number: str(number) for number in numbers}
+    labels_of = dict(enumerate(classes)) if classes else {number: str(number) for number in numbers}
     return Manifest(
         tuple(
-            _labeled_image(file, split, row, pixels, names[int(value)])
+            _labeled_image(file, split, row, pixels, labels_of[int(value)])
             for split in splits
             for row, (pixels, value) in enumerate(zip(images[split], labels[split], strict=True))
         ),

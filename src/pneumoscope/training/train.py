@@ -391,7 +391,7 @@ def _check_recipe(recipe: Recipe, manifest: Manifest) -> None:
 def create_network(recipe: Recipe, manifest: Manifest) -> tuple[ClassifierNetwork, LoadedWeights]:
     """Return the network of a recipe for the classes of the data, with its initial weights, and the record of them."""
     options = recipe.network.model_dump(exclude={"name", "weights", "freeze"})
-    options["outputs"] = 1 if manifest.binary else len(manifest.classes)
+    options |= {"outputs": 1 if manifest.binary else len(manifest.classes), "classes": manifest.classes}
     return create_initialized(recipe.network.name, recipe.network.weights, options)
 
 
