@@ -292,6 +292,20 @@ def test_recorded_mapping_is_applied_as_far_as_it_fits() -> None:
         Manifest.from_csv("path,label\na.png,healthy\nb.png,yes\n", Path(), "t.csv", RECORDED, recorded=True)
 
 
+def test_recorded_etiology_is_the_label_column_if_file_names_state_none() -> None:
+    """An external test set has the classes in its column `label`; the run was trained on the public images."""
+    text = "path,label\na.png,bacteria\nb.png,normal\nc.png,virus\n"
+    manifest = _read(text, label_column="etiology", recorded=True)
+    assert [(image.label, image.etiology) for image in manifest] == [
+        (each, each) for each in ("bacteria", "normal", "virus")
+    ]
+    with pytest.raises(ManifestError, match="the label is empty"):
+        _read(text, label_column="etiology")
+    public = "path,label\nperson1_bacteria_1.jpeg,PNEUMONIA\nIM-0001-0001.jpeg,NORMAL\n"
+    again = _read(public, label_column="etiology", recorded=True)
+    assert [image.label for image in again] == ["bacteria", "normal"]
+
+
 def test_recorded_mapping_does_not_change_the_classes_of_a_saved_manifest(folder: Path, tmp_path: Path) -> None:
     swapped = LabelMapping(renamed=(("No Finding", "Pneumonia"), ("Pneumonia", "Normal")), patient_pattern=r"(P\d)")
     manifest = load_manifest(folder, labels=swapped)
