@@ -319,18 +319,6 @@ def test_recorded_mapping_of_a_csv_file_fits_a_folder(folder: Path) -> None:
     assert load_manifest(folder, labels=RECORDED, recorded=True).counts() == {"": {"NORMAL": 2, "PNEUMONIA": 1}}
 
 
-def test_classes_of_a_model_are_those_of_the_data_in_its_order(public: Path) -> None:
-    manifest = load_manifest(public, labels=LabelMapping(label_column="etiology"))
-    only = dataclasses.replace(manifest, images=tuple(image for image in manifest if image.label != "virus"))
-    ordered = only.with_classes(("normal", "virus", "bacteria"), "data")
-    assert {image.label: ordered.target(image) for image in ordered} == {"normal": 0, "bacteria": 2}
-    binary = load_manifest(public)
-    with pytest.raises(
-        DatasetError, match="data: the label 'PNEUMONIA' is not one of the classes normal, virus, bacteria"
-    ):
-        binary.with_classes(("normal", "virus", "bacteria"), "data")
-
-
 def test_load_dataset_takes_a_mapping(folder: Path) -> None:
     dataset = load_dataset(folder, labels=LabelMapping(positive="Pneumonia", patient_pattern=r"(P\d+)_"))
     assert dataset.classes == ("NORMAL", "PNEUMONIA")

@@ -64,7 +64,8 @@ def resolve_classes(
         if unknown := [label for label in found if label.casefold() not in by_case]:
             raise DatasetError(
                 f"{name}: the label {unknown[0]!r} is not one of the classes {', '.join(order)}",
-                hint=f"Rename it with {_map_option(unknown[0], 'CLASS')}",
+                hint=f"Rename it with {_map_option(unknown[0], 'CLASS')}; or name another column with --label-column, such as"
+                " --label-column etiology",
             )
         return tuple(order), {label: by_case[label.casefold()] for label in found}
     _check_names(found, name)
