@@ -115,7 +115,7 @@ def test_error_on_an_unknown_patient_column_names_the_option() -> None:
 def test_columns_of_data_that_are_no_csv_file_are_an_error(folder: Path) -> None:
     for option in ("label_column", "path_column", "patient_column"):
         with pytest.raises(
-            UsageError, match=rf"--{option.replace('_', '-')} x is given, and .*hospital' is no CSV file"
+            UsageError, match=rf"--{option.replace('_', '-')} x is given, and .*hospital' is not a CSV file"
         ):
             load_manifest(folder, labels=LabelMapping(**{option: "x"}))
 

@@ -90,7 +90,7 @@ def _check_names(found: Sequence[str], name: str) -> None:
     if len(found) > MAX_CLASSES:
         raise DatasetError(
             f"{name} has {len(found)} different labels, such as {found[0]!r} and {found[1]!r}; the maximum is {MAX_CLASSES}",
-            hint="If these are no classes, name another column with --label-column",
+            hint="If these are not classes, name another column with --label-column",
         )
     by_case: dict[str, str] = {}
     for label in found:

@@ -75,7 +75,7 @@ from pneumoscope.training.trainer import Devices, device_name, resolve_precision
 __all__ = ["apply_split", "create_network", "load_images", "prepare_arrays", "train"]
 
 _MIN_IMAGES_PER_LABEL = 2
-# Train and validation loss from which on a run is called diverged if it cannot be exported, relative to that of guessing.
+# Train and validation loss at or above which a run is called diverged if it cannot be exported, relative to that of guessing.
 _DIVERGED_LOSS = 2
 # Files that `train` writes atomically. Their temporary files are deleted at the start.
 _RUN_FILES = (
