@@ -202,7 +202,7 @@ def test_other_folds_cannot_be_compared(folder):
 
 
 def test_cross_validation_cannot_be_compared_with_a_run(folder):
-    with pytest.raises(UsageError, match=r"fold-1' is no cross-validation"):
+    with pytest.raises(UsageError, match=r"fold-1' is not a cross-validation"):
         compare([folder / "cv-good", folder / "cv-poor/fold-1"])
 
 

@@ -28,7 +28,7 @@ class Source:
         kind: "folder", "objects", "dicomweb", "list", "manifest" or "parquet".
         reader: Reads the images.
         path_column: Column of a manifest or Parquet file with the paths.
-        skipped: Files that are no images, links and hidden files, with the reason; filled by `images`.
+        skipped: Files that are not images, links and hidden files, with the reason; filled by `images`.
     """
 
     location: str

@@ -81,7 +81,7 @@ def verify_archive(path: Path, key: str = "", *, progress: Callable[[int, int], 
         key: Name of the set, or its beginning; the only one if empty.
         progress: Called with the number of verified shards and of all shards.
     Raises:
-        UsageError: The folder is no archive, or has several sets.
+        UsageError: The folder is not an archive, or has several sets.
         ArchiveError: The listing or the journal is damaged.
         StorageError: A file cannot be read.
     """

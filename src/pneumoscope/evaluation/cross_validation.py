@@ -157,7 +157,7 @@ def compare_folds(
     for target in targets:
         if not is_cross_validation(target):
             raise UsageError(
-                f"{str(target)!r} is no cross-validation, and is compared with one",
+                f"{str(target)!r} is not a cross-validation, and a cross-validation is compared with another one only",
                 hint="The validation images of a cross-validation are training images of other models: give folders of"
                 " `train --folds` only, or compare other runs on test images",
             )

@@ -58,13 +58,22 @@ def load_labeled_images(
     return manifest
 
 
-def load_images_of_classes(data: Path, labels: LabelMapping | None, run: Path | None = None) -> Manifest:
-    """Return the manifest of a data set of any classes; see `load_labeled_images`.
+def load_images_of_classes(
+    data: Path, labels: LabelMapping | None, run: Path | None = None, *, classes: Sequence[str] = ()
+) -> Manifest:
+    """Return the manifest of a data set of any classes.
+
+    Args:
+        data, labels, run: See `load_labeled_images`.
+        classes: The classes of a model of several classes, of which the data may have any; those of the data if empty.
 
     Raises:
+        DatasetError: A label is not one of the classes.
         PneumoscopeError: See `load_manifest`.
     """
     mapping = recorded_labels(run) if labels is None and run is not None else labels
+    if classes:
+        mapping = dataclasses.replace(mapping or LabelMapping(), classes=tuple(classes))
     return load_manifest(data, labels=mapping, recorded=labels is None)
 
 

@@ -75,7 +75,7 @@ from pneumoscope.training.trainer import Devices, device_name, resolve_precision
 __all__ = ["apply_split", "create_network", "labels_of_recipe", "load_images", "prepare_arrays", "train"]
 
 _MIN_IMAGES_PER_LABEL = 2
-# Train and validation loss from which on a run is called diverged if it cannot be exported, relative to that of guessing.
+# Train and validation loss at or above which a run is called diverged if it cannot be exported, relative to that of guessing.
 _DIVERGED_LOSS = 2
 # Files that `train` writes atomically. Their temporary files are deleted at the start.
 _RUN_FILES = (
@@ -397,7 +397,7 @@ def _check_recipe(recipe: Recipe, manifest: Manifest) -> None:
 def create_network(recipe: Recipe, manifest: Manifest) -> tuple[ClassifierNetwork, LoadedWeights]:
     """Return the network of a recipe for the classes of the data, with its initial weights, and the record of them."""
     options = recipe.network.model_dump(exclude={"name", "weights", "freeze"})
-    options["outputs"] = 1 if manifest.binary else len(manifest.classes)
+    options |= {"outputs": 1 if manifest.binary else len(manifest.classes), "classes": manifest.classes}
     return create_initialized(recipe.network.name, recipe.network.weights, options)
 
 
