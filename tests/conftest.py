@@ -277,6 +277,7 @@ class Maker:
         thresholds: Sequence[float] | None = (0.3, 0.3, 0.3),
         rejection_limits: RejectionLimits | None = None,
         age_range: tuple[float, float] | None = None,
+        population: Population = Population(),  # noqa: B008  immutable
     ) -> Path:
         """Create a bundle of the classes bright, dark and mid, with the logits of `mean_gray_classes`."""
         onnx = mean_gray_classes(gain, edges, screened=rejection_limits is not None)
@@ -304,7 +305,7 @@ class Maker:
             calibration=TemperatureScaling(temperature=0.8, method="temperature", n=60),
             prediction_sets=sets,
             rejection_limits=rejection_limits,
-            population=Population(),
+            population=population,
             age_range=age_range,
             parity=Parity(images=8, largest=0.0),
             recipe={"name": name},

@@ -119,7 +119,8 @@ def test_other_commands_refuse_the_model(maker, monkeypatch, command):
     assert isinstance(result.exception, MulticlassBundleError), (result.exception, result.output)
     assert "bright, dark, mid" in str(result.exception)
     assert (
-        "several classes work in train, predict, evaluate, compare, report and export" in str(result.exception).lower()
+        "several classes work in train, sweep, lr-find, predict, evaluate, compare, report and export"
+        in str(result.exception).lower()
     )
 
 

@@ -10,7 +10,10 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from pneumoscope.core.errors import RunError, UsageError
+from pneumoscope.bundle.card import short_hash
+from pneumoscope.core.errors import BundleError, RunError, UsageError
+from pneumoscope.core.population import Population
+from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.multiclass_compare import compare_multiclass
 from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
 from pneumoscope.reporting.multiclass_report import report_multiclass
@@ -92,6 +95,53 @@ def test_bundles_are_evaluated_first(runs, maker, tmp_path):
     assert (tmp_path / "out" / "evaluations" / "other" / "predictions.csv").is_file()
 
 
+def test_nothing_is_evaluated_before_all_inputs_are_checked(runs, maker, tmp_path):
+    data, ledger = maker.root / "classes" / "images.csv", maker.root / "ledger.jsonl"
+    before = ledger.read_bytes()
+    first, second = (maker.multiclass_bundle(maker.root / folder / "same", name=folder) for folder in ("a", "b"))
+    third = maker.multiclass_bundle(maker.root / "good", name="good")
+    binary = maker.bundle(maker.root / "binary", name="binary")
+    other = maker.multiclass_run("other")
+    evaluate_multiclass(other, maker.classes("others", seed=4, count=20), ledger=tmp_path / "ledger")
+    for targets, message in (
+        ([first, second], "have the same name 'same'"),
+        ([runs[0], third], "2 runs have the name 'good'"),
+        ([first, *runs, other], "other images than 'good'"),
+        ([first, maker.run("unevaluated")], "no evaluation 'test' of several classes"),
+    ):
+        with pytest.raises(RunError, match=message):
+            compare_multiclass(targets, data=data, out=tmp_path / "out")
+    with pytest.raises(BundleError, match="one for NORMAL and PNEUMONIA"):
+        compare_multiclass([first, binary], data=data, out=tmp_path / "out")
+    assert ledger.read_bytes() == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_of_other_classes_are_refused_before_they_are_evaluated(runs, maker):
+    bundle = maker.multiclass_bundle(maker.root / "renamed")
+    card = json.loads((bundle / "card.json").read_text())
+    card["classes"] = ["bright", "dim", "mid"]
+    sets = card["prediction_sets"]["classes"]
+    sets["dim"] = sets.pop("dark")
+    (bundle / "card.json").write_text(json.dumps(card))
+    before = (maker.root / "ledger.jsonl").read_bytes()
+    with pytest.raises(RunError, match="has the classes bright, dim, mid, and 'good' has bright, dark, mid"):
+        compare_multiclass([runs[0], bundle], data=maker.root / "classes" / "images.csv")
+    assert (maker.root / "ledger.jsonl").read_bytes() == before
+
+
+def test_the_notice_states_the_population_of_each_run(maker):
+    data = maker.classes()
+    populations = [Population(sentence="Adults from Oslo."), Population(sentence="Children from Lima.")]
+    runs = [maker.multiclass_run(f"run-{i}", population=each) for i, each in enumerate(populations)]
+    for run in runs:
+        evaluate_multiclass(run, data)
+    notice = compare_multiclass(runs).notice
+    assert "run-0: Adults from Oslo." in notice
+    assert "run-1: Children from Lima." in notice
+    assert compare_multiclass(runs[:1]).notice.endswith("Adults from Oslo.")
+
+
 def test_other_images_and_models_for_pneumonia_are_refused(runs, maker):
     other = maker.multiclass_run("other")
     evaluate_multiclass(other, maker.classes("others", seed=4, count=20))
@@ -152,6 +202,19 @@ def test_the_report_of_one_run_has_no_pairs(runs):
     report = report_multiclass(runs[:1])
     assert "pairs" not in report.tables
     assert "There is only one run" in report.page()
+
+
+def test_the_report_of_validation_images_has_no_reliability(maker):
+    data = maker.classes(split="validation")
+    seen = {"validation": [short_hash(image.sha256) for image in load_manifest(data).images]}
+    run = maker.multiclass_run(seen=seen)
+    evaluate_multiclass(run, data, split="validation")
+    report = report_multiclass([run], evaluation="validation")
+    assert "confusion-0" in report.figures
+    assert not any(name.startswith("reliability") for name in report.figures)
+    page = report.page()
+    assert "Reliability diagrams" not in page
+    assert "the prediction sets were fitted on 36 of these 36 images" in page
 
 
 def test_names_are_escaped_in_the_page(maker):

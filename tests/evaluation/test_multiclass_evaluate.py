@@ -150,6 +150,37 @@ def test_mixed_files_are_refused(maker):
         read_multiclass_evaluation_folder(folder)
 
 
+@pytest.mark.parametrize("count", [1, 36])
+def test_what_was_fitted_on_the_images_is_undefined_on_them(maker, count):
+    data = maker.classes()
+    seen = [short_hash(image.sha256) for image in load_manifest(data).images[:count]]
+    run = maker.multiclass_run(seen={"validation": seen})
+    expected, _ = evaluate_multiclass(maker.multiclass_run("unseen"), data)
+    data.write_text(data.read_text().replace(",test", ",validation"))
+    evaluation, images = evaluate_multiclass(run, data, split="validation")
+    fitted = {"brier", "log_loss", "expected_calibration_error"}
+    for found, reference in [
+        (evaluation.metrics, expected.metrics),
+        (evaluation.by_class["mid"].metrics, expected.by_class["mid"].metrics),
+    ]:
+        for name, interval in found.items():
+            if name in fitted:
+                assert (interval.value, interval.low, interval.high) == (None, None, None)
+                assert interval.reason == f"the calibration was fitted on {count} of these 36 images"
+            else:
+                assert interval == reference[name]
+    for sets in (evaluation.sets, evaluation.by_class["dark"].sets):
+        assert {interval.reason for interval in sets.values()} == {
+            f"the prediction sets were fitted on {count} of these 36 images"
+        }
+        assert {interval.value for interval in sets.values()} == {None}
+    assert evaluation.pairs == expected.pairs
+    assert {result.reliability for result in evaluation.by_class.values()} == {()}
+    assert read_multiclass_evaluation_folder(run / "evaluation" / "validation") == (evaluation, images)
+    repeated, _ = evaluate_multiclass(run, data, split="validation")  # the seed is still in the file
+    assert repeated.metrics == evaluation.metrics
+
+
 def test_data_frames_have_a_row_per_metric(maker):
     pytest.importorskip("pandas")
     evaluation, _ = evaluate_multiclass(maker.multiclass_run(), maker.classes())

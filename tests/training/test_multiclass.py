@@ -16,8 +16,11 @@ from scipy.special import log_softmax
 from tests.training.conftest import small
 
 from pneumoscope.bundle.bundle_folder import export_bundle, is_multiclass, read_bundle, read_multiclass_bundle
-from pneumoscope.core.errors import MulticlassBundleError, RecipeError, WeightsError
+from pneumoscope.core.errors import DatasetError, MulticlassBundleError, RecipeError, WeightsError
+from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.layouts import load_manifest
+from pneumoscope.data.manifest import Manifest
+from pneumoscope.evaluation.multiclass_fitting import fit_prediction_sets
 from pneumoscope.imaging.phantom import draw_phantom
 from pneumoscope.inference.multiclass_model import load_multiclass_model
 from pneumoscope.inference.multiclass_session import MulticlassSession
@@ -25,6 +28,7 @@ from pneumoscope.models.factory import create_initialized, create_model
 from pneumoscope.models.weights import load_weights
 from pneumoscope.runs.epochs import read_epochs
 from pneumoscope.runs.record import read_run
+from pneumoscope.training.run_series import train_folds
 from pneumoscope.training.train import train
 
 pytestmark = pytest.mark.training
@@ -76,6 +80,25 @@ def test_bundle_states_classes_calibration_and_prediction_sets(run):
     assert card.calibration.n == 27
     assert card.prediction_sets is None  # 9 validation images of a class are too few for a coverage of 95%
     assert is_multiclass(run / "bundle")
+
+
+def test_prediction_sets_are_fitted_on_unmodified_and_augmented_images(images, tmp_path, monkeypatch):
+    fitted = []
+
+    def spy(variants, *arguments):
+        fitted.extend(variants)
+        return fit_prediction_sets(variants, *arguments)
+
+    monkeypatch.setattr("pneumoscope.training.multiclass_export.fit_prediction_sets", spy)
+    recipe = small(training={"epochs": 1, "calibrate": "augmented"}, augmentation={"brightness": 0.5})
+    train(recipe, images, tmp_path / "run")
+    session = MulticlassSession.load(tmp_path / "run" / "bundle")
+    manifest = Manifest.from_csv((tmp_path / "run" / "manifest.csv").read_text(), images, "manifest.csv")
+    pixels = preprocess_images(images, manifest.split("validation"), session.card.preprocessing).requested()
+    unmodified, augmented = fitted
+    np.testing.assert_allclose(unmodified, session.logits(pixels), atol=1e-5)
+    assert augmented.shape == unmodified.shape
+    assert not np.allclose(augmented, unmodified, atol=1e-3)
 
 
 def test_bundle_has_the_logits_of_the_trained_network(run, images):
@@ -182,6 +205,14 @@ def test_networks_of_the_report_refuse_several_classes(images, tmp_path):
 def test_prevalence_of_pneumonia_is_refused_for_several_classes(images, tmp_path):
     with pytest.raises(RecipeError, match=r"training\.prevalence is 0\.2"):
         train(small(training={"prevalence": 0.2}), images, tmp_path / "run")
+
+
+def test_cross_validation_refuses_several_classes_before_it_trains(images, tmp_path):
+    with pytest.raises(
+        DatasetError, match=r"a cross-validation needs images of NORMAL and PNEUMONIA; .* bright, clear, dark"
+    ):
+        train_folds(small(), images, tmp_path / "folds", 3)
+    assert not (tmp_path / "folds").exists()
 
 
 def test_input_checks_are_trained_and_reject(images, tmp_path):

@@ -1,7 +1,8 @@
 """Read, check and copy the folder of a bundle: `network.onnx` and `card.json`.
 
-Bundles of format 2 have a network for NORMAL and PNEUMONIA, those of format 3 one for several classes. `read_bundle`, on which
-everything but `predict`, `evaluate`, `compare` and `report` depends, refuses the latter.
+Bundles of format 2 have a network for NORMAL and PNEUMONIA, those of format 3 one for several classes. The latter are used by
+`predict`, `evaluate`, `compare`, `report` and `export`, and trained by `train`, `sweep` and `lr-find`. `read_bundle`, which all
+other uses of a model need, refuses them.
 
 To change the format after the first release, raise `card.FORMAT`, keep a bundle of the previous format for the tests, and convert
 it in `read_bundle`.

@@ -51,7 +51,8 @@ class PredictionSets(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Class-conditional conformal prediction (see `statistics.conformal`).
 
     Attributes:
-        coverage: Minimum fraction of the images of each class whose set has this class, for images like those of validation.
+        coverage: Fraction of the validation images of each class whose set has this class; the thresholds were fitted for it. On
+            other images it has to be measured.
         classes: Threshold of each class.
     """
 

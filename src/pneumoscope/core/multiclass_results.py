@@ -55,7 +55,8 @@ class ClassResult:
         n: Number of images of the class.
         metrics: auroc, auprc, sensitivity, specificity, precision, negative_predictive_value, f1, expected_calibration_error.
         sets: Of the images of the class: coverage, single, empty and mean_size of their prediction sets; empty without sets.
-        reliability: Observed rate of the class by its probability, in the bins of the calibration error.
+        reliability: Observed rate of the class by its probability, in the bins of the calibration error; empty if the calibration
+            was fitted on some of the images.
     """
 
     n: int

@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from pneumoscope.core.comparison import RunGroup, RunSummary
 from pneumoscope.core.errors import RunError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.messages import counted
-from pneumoscope.evaluation.compared import EvaluatedRun, decisions
+from pneumoscope.evaluation.compared import ComparedRun, EvaluatedRun, decisions
 from pneumoscope.evaluation.metrics import positives
 from pneumoscope.statistics.likelihood_ratios import predictive_values
 
 __all__ = [
     "AT_PREVALENCE",
     "check_comparable",
+    "check_names",
     "joint_notice",
     "prevalence_sentences",
     "summarize_run",
@@ -25,16 +27,17 @@ __all__ = [
 
 AT_PREVALENCE = "_at_prevalence"  # suffix of the metrics at the stated prevalence
 _MAX_LISTED = 3  # images in a message
+_Run = TypeVar("_Run", bound=ComparedRun[Any, Any])
 
 
-def with_unique_names(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
+def with_unique_names(runs: Sequence[_Run]) -> list[_Run]:
     """Rename runs that have the same name after their folders or files."""
     count = Counter(run.name for run in runs)
     return [run if count[run.name] == 1 else dataclasses.replace(run, name=run.folder_name) for run in runs]
 
 
-def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
-    """Raise unless names are unique and images, labels and patients are the same in all runs."""
+def check_names(runs: Sequence[_Run]) -> None:
+    """Raise unless names are unique."""
     name, count = Counter(run.name for run in runs).most_common(1)[0]
     if count > 1:
         folders = ", ".join(str(run.path) for run in runs if run.name == name)
@@ -42,6 +45,11 @@ def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
             f"{count} runs have the name {name!r} ({folders})",
             hint="Rename the folders: runs of one recipe are distinguished by the names of their folders",
         )
+
+
+def check_comparable(runs: Sequence[_Run]) -> None:
+    """Raise unless names are unique and images, labels and patients are the same in all runs."""
+    check_names(runs)
     first = runs[0]
     for run in runs[1:]:
         if run.evaluation.images_sha256 != first.evaluation.images_sha256:
@@ -66,7 +74,7 @@ def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
             )
 
 
-def _only_in(a: EvaluatedRun, b: EvaluatedRun) -> str:
+def _only_in(a: ComparedRun[Any, Any], b: ComparedRun[Any, Any]) -> str:
     """Return how many images only `a` has, with examples."""
     hashes = {image.sha256 for image in b.images}
     only = [image.path for image in a.images if image.sha256 not in hashes]
@@ -115,9 +123,12 @@ def prevalence_sentences(
     )
 
 
-def joint_notice(runs: Sequence[EvaluatedRun]) -> str:
+def joint_notice(runs: Sequence[_Run]) -> str:
     """Return the notice of the evaluations; the populations by run if they differ."""
-    if len({run.evaluation.notice for run in runs}) == 1:
-        return runs[0].evaluation.notice
-    populations = (f"{run.name}: {run.evaluation.notice.removeprefix(NOTICE).strip()}" for run in runs)
+    notices: list[str] = [run.evaluation.notice for run in runs]
+    if len(set(notices)) == 1:
+        return notices[0]
+    populations = (
+        f"{run.name}: {notice.removeprefix(NOTICE).strip()}" for run, notice in zip(runs, notices, strict=True)
+    )
     return " ".join((NOTICE, *populations))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -35,13 +36,64 @@ from pneumoscope.runs.run_folder import (
 )
 from pneumoscope.statistics.inputs import BoolArray
 
-__all__ = ["EvaluatedRun", "ScoringOptions", "decisions", "expand_runs", "read_evaluated", "result_folders"]
+__all__ = [
+    "ComparedRun",
+    "EvaluatedRun",
+    "ScoringOptions",
+    "check_folders",
+    "decisions",
+    "expand_runs",
+    "in_order",
+    "read_evaluated",
+    "result_folders",
+    "unique_name",
+]
 
 _EVALUATIONS = "evaluations"  # folder for those of bundles and files
 
 
+class ComparedImage(Protocol):
+    """What images of a comparison have in common."""
+
+    @property
+    def path(self) -> str:
+        """Path of the file."""
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file."""
+
+    @property
+    def patient(self) -> str:
+        """Identifier of the patient."""
+
+    @property
+    def label(self) -> str:
+        """Name of the class."""
+
+
+class ComparedEvaluation(Protocol):
+    """What evaluations of a comparison have in common."""
+
+    @property
+    def images_sha256(self) -> str:
+        """SHA-256 of the hashes of the images."""
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+
+    @property
+    def notice(self) -> str:
+        """Notice with the population of the model."""
+
+
+_Evaluation = TypeVar("_Evaluation", bound=ComparedEvaluation)
+_Image = TypeVar("_Image", bound=ComparedImage)
+
+
 @dataclasses.dataclass(frozen=True)
-class EvaluatedRun:
+class ComparedRun(Generic[_Evaluation, _Image]):
     """The evaluation of a run, bundle or file; images are in the same order for all that have the same images.
 
     Attributes:
@@ -58,8 +110,13 @@ class EvaluatedRun:
     folder_name: str
     path: Path
     record: RunRecord | None
-    evaluation: Evaluation
-    images: tuple[ScoredImage, ...]
+    evaluation: _Evaluation
+    images: tuple[_Image, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatedRun(ComparedRun[Evaluation, ScoredImage]):
+    """The evaluation of a run, bundle or file for NORMAL and PNEUMONIA; see `ComparedRun`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +157,7 @@ def read_evaluated(
         RunError: A file is missing or malformed, or two evaluations would be written to one folder.
         UnknownNameError: An evaluation or a bundle lacks the operating point.
     """
-    _check_folders(targets)
+    check_folders(targets)
     unscored = [target for target in targets if _is_unscored(target)]
     if unscored and options.data is None:
         raise UsageError(
@@ -154,8 +211,12 @@ def _folder_name(target: Path) -> str:
     return folder.parent.name if folder.name == BUNDLE_FOLDER else folder.name
 
 
-def _check_folders(targets: Sequence[Path]) -> None:
-    """Raise if two evaluations would be written to the same folder."""
+def check_folders(targets: Sequence[Path]) -> None:
+    """Raise if evaluations of two bundles or files would be written to the same folder.
+
+    Raises:
+        RunError: With both.
+    """
     first: dict[str, Path] = {}
     for target in filter(_is_unscored, targets):
         name = _folder_name(target)
@@ -268,8 +329,23 @@ def _evaluate(target: Path, operating_point: str, options: ScoringOptions, out: 
 def _evaluated(
     target: Path, record: RunRecord | None, evaluation: Evaluation, images: Sequence[ScoredImage]
 ) -> EvaluatedRun:
-    # By content, and by path for identical files only, because the data folder may differ between runs.
-    ordered = tuple(sorted(images, key=lambda image: (image.sha256, image.path)))
     name = evaluation.name if record is None else record.name
-    folder_name = run_folder_name(target) if record else _folder_name(target)
-    return EvaluatedRun(name, folder_name, target, record, evaluation, ordered)
+    return EvaluatedRun(name, unique_name(target, record), target, record, evaluation, in_order(images))
+
+
+def unique_name(target: Path, record: RunRecord | None) -> str:
+    """Return `ComparedRun.folder_name`.
+
+    Args:
+        target: The run, bundle, file, or folder of an evaluation.
+        record: Record of the run; None if it is not a run.
+    """
+    return run_folder_name(target) if record else _folder_name(target)
+
+
+def in_order(images: Sequence[_Image]) -> tuple[_Image, ...]:
+    """Return images in the order in which they are compared.
+
+    It is by content, and by path for identical files only, because the data folder may differ between runs.
+    """
+    return tuple(sorted(images, key=lambda image: (image.sha256, image.path)))

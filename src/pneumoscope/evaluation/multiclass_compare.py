@@ -6,16 +6,16 @@ import csv
 import dataclasses
 import datetime
 import io
-from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from pneumoscope import __version__
+from pneumoscope.bundle.bundle_folder import read_multiclass_bundle
 from pneumoscope.core.comparison import PairedTest
 from pneumoscope.core.errors import RunError, UndefinedMetricError, UsageError
 from pneumoscope.core.files import write_atomically
-from pneumoscope.core.messages import counted
 from pneumoscope.core.multiclass_results import (
     MulticlassComparison,
     MulticlassEvaluation,
@@ -24,8 +24,16 @@ from pneumoscope.core.multiclass_results import (
 )
 from pneumoscope.core.result_forms import to_json
 from pneumoscope.data.label_mapping import LabelMapping
+from pneumoscope.evaluation.comparability import check_comparable, check_names, joint_notice, with_unique_names
 from pneumoscope.evaluation.compare import COMPARISON_FILE, COMPARISON_TABLE, TABLE_COLUMNS
-from pneumoscope.evaluation.compared import expand_runs
+from pneumoscope.evaluation.compared import (
+    ComparedRun,
+    check_folders,
+    expand_runs,
+    in_order,
+    result_folders,
+    unique_name,
+)
 from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
 from pneumoscope.evaluation.multiclass_metrics import ClassScores, class_scores
 from pneumoscope.evaluation.paired_findings import findings, make_paired_test, training_sentence
@@ -33,13 +41,12 @@ from pneumoscope.runs.multiclass_evaluations import (
     has_multiclass_evaluation,
     read_multiclass_evaluation_folder,
 )
-from pneumoscope.runs.record import RunRecord, read_run
+from pneumoscope.runs.record import read_run
 from pneumoscope.runs.run_folder import (
-    BUNDLE_FOLDER,
     evaluation_folder,
     evaluation_names,
+    find_bundle,
     is_run_folder,
-    run_folder_name,
 )
 from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.intervals import paired_difference, undefined
@@ -49,24 +56,10 @@ from pneumoscope.statistics.paired import holm, mcnemar_exact, mcnemar_method
 
 __all__ = ["ComparedClasses", "compare_multiclass", "compared_classes", "multiclass_comparison"]
 
-_EVALUATIONS = "evaluations"  # folder for those of bundles
-
 
 @dataclasses.dataclass(frozen=True)
-class ComparedClasses:
-    """The evaluation of a run or bundle of several classes; images are in the same order for all that have the same images.
-
-    Attributes:
-        name: Name of the run or bundle; if several have the same, that of the folder.
-        record: Record of the run; None if it is not a run.
-        evaluation: The evaluation.
-        images: The images with their probabilities.
-    """
-
-    name: str
-    record: RunRecord | None
-    evaluation: MulticlassEvaluation
-    images: tuple[MulticlassScoredImage, ...]
+class ComparedClasses(ComparedRun[MulticlassEvaluation, MulticlassScoredImage]):
+    """The evaluation of a run or bundle of several classes; see `ComparedRun`."""
 
 
 def compare_multiclass(
@@ -139,6 +132,8 @@ def compared_classes(
 ) -> list[ComparedClasses]:
     """Return the evaluations of runs, evaluation folders and bundles, checked to be of the same images and classes.
 
+    Everything that can be read is read and checked before a bundle is evaluated, which the test ledger records.
+
     Args:
         runs, evaluation, data, labels, split, ledger, out, progress, note: See `compare_multiclass`.
 
@@ -147,48 +142,69 @@ def compared_classes(
     """
     if not runs:
         raise UsageError("there are no runs to compare", hint="Give at least one run folder")
-    found = []
-    for target in expand_runs([Path(run) for run in runs]):
-        record, results = None, target
-        if is_run_folder(target):
-            record, results = read_run(target, finished=True), evaluation_folder(target, evaluation)
-        if has_multiclass_evaluation(results):
-            result, images = read_multiclass_evaluation_folder(results)
-        elif record is not None:
-            others = evaluation_names(target)
-            raise RunError(
-                f"run {str(target)!r} has no evaluation {evaluation!r} of several classes"
-                f"{' (it has ' + ', '.join(others) + ')' if others else ''}",
-                hint=f"Evaluate it: pneumoscope evaluate {target} --data DATA",
-            )
-        elif data is None:
-            raise UsageError(
-                f"{str(target)!r} has no evaluation of several classes",
-                hint="Give `compare` the labeled images with --data, or evaluate first: pneumoscope evaluate --out FOLDER",
-            )
-        else:
+    targets = expand_runs([Path(run) for run in runs])
+    check_folders(targets)
+    known = with_unique_names([_read(target, evaluation, data) for target in targets])
+    check_names(known)
+    _check_classes(known)
+    if read := [run for run in known if isinstance(run, ComparedClasses)]:
+        check_comparable(read)
+    evaluated = []
+    for target, run in zip(targets, known, strict=True):
+        if not isinstance(run, ComparedClasses):
+            assert data is not None  # checked by `_read`
             result, images = evaluate_multiclass(
                 target,
                 data,
                 labels=labels,
                 split=split,
-                out=None if out is None else out / _EVALUATIONS / _folder_name(target),
+                out=None if out is None else result_folders([target], out)[0],
                 replace=True,
                 ledger=ledger,
                 progress=progress,
                 note=note,
             )
-        # By content, and by path for identical files only, because the data folder may differ between runs.
-        ordered = tuple(sorted(images, key=lambda image: (image.sha256, image.path)))
+            run = ComparedClasses(run.name, run.folder_name, target, None, result, in_order(images))
+        evaluated.append(run)
+    check_comparable(evaluated)
+    return evaluated
+
+
+def _read(target: Path, evaluation: str, data: str | Path | None) -> ComparedRun[Any, Any]:
+    """Return the evaluation of a run, or that in an evaluation folder; for a bundle its card in place of an evaluation."""
+    record, results = None, target
+    if is_run_folder(target):
+        record, results = read_run(target, finished=True), evaluation_folder(target, evaluation)
+    if has_multiclass_evaluation(results):
+        result, images = read_multiclass_evaluation_folder(results)
         name = result.name if record is None else record.name
-        found.append((ComparedClasses(name, record, result, ordered), target))
-    count = Counter(each.name for each, _ in found)
-    renamed = [
-        each if count[each.name] == 1 else dataclasses.replace(each, name=_unique_name(each, target))
-        for each, target in found
-    ]
-    _check_comparable(renamed)
-    return renamed
+        return ComparedClasses(name, unique_name(target, record), target, record, result, in_order(images))
+    if record is not None:
+        others = evaluation_names(target)
+        raise RunError(
+            f"run {str(target)!r} has no evaluation {evaluation!r} of several classes"
+            f"{' (it has ' + ', '.join(others) + ')' if others else ''}",
+            hint=f"Evaluate it: pneumoscope evaluate {target} --data DATA",
+        )
+    if data is None:
+        raise UsageError(
+            f"{str(target)!r} has no evaluation of several classes",
+            hint="Give `compare` the labeled images with --data, or evaluate first: pneumoscope evaluate --out FOLDER",
+        )
+    card, _ = read_multiclass_bundle(find_bundle(target))
+    return ComparedRun(card.name, unique_name(target, None), target, None, card, ())
+
+
+def _check_classes(runs: Sequence[ComparedRun[Any, Any]]) -> None:
+    """Raise unless the classes of all runs and bundles are the same."""
+    first = runs[0]
+    for run in runs[1:]:
+        if run.evaluation.classes != first.evaluation.classes:
+            raise RunError(
+                f"run {run.name!r} has the classes {', '.join(run.evaluation.classes)}, and {first.name!r} has"
+                f" {', '.join(first.evaluation.classes)}",
+                hint="Compare models of the same classes, in the same order",
+            )
 
 
 def multiclass_comparison(
@@ -226,7 +242,7 @@ def multiclass_comparison(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,
         evaluation=evaluation,
-        notice=first.notice,
+        notice=joint_notice(runs),
     )
 
 
@@ -263,51 +279,6 @@ def _summary(run: ComparedClasses) -> MulticlassRunSummary:
         metrics=run.evaluation.metrics,
         confusion=run.evaluation.confusion,
     )
-
-
-def _folder_name(target: Path) -> str:
-    folder = target.resolve()
-    return folder.parent.name if folder.name == BUNDLE_FOLDER else folder.name
-
-
-def _unique_name(run: ComparedClasses, target: Path) -> str:
-    return run_folder_name(target) if run.record else _folder_name(target)
-
-
-def _check_comparable(runs: Sequence[ComparedClasses]) -> None:
-    """Raise unless names are unique, and images, labels, patients and classes are the same in all runs."""
-    name, count = Counter(run.name for run in runs).most_common(1)[0]
-    if count > 1:
-        raise RunError(
-            f"{count} runs have the name {name!r}",
-            hint="Rename the folders: runs of one recipe are distinguished by the names of their folders",
-        )
-    first = runs[0]
-    for run in runs[1:]:
-        if run.evaluation.classes != first.evaluation.classes:
-            raise RunError(
-                f"run {run.name!r} has the classes {', '.join(run.evaluation.classes)}, and {first.name!r} has"
-                f" {', '.join(first.evaluation.classes)}",
-                hint="Compare models of the same classes, in the same order",
-            )
-        if run.evaluation.images_sha256 != first.evaluation.images_sha256:
-            raise RunError(
-                f"run {run.name!r} was evaluated on other images than {first.name!r} ({run.evaluation.n} and"
-                f" {first.evaluation.n} images, compared by content)",
-                hint="Evaluate both on the same data",
-            )
-        different = [
-            (image, other)
-            for image, other in zip(run.images, first.images, strict=True)
-            if (image.label, image.patient) != (other.label, other.patient)
-        ]
-        if different:
-            image, other = different[0]
-            raise RunError(
-                f"image {image.path!r} is {image.label} of patient {image.patient!r} in {run.name!r} and {other.label} of patient"
-                f" {other.patient!r} in {first.name!r} ({counted(len(different), 'such image')})",
-                hint="Evaluate both on the same data",
-            )
 
 
 def _table(comparison: MulticlassComparison) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pneumoscope import __version__
+from pneumoscope.bundle.card import short_hash
 from pneumoscope.bundle.multiclass_card import MulticlassCard
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
@@ -65,6 +66,9 @@ def evaluate_multiclass(
     note: Callable[[str], None] | None = None,
 ) -> tuple[MulticlassEvaluation, tuple[MulticlassScoredImage, ...]]:
     """Score the images of one split with a model of several classes, and return its metrics with intervals.
+
+    On images that calibration and prediction sets were fitted on, Brier score, log loss, calibration error and the metrics of the
+    sets are undefined.
 
     Args:
         target: Run folder or bundle folder.
@@ -125,7 +129,7 @@ def evaluate_multiclass(
         classes=card.classes,
         bundle_sha256=card.onnx_sha256,
         recipe=card.recipe,
-        **multiclass_metrics(scored, card.classes, seed=seed)._asdict(),
+        **multiclass_metrics(scored, card.classes, seed=seed, fitted=_fitted(images, card))._asdict(),
         coverage=None if card.prediction_sets is None else card.prediction_sets.coverage,
         rejected=summarize_rejections(patients, rejections),
         test_evaluation=None,
@@ -142,6 +146,12 @@ def evaluate_multiclass(
         write_atomically(folder / PREDICTIONS_FILE, multiclass_predictions_csv(scored, card.classes))
         write_atomically(folder / EVALUATION_FILE, to_json(evaluation))
     return evaluation, scored
+
+
+def _fitted(images: Sequence[LabeledImage], card: MulticlassCard) -> int:
+    """Return how many images, compared by content, calibration and prediction sets were fitted on."""
+    seen = set(card.seen.get("validation", ()))
+    return sum(short_hash(image.sha256) in seen for image in images)
 
 
 def _check_folder(folder: Path, images: Sequence[LabeledImage], card: MulticlassCard, seed: int) -> None:

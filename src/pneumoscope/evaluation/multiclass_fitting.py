@@ -29,20 +29,30 @@ def fit_temperature_scaling(logits: npt.NDArray[np.float32], targets: IntArray) 
 
 
 def fit_prediction_sets(
-    logits: npt.NDArray[np.float32], targets: IntArray, classes: Sequence[str], calibration: TemperatureScaling
+    variants: Sequence[npt.NDArray[np.float32]],
+    targets: IntArray,
+    classes: Sequence[str],
+    calibration: TemperatureScaling,
 ) -> PredictionSets | None:
     """Return the thresholds of the classes for `fitting.COVERAGE`; None if a class has too few images for it.
 
+    The threshold of a class is the lowest of those for each variant of the images, so that it has the coverage on all of them.
+
     Args:
-        logits, targets: As for `fit_temperature_scaling`.
+        variants: Logits of the validation images, unmodified and, if the calibration is fitted on them, augmented; each of shape
+            (n, K).
+        targets: Index of the class of each image, shape (n,).
         classes: Names of the classes.
         calibration: Calibration of the probabilities.
     """
-    probabilities = softmax(logits, calibration.temperature)
     try:
-        thresholds = fit_class_thresholds(probabilities, targets, classes, COVERAGE)
+        fitted = [
+            fit_class_thresholds(softmax(logits, calibration.temperature), targets, classes, COVERAGE)
+            for logits in variants
+        ]
     except UndefinedMetricError:
         return None
+    thresholds = map(min, zip(*fitted, strict=True))
     counts = np.bincount(targets, minlength=len(classes)).tolist()
     return PredictionSets(
         coverage=COVERAGE,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -21,6 +22,9 @@ from pneumoscope.statistics.multiclass import (
 )
 
 __all__ = ["ClassScores", "MulticlassMetrics", "class_scores", "multiclass_metrics"]
+
+# Metrics that the temperature is fitted for. It keeps the predicted class, and hardly changes how images are ranked.
+_CALIBRATED = {"brier", "log_loss", "expected_calibration_error"}
 
 
 class ClassScores(NamedTuple):
@@ -65,7 +69,7 @@ def class_scores(images: Sequence[MulticlassScoredImage], classes: Sequence[str]
 
 
 def multiclass_metrics(
-    images: Sequence[MulticlassScoredImage], classes: Sequence[str], *, seed: int
+    images: Sequence[MulticlassScoredImage], classes: Sequence[str], *, seed: int, fitted: int = 0
 ) -> MulticlassMetrics:
     """Return the metrics of scored images.
 
@@ -73,6 +77,8 @@ def multiclass_metrics(
         images: The images; at least one.
         classes: Names of the classes.
         seed: Seed of the bootstraps.
+        fitted: How many of the images calibration and prediction sets were fitted on. If there are any, the metrics of these are
+            undefined, and there are no bins of reliability.
     """
     scores = class_scores(images, classes)
     p, y, patients = scores.probabilities, scores.targets, scores.patients
@@ -88,19 +94,48 @@ def multiclass_metrics(
             n=len(members),
             metrics=class_metrics(p, y, index, name, patients, seed=seed),
             sets=of_class,
-            reliability=reliability_bins(p[:, index], y == index),
+            reliability=() if fitted else reliability_bins(p[:, index], y == index),
         )
     pairs = []
     for first, second in combinations(range(len(classes)), 2):
         names = (classes[first], classes[second])
         n = int(((y == first) | (y == second)).sum())
         pairs.append(ClassPair(*names, n, pair_metrics(p, y, (first, second), names, patients)))
-    return MulticlassMetrics(
+    metrics = MulticlassMetrics(
         metrics=overall_metrics(p, y, classes, patients, seed=seed),
         confusion=tuple(map(tuple, confusion.tolist())),
         by_class=by_class,
         pairs=tuple(pairs),
         sets={} if sets is None else set_metrics(sets, y, patients, seed=seed),
+    )
+    return _without_fitted(metrics, fitted, len(images)) if fitted else metrics
+
+
+def _without_fitted(metrics: MulticlassMetrics, fitted: int, n: int) -> MulticlassMetrics:
+    """Return the metrics with those of calibration and prediction sets undefined."""
+
+    def undefined(intervals: Mapping[str, Interval], names: Collection[str], what: str) -> dict[str, Interval]:
+        reason = f"{what} fitted on {fitted} of these {n} images"
+        return {
+            name: dataclasses.replace(interval, value=None, low=None, high=None, reason=reason)
+            if name in names
+            else interval
+            for name, interval in intervals.items()
+        }
+
+    def without(intervals: Mapping[str, Interval]) -> dict[str, Interval]:
+        return undefined(intervals, _CALIBRATED, "the calibration was")
+
+    def without_sets(sets: Mapping[str, Interval]) -> dict[str, Interval]:
+        return undefined(sets, sets, "the prediction sets were")
+
+    return metrics._replace(
+        metrics=without(metrics.metrics),
+        by_class={
+            name: dataclasses.replace(result, metrics=without(result.metrics), sets=without_sets(result.sets))
+            for name, result in metrics.by_class.items()
+        },
+        sets=without_sets(metrics.sets),
     )
 
 

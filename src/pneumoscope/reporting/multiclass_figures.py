@@ -32,7 +32,7 @@ def draw_class_figures(
 ) -> dict[str, tuple[NamedFigure, ...]]:
     """Return the figures of a comparison: "confusion", "roc" and "reliability" of each run, and "differences" of pairs.
 
-    A class without images has no ROC curve.
+    A class without images has no ROC curve. Where the calibration was fitted on some of the images, there is no reliability.
     """
     with drawing():
         return {
@@ -57,6 +57,7 @@ def draw_class_figures(
                 )
                 for i, run in enumerate(runs)
                 for k, (name, result) in enumerate(run.evaluation.by_class.items())
+                if result.reliability
             ),
             "differences": tuple(
                 NamedFigure(

@@ -186,8 +186,8 @@ class TrainingOptions(_Table):
     """"balanced" weights each label by its inverse frequency."""
     calibrate: Literal["images", "augmented"] = "images"
     """Validation images that calibration, thresholds and uncertainty bands are fitted on: unchanged, or each augmented once.
-    If the labels differ in framing and exposure, so do unchanged validation images, and the fit is optimistic. "rule_out" and
-    "rule_in" reach their targets on unchanged images, too."""
+    If the labels differ in framing and exposure, so do unchanged validation images, and the fit is optimistic. "rule_out",
+    "rule_in" and the prediction sets of several classes reach their targets on unchanged images, too."""
     prevalence: float | None = Field(default=None, gt=0, lt=1)
     """Prevalence of pneumonia that probabilities are calibrated for; that of the validation images by default."""
     consistency: float = Field(default=0.0, ge=0, le=100)

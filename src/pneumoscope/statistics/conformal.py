@@ -67,9 +67,9 @@ def fit_class_thresholds(
 ) -> list[float]:
     """Return for each class the probability at or above which it is in the prediction set of an image.
 
-    A class is left out if its probability is among the lowest of the calibration images of this class. For each class, the sets
-    of its images contain it with at least the coverage (class-conditional, or Mondrian, conformal prediction). A set may have
-    several classes, or none.
+    A class is left out if its probability is among the lowest of the calibration images of this class. If these are exchangeable
+    with the images of the class, their sets contain it with at least the coverage (class-conditional, or Mondrian, conformal
+    prediction). A set may have several classes, or none.
 
     Args:
         probabilities: Probabilities of calibration images that selected neither the network nor its epoch, shape (n, K).

@@ -47,7 +47,8 @@ def export_multiclass(
 ) -> MulticlassCard:
     """Write a bundle of several classes, and return its card.
 
-    Temperature and prediction sets are fitted on the validation images, augmented if the recipe says so.
+    Temperature and prediction sets are fitted on the validation images. If the recipe says so, they are augmented for the
+    temperature, and the sets have their coverage on augmented and unmodified images.
 
     Args:
         network, recipe, manifest, arrays, outliers, folder, best_epoch, seen_before: See `export.export`.
@@ -81,17 +82,17 @@ def export_multiclass(
         check_input_checks(batch, session.outputs(batch), input_checks)
     parity = check_logits(network, pixels[sample], logits[sample])
 
-    fitted = logits
+    variants = [logits]
     if recipe.training.calibrate == "augmented":
         batches = augmented_batches(pixels, recipe.augmentation, recipe.training.seed)
-        fitted = np.concatenate([session.logits(batch) for batch in batches])
-    calibration = fit_temperature_scaling(fitted, targets)
+        variants.append(np.concatenate([session.logits(batch) for batch in batches]))
+    calibration = fit_temperature_scaling(variants[-1], targets)
     card = msgspec.structs.replace(
         card,
         parity=parity,
         self_test_logits=tuple(session.logits(self_test_image(recipe.network.image_size))[0].tolist()),
         calibration=calibration,
-        prediction_sets=fit_prediction_sets(fitted, targets, arrays.classes, calibration),
+        prediction_sets=fit_prediction_sets(variants, targets, arrays.classes, calibration),
         rejection_limits=fit_limits(session, recipe, arrays, pixels, outputs, outliers) if input_checks else None,
     )
     write_atomically(folder / NETWORK_FILE, onnx)

@@ -1,0 +1,48 @@
+"""Fits of the card of several classes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from pneumoscope.evaluation.multiclass_fitting import fit_prediction_sets, fit_temperature_scaling
+
+CLASSES = ("a", "b", "c")
+
+
+@pytest.fixture
+def targets():
+    return np.repeat(np.arange(3), 60)
+
+
+def draw_logits(targets, seed, *, signal):
+    """Return logits in which each image has a higher one for its own class by `signal` of that class."""
+    logits = np.random.default_rng(seed).normal(size=(len(targets), 3))
+    logits[np.arange(len(targets)), targets] += np.array(signal)[targets]
+    return logits.astype(np.float32)
+
+
+def test_prediction_sets_have_their_coverage_on_unmodified_and_augmented_images(targets):
+    # Class a is easier if the images are augmented, and class b harder.
+    unmodified = draw_logits(targets, 0, signal=(0.5, 3.0, 2.0))
+    augmented = draw_logits(targets, 1, signal=(3.0, 0.5, 2.0))
+    calibration = fit_temperature_scaling(augmented, targets)
+    sets = fit_prediction_sets([unmodified, augmented], targets, CLASSES, calibration)
+    for logits in (unmodified, augmented):
+        probabilities = softmax(logits.astype(float) / calibration.temperature, axis=1)
+        for k, name in enumerate(CLASSES):
+            own = probabilities[targets == k, k]
+            assert np.mean(own >= sets.classes[name].threshold) >= 0.95
+    assert {each.n for each in sets.classes.values()} == {60}
+    alone = [fit_prediction_sets([logits], targets, CLASSES, calibration) for logits in (unmodified, augmented)]
+    lowest = {name: min(each.classes[name].threshold for each in alone) for name in CLASSES}
+    assert {name: each.threshold for name, each in sets.classes.items()} == lowest
+    assert alone[0].classes["a"].threshold < alone[1].classes["a"].threshold
+    assert alone[0].classes["b"].threshold > alone[1].classes["b"].threshold
+
+
+def test_a_class_with_too_few_images_leaves_no_prediction_sets():
+    few = np.repeat(np.arange(3), (60, 60, 18))
+    logits = draw_logits(few, 0, signal=(1.0, 1.0, 1.0))
+    assert fit_prediction_sets([logits], few, CLASSES, fit_temperature_scaling(logits, few)) is None
