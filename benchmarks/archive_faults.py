@@ -12,6 +12,7 @@ engine. The same command continues a run of this script that was stopped: comple
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -32,6 +33,7 @@ from tests.archive.archives import contents, draw_images, score, score_command
 from tests.conftest import LIMITS, Maker
 from tests.processes import started
 
+from pneumoscope import __version__
 from pneumoscope.archive.status import archive_status
 from pneumoscope.archive.verify import verify_archive
 from pneumoscope.core.files import write_atomically
@@ -164,9 +166,22 @@ def attack_node(source: Path, bundle: Path, address: str, draw: random.Random) -
     return attack
 
 
+def describe_software() -> str:
+    """Return the version, and the commit that last changed the code. Changes that are not committed count as another one."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments, "--", "src/pneumoscope"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+    changes = git("diff", "HEAD")
+    changed = f" with changes {hashlib.sha256(changes.encode()).hexdigest()[:8]}" if changes else ""
+    return f"{__version__}, {git('log', '-1', '--format=%h')}{changed}"
+
+
 def markdown(result: dict[str, Any]) -> str:
     """Return the table."""
-    columns = list(result["faults"][0])
+    columns = list(dict.fromkeys(column for row in result["faults"] for column in row))
     lines = [
         "# Faults of archives",
         "",
@@ -175,7 +190,7 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         f"| {' | '.join(columns)} |",
         "| --- |" + " --- |" * (len(columns) - 1),
-        *(f"| {' | '.join(str(row[column]) for column in columns)} |" for row in result["faults"]),
+        *(f"| {' | '.join(str(row.get(column, '')) for column in columns)} |" for row in result["faults"]),
         "",
     ]
     return "\n".join(lines)
@@ -199,14 +214,18 @@ def main() -> None:
         local = contents(folder / "undisturbed")
         score(source, folder / "undisturbed", bundle, heatmaps=True)
         with_heatmaps = contents(folder / "undisturbed")
+        software = describe_software()
         file = arguments.out / "faults.json"
         result = json.loads(file.read_text()) if file.exists() else {"seed": arguments.seed, "faults": []}
 
         def run(fault: str, kills: int, attack: Callable[[random.Random], Attack]) -> None:
             row = next((each for each in result["faults"] if each["fault"] == fault), None)
-            if row is None:
-                row = {"fault": fault, "kills": 0, "archives": 0, "images": 0, "not in one row": 0, "equal": 0}
-                result["faults"].append(row)
+            if row is None or row.get("software") != software:
+                # Kills of other software say nothing about this one.
+                place = len(result["faults"]) if row is None else result["faults"].index(row)
+                row = {"fault": fault, "software": software}
+                row |= {"kills": 0, "archives": 0, "images": 0, "not in one row": 0, "equal": 0}
+                result["faults"][place : place + 1] = [row]
             draw = random.Random(f"{result['seed']} {fault} {row['kills']}")
             undisturbed = with_heatmaps if fault.startswith("Ray") else local
             Trial(row, undisturbed).run(folder, kills, attack(draw), lambda: save(result, arguments.out))

@@ -102,8 +102,11 @@ def inputs_page() -> str:
         "Some faults of gray levels cannot be told from the pixels, and have no code. A lookup table whose first value is"
         " wrong by a few shifts gray levels by as many steps: a table may begin anywhere. A window for a part of the range may"
         " be a mistake or a choice, as long as it clips little of the anatomy; so may a full window beside a rescale intercept."
-        " Undeclared padding is found only where its value is farther from all others than twice their range: nearer, it can"
-        " be a marker or a bright background.\n",
+        " Undeclared padding is found only as rows and columns of one value at the sides of an image, if this value is negative,"
+        " or at least 32,768 as negative values are where they are written as unsigned, and farther from all others than"
+        " twice their range; the only negative value need not be far. Any other border, such as one of 0, can be a marker or"
+        " the background: it stays as it is. The gray levels are those of the other pixels, and only the rows and columns"
+        " become black.\n",
         "In addition, each test file of pydicom, with the compression set of DICOM's working group 4, is decoded as dcmtk"
         " displays it, to 1 of 255, or has an error or the warning `window_ignored` (`tests/imaging/test_dcmtk.py`).\n",
     ]

@@ -19,9 +19,10 @@ from tests.conftest import LIMITS, Maker
 from pneumoscope import load_model
 from pneumoscope.archive.archive_folder import ArchiveFolder, PredictionSet
 from pneumoscope.archive.journal import StoredFile, append_entry, read_journal
+from pneumoscope.archive.score import Listed
 from pneumoscope.archive.status import archive_status
 from pneumoscope.archive.verify import verify_archive
-from pneumoscope.core.errors import BundleError
+from pneumoscope.core.errors import BundleError, UsageError
 
 
 @pytest.fixture
@@ -117,11 +118,57 @@ def test_lost_and_altered_heatmaps_are_found_and_scored_again(
     assert verify_archive(out).found == 11
     done = run_cli("verify", out)
     assert done.returncode == 1
-    assert "error: the heatmaps of 2 shards are missing or altered (2 shards)" in done.stderr
+    assert "error: the heatmaps of 2 shards are missing, altered or not entered (2 shards)" in done.stderr
     chosen.heatmaps_path(2).unlink()
     assert score(source, out, bundle, heatmaps=True).shards == 2
     assert contents(out) == before
     assert problems(out) == []
+
+
+def test_heatmaps_that_no_line_of_the_journal_has_are_found(out: Path, source: Path, bundle: Path) -> None:
+    """A shard whose table was deleted is scored again, without heatmaps."""
+    before, chosen = contents(out), predictions(out)
+    chosen.shard_path(1).unlink()
+    assert score(source, out, bundle).shards == 1
+    chosen.heatmaps_path(1).write_bytes(b"altered")
+    assert problems(out) == [(1, "heatmaps_not_entered")]
+    assert verify_archive(out).found == 11
+    assert score(source, out, bundle, heatmaps=True).shards == 1
+    assert contents(out) == before
+    assert problems(out) == []
+
+
+def test_shards_of_other_software_get_no_heatmaps_since_their_tables_would_change(
+    tmp_path: Path, source: Path, bundle: Path
+) -> None:
+    plain = tmp_path / "plain"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pneumoscope.archive.scoring.runtime_version", lambda: "1.2.3")
+        score(source, plain, bundle)
+    before, chosen = contents(plain), predictions(plain)
+    with pytest.raises(UsageError, match=r"other software scored 3 shards .*onnxruntime 1\.2\.3, cpu; this is "):
+        score(source, plain, bundle, heatmaps=True)
+    assert contents(plain) == before
+    for number in range(2):
+        chosen.shard_path(number).unlink()
+    score(source, plain, bundle)
+    listed: list[Listed] = []
+    with pytest.raises(UsageError, match="other software scored 1 shard"):
+        score(source, plain, bundle, heatmaps=True)
+    chosen.shard_path(2).unlink()
+    assert score(source, plain, bundle, heatmaps=True, on_listed=listed.append).shards == 3
+    assert listed[0].others == {}
+    assert problems(plain) == []
+
+
+def test_finished_shards_of_other_software_are_named_when_heatmaps_are_complete(
+    out: Path, source: Path, bundle: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pneumoscope.archive.scoring.runtime_version", lambda: "1.2.3")
+        listed: list[Listed] = []
+        assert score(source, out, bundle, heatmaps=True, on_listed=listed.append).shards == 0
+    assert sum(listed[0].others.values()) == 3
 
 
 def test_heatmaps_of_other_rows_are_found(out: Path) -> None:

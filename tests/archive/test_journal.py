@@ -72,6 +72,16 @@ def test_a_malformed_line_before_the_last_is_reported_with_its_number(tmp_path: 
         read_journal(path)
 
 
+def test_a_line_of_another_version_is_not_to_be_removed(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    append_entry(path, entry(0))
+    path.write_bytes(path.read_bytes().replace(b'"runtime"', b'"versions"'))
+    with pytest.raises(
+        ArchiveError, match=r"missing required field `runtime`.*Another version of pneumoscope wrote it"
+    ):
+        read_journal(path)
+
+
 @pytest.mark.parametrize("step", ["write", "fsync"])
 def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     path = tmp_path / "journal.jsonl"

@@ -6,6 +6,7 @@ import http.server
 import io
 import json
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from pneumoscope.archive.score import Scored, score_archive
 from pneumoscope.archive.sources import open_source
 from pneumoscope.archive.verify import verify_archive
 from pneumoscope.core.errors import StorageError, UnreadableImageError, UsageError
+from pneumoscope.dicomweb import session
 
 ARCHIVE_DATE = "20190503"
 
@@ -255,6 +257,7 @@ def test_answers_503_are_repeated_and_a_server_that_keeps_giving_them_stops_the_
         ((410, "text/plain", b"", {}), "file_not_found", ""),
         ((500, "text/plain", b"", {}), "file_not_accessible", "HTTP status 500"),
         ((406, "text/plain", b"", {}), "file_not_accessible", "HTTP status 406"),
+        ((403, "text/plain", b"", {}), "permission_denied", ""),
         ((302, "text/plain", b"", {"Location": "http://127.0.0.1:1/"}), "file_not_accessible", "HTTP status 302"),
         ((200, "text/html", b"<html>", {}), "file_not_accessible", "not one DICOM file"),
         ((200, "multipart/related; boundary=b", b"--b\r\n\r\nnever ends", {}), "file_not_accessible", "not one DICOM"),
@@ -306,16 +309,126 @@ def test_a_search_without_all_results_stops_the_run_before_any_image_is_read(tmp
         score_web(f"dicomweb+{url}/studies", tmp_path / "out", bundle)
 
 
+def names_of(url: str, level: str = "studies") -> list[str]:
+    """Return the names of the images that a search lists."""
+    return [image.name for image in open_source(f"dicomweb+{url}/{level}").images()]
+
+
+def numbered(start: int, end: int) -> Answer:
+    return found(*({**SERIES, "SOPInstanceUID": f"1.1.1.{number}"} for number in range(start, end)))
+
+
+@pytest.mark.parametrize("count", [100, 250])
+def test_a_server_that_ignores_the_offset_is_not_read_as_complete(count: int) -> None:
+    def answer(_: str, parameters: dict[str, str]) -> Answer:
+        return numbered(0, min(count, int(parameters["limit"])))
+
+    with server(answer) as url, pytest.raises(StorageError, match=r"did not return all results .*that repeat results"):
+        names_of(url, "instances")
+
+
+def test_a_server_without_a_stable_order_is_not_read_as_complete() -> None:
+    def answer(_: str, parameters: dict[str, str]) -> Answer:
+        """Return the second page with results of the first."""
+        offset = int(parameters.get("offset", 0))
+        return numbered(offset and 80, 100 if not offset else 180) if offset < 200 else (204, JSON, b"", {})
+
+    with server(answer) as url, pytest.raises(StorageError, match="did not return all results"):
+        names_of(url, "instances")
+
+
+@pytest.mark.parametrize("count", [1, 99, 101, 250])
+def test_a_server_that_ignores_limit_and_offset_is_complete(count: int) -> None:
+    with server(lambda *_: numbered(0, count)) as url:
+        assert len(names_of(url, "instances")) == count
+
+
+def test_a_result_without_a_needed_uid_stops_the_run() -> None:
+    nameless = found({"StudyInstanceUID": "1.1", "SOPInstanceUID": "1.1.1.1"})
+    with server(lambda *_: nameless) as url, pytest.raises(StorageError, match="without SeriesInstanceUID"):
+        names_of(url, "instances")
+    with server(lambda *_: found(SERIES)) as url, pytest.raises(StorageError, match="did not return all results"):
+        names_of(url, "instances")
+
+
+def test_uids_of_a_search_within_a_series_need_not_be_repeated() -> None:
+    def answer(path: str, parameters: dict[str, str]) -> Answer:
+        level = path.rpartition("/")[2]
+        results = {"studies": STUDY, "series": {"SeriesInstanceUID": "1.1.1", "Modality": "DX"}}
+        return page(results.get(level, {"SOPInstanceUID": "1.1.1.1"}))(parameters)
+
+    with server(answer) as url:
+        assert names_of(url) == ["studies/1.1/series/1.1.1/instances/1.1.1.1"]
+
+
+def test_an_access_that_is_not_accepted_stops_the_run_at_once(tmp_path: Path, bundle: Path) -> None:
+    asked = []
+
+    def denied(_: int) -> Answer:
+        asked.append(1)
+        return (401, "text/plain", b"", {})
+
+    with (
+        server(archive_of(range(3), denied)) as url,
+        pytest.raises(StorageError, match=r"HTTP status 401.*Check user, password or token"),
+    ):
+        score_web(f"dicomweb+{url}/studies", tmp_path / "out", bundle)
+    assert len(asked) == 1
+    with server(lambda *_: (401, "text/plain", b"", {})) as url:
+        reader = open_source(f"dicomweb+{url}/studies").reader
+        for ask in (reader.is_available, lambda: names_of(url)):
+            with pytest.raises(StorageError, match="does not accept the configured access"):
+                ask()
+
+
+def test_an_instance_that_is_denied_is_a_row_of_its_own(tmp_path: Path, bundle: Path) -> None:
+    def denied_once(number: int) -> Answer:
+        return (403, "text/plain", b"", {}) if number == 11 else multipart(instance(number))
+
+    with server(archive_of(range(10, 13), denied_once)) as url:
+        assert score_web(f"dicomweb+{url}/studies", tmp_path / "out", bundle).failed == 1
+    assert [row["failure_code"] for row in table(tmp_path / "out")].count(None) == 2
+
+
+def test_a_server_that_allows_no_search_without_filters_is_available() -> None:
+    def answer(_: str, parameters: dict[str, str]) -> Answer:
+        return numbered(0, 1) if parameters.get("StudyDate") == "2019" else (400, "text/plain", b"", {})
+
+    with server(answer) as url:
+        assert open_source(f"dicomweb+{url}/instances?StudyDate=2019").reader.is_available()
+        assert not open_source(f"dicomweb+{url}/series").reader.is_available()
+
+
+def test_an_answer_of_a_search_that_is_cut_off_is_asked_for_again() -> None:
+    cuts = [True, False]
+
+    def cut_once(_: str, parameters: dict[str, str]) -> Answer:
+        status, kind, body, headers = numbered(0, 3)
+        sent = body[:-20] if cuts and cuts.pop(0) else body
+        return (status, kind, sent, {"Content-Length": str(len(body)), **headers})
+
+    with server(cut_once) as url:
+        assert len(names_of(url, "instances")) == 3
+
+
+def test_an_endless_answer_of_a_search_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "MAX_ANSWER_BYTES", 1000)
+    with server(lambda *_: numbered(0, 90)) as url, pytest.raises(StorageError, match="has more than 1,000 bytes"):
+        names_of(url, "instances")
+
+
 @pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
-def test_a_uid_that_would_change_the_address_is_refused(tmp_path: Path, bundle: Path) -> None:
-    body = b'[{"0020000D": {"vr": "UI", "Value": ["../../secret"]}}]'
+@pytest.mark.filterwarnings("ignore:The value length .* exceeds the maximum length")
+@pytest.mark.parametrize("uid", ["../../secret", "..", "1..2", ".1", "1.", "1.2/3", "1" * 65])
+def test_a_uid_that_would_change_the_address_is_refused(tmp_path: Path, bundle: Path, uid: str) -> None:
+    body = b'[{"0020000D": {"vr": "UI", "Value": ["%s"]}}]' % uid.encode()
 
     def answer(path: str, parameters: dict[str, str]) -> Answer:
         return (200, JSON, body, {}) if parameters.get("offset", "0") == "0" else (204, JSON, b"", {})
 
     with (
         server(answer) as url,
-        pytest.raises(StorageError, match="returned a UID that is none") as error,
+        pytest.raises(StorageError, match="the answer has an invalid UID") as error,
     ):
         score_web(f"dicomweb+{url}/studies", tmp_path / "out", bundle)
     assert "secret" not in str(error.value)
@@ -330,7 +443,13 @@ def test_a_uid_that_would_change_the_address_is_refused(tmp_path: Path, bundle: 
         ("dicomweb+https://pacs.example/dicom-web/studies?PatientID=4711", "searches for PatientID"),
         ("dicomweb+https://pacs.example/dicom-web/studies?00100010=Doe", "searches for 00100010"),
         ("dicomweb+https://pacs.example/dicom-web/studies?AccessionNumber=4711", "searches for AccessionNumber"),
+        ("dicomweb+https://pacs.example/dicom-web/studies?00080090=Doe", "searches for 00080090"),
+        ("dicomweb+https://pacs.example/dicom-web/studies?StudyInstanceUID=4711", "searches for StudyInstanceUID"),
+        ("dicomweb+https://pacs.example/dicom-web/studies?StudyID=4711", "searches for StudyID"),
+        ("dicomweb+https://pacs.example/studies?Modality=CR&00080060=DX", "has 00080060 more than once"),
         ("dicomweb+https://pacs.example/dicom-web/studies?limit=7", "'limit' is no attribute of DICOM"),
+        ("dicomweb+https://[bad/studies", "cannot be parsed"),
+        ("dicomweb+https://pacs.example:port/studies", "cannot be parsed"),
     ],
 )
 def test_an_address_that_is_no_search_or_names_a_patient_is_refused(location: str, words: str) -> None:
@@ -342,5 +461,38 @@ def test_an_address_that_is_no_search_or_names_a_patient_is_refused(location: st
 def test_a_password_file_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PNEUMOSCOPE_DICOMWEB_USER", "jane")
     monkeypatch.setenv("PNEUMOSCOPE_DICOMWEB_PASSWORD_FILE", "/nowhere")
-    with pytest.raises(UsageError, match=r"cannot be read: .*nowhere.*PNEUMOSCOPE_DICOMWEB_PASSWORD_FILE"):
+    with pytest.raises(UsageError, match=r"cannot be used: .*nowhere.*PNEUMOSCOPE_DICOMWEB_PASSWORD_FILE"):
         open_source("dicomweb+http://127.0.0.1:1/studies").reader.is_available()
+
+
+def test_an_attribute_may_be_stated_by_its_tag() -> None:
+    location = "dicomweb+https://pacs.example/studies?00080020=20190101-20191231&ModalitiesInStudy=DX"
+    filters = web_reader.parse_query(location).filters
+    assert filters == {"StudyDate": "20190101-20191231", "ModalitiesInStudy": "DX"}
+
+
+@pytest.mark.parametrize("stated", [("USER",), ("PASSWORD_FILE",), ("USER", "PASSWORD_FILE", "TOKEN_FILE")])
+def test_an_access_that_is_stated_in_part_or_twice_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stated: tuple[str, ...]
+) -> None:
+    (tmp_path / "secret").write_text("x")
+    for name in stated:
+        monkeypatch.setenv(f"PNEUMOSCOPE_DICOMWEB_{name}", str(tmp_path / "secret"))
+    with pytest.raises(UsageError, match="stated in part, or twice"):
+        open_source("dicomweb+http://127.0.0.1:1/studies").reader.is_available()
+
+
+def test_a_token_of_several_lines_is_refused_without_a_trace_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text("hid\nden\n")
+    monkeypatch.setenv("PNEUMOSCOPE_DICOMWEB_TOKEN_FILE", str(tmp_path / "token"))
+    with pytest.raises(UsageError, match=r"/token' has several lines") as error:
+        open_source("dicomweb+http://127.0.0.1:1/studies").reader.is_available()
+    assert "hid" not in "".join(traceback.format_exception(error.value))
+
+
+def test_a_file_of_certificates_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PNEUMOSCOPE_DICOMWEB_CA_FILE", "/nowhere")
+    with pytest.raises(UsageError, match=r"'/nowhere'.*PNEUMOSCOPE_DICOMWEB_CA_FILE"):
+        open_source("dicomweb+https://127.0.0.1:1/studies").reader.is_available()

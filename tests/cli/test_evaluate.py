@@ -1,6 +1,7 @@
 """`pneumoscope evaluate`."""
 
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -277,6 +278,32 @@ def test_folder_of_runs_has_each_run_evaluated(maker):
 
     result = invoke(folder, "--data", images, "--operating-point", "half", "--json")
     assert json.loads(result.stdout) == [json.loads(file.read_text()) for file in files]
+
+
+def test_next_step_after_a_folder_of_runs_names_the_evaluation_that_was_saved(maker, tmp_path):
+    images = maker.images()
+    for seed in range(2):
+        run = maker.run(f"quick/seed-{seed}", recipe="quick", seed=seed)
+        load_manifest(images).save(run / "manifest.csv")
+    folder, other = maker.root / "runs/quick", maker.images("elsewhere", seed=100)
+    for options, name in (((), "test-elsewhere"), (("--name", "north"), "north")):
+        result = invoke(folder, "--data", other, "--operating-point", "half", *options)
+        assert result.exit_code == 0, result.output
+        assert (folder / f"seed-0/evaluation/{name}/evaluation.json").is_file()
+        *_, following = result.stdout.splitlines()
+        assert following == f"next    pneumoscope compare {folder} --evaluation {name} --out DIR"
+        words = [str(tmp_path / name) if word == "DIR" else word for word in shlex.split(following)[2:]]
+        assert CliRunner().invoke(cli, words).exit_code == 0
+
+
+def test_no_comparison_is_suggested_for_evaluations_of_different_names(maker):
+    """One run was trained with these test images, and another was not."""
+    images = maker.images()
+    for seed, own in enumerate((images, maker.images("elsewhere", seed=100))):
+        load_manifest(own).save(maker.run(f"quick/seed-{seed}", recipe="quick", seed=seed) / "manifest.csv")
+    result = invoke(maker.root / "runs/quick", "--data", images, "--operating-point", "half")
+    assert result.exit_code == 0, result.output
+    assert "next" not in result.stdout
 
 
 def test_unfinished_run_in_a_folder_of_runs_is_found_before_any_is_evaluated(maker):

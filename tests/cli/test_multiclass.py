@@ -141,6 +141,18 @@ def test_compare_and_report_write_pages(maker, tmp_path):
     assert (tmp_path / "reported" / "figures" / "confusion-0.pdf").is_file()
 
 
+@pytest.mark.parametrize(
+    "option", [("--prevalence", "0.1"), ("--path-column", "Image"), ("--operating-point", "balanced")]
+)
+def test_compare_refuses_what_only_models_for_pneumonia_have(maker, tmp_path, option):
+    run = maker.multiclass_run()
+    assert invoke("evaluate", run, "--data", maker.classes()).exception is None
+    result = invoke("compare", run, "--out", tmp_path / "out", *option)
+    assert isinstance(result.exception, UsageError)
+    assert f"{option[0]} is given for a model of several classes" in result.exception.message
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("option", [("--checklist", "claim"), ("--operating-point", "balanced")])
 def test_report_refuses_what_only_models_for_pneumonia_have(maker, tmp_path, option):
     run = maker.multiclass_run()

@@ -213,6 +213,13 @@ def interval(low, high):
             "肺炎機率：2%。校準區間（Venn-Abers）：低於 1% 至 2%，為 100 張校準影像所無法排除的機率範圍。"
             "此區間並非信賴區間，機率可能位於區間的一端",
         ),
+        (
+            0.97, (0.96, 1.0),
+            "The probability of pneumonia is 97%. Calibration interval (Venn-Abers): 96% to above 99%, the range that the"
+            " calibration on 100 images leaves open. It is not a confidence interval, and the probability can lie at its end",
+            "肺炎機率：97%。校準區間（Venn-Abers）：96% 至高於 99%，為 100 張校準影像所無法排除的機率範圍。"
+            "此區間並非信賴區間，機率可能位於區間的一端",
+        ),
         (None, None, "", ""),
     ],
 )  # fmt: skip

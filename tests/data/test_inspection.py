@@ -61,8 +61,8 @@ def test_unreadable_images_are_listed_and_the_others_keep_their_order(tmp_path: 
 
 def test_images_of_an_archive_have_no_file_size(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 28, 28), dtype=np.uint8)
-    np.savez(tmp_path / "a.npz", train_images=images, train_labels=[0, 1, 0])
-    manifest = load_manifest(tmp_path / "a.npz")
+    np.savez(tmp_path / "pneumoniamnist.npz", train_images=images, train_labels=[0, 1, 0])
+    manifest = load_manifest(tmp_path / "pneumoniamnist.npz")
     inspected, unreadable = inspect_images(manifest.root, manifest.images)
     assert unreadable == []
     assert [(item.bytes, item.width, item.format) for item in inspected] == [(0, 28, "NPZ")] * 3

@@ -115,7 +115,7 @@ def test_error_on_an_unknown_patient_column_names_the_option() -> None:
 def test_columns_of_data_that_are_no_csv_file_are_an_error(folder: Path) -> None:
     for option in ("label_column", "path_column", "patient_column"):
         with pytest.raises(
-            UsageError, match=rf"--{option.replace('_', '-')} x is given, and .*hospital' is no CSV file"
+            UsageError, match=rf"--{option.replace('_', '-')} x is given, and .*hospital' is not a CSV file"
         ):
             load_manifest(folder, labels=LabelMapping(**{option: "x"}))
 
@@ -146,6 +146,13 @@ def test_labels_are_merged_into_classes() -> None:
 def test_stated_classes_may_have_the_names_of_any_labels() -> None:
     manifest = _read("path,label\na.png,0\nb.png,1\n", classes=("0", "1"))
     assert manifest.classes == ("0", "1")
+
+
+@pytest.mark.parametrize("classes", [("normal", "pneumonia"), ("Pneumonia", "Normal")])
+def test_stated_classes_normal_and_pneumonia_are_binary_in_any_case_and_order(classes: tuple[str, ...]) -> None:
+    manifest = _read("path,label\na.png,Normal\nb.png,PNEUMONIA\n", classes=classes)
+    assert manifest.binary
+    assert [image.label for image in manifest] == ["NORMAL", "PNEUMONIA"]
 
 
 def test_label_that_no_image_has_is_an_error_that_names_the_nearest() -> None:
@@ -285,6 +292,20 @@ def test_recorded_mapping_is_applied_as_far_as_it_fits() -> None:
         Manifest.from_csv("path,label\na.png,healthy\nb.png,yes\n", Path(), "t.csv", RECORDED, recorded=True)
 
 
+def test_recorded_etiology_is_the_label_column_if_file_names_state_none() -> None:
+    """An external test set has the classes in its column `label`; the run was trained on the public images."""
+    text = "path,label\na.png,bacteria\nb.png,normal\nc.png,virus\n"
+    manifest = _read(text, label_column="etiology", recorded=True)
+    assert [(image.label, image.etiology) for image in manifest] == [
+        (each, each) for each in ("bacteria", "normal", "virus")
+    ]
+    with pytest.raises(ManifestError, match="the label is empty"):
+        _read(text, label_column="etiology")
+    public = "path,label\nperson1_bacteria_1.jpeg,PNEUMONIA\nIM-0001-0001.jpeg,NORMAL\n"
+    again = _read(public, label_column="etiology", recorded=True)
+    assert [image.label for image in again] == ["bacteria", "normal"]
+
+
 def test_recorded_mapping_does_not_change_the_classes_of_a_saved_manifest(folder: Path, tmp_path: Path) -> None:
     swapped = LabelMapping(renamed=(("No Finding", "Pneumonia"), ("Pneumonia", "Normal")), patient_pattern=r"(P\d)")
     manifest = load_manifest(folder, labels=swapped)
@@ -296,18 +317,6 @@ def test_recorded_mapping_does_not_change_the_classes_of_a_saved_manifest(folder
 
 def test_recorded_mapping_of_a_csv_file_fits_a_folder(folder: Path) -> None:
     assert load_manifest(folder, labels=RECORDED, recorded=True).counts() == {"": {"NORMAL": 2, "PNEUMONIA": 1}}
-
-
-def test_classes_of_a_model_are_those_of_the_data_in_its_order(public: Path) -> None:
-    manifest = load_manifest(public, labels=LabelMapping(label_column="etiology"))
-    only = dataclasses.replace(manifest, images=tuple(image for image in manifest if image.label != "virus"))
-    ordered = only.with_classes(("normal", "virus", "bacteria"), "data")
-    assert {image.label: ordered.target(image) for image in ordered} == {"normal": 0, "bacteria": 2}
-    binary = load_manifest(public)
-    with pytest.raises(
-        DatasetError, match="data: the label 'PNEUMONIA' is not one of the classes normal, virus, bacteria"
-    ):
-        binary.with_classes(("normal", "virus", "bacteria"), "data")
 
 
 def test_load_dataset_takes_a_mapping(folder: Path) -> None:

@@ -210,7 +210,7 @@ def test_class_folder_without_images_is_an_error_that_shows_the_content(kaggle: 
     (kaggle / "train" / "COVID").mkdir()
     (kaggle / "train" / "COVID" / "x.txt").write_text("x")
     with pytest.raises(
-        LayoutError, match=r"chest_xray/train/: 'COVID' is no class, because it has no images"
+        LayoutError, match=r"chest_xray/train/: 'COVID' is not a class folder, because it has no images"
     ) as caught:
         load_manifest(kaggle)
     assert "COVID/\n    x.txt" in str(caught.value)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pneumoscope.core.errors import LayoutError, UnreadableImageError
+from pneumoscope.core.errors import DatasetError, LayoutError, UnreadableImageError
 from pneumoscope.data.hashing import hash_images, read_image
+from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.data.medmnist import read_archive_image
@@ -148,11 +149,17 @@ def test_archive_of_unknown_classes_has_numbers_as_names(tmp_path: Path) -> None
     assert [manifest.target(image) for image in manifest.split("train")] == [0, 2, 3, 0, 2, 3]
 
 
-def test_zeros_and_ones_of_an_unknown_archive_are_taken_for_the_two_labels_and_a_note_says_so(tmp_path: Path) -> None:
-    np.savez(tmp_path / "other.npz", **_arrays())
-    manifest = load_manifest(tmp_path / "other.npz")
-    assert manifest.binary
-    assert manifest.notes[0] == "the labels 0 and 1 of other.npz are taken for NORMAL and PNEUMONIA"
+def test_zeros_and_ones_of_an_unknown_archive_are_an_error_until_they_are_mapped(tmp_path: Path) -> None:
+    file = tmp_path / "other.npz"
+    np.savez(file, **_arrays())
+    with pytest.raises(DatasetError, match="the classes '0' and '1' look like NORMAL and PNEUMONIA") as raised:
+        load_manifest(file)
+    assert "--map 0=NORMAL --map 1=PNEUMONIA" in raised.value.hint
+    for mapping in (LabelMapping(renamed=(("0", "NORMAL"), ("1", "PNEUMONIA"))), LabelMapping(positive="1")):
+        manifest = load_manifest(file, labels=mapping)
+        assert manifest.binary
+        assert [image.label for image in manifest.split("validation")] == ["NORMAL", "PNEUMONIA"]
+    assert load_manifest(file, labels=LabelMapping(classes=("0", "1"))).classes == ("0", "1")
 
 
 def test_label_without_a_name_is_an_error(tmp_path: Path) -> None:

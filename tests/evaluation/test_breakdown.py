@@ -120,7 +120,7 @@ def test_columns_that_cannot_be_used_are_errors_before_an_image_is_scored(maker,
     run, scored = maker.run(), []
     with pytest.raises(UnknownNameError, match=r"images.csv' has no column 'sxe'. Did you mean 'sex'"):
         evaluate(run, data, by=["sxe"])
-    with pytest.raises(UsageError, match="is no manifest CSV and has no column 'sex'"):
+    with pytest.raises(UsageError, match="is not a manifest CSV and has no column 'sex'"):
         evaluate(run, data.parent, by=["sex"])
     with pytest.raises(RunError, match=r"has no evaluation.json"):
         evaluate(run, data, reference="north")

@@ -119,6 +119,26 @@ def test_recipes_are_compared_fold_by_fold(folder):
     assert "fold-" not in text
 
 
+def test_means_are_called_too_high_only_of_recipes_whose_validation_images_select_the_epoch(folder):
+    targets = [folder / "cv-good", folder / "cv-poor"]
+
+    def select_last(recipe):
+        for file in (folder / recipe).glob("fold-*/run.json"):
+            record = json.loads(file.read_text())
+            record["recipe"]["training"]["select"] = "last"
+            file.write_text(json.dumps(record))
+
+    def training_sentence():
+        return next(sentence for sentence in compare(targets).sentences if "Means over 3 folds" in sentence)
+
+    assert "selected its epoch, so the means are slightly too high. Test" in training_sentence()
+    select_last("cv-good")
+    assert "selected its epoch, so the means of cv-poor are slightly too high. Test" in training_sentence()
+    select_last("cv-poor")
+    assert "epoch" not in training_sentence()
+    assert "Test images were not used." in training_sentence()
+
+
 def test_page_and_tables_have_the_folds_and_no_calibration(folder, tmp_path):
     targets = [folder / "cv-good", folder / "cv-poor"]
     comparison = compare(targets, out=tmp_path / "out")
@@ -133,17 +153,56 @@ def test_page_and_tables_have_the_folds_and_no_calibration(folder, tmp_path):
     assert not {"reliability", "decision-curves"} & {*made.tables, *made.figures}
 
 
-def test_other_folds_cannot_be_compared(folder):
+def with_evaluation_of_another_fold(folder):
     evaluation = folder / "cv-poor/fold-1/evaluation"
     shutil.rmtree(evaluation)
     shutil.copytree(folder / "cv-poor/fold-2/evaluation", evaluation)
+    return folder / "cv-poor/fold-1"
+
+
+def test_fold_that_was_evaluated_on_its_training_images_is_an_error(folder):
+    fold = with_evaluation_of_another_fold(folder)
+    with pytest.raises(RunError, match=r"fold-1' was evaluated on 50 training images of its own") as caught:
+        summarize_folds(folder / "cv-poor", "validation", "half")
+    assert f"pneumoscope evaluate {fold} --data DATA --split validation --force" in caught.value.hint
+
+
+def test_fold_that_was_evaluated_on_other_images_than_its_own_is_an_error(folder):
+    """Also if its bundle, which states the training images, is not there."""
+    shutil.rmtree(with_evaluation_of_another_fold(folder) / "bundle")
+    with pytest.raises(
+        RunError, match=r"fold-1' was evaluated on 50 images that are not the 50 validation images of its"
+    ):
+        compare([folder / "cv-good", folder / "cv-poor"])
+
+
+def test_command_evaluates_each_fold_on_its_own_images_although_a_csv_states_a_validation_split(folder, made, tmp_path):
+    """The file that was divided into folds has the validation images of the second one, training images of the others."""
+    expected = accuracies(folder, "cv-good")
+    for number in range(1, FOLDS + 1):
+        shutil.rmtree(folder / f"cv-good/fold-{number}/evaluation")
+    table = made[1] / f"{tmp_path.name}.csv"
+    select_fold(load_manifest(made[1]), Fold(2, FOLDS), 0).save(table)
+    result = CliRunner().invoke(cli, ["evaluate", str(folder / "cv-good"), "--data", str(table)])
+    assert result.exit_code == 0, result.output
+    assert f"cv-good, 3 folds (seed 0): mean accuracy {np.mean(expected):.3f}" in result.stdout
+    for number in range(1, FOLDS + 1):
+        own = load_manifest(folder / f"cv-good/fold-{number}/manifest.csv").split("validation")
+        images = read_predictions(folder / f"cv-good/fold-{number}/evaluation/validation/predictions.csv")
+        assert {image.sha256 for image in images} == {image.sha256 for image in own}
+
+
+def test_other_folds_cannot_be_compared(folder):
+    fold = with_evaluation_of_another_fold(folder)
+    shutil.rmtree(fold / "bundle")
+    (fold / "manifest.csv").unlink()
     with pytest.raises(RunError, match="was evaluated on other images") as caught:
         compare([folder / "cv-good", folder / "cv-poor"])
     assert caught.value.hint == "Folds are paired: train both recipes with the same data, --folds and training.seed"
 
 
 def test_cross_validation_cannot_be_compared_with_a_run(folder):
-    with pytest.raises(UsageError, match=r"fold-1' is no cross-validation"):
+    with pytest.raises(UsageError, match=r"fold-1' is not a cross-validation"):
         compare([folder / "cv-good", folder / "cv-poor/fold-1"])
 
 
@@ -187,3 +246,27 @@ def test_command_evaluates_folds_on_no_other_images(folder, made, split):
     result = CliRunner().invoke(cli, ["evaluate", str(folder / "cv-good"), "--data", str(made[1]), "--split", split])
     assert isinstance(result.exception, UsageError)
     assert f"not on the split {split!r}" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--evaluation", "north"], ["--data", "images"], ["--split", "test"], ["--label-column", "finding"],
+        ["--path-column", "Image"], ["--ledger", "ledger.jsonl"],
+    ],
+    ids=lambda options: options[0],
+)  # fmt: skip
+def test_command_compares_folds_without_options_that_they_do_not_have(folder, tmp_path, options):
+    result = CliRunner().invoke(cli, ["compare", str(folder / "cv-good"), *options, "--out", str(tmp_path / "out")])
+    assert isinstance(result.exception, UsageError)
+    assert f"{options[0]} is given for a cross-validation, which has no such option" in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_compares_and_reports_folds_at_an_operating_point(folder, tmp_path):
+    command = [str(folder / "cv-good"), "--operating-point", "half", "--out"]
+    result = CliRunner().invoke(cli, ["compare", *command, str(tmp_path / "out"), "--prevalence", "0.1"])
+    assert result.exit_code == 0, result.output
+    assert "at a prevalence of 0.1" in result.stdout
+    result = CliRunner().invoke(cli, ["report", *command, str(tmp_path / "report"), "--evaluation", "north"])
+    assert "--evaluation is given for a cross-validation" in str(result.exception)

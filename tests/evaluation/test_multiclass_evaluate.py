@@ -92,8 +92,28 @@ def test_training_images_are_refused(maker):
 
 def test_other_labels_are_refused(maker):
     data = maker.images()
-    with pytest.raises(DatasetError, match=r"32 images .* no classes of model 'levels' \(bright, dark, mid\)"):
+    with pytest.raises(DatasetError, match="the label 'NORMAL' is not one of the classes bright, dark, mid") as raised:
         evaluate_multiclass(maker.multiclass_run(), data)
+    assert "--label-column etiology" in raised.value.hint
+
+
+@pytest.mark.parametrize("given", [("NORMAL", "Pneumonia"), ("normal",)])
+def test_data_may_have_some_of_the_classes_in_any_case(maker, given):
+    """Alone, these labels would be those of a binary data set, or an error."""
+    run, data = maker.multiclass_run(thresholds=None), maker.classes()
+    card, lines = (run / "bundle" / "card.json").read_text(), data.read_text()
+    for old, new in (("bright", "covid"), ("dark", "normal"), ("mid", "pneumonia")):
+        card = card.replace(f'"{old}"', f'"{new}"')
+        written = next((label for label in given if label.lower() == new), "")
+        lines = "\n".join(
+            line.replace(f",{old},", f",{written},") for line in lines.splitlines() if written or f",{old}," not in line
+        )
+    (run / "bundle" / "card.json").write_text(card)
+    data.write_text(lines)
+    evaluation, images = evaluate_multiclass(run, data)
+    assert evaluation.classes == ("covid", "normal", "pneumonia")
+    assert evaluation.counts == {"covid": 0, "normal": 12, "pneumonia": 12 * (len(given) == 2)}
+    assert {image.label for image in images} == {label.lower() for label in given}
 
 
 def test_another_evaluation_in_the_folder_is_not_overwritten(maker):

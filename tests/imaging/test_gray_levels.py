@@ -217,7 +217,6 @@ def test_marker_of_1_percent_does_not_darken_an_image_with_an_offset() -> None:
         (63536, 14, np.uint16),
         (-20000, 12, np.int16),
         (-32768, 10, np.int16),
-        (32767, 10, np.int16),
     ],
 )
 def test_undeclared_padding_of_one_value_changes_no_gray_level(
@@ -231,6 +230,42 @@ def test_undeclared_padding_of_one_value_changes_no_gray_level(
     assert image.warnings == ("padding_measured",)
     assert np.abs(image.pixels.astype(int) - REFERENCE)[inside].max() <= 1
     assert (image.pixels[~inside] == 0).all()
+
+
+@pytest.mark.parametrize("value", [-1, -100, -2000])
+def test_the_only_negative_value_is_undeclared_padding_at_any_distance(value: int) -> None:
+    pixels = deep().astype(np.int16)
+    pixels[:10] = value
+    image = rendered(pixels, 16, **NO_WINDOW)
+    assert image.warnings == ("padding_measured",)
+    assert np.abs(image.pixels.astype(int) - REFERENCE)[10:].max() <= 1
+    assert (image.pixels[:10] == 0).all()
+
+
+@pytest.mark.parametrize("border", [0, 4095, 16383, 32767])
+def test_signed_and_unsigned_files_of_the_same_numbers_have_the_same_gray_levels(border: int) -> None:
+    pixels = np.random.default_rng(0).integers(3000, 3900, (SIDE, SIDE)).astype(np.uint16)
+    pixels[:10], pixels[-10:] = border, border
+    unsigned, signed = (rendered(pixels.astype(kind), 16, **NO_WINDOW) for kind in (np.uint16, np.int16))
+    assert np.array_equal(unsigned.pixels, signed.pixels)
+    assert unsigned.warnings == signed.warnings == ()
+
+
+@pytest.mark.parametrize(("value", "kind", "level"), [(65535, np.uint16, 255), (-20000, np.int16, 0)])
+def test_object_that_touches_undeclared_padding_of_its_value_is_not_padding(
+    value: int, kind: type[np.generic], level: int
+) -> None:
+    pixels = deep().astype(np.int64)
+    pixels[:10] = value
+    pixels[10:40, 20:30] = value
+    image = decode(written(dataset(pixels.astype(kind), 16, **NO_WINDOW)), keep_values=True)
+    values = image.values
+    assert values is not None
+    assert values.description.padding is not None
+    assert np.array_equal(np.flatnonzero((values.numbers == values.description.padding).any(axis=1)), np.arange(10))
+    assert (image.pixels[:10] == 0).all()
+    assert (image.pixels[10:40, 20:30] == level).all()
+    assert np.abs(image.pixels.astype(int) - REFERENCE)[pixels != value].max() <= 1
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])

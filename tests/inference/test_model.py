@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import io
 import shutil
 import subprocess
@@ -29,13 +30,15 @@ from pneumoscope.core.errors import (
     UnreadableImageError,
     UsageError,
 )
-from pneumoscope.core.prediction import ImageInfo, PatientAge, Rejection
+from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.population import Population
+from pneumoscope.core.prediction import ImageInfo, PatientAge, Prediction, Rejection
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference import image_loader
 from pneumoscope.inference.model import load_model
 from pneumoscope.inference.saliency import render_heatmap
-from pneumoscope.inference.writers import to_dataframe
+from pneumoscope.inference.writers import iter_json, to_dataframe
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +204,19 @@ def test_explanation_shows_picture_decision_and_probability(model):
     assert "data:image/png;base64," in page
     assert "Pneumonia" in page
     assert f"{explanation.prediction.probability:.3f}" in page
+
+
+def test_notebooks_show_the_population_of_the_model_and_records_do_not(maker):
+    adults = Population(sentence="Trained on adults of two clinics.")
+    model = load_model(maker.bundle(maker.root / "adults", population=adults))
+    assert "Trained on adults" in model.notice
+    for shown in (model.predict(png(165, 40, 60)), model.explain(png(165, 40, 60))):
+        assert html.escape(model.notice) in shown._repr_html_()
+    prediction = model.predict(png(165, 40, 60))
+    assert "Trained on adults" not in "".join(iter_json(prediction.model, [prediction], ""))
+    stored = Prediction.from_row(prediction.to_row())
+    assert stored.model == prediction.model
+    assert NOTICE in stored._repr_html_()
 
 
 def test_model_has_a_readable_representation(model):

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+from html import escape
 
 import numpy as np
 import pytest
@@ -172,6 +173,7 @@ def test_notebooks_show_classes_and_probabilities(model):
     html = model.predict(halves(60))._repr_html_()
     assert "Classified: dark" in html
     assert f"{expected(60)[1]:.3f}" in html
+    assert escape(model.notice) in html
     assert "bright, dark, mid" in model._repr_html_()
     assert "predicted_class='dark'" in repr(model.predict(halves(60)))
 

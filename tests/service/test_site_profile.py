@@ -81,7 +81,7 @@ def test_predictions_with_and_without_the_profile_are_kept_apart(bundle, profile
         assert site.get(f"/v1/predictions/{after['id']}/heatmap.png").status_code == 200
         refused = problem(site.get(f"/v1/predictions/{before['id']}/heatmap.png"), 404, "unknown_name")
         assert "another model or site profile" in refused["hint"]
-        assert "1 prediction of model" in site.get("/dashboard").text
+        assert "1 image predicted by model" in site.get("/dashboard").text
         assert site.get("/v1/model").json()["site"] == after["model"]["site"]
         model_page = site.get("/model?language=en").text
         assert "highest Youden index on 8 images of the site" in model_page
@@ -175,7 +175,7 @@ def test_prevalence_moves_the_probabilities_on_all_pages_and_is_recorded(bundle,
             assert "Site profile" not in page, path
         for path in ("/dashboard", "/model"):
             assert "Probabilities are for a prevalence of 20%." in stated.get(f"{path}?language=en").text, path
-        assert "1 prediction of model" in stated.get("/dashboard?language=en").text
+        assert "1 image predicted by model" in stated.get("/dashboard?language=en").text
         old = stated.get(f"/images/{before['id']}?language=en").text
         assert "Probabilities are for" not in old  # of an image that another model has scored, it is unknown
         assert "(not the current model)" in old

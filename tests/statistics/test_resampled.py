@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.model_selection import StratifiedKFold
+from tests.benchmarks.loading import load_benchmark
 
 from pneumoscope.statistics.resampled import folds_difference, folds_mean
 
@@ -45,43 +45,25 @@ def test_folds_without_any_variation_have_no_interval_and_no_p():
     assert (difference.value, difference.low, p) == (pytest.approx(0.2), None, None)
 
 
-def linear_classifier(x, y):
-    """Return the weights and the constant of Fisher's discriminant with a ridge."""
-    means = [x[y == label].mean(axis=0) for label in (True, False)]
-    within = x - np.where(y[:, None], *means)
-    weights = np.linalg.solve(within.T @ within / len(x) + np.eye(x.shape[1]), means[0] - means[1])
-    return weights, -weights @ (means[0] + means[1]) / 2
-
-
 @pytest.mark.parametrize("folds", [3, 5])
 def test_false_alarms_are_at_most_as_frequent_as_stated_where_the_usual_tests_have_more(folds):
-    """Two recipes of equal expected accuracy: the same classifier on two different, equally informative sets of features."""
-    generator, trials, n, shift = np.random.default_rng(4), 400, 100, 0.25
-    y, alarms, usual, pooled, covered = np.arange(n) < n // 2, 0, 0, 0, 0
-    truths, intervals = [], []
-    for trial in range(trials):
-        x = generator.normal(size=(n, 40))
-        x[y] += shift
-        accuracies, correct = np.zeros((2, folds)), np.zeros((2, n), dtype=bool)
-        for fold, (train, test) in enumerate(StratifiedKFold(folds, shuffle=True, random_state=trial).split(x, y)):
-            for recipe, columns in enumerate((slice(20), slice(20, 40))):
-                weights, constant = linear_classifier(x[train, columns], y[train])
-                correct[recipe, test] = (x[test, columns] @ weights + constant > 0) == y[test]
-                accuracies[recipe, fold] = correct[recipe, test].mean()
-                length = np.linalg.norm(weights)
-                normal = stats.norm.cdf(-constant / length)
-                truths.append((normal + stats.norm.cdf((shift * weights.sum() + constant) / length)) / 2)
-        _, p = folds_difference(*accuracies, 1 / (folds - 1), n=n)
-        alarms += p is not None and p < 0.05
-        usual += bool(np.ptp(accuracies[0] - accuracies[1])) and stats.ttest_rel(*accuracies).pvalue < 0.05
-        only = [int((correct[i] & ~correct[1 - i]).sum()) for i in (0, 1)]
-        pooled += stats.binomtest(only[0], sum(only)).pvalue < 0.05
-        intervals.append(folds_mean(accuracies[0], 1 / (folds - 1), n=n))
-    assert stats.binomtest(alarms, trials, 0.05, alternative="greater").pvalue > 0.001
+    """A part of the simulation of benchmarks/fold_tests.py, whose numbers the documentation states."""
+    repeats = 400
+    rates = load_benchmark("fold_tests").simulate(100, folds, repeats, seed=4)
+    alarms, *others, covered = (round(rate * repeats) for rate in rates)
+    assert stats.binomtest(alarms, repeats, 0.05, alternative="greater").pvalue > 0.001
     assert alarms > 0
-    for others in (usual, pooled):  # the t test of the folds, and McNemar's test of the pooled predictions
-        assert stats.binomtest(others, trials, 0.05, alternative="greater").pvalue < 0.05
-        assert others > alarms
-    truth = np.mean(truths)  # expected accuracy of a network trained on so many images
-    covered = sum(each.low is None or each.low <= truth <= each.high for each in intervals)
-    assert stats.binomtest(covered, trials, 0.95, alternative="less").pvalue > 0.001
+    for other in others:  # the t test of the folds, and McNemar's test of the pooled predictions
+        assert stats.binomtest(other, repeats, 0.05, alternative="greater").pvalue < 0.05
+        assert other > alarms
+    assert stats.binomtest(covered, repeats, 0.95, alternative="less").pvalue > 0.001
+
+
+def test_expected_accuracy_of_the_simulation_is_that_on_new_images():
+    simulation, generator = load_benchmark("fold_tests"), np.random.default_rng(5)
+    y = np.arange(200_000) % 2 == 0
+    x = generator.normal(size=(len(y), simulation.FEATURES))
+    x[y] += simulation.SHIFT
+    weights, constant = simulation._classifier(x[:100], y[:100])
+    measured = np.mean((x[100:] @ weights + constant > 0) == y[100:])
+    assert 0.55 < simulation._expected_accuracy(weights, constant) == pytest.approx(measured, abs=0.005)

@@ -5,7 +5,10 @@ from tests.training.conftest import small
 
 import pneumoscope
 from pneumoscope.core.errors import UsageError
+from pneumoscope.data.label_mapping import LabelMapping
+from pneumoscope.data.layouts import load_manifest
 from pneumoscope.runs.epochs import read_epochs
+from pneumoscope.runs.record import read_run
 
 pytestmark = pytest.mark.training
 
@@ -65,3 +68,23 @@ def test_sweep_has_a_row_for_each_combination(recipe, phantoms, tmp_path, withou
 def test_settings_of_a_recipe_object_are_refused(phantoms, tmp_path):
     with pytest.raises(UsageError, match="recipe that was already read"):
         pneumoscope.train(small(), phantoms, tmp_path / "run", init="default")
+
+
+def test_runs_and_sweeps_take_the_names_of_another_data_set_and_the_loggers(recipe, phantoms, tmp_path, without_bundle):
+    rows = [f"{phantoms / image.path},{image.label.lower()},{image.split}" for image in load_manifest(phantoms)]
+    table, labels = tmp_path / "named.csv", LabelMapping(label_column="finding", positive="pneumonia")
+    table.write_text("\n".join(["path,finding,split", *rows]))
+    one = {"training.epochs": 1}
+    options = {"labels": labels, "loggers": ["csv"]}
+    runs = [
+        *pneumoscope.train(recipe, table, tmp_path / "run", settings=one, **options).runs,
+        *pneumoscope.train(recipe, table, tmp_path / "seeds", settings=one, seeds=1, **options).runs,
+    ]
+    rates = {"optimizer.learning_rate": [0.002, 0.0001]}
+    found = pneumoscope.sweep(recipe, table, tmp_path / "sweep", rates, settings=one, **options)
+    runs += [tmp_path / "sweep" / row.name / "seed-3" for row in found.rows]
+    assert len(runs) == 4
+    for run in runs:
+        assert read_run(run).labels == labels
+        assert not (run / "tensorboard").exists()
+        assert list(run.rglob("metrics.csv"))

@@ -1,6 +1,7 @@
 """Fine-tuning: a run that starts from a bundle or a run starts from its score, and remembers the images that it has seen."""
 
 import math
+import shutil
 
 import pytest
 from tests.training.conftest import small
@@ -11,6 +12,7 @@ from pneumoscope.core.errors import DatasetError
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.phantoms import write_phantoms
 from pneumoscope.evaluation.evaluate import evaluate
+from pneumoscope.models.factory import create_initialized
 from pneumoscope.runs.epochs import read_epochs
 from pneumoscope.runs.record import read_run
 from pneumoscope.runs.run_folder import WEIGHTS_FILE
@@ -28,7 +30,7 @@ def first(phantoms, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("source", ["first/bundle", "first"])
+@pytest.mark.parametrize("source", ["first/bundle", "first", f"first/{WEIGHTS_FILE}"])
 def test_run_from_a_bundle_or_run_starts_from_its_score(first, phantoms, tmp_path, source):
     notes = []
     recipe = small(network={**NETWORK, "weights": str(first.parent / source)}, training={"epochs": 1}, optimizer=STILL)
@@ -41,6 +43,23 @@ def test_run_from_a_bundle_or_run_starts_from_its_score(first, phantoms, tmp_pat
     assert abs(best.validation_loss - math.log(2)) > 0.003  # the loss of a network with a new last layer
     assert record.weights == str(first.parent / source)
     assert any("15 of 15 validation images trained or validated the initial weights" in note for note in notes)
+
+
+def test_run_without_a_bundle_states_the_images_that_its_weights_have_seen(first, tmp_path):
+    copy = shutil.copytree(first, tmp_path / "copy", ignore=shutil.ignore_patterns("bundle"))
+    _, loaded = create_initialized("test_convnext", str(copy), {"image_size": 32})
+
+    card, _ = read_bundle(first / "bundle")
+    assert loaded.seen == {*card.seen["train"], *card.seen["validation"]} != set()
+    assert "those of its own initial weights are unknown" in loaded.notes[-1]
+
+
+def test_images_that_other_files_of_weights_have_seen_are_unknown_and_a_note_says_so(first, tmp_path):
+    file = shutil.copy(first / WEIGHTS_FILE, tmp_path / "other.safetensors")
+    _, loaded = create_initialized("test_convnext", str(file), {"image_size": 32})
+
+    assert loaded.seen == frozenset()
+    assert "it is unknown which images the weights" in loaded.notes[-1]
 
 
 def test_images_that_the_initial_weights_have_seen_are_never_test_images(first, phantoms, tmp_path):

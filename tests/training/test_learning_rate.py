@@ -1,4 +1,4 @@
-"""Search for a learning rate: a range test that trains nothing else, with a table and a picture."""
+"""Search for a learning rate: a range test that saves no run, with a table and a picture."""
 
 import csv
 import xml.etree.ElementTree as ElementTree

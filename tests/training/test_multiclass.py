@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 from scipy.special import log_softmax
 from tests.training.conftest import small
 
 from pneumoscope.bundle.bundle_folder import export_bundle, is_multiclass, read_bundle, read_multiclass_bundle
-from pneumoscope.core.errors import DatasetError, MulticlassBundleError, RecipeError
+from pneumoscope.core.errors import DatasetError, MulticlassBundleError, RecipeError, WeightsError
 from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import Manifest
@@ -21,7 +24,7 @@ from pneumoscope.evaluation.multiclass_fitting import fit_prediction_sets
 from pneumoscope.imaging.phantom import draw_phantom
 from pneumoscope.inference.multiclass_model import load_multiclass_model
 from pneumoscope.inference.multiclass_session import MulticlassSession
-from pneumoscope.models.factory import create_model
+from pneumoscope.models.factory import create_initialized, create_model
 from pneumoscope.models.weights import load_weights
 from pneumoscope.runs.epochs import read_epochs
 from pneumoscope.runs.record import read_run
@@ -102,8 +105,6 @@ def test_bundle_has_the_logits_of_the_trained_network(run, images):
     session = MulticlassSession.load(run / "bundle")
     network = create_model("test_efficientnet", image_size=32, dropout=0.1, flip_averaging=True, outputs=3)
     load_weights(network, run / "checkpoints" / "best.safetensors")
-    import torch  # needs PyTorch
-
     pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32), dtype=np.uint8)
     with torch.inference_mode():
         expected = network.eval()(torch.from_numpy(pixels)).numpy()
@@ -125,6 +126,53 @@ def test_predictions_are_the_calibrated_softmax(run, images):
     assert list(one.class_probabilities.values()) == pytest.approx(expected.tolist())
     assert one.decision == "classified"
     assert one.predicted_class == CLASSES[int(expected.argmax())]
+
+
+@pytest.mark.parametrize("source", ["", "/checkpoints/best.safetensors"])
+def test_weights_of_a_run_keep_the_last_layer_for_the_same_classes_only(run, source):
+    options = {"image_size": 32, "outputs": 3}
+    trained = load_file(run / "checkpoints" / "best.safetensors")["model.classifier.weight"]
+    card, _ = read_multiclass_bundle(run / "bundle")
+
+    same, loaded = create_initialized("test_efficientnet", f"{run}{source}", options | {"classes": CLASSES})
+    assert torch.equal(same.state_dict()["model.classifier.weight"], trained)
+    assert loaded.random == frozenset()
+    assert loaded.seen == {*card.seen["train"], *card.seen["validation"]} != set()
+
+    for classes in (("a", "b", "c"), tuple(reversed(CLASSES))):
+        other, loaded = create_initialized("test_efficientnet", f"{run}{source}", options | {"classes": classes})
+        assert not torch.equal(other.state_dict()["model.classifier.weight"], trained)
+        assert loaded.random == {"model.classifier.weight", "model.classifier.bias"}
+        assert any("is for the classes bright, clear, dark" in note for note in loaded.notes)
+
+
+def test_last_layer_of_a_file_of_unknown_classes_is_replaced(run, tmp_path):
+    file = shutil.copy(run / "checkpoints" / "best.safetensors", tmp_path / "w.safetensors")
+    options = {"image_size": 32, "outputs": 3, "classes": CLASSES}
+    _, loaded = create_initialized("test_efficientnet", str(file), options)
+    assert loaded.random == {"model.classifier.weight", "model.classifier.bias"}
+    assert "is for unknown classes" in loaded.notes[0]
+
+
+def test_run_for_pneumonia_starts_from_a_run_of_several_classes_but_not_from_its_bundle(run):
+    _, loaded = create_initialized("test_efficientnet", str(run), {"image_size": 32})
+    assert loaded.random == {"model.classifier.weight", "model.classifier.bias"}
+    assert "has another shape, (3,)" in loaded.notes[0]
+    with pytest.raises(WeightsError, match=r"has several classes.*Give the folder of its run"):
+        create_initialized("test_efficientnet", str(run / "bundle"), {"image_size": 32})
+
+
+def test_training_starts_from_a_run_of_several_classes(run, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("pneumoscope.training.train.export_multiclass", lambda *_, **__: None)
+    notes = []
+    recipe = small(
+        network={"weights": str(run)},
+        training={"epochs": 1},
+        optimizer={"learning_rate": 1e-12},
+    )
+    train(recipe, images, tmp_path / "run", log=notes.append)
+    assert not any("last layer" in note for note in notes)
+    assert any("27 of 27 validation images trained or validated the initial weights" in note for note in notes)
 
 
 def test_same_seed_gives_the_same_run(run, images, tmp_path):

@@ -52,6 +52,20 @@ def test_seeds_that_draw_their_own_test_images_are_noted(phantoms, tmp_path, wit
     assert not any("has no test split" in message for message in messages)
 
 
+def test_several_seeds_take_a_csv_with_the_column_that_the_recipe_names(phantoms, tmp_path, without_bundle):
+    """As one run does: the file has no column `label`."""
+    images = load_manifest(phantoms).images
+    rows = [f"{image.path},{image.label},{image.split}" for image in images]
+    table = phantoms / "causes.csv"
+    table.write_text("\n".join(["path,etiology,split", *rows]))
+    recipe = small(training={"epochs": 1}, data={"labels": "etiology"})
+    try:
+        records = train_seeds(recipe, table, tmp_path / "runs", 2)
+    finally:
+        table.unlink()
+    assert [record.state for record in records] == 2 * ["finished"]
+
+
 def test_folder_with_other_files_does_not_become_a_folder_of_runs(phantoms, tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "thorax.png").touch()

@@ -501,9 +501,11 @@ def test_training_on_a_medmnist_archive(tmp_path):
     images = {name: random.integers(0, 256, (count, 28, 28), dtype=np.uint8) for name, count in
               (("train", 24), ("val", 12), ("test", 12))}  # fmt: skip
     labels = {f"{name}_labels": np.arange(len(images)).reshape(-1, 1) % 2 for name, images in images.items()}
-    np.savez(tmp_path / "set.npz", **{f"{name}_images": images for name, images in images.items()}, **labels)
+    np.savez(tmp_path / "pneumoniamnist.npz", **{f"{name}_images": images for name, images in images.items()}, **labels)
 
-    result = train(small(data={"by": "given"}, training={"epochs": 1}), tmp_path / "set.npz", tmp_path / "run")
+    result = train(
+        small(data={"by": "given"}, training={"epochs": 1}), tmp_path / "pneumoniamnist.npz", tmp_path / "run"
+    )
 
     assert result.counts["validation"] == {"NORMAL": 6, "PNEUMONIA": 6}
 

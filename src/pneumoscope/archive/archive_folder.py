@@ -257,7 +257,9 @@ class ArchiveFolder:
                 found.append(PredictionSet(self.path, msgspec.json.decode(file.read_bytes(), type=SetSettings)))
             except (msgspec.DecodeError, OSError) as error:
                 raise ArchiveError(
-                    f"{str(file)!r} cannot be used: {error}", hint="Run the same `pneumoscope archive score` again"
+                    f"{str(file)!r} cannot be used: {error}",
+                    hint="Run the same `pneumoscope archive score` again. If another version wrote the file, install"
+                    " that version, or choose another folder with --out",
                 ) from error
         return found
 

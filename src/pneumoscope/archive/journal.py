@@ -109,13 +109,21 @@ def iter_journal(path: Path) -> Iterator[Entry]:
                     yield decoder.decode(line)
                 except msgspec.DecodeError as error:
                     raise ArchiveError(
-                        f"line {number} of {str(path)!r} is malformed: {error}",
-                        hint="Remove the line, and run the same `pneumoscope archive score` again",
+                        f"line {number} of {str(path)!r} is malformed: {error}", hint=_malformed_hint(line)
                     ) from error
     except FileNotFoundError:
         return
     except OSError as error:
         raise StorageError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+
+
+def _malformed_hint(line: bytes) -> str:
+    """Return what to do about a line: JSON has the fields of another version, and other text is damage."""
+    try:
+        msgspec.json.decode(line)
+    except msgspec.DecodeError:
+        return "Remove the line, and run the same `pneumoscope archive score` again"
+    return "Another version of pneumoscope wrote it: install that version, or choose another folder with --out"
 
 
 def drop_torn_line(path: Path) -> None:

@@ -46,7 +46,7 @@ def query_archive(path: Path, sql: str) -> Iterator[QueryResult]:
         path: Folder of the archive.
         sql: One or more statements; the rows of the last one are returned.
     Raises:
-        UsageError: The query is wrong, or the folder is no archive.
+        UsageError: The query is wrong, or the folder is not an archive.
     """
     with connected(path) as connection:
         with _reported():
@@ -84,7 +84,7 @@ def connected(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     `predictions` has those of `table.COLUMNS`, `model` (the set), `time` and `runtime` of the shard, and `current`.
 
     Raises:
-        UsageError: The folder is no archive.
+        UsageError: The folder is not an archive.
         ArchiveError: The listing or a journal is damaged.
     """
     folder = ArchiveFolder.open(path)

@@ -31,7 +31,7 @@ _POLL_SECONDS = 0.5
 _TASKS_PER_CORE = 2  # so that no core waits for the driver
 _CONNECT_SECONDS = 10.0
 _RETRIES = 10  # of a task whose worker or node is lost
-_OBJECT_STORE_BYTES = 2**28  # of an embedded engine; a result has about 100 kB
+_OBJECT_STORE_BYTES = 2**28  # of an embedded engine; Ray writes more to the disk
 _model_lock = threading.Lock()
 _models: dict[str, Model] = {}  # of a worker process, which keeps its model for the next task
 

@@ -19,8 +19,9 @@ from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.imaging.decode import MAX_BYTES, read_file, require_max_bytes
 from pneumoscope.imaging.file_type import PREFIX_BYTES, identify, skip_reason_by_type
 
-__all__ = ["LocalReader", "Reader", "RemoteReader", "SourceImage", "is_remote", "repeat_request"]
+__all__ = ["DICOMWEB_PREFIX", "LocalReader", "Reader", "RemoteReader", "SourceImage", "is_remote", "repeat_request"]
 
+DICOMWEB_PREFIX = "dicomweb+"  # of the address of a search; see `web_reader`
 _PROTOCOLS = ("s3", "gs", "http", "https")
 _WEB_PROTOCOLS = ("http", "https", ("http", "https"))  # as a client of fsspec states them
 _CHUNK_BYTES = 2**20

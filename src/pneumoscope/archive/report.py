@@ -48,7 +48,7 @@ def write_report(path: Path, out: Path, key: str = "", *, thumbnails: int = 0) -
         key: Name of the set, or its beginning; the only one if empty.
         thumbnails: Number of example images, taken from all decisions in turn; they are read from the source.
     Raises:
-        UsageError: The folder is no archive, or has several sets.
+        UsageError: The folder is not an archive, or has several sets.
         StorageError: The file cannot be written.
     """
     summary = summarize_set(path, key)

@@ -10,13 +10,13 @@ import contextlib
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pneumoscope.archive.archive_folder import ArchiveFolder, PredictionSet, SetSettings
-from pneumoscope.archive.journal import Entry, StoredFile, append_entry, count_runtimes
+from pneumoscope.archive.journal import Entry, Runtime, StoredFile, append_entry, count_runtimes
 from pneumoscope.archive.listing import Growth, ListedShard, Listing, write_skipped
 from pneumoscope.archive.local_engine import run_locally
 from pneumoscope.archive.model_package import pack_model
@@ -107,7 +107,8 @@ def score_archive(
         on_listed: Called when the source is listed.
         watchers: Called after each batch, in any thread.
     Raises:
-        UsageError: The source has no images, or the folder belongs to another source or has another shard size.
+        UsageError: The source has no images, the folder belongs to another source or has another shard size, or other software
+            scored shards that need heatmaps.
         BundleError: The model has no heatmaps.
         StorageError: The folder cannot be written, another process scores into it, or the source is no longer available.
     """
@@ -128,11 +129,16 @@ def score_archive(
             listing, growth = _list(folder, source)
             chosen = folder.prediction_set(SetSettings.of_model(loaded, identifiers=identifiers))
             chosen.prepare(loaded.card.to_json())
-            finished = chosen.finished(listing.shards, heatmaps=heatmaps)
+            entries = chosen.finished(listing.shards)
+            runtime = current_runtime(model.get("provider", "cpu"))
+            finished = entries
+            if heatmaps:
+                finished = chosen.finished(listing.shards, heatmaps=True)
+                _require_runtime(runtime, [entry for shard, entry in entries.items() if shard not in finished])
             if on_listed:
                 skipped = DiscoveredImages((), tuple(source.skipped)).skipped_summary()
-                others = count_runtimes(finished.values())
-                others.pop(str(current_runtime(model.get("provider", "cpu"))), None)
+                others = count_runtimes(entries.values())
+                others.pop(str(runtime), None)
                 on_listed(Listed(listing.rows, listing.shards, len(finished), growth, skipped, others))
             run = _Run(folder, chosen, listing, finished, watchers)
             stopping = stopping or threading.Event()
@@ -151,6 +157,17 @@ def score_archive(
             return run.summary()
     finally:
         loaded.close()
+
+
+def _require_runtime(runtime: Runtime, entries: Iterable[Entry]) -> None:
+    """Raise UsageError if other software scored shards that need heatmaps: to score them again would change their tables."""
+    others = count_runtimes(entry for entry in entries if entry.runtime != runtime)
+    if others:
+        raise UsageError(
+            f"other software scored {sum(others.values()):,} shards without heatmaps: {', '.join(others)}; this is {runtime}."
+            " Heatmaps would change the digits of their tables",
+            hint="Use that software, or delete the table files of these shards to score them again",
+        )
 
 
 def _list(folder: ArchiveFolder, source: Source) -> tuple[Listing, Growth]:

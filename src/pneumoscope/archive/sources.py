@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pneumoscope.archive.readers import LocalReader, Reader, RemoteReader, SourceImage, is_remote
+from pneumoscope.archive.readers import DICOMWEB_PREFIX, LocalReader, Reader, RemoteReader, SourceImage, is_remote
 from pneumoscope.core.errors import ManifestError, UsageError
 from pneumoscope.core.files import read_error_reason
 from pneumoscope.imaging.file_type import identify_file
@@ -17,7 +17,6 @@ from pneumoscope.inference.discovery import SkippedFile, iter_folder
 __all__ = ["Source", "open_reader", "open_source"]
 
 _LISTED_TWICE = "listed twice"
-_DICOMWEB = "dicomweb+"  # see `web_reader`
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -29,7 +28,7 @@ class Source:
         kind: "folder", "objects", "dicomweb", "list", "manifest" or "parquet".
         reader: Reads the images.
         path_column: Column of a manifest or Parquet file with the paths.
-        skipped: Files that are no images, links and hidden files, with the reason; filled by `images`.
+        skipped: Files that are not images, links and hidden files, with the reason; filled by `images`.
     """
 
     location: str
@@ -71,10 +70,10 @@ class Source:
     def _remote_images(self) -> Iterator[tuple[SourceImage, str]]:
         if isinstance(self.reader, RemoteReader):
             return self.reader.images()
-        from pneumoscope.archive.web_reader import WebReader, parse_query
+        from pneumoscope.archive.web_reader import WebReader
 
         assert isinstance(self.reader, WebReader)
-        return self.reader.images(parse_query(self.location))
+        return self.reader.images()
 
     def _listed(self) -> Iterable[str]:
         path = Path(self.location)
@@ -94,7 +93,7 @@ def open_source(location: str, *, path_column: str = "path") -> Source:
     Raises:
         UsageError: The location does not exist, or is an image; or an address has no bucket or server, or has credentials.
     """
-    if location.startswith(_DICOMWEB):
+    if location.startswith(DICOMWEB_PREFIX):
         return Source(location, "dicomweb", open_reader(location, "dicomweb"))
     if is_remote(location):
         _check_address(location)
@@ -130,7 +129,7 @@ def open_reader(location: str, kind: str) -> Reader:
                 f"a DICOMweb server needs the package {error.name}",
                 hint="Install it: pip install 'pneumoscope[archive]'",
             ) from error
-        return WebReader(parse_query(location).root)
+        return WebReader(parse_query(location))
     return LocalReader(location if kind == "folder" else str(Path(location).parent))
 
 

@@ -61,7 +61,7 @@ def archive_status(path: Path) -> ArchiveStatus:
     """Return the state of an archive. Files of shards are not read; those that are missing or have another size do not count.
 
     Raises:
-        UsageError: The folder is no archive.
+        UsageError: The folder is not an archive.
         ArchiveError: The listing or a journal is damaged.
     """
     folder = ArchiveFolder.open(path)

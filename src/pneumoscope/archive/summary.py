@@ -121,7 +121,7 @@ def summarize_set(path: Path, key: str = "") -> ArchiveSummary:
         path: Folder of the archive.
         key: Name of the set, or its beginning; the only one if empty.
     Raises:
-        UsageError: The folder is no archive, or has several sets.
+        UsageError: The folder is not an archive, or has several sets.
     """
     folder = ArchiveFolder.open(path)
     chosen = folder.find_set(key)
@@ -162,7 +162,7 @@ def compare_sets(path: Path, a: str, b: str) -> ArchiveComparison:
         path: Folder of the archive.
         a, b: Names of the sets, or their beginnings.
     Raises:
-        UsageError: The folder is no archive.
+        UsageError: The folder is not an archive.
         UnknownNameError: There is no such set.
     """
     folder = ArchiveFolder.open(path)

@@ -21,11 +21,20 @@ __all__ = ["Problem", "ProblemCode", "Verification", "verify_archive"]
 # not_scored: the journal has no such shard. lost: its file is missing. altered: its file has another hash. wrong_rows: its file
 # does not have exactly the listed images. not_listed: a file, or a line of the journal, of no listed shard. not_entered: a file
 # that is not in the journal, which a killed run left and the next one replaces. heatmaps_lost, heatmaps_altered: likewise for the
-# file of heatmaps, which is also altered if it does not have exactly the accepted images.
+# file of heatmaps, which is also altered if it does not have exactly the accepted images. heatmaps_not_entered: the shard was
+# scored without heatmaps after its file of heatmaps was written, so that nothing is known of that file.
 ProblemCode = Literal[
-    "not_scored", "lost", "altered", "wrong_rows", "not_listed", "not_entered", "heatmaps_lost", "heatmaps_altered"
+    "not_scored",
+    "lost",
+    "altered",
+    "wrong_rows",
+    "not_listed",
+    "not_entered",
+    "heatmaps_lost",
+    "heatmaps_altered",
+    "heatmaps_not_entered",
 ]
-_HEATMAP_PROBLEMS = ("heatmaps_lost", "heatmaps_altered")
+_HEATMAP_PROBLEMS = ("heatmaps_lost", "heatmaps_altered", "heatmaps_not_entered")
 
 
 class Problem(NamedTuple):
@@ -72,7 +81,7 @@ def verify_archive(path: Path, key: str = "", *, progress: Callable[[int, int], 
         key: Name of the set, or its beginning; the only one if empty.
         progress: Called with the number of verified shards and of all shards.
     Raises:
-        UsageError: The folder is no archive, or has several sets.
+        UsageError: The folder is not an archive, or has several sets.
         ArchiveError: The listing or the journal is damaged.
         StorageError: A file cannot be read.
     """
@@ -126,13 +135,14 @@ def _check_shard(
         listed = map(display_name, listing.shard(number).names)
         if others := sum(source != name for source, name in zip(sources, listed, strict=True)):
             return problem("wrong_rows", missing=others)
-    if entry.heatmaps is not None:
-        if heatmap_file is None:
-            return problem("heatmaps_lost", 0)
-        content = _read(heatmap_file)
-        accepted = [row for row, probability in zip(numbers, probabilities, strict=True) if probability is not None]
-        if hashlib.sha256(content).hexdigest() != entry.heatmaps.sha256 or heatmap_rows(content) != accepted:
-            return problem("heatmaps_altered", 0)
+    if entry.heatmaps is None:
+        return problem("heatmaps_not_entered", 0) if heatmap_file else None
+    if heatmap_file is None:
+        return problem("heatmaps_lost", 0)
+    content = _read(heatmap_file)
+    accepted = [row for row, probability in zip(numbers, probabilities, strict=True) if probability is not None]
+    if hashlib.sha256(content).hexdigest() != entry.heatmaps.sha256 or heatmap_rows(content) != accepted:
+        return problem("heatmaps_altered", 0)
     return None
 
 

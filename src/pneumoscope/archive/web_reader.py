@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 from urllib.parse import parse_qsl, urlsplit
 
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import keyword_for_tag, tag_for_keyword
 
-from pneumoscope.archive.readers import SourceImage, repeat_request
+from pneumoscope.archive.readers import DICOMWEB_PREFIX, SourceImage, repeat_request
 from pneumoscope.core.addresses import require_base_url
 from pneumoscope.core.errors import StorageError, UnreadableImageError, UsageError
 from pneumoscope.core.unreadable import UnreadableReason
@@ -24,17 +24,35 @@ from pneumoscope.dicomweb.client import MODALITIES, DicomWebError, Level, WebArc
 from pneumoscope.dicomweb.session import open_session
 from pneumoscope.imaging.decode import MAX_BYTES
 
-__all__ = ["PREFIX", "WebQuery", "WebReader", "parse_query"]
+__all__ = ["WebQuery", "WebReader", "parse_query"]
 
-PREFIX = "dicomweb+"
-_UID = re.compile(r"[0-9.]{1,64}")
-_PATIENT_GROUP = 0x0010
-_ACCESSION_NUMBER = 0x00080050
+# The address is stored and printed. Values of other attributes may identify a patient.
+_SEARCHED = frozenset(
+    {
+        "StudyDate",
+        "StudyTime",
+        "SeriesDate",
+        "ContentDate",
+        "AcquisitionDate",
+        "Modality",
+        "ModalitiesInStudy",
+        "SOPClassUID",
+        "BodyPartExamined",
+        "ViewPosition",
+        "InstitutionName",
+        "StationName",
+        "Manufacturer",
+        "ManufacturerModelName",
+        "DeviceSerialNumber",
+    }
+)
+_UID_KEYWORDS = {"studies": "StudyInstanceUID", "series": "SeriesInstanceUID", "instances": "SOPInstanceUID"}
 _GONE = (404, 410)
-# The server, or the way to it, has a problem that is not one of the image.
-_SERVER_STATUSES = (401, 403, 407, 408, 429, 502, 503, 504)
+# The server, or the way to it, has a problem that is not one of the image, and may pass.
+_SERVER_STATUSES = (407, 408, 429, 502, 503, 504)
 _ENVIRONMENT = "PNEUMOSCOPE_DICOMWEB_"
 _EXAMPLE = "Give it as in dicomweb+https://pacs.example/dicom-web/studies?StudyDate=20190101-20191231"
+_ACCESS_HINT = f"Check user, password or token: {_ENVIRONMENT}USER, PASSWORD_FILE and TOKEN_FILE"
 _local = threading.local()  # the archives of a thread by address: a session is for one thread
 
 
@@ -63,12 +81,45 @@ class _Environment:
 
     @classmethod
     def read(cls) -> _Environment:
+        """Return the access that the environment states.
+
+        Raises:
+            UsageError: It is stated in part, or twice.
+        """
+
         def file(name: str) -> Path | None:
             value = os.environ.get(_ENVIRONMENT + name, "")
             return Path(value) if value else None
 
         user = os.environ.get(f"{_ENVIRONMENT}USER", "")
-        return cls(user, file("PASSWORD_FILE"), file("TOKEN_FILE"), file("CA_FILE"))
+        stated = cls(user, file("PASSWORD_FILE"), file("TOKEN_FILE"), file("CA_FILE"))
+        if bool(user) != bool(stated.password_file) or (user and stated.token_file):
+            raise UsageError(
+                "the access to the DICOMweb server is stated in part, or twice",
+                hint=f"Set {_ENVIRONMENT}USER and {_ENVIRONMENT}PASSWORD_FILE, or {_ENVIRONMENT}TOKEN_FILE alone",
+            )
+        return stated
+
+
+class _Found(NamedTuple):
+    """The contents of a search result that are needed.
+
+    Attributes:
+        study, series, instance: UIDs; "" below the level that was searched.
+        modality: Of the series; "" if it is not stated.
+    """
+
+    study: str
+    series: str
+    instance: str
+    modality: str
+
+    def skip_reason(self) -> str:
+        """Return why this series or instance is not read, or ""."""
+        # The modality need not be returned for instances.
+        if self.modality in MODALITIES or (self.instance and not self.modality):
+            return ""
+        return f"not {' or '.join(MODALITIES)}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,102 +127,140 @@ class WebReader:
     """Reads instances by their path below the address of a DICOMweb service.
 
     Attributes:
-        root: Address of the service.
+        query: Finds the instances.
     """
 
-    root: str
+    query: WebQuery
+
+    @property
+    def root(self) -> str:
+        """Address of the service."""
+        return self.query.root
 
     def read(self, name: str) -> bytes:
-        """Return the file of an instance; see `readers.Reader`."""
+        """Return the file of an instance; see `readers.Reader`.
+
+        Raises:
+            StorageError: The server does not answer, or does not accept the access.
+        """
 
         def retrieve() -> bytes:
             try:
                 return self._archive().retrieve(name, max_bytes=MAX_BYTES)
             except DicomWebError as error:
+                self._require_access(error)
                 if error.is_unreachable or error.status in _SERVER_STATUSES:
                     raise
                 reason = UnreadableReason("file_not_accessible", {"error": str(error)})
                 if error.status in _GONE:
                     reason = UnreadableReason("file_not_found")
+                elif error.status == 403:
+                    reason = UnreadableReason("permission_denied")
                 raise UnreadableImageError(name, reason) from error
 
         return repeat_request(self.root, retrieve, str)
 
     def is_available(self) -> bool:
-        """Return False if the server does not answer a search."""
+        """Return False if the server does not answer the search.
+
+        Raises:
+            StorageError: The server does not accept the access.
+        """
         try:
-            next(self._archive().search("studies", {}), None)
-        except DicomWebError:
+            # With the filters: a server may refuse to list all that it has.
+            next(self._archive().search(self.query.level, self.query.filters), None)
+        except DicomWebError as error:
+            self._require_access(error)
             return False
         return True
 
-    def images(self, query: WebQuery) -> Iterator[tuple[SourceImage, str]]:
-        """Yield the images of a search sorted by UIDs, each with the reason to skip it, or "". Servers state no sizes.
+    def images(self) -> Iterator[tuple[SourceImage, str]]:
+        """Yield the images sorted by UIDs, each with the reason to skip it, or "". Servers state no sizes.
 
         Raises:
             StorageError: The server does not answer, or does not return all results.
         """
-        for study, series, instance, reason in self._instances(query):
-            yield SourceImage(instance_path(study, series, instance), -1, 0), reason
+        for found in self._instances():
+            name = instance_path(found.study, found.series, found.instance)
+            yield SourceImage(name, -1, 0), found.skip_reason()
 
-    def _instances(self, query: WebQuery) -> Iterator[tuple[str, str, str, str]]:
-        if query.level == "instances":
-            yield from sorted(
-                {(*self._uids(each), _skip_reason(each)) for each in self._search("instances", query.filters)}
-            )
-            return
-        if query.level == "series":
-            found = self._search("series", query.filters)
-            series = sorted({(*self._uids(each)[:2], _skip_reason(each, stated=True)) for each in found})
-            yield from self._of_series(series)
-            return
-        for study in sorted({self._uids(each)[0] for each in self._search("studies", query.filters)}):
-            found = self._search("series", study=study)
-            yield from self._of_series(
-                sorted({(study, self._uids(each)[1], _skip_reason(each, stated=True)) for each in found})
-            )
+    def _instances(self) -> Iterator[_Found]:
+        """Yield the instances, and in place of those of a skipped series, the series."""
+        _, level, filters = self.query
+        found = self._search(level, filters)
+        if level == "studies":
+            for study in found:
+                yield from self._of_series(self._search("series", study=study.study))
+        elif level == "series":
+            yield from self._of_series(found)
+        else:
+            yield from found
 
-    def _of_series(self, series: list[tuple[str, str, str]]) -> Iterator[tuple[str, str, str, str]]:
-        for study, uid, reason in series:
-            if reason:
-                yield study, uid, "", reason
+    def _of_series(self, series: list[_Found]) -> Iterator[_Found]:
+        for each in series:
+            if each.skip_reason():
+                yield each
                 continue
-            found = self._search("instances", study=study, series=uid)
-            for instance in sorted({self._uids(each)[2] for each in found}):
-                yield study, uid, instance, ""
+            for instance in self._search("instances", study=each.study, series=each.series):
+                yield instance._replace(modality=each.modality)
 
     def _search(
         self, level: Level, filters: Mapping[str, str] | None = None, *, study: str = "", series: str = ""
-    ) -> list[Any]:
+    ) -> list[_Found]:
+        """Return the results sorted by UIDs. Only what is needed is kept: a result may have thousands of bytes."""
         archive = self._archive()
 
-        def search() -> list[Any]:
+        def search() -> list[_Found]:
             try:
-                return list(archive.search(level, filters, study=study, series=series))
+                results = archive.search(level, filters, study=study, series=series)
+                return sorted({self._found(each, level, study, series) for each in results})
             except DicomWebError as error:
+                self._require_access(error)
                 if error.is_unreachable or error.status in _SERVER_STATUSES:
                     raise
-                raise StorageError(f"{self.root!r} did not do the search (QIDO-RS): {error}", hint=_EXAMPLE) from error
+                problem = "did not answer" if error.status == 200 else "rejected"
+                raise StorageError(
+                    f"{self.root!r} {problem} the search (QIDO-RS): {error}",
+                    hint=_ACCESS_HINT if error.status == 403 else _EXAMPLE,
+                ) from error
 
         before = archive.incomplete_searches
         found = repeat_request(self.root, search, str)
         if archive.incomplete_searches > before:
             raise StorageError(
-                f"{self.root!r} did not return all results of a search (HTTP header Warning 299)",
-                hint="Search for less at a time, such as one year with StudyDate, into an archive of its own",
+                f"{self.root!r} did not return all results of a search (HTTP header Warning 299, or pages that repeat results)",
+                hint="Search for less at a time, such as one month with StudyDate, into an archive of its own",
             )
         return found
 
-    def _uids(self, result: Any) -> tuple[str, str, str]:
-        """Return the UIDs of study, series and instance; "" if the result does not state one.
+    def _found(self, result: Any, level: Level, study: str, series: str) -> _Found:
+        """Return what a result states.
 
+        Args:
+            result: The result.
+            level: Level of the search.
+            study, series: UIDs within which the level was searched.
         Raises:
-            StorageError: The server states something else, which must not become part of an address.
+            StorageError: A UID that the address of an instance needs is missing.
         """
-        uids = [str(result.get(name) or "") for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
-        if any(uid and not _UID.fullmatch(uid) for uid in uids):
-            raise StorageError(f"{self.root!r} returned a UID that is none", hint="Check the address")
-        return uids[0], uids[1], uids[2]
+        uids = {"studies": study, "series": series, "instances": ""}
+        for each, keyword in _UID_KEYWORDS.items():
+            uids[each] = uids[each] or str(result.get(keyword) or "")
+            if not uids[each]:
+                raise StorageError(
+                    f"{self.root!r} returned a result without {keyword}",
+                    hint="Search by studies: the address then ends in studies",
+                )
+            if each == level:
+                break
+        return _Found(uids["studies"], uids["series"], uids["instances"], str(result.get("Modality") or ""))
+
+    def _require_access(self, error: DicomWebError) -> None:
+        """Raise StorageError if the server does not accept the access: no image can be read then."""
+        if error.status == 401:
+            raise StorageError(
+                f"{self.root!r} does not accept the configured access: HTTP status 401", hint=_ACCESS_HINT
+            ) from error
 
     def _archive(self) -> WebArchive:
         """Return the archive of this thread.
@@ -183,10 +272,10 @@ class WebReader:
         if self.root not in archives:
             try:
                 session = open_session(_Environment.read())
-            except (OSError, UnicodeDecodeError) as error:
+            except (OSError, ValueError) as error:
                 raise UsageError(
-                    f"a file for the access to {self.root!r} cannot be read: {error}",
-                    hint=f"Check {_ENVIRONMENT}PASSWORD_FILE and {_ENVIRONMENT}TOKEN_FILE",
+                    f"a file for the access to {self.root!r} cannot be used: {error}",
+                    hint=f"Check {_ENVIRONMENT}PASSWORD_FILE, {_ENVIRONMENT}TOKEN_FILE and {_ENVIRONMENT}CA_FILE",
                 ) from error
             archives[self.root] = WebArchive(self.root, session)
         return archives[self.root]
@@ -196,9 +285,13 @@ def parse_query(location: str) -> WebQuery:
     """Return the search of an address.
 
     Raises:
-        UsageError: The address is not one of https, or of a search; or it names a patient, since it is stored and printed.
+        UsageError: The address is not one of https, or of a search; or it has an attribute that may identify a patient.
     """
-    parts = urlsplit(location.removeprefix(PREFIX))
+    try:
+        parts = urlsplit(location.removeprefix(DICOMWEB_PREFIX))
+        _ = parts.port  # may be no number
+    except ValueError as error:
+        raise UsageError(f"the address of the DICOMweb server cannot be parsed: {error}", hint=_EXAMPLE) from error
     base, _, level = parts.path.rstrip("/").rpartition("/")
     try:
         root = require_base_url(f"{parts.scheme}://{parts.netloc}{base}")
@@ -208,27 +301,25 @@ def parse_query(location: str) -> WebQuery:
     found = next((each for each in levels if each == level), None)
     if found is None:
         raise UsageError(f"the address ends in {level!r}, not in {', '.join(levels)}", hint=_EXAMPLE)
-    filters = dict(parse_qsl(parts.query, keep_blank_values=True))
-    for name in filters:
-        tag = tag_for_keyword(name) or (int(name, 16) if re.fullmatch(r"[0-9A-Fa-f]{8}", name) else None)
-        if tag is None:
+    return WebQuery(root, found, _filters(parts.query))
+
+
+def _filters(query: str) -> dict[str, str]:
+    """Return the attributes of a search and their values."""
+    filters: dict[str, str] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        keyword = keyword_for_tag(int(name, 16)) if re.fullmatch(r"[0-9A-Fa-f]{8}", name) else name
+        if tag_for_keyword(keyword) is None:
             raise UsageError(f"{name!r} is no attribute of DICOM to search for", hint=_EXAMPLE)
-        if tag >> 16 == _PATIENT_GROUP or tag == _ACCESSION_NUMBER:
+        if keyword not in _SEARCHED:
             raise UsageError(
                 f"the address searches for {name}, and it would be stored and printed",
-                hint="Search by study date, modality or station, or give a list of files",
+                hint=f"Search by {', '.join(sorted(_SEARCHED))}, or give a list of files",
             )
-    return WebQuery(root, found, filters)
-
-
-def _skip_reason(result: Any, *, stated: bool = False) -> str:
-    """Return why a series or an instance is not read, or "".
-
-    Args:
-        result: What the search found.
-        stated: Whether a modality that is not stated is a reason.
-    """
-    modality = str(result.get("Modality") or "")
-    if modality in MODALITIES or not (modality or stated):
-        return ""
-    return f"not {' or '.join(MODALITIES)}"
+        if keyword in filters:
+            raise UsageError(
+                f"the address has {name} more than once",
+                hint="Score each search into an archive of its own",
+            )
+        filters[keyword] = value
+    return filters

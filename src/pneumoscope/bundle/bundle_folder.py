@@ -33,6 +33,7 @@ __all__ = [
     "NETWORK_FILE",
     "export_bundle",
     "is_multiclass",
+    "read_any_card",
     "read_bundle",
     "read_card",
     "read_multiclass_bundle",
@@ -154,8 +155,17 @@ def read_card(file: Path) -> Card:
         BundleError: The file cannot be read, or is malformed.
         MulticlassBundleError: The card is that of a bundle of several classes.
     """
+    return _binary(read_any_card(file))
+
+
+def read_any_card(file: Path) -> Card | MulticlassCard:
+    """Read and check a card of any format.
+
+    Raises:
+        BundleError: The file cannot be read, or is malformed.
+    """
     try:
-        return _binary(_parse_card(_read_file(file, _MAX_CARD_BYTES).decode(), file.parent))
+        return _parse_card(_read_file(file, _MAX_CARD_BYTES).decode(), file.parent)
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"cannot read the card {str(file)!r}: {_describe(error)}") from error
 

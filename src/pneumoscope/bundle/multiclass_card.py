@@ -36,7 +36,7 @@ class TemperatureScaling(Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class ClassThreshold(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Probability of a class from which on it is in the prediction set of an image.
+    """Probability of a class at or above which it is in the prediction set of an image.
 
     Attributes:
         threshold: The probability, included.
@@ -101,7 +101,7 @@ class MulticlassCard(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def __post_init__(self) -> None:
         """Check that the fields about classes agree, and that an age classifier has an age range."""
         if len(set(self.classes)) < len(self.classes) or not all(self.classes):
-            raise ValueError("classes: the names are not different")
+            raise ValueError("classes: the names must be unique")
         if len(self.self_test_logits) != len(self.classes):
             raise ValueError(f"self_test_logits: {len(self.self_test_logits)} logits of {len(self.classes)} classes")
         if self.prediction_sets and set(self.prediction_sets.classes) != set(self.classes):

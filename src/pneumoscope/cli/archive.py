@@ -72,7 +72,7 @@ def command() -> None:
 )  # fmt: skip
 @click.option(
     "--workers", type=click.IntRange(min=0), default=0,
-    help="Shards that are scored at the same time.  [default: one per core, and one more; with Ray two per core]",
+    help="Shards that are scored at the same time.  [default: one per core, and one more; with Ray two per core, or two per GPU]",
 )  # fmt: skip
 @click.option(
     "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
@@ -378,7 +378,9 @@ def verify_command(archive: Path, key: str, as_json: bool) -> None:
         wrong = result.rows - result.found
         images = f"{wrong:,} of {counted(result.rows, 'image')} are missing, doubled or altered" if wrong else ""
         n_heatmaps = sum(problem.code.startswith("heatmaps") for problem in result.problems)
-        heatmaps = f"the heatmaps of {counted(n_heatmaps, 'shard')} are missing or altered" if n_heatmaps else ""
+        heatmaps = (
+            f"the heatmaps of {counted(n_heatmaps, 'shard')} are missing, altered or not entered" if n_heatmaps else ""
+        )
         text = "; ".join(filter(None, (images, heatmaps))) or "there are files of no listed image"
         raise ArchiveError(
             f"{text} ({counted(len(result.problems), 'shard')})",

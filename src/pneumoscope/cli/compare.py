@@ -18,6 +18,7 @@ from pneumoscope.cli.options import (
     ledger_option,
     prediction_column_options,
     recorded_command,
+    refuse_for_folds,
     require_result_folder,
 )
 from pneumoscope.cli.progress import image_progress
@@ -90,11 +91,18 @@ def command(
     from pneumoscope.reporting.comparison_page import write_comparison_page
 
     if any(has_several_classes(run, evaluation) for run in runs if not run.is_file()):
-        refuse_options({"--operating-point": operating_point if is_given("operating_point") else "", **column_names})
+        refuse_options(
+            {
+                "--operating-point": operating_point if is_given("operating_point") else "",
+                "--prevalence": prevalence,
+                **{f"--{name.replace('_', '-')}": value for name, value in column_names.items()},
+            }
+        )
         _compare_classes(
             runs, out, evaluation=evaluation, data=data, labels=labels, split=split, ledger=ledger, as_json=as_json
         )
         return
+    refuse_for_folds(runs, {"runs", "operating_point", "prevalence", "out", "as_json"})
     with image_progress("scoring images") as progress:
         comparison = compare(
             runs,

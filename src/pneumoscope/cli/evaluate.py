@@ -192,8 +192,10 @@ def command(
             note=note,
         )
     else:
+        from pneumoscope.bundle.site_profile import read_site_profile
         from pneumoscope.evaluation.cross_validation import OUT_OF_FOLD, find_folds, is_cross_validation
         from pneumoscope.evaluation.evaluate import OPERATING_POINTS, evaluate
+        from pneumoscope.evaluation.evaluation_names import default_name
         from pneumoscope.evaluation.external_predictions import FIXED_POINT
         from pneumoscope.runs.run_folder import run_folders
 
@@ -236,10 +238,10 @@ def command(
                 runs or [required], data, options | {"ledger": ledger, "seed": seed, "note": note}, as_json=as_json
             )
             return
-        evaluations = []
+        evaluations, names = [], []
         for each in runs or [required]:
             with image_progress(f"scoring images of {each.name}" if runs else "scoring images") as progress:
-                evaluation, _ = evaluate(
+                evaluation, images = evaluate(
                     each,
                     data,
                     split=split,
@@ -260,8 +262,11 @@ def command(
                     note=note,
                 )
             evaluations.append(evaluation)
+            if runs:
+                site_sha256 = "" if site is None else read_site_profile(site).sha256
+                names.append(name or default_name(each, data, split, images, site_sha256))
         if runs:
-            _print_runs(required, runs, evaluations, name or split, is_folds=is_folds, as_json=as_json)
+            _print_runs(required, runs, evaluations, names, is_folds=is_folds, as_json=as_json)
             return
     if as_json:
         click.echo(to_json(evaluation), nl=False)
@@ -322,18 +327,26 @@ def _print_runs(
     folder: Path,
     runs: Sequence[Path],
     evaluations: Sequence[Evaluation],
-    name: str,
+    names: Sequence[str],
     *,
     is_folds: bool,
     as_json: bool,
 ) -> None:
-    """Print the accuracy and AUROC of each run in a folder of runs, and the mean of folds; that of seeds is in `compare`."""
+    """Print the accuracy and AUROC of each run in a folder of runs, and the mean of folds; that of seeds is in `compare`.
+
+    Args:
+        folder: The folder of runs.
+        runs, evaluations: The runs and their evaluations.
+        names: Name of the evaluation of each run.
+        is_folds: Whether the runs are the folds of a cross-validation.
+        as_json: Print one JSON document.
+    """
     from pneumoscope.core.result_forms import to_json
-    from pneumoscope.evaluation.cross_validation import summarize_folds
+    from pneumoscope.evaluation.cross_validation import OUT_OF_FOLD, summarize_folds
     from pneumoscope.evaluation.run_groups import group_sentences
 
     point = next(iter(evaluations[0].operating_points))
-    groups = [summarize_folds(folder, name, point)] if is_folds else []
+    groups = [summarize_folds(folder, names[0], point)] if is_folds else []
     if as_json:
         listed = list(map(dataclasses.asdict, evaluations))
         document = {"evaluations": listed, "mean": dataclasses.asdict(groups[0])} if groups else listed
@@ -348,8 +361,10 @@ def _print_runs(
     for sentence in group_sentences(groups):
         click.echo(sentence)
     click.secho(evaluations[0].notice, dim=True)
-    chosen = "" if is_folds or name == "test" else f" --evaluation {name}"
-    click.echo(f"next    pneumoscope compare {folder}{chosen} --out DIR")
+    # `compare` takes one name for all runs, and for folds that of their validation images only.
+    if {*names} == {OUT_OF_FOLD} if is_folds else len({*names}) == 1:
+        chosen = "" if is_folds or names[0] == "test" else f" --evaluation {names[0]}"
+        click.echo(f"next    pneumoscope compare {folder}{chosen} --out DIR")
 
 
 def _evaluate_predictions(file: Path, data: Path, *, columns: Mapping[str, str], **options: Any) -> Evaluation:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -39,6 +39,7 @@ __all__ = [
     "prediction_column_options",
     "prevalence_option",
     "recorded_command",
+    "refuse_for_folds",
     "require_age_option",
     "require_result_folder",
     "result_folder_option",
@@ -328,6 +329,30 @@ def require_result_folder(out: Path, own_file: str = "") -> None:
 
     if out.is_dir() and any(out.iterdir()) and not (own_file and (out / own_file).is_file()):
         raise UsageError(f"{str(out)!r} has other files", hint="Choose a new or empty folder with --out")
+
+
+def refuse_for_folds(targets: Iterable[Path], used: Collection[str]) -> None:
+    """Raise UsageError if cross-validations are given together with an option that they do not have.
+
+    Args:
+        targets: The folders and files of the command.
+        used: Parameters of the command that cross-validations have; the others may not be given.
+    """
+    from click.core import ParameterSource
+
+    from pneumoscope.core.errors import UsageError
+    from pneumoscope.evaluation.cross_validation import is_cross_validation
+
+    if not any(map(is_cross_validation, targets)):
+        return
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name not in used and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise UsageError(
+                f"{parameter.opts[0]} is given for a cross-validation, which has no such option",
+                hint=f"Leave {parameter.opts[0]} out: folds are compared by the evaluations of their own validation images",
+            )
 
 
 compared_point_option = click.option(

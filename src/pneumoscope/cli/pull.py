@@ -97,6 +97,7 @@ def command(
         )
     if report.incomplete_searches:
         raise PartialFailureError(
-            f"{source} did not return all results of {report.incomplete_searches:,} of the searches (HTTP header Warning 299)",
+            f"{source} did not return all results of {report.incomplete_searches:,} of the searches"
+            " (HTTP header Warning 299, or pages that repeat results)",
             hint="Pull fewer studies at a time, with --study, --accession or a later date for --since",
         )

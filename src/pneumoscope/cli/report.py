@@ -11,6 +11,7 @@ from pneumoscope.cli.options import (
     compared_point_option,
     evaluation_name_option,
     recorded_command,
+    refuse_for_folds,
     require_result_folder,
 )
 
@@ -55,6 +56,7 @@ def command(
         click.echo(f"{len(files.figures)} files of figures, {len(files.tables)} of tables", err=True)
         click.echo(str(files.page))
         return
+    refuse_for_folds(runs, {"runs", "operating_point", "checklists", "out"})
     made = report(
         runs,
         operating_point=operating_point,

@@ -63,7 +63,9 @@ def prediction_html(prediction: Prediction, picture: bytes | None = None) -> str
     model, point = escape(prediction.model.name), escape(prediction.operating_point)
     note = site_note(prediction.model)
     site = f", {escape(note[0].lower() + note[1:])}" if note else ""
-    parts.append(f"<br><small>Model {model}, operating point {point}{site}. {escape(NOTICE)}</small>")
+    parts.append(
+        f"<br><small>Model {model}, operating point {point}{site}. {escape(prediction.model.notice or NOTICE)}</small>"
+    )
     return f"<div>{''.join(parts)}</div>"
 
 
@@ -84,7 +86,9 @@ def multiclass_prediction_html(prediction: MulticlassPrediction) -> str:
         parts.append(f"<table><tr><th></th><th>probability</th></tr>{rows}</table>")
     if message := prediction_message(prediction):
         parts.append(f"<br>{escape(message)}")
-    parts.append(f"<br><small>Model {escape(prediction.model.name)}. {escape(NOTICE)}</small>")
+    parts.append(
+        f"<br><small>Model {escape(prediction.model.name)}. {escape(prediction.model.notice or NOTICE)}</small>"
+    )
     return f"<div>{''.join(parts)}</div>"
 
 

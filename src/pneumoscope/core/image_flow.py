@@ -22,7 +22,7 @@ class ImageFlow:
 
     Attributes:
         source: Name of the images: as stated with `--source`, otherwise that of the folder, manifest or archive.
-        skipped: Number of files that are no images of the layout.
+        skipped: Number of files that are not images of the layout.
         unreadable: Number of images that cannot be read; those of the evaluated split are an error.
         labeled: Labeled images that can be read.
         other_splits: Labeled images that were not evaluated, by split in the data; "no split" without one.

@@ -216,8 +216,15 @@ class ImageStatistics:
     border: float
 
 
+class _Noticed:
+    """A record with a notice that is displayed beside it. It is no field: JSON and tables state it once for all records."""
+
+    __slots__ = ("_notice",)
+    _notice: str
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
-class ModelInfo:
+class ModelInfo(_Noticed):
     """The bundle that made a prediction.
 
     Attributes:
@@ -231,6 +238,17 @@ class ModelInfo:
     version: str
     sha256: str
     site: str = ""
+
+    def with_notice(self, notice: str) -> ModelInfo:
+        """Return the same model with the notice that its displayed predictions state."""
+        noticed = dataclasses.replace(self)
+        object.__setattr__(noticed, "_notice", notice)
+        return noticed
+
+    @property
+    def notice(self) -> str:
+        """The notice with the population of the model; "" for a prediction that was not made in this process."""
+        return getattr(self, "_notice", "")
 
     @property
     def prevalence(self) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from pneumoscope.core.i18n import N_, NOTICE, translations
@@ -36,6 +37,7 @@ __all__ = [
     "prevalence_message",
     "probability_message",
     "probability_text",
+    "range_text",
     "result_message",
     "result_title",
     "scope_message",
@@ -99,6 +101,7 @@ _HEATMAP = N_(
 )
 _AGAINST, _TOWARDS = N_("against pneumonia"), N_("towards pneumonia")
 _SITE_PROFILE, _SITE_PREVALENCE = N_("Site profile: {site}"), N_("Prevalence: {prevalence}")
+_SPACE_IN_CHINESE = re.compile(r"(?<=[\u4e00-\u9fff]) (?=[\u4e00-\u9fff])")
 _BELOW_1_PERCENT, _ABOVE_99_PERCENT = N_("below 1%"), N_("above 99%")
 
 
@@ -154,7 +157,7 @@ def age_conflict_message(prediction: Prediction, language: str = "en") -> str:
 
 def uncertainty_message(uncertainty: Uncertainty, language: str = "en") -> str:
     """Return the reason of an uncertain decision as a sentence without a full stop."""
-    band = _range_text(uncertainty.low, uncertainty.high, language)
+    band = range_text(uncertainty.low, uncertainty.high, language)
     return translations(language).gettext(_UNCERTAIN).format(range=band)
 
 
@@ -171,7 +174,7 @@ def probability_message(prediction: Prediction, language: str = "en") -> str:
     interval = prediction.interval
     if interval is None or interval.low is None or interval.high is None:
         return gettext(_PROBABILITY).format(probability=probability)
-    values = _range_text(interval.low, interval.high, language)
+    values = range_text(interval.low, interval.high, language)
     if values == probability:
         return gettext(_PROBABILITY).format(probability=probability)
     return gettext(_PROBABILITY_AND_INTERVAL).format(probability=probability, range=values, n=interval.n)
@@ -218,7 +221,7 @@ def result_title(prediction: Prediction, language: str = "en") -> str:
         return gettext(_NOT_READ)
     text, interval = probability_text(prediction.probability, language), prediction.interval
     if interval and interval.low is not None and interval.high is not None:
-        limits = _range_text(interval.low, interval.high, language)
+        limits = range_text(interval.low, interval.high, language)
         text = text if limits == text else gettext(_WITH_RANGE).format(probability=text, range=limits)
     return gettext(_RESULT_TITLE).format(decision=decision_label(prediction.decision, language), probability=text)
 
@@ -253,10 +256,13 @@ def probability_text(probability: float, language: str = "en") -> str:
     return translations(language).gettext(_BELOW_1_PERCENT if probability < 0.01 else _ABOVE_99_PERCENT)
 
 
-def _range_text(low: float, high: float, language: str) -> str:
+def range_text(low: float, high: float, language: str = "en") -> str:
     """Return a range of probabilities; one value if both ends look the same."""
     ends = probability_text(low, language), probability_text(high, language)
-    return ends[0] if ends[0] == ends[1] else translations(language).gettext(_RANGE).format(low=ends[0], high=ends[1])
+    if ends[0] == ends[1]:
+        return ends[0]
+    text = translations(language).gettext(_RANGE).format(low=ends[0], high=ends[1])
+    return _SPACE_IN_CHINESE.sub("", text)
 
 
 def _percent(fraction: float) -> str:

@@ -17,7 +17,6 @@ __all__ = ["LABELS", "MAX_CLASSES", "check_class_order", "resolve_classes"]
 
 LABELS = ("NORMAL", "PNEUMONIA")
 MAX_CLASSES = 100  # more are identifiers, not classes
-_MAX_LISTED = 8
 _SEPARATOR = "|"  # between the classes of an image with several, and between the classes in a saved manifest
 # Names in lower case, words separated by a space.
 _NEGATIVE = {
@@ -36,17 +35,20 @@ def resolve_classes(
     Args:
         labels: Label of each image.
         name: Name of the data set, for messages.
-        order: All classes, in another order than the sorted one; a class need not have images, and labels may differ in case.
+        order: All classes, in another order than the sorted one (numbers by value); a class need not have images, and labels may
+            differ in case.
 
     Returns:
-        The classes, `LABELS` if each label is one of them in any case; and {label: class}.
+        The classes, `LABELS` if each label is one of them, in any case, and `order` is empty or has these two; and
+        {label: class}.
 
     Raises:
         DatasetError: There is one class only, or too many; names differ in case only, or look like NORMAL and PNEUMONIA; a label
             has several classes, or is not in `order`.
     """
-    found = sorted(set(labels))
-    if tuple(order) in ((), LABELS) and {label.upper() for label in found} <= set(LABELS):
+    found = sorted(set(labels), key=lambda label: (int(label) if label.isdecimal() else -1, label))
+    is_binary = not order or {label.upper() for label in order} == set(LABELS)
+    if is_binary and {label.upper() for label in found} <= set(LABELS):
         return LABELS, {label: label.upper() for label in found}
     if several := next((label for label in (*order, *found) if _SEPARATOR in label), ""):
         part = several.partition(_SEPARATOR)[0]
@@ -61,7 +63,8 @@ def resolve_classes(
         if unknown := [label for label in found if label.casefold() not in by_case]:
             raise DatasetError(
                 f"{name}: the label {unknown[0]!r} is not one of the classes {', '.join(order)}",
-                hint=f"Rename it with {_map_option(unknown[0], 'CLASS')}",
+                hint=f"Rename it with {_map_option(unknown[0], 'CLASS')}; or name another column with --label-column, such as"
+                " --label-column etiology",
             )
         return tuple(order), {label: by_case[label.casefold()] for label in found}
     _check_names(found, name)
@@ -86,7 +89,7 @@ def _check_names(found: Sequence[str], name: str) -> None:
     if len(found) > MAX_CLASSES:
         raise DatasetError(
             f"{name} has {len(found)} different labels, such as {found[0]!r} and {found[1]!r}; the maximum is {MAX_CLASSES}",
-            hint="If these are no classes, name another column with --label-column",
+            hint="If these are not classes, name another column with --label-column",
         )
     by_case: dict[str, str] = {}
     for label in found:

@@ -18,7 +18,7 @@ from typing import Literal, Protocol, get_args
 from pneumoscope.core.errors import ManifestError, UnknownNameError, UsageError
 from pneumoscope.core.messages import counted
 from pneumoscope.data.classes import LABELS, check_class_order
-from pneumoscope.data.patients import find_patient_column
+from pneumoscope.data.patients import find_patient_column, parse_file_name
 
 __all__ = ["ETIOLOGY_COLUMN", "LabelMapping", "PatientSource", "map_labels", "map_patients", "map_rows"]
 
@@ -148,7 +148,7 @@ def map_rows(
         ManifestError: There is no such column, or patients cannot be found.
     """
     path = _column(columns, mapping.path_column, "path", _PATH_NAMES, name, recorded=recorded)
-    label = _label_column(columns, mapping, name, recorded=recorded)
+    label = _label_column(columns, rows, path, mapping, name, recorded=recorded)
     notes: list[str] = []
     patient = ""
     if mapping.patient_column:
@@ -174,10 +174,21 @@ def map_rows(
     return mapped, tuple(notes), path
 
 
-def _label_column(columns: Sequence[str], mapping: LabelMapping, name: str, *, recorded: bool) -> str:
+def _label_column(
+    columns: Sequence[str],
+    rows: Sequence[Mapping[str, str]],
+    path: str,
+    mapping: LabelMapping,
+    name: str,
+    *,
+    recorded: bool,
+) -> str:
     """Return the column with the label; "" if labels are etiologies, which are read from file names."""
     if mapping.label_column == ETIOLOGY_COLUMN and ETIOLOGY_COLUMN not in columns:
-        return ""
+        # Other data than those of the run can have its classes in the column label.
+        names = (row[path].strip().rpartition("/")[2] for row in rows)
+        is_given = recorded and "label" in columns and not all(parse_file_name(each).etiology for each in names)
+        return "label" if is_given else ""
     return _column(columns, mapping.label_column, "label", _LABEL_NAMES, name, recorded=recorded)
 
 

@@ -52,7 +52,7 @@ _HINT = (
     " only, or a CSV with the columns path and label, or a MedMNIST .npz"
 )
 _MAX_NAMED = 3  # skipped files in a note
-_MIN_SAME_PATIENT = 10  # DICOM files with the same PatientID, from which on it is taken for a placeholder
+_MIN_SAME_PATIENT = 10  # DICOM files, at or above which one PatientID in all of them is taken for a placeholder
 _IGNORED = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
@@ -94,9 +94,7 @@ def load_manifest(
     elif data.suffix.lower() == ".csv":
         manifest = _load_csv(data, root or data.parent, mapping, progress, recorded=recorded)
     elif data.suffix.lower() == ".npz":
-        manifest = load_medmnist(data)
-        if mapping != LabelMapping():
-            manifest = _map(manifest, data, mapping, recorded=recorded)
+        manifest = _map(load_medmnist(data), data, mapping, recorded=recorded)
     else:
         raise LayoutError(f"{str(data)!r} is neither a folder, nor a .csv, nor a .npz", hint=_HINT)
     if not manifest.images:
@@ -105,7 +103,7 @@ def load_manifest(
 
 
 def _check_no_columns(data: Path, mapping: LabelMapping) -> None:
-    """Raise if columns are named, and the data are no CSV file."""
+    """Raise if columns are named, and the data are not a CSV file."""
     label_column = "" if mapping.label_column == ETIOLOGY_COLUMN else mapping.label_column
     named = {
         "--label-column": label_column,
@@ -114,7 +112,7 @@ def _check_no_columns(data: Path, mapping: LabelMapping) -> None:
     }
     for flag, column in named.items():
         if column:
-            raise UsageError(f"{flag} {column} is given, and {str(data)!r} is no CSV file", hint=f"Remove {flag}")
+            raise UsageError(f"{flag} {column} is given, and {str(data)!r} is not a CSV file", hint=f"Remove {flag}")
 
 
 def _map(manifest: Manifest, data: Path, mapping: LabelMapping, *, recorded: bool) -> Manifest:
@@ -134,7 +132,7 @@ def _map(manifest: Manifest, data: Path, mapping: LabelMapping, *, recorded: boo
             )
         images = [dataclasses.replace(image, label=image.etiology) for image in images]
     labels, more = map_labels([image.label for image in images], name, mapping, recorded=recorded)
-    # Classes of an archive have an order.
+    # The classes of a known archive have an order.
     unchanged = set(labels) <= set(manifest.classes)
     classes, names = resolve_classes(labels, name, mapping.classes or (manifest.classes if unchanged else ()))
     images = [dataclasses.replace(image, label=names[each]) for image, each in zip(images, labels, strict=True)]
@@ -295,7 +293,11 @@ class _Listing:
         classes = _visible_folders(folder)
         empty = [path.name for path in classes if path.name.lower() not in CLASS_FOLDERS and not _has_images(path)]
         if empty or not classes:
-            reason = f"{empty[0]!r} is no class, because it has no images" if empty else "there are no class folders"
+            reason = (
+                f"{empty[0]!r} is not a class folder, because it has no images"
+                if empty
+                else "there are no class folders"
+            )
             name = folder.relative_to(self.root.parent).as_posix()
             raise LayoutError(f"{name}/: {reason}. It contains:\n{_tree(folder)}\n", hint=_HINT)
         self.skip_others(folder, known=[path.name for path in classes])

@@ -106,20 +106,6 @@ class Manifest:
         """Return the index of the class of an image."""
         return self.classes.index(image.label)
 
-    def with_classes(self, classes: Sequence[str], name: str) -> Manifest:
-        """Return the manifest with the classes of a model, in their order; a class need not have images.
-
-        Args:
-            classes: The classes.
-            name: Name of the data set, for messages.
-
-        Raises:
-            DatasetError: A label is none of the classes.
-        """
-        order, names = resolve_classes((image.label for image in self.images), name, classes)
-        images = tuple(dataclasses.replace(image, label=names[image.label]) for image in self.images)
-        return dataclasses.replace(self, images=images, classes=order)
-
     def check_binary(self, task: str) -> None:
         """Raise unless the classes are NORMAL and PNEUMONIA.
 

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.core.errors import LayoutError, UnreadableImageError
-from pneumoscope.data.classes import resolve_classes
 from pneumoscope.data.manifest import LABELS, LabeledImage, Manifest
 from pneumoscope.imaging.decode import Radiograph
 
@@ -72,12 +71,12 @@ def is_archive_path(path: str) -> bool:
 def load_medmnist(file: Path) -> Manifest:
     """Return the manifest of a MedMNIST archive; the SHA-256 of an image is that of its pixels.
 
-    The classes of a known archive have their names; those of another one are the numbers, as text.
+    The classes of a known archive have their names. The labels of another one are its numbers, as text, and its classes are not
+    determined yet: they are ().
 
     Raises:
         LayoutError: The file is not an archive of `{train,val,test}_{images,labels}` with grayscale images and one label, a
             number from 0, for each.
-        DatasetError: The labels cannot be classes; see `classes.resolve_classes`.
     """
     with _open_archive(file) as archive:
         splits = [split for split in _SPLITS if f"{split}_images" in archive.files]
@@ -86,16 +85,17 @@ def load_medmnist(file: Path) -> Manifest:
             raise LayoutError(f"{str(file)!r} has no train_images (it contains: {names})", hint=_HINT)
         images = {split: _read_images(file, archive, split) for split in splits}
         labels = {split: _read_labels(file, archive, split, len(images[split])) for split in splits}
-    classes, notes = _class_names(file, {int(value) for values in labels.values() for value in values})
+    numbers = {int(value) for values in labels.values() for value in values}
+    classes = _known_classes(file, numbers)
+    labels_of = dict(enumerate(classes)) if classes else {number: str(number) for number in numbers}
     return Manifest(
         tuple(
-            _labeled_image(file, split, row, pixels, classes[int(value)])
+            _labeled_image(file, split, row, pixels, labels_of[int(value)])
             for split in splits
             for row, (pixels, value) in enumerate(zip(images[split], labels[split], strict=True))
         ),
         file.resolve().parent,
-        notes=notes,
-        classes=tuple(classes.values()),
+        classes=classes,
     )
 
 
@@ -184,22 +184,16 @@ def _read_labels(file: Path, archive: Any, split: str, count: int) -> npt.NDArra
     return labels
 
 
-def _class_names(file: Path, numbers: Collection[int]) -> tuple[dict[int, str], tuple[str, ...]]:
-    """Return the name of each class by its number, and notes."""
-    known = next((classes for name, classes in _CLASSES.items() if file.name.lower().startswith(name)), None)
-    if known is None and set(numbers) <= {0, 1}:
-        note = f"the labels 0 and 1 of {file.name} are taken for NORMAL and PNEUMONIA"
-        return dict(enumerate(LABELS)), (note,)
-    if known is None:
-        classes, _ = resolve_classes(map(str, numbers), repr(str(file)))
-        return {int(name): name for name in sorted(classes, key=int)}, ()
-    if unknown := set(numbers) - set(range(len(known))):
+def _known_classes(file: Path, numbers: Collection[int]) -> tuple[str, ...]:
+    """Return the names of the classes, by number; () for an archive that is not MedMNIST's."""
+    known = next((classes for name, classes in _CLASSES.items() if file.name.lower().startswith(name)), ())
+    if known and (unknown := set(numbers) - set(range(len(known)))):
         raise LayoutError(
             f"{str(file)!r} has the label {min(unknown)}, and {len(known)} classes: 0 ({known[0]}) to {len(known) - 1}"
             f" ({known[-1]})",
             hint=_HINT,
         )
-    return dict(enumerate(known)), ()
+    return known
 
 
 def _labeled_image(file: Path, split: str, row: int, pixels: npt.NDArray[np.uint8], label: str) -> LabeledImage:

@@ -42,12 +42,12 @@ def read_manifest_column(data: Path, column: str, path_column: str = "path") -> 
         path_column: Column with the paths.
 
     Raises:
-        UsageError: The data are no CSV file.
+        UsageError: The data are not a CSV file.
         UnknownNameError: There is no such column.
     """
     if data.suffix.lower() != ".csv":
         raise UsageError(
-            f"{str(data)!r} is no manifest CSV and has no column {column!r}",
+            f"{str(data)!r} is not a manifest CSV and has no column {column!r}",
             hint="Write a manifest with `pneumoscope split DATA --out FILE`, and add the column",
         )
     columns = manifest_columns(data)

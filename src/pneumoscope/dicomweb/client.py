@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from email.message import Message
 from typing import Any, Literal
@@ -10,7 +11,7 @@ import requests
 from dicomweb_client.api import DICOMwebClient
 from pydicom import Dataset
 
-from pneumoscope.dicomweb.session import CONNECT_SECONDS, HTTP_SECONDS
+from pneumoscope.dicomweb.session import CONNECT_SECONDS, HTTP_SECONDS, AnswerTooLongError
 
 __all__ = ["ANY_SYNTAX", "MAX_BYTES", "MODALITIES", "PAGE", "DicomWebError", "Level", "WebArchive", "instance_path"]
 
@@ -21,6 +22,7 @@ ANY_SYNTAX = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 Level = Literal["studies", "series", "instances"]
 _CHUNK_BYTES = 2**20
 _UID_KEYWORDS = {"studies": "StudyInstanceUID", "series": "SeriesInstanceUID", "instances": "SOPInstanceUID"}
+_UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)*")  # it becomes part of an address
 
 
 class DicomWebError(Exception):
@@ -40,7 +42,8 @@ class WebArchive:
     """A DICOMweb server. Its methods raise `DicomWebError`.
 
     Attributes:
-        incomplete_searches: Number of searches whose last page had a warning of the server: it may not have returned all results.
+        incomplete_searches: Number of searches that may not have returned all results: the last page had a warning of the server,
+            pages repeat results of others, or a result has no UID.
     """
 
     def __init__(self, url: str, session: requests.Session) -> None:
@@ -55,6 +58,8 @@ class WebArchive:
         self, level: Level, filters: Mapping[str, str] | None = None, *, study: str = "", series: str = ""
     ) -> Iterator[Dataset]:
         """Yield all results, page by page. One with a UID that came before, or without any, is left out.
+
+        Study, series and instance UIDs of results are well-formed; one of the level is never missing.
 
         Args:
             level: What is searched.
@@ -71,12 +76,18 @@ class WebArchive:
         keyword = _UID_KEYWORDS[level]
         found: set[str] = set()
         offset = 0
+        is_incomplete = False
         while True:
             page = self._page(search, offset=offset, limit=PAGE, search_filters=dict(filters or {}), **arguments)
-            new = {uid: each for each in page if (uid := str(each.get(keyword) or "")) and uid not in found}
-            if not new:  # a server may send fewer than `limit`, or ignore `limit` and `offset`
+            results = {str(each.get(keyword) or ""): each for each in page}
+            new = {uid: each for uid, each in results.items() if uid and uid not in found}
+            # A server that ignores `limit` and `offset` repeats all results. One that ignores `offset` alone repeats the first
+            # page, and one without a stable order repeats some results and leaves out as many.
+            repeats_all = found <= results.keys() and len(found) != PAGE
+            is_incomplete |= "" in results or not (repeats_all or found.isdisjoint(results))
+            if not new:  # a server may send fewer than `limit`
                 # A page with new results has a warning, too, if there are further pages (PS3.18 8.3.4.4).
-                self.incomplete_searches += self._has_warning
+                self.incomplete_searches += is_incomplete or self._has_warning
                 return
             yield from new.values()
             found.update(new)
@@ -117,14 +128,22 @@ class WebArchive:
 
     def _page(self, search: Any, **arguments: Any) -> list[Dataset]:
         try:
-            return [Dataset.from_json(each) for each in search(**arguments)]
+            page = [Dataset.from_json(each) for each in search(**arguments)]
         except requests.HTTPError as error:
             status = error.response.status_code if error.response is not None else 0
             raise DicomWebError(f"HTTP status {status or 'unknown'}", status=status) from error
-        except (requests.ConnectionError, requests.Timeout) as error:
+        except AnswerTooLongError as error:
+            raise DicomWebError(str(error), status=200) from error
+        except requests.JSONDecodeError as error:
+            raise DicomWebError("the answer is not DICOM JSON", status=200) from error
+        except (requests.RequestException, OSError) as error:
             raise DicomWebError(type(error).__name__, is_unreachable=True) from error
         except Exception as error:  # a server may send anything
             raise DicomWebError("the answer is not DICOM JSON", status=200) from error
+        uids = (str(each.get(keyword) or "") for each in page for keyword in _UID_KEYWORDS.values())
+        if any(uid and not _UID.fullmatch(uid) for uid in uids):
+            raise DicomWebError("the answer has an invalid UID", status=200)
+        return page
 
 
 def instance_path(study: str, series: str, instance: str) -> str:

@@ -93,7 +93,7 @@ def read_breakdown(
         path_column: Column of the manifest CSV with the paths.
 
     Raises:
-        UsageError: The data are no manifest CSV, a column has too many values, or the reference is of another model.
+        UsageError: The data are not a manifest CSV, a column has too many values, or the reference is of another model.
         UnknownNameError: There is no such column.
         DatasetError: An image is also in the reference.
         RunError: The folder has no evaluation, or its files are from different ones.

@@ -18,11 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from pneumoscope import __version__
+from pneumoscope.bundle.bundle_folder import CARD_FILE, read_card
+from pneumoscope.bundle.card import short_hash
 from pneumoscope.core.comparison import Comparison, PairedTest, RunGroup, RunSummary, SeedSpread
 from pneumoscope.core.errors import RunError, UsageError
 from pneumoscope.core.messages import counted
 from pneumoscope.core.results import Interval
-from pneumoscope.data.manifest import images_sha256
+from pneumoscope.data.manifest import Manifest, images_sha256
 from pneumoscope.evaluation.comparability import (
     check_comparable,
     joint_notice,
@@ -34,7 +36,7 @@ from pneumoscope.evaluation.compared import EvaluatedRun, ScoringOptions, read_e
 from pneumoscope.evaluation.paired_findings import findings, make_paired_test
 from pneumoscope.evaluation.run_groups import TESTED, group_sentences
 from pneumoscope.runs.record import RunRecord, read_run
-from pneumoscope.runs.run_folder import run_folders
+from pneumoscope.runs.run_folder import BUNDLE_FOLDER, MANIFEST_FILE, run_folders
 from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.intervals import undefined
 from pneumoscope.statistics.paired import holm
@@ -128,7 +130,7 @@ def summarize_folds(folder: Path, evaluation: str, operating_point: str) -> RunG
         operating_point: Operating point of the threshold metrics.
 
     Raises:
-        RunError: A fold is missing, not finished or not evaluated.
+        RunError: A fold is missing, not finished, not evaluated, or evaluated on other images than its own.
         UnknownNameError: A fold was not evaluated at this operating point.
     """
     (folds,) = _read([folder], evaluation, operating_point)
@@ -148,13 +150,14 @@ def compare_folds(
 
     Raises:
         UsageError: A target is not a cross-validation.
-        RunError: A fold is missing, not finished or not evaluated; or the folds of two targets have different images.
+        RunError: A fold is missing, not finished, not evaluated, or evaluated on other images than its own; or the folds of two
+            targets have different images.
         UnknownNameError: A fold was not evaluated at this operating point.
     """
     for target in targets:
         if not is_cross_validation(target):
             raise UsageError(
-                f"{str(target)!r} is no cross-validation, and is compared with one",
+                f"{str(target)!r} is not a cross-validation, and a cross-validation is compared with another one only",
                 hint="The validation images of a cross-validation are training images of other models: give folders of"
                 " `train --folds` only, or compare other runs on test images",
             )
@@ -164,7 +167,7 @@ def compare_folds(
     groups = tuple(_group(each, name) for each, name in zip(folds, names, strict=True))
     pairs = _tests(folds, names)
     runs = [run for each in folds for run in each.runs]
-    training = _training_sentence(folds[0])
+    training = _training_sentence(folds)
     found = findings(names, [group.metrics["accuracy"].mean for group in groups], pairs, training, noun="recipes")
     images = [image for run in folds[0].runs for image in run.images]
     return Comparison(
@@ -201,9 +204,37 @@ def _read(
     found = []
     for target, each in zip(targets, paths, strict=True):
         members = tuple(next(runs) for _ in each)
+        for run in members:
+            _check_out_of_fold(run)
         summaries = tuple(summarize_run(run, operating_point, prevalence) for run in members)
         found.append(_Folds(target, members, summaries, tuple(map(read_run, each))))
     return found
+
+
+def _check_out_of_fold(run: EvaluatedRun) -> None:
+    """Raise unless the evaluated images are the validation images of the fold, as far as its folder states them."""
+    evaluate_again = (
+        f"Evaluate it again, on the data that it was trained on: pneumoscope evaluate {run.path} --data DATA"
+    )
+    evaluate_again += f" --split {OUT_OF_FOLD} --force"
+    manifest, card = run.path / MANIFEST_FILE, run.path / BUNDLE_FOLDER / CARD_FILE
+    if card.is_file():
+        seen = set(read_card(card).seen.get("train", ()))
+        trained = [image.path for image in run.images if short_hash(image.sha256) in seen]
+        if trained:
+            raise RunError(
+                f"{str(run.path)!r} was evaluated on {counted(len(trained), 'training image')} of its own (compared by content);"
+                f" the first is {trained[0]}",
+                hint=evaluate_again,
+            )
+    if manifest.is_file():
+        images = Manifest.from_csv(manifest.read_text(encoding="utf-8"), run.path, str(manifest)).split(OUT_OF_FOLD)
+        if run.evaluation.images_sha256 != images_sha256([image.sha256 for image in images]):
+            raise RunError(
+                f"{str(run.path)!r} was evaluated on {counted(run.evaluation.n, 'image')} that are not the"
+                f" {counted(len(images), 'validation image')} of its fold",
+                hint=evaluate_again,
+            )
 
 
 def _check_same_folds(folds: Sequence[_Folds]) -> None:
@@ -275,10 +306,21 @@ def _difference(metric: str, a: _Folds, b: _Folds) -> tuple[Interval, float | No
     return folds_difference(of_a, of_b, a.ratio, n=a.n)
 
 
-def _training_sentence(folds: _Folds) -> str:
-    share = 1 / (1 + folds.ratio)
+def _training_sentence(folds: Sequence[_Folds]) -> str:
+    share = 1 / (1 + folds[0].ratio)
+    # Older records lack the field; they selected the epoch by accuracy.
+    selecting = [
+        name
+        for name, each in zip(_names(folds), folds, strict=True)
+        if any(record.recipe["training"].get("select") != "last" for record in each.records)
+    ]
+    optimism = ""
+    if selecting:
+        of_recipes = "" if len(selecting) == len(folds) else f" of {', '.join(selecting)}"
+        optimism = (
+            f" The validation images of a fold selected its epoch, so the means{of_recipes} are slightly too high."
+        )
     return (
-        f"Means over {counted(len(folds.runs), 'fold')} are those of networks trained on {share:.0%} of the images, and their"
-        " intervals are for other training images and patients. The validation images of a fold selected its epoch, so the means"
-        " are slightly too high; test images were not used."
+        f"Means over {counted(len(folds[0].runs), 'fold')} are those of networks trained on {share:.0%} of the images, and their"
+        f" intervals are for other training images and patients.{optimism} Test images were not used."
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pneumoscope.core.errors import UsageError
+from pneumoscope.core.results import ScoredImage
 from pneumoscope.data.manifest import LabeledImage, Manifest
 from pneumoscope.runs.run_folder import MANIFEST_FILE, evaluation_folder
 
@@ -32,9 +33,9 @@ def default_name(
     run: Path,
     data: Path,
     split: str,
-    images: Sequence[LabeledImage],
+    images: Sequence[LabeledImage] | Sequence[ScoredImage],
     site_sha256: str,
-    note: Callable[[str], None] | None,
+    note: Callable[[str], None] | None = None,
 ) -> str:
     """Return the split for images of the run itself, and for others also the name of the data.
 

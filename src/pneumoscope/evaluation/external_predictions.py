@@ -104,7 +104,7 @@ def evaluate_predictions(
         UsageError: Options exclude each other, an operating point needs validation predictions, or see `evaluate`.
         RunError: The reference is missing or damaged.
         UnknownNameError: There is no such column or operating point.
-        LayoutError: The file is no CSV file with these columns; see `read_predictions_file`.
+        LayoutError: The file is not a CSV file with these columns; see `read_predictions_file`.
         DatasetError: A value cannot be used, rows and images do not match, or validation images have one label only.
         ThresholdError: A validation image is a test image or one of the evaluated images.
         PatientLeakError: A patient has validation images and evaluated images.

@@ -15,9 +15,8 @@ import numpy as np
 from pneumoscope import __version__
 from pneumoscope.bundle.card import short_hash
 from pneumoscope.bundle.multiclass_card import MulticlassCard
-from pneumoscope.core.errors import DatasetError, UsageError
+from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
-from pneumoscope.core.messages import counted
 from pneumoscope.core.multiclass_results import MulticlassEvaluation, MulticlassScoredImage
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.prediction_messages import notice
@@ -94,7 +93,7 @@ def evaluate_multiclass(
             given with `out` or for a bundle; or the folder has another evaluation.
         RunError: The run has no bundle yet.
         BundleError: The bundle cannot be read or run, or is one for NORMAL and PNEUMONIA.
-        DatasetError: An image has a label that is no class of the model; images are missing or unreadable; or test images were
+        DatasetError: A label is not one of the model's classes; images are missing or unreadable; or test images were
             training or validation images.
         StorageError: The ledger or the results cannot be written. No result is returned then.
     """
@@ -104,13 +103,11 @@ def evaluate_multiclass(
     session = MulticlassSession.load(bundle)
     card = session.card
     check_name_of_run(name, is_run=is_run, has_out=out is not None)
-    manifest = load_images_of_classes(data, labels, target if is_run else None)
+    manifest = load_images_of_classes(data, labels, target if is_run else None, classes=card.classes)
     if note:
         for each in manifest.notes:
             note(each)
-    _check_labels(manifest.images, card, data)
     images = images_of_split(manifest, data, split, target / MANIFEST_FILE if is_run else None, both_labels=False)
-    _check_labels(images, card, data)
     if split in TEST_SPLITS:
         check_unseen(images, card)
     if out is None and is_run:
@@ -149,17 +146,6 @@ def evaluate_multiclass(
         write_atomically(folder / PREDICTIONS_FILE, multiclass_predictions_csv(scored, card.classes))
         write_atomically(folder / EVALUATION_FILE, to_json(evaluation))
     return evaluation, scored
-
-
-def _check_labels(images: Sequence[LabeledImage], card: MulticlassCard, data: Path) -> None:
-    """Raise unless the labels are classes of the model."""
-    other = [image for image in images if image.label not in card.classes]
-    if other:
-        raise DatasetError(
-            f"{counted(len(other), 'image')} of {str(data)!r} have labels that are no classes of model {card.name!r}"
-            f" ({', '.join(card.classes)}); the first is {other[0].path}: {other[0].label}",
-            hint="Name the column with --label-column, such as --label-column etiology, or rename labels with --map SOURCE=CLASS",
-        )
 
 
 def _fitted(images: Sequence[LabeledImage], card: MulticlassCard) -> int:

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 ALPHA = 0.05
-_AUROCS = {"auroc": "AUROC", "macro_auroc": "macro AUROC"}  # metrics that are no fractions of images
+_AUROCS = {"auroc": "AUROC", "macro_auroc": "macro AUROC"}  # metrics that are not fractions of images
 
 
 @dataclasses.dataclass(frozen=True)

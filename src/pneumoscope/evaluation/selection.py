@@ -16,8 +16,8 @@ from pneumoscope.core.messages import counted
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.layouts import SPLIT_FOLDERS, load_manifest
 from pneumoscope.data.manifest import LABELS, LabeledImage, Manifest
-from pneumoscope.runs.record import recorded_labels
-from pneumoscope.runs.run_folder import MANIFEST_FILE
+from pneumoscope.runs.record import read_run, recorded_labels
+from pneumoscope.runs.run_folder import MANIFEST_FILE, is_run_folder
 
 __all__ = [
     "balanced_sample",
@@ -58,13 +58,22 @@ def load_labeled_images(
     return manifest
 
 
-def load_images_of_classes(data: Path, labels: LabelMapping | None, run: Path | None = None) -> Manifest:
-    """Return the manifest of a data set of any classes; see `load_labeled_images`.
+def load_images_of_classes(
+    data: Path, labels: LabelMapping | None, run: Path | None = None, *, classes: Sequence[str] = ()
+) -> Manifest:
+    """Return the manifest of a data set of any classes.
+
+    Args:
+        data, labels, run: See `load_labeled_images`.
+        classes: The classes of a model of several classes, of which the data may have any; those of the data if empty.
 
     Raises:
+        DatasetError: A label is not one of the classes.
         PneumoscopeError: See `load_manifest`.
     """
     mapping = recorded_labels(run) if labels is None and run is not None else labels
+    if classes:
+        mapping = dataclasses.replace(mapping or LabelMapping(), classes=tuple(classes))
     return load_manifest(data, labels=mapping, recorded=labels is None)
 
 
@@ -79,8 +88,8 @@ def select_images(
 ) -> tuple[Path, tuple[LabeledImage, ...]]:
     """Return the images of one split, with content hashes.
 
-    The test split is that of the data set if it has one, and every split is that of a CSV file that states it. Otherwise the
-    split is taken from the manifest of the run.
+    The test split is that of the data set if it has one, and every split is that of a CSV file that states it, except training
+    and validation images of a fold. Otherwise the split is taken from the manifest of the run.
 
     Args:
         data: Folder, manifest CSV or archive.
@@ -145,14 +154,20 @@ def _is_split_by_run(manifest: Manifest, split: str, run_manifest: Path | None, 
     """Return True if the manifest of the run, not the data set, states which images are in the split.
 
     Training makes the validation split of a folder, the test split of a data set without one, and the splits of a CSV file that
-    states none.
+    states none. A fold of a cross-validation has training and validation images of its own, also if the CSV file states some.
     """
     has_run = run_manifest is not None and run_manifest.is_file()
-    if split != "test" and data.suffix.lower() != ".csv":
+    if split != "test" and (data.suffix.lower() != ".csv" or _is_of_fold(run_manifest)):
         return True
     if manifest.split(split):
         return False
     return has_run or not any(image.split for image in manifest)
+
+
+def _is_of_fold(run_manifest: Path | None) -> bool:
+    if run_manifest is None or not is_run_folder(run_manifest.parent):
+        return False
+    return read_run(run_manifest.parent).fold is not None
 
 
 def _images_of_run(manifest: Manifest, split: str, run_manifest: Path | None, data: Path) -> tuple[LabeledImage, ...]:

@@ -91,8 +91,9 @@ class Model(ImageModel[Card, Outputs, Scored, Prediction]):
         self.point = find_operating_point(self.card, operating_point)
         self.operating_point_name = operating_point or DEFAULT_OPERATING_POINT
         self.threshold = threshold_probability(self.card, self.point)
-        self.facts = ModelInfo(self.card.name, self.card.version, self.card.onnx_sha256, session.site)
         self.notice = notice(self.card.population)
+        facts = ModelInfo(self.card.name, self.card.version, self.card.onnx_sha256, session.site)
+        self.facts = facts.with_notice(self.notice)
 
     def __repr__(self) -> str:
         """Return the name, the network and the operating point."""

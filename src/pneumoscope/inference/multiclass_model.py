@@ -41,8 +41,9 @@ class MulticlassModel(ImageModel[MulticlassCard, MulticlassOutputs, MulticlassSc
     ) -> None:
         """Prepare to predict; see `ImageModel`."""
         super().__init__(session, pool=pool, folder=folder)
-        self.facts = ModelInfo(self.card.name, self.card.version, self.card.onnx_sha256)
         self.notice = notice(self.card.population)
+        facts = ModelInfo(self.card.name, self.card.version, self.card.onnx_sha256)
+        self.facts = facts.with_notice(self.notice)
 
     def __repr__(self) -> str:
         """Return the name, the network and the classes."""

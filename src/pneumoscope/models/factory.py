@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 
-from pneumoscope.bundle.bundle_folder import CARD_FILE, read_card
+from pneumoscope.bundle.bundle_folder import CARD_FILE, read_any_card
+from pneumoscope.bundle.card import Card, short_hash
+from pneumoscope.bundle.multiclass_card import MulticlassCard
 from pneumoscope.core.errors import RecipeError, WeightsError
+from pneumoscope.data.manifest import LABELS, Manifest
 from pneumoscope.models.backbones import Backbone
 from pneumoscope.models.base import IMAGENET, UNIT, ClassifierNetwork, Normalization
 from pneumoscope.models.onnx_weights import restore_weights
 from pneumoscope.models.registry import find_model
 from pneumoscope.models.report_networks import VGG19, AlexNet
 from pneumoscope.models.weights import LoadedWeights, load_imagenet, load_tensors, load_weights
-from pneumoscope.runs.run_folder import WEIGHTS_FILE, find_bundle, is_run_folder
+from pneumoscope.runs.run_folder import (
+    BUNDLE_FOLDER,
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+    find_bundle,
+    is_run_folder,
+    read_text,
+)
 
 __all__ = ["create_initialized", "create_model"]
 
@@ -48,7 +58,8 @@ def create_model(
         dropout: Dropout rate before the last layer of a timm network; the report's networks have fixed rates.
         output_stride: See `Backbone`; the report's networks have no such option.
         border_mask, flip_averaging: See `ClassifierNetwork`.
-        outputs: Number of logits per image: 1 for NORMAL and PNEUMONIA, or the number of classes K.
+        outputs: Number of logits per image: 1 for NORMAL and PNEUMONIA, or the number of classes K, whose last layer is always
+            random.
 
     Raises:
         UnknownNameError: There is no network of that name.
@@ -72,7 +83,8 @@ def create_initialized(name: str, weights: str, options: Mapping[str, Any]) -> t
 
     Args:
         name, weights: See `create_model`.
-        options: The other arguments of `create_model`, and "crop", with which bundles are compared.
+        options: The other arguments of `create_model`; "crop", with which bundles are compared; and "classes", the names of K
+            classes, for which the last layer of a run of the same classes is kept.
     """
     network = _build(name, options, normalization=UNIT if weights == "none" else IMAGENET)
     if weights == "none":
@@ -88,13 +100,48 @@ def create_initialized(name: str, weights: str, options: Mapping[str, Any]) -> t
             f"there are no weights {weights!r}",
             hint='Give "default" for the model in the package, or the path of a bundle, a run or a file of weights',
         )
+    if run := _find_run(path):
+        return network, _load_run(network, run, options)
     if path.is_file():
-        return network, load_weights(network, path)
-    if is_run_folder(path) and (path / WEIGHTS_FILE).is_file():
-        loaded = load_weights(network, path / WEIGHTS_FILE)
-        bundle = path / "bundle"
-        return network, _with_card(loaded, bundle, options) if (bundle / CARD_FILE).is_file() else loaded
+        loaded = load_weights(network, path, other_head=_describe_other_head(None, options))
+        note = f"it is unknown which images the weights {weights!r} have seen; `evaluate` cannot refuse these as test images"
+        return network, loaded._replace(notes=(*loaded.notes, note))
     return network, _load_bundle(network, name, find_bundle(path), options)
+
+
+def _find_run(path: Path) -> Path | None:
+    """Return the run whose folder or selected weights the path names; None if it names something else."""
+    run = path if path.is_dir() else path.resolve().parent.parent
+    file = run / WEIGHTS_FILE
+    return run if is_run_folder(run) and file.is_file() and (path.is_dir() or path.resolve() == file) else None
+
+
+def _load_run(network: ClassifierNetwork, run: Path, options: Mapping[str, Any]) -> LoadedWeights:
+    """Load the selected weights of a run, whose bundle may be missing."""
+    bundle = run / BUNDLE_FOLDER
+    if (bundle / CARD_FILE).is_file():
+        card = read_any_card(bundle / CARD_FILE)
+        classes = card.classes if isinstance(card, MulticlassCard) else LABELS
+        loaded = load_weights(network, run / WEIGHTS_FILE, other_head=_describe_other_head(classes, options))
+        return _with_card(loaded, card, bundle, options)
+    file = run / MANIFEST_FILE
+    manifest = Manifest.from_csv(read_text(file), run, str(file))
+    loaded = load_weights(network, run / WEIGHTS_FILE, other_head=_describe_other_head(manifest.classes, options))
+    seen = (short_hash(image.sha256) for split in ("train", "validation") for image in manifest.split(split))
+    note = f"{str(run)!r} has no bundle; of the images that its weights have seen, those of its own initial weights are unknown"
+    return loaded._replace(notes=(*loaded.notes, note), seen=frozenset(seen))
+
+
+def _describe_other_head(classes: Sequence[str] | None, options: Mapping[str, Any]) -> str:
+    """Return how the last layer of initial weights differs from that of the network; "" if its shape decides.
+
+    Args:
+        classes: The classes of the initial weights; None if they are unknown.
+        options: See `create_initialized`.
+    """
+    if options.get("outputs", 1) == 1 or (classes and tuple(classes) == tuple(options.get("classes", ()))):
+        return ""
+    return f"is for the classes {', '.join(classes)}" if classes else "is for unknown classes"
 
 
 def _load_bundle(network: ClassifierNetwork, name: str, bundle: Path, options: Mapping[str, Any]) -> LoadedWeights:
@@ -104,7 +151,12 @@ def _load_bundle(network: ClassifierNetwork, name: str, bundle: Path, options: M
             f"{str(bundle)!r} is neither a bundle nor a run with weights",
             hint=f"A bundle has {CARD_FILE}, and a run {WEIGHTS_FILE}",
         )
-    card = read_card(bundle / CARD_FILE)
+    card = read_any_card(bundle / CARD_FILE)
+    if isinstance(card, MulticlassCard):
+        raise WeightsError(
+            f"the bundle {str(bundle)!r} has several classes, and weights cannot be restored from the bundle of such a model",
+            hint=f"Give the folder of its run, which has {WEIGHTS_FILE}",
+        )
     if card.network != name:
         raise WeightsError(
             f"{str(bundle)!r} has the network {card.network!r}, and the recipe {name!r}",
@@ -114,12 +166,13 @@ def _load_bundle(network: ClassifierNetwork, name: str, bundle: Path, options: M
     original = _build(name, {**recorded, "image_size": card.preprocessing.size}, normalization=IMAGENET)
     restored = restore_weights(bundle, original)
     loaded = load_tensors(network, restored.tensors, str(bundle))
-    return _with_card(loaded._replace(folded=restored.folded), bundle, options)
+    return _with_card(loaded._replace(folded=restored.folded), card, bundle, options)
 
 
-def _with_card(loaded: LoadedWeights, bundle: Path, options: Mapping[str, Any]) -> LoadedWeights:
+def _with_card(
+    loaded: LoadedWeights, card: Card | MulticlassCard, bundle: Path, options: Mapping[str, Any]
+) -> LoadedWeights:
     """Add the images that the model of a bundle has seen, and a note on options that change its logits."""
-    card = read_card(bundle / CARD_FILE)
     recorded = dict(card.recipe.get("network", {}))
     different = [
         f"{key} {recorded[key]} there and {options[key]} here"

@@ -102,16 +102,16 @@ def read_tensors(path: Path) -> Tensors:
     return tensors
 
 
-def load_weights(network: ClassifierNetwork, path: Path) -> LoadedWeights:
+def load_weights(network: ClassifierNetwork, path: Path, *, other_head: str = "") -> LoadedWeights:
     """Load a file's tensors into a network, in place; see `load_tensors`.
 
     Raises:
         WeightsError: See `read_tensors` and `load_tensors`.
     """
-    return load_tensors(network, read_tensors(path), str(path))
+    return load_tensors(network, read_tensors(path), str(path), other_head=other_head)
 
 
-def load_tensors(network: ClassifierNetwork, tensors: Tensors, source: str) -> LoadedWeights:
+def load_tensors(network: ClassifierNetwork, tensors: Tensors, source: str, *, other_head: str = "") -> LoadedWeights:
     """Load tensors into a network, in place.
 
     Accepts the weights of a run (`best.safetensors`), torchvision's VGG19, and state dicts of the same network by timm,
@@ -123,6 +123,8 @@ def load_tensors(network: ClassifierNetwork, tensors: Tensors, source: str) -> L
         network: The network.
         tensors: Tensors by name.
         source: Name of the file or folder, for messages.
+        other_head: How the head of the tensors differs although its shape may be the same, such as "is for the classes a, b";
+            it is left out then. "" if its shape decides.
 
     Returns:
         The record, with notes on tensors that were left out or not matched by their names.
@@ -135,9 +137,9 @@ def load_tensors(network: ClassifierNetwork, tensors: Tensors, source: str) -> L
         return LoadedWeights(frozenset(name for name in network.state_dict() if name.startswith("head.")))
     if isinstance(network, Backbone) and not any(name.startswith("model.") for name in tensors):
         tensors, notes = _match_names(network, tensors, source)
-        loaded = _load_all_but_other_head(network.model, tensors, source, _head_names(network), notes)
+        loaded = _load_all_but_other_head(network.model, tensors, source, _head_names(network), other_head, notes)
         return loaded._replace(random=frozenset(f"model.{name}" for name in loaded.random))
-    return _load_all_but_other_head(network, tensors, source, _last_layer_names(network))
+    return _load_all_but_other_head(network, tensors, source, _last_layer_names(network), other_head)
 
 
 def load_imagenet(network: ClassifierNetwork, name: str) -> None:
@@ -165,15 +167,24 @@ def load_imagenet(network: ClassifierNetwork, name: str) -> None:
 
 
 def _load_all_but_other_head(
-    network: nn.Module, tensors: Tensors, source: str, head: Collection[str], notes: Sequence[str] = ()
+    network: nn.Module,
+    tensors: Tensors,
+    source: str,
+    head: Collection[str],
+    other_head: str,
+    notes: Sequence[str] = (),
 ) -> LoadedWeights:
     """Load tensors with the network's names; those of a head with other classes are left out."""
     own = network.state_dict()
-    if all(name in tensors and tensors[name].shape == own[name].shape for name in head):
+    fits = all(name in tensors and tensors[name].shape == own[name].shape for name in head)
+    if fits and not other_head:
         _load_tensors(network, tensors, source)
         return LoadedWeights(notes=tuple(notes))
-    other = [name for name in sorted(head) if name in tensors]
-    found = f"has another shape, {tuple(tensors[other[0]].shape)}" if other else "is missing"
+    if fits:
+        found = other_head
+    else:
+        other = [name for name in sorted(head) if name in tensors]
+        found = f"has another shape, {tuple(tensors[other[0]].shape)}" if other else "is missing"
     note = f"the last layer starts from random weights: that of {source!r} {found}"
     kept = {name: value for name, value in tensors.items() if name not in head}
     _load_tensors(network, kept, source, without=head)

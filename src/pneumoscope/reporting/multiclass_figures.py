@@ -24,7 +24,7 @@ __all__ = ["confusion_figure", "draw_class_figures", "one_vs_rest_figure"]
 
 _INK, _MUTED = (COLORS[name][0] for name in ("ink", "muted"))
 _CELL = 74  # pixels
-_DARK = 0.55  # fraction of the row from which on text on a cell is not legible in ink
+_DARK = 0.55  # fraction of the row above which text on a cell is not legible in ink
 
 
 def draw_class_figures(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.result_forms import rows_dataframe
 from pneumoscope.data.hashing import Progress
+from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.reporting.comparison_figures import NamedFigure
 from pneumoscope.reporting.curves import curves_figure, curves_label
 from pneumoscope.reporting.style import drawing, run_style
@@ -148,6 +149,7 @@ def train(
     seeds: int | None = None,
     folds: int | None = None,
     outliers: str | Path | None = None,
+    labels: LabelMapping | None = None,
     resume: bool = False,
     accelerator: Literal["auto", "cpu", "gpu"] = "auto",
     devices: int = 0,
@@ -166,6 +168,7 @@ def train(
         seeds: Train so many runs with consecutive seeds, in out/seed-N.
         folds: Train so many runs by cross-validation, in out/fold-N. Not together with `seeds`.
         outliers: Images of patients outside the age range, for a recipe with an age classifier.
+        labels: Names of columns and labels of the data. By default those of the runs that are resumed, or of the recipe.
         resume: Continue in `out`; finished runs are kept.
         accelerator: "cpu", "gpu", or "auto" for a GPU if there is one.
         devices: Number of devices; 0 for one CPU process or all GPUs.
@@ -187,6 +190,7 @@ def train(
     chosen, target = _recipe(recipe, overrides), Path(out)
     options: dict[str, Any] = {
         "outliers": None if outliers is None else Path(outliers),
+        "labels": labels,
         "resume": resume,
         "devices": Devices(accelerator, devices),
         "loggers": loggers,
@@ -211,9 +215,11 @@ def sweep(
     settings: Mapping[str, Any] | None = None,
     seeds: int = 1,
     outliers: str | Path | None = None,
+    labels: LabelMapping | None = None,
     resume: bool = False,
     accelerator: Literal["auto", "cpu", "gpu"] = "auto",
     devices: int = 0,
+    loggers: Sequence[LoggerName] = ("tensorboard",),
     progress: Progress | None = None,
     log: Callable[[str], None] = lambda message: None,
 ) -> Sweep:
@@ -228,7 +234,7 @@ def sweep(
         values: Values by recipe field, such as {"training.batch": [32, 64]}.
         settings: Fields with one value in all combinations.
         seeds: Runs of each combination, with consecutive seeds.
-        outliers, resume, accelerator, devices, progress, log: See `train`.
+        outliers, labels, resume, accelerator, devices, loggers, progress, log: See `train`.
 
     Raises:
         UsageError: No field has several values, or there are too many combinations.
@@ -241,9 +247,11 @@ def sweep(
         Path(data),
         Path(out),
         seeds=seeds,
+        labels=labels,
         resume=resume,
         outliers=None if outliers is None else Path(outliers),
         devices=Devices(accelerator, devices),
+        loggers=loggers,
         progress=progress,
         log=log,
     )

@@ -14,7 +14,7 @@ from pneumoscope.data.layouts import load_manifest
 from pneumoscope.runs.recipe import Recipe
 from pneumoscope.runs.record import RunRecord, read_run, recorded_labels
 from pneumoscope.runs.run_folder import fold_folder, has_other_files, is_run_folder, run_folders, seed_folder
-from pneumoscope.training.train import train
+from pneumoscope.training.train import labels_of_recipe, train
 
 __all__ = ["train_folds", "train_seeds"]
 
@@ -58,7 +58,8 @@ def train_seeds(
     _check_folder(out, None, resume=resume)
     if resume and labels is None:
         labels = recorded_labels(out)
-    if count > 1 and not load_manifest(data, labels=labels, recorded=resume).split("test"):
+    mapping = labels_of_recipe(recipe, labels)
+    if count > 1 and not load_manifest(data, labels=mapping, recorded=resume).split("test"):
         log(
             f"note: {str(data)!r} has no test split, so that each seed draws other test images, and the runs cannot be compared."
             " Split it first: pneumoscope split DATA --out MANIFEST.csv"

@@ -72,10 +72,10 @@ from pneumoscope.training.multiclass_export import export_multiclass
 from pneumoscope.training.norm_statistics import MAX_IMAGES, estimate_norm_statistics
 from pneumoscope.training.trainer import Devices, device_name, resolve_precision, run_trainer
 
-__all__ = ["apply_split", "create_network", "load_images", "prepare_arrays", "train"]
+__all__ = ["apply_split", "create_network", "labels_of_recipe", "load_images", "prepare_arrays", "train"]
 
 _MIN_IMAGES_PER_LABEL = 2
-# Train and validation loss from which on a run is called diverged if it cannot be exported, relative to that of guessing.
+# Train and validation loss at or above which a run is called diverged if it cannot be exported, relative to that of guessing.
 _DIVERGED_LOSS = 2
 # Files that `train` writes atomically. Their temporary files are deleted at the start.
 _RUN_FILES = (
@@ -369,8 +369,7 @@ def load_images(
     Raises:
         PneumoscopeError: See `train`.
     """
-    if recipe.data.labels == ETIOLOGY_COLUMN and not (labels and labels.label_column):
-        labels = dataclasses.replace(labels or LabelMapping(), label_column=ETIOLOGY_COLUMN)
+    labels = labels_of_recipe(recipe, labels)
     loaded = load_manifest(data, labels=labels, recorded=recorded)
     _check_readable(loaded)
     if fold is not None:
@@ -378,6 +377,13 @@ def load_images(
     manifest = apply_split(loaded, recipe, str(data), fold)
     _check_recipe(recipe, manifest)
     return manifest, labels
+
+
+def labels_of_recipe(recipe: Recipe, labels: LabelMapping | None) -> LabelMapping | None:
+    """Return a mapping of labels with the column that the recipe names, unless the mapping names one."""
+    if recipe.data.labels == ETIOLOGY_COLUMN and not (labels and labels.label_column):
+        return dataclasses.replace(labels or LabelMapping(), label_column=ETIOLOGY_COLUMN)
+    return labels
 
 
 def _check_recipe(recipe: Recipe, manifest: Manifest) -> None:
@@ -393,7 +399,7 @@ def _check_recipe(recipe: Recipe, manifest: Manifest) -> None:
 def create_network(recipe: Recipe, manifest: Manifest) -> tuple[ClassifierNetwork, LoadedWeights]:
     """Return the network of a recipe for the classes of the data, with its initial weights, and the record of them."""
     options = recipe.network.model_dump(exclude={"name", "weights", "freeze"})
-    options["outputs"] = 1 if manifest.binary else len(manifest.classes)
+    options |= {"outputs": 1 if manifest.binary else len(manifest.classes), "classes": manifest.classes}
     return create_initialized(recipe.network.name, recipe.network.weights, options)
 
 

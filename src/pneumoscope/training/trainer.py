@@ -241,7 +241,7 @@ def training_settings() -> Iterator[None]:
     levels = {name: logging.getLogger(name).level for name in _LIGHTNING_LOGGERS}
     with warnings.catch_warnings():
         try:
-            _applytraining_settings()
+            _apply_training_settings()
             yield
         finally:
             torch.use_deterministic_algorithms(before[0])
@@ -250,7 +250,7 @@ def training_settings() -> Iterator[None]:
                 logging.getLogger(name).setLevel(level)
 
 
-def _applytraining_settings() -> None:
+def _apply_training_settings() -> None:
     # With deterministic algorithms, torch fills new tensors with NaN to reveal reads of uninitialized memory. That is slow.
     torch_settings: Any = torch.utils.deterministic
     torch_settings.fill_uninitialized_memory = False
@@ -285,7 +285,7 @@ class _SpawnStrategy(DDPStrategy):
         _end_with_parent()
         if multiprocessing.parent_process() is not None:
             gc.freeze()  # PyTorch's half a million objects last as long as the process, and need not be examined until it ends
-        _applytraining_settings()
+        _apply_training_settings()
         super().setup_environment()
 
     def on_train_start(self) -> None:

@@ -179,6 +179,7 @@ WEB = '[[{}]]\nname = "archive"\nurl = "https://h/"\n'
     [
         ("token_file", None, r"cannot read the file .*secret' \(token_file of archive\): No such file"),
         ("token_file", b" \n", r"secret' is empty \(token_file of archive\)"),
+        ("token_file", b"a\nb", r"secret' has several lines .*\(token_file of archive\)"),
         ("token_file", b"\xff", r"secret' \(token_file of archive\): it is not UTF-8 text"),
         ("password_file", None, r"secret' \(password_file of archive\): No such file"),
         ("ca_file", None, r"secret' \(ca_file of archive\): No such file"),

@@ -1,4 +1,7 @@
-"""A person at a screen: the keyboard only at a desktop, fingers only on a phone, in either language, in light or dark."""
+"""A person at a screen, in either language, in light or dark: the keyboard at a desktop, taps on a phone.
+
+Options of a list and files to upload are set by Playwright, on every screen.
+"""
 
 import json
 import re
@@ -90,10 +93,6 @@ class Person:
         """Return the element of this role with a message as its name."""
         return self.page.get_by_role(role, name=self.text(message), **options)
 
-    def labelled(self, message):
-        """Return the field with this message as its label."""
-        return self.page.get_by_label(self.text(message), exact=True)
-
     def reach(self, locator):
         """Move the focus to an element, by Tab only; the page shows it. On a phone, scroll to it."""
         if not self._has_keyboard:
@@ -131,7 +130,7 @@ class Person:
         self.page.keyboard.type(text)
 
     def choose(self, locator, value):
-        """Choose an option of a list."""
+        """Choose an option of a list, by Playwright: the list of options belongs to the browser."""
         self.reach(locator)
         locator.select_option(value)
 

@@ -1,8 +1,10 @@
 """Journeys of a physician from beginning to end, in a real Chromium against a real process.
 
-Each journey is one function. It runs on a desktop with the keyboard only, on a phone and on a phone on its side with the fingers,
-in English and Traditional Chinese, in light and dark; see `person.HALVES`. `Person.check` examines each page on the way: axe, its
-width, errors of scripts, and whether it is in one language. What the interface promises, and the tests of it beside the journeys:
+Each journey is one function. It runs on a desktop, where buttons, links, fields and tools are used by the keyboard, and on a
+phone, upright and on its side, where they are tapped; in English and Traditional Chinese, in light and dark; see
+`person.HALVES`. Options of lists and files to upload are set by Playwright, and on a phone a mouse draws the ruler.
+`Person.check` examines each page on the way: axe, its width, errors of scripts, and whether it is in one language. What the
+interface promises, and the tests of it beside the journeys:
 
 - patient, study and priors are shown, searched and filtered; names are not in URLs: `test_browser_identity`,
   `api/test_identity`

@@ -12,6 +12,7 @@ from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import quote
+from zoneinfo import ZoneInfo
 
 import jinja2
 import msgspec
@@ -29,6 +30,7 @@ from pneumoscope.bundle.bundle_folder import read_bundle
 from pneumoscope.bundle.card import Intervals, UncertaintyBand
 from pneumoscope.bundle.model_card import model_card
 from pneumoscope.core.i18n import LANGUAGES
+from pneumoscope.core.prediction import Rejection
 from pneumoscope.inference.model import load_model
 from pneumoscope.service import web
 from pneumoscope.service.app import create_app
@@ -37,6 +39,7 @@ from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
+from pneumoscope.service.web import templating
 from pneumoscope.statistics.calibration import reliability_bins
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>.png"
@@ -388,6 +391,19 @@ def test_rejected_image_has_no_probability_and_no_heatmap(client):
     assert "heatmap-toggle" not in [attrs.get("id") for _, attrs in page.tags]
     page, _ = get_page(client, f"/images/{id}/report")
     assert "heatmap-layer" not in [attrs.get("id") for _, attrs in page.tags]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "limit", "text"),
+    [
+        ("score", 0.503, 0.5, "0.503; rejected above 0.500"),
+        ("distance", 1.42004, 1.42, "1.420040; rejected above 1.420000"),
+    ],
+)
+def test_value_of_a_rejection_is_shown_with_the_digits_that_differ_from_the_limit(name, value, limit, text):
+    environment = templating._environment("en", ZoneInfo("UTC"))
+    rejection = Rejection("out_of_distribution", {name: value, "limit": limit})
+    assert f"<dd>{text}</dd>" in environment.get_template("macros.html").module.rejection_value(rejection)
 
 
 def test_unknown_image_is_an_error_page_with_advice_in_the_language_of_the_page(client):

@@ -25,7 +25,7 @@ from pynetdicom.presentation import build_context
 
 from pneumoscope.core.addresses import origin
 from pneumoscope.core.errors import GoneError, PneumoscopeError, StorageError, UnknownNameError
-from pneumoscope.dicomweb.session import HTTP_SECONDS, open_session
+from pneumoscope.dicomweb.session import HTTP_SECONDS, AnswerTooLongError, open_session
 from pneumoscope.service.dicom.commitment import CommitmentRequester
 from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration, Webhook
 from pneumoscope.service.dicom.node_settings import DicomPeer, DicomSettings
@@ -244,7 +244,7 @@ class _WebSender:
     def __init__(self, destination: Destination) -> None:
         try:
             self._session = open_session(destination)
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise UnreachableError("secret_unreadable") from error
         self._session.hooks["response"].append(_strip_parameters)
         self._client = DICOMwebClient(destination.url or "", session=self._session, timeout=HTTP_SECONDS)
@@ -262,7 +262,11 @@ class _WebSender:
                 error_class = UnreachableError if is_away else DeliveryError
                 raise error_class(f"http_{status}", maybe_delivered=status in UNCERTAIN_STATUSES) from error
             is_conflict, response = True, _parse(error.response)
-        except (requests.exceptions.InvalidJSONError, requests.exceptions.ContentDecodingError) as error:
+        except (
+            requests.exceptions.InvalidJSONError,
+            requests.exceptions.ContentDecodingError,
+            AnswerTooLongError,
+        ) as error:
             raise DeliveryError("response_not_understood", maybe_delivered=True) from error
         except (requests.RequestException, OSError) as error:
             if may_have_arrived(error):

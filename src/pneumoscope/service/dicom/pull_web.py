@@ -47,7 +47,7 @@ def pull_by_web(
             service.trust_env = False
             if token_file:
                 service.headers["Authorization"] = f"Bearer {read_credential(token_file)}"
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise UsageError(f"the token file cannot be read: {error}", hint="Check --token-file") from error
         archive = _Archive(source, session)
         studies = archive.studies(selection)

@@ -68,7 +68,7 @@ class PullReport:
         instances: Number of instances that the service has stored, or had stored before.
         failed_instances: Number of instances that could not be sent or stored.
         failed_series: Number of series of which an unknown number of instances was not sent.
-        incomplete_searches: Number of searches of which the node says that it did not return all results.
+        incomplete_searches: Number of searches that may not have returned all results; see `dicomweb.client.WebArchive`.
         error: Why the pull ended before the last series; empty if it did not.
     """
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import read_error_reason
+from pneumoscope.dicomweb.session import read_credential
 from pneumoscope.service.dicom.configuration import DicomConfiguration, Webhook, WebServer
 
 __all__ = ["require_files", "require_server_files", "unresolved_hosts", "warn_of_unresolved_hosts"]
@@ -45,10 +46,12 @@ def require_server_files(server: WebServer | Webhook) -> None:
 
 def _require_credential(file: Path, setting: str) -> None:
     try:
-        is_empty = not file.read_text(encoding="utf-8").strip()
+        credential = read_credential(file)
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(file, setting, error) from error
-    if is_empty:
+    except ValueError as error:
+        raise UsageError(f"{error} ({setting})", hint="Write nothing but the secret into it") from error
+    if not credential:
         raise UsageError(f"the file {str(file)!r} is empty ({setting})", hint="Write the secret into it")
 
 

@@ -238,7 +238,7 @@ class FolderBlobStore:
                     yield path.name, datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
     def unexpected_files(self) -> list[str]:
-        """Return the paths, relative to the data directory, of the files below `BLOBS` that are no blobs in their places.
+        """Return the paths, relative to the data directory, of the files below `BLOBS` that are not blobs in their places.
 
         Raises:
             StorageError: A directory cannot be listed.

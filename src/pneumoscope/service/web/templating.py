@@ -187,6 +187,7 @@ def _environment(language: str, time_zone: ZoneInfo) -> jinja2.Environment:
                 prediction_messages.list_message,
                 prediction_messages.prevalence_message,
                 prediction_messages.probability_text,
+                prediction_messages.range_text,
                 prediction_messages.result_message,
                 prediction_messages.site_note,
             )

@@ -38,7 +38,7 @@ _HEADER_REJECTIONS: tuple[RejectionCode, ...] = (
     "for_processing",
     "presentation_intent_not_understood",
 )
-# Rejections by what the image shows, which others correct.
+# Rejections by what the image shows, that must be corrected at the source.
 _DISPLAY_REJECTIONS: tuple[RejectionCode, ...] = ("inverted", "upside_down", "rotated_90", "mirrored", "cropped")
 # Fields of the identity that only a header states.
 _HIDDEN_FIELDS = ("study_instance_uid", "series_instance_uid", "sop_instance_uid", "station_name")
