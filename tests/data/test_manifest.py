@@ -112,6 +112,7 @@ def test_empty_patient_column_is_replaced_by_another_one() -> None:
     ("text", "reason"),
     [
         ("path,label,patient_code\na.png,normal,A\n", "m.csv has a column 'patient_code' and no column patient"),
+        ("path,label,PID\na.png,normal,A\n", "m.csv has a column 'PID' and no column patient"),
         ("path,label,MRN\na.png,normal,7\n", "m.csv has a column 'MRN' and no column patient"),
         (
             "path,label,patient,subject_id\na.png,normal,A,A\nb.png,normal,A,B\n",
@@ -255,8 +256,9 @@ def test_classes_that_differ_from_the_two_labels_need_no_mapping(labels: tuple[s
         ),
         (
             ("Mass|Edema", "x"),
-            r"the label 'Mass\|Edema' has several classes, .* --positive Mass; .* --map 'Mass\|Edema=CLASS'",
+            r"the label 'Mass\|Edema' has several classes, .* --positive CLASS; .* --map 'Mass\|Edema=CLASS'",
         ),
+        (("Effusion|Pneumonia", "x"), r"'Effusion\|Pneumonia' has several classes, .* --positive Pneumonia;"),
         (tuple(f"P{n}" for n in range(101)), "has 101 different labels, such as 'P0' and 'P1'; the maximum is 100"),
     ],
 )

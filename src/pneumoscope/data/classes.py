@@ -51,7 +51,7 @@ def resolve_classes(
     if is_binary and {label.upper() for label in found} <= set(LABELS):
         return LABELS, {label: label.upper() for label in found}
     if several := next((label for label in (*order, *found) if _SEPARATOR in label), ""):
-        part = several.partition(_SEPARATOR)[0]
+        part = next((part for part in several.split(_SEPARATOR) if _meaning(part) == "PNEUMONIA"), "CLASS")
         raise DatasetError(
             f"{name}: the label {several!r} has several classes, and an image has one",
             hint=f"Choose the class that counts as PNEUMONIA, such as --positive {shlex.quote(part)}; or rename the label:"

@@ -45,7 +45,7 @@ _PATIENT_COLUMNS = {
     *("participant", "participantid", "subject", "subjectid"),
 }
 # Other columns about patients, which could identify them; those of the second pattern are properties of a patient.
-_ABOUT_PATIENTS = re.compile(r"patient|participant|\bsubject\b|\bmrn\b")
+_ABOUT_PATIENTS = re.compile(r"patient|participant|\bsubject\b|\bmrn\b|\bpid\b|\bpat id\b")
 _PATIENT_PROPERTY = re.compile(
     r"age|sex|gender|birth|dob|weight|height|size|orientation|position|race|ethnic|comment|history|status"
 )
