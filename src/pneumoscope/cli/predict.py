@@ -287,7 +287,7 @@ def _print_classes(model: MulticlassModel, predictions: Iterable[Prediction], co
     """Print one line per image of a model of several classes as results arrive, then the totals and the notice."""
     from pneumoscope.core.multiclass_prediction import MulticlassPrediction
 
-    width = max(12, *map(len, model.card.classes))
+    width = max(len("most probable"), *map(len, model.card.classes))
     click.secho(f"{'decision':12}  {'most probable':{width}}  {'probability':{_BAR_WIDTH + 7}}  image", bold=True)
     for prediction in predictions:
         assert isinstance(prediction, MulticlassPrediction)  # the model makes no others
@@ -303,7 +303,7 @@ def _print_classes(model: MulticlassModel, predictions: Iterable[Prediction], co
     click.echo("Total: " + ", ".join(f"{count} {decision}" for decision, count in counts.most_common()))
     sets = model.card.prediction_sets
     rule = (
-        "no prediction sets"
+        "no prediction sets (too few validation images)"
         if sets is None
         else f"classified: one class is possible at a coverage of {sets.coverage:.0%}"
     )
