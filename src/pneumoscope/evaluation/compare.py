@@ -37,11 +37,11 @@ from pneumoscope.evaluation.metrics import positives
 from pneumoscope.evaluation.paired_findings import RunScores, findings, paired_tests, training_sentence
 from pneumoscope.statistics.inputs import BoolArray
 
-__all__ = ["COMPARISON_FILE", "COMPARISON_TABLE", "TABLE_COLUMNS", "compare", "write_comparison"]
+__all__ = ["compare", "write_comparison"]
 
-COMPARISON_FILE = "comparison.json"
-COMPARISON_TABLE = "comparison.csv"
-TABLE_COLUMNS = ("run", "metric", "value", "low", "high", "method", "n")
+_COMPARISON_FILE = "comparison.json"
+_COMPARISON_TABLE = "comparison.csv"
+_TABLE_COLUMNS = ("run", "metric", "value", "low", "high", "method", "n")
 
 
 def compare(
@@ -192,8 +192,8 @@ def write_comparison(comparison: Comparison | MulticlassComparison, out: Path) -
     Raises:
         StorageError: A file cannot be written.
     """
-    write_atomically(out / COMPARISON_TABLE, _table(comparison))
-    write_atomically(out / COMPARISON_FILE, to_json(comparison))
+    write_atomically(out / _COMPARISON_TABLE, _table(comparison))
+    write_atomically(out / _COMPARISON_FILE, to_json(comparison))
 
 
 def _ledger_sentence(runs: Sequence[EvaluatedRun]) -> tuple[str, ...]:
@@ -211,7 +211,7 @@ def _ledger_sentence(runs: Sequence[EvaluatedRun]) -> tuple[str, ...]:
 def _table(comparison: Comparison | MulticlassComparison) -> str:
     """Return one CSV row per run and metric."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, TABLE_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(out, _TABLE_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(comparison.rows())
     return out.getvalue()

@@ -20,20 +20,15 @@ from pneumoscope.reporting.svg import standalone_svg
 from pneumoscope.reporting.tables import Table, comparison_tables, to_csv, to_latex, to_markdown
 
 __all__ = [
-    "FIGURES_FOLDER",
-    "PAGE",
-    "TABLES_FOLDER",
     "Report",
     "ReportFiles",
     "make_report",
     "report",
-    "write_figure",
     "write_report",
-    "write_table",
 ]
 
-PAGE = "report.html"
-FIGURES_FOLDER, TABLES_FOLDER = "figures", "tables"
+_PAGE = "report.html"
+_FIGURES_FOLDER, _TABLES_FOLDER = "figures", "tables"
 _PNG_RESOLUTION = 300  # dots per inch
 # Without a time, so that the same input gives the same bytes.
 _METADATA = {
@@ -152,14 +147,14 @@ def write_report(page: str, figures: Iterable[NamedFigure], tables: Iterable[Tab
     Raises:
         StorageError: A file cannot be written.
     """
-    path = write_atomically(folder / PAGE, page)
+    path = write_atomically(folder / _PAGE, page)
     with drawing():
-        drawn = [file for each in figures for file in write_figure(each, folder / FIGURES_FOLDER)]
-    written = [file for table in tables for file in write_table(table, folder / TABLES_FOLDER)]
+        drawn = [file for each in figures for file in _write_figure(each, folder / _FIGURES_FOLDER)]
+    written = [file for table in tables for file in _write_table(table, folder / _TABLES_FOLDER)]
     return ReportFiles(path, tuple(drawn), tuple(written))
 
 
-def write_figure(named: NamedFigure, folder: Path) -> list[Path]:
+def _write_figure(named: NamedFigure, folder: Path) -> list[Path]:
     """Write a figure as SVG, PDF and PNG, and return the files. Must be called within `style.drawing()`."""
     files = [write_atomically(folder / f"{named.key}.svg", standalone_svg(named.figure, label=named.label))]
     for form, metadata in _METADATA.items():
@@ -170,7 +165,7 @@ def write_figure(named: NamedFigure, folder: Path) -> list[Path]:
     return files
 
 
-def write_table(table: Table, folder: Path) -> list[Path]:
+def _write_table(table: Table, folder: Path) -> list[Path]:
     """Write a table as CSV, LaTeX and Markdown, and return the files."""
     forms = {"csv": to_csv(table), "tex": to_latex(table), "md": to_markdown(table)}
     return [write_atomically(folder / f"{table.name}.{suffix}", text) for suffix, text in forms.items()]
