@@ -208,7 +208,7 @@ def test_other_logits_of_the_self_test_are_refused(maker):
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("classes", ["a", "a", "b"], "not different"),
+        ("classes", ["a", "a", "b"], "unique"),
         ("classes", ["bright", "dark"], "3 logits of 2 classes"),
         ("self_test_logits", [0.0, 0.0], "2 logits of 3 classes"),
         ("activation", "sigmoid", "activation"),
