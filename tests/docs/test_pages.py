@@ -75,7 +75,7 @@ _PROGRAMS = {
         "/usr/bin/storescu": "dcmtk",
     },
 }
-_SECONDS = 200
+_SECONDS = 400
 
 
 def pages() -> dict[str, str]:
@@ -178,6 +178,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.training
+@pytest.mark.timeout(600)  # some pages train several networks
 @pytest.mark.parametrize("name", [name for name, text in pages().items() if "```" in text])
 def test_every_block_of_a_page_runs(name: str, tmp_path: Path, environment: dict[str, str]) -> None:
     for program, package in _PROGRAMS.get(name, {}).items():
