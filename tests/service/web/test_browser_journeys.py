@@ -121,6 +121,9 @@ def test_uploaded_images_are_listed_most_urgent_first_and_rejected_and_unreadabl
     expect(page.locator("#upload-queue [data-state=done]")).to_have_count(3)
     error = page.locator("#upload-queue .upload-error")
     expect(error).to_contain_text(person.text("Unreadable image"))
+    expect(page.locator(".tabs .count")).to_have_text(["2", "1", "1"])
+    expect(page.locator("tr[data-id]").first).to_have_attribute("data-name", "180.png")
+    expect(page.locator("tr[data-id]")).to_have_count(2)
     person.check()
     assert row_names(page) == ["180.png", "90.png"]
     expect(page.locator("tr[data-id]").first).to_contain_text(person.text("Pneumonia"))
