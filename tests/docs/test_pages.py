@@ -53,7 +53,7 @@ NOT_RUN = {
     "needs the network": 1,
     "needs the public images": 2,
     "needs the weights of TorchXRayVision": 1,
-    "needs two evaluated runs": 1,
+    "needs two evaluated runs": 2,
     "needs your own bundle": 2,
     "needs your own image": 5,
     "opens a browser": 3,
