@@ -24,6 +24,8 @@ from pneumoscope.cli.options import (
 from pneumoscope.cli.progress import image_progress
 
 if TYPE_CHECKING:
+    from pneumoscope.core.comparison import Comparison
+    from pneumoscope.core.multiclass_results import MulticlassComparison
     from pneumoscope.data.label_mapping import LabelMapping
 
 __all__ = ["command"]
@@ -84,7 +86,6 @@ def command(
     Example:  pneumoscope compare runs/alexnet-adam runs/quick default scores.csv --data images.csv --out comparison
     """
     require_result_folder(out, "comparison.json")
-    from pneumoscope.core.result_forms import to_json
     from pneumoscope.data.predictions_file import PredictionColumns
     from pneumoscope.evaluation.compare import compare
     from pneumoscope.evaluation.compared import result_folders
@@ -120,18 +121,11 @@ def command(
             note=lambda text: click.echo(f"note: {text}", err=True),
         )
     page = write_comparison_page(comparison, result_folders(runs, out), out / "report.html")
-    if as_json:
-        click.echo(to_json(comparison), nl=False)
-        click.echo(str(page), err=True)
-        return
-    for sentence in comparison.sentences:
-        click.echo(sentence)
-    click.echo(str(page))
+    _print_comparison(comparison, page, as_json=as_json)
 
 
 def _compare_classes(runs: Sequence[Path], out: Path, *, as_json: bool, **options: Any) -> None:
     """Compare models of several classes."""
-    from pneumoscope.core.result_forms import to_json
     from pneumoscope.evaluation.compared import result_folders
     from pneumoscope.evaluation.multiclass_compare import compare_multiclass
     from pneumoscope.reporting.multiclass_report import write_multiclass_page
@@ -146,6 +140,13 @@ def _compare_classes(runs: Sequence[Path], out: Path, *, as_json: bool, **option
             **options,
         )
     page = write_multiclass_page(comparison, result_folders(runs, out), out / "report.html")
+    _print_comparison(comparison, page, as_json=as_json)
+
+
+def _print_comparison(comparison: Comparison | MulticlassComparison, page: Path, *, as_json: bool) -> None:
+    """Print the findings and the path of the report; with JSON, the path to standard error."""
+    from pneumoscope.core.result_forms import to_json
+
     if as_json:
         click.echo(to_json(comparison), nl=False)
         click.echo(str(page), err=True)
