@@ -121,7 +121,7 @@ def test_other_commands_refuse_the_model(maker, monkeypatch, command):
     assert isinstance(result.exception, MulticlassBundleError), (result.exception, result.output)
     assert "bright, dark, mid" in str(result.exception)
     assert (
-        "several classes work in train, sweep, lr-find, predict, evaluate, compare, report and export"
+        "several classes work in train, sweep, lr-find, predict, evaluate, compare, report, export and models --card"
         in str(result.exception).lower()
     )
 

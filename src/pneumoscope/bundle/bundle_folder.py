@@ -1,8 +1,8 @@
 """Read, check and copy the folder of a bundle: `network.onnx` and `card.json`.
 
 Bundles of format 2 have a network for NORMAL and PNEUMONIA, those of format 3 one for several classes. The latter are used by
-`predict`, `evaluate`, `compare`, `report` and `export`, and trained by `train`, `sweep` and `lr-find`. `read_bundle`, which all
-other uses of a model need, refuses them.
+`predict`, `evaluate`, `compare`, `report`, `export` and `models --card`, and trained by `train`, `sweep` and
+`lr-find`. `read_bundle`, which all other uses of a model need, refuses them.
 
 To change the format after the first release, raise `card.FORMAT`, keep a bundle of the previous format for the tests, and convert
 it in `read_bundle`.
@@ -33,6 +33,7 @@ __all__ = [
     "NETWORK_FILE",
     "export_bundle",
     "is_multiclass",
+    "read_any_bundle",
     "read_any_card",
     "read_bundle",
     "read_card",
@@ -60,7 +61,7 @@ def export_bundle(source: Path, out: Path, population: Population | None = None)
         UsageError: `out` exists and is not an empty folder.
         StorageError: `out` cannot be written.
     """
-    card, network = _read_any_bundle(source)
+    card, network = read_any_bundle(source)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{str(out)!r} exists and is not an empty folder", hint="Choose another folder with --out")
     if population is not None:
@@ -78,7 +79,7 @@ def read_bundle(folder: Path) -> tuple[Card, bytes]:
             the network does not match the size and hash on the card, or is unsafe (see `bundle.network_checks`).
         MulticlassBundleError: The bundle has several classes.
     """
-    card, network = _read_any_bundle(folder)
+    card, network = read_any_bundle(folder)
     return _binary(card), network
 
 
@@ -88,7 +89,7 @@ def read_multiclass_bundle(folder: Path) -> tuple[MulticlassCard, bytes]:
     Raises:
         BundleError: See `read_bundle`; or the bundle is one for NORMAL and PNEUMONIA.
     """
-    card, network = _read_any_bundle(folder)
+    card, network = read_any_bundle(folder)
     if isinstance(card, Card):
         raise BundleError(
             f"bundle {card.name!r} is one for NORMAL and PNEUMONIA, not for several classes",
@@ -112,7 +113,12 @@ def _binary(card: Card | MulticlassCard) -> Card:
     raise MulticlassBundleError(card.name, card.classes)
 
 
-def _read_any_bundle(folder: Path) -> tuple[Card | MulticlassCard, bytes]:
+def read_any_bundle(folder: Path) -> tuple[Card | MulticlassCard, bytes]:
+    """Read and check a bundle of any format; return its card and the content of its network file.
+
+    Raises:
+        BundleError: See `read_bundle`.
+    """
     try:
         text = _read_file(folder / CARD_FILE, _MAX_CARD_BYTES).decode()
         network = _read_file(folder / NETWORK_FILE, MAX_BYTES)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pneumoscope.bundle.card import Card
+from pneumoscope.bundle.multiclass_card import MulticlassCard
 from pneumoscope.core.errors import BundleError
 
 __all__ = ["EVIDENCE", "Json", "images_text", "interval_text", "read_evidence", "unusable_images"]
@@ -30,7 +31,7 @@ EVIDENCE = {
 Json = Mapping[str, Any]
 
 
-def read_evidence(folder: Path, card: Card) -> dict[str, Json | None]:
+def read_evidence(folder: Path, card: Card | MulticlassCard) -> dict[str, Json | None]:
     """Return the measurements in the folder of a bundle by name of `EVIDENCE`; None for those that are missing.
 
     Raises:
@@ -39,7 +40,7 @@ def read_evidence(folder: Path, card: Card) -> dict[str, Json | None]:
     return {name: _read_evidence(folder / "evidence" / f"{name}.json", card) for name in EVIDENCE}
 
 
-def _read_evidence(path: Path, card: Card) -> dict[str, Any] | None:
+def _read_evidence(path: Path, card: Card | MulticlassCard) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     hint = f"Measure again: {EVIDENCE[path.stem]}"

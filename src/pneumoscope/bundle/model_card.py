@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pneumoscope.bundle.bundle_folder import read_bundle
+from pneumoscope.bundle.bundle_folder import read_any_bundle
 from pneumoscope.bundle.card import Card, InputCheck, Proportion, RejectionLimits
 from pneumoscope.bundle.evidence import Json, images_text, interval_text, read_evidence, unusable_images
-from pneumoscope.bundle.model_card_measurements import markdown_table, measurement_sections
+from pneumoscope.bundle.model_card_measurements import (
+    data_shortcuts,
+    markdown_table,
+    measurement_sections,
+    reliability_table,
+)
+from pneumoscope.bundle.multiclass_card import MulticlassCard
+from pneumoscope.bundle.multiclass_model_card import class_failures, class_probability_sections, class_sections
 from pneumoscope.core.errors import BundleError
 from pneumoscope.core.prediction_messages import notice
 
@@ -32,9 +39,10 @@ def model_card(folder: Path) -> str:
         folder: Folder of the bundle.
 
     Raises:
-        BundleError: See `read_bundle`; or an evidence file is not JSON, belongs to another bundle or has another structure.
+        BundleError: See `bundle_folder.read_any_bundle`; or an evidence file is not JSON, belongs to another bundle or has
+            another structure.
     """
-    card, _ = read_bundle(folder)
+    card, _ = read_any_bundle(folder)
     evidence = read_evidence(folder, card)
     try:
         sections = _sections(card, evidence)
@@ -46,22 +54,28 @@ def model_card(folder: Path) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _sections(card: Card, evidence: Mapping[str, Json | None]) -> list[str]:
+def _sections(card: Card | MulticlassCard, evidence: Mapping[str, Json | None]) -> list[str]:
     evaluation, robustness = evidence["evaluation"], evidence["robustness"]
-    return [
-        f"# Model card: {card.name}",
-        notice(card.population),
-        *_overview(card),
-        *_operating_points(card, evaluation),
-        *_probability(card, evaluation),
-        *_rejection(card, evaluation, robustness),
-        *measurement_sections(**evidence),
-        "## License",
-        _LICENSE,
-    ]
+    start = [f"# Model card: {card.name}", notice(card.population), *_overview(card)]
+    if isinstance(card, Card):
+        sections = [
+            *_operating_points(card, evaluation),
+            *_probability(card, evaluation),
+            *_rejection(card, evaluation, robustness),
+            *measurement_sections(**evidence),
+        ]
+    else:
+        sections = [
+            *class_probability_sections(card, evaluation),
+            *_rejection(card, evaluation, None),
+            *class_sections(evaluation),
+            *data_shortcuts(evidence["audit"]),
+            *class_failures(evaluation),
+        ]
+    return [*start, *sections, "## License", _LICENSE]
 
 
-def _overview(card: Card) -> list[str]:
+def _overview(card: Card | MulticlassCard) -> list[str]:
     counts = {
         split: ", ".join(f"{n:,} {label}" for label, n in labels.items()) for split, labels in card.counts.items()
     }
@@ -150,15 +164,7 @@ def _probability(card: Card, evaluation: Json | None) -> list[str]:
         error = evaluation["metrics"]["expected_calibration_error"]
         sections.append(f"Expected calibration error on {images_text(evaluation)}: {interval_text(error)}.")
         if bins := evaluation.get("reliability"):
-            rows = [
-                (
-                    f"{each['low']:.3f} to {each['high']:.3f}",
-                    f"{each['mean_probability']:.3f}",
-                    interval_text(each["observed_rate"]),
-                )
-                for each in bins
-            ]
-            sections.append(markdown_table(("probability", "mean", "observed rate of pneumonia [95% interval]"), rows))
+            sections.append(reliability_table(bins, "pneumonia"))
     if card.intervals:
         sections.append(
             f"The interval of the probability is a Venn-Abers prediction from {card.intervals.n} validation images."
@@ -185,7 +191,7 @@ def _probability(card: Card, evaluation: Json | None) -> list[str]:
     return sections
 
 
-def _rejection(card: Card, evaluation: Json | None, robustness: Json | None) -> list[str]:
+def _rejection(card: Card | MulticlassCard, evaluation: Json | None, robustness: Json | None) -> list[str]:
     sections = [
         "## Rejected images",
         "Every bundle rejects images that are blank, in color, too small or too narrow for a chest radiograph.",

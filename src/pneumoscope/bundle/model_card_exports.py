@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from pneumoscope.bundle.bundle_folder import DEFAULT_BUNDLE, read_bundle
+from pneumoscope.bundle.bundle_folder import DEFAULT_BUNDLE, read_any_bundle
 from pneumoscope.bundle.card import Card
 from pneumoscope.bundle.evidence import Json, read_evidence
 from pneumoscope.bundle.model_card import model_card
+from pneumoscope.bundle.multiclass_card import MulticlassCard
 from pneumoscope.core.prediction_messages import notice
 
 __all__ = ["CHAI_NAMESPACE", "chai_model_card", "hugging_face_model_card"]
@@ -24,6 +25,7 @@ CHAI_NAMESPACE = "https://mc.chai.org/v0.2/schema.xsd"
 _NOT_STATED = "Not stated."
 _NONE = "None."
 _DATA = "Kermany, Zhang and Goldbaum, Mendeley Data, doi:10.17632/rscbjbr9sj, CC BY 4.0"
+_VALIDATION_FIGURES = ": sensitivity and specificity are of the images that chose the thresholds"
 _BIBLIOGRAPHY = """@article{kermany2018,
   author = {Kermany, Daniel S. and others},
   title = {Identifying Medical Diagnoses and Treatable Diseases by Image-Based Deep Learning},
@@ -45,7 +47,7 @@ def chai_model_card(folder: Path, *, developer: str = "", contact: str = "") -> 
         BundleError: See `model_card`.
     """
     markdown = model_card(folder)  # raises if the evidence is malformed
-    card, _ = read_bundle(folder)
+    card, _ = read_any_bundle(folder)
     evidence = read_evidence(folder, card)
     ET.register_namespace("", CHAI_NAMESPACE)
     root = _element("AppliedModelCard", _chai_content(card, evidence, markdown, developer, contact))
@@ -63,18 +65,18 @@ def hugging_face_model_card(folder: Path) -> str:
         BundleError: See `model_card`.
     """
     markdown = model_card(folder)
-    card, _ = read_bundle(folder)
+    card, _ = read_any_bundle(folder)
     evaluation = read_evidence(folder, card)["evaluation"]
     metadata: dict[str, Any] = {
         "language": ["en"],
         **({"license": "apache-2.0"} if folder.resolve() == DEFAULT_BUNDLE.resolve() else {}),
         "library_name": "pneumoscope",
         "pipeline_tag": "image-classification",
-        "tags": ["medical", "radiology", "chest-x-ray", "pneumonia", "onnx", "calibrated"],
+        "tags": ["medical", "radiology", "chest-x-ray", *_topics(card), "onnx", "calibrated"],
     }
     if evaluation:
         metadata["metrics"] = ["roc_auc", "accuracy", "brier_score"]
-        metadata["model-index"] = [{"name": card.name, "results": _hugging_face_results(evaluation)}]
+        metadata["model-index"] = [{"name": card.name, "results": _hugging_face_results(card, evaluation)}]
     return "---\n" + "\n".join(_yaml_lines(metadata)) + "\n---\n\n" + markdown
 
 
@@ -82,7 +84,7 @@ def hugging_face_model_card(folder: Path) -> str:
 
 
 def _chai_content(
-    card: Card, evidence: Mapping[str, Json | None], markdown: str, developer: str, contact: str
+    card: Card | MulticlassCard, evidence: Mapping[str, Json | None], markdown: str, developer: str, contact: str
 ) -> Mapping[str, Any]:
     ages = f"Patients of {card.age_range[0]:g} to {card.age_range[1]:g} years. " if card.age_range else ""
     return {
@@ -99,16 +101,14 @@ def _chai_content(
             "RegulatoryApproval": _NONE,
         },
         "ModelSummary": {
-            "Summary": f"{card.network} that estimates the probability of pneumonia from one frontal chest radiograph, with a"
-            f" decision threshold, an interval and rejection of unsuitable images. {notice(card.population)}",
-            "Keywords": {"Keyword": ["chest radiograph", "pneumonia", "classification"]},
+            "Summary": f"{card.network} that {_purpose(card)}. {notice(card.population)}",
+            "Keywords": {"Keyword": ["chest radiograph", *_topics(card), "classification"]},
         },
         "UsesAndDirections": {
             "IntendedUseAndWorkflow": "Research and education: comparing and studying classifiers of chest radiographs. It must"
             " not be used for decisions about patients.",
             "PrimaryIntendedUsers": "Researchers, engineers, and physicians who study such models.",
-            "HowToUse": "Score images with `pneumoscope predict` or the web interface. Before any study at a hospital, run"
-            " `pneumoscope accept` on labeled images of that hospital.",
+            "HowToUse": _how_to_use(card),
             "TargetedPatientPopulation": f"{ages}{notice(card.population)}",
             "CautionedOutOfScopeSettings": "Other ages, other views, other diseases, images that are not chest radiographs, and"
             " other hospitals until the model has been tested there.",
@@ -142,15 +142,54 @@ def _chai_content(
     }  # fmt: skip
 
 
-def _system_facts(card: Card, markdown: str) -> Mapping[str, str]:
+def _purpose(card: Card | MulticlassCard) -> str:
+    if isinstance(card, Card):
+        return (
+            "estimates the probability of pneumonia from one frontal chest radiograph, with a decision threshold, an interval and"
+            " rejection of unsuitable images"
+        )
+    return (
+        f"estimates the probability of each class ({', '.join(card.classes)}) from one frontal chest radiograph, with a set of"
+        " possible classes and rejection of unsuitable images"
+    )
+
+
+def _topics(card: Card | MulticlassCard) -> list[str]:
+    return ["pneumonia"] if isinstance(card, Card) else list(card.classes)
+
+
+def _how_to_use(card: Card | MulticlassCard) -> str:
+    if isinstance(card, Card):
+        return (
+            "Score images with `pneumoscope predict` or the web interface. Before any study at a hospital, run"
+            " `pneumoscope accept` on labeled images of that hospital."
+        )
+    return (
+        "Score images with `pneumoscope predict`. Before any study at a hospital, run `pneumoscope evaluate` on labeled images of"
+        " that hospital."
+    )
+
+
+def _outputs(card: Card | MulticlassCard) -> str:
+    if isinstance(card, Card):
+        return (
+            "Probability of pneumonia with an interval, a decision (pneumonia, no pneumonia, uncertain or rejected with a"
+            " reason), and a heatmap if the network has one."
+        )
+    return (
+        f"Probabilities of the classes {', '.join(card.classes)}, the set of those that stay possible, and a decision"
+        " (classified, uncertain or rejected with a reason)."
+    )
+
+
+def _system_facts(card: Card | MulticlassCard, markdown: str) -> Mapping[str, str]:
     counts = "; ".join(
         f"{split}: {', '.join(f'{n:,} {label}' for label, n in labels.items())}"
         for split, labels in card.counts.items()
     )
     side = card.preprocessing.size
     return {
-        "OutcomesAndOutputs": "Probability of pneumonia with an interval, a decision (pneumonia, no pneumonia, uncertain or"
-        " rejected with a reason), and a heatmap if the network has one.",
+        "OutcomesAndOutputs": _outputs(card),
         "ModelType": f"Neural network for image classification, {card.network}, {card.parameters:,} parameters, ONNX.",
         "FoundationModels": f"Initial weights: {card.recipe.get('network', {}).get('weights', 'not stated')}.",
         "InputDataSource": "One radiograph: DICOM, JPEG, PNG, TIFF, BMP or WebP.",
@@ -158,37 +197,23 @@ def _system_facts(card: Card, markdown: str) -> Mapping[str, str]:
         "DevelopmentDataCharacterization": f"Images, split by {card.split_by}: {counts or 'not stated'}.",
         "BiasMitigationApproaches": f"Thresholds and calibration chosen on validation images only, split by {card.split_by}."
         + (" Images unlike the training images are rejected." if card.rejection_limits else ""),
-        "OngoingMaintenance": "None by the developer. `pneumoscope monitor` detects drift at a site.",
+        "OngoingMaintenance": "None by the developer."
+        + (" `pneumoscope monitor` detects drift at a site." if isinstance(card, Card) else ""),
         "Security": "Offline inference; the service decodes images in isolated processes.",
         "Transparency": _section(markdown, "Overview") or _NOT_STATED,
     }
 
 
-def _key_metrics(card: Card, evidence: Mapping[str, Json | None], markdown: str) -> Mapping[str, Any]:
+def _key_metrics(card: Card | MulticlassCard, evidence: Mapping[str, Json | None], markdown: str) -> Mapping[str, Any]:
     evaluation, robustness = evidence["evaluation"], evidence["robustness"]
     validation = f"Validation images, split by {card.split_by}."
     tested = _describe(evaluation) if evaluation else validation
     process = (
         "Thresholds and calibration were chosen on validation images. Every evaluation of test images is recorded in a ledger."
         if evaluation
-        else "No evaluation on test images: sensitivity and specificity are of the images that chose the thresholds."
+        else f"No evaluation on test images{_VALIDATION_FIGURES if isinstance(card, Card) else ''}."
     )
-    performance = (
-        [
-            *((name.replace("_", " "), value) for name, value in evaluation["metrics"].items()),
-            *(
-                (f"{metric}, {name}", point["metrics"][metric])
-                for name, point in evaluation["operating_points"].items()
-                for metric in ("sensitivity", "specificity")
-            ),
-        ]
-        if evaluation
-        else [
-            (f"{metric}, {name}", _as_interval(getattr(point, metric)))
-            for name, point in card.operating_points.items()
-            for metric in ("sensitivity", "specificity")
-        ]
-    )
+    performance = _performance(card, evaluation)
     fairness = [(f"AUROC, {name}", value) for name, value in (evaluation or {}).get("auroc_by_etiology", {}).items()]
     safety = [(f"changed decisions, {row['name']}", row["changed"]) for row in (robustness or {}).get("changes", [])]
     if card.rejection_limits:
@@ -221,6 +246,21 @@ def _key_metrics(card: Card, evidence: Mapping[str, Json | None], markdown: str)
             "Rates of 0 are best for changed decisions and for images of other ages that get a prediction.",
         ),
     }
+
+
+def _performance(card: Card | MulticlassCard, evaluation: Json | None) -> list[tuple[str, Json]]:
+    """Return the metrics of an evaluation; without one, those on validation images that the card states."""
+    rates = ("sensitivity", "specificity")
+    if not evaluation:
+        points = card.operating_points if isinstance(card, Card) else {}
+        return [
+            (f"{rate}, {name}", _as_interval(getattr(point, rate))) for name, point in points.items() for rate in rates
+        ]
+    parts = evaluation["operating_points" if isinstance(card, Card) else "by_class"]
+    return [
+        *((name.replace("_", " "), value) for name, value in evaluation["metrics"].items()),
+        *((f"{rate}, {name}", part["metrics"][rate]) for name, part in parts.items() for rate in rates),
+    ]
 
 
 def _metric(
@@ -281,11 +321,20 @@ def _xml_text(text: str) -> str:
 # --- Hugging Face ----------------------------------------------------------------------------------------------------
 
 
-def _hugging_face_results(evaluation: Json) -> list[Mapping[str, Any]]:
+def _hugging_face_metrics(card: Card | MulticlassCard, evaluation: Json) -> list[tuple[str, str, Json]]:
+    """Return type, name and interval of each metric."""
+    found = evaluation["metrics"]
+    if isinstance(card, MulticlassCard):
+        return [
+            ("accuracy", "Accuracy", found["accuracy"]),
+            ("roc_auc", "Macro AUROC", found["macro_auroc"]),
+            ("f1", "Macro F1", found["macro_f1"]),
+            ("brier_score", "Brier score", found["brier"]),
+        ]
     balanced = evaluation["operating_points"].get("balanced", {}).get("metrics", {})
-    metrics = [
-        ("roc_auc", "AUROC", evaluation["metrics"]["auroc"]),
-        ("brier_score", "Brier score", evaluation["metrics"]["brier"]),
+    return [
+        ("roc_auc", "AUROC", found["auroc"]),
+        ("brier_score", "Brier score", found["brier"]),
         *(
             (kind, f"{name}, balanced", balanced[metric])
             for kind, name, metric in (
@@ -296,9 +345,13 @@ def _hugging_face_results(evaluation: Json) -> list[Mapping[str, Any]]:
             if metric in balanced
         ),
     ]
+
+
+def _hugging_face_results(card: Card | MulticlassCard, evaluation: Json) -> list[Mapping[str, Any]]:
+    task = "Detection of pneumonia" if isinstance(card, Card) else f"Classification ({', '.join(card.classes)})"
     return [
         {
-            "task": {"type": "image-classification", "name": "Detection of pneumonia on chest radiographs"},
+            "task": {"type": "image-classification", "name": f"{task} on chest radiographs"},
             "dataset": {
                 "type": "chest-radiographs",
                 "name": f"{evaluation['n']} {evaluation['split']} images, hash {evaluation['images_sha256'][:16]}",
@@ -311,7 +364,7 @@ def _hugging_face_results(evaluation: Json) -> list[Mapping[str, Any]]:
                     "value": interval["value"],
                     "args": {"low": interval["low"], "high": interval["high"], "level": interval["level"]},
                 }
-                for kind, name, interval in metrics
+                for kind, name, interval in _hugging_face_metrics(card, evaluation)
                 if interval["value"] is not None
             ],
         }

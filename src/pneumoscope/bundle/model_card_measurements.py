@@ -5,11 +5,19 @@ A section states if its measurement is missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pneumoscope.bundle.evidence import EVIDENCE, Json, images_text, interval_text, unusable_images
 
-__all__ = ["markdown_table", "measurement_sections"]
+__all__ = [
+    "data_shortcuts",
+    "failure_section",
+    "ledger_text",
+    "markdown_table",
+    "measurement_sections",
+    "metric_rows",
+    "reliability_table",
+]
 
 _ETIOLOGIES = {
     "normal": "normal images",
@@ -36,7 +44,7 @@ def measurement_sections(
         *_heatmaps(saliency_check),
         *_localization(phantom_saliency_check),
         *_network_shortcuts(shortcuts),
-        *_data_shortcuts(audit),
+        *data_shortcuts(audit),
         *_failures(evaluation, robustness),
     ]
 
@@ -44,23 +52,47 @@ def measurement_sections(
 def _performance(evaluation: Json | None) -> list[str]:
     if not evaluation:
         return ["## Performance", f"Not measured yet: `{EVIDENCE['evaluation']}`."]
-    rows = [(name.replace("_", " "), interval_text(value)) for name, value in evaluation["metrics"].items()]
-    rows += [
-        (f"AUROC, {_ETIOLOGIES.get(name, name)}", interval_text(value))
-        for name, value in evaluation["auroc_by_etiology"].items()
+    rows = [
+        *metric_rows(evaluation["metrics"]),
+        *(
+            (f"AUROC, {_ETIOLOGIES.get(name, name)}", interval_text(value))
+            for name, value in evaluation["auroc_by_etiology"].items()
+        ),
     ]
     points = [
         (name, point["rule"], *(interval_text(point["metrics"][metric]) for metric in ("sensitivity", "specificity")))
         for name, point in evaluation["operating_points"].items()
     ]
-    number = evaluation.get("test_evaluation")
-    ledger = f" This is evaluation number {number} on these test images." if number else ""
     return [
         "## Performance",
-        f"On {images_text(evaluation)}.{ledger}",
+        f"On {images_text(evaluation)}.{ledger_text(evaluation)}",
         markdown_table(("", "value [95% interval]"), rows),
         markdown_table(("operating point", "threshold", "sensitivity", "specificity"), points),
     ]
+
+
+def metric_rows(metrics: Mapping[str, Json]) -> list[tuple[str, str]]:
+    """Return name and interval of each metric as cells."""
+    return [(name.replace("_", " "), interval_text(value)) for name, value in metrics.items()]
+
+
+def ledger_text(evaluation: Json) -> str:
+    """Return the number of the evaluation in the test ledger, as a sentence after a space; "" without one."""
+    number = evaluation.get("test_evaluation")
+    return f" This is evaluation number {number} on these test images." if number else ""
+
+
+def reliability_table(bins: Sequence[Json], event: str) -> str:
+    """Return the observed rate of an event, such as pneumonia, by its probability, as a table."""
+    rows = [
+        (
+            f"{each['low']:.3f} to {each['high']:.3f}",
+            f"{each['mean_probability']:.3f}",
+            interval_text(each["observed_rate"]),
+        )
+        for each in bins
+    ]
+    return markdown_table(("probability", "mean", f"observed rate of {event} [95% interval]"), rows)
 
 
 def _subgroups(evaluation: Json | None) -> list[str]:
@@ -152,7 +184,8 @@ def _network_shortcuts(shortcuts: Json | None) -> list[str]:
     ]
 
 
-def _data_shortcuts(audit: Json | None) -> list[str]:
+def data_shortcuts(audit: Json | None) -> list[str]:
+    """Return the section on shortcuts in the data."""
     if not audit:
         return ["## Shortcuts in the data", f"Not measured yet: `{EVIDENCE['audit']}`."]
     rows = [(name.replace("_", " "), interval_text(value)) for name, value in audit["shortcuts"].items()]
@@ -180,6 +213,15 @@ def _failures(evaluation: Json | None, robustness: Json | None) -> list[str]:
         rate = 1 - row["rejected"]["value"]
         text = f"{rate:.1%} of {row['rejected']['n']} images that should be rejected ({row['name']}) are not rejected."
         failures.append((rate, text))
+    return failure_section(failures)
+
+
+def failure_section(failures: Iterable[tuple[float, str]]) -> list[str]:
+    """Return the section with the highest error rates, in descending order; empty without an error.
+
+    Args:
+        failures: Rate and sentence of each kind of error.
+    """
     worst = sorted(failures, key=lambda failure: -failure[0])[:_MAX_FAILURES]
     lines = [f"- {text}" for rate, text in worst if rate > 0]
     if not lines:

@@ -261,8 +261,8 @@ class MulticlassBundleError(BundleError):
     def __init__(self, name: str, classes: Sequence[str]) -> None:
         super().__init__(
             f"model {name!r} has several classes ({', '.join(classes)}), and a model for NORMAL and PNEUMONIA is needed here",
-            hint="Several classes work in train, sweep, lr-find, predict, evaluate, compare, report and export; in Python, see"
-            " load_multiclass_model and evaluate_multiclass",
+            hint="Several classes work in train, sweep, lr-find, predict, evaluate, compare, report, export and models"
+            " --card; in Python, see load_multiclass_model and evaluate_multiclass",
         )
         self.classes = tuple(classes)
 
