@@ -223,3 +223,64 @@ def test_names_are_escaped_in_the_page(maker):
     page = report_multiclass([run]).page()
     assert "b&lt;i&gt;" in page
     assert "b<i>" not in page
+
+
+def test_repeated_evaluations_of_the_test_images_are_stated(runs, maker):
+    assert not any("ledger" in sentence for sentence in compare_multiclass(runs).sentences)
+    evaluate_multiclass(runs[0], maker.root / "classes" / "images.csv")
+    assert (
+        compare_multiclass(runs)
+        .sentences[-1]
+        .startswith(
+            "The latest of the 2 compared evaluations is evaluation 3 of these images in the test ledger: results are optimistic"
+        )
+    )
+
+
+@pytest.fixture
+def seeds(maker):
+    """Three seeds of a good recipe, two of a poor one, and the CSV file of their images."""
+    data = maker.classes(count=20)
+    for recipe, edges in (("good", (100, 105, 112)), ("poor", (70, 75))):
+        for seed, edge in enumerate(edges):
+            run = maker.multiclass_run(f"{recipe}/seed-{seed}", recipe=recipe, seed=seed, edges=(float(edge), 150.0))
+            evaluate_multiclass(run, data)
+    return maker.root / "runs"
+
+
+def test_seeds_of_one_recipe_are_compared_by_their_mean(seeds):
+    comparison = compare_multiclass([seeds / "good", seeds / "poor"])
+    good, poor = comparison.groups
+    assert (good.name, good.seeds, poor.seeds) == ("good", (0, 1, 2), (0, 1))
+    found = [read_probabilities(seeds / f"good/seed-{seed}") for seed in range(3)]
+    values = [metrics.roc_auc_score(y, p, multi_class="ovr") for p, y, _ in found]
+    spread = good.metrics["macro_auroc"]
+    assert spread.mean.value == pytest.approx(np.mean(values))
+    assert spread.sd == pytest.approx(np.std(values, ddof=1))
+    assert (spread.minimum, spread.maximum) == pytest.approx((min(values), max(values)))
+    assert spread.mean.low < spread.mean.value < spread.mean.high
+    assert spread.mean.method == "obuchowski-rockette, random seeds and patients"
+    assert good.metrics["brier"].mean.method == "mean of seeds"
+    assert [(pair.a, pair.b, pair.metric) for pair in comparison.pairs] == [
+        ("good", "poor", "accuracy"),
+        ("good", "poor", "macro_auroc"),
+    ]
+    assert comparison.pairs[0].test == "obuchowski-rockette, random seeds and patients"
+    assert comparison.sentences[0].startswith(
+        f"good, 3 seeds (0, 1, 2): mean accuracy {good.metrics['accuracy'].mean}, standard deviation"
+    )
+    assert f"mean macro AUROC {spread.mean}" in comparison.sentences[0]
+    assert "seed-" not in " ".join(comparison.sentences)
+    rows = {row["run"] for row in comparison.rows()}
+    assert "good (mean of 3 seeds)" in rows
+
+
+def test_the_report_has_the_spread_of_the_seeds(seeds, tmp_path):
+    report = report_multiclass([seeds / "good"])
+    page = report.page()
+    assert '<section id="seeds">' in page
+    spread = report.comparison.groups[0].metrics["macro_auroc"]
+    assert f'<data value="{spread.mean.value}">' in page
+    row = next(row for row in report.tables["seeds"].rows if row[2] == "Macro AUROC")
+    assert row == ("good", 3, "Macro AUROC", spread.mean, spread.sd, spread.minimum, spread.maximum)
+    assert "mean of 3 seeds: macro_auroc" in report.comparison._repr_html_()

@@ -7,6 +7,7 @@ from sklearn import metrics
 
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.statistics.heterogeneity import (
+    area_heterogeneity,
     auroc_heterogeneity,
     proportion_heterogeneity,
     unpaired_auroc_difference,
@@ -132,3 +133,13 @@ def test_aurocs_without_variance_are_undefined():
         auroc_heterogeneity([separated, group(40, 1.0, 0)])
     with pytest.raises(UndefinedMetricError, match="needs 2 patients in each class"):
         auroc_heterogeneity([(np.arange(3.0), np.array([True, False, False]), [""] * 3), group(40, 1.0, 0)])
+
+
+def test_areas_of_two_groups_are_compared_as_by_the_normal_test():
+    p = area_heterogeneity([0.8, 0.7], [0.001, 0.002])
+    assert p == pytest.approx(2 * stats.norm.sf(0.1 / np.sqrt(0.003)))
+
+
+def test_areas_without_a_variance_cannot_be_compared():
+    with pytest.raises(UndefinedMetricError, match="separated perfectly"):
+        area_heterogeneity([1.0, 0.7, 0.8], [0.0, 0.002, 0.001])

@@ -13,11 +13,13 @@ from sklearn.preprocessing import label_binarize
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Interval
 from pneumoscope.statistics.conformal import fit_class_thresholds
+from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.intervals import mean_of_proportions, wilson
 from pneumoscope.statistics.multiclass import (
     class_metrics,
     confusion_matrix,
     log_odds,
+    macro_auroc_interval,
     mean_of_classes,
     overall_metrics,
     pair_metrics,
@@ -25,8 +27,9 @@ from pneumoscope.statistics.multiclass import (
     validate_classes,
     weighted_macro_auroc,
 )
-from pneumoscope.statistics.multiclass_paired import macro_auroc_test
+from pneumoscope.statistics.multiclass_paired import macro_auroc_covariance, macro_auroc_test
 from pneumoscope.statistics.paired import delong_test
+from pneumoscope.statistics.roc import delong_covariance
 from pneumoscope.statistics.softmax import softmax
 from pneumoscope.statistics.temperature import fit_temperature
 
@@ -272,6 +275,38 @@ def test_macro_auroc_difference_is_that_of_scikit_learn_with_the_interval_of_a_b
     deviation = (interval.high - interval.low) / 2 / 1.96
     assert deviation == pytest.approx(np.std(resampled), rel=0.12)
     assert probability == pytest.approx(math.erfc(abs(interval.value) / deviation / math.sqrt(2)), rel=1e-3)
+
+
+def test_macro_auroc_covariance_is_that_of_a_bootstrap_of_patients(data) -> None:
+    p, y, patients = data
+    networks = [p, _second(data, 8), _second(data, 9)]
+    areas, covariance = macro_auroc_covariance(np.stack(list(map(log_odds, networks))), y, patient_groups(patients, N))
+    expected = [sklearn_metrics.roc_auc_score(y, each, multi_class="ovr") for each in networks]
+    assert areas == pytest.approx(expected)
+    random = np.random.default_rng(1)
+    weights = np.repeat(random.multinomial(N // 2, np.full(N // 2, 2 / N), size=1500), 2, axis=1).astype(float)
+    resampled = np.stack([weighted_macro_auroc(log_odds(each), y, weights) for each in networks])
+    assert covariance == pytest.approx(np.cov(resampled), rel=0.15)
+
+
+def test_macro_auroc_covariance_of_two_classes_is_that_of_delong() -> None:
+    random = np.random.default_rng(4)
+    y = random.integers(0, 2, 400)
+    scores = random.normal(size=(3, 400)) + y
+    groups = patient_groups([str(i // 2) for i in range(400)], 400)
+    areas, covariance = macro_auroc_covariance(np.stack([-scores, scores], axis=2), y, groups)
+    expected_areas, expected = delong_covariance(scores, y == 1, groups)
+    assert areas == pytest.approx(expected_areas)
+    assert covariance == pytest.approx(expected, rel=0.02)  # their corrections for few patients differ
+
+
+def test_macro_auroc_alone_has_the_interval_of_all_metrics(data) -> None:
+    p, y, patients = data
+    found = macro_auroc_interval(p, y, NAMES, patients, resamples=50, seed=3)
+    assert found == overall_metrics(p, y, NAMES, patients, resamples=50, seed=3)["macro_auroc"]
+    two = y < 2
+    only = macro_auroc_interval(p[two], y[two], NAMES, None)
+    assert (only.value, only.reason) == (None, "the class virus has no images")
 
 
 def test_macro_auroc_test_of_two_classes_is_the_delong_test() -> None:

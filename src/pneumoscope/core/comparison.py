@@ -43,6 +43,10 @@ class RunSummary:
     test: Mapping[str, Any]
     confusion: Confusion
 
+    def intervals(self) -> dict[str, Interval]:
+        """Return the metrics."""
+        return {name: value for name, value in self.test.items() if isinstance(value, Interval)}
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SeedSpread:
@@ -82,6 +86,11 @@ class RunGroup:
     def unit(self) -> str:
         """Noun for the runs: "seeds" or "folds"."""
         return "folds" if self.folds else "seeds"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row per metric: run, metric, and the interval of the mean."""
+        means = [(name, spread.mean) for name, spread in self.metrics.items()]
+        return interval_rows(means, run=f"{self.name} (mean of {len(self.runs)} {self.unit})")
 
     def members_text(self) -> str:
         """Return what the runs are, such as "3 seeds (0, 1, 2)" or "5 folds (seed 0)"."""
@@ -206,14 +215,8 @@ class Comparison:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per run and metric: run, metric, and its interval; then the means of each group of runs."""
-        rows = []
-        for run in self.runs:
-            intervals = [(name, value) for name, value in run.test.items() if isinstance(value, Interval)]
-            rows += interval_rows(intervals, run=run.name)
-        for group in self.groups:
-            means = [(name, spread.mean) for name, spread in group.metrics.items()]
-            rows += interval_rows(means, run=f"{group.name} (mean of {len(group.runs)} {group.unit})")
-        return rows
+        rows = [row for run in self.runs for row in interval_rows(run.intervals().items(), run=run.name)]
+        return rows + [row for group in self.groups for row in group.rows()]
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return `rows` as a pandas DataFrame.

@@ -14,7 +14,7 @@ from pneumoscope.core.result_forms import method_name
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from pneumoscope.core.comparison import Comparison
+    from pneumoscope.core.comparison import Comparison, RunGroup
     from pneumoscope.core.multiclass_prediction import MulticlassPrediction
     from pneumoscope.core.multiclass_results import MulticlassComparison, MulticlassEvaluation
     from pneumoscope.core.prediction import Prediction
@@ -174,6 +174,7 @@ def multiclass_comparison_html(comparison: MulticlassComparison) -> str:
         for metric in ("accuracy", "macro_auroc")
         for run in comparison.runs
     ]
+    intervals += _group_intervals(comparison.groups, ("accuracy", "macro_auroc"))
     sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in comparison.sentences)
     return (
         f"<div>{intervals_html(title, intervals)}<ul>{sentences}</ul><small>{escape(comparison.notice)}</small></div>"
@@ -187,16 +188,20 @@ def comparison_html(comparison: Comparison) -> str:
     intervals = [
         (f"{run.name}: {metric}", run.test[metric]) for metric in ("accuracy", "auroc") for run in comparison.runs
     ]
-    intervals += [
-        (f"{group.name}, mean of {len(group.runs)} {group.unit}: {metric}", group.metrics[metric].mean)
-        for metric in ("accuracy", "auroc")
-        for group in comparison.groups
-        if metric in group.metrics
-    ]
+    intervals += _group_intervals(comparison.groups, ("accuracy", "auroc"))
     sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in comparison.sentences)
     return (
         f"<div>{intervals_html(title, intervals)}<ul>{sentences}</ul><small>{escape(comparison.notice)}</small></div>"
     )
+
+
+def _group_intervals(groups: Iterable[RunGroup], metrics: Iterable[str]) -> list[tuple[str, Interval]]:
+    return [
+        (f"{group.name}, mean of {len(group.runs)} {group.unit}: {metric}", group.metrics[metric].mean)
+        for metric in metrics
+        for group in groups
+        if metric in group.metrics
+    ]
 
 
 def _interval_text(prediction: Prediction) -> str:

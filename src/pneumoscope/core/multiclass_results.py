@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pneumoscope.core.comparison import PairedTest
+from pneumoscope.core.comparison import PairedTest, RunGroup
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.image_flow import ImageFlow
 from pneumoscope.core.result_forms import interval_rows, rows_dataframe
-from pneumoscope.core.results import SCHEMA, Interval, RejectionSummary, ReliabilityBin
+from pneumoscope.core.results import SCHEMA, InteractionTest, Interval, RejectionSummary, ReliabilityBin, Subgroup
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,7 +96,7 @@ class MulticlassEvaluation:
         coverage: Coverage of each class that the prediction sets were fitted for; None without sets.
         sets: coverage, single, empty and mean_size of the prediction sets of all images; empty without sets.
         name, split, images_sha256, n, patients, counts, bundle_sha256, recipe, test_evaluation, seconds, created, version,
-            rejected, flow: See `results.Evaluation`.
+            rejected, flow, subgroups, interactions: See `results.Evaluation`.
     """
 
     name: str
@@ -120,6 +120,8 @@ class MulticlassEvaluation:
     created: str
     version: str
     flow: ImageFlow | None = None
+    subgroups: tuple[Subgroup, ...] = ()
+    interactions: tuple[InteractionTest, ...] = ()
     schema: int = SCHEMA
     notice: str = NOTICE
 
@@ -190,6 +192,10 @@ class MulticlassRunSummary:
     metrics: Mapping[str, Interval]
     confusion: tuple[tuple[int, ...], ...]
 
+    def intervals(self) -> Mapping[str, Interval]:
+        """Return the metrics."""
+        return self.metrics
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MulticlassComparison:
@@ -199,12 +205,13 @@ class MulticlassComparison:
         images: {"sha256", "n", "patients", "counts"}.
         classes: Names of the classes.
         runs: One entry per run, in the order given.
-        pairs: Tests of each pair of runs, by accuracy and macro AUROC.
+        pairs: Tests of each pair of runs, by accuracy and macro AUROC; a group takes the place of its runs.
         sentences: The findings as sentences, generated from `pairs`.
         command: The command line.
         created: Time of the comparison, UTC, ISO 8601.
         version: Version of pneumoscope.
         evaluation: Name of the compared evaluation of each run.
+        groups: Runs of one recipe with several seeds.
     """
 
     images: Mapping[str, Any]
@@ -216,6 +223,7 @@ class MulticlassComparison:
     created: str
     version: str
     evaluation: str = "test"
+    groups: tuple[RunGroup, ...] = ()
     schema: int = SCHEMA
     notice: str = NOTICE
 
@@ -230,8 +238,9 @@ class MulticlassComparison:
         return multiclass_comparison_html(self)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row per run and metric: run, metric, and its interval."""
-        return [row for run in self.runs for row in interval_rows(run.metrics.items(), run=run.name)]
+        """Return one row per run and metric: run, metric, and its interval; then the means of each group of runs."""
+        rows = [row for run in self.runs for row in interval_rows(run.metrics.items(), run=run.name)]
+        return rows + [row for group in self.groups for row in group.rows()]
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return `rows` as a pandas DataFrame.

@@ -236,8 +236,9 @@ class Subgroup:
         column, value: Column and value; "not stated" without a value.
         n: Number of images.
         counts: Number of images by label.
-        operating_point: Operating point of accuracy, sensitivity and specificity.
-        metrics: auroc, accuracy, sensitivity, specificity.
+        operating_point: Operating point of accuracy, sensitivity and specificity; "" for several classes.
+        metrics: auroc, accuracy, sensitivity, specificity. For several classes, macro_auroc, accuracy, and the sensitivity of
+            each class, such as "sensitivity, virus".
     """
 
     column: str
@@ -254,8 +255,8 @@ class InteractionTest:
 
     Attributes:
         column: Column of the manifest.
-        metric: "auroc", "sensitivity" or "specificity".
-        operating_point: Operating point; None for the AUROC.
+        metric: "auroc", "sensitivity" or "specificity"; for several classes "macro_auroc", or a sensitivity as in `Subgroup`.
+        operating_point: Operating point; None for the AUROC and for several classes.
         groups: Values of the compared subgroups; images without a value are left out.
         test: Name of the test.
         p: p-value before correction; None if undefined.

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from pneumoscope.core.errors import DatasetError
 
-__all__ = ["LABELS", "MAX_CLASSES", "check_class_order", "resolve_classes"]
+__all__ = ["LABELS", "MAX_CLASSES", "check_class_order", "resolve_classes", "sort_classes"]
 
 LABELS = ("NORMAL", "PNEUMONIA")
 MAX_CLASSES = 100  # more are identifiers, not classes
@@ -46,7 +46,7 @@ def resolve_classes(
         DatasetError: There is one class only, or too many; names differ in case only, or look like NORMAL and PNEUMONIA; a label
             has several classes, or is not in `order`.
     """
-    found = sorted(set(labels), key=lambda label: (int(label) if label.isdecimal() else -1, label))
+    found = sort_classes(labels)
     is_binary = not order or {label.upper() for label in order} == set(LABELS)
     if is_binary and {label.upper() for label in found} <= set(LABELS):
         return LABELS, {label: label.upper() for label in found}
@@ -69,6 +69,11 @@ def resolve_classes(
         return tuple(order), {label: by_case[label.casefold()] for label in found}
     _check_names(found, name)
     return tuple(found), {label: label for label in found}
+
+
+def sort_classes(labels: Iterable[str]) -> list[str]:
+    """Return the different labels in the order of classes: sorted, numbers by value."""
+    return sorted(set(labels), key=lambda label: (int(label) if label.isdecimal() else -1, label))
 
 
 def check_class_order(order: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "check_comparable",
     "check_names",
     "joint_notice",
+    "ledger_sentence",
     "prevalence_sentences",
     "rejection_sentences",
     "summarize_run",
@@ -141,4 +142,16 @@ def rejection_sentences(runs: Sequence[_Run]) -> tuple[str, ...]:
         f"{run.name}: {run.evaluation.rejected.sentence()}."
         for run in runs
         if run.evaluation.rejected and run.evaluation.rejected.reasons
+    )
+
+
+def ledger_sentence(runs: Sequence[_Run]) -> tuple[str, ...]:
+    """Return a warning if there were more test-set evaluations than runs; a model may have been selected by them."""
+    evaluations = max(run.evaluation.test_evaluation or 0 for run in runs)
+    if evaluations <= len(runs):
+        return ()
+    latest = "The compared evaluation" if len(runs) == 1 else f"The latest of the {len(runs)} compared evaluations"
+    return (
+        f"{latest} is evaluation {evaluations} of these images in the test ledger: results are optimistic if a model was"
+        " selected by an earlier evaluation.",
     )

@@ -25,6 +25,7 @@ from pneumoscope.evaluation import run_groups
 from pneumoscope.evaluation.comparability import (
     check_comparable,
     joint_notice,
+    ledger_sentence,
     prevalence_sentences,
     rejection_sentences,
     summarize_run,
@@ -148,7 +149,7 @@ def compare(
             *sentences,
             *prevalence_sentences(summaries, groups, operating_point, prevalence),
             *rejection_sentences(evaluated),
-            *_ledger_sentence(evaluated),
+            *ledger_sentence(evaluated),
         ),
         evaluation=evaluation,
         groups=groups,
@@ -177,13 +178,7 @@ def _findings(
         training = training_sentence([run.record is not None for run in runs])
         names, accuracies = [row.name for row in summaries], [row.test["accuracy"] for row in summaries]
         return (), pairs, findings(names, accuracies, pairs, training)
-    scoring = run_groups.RunScoring(scores, labels, patients)
-    groups = run_groups.group_summaries(compared, summaries, scoring)
-    pairs = run_groups.group_tests(compared, scoring)
-    training = run_groups.training_sentence(compared)
-    accuracies = [scoring.mean("accuracy", each.members) for each in compared]
-    found = findings([each.name for each in compared], accuracies, pairs, training, noun="models")
-    return groups, pairs, (*run_groups.group_sentences(groups), *(found or (training,)))
+    return run_groups.group_findings(compared, summaries, run_groups.RunScoring(scores, labels, patients))
 
 
 def write_comparison(comparison: Comparison | MulticlassComparison, out: Path) -> None:
@@ -194,18 +189,6 @@ def write_comparison(comparison: Comparison | MulticlassComparison, out: Path) -
     """
     write_atomically(out / _COMPARISON_TABLE, _table(comparison))
     write_atomically(out / _COMPARISON_FILE, to_json(comparison))
-
-
-def _ledger_sentence(runs: Sequence[EvaluatedRun]) -> tuple[str, ...]:
-    """Return a warning if there were more test-set evaluations than runs; a model may have been selected by them."""
-    evaluations = max(run.evaluation.test_evaluation or 0 for run in runs)
-    if evaluations <= len(runs):
-        return ()
-    latest = "The compared evaluation" if len(runs) == 1 else f"The latest of the {len(runs)} compared evaluations"
-    return (
-        f"{latest} is evaluation {evaluations} of these images in the test ledger: results are optimistic if a model was"
-        " selected by an earlier evaluation.",
-    )
 
 
 def _table(comparison: Comparison | MulticlassComparison) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pneumoscope import __version__
 from pneumoscope.bundle.bundle_folder import read_multiclass_bundle
-from pneumoscope.core.comparison import PairedTest
+from pneumoscope.core.comparison import PairedTest, RunGroup
 from pneumoscope.core.errors import RunError, UndefinedMetricError, UsageError
 from pneumoscope.core.multiclass_results import (
     MulticlassComparison,
@@ -24,6 +24,7 @@ from pneumoscope.evaluation.comparability import (
     check_comparable,
     check_names,
     joint_notice,
+    ledger_sentence,
     rejection_sentences,
     with_unique_names,
 )
@@ -37,8 +38,10 @@ from pneumoscope.evaluation.compared import (
     unique_name,
 )
 from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
+from pneumoscope.evaluation.multiclass_groups import ClassScoring
 from pneumoscope.evaluation.multiclass_metrics import ClassScores, class_scores
 from pneumoscope.evaluation.paired_findings import findings, make_paired_test, training_sentence
+from pneumoscope.evaluation.run_groups import group_findings, group_runs
 from pneumoscope.runs.multiclass_evaluations import (
     has_multiclass_evaluation,
     read_multiclass_evaluation_folder,
@@ -80,7 +83,8 @@ def compare_multiclass(
     """Compare runs and bundles of several classes on the same test images.
 
     Accuracy is compared by McNemar's exact test, which keeps the images of a patient together, and macro AUROC by DeLong's test
-    for the mean over classes; p-values are Holm-corrected over the pairs of each.
+    for the mean over classes; p-values are Holm-corrected over the pairs of each. Runs of one recipe with different seeds are
+    compared by their means; see `run_groups`.
 
     Args:
         runs: Run folders with `evaluation/NAME/`, or folders of such runs; folders of an evaluation; and bundles, which are
@@ -219,12 +223,8 @@ def multiclass_comparison(
         command: The command line, for the record.
     """
     first = runs[0].evaluation
-    scores = [class_scores(run.images, first.classes) for run in runs]
-    pairs = _paired_tests([run.name for run in runs], scores)
-    training = training_sentence([run.record is not None for run in runs])
-    sentences = findings(
-        [run.name for run in runs], [run.evaluation.metrics["accuracy"] for run in runs], pairs, training
-    )
+    summaries = tuple(map(_summary, runs))
+    groups, pairs, sentences = _findings(runs, summaries)
     return MulticlassComparison(
         images={
             "sha256": first.images_sha256,
@@ -233,15 +233,30 @@ def multiclass_comparison(
             "counts": dict(first.counts),
         },
         classes=first.classes,
-        runs=tuple(map(_summary, runs)),
+        runs=summaries,
         pairs=pairs,
-        sentences=(*sentences, *rejection_sentences(runs)),
+        sentences=(*sentences, *rejection_sentences(runs), *ledger_sentence(runs)),
         command=command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,
         evaluation=evaluation,
+        groups=groups,
         notice=joint_notice(runs),
     )
+
+
+def _findings(
+    runs: Sequence[ComparedClasses], summaries: Sequence[MulticlassRunSummary]
+) -> tuple[tuple[RunGroup, ...], tuple[PairedTest, ...], tuple[str, ...]]:
+    """Return the groups of seeds, the paired tests, and the findings as sentences."""
+    scores = [class_scores(run.images, run.evaluation.classes) for run in runs]
+    compared = group_runs(runs)
+    if any(each.is_group for each in compared):
+        return group_findings(compared, summaries, ClassScoring(scores))
+    names, accuracies = [run.name for run in runs], [run.metrics["accuracy"] for run in summaries]
+    pairs = _paired_tests(names, scores)
+    training = training_sentence([run.record is not None for run in runs])
+    return (), pairs, findings(names, accuracies, pairs, training)
 
 
 def _paired_tests(names: Sequence[str], scores: Sequence[ClassScores]) -> tuple[PairedTest, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import json
 import os
@@ -9,14 +10,15 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from pneumoscope.core.comparison import PairedTest, RunGroup, RunSummary, SeedSpread
+from pneumoscope.core.comparison import PairedTest, RunGroup, SeedSpread
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Interval
-from pneumoscope.evaluation.compared import EvaluatedRun
-from pneumoscope.evaluation.paired_findings import RunScores, make_paired_test
+from pneumoscope.evaluation.compared import ComparedRun
+from pneumoscope.evaluation.paired_findings import RunScores, findings, make_paired_test
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, patient_groups
 from pneumoscope.statistics.intervals import undefined
 from pneumoscope.statistics.paired import holm
@@ -31,7 +33,10 @@ from pneumoscope.statistics.roc import delong_covariance
 __all__ = [
     "TESTED",
     "ComparedModel",
+    "Measured",
+    "MetricScoring",
     "RunScoring",
+    "group_findings",
     "group_runs",
     "group_sentences",
     "group_summaries",
@@ -43,18 +48,32 @@ TESTED = ("accuracy", "auroc", "sensitivity", "specificity")
 _NO_VARIATION = "mean of seeds"  # method of a mean without an interval
 
 
-class RunScoring:
-    """The metrics of all runs on the same images, with their covariance over patients.
+class SummarizedRun(Protocol):
+    """What rows of a comparison have in common."""
 
-    Args:
-        runs: Scores of the runs.
-        labels: True for pneumonia, shape (n,).
-        patients: Patient identifier of each image.
-    """
+    @property
+    def name(self) -> str:
+        """Name of the run."""
 
-    def __init__(self, runs: Sequence[RunScores], labels: BoolArray, patients: Sequence[str]) -> None:
-        self._runs, self._labels, self._patients = runs, labels, patients
-        self._found: dict[str, tuple[FloatArray, FloatArray, int, str] | Interval] = {}
+    @property
+    def seed(self) -> int | None:
+        """Its seed; None if it is no run."""
+
+    def intervals(self) -> Mapping[str, Interval]:
+        """Return its metrics."""
+
+
+# The values of all runs, their covariance over patients, the number of images, and the method.
+Measured = tuple[FloatArray, FloatArray, int, str]
+
+
+class MetricScoring(abc.ABC):
+    """The metrics of all runs on the same images, with their covariance over patients."""
+
+    tested: ClassVar[tuple[str, ...]]
+
+    def __init__(self) -> None:
+        self._found: dict[str, Measured | Interval] = {}
 
     def mean(self, metric: str, members: Sequence[int]) -> Interval:
         """Return the mean of a metric over runs; undefined, with the reason, if the metric is."""
@@ -73,13 +92,32 @@ class RunScoring:
         both = [*a, *b]
         return replicates_difference(values[[*a]], values[[*b]], covariance[np.ix_(both, both)], n=n, method=method)
 
-    def _metric(self, metric: str) -> tuple[FloatArray, FloatArray, int, str] | Interval:
-        """Return the values of all runs, their covariance, n and the method; or an undefined interval."""
+    def _metric(self, metric: str) -> Measured | Interval:
         if metric not in self._found:
             self._found[metric] = self._measure(metric)
         return self._found[metric]
 
-    def _measure(self, metric: str) -> tuple[FloatArray, FloatArray, int, str] | Interval:
+    @abc.abstractmethod
+    def _measure(self, metric: str) -> Measured | Interval:
+        """Return the values of all runs, their covariance, n and the method; or an undefined interval."""
+
+
+class RunScoring(MetricScoring):
+    """Metrics of runs for NORMAL and PNEUMONIA.
+
+    Args:
+        runs: Scores of the runs.
+        labels: True for pneumonia, shape (n,).
+        patients: Patient identifier of each image.
+    """
+
+    tested = TESTED
+
+    def __init__(self, runs: Sequence[RunScores], labels: BoolArray, patients: Sequence[str]) -> None:
+        super().__init__()
+        self._runs, self._labels, self._patients = runs, labels, patients
+
+    def _measure(self, metric: str) -> Measured | Interval:
         labels = self._labels
         among = {"sensitivity": labels, "specificity": ~labels}.get(metric, np.ones_like(labels))
         inside = [self._patients[i] for i in np.flatnonzero(among).tolist()]
@@ -113,7 +151,7 @@ class ComparedModel:
         return len(self.members) > 1
 
 
-def group_runs(runs: Sequence[EvaluatedRun]) -> list[ComparedModel]:
+def group_runs(runs: Sequence[ComparedRun[Any, Any]]) -> list[ComparedModel]:
     """Return the compared groups and single runs, in the order of their first run.
 
     Runs of one recipe with different seeds, on as many images of each label, are a group. Runs of one recipe with the same
@@ -131,7 +169,7 @@ def group_runs(runs: Sequence[EvaluatedRun]) -> list[ComparedModel]:
     return [ComparedModel(name, each) for each, name in sorted(zip(members, names, strict=True))]
 
 
-def _recipe_key(run: EvaluatedRun) -> str:
+def _recipe_key(run: ComparedRun[Any, Any]) -> str:
     """Return all settings of a recipe but its seed, and the images by label; empty if the training is not recorded.
 
     The hash of the manifest is of no use here: it depends on the splits, and these on the seed.
@@ -146,7 +184,7 @@ def _recipe_key(run: EvaluatedRun) -> str:
     return json.dumps([recipe, images], sort_keys=True)
 
 
-def _group_names(runs: Sequence[EvaluatedRun], members: Sequence[tuple[int, ...]]) -> list[str]:
+def _group_names(runs: Sequence[ComparedRun[Any, Any]], members: Sequence[tuple[int, ...]]) -> list[str]:
     """Return the name of each group: that of the recipe, or of its folder if another one has the same name."""
     names = [_recipe_name(runs, each) if len(each) > 1 else runs[each[0]].name for each in members]
     count = Counter(names)
@@ -156,20 +194,20 @@ def _group_names(runs: Sequence[EvaluatedRun], members: Sequence[tuple[int, ...]
     ]
 
 
-def _recipe_name(runs: Sequence[EvaluatedRun], members: tuple[int, ...]) -> str:
+def _recipe_name(runs: Sequence[ComparedRun[Any, Any]], members: tuple[int, ...]) -> str:
     record = runs[members[0]].record
     assert record  # only runs are grouped
     return record.name
 
 
-def _folder_name(runs: Sequence[EvaluatedRun], members: tuple[int, ...]) -> str:
+def _folder_name(runs: Sequence[ComparedRun[Any, Any]], members: tuple[int, ...]) -> str:
     """Return the name of the folder of runs; their common path if they have different ones."""
     paths = [str(runs[position].path.resolve().parent) for position in members]
     return Path(os.path.commonpath(paths)).name
 
 
 def group_summaries(
-    compared: Sequence[ComparedModel], summaries: Sequence[RunSummary], scoring: RunScoring
+    compared: Sequence[ComparedModel], summaries: Sequence[SummarizedRun], scoring: MetricScoring
 ) -> tuple[RunGroup, ...]:
     """Return mean and spread of each metric for each group of several seeds.
 
@@ -190,32 +228,44 @@ def group_summaries(
     )
 
 
-def _spreads(summaries: Sequence[RunSummary], members: Sequence[int], scoring: RunScoring) -> Mapping[str, SeedSpread]:
+def _spreads(
+    summaries: Sequence[SummarizedRun], members: Sequence[int], scoring: MetricScoring
+) -> Mapping[str, SeedSpread]:
     found = {}
-    for metric, first in summaries[0].test.items():
-        if not isinstance(first, Interval):
-            continue
-        intervals = [summary.test[metric] for summary in summaries]
+    for metric, first in summaries[0].intervals().items():
+        intervals = [summary.intervals()[metric] for summary in summaries]
         values = [interval.value for interval in intervals if interval.value is not None]
         if len(values) < len(intervals):
             continue  # it is undefined for some of the runs, and a mean of the others would not be of all seeds
         mean = (
             scoring.mean(metric, members)
-            if metric in TESTED
+            if metric in scoring.tested
             else Interval(float(np.mean(values)), None, None, _NO_VARIATION, first.n)
         )
         found[metric] = SeedSpread(mean, float(np.std(values, ddof=1)), min(values), max(values))
     return found
 
 
-def group_tests(compared: Sequence[ComparedModel], scoring: RunScoring) -> tuple[PairedTest, ...]:
-    """Test every pair of groups and single runs: accuracy, AUROC, sensitivity and specificity.
+def group_findings(
+    compared: Sequence[ComparedModel], summaries: Sequence[SummarizedRun], scoring: MetricScoring
+) -> tuple[tuple[RunGroup, ...], tuple[PairedTest, ...], tuple[str, ...]]:
+    """Return the groups of seeds, the paired tests, and the findings as sentences; see `group_summaries`."""
+    groups = group_summaries(compared, summaries, scoring)
+    pairs = group_tests(compared, scoring)
+    training = training_sentence(compared)
+    accuracies = [scoring.mean("accuracy", each.members) for each in compared]
+    found = findings([each.name for each in compared], accuracies, pairs, training, noun="models")
+    return groups, pairs, (*group_sentences(groups), *(found or (training,)))
+
+
+def group_tests(compared: Sequence[ComparedModel], scoring: MetricScoring) -> tuple[PairedTest, ...]:
+    """Test every pair of groups and single runs by each tested metric.
 
     p-values are Holm-corrected over the pairs of each metric. See `statistics.replicates` for the test.
     """
     pairs = list(combinations(compared, 2))
     tests = []
-    for metric in TESTED:
+    for metric in scoring.tested:
         results = [scoring.difference(metric, a.members, b.members) for a, b in pairs]
         corrected = holm([p for _, p in results])
         for (a, b), (difference, p), p_holm in zip(pairs, results, corrected, strict=True):
@@ -241,7 +291,7 @@ def training_sentence(compared: Sequence[ComparedModel]) -> str:
 
 def _sentence(group: RunGroup) -> str:
     parts = []
-    for metric, name in (("accuracy", "accuracy"), ("auroc", "AUROC")):
+    for metric, name in (("accuracy", "accuracy"), ("auroc", "AUROC"), ("macro_auroc", "macro AUROC")):
         if spread := group.metrics.get(metric):
             parts.append(
                 f"mean {name} {spread.mean}, standard deviation {spread.sd:.4f}, range {spread.minimum:.3f} to"

@@ -9,7 +9,7 @@ from pneumoscope.core.result_forms import method_name
 from pneumoscope.core.results import Interval
 from pneumoscope.evaluation.multiclass_compare import ComparedClasses
 from pneumoscope.reporting import labels
-from pneumoscope.reporting.tables import Cell, Table
+from pneumoscope.reporting.tables import Cell, Table, group_table
 
 __all__ = ["class_tables"]
 
@@ -21,6 +21,7 @@ def class_tables(comparison: MulticlassComparison, runs: Sequence[ComparedClasse
     """Return the tables of a comparison of models of several classes that have rows."""
     tables = (
         _metrics(comparison, runs),
+        group_table(comparison.groups, labels.CLASS_METRICS),
         _confusion(runs),
         _classes(runs),
         _pairs_of_classes(runs),

@@ -10,10 +10,10 @@ import csv
 import dataclasses
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pneumoscope.core.comparison import Comparison
+from pneumoscope.core.comparison import Comparison, RunGroup
 from pneumoscope.core.result_forms import method_name, rows_dataframe
 from pneumoscope.core.results import Interval
 from pneumoscope.reporting import labels
@@ -22,7 +22,7 @@ from pneumoscope.reporting.run_data import RunData
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Cell", "Table", "comparison_tables", "to_csv", "to_latex", "to_markdown"]
+__all__ = ["Cell", "Table", "comparison_tables", "group_table", "to_csv", "to_latex", "to_markdown"]
 
 Cell = Interval | float | int | str | None
 _PARTS = ("low", "high", "method", "n", "reason")  # fields of an interval beside its value
@@ -93,7 +93,7 @@ def comparison_tables(comparison: Comparison, runs: Sequence[RunData]) -> tuple[
     tables = (
         _flow(runs),
         _metrics(comparison, runs),
-        _seeds(comparison),
+        group_table(comparison.groups, labels.METRICS),
         _operating_points(comparison, runs),
         _predictive_values(runs),
         _pairs(comparison),
@@ -195,18 +195,19 @@ def _metrics(comparison: Comparison, runs: Sequence[RunData]) -> Table:
     return Table("metrics", caption, ("Metric", *(run.summary.name for run in runs)), rows, note)
 
 
-def _seeds(comparison: Comparison) -> Table:
-    spreads = [
-        (group, labels.METRICS[key], spread)
-        for group in comparison.groups
-        for key, spread in group.metrics.items()
-        if key in labels.METRICS
-    ]
+def group_table(groups: Sequence[RunGroup], names: Mapping[str, str]) -> Table:
+    """Return mean and spread of the runs of each group.
+
+    Args:
+        groups: Seeds or folds.
+        names: Label of each metric that is shown.
+    """
+    spreads = [(group, names[key], spread) for group in groups for key, spread in group.metrics.items() if key in names]
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (group.name, len(group.runs), label, spread.mean, spread.sd, spread.minimum, spread.maximum)
         for group, label, spread in spreads
     )
-    unit = comparison.groups[0].unit if comparison.groups else "seeds"
+    unit = groups[0].unit if groups else "seeds"
     columns = ("Recipe", unit.capitalize(), "Metric", "Mean", "Standard deviation", "Lowest", "Highest")
     note = labels.interval_note((label, spread.mean) for _, label, spread in spreads)
     caption = "Folds of a cross-validation." if unit == "folds" else "Runs of one recipe with several seeds."

@@ -18,6 +18,7 @@ from pneumoscope.statistics.roc import delong_covariance, delong_method
 __all__ = [
     "PERMUTATIONS",
     "ScoredGroup",
+    "area_heterogeneity",
     "auroc_heterogeneity",
     "proportion_heterogeneity",
     "unpaired_auroc_difference",
@@ -61,15 +62,29 @@ def auroc_heterogeneity(groups: Sequence[ScoredGroup]) -> float:
 
     Raises:
         UndefinedMetricError: A class of a group has fewer than 2 patients, or an AUROC has no variance.
-
-    Source: Cochran 1954, Biometrics 10:101; variances by `roc.delong_covariance`.
     """
     areas, variances = np.array([_area(group) for group in groups]).T
-    if variances.min() <= 1e-15:
+    return area_heterogeneity(areas, variances)
+
+
+def area_heterogeneity(areas: npt.ArrayLike, variances: npt.ArrayLike) -> float:
+    """Return p of the hypothesis that an area, such as the AUROC, is the same in all groups: Cochran's Q.
+
+    Args:
+        areas: The area of each group of different images, shape (k,).
+        variances: Their variances; see `roc.delong_covariance` and `multiclass_paired.macro_auroc_covariance`.
+
+    Raises:
+        UndefinedMetricError: A variance is 0.
+
+    Source: Cochran 1954, Biometrics 10:101.
+    """
+    x, v = np.asarray(areas, dtype=np.float64), np.asarray(variances, dtype=np.float64)
+    if v.min() <= 1e-15:
         raise UndefinedMetricError("the labels of a group are separated perfectly, so that its variance is unknown")
-    weights = 1 / variances
-    mean = weights @ areas / weights.sum()
-    return float(stats.chi2.sf(weights @ np.square(areas - mean), len(areas) - 1))
+    weights = 1 / v
+    mean = weights @ x / weights.sum()
+    return float(stats.chi2.sf(weights @ np.square(x - mean), len(x) - 1))
 
 
 def proportion_heterogeneity(

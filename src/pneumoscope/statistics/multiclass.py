@@ -25,6 +25,7 @@ __all__ = [
     "class_metrics",
     "confusion_matrix",
     "log_odds",
+    "macro_auroc_interval",
     "mean_of_classes",
     "overall_metrics",
     "pair_metrics",
@@ -113,10 +114,7 @@ def overall_metrics(
     ]
     ranking, one_hot = log_odds(p), np.eye(len(names), dtype=np.bool_)
     members, decisions = one_hot[y], one_hot[predicted]
-    missing = next(
-        (f"the class {name} has no images" for name, each in zip(names, members.T, strict=True) if not each.any()),
-        "",
-    )
+    missing = _missing_class(y, names)
 
     def macro(weights: FloatArray) -> FloatArray:
         columns = [
@@ -152,6 +150,41 @@ def overall_metrics(
             p.max(axis=1), correct, patients, resamples=resamples, seed=seed
         ),
     }
+
+
+def macro_auroc_interval(
+    probabilities: npt.ArrayLike,
+    targets: npt.ArrayLike,
+    names: Sequence[str],
+    patients: Sequence[str] | None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Return the macro AUROC alone, with the interval that it has in `overall_metrics`.
+
+    Args:
+        probabilities, targets, names, patients, resamples, seed: See `overall_metrics`.
+
+    Raises:
+        UndefinedMetricError: See `validate_classes`.
+    """
+    p, y = validate_classes(probabilities, targets)
+    if missing := _missing_class(y, names):
+        return undefined(missing, n=len(y), method=_BOOTSTRAP, seed=seed)
+    ranking = log_odds(p)
+    return _bootstrap(
+        lambda weights: weighted_macro_auroc(ranking, y, weights)[:, None],
+        len(y),
+        patients,
+        resamples=resamples,
+        seed=seed,
+    )[0]
+
+
+def _missing_class(targets: IntArray, names: Sequence[str]) -> str:
+    """Return the reason why means over classes are undefined: a class without images; "" if there is none."""
+    return next((f"the class {name} has no images" for k, name in enumerate(names) if not (targets == k).any()), "")
 
 
 def class_metrics(

@@ -1,4 +1,4 @@
-"""Paired test of the macro AUROC of two networks for several classes on the same images."""
+"""Covariance of the macro AUROCs of networks for several classes on the same images, and a paired test of two of them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,42 @@ from pneumoscope.core.results import Interval
 from pneumoscope.statistics.inputs import FloatArray, IntArray, patient_groups
 from pneumoscope.statistics.intervals import normal_quantile
 
-__all__ = ["MACRO_AUROC_METHOD", "macro_auroc_test"]
+__all__ = ["MACRO_AUROC_METHOD", "macro_auroc_covariance", "macro_auroc_test"]
 
 MACRO_AUROC_METHOD = "delong, mean of classes, by patient"
+
+
+def macro_auroc_covariance(
+    rankings: npt.ArrayLike, targets: npt.ArrayLike, groups: IntArray
+) -> tuple[FloatArray, FloatArray]:
+    """Return the macro AUROCs of one or more networks on the same images, and the covariance of these.
+
+    The macro AUROC is the mean over the classes of the AUROC of one class against the rest. The influence of a patient on it is
+    the mean of DeLong's structural components of the patient's images over the classes, so that the variance accounts for the
+    correlation of networks, of classes and of the images of a patient.
+
+    Args:
+        rankings: Scores of the classes in any unit, of each network, shape (k, n, K).
+        targets: Index of the class of each image, shape (n,).
+        groups: Patient numbers from `inputs.patient_groups`, shape (n,).
+
+    Returns:
+        Macro AUROCs, shape (k,), and covariance, shape (k, k).
+
+    Raises:
+        UndefinedMetricError: A class or its rest has no images, or there are fewer than 2 patients.
+
+    Source: DeLong 1988, Biometrics 44:837, with sums over the images of a patient by Obuchowski 1997, Biometrics 53:567; the
+        mean of the AUROCs of all classes is linear in them.
+    """
+    y = np.asarray(targets, dtype=np.int64)
+    patients = int(groups.max()) + 1
+    if patients < 2:
+        raise UndefinedMetricError("the variance of the AUROC needs images of 2 patients")
+    found = [_influence(ranking, y, groups) for ranking in np.asarray(rankings, dtype=np.float64)]
+    influence = np.stack([each for _, each in found])
+    areas = np.array([areas.mean() for areas, _ in found])
+    return areas, patients / (patients - 1) * influence @ influence.T
 
 
 def macro_auroc_test(
@@ -28,10 +61,8 @@ def macro_auroc_test(
 ) -> tuple[Interval, float | None]:
     """Return the difference of two macro AUROCs on the same images, a minus b, and its two-sided p.
 
-    The macro AUROC is the mean over the classes of the AUROC of one class against the rest. The influence of a patient on it is
-    the mean of DeLong's structural components of the patient's images over the classes, so that the variance accounts for the
-    correlation of networks, of classes and of the images of a patient. A permutation of the scores of two networks would need
-    scores on one scale; a bootstrap has the same variance up to its random error.
+    The variance is that of `macro_auroc_covariance`. A permutation of the scores of two networks would need scores on one scale;
+    a bootstrap has the same variance up to its random error.
 
     Args:
         ranking_a, ranking_b: Scores of the classes in any unit, in the same order, shape (n, K).
@@ -44,23 +75,15 @@ def macro_auroc_test(
         interval and p are None.
 
     Raises:
-        UndefinedMetricError: The shapes differ, or a class or its rest has no images.
-
-    Source: DeLong 1988, Biometrics 44:837, with sums over the images of a patient by Obuchowski 1997, Biometrics 53:567; the
-        mean of the AUROCs of all classes is linear in them.
+        UndefinedMetricError: The shapes differ, or see `macro_auroc_covariance`.
     """
     a, b = np.asarray(ranking_a, dtype=np.float64), np.asarray(ranking_b, dtype=np.float64)
     y = np.asarray(targets, dtype=np.int64)
     if a.ndim != 2 or a.shape != b.shape or y.shape != a.shape[:1]:
         raise UndefinedMetricError(f"scores of shapes {a.shape} and {b.shape} do not match targets of shape {y.shape}")
-    groups = patient_groups(patients, len(y))
-    patients_n = int(groups.max()) + 1
-    if patients_n < 2:
-        raise UndefinedMetricError("the variance of the AUROC needs images of 2 patients")
-    areas_a, influence_a = _influence(a, y, groups)
-    areas_b, influence_b = _influence(b, y, groups)
-    difference = float(areas_a.mean() - areas_b.mean())
-    variance = float(np.square(influence_a - influence_b).sum()) * patients_n / (patients_n - 1)
+    areas, covariance = macro_auroc_covariance(np.stack([a, b]), y, patient_groups(patients, len(y)))
+    difference = float(areas[0] - areas[1])
+    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     if variance <= 1e-15:
         reason = "both networks rank the images alike"
         return Interval(difference, None, None, MACRO_AUROC_METHOD, len(y), level, None, reason), None

@@ -1,0 +1,49 @@
+"""Metrics of models of several classes on the same images, for groups of runs that differ in their seed; see `run_groups`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pneumoscope.core.errors import UndefinedMetricError
+from pneumoscope.core.results import Interval
+from pneumoscope.evaluation.multiclass_metrics import ClassScores
+from pneumoscope.evaluation.run_groups import Measured, MetricScoring
+from pneumoscope.statistics.inputs import patient_groups
+from pneumoscope.statistics.intervals import undefined
+from pneumoscope.statistics.multiclass import log_odds
+from pneumoscope.statistics.multiclass_paired import macro_auroc_covariance
+from pneumoscope.statistics.replicates import proportion_covariance, replicates_method
+
+__all__ = ["TESTED_CLASS_METRICS", "ClassScoring"]
+
+TESTED_CLASS_METRICS = ("accuracy", "macro_auroc")
+
+
+class ClassScoring(MetricScoring):
+    """Accuracy and macro AUROC of runs of several classes.
+
+    Args:
+        runs: Scores of the runs, on the same images in the same order.
+    """
+
+    tested = TESTED_CLASS_METRICS
+
+    def __init__(self, runs: Sequence[ClassScores]) -> None:
+        super().__init__()
+        self._runs = runs
+
+    def _measure(self, metric: str) -> Measured | Interval:
+        targets = self._runs[0].targets
+        groups = patient_groups(self._runs[0].patients, len(targets))
+        method = replicates_method(groups)
+        try:
+            if metric == "macro_auroc":
+                rankings = np.stack([log_odds(run.probabilities) for run in self._runs])
+                found = macro_auroc_covariance(rankings, targets, groups)
+            else:
+                found = proportion_covariance(np.stack([run.predicted == targets for run in self._runs]), groups)
+        except UndefinedMetricError as error:
+            return undefined(error.message, n=len(targets), method=method)
+        return *found, len(targets), method

@@ -1,0 +1,233 @@
+"""Metrics of subgroups of evaluated images, by columns of the manifest, and tests of whether they differ.
+
+A test of interaction compares the groups of one column. Its p-values are Holm-corrected over all tests of an evaluation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pneumoscope.core.errors import UndefinedMetricError, UsageError
+from pneumoscope.core.messages import counted
+from pneumoscope.core.results import InteractionTest, Interval, Subgroup
+from pneumoscope.data.manifest import LabeledImage
+from pneumoscope.data.prediction_matching import read_manifest_column
+from pneumoscope.statistics.heterogeneity import PERMUTATIONS, proportion_heterogeneity
+from pneumoscope.statistics.inputs import BoolArray, IntArray
+from pneumoscope.statistics.intervals import proportion
+from pneumoscope.statistics.paired import holm
+
+__all__ = ["AUROC_TEST", "GroupMetric", "find_subgroups", "rate_metric", "read_columns", "shared_patients"]
+
+AUROC_TEST = "Cochran's Q, DeLong"
+_ALPHA = 0.05
+_MAX_GROUPS = 20
+_NOT_STATED = "not stated"
+_BUILT_IN = ("etiology",)
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupMetric:
+    """A metric of subgroups.
+
+    Attributes:
+        name: Its key in `Subgroup.metrics`.
+        title: Its name in a sentence.
+        interval: Function of the positions of the images of a group.
+        needed: True for images of each kind that a group needs to be part of the test, each of shape (n,).
+        needed_text: What these images are called.
+        test: Name of the test of whether groups differ; "" if the metric is not tested.
+        p: Function of the positions of the images of each group. Raises `UndefinedMetricError`.
+        operating_point: Operating point of the decisions; None if the metric has none.
+        seed: Seed of the test; None if it draws no random number.
+    """
+
+    name: str
+    title: str
+    interval: Callable[[IntArray], Interval]
+    needed: tuple[BoolArray, ...] = ()
+    needed_text: str = ""
+    test: str = ""
+    p: Callable[[Sequence[IntArray]], float] | None = None
+    operating_point: str | None = None
+    seed: int | None = None
+
+
+def rate_metric(
+    name: str,
+    correct: BoolArray,
+    among: BoolArray,
+    patients: Sequence[str],
+    *,
+    images: str,
+    title: str = "",
+    operating_point: str | None = None,
+    seed: int | None = None,
+) -> GroupMetric:
+    """Return a fraction of images of one kind, such as the sensitivity.
+
+    Args:
+        name: See `GroupMetric`.
+        correct: True for images that count, shape (n,).
+        among: True for the images of this kind, shape (n,).
+        patients: Patient identifier of each image.
+        images: What these images are called, such as "NORMAL"; "" for all images.
+        title: Name in a sentence; `name` if empty.
+        operating_point: See `GroupMetric`.
+        seed: Seed of the test of whether groups differ; None for no test.
+    """
+
+    def interval(rows: IntArray) -> Interval:
+        chosen = rows[among[rows]]
+        reason = f"there is no {images} image" if images else "there are no images"
+        return proportion(correct[chosen], [patients[i] for i in chosen.tolist()], reason=reason)
+
+    def p(groups: Sequence[IntArray]) -> float:
+        numbers = np.full(len(correct), -1)
+        for number, rows in enumerate(groups):
+            numbers[rows] = number
+        chosen = np.flatnonzero(among & (numbers >= 0))
+        inside = [patients[i] for i in chosen.tolist()]
+        return proportion_heterogeneity(correct[chosen], numbers[chosen], inside, seed=seed or 0)
+
+    is_tested = seed is not None
+    return GroupMetric(
+        name=name,
+        title=title or name,
+        interval=interval,
+        needed=(among,),
+        needed_text=images,
+        test=f"permutation of patients, {PERMUTATIONS:,} draws" if is_tested else "",
+        p=p if is_tested else None,
+        operating_point=operating_point,
+        seed=seed,
+    )
+
+
+def read_columns(
+    data: Path, names: Sequence[str], images: Sequence[LabeledImage], path_column: str = "path"
+) -> dict[str, list[str]]:
+    """Return the value of each image, by column.
+
+    Args:
+        data: Labeled data set.
+        names: Columns of the manifest CSV, or "etiology".
+        images: The images to evaluate.
+        path_column: Column of the manifest CSV with the paths.
+
+    Raises:
+        UsageError: The data are not a manifest CSV, or a column has too many values.
+        UnknownNameError: There is no such column.
+    """
+    columns: dict[str, list[str]] = {}
+    for name in names:
+        by_path = (
+            {image.path: image.etiology for image in images}
+            if name in _BUILT_IN
+            else read_manifest_column(data, name, path_column)
+        )
+        columns[name] = [by_path[image.path] for image in images]
+        values = {*columns[name]}
+        if len(values) > _MAX_GROUPS:
+            raise UsageError(
+                f"the column {name!r} has {len(values)} values among the evaluated images, such as {min(values - {''})!r}",
+                hint=f"Group them in another column; at most {_MAX_GROUPS} groups are possible",
+            )
+    return columns
+
+
+def find_subgroups(
+    columns: Mapping[str, Sequence[str]], images: Sequence[Any], metrics: Sequence[GroupMetric], operating_point: str
+) -> tuple[tuple[Subgroup, ...], tuple[InteractionTest, ...]]:
+    """Return the subgroups of all columns, and the tests of whether their metrics differ.
+
+    Args:
+        columns: Value of each image, by column.
+        images: The images, with a label and a patient.
+        metrics: Metrics of the images.
+        operating_point: Operating point of the subgroups; "" without one.
+    """
+    labels, patients = [image.label for image in images], [image.patient for image in images]
+    subgroups: list[Subgroup] = []
+    tests: list[InteractionTest] = []
+    titles = {metric.name: metric.title for metric in metrics}
+    for column, values in columns.items():
+        names = [*sorted({*values} - {""}), *([""] if "" in values else [])]
+        rows = {name: np.flatnonzero([value == name for value in values]) for name in names}
+        subgroups += [
+            Subgroup(
+                column=column,
+                value=name or _NOT_STATED,
+                n=len(inside),
+                counts=dict(Counter(labels[i] for i in inside.tolist())),
+                operating_point=operating_point,
+                metrics={metric.name: metric.interval(inside) for metric in metrics},
+            )
+            for name, inside in rows.items()
+        ]
+        stated = {name: inside for name, inside in rows.items() if name}
+        tests += [_interaction(column, metric, stated, patients) for metric in metrics if metric.p]
+    corrected = holm([test.p for test in tests])
+    number = sum(p is not None for p in corrected)
+    return tuple(subgroups), tuple(
+        dataclasses.replace(test, p_holm=p, sentence=_sentence(test, titles[test.metric], p, number))
+        for test, p in zip(tests, corrected, strict=True)
+    )
+
+
+def _interaction(
+    column: str, metric: GroupMetric, members: Mapping[str, IntArray], patients: Sequence[str]
+) -> InteractionTest:
+    assert metric.p is not None
+    groups = [name for name, rows in members.items() if all(kind[rows].any() for kind in metric.needed)]
+    tested = np.any(metric.needed, axis=0)
+    shared = shared_patients([{patients[i] for i in members[name][tested[members[name]]].tolist()} for name in groups])
+    p, reason = None, ""
+    try:
+        if len(groups) < 2:
+            raise UndefinedMetricError(f"there are no two groups with {metric.needed_text} images")
+        p = metric.p([members[name] for name in groups])
+    except UndefinedMetricError as error:
+        reason = error.message
+    return InteractionTest(
+        column=column,
+        metric=metric.name,
+        operating_point=metric.operating_point,
+        groups=tuple(groups),
+        test=metric.test,
+        p=p,
+        p_holm=None,
+        seed=metric.seed,
+        reason=reason,
+        shared_patients=shared,
+    )
+
+
+def _sentence(test: InteractionTest, title: str, p_holm: float | None, number: int) -> str:
+    if p_holm is None:
+        return f"A difference in {title} between the groups of {test.column} cannot be tested: {test.reason}."
+    p = "< 0.001" if p_holm < 0.001 else f"= {p_holm:.3f}"
+    differs = "differs significantly" if p_holm < _ALPHA else "does not differ significantly"
+    sentence = (
+        f"The {title} {differs} between the {len(test.groups)} groups of {test.column} (p {p}, Holm-corrected for"
+        f" {counted(number, 'test')}; {test.test})."
+    )
+    if not test.shared_patients:
+        return sentence
+    one = test.shared_patients == 1
+    return (
+        f"{sentence} {counted(test.shared_patients, 'patient')} {'is' if one else 'are'} in several groups; the test takes"
+        f" {'it' if one else 'them'} to be different."
+    )
+
+
+def shared_patients(sets: Iterable[set[str]]) -> int:
+    """Return the number of known patients who are in several sets."""
+    counts = Counter(patient for patients in sets for patient in patients if patient)
+    return sum(count > 1 for count in counts.values())
