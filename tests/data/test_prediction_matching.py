@@ -15,7 +15,7 @@ def image(path, sha256=""):
 
 
 def rows(*names):
-    return [PredictionRow(line, name, 0.5, "") for line, name in enumerate(names, start=2)]
+    return [PredictionRow(line, name, (0.5,), "") for line, name in enumerate(names, start=2)]
 
 
 IMAGES = [image("test/NORMAL/a.png"), image("test/PNEUMONIA/b.1.png"), image("train/NORMAL/a2.png")]

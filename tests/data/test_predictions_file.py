@@ -5,7 +5,13 @@ import hashlib
 import pytest
 
 from pneumoscope.core.errors import DatasetError, LayoutError, UnknownNameError, UsageError
-from pneumoscope.data.predictions_file import PredictionColumns, PredictionRow, read_predictions_file
+from pneumoscope.data.predictions_file import (
+    PredictionColumns,
+    PredictionRow,
+    has_class_columns,
+    read_class_predictions_file,
+    read_predictions_file,
+)
 
 DEFAULT = PredictionColumns()
 
@@ -23,7 +29,7 @@ def write(tmp_path):
 def test_probabilities_are_read_with_their_lines(write):
     file = write("path,probability\na.png,0.25\n\nb.png,1\n")
     predictions = read_predictions_file(file, DEFAULT)
-    assert predictions.rows == (PredictionRow(2, "a.png", 0.25, ""), PredictionRow(4, "b.png", 1.0, ""))
+    assert predictions.rows == (PredictionRow(2, "a.png", (0.25,), ""), PredictionRow(4, "b.png", (1.0,), ""))
     assert (predictions.scale, predictions.id_column) == ("probability", "")
     assert predictions.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
 
@@ -126,3 +132,85 @@ def test_columns_that_exclude_each_other_or_are_missing_are_errors(write):
         read_predictions_file(file, PredictionColumns(probability="probability", logit="logit"))
     with pytest.raises(UnknownNameError, match=r"scores.csv has no column 'probabilty'. Did you mean 'probability'"):
         read_predictions_file(file, PredictionColumns(probability="probabilty"))
+
+
+# --- several classes -------------------------------------------------------------------------------------------------
+
+
+def test_columns_of_several_classes_are_read_in_the_order_of_the_classes(write):
+    file = write("path,probability_virus,probability_10,probability_9\na.png,0.5,0.2,0.3\n")
+    predictions = read_class_predictions_file(file, DEFAULT)
+    assert predictions.classes == ("virus", "9", "10")
+    assert predictions.rows == (PredictionRow(2, "a.png", (0.5, 0.3, 0.2), ""),)
+    ordered = read_class_predictions_file(file, DEFAULT, ("10", "virus", "9"))
+    assert (ordered.classes, ordered.rows[0].values) == (("10", "virus", "9"), (0.2, 0.5, 0.3))
+
+
+def test_columns_of_several_classes_can_be_named(write):
+    file = write("image,P(bac),P(vir),probability\na.png,-3,700,5\n")
+    columns = PredictionColumns(path="image", logit={"virus": "P(vir)", "bacteria": "P(bac)"})
+    predictions = read_class_predictions_file(file, columns)
+    assert (predictions.classes, predictions.scale) == (("bacteria", "virus"), "logit")
+    assert predictions.rows[0].values == (-3, 700)
+    assert has_class_columns(file, columns)
+
+
+@pytest.mark.parametrize(
+    ("text", "several"),
+    [
+        ("path,probability_a,probability_b\nx,0.5,0.5\n", True),
+        ("path,logit_a,logit_b\nx,0.5,0.5\n", True),
+        ("path,probability,probability_a,probability_b\nx,0.5,0.5,0.5\n", False),
+        ("path,probability_a\nx,0.5\n", False),
+        ("path,probability\nx,0.5\n", False),
+        ("path;probability_a;probability_b\n", False),
+    ],
+)
+def test_files_of_several_classes_are_told_by_their_columns(write, text, several):
+    assert has_class_columns(write(text), DEFAULT) is several
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "error", "message"),
+    [
+        ("probability_a,probability_b\n0.5,0.4\n", {}, LayoutError, "no column 'path' or 'id'"),
+        ("path,a,b\nx,0.5,0.5\n", {}, LayoutError, "no columns of several classes, such as probability_b"),
+        (
+            "path,a,b\nx,0.5,0.4\n",
+            {"probability": {"a": "a", "b": "b"}},
+            DatasetError,
+            "line 2: .* sum to 0.9, not to 1",
+        ),
+        ("path,a,b\nx,0.5,1.2\n", {"probability": {"a": "a", "b": "b"}}, DatasetError, "line 2: 1.2 in the column 'b'"),
+        ("path,a,b\nx,0.5,\n", {"logit": {"a": "a", "b": "b"}}, DatasetError, "there is no value in the column 'b'"),
+        ("path,a,b\nx,1,1\n", {"logit": {"a": "a", "b": "a"}}, UsageError, "not those of two or more classes"),
+        ("path,a,b\nx,1,1\n", {"logit": {"a": "a"}}, UsageError, "not those of two or more classes"),
+        ("path,a,b\nx,1,1\n", {"logit": {"a": "a", "b": "B"}}, UnknownNameError, "no column 'B'"),
+        ("path,a,b\nx,1,1\n", {"logit": "a"}, UsageError, "the column 'a' is given for several classes"),
+        (
+            "path,probability_a,probability_b,logit_a,logit_b\nx,0.5,0.5,0,0\n",
+            {},
+            UsageError,
+            "both probabilities and logits",
+        ),
+    ],
+)
+def test_files_of_several_classes_that_cannot_be_used(write, text, columns, error, message):
+    with pytest.raises(error, match=message):
+        read_class_predictions_file(write(text), PredictionColumns(**columns))
+
+
+def test_probabilities_of_several_classes_may_be_rounded(write):
+    predictions = read_class_predictions_file(write("path,probability_a,probability_b\nx,0.33,0.66\n"), DEFAULT)
+    assert predictions.rows[0].values == (0.33, 0.66)
+
+
+def test_other_classes_than_expected_are_refused(write):
+    file = write("path,probability_a,probability_b\nx,0.5,0.5\n")
+    with pytest.raises(DatasetError, match="predictions for the classes a, b; expected a, c"):
+        read_class_predictions_file(file, DEFAULT, ("a", "c"))
+
+
+def test_columns_of_several_classes_are_refused_for_two_labels(write):
+    with pytest.raises(UsageError, match="columns of several classes are given"):
+        read_predictions_file(write("path,a,b\nx,1,1\n"), PredictionColumns(logit={"a": "a", "b": "b"}))

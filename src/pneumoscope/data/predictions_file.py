@@ -1,26 +1,35 @@
-"""Read a CSV file with the predictions of another tool: one probability or logit per image."""
+"""Read a CSV file with the predictions of another tool: one probability or logit per image, or for each of several classes."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import difflib
-import hashlib
-import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from pneumoscope.core.errors import DatasetError, LayoutError, UnknownNameError, UsageError
 from pneumoscope.core.messages import counted
+from pneumoscope.data.classes import sort_classes
+from pneumoscope.data.csv_table import CsvTable
 from pneumoscope.data.layouts import SPLIT_FOLDERS
 
-__all__ = ["PredictionColumns", "PredictionRow", "PredictionsFile", "read_predictions_file"]
+__all__ = [
+    "PredictionColumns",
+    "PredictionRow",
+    "PredictionsFile",
+    "has_class_columns",
+    "read_class_predictions_file",
+    "read_predictions_file",
+]
 
 _HINT = "Expected a CSV file with a header line, a column path or id, and a column probability or logit"
-_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_Scale = Literal["probability", "logit"]
+_SCALES: tuple[_Scale, _Scale] = ("probability", "logit")
+# Largest difference from 1 of the sum of the probabilities of an image, which may have been rounded.
+_SUM_TOLERANCE = 0.02
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,15 +40,17 @@ class PredictionColumns:
         path: Path or name of the image; "path" if empty.
         id: Identifier of the image, used instead of the path: its file name without extension, its SHA-256, or the value of
             the column of the same name in the manifest. "id" if empty, without a column "path".
-        probability: Probability of pneumonia, 0 to 1; "probability" if empty.
-        logit: Logit, used instead of the probability; "logit" if empty, without a column "probability".
+        probability: Probability of pneumonia, 0 to 1; "probability" if empty. For several classes, the column of each by name;
+            "probability_CLASS" if empty.
+        logit: Logit, used instead of the probability; "logit" if empty, without a column "probability". For several classes, the
+            column of each; "logit_CLASS" if empty.
         split: Split of the row; empty if all rows are of one split.
     """
 
     path: str = ""
     id: str = ""
-    probability: str = ""
-    logit: str = ""
+    probability: str | Mapping[str, str] = ""
+    logit: str | Mapping[str, str] = ""
     split: str = ""
 
 
@@ -50,14 +61,20 @@ class PredictionRow:
     Attributes:
         line: Line of the file, from 1.
         image: Path or identifier of the image.
-        value: Probability or logit.
+        values: Probability or logit; of several classes, one for each.
         split: "train", "validation" or "test"; "" if the file states none.
     """
 
     line: int
     image: str
-    value: float
+    values: tuple[float, ...]
     split: str
+
+    @property
+    def value(self) -> float:
+        """The only value of a file for NORMAL and PNEUMONIA."""
+        (value,) = self.values
+        return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,97 +87,113 @@ class PredictionsFile:
         scale: What the values are.
         id_column: Name of the column with identifiers; "" if images are named by their paths.
         rows: The rows, at least one.
+        classes: Names of the classes, in the order of the values; empty for NORMAL and PNEUMONIA.
     """
 
     path: Path
     sha256: str
-    scale: Literal["probability", "logit"]
+    scale: _Scale
     id_column: str
     rows: tuple[PredictionRow, ...]
+    classes: tuple[str, ...] = ()
 
 
 def read_predictions_file(file: Path, columns: PredictionColumns) -> PredictionsFile:
-    """Return the rows of a CSV file, which may start with a byte order mark.
+    """Return the rows of a CSV file, which may start with a byte order mark, for NORMAL and PNEUMONIA.
 
     Raises:
-        UsageError: Columns are named that exclude each other.
+        UsageError: Columns are named that exclude each other, or columns of several classes.
         LayoutError: The file cannot be read, is empty, has no such columns or a row of another length, is separated by other
             characters than commas, or has comment lines.
         UnknownNameError: A column that is named does not exist.
         DatasetError: A value is missing or no finite number, a probability is not within 0 to 1, or a split is unknown.
     """
-    for a, b in (("probability", "logit"), ("path", "id")):
+    table, image = _read_table(file, columns)
+    column, scale = _choose_value_column(table.header, columns, table.name)
+    return _predictions(table, image, columns, {"": column}, scale)
+
+
+def read_class_predictions_file(file: Path, columns: PredictionColumns, order: Sequence[str] = ()) -> PredictionsFile:
+    """Return the rows of a CSV file with a probability or logit for each of several classes.
+
+    Args:
+        file: The file.
+        columns: Names of its columns.
+        order: All classes, in the order of the values; sorted if empty.
+
+    Raises:
+        UsageError, LayoutError, UnknownNameError: See `read_predictions_file`.
+        DatasetError: See there; or the probabilities of an image do not sum to 1, or the classes are not those of `order`.
+    """
+    table, image = _read_table(file, columns)
+    by_class, scale = _choose_class_columns(table.header, columns, table.name)
+    if order and set(order) != set(by_class):
+        raise DatasetError(
+            f"{table.name} has predictions for the classes {', '.join(sort_classes(by_class))}; expected {', '.join(order)}",
+            hint=f"Name the column of each class with --{scale}-column CLASS=COLUMN",
+        )
+    ordered = {label: by_class[label] for label in order or sort_classes(by_class)}
+    found = _predictions(table, image, columns, ordered, scale)
+    if scale == "probability":
+        _check_sums(found.rows, table.name)
+    return found
+
+
+def has_class_columns(file: Path, columns: PredictionColumns) -> bool:
+    """Return True if a file has predictions for several classes; False also if it cannot be read."""
+    named = (columns.probability, columns.logit)
+    if any(isinstance(each, Mapping) for each in named) or any(named):
+        return any(isinstance(each, Mapping) for each in named)
+    try:
+        header = CsvTable.read(file, hint=_HINT).header
+    except LayoutError:
+        return False
+    return not {*_SCALES} & {*header} and any(len(_default_columns(header, scale)) > 1 for scale in _SCALES)
+
+
+def _read_table(file: Path, columns: PredictionColumns) -> tuple[CsvTable, tuple[str, bool]]:
+    """Return the table, and the column that names the images and whether it has identifiers."""
+    for a, b in (_SCALES, ("path", "id")):
         if getattr(columns, a) and getattr(columns, b):
             raise UsageError(f"both --{a}-column and --{b}-column are given", hint="Give one of the two")
-    content = _read(file)
-    name = str(file)
-    header, lines = _parse(content.decode("utf-8-sig"), name)
-    image_column, is_id = _choose_image_column(header, columns, name)
-    value_column, scale = _choose_value_column(header, columns, name)
-    split_column = _named_column(header, columns.split, name) if columns.split else ""
-    index = {column: i for i, column in enumerate(header)}
-    values = [(line, cells[index[value_column]].strip()) for line, cells in lines]
-    numbers = _parse_numbers(values, value_column, name)
-    if scale == "probability":
-        _check_probabilities(numbers, values, value_column, name)
+    table = CsvTable.read(file, hint=_HINT)
+    return table, _choose_image_column(table.header, columns, table.name)
+
+
+def _predictions(
+    table: CsvTable,
+    image: tuple[str, bool],
+    columns: PredictionColumns,
+    by_class: Mapping[str, str],
+    scale: _Scale,
+) -> PredictionsFile:
+    """Return the rows of a table.
+
+    Args:
+        table, image: See `_read_table`.
+        columns: Names of the columns; here, of splits.
+        by_class: Column of each class; that of "" for NORMAL and PNEUMONIA.
+        scale: What the values are.
+    """
+    name = table.name
+    image_column, is_id = image
+    split_column = _named_column(table.header, columns.split, name) if columns.split else ""
+    index = {column: i for i, column in enumerate(table.header)}
+    numbers = []
+    for column in by_class.values():
+        values = [(line, cells[index[column]].strip()) for line, cells in table.lines]
+        numbers.append(_parse_numbers(values, column, name))
+        if scale == "probability":
+            _check_probabilities(numbers[-1], values, column, name)
     rows = []
-    for (line, cells), number in zip(lines, numbers, strict=True):
-        image = cells[index[image_column]].strip()
-        if not image:
+    for (line, cells), values_of_row in zip(table.lines, zip(*numbers, strict=True), strict=True):
+        named = cells[index[image_column]].strip()
+        if not named:
             raise DatasetError(f"{name}, line {line}: there is no value in the column {image_column!r}")
         split = _parse_split(cells[index[split_column]].strip(), f"{name}, line {line}") if split_column else ""
-        rows.append(PredictionRow(line, image, number, split))
-    return PredictionsFile(file, hashlib.sha256(content).hexdigest(), scale, image_column if is_id else "", tuple(rows))
-
-
-def _read(file: Path) -> bytes:
-    try:
-        content = file.read_bytes()
-        content.decode("utf-8-sig")
-    except OSError as error:
-        raise LayoutError(f"cannot read {str(file)!r}: {error.strerror or error}", hint=_HINT) from error
-    except UnicodeDecodeError as error:
-        raise LayoutError(
-            f"{str(file)!r} is not UTF-8 text (byte {error.start})", hint="Save it as a CSV file in UTF-8"
-        ) from error
-    return content
-
-
-def _parse(text: str, name: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Return the header, and the rows with their lines. Blank lines are skipped."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
-    except csv.Error as error:
-        raise LayoutError(f"{name}, line {reader.line_num}: {error}", hint=_HINT) from error
-    if not lines:
-        raise LayoutError(f"{name} is empty", hint=_HINT)
-    comments = [line for line, cells in lines if cells[0].lstrip().startswith("#")]
-    if comments:
-        raise LayoutError(
-            f"{name}, line {comments[0]} is a comment ({counted(len(comments), 'such line')})",
-            hint="Remove the lines that start with '#'",
-        )
-    header = [cell.strip() for cell in lines[0][1]]
-    if len(header) == 1:
-        for separator, what in _SEPARATORS.items():
-            if separator in header[0]:
-                raise LayoutError(
-                    f"{name} is separated by {what}, not by commas",
-                    hint="Save it with commas, and with a point in decimal numbers",
-                )
-    repeated = sorted({column for column in header if header.count(column) > 1})
-    if repeated:
-        raise LayoutError(f"{name} has two columns {repeated[0]!r}", hint="Remove or rename one of them")
-    if len(lines) == 1:
-        raise LayoutError(f"{name} has a header and no rows", hint=_HINT)
-    for line, cells in lines[1:]:
-        if len(cells) != len(header):
-            raise LayoutError(
-                f"{name}, line {line} has {counted(len(cells), 'value')}; the header has {counted(len(header), 'column')}",
-                hint="Quote values that contain commas",
-            )
-    return header, lines[1:]
+        rows.append(PredictionRow(line, named, values_of_row, split))
+    classes = tuple(each for each in by_class if each)
+    return PredictionsFile(table.path, table.sha256, scale, image_column if is_id else "", tuple(rows), classes)
 
 
 def _choose_image_column(header: Sequence[str], columns: PredictionColumns, name: str) -> tuple[str, bool]:
@@ -174,14 +207,17 @@ def _choose_image_column(header: Sequence[str], columns: PredictionColumns, name
     raise _no_column(header, ("path", "id"), ("image", "file", "name", "path", "id", "uid"), name)
 
 
-def _choose_value_column(
-    header: Sequence[str], columns: PredictionColumns, name: str
-) -> tuple[str, Literal["probability", "logit"]]:
+def _choose_value_column(header: Sequence[str], columns: PredictionColumns, name: str) -> tuple[str, _Scale]:
     """Return the column of the predictions, and what its values are."""
-    if columns.probability:
-        return _named_column(header, columns.probability, name), "probability"
-    if columns.logit:
-        return _named_column(header, columns.logit, name), "logit"
+    for scale in _SCALES:
+        column = getattr(columns, scale)
+        if isinstance(column, Mapping):
+            raise UsageError(
+                f"columns of several classes are given for {name}",
+                hint="In Python, use evaluate_multiclass_predictions",
+            )
+        if column:
+            return _named_column(header, column, name), scale
     if "probability" in header and "logit" in header:
         raise UsageError(
             f"{name} has both columns probability and logit",
@@ -194,6 +230,51 @@ def _choose_value_column(
     raise _no_column(
         header, ("probability", "logit"), ("prob", "pneumonia", "score", "logit", "pred", "output", "p"), name
     )
+
+
+def _choose_class_columns(
+    header: Sequence[str], columns: PredictionColumns, name: str
+) -> tuple[Mapping[str, str], _Scale]:
+    """Return the column of each class, and what their values are."""
+    for scale in _SCALES:
+        named = getattr(columns, scale)
+        if isinstance(named, Mapping):
+            _check_class_columns(named, scale)
+            return {label: _named_column(header, column, name) for label, column in named.items()}, scale
+        if named:
+            raise UsageError(
+                f"the column {named!r} is given for several classes",
+                hint=f"Name the column of each class: --{scale}-column CLASS={named}",
+            )
+    found = {scale: _default_columns(header, scale) for scale in _SCALES}
+    several = [scale for scale in _SCALES if len(found[scale]) > 1]
+    if len(several) > 1:
+        raise UsageError(
+            f"{name} has both probabilities and logits of several classes",
+            hint="Choose the columns with --probability-column CLASS=COLUMN or --logit-column CLASS=COLUMN",
+        )
+    if not several:
+        raise LayoutError(
+            f"{name} has no columns of several classes, such as probability_{header[-1]} (its columns: {', '.join(header)})",
+            hint="Name the column of each class: --probability-column CLASS=COLUMN, or --logit-column CLASS=COLUMN",
+        )
+    return found[several[0]], several[0]
+
+
+def _check_class_columns(named: Mapping[str, str], scale: _Scale) -> None:
+    """Raise unless there are two or more classes with columns of their own."""
+    if len(named) < 2 or not all(named) or len(set(named.values())) < len(named):
+        listed = ", ".join(f"{label}={column}" for label, column in named.items())
+        raise UsageError(
+            f"the columns {listed!r} are not those of two or more classes",
+            hint=f"Give each class a column of its own: --{scale}-column CLASS=COLUMN",
+        )
+
+
+def _default_columns(header: Iterable[str], scale: _Scale) -> dict[str, str]:
+    """Return the columns that are named after a class, such as probability_virus."""
+    prefix = f"{scale}_"
+    return {column.removeprefix(prefix): column for column in header if column.startswith(prefix) and column != prefix}
 
 
 def _named_column(header: Sequence[str], column: str, name: str) -> str:
@@ -212,10 +293,11 @@ def _no_column(header: Sequence[str], wanted: tuple[str, str], similar: Sequence
     ]
     a, b = wanted
     flag = f"--{b if b in re.findall(r'[a-z]+', near[0].lower()) else a}-column" if near else ""
+    several = "; or that of each of several classes, with CLASS=COLUMN" if a == "probability" else ""
     hint = (
         f"If {near[0]!r} is meant, give {flag} {near[0]!r}"
         if near
-        else f"Name a column with --{a}-column or --{b}-column"
+        else f"Name a column with --{a}-column or --{b}-column{several}"
     )
     return LayoutError(f"{name} has no column {a!r} or {b!r} (its columns: {', '.join(header)})", hint=hint)
 
@@ -260,6 +342,18 @@ def _check_probabilities(numbers: Sequence[float], values: Sequence[tuple[int, s
         f" {counted(len(values), 'row')})",
         hint=hint,
     )
+
+
+def _check_sums(rows: Sequence[PredictionRow], name: str) -> None:
+    """Raise unless the probabilities of each image sum to 1, except for rounding."""
+    bad = [row for row in rows if abs(sum(row.values) - 1) > _SUM_TOLERANCE]
+    if bad:
+        raise DatasetError(
+            f"{name}, line {bad[0].line}: the probabilities of the classes sum to {sum(bad[0].values):.4g}, not to 1"
+            f" ({len(bad)} of {counted(len(rows), 'row')})",
+            hint="Give a probability of each class, as a softmax makes it; independent probabilities of several findings are not"
+            " those of classes",
+        )
 
 
 def _parse_split(text: str, place: str) -> str:
