@@ -89,13 +89,28 @@ def test_evaluate_prints_the_written_json(maker):
 
 
 @pytest.mark.parametrize(
-    "option", [("--operating-point", "0.3"), ("--by", "sex"), ("--prevalence", "0.2"), ("--validation-data", "x.csv")]
+    "option",
+    [("--operating-point", "0.3"), ("--reference", "test"), ("--prevalence", "0.2"), ("--validation-data", "x.csv")],
 )
 def test_evaluate_refuses_options_of_models_for_pneumonia(maker, option):
     result = invoke("evaluate", maker.multiclass_run(), "--data", maker.classes(), *option)
     assert isinstance(result.exception, UsageError)
     assert option[0] in result.exception.message
     assert not (maker.root / "ledger.jsonl").exists()
+
+
+def test_evaluate_prints_subgroups(maker):
+    data = maker.classes()
+    header, *rows = data.read_text().splitlines()
+    data.write_text("\n".join([f"{header},site", *(f"{row},{'AB'[i % 2]}" for i, row in enumerate(rows))]))
+    run = maker.multiclass_run()
+    result = invoke("evaluate", run, "--data", data, "--by", "site")
+    assert result.exception is None, result.output
+    written = json.loads((run / "evaluation" / "test" / "evaluation.json").read_text())
+    assert "site: B" in result.stdout
+    for test in written["interactions"]:
+        assert test["sentence"] in result.stdout
+    assert "18 patients are in several groups" in result.stdout
 
 
 @pytest.mark.parametrize(

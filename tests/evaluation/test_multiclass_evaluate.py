@@ -11,10 +11,11 @@ from sklearn import metrics
 from tests.conftest import GRAY_CLASSES
 
 from pneumoscope.bundle.card import short_hash
-from pneumoscope.core.errors import DatasetError, MulticlassBundleError, RunError, UsageError
+from pneumoscope.core.errors import DatasetError, MulticlassBundleError, RunError, UnknownNameError, UsageError
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
+from pneumoscope.reporting.multiclass_report import report_multiclass
 from pneumoscope.runs.evaluations import read_evaluation
 from pneumoscope.runs.multiclass_evaluations import (
     read_multiclass_evaluation,
@@ -203,3 +204,58 @@ def test_a_class_without_images_is_undefined_with_the_reason(maker):
     assert evaluation.by_class["mid"].metrics["auroc"].value is None
     assert evaluation.by_class["mid"].sets == {}
     assert json.loads((maker.root / "runs/levels/evaluation/test/evaluation.json").read_text())["counts"]["mid"] == 0
+
+
+def with_sites(data):
+    """Add a column with two sites, by patient, to the CSV file."""
+    header, *rows = data.read_text().splitlines()
+    data.write_text("\n".join([f"{header},site", *(f"{row},{'AB'[i // 2 % 2]}" for i, row in enumerate(rows))]))
+    return data
+
+
+def test_subgroups_are_evaluated_and_kept_with_the_evaluation(maker):
+    data, run = with_sites(maker.classes(count=20)), maker.multiclass_run()
+    evaluation, images = evaluate_multiclass(run, data, by=["site"])
+    assert [(group.value, group.n) for group in evaluation.subgroups] == [("A", 30), ("B", 30)]
+    inside = images[:2] + images[4:6]  # the first patients of site A
+    assert {image.patient for image in inside} == {"bright-0-0", "bright-0-2"}
+    accuracy = np.mean([image.predicted == image.label for i, image in enumerate(images) if i // 2 % 2 == 0])
+    assert evaluation.subgroups[0].metrics["accuracy"].value == pytest.approx(accuracy)
+    assert [test.metric for test in evaluation.interactions] == [
+        "macro_auroc",
+        *(f"sensitivity, {name}" for name in GRAY_CLASSES),
+    ]
+    assert read_multiclass_evaluation_folder(run / "evaluation" / "test") == (evaluation, images)
+    again, _ = evaluate_multiclass(run, data)
+    assert (again.subgroups, again.interactions) == (evaluation.subgroups, evaluation.interactions)
+    assert evaluate_multiclass(run, data, replace=True)[0].subgroups == ()
+    assert "subgroups" in evaluation._repr_html_()
+
+
+def test_subgroups_are_dropped_if_a_label_changes(maker):
+    data, run = with_sites(maker.classes()), maker.multiclass_run()
+    evaluate_multiclass(run, data, by=["site"])
+    data.write_text(data.read_text().replace("bright-0-0.png,bright", "bright-0-0.png,dark"))
+    assert evaluate_multiclass(run, data)[0].subgroups == ()
+
+
+def test_unknown_columns_are_errors_before_an_image_is_scored(maker):
+    scored = []
+    with pytest.raises(UnknownNameError, match="has no column 'sxe'"):
+        evaluate_multiclass(
+            maker.multiclass_run(), maker.classes(), by=["sxe"], progress=lambda *numbers: scored.append(numbers)
+        )
+    assert scored == []
+    assert not (maker.root / "ledger.jsonl").exists()
+
+
+def test_the_report_has_the_subgroups(maker):
+    run = maker.multiclass_run()
+    evaluation, _ = evaluate_multiclass(run, with_sites(maker.classes()), by=["site"])
+    report = report_multiclass([run])
+    assert report.tables["subgroups"].rows[1][:3] == ("levels", "site: B", 18)
+    page = report.page()
+    for group in evaluation.subgroups:
+        for interval in group.metrics.values():
+            assert f'<data value="{interval.value}">' in page
+    assert evaluation.interactions[1].sentence.replace("'", "&#39;") in page

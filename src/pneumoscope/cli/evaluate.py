@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pneumoscope.cli.evaluation_tables import interval_table, ledger_sentence
+from pneumoscope.cli.evaluation_tables import interval_table, ledger_sentence, print_subgroups
 from pneumoscope.cli.multiclass import (
     has_several_classes,
     print_multiclass_evaluation,
@@ -219,7 +219,6 @@ def command(
             refuse_options(
                 {
                     "--operating-point": operating_points,
-                    "--by": by,
                     "--reference": reference,
                     "--prevalence": prevalence,
                     "--validation-data": validation_data,
@@ -233,6 +232,7 @@ def command(
                 "name": name,
                 "replace": force,
                 "source_name": source,
+                "by": columns_by,
             }
             _evaluate_classes(
                 runs or [required], data, options | {"ledger": ledger, "seed": seed, "note": note}, as_json=as_json
@@ -432,7 +432,18 @@ def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
                 f" {_percentages(shares['covered'])}"
             )
     _print_decision_curve(evaluation, console)
-    _print_breakdown(evaluation, console)
+    print_subgroups(
+        evaluation.subgroups,
+        evaluation.interactions,
+        console,
+        labels=("PNEUMONIA",),
+        metrics=("auroc", "sensitivity", "specificity"),
+    )
+    if difference := evaluation.difference:
+        title = f"minus {difference.reference} ({difference.reference_n} images)"
+        console.print(interval_table(title, difference.named_intervals()))
+        if difference.remark:
+            click.echo(f"  {difference.remark}")
     if evaluation.test_evaluation is not None:
         click.echo(ledger_sentence(evaluation.test_evaluation))
     click.secho(evaluation.notice, dim=True)
@@ -449,28 +460,6 @@ def _print_decision_curve(evaluation: Evaluation, console: Console) -> None:
         cells = (str(interval) for interval in (step.net_benefit, step.treat_all, step.gain))
         table.add_row(f"{step.threshold_probability:g}", *cells)
     console.print(table)
-
-
-def _print_breakdown(evaluation: Evaluation, console: Console) -> None:
-    from rich.table import Table
-
-    if evaluation.subgroups:
-        point = evaluation.subgroups[0].operating_point
-        table = Table(title=f"subgroups, at the operating point {point}", title_justify="left")
-        metrics = ("auroc", "sensitivity", "specificity")
-        for heading in ("", "n", "PNEUMONIA", *metrics):
-            table.add_column(heading)
-        for group in evaluation.subgroups:
-            cells = (str(group.metrics[metric]) for metric in metrics)
-            table.add_row(f"{group.column}: {group.value}", str(group.n), str(group.counts.get("PNEUMONIA", 0)), *cells)
-        console.print(table)
-    for test in evaluation.interactions:
-        click.echo(f"  {test.sentence}")
-    if difference := evaluation.difference:
-        title = f"minus {difference.reference} ({difference.reference_n} images)"
-        console.print(interval_table(title, difference.named_intervals()))
-        if difference.remark:
-            click.echo(f"  {difference.remark}")
 
 
 def _percentages(share: Interval) -> str:

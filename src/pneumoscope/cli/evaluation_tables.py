@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import click
+
+from pneumoscope.cli.progress import printable
+
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
-    from pneumoscope.core.results import Interval
+    from pneumoscope.core.results import InteractionTest, Interval, Subgroup
 
-__all__ = ["interval_table", "ledger_sentence"]
+__all__ = ["interval_table", "ledger_sentence", "print_subgroups"]
 
 
 def interval_table(
@@ -44,6 +49,40 @@ def ledger_sentence(count: int) -> str:
     """
     times = "once" if count == 1 else f"{count} times"
     return f"These test images have been evaluated {times} so far (test ledger)"
+
+
+def print_subgroups(
+    groups: Sequence[Subgroup],
+    tests: Sequence[InteractionTest],
+    console: Console,
+    *,
+    labels: Sequence[str],
+    metrics: Sequence[str],
+) -> None:
+    """Print the metrics of subgroups, if there are any, and the tests of whether they differ.
+
+    Args:
+        groups: The subgroups.
+        tests: The tests.
+        console: Console for the table.
+        labels: Labels whose images are counted.
+        metrics: Metrics to print.
+    """
+    from rich.table import Table
+
+    if groups:
+        point = groups[0].operating_point
+        title = f"subgroups, at the operating point {point}" if point else "subgroups"
+        table = Table(title=title, title_justify="left")
+        for heading in ("", "n", *labels, *metrics):
+            table.add_column(printable(heading).replace("_", " "))
+        for group in groups:
+            counts = (str(group.counts.get(label, 0)) for label in labels)
+            cells = (str(group.metrics[metric]) for metric in metrics)
+            table.add_row(printable(f"{group.column}: {group.value}"), str(group.n), *counts, *cells)
+        console.print(table)
+    for test in tests:
+        click.echo(printable(f"  {test.sentence}"))
 
 
 def _cells(interval: Interval) -> tuple[str, str, str, str]:

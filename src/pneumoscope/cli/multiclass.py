@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pneumoscope.cli.evaluation_tables import interval_table, ledger_sentence
+from pneumoscope.cli.evaluation_tables import interval_table, ledger_sentence, print_subgroups
 from pneumoscope.cli.progress import printable
 
 if TYPE_CHECKING:
@@ -79,7 +79,9 @@ def print_multiclass_evaluation(evaluation: MulticlassEvaluation, console: Conso
     labels = ", ".join(f"{n} {label}" for label, n in evaluation.counts.items())
     images = "images" if evaluation.split == "all" else f"{evaluation.split} images"
     click.echo(printable(f"{evaluation.name} on {evaluation.n} {images} ({labels}; {evaluation.patients} patients)"))
-    if evaluation.rejected.reasons:
+    for remark in evaluation.remarks:
+        click.echo(printable(remark))
+    if evaluation.rejected and evaluation.rejected.reasons:
         click.echo(evaluation.rejected.sentence())
     console.print(interval_table("all classes", evaluation.metrics))
     matrix = Table(title="confusion matrix: images by class (rows) and predicted class", title_justify="left")
@@ -101,6 +103,14 @@ def print_multiclass_evaluation(evaluation: MulticlassEvaluation, console: Conso
             for metric, value in result.sets.items()
         }
         console.print(interval_table(title, {**evaluation.sets, **by_class}))
+    if evaluation.subgroups:
+        print_subgroups(
+            evaluation.subgroups,
+            evaluation.interactions,
+            console,
+            labels=evaluation.classes,
+            metrics=tuple(evaluation.subgroups[0].metrics),
+        )
     if evaluation.test_evaluation is not None:
         click.echo(ledger_sentence(evaluation.test_evaluation))
     click.secho(printable(evaluation.notice), dim=True)

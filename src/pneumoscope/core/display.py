@@ -125,14 +125,7 @@ def evaluation_html(evaluation: Evaluation) -> str:
     if curve := evaluation.decision_curve[1::2]:
         steps = [(f"threshold probability {step.threshold_probability:g}", step.net_benefit) for step in curve]
         parts.append(intervals_html("net benefit", steps))
-    if groups := evaluation.subgroups:
-        rows = [
-            (f"{group.column}: {group.value}, {name}", interval)
-            for group in groups
-            for name, interval in group.metrics.items()
-        ]
-        parts.append(intervals_html(f"subgroups, at the operating point {groups[0].operating_point}", rows))
-        parts.append(f"<ul>{''.join(f'<li>{escape(test.sentence)}</li>' for test in evaluation.interactions)}</ul>")
+    parts += _subgroups(evaluation)
     if difference := evaluation.difference:
         title = f"minus {difference.reference} ({difference.reference_n} images)"
         parts.append(intervals_html(title, difference.named_intervals().items()))
@@ -163,6 +156,7 @@ def multiclass_evaluation_html(evaluation: MulticlassEvaluation) -> str:
         ]
         title = f"prediction sets for a coverage of {evaluation.coverage:.0%}"
         parts.append(intervals_html(title, [*evaluation.sets.items(), *by_class]))
+    parts += _subgroups(evaluation)
     return f"<div>{''.join(parts)}<small>{escape(evaluation.notice)}</small></div>"
 
 
@@ -193,6 +187,20 @@ def comparison_html(comparison: Comparison) -> str:
     return (
         f"<div>{intervals_html(title, intervals)}<ul>{sentences}</ul><small>{escape(comparison.notice)}</small></div>"
     )
+
+
+def _subgroups(evaluation: Evaluation | MulticlassEvaluation) -> list[str]:
+    if not evaluation.subgroups:
+        return []
+    point = evaluation.subgroups[0].operating_point
+    rows = [
+        (f"{group.column}: {group.value}, {name}", interval)
+        for group in evaluation.subgroups
+        for name, interval in group.metrics.items()
+    ]
+    tests = "".join(f"<li>{escape(test.sentence)}</li>" for test in evaluation.interactions)
+    title = f"subgroups, at the operating point {point}" if point else "subgroups"
+    return [intervals_html(title, rows), f"<ul>{tests}</ul>"]
 
 
 def _group_intervals(groups: Iterable[RunGroup], metrics: Iterable[str]) -> list[tuple[str, Interval]]:

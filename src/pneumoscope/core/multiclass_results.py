@@ -96,7 +96,7 @@ class MulticlassEvaluation:
         coverage: Coverage of each class that the prediction sets were fitted for; None without sets.
         sets: coverage, single, empty and mean_size of the prediction sets of all images; empty without sets.
         name, split, images_sha256, n, patients, counts, bundle_sha256, recipe, test_evaluation, seconds, created, version,
-            rejected, flow, subgroups, interactions: See `results.Evaluation`.
+            rejected, flow, subgroups, interactions, predictions_sha256, remarks: See `results.Evaluation`.
     """
 
     name: str
@@ -114,7 +114,7 @@ class MulticlassEvaluation:
     pairs: tuple[ClassPair, ...]
     coverage: float | None
     sets: Mapping[str, Interval]
-    rejected: RejectionSummary
+    rejected: RejectionSummary | None
     test_evaluation: int | None
     seconds: float
     created: str
@@ -122,6 +122,8 @@ class MulticlassEvaluation:
     flow: ImageFlow | None = None
     subgroups: tuple[Subgroup, ...] = ()
     interactions: tuple[InteractionTest, ...] = ()
+    predictions_sha256: str = ""
+    remarks: tuple[str, ...] = ()
     schema: int = SCHEMA
     notice: str = NOTICE
 

@@ -2,50 +2,39 @@
 
 from __future__ import annotations
 
-import dataclasses
-import datetime
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pneumoscope import __version__
 from pneumoscope.bundle.card import short_hash
 from pneumoscope.bundle.multiclass_card import MulticlassCard
-from pneumoscope.core.errors import UsageError
-from pneumoscope.core.files import write_atomically
 from pneumoscope.core.multiclass_results import MulticlassEvaluation, MulticlassScoredImage
 from pneumoscope.core.prediction import Rejection
-from pneumoscope.core.prediction_messages import notice
-from pneumoscope.core.result_forms import to_json
 from pneumoscope.data.label_mapping import LabelMapping
-from pneumoscope.data.manifest import LabeledImage, images_sha256
+from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.evaluation.evaluate import decode_images
 from pneumoscope.evaluation.evaluation_names import check_name_of_run, default_name
 from pneumoscope.evaluation.image_flow import image_flow
-from pneumoscope.evaluation.ledger import default_ledger, record_evaluation
-from pneumoscope.evaluation.multiclass_metrics import multiclass_metrics
-from pneumoscope.evaluation.recording import TEST_SPLITS, summarize_rejections
+from pneumoscope.evaluation.multiclass_recording import (
+    ClassSource,
+    check_folder,
+    record_classes,
+    scored_class_images,
+    summarize_classes,
+)
+from pneumoscope.evaluation.recording import TEST_SPLITS
 from pneumoscope.evaluation.selection import check_unseen, images_of_split, load_images_of_classes, unreadable_error
+from pneumoscope.evaluation.subgroups import read_columns
 from pneumoscope.inference.multiclass_decision import class_probabilities, possible_classes
 from pneumoscope.inference.multiclass_session import MulticlassSession
-from pneumoscope.runs.multiclass_evaluations import (
-    has_multiclass_evaluation,
-    multiclass_predictions_csv,
-    read_multiclass_evaluation,
-)
 from pneumoscope.runs.run_folder import (
     BUNDLE_FOLDER,
-    EVALUATION_FILE,
     MANIFEST_FILE,
-    PREDICTIONS_FILE,
     evaluation_folder,
     find_bundle,
 )
-from pneumoscope.statistics.inputs import patient_groups
 
 __all__ = ["evaluate_multiclass"]
 
@@ -60,6 +49,7 @@ def evaluate_multiclass(
     name: str | None = None,
     replace: bool = False,
     source_name: str = "",
+    by: Sequence[str] = (),
     ledger: str | Path | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -77,8 +67,10 @@ def evaluate_multiclass(
         labels: Names of columns and labels of the data; those of the run if None.
         out: Folder of evaluation.json and predictions.csv. By default `RUN/evaluation/NAME` for a run, and none for a bundle.
         name: Name of the evaluation of a run; see `evaluate`.
-        replace: Replace an evaluation of other images, or of another model or seed, in the same folder.
+        replace: Replace an evaluation of other images, or of another model or seed, in the same folder. The same evaluation keeps
+            its subgroups unless `by` states others.
         source_name: Name of the images, for the report; that of `data` if empty.
+        by: Columns of the manifest CSV, or "etiology", whose values form subgroups.
         ledger: The test ledger; `ledger.default_ledger()` by default.
         seed: Seed of the bootstraps.
         progress: Called with the number of scored images and of all images.
@@ -90,7 +82,9 @@ def evaluate_multiclass(
 
     Raises:
         UsageError: There is no such split, or nothing states which images belong to it; the name is not that of a folder or is
-            given with `out` or for a bundle; or the folder has another evaluation.
+            given with `out` or for a bundle; or the folder has another evaluation; or a column cannot be used, see
+            `subgroups.read_columns`.
+        UnknownNameError: The manifest has no such column.
         RunError: The run has no bundle yet.
         BundleError: The bundle cannot be read or run, or is one for NORMAL and PNEUMONIA.
         DatasetError: A label is not one of the model's classes; images are missing or unreadable; or test images were
@@ -113,73 +107,38 @@ def evaluate_multiclass(
     if out is None and is_run:
         out = evaluation_folder(target, name or default_name(target, data, split, images, "", note))
     folder = None if out is None else Path(out)
-    if folder is not None and not replace:
-        _check_folder(folder, images, card, seed)
-    started = time.perf_counter()
-    scored, rejections = _score(session, manifest.root, images, split, progress)
-    seconds = time.perf_counter() - started
-    patients, counts = [image.patient for image in scored], Counter(image.label for image in scored)
-    evaluation = MulticlassEvaluation(
+    source = ClassSource(
         name=card.name,
-        split=split,
-        images_sha256=images_sha256([image.sha256 for image in scored]),
-        n=len(scored),
-        patients=int(patient_groups(patients, len(scored)).max()) + 1,
-        counts={label: counts[label] for label in card.classes},
         classes=card.classes,
         bundle_sha256=card.onnx_sha256,
         recipe=card.recipe,
-        **multiclass_metrics(scored, card.classes, seed=seed, fitted=_fitted(images, card))._asdict(),
+        population=card.population,
         coverage=None if card.prediction_sets is None else card.prediction_sets.coverage,
-        rejected=summarize_rejections(patients, rejections),
-        test_evaluation=None,
-        seconds=seconds,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        version=__version__,
-        flow=image_flow(manifest, data, images, source_name),
-        notice=notice(card.population),
     )
-    if split in TEST_SPLITS:
-        number = record_evaluation(default_ledger() if ledger is None else Path(ledger), _ledger_entry(evaluation))
-        evaluation = dataclasses.replace(evaluation, test_evaluation=number)
-    if folder is not None:
-        write_atomically(folder / PREDICTIONS_FILE, multiclass_predictions_csv(scored, card.classes))
-        write_atomically(folder / EVALUATION_FILE, to_json(evaluation))
-    return evaluation, scored
+    if folder is not None and not replace:
+        check_folder(folder, images, source, seed)
+    columns = read_columns(data, by, images, manifest.path_column)
+    started = time.perf_counter()
+    scored, rejections = _score(session, manifest.root, images, split, progress)
+    evaluation = summarize_classes(
+        source,
+        split,
+        scored,
+        seed=seed,
+        seconds=time.perf_counter() - started,
+        fitted=_fitted(images, card),
+        columns=columns,
+        rejections=rejections,
+        flow=image_flow(manifest, data, images, source_name),
+    )
+    ledger = None if ledger is None else Path(ledger)
+    return record_classes(evaluation, scored, out=folder, ledger=ledger, replace=replace), scored
 
 
 def _fitted(images: Sequence[LabeledImage], card: MulticlassCard) -> int:
     """Return how many images, compared by content, calibration and prediction sets were fitted on."""
     seen = set(card.seen.get("validation", ()))
     return sum(short_hash(image.sha256) in seen for image in images)
-
-
-def _check_folder(folder: Path, images: Sequence[LabeledImage], card: MulticlassCard, seed: int) -> None:
-    """Raise if the folder has another evaluation.
-
-    Raises:
-        UsageError: It has one of other images, or of another model or seed.
-    """
-    file = folder / EVALUATION_FILE
-    if not file.is_file():
-        return
-    different = ["of another model"]
-    if has_multiclass_evaluation(folder):
-        earlier = read_multiclass_evaluation(file)
-        different = [
-            label
-            for label, before, now in (
-                ("of other images", earlier.images_sha256, images_sha256([image.sha256 for image in images])),
-                ("of another model", earlier.bundle_sha256, card.onnx_sha256),
-                ("with another seed", earlier.metrics["brier"].seed, seed),
-            )
-            if before != now
-        ]
-    if different:
-        raise UsageError(
-            f"{str(folder)!r} has an evaluation {' and '.join(different)}",
-            hint="Keep both with another --name or --out, or replace it with --force",
-        )
 
 
 def _score(
@@ -201,27 +160,4 @@ def _score(
         raise unreadable_error(unreadable, split)
     probabilities = class_probabilities(card, np.stack(logits))
     inside = possible_classes(card, probabilities)
-    scored = []
-    for index, (image, row) in enumerate(zip(images, probabilities, strict=True)):
-        possible = None
-        if inside is not None:
-            possible = "|".join(name for name, each in zip(card.classes, inside[index].tolist(), strict=True) if each)
-        predicted = card.classes[int(row.argmax())]
-        text = (image.path, image.sha256, image.patient, image.label, image.etiology, predicted, possible)
-        scored.append(MulticlassScoredImage(*text, tuple(row.tolist())))
-    return tuple(scored), rejections
-
-
-def _ledger_entry(evaluation: MulticlassEvaluation) -> dict[str, Any]:
-    return {
-        "when": evaluation.created,
-        "name": evaluation.name,
-        "bundle_sha256": evaluation.bundle_sha256,
-        "images_sha256": evaluation.images_sha256,
-        "n": evaluation.n,
-        "split": evaluation.split,
-        "recipe": evaluation.recipe.get("name", ""),
-        "classes": list(evaluation.classes),
-        "metrics": {name: interval.value for name, interval in evaluation.metrics.items()},
-        "version": evaluation.version,
-    }
+    return scored_class_images(images, probabilities, card.classes, inside), rejections

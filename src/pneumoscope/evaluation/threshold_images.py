@@ -12,22 +12,33 @@ from pneumoscope.data.manifest import LABELS, LabeledImage
 __all__ = ["check_threshold_images"]
 
 
-def check_threshold_images(validation: Sequence[LabeledImage], evaluated: Sequence[LabeledImage], source: Path) -> None:
+def check_threshold_images(
+    validation: Sequence[LabeledImage],
+    evaluated: Sequence[LabeledImage],
+    source: Path,
+    classes: Sequence[str] = LABELS,
+) -> None:
     """Raise if thresholds cannot be chosen on these images, or would be evaluated on them.
 
     Args:
         validation: Images that choose the thresholds.
         evaluated: Images to evaluate.
         source: Data or file with the validation images, for the message.
+        classes: Classes that each need an image.
 
     Raises:
-        DatasetError: There are no images, or they have one label only.
+        DatasetError: There are no images of one of the classes.
         ThresholdError: An image is a test image, or one of the evaluated images (compared by content).
         PatientLeakError: A patient has images in both.
     """
-    counts = {label: sum(image.label == label for image in validation) for label in LABELS}
+    counts = {label: sum(image.label == label for image in validation) for label in classes}
     if not all(counts.values()):
         listed = ", ".join(f"{n} {label}" for label, n in counts.items())
+        if tuple(classes) != LABELS:
+            raise DatasetError(
+                f"{str(source)!r} has {listed} validation images; calibration and prediction sets need images of each class",
+                hint="Add validation images of the other classes, or evaluate without validation images",
+            )
         raise DatasetError(
             f"{str(source)!r} has {listed} validation images; thresholds need both labels",
             hint="Add validation images of the other label, or evaluate the fixed threshold without validation images",

@@ -26,6 +26,7 @@ def class_tables(comparison: MulticlassComparison, runs: Sequence[ComparedClasse
         _classes(runs),
         _pairs_of_classes(runs),
         _sets(runs),
+        _subgroups(runs),
         _paired_tests(comparison),
     )
     return tuple(table for table in tables if table.rows)
@@ -96,6 +97,20 @@ def _sets(runs: Sequence[ComparedClasses]) -> Table:
     metrics = [sets for run in runs for sets in (run.evaluation.sets,) if sets]
     columns = ("Run", "Class", "Images", "Stated coverage", *_SETS.values())
     return Table("prediction-sets", "Prediction sets by class.", columns, tuple(rows), _note(_SETS, metrics))
+
+
+def _subgroups(runs: Sequence[ComparedClasses]) -> Table:
+    groups = [(run, group) for run in runs for group in run.evaluation.subgroups]
+    names = [*groups[0][1].metrics] if groups else []
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (run.name, f"{group.column}: {group.value}", group.n, *(group.metrics[key] for key in names))
+        for run, group in groups
+    )
+    titles = {key: labels.CLASS_METRICS.get(key, key.capitalize()) for key in names}
+    columns = ("Run", "Subgroup", "Images", *titles.values())
+    return Table(
+        "subgroups", "Results by subgroup.", columns, rows, _note(titles, [group.metrics for _, group in groups])
+    )
 
 
 def _paired_tests(comparison: MulticlassComparison) -> Table:
