@@ -11,7 +11,7 @@ from pneumoscope.bundle.card import Card, Proportion
 from pneumoscope.core.results import Interval
 from pneumoscope.evaluation.site_fit import SiteFit, SiteOutputs, rate
 from pneumoscope.evaluation.site_images import SiteImages
-from pneumoscope.imaging.subgroup_fields import HeaderFields
+from pneumoscope.imaging.header_fields import HeaderFields
 from pneumoscope.statistics.calibration import (
     calibration_error_interval,
     calibration_intervals,
