@@ -14,7 +14,7 @@ from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.multiclass import log_odds, overall_metrics
 from pneumoscope.statistics.multiclass_paired import macro_auroc_covariance
 from pneumoscope.statistics.paired import holm
-from pneumoscope.statistics.softmax import softmax
+from pneumoscope.statistics.probabilities import softmax
 
 CLASSES = ("bacteria", "normal", "virus")
 

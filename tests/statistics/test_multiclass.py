@@ -29,8 +29,8 @@ from pneumoscope.statistics.multiclass import (
 )
 from pneumoscope.statistics.multiclass_paired import macro_auroc_covariance, macro_auroc_test
 from pneumoscope.statistics.paired import delong_test
+from pneumoscope.statistics.probabilities import softmax
 from pneumoscope.statistics.roc import delong_covariance
-from pneumoscope.statistics.softmax import softmax
 from pneumoscope.statistics.temperature import fit_temperature
 
 NAMES = ("bacteria", "normal", "virus")

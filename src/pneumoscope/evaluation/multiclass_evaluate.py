@@ -11,12 +11,8 @@ import numpy as np
 from pneumoscope.bundle.card import short_hash
 from pneumoscope.bundle.multiclass_card import MulticlassCard
 from pneumoscope.core.multiclass_results import MulticlassEvaluation, MulticlassScoredImage
-from pneumoscope.core.prediction import Rejection
 from pneumoscope.data.label_mapping import LabelMapping
-from pneumoscope.data.manifest import LabeledImage
-from pneumoscope.evaluation.evaluate import decode_images
-from pneumoscope.evaluation.evaluation_names import check_name_of_run, default_name
-from pneumoscope.evaluation.image_flow import image_flow
+from pneumoscope.evaluation.evaluation_target import EvaluationTarget
 from pneumoscope.evaluation.multiclass_recording import (
     ClassSource,
     check_folder,
@@ -25,16 +21,12 @@ from pneumoscope.evaluation.multiclass_recording import (
     summarize_classes,
 )
 from pneumoscope.evaluation.recording import TEST_SPLITS
-from pneumoscope.evaluation.selection import check_unseen, images_of_split, load_images_of_classes, unreadable_error
+from pneumoscope.evaluation.scoring import score_images
+from pneumoscope.evaluation.selection import check_unseen, load_images_of_classes
+from pneumoscope.evaluation.split_images import SplitImages
 from pneumoscope.evaluation.subgroups import read_columns
 from pneumoscope.inference.multiclass_decision import class_probabilities, possible_classes
 from pneumoscope.inference.multiclass_session import MulticlassSession
-from pneumoscope.runs.run_folder import (
-    BUNDLE_FOLDER,
-    MANIFEST_FILE,
-    evaluation_folder,
-    find_bundle,
-)
 
 __all__ = ["evaluate_multiclass"]
 
@@ -91,22 +83,15 @@ def evaluate_multiclass(
             training or validation images.
         StorageError: The ledger or the results cannot be written. No result is returned then.
     """
-    target, data = Path(target), Path(data)
-    bundle = find_bundle(target)
-    is_run = bundle == target / BUNDLE_FOLDER
-    session = MulticlassSession.load(bundle)
+    model, data = EvaluationTarget.find(target), Path(data)
+    session = MulticlassSession.load(model.bundle)
     card = session.card
-    check_name_of_run(name, is_run=is_run, has_out=out is not None)
-    manifest = load_images_of_classes(data, labels, target if is_run else None, classes=card.classes)
-    if note:
-        for each in manifest.notes:
-            note(each)
-    images = images_of_split(manifest, data, split, target / MANIFEST_FILE if is_run else None, both_labels=False)
+    model.check_name(name, has_out=out is not None)
+    manifest = load_images_of_classes(data, labels, model.run, classes=card.classes)
+    evaluated = SplitImages.select(manifest, data, split, model.run_manifest, note)
     if split in TEST_SPLITS:
-        check_unseen(images, card)
-    if out is None and is_run:
-        out = evaluation_folder(target, name or default_name(target, data, split, images, "", note))
-    folder = None if out is None else Path(out)
+        check_unseen(evaluated.images, card)
+    folder = model.results_folder(out, name, evaluated, note)
     source = ClassSource(
         name=card.name,
         classes=card.classes,
@@ -116,48 +101,29 @@ def evaluate_multiclass(
         coverage=None if card.prediction_sets is None else card.prediction_sets.coverage,
     )
     if folder is not None and not replace:
-        check_folder(folder, images, source, seed)
-    columns = read_columns(data, by, images, manifest.path_column)
+        check_folder(folder, evaluated.images, source, seed)
+    columns = read_columns(data, by, evaluated.images, manifest.path_column)
     started = time.perf_counter()
-    scored, rejections = _score(session, manifest.root, images, split, progress)
+    scores = score_images(session, evaluated, progress)
+    probabilities = class_probabilities(card, np.stack(scores.logits))
+    inside = possible_classes(card, probabilities)
+    scored = scored_class_images(evaluated.images, probabilities, card.classes, inside)
     evaluation = summarize_classes(
         source,
         split,
         scored,
         seed=seed,
         seconds=time.perf_counter() - started,
-        fitted=_fitted(images, card),
+        fitted=_fitted(scored, card),
         columns=columns,
-        rejections=rejections,
-        flow=image_flow(manifest, data, images, source_name),
+        rejections=scores.rejections,
+        flow=evaluated.flow(source_name),
     )
     ledger = None if ledger is None else Path(ledger)
     return record_classes(evaluation, scored, out=folder, ledger=ledger, replace=replace), scored
 
 
-def _fitted(images: Sequence[LabeledImage], card: MulticlassCard) -> int:
+def _fitted(images: Sequence[MulticlassScoredImage], card: MulticlassCard) -> int:
     """Return how many images, compared by content, calibration and prediction sets were fitted on."""
     seen = set(card.seen.get("validation", ()))
     return sum(short_hash(image.sha256) in seen for image in images)
-
-
-def _score(
-    session: MulticlassSession,
-    root: Path,
-    images: Sequence[LabeledImage],
-    split: str,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[tuple[MulticlassScoredImage, ...], list[Rejection | None]]:
-    unreadable: list[tuple[str, str]] = []
-    logits, rejections = [], []
-    card = session.card
-    for each in session.stream(decode_images(root, images, card.preprocessing.min_side, unreadable)):
-        logits.append(each.logits)
-        rejections.append(each.rejection)
-        if progress:
-            progress(len(logits), len(images))
-    if unreadable:
-        raise unreadable_error(unreadable, split)
-    probabilities = class_probabilities(card, np.stack(logits))
-    inside = possible_classes(card, probabilities)
-    return scored_class_images(images, probabilities, card.classes, inside), rejections
