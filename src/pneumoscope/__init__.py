@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pneumoscope.evaluation.external_predictions import evaluate_predictions
     from pneumoscope.evaluation.multiclass_compare import compare_multiclass
     from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
+    from pneumoscope.evaluation.multiclass_predictions import evaluate_multiclass_predictions
     from pneumoscope.inference.model import Model, load_model
     from pneumoscope.inference.multiclass_model import MulticlassModel, load_multiclass_model
     from pneumoscope.inference.saliency import Explanation
@@ -55,6 +56,7 @@ __all__ = [
     "errors",
     "evaluate",
     "evaluate_multiclass",
+    "evaluate_multiclass_predictions",
     "evaluate_predictions",
     "list_models",
     "load_dataset",
@@ -84,6 +86,7 @@ _MODULES = {
     "create_model": "models.factory",
     "evaluate": "evaluation.evaluate",
     "evaluate_multiclass": "evaluation.multiclass_evaluate",
+    "evaluate_multiclass_predictions": "evaluation.multiclass_predictions",
     "evaluate_predictions": "evaluation.external_predictions",
     "list_models": "models.registry",
     "load_dataset": "data.labeled_dataset",
@@ -104,6 +107,7 @@ _EXTRAS = {
     "create_model": "train",
     "evaluate": "evaluate",
     "evaluate_multiclass": "evaluate",
+    "evaluate_multiclass_predictions": "evaluate",
     "evaluate_predictions": "evaluate",
     "report": "evaluate",
     "report_multiclass": "evaluate",

@@ -156,9 +156,7 @@ def test_compare_and_report_write_pages(maker, tmp_path):
     assert (tmp_path / "reported" / "figures" / "confusion-0.pdf").is_file()
 
 
-@pytest.mark.parametrize(
-    "option", [("--prevalence", "0.1"), ("--path-column", "Image"), ("--operating-point", "balanced")]
-)
+@pytest.mark.parametrize("option", [("--prevalence", "0.1"), ("--operating-point", "balanced")])
 def test_compare_refuses_what_only_models_for_pneumonia_have(maker, tmp_path, option):
     run = maker.multiclass_run()
     assert invoke("evaluate", run, "--data", maker.classes()).exception is None
@@ -175,3 +173,56 @@ def test_report_refuses_what_only_models_for_pneumonia_have(maker, tmp_path, opt
     result = invoke("report", run, "--out", tmp_path / "report", *option)
     assert isinstance(result.exception, UsageError)
     assert option[0] in result.exception.message
+
+
+@pytest.fixture
+def scores(maker):
+    """Labeled images, and a CSV file with predictions of another tool."""
+    data = maker.classes()
+    lines = ["path,P(b),P(d),P(m)"]
+    for row in csv.DictReader(data.read_text().splitlines()):
+        high = GRAY_CLASSES.index(row["label"])
+        lines.append(",".join([row["path"], *("0.6" if k == high else "0.2" for k in range(3))]))
+    file = maker.root / "scores.csv"
+    file.write_text("\n".join(lines))
+    return data, file
+
+
+NAMED = [option for name in GRAY_CLASSES for option in ("--probability-column", f"{name}=P({name[0]})")]
+
+
+def test_evaluate_and_compare_take_predictions_of_other_tools(maker, tmp_path, scores):
+    data, file = scores
+    result = invoke("evaluate", "--predictions", file, "--data", data, *NAMED, "--json")
+    assert result.exception is None, result.output
+    assert json.loads(result.stdout)["metrics"]["accuracy"]["value"] == 1
+    printed = invoke("evaluate", "--predictions", file, "--data", data, *NAMED, "--name", "tool")
+    assert "tool on 36 test images" in printed.stdout
+    assert "It is unknown whether the model was trained" in printed.stdout
+    run = maker.multiclass_run()
+    assert invoke("evaluate", run, "--data", data).exception is None
+    compared = invoke("compare", file, run, "--data", data, *NAMED, "--out", tmp_path / "out")
+    assert compared.exception is None, compared.output
+    assert "scores has a higher accuracy than levels" in compared.stdout
+    record = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert record["command"].count("--probability-column") == 3
+
+
+@pytest.mark.parametrize("option", [("--operating-point", "0.3"), ("--reference", "test"), ("--prevalence", "0.2")])
+def test_predictions_of_several_classes_refuse_options_for_pneumonia(scores, option):
+    data, file = scores
+    result = invoke("evaluate", "--predictions", file, "--data", data, *NAMED, *option)
+    assert isinstance(result.exception, UsageError)
+    assert f"{option[0]} is given for a model of several classes" in result.exception.message
+
+
+def test_repeated_columns_must_name_classes(scores):
+    data, file = scores
+    for names, message in (
+        (("P(b)", "dark=P(d)"), "'P(b)' is not CLASS=NAME"),
+        (("dark=a", "dark=b"), "a second column of dark"),
+    ):
+        options = [word for name in names for word in ("--probability-column", name)]
+        result = invoke("evaluate", "--predictions", file, "--data", data, *options)
+        assert isinstance(result.exception, UsageError)
+        assert message in result.exception.message

@@ -28,14 +28,14 @@ def test_prediction_sets_have_their_coverage_on_unmodified_and_augmented_images(
     unmodified = draw_logits(targets, 0, signal=(0.5, 3.0, 2.0))
     augmented = draw_logits(targets, 1, signal=(3.0, 0.5, 2.0))
     calibration = fit_temperature_scaling(augmented, targets)
-    sets = fit_prediction_sets([unmodified, augmented], targets, CLASSES, calibration)
-    for logits in (unmodified, augmented):
-        probabilities = softmax(logits.astype(float) / calibration.temperature, axis=1)
+    variants = [softmax(logits.astype(float) / calibration.temperature, axis=1) for logits in (unmodified, augmented)]
+    sets = fit_prediction_sets(variants, targets, CLASSES)
+    for probabilities in variants:
         for k, name in enumerate(CLASSES):
             own = probabilities[targets == k, k]
             assert np.mean(own >= sets.classes[name].threshold) >= 0.95
     assert {each.n for each in sets.classes.values()} == {60}
-    alone = [fit_prediction_sets([logits], targets, CLASSES, calibration) for logits in (unmodified, augmented)]
+    alone = [fit_prediction_sets([probabilities], targets, CLASSES) for probabilities in variants]
     lowest = {name: min(each.classes[name].threshold for each in alone) for name in CLASSES}
     assert {name: each.threshold for name, each in sets.classes.items()} == lowest
     assert alone[0].classes["a"].threshold < alone[1].classes["a"].threshold
@@ -45,4 +45,4 @@ def test_prediction_sets_have_their_coverage_on_unmodified_and_augmented_images(
 def test_a_class_with_too_few_images_leaves_no_prediction_sets():
     few = np.repeat(np.arange(3), (60, 60, 18))
     logits = draw_logits(few, 0, signal=(1.0, 1.0, 1.0))
-    assert fit_prediction_sets([logits], few, CLASSES, fit_temperature_scaling(logits, few)) is None
+    assert fit_prediction_sets([softmax(logits, axis=1)], few, CLASSES) is None

@@ -10,13 +10,13 @@ import click
 
 from pneumoscope.cli.multiclass import has_several_classes, is_given, refuse_options
 from pneumoscope.cli.options import (
-    PREDICTION_COLUMNS,
     compared_point_option,
     evaluation_name_option,
     json_option,
     label_options,
     ledger_option,
     prediction_column_options,
+    prediction_columns,
     recorded_command,
     refuse_for_folds,
     require_result_folder,
@@ -69,7 +69,7 @@ def command(
     ledger: Path | None,
     out: Path,
     as_json: bool,
-    **column_names: str,
+    **column_names: Any,
 ) -> None:
     """Compare runs that were evaluated on the same images, bundles, and predictions of other tools.
 
@@ -86,22 +86,17 @@ def command(
     Example:  pneumoscope compare runs/alexnet-adam runs/quick default scores.csv --data images.csv --out comparison
     """
     require_result_folder(out, "comparison.json")
-    from pneumoscope.data.predictions_file import PredictionColumns
+    from pneumoscope.data.predictions_file import has_class_columns
     from pneumoscope.evaluation.compare import compare
     from pneumoscope.evaluation.compared import result_folders
     from pneumoscope.reporting.comparison_page import write_comparison_page
 
-    if any(has_several_classes(run, evaluation) for run in runs if not run.is_file()):
-        refuse_options(
-            {
-                "--operating-point": operating_point if is_given("operating_point") else "",
-                "--prevalence": prevalence,
-                **{f"--{name.replace('_', '-')}": value for name, value in column_names.items()},
-            }
-        )
-        _compare_classes(
-            runs, out, evaluation=evaluation, data=data, labels=labels, split=split, ledger=ledger, as_json=as_json
-        )
+    columns = prediction_columns(column_names)
+    if any(has_class_columns(run, columns) if run.is_file() else has_several_classes(run, evaluation) for run in runs):
+        point = operating_point if is_given("operating_point") else ""
+        refuse_options({"--operating-point": point, "--prevalence": prevalence})
+        options: dict[str, Any] = {"data": data, "labels": labels, "split": split, "columns": columns, "ledger": ledger}
+        _compare_classes(runs, out, evaluation=evaluation, as_json=as_json, **options)
         return
     refuse_for_folds(runs, {"runs", "operating_point", "prevalence", "out", "as_json"})
     with image_progress("scoring images") as progress:
@@ -112,7 +107,7 @@ def command(
             data=data,
             labels=labels,
             split=split,
-            columns=PredictionColumns(**{field: column_names[name] for name, field in PREDICTION_COLUMNS.items()}),
+            columns=columns,
             prevalence=prevalence,
             ledger=ledger,
             out=out,

@@ -17,16 +17,17 @@ from pneumoscope.cli.multiclass import (
     refuse_options,
 )
 from pneumoscope.cli.options import (
-    PREDICTION_COLUMNS,
     data_option,
     json_option,
     label_options,
     ledger_option,
     prediction_column_options,
+    prediction_columns,
     site_option,
 )
 
 if TYPE_CHECKING:
+    from pneumoscope.core.multiclass_results import MulticlassEvaluation
     from pneumoscope.core.results import Evaluation
     from pneumoscope.data.label_mapping import LabelMapping
 
@@ -143,7 +144,7 @@ def command(
     ledger: Path | None,
     seed: int,
     as_json: bool,
-    **column_names: str,
+    **column_names: Any,
 ) -> None:
     """Evaluate RUN, BUNDLE or the predictions of another tool on labeled images.
 
@@ -173,13 +174,18 @@ def command(
         "operating_points": operating_points,
         "reference": reference,
         "prevalence": prevalence,
-        "validation_data": validation_data,
     }
     if predictions is not None:
         _check_options(target, site)
-        columns = {field: column_names[name] for name, field in PREDICTION_COLUMNS.items()} | {"split": split_column}
-        options |= binary_options | {"validation": validation_predictions, "fit_probabilities": calibrate}
-        _evaluate_predictions(predictions, data, split or "test", columns, options, as_json=as_json)
+        options |= {
+            "split": split or "test",
+            "columns": prediction_columns(column_names, split_column),
+            "name": name or "",
+            "validation": validation_predictions,
+            "validation_data": validation_data,
+            "fit_probabilities": calibrate,
+        }
+        _evaluate_predictions(predictions, data, options, binary_options, as_json=as_json)
         return
     options["labels"] = _with_path_column(labels, column_names.pop("path_column"))
     given = {
@@ -201,7 +207,8 @@ def command(
         )
         _evaluate_classes(targets, data, options, as_json=as_json)
     else:
-        _evaluate_runs(targets, data, options | binary_options | {"site": site}, as_json=as_json)
+        binary_options |= {"validation_data": validation_data, "site": site}
+        _evaluate_runs(targets, data, options | binary_options, as_json=as_json)
 
 
 def _print_note(text: str) -> None:
@@ -220,15 +227,35 @@ def _print_result(evaluation: Evaluation, *, as_json: bool) -> None:
 
 
 def _evaluate_predictions(
-    file: Path, data: Path, split: str, columns: Mapping[str, str], options: Mapping[str, Any], *, as_json: bool
+    file: Path, data: Path, options: Mapping[str, Any], binary_options: Mapping[str, Any], *, as_json: bool
 ) -> None:
-    """Evaluate and print the predictions of another tool."""
-    from pneumoscope.data.predictions_file import PredictionColumns
-    from pneumoscope.evaluation.external_predictions import evaluate_predictions
+    """Evaluate and print the predictions of another tool.
 
-    options = {**options, "name": options["name"] or "", "operating_points": options["operating_points"] or None}
-    evaluation, _ = evaluate_predictions(file, data, split=split, columns=PredictionColumns(**columns), **options)
-    _print_result(evaluation, as_json=as_json)
+    Args:
+        file: The CSV file.
+        data: The labeled images.
+        options: Options of predictions of any classes.
+        binary_options: Those of predictions for NORMAL and PNEUMONIA only.
+        as_json: Print one JSON document.
+    """
+    from pneumoscope.data.predictions_file import has_class_columns
+    from pneumoscope.evaluation.external_predictions import evaluate_predictions
+    from pneumoscope.evaluation.multiclass_predictions import evaluate_multiclass_predictions
+
+    if has_class_columns(file, options["columns"]):
+        refuse_options(
+            {
+                "--operating-point": binary_options["operating_points"],
+                "--reference": binary_options["reference"],
+                "--prevalence": binary_options["prevalence"],
+            }
+        )
+        evaluation, _ = evaluate_multiclass_predictions(file, data, **options)
+        _print_classes([evaluation], as_json=as_json)
+        return
+    points = binary_options["operating_points"] or None
+    found, _ = evaluate_predictions(file, data, **options, **{**binary_options, "operating_points": points})
+    _print_result(found, as_json=as_json)
 
 
 def _evaluate_runs(targets: EvaluationTargets, data: Path, options: Mapping[str, Any], *, as_json: bool) -> None:
@@ -256,9 +283,6 @@ def _evaluate_runs(targets: EvaluationTargets, data: Path, options: Mapping[str,
 
 def _evaluate_classes(targets: EvaluationTargets, data: Path, options: Mapping[str, Any], *, as_json: bool) -> None:
     """Evaluate and print models of several classes."""
-    from rich.console import Console
-
-    from pneumoscope.core.result_forms import to_json
     from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
 
     evaluations = []
@@ -266,9 +290,18 @@ def _evaluate_classes(targets: EvaluationTargets, data: Path, options: Mapping[s
         with targets.progress(each) as progress:
             evaluation, _ = evaluate_multiclass(each, data, split=targets.split, progress=progress, **options)
         evaluations.append(evaluation)
-        if not as_json:
+    _print_classes(evaluations, as_json=as_json)
+
+
+def _print_classes(evaluations: Sequence[MulticlassEvaluation], *, as_json: bool) -> None:
+    from rich.console import Console
+
+    from pneumoscope.core.result_forms import to_json
+
+    if not as_json:
+        for evaluation in evaluations:
             print_multiclass_evaluation(evaluation, Console())
-    if as_json:
+    else:
         documents = list(map(dataclasses.asdict, evaluations))
         click.echo(to_json(documents if len(documents) > 1 else documents[0]), nl=False)
 

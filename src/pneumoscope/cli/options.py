@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import shlex
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -14,6 +14,7 @@ from pneumoscope.core.prediction import ASSUMPTIONS, AgeRequirement
 
 if TYPE_CHECKING:
     from pneumoscope.data.label_mapping import LabelMapping
+    from pneumoscope.data.predictions_file import PredictionColumns
 
 __all__ = [
     "PREDICTION_COLUMNS",
@@ -37,6 +38,7 @@ __all__ = [
     "overrides_option",
     "power_option",
     "prediction_column_options",
+    "prediction_columns",
     "prevalence_option",
     "recorded_command",
     "refuse_for_folds",
@@ -282,12 +284,57 @@ def prediction_column_options(command: Callable[..., None]) -> Callable[..., Non
         " path]",
         "--id-column": "Column with an identifier instead: that of the manifest's column of the same name, the file name"
         " without extension, or the SHA-256.  [default: id, without a column path]",
-        "--probability-column": "Column with the probability of pneumonia, 0 to 1.  [default: probability]",
-        "--logit-column": "Column with a logit instead.  [default: logit, without a column probability]",
+        "--probability-column": "Column with the probability of pneumonia, 0 to 1. Of several classes, CLASS=NAME for each;"
+        " repeat it.  [default: probability, or probability_CLASS for each class]",
+        "--logit-column": "Column with a logit instead.  [default: logit, without a column probability; or logit_CLASS]",
     }
     for flag, text in reversed(helps.items()):
-        command = click.option(flag, default="", metavar="NAME", help=text)(command)
+        if flag in ("--probability-column", "--logit-column"):
+            option = click.option(flag, multiple=True, metavar="NAME|CLASS=NAME", help=text)
+        else:
+            option = click.option(flag, default="", metavar="NAME", help=text)
+        command = option(command)
     return command
+
+
+def prediction_columns(values: Mapping[str, Any], split: str = "") -> PredictionColumns:
+    """Return the columns that the options name.
+
+    Args:
+        values: Values of the parameters in `PREDICTION_COLUMNS`.
+        split: Column with the split.
+
+    Raises:
+        UsageError: An option is repeated, and not of the form CLASS=NAME.
+    """
+    from pneumoscope.data.predictions_file import PredictionColumns
+
+    fields = {field: values[name] for name, field in PREDICTION_COLUMNS.items()}
+    return PredictionColumns(
+        path=fields["path"],
+        id=fields["id"],
+        probability=_value_column("--probability-column", fields["probability"]),
+        logit=_value_column("--logit-column", fields["logit"]),
+        split=split,
+    )
+
+
+def _value_column(flag: str, names: tuple[str, ...]) -> str | dict[str, str]:
+    """Return the name of a column, or those of several classes by class."""
+    from pneumoscope.core.errors import UsageError
+
+    if len(names) < 2:
+        return "".join(names)
+    by_class: dict[str, str] = {}
+    for text in names:
+        label, sign, column = (part.strip() for part in text.partition("="))
+        if not (label and sign and column) or label in by_class:
+            what = f"a second column of {label}" if label in by_class else "not CLASS=NAME"
+            raise UsageError(
+                f"{flag} {text!r} is {what}", hint=f"Give {flag} once, or for several classes once for each, CLASS=NAME"
+            )
+        by_class[label] = column
+    return by_class
 
 
 # --- acceptance test --------------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ __all__ = [
     "decisions",
     "expand_runs",
     "in_order",
+    "is_file",
     "read_evaluated",
     "result_folders",
     "unique_name",
@@ -167,8 +168,8 @@ def read_evaluated(
     evaluated = {target: _read(target, name) for target in targets if target not in unscored}
     for target, run in evaluated.items():
         _check_operating_point(run.evaluation, target, operating_point)
-    _check_files([target for target in unscored if _is_file(target)], options)
-    for target in sorted(unscored, key=lambda each: not _is_file(each)):
+    _check_files([target for target in unscored if is_file(target)], options)
+    for target in sorted(unscored, key=lambda each: not is_file(each)):
         evaluated[target] = _evaluate(target, operating_point, options, out)
     return [evaluated[target] for target in targets]
 
@@ -192,20 +193,20 @@ def decisions(images: Sequence[ScoredImage], threshold: float) -> BoolArray:
 
 def _is_unscored(target: Path) -> bool:
     """Return True for a bundle or a file, which have to be evaluated."""
-    if _is_file(target):
+    if is_file(target):
         return True
     if is_run_folder(target) or (target / EVALUATION_FILE).is_file():
         return False
     return (find_bundle(target) / CARD_FILE).is_file()
 
 
-def _is_file(target: Path) -> bool:
+def is_file(target: Path) -> bool:
     """Return True for a file of predictions, also if it does not exist."""
     return target.is_file() or (target.suffix.lower() == ".csv" and not target.exists())
 
 
 def _folder_name(target: Path) -> str:
-    if _is_file(target):
+    if is_file(target):
         return target.stem
     folder = target.resolve()
     return folder.parent.name if folder.name == BUNDLE_FOLDER else folder.name
@@ -280,7 +281,7 @@ def _evaluate(target: Path, operating_point: str, options: ScoringOptions, out: 
     """Return the evaluation of a bundle or a file, after writing it below `out`."""
     assert options.data is not None  # checked before
     folder = None if out is None else result_folders([target], out)[0]
-    if _is_file(target):
+    if is_file(target):
         is_chosen = operating_point in OPERATING_POINTS and operating_point != FIXED_POINT
         is_chosen = is_chosen or needs_validation(parse_custom_point(operating_point))
         if is_chosen and not options.columns.split:

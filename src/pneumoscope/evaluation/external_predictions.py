@@ -40,7 +40,7 @@ from pneumoscope.evaluation.threshold_images import check_threshold_images
 from pneumoscope.inference.decision import calibrate, score_at_probability
 from pneumoscope.statistics.inputs import FloatArray
 
-__all__ = ["FIXED_POINT", "check_predictions", "evaluate_predictions", "with_path_column"]
+__all__ = ["FIXED_POINT", "check_prediction_options", "check_predictions", "evaluate_predictions", "with_path_column"]
 
 FIXED_POINT = "half"
 
@@ -110,7 +110,7 @@ def evaluate_predictions(
     """
     started = time.perf_counter()
     file, data = Path(file), Path(data)
-    _check_options(split, columns, validation, validation_data)
+    check_prediction_options(split, columns, validation, validation_data, fit_probabilities=fit_probabilities)
     requested = None if operating_points is None else canonical_names(operating_points)
     labels = with_path_column(labels, data, columns)
     manifest = load_labeled_images(data, labels)
@@ -125,11 +125,6 @@ def evaluate_predictions(
         chosen_on = matched.predicted("validation")
     if chosen_on is not None:
         check_threshold_images(chosen_on.images, predicted.images, Path(validation or file))
-    elif fit_probabilities:
-        raise UsageError(
-            "probabilities can be calibrated on validation predictions only, and there are none",
-            hint="Give --validation-predictions or --split-column",
-        )
     calibration = _fit_calibration(chosen_on) if chosen_on is not None and fit_probabilities else None
     source = _source(matched.file, chosen_on, calibration, name or file.stem, requested or ())
     points = _choose_points(requested, source, has_validation=chosen_on is not None)
@@ -159,10 +154,19 @@ def evaluate_predictions(
     return evaluation, scored
 
 
-def _check_options(
-    split: str, columns: PredictionColumns, validation: str | Path | None, validation_data: str | Path | None
+def check_prediction_options(
+    split: str,
+    columns: PredictionColumns,
+    validation: str | Path | None,
+    validation_data: str | Path | None,
+    *,
+    fit_probabilities: bool,
 ) -> None:
-    """Raise if options exclude each other."""
+    """Raise if options exclude each other; see `evaluate_predictions`.
+
+    Raises:
+        UsageError: With both options, or with the one that is missing.
+    """
     if validation is not None and columns.split:
         raise UsageError(
             "validation predictions are in a second file and in a column of the first",
@@ -175,6 +179,11 @@ def _check_options(
         )
     if validation_data is not None and validation is None:
         raise UsageError("there are images, but no predictions for validation", hint="Give --validation-predictions")
+    if fit_probabilities and validation is None and not columns.split:
+        raise UsageError(
+            "probabilities can be calibrated on validation predictions only, and there are none",
+            hint="Give --validation-predictions or --split-column",
+        )
 
 
 def with_path_column(labels: LabelMapping | None, data: Path, columns: PredictionColumns) -> LabelMapping | None:

@@ -20,6 +20,7 @@ from pneumoscope.core.multiclass_results import (
     MulticlassScoredImage,
 )
 from pneumoscope.data.label_mapping import LabelMapping
+from pneumoscope.data.predictions_file import PredictionColumns, read_class_predictions_file
 from pneumoscope.evaluation.comparability import (
     check_comparable,
     check_names,
@@ -34,12 +35,14 @@ from pneumoscope.evaluation.compared import (
     check_folders,
     expand_runs,
     in_order,
+    is_file,
     result_folders,
     unique_name,
 )
 from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
 from pneumoscope.evaluation.multiclass_groups import ClassScoring
 from pneumoscope.evaluation.multiclass_metrics import ClassScores, class_scores
+from pneumoscope.evaluation.multiclass_predictions import check_class_predictions, evaluate_multiclass_predictions
 from pneumoscope.evaluation.paired_findings import corrected_tests, findings, training_sentence
 from pneumoscope.evaluation.run_groups import group_findings, group_runs
 from pneumoscope.runs.multiclass_evaluations import (
@@ -74,24 +77,26 @@ def compare_multiclass(
     data: str | Path | None = None,
     labels: LabelMapping | None = None,
     split: str = "test",
+    columns: PredictionColumns = PredictionColumns(),  # noqa: B008  immutable
     ledger: str | Path | None = None,
     out: str | Path | None = None,
     command: str = "",
     progress: Callable[[int, int], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> MulticlassComparison:
-    """Compare runs and bundles of several classes on the same test images.
+    """Compare runs, bundles and predictions of other tools for several classes on the same test images.
 
     Accuracy is compared by McNemar's exact test, which keeps the images of a patient together, and macro AUROC by DeLong's test
     for the mean over classes; p-values are Holm-corrected over the pairs of each. Runs of one recipe with different seeds are
     compared by their means; see `run_groups`.
 
     Args:
-        runs: Run folders with `evaluation/NAME/`, or folders of such runs; folders of an evaluation; and bundles, which are
-            evaluated first, on `data`.
+        runs: Run folders with `evaluation/NAME/`, or folders of such runs; folders of an evaluation; bundles, and CSV files with
+            the predictions of other tools. The last two are evaluated first, on `data`.
         evaluation: Name of the evaluation of each run.
-        data, labels, split, ledger: Labeled images for bundles; see `evaluate_multiclass`.
-        out: Folder of comparison.json, comparison.csv and the evaluations of bundles; None writes no files.
+        data, labels, split, ledger: Labeled images for bundles and CSV files; see `evaluate_multiclass`.
+        columns: Names of the columns of the CSV files.
+        out: Folder of comparison.json, comparison.csv and the evaluations of bundles and CSV files; None writes no files.
         command: The command line, for the record.
         progress, note: See `evaluate_multiclass`.
 
@@ -99,10 +104,10 @@ def compare_multiclass(
         The metrics of each run, a paired test of each pair, and the findings as sentences.
 
     Raises:
-        UsageError: There is no run, or a bundle and no data.
+        UsageError: There is no run, or a bundle or file and no data.
         RunError: A file is missing or malformed, two runs have the same name, or the runs were evaluated on different images or
             classes.
-        PneumoscopeError: A bundle cannot be evaluated; see `evaluate_multiclass`.
+        PneumoscopeError: A bundle or file cannot be evaluated; see `evaluate_multiclass` and `evaluate_multiclass_predictions`.
         StorageError: The results cannot be written.
     """
     folder = None if out is None else Path(out)
@@ -112,6 +117,7 @@ def compare_multiclass(
         data=data,
         labels=labels,
         split=split,
+        columns=columns,
         ledger=ledger,
         out=folder,
         progress=progress,
@@ -130,17 +136,18 @@ def compared_classes(
     data: str | Path | None = None,
     labels: LabelMapping | None = None,
     split: str = "test",
+    columns: PredictionColumns = PredictionColumns(),  # noqa: B008  immutable
     ledger: str | Path | None = None,
     out: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> list[ComparedClasses]:
-    """Return the evaluations of runs, evaluation folders and bundles, checked to be of the same images and classes.
+    """Return the evaluations of runs, evaluation folders, bundles and files, checked to be of the same images and classes.
 
-    Everything that can be read is read and checked before a bundle is evaluated, which the test ledger records.
+    Everything that can be read is read and checked before a bundle or file is evaluated, which the test ledger records.
 
     Args:
-        runs, evaluation, data, labels, split, ledger, out, progress, note: See `compare_multiclass`.
+        runs, evaluation, data, labels, split, columns, ledger, out, progress, note: See `compare_multiclass`.
 
     Raises:
         UsageError, RunError, PneumoscopeError: See `compare_multiclass`.
@@ -149,34 +156,39 @@ def compared_classes(
         raise UsageError("there are no runs to compare", hint="Give at least one run folder")
     targets = expand_runs([Path(run) for run in runs])
     check_folders(targets)
-    known = with_unique_names([_read(target, evaluation, data) for target in targets])
+    known = with_unique_names([_read(target, evaluation, data, columns) for target in targets])
     check_names(known)
-    _check_classes(known)
+    classes = _check_classes(known)
+    files = [target for target in targets if is_file(target)]
+    if data is not None and len(files) > 1:
+        for file in files:
+            check_class_predictions(file, Path(data), split=split, columns=columns, labels=labels, classes=classes)
     if read := [run for run in known if isinstance(run, ComparedClasses)]:
         check_comparable(read)
-    evaluated = []
-    for target, run in zip(targets, known, strict=True):
-        if not isinstance(run, ComparedClasses):
-            assert data is not None  # checked by `_read`
-            result, images = evaluate_multiclass(
-                target,
-                data,
-                labels=labels,
-                split=split,
-                out=None if out is None else result_folders([target], out)[0],
-                replace=True,
-                ledger=ledger,
-                progress=progress,
-                note=note,
-            )
-            run = ComparedClasses(run.name, run.folder_name, target, None, result, in_order(images))
-        evaluated.append(run)
-    check_comparable(evaluated)
-    return evaluated
+    options: dict[str, Any] = {"labels": labels, "split": split, "replace": True, "ledger": ledger, "note": note}
+    evaluated: dict[Path, ComparedClasses] = {}
+    # Files are evaluated before bundles, because an error in a file is found without scoring an image.
+    for target, run in sorted(zip(targets, known, strict=True), key=lambda each: not is_file(each[0])):
+        if isinstance(run, ComparedClasses):
+            evaluated[target] = run
+            continue
+        assert data is not None  # checked by `_read`
+        options["out"] = None if out is None else result_folders([target], out)[0]
+        if is_file(target):
+            result, images = evaluate_multiclass_predictions(target, data, columns=columns, classes=classes, **options)
+        else:
+            result, images = evaluate_multiclass(target, data, progress=progress, **options)
+        evaluated[target] = ComparedClasses(run.name, run.folder_name, target, None, result, in_order(images))
+    compared = [evaluated[target] for target in targets]
+    check_comparable(compared)
+    return compared
 
 
-def _read(target: Path, evaluation: str, data: str | Path | None) -> ComparedRun[Any, Any]:
-    """Return the evaluation of a run, or that in an evaluation folder; for a bundle its card in place of an evaluation."""
+def _read(target: Path, evaluation: str, data: str | Path | None, columns: PredictionColumns) -> ComparedRun[Any, Any]:
+    """Return the evaluation of a run, or that in an evaluation folder.
+
+    For a bundle or a file of predictions, its card or content, which state its classes, takes the place of an evaluation.
+    """
     record, results = None, target
     if is_run_folder(target):
         record, results = read_run(target, finished=True), evaluation_folder(target, evaluation)
@@ -196,20 +208,25 @@ def _read(target: Path, evaluation: str, data: str | Path | None) -> ComparedRun
             f"{str(target)!r} has no evaluation of several classes",
             hint="Give `compare` the labeled images with --data, or evaluate first: pneumoscope evaluate --out FOLDER",
         )
+    if is_file(target):
+        predictions = read_class_predictions_file(target, columns)
+        return ComparedRun(target.stem, target.stem, target, None, predictions, ())
     card, _ = read_multiclass_bundle(find_bundle(target))
     return ComparedRun(card.name, unique_name(target, None), target, None, card, ())
 
 
-def _check_classes(runs: Sequence[ComparedRun[Any, Any]]) -> None:
-    """Raise unless the classes of all runs and bundles are the same."""
-    first = runs[0]
-    for run in runs[1:]:
-        if run.evaluation.classes != first.evaluation.classes:
+def _check_classes(runs: Sequence[ComparedRun[Any, Any]]) -> tuple[str, ...]:
+    """Return the classes; raise unless they are the same for all. The order of those of files is free."""
+    first = next((run for run in runs if not is_file(run.path)), runs[0])
+    expected: tuple[str, ...] = first.evaluation.classes
+    for run in runs:
+        found = run.evaluation.classes
+        if sorted(found) != sorted(expected) if is_file(run.path) else found != expected:
             raise RunError(
-                f"run {run.name!r} has the classes {', '.join(run.evaluation.classes)}, and {first.name!r} has"
-                f" {', '.join(first.evaluation.classes)}",
+                f"run {run.name!r} has the classes {', '.join(found)}, and {first.name!r} has {', '.join(expected)}",
                 hint="Compare models of the same classes, in the same order",
             )
+    return expected
 
 
 def multiclass_comparison(

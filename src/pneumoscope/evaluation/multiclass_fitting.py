@@ -11,8 +11,7 @@ from pneumoscope.bundle.multiclass_card import ClassThreshold, PredictionSets, T
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.evaluation.fitting import COVERAGE
 from pneumoscope.statistics.conformal import fit_class_thresholds
-from pneumoscope.statistics.inputs import IntArray
-from pneumoscope.statistics.probabilities import softmax
+from pneumoscope.statistics.inputs import FloatArray, IntArray
 from pneumoscope.statistics.temperature import fit_temperature
 
 __all__ = ["fit_prediction_sets", "fit_temperature_scaling"]
@@ -29,27 +28,22 @@ def fit_temperature_scaling(logits: npt.NDArray[np.float32], targets: IntArray) 
 
 
 def fit_prediction_sets(
-    variants: Sequence[npt.NDArray[np.float32]],
+    variants: Sequence[FloatArray],
     targets: IntArray,
     classes: Sequence[str],
-    calibration: TemperatureScaling,
 ) -> PredictionSets | None:
     """Return the thresholds of the classes for `fitting.COVERAGE`; None if a class has too few images for it.
 
     The threshold of a class is the lowest of those for each variant of the images, so that it has the coverage on all of them.
 
     Args:
-        variants: Logits of the validation images, unmodified and, if the calibration is fitted on them, augmented; each of shape
-            (n, K).
+        variants: Calibrated probabilities of the validation images, unmodified and, if the calibration is fitted on them,
+            augmented; each of shape (n, K).
         targets: Index of the class of each image, shape (n,).
         classes: Names of the classes.
-        calibration: Calibration of the probabilities.
     """
     try:
-        fitted = [
-            fit_class_thresholds(softmax(logits, calibration.temperature), targets, classes, COVERAGE)
-            for logits in variants
-        ]
+        fitted = [fit_class_thresholds(probabilities, targets, classes, COVERAGE) for probabilities in variants]
     except UndefinedMetricError:
         return None
     thresholds = map(min, zip(*fitted, strict=True))

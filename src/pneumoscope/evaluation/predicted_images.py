@@ -22,6 +22,7 @@ __all__ = [
     "HIGHEST_LOGIT",
     "MatchedPredictions",
     "PredictedImages",
+    "check_predicted",
     "check_scales",
     "read_predicted_images",
     "select_predicted_images",
@@ -90,18 +91,41 @@ class MatchedPredictions:
         found = match_images(file.rows, manifest.images, str(file.path), ids)
         return cls(file, data, manifest, {manifest.images[i].path: row for i, row in found.items()})
 
-    def predicted(self, split: str | None = None) -> PredictedImages:
+    def check_splits(self) -> None:
+        """Raise if a row and the data state different splits of an image.
+
+        Raises:
+            DatasetError: With the first such row.
+        """
+        for image in self.manifest:
+            row = self.rows.get(image.path)
+            if row and row.split and image.split and row.split != image.split:
+                raise DatasetError(
+                    f"{self.file.path}, line {row.line}: {image.path!r} is a {row.split} image, and in the data a"
+                    f" {image.split} image",
+                    hint="Correct the split in one of the two",
+                )
+
+    def images(self, split: str | None = None) -> tuple[LabeledImage, ...]:
         """Return the images that have a row, in the order of the data.
 
         Args:
             split: Split that the row states; None for all rows.
         """
         rows = {path for path, row in self.rows.items() if split is None or row.split == split}
-        return self.of_images([image for image in self.manifest if image.path in rows])
+        return tuple(image for image in self.manifest if image.path in rows)
+
+    def predicted(self, split: str | None = None) -> PredictedImages:
+        """Return the images of `images` with their predictions."""
+        return self.of_images(self.images(split))
+
+    def values(self, images: Sequence[LabeledImage]) -> FloatArray:
+        """Return the values of images, of which each has a row, shape (n, k); k is 1 for NORMAL and PNEUMONIA."""
+        return np.array([self.rows[image.path].values for image in images], dtype=np.float64)
 
     def of_images(self, images: Sequence[LabeledImage]) -> PredictedImages:
         """Return images, of which each has a row, with their predictions."""
-        values = np.array([self.rows[image.path].value for image in images], dtype=np.float64)
+        values = self.values(images)[:, 0]
         if self.file.scale == "logit":
             return PredictedImages(tuple(images), values, special.expit(values))
         return PredictedImages(tuple(images), np.clip(special.logit(values), _LOWEST_LOGIT, HIGHEST_LOGIT), values)
@@ -120,25 +144,22 @@ def read_predicted_images(file: Path, columns: PredictionColumns, manifest: Mani
         DatasetError: Rows and images do not match, or state different splits.
     """
     matched = MatchedPredictions.match(read_predictions_file(file, columns), manifest, data)
-    _check_splits(matched.rows, manifest, file)
+    matched.check_splits()
     return matched
-
-
-def _check_splits(rows: Mapping[str, PredictionRow], manifest: Manifest, file: Path) -> None:
-    """Raise if a row and the data state different splits of an image."""
-    for image in manifest:
-        row = rows.get(image.path)
-        if row and row.split and image.split and row.split != image.split:
-            raise DatasetError(
-                f"{file}, line {row.line}: {image.path!r} is a {row.split} image, and in the data a {image.split} image",
-                hint="Correct the split in one of the two",
-            )
 
 
 def select_predicted_images(
     matched: MatchedPredictions, evaluated: SplitImages, note: Callable[[str], None] | None = None
 ) -> PredictedImages:
-    """Return the predictions for all images of a split of the data.
+    """Return the predictions for all images of a split of the data; see `check_predicted`."""
+    check_predicted(matched, evaluated, note)
+    return matched.of_images(evaluated.images)
+
+
+def check_predicted(
+    matched: MatchedPredictions, evaluated: SplitImages, note: Callable[[str], None] | None = None
+) -> None:
+    """Raise unless all images of a split of the data have a prediction.
 
     Args:
         matched: The predictions.
@@ -169,7 +190,6 @@ def select_predicted_images(
                 f" {row.split!r}",
                 hint="Correct the split of the row, or state the splits of the images in a manifest CSV",
             )
-    return matched.of_images(images)
 
 
 def _are(count: int) -> str:

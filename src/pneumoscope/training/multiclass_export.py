@@ -19,6 +19,7 @@ from pneumoscope.evaluation.multiclass_fitting import fit_prediction_sets, fit_t
 from pneumoscope.inference.multiclass_session import MulticlassSession
 from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.runs.recipe import Recipe
+from pneumoscope.statistics.probabilities import softmax
 from pneumoscope.training.data_module import ImageArrays
 from pneumoscope.training.export import (
     augmented_batches,
@@ -87,12 +88,13 @@ def export_multiclass(
         batches = augmented_batches(pixels, recipe.augmentation, recipe.training.seed)
         variants.append(np.concatenate([session.logits(batch) for batch in batches]))
     calibration = fit_temperature_scaling(variants[-1], targets)
+    probabilities = [softmax(variant, calibration.temperature) for variant in variants]
     card = msgspec.structs.replace(
         card,
         parity=parity,
         self_test_logits=tuple(session.logits(self_test_image(recipe.network.image_size))[0].tolist()),
         calibration=calibration,
-        prediction_sets=fit_prediction_sets(variants, targets, arrays.classes, calibration),
+        prediction_sets=fit_prediction_sets(probabilities, targets, arrays.classes),
         rejection_limits=fit_limits(session, recipe, arrays, pixels, outputs, outliers) if input_checks else None,
     )
     write_atomically(folder / NETWORK_FILE, onnx)
