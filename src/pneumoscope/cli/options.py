@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from pneumoscope.data.predictions_file import PredictionColumns
 
 __all__ = [
-    "PREDICTION_COLUMNS",
     "accelerator_option",
     "assume_option",
     "compared_point_option",
@@ -268,14 +267,6 @@ def result_folder_option(name: str) -> _Decorator:
 
 # --- predictions of other tools --------------------------------------------------------------------------------------
 
-# Parameter of a command: field of `PredictionColumns`.
-PREDICTION_COLUMNS = {
-    "path_column": "path",
-    "id_column": "id",
-    "probability_column": "probability",
-    "logit_column": "logit",
-}
-
 
 def prediction_column_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options for the columns of a CSV file with the predictions of another tool."""
@@ -301,7 +292,7 @@ def prediction_columns(values: Mapping[str, Any], split: str = "") -> Prediction
     """Return the columns that the options name.
 
     Args:
-        values: Values of the parameters in `PREDICTION_COLUMNS`.
+        values: Values of the parameters of `prediction_column_options`.
         split: Column with the split.
 
     Raises:
@@ -309,12 +300,11 @@ def prediction_columns(values: Mapping[str, Any], split: str = "") -> Prediction
     """
     from pneumoscope.data.predictions_file import PredictionColumns
 
-    fields = {field: values[name] for name, field in PREDICTION_COLUMNS.items()}
     return PredictionColumns(
-        path=fields["path"],
-        id=fields["id"],
-        probability=_value_column("--probability-column", fields["probability"]),
-        logit=_value_column("--logit-column", fields["logit"]),
+        path=values["path_column"],
+        id=values["id_column"],
+        probability=_value_column("--probability-column", values["probability_column"]),
+        logit=_value_column("--logit-column", values["logit_column"]),
         split=split,
     )
 

@@ -202,7 +202,7 @@ def _match_validation(
 
 @dataclasses.dataclass(frozen=True)
 class _Fitted:
-    """What was fitted on validation images.
+    """Calibration and prediction sets that were fitted on validation images.
 
     Attributes:
         calibration: Calibration of the probabilities; None if they are evaluated as given.
