@@ -2,72 +2,38 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 from pneumoscope import __version__
-from pneumoscope.bundle.bundle_folder import read_multiclass_bundle
 from pneumoscope.core.comparison import PairedTest, RunGroup
-from pneumoscope.core.errors import RunError, UndefinedMetricError, UsageError
+from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.multiclass_results import (
     MulticlassComparison,
-    MulticlassEvaluation,
     MulticlassRunSummary,
-    MulticlassScoredImage,
 )
 from pneumoscope.data.label_mapping import LabelMapping
-from pneumoscope.data.predictions_file import PredictionColumns, read_class_predictions_file
+from pneumoscope.data.predictions_file import PredictionColumns
 from pneumoscope.evaluation.comparability import (
-    check_comparable,
-    check_names,
     joint_notice,
     ledger_sentence,
     rejection_sentences,
-    with_unique_names,
 )
 from pneumoscope.evaluation.compare import write_comparison
-from pneumoscope.evaluation.compared import (
-    ComparedRun,
-    check_folders,
-    expand_runs,
-    in_order,
-    is_file,
-    result_folders,
-    unique_name,
-)
-from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
+from pneumoscope.evaluation.multiclass_compared import ComparedClasses, compared_classes, summarize_class_run
 from pneumoscope.evaluation.multiclass_groups import ClassScoring
 from pneumoscope.evaluation.multiclass_metrics import ClassScores, class_scores
-from pneumoscope.evaluation.multiclass_predictions import check_class_predictions, evaluate_multiclass_predictions
 from pneumoscope.evaluation.paired_findings import corrected_tests, findings, training_sentence
 from pneumoscope.evaluation.run_groups import group_findings, group_runs
-from pneumoscope.runs.multiclass_evaluations import (
-    has_multiclass_evaluation,
-    read_multiclass_evaluation_folder,
-)
-from pneumoscope.runs.record import read_run
-from pneumoscope.runs.run_folder import (
-    evaluation_folder,
-    evaluation_names,
-    find_bundle,
-    is_run_folder,
-)
 from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.intervals import paired_difference, undefined
 from pneumoscope.statistics.multiclass import log_odds
 from pneumoscope.statistics.multiclass_paired import MACRO_AUROC_METHOD, macro_auroc_test
 from pneumoscope.statistics.paired import mcnemar_exact, mcnemar_method
 
-__all__ = ["ComparedClasses", "compare_multiclass", "compared_classes", "multiclass_comparison"]
-
-
-@dataclasses.dataclass(frozen=True)
-class ComparedClasses(ComparedRun[MulticlassEvaluation, MulticlassScoredImage]):
-    """The evaluation of a run or bundle of several classes; see `ComparedRun`."""
+__all__ = ["compare_multiclass", "multiclass_comparison"]
 
 
 def compare_multiclass(
@@ -129,106 +95,6 @@ def compare_multiclass(
     return comparison
 
 
-def compared_classes(
-    runs: Sequence[str | Path],
-    *,
-    evaluation: str = "test",
-    data: str | Path | None = None,
-    labels: LabelMapping | None = None,
-    split: str = "test",
-    columns: PredictionColumns = PredictionColumns(),  # noqa: B008  immutable
-    ledger: str | Path | None = None,
-    out: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    note: Callable[[str], None] | None = None,
-) -> list[ComparedClasses]:
-    """Return the evaluations of runs, evaluation folders, bundles and files, checked to be of the same images and classes.
-
-    Everything that can be read is read and checked before a bundle or file is evaluated, which the test ledger records.
-
-    Args:
-        runs, evaluation, data, labels, split, columns, ledger, out, progress, note: See `compare_multiclass`.
-
-    Raises:
-        UsageError, RunError, PneumoscopeError: See `compare_multiclass`.
-    """
-    if not runs:
-        raise UsageError("there are no runs to compare", hint="Give at least one run folder")
-    targets = expand_runs([Path(run) for run in runs])
-    check_folders(targets)
-    known = with_unique_names([_read(target, evaluation, data, columns) for target in targets])
-    check_names(known)
-    classes = _check_classes(known)
-    files = [target for target in targets if is_file(target)]
-    if data is not None and len(files) > 1:
-        for file in files:
-            check_class_predictions(file, Path(data), split=split, columns=columns, labels=labels, classes=classes)
-    if read := [run for run in known if isinstance(run, ComparedClasses)]:
-        check_comparable(read)
-    options: dict[str, Any] = {"labels": labels, "split": split, "replace": True, "ledger": ledger, "note": note}
-    evaluated: dict[Path, ComparedClasses] = {}
-    # Files are evaluated before bundles, because an error in a file is found without scoring an image.
-    for target, run in sorted(zip(targets, known, strict=True), key=lambda each: not is_file(each[0])):
-        if isinstance(run, ComparedClasses):
-            evaluated[target] = run
-            continue
-        assert data is not None  # checked by `_read`
-        options["out"] = None if out is None else result_folders([target], out)[0]
-        if is_file(target):
-            result, images = evaluate_multiclass_predictions(target, data, columns=columns, classes=classes, **options)
-        else:
-            result, images = evaluate_multiclass(target, data, progress=progress, **options)
-        evaluated[target] = ComparedClasses(run.name, run.folder_name, target, None, result, in_order(images))
-    compared = [evaluated[target] for target in targets]
-    check_comparable(compared)
-    return compared
-
-
-def _read(target: Path, evaluation: str, data: str | Path | None, columns: PredictionColumns) -> ComparedRun[Any, Any]:
-    """Return the evaluation of a run, or that in an evaluation folder.
-
-    For a bundle or a file of predictions, its card or content, which state its classes, takes the place of an evaluation.
-    """
-    record, results = None, target
-    if is_run_folder(target):
-        record, results = read_run(target, finished=True), evaluation_folder(target, evaluation)
-    if has_multiclass_evaluation(results):
-        result, images = read_multiclass_evaluation_folder(results)
-        name = result.name if record is None else record.name
-        return ComparedClasses(name, unique_name(target, record), target, record, result, in_order(images))
-    if record is not None:
-        others = evaluation_names(target)
-        raise RunError(
-            f"run {str(target)!r} has no evaluation {evaluation!r} of several classes"
-            f"{' (it has ' + ', '.join(others) + ')' if others else ''}",
-            hint=f"Evaluate it: pneumoscope evaluate {target} --data DATA",
-        )
-    if data is None:
-        raise UsageError(
-            f"{str(target)!r} has no evaluation of several classes",
-            hint="Give `compare` the labeled images with --data, or evaluate first: pneumoscope evaluate --out FOLDER",
-        )
-    if is_file(target):
-        predictions = read_class_predictions_file(target, columns)
-        return ComparedRun(target.stem, target.stem, target, None, predictions, ())
-    card, _ = read_multiclass_bundle(find_bundle(target))
-    return ComparedRun(card.name, unique_name(target, None), target, None, card, ())
-
-
-def _check_classes(runs: Sequence[ComparedRun[Any, Any]]) -> tuple[str, ...]:
-    """Return the classes; raise unless they are the same for all. The order of those of files is free."""
-    first = next((run for run in runs if not is_file(run.path)), runs[0])
-    expected: tuple[str, ...] = first.evaluation.classes
-    for run in runs:
-        found = run.evaluation.classes
-        if sorted(found) != sorted(expected) if is_file(run.path) else found != expected:
-            raise RunError(
-                f"run {run.name!r} has the classes {', '.join(found)}, and {first.name!r} has {', '.join(expected)}",
-                hint="Compare models of the same classes, in the same order",
-            )
-    return expected
-
-
 def multiclass_comparison(
     runs: Sequence[ComparedClasses], *, evaluation: str = "test", command: str = ""
 ) -> MulticlassComparison:
@@ -240,7 +106,7 @@ def multiclass_comparison(
         command: The command line, for the record.
     """
     first = runs[0].evaluation
-    summaries = tuple(map(_summary, runs))
+    summaries = tuple(map(summarize_class_run, runs))
     groups, pairs, sentences = _findings(runs, summaries)
     return MulticlassComparison(
         images={
@@ -297,14 +163,4 @@ def _paired_tests(names: Sequence[str], scores: Sequence[ClassScores]) -> tuple[
     return (
         *corrected_tests("accuracy", named, accuracy, test),
         *corrected_tests("macro_auroc", named, macro, MACRO_AUROC_METHOD),
-    )
-
-
-def _summary(run: ComparedClasses) -> MulticlassRunSummary:
-    fields = ("network", "image_size", "epochs", "seed", "weights", "seconds")
-    return MulticlassRunSummary(
-        name=run.name,
-        **{field: getattr(run.record, field, None) for field in fields},
-        metrics=run.evaluation.metrics,
-        confusion=run.evaluation.confusion,
     )

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pneumoscope.core.multiclass_results import MulticlassComparison, MulticlassEvaluation
-from pneumoscope.evaluation.multiclass_compare import ComparedClasses
+from pneumoscope.evaluation.multiclass_compared import ComparedClasses
 from pneumoscope.evaluation.multiclass_metrics import class_scores
 from pneumoscope.reporting.comparison_figures import NamedFigure
 from pneumoscope.reporting.figures import Curve, differences_figure, overlay_figure, reliability_figure

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.multiclass_results import MulticlassComparison
-from pneumoscope.evaluation.multiclass_compare import ComparedClasses, compared_classes, multiclass_comparison
+from pneumoscope.evaluation.multiclass_compare import multiclass_comparison
+from pneumoscope.evaluation.multiclass_compared import ComparedClasses, compared_classes
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.comparison_figures import NamedFigure
 from pneumoscope.reporting.multiclass_figures import draw_class_figures

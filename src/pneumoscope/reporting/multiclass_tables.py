@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pneumoscope.core.multiclass_results import MulticlassComparison
 from pneumoscope.core.result_forms import method_name
 from pneumoscope.core.results import Interval
-from pneumoscope.evaluation.multiclass_compare import ComparedClasses
+from pneumoscope.evaluation.multiclass_compared import ComparedClasses
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.tables import Cell, Table, group_table
 
