@@ -12,14 +12,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 from tests.training.conftest import small
 
 from pneumoscope.bundle.bundle_folder import export_bundle, is_multiclass, read_bundle, read_multiclass_bundle
-from pneumoscope.core.errors import DatasetError, MulticlassBundleError, RecipeError, WeightsError
+from pneumoscope.core.errors import MulticlassBundleError, RecipeError, WeightsError
 from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import Manifest
+from pneumoscope.evaluation.multiclass_cross_validation import summarize_class_folds
+from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
 from pneumoscope.evaluation.multiclass_fitting import fit_prediction_sets
 from pneumoscope.imaging.phantom import draw_phantom
 from pneumoscope.inference.multiclass_model import load_multiclass_model
@@ -28,6 +30,7 @@ from pneumoscope.models.factory import create_initialized, create_model
 from pneumoscope.models.weights import load_weights
 from pneumoscope.runs.epochs import read_epochs
 from pneumoscope.runs.record import read_run
+from pneumoscope.runs.run_folder import run_folders
 from pneumoscope.training.run_series import train_folds
 from pneumoscope.training.train import train
 
@@ -96,7 +99,8 @@ def test_prediction_sets_are_fitted_on_unmodified_and_augmented_images(images, t
     manifest = Manifest.from_csv((tmp_path / "run" / "manifest.csv").read_text(), images, "manifest.csv")
     pixels = preprocess_images(images, manifest.split("validation"), session.card.preprocessing).requested()
     unmodified, augmented = fitted
-    np.testing.assert_allclose(unmodified, session.logits(pixels), atol=1e-5)
+    expected = softmax(session.logits(pixels) / session.card.calibration.temperature, axis=1)
+    np.testing.assert_allclose(unmodified, expected, atol=1e-5)
     assert augmented.shape == unmodified.shape
     assert not np.allclose(augmented, unmodified, atol=1e-3)
 
@@ -207,12 +211,26 @@ def test_prevalence_of_pneumonia_is_refused_for_several_classes(images, tmp_path
         train(small(training={"prevalence": 0.2}), images, tmp_path / "run")
 
 
-def test_cross_validation_refuses_several_classes_before_it_trains(images, tmp_path):
-    with pytest.raises(
-        DatasetError, match=r"a cross-validation needs images of NORMAL and PNEUMONIA; .* bright, clear, dark"
-    ):
-        train_folds(small(), images, tmp_path / "folds", 3)
-    assert not (tmp_path / "folds").exists()
+def test_folds_keep_patients_together_and_are_evaluated_on_their_validation_images(images, tmp_path):
+    out = tmp_path / "folds"
+    train_folds(small(training={"epochs": 1}), images, out, 2)
+    runs = run_folders(out)
+    manifests = [Manifest.from_csv((run / "manifest.csv").read_text(), images, "manifest.csv") for run in runs]
+    held_out = [{image.sha256 for image in manifest.split("validation")} for manifest in manifests]
+    assert [len(each) for each in held_out] == [54, 54]
+    assert not held_out[0] & held_out[1]
+    assert [read_run(run).counts["validation"] for run in runs] == [dict.fromkeys(CLASSES, 18)] * 2
+    accuracies = []
+    for run, hashes in zip(runs, held_out, strict=True):
+        evaluation, scored = evaluate_multiclass(run, images, split="validation")
+        assert evaluation.metrics["brier"].reason == "the calibration was fitted on 54 of these 54 images"
+        assert {image.sha256 for image in scored} == hashes
+        accuracies.append(evaluation.metrics["accuracy"].value)
+    group = summarize_class_folds(out, "validation")
+    assert group.metrics["accuracy"].mean.value == pytest.approx(np.mean(accuracies))
+    # In training, images with nearly equal logits may have another class.
+    assert accuracies == pytest.approx([read_run(run).best_validation_accuracy for run in runs], abs=0.04)
+    assert "brier" not in group.metrics
 
 
 def test_input_checks_are_trained_and_reject(images, tmp_path):

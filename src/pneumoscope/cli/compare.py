@@ -93,6 +93,7 @@ def command(
 
     columns = prediction_columns(column_names)
     if any(has_class_columns(run, columns) if run.is_file() else has_several_classes(run, evaluation) for run in runs):
+        refuse_for_folds(runs, {"runs", "out", "as_json"})
         point = operating_point if is_given("operating_point") else ""
         refuse_options({"--operating-point": point, "--prevalence": prevalence})
         options: dict[str, Any] = {"data": data, "labels": labels, "split": split, "columns": columns, "ledger": ledger}
@@ -134,7 +135,8 @@ def _compare_classes(runs: Sequence[Path], out: Path, *, as_json: bool, **option
             note=lambda text: click.echo(f"note: {text}", err=True),
             **options,
         )
-    page = write_multiclass_page(comparison, result_folders(runs, out), out / "report.html")
+    folders = runs if comparison.is_cross_validation else result_folders(runs, out)
+    page = write_multiclass_page(comparison, folders, out / "report.html")
     _print_comparison(comparison, page, as_json=as_json)
 
 

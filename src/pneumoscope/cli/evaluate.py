@@ -27,6 +27,7 @@ from pneumoscope.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from pneumoscope.core.comparison import RunGroup
     from pneumoscope.core.multiclass_results import MulticlassEvaluation
     from pneumoscope.core.results import Evaluation
     from pneumoscope.data.label_mapping import LabelMapping
@@ -251,7 +252,7 @@ def _evaluate_predictions(
             }
         )
         evaluation, _ = evaluate_multiclass_predictions(file, data, **options)
-        _print_classes([evaluation], as_json=as_json)
+        _print_classes(evaluation, as_json=as_json)
         return
     points = binary_options["operating_points"] or None
     found, _ = evaluate_predictions(file, data, **options, **{**binary_options, "operating_points": points})
@@ -283,27 +284,31 @@ def _evaluate_runs(targets: EvaluationTargets, data: Path, options: Mapping[str,
 
 def _evaluate_classes(targets: EvaluationTargets, data: Path, options: Mapping[str, Any], *, as_json: bool) -> None:
     """Evaluate and print models of several classes."""
+    from pneumoscope.evaluation.evaluation_target import default_name
     from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
 
-    evaluations = []
+    evaluations, names = [], []
     for each in targets.members:
         with targets.progress(each) as progress:
-            evaluation, _ = evaluate_multiclass(each, data, split=targets.split, progress=progress, **options)
+            evaluation, images = evaluate_multiclass(each, data, split=targets.split, progress=progress, **options)
         evaluations.append(evaluation)
-    _print_classes(evaluations, as_json=as_json)
+        if targets.runs:
+            names.append(options["name"] or default_name(each, data, targets.split, images, ""))
+    if targets.runs:
+        _print_runs(targets, evaluations, names, as_json=as_json)
+    else:
+        _print_classes(evaluations[0], as_json=as_json)
 
 
-def _print_classes(evaluations: Sequence[MulticlassEvaluation], *, as_json: bool) -> None:
+def _print_classes(evaluation: MulticlassEvaluation, *, as_json: bool) -> None:
     from rich.console import Console
 
     from pneumoscope.core.result_forms import to_json
 
-    if not as_json:
-        for evaluation in evaluations:
-            print_multiclass_evaluation(evaluation, Console())
+    if as_json:
+        click.echo(to_json(evaluation), nl=False)
     else:
-        documents = list(map(dataclasses.asdict, evaluations))
-        click.echo(to_json(documents if len(documents) > 1 else documents[0]), nl=False)
+        print_multiclass_evaluation(evaluation, Console())
 
 
 def _with_path_column(labels: LabelMapping | None, column: str) -> LabelMapping | None:
@@ -340,8 +345,34 @@ def _require_target(target: Path | None, given: Mapping[str, object]) -> Path:
     return target
 
 
+def _headline(evaluation: Evaluation | MulticlassEvaluation) -> str:
+    """Return accuracy and AUROC as text."""
+    from pneumoscope.core.multiclass_results import MulticlassEvaluation
+
+    metrics = evaluation.metrics
+    if isinstance(evaluation, MulticlassEvaluation):
+        return f"accuracy {metrics['accuracy']}, macro AUROC {metrics['macro_auroc']}"
+    name, point = next(iter(evaluation.operating_points.items()))
+    return f"accuracy {point.metrics['accuracy']} at {name}, AUROC {metrics['auroc']}"
+
+
+def _mean_of_folds(folder: Path, evaluation: Evaluation | MulticlassEvaluation, name: str) -> RunGroup:
+    """Return the mean over the folds in a folder, whose evaluations have this name."""
+    from pneumoscope.core.multiclass_results import MulticlassEvaluation
+    from pneumoscope.evaluation.cross_validation import summarize_folds
+    from pneumoscope.evaluation.multiclass_cross_validation import summarize_class_folds
+
+    if isinstance(evaluation, MulticlassEvaluation):
+        return summarize_class_folds(folder, name)
+    return summarize_folds(folder, name, next(iter(evaluation.operating_points)))
+
+
 def _print_runs(
-    targets: EvaluationTargets, evaluations: Sequence[Evaluation], names: Sequence[str], *, as_json: bool
+    targets: EvaluationTargets,
+    evaluations: Sequence[Evaluation | MulticlassEvaluation],
+    names: Sequence[str],
+    *,
+    as_json: bool,
 ) -> None:
     """Print the accuracy and AUROC of each run in a folder of runs, and the mean of folds; that of seeds is in `compare`.
 
@@ -352,19 +383,17 @@ def _print_runs(
         as_json: Print one JSON document.
     """
     from pneumoscope.core.result_forms import to_json
-    from pneumoscope.evaluation.cross_validation import OUT_OF_FOLD, summarize_folds
+    from pneumoscope.evaluation.cross_validation import OUT_OF_FOLD
     from pneumoscope.evaluation.run_groups import group_sentences
 
-    point = next(iter(evaluations[0].operating_points))
-    groups = [summarize_folds(targets.folder, names[0], point)] if targets.is_folds else []
+    groups = [_mean_of_folds(targets.folder, evaluations[0], names[0])] if targets.is_folds else []
     if as_json:
         listed = list(map(dataclasses.asdict, evaluations))
         document = {"evaluations": listed, "mean": dataclasses.asdict(groups[0])} if groups else listed
         click.echo(to_json(document), nl=False)
         return
     for run, evaluation in zip(targets.runs, evaluations, strict=True):
-        accuracy, label = evaluation.operating_points[point].metrics["accuracy"], run.relative_to(targets.folder)
-        click.echo(f"{label}: accuracy {accuracy} at {point}, AUROC {evaluation.metrics['auroc']}, n = {evaluation.n}")
+        click.echo(f"{run.relative_to(targets.folder)}: {_headline(evaluation)}, n = {evaluation.n}")
     counts = [each.test_evaluation for each in evaluations if each.test_evaluation is not None]
     if counts:
         click.echo(ledger_sentence(max(counts)))

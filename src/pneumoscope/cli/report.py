@@ -52,6 +52,7 @@ def command(
         refuse_options(
             {"--checklist": checklists, "--operating-point": operating_point if is_given("operating_point") else ""}
         )
+        refuse_for_folds(runs, {"runs", "out"})
         files = report_multiclass(runs, evaluation=evaluation, command=recorded_command()).write(out)
         click.echo(f"{len(files.figures)} files of figures, {len(files.tables)} of tables", err=True)
         click.echo(str(files.page))

@@ -59,7 +59,7 @@ __all__ = ["command"]
     type=click.IntRange(min=2),
     metavar="K",
     help="Cross-validation: divide the training images by patient into K folds, and train K runs in OUT/fold-N, each of which"
-    " validates on one fold. For NORMAL and PNEUMONIA only, and not together with --seeds.",
+    " validates on one fold. Not together with --seeds.",
 )
 @click.option("--resume", is_flag=True, help="Resume in --out after the last complete epoch.")
 @accelerator_option

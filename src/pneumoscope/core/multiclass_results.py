@@ -201,7 +201,7 @@ class MulticlassRunSummary:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MulticlassComparison:
-    """A comparison of several runs of several classes on the same images.
+    """A comparison of several runs of several classes on the same images, or of cross-validations on the same folds.
 
     Attributes:
         images: {"sha256", "n", "patients", "counts"}.
@@ -213,7 +213,7 @@ class MulticlassComparison:
         created: Time of the comparison, UTC, ISO 8601.
         version: Version of pneumoscope.
         evaluation: Name of the compared evaluation of each run.
-        groups: Runs of one recipe with several seeds.
+        groups: Runs of one recipe with several seeds, or folds.
     """
 
     images: Mapping[str, Any]
@@ -233,6 +233,11 @@ class MulticlassComparison:
         """Return the number of images and the accuracy of each run."""
         runs = ", ".join(f"{run.name}: accuracy={run.metrics.get('accuracy')}" for run in self.runs)
         return f"MulticlassComparison(n={self.images.get('n')}, {runs})"
+
+    @property
+    def is_cross_validation(self) -> bool:
+        """True if the runs are folds, each with images of its own."""
+        return any(group.folds for group in self.groups)
 
     def _repr_html_(self) -> str:
         from pneumoscope.core.display import multiclass_comparison_html

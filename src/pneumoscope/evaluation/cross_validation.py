@@ -11,14 +11,15 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from pneumoscope import __version__
-from pneumoscope.bundle.bundle_folder import CARD_FILE, read_card
+from pneumoscope.bundle.bundle_folder import CARD_FILE, read_any_card
 from pneumoscope.bundle.card import short_hash
 from pneumoscope.core.comparison import Comparison, PairedTest, RunGroup, RunSummary, SeedSpread
 from pneumoscope.core.errors import RunError, UsageError
@@ -32,16 +33,26 @@ from pneumoscope.evaluation.comparability import (
     summarize_run,
     with_unique_names,
 )
-from pneumoscope.evaluation.compared import EvaluatedRun, ScoringOptions, read_evaluated
+from pneumoscope.evaluation.compared import ComparedRun, ScoringOptions, read_evaluated
 from pneumoscope.evaluation.paired_findings import corrected_tests, findings
-from pneumoscope.evaluation.run_groups import TESTED, group_sentences
+from pneumoscope.evaluation.run_groups import TESTED, SummarizedRun, group_sentences
 from pneumoscope.runs.record import RunRecord, read_run
 from pneumoscope.runs.run_folder import BUNDLE_FOLDER, MANIFEST_FILE, run_folders
 from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.intervals import undefined
 from pneumoscope.statistics.resampled import FOLDS_METHOD, folds_difference, folds_mean
 
-__all__ = ["OUT_OF_FOLD", "compare_folds", "find_folds", "is_cross_validation", "summarize_folds"]
+__all__ = [
+    "OUT_OF_FOLD",
+    "Folds",
+    "compare_folds",
+    "find_differences",
+    "find_folds",
+    "group_folds",
+    "is_cross_validation",
+    "read_folds",
+    "summarize_folds",
+]
 
 OUT_OF_FOLD = "validation"  # the split and the evaluation of each fold
 _OF_PROBABILITIES = {
@@ -53,8 +64,11 @@ _OF_PROBABILITIES = {
 }
 
 
+_Summary = TypeVar("_Summary", bound=SummarizedRun)
+
+
 @dataclasses.dataclass(frozen=True)
-class _Folds:
+class Folds(Generic[_Summary]):
     """The evaluated folds of one recipe, in the order of their numbers.
 
     Attributes:
@@ -65,8 +79,8 @@ class _Folds:
     """
 
     path: Path
-    runs: tuple[EvaluatedRun, ...]
-    summaries: tuple[RunSummary, ...]
+    runs: tuple[ComparedRun[Any, Any], ...]
+    summaries: tuple[_Summary, ...]
     records: tuple[RunRecord, ...]
 
     @property
@@ -81,7 +95,7 @@ class _Folds:
 
     def values(self, metric: str) -> list[float] | str:
         """Return a metric by fold, or the reason why it is undefined in one of them."""
-        intervals: list[Interval] = [summary.test[metric] for summary in self.summaries]
+        intervals = [summary.intervals()[metric] for summary in self.summaries]
         for summary, interval in zip(self.summaries, intervals, strict=True):
             if interval.value is None:
                 return f"{summary.name}: {interval.reason}"
@@ -133,7 +147,7 @@ def summarize_folds(folder: Path, evaluation: str, operating_point: str) -> RunG
         UnknownNameError: A fold was not evaluated at this operating point.
     """
     (folds,) = _read([folder], evaluation, operating_point)
-    return _group(folds, folds.runs[0].evaluation.name)
+    return group_folds(folds, folds.runs[0].evaluation.name, TESTED)
 
 
 def compare_folds(
@@ -153,6 +167,81 @@ def compare_folds(
             targets have different images.
         UnknownNameError: A fold was not evaluated at this operating point.
     """
+    folds = _read(targets, OUT_OF_FOLD, operating_point, prevalence)
+    found = find_differences(folds, TESTED)
+    return Comparison(
+        images=found.images,
+        operating_point=operating_point,
+        runs=tuple(summary for each in folds for summary in each.summaries),
+        pairs=found.pairs,
+        sentences=(*found.sentences, *prevalence_sentences((), found.groups, operating_point, prevalence)),
+        evaluation=OUT_OF_FOLD,
+        groups=found.groups,
+        prevalence=prevalence,
+        command=command,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        version=__version__,
+        notice=found.notice,
+    )
+
+
+class FoldFindings(NamedTuple):
+    """The comparison of cross-validations; for the fields see `Comparison`."""
+
+    images: Mapping[str, Any]
+    groups: tuple[RunGroup, ...]
+    pairs: tuple[PairedTest, ...]
+    sentences: tuple[str, ...]
+    notice: str
+
+
+def find_differences(folds: Sequence[Folds[Any]], tested: Sequence[str]) -> FoldFindings:
+    """Compare cross-validations on the same folds.
+
+    Args:
+        folds: The cross-validations.
+        tested: Metrics that they are compared by.
+
+    Raises:
+        RunError: The folds of two cross-validations have different images.
+    """
+    _check_same_folds(folds)
+    names = _names(folds)
+    groups = tuple(group_folds(each, name, tested) for each, name in zip(folds, names, strict=True))
+    pairs = _tests(folds, names, tested)
+    training = _training_sentence(folds)
+    found = findings(names, [group.metrics["accuracy"].mean for group in groups], pairs, training, noun="recipes")
+    images = [image for run in folds[0].runs for image in run.images]
+    return FoldFindings(
+        images={
+            "sha256": images_sha256([image.sha256 for image in images]),
+            "n": len(images),
+            "patients": int(patient_groups([image.patient for image in images], len(images)).max()) + 1,
+            "counts": dict(sum((Counter(run.evaluation.counts) for run in folds[0].runs), Counter())),
+        },
+        groups=groups,
+        pairs=pairs,
+        sentences=(*group_sentences(groups), *(found or (training,))),
+        notice=joint_notice([run for each in folds for run in each.runs]),
+    )
+
+
+def read_folds(
+    targets: Sequence[Path],
+    read: Callable[[Sequence[Path]], Sequence[ComparedRun[Any, Any]]],
+    summarize: Callable[[Any], _Summary],
+) -> list[Folds[_Summary]]:
+    """Return evaluated cross-validations.
+
+    Args:
+        targets: Folders of folds.
+        read: Returns the evaluations of runs.
+        summarize: Returns the row of an evaluation in a comparison.
+
+    Raises:
+        UsageError: A target is not a cross-validation.
+        RunError: A fold is missing, not finished, not evaluated, or evaluated on other images than its own.
+    """
     for target in targets:
         if not is_cross_validation(target):
             raise UsageError(
@@ -160,57 +249,28 @@ def compare_folds(
                 hint="The validation images of a cross-validation are training images of other models: give folders of"
                 " `train --folds` only, or compare other runs on test images",
             )
-    folds = _read(targets, OUT_OF_FOLD, operating_point, prevalence)
-    _check_same_folds(folds)
-    names = _names(folds)
-    groups = tuple(_group(each, name) for each, name in zip(folds, names, strict=True))
-    pairs = _tests(folds, names)
-    runs = [run for each in folds for run in each.runs]
-    training = _training_sentence(folds)
-    found = findings(names, [group.metrics["accuracy"].mean for group in groups], pairs, training, noun="recipes")
-    images = [image for run in folds[0].runs for image in run.images]
-    return Comparison(
-        images={
-            "sha256": images_sha256([image.sha256 for image in images]),
-            "n": len(images),
-            "patients": int(patient_groups([image.patient for image in images], len(images)).max()) + 1,
-            "counts": dict(sum((Counter(run.evaluation.counts) for run in folds[0].runs), Counter())),
-        },
-        operating_point=operating_point,
-        runs=tuple(summary for each in folds for summary in each.summaries),
-        pairs=pairs,
-        sentences=(
-            *group_sentences(groups),
-            *(found or (training,)),
-            *prevalence_sentences((), groups, operating_point, prevalence),
-        ),
-        evaluation=OUT_OF_FOLD,
-        groups=groups,
-        prevalence=prevalence,
-        command=command,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        version=__version__,
-        notice=joint_notice(runs),
-    )
-
-
-def _read(
-    targets: Sequence[Path], evaluation: str, operating_point: str, prevalence: float | None = None
-) -> list[_Folds]:
     paths = [find_folds(target) for target in targets]
-    flat = [path for each in paths for path in each]
-    runs = iter(with_unique_names(read_evaluated(flat, evaluation, operating_point, ScoringOptions(), None)))
+    runs = iter(with_unique_names(read([path for each in paths for path in each])))
     found = []
     for target, each in zip(targets, paths, strict=True):
         members = tuple(next(runs) for _ in each)
         for run in members:
             _check_out_of_fold(run)
-        summaries = tuple(summarize_run(run, operating_point, prevalence) for run in members)
-        found.append(_Folds(target, members, summaries, tuple(map(read_run, each))))
+        found.append(Folds(target, members, tuple(map(summarize, members)), tuple(map(read_run, each))))
     return found
 
 
-def _check_out_of_fold(run: EvaluatedRun) -> None:
+def _read(
+    targets: Sequence[Path], evaluation: str, operating_point: str, prevalence: float | None = None
+) -> list[Folds[RunSummary]]:
+    return read_folds(
+        targets,
+        lambda paths: read_evaluated(paths, evaluation, operating_point, ScoringOptions(), None),
+        lambda run: summarize_run(run, operating_point, prevalence),
+    )
+
+
+def _check_out_of_fold(run: ComparedRun[Any, Any]) -> None:
     """Raise unless the evaluated images are the validation images of the fold, as far as its folder states them."""
     evaluate_again = (
         f"Evaluate it again, on the data that it was trained on: pneumoscope evaluate {run.path} --data DATA"
@@ -218,7 +278,7 @@ def _check_out_of_fold(run: EvaluatedRun) -> None:
     evaluate_again += f" --split {OUT_OF_FOLD} --force"
     manifest, card = run.path / MANIFEST_FILE, run.path / BUNDLE_FOLDER / CARD_FILE
     if card.is_file():
-        seen = set(read_card(card).seen.get("train", ()))
+        seen = set(read_any_card(card).seen.get("train", ()))
         trained = [image.path for image in run.images if short_hash(image.sha256) in seen]
         if trained:
             raise RunError(
@@ -236,7 +296,7 @@ def _check_out_of_fold(run: EvaluatedRun) -> None:
             )
 
 
-def _check_same_folds(folds: Sequence[_Folds]) -> None:
+def _check_same_folds(folds: Sequence[Folds[Any]]) -> None:
     """Raise unless all cross-validations have the same validation images in each fold."""
     first = folds[0]
     for other in folds[1:]:
@@ -253,49 +313,56 @@ def _check_same_folds(folds: Sequence[_Folds]) -> None:
                 raise
 
 
-def _names(folds: Sequence[_Folds]) -> list[str]:
+def _names(folds: Sequence[Folds[Any]]) -> list[str]:
     """Return the name of each recipe; that of the folder if several have the same."""
     names = [each.records[0].name for each in folds]
     count = Counter(names)
     return [name if count[name] == 1 else each.path.resolve().name for name, each in zip(names, folds, strict=True)]
 
 
-def _group(folds: _Folds, name: str) -> RunGroup:
+def group_folds(folds: Folds[Any], name: str, tested: Sequence[str]) -> RunGroup:
+    """Return mean and spread of each metric over folds.
+
+    Args:
+        folds: The folds.
+        name: Name of the recipe.
+        tested: Metrics whose means have intervals.
+    """
     return RunGroup(
         name=name,
         runs=tuple(summary.name for summary in folds.summaries),
         seeds=tuple(record.seed for record in folds.records),
-        metrics=_spreads(folds),
+        metrics=_spreads(folds, tested),
         folds=tuple(record.fold or 0 for record in folds.records),
     )
 
 
-def _spreads(folds: _Folds) -> Mapping[str, SeedSpread]:
+def _spreads(folds: Folds[Any], tested: Sequence[str]) -> Mapping[str, SeedSpread]:
     found = {}
-    for metric, first in folds.summaries[0].test.items():
-        if not isinstance(first, Interval) or metric in _OF_PROBABILITIES:
+    for metric in folds.summaries[0].intervals():
+        if metric in _OF_PROBABILITIES:
             continue
         values = folds.values(metric)
         if isinstance(values, str):
             continue  # a mean of the other folds would not be of all images
         mean = folds_mean(values, folds.ratio, n=folds.n)
-        if metric not in TESTED:  # not all are within 0 and 1
+        if metric not in tested:  # not all are within 0 and 1
             mean = Interval(float(np.mean(values)), None, None, "mean of folds", folds.n)
         found[metric] = SeedSpread(mean, float(np.std(values, ddof=1)), min(values), max(values))
     return found
 
 
-def _tests(folds: Sequence[_Folds], names: Sequence[str]) -> tuple[PairedTest, ...]:
-    """Test every pair: accuracy, AUROC, sensitivity and specificity, Holm-corrected over the pairs of each metric."""
+def _tests(folds: Sequence[Folds[Any]], names: Sequence[str], tested: Sequence[str]) -> tuple[PairedTest, ...]:
+    """Test every pair by each metric, Holm-corrected over the pairs of each metric."""
     pairs = list(combinations(names, 2))
     tests: list[PairedTest] = []
-    for metric in TESTED:
+    for metric in tested:
         results = [_difference(metric, a, b) for a, b in combinations(folds, 2)]
         tests += corrected_tests(metric, pairs, results, FOLDS_METHOD)
     return tuple(tests)
 
 
-def _difference(metric: str, a: _Folds, b: _Folds) -> tuple[Interval, float | None]:
+def _difference(metric: str, a: Folds[Any], b: Folds[Any]) -> tuple[Interval, float | None]:
     of_a, of_b = a.values(metric), b.values(metric)
     for values in (of_a, of_b):
         if isinstance(values, str):
@@ -303,7 +370,7 @@ def _difference(metric: str, a: _Folds, b: _Folds) -> tuple[Interval, float | No
     return folds_difference(of_a, of_b, a.ratio, n=a.n)
 
 
-def _training_sentence(folds: Sequence[_Folds]) -> str:
+def _training_sentence(folds: Sequence[Folds[Any]]) -> str:
     share = 1 / (1 + folds[0].ratio)
     # Older records lack the field; they selected the epoch by accuracy.
     selecting = [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from pneumoscope.core.errors import UsageError
+from pneumoscope.core.multiclass_results import MulticlassScoredImage
 from pneumoscope.core.results import ScoredImage
 from pneumoscope.data.manifest import LabeledImage, Manifest
 from pneumoscope.evaluation.split_images import SplitImages
@@ -108,7 +109,7 @@ def default_name(
     run: Path,
     data: Path,
     split: str,
-    images: Sequence[LabeledImage] | Sequence[ScoredImage],
+    images: Sequence[LabeledImage] | Sequence[ScoredImage] | Sequence[MulticlassScoredImage],
     site_sha256: str,
     note: Callable[[str], None] | None = None,
 ) -> str:

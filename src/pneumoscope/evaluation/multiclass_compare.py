@@ -22,7 +22,9 @@ from pneumoscope.evaluation.comparability import (
     rejection_sentences,
 )
 from pneumoscope.evaluation.compare import write_comparison
+from pneumoscope.evaluation.cross_validation import is_cross_validation
 from pneumoscope.evaluation.multiclass_compared import ComparedClasses, compared_classes, summarize_class_run
+from pneumoscope.evaluation.multiclass_cross_validation import compare_class_folds
 from pneumoscope.evaluation.multiclass_groups import ClassScoring
 from pneumoscope.evaluation.multiclass_metrics import ClassScores, class_scores
 from pneumoscope.evaluation.paired_findings import corrected_tests, findings, training_sentence
@@ -54,7 +56,7 @@ def compare_multiclass(
 
     Accuracy is compared by McNemar's exact test, which keeps the images of a patient together, and macro AUROC by DeLong's test
     for the mean over classes; p-values are Holm-corrected over the pairs of each. Runs of one recipe with different seeds are
-    compared by their means; see `run_groups`.
+    compared by their means; see `run_groups`. Cross-validations are compared with each other only; see `cross_validation`.
 
     Args:
         runs: Run folders with `evaluation/NAME/`, or folders of such runs; folders of an evaluation; bundles, and CSV files with
@@ -76,20 +78,23 @@ def compare_multiclass(
         PneumoscopeError: A bundle or file cannot be evaluated; see `evaluate_multiclass` and `evaluate_multiclass_predictions`.
         StorageError: The results cannot be written.
     """
-    folder = None if out is None else Path(out)
-    compared = compared_classes(
-        runs,
-        evaluation=evaluation,
-        data=data,
-        labels=labels,
-        split=split,
-        columns=columns,
-        ledger=ledger,
-        out=folder,
-        progress=progress,
-        note=note,
-    )
-    comparison = multiclass_comparison(compared, evaluation=evaluation, command=command)
+    folder, targets = None if out is None else Path(out), [Path(run) for run in runs]
+    if any(map(is_cross_validation, targets)):
+        comparison = compare_class_folds(targets, command)
+    else:
+        compared = compared_classes(
+            targets,
+            evaluation=evaluation,
+            data=data,
+            labels=labels,
+            split=split,
+            columns=columns,
+            ledger=ledger,
+            out=folder,
+            progress=progress,
+            note=note,
+        )
+        comparison = multiclass_comparison(compared, evaluation=evaluation, command=command)
     if folder is not None:
         write_comparison(comparison, folder)
     return comparison

@@ -35,6 +35,7 @@ __all__ = [
     "Measured",
     "MetricScoring",
     "RunScoring",
+    "SummarizedRun",
     "group_findings",
     "group_runs",
     "group_sentences",

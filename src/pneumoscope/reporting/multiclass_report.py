@@ -8,8 +8,10 @@ from pathlib import Path
 
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.multiclass_results import MulticlassComparison
+from pneumoscope.evaluation.cross_validation import is_cross_validation
 from pneumoscope.evaluation.multiclass_compare import multiclass_comparison
 from pneumoscope.evaluation.multiclass_compared import ComparedClasses, compared_classes
+from pneumoscope.evaluation.multiclass_cross_validation import compare_class_folds, read_class_folds
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.comparison_figures import NamedFigure
 from pneumoscope.reporting.multiclass_figures import draw_class_figures
@@ -73,8 +75,12 @@ def report_multiclass(runs: Sequence[str | Path], *, evaluation: str = "test", c
     Raises:
         RunError, UsageError: See `evaluation.multiclass_compare.compare_multiclass`.
     """
-    compared = compared_classes(runs, evaluation=evaluation)
-    comparison = multiclass_comparison(compared, evaluation=evaluation, command=command)
+    targets = [Path(run) for run in runs]
+    if any(map(is_cross_validation, targets)):
+        comparison, compared = compare_class_folds(targets, command), read_class_folds(targets)
+    else:
+        compared = compared_classes(targets, evaluation=evaluation)
+        comparison = multiclass_comparison(compared, evaluation=evaluation, command=command)
     figures = draw_class_figures(comparison, compared)
     return MulticlassReport(
         comparison,
@@ -89,14 +95,18 @@ def write_multiclass_page(comparison: MulticlassComparison, folders: Sequence[Pa
 
     Args:
         comparison: The comparison.
-        folders: Folders with the evaluations of its runs, in its order; see `compared.result_folders`.
+        folders: Folders with the evaluations of its runs, in its order; see `compared.result_folders`. Of cross-validations,
+            their folders, each with its folds.
         out: HTML file to write.
 
     Raises:
         RunError: See `report_multiclass`.
         StorageError: The file cannot be written.
     """
-    compared = compared_classes(folders, evaluation=comparison.evaluation)
+    if comparison.is_cross_validation:
+        compared = read_class_folds(folders)
+    else:
+        compared = compared_classes(folders, evaluation=comparison.evaluation)
     tables = {table.name: table for table in class_tables(comparison, compared)}
     write_atomically(out, _page(comparison, compared, tables))
     return out

@@ -101,7 +101,7 @@ def train_folds(
         UsageError: There are fewer than 2 folds, or the recipe splits by image or block.
         RunError: The folder is a run, has other files, or has runs and `resume` is false; or it has another number of folds,
             or other runs.
-        DatasetError: The classes are not NORMAL and PNEUMONIA, or a label has fewer patients than there are folds.
+        DatasetError: A label has fewer patients than there are folds.
         PneumoscopeError: See `train`.
     """
     if count < 2:

@@ -372,8 +372,6 @@ def load_images(
     labels = labels_of_recipe(recipe, labels)
     loaded = load_manifest(data, labels=labels, recorded=recorded)
     _check_readable(loaded)
-    if fold is not None:
-        loaded.check_binary("a cross-validation")
     manifest = apply_split(loaded, recipe, str(data), fold)
     _check_recipe(recipe, manifest)
     return manifest, labels
