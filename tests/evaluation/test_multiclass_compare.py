@@ -17,6 +17,8 @@ from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.multiclass_compare import compare_multiclass
 from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
 from pneumoscope.reporting.multiclass_report import report_multiclass
+from pneumoscope.statistics.inputs import patient_groups
+from pneumoscope.statistics.replicates import proportion_covariance, replicates_difference
 
 
 @pytest.fixture
@@ -265,7 +267,20 @@ def test_seeds_of_one_recipe_are_compared_by_their_mean(seeds):
         ("good", "poor", "accuracy"),
         ("good", "poor", "macro_auroc"),
     ]
-    assert comparison.pairs[0].test == "obuchowski-rockette, random seeds and patients"
+    accuracy, macro = comparison.pairs
+    assert accuracy.test == "obuchowski-rockette, random seeds and patients"
+    others = [read_probabilities(seeds / f"poor/seed-{seed}") for seed in range(2)]
+    correct = [p.argmax(1) == y for p, y, _ in (*found, *others)]
+    assert good.metrics["accuracy"].mean.value == pytest.approx(np.mean(correct[:3]))
+    patients = patient_groups(found[0][2], len(found[0][1]))
+    _, covariance = proportion_covariance(correct, patients)
+    means = [each.mean() for each in correct]
+    expected, p = replicates_difference(means[:3], means[3:], covariance, n=60, method="")
+    assert (accuracy.difference.value, accuracy.difference.low, accuracy.p) == pytest.approx(
+        (expected.value, expected.low, p)
+    )
+    areas = [metrics.roc_auc_score(y, p, multi_class="ovr") for p, y, _ in others]
+    assert macro.difference.value == pytest.approx(np.mean(values) - np.mean(areas))
     assert comparison.sentences[0].startswith(
         f"good, 3 seeds (0, 1, 2): mean accuracy {good.metrics['accuracy'].mean}, standard deviation"
     )

@@ -114,16 +114,18 @@ def test_prediction_sets_are_fitted_on_validation_predictions(maker, data, image
     validation_data, others = validation
     logits = draw(others, seed=1)
     second = write(maker.root / "validation.csv", others, softmax(logits, axis=1))
-    file = write(maker.root / "other.csv", images, softmax(draw(images), axis=1))
+    p, y = softmax(logits, axis=1), np.array([GRAY_CLASSES.index(image.label) for image in others])
+    # The images have the probabilities of the 20 worst validation images of their class, so that some are at a threshold.
+    worst = np.concatenate([np.flatnonzero(y == k)[np.argsort(p[y == k, k])[:20]] for k in range(3)])
+    file = write(maker.root / "other.csv", images, p[worst])
     evaluation, scored = evaluate_multiclass_predictions(file, data, validation=second, validation_data=validation_data)
     assert evaluation.coverage == 0.95
-    p, y = softmax(logits, axis=1), np.array([GRAY_CLASSES.index(image.label) for image in others])
     # Of the 40 images of a class, floor(0.05 x 41) = 2 may be left out: the second lowest probability is the threshold.
     thresholds = [np.sort(p[y == k, k])[1] for k in range(3)]
     inside = np.array([image.probabilities for image in scored]) >= np.array(thresholds) * (1 - 1e-12)
     expected = ["|".join(name for name, each in zip(GRAY_CLASSES, row, strict=True) if each) for row in inside]
     assert [image.prediction_set for image in scored] == expected
-    assert 0.8 < evaluation.sets["coverage"].value <= 1
+    assert evaluation.sets["coverage"].value == 57 / 60  # without the worst of each class
 
 
 def test_one_temperature_is_fitted_on_the_validation_images(maker, data, images, validation):
@@ -264,3 +266,16 @@ def test_nothing_is_evaluated_before_all_files_are_checked(maker, data, images, 
     with pytest.raises(UsageError, match="--data"):
         compare_multiclass([a])
     assert ledger(maker) == []
+
+
+def test_files_are_compared_in_the_order_of_the_classes_of_a_model(maker, data, images):
+    bundle = maker.multiclass_bundle(maker.root / "model")
+    card = json.loads((bundle / "card.json").read_text())
+    card["classes"] = ["mid", "dark", "bright"]
+    (bundle / "card.json").write_text(json.dumps(card))
+    file = write(maker.root / "a.csv", images, softmax(draw(images), axis=1))
+    comparison = compare_multiclass([file, bundle], data=data)
+    assert comparison.classes == ("mid", "dark", "bright")
+    y = [GRAY_CLASSES.index(image.label) for image in images]
+    expected = metrics.accuracy_score(y, draw(images).argmax(1))
+    assert comparison.runs[0].metrics["accuracy"].value == pytest.approx(expected)
