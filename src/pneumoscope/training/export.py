@@ -31,7 +31,6 @@ from pneumoscope.bundle.card import (
 )
 from pneumoscope.bundle.network_checks import self_test_image
 from pneumoscope.data.cache import preprocess_images
-from pneumoscope.data.manifest import Manifest
 from pneumoscope.data.outliers import Outliers
 from pneumoscope.evaluation.fitting import (
     fit_calibration,
@@ -52,6 +51,7 @@ from pneumoscope.training.age_classifier import train_age_classifier
 from pneumoscope.training.augmentation import augment
 from pneumoscope.training.data_module import ImageArrays, derive_seed
 from pneumoscope.training.input_checks import ACCEPTED, fit_input_checks
+from pneumoscope.training.inputs import TrainingInputs
 from pneumoscope.training.onnx_export import check_logits, check_outputs, export_onnx
 
 __all__ = [
@@ -70,11 +70,9 @@ _BATCH = 32
 
 
 def export(
+    inputs: TrainingInputs,
     network: ClassifierNetwork,
-    recipe: Recipe,
-    manifest: Manifest,
     arrays: ImageArrays,
-    outliers: Outliers | None,
     folder: Path,
     *,
     best_epoch: int,
@@ -83,9 +81,9 @@ def export(
     """Write a bundle, and return its card.
 
     Args:
+        inputs: Recipe, images and outliers of the run.
         network: Network with its trained weights, on the CPU, in evaluation mode.
-        recipe, manifest, arrays: Recipe, images and arrays of the run.
-        outliers: Images of patients outside the age range; None if the recipe trains no age classifier.
+        arrays: The preprocessed images.
         folder: Folder of the bundle; existing files are replaced.
         best_epoch: Epoch of the weights, counted from 1.
         seen_before: Short hashes of the images that the initial weights were trained or validated on; the card adds them to
@@ -95,6 +93,7 @@ def export(
         ParityError: Outputs of the exported network differ from PyTorch on up to 64 validation images; see `onnx_export`.
         StorageError: The bundle cannot be written.
     """
+    recipe, outliers = inputs.recipe, inputs.outliers
     pixels = validation_pixels(arrays)
     labels = np.array([image.positive for image in arrays.validation])
     patients = [image.patient for image in arrays.validation]
@@ -102,7 +101,7 @@ def export(
 
     input_checks = train_input_checks(recipe, arrays, outliers)
     onnx = export_onnx(network, recipe.network.image_size, input_checks)
-    card = _initial_card(common_fields(network, recipe, manifest, arrays, onnx, best_epoch, seen_before))
+    card = _initial_card(common_fields(inputs, network, onnx, best_epoch, seen_before))
     session = BundleSession(card, onnx)
 
     outputs = [session.outputs(batch) for batch in image_batches(pixels)]
@@ -240,20 +239,15 @@ def _initial_card(fields: dict[str, Any]) -> Card:
 
 
 def common_fields(
-    network: ClassifierNetwork,
-    recipe: Recipe,
-    manifest: Manifest,
-    arrays: ImageArrays,
-    onnx: bytes,
-    best_epoch: int,
-    seen_before: Collection[str],
+    inputs: TrainingInputs, network: ClassifierNetwork, onnx: bytes, best_epoch: int, seen_before: Collection[str]
 ) -> dict[str, Any]:
     """Return the fields that the cards of all bundles have, without those that are fitted on outputs of the exported network.
 
     Args:
-        network, recipe, manifest, arrays, best_epoch, seen_before: See `export`.
+        inputs, network, best_epoch, seen_before: See `export`.
         onnx: Content of the network file.
     """
+    recipe, manifest = inputs.recipe, inputs.manifest
     seen = {name: [short_hash(image.sha256) for image in manifest.split(name)] for name in ("train", "validation")}
     return {
         "name": recipe.name,
@@ -263,7 +257,7 @@ def common_fields(
         "created": now(),
         "onnx_sha256": hashlib.sha256(onnx).hexdigest(),
         "onnx_bytes": len(onnx),
-        "preprocessing": arrays.preprocessing,
+        "preprocessing": recipe.preprocessing,
         "rejection_limits": None,
         "population": recipe.stated_population(),
         "age_range": recipe.data.age_range,

@@ -11,12 +11,9 @@ import numpy as np
 from pneumoscope.bundle.bundle_folder import write_bundle
 from pneumoscope.bundle.multiclass_card import MULTICLASS_FORMAT, MulticlassCard, TemperatureScaling
 from pneumoscope.bundle.network_checks import self_test_image
-from pneumoscope.data.manifest import Manifest
-from pneumoscope.data.outliers import Outliers
 from pneumoscope.evaluation.multiclass_fitting import fit_prediction_sets, fit_temperature_scaling
 from pneumoscope.inference.multiclass_session import MulticlassSession
 from pneumoscope.models.base import ClassifierNetwork
-from pneumoscope.runs.recipe import Recipe
 from pneumoscope.training.data_module import ImageArrays
 from pneumoscope.training.export import (
     augmented_batches,
@@ -27,17 +24,16 @@ from pneumoscope.training.export import (
     train_input_checks,
     validation_pixels,
 )
+from pneumoscope.training.inputs import TrainingInputs
 from pneumoscope.training.onnx_export import check_input_checks, check_logits, export_onnx
 
 __all__ = ["export_multiclass"]
 
 
 def export_multiclass(
+    inputs: TrainingInputs,
     network: ClassifierNetwork,
-    recipe: Recipe,
-    manifest: Manifest,
     arrays: ImageArrays,
-    outliers: Outliers | None,
     folder: Path,
     *,
     best_epoch: int,
@@ -49,12 +45,13 @@ def export_multiclass(
     temperature, and the sets have their coverage on augmented and unmodified images.
 
     Args:
-        network, recipe, manifest, arrays, outliers, folder, best_epoch, seen_before: See `export.export`.
+        inputs, network, arrays, folder, best_epoch, seen_before: See `export.export`.
 
     Raises:
         ParityError: Outputs of the exported network differ from PyTorch on up to 64 validation images; see `onnx_export`.
         StorageError: The bundle cannot be written.
     """
+    recipe, outliers = inputs.recipe, inputs.outliers
     pixels = validation_pixels(arrays)
     targets = arrays.targets(arrays.validation)
 
@@ -67,7 +64,7 @@ def export_multiclass(
         activation="softmax",
         calibration=TemperatureScaling(temperature=1, method="none", n=0),
         prediction_sets=None,
-        **common_fields(network, recipe, manifest, arrays, onnx, best_epoch, seen_before),
+        **common_fields(inputs, network, onnx, best_epoch, seen_before),
     )
     session = MulticlassSession(card, onnx)
 

@@ -232,16 +232,7 @@ def _write_bundle(
     """
     write = export if inputs.manifest.binary else export_multiclass
     try:
-        write(
-            network,
-            inputs.recipe,
-            inputs.manifest,
-            arrays,
-            inputs.outliers,
-            out / BUNDLE_FOLDER,
-            best_epoch=best.epoch,
-            seen_before=loaded.seen,
-        )
+        write(inputs, network, arrays, out / BUNDLE_FOLDER, best_epoch=best.epoch, seen_before=loaded.seen)
     except ParityError as error:
         # The outputs of a diverged network are so large that they depend on rounding errors.
         guessing = math.log(len(inputs.manifest.classes))
