@@ -404,9 +404,12 @@ def _require_target(target: Path | None, given: Mapping[str, object]) -> Path:
 
 
 def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
+    from pneumoscope.core.messages import patients_text
+
     labels = ", ".join(f"{n} {label}" for label, n in evaluation.counts.items())
     images = "images" if evaluation.split == "all" else f"{evaluation.split} images"
-    click.echo(f"{evaluation.name} on {evaluation.n} {images} ({labels}; {evaluation.patients} patients)")
+    patients = patients_text(evaluation.patients, evaluation.unknown_patients, evaluation.n)
+    click.echo(f"{evaluation.name} on {evaluation.n} {images} ({labels}; {patients})")
     if evaluation.site:
         click.echo(f"Site profile: {evaluation.site}")
     for remark in evaluation.remarks:
@@ -467,7 +470,7 @@ def _print_breakdown(evaluation: Evaluation, console: Console) -> None:
     for test in evaluation.interactions:
         click.echo(f"  {test.sentence}")
     if difference := evaluation.difference:
-        title = f"minus {difference.reference} ({difference.reference_n} images)"
+        title = f"these images minus {difference.reference} ({difference.reference_n} images)"
         console.print(interval_table(title, difference.named_intervals()))
         if difference.remark:
             click.echo(f"  {difference.remark}")

@@ -48,11 +48,11 @@ def ledger_sentence(count: int) -> str:
 
 def _cells(interval: Interval) -> tuple[str, str, str, str]:
     """Return value, ends, n and method as text; the reason in place of ends that are undefined."""
-    from pneumoscope.core.result_forms import method_name
+    from pneumoscope.core.result_forms import method_name, with_minus_signs
 
     if interval.value is None:
         return "-", interval.reason, str(interval.n), method_name(interval.method)
     ends = interval.reason
     if interval.low is not None and interval.high is not None:
-        ends = f"{interval.low:.3f} to {interval.high:.3f}"
-    return f"{interval.value:.3f}", ends, str(interval.n), method_name(interval.method)
+        ends = with_minus_signs(f"{interval.low:.3f} to {interval.high:.3f}")
+    return with_minus_signs(f"{interval.value:.3f}"), ends, str(interval.n), method_name(interval.method)

@@ -139,6 +139,7 @@ def compare(
             "sha256": first.images_sha256,
             "n": first.n,
             "patients": first.patients,
+            "unknown_patients": first.unknown_patients,
             "counts": dict(first.counts),
         },
         operating_point=operating_point,

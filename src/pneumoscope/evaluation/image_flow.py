@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pneumoscope.core.image_flow import ImageCount, ImageFlow
 from pneumoscope.data.manifest import LabeledImage, Manifest
-from pneumoscope.evaluation.selection import count_patients
+from pneumoscope.evaluation.selection import count_patients, count_unknown_patients
 
 __all__ = ["image_flow"]
 
@@ -37,8 +37,18 @@ def image_flow(manifest: Manifest, data: Path, evaluated: Sequence[LabeledImage]
         labeled=_count(manifest.images),
         other_splits={split: _count(images) for split, images in sorted(others.items())},
         evaluated=_count(evaluated),
+        copies=len(evaluated) - len({image.sha256 for image in evaluated}),
+        contradictory=_count_contradictory(manifest, evaluated),
     )
 
 
 def _count(images: Sequence[LabeledImage]) -> ImageCount:
-    return ImageCount(len(images), count_patients(images))
+    return ImageCount(len(images), count_patients(images), count_unknown_patients(images))
+
+
+def _count_contradictory(manifest: Manifest, evaluated: Sequence[LabeledImage]) -> int:
+    """Return the number of evaluated images that have another label elsewhere in the data."""
+    labels: dict[str, set[str]] = defaultdict(set)
+    for image in (*manifest, *evaluated):
+        labels[image.sha256].add(image.label)
+    return sum(len(labels[image.sha256]) > 1 for image in evaluated)

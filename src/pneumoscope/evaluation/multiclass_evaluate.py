@@ -137,6 +137,7 @@ def evaluate_multiclass(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,
         flow=image_flow(manifest, data, images, source_name),
+        unknown_patients=sum(not patient for patient in patients),
         notice=notice(card.population),
     )
     if split in TEST_SPLITS:
