@@ -17,7 +17,7 @@ from pneumoscope.core.prediction import ModelInfo
 from pneumoscope.inference.decision import decide, sigmoid
 from pneumoscope.inference.model import load_model
 from pneumoscope.statistics.drift import measure_drift
-from pneumoscope.statistics.prevalence import adjust_prevalence
+from pneumoscope.statistics.probabilities import adjust_prevalence
 
 BAND = UncertaintyBand(low=0.3, high=0.7, coverage=0.95, n_normal=30, n_pneumonia=40)
 

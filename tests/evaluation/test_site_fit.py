@@ -24,7 +24,7 @@ from pneumoscope.evaluation.site_fit import (
     sample_prevalence,
 )
 from pneumoscope.evaluation.site_images import SiteImages
-from pneumoscope.statistics.prevalence import adjust_prevalence
+from pneumoscope.statistics.probabilities import adjust_prevalence
 from pneumoscope.statistics.thresholds import threshold_at_sensitivity, youden_threshold
 
 

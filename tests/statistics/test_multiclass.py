@@ -27,7 +27,7 @@ from pneumoscope.statistics.multiclass import (
 )
 from pneumoscope.statistics.multiclass_paired import macro_auroc_test
 from pneumoscope.statistics.paired import delong_test
-from pneumoscope.statistics.softmax import softmax
+from pneumoscope.statistics.probabilities import softmax
 from pneumoscope.statistics.temperature import fit_temperature
 
 NAMES = ("bacteria", "normal", "virus")

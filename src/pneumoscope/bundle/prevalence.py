@@ -12,7 +12,7 @@ import msgspec
 
 from pneumoscope.bundle.card import Calibration, Card, Intervals
 from pneumoscope.core.errors import UsageError
-from pneumoscope.statistics.prevalence import adjust_prevalence
+from pneumoscope.statistics.probabilities import adjust_prevalence
 
 __all__ = ["apply_prevalence", "with_prevalence"]
 

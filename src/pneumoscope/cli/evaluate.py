@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pneumoscope.cli.evaluation_tables import interval_table, ledger_sentence
+from pneumoscope.cli.evaluation_tables import ledger_sentence, print_evaluation
+from pneumoscope.cli.evaluation_targets import EvaluationTargets
 from pneumoscope.cli.multiclass import (
     has_several_classes,
     print_multiclass_evaluation,
@@ -24,12 +25,9 @@ from pneumoscope.cli.options import (
     prediction_column_options,
     site_option,
 )
-from pneumoscope.cli.progress import image_progress
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from pneumoscope.core.results import Evaluation, Interval
+    from pneumoscope.core.results import Evaluation
     from pneumoscope.data.label_mapping import LabelMapping
 
 __all__ = ["command"]
@@ -160,121 +158,104 @@ def command(
 
     Example:  pneumoscope evaluate --predictions scores.csv --data images.csv --probability-column Pneumonia
     """
+    options: dict[str, Any] = {
+        "labels": labels,
+        "out": out,
+        "name": name,
+        "replace": force,
+        "source_name": source,
+        "ledger": ledger,
+        "seed": seed,
+        "note": _print_note,
+    }
+    binary_options: dict[str, Any] = {
+        "operating_points": operating_points,
+        "by": tuple(filter(None, (column.strip() for column in by.split(",")))),
+        "reference": reference,
+        "prevalence": prevalence,
+        "validation_data": validation_data,
+    }
+    if predictions is not None:
+        _check_options(target, site)
+        columns = {field: column_names[name] for name, field in PREDICTION_COLUMNS.items()} | {"split": split_column}
+        options |= binary_options | {"validation": validation_predictions, "fit_probabilities": calibrate}
+        _evaluate_predictions(predictions, data, split or "test", columns, options, as_json=as_json)
+        return
+    options["labels"] = _with_path_column(labels, column_names.pop("path_column"))
+    given = {
+        "--validation-predictions": validation_predictions,
+        "--split-column": split_column,
+        "--calibrate": calibrate,
+        **{f"--{name.replace('_', '-')}": value for name, value in column_names.items()},
+    }
+    targets = EvaluationTargets.find(_require_target(target, given), split, out)
+    if any(map(has_several_classes, targets.members)):
+        refuse_options(
+            {
+                "--operating-point": operating_points,
+                "--by": by,
+                "--reference": reference,
+                "--prevalence": prevalence,
+                "--validation-data": validation_data,
+                "--site": site,
+            }
+        )
+        _evaluate_classes(targets, data, options, as_json=as_json)
+    else:
+        _evaluate_runs(targets, data, options | binary_options | {"site": site}, as_json=as_json)
+
+
+def _print_note(text: str) -> None:
+    click.echo(f"note: {text}", err=True)
+
+
+def _print_result(evaluation: Evaluation, *, as_json: bool) -> None:
     from rich.console import Console
 
     from pneumoscope.core.result_forms import to_json
 
-    def note(text: str) -> None:
-        click.echo(f"note: {text}", err=True)
-
-    columns_by = tuple(filter(None, (name.strip() for name in by.split(","))))
-    if predictions is not None:
-        _check_options(target, site)
-        evaluation = _evaluate_predictions(
-            predictions,
-            data,
-            split=split or "test",
-            labels=labels,
-            columns={field: column_names[name] for name, field in PREDICTION_COLUMNS.items()} | {"split": split_column},
-            validation=validation_predictions,
-            validation_data=validation_data,
-            fit_probabilities=calibrate,
-            operating_points=operating_points or None,
-            name=name or "",
-            by=columns_by,
-            reference=reference,
-            out=out,
-            replace=force,
-            prevalence=prevalence,
-            source_name=source,
-            ledger=ledger,
-            seed=seed,
-            note=note,
-        )
-    else:
-        from pneumoscope.bundle.site_profile import read_site_profile
-        from pneumoscope.evaluation.cross_validation import OUT_OF_FOLD, find_folds, is_cross_validation
-        from pneumoscope.evaluation.evaluate import OPERATING_POINTS, evaluate
-        from pneumoscope.evaluation.evaluation_names import default_name
-        from pneumoscope.evaluation.external_predictions import FIXED_POINT
-        from pneumoscope.runs.run_folder import run_folders
-
-        labels = _with_path_column(labels, column_names.pop("path_column"))
-        given = {
-            "--validation-predictions": validation_predictions,
-            "--split-column": split_column,
-            "--calibrate": calibrate,
-            **{f"--{name.replace('_', '-')}": value for name, value in column_names.items()},
-        }
-        required = _require_target(target, given)
-        is_folds = is_cross_validation(required)
-        if is_folds:
-            _check_split_of_folds(required, split)
-        runs = find_folds(required) if is_folds else run_folders(required)
-        split = split or (OUT_OF_FOLD if is_folds else "test")
-        default_points = (FIXED_POINT,) if is_folds else OPERATING_POINTS
-        _check_folder_of_runs(required, runs, out)
-        several = [has_several_classes(each) for each in runs or [required]]
-        if any(several):
-            refuse_options(
-                {
-                    "--operating-point": operating_points,
-                    "--by": by,
-                    "--reference": reference,
-                    "--prevalence": prevalence,
-                    "--validation-data": validation_data,
-                    "--site": site,
-                }
-            )
-            options: dict[str, Any] = {
-                "split": split,
-                "labels": labels,
-                "out": out,
-                "name": name,
-                "replace": force,
-                "source_name": source,
-            }
-            _evaluate_classes(
-                runs or [required], data, options | {"ledger": ledger, "seed": seed, "note": note}, as_json=as_json
-            )
-            return
-        evaluations, names = [], []
-        for each in runs or [required]:
-            with image_progress(f"scoring images of {each.name}" if runs else "scoring images") as progress:
-                evaluation, images = evaluate(
-                    each,
-                    data,
-                    split=split,
-                    labels=labels,
-                    operating_points=operating_points or default_points,
-                    out=out,
-                    name=name,
-                    by=columns_by,
-                    reference=reference,
-                    replace=force,
-                    prevalence=prevalence,
-                    source_name=source,
-                    validation_data=validation_data,
-                    ledger=ledger,
-                    seed=seed,
-                    site=site,
-                    progress=progress,
-                    note=note,
-                )
-            evaluations.append(evaluation)
-            if runs:
-                site_sha256 = "" if site is None else read_site_profile(site).sha256
-                names.append(name or default_name(each, data, split, images, site_sha256))
-        if runs:
-            _print_runs(required, runs, evaluations, names, is_folds=is_folds, as_json=as_json)
-            return
     if as_json:
         click.echo(to_json(evaluation), nl=False)
     else:
-        _print_evaluation(evaluation, Console())
+        print_evaluation(evaluation, Console())
 
 
-def _evaluate_classes(runs: Sequence[Path], data: Path, options: Mapping[str, Any], *, as_json: bool) -> None:
+def _evaluate_predictions(
+    file: Path, data: Path, split: str, columns: Mapping[str, str], options: Mapping[str, Any], *, as_json: bool
+) -> None:
+    """Evaluate and print the predictions of another tool."""
+    from pneumoscope.data.predictions_file import PredictionColumns
+    from pneumoscope.evaluation.external_predictions import evaluate_predictions
+
+    options = {**options, "name": options["name"] or "", "operating_points": options["operating_points"] or None}
+    evaluation, _ = evaluate_predictions(file, data, split=split, columns=PredictionColumns(**columns), **options)
+    _print_result(evaluation, as_json=as_json)
+
+
+def _evaluate_runs(targets: EvaluationTargets, data: Path, options: Mapping[str, Any], *, as_json: bool) -> None:
+    """Evaluate and print models for NORMAL and PNEUMONIA."""
+    from pneumoscope.bundle.site_profile import read_site_profile
+    from pneumoscope.evaluation.evaluate import OPERATING_POINTS, evaluate
+    from pneumoscope.evaluation.evaluation_target import default_name
+    from pneumoscope.evaluation.external_predictions import FIXED_POINT
+
+    default_points = (FIXED_POINT,) if targets.is_folds else OPERATING_POINTS
+    options = {**options, "operating_points": options["operating_points"] or default_points}
+    evaluations, names = [], []
+    for each in targets.members:
+        with targets.progress(each) as progress:
+            evaluation, images = evaluate(each, data, split=targets.split, progress=progress, **options)
+        evaluations.append(evaluation)
+        if targets.runs:
+            site_sha256 = "" if options["site"] is None else read_site_profile(options["site"]).sha256
+            names.append(options["name"] or default_name(each, data, targets.split, images, site_sha256))
+    if targets.runs:
+        _print_runs(targets, evaluations, names, as_json=as_json)
+    else:
+        _print_result(evaluations[0], as_json=as_json)
+
+
+def _evaluate_classes(targets: EvaluationTargets, data: Path, options: Mapping[str, Any], *, as_json: bool) -> None:
     """Evaluate and print models of several classes."""
     from rich.console import Console
 
@@ -282,97 +263,21 @@ def _evaluate_classes(runs: Sequence[Path], data: Path, options: Mapping[str, An
     from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
 
     evaluations = []
-    for each in runs:
-        with image_progress(f"scoring images of {each.name}" if len(runs) > 1 else "scoring images") as progress:
-            evaluation, _ = evaluate_multiclass(each, data, progress=progress, **options)
+    for each in targets.members:
+        with targets.progress(each) as progress:
+            evaluation, _ = evaluate_multiclass(each, data, split=targets.split, progress=progress, **options)
         evaluations.append(evaluation)
         if not as_json:
             print_multiclass_evaluation(evaluation, Console())
     if as_json:
         documents = list(map(dataclasses.asdict, evaluations))
-        click.echo(to_json(documents if len(runs) > 1 else documents[0]), nl=False)
+        click.echo(to_json(documents if len(documents) > 1 else documents[0]), nl=False)
 
 
 def _with_path_column(labels: LabelMapping | None, column: str) -> LabelMapping | None:
     from pneumoscope.data.label_mapping import LabelMapping
 
     return dataclasses.replace(labels or LabelMapping(), path_column=column) if column else labels
-
-
-def _check_folder_of_runs(folder: Path, runs: Sequence[Path], out: Path | None) -> None:
-    """Raise before any of the runs is evaluated, which the test ledger would record."""
-    from pneumoscope.core.errors import UsageError
-    from pneumoscope.runs.run_folder import find_bundle
-
-    if runs and out is not None:
-        raise UsageError(
-            f"--out is given for a folder of runs, {str(folder)!r}",
-            hint="Leave it out: each run keeps its own evaluation",
-        )
-    for run in runs:
-        find_bundle(run)
-
-
-def _check_split_of_folds(folder: Path, split: str | None) -> None:
-    from pneumoscope.core.errors import UsageError
-
-    if split not in (None, "validation"):
-        raise UsageError(
-            f"the folds in {str(folder)!r} are evaluated on their validation images, not on the split {split!r}",
-            hint="For test images, train the recipe once on all training images and evaluate that run; or give one fold as RUN",
-        )
-
-
-def _print_runs(
-    folder: Path,
-    runs: Sequence[Path],
-    evaluations: Sequence[Evaluation],
-    names: Sequence[str],
-    *,
-    is_folds: bool,
-    as_json: bool,
-) -> None:
-    """Print the accuracy and AUROC of each run in a folder of runs, and the mean of folds; that of seeds is in `compare`.
-
-    Args:
-        folder: The folder of runs.
-        runs, evaluations: The runs and their evaluations.
-        names: Name of the evaluation of each run.
-        is_folds: Whether the runs are the folds of a cross-validation.
-        as_json: Print one JSON document.
-    """
-    from pneumoscope.core.result_forms import to_json
-    from pneumoscope.evaluation.cross_validation import OUT_OF_FOLD, summarize_folds
-    from pneumoscope.evaluation.run_groups import group_sentences
-
-    point = next(iter(evaluations[0].operating_points))
-    groups = [summarize_folds(folder, names[0], point)] if is_folds else []
-    if as_json:
-        listed = list(map(dataclasses.asdict, evaluations))
-        document = {"evaluations": listed, "mean": dataclasses.asdict(groups[0])} if groups else listed
-        click.echo(to_json(document), nl=False)
-        return
-    for run, evaluation in zip(runs, evaluations, strict=True):
-        accuracy, label = evaluation.operating_points[point].metrics["accuracy"], run.relative_to(folder)
-        click.echo(f"{label}: accuracy {accuracy} at {point}, AUROC {evaluation.metrics['auroc']}, n = {evaluation.n}")
-    counts = [each.test_evaluation for each in evaluations if each.test_evaluation is not None]
-    if counts:
-        click.echo(ledger_sentence(max(counts)))
-    for sentence in group_sentences(groups):
-        click.echo(sentence)
-    click.secho(evaluations[0].notice, dim=True)
-    # `compare` takes one name for all runs, and for folds that of their validation images only.
-    if {*names} == {OUT_OF_FOLD} if is_folds else len({*names}) == 1:
-        chosen = "" if is_folds or names[0] == "test" else f" --evaluation {names[0]}"
-        click.echo(f"next    pneumoscope compare {folder}{chosen} --out DIR")
-
-
-def _evaluate_predictions(file: Path, data: Path, *, columns: Mapping[str, str], **options: Any) -> Evaluation:
-    from pneumoscope.data.predictions_file import PredictionColumns
-    from pneumoscope.evaluation.external_predictions import evaluate_predictions
-
-    evaluation, _ = evaluate_predictions(file, data, columns=PredictionColumns(**columns), **options)
-    return evaluation
 
 
 def _check_options(target: Path | None, site: Path | None) -> None:
@@ -403,78 +308,38 @@ def _require_target(target: Path | None, given: Mapping[str, object]) -> Path:
     return target
 
 
-def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
-    from pneumoscope.core.messages import patients_text
+def _print_runs(
+    targets: EvaluationTargets, evaluations: Sequence[Evaluation], names: Sequence[str], *, as_json: bool
+) -> None:
+    """Print the accuracy and AUROC of each run in a folder of runs, and the mean of folds; that of seeds is in `compare`.
 
-    labels = ", ".join(f"{n} {label}" for label, n in evaluation.counts.items())
-    images = "images" if evaluation.split == "all" else f"{evaluation.split} images"
-    patients = patients_text(evaluation.patients, evaluation.unknown_patients, evaluation.n)
-    click.echo(f"{evaluation.name} on {evaluation.n} {images} ({labels}; {patients})")
-    if evaluation.site:
-        click.echo(f"Site profile: {evaluation.site}")
-    for remark in evaluation.remarks:
-        click.echo(remark)
-    if evaluation.rejected and evaluation.rejected.reasons:
-        click.echo(evaluation.rejected.sentence())
-    console.print(
-        interval_table("independent of a threshold", evaluation.metrics, evaluation.auroc_by_etiology, "AUROC")
-    )
-    for name, point in evaluation.operating_points.items():
-        title = f"{name}: threshold at {point.threshold_text()}"
-        console.print(interval_table(title, point.metrics, point.by_etiology, "correct"))
-        counts = point.confusion
-        click.echo(
-            f"  {point.rule}; predicted as pneumonia: {counts.tp} of {counts.tp + counts.fn} PNEUMONIA,"
-            f" {counts.fp} of {counts.fp + counts.tn} NORMAL"
-        )
-        if at := point.predictive_values:
-            console.print(interval_table(f"{name}, at a prevalence of {at.prevalence:g}", at.named_intervals()))
-        for label, shares in (point.uncertainty_band or {}).items():
-            click.echo(
-                f"  uncertain: {_percentages(shares['uncertain'])} of {label} images; correct or uncertain:"
-                f" {_percentages(shares['covered'])}"
-            )
-    _print_decision_curve(evaluation, console)
-    _print_breakdown(evaluation, console)
-    if evaluation.test_evaluation is not None:
-        click.echo(ledger_sentence(evaluation.test_evaluation))
-    click.secho(evaluation.notice, dim=True)
+    Args:
+        targets: The runs.
+        evaluations: Their evaluations.
+        names: Name of the evaluation of each run.
+        as_json: Print one JSON document.
+    """
+    from pneumoscope.core.result_forms import to_json
+    from pneumoscope.evaluation.cross_validation import OUT_OF_FOLD, summarize_folds
+    from pneumoscope.evaluation.run_groups import group_sentences
 
-
-def _print_decision_curve(evaluation: Evaluation, console: Console) -> None:
-    """Print the net benefit at every other threshold probability; JSON and report have all."""
-    from rich.table import Table
-
-    table = Table(title="net benefit (0 is to treat no one)", title_justify="left")
-    for heading in ("threshold probability", "model", "treat all", "gain over the better of all and no one"):
-        table.add_column(heading)
-    for step in evaluation.decision_curve[1::2]:
-        cells = (str(interval) for interval in (step.net_benefit, step.treat_all, step.gain))
-        table.add_row(f"{step.threshold_probability:g}", *cells)
-    console.print(table)
-
-
-def _print_breakdown(evaluation: Evaluation, console: Console) -> None:
-    from rich.table import Table
-
-    if evaluation.subgroups:
-        point = evaluation.subgroups[0].operating_point
-        table = Table(title=f"subgroups, at the operating point {point}", title_justify="left")
-        metrics = ("auroc", "sensitivity", "specificity")
-        for heading in ("", "n", "PNEUMONIA", *metrics):
-            table.add_column(heading)
-        for group in evaluation.subgroups:
-            cells = (str(group.metrics[metric]) for metric in metrics)
-            table.add_row(f"{group.column}: {group.value}", str(group.n), str(group.counts.get("PNEUMONIA", 0)), *cells)
-        console.print(table)
-    for test in evaluation.interactions:
-        click.echo(f"  {test.sentence}")
-    if difference := evaluation.difference:
-        title = f"these images minus {difference.reference} ({difference.reference_n} images)"
-        console.print(interval_table(title, difference.named_intervals()))
-        if difference.remark:
-            click.echo(f"  {difference.remark}")
-
-
-def _percentages(share: Interval) -> str:
-    return f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%}, n = {share.n})"
+    point = next(iter(evaluations[0].operating_points))
+    groups = [summarize_folds(targets.folder, names[0], point)] if targets.is_folds else []
+    if as_json:
+        listed = list(map(dataclasses.asdict, evaluations))
+        document = {"evaluations": listed, "mean": dataclasses.asdict(groups[0])} if groups else listed
+        click.echo(to_json(document), nl=False)
+        return
+    for run, evaluation in zip(targets.runs, evaluations, strict=True):
+        accuracy, label = evaluation.operating_points[point].metrics["accuracy"], run.relative_to(targets.folder)
+        click.echo(f"{label}: accuracy {accuracy} at {point}, AUROC {evaluation.metrics['auroc']}, n = {evaluation.n}")
+    counts = [each.test_evaluation for each in evaluations if each.test_evaluation is not None]
+    if counts:
+        click.echo(ledger_sentence(max(counts)))
+    for sentence in group_sentences(groups):
+        click.echo(sentence)
+    click.secho(evaluations[0].notice, dim=True)
+    # `compare` takes one name for all runs, and for folds that of their validation images only.
+    if {*names} == {OUT_OF_FOLD} if targets.is_folds else len({*names}) == 1:
+        chosen = "" if targets.is_folds or names[0] == "test" else f" --evaluation {names[0]}"
+        click.echo(f"next    pneumoscope compare {targets.folder}{chosen} --out DIR")

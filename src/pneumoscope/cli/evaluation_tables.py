@@ -1,16 +1,19 @@
-"""Printed output that the evaluations of all models have in common."""
+"""Tables and sentences that `evaluate` prints: those of NORMAL and PNEUMONIA, and what models of all classes share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import click
+
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
-    from pneumoscope.core.results import Interval
+    from pneumoscope.core.results import Evaluation, Interval
 
-__all__ = ["interval_table", "ledger_sentence"]
+__all__ = ["interval_table", "ledger_sentence", "print_evaluation"]
 
 
 def interval_table(
@@ -36,16 +39,6 @@ def interval_table(
     return table
 
 
-def ledger_sentence(count: int) -> str:
-    """Return how often test images have been evaluated.
-
-    Args:
-        count: Number of evaluations in the test ledger.
-    """
-    times = "once" if count == 1 else f"{count} times"
-    return f"These test images have been evaluated {times} so far (test ledger)"
-
-
 def _cells(interval: Interval) -> tuple[str, str, str, str]:
     """Return value, ends, n and method as text; the reason in place of ends that are undefined."""
     from pneumoscope.core.result_forms import method_name, with_minus_signs
@@ -56,3 +49,96 @@ def _cells(interval: Interval) -> tuple[str, str, str, str]:
     if interval.low is not None and interval.high is not None:
         ends = with_minus_signs(f"{interval.low:.3f} to {interval.high:.3f}")
     return with_minus_signs(f"{interval.value:.3f}"), ends, str(interval.n), method_name(interval.method)
+
+
+def ledger_sentence(count: int) -> str:
+    """Return how often test images have been evaluated.
+
+    Args:
+        count: Number of evaluations in the test ledger.
+    """
+    times = "once" if count == 1 else f"{count} times"
+    return f"These test images have been evaluated {times} so far (test ledger)"
+
+
+def print_evaluation(evaluation: Evaluation, console: Console) -> None:
+    """Print the tables of an evaluation of NORMAL and PNEUMONIA.
+
+    Args:
+        evaluation: The evaluation.
+        console: Console for the tables.
+    """
+    from pneumoscope.core.messages import patients_text
+
+    labels = ", ".join(f"{n} {label}" for label, n in evaluation.counts.items())
+    images = "images" if evaluation.split == "all" else f"{evaluation.split} images"
+    patients = patients_text(evaluation.patients, evaluation.unknown_patients, evaluation.n)
+    click.echo(f"{evaluation.name} on {evaluation.n} {images} ({labels}; {patients})")
+    if evaluation.site:
+        click.echo(f"Site profile: {evaluation.site}")
+    for remark in evaluation.remarks:
+        click.echo(remark)
+    if evaluation.rejected and evaluation.rejected.reasons:
+        click.echo(evaluation.rejected.sentence())
+    console.print(
+        interval_table("independent of a threshold", evaluation.metrics, evaluation.auroc_by_etiology, "AUROC")
+    )
+    for name, point in evaluation.operating_points.items():
+        title = f"{name}: threshold at {point.threshold_text()}"
+        console.print(interval_table(title, point.metrics, point.by_etiology, "correct"))
+        counts = point.confusion
+        click.echo(
+            f"  {point.rule}; predicted as pneumonia: {counts.tp} of {counts.tp + counts.fn} PNEUMONIA,"
+            f" {counts.fp} of {counts.fp + counts.tn} NORMAL"
+        )
+        if at := point.predictive_values:
+            console.print(interval_table(f"{name}, at a prevalence of {at.prevalence:g}", at.named_intervals()))
+        for label, shares in (point.uncertainty_band or {}).items():
+            click.echo(
+                f"  uncertain: {_percentages(shares['uncertain'])} of {label} images; correct or uncertain:"
+                f" {_percentages(shares['covered'])}"
+            )
+    _print_decision_curve(evaluation, console)
+    _print_breakdown(evaluation, console)
+    if evaluation.test_evaluation is not None:
+        click.echo(ledger_sentence(evaluation.test_evaluation))
+    click.secho(evaluation.notice, dim=True)
+
+
+def _print_decision_curve(evaluation: Evaluation, console: Console) -> None:
+    """Print the net benefit at every other threshold probability; JSON and report have all."""
+    from rich.table import Table
+
+    table = Table(title="net benefit (0 is to treat no one)", title_justify="left")
+    for heading in ("threshold probability", "model", "treat all", "gain over the better of all and no one"):
+        table.add_column(heading)
+    for step in evaluation.decision_curve[1::2]:
+        cells = (str(interval) for interval in (step.net_benefit, step.treat_all, step.gain))
+        table.add_row(f"{step.threshold_probability:g}", *cells)
+    console.print(table)
+
+
+def _print_breakdown(evaluation: Evaluation, console: Console) -> None:
+    from rich.table import Table
+
+    if evaluation.subgroups:
+        point = evaluation.subgroups[0].operating_point
+        table = Table(title=f"subgroups, at the operating point {point}", title_justify="left")
+        metrics = ("auroc", "sensitivity", "specificity")
+        for heading in ("", "n", "PNEUMONIA", *metrics):
+            table.add_column(heading)
+        for group in evaluation.subgroups:
+            cells = (str(group.metrics[metric]) for metric in metrics)
+            table.add_row(f"{group.column}: {group.value}", str(group.n), str(group.counts.get("PNEUMONIA", 0)), *cells)
+        console.print(table)
+    for test in evaluation.interactions:
+        click.echo(f"  {test.sentence}")
+    if difference := evaluation.difference:
+        title = f"these images minus {difference.reference} ({difference.reference_n} images)"
+        console.print(interval_table(title, difference.named_intervals()))
+        if difference.remark:
+            click.echo(f"  {difference.remark}")
+
+
+def _percentages(share: Interval) -> str:
+    return f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%}, n = {share.n})"

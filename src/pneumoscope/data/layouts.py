@@ -27,7 +27,7 @@ from pneumoscope.data.manifest import LabeledImage, Manifest
 from pneumoscope.data.medmnist import load_medmnist
 from pneumoscope.data.patients import parse_file_name
 from pneumoscope.imaging.file_type import IMAGE_EXTENSIONS, skip_reason
-from pneumoscope.imaging.subgroup_fields import read_header_fields
+from pneumoscope.imaging.header_fields import read_header_fields
 
 __all__ = ["load_manifest"]
 

@@ -11,21 +11,11 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import get_args
-
-import msgspec
-import numpy as np
 
 from pneumoscope import __version__
-from pneumoscope.bundle.card import Card, short_hash
+from pneumoscope.bundle.card import Card
 from pneumoscope.bundle.prevalence import with_prevalence
-from pneumoscope.bundle.site_profile import (
-    SITE_PROFILE_FORMAT,
-    Quantity,
-    SiteProfile,
-    apply_site_profile,
-    check_site_name,
-)
+from pneumoscope.bundle.site_profile import SiteProfile, check_site_name
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
@@ -38,33 +28,26 @@ from pneumoscope.data.manifest import LABELS, LabeledImage, images_sha256
 from pneumoscope.evaluation.acceptance_metrics import (
     CalibrationSummary,
     PointAcceptance,
+    SiteComparison,
     Subgroup,
     acceptance_verdict,
     accepted_fractions,
     auroc,
+    compare_accepted,
     find_subgroups,
     point_acceptance,
     summarize_calibration,
 )
-from pneumoscope.evaluation.fitting import fit_reference_distribution, to_proportion
 from pneumoscope.evaluation.selection import check_unseen, count_patients
-from pneumoscope.evaluation.site_fit import (
-    SiteFit,
-    SiteOutputs,
-    apply_fit,
-    choose_fit,
-    outputs_with,
-    sample_prevalence,
-)
-from pneumoscope.evaluation.site_images import ScoredSite, SiteImages, load_site_images, score_site_images
+from pneumoscope.evaluation.site_fit import SiteFit, SiteOutputs, sample_prevalence
+from pneumoscope.evaluation.site_images import ScoredSite, SiteImages, SiteList, load_site_images, score_site_images
+from pneumoscope.evaluation.site_profile import create_profile
 from pneumoscope.inference.decision import calibrate
-from pneumoscope.inference.session import BundleSession, Outputs
+from pneumoscope.inference.session import BundleSession
 from pneumoscope.inference.writers import csv_line, escape_formula
-from pneumoscope.runs.record import now
 from pneumoscope.runs.run_folder import find_bundle
-from pneumoscope.statistics.inputs import FloatArray
-from pneumoscope.statistics.intervals import effective_size, proportion
-from pneumoscope.statistics.noninferiority import NonInferiority, Verdict, compare_with_reference
+from pneumoscope.statistics.intervals import proportion
+from pneumoscope.statistics.noninferiority import NonInferiority, Verdict
 
 __all__ = [
     "IMAGES_FILE",
@@ -74,7 +57,6 @@ __all__ = [
 ]
 
 PROFILE_FILE, IMAGES_FILE = "site.json", "images.csv"
-_MAX_REFERENCE = 2000  # values of each quantity for monitoring
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -142,6 +124,34 @@ class Acceptance:
     notice: str = NOTICE
 
 
+@dataclasses.dataclass(frozen=True)
+class AcceptanceSettings:
+    """Settings of an acceptance test; see `accept`."""
+
+    site: str
+    operating_point: str
+    margin: float
+    target_power: float
+    prevalence: float | None
+    seed: int
+
+    def check(self, card: Card) -> None:
+        """Raise unless a model can be tested with these settings.
+
+        Raises:
+            UsageError: The operating point is unknown, or the name or a number is out of range.
+        """
+        check_site_name(self.site)
+        if self.operating_point not in card.operating_points:
+            raise UsageError(
+                f"{card.name!r} has no operating point {self.operating_point!r}",
+                hint=f"Known: {', '.join(card.operating_points)}",
+            )
+        for name, value in (("margin", self.margin), ("power", self.target_power), ("prevalence", self.prevalence)):
+            if value is not None and not 0 < value < 1:
+                raise UsageError(f"{name} is {value:g}, not between 0 and 1")
+
+
 def accept(
     data: Path,
     bundle: Path | None = None,
@@ -187,27 +197,42 @@ def accept(
         BundleError: The bundle cannot be read or run.
         StorageError: A file cannot be written.
     """
+    settings = AcceptanceSettings(site, operating_point, margin, target_power, prevalence, seed)
     session = BundleSession.load(find_bundle(bundle), require_age=require_age, assume=assume)
     card = session.card
-    check_site_name(site)
-    _check_settings(card, operating_point, margin, target_power, prevalence)
+    settings.check(card)
     if out is not None and any((out / name).exists() for name in (PROFILE_FILE, IMAGES_FILE, "acceptance.json")):
         raise UsageError(f"{str(out)!r} has an acceptance test already", hint="Choose another folder with --out")
     listed = load_site_images(data, labels)
     check_unseen(listed.images, card)
     scored = score_site_images(session, listed, progress)
-    images, before = scored.outputs, outputs_with(card, scored.outputs)
-    fit, after = choose_fit(card, images, seed)
-    profile = _profile(card, fit, scored, listed.images, site=site, prevalence=prevalence, seed=seed)
+    compared = SiteComparison.of(card, scored.outputs, seed)
+    profile = create_profile(compared, scored, listed.images, name=site, prevalence=prevalence, seed=seed)
+    result = _summarize(compared, listed, scored, settings, command)
+    if out is not None:
+        from pneumoscope.evaluation.acceptance_report import acceptance_markdown
+
+        write_atomically(out / PROFILE_FILE, profile.to_json())
+        write_atomically(out / IMAGES_FILE, _images_csv(listed.images, scored, compared.before, operating_point))
+        write_result(out, "acceptance", result, acceptance_markdown(result))
+    return result, profile
+
+
+def _summarize(
+    compared: SiteComparison, listed: SiteList, scored: ScoredSite, settings: AcceptanceSettings, command: str
+) -> Acceptance:
+    """Return the result of the test."""
+    card, images, fit = compared.card, compared.images, compared.fit
+    before, after = compared.before, compared.after
     points = {
-        name: point_acceptance(card, name, images, before, after, fit, margin, target_power)
-        for name in card.operating_points
+        name: point_acceptance(compared, name, settings.margin, settings.target_power) for name in card.operating_points
     }
-    accepted, accepted_reference = accepted_fractions(card, images, before.rejected)
-    accepted_test = _test_accepted(images, before, accepted, accepted_reference, margin)
+    accepted, accepted_reference = accepted_fractions(compared)
+    accepted_test = compare_accepted(compared, settings.margin)
     for_sample, _ = with_prevalence(card, sample_prevalence(images.labels[~before.rejected]))
-    result = Acceptance(
-        site=site,
+    probabilities = calibrate(for_sample, images.logits)
+    return Acceptance(
+        site=settings.site,
         bundle=card.name,
         network=card.network,
         onnx_sha256=card.onnx_sha256,
@@ -216,13 +241,13 @@ def accept(
         n=len(images),
         patients=count_patients(listed.images),
         counts={label: sum(image.label == label for image in listed.images) for label in LABELS},
-        operating_point=operating_point,
-        margin=margin,
-        target_power=target_power,
-        seed=seed,
-        verdict=acceptance_verdict(points[operating_point], accepted_test, checks_input=accepted is not None),
+        operating_point=settings.operating_point,
+        margin=settings.margin,
+        target_power=settings.target_power,
+        seed=settings.seed,
+        verdict=acceptance_verdict(points[settings.operating_point], accepted_test, checks_input=accepted is not None),
         prevalence=proportion(images.labels, images.patients),
-        stated_prevalence=prevalence,
+        stated_prevalence=settings.prevalence,
         rejected=RejectionSummary(
             proportion(before.rejected, images.patients),
             dict(Counter(each.code for each in scored.rejections if each).most_common()),
@@ -232,49 +257,18 @@ def accept(
         accepted_reference=accepted_reference,
         accepted_test=accepted_test,
         auroc=auroc(images, ~before.rejected),
-        calibration=summarize_calibration(images, ~before.rejected, calibrate(for_sample, images.logits), seed),
-        calibration_with_profile=summarize_calibration(images, ~after.rejected, after.probabilities, seed),
+        calibration=summarize_calibration(images, ~before.rejected, probabilities, settings.seed),
+        calibration_with_profile=summarize_calibration(images, ~after.rejected, after.probabilities, settings.seed),
         operating_points=points,
-        subgroups=find_subgroups(operating_point, images, before, scored.headers),
-        changed=_changed(fit, prevalence),
+        subgroups=find_subgroups(settings.operating_point, images, before, scored.headers),
+        changed=_changed(fit, settings.prevalence),
         limits=_replaced_limits(card, fit),
         not_changed=dict(fit.not_changed),
-        notes=(*listed.notes, *_notes(card, images, operating_point)),
+        notes=(*listed.notes, *_notes(card, images, settings.operating_point)),
         version=__version__,
         command=command,
         notice=notice(card.population),
     )
-    if out is not None:
-        from pneumoscope.evaluation.acceptance_report import acceptance_markdown
-
-        write_atomically(out / PROFILE_FILE, profile.to_json())
-        write_atomically(out / IMAGES_FILE, _images_csv(listed.images, scored, before, operating_point))
-        write_result(out, "acceptance", result, acceptance_markdown(result))
-    return result, profile
-
-
-def _check_settings(
-    card: Card, operating_point: str, margin: float, target_power: float, prevalence: float | None
-) -> None:
-    if operating_point not in card.operating_points:
-        raise UsageError(
-            f"{card.name!r} has no operating point {operating_point!r}",
-            hint=f"Known: {', '.join(card.operating_points)}",
-        )
-    for name, value in (("margin", margin), ("power", target_power), ("prevalence", prevalence)):
-        if value is not None and not 0 < value < 1:
-            raise UsageError(f"{name} is {value:g}, not between 0 and 1")
-
-
-def _test_accepted(
-    images: SiteImages, outputs: SiteOutputs, accepted: Interval | None, reference: Interval | None, margin: float
-) -> NonInferiority | None:
-    """Test the fraction of accepted images for non-inferiority; None if it or its reference is undefined."""
-    if not accepted or not reference or accepted.value is None:
-        return None
-    rows = np.flatnonzero(~images.excluded)
-    n = effective_size(~outputs.rejected[rows], [images.patients[i] for i in rows.tolist()])
-    return compare_with_reference(accepted, reference, margin, n)
 
 
 def _replaced_limits(card: Card, fit: SiteFit) -> dict[str, tuple[float, float]]:
@@ -312,77 +306,6 @@ def _images_csv(
         path, patient = (escape_formula(text, "'") for text in (image.path, image.patient))
         rows.append(csv_line((path, image.label, patient, *cells)))
     return b"".join(rows)
-
-
-def _profile(
-    card: Card,
-    fit: SiteFit,
-    scored: ScoredSite,
-    images: Sequence[LabeledImage],
-    *,
-    site: str,
-    prevalence: float | None,
-    seed: int,
-) -> SiteProfile:
-    if prevalence is not None:
-        calibration, intervals = with_prevalence(apply_fit(card, fit), prevalence)
-        fit = dataclasses.replace(fit, calibration=calibration, intervals=intervals)
-    fitted = apply_fit(card, fit)
-    outputs = scored.outputs
-    rejected = outputs.rejected(fitted)
-    accepted = outputs.subset(~rejected)
-    reference = None
-    if len(accepted):
-        reference = fit_reference_distribution(
-            msgspec.structs.replace(fitted, rejection_limits=None),
-            [Outputs(logit=accepted.logits.astype(np.float32))],
-            accepted.labels,
-        )
-    one_per_patient = outputs.first_of_each_patient()
-    profile = SiteProfile(
-        format=SITE_PROFILE_FORMAT,
-        version=__version__,
-        created=now(),
-        name=site,
-        model=card.name,
-        onnx_sha256=card.onnx_sha256,
-        card_sha256=card.sha256(),
-        images_sha256=images_sha256([image.sha256 for image in images]),
-        seen=sorted(short_hash(image.sha256) for image in images),
-        n=len(images),
-        patients=count_patients(images),
-        n_pneumonia=int(outputs.labels.sum()),
-        seed=seed,
-        prevalence=fit.calibration.prevalence if fit.calibration else None,
-        prevalence_source="data" if prevalence is None else "stated",
-        calibration=fit.calibration,
-        intervals=fit.intervals,
-        operating_points=dict(fit.operating_points),
-        limits=dict(fit.limits),
-        rejected=to_proportion(proportion(rejected, outputs.patients)),
-        reference_distribution=reference,
-        monitoring={
-            "logit": _reference_sample(outputs.logits[one_per_patient[~rejected[one_per_patient]]], seed),
-            **{
-                name: _reference_sample(scored.statistics[name][one_per_patient], seed)
-                for name in get_args(Quantity)
-                if name != "logit"
-            },
-        },
-        monitored_patients=len(one_per_patient),
-        monitored_rejected=int(rejected[one_per_patient].sum()),
-        not_changed=dict(fit.not_changed),
-    )
-    profile = msgspec.structs.replace(profile, sha256=profile.content_sha256())
-    apply_site_profile(card, profile)  # raises if it would not be accepted
-    return profile
-
-
-def _reference_sample(values: FloatArray, seed: int) -> list[float]:
-    """Return the values, sorted and rounded to 7 digits; a random sample of them if there are many."""
-    if len(values) > _MAX_REFERENCE:
-        values = np.random.default_rng(seed).choice(values, _MAX_REFERENCE, replace=False)
-    return sorted(float(f"{value:.7g}") for value in values.tolist())
 
 
 def _changed(fit: SiteFit, prevalence: float | None) -> tuple[str, ...]:

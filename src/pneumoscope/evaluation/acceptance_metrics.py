@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import numpy as np
 
 from pneumoscope.bundle.card import Card, Proportion
 from pneumoscope.core.results import Interval
-from pneumoscope.evaluation.site_fit import SiteFit, SiteOutputs, rate
+from pneumoscope.evaluation.site_fit import SiteFit, SiteOutputs, choose_fit, outputs_with, rate
 from pneumoscope.evaluation.site_images import SiteImages
-from pneumoscope.imaging.subgroup_fields import HeaderFields
+from pneumoscope.imaging.header_fields import HeaderFields
 from pneumoscope.statistics.calibration import (
     calibration_error_interval,
     calibration_intervals,
@@ -25,10 +26,12 @@ from pneumoscope.statistics.roc import auroc_interval
 __all__ = [
     "CalibrationSummary",
     "PointAcceptance",
+    "SiteComparison",
     "Subgroup",
     "acceptance_verdict",
     "accepted_fractions",
     "auroc",
+    "compare_accepted",
     "find_subgroups",
     "needed_images",
     "point_acceptance",
@@ -100,6 +103,35 @@ class Subgroup:
     auroc: Interval
 
 
+@dataclasses.dataclass(frozen=True)
+class SiteComparison:
+    """A model on the images of a site, with its card and with a site profile.
+
+    Attributes:
+        card: The card.
+        images: The images.
+        before: Outputs with the card.
+        fit: What the profile changes.
+        after: Outputs with the profile, cross-fitted.
+    """
+
+    card: Card
+    images: SiteImages
+    before: SiteOutputs
+    fit: SiteFit
+    after: SiteOutputs
+
+    @classmethod
+    def of(cls, card: Card, images: SiteImages, seed: int) -> Self:
+        """Fit a profile to the images, and return the outputs with and without it.
+
+        Args:
+            card, images, seed: See `site_fit.choose_fit`.
+        """
+        fit, after = choose_fit(card, images, seed)
+        return cls(card, images, outputs_with(card, images), fit, after)
+
+
 def reference_interval(reference: Proportion) -> Interval:
     """Return a proportion on a card as an interval."""
     return Interval(reference.value, reference.low, reference.high, reference.method, reference.n)
@@ -125,26 +157,16 @@ def needed_images(card: Card, margin: float, target_power: float) -> dict[str, d
     }
 
 
-def point_acceptance(
-    card: Card,
-    name: str,
-    images: SiteImages,
-    before: SiteOutputs,
-    after: SiteOutputs,
-    fit: SiteFit,
-    margin: float,
-    target_power: float,
-) -> PointAcceptance:
+def point_acceptance(compared: SiteComparison, name: str, margin: float, target_power: float) -> PointAcceptance:
     """Return one operating point at the site.
 
     Args:
-        card, name: Card of the model, and name of the operating point.
-        images: Images of the site.
-        before, after: Outputs with the card, and with the site profile, cross-fitted.
-        fit: Fit of the site profile.
+        compared: Outputs at the site.
+        name: Name of the operating point.
         margin, target_power: See `acceptance.accept`.
     """
-    point = card.operating_points[name]
+    images, before, after = compared.images, compared.before, compared.after
+    point = compared.card.operating_points[name]
     reference = {
         "sensitivity": reference_interval(point.sensitivity),
         "specificity": reference_interval(point.specificity),
@@ -158,7 +180,7 @@ def point_acceptance(
             correct = before.decisions[name][rows] == positive
             n = effective_size(correct, [images.patients[i] for i in rows.tolist()])
             tests[metric] = compare_with_reference(observed[metric], expected, margin, n)
-    changed = fit.operating_points.get(name)
+    changed = compared.fit.operating_points.get(name)
     return PointAcceptance(
         threshold=point.threshold,
         reference=reference,
@@ -170,16 +192,30 @@ def point_acceptance(
     )
 
 
-def accepted_fractions(card: Card, images: SiteImages, rejected: BoolArray) -> tuple[Interval | None, Interval | None]:
+def accepted_fractions(compared: SiteComparison) -> tuple[Interval | None, Interval | None]:
     """Return the fraction of images that the input checks accept, and that of the validation images."""
-    if card.rejection_limits is None:
+    limits, images = compared.card.rejection_limits, compared.images
+    if limits is None:
         return None, None
     rows = np.flatnonzero(~images.excluded)
     observed = proportion(
-        ~rejected[rows], [images.patients[i] for i in rows.tolist()], reason="pixels, header or age exclude all images"
+        ~compared.before.rejected[rows],
+        [images.patients[i] for i in rows.tolist()],
+        reason="pixels, header or age exclude all images",
     )
-    limits = card.rejection_limits.rejected
-    return observed, Interval(1 - limits.value, 1 - limits.high, 1 - limits.low, limits.method, limits.n)
+    share = limits.rejected
+    return observed, Interval(1 - share.value, 1 - share.high, 1 - share.low, share.method, share.n)
+
+
+def compare_accepted(compared: SiteComparison, margin: float) -> NonInferiority | None:
+    """Test the fraction of accepted images for non-inferiority; None if it or its reference is undefined."""
+    accepted, reference = accepted_fractions(compared)
+    if not accepted or not reference or accepted.value is None:
+        return None
+    images = compared.images
+    rows = np.flatnonzero(~images.excluded)
+    n = effective_size(~compared.before.rejected[rows], [images.patients[i] for i in rows.tolist()])
+    return compare_with_reference(accepted, reference, margin, n)
 
 
 def acceptance_verdict(point: PointAcceptance, accepted_test: NonInferiority | None, *, checks_input: bool) -> Verdict:

@@ -28,13 +28,36 @@ _PARTS = {
 
 def acceptance_markdown(result: Acceptance) -> str:
     """Return the report: verdict, tests, calibration, rejections, subgroups and profile."""
+    lines = [
+        f"# Acceptance test of {result.bundle} at {result.site}",
+        "",
+        *_verdict_lines(result),
+        "",
+        *_operating_point_lines(result),
+        "",
+        *_calibration_lines(result),
+        "",
+        *_rejection_lines(result),
+        "",
+        *_subgroup_lines(result),
+        *_profile_lines(result),
+        "",
+        *_notes(result),
+        f"`{result.command}`",
+        "",
+        result.notice,
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _verdict_lines(result: Acceptance) -> list[str]:
+    """Return images and model, the verdict, and its tests."""
     point = result.operating_points[result.operating_point]
     tests = [(metric, test) for metric, test in point.tests.items()]
     if result.accepted_test:
         tests.append((_ACCEPTED, result.accepted_test))
-    lines = [
-        f"# Acceptance test of {result.bundle} at {result.site}",
-        "",
+    return [
         f"{counted(result.n, 'image')} of {counted(result.patients, 'patient')}: {result.counts['PNEUMONIA']} with and"
         f" {result.counts['NORMAL']} without pneumonia. Model: {result.bundle} ({result.network}), network"
         f" {result.onnx_sha256[:12]}, card {result.card_sha256[:12]}. Images: {result.images_sha256[:12]}. Intervals are 95%,"
@@ -44,16 +67,12 @@ def acceptance_markdown(result: Acceptance) -> str:
         "",
         "| | on the card | at the site | difference | verdict | power |",
         "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for metric in point.reference:
-        if metric not in point.tests:
-            lines.append(f"| {metric} | {point.reference[metric]} | {point.observed[metric]} | | not tested | |")
-    for metric, test in tests:
-        reference, observed = _pair(result, metric)
-        lines.append(
-            f"| {metric} | {reference} | {observed} | {test.difference:+.3f} | {_VERDICTS[test.verdict]} | {test.power:.0%} |"
-        )
-    lines += [
+        *(
+            f"| {metric} | {point.reference[metric]} | {point.observed[metric]} | | not tested | |"
+            for metric in point.reference
+            if metric not in point.tests
+        ),
+        *(_test_row(result, metric, test) for metric, test in tests),
         "",
         f"Margin: a decrease of {result.margin:g}. Non-inferior: the interval of the difference lies above {-result.margin:g};"
         " the one-sided type I error rate is 2.5%. Power: probability of that with as many images if nothing changed."
@@ -61,7 +80,17 @@ def acceptance_markdown(result: Acceptance) -> str:
         " header nor age exclude. The card's sensitivity and specificity are of the images that chose its thresholds, and so"
         " somewhat optimistic.",
         *_sample_sizes(result),
-        "",
+    ]
+
+
+def _test_row(result: Acceptance, metric: str, test: NonInferiority) -> str:
+    reference, observed = _pair(result, metric)
+    return f"| {metric} | {reference} | {observed} | {test.difference:+.3f} | {_VERDICTS[test.verdict]} | {test.power:.0%} |"
+
+
+def _operating_point_lines(result: Acceptance) -> list[str]:
+    """Return all operating points with the card and with the profile, the AUROC and the prevalence."""
+    lines = [
         "## Operating points",
         "",
         "Accepted images only. The last two columns are with the site profile, cross-fitted: each image is evaluated with what"
@@ -78,11 +107,16 @@ def acceptance_markdown(result: Acceptance) -> str:
             f"| {operating_point_label(name)} | {each.observed['sensitivity']} | {each.observed['specificity']} | {threshold} |"
             f" {each.with_profile['sensitivity']} | {each.with_profile['specificity']} |"
         )
-    lines += [
+    stated = f" Stated for the site: {result.stated_prevalence:g}." if result.stated_prevalence is not None else ""
+    return [
+        *lines,
         "",
-        f"AUROC of accepted images: {result.auroc}. Prevalence of pneumonia in the images: {result.prevalence}."
-        + (f" Stated for the site: {result.stated_prevalence:g}." if result.stated_prevalence is not None else ""),
-        "",
+        f"AUROC of accepted images: {result.auroc}. Prevalence of pneumonia in the images: {result.prevalence}.{stated}",
+    ]
+
+
+def _calibration_lines(result: Acceptance) -> list[str]:
+    return [
         "## Calibration",
         "",
         "Of accepted images, with the probabilities stated for the prevalence of these images.",
@@ -91,7 +125,11 @@ def acceptance_markdown(result: Acceptance) -> str:
         "| --- | --- | --- | --- | --- |",
         _calibration_row("of the model", result.calibration),
         _calibration_row("with the site profile, cross-fitted", result.calibration_with_profile),
-        "",
+    ]
+
+
+def _rejection_lines(result: Acceptance) -> list[str]:
+    return [
         "## Rejections",
         "",
         f"Rejected: {result.rejected.share}; with the site profile, cross-fitted: {result.rejected_with_profile}.",
@@ -99,22 +137,18 @@ def acceptance_markdown(result: Acceptance) -> str:
         "| reason | images |",
         "| --- | --- |",
         *(f"| `{code}` | {count} |" for code, count in result.rejected.reasons.items()),
-        "",
-        *_subgroup_lines(result),
+    ]
+
+
+def _profile_lines(result: Acceptance) -> list[str]:
+    return [
         "## Site profile",
         "",
         f"Changed: {_list(_changed_part(result, name) for name in result.changed)}.",
         "",
         *(["Kept as on the card:", ""] if result.not_changed else []),
         *(f"- {_part(name)}: {reason}." for name, reason in result.not_changed.items()),
-        "",
-        *_notes(result),
-        f"`{result.command}`",
-        "",
-        result.notice,
-        "",
     ]
-    return "\n".join(lines)
 
 
 def _sentence(result: Acceptance, tests: list[tuple[str, NonInferiority]]) -> str:

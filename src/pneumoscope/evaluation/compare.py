@@ -35,7 +35,6 @@ from pneumoscope.evaluation.cross_validation import compare_folds, is_cross_vali
 from pneumoscope.evaluation.custom_points import canonical_names
 from pneumoscope.evaluation.metrics import positives
 from pneumoscope.evaluation.paired_findings import RunScores, findings, paired_tests, training_sentence
-from pneumoscope.statistics.inputs import BoolArray
 
 __all__ = ["compare", "write_comparison"]
 
@@ -99,42 +98,36 @@ def compare(
     targets = [Path(run) for run in runs]
     if any(map(is_cross_validation, targets)):
         comparison = compare_folds(targets, operating_point, command, prevalence)
-        if out is not None:
-            write_comparison(comparison, Path(out))
-        return comparison
-    options = ScoringOptions(
-        data=None if data is None else Path(data),
-        labels=labels,
-        split=split,
-        columns=columns,
-        ledger=None if ledger is None else Path(ledger),
-        progress=progress,
-        note=note,
-    )
-    evaluated = with_unique_names(
-        read_evaluated(
-            expand_runs(targets),
-            evaluation,
-            operating_point,
-            options,
-            None if out is None else Path(out),
+    else:
+        options = ScoringOptions(
+            data=None if data is None else Path(data),
+            labels=labels,
+            split=split,
+            columns=columns,
+            ledger=None if ledger is None else Path(ledger),
+            progress=progress,
+            note=note,
         )
-    )
-    check_comparable(evaluated)
-    images = evaluated[0].images
-    positive, patients = positives(images), [image.patient for image in images]
-    scores = [
-        RunScores(
-            run.name,
-            decisions(run.images, run.evaluation.operating_points[operating_point].threshold) == positive,
-            np.array([image.logit for image in run.images]),
+        evaluated = with_unique_names(
+            read_evaluated(
+                expand_runs(targets), evaluation, operating_point, options, None if out is None else Path(out)
+            )
         )
-        for run in evaluated
-    ]
-    summaries = tuple(summarize_run(run, operating_point, prevalence) for run in evaluated)
-    groups, pairs, sentences = _findings(evaluated, summaries, scores, positive, patients)
-    first = evaluated[0].evaluation
-    comparison = Comparison(
+        check_comparable(evaluated)
+        comparison = _compare_evaluated(evaluated, evaluation, operating_point, prevalence, command)
+    if out is not None:
+        write_comparison(comparison, Path(out))
+    return comparison
+
+
+def _compare_evaluated(
+    runs: Sequence[EvaluatedRun], evaluation: str, operating_point: str, prevalence: float | None, command: str
+) -> Comparison:
+    """Return the comparison of evaluations of the same images; for the other arguments see `compare`."""
+    summaries = tuple(summarize_run(run, operating_point, prevalence) for run in runs)
+    groups, pairs, sentences = _findings(runs, summaries, operating_point)
+    first = runs[0].evaluation
+    return Comparison(
         images={
             "sha256": first.images_sha256,
             "n": first.n,
@@ -148,8 +141,8 @@ def compare(
         sentences=(
             *sentences,
             *prevalence_sentences(summaries, groups, operating_point, prevalence),
-            *rejection_sentences(evaluated),
-            *_ledger_sentence(evaluated),
+            *rejection_sentences(runs),
+            *_ledger_sentence(runs),
         ),
         evaluation=evaluation,
         groups=groups,
@@ -157,21 +150,17 @@ def compare(
         command=command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,
-        notice=joint_notice(evaluated),
+        notice=joint_notice(runs),
     )
-    if out is not None:
-        write_comparison(comparison, Path(out))
-    return comparison
 
 
 def _findings(
-    runs: Sequence[EvaluatedRun],
-    summaries: Sequence[RunSummary],
-    scores: Sequence[RunScores],
-    labels: BoolArray,
-    patients: Sequence[str],
+    runs: Sequence[EvaluatedRun], summaries: Sequence[RunSummary], operating_point: str
 ) -> tuple[tuple[RunGroup, ...], tuple[PairedTest, ...], tuple[str, ...]]:
     """Return the groups of seeds, the paired tests, and the findings as sentences."""
+    images = runs[0].images
+    labels, patients = positives(images), [image.patient for image in images]
+    scores = [_run_scores(run, operating_point) for run in runs]
     compared = run_groups.group_runs(runs)
     if not any(each.is_group for each in compared):
         pairs = paired_tests(scores, labels, patients)
@@ -185,6 +174,11 @@ def _findings(
     accuracies = [scoring.mean("accuracy", each.members) for each in compared]
     found = findings([each.name for each in compared], accuracies, pairs, training, noun="models")
     return groups, pairs, (*run_groups.group_sentences(groups), *(found or (training,)))
+
+
+def _run_scores(run: EvaluatedRun, operating_point: str) -> RunScores:
+    decided = decisions(run.images, run.evaluation.operating_points[operating_point].threshold)
+    return RunScores(run.name, decided == positives(run.images), np.array([image.logit for image in run.images]))
 
 
 def write_comparison(comparison: Comparison | MulticlassComparison, out: Path) -> None:

@@ -33,13 +33,12 @@ from pneumoscope.evaluation.comparability import (
     with_unique_names,
 )
 from pneumoscope.evaluation.compared import EvaluatedRun, ScoringOptions, read_evaluated
-from pneumoscope.evaluation.paired_findings import findings, make_paired_test
+from pneumoscope.evaluation.paired_findings import corrected_tests, findings
 from pneumoscope.evaluation.run_groups import TESTED, group_sentences, without_interval
 from pneumoscope.runs.record import RunRecord, read_run
 from pneumoscope.runs.run_folder import BUNDLE_FOLDER, MANIFEST_FILE, run_folders
 from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.intervals import undefined
-from pneumoscope.statistics.paired import holm
 from pneumoscope.statistics.resampled import FOLDS_METHOD, folds_difference, folds_mean
 
 __all__ = ["OUT_OF_FOLD", "compare_folds", "find_folds", "is_cross_validation", "summarize_folds"]
@@ -289,13 +288,11 @@ def _spreads(folds: _Folds) -> Mapping[str, SeedSpread]:
 
 def _tests(folds: Sequence[_Folds], names: Sequence[str]) -> tuple[PairedTest, ...]:
     """Test every pair: accuracy, AUROC, sensitivity and specificity, Holm-corrected over the pairs of each metric."""
-    pairs = list(combinations(zip(names, folds, strict=True), 2))
-    tests = []
+    pairs = list(combinations(names, 2))
+    tests: list[PairedTest] = []
     for metric in TESTED:
-        results = [_difference(metric, a, b) for (_, a), (_, b) in pairs]
-        corrected = holm([p for _, p in results])
-        for ((a, _), (b, _)), (difference, p), p_holm in zip(pairs, results, corrected, strict=True):
-            tests.append(make_paired_test(a, b, metric, FOLDS_METHOD, difference, p, p_holm))
+        results = [_difference(metric, a, b) for a, b in combinations(folds, 2)]
+        tests += corrected_tests(metric, pairs, results, FOLDS_METHOD)
     return tuple(tests)
 
 

@@ -7,30 +7,26 @@ test ledger before its result is returned.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pneumoscope.bundle.card import Card, short_hash
-from pneumoscope.core.errors import DatasetError, ThresholdError, UnknownNameError, UnreadableImageError, UsageError
+from pneumoscope.core.errors import DatasetError, ThresholdError, UnknownNameError, UsageError
 from pneumoscope.core.messages import counted
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.results import Evaluation, ScoredImage
-from pneumoscope.data.hashing import read_image
 from pneumoscope.data.label_mapping import LabelMapping
-from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.evaluation.breakdown import add_breakdown, read_breakdown
 from pneumoscope.evaluation.custom_points import (
-    ChosenThreshold,
     CustomPoint,
     canonical_names,
     choose_thresholds,
     custom_points,
     needs_validation,
 )
-from pneumoscope.evaluation.evaluation_names import check_name_of_run, default_name
-from pneumoscope.evaluation.image_flow import image_flow
+from pneumoscope.evaluation.evaluation_target import EvaluationTarget
 from pneumoscope.evaluation.metrics import Threshold, positives
 from pneumoscope.evaluation.recording import (
     TEST_SPLITS,
@@ -39,28 +35,18 @@ from pneumoscope.evaluation.recording import (
     summarize,
     with_earlier_points,
 )
-from pneumoscope.evaluation.selection import (
-    check_thresholds,
-    check_unseen,
-    images_of_split,
-    load_labeled_images,
-    select_images,
-    unreadable_error,
-)
+from pneumoscope.evaluation.scoring import score_images
+from pneumoscope.evaluation.selection import check_thresholds, check_unseen, load_labeled_images
+from pneumoscope.evaluation.split_images import SplitImages
 from pneumoscope.evaluation.threshold_images import check_threshold_images
-from pneumoscope.imaging.decode import Radiograph
-from pneumoscope.inference.batches import process_batches
 from pneumoscope.inference.decision import score_at_probability, sigmoid, threshold_probability
 from pneumoscope.inference.session import BundleSession
-from pneumoscope.runs.run_folder import BUNDLE_FOLDER, MANIFEST_FILE, evaluation_folder, find_bundle
+from pneumoscope.runs.run_folder import MANIFEST_FILE
 from pneumoscope.statistics.inputs import BoolArray, FloatArray
 
-__all__ = ["OPERATING_POINTS", "decode_images", "evaluate"]
+__all__ = ["OPERATING_POINTS", "evaluate"]
 
 OPERATING_POINTS = ("half", "balanced", "rule_out", "rule_in")
-# Images are decoded in threads while the network scores the previous ones.
-_THREADS = 4
-_PREFETCH_IMAGES = 64
 
 
 def evaluate(
@@ -132,76 +118,67 @@ def evaluate(
         PatientLeakError: A patient has evaluated images, and validation images that would choose a threshold.
         StorageError: The ledger or the results cannot be written. No result is returned then.
     """
-    target, data = Path(target), Path(data)
-    bundle = find_bundle(target)
-    is_run = bundle == target / BUNDLE_FOLDER
-    session = BundleSession.load(bundle, site=None if site is None else Path(site))
+    model, data = EvaluationTarget.find(target), Path(data)
+    session = BundleSession.load(model.bundle, site=None if site is None else Path(site))
     card = session.card
-    operating_points = canonical_names(operating_points)
-    custom = custom_points(operating_points, card.operating_points)
-    _check_operating_points(operating_points, custom, card)
-    check_name_of_run(name, is_run=is_run, has_out=out is not None)
-    manifest = load_labeled_images(data, labels, target if is_run else None)
-    if note:
-        for each in manifest.notes:
-            note(each)
-    images = images_of_split(manifest, data, split, target / MANIFEST_FILE if is_run else None, both_labels=False)
+    points: Sequence[str] = canonical_names(operating_points)
+    custom = custom_points(points, card.operating_points)
+    _check_operating_points(points, custom, card)
+    model.check_name(name, has_out=out is not None)
+    manifest = load_labeled_images(data, labels, model.run)
+    evaluated = SplitImages.select(manifest, data, split, model.run_manifest, note)
     if split in TEST_SPLITS:
-        check_unseen(images, card)
+        check_unseen(evaluated.images, card)
     scores = None
     if any(map(needs_validation, custom)):
-        scores = _validation_scores(
-            session,
-            data if validation_data is None else Path(validation_data),
-            None if validation_data is not None or not is_run else target / MANIFEST_FILE,
-            labels,
-            images,
-            progress,
+        validation = (
+            _validation_images(data, model.run, labels)
+            if validation_data is None
+            else _validation_images(Path(validation_data), None, labels)
         )
-    source = _source(
-        session, choose_thresholds(custom, lambda value: score_at_probability(card.calibration, value), scores)
+        _check_validation_images(validation, evaluated, card)
+        scores = _validation_scores(session, validation, progress)
+    source = _source(session, custom, scores)
+    folder = model.results_folder(
+        out, name, evaluated, note, site_sha256=session.profile.sha256 if session.profile else ""
     )
-    in_run = out is None and is_run
-    if in_run:
-        site_sha256 = session.profile.sha256 if session.profile else ""
-        out = evaluation_folder(target, name or default_name(target, data, split, images, site_sha256, note))
-    if out is not None and not replace:
-        keep_with = "--name or --out" if in_run else "--out"
-        source, operating_points = with_earlier_points(
-            Path(out), operating_points, images, source, seed, keep_with=keep_with
-        )
-    check_thresholds(images, card, operating_points)
-    folder = None if reference is None else evaluation_folder(target, str(reference))
-    if folder is not None and not (is_run and folder.is_dir()):
-        folder = Path(str(reference))
-    breakdown = read_breakdown(data, by, folder, images, source, manifest.path_column)
+    if folder is not None and not replace:
+        keep_with = "--name or --out" if out is None else "--out"
+        source, points = with_earlier_points(folder, points, evaluated.images, source, seed, keep_with=keep_with)
+    check_thresholds(evaluated.images, card, points)
+    breakdown = read_breakdown(
+        data, by, model.reference_folder(reference), evaluated.images, source, manifest.path_column
+    )
     started = time.perf_counter()
-    scored, rejections = _score(session, manifest.root, images, split, progress)
-    seconds = time.perf_counter() - started
+    scored, rejections = _score(session, evaluated, progress)
     evaluation = summarize(
         source,
         split,
         scored,
-        operating_points,
+        points,
         seed=seed,
-        seconds=seconds,
+        seconds=time.perf_counter() - started,
         rejections=rejections,
         prevalence=prevalence,
-        flow=image_flow(manifest, data, images, source_name),
+        flow=evaluated.flow(source_name),
     )
     evaluation = record_and_write(
         add_breakdown(evaluation, scored, breakdown, seed),
         scored,
-        out=None if out is None else Path(out),
+        out=folder,
         ledger=None if ledger is None else Path(ledger),
         replace=replace,
     )
     return evaluation, scored
 
 
-def _source(session: BundleSession, custom: Mapping[str, ChosenThreshold]) -> ScoreSource:
+def _source(
+    session: BundleSession, custom: Sequence[CustomPoint], validation: tuple[FloatArray, BoolArray] | None
+) -> ScoreSource:
+    """Return the model with its operating points and the custom ones; see `choose_thresholds`."""
     card = session.card
-    points: dict[str, Threshold] = {**card.operating_points, **custom}
+    chosen = choose_thresholds(custom, lambda value: score_at_probability(card.calibration, value), validation)
+    points: dict[str, Threshold] = {**card.operating_points, **chosen}
     return ScoreSource(
         name=card.name,
         operating_points=points,
@@ -227,107 +204,62 @@ def _check_operating_points(names: Sequence[str], custom: Sequence[CustomPoint],
             )
 
 
-def _validation_scores(
-    session: BundleSession,
-    data: Path,
-    run_manifest: Path | None,
-    labels: LabelMapping | None,
-    evaluated: Sequence[LabeledImage],
-    progress: Callable[[int, int], None] | None,
-) -> tuple[FloatArray, BoolArray]:
-    """Return the scores and labels of the validation images, which choose thresholds.
+def _validation_images(data: Path, run: Path | None, labels: LabelMapping | None) -> SplitImages:
+    """Return the validation images, which choose thresholds.
 
     Args:
-        session: The model.
         data: Labeled images.
-        run_manifest: Manifest of the run, which states its validation images; None if the data state them: those of the split,
-            or all if no image has a split.
+        run: The run, whose manifest states its validation images; None if the data state them: those of the split, or all if no
+            image has a split.
         labels: Names of columns and labels of the data; those of the run if None.
-        evaluated: The evaluated images.
-        progress: See `evaluate`.
     """
     try:
-        if run_manifest is not None:
-            root, images = select_images(data, "validation", run_manifest, labels=labels, both_labels=False)
-        else:
-            manifest = load_labeled_images(data, labels)
-            root, images = manifest.root, images_of_split(manifest, data, "all", None, both_labels=False)
-            if any(image.split for image in images):
-                images = tuple(image for image in images if image.split == "validation")
+        manifest = load_labeled_images(data, labels, run)
+        if run is not None:
+            return SplitImages.select(manifest, data, "validation", run / MANIFEST_FILE)
+        images = SplitImages.select(manifest, data, "all").images
     except (UsageError, DatasetError) as error:
         error.hint = (
             "Validation images choose the threshold of sens=... and spec=...: give those with --validation-data, or the data"
             " that the run was trained on"
         )
         raise
-    check_threshold_images(images, evaluated, data)
-    seen = set(session.card.seen.get("train", ()))
+    if any(image.split for image in images):
+        images = tuple(image for image in images if image.split == "validation")
+    return SplitImages(data, manifest, "validation", images)
+
+
+def _check_validation_images(validation: SplitImages, evaluated: SplitImages, card: Card) -> None:
+    """Raise if the validation images cannot choose thresholds, or if the model was trained on them."""
+    images = validation.images
+    check_threshold_images(images, evaluated.images, validation.data)
+    seen = set(card.seen.get("train", ()))
     trained = [image.path for image in images if short_hash(image.sha256) in seen]
     if trained:
         raise ThresholdError(
-            f"{len(trained)} of {counted(len(images), 'validation image')} in {str(data)!r} were training images; the first is"
-            f" {trained[0]}",
+            f"{len(trained)} of {counted(len(images), 'validation image')} in {str(validation.data)!r} were training images;"
+            f" the first is {trained[0]}",
             hint="Choose thresholds on images that the model was not trained on",
         )
-    scored, _ = _score(session, root, images, "validation", progress)
+
+
+def _validation_scores(
+    session: BundleSession, validation: SplitImages, progress: Callable[[int, int], None] | None
+) -> tuple[FloatArray, BoolArray]:
+    """Return the scores and labels of the validation images."""
+    scored, _ = _score(session, validation, progress)
     return np.array([image.score for image in scored]), positives(scored)
 
 
 def _score(
-    session: BundleSession,
-    root: Path,
-    images: Sequence[LabeledImage],
-    split: str,
-    progress: Callable[[int, int], None] | None,
+    session: BundleSession, selected: SplitImages, progress: Callable[[int, int], None] | None
 ) -> tuple[tuple[ScoredImage, ...], list[Rejection | None]]:
-    unreadable: list[tuple[str, str]] = []
-    logits: list[float] = []
-    rejections: list[Rejection | None] = []
-    for logit, rejection in session.stream(
-        decode_images(root, images, session.card.preprocessing.min_side, unreadable)
-    ):
-        logits.append(logit)
-        rejections.append(rejection)
-        if progress:
-            progress(len(logits), len(images))
-    if unreadable:
-        raise unreadable_error(unreadable, split)
-    array = np.array(logits, dtype=np.float32)
-    outputs = zip(array.tolist(), sigmoid(array).tolist(), session.probability(array).tolist(), strict=True)
+    """Return the images with their scores, and the rejection of each."""
+    scores = score_images(session, selected, progress)
+    logits = np.array(scores.logits, dtype=np.float32)
+    outputs = zip(logits.tolist(), sigmoid(logits).tolist(), session.probability(logits).tolist(), strict=True)
     scored = tuple(
         ScoredImage(image.path, image.sha256, image.patient, image.label, image.etiology, *output)
-        for image, output in zip(images, outputs, strict=True)
+        for image, output in zip(selected.images, outputs, strict=True)
     )
-    return scored, rejections
-
-
-def decode_images(
-    root: Path,
-    images: Sequence[LabeledImage],
-    min_side: int,
-    unreadable: list[tuple[str, str]],
-    *,
-    allow_rejected: bool = False,
-) -> Iterator[Radiograph]:
-    """Yield the images in order, decoded ahead in threads. Append path and reason of those that cannot be read to a list.
-
-    Args:
-        root: Folder that paths are relative to.
-        images: The images.
-        min_side, allow_rejected: See `imaging.decode.decode`.
-        unreadable: The list.
-    """
-
-    def read(batch: Sequence[LabeledImage]) -> list[Radiograph | UnreadableImageError]:
-        (image,) = batch
-        try:
-            return [read_image(root, image, min_side=min_side, allow_rejected=allow_rejected)]
-        except UnreadableImageError as error:
-            return [error]
-
-    results = process_batches(images, read, batch_size=1, threads=_THREADS, ahead=_PREFETCH_IMAGES)
-    for image, result in zip(images, results, strict=True):
-        if isinstance(result, UnreadableImageError):
-            unreadable.append((image.path, result.detail))
-        else:
-            yield result
+    return scored, scores.rejections

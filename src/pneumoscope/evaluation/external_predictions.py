@@ -19,25 +19,23 @@ from pneumoscope.core.errors import UnknownNameError, UsageError
 from pneumoscope.core.messages import counted, operating_point_rule
 from pneumoscope.core.results import Evaluation, ScoredImage
 from pneumoscope.data.label_mapping import LabelMapping
-from pneumoscope.data.manifest import Manifest
 from pneumoscope.data.prediction_matching import manifest_columns
 from pneumoscope.data.predictions_file import PredictionColumns, PredictionsFile, read_predictions_file
 from pneumoscope.evaluation.breakdown import add_breakdown, read_breakdown
 from pneumoscope.evaluation.custom_points import ChosenThreshold, canonical_names, choose_thresholds, custom_points
 from pneumoscope.evaluation.fitting import fit_calibration, fit_operating_points
-from pneumoscope.evaluation.image_flow import image_flow
 from pneumoscope.evaluation.metrics import Threshold
 from pneumoscope.evaluation.predicted_images import (
     HIGHEST_LOGIT,
+    MatchedPredictions,
     PredictedImages,
     check_scales,
-    match_predictions,
-    predicted_images,
     read_predicted_images,
     select_predicted_images,
 )
 from pneumoscope.evaluation.recording import ScoreSource, record_and_write, summarize, with_earlier_points
-from pneumoscope.evaluation.selection import images_of_split, load_labeled_images
+from pneumoscope.evaluation.selection import load_labeled_images
+from pneumoscope.evaluation.split_images import SplitImages
 from pneumoscope.evaluation.threshold_images import check_threshold_images
 from pneumoscope.inference.decision import calibrate, score_at_probability
 from pneumoscope.statistics.inputs import FloatArray
@@ -112,6 +110,59 @@ def evaluate_predictions(
     """
     started = time.perf_counter()
     file, data = Path(file), Path(data)
+    _check_options(split, columns, validation, validation_data)
+    requested = None if operating_points is None else canonical_names(operating_points)
+    labels = with_path_column(labels, data, columns)
+    manifest = load_labeled_images(data, labels)
+    evaluated = SplitImages.select(manifest, data, split, None, note)
+    matched = read_predicted_images(file, columns, manifest, data)
+    predicted = select_predicted_images(matched, evaluated, note)
+    chosen_on: PredictedImages | None = None
+    if validation is not None:
+        others = None if validation_data is None else Path(validation_data)
+        chosen_on = _read_validation(Path(validation), columns, matched, others, labels)
+    elif columns.split:
+        chosen_on = matched.predicted("validation")
+    if chosen_on is not None:
+        check_threshold_images(chosen_on.images, predicted.images, Path(validation or file))
+    elif fit_probabilities:
+        raise UsageError(
+            "probabilities can be calibrated on validation predictions only, and there are none",
+            hint="Give --validation-predictions or --split-column",
+        )
+    calibration = _fit_calibration(chosen_on) if chosen_on is not None and fit_probabilities else None
+    source = _source(matched.file, chosen_on, calibration, name or file.stem, requested or ())
+    points = _choose_points(requested, source, has_validation=chosen_on is not None)
+    if out is not None and not replace:
+        source, points = with_earlier_points(Path(out), points, evaluated.images, source, seed)
+    breakdown = read_breakdown(
+        data, by, None if reference is None else Path(reference), evaluated.images, source, manifest.path_column
+    )
+    scored = _scored_images(predicted, calibration)
+    evaluation = summarize(
+        source,
+        split,
+        scored,
+        points,
+        seed=seed,
+        seconds=time.perf_counter() - started,
+        prevalence=prevalence,
+        flow=evaluated.flow(source_name),
+    )
+    evaluation = record_and_write(
+        add_breakdown(_with_score_remarks(evaluation, scored), scored, breakdown, seed),
+        scored,
+        out=None if out is None else Path(out),
+        ledger=None if ledger is None else Path(ledger),
+        replace=replace,
+    )
+    return evaluation, scored
+
+
+def _check_options(
+    split: str, columns: PredictionColumns, validation: str | Path | None, validation_data: str | Path | None
+) -> None:
+    """Raise if options exclude each other."""
     if validation is not None and columns.split:
         raise UsageError(
             "validation predictions are in a second file and in a column of the first",
@@ -124,58 +175,6 @@ def evaluate_predictions(
         )
     if validation_data is not None and validation is None:
         raise UsageError("there are images, but no predictions for validation", hint="Give --validation-predictions")
-    requested = None if operating_points is None else canonical_names(operating_points)
-    labels = with_path_column(labels, data, columns)
-    manifest = load_labeled_images(data, labels)
-    if note:
-        for each in manifest.notes:
-            note(each)
-    images = images_of_split(manifest, data, split, None, both_labels=False)
-    predictions, by_path = read_predicted_images(file, columns, manifest, data)
-    predicted = select_predicted_images(images, by_path, predictions, split, note)
-    chosen_on: PredictedImages | None = None
-    if validation is not None:
-        place = None if validation_data is None else Path(validation_data)
-        chosen_on = _read_validation(Path(validation), columns, predictions, place, labels, manifest, data)
-    elif columns.split:
-        rows = {path: row for path, row in by_path.items() if row.split == "validation"}
-        chosen_on = predicted_images([image for image in manifest if image.path in rows], rows, predictions)
-    if chosen_on is not None:
-        check_threshold_images(chosen_on.images, predicted.images, Path(validation or file))
-    elif fit_probabilities:
-        raise UsageError(
-            "probabilities can be calibrated on validation predictions only, and there are none",
-            hint="Give --validation-predictions or --split-column",
-        )
-    source, calibration = _source(
-        predictions, chosen_on, name or file.stem, requested or (), fit_probabilities=fit_probabilities
-    )
-    points = _choose_points(requested, source, has_validation=chosen_on is not None)
-    if out is not None and not replace:
-        source, points = with_earlier_points(Path(out), points, images, source, seed)
-    breakdown = read_breakdown(
-        data, by, None if reference is None else Path(reference), images, source, manifest.path_column
-    )
-    scored = _scored_images(predicted, calibration)
-    seconds = time.perf_counter() - started
-    evaluation = summarize(
-        source,
-        split,
-        scored,
-        points,
-        seed=seed,
-        seconds=seconds,
-        prevalence=prevalence,
-        flow=image_flow(manifest, data, images, source_name),
-    )
-    evaluation = record_and_write(
-        add_breakdown(_with_score_remarks(evaluation, scored), scored, breakdown, seed),
-        scored,
-        out=None if out is None else Path(out),
-        ledger=None if ledger is None else Path(ledger),
-        replace=replace,
-    )
-    return evaluation, scored
 
 
 def with_path_column(labels: LabelMapping | None, data: Path, columns: PredictionColumns) -> LabelMapping | None:
@@ -199,69 +198,56 @@ def check_predictions(
 ) -> None:
     """Raise the error that `evaluate_predictions` raises if the file cannot be read or does not match the images."""
     manifest = load_labeled_images(data, with_path_column(labels, data, columns))
-    images = images_of_split(manifest, data, split, None, both_labels=False)
-    predictions, by_path = read_predicted_images(file, columns, manifest, data)
-    select_predicted_images(images, by_path, predictions, split, None)
+    evaluated = SplitImages.select(manifest, data, split)
+    select_predicted_images(read_predicted_images(file, columns, manifest, data), evaluated)
 
 
 def _read_validation(
     file: Path,
     columns: PredictionColumns,
-    predictions: PredictionsFile,
-    validation_data: Path | None,
+    evaluated: MatchedPredictions,
+    images: Path | None,
     labels: LabelMapping | None,
-    manifest: Manifest,
-    data: Path,
 ) -> PredictedImages:
-    """Return the validation images in a second file with their predictions."""
-    other = read_predictions_file(file, columns)
-    check_scales(predictions, other)
-    others = manifest if validation_data is None else load_labeled_images(validation_data, labels)
-    rows = match_predictions(other, other.rows, others, validation_data or data)
-    return predicted_images([image for image in others if image.path in rows], rows, other)
+    """Return the validation images in a second file with their predictions.
+
+    Args:
+        file: The second file.
+        columns: Names of its columns.
+        evaluated: The first file, and its images.
+        images: Labeled validation images; None if they are those of the first file.
+        labels: Names of columns and labels of the images.
+    """
+    predictions = read_predictions_file(file, columns)
+    check_scales(evaluated.file, predictions)
+    if images is None:
+        return MatchedPredictions.match(predictions, evaluated.manifest, evaluated.data).predicted()
+    return MatchedPredictions.match(predictions, load_labeled_images(images, labels), images).predicted()
+
+
+def _fit_calibration(validation: PredictedImages) -> Calibration:
+    labels = validation.labels
+    return fit_calibration(_limited(validation.logits).astype(np.float32), labels, float(labels.mean()))
 
 
 def _source(
     file: PredictionsFile,
     validation: PredictedImages | None,
+    calibration: Calibration | None,
     name: str,
     requested: Sequence[str],
-    *,
-    fit_probabilities: bool,
-) -> tuple[ScoreSource, Calibration | None]:
-    """Return the operating points and remarks of a file, and the calibration if there is one."""
-    remarks = ["It is unknown whether the model was trained or tuned on these images or patients."]
-    calibration = None
+) -> ScoreSource:
+    """Return the operating points and remarks of a file."""
     custom = custom_points(requested, ())
     points: dict[str, Threshold] = {
         FIXED_POINT: ChosenThreshold(0.5, operating_point_rule("fixed", None, None, augmented=False))
     }
-    if validation is None:
-        only = (
-            "all thresholds are fixed ones" if custom else "the only threshold is the fixed one, a probability of 0.5"
-        )
-        remarks.append(f"There are no predictions for validation images: {only}.")
-    else:
-        n, trained = len(validation.images), sum(image.split == "train" for image in validation.images)
-        if trained:
-            remarks.append(
-                f"{trained:,} of the {counted(n, 'image')} that chose the thresholds are training images in the data."
-            )
+    chosen_on = None
+    if validation is not None:
         points = dict(fit_operating_points(validation.scores, validation.labels, validation.patients))
-        if fit_probabilities:
-            labels = validation.labels
-            calibration = fit_calibration(_limited(validation.logits).astype(np.float32), labels, float(labels.mean()))
-    chosen_on = None if validation is None else (validation.scores, validation.labels)
+        chosen_on = (validation.scores, validation.labels)
     points |= choose_thresholds(custom, lambda probability: _score_at(probability, calibration), chosen_on)
-    given = "as given" if file.scale == "probability" else "the sigmoid of the given logits"
-    remarks.append(
-        f"Probabilities are {given}, without calibration."
-        if calibration is None
-        else f"Probabilities are calibrated on {counted(calibration.n, 'validation image')} (Platt scaling)."
-    )
-    if file.scale == "logit" and all(0 <= row.value <= 1 for row in file.rows):
-        remarks.append("All logits are within 0 to 1: if they are probabilities, give --probability-column instead.")
-    source = ScoreSource(
+    return ScoreSource(
         name=name,
         operating_points=points,
         threshold_probabilities={
@@ -271,9 +257,40 @@ def _source(
             for each, point in points.items()
         },
         predictions_sha256=file.sha256,
-        remarks=tuple(remarks),
+        remarks=(
+            "It is unknown whether the model was trained or tuned on these images or patients.",
+            *_validation_remarks(validation, has_custom=bool(custom)),
+            *_scale_remarks(file, calibration),
+        ),
     )
-    return source, calibration
+
+
+def _validation_remarks(validation: PredictedImages | None, *, has_custom: bool) -> list[str]:
+    """Return remarks on the images that chose the thresholds."""
+    if validation is None:
+        only = (
+            "all thresholds are fixed ones"
+            if has_custom
+            else "the only threshold is the fixed one, a probability of 0.5"
+        )
+        return [f"There are no predictions for validation images: {only}."]
+    n, trained = len(validation.images), sum(image.split == "train" for image in validation.images)
+    if not trained:
+        return []
+    return [f"{trained:,} of the {counted(n, 'image')} that chose the thresholds are training images in the data."]
+
+
+def _scale_remarks(file: PredictionsFile, calibration: Calibration | None) -> list[str]:
+    """Return remarks on what the probabilities are, and on logits that may be probabilities."""
+    given = "as given" if file.scale == "probability" else "the sigmoid of the given logits"
+    remarks = [
+        f"Probabilities are {given}, without calibration."
+        if calibration is None
+        else f"Probabilities are calibrated on {counted(calibration.n, 'validation image')} (Platt scaling)."
+    ]
+    if file.scale == "logit" and all(0 <= row.value <= 1 for row in file.rows):
+        remarks.append("All logits are within 0 to 1: if they are probabilities, give --probability-column instead.")
+    return remarks
 
 
 def _with_score_remarks(evaluation: Evaluation, scored: Sequence[ScoredImage]) -> Evaluation:

@@ -38,7 +38,7 @@ from pneumoscope.statistics.calibration import fit_platt
 from pneumoscope.statistics.conformal import fit_uncertainty_band, fit_venn_abers
 from pneumoscope.statistics.inputs import BoolArray, FloatArray
 from pneumoscope.statistics.intervals import proportion
-from pneumoscope.statistics.prevalence import adjust_prevalence
+from pneumoscope.statistics.probabilities import adjust_prevalence
 from pneumoscope.statistics.thresholds import threshold_at_sensitivity, threshold_at_specificity, youden_threshold
 
 __all__ = [

@@ -38,7 +38,7 @@ from pneumoscope.evaluation.compared import (
 )
 from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
 from pneumoscope.evaluation.multiclass_metrics import ClassScores, class_scores
-from pneumoscope.evaluation.paired_findings import findings, make_paired_test, training_sentence
+from pneumoscope.evaluation.paired_findings import corrected_tests, findings, training_sentence
 from pneumoscope.runs.multiclass_evaluations import (
     has_multiclass_evaluation,
     read_multiclass_evaluation_folder,
@@ -54,7 +54,7 @@ from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.intervals import paired_difference, undefined
 from pneumoscope.statistics.multiclass import log_odds
 from pneumoscope.statistics.multiclass_paired import MACRO_AUROC_METHOD, macro_auroc_test
-from pneumoscope.statistics.paired import holm, mcnemar_exact, mcnemar_method
+from pneumoscope.statistics.paired import mcnemar_exact, mcnemar_method
 
 __all__ = ["ComparedClasses", "compare_multiclass", "compared_classes", "multiclass_comparison"]
 
@@ -262,12 +262,11 @@ def _paired_tests(names: Sequence[str], scores: Sequence[ClassScores]) -> tuple[
         except UndefinedMetricError as error:
             macro.append((undefined(error.message, n=len(targets), method=MACRO_AUROC_METHOD), None))
     test = mcnemar_method(patient_groups(patients, len(targets)))
-    tests = []
-    for metric, method, results in (("accuracy", test, accuracy), ("macro_auroc", MACRO_AUROC_METHOD, macro)):
-        corrected = holm([p for _, p in results])
-        for (a, b), (difference, p), p_holm in zip(pairs, results, corrected, strict=True):
-            tests.append(make_paired_test(names[a], names[b], metric, method, difference, p, p_holm))
-    return tuple(tests)
+    named = [(names[a], names[b]) for a, b in pairs]
+    return (
+        *corrected_tests("accuracy", named, accuracy, test),
+        *corrected_tests("macro_auroc", named, macro, MACRO_AUROC_METHOD),
+    )
 
 
 def _summary(run: ComparedClasses) -> MulticlassRunSummary:

@@ -17,19 +17,20 @@ from pneumoscope.bundle.card import short_hash
 from pneumoscope.bundle.multiclass_card import MulticlassCard
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
+from pneumoscope.core.image_flow import ImageFlow
 from pneumoscope.core.multiclass_results import MulticlassEvaluation, MulticlassScoredImage
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.result_forms import to_json
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import LabeledImage, images_sha256
-from pneumoscope.evaluation.evaluate import decode_images
-from pneumoscope.evaluation.evaluation_names import check_name_of_run, default_name
-from pneumoscope.evaluation.image_flow import image_flow
+from pneumoscope.evaluation.evaluation_target import EvaluationTarget
 from pneumoscope.evaluation.ledger import default_ledger, record_evaluation
 from pneumoscope.evaluation.multiclass_metrics import multiclass_metrics
 from pneumoscope.evaluation.recording import TEST_SPLITS, summarize_rejections
-from pneumoscope.evaluation.selection import check_unseen, images_of_split, load_images_of_classes, unreadable_error
+from pneumoscope.evaluation.scoring import score_images
+from pneumoscope.evaluation.selection import check_unseen, load_images_of_classes
+from pneumoscope.evaluation.split_images import SplitImages
 from pneumoscope.inference.multiclass_decision import class_probabilities, possible_classes
 from pneumoscope.inference.multiclass_session import MulticlassSession
 from pneumoscope.runs.multiclass_evaluations import (
@@ -37,15 +38,8 @@ from pneumoscope.runs.multiclass_evaluations import (
     multiclass_predictions_csv,
     read_multiclass_evaluation,
 )
-from pneumoscope.runs.run_folder import (
-    BUNDLE_FOLDER,
-    EVALUATION_FILE,
-    MANIFEST_FILE,
-    PREDICTIONS_FILE,
-    evaluation_folder,
-    find_bundle,
-)
-from pneumoscope.statistics.inputs import patient_groups
+from pneumoscope.runs.run_folder import EVALUATION_FILE, PREDICTIONS_FILE
+from pneumoscope.statistics.inputs import FloatArray, patient_groups
 
 __all__ = ["evaluate_multiclass"]
 
@@ -97,48 +91,28 @@ def evaluate_multiclass(
             training or validation images.
         StorageError: The ledger or the results cannot be written. No result is returned then.
     """
-    target, data = Path(target), Path(data)
-    bundle = find_bundle(target)
-    is_run = bundle == target / BUNDLE_FOLDER
-    session = MulticlassSession.load(bundle)
+    model, data = EvaluationTarget.find(target), Path(data)
+    session = MulticlassSession.load(model.bundle)
     card = session.card
-    check_name_of_run(name, is_run=is_run, has_out=out is not None)
-    manifest = load_images_of_classes(data, labels, target if is_run else None, classes=card.classes)
-    if note:
-        for each in manifest.notes:
-            note(each)
-    images = images_of_split(manifest, data, split, target / MANIFEST_FILE if is_run else None, both_labels=False)
+    model.check_name(name, has_out=out is not None)
+    manifest = load_images_of_classes(data, labels, model.run, classes=card.classes)
+    evaluated = SplitImages.select(manifest, data, split, model.run_manifest, note)
     if split in TEST_SPLITS:
-        check_unseen(images, card)
-    if out is None and is_run:
-        out = evaluation_folder(target, name or default_name(target, data, split, images, "", note))
-    folder = None if out is None else Path(out)
+        check_unseen(evaluated.images, card)
+    folder = model.results_folder(out, name, evaluated, note)
     if folder is not None and not replace:
-        _check_folder(folder, images, card, seed)
+        _check_folder(folder, evaluated.images, card, seed)
     started = time.perf_counter()
-    scored, rejections = _score(session, manifest.root, images, split, progress)
-    seconds = time.perf_counter() - started
-    patients, counts = [image.patient for image in scored], Counter(image.label for image in scored)
-    evaluation = MulticlassEvaluation(
-        name=card.name,
-        split=split,
-        images_sha256=images_sha256([image.sha256 for image in scored]),
-        n=len(scored),
-        patients=int(patient_groups(patients, len(scored)).max()) + 1,
-        counts={label: counts[label] for label in card.classes},
-        classes=card.classes,
-        bundle_sha256=card.onnx_sha256,
-        recipe=card.recipe,
-        **multiclass_metrics(scored, card.classes, seed=seed, fitted=_fitted(images, card))._asdict(),
-        coverage=None if card.prediction_sets is None else card.prediction_sets.coverage,
-        rejected=summarize_rejections(patients, rejections),
-        test_evaluation=None,
-        seconds=seconds,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        version=__version__,
-        flow=image_flow(manifest, data, images, source_name),
-        unknown_patients=sum(not patient for patient in patients),
-        notice=notice(card.population),
+    scores = score_images(session, evaluated, progress)
+    scored = _scored_images(card, evaluated.images, class_probabilities(card, np.stack(scores.logits)))
+    evaluation = _summarize(
+        card,
+        split,
+        scored,
+        scores.rejections,
+        seed=seed,
+        seconds=time.perf_counter() - started,
+        flow=evaluated.flow(source_name),
     )
     if split in TEST_SPLITS:
         number = record_evaluation(default_ledger() if ledger is None else Path(ledger), _ledger_entry(evaluation))
@@ -149,7 +123,42 @@ def evaluate_multiclass(
     return evaluation, scored
 
 
-def _fitted(images: Sequence[LabeledImage], card: MulticlassCard) -> int:
+def _summarize(
+    card: MulticlassCard,
+    split: str,
+    scored: Sequence[MulticlassScoredImage],
+    rejections: Sequence[Rejection | None],
+    *,
+    seed: int,
+    seconds: float,
+    flow: ImageFlow,
+) -> MulticlassEvaluation:
+    """Return the evaluation of scored images, without its number in the ledger; see `recording.summarize`."""
+    patients, counts = [image.patient for image in scored], Counter(image.label for image in scored)
+    return MulticlassEvaluation(
+        name=card.name,
+        split=split,
+        images_sha256=images_sha256([image.sha256 for image in scored]),
+        n=len(scored),
+        patients=int(patient_groups(patients, len(scored)).max()) + 1,
+        counts={label: counts[label] for label in card.classes},
+        classes=card.classes,
+        bundle_sha256=card.onnx_sha256,
+        recipe=card.recipe,
+        **multiclass_metrics(scored, card.classes, seed=seed, fitted=_fitted(scored, card))._asdict(),
+        coverage=None if card.prediction_sets is None else card.prediction_sets.coverage,
+        rejected=summarize_rejections(patients, rejections),
+        test_evaluation=None,
+        seconds=seconds,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        version=__version__,
+        flow=flow,
+        unknown_patients=sum(not patient for patient in patients),
+        notice=notice(card.population),
+    )
+
+
+def _fitted(images: Sequence[MulticlassScoredImage], card: MulticlassCard) -> int:
     """Return how many images, compared by content, calibration and prediction sets were fitted on."""
     seen = set(card.seen.get("validation", ()))
     return sum(short_hash(image.sha256) in seen for image in images)
@@ -183,24 +192,10 @@ def _check_folder(folder: Path, images: Sequence[LabeledImage], card: Multiclass
         )
 
 
-def _score(
-    session: MulticlassSession,
-    root: Path,
-    images: Sequence[LabeledImage],
-    split: str,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[tuple[MulticlassScoredImage, ...], list[Rejection | None]]:
-    unreadable: list[tuple[str, str]] = []
-    logits, rejections = [], []
-    card = session.card
-    for each in session.stream(decode_images(root, images, card.preprocessing.min_side, unreadable)):
-        logits.append(each.logits)
-        rejections.append(each.rejection)
-        if progress:
-            progress(len(logits), len(images))
-    if unreadable:
-        raise unreadable_error(unreadable, split)
-    probabilities = class_probabilities(card, np.stack(logits))
+def _scored_images(
+    card: MulticlassCard, images: Sequence[LabeledImage], probabilities: FloatArray
+) -> tuple[MulticlassScoredImage, ...]:
+    """Return the images with their probabilities, shape (n, K), their predicted classes and prediction sets."""
     inside = possible_classes(card, probabilities)
     scored = []
     for index, (image, row) in enumerate(zip(images, probabilities, strict=True)):
@@ -210,7 +205,7 @@ def _score(
         predicted = card.classes[int(row.argmax())]
         text = (image.path, image.sha256, image.patient, image.label, image.etiology, predicted, possible)
         scored.append(MulticlassScoredImage(*text, tuple(row.tolist())))
-    return tuple(scored), rejections
+    return tuple(scored)
 
 
 def _ledger_entry(evaluation: MulticlassEvaluation) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.evaluation.fitting import COVERAGE
 from pneumoscope.statistics.conformal import fit_class_thresholds
 from pneumoscope.statistics.inputs import IntArray
-from pneumoscope.statistics.softmax import softmax
+from pneumoscope.statistics.probabilities import softmax
 from pneumoscope.statistics.temperature import fit_temperature
 
 __all__ = ["fit_prediction_sets", "fit_temperature_scaling"]

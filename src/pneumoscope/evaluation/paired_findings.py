@@ -21,6 +21,7 @@ from pneumoscope.statistics.roc import delong_method
 __all__ = [
     "ALPHA",
     "RunScores",
+    "corrected_tests",
     "findings",
     "make_paired_test",
     "paired_tests",
@@ -59,7 +60,7 @@ def paired_tests(runs: Sequence[RunScores], labels: BoolArray, patients: Sequenc
         patients: Patient identifier of each image.
     """
     pairs = list(combinations(runs, 2))
-    tests = []
+    tests: list[PairedTest] = []
     for metric in ("accuracy", "auroc", "sensitivity", "specificity"):
         if metric == "auroc":
             test = delong_method(patient_groups(patients, len(labels)))
@@ -69,9 +70,7 @@ def paired_tests(runs: Sequence[RunScores], labels: BoolArray, patients: Sequenc
             inside = [patients[i] for i in np.flatnonzero(among).tolist()]
             test = mcnemar_method(patient_groups(inside, len(inside)))
             results = [_mcnemar_test(metric, a.correct[among], b.correct[among], inside) for a, b in pairs]
-        corrected = holm([p for _, p in results])
-        for (a, b), (difference, p), p_holm in zip(pairs, results, corrected, strict=True):
-            tests.append(make_paired_test(a.name, b.name, metric, test, difference, p, p_holm))
+        tests += corrected_tests(metric, [(a.name, b.name) for a, b in pairs], results, test)
     return tuple(tests)
 
 
@@ -91,6 +90,27 @@ def _delong_test(
         return delong_test(a.logits, b.logits, labels, patients)
     except UndefinedMetricError as error:
         return undefined(error.message, n=len(labels), method="delong"), None
+
+
+def corrected_tests(
+    metric: str,
+    pairs: Sequence[tuple[str, str]],
+    results: Sequence[tuple[Interval, float | None]],
+    test: str | None = None,
+) -> list[PairedTest]:
+    """Return the tests of one metric, with p-values that are Holm-corrected over the pairs.
+
+    Args:
+        metric: The metric.
+        pairs: Names of the two runs or models of each pair.
+        results: Difference and p of each pair.
+        test: Name of the test; None for the method of each difference.
+    """
+    corrected = holm([p for _, p in results])
+    return [
+        make_paired_test(a, b, metric, test or difference.method, difference, p, p_holm)
+        for (a, b), (difference, p), p_holm in zip(pairs, results, corrected, strict=True)
+    ]
 
 
 def make_paired_test(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from scipy import special
@@ -14,14 +15,14 @@ from pneumoscope.core.messages import counted
 from pneumoscope.data.manifest import LabeledImage, Manifest
 from pneumoscope.data.prediction_matching import match_images, read_id_column
 from pneumoscope.data.predictions_file import PredictionColumns, PredictionRow, PredictionsFile, read_predictions_file
+from pneumoscope.evaluation.split_images import SplitImages
 from pneumoscope.statistics.inputs import BoolArray, FloatArray
 
 __all__ = [
     "HIGHEST_LOGIT",
+    "MatchedPredictions",
     "PredictedImages",
     "check_scales",
-    "match_predictions",
-    "predicted_images",
     "read_predicted_images",
     "select_predicted_images",
 ]
@@ -57,23 +58,70 @@ class PredictedImages:
         return [image.patient for image in self.images]
 
 
-def read_predicted_images(
-    file: Path, columns: PredictionColumns, manifest: Manifest, data: Path
-) -> tuple[PredictionsFile, dict[str, PredictionRow]]:
-    """Return the file, and the row of each image that has one, {path of the image: row}."""
-    predictions = read_predictions_file(file, columns)
-    by_path = match_predictions(predictions, predictions.rows, manifest, data)
-    _check_splits(by_path, manifest, file)
-    return predictions, by_path
+@dataclasses.dataclass(frozen=True)
+class MatchedPredictions:
+    """A file with predictions, matched to the images of a data set.
+
+    Attributes:
+        file: The file.
+        data: The data set: folder, manifest CSV or archive.
+        manifest: Manifest of the data set.
+        rows: Row of each image that has one, {path of the image: row}.
+    """
+
+    file: PredictionsFile
+    data: Path
+    manifest: Manifest
+    rows: Mapping[str, PredictionRow]
+
+    @classmethod
+    def match(cls, file: PredictionsFile, manifest: Manifest, data: Path) -> Self:
+        """Return the rows of a file by image.
+
+        Args:
+            file: The file.
+            manifest: Manifest of the data set.
+            data: The data set.
+
+        Raises:
+            DatasetError: Rows and images do not match; see `match_images`.
+        """
+        ids = read_id_column(data, file.id_column, manifest.path_column) if file.id_column else {}
+        found = match_images(file.rows, manifest.images, str(file.path), ids)
+        return cls(file, data, manifest, {manifest.images[i].path: row for i, row in found.items()})
+
+    def predicted(self, split: str | None = None) -> PredictedImages:
+        """Return the images that have a row, in the order of the data.
+
+        Args:
+            split: Split that the row states; None for all rows.
+        """
+        rows = {path for path, row in self.rows.items() if split is None or row.split == split}
+        return self.of_images([image for image in self.manifest if image.path in rows])
+
+    def of_images(self, images: Sequence[LabeledImage]) -> PredictedImages:
+        """Return images, of which each has a row, with their predictions."""
+        values = np.array([self.rows[image.path].value for image in images], dtype=np.float64)
+        if self.file.scale == "logit":
+            return PredictedImages(tuple(images), values, special.expit(values))
+        return PredictedImages(tuple(images), np.clip(special.logit(values), _LOWEST_LOGIT, HIGHEST_LOGIT), values)
 
 
-def match_predictions(
-    file: PredictionsFile, rows: Sequence[PredictionRow], manifest: Manifest, data: Path
-) -> dict[str, PredictionRow]:
-    """Return the row of each image that has one, {path of the image: row}."""
-    ids = read_id_column(data, file.id_column, manifest.path_column) if file.id_column else {}
-    found = match_images(rows, manifest.images, str(file.path), ids)
-    return {manifest.images[i].path: row for i, row in found.items()}
+def read_predicted_images(file: Path, columns: PredictionColumns, manifest: Manifest, data: Path) -> MatchedPredictions:
+    """Return the predictions in a file for the images of a data set.
+
+    Args:
+        file: CSV file with one row per image.
+        columns: Names of its columns.
+        manifest, data: See `MatchedPredictions.match`.
+
+    Raises:
+        LayoutError: The file is not a CSV file with these columns.
+        DatasetError: Rows and images do not match, or state different splits.
+    """
+    matched = MatchedPredictions.match(read_predictions_file(file, columns), manifest, data)
+    _check_splits(matched.rows, manifest, file)
+    return matched
 
 
 def _check_splits(rows: Mapping[str, PredictionRow], manifest: Manifest, file: Path) -> None:
@@ -88,13 +136,19 @@ def _check_splits(rows: Mapping[str, PredictionRow], manifest: Manifest, file: P
 
 
 def select_predicted_images(
-    images: Sequence[LabeledImage],
-    rows: Mapping[str, PredictionRow],
-    file: PredictionsFile,
-    split: str,
-    note: Callable[[str], None] | None,
+    matched: MatchedPredictions, evaluated: SplitImages, note: Callable[[str], None] | None = None
 ) -> PredictedImages:
-    """Return the predictions for all images of the split."""
+    """Return the predictions for all images of a split of the data.
+
+    Args:
+        matched: The predictions.
+        evaluated: The images.
+        note: Called if rows with images of other splits are left out.
+
+    Raises:
+        DatasetError: An image has no prediction, or its row is of another split.
+    """
+    file, rows, images, split = matched.file, matched.rows, evaluated.images, evaluated.split
     missing = [image.path for image in images if image.path not in rows]
     if missing:
         listed = ", ".join(map(repr, missing[:_MAX_LISTED])) + (", …" if len(missing) > _MAX_LISTED else "")
@@ -103,8 +157,8 @@ def select_predicted_images(
             f" {'images' if split == 'all' else f'{split} images'}: {listed}",
             hint="Images are never skipped, because n would be wrong: predict them, or give a manifest without them as --data",
         )
-    evaluated = {image.path for image in images}
-    others = sum(path not in evaluated and row.split != "validation" for path, row in rows.items())
+    selected = {image.path for image in images}
+    others = sum(path not in selected and row.split != "validation" for path, row in rows.items())
     if others and note:
         note(f"{counted(others, 'row')} of {str(file.path)!r} with images of other splits {_are(others)} left out")
     for image in images:
@@ -115,21 +169,11 @@ def select_predicted_images(
                 f" {row.split!r}",
                 hint="Correct the split of the row, or state the splits of the images in a manifest CSV",
             )
-    return predicted_images(images, rows, file)
+    return matched.of_images(images)
 
 
 def _are(count: int) -> str:
     return "is" if count == 1 else "are"
-
-
-def predicted_images(
-    images: Sequence[LabeledImage], rows: Mapping[str, PredictionRow], file: PredictionsFile
-) -> PredictedImages:
-    """Return the images with the numbers of their rows, {path of the image: row}."""
-    values = np.array([rows[image.path].value for image in images], dtype=np.float64)
-    if file.scale == "logit":
-        return PredictedImages(tuple(images), values, special.expit(values))
-    return PredictedImages(tuple(images), np.clip(special.logit(values), _LOWEST_LOGIT, HIGHEST_LOGIT), values)
 
 
 def check_scales(a: PredictionsFile, b: PredictionsFile) -> None:

@@ -16,10 +16,9 @@ from pneumoscope.core.comparison import PairedTest, RunGroup, RunSummary, SeedSp
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Interval
 from pneumoscope.evaluation.compared import EvaluatedRun
-from pneumoscope.evaluation.paired_findings import RunScores, make_paired_test
+from pneumoscope.evaluation.paired_findings import RunScores, corrected_tests
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, patient_groups
 from pneumoscope.statistics.intervals import undefined
-from pneumoscope.statistics.paired import holm
 from pneumoscope.statistics.replicates import (
     proportion_covariance,
     replicates_difference,
@@ -239,12 +238,10 @@ def group_tests(compared: Sequence[ComparedModel], scoring: RunScoring) -> tuple
     p-values are Holm-corrected over the pairs of each metric. See `statistics.replicates` for the test.
     """
     pairs = list(combinations(compared, 2))
-    tests = []
+    names = [(a.name, b.name) for a, b in pairs]
+    tests: list[PairedTest] = []
     for metric in TESTED:
-        results = [scoring.difference(metric, a.members, b.members) for a, b in pairs]
-        corrected = holm([p for _, p in results])
-        for (a, b), (difference, p), p_holm in zip(pairs, results, corrected, strict=True):
-            tests.append(make_paired_test(a.name, b.name, metric, difference.method, difference, p, p_holm))
+        tests += corrected_tests(metric, names, [scoring.difference(metric, a.members, b.members) for a, b in pairs])
     return tuple(tests)
 
 

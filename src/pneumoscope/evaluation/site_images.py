@@ -14,11 +14,11 @@ from pneumoscope.core.errors import DatasetError
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import LABELS, LabeledImage
-from pneumoscope.evaluation.evaluate import decode_images
+from pneumoscope.evaluation.scoring import decode_images
 from pneumoscope.evaluation.selection import load_labeled_images, unreadable_error
+from pneumoscope.imaging.header_fields import HeaderFields, read_header_fields
 from pneumoscope.imaging.preprocess import PreprocessedImage, preprocess_image
 from pneumoscope.imaging.statistics import image_statistics
-from pneumoscope.imaging.subgroup_fields import HeaderFields, read_header_fields
 from pneumoscope.inference.decision import failed_checks
 from pneumoscope.inference.session import BundleSession, Outputs, network_rejections
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, patient_groups

@@ -20,7 +20,6 @@ from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.prediction import WarningCode
 from pneumoscope.core.unreadable import UnreadableCode, UnreadableReason
-from pneumoscope.imaging.acquisition import ACQUISITION_ELEMENTS, read_acquisition
 from pneumoscope.imaging.dicom_elements import PREFIX, read_elements
 from pneumoscope.imaging.gray_levels import (
     GRAY_LEVEL_ELEMENTS,
@@ -28,6 +27,7 @@ from pneumoscope.imaging.gray_levels import (
     flatten_functional_groups,
 )
 from pneumoscope.imaging.header_checks import CHECKED_ELEMENTS, check_header
+from pneumoscope.imaging.header_fields import ACQUISITION_ELEMENTS, read_acquisition
 from pneumoscope.imaging.header_identity import IDENTITY_ELEMENTS, read_identity
 from pneumoscope.imaging.image import MAX_PIXELS, Radiograph
 from pneumoscope.imaging.lookup_table import GrayLevelError

@@ -20,6 +20,7 @@ from pneumoscope.core.prediction import WarningCode
 from pneumoscope.imaging.histogram import PERCENTILES, Floats, Histogram, Integers, count_values, displayed_range
 from pneumoscope.imaging.image import GrayLevels
 from pneumoscope.imaging.lookup_table import GrayLevelError, LookupTable, numbers_of
+from pneumoscope.imaging.padding import find_padding
 from pneumoscope.imaging.pixel_values import (
     PixelDescription,
     Window,
@@ -44,8 +45,6 @@ _FUNCTIONAL_GROUPS = {
     "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction", "WindowCenterWidthExplanation"),
     "PixelMeasuresSequence": ("PixelSpacing",),
 }
-_PADDING_DISTANCE = 2  # of undeclared padding from the other values, in ranges of these
-_MIN_ANATOMY = 0.2  # fraction of the pixels that are not undeclared padding
 _MAX_WINDOWS = 8  # of a file; more are ignored
 _MAX_EXPLANATION = 40  # characters
 # Brightness between the percentiles below which a window is too wide; the minimum of 5,856 radiographs of children is 0.33.
@@ -100,10 +99,7 @@ def dicom_gray_levels(stored: Integers, dataset: Dataset, *, keep_values: bool =
         (padding).
     """
     warnings: set[WarningCode] = set()
-    padding, undeclared = _padding(stored, dataset), None
-    if padding is None:
-        undeclared = _undeclared_padding(stored)
-        padding = _uniform_sides(stored, undeclared)
+    padding, undeclared = find_padding(stored, dataset)
     if undeclared is not None:
         warnings.add("padding_measured")
     image = stored[~padding] if padding.any() else stored
@@ -150,73 +146,6 @@ def flatten_functional_groups(dataset: Dataset) -> None:
                     for keyword in keywords:
                         if keyword in item and dataset.get(keyword) in (None, ""):
                             dataset[keyword] = item[keyword]
-
-
-def _padding(stored: Integers, dataset: Dataset) -> npt.NDArray[np.bool_] | None:
-    """Return the mask of padding: pixels with the padding value, or in the range from it to the range limit; None without one.
-
-    They must be connected to the border of the image along a row or a column: inside, the same value can be anatomy.
-    """
-    value = _integer(dataset, "PixelPaddingValue")
-    if value is None:
-        return None
-    limit = _integer(dataset, "PixelPaddingRangeLimit")
-    info, size = np.iinfo(stored.dtype), 2 ** (8 * stored.dtype.itemsize)
-
-    def representable(number: int) -> int:
-        """Return the number with the same bits in the type of the pixels; its VR often has the other sign."""
-        return number if info.min <= number <= info.max else (number - info.min) % size + info.min
-
-    low, high = sorted(representable(each) for each in (value, value if limit is None else limit))
-    return _connected_to_border((stored >= low) & (stored <= high))
-
-
-def _undeclared_padding(stored: Integers) -> int | None:
-    """Return the value of padding that the file does not declare: that of a whole side of the image, far from all others.
-
-    It is negative, or at least 2**15 as -2000 or -1 are where they are written as unsigned: black, and the value of a detector
-    that is saturated by direct exposure, are neither. The only negative value need not be far from the others.
-    """
-    is_signed = stored.dtype.kind == "i"
-    value = int(stored.min() if is_signed else stored.max())
-    sides = stored[0], stored[-1], stored[:, 0], stored[:, -1]
-    if not (value < 0 if is_signed else value >= 2**15) or not any((side == value).all() for side in sides):
-        return None
-    others = stored[stored != value]
-    if others.size < _MIN_ANATOMY * stored.size:
-        return None
-    lowest, highest = int(others.min()), int(others.max())
-    is_far = max(value - highest, lowest - value) >= _PADDING_DISTANCE * max(highest - lowest, 1)
-    return value if is_far or (is_signed and lowest >= 0) else None
-
-
-def _uniform_sides(stored: Integers, value: int | None) -> npt.NDArray[np.bool_]:
-    """Return the mask of the outer rows and columns that have only this value; inside, a saturated object can have it."""
-    if value is None:
-        return np.zeros(stored.shape, dtype=np.bool_)
-    has_value = stored == value
-    rows, columns = (_connected_to_border(has_value.all(axis=axis)) for axis in (1, 0))
-    mask: npt.NDArray[np.bool_] = rows[:, np.newaxis] | columns
-    return mask
-
-
-def _connected_to_border(candidates: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Return the candidates that are connected to the border of the image along a row or a column; or of a row, to its ends."""
-    padding = np.zeros_like(candidates)
-    for axis in range(candidates.ndim):
-        padding |= np.logical_and.accumulate(candidates, axis=axis)
-        padding |= np.flip(np.logical_and.accumulate(np.flip(candidates, axis), axis=axis), axis)
-    return padding
-
-
-def _integer(dataset: Dataset, keyword: str) -> int | None:
-    """Return the first number of an element; None if it is missing or empty.
-
-    Raises:
-        GrayLevelError: It is not a number.
-    """
-    numbers = numbers_of(dataset.get(keyword), keyword)
-    return int(numbers[0]) if numbers and math.isfinite(numbers[0]) else None
 
 
 def _apply_modality(values: Integers, counts: Integers, dataset: Dataset) -> Floats:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pneumoscope.bundle.multiclass_card import MulticlassCard
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.statistics.inputs import BoolArray, FloatArray
-from pneumoscope.statistics.softmax import softmax
+from pneumoscope.statistics.probabilities import softmax
 
 __all__ = ["ClassDecision", "class_probabilities", "decide_class", "possible_classes"]
 

@@ -1,4 +1,4 @@
-"""Learning curves: accuracy and loss per epoch."""
+"""Learning curves: accuracy and loss per epoch, and the loss by learning rate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pneumoscope.reporting.style import COLORS, RunStyle, drawing, new_figure, r
 from pneumoscope.reporting.svg import standalone_svg
 from pneumoscope.runs.epochs import Epoch, read_epochs
 
-__all__ = ["curves_figure", "curves_label", "write_curves"]
+__all__ = ["curves_figure", "curves_label", "learning_rate_figure", "write_curves"]
 
 
 def write_curves(run: Path, out: Path, *, best: int) -> Path:
@@ -92,3 +92,28 @@ def _panel(axes: Axes, epochs: Sequence[Epoch], metric: str, style: RunStyle, be
                   markerfacecolor=COLORS["surface"][0], markeredgecolor=style.color, markeredgewidth=1.8)  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=8))
     axes.set_xlim(x[0] - 0.5, x[-1] + 0.5)
+
+
+def learning_rate_figure(
+    rates: Sequence[float], losses: Sequence[float], suggestion: float | None, *, title: str
+) -> Figure:
+    """Return the loss by learning rate, with a ring at the suggested rate.
+
+    Args:
+        rates, losses: Learning rates and losses, at least one of each.
+        suggestion: Suggested rate, one of the rates; None for none.
+        title: Name of the recipe.
+    """
+    figure = new_figure(480, 300)
+    axes = figure.subplots()
+    show_grid(axes)
+    style = run_style(0)
+    axes.plot(rates, losses, color=style.color)
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("loss, moving average")
+    axes.set_title(short(title), loc="left")
+    if suggestion is not None:
+        at = list(rates).index(suggestion)
+        axes.plot([suggestion], [losses[at]], "o", markersize=9, markerfacecolor="none", color=style.color)
+    return figure

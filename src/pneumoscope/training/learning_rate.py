@@ -24,7 +24,7 @@ from pneumoscope.core.files import write_atomically
 from pneumoscope.core.messages import counted
 from pneumoscope.data.hashing import Progress
 from pneumoscope.data.label_mapping import LabelMapping
-from pneumoscope.reporting.learning_rate_figure import learning_rate_figure
+from pneumoscope.reporting.curves import learning_rate_figure
 from pneumoscope.reporting.style import drawing
 from pneumoscope.reporting.svg import standalone_svg
 from pneumoscope.runs.recipe import Recipe

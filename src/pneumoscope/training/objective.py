@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pneumoscope.statistics.multiclass import log_odds, weighted_macro_auroc
+from pneumoscope.statistics.probabilities import softmax
 from pneumoscope.statistics.roc import auroc
-from pneumoscope.statistics.softmax import softmax
 
 __all__ = ["BinaryObjective", "Objective", "SoftmaxObjective", "ValidationMetrics", "js_divergence"]
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pneumoscope.statistics.prevalence import adjust_prevalence
+from pneumoscope.statistics.probabilities import adjust_prevalence
 
 
 def test_adjusted_probability_is_that_of_a_population_with_the_target_prevalence():

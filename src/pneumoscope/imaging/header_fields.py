@@ -1,17 +1,23 @@
-"""Read the header fields that a subgroup analysis uses, and a pseudonym of the patient."""
+"""Read header fields that describe image and patient: those of a subgroup analysis, and how the image was acquired."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pneumoscope.core.prediction import PatientAge
 from pneumoscope.imaging.file_type import identify_file
+from pneumoscope.imaging.image import Acquisition
 
-__all__ = ["HeaderFields", "read_header_fields"]
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
-_ELEMENTS = ("PatientSex", "ViewPosition", "Manufacturer")
+__all__ = ["ACQUISITION_ELEMENTS", "HeaderFields", "read_acquisition", "read_header_fields"]
+
+ACQUISITION_ELEMENTS = ("ViewPosition", "Manufacturer")
+_MAX_LENGTH = 64  # characters of a value, as in the standard
 _PATIENT_ELEMENTS = ("PatientID", "IssuerOfPatientID")
 _PSEUDONYM_LENGTH = 16  # hexadecimal digits
 
@@ -41,14 +47,24 @@ def read_header_fields(path: Path) -> HeaderFields | None:
     try:
         if identify_file(path).name != "DICOM":
             return None
-        from pneumoscope.imaging.acquisition import acquisition_text
         from pneumoscope.imaging.dicom_elements import read_elements
         from pneumoscope.imaging.patient_age import AGE_ELEMENTS, read_age
 
-        header = read_elements(path, [*_ELEMENTS, *_PATIENT_ELEMENTS, *AGE_ELEMENTS])
-        sex, view, manufacturer = (acquisition_text(header, name) for name in _ELEMENTS)
+        header = read_elements(path, ["PatientSex", *ACQUISITION_ELEMENTS, *_PATIENT_ELEMENTS, *AGE_ELEMENTS])
+        sex, view, manufacturer = (_text(header, name) for name in ("PatientSex", *ACQUISITION_ELEMENTS))
         identifier, issuer = (str(header.get(name) or "").strip() for name in _PATIENT_ELEMENTS)
         pseudonym = hashlib.sha256(f"{issuer}\\{identifier}".encode()).hexdigest()[:_PSEUDONYM_LENGTH]
         return HeaderFields(read_age(header), sex, view, manufacturer, pseudonym if identifier else "")
     except Exception:  # noqa: BLE001  untrusted bytes can make a parser fail in any way; decoding reports the error
         return None
+
+
+def read_acquisition(header: Dataset) -> Acquisition | None:
+    """Return how an image was acquired, as its header states it, or None if it states neither element."""
+    view, manufacturer = (_text(header, name) for name in ACQUISITION_ELEMENTS)
+    return Acquisition(view, manufacturer) if view or manufacturer else None
+
+
+def _text(header: Dataset, keyword: str) -> str:
+    """Return the text of an element in capitals, with single spaces and limited length; "" if it is missing or empty."""
+    return " ".join(str(header.get(keyword) or "").split())[:_MAX_LENGTH].upper()

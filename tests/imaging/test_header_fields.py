@@ -4,7 +4,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 from tests.images import dicom
 from tests.imaging.conformance import dataset, written
 
-from pneumoscope.imaging.subgroup_fields import read_header_fields
+from pneumoscope.imaging.header_fields import read_header_fields
 
 
 def fields(tmp_path, **elements):

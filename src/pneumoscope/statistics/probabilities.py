@@ -1,4 +1,4 @@
-"""Change of prevalence. Deployed models use it, so that this module does not import SciPy."""
+"""Softmax and change of prevalence. Deployed models use them, so that this module does not import SciPy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ import numpy.typing as npt
 
 from pneumoscope.statistics.inputs import FloatArray
 
-__all__ = ["adjust_prevalence"]
+__all__ = ["adjust_prevalence", "softmax"]
+
+
+def softmax(logits: npt.ArrayLike, temperature: float = 1.0) -> FloatArray:
+    """Return the softmax of logits divided by a temperature, in double precision.
+
+    Args:
+        logits: Logits, shape (..., K).
+        temperature: See `temperature.fit_temperature`.
+    """
+    scaled = np.asarray(logits, dtype=np.float64) / temperature
+    # Without the largest logit, the exponential would overflow.
+    powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
 def adjust_prevalence(probabilities: npt.ArrayLike, source: float, target: float) -> FloatArray:

@@ -7,7 +7,7 @@ from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import Manifest
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.evaluation.external_predictions import evaluate_predictions
-from pneumoscope.evaluation.image_flow import image_flow
+from pneumoscope.evaluation.split_images import SplitImages
 from pneumoscope.reporting.flow_diagram import duplicate_lines
 from pneumoscope.runs.evaluations import read_evaluation
 
@@ -43,7 +43,7 @@ def test_copies_contradictory_labels_and_unknown_patients_are_counted():
         f"other.png,NORMAL,p,train,{'b' * 64}",
     ]
     manifest = Manifest.from_csv("\n".join(rows), Path("images"), "images.csv")
-    flow = image_flow(manifest, Path("images"), manifest.split("test"))
+    flow = SplitImages(Path("images"), manifest, "test", manifest.split("test")).flow()
     assert (flow.copies, flow.contradictory) == (1, 1)
     assert (flow.evaluated, flow.other_splits["train"]) == (ImageCount(4, 4, 3), ImageCount(1, 1, 0))
     assert duplicate_lines(flow) == ["1 identical to an earlier one", "1 with another label elsewhere"]

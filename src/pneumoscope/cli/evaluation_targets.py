@@ -1,0 +1,86 @@
+"""The runs and bundles that `evaluate` gets: a run, a bundle, the runs in a folder, or the folds of a cross-validation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Self
+
+from pneumoscope.cli.progress import image_progress
+
+__all__ = ["EvaluationTargets"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationTargets:
+    """The runs and bundles to evaluate.
+
+    Attributes:
+        folder: The folder that was given.
+        runs: Its runs, if it is a folder of runs; none if it is itself a run or bundle.
+        split: The split to evaluate.
+        is_folds: Whether the runs are the folds of a cross-validation.
+    """
+
+    folder: Path
+    runs: tuple[Path, ...]
+    split: str
+    is_folds: bool
+
+    @classmethod
+    def find(cls, folder: Path, split: str | None, out: Path | None) -> Self:
+        """Return the runs and bundles that a folder stands for.
+
+        Args:
+            folder: Run, bundle or folder of runs.
+            split: The split that was given.
+            out: Folder of the results, which several runs cannot share.
+
+        Raises:
+            UsageError: Split or folder of the results are given for runs that have their own.
+            RunError: A run has no bundle, or a fold is missing.
+        """
+        from pneumoscope.evaluation.cross_validation import OUT_OF_FOLD, find_folds, is_cross_validation
+        from pneumoscope.runs.run_folder import run_folders
+
+        is_folds = is_cross_validation(folder)
+        if is_folds:
+            _check_split_of_folds(folder, split)
+        runs = find_folds(folder) if is_folds else run_folders(folder)
+        _check_folder_of_runs(folder, runs, out)
+        return cls(folder, tuple(runs), split or (OUT_OF_FOLD if is_folds else "test"), is_folds)
+
+    @property
+    def members(self) -> tuple[Path, ...]:
+        """The runs and bundles to evaluate."""
+        return self.runs or (self.folder,)
+
+    def progress(self, member: Path) -> AbstractContextManager[Callable[[int, int], None] | None]:
+        """Return the progress bar of a run or bundle."""
+        return image_progress(f"scoring images of {member.name}" if self.runs else "scoring images")
+
+
+def _check_folder_of_runs(folder: Path, runs: Sequence[Path], out: Path | None) -> None:
+    """Raise before any of the runs is evaluated, which the test ledger would record."""
+    from pneumoscope.core.errors import UsageError
+    from pneumoscope.runs.run_folder import find_bundle
+
+    if runs and out is not None:
+        raise UsageError(
+            f"--out is given for a folder of runs, {str(folder)!r}",
+            hint="Leave it out: each run keeps its own evaluation",
+        )
+    for run in runs:
+        find_bundle(run)
+
+
+def _check_split_of_folds(folder: Path, split: str | None) -> None:
+    from pneumoscope.core.errors import UsageError
+
+    if split not in (None, "validation"):
+        raise UsageError(
+            f"the folds in {str(folder)!r} are evaluated on their validation images, not on the split {split!r}",
+            hint="For test images, train the recipe once on all training images and evaluate that run; or give one fold as RUN",
+        )

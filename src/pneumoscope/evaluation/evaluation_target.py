@@ -1,0 +1,142 @@
+"""The evaluated run or bundle: its folders, and the names of the evaluations of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Self
+
+from pneumoscope.core.errors import UsageError
+from pneumoscope.core.results import ScoredImage
+from pneumoscope.data.manifest import LabeledImage, Manifest
+from pneumoscope.evaluation.split_images import SplitImages
+from pneumoscope.runs.run_folder import BUNDLE_FOLDER, MANIFEST_FILE, evaluation_folder, find_bundle
+
+__all__ = ["EvaluationTarget", "default_name"]
+
+_NAME = r"\w[\w.-]*"
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationTarget:
+    """A run or bundle to evaluate.
+
+    Attributes:
+        path: Run folder or bundle folder.
+        bundle: Folder of the bundle.
+    """
+
+    path: Path
+    bundle: Path
+
+    @classmethod
+    def find(cls, path: str | Path) -> Self:
+        """Return the run or bundle in a folder.
+
+        Raises:
+            RunError: See `run_folder.find_bundle`.
+        """
+        return cls(Path(path), find_bundle(Path(path)))
+
+    @property
+    def run(self) -> Path | None:
+        """The run folder; None for a bundle."""
+        return self.path if self.bundle == self.path / BUNDLE_FOLDER else None
+
+    @property
+    def run_manifest(self) -> Path | None:
+        """Manifest of the run; None for a bundle."""
+        return None if self.run is None else self.run / MANIFEST_FILE
+
+    def check_name(self, name: str | None, *, has_out: bool) -> None:
+        """Raise unless an evaluation of this run or bundle can have the name.
+
+        Args:
+            name: The name; None for the default.
+            has_out: Whether the folder of the results is stated.
+
+        Raises:
+            UsageError: It is not the name of a folder, or the results are not kept in a run.
+        """
+        if name is None:
+            return
+        if self.run is None or has_out:
+            raise UsageError(
+                f"the name {name!r} is that of an evaluation in a run folder",
+                hint="Give --name for a run without --out, or --out without --name",
+            )
+        if not re.fullmatch(_NAME, name):
+            raise UsageError(f"{name!r} is not the name of an evaluation", hint="Use letters, digits, '.', '-' and '_'")
+
+    def results_folder(
+        self,
+        out: str | Path | None,
+        name: str | None,
+        evaluated: SplitImages,
+        note: Callable[[str], None] | None,
+        *,
+        site_sha256: str = "",
+    ) -> Path | None:
+        """Return the folder of the results; None for those of a bundle, which are not written.
+
+        Args:
+            out: The folder, if it is stated.
+            name: Name of the evaluation of a run; the default if None.
+            evaluated, note, site_sha256: See `default_name`.
+        """
+        if out is not None:
+            return Path(out)
+        if self.run is None:
+            return None
+        return evaluation_folder(
+            self.run,
+            name or default_name(self.run, evaluated.data, evaluated.split, evaluated.images, site_sha256, note),
+        )
+
+    def reference_folder(self, reference: str | Path | None) -> Path | None:
+        """Return the folder of another evaluation: that of the name in the run, or the folder itself; None for None."""
+        if reference is None:
+            return None
+        if self.run is not None and (folder := evaluation_folder(self.run, str(reference))).is_dir():
+            return folder
+        return Path(reference)
+
+
+def default_name(
+    run: Path,
+    data: Path,
+    split: str,
+    images: Sequence[LabeledImage] | Sequence[ScoredImage],
+    site_sha256: str,
+    note: Callable[[str], None] | None = None,
+) -> str:
+    """Return the split for images of the run itself, and for others also the name of the data.
+
+    A run without a manifest cannot tell; its images are taken for its own unless all images of a data set are evaluated.
+
+    Args:
+        run: The run folder.
+        data, split, images: The evaluated images.
+        site_sha256: Hash of the site profile; "" without one.
+        note: Called if the images are others than those of the run.
+    """
+    manifest = run / MANIFEST_FILE
+    name = split
+    if manifest.is_file():
+        own = Manifest.from_csv(manifest.read_text(encoding="utf-8"), run, str(manifest)).split(split)
+        is_own = {image.sha256 for image in own} == {image.sha256 for image in images}
+    else:
+        is_own = split != "all"
+    if not is_own:
+        # Also without a final slash or a relative path, such as "..".
+        path = data.resolve()
+        stem = re.sub(r"[^\w.-]", "-", path.name if path.is_dir() else path.stem).lstrip(".-")
+        name = f"{split}-{stem}"
+    if site_sha256:
+        name += f"-{site_sha256[:8]}"
+    if note and not is_own:
+        other = "" if split == "all" else f"{str(data)!r} has other images than the {split} split of the run; "
+        note(f"{other}the results are in {str(evaluation_folder(run, name))!r}")
+    return name

@@ -1,0 +1,92 @@
+"""The images of one split of a data set, and how they were selected."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Self
+
+from pneumoscope.core.image_flow import ImageCount, ImageFlow
+from pneumoscope.data.manifest import LabeledImage, Manifest
+from pneumoscope.evaluation.selection import count_patients, count_unknown_patients, images_of_split
+
+__all__ = ["SplitImages"]
+
+_NO_SPLIT = "no split"
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitImages:
+    """The images of one split of a data set.
+
+    Attributes:
+        data: Folder, manifest CSV or archive.
+        manifest: Manifest of all its images.
+        split: Name of the split.
+        images: Images of the split, with paths in the data set.
+    """
+
+    data: Path
+    manifest: Manifest
+    split: str
+    images: tuple[LabeledImage, ...]
+
+    @classmethod
+    def select(
+        cls,
+        manifest: Manifest,
+        data: Path,
+        split: str,
+        run_manifest: Path | None = None,
+        note: Callable[[str], None] | None = None,
+    ) -> Self:
+        """Return the images of a split, which may have one label only.
+
+        Args:
+            manifest: Manifest of the data.
+            data, split, run_manifest: See `selection.select_images`.
+            note: Called with each remark about the data.
+
+        Raises:
+            UsageError, DatasetError: See `selection.select_images`.
+        """
+        if note:
+            for each in manifest.notes:
+                note(each)
+        return cls(data, manifest, split, images_of_split(manifest, data, split, run_manifest, both_labels=False))
+
+    def flow(self, source: str = "") -> ImageFlow:
+        """Return the flow of images from the data set to the split.
+
+        Args:
+            source: Name of the images; that of the data if empty.
+        """
+        paths = {image.path for image in self.images}
+        others: dict[str, list[LabeledImage]] = defaultdict(list)
+        for image in self.manifest:
+            if image.path not in paths:
+                others[image.split or _NO_SPLIT].append(image)
+        return ImageFlow(
+            # The name only: a path may have the name of a person.
+            source=source or self.data.resolve().name,
+            skipped=len(self.manifest.skipped),
+            unreadable=len(self.manifest.unreadable),
+            labeled=_count(self.manifest.images),
+            other_splits={split: _count(images) for split, images in sorted(others.items())},
+            evaluated=_count(self.images),
+            copies=len(self.images) - len({image.sha256 for image in self.images}),
+            contradictory=self._count_contradictory(),
+        )
+
+    def _count_contradictory(self) -> int:
+        """Return the number of images of the split that have another label elsewhere in the data set."""
+        labels: dict[str, set[str]] = defaultdict(set)
+        for image in (*self.manifest, *self.images):
+            labels[image.sha256].add(image.label)
+        return sum(len(labels[image.sha256]) > 1 for image in self.images)
+
+
+def _count(images: Sequence[LabeledImage]) -> ImageCount:
+    return ImageCount(len(images), count_patients(images), count_unknown_patients(images))
