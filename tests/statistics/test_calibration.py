@@ -328,13 +328,14 @@ def test_calibration_of_one_label_is_undefined_with_the_reason():
     ("scale", "reason"),
     [
         (1.0, "it cannot be estimated: the probabilities separate the labels perfectly"),
+        (1e-3, "it cannot be estimated: the probabilities separate the labels perfectly"),
         (1e-4, "it cannot be estimated: all probabilities are practically equal, 0.5 to 0.5"),
     ],
 )
 def test_a_collapsed_calibration_has_no_slope_but_a_reason(scale, reason):
-    """One image of the other side among 100 normal ones: an iteration that stops early would find a large slope."""
-    logits = scale * np.concatenate([np.linspace(-1.0, 0.0, 100), [8.0]])
-    labels = np.arange(101) == 100
+    """Far from each other, the labels let Newton's method stop early, at a slope of 4 divided by the scale."""
+    logits = scale * np.concatenate([np.linspace(-10.0, -9.9, 12), np.linspace(9.9, 10.0, 45)])
+    labels = logits > 0
     interval = calibration_intervals(expit(logits), labels, None, resamples=20)["calibration_slope"]
     assert (interval.value, interval.low, interval.reason) == (None, None, reason)
 
