@@ -34,7 +34,7 @@ def test_numbered_files_differ_but_have_the_same_pixels(images: Path) -> None:
 
 @pytest.mark.slow
 def test_short_run_on_a_real_process(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--rounds", "1", "--seconds", "1", "--overload", "2", "--soak", "0.04", "--out", str(tmp_path)]
+    options = ["--rounds", "1", "--seconds", "0.5", "--overload", "1", "--soak", "0.02", "--out", str(tmp_path)]
     benchmark.main(["--data", str(images), *options])
 
     document = json.loads((tmp_path / "load.json").read_text())
@@ -46,13 +46,13 @@ def test_short_run_on_a_real_process(images: Path, tmp_path: Path, capsys: pytes
         assert len(row["images_per_second"]) == len(row["relative_to_bare"]) == 1
         assert set(row["responses"]) == ({"201"} if "client" in name else set())
     latencies = rows["8 clients"]["responses"]["201"]
-    assert latencies["n"] >= 8
+    assert latencies["n"] >= 1
     assert 0 < latencies["p50"] <= latencies["p95"] <= latencies["p99"]
     overload, soak = document["overload"], document["soak"]
     rates = [statistics.median(row["images_per_second"]) for name, row in rows.items() if "client" in name]
     assert overload["rate"] == pytest.approx(2 * max(rates))
     assert set(overload["responses"]) <= {"201", "503"}
-    assert sum(row["n"] for row in overload["responses"].values()) == pytest.approx(2 * overload["rate"], abs=1)
+    assert sum(row["n"] for row in overload["responses"].values()) == pytest.approx(overload["rate"], abs=1)
     assert set(soak["responses"]) == {"201"}
     assert soak["memory"]["peak"] >= soak["memory"]["at the end"] > 10
     text = (tmp_path / "load.md").read_text()
