@@ -96,7 +96,7 @@ class MulticlassEvaluation:
         coverage: Coverage of each class that the prediction sets were fitted for; None without sets.
         sets: coverage, single, empty and mean_size of the prediction sets of all images; empty without sets.
         name, split, images_sha256, n, patients, counts, bundle_sha256, recipe, test_evaluation, seconds, created, version,
-            rejected, flow, subgroups, interactions, predictions_sha256, remarks: See `results.Evaluation`.
+            rejected, flow, subgroups, interactions, predictions_sha256, remarks, unknown_patients: See `results.Evaluation`.
     """
 
     name: str
@@ -124,6 +124,7 @@ class MulticlassEvaluation:
     interactions: tuple[InteractionTest, ...] = ()
     predictions_sha256: str = ""
     remarks: tuple[str, ...] = ()
+    unknown_patients: int | None = None
     schema: int = SCHEMA
     notice: str = NOTICE
 
@@ -204,7 +205,7 @@ class MulticlassComparison:
     """A comparison of several runs of several classes on the same images, or of cross-validations on the same folds.
 
     Attributes:
-        images: {"sha256", "n", "patients", "counts"}.
+        images: {"sha256", "n", "patients", "unknown_patients", "counts"}.
         classes: Names of the classes.
         runs: One entry per run, in the order given.
         pairs: Tests of each pair of runs, by accuracy and macro AUROC; a group takes the place of its runs.

@@ -10,9 +10,9 @@ from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Interval
 from pneumoscope.evaluation.multiclass_metrics import ClassScores
 from pneumoscope.evaluation.run_groups import Measured, MetricScoring
-from pneumoscope.statistics.inputs import patient_groups
+from pneumoscope.statistics.inputs import FloatArray, patient_groups
 from pneumoscope.statistics.intervals import undefined
-from pneumoscope.statistics.multiclass import log_odds
+from pneumoscope.statistics.multiclass import log_odds, weighted_macro_auroc
 from pneumoscope.statistics.multiclass_paired import macro_auroc_covariance
 from pneumoscope.statistics.replicates import proportion_covariance, replicates_method
 
@@ -33,6 +33,13 @@ class ClassScoring(MetricScoring):
     def __init__(self, runs: Sequence[ClassScores]) -> None:
         super().__init__()
         self._runs = runs
+
+    def _values(self, metric: str) -> FloatArray | None:
+        targets, one = self._runs[0].targets, np.ones((1, len(self._runs[0].targets)))
+        if metric != "macro_auroc":
+            return np.array([(run.predicted == targets).mean() for run in self._runs])
+        areas = [weighted_macro_auroc(log_odds(run.probabilities), targets, one)[0] for run in self._runs]
+        return np.array(areas) if np.isfinite(areas).all() else None
 
     def _measure(self, metric: str) -> Measured | Interval:
         targets = self._runs[0].targets

@@ -136,6 +136,7 @@ def summarize_classes(
         interactions=interactions,
         predictions_sha256=source.predictions_sha256,
         remarks=source.remarks,
+        unknown_patients=sum(not patient for patient in patients),
         notice=notice(source.population),
     )
 

@@ -18,7 +18,7 @@ from pneumoscope.core.comparison import PairedTest, RunGroup, SeedSpread
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Interval
 from pneumoscope.evaluation.compared import ComparedRun
-from pneumoscope.evaluation.paired_findings import RunScores, corrected_tests, findings
+from pneumoscope.evaluation.paired_findings import AUROCS, RunScores, corrected_tests, findings
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, patient_groups
 from pneumoscope.statistics.intervals import undefined
 from pneumoscope.statistics.replicates import (
@@ -27,7 +27,7 @@ from pneumoscope.statistics.replicates import (
     replicates_mean,
     replicates_method,
 )
-from pneumoscope.statistics.roc import delong_covariance
+from pneumoscope.statistics.roc import auroc, delong_covariance
 
 __all__ = [
     "TESTED",
@@ -42,10 +42,10 @@ __all__ = [
     "group_summaries",
     "group_tests",
     "training_sentence",
+    "without_interval",
 ]
 
 TESTED = ("accuracy", "auroc", "sensitivity", "specificity")
-_NO_VARIATION = "mean of seeds"  # method of a mean without an interval
 
 
 class SummarizedRun(Protocol):
@@ -57,7 +57,7 @@ class SummarizedRun(Protocol):
 
     @property
     def seed(self) -> int | None:
-        """Its seed; None if it is no run."""
+        """Its seed; None for a bundle or file."""
 
     def intervals(self) -> Mapping[str, Interval]:
         """Return its metrics."""
@@ -76,10 +76,14 @@ class MetricScoring(abc.ABC):
         self._found: dict[str, Measured | Interval] = {}
 
     def mean(self, metric: str, members: Sequence[int]) -> Interval:
-        """Return the mean of a metric over runs; undefined, with the reason, if the metric is."""
+        """Return the mean of a metric over runs.
+
+        Without a covariance over patients it has no interval, with the reason; if the metric is undefined, so is the mean.
+        """
         found = self._metric(metric)
         if isinstance(found, Interval):
-            return found
+            values = self._values(metric)
+            return found if values is None else dataclasses.replace(found, value=float(values[[*members]].mean()))
         values, covariance, n, method = found
         return replicates_mean(values[[*members]], covariance[np.ix_(members, members)], n=n, method=method)
 
@@ -96,6 +100,10 @@ class MetricScoring(abc.ABC):
         if metric not in self._found:
             self._found[metric] = self._measure(metric)
         return self._found[metric]
+
+    @abc.abstractmethod
+    def _values(self, metric: str) -> FloatArray | None:
+        """Return the metric of all runs; None if it is undefined."""
 
     @abc.abstractmethod
     def _measure(self, metric: str) -> Measured | Interval:
@@ -117,9 +125,21 @@ class RunScoring(MetricScoring):
         super().__init__()
         self._runs, self._labels, self._patients = runs, labels, patients
 
+    def _among(self, metric: str) -> BoolArray:
+        """Return the images that a metric counts, shape (n,)."""
+        return {"sensitivity": self._labels, "specificity": ~self._labels}.get(metric, np.ones_like(self._labels))
+
+    def _values(self, metric: str) -> FloatArray | None:
+        if metric == "auroc":
+            if self._labels.all() or not self._labels.any():
+                return None
+            return np.array([auroc(run.logits, self._labels) for run in self._runs])
+        among = self._among(metric)
+        return np.array([run.correct[among].mean() for run in self._runs]) if among.any() else None
+
     def _measure(self, metric: str) -> Measured | Interval:
         labels = self._labels
-        among = {"sensitivity": labels, "specificity": ~labels}.get(metric, np.ones_like(labels))
+        among = self._among(metric)
         inside = [self._patients[i] for i in np.flatnonzero(among).tolist()]
         groups = patient_groups(inside, len(inside))
         method = replicates_method(groups)
@@ -237,13 +257,26 @@ def _spreads(
         values = [interval.value for interval in intervals if interval.value is not None]
         if len(values) < len(intervals):
             continue  # it is undefined for some of the runs, and a mean of the others would not be of all seeds
-        mean = (
-            scoring.mean(metric, members)
-            if metric in scoring.tested
-            else Interval(float(np.mean(values)), None, None, _NO_VARIATION, first.n)
-        )
+        if metric in scoring.tested:
+            mean = scoring.mean(metric, members)
+        else:
+            mean = without_interval(values, "mean of seeds", first.n, scoring.tested)
         found[metric] = SeedSpread(mean, float(np.std(values, ddof=1)), min(values), max(values))
     return found
+
+
+def without_interval(values: Sequence[float], method: str, n: int, tested: Sequence[str]) -> Interval:
+    """Return the mean of a metric over runs for which no method gives an interval.
+
+    Args:
+        values: The metric of each run.
+        method: "mean of seeds" or "mean of folds".
+        n: Number of images.
+        tested: Metrics whose means have intervals.
+    """
+    names = [AUROCS.get(metric, metric) for metric in tested]
+    reason = f"means have intervals for {', '.join(names[:-1])} and {names[-1]} only"
+    return Interval(float(np.mean(values)), None, None, method, n, reason=reason)
 
 
 def group_findings(
@@ -289,8 +322,9 @@ def training_sentence(compared: Sequence[ComparedModel]) -> str:
 
 def _sentence(group: RunGroup) -> str:
     parts = []
-    for metric, name in (("accuracy", "accuracy"), ("auroc", "AUROC"), ("macro_auroc", "macro AUROC")):
+    for metric in ("accuracy", *AUROCS):
         if spread := group.metrics.get(metric):
+            name = AUROCS.get(metric, metric)
             parts.append(
                 f"mean {name} {spread.mean}, standard deviation {spread.sd:.4f}, range {spread.minimum:.3f} to"
                 f" {spread.maximum:.3f}"

@@ -9,9 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize, special
 
-from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Interval, ReliabilityBin
-from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, validate, validate_both_classes
+from pneumoscope.statistics.inputs import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    validate_both_classes,
+    validate_probabilities,
+)
 from pneumoscope.statistics.intervals import RESAMPLES, patient_bootstrap, undefined, wilson
 
 __all__ = [
@@ -32,15 +37,11 @@ BINS = 15
 _MIN_SLOPE = 1e-6
 _MAX_ITERATIONS = 60  # of Newton's method; each changes slope and intercept by at most 1
 _MAX_PARAMETER = 40  # of standardized logits
+# Between the lowest and the highest logit. Probabilities whose odds differ by less than 1% are practically equal: the slope would
+# be in the hundreds or millions, and describe rounding errors of the network.
+_MIN_RANGE = 0.01
 # Distance from 1 to the next smaller number in double precision.
 _EPSILON = 2.0**-53
-
-
-def _validate_probabilities(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, BoolArray]:
-    p, y = validate(probabilities, labels)
-    if p.min() < 0 or p.max() > 1:
-        raise UndefinedMetricError(f"probabilities range from {p.min():g} to {p.max():g}, not within 0 to 1")
-    return p, y
 
 
 def _bin_indices(probabilities: FloatArray, bins: int) -> IntArray:
@@ -116,7 +117,7 @@ def calibration_error_interval(
     Source: Davison & Hinkley 1997, section 5.2 (basic bootstrap); Bröcker & Smith 2007, Weather Forecast 22:651 (labels
         drawn from the probabilities).
     """
-    p, y = _validate_probabilities(probabilities, labels)
+    p, y = validate_probabilities(probabilities, labels)
     percentile = patient_bootstrap(
         weighted_calibration_error, p, y, patients, resamples=resamples, level=level, seed=seed
     )
@@ -151,11 +152,32 @@ def weighted_calibration_slope(logits: FloatArray, labels: BoolArray, weights: F
         labels, weights: See `weighted_brier`.
 
     Returns:
-        Shape (r,); NaN where the regression has no finite solution, such as with perfectly separated labels.
+        Shape (r,); NaN where it cannot be estimated: the probabilities separate the labels perfectly, so that the regression
+        has no finite solution, or their odds differ by less than 1%.
 
-    Source: Cox 1958, Biometrika 45:562; Van Calster 2019, BMC Med 17:230.
+    Source: Cox 1958, Biometrika 45:562; Van Calster 2019, BMC Med 17:230. Perfect separation: Albert & Anderson 1984, Biometrika
+        71:1.
     """
-    return _logistic_regression(logits, labels, weights)[0]
+    slopes = np.full(len(weights), np.nan)
+    rows = ~(_are_separated(logits, labels, weights) | _are_equal(logits, weights))
+    if rows.any():
+        slopes[rows] = _logistic_regression(logits, labels, weights[rows])[0]
+    return slopes
+
+
+def _are_separated(logits: FloatArray, labels: BoolArray, weights: FloatArray) -> BoolArray:
+    """Return for each row of image weights whether a threshold separates the labels, images on it aside, shape (r,)."""
+    lowest, highest = (
+        [side(np.where((weights > 0) & members, logits, none), axis=1) for members in (labels, ~labels)]
+        for side, none in ((np.min, np.inf), (np.max, -np.inf))
+    )
+    return np.asarray((highest[1] <= lowest[0]) | (highest[0] <= lowest[1]))
+
+
+def _are_equal(logits: FloatArray, weights: FloatArray) -> BoolArray:
+    """Return for each row of image weights whether the logits are practically equal, shape (r,)."""
+    lowest, highest = (np.where(weights > 0, logits, none) for none in (np.inf, -np.inf))
+    return np.asarray(highest.max(axis=1) - lowest.min(axis=1) < _MIN_RANGE)
 
 
 def weighted_calibration_intercept(logits: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
@@ -207,7 +229,7 @@ def calibration_intervals(
     Source: `weighted_calibration_slope`, `weighted_calibration_intercept` and `weighted_observed_expected_ratio`; the three
         are levels of the hierarchy of Van Calster 2016, J Clin Epidemiol 74:167.
     """
-    p, y = _validate_probabilities(probabilities, labels)
+    p, y = validate_probabilities(probabilities, labels)
     inside = np.clip(p, _EPSILON, 1 - _EPSILON)
     logits = np.log(inside) - np.log1p(-inside)
     statistics = {
@@ -224,10 +246,15 @@ def calibration_intervals(
             seed=seed,
         )
         return dict.fromkeys(statistics, missing)
-    no_solution = (
-        "the regression has no finite solution, because the probabilities separate the labels or are all equal"
-    )
-    reasons = dict.fromkeys(statistics, no_solution) | {"observed_expected_ratio": "all probabilities are 0"}
+    once = np.ones((1, len(y)))
+    if _are_equal(logits, once)[0]:
+        cause = f"all probabilities are practically equal, {p.min():.3g} to {p.max():.3g}"
+    elif _are_separated(logits, y, once)[0]:
+        cause = "the probabilities separate the labels perfectly"
+    else:
+        cause = "the regression has no finite solution"
+    cannot = f"it cannot be estimated: {cause}"
+    reasons = dict.fromkeys(statistics, cannot) | {"observed_expected_ratio": "all probabilities are 0"}
     return {
         name: patient_bootstrap(
             statistic, x, y, patients, resamples=resamples, level=level, seed=seed, reason=reasons[name]
@@ -291,7 +318,7 @@ def reliability_bins(
     Raises:
         UndefinedMetricError: There are no images, or a probability is outside 0 to 1.
     """
-    p, y = _validate_probabilities(probabilities, labels)
+    p, y = validate_probabilities(probabilities, labels)
     indices = _bin_indices(p, bins)
     result = []
     for index in range(int(indices.max()) + 1):

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pneumoscope.core.errors import DivergedError, UsageError
 from pneumoscope.core.files import write_atomically
+from pneumoscope.core.messages import counted
 from pneumoscope.data.hashing import Progress
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.reporting.curves import learning_rate_figure
@@ -29,10 +30,16 @@ from pneumoscope.reporting.svg import standalone_svg
 from pneumoscope.runs.recipe import Recipe
 from pneumoscope.training.callbacks import AtomicCheckpointIO
 from pneumoscope.training.classifier import Classifier
-from pneumoscope.training.data_module import Batch, ImageDataModule, derive_seed
+from pneumoscope.training.data_module import Batch, derive_seed
+from pneumoscope.training.inputs import create_network, load_images, prepare_arrays
 from pneumoscope.training.optimizers import create_optimizer
-from pneumoscope.training.train import create_network, load_images, prepare_arrays
-from pneumoscope.training.trainer import Devices, label_weights, resolve_precision, training_settings
+from pneumoscope.training.trainer import (
+    Devices,
+    create_data_module,
+    label_weights,
+    resolve_precision,
+    training_settings,
+)
 
 __all__ = ["LEARNING_RATE_CURVE", "LEARNING_RATE_TABLE", "RateSearch", "find_learning_rate"]
 
@@ -79,7 +86,14 @@ class RateSearch(NamedTuple):
 
 
 class _RangeTest(Classifier):
-    """The training of a recipe without its schedule; a loss that is not finite ends the search instead of failing."""
+    """The training of a recipe without its schedule; a loss that is not finite ends the search instead of failing.
+
+    Attributes:
+        on_step: Called with the number of finished steps.
+    """
+
+    on_step: Callable[[int], None] = staticmethod(lambda _: None)
+    _finished = 0
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer alone: Lightning sets its learning rate."""
@@ -96,6 +110,12 @@ class _RangeTest(Classifier):
         except DivergedError:
             self.trainer.should_stop = True
             return None  # type: ignore[return-value]  # Lightning then skips the step
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        """Count the step."""
+        super().on_train_batch_end(*arguments)
+        self._finished += 1
+        self.on_step(self._finished)
 
 
 def find_learning_rate(
@@ -120,19 +140,14 @@ def find_learning_rate(
         lowest, highest: First and last learning rate.
         steps: Number of steps, each with a batch of the recipe.
         devices: Device type; the search uses one device.
-        progress, log: See `train.train`.
+        progress: See `train.train`.
+        log: Called with the number of steps and, without a terminal, with each finished tenth of them; see also `train.train`.
 
     Raises:
         UsageError: There are too few steps, or the rates are not in order.
         PneumoscopeError: See `train.train`.
     """
-    if steps < _MIN_STEPS:
-        raise UsageError(f"the number of steps is {steps}; the minimum is {_MIN_STEPS}", hint="Give a larger number")
-    if not 0 < lowest < highest:
-        raise UsageError(
-            f"the lowest learning rate is {lowest:g} and the highest {highest:g}",
-            hint="Give a lowest rate above 0 that is below the highest",
-        )
+    _check_range(lowest, highest, steps)
     devices = devices or Devices()
     devices.check_available()
     manifest, _ = load_images(recipe, data, labels)
@@ -142,13 +157,7 @@ def find_learning_rate(
         for note in weights.notes:
             log(f"note: {note}")
         arrays = prepare_arrays(recipe, manifest, network, weights, progress)
-        data_module = ImageDataModule(
-            arrays,
-            batch=recipe.training.batch,
-            seed=recipe.training.seed,
-            augmentation=recipe.augmentation,
-            views=2 if recipe.training.consistency else 1,
-        )
+        data_module = create_data_module(recipe, arrays)
         model = _RangeTest(
             recipe,
             network,
@@ -156,29 +165,53 @@ def find_learning_rate(
             data_module.steps_per_epoch(1),
             on_features=arrays.features is not None,
         )
-        precision = resolve_precision(recipe, devices)
+        log(
+            f"{steps} steps, each with {counted(recipe.training.batch, 'image')}; the learning rate rises from {lowest:g} to"
+            f" {highest:g}"
+        )
+        model.on_step = _log_steps(steps, log)
         with tempfile.TemporaryDirectory() as folder, training_settings(), _quiet():
-            trainer = pl.Trainer(
-                default_root_dir=folder,
-                accelerator="gpu" if devices.gpu else "cpu",
-                devices=1,
-                precision="bf16-mixed" if precision == "bf16" else "32-true",
-                max_epochs=-1,
-                gradient_clip_val=recipe.optimizer.clip or None,
-                plugins=[AtomicCheckpointIO()],
-                logger=False,
-                num_sanity_val_steps=0,
-                check_val_every_n_epoch=steps + 1,  # never
-                reload_dataloaders_every_n_epochs=1,
-                use_distributed_sampler=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                enable_checkpointing=False,
-            )
-            finder = Tuner(trainer).lr_find(
+            finder = Tuner(_trainer(recipe, devices, folder, steps)).lr_find(
                 model, datamodule=data_module, min_lr=lowest, max_lr=highest, num_training=steps, update_attr=False
             )
     assert finder is not None  # it is only in a development mode of Lightning
+    return _result(finder)
+
+
+def _check_range(lowest: float, highest: float, steps: int) -> None:
+    if steps < _MIN_STEPS:
+        raise UsageError(f"the number of steps is {steps}; the minimum is {_MIN_STEPS}", hint="Give a larger number")
+    if not 0 < lowest < highest:
+        raise UsageError(
+            f"the lowest learning rate is {lowest:g} and the highest {highest:g}",
+            hint="Give a lowest rate above 0 that is below the highest",
+        )
+
+
+def _trainer(recipe: Recipe, devices: Devices, folder: str, steps: int) -> pl.Trainer:
+    """Return a trainer that neither validates nor keeps anything."""
+    precision = resolve_precision(recipe, devices)
+    return pl.Trainer(
+        default_root_dir=folder,
+        accelerator="gpu" if devices.gpu else "cpu",
+        devices=1,
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
+        max_epochs=-1,
+        gradient_clip_val=recipe.optimizer.clip or None,
+        plugins=[AtomicCheckpointIO()],
+        logger=False,
+        num_sanity_val_steps=0,
+        check_val_every_n_epoch=steps + 1,  # never
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+
+
+def _result(finder: Any) -> RateSearch:
+    """Return the rates and losses that Lightning found, without losses that are not a number."""
     pairs = [(float(rate), float(loss)) for rate, loss in zip(*finder.results.values(), strict=False) if loss == loss]
     return RateSearch(
         tuple(rate for rate, _ in pairs),
@@ -190,6 +223,18 @@ def find_learning_rate(
 def _suggestion(finder: Any) -> float | None:
     suggestion = finder.suggestion()
     return None if suggestion is None else float(suggestion)
+
+
+def _log_steps(steps: int, log: Callable[[str], None]) -> Callable[[int], None]:
+    """Return a function that logs each tenth of the steps, unless a terminal shows the progress bar."""
+    stderr = sys.stderr  # that of Lightning is suppressed
+
+    def on_step(finished: int) -> None:
+        if 10 * finished // steps > 10 * (finished - 1) // steps and not stderr.isatty():
+            with contextlib.redirect_stderr(stderr):
+                log(f"{finished} of {steps} steps ({100 * finished // steps}%)")
+
+    return on_step
 
 
 @contextlib.contextmanager
