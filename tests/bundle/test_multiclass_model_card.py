@@ -57,6 +57,7 @@ def test_card_shows_every_number_of_the_evaluation(evaluated):
             assert f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]" in page
     for name, counts in zip(GRAY_CLASSES, evaluation.confusion, strict=True):
         assert f"| {name} | {' | '.join(map(str, counts))} |" in page
+    assert "Not measured yet: add `--by COLUMN,...` to the evaluation." in page
     assert "On 60 test images (20 bright, 20 dark, 20 mid; 30 patients). This is evaluation number 1" in page
 
 
@@ -71,10 +72,23 @@ def test_known_failures_are_the_most_frequent_confusions(evaluated):
     ]
     rate, name, other = max(rates)
     assert f"{rate:.1%} of the 20 images of the class {name} are predicted as {other}." in page
-    lines = [line for line in page.splitlines() if line.startswith("- ")]
+    lines = [line for line in page.partition("## Known failures")[2].splitlines() if line.startswith("- ")]
     assert [float(line[2:].split("%")[0]) for line in lines] == sorted(
         (round(100 * r, 1) for r, *_ in rates), reverse=True
     )
+
+
+def test_card_shows_subgroups(maker, bundle):
+    data = maker.classes()
+    header, *rows = data.read_text().splitlines()
+    data.write_text("\n".join([f"{header},site", *(f"{row},{'AB'[i // 2 % 2]}" for i, row in enumerate(rows))]))
+    evaluation, _ = evaluate_multiclass(bundle, data, by=["site"], out=bundle / "evidence")
+    page = model_card(bundle)
+    accuracy = evaluation.subgroups[1].metrics["accuracy"]
+    assert f"{accuracy.value:.3f} [{accuracy.low:.3f}, {accuracy.high:.3f}]" in page
+    assert "| site: B | 18 |" in page
+    for test in evaluation.interactions:
+        assert f"- {test.sentence}" in page
 
 
 def test_exports_have_the_metrics_of_the_classes(evaluated):

@@ -146,6 +146,11 @@ def test_columns_of_several_classes_are_read_in_the_order_of_the_classes(write):
     assert (ordered.classes, ordered.rows[0].values) == (("10", "virus", "9"), (0.2, 0.5, 0.3))
 
 
+def test_of_two_labels_the_column_of_pneumonia_is_suggested(write):
+    with pytest.raises(LayoutError, match="give --probability-column 'probability_PNEUMONIA'"):
+        read_predictions_file(write("path,probability_NORMAL,probability_PNEUMONIA\nx,0.5,0.5\n"), DEFAULT)
+
+
 def test_columns_of_several_classes_can_be_named(write):
     file = write("image,P(bac),P(vir),probability\na.png,-3,700,5\n")
     columns = PredictionColumns(path="image", logit={"virus": "P(vir)", "bacteria": "P(bac)"})
@@ -162,6 +167,7 @@ def test_columns_of_several_classes_can_be_named(write):
         ("path,logit_a,logit_b\nx,0.5,0.5\n", True),
         ("path,probability,probability_a,probability_b\nx,0.5,0.5,0.5\n", False),
         ("path,probability_a\nx,0.5\n", False),
+        ("path,probability_Normal,probability_Pneumonia\nx,0.5,0.5\n", False),
         ("path,probability\nx,0.5\n", False),
         ("path;probability_a;probability_b\n", False),
     ],

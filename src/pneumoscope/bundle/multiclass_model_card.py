@@ -87,6 +87,27 @@ def class_sections(evaluation: Json | None) -> list[str]:
         "Each class against another one, among the images of these two:",
         markdown_table(("classes", "images", "AUROC [95% interval]"), pairs),
         _NOT_MEASURABLE,
+        *_subgroups(evaluation),
+    ]
+
+
+def _subgroups(evaluation: Json) -> list[str]:
+    groups = evaluation.get("subgroups", ())
+    if not groups:
+        return ["## Subgroups", "Not measured yet: add `--by COLUMN,...` to the evaluation."]
+    metrics = list(groups[0]["metrics"])
+    rows = [
+        (
+            f"{each['column']}: {each['value']}",
+            str(each["n"]),
+            *(interval_text(each["metrics"][name]) for name in metrics),
+        )
+        for each in groups
+    ]
+    return [
+        "## Subgroups",
+        markdown_table(("subgroup", "images", *(name.replace("_", " ") for name in metrics)), rows),
+        "\n".join(f"- {test['sentence']}" for test in evaluation["interactions"]),
     ]
 
 

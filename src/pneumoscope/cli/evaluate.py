@@ -59,7 +59,9 @@ __all__ = ["command"]
     help="Column with the split of each prediction: rows of the split validation choose the thresholds.",
 )
 @click.option(
-    "--calibrate", is_flag=True, help="Calibrate predictions of another tool on those for validation images (Platt)."
+    "--calibrate",
+    is_flag=True,
+    help="Calibrate predictions of another tool on those for validation images (Platt; for several classes a temperature).",
 )
 @click.option(
     "--split",

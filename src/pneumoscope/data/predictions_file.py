@@ -12,7 +12,7 @@ from typing import Literal
 
 from pneumoscope.core.errors import DatasetError, LayoutError, UnknownNameError, UsageError
 from pneumoscope.core.messages import counted
-from pneumoscope.data.classes import sort_classes
+from pneumoscope.data.classes import LABELS, sort_classes
 from pneumoscope.data.csv_table import CsvTable
 from pneumoscope.data.layouts import SPLIT_FOLDERS
 
@@ -140,7 +140,10 @@ def read_class_predictions_file(file: Path, columns: PredictionColumns, order: S
 
 
 def has_class_columns(file: Path, columns: PredictionColumns) -> bool:
-    """Return True if a file has predictions for several classes; False also if it cannot be read."""
+    """Return True if a file has predictions for several classes; False also if it cannot be read.
+
+    Of columns for NORMAL and PNEUMONIA, that of pneumonia is to be named, because a model of these has one probability.
+    """
     named = (columns.probability, columns.logit)
     if any(isinstance(each, Mapping) for each in named) or any(named):
         return any(isinstance(each, Mapping) for each in named)
@@ -148,7 +151,8 @@ def has_class_columns(file: Path, columns: PredictionColumns) -> bool:
         header = CsvTable.read(file, hint=_HINT).header
     except LayoutError:
         return False
-    return not {*_SCALES} & {*header} and any(len(_default_columns(header, scale)) > 1 for scale in _SCALES)
+    found = [{label.upper() for label in _default_columns(header, scale)} for scale in _SCALES]
+    return not {*_SCALES} & {*header} and any(len(each) > 1 and each != {*LABELS} for each in found)
 
 
 def _read_table(file: Path, columns: PredictionColumns) -> tuple[CsvTable, tuple[str, bool]]:
@@ -291,6 +295,7 @@ def _no_column(header: Sequence[str], wanted: tuple[str, str], similar: Sequence
         if any(len(word) > 3 and word in column.lower() for word in similar)
         or difflib.get_close_matches(column.lower(), wanted, n=1)
     ]
+    near.sort(key=lambda column: "pneumonia" not in column.lower())  # not the column of NORMAL beside it
     a, b = wanted
     flag = f"--{b if b in re.findall(r'[a-z]+', near[0].lower()) else a}-column" if near else ""
     several = "; or that of each of several classes, with CLASS=COLUMN" if a == "probability" else ""

@@ -27,9 +27,9 @@ from pneumoscope.evaluation.fitting import fit_calibration, fit_operating_points
 from pneumoscope.evaluation.metrics import Threshold
 from pneumoscope.evaluation.predicted_images import (
     HIGHEST_LOGIT,
-    MatchedPredictions,
+    UNKNOWN_TRAINING,
     PredictedImages,
-    check_scales,
+    match_validation,
     read_predicted_images,
     select_predicted_images,
 )
@@ -119,8 +119,10 @@ def evaluate_predictions(
     predicted = select_predicted_images(matched, evaluated, note)
     chosen_on: PredictedImages | None = None
     if validation is not None:
-        others = None if validation_data is None else Path(validation_data)
-        chosen_on = _read_validation(Path(validation), columns, matched, others, labels)
+        second = read_predictions_file(Path(validation), columns)
+        chosen_on = match_validation(
+            second, matched, validation_data, lambda place: load_labeled_images(place, labels)
+        ).predicted()
     elif columns.split:
         chosen_on = matched.predicted("validation")
     if chosen_on is not None:
@@ -211,29 +213,6 @@ def check_predictions(
     select_predicted_images(read_predicted_images(file, columns, manifest, data), evaluated)
 
 
-def _read_validation(
-    file: Path,
-    columns: PredictionColumns,
-    evaluated: MatchedPredictions,
-    images: Path | None,
-    labels: LabelMapping | None,
-) -> PredictedImages:
-    """Return the validation images in a second file with their predictions.
-
-    Args:
-        file: The second file.
-        columns: Names of its columns.
-        evaluated: The first file, and its images.
-        images: Labeled validation images; None if they are those of the first file.
-        labels: Names of columns and labels of the images.
-    """
-    predictions = read_predictions_file(file, columns)
-    check_scales(evaluated.file, predictions)
-    if images is None:
-        return MatchedPredictions.match(predictions, evaluated.manifest, evaluated.data).predicted()
-    return MatchedPredictions.match(predictions, load_labeled_images(images, labels), images).predicted()
-
-
 def _fit_calibration(validation: PredictedImages) -> Calibration:
     labels = validation.labels
     return fit_calibration(_limited(validation.logits).astype(np.float32), labels, float(labels.mean()))
@@ -267,7 +246,7 @@ def _source(
         },
         predictions_sha256=file.sha256,
         remarks=(
-            "It is unknown whether the model was trained or tuned on these images or patients.",
+            UNKNOWN_TRAINING,
             *_validation_remarks(validation, has_custom=bool(custom)),
             *_scale_remarks(file, calibration),
         ),

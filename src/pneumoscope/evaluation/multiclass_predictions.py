@@ -28,7 +28,12 @@ from pneumoscope.evaluation.multiclass_recording import (
     scored_class_images,
     summarize_classes,
 )
-from pneumoscope.evaluation.predicted_images import MatchedPredictions, check_predicted, check_scales
+from pneumoscope.evaluation.predicted_images import (
+    UNKNOWN_TRAINING,
+    MatchedPredictions,
+    check_predicted,
+    match_validation,
+)
 from pneumoscope.evaluation.selection import load_images_of_classes
 from pneumoscope.evaluation.split_images import SplitImages
 from pneumoscope.evaluation.subgroups import read_columns
@@ -103,8 +108,12 @@ def evaluate_multiclass_predictions(
     names = matched.file.classes
     chosen_on: tuple[MatchedPredictions, tuple[LabeledImage, ...]] | None = None
     if validation is not None:
-        others = None if validation_data is None else Path(validation_data)
-        second = _match_validation(Path(validation), columns, matched, others, labels)
+        second = match_validation(
+            read_class_predictions_file(Path(validation), columns, names),
+            matched,
+            validation_data,
+            lambda place: load_images_of_classes(place, labels, classes=names),
+        )
         chosen_on = second, second.images()
     elif columns.split:
         chosen_on = matched, matched.images("validation")
@@ -176,30 +185,6 @@ def _match(
     return matched, evaluated
 
 
-def _match_validation(
-    file: Path,
-    columns: PredictionColumns,
-    evaluated: MatchedPredictions,
-    images: Path | None,
-    labels: LabelMapping | None,
-) -> MatchedPredictions:
-    """Return the predictions in a second file.
-
-    Args:
-        file: The second file.
-        columns: Names of its columns.
-        evaluated: The first file, and its images.
-        images: Labeled validation images; None if they are those of the first file.
-        labels: Names of columns and labels of the images.
-    """
-    classes = evaluated.file.classes
-    predictions = read_class_predictions_file(file, columns, classes)
-    check_scales(evaluated.file, predictions)
-    if images is None:
-        return MatchedPredictions.match(predictions, evaluated.manifest, evaluated.data)
-    return MatchedPredictions.match(predictions, load_images_of_classes(images, labels, classes=classes), images)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Fitted:
     """Calibration and prediction sets that were fitted on validation images.
@@ -241,7 +226,7 @@ def _logits(matched: MatchedPredictions, images: Sequence[LabeledImage]) -> Floa
 
 def _remarks(file: PredictionsFile, fitted: _Fitted, validation: Sequence[LabeledImage] | None) -> tuple[str, ...]:
     """Return sentences on what is unknown, on prediction sets, and on what the probabilities are."""
-    remarks = ["It is unknown whether the model was trained or tuned on these images or patients."]
+    remarks = [UNKNOWN_TRAINING]
     if validation is None:
         remarks.append("There are no predictions for validation images, and so there are no prediction sets.")
     else:

@@ -20,10 +20,11 @@ from pneumoscope.statistics.inputs import BoolArray, FloatArray
 
 __all__ = [
     "HIGHEST_LOGIT",
+    "UNKNOWN_TRAINING",
     "MatchedPredictions",
     "PredictedImages",
     "check_predicted",
-    "check_scales",
+    "match_validation",
     "read_predicted_images",
     "select_predicted_images",
 ]
@@ -32,6 +33,7 @@ __all__ = [
 # calibration limits both sides to the same: otherwise, one rounded 0 would determine it.
 _LOWEST_LOGIT, HIGHEST_LOGIT = -745.0, 40.0
 _MAX_LISTED = 3
+UNKNOWN_TRAINING = "It is unknown whether the model was trained or tuned on these images or patients."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,12 +198,31 @@ def _are(count: int) -> str:
     return "is" if count == 1 else "are"
 
 
-def check_scales(a: PredictionsFile, b: PredictionsFile) -> None:
-    """Raise unless both files have probabilities, or both logits.
+def match_validation(
+    predictions: PredictionsFile,
+    evaluated: MatchedPredictions,
+    data: str | Path | None,
+    load: Callable[[Path], Manifest],
+) -> MatchedPredictions:
+    """Return the predictions in a second file, which are those for validation images.
+
+    Args:
+        predictions: The second file.
+        evaluated: The first file, and its images.
+        data: Labeled validation images; None if they are those of the first file.
+        load: Returns the manifest of labeled images.
 
     Raises:
-        DatasetError: They have not.
+        DatasetError: Rows and images do not match, or one file has probabilities and the other one logits.
     """
+    _check_scales(evaluated.file, predictions)
+    if data is None:
+        return MatchedPredictions.match(predictions, evaluated.manifest, evaluated.data)
+    return MatchedPredictions.match(predictions, load(Path(data)), Path(data))
+
+
+def _check_scales(a: PredictionsFile, b: PredictionsFile) -> None:
+    """Raise unless both files have probabilities, or both logits."""
     if a.scale != b.scale:
         raise DatasetError(
             f"{str(a.path)!r} has a {a.scale} for each image, and {str(b.path)!r} a {b.scale}",
