@@ -406,7 +406,7 @@ def attack(folder: Path, model: Path | None, inputs: int, seed: int, out: Path) 
     document["files left in the inbox"] = len(files)
     if files:
         problems.append("files are left in the inbox")
-    # The log names AE titles, which are no data of a patient, escaped and of 16 characters at most.
+    # The log names AE titles, which are not data of a patient, escaped and of 16 characters at most.
     log = "\n".join(line for line in service.log().splitlines() if "Rejected a DICOM association" not in line)
     if found := next((each for each in ("Traceback", "alert(1)", "etc/passwd", "Phantom") if each in log), ""):
         problems.append(f"the log contains {found!r}")

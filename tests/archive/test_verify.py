@@ -14,6 +14,7 @@ from pneumoscope.archive.journal import Entry, Runtime, StoredFile, append_entry
 from pneumoscope.archive.status import archive_status
 from pneumoscope.archive.table import write_table
 from pneumoscope.archive.verify import verify_archive
+from pneumoscope.cli.archive import _verification_error
 from pneumoscope.core.errors import UnknownNameError, UsageError
 
 
@@ -108,6 +109,22 @@ def test_the_command_prints_each_problem_and_has_exit_status_1(out: Path, predic
     assert document["problems"][0]["code"] == "lost"
 
 
+def test_an_unfinished_archive_is_distinguished_from_a_damaged_one(out: Path, predictions: PredictionSet) -> None:
+    def message() -> str:
+        return _verification_error(verify_archive(out)).message
+
+    lines = predictions.journal.read_bytes().splitlines(keepends=True)
+    predictions.journal.write_bytes(b"".join(line for line in lines if b'"shard":2,' not in line))
+    assert message() == "the archive is not finished: 2 of 3 shards are scored"
+    predictions.shard_path(2).unlink()
+    assert message() == "the archive is not finished: 2 of 3 shards are scored"
+    predictions.shard_path(1).unlink()
+    assert message() == (
+        "4 of 11 images are missing, doubled or altered (1 shard); besides, the archive is not finished: 2 of 3 shards are"
+        " scored"
+    )
+
+
 @pytest.mark.slow
 def test_a_half_scored_archive_is_one_line_of_verify(tmp_path: Path, bundle: Path) -> None:
     source = draw_images(tmp_path / "images", 30)
@@ -115,6 +132,11 @@ def test_a_half_scored_archive_is_one_line_of_verify(tmp_path: Path, bundle: Pat
     score(source, out, bundle, shard_size=1, stopping=stopped())
     done = run_cli("verify", out)
     assert done.stdout.splitlines()[0] == "not_scored: 30 shards, 30 images"
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: the archive is not finished: 0 of 30 shards are scored. Run the same `pneumoscope archive score` again to"
+        " continue\n",
+    )
     assert len(json.loads(run_cli("verify", out, "--json").stdout)["problems"]) == 30
     status = run_cli("status", out).stdout.splitlines()
     assert status[1].endswith(": 0 of 30 images scored")

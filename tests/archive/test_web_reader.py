@@ -447,7 +447,7 @@ def test_a_uid_that_would_change_the_address_is_refused(tmp_path: Path, bundle: 
         ("dicomweb+https://pacs.example/dicom-web/studies?StudyInstanceUID=4711", "searches for StudyInstanceUID"),
         ("dicomweb+https://pacs.example/dicom-web/studies?StudyID=4711", "searches for StudyID"),
         ("dicomweb+https://pacs.example/studies?Modality=CR&00080060=DX", "has 00080060 more than once"),
-        ("dicomweb+https://pacs.example/dicom-web/studies?limit=7", "'limit' is no attribute of DICOM"),
+        ("dicomweb+https://pacs.example/dicom-web/studies?limit=7", "'limit' is not a DICOM attribute"),
         ("dicomweb+https://[bad/studies", "cannot be parsed"),
         ("dicomweb+https://pacs.example:port/studies", "cannot be parsed"),
     ],

@@ -152,7 +152,8 @@ def test_card_shows_every_number_of_the_evidence(maker, bundle):
         *(interval for row in point.uncertainty_band.values() for interval in row.values()),
         found.rejected.share,
     ):
-        assert f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]" in page
+        text = f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+        assert text.replace("-", "\N{MINUS SIGN}") in page
     assert f"{point.confusion.tp} of 20" in page
     assert f"{point.confusion.tn} of 12" in page
     assert "on 32 test images (12 NORMAL, 20 PNEUMONIA; " in page.replace("On 32", "on 32")

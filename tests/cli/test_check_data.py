@@ -45,6 +45,17 @@ def test_tables_have_counts_findings_and_shortcuts(images: Path) -> None:
     assert result.stderr == ""
 
 
+def test_other_classes_have_no_columns_of_etiologies(images: Path) -> None:
+    for label, name in (("NORMAL", "covid"), ("PNEUMONIA", "tb")):
+        (images / label).rename(images / name)
+    result = invoke(images)
+    assert result.exit_code == 0, result.output
+    (heading,) = (
+        line for line in result.stdout.splitlines() if "covid" in line and "tb" in line and "patients" in line
+    )
+    assert heading.replace("┃", " ").split() == ["split", "covid", "tb", "patients"]
+
+
 def test_json_is_one_document(images: Path) -> None:
     document = json.loads(invoke(images, "--json", "--seed", "3").stdout)
     assert document["images"] == {"all": {"NORMAL": 7, "PNEUMONIA": 6}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import io
 import re
 import signal
 import subprocess
@@ -473,3 +474,14 @@ def test_full_disk_behind_standard_output_is_reported(arguments: list[str]) -> N
         )
     assert completed.returncode == 1
     assert "cannot write the output: No space left on device" in completed.stderr
+
+
+def test_minus_signs_are_hyphens_where_the_output_encoding_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def command() -> None:
+        click.echo("\N{MINUS SIGN}0.5 Ж")
+
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1", write_through=True))
+    run_and_exit(command, [])
+    assert written.getvalue() == b"-0.5 \\u0416\n"

@@ -16,8 +16,10 @@ from pneumoscope.core.messages import (
     counted,
     decision_label,
     field_problem_message,
+    of_patients_text,
     operating_point_label,
     operating_point_rule,
+    patients_text,
     punctuation,
     rejection_label,
     rejection_message,
@@ -386,3 +388,23 @@ def test_notice_of_another_model_states_no_population_of_the_current_one():
     assert notice_of_unknown_model().startswith(f"{NOTICE} This result is of an earlier model,")
     assert "Trained on" not in notice_of_unknown_model()
     assert notice_of_unknown_model("zh-Hant").startswith("研究與教學用軟體，非醫療器材。此結果由先前的模型產生；")
+
+
+@pytest.mark.parametrize(
+    ("patients", "unknown", "text", "of_text"),
+    [
+        (12, 0, "12 patients", "of 12 patients"),
+        (12, None, "12 patients", "of 12 patients"),
+        (1, 0, "1 patient", "of 1 patient"),
+        (
+            28,
+            28,
+            "patients unknown, each image counts as one",
+            "of unknown patients (each image counts as one)",
+        ),
+        (14, 4, "10 patients, and 4 images of unknown patients", "of 10 patients and 4 unknown ones (one per image)"),
+    ],
+)
+def test_unknown_patients_are_not_called_patients(patients, unknown, text, of_text):
+    assert patients_text(patients, unknown, 28) == text
+    assert of_patients_text(patients, unknown, 28) == of_text

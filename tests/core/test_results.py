@@ -11,7 +11,7 @@ from pneumoscope.core import results
 from pneumoscope.core.comparison import Comparison, RunSummary
 from pneumoscope.core.errors import MissingExtraError
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.result_forms import to_json
+from pneumoscope.core.result_forms import to_json, with_minus_signs
 from pneumoscope.core.results import (
     SCHEMA,
     Confusion,
@@ -143,7 +143,7 @@ def test_notebook_shows_the_subgroups_and_the_difference():
 
     assert '<th style="text-align:left">sex: F, sensitivity</th><td>0.500 [0.250, 0.750]</td>' in page
     assert "<li>It cannot be tested.</li>" in page
-    assert "minus north (7 images)" in page
+    assert "these images minus north (7 images)" in page
     assert '<th style="text-align:left">accuracy at half</th><td>0.500 [0.250, 0.750]</td>' in page
     assert "One &lt; two sets." in page
     assert "subgroups" not in EVALUATION._repr_html_()
@@ -223,3 +223,31 @@ def test_notebook_and_rows_have_predictive_values_and_net_benefit():
         (0.1, "net_benefit_treat_all", 0.5),
         (0.1, "net_benefit_gain", None),
     ]
+
+
+@pytest.mark.parametrize(
+    ("interval", "text"),
+    [
+        (Interval(-0.5, -0.75, 0.25, "wilson", 12), "\N{MINUS SIGN}0.500 [\N{MINUS SIGN}0.750, 0.250]"),
+        (
+            Interval(-0.5, None, None, "wilson", 12, reason="one patient"),
+            "\N{MINUS SIGN}0.500 (no interval: one patient)",
+        ),
+        (Interval(0.5, None, None, "wilson", 12), "0.500"),
+        (UNDEFINED, "undefined (no image is classified as pneumonia)"),
+    ],
+)
+def test_text_of_an_interval_has_true_minus_signs_and_its_reason(interval, text):
+    assert str(interval) == text
+
+
+def test_json_and_rows_have_hyphens():
+    record = dataclasses.replace(EVALUATION, metrics={"mcc": Interval(-0.5, -0.75, 0.25, "wilson", 12)})
+    assert '"value": -0.5' in to_json(record)
+    assert record.rows()[0]["value"] == -0.5
+
+
+def test_minus_signs_are_those_of_numbers_only():
+    minus = "\N{MINUS SIGN}"
+    text = with_minus_signs("vgg19-adam-32 -0.5 [-1, 2], 2026-01-02, 1e-05, sens-0.9, (-.5)")
+    assert text == f"vgg19-adam-32 {minus}0.5 [{minus}1, 2], 2026-01-02, 1e-05, sens-0.9, ({minus}.5)"

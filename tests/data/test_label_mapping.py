@@ -39,6 +39,16 @@ def folder(tmp_path: Path, draw_image: Draw) -> Path:
     return root
 
 
+def test_an_option_that_names_no_column_is_not_its_own_solution() -> None:
+    text = "path,label,sex\na.png,NORMAL,F\n"
+    with pytest.raises(ManifestError) as caught:
+        _read(text, patient_column="qqq")
+    assert str(caught.value) == (
+        "t.csv has no column 'qqq' (its columns: path, label, sex). Give --patient-column one of these columns, or leave it out"
+        " if none identifies patients"
+    )
+
+
 # --- columns ---------------------------------------------------------------------------------------------------------
 
 

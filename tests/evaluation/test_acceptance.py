@@ -152,6 +152,7 @@ def test_verdict_of_few_images_is_inconclusive_with_the_needed_numbers(bundle, t
     assert profile.calibration is None
     report = acceptance_markdown(result)
     assert "inconclusive (" in report
+    assert "| site minus card |" in report
     assert f"{point.needed['sensitivity']:,} accepted images with pneumonia" in report
     assert "needs 100 patients with accepted images of each label; there are 20 with and 20 without pneumonia" in report
 

@@ -93,7 +93,9 @@ def test_small_difference_is_not_significant():
     assert p > 0.05
     assert accuracy.p == pytest.approx(p)
     assert accuracy.verdict == auroc.verdict == "not distinguishable"
-    assert accuracy.sentence.startswith("x and y do not differ significantly in accuracy: +1.9 percentage points [")
+    assert accuracy.sentence.startswith(
+        "x and y do not differ significantly in accuracy; x minus y: +1.9 percentage points ["
+    )
     assert accuracy.sentence.endswith(f"(n = 624; McNemar, exact: p = {p:.3f}, Holm-corrected).")
 
 
@@ -103,9 +105,13 @@ def test_equal_decisions_have_no_p_value():
     assert accuracy.p is None
     assert accuracy.p_holm is None
     assert auroc.p is None
-    assert accuracy.sentence.startswith("x and y do not differ significantly in accuracy: +0.0 percentage points [")
+    assert accuracy.sentence.startswith(
+        "x and y do not differ significantly in accuracy; x minus y: +0.0 percentage points ["
+    )
     assert accuracy.sentence.endswith("] (n = 624; no discordant images).")
-    assert auroc.sentence == "x and y do not differ significantly in AUROC: +0.000 (n = 624; equal rankings)."
+    assert (
+        auroc.sentence == "x and y do not differ significantly in AUROC; x minus y: +0.000 (n = 624; equal rankings)."
+    )
 
 
 def test_holm_correction_can_remove_significance():
@@ -167,7 +173,7 @@ def test_difference_whose_interval_contains_zero_is_not_significant():
     assert accuracy.p_holm == 0.03125
     assert accuracy.difference.low < 0 < accuracy.difference.value
     assert accuracy.verdict == "not distinguishable"
-    assert accuracy.sentence.startswith("a and b do not differ significantly in accuracy: +")
+    assert accuracy.sentence.startswith("a and b do not differ significantly in accuracy; a minus b: +")
     assert accuracy.sentence.endswith("p = 0.031, Holm-corrected; the interval contains 0).")
 
 
@@ -211,7 +217,10 @@ def test_single_run_has_no_findings():
 
 
 def test_percentage_points_are_hundredths():
-    assert percentage_points(Interval(-0.0125, -0.04, 0.015, "", 624)) == "-1.2 percentage points [-4.0, 1.5]"
+    assert (
+        percentage_points(Interval(-0.0125, -0.04, 0.015, "", 624))
+        == "\N{MINUS SIGN}1.2 percentage points [\N{MINUS SIGN}4.0, 1.5]"
+    )
     assert (
         percentage_points(Interval(None, None, None, "", 0, reason="one side has no image")) == "one side has no image"
     )

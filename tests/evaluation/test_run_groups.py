@@ -86,6 +86,7 @@ def test_metric_without_a_method_for_seeds_has_a_mean_without_an_interval(folder
     spread = comparison.groups[0].metrics["brier"]
     assert spread.mean.value == pytest.approx(np.mean([run.test["brier"].value for run in comparison.runs]))
     assert (spread.mean.low, spread.mean.high, spread.mean.method) == (None, None, "mean of seeds")
+    assert spread.mean.reason == "means have intervals for accuracy, AUROC, sensitivity and specificity only"
 
 
 def test_recipes_are_tested_by_their_means_and_no_seed_is_quoted_alone(folder):
@@ -168,6 +169,21 @@ def test_auroc_of_a_group_is_the_mean_with_the_covariance_of_delong():
     assert sensitivity.n == 30
 
 
+def test_mean_without_a_covariance_is_stated_without_an_interval():
+    """One patient with pneumonia: DeLong's covariance needs two."""
+    labels = np.array([True, False, False])
+    logits = np.array([[2.0, 1.0, 0.0], [1.0, 2.0, 0.0]])
+    scoring = RunScoring(
+        [RunScores(str(seed), (row > 0.5) == labels, row) for seed, row in enumerate(logits)], labels, [""] * 3
+    )
+    auroc = scoring.mean("auroc", (0, 1))
+    assert (auroc.value, auroc.low) == (pytest.approx(0.75), None)
+    assert auroc.reason.startswith("the variance of the AUROC needs 2 patients in each class")
+    sensitivity = scoring.mean("sensitivity", (0, 1))
+    assert (sensitivity.value, sensitivity.low) == (1.0, None)
+    assert str(sensitivity) == "1.000 (no interval: the variance of a proportion needs 2 patients; there are 1)"
+
+
 def test_metric_of_a_missing_label_is_undefined_with_the_reason():
     labels = np.ones(10, dtype=bool)
     scores = [RunScores(str(seed), labels, np.arange(10.0)) for seed in range(2)]
@@ -206,7 +222,7 @@ def test_predictive_values_are_stated_for_another_prevalence(folder):
     assert found.low < found.value < found.high
     mean = np.mean([run.test["precision_at_prevalence"].value for run in comparison.runs[:3]])
     group, alone = (each for each in comparison.sentences if "at a prevalence of 0.1" in each)
-    assert group.startswith(f"group-good: at a prevalence of 0.1 and the operating point half, precision {mean:.3f}, ")
+    assert group.startswith(f"group-good: at a prevalence of 0.1 and the operating point half, precision {mean:.3f} (")
     assert alone.startswith(f"group-single: at a prevalence of 0.1 and the operating point half, precision {found}, ")
     assert "precision_at_prevalence" not in compare([folder / "group-single"]).runs[0].test
 

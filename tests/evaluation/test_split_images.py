@@ -1,9 +1,14 @@
 """The flow of images from a data set to an evaluation, counted by hand."""
 
+from pathlib import Path
+
 from pneumoscope.core.image_flow import ImageCount, ImageFlow
 from pneumoscope.data.layouts import load_manifest
+from pneumoscope.data.manifest import Manifest
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.evaluation.external_predictions import evaluate_predictions
+from pneumoscope.evaluation.split_images import SplitImages
+from pneumoscope.reporting.flow_diagram import duplicate_lines
 from pneumoscope.runs.evaluations import read_evaluation
 
 
@@ -18,12 +23,30 @@ def test_flow_counts_images_patients_and_other_files(maker, tmp_path):
         source="images",
         skipped=1,
         unreadable=1,
-        labeled=ImageCount(52, 26),  # two images of each patient
-        other_splits={"train": ImageCount(14, 7), "validation": ImageCount(6, 3)},
-        evaluated=ImageCount(32, 16),
+        labeled=ImageCount(52, 26, 0),  # two images of each patient
+        other_splits={"train": ImageCount(14, 7, 0), "validation": ImageCount(6, 3, 0)},
+        evaluated=ImageCount(32, 16, 0),
+        copies=0,
+        contradictory=0,
     )
     assert (evaluation.flow.evaluated.images, evaluation.flow.evaluated.patients) == (evaluation.n, evaluation.patients)
     assert read_evaluation(maker.root / "runs" / "gray" / "evaluation" / "test" / "evaluation.json") == evaluation
+
+
+def test_copies_contradictory_labels_and_unknown_patients_are_counted():
+    rows = [
+        "path,label,patient,split,sha256",
+        f"a.png,NORMAL,,test,{'a' * 64}",
+        f"copy.png,NORMAL,,test,{'a' * 64}",
+        f"b.png,PNEUMONIA,,test,{'b' * 64}",
+        f"c.png,PNEUMONIA,p,test,{'c' * 64}",
+        f"other.png,NORMAL,p,train,{'b' * 64}",
+    ]
+    manifest = Manifest.from_csv("\n".join(rows), Path("images"), "images.csv")
+    flow = SplitImages(Path("images"), manifest, "test", manifest.split("test")).flow()
+    assert (flow.copies, flow.contradictory) == (1, 1)
+    assert (flow.evaluated, flow.other_splits["train"]) == (ImageCount(4, 4, 3), ImageCount(1, 1, 0))
+    assert duplicate_lines(flow) == ["1 identical to an earlier one", "1 with another label elsewhere"]
 
 
 def test_source_is_the_stated_name_and_never_a_path(maker, tmp_path):

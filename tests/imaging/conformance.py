@@ -476,7 +476,7 @@ for view in (
 for view in ("ZZ", "W033 CHEST"):
     _add(VIEWS, f"ViewPosition `{view}`", dicom(ViewPosition=view), "rejected: view_not_understood")
 _add(VIEWS, "no view", dicom(ViewPosition=None), "warning: view_not_stated")
-_add(VIEWS, "ViewPosition `ERECT`, which is no view", dicom(ViewPosition="ERECT"), "warning: view_not_stated")
+_add(VIEWS, "ViewPosition `ERECT`, which is not a view", dicom(ViewPosition="ERECT"), "warning: view_not_stated")
 for value, meaning, scheme in (
     ("399348003", "antero-posterior", "SCT"), ("R-10206", "antero-posterior", "SRT"), ("272479007", "", "SCT"),
     ("1", "PA", "99X"),

@@ -84,7 +84,9 @@ def test_without_a_window_the_range_of_the_image_is_used() -> None:
     # With an offset, the range of the values: (30300 - 30200) / (31200 - 30200) * 255 = 25.5, to even
     assert gray(image(row(30200, 30300, 30700, 31200), 16)).tolist() == [[0, 26, 128, 255]]
     assert gray(image(row(7, 7))).tolist() == [[7, 7]]
-    assert gray(image(row(200, 1200), WindowCenter=5)).tolist() == [[25, 149]], "a center without a width is no window"
+    assert gray(image(row(200, 1200), WindowCenter=5)).tolist() == [[25, 149]], (
+        "a center without a width is not a window"
+    )
 
 
 def test_slope_and_intercept_are_applied_before_the_window() -> None:

@@ -169,7 +169,7 @@ def test_age_from_birth_to_the_time_of_acquisition():
         ({"PatientBirthDate": "7 Foo 1960", "StudyDate": "20200101"}, "PatientBirthDate: 9 xxx 9999"),
         ({"PatientBirthDate": "19600307", "StudyDate": "yesterday"}, "StudyDate: xxxxxxxxx"),
         ({"PatientBirthDate": "19600307"}, "StudyDate: \N{EN DASH}"),
-        # The creation of a file is no examination: it may be exported years later.
+        # The creation of a file is not an examination: it may be exported years later.
         ({"PatientBirthDate": "20180307", "InstanceCreationDate": "20200101"}, "StudyDate: \N{EN DASH}"),
         ({"PatientBirthDate": "20210101", "StudyDate": "20200101"}, "PatientBirthDate, StudyDate: -1 y"),
         ({"PatientBirthDate": "18500101", "StudyDate": "20200101"}, "PatientBirthDate, StudyDate: 170 y"),

@@ -95,6 +95,25 @@ def test_a_single_patient_in_several_splits_is_singular(audit_and_root: tuple[Da
     assert "<strong>1 patient is in more than one split</strong>" in text
 
 
+def test_several_classes_have_their_own_columns_and_controls(audit_and_root: tuple[DatasetAudit, Path]) -> None:
+    audit, root = audit_and_root
+    classes = ("covid", "other", "tb")
+    size = audit.sizes["NORMAL"]
+    several = dataclasses.replace(
+        audit,
+        images={"all": {"covid": 11, "other": 12, "tb": 13}},
+        etiology={"all": {"normal": 0, "bacteria": 0, "virus": 0, "unknown": 36}},
+        patients={"all": 30},
+        sizes=dict.fromkeys(classes, size),
+        shortcuts={f"{name}, {label}": audit.shortcuts[name] for label in classes for name in audit.shortcuts},
+    )
+    page = _Page(check_data_page(several, root))
+    text = " ".join(page.text.split())
+    assert "Split covid other tb Patients all 11 12 13 30" in text
+    assert "center blanked, tb" in text
+    assert "Bacteria" not in text
+
+
 def test_file_names_are_escaped(audit_and_root: tuple[DatasetAudit, Path]) -> None:
     text = check_data_page(*audit_and_root)
     assert MARKUP_NAME not in text

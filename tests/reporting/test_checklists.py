@@ -60,6 +60,26 @@ def test_items_without_a_fact_are_open(filled: dict[str, Checklist]) -> None:
     assert (funding.status, funding.text) == ("open", "")
 
 
+@pytest.mark.parametrize(
+    ("select", "expected"),
+    [
+        ("accuracy", "epoch 4 of 4 was selected on validation images"),
+        ("last", "the weights are those of epoch 4 of 4, the last one; validation images did not select it"),
+    ],
+)
+def test_the_last_epoch_is_not_called_selected(three: Any, select: str, expected: str) -> None:
+    comparison, folders, _ = three
+    runs = [
+        dataclasses.replace(
+            run, evaluation=dataclasses.replace(run.evaluation, recipe={"training": {"select": select}})
+        )
+        for run in load_run_data(comparison, folders)
+    ]
+    fact = FACTS["selection"](comparison, runs)
+    assert fact is not None
+    assert fact.text.startswith(f"alexnet-sgd: {expected}.")
+
+
 def test_facts_are_those_of_the_record(filled: dict[str, Checklist], three: Any) -> None:
     comparison = three[0]
     answers = {answer.item.number: answer for answer in filled["stard-ai"].answers}

@@ -10,6 +10,7 @@ import pytest
 
 from pneumoscope.core.results import Interval
 from pneumoscope.reporting.comparison_page import write_comparison_page
+from pneumoscope.reporting.templating import environment
 from pneumoscope.runs.evaluations import read_evaluation
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
@@ -208,6 +209,20 @@ def test_the_page_begins_with_title_notice_images_and_findings(three: Any, page:
     ]
     positions = [text.index(part) for part in order]
     assert positions == sorted(positions)
+
+
+@pytest.mark.parametrize(
+    ("images", "text"),
+    [
+        ({"n": 96, "patients": 96}, "96"),  # of an earlier version
+        ({"n": 96, "patients": 80, "unknown_patients": 0}, "80"),
+        ({"n": 96, "patients": 96, "unknown_patients": 96}, "unknown each image counts as one"),
+        ({"n": 96, "patients": 80, "unknown_patients": 6}, "74 and 6 images of unknown patients"),
+    ],
+)
+def test_unknown_patients_are_stated_as_unknown(images: dict[str, int], text: str) -> None:
+    template = environment().from_string('{% import "parts.html" as part %}{{ part.patients(images) }}')
+    assert Tree(template.render(images=images)).root.text() == text
 
 
 def test_findings_without_a_significant_difference_are_collapsed(three: Any, page: Node) -> None:

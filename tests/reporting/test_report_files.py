@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from pneumoscope.core.errors import UnknownNameError
+from pneumoscope.core.image_flow import ImageCount, ImageFlow
 from pneumoscope.core.results import Interval
+from pneumoscope.reporting.flow_diagram import excluded_lines
 from pneumoscope.reporting.report_files import ReportFiles, make_report
 from pneumoscope.reporting.tables import Table, to_csv, to_latex, to_markdown
 from pneumoscope.runs.evaluations import read_evaluation
@@ -80,6 +82,16 @@ def test_flow_diagram_and_its_table_have_the_recorded_numbers(report: ReportFile
     assert numbers["evaluated"] == str(evaluation.n)
     left_out = [int(value) for name, value in numbers.items() if name == "not evaluated: train"]
     assert flow.labeled.images - sum(left_out) == evaluation.n
+
+
+def test_lines_of_the_flow_name_unknown_patients_and_images_that_were_set_aside() -> None:
+    count = ImageCount(4, 4, 0)
+    others = {"train": ImageCount(4, 4, 4), "unused": ImageCount(3, 2, 1), "validation": ImageCount(2, 1)}
+    assert excluded_lines(ImageFlow("images", 0, 0, count, others, count)) == [
+        "split train: 4 images, patients unknown",
+        "set aside (unused): 3 images, 1 patient, 1 unknown",
+        "split validation: 2 images, 1 patient",
+    ]
 
 
 @pytest.mark.slow

@@ -102,8 +102,9 @@ def test_runs_are_compared_with_the_row_of_the_same_name():
     expected = newcombe(580, 624, 498, 624)
     assert rows["alexnet-sgd"].difference == expected
     assert rows["alexnet-sgd"].sentence == (
-        "alexnet-sgd: accuracy 0.929 here, at the operating point half, and 0.798 in the report, difference +13.1"
-        f" percentage points [{100 * expected.low:.1f}, {100 * expected.high:.1f}], significantly higher (unpaired interval)."
+        "alexnet-sgd: accuracy 0.929 here, at the operating point half, and 0.798 in the report; here minus the report:"
+        f" +13.1 percentage points [{100 * expected.low:.1f}, {100 * expected.high:.1f}], significantly higher (unpaired"
+        " interval)."
     )
     assert ", not significant (" in rows["alexnet-adam"].sentence
     assert rows["vgg19-adam"].sentence.endswith(", significantly lower (unpaired interval).")

@@ -324,6 +324,39 @@ def test_calibration_of_one_label_is_undefined_with_the_reason():
     assert {interval.reason for interval in result.values()} == {"there is no NORMAL image"}
 
 
+@pytest.mark.parametrize(
+    ("scale", "reason"),
+    [
+        (1.0, "it cannot be estimated: the probabilities separate the labels perfectly"),
+        (1e-3, "it cannot be estimated: the probabilities separate the labels perfectly"),
+        (1e-4, "it cannot be estimated: all probabilities are practically equal, 0.5 to 0.5"),
+    ],
+)
+def test_a_collapsed_calibration_has_no_slope_but_a_reason(scale, reason):
+    """Far from each other, the labels let Newton's method stop early, at a slope of 4 divided by the scale."""
+    logits = scale * np.concatenate([np.linspace(-10.0, -9.9, 12), np.linspace(9.9, 10.0, 45)])
+    labels = logits > 0
+    interval = calibration_intervals(expit(logits), labels, None, resamples=20)["calibration_slope"]
+    assert (interval.value, interval.low, interval.reason) == (None, None, reason)
+
+
+def test_probabilities_that_hardly_differ_have_no_slope():
+    """They rank the images a little, so that the regression has a solution: a slope in the thousands."""
+    random = np.random.default_rng(4)
+    logits = random.normal(0, 1e-4, 200)
+    labels = random.random(200) < expit(4000 * logits)
+    assert LogisticRegression(C=1e14, tol=1e-12).fit(logits[:, None] * 1e4, labels).coef_[0, 0] * 1e4 > 1000
+    result = calibration_intervals(expit(logits), labels, None, resamples=20)
+    assert "practically equal" in result["calibration_slope"].reason
+    assert result["calibration_intercept"].value is not None
+
+
+def test_labels_that_only_a_tie_separates_have_no_slope():
+    ones = np.ones((1, 4))
+    tie = np.array([-1.0, 0.0, 0.0, 1.0])
+    assert np.isnan(weighted_calibration_slope(tie, np.array([False, False, True, True]), ones)).all()
+
+
 def test_slope_of_separated_labels_is_undefined_and_o_e_is_not():
     result = calibration_intervals([0.1, 0.2, 0.8, 0.9], [False, False, True, True], None)
     assert result["calibration_slope"].value is None

@@ -74,7 +74,7 @@ def test_values_out_of_range_are_an_error(probability, threshold):
 
 
 def test_net_benefit_that_resampling_cannot_vary_has_no_interval():
-    (point,) = decision_curve([0.2, 0.3, 0.4, 0.1], [True, False, True, False], None, thresholds=[0.9])
+    (point,) = decision_curve([0.2, 0.3, 0.4, 0.1] * 2, [True, False, True, False] * 2, None, thresholds=[0.9])
     assert (point.net_benefit.value, point.net_benefit.low) == (0, None)
     assert "no probability reaches the threshold" in point.net_benefit.reason
     assert point.treat_all.low is not None

@@ -47,7 +47,7 @@ def test_permutation_of_many_images_agrees_with_chi_squared():
 
 
 def test_images_of_a_patient_stay_together():
-    """Eight patients with ten equal images each are no evidence, though eighty images would be."""
+    """Eight patients with ten equal images each are not evidence, though eighty images would be."""
     correct = np.repeat([True, True, True, False, True, False, False, False], 10)
     groups, patients = np.repeat([0, 1], 40), [str(i // 10) for i in range(80)]
     assert proportion_heterogeneity(correct, groups, patients) > 0.4

@@ -17,7 +17,7 @@ from pneumoscope.statistics.intervals import (
     proportion,
     wilson,
 )
-from pneumoscope.statistics.roc import weighted_auroc
+from pneumoscope.statistics.roc import weighted_auprc, weighted_auroc
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (10, 10), (1, 3), (576, 624), (386, 390), (112, 234)])
@@ -256,23 +256,42 @@ def test_bootstrap_of_an_undefined_statistic_states_the_reason():
 
 
 def test_resamples_with_an_undefined_statistic_are_dropped():
-    """A resample misses the only NORMAL image of three with probability (2/3)^3; the others give an interval."""
-    interval = patient_bootstrap(weighted_auroc, [0.4, 0.3, 0.6], [False, True, True], None)
-    assert (interval.value, interval.low, interval.high, interval.reason) == (0.5, 0.0, 1.0, "")
+    """A resample misses the only NORMAL image of six with probability (5/6)^6; the others give an interval."""
+    labels = [False, True, True, True, True, True]
+    interval = patient_bootstrap(weighted_auroc, [0.5, 0.3, 0.4, 0.6, 0.6, 0.7], labels, None)
+    assert (interval.value, interval.reason) == (0.6, "")
+    assert 0 <= interval.low < 0.6 < interval.high <= 1
 
 
 def test_a_statistic_that_is_undefined_in_most_resamples_has_no_interval():
-    """It is defined only if all three images are drawn, with probability 3!/27: in 444 of 2000 resamples."""
+    """It is defined only if the first two images are drawn once each, with probability 6 x 5 x 4^4 / 6^6 = 5/30.4."""
 
     def rarely_defined(scores, labels, weights):
-        return np.where(weights.min(axis=1) > 0, 1.0, np.nan)
+        return np.where((weights[:, 0] == 1) & (weights[:, 1] == 1), 1.0, np.nan)
 
-    interval = patient_bootstrap(rarely_defined, [1, 2, 3], [False, True, True], None)
+    interval = patient_bootstrap(rarely_defined, [1, 2, 3, 4, 5, 6], [False, True] * 3, None)
     assert (interval.value, interval.low, interval.high) == (1.0, None, None)
     n_defined = int(
         interval.reason.removeprefix("the statistic is defined in only ").removesuffix(" of 2000 resamples")
     )
-    assert abs(n_defined - 2000 * 6 / 27) < 4 * math.sqrt(2000 * 6 / 27 * 21 / 27)
+    p = 6 * 5 * 4**4 / 6**6
+    assert abs(n_defined - 2000 * p) < 4 * math.sqrt(2000 * p * (1 - p))
+
+
+def test_bootstrap_needs_six_patients():
+    """The range of five values misses their median with probability 2^-4, that of six with 2^-5."""
+    scores, labels = np.arange(10.0), np.arange(10) % 2 == 0
+    five = patient_bootstrap(mean, scores, labels, [f"p{index % 5}" for index in range(10)])
+    assert (five.value, five.low, five.high) == (4.5, None, None)
+    assert five.reason == "5 patients are too few for a bootstrap, which needs 6"
+    six = patient_bootstrap(mean, scores, labels, [f"p{index % 6}" for index in range(10)])
+    assert six.low < 4.5 < six.high
+
+
+def test_an_auprc_of_perfectly_separated_labels_has_no_interval_of_one_point():
+    interval = patient_bootstrap(weighted_auprc, [1, 2, 3, 4, 5, 6], [False] * 3 + [True] * 3, None)
+    assert (interval.value, interval.low, interval.high) == (1.0, None, None)
+    assert interval.reason == "it is the same in all resamples"
 
 
 def test_bootstrap_of_one_patient_has_no_interval():

@@ -286,7 +286,7 @@ def test_macro_auroc_test_of_two_classes_is_the_delong_test() -> None:
 
 
 def test_macro_auroc_test_keeps_the_images_of_a_patient_together() -> None:
-    """Copies of each image are no new evidence: with patients, p stays the same; without, it drops."""
+    """Copies of each image are not new evidence: with patients, p stays the same; without, it drops."""
     random = np.random.default_rng(6)
     y = random.integers(0, 3, 150)
     a, b = (random.normal(size=(150, 3)) + s * np.eye(3)[y] for s in (1.3, 1.0))

@@ -100,6 +100,7 @@ def test_interval_stays_within_0_and_1():
 def test_trainings_without_any_variation_have_no_interval_and_no_p():
     mean = replicates_mean([1.0, 1.0], np.zeros((2, 2)), n=50, method=METHOD)
     assert (mean.value, mean.low, mean.high) == (1.0, None, None)
+    assert mean.reason == "neither seeds nor images show a variance"
     difference, p = replicates_difference([1.0, 1.0], [0.9, 0.9], np.zeros((4, 4)), n=50, method=METHOD)
     assert (difference.value, difference.low, p) == (pytest.approx(0.1), None, None)
 

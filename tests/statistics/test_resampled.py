@@ -41,6 +41,7 @@ def test_interval_stays_within_0_and_1():
 def test_folds_without_any_variation_have_no_interval_and_no_p():
     mean = folds_mean([0.9, 0.9, 0.9], 0.5, n=60)
     assert (mean.value, mean.low, mean.high) == (pytest.approx(0.9), None, None)
+    assert mean.reason == "it is the same in all folds"
     difference, p = folds_difference([0.9, 0.8], [0.7, 0.6], 1.0, n=60)
     assert (difference.value, difference.low, p) == (pytest.approx(0.2), None, None)
 

@@ -1,6 +1,7 @@
 """Search for a learning rate: a range test that saves no run, with a table and a picture."""
 
 import csv
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -13,10 +14,20 @@ from pneumoscope.training.learning_rate import RateSearch, find_learning_rate
 pytestmark = pytest.mark.training
 
 
-def test_rates_rise_exponentially_and_the_steepest_decrease_is_suggested(phantoms, tmp_path, monkeypatch):
+def test_rates_rise_exponentially_and_the_steepest_decrease_is_suggested(phantoms, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    search = find_learning_rate(small(), phantoms, lowest=1e-5, highest=0.1, steps=24)
+    messages = []
 
+    def log(message):
+        messages.append(message)
+        print(message, file=sys.stderr)
+
+    search = find_learning_rate(small(), phantoms, lowest=1e-5, highest=0.1, steps=24, log=log)
+
+    assert messages[0] == "24 steps, each with 8 images; the learning rate rises from 1e-05 to 0.1"
+    assert messages[1:4] == ["3 of 24 steps (12%)", "5 of 24 steps (20%)", "8 of 24 steps (33%)"]
+    assert messages[-1].startswith(f"{len(search.rates)} of 24 steps") or len(search.rates) < 24
+    assert capsys.readouterr().err.splitlines() == messages  # they pass where Lightning's output is suppressed
     ratios = np.diff(np.log(search.rates))[1:]  # Lightning's first step is twice as long
     assert search.rates[0] == pytest.approx(1e-5)
     assert ratios == pytest.approx(ratios[0])

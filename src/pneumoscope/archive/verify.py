@@ -34,6 +34,8 @@ ProblemCode = Literal[
     "heatmaps_altered",
     "heatmaps_not_entered",
 ]
+# No run has finished these shards; nothing is lost.
+_UNFINISHED = ("not_scored", "not_entered")
 _HEATMAP_PROBLEMS = ("heatmaps_lost", "heatmaps_altered", "heatmaps_not_entered")
 
 
@@ -54,12 +56,18 @@ class Problem(NamedTuple):
     missing: int
     doubled: int
 
+    @property
+    def is_unfinished(self) -> bool:
+        """True if no run has finished the shard, so that nothing is lost or altered."""
+        return self.code in _UNFINISHED
+
 
 class Verification(NamedTuple):
     """The result for one set of predictions.
 
     Attributes:
         key: Name of the set.
+        shards: Listed shards.
         rows: Listed images.
         found: Listed images that are in exactly one row of an unaltered file.
         problems: By shard; empty if every image is found, with its heatmap if the shard has heatmaps.
@@ -67,6 +75,7 @@ class Verification(NamedTuple):
     """
 
     key: str
+    shards: int
     rows: int
     found: int
     problems: tuple[Problem, ...]
@@ -100,7 +109,8 @@ def verify_archive(path: Path, key: str = "", *, progress: Callable[[int, int], 
         if progress:
             progress(number + 1, listing.shards)
     problems.extend(_not_listed(listing.shards, journal, {**heatmap_files, **files}))
-    return Verification(chosen.key, listing.rows, found, tuple(problems), count_runtimes(journal.values()))
+    runtimes = count_runtimes(journal.values())
+    return Verification(chosen.key, listing.shards, listing.rows, found, tuple(problems), runtimes)
 
 
 def _check_shard(

@@ -289,7 +289,7 @@ def parse_query(location: str) -> WebQuery:
     """
     try:
         parts = urlsplit(location.removeprefix(DICOMWEB_PREFIX))
-        _ = parts.port  # may be no number
+        _ = parts.port  # may not be a number
     except ValueError as error:
         raise UsageError(f"the address of the DICOMweb server cannot be parsed: {error}", hint=_EXAMPLE) from error
     base, _, level = parts.path.rstrip("/").rpartition("/")
@@ -310,7 +310,7 @@ def _filters(query: str) -> dict[str, str]:
     for name, value in parse_qsl(query, keep_blank_values=True):
         keyword = keyword_for_tag(int(name, 16)) if re.fullmatch(r"[0-9A-Fa-f]{8}", name) else name
         if tag_for_keyword(keyword) is None:
-            raise UsageError(f"{name!r} is no attribute of DICOM to search for", hint=_EXAMPLE)
+            raise UsageError(f"{name!r} is not a DICOM attribute that can be searched for", hint=_EXAMPLE)
         if keyword not in _SEARCHED:
             raise UsageError(
                 f"the address searches for {name}, and it would be stored and printed",

@@ -13,6 +13,8 @@ from typing import Any
 
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import BundleError
+from pneumoscope.core.messages import patients_text
+from pneumoscope.core.result_forms import with_minus_signs
 
 __all__ = ["EVIDENCE", "Json", "images_text", "interval_text", "read_evidence", "unusable_images"]
 
@@ -77,7 +79,8 @@ def unusable_images(robustness: Json) -> list[Json]:
 def images_text(evaluation: Json) -> str:
     """Return which images an evaluation is about."""
     counts = ", ".join(f"{n} {label}" for label, n in evaluation["counts"].items())
-    return f"{evaluation['n']} {evaluation['split']} images ({counts}; {evaluation['patients']} patients)"
+    patients = patients_text(evaluation["patients"], evaluation.get("unknown_patients"), evaluation["n"])
+    return f"{evaluation['n']} {evaluation['split']} images ({counts}; {patients})"
 
 
 def interval_text(interval: Json) -> str:
@@ -85,5 +88,5 @@ def interval_text(interval: Json) -> str:
     if interval["value"] is None:
         return f"undefined: {interval['reason']}"
     if interval["low"] is None or interval["high"] is None:
-        return f"{interval['value']:.3f} (no interval: {interval['reason']})"
-    return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+        return with_minus_signs(f"{interval['value']:.3f}") + f" (no interval: {interval['reason']})"
+    return with_minus_signs(f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]")

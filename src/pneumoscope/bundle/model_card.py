@@ -11,6 +11,7 @@ from pneumoscope.bundle.evidence import Json, images_text, interval_text, read_e
 from pneumoscope.bundle.model_card_measurements import markdown_table, measurement_sections
 from pneumoscope.core.errors import BundleError
 from pneumoscope.core.prediction_messages import notice
+from pneumoscope.core.result_forms import with_minus_signs
 
 __all__ = ["model_card"]
 
@@ -135,7 +136,7 @@ def _probability(card: Card, evaluation: Json | None) -> list[str]:
     calibration = card.calibration
     method = (
         f"calibrated by Platt scaling on {calibration.n} validation images: slope {calibration.slope:.3f}, intercept"
-        f" {calibration.intercept:.3f}"
+        f" {with_minus_signs(f'{calibration.intercept:.3f}')}"
         if calibration.method == "platt"
         else "the score itself, without calibration"
     )

@@ -16,6 +16,7 @@ from pneumoscope.bundle.bundle_folder import DEFAULT_BUNDLE, read_bundle
 from pneumoscope.bundle.card import Card
 from pneumoscope.bundle.evidence import Json, read_evidence
 from pneumoscope.bundle.model_card import model_card
+from pneumoscope.core.messages import of_patients_text
 from pneumoscope.core.prediction_messages import notice
 
 __all__ = ["CHAI_NAMESPACE", "chai_model_card", "hugging_face_model_card"]
@@ -254,7 +255,8 @@ def _as_interval(proportion: Any) -> Json:
 
 def _describe(evaluation: Json) -> str:
     counts = ", ".join(f"{n} {label}" for label, n in evaluation["counts"].items())
-    return f"{evaluation['n']} {evaluation['split']} images ({counts}) of {evaluation['patients']} patients."
+    patients = of_patients_text(evaluation["patients"], evaluation.get("unknown_patients"), evaluation["n"])
+    return f"{evaluation['n']} {evaluation['split']} images ({counts}) {patients}."
 
 
 def _section(markdown: str, heading: str) -> str:

@@ -5,8 +5,10 @@ Heavy imports happen inside commands, so that `pneumoscope --help` is fast.
 
 from __future__ import annotations
 
+import codecs
 import errno
 import gc
+import io
 import sys
 import traceback
 import warnings
@@ -50,6 +52,7 @@ VERBS = (
     "audit-log",
     "storage",
 )
+_PLAIN = "pneumoscope.plain"  # how errors of encoding are handled
 _EXTRAS = {
     "train": ("torch", "torchvision", "lightning", "timm", "onnx", "onnxscript", "tensorboard", "safetensors"),
     "serve": (
@@ -106,6 +109,17 @@ def cli() -> None:
     """
 
 
+def _encode_plainly(error: UnicodeError) -> tuple[str, int]:
+    """Encode what an encoding lacks: a minus sign as a hyphen, anything else as its escape sequence."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].replace("\N{MINUS SIGN}", "-")
+    return text.encode("ascii", "backslashreplace").decode("ascii"), error.end
+
+
+codecs.register_error(_PLAIN, _encode_plainly)
+
+
 def main() -> None:
     """Run the console script."""
     run_and_exit(cli)
@@ -122,6 +136,9 @@ def run_and_exit(command: click.Command, arguments: list[str] | None = None) -> 
         arguments: Arguments; those of the process if None.
     """
     given = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_PLAIN)
     # Warnings of decoders quote the file, which may contain a patient's name.
     warnings.filterwarnings("ignore", module=r"(PIL|pydicom|pneumoscope\.imaging)\b")
     try:

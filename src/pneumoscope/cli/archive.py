@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pneumoscope.archive.progress import Progress
     from pneumoscope.archive.query import QueryResult
     from pneumoscope.archive.score import Engine, Listed, Scored
-    from pneumoscope.archive.verify import Problem
+    from pneumoscope.archive.verify import Problem, Verification
     from pneumoscope.inference.providers import Provider
 
 __all__ = ["command"]
@@ -307,6 +307,7 @@ def compare_command(archive: Path, a: str, b: str, as_json: bool) -> None:
     Example:  pneumoscope archive compare archive b321a106-e3953e16 0f1e2d3c-a1b2c3d4
     """
     from pneumoscope.archive.summary import compare_sets
+    from pneumoscope.core.result_forms import with_minus_signs
 
     result = compare_sets(archive, a, b)
     if as_json:
@@ -323,9 +324,8 @@ def compare_command(archive: Path, a: str, b: str, as_json: bool) -> None:
     )
     click.echo(f"Cohen's kappa of decided images: {result.kappa}")
     if result.difference:
-        click.echo(
-            f"Probability, B minus A: mean {result.difference[0]:+.3f}, mean absolute {result.difference[1]:.3f}"
-        )
+        mean = with_minus_signs(f"{result.difference[0]:+.3f}")
+        click.echo(f"Probability, B minus A: mean {mean}, mean absolute {result.difference[1]:.3f}")
     for name, drift in (("A", result.drift_a), ("B", result.drift_b)):
         text = "undefined" if drift is None else f"{drift.difference:.3f}, by chance up to {drift.chance:.3f}"
         click.echo(f"Drift of {name} against its card: {text}")
@@ -351,7 +351,8 @@ def verify_command(archive: Path, key: str, as_json: bool) -> None:
     """Check that every listed image has exactly one row, and that no file was altered since it was written.
 
     Shards with problems are named, and the exit status is 1. To score them again, delete their files and run the same `archive
-    score` again.
+    score` again. If shards are only not scored yet, as after Ctrl-C, the message says that the archive is not finished, and the
+    exit status is 1 as well: the same `archive score` continues.
 
     Example:  pneumoscope archive verify archive
     """
@@ -375,17 +376,30 @@ def verify_command(archive: Path, key: str, as_json: bool) -> None:
         click.echo(f"{result.found:,} of {counted(result.rows, 'image')} in exactly one row, set {result.key}")
         _print_runtimes(result.runtimes)
     if result.problems:
-        wrong = result.rows - result.found
-        images = f"{wrong:,} of {counted(result.rows, 'image')} are missing, doubled or altered" if wrong else ""
-        n_heatmaps = sum(problem.code.startswith("heatmaps") for problem in result.problems)
-        heatmaps = (
-            f"the heatmaps of {counted(n_heatmaps, 'shard')} are missing, altered or not entered" if n_heatmaps else ""
+        raise _verification_error(result)
+
+
+def _verification_error(result: Verification) -> ArchiveError:
+    """Return the error for problems: of an archive that is not finished, or of images that are lost or altered."""
+    unfinished = [problem for problem in result.problems if problem.is_unfinished]
+    damaged = [problem for problem in result.problems if not problem.is_unfinished]
+    scored = f"{result.shards - len(unfinished):,} of {counted(result.shards, 'shard')} are scored"
+    if not damaged:
+        return ArchiveError(
+            f"the archive is not finished: {scored}", hint="Run the same `pneumoscope archive score` again to continue"
         )
-        text = "; ".join(filter(None, (images, heatmaps))) or "there are files of no listed image"
-        raise ArchiveError(
-            f"{text} ({counted(len(result.problems), 'shard')})",
-            hint="Run the same `pneumoscope archive score` again; delete the files of altered shards first",
-        )
+    wrong = result.rows - result.found - sum(problem.missing for problem in unfinished)
+    images = f"{wrong:,} of {counted(result.rows, 'image')} are missing, doubled or altered" if wrong else ""
+    n_heatmaps = sum(problem.code.startswith("heatmaps") for problem in damaged)
+    heatmaps = (
+        f"the heatmaps of {counted(n_heatmaps, 'shard')} are missing, altered or not entered" if n_heatmaps else ""
+    )
+    text = "; ".join(filter(None, (images, heatmaps))) or "there are files of no listed image"
+    rest = f"; besides, the archive is not finished: {scored}" if unfinished else ""
+    return ArchiveError(
+        f"{text} ({counted(len(damaged), 'shard')}){rest}",
+        hint="Run the same `pneumoscope archive score` again; delete the files of altered shards first",
+    )
 
 
 def _problem_line(problem: Problem) -> str:

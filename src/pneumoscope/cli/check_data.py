@@ -64,11 +64,10 @@ def _tables(result: DatasetAudit) -> list[Table]:
     from rich.markup import escape
     from rich.table import Table
 
-    labels = list(next(iter(result.images.values())))
-    etiologies = list(next(iter(result.etiology.values())))
-    counts = Table("split", *labels, *(name for name in etiologies if name != "normal"), "patients", title="Images")
+    labels = map(escape, next(iter(result.images.values())))
+    counts = Table("split", *labels, *result.etiology_columns, "patients", title="Images")
     for name, images in result.images.items():
-        etiology = [result.etiology[name][column] for column in etiologies if column != "normal"]
+        etiology = [result.etiology[name][column] for column in result.etiology_columns]
         counts.add_row(name, *(f"{n:,}" for n in (*images.values(), *etiology, result.patients[name])))
     for column in counts.columns[1:]:
         column.justify = "right"

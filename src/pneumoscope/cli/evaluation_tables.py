@@ -41,14 +41,14 @@ def interval_table(
 
 def _cells(interval: Interval) -> tuple[str, str, str, str]:
     """Return value, ends, n and method as text; the reason in place of ends that are undefined."""
-    from pneumoscope.core.result_forms import method_name
+    from pneumoscope.core.result_forms import method_name, with_minus_signs
 
     if interval.value is None:
         return "-", interval.reason, str(interval.n), method_name(interval.method)
     ends = interval.reason
     if interval.low is not None and interval.high is not None:
-        ends = f"{interval.low:.3f} to {interval.high:.3f}"
-    return f"{interval.value:.3f}", ends, str(interval.n), method_name(interval.method)
+        ends = with_minus_signs(f"{interval.low:.3f} to {interval.high:.3f}")
+    return with_minus_signs(f"{interval.value:.3f}"), ends, str(interval.n), method_name(interval.method)
 
 
 def ledger_sentence(count: int) -> str:
@@ -68,9 +68,12 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
         evaluation: The evaluation.
         console: Console for the tables.
     """
+    from pneumoscope.core.messages import patients_text
+
     labels = ", ".join(f"{n} {label}" for label, n in evaluation.counts.items())
     images = "images" if evaluation.split == "all" else f"{evaluation.split} images"
-    click.echo(f"{evaluation.name} on {evaluation.n} {images} ({labels}; {evaluation.patients} patients)")
+    patients = patients_text(evaluation.patients, evaluation.unknown_patients, evaluation.n)
+    click.echo(f"{evaluation.name} on {evaluation.n} {images} ({labels}; {patients})")
     if evaluation.site:
         click.echo(f"Site profile: {evaluation.site}")
     for remark in evaluation.remarks:
@@ -131,7 +134,7 @@ def _print_breakdown(evaluation: Evaluation, console: Console) -> None:
     for test in evaluation.interactions:
         click.echo(f"  {test.sentence}")
     if difference := evaluation.difference:
-        title = f"minus {difference.reference} ({difference.reference_n} images)"
+        title = f"these images minus {difference.reference} ({difference.reference_n} images)"
         console.print(interval_table(title, difference.named_intervals()))
         if difference.remark:
             click.echo(f"  {difference.remark}")

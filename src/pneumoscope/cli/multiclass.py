@@ -76,9 +76,12 @@ def print_multiclass_evaluation(evaluation: MulticlassEvaluation, console: Conso
     """Print the tables of an evaluation."""
     from rich.table import Table
 
+    from pneumoscope.core.messages import patients_text
+
     labels = ", ".join(f"{n} {label}" for label, n in evaluation.counts.items())
     images = "images" if evaluation.split == "all" else f"{evaluation.split} images"
-    click.echo(printable(f"{evaluation.name} on {evaluation.n} {images} ({labels}; {evaluation.patients} patients)"))
+    patients = patients_text(evaluation.patients, evaluation.unknown_patients, evaluation.n)
+    click.echo(printable(f"{evaluation.name} on {evaluation.n} {images} ({labels}; {patients})"))
     if evaluation.rejected.reasons:
         click.echo(evaluation.rejected.sentence())
     console.print(interval_table("all classes", evaluation.metrics))

@@ -160,7 +160,7 @@ class Comparison:
     """A comparison of several runs on the same images, or of cross-validations on the same folds.
 
     Attributes:
-        images: {"sha256", "n", "patients", "counts"}.
+        images: {"sha256", "n", "patients", "unknown_patients", "counts"}.
         operating_point: Operating point of the threshold metrics.
         runs: One entry per run, in the order given.
         pairs: Tests of each pair of runs, by accuracy, AUROC, sensitivity and specificity; a group takes the place of its runs.

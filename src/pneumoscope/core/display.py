@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.messages import counted, decision_label
+from pneumoscope.core.messages import counted, decision_label, patients_text
 from pneumoscope.core.prediction_messages import prediction_message, site_note
 from pneumoscope.core.result_forms import method_name
 
@@ -115,7 +115,8 @@ def intervals_html(title: str, intervals: Iterable[tuple[str, Interval]]) -> str
 def evaluation_html(evaluation: Evaluation) -> str:
     """Return an evaluation as HTML: threshold-free metrics, one table per operating point, subgroups, and differences."""
     labels = ", ".join(f"{n} {label}" for label, n in evaluation.counts.items())
-    title = f"{evaluation.name}: {evaluation.n} {evaluation.split} images ({labels}; {evaluation.patients} patients)"
+    patients = patients_text(evaluation.patients, evaluation.unknown_patients, evaluation.n)
+    title = f"{evaluation.name}: {evaluation.n} {evaluation.split} images ({labels}; {patients})"
     parts = [intervals_html(title, evaluation.metrics.items())]
     for name, point in evaluation.operating_points.items():
         parts.append(intervals_html(f"{name}: threshold at {point.threshold_text()}", point.metrics.items()))
@@ -134,7 +135,7 @@ def evaluation_html(evaluation: Evaluation) -> str:
         parts.append(intervals_html(f"subgroups, at the operating point {groups[0].operating_point}", rows))
         parts.append(f"<ul>{''.join(f'<li>{escape(test.sentence)}</li>' for test in evaluation.interactions)}</ul>")
     if difference := evaluation.difference:
-        title = f"minus {difference.reference} ({difference.reference_n} images)"
+        title = f"these images minus {difference.reference} ({difference.reference_n} images)"
         parts.append(intervals_html(title, difference.named_intervals().items()))
         parts.append(f"<p>{escape(difference.remark)}</p>")
     return f"<div>{''.join(parts)}<small>{escape(evaluation.notice)}</small></div>"
@@ -143,7 +144,8 @@ def evaluation_html(evaluation: Evaluation) -> str:
 def multiclass_evaluation_html(evaluation: MulticlassEvaluation) -> str:
     """Return an evaluation of several classes as HTML: all classes, the confusion matrix, each class, pairs, and sets."""
     labels = ", ".join(f"{n} {label}" for label, n in evaluation.counts.items())
-    title = f"{evaluation.name}: {evaluation.n} {evaluation.split} images ({labels}; {evaluation.patients} patients)"
+    patients = patients_text(evaluation.patients, evaluation.unknown_patients, evaluation.n)
+    title = f"{evaluation.name}: {evaluation.n} {evaluation.split} images ({labels}; {patients})"
     parts = [intervals_html(title, evaluation.metrics.items())]
     head = "".join(f"<th>{escape(name)}</th>" for name in evaluation.classes)
     rows = "".join(

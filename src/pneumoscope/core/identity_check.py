@@ -36,8 +36,8 @@ def check_entered(entered: Identity, stored: Identity | None = None, *, today: d
         stored: The identity before; its values may stay.
         today: Date at the site.
     Raises:
-        InvalidIdentityError: A new value is no date, a date in the future or no sex, or the study is before the birth or more
-            than 130 years after it.
+        InvalidIdentityError: A new value is not a date, is a date in the future or is not a sex, or the study is before the birth
+            or more than 130 years after it.
     """
     before = stored or Identity()
     changed = {name for name, value in entered.stated().items() if value != getattr(before, name)}

@@ -10,10 +10,15 @@ __all__ = ["ImageCount", "ImageFlow"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageCount:
-    """Number of images and of their patients; an image of an unknown patient counts as a patient."""
+    """Number of images and of their patients; an image of an unknown patient counts as a patient.
+
+    Attributes:
+        unknown_patients: Number of images of unknown patients; None in records of earlier versions.
+    """
 
     images: int
     patients: int
+    unknown_patients: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,6 +32,8 @@ class ImageFlow:
         labeled: Labeled images that can be read.
         other_splits: Labeled images that were not evaluated, by split in the data; "no split" without one.
         evaluated: Evaluated images.
+        copies: Number of evaluated images that are byte-identical to an earlier one of them; None in records of earlier versions.
+        contradictory: Number of evaluated images that are byte-identical to one with another label; likewise.
     """
 
     source: str
@@ -35,3 +42,5 @@ class ImageFlow:
     labeled: ImageCount
     other_splits: Mapping[str, ImageCount]
     evaluated: ImageCount
+    copies: int | None = None
+    contradictory: int | None = None

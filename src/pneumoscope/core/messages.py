@@ -28,8 +28,10 @@ __all__ = [
     "full_stop",
     "identity_label",
     "join_sentences",
+    "of_patients_text",
     "operating_point_label",
     "operating_point_rule",
+    "patients_text",
     "punctuation",
     "rejection_label",
     "rejection_message",
@@ -231,6 +233,30 @@ _ROLES = {"sender": N_("Sender"), "reader": N_("Reader"), "administrator": N_("A
 def counted(number: int, noun: str) -> str:
     """Return a number with its English noun, such as "1 image" or "1,200 images"; the plural ends in s."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def patients_text(patients: int, unknown: int | None, images: int) -> str:
+    """Return the patients of images, such as "28 patients", or that they are unknown.
+
+    Args:
+        patients: Number of patients; an image of an unknown patient counts as one.
+        unknown: Number of images of unknown patients; None in records of earlier versions, which do not state it.
+        images: Number of images.
+    """
+    if not unknown:
+        return counted(patients, "patient")
+    if unknown == images:
+        return "patients unknown, each image counts as one"
+    return f"{counted(patients - unknown, 'patient')}, and {counted(unknown, 'image')} of unknown patients"
+
+
+def of_patients_text(patients: int, unknown: int | None, images: int) -> str:
+    """Return whose images they are, such as "of 28 patients"; arguments as in `patients_text`."""
+    if not unknown:
+        return f"of {counted(patients, 'patient')}"
+    if unknown == images:
+        return "of unknown patients (each image counts as one)"
+    return f"of {counted(patients - unknown, 'patient')} and {unknown:,} unknown ones (one per image)"
 
 
 def full_stop(language: str = "en") -> str:

@@ -96,7 +96,7 @@ class MulticlassEvaluation:
         coverage: Coverage of each class that the prediction sets were fitted for; None without sets.
         sets: coverage, single, empty and mean_size of the prediction sets of all images; empty without sets.
         name, split, images_sha256, n, patients, counts, bundle_sha256, recipe, test_evaluation, seconds, created, version,
-            rejected, flow: See `results.Evaluation`.
+            rejected, flow, unknown_patients: See `results.Evaluation`.
     """
 
     name: str
@@ -120,6 +120,7 @@ class MulticlassEvaluation:
     created: str
     version: str
     flow: ImageFlow | None = None
+    unknown_patients: int | None = None
     schema: int = SCHEMA
     notice: str = NOTICE
 
@@ -196,7 +197,7 @@ class MulticlassComparison:
     """A comparison of several runs of several classes on the same images.
 
     Attributes:
-        images: {"sha256", "n", "patients", "counts"}.
+        images: {"sha256", "n", "patients", "unknown_patients", "counts"}.
         classes: Names of the classes.
         runs: One entry per run, in the order given.
         pairs: Tests of each pair of runs, by accuracy and macro AUROC.

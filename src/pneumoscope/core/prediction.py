@@ -217,7 +217,7 @@ class ImageStatistics:
 
 
 class _Noticed:
-    """A record with a notice that is displayed beside it. It is no field: JSON and tables state it once for all records."""
+    """A record with a notice that is displayed beside it. It is not a field: JSON and tables state it once for all records."""
 
     __slots__ = ("_notice",)
     _notice: str

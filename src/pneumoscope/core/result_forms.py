@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from pneumoscope.core.results import Interval
 
-__all__ = ["interval_rows", "method_name", "rows_dataframe", "to_json", "write_result"]
+__all__ = ["interval_rows", "method_name", "rows_dataframe", "to_json", "with_minus_signs", "write_result"]
 
 # Names of methods in records, and as they are printed; the first that fits is replaced.
 _PRINTED_NAMES = {
@@ -40,6 +40,11 @@ _PRINTED_NAMES = {
 def method_name(method: str) -> str:
     """Return the printed name of a method or test, such as "McNemar, exact" or "percentile bootstrap by patient"."""
     return re.sub("|".join(_PRINTED_NAMES), lambda match: _PRINTED_NAMES[match[0]], method)
+
+
+def with_minus_signs(text: str) -> str:
+    """Return text for people with true minus signs in front of its numbers; CSV and JSON have hyphens, which programs parse."""
+    return re.sub(r"(?<![\w.])-(?=[\d.])", "\N{MINUS SIGN}", text)
 
 
 def to_json(result: object) -> str:

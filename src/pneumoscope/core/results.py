@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.image_flow import ImageFlow
-from pneumoscope.core.result_forms import interval_rows, rows_dataframe
+from pneumoscope.core.result_forms import interval_rows, rows_dataframe, with_minus_signs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +48,7 @@ class Interval:
         n: Number of images: for sensitivity, those with pneumonia; for precision, those classified as pneumonia.
         level: Nominal coverage, 0 to 1; None for a Venn-Abers interval, which has no confidence level.
         seed: Seed of the bootstrap; None if no random number was drawn.
-        reason: Why the value is None; empty otherwise.
+        reason: Why the value is None, or why its ends are; empty otherwise.
     """
 
     value: float | None
@@ -61,7 +61,7 @@ class Interval:
     reason: str = ""
 
     def __str__(self) -> str:
-        """Return the value with its ends, such as "0.912 [0.880, 0.940]", or the reason why it is undefined."""
+        """Return the value with its ends, such as "0.912 [0.880, 0.940]", or the reason why one of the two is undefined."""
         return format(self, ".3f")
 
     def __format__(self, style: str) -> str:
@@ -71,8 +71,8 @@ class Interval:
         if self.value is None:
             return f"undefined ({self.reason})"
         if self.low is None or self.high is None:
-            return f"{self.value:{style}}"
-        return f"{self.value:{style}} [{self.low:{style}}, {self.high:{style}}]"
+            return with_minus_signs(f"{self.value:{style}}") + (f" (no interval: {self.reason})" if self.reason else "")
+        return with_minus_signs(f"{self.value:{style}} [{self.low:{style}}, {self.high:{style}}]")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -341,6 +341,8 @@ class Evaluation:
         difference: Differences from an evaluation on other images; None without one.
         decision_curve: Net benefit by threshold probability; empty in evaluations that did not record it.
         flow: Source of the images, and how many were left out; None in evaluations that did not record it.
+        unknown_patients: Number of images of unknown patients, each of which counts as a patient; None in evaluations that did
+            not record it.
     """
 
     name: str
@@ -368,6 +370,7 @@ class Evaluation:
     difference: SetDifference | None = None
     decision_curve: tuple[DecisionCurvePoint, ...] = ()
     flow: ImageFlow | None = None
+    unknown_patients: int | None = None
     schema: int = SCHEMA
     notice: str = NOTICE
 

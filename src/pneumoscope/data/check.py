@@ -153,6 +153,14 @@ class DatasetAudit:
     schema: int = SCHEMA
     notice: str = NOTICE
 
+    @property
+    def etiology_columns(self) -> tuple[str, ...]:
+        """Etiologies to show beside the labels; none if the classes are others than NORMAL and PNEUMONIA."""
+        labels = next(iter(self.images.values()))
+        if tuple(labels) != LABELS:
+            return ()
+        return tuple(name for name in next(iter(self.etiology.values())) if name != "normal")
+
 
 def check_data(manifest: Manifest, *, seed: int = 0, progress: StepProgress | None = None) -> DatasetAudit:
     """Check every image and the data set as a whole.

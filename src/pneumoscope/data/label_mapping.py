@@ -216,6 +216,10 @@ def _column(
     hint = "Required columns: path, label. Optional columns: etiology, patient, split, sha256"
     if near := _nearest(wanted, columns, similar):
         hint = f"Did you mean {flag} {shlex.quote(near)}?"
+    elif wanted == given:
+        hint = f"Give {flag} one of these columns"
+        if default == "patient":
+            hint += ", or leave it out if none identifies patients"
     elif columns:
         hint = f"Name the column with {flag}. {hint}"
     raise ManifestError(f"{name} has no column {wanted!r} (its columns: {', '.join(columns) or 'none'})", hint=hint)

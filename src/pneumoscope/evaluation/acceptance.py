@@ -38,7 +38,7 @@ from pneumoscope.evaluation.acceptance_metrics import (
     point_acceptance,
     summarize_calibration,
 )
-from pneumoscope.evaluation.selection import check_unseen, count_patients
+from pneumoscope.evaluation.selection import check_unseen, count_patients, count_unknown_patients
 from pneumoscope.evaluation.site_fit import SiteFit, SiteOutputs, sample_prevalence
 from pneumoscope.evaluation.site_images import ScoredSite, SiteImages, SiteList, load_site_images, score_site_images
 from pneumoscope.evaluation.site_profile import create_profile
@@ -67,6 +67,8 @@ class Acceptance:
         site: Name of the site.
         bundle, network, onnx_sha256, card_sha256: Name, architecture and hashes of the model.
         images_sha256, n, patients, counts: The images.
+        unknown_patients: Number of images of unknown patients, each of which counts as a patient; None in records of earlier
+            versions.
         operating_point, margin, target_power, seed: Settings.
         verdict: "non_inferior" if sensitivity, specificity and the fraction of accepted images are, at the operating point;
             "inferior" if one of them is inferior; "inconclusive" otherwise.
@@ -120,6 +122,7 @@ class Acceptance:
     notes: tuple[str, ...]
     version: str
     command: str
+    unknown_patients: int | None = None
     schema: int = SCHEMA
     notice: str = NOTICE
 
@@ -240,6 +243,7 @@ def _summarize(
         images_sha256=images_sha256([image.sha256 for image in listed.images]),
         n=len(images),
         patients=count_patients(listed.images),
+        unknown_patients=count_unknown_patients(listed.images),
         counts={label: sum(image.label == label for image in listed.images) for label in LABELS},
         operating_point=settings.operating_point,
         margin=settings.margin,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from pneumoscope.core.messages import counted, operating_point_label
+from pneumoscope.core.messages import counted, of_patients_text, operating_point_label
+from pneumoscope.core.result_forms import with_minus_signs
 from pneumoscope.evaluation.acceptance import Acceptance
 from pneumoscope.evaluation.acceptance_metrics import CalibrationSummary
 from pneumoscope.statistics.noninferiority import NonInferiority, Verdict
@@ -57,15 +58,16 @@ def _verdict_lines(result: Acceptance) -> list[str]:
     tests = [(metric, test) for metric, test in point.tests.items()]
     if result.accepted_test:
         tests.append((_ACCEPTED, result.accepted_test))
+    patients = of_patients_text(result.patients, result.unknown_patients, result.n)
     return [
-        f"{counted(result.n, 'image')} of {counted(result.patients, 'patient')}: {result.counts['PNEUMONIA']} with and"
+        f"{counted(result.n, 'image')} {patients}: {result.counts['PNEUMONIA']} with and"
         f" {result.counts['NORMAL']} without pneumonia. Model: {result.bundle} ({result.network}), network"
         f" {result.onnx_sha256[:12]}, card {result.card_sha256[:12]}. Images: {result.images_sha256[:12]}. Intervals are 95%,"
         f" over patients; seed {result.seed}.",
         "",
         f"**Verdict at {operating_point_label(result.operating_point)}: {_sentence(result, tests)}**",
         "",
-        "| | on the card | at the site | difference | verdict | power |",
+        "| | on the card | at the site | site minus card | verdict | power |",
         "| --- | --- | --- | --- | --- | --- |",
         *(
             f"| {metric} | {point.reference[metric]} | {point.observed[metric]} | | not tested | |"
@@ -74,7 +76,8 @@ def _verdict_lines(result: Acceptance) -> list[str]:
         ),
         *(_test_row(result, metric, test) for metric, test in tests),
         "",
-        f"Margin: a decrease of {result.margin:g}. Non-inferior: the interval of the difference lies above {-result.margin:g};"
+        f"Margin: a decrease of {result.margin:g}. Non-inferior: the interval of the difference lies above"
+        f" {with_minus_signs(f'{-result.margin:g}')};"
         " the one-sided type I error rate is 2.5%. Power: probability of that with as many images if nothing changed."
         " Sensitivity and specificity are of accepted images. The input checks are tested on images that neither pixels nor"
         " header nor age exclude. The card's sensitivity and specificity are of the images that chose its thresholds, and so"

@@ -132,6 +132,7 @@ def _compare_evaluated(
             "sha256": first.images_sha256,
             "n": first.n,
             "patients": first.patients,
+            "unknown_patients": first.unknown_patients,
             "counts": dict(first.counts),
         },
         operating_point=operating_point,

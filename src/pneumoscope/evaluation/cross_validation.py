@@ -34,7 +34,7 @@ from pneumoscope.evaluation.comparability import (
 )
 from pneumoscope.evaluation.compared import EvaluatedRun, ScoringOptions, read_evaluated
 from pneumoscope.evaluation.paired_findings import corrected_tests, findings
-from pneumoscope.evaluation.run_groups import TESTED, group_sentences
+from pneumoscope.evaluation.run_groups import TESTED, group_sentences, without_interval
 from pneumoscope.runs.record import RunRecord, read_run
 from pneumoscope.runs.run_folder import BUNDLE_FOLDER, MANIFEST_FILE, run_folders
 from pneumoscope.statistics.inputs import patient_groups
@@ -174,6 +174,7 @@ def compare_folds(
             "sha256": images_sha256([image.sha256 for image in images]),
             "n": len(images),
             "patients": int(patient_groups([image.patient for image in images], len(images)).max()) + 1,
+            "unknown_patients": sum(not image.patient for image in images),
             "counts": dict(sum((Counter(run.evaluation.counts) for run in folds[0].runs), Counter())),
         },
         operating_point=operating_point,
@@ -280,7 +281,7 @@ def _spreads(folds: _Folds) -> Mapping[str, SeedSpread]:
             continue  # a mean of the other folds would not be of all images
         mean = folds_mean(values, folds.ratio, n=folds.n)
         if metric not in TESTED:  # not all are within 0 and 1
-            mean = Interval(float(np.mean(values)), None, None, "mean of folds", folds.n)
+            mean = without_interval(values, "mean of folds", folds.n)
         found[metric] = SeedSpread(mean, float(np.std(values, ddof=1)), min(values), max(values))
     return found
 

@@ -41,6 +41,7 @@ class Localization:
         energy_inside: Fraction of the positive contributions inside the mask, mean over the images.
         area: Fraction of the image inside the mask, mean over the images: the expected value of both for a heatmap that does
             not depend on the image.
+        unknown_patients: Number of images of unknown patients; None in records of earlier versions.
     """
 
     masks: str
@@ -49,6 +50,7 @@ class Localization:
     peak_inside: Interval
     energy_inside: Interval
     area: Interval
+    unknown_patients: int | None = None
 
 
 def measure_localization(
@@ -102,6 +104,7 @@ def measure_localization(
         peak_inside=proportion(peaks, patients),
         energy_inside=mean_over_images(energies, positive, patients, seed),
         area=mean_over_images(areas, positive, patients, seed),
+        unknown_patients=sum(not patient for patient in patients),
     )
 
 

@@ -230,6 +230,7 @@ def multiclass_comparison(
             "sha256": first.images_sha256,
             "n": first.n,
             "patients": first.patients,
+            "unknown_patients": first.unknown_patients,
             "counts": dict(first.counts),
         },
         classes=first.classes,

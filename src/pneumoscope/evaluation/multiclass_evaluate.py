@@ -153,6 +153,7 @@ def _summarize(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,
         flow=flow,
+        unknown_patients=sum(not patient for patient in patients),
         notice=notice(card.population),
     )
 

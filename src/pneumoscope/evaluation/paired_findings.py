@@ -11,7 +11,7 @@ import numpy as np
 from pneumoscope.core.comparison import PairedTest
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.messages import counted
-from pneumoscope.core.result_forms import method_name
+from pneumoscope.core.result_forms import method_name, with_minus_signs
 from pneumoscope.core.results import Interval
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, patient_groups
 from pneumoscope.statistics.intervals import paired_difference, undefined
@@ -149,7 +149,7 @@ def _sentence(a: str, b: str, metric: str, test: str, verdict: str, difference: 
         if p_holm < ALPHA and verdict == "not distinguishable":
             result += "; the interval contains 0"
     if verdict == "not distinguishable":
-        return f"{a} and {b} do not differ significantly in {name}: {amount} (n = {difference.n}; {result})."
+        return f"{a} and {b} do not differ significantly in {name}; {a} minus {b}: {amount} (n = {difference.n}; {result})."
     return f"{a} has a higher {name} than {b}: {amount} (n = {difference.n}; {result})."
 
 
@@ -169,17 +169,18 @@ def percentage_points(difference: Interval) -> str:
     if difference.value is None:
         return difference.reason
     text = f"{100 * difference.value:+.1f} percentage points"
-    if difference.low is None or difference.high is None:
-        return text
-    return f"{text} [{100 * difference.low:.1f}, {100 * difference.high:.1f}]"
+    if difference.low is not None and difference.high is not None:
+        text += f" [{100 * difference.low:.1f}, {100 * difference.high:.1f}]"
+    return with_minus_signs(text)
 
 
 def _difference_text(difference: Interval) -> str:
     if difference.value is None:
         return difference.reason
-    if difference.low is None or difference.high is None:
-        return f"{difference.value:+.3f}"
-    return f"{difference.value:+.3f} [{difference.low:.3f}, {difference.high:.3f}]"
+    text = f"{difference.value:+.3f}"
+    if difference.low is not None and difference.high is not None:
+        text += f" [{difference.low:.3f}, {difference.high:.3f}]"
+    return with_minus_signs(text)
 
 
 def findings(

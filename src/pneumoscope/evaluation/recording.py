@@ -208,6 +208,7 @@ def summarize(
         remarks=source.remarks,
         decision_curve=decision_curve(probabilities, positives(scored), patients, seed=seed),
         flow=flow,
+        unknown_patients=sum(not patient for patient in patients),
         notice=notice(source.population),
     )
 

@@ -22,7 +22,7 @@ import numpy as np
 from pneumoscope import __version__
 from pneumoscope.core.errors import DatasetError, UsageError
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.messages import counted
+from pneumoscope.core.messages import counted, of_patients_text
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.result_forms import write_result
@@ -31,7 +31,7 @@ from pneumoscope.data.hashing import read_image
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.evaluation.image_variants import CHANGES, CORRUPTIONS, FORMATS, GrayImage, Variants
-from pneumoscope.evaluation.selection import count_patients, draw_sample
+from pneumoscope.evaluation.selection import count_patients, count_unknown_patients, draw_sample
 from pneumoscope.imaging.phantom import draw_phantom
 from pneumoscope.inference.discovery import discover_images
 from pneumoscope.inference.model import Model, load_model
@@ -104,6 +104,7 @@ class Robustness:
         sizes: Full-size images against their downsampled copies; None if none were given.
         version, system: Version of pneumoscope and operating system.
         command: Command line that measured this.
+        unknown_patients: Number of images of unknown patients; None in records of earlier versions.
     """
 
     bundle: str
@@ -123,6 +124,7 @@ class Robustness:
     version: str
     system: str
     command: str
+    unknown_patients: int | None = None
     schema: int = SCHEMA
     notice: str = NOTICE
 
@@ -191,6 +193,7 @@ def measure_robustness(
         split=split,
         n=len(chosen),
         patients=count_patients(chosen),
+        unknown_patients=count_unknown_patients(chosen),
         seed=seed,
         unmodified=count_rejections("unmodified", sample.unmodified, sample.patients),
         formats=_compare_variants(predict, sample, FORMATS),
@@ -320,8 +323,9 @@ def count_rejections(
 
 def robustness_markdown(result: Robustness) -> str:
     """Return the result as Markdown tables."""
+    patients = of_patients_text(result.patients, result.unknown_patients, result.n)
     lines = [
-        f"{result.bundle} ({result.network}) on {result.n} {result.split} images of {result.patients} patients, half of them"
+        f"{result.bundle} ({result.network}) on {result.n} {result.split} images {patients}, half of them"
         f" with pneumonia. Threshold: {result.operating_point}. Rates with 95% intervals; seed {result.seed}.",
         f"Rejected without modification: {result.unmodified.rejected:.1%}.",
         "",

@@ -25,7 +25,7 @@ from pneumoscope.statistics.replicates import (
     replicates_mean,
     replicates_method,
 )
-from pneumoscope.statistics.roc import delong_covariance
+from pneumoscope.statistics.roc import auroc, delong_covariance
 
 __all__ = [
     "TESTED",
@@ -36,10 +36,10 @@ __all__ = [
     "group_summaries",
     "group_tests",
     "training_sentence",
+    "without_interval",
 ]
 
 TESTED = ("accuracy", "auroc", "sensitivity", "specificity")
-_NO_VARIATION = "mean of seeds"  # method of a mean without an interval
 
 
 class RunScoring:
@@ -56,10 +56,14 @@ class RunScoring:
         self._found: dict[str, tuple[FloatArray, FloatArray, int, str] | Interval] = {}
 
     def mean(self, metric: str, members: Sequence[int]) -> Interval:
-        """Return the mean of a metric over runs; undefined, with the reason, if the metric is."""
+        """Return the mean of a metric over runs.
+
+        Without a covariance over patients it has no interval, with the reason; if the metric is undefined, so is the mean.
+        """
         found = self._metric(metric)
         if isinstance(found, Interval):
-            return found
+            values = self._values(metric)
+            return found if values is None else dataclasses.replace(found, value=float(values[[*members]].mean()))
         values, covariance, n, method = found
         return replicates_mean(values[[*members]], covariance[np.ix_(members, members)], n=n, method=method)
 
@@ -78,9 +82,22 @@ class RunScoring:
             self._found[metric] = self._measure(metric)
         return self._found[metric]
 
+    def _among(self, metric: str) -> BoolArray:
+        """Return the images that a metric counts, shape (n,)."""
+        return {"sensitivity": self._labels, "specificity": ~self._labels}.get(metric, np.ones_like(self._labels))
+
+    def _values(self, metric: str) -> FloatArray | None:
+        """Return the metric of all runs; None if it is undefined."""
+        if metric == "auroc":
+            if self._labels.all() or not self._labels.any():
+                return None
+            return np.array([auroc(run.logits, self._labels) for run in self._runs])
+        among = self._among(metric)
+        return np.array([run.correct[among].mean() for run in self._runs]) if among.any() else None
+
     def _measure(self, metric: str) -> tuple[FloatArray, FloatArray, int, str] | Interval:
         labels = self._labels
-        among = {"sensitivity": labels, "specificity": ~labels}.get(metric, np.ones_like(labels))
+        among = self._among(metric)
         inside = [self._patients[i] for i in np.flatnonzero(among).tolist()]
         groups = patient_groups(inside, len(inside))
         method = replicates_method(groups)
@@ -198,13 +215,21 @@ def _spreads(summaries: Sequence[RunSummary], members: Sequence[int], scoring: R
         values = [interval.value for interval in intervals if interval.value is not None]
         if len(values) < len(intervals):
             continue  # it is undefined for some of the runs, and a mean of the others would not be of all seeds
-        mean = (
-            scoring.mean(metric, members)
-            if metric in TESTED
-            else Interval(float(np.mean(values)), None, None, _NO_VARIATION, first.n)
-        )
+        mean = scoring.mean(metric, members) if metric in TESTED else without_interval(values, "mean of seeds", first.n)
         found[metric] = SeedSpread(mean, float(np.std(values, ddof=1)), min(values), max(values))
     return found
+
+
+def without_interval(values: Sequence[float], method: str, n: int) -> Interval:
+    """Return the mean of a metric over runs for which no method gives an interval.
+
+    Args:
+        values: The metric of each run.
+        method: "mean of seeds" or "mean of folds".
+        n: Number of images.
+    """
+    reason = "means have intervals for accuracy, AUROC, sensitivity and specificity only"
+    return Interval(float(np.mean(values)), None, None, method, n, reason=reason)
 
 
 def group_tests(compared: Sequence[ComparedModel], scoring: RunScoring) -> tuple[PairedTest, ...]:

@@ -30,6 +30,7 @@ from pneumoscope.bundle.bundle_folder import read_bundle
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.messages import of_patients_text
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.result_forms import write_result
 from pneumoscope.core.results import SCHEMA, Interval
@@ -47,7 +48,7 @@ from pneumoscope.evaluation.saliency_metrics import (
     rank_correlation,
     shuffle_weights,
 )
-from pneumoscope.evaluation.selection import count_patients, draw_sample
+from pneumoscope.evaluation.selection import count_patients, count_unknown_patients, draw_sample
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.run_folder import find_bundle
@@ -117,6 +118,7 @@ class SaliencyCheck:
         localization: Position of the heatmaps relative to masks; None without masks.
         version, system: Version of pneumoscope and operating system.
         command: Command line that measured this.
+        unknown_patients: Number of images of unknown patients; None in records of earlier versions.
     """
 
     bundle: str
@@ -135,6 +137,7 @@ class SaliencyCheck:
     version: str
     system: str
     command: str
+    unknown_patients: int | None = None
     schema: int = SCHEMA
     notice: str = NOTICE
 
@@ -216,6 +219,7 @@ def check_saliency(
         split=split,
         n=len(sample.images),
         patients=count_patients(sample.images),
+        unknown_patients=count_unknown_patients(sample.images),
         seed=seed,
         steps=STEPS,
         deletion=curves["deletion"],
@@ -312,10 +316,11 @@ def _finite_mean(values: Sequence[Sequence[float]]) -> FloatArray:
 
 def saliency_markdown(result: SaliencyCheck) -> str:
     """Return the result as Markdown tables."""
+    patients = of_patients_text(result.patients, result.unknown_patients, result.n)
     rows, columns = result.heatmap_shape
     lines = [
-        f"Heatmaps of {result.bundle} ({result.network}, {rows} x {columns} cells) on {result.n} {result.split} images of"
-        f" {result.patients} patients, half of them with pneumonia; means with 95% intervals over patients, seed {result.seed}.",
+        f"Heatmaps of {result.bundle} ({result.network}, {rows} x {columns} cells) on {result.n} {result.split} images"
+        f" {patients}, half of them with pneumonia; means with 95% intervals over patients, seed {result.seed}.",
         "",
         f"Area under the curve of the predicted class's score. Baseline: {_RANDOM_HEATMAPS} random heatmaps per image with the"
         " same power spectrum.",
@@ -345,7 +350,8 @@ def saliency_markdown(result: SaliencyCheck) -> str:
     if (found := result.localization) is not None:
         lines += [
             "",
-            f"Masks of the disease on {found.n} images of {found.patients} patients.",
+            f"Masks of the disease on {found.n} images"
+            f" {of_patients_text(found.patients, found.unknown_patients, found.n)}.",
             "",
             "| localization | value | expected by chance |",
             "| --- | --- | --- |",

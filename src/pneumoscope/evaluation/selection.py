@@ -24,6 +24,7 @@ __all__ = [
     "check_thresholds",
     "check_unseen",
     "count_patients",
+    "count_unknown_patients",
     "draw_sample",
     "images_of_split",
     "load_images_of_classes",
@@ -331,6 +332,11 @@ def draw_sample(
 def count_patients(images: Iterable[LabeledImage]) -> int:
     """Return the number of patients; an image without a known patient counts as one."""
     return len({image.patient or image.path for image in images})
+
+
+def count_unknown_patients(images: Iterable[LabeledImage]) -> int:
+    """Return the number of images without a known patient."""
+    return sum(not image.patient for image in images)
 
 
 def balanced_sample(

@@ -20,12 +20,13 @@ from PIL import Image
 
 from pneumoscope import __version__
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.messages import of_patients_text
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.result_forms import write_result
 from pneumoscope.core.results import SCHEMA, Interval
 from pneumoscope.data.hashing import read_image
 from pneumoscope.data.label_mapping import LabelMapping
-from pneumoscope.evaluation.selection import count_patients, select_unreserved_images
+from pneumoscope.evaluation.selection import count_patients, count_unknown_patients, select_unreserved_images
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.run_folder import find_bundle
@@ -66,6 +67,7 @@ class Shortcuts:
         controls: One row per control.
         version, system: Version of pneumoscope and operating system.
         command: Command line that measured this.
+        unknown_patients: Number of images of unknown patients; None in records of earlier versions.
     """
 
     bundle: str
@@ -80,6 +82,7 @@ class Shortcuts:
     version: str
     system: str
     command: str
+    unknown_patients: int | None = None
     schema: int = SCHEMA
     notice: str = NOTICE
 
@@ -182,6 +185,7 @@ def measure_network_shortcuts(
         split_by=card.split_by,
         n=len(images),
         patients=count_patients(images),
+        unknown_patients=count_unknown_patients(images),
         whole=auroc_interval(whole, positive, patients),
         controls=tuple(controls),
         version=__version__,
@@ -196,8 +200,9 @@ def measure_network_shortcuts(
 
 def shortcuts_markdown(result: Shortcuts) -> str:
     """Return the result as a Markdown table."""
+    patients = of_patients_text(result.patients, result.unknown_patients, result.n)
     lines = [
-        f"{result.bundle} ({result.network}) on {result.n} {result.split} images of {result.patients} patients, split by"
+        f"{result.bundle} ({result.network}) on {result.n} {result.split} images {patients}, split by"
         f" {result.split_by}. AUROC with 95% intervals over patients.",
         "",
         "| the network sees | AUROC | difference from the whole image |",

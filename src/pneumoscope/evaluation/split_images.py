@@ -10,7 +10,7 @@ from typing import Self
 
 from pneumoscope.core.image_flow import ImageCount, ImageFlow
 from pneumoscope.data.manifest import LabeledImage, Manifest
-from pneumoscope.evaluation.selection import count_patients, images_of_split
+from pneumoscope.evaluation.selection import count_patients, count_unknown_patients, images_of_split
 
 __all__ = ["SplitImages"]
 
@@ -76,8 +76,17 @@ class SplitImages:
             labeled=_count(self.manifest.images),
             other_splits={split: _count(images) for split, images in sorted(others.items())},
             evaluated=_count(self.images),
+            copies=len(self.images) - len({image.sha256 for image in self.images}),
+            contradictory=self._count_contradictory(),
         )
+
+    def _count_contradictory(self) -> int:
+        """Return the number of images of the split that have another label elsewhere in the data set."""
+        labels: dict[str, set[str]] = defaultdict(set)
+        for image in (*self.manifest, *self.images):
+            labels[image.sha256].add(image.label)
+        return sum(len(labels[image.sha256]) > 1 for image in self.images)
 
 
 def _count(images: Sequence[LabeledImage]) -> ImageCount:
-    return ImageCount(len(images), count_patients(images))
+    return ImageCount(len(images), count_patients(images), count_unknown_patients(images))

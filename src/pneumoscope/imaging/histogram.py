@@ -13,7 +13,7 @@ __all__ = ["PERCENTILES", "Floats", "Histogram", "Integers", "count_values", "di
 # the second one without a gap, farther away than that range.
 _SEPARATE, _OUTLIERS = 0.03, 0.002
 _BLOCK = 2**20  # pixels
-_MARGIN = 0.25  # of the range of the other pixels, on both sides of it: values in it are no outliers
+_MARGIN = 0.25  # of the range of the other pixels, on both sides of it: values in it are not outliers
 _BRIGHTEST = 0.0002  # fraction of the pixels that a bit depth may leave out
 _MAX_OFFSET = 0.4  # of the full range of a bit depth, for the darkest pixels of an image that uses this range
 _NOISE = 64  # stored values; an image with a smaller range is blank, and not stretched

@@ -29,7 +29,7 @@ __all__ = [
 SPACING_ELEMENTS = ("PixelSpacing", "ImagerPixelSpacing", "PixelSpacingCalibrationType")
 _N_NUMBERS = 2**16
 _BLOCK_ROWS = 256  # that are converted at a time
-_MAX_SPACING = 100.0  # mm; a larger number is no spacing of a radiograph
+_MAX_SPACING = 100.0  # mm; a larger number is not the spacing of a radiograph
 
 WindowFunction = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
 SpacingKind = Literal["calibrated", "detector", "unstated"]
@@ -161,7 +161,7 @@ def describe(
         description: With slope and intercept of the stored values; those of the numbers are computed.
         lowest: The lowest stored value without padding.
         entries: Modality value of each stored value from the lowest, if a lookup table defines them; slope and intercept are
-            then not used, unless the gray levels are no function of these values.
+            then not used, unless the gray levels are not a function of these values.
     """
     shifted = _shifted(entries, levels)
     if shifted is None:

@@ -132,7 +132,7 @@ def find_warnings(
     """Return the warnings that accompany a prediction.
 
     Args:
-        card: Card of the bundle; without an age range, an unknown age is no reason for a warning.
+        card: Card of the bundle; without an age range, an unknown age does not cause a warning.
         warnings: Warnings about the file.
         rejections: Rejections by the header and the pixels; each of them is overridden, which is a warning, too.
         age: Age of the patient; None if unknown.

@@ -16,14 +16,13 @@ from pneumoscope.data.check import CONTROLS, DatasetAudit, SizeSummary
 from pneumoscope.data.duplicates import DuplicatePair
 from pneumoscope.data.hashing import read_image
 from pneumoscope.data.manifest import LabeledImage
-from pneumoscope.reporting.style import COLORS, drawing, new_figure, show_grid
+from pneumoscope.reporting.style import COLORS, RUN_SLOTS, drawing, new_figure, show_grid
 from pneumoscope.reporting.svg import inline_svg
 from pneumoscope.reporting.templating import environment, theme, thumbnail_url
 
 __all__ = ["check_data_page"]
 
 _INK, _MUTED = (COLORS[name][0] for name in ("ink", "muted"))
-_LABEL_COLORS = {"NORMAL": "run-0", "PNEUMONIA": "run-1"}
 _MAX_PAIRS = 24
 _MAX_FILES = 100
 _CONTROL_LABELS = {"metadata": "metadata", "border": "border", "center_blanked": "center blanked"}
@@ -43,15 +42,17 @@ def check_data_page(audit: DatasetAudit, root: Path) -> str:
         root: Root of the manifest. Thumbnails of duplicates are read there and embedded.
     """
     pairs = [(pair, _thumbnails(pair, root)) for pair in audit.near_duplicates.listed[:_MAX_PAIRS]]
+    labels = next(iter(audit.images.values()))
+    colors = {label: f"run-{index % RUN_SLOTS}" for index, label in enumerate(labels)}
     with drawing():
         figures = {
-            "images": inline_svg(_images_figure(audit.images), key="images", label="Images by split and label"),
+            "images": inline_svg(_images_figure(audit.images, colors), key="images", label="Images by split and label"),
             "shortcuts": inline_svg(
                 _shortcuts_figure(audit.shortcuts), key="shortcuts", label="AUROC of the three shortcut controls"
             ),
             **{
                 f"size-{name}": inline_svg(figure, key=f"size-{name}", label=f"{title} by label")
-                for name, title, figure in _size_figures(audit.sizes)
+                for name, title, figure in _size_figures(audit.sizes, colors)
             },
         }
     return (
@@ -66,8 +67,11 @@ def check_data_page(audit: DatasetAudit, root: Path) -> str:
             files=audit.unreadable[:_MAX_FILES],
             figures={name: Markup(svg) for name, svg in figures.items()},  # noqa: S704 - written by `inline_svg`
             sizes=[name for name in figures if name.startswith("size-")],
-            controls=[(_CONTROL_LABELS[name], CONTROLS[name], audit.shortcuts[name]) for name in CONTROLS],
-            colors=_LABEL_COLORS,
+            controls=[
+                (_control_label(name), CONTROLS[name.partition(", ")[0]], interval)
+                for name, interval in audit.shortcuts.items()
+            ],
+            colors=colors,
             theme=theme(),
             total=sum(n for images in audit.images.values() for n in images.values()),
         )
@@ -86,14 +90,20 @@ def _data_url(path: str, root: Path) -> str:
     return thumbnail_url(radiograph.pixels)
 
 
-def _images_figure(images: Mapping[str, Mapping[str, int]]) -> Figure:
+def _control_label(name: str) -> str:
+    """Return the name of a control as it is displayed, followed by its class if there are several."""
+    control, separator, label = name.partition(", ")
+    return f"{_CONTROL_LABELS[control]}{separator}{label}"
+
+
+def _images_figure(images: Mapping[str, Mapping[str, int]], colors: Mapping[str, str]) -> Figure:
     """Return a bar chart of the images by split and label."""
     rows = [(f"{split} {label}", label, count) for split, labels in images.items() for label, count in labels.items()]
     figure = new_figure(380, 48 + 24 * len(rows))
     axes: Axes = figure.subplots()
     show_grid(axes, "x")
     for row, (_, label, count) in enumerate(rows):
-        axes.barh(row, count, height=0.62, color=_label_color(label), linewidth=0)
+        axes.barh(row, count, height=0.62, color=COLORS[colors[label]][0], linewidth=0)
         axes.annotate(f"{count:,}", (count, row), (5, 0), textcoords="offset points", va="center", fontsize=10)
     _label_rows(axes, [name for name, _, _ in rows])
     axes.set_xlim(0, 1.2 * max(count for _, _, count in rows))
@@ -114,7 +124,7 @@ def _shortcuts_figure(shortcuts: Mapping[str, Interval]) -> Figure:
         axes.plot([interval.low, interval.high], [row, row], color=_INK, linewidth=2, solid_capstyle="butt")
         axes.plot([interval.value], [row], "o", color=COLORS["run-1"][0], markersize=8)
         axes.text(interval.value, row - 0.24, f"{interval.value:.3f}", ha="center", va="bottom", fontsize=10)
-    _label_rows(axes, [_CONTROL_LABELS[name] for name in shortcuts])
+    _label_rows(axes, list(map(_control_label, shortcuts)))
     lows = [interval.low for interval in shortcuts.values() if interval.low is not None]
     axes.set_xlim(min([0.45, *(low - 0.02 for low in lows)]), 1)
     axes.set_xlabel("AUROC (0.5 is chance)")
@@ -122,33 +132,32 @@ def _shortcuts_figure(shortcuts: Mapping[str, Interval]) -> Figure:
     return figure
 
 
-def _size_figures(sizes: Mapping[str, SizeSummary]) -> list[tuple[str, str, Figure]]:
+def _size_figures(sizes: Mapping[str, SizeSummary], colors: Mapping[str, str]) -> list[tuple[str, str, Figure]]:
     measures = (
         ("width", "Width, pixels", 1),
         ("height", "Height, pixels", 1),
         ("aspect", "Width / height", 1),
         ("bytes", "File size, kB", 1000),
     )
-    return [(name, title, _size_figure(name, title, unit, sizes)) for name, title, unit in measures]
+    return [(name, title, _size_figure(name, title, unit, sizes, colors)) for name, title, unit in measures]
 
 
-def _size_figure(name: str, title: str, unit: int, sizes: Mapping[str, SizeSummary]) -> Figure:
+def _size_figure(
+    name: str, title: str, unit: int, sizes: Mapping[str, SizeSummary], colors: Mapping[str, str]
+) -> Figure:
     """Return a box plot by label: a line from the 5th to the 95th percentile, a box of the quartiles, the median."""
     figure = new_figure(300, 48 + 34 * len(sizes))
     axes: Axes = figure.subplots()
     show_grid(axes, "x")
     for row, (label, size) in enumerate(sizes.items()):
         p5, p25, p50, p75, p95 = (value / unit for value in dataclasses.astuple(getattr(size, name)))
-        axes.plot([p5, p95], [row, row], color=_label_color(label), linewidth=2)
-        axes.barh(row, p75 - p25, left=p25, height=0.5, color=_label_color(label), linewidth=0)
+        color = COLORS[colors[label]][0]
+        axes.plot([p5, p95], [row, row], color=color, linewidth=2)
+        axes.barh(row, p75 - p25, left=p25, height=0.5, color=color, linewidth=0)
         axes.plot([p50, p50], [row - 0.34, row + 0.34], color=_INK, linewidth=2, solid_capstyle="butt")
     _label_rows(axes, list(sizes))
     axes.set_title(title)
     return figure
-
-
-def _label_color(label: str) -> str:
-    return COLORS[_LABEL_COLORS[label]][0]
 
 
 def _label_rows(axes: Axes, names: Sequence[str]) -> None:

@@ -9,10 +9,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from pneumoscope.core.comparison import Comparison, RunGroup
-from pneumoscope.core.messages import counted
+from pneumoscope.core.image_flow import ImageCount
+from pneumoscope.core.messages import counted, of_patients_text
 from pneumoscope.core.result_forms import method_name
 from pneumoscope.reporting import labels
-from pneumoscope.reporting.flow_diagram import excluded_lines
+from pneumoscope.reporting.flow_diagram import duplicate_lines, excluded_lines
 from pneumoscope.reporting.run_data import RunData
 
 __all__ = ["FACTS", "PLACES", "Fact"]
@@ -58,16 +59,25 @@ def _flow(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
     if flow is None:
         return None
     excluded = "; ".join(excluded_lines(flow)) or "none"
+    found = f" Of the evaluated images, {' and '.join(lines)}." if (lines := duplicate_lines(flow)) else ""
     return Fact(
-        f"Of {counted(flow.labeled.images, 'labeled image')} of {counted(flow.labeled.patients, 'patient')},"
-        f" {flow.evaluated.images:,} of {flow.evaluated.patients:,} were evaluated; not evaluated: {excluded}.",
+        f"Of {counted(flow.labeled.images, 'labeled image')} {_of_patients(flow.labeled)},"
+        f" {flow.evaluated.images:,} {_of_patients(flow.evaluated)} were evaluated; not evaluated: {excluded}.{found}",
         "images",
     )
 
 
+def _of_patients(count: ImageCount) -> str:
+    return of_patients_text(count.patients, count.unknown_patients, count.images)
+
+
+def _of_compared_patients(c: Comparison) -> str:
+    return of_patients_text(c.images["patients"], c.images.get("unknown_patients"), c.images["n"])
+
+
 def _labels(c: Comparison, runs: Sequence[RunData]) -> Fact:
     counts = ", ".join(f"{count:,} {label}" for label, count in c.images["counts"].items())
-    return Fact(f"Test images: {counts}, of {counted(c.images['patients'], 'patient')}.", "images")
+    return Fact(f"Test images: {counts}, {_of_compared_patients(c)}.", "images")
 
 
 def _missing(c: Comparison, runs: Sequence[RunData]) -> Fact:
@@ -131,11 +141,13 @@ def _training(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
 
 
 def _selection(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
-    return _trained(
-        runs,
-        lambda run, _: f"epoch {run.summary.best_epoch} of {run.summary.epochs} was selected on validation images",
-        "training",
-    )
+    def text(run: RunData, _: dict[str, str]) -> str:
+        epochs = f"epoch {run.summary.best_epoch} of {run.summary.epochs}"
+        if run.evaluation.recipe.get("training", {}).get("select") == "last":
+            return f"the weights are those of {epochs}, the last one; validation images did not select it"
+        return f"{epochs} was selected on validation images"
+
+    return _trained(runs, text, "training")
 
 
 def _software(c: Comparison, runs: Sequence[RunData]) -> Fact:
@@ -271,11 +283,10 @@ def _heterogeneity(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
 
 
 def _clusters(c: Comparison, runs: Sequence[RunData]) -> Fact:
-    return Fact(
-        f"{counted(c.images['n'], 'image')} of {counted(c.images['patients'], 'patient')}: intervals and tests keep the images of"
-        " a patient together.",
-        "metrics",
-    )
+    text = f"{counted(c.images['n'], 'image')} {_of_compared_patients(c)}"
+    if c.images.get("unknown_patients") == c.images["n"]:
+        return Fact(f"{text}: intervals and tests take the images to be independent.", "metrics")
+    return Fact(f"{text}: intervals and tests keep the images of a patient together.", "metrics")
 
 
 def _rejected(c: Comparison, runs: Sequence[RunData]) -> Fact | None:

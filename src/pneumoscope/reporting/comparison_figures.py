@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 
 from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.errors import UndefinedMetricError
+from pneumoscope.core.messages import counted, of_patients_text
 from pneumoscope.reporting.curves import curves_figure, curves_label
 from pneumoscope.reporting.figures import (
     Curve,
@@ -208,9 +209,10 @@ def _areas(runs: Sequence[RunData], metric: str) -> str:
 
 def _flow_figure(run: RunData, operating_point: str) -> NamedFigure:
     figure = flow_figure(run.summary.name, run.evaluation, operating_point)
-    counts = run.summary.confusion
+    counts, evaluation = run.summary.confusion, run.evaluation
+    of_patients = of_patients_text(evaluation.patients, evaluation.unknown_patients, evaluation.n)
     label = (
-        f"Flow of images of {run.summary.name}: {run.evaluation.n} evaluated images of {run.evaluation.patients} patients;"
+        f"Flow of images of {run.summary.name}: {counted(run.evaluation.n, 'evaluated image')} {of_patients};"
         f" {counts.tp + counts.fp} with the decision pneumonia, of which {counts.tp} show it;"
         f" {counts.fn + counts.tn} without, of which {counts.fn} show it"
     )

@@ -13,10 +13,11 @@ from pneumoscope.core.messages import counted
 from pneumoscope.core.results import Evaluation
 from pneumoscope.reporting.style import COLORS, new_figure, short
 
-__all__ = ["excluded_lines", "flow_figure"]
+__all__ = ["duplicate_lines", "excluded_lines", "flow_figure"]
 
 _INK, _MUTED, _SURFACE = (COLORS[name][0] for name in ("ink", "muted", "surface"))
 _MAX_SOURCE = 36  # characters
+_SPLITS = {"no split": "no split", "unused": "set aside (unused)"}
 # Layout, in points from the upper left corner.
 _WIDTH, _LINE, _PADDING, _GAP, _MARGIN = 470, 14, 8, 30, 6
 _LEFT, _RIGHT = (4, 228), (242, 466)  # the two columns
@@ -93,9 +94,12 @@ def _layout(evaluation: Evaluation, operating_point: str) -> tuple[list[_Box], l
             top = aside.bottom + _GAP / 2
             lines.append([(whole.center, aside.middle), (aside.left, aside.middle)])
         lines.append([(whole.center, whole.bottom), (whole.center, top)])
-    texts = [f"Evaluated images, split {evaluation.split}", _text(ImageCount(evaluation.n, evaluation.patients))]
+    evaluated_count = ImageCount(evaluation.n, evaluation.patients, evaluation.unknown_patients)
+    texts = [f"Evaluated images, split {evaluation.split}", _text(evaluated_count)]
     if evaluation.rejected and evaluation.rejected.reasons:
         texts.append(f"{sum(evaluation.rejected.reasons.values()):,} rejected by predict, evaluated too")
+    if evaluation.flow:
+        texts += duplicate_lines(evaluation.flow)
     evaluated = _Box(*_LEFT, top, tuple(texts))
     boxes.append(evaluated)
     counts = evaluation.operating_points[operating_point].confusion
@@ -116,10 +120,7 @@ def _layout(evaluation: Evaluation, operating_point: str) -> tuple[list[_Box], l
 
 def excluded_lines(flow: ImageFlow) -> list[str]:
     """Return one line for each reason why images or files were not evaluated."""
-    lines = [
-        f"{split if split == 'no split' else f'split {split}'}: {_text(count)}"
-        for split, count in flow.other_splits.items()
-    ]
+    lines = [f"{_SPLITS.get(split, f'split {split}')}: {_text(count)}" for split, count in flow.other_splits.items()]
     if flow.unreadable:
         lines.append(f"cannot be read: {counted(flow.unreadable, 'image')}")
     if flow.skipped:
@@ -127,5 +128,22 @@ def excluded_lines(flow: ImageFlow) -> list[str]:
     return lines
 
 
+def duplicate_lines(flow: ImageFlow) -> list[str]:
+    """Return one line for each kind of byte-identical images among the evaluated ones; none if there are none."""
+    lines = []
+    if flow.copies:
+        lines.append(f"{flow.copies:,} identical to an earlier one")
+    if flow.contradictory:
+        lines.append(f"{flow.contradictory:,} with another label elsewhere")
+    return lines
+
+
 def _text(count: ImageCount) -> str:
-    return f"{counted(count.images, 'image')}, {counted(count.patients, 'patient')}"
+    unknown = count.unknown_patients
+    if not unknown:
+        patients = counted(count.patients, "patient")
+    elif unknown == count.images:
+        patients = "patients unknown"
+    else:
+        patients = f"{counted(count.patients - unknown, 'patient')}, {unknown:,} unknown"
+    return f"{counted(count.images, 'image')}, {patients}"

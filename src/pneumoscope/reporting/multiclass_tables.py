@@ -107,10 +107,11 @@ def _paired_tests(comparison: MulticlassComparison) -> Table:
             pair.p,
             pair.p_holm,
             method_name(pair.test),
+            {"a": f"{pair.a} is higher", "b": f"{pair.b} is higher"}.get(pair.verdict, "no significant difference"),
         )
         for pair in comparison.pairs
     )
-    columns = ("Metric", "Run", "Minus run", "Difference", "p", "Holm p", "Test")
+    columns = ("Metric", "Run", "Minus run", "Difference", "p", "Holm p", "Test", "Result")
     return Table("pairs", "Paired tests on the same images.", columns, rows)
 
 

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pneumoscope.core.comparison import Comparison
-from pneumoscope.core.result_forms import method_name, rows_dataframe
+from pneumoscope.core.image_flow import ImageCount
+from pneumoscope.core.result_forms import method_name, rows_dataframe, with_minus_signs
 from pneumoscope.core.results import Interval
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.run_data import RunData
@@ -155,10 +156,10 @@ def _text(cell: Cell) -> str:
         if cell.value is None:
             return f"undefined: {cell.reason}"
         if cell.low is None or cell.high is None:
-            return f"{cell.value:.3f}"
-        return f"{cell.value:.3f} ({cell.low:.3f} to {cell.high:.3f})"
+            return with_minus_signs(f"{cell.value:.3f}") + (f" (no interval: {cell.reason})" if cell.reason else "")
+        return with_minus_signs(f"{cell.value:.3f} ({cell.low:.3f} to {cell.high:.3f})")
     if isinstance(cell, float):
-        return f"{cell:.3f}"
+        return with_minus_signs(f"{cell:.3f}")
     return "" if cell is None else str(cell)
 
 
@@ -166,20 +167,27 @@ def _text(cell: Cell) -> str:
 
 
 def _flow(runs: Sequence[RunData]) -> Table:
+    def patients(count: ImageCount) -> Cell:
+        return "unknown" if count.images and count.unknown_patients == count.images else count.patients
+
     rows: list[tuple[Cell, ...]] = []
     for run in runs:
-        name, flow = run.summary.name, run.evaluation.flow
+        name, flow, evaluation = run.summary.name, run.evaluation.flow, run.evaluation
         if flow:
-            rows.append((name, f"labeled images of {flow.source}", flow.labeled.images, flow.labeled.patients))
+            rows.append((name, f"labeled images of {flow.source}", flow.labeled.images, patients(flow.labeled)))
             rows += [
-                (name, f"not evaluated: {split}", count.images, count.patients)
+                (name, f"not evaluated: {split}", count.images, patients(count))
                 for split, count in flow.other_splits.items()
             ]
             rows.append((name, "not evaluated: cannot be read", flow.unreadable, None))
             rows.append((name, "not evaluated: other files", flow.skipped, None))
-        rows.append((name, "evaluated", run.evaluation.n, run.evaluation.patients))
-        rows += [(name, f"evaluated: {label}", count, None) for label, count in run.evaluation.counts.items()]
-        rejected = run.evaluation.rejected
+        count = ImageCount(evaluation.n, evaluation.patients, evaluation.unknown_patients)
+        rows.append((name, "evaluated", evaluation.n, patients(count)))
+        rows += [(name, f"evaluated: {label}", count, None) for label, count in evaluation.counts.items()]
+        if flow and flow.copies is not None:
+            rows.append((name, "evaluated: identical to an earlier one", flow.copies, None))
+            rows.append((name, "evaluated: with another label elsewhere", flow.contradictory, None))
+        rejected = evaluation.rejected
         if rejected:
             rows.append((name, "evaluated: rejected by predict", sum(rejected.reasons.values()), None))
     return Table("flow", "Flow of images.", ("Run", "Images", "Number of images", "Number of patients"), tuple(rows))
@@ -278,7 +286,11 @@ def _pairs(comparison: Comparison) -> Table:
     )
     columns = ("Pair", "Metric", "Difference", "p", "Holm p", "Test", "Result")
     note = labels.interval_note((labels.PAIR_METRICS[pair.metric], pair.difference) for pair in comparison.pairs)
-    return Table("pairs", f"Paired tests on {comparison.images['n']} images.", columns, rows, note)
+    caption = (
+        f"Paired tests on {comparison.images['n']} images. A difference is the first of the pair minus the second: above 0, the"
+        " first is higher."
+    )
+    return Table("pairs", caption, columns, rows, note)
 
 
 def _decision_curves(runs: Sequence[RunData]) -> Table:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from markupsafe import Markup
 from PIL import Image
 
-from pneumoscope.core.result_forms import method_name
+from pneumoscope.core.result_forms import method_name, with_minus_signs
 from pneumoscope.reporting.style import COLORS
 from pneumoscope.reporting.svg import theme_rules
 
@@ -44,12 +44,12 @@ def environment() -> jinja2.Environment:
 
 def format_value(value: float) -> str:
     """Return a metric with three decimals and a true minus sign."""
-    return f"{value:.3f}".replace("-", "\N{MINUS SIGN}")
+    return with_minus_signs(f"{value:.3f}")
 
 
 def format_difference(value: float) -> str:
     """Return a difference with its sign and three decimals."""
-    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+    return with_minus_signs(f"{value:+.3f}")
 
 
 def format_p(value: float) -> str:

@@ -168,8 +168,8 @@ def _compare_with_run(
         result = f"significantly {'higher' if difference.low > 0 else 'lower'}"
     return difference, (
         f"{name}: accuracy {correct / n:.3f} here, at the operating point {operating_point}, and"
-        f" {published_correct / n:.3f} in the report, difference {percentage_points(difference)}, {result} (unpaired"
-        f" interval).{_setting_differences(name, run, operating_point)}"
+        f" {published_correct / n:.3f} in the report; here minus the report: {percentage_points(difference)}, {result}"
+        f" (unpaired interval).{_setting_differences(name, run, operating_point)}"
     )
 
 

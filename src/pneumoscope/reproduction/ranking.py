@@ -8,6 +8,7 @@ from scipy import stats
 
 from pneumoscope.core.comparison import Comparison, PairedTest
 from pneumoscope.core.messages import counted
+from pneumoscope.core.result_forms import with_minus_signs
 from pneumoscope.reproduction.published import PRINTED
 
 __all__ = ["ranking_sentences"]
@@ -43,7 +44,7 @@ def ranking_sentences(comparison: Comparison) -> tuple[str, ...]:
     ]
     if len(means) > 2:
         tau = stats.kendalltau([printed[name] for name in means], [means[name] or 0.0 for name in means]).statistic
-        sentences[0] = f"{sentences[0][:-1]} (Kendall's tau {tau:+.2f})."
+        sentences[0] = f"{sentences[0][:-1]} (Kendall's tau {with_minus_signs(f'{tau:+.2f}')})."
     return tuple(sentences)
 
 

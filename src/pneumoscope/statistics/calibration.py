@@ -37,6 +37,9 @@ BINS = 15
 _MIN_SLOPE = 1e-6
 _MAX_ITERATIONS = 60  # of Newton's method; each changes slope and intercept by at most 1
 _MAX_PARAMETER = 40  # of standardized logits
+# Between the lowest and the highest logit. Probabilities whose odds differ by less than 1% are practically equal: the slope would
+# be in the hundreds or millions, and describe rounding errors of the network.
+_MIN_RANGE = 0.01
 # Distance from 1 to the next smaller number in double precision.
 _EPSILON = 2.0**-53
 
@@ -149,11 +152,32 @@ def weighted_calibration_slope(logits: FloatArray, labels: BoolArray, weights: F
         labels, weights: See `weighted_brier`.
 
     Returns:
-        Shape (r,); NaN where the regression has no finite solution, such as with perfectly separated labels.
+        Shape (r,); NaN where it cannot be estimated: the probabilities separate the labels perfectly, so that the regression
+        has no finite solution, or their odds differ by less than 1%.
 
-    Source: Cox 1958, Biometrika 45:562; Van Calster 2019, BMC Med 17:230.
+    Source: Cox 1958, Biometrika 45:562; Van Calster 2019, BMC Med 17:230. Perfect separation: Albert & Anderson 1984, Biometrika
+        71:1.
     """
-    return _logistic_regression(logits, labels, weights)[0]
+    slopes = np.full(len(weights), np.nan)
+    rows = ~(_are_separated(logits, labels, weights) | _are_equal(logits, weights))
+    if rows.any():
+        slopes[rows] = _logistic_regression(logits, labels, weights[rows])[0]
+    return slopes
+
+
+def _are_separated(logits: FloatArray, labels: BoolArray, weights: FloatArray) -> BoolArray:
+    """Return for each row of image weights whether a threshold separates the labels, images on it aside, shape (r,)."""
+    lowest, highest = (
+        [side(np.where((weights > 0) & members, logits, none), axis=1) for members in (labels, ~labels)]
+        for side, none in ((np.min, np.inf), (np.max, -np.inf))
+    )
+    return np.asarray((highest[1] <= lowest[0]) | (highest[0] <= lowest[1]))
+
+
+def _are_equal(logits: FloatArray, weights: FloatArray) -> BoolArray:
+    """Return for each row of image weights whether the logits are practically equal, shape (r,)."""
+    lowest, highest = (np.where(weights > 0, logits, none) for none in (np.inf, -np.inf))
+    return np.asarray(highest.max(axis=1) - lowest.min(axis=1) < _MIN_RANGE)
 
 
 def weighted_calibration_intercept(logits: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
@@ -222,10 +246,15 @@ def calibration_intervals(
             seed=seed,
         )
         return dict.fromkeys(statistics, missing)
-    no_solution = (
-        "the regression has no finite solution, because the probabilities separate the labels or are all equal"
-    )
-    reasons = dict.fromkeys(statistics, no_solution) | {"observed_expected_ratio": "all probabilities are 0"}
+    once = np.ones((1, len(y)))
+    if _are_equal(logits, once)[0]:
+        cause = f"all probabilities are practically equal, {p.min():.3g} to {p.max():.3g}"
+    elif _are_separated(logits, y, once)[0]:
+        cause = "the probabilities separate the labels perfectly"
+    else:
+        cause = "the regression has no finite solution"
+    cannot = f"it cannot be estimated: {cause}"
+    reasons = dict.fromkeys(statistics, cannot) | {"observed_expected_ratio": "all probabilities are 0"}
     return {
         name: patient_bootstrap(
             statistic, x, y, patients, resamples=resamples, level=level, seed=seed, reason=reasons[name]

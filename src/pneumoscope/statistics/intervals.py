@@ -20,6 +20,7 @@ from pneumoscope.core.results import Interval
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, patient_groups, validate
 
 __all__ = [
+    "MIN_PATIENTS",
     "RESAMPLES",
     "WeightedStatistic",
     "WeightedStatistics",
@@ -38,6 +39,9 @@ __all__ = [
 ]
 
 RESAMPLES = 2000
+# The range of n independent values misses their median with probability 2^(1 - n), which is below 5% from 6 on: with fewer
+# patients no resampling of them can give an interval of 95%.
+MIN_PATIENTS = 6
 # Weights per block of resamples: 4 million doubles, 32 MB, for any number of images.
 _BLOCK = 4_000_000
 
@@ -273,8 +277,9 @@ def patient_bootstrap(
 
     The percentile interval is preferred to BCa: its ends are values of the statistic, it needs no jackknife, and with
     hundreds of patients the two differ by less than a tenth of their width. Resamples in which the statistic is
-    undefined, such as those without pneumonia, are dropped. If they are more than half, the interval is left out and
-    the reason says so.
+    undefined, such as those without pneumonia, are dropped. The interval is left out, with the reason, if they are more
+    than half, if there are fewer than `MIN_PATIENTS` patients, or if the statistic is the same in all resamples, such
+    as the AUPRC of perfectly separated labels: resampling cannot produce an error that no image shows.
 
     Args:
         statistic: Function of scores, labels and image weights; see `WeightedStatistic`.
@@ -326,7 +331,13 @@ def patient_bootstraps(
     values = statistics(x, y, np.ones((1, len(x))))[0].tolist()
     method, n = "patient bootstrap", len(x)
     # An undefined statistic is not resampled: a regression without a solution takes long to fail.
-    is_resampled = groups.max() > 0 and any(map(math.isfinite, values))
+    patients_count = int(groups.max()) + 1
+    few_patients = (
+        f"{patients_count} patients are too few for a bootstrap, which needs {MIN_PATIENTS}"
+        if patients_count > 1
+        else "all images are of one patient"
+    )
+    is_resampled = patients_count >= MIN_PATIENTS and any(map(math.isfinite, values))
     resampled = _resample(statistics, x, y, groups, resamples, seed) if is_resampled else None
     intervals = []
     for index, value in enumerate(values):
@@ -334,15 +345,18 @@ def patient_bootstraps(
             intervals.append(undefined(reason, n=n, method=method, level=level, seed=seed))
             continue
         if resampled is None:
-            intervals.append(Interval(value, None, None, method, n, level, seed, "all images are of one patient"))
+            intervals.append(Interval(value, None, None, method, n, level, seed, few_patients))
             continue
         defined = resampled[np.isfinite(resampled[:, index]), index]
         if 2 * len(defined) < resamples:
             few = f"the statistic is defined in only {len(defined)} of {resamples} resamples"
             intervals.append(Interval(value, None, None, method, n, level, seed, few))
             continue
-        low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-        intervals.append(Interval(value, float(low), float(high), method, n, level, seed))
+        low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2]).tolist()
+        if high - low <= 1e-12 * max(1.0, abs(value)):
+            intervals.append(Interval(value, None, None, method, n, level, seed, "it is the same in all resamples"))
+            continue
+        intervals.append(Interval(value, low, high, method, n, level, seed))
     return intervals
 
 

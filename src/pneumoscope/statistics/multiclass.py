@@ -6,7 +6,6 @@ probability, the first one if several have it.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 
@@ -57,7 +56,7 @@ def validate_classes(probabilities: npt.ArrayLike, targets: npt.ArrayLike) -> tu
         targets: Index of the class of each image, 0 to K - 1, shape (n,).
 
     Raises:
-        UndefinedMetricError: There are no images, the shapes differ, a row is not a distribution, or a target is no class.
+        UndefinedMetricError: There are no images, the shapes differ, a row is not a distribution, or a target is not a class.
     """
     p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(targets, dtype=np.int64)
     if p.ndim != 2 or p.shape[1] < 2 or y.shape != p.shape[:1]:
@@ -187,9 +186,7 @@ def class_metrics(
     def bootstrap(statistic: Callable[[FloatArray, BoolArray, FloatArray], FloatArray], scores: FloatArray) -> Interval:
         if reason:
             return undefined(reason, n=len(y), method=_BOOTSTRAP, seed=seed)
-        return _without_empty_range(
-            patient_bootstrap(statistic, scores, member, patients, resamples=resamples, seed=seed)
-        )
+        return patient_bootstrap(statistic, scores, member, patients, resamples=resamples, seed=seed)
 
     return {
         "auroc": undefined(reason, n=len(y), method="delong") if reason else auroc_interval(ranking, member, patients),
@@ -344,7 +341,7 @@ def _bootstrap(
     reason: str = "the statistic is undefined for these images",
 ) -> list[Interval]:
     """Return statistics of image weights (r, n), in columns, with bootstrap intervals by patient."""
-    intervals = patient_bootstraps(
+    return patient_bootstraps(
         lambda _scores, _labels, weights: statistics(weights),
         np.zeros(n),
         np.zeros(n, dtype=np.bool_),
@@ -353,11 +350,3 @@ def _bootstrap(
         seed=seed,
         reason=reason,
     )
-    return [_without_empty_range(interval) for interval in intervals]
-
-
-def _without_empty_range(interval: Interval) -> Interval:
-    """Return an interval of one point without its ends: resampling cannot produce an error that no image shows."""
-    if interval.value is None or interval.low is None or interval.low != interval.high:
-        return interval
-    return dataclasses.replace(interval, low=None, high=None, reason="it is the same in all resamples")

@@ -23,6 +23,9 @@ from pneumoscope.statistics.inputs import FloatArray, IntArray
 __all__ = ["proportion_covariance", "replicates_difference", "replicates_mean", "replicates_method"]
 
 
+_NO_VARIANCE = "neither seeds nor images show a variance"
+
+
 def proportion_covariance(successes: npt.ArrayLike, groups: IntArray) -> tuple[FloatArray, FloatArray]:
     """Return the proportions of one or more networks on the same images, and the covariance of these proportions.
 
@@ -62,14 +65,14 @@ def replicates_mean(
 
     Returns:
         The interval, within 0 to 1. A single training has no variance of seeds: its interval is for other patients only. The
-        ends are None if the variance is 0, since the data then show no variation.
+        ends are None, with the reason, if the variance is 0, since the data then show no variation.
     """
     x = np.asarray(values, dtype=np.float64)
     variance = _between(x, covariance) + max(_common_covariance(covariance), 0.0)
     half = _half_width(variance, _degrees((x,), variance), level)
     mean = float(x.mean())
     if half is None:
-        return Interval(mean, None, None, method, n, level)
+        return Interval(mean, None, None, method, n, level, reason=_NO_VARIANCE)
     return Interval(mean, max(mean - half, 0.0), min(mean + half, 1.0), method, n, level)
 
 
@@ -97,7 +100,7 @@ def replicates_difference(
     degrees, difference = _degrees((x, y), variance), float(x.mean() - y.mean())
     half = _half_width(variance, degrees, level)
     if half is None:
-        return Interval(difference, None, None, method, n, level), None
+        return Interval(difference, None, None, method, n, level, reason=_NO_VARIANCE), None
     p = 2 * float(stats.t.sf(abs(difference) / math.sqrt(variance), degrees))
     return Interval(difference, max(difference - half, -1.0), min(difference + half, 1.0), method, n, level), p
 

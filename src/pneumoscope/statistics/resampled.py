@@ -38,7 +38,7 @@ def folds_mean(values: npt.ArrayLike, ratio: float, *, n: int, level: float = 0.
     x = np.asarray(values, dtype=np.float64)
     mean, half = float(x.mean()), _half_width(x, ratio, level)
     if half is None:
-        return Interval(mean, None, None, FOLDS_METHOD, n, level)
+        return Interval(mean, None, None, FOLDS_METHOD, n, level, reason="it is the same in all folds")
     return Interval(mean, max(mean - half, 0.0), min(mean + half, 1.0), FOLDS_METHOD, n, level)
 
 
@@ -57,7 +57,7 @@ def folds_difference(
     d = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     mean, half = float(d.mean()), _half_width(d, ratio, level)
     if half is None:
-        return Interval(mean, None, None, FOLDS_METHOD, n, level), None
+        return Interval(mean, None, None, FOLDS_METHOD, n, level, reason="it is the same in all folds"), None
     p = 2 * float(stats.t.sf(abs(mean) / _standard_error(d, ratio), len(d) - 1))
     return Interval(mean, max(mean - half, -1.0), min(mean + half, 1.0), FOLDS_METHOD, n, level), p
 

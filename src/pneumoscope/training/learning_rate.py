@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pneumoscope.core.errors import DivergedError, UsageError
 from pneumoscope.core.files import write_atomically
+from pneumoscope.core.messages import counted
 from pneumoscope.data.hashing import Progress
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.reporting.curves import learning_rate_figure
@@ -85,7 +86,14 @@ class RateSearch(NamedTuple):
 
 
 class _RangeTest(Classifier):
-    """The training of a recipe without its schedule; a loss that is not finite ends the search instead of failing."""
+    """The training of a recipe without its schedule; a loss that is not finite ends the search instead of failing.
+
+    Attributes:
+        on_step: Called with the number of finished steps.
+    """
+
+    on_step: Callable[[int], None] = staticmethod(lambda _: None)
+    _finished = 0
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer alone: Lightning sets its learning rate."""
@@ -102,6 +110,12 @@ class _RangeTest(Classifier):
         except DivergedError:
             self.trainer.should_stop = True
             return None  # type: ignore[return-value]  # Lightning then skips the step
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        """Count the step."""
+        super().on_train_batch_end(*arguments)
+        self._finished += 1
+        self.on_step(self._finished)
 
 
 def find_learning_rate(
@@ -126,7 +140,8 @@ def find_learning_rate(
         lowest, highest: First and last learning rate.
         steps: Number of steps, each with a batch of the recipe.
         devices: Device type; the search uses one device.
-        progress, log: See `train.train`.
+        progress: See `train.train`.
+        log: Called with the number of steps and, without a terminal, with each finished tenth of them; see also `train.train`.
 
     Raises:
         UsageError: There are too few steps, or the rates are not in order.
@@ -150,6 +165,11 @@ def find_learning_rate(
             data_module.steps_per_epoch(1),
             on_features=arrays.features is not None,
         )
+        log(
+            f"{steps} steps, each with {counted(recipe.training.batch, 'image')}; the learning rate rises from {lowest:g} to"
+            f" {highest:g}"
+        )
+        model.on_step = _log_steps(steps, log)
         with tempfile.TemporaryDirectory() as folder, training_settings(), _quiet():
             finder = Tuner(_trainer(recipe, devices, folder, steps)).lr_find(
                 model, datamodule=data_module, min_lr=lowest, max_lr=highest, num_training=steps, update_attr=False
@@ -203,6 +223,18 @@ def _result(finder: Any) -> RateSearch:
 def _suggestion(finder: Any) -> float | None:
     suggestion = finder.suggestion()
     return None if suggestion is None else float(suggestion)
+
+
+def _log_steps(steps: int, log: Callable[[str], None]) -> Callable[[int], None]:
+    """Return a function that logs each tenth of the steps, unless a terminal shows the progress bar."""
+    stderr = sys.stderr  # that of Lightning is suppressed
+
+    def on_step(finished: int) -> None:
+        if 10 * finished // steps > 10 * (finished - 1) // steps and not stderr.isatty():
+            with contextlib.redirect_stderr(stderr):
+                log(f"{finished} of {steps} steps ({100 * finished // steps}%)")
+
+    return on_step
 
 
 @contextlib.contextmanager

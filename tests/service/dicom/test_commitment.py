@@ -392,7 +392,7 @@ def test_reports_that_are_not_understood_are_refused_and_change_nothing(model, a
 
 
 def statuses_of_undecodable_report(port):
-    """Report with bytes that are no data set, on an association without role selection; return the statuses of responses."""
+    """Report with bytes that are not a data set, on an association without role selection; return the statuses of responses."""
     request, statuses = pynetdicom.dimse_primitives.N_EVENT_REPORT(), []
     request.MessageID, request.EventTypeID = 1, 1
     request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = MODEL, INSTANCE

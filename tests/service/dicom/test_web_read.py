@@ -83,7 +83,7 @@ def parts(answer):
 
 
 def images(found):
-    """Return those that are no results."""
+    """Return those that are not results."""
     return [each for each in found if each.get("Manufacturer") != "pneumoscope"]
 
 

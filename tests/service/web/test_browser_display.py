@@ -287,7 +287,7 @@ def test_escape_and_the_button_remove_lines(page, service):
     page.keyboard.press("m")
     for y in (0.3, 0.4, 0.5):
         drag(page, image_point(page, 0.3, y), image_point(page, 0.7, y))
-    drag(page, image_point(page, 0.5, 0.2), image_point(page, 0.5, 0.2))  # a click is no line
+    drag(page, image_point(page, 0.5, 0.2), image_point(page, 0.5, 0.2))  # a click is not a line
     assert len(measured(page)) == 3
     page.get_by_role("button", name="Remove last").click()
     assert len(measured(page)) == 2
@@ -467,7 +467,7 @@ def touch(page, *fingers, steps=8):
         session.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": points(step / steps)})
     session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     session.detach()
-    page.wait_for_timeout(800)  # a tap that follows at once would end a fling, and be no click
+    page.wait_for_timeout(800)  # a tap that follows at once would end a fling, and not be a click
 
 
 def center(locator):

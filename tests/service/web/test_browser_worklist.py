@@ -211,7 +211,7 @@ def test_uploads_that_failed_while_the_database_was_locked_are_retried(page, ser
 
 @pytest.mark.parametrize(("status", "transient"), [(429, True), (502, True), (504, True), (413, False), (415, False)])
 def test_failures_that_can_never_succeed_are_not_retried(page, status, transient):
-    """Responses of a proxy, which are no problem documents."""
+    """Responses of a proxy, which are not problem documents."""
     page.route(
         PREDICTIONS_URL, lambda route: route.fulfill(status=status, content_type="text/html", body="<h1>no</h1>")
     )

@@ -64,7 +64,7 @@ def _parse(text: str) -> MediaRange:
     message["Content-Type"] = text.strip()
     parameters = {key.lower(): str(value) for key, value in message.get_params([])[1:]}
     quality = 1.0
-    with contextlib.suppress(ValueError):  # what is not a number is no statement
+    with contextlib.suppress(ValueError):  # a value that is not a number is ignored
         quality = float(parameters.pop("q", "1"))
     return MediaRange(text.partition(";")[0].strip().lower(), parameters, quality)
 

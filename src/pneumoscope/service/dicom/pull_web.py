@@ -120,7 +120,7 @@ class _Archive:
             hint = "Check url in the configuration"
             if error.status in (401, 403):
                 hint = "Check user, password_file and token_file"
-            raise PullError(f"{place} did not do the search (QIDO-RS): {error}", hint=hint) from error
+            raise PullError(f"the search of {place} failed (QIDO-RS): {error}", hint=hint) from error
 
 
 def _store(service: requests.Session, url: str, content: bytes) -> bool:

@@ -77,7 +77,7 @@ def _unreadable(file: Path, setting: str, error: OSError | UnicodeDecodeError) -
 def warn_of_unresolved_hosts(configuration: DicomConfiguration) -> None:
     """Log host names without an address, from a thread of its own: a name server may be slow.
 
-    It is no error: the other machine, or the name server, may start later.
+    This is not an error: the other machine, or the name server, may start later.
     """
     threading.Thread(target=_log_unresolved_hosts, args=(configuration,), name="resolve-hosts", daemon=True).start()
 

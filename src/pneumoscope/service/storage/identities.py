@@ -11,8 +11,8 @@ contain them; the identifiers of the hospital may be reused or mistyped, so none
 The latest statement about an image is kept, and a correction by a person until an upload states something new. Rows that nothing
 refers to are deleted.
 
-The same pixels under another SOP Instance UID and another patient are no correction: one of the two images may be misfiled. Both
-identities are kept, the second one beside that of the image, until a person decides for one patient.
+The same pixels under another SOP Instance UID and another patient are not a correction: one of the two images may be misfiled.
+Both identities are kept, the second one beside that of the image, until a person decides for one patient.
 """
 
 from __future__ import annotations

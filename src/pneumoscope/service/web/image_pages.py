@@ -44,7 +44,7 @@ def viewer(
 
 @image_page_router.get("/images/{id}/state")
 def image_state(service: AppService, settings: AppSettings, user: User, id: str) -> dict[str, str]:
-    """Return what the viewer compares to know whether others have changed what it shows; this is no view of the image."""
+    """Return what the viewer compares to know whether others have changed what it shows; this is not a view of the image."""
     return {"state": shown_state(image_context(service, settings, user, id))}
 
 
