@@ -39,13 +39,13 @@ from pneumoscope.evaluation.fitting import upper_limit
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import Preprocessing, preprocess
 from pneumoscope.inference.discovery import discover_images
-from pneumoscope.runs.recipe import packaged_recipes, read_recipe
+from pneumoscope.runs.recipe_files import packaged_recipes, read_recipe
 from pneumoscope.statistics.intervals import proportion
 from pneumoscope.statistics.roc import auroc_interval
 from pneumoscope.training.age_classifier import View, train_age_classifier
 from pneumoscope.training.export import augmented_batches
 from pneumoscope.training.input_checks import ACCEPTED
-from pneumoscope.training.train import apply_split
+from pneumoscope.training.inputs import apply_split
 
 Pixels = npt.NDArray[np.uint8]
 BATCH = 64

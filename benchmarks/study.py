@@ -47,7 +47,8 @@ from pneumoscope.imaging.image import Radiograph
 from pneumoscope.inference.decision import sigmoid
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.evaluations import read_evaluation
-from pneumoscope.runs.recipe import Recipe, read_recipe
+from pneumoscope.runs.recipe import Recipe
+from pneumoscope.runs.recipe_files import read_recipe
 from pneumoscope.runs.run_folder import BUNDLE_FOLDER, EVALUATION_FILE, MANIFEST_FILE, evaluation_folder
 from pneumoscope.statistics.roc import auroc
 from pneumoscope.training.train import train

@@ -36,7 +36,8 @@ from pneumoscope.data.phantoms import write_phantoms
 from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.models.factory import create_model
 from pneumoscope.models.report_networks import LocalResponseNorm
-from pneumoscope.runs.recipe import Recipe, parse_recipe
+from pneumoscope.runs.recipe import Recipe
+from pneumoscope.runs.recipe_files import parse_recipe
 from pneumoscope.runs.record import machine, versions
 from pneumoscope.training.data_module import ImageArrays
 from pneumoscope.training.optimizers import create_optimizer

@@ -266,7 +266,7 @@ def _diverged() -> None:
     import torch
 
     from pneumoscope.models.factory import create_model
-    from pneumoscope.runs.recipe import read_recipe
+    from pneumoscope.runs.recipe_files import read_recipe
     from pneumoscope.training.classifier import Classifier
     from pneumoscope.training.data_module import Batch
 

@@ -30,7 +30,8 @@ from pneumoscope.core.errors import PneumoscopeError
 from pneumoscope.core.unreadable import FILE_TYPES, REASONS
 from pneumoscope.reproduction.recipes import report_recipes
 from pneumoscope.runs.evaluations import read_evaluation
-from pneumoscope.runs.recipe import Recipe, packaged_recipes, read_recipe
+from pneumoscope.runs.recipe import Recipe
+from pneumoscope.runs.recipe_files import packaged_recipes, read_recipe
 from pneumoscope.runs.run_folder import find_bundle
 
 DOCS = Path(__file__).resolve().parent

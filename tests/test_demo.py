@@ -12,7 +12,7 @@ import pytest
 from pneumoscope import demo
 from pneumoscope.cli import VERBS, cli, run_and_exit
 from pneumoscope.demo import RECIPES, command, lines
-from pneumoscope.runs.recipe import packaged_recipes
+from pneumoscope.runs.recipe_files import packaged_recipes
 
 
 def parse(line: list[str]) -> tuple[str, dict[str, Any]]:

@@ -13,13 +13,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import Mock
 
 import pytest
 from tests.archive.archives import contents, draw_images, run_cli, score, score_command
 from tests.processes import free_port, started
 
+from pneumoscope.archive import ray_engine
 from pneumoscope.archive.status import archive_status
 from pneumoscope.archive.verify import verify_archive
+from pneumoscope.core.errors import UsageError
 
 pytest.importorskip("ray", reason="Ray is not installed (the extra [archive])")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -32,6 +35,8 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",  # nothing else on this machine may send tasks, and no token is written to the home folder
     "RAY_AUTH_TOKEN": secrets.token_hex(16),
     "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+    "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "120",  # a process that the client's server starts, on a busy machine
+    "GRPC_ENABLE_FORK_SUPPORT": "0",  # otherwise the server of clients sometimes cannot start it (ray-project/ray#63202)
     "OMP_NUM_THREADS": "1",
     "no_proxy": "127.0.0.1,127.0.0.2",
 }
@@ -158,6 +163,7 @@ def run_with_a_shard(source: Path, out: Path, bundle: Path, address: str) -> Ite
         while log_size(out) == before and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+        assert process.poll() is None, process.communicate(timeout=60)[0]
         yield process
 
 
@@ -287,6 +293,30 @@ def test_a_killed_driver_is_continued_by_the_next_one(
         output, _ = process.communicate(timeout=100)
     assert "Scored 60 of 60 images" in output, output
     assert_complete(tmp_path / "out", undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (
+            "Initialization failure from server:\nTraceback (most recent call last):\n  ...\nOSError: no port\n",
+            "OSError: no port",
+        ),
+        ("no node\nmore", "no node"),
+        ("", "ConnectionAbortedError"),
+    ],
+)
+def test_the_reason_of_a_failed_connection_is_stated(
+    monkeypatch: pytest.MonkeyPatch, message: str, reason: str
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 32)
+    monkeypatch.setattr("ray.init", Mock(side_effect=ConnectionAbortedError(message)))
+    with (
+        pytest.raises(UsageError, match=f"Ray cannot reach an engine on this machine: .*{reason}$"),
+        ray_engine._connected(""),
+    ):
+        pass
 
 
 def test_a_client_of_ray_elsewhere_gives_the_files_of_the_local_engine(

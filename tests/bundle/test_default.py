@@ -9,7 +9,7 @@ import pytest
 from pneumoscope import load_model
 from pneumoscope.imaging.phantom import draw_phantom
 from pneumoscope.inference.session import BundleSession
-from pneumoscope.runs.recipe import parse_recipe, read_recipe
+from pneumoscope.runs.recipe_files import parse_recipe, read_recipe
 from pneumoscope.runs.run_folder import find_bundle
 
 # Folder of public radiographs at full size.

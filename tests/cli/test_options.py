@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from pneumoscope.cli import VERBS, cli
-from pneumoscope.cli.options import data_option, json_option, overrides_option, recorded_command, seed_option
+from pneumoscope.cli.data_options import data_option
+from pneumoscope.cli.options import json_option, overrides_option, recorded_command, seed_option
 
 
 @click.command("try")

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from pneumoscope.cli.recipes import command
 from pneumoscope.reproduction.recipes import report_recipes
-from pneumoscope.runs.recipe import packaged_recipes, read_recipe
+from pneumoscope.runs.recipe_files import packaged_recipes, read_recipe
 
 KNOWN = packaged_recipes() | report_recipes()
 

@@ -17,7 +17,7 @@ from tests.training.conftest import small
 from pneumoscope.bundle.bundle_folder import read_bundle
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.data.phantoms import write_phantoms
-from pneumoscope.runs.recipe import read_recipe
+from pneumoscope.runs.recipe_files import read_recipe
 from pneumoscope.runs.record import read_run
 from pneumoscope.training import run_series
 from pneumoscope.training import train as train_module
@@ -147,7 +147,9 @@ def test_invalid_options_exit_with_2_and_write_nothing(train, recipe, images, tm
 
 
 def test_folder_with_other_files_is_an_error_before_training(train, recipe, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_module, "create_initialized", lambda *_, **__: pytest.fail("a network was built"))
+    monkeypatch.setattr(
+        "pneumoscope.training.inputs.create_initialized", lambda *_, **__: pytest.fail("a network was built")
+    )
     (tmp_path / "other").write_text("keep")
 
     status, out, err = train(recipe, "--data", images, "--out", tmp_path)

@@ -31,7 +31,7 @@ from pneumoscope.cli import VERBS
 from pneumoscope.data.manifest import Manifest
 from pneumoscope.reporting.labels import METRICS
 from pneumoscope.reproduction.published import PRINTED, reconstruct_counts
-from pneumoscope.runs.recipe import read_recipe
+from pneumoscope.runs.recipe_files import read_recipe
 from pneumoscope.service.auth.openid_connect import read_configuration
 from pneumoscope.service.dicom import configuration_file as dicom_configuration
 

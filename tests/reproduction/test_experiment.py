@@ -14,7 +14,7 @@ from pneumoscope.reproduction import experiment as module
 from pneumoscope.reproduction.experiment import adapt_recipe, reproduce
 from pneumoscope.reproduction.published import ERRATUM
 from pneumoscope.reproduction.recipes import RUNS, report_recipes
-from pneumoscope.runs.recipe import read_recipe
+from pneumoscope.runs.recipe_files import read_recipe
 from pneumoscope.runs.record import create_run
 from pneumoscope.training.trainer import Devices
 

@@ -3,7 +3,7 @@
 import pytest
 
 from pneumoscope.reproduction.recipes import RUNS, report_recipes
-from pneumoscope.runs.recipe import packaged_recipes, read_recipe
+from pneumoscope.runs.recipe_files import packaged_recipes, read_recipe
 
 REPORT = {
     "alexnet-sgd": ("alexnet", "sgd", 64, 0.01),

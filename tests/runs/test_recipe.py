@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from pneumoscope.core.errors import RecipeError, UnknownNameError
 from pneumoscope.core.population import Population
-from pneumoscope.runs.recipe import DataOptions, RejectionOptions, packaged_recipes, read_recipe
+from pneumoscope.runs.recipe import DataOptions, RejectionOptions
+from pneumoscope.runs.recipe_files import packaged_recipes, read_recipe
 
 TOML = 'name = "one"\n[network]\nname = "resnet18"\n[optimizer]\nname = "{}"\n'
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from pneumoscope.data.phantoms import write_phantoms
 from pneumoscope.imaging.phantom import draw_phantom
-from pneumoscope.runs.recipe import Recipe, parse_recipe
+from pneumoscope.runs.recipe import Recipe
+from pneumoscope.runs.recipe_files import parse_recipe
 
 SMALL = {
     "name": "small",

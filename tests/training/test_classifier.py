@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from scipy.spatial.distance import jensenshannon
 
 from pneumoscope.models.factory import create_model
-from pneumoscope.runs.recipe import read_recipe
+from pneumoscope.runs.recipe_files import read_recipe
 from pneumoscope.training.classifier import Classifier
 from pneumoscope.training.data_module import Batch
 from pneumoscope.training.objective import BinaryObjective, SoftmaxObjective

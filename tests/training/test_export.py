@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pneumoscope.runs.recipe import read_recipe
+from pneumoscope.runs.recipe_files import read_recipe
 from pneumoscope.training.augmentation import augment
 from pneumoscope.training.data_module import derive_seed
 from pneumoscope.training.export import augmented_batches

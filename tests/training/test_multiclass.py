@@ -177,7 +177,7 @@ def test_training_starts_from_a_run_of_several_classes(run, images, tmp_path, mo
 
 def test_same_seed_gives_the_same_run(run, images, tmp_path):
     recipe = read_run(run).recipe
-    from pneumoscope.runs.recipe import parse_recipe
+    from pneumoscope.runs.recipe_files import parse_recipe
 
     train(parse_recipe(recipe, "again"), images, tmp_path / "again")
     first, second = (read_epochs(each) for each in (run, tmp_path / "again"))

@@ -11,7 +11,8 @@ from torch import nn
 from pneumoscope.core.errors import RecipeError
 from pneumoscope.reproduction.recipes import report_recipes
 from pneumoscope.runs.epochs import count_plateaus
-from pneumoscope.runs.recipe import OptimizerOptions, read_recipe
+from pneumoscope.runs.recipe import OptimizerOptions
+from pneumoscope.runs.recipe_files import read_recipe
 from pneumoscope.training.optimizers import create_optimizer, create_schedule
 
 pytestmark = pytest.mark.training

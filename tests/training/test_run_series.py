@@ -10,8 +10,9 @@ from pneumoscope.evaluation.cross_validation import summarize_folds
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.runs.record import read_run
 from pneumoscope.runs.run_folder import WEIGHTS_FILE, run_folders
+from pneumoscope.training.inputs import apply_split
 from pneumoscope.training.run_series import train_folds, train_seeds
-from pneumoscope.training.train import apply_split, train
+from pneumoscope.training.train import train
 
 pytestmark = pytest.mark.training
 

@@ -38,12 +38,13 @@ from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.inference import BundleSession
 from pneumoscope.inference.model import load_model
 from pneumoscope.models.factory import create_model
-from pneumoscope.runs.recipe import read_recipe
+from pneumoscope.runs.recipe_files import read_recipe
 from pneumoscope.runs.record import read_run
 from pneumoscope.runs.run_folder import CHECKPOINT_FILE, WEIGHTS_FILE
 from pneumoscope.training import callbacks
 from pneumoscope.training.classifier import Classifier
-from pneumoscope.training.train import apply_split, train
+from pneumoscope.training.inputs import apply_split
+from pneumoscope.training.train import train
 from pneumoscope.training.trainer import Devices, bf16_is_native
 
 pytestmark = pytest.mark.training

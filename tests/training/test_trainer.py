@@ -32,7 +32,8 @@ from pneumoscope.runs.record import lock_run
 from pneumoscope.runs.run_folder import CHECKPOINT_FILE, EPOCHS_FILE, TENSORBOARD_FOLDER, WEIGHTS_FILE
 from pneumoscope.training.classifier import Classifier
 from pneumoscope.training.data_module import ImageArrays
-from pneumoscope.training.train import apply_split, train
+from pneumoscope.training.inputs import apply_split
+from pneumoscope.training.train import train
 from pneumoscope.training.trainer import Devices, run_trainer
 
 pytestmark = pytest.mark.training

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from pneumoscope.core.errors import ArchiveError, StorageError
-from pneumoscope.core.files import fsync_directory
+from pneumoscope.core.files import append_line, fsync_directory
 
 __all__ = [
     "Entry",
@@ -160,15 +160,7 @@ def append_entry(path: Path, entry: Entry) -> None:
         is_new = not path.exists()
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            size = os.fstat(handle).st_size
-            try:
-                written = os.write(handle, line)
-                os.fsync(handle)
-                if written < len(line):
-                    raise OSError(f"{written} of {len(line)} bytes written")
-            except OSError:
-                os.ftruncate(handle, size)
-                raise
+            append_line(handle, line, size=os.fstat(handle).st_size)
         finally:
             os.close(handle)
         if is_new:

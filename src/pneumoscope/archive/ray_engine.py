@@ -198,8 +198,11 @@ def _connected(address: str) -> Iterator[None]:
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = f"the cluster at {address!r}" if address else "an engine on this machine"
+        reason, *details = list(filter(None, str(error).splitlines())) or [type(error).__name__]
+        if reason.endswith(":") and details:  # a traceback of the server follows
+            reason = f"{reason} {details[-1]}"
         raise UsageError(
-            f"Ray cannot reach {where}: {str(error).splitlines()[0]}",
+            f"Ray cannot reach {where}: {reason}",
             hint="Start a cluster with: ray start --head; or leave out --address" if address else "",
         ) from error
     try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +9,6 @@ from typing import NamedTuple
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
 from pneumoscope import __version__
 from pneumoscope.archive.archive_folder import ArchiveFolder
@@ -23,11 +20,10 @@ from pneumoscope.core.files import write_atomically
 from pneumoscope.imaging.sandbox.pool import DecodePool
 from pneumoscope.reporting.style import COLORS, drawing, new_figure, show_grid
 from pneumoscope.reporting.svg import inline_svg
-from pneumoscope.reporting.templating import environment, theme
+from pneumoscope.reporting.templating import environment, theme, thumbnail_url
 
 __all__ = ["write_report"]
 
-_THUMBNAIL_SIDE = 220  # pixels
 _ROW_HEIGHT, _MARGIN = 28, 64
 
 
@@ -111,10 +107,5 @@ def _examples(path: Path, key: str, count: int) -> list[_Example]:
                 pixels = pool.decode(reader.read(name), name=name).pixels
             except UnreadableImageError:
                 continue
-            image = Image.fromarray(pixels)
-            image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
-            out = io.BytesIO()
-            image.save(out, "JPEG", quality=80)
-            url = f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
-            found.append(_Example(row, decision, code, probability, url))
+            found.append(_Example(row, decision, code, probability, thumbnail_url(pixels)))
     return sorted(found, key=lambda each: (each.decision, each.row))

@@ -1,4 +1,4 @@
-"""Read, check and copy the folder of a bundle: `network.onnx` and `card.json`.
+"""Read, check, copy and write the folder of a bundle: `network.onnx` and `card.json`.
 
 Bundles of format 2 have a network for NORMAL and PNEUMONIA, those of format 3 one for several classes. The latter are used by
 `predict`, `evaluate`, `compare`, `report` and `export`, and trained by `train`, `sweep` and `lr-find`. `read_bundle`, which all
@@ -37,6 +37,7 @@ __all__ = [
     "read_bundle",
     "read_card",
     "read_multiclass_bundle",
+    "write_bundle",
 ]
 
 CARD_FILE = "card.json"
@@ -65,9 +66,23 @@ def export_bundle(source: Path, out: Path, population: Population | None = None)
         raise UsageError(f"{str(out)!r} exists and is not an empty folder", hint="Choose another folder with --out")
     if population is not None:
         card = msgspec.structs.replace(card, population=population)
-    write_atomically(out / NETWORK_FILE, network)
-    write_atomically(out / CARD_FILE, card.to_json())
+    write_bundle(out, card, network)
     return card
+
+
+def write_bundle(folder: Path, card: Card | MulticlassCard, network: bytes) -> None:
+    """Write the files of a bundle; the card is written last, so that a folder without it is not a bundle.
+
+    Args:
+        folder: The folder; existing files are replaced.
+        card: The card.
+        network: Content of the ONNX file.
+
+    Raises:
+        StorageError: A file cannot be written.
+    """
+    write_atomically(folder / NETWORK_FILE, network)
+    write_atomically(folder / CARD_FILE, card.to_json())
 
 
 def read_bundle(folder: Path) -> tuple[Card, bytes]:

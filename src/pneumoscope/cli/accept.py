@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pneumoscope.cli.data_options import label_options
 from pneumoscope.cli.options import (
     assume_option,
     json_option,
-    label_options,
     margin_option,
     model_option,
     power_option,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pneumoscope.cli.options import json_option, label_options
+from pneumoscope.cli.data_options import label_options
+from pneumoscope.cli.options import json_option
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pneumoscope.cli.data_options import PREDICTION_COLUMNS, label_options, prediction_column_options
 from pneumoscope.cli.multiclass import has_several_classes, is_given, refuse_options
 from pneumoscope.cli.options import (
-    PREDICTION_COLUMNS,
     compared_point_option,
     evaluation_name_option,
     json_option,
-    label_options,
     ledger_option,
-    prediction_column_options,
     recorded_command,
     refuse_for_folds,
     require_result_folder,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pneumoscope.cli.data_options import PREDICTION_COLUMNS, data_option, label_options, prediction_column_options
 from pneumoscope.cli.evaluation_tables import ledger_sentence, print_evaluation
 from pneumoscope.cli.evaluation_targets import EvaluationTargets
 from pneumoscope.cli.multiclass import (
@@ -16,15 +17,7 @@ from pneumoscope.cli.multiclass import (
     print_multiclass_evaluation,
     refuse_options,
 )
-from pneumoscope.cli.options import (
-    PREDICTION_COLUMNS,
-    data_option,
-    json_option,
-    label_options,
-    ledger_option,
-    prediction_column_options,
-    site_option,
-)
+from pneumoscope.cli.options import json_option, ledger_option, site_option
 
 if TYPE_CHECKING:
     from pneumoscope.core.results import Evaluation

@@ -27,7 +27,7 @@ def command(run: Path, out: Path, recipe: str | None) -> None:
     """
     from pneumoscope.bundle.bundle_folder import export_bundle
     from pneumoscope.reproduction.recipes import report_recipes
-    from pneumoscope.runs.recipe import packaged_recipes, read_recipe
+    from pneumoscope.runs.recipe_files import packaged_recipes, read_recipe
     from pneumoscope.runs.run_folder import find_bundle
 
     population = None

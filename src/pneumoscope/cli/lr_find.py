@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from pneumoscope.cli.data_options import data_option, label_options
 from pneumoscope.cli.imports import without_collections
-from pneumoscope.cli.options import accelerator_option, data_option, json_option, label_options, overrides_option
+from pneumoscope.cli.options import accelerator_option, json_option, overrides_option
 
 if TYPE_CHECKING:
     from pneumoscope.data.label_mapping import LabelMapping
@@ -53,7 +54,7 @@ def command(
     from pneumoscope.cli.progress import image_progress
     from pneumoscope.core.result_forms import to_json
     from pneumoscope.reproduction.recipes import report_recipes
-    from pneumoscope.runs.recipe import packaged_recipes, read_recipe
+    from pneumoscope.runs.recipe_files import packaged_recipes, read_recipe
 
     with without_collections():
         from pneumoscope.training.learning_rate import find_learning_rate

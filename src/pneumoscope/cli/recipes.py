@@ -20,7 +20,7 @@ def command(name: str | None, as_json: bool) -> None:
     Example:  pneumoscope recipes alexnet-adam > my-recipe.toml
     """
     from pneumoscope.reproduction.recipes import report_recipes
-    from pneumoscope.runs.recipe import packaged_recipes, read_recipe
+    from pneumoscope.runs.recipe_files import packaged_recipes, read_recipe
 
     known = packaged_recipes() | report_recipes()
     if name is None:

@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pneumoscope.cli.data_options import data_option, images_option, label_options, split_option
 from pneumoscope.cli.options import (
-    data_option,
-    images_option,
     json_option,
-    label_options,
     operating_point_option,
     recorded_command,
     result_folder_option,
     seed_option,
-    split_option,
     target_argument,
 )
 

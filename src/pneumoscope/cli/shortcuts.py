@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pneumoscope.cli.options import (
-    data_option,
-    json_option,
-    label_options,
-    recorded_command,
-    result_folder_option,
-    split_option,
-    target_argument,
-)
+from pneumoscope.cli.data_options import data_option, label_options, split_option
+from pneumoscope.cli.options import json_option, recorded_command, result_folder_option, target_argument
 
 if TYPE_CHECKING:
     from pneumoscope.data.label_mapping import LabelMapping

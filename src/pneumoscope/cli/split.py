@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pneumoscope.cli.options import label_options
+from pneumoscope.cli.data_options import label_options
 
 if TYPE_CHECKING:
     from pneumoscope.data.label_mapping import LabelMapping

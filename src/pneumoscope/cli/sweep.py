@@ -9,16 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from pneumoscope.cli.data_options import data_option, label_options, outliers_option
 from pneumoscope.cli.imports import without_collections
-from pneumoscope.cli.options import (
-    accelerator_option,
-    data_option,
-    devices_option,
-    label_options,
-    loggers_option,
-    outliers_option,
-    overrides_option,
-)
+from pneumoscope.cli.options import accelerator_option, devices_option, loggers_option, overrides_option
 
 if TYPE_CHECKING:
     from pneumoscope.data.label_mapping import LabelMapping
@@ -71,7 +64,7 @@ def command(
     """
     from pneumoscope.cli.progress import image_progress
     from pneumoscope.reproduction.recipes import report_recipes
-    from pneumoscope.runs.recipe import packaged_recipes
+    from pneumoscope.runs.recipe_files import packaged_recipes
 
     with without_collections():
         from pneumoscope.training.sweep import SWEEP_TABLE, read_combinations, sweep

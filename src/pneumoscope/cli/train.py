@@ -11,16 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from pneumoscope.cli.data_options import data_option, label_options, outliers_option
 from pneumoscope.cli.imports import without_collections
-from pneumoscope.cli.options import (
-    accelerator_option,
-    data_option,
-    devices_option,
-    label_options,
-    loggers_option,
-    outliers_option,
-    overrides_option,
-)
+from pneumoscope.cli.options import accelerator_option, devices_option, loggers_option, overrides_option
 
 if TYPE_CHECKING:
     from pneumoscope.data.label_mapping import LabelMapping
@@ -106,7 +99,7 @@ def command(
     from pneumoscope.cli.progress import image_progress
     from pneumoscope.core.errors import UsageError
     from pneumoscope.reproduction.recipes import report_recipes
-    from pneumoscope.runs.recipe import packaged_recipes, read_recipe
+    from pneumoscope.runs.recipe_files import packaged_recipes, read_recipe
     from pneumoscope.runs.record import records_json
     from pneumoscope.runs.run_folder import BUNDLE_FOLDER, CURVES_FILE
 

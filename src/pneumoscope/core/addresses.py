@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from urllib.parse import urlsplit
 
-__all__ = ["is_loopback", "origin", "require_base_url", "require_https"]
+__all__ = ["is_loopback", "origin", "require_base_url", "require_encrypted", "require_https"]
 
 
 def is_loopback(host: str) -> bool:
@@ -29,6 +29,16 @@ def require_https(url: str) -> str:
         raise ValueError("must not contain a user name or a password; write them in files")
     if "#" in url:
         raise ValueError("must not contain a fragment: no #")
+    return require_encrypted(url)
+
+
+def require_encrypted(url: str) -> str:
+    """Return an address without a slash at its end.
+
+    Raises:
+        ValueError: It is not one of https, or of this machine.
+    """
+    parts = urlsplit(url)
     if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))):
         raise ValueError("must be an https:// address")
     return url.rstrip("/")

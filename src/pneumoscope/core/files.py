@@ -14,6 +14,7 @@ from typing import BinaryIO
 from pneumoscope.core.errors import PneumoscopeError, StorageError
 
 __all__ = [
+    "append_line",
     "fsync_directory",
     "is_temporary",
     "locked",
@@ -106,6 +107,27 @@ def remove_temporary_files(path: Path) -> None:
         for entry in path.parent.iterdir():
             if is_temporary(entry.name, path.name):
                 entry.unlink()
+
+
+def append_line(handle: int, line: bytes, *, size: int) -> None:
+    """Append a line to an open file, and return when it is on disk.
+
+    Args:
+        handle: File descriptor, opened for appending.
+        line: The line, with its line feed.
+        size: Size of the file before.
+
+    Raises:
+        OSError: The line cannot be written; the file is as it was, because a partial line would make it unreadable.
+    """
+    try:
+        written = os.write(handle, line)
+        os.fsync(handle)
+        if written < len(line):
+            raise OSError(f"{written} of {len(line)} bytes written")
+    except OSError:
+        os.ftruncate(handle, size)
+        raise
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pneumoscope.core.errors import StorageError
-from pneumoscope.core.files import locked
+from pneumoscope.core.files import append_line, locked
 
 __all__ = ["ENVIRONMENT", "default_ledger", "record_evaluation"]
 
@@ -60,7 +60,7 @@ def _add(ledger: Path, entry: Mapping[str, Any]) -> int:
         before = _read(handle)
         number = 1 + _count_evaluations(before, entry["images_sha256"], ledger)
         line = json.dumps({**entry, "test_evaluation": number}, allow_nan=False, ensure_ascii=False) + "\n"
-        _append(handle, line.encode(), size=len(before))
+        append_line(handle, line.encode(), size=len(before))
     except OSError as error:
         raise _unwritable(ledger, error) from error
     finally:
@@ -72,17 +72,6 @@ def _read(handle: int) -> bytes:
     with os.fdopen(os.dup(handle), "rb") as file:
         file.seek(0)
         return file.read()
-
-
-def _append(handle: int, line: bytes, *, size: int) -> None:
-    try:
-        written = os.write(handle, line)
-        os.fsync(handle)
-        if written < len(line):
-            raise OSError(f"{written} of {len(line)} bytes written")
-    except OSError:
-        os.ftruncate(handle, size)  # a partial line would make the ledger unreadable
-        raise
 
 
 def _count_evaluations(text: bytes, images_sha256: str, ledger: Path) -> int:

@@ -100,10 +100,11 @@ def render_heatmap(
     found = Heatmap(image, heatmap, card.preprocessing.crop)
     picture = found.picture()
     height, width = picture.shape[:2]
-    maximum = found.maximum
     title = f"{decision_label(decision)}: probability of pneumonia {probability_text(probability)}"
     warning = ". ".join(warning_message(code) for code in warnings)
-    legend = _legend(max(width, _MIN_CANVAS_WIDTH), title, warning, threshold, card, heatmap.shape, maximum, site)
+    about = _explanation(card, threshold, heatmap.shape, site)
+    sentences = [*filter(None, (warning, latin_text(notice(card.population))))]
+    legend = _legend(max(width, _MIN_CANVAS_WIDTH), title, about, sentences, found.maximum)
     canvas = Image.new("RGB", (legend.width, height + legend.height), _BACKGROUND)
     canvas.paste(Image.fromarray(picture), ((legend.width - width) // 2, 0))
     canvas.paste(legend, (0, height))
@@ -277,18 +278,8 @@ def _overlay(gray: npt.NDArray[np.uint8], strength: npt.NDArray[np.float32]) -> 
     return _color_table()[gray, np.rint(strength * _STEPS).astype(np.int16) + _STEPS]
 
 
-def _legend(
-    width: int,
-    title: str,
-    warning: str,
-    threshold: float,
-    card: Card,
-    positions: tuple[int, ...],
-    maximum: float,
-    site: str,
-) -> Image.Image:
-    """Return the legend: the result, the color scale, an explanation, the site profile, a warning and the notice."""
-    inner = width - 2 * _MARGIN
+def _explanation(card: Card, threshold: float, positions: tuple[int, ...], site: str) -> str:
+    """Return what a heatmap with rows and columns of positions shows, and the site profile."""
     rows, columns = positions
     coarse = " The heatmap is too coarse to localize anything." if rows * columns < MIN_POSITIONS else ""
     about = (
@@ -297,11 +288,25 @@ def _legend(
     )
     if site:
         about += f" {latin_text(site)}."
+    return about
+
+
+def _legend(width: int, title: str, about: str, sentences: Sequence[str], maximum: float) -> Image.Image:
+    """Return the legend.
+
+    Args:
+        width: Its width.
+        title: The result.
+        about: An explanation, in muted color.
+        sentences: Paragraphs below it: a warning and the notice.
+        maximum: Contribution at both ends of the color scale.
+    """
+    inner = width - 2 * _MARGIN
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     large, text = ImageFont.load_default(24), ImageFont.load_default(16)
     titles = [(line, large, _TEXT) for line in wrap_text(draw, title, large, inner)]
     notes = [(line, text, _MUTED) for line in wrap_text(draw, about, text, inner)]
-    for sentence in filter(None, (warning, latin_text(notice(card.population)))):
+    for sentence in sentences:
         notes += [(line, text, _TEXT) for line in wrap_text(draw, sentence, text, inner)]
     height = 3 * _MARGIN + 32 * len(titles) + 2 * 22 + _BAR_HEIGHT + 22 * len(notes)
     legend = Image.new("RGB", (width, height), _BACKGROUND)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.results import Interval
@@ -21,14 +18,13 @@ from pneumoscope.data.hashing import read_image
 from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.reporting.style import COLORS, RUN_SLOTS, drawing, new_figure, show_grid
 from pneumoscope.reporting.svg import inline_svg
-from pneumoscope.reporting.templating import environment, theme
+from pneumoscope.reporting.templating import environment, theme, thumbnail_url
 
 __all__ = ["check_data_page"]
 
 _INK, _MUTED = (COLORS[name][0] for name in ("ink", "muted"))
 _MAX_PAIRS = 24
 _MAX_FILES = 100
-_THUMBNAIL_SIDE = 220  # pixels
 _CONTROL_LABELS = {"metadata": "metadata", "border": "border", "center_blanked": "center blanked"}
 
 
@@ -91,11 +87,7 @@ def _data_url(path: str, root: Path) -> str:
         radiograph = read_image(root, LabeledImage(path, "", "", "", "", ""))
     except UnreadableImageError:
         return ""
-    image = Image.fromarray(radiograph.pixels)
-    image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
+    return thumbnail_url(radiograph.pixels)
 
 
 def _control_label(name: str) -> str:

@@ -1,15 +1,23 @@
-"""Jinja environment of the pages: number formats, and the colors as CSS variables."""
+"""Jinja environment of the pages: number formats, thumbnails, and the colors as CSS variables."""
 
 from __future__ import annotations
 
+import base64
+import io
+
 import jinja2
+import numpy as np
+import numpy.typing as npt
 from markupsafe import Markup
+from PIL import Image
 
 from pneumoscope.core.result_forms import method_name, with_minus_signs
 from pneumoscope.reporting.style import COLORS
 from pneumoscope.reporting.svg import theme_rules
 
-__all__ = ["environment", "format_difference", "format_duration", "format_p", "format_value", "theme"]
+__all__ = ["environment", "format_difference", "format_duration", "format_p", "format_value", "theme", "thumbnail_url"]
+
+_THUMBNAIL_SIDE = 220  # pixels
 
 
 def environment() -> jinja2.Environment:
@@ -67,3 +75,12 @@ def theme() -> Markup:
     return Markup(  # noqa: S704 - constants of this package
         f":root{{{light}}}\n@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}\n{rules}"
     )
+
+
+def thumbnail_url(pixels: npt.NDArray[np.uint8]) -> str:
+    """Return a thumbnail of an image, uint8, shape (height, width), as a data URL."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"

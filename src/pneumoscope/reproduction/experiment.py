@@ -17,7 +17,8 @@ from pneumoscope.reporting.comparison_page import write_comparison_page
 from pneumoscope.reproduction.published import published_table
 from pneumoscope.reproduction.ranking import ranking_sentences
 from pneumoscope.reproduction.recipes import RUNS, report_recipes
-from pneumoscope.runs.recipe import Recipe, read_recipe
+from pneumoscope.runs.recipe import Recipe
+from pneumoscope.runs.recipe_files import read_recipe
 from pneumoscope.runs.record import read_run
 from pneumoscope.runs.run_folder import EVALUATION_FILE, evaluation_folder, is_run_folder, run_folders, seed_folder
 from pneumoscope.training.train import train

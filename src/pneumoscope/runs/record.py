@@ -21,7 +21,8 @@ from pneumoscope.data.folds import Fold
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import Manifest
 from pneumoscope.data.outliers import Outliers
-from pneumoscope.runs.recipe import Recipe, parse_recipe
+from pneumoscope.runs.recipe import Recipe
+from pneumoscope.runs.recipe_files import parse_recipe
 from pneumoscope.runs.run_folder import (
     LOCK_FILE,
     MANIFEST_FILE,

@@ -9,9 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize, special
 
-from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Interval, ReliabilityBin
-from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, validate, validate_both_classes
+from pneumoscope.statistics.inputs import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    validate_both_classes,
+    validate_probabilities,
+)
 from pneumoscope.statistics.intervals import RESAMPLES, patient_bootstrap, undefined, wilson
 
 __all__ = [
@@ -37,13 +42,6 @@ _MAX_PARAMETER = 40  # of standardized logits
 _MIN_RANGE = 0.01
 # Distance from 1 to the next smaller number in double precision.
 _EPSILON = 2.0**-53
-
-
-def _validate_probabilities(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, BoolArray]:
-    p, y = validate(probabilities, labels)
-    if p.min() < 0 or p.max() > 1:
-        raise UndefinedMetricError(f"probabilities range from {p.min():g} to {p.max():g}, not within 0 to 1")
-    return p, y
 
 
 def _bin_indices(probabilities: FloatArray, bins: int) -> IntArray:
@@ -119,7 +117,7 @@ def calibration_error_interval(
     Source: Davison & Hinkley 1997, section 5.2 (basic bootstrap); Bröcker & Smith 2007, Weather Forecast 22:651 (labels
         drawn from the probabilities).
     """
-    p, y = _validate_probabilities(probabilities, labels)
+    p, y = validate_probabilities(probabilities, labels)
     percentile = patient_bootstrap(
         weighted_calibration_error, p, y, patients, resamples=resamples, level=level, seed=seed
     )
@@ -231,7 +229,7 @@ def calibration_intervals(
     Source: `weighted_calibration_slope`, `weighted_calibration_intercept` and `weighted_observed_expected_ratio`; the three
         are levels of the hierarchy of Van Calster 2016, J Clin Epidemiol 74:167.
     """
-    p, y = _validate_probabilities(probabilities, labels)
+    p, y = validate_probabilities(probabilities, labels)
     inside = np.clip(p, _EPSILON, 1 - _EPSILON)
     logits = np.log(inside) - np.log1p(-inside)
     statistics = {
@@ -328,7 +326,7 @@ def reliability_bins(
     Raises:
         UndefinedMetricError: There are no images, or a probability is outside 0 to 1.
     """
-    p, y = _validate_probabilities(probabilities, labels)
+    p, y = validate_probabilities(probabilities, labels)
     indices = _bin_indices(p, bins)
     result = []
     for index in range(int(indices.max()) + 1):

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import DecisionCurvePoint
-from pneumoscope.statistics.inputs import BoolArray, FloatArray, validate
+from pneumoscope.statistics.inputs import BoolArray, FloatArray, validate_probabilities
 from pneumoscope.statistics.intervals import RESAMPLES, patient_bootstraps
 
 __all__ = ["THRESHOLD_PROBABILITIES", "decision_curve", "net_benefit"]
@@ -41,7 +41,7 @@ def net_benefit(
 
     Source: Vickers & Elkin 2006, Med Decis Making 26:565.
     """
-    p, y = _validate(probabilities, labels)
+    p, y = validate_probabilities(probabilities, labels)
     t = _validate_thresholds(thresholds)
     values = _weighted(p, y, np.ones((1, len(p))), t)[0]
     return values[: len(t)], values[len(t) : 2 * len(t)]
@@ -76,7 +76,7 @@ def decision_curve(
 
     Source: `net_benefit`; intervals by Vickers 2008, BMC Med Inform Decis Mak 8:53.
     """
-    p, y = _validate(probabilities, labels)
+    p, y = validate_probabilities(probabilities, labels)
     t = _validate_thresholds(thresholds)
 
     def statistics(x: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
@@ -92,13 +92,6 @@ def decision_curve(
             benefit = dataclasses.replace(benefit, low=None, high=None, reason=reason)
         points.append(DecisionCurvePoint(threshold, benefit, everybody, gain))
     return tuple(points)
-
-
-def _validate(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, BoolArray]:
-    p, y = validate(probabilities, labels)
-    if p.min() < 0 or p.max() > 1:
-        raise UndefinedMetricError(f"probabilities range from {p.min():g} to {p.max():g}, not within 0 to 1")
-    return p, y
 
 
 def _validate_thresholds(thresholds: npt.ArrayLike) -> FloatArray:

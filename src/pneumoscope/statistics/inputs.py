@@ -9,7 +9,15 @@ import numpy.typing as npt
 
 from pneumoscope.core.errors import UndefinedMetricError
 
-__all__ = ["BoolArray", "FloatArray", "IntArray", "patient_groups", "validate", "validate_both_classes"]
+__all__ = [
+    "BoolArray",
+    "FloatArray",
+    "IntArray",
+    "patient_groups",
+    "validate",
+    "validate_both_classes",
+    "validate_probabilities",
+]
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -55,6 +63,22 @@ def validate_both_classes(scores: npt.ArrayLike, labels: npt.ArrayLike, purpose:
             f"{purpose} needs both classes; there are {len(y) - n_pneumonia} NORMAL and {n_pneumonia} PNEUMONIA images"
         )
     return x, y
+
+
+def validate_probabilities(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, BoolArray]:
+    """Return the same as `validate` for probabilities.
+
+    Args:
+        probabilities: Probability of pneumonia of each image, 0 to 1, shape (n,).
+        labels: True where pneumonia is present, shape (n,).
+
+    Raises:
+        UndefinedMetricError: As in `validate`, or a probability is out of range.
+    """
+    p, y = validate(probabilities, labels)
+    if p.min() < 0 or p.max() > 1:
+        raise UndefinedMetricError(f"probabilities range from {p.min():g} to {p.max():g}, not within 0 to 1")
+    return p, y
 
 
 def patient_groups(patients: Sequence[str] | None, n: int) -> IntArray:

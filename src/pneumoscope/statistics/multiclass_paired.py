@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+from scipy import stats
 
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Interval
 from pneumoscope.statistics.inputs import FloatArray, IntArray, patient_groups
-from pneumoscope.statistics.intervals import normal_quantile
+from pneumoscope.statistics.paired import auroc_difference
 
 __all__ = ["MACRO_AUROC_METHOD", "macro_auroc_test"]
 
@@ -61,14 +60,7 @@ def macro_auroc_test(
     areas_b, influence_b = _influence(b, y, groups)
     difference = float(areas_a.mean() - areas_b.mean())
     variance = float(np.square(influence_a - influence_b).sum()) * patients_n / (patients_n - 1)
-    if variance <= 1e-15:
-        reason = "both networks rank the images alike"
-        return Interval(difference, None, None, MACRO_AUROC_METHOD, len(y), level, None, reason), None
-    deviation = math.sqrt(variance)
-    half_width = normal_quantile(level) * deviation
-    low, high = max(-1.0, difference - half_width), min(1.0, difference + half_width)
-    p = float(2 * special.ndtr(-abs(difference) / deviation))
-    return Interval(difference, low, high, MACRO_AUROC_METHOD, len(y), level), p
+    return auroc_difference(difference, variance, method=MACRO_AUROC_METHOD, n=len(y), level=level)
 
 
 def _influence(ranking: FloatArray, targets: IntArray, groups: IntArray) -> tuple[FloatArray, FloatArray]:

@@ -15,7 +15,7 @@ from pneumoscope.statistics.inputs import IntArray, patient_groups, validate
 from pneumoscope.statistics.intervals import normal_quantile
 from pneumoscope.statistics.roc import delong_covariance, delong_method
 
-__all__ = ["delong_test", "holm", "mcnemar_exact", "mcnemar_method"]
+__all__ = ["auroc_difference", "delong_test", "holm", "mcnemar_exact", "mcnemar_method"]
 
 
 def mcnemar_exact(
@@ -97,14 +97,29 @@ def delong_test(
     area, covariance = delong_covariance(np.stack([a, b]), y, groups)
     difference = float(area[0] - area[1])
     variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    return auroc_difference(difference, variance, method=method, n=len(a), level=level)
+
+
+def auroc_difference(
+    difference: float, variance: float, *, method: str, n: int, level: float = 0.95
+) -> tuple[Interval, float | None]:
+    """Return the difference of two AUROCs on the same images with a normal interval, and its two-sided p.
+
+    Args:
+        difference: The difference.
+        variance: Its variance; if it is 0 the ends of the interval and p are None.
+        method: Name of the method.
+        n: Number of images.
+        level: Coverage of the interval, 0 to 1.
+    """
     if variance <= 1e-15:
         reason = "both networks rank the images alike"
-        return Interval(difference, None, None, method, len(a), level, None, reason), None
+        return Interval(difference, None, None, method, n, level, None, reason), None
     deviation = math.sqrt(variance)
     half_width = normal_quantile(level) * deviation
     low, high = max(-1.0, difference - half_width), min(1.0, difference + half_width)
     p = float(2 * special.ndtr(-abs(difference) / deviation))
-    return Interval(difference, low, high, method, len(a), level), p
+    return Interval(difference, low, high, method, n, level), p
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -17,7 +17,8 @@ from pneumoscope.reporting.comparison_figures import NamedFigure
 from pneumoscope.reporting.curves import curves_figure, curves_label
 from pneumoscope.reporting.style import drawing, run_style
 from pneumoscope.runs.epochs import Epoch, read_epochs
-from pneumoscope.runs.recipe import Recipe, packaged_recipes, read_recipe
+from pneumoscope.runs.recipe import Recipe
+from pneumoscope.runs.recipe_files import packaged_recipes, read_recipe
 from pneumoscope.runs.record import RunRecord
 from pneumoscope.runs.run_folder import LoggerName, fold_folder, seed_folder
 from pneumoscope.training import run_series

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from pneumoscope import __version__
-from pneumoscope.bundle.bundle_folder import CARD_FILE, NETWORK_FILE
+from pneumoscope.bundle.bundle_folder import write_bundle
 from pneumoscope.bundle.card import (
     FORMAT,
     LABELS,
@@ -30,9 +30,7 @@ from pneumoscope.bundle.card import (
     short_hash,
 )
 from pneumoscope.bundle.network_checks import self_test_image
-from pneumoscope.core.files import write_atomically
 from pneumoscope.data.cache import preprocess_images
-from pneumoscope.data.manifest import Manifest
 from pneumoscope.data.outliers import Outliers
 from pneumoscope.evaluation.fitting import (
     fit_calibration,
@@ -53,20 +51,28 @@ from pneumoscope.training.age_classifier import train_age_classifier
 from pneumoscope.training.augmentation import augment
 from pneumoscope.training.data_module import ImageArrays, derive_seed
 from pneumoscope.training.input_checks import ACCEPTED, fit_input_checks
+from pneumoscope.training.inputs import TrainingInputs
 from pneumoscope.training.onnx_export import check_logits, check_outputs, export_onnx
 
-__all__ = ["augmented_batches", "common_fields", "export", "fit_limits", "parity_sample", "train_input_checks"]
+__all__ = [
+    "augmented_batches",
+    "common_fields",
+    "export",
+    "fit_limits",
+    "image_batches",
+    "parity_sample",
+    "train_input_checks",
+    "validation_pixels",
+]
 
 _PARITY_IMAGES = 64
 _BATCH = 32
 
 
 def export(
+    inputs: TrainingInputs,
     network: ClassifierNetwork,
-    recipe: Recipe,
-    manifest: Manifest,
     arrays: ImageArrays,
-    outliers: Outliers | None,
     folder: Path,
     *,
     best_epoch: int,
@@ -75,9 +81,9 @@ def export(
     """Write a bundle, and return its card.
 
     Args:
+        inputs: Recipe, images and outliers of the run.
         network: Network with its trained weights, on the CPU, in evaluation mode.
-        recipe, manifest, arrays: Recipe, images and arrays of the run.
-        outliers: Images of patients outside the age range; None if the recipe trains no age classifier.
+        arrays: The preprocessed images.
         folder: Folder of the bundle; existing files are replaced.
         best_epoch: Epoch of the weights, counted from 1.
         seen_before: Short hashes of the images that the initial weights were trained or validated on; the card adds them to
@@ -87,22 +93,21 @@ def export(
         ParityError: Outputs of the exported network differ from PyTorch on up to 64 validation images; see `onnx_export`.
         StorageError: The bundle cannot be written.
     """
-    preprocessed = preprocess_images(arrays.root, (*arrays.train, *arrays.validation), arrays.preprocessing)
-    pixels = preprocessed.pixels[preprocessed.rows[len(arrays.train) :]]
+    recipe, outliers = inputs.recipe, inputs.outliers
+    pixels = validation_pixels(arrays)
     labels = np.array([image.positive for image in arrays.validation])
     patients = [image.patient for image in arrays.validation]
     seed = recipe.training.seed
 
     input_checks = train_input_checks(recipe, arrays, outliers)
     onnx = export_onnx(network, recipe.network.image_size, input_checks)
-    card = _initial_card(network, recipe, manifest, arrays, onnx, best_epoch)
-    card = msgspec.structs.replace(card, seen={**card.seen, "train": sorted({*card.seen["train"], *seen_before})})
+    card = _initial_card(common_fields(inputs, network, onnx, best_epoch, seen_before))
     session = BundleSession(card, onnx)
 
-    outputs = [session.outputs(pixels[i : i + _BATCH]) for i in range(0, len(pixels), _BATCH)]
+    outputs = [session.outputs(batch) for batch in image_batches(pixels)]
     logits = np.concatenate([batch.logit for batch in outputs])
     sample = parity_sample(len(pixels))
-    for batch in (pixels[sample[i : i + _BATCH]] for i in range(0, len(sample), _BATCH)):
+    for batch in image_batches(pixels[sample]):
         check_outputs(network, batch, session.outputs(batch, heatmaps=session.has_heatmaps), input_checks)
     parity = check_logits(network, pixels[sample], logits[sample])
 
@@ -125,8 +130,7 @@ def export(
         ),
     )
     card = msgspec.structs.replace(card, reference_distribution=fit_reference_distribution(card, outputs, labels))
-    write_atomically(folder / NETWORK_FILE, onnx)
-    write_atomically(folder / CARD_FILE, card.to_json())
+    write_bundle(folder, card, onnx)
     return card
 
 
@@ -153,6 +157,18 @@ def train_input_checks(recipe: Recipe, arrays: ImageArrays, outliers: Outliers |
         seed=seed,
     )
     return checks._replace(age_classifier=age_classifier)
+
+
+def validation_pixels(arrays: ImageArrays) -> npt.NDArray[np.uint8]:
+    """Return the preprocessed validation images, shape (n, size, size)."""
+    preprocessed = preprocess_images(arrays.root, (*arrays.train, *arrays.validation), arrays.preprocessing)
+    return preprocessed.pixels[preprocessed.rows[len(arrays.train) :]]
+
+
+def image_batches(pixels: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield images (n, size, size) in batches."""
+    for start in range(0, len(pixels), _BATCH):
+        yield pixels[start : start + _BATCH]
 
 
 def parity_sample(count: int) -> npt.NDArray[np.int64]:
@@ -202,15 +218,13 @@ def _outlier_summaries(
         outputs = []
         if images:
             pixels = preprocess_images(outliers.root, images, arrays.preprocessing).requested()
-            outputs = [session.outputs(pixels[i : i + _BATCH]) for i in range(0, len(pixels), _BATCH)]
+            outputs = [session.outputs(batch) for batch in image_batches(pixels)]
         patients = [image.patient for image in images]
         summaries[group] = fit_outlier_summary(limits, outputs, patients, n_train[group])
     return summaries
 
 
-def _initial_card(
-    network: ClassifierNetwork, recipe: Recipe, manifest: Manifest, arrays: ImageArrays, onnx: bytes, best_epoch: int
-) -> Card:
+def _initial_card(fields: dict[str, Any]) -> Card:
     """Return the card without the statistics that are fitted on outputs of the exported network."""
     return Card(
         format=FORMAT,
@@ -220,14 +234,21 @@ def _initial_card(
         intervals=None,
         reference_distribution=None,
         operating_points={},
-        **common_fields(network, recipe, manifest, arrays, onnx, best_epoch),
+        **fields,
     )
 
 
 def common_fields(
-    network: ClassifierNetwork, recipe: Recipe, manifest: Manifest, arrays: ImageArrays, onnx: bytes, best_epoch: int
+    inputs: TrainingInputs, network: ClassifierNetwork, onnx: bytes, best_epoch: int, seen_before: Collection[str]
 ) -> dict[str, Any]:
-    """Return the fields that the cards of all bundles have, without those that are fitted on outputs of the exported network."""
+    """Return the fields that the cards of all bundles have, without those that are fitted on outputs of the exported network.
+
+    Args:
+        inputs, network, best_epoch, seen_before: See `export`.
+        onnx: Content of the network file.
+    """
+    recipe, manifest = inputs.recipe, inputs.manifest
+    seen = {name: [short_hash(image.sha256) for image in manifest.split(name)] for name in ("train", "validation")}
     return {
         "name": recipe.name,
         "network": recipe.network.name,
@@ -236,7 +257,7 @@ def common_fields(
         "created": now(),
         "onnx_sha256": hashlib.sha256(onnx).hexdigest(),
         "onnx_bytes": len(onnx),
-        "preprocessing": arrays.preprocessing,
+        "preprocessing": recipe.preprocessing,
         "rejection_limits": None,
         "population": recipe.stated_population(),
         "age_range": recipe.data.age_range,
@@ -246,9 +267,7 @@ def common_fields(
         "manifest_sha256": manifest.sha256(),
         "split_by": manifest.split_by,
         "counts": manifest.counts(),
-        "seen": {
-            name: sorted(short_hash(image.sha256) for image in manifest.split(name)) for name in ("train", "validation")
-        },
+        "seen": {"train": sorted({*seen["train"], *seen_before}), "validation": sorted(seen["validation"])},
         "best_epoch": best_epoch,
         "machine": machine() | versions(),
     }

@@ -30,10 +30,16 @@ from pneumoscope.reporting.svg import standalone_svg
 from pneumoscope.runs.recipe import Recipe
 from pneumoscope.training.callbacks import AtomicCheckpointIO
 from pneumoscope.training.classifier import Classifier
-from pneumoscope.training.data_module import Batch, ImageDataModule, derive_seed
+from pneumoscope.training.data_module import Batch, derive_seed
+from pneumoscope.training.inputs import create_network, load_images, prepare_arrays
 from pneumoscope.training.optimizers import create_optimizer
-from pneumoscope.training.train import create_network, load_images, prepare_arrays
-from pneumoscope.training.trainer import Devices, label_weights, resolve_precision, training_settings
+from pneumoscope.training.trainer import (
+    Devices,
+    create_data_module,
+    label_weights,
+    resolve_precision,
+    training_settings,
+)
 
 __all__ = ["LEARNING_RATE_CURVE", "LEARNING_RATE_TABLE", "RateSearch", "find_learning_rate"]
 
@@ -141,13 +147,7 @@ def find_learning_rate(
         UsageError: There are too few steps, or the rates are not in order.
         PneumoscopeError: See `train.train`.
     """
-    if steps < _MIN_STEPS:
-        raise UsageError(f"the number of steps is {steps}; the minimum is {_MIN_STEPS}", hint="Give a larger number")
-    if not 0 < lowest < highest:
-        raise UsageError(
-            f"the lowest learning rate is {lowest:g} and the highest {highest:g}",
-            hint="Give a lowest rate above 0 that is below the highest",
-        )
+    _check_range(lowest, highest, steps)
     devices = devices or Devices()
     devices.check_available()
     manifest, _ = load_images(recipe, data, labels)
@@ -157,13 +157,7 @@ def find_learning_rate(
         for note in weights.notes:
             log(f"note: {note}")
         arrays = prepare_arrays(recipe, manifest, network, weights, progress)
-        data_module = ImageDataModule(
-            arrays,
-            batch=recipe.training.batch,
-            seed=recipe.training.seed,
-            augmentation=recipe.augmentation,
-            views=2 if recipe.training.consistency else 1,
-        )
+        data_module = create_data_module(recipe, arrays)
         model = _RangeTest(
             recipe,
             network,
@@ -176,29 +170,48 @@ def find_learning_rate(
             f" {highest:g}"
         )
         model.on_step = _log_steps(steps, log)
-        precision = resolve_precision(recipe, devices)
         with tempfile.TemporaryDirectory() as folder, training_settings(), _quiet():
-            trainer = pl.Trainer(
-                default_root_dir=folder,
-                accelerator="gpu" if devices.gpu else "cpu",
-                devices=1,
-                precision="bf16-mixed" if precision == "bf16" else "32-true",
-                max_epochs=-1,
-                gradient_clip_val=recipe.optimizer.clip or None,
-                plugins=[AtomicCheckpointIO()],
-                logger=False,
-                num_sanity_val_steps=0,
-                check_val_every_n_epoch=steps + 1,  # never
-                reload_dataloaders_every_n_epochs=1,
-                use_distributed_sampler=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                enable_checkpointing=False,
-            )
-            finder = Tuner(trainer).lr_find(
+            finder = Tuner(_trainer(recipe, devices, folder, steps)).lr_find(
                 model, datamodule=data_module, min_lr=lowest, max_lr=highest, num_training=steps, update_attr=False
             )
     assert finder is not None  # it is only in a development mode of Lightning
+    return _result(finder)
+
+
+def _check_range(lowest: float, highest: float, steps: int) -> None:
+    if steps < _MIN_STEPS:
+        raise UsageError(f"the number of steps is {steps}; the minimum is {_MIN_STEPS}", hint="Give a larger number")
+    if not 0 < lowest < highest:
+        raise UsageError(
+            f"the lowest learning rate is {lowest:g} and the highest {highest:g}",
+            hint="Give a lowest rate above 0 that is below the highest",
+        )
+
+
+def _trainer(recipe: Recipe, devices: Devices, folder: str, steps: int) -> pl.Trainer:
+    """Return a trainer that neither validates nor keeps anything."""
+    precision = resolve_precision(recipe, devices)
+    return pl.Trainer(
+        default_root_dir=folder,
+        accelerator="gpu" if devices.gpu else "cpu",
+        devices=1,
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
+        max_epochs=-1,
+        gradient_clip_val=recipe.optimizer.clip or None,
+        plugins=[AtomicCheckpointIO()],
+        logger=False,
+        num_sanity_val_steps=0,
+        check_val_every_n_epoch=steps + 1,  # never
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+
+
+def _result(finder: Any) -> RateSearch:
+    """Return the rates and losses that Lightning found, without losses that are not a number."""
     pairs = [(float(rate), float(loss)) for rate, loss in zip(*finder.results.values(), strict=False) if loss == loss]
     return RateSearch(
         tuple(rate for rate, _ in pairs),

@@ -8,38 +8,32 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from pneumoscope.bundle.bundle_folder import CARD_FILE, NETWORK_FILE
+from pneumoscope.bundle.bundle_folder import write_bundle
 from pneumoscope.bundle.multiclass_card import MULTICLASS_FORMAT, MulticlassCard, TemperatureScaling
 from pneumoscope.bundle.network_checks import self_test_image
-from pneumoscope.core.files import write_atomically
-from pneumoscope.data.cache import preprocess_images
-from pneumoscope.data.manifest import Manifest
-from pneumoscope.data.outliers import Outliers
 from pneumoscope.evaluation.multiclass_fitting import fit_prediction_sets, fit_temperature_scaling
 from pneumoscope.inference.multiclass_session import MulticlassSession
 from pneumoscope.models.base import ClassifierNetwork
-from pneumoscope.runs.recipe import Recipe
 from pneumoscope.training.data_module import ImageArrays
 from pneumoscope.training.export import (
     augmented_batches,
     common_fields,
     fit_limits,
+    image_batches,
     parity_sample,
     train_input_checks,
+    validation_pixels,
 )
+from pneumoscope.training.inputs import TrainingInputs
 from pneumoscope.training.onnx_export import check_input_checks, check_logits, export_onnx
 
 __all__ = ["export_multiclass"]
 
-_BATCH = 32
-
 
 def export_multiclass(
+    inputs: TrainingInputs,
     network: ClassifierNetwork,
-    recipe: Recipe,
-    manifest: Manifest,
     arrays: ImageArrays,
-    outliers: Outliers | None,
     folder: Path,
     *,
     best_epoch: int,
@@ -51,14 +45,14 @@ def export_multiclass(
     temperature, and the sets have their coverage on augmented and unmodified images.
 
     Args:
-        network, recipe, manifest, arrays, outliers, folder, best_epoch, seen_before: See `export.export`.
+        inputs, network, arrays, folder, best_epoch, seen_before: See `export.export`.
 
     Raises:
         ParityError: Outputs of the exported network differ from PyTorch on up to 64 validation images; see `onnx_export`.
         StorageError: The bundle cannot be written.
     """
-    preprocessed = preprocess_images(arrays.root, (*arrays.train, *arrays.validation), arrays.preprocessing)
-    pixels = preprocessed.pixels[preprocessed.rows[len(arrays.train) :]]
+    recipe, outliers = inputs.recipe, inputs.outliers
+    pixels = validation_pixels(arrays)
     targets = arrays.targets(arrays.validation)
 
     input_checks = train_input_checks(recipe, arrays, outliers)
@@ -70,15 +64,14 @@ def export_multiclass(
         activation="softmax",
         calibration=TemperatureScaling(temperature=1, method="none", n=0),
         prediction_sets=None,
-        **common_fields(network, recipe, manifest, arrays, onnx, best_epoch),
+        **common_fields(inputs, network, onnx, best_epoch, seen_before),
     )
-    card = msgspec.structs.replace(card, seen={**card.seen, "train": sorted({*card.seen["train"], *seen_before})})
     session = MulticlassSession(card, onnx)
 
-    outputs = [session.outputs(pixels[i : i + _BATCH]) for i in range(0, len(pixels), _BATCH)]
+    outputs = [session.outputs(batch) for batch in image_batches(pixels)]
     logits = np.concatenate([batch.logits for batch in outputs])
     sample = parity_sample(len(pixels))
-    for batch in (pixels[sample[i : i + _BATCH]] for i in range(0, len(sample), _BATCH)):
+    for batch in image_batches(pixels[sample]):
         check_input_checks(batch, session.outputs(batch), input_checks)
     parity = check_logits(network, pixels[sample], logits[sample])
 
@@ -95,6 +88,5 @@ def export_multiclass(
         prediction_sets=fit_prediction_sets(variants, targets, arrays.classes, calibration),
         rejection_limits=fit_limits(session, recipe, arrays, pixels, outputs, outliers) if input_checks else None,
     )
-    write_atomically(folder / NETWORK_FILE, onnx)
-    write_atomically(folder / CARD_FILE, card.to_json())
+    write_bundle(folder, card, onnx)
     return card

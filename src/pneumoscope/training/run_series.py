@@ -14,7 +14,8 @@ from pneumoscope.data.layouts import load_manifest
 from pneumoscope.runs.recipe import Recipe
 from pneumoscope.runs.record import RunRecord, read_run, recorded_labels
 from pneumoscope.runs.run_folder import fold_folder, has_other_files, is_run_folder, run_folders, seed_folder
-from pneumoscope.training.train import labels_of_recipe, train
+from pneumoscope.training.inputs import labels_of_recipe
+from pneumoscope.training.train import train
 
 __all__ = ["train_folds", "train_seeds"]
 

@@ -16,7 +16,8 @@ from pneumoscope.core.files import write_atomically
 from pneumoscope.core.messages import counted
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.runs.epochs import Epoch, best_epoch, read_epochs
-from pneumoscope.runs.recipe import Recipe, read_recipe
+from pneumoscope.runs.recipe import Recipe
+from pneumoscope.runs.recipe_files import read_recipe
 from pneumoscope.runs.record import recorded_labels
 from pneumoscope.runs.run_folder import run_folders, seed_folder
 from pneumoscope.training.train import train

@@ -46,6 +46,7 @@ from pneumoscope.training.loggers import CompleteCsvLog, create_loggers
 __all__ = [
     "Devices",
     "bf16_is_native",
+    "create_data_module",
     "device_name",
     "label_weights",
     "resolve_precision",
@@ -151,14 +152,7 @@ def run_trainer(
         DivergedError, StorageError: See `train.train`.
         RunError: A spawned process failed or was ended.
     """
-    settings = recipe.training
-    data_module = ImageDataModule(
-        arrays,
-        batch=settings.batch,
-        seed=settings.seed,
-        augmentation=recipe.augmentation,
-        views=2 if settings.consistency else 1,
-    )
+    data_module = create_data_module(recipe, arrays)
     world_size = devices.world_size
     if devices.gpu and world_size > 1:
         # Lightning's `sync_batchnorm=True` uses torch's conversion, which drops the activations inside timm's layers.
@@ -180,7 +174,7 @@ def run_trainer(
             num_nodes=devices.nodes,
             strategy=_strategy(devices, lock),
             precision="bf16-mixed" if precision == "bf16" else "32-true",
-            max_epochs=settings.epochs,
+            max_epochs=recipe.training.epochs,
             # Some CUDA kernels have no deterministic implementation; torch then warns and continues.
             deterministic="warn" if devices.gpu else True,
             gradient_clip_val=recipe.optimizer.clip or None,
@@ -206,6 +200,23 @@ def run_trainer(
             )
     # Read from disk: if other processes trained, the model of this process has no history.
     return _history(checkpoint)
+
+
+def create_data_module(recipe: Recipe, arrays: ImageArrays) -> ImageDataModule:
+    """Return the batches of a recipe.
+
+    Args:
+        recipe: The recipe.
+        arrays: Its images or features.
+    """
+    settings = recipe.training
+    return ImageDataModule(
+        arrays,
+        batch=settings.batch,
+        seed=settings.seed,
+        augmentation=recipe.augmentation,
+        views=2 if settings.consistency else 1,
+    )
 
 
 def _history(checkpoint: Path) -> list[Epoch]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pneumoscope.runs.recipe import packaged_recipes
+from pneumoscope.runs.recipe_files import packaged_recipes
 
 __all__ = ["RUNS", "report_recipes"]
 

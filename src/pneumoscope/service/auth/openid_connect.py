@@ -9,7 +9,6 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import httpx2
 from authlib.common.errors import AuthlibBaseError
@@ -19,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pneumoscope.core.addresses import is_loopback
+from pneumoscope.core.addresses import require_encrypted
 from pneumoscope.core.errors import AuthenticationError, BusyError, ForbiddenError, UsageError
 from pneumoscope.core.files import read_error_reason
 from pneumoscope.core.i18n import N_
@@ -31,19 +30,12 @@ _TIMEOUT_SECONDS = 10
 _NEXT = "next"  # key of the page that asked for signing in
 
 
-def _require_https(issuer: str) -> str:
-    parts = urlsplit(issuer)
-    if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))):
-        raise ValueError("must be an https:// address")
-    return issuer.rstrip("/")
-
-
 class OpenIdConnectConfiguration(BaseModel):
     """The configuration of an identity provider, a TOML file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    issuer: Annotated[str, AfterValidator(_require_https)]
+    issuer: Annotated[str, AfterValidator(require_encrypted)]
     client_id: str = Field(min_length=1)
     client_secret: str = Field(min_length=1)
     display_name: str = Field(default="OpenID Connect", min_length=1, max_length=64)

@@ -27,6 +27,7 @@ from pneumoscope.service.storage.outbox_status import (
     OutboxStatus,
     add_to_totals,
     read_status,
+    require_destination,
 )
 from pneumoscope.service.storage.records import Row, format_time
 from pneumoscope.service.storage.results import (
@@ -35,7 +36,7 @@ from pneumoscope.service.storage.results import (
     change_rows,
     record_undelivered,
 )
-from pneumoscope.service.storage.tables import outbox, outbox_totals
+from pneumoscope.service.storage.tables import outbox
 
 __all__ = ["Outbox"]
 
@@ -274,10 +275,7 @@ class Outbox:
         if numbers:
             query = query.where(_COLUMNS.number.in_(numbers))
         if destination:
-            query = query.where(_COLUMNS.destination == destination)
-            known = connection.execute(select(outbox_totals.c.destination)).scalars().all()
-            if destination not in known:
-                raise UnknownNameError("destination with results", destination, known)
+            query = query.where(_COLUMNS.destination == require_destination(connection, destination))
         rows = connection.execute(query).mappings().all()
         missing = sorted(set(numbers) - {row["number"] for row in rows})
         if missing:

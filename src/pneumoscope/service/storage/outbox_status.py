@@ -10,10 +10,19 @@ from typing import Literal
 
 from sqlalchemy import Connection, Engine, and_, func, insert, or_, select, update
 
+from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.service.storage.database import read_transaction
 from pneumoscope.service.storage.tables import outbox, outbox_totals
 
-__all__ = ["IS_CONFIRMED", "UNCOMMITTED", "CommitmentState", "OutboxStatus", "add_to_totals", "read_status"]
+__all__ = [
+    "IS_CONFIRMED",
+    "UNCOMMITTED",
+    "CommitmentState",
+    "OutboxStatus",
+    "add_to_totals",
+    "read_status",
+    "require_destination",
+]
 
 CommitmentState = Literal["", "pending", "requested", "committed", "failed"]
 # States of a commitment that the destination has not made. Only delivered objects are in one of them, so queries do not state
@@ -64,6 +73,18 @@ def add_to_totals(connection: Connection, destination: str, *, delivered: int = 
     if not changed.rowcount:
         row = {"destination": destination, "delivered": delivered, "committed": committed}
         connection.execute(insert(outbox_totals), [row])
+
+
+def require_destination(connection: Connection, destination: str) -> str:
+    """Return the name of a destination that has, or had, results.
+
+    Raises:
+        UnknownNameError: There is no such destination.
+    """
+    known = connection.execute(select(outbox_totals.c.destination)).scalars().all()
+    if destination not in known:
+        raise UnknownNameError("destination with results", destination, known)
+    return destination
 
 
 def read_status(engine: Engine) -> list[OutboxStatus]:

@@ -17,9 +17,10 @@ from pneumoscope.service.audit.log import Entry, append, was_delivered
 from pneumoscope.service.auth.users import COMMAND_LINE
 from pneumoscope.service.storage.database import write_transaction
 from pneumoscope.service.storage.outbox_records import Delivery
+from pneumoscope.service.storage.outbox_status import require_destination
 from pneumoscope.service.storage.records import Row, format_time
 from pneumoscope.service.storage.results import change_rows
-from pneumoscope.service.storage.tables import outbox, outbox_totals
+from pneumoscope.service.storage.tables import outbox
 
 __all__ = ["is_unchanged", "resend"]
 
@@ -119,10 +120,7 @@ def _of_study(connection: Connection, study_instance_uid: str, destination: str)
         _COLUMNS.kind.not_in(("webhook", "rejection_note")),
     )
     if destination:
-        query = query.where(_COLUMNS.destination == destination)
-        known = connection.execute(select(outbox_totals.c.destination)).scalars().all()
-        if destination not in known:
-            raise UnknownNameError("destination with results", destination, known)
+        query = query.where(_COLUMNS.destination == require_destination(connection, destination))
     rows = connection.execute(query.order_by(_COLUMNS.number)).mappings().all()
     if not rows:
         raise UnknownNameError(

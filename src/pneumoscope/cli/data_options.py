@@ -1,0 +1,179 @@
+"""Options for the images of a command: labeled data sets, the names in them, and predictions of other tools."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from pneumoscope.data.label_mapping import LabelMapping
+
+__all__ = [
+    "PREDICTION_COLUMNS",
+    "data_option",
+    "images_option",
+    "label_options",
+    "outliers_option",
+    "prediction_column_options",
+    "split_option",
+]
+
+_Command = Callable[..., None]
+_Decorator = Callable[[_Command], _Command]
+
+data_option = click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Labeled data set: folder, manifest CSV or MedMNIST archive.",
+)
+outliers_option = click.option(
+    "--outliers",
+    metavar="DIR|CSV",
+    type=click.Path(path_type=Path, exists=True),
+    help="Images of patients outside the age range, for a recipe with an age classifier.",
+)
+split_option = click.option(
+    "--split",
+    type=click.Choice(["validation", "train"]),
+    default="validation",
+    show_default=True,
+    help="Test images are reserved for `pneumoscope evaluate`.",
+)
+
+
+def images_option(default: int) -> _Decorator:
+    """Return the option for the size of the sample."""
+    return click.option(
+        "--images",
+        type=click.IntRange(min=2),
+        default=default,
+        show_default=True,
+        help="Size of the random sample, half of it with pneumonia.",
+    )
+
+
+# --- names in a data set -----------------------------------------------------------------------------------------------
+
+# Option: its help, and the field of `LabelMapping`.
+_LABEL_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "--label-column": (
+        "label_column",
+        {
+            "metavar": "NAME",
+            "help": "Column of the CSV file with the label; etiology for bacteria, virus or normal, also from file names."
+            "  [default: label]",
+        },
+    ),
+    "--path-column": (
+        "path_column",
+        {"metavar": "NAME", "help": "Column with the path of each image.  [default: path]"},
+    ),
+    "--patient-column": (
+        "patient_column",
+        {"metavar": "NAME", "help": "Column with the patient.  [default: patient, patient_id and similar names]"},
+    ),
+    "--patient-pattern": (
+        "patient_pattern",
+        {
+            "metavar": "REGEX",
+            "help": "Regular expression that is searched in each path; the group in parentheses is the patient.",
+        },
+    ),
+    "--patients-from": (
+        "patients_from",
+        {
+            "type": click.Choice(["folder", "header"]),
+            "help": "The patient is the folder that an image is in, or that of the DICOM header.  [default: file names of the"
+            " public data set, else the header]",
+        },
+    ),
+    "--positive": (
+        "positive",
+        {"metavar": "CLASS", "help": "Label that counts as PNEUMONIA; all others count as NORMAL."},
+    ),
+    "--map": (
+        "renamed",
+        {
+            "metavar": "SOURCE=CLASS",
+            "multiple": True,
+            "help": "Rename a label, such as 'No Finding=NORMAL'. Repeat for several.",
+        },
+    ),
+    "--classes": (
+        "classes",
+        {"metavar": "CLASS,...", "help": "All classes, in the order of their index.  [default: sorted]"},
+    ),
+}
+
+
+def label_options(*, path_column: bool = True) -> _Decorator:
+    """Return the options for the names of another data set, which a command gets as `labels`, None if none is given.
+
+    Args:
+        path_column: Include --path-column; a command may have its own.
+    """
+
+    def decorate(command: _Command) -> _Command:
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            given = {field: values.pop(field, None) for field, _ in _LABEL_OPTIONS.values()}
+            if not path_column:
+                values["path_column"] = given.pop("path_column")
+            command(labels=_label_mapping(given), **values)
+
+        wrapped: _Command = run
+        for flag, (field, settings) in reversed(_LABEL_OPTIONS.items()):
+            if path_column or field != "path_column":
+                wrapped = click.option(flag, field, **settings)(wrapped)
+        return wrapped
+
+    return decorate
+
+
+def _label_mapping(given: dict[str, Any]) -> LabelMapping | None:
+    """Return the mapping that the options state; None if none is given."""
+    from pneumoscope.core.errors import UsageError
+    from pneumoscope.data.label_mapping import LabelMapping
+
+    fields = {field: value for field, value in given.items() if value}
+    if not fields:
+        return None
+    pairs = [pair.rpartition("=") for pair in fields.get("renamed", ())]
+    if wrong := [f"{source}{target}" for source, sign, target in pairs if not sign]:
+        raise UsageError(f"--map {wrong[0]!r} is not SOURCE=CLASS", hint="Example: --map 'No Finding=NORMAL'")
+    if pairs:
+        fields["renamed"] = tuple((source.strip(), target.strip()) for source, _, target in pairs)
+    if "classes" in fields:
+        fields["classes"] = tuple(name.strip() for name in fields["classes"].split(","))
+    return LabelMapping(**fields)
+
+
+# --- predictions of other tools --------------------------------------------------------------------------------------
+
+# Parameter of a command: field of `PredictionColumns`.
+PREDICTION_COLUMNS = {
+    "path_column": "path",
+    "id_column": "id",
+    "probability_column": "probability",
+    "logit_column": "logit",
+}
+
+
+def prediction_column_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options for the columns of a CSV file with the predictions of another tool."""
+    helps = {
+        "--path-column": "Column with the path or file name of each image, in the file of predictions and in --data.  [default:"
+        " path]",
+        "--id-column": "Column with an identifier instead: that of the manifest's column of the same name, the file name"
+        " without extension, or the SHA-256.  [default: id, without a column path]",
+        "--probability-column": "Column with the probability of pneumonia, 0 to 1.  [default: probability]",
+        "--logit-column": "Column with a logit instead.  [default: logit, without a column probability]",
+    }
+    for flag, text in reversed(helps.items()):
+        command = click.option(flag, default="", metavar="NAME", help=text)(command)
+    return command
