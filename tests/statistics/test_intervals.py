@@ -288,6 +288,19 @@ def test_bootstrap_needs_six_patients():
     assert six.low < 4.5 < six.high
 
 
+def test_bootstrap_of_a_statistic_that_compares_labels_needs_six_patients_of_each():
+    scores = np.random.default_rng(3).normal(size=40)
+    for positives, reason in (
+        (1, "1 patient of one label is too few for a bootstrap, which needs 6 of each"),
+        (5, "5 patients of one label are too few for a bootstrap, which needs 6 of each"),
+        (6, ""),
+    ):
+        labels = np.arange(40) < positives
+        interval = patient_bootstrap(weighted_auprc, scores, labels, None, resamples=200, by_label=True)
+        assert (interval.low is None, interval.reason) == (reason != "", reason)
+        assert patient_bootstrap(mean, scores, labels, None, resamples=200).low is not None
+
+
 def test_an_auprc_of_perfectly_separated_labels_has_no_interval_of_one_point():
     interval = patient_bootstrap(weighted_auprc, [1, 2, 3, 4, 5, 6], [False] * 3 + [True] * 3, None)
     assert (interval.value, interval.low, interval.high) == (1.0, None, None)

@@ -36,7 +36,7 @@ def classified(tp, fn, tn, fp):
     return np.repeat([True, False, False, True], [tp, fn, tn, fp]), np.repeat([True, False], [tp + fn, tn + fp])
 
 
-@given(st.tuples(*[st.integers(2, 40)] * 4))  # fewer than six images have no bootstrap
+@given(st.tuples(*[st.integers(3, 40)] * 4))  # six images of each label, below which there is no bootstrap
 def test_values_agree_with_scikit_learn(cells):
     decisions, labels = classified(*cells)
     result = threshold_metrics(decisions, labels, None, resamples=20)

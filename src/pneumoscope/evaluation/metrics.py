@@ -58,7 +58,7 @@ def ranking_metrics(images: Sequence[ScoredImage], *, seed: int) -> dict[str, In
         # Without normal images every ranking would have an AUPRC of 1.
         auprc = dataclasses.replace(auroc, method="patient bootstrap", seed=seed)
     else:
-        auprc = patient_bootstrap(weighted_auprc, logits, labels, patients, seed=seed)
+        auprc = patient_bootstrap(weighted_auprc, logits, labels, patients, seed=seed, by_label=True)
     return {
         "auroc": auroc,
         "auprc": auprc,

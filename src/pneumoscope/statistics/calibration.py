@@ -257,7 +257,15 @@ def calibration_intervals(
     reasons = dict.fromkeys(statistics, cannot) | {"observed_expected_ratio": "all probabilities are 0"}
     return {
         name: patient_bootstrap(
-            statistic, x, y, patients, resamples=resamples, level=level, seed=seed, reason=reasons[name]
+            statistic,
+            x,
+            y,
+            patients,
+            resamples=resamples,
+            level=level,
+            seed=seed,
+            reason=reasons[name],
+            by_label=True,
         )
         for name, (statistic, x) in statistics.items()
     }

@@ -272,6 +272,7 @@ def patient_bootstrap(
     level: float = 0.95,
     seed: int = 0,
     reason: str = "the statistic is undefined for these images",
+    by_label: bool = False,
 ) -> Interval:
     """Return a statistic with its percentile interval over resamples of whole patients, with replacement.
 
@@ -290,6 +291,7 @@ def patient_bootstrap(
         level: Coverage, 0 to 1.
         seed: Seed of the resamples.
         reason: Reason of the undefined interval if the statistic is undefined for all images.
+        by_label: True if the statistic compares the labels, such as the AUPRC: `MIN_PATIENTS` then applies to each label.
 
     Raises:
         UndefinedMetricError: See `inputs.validate`.
@@ -302,7 +304,7 @@ def patient_bootstrap(
         return statistic(x, y, weights)[:, None]
 
     return patient_bootstraps(
-        each, scores, labels, patients, resamples=resamples, level=level, seed=seed, reason=reason
+        each, scores, labels, patients, resamples=resamples, level=level, seed=seed, reason=reason, by_label=by_label
     )[0]
 
 
@@ -316,12 +318,13 @@ def patient_bootstraps(
     level: float = 0.95,
     seed: int = 0,
     reason: str = "the statistic is undefined for these images",
+    by_label: bool = False,
 ) -> list[Interval]:
     """Return several statistics, each with the interval of `patient_bootstrap`, from the same resamples.
 
     Args:
         statistics: Function of scores, labels and image weights; see `WeightedStatistics`.
-        scores, labels, patients, resamples, level, seed, reason: See `patient_bootstrap`.
+        scores, labels, patients, resamples, level, seed, reason, by_label: See `patient_bootstrap`.
 
     Raises:
         UndefinedMetricError: See `inputs.validate`.
@@ -330,14 +333,9 @@ def patient_bootstraps(
     groups = patient_groups(patients, len(x))
     values = statistics(x, y, np.ones((1, len(x))))[0].tolist()
     method, n = "patient bootstrap", len(x)
+    few_patients = _too_few_patients(groups, y, by_label=by_label)
     # An undefined statistic is not resampled: a regression without a solution takes long to fail.
-    patients_count = int(groups.max()) + 1
-    few_patients = (
-        f"{patients_count} patients are too few for a bootstrap, which needs {MIN_PATIENTS}"
-        if patients_count > 1
-        else "all images are of one patient"
-    )
-    is_resampled = patients_count >= MIN_PATIENTS and any(map(math.isfinite, values))
+    is_resampled = not few_patients and any(map(math.isfinite, values))
     resampled = _resample(statistics, x, y, groups, resamples, seed) if is_resampled else None
     intervals = []
     for index, value in enumerate(values):
@@ -358,6 +356,20 @@ def patient_bootstraps(
             continue
         intervals.append(Interval(value, low, high, method, n, level, seed))
     return intervals
+
+
+def _too_few_patients(groups: IntArray, labels: BoolArray, *, by_label: bool) -> str:
+    """Return why the patients are too few for a bootstrap; "" if they are not."""
+    n_patients = int(groups.max()) + 1
+    if n_patients == 1:
+        return "all images are of one patient"
+    if n_patients < MIN_PATIENTS:
+        return f"{n_patients} patients are too few for a bootstrap, which needs {MIN_PATIENTS}"
+    by_side = [len(np.unique(groups[side])) for side in (labels, ~labels) if by_label and side.any()]
+    if by_side and min(by_side) < MIN_PATIENTS:
+        patients = "1 patient of one label is" if min(by_side) == 1 else f"{min(by_side)} patients of one label are"
+        return f"{patients} too few for a bootstrap, which needs {MIN_PATIENTS} of each"
+    return ""
 
 
 def _resample(

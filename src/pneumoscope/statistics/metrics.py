@@ -110,7 +110,9 @@ def threshold_metrics(
         return proportion(correct[among], None if keys is None else list(keys[among]), reason=reason)
 
     def bootstrap(statistic: WeightedStatistic, reason: str) -> Interval:
-        interval = patient_bootstrap(statistic, predicted, y, patients, resamples=resamples, seed=seed, reason=reason)
+        interval = patient_bootstrap(
+            statistic, predicted, y, patients, resamples=resamples, seed=seed, reason=reason, by_label=True
+        )
         constant_class = _constant_class(sensitivity, specificity)
         if interval.value is None or not constant_class:
             return interval

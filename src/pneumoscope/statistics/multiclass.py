@@ -219,7 +219,7 @@ def class_metrics(
     def bootstrap(statistic: Callable[[FloatArray, BoolArray, FloatArray], FloatArray], scores: FloatArray) -> Interval:
         if reason:
             return undefined(reason, n=len(y), method=_BOOTSTRAP, seed=seed)
-        return patient_bootstrap(statistic, scores, member, patients, resamples=resamples, seed=seed)
+        return patient_bootstrap(statistic, scores, member, patients, resamples=resamples, seed=seed, by_label=True)
 
     return {
         "auroc": undefined(reason, n=len(y), method="delong") if reason else auroc_interval(ranking, member, patients),
