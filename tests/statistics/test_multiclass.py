@@ -309,6 +309,25 @@ def test_macro_auroc_alone_has_the_interval_of_all_metrics(data) -> None:
     assert (only.value, only.reason) == (None, "the class virus has no images")
 
 
+def test_means_over_classes_have_no_interval_if_a_class_has_few_patients(data) -> None:
+    p, y, patients = data
+    virus = np.flatnonzero(y == 2)
+    for kept, interval in ((12, True), (10, False)):  # images of 6 and of 5 patients
+        rows = np.concatenate([np.flatnonzero(y < 2), virus[:kept]])
+        inside = [patients[i] for i in rows]
+        found = overall_metrics(p[rows], y[rows], NAMES, inside, resamples=50)
+        for name in ("macro_auroc", "macro_f1"):
+            assert (found[name].low is not None) is interval
+        assert found["brier"].low is not None
+        assert found["macro_auroc"] == macro_auroc_interval(p[rows], y[rows], NAMES, inside, resamples=50)
+        expected = sklearn_metrics.roc_auc_score(y[rows], p[rows], multi_class="ovr")
+        assert found["macro_auroc"].value == pytest.approx(expected)
+    assert (
+        found["macro_auroc"].reason
+        == "5 patients of the class virus are too few for a bootstrap, which needs 6 of each"
+    )
+
+
 def test_macro_auroc_test_of_two_classes_is_the_delong_test() -> None:
     random = np.random.default_rng(4)
     y = random.integers(0, 2, 400)

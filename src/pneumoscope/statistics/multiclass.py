@@ -15,8 +15,15 @@ import numpy.typing as npt
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Interval
 from pneumoscope.statistics.calibration import calibration_error_interval
-from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray
-from pneumoscope.statistics.intervals import RESAMPLES, patient_bootstrap, patient_bootstraps, proportion, undefined
+from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, patient_groups
+from pneumoscope.statistics.intervals import (
+    MIN_PATIENTS,
+    RESAMPLES,
+    patient_bootstrap,
+    patient_bootstraps,
+    proportion,
+    undefined,
+)
 from pneumoscope.statistics.metrics import weighted_f1
 from pneumoscope.statistics.roc import auroc_interval, weighted_auprc, weighted_auroc
 
@@ -136,7 +143,8 @@ def overall_metrics(
         macros = [none] * 5
     else:
         reason = "no image is predicted as one of the classes"
-        macros = _bootstrap(macro, len(y), patients, resamples=resamples, seed=seed, reason=reason)
+        few = _too_few_patients(y, names, patients)
+        macros = _bootstrap(macro, len(y), patients, resamples=resamples, seed=seed, reason=reason, few_patients=few)
     names_of_macros = ("macro_auroc", "macro_auprc", "macro_f1", "macro_specificity", "macro_precision")
     brier, log_loss = _bootstrap(losses, len(y), patients, resamples=resamples, seed=seed)
     return {
@@ -178,7 +186,19 @@ def macro_auroc_interval(
         patients,
         resamples=resamples,
         seed=seed,
+        few_patients=_too_few_patients(y, names, patients),
     )[0]
+
+
+def _too_few_patients(targets: IntArray, names: Sequence[str], patients: Sequence[str] | None) -> str:
+    """Return why a class has too few patients for a bootstrap of means over classes; "" if none has."""
+    groups = patient_groups(patients, len(targets))
+    for index, name in enumerate(names):
+        count = len(np.unique(groups[targets == index]))
+        if count < MIN_PATIENTS:
+            which = f"1 patient of the class {name} is" if count == 1 else f"{count} patients of the class {name} are"
+            return f"{which} too few for a bootstrap, which needs {MIN_PATIENTS} of each"
+    return ""
 
 
 def _missing_class(targets: IntArray, names: Sequence[str]) -> str:
@@ -372,8 +392,23 @@ def _bootstrap(
     resamples: int = RESAMPLES,
     seed: int,
     reason: str = "the statistic is undefined for these images",
+    few_patients: str = "",
 ) -> list[Interval]:
-    """Return statistics of image weights (r, n), in columns, with bootstrap intervals by patient."""
+    """Return statistics of image weights (r, n), in columns, with bootstrap intervals by patient.
+
+    Args:
+        statistics: Function of the weights.
+        n: Number of images.
+        patients, resamples, seed, reason: See `patient_bootstraps`.
+        few_patients: Why there are no intervals; "" if there are.
+    """
+    if few_patients:
+        return [
+            Interval(value, None, None, _BOOTSTRAP, n, seed=seed, reason=few_patients)
+            if math.isfinite(value)
+            else undefined(reason, n=n, method=_BOOTSTRAP, seed=seed)
+            for value in statistics(np.ones((1, n)))[0].tolist()
+        ]
     return patient_bootstraps(
         lambda _scores, _labels, weights: statistics(weights),
         np.zeros(n),
