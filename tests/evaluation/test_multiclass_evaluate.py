@@ -254,6 +254,7 @@ def test_the_report_has_the_subgroups(maker):
     evaluation, _ = evaluate_multiclass(run, with_sites(maker.classes()), by=["site"])
     report = report_multiclass([run])
     assert report.tables["subgroups"].rows[1][:3] == ("levels", "site: B", 18)
+    assert report.tables["subgroups"].columns[3:6] == ("Macro AUROC", "Accuracy", "Sensitivity for bright")
     page = report.page()
     for group in evaluation.subgroups:
         for interval in group.metrics.values():

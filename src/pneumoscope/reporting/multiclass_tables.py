@@ -106,11 +106,17 @@ def _subgroups(runs: Sequence[ComparedClasses]) -> Table:
         (run.name, f"{group.column}: {group.value}", group.n, *(group.metrics[key] for key in names))
         for run, group in groups
     )
-    titles = {key: labels.CLASS_METRICS.get(key, key.capitalize()) for key in names}
+    titles = {key: _subgroup_metric(key) for key in names}
     columns = ("Run", "Subgroup", "Images", *titles.values())
     return Table(
         "subgroups", "Results by subgroup.", columns, rows, _note(titles, [group.metrics for _, group in groups])
     )
+
+
+def _subgroup_metric(key: str) -> str:
+    """Return the label of a metric of subgroups, such as "Sensitivity for virus"."""
+    metric, _, name = key.partition(", ")
+    return f"{labels.METRICS[metric]} for {name}" if name else labels.CLASS_METRICS[metric]
 
 
 def _paired_tests(comparison: MulticlassComparison) -> Table:
