@@ -107,8 +107,8 @@ def print_multiclass_evaluation(evaluation: MulticlassEvaluation, console: Conso
         }
         console.print(interval_table(title, {**evaluation.sets, **by_class}))
     for group in evaluation.subgroups:
-        counts = ", ".join(f"{group.counts.get(label, 0)} {label}" for label in evaluation.classes)
-        console.print(interval_table(printable(f"subgroup {group.column}: {group.value} ({counts})"), group.metrics))
+        images = ", ".join(f"{group.counts.get(label, 0)} {label}" for label in evaluation.classes)
+        console.print(interval_table(printable(f"subgroup {group.column}: {group.value} ({images})"), group.metrics))
     for test in evaluation.interactions:
         click.echo(printable(f"  {test.sentence}"))
     if evaluation.test_evaluation is not None:
