@@ -181,7 +181,7 @@ def test_mean_without_a_covariance_is_stated_without_an_interval():
     assert auroc.reason.startswith("the variance of the AUROC needs 2 patients in each class")
     sensitivity = scoring.mean("sensitivity", (0, 1))
     assert (sensitivity.value, sensitivity.low) == (1.0, None)
-    assert str(sensitivity) == "1.000 (no interval: the variance of a proportion needs 2 patients; there are 1)"
+    assert str(sensitivity) == "1.000 (no interval: the variance of a proportion needs 2 patients; there is 1)"
 
 
 def test_metric_of_a_missing_label_is_undefined_with_the_reason():

@@ -80,7 +80,7 @@ def test_macro_auroc_is_tested_by_the_variances_of_the_groups():
     for number in (0, 1):
         rows = np.flatnonzero(sites == number)
         groups = patient_groups([images[i].patient for i in rows], len(rows))
-        area, variance = macro_auroc_covariance(log_odds(p[rows])[None], y[rows], groups)
+        area, variance = macro_auroc_covariance(log_odds(p[rows])[None], y[rows], CLASSES, groups)
         areas.append(area[0])
         variances.append(variance[0, 0])
     expected = 2 * stats.norm.sf(abs(areas[0] - areas[1]) / np.sqrt(sum(variances)))
@@ -122,6 +122,21 @@ def test_a_difference_between_sites_is_found():
     _, tests = broken_down(images, sites)
     assert all(test.p_holm < 0.01 for test in tests)
     assert "differs significantly between the 2 groups of site" in tests[0].sentence
+
+
+def test_a_group_with_few_patients_of_a_class_prevents_the_test_of_the_macro_auroc():
+    images, _, y, _ = draw(per_patient=1)
+    sites = np.arange(len(y)) % 2
+    sites[np.flatnonzero(y == 2)[5:]] = 0
+    sites[np.flatnonzero(y == 2)[:5]] = 1
+    groups, tests = broken_down(images, sites)
+    few = "5 patients of the class virus are too few"
+    assert groups[1].metrics["macro_auroc"].reason.startswith(f"{few} for a bootstrap")
+    assert (tests[0].p, tests[0].reason) == (
+        None,
+        f"{few} for the variance of the macro AUROC, which needs 6 of each",
+    )
+    assert tests[1].p is not None
 
 
 def test_a_group_without_a_class_is_in_no_test_of_the_macro_auroc():

@@ -340,6 +340,21 @@ def test_a_collapsed_calibration_has_no_slope_but_a_reason(scale, reason):
     assert (interval.value, interval.low, interval.reason) == (None, None, reason)
 
 
+@pytest.mark.parametrize(
+    ("probabilities", "labels"),
+    [
+        ([0.5] * 10 + [0.9], [False, True] * 5 + [True]),
+        ([0.0, 0.0, 1.0, 1.0, 1.0], [False, False, False, True, True]),
+    ],
+)
+def test_the_reason_of_a_missing_slope_names_equal_probabilities_at_the_threshold(probabilities, labels):
+    """Quasi-complete separation, Albert & Anderson 1984; the first ranks the images hardly better than chance."""
+    slope = calibration_intervals(probabilities, labels, None, resamples=20)["calibration_slope"]
+    assert slope.reason == (
+        "it cannot be estimated: the probabilities separate the labels, except for equal ones at one threshold"
+    )
+
+
 def test_probabilities_that_hardly_differ_have_no_slope():
     """They rank the images a little, so that the regression has a solution: a slope in the thousands."""
     random = np.random.default_rng(4)

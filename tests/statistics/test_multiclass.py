@@ -13,8 +13,9 @@ from sklearn.preprocessing import label_binarize
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Interval
 from pneumoscope.statistics.conformal import fit_class_thresholds
+from pneumoscope.statistics.heterogeneity import area_heterogeneity
 from pneumoscope.statistics.inputs import patient_groups
-from pneumoscope.statistics.intervals import mean_of_proportions, wilson
+from pneumoscope.statistics.intervals import MIN_PATIENTS, mean_of_proportions, wilson
 from pneumoscope.statistics.multiclass import (
     class_metrics,
     confusion_matrix,
@@ -262,7 +263,7 @@ def _second(data, seed: int) -> np.ndarray:
 def test_macro_auroc_difference_is_that_of_scikit_learn_with_the_interval_of_a_bootstrap(data) -> None:
     p, y, patients = data
     q = _second(data, 8)
-    interval, probability = macro_auroc_test(log_odds(p), log_odds(q), y, patients)
+    interval, probability = macro_auroc_test(log_odds(p), log_odds(q), y, NAMES, patients)
 
     def difference(rows: np.ndarray) -> float:
         each = (sklearn_metrics.roc_auc_score(y[rows], s[rows], multi_class="ovr") for s in (p, q))
@@ -280,7 +281,8 @@ def test_macro_auroc_difference_is_that_of_scikit_learn_with_the_interval_of_a_b
 def test_macro_auroc_covariance_is_that_of_a_bootstrap_of_patients(data) -> None:
     p, y, patients = data
     networks = [p, _second(data, 8), _second(data, 9)]
-    areas, covariance = macro_auroc_covariance(np.stack(list(map(log_odds, networks))), y, patient_groups(patients, N))
+    rankings = np.stack(list(map(log_odds, networks)))
+    areas, covariance = macro_auroc_covariance(rankings, y, NAMES, patient_groups(patients, N))
     expected = [sklearn_metrics.roc_auc_score(y, each, multi_class="ovr") for each in networks]
     assert areas == pytest.approx(expected)
     random = np.random.default_rng(1)
@@ -291,13 +293,13 @@ def test_macro_auroc_covariance_is_that_of_a_bootstrap_of_patients(data) -> None
 
 def test_macro_auroc_covariance_of_two_classes_is_that_of_delong() -> None:
     random = np.random.default_rng(4)
-    y = random.integers(0, 2, 400)
-    scores = random.normal(size=(3, 400)) + y
-    groups = patient_groups([str(i // 2) for i in range(400)], 400)
-    areas, covariance = macro_auroc_covariance(np.stack([-scores, scores], axis=2), y, groups)
+    y = np.repeat(random.integers(0, 2, 20), 2)
+    scores = random.normal(size=(3, 40)) + y
+    groups = patient_groups([str(i // 2) for i in range(40)], 40)
+    areas, covariance = macro_auroc_covariance(np.stack([-scores, scores], axis=2), y, NAMES[:2], groups)
     expected_areas, expected = delong_covariance(scores, y == 1, groups)
     assert areas == pytest.approx(expected_areas)
-    assert covariance == pytest.approx(expected, rel=0.02)  # their corrections for few patients differ
+    assert covariance == pytest.approx(expected)
 
 
 def test_macro_auroc_alone_has_the_interval_of_all_metrics(data) -> None:
@@ -333,10 +335,10 @@ def test_macro_auroc_test_of_two_classes_is_the_delong_test() -> None:
     y = random.integers(0, 2, 400)
     a, b = (random.normal(size=400) + y for _ in range(2))
     expected, p_expected = delong_test(a, b, y == 1)
-    found, p = macro_auroc_test(np.stack([-a, a], 1), np.stack([-b, b], 1), y)
+    found, p = macro_auroc_test(np.stack([-a, a], 1), np.stack([-b, b], 1), y, NAMES[:2])
     assert found.value == pytest.approx(expected.value)
-    assert found.low == pytest.approx(expected.low, abs=2e-4)  # their corrections for few patients differ
-    assert p == pytest.approx(p_expected, rel=0.01)
+    assert found.low == pytest.approx(expected.low)
+    assert p == pytest.approx(p_expected)
 
 
 def test_macro_auroc_test_keeps_the_images_of_a_patient_together() -> None:
@@ -344,17 +346,49 @@ def test_macro_auroc_test_keeps_the_images_of_a_patient_together() -> None:
     random = np.random.default_rng(6)
     y = random.integers(0, 3, 150)
     a, b = (random.normal(size=(150, 3)) + s * np.eye(3)[y] for s in (1.3, 1.0))
-    single, p = macro_auroc_test(a, b, y)
+    single, p = macro_auroc_test(a, b, y, NAMES)
     copies = [np.repeat(each, 4, axis=0) for each in (a, b, y)]
-    clustered, p_clustered = macro_auroc_test(*copies, [str(i // 4) for i in range(600)])
+    clustered, p_clustered = macro_auroc_test(*copies, NAMES, [str(i // 4) for i in range(600)])
     assert p_clustered == pytest.approx(p, rel=1e-6)
     assert (clustered.low, clustered.high) == pytest.approx((single.low, single.high))
-    assert macro_auroc_test(*copies)[1] < p / 2
+    assert macro_auroc_test(*copies, NAMES)[1] < p / 2
+
+
+def test_macro_auroc_is_not_tested_if_a_class_has_few_patients(data) -> None:
+    """With one patient, a class would add no variance, and half of the tests without a difference would be significant."""
+    p, y, patients = data
+    q = _second(data, 8)
+    virus = np.flatnonzero(y == 2)
+    for kept, reason in (
+        (10, "5 patients of the class virus are too few for the variance of the macro AUROC, which needs 6 of each"),
+        (1, "1 patient of the class virus is too few for the variance of the macro AUROC, which needs 6 of each"),
+        (0, "the class virus has no images"),
+    ):
+        rows = np.concatenate([np.flatnonzero(y < 2), virus[:kept]])
+        with pytest.raises(UndefinedMetricError) as error:
+            macro_auroc_test(log_odds(p)[rows], log_odds(q)[rows], y[rows], NAMES, [patients[i] for i in rows])
+        assert error.value.message == reason
+
+
+def test_five_percent_of_tests_without_a_difference_are_significant_if_a_class_is_rare() -> None:
+    """Two groups and two networks, with as few images of a class as are tested, 300 times: 5% within three standard errors."""
+    random = np.random.default_rng(12)
+    y = np.repeat([0, 1, 2], [40, 40, MIN_PATIENTS])
+    groups = np.arange(len(y))
+    between_groups, between_networks = [], []
+    for _ in range(300):
+        first, second = random.normal(size=(2, len(y), 3)) + np.eye(3)[y]
+        found = [macro_auroc_covariance(scores[None], y, NAMES, groups) for scores in (first, second)]
+        areas, variances = ([float(each[part].squeeze()) for each in found] for part in (0, 1))
+        between_groups.append(area_heterogeneity(areas, variances))
+        between_networks.append(macro_auroc_test(first, second, y, NAMES)[1])
+    for p in (between_groups, between_networks):
+        assert 0.012 < np.mean(np.array(p) < 0.05) < 0.088
 
 
 def test_equal_rankings_have_no_test(data) -> None:
     p, y, patients = data
-    interval, probability = macro_auroc_test(log_odds(p), 3 * log_odds(p), y, patients)
+    interval, probability = macro_auroc_test(log_odds(p), 3 * log_odds(p), y, NAMES, patients)
     assert (interval.value, probability, interval.reason) == (0.0, None, "both networks rank the images alike")
 
 

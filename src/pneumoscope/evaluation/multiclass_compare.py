@@ -138,17 +138,20 @@ def _findings(
     runs: Sequence[ComparedClasses], summaries: Sequence[MulticlassRunSummary]
 ) -> tuple[tuple[RunGroup, ...], tuple[PairedTest, ...], tuple[str, ...]]:
     """Return the groups of seeds, the paired tests, and the findings as sentences."""
-    scores = [class_scores(run.images, run.evaluation.classes) for run in runs]
+    classes = runs[0].evaluation.classes
+    scores = [class_scores(run.images, classes) for run in runs]
     compared = group_runs(runs)
     if any(each.is_group for each in compared):
-        return group_findings(compared, summaries, ClassScoring(scores))
+        return group_findings(compared, summaries, ClassScoring(scores, classes))
     names, accuracies = [run.name for run in runs], [run.metrics["accuracy"] for run in summaries]
-    pairs = _paired_tests(names, scores)
+    pairs = _paired_tests(names, scores, classes)
     training = training_sentence([run.record is not None for run in runs])
     return (), pairs, findings(names, accuracies, pairs, training)
 
 
-def _paired_tests(names: Sequence[str], scores: Sequence[ClassScores]) -> tuple[PairedTest, ...]:
+def _paired_tests(
+    names: Sequence[str], scores: Sequence[ClassScores], classes: Sequence[str]
+) -> tuple[PairedTest, ...]:
     """Test every pair of runs by accuracy and macro AUROC; p-values are Holm-corrected over the pairs of each metric."""
     targets, patients = scores[0].targets, scores[0].patients
     correct = [each.predicted == targets for each in scores]
@@ -161,7 +164,7 @@ def _paired_tests(names: Sequence[str], scores: Sequence[ClassScores]) -> tuple[
     macro = []
     for a, b in pairs:
         try:
-            macro.append(macro_auroc_test(ranking[a], ranking[b], targets, patients))
+            macro.append(macro_auroc_test(ranking[a], ranking[b], targets, classes, patients))
         except UndefinedMetricError as error:
             macro.append((undefined(error.message, n=len(targets), method=MACRO_AUROC_METHOD), None))
     test = mcnemar_method(patient_groups(patients, len(targets)))

@@ -26,13 +26,15 @@ class ClassScoring(MetricScoring):
 
     Args:
         runs: Scores of the runs, on the same images in the same order.
+        classes: Names of the classes.
     """
 
     tested = TESTED_CLASS_METRICS
 
-    def __init__(self, runs: Sequence[ClassScores]) -> None:
+    def __init__(self, runs: Sequence[ClassScores], classes: Sequence[str]) -> None:
         super().__init__()
         self._runs = runs
+        self._classes = classes
 
     def _values(self, metric: str) -> FloatArray | None:
         targets, one = self._runs[0].targets, np.ones((1, len(self._runs[0].targets)))
@@ -48,7 +50,7 @@ class ClassScoring(MetricScoring):
         try:
             if metric == "macro_auroc":
                 rankings = np.stack([log_odds(run.probabilities) for run in self._runs])
-                found = macro_auroc_covariance(rankings, targets, groups)
+                found = macro_auroc_covariance(rankings, targets, self._classes, groups)
             else:
                 found = proportion_covariance(np.stack([run.predicted == targets for run in self._runs]), groups)
         except UndefinedMetricError as error:

@@ -44,7 +44,8 @@ def class_group_metrics(
         areas, variances = [], []
         for rows in groups:
             numbers = patient_groups(inside(rows), len(rows))
-            area, variance = macro_auroc_covariance(log_odds(scores.probabilities[rows])[None], y[rows], numbers)
+            ranking = log_odds(scores.probabilities[rows])[None]
+            area, variance = macro_auroc_covariance(ranking, y[rows], classes, numbers)
             areas.append(area[0])
             variances.append(variance[0, 0])
         return area_heterogeneity(areas, variances)

@@ -152,11 +152,11 @@ def weighted_calibration_slope(logits: FloatArray, labels: BoolArray, weights: F
         labels, weights: See `weighted_brier`.
 
     Returns:
-        Shape (r,); NaN where it cannot be estimated: the probabilities separate the labels perfectly, so that the regression
-        has no finite solution, or their odds differ by less than 1%.
+        Shape (r,); NaN where it cannot be estimated: the probabilities separate the labels, perfectly or except for equal ones at
+        one threshold, so that the regression has no finite solution, or their odds differ by less than 1%.
 
-    Source: Cox 1958, Biometrika 45:562; Van Calster 2019, BMC Med 17:230. Perfect separation: Albert & Anderson 1984, Biometrika
-        71:1.
+    Source: Cox 1958, Biometrika 45:562; Van Calster 2019, BMC Med 17:230. Separation, complete and quasi-complete: Albert &
+        Anderson 1984, Biometrika 71:1.
     """
     slopes = np.full(len(weights), np.nan)
     rows = ~(_are_separated(logits, labels, weights) | _are_equal(logits, weights))
@@ -250,7 +250,8 @@ def calibration_intervals(
     if _are_equal(logits, once)[0]:
         cause = f"all probabilities are practically equal, {p.min():.3g} to {p.max():.3g}"
     elif _are_separated(logits, y, once)[0]:
-        cause = "the probabilities separate the labels perfectly"
+        tied = bool(np.intersect1d(logits[y], logits[~y]).size)
+        cause = f"the probabilities separate the labels{', except for equal ones at one threshold' if tied else ' perfectly'}"
     else:
         cause = "the regression has no finite solution"
     cannot = f"it cannot be estimated: {cause}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ __all__ = [
     "BoolArray",
     "FloatArray",
     "IntArray",
+    "count_unknown",
     "patient_groups",
     "validate",
     "validate_both_classes",
@@ -79,6 +80,15 @@ def validate_probabilities(probabilities: npt.ArrayLike, labels: npt.ArrayLike) 
     if p.min() < 0 or p.max() > 1:
         raise UndefinedMetricError(f"probabilities range from {p.min():g} to {p.max():g}, not within 0 to 1")
     return p, y
+
+
+def count_unknown(patients: Iterable[str]) -> int:
+    """Return the number of images of unknown patients.
+
+    Args:
+        patients: One patient key per image, "" where unknown.
+    """
+    return sum(not patient for patient in patients)
 
 
 def patient_groups(patients: Sequence[str] | None, n: int) -> IntArray:

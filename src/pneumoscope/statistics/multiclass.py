@@ -36,6 +36,7 @@ __all__ = [
     "overall_metrics",
     "pair_metrics",
     "set_metrics",
+    "too_few_patients",
     "validate_classes",
     "weighted_macro_auroc",
 ]
@@ -143,7 +144,7 @@ def overall_metrics(
         macros = [none] * 5
     else:
         reason = "no image is predicted as one of the classes"
-        few = _too_few_patients(y, names, patients)
+        few = too_few_patients(y, names, patient_groups(patients, len(y)), "a bootstrap")
         macros = _bootstrap(macro, len(y), patients, resamples=resamples, seed=seed, reason=reason, few_patients=few)
     names_of_macros = ("macro_auroc", "macro_auprc", "macro_f1", "macro_specificity", "macro_precision")
     brier, log_loss = _bootstrap(losses, len(y), patients, resamples=resamples, seed=seed)
@@ -186,18 +187,26 @@ def macro_auroc_interval(
         patients,
         resamples=resamples,
         seed=seed,
-        few_patients=_too_few_patients(y, names, patients),
+        few_patients=too_few_patients(y, names, patient_groups(patients, len(y)), "a bootstrap"),
     )[0]
 
 
-def _too_few_patients(targets: IntArray, names: Sequence[str], patients: Sequence[str] | None) -> str:
-    """Return why a class has too few patients for a bootstrap of means over classes; "" if none has."""
-    groups = patient_groups(patients, len(targets))
+def too_few_patients(targets: IntArray, names: Sequence[str], groups: IntArray, purpose: str) -> str:
+    """Return why a class has too few patients for intervals and tests of means over classes; "" if none has.
+
+    Args:
+        targets: Index of the class of each image, shape (n,).
+        names: Name of each class.
+        groups: Patient numbers from `inputs.patient_groups`, shape (n,).
+        purpose: That for which they are too few, such as "a bootstrap".
+    """
+    if missing := _missing_class(targets, names):
+        return missing
     for index, name in enumerate(names):
         count = len(np.unique(groups[targets == index]))
         if count < MIN_PATIENTS:
             which = f"1 patient of the class {name} is" if count == 1 else f"{count} patients of the class {name} are"
-            return f"{which} too few for a bootstrap, which needs {MIN_PATIENTS} of each"
+            return f"{which} too few for {purpose}, which needs {MIN_PATIENTS} of each"
     return ""
 
 

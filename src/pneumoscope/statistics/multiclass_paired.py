@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy import stats
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Interval
 from pneumoscope.statistics.inputs import FloatArray, IntArray, patient_groups
+from pneumoscope.statistics.multiclass import too_few_patients
 from pneumoscope.statistics.paired import auroc_difference
 
 __all__ = ["MACRO_AUROC_METHOD", "macro_auroc_covariance", "macro_auroc_test"]
@@ -19,7 +21,7 @@ MACRO_AUROC_METHOD = "delong, mean of classes, by patient"
 
 
 def macro_auroc_covariance(
-    rankings: npt.ArrayLike, targets: npt.ArrayLike, groups: IntArray
+    rankings: npt.ArrayLike, targets: npt.ArrayLike, names: Sequence[str], groups: IntArray
 ) -> tuple[FloatArray, FloatArray]:
     """Return the macro AUROCs of one or more networks on the same images, and the covariance of these.
 
@@ -30,31 +32,33 @@ def macro_auroc_covariance(
     Args:
         rankings: Scores of the classes in any unit, of each network, shape (k, n, K).
         targets: Index of the class of each image, shape (n,).
+        names: Name of each class.
         groups: Patient numbers from `inputs.patient_groups`, shape (n,).
 
     Returns:
         Macro AUROCs, shape (k,), and covariance, shape (k, k).
 
     Raises:
-        UndefinedMetricError: A class or its rest has no images, or there are fewer than 2 patients.
+        UndefinedMetricError: A class has fewer patients than `intervals.MIN_PATIENTS`. With one patient, a class would add no
+            variance at all.
 
     Source: DeLong 1988, Biometrics 44:837, with sums over the images of a patient by Obuchowski 1997, Biometrics 53:567; the
         mean of the AUROCs of all classes is linear in them.
     """
     y = np.asarray(targets, dtype=np.int64)
-    patients = int(groups.max()) + 1
-    if patients < 2:
-        raise UndefinedMetricError("the variance of the AUROC needs images of 2 patients")
+    if reason := too_few_patients(y, names, groups, "the variance of the macro AUROC"):
+        raise UndefinedMetricError(reason)
     found = [_influence(ranking, y, groups) for ranking in np.asarray(rankings, dtype=np.float64)]
     influence = np.stack([each for _, each in found])
     areas = np.array([areas.mean() for areas, _ in found])
-    return areas, patients / (patients - 1) * influence @ influence.T
+    return areas, influence @ influence.T
 
 
 def macro_auroc_test(
     ranking_a: npt.ArrayLike,
     ranking_b: npt.ArrayLike,
     targets: npt.ArrayLike,
+    names: Sequence[str],
     patients: Sequence[str] | None = None,
     level: float = 0.95,
 ) -> tuple[Interval, float | None]:
@@ -66,6 +70,7 @@ def macro_auroc_test(
     Args:
         ranking_a, ranking_b: Scores of the classes in any unit, in the same order, shape (n, K).
         targets: Index of the class of each image, shape (n,).
+        names: Name of each class.
         patients: One patient key per image, "" where unknown; None if no patient is known.
         level: Coverage of the interval, 0 to 1.
 
@@ -80,25 +85,29 @@ def macro_auroc_test(
     y = np.asarray(targets, dtype=np.int64)
     if a.ndim != 2 or a.shape != b.shape or y.shape != a.shape[:1]:
         raise UndefinedMetricError(f"scores of shapes {a.shape} and {b.shape} do not match targets of shape {y.shape}")
-    areas, covariance = macro_auroc_covariance(np.stack([a, b]), y, patient_groups(patients, len(y)))
+    areas, covariance = macro_auroc_covariance(np.stack([a, b]), y, names, patient_groups(patients, len(y)))
     difference = float(areas[0] - areas[1])
     variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     return auroc_difference(difference, variance, method=MACRO_AUROC_METHOD, n=len(y), level=level)
 
 
 def _influence(ranking: FloatArray, targets: IntArray, groups: IntArray) -> tuple[FloatArray, FloatArray]:
-    """Return the AUROC of each class, shape (K,), and the influence of each patient on their mean, shape (patients,)."""
+    """Return the AUROC of each class, shape (K,), and the influence of each patient on their mean, shape (patients,).
+
+    The influences of the m patients of a class, or of its rest, are multiplied by the square root of m / (m - 1): the squared
+    deviations from a mean of m are too small by this factor, as in `roc.delong_covariance`.
+    """
     total, classes = int(groups.max()) + 1, ranking.shape[1]
     areas, influence = np.zeros(classes), np.zeros(total)
     for k in range(classes):
         member, scores = targets == k, ranking[:, k]
         m, n = int(member.sum()), int((~member).sum())
-        if not m or not n:
-            raise UndefinedMetricError(f"class {k + 1} of {classes} has {m} of the {m + n} images")
         ranks = stats.rankdata(scores)
         above = (ranks[member] - stats.rankdata(scores[member])) / n
         below = 1 - (ranks[~member] - stats.rankdata(scores[~member])) / m
         areas[k] = above.mean()
-        influence += np.bincount(groups[member], (above - areas[k]) / m, total) / classes
-        influence += np.bincount(groups[~member], (below - areas[k]) / n, total) / classes
+        for members, components in ((member, (above - areas[k]) / m), (~member, (below - areas[k]) / n)):
+            patients = len(np.unique(groups[members]))
+            scale = math.sqrt(patients / (patients - 1)) / classes
+            influence += scale * np.bincount(groups[members], components, total)
     return areas, influence

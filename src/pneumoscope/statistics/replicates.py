@@ -44,7 +44,7 @@ def proportion_covariance(successes: npt.ArrayLike, groups: IntArray) -> tuple[F
     x = np.atleast_2d(np.asarray(successes, dtype=np.float64))
     n_patients = len(np.unique(groups))
     if n_patients < 2:
-        raise UndefinedMetricError(f"the variance of a proportion needs 2 patients; there are {n_patients}")
+        raise UndefinedMetricError("the variance of a proportion needs 2 patients; there is 1")
     mean = x.mean(axis=1)
     residuals = np.stack([np.bincount(groups, row) for row in x - mean[:, None]]) / x.shape[1]
     return mean, n_patients / (n_patients - 1) * residuals @ residuals.T

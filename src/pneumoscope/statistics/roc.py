@@ -158,8 +158,8 @@ def delong_covariance(scores: npt.ArrayLike, labels: npt.ArrayLike, groups: IntA
     n_patients = [len(np.unique(groups[members])) for members in (y, ~y)]
     if min(n_patients) < 2:
         raise UndefinedMetricError(
-            "the variance of the AUROC needs 2 patients in each class;"
-            f" there are {n_patients[0]} with PNEUMONIA and {n_patients[1]} NORMAL"
+            "the variance of the AUROC needs 2 patients in each class"
+            f" (PNEUMONIA: {n_patients[0]}, NORMAL: {n_patients[1]})"
         )
     m, n, total = int(y.sum()), int((~y).sum()), int(groups.max()) + 1
     ranks = stats.rankdata(x, axis=1)
