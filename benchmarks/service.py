@@ -6,7 +6,7 @@
 - Overload: images arrive at twice the highest of these rates, whether or not earlier ones are answered. Each must be answered by
   201, or by 503 with Retry-After.
 - Soak: 8 clients at a quarter of the throughput of 8 clients, on a new service, after a warm-up at their full rate: the buffers
-  for 8 images at once are not growth.
+  for 8 images at once do not count as growth.
 
 Memory at the end of overload and soak may exceed that after the first sixth (5 of 30 minutes) by 5%. A number in a comment makes
 each file unique, and one in the age each prediction, so that each is scored, stored on disk before it is answered, and has a row

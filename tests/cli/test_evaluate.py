@@ -220,7 +220,7 @@ def test_logits_that_are_given_as_probabilities_are_named(maker, capsys):
 
 def test_subgroups_and_differences_are_shown(maker):
     run, images, north = maker.run(), maker.images(), maker.images("north", normal=20, pneumonia=30, seed=4)
-    rows = [f"{image.path},{image.label},test,{'MF'[i % 2]}" for i, image in enumerate(load_manifest(north))]
+    rows = [f"{image.path},{image.label},test,{'MF'[i % 2]}[/x]" for i, image in enumerate(load_manifest(north))]
     (north / "images.csv").write_text("\n".join(["path,label,split,sex", *rows]))
     assert invoke(run, "--data", images).exit_code == 0
     options = ("--name", "north", "--by", "sex, etiology", "--reference", "test", "--json")

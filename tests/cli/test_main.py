@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import io
+import json
 import re
 import signal
 import subprocess
@@ -485,3 +486,40 @@ def test_minus_signs_are_hyphens_where_the_output_encoding_has_none(monkeypatch:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1", write_through=True))
     run_and_exit(command, [])
     assert written.getvalue() == b"-0.5 \\u0416\n"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "written"),
+    [
+        ("utf-8", b"/data/\xff/\xd0\x96 \xe2\x88\x921\n"),
+        ("latin-1", b"/data/\xff/\\u0416 -1\n"),
+    ],
+)
+def test_bytes_of_a_path_are_printed_as_they_are_where_the_locale_keeps_them(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, written: bytes
+) -> None:
+    """The standard streams have the error handler surrogateescape in the locales C, POSIX and C.UTF-8."""
+
+    @click.command()
+    def command() -> None:
+        click.echo("/data/\udcff/Ж \N{MINUS SIGN}1")
+
+    stream = io.BytesIO()
+    output = io.TextIOWrapper(stream, encoding=encoding, errors="surrogateescape", write_through=True)
+    monkeypatch.setattr(sys, "stdout", output)
+    run_and_exit(command, [])
+    assert stream.getvalue() == written
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+def test_json_stays_valid_in_every_output_encoding(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    text = "\N{GRINNING FACE} \x81 Ж é"
+
+    @click.command()
+    def command() -> None:
+        click.echo(json.dumps(text, ensure_ascii=False))
+
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding, write_through=True))
+    run_and_exit(command, [])
+    assert json.loads(written.getvalue().decode(encoding)) == text

@@ -198,7 +198,14 @@ def test_evaluate_and_compare_take_predictions_of_other_tools(maker, tmp_path, s
     result = invoke("evaluate", "--predictions", file, "--data", data, *NAMED, "--json")
     assert result.exception is None, result.output
     assert json.loads(result.stdout)["metrics"]["accuracy"]["value"] == 1
-    printed = invoke("evaluate", "--predictions", file, "--data", data, *NAMED, "--name", "tool")
+    header, *lines = data.read_text().splitlines()
+    data.write_text(
+        "\n".join([f"{header},site", *(f"{line},{('ward [icu]', '[/x]')[i % 2]}" for i, line in enumerate(lines))])
+    )
+    printed = invoke("evaluate", "--predictions", file, "--data", data, *NAMED, "--name", "tool", "--by", "site")
+    assert printed.exception is None, printed.output
+    assert "site: ward [icu]" in printed.stdout
+    assert "site: [/x]" in printed.stdout
     assert "tool on 36 test images" in printed.stdout
     assert "It is unknown whether the model was trained" in printed.stdout
     run = maker.multiclass_run()

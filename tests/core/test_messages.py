@@ -402,7 +402,13 @@ def test_notice_of_another_model_states_no_population_of_the_current_one():
             "patients unknown, each image counts as one",
             "of unknown patients (each image counts as one)",
         ),
-        (14, 4, "10 patients, and 4 images of unknown patients", "of 10 patients and 4 unknown ones (one per image)"),
+        (
+            14,
+            4,
+            "10 known patients; 4 images have no known patient",
+            "of 10 known patients (4 images have no known patient)",
+        ),
+        (2, 1, "1 known patient; 1 image has no known patient", "of 1 known patient (1 image has no known patient)"),
     ],
 )
 def test_unknown_patients_are_not_called_patients(patients, unknown, text, of_text):

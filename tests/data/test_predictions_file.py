@@ -151,6 +151,14 @@ def test_of_two_labels_the_column_of_pneumonia_is_suggested(write):
         read_predictions_file(write("path,probability_NORMAL,probability_PNEUMONIA\nx,0.5,0.5\n"), DEFAULT)
 
 
+def test_the_column_of_a_single_class_is_reported_as_such(write):
+    file = write("path,P(bac),P(vir)\na.png,0.5,0.5\n")
+    with pytest.raises(UsageError, match=r"'bacteria=P\(bac\)' names the column of one class only"):
+        read_predictions_file(file, PredictionColumns(probability="bacteria=P(bac)"))
+    odd = read_predictions_file(write("path,p=\na.png,0.5\n"), PredictionColumns(probability="p="))
+    assert odd.rows[0].values == (0.5,)
+
+
 def test_columns_of_several_classes_can_be_named(write):
     file = write("image,P(bac),P(vir),probability\na.png,-3,700,5\n")
     columns = PredictionColumns(path="image", logit={"virus": "P(vir)", "bacteria": "P(bac)"})
@@ -180,7 +188,7 @@ def test_files_of_several_classes_are_told_by_their_columns(write, text, several
     ("text", "columns", "error", "message"),
     [
         ("probability_a,probability_b\n0.5,0.4\n", {}, LayoutError, "no column 'path' or 'id'"),
-        ("path,a,b\nx,0.5,0.5\n", {}, LayoutError, "no columns of several classes, such as probability_b"),
+        ("path,a,b\nx,0.5,0.5\n", {}, LayoutError, "no columns of several classes, such as probability_virus"),
         (
             "path,a,b\nx,0.5,0.4\n",
             {"probability": {"a": "a", "b": "b"}},

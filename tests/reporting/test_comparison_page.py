@@ -217,7 +217,8 @@ def test_the_page_begins_with_title_notice_images_and_findings(three: Any, page:
         ({"n": 96, "patients": 96}, "96"),  # of an earlier version
         ({"n": 96, "patients": 80, "unknown_patients": 0}, "80"),
         ({"n": 96, "patients": 96, "unknown_patients": 96}, "unknown each image counts as one"),
-        ({"n": 96, "patients": 80, "unknown_patients": 6}, "74 and 6 images of unknown patients"),
+        ({"n": 96, "patients": 80, "unknown_patients": 6}, "74 known; 6 images have no known patient"),
+        ({"n": 96, "patients": 80, "unknown_patients": 1}, "79 known; 1 image has no known patient"),
     ],
 )
 def test_unknown_patients_are_stated_as_unknown(images: dict[str, int], text: str) -> None:

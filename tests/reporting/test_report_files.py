@@ -7,6 +7,7 @@ import io
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ from PIL import Image
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.core.image_flow import ImageCount, ImageFlow
 from pneumoscope.core.results import Interval
+from pneumoscope.reporting.checklist_facts import _flow as flow_fact
 from pneumoscope.reporting.flow_diagram import excluded_lines
 from pneumoscope.reporting.report_files import ReportFiles, make_report
-from pneumoscope.reporting.tables import Table, to_csv, to_latex, to_markdown
+from pneumoscope.reporting.tables import Table, _flow, to_csv, to_latex, to_markdown
 from pneumoscope.runs.evaluations import read_evaluation
 
 
@@ -92,6 +94,39 @@ def test_lines_of_the_flow_name_unknown_patients_and_images_that_were_set_aside(
         "set aside (unused): 3 images, 1 patient, 1 unknown",
         "split validation: 2 images, 1 patient",
     ]
+
+
+def test_table_of_the_flow_does_not_count_unknown_patients_as_patients() -> None:
+    others = {"train": ImageCount(4, 4, 4), "validation": ImageCount(2, 1)}
+    flow = ImageFlow("images", 0, 0, ImageCount(106, 105, 94), others, ImageCount(100, 100, 90))
+    evaluation = SimpleNamespace(flow=flow, n=100, patients=100, unknown_patients=90, counts={}, rejected=None)
+    table = _flow([SimpleNamespace(summary=SimpleNamespace(name="run"), evaluation=evaluation)])
+    assert table.columns[2:] == ("Number of images", "Number of patients", "Images of unknown patients")
+    assert {row[1]: row[2:] for row in table.rows if row[3] is not None} == {
+        "labeled images of images": (106, 11, 94),
+        "not evaluated: train": (4, "unknown", 4),
+        "not evaluated: validation": (2, 1, None),
+        "evaluated": (100, 10, 90),
+    }
+
+
+@pytest.mark.parametrize(
+    ("copies", "contradictory", "text"),
+    [
+        (0, 0, ""),
+        (1, 0, " Of the evaluated images, 1 is byte-identical to an earlier one."),
+        (
+            2,
+            1,
+            " Of the evaluated images, 2 are byte-identical to an earlier one, and 1 has another label elsewhere in the data.",
+        ),
+        (0, 3, " Of the evaluated images, 3 have another label elsewhere in the data."),
+    ],
+)
+def test_checklists_state_byte_identical_images_in_a_sentence(copies: int, contradictory: int, text: str) -> None:
+    flow = ImageFlow("images", 0, 0, ImageCount(9, 9), {}, ImageCount(9, 9), copies, contradictory)
+    fact = flow_fact(None, [SimpleNamespace(evaluation=SimpleNamespace(flow=flow))])
+    assert fact.text.endswith(f"not evaluated: none.{text}")
 
 
 @pytest.mark.slow

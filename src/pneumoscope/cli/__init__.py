@@ -9,6 +9,7 @@ import codecs
 import errno
 import gc
 import io
+import json
 import sys
 import traceback
 import warnings
@@ -52,7 +53,7 @@ VERBS = (
     "audit-log",
     "storage",
 )
-_PLAIN = "pneumoscope.plain"  # how errors of encoding are handled
+_PLAIN, _PLAIN_BUT_BYTES = "pneumoscope.plain", "pneumoscope.plain-but-bytes"  # how errors of encoding are handled
 _EXTRAS = {
     "train": ("torch", "torchvision", "lightning", "timm", "onnx", "onnxscript", "tensorboard", "safetensors"),
     "serve": (
@@ -110,14 +111,25 @@ def cli() -> None:
 
 
 def _encode_plainly(error: UnicodeError) -> tuple[str, int]:
-    """Encode what an encoding lacks: a minus sign as a hyphen, anything else as its escape sequence."""
+    """Encode what an encoding lacks: a minus sign as a hyphen, anything else as its escape sequence, as in JSON."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end].replace("\N{MINUS SIGN}", "-")
-    return text.encode("ascii", "backslashreplace").decode("ascii"), error.end
+    return "".join(mark if mark == "-" else json.dumps(mark)[1:-1] for mark in text), error.end
+
+
+def _encode_plainly_but_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Encode the next character as `surrogateescape` does if it is a byte of a path, otherwise as `_encode_plainly`."""
+    if isinstance(error, UnicodeEncodeError):
+        error.end = error.start + 1
+        code = ord(error.object[error.start])
+        if 0xDC80 <= code <= 0xDCFF:
+            return bytes([code - 0xDC00]), error.end
+    return _encode_plainly(error)
 
 
 codecs.register_error(_PLAIN, _encode_plainly)
+codecs.register_error(_PLAIN_BUT_BYTES, _encode_plainly_but_bytes)
 
 
 def main() -> None:
@@ -138,7 +150,8 @@ def run_and_exit(command: click.Command, arguments: list[str] | None = None) -> 
     given = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=_PLAIN)
+            # Paths that are not of the encoding are printed as their bytes in the locales of most containers.
+            stream.reconfigure(errors=_PLAIN_BUT_BYTES if stream.errors == "surrogateescape" else _PLAIN)
     # Warnings of decoders quote the file, which may contain a patient's name.
     warnings.filterwarnings("ignore", module=r"(PIL|pydicom|pneumoscope\.imaging)\b")
     try:

@@ -53,7 +53,7 @@ def command(data: Path, labels: LabelMapping | None, as_json: bool, html: Path |
     if as_json:
         click.echo(to_json(result), nl=False)
         return
-    console = Console()
+    console = Console(markup=False)  # names may contain brackets
     for table in _tables(result):
         console.print(table)
         console.print()
@@ -61,11 +61,9 @@ def command(data: Path, labels: LabelMapping | None, as_json: bool, html: Path |
 
 def _tables(result: DatasetAudit) -> list[Table]:
     """Return the tables of counts, findings and shortcuts."""
-    from rich.markup import escape
     from rich.table import Table
 
-    labels = map(escape, next(iter(result.images.values())))
-    counts = Table("split", *labels, *result.etiology_columns, "patients", title="Images")
+    counts = Table("split", *next(iter(result.images.values())), *result.etiology_columns, "patients", title="Images")
     for name, images in result.images.items():
         etiology = [result.etiology[name][column] for column in result.etiology_columns]
         counts.add_row(name, *(f"{n:,}" for n in (*images.values(), *etiology, result.patients[name])))
@@ -87,11 +85,11 @@ def _tables(result: DatasetAudit) -> list[Table]:
     findings.add_row("near-duplicate pairs", f"{near.pairs:,}, {across:,} of them across splits")
     findings.add_row("skipped files", f"{len(result.unreadable):,}")
     for file in result.unreadable[:10]:
-        findings.add_row(escape(f"  {file.path}"), escape(file.reason))
+        findings.add_row(f"  {file.path}", file.reason)
     if len(result.unreadable) > 10:
         findings.add_row(f"  and {len(result.unreadable) - 10} more", "list all with --json")
     for note in result.notes:
-        findings.add_row("note", escape(note))
+        findings.add_row("note", note)
 
     shortcuts = Table("control", "AUROC", "95% interval", title="Shortcuts (AUROC 0.5: no information)")
     for name, interval in result.shortcuts.items():

@@ -219,7 +219,7 @@ def _print_result(evaluation: Evaluation, *, as_json: bool) -> None:
     if as_json:
         click.echo(to_json(evaluation), nl=False)
     else:
-        print_evaluation(evaluation, Console())
+        print_evaluation(evaluation, Console(markup=False))
 
 
 def _evaluate_predictions(
@@ -303,7 +303,7 @@ def _print_classes(evaluation: MulticlassEvaluation, *, as_json: bool) -> None:
     if as_json:
         click.echo(to_json(evaluation), nl=False)
     else:
-        print_multiclass_evaluation(evaluation, Console())
+        print_multiclass_evaluation(evaluation, Console(markup=False))
 
 
 def _with_path_column(labels: LabelMapping | None, column: str) -> LabelMapping | None:

@@ -33,7 +33,8 @@ def interval_table(
     for heading in ("", "value", "95% interval", "n", "method"):
         table.add_column(heading)
     for name, interval in metrics.items():
-        table.add_row(name.replace("_", " "), *_cells(interval))
+        metric, comma, label = name.partition(", ")
+        table.add_row(metric.replace("_", " ") + comma + label, *_cells(interval))
     for name, interval in (by_etiology or {}).items():
         table.add_row(f"{noun}, {name}", *_cells(interval))
     return table

@@ -6,14 +6,11 @@ import functools
 import shlex
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import click
 
 from pneumoscope.core.prediction import ASSUMPTIONS, AgeRequirement
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "accelerator_option",

@@ -67,5 +67,5 @@ def command(
     for name, counts in manifest.counts().items():
         patients = {image.patient for image in manifest.split(name)} - {""}
         table.add_row(name, *(f"{n:,}" for n in counts.values()), f"{len(patients):,}")
-    Console().print(table)
+    Console(markup=False).print(table)
     click.echo(f"split by {by}, seed {seed}: {out}")

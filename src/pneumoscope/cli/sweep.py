@@ -108,7 +108,7 @@ def _print_rows(rows: Sequence[SweepRow]) -> None:
             _text(row.auroc, row.auroc_sd),
             _text(row.loss, row.loss_sd),
         )
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def _text(mean: float, sd: float | None) -> str:

@@ -22,7 +22,8 @@ def require_https(url: str) -> str:
     """Return an address without a slash at its end.
 
     Raises:
-        ValueError: It is not one of https, or of this machine; or it has a user name, or a fragment, which is never sent.
+        ValueError: The scheme is not https, except for an http address of this machine; or the address has a user name, or a
+            fragment, which is never sent.
     """
     parts = urlsplit(url)
     if "@" in parts.netloc:
@@ -36,7 +37,7 @@ def require_encrypted(url: str) -> str:
     """Return an address without a slash at its end.
 
     Raises:
-        ValueError: It is not one of https, or of this machine.
+        ValueError: The scheme is not https, except for an http address of this machine.
     """
     parts = urlsplit(url)
     if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))):

@@ -247,7 +247,7 @@ def patients_text(patients: int, unknown: int | None, images: int) -> str:
         return counted(patients, "patient")
     if unknown == images:
         return "patients unknown, each image counts as one"
-    return f"{counted(patients - unknown, 'patient')}, and {counted(unknown, 'image')} of unknown patients"
+    return f"{counted(patients - unknown, 'known patient')}; {_without_patient(unknown)}"
 
 
 def of_patients_text(patients: int, unknown: int | None, images: int) -> str:
@@ -256,7 +256,11 @@ def of_patients_text(patients: int, unknown: int | None, images: int) -> str:
         return f"of {counted(patients, 'patient')}"
     if unknown == images:
         return "of unknown patients (each image counts as one)"
-    return f"of {counted(patients - unknown, 'patient')} and {unknown:,} unknown ones (one per image)"
+    return f"of {counted(patients - unknown, 'known patient')} ({_without_patient(unknown)})"
+
+
+def _without_patient(images: int) -> str:
+    return f"{counted(images, 'image')} {'has' if images == 1 else 'have'} no known patient"
 
 
 def full_stop(language: str = "en") -> str:

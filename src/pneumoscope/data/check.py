@@ -33,6 +33,7 @@ from pneumoscope.data.duplicates import NearDuplicates, exact_duplicates, near_d
 from pneumoscope.data.inspection import HASH_BITS, THUMBNAIL_SIDE, InspectedImage, inspect_images
 from pneumoscope.data.manifest import LABELS, SPLITS, LabeledImage, Manifest
 from pneumoscope.data.split import expected_leak_rate
+from pneumoscope.statistics.inputs import count_unknown
 from pneumoscope.statistics.intervals import undefined
 from pneumoscope.statistics.roc import auroc_interval
 
@@ -199,7 +200,7 @@ def check_data(manifest: Manifest, *, seed: int = 0, progress: StepProgress | No
         images=_count(names, splits, [image.label for image in images], manifest.classes),
         etiology=_count_etiologies(names, splits, images),
         patients={name: len(patients[name]) for name in names},
-        unknown_patients=sum(not image.patient for image in images),
+        unknown_patients=count_unknown(image.patient for image in images),
         patients_in_several_splits={f"{a}/{b}": len(patients[a] & patients[b]) for a, b in combinations(names, 2)},
         expected_leak_rate=leak_rate,
         expected_leak_rate_reason=leak_rate_reason,

@@ -28,6 +28,7 @@ from pneumoscope.data.medmnist import load_medmnist
 from pneumoscope.data.patients import parse_file_name
 from pneumoscope.imaging.file_type import IMAGE_EXTENSIONS, skip_reason
 from pneumoscope.imaging.header_fields import read_header_fields
+from pneumoscope.statistics.inputs import count_unknown
 
 __all__ = ["load_manifest"]
 
@@ -175,7 +176,7 @@ def _notes(manifest: Manifest) -> Iterator[str]:
     if others := [path for path, reason in manifest.skipped if reason != "hidden"]:
         names = ", ".join(others[:_MAX_NAMED]) + (", …" if len(others) > _MAX_NAMED else "")
         yield f"skipped {counted(len(others), 'other file')} ({names}); for details: pneumoscope check-data DATA"
-    unknown = sum(not image.patient for image in images)
+    unknown = count_unknown(image.patient for image in images)
     if unknown:
         yield (
             f"the patient of {unknown:,} of {len(images):,} images is unknown, because neither file names nor DICOM headers"

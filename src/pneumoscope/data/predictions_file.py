@@ -221,6 +221,11 @@ def _choose_value_column(header: Sequence[str], columns: PredictionColumns, name
                 hint="In Python, use evaluate_multiclass_predictions",
             )
         if column:
+            if column not in header and "=" in column:
+                raise UsageError(
+                    f"--{scale}-column {column!r} names the column of one class only, and {name} has no column of this name",
+                    hint=f"For several classes, give --{scale}-column once for each, CLASS=NAME",
+                )
             return _named_column(header, column, name), scale
     if "probability" in header and "logit" in header:
         raise UsageError(
@@ -259,7 +264,7 @@ def _choose_class_columns(
         )
     if not several:
         raise LayoutError(
-            f"{name} has no columns of several classes, such as probability_{header[-1]} (its columns: {', '.join(header)})",
+            f"{name} has no columns of several classes, such as probability_virus (its columns: {', '.join(header)})",
             hint="Name the column of each class: --probability-column CLASS=COLUMN, or --logit-column CLASS=COLUMN",
         )
     return found[several[0]], several[0]

@@ -27,6 +27,7 @@ from pneumoscope.core.errors import DatasetError, UsageError
 from pneumoscope.core.messages import counted
 from pneumoscope.data.manifest import LabeledImage, Manifest, identical_images
 from pneumoscope.data.patients import parse_patient
+from pneumoscope.statistics.inputs import count_unknown
 
 __all__ = ["METHODS", "SplitMethod", "expected_leak_rate", "split_manifest"]
 
@@ -235,7 +236,7 @@ def _pool(manifest: Manifest, by: str) -> tuple[list[LabeledImage], list[str]]:
             pool = [image for image in pool if image.patient not in test_patients]
             patients = counted(len({image.patient for image in leaked}), "patient")
             notes.append(f"set aside {counted(len(leaked), 'image')} of {patients} also in the test split")
-        unknown = sum(not image.patient for image in pool)
+        unknown = count_unknown(image.patient for image in pool)
         if unknown and by == "patient":
             notes.append(f"split {counted(unknown, 'image')} without a known patient as if each were a patient")
     return pool, notes

@@ -231,7 +231,7 @@ def _summarize(
         name: point_acceptance(compared, name, settings.margin, settings.target_power) for name in card.operating_points
     }
     accepted, accepted_reference = accepted_fractions(compared)
-    accepted_test = compare_accepted(compared, settings.margin)
+    accepted_test = compare_accepted(compared, accepted, accepted_reference, settings.margin)
     for_sample, _ = with_prevalence(card, sample_prevalence(images.labels[~before.rejected]))
     probabilities = calibrate(for_sample, images.logits)
     return Acceptance(

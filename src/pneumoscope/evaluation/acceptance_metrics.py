@@ -207,9 +207,16 @@ def accepted_fractions(compared: SiteComparison) -> tuple[Interval | None, Inter
     return observed, Interval(1 - share.value, 1 - share.high, 1 - share.low, share.method, share.n)
 
 
-def compare_accepted(compared: SiteComparison, margin: float) -> NonInferiority | None:
-    """Test the fraction of accepted images for non-inferiority; None if it or its reference is undefined."""
-    accepted, reference = accepted_fractions(compared)
+def compare_accepted(
+    compared: SiteComparison, accepted: Interval | None, reference: Interval | None, margin: float
+) -> NonInferiority | None:
+    """Test the fraction of accepted images for non-inferiority; None if it or its reference is undefined.
+
+    Args:
+        compared: The images.
+        accepted, reference: See `accepted_fractions`.
+        margin: Margin of non-inferiority.
+    """
     if not accepted or not reference or accepted.value is None:
         return None
     images = compared.images

@@ -38,7 +38,7 @@ from pneumoscope.evaluation.paired_findings import corrected_tests, findings
 from pneumoscope.evaluation.run_groups import TESTED, SummarizedRun, group_sentences, without_interval
 from pneumoscope.runs.record import RunRecord, read_run
 from pneumoscope.runs.run_folder import BUNDLE_FOLDER, MANIFEST_FILE, run_folders
-from pneumoscope.statistics.inputs import patient_groups
+from pneumoscope.statistics.inputs import count_unknown, patient_groups
 from pneumoscope.statistics.intervals import undefined
 from pneumoscope.statistics.resampled import FOLDS_METHOD, folds_difference, folds_mean
 
@@ -217,7 +217,7 @@ def find_differences(folds: Sequence[Folds[Any]], tested: Sequence[str]) -> Fold
             "sha256": images_sha256([image.sha256 for image in images]),
             "n": len(images),
             "patients": int(patient_groups([image.patient for image in images], len(images)).max()) + 1,
-            "unknown_patients": sum(not image.patient for image in images),
+            "unknown_patients": count_unknown(image.patient for image in images),
             "counts": dict(sum((Counter(run.evaluation.counts) for run in folds[0].runs), Counter())),
         },
         groups=groups,

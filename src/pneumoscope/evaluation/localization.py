@@ -25,6 +25,7 @@ from pneumoscope.evaluation.saliency_metrics import explain_pixels, localize, me
 from pneumoscope.evaluation.selection import count_patients, select_unreserved_images
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference.session import BundleSession
+from pneumoscope.statistics.inputs import count_unknown
 from pneumoscope.statistics.intervals import proportion
 
 __all__ = ["Localization", "measure_localization", "read_mask"]
@@ -104,7 +105,7 @@ def measure_localization(
         peak_inside=proportion(peaks, patients),
         energy_inside=mean_over_images(energies, positive, patients, seed),
         area=mean_over_images(areas, positive, patients, seed),
-        unknown_patients=sum(not patient for patient in patients),
+        unknown_patients=count_unknown(patients),
     )
 
 

@@ -18,7 +18,7 @@ from pneumoscope.core.messages import counted
 from pneumoscope.core.multiclass_results import MulticlassEvaluation, MulticlassScoredImage
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import LabeledImage
-from pneumoscope.data.predictions_file import PredictionColumns, PredictionsFile, read_class_predictions_file
+from pneumoscope.data.predictions_file import PredictionColumns, read_class_predictions_file
 from pneumoscope.evaluation.external_predictions import check_prediction_options, with_path_column
 from pneumoscope.evaluation.multiclass_fitting import fit_prediction_sets, fit_temperature_scaling
 from pneumoscope.evaluation.multiclass_recording import (
@@ -44,7 +44,7 @@ from pneumoscope.statistics.probabilities import softmax
 __all__ = ["check_class_predictions", "evaluate_multiclass_predictions"]
 
 _TINY = 2.0**-53  # a probability of 0 has no logarithm; the log loss counts it as this, too
-_SUM = 1e-6  # larger differences of a sum of probabilities from 1 are stated
+_SUM = 1e-3  # larger differences of a sum of probabilities from 1 are stated; smaller ones are rounding
 
 
 def evaluate_multiclass_predictions(
@@ -125,7 +125,9 @@ def evaluate_multiclass_predictions(
         classes=names,
         predictions_sha256=matched.file.sha256,
         coverage=None if fitted.sets is None else fitted.sets.coverage,
-        remarks=_remarks(matched.file, fitted, None if chosen_on is None else chosen_on[1]),
+        remarks=_remarks(
+            matched.file.scale, matched.values(evaluated.images), fitted, None if chosen_on is None else chosen_on[1]
+        ),
     )
     folder = None if out is None else Path(out)
     if folder is not None and not replace:
@@ -224,8 +226,10 @@ def _logits(matched: MatchedPredictions, images: Sequence[LabeledImage]) -> Floa
     return values if matched.file.scale == "logit" else np.asarray(np.log(np.maximum(values, _TINY)))
 
 
-def _remarks(file: PredictionsFile, fitted: _Fitted, validation: Sequence[LabeledImage] | None) -> tuple[str, ...]:
-    """Return sentences on what is unknown, on prediction sets, and on what the probabilities are."""
+def _remarks(
+    scale: str, given_values: FloatArray, fitted: _Fitted, validation: Sequence[LabeledImage] | None
+) -> tuple[str, ...]:
+    """Return sentences on what is unknown, on prediction sets, and on what the values of the evaluated images are."""
     remarks = [UNKNOWN_TRAINING]
     if validation is None:
         remarks.append("There are no predictions for validation images, and so there are no prediction sets.")
@@ -237,22 +241,22 @@ def _remarks(file: PredictionsFile, fitted: _Fitted, validation: Sequence[Labele
             )
         if fitted.sets is None:
             remarks.append("A class has too few validation images for prediction sets.")
-    given = "as given" if file.scale == "probability" else "the softmax of the given logits"
+    given = "as given" if scale == "probability" else "the softmax of the given logits"
     remarks.append(
         f"Probabilities are {given}, without calibration."
         if fitted.calibration is None
         else f"Probabilities are calibrated on {counted(fitted.calibration.n, 'validation image')} (temperature scaling)."
     )
-    sums = [sum(row.values) for row in file.rows]
-    if file.scale == "probability" and (other := [total for total in sums if abs(total - 1) > _SUM]):
+    off = np.abs(given_values.sum(axis=1) - 1)
+    if scale == "probability" and (other := int((off > _SUM).sum())):
         remarks.append(
-            f"The probabilities of {counted(len(other), 'image')} sum to {min(other):.4g} to {max(other):.4g}, and were divided"
-            " by their sum."
+            f"The sum of the probabilities of {counted(other, 'image')} differs from 1 by up to {off.max():.2g}; they were"
+            " divided by it."
         )
-    if file.scale == "logit" and all(
-        min(row.values) >= 0 and abs(total - 1) < _SUM for row, total in zip(file.rows, sums, strict=True)
-    ):
-        remarks.append("All logits are probabilities that sum to 1: if so, give --probability-column instead.")
+    if scale == "logit" and given_values.min() >= 0 and off.max() < _SUM:
+        remarks.append(
+            "All logits are within 0 to 1 and sum to 1: if they are probabilities, give --probability-column instead."
+        )
     return tuple(remarks)
 
 

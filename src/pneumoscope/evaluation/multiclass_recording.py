@@ -33,7 +33,7 @@ from pneumoscope.runs.multiclass_evaluations import (
     read_multiclass_evaluation,
 )
 from pneumoscope.runs.run_folder import EVALUATION_FILE, PREDICTIONS_FILE
-from pneumoscope.statistics.inputs import BoolArray, FloatArray, patient_groups
+from pneumoscope.statistics.inputs import BoolArray, FloatArray, count_unknown, patient_groups
 
 __all__ = ["ClassSource", "check_folder", "record_classes", "scored_class_images", "summarize_classes"]
 
@@ -136,7 +136,7 @@ def summarize_classes(
         interactions=interactions,
         predictions_sha256=source.predictions_sha256,
         remarks=source.remarks,
-        unknown_patients=sum(not patient for patient in patients),
+        unknown_patients=count_unknown(patients),
         notice=notice(source.population),
     )
 

@@ -37,7 +37,7 @@ from pneumoscope.runs.evaluations import predictions_csv, read_evaluation
 from pneumoscope.runs.run_folder import EVALUATION_FILE, PREDICTIONS_FILE
 from pneumoscope.statistics.calibration import reliability_bins
 from pneumoscope.statistics.decision_curve import decision_curve
-from pneumoscope.statistics.inputs import patient_groups
+from pneumoscope.statistics.inputs import count_unknown, patient_groups
 from pneumoscope.statistics.intervals import proportion
 
 __all__ = ["TEST_SPLITS", "ScoreSource", "record_and_write", "summarize", "summarize_rejections", "with_earlier_points"]
@@ -208,7 +208,7 @@ def summarize(
         remarks=source.remarks,
         decision_curve=decision_curve(probabilities, positives(scored), patients, seed=seed),
         flow=flow,
-        unknown_patients=sum(not patient for patient in patients),
+        unknown_patients=count_unknown(patients),
         notice=notice(source.population),
     )
 

@@ -18,6 +18,7 @@ from pneumoscope.data.layouts import SPLIT_FOLDERS, load_manifest
 from pneumoscope.data.manifest import LABELS, LabeledImage, Manifest
 from pneumoscope.runs.record import read_run, recorded_labels
 from pneumoscope.runs.run_folder import MANIFEST_FILE, is_run_folder
+from pneumoscope.statistics.inputs import count_unknown
 
 __all__ = [
     "balanced_sample",
@@ -336,7 +337,7 @@ def count_patients(images: Iterable[LabeledImage]) -> int:
 
 def count_unknown_patients(images: Iterable[LabeledImage]) -> int:
     """Return the number of images without a known patient."""
-    return sum(not image.patient for image in images)
+    return count_unknown(image.patient for image in images)
 
 
 def balanced_sample(

@@ -13,7 +13,7 @@ from pneumoscope.core.image_flow import ImageCount
 from pneumoscope.core.messages import counted, of_patients_text
 from pneumoscope.core.result_forms import method_name
 from pneumoscope.reporting import labels
-from pneumoscope.reporting.flow_diagram import duplicate_lines, excluded_lines
+from pneumoscope.reporting.flow_diagram import excluded_lines
 from pneumoscope.reporting.run_data import RunData
 
 __all__ = ["FACTS", "PLACES", "Fact"]
@@ -59,10 +59,16 @@ def _flow(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
     if flow is None:
         return None
     excluded = "; ".join(excluded_lines(flow)) or "none"
-    found = f" Of the evaluated images, {' and '.join(lines)}." if (lines := duplicate_lines(flow)) else ""
+    found = []
+    if flow.copies:
+        found.append(f"{flow.copies:,} {'is' if flow.copies == 1 else 'are'} byte-identical to an earlier one")
+    if flow.contradictory:
+        has = "has" if flow.contradictory == 1 else "have"
+        found.append(f"{flow.contradictory:,} {has} another label elsewhere in the data")
+    duplicates = f" Of the evaluated images, {', and '.join(found)}." if found else ""
     return Fact(
         f"Of {counted(flow.labeled.images, 'labeled image')} {_of_patients(flow.labeled)},"
-        f" {flow.evaluated.images:,} {_of_patients(flow.evaluated)} were evaluated; not evaluated: {excluded}.{found}",
+        f" {flow.evaluated.images:,} {_of_patients(flow.evaluated)} were evaluated; not evaluated: {excluded}.{duplicates}",
         "images",
     )
 

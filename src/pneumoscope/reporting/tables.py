@@ -167,30 +167,34 @@ def _text(cell: Cell) -> str:
 
 
 def _flow(runs: Sequence[RunData]) -> Table:
-    def patients(count: ImageCount) -> Cell:
-        return "unknown" if count.images and count.unknown_patients == count.images else count.patients
+    def patients(count: ImageCount) -> tuple[Cell, Cell]:
+        """Return the number of patients, and of images of unknown ones, which records of earlier versions count as patients."""
+        unknown = count.unknown_patients
+        known = count.patients - (unknown or 0)
+        return "unknown" if unknown and not known else known, unknown
 
     rows: list[tuple[Cell, ...]] = []
     for run in runs:
         name, flow, evaluation = run.summary.name, run.evaluation.flow, run.evaluation
         if flow:
-            rows.append((name, f"labeled images of {flow.source}", flow.labeled.images, patients(flow.labeled)))
+            rows.append((name, f"labeled images of {flow.source}", flow.labeled.images, *patients(flow.labeled)))
             rows += [
-                (name, f"not evaluated: {split}", count.images, patients(count))
+                (name, f"not evaluated: {split}", count.images, *patients(count))
                 for split, count in flow.other_splits.items()
             ]
-            rows.append((name, "not evaluated: cannot be read", flow.unreadable, None))
-            rows.append((name, "not evaluated: other files", flow.skipped, None))
+            rows.append((name, "not evaluated: cannot be read", flow.unreadable, None, None))
+            rows.append((name, "not evaluated: other files", flow.skipped, None, None))
         count = ImageCount(evaluation.n, evaluation.patients, evaluation.unknown_patients)
-        rows.append((name, "evaluated", evaluation.n, patients(count)))
-        rows += [(name, f"evaluated: {label}", count, None) for label, count in evaluation.counts.items()]
+        rows.append((name, "evaluated", evaluation.n, *patients(count)))
+        rows += [(name, f"evaluated: {label}", count, None, None) for label, count in evaluation.counts.items()]
         if flow and flow.copies is not None:
-            rows.append((name, "evaluated: identical to an earlier one", flow.copies, None))
-            rows.append((name, "evaluated: with another label elsewhere", flow.contradictory, None))
+            rows.append((name, "evaluated: identical to an earlier one", flow.copies, None, None))
+            rows.append((name, "evaluated: with another label elsewhere", flow.contradictory, None, None))
         rejected = evaluation.rejected
         if rejected:
-            rows.append((name, "evaluated: rejected by predict", sum(rejected.reasons.values()), None))
-    return Table("flow", "Flow of images.", ("Run", "Images", "Number of images", "Number of patients"), tuple(rows))
+            rows.append((name, "evaluated: rejected by predict", sum(rejected.reasons.values()), None, None))
+    columns = ("Run", "Images", "Number of images", "Number of patients", "Images of unknown patients")
+    return Table("flow", "Flow of images.", columns, tuple(rows))
 
 
 def _metrics(comparison: Comparison, runs: Sequence[RunData]) -> Table:

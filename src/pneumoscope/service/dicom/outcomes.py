@@ -141,7 +141,7 @@ class OutcomeRecorder:
         for each in later:
             if each.state == "waiting":
                 destinations -= set(self._configuration.destinations_of(each.reply_to))
-            # Results of the same pixels by another model or other site rules leave out none, and a report of a loss is not one.
+            # Results by another model or under other site rules do not replace these; neither does a report of a loss.
             elif each.state != "lost" and (each.settings == self._settings or not _is_same_image(connection, each, id)):
                 destinations -= self._destinations_with_results(connection, each)
         header = next((each.header for each in (*later, received) if states_study(each.header)), "")
