@@ -12,7 +12,9 @@ from PIL import Image
 from tests.conftest import GRAY_CLASSES, halves
 
 from pneumoscope.cli import cli
+from pneumoscope.cli.evaluation_tables import interval_table
 from pneumoscope.core.errors import MulticlassBundleError, UsageError
+from pneumoscope.core.results import Interval
 
 
 def invoke(*arguments):
@@ -235,3 +237,9 @@ def test_repeated_columns_must_name_classes(scores):
         result = invoke("evaluate", "--predictions", file, "--data", data, *options)
         assert isinstance(result.exception, UsageError)
         assert message in result.exception.message
+
+
+def test_class_names_in_tables_of_metrics_keep_their_underscores():
+    interval = Interval(0.5, 0.4, 0.6, "wilson", 9)
+    table = interval_table("title", {"macro_auroc": interval, "sensitivity, viral_pneumonia": interval})
+    assert list(table.columns[0].cells) == ["macro auroc", "sensitivity, viral_pneumonia"]

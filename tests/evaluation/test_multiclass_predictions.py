@@ -225,6 +225,19 @@ def test_remarks_state_what_is_suspicious(maker, data, images):
     assert any("a probability of exactly 0 for the true class" in remark for remark in found.remarks)
 
 
+def test_remarks_are_on_evaluated_images_only(maker, data, images):
+    p = softmax(draw(images), axis=1)
+    p[0] = [0.5, 0.25, 0.26]
+    file = write(maker.root / "a.csv", images, p)
+    lines = data.read_text().splitlines()
+    data.write_text(
+        "\n".join(line.replace(",test", ",train") if line.startswith(f"{images[0].path},") else line for line in lines)
+    )
+    evaluation, _ = evaluate_multiclass_predictions(file, data)
+    assert evaluation.n == len(images) - 1
+    assert not any("differs from 1" in remark for remark in evaluation.remarks)
+
+
 def test_files_are_kept_apart_and_reported(maker, data, images):
     out = maker.root / "out"
     first = write(maker.root / "a.csv", images, softmax(draw(images), axis=1))
