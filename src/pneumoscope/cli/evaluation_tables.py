@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from pneumoscope.core.results import Evaluation, InteractionTest, Interval, Subgroup
+    from pneumoscope.core.interval import Interval
+    from pneumoscope.core.results import Evaluation, InteractionTest, Subgroup
 
 __all__ = ["interval_table", "ledger_sentence", "print_evaluation", "print_subgroups"]
 
