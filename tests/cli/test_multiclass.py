@@ -107,7 +107,9 @@ def test_evaluate_prints_subgroups(maker):
     result = invoke("evaluate", run, "--data", data, "--by", "site")
     assert result.exception is None, result.output
     written = json.loads((run / "evaluation" / "test" / "evaluation.json").read_text())
-    assert "site: B" in result.stdout
+    assert "subgroup site: B (6 bright, 6 dark, 6 mid)" in result.stdout
+    accuracy = written["subgroups"][1]["metrics"]["accuracy"]
+    assert f"{accuracy['low']:.3f} to {accuracy['high']:.3f}" in result.stdout
     for test in written["interactions"]:
         assert test["sentence"] in result.stdout
     assert "18 patients are in several groups" in result.stdout

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import click
-
-from pneumoscope.cli.progress import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
     from pneumoscope.core.interval import Interval
-    from pneumoscope.core.results import Evaluation, InteractionTest, Subgroup
+    from pneumoscope.core.results import Evaluation
 
-__all__ = ["interval_table", "ledger_sentence", "print_evaluation", "print_subgroups"]
+__all__ = ["interval_table", "ledger_sentence", "print_evaluation"]
 
 
 def interval_table(
@@ -102,18 +100,7 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
                 f" {_percentages(shares['covered'])}"
             )
     _print_decision_curve(evaluation, console)
-    print_subgroups(
-        evaluation.subgroups,
-        evaluation.interactions,
-        console,
-        labels=("PNEUMONIA",),
-        metrics=("auroc", "sensitivity", "specificity"),
-    )
-    if difference := evaluation.difference:
-        title = f"these images minus {difference.reference} ({difference.reference_n} images)"
-        console.print(interval_table(title, difference.named_intervals()))
-        if difference.remark:
-            click.echo(f"  {difference.remark}")
+    _print_breakdown(evaluation, console)
     if evaluation.test_evaluation is not None:
         click.echo(ledger_sentence(evaluation.test_evaluation))
     click.secho(evaluation.notice, dim=True)
@@ -132,38 +119,26 @@ def _print_decision_curve(evaluation: Evaluation, console: Console) -> None:
     console.print(table)
 
 
-def print_subgroups(
-    groups: Sequence[Subgroup],
-    tests: Sequence[InteractionTest],
-    console: Console,
-    *,
-    labels: Sequence[str],
-    metrics: Sequence[str],
-) -> None:
-    """Print the metrics of subgroups, if there are any, and the tests of whether they differ.
-
-    Args:
-        groups: The subgroups.
-        tests: The tests.
-        console: Console for the table.
-        labels: Labels whose images are counted.
-        metrics: Metrics to print.
-    """
+def _print_breakdown(evaluation: Evaluation, console: Console) -> None:
     from rich.table import Table
 
-    if groups:
-        point = groups[0].operating_point
-        title = f"subgroups, at the operating point {point}" if point else "subgroups"
-        table = Table(title=title, title_justify="left")
-        for heading in ("", "n", *labels, *metrics):
-            table.add_column(printable(heading).replace("_", " "))
-        for group in groups:
-            counts = (str(group.counts.get(label, 0)) for label in labels)
+    if evaluation.subgroups:
+        point = evaluation.subgroups[0].operating_point
+        table = Table(title=f"subgroups, at the operating point {point}", title_justify="left")
+        metrics = ("auroc", "sensitivity", "specificity")
+        for heading in ("", "n", "PNEUMONIA", *metrics):
+            table.add_column(heading)
+        for group in evaluation.subgroups:
             cells = (str(group.metrics[metric]) for metric in metrics)
-            table.add_row(printable(f"{group.column}: {group.value}"), str(group.n), *counts, *cells)
+            table.add_row(f"{group.column}: {group.value}", str(group.n), str(group.counts.get("PNEUMONIA", 0)), *cells)
         console.print(table)
-    for test in tests:
-        click.echo(printable(f"  {test.sentence}"))
+    for test in evaluation.interactions:
+        click.echo(f"  {test.sentence}")
+    if difference := evaluation.difference:
+        title = f"these images minus {difference.reference} ({difference.reference_n} images)"
+        console.print(interval_table(title, difference.named_intervals()))
+        if difference.remark:
+            click.echo(f"  {difference.remark}")
 
 
 def _percentages(share: Interval) -> str:

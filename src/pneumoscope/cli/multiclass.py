@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pneumoscope.cli.evaluation_tables import interval_table, ledger_sentence, print_subgroups
+from pneumoscope.cli.evaluation_tables import interval_table, ledger_sentence
 from pneumoscope.cli.progress import printable
 
 if TYPE_CHECKING:
@@ -106,14 +106,11 @@ def print_multiclass_evaluation(evaluation: MulticlassEvaluation, console: Conso
             for metric, value in result.sets.items()
         }
         console.print(interval_table(title, {**evaluation.sets, **by_class}))
-    if evaluation.subgroups:
-        print_subgroups(
-            evaluation.subgroups,
-            evaluation.interactions,
-            console,
-            labels=evaluation.classes,
-            metrics=tuple(evaluation.subgroups[0].metrics),
-        )
+    for group in evaluation.subgroups:
+        images = ", ".join(f"{group.counts.get(label, 0)} {label}" for label in evaluation.classes)
+        console.print(interval_table(printable(f"subgroup {group.column}: {group.value} ({images})"), group.metrics))
+    for test in evaluation.interactions:
+        click.echo(printable(f"  {test.sentence}"))
     if evaluation.test_evaluation is not None:
         click.echo(ledger_sentence(evaluation.test_evaluation))
     click.secho(printable(evaluation.notice), dim=True)
