@@ -194,12 +194,6 @@ def measure_speed(images: list[Path], rounds: int, torchxrayvision: Path | None)
 @contextlib.contextmanager
 def ray_on_this_machine() -> Iterator[str]:
     """Start Ray with one core more than there are, for the tasks of Ray Data that read and write, and yield its address."""
-    os.environ |= {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(16),
-        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    }
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     folder = Path("/tmp") / f"ray-{secrets.token_hex(4)}"  # short, for the names of sockets
@@ -368,7 +362,6 @@ def measure_engines(source: Path) -> dict[str, float]:
             found["local, ms per shard"] = 1000 * (time.perf_counter() - began) / STUB_SHARDS
     import ray
 
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(address="local", num_cpus=CORES, include_dashboard=False, log_to_driver=False, object_store_memory=2**28)
     try:
         content = ray.put(stored(None, None, ListedShard(0, 0, ("a.png",))))
@@ -476,6 +469,12 @@ def main() -> None:
         "engines": lambda: {"values": measure_engines(arguments.source)},
         "speed": lambda: measure_speed(images, arguments.rounds, arguments.torchxrayvision),
         "rows": lambda: measure_all_rows(arguments.source, arguments.rows),
+    }
+    os.environ |= {  # Ray reads them once, when it is imported
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(16),
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     }
     file = arguments.out / "archive.json"
     result = json.loads(file.read_text()) if file.exists() else {}

@@ -14,9 +14,9 @@ TYPE_CHECKING = False  # importing it from typing costs time
 if TYPE_CHECKING:
     from pneumoscope.core import errors
     from pneumoscope.core.errors import PneumoscopeError
+    from pneumoscope.core.interval import Interval
     from pneumoscope.core.multiclass_prediction import MulticlassPrediction
     from pneumoscope.core.prediction import Prediction, Rejection
-    from pneumoscope.core.results import Interval
     from pneumoscope.data.label_mapping import LabelMapping
     from pneumoscope.data.labeled_dataset import LabeledDataset, load_dataset
     from pneumoscope.data.predictions_file import PredictionColumns
@@ -71,7 +71,7 @@ __all__ = [
 
 _MODULES = {
     "Explanation": "inference.saliency",
-    "Interval": "core.results",
+    "Interval": "core.interval",
     "LabelMapping": "data.label_mapping",
     "LabeledDataset": "data.labeled_dataset",
     "Model": "inference.model",

@@ -185,6 +185,15 @@ def tasks() -> list[int]:
     return found
 
 
+def sessions(processes: list[int]) -> set[int]:
+    """Return the sessions of processes, which are named after the first process of each node."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            found.add(os.getsid(process))
+    return found
+
+
 def assert_complete(out: Path, undisturbed: dict[str, bytes]) -> None:
     assert verify_archive(out).problems == ()
     assert contents(out) == undisturbed
@@ -269,7 +278,11 @@ def test_a_killed_node_costs_only_the_shards_in_flight(
     second_node: subprocess.Popen[str],
 ) -> None:  # fmt: skip
     with run_with_a_shard(source, tmp_path / "out", bundle, address) as process:
-        assert any(os.getsid(task) == second_node.pid for task in tasks())
+        deadline = time.monotonic() + 100
+        while second_node.pid not in sessions(tasks()):  # its worker may start later than that of the first node
+            assert process.poll() is None, process.communicate(timeout=60)[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         kill_node(second_node)
         output, _ = process.communicate(timeout=150)
     assert "Scored 60 of 60 images" in output, output

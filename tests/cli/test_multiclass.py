@@ -14,7 +14,7 @@ from tests.conftest import GRAY_CLASSES, halves
 from pneumoscope.cli import cli
 from pneumoscope.cli.evaluation_tables import interval_table
 from pneumoscope.core.errors import MulticlassBundleError, UsageError
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 
 
 def invoke(*arguments):

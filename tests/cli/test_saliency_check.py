@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from pneumoscope.cli.saliency_check import command
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.evaluation import saliency_check as module
 from pneumoscope.evaluation.localization import Localization
 from pneumoscope.evaluation.saliency_check import CurveResult, RandomizationResult, SaliencyCheck

@@ -11,6 +11,7 @@ from pneumoscope.core.error_messages import error_detail, error_text, error_text
 from pneumoscope.core.i18n import LANGUAGES, NOTICE
 from pneumoscope.core.identity import Identity, age_at_study
 from pneumoscope.core.identity_check import SEXES, FieldProblem
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.messages import (
     age_text,
     counted,
@@ -46,7 +47,6 @@ from pneumoscope.core.prediction_messages import (
     result_message,
     site_note,
 )
-from pneumoscope.core.results import Interval
 from pneumoscope.core.unreadable import UnreadableReason
 
 PARAMETERS = {

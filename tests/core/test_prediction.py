@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.prediction import (
     REJECTION_CODES,
     Failure,
@@ -20,7 +21,6 @@ from pneumoscope.core.prediction import (
     Rejection,
     Uncertainty,
 )
-from pneumoscope.core.results import Interval
 
 MODEL = ModelInfo("gray", "0.1.0", "ab" * 32)
 IMAGE = ImageInfo(30, 20, "PNG")

@@ -11,6 +11,7 @@ from pneumoscope.core import results
 from pneumoscope.core.comparison import Comparison, RunSummary
 from pneumoscope.core.errors import MissingExtraError
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.result_forms import to_json, with_minus_signs
 from pneumoscope.core.results import (
     SCHEMA,
@@ -18,7 +19,6 @@ from pneumoscope.core.results import (
     DecisionCurvePoint,
     Evaluation,
     InteractionTest,
-    Interval,
     OperatingPointResult,
     PredictiveValues,
     SetDifference,

@@ -12,8 +12,8 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from pneumoscope.core.errors import DatasetError
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.result_forms import to_json
-from pneumoscope.core.results import Interval
 from pneumoscope.data import check as module
 from pneumoscope.data.check import CONTROLS, border_mask, check_data, measure_shortcuts
 from pneumoscope.data.inspection import InspectedImage

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.evaluation.paired_findings import (
     RunScores,
     findings,

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.evaluation.compare import compare
 from pneumoscope.evaluation.compared import ScoringOptions, read_evaluated
 from pneumoscope.evaluation.evaluate import evaluate

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import pytest
 
 from pneumoscope.core.identity import IDENTITY_FIELDS, Identity
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.prediction import Failure, ImageInfo, ModelInfo, Prediction, Uncertainty
-from pneumoscope.core.results import SCHEMA, Interval
+from pneumoscope.core.results import SCHEMA
 from pneumoscope.inference.writers import iter_csv, iter_json
 
 MODEL = ModelInfo("gray", "0.1.0", "ab" * 32)

@@ -15,15 +15,9 @@ import pytest
 
 from pneumoscope.core.comparison import Comparison, PairedTest, ReferenceRow, ReferenceTable, RunSummary
 from pneumoscope.core.image_flow import ImageCount, ImageFlow
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.result_forms import to_json
-from pneumoscope.core.results import (
-    Confusion,
-    Evaluation,
-    Interval,
-    OperatingPointResult,
-    PredictiveValues,
-    ScoredImage,
-)
+from pneumoscope.core.results import Confusion, Evaluation, OperatingPointResult, PredictiveValues, ScoredImage
 from pneumoscope.reporting.comparison_page import write_comparison_page
 from pneumoscope.statistics.calibration import calibration_intervals, weighted_brier, weighted_calibration_error
 from pneumoscope.statistics.decision_curve import decision_curve

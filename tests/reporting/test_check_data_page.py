@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.data.check import DatasetAudit, UnreadableFile, check_data
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.reporting.check_data_page import check_data_page

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.reporting.comparison_page import write_comparison_page
 from pneumoscope.reporting.templating import environment
 from pneumoscope.runs.evaluations import read_evaluation

@@ -6,7 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pneumoscope.core.comparison import PairedTest
-from pneumoscope.core.results import Interval, ReliabilityBin
+from pneumoscope.core.interval import Interval
+from pneumoscope.core.results import ReliabilityBin
 from pneumoscope.reporting.figures import (
     Curve,
     differences_figure,

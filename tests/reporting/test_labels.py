@@ -1,7 +1,7 @@
 """Labels, and sentences about intervals."""
 
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.result_forms import method_name
-from pneumoscope.core.results import Interval
 from pneumoscope.reporting import labels
 
 

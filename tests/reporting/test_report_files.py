@@ -15,7 +15,7 @@ from PIL import Image
 
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.core.image_flow import ImageCount, ImageFlow
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.reporting.checklist_facts import _flow as flow_fact
 from pneumoscope.reporting.flow_diagram import excluded_lines
 from pneumoscope.reporting.report_files import ReportFiles, make_report

@@ -25,10 +25,10 @@ from tests.conftest import LIMITS, POINTS
 from tests.openid import identity_provider
 from tests.processes import free_port, started
 
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.population import Population
 from pneumoscope.core.prediction import ImageInfo, ModelInfo, Prediction, Rejection, Uncertainty
 from pneumoscope.core.prediction_messages import notice
-from pneumoscope.core.results import Interval
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.api.exception_handlers import PROBLEM_MEDIA_TYPE
 from pneumoscope.service.app import create_app

@@ -11,7 +11,7 @@ from sklearn import metrics as sklearn_metrics
 from sklearn.preprocessing import label_binarize
 
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.statistics.conformal import fit_class_thresholds
 from pneumoscope.statistics.heterogeneity import area_heterogeneity
 from pneumoscope.statistics.inputs import patient_groups

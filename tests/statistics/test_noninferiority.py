@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.statistics.intervals import difference, effective_size, newcombe, proportion, undefined, wilson
 from pneumoscope.statistics.noninferiority import compare_with_reference, power, sample_size
 

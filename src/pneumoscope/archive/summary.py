@@ -10,7 +10,7 @@ from pneumoscope.archive.archive_folder import ArchiveFolder, PredictionSet, Set
 from pneumoscope.archive.query import connected
 from pneumoscope.bundle.bundle_folder import read_card
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.statistics.agreement import cohen_kappa
 from pneumoscope.statistics.drift import Drift, measure_drift
 

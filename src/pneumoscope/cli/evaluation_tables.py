@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from pneumoscope.core.results import Evaluation, Interval
+    from pneumoscope.core.interval import Interval
+    from pneumoscope.core.results import Evaluation
 
 __all__ = ["interval_table", "ledger_sentence", "print_evaluation"]
 

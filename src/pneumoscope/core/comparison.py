@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.result_forms import interval_rows, rows_dataframe
-from pneumoscope.core.results import SCHEMA, Confusion, Interval
+from pneumoscope.core.results import SCHEMA, Confusion
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from pneumoscope.core.comparison import Comparison, RunGroup
+    from pneumoscope.core.interval import Interval
     from pneumoscope.core.multiclass_prediction import MulticlassPrediction
     from pneumoscope.core.multiclass_results import MulticlassComparison, MulticlassEvaluation
     from pneumoscope.core.prediction import Prediction
-    from pneumoscope.core.results import Evaluation, Interval
+    from pneumoscope.core.results import Evaluation
 
 __all__ = [
     "comparison_html",

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from pneumoscope.core.comparison import PairedTest, RunGroup
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.image_flow import ImageFlow
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.result_forms import interval_rows, rows_dataframe
-from pneumoscope.core.results import SCHEMA, InteractionTest, Interval, RejectionSummary, ReliabilityBin, Subgroup
+from pneumoscope.core.results import SCHEMA, InteractionTest, RejectionSummary, ReliabilityBin, Subgroup
 
 if TYPE_CHECKING:
     import pandas as pd

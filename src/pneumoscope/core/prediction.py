@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, get_args
 
 from pneumoscope.core.errors import PneumoscopeError, UnreadableImageError
 from pneumoscope.core.identity import IDENTITY_FIELDS, Identity
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.unreadable import UnreadableReason
 
 __all__ = [

@@ -15,7 +15,7 @@ from pneumoscope.core.files import write_atomically
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pneumoscope.core.results import Interval
+    from pneumoscope.core.interval import Interval
 
 __all__ = ["interval_rows", "method_name", "rows_dataframe", "to_json", "with_minus_signs", "write_result"]
 

@@ -27,8 +27,9 @@ from threadpoolctl import threadpool_limits
 from pneumoscope import __version__
 from pneumoscope.core.errors import DatasetError
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.messages import counted
-from pneumoscope.core.results import SCHEMA, Interval
+from pneumoscope.core.results import SCHEMA
 from pneumoscope.data.duplicates import NearDuplicates, exact_duplicates, near_duplicates
 from pneumoscope.data.inspection import HASH_BITS, THUMBNAIL_SIDE, InspectedImage, inspect_images
 from pneumoscope.data.manifest import LABELS, SPLITS, LabeledImage, Manifest

@@ -19,10 +19,11 @@ from pneumoscope.bundle.site_profile import SiteProfile, check_site_name
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.prediction import AgeRequirement, Assumption
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.result_forms import write_result
-from pneumoscope.core.results import SCHEMA, Interval, RejectionSummary
+from pneumoscope.core.results import SCHEMA, RejectionSummary
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import LABELS, LabeledImage, images_sha256
 from pneumoscope.evaluation.acceptance_metrics import (

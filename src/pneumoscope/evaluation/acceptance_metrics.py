@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 
 from pneumoscope.bundle.card import Card, Proportion
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.evaluation.site_fit import SiteFit, SiteOutputs, choose_fit, outputs_with, rate
 from pneumoscope.evaluation.site_images import SiteImages
 from pneumoscope.imaging.header_fields import HeaderFields

@@ -23,8 +23,8 @@ from pneumoscope.bundle.bundle_folder import CARD_FILE, read_any_card
 from pneumoscope.bundle.card import short_hash
 from pneumoscope.core.comparison import Comparison, PairedTest, RunGroup, RunSummary, SeedSpread
 from pneumoscope.core.errors import RunError, UsageError
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.messages import counted
-from pneumoscope.core.results import Interval
 from pneumoscope.data.manifest import Manifest, images_sha256
 from pneumoscope.evaluation.comparability import (
     check_comparable,

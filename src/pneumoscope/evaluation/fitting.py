@@ -29,7 +29,7 @@ from pneumoscope.bundle.card import (
     UncertaintyBand,
 )
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.inference.decision import calibrate, failed_checks
 from pneumoscope.inference.network_session import CheckOutputs, network_rejections
 from pneumoscope.inference.session import Outputs

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pneumoscope.core.errors import DatasetError
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.data.hashing import read_image
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.evaluation.saliency_metrics import explain_pixels, localize, mean_over_images

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.bundle.card import UncertaintyBand
-from pneumoscope.core.results import Interval, OperatingPointResult, PredictiveValues, ScoredImage
+from pneumoscope.core.interval import Interval
+from pneumoscope.core.results import OperatingPointResult, PredictiveValues, ScoredImage
 from pneumoscope.statistics.calibration import calibration_error_interval, calibration_intervals, weighted_brier
 from pneumoscope.statistics.inputs import BoolArray
 from pneumoscope.statistics.intervals import patient_bootstrap, proportion

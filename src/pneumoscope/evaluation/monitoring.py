@@ -14,9 +14,10 @@ from pathlib import Path
 from pneumoscope import __version__
 from pneumoscope.core.errors import SiteProfileError, UndefinedMetricError, UnreadableImageError, UsageError
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.prediction import AgeRequirement, Assumption
 from pneumoscope.core.prediction_messages import notice
-from pneumoscope.core.results import SCHEMA, Interval
+from pneumoscope.core.results import SCHEMA
 from pneumoscope.imaging.statistics import image_statistics
 from pneumoscope.inference.image_loader import ImageLoader
 from pneumoscope.inference.session import BundleSession

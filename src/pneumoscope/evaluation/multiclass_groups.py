@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.evaluation.multiclass_metrics import ClassScores
 from pneumoscope.evaluation.run_groups import Measured, MetricScoring
 from pneumoscope.statistics.inputs import FloatArray, patient_groups

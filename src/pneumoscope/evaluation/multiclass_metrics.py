@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.multiclass_results import ClassPair, ClassResult, MulticlassScoredImage
-from pneumoscope.core.results import Interval
 from pneumoscope.statistics.calibration import reliability_bins
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray
 from pneumoscope.statistics.multiclass import (

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.multiclass_results import MulticlassScoredImage
-from pneumoscope.core.results import Interval
 from pneumoscope.evaluation.multiclass_metrics import class_scores
 from pneumoscope.evaluation.subgroups import AUROC_TEST, GroupMetric, rate_metric
 from pneumoscope.statistics.heterogeneity import area_heterogeneity

@@ -10,9 +10,9 @@ import numpy as np
 
 from pneumoscope.core.comparison import PairedTest
 from pneumoscope.core.errors import UndefinedMetricError
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.messages import counted
 from pneumoscope.core.result_forms import method_name, with_minus_signs
-from pneumoscope.core.results import Interval
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, patient_groups
 from pneumoscope.statistics.intervals import paired_difference, undefined
 from pneumoscope.statistics.paired import delong_test, holm, mcnemar_exact, mcnemar_method

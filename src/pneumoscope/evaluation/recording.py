@@ -18,11 +18,12 @@ from pneumoscope import __version__
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.image_flow import ImageFlow
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.population import Population
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.result_forms import to_json
-from pneumoscope.core.results import Evaluation, Interval, RejectionSummary, ScoredImage
+from pneumoscope.core.results import Evaluation, RejectionSummary, ScoredImage
 from pneumoscope.data.manifest import LABELS, LabeledImage, images_sha256
 from pneumoscope.evaluation.custom_points import ChosenThreshold, custom_points
 from pneumoscope.evaluation.ledger import default_ledger, record_evaluation

@@ -22,11 +22,12 @@ import numpy as np
 from pneumoscope import __version__
 from pneumoscope.core.errors import DatasetError, UsageError
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.messages import counted, of_patients_text
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.result_forms import write_result
-from pneumoscope.core.results import SCHEMA, Interval
+from pneumoscope.core.results import SCHEMA
 from pneumoscope.data.hashing import read_image
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import LabeledImage

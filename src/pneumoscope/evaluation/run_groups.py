@@ -16,7 +16,7 @@ import numpy as np
 
 from pneumoscope.core.comparison import PairedTest, RunGroup, SeedSpread
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.evaluation.compared import ComparedRun
 from pneumoscope.evaluation.paired_findings import AUROCS, RunScores, corrected_tests, findings
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, patient_groups

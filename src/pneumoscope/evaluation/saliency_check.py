@@ -30,10 +30,11 @@ from pneumoscope.bundle.bundle_folder import read_bundle
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.messages import of_patients_text
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.result_forms import write_result
-from pneumoscope.core.results import SCHEMA, Interval
+from pneumoscope.core.results import SCHEMA
 from pneumoscope.data.hashing import read_image
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import LABELS, LabeledImage

@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter
 from scipy.stats import spearmanr
 
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.imaging.preprocess import Crop
 from pneumoscope.inference.decision import sigmoid
 from pneumoscope.inference.saliency import resize_to_image

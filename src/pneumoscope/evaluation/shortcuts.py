@@ -20,10 +20,11 @@ from PIL import Image
 
 from pneumoscope import __version__
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.messages import of_patients_text
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.result_forms import write_result
-from pneumoscope.core.results import SCHEMA, Interval
+from pneumoscope.core.results import SCHEMA
 from pneumoscope.data.hashing import read_image
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.evaluation.selection import count_patients, count_unknown_patients, select_unreserved_images

@@ -19,7 +19,7 @@ import numpy as np
 from pneumoscope.bundle.card import Calibration, Card, InputCheck, Intervals, OperatingPoint
 from pneumoscope.bundle.prevalence import with_prevalence
 from pneumoscope.bundle.site_profile import replace_fitted
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.evaluation.fitting import fit_calibration, fit_intervals, fit_operating_points, upper_limit
 from pneumoscope.evaluation.site_images import SiteImages
 from pneumoscope.inference.decision import calibrate, sigmoid

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from pneumoscope.core.errors import UndefinedMetricError, UsageError
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.messages import counted
-from pneumoscope.core.results import InteractionTest, Interval, Subgroup
+from pneumoscope.core.results import InteractionTest, Subgroup
 from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.data.prediction_matching import read_manifest_column
 from pneumoscope.statistics.heterogeneity import PERMUTATIONS, proportion_heterogeneity

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from pneumoscope.bundle.card import INPUT_CLASSES, Calibration, Card, InputCheck, OperatingPoint, RejectionLimits
 from pneumoscope.core.errors import UnknownNameError
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.prediction import (
     ASSUMPTIONS,
     OVERRIDES,
@@ -25,7 +26,6 @@ from pneumoscope.core.prediction import (
     Uncertainty,
     WarningCode,
 )
-from pneumoscope.core.results import Interval
 from pneumoscope.statistics.conformal import VennAbers
 
 FloatArray = npt.NDArray[np.floating]

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pneumoscope.core.errors import UnreadableImageError
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.data.check import CONTROLS, DatasetAudit, SizeSummary
 from pneumoscope.data.duplicates import DuplicatePair
 from pneumoscope.data.hashing import read_image

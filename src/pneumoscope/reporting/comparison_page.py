@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.files import write_atomically
-from pneumoscope.core.results import DecisionCurvePoint, Interval
+from pneumoscope.core.interval import Interval
+from pneumoscope.core.results import DecisionCurvePoint
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.checklist_facts import PLACES
 from pneumoscope.reporting.checklists import Checklist

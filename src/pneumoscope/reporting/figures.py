@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from pneumoscope.core.comparison import PairedTest
-from pneumoscope.core.results import Interval, ReliabilityBin
+from pneumoscope.core.interval import Interval
+from pneumoscope.core.results import ReliabilityBin
 from pneumoscope.reporting.style import COLORS, RunStyle, new_figure, short, show_grid
 
 __all__ = [

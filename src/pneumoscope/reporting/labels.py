@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.result_forms import method_name
-from pneumoscope.core.results import Interval
 
 __all__ = [
     "CLASS_METRICS",

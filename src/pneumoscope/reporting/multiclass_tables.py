@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.multiclass_results import MulticlassComparison
 from pneumoscope.core.result_forms import method_name
-from pneumoscope.core.results import Interval
 from pneumoscope.evaluation.multiclass_compared import ComparedClasses
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.tables import Cell, Table, group_table

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from pneumoscope.core.comparison import Comparison, RunGroup
 from pneumoscope.core.image_flow import ImageCount
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.result_forms import method_name, rows_dataframe, with_minus_signs
-from pneumoscope.core.results import Interval
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.run_data import RunData
 

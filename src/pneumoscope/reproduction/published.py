@@ -14,7 +14,8 @@ import numpy as np
 
 from pneumoscope.core.comparison import Comparison, ReferenceRow, ReferenceTable, RunGroup, RunSummary
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.core.results import Confusion, Interval
+from pneumoscope.core.interval import Interval
+from pneumoscope.core.results import Confusion
 from pneumoscope.evaluation.paired_findings import percentage_points
 from pneumoscope.statistics.intervals import newcombe
 from pneumoscope.statistics.metrics import threshold_metrics

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.statistics.intervals import normal_quantile, undefined
 
 __all__ = ["cohen_kappa"]

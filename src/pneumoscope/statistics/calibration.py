@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize, special
 
-from pneumoscope.core.results import Interval, ReliabilityBin
+from pneumoscope.core.interval import Interval
+from pneumoscope.core.results import ReliabilityBin
 from pneumoscope.statistics.inputs import (
     BoolArray,
     FloatArray,

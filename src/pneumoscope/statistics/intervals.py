@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy import special
 
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, patient_groups, validate
 
 __all__ = [

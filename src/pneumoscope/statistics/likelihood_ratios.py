@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.statistics.inputs import BoolArray, patient_groups, validate
 from pneumoscope.statistics.intervals import design_effect, normal_quantile, undefined, wilson
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pneumoscope.core.results import Confusion, Interval
+from pneumoscope.core.interval import Interval
+from pneumoscope.core.results import Confusion
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, validate
 from pneumoscope.statistics.intervals import (
     RESAMPLES,

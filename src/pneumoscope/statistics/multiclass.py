@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.statistics.calibration import calibration_error_interval
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, patient_groups
 from pneumoscope.statistics.intervals import (

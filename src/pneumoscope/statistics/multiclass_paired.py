@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.statistics.inputs import FloatArray, IntArray, patient_groups
 from pneumoscope.statistics.multiclass import too_few_patients
 from pneumoscope.statistics.paired import auroc_difference

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.statistics.inputs import FloatArray
 from pneumoscope.statistics.intervals import difference, normal_quantile
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy import special
 
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.statistics.inputs import IntArray, patient_groups, validate
 from pneumoscope.statistics.intervals import normal_quantile
 from pneumoscope.statistics.roc import delong_covariance, delong_method

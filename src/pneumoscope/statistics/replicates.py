@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.statistics.inputs import FloatArray, IntArray
 
 __all__ = ["proportion_covariance", "replicates_difference", "replicates_mean", "replicates_method"]

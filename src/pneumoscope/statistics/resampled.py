@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.statistics.inputs import FloatArray
 
 __all__ = ["FOLDS_METHOD", "folds_difference", "folds_mean"]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy import special, stats
 
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.statistics.inputs import (
     BoolArray,
     FloatArray,

@@ -13,9 +13,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ComputedRadiographyImageStorage
 from tests.images import dicom
 
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.population import Population
 from pneumoscope.core.prediction import Failure, ModelInfo, Prediction, Rejection, Uncertainty
-from pneumoscope.core.results import Interval
 from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.inference.saliency import Heatmap

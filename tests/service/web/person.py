@@ -100,6 +100,8 @@ class Person:
             return
         element = locator.element_handle()  # is asked faster than a locator
         for _ in range(MAX_TABS):
+            if not element.evaluate("each => each.isConnected"):  # the list was updated
+                element = locator.element_handle()
             if element.evaluate("each => each === document.activeElement"):
                 break
             self.page.keyboard.press("Tab")

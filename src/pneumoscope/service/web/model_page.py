@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from pneumoscope.bundle.evidence import Json, read_evidence
 from pneumoscope.core.errors import BundleError
-from pneumoscope.core.results import Interval
+from pneumoscope.core.interval import Interval
 from pneumoscope.inference.model import Model
 
 __all__ = ["Accuracy", "Measurements", "read_measurements"]
