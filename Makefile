@@ -40,10 +40,10 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# Four processes on two cores, for many tests wait; they take tests from each other at the end. One thread for each: with more,
+# Five processes on two cores, for many tests wait; they take tests from each other at the end. One thread for each: with more,
 # they would wait for each other.
 # The tests start Python hundreds of times, so bytecode is kept even where the environment turns that off.
-PYTEST := -m pytest -n 4 --dist worksteal
+PYTEST := -m pytest -n 5 --dist worksteal
 test test-fast test-core: export OMP_NUM_THREADS := 1
 test test-fast test-core: export PYTHONDONTWRITEBYTECODE :=
 
