@@ -35,7 +35,7 @@ def test_images_of_one_label_have_no_delong_test():
     accuracy, auroc, *_ = paired_tests(runs, np.array([True, True]), ["p", "q"])
     assert accuracy.difference.value == 0.5
     assert (auroc.difference.value, auroc.p, auroc.verdict) == (None, None, "not distinguishable")
-    assert "there are 2 with PNEUMONIA and 0 NORMAL" in auroc.difference.reason
+    assert "(PNEUMONIA: 2, NORMAL: 0)" in auroc.difference.reason
     assert auroc.sentence == f"a and b cannot be compared in AUROC: {auroc.difference.reason}."
 
 
