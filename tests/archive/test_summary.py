@@ -153,6 +153,7 @@ def test_the_report_has_the_numbers_and_no_image_unless_asked(tmp_path: Path, ou
     assert ".dcm" not in text
 
 
+@pytest.mark.slow
 def test_examples_are_thumbnails_of_all_decisions(tmp_path: Path, out: Path) -> None:
     import base64
     import io

@@ -41,6 +41,7 @@ def accepted(bundle, site, tmp_path_factory):
     return out, result
 
 
+@pytest.mark.slow
 def test_prints_the_report_that_it_writes(accepted, bundle, site):
     out, result = accepted
 
@@ -64,6 +65,7 @@ def test_prints_the_report_that_it_writes(accepted, bundle, site):
     assert f"profile  {out / 'site.json'}" in result.stderr
 
 
+@pytest.mark.slow
 def test_json_is_one_document(bundle, site, tmp_path):
     document = json.loads(
         invoke("accept", site, "--model", bundle, "--site-name", "A", "--out", tmp_path, "--json").stdout
@@ -131,6 +133,7 @@ def test_monitor_reports_drift_and_sets_the_exit_status_on_request(accepted, bun
     assert (document["alarm"], document["n"]) == (True, 100)
 
 
+@pytest.mark.slow
 def test_alarm_sets_the_status_of_the_process(accepted, bundle, tmp_path):
     out, _ = accepted
     darker = write_site(tmp_path / "darker", normal=50, pneumonia=50, shift=-20, seed=4)

@@ -27,6 +27,7 @@ def invoke(*arguments):
     return CliRunner().invoke(command, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_command_prints_sentences_and_writes_the_files(runs, tmp_path):
     out = tmp_path / "out"
     result = invoke(*runs, "--out", out)
@@ -62,6 +63,7 @@ def test_page_shows_the_evaluation_that_was_named(runs, tmp_path):
     assert "<dt>Evaluation</dt><dd>north</dd>" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_json_is_one_document_and_equals_the_file(runs, tmp_path):
     out = tmp_path / "out"
     result = invoke(*runs, "--operating-point", "rule_out", "--out", out, "--json")
@@ -133,6 +135,7 @@ def test_rejected_images_and_both_scales_of_a_threshold_are_shown(shared_maker, 
     assert f'<data value="{point.threshold}">{point.threshold_text()}</data>' in html
 
 
+@pytest.mark.slow
 def test_page_of_predictions_alone_has_no_training(runs, shared_maker, tmp_path, monkeypatch):
     monkeypatch.setenv("PNEUMOSCOPE_LEDGER", str(tmp_path / "ledger.jsonl"))
     scores = tmp_path / "scores.csv"

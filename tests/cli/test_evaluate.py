@@ -280,6 +280,7 @@ def test_folder_of_runs_has_each_run_evaluated(maker):
     assert json.loads(result.stdout) == [json.loads(file.read_text()) for file in files]
 
 
+@pytest.mark.slow
 def test_next_step_after_a_folder_of_runs_names_the_evaluation_that_was_saved(maker, tmp_path):
     images = maker.images()
     for seed in range(2):

@@ -169,6 +169,7 @@ def test_predictions_and_images_can_be_in_one_table(maker: Maker) -> None:
     assert read_evaluation(maker.root / "out" / "evaluation.json").metrics["auroc"].value == 1
 
 
+@pytest.mark.slow
 def test_comparison_reads_other_names(maker: Maker) -> None:
     table = _table(maker, maker.root / "table.csv")
     result = _invoke(

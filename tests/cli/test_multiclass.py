@@ -145,6 +145,7 @@ def test_other_commands_refuse_the_model(maker, monkeypatch, command):
     )
 
 
+@pytest.mark.slow
 def test_compare_and_report_write_pages(maker, tmp_path):
     data = maker.classes()
     runs = [maker.multiclass_run("good"), maker.multiclass_run("poor", edges=(65.0, 175.0))]

@@ -24,6 +24,7 @@ def invoke(*arguments):
     return CliRunner().invoke(command, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_report_of_one_run_has_page_figures_tables_and_checklists(runs, tmp_path):
     out = tmp_path / "out"
     result = invoke(

@@ -139,6 +139,7 @@ def test_means_are_called_too_high_only_of_recipes_whose_validation_images_selec
     assert "Test images were not used." in training_sentence()
 
 
+@pytest.mark.slow
 def test_page_and_tables_have_the_folds_and_no_calibration(folder, tmp_path):
     targets = [folder / "cv-good", folder / "cv-poor"]
     comparison = compare(targets, out=tmp_path / "out")
@@ -263,6 +264,7 @@ def test_command_compares_folds_without_options_that_they_do_not_have(folder, tm
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_command_compares_and_reports_folds_at_an_operating_point(folder, tmp_path):
     command = [str(folder / "cv-good"), "--operating-point", "half", "--out"]
     result = CliRunner().invoke(cli, ["compare", *command, str(tmp_path / "out"), "--prevalence", "0.1"])

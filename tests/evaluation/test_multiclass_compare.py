@@ -165,6 +165,7 @@ def test_runs_of_one_recipe_are_named_after_their_folders(maker):
     assert [run.name for run in compare_multiclass(runs).runs] == ["first", "second"]
 
 
+@pytest.mark.slow
 def test_the_report_has_figures_tables_and_every_number(runs, tmp_path):
     report = report_multiclass(runs, command="pneumoscope report")
     files = report.write(tmp_path / "report")
@@ -290,6 +291,7 @@ def test_seeds_of_one_recipe_are_compared_by_their_mean(seeds):
     assert "good (mean of 3 seeds)" in rows
 
 
+@pytest.mark.slow
 def test_the_report_has_the_spread_of_the_seeds(seeds, tmp_path):
     report = report_multiclass([seeds / "good"])
     page = report.page()

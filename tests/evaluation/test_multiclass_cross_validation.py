@@ -113,6 +113,7 @@ def test_folds_evaluated_on_their_training_images_are_refused(folder, tmp_path):
         summarize_class_folds(copied, "validation")
 
 
+@pytest.mark.slow
 def test_commands_take_folds(folder, tmp_path):
     def invoke(*arguments):
         return CliRunner().invoke(cli, list(map(str, arguments)), standalone_mode=False)

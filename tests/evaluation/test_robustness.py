@@ -64,6 +64,7 @@ def run(maker: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_result_is_returned_and_written(maker: Any, run: Path) -> None:
     images, full_size, out = maker.root / "images", maker.root / "large", maker.root / "out"
     for path in sorted(images.rglob("*.png"))[:6]:

@@ -54,6 +54,7 @@ def correct(run):
     return [patient for _, patient, _ in values], np.array([is_correct for *_, is_correct in values])
 
 
+@pytest.mark.slow
 def test_folder_of_runs_is_compared_by_its_mean_with_spread(folder):
     comparison = compare([folder / "group-good"])
     (group,) = comparison.groups

@@ -111,6 +111,7 @@ def test_facts_that_are_not_recorded_leave_the_item_open(three: Any) -> None:
     assert answers["19"].ask == "The record does not have it: state it."
 
 
+@pytest.mark.slow
 def test_places_are_sections_of_the_page(filled: dict[str, Checklist], three: Any) -> None:
     data = load_run_data(three[0], three[1])
     page = comparison_page(three[0], data, draw_figures(three[0], data), list(filled.values()))

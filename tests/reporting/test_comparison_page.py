@@ -318,6 +318,7 @@ def test_the_page_of_one_run_has_no_paired_tests_and_is_reproducible(build: Call
     assert "there is no comparison" in section(page, "findings").text()
 
 
+@pytest.mark.slow
 def test_images_of_one_label_have_no_curves_and_the_page_states_the_reason(
     build: Callable[..., Any], tmp_path: Path
 ) -> None:

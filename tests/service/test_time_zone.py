@@ -60,6 +60,7 @@ def test_time_zone_of_the_machine_is_used_if_it_has_a_name(monkeypatch, tmp_path
     assert find_time_zone("").key == expected
 
 
+@pytest.mark.slow
 def test_service_does_not_start_with_an_unknown_time_zone(tmp_path):
     ran = subprocess.run(
         [sys.executable, "-m", "pneumoscope", "serve", "--port", "0", "--ephemeral", "--time-zone", "Mars/Olympus"],

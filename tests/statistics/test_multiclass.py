@@ -260,6 +260,7 @@ def _second(data, seed: int) -> np.ndarray:
     return softmax(np.log(p) + np.random.default_rng(seed).normal(scale=0.8, size=p.shape))
 
 
+@pytest.mark.slow
 def test_macro_auroc_difference_is_that_of_scikit_learn_with_the_interval_of_a_bootstrap(data) -> None:
     p, y, patients = data
     q = _second(data, 8)

@@ -46,6 +46,7 @@ def test_folds_without_any_variation_have_no_interval_and_no_p():
     assert (difference.value, difference.low, p) == (pytest.approx(0.2), None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folds", [3, 5])
 def test_false_alarms_are_at_most_as_frequent_as_stated_where_the_usual_tests_have_more(folds):
     """A part of the simulation of benchmarks/fold_tests.py, whose numbers the documentation states."""
