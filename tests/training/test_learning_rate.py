@@ -9,7 +9,7 @@ import pytest
 from tests.training.conftest import small
 
 from pneumoscope.core.errors import UsageError
-from pneumoscope.training.learning_rate import RateSearch, find_learning_rate
+from pneumoscope.training.learning_rate import RateSearch, _steepest, find_learning_rate
 
 pytestmark = pytest.mark.training
 
@@ -32,10 +32,24 @@ def test_rates_rise_exponentially_and_the_steepest_decrease_is_suggested(phantom
     assert search.rates[0] == pytest.approx(1e-5)
     assert ratios == pytest.approx(ratios[0])
     assert len(search.losses) == len(search.rates) <= 24
-    # NumPy's own gradient, without the first 10 steps and the last one.
-    slopes = np.gradient(search.losses[10:-1], search.rates[10:-1])
-    assert search.suggestion == pytest.approx(search.rates[10 + int(np.argmin(slopes))])
+    # The first loss of untrained weights is that of a coin, and the rates are evenly spaced on a logarithmic axis.
+    assert search.losses[0] == pytest.approx(np.log(2), rel=0.25)
+    slopes = np.gradient(search.losses[10:-1])
+    assert search.suggestion == (search.rates[10 + int(np.argmin(slopes))] if slopes.min() < 0 else None)
     assert list(tmp_path.iterdir()) == []  # no run, no checkpoint
+
+
+def test_steepest_decrease_is_that_of_the_logarithmic_axis():
+    rates = list(np.logspace(-6, 0, 31))
+    losses = [0.7 - 0.01 * (step == 12) for step in range(20)] + [0.6, 0.5, 0.4, *[0.35] * 8]
+    assert _steepest(rates, losses) in rates[20:22]  # by the linear axis, a dip of a hundredth at a small rate
+    assert rates[10:-1][int(np.argmin(np.gradient(losses[10:-1], rates[10:-1])))] == rates[11]
+
+
+def test_loss_that_falls_nowhere_gives_no_suggestion():
+    rates = list(np.logspace(-6, 0, 31))
+    assert _steepest(rates, list(np.linspace(0.3, 0.7, 31))) is None
+    assert _steepest(rates[:12], [0.7] * 12) is None
 
 
 def test_table_and_picture_are_written(tmp_path):

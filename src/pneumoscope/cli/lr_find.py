@@ -79,7 +79,9 @@ def command(
         return
     tried = f"{search.rates[0]:.3g} to {search.rates[-1]:.3g} in {len(search.rates)} steps" if search.rates else "none"
     if search.suggestion is None:
-        click.echo(f"no suggestion: the loss was not finite, or there were too few steps (tried: {tried})")
+        click.echo(
+            f"no suggestion: the loss falls nowhere or was not finite, or there were too few steps (tried: {tried})"
+        )
     else:
         click.echo(
             f"learning rate {search.suggestion:.2g} (tried: {tried}; the recipe has {settings.optimizer.learning_rate:g})"

@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import math
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.tuner.tuning import Tuner
 from torch import Tensor
@@ -45,7 +47,9 @@ __all__ = ["LEARNING_RATE_CURVE", "LEARNING_RATE_TABLE", "RateSearch", "find_lea
 
 LEARNING_RATE_TABLE = "learning-rate.csv"
 LEARNING_RATE_CURVE = "learning-rate.svg"
-_MIN_STEPS = 20  # the first 10 and the last are left out of the suggestion
+_MIN_STEPS = 20
+_SKIPPED_FIRST = 10  # steps that are left out of the suggestion, as is the last one
+_SMOOTHING = 0.98  # of Lightning's moving average
 
 
 class RateSearch(NamedTuple):
@@ -54,7 +58,8 @@ class RateSearch(NamedTuple):
     Attributes:
         rates: Learning rate of each step.
         losses: Moving average of the loss after each step; the search ends early where it exceeds four times its minimum.
-        suggestion: Rate at which the loss falls most steeply; None if there are too few steps.
+        suggestion: Rate at which the loss falls most steeply on a logarithmic axis; None if it falls nowhere, or if there are
+            too few steps.
     """
 
     rates: tuple[float, ...]
@@ -212,17 +217,24 @@ def _trainer(recipe: Recipe, devices: Devices, folder: str, steps: int) -> pl.Tr
 
 def _result(finder: Any) -> RateSearch:
     """Return the rates and losses that Lightning found, without losses that are not a number."""
-    pairs = [(float(rate), float(loss)) for rate, loss in zip(*finder.results.values(), strict=False) if loss == loss]
-    return RateSearch(
-        tuple(rate for rate, _ in pairs),
-        tuple(loss for _, loss in pairs),
-        _suggestion(finder) if len(pairs) > 1 else None,
-    )
+    pairs = []
+    for step, (rate, loss) in enumerate(zip(*finder.results.values(), strict=False), 1):
+        # The moving average begins at 0. Lightning corrects for that as if it were one step later.
+        corrected = float(loss) * (1 - _SMOOTHING ** (step + 1)) / (1 - _SMOOTHING**step)
+        if math.isfinite(corrected):
+            pairs.append((float(rate), corrected))
+    rates, losses = tuple(rate for rate, _ in pairs), tuple(loss for _, loss in pairs)
+    return RateSearch(rates, losses, _steepest(rates, losses))
 
 
-def _suggestion(finder: Any) -> float | None:
-    suggestion = finder.suggestion()
-    return None if suggestion is None else float(suggestion)
+def _steepest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
+    """Return the rate at which the loss falls most steeply on a logarithmic axis of rates; None if it falls nowhere."""
+    inner = slice(_SKIPPED_FIRST, -1)
+    if len(rates[inner]) < 2:
+        return None
+    slopes = np.gradient(losses[inner], np.log(rates[inner]))
+    index = int(np.argmin(slopes))
+    return rates[inner][index] if slopes[index] < 0 else None
 
 
 def _log_steps(steps: int, log: Callable[[str], None]) -> Callable[[int], None]:
