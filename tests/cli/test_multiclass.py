@@ -167,7 +167,7 @@ def test_compare_refuses_what_only_models_for_pneumonia_have(maker, tmp_path, op
     assert invoke("evaluate", run, "--data", maker.classes()).exception is None
     result = invoke("compare", run, "--out", tmp_path / "out", *option)
     assert isinstance(result.exception, UsageError)
-    assert f"{option[0]} is given for a model of several classes" in result.exception.message
+    assert f"{option[0]} does not work with a model of several classes" in result.exception.message
     assert not (tmp_path / "out").exists()
 
 
@@ -225,7 +225,7 @@ def test_predictions_of_several_classes_refuse_options_for_pneumonia(scores, opt
     data, file = scores
     result = invoke("evaluate", "--predictions", file, "--data", data, *NAMED, *option)
     assert isinstance(result.exception, UsageError)
-    assert f"{option[0]} is given for a model of several classes" in result.exception.message
+    assert f"{option[0]} does not work with a model of several classes" in result.exception.message
 
 
 def test_repeated_columns_must_name_classes(scores):

@@ -260,7 +260,7 @@ def test_command_evaluates_folds_on_no_other_images(folder, made, split):
 def test_command_compares_folds_without_options_that_they_do_not_have(folder, tmp_path, options):
     result = CliRunner().invoke(cli, ["compare", str(folder / "cv-good"), *options, "--out", str(tmp_path / "out")])
     assert isinstance(result.exception, UsageError)
-    assert f"{options[0]} is given for a cross-validation, which has no such option" in str(result.exception)
+    assert f"{options[0]} does not work with a cross-validation" in str(result.exception)
     assert not (tmp_path / "out").exists()
 
 
@@ -271,4 +271,4 @@ def test_command_compares_and_reports_folds_at_an_operating_point(folder, tmp_pa
     assert result.exit_code == 0, result.output
     assert "at a prevalence of 0.1" in result.stdout
     result = CliRunner().invoke(cli, ["report", *command, str(tmp_path / "report"), "--evaluation", "north"])
-    assert "--evaluation is given for a cross-validation" in str(result.exception)
+    assert "--evaluation does not work with a cross-validation" in str(result.exception)

@@ -17,6 +17,7 @@ from pneumoscope.core.errors import (
 )
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.predictions_file import PredictionColumns
+from pneumoscope.evaluation.external_predictions import evaluate_predictions
 from pneumoscope.evaluation.multiclass_compare import compare_multiclass
 from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
 from pneumoscope.evaluation.multiclass_predictions import evaluate_multiclass_predictions
@@ -296,3 +297,11 @@ def test_files_are_compared_in_the_order_of_the_classes_of_a_model(maker, data, 
     y = [GRAY_CLASSES.index(image.label) for image in images]
     expected = metrics.accuracy_score(y, draw(images).argmax(1))
     assert comparison.runs[0].metrics["accuracy"].value == pytest.approx(expected)
+
+
+def test_binary_evaluation_of_several_classes_names_the_columns_of_classes(data, images, maker):
+    file = write(maker.root / "own.csv", images, softmax(draw(images), axis=1), prefix="")
+    with pytest.raises(DatasetError) as caught:
+        evaluate_predictions(file, data)
+    assert "the classes are" in str(caught.value)
+    assert "probability_CLASS, or name them with --probability-column CLASS=NAME" in caught.value.hint

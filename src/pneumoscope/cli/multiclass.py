@@ -67,7 +67,7 @@ def refuse_options(given: Mapping[str, object]) -> None:
     for option, value in given.items():
         if value not in (None, "", (), False):
             raise UsageError(
-                f"{option} is given for a model of several classes, which has no such option",
+                f"{option} does not work with a model of several classes",
                 hint=f"Leave {option} out, or choose a model for NORMAL and PNEUMONIA",
             )
 

@@ -191,7 +191,7 @@ def refuse_for_folds(targets: Iterable[Path], used: Collection[str]) -> None:
         name = parameter.name or ""
         if name not in used and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             raise UsageError(
-                f"{parameter.opts[0]} is given for a cross-validation, which has no such option",
+                f"{parameter.opts[0]} does not work with a cross-validation",
                 hint=f"Leave {parameter.opts[0]} out: folds are compared by the evaluations of their own validation images",
             )
 

@@ -106,11 +106,12 @@ class Manifest:
         """Return the index of the class of an image."""
         return self.classes.index(image.label)
 
-    def check_binary(self, task: str) -> None:
+    def check_binary(self, task: str, *, hint: str = "") -> None:
         """Raise unless the classes are NORMAL and PNEUMONIA.
 
         Args:
             task: What needs these classes, such as "a site profile".
+            hint: A sentence that follows the usual hint.
 
         Raises:
             DatasetError: With the classes.
@@ -119,7 +120,7 @@ class Manifest:
             raise DatasetError(
                 f"{task} needs images of NORMAL and PNEUMONIA; the classes are {', '.join(self.classes)}",
                 hint="Choose the class that counts as PNEUMONIA with --positive CLASS, or rename classes with --map"
-                " SOURCE=CLASS",
+                f" SOURCE=CLASS{'. ' if hint else ''}{hint}",
             )
 
     def split(self, name: str) -> tuple[LabeledImage, ...]:

@@ -38,10 +38,15 @@ __all__ = [
 _SPLITS = ("train", "validation", "test", "all")
 _RESERVED = ("test", "all")
 _MAX_LISTED = 5
+_EVALUATION = "an evaluation"
+_HINT = (
+    "Predictions of several classes need a column for each class: probability_CLASS, or name them with"
+    " --probability-column CLASS=NAME"
+)
 
 
 def load_labeled_images(
-    data: Path, labels: LabelMapping | None, run: Path | None = None, *, task: str = "an evaluation"
+    data: Path, labels: LabelMapping | None, run: Path | None = None, *, task: str = _EVALUATION
 ) -> Manifest:
     """Return the manifest of a binary data set.
 
@@ -56,7 +61,7 @@ def load_labeled_images(
         PneumoscopeError: See `load_manifest`.
     """
     manifest = load_images_of_classes(data, labels, run)
-    manifest.check_binary(task)
+    manifest.check_binary(task, hint=_HINT if task == _EVALUATION else "")
     return manifest
 
 
