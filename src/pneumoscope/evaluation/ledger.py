@@ -15,8 +15,10 @@ from typing import Any
 
 from pneumoscope.core.errors import StorageError
 from pneumoscope.core.files import append_line, locked
+from pneumoscope.core.multiclass_results import MulticlassEvaluation
+from pneumoscope.core.results import Evaluation
 
-__all__ = ["ENVIRONMENT", "default_ledger", "record_evaluation"]
+__all__ = ["ENVIRONMENT", "default_ledger", "ledger_entry", "record_evaluation"]
 
 ENVIRONMENT = "PNEUMOSCOPE_LEDGER"
 _LOCK_TIMEOUT = 60.0  # seconds; writing a line takes far less than one
@@ -25,6 +27,28 @@ _LOCK_TIMEOUT = 60.0  # seconds; writing a line takes far less than one
 def default_ledger() -> Path:
     """Return the path in PNEUMOSCOPE_LEDGER, or `results/test-ledger.jsonl` in the current folder."""
     return Path(os.environ.get(ENVIRONMENT) or Path("results") / "test-ledger.jsonl")
+
+
+def ledger_entry(evaluation: Evaluation | MulticlassEvaluation, **particulars: Any) -> dict[str, Any]:
+    """Return the line of an evaluation, without its number.
+
+    Args:
+        evaluation: The evaluation.
+        particulars: Fields that only evaluations of this kind have.
+    """
+    return {
+        "when": evaluation.created,
+        "name": evaluation.name,
+        "bundle_sha256": evaluation.bundle_sha256,
+        **({"predictions_sha256": evaluation.predictions_sha256} if evaluation.predictions_sha256 else {}),
+        "images_sha256": evaluation.images_sha256,
+        "n": evaluation.n,
+        "split": evaluation.split,
+        "recipe": evaluation.recipe.get("name", ""),
+        "metrics": {name: interval.value for name, interval in evaluation.metrics.items()},
+        **particulars,
+        "version": evaluation.version,
+    }
 
 
 def record_evaluation(ledger: Path, entry: Mapping[str, Any]) -> int:

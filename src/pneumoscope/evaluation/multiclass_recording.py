@@ -22,7 +22,7 @@ from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.result_forms import to_json
 from pneumoscope.data.manifest import LabeledImage, images_sha256
-from pneumoscope.evaluation.ledger import default_ledger, record_evaluation
+from pneumoscope.evaluation.ledger import default_ledger, ledger_entry, record_evaluation
 from pneumoscope.evaluation.multiclass_metrics import multiclass_metrics
 from pneumoscope.evaluation.multiclass_subgroups import class_group_metrics
 from pneumoscope.evaluation.recording import TEST_SPLITS, summarize_rejections
@@ -198,7 +198,9 @@ def record_classes(
         StorageError: The ledger or a file cannot be written.
     """
     if evaluation.split in TEST_SPLITS:
-        number = record_evaluation(ledger or default_ledger(), _ledger_entry(evaluation))
+        number = record_evaluation(
+            ledger or default_ledger(), ledger_entry(evaluation, classes=list(evaluation.classes))
+        )
         evaluation = dataclasses.replace(evaluation, test_evaluation=number)
     if out is None:
         return evaluation
@@ -213,19 +215,3 @@ def record_classes(
     write_atomically(out / PREDICTIONS_FILE, multiclass_predictions_csv(scored, evaluation.classes))
     write_atomically(out / EVALUATION_FILE, to_json(evaluation))
     return evaluation
-
-
-def _ledger_entry(evaluation: MulticlassEvaluation) -> dict[str, Any]:
-    return {
-        "when": evaluation.created,
-        "name": evaluation.name,
-        "bundle_sha256": evaluation.bundle_sha256,
-        **({"predictions_sha256": evaluation.predictions_sha256} if evaluation.predictions_sha256 else {}),
-        "images_sha256": evaluation.images_sha256,
-        "n": evaluation.n,
-        "split": evaluation.split,
-        "recipe": evaluation.recipe.get("name", ""),
-        "classes": list(evaluation.classes),
-        "metrics": {name: interval.value for name, interval in evaluation.metrics.items()},
-        "version": evaluation.version,
-    }

@@ -18,7 +18,6 @@ from pneumoscope import __version__
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.image_flow import ImageFlow
-from pneumoscope.core.interval import Interval
 from pneumoscope.core.population import Population
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.prediction_messages import notice
@@ -26,7 +25,7 @@ from pneumoscope.core.result_forms import to_json
 from pneumoscope.core.results import Evaluation, RejectionSummary, ScoredImage
 from pneumoscope.data.manifest import LABELS, LabeledImage, images_sha256
 from pneumoscope.evaluation.custom_points import ChosenThreshold, custom_points
-from pneumoscope.evaluation.ledger import default_ledger, record_evaluation
+from pneumoscope.evaluation.ledger import default_ledger, ledger_entry, record_evaluation
 from pneumoscope.evaluation.metrics import (
     Threshold,
     etiology_aurocs,
@@ -244,7 +243,7 @@ def record_and_write(
         StorageError: The ledger or a file cannot be written.
     """
     if evaluation.split in TEST_SPLITS:
-        number = record_evaluation(ledger or default_ledger(), _ledger_entry(evaluation))
+        number = record_evaluation(ledger or default_ledger(), _entry(evaluation))
         evaluation = dataclasses.replace(evaluation, test_evaluation=number)
     if out is not None and not replace and (out / EVALUATION_FILE).is_file():
         evaluation = _with_earlier_breakdown(evaluation, read_evaluation(out / EVALUATION_FILE))
@@ -275,25 +274,10 @@ def _with_earlier_breakdown(evaluation: Evaluation, earlier: Evaluation) -> Eval
     return dataclasses.replace(evaluation, difference=evaluation.difference or earlier.difference)
 
 
-def _ledger_entry(evaluation: Evaluation) -> dict[str, Any]:
-    def values(metrics: Mapping[str, Interval]) -> dict[str, float | None]:
-        return {name: interval.value for name, interval in metrics.items()}
-
-    operating_points = {
-        name: {"threshold": point.threshold, **values(point.metrics)}
+def _entry(evaluation: Evaluation) -> dict[str, Any]:
+    points = {
+        name: {"threshold": point.threshold, **{metric: interval.value for metric, interval in point.metrics.items()}}
         for name, point in evaluation.operating_points.items()
     }
-    return {
-        "when": evaluation.created,
-        "name": evaluation.name,
-        "bundle_sha256": evaluation.bundle_sha256,
-        **({"predictions_sha256": evaluation.predictions_sha256} if evaluation.predictions_sha256 else {}),
-        "images_sha256": evaluation.images_sha256,
-        "n": evaluation.n,
-        "split": evaluation.split,
-        "recipe": evaluation.recipe.get("name", ""),
-        **({"site": evaluation.site} if evaluation.site else {}),
-        "metrics": values(evaluation.metrics),
-        "operating_points": operating_points,
-        "version": evaluation.version,
-    }
+    site = {"site": evaluation.site} if evaluation.site else {}
+    return ledger_entry(evaluation, **site, operating_points=points)
