@@ -12,7 +12,7 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 from starlette.staticfiles import StaticFiles
@@ -21,14 +21,12 @@ from pneumoscope import __version__
 from pneumoscope.core.errors import MissingExtraError, StorageError
 from pneumoscope.inference.model import Model
 from pneumoscope.service.api.administration import administrator_router
-from pneumoscope.service.api.dependencies import authentication
-from pneumoscope.service.api.exception_handlers import add_problem_schema, install_exception_handlers
+from pneumoscope.service.api.exception_handlers import extend_openapi, install_exception_handlers
 from pneumoscope.service.api.images import image_reader_router, image_sender_router
 from pneumoscope.service.api.routes import operation_router, reader_router, sender_router
 from pneumoscope.service.audit.access import AccessLog
 from pneumoscope.service.auth.authenticator import Authenticator
 from pneumoscope.service.auth.tokens import TokenRepository
-from pneumoscope.service.auth.users import Role
 from pneumoscope.service.dicom.processing import InstanceProcessor
 from pneumoscope.service.dicom.stored_instances import StoredInstances
 from pneumoscope.service.dicom.web import dicom_web_router
@@ -58,6 +56,22 @@ if TYPE_CHECKING:
 
 __all__ = ["CLOSE_SECONDS", "create_app"]
 
+_ROUTERS: Sequence[APIRouter] = (
+    operation_router,
+    sender_router,
+    image_sender_router,
+    dicom_web_router,
+    dicom_web_reader_router,
+    reader_router,
+    image_reader_router,
+    fhir_router,
+    administrator_router,
+    sign_in_router,
+    page_router,
+    image_page_router,
+    code_router,
+    administrator_page_router,
+)
 _LOG = logging.getLogger("pneumoscope.service")
 _SIGN_IN_SECONDS = 600  # time to sign in at the identity provider
 CLOSE_SECONDS = 30  # limit on the shutdown after the last request is answered
@@ -173,28 +187,11 @@ class _Background:
 
 
 def _add_routes(app: FastAPI, authenticator: Authenticator) -> list[APIRoute]:
-    """Add the routers, each with the role that it needs, the static files and the exception handlers; return the routes."""
-    routers: list[tuple[APIRouter, Role | None]] = [
-        (operation_router, None),
-        (sender_router, "sender"),
-        (image_sender_router, "sender"),
-        (dicom_web_router, "sender"),
-        (dicom_web_reader_router, "reader"),
-        (reader_router, "reader"),
-        (image_reader_router, "reader"),
-        (fhir_router, "reader"),
-        (administrator_router, "administrator"),
-        (sign_in_router, None),
-        (page_router, "reader"),
-        (image_page_router, "reader"),
-        (code_router, "reader"),
-        (administrator_page_router, "administrator"),
-    ]
-    for router, role in routers:
-        app.include_router(router, dependencies=[Depends(authentication(authenticator, role))] if role else [])
-    routes = [route for router, _ in routers for route in router.routes if isinstance(route, APIRoute)]
+    """Add the routes, the static files and the exception handlers; return the routes."""
+    routes = [route for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+    app.router.routes.extend(routes)  # `include_router` would build each of them a second time
     install_exception_handlers(app, routes)
-    add_problem_schema(app)
+    extend_openapi(app, has_authentication=authenticator.required)
     app.mount("/static", StaticFiles(packages=[("pneumoscope.service.web", "static")]), name="static")
     return routes
 

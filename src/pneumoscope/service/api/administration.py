@@ -25,7 +25,7 @@ __all__ = ["administrator_router"]
 
 _TokenId = Annotated[str, Path(pattern=r"^[0-9a-f]{8}$", examples=["0123abcd"])]
 
-administrator_router = api_router("administration")
+administrator_router = api_router("administration", "administrator")
 
 
 @administrator_router.delete(

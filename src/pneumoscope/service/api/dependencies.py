@@ -6,7 +6,6 @@ The dependencies are coroutines that do not wait: plain functions would each tak
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -22,7 +21,7 @@ from pneumoscope.service.api.uploads import MAX_NAME_LENGTH
 from pneumoscope.service.audit.access import AccessLog
 from pneumoscope.service.auth.authenticator import Authenticator
 from pneumoscope.service.auth.tokens import TokenRepository
-from pneumoscope.service.auth.users import LOCAL_USER, AuthenticatedUser, Role
+from pneumoscope.service.auth.users import AuthenticatedUser, Role
 from pneumoscope.service.dicom.processing import InstanceProcessor
 from pneumoscope.service.predictions import PredictionService, Readiness
 from pneumoscope.service.rendering import ImageRenderer
@@ -61,11 +60,11 @@ Id = Annotated[str, Path(pattern=_KEY, examples=["0123456789abcdef0123456789abcd
 _BEARER = HTTPBearer(scheme_name="bearer", auto_error=False, description="A token of the service")
 
 
-def api_router(tag: str) -> APIRouter:
-    """Return a router for routes below /v1 that have a tag. The application adds `authentication` with the role."""
+def api_router(tag: str, role: Role) -> APIRouter:
+    """Return a router for routes below /v1 that have a tag and require a role."""
     return APIRouter(
         prefix="/v1", tags=[tag], responses=problem_responses(401, 403, 422, 429, 503),
-        dependencies=[Depends(no_duplicate_parameters)],
+        dependencies=[authentication(role), Depends(no_duplicate_parameters)],
     )  # fmt: skip
 
 
@@ -105,29 +104,21 @@ async def _tokens(request: Request) -> TokenRepository:
 AppTokens = Annotated[TokenRepository, Depends(_tokens)]
 
 
-def authentication(authenticator: Authenticator, role: Role) -> Callable[..., Awaitable[None]]:
+def authentication(role: Role) -> Any:
     """Return the dependency that authenticates a request, and requires a role; see `Authenticator.authenticate`.
 
-    It is a dependency of routers, and `User` of the routes that need its result. Without authentication the user is
-    `LOCAL_USER`, and OpenAPI shows no security scheme.
+    It is a dependency of routers, and `User` of the routes that need its result.
     """
 
     async def authenticate(
         request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
     ) -> None:
-        token = credentials.credentials if credentials else ""
-        user = await authenticator.authenticate(request, token)
-        _set_user(request, user)
+        authenticator: Authenticator = request.app.state.authenticator
+        user = await authenticator.authenticate(request, credentials.credentials if credentials else "")
+        request.state.authenticated_user, request.state.user = user, user.name  # log lines contain the name
         user.require_role(role)
 
-    async def authenticate_as_local(request: Request) -> None:
-        _set_user(request, LOCAL_USER)
-
-    return authenticate if authenticator.required else authenticate_as_local
-
-
-def _set_user(request: Request, user: AuthenticatedUser) -> None:
-    request.state.authenticated_user, request.state.user = user, user.name  # log lines contain the name
+    return Depends(authenticate)
 
 
 async def _authenticated_user(request: Request) -> AuthenticatedUser:

@@ -33,9 +33,9 @@ __all__ = [
     "PROBLEM_MEDIA_TYPE",
     "STATUSES",
     "Problem",
-    "add_problem_schema",
     "error_response",
     "error_status",
+    "extend_openapi",
     "install_exception_handlers",
     "internal_error_response",
     "problem_response",
@@ -304,7 +304,7 @@ _EXAMPLES = {
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the error responses of an operation for OpenAPI; `add_problem_schema` adds their schema."""
+    """Return the error responses of an operation for OpenAPI; `extend_openapi` adds their schema."""
     responses: dict[int | str, dict[str, Any]] = {}
     for status in statuses:
         example = json.loads(bytes(problem_response(status, *_EXAMPLES[status]).body))
@@ -315,8 +315,8 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return responses
 
 
-def add_problem_schema(app: FastAPI) -> None:
-    """Add the schema of problem documents to an application's OpenAPI document.
+def extend_openapi(app: FastAPI, *, has_authentication: bool) -> None:
+    """Add the schema of problem documents to an application's OpenAPI document, and remove security schemes that it lacks.
 
     FastAPI would describe a model in `responses` as application/json, not as application/problem+json.
     """
@@ -326,6 +326,11 @@ def add_problem_schema(app: FastAPI) -> None:
         document = generate()
         schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         document["components"]["schemas"] |= {"Problem": schema, **schema.pop("$defs")}
+        if not has_authentication:
+            document["components"].pop("securitySchemes", None)
+            for operations in document["paths"].values():
+                for operation in operations.values():
+                    operation.pop("security", None)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it

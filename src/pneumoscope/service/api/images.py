@@ -37,7 +37,7 @@ _PIXELS: dict[str, Any] = {
 }
 _PIXELS_RESPONSES: dict[int | str, dict[str, Any]] = {200: _PIXELS, **problem_responses(404, 410, 422)}
 
-image_sender_router, image_reader_router = api_router("predictions"), api_router("predictions")
+image_sender_router, image_reader_router = api_router("predictions", "sender"), api_router("predictions", "reader")
 
 
 @image_sender_router.get(

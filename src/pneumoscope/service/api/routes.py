@@ -69,7 +69,7 @@ _IfMatch = Annotated[str | None, Header(description="`ETag` of the prediction th
 
 
 operation_router = APIRouter(tags=["operation"], responses=problem_responses(403))
-sender_router, reader_router = api_router("predictions"), api_router("predictions")
+sender_router, reader_router = api_router("predictions", "sender"), api_router("predictions", "reader")
 
 
 @operation_router.get("/healthz", summary="Liveness check")

@@ -20,7 +20,14 @@ from starlette.exceptions import HTTPException
 
 from pneumoscope.core.errors import TooLargeError, UsageError
 from pneumoscope.service.api.content_negotiation import accepted_ranges, choose
-from pneumoscope.service.api.dependencies import AppProcessor, AppSettings, NoParameters, User, no_duplicate_parameters
+from pneumoscope.service.api.dependencies import (
+    AppProcessor,
+    AppSettings,
+    NoParameters,
+    User,
+    authentication,
+    no_duplicate_parameters,
+)
 from pneumoscope.service.api.exception_handlers import problem_responses
 from pneumoscope.service.dicom.media_types import JSON, JSON_TYPES
 from pneumoscope.service.dicom.node_settings import SUCCESS, image_name
@@ -43,10 +50,9 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     409: {**_STORED, "description": "No instance was stored"},
 }
 
-# The application adds `dependencies.authentication`; see `app.create_app`.
 dicom_web_router = APIRouter(
     prefix="/dicom-web", tags=["DICOMweb"], responses=problem_responses(401, 403, 422, 429, 503),
-    dependencies=[Depends(no_duplicate_parameters)],
+    dependencies=[authentication("sender"), Depends(no_duplicate_parameters)],
 )  # fmt: skip
 
 

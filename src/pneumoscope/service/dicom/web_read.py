@@ -17,7 +17,7 @@ from pydicom import Dataset
 from starlette.exceptions import HTTPException
 
 from pneumoscope.service.api.content_negotiation import choose
-from pneumoscope.service.api.dependencies import AppAccessLog, User, from_app_state
+from pneumoscope.service.api.dependencies import AppAccessLog, User, authentication, from_app_state
 from pneumoscope.service.api.exception_handlers import problem_responses
 from pneumoscope.service.dicom.matching import ATTRIBUTES, MAX_LIMIT, Level, parse_query
 from pneumoscope.service.dicom.media_types import (
@@ -61,10 +61,11 @@ _PARTIAL = (
 )
 _NO_PIXELS = "the instance has no pixel data"
 
-# The application adds `dependencies.authentication`; see `app.create_app`. QIDO-RS repeats `includefield`.
+# QIDO-RS repeats `includefield`.
 dicom_web_reader_router = APIRouter(
-    prefix="/dicom-web", tags=["DICOMweb"], responses=problem_responses(401, 403, 422, 429, 503)
-)
+    prefix="/dicom-web", tags=["DICOMweb"], responses=problem_responses(401, 403, 422, 429, 503),
+    dependencies=[authentication("reader")],
+)  # fmt: skip
 
 
 # --- Search ----------------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from pneumoscope.service.api.dependencies import (
     AppService,
     AppSettings,
     User,
+    authentication,
     no_duplicate_parameters,
 )
 from pneumoscope.service.api.exception_handlers import PROBLEM_MEDIA_TYPE, problem_responses
@@ -119,10 +120,9 @@ async def _require_json(request: Request) -> None:
         raise not_acceptable(_JSON_TYPES)
 
 
-# The application adds `dependencies.authentication`; see `app.create_app`.
 fhir_router = APIRouter(
     prefix=_PREFIX, tags=["FHIR"], responses=_outcome_responses(401, 403, 422, 429, 503),
-    dependencies=[Depends(no_duplicate_parameters), Depends(_require_json)],
+    dependencies=[authentication("reader"), Depends(no_duplicate_parameters), Depends(_require_json)],
 )  # fmt: skip
 
 

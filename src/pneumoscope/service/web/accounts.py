@@ -26,7 +26,7 @@ from pneumoscope.service.api.exception_handlers import error_status, public_erro
 from pneumoscope.service.auth.authenticator import Authenticator
 from pneumoscope.service.auth.sessions import CODE_SECONDS, COOKIE, SESSION_SECONDS
 from pneumoscope.service.auth.users import ROLES, Role
-from pneumoscope.service.web.page_route import PageRoute, read_form
+from pneumoscope.service.web.page_route import PageRoute, html_router, read_form
 from pneumoscope.service.web.templating import render, request_language
 
 if TYPE_CHECKING:
@@ -34,10 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["administrator_page_router", "code_router", "sign_in_router"]
 
-# The application adds `dependencies.authentication` to the latter two; see `app.create_app`.
-sign_in_router, code_router, administrator_page_router = (
-    APIRouter(route_class=PageRoute, include_in_schema=False) for _ in range(3)
-)
+sign_in_router = APIRouter(route_class=PageRoute, include_in_schema=False)  # for everyone
+code_router, administrator_page_router = html_router("reader"), html_router("administrator")
 
 
 async def _provider(authenticator: AppAuthenticator) -> OpenIdConnect:

@@ -6,7 +6,7 @@ import datetime
 import functools
 import math
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse
 
@@ -20,14 +20,13 @@ from pneumoscope.service.api.uploads import read_identity, wait_for_disconnect
 from pneumoscope.service.predictions import depends_on_entered_age
 from pneumoscope.service.time_zone import today
 from pneumoscope.service.web.changes import AppChanges
-from pneumoscope.service.web.page_route import PageRoute, read_form
+from pneumoscope.service.web.page_route import html_router, read_form
 from pneumoscope.service.web.templating import render, request_language, url_with_query
 from pneumoscope.service.web.viewer import IdentityForm, identity_tag, image_context, shown_state, viewer_page
 
 __all__ = ["image_page_router"]
 
-# The application adds `dependencies.authentication`; see `app.create_app`.
-image_page_router = APIRouter(route_class=PageRoute, include_in_schema=False)
+image_page_router = html_router("reader")
 
 
 @image_page_router.get("/images/{id}")

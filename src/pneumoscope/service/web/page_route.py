@@ -6,16 +6,18 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 from urllib.parse import urlencode
 
-from fastapi import Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 
 from pneumoscope.core.error_messages import error_detail, error_text
 from pneumoscope.core.errors import AuthenticationError, PneumoscopeError, TooManyRequestsError, UsageError
+from pneumoscope.service.api.dependencies import authentication
 from pneumoscope.service.api.exception_handlers import error_status, public_error, record_error
+from pneumoscope.service.auth.users import Role
 from pneumoscope.service.web.templating import render, request_language
 
-__all__ = ["PageRoute", "error_page", "read_form"]
+__all__ = ["PageRoute", "error_page", "html_router", "read_form"]
 
 
 class PageRoute(APIRoute):
@@ -36,6 +38,11 @@ class PageRoute(APIRoute):
                 return error_page(request, error)
 
         return handle_errors
+
+
+def html_router(role: Role) -> APIRouter:
+    """Return a router for HTML pages that require a role."""
+    return APIRouter(route_class=PageRoute, include_in_schema=False, dependencies=[authentication(role)])
 
 
 def error_page(request: Request, error: PneumoscopeError) -> Response:

@@ -11,7 +11,7 @@ from typing import Annotated, NamedTuple
 from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Depends, Request, Response
 from fastapi.responses import PlainTextResponse, RedirectResponse, StreamingResponse
 from fastapi.security.utils import get_authorization_scheme_param
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -50,7 +50,7 @@ from pneumoscope.service.web.dashboard import (
     summarize,
 )
 from pneumoscope.service.web.model_page import read_measurements
-from pneumoscope.service.web.page_route import PageRoute, read_form
+from pneumoscope.service.web.page_route import html_router, read_form
 from pneumoscope.service.web.templating import render, request_language
 from pneumoscope.service.web.viewer import (
     is_hidden,
@@ -69,8 +69,7 @@ _SEARCH_FILTERS = ("decision", "reviewed", "since", "until", "order")
 _MAX_FILTERS = 16  # fields of the form of a search
 
 
-# The application adds `dependencies.authentication`; see `app.create_app`.
-page_router = APIRouter(route_class=PageRoute, include_in_schema=False)
+page_router = html_router("reader")
 
 
 async def _reserve_stream(changes: AppChanges, user: User) -> AsyncIterator[None]:
