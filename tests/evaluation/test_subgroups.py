@@ -11,10 +11,10 @@ from pneumoscope.core.multiclass_results import MulticlassScoredImage
 from pneumoscope.evaluation.multiclass_subgroups import class_group_metrics
 from pneumoscope.evaluation.subgroups import find_subgroups
 from pneumoscope.statistics.inputs import patient_groups
-from pneumoscope.statistics.multiclass import log_odds, overall_metrics
+from pneumoscope.statistics.multiclass import overall_metrics
 from pneumoscope.statistics.multiclass_paired import macro_auroc_covariance
 from pneumoscope.statistics.paired import holm
-from pneumoscope.statistics.probabilities import softmax
+from pneumoscope.statistics.probabilities import log_odds, softmax
 
 CLASSES = ("bacteria", "normal", "virus")
 

@@ -14,23 +14,21 @@ from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.interval import Interval
 from pneumoscope.statistics.conformal import fit_class_thresholds
 from pneumoscope.statistics.heterogeneity import area_heterogeneity
-from pneumoscope.statistics.inputs import patient_groups
+from pneumoscope.statistics.inputs import patient_groups, validate_classes
 from pneumoscope.statistics.intervals import MIN_PATIENTS, mean_of_proportions, wilson
 from pneumoscope.statistics.multiclass import (
     class_metrics,
     confusion_matrix,
-    log_odds,
     macro_auroc_interval,
     mean_of_classes,
     overall_metrics,
     pair_metrics,
     set_metrics,
-    validate_classes,
     weighted_macro_auroc,
 )
 from pneumoscope.statistics.multiclass_paired import macro_auroc_covariance, macro_auroc_test
 from pneumoscope.statistics.paired import delong_test
-from pneumoscope.statistics.probabilities import softmax
+from pneumoscope.statistics.probabilities import log_odds, softmax
 from pneumoscope.statistics.roc import delong_covariance
 from pneumoscope.statistics.temperature import fit_temperature
 

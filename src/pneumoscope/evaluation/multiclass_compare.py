@@ -31,9 +31,9 @@ from pneumoscope.evaluation.paired_findings import corrected_tests, findings, tr
 from pneumoscope.evaluation.run_groups import group_findings, group_runs
 from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.intervals import paired_difference, undefined
-from pneumoscope.statistics.multiclass import log_odds
 from pneumoscope.statistics.multiclass_paired import MACRO_AUROC_METHOD, macro_auroc_test
 from pneumoscope.statistics.paired import mcnemar_exact, mcnemar_method
+from pneumoscope.statistics.probabilities import log_odds
 
 __all__ = ["compare_multiclass", "multiclass_comparison"]
 

@@ -12,8 +12,9 @@ from pneumoscope.evaluation.multiclass_metrics import ClassScores
 from pneumoscope.evaluation.run_groups import Measured, MetricScoring
 from pneumoscope.statistics.inputs import FloatArray, patient_groups
 from pneumoscope.statistics.intervals import undefined
-from pneumoscope.statistics.multiclass import log_odds, weighted_macro_auroc
+from pneumoscope.statistics.multiclass import weighted_macro_auroc
 from pneumoscope.statistics.multiclass_paired import macro_auroc_covariance
+from pneumoscope.statistics.probabilities import log_odds
 from pneumoscope.statistics.replicates import proportion_covariance, replicates_method
 
 __all__ = ["TESTED_CLASS_METRICS", "ClassScoring"]

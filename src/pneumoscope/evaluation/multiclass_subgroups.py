@@ -12,8 +12,9 @@ from pneumoscope.evaluation.multiclass_metrics import class_scores
 from pneumoscope.evaluation.subgroups import AUROC_TEST, GroupMetric, rate_metric
 from pneumoscope.statistics.heterogeneity import area_heterogeneity
 from pneumoscope.statistics.inputs import IntArray, patient_groups
-from pneumoscope.statistics.multiclass import log_odds, macro_auroc_interval
+from pneumoscope.statistics.multiclass import macro_auroc_interval
 from pneumoscope.statistics.multiclass_paired import macro_auroc_covariance
+from pneumoscope.statistics.probabilities import log_odds
 
 __all__ = ["class_group_metrics"]
 

@@ -17,7 +17,7 @@ from pneumoscope.reporting.figures import Curve, differences_figure, overlay_fig
 from pneumoscope.reporting.labels import CLASS_PAIR_METRICS
 from pneumoscope.reporting.style import COLORS, RunStyle, drawing, new_figure, run_style, short
 from pneumoscope.reporting.templating import format_value
-from pneumoscope.statistics.multiclass import log_odds
+from pneumoscope.statistics.probabilities import log_odds
 from pneumoscope.statistics.roc import roc_curve
 
 __all__ = ["confusion_figure", "draw_class_figures", "one_vs_rest_figure"]

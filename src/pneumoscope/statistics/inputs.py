@@ -17,6 +17,7 @@ __all__ = [
     "patient_groups",
     "validate",
     "validate_both_classes",
+    "validate_classes",
     "validate_probabilities",
 ]
 
@@ -79,6 +80,29 @@ def validate_probabilities(probabilities: npt.ArrayLike, labels: npt.ArrayLike) 
     p, y = validate(probabilities, labels)
     if p.min() < 0 or p.max() > 1:
         raise UndefinedMetricError(f"probabilities range from {p.min():g} to {p.max():g}, not within 0 to 1")
+    return p, y
+
+
+def validate_classes(probabilities: npt.ArrayLike, targets: npt.ArrayLike) -> tuple[FloatArray, IntArray]:
+    """Return probabilities and targets as arrays of float64 and int64.
+
+    Args:
+        probabilities: One row per image that sums to 1, shape (n, K), at least 2 classes.
+        targets: Index of the class of each image, 0 to K - 1, shape (n,).
+
+    Raises:
+        UndefinedMetricError: There are no images, the shapes differ, a row is not a distribution, or a target is not a class.
+    """
+    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(targets, dtype=np.int64)
+    if p.ndim != 2 or p.shape[1] < 2 or y.shape != p.shape[:1]:
+        raise UndefinedMetricError(f"probabilities of shape {p.shape} do not match targets of shape {y.shape}")
+    if not len(y):
+        raise UndefinedMetricError("there are no images")
+    invalid = ~np.isfinite(p).all(axis=1) | (p < 0).any(axis=1) | (np.abs(p.sum(axis=1) - 1) > 1e-6)
+    if invalid.any():
+        raise UndefinedMetricError(f"the probabilities of {int(invalid.sum())} of {len(y)} images do not sum to 1")
+    if y.min() < 0 or y.max() >= p.shape[1]:
+        raise UndefinedMetricError(f"targets range from {y.min()} to {y.max()}; there are {p.shape[1]} classes")
     return p, y
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.interval import Interval
 from pneumoscope.statistics.calibration import calibration_error_interval
-from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, patient_groups
+from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, patient_groups, validate_classes
 from pneumoscope.statistics.intervals import (
     MIN_PATIENTS,
     RESAMPLES,
@@ -25,59 +25,24 @@ from pneumoscope.statistics.intervals import (
     undefined,
 )
 from pneumoscope.statistics.metrics import weighted_f1
+from pneumoscope.statistics.probabilities import log_odds
 from pneumoscope.statistics.roc import auroc_interval, weighted_auprc, weighted_auroc
 
 __all__ = [
     "class_metrics",
     "confusion_matrix",
-    "log_odds",
     "macro_auroc_interval",
     "mean_of_classes",
     "overall_metrics",
     "pair_metrics",
     "set_metrics",
     "too_few_patients",
-    "validate_classes",
     "weighted_macro_auroc",
 ]
 
 # Distance from 0 of the smallest probability that has a logarithm here.
 _EPSILON = 2.0**-53
 _BOOTSTRAP = "patient bootstrap"
-
-
-def log_odds(probabilities: npt.ArrayLike) -> FloatArray:
-    """Return the logarithm of p / (1 - p) of each class, to rank images by; shape (n, K).
-
-    1 - p is summed over the other classes, so that probabilities near 1 do not tie.
-    """
-    p = np.asarray(probabilities, dtype=np.float64)
-    rest = np.stack([np.delete(p, index, axis=1).sum(axis=1) for index in range(p.shape[1])], axis=1)
-    tiny = np.finfo(np.float64).tiny
-    return np.asarray(np.log(np.maximum(p, tiny)) - np.log(np.maximum(rest, tiny)))
-
-
-def validate_classes(probabilities: npt.ArrayLike, targets: npt.ArrayLike) -> tuple[FloatArray, IntArray]:
-    """Return probabilities and targets as arrays of float64 and int64.
-
-    Args:
-        probabilities: One row per image that sums to 1, shape (n, K), at least 2 classes.
-        targets: Index of the class of each image, 0 to K - 1, shape (n,).
-
-    Raises:
-        UndefinedMetricError: There are no images, the shapes differ, a row is not a distribution, or a target is not a class.
-    """
-    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(targets, dtype=np.int64)
-    if p.ndim != 2 or p.shape[1] < 2 or y.shape != p.shape[:1]:
-        raise UndefinedMetricError(f"probabilities of shape {p.shape} do not match targets of shape {y.shape}")
-    if not len(y):
-        raise UndefinedMetricError("there are no images")
-    invalid = ~np.isfinite(p).all(axis=1) | (p < 0).any(axis=1) | (np.abs(p.sum(axis=1) - 1) > 1e-6)
-    if invalid.any():
-        raise UndefinedMetricError(f"the probabilities of {int(invalid.sum())} of {len(y)} images do not sum to 1")
-    if y.min() < 0 or y.max() >= p.shape[1]:
-        raise UndefinedMetricError(f"targets range from {y.min()} to {y.max()}; there are {p.shape[1]} classes")
-    return p, y
 
 
 def confusion_matrix(targets: npt.ArrayLike, predicted: npt.ArrayLike, classes: int) -> IntArray:
@@ -104,14 +69,14 @@ def overall_metrics(
     the class, 0 to 2 (Brier 1950); log_loss is the mean of -log p of the class, where a p below 2^-53 counts as that.
 
     Args:
-        probabilities, targets: See `validate_classes`.
+        probabilities, targets: See `inputs.validate_classes`.
         names: Names of the classes.
         patients: One patient key per image, "" where unknown; None if no patient is known.
         resamples: Number of bootstrap resamples.
         seed: Seed of the bootstrap.
 
     Raises:
-        UndefinedMetricError: See `validate_classes`.
+        UndefinedMetricError: See `inputs.validate_classes`.
     """
     p, y = validate_classes(probabilities, targets)
     predicted = p.argmax(axis=1)
@@ -175,7 +140,7 @@ def macro_auroc_interval(
         probabilities, targets, names, patients, resamples, seed: See `overall_metrics`.
 
     Raises:
-        UndefinedMetricError: See `validate_classes`.
+        UndefinedMetricError: See `inputs.validate_classes`.
     """
     p, y = validate_classes(probabilities, targets)
     if missing := _missing_class(y, names):
@@ -232,12 +197,12 @@ def class_metrics(
     negative_predictive_value have Wilson's intervals for repeated patients.
 
     Args:
-        probabilities, targets: See `validate_classes`.
+        probabilities, targets: See `inputs.validate_classes`.
         index, name: Index and name of the class.
         patients, resamples, seed: See `overall_metrics`.
 
     Raises:
-        UndefinedMetricError: See `validate_classes`.
+        UndefinedMetricError: See `inputs.validate_classes`.
     """
     p, y = validate_classes(probabilities, targets)
     member, predicted = y == index, p.argmax(axis=1) == index
@@ -280,12 +245,12 @@ def pair_metrics(
         auroc (DeLong), accuracy, sensitivity (of the first class) and specificity (sensitivity of the second one).
 
     Args:
-        probabilities, targets: See `validate_classes`; of all images.
+        probabilities, targets: See `inputs.validate_classes`; of all images.
         pair, names: Indices and names of the two classes.
         patients: See `overall_metrics`.
 
     Raises:
-        UndefinedMetricError: See `validate_classes`.
+        UndefinedMetricError: See `inputs.validate_classes`.
     """
     p, y = validate_classes(probabilities, targets)
     chosen = np.flatnonzero((y == pair[0]) | (y == pair[1]))
@@ -366,7 +331,7 @@ def weighted_macro_auroc(ranking: FloatArray, targets: IntArray, weights: FloatA
     """Return the mean AUROC of one class against the rest, for each row of image weights.
 
     Args:
-        ranking: Scores of the classes in any unit, such as `log_odds`, shape (n, K).
+        ranking: Scores of the classes in any unit, such as `probabilities.log_odds`, shape (n, K).
         targets: Index of the class of each image, shape (n,).
         weights: Image weights, 0 or more, shape (r, n).
 

@@ -1,4 +1,4 @@
-"""Softmax and change of prevalence. Deployed models use them, so that this module does not import SciPy."""
+"""Softmax, log odds and change of prevalence. Deployed models use this module, so it does not import SciPy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from pneumoscope.statistics.inputs import FloatArray
 
-__all__ = ["adjust_prevalence", "softmax"]
+__all__ = ["adjust_prevalence", "log_odds", "softmax"]
 
 
 def softmax(logits: npt.ArrayLike, temperature: float = 1.0) -> FloatArray:
@@ -21,6 +21,17 @@ def softmax(logits: npt.ArrayLike, temperature: float = 1.0) -> FloatArray:
     # Without the largest logit, the exponential would overflow.
     powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def log_odds(probabilities: npt.ArrayLike) -> FloatArray:
+    """Return the logarithm of p / (1 - p) of each class, to rank images by; shape (n, K).
+
+    1 - p is summed over the other classes, so that probabilities near 1 do not tie.
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
+    rest = np.stack([np.delete(p, index, axis=1).sum(axis=1) for index in range(p.shape[1])], axis=1)
+    tiny = np.finfo(np.float64).tiny
+    return np.asarray(np.log(np.maximum(p, tiny)) - np.log(np.maximum(rest, tiny)))
 
 
 def adjust_prevalence(probabilities: npt.ArrayLike, source: float, target: float) -> FloatArray:
