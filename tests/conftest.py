@@ -341,15 +341,14 @@ GRAY_CLASSES = ("bright", "dark", "mid")
 def mean_gray_classes(gain: float, edges: tuple[float, float] = (105.0, 145.0), *, screened: bool = False) -> bytes:
     """Return the smallest ONNX file of a bundle of three classes, with the checks of `mean_gray_network` if `screened`.
 
-    With a mean gray level m, the logits are gain x (m - edges[1]), gain x (edges[0] - m) and 0.
+    With a mean gray level m, the logits are gain x (m - edges[1]), gain x (edges[0] - m) and 0. The heatmap of a logit has the
+    contribution of the mean gray level of each of 4 x 4 blocks.
     """
     import onnx  # takes a while to import
 
     model = onnx.load_from_string(mean_gray_network(gain, screened=screened))
     graph, helper, tensor = model.graph, onnx.helper, onnx.TensorProto
-    kept = [
-        node for node in graph.node if node.output[0] not in {"map", "blocks", "cells", "heatmap", "centered", "logit"}
-    ]
+    kept = [node for node in graph.node if node.output[0] not in {"heatmap", "centered", "logit"}]
     del graph.node[:]
     graph.node.extend(
         [
@@ -357,7 +356,11 @@ def mean_gray_classes(gain: float, edges: tuple[float, float] = (105.0, 145.0), 
             helper.make_node("Unsqueeze", ["mean", "one"], ["column"]),
             helper.make_node("Mul", ["column", "slopes"], ["scaled"]),
             helper.make_node("Add", ["scaled", "offsets"], ["logits"]),
+            helper.make_node("Mul", ["blocks", "cell slopes"], ["heatmap"]),
         ]
+    )
+    graph.initializer.append(
+        helper.make_tensor("cell slopes", tensor.FLOAT, [1, 3, 1, 1], [gain / 16, -gain / 16, 0.0])
     )
     constants = {"slopes": [gain, -gain, 0.0], "offsets": [-edges[1] * gain, edges[0] * gain, 0.0]}
     graph.initializer.extend(
@@ -365,7 +368,13 @@ def mean_gray_classes(gain: float, edges: tuple[float, float] = (105.0, 145.0), 
     )
     outputs = [each for each in graph.output if each.name not in {"logit", "heatmap"}]
     del graph.output[:]
-    graph.output.extend([helper.make_tensor_value_info("logits", tensor.FLOAT, ["n", 3]), *outputs])
+    graph.output.extend(
+        [
+            helper.make_tensor_value_info("logits", tensor.FLOAT, ["n", 3]),
+            helper.make_tensor_value_info("heatmap", tensor.FLOAT, ["n", 3, 4, 4]),
+            *outputs,
+        ]
+    )
     content: bytes = model.SerializeToString()
     return content
 

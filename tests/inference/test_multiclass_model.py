@@ -11,6 +11,7 @@ from html import escape
 import numpy as np
 import pytest
 from msgspec import structs
+from PIL import Image, ImageDraw
 from scipy.special import softmax
 from tests.conftest import GRAY_CLASSES, LIMITS, SIZE, halves
 
@@ -21,7 +22,7 @@ from pneumoscope.core.prediction import DECISIONS
 from pneumoscope.core.prediction_messages import prediction_message
 from pneumoscope.inference.model import load_model
 from pneumoscope.inference.multiclass_decision import decide_class
-from pneumoscope.inference.multiclass_model import load_multiclass_model
+from pneumoscope.inference.multiclass_model import load_multiclass_model, relative_to_others
 from pneumoscope.inference.multiclass_session import MulticlassSession
 from pneumoscope.inference.writers import iter_csv, iter_json, to_dataframe
 
@@ -34,6 +35,20 @@ def bundle(shared_maker):
 @pytest.fixture(scope="module")
 def model(bundle):
     return load_multiclass_model(bundle)
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """The lines of text that are drawn into pictures."""
+    lines = []
+    write = ImageDraw.ImageDraw.text
+
+    def record(self, place, text, *arguments, **options):
+        lines.append(text)
+        write(self, place, text, *arguments, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", record)
+    return lines
 
 
 def expected(level):
@@ -55,6 +70,48 @@ def test_many_images_are_predicted_in_order(model):
     predictions = list(model.predict_many([halves(level) for level in levels]))
     assert [each.predicted_class for each in predictions] == ["dark", "bright", "mid", "dark", "bright"]
     assert predictions == model.predict_batch([halves(level) for level in levels])
+
+
+def test_explanation_shows_the_predicted_class_against_the_others(model, written):
+    image = halves(200)
+    prediction, picture = model.explain(image)
+    assert prediction == model.predict(image)
+    assert Image.open(io.BytesIO(picture)).width == 640
+    text = " ".join(written)
+    assert "bright: probability 97%" in text
+    assert "against bright" in text
+    assert "towards bright" in text
+    assert "4 x 4 positions to the logit of bright, minus the mean of those to the logits of the other classes" in text
+    assert "pneumonia" not in text.replace(model.notice, "")
+    assert 'src="data:image/png' in model.explain(image)._repr_html_()
+
+
+def test_explanations_of_many_images_are_those_of_each(model):
+    explained = list(model.explain_many([halves(60), b"no image", halves(200)]))
+    assert [each.prediction.predicted_class for each in explained] == ["dark", None, "bright"]
+    assert explained[0] == model.explain(halves(60))
+    assert explained[1].picture is None
+    assert explained[1].prediction.failure.code == "unreadable_image"
+
+
+def test_rejected_image_has_no_heatmap(maker):
+    model = load_multiclass_model(maker.multiclass_bundle(maker.root / "screened", rejection_limits=LIMITS))
+    prediction, picture = model.explain(halves(40))
+    assert (prediction.decision, picture) == ("rejected", None)
+
+
+def test_contribution_to_all_logits_alike_is_none():
+    maps = np.random.default_rng(0).normal(size=(3, 2, 2)).astype(np.float32)
+    common = np.float32([[5, 0], [0, -5]])
+    np.testing.assert_allclose(relative_to_others(maps + common, 1), relative_to_others(maps, 1), atol=1e-6)
+    np.testing.assert_allclose(relative_to_others(maps, 1), maps[1] - (maps[0] + maps[2]) / 2, atol=1e-6)
+    np.testing.assert_array_equal(relative_to_others(maps[:2], 0), maps[0] - maps[1])  # two classes: the log odds
+
+
+def test_missing_heatmaps_are_an_error(model, monkeypatch):
+    monkeypatch.setattr(model._network, "has_heatmaps", False)
+    with pytest.raises(BundleError, match="has no heatmaps"):
+        model.explain(halves(200))
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from pneumoscope.core.population import Population
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import Preprocessing, preprocess
-from pneumoscope.inference import saliency as module
-from pneumoscope.inference.saliency import blend, heatmap_layer, render_heatmap, resize_to_image
+from pneumoscope.inference.heatmap_colors import blend, overlay
+from pneumoscope.inference.saliency import heatmap_layer, render_heatmap, resize_to_image
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_neither_direction_looks_stronger(level):
 def test_zero_contribution_leaves_the_image_unchanged():
     image = np.arange(256).reshape(16, 16).astype(np.uint8)
 
-    laid = module._overlay(image, np.zeros((16, 16), np.float32))
+    laid = overlay(image, np.zeros((16, 16), np.float32))
 
     assert np.abs(laid.astype(int) - image[..., None]).max() <= 1
 

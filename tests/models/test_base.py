@@ -35,6 +35,29 @@ def test_average_pooling_and_linear_layer_give_class_activation_mapping(name: st
     assert heatmap.std() > 0.001
 
 
+@pytest.mark.parametrize("flip_averaging", [False, True])
+def test_each_class_has_the_map_of_its_row_of_the_last_layer(flip_averaging: bool) -> None:
+    torch.manual_seed(0)
+    network = create_model("test_efficientnet", image_size=96, outputs=3, flip_averaging=flip_averaging).eval()
+    layer: nn.Linear = network.model.classifier
+    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.bias)
+    with torch.no_grad():
+        maps = network.forward_features(network.normalize(images(96)))
+        logits, heatmaps = network.class_activation(images(96)) or ()
+
+        assert (logits.shape, heatmaps.shape) == ((3, 3), (3, 3, *maps.shape[2:]))
+        torch.testing.assert_close(logits, network(images(96)))
+        torch.testing.assert_close(heatmaps.sum((2, 3)) + layer.bias, logits, rtol=1e-5, atol=1e-6)
+        positions = maps.shape[2] * maps.shape[3]
+        expected = torch.einsum("nchw,kc->nkhw", maps, layer.weight) / positions
+        if flip_averaging:
+            mirrored = network.forward_features(network.normalize(images(96).flip(2)))
+            expected = (expected + torch.einsum("nchw,kc->nkhw", mirrored, layer.weight).flip(3) / positions) / 2
+        torch.testing.assert_close(heatmaps, expected, rtol=1e-5, atol=1e-6)
+    assert heatmaps.std() > 0.001
+
+
 @pytest.mark.parametrize(("name", "size"), [("alexnet", 95), ("vgg19", 64)])
 def test_dense_heads_give_the_derivative_by_the_strength_of_one_position(name: str, size: int) -> None:
     """Central differences in double precision: one position of the map scaled by 1 + h and 1 - h."""
@@ -61,7 +84,9 @@ def test_accepts_another_implementation_of_the_head_gradient() -> None:
     network = create_model("test_efficientnet", image_size=64).eval()
     with torch.no_grad():
         maps = network.forward_features(network.normalize(images(64)))
-        logit, heatmap = network.class_activation(images(64), lambda maps: (maps[:, :1, 0, 0], 2 * maps)) or ()
+        logit, heatmap = (
+            network.class_activation(images(64), lambda maps: (maps[:, :1, 0, 0], 2 * maps.unsqueeze(1))) or ()
+        )
 
     torch.testing.assert_close(logit, maps[:, 0, 0, 0])
     torch.testing.assert_close(heatmap, (2 * maps * maps).sum(1))

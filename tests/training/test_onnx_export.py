@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from pneumoscope.bundle.card import FORMAT, INPUT_CLASSES, LABELS, Calibration, Card, Parity
+from pneumoscope.bundle.multiclass_card import MulticlassCard, TemperatureScaling
 from pneumoscope.core.errors import BundleError, ParityError
 from pneumoscope.core.population import Population
 from pneumoscope.imaging.preprocess import Preprocessing
 from pneumoscope.inference.decision import sigmoid
+from pneumoscope.inference.multiclass_session import MulticlassSession
 from pneumoscope.inference.session import OUTPUTS, BundleSession
 from pneumoscope.models.factory import create_model
 from pneumoscope.models.input_checks import AgeClassifier, FeatureExtractor, InputChecks, InputClassifier
@@ -31,6 +33,18 @@ def session(content, size):
         recipe={}, seed=0, manifest_sha256="", split_by="image", counts={}, seen={}, best_epoch=1, machine={},
     )  # fmt: skip
     return BundleSession(card, content)
+
+
+def class_session(content, size):
+    card = MulticlassCard(
+        format=3, classes=("a", "b", "c"), activation="softmax", population=Population(),
+        name="test", network="test", parameters=1, version="0", created="", onnx_sha256="", onnx_bytes=0,
+        self_test_logits=(0, 0, 0), prediction_sets=None, rejection_limits=None, age_range=None,
+        preprocessing=Preprocessing(size=size), calibration=TemperatureScaling(temperature=1, method="none", n=0),
+        parity=Parity(images=0, largest=0), recipe={}, seed=0, manifest_sha256="", split_by="image", counts={}, seen={},
+        best_epoch=1, machine={},
+    )  # fmt: skip
+    return MulticlassSession(card, content)
 
 
 def in_place(network):
@@ -99,6 +113,22 @@ def test_exported_network_agrees_with_pytorch(name, size, grid, flip_averaging):
     ]
     assert large
     assert len(set(large)) == len(large)
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_byobnet"])  # average pooling and a linear layer
+def test_exported_network_of_several_classes_has_a_heatmap_of_each(name):
+    torch.manual_seed(0)
+    network = create_model(name, image_size=64, outputs=3, flip_averaging=True).eval()
+    content = export_onnx(network, 64)
+    images = noise(5, 64)
+    outputs = class_session(content, 64).outputs(images, heatmaps=True)
+    with torch.no_grad():
+        logits, heatmaps = network.class_activation(torch.from_numpy(images))
+    np.testing.assert_allclose(outputs.logits, logits.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(outputs.heatmap, heatmaps.numpy(), rtol=1e-3, atol=1e-5)
+    check_outputs(network, images, outputs)
+    with pytest.raises(ParityError, match="'heatmap'"):
+        check_outputs(network, images, dataclasses.replace(outputs, heatmap=outputs.heatmap[:, [1, 0, 2]]))
 
 
 # A class token, so that no position contributes to the logit; and attention, whose gradient ONNX cannot express.

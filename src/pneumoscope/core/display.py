@@ -51,11 +51,7 @@ def prediction_html(prediction: Prediction, picture: bytes | None = None) -> str
         picture: PNG to show above it, such as the image with its heatmap.
     """
     label = "Unreadable" if prediction.decision is None else decision_label(prediction.decision)
-    parts = []
-    if picture is not None:
-        data = base64.b64encode(picture).decode()
-        parts.append(f'<img src="data:image/png;base64,{data}" alt="Image with heatmap" style="max-width:480px"><br>')
-    parts.append(f"<code>{escape(prediction.path)}</code><br>")
+    parts = [_picture_html(picture), f"<code>{escape(prediction.path)}</code><br>"]
     parts.append(f'<strong style="color:{_COLORS[prediction.decision]}">{escape(label)}</strong>')
     if prediction.probability is not None:
         parts.append(f" &nbsp; probability of pneumonia {_interval_text(prediction)}<br>{_scale(prediction)}")
@@ -70,12 +66,25 @@ def prediction_html(prediction: Prediction, picture: bytes | None = None) -> str
     return f"<div>{''.join(parts)}</div>"
 
 
-def multiclass_prediction_html(prediction: MulticlassPrediction) -> str:
-    """Return a prediction of several classes as HTML: file, decision, probability of each class, explanation and notice."""
+def _picture_html(picture: bytes | None) -> str:
+    if picture is None:
+        return ""
+    data = base64.b64encode(picture).decode()
+    return f'<img src="data:image/png;base64,{data}" alt="Image with heatmap" style="max-width:480px"><br>'
+
+
+def multiclass_prediction_html(prediction: MulticlassPrediction, picture: bytes | None = None) -> str:
+    """Return a prediction of several classes as HTML: file, decision, probability of each class, explanation and notice.
+
+    Args:
+        prediction: The prediction.
+        picture: See `prediction_html`.
+    """
     label = "Unreadable" if prediction.decision is None else decision_label(prediction.decision)
     if prediction.decision == "classified":
         label += f": {prediction.predicted_class}"
     parts = [
+        _picture_html(picture),
         f"<code>{escape(prediction.path)}</code><br>",
         f'<strong style="color:{_COLORS[prediction.decision]}">{escape(label)}</strong>',
     ]

@@ -31,7 +31,7 @@ from pneumoscope.bundle.card import (
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.interval import Interval
 from pneumoscope.inference.decision import calibrate, failed_checks
-from pneumoscope.inference.network_session import CheckOutputs, network_rejections
+from pneumoscope.inference.network_session import NetworkOutputs, network_rejections
 from pneumoscope.inference.session import Outputs
 from pneumoscope.runs.recipe import RejectionOptions
 from pneumoscope.statistics.calibration import fit_platt
@@ -159,8 +159,8 @@ def _uncertainty_band(scores: FloatArray, labels: BoolArray, threshold: float) -
 
 
 def fit_rejection_limits(
-    outputs: Sequence[CheckOutputs],
-    augmented: Sequence[CheckOutputs],
+    outputs: Sequence[NetworkOutputs],
+    augmented: Sequence[NetworkOutputs],
     options: RejectionOptions,
     patients: Sequence[str],
 ) -> RejectionLimits:
@@ -187,7 +187,7 @@ def fit_rejection_limits(
 
 
 def fit_outlier_summary(
-    limits: RejectionLimits, outputs: Sequence[CheckOutputs], patients: Sequence[str], n_train: int
+    limits: RejectionLimits, outputs: Sequence[NetworkOutputs], patients: Sequence[str], n_train: int
 ) -> OutlierSummary:
     """Return how many images of other patients outside the age range pass all checks.
 
@@ -212,18 +212,18 @@ def upper_limit(values: npt.NDArray[np.float32], share: float) -> float:
     return float(np.sort(values)[-1 - math.floor(share * len(values) + 1e-9)])
 
 
-def _is_rejected(limits: RejectionLimits, outputs: Sequence[CheckOutputs]) -> BoolArray:
+def _is_rejected(limits: RejectionLimits, outputs: Sequence[NetworkOutputs]) -> BoolArray:
     return np.asarray(np.any(list(_rejected_by(limits, outputs).values()), axis=0))
 
 
-def _rejected_by(limits: RejectionLimits, outputs: Sequence[CheckOutputs]) -> dict[InputCheck, BoolArray]:
+def _rejected_by(limits: RejectionLimits, outputs: Sequence[NetworkOutputs]) -> dict[InputCheck, BoolArray]:
     """Return for each check whether it rejects the images."""
     upright, age_score, distance = _check_values(outputs)
     return {name: np.asarray(failed) for name, failed in failed_checks(limits, upright, distance, age_score).items()}
 
 
 def _check_values(
-    outputs: Sequence[CheckOutputs],
+    outputs: Sequence[NetworkOutputs],
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None, npt.NDArray[np.float32]]:
     """Return the probability of the class "upright", the age score if there is one, and the OOD distance of all images."""
     upright = [batch.input_classes[:, 0] for batch in outputs if batch.input_classes is not None]

@@ -8,6 +8,9 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from pneumoscope.core.errors import UnreadableImageError, UsageError
 from pneumoscope.core.prediction import AgeRequirement, Assumption, Prediction
 from pneumoscope.imaging.image import Radiograph
@@ -15,19 +18,20 @@ from pneumoscope.imaging.pixel_values import PixelValues
 from pneumoscope.imaging.preprocess import PreprocessedImage
 from pneumoscope.inference.batches import process_batches
 from pneumoscope.inference.image_loader import ImageLoader, check_age
-from pneumoscope.inference.network_session import CheckOutputs, NetworkSession, SessionCard
+from pneumoscope.inference.network_session import NetworkOutputs, NetworkSession, SessionCard
 from pneumoscope.inference.providers import Provider
 
 if TYPE_CHECKING:
     from pneumoscope.imaging.sandbox.pool import DecodePool
     from pneumoscope.inference.image_loader import ImageSource
+    from pneumoscope.inference.saliency import Explanation
 
 __all__ = ["BATCH_SIZE", "ImageModel"]
 
 BATCH_SIZE = 2  # images per network call; larger batches are no faster on a CPU and take more memory
 
 _Card = TypeVar("_Card", bound=SessionCard)
-_Outputs = TypeVar("_Outputs", bound=CheckOutputs)
+_Outputs = TypeVar("_Outputs", bound=NetworkOutputs)
 _Scored = TypeVar("_Scored")
 _Prediction = TypeVar("_Prediction", bound=Prediction)
 _Result = TypeVar("_Result")
@@ -68,6 +72,19 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
     @abc.abstractmethod
     def failed(self, error: UnreadableImageError) -> _Prediction:
         """Return the prediction of an image that cannot be read."""
+
+    @abc.abstractmethod
+    def _draw(self, image: PreprocessedImage, heatmap: npt.NDArray[np.float32], prediction: _Prediction) -> bytes:
+        """Return a PNG of an image that was not rejected, with its row of `NetworkOutputs.heatmap` and its prediction."""
+
+    @property
+    def has_heatmaps(self) -> bool:
+        """Whether the network has heatmaps."""
+        return self._network.has_heatmaps
+
+    def require_heatmaps(self) -> None:
+        """Raise BundleError if the network has no heatmaps."""
+        self._network.require_heatmaps()
 
     @property
     def require_age(self) -> AgeRequirement:
@@ -144,6 +161,38 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
 
         return self._stream(images, predict_batch, batch_size, workers, age)
 
+    def explain(self, image: ImageSource, *, name: str = "", age: float | None = None) -> Explanation:
+        """Return the prediction for one image and its heatmap, from the same run of the network.
+
+        Args:
+            image, name, age: See `predict`.
+        Raises:
+            BundleError: The network has no heatmaps.
+            UnreadableImageError: The image cannot be decoded.
+            UsageError: The age is not from 0 to 130 years.
+        """
+        self.require_heatmaps()
+        preprocessed = self._loader.preprocess(image, name=name, age=age, keep_radiograph=True)
+        return self._explain([preprocessed])[0]
+
+    def explain_many(
+        self, images: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE, workers: int = 0, age: float | None = None
+    ) -> Generator[Explanation]:
+        """Yield predictions and heatmaps like `predict_many`, each pair from the same run of the network.
+
+        Args:
+            images, batch_size, workers, age: See `predict_many`.
+        Raises:
+            BundleError: The network has no heatmaps.
+            UsageError: A number is out of range.
+        """
+        self.require_heatmaps()
+
+        def explain_batch(batch: Sequence[ImageSource], pool: DecodePool | None) -> list[Explanation]:
+            return self._explain_batch(batch, pool, age)
+
+        return self._stream(images, explain_batch, batch_size, workers, age)
+
     def decode(self, image: Path | bytes, *, name: str = "") -> Radiograph:
         """Return an image decoded at its own size, for display.
 
@@ -192,3 +241,29 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
             self._predict(each, next(scored)) if isinstance(each, PreprocessedImage) else self.failed(each)
             for each in preprocessed
         ]
+
+    def _explain_batch(
+        self, images: Sequence[ImageSource], pool: DecodePool | None, age: float | None
+    ) -> list[Explanation]:
+        from pneumoscope.inference.saliency import Explanation
+
+        preprocessed = self._loader.preprocess_many(images, pool, ages=[age] * len(images), keep_radiograph=True)
+        explanations = iter(self._explain([each for each in preprocessed if isinstance(each, PreprocessedImage)]))
+        return [
+            next(explanations) if isinstance(each, PreprocessedImage) else Explanation(self.failed(each), None)
+            for each in preprocessed
+        ]
+
+    def _explain(self, images: Sequence[PreprocessedImage]) -> list[Explanation]:
+        from pneumoscope.inference.saliency import Explanation
+
+        if not images:
+            return []
+        outputs = self._network.outputs(np.stack([image.pixels for image in images]), heatmaps=True)
+        assert outputs.heatmap is not None
+        explanations = []
+        for image, scored, heatmap in zip(images, self._network.score(images, outputs), outputs.heatmap, strict=True):
+            prediction = self._predict(image, scored)
+            picture = None if prediction.rejection else self._draw(image, heatmap, prediction)
+            explanations.append(Explanation(prediction, picture))
+        return explanations

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.display import facts_html
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from pneumoscope.bundle.site_profile import SiteProfile
     from pneumoscope.imaging.sandbox.pool import DecodePool
     from pneumoscope.inference.image_loader import ImageSource
-    from pneumoscope.inference.saliency import Explanation, Heatmap, Layer
+    from pneumoscope.inference.saliency import Heatmap, Layer
 
 __all__ = ["BATCH_SIZE", "Model", "ScoredImage", "load_model"]
 
@@ -125,20 +126,6 @@ class Model(ImageModel[Card, Outputs, Scored, Prediction]):
         """Everything but the image that a prediction depends on: network, site, operating point, required ages, assumptions."""
         return self.facts.sha256, self.facts.site, self.operating_point_name, self.require_age, *self.assumptions
 
-    def explain(self, image: ImageSource, *, name: str = "", age: float | None = None) -> Explanation:
-        """Return the prediction for one image and its heatmap, from the same run of the network.
-
-        Args:
-            image, name, age: See `predict`.
-        Raises:
-            BundleError: The network has no heatmaps.
-            UnreadableImageError: The image cannot be decoded.
-            UsageError: The age is not from 0 to 130 years.
-        """
-        self._session.require_heatmaps()
-        preprocessed = self._loader.preprocess(image, name=name, age=age, keep_radiograph=True)
-        return self._explain([preprocessed])[0]
-
     def score_batch(self, images: Sequence[ImageSource], *, heatmaps: bool = False) -> list[ScoredImage]:
         """Return predictions like `predict_batch`, each with its logit and acquisition.
 
@@ -156,24 +143,6 @@ class Model(ImageModel[Card, Outputs, Scored, Prediction]):
             next(scored) if isinstance(each, PreprocessedImage) else ScoredImage(self.failed(each), None, None)
             for each in preprocessed
         ]
-
-    def explain_many(
-        self, images: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE, workers: int = 0, age: float | None = None
-    ) -> Generator[Explanation]:
-        """Yield predictions and heatmaps like `predict_many`, each pair from the same run of the network.
-
-        Args:
-            images, batch_size, workers, age: See `predict_many`.
-        Raises:
-            BundleError: The network has no heatmaps.
-            UsageError: A number is out of range.
-        """
-        self._session.require_heatmaps()
-
-        def explain_batch(batch: Sequence[ImageSource], pool: DecodePool | None) -> list[Explanation]:
-            return self._explain_batch(batch, pool, age)
-
-        return self._stream(images, explain_batch, batch_size, workers, age)
 
     def heatmap_layer(self, image: ImageSource) -> Layer:
         """Return the heatmap of one image as a transparent layer. Rejections are ignored.
@@ -202,15 +171,6 @@ class Model(ImageModel[Card, Outputs, Scored, Prediction]):
         from pneumoscope.inference.saliency import draw_explanation
 
         return draw_explanation(self.heatmap(image), prediction, self.card)
-
-    @property
-    def has_heatmaps(self) -> bool:
-        """Whether the network has heatmaps."""
-        return self._session.has_heatmaps
-
-    def require_heatmaps(self) -> None:
-        """Raise BundleError if the network has no heatmaps."""
-        self._session.require_heatmaps()
 
     def heatmap(self, image: ImageSource) -> Heatmap:
         """Return an image with the contributions to its logit. Rejections are ignored.
@@ -246,36 +206,11 @@ class Model(ImageModel[Card, Outputs, Scored, Prediction]):
             results.append(ScoredImage(prediction, logit, image.acquisition, layer))
         return results
 
-    def _explain_batch(
-        self, images: Sequence[ImageSource], pool: DecodePool | None, age: float | None
-    ) -> list[Explanation]:
-        from pneumoscope.inference.saliency import Explanation
+    def _draw(self, image: PreprocessedImage, heatmap: npt.NDArray[np.float32], prediction: Prediction) -> bytes:
+        from pneumoscope.inference.saliency import Heatmap, draw_explanation
 
-        preprocessed = self._loader.preprocess_many(images, pool, ages=[age] * len(images), keep_radiograph=True)
-        explanations = iter(self._explain([each for each in preprocessed if isinstance(each, PreprocessedImage)]))
-        return [
-            next(explanations) if isinstance(each, PreprocessedImage) else Explanation(self.failed(each), None)
-            for each in preprocessed
-        ]
-
-    def _explain(self, images: Sequence[PreprocessedImage]) -> list[Explanation]:
-        from pneumoscope.inference.saliency import Explanation, Heatmap, draw_explanation
-
-        if not images:
-            return []
-        outputs = self._session.outputs(np.stack([image.pixels for image in images]), heatmaps=True)
-        assert outputs.heatmap is not None
-        explanations = []
-        for image, scored, contributions in zip(
-            images, self._session.score(images, outputs), outputs.heatmap, strict=True
-        ):
-            prediction, picture = self._predict(image, scored), None
-            if prediction.probability is not None:
-                assert image.radiograph is not None
-                heatmap = Heatmap(image.radiograph, contributions, self.card.preprocessing.crop)
-                picture = draw_explanation(heatmap, prediction, self.card)
-            explanations.append(Explanation(prediction, picture))
-        return explanations
+        assert image.radiograph is not None
+        return draw_explanation(Heatmap(image.radiograph, heatmap, self.card.preprocessing.crop), prediction, self.card)
 
     def _predict(self, image: PreprocessedImage, scored: Scored) -> Prediction:
         result = decide(self.card, self.point, scored.logit, scored.rejection)

@@ -6,6 +6,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from pneumoscope.bundle.multiclass_card import MulticlassCard
 from pneumoscope.core.display import facts_html
 from pneumoscope.core.errors import UnreadableImageError
@@ -23,11 +26,11 @@ from pneumoscope.runs.run_folder import find_bundle
 if TYPE_CHECKING:
     from pneumoscope.imaging.sandbox.pool import DecodePool
 
-__all__ = ["MulticlassModel", "load_multiclass_model"]
+__all__ = ["MulticlassModel", "load_multiclass_model", "relative_to_others"]
 
 
 class MulticlassModel(ImageModel[MulticlassCard, MulticlassOutputs, MulticlassScored, MulticlassPrediction]):
-    """A bundle of several classes. It has no operating points, no heatmaps and no site profiles.
+    """A bundle of several classes. It has no operating points and no site profiles.
 
     Attributes:
         card: Card of the bundle.
@@ -65,6 +68,18 @@ class MulticlassModel(ImageModel[MulticlassCard, MulticlassOutputs, MulticlassSc
         }
         return facts_html(f"Model {card.name}", facts, self.notice)
 
+    def _draw(
+        self, image: PreprocessedImage, heatmap: npt.NDArray[np.float32], prediction: MulticlassPrediction
+    ) -> bytes:
+        from pneumoscope.inference.saliency import Heatmap, draw_class_explanation
+
+        assert image.radiograph is not None
+        assert prediction.predicted_class is not None
+        relative = relative_to_others(heatmap, self.card.classes.index(prediction.predicted_class))
+        return draw_class_explanation(
+            Heatmap(image.radiograph, relative, self.card.preprocessing.crop), prediction, self.card
+        )
+
     def _predict(self, image: PreprocessedImage, scored: MulticlassScored) -> MulticlassPrediction:
         result = decide_class(self.card, scored.logits, scored.rejection)
         return MulticlassPrediction(
@@ -95,6 +110,22 @@ class MulticlassModel(ImageModel[MulticlassCard, MulticlassOutputs, MulticlassSc
             model=self.facts,
             classes=self.card.classes,
         )
+
+
+def relative_to_others(maps: npt.NDArray[np.float32], index: int) -> npt.NDArray[np.float32]:
+    """Return the contributions to the logit of one class, minus the mean of the contributions to the other logits.
+
+    Probabilities depend on differences of logits only: a contribution to all of them changes nothing.
+
+    Args:
+        maps: Contributions to the logit of each class, shape (K, height, width).
+        index: Index of the class.
+
+    Returns:
+        Shape (height, width).
+    """
+    others = np.delete(maps, index, axis=0)
+    return np.asarray(maps[index] - others.mean(axis=0), dtype=np.float32)
 
 
 def load_multiclass_model(

@@ -18,7 +18,7 @@ from pneumoscope.core.prediction import AgeRequirement, Assumption, Rejection
 from pneumoscope.imaging.preprocess import PreprocessedImage
 from pneumoscope.inference.network_session import (
     CHECK_OUTPUTS,
-    CheckOutputs,
+    NetworkOutputs,
     NetworkSession,
     OutputShape,
     network_rejections,
@@ -29,7 +29,7 @@ __all__ = ["MulticlassOutputs", "MulticlassScored", "MulticlassSession"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class MulticlassOutputs(CheckOutputs):
+class MulticlassOutputs(NetworkOutputs):
     """Outputs of the network for n images.
 
     Attributes:
@@ -51,7 +51,7 @@ class MulticlassScored(NamedTuple):
 
 
 class MulticlassSession(NetworkSession[MulticlassCard, MulticlassOutputs, MulticlassScored]):
-    """A bundle of several classes that is ready to score images; it has no heatmaps."""
+    """A bundle of several classes that is ready to score images."""
 
     def __init__(
         self,
@@ -64,7 +64,12 @@ class MulticlassSession(NetworkSession[MulticlassCard, MulticlassOutputs, Multic
         provider: Provider = "cpu",
     ) -> None:
         """Start an ONNX Runtime session; see `NetworkSession`."""
-        outputs: Mapping[str, OutputShape] = {"logits": OutputShape(2, len(card.classes)), **CHECK_OUTPUTS}
+        k = len(card.classes)
+        outputs: Mapping[str, OutputShape] = {
+            "logits": OutputShape(2, k),
+            "heatmap": OutputShape(4, k),
+            **CHECK_OUTPUTS,
+        }
         super().__init__(
             card, network, outputs, threads=threads, require_age=require_age, assume=assume, provider=provider
         )
@@ -113,9 +118,9 @@ class MulticlassSession(NetworkSession[MulticlassCard, MulticlassOutputs, Multic
         """Return the logits of preprocessed images (n, size, size), shape (n, K)."""
         return np.asarray(self._run(["logits"], pixels)["logits"], dtype=np.float32)
 
-    def outputs(self, pixels: npt.NDArray[np.uint8]) -> MulticlassOutputs:
+    def outputs(self, pixels: npt.NDArray[np.uint8], *, heatmaps: bool = False) -> MulticlassOutputs:
         """Return all outputs for preprocessed images (n, size, size); see `NetworkSession.outputs`."""
-        return MulticlassOutputs(**self._run(self._output_names, pixels))
+        return MulticlassOutputs(**self._run_outputs(pixels, heatmaps=heatmaps))
 
     def score(self, images: Sequence[PreprocessedImage], outputs: MulticlassOutputs) -> list[MulticlassScored]:
         """Return logits and rejections of a batch; see `NetworkSession.score`."""

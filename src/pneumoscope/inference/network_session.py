@@ -19,7 +19,7 @@ from pneumoscope.imaging.preprocess import PreprocessedImage, Preprocessing, pre
 from pneumoscope.inference.decision import InputRequirements, reject_by_age, reject_by_file, reject_by_network
 from pneumoscope.inference.providers import Provider, import_onnxruntime, provider_arguments, require_running
 
-__all__ = ["CHECK_OUTPUTS", "CheckOutputs", "NetworkSession", "OutputShape", "SessionCard", "network_rejections"]
+__all__ = ["CHECK_OUTPUTS", "NetworkOutputs", "NetworkSession", "OutputShape", "SessionCard", "network_rejections"]
 
 
 class OutputShape(NamedTuple):
@@ -45,20 +45,29 @@ class SessionCard(InputRequirements, Protocol):
         """Name of the model."""
 
     @property
+    def network(self) -> str:
+        """Name of the network."""
+
+    @property
     def preprocessing(self) -> Preprocessing:
         """How an image becomes the network's input."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class CheckOutputs(abc.ABC):
-    """Outputs of the checks of the input for n images; None if the network has no such output.
+class NetworkOutputs(abc.ABC):
+    """Outputs of a network for n images beside its logits; None if the network has no such output or it was not requested.
 
     Attributes:
+        heatmap: Contribution of each position of the last feature map to the logit, float32, shape (n, height, width); of
+            several classes, to the logit of each class, shape (n, K, height, width). The contributions and a constant sum to
+            the logit if the network ends in average pooling and one linear layer (class activation mapping); otherwise they
+            are first-order contributions.
         input_classes: Probability of each input class on the card, float32, shape (n, classes).
         ood_distance: Distance from the training images in feature space, float32, shape (n,); about 1 in distribution.
         age_score: Score that the patient is outside the age range, 0 to 1, float32, shape (n,).
     """
 
+    heatmap: npt.NDArray[np.float32] | None = None
     input_classes: npt.NDArray[np.float32] | None = None
     ood_distance: npt.NDArray[np.float32] | None = None
     age_score: npt.NDArray[np.float32] | None = None
@@ -69,7 +78,7 @@ class CheckOutputs(abc.ABC):
 
 
 _Card = TypeVar("_Card", bound=SessionCard)
-_Outputs = TypeVar("_Outputs", bound=CheckOutputs)
+_Outputs = TypeVar("_Outputs", bound=NetworkOutputs)
 _Scored = TypeVar("_Scored")
 
 
@@ -81,6 +90,7 @@ class NetworkSession(abc.ABC, Generic[_Card, _Outputs, _Scored]):
         assumptions: Overrides of DICOM headers that hold for all images.
         require_age: Images that are rejected if the age of the patient is unknown.
         provider: Processor that runs the network.
+        has_heatmaps: True if the network has the output `heatmap`.
     """
 
     def __init__(
@@ -132,6 +142,7 @@ class NetworkSession(abc.ABC, Generic[_Card, _Outputs, _Scored]):
         self.require_age = require_age
         self._known_outputs = dict(outputs)
         self._output_names = [output.name for output in self._session.get_outputs()]
+        self.has_heatmaps = "heatmap" in self._output_names
         self._check_signature()
 
     @abc.abstractmethod
@@ -143,11 +154,14 @@ class NetworkSession(abc.ABC, Generic[_Card, _Outputs, _Scored]):
         """
 
     @abc.abstractmethod
-    def outputs(self, pixels: npt.NDArray[np.uint8]) -> _Outputs:
-        """Return the outputs for preprocessed images, uint8, shape (n, size, size), from one run of the network.
+    def outputs(self, pixels: npt.NDArray[np.uint8], *, heatmaps: bool = False) -> _Outputs:
+        """Return the outputs for preprocessed images, from one run of the network.
 
+        Args:
+            pixels: Gray levels, uint8, shape (n, size, size).
+            heatmaps: Include heatmaps.
         Raises:
-            BundleError: An output has the wrong shape or is not finite.
+            BundleError: The network has no heatmaps, or an output has the wrong shape or is not finite.
         """
 
     @abc.abstractmethod
@@ -184,6 +198,25 @@ class NetworkSession(abc.ABC, Generic[_Card, _Outputs, _Scored]):
                 pending.clear()
         if pending:
             yield from self._score_batch(pending)
+
+    def require_heatmaps(self) -> None:
+        """Raise if the network has no heatmaps.
+
+        Raises:
+            BundleError: The network has no output `heatmap`.
+        """
+        if not self.has_heatmaps:
+            raise BundleError(
+                f"the network of bundle {self.card.name!r} ({self.card.network}) has no heatmaps: its logit does not depend on"
+                " a last feature map, or the dependence could not be exported",
+                hint="Run without heatmaps, or train a convolutional network: pneumoscope models",
+            )
+
+    def _run_outputs(self, pixels: npt.NDArray[np.uint8], *, heatmaps: bool) -> dict[str, npt.NDArray[np.float32]]:
+        """Return all outputs by name, without the heatmaps unless they are requested; see `outputs`."""
+        if heatmaps:
+            self.require_heatmaps()
+        return self._run([name for name in self._output_names if heatmaps or name != "heatmap"], pixels)
 
     def _score_batch(self, images: Sequence[PreprocessedImage]) -> list[_Scored]:
         return self.score(images, self.outputs(np.stack([image.pixels for image in images])))
@@ -234,7 +267,7 @@ class NetworkSession(abc.ABC, Generic[_Card, _Outputs, _Scored]):
                 )
 
 
-def network_rejections(card: InputRequirements, outputs: CheckOutputs) -> list[Rejection | None]:
+def network_rejections(card: InputRequirements, outputs: NetworkOutputs) -> list[Rejection | None]:
     """Return the rejection of each image of a batch by the network's outputs, or None."""
     n = len(outputs)
     input_classes = [None] * n if outputs.input_classes is None else outputs.input_classes.tolist()

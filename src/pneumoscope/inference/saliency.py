@@ -1,13 +1,7 @@
-"""Render heatmaps: the image in gray, contributions to the logit in color, a legend and the notice.
-
-Colors diverge from the gray of the image: orange towards pneumonia, blue against it, which remains distinguishable with color
-vision deficiency. From each gray, both directions are straight lines in OKLab, so equal steps of contribution look equal, and
-both ends have the same lightness and chroma, so neither looks stronger than it is.
-"""
+"""Render heatmaps: the image in gray, contributions to the logit in color, a legend and the notice."""
 
 from __future__ import annotations
 
-import functools
 import io
 import re
 from collections.abc import Sequence
@@ -18,20 +12,23 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from pneumoscope.bundle.card import Card
-from pneumoscope.core.display import prediction_html
+from pneumoscope.bundle.multiclass_card import MulticlassCard
+from pneumoscope.core.display import multiclass_prediction_html, prediction_html
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.messages import decision_label, warning_message
+from pneumoscope.core.multiclass_prediction import MulticlassPrediction
 from pneumoscope.core.prediction import Decision, Prediction, WarningCode
-from pneumoscope.core.prediction_messages import notice, probability_text, site_note
+from pneumoscope.core.prediction_messages import decision_message, notice, probability_text, site_note
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import Crop, PreprocessedImage
+from pneumoscope.inference.heatmap_colors import blend, overlay
 
 __all__ = [
     "MIN_POSITIONS",
     "Explanation",
     "Heatmap",
     "Layer",
-    "blend",
+    "draw_class_explanation",
     "draw_explanation",
     "draw_scale",
     "heatmap_layer",
@@ -44,20 +41,6 @@ __all__ = [
 _MAX_SIDE, _MIN_SIDE = 1024, 640  # longer side of the picture, pixels; small images are enlarged to fit the text
 _MAX_LAYER_SIDE = 512  # longer side of a layer, pixels; it has few positions and is stretched by the viewer
 _MIN_CANVAS_WIDTH = 480  # pixels
-_OPACITY = 0.7  # of the strongest contribution, so that the image shows through
-_STEPS = 255  # color steps in each direction
-# Lightness and chroma of both ends in OKLab and their hues in degrees; as saturated as sRGB blue allows.
-_LIGHTNESS, _CHROMA, _HUE_TOWARDS, _HUE_AGAINST = 0.74, 0.13, 55, 250
-_LAB_TO_LMS = np.array(
-    [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
-)
-_LMS_TO_RGB = np.array(
-    [
-        [4.0767416621, -3.3077115913, 0.2309699292],
-        [-1.2684380046, 2.6097574011, -0.3413193965],
-        [-0.0041960863, -0.7034186147, 1.7076147010],
-    ]
-)
 _BACKGROUND, _TEXT, _MUTED = (17, 17, 17), (240, 240, 240), (170, 170, 170)
 _MARGIN, _BAR_HEIGHT = 16, 16  # pixels
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -97,14 +80,73 @@ def render_heatmap(
     """
     if heatmap.ndim != 2 or not heatmap.size or not np.isfinite(heatmap).all():
         raise UsageError(f"a heatmap has two dimensions and finite values; this one has shape {heatmap.shape}")
-    found = Heatmap(image, heatmap, card.preprocessing.crop)
-    picture = found.picture()
+    about = f"Pneumonia at {probability_text(threshold)} or more. {_about(heatmap, f'the logit of {card.name}')}"
+    text = _LegendText(
+        title=f"{decision_label(decision)}: probability of pneumonia {probability_text(probability)}",
+        about=about + (f" {latin_text(site)}." if site else ""),
+        sentences=(*_warning_sentences(warnings), latin_text(notice(card.population))),
+        label="pneumonia",
+    )
+    return _draw_with_legend(Heatmap(image, heatmap, card.preprocessing.crop), text)
+
+
+def draw_class_explanation(heatmap: Heatmap, prediction: MulticlassPrediction, card: MulticlassCard) -> bytes:
+    """Return a PNG of an image with the heatmap of its predicted class, and a legend with its prediction.
+
+    Args:
+        heatmap: Contributions to the logit of the predicted class, compared with the other classes.
+        prediction: Prediction of the image; not a rejection.
+        card: Card of the bundle.
+    Raises:
+        ValueError: The prediction has no probabilities.
+    """
+    name = prediction.predicted_class
+    if prediction.class_probabilities is None or name is None:
+        raise ValueError("the prediction has no probabilities")
+    label = latin_text(name)
+    logit = f"the logit of {label}, minus the mean of those to the logits of the other classes, of {card.name}"
+    text = _LegendText(
+        title=f"{label}: probability {probability_text(prediction.class_probabilities[name])}",
+        about=_about(heatmap.contributions, logit),
+        sentences=tuple(
+            filter(
+                None,
+                (
+                    latin_text(decision_message(prediction)),
+                    *_warning_sentences(prediction.warnings),
+                    latin_text(notice(card.population)),
+                ),
+            )
+        ),
+        label=label,
+    )
+    return _draw_with_legend(heatmap, text)
+
+
+class _LegendText(NamedTuple):
+    """The text of a legend.
+
+    Attributes:
+        title: The result.
+        about: An explanation, in muted color.
+        sentences: Paragraphs below it: warnings and the notice.
+        label: What contributions are towards or against.
+    """
+
+    title: str
+    about: str
+    sentences: Sequence[str]
+    label: str
+
+
+def _warning_sentences(warnings: Sequence[WarningCode]) -> tuple[str, ...]:
+    return (". ".join(map(warning_message, warnings)),) if warnings else ()
+
+
+def _draw_with_legend(heatmap: Heatmap, text: _LegendText) -> bytes:
+    picture = heatmap.picture()
     height, width = picture.shape[:2]
-    title = f"{decision_label(decision)}: probability of pneumonia {probability_text(probability)}"
-    warning = ". ".join(warning_message(code) for code in warnings)
-    about = _explanation(card, threshold, heatmap.shape, site)
-    sentences = [*filter(None, (warning, latin_text(notice(card.population))))]
-    legend = _legend(max(width, _MIN_CANVAS_WIDTH), title, about, sentences, found.maximum)
+    legend = _legend(max(width, _MIN_CANVAS_WIDTH), text, heatmap.maximum)
     canvas = Image.new("RGB", (legend.width, height + legend.height), _BACKGROUND)
     canvas.paste(Image.fromarray(picture), ((legend.width - width) // 2, 0))
     canvas.paste(legend, (0, height))
@@ -141,7 +183,7 @@ class Heatmap(NamedTuple):
         factor = min(max(image.width, image.height, _MIN_SIDE), _MAX_SIDE) / max(image.width, image.height)
         width, height = (max(1, round(side * factor)) for side in (image.width, image.height))
         gray = Image.fromarray(image.pixels).resize((width, height), Image.Resampling.BILINEAR)
-        return _overlay(np.asarray(gray), self.resized(width, height) / (self.maximum or 1.0))
+        return overlay(np.asarray(gray), self.resized(width, height) / (self.maximum or 1.0))
 
 
 class Explanation(NamedTuple):
@@ -156,6 +198,8 @@ class Explanation(NamedTuple):
     picture: bytes | None
 
     def _repr_html_(self) -> str:
+        if isinstance(self.prediction, MulticlassPrediction):
+            return multiclass_prediction_html(self.prediction, self.picture)
         return prediction_html(self.prediction, self.picture)
 
 
@@ -236,78 +280,25 @@ def resize_to_image(heatmap: npt.NDArray[np.float32], width: int, height: int, c
     return whole
 
 
-def blend(
-    gray: npt.NDArray[np.floating] | np.float64,
-    strength: npt.NDArray[np.floating] | np.float64,
-    opacity: float = _OPACITY,
-) -> npt.NDArray[np.float64]:
-    """Return the colors of contributions over grays: sRGB, 0 to 1, with a last axis of 3.
-
-    Args:
-        gray: Gray of the image, sRGB, 0 is black and 1 is white.
-        strength: -1 (strongest against pneumonia) to 1 (strongest towards pneumonia); broadcasts with `gray`.
-        opacity: Opacity of the strongest contribution.
-    Source: Ottosson 2020, "A perceptual color space for image processing" (OKLab); IEC 61966-2-1 (sRGB).
-    """
-    hue = np.radians(np.where(strength > 0, _HUE_TOWARDS, _HUE_AGAINST))
-    weight = opacity * np.abs(strength)
-    lightness = np.cbrt(
-        np.where(gray <= 0.04045, gray / 12.92, ((gray + 0.055) / 1.055) ** 2.4)
-    )  # OKLab lightness of a gray
-    lab = np.stack(
-        np.broadcast_arrays(
-            (1 - weight) * lightness + weight * _LIGHTNESS,
-            weight * _CHROMA * np.cos(hue),
-            weight * _CHROMA * np.sin(hue),
-        ),
-        axis=-1,
-    )
-    linear = np.clip((lab @ _LAB_TO_LMS.T) ** 3 @ _LMS_TO_RGB.T, 0, 1)
-    rgb: npt.NDArray[np.float64] = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return rgb
-
-
-@functools.cache
-def _color_table() -> npt.NDArray[np.uint8]:
-    """Return `blend` for every gray level and step, shape (256, 2 x steps + 1, 3)."""
-    table = blend(np.arange(256)[:, None] / 255, np.arange(-_STEPS, _STEPS + 1)[None, :] / _STEPS)
-    return np.rint(255 * table).astype(np.uint8)
-
-
-def _overlay(gray: npt.NDArray[np.uint8], strength: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    return _color_table()[gray, np.rint(strength * _STEPS).astype(np.int16) + _STEPS]
-
-
-def _explanation(card: Card, threshold: float, positions: tuple[int, ...], site: str) -> str:
-    """Return what a heatmap with rows and columns of positions shows, and the site profile."""
-    rows, columns = positions
+def _about(contributions: npt.NDArray[np.float32], logit: str) -> str:
+    """Return what a heatmap shows: contributions to that logit."""
+    rows, columns = contributions.shape
     coarse = " The heatmap is too coarse to localize anything." if rows * columns < MIN_POSITIONS else ""
-    about = (
-        f"Pneumonia at {probability_text(threshold)} or more. Contributions of {rows} x {columns} positions to the logit of"
-        f" {card.name}, scaled to this image. They show what the network used, not where disease is.{coarse}"
+    return (
+        f"Contributions of {rows} x {columns} positions to {logit}, scaled to this image. They show what the network used, not"
+        f" where disease is.{coarse}"
     )
-    if site:
-        about += f" {latin_text(site)}."
-    return about
 
 
-def _legend(width: int, title: str, about: str, sentences: Sequence[str], maximum: float) -> Image.Image:
-    """Return the legend.
-
-    Args:
-        width: Its width.
-        title: The result.
-        about: An explanation, in muted color.
-        sentences: Paragraphs below it: a warning and the notice.
-        maximum: Contribution at both ends of the color scale.
-    """
+def _legend(width: int, text: _LegendText, maximum: float) -> Image.Image:
+    """Return the legend with this width; `maximum` is the contribution at both ends of the color scale."""
     inner = width - 2 * _MARGIN
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    large, text = ImageFont.load_default(24), ImageFont.load_default(16)
-    titles = [(line, large, _TEXT) for line in wrap_text(draw, title, large, inner)]
-    notes = [(line, text, _MUTED) for line in wrap_text(draw, about, text, inner)]
-    for sentence in sentences:
-        notes += [(line, text, _TEXT) for line in wrap_text(draw, sentence, text, inner)]
+    large, small = ImageFont.load_default(24), ImageFont.load_default(16)
+    titles = [(line, large, _TEXT) for line in wrap_text(draw, text.title, large, inner)]
+    notes = [(line, small, _MUTED) for line in wrap_text(draw, text.about, small, inner)]
+    for sentence in text.sentences:
+        notes += [(line, small, _TEXT) for line in wrap_text(draw, sentence, small, inner)]
     height = 3 * _MARGIN + 32 * len(titles) + 2 * 22 + _BAR_HEIGHT + 22 * len(notes)
     legend = Image.new("RGB", (width, height), _BACKGROUND)
     draw = ImageDraw.Draw(legend)
@@ -315,7 +306,7 @@ def _legend(width: int, title: str, about: str, sentences: Sequence[str], maximu
     for line, font, color in titles:
         draw.text((_MARGIN, y), line, color, font)
         y += 32
-    y = draw_scale(legend, text, y, maximum, "against pneumonia", "towards pneumonia") + _MARGIN
+    y = draw_scale(legend, small, y, maximum, f"against {text.label}", f"towards {text.label}") + _MARGIN
     for line, font, color in notes:
         draw.text((_MARGIN, y), line, color, font)
         y += 22
@@ -338,7 +329,7 @@ def draw_scale(legend: Image.Image, font: _Font, y: int, maximum: float, against
     draw.text((right, y), towards, _TEXT, font, anchor="ra")
     y += 22
     strength = np.linspace(-1, 1, right - left + 1, dtype=np.float32)
-    bar = _overlay(np.full((_BAR_HEIGHT, len(strength)), 128, np.uint8), np.tile(strength, (_BAR_HEIGHT, 1)))
+    bar = overlay(np.full((_BAR_HEIGHT, len(strength)), 128, np.uint8), np.tile(strength, (_BAR_HEIGHT, 1)))
     legend.paste(Image.fromarray(bar), (left, y))
     y += _BAR_HEIGHT + 4
     middle = (left + right) // 2

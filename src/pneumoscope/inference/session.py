@@ -21,7 +21,7 @@ from pneumoscope.imaging.preprocess import PreprocessedImage
 from pneumoscope.inference.decision import calibrate
 from pneumoscope.inference.network_session import (
     CHECK_OUTPUTS,
-    CheckOutputs,
+    NetworkOutputs,
     NetworkSession,
     OutputShape,
     network_rejections,
@@ -35,18 +35,14 @@ OUTPUTS: Mapping[str, OutputShape] = {"logit": OutputShape(1), "heatmap": Output
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Outputs(CheckOutputs):
-    """Outputs of the network for n images; None if the network has no such output or it was not requested.
+class Outputs(NetworkOutputs):
+    """Outputs of the network for n images.
 
     Attributes:
-        logit: float32, shape (n,).
-        heatmap: Contribution of each position of the last feature map to the logit, float32, shape (n, height, width);
-            positive towards pneumonia. The contributions and a constant sum to the logit if the network ends in average
-            pooling and one linear layer (class activation mapping); otherwise they are first-order contributions.
+        logit: float32, shape (n,). The logit and the contributions of `heatmap` are positive towards pneumonia.
     """
 
     logit: npt.NDArray[np.float32]
-    heatmap: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -69,7 +65,6 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
         site: Name and short hash of the site profile, or the stated prevalence; see `ModelInfo`.
         assumptions: Overrides of DICOM headers that hold for all images.
         require_age: Images that are rejected if the age of the patient is unknown.
-        has_heatmaps: True if the network has the output `heatmap`.
         provider: Processor that runs the network.
     """
 
@@ -102,7 +97,6 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
         )
         self.profile: SiteProfile | None = None
         self.site = ""
-        self.has_heatmaps = "heatmap" in self._output_names
 
     @classmethod
     def load(
@@ -169,18 +163,8 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
         return np.asarray(self._run(["logit"], pixels)["logit"], dtype=np.float32)
 
     def outputs(self, pixels: npt.NDArray[np.uint8], *, heatmaps: bool = False) -> Outputs:
-        """Return all outputs for preprocessed images, from one run of the network.
-
-        Args:
-            pixels: Gray levels, uint8, shape (n, size, size).
-            heatmaps: Include heatmaps.
-        Raises:
-            BundleError: The network has no heatmaps, or an output has the wrong shape or is not finite.
-        """
-        if heatmaps:
-            self.require_heatmaps()
-        names = [name for name in self._output_names if heatmaps or name != "heatmap"]
-        return Outputs(**self._run(names, pixels))
+        """Return all outputs for preprocessed images (n, size, size); see `NetworkSession.outputs`."""
+        return Outputs(**self._run_outputs(pixels, heatmaps=heatmaps))
 
     def score(self, images: Sequence[PreprocessedImage], outputs: Outputs) -> list[Scored]:
         """Return logits and rejections of a batch.
@@ -195,19 +179,6 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
                 images, outputs.logit.tolist(), network_rejections(self.card, outputs), strict=True
             )
         ]
-
-    def require_heatmaps(self) -> None:
-        """Raise if the network has no heatmaps.
-
-        Raises:
-            BundleError: The network has no output `heatmap`.
-        """
-        if not self.has_heatmaps:
-            raise BundleError(
-                f"the network of bundle {self.card.name!r} ({self.card.network}) has no heatmaps: its logit does not depend on"
-                " a last feature map, or the dependence could not be exported",
-                hint="Run without heatmaps, or train a convolutional network: pneumoscope models",
-            )
 
     def probability(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """Return calibrated probabilities of pneumonia, 0 to 1, of logits of any shape."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 __all__ = ["EFFICIENTNET_LITE", "IMAGENET", "UNIT", "ClassifierNetwork", "HeadGradient", "Normalization"]
 
-# From the last feature map to logits, shape (n, 1), and their gradient with respect to that map, in its shape.
+# From the last feature map, shape (n, ...), to the logits (n, K) and the gradient of each with respect to that map, (n, K, ...).
 HeadGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -91,32 +91,37 @@ class ClassifierNetwork(nn.Module, abc.ABC):
         """
         return features
 
-    def logits_and_gradient(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits (n, 1) and their gradient with respect to the last feature map; the reference `HeadGradient`."""
+    def logits_and_gradients(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits and their gradients with respect to the last feature map; the reference `HeadGradient`."""
         result: Any = torch.func.vjp(self.forward_head, features)  # torch's stubs allow two or three values
         logits, backward = result
-        return logits, backward(torch.ones_like(logits))[0]
+        one_hot = torch.eye(self.outputs, dtype=logits.dtype)
+        return logits, torch.stack([backward(row.expand_as(logits))[0] for row in one_hot], 1)
 
     def class_activation(
         self, images: Tensor, head_gradient: HeadGradient | None = None
     ) -> tuple[Tensor, Tensor] | None:
-        """Return the logits and the class activation maps of images, for a network with one logit per image.
+        """Return the logits and the class activation maps of images.
 
         Args:
             images: Gray levels (n, size, size).
-            head_gradient: Another implementation of `logits_and_gradient`, such as its exported graph.
+            head_gradient: Another implementation of `logits_and_gradients`, such as its exported graph.
 
         Returns:
-            Logits (n,), and the contribution of each position to the logit of its image (n, height, width); None if the last
-            feature map has no spatial positions.
+            Logits (n,), and the contribution of each position to the logit of its image (n, height, width). Of several classes,
+            logits (n, K), and the contribution of each position to each logit (n, K, height, width). None if the last feature map
+            has no spatial positions.
         """
         features = self.forward_features(self.normalize(self.with_flips(images)))
         if self.feature_grid(features) is None:
             return None
-        logits, gradient = (head_gradient or self.logits_and_gradient)(features)
-        contributions = self.feature_grid(gradient * features)
-        assert contributions is not None  # same shape as the features
-        return self.average_flips(logits.squeeze(1)), self.average_flips(contributions.sum(1))
+        logits, gradients = (head_gradient or self.logits_and_gradients)(features)
+        maps = []
+        for gradient in gradients.unbind(1):
+            contributions = self.feature_grid(gradient * features)
+            assert contributions is not None  # same shape as the features
+            maps.append(contributions.sum(1))
+        return self.average_flips(self.flatten(logits)), self.average_flips(self.flatten(torch.stack(maps, 1)))
 
     def with_flips(self, images: Tensor) -> Tensor:
         """Return the images (n, size, size), followed by their mirror images if flip averaging is active."""
@@ -126,20 +131,21 @@ class ClassifierNetwork(nn.Module, abc.ABC):
         """Return the mean over images and mirror images of the outputs of `with_flips`.
 
         Args:
-            outputs: Logits (m,) or (m, K), or maps (m, height, width); maps of mirror images are mirrored back.
+            outputs: Logits (m,) or (m, K), or maps (m, height, width) or (m, K, height, width); maps of mirror images are
+                mirrored back.
 
         Returns:
-            Logits (n,) or (n, K), or maps (n, height, width); m is n or 2 n.
+            The same for n images; m is n or 2 n.
         """
         if not self.flip_averaging or self.training:
             return outputs
         # Not `chunk`: the exporter would take the number of images for a constant.
         original, mirrored = outputs.reshape(2, -1, *outputs.shape[1:]).unbind()
-        return (original + (mirrored.flip(2) if mirrored.ndim == 3 else mirrored)) / 2
+        return (original + (mirrored.flip(mirrored.ndim - 1) if mirrored.ndim > 2 else mirrored)) / 2
 
-    def flatten(self, logits: Tensor) -> Tensor:
-        """Return logits (n, K) as (n,) if K is 1."""
-        return logits.squeeze(1) if self.outputs == 1 else logits
+    def flatten(self, outputs: Tensor) -> Tensor:
+        """Return logits (n, K) or maps (n, K, height, width) without the second axis if K is 1."""
+        return outputs.squeeze(1) if self.outputs == 1 else outputs
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (n,), or (n, K) of several classes, of gray levels (n, size, size)."""

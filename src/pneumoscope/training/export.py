@@ -41,7 +41,7 @@ from pneumoscope.evaluation.fitting import (
     fit_rejection_limits,
 )
 from pneumoscope.inference.decision import sigmoid
-from pneumoscope.inference.network_session import CheckOutputs, NetworkSession
+from pneumoscope.inference.network_session import NetworkOutputs, NetworkSession
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.models.input_checks import InputChecks
@@ -184,7 +184,7 @@ def fit_limits(
     recipe: Recipe,
     arrays: ImageArrays,
     pixels: npt.NDArray[np.uint8],
-    outputs: Sequence[CheckOutputs],
+    outputs: Sequence[NetworkOutputs],
     outliers: Outliers | None,
 ) -> RejectionLimits:
     """Return the limits of the input checks, fitted on augmented validation images.

@@ -26,7 +26,7 @@ from pneumoscope.training.export import (
     validation_pixels,
 )
 from pneumoscope.training.inputs import TrainingInputs
-from pneumoscope.training.onnx_export import check_input_checks, check_logits, export_onnx
+from pneumoscope.training.onnx_export import check_logits, check_outputs, export_onnx
 
 __all__ = ["export_multiclass"]
 
@@ -73,7 +73,7 @@ def export_multiclass(
     logits = np.concatenate([batch.logits for batch in outputs])
     sample = parity_sample(len(pixels))
     for batch in image_batches(pixels[sample]):
-        check_input_checks(batch, session.outputs(batch), input_checks)
+        check_outputs(network, batch, session.outputs(batch, heatmaps=session.has_heatmaps), input_checks)
     parity = check_logits(network, pixels[sample], logits[sample])
 
     variants = [logits]

@@ -22,12 +22,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pneumoscope.bundle.card import Parity
 from pneumoscope.core.errors import ParityError
-from pneumoscope.inference.network_session import CheckOutputs
+from pneumoscope.inference.multiclass_session import MulticlassOutputs
 from pneumoscope.inference.session import Outputs
 from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.models.input_checks import InputChecks
 
-__all__ = ["LOGIT_TOLERANCE", "OUTPUT_TOLERANCE", "check_input_checks", "check_logits", "check_outputs", "export_onnx"]
+__all__ = ["LOGIT_TOLERANCE", "OUTPUT_TOLERANCE", "check_logits", "check_outputs", "export_onnx"]
 
 # Maximum difference of logits, relative to their size if above 1. Scores then agree to 1e-4: x sigmoid'(x) is at most 0.224.
 LOGIT_TOLERANCE = 4e-4
@@ -40,9 +40,9 @@ _HINT = "This is a fault of the export, not of the training; the checkpoints are
 def export_onnx(network: ClassifierNetwork, image_size: int, input_checks: InputChecks | None = None) -> bytes:
     """Return an ONNX file with its weights, from "image", uint8 (n, size, size), to the fields of `session.Outputs`.
 
-    Of a network of several classes, the outputs are the fields of `multiclass_session.MulticlassOutputs`, without heatmaps.
+    Of a network of several classes, the outputs are the fields of `multiclass_session.MulticlassOutputs`.
 
-    There is no heatmap if the logit does not depend on the positions of the last feature map (transformers that use a class
+    There is no heatmap if the logits do not depend on the positions of the last feature map (transformers that use a class
     token, networks without a spatial grid), or if ONNX cannot express the gradient of the head (attention).
 
     Args:
@@ -57,7 +57,7 @@ def export_onnx(network: ClassifierNetwork, image_size: int, input_checks: Input
     images = torch.randint(
         0, 256, (2, image_size, image_size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    if network.outputs == 1 and _has_class_activation(network, images):
+    if _has_class_activation(network, images):
         with contextlib.suppress(torch.onnx.OnnxExporterError):
             return _convert(_ExportModule(_LogitAndHeatmap(network, images), input_checks).eval(), images)
     return _convert(_ExportModule(_Logit(network), input_checks).eval(), images)
@@ -114,7 +114,7 @@ class _ExportModule(nn.Module):
         self.age_classifier = input_checks.age_classifier if input_checks else None
         self.ood_detector = nn.Sequential(input_checks.extractor, input_checks.detector) if input_checks else None
         self.output_names = [
-            "logit" if classifier.outputs == 1 else "logits",
+            "logit" if classifier.network.outputs == 1 else "logits",
             *(["heatmap"] if isinstance(classifier, _LogitAndHeatmap) else []),
             *(["input_classes", "ood_distance"] if input_checks else []),
             *(["age_score"] if self.age_classifier else []),
@@ -133,7 +133,7 @@ class _Logit(nn.Module):
 
     def __init__(self, network: ClassifierNetwork) -> None:
         super().__init__()
-        self.network, self.outputs = network, network.outputs
+        self.network = network
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         return (self.network(images),)
@@ -142,16 +142,15 @@ class _Logit(nn.Module):
 class _LogitAndHeatmap(nn.Module):
     """From images to logits and class activation maps, in operations that the exporter supports."""
 
-    outputs = 1
-
     def __init__(self, network: ClassifierNetwork, images: Tensor) -> None:
         super().__init__()
+        self.network = network
         self.head = _Head(network)
         # Contiguous, because in channels-last format the head would be traced with memory strides, which ONNX does not have.
         with torch.no_grad():
             features = network.forward_features(network.normalize(images)).contiguous()
             is_grid = network.feature_grid(features) is features
-            self.average_pooling = is_grid and _is_uniform(network.logits_and_gradient(features)[1])
+            self.average_pooling = is_grid and _is_uniform(network.logits_and_gradients(features)[1])
             if self.average_pooling:
                 features = features.mean((2, 3), keepdim=True)
             weights = {name: tensor.detach() for name, tensor in self._weights().items()}
@@ -164,33 +163,33 @@ class _LogitAndHeatmap(nn.Module):
     def _weights(self) -> dict[str, Tensor]:
         return {**dict(self.head.named_parameters()), **dict(self.head.named_buffers())}
 
-    def _logits_and_gradient(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        logits, gradient = self.traced(self._weights(), features)
-        return logits, gradient
+    def _logits_and_gradients(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        logits, gradients = self.traced(self._weights(), features)
+        return logits, gradients
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor] | None:
-        network = self.head.network
+        network = self.network
         if not self.average_pooling:
-            return network.class_activation(images, self._logits_and_gradient)
+            return network.class_activation(images, self._logits_and_gradients)
         # With average pooling, all positions of a channel have the same gradient: that of the mean divided by their number.
         # The map is then one vector-matrix product per image; the product of two whole maps takes 3% of lite0's time.
-        maps = network.forward_features(network.normalize(network.with_flips(images)))
-        mean = maps.mean((2, 3), keepdim=True)
-        logits, gradient = self._logits_and_gradient(mean)
-        heatmap = gradient.flatten(1).unsqueeze(1) @ maps.flatten(2) / (maps.shape[2] * maps.shape[3])
-        heatmap = heatmap.reshape(-1, maps.shape[2], maps.shape[3])
-        return network.average_flips(logits.squeeze(1)), network.average_flips(heatmap)
+        features = network.forward_features(network.normalize(network.with_flips(images)))
+        height, width = features.shape[2:]
+        logits, gradients = self._logits_and_gradients(features.mean((2, 3), keepdim=True))
+        maps = gradients.flatten(2) @ features.flatten(2) / (height * width)
+        maps = maps.reshape(-1, network.outputs, height, width)
+        return network.average_flips(network.flatten(logits)), network.average_flips(network.flatten(maps))
 
 
 class _Head(nn.Module):
-    """`ClassifierNetwork.logits_and_gradient` as a module, so that its weights can be inputs."""
+    """`ClassifierNetwork.logits_and_gradients` as a module, so that its weights can be inputs."""
 
     def __init__(self, network: ClassifierNetwork) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network.logits_and_gradient(features)
+        return self.network.logits_and_gradients(features)
 
 
 def _is_uniform(gradient: Tensor) -> bool:
@@ -271,7 +270,7 @@ def check_logits(network: ClassifierNetwork, pixels: npt.NDArray[np.uint8], logi
 def check_outputs(
     network: ClassifierNetwork,
     pixels: npt.NDArray[np.uint8],
-    outputs: Outputs,
+    outputs: Outputs | MulticlassOutputs,
     input_checks: InputChecks | None = None,
 ) -> None:
     """Compare heatmaps, input classes, age scores and OOD distances of the exported network with those of PyTorch.
@@ -279,7 +278,7 @@ def check_outputs(
     Differences of heatmaps are relative to the largest sum of the absolute contributions of the channels: contributions can
     cancel, and rounding errors scale with them. The gradient is discontinuous where the input of a ReLU is zero to within
     rounding (PyTorch's own single and double precision differ there), so that one heatmap in ten may differ by up to
-    `_MAX_OUTLIER`. For the others see `check_input_checks`.
+    `_MAX_OUTLIER`. Differences of distances are relative to the largest distance.
 
     Args:
         network: Network in evaluation mode.
@@ -295,25 +294,13 @@ def check_outputs(
         with torch.no_grad():
             features = network.forward_features(network.normalize(images))
             activation = network.class_activation(images)
-            contributions = network.feature_grid(network.logits_and_gradient(features)[1] * features)
             assert activation is not None  # the exported network has heatmaps
-            assert contributions is not None
-            scale = float(contributions.abs().sum(1).max())
+            scale = 0.0
+            for gradient in network.logits_and_gradients(features)[1].unbind(1):
+                contributions = network.feature_grid(gradient * features)
+                assert contributions is not None
+                scale = max(scale, float(contributions.abs().sum(1).max()))
             _check_output("heatmap", activation[1], outputs.heatmap, scale, outliers=math.ceil(len(pixels) / 10))
-    check_input_checks(pixels, outputs, input_checks)
-
-
-def check_input_checks(pixels: npt.NDArray[np.uint8], outputs: CheckOutputs, input_checks: InputChecks | None) -> None:
-    """Compare input classes, age scores and OOD distances of the exported network with those of PyTorch.
-
-    Differences of distances are relative to the largest distance.
-
-    Args:
-        pixels, outputs, input_checks: See `check_outputs`.
-
-    Raises:
-        ParityError: An output differs by more than `OUTPUT_TOLERANCE`.
-    """
     if input_checks is None:
         return
     images = torch.from_numpy(np.array(pixels))
