@@ -146,6 +146,20 @@ def test_one_temperature_is_fitted_on_the_validation_images(maker, data, images,
     assert "Probabilities are calibrated on 120 validation images (temperature scaling)." in evaluation.remarks
 
 
+@pytest.mark.parametrize(("gain", "bound"), [(-1, "upper bound (1000)"), (1e-6, "lower bound (0.001)")])
+def test_a_temperature_at_its_bound_is_remarked_on(maker, data, images, validation, gain, bound):
+    second, others = validation
+    one_hot = [[gain * (name == image.label) for name in GRAY_CLASSES] for image in others]
+    evaluation, _ = evaluate_multiclass_predictions(
+        write(maker.root / "other.csv", images, draw(images), prefix="logit_"),
+        data,
+        validation=write(maker.root / "validation.csv", others, one_hot, prefix="logit_"),
+        validation_data=second,
+        fit_probabilities=True,
+    )
+    assert sum(bound in remark for remark in evaluation.remarks) == 1
+
+
 def test_validation_rows_can_be_in_the_same_file(maker, data, images):
     lines = data.read_text().splitlines()
     # Every second patient is one of validation.
@@ -158,7 +172,8 @@ def test_validation_rows_can_be_in_the_same_file(maker, data, images):
     file.write_text("\n".join([f"{header},fold", *(f"{v},{s}" for v, s in zip(values, splits, strict=True))]))
     evaluation, _ = evaluate_multiclass_predictions(file, data, columns=PredictionColumns(split="fold"))
     assert evaluation.n == 30
-    assert "A class has too few validation images for prediction sets." in evaluation.remarks
+    few = "a coverage of 95% needs 19 validation images of each class; there are 10 of bright, 10 of dark, 10 of mid"
+    assert f"There are no prediction sets: {few}." in evaluation.remarks
 
 
 def test_validation_images_must_be_others(maker, data, images, validation):

@@ -53,6 +53,8 @@ def print_runs(
     console = Console(markup=False)
     for run, evaluation in zip(targets.runs, evaluations, strict=True):
         click.echo(f"{run.relative_to(targets.folder)}: {_headline(evaluation)}, n = {evaluation.n}")
+        for remark in evaluation.remarks:
+            click.echo(f"  {remark}")
         _print_subgroups(evaluation, console)
     counts = [each.test_evaluation for each in evaluations if each.test_evaluation is not None]
     if counts:

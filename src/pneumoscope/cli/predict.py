@@ -303,7 +303,7 @@ def _print_classes(model: MulticlassModel, predictions: Iterable[Prediction], co
     click.echo("Total: " + ", ".join(f"{count} {decision}" for decision, count in counts.most_common()))
     sets = model.card.prediction_sets
     rule = (
-        "no prediction sets (too few validation images)"
+        f"no prediction sets ({printable(model.card.reason_without_sets())})"
         if sets is None
         else f"classified: one class is possible at a coverage of {sets.coverage:.0%}"
     )
