@@ -137,6 +137,31 @@ def test_exports_have_the_metrics_of_the_classes(evaluated):
     assert {"dark", "mid"} < set(data["tags"])
 
 
+def test_chai_card_claims_only_what_the_bundle_has(maker, bundle):
+    parts = (
+        "set of possible classes",
+        "set of those that stay possible",
+        "uncertain",
+        "Thresholds",
+        "unsuitable images",
+    )
+    full = chai_model_card(bundle)
+    assert [part in full for part in parts] == [True] * len(parts)
+    assert "Thresholds and calibration chosen on validation images only, split by patient." in full
+
+    folder = maker.multiclass_bundle(maker.root / "plain", thresholds=None)
+    plain = chai_model_card(folder)
+    assert [part in plain for part in parts] == [False] * len(parts)
+    assert "estimates the probability of each class (bright, dark, mid) from one frontal chest radiograph. " in plain
+    assert "Calibration chosen on validation images only, split by patient." in plain
+    assert "pneumoscope robustness" not in plain
+
+    card = json.loads((folder / "card.json").read_text())
+    card["calibration"] = {"temperature": 1, "method": "none", "n": 0}
+    (folder / "card.json").write_text(json.dumps(card))
+    assert "alibration chosen" not in chai_model_card(folder)
+
+
 def test_chai_card_without_an_evaluation_has_no_figures_of_thresholds(bundle):
     text = chai_model_card(bundle)
     assert "No evaluation on test images." in text
