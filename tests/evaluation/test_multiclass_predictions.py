@@ -10,6 +10,7 @@ from tests.conftest import GRAY_CLASSES
 
 from pneumoscope.core.errors import (
     DatasetError,
+    LayoutError,
     PatientLeakError,
     RunError,
     ThresholdError,
@@ -299,6 +300,39 @@ def test_nothing_is_evaluated_before_all_files_are_checked(maker, data, images, 
     with pytest.raises(UsageError, match="--data"):
         compare_multiclass([a])
     assert ledger(maker) == []
+
+
+def test_a_missing_column_of_a_class_is_named(maker, data, images):
+    p = softmax(draw(images), axis=1)
+    file = write(maker.root / "two.csv", images, p[:, :2], classes=("bright", "dark"))
+    missing = (
+        r"two.csv has no column 'probability_mid' for the class 'mid' \(columns of classes: probability_bright, prob"
+    )
+    with pytest.raises(DatasetError, match=missing):
+        evaluate_multiclass_predictions(file, data)
+    other = write(maker.root / "all.csv", images, p)
+    for targets in ([file, other], [other, file], [maker.multiclass_bundle(maker.root / "model"), file]):
+        with pytest.raises(DatasetError, match=missing):
+            compare_multiclass(targets, data=data)
+    # Probabilities that sum to 1 miss no column: the labels differ.
+    file = write(maker.root / "sums.csv", images, p[:, :2] / p[:, :2].sum(1, keepdims=True), classes=("bright", "dark"))
+    with pytest.raises(DatasetError, match="the label 'mid' is not one of the classes bright, dark"):
+        evaluate_multiclass_predictions(file, data)
+    assert ledger(maker) == []
+
+
+def test_files_with_different_columns_are_explained(maker, data, images):
+    p = softmax(draw(images), axis=1)
+    a = write(maker.root / "a.csv", images, p)
+    b = write(maker.root / "b.csv", images, p, prefix="p_")
+    with pytest.raises(LayoutError, match=r"b.csv has no columns of several classes") as caught:
+        compare_multiclass([a, b], data=data)
+    assert "only b.csv has p_bright, p_dark, p_mid, and only a.csv has probability_bright" in caught.value.hint
+    assert f"--predictions {b} --data {data} --probability-column CLASS=COLUMN --out FOLDER" in caught.value.hint
+    # The way that the hint states.
+    columns = PredictionColumns(probability={name: f"p_{name}" for name in GRAY_CLASSES})
+    evaluate_multiclass_predictions(b, data, columns=columns, out=maker.root / "results")
+    assert len(compare_multiclass([a, maker.root / "results"], data=data).runs) == 2
 
 
 def test_files_are_compared_in_the_order_of_the_classes_of_a_model(maker, data, images):

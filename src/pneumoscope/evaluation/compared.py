@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -13,7 +14,7 @@ from pneumoscope.bundle.bundle_folder import CARD_FILE
 from pneumoscope.core.errors import LayoutError, RunError, UnknownNameError, UsageError
 from pneumoscope.core.results import Evaluation, ScoredImage
 from pneumoscope.data.label_mapping import LabelMapping
-from pneumoscope.data.predictions_file import PredictionColumns
+from pneumoscope.data.predictions_file import PredictionColumns, read_columns_of
 from pneumoscope.evaluation.custom_points import needs_validation, parse_custom_point
 from pneumoscope.evaluation.evaluate import OPERATING_POINTS, evaluate
 from pneumoscope.evaluation.external_predictions import (
@@ -43,6 +44,7 @@ __all__ = [
     "check_folders",
     "decisions",
     "expand_runs",
+    "explain_columns",
     "in_order",
     "is_file",
     "read_evaluated",
@@ -50,6 +52,7 @@ __all__ = [
     "unique_name",
 ]
 
+_COLUMN = "COLUMN"
 _EVALUATIONS = "evaluations"  # folder for those of bundles and files
 
 
@@ -234,14 +237,41 @@ def _check_files(files: Sequence[Path], options: ScoringOptions) -> None:
         return
     assert options.data is not None  # checked before
     for file in files:
-        try:
+        with explain_columns(file, files, options.data):
             check_predictions(file, options.data, split=options.split, columns=options.columns, labels=options.labels)
-        except (LayoutError, UnknownNameError) as error:
-            error.hint = (
-                f"{error.hint}{'' if error.hint.endswith('?') else '.'} If the files have different columns, evaluate each"
-                f" first: pneumoscope evaluate --predictions FILE --data {options.data} --out FOLDER; then compare the folders"
-            )
-            raise
+
+
+@contextlib.contextmanager
+def explain_columns(file: Path, files: Sequence[Path], data: Path, name: str = _COLUMN) -> Iterator[None]:
+    """Add to an error about the columns of a file how they differ from those of another one, and how to compare both.
+
+    Args:
+        file: The file that is read.
+        files: All compared files.
+        data: The labeled images.
+        name: Value of the options that name a column; for several classes another one.
+    """
+    try:
+        yield
+    except (LayoutError, UnknownNameError) as error:
+        found = read_columns_of(file)
+        is_other_kind = name != _COLUMN and not {"probability", "logit"}.isdisjoint(found)
+        for other in () if is_other_kind else files:
+            columns = read_columns_of(other)
+            if found and columns and {*columns} != {*found}:
+                error.hint += (
+                    f"{'' if error.hint.endswith('?') else '.'} The columns of the files differ: only {file.name} has"
+                    f" {_listed(found, columns)}, and only {other.name} has {_listed(columns, found)}. --probability-column and"
+                    " --logit-column name those of all files; if each needs its own, evaluate them first: pneumoscope evaluate"
+                    f" --predictions {file} --data {data} --probability-column {name} --out FOLDER; then compare the folders"
+                )
+                break
+        raise
+
+
+def _listed(columns: Sequence[str], others: Sequence[str]) -> str:
+    """Return the columns that are not among the others."""
+    return ", ".join(column for column in columns if column not in others) or "none"
 
 
 def _read(target: Path, name: str) -> EvaluatedRun:

@@ -16,11 +16,17 @@ import numpy as np
 
 from pneumoscope.bundle.card import COVERAGE
 from pneumoscope.bundle.multiclass_card import PredictionSets, TemperatureScaling
+from pneumoscope.core.errors import DatasetError
 from pneumoscope.core.messages import counted
 from pneumoscope.core.multiclass_results import MulticlassEvaluation, MulticlassScoredImage
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import LabeledImage
-from pneumoscope.data.predictions_file import PredictionColumns, PredictionsFile, read_class_predictions_file
+from pneumoscope.data.predictions_file import (
+    PredictionColumns,
+    PredictionsFile,
+    check_sums,
+    read_class_predictions_file,
+)
 from pneumoscope.evaluation.external_predictions import check_prediction_options, with_path_column
 from pneumoscope.evaluation.multiclass_fitting import fit_prediction_sets, fit_temperature_scaling
 from pneumoscope.evaluation.multiclass_recording import (
@@ -112,7 +118,7 @@ def evaluate_multiclass_predictions(
     chosen_on: tuple[MatchedPredictions, tuple[LabeledImage, ...]] | None = None
     if validation is not None:
         second = match_validation(
-            read_class_predictions_file(Path(validation), columns, names),
+            _read_validation(Path(validation), columns, names),
             matched,
             validation_data,
             lambda place: load_images_of_classes(place, labels, classes=names),
@@ -182,12 +188,24 @@ def _match(
 ) -> tuple[MatchedPredictions, SplitImages]:
     """Return the predictions in a file, and the images of a split, of which each has one."""
     predictions = read_class_predictions_file(file, columns, classes or (labels.classes if labels else ()))
-    manifest = load_images_of_classes(data, labels, classes=predictions.classes)
+    try:
+        manifest = load_images_of_classes(data, labels, classes=predictions.classes)
+    except DatasetError as error:
+        if error.unknown_label:
+            check_sums(predictions, error.unknown_label)
+        raise
+    check_sums(predictions)
     evaluated = SplitImages.select(manifest, data, split, None, note)
     matched = MatchedPredictions.match(predictions, manifest, data)
     matched.check_splits()
     check_predicted(matched, evaluated, note)
     return matched, evaluated
+
+
+def _read_validation(file: Path, columns: PredictionColumns, classes: Sequence[str]) -> PredictionsFile:
+    predictions = read_class_predictions_file(file, columns, classes)
+    check_sums(predictions)
+    return predictions
 
 
 @dataclasses.dataclass(frozen=True)
