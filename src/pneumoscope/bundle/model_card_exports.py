@@ -38,37 +38,39 @@ _BIBLIOGRAPHY = """@article{kermany2018,
 _Content = str | Mapping[str, Any]
 
 
-def chai_model_card(folder: Path, *, developer: str = "", contact: str = "") -> str:
+def chai_model_card(folder: Path, *, developer: str = "", contact: str = "", evaluation: Path | None = None) -> str:
     """Return the model card of a bundle as a CHAI Applied Model Card, an XML document.
 
     Args:
         folder: Folder of the bundle, with its evidence.
         developer, contact: Developer of the model, and how to reach them; "Not stated." if empty.
+        evaluation: See `evidence.read_evidence`.
 
     Raises:
         BundleError: See `model_card`.
     """
-    markdown = model_card(folder)  # raises if the evidence is malformed
+    markdown = model_card(folder, evaluation)  # raises if the evidence is malformed
     card, _ = read_any_bundle(folder)
-    evidence = read_evidence(folder, card)
+    evidence = read_evidence(folder, card, evaluation)
     ET.register_namespace("", CHAI_NAMESPACE)
     root = _element("AppliedModelCard", _chai_content(card, evidence, markdown, developer, contact))
     ET.indent(root, " ")
     return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def hugging_face_model_card(folder: Path) -> str:
+def hugging_face_model_card(folder: Path, evaluation: Path | None = None) -> str:
     """Return the model card of a bundle as the README.md of a Hugging Face repository: metadata in YAML, then Markdown.
 
     Args:
         folder: Folder of the bundle, with its evidence.
+        evaluation: See `evidence.read_evidence`.
 
     Raises:
         BundleError: See `model_card`.
     """
-    markdown = model_card(folder)
+    markdown = model_card(folder, evaluation)
     card, _ = read_any_bundle(folder)
-    evaluation = read_evidence(folder, card)["evaluation"]
+    measured = read_evidence(folder, card, evaluation)["evaluation"]
     metadata: dict[str, Any] = {
         "language": ["en"],
         **({"license": "apache-2.0"} if folder.resolve() == DEFAULT_BUNDLE.resolve() else {}),
@@ -76,9 +78,9 @@ def hugging_face_model_card(folder: Path) -> str:
         "pipeline_tag": "image-classification",
         "tags": ["medical", "radiology", "chest-x-ray", *topics(card), "onnx", "calibrated"],
     }
-    if evaluation:
+    if measured:
         metadata["metrics"] = ["roc_auc", "accuracy", "brier_score"]
-        metadata["model-index"] = [{"name": card.name, "results": _hugging_face_results(card, evaluation)}]
+        metadata["model-index"] = [{"name": card.name, "results": _hugging_face_results(card, measured)}]
     return "---\n" + "\n".join(_yaml_lines(metadata)) + "\n---\n\n" + markdown
 
 
