@@ -350,9 +350,9 @@ def _plain(value: object) -> object:
 def verify_command(archive: Path, key: str, as_json: bool) -> None:
     """Check that every listed image has exactly one row, and that no file was altered since it was written.
 
-    Shards with problems are named, and the exit status is 1. To score them again, delete their files and run the same `archive
-    score` again. If shards are only not scored yet, as after Ctrl-C, the message says that the archive is not finished, and the
-    exit status is 1 as well: the same `archive score` continues.
+    Shards with problems are named with their files, and the exit status is 1. To score them again, delete these files and run the
+    same `archive score` again. If shards are only not scored yet, as after Ctrl-C, the message says that the archive is not
+    finished, and the exit status is 1 as well: the same `archive score` continues.
 
     Example:  pneumoscope archive verify archive
     """
@@ -405,4 +405,5 @@ def _verification_error(result: Verification) -> ArchiveError:
 def _problem_line(problem: Problem) -> str:
     rows = "" if problem.first_row < 0 else f", rows {problem.first_row} to {problem.last_row}"
     counts = f": {problem.missing:,} missing, {problem.doubled:,} doubled" if problem.code == "wrong_rows" else ""
-    return f"shard {problem.shard}{rows}: {problem.code}{counts}"
+    path = f", {printable(problem.path)}" if problem.path else ""
+    return f"shard {problem.shard}{rows}: {problem.code}{counts}{path}"
