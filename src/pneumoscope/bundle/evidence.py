@@ -46,7 +46,9 @@ def read_evidence(folder: Path, card: Card | MulticlassCard, evaluation: Path | 
     Raises:
         BundleError: A file is not JSON, or belongs to another bundle.
     """
-    evidence = {name: _read_evidence(folder / "evidence" / f"{name}.json", card) for name in EVIDENCE}
+    evidence: dict[str, Json | None] = {
+        name: _read_evidence(folder / "evidence" / f"{name}.json", card) for name in EVIDENCE
+    }
     if evaluation is not None and evidence["evaluation"] is None:
         with contextlib.suppress(BundleError):
             evidence["evaluation"] = _read_evidence(evaluation, card)
