@@ -64,9 +64,9 @@ def test_comparison_states_the_population_of_each_run_if_they_differ(prepared, s
     sentence = "Trained on PA radiographs of adults of 18 to 90 years from 2 hospitals."
 
     assert evaluation.notice == f"{NOTICE} {sentence}"
-    assert compare(runs).notice == f"{NOTICE} The population that it was trained on is unknown."
+    assert compare(runs).notice == f"{NOTICE} Its training population is unknown."
     assert compare([runs[0], adults]).notice == (
-        f"{NOTICE} good: The population that it was trained on is unknown. adults: {sentence}"
+        f"{NOTICE} good: Its training population is unknown. adults: {sentence}"
     )
 
 
