@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from pneumoscope.bundle.bundle_folder import CARD_FILE
-from pneumoscope.core.errors import LayoutError, RunError, UnknownNameError, UsageError
+from pneumoscope.core.errors import RunError, UnknownNameError, UsageError
 from pneumoscope.core.results import Evaluation, ScoredImage
 from pneumoscope.data.label_mapping import LabelMapping
-from pneumoscope.data.predictions_file import PredictionColumns, read_columns_of
+from pneumoscope.data.predictions_file import PredictionColumns
+from pneumoscope.evaluation.compared_columns import explain_columns
 from pneumoscope.evaluation.custom_points import needs_validation, parse_custom_point
 from pneumoscope.evaluation.evaluate import OPERATING_POINTS, evaluate
 from pneumoscope.evaluation.external_predictions import (
@@ -41,10 +41,10 @@ __all__ = [
     "ComparedRun",
     "EvaluatedRun",
     "ScoringOptions",
+    "check_evaluated",
     "check_folders",
     "decisions",
     "expand_runs",
-    "explain_columns",
     "in_order",
     "is_file",
     "read_evaluated",
@@ -52,7 +52,6 @@ __all__ = [
     "unique_name",
 ]
 
-_COLUMN = "COLUMN"
 _EVALUATIONS = "evaluations"  # folder for those of bundles and files
 
 
@@ -177,6 +176,24 @@ def read_evaluated(
     return [evaluated[target] for target in targets]
 
 
+def check_evaluated(targets: Sequence[Path]) -> None:
+    """Raise if a report of bundles or files is wanted, which have no evaluation.
+
+    Args:
+        targets: Runs, folders of runs, and folders of evaluations.
+
+    Raises:
+        UsageError: With the command that evaluates the first one.
+    """
+    for target in filter(_is_unscored, expand_runs(targets)):
+        option = "--predictions " if is_file(target) else ""
+        what = "a file of predictions" if is_file(target) else "a model"
+        raise UsageError(
+            f"{str(target)!r} is {what} without an evaluation, and a report is of evaluations",
+            hint=f"Evaluate it first: pneumoscope evaluate {option}{target} --data DATA --out FOLDER; then report FOLDER",
+        )
+
+
 def expand_runs(targets: Sequence[Path]) -> list[Path]:
     """Return the targets with the runs of each folder of runs, as `train --seeds` makes it, in place of the folder."""
     return [each for target in targets for each in (run_folders(target) or [target])]
@@ -239,39 +256,6 @@ def _check_files(files: Sequence[Path], options: ScoringOptions) -> None:
     for file in files:
         with explain_columns(file, files, options.data):
             check_predictions(file, options.data, split=options.split, columns=options.columns, labels=options.labels)
-
-
-@contextlib.contextmanager
-def explain_columns(file: Path, files: Sequence[Path], data: Path, name: str = _COLUMN) -> Iterator[None]:
-    """Add to an error about the columns of a file how they differ from those of another one, and how to compare both.
-
-    Args:
-        file: The file that is read.
-        files: All compared files.
-        data: The labeled images.
-        name: Value of the options that name a column; for several classes another one.
-    """
-    try:
-        yield
-    except (LayoutError, UnknownNameError) as error:
-        found = read_columns_of(file)
-        is_other_kind = name != _COLUMN and not {"probability", "logit"}.isdisjoint(found)
-        for other in () if is_other_kind else files:
-            columns = read_columns_of(other)
-            if found and columns and {*columns} != {*found}:
-                error.hint += (
-                    f"{'' if error.hint.endswith('?') else '.'} The columns of the files differ: only {file.name} has"
-                    f" {_listed(found, columns)}, and only {other.name} has {_listed(columns, found)}. --probability-column and"
-                    " --logit-column name those of all files; if each needs its own, evaluate them first: pneumoscope evaluate"
-                    f" --predictions {file} --data {data} --probability-column {name} --out FOLDER; then compare the folders"
-                )
-                break
-        raise
-
-
-def _listed(columns: Sequence[str], others: Sequence[str]) -> str:
-    """Return the columns that are not among the others."""
-    return ", ".join(column for column in columns if column not in others) or "none"
 
 
 def _read(target: Path, name: str) -> EvaluatedRun:

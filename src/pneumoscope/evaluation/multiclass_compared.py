@@ -26,12 +26,12 @@ from pneumoscope.evaluation.compared import (
     ComparedRun,
     check_folders,
     expand_runs,
-    explain_columns,
     in_order,
     is_file,
     result_folders,
     unique_name,
 )
+from pneumoscope.evaluation.compared_columns import explain_columns
 from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
 from pneumoscope.evaluation.multiclass_predictions import check_class_predictions, evaluate_multiclass_predictions
 from pneumoscope.runs.multiclass_evaluations import (
