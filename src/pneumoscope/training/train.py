@@ -228,7 +228,7 @@ def _write_bundle(
     best: Epoch,
     loaded: LoadedWeights,
 ) -> Card | MulticlassCard:
-    """Write the bundle of the best epoch to the run folder, and return its card.
+    """Write the bundle of the selected epoch to the run folder, and return its card.
 
     Raises:
         DivergedError: The loss is so high that the network cannot be exported.
@@ -246,7 +246,7 @@ def _write_bundle(
 
 def _diverged(recipe: Recipe, epoch: Epoch, guessing: float) -> DivergedError:
     return DivergedError(
-        f"run {recipe.name!r} diverged: in its best epoch, {epoch.epoch}, the train loss is {epoch.train_loss:.3g} and the"
+        f"run {recipe.name!r} diverged: in the selected epoch, {epoch.epoch}, the train loss is {epoch.train_loss:.3g} and the"
         f" validation loss {epoch.validation_loss:.3g}, where guessing has {guessing:.2f}; such a network cannot be exported",
         hint=f"Lower optimizer.learning_rate (it is {recipe.optimizer.learning_rate:g}) or set optimizer.clip, and train in"
         " another folder",
