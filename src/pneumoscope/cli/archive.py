@@ -141,8 +141,7 @@ def score_command(
         )
     _print_scored(scored, out)
     if interrupted.is_set():
-        click.echo("Interrupted. Run the same command again to continue", err=True)
-        raise click.Abort
+        raise click.Abort("Interrupted. Run the same command again to continue")
     if scored.failed:
         raise PartialFailureError(
             f"{scored.failed:,} of {counted(scored.rows, 'image')} could not be read",
