@@ -316,8 +316,9 @@ def test_a_missing_column_of_a_class_is_named(maker, data, images):
             compare_multiclass(targets, data=data)
     # Probabilities that sum to 1 miss no column: the labels differ.
     file = write(maker.root / "sums.csv", images, p[:, :2] / p[:, :2].sum(1, keepdims=True), classes=("bright", "dark"))
-    with pytest.raises(DatasetError, match="the label 'mid' is not one of the classes bright, dark"):
+    with pytest.raises(DatasetError, match="the label 'mid' is not one of the classes bright, dark") as caught:
         evaluate_multiclass_predictions(file, data)
+    assert caught.value.hint.endswith(f"; or add a column probability_mid to {file}")
     assert ledger(maker) == []
 
 

@@ -12,6 +12,7 @@ import click
 from pneumoscope.cli.evaluation_tables import ledger_sentence, print_breakdown
 from pneumoscope.cli.evaluation_targets import EvaluationTargets
 from pneumoscope.cli.multiclass import print_class_subgroups
+from pneumoscope.cli.progress import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,7 +55,7 @@ def print_runs(
     for run, evaluation in zip(targets.runs, evaluations, strict=True):
         click.echo(f"{run.relative_to(targets.folder)}: {_headline(evaluation)}, n = {evaluation.n}")
         for remark in evaluation.remarks:
-            click.echo(f"  {remark}")
+            click.echo(printable(f"  {remark}"))
         _print_subgroups(evaluation, console)
     counts = [each.test_evaluation for each in evaluations if each.test_evaluation is not None]
     if counts:

@@ -193,6 +193,7 @@ def _match(
     except DatasetError as error:
         if error.unknown_label:
             check_sums(predictions, error.unknown_label)
+            error.hint += f"; or add a column {predictions.scale}_{error.unknown_label} to {file}"
         raise
     check_sums(predictions)
     evaluated = SplitImages.select(manifest, data, split, None, note)
