@@ -30,7 +30,7 @@ def predictions(out: Path) -> PredictionSet:
 
 
 def problems(out: Path) -> list[tuple[int, str, int, int, int, int]]:
-    return [tuple(problem) for problem in verify_archive(out).problems]  # type: ignore[misc]
+    return [tuple(problem)[:6] for problem in verify_archive(out).problems]  # type: ignore[misc]
 
 
 def enter(predictions: PredictionSet, shard: int, content: bytes, rows: int) -> None:
@@ -63,6 +63,7 @@ def test_one_altered_byte_is_found(out: Path, predictions: PredictionSet, place:
     content[place] ^= 1
     predictions.shard_path(0).write_bytes(content)
     assert problems(out) == [(0, "altered", 0, 3, 4, 0)]
+    assert [problem.path for problem in verify_archive(out).problems] == [str(predictions.shard_path(0))]
 
 
 def test_a_shard_that_is_not_entered_is_not_scored(out: Path, predictions: PredictionSet) -> None:
@@ -102,11 +103,12 @@ def test_the_command_prints_each_problem_and_has_exit_status_1(out: Path, predic
     predictions.shard_path(1).unlink()
     done = run_cli("verify", out)
     assert done.returncode == 1
-    assert "shard 1, rows 4 to 7: lost" in done.stdout
+    assert f"shard 1, rows 4 to 7: lost, {predictions.shard_path(1)}\n" in done.stdout
     assert "error: 4 of 11 images are missing, doubled or altered (1 shard)" in done.stderr
     document = json.loads(run_cli("verify", out, "--json").stdout)
     assert document["found"] == 7
     assert document["problems"][0]["code"] == "lost"
+    assert document["problems"][0]["path"] == str(predictions.shard_path(1))
 
 
 def test_an_unfinished_archive_is_distinguished_from_a_damaged_one(out: Path, predictions: PredictionSet) -> None:

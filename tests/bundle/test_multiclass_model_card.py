@@ -4,11 +4,14 @@ import json
 from xml.etree import ElementTree as ET
 
 import pytest
-from tests.conftest import GRAY_CLASSES, LIMITS
+from click.testing import CliRunner
+from PIL import Image
+from tests.conftest import GRAY_CLASSES, LIMITS, halves
 
 from pneumoscope.bundle.evidence import EVIDENCE
 from pneumoscope.bundle.model_card import model_card
 from pneumoscope.bundle.model_card_exports import CHAI_NAMESPACE, chai_model_card, hugging_face_model_card
+from pneumoscope.cli import cli
 from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
 
 
@@ -39,8 +42,29 @@ def test_card_without_evidence_states_what_is_not_measured(bundle):
 
 
 def test_card_without_prediction_sets_states_the_reason(maker):
-    page = model_card(maker.multiclass_bundle(maker.root / "plain", thresholds=None))
+    folder = maker.multiclass_bundle(maker.root / "plain", thresholds=None)
+    page = model_card(folder)
     assert "There are no prediction sets: a class has too few validation images" in page
+    card = json.loads((folder / "card.json").read_text())
+    card["counts"] = {"validation": {"bright": 30, "dark": 18, "mid": 19}}
+    (folder / "card.json").write_text(json.dumps(card))
+    reason = "a coverage of 95% needs 19 validation images of each class; there are 18 of dark"
+    assert f"There are no prediction sets: {reason}." in model_card(folder)
+    image = maker.root / "a.png"
+    Image.fromarray(halves(60)).save(image)
+    result = CliRunner().invoke(cli, ["predict", str(image), "--model", str(folder)])
+    assert f"no prediction sets ({reason})" in result.stdout
+
+
+def test_card_and_evaluation_state_a_temperature_at_its_bound(maker):
+    folder = maker.multiclass_bundle(maker.root / "plain")
+    assert "bound" not in model_card(folder)
+    card = json.loads((folder / "card.json").read_text())
+    card["calibration"]["temperature"] = 999.9997
+    (folder / "card.json").write_text(json.dumps(card))
+    assert "The temperature is at its upper bound (1000)" in model_card(folder)
+    evaluation, _ = evaluate_multiclass(folder, maker.classes())
+    assert [remark.split(":")[0] for remark in evaluation.remarks] == ["The temperature is at its upper bound (1000)"]
 
 
 def test_card_shows_every_number_of_the_evaluation(evaluated):
@@ -111,6 +135,31 @@ def test_exports_have_the_metrics_of_the_classes(evaluated):
     found = {each["name"]: each["value"] for each in result["metrics"]}
     assert found["Macro AUROC"] == evaluation.metrics["macro_auroc"].value
     assert {"dark", "mid"} < set(data["tags"])
+
+
+def test_chai_card_claims_only_what_the_bundle_has(maker, bundle):
+    parts = (
+        "set of possible classes",
+        "set of those that stay possible",
+        "uncertain",
+        "Thresholds",
+        "unsuitable images",
+    )
+    full = chai_model_card(bundle)
+    assert [part in full for part in parts] == [True] * len(parts)
+    assert "Thresholds and calibration chosen on validation images only, split by patient." in full
+
+    folder = maker.multiclass_bundle(maker.root / "plain", thresholds=None)
+    plain = chai_model_card(folder)
+    assert [part in plain for part in parts] == [False] * len(parts)
+    assert "estimates the probability of each class (bright, dark, mid) from one frontal chest radiograph. " in plain
+    assert "Calibration chosen on validation images only, split by patient." in plain
+    assert "pneumoscope robustness" not in plain
+
+    card = json.loads((folder / "card.json").read_text())
+    card["calibration"] = {"temperature": 1, "method": "none", "n": 0}
+    (folder / "card.json").write_text(json.dumps(card))
+    assert "alibration chosen" not in chai_model_card(folder)
 
 
 def test_chai_card_without_an_evaluation_has_no_figures_of_thresholds(bundle):

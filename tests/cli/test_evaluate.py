@@ -280,6 +280,24 @@ def test_folder_of_runs_has_each_run_evaluated(maker):
     assert json.loads(result.stdout) == [json.loads(file.read_text()) for file in files]
 
 
+def test_folder_of_runs_has_the_subgroups_of_each_run_printed(maker):
+    header, *rows = load_manifest(maker.images()).to_csv().splitlines()
+    data = maker.root / "images" / "sites.csv"
+    data.write_text("\n".join([f"{header},site", *(f"{row},{'AB'[i % 2]}" for i, row in enumerate(rows))]))
+    for seed, middle in enumerate((115, 130)):
+        maker.run(f"quick/seed-{seed}", recipe="quick", seed=seed, middle=middle)
+    folder = maker.root / "runs/quick"
+    result = invoke(folder, "--data", data, "--operating-point", "half", "--by", "site")
+    assert result.exit_code == 0, result.output
+    for seed in range(2):
+        evaluation = read_evaluation(folder / f"seed-{seed}/evaluation/test/evaluation.json")
+        own = result.stdout.split(f"seed-{seed}: ")[1].split("seed-1: ")[0]
+        assert [f"site: {group.value}" in own for group in evaluation.subgroups] == [True, True]
+        assert str(evaluation.subgroups[1].metrics["sensitivity"]) in own
+        assert all(test.sentence in own for test in evaluation.interactions)
+        assert len(evaluation.interactions) == 3
+
+
 @pytest.mark.slow
 def test_next_step_after_a_folder_of_runs_names_the_evaluation_that_was_saved(maker, tmp_path):
     images = maker.images()

@@ -160,7 +160,8 @@ def test_hint_names_the_column_of_the_csv_file(
     bundle: Path, images: Path, run_command: Callable[..., tuple[int, str, str]]
 ) -> None:
     status, out, err = run_command(bundle, "gone.png", "--csv", "-")
-    assert (status, err) == (3, "error: 1 of 1 image could not be read. See failure_message in the CSV file\n")
+    error = "error: 1 of 1 image could not be read. See failure_message in the CSV file"
+    assert (status, err) == (3, f"Total: 1 failed\n{error}\n")
     assert "No such file or directory" in out
 
 
@@ -220,7 +221,7 @@ def test_unreadable_files_are_reported_and_the_rest_are_processed(
             Population(ages=(18, 90), sites=2, view="PA"),
             "Trained on PA radiographs of adults of 18 to 90 years from 2 hospitals.",
         ),
-        (Population(), "The population that it was trained on is unknown."),
+        (Population(), "Its training population is unknown."),
     ],
 )
 def test_every_output_states_the_population_of_the_model(
@@ -392,7 +393,11 @@ def test_control_characters_in_file_names_are_escaped(bundle: Path, images: Path
 def test_csv_is_written_instead_of_a_table(bundle: Path, images: Path) -> None:
     result = invoke(bundle, "images/a.png", "images/b.png", "--csv", "out/table.csv")
 
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "Wrote out/table.csv: 2 images\n")
+    assert (result.exit_code, result.stdout, result.stderr) == (
+        0,
+        "",
+        "Wrote out/table.csv: 2 images\nTotal: 1 pneumonia, 1 no_pneumonia\n",
+    )
     with Path("out/table.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == csv_columns()
@@ -526,7 +531,7 @@ def test_no_images_is_a_usage_error(
     (images / "empty").mkdir()
     status, out, err = run_command(bundle, "images/empty")
     assert (status, out) == (2, "")
-    assert err == "error: no images found. Pass image files, or folders that contain images\n"
+    assert err == "error: no images found in 'images/empty'. Pass image files, or folders that contain images\n"
 
 
 def test_json_and_csv_cannot_be_combined(
@@ -649,7 +654,7 @@ def test_ctrl_c_completes_the_json_document(bundle: Path, images: Path) -> None:
     assert process.returncode == 130
     assert 20 < len(predictions) < MANY
     assert all(prediction["decision"] == "pneumonia" for prediction in predictions)
-    assert err == f"Interrupted after {len(predictions):,} of {MANY:,} images\nInterrupted\n"
+    assert err == f"Interrupted after {len(predictions):,} of {MANY:,} images\n"
 
 
 def test_ctrl_c_keeps_finished_rows_of_the_csv_file(
@@ -668,7 +673,7 @@ def test_ctrl_c_keeps_finished_rows_of_the_csv_file(
     before = signal.getsignal(signal.SIGINT)
     result = invoke(bundle, "-", "--csv", "table.csv", input=_repeated(images, 200), standalone_mode=False)
     assert isinstance(result.exception, click.Abort)
-    assert "Interrupted after 3 of 200 images" in result.stderr
+    assert str(result.exception) == "Interrupted after 3 of 200 images"
     with Path("table.csv").open(newline="", encoding="utf-8") as file:
         assert [row["decision"] for row in csv.DictReader(file)] == ["pneumonia"] * 3
     assert signal.getsignal(signal.SIGINT) is before

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli.report import command
+from pneumoscope.core.errors import UsageError
 from pneumoscope.evaluation.evaluate import evaluate
 
 
@@ -56,7 +57,21 @@ def test_bundle_without_an_evaluation_exits_with_2_and_says_what_to_do(runs, tmp
     with pytest.raises(SystemExit) as stop:
         run_and_exit(cli, ["report", str(runs[0] / "bundle"), "--out", str(tmp_path / "out")])
     assert stop.value.code == 2
-    assert "has no labels and no evaluation" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "bundle' is a model without an evaluation, and a report is of evaluations" in err
+    assert f"pneumoscope evaluate {runs[0] / 'bundle'} --data DATA --out FOLDER; then report FOLDER" in err
+
+
+@pytest.mark.parametrize("columns", ["path,probability", "path,probability_a,probability_b"])
+def test_report_of_a_file_of_predictions_states_how_to_evaluate_it(maker, columns):
+    file = maker.root / "p.csv"
+    file.write_text(f"{columns}\n")
+    for others in ([], [maker.multiclass_run()]):
+        result = invoke(*others, file, "--out", maker.root / "out")
+        assert isinstance(result.exception, UsageError)
+        assert "p.csv' is a file of predictions without an evaluation" in result.exception.message
+        assert f"pneumoscope evaluate --predictions {file} --data DATA --out FOLDER" in result.exception.hint
+        assert "compare" not in str(result.exception)
 
 
 @pytest.mark.slow

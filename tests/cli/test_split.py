@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 from pathlib import Path
 
@@ -124,3 +125,63 @@ def test_manifest_can_be_split_again(images: Path, tmp_path: Path) -> None:
     assert invoke(tmp_path / "one.csv", "--out", tmp_path / "two.csv").exit_code == 0
     invoke(images, "--out", tmp_path / "direct.csv")
     assert (tmp_path / "two.csv").read_text() == (tmp_path / "direct.csv").read_text()
+
+
+def _table(images: Path, file: Path, header: str, *cells: str) -> Path:
+    """Write a CSV file of the images with more cells in each row; # is the number of the row."""
+    rows = [f"path,label,{header}"]
+    for number, image in enumerate(load_manifest(images).images):
+        rows.append(f"{images / image.path},{image.label},{','.join(cells).replace('#', str(number))}")
+    file.write_text("\n".join(rows), encoding="utf-8-sig")
+    return file
+
+
+def _columns(file: Path) -> dict[str, list[str]]:
+    with file.open(newline="") as opened:
+        header, *rows = csv.reader(opened)
+    return dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
+
+
+def test_other_columns_of_a_csv_file_are_kept(images: Path, tmp_path: Path) -> None:
+    data = _table(images, tmp_path / "mine.csv", "sex,Ward, site", "F-#", '"A, #"', "")
+    out = tmp_path / "new" / "images.csv"
+    result = invoke(data, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "not kept" not in result.stderr
+    n = len(load_manifest(out).images)
+    columns = _columns(out)
+    assert columns["sex"] == [f"F-{i}" for i in range(n)]
+    assert columns["Ward"] == [f"A, {i}" for i in range(n)]
+    assert columns[" site"] == [""] * n
+    # Again, from the manifest itself.
+    again = tmp_path / "again.csv"
+    assert invoke(out, "--out", again).exit_code == 0
+    assert _columns(again).keys() == columns.keys()
+    assert _columns(again)["Ward"] == columns["Ward"]
+
+
+def test_column_that_a_manifest_states_itself_is_named_if_it_is_not_kept(images: Path, tmp_path: Path) -> None:
+    data = _table(images, tmp_path / "mine.csv", "finding,pid,person,site", "#", "Q-#", "P-#", "A")
+    lines = data.read_text(encoding="utf-8-sig").splitlines()
+    finding = ["finding", *("mass" if "IM-" in line else "virus" for line in lines[1:])]
+    rows = [line.split(",") for line in lines]
+    data.write_text("\n".join(",".join([*row[:2], new, *row[3:]]) for row, new in zip(rows, finding, strict=True)))
+    out = tmp_path / "images.csv"
+    options = ("--label-column", "finding", "--positive", "virus", "--patient-column", "person")
+    result = invoke(data, "--out", out, *options)
+    assert result.exit_code == 0, result.output
+    assert f"note: not kept of {data}, because the manifest states labels and patients itself: 'label', 'pid'" in (
+        result.stderr
+    )
+    columns = _columns(out)
+    assert columns["finding"] == finding[1:]
+    assert columns["patient"][1] == "P-1"
+    assert {"person", "pid"}.isdisjoint(columns)  # the manifest has the person as the patient
+    assert {image.label for image in load_manifest(out)} == {"NORMAL", "PNEUMONIA"}
+
+
+def test_other_columns_of_an_earlier_manifest_follow_its_comment(images: Path, tmp_path: Path) -> None:
+    data = _table(images, tmp_path / "mine.csv", "sex", "F")
+    data.write_text("# split by patient\n" + data.read_text(encoding="utf-8-sig"))
+    assert invoke(data, "--out", tmp_path / "images.csv").exit_code == 0
+    assert set(_columns(tmp_path / "images.csv")["sex"]) == {"F"}

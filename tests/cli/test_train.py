@@ -16,6 +16,7 @@ from tests.training.conftest import small
 
 from pneumoscope.bundle.bundle_folder import read_bundle
 from pneumoscope.cli import cli, run_and_exit
+from pneumoscope.cli.train import _summary
 from pneumoscope.data.phantoms import write_phantoms
 from pneumoscope.runs.recipe_files import read_recipe
 from pneumoscope.runs.record import read_run
@@ -77,7 +78,9 @@ def test_command_prints_the_record_or_a_summary(train, recipe, images, tmp_path)
     assert (status, err) == (0, "")
     accuracy = record["best_validation_accuracy"]
     first, *lines = out.splitlines()
-    assert first.startswith(f"small: best epoch 1 of 1, validation accuracy {accuracy:.4f}, 0.")
+    assert first.startswith(
+        f"small: best epoch 1 of 1 (training.select = accuracy), validation accuracy {accuracy:.4f}, 0."
+    )
     assert lines == [
         f"bundle  {run / 'bundle'}",
         f"curves  {run / 'curves.svg'}",
@@ -124,7 +127,14 @@ def test_options_are_passed_to_train(train, images, maker, tmp_path, monkeypatch
     assert (arguments["data"], arguments["out"], arguments["resume"]) == (images, tmp_path, True)
     assert arguments["devices"] == Devices("cpu", 2, 3)
     assert arguments["progress"] is None
-    assert out.startswith("x: best epoch 2 of 2, validation accuracy 0.7800, 0.1 min\n")
+    assert out.startswith("x: best epoch 2 of 2 (training.select = accuracy), validation accuracy 0.7800, 0.1 min\n")
+
+
+def test_selected_epoch_is_stated_with_the_reason(maker):
+    record = read_run(maker.run("x"))
+    last = msgspec.structs.replace(record, recipe={"name": "x", "training": {"seed": 0, "select": "last"}})
+    assert _summary(record, "").startswith("x: best epoch 2 of 2 (training.select = accuracy), validation accuracy")
+    assert _summary(last, "").startswith("x: last epoch, 2 of 2 (training.select = last), validation accuracy 0.7800")
 
 
 @pytest.mark.parametrize(
@@ -224,8 +234,12 @@ def test_several_seeds_are_summarized_with_mean_and_spread(train, recipe, images
     records = [read_run(out / f"seed-{seed}") for seed in (5, 6)]
     accuracies = [record.best_validation_accuracy for record in records]
     first, second, mean, following = printed.splitlines()
-    assert first.startswith(f"small, seed 5: best epoch 1 of 1, validation accuracy {accuracies[0]:.4f}")
-    assert second.startswith(f"small, seed 6: best epoch 1 of 1, validation accuracy {accuracies[1]:.4f}")
+    assert first.startswith(
+        f"small, seed 5: best epoch 1 of 1 (training.select = accuracy), validation accuracy {accuracies[0]:.4f}"
+    )
+    assert second.startswith(
+        f"small, seed 6: best epoch 1 of 1 (training.select = accuracy), validation accuracy {accuracies[1]:.4f}"
+    )
     spread = f"{np.mean(accuracies):.4f}, standard deviation {np.std(accuracies, ddof=1):.4f}"
     assert mean == f"mean validation accuracy {spread}, n = 2 seeds"
     assert following == f"next    pneumoscope evaluate {out} --data {images}"
@@ -269,7 +283,7 @@ def test_folds_are_trained_and_their_spread_is_printed(train, images, maker, tmp
     status, out, err = train("quick", "--data", images, "--out", tmp_path / "cv", "--folds", 3, "--resume")
     assert status == 0, err
     assert (arguments["out"], arguments["count"], arguments["resume"]) == (tmp_path / "cv", 3, True)
-    assert out.startswith("x, fold 1: best epoch 2 of 2, validation accuracy 0.8000")
+    assert out.startswith("x, fold 1: best epoch 2 of 2 (training.select = accuracy), validation accuracy 0.8000")
     assert "mean validation accuracy 0.8000, standard deviation 0.1000, n = 3 folds\n" in out
 
     status, _, err = train("quick", "--data", images, "--out", tmp_path / "cv", "--folds", 3, "--seeds", 2)

@@ -354,7 +354,7 @@ def test_notice_is_translated():
 @pytest.mark.parametrize(
     ("population", "english", "chinese"),
     [
-        ({}, "The population that it was trained on is unknown.", "模型訓練所用的病人族群不明。"),
+        ({}, "Its training population is unknown.", "模型訓練所用的病人族群不明。"),
         (
             {"ages": (1, 5), "sites": 1, "view": "AP"},
             "Trained on AP radiographs of children of 1 to 5 years from one hospital.",

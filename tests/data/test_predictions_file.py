@@ -8,6 +8,7 @@ from pneumoscope.core.errors import DatasetError, LayoutError, UnknownNameError,
 from pneumoscope.data.predictions_file import (
     PredictionColumns,
     PredictionRow,
+    check_sums,
     has_class_columns,
     read_class_predictions_file,
     read_predictions_file,
@@ -188,13 +189,7 @@ def test_files_of_several_classes_are_told_by_their_columns(write, text, several
     ("text", "columns", "error", "message"),
     [
         ("probability_a,probability_b\n0.5,0.4\n", {}, LayoutError, "no column 'path' or 'id'"),
-        ("path,a,b\nx,0.5,0.5\n", {}, LayoutError, "no columns of several classes, such as probability_virus"),
-        (
-            "path,a,b\nx,0.5,0.4\n",
-            {"probability": {"a": "a", "b": "b"}},
-            DatasetError,
-            "line 2: .* sum to 0.9, not to 1",
-        ),
+        ("path,a,b\nx,0.5,0.5\n", {}, LayoutError, "no columns of several classes, named probability_CLASS or"),
         ("path,a,b\nx,0.5,1.2\n", {"probability": {"a": "a", "b": "b"}}, DatasetError, "line 2: 1.2 in the column 'b'"),
         ("path,a,b\nx,0.5,\n", {"logit": {"a": "a", "b": "b"}}, DatasetError, "there is no value in the column 'b'"),
         ("path,a,b\nx,1,1\n", {"logit": {"a": "a", "b": "a"}}, UsageError, "not those of two or more classes"),
@@ -217,6 +212,30 @@ def test_files_of_several_classes_that_cannot_be_used(write, text, columns, erro
 def test_probabilities_of_several_classes_may_be_rounded(write):
     predictions = read_class_predictions_file(write("path,probability_a,probability_b\nx,0.33,0.66\n"), DEFAULT)
     assert predictions.rows[0].values == (0.33, 0.66)
+    check_sums(predictions, "c")
+
+
+def test_sums_of_probabilities_are_checked(write):
+    predictions = read_class_predictions_file(write("path,probability_a,probability_b\nx,0.5,0.4\n"), DEFAULT)
+    with pytest.raises(DatasetError, match=r"line 2: the probabilities of the classes a, b sum to 0.9, not to 1"):
+        check_sums(predictions)
+    with pytest.raises(
+        DatasetError, match=r"no column 'probability_c' for .* 'c' \(columns of classes: probability_a, probability_b\)"
+    ):
+        check_sums(predictions, "c")
+    check_sums(read_class_predictions_file(write("path,logit_a,logit_b\nx,0.5,0.4\n"), DEFAULT), "c")
+
+
+def test_missing_column_of_a_known_class_is_named(write):
+    file = write("path,p_a,p_b\nx,0.5,0.4\n")
+    columns = PredictionColumns(probability={"a": "p_a", "b": "p_b"})
+    with pytest.raises(
+        DatasetError, match=r"'probability_c' for the class 'c' \(columns of classes: p_a, p_b\)"
+    ) as error:
+        read_class_predictions_file(file, columns, ("a", "b", "c"))
+    assert "name the column of each class with --probability-column CLASS=COLUMN" in error.value.hint
+    with pytest.raises(LayoutError, match="named probability_a or logit_a"):
+        read_class_predictions_file(file, DEFAULT, ("a", "b", "c"))
 
 
 def test_other_classes_than_expected_are_refused(write):

@@ -116,6 +116,35 @@ def test_etiology_needs_no_manifest_and_undefined_tests_have_a_reason(maker):
     assert evaluation.subgroups[0].metrics["specificity"].reason == "there is no NORMAL image"
 
 
+@pytest.mark.parametrize(
+    ("site", "reason"),
+    [
+        (lambda i: "A" if i % 4 else "", "the value is missing for 25 of 100 images, and the others have one value"),
+        # Images 40 to 99 show pneumonia: A has both labels, B has NORMAL only.
+        (
+            lambda i: ("B" if i % 2 and i < 40 else "A") if i % 4 else "",
+            "the value is missing for 25 of 100 images, and no two values have NORMAL and PNEUMONIA images",
+        ),
+        (lambda i: "", "the value is missing for all 100 images"),
+        (lambda i: "A", "there are no two groups with NORMAL and PNEUMONIA images"),
+    ],
+)
+def test_missing_values_are_the_reason_why_groups_cannot_be_compared(maker, site, reason):
+    data = manifest(maker.images(normal=40, pneumonia=60), site=site)
+    evaluation, _ = evaluate(maker.run(), data, by=["site"])
+    assert evaluation.interactions[0].reason == reason
+    assert evaluation.interactions[0].sentence.endswith(f"cannot be tested: {reason}.")
+
+
+@pytest.mark.parametrize("column", ["label", "finding"])
+def test_subgroups_of_the_label_itself_are_an_error_before_an_image_is_scored(maker, column):
+    data = manifest(maker.images(normal=4, pneumonia=6), finding=lambda i: "pneumonia" if i >= 4 else "clear")
+    scored = []
+    with pytest.raises(UsageError, match=rf"'{column}' are the images of each label \(NORMAL, PNEUMONIA\)"):
+        evaluate(maker.run(), data, by=[column], progress=lambda *numbers: scored.append(numbers))
+    assert scored == []
+
+
 def test_columns_that_cannot_be_used_are_errors_before_an_image_is_scored(maker, data, tmp_path):
     run, scored = maker.run(), []
     with pytest.raises(UnknownNameError, match=r"images.csv' has no column 'sxe'. Did you mean 'sex'"):

@@ -64,9 +64,9 @@ def test_comparison_states_the_population_of_each_run_if_they_differ(prepared, s
     sentence = "Trained on PA radiographs of adults of 18 to 90 years from 2 hospitals."
 
     assert evaluation.notice == f"{NOTICE} {sentence}"
-    assert compare(runs).notice == f"{NOTICE} The population that it was trained on is unknown."
+    assert compare(runs).notice == f"{NOTICE} Its training population is unknown."
     assert compare([runs[0], adults]).notice == (
-        f"{NOTICE} good: The population that it was trained on is unknown. adults: {sentence}"
+        f"{NOTICE} good: Its training population is unknown. adults: {sentence}"
     )
 
 
@@ -365,13 +365,19 @@ def test_no_file_is_evaluated_if_another_has_other_columns(prepared, runs, tmp_p
     header, *rows = second.read_text().splitlines()
     second.write_text("\n".join([header.replace(header.split(",")[1], "Pneumonia"), *rows]))
     with pytest.raises(
-        LayoutError, match=r"weak.csv has no column .*'Pneumonia'\. If the files have different columns"
+        LayoutError, match=r"weak.csv has no column .*'Pneumonia'\. The columns of the files differ"
     ) as error:
         compare([first, second], data=prepared[0])
+    assert "only weak.csv has Pneumonia, and only good.csv has probability. --probability-column" in error.value.hint
     assert error.value.hint.endswith(
-        f"evaluate each first: pneumoscope evaluate --predictions FILE --data {prepared[0]} --out FOLDER; then compare the"
-        " folders"
+        f"evaluate them first: pneumoscope evaluate --predictions {second} --data {prepared[0]} --probability-column COLUMN"
+        " --out FOLDER; then compare the folders"
     )
+    second.write_text(second.read_text().replace("Pneumonia", "Score"))
+    first.write_text(first.read_text().replace("probability", "Score"))
+    with pytest.raises(LayoutError) as error:
+        compare([first, second], data=prepared[0])
+    assert "differ" not in error.value.hint
     assert not (tmp_path / "ledger.jsonl").exists()
 
 

@@ -85,7 +85,7 @@ def test_without_validation_predictions_only_the_fixed_threshold_is_evaluated(da
     assert evaluation.remarks[0] == (
         "It is unknown whether the model was trained or tuned on these images or patients."
     )
-    assert evaluation.notice.endswith("The population that it was trained on is unknown.")
+    assert evaluation.notice.endswith("Its training population is unknown.")
     with pytest.raises(UsageError, match="'balanced' is chosen on validation images, and there are no predictions"):
         evaluate_predictions(file, data, operating_points=["balanced"])
     with pytest.raises(UnknownNameError, match="no operating point 'hlaf'"):

@@ -10,8 +10,9 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
+from pneumoscope.bundle.bundle_folder import DEFAULT_BUNDLE
 from pneumoscope.bundle.card import short_hash
-from pneumoscope.core.errors import BundleError, RunError, UsageError
+from pneumoscope.core.errors import RunError, UsageError
 from pneumoscope.core.population import Population
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.multiclass_compare import compare_multiclass
@@ -113,8 +114,10 @@ def test_nothing_is_evaluated_before_all_inputs_are_checked(runs, maker, tmp_pat
     ):
         with pytest.raises(RunError, match=message):
             compare_multiclass(targets, data=data, out=tmp_path / "out")
-    with pytest.raises(BundleError, match="one for NORMAL and PNEUMONIA"):
-        compare_multiclass([first, binary], data=data, out=tmp_path / "out")
+    for target in (binary, DEFAULT_BUNDLE):
+        with pytest.raises(RunError, match="is a model for NORMAL and PNEUMONIA, and another one has several") as error:
+            compare_multiclass([first, target], data=data, out=tmp_path / "out")
+        assert error.value.hint.startswith("Compare models of one kind")
     assert ledger.read_bytes() == before
     assert not (tmp_path / "out").exists()
 
@@ -153,8 +156,10 @@ def test_other_images_and_models_for_pneumonia_are_refused(runs, maker):
 
     binary = maker.run("binary")
     evaluate(binary, maker.images())
-    with pytest.raises(RunError, match="no evaluation 'test' of several classes"):
+    with pytest.raises(RunError, match="is a model for NORMAL and PNEUMONIA"):
         compare_multiclass([runs[0], binary])
+    with pytest.raises(RunError, match="no evaluation 'north' of several classes"):
+        compare_multiclass([runs[0], binary], evaluation="north")
 
 
 def test_runs_of_one_recipe_are_named_after_their_folders(maker):

@@ -12,6 +12,7 @@ from tests.conftest import GRAY_CLASSES
 
 from pneumoscope.bundle.card import short_hash
 from pneumoscope.core.errors import DatasetError, MulticlassBundleError, RunError, UnknownNameError, UsageError
+from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
@@ -95,7 +96,14 @@ def test_other_labels_are_refused(maker):
     data = maker.images()
     with pytest.raises(DatasetError, match="the label 'NORMAL' is not one of the classes bright, dark, mid") as raised:
         evaluate_multiclass(maker.multiclass_run(), data)
-    assert "--label-column etiology" in raised.value.hint
+    assert "etiology" not in raised.value.hint  # the classes are not etiologies
+
+
+def test_labels_that_positive_makes_are_not_reported_as_those_of_the_data(maker):
+    with pytest.raises(
+        DatasetError, match="--positive 'mid' makes NORMAL and PNEUMONIA of all labels, and the classes"
+    ):
+        evaluate_multiclass(maker.multiclass_run(), maker.classes(), labels=LabelMapping(positive="mid"))
 
 
 @pytest.mark.parametrize("given", [("NORMAL", "Pneumonia"), ("normal",)])

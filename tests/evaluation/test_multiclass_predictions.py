@@ -10,6 +10,7 @@ from tests.conftest import GRAY_CLASSES
 
 from pneumoscope.core.errors import (
     DatasetError,
+    LayoutError,
     PatientLeakError,
     RunError,
     ThresholdError,
@@ -146,6 +147,20 @@ def test_one_temperature_is_fitted_on_the_validation_images(maker, data, images,
     assert "Probabilities are calibrated on 120 validation images (temperature scaling)." in evaluation.remarks
 
 
+@pytest.mark.parametrize(("gain", "bound"), [(-1, "upper bound (1000)"), (1e-6, "lower bound (0.001)")])
+def test_a_temperature_at_its_bound_is_remarked_on(maker, data, images, validation, gain, bound):
+    second, others = validation
+    one_hot = [[gain * (name == image.label) for name in GRAY_CLASSES] for image in others]
+    evaluation, _ = evaluate_multiclass_predictions(
+        write(maker.root / "other.csv", images, draw(images), prefix="logit_"),
+        data,
+        validation=write(maker.root / "validation.csv", others, one_hot, prefix="logit_"),
+        validation_data=second,
+        fit_probabilities=True,
+    )
+    assert sum(bound in remark for remark in evaluation.remarks) == 1
+
+
 def test_validation_rows_can_be_in_the_same_file(maker, data, images):
     lines = data.read_text().splitlines()
     # Every second patient is one of validation.
@@ -158,7 +173,8 @@ def test_validation_rows_can_be_in_the_same_file(maker, data, images):
     file.write_text("\n".join([f"{header},fold", *(f"{v},{s}" for v, s in zip(values, splits, strict=True))]))
     evaluation, _ = evaluate_multiclass_predictions(file, data, columns=PredictionColumns(split="fold"))
     assert evaluation.n == 30
-    assert "A class has too few validation images for prediction sets." in evaluation.remarks
+    few = "a coverage of 95% needs 19 validation images of each class; there are 10 of bright, 10 of dark, 10 of mid"
+    assert f"There are no prediction sets: {few}." in evaluation.remarks
 
 
 def test_validation_images_must_be_others(maker, data, images, validation):
@@ -284,6 +300,40 @@ def test_nothing_is_evaluated_before_all_files_are_checked(maker, data, images, 
     with pytest.raises(UsageError, match="--data"):
         compare_multiclass([a])
     assert ledger(maker) == []
+
+
+def test_a_missing_column_of_a_class_is_named(maker, data, images):
+    p = softmax(draw(images), axis=1)
+    file = write(maker.root / "two.csv", images, p[:, :2], classes=("bright", "dark"))
+    missing = (
+        r"two.csv has no column 'probability_mid' for the class 'mid' \(columns of classes: probability_bright, prob"
+    )
+    with pytest.raises(DatasetError, match=missing):
+        evaluate_multiclass_predictions(file, data)
+    other = write(maker.root / "all.csv", images, p)
+    for targets in ([file, other], [other, file], [maker.multiclass_bundle(maker.root / "model"), file]):
+        with pytest.raises(DatasetError, match=missing):
+            compare_multiclass(targets, data=data)
+    # Probabilities that sum to 1 miss no column: the labels differ.
+    file = write(maker.root / "sums.csv", images, p[:, :2] / p[:, :2].sum(1, keepdims=True), classes=("bright", "dark"))
+    with pytest.raises(DatasetError, match="the label 'mid' is not one of the classes bright, dark") as caught:
+        evaluate_multiclass_predictions(file, data)
+    assert caught.value.hint.endswith(f"; or add a column probability_mid to {file}")
+    assert ledger(maker) == []
+
+
+def test_files_with_different_columns_are_explained(maker, data, images):
+    p = softmax(draw(images), axis=1)
+    a = write(maker.root / "a.csv", images, p)
+    b = write(maker.root / "b.csv", images, p, prefix="p_")
+    with pytest.raises(LayoutError, match=r"b.csv has no columns of several classes") as caught:
+        compare_multiclass([a, b], data=data)
+    assert "only b.csv has p_bright, p_dark, p_mid, and only a.csv has probability_bright" in caught.value.hint
+    assert f"--predictions {b} --data {data} --probability-column CLASS=COLUMN --out FOLDER" in caught.value.hint
+    # The way that the hint states.
+    columns = PredictionColumns(probability={name: f"p_{name}" for name in GRAY_CLASSES})
+    evaluate_multiclass_predictions(b, data, columns=columns, out=maker.root / "results")
+    assert len(compare_multiclass([a, maker.root / "results"], data=data).runs) == 2
 
 
 def test_files_are_compared_in_the_order_of_the_classes_of_a_model(maker, data, images):

@@ -7,12 +7,13 @@ import shutil
 import numpy as np
 import pytest
 
+from pneumoscope.core.comparison import RunGroup, SeedSpread
 from pneumoscope.core.interval import Interval
 from pneumoscope.evaluation.compare import compare
 from pneumoscope.evaluation.compared import ScoringOptions, read_evaluated
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.evaluation.paired_findings import RunScores
-from pneumoscope.evaluation.run_groups import RunScoring, group_runs
+from pneumoscope.evaluation.run_groups import RunScoring, group_runs, group_sentences
 from pneumoscope.reporting.comparison_page import write_comparison_page
 from pneumoscope.reporting.report_files import report
 from pneumoscope.statistics.inputs import patient_groups
@@ -52,6 +53,15 @@ def correct(run):
         for row in (dict(zip(header, line.split(","), strict=True)) for line in rows[1:])
     )
     return [patient for _, patient, _ in values], np.array([is_correct for *_, is_correct in values])
+
+
+@pytest.mark.parametrize(("folds", "few"), [(0, False), (2, True), (3, True), (4, False)])
+def test_intervals_of_two_or_three_folds_are_remarked_on(folds, few):
+    spread = SeedSpread(Interval(0.8, 0.1, 1, "mean of folds", 9), 0.1, 0.7, 0.9)
+    group = RunGroup("quick", ("a",) * 4, (0,) * 4, {"accuracy": spread}, tuple(range(1, folds + 1)))
+    (sentence,) = group_sentences([group])
+    assert sentence.endswith(f" The intervals rest on {folds} folds only, and are very wide and unreliable.") is few
+    assert ("unreliable" in sentence) is few
 
 
 @pytest.mark.slow

@@ -105,6 +105,14 @@ def test_prediction_sets_are_fitted_on_unmodified_and_augmented_images(images, t
     assert not np.allclose(augmented, unmodified, atol=1e-3)
 
 
+def test_training_warns_of_a_temperature_at_its_bound(images, tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr("pneumoscope.evaluation.multiclass_fitting.fit_temperature", lambda *_: 999.9998)
+    train(small(training={"epochs": 1}), images, tmp_path / "run", log=lines.append)
+    (warning,) = [line for line in lines if line.startswith("warning: ")]
+    assert "The temperature is at its upper bound (1000)" in warning
+
+
 def test_bundle_has_the_logits_of_the_trained_network(run, images):
     session = MulticlassSession.load(run / "bundle")
     network = create_model("test_efficientnet", image_size=32, dropout=0.1, flip_averaging=True, outputs=3)

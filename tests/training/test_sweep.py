@@ -7,10 +7,12 @@ import pytest
 from click.testing import CliRunner
 from tests.training.conftest import small
 
-from pneumoscope.cli.sweep import command
+from pneumoscope.cli.sweep import _print_rows, command
 from pneumoscope.core.errors import RecipeError, RunError, UsageError
+from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.runs.epochs import read_epochs
 from pneumoscope.runs.record import read_run
+from pneumoscope.training.api import Sweep
 from pneumoscope.training.sweep import SWEEP_TABLE, read_combinations, sweep
 
 pytestmark = pytest.mark.training
@@ -64,6 +66,7 @@ def test_table_has_the_validation_results_and_a_finished_sweep_trains_nothing_ag
     rows = sweep(found, phantoms, out, seeds=2)
     table = list(csv.DictReader((out / SWEEP_TABLE).read_text().splitlines()))
     assert [row["folder"] for row in table] == [row.name for row in rows]
+    assert {row.auroc_name for row in rows} == {"AUROC"}
     assert rows[0].accuracy >= rows[1].accuracy  # the recipe selects by accuracy
     for row, cells in zip(rows, table, strict=True):
         runs = [out / row.name / f"seed-{seed}" for seed in (3, 4)]
@@ -79,6 +82,19 @@ def test_table_has_the_validation_results_and_a_finished_sweep_trains_nothing_ag
     before = [(run / "run.json").read_bytes() for run in sorted(out.glob("*/seed-*"))]
     assert sweep(found, phantoms, out, seeds=2, resume=True) == rows
     assert [(run / "run.json").read_bytes() for run in sorted(out.glob("*/seed-*"))] == before
+
+
+def test_auroc_of_several_classes_is_the_macro_auroc(phantoms, tmp_path, without_bundle, capsys):
+    labels = LabelMapping(label_column="etiology")
+    rows = sweep(combinations("training.batch=8,16"), phantoms, tmp_path / "sweep", labels=labels)
+    assert [(row.auroc_name, row.classes) for row in rows] == [("macro AUROC", ("bacteria", "normal", "virus"))] * 2
+    _print_rows(rows)
+    assert "macro AUROC" in capsys.readouterr().out
+    found = Sweep(tmp_path / "sweep", tuple(rows))
+    assert f"macro AUROC {rows[0].auroc:.4f}" in repr(found)
+    assert "<th>macro AUROC</th>" in found._repr_html_()
+    table = (tmp_path / "sweep" / SWEEP_TABLE).read_text().splitlines()
+    assert table[0] == "training.batch,seeds,accuracy,accuracy_sd,auroc,auroc_sd,loss,loss_sd,seconds,folder"
 
 
 def test_one_seed_has_no_standard_deviation(phantoms, tmp_path, without_bundle):

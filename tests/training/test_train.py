@@ -409,7 +409,7 @@ def test_diverged_run_is_not_a_fault_of_the_export(phantoms, tmp_path, monkeypat
     diverging = small(optimizer={"learning_rate": 10}, training={"epochs": 1})
     with pytest.raises(
         DivergedError,
-        match=r"run 'small' diverged: in its best epoch, 1, the train loss is .*learning_rate \(it is 10\)",
+        match=r"run 'small' diverged: in the selected epoch, 1, the train loss is .*learning_rate \(it is 10\)",
     ):
         train(diverging, phantoms, tmp_path / "diverged")
 

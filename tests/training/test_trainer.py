@@ -305,7 +305,7 @@ def test_two_nodes_train_one_run(phantoms, tmp_path):
         outputs = [process.communicate(timeout=200) for process in nodes]
 
     assert [process.returncode for process in nodes] == [0, 0], outputs
-    assert "best epoch 1 of 1" in outputs[0][0]
+    assert "best epoch 1 of 1 (training.select = accuracy)" in outputs[0][0]
     assert outputs[1][0] == ""
     assert json.loads((tmp_path / "run/run.json").read_text())["device"] == "2 x cpu"
     assert (tmp_path / "run/bundle/card.json").exists()

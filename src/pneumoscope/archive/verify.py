@@ -47,6 +47,7 @@ class Problem(NamedTuple):
         code: What is wrong.
         first_row, last_row: Rows of the shard in the listing; -1 if it is not listed.
         missing, doubled: Number of listed rows that the table has not, and that it has more than once.
+        path: The file; "" for a shard that is not scored.
     """
 
     shard: int
@@ -55,6 +56,7 @@ class Problem(NamedTuple):
     last_row: int
     missing: int
     doubled: int
+    path: str
 
     @property
     def is_unfinished(self) -> bool:
@@ -124,7 +126,9 @@ def _check_shard(
     heatmap_file: Path | None,
 ) -> Problem | None:
     def problem(code: ProblemCode, missing: int = rows, doubled: int = 0) -> Problem:
-        return Problem(number, code, first, first + rows - 1, missing, doubled)
+        expected = chosen.heatmaps_path(number) if code in _HEATMAP_PROBLEMS else chosen.shard_path(number)
+        path = "" if code == "not_scored" else str(expected)
+        return Problem(number, code, first, first + rows - 1, missing, doubled, path)
 
     if entry is None:
         return problem("not_entered" if file else "not_scored")
@@ -178,4 +182,5 @@ def _columns(content: bytes) -> tuple[list[int], list[str | None], list[float | 
 def _not_listed(shards: int, journal: dict[int, Entry], files: dict[int, Path]) -> Iterator[Problem]:
     for number in sorted({*journal, *files}):
         if number >= shards:
-            yield Problem(number, "not_listed", -1, -1, 0, journal[number].rows if number in journal else 0)
+            rows = journal[number].rows if number in journal else 0
+            yield Problem(number, "not_listed", -1, -1, 0, rows, str(files.get(number, "")))

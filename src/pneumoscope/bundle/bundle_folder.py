@@ -108,7 +108,7 @@ def read_multiclass_bundle(folder: Path) -> tuple[MulticlassCard, bytes]:
     if isinstance(card, Card):
         raise BundleError(
             f"bundle {card.name!r} is one for NORMAL and PNEUMONIA, not for several classes",
-            hint="In Python, load it with load_model, and evaluate it with evaluate",
+            hint="Use it beside other models for NORMAL and PNEUMONIA only; in Python, with load_model and evaluate",
         )
     return card, network
 

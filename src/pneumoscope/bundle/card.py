@@ -20,6 +20,7 @@ from pneumoscope.core.population import Population
 from pneumoscope.imaging.preprocess import Preprocessing
 
 __all__ = [
+    "COVERAGE",
     "FORMAT",
     "INPUT_CLASSES",
     "LABELS",
@@ -40,6 +41,9 @@ __all__ = [
 ]
 
 FORMAT = 2
+
+# Fraction of images of each label with a correct or uncertain decision; of each class, whose prediction set contains it.
+COVERAGE = 0.95
 
 LABELS: tuple[Literal["NORMAL"], Literal["PNEUMONIA"]] = ("NORMAL", "PNEUMONIA")
 

@@ -6,6 +6,7 @@ They are in the bundle's folder `evidence/`, as the commands wrote them: `evalua
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,13 +34,25 @@ EVIDENCE = {
 Json = Mapping[str, Any]
 
 
-def read_evidence(folder: Path, card: Card | MulticlassCard) -> dict[str, Json | None]:
+def read_evidence(folder: Path, card: Card | MulticlassCard, evaluation: Path | None = None) -> dict[str, Json | None]:
     """Return the measurements in the folder of a bundle by name of `EVIDENCE`; None for those that are missing.
+
+    Args:
+        folder: Folder of the bundle.
+        card: Its card.
+        evaluation: `evaluation.json` of the run of the bundle, for a bundle without an evaluation of its own; it is ignored if it
+            is of another network, or with a site profile. None without one.
 
     Raises:
         BundleError: A file is not JSON, or belongs to another bundle.
     """
-    return {name: _read_evidence(folder / "evidence" / f"{name}.json", card) for name in EVIDENCE}
+    evidence: dict[str, Json | None] = {
+        name: _read_evidence(folder / "evidence" / f"{name}.json", card) for name in EVIDENCE
+    }
+    if evaluation is not None and evidence["evaluation"] is None:
+        with contextlib.suppress(BundleError):
+            evidence["evaluation"] = _read_evidence(evaluation, card)
+    return evidence
 
 
 def _read_evidence(path: Path, card: Card | MulticlassCard) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Render the model card of a bundle as Markdown, entirely from the bundle's own files: its card and its `evidence`."""
+"""Render the model card of a bundle as Markdown, from files only: the card of the bundle, and its `evidence`."""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ _LICENSE = (
 )
 
 
-def model_card(folder: Path) -> str:
+def model_card(folder: Path, evaluation: Path | None = None) -> str:
     """Return the model card of a bundle as Markdown.
 
     Args:
         folder: Folder of the bundle.
+        evaluation: See `evidence.read_evidence`.
 
     Raises:
         BundleError: See `bundle_folder.read_any_bundle`; or an evidence file is not JSON, belongs to another bundle or has
             another structure.
     """
     card, _ = read_any_bundle(folder)
-    evidence = read_evidence(folder, card)
+    evidence = read_evidence(folder, card, evaluation)
     try:
         sections = _sections(card, evidence)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

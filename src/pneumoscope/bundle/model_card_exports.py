@@ -16,6 +16,7 @@ from pneumoscope.bundle.bundle_folder import DEFAULT_BUNDLE, read_any_bundle
 from pneumoscope.bundle.card import Card
 from pneumoscope.bundle.evidence import Json, read_evidence
 from pneumoscope.bundle.model_card import model_card
+from pneumoscope.bundle.model_card_texts import fitted_parts, how_to_use, outputs, purpose, safety_process, topics
 from pneumoscope.bundle.multiclass_card import MulticlassCard
 from pneumoscope.core.messages import of_patients_text
 from pneumoscope.core.prediction_messages import notice
@@ -37,47 +38,49 @@ _BIBLIOGRAPHY = """@article{kermany2018,
 _Content = str | Mapping[str, Any]
 
 
-def chai_model_card(folder: Path, *, developer: str = "", contact: str = "") -> str:
+def chai_model_card(folder: Path, *, developer: str = "", contact: str = "", evaluation: Path | None = None) -> str:
     """Return the model card of a bundle as a CHAI Applied Model Card, an XML document.
 
     Args:
         folder: Folder of the bundle, with its evidence.
         developer, contact: Developer of the model, and how to reach them; "Not stated." if empty.
+        evaluation: See `evidence.read_evidence`.
 
     Raises:
         BundleError: See `model_card`.
     """
-    markdown = model_card(folder)  # raises if the evidence is malformed
+    markdown = model_card(folder, evaluation)  # raises if the evidence is malformed
     card, _ = read_any_bundle(folder)
-    evidence = read_evidence(folder, card)
+    evidence = read_evidence(folder, card, evaluation)
     ET.register_namespace("", CHAI_NAMESPACE)
     root = _element("AppliedModelCard", _chai_content(card, evidence, markdown, developer, contact))
     ET.indent(root, " ")
     return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def hugging_face_model_card(folder: Path) -> str:
+def hugging_face_model_card(folder: Path, evaluation: Path | None = None) -> str:
     """Return the model card of a bundle as the README.md of a Hugging Face repository: metadata in YAML, then Markdown.
 
     Args:
         folder: Folder of the bundle, with its evidence.
+        evaluation: See `evidence.read_evidence`.
 
     Raises:
         BundleError: See `model_card`.
     """
-    markdown = model_card(folder)
+    markdown = model_card(folder, evaluation)
     card, _ = read_any_bundle(folder)
-    evaluation = read_evidence(folder, card)["evaluation"]
+    measured = read_evidence(folder, card, evaluation)["evaluation"]
     metadata: dict[str, Any] = {
         "language": ["en"],
         **({"license": "apache-2.0"} if folder.resolve() == DEFAULT_BUNDLE.resolve() else {}),
         "library_name": "pneumoscope",
         "pipeline_tag": "image-classification",
-        "tags": ["medical", "radiology", "chest-x-ray", *_topics(card), "onnx", "calibrated"],
+        "tags": ["medical", "radiology", "chest-x-ray", *topics(card), "onnx", "calibrated"],
     }
-    if evaluation:
+    if measured:
         metadata["metrics"] = ["roc_auc", "accuracy", "brier_score"]
-        metadata["model-index"] = [{"name": card.name, "results": _hugging_face_results(card, evaluation)}]
+        metadata["model-index"] = [{"name": card.name, "results": _hugging_face_results(card, measured)}]
     return "---\n" + "\n".join(_yaml_lines(metadata)) + "\n---\n\n" + markdown
 
 
@@ -102,14 +105,14 @@ def _chai_content(
             "RegulatoryApproval": _NONE,
         },
         "ModelSummary": {
-            "Summary": f"{card.network} that {_purpose(card)}. {notice(card.population)}",
-            "Keywords": {"Keyword": ["chest radiograph", *_topics(card), "classification"]},
+            "Summary": f"{card.network} that {purpose(card)}. {notice(card.population)}",
+            "Keywords": {"Keyword": ["chest radiograph", *topics(card), "classification"]},
         },
         "UsesAndDirections": {
             "IntendedUseAndWorkflow": "Research and education: comparing and studying classifiers of chest radiographs. It must"
             " not be used for decisions about patients.",
             "PrimaryIntendedUsers": "Researchers, engineers, and physicians who study such models.",
-            "HowToUse": _how_to_use(card),
+            "HowToUse": how_to_use(card),
             "TargetedPatientPopulation": f"{ages}{notice(card.population)}",
             "CautionedOutOfScopeSettings": "Other ages, other views, other diseases, images that are not chest radiographs, and"
             " other hospitals until the model has been tested there.",
@@ -143,46 +146,6 @@ def _chai_content(
     }  # fmt: skip
 
 
-def _purpose(card: Card | MulticlassCard) -> str:
-    if isinstance(card, Card):
-        return (
-            "estimates the probability of pneumonia from one frontal chest radiograph, with a decision threshold, an interval and"
-            " rejection of unsuitable images"
-        )
-    return (
-        f"estimates the probability of each class ({', '.join(card.classes)}) from one frontal chest radiograph, with a set of"
-        " possible classes and rejection of unsuitable images"
-    )
-
-
-def _topics(card: Card | MulticlassCard) -> list[str]:
-    return ["pneumonia"] if isinstance(card, Card) else list(card.classes)
-
-
-def _how_to_use(card: Card | MulticlassCard) -> str:
-    if isinstance(card, Card):
-        return (
-            "Score images with `pneumoscope predict` or the web interface. Before any study at a hospital, run"
-            " `pneumoscope accept` on labeled images of that hospital."
-        )
-    return (
-        "Score images with `pneumoscope predict`. Before any study at a hospital, run `pneumoscope evaluate` on labeled images of"
-        " that hospital."
-    )
-
-
-def _outputs(card: Card | MulticlassCard) -> str:
-    if isinstance(card, Card):
-        return (
-            "Probability of pneumonia with an interval, a decision (pneumonia, no pneumonia, uncertain or rejected with a"
-            " reason), and a heatmap if the network has one."
-        )
-    return (
-        f"Probabilities of the classes {', '.join(card.classes)}, the set of those that stay possible, and a decision"
-        " (classified, uncertain or rejected with a reason)."
-    )
-
-
 def _system_facts(card: Card | MulticlassCard, markdown: str) -> Mapping[str, str]:
     counts = "; ".join(
         f"{split}: {', '.join(f'{n:,} {label}' for label, n in labels.items())}"
@@ -190,13 +153,17 @@ def _system_facts(card: Card | MulticlassCard, markdown: str) -> Mapping[str, st
     )
     side = card.preprocessing.size
     return {
-        "OutcomesAndOutputs": _outputs(card),
+        "OutcomesAndOutputs": outputs(card),
         "ModelType": f"Neural network for image classification, {card.network}, {card.parameters:,} parameters, ONNX.",
         "FoundationModels": f"Initial weights: {card.recipe.get('network', {}).get('weights', 'not stated')}.",
         "InputDataSource": "One radiograph: DICOM, JPEG, PNG, TIFF, BMP or WebP.",
         "OutputAndInputDataTypes": f"Input: gray levels, {side} x {side} pixels. Output: numbers and text.",
         "DevelopmentDataCharacterization": f"Images, split by {card.split_by}: {counts or 'not stated'}.",
-        "BiasMitigationApproaches": f"Thresholds and calibration chosen on validation images only, split by {card.split_by}."
+        "BiasMitigationApproaches": (
+            f"{fitted} chosen on validation images only, split by {card.split_by}."
+            if (fitted := fitted_parts(card))
+            else f"Validation images split by {card.split_by}."
+        )
         + (" Images unlike the training images are rejected." if card.rejection_limits else ""),
         "OngoingMaintenance": "None by the developer."
         + (" `pneumoscope monitor` detects drift at a site." if isinstance(card, Card) else ""),
@@ -209,8 +176,9 @@ def _key_metrics(card: Card | MulticlassCard, evidence: Mapping[str, Json | None
     evaluation, robustness = evidence["evaluation"], evidence["robustness"]
     validation = f"Validation images, split by {card.split_by}."
     tested = _describe(evaluation) if evaluation else validation
+    chosen = f"Chosen on validation images: {fitted.lower()}. " if (fitted := fitted_parts(card)) else ""
     process = (
-        "Thresholds and calibration were chosen on validation images. Every evaluation of test images is recorded in a ledger."
+        f"{chosen}Every evaluation of test images is recorded in a ledger."
         if evaluation
         else f"No evaluation on test images{_VALIDATION_FIGURES if isinstance(card, Card) else ''}."
     )
@@ -243,7 +211,7 @@ def _key_metrics(card: Card | MulticlassCard, evidence: Mapping[str, Json | None
             "Unchanged decisions for variants of the same image, and rejection of images outside the population.",
             safety,
             f"{robustness['n']} {robustness['split']} images." if robustness else validation,
-            "`pneumoscope robustness`, and images of other sources that were not used for training.",
+            safety_process(card),
             "Rates of 0 are best for changed decisions and for images of other ages that get a prediction.",
         ),
     }

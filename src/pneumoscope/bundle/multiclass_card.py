@@ -10,15 +10,18 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from pneumoscope.bundle.card import Parity, RejectionLimits, card_json
+from pneumoscope.bundle.card import COVERAGE, Parity, RejectionLimits, card_json
 from pneumoscope.core.population import Population
 from pneumoscope.imaging.preprocess import Preprocessing
+from pneumoscope.statistics.conformal import few_images_text
+from pneumoscope.statistics.probabilities import TEMPERATURE_RANGE
 
 __all__ = ["MULTICLASS_FORMAT", "ClassThreshold", "MulticlassCard", "PredictionSets", "TemperatureScaling"]
 
 MULTICLASS_FORMAT: Literal[3] = 3
 
 _Count = Annotated[int, Meta(ge=0)]
+_AT_BOUND = 1.001  # the optimizer stops within this factor of a bound
 
 
 class TemperatureScaling(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -33,6 +36,21 @@ class TemperatureScaling(Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     temperature: Annotated[float, Meta(gt=0)]
     method: Literal["temperature", "none"]
     n: _Count
+
+    def remark(self) -> str:
+        """Return a sentence if the temperature is at a bound of its fit, so that it does not calibrate; "" otherwise."""
+        low, high = TEMPERATURE_RANGE
+        if self.method == "none" or low * _AT_BOUND < self.temperature < high / _AT_BOUND:
+            return ""
+        if self.temperature > 1:
+            return (
+                f"The temperature is at its upper bound ({high:g}): on the validation images the logits do not tell the classes"
+                " apart, and all classes have nearly the same probability."
+            )
+        return (
+            f"The temperature is at its lower bound ({low:g}): the logits of the validation images hardly differ, and their"
+            " probabilities are not calibrated."
+        )
 
 
 class ClassThreshold(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -122,3 +140,9 @@ class MulticlassCard(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         if self.prediction_sets is None:
             return None
         return tuple(self.prediction_sets.classes[name].threshold for name in self.classes)
+
+    def reason_without_sets(self) -> str:
+        """Return why there are no prediction sets, as a clause: which classes have too few validation images."""
+        counts = self.counts.get("validation", {})
+        few = few_images_text({name: counts.get(name, 0) for name in self.classes}, COVERAGE) if counts else ""
+        return few or "a class has too few validation images"

@@ -33,6 +33,7 @@ def class_probability_sections(card: MulticlassCard, evaluation: Json | None) ->
     sections = [
         "## Probabilities and prediction sets",
         f"The classes are {', '.join(card.classes)}. Their probabilities are {method}. The most probable class is predicted.",
+        *filter(None, [calibration.remark()]),
     ]
     if evaluation:
         error = interval_text(evaluation["metrics"]["expected_calibration_error"])
@@ -41,7 +42,7 @@ def class_probability_sections(card: MulticlassCard, evaluation: Json | None) ->
             if bins := result["reliability"]:
                 sections.append(reliability_table(bins, name))
     if card.prediction_sets is None:
-        sections.append("There are no prediction sets: a class has too few validation images for them.")
+        sections.append(f"There are no prediction sets: {card.reason_without_sets()}.")
         return sections
     sets = card.prediction_sets
     rows = [(name, f"{each.threshold:.4g}", str(each.n)) for name, each in sets.classes.items()]

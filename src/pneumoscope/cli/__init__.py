@@ -161,8 +161,8 @@ def run_and_exit(command: click.Command, arguments: list[str] | None = None) -> 
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted", err=True)
+    except (click.Abort, KeyboardInterrupt) as error:
+        click.echo(str(error) or "Interrupted", err=True)
         sys.exit(130)
     except Exception as error:  # noqa: BLE001  the last handler: users see a message, not a traceback
         if "--debug" in given:

@@ -141,8 +141,7 @@ def score_command(
         )
     _print_scored(scored, out)
     if interrupted.is_set():
-        click.echo("Interrupted. Run the same command again to continue", err=True)
-        raise click.Abort
+        raise click.Abort("Interrupted. Run the same command again to continue")
     if scored.failed:
         raise PartialFailureError(
             f"{scored.failed:,} of {counted(scored.rows, 'image')} could not be read",
@@ -350,9 +349,9 @@ def _plain(value: object) -> object:
 def verify_command(archive: Path, key: str, as_json: bool) -> None:
     """Check that every listed image has exactly one row, and that no file was altered since it was written.
 
-    Shards with problems are named, and the exit status is 1. To score them again, delete their files and run the same `archive
-    score` again. If shards are only not scored yet, as after Ctrl-C, the message says that the archive is not finished, and the
-    exit status is 1 as well: the same `archive score` continues.
+    Shards with problems are named with their files, and the exit status is 1. To score them again, delete these files and run the
+    same `archive score` again. If shards are only not scored yet, as after Ctrl-C, the message says that the archive is not
+    finished, and the exit status is 1 as well: the same `archive score` continues.
 
     Example:  pneumoscope archive verify archive
     """
@@ -405,4 +404,5 @@ def _verification_error(result: Verification) -> ArchiveError:
 def _problem_line(problem: Problem) -> str:
     rows = "" if problem.first_row < 0 else f", rows {problem.first_row} to {problem.last_row}"
     counts = f": {problem.missing:,} missing, {problem.doubled:,} doubled" if problem.code == "wrong_rows" else ""
-    return f"shard {problem.shard}{rows}: {problem.code}{counts}"
+    path = f", {printable(problem.path)}" if problem.path else ""
+    return f"shard {problem.shard}{rows}: {problem.code}{counts}{path}"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pneumoscope.cli.data_options import data_option, label_options, prediction_column_options, prediction_columns
-from pneumoscope.cli.evaluation_tables import ledger_sentence, print_evaluation
+from pneumoscope.cli.evaluated_runs import print_runs
+from pneumoscope.cli.evaluation_tables import print_evaluation
 from pneumoscope.cli.evaluation_targets import EvaluationTargets
 from pneumoscope.cli.multiclass import (
     has_several_classes,
@@ -20,7 +21,6 @@ from pneumoscope.cli.multiclass import (
 from pneumoscope.cli.options import json_option, ledger_option, site_option
 
 if TYPE_CHECKING:
-    from pneumoscope.core.comparison import RunGroup
     from pneumoscope.core.multiclass_results import MulticlassEvaluation
     from pneumoscope.core.results import Evaluation
     from pneumoscope.data.label_mapping import LabelMapping
@@ -272,7 +272,7 @@ def _evaluate_runs(targets: EvaluationTargets, data: Path, options: Mapping[str,
             site_sha256 = "" if options["site"] is None else read_site_profile(options["site"]).sha256
             names.append(options["name"] or default_name(each, data, targets.split, images, site_sha256))
     if targets.runs:
-        _print_runs(targets, evaluations, names, as_json=as_json)
+        print_runs(targets, evaluations, names, as_json=as_json)
     else:
         _print_result(evaluations[0], as_json=as_json)
 
@@ -290,7 +290,7 @@ def _evaluate_classes(targets: EvaluationTargets, data: Path, options: Mapping[s
         if targets.runs:
             names.append(options["name"] or default_name(each, data, targets.split, images, ""))
     if targets.runs:
-        _print_runs(targets, evaluations, names, as_json=as_json)
+        print_runs(targets, evaluations, names, as_json=as_json)
     else:
         _print_classes(evaluations[0], as_json=as_json)
 
@@ -338,64 +338,3 @@ def _require_target(target: Path | None, given: Mapping[str, object]) -> Path:
         if value:
             raise UsageError(f"{flag} is given without --predictions", hint=f"Remove {flag}, or give --predictions")
     return target
-
-
-def _headline(evaluation: Evaluation | MulticlassEvaluation) -> str:
-    """Return accuracy and AUROC as text."""
-    from pneumoscope.core.multiclass_results import MulticlassEvaluation
-
-    metrics = evaluation.metrics
-    if isinstance(evaluation, MulticlassEvaluation):
-        return f"accuracy {metrics['accuracy']}, macro AUROC {metrics['macro_auroc']}"
-    name, point = next(iter(evaluation.operating_points.items()))
-    return f"accuracy {point.metrics['accuracy']} at {name}, AUROC {metrics['auroc']}"
-
-
-def _mean_of_folds(folder: Path, evaluation: Evaluation | MulticlassEvaluation, name: str) -> RunGroup:
-    """Return the mean over the folds in a folder, whose evaluations have this name."""
-    from pneumoscope.core.multiclass_results import MulticlassEvaluation
-    from pneumoscope.evaluation.cross_validation import summarize_folds
-    from pneumoscope.evaluation.multiclass_cross_validation import summarize_class_folds
-
-    if isinstance(evaluation, MulticlassEvaluation):
-        return summarize_class_folds(folder, name)
-    return summarize_folds(folder, name, next(iter(evaluation.operating_points)))
-
-
-def _print_runs(
-    targets: EvaluationTargets,
-    evaluations: Sequence[Evaluation | MulticlassEvaluation],
-    names: Sequence[str],
-    *,
-    as_json: bool,
-) -> None:
-    """Print the accuracy and AUROC of each run in a folder of runs, and the mean of folds; that of seeds is in `compare`.
-
-    Args:
-        targets: The runs.
-        evaluations: Their evaluations.
-        names: Name of the evaluation of each run.
-        as_json: Print one JSON document.
-    """
-    from pneumoscope.core.result_forms import to_json
-    from pneumoscope.evaluation.cross_validation import OUT_OF_FOLD
-    from pneumoscope.evaluation.run_groups import group_sentences
-
-    groups = [_mean_of_folds(targets.folder, evaluations[0], names[0])] if targets.is_folds else []
-    if as_json:
-        listed = list(map(dataclasses.asdict, evaluations))
-        document = {"evaluations": listed, "mean": dataclasses.asdict(groups[0])} if groups else listed
-        click.echo(to_json(document), nl=False)
-        return
-    for run, evaluation in zip(targets.runs, evaluations, strict=True):
-        click.echo(f"{run.relative_to(targets.folder)}: {_headline(evaluation)}, n = {evaluation.n}")
-    counts = [each.test_evaluation for each in evaluations if each.test_evaluation is not None]
-    if counts:
-        click.echo(ledger_sentence(max(counts)))
-    for sentence in group_sentences(groups):
-        click.echo(sentence)
-    click.secho(evaluations[0].notice, dim=True)
-    # `compare` takes one name for all runs, and for folds that of their validation images only.
-    if {*names} == {OUT_OF_FOLD} if targets.is_folds else len({*names}) == 1:
-        chosen = "" if targets.is_folds or names[0] == "test" else f" --evaluation {names[0]}"
-        click.echo(f"next    pneumoscope compare {targets.folder}{chosen} --out DIR")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pneumoscope.core.interval import Interval
     from pneumoscope.core.results import Evaluation
 
-__all__ = ["interval_table", "ledger_sentence", "print_evaluation"]
+__all__ = ["interval_table", "ledger_sentence", "print_breakdown", "print_evaluation"]
 
 
 def interval_table(
@@ -101,7 +101,7 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
                 f" {_percentages(shares['covered'])}"
             )
     _print_decision_curve(evaluation, console)
-    _print_breakdown(evaluation, console)
+    print_breakdown(evaluation, console)
     if evaluation.test_evaluation is not None:
         click.echo(ledger_sentence(evaluation.test_evaluation))
     click.secho(evaluation.notice, dim=True)
@@ -120,7 +120,8 @@ def _print_decision_curve(evaluation: Evaluation, console: Console) -> None:
     console.print(table)
 
 
-def _print_breakdown(evaluation: Evaluation, console: Console) -> None:
+def print_breakdown(evaluation: Evaluation, console: Console) -> None:
+    """Print the subgroups, their tests and the difference from other images, if there are any."""
     from rich.table import Table
 
     if evaluation.subgroups:

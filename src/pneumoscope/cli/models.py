@@ -22,7 +22,7 @@ __all__ = ["command"]
     metavar="[BUNDLE|RUN]",
     is_flag=False,
     flag_value="",
-    help="Print a model card.  [default: the model in the package]",
+    help="Print a model card; that of a run has its evaluation on test images.  [default: the model in the package]",
 )
 @click.option(
     "--format",
@@ -46,17 +46,18 @@ def command(as_json: bool, target: str | None, card_format: str, developer: str,
     if target is not None:
         from pneumoscope.bundle.model_card import model_card
         from pneumoscope.bundle.model_card_exports import chai_model_card, hugging_face_model_card
-        from pneumoscope.runs.run_folder import find_bundle
+        from pneumoscope.runs.run_folder import EVALUATION_FILE, evaluation_folder, find_bundle, is_run_folder
 
         if as_json:
             raise UsageError("--card and --json cannot be combined", hint="Read card.json in the bundle instead")
         folder = find_bundle(Path(target) if target else None)
+        run = Path(target)
+        evaluation = evaluation_folder(run) / EVALUATION_FILE if target and is_run_folder(run) else None
         if card_format == "chai":
-            click.echo(chai_model_card(folder, developer=developer, contact=contact), nl=False)
+            text = chai_model_card(folder, developer=developer, contact=contact, evaluation=evaluation)
         else:
-            click.echo(
-                hugging_face_model_card(folder) if card_format == "huggingface" else model_card(folder), nl=False
-            )
+            text = (hugging_face_model_card if card_format == "huggingface" else model_card)(folder, evaluation)
+        click.echo(text, nl=False)
         return
     from pneumoscope.models.registry import list_models
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "has_several_classes",
     "is_given",
+    "print_class_subgroups",
     "print_multiclass_evaluation",
     "refuse_options",
 ]
@@ -106,11 +107,16 @@ def print_multiclass_evaluation(evaluation: MulticlassEvaluation, console: Conso
             for metric, value in result.sets.items()
         }
         console.print(interval_table(title, {**evaluation.sets, **by_class}))
+    print_class_subgroups(evaluation, console)
+    if evaluation.test_evaluation is not None:
+        click.echo(ledger_sentence(evaluation.test_evaluation))
+    click.secho(printable(evaluation.notice), dim=True)
+
+
+def print_class_subgroups(evaluation: MulticlassEvaluation, console: Console) -> None:
+    """Print the subgroups and their tests, if there are any."""
     for group in evaluation.subgroups:
         images = ", ".join(f"{group.counts.get(label, 0)} {label}" for label in evaluation.classes)
         console.print(interval_table(printable(f"subgroup {group.column}: {group.value} ({images})"), group.metrics))
     for test in evaluation.interactions:
         click.echo(printable(f"  {test.sentence}"))
-    if evaluation.test_evaluation is not None:
-        click.echo(ledger_sentence(evaluation.test_evaluation))
-    click.secho(printable(evaluation.notice), dim=True)

@@ -33,6 +33,7 @@ __all__ = ["command"]
 
 _MIN_FOR_PROGRESS = 8  # images; fewer finish before a progress bar helps
 _BAR_WIDTH, _MAX_STEM = 20, 60  # characters
+_MAX_NAMED = 3  # paths in an error
 _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 _FAILED = "failed"
 _PNEUMONIA_OPTIONS = ("operating_point", "site", "prevalence")  # that models of several classes do not have
@@ -130,8 +131,7 @@ def command(
             _print_table(loaded, predictions, tally.decisions)
     tally.print_warnings()
     if interrupted.is_set():
-        click.echo(f"Interrupted after {tally.done:,} of {counted(len(images), 'image')}", err=True)
-        raise click.Abort
+        raise click.Abort(f"Interrupted after {tally.done:,} of {counted(len(images), 'image')}")
     if failed := tally.decisions[_FAILED]:
         raise PartialFailureError(
             f"{failed:,} of {counted(len(images), 'image')} could not be read",
@@ -176,11 +176,16 @@ def _discover(paths: Iterable[str]) -> Sequence[str]:
     """Return the images below the paths, and print what was skipped. Raise UsageError if there is none."""
     from pneumoscope.inference.discovery import discover_images
 
-    discovered = discover_images(_expand_stdin(paths))
+    named = tuple(paths)
+    discovered = discover_images(_expand_stdin(named))
     if discovered.skipped:
         click.echo(printable(discovered.skipped_summary()), err=True)
     if not discovered.paths:
-        raise UsageError("no images found", hint="Pass image files, or folders that contain images")
+        places = ", ".join("standard input" if path == "-" else repr(path) for path in named[:_MAX_NAMED])
+        more = ", …" if len(named) > _MAX_NAMED else ""
+        raise UsageError(
+            f"no images found in {printable(places)}{more}", hint="Pass image files, or folders that contain images"
+        )
     return discovered.paths
 
 
@@ -279,8 +284,13 @@ def _write_csv(model: Model | MulticlassModel, predictions: Iterable[Prediction]
     else:
         write_atomically(table, lambda file: file.writelines(lines))
         click.echo(f"Wrote {table}: {counted(tally.done, 'image')}", err=True)
+    click.echo(_total(tally.decisions), err=True)
     for error in failed:  # the file holds the results before the error
         raise error
+
+
+def _total(counts: Counter[str]) -> str:
+    return "Total: " + ", ".join(f"{count} {decision}" for decision, count in counts.most_common())
 
 
 def _print_classes(model: MulticlassModel, predictions: Iterable[Prediction], counts: Counter[str]) -> None:
@@ -300,10 +310,10 @@ def _print_classes(model: MulticlassModel, predictions: Iterable[Prediction], co
         image = printable(prediction.path) + (f"  ({printable(message)})" if message else "")
         label = click.style(f"{decision:12}", fg=_COLORS[decision])
         click.echo(f"{label}  {printable(name):{width}}  {probability:{_BAR_WIDTH + 7}}  {image}")
-    click.echo("Total: " + ", ".join(f"{count} {decision}" for decision, count in counts.most_common()))
+    click.echo(_total(counts))
     sets = model.card.prediction_sets
     rule = (
-        "no prediction sets (too few validation images)"
+        f"no prediction sets ({printable(model.card.reason_without_sets())})"
         if sets is None
         else f"classified: one class is possible at a coverage of {sets.coverage:.0%}"
     )
@@ -326,7 +336,7 @@ def _print_table(model: Model, predictions: Iterable[Prediction], counts: Counte
         image = printable(prediction.path) + (f"  ({printable(message)})" if message else "")
         label = click.style(f"{decision:12}", fg=_COLORS[decision])
         click.echo(f"{label}  {probability:{_BAR_WIDTH + 7}}  {image}")
-    click.echo("Total: " + ", ".join(f"{count} {decision}" for decision, count in counts.most_common()))
+    click.echo(_total(counts))
     click.echo(
         f"Model: {model.card.name}, version {model.card.version}. Operating point: {model.operating_point_name}, pneumonia"
         f" at a probability of {model.threshold:.3f} or more ({model.point.rule_text()})."

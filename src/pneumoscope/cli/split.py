@@ -45,19 +45,26 @@ def command(
     An existing test split in DATA is kept. By default, all images of a patient stay in one split. With `--by image`,
     training and validation share patients, as in many published experiments. A manifest that differs from the new one is
     replaced only with --force. The manifest has the classes and patients that the options state, so that other commands need
-    none of these options for it.
+    none of these options for it. Other columns of a CSV file, such as sex or site, are kept.
     """
     from rich.console import Console
     from rich.table import Table
 
     from pneumoscope.core.messages import counted
     from pneumoscope.data.layouts import load_manifest
+    from pneumoscope.data.other_columns import OtherColumns
     from pneumoscope.data.split import split_manifest
 
     manifest = split_manifest(load_manifest(data, labels=labels), by=by, validation=validation, test=test, seed=seed)
-    manifest.save(out, replace=force)
+    others = OtherColumns.read(data, manifest, labels)
+    manifest.save(out, replace=force, other=others.values)
     for note in manifest.notes:
         click.echo(f"note: {note}", err=True)
+    if others.dropped:
+        names = ", ".join(map(repr, others.dropped))
+        click.echo(
+            f"note: not kept of {data}, because the manifest states labels and patients itself: {names}", err=True
+        )
     if manifest.unreadable:
         unreadable = counted(len(manifest.unreadable), "image")
         click.echo(f"note: {unreadable} cannot be read; for details: pneumoscope check-data DATA", err=True)

@@ -99,7 +99,7 @@ def _print_rows(rows: Sequence[SweepRow]) -> None:
     table = Table(
         title=f"validation images, mean of {rows[0].seeds} seeds" if rows[0].seeds > 1 else "validation images"
     )
-    for heading in (*rows[0].settings, "accuracy", "AUROC", "loss"):
+    for heading in (*rows[0].settings, "accuracy", rows[0].auroc_name, "loss"):
         table.add_column(heading)
     for row in rows:
         table.add_row(

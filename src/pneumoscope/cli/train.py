@@ -153,8 +153,10 @@ def command(
 
 
 def _summary(record: RunRecord, series: str) -> str:
+    select = record.recipe.get("training", {}).get("select", "accuracy")
+    kept = "last epoch," if select == "last" else "best epoch"
     return (
-        f"{record.name}{series}: best epoch {record.best_epoch} of {record.epochs},"
+        f"{record.name}{series}: {kept} {record.best_epoch} of {record.epochs} (training.select = {select}),"
         f" validation accuracy {record.best_validation_accuracy:.4f}, {(record.seconds or 0) / 60:.1f} min"
     )
 

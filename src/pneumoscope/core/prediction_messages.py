@@ -50,7 +50,7 @@ _AGE_CONTRADICTS_DATES = N_(
     " check the patient"
 )
 _STATED_AGE = N_("The stated age of {age:.3g} years is in this range: check that the image is of this patient")
-_UNKNOWN_POPULATION = N_("The population that it was trained on is unknown.")
+_UNKNOWN_POPULATION = N_("Its training population is unknown.")
 _POPULATION = N_("Trained on {images} of {patients} from {sites}.")
 _POPULATION_VIEWS: dict[View | None, str] = {
     "AP": N_("AP radiographs"),

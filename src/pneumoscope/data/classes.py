@@ -24,6 +24,7 @@ _NEGATIVE = {
     *("negative", "neg", "no", "false", "0"),
 }
 _POSITIVE = {"positive", "pos", "yes", "true", "1", "abnormal", "sick", "diseased", "opacity", "lung opacity"}
+_ETIOLOGIES = {"normal", "bacteria", "virus"}
 _NEGATIONS = {"no", "non", "not", "without", "negative", "neg", "false", "0"}
 
 
@@ -61,11 +62,13 @@ def resolve_classes(
         check_class_order(order)
         by_case = {label.casefold(): label for label in order}
         if unknown := [label for label in found if label.casefold() not in by_case]:
-            raise DatasetError(
+            etiologies = ", such as --label-column etiology" if by_case.keys() <= _ETIOLOGIES else ""
+            error = DatasetError(
                 f"{name}: the label {unknown[0]!r} is not one of the classes {', '.join(order)}",
-                hint=f"Rename it with {_map_option(unknown[0], 'CLASS')}; or name another column with --label-column, such as"
-                " --label-column etiology",
+                hint=f"Rename it with {_map_option(unknown[0], 'CLASS')}; or name another column with --label-column{etiologies}",
             )
+            error.unknown_label = unknown[0]
+            raise error
         return tuple(order), {label: by_case[label.casefold()] for label in found}
     _check_names(found, name)
     return tuple(found), {label: label for label in found}

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Literal, Protocol, get_args
 
-from pneumoscope.core.errors import ManifestError, UnknownNameError, UsageError
+from pneumoscope.core.errors import DatasetError, ManifestError, UnknownNameError, UsageError
 from pneumoscope.core.messages import counted
 from pneumoscope.data.classes import LABELS, check_class_order
 from pneumoscope.data.patients import find_patient_column, parse_file_name
@@ -250,7 +250,10 @@ def map_labels(
 
     Raises:
         UnknownNameError: No image has a label that the mapping states.
+        DatasetError: --positive is given for other classes than NORMAL and PNEUMONIA.
     """
+    if mapping.positive and not recorded:
+        _check_positive(name, mapping)
     known = Counter(labels)
     new = {label: label for label in known}
     notes = []
@@ -268,6 +271,17 @@ def map_labels(
     if mapping.positive:
         notes += _map_positive(new, known, name, mapping.positive, recorded=recorded)
     return [new[label] for label in labels], tuple(notes)
+
+
+def _check_positive(name: str, mapping: LabelMapping) -> None:
+    """Raise if the classes are known, and --positive makes other ones."""
+    classes = {each.casefold() for each in mapping.classes}
+    if classes and not {label.casefold() for label in LABELS} <= classes:
+        raise DatasetError(
+            f"{name}: --positive {mapping.positive!r} makes {LABELS[0]} and {LABELS[1]} of all labels, and the classes are"
+            f" {', '.join(mapping.classes)}",
+            hint="Leave --positive out, or choose a model for NORMAL and PNEUMONIA",
+        )
 
 
 def _map_positive(

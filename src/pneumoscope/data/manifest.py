@@ -9,6 +9,7 @@ import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 from pneumoscope.core.errors import DatasetError, ManifestError, PatientLeakError, UsageError
 from pneumoscope.core.files import write_atomically
@@ -19,11 +20,13 @@ from pneumoscope.data.patients import parse_file_name
 
 __all__ = [
     "COLUMNS",
+    "CONSTANT_COLUMNS",
     "ETIOLOGIES",
     "LABELS",
     "SPLITS",
     "LabeledImage",
     "Manifest",
+    "csv_body",
     "identical_images",
     "images_sha256",
 ]
@@ -33,6 +36,7 @@ SPLITS = ("train", "validation", "test", "unused", "")
 COLUMNS = ("path", "label", "etiology", "patient", "split", "sha256")
 _SPLIT_BY = "split_by"  # a column of a saved manifest, the same in all rows
 _CLASSES = "classes"  # one more, unless the data set is binary: the names, in order, separated by "|"
+CONSTANT_COLUMNS = (_SPLIT_BY, _CLASSES)
 # Manifests written before 2026-11-29 state it in a comment on the first line instead.
 _SPLIT_BY_COMMENT = "# split by "
 _USED_SPLITS = ("train", "validation", "test")
@@ -219,16 +223,23 @@ class Manifest:
                 hint="Re-split with: pneumoscope split DATA; or remove one of the images",
             )
 
-    def to_csv(self) -> str:
-        """Return the manifest as CSV text, with `split_by` in a column, and the classes unless they are `LABELS`."""
+    def to_csv(self, other: Mapping[str, Sequence[str]] = MappingProxyType({})) -> str:
+        """Return the manifest as CSV text, with `split_by` in a column, and the classes unless they are `LABELS`.
+
+        Args:
+            other: Value of each image in other columns, which follow.
+        """
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         constants = {_SPLIT_BY: self.split_by} | ({} if self.binary else {_CLASSES: "|".join(self.classes)})
-        writer.writerow((*COLUMNS, *constants))
-        writer.writerows((*dataclasses.astuple(image), *constants.values()) for image in self.images)
+        writer.writerow((*COLUMNS, *constants, *other))
+        rows = zip(self.images, *other.values(), strict=True)
+        writer.writerows((*dataclasses.astuple(image), *constants.values(), *rest) for image, *rest in rows)
         return out.getvalue()
 
-    def save(self, file: Path, *, replace: bool = False) -> None:
+    def save(
+        self, file: Path, *, replace: bool = False, other: Mapping[str, Sequence[str]] = MappingProxyType({})
+    ) -> None:
         """Write the manifest to a CSV file, atomically.
 
         Paths are relative to the file's folder if the images are below it, else absolute, so that `load_manifest` finds
@@ -237,6 +248,7 @@ class Manifest:
         Args:
             file: The CSV file; missing parent folders are created.
             replace: Replace a file with other content, which may be the record of an experiment.
+            other: See `to_csv`.
 
         Raises:
             UsageError: The file exists with other content, and `replace` is false.
@@ -248,7 +260,7 @@ class Manifest:
             image if prefix == "." else dataclasses.replace(image, path=(PurePosixPath(prefix) / image.path).as_posix())
             for image in self.images
         )
-        text = dataclasses.replace(self, images=tuple(images)).to_csv()
+        text = dataclasses.replace(self, images=tuple(images)).to_csv(other)
         if not replace and file.is_file() and file.read_bytes() != text.encode():
             raise UsageError(
                 f"{str(file)!r} exists with other content, and runs may depend on it",
@@ -278,12 +290,9 @@ class Manifest:
             UnknownNameError: No image has a label that the mapping renames.
             DatasetError: The labels cannot be classes.
         """
-        split_by, body, before = "given", text, 0  # lines before the CSV text
-        if text.startswith(_SPLIT_BY_COMMENT):
-            first, _, body = text.partition("\n")
-            before = 1
-            split_by = first.removeprefix(_SPLIT_BY_COMMENT).strip()
-        columns, rows, lines = _read_rows(body, before, name)
+        comment, body = csv_body(text)
+        split_by = comment.removeprefix(_SPLIT_BY_COMMENT).strip() or "given"
+        columns, rows, lines = _read_rows(body, 1 if comment else 0, name)
         mapping = mapping or LabelMapping()
         is_saved = _SPLIT_BY in columns
         if is_saved and recorded:
@@ -306,6 +315,14 @@ class Manifest:
         _check_listed_once(images, lines, name)
         notes += more
         return cls(tuple(images), root, split_by, notes=notes, classes=classes, path_column=path_column)
+
+
+def csv_body(text: str) -> tuple[str, str]:
+    """Return the comment in the first line of an earlier version's manifest, "" without one, and the CSV text."""
+    if not text.startswith(_SPLIT_BY_COMMENT):
+        return "", text
+    first, _, body = text.partition("\n")
+    return first, body
 
 
 def _read_rows(text: str, before: int, name: str) -> tuple[list[str], list[dict[str, str]], list[int]]:

@@ -14,7 +14,14 @@ from collections.abc import Mapping, Sequence
 
 from pneumoscope.core.errors import ManifestError
 
-__all__ = ["FileNameInfo", "find_patient_column", "parse_file_name", "parse_nih_patient", "parse_patient"]
+__all__ = [
+    "FileNameInfo",
+    "find_patient_column",
+    "is_patient_column",
+    "parse_file_name",
+    "parse_nih_patient",
+    "parse_patient",
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,6 +90,20 @@ def parse_nih_patient(name: str) -> str:
     return match["patient"] if match else ""
 
 
+def is_patient_column(column: str) -> bool:
+    """Return whether the name of a column states that it identifies patients, or may do so; see `find_patient_column`."""
+    return _is_known(column) or _may_identify(column)
+
+
+def _is_known(column: str) -> bool:
+    return re.sub(r"[\W_]", "", column.lower()) in _PATIENT_COLUMNS
+
+
+def _may_identify(column: str) -> bool:
+    words = re.sub(r"[\W_]+", " ", column.lower())
+    return bool(_ABOUT_PATIENTS.search(words)) and not _PATIENT_PROPERTY.search(words)
+
+
 def find_patient_column(
     columns: Sequence[str], rows: Sequence[Mapping[str, str]], lines: Sequence[int], name: str, *, option: str = ""
 ) -> str:
@@ -105,7 +126,7 @@ def find_patient_column(
         return [(row.get(column) or "").strip() for row in rows]
 
     used = [column for column in columns if any(values(column))]
-    known = [column for column in used if re.sub(r"[\W_]", "", column.lower()) in _PATIENT_COLUMNS]
+    known = [column for column in used if _is_known(column)]
     for other in known[1:]:
         for line, a, b in zip(lines, values(known[0]), values(other), strict=True):
             if a != b:
@@ -119,8 +140,7 @@ def find_patient_column(
     if known:
         return known[0]
     for column in used:
-        words = re.sub(r"[\W_]+", " ", column.lower())
-        if _ABOUT_PATIENTS.search(words) and not _PATIENT_PROPERTY.search(words):
+        if _may_identify(column):
             named = f"add {option} {shlex.quote(column)}, or " if option else ""
             raise ManifestError(
                 f"{name} has a column {column!r} and no column patient, so that patients would be ignored",

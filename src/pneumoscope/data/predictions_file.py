@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,13 +14,17 @@ from pneumoscope.core.messages import counted
 from pneumoscope.data.classes import LABELS, sort_classes
 from pneumoscope.data.csv_table import CsvTable
 from pneumoscope.data.layouts import SPLIT_FOLDERS
+from pneumoscope.data.prediction_values import check_probabilities, parse_numbers
 
 __all__ = [
     "PredictionColumns",
     "PredictionRow",
     "PredictionsFile",
+    "check_sums",
     "has_class_columns",
+    "missing_class_error",
     "read_class_predictions_file",
+    "read_columns_of",
     "read_predictions_file",
 ]
 
@@ -88,6 +91,7 @@ class PredictionsFile:
         id_column: Name of the column with identifiers; "" if images are named by their paths.
         rows: The rows, at least one.
         classes: Names of the classes, in the order of the values; empty for NORMAL and PNEUMONIA.
+        columns: Columns of the values.
     """
 
     path: Path
@@ -96,6 +100,7 @@ class PredictionsFile:
     id_column: str
     rows: tuple[PredictionRow, ...]
     classes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
 
 def read_predictions_file(file: Path, columns: PredictionColumns) -> PredictionsFile:
@@ -123,20 +128,57 @@ def read_class_predictions_file(file: Path, columns: PredictionColumns, order: S
 
     Raises:
         UsageError, LayoutError, UnknownNameError: See `read_predictions_file`.
-        DatasetError: See there; or the probabilities of an image do not sum to 1, or the classes are not those of `order`.
+        DatasetError: See there; or the classes are not those of `order`.
     """
     table, image = _read_table(file, columns)
-    by_class, scale = _choose_class_columns(table.header, columns, table.name)
+    by_class, scale = _choose_class_columns(table.header, columns, table.name, order)
+    if missing := [label for label in order if label not in by_class and {*by_class} < {*order}]:
+        raise missing_class_error(table.name, missing[0], by_class.values(), scale)
     if order and set(order) != set(by_class):
         raise DatasetError(
             f"{table.name} has predictions for the classes {', '.join(sort_classes(by_class))}; expected {', '.join(order)}",
             hint=f"Name the column of each class with --{scale}-column CLASS=COLUMN",
         )
     ordered = {label: by_class[label] for label in order or sort_classes(by_class)}
-    found = _predictions(table, image, columns, ordered, scale)
-    if scale == "probability":
-        _check_sums(found.rows, table.name)
-    return found
+    return _predictions(table, image, columns, ordered, scale)
+
+
+def check_sums(file: PredictionsFile, missing: str = "") -> None:
+    """Raise unless the probabilities of each image for several classes sum to 1, except for rounding.
+
+    Args:
+        file: The predictions.
+        missing: Label of the data for which the file has no column; "" if there is none.
+
+    Raises:
+        DatasetError: With the column that is missing, or with the first sum.
+    """
+    bad = [row for row in file.rows if abs(sum(row.values) - 1) > _SUM_TOLERANCE]
+    if file.scale != "probability" or not bad:
+        return
+    if missing:
+        raise missing_class_error(str(file.path), missing, file.columns, file.scale)
+    raise DatasetError(
+        f"{file.path}, line {bad[0].line}: the probabilities of the classes {', '.join(file.classes)} sum to"
+        f" {sum(bad[0].values):.4g}, not to 1 ({len(bad)} of {counted(len(file.rows), 'row')})",
+        hint="Give a probability of each class, as a softmax makes it; independent probabilities of several findings are not"
+        " those of classes",
+    )
+
+
+def missing_class_error(name: str, missing: str, columns: Iterable[str], scale: _Scale) -> DatasetError:
+    """Return the error for a file without a column of one class.
+
+    Args:
+        name: Name of the file.
+        missing: The class.
+        columns: Columns of the other classes.
+        scale: What their values are.
+    """
+    return DatasetError(
+        f"{name} has no column {f'{scale}_{missing}'!r} for the class {missing!r} (columns of classes: {', '.join(columns)})",
+        hint=f"Add it; or if it has another name, name the column of each class with --{scale}-column CLASS=COLUMN",
+    )
 
 
 def has_class_columns(file: Path, columns: PredictionColumns) -> bool:
@@ -147,12 +189,17 @@ def has_class_columns(file: Path, columns: PredictionColumns) -> bool:
     named = (columns.probability, columns.logit)
     if any(isinstance(each, Mapping) for each in named) or any(named):
         return any(isinstance(each, Mapping) for each in named)
-    try:
-        header = CsvTable.read(file, hint=_HINT).header
-    except LayoutError:
-        return False
+    header = read_columns_of(file)
     found = [{label.upper() for label in _default_columns(header, scale)} for scale in _SCALES]
     return not {*_SCALES} & {*header} and any(len(each) > 1 and each != {*LABELS} for each in found)
+
+
+def read_columns_of(file: Path) -> list[str]:
+    """Return the names of the columns of a CSV file; none if it cannot be read."""
+    try:
+        return CsvTable.read(file, hint=_HINT).header
+    except LayoutError:
+        return []
 
 
 def _read_table(file: Path, columns: PredictionColumns) -> tuple[CsvTable, tuple[str, bool]]:
@@ -186,9 +233,9 @@ def _predictions(
     numbers = []
     for column in by_class.values():
         values = [(line, cells[index[column]].strip()) for line, cells in table.lines]
-        numbers.append(_parse_numbers(values, column, name))
+        numbers.append(parse_numbers(values, column, name))
         if scale == "probability":
-            _check_probabilities(numbers[-1], values, column, name)
+            check_probabilities(numbers[-1], values, column, name)
     rows = []
     for (line, cells), values_of_row in zip(table.lines, zip(*numbers, strict=True), strict=True):
         named = cells[index[image_column]].strip()
@@ -197,7 +244,10 @@ def _predictions(
         split = _parse_split(cells[index[split_column]].strip(), f"{name}, line {line}") if split_column else ""
         rows.append(PredictionRow(line, named, values_of_row, split))
     classes = tuple(each for each in by_class if each)
-    return PredictionsFile(table.path, table.sha256, scale, image_column if is_id else "", tuple(rows), classes)
+    id_column = image_column if is_id else ""
+    return PredictionsFile(
+        table.path, table.sha256, scale, id_column, tuple(rows), classes, columns=tuple(by_class.values())
+    )
 
 
 def _choose_image_column(header: Sequence[str], columns: PredictionColumns, name: str) -> tuple[str, bool]:
@@ -242,9 +292,9 @@ def _choose_value_column(header: Sequence[str], columns: PredictionColumns, name
 
 
 def _choose_class_columns(
-    header: Sequence[str], columns: PredictionColumns, name: str
+    header: Sequence[str], columns: PredictionColumns, name: str, order: Sequence[str]
 ) -> tuple[Mapping[str, str], _Scale]:
-    """Return the column of each class, and what their values are."""
+    """Return the column of each class, and what their values are; `order` has the classes if they are known."""
     for scale in _SCALES:
         named = getattr(columns, scale)
         if isinstance(named, Mapping):
@@ -263,8 +313,10 @@ def _choose_class_columns(
             hint="Choose the columns with --probability-column CLASS=COLUMN or --logit-column CLASS=COLUMN",
         )
     if not several:
+        example = order[0] if order else "CLASS"
         raise LayoutError(
-            f"{name} has no columns of several classes, such as probability_virus (its columns: {', '.join(header)})",
+            f"{name} has no columns of several classes, named probability_{example} or logit_{example} (its columns:"
+            f" {', '.join(header)})",
             hint="Name the column of each class: --probability-column CLASS=COLUMN, or --logit-column CLASS=COLUMN",
         )
     return found[several[0]], several[0]
@@ -310,60 +362,6 @@ def _no_column(header: Sequence[str], wanted: tuple[str, str], similar: Sequence
         else f"Name a column with --{a}-column or --{b}-column{several}"
     )
     return LayoutError(f"{name} has no column {a!r} or {b!r} (its columns: {', '.join(header)})", hint=hint)
-
-
-def _parse_numbers(values: Sequence[tuple[int, str]], column: str, name: str) -> list[float]:
-    numbers: list[float] = []
-    for _, text in values:
-        try:
-            numbers.append(float(text))
-        except ValueError:
-            numbers.append(math.nan)
-        if "_" in text:  # Python reads 1_0 as a number
-            numbers[-1] = math.nan
-    bad = [i for i, number in enumerate(numbers) if not math.isfinite(number)]
-    if bad:
-        line, text = values[bad[0]]
-        what = f"{text!r} is not a finite number" if text else "there is no value"
-        if len(bad) == len(values) and re.match(r"[^\W\d_]", text):
-            raise DatasetError(
-                f"{name}: the column {column!r} holds labels or other text, such as {text!r}, and no numbers",
-                hint="Name the column with numbers with --probability-column or --logit-column",
-            )
-        decimal = "Use a point in decimal numbers. " if re.fullmatch(r"-?\d+,\d+", text) else ""
-        raise DatasetError(
-            f"{name}, line {line}: {what} in the column {column!r} ({len(bad)} of {counted(len(values), 'row')})",
-            hint=f"{decimal}Images without a prediction are never skipped; give --data without them, or predict them",
-        )
-    return numbers
-
-
-def _check_probabilities(numbers: Sequence[float], values: Sequence[tuple[int, str]], column: str, name: str) -> None:
-    bad = [i for i, number in enumerate(numbers) if not 0 <= number <= 1]
-    if not bad:
-        return
-    line, text = values[bad[0]]
-    if min(numbers) >= 0 and max(numbers) <= 100:
-        hint = "Divide percentages by 100"
-    else:
-        hint = f"If these are logits, give --logit-column {column!r}"
-    raise DatasetError(
-        f"{name}, line {line}: {text} in the column {column!r} is not a probability, 0 to 1 ({len(bad)} of"
-        f" {counted(len(values), 'row')})",
-        hint=hint,
-    )
-
-
-def _check_sums(rows: Sequence[PredictionRow], name: str) -> None:
-    """Raise unless the probabilities of each image sum to 1, except for rounding."""
-    bad = [row for row in rows if abs(sum(row.values) - 1) > _SUM_TOLERANCE]
-    if bad:
-        raise DatasetError(
-            f"{name}, line {bad[0].line}: the probabilities of the classes sum to {sum(bad[0].values):.4g}, not to 1"
-            f" ({len(bad)} of {counted(len(rows), 'row')})",
-            hint="Give a probability of each class, as a softmax makes it; independent probabilities of several findings are not"
-            " those of classes",
-        )
 
 
 def _parse_split(text: str, place: str) -> str:

@@ -10,10 +10,11 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from pneumoscope.bundle.bundle_folder import CARD_FILE
-from pneumoscope.core.errors import LayoutError, RunError, UnknownNameError, UsageError
+from pneumoscope.core.errors import RunError, UnknownNameError, UsageError
 from pneumoscope.core.results import Evaluation, ScoredImage
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.predictions_file import PredictionColumns
+from pneumoscope.evaluation.compared_columns import explain_columns
 from pneumoscope.evaluation.custom_points import needs_validation, parse_custom_point
 from pneumoscope.evaluation.evaluate import OPERATING_POINTS, evaluate
 from pneumoscope.evaluation.external_predictions import (
@@ -40,6 +41,7 @@ __all__ = [
     "ComparedRun",
     "EvaluatedRun",
     "ScoringOptions",
+    "check_evaluated",
     "check_folders",
     "decisions",
     "expand_runs",
@@ -174,6 +176,24 @@ def read_evaluated(
     return [evaluated[target] for target in targets]
 
 
+def check_evaluated(targets: Sequence[Path]) -> None:
+    """Raise if a report of bundles or files is wanted, which have no evaluation.
+
+    Args:
+        targets: Runs, folders of runs, and folders of evaluations.
+
+    Raises:
+        UsageError: With the command that evaluates the first one.
+    """
+    for target in filter(_is_unscored, expand_runs(targets)):
+        option = "--predictions " if is_file(target) else ""
+        what = "a file of predictions" if is_file(target) else "a model"
+        raise UsageError(
+            f"{str(target)!r} is {what} without an evaluation, and a report is of evaluations",
+            hint=f"Evaluate it first: pneumoscope evaluate {option}{target} --data DATA --out FOLDER; then report FOLDER",
+        )
+
+
 def expand_runs(targets: Sequence[Path]) -> list[Path]:
     """Return the targets with the runs of each folder of runs, as `train --seeds` makes it, in place of the folder."""
     return [each for target in targets for each in (run_folders(target) or [target])]
@@ -234,14 +254,8 @@ def _check_files(files: Sequence[Path], options: ScoringOptions) -> None:
         return
     assert options.data is not None  # checked before
     for file in files:
-        try:
+        with explain_columns(file, files, options.data):
             check_predictions(file, options.data, split=options.split, columns=options.columns, labels=options.labels)
-        except (LayoutError, UnknownNameError) as error:
-            error.hint = (
-                f"{error.hint}{'' if error.hint.endswith('?') else '.'} If the files have different columns, evaluate each"
-                f" first: pneumoscope evaluate --predictions FILE --data {options.data} --out FOLDER; then compare the folders"
-            )
-            raise
 
 
 def _read(target: Path, name: str) -> EvaluatedRun:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from scipy.special import logit
 
 from pneumoscope.bundle.card import (
+    COVERAGE,
     INPUT_CLASSES,
     Calibration,
     Card,
@@ -42,7 +43,6 @@ from pneumoscope.statistics.probabilities import adjust_prevalence
 from pneumoscope.statistics.thresholds import threshold_at_sensitivity, threshold_at_specificity, youden_threshold
 
 __all__ = [
-    "COVERAGE",
     "fit_calibration",
     "fit_intervals",
     "fit_operating_points",
@@ -53,8 +53,6 @@ __all__ = [
     "upper_limit",
 ]
 
-# Fraction of images of each label with a correct or uncertain decision.
-COVERAGE = 0.95
 # Sensitivity of "rule_out" and specificity of "rule_in".
 _TARGET = 0.99
 # Images are accepted above this probability of "upright", even if the input classifier is certain of all validation images.

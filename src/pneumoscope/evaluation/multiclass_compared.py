@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pneumoscope.bundle.bundle_folder import read_multiclass_bundle
+from pneumoscope.bundle.bundle_folder import CARD_FILE, read_any_card, read_multiclass_bundle
+from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import RunError, UsageError
 from pneumoscope.core.multiclass_results import (
     MulticlassEvaluation,
@@ -15,7 +16,7 @@ from pneumoscope.core.multiclass_results import (
     MulticlassScoredImage,
 )
 from pneumoscope.data.label_mapping import LabelMapping
-from pneumoscope.data.predictions_file import PredictionColumns, read_class_predictions_file
+from pneumoscope.data.predictions_file import PredictionColumns, missing_class_error, read_class_predictions_file
 from pneumoscope.evaluation.comparability import (
     check_comparable,
     check_names,
@@ -30,6 +31,7 @@ from pneumoscope.evaluation.compared import (
     result_folders,
     unique_name,
 )
+from pneumoscope.evaluation.compared_columns import explain_columns
 from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
 from pneumoscope.evaluation.multiclass_predictions import check_class_predictions, evaluate_multiclass_predictions
 from pneumoscope.runs.multiclass_evaluations import (
@@ -38,6 +40,7 @@ from pneumoscope.runs.multiclass_evaluations import (
 )
 from pneumoscope.runs.record import read_run
 from pneumoscope.runs.run_folder import (
+    EVALUATION_FILE,
     evaluation_folder,
     evaluation_names,
     find_bundle,
@@ -79,15 +82,19 @@ def compared_classes(
         raise UsageError("there are no runs to compare", hint="Give at least one run folder")
     targets = expand_runs([Path(run) for run in runs])
     check_folders(targets)
-    known = with_unique_names([read_class_run(target, evaluation, data, columns) for target in targets])
+    files = [target for target in targets if is_file(target)]
+    read = []
+    for target in targets:
+        with explain_columns(target, files, Path(data or "DATA"), "CLASS=COLUMN"):
+            read.append(read_class_run(target, evaluation, data, columns))
+    known = with_unique_names(read)
     check_names(known)
     classes = check_classes(known)
-    files = [target for target in targets if is_file(target)]
     if data is not None and len(files) > 1:
         for file in files:
             check_class_predictions(file, Path(data), split=split, columns=columns, labels=labels, classes=classes)
-    if read := [run for run in known if isinstance(run, ComparedClasses)]:
-        check_comparable(read)
+    if finished := [run for run in known if isinstance(run, ComparedClasses)]:
+        check_comparable(finished)
     options: dict[str, Any] = {"labels": labels, "split": split, "replace": True, "ledger": ledger, "note": note}
     evaluated: dict[Path, ComparedClasses] = {}
     # Files are evaluated before bundles, because an error in a file is found without scoring an image.
@@ -128,6 +135,7 @@ def read_class_run(
         UsageError: There are no data for a bundle or file.
         PneumoscopeError: The bundle or file cannot be read.
     """
+    _check_several_classes(target, evaluation)
     record, results = None, target
     if is_run_folder(target):
         record, results = read_run(target, finished=True), evaluation_folder(target, evaluation)
@@ -154,15 +162,38 @@ def read_class_run(
     return ComparedRun(card.name, unique_name(target, None), target, None, card, ())
 
 
+def _check_several_classes(target: Path, evaluation: str) -> None:
+    """Raise if a run with an evaluation, an evaluation folder or a bundle is one for NORMAL and PNEUMONIA."""
+    is_run = is_run_folder(target)
+    results = evaluation_folder(target, evaluation) if is_run else target
+    if (results / EVALUATION_FILE).is_file():
+        is_binary = not has_multiclass_evaluation(results)
+    elif is_run or is_file(target):
+        return
+    else:
+        bundle = find_bundle(target)
+        is_binary = (bundle / CARD_FILE).is_file() and isinstance(read_any_card(bundle / CARD_FILE), Card)
+    if is_binary:
+        raise RunError(
+            f"{str(target)!r} is a model for NORMAL and PNEUMONIA, and another one has several classes",
+            hint="Compare models of one kind: leave it out, or compare it with other models for NORMAL and PNEUMONIA",
+        )
+
+
 def check_classes(runs: Sequence[ComparedRun[Any, Any]]) -> tuple[str, ...]:
     """Return the classes; raise unless they are the same for all. The order of those of files is free.
 
     Raises:
         RunError: With two that differ.
+        DatasetError: A file has no column for a class of another one.
     """
     first = next((run for run in runs if not is_file(run.path)), runs[0])
     expected: tuple[str, ...] = first.evaluation.classes
     for run in runs:
+        for a, b in ((run, first), (first, run)):
+            if is_file(a.path) and {*a.evaluation.classes} < {*b.evaluation.classes}:
+                missing = next(each for each in b.evaluation.classes if each not in a.evaluation.classes)
+                raise missing_class_error(str(a.path), missing, a.evaluation.columns, a.evaluation.scale)
         found = run.evaluation.classes
         if sorted(found) != sorted(expected) if is_file(run.path) else found != expected:
             raise RunError(

@@ -99,6 +99,7 @@ def evaluate_multiclass(
         recipe=card.recipe,
         population=card.population,
         coverage=None if card.prediction_sets is None else card.prediction_sets.coverage,
+        remarks=tuple(filter(None, [card.calibration.remark()])),
     )
     if folder is not None and not replace:
         check_folder(folder, evaluated.images, source, seed)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from pneumoscope.bundle.card import COVERAGE
 from pneumoscope.bundle.multiclass_card import ClassThreshold, PredictionSets, TemperatureScaling
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.evaluation.fitting import COVERAGE
 from pneumoscope.statistics.conformal import fit_class_thresholds
 from pneumoscope.statistics.inputs import FloatArray, IntArray
 from pneumoscope.statistics.temperature import fit_temperature
@@ -32,7 +32,7 @@ def fit_prediction_sets(
     targets: IntArray,
     classes: Sequence[str],
 ) -> PredictionSets | None:
-    """Return the thresholds of the classes for `fitting.COVERAGE`; None if a class has too few images for it.
+    """Return the thresholds of the classes for `card.COVERAGE`; None if a class has too few images for it.
 
     The threshold of a class is the lowest of those for each variant of the images, so that it has the coverage on all of them.
 

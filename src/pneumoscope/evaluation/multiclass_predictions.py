@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from pneumoscope.bundle.card import COVERAGE
 from pneumoscope.bundle.multiclass_card import PredictionSets, TemperatureScaling
+from pneumoscope.core.errors import DatasetError
 from pneumoscope.core.messages import counted
 from pneumoscope.core.multiclass_results import MulticlassEvaluation, MulticlassScoredImage
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import LabeledImage
-from pneumoscope.data.predictions_file import PredictionColumns, read_class_predictions_file
+from pneumoscope.data.predictions_file import (
+    PredictionColumns,
+    PredictionsFile,
+    check_sums,
+    read_class_predictions_file,
+)
 from pneumoscope.evaluation.external_predictions import check_prediction_options, with_path_column
 from pneumoscope.evaluation.multiclass_fitting import fit_prediction_sets, fit_temperature_scaling
 from pneumoscope.evaluation.multiclass_recording import (
@@ -38,6 +46,7 @@ from pneumoscope.evaluation.selection import load_images_of_classes
 from pneumoscope.evaluation.split_images import SplitImages
 from pneumoscope.evaluation.subgroups import read_columns
 from pneumoscope.evaluation.threshold_images import check_threshold_images
+from pneumoscope.statistics.conformal import few_images_text
 from pneumoscope.statistics.inputs import FloatArray
 from pneumoscope.statistics.probabilities import softmax
 
@@ -109,7 +118,7 @@ def evaluate_multiclass_predictions(
     chosen_on: tuple[MatchedPredictions, tuple[LabeledImage, ...]] | None = None
     if validation is not None:
         second = match_validation(
-            read_class_predictions_file(Path(validation), columns, names),
+            _read_validation(Path(validation), columns, names),
             matched,
             validation_data,
             lambda place: load_images_of_classes(place, labels, classes=names),
@@ -126,7 +135,7 @@ def evaluate_multiclass_predictions(
         predictions_sha256=matched.file.sha256,
         coverage=None if fitted.sets is None else fitted.sets.coverage,
         remarks=_remarks(
-            matched.file.scale, matched.values(evaluated.images), fitted, None if chosen_on is None else chosen_on[1]
+            matched.file, matched.values(evaluated.images), fitted, None if chosen_on is None else chosen_on[1]
         ),
     )
     folder = None if out is None else Path(out)
@@ -179,12 +188,25 @@ def _match(
 ) -> tuple[MatchedPredictions, SplitImages]:
     """Return the predictions in a file, and the images of a split, of which each has one."""
     predictions = read_class_predictions_file(file, columns, classes or (labels.classes if labels else ()))
-    manifest = load_images_of_classes(data, labels, classes=predictions.classes)
+    try:
+        manifest = load_images_of_classes(data, labels, classes=predictions.classes)
+    except DatasetError as error:
+        if error.unknown_label:
+            check_sums(predictions, error.unknown_label)
+            error.hint += f"; or add a column {predictions.scale}_{error.unknown_label} to {file}"
+        raise
+    check_sums(predictions)
     evaluated = SplitImages.select(manifest, data, split, None, note)
     matched = MatchedPredictions.match(predictions, manifest, data)
     matched.check_splits()
     check_predicted(matched, evaluated, note)
     return matched, evaluated
+
+
+def _read_validation(file: Path, columns: PredictionColumns, classes: Sequence[str]) -> PredictionsFile:
+    predictions = read_class_predictions_file(file, columns, classes)
+    check_sums(predictions)
+    return predictions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,10 +249,10 @@ def _logits(matched: MatchedPredictions, images: Sequence[LabeledImage]) -> Floa
 
 
 def _remarks(
-    scale: str, given_values: FloatArray, fitted: _Fitted, validation: Sequence[LabeledImage] | None
+    file: PredictionsFile, given_values: FloatArray, fitted: _Fitted, validation: Sequence[LabeledImage] | None
 ) -> tuple[str, ...]:
     """Return sentences on what is unknown, on prediction sets, and on what the values of the evaluated images are."""
-    remarks = [UNKNOWN_TRAINING]
+    scale, remarks = file.scale, [UNKNOWN_TRAINING]
     if validation is None:
         remarks.append("There are no predictions for validation images, and so there are no prediction sets.")
     else:
@@ -240,13 +262,17 @@ def _remarks(
                 f"{trained:,} of the {counted(n, 'validation image')} that were used for fitting are training images in the data."
             )
         if fitted.sets is None:
-            remarks.append("A class has too few validation images for prediction sets.")
+            counts = Counter(image.label for image in validation)
+            few = few_images_text({name: counts[name] for name in file.classes}, COVERAGE)
+            remarks.append(f"There are no prediction sets: {few}.")
     given = "as given" if scale == "probability" else "the softmax of the given logits"
     remarks.append(
         f"Probabilities are {given}, without calibration."
         if fitted.calibration is None
         else f"Probabilities are calibrated on {counted(fitted.calibration.n, 'validation image')} (temperature scaling)."
     )
+    if fitted.calibration is not None and (remark := fitted.calibration.remark()):
+        remarks.append(remark)
     off = np.abs(given_values.sum(axis=1) - 1)
     if scale == "probability" and (other := int((off > _SUM).sum())):
         remarks.append(

@@ -45,6 +45,7 @@ __all__ = [
     "without_interval",
 ]
 
+_FEW_FOLDS = 3
 TESTED = ("accuracy", "auroc", "sensitivity", "specificity")
 
 
@@ -329,4 +330,7 @@ def _sentence(group: RunGroup) -> str:
                 f"mean {name} {spread.mean}, standard deviation {spread.sd:.4f}, range {spread.minimum:.3f} to"
                 f" {spread.maximum:.3f}"
             )
-    return f"{group.name}, {group.members_text()}: {'; '.join(parts)}."
+    few = ""
+    if 0 < len(group.folds) <= _FEW_FOLDS:
+        few = f" The intervals rest on {len(group.folds)} folds only, and are very wide and unreliable."
+    return f"{group.name}, {group.members_text()}: {'; '.join(parts)}.{few}"

@@ -123,7 +123,7 @@ def read_columns(
         path_column: Column of the manifest CSV with the paths.
 
     Raises:
-        UsageError: The data are not a manifest CSV, or a column has too many values.
+        UsageError: The data are not a manifest CSV, or a column has too many values or divides the images as the labels do.
         UnknownNameError: There is no such column.
     """
     columns: dict[str, list[str]] = {}
@@ -140,7 +140,19 @@ def read_columns(
                 f"the column {name!r} has {len(values)} values among the evaluated images, such as {min(values - {''})!r}",
                 hint=f"Group them in another column; at most {_MAX_GROUPS} groups are possible",
             )
+        _check_not_labels(name, columns[name], [image.label for image in images])
     return columns
+
+
+def _check_not_labels(name: str, values: Sequence[str], labels: Sequence[str]) -> None:
+    """Raise if the subgroups of a column are the images of each label."""
+    found = {*labels}
+    one_to_one = len({*zip(values, labels, strict=True)}) == len({*values}) == len(found)
+    if one_to_one and (len(found) > 1 or {*values} == found):
+        raise UsageError(
+            f"the subgroups of the column {name!r} are the images of each label ({', '.join(sorted(found))})",
+            hint="Name a column that divides the images of a label, such as sex or site",
+        )
 
 
 def find_subgroups(
@@ -192,7 +204,7 @@ def _interaction(
     p, reason = None, ""
     try:
         if len(groups) < 2:
-            raise UndefinedMetricError(f"there are no two groups with {metric.needed_text} images")
+            raise UndefinedMetricError(_few_groups(members, len(patients), metric.needed_text))
         p = metric.p([members[name] for name in groups])
     except UndefinedMetricError as error:
         reason = error.message
@@ -208,6 +220,23 @@ def _interaction(
         reason=reason,
         shared_patients=shared,
     )
+
+
+def _few_groups(members: Mapping[str, IntArray], n: int, needed: str) -> str:
+    """Return why fewer than two groups have the images that a test needs.
+
+    Args:
+        members: Positions of the images of each stated value.
+        n: Number of all images.
+        needed: What the images are called.
+    """
+    missing = n - sum(map(len, members.values()))
+    if not missing:
+        return f"there are no two groups with {needed} images"
+    if missing == n:
+        return f"the value is missing for all {counted(n, 'image')}"
+    rest = "the others have one value" if len(members) == 1 else f"no two values have {needed} images"
+    return f"the value is missing for {missing} of {counted(n, 'image')}, and {rest}"
 
 
 def _sentence(test: InteractionTest, title: str, p_holm: float | None, number: int) -> str:

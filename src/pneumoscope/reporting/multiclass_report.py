@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.multiclass_results import MulticlassComparison
+from pneumoscope.evaluation.compared import check_evaluated
 from pneumoscope.evaluation.cross_validation import is_cross_validation
 from pneumoscope.evaluation.multiclass_compare import multiclass_comparison
 from pneumoscope.evaluation.multiclass_compared import ComparedClasses, compared_classes
@@ -76,6 +77,7 @@ def report_multiclass(runs: Sequence[str | Path], *, evaluation: str = "test", c
         RunError, UsageError: See `evaluation.multiclass_compare.compare_multiclass`.
     """
     targets = [Path(run) for run in runs]
+    check_evaluated(targets)
     if any(map(is_cross_validation, targets)):
         comparison, compared = compare_class_folds(targets, command), read_class_folds(targets)
     else:

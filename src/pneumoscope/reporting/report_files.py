@@ -10,7 +10,7 @@ from pathlib import Path
 from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.files import write_atomically
 from pneumoscope.evaluation.compare import compare
-from pneumoscope.evaluation.compared import expand_runs
+from pneumoscope.evaluation.compared import check_evaluated, expand_runs
 from pneumoscope.reporting.checklists import Checklist, checklist_table, fill_checklist
 from pneumoscope.reporting.comparison_figures import NamedFigure, draw_figures
 from pneumoscope.reporting.comparison_page import comparison_page
@@ -115,6 +115,7 @@ def report(
         UnknownNameError: There is no such checklist, or a run was not evaluated at this operating point.
         RunError, UsageError: See `evaluation.compare.compare`.
     """
+    check_evaluated([Path(run) for run in runs])
     comparison = compare(runs, operating_point=operating_point, evaluation=evaluation, command=command)
     return make_report(comparison, expand_runs([Path(run) for run in runs]), checklists)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +23,14 @@ import numpy.typing as npt
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.statistics.inputs import FloatArray, validate, validate_both_classes
 
-__all__ = ["UncertaintyBand", "VennAbers", "fit_class_thresholds", "fit_uncertainty_band", "fit_venn_abers"]
+__all__ = [
+    "UncertaintyBand",
+    "VennAbers",
+    "few_images_text",
+    "fit_class_thresholds",
+    "fit_uncertainty_band",
+    "fit_venn_abers",
+]
 
 
 class UncertaintyBand(NamedTuple):
@@ -96,9 +103,29 @@ def _n_excluded(n: int, coverage: float, label: str) -> int:
     """Return how many of the n + 1 equally likely ranks of a new image of the label lie outside the coverage."""
     n_excluded = math.floor((1 - coverage) * (n + 1) + 1e-9)
     if n_excluded < 1:
-        required = math.ceil(coverage / (1 - coverage) - 1e-9)
-        raise UndefinedMetricError(f"a coverage of {coverage} needs at least {required} {label} images; there are {n}")
+        raise UndefinedMetricError(
+            f"a coverage of {coverage} needs at least {_min_images(coverage)} {label} images; there are {n}"
+        )
     return n_excluded
+
+
+def _min_images(coverage: float) -> int:
+    """Return the smallest number of calibration images of a label for a coverage."""
+    return math.ceil(coverage / (1 - coverage) - 1e-9)
+
+
+def few_images_text(counts: Mapping[str, int], coverage: float) -> str:
+    """Return which classes have too few validation images for a coverage, as a clause; "" if none has.
+
+    Args:
+        counts: Number of validation images of each class.
+        coverage: Coverage of each class, above 0 and below 1.
+    """
+    required = _min_images(coverage)
+    few = [f"{n} of {name}" for name, n in counts.items() if n < required]
+    if not few:
+        return ""
+    return f"a coverage of {coverage:.0%} needs {required} validation images of each class; there are {', '.join(few)}"
 
 
 class VennAbers(NamedTuple):

@@ -7,7 +7,10 @@ import numpy.typing as npt
 
 from pneumoscope.statistics.inputs import FloatArray
 
-__all__ = ["adjust_prevalence", "log_odds", "softmax"]
+__all__ = ["TEMPERATURE_RANGE", "adjust_prevalence", "log_odds", "softmax"]
+
+# Bounds of a fitted temperature; outside them, probabilities are 0 and 1, or all alike.
+TEMPERATURE_RANGE = (1e-3, 1e3)
 
 
 def softmax(logits: npt.ArrayLike, temperature: float = 1.0) -> FloatArray:

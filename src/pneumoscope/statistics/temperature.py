@@ -10,11 +10,9 @@ from scipy import optimize, special
 
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.statistics.inputs import FloatArray
+from pneumoscope.statistics.probabilities import TEMPERATURE_RANGE
 
 __all__ = ["fit_temperature"]
-
-# Limits of the temperature; outside them, probabilities are 0 and 1, or all alike.
-_MIN, _MAX = 1e-3, 1e3
 
 
 def fit_temperature(logits: npt.ArrayLike, targets: npt.ArrayLike) -> float:
@@ -22,7 +20,8 @@ def fit_temperature(logits: npt.ArrayLike, targets: npt.ArrayLike) -> float:
 
     One parameter for all classes keeps the most likely class of each image, and cannot be overfitted by a class with few images.
     The targets are smoothed as Platt's: an image of a class with n of N images has (n + 1) / (n + K) of it, and the rest is
-    divided among the K - 1 other classes. The temperature then stays above 0 if the classes are perfectly separated.
+    divided among the K - 1 other classes. The temperature then stays above 0 if the classes are perfectly separated. It is within
+    `probabilities.TEMPERATURE_RANGE`.
 
     Args:
         logits: Logits of validation images, unbounded, shape (n, K).
@@ -50,7 +49,7 @@ def fit_temperature(logits: npt.ArrayLike, targets: npt.ArrayLike) -> float:
         return float(-(goal * _log_softmax(x / math.exp(log_temperature))).sum() / len(y))
 
     # The loss is convex in 1 / temperature, so that it has one minimum on the logarithmic scale, too.
-    bounds = (math.log(_MIN), math.log(_MAX))
+    bounds = tuple(map(math.log, TEMPERATURE_RANGE))
     found = optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-7})
     return math.exp(found.x)
 

@@ -115,7 +115,7 @@ class Sweep:
         rows = [
             {
                 **row.settings,
-                **{name: value for name, value in row._asdict().items() if name not in ("name", "settings")},
+                **{name: value for name, value in row._asdict().items() if name not in ("name", "settings", "classes")},
             }
             for row in self.rows
         ]
@@ -123,12 +123,15 @@ class Sweep:
 
     def __repr__(self) -> str:
         """Return the folder, and the accuracy and AUROC of each combination."""
-        rows = "; ".join(f"{row.name}: accuracy {row.accuracy:.4f}, AUROC {row.auroc:.4f}" for row in self.rows)
+        rows = "; ".join(
+            f"{row.name}: accuracy {row.accuracy:.4f}, {row.auroc_name} {row.auroc:.4f}" for row in self.rows
+        )
         return f"Sweep({str(self.path)!r}, {rows})"
 
     def _repr_html_(self) -> str:
         head = "".join(
-            f"<th>{html.escape(name)}</th>" for name in (*self.rows[0].settings, "accuracy", "AUROC", "loss")
+            f"<th>{html.escape(name)}</th>"
+            for name in (*self.rows[0].settings, "accuracy", self.rows[0].auroc_name, "loss")
         )
         body = "".join(
             "<tr>"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from pneumoscope.core.errors import RunError, UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.messages import counted
+from pneumoscope.data.classes import LABELS
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.runs.epochs import Epoch, best_epoch, read_epochs
 from pneumoscope.runs.recipe import Recipe
@@ -53,6 +54,7 @@ class SweepRow(NamedTuple):
         accuracy, auroc, loss: Means over the seeds at the epoch that each run selects.
         accuracy_sd, auroc_sd, loss_sd: Standard deviations of the seeds; None for one seed.
         seconds: Training time of all runs.
+        classes: Names of the classes.
     """
 
     name: str
@@ -65,6 +67,12 @@ class SweepRow(NamedTuple):
     loss: float
     loss_sd: float | None
     seconds: float
+    classes: tuple[str, ...]
+
+    @property
+    def auroc_name(self) -> str:
+        """Name of the metric in `auroc`: of several classes it is the macro AUROC."""
+        return "AUROC" if self.classes == LABELS else "macro AUROC"
 
 
 def read_combinations(
@@ -178,12 +186,12 @@ def sweep(
             record = train(recipe, data, run, labels=labels, resume=resume, log=log, **options)
             epochs.append(best_epoch(read_epochs(run), training.select))
             seconds += record.seconds or 0.0
-        rows.append(_row(combination, epochs, seconds))
+        rows.append(_row(combination, epochs, seconds, tuple(record.counts["train"])))
         write_atomically(out / SWEEP_TABLE, _table(_sorted(rows, combinations[0].recipe)))
     return _sorted(rows, combinations[0].recipe)
 
 
-def _row(combination: Combination, epochs: Sequence[Epoch], seconds: float) -> SweepRow:
+def _row(combination: Combination, epochs: Sequence[Epoch], seconds: float, classes: tuple[str, ...]) -> SweepRow:
     accuracy, accuracy_sd = _mean_and_sd([epoch.validation_accuracy for epoch in epochs])
     auroc, auroc_sd = _mean_and_sd([epoch.validation_auroc for epoch in epochs])
     loss, loss_sd = _mean_and_sd([epoch.validation_loss for epoch in epochs])
@@ -198,6 +206,7 @@ def _row(combination: Combination, epochs: Sequence[Epoch], seconds: float) -> S
         loss,
         loss_sd,
         seconds,
+        classes,
     )
 
 
@@ -216,7 +225,7 @@ def _sorted(rows: Sequence[SweepRow], recipe: Recipe) -> list[SweepRow]:
 def _table(rows: Sequence[SweepRow]) -> str:
     """Return one CSV row per combination, with a column for each setting."""
     out = io.StringIO()
-    numbers = SweepRow._fields[2:]
+    numbers = [name for name in SweepRow._fields if name not in ("name", "settings", "classes")]
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*rows[0].settings, *numbers, "folder"])
     for row in rows:

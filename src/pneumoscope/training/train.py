@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from pneumoscope.bundle.bundle_folder import CARD_FILE, NETWORK_FILE
-from pneumoscope.bundle.card import short_hash
+from pneumoscope.bundle.card import Card, short_hash
+from pneumoscope.bundle.multiclass_card import MulticlassCard
 from pneumoscope.core.errors import DivergedError, ParityError, UsageError
 from pneumoscope.core.files import remove_temporary_files
 from pneumoscope.core.messages import counted
@@ -184,7 +185,9 @@ def _train(
             return read_run(out)
         best = best_epoch(history, recipe.training.select)
         load_weights(network, out / WEIGHTS_FILE)
-        _write_bundle(inputs, network.cpu().eval(), arrays, out, best, loaded)
+        card = _write_bundle(inputs, network.cpu().eval(), arrays, out, best, loaded)
+        if isinstance(card, MulticlassCard) and (remark := card.calibration.remark()):
+            log(f"warning: {remark}")
     write_curves(out, out / CURVES_FILE, best=best.epoch)
     return finish_run(
         out,
@@ -224,15 +227,15 @@ def _write_bundle(
     out: Path,
     best: Epoch,
     loaded: LoadedWeights,
-) -> None:
-    """Write the bundle of the best epoch to the run folder.
+) -> Card | MulticlassCard:
+    """Write the bundle of the selected epoch to the run folder, and return its card.
 
     Raises:
         DivergedError: The loss is so high that the network cannot be exported.
     """
     write = export if inputs.manifest.binary else export_multiclass
     try:
-        write(inputs, network, arrays, out / BUNDLE_FOLDER, best_epoch=best.epoch, seen_before=loaded.seen)
+        return write(inputs, network, arrays, out / BUNDLE_FOLDER, best_epoch=best.epoch, seen_before=loaded.seen)
     except ParityError as error:
         # The outputs of a diverged network are so large that they depend on rounding errors.
         guessing = math.log(len(inputs.manifest.classes))
@@ -243,7 +246,7 @@ def _write_bundle(
 
 def _diverged(recipe: Recipe, epoch: Epoch, guessing: float) -> DivergedError:
     return DivergedError(
-        f"run {recipe.name!r} diverged: in its best epoch, {epoch.epoch}, the train loss is {epoch.train_loss:.3g} and the"
+        f"run {recipe.name!r} diverged: in the selected epoch, {epoch.epoch}, the train loss is {epoch.train_loss:.3g} and the"
         f" validation loss {epoch.validation_loss:.3g}, where guessing has {guessing:.2f}; such a network cannot be exported",
         hint=f"Lower optimizer.learning_rate (it is {recipe.optimizer.learning_rate:g}) or set optimizer.clip, and train in"
         " another folder",

@@ -1,0 +1,80 @@
+"""Texts of exported model cards on what a bundle is for, and on what it has; see `model_card_exports`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pneumoscope.bundle.card import Card
+from pneumoscope.bundle.multiclass_card import MulticlassCard
+
+__all__ = ["fitted_parts", "how_to_use", "outputs", "purpose", "safety_process", "topics"]
+
+
+def purpose(card: Card | MulticlassCard) -> str:
+    """Return what the model does, as a clause."""
+    if isinstance(card, Card):
+        probability = "the probability of pneumonia"
+        parts = ["a decision threshold", *(["an interval"] if card.intervals else [])]
+    else:
+        probability = f"the probability of each class ({', '.join(card.classes)})"
+        parts = ["a set of possible classes"] if card.prediction_sets else []
+    if card.rejection_limits:
+        parts.append("rejection of unsuitable images")
+    return f"estimates {probability} from one frontal chest radiograph{', with ' if parts else ''}{_listed(parts)}"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """Return the parts as an English list."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+
+
+def topics(card: Card | MulticlassCard) -> list[str]:
+    """Return the findings that the model is about."""
+    return ["pneumonia"] if isinstance(card, Card) else list(card.classes)
+
+
+def how_to_use(card: Card | MulticlassCard) -> str:
+    """Return how the model is used."""
+    if isinstance(card, Card):
+        return (
+            "Score images with `pneumoscope predict` or the web interface. Before any study at a hospital, run"
+            " `pneumoscope accept` on labeled images of that hospital."
+        )
+    return (
+        "Score images with `pneumoscope predict`. Before any study at a hospital, run `pneumoscope evaluate` on labeled images of"
+        " that hospital."
+    )
+
+
+def outputs(card: Card | MulticlassCard) -> str:
+    """Return what a prediction has."""
+    if isinstance(card, Card):
+        return (
+            f"Probability of pneumonia{' with an interval' if card.intervals else ''}, a decision (pneumonia, no pneumonia,"
+            " uncertain or rejected with a reason), and a heatmap if the network has one."
+        )
+    names = ", ".join(card.classes)
+    if card.prediction_sets is None:
+        return f"Probabilities of the classes {names}, and a decision (classified, or rejected with a reason)."
+    return (
+        f"Probabilities of the classes {names}, the set of those that stay possible, and a decision (classified, uncertain or"
+        " rejected with a reason)."
+    )
+
+
+def fitted_parts(card: Card | MulticlassCard) -> str:
+    """Return what was fitted on validation images."""
+    has_thresholds = isinstance(card, Card) or card.prediction_sets is not None
+    parts = [
+        *(["thresholds"] if has_thresholds else []),
+        *(["calibration"] if card.calibration.method != "none" else []),
+    ]
+    return _listed(parts).capitalize()
+
+
+def safety_process(card: Card | MulticlassCard) -> str:
+    """Return how safety was measured."""
+    sources = "images of other sources that were not used for training"
+    if isinstance(card, Card):
+        return f"`pneumoscope robustness`, and {sources}."
+    return f"{sources.capitalize()}." if card.rejection_limits and card.rejection_limits.outliers else "Not measured."

@@ -1,0 +1,100 @@
+"""The output of `evaluate` for a folder of runs or folds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pneumoscope.cli.evaluation_tables import ledger_sentence, print_breakdown
+from pneumoscope.cli.evaluation_targets import EvaluationTargets
+from pneumoscope.cli.multiclass import print_class_subgroups
+from pneumoscope.cli.progress import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pneumoscope.core.comparison import RunGroup
+    from pneumoscope.core.multiclass_results import MulticlassEvaluation
+    from pneumoscope.core.results import Evaluation
+
+__all__ = ["print_runs"]
+
+
+def print_runs(
+    targets: EvaluationTargets,
+    evaluations: Sequence[Evaluation | MulticlassEvaluation],
+    names: Sequence[str],
+    *,
+    as_json: bool,
+) -> None:
+    """Print accuracy, AUROC and subgroups of each run in a folder, and the mean of folds; that of seeds is in `compare`.
+
+    Args:
+        targets: The runs.
+        evaluations: Their evaluations.
+        names: Name of the evaluation of each run.
+        as_json: Print one JSON document.
+    """
+    from rich.console import Console
+
+    from pneumoscope.core.result_forms import to_json
+    from pneumoscope.evaluation.cross_validation import OUT_OF_FOLD
+    from pneumoscope.evaluation.run_groups import group_sentences
+
+    groups = [_mean_of_folds(targets.folder, evaluations[0], names[0])] if targets.is_folds else []
+    if as_json:
+        listed = list(map(dataclasses.asdict, evaluations))
+        document = {"evaluations": listed, "mean": dataclasses.asdict(groups[0])} if groups else listed
+        click.echo(to_json(document), nl=False)
+        return
+    console = Console(markup=False)
+    for run, evaluation in zip(targets.runs, evaluations, strict=True):
+        click.echo(f"{run.relative_to(targets.folder)}: {_headline(evaluation)}, n = {evaluation.n}")
+        for remark in evaluation.remarks:
+            click.echo(printable(f"  {remark}"))
+        _print_subgroups(evaluation, console)
+    counts = [each.test_evaluation for each in evaluations if each.test_evaluation is not None]
+    if counts:
+        click.echo(ledger_sentence(max(counts)))
+    for sentence in group_sentences(groups):
+        click.echo(sentence)
+    click.secho(evaluations[0].notice, dim=True)
+    # `compare` takes one name for all runs, and for folds that of their validation images only.
+    if {*names} == {OUT_OF_FOLD} if targets.is_folds else len({*names}) == 1:
+        chosen = "" if targets.is_folds or names[0] == "test" else f" --evaluation {names[0]}"
+        click.echo(f"next    pneumoscope compare {targets.folder}{chosen} --out DIR")
+
+
+def _headline(evaluation: Evaluation | MulticlassEvaluation) -> str:
+    """Return accuracy and AUROC as text."""
+    from pneumoscope.core.multiclass_results import MulticlassEvaluation
+
+    metrics = evaluation.metrics
+    if isinstance(evaluation, MulticlassEvaluation):
+        return f"accuracy {metrics['accuracy']}, macro AUROC {metrics['macro_auroc']}"
+    name, point = next(iter(evaluation.operating_points.items()))
+    return f"accuracy {point.metrics['accuracy']} at {name}, AUROC {metrics['auroc']}"
+
+
+def _mean_of_folds(folder: Path, evaluation: Evaluation | MulticlassEvaluation, name: str) -> RunGroup:
+    """Return the mean over the folds in a folder, whose evaluations have this name."""
+    from pneumoscope.core.multiclass_results import MulticlassEvaluation
+    from pneumoscope.evaluation.cross_validation import summarize_folds
+    from pneumoscope.evaluation.multiclass_cross_validation import summarize_class_folds
+
+    if isinstance(evaluation, MulticlassEvaluation):
+        return summarize_class_folds(folder, name)
+    return summarize_folds(folder, name, next(iter(evaluation.operating_points)))
+
+
+def _print_subgroups(evaluation: Evaluation | MulticlassEvaluation, console: Console) -> None:
+    from pneumoscope.core.multiclass_results import MulticlassEvaluation
+
+    if isinstance(evaluation, MulticlassEvaluation):
+        print_class_subgroups(evaluation, console)
+    else:
+        print_breakdown(evaluation, console)
