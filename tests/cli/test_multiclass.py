@@ -6,6 +6,7 @@ import csv
 import io
 import json
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -13,8 +14,9 @@ from tests.conftest import GRAY_CLASSES, halves
 
 from pneumoscope.cli import cli
 from pneumoscope.cli.evaluation_tables import interval_table
-from pneumoscope.core.errors import MulticlassBundleError, UsageError
+from pneumoscope.core.errors import MulticlassBundleError, PartialFailureError, UsageError
 from pneumoscope.core.interval import Interval
+from pneumoscope.inference.multiclass_model import load_multiclass_model
 
 
 def invoke(*arguments):
@@ -55,9 +57,23 @@ def test_predict_writes_json_and_csv(maker, tmp_path):
     assert row["prediction_set"] == "dark"
 
 
+def test_predict_writes_heatmaps_of_the_most_probable_class(maker, tmp_path):
+    run, images = maker.multiclass_run(), [save(tmp_path / f"{level}.png", level) for level in (200, 60)]
+    (tmp_path / "empty.png").write_bytes(b"")
+    result = invoke("predict", *images, tmp_path / "empty.png", "--model", run, "--heatmaps", tmp_path / "maps")
+    assert isinstance(result.exception, PartialFailureError)
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["1-200.png", "2-60.png"]
+    expected = load_multiclass_model(run).explain(images[1]).picture
+    assert (tmp_path / "maps" / "2-60.png").read_bytes() == expected
+    # The right half is brighter: orange if that is towards the class, blue if against.
+    for name, warmer in (("1-200.png", True), ("2-60.png", False)):
+        red, _, blue = np.asarray(Image.open(tmp_path / "maps" / name).convert("RGB"))[300, 480].astype(int)
+        assert (red > blue) == warmer
+
+
 @pytest.mark.parametrize(
     "option",
-    [("--operating-point", "half"), ("--prevalence", "0.2"), ("--site", "profile.json"), ("--heatmaps", "maps")],
+    [("--operating-point", "half"), ("--prevalence", "0.2"), ("--site", "profile.json")],
 )
 def test_predict_refuses_options_of_models_for_pneumonia(maker, tmp_path, option):
     run, image = maker.multiclass_run(), save(tmp_path / "a.png", 60)

@@ -55,11 +55,10 @@ def outputs(card: Card | MulticlassCard) -> str:
         )
     names = ", ".join(card.classes)
     if card.prediction_sets is None:
-        return f"Probabilities of the classes {names}, and a decision (classified, or rejected with a reason)."
-    return (
-        f"Probabilities of the classes {names}, the set of those that stay possible, and a decision (classified, uncertain or"
-        " rejected with a reason)."
-    )
+        decision = "a decision (classified, or rejected with a reason)"
+    else:
+        decision = "the set of those that stay possible, a decision (classified, uncertain or rejected with a reason)"
+    return f"Probabilities of the classes {names}, {decision}, and a heatmap if the network has one."
 
 
 def fitted_parts(card: Card | MulticlassCard) -> str:

@@ -94,9 +94,7 @@ def command(
     _check_outputs(paths, as_json, table, heatmaps)
     several_classes = has_several_classes(model["bundle"])
     if several_classes:
-        refuse_options(
-            {f"--{name.replace('_', '-')}": model[name] for name in _PNEUMONIA_OPTIONS} | {"--heatmaps": heatmaps}
-        )
+        refuse_options({f"--{name.replace('_', '-')}": model[name] for name in _PNEUMONIA_OPTIONS})
     images = _discover(paths)
     # One image is fastest with all cores on it; many are fastest with one core each.
     options = model | {
@@ -147,11 +145,7 @@ def _predict(
     model: Model | MulticlassModel, images: Sequence[str], heatmaps: Path | None, age: float | None
 ) -> Generator[Prediction]:
     """Yield the predictions, each after its heatmap is written if there is a folder for them."""
-    from pneumoscope.inference.multiclass_model import MulticlassModel
-
-    if isinstance(model, MulticlassModel):
-        yield from model.predict_many(images, age=age)
-    elif heatmaps:
+    if heatmaps:
         yield from _write_heatmaps(model, images, heatmaps, age)
     else:
         yield from model.predict_many(images, age=age)
@@ -200,7 +194,9 @@ def _expand_stdin(paths: Iterable[str]) -> Iterator[str]:
                 yield os.fsdecode(name)
 
 
-def _write_heatmaps(model: Model, images: Sequence[str], folder: Path, age: float | None) -> Generator[Prediction]:
+def _write_heatmaps(
+    model: Model | MulticlassModel, images: Sequence[str], folder: Path, age: float | None
+) -> Generator[Prediction]:
     """Yield predictions, each after its heatmap is written to the folder."""
     from pneumoscope.core.files import write_atomically
 
