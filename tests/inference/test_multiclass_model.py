@@ -81,7 +81,9 @@ def test_explanation_shows_the_predicted_class_against_the_others(model, written
     assert "bright: probability 97%" in text
     assert "against bright" in text
     assert "towards bright" in text
-    assert "4 x 4 positions to the logit of bright, minus the mean of those to the logits of the other classes" in text
+    assert (
+        "4 x 4 positions to the logit of bright in levels, minus the mean of those to the logits of the other" in text
+    )
     assert "pneumonia" not in text.replace(model.notice, "")
     assert 'src="data:image/png' in model.explain(image)._repr_html_()
 

@@ -104,7 +104,7 @@ def draw_class_explanation(heatmap: Heatmap, prediction: MulticlassPrediction, c
     if prediction.class_probabilities is None or name is None:
         raise ValueError("the prediction has no probabilities")
     label = latin_text(name)
-    logit = f"the logit of {label}, minus the mean of those to the logits of the other classes, of {card.name}"
+    logit = f"the logit of {label} in {card.name}, minus the mean of those to the logits of the other classes"
     text = _LegendText(
         title=f"{label}: probability {probability_text(prediction.class_probabilities[name])}",
         about=_about(heatmap.contributions, logit),
