@@ -14,7 +14,7 @@ from pneumoscope.archive.journal import Entry, Runtime, StoredFile, append_entry
 from pneumoscope.archive.status import archive_status
 from pneumoscope.archive.table import write_table
 from pneumoscope.archive.verify import verify_archive
-from pneumoscope.cli.archive import _verification_error
+from pneumoscope.cli.archive_output import verification_error
 from pneumoscope.core.errors import UnknownNameError, UsageError
 
 
@@ -113,7 +113,7 @@ def test_the_command_prints_each_problem_and_has_exit_status_1(out: Path, predic
 
 def test_an_unfinished_archive_is_distinguished_from_a_damaged_one(out: Path, predictions: PredictionSet) -> None:
     def message() -> str:
-        return _verification_error(verify_archive(out)).message
+        return verification_error(verify_archive(out)).message
 
     lines = predictions.journal.read_bytes().splitlines(keepends=True)
     predictions.journal.write_bytes(b"".join(line for line in lines if b'"shard":2,' not in line))

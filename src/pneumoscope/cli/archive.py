@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pneumoscope.cli.archive_output import (
+    outcomes_text,
+    print_listed,
+    print_notices,
+    print_query_json,
+    print_query_rows,
+    print_runtimes,
+    print_scored,
+    problem_line,
+    verification_error,
+)
 from pneumoscope.cli.interrupt import catch_interrupt
 from pneumoscope.cli.options import json_option, model_options
 from pneumoscope.cli.progress import archive_progress, image_progress, printable
-from pneumoscope.core.errors import ArchiveError, PartialFailureError, UsageError
+from pneumoscope.core.errors import PartialFailureError, UsageError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.messages import counted
 
 if TYPE_CHECKING:
     from pneumoscope.archive.progress import Progress
-    from pneumoscope.archive.query import QueryResult
-    from pneumoscope.archive.score import Engine, Listed, Scored
-    from pneumoscope.archive.verify import Problem, Verification
+    from pneumoscope.archive.score import Engine
     from pneumoscope.inference.providers import Provider
 
 __all__ = ["command"]
@@ -136,10 +145,10 @@ def score_command(
             engine=engine,
             address=address,
             stopping=interrupted,
-            on_listed=_print_listed,
+            on_listed=print_listed,
             watchers=watchers,
         )
-    _print_scored(scored, out)
+    print_scored(scored, out)
     if interrupted.is_set():
         raise click.Abort("Interrupted. Run the same command again to continue")
     if scored.failed:
@@ -147,51 +156,6 @@ def score_command(
             f"{scored.failed:,} of {counted(scored.rows, 'image')} could not be read",
             hint="See failure_code and failure_reason in the table",
         )
-
-
-def _print_listed(listed: Listed) -> None:
-    growth = listed.growth
-    if listed.skipped:
-        click.echo(printable(listed.skipped), err=True)
-    changes = [f"{growth.new:,} new"]
-    changes += [f"{growth.changed:,} changed, which are new rows"] if growth.changed else []
-    changes += [f"{growth.missing:,} no longer in the source"] if growth.missing else []
-    click.echo(
-        f"Listed {counted(listed.rows, 'image')} in {counted(listed.shards, 'shard')}: {'; '.join(changes)}."
-        f" Finished before: {counted(listed.finished, 'shard')}",
-        err=True,
-    )
-    if listed.others:
-        click.echo(
-            f"Other software scored {counted(sum(listed.others.values()), 'finished shard')}:"
-            f" {', '.join(listed.others)}. Its numbers may have other digits; to score them again, delete their files",
-            err=True,
-        )
-
-
-def _print_scored(scored: Scored, out: Path) -> None:
-    click.echo(f"Scored {scored.done:,} of {counted(scored.rows, 'image')} in {out}, set {scored.key}")
-    if scored.done:
-        click.echo(f"Total: {_outcomes(scored.decisions, scored.failed)}")
-    _print_runtimes(scored.runtimes)
-    _print_notices([scored.notice])
-
-
-def _print_runtimes(runtimes: Mapping[str, int]) -> None:
-    """Name the software that scored if there are several versions: the numbers of one set may then differ in digits."""
-    if len(runtimes) > 1:
-        parts = "; ".join(f"{name}: {counted(count, 'shard')}" for name, count in runtimes.items())
-        click.echo(f"Scored by different software: {parts}")
-
-
-def _print_notices(notices: Iterable[str]) -> None:
-    for notice in dict.fromkeys(notices):
-        click.secho(printable(notice), dim=True)
-
-
-def _outcomes(decisions: Mapping[str, int], failed: int) -> str:
-    parts = [f"{count:,} {decision}" for decision, count in decisions.items()]
-    return ", ".join([*parts, f"{failed:,} failed"] if failed else parts)
 
 
 @command.command("status", short_help="Show how far an archive is scored.")
@@ -215,10 +179,10 @@ def status_command(archive: Path, as_json: bool) -> None:
         line = f"{each.key} ({printable(settings)}): {each.done:,} of {counted(status.rows, 'image')} scored"
         if each.done:
             heatmaps = f"; heatmaps of {counted(each.heatmaps, 'shard')}" if each.heatmaps else ""
-            line += f": {_outcomes(each.decisions, each.failed)}{heatmaps}. Last shard: {each.last}"
+            line += f": {outcomes_text(each.decisions, each.failed)}{heatmaps}. Last shard: {each.last}"
         click.echo(line)
-        _print_runtimes(each.runtimes)
-    _print_notices(each.notice for each in status.sets)
+        print_runtimes(each.runtimes)
+    print_notices(each.notice for each in status.sets)
 
 
 @command.command("query", short_help="Query an archive with SQL.")
@@ -243,38 +207,16 @@ def query_command(archive: Path, sql: str, as_json: bool, as_csv: bool, limit: i
         raise UsageError("--json and --csv cannot be combined", hint="Choose one of them")
     with query_archive(archive, sql) as result:
         if as_json:
-            _print_json(result)
+            print_query_json(result)
         elif as_csv:
             for line in chain([result.columns], result.rows):
                 click.echo(csv_line(line), nl=False)
         else:
             shown = list(islice(result.rows, limit or None))
-            _print_rows(result.columns, shown)
+            print_query_rows(result.columns, shown)
             if next(result.rows, None) is not None:
                 click.echo(f"Only the first {limit:,} rows are shown; see --limit, --csv and --json", err=True)
             click.secho(NOTICE, dim=True, err=True)
-
-
-def _print_json(result: QueryResult) -> None:
-    """Print one document, row by row: all rows need not fit in memory."""
-    click.echo(f'{{\n  "notice": {json.dumps(NOTICE)},\n  "rows": [', nl=False)
-    separator = "\n    "
-    for row in result.rows:
-        click.echo(separator + json.dumps(dict(zip(result.columns, row, strict=True)), default=str), nl=False)
-        separator = ",\n    "
-    click.echo("\n  ]\n}")
-
-
-def _print_rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table; numbers are aligned to the right."""
-    texts = [[printable("" if cell is None else str(cell)) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
-    for line, cells in ((columns, rows[0] if rows else columns), *zip(texts, rows, strict=True)):
-        parts = (
-            text.rjust(width) if isinstance(cell, int | float) else text.ljust(width)
-            for text, cell, width in zip(line, cells, widths, strict=True)
-        )
-        click.echo("  ".join(parts).rstrip())
 
 
 @command.command("report", short_help="Write the report of an archive.")
@@ -328,8 +270,8 @@ def compare_command(archive: Path, a: str, b: str, as_json: bool) -> None:
     for name, drift in (("A", result.drift_a), ("B", result.drift_b)):
         text = "undefined" if drift is None else f"{drift.difference:.3f}, by chance up to {drift.chance:.3f}"
         click.echo(f"Drift of {name} against its card: {text}")
-    _print_rows(("A", "B", "images"), result.decisions)
-    _print_notices([result.settings_a.notice, result.settings_b.notice])
+    print_query_rows(("A", "B", "images"), result.decisions)
+    print_notices([result.settings_a.notice, result.settings_b.notice])
 
 
 def _plain(value: object) -> object:
@@ -366,43 +308,13 @@ def verify_command(archive: Path, key: str, as_json: bool) -> None:
         waiting = [problem for problem in result.problems if problem.code == "not_scored"]
         others = [problem for problem in result.problems if problem.code != "not_scored"]
         for problem in others[:_MAX_PRINTED]:
-            click.echo(_problem_line(problem))
+            click.echo(problem_line(problem))
         if (more := len(others) - _MAX_PRINTED) > 0:
             click.echo(f"and {counted(more, 'other shard')}")
         if waiting:  # an archive that is half scored has thousands
             rows = sum(problem.missing for problem in waiting)
             click.echo(f"not_scored: {counted(len(waiting), 'shard')}, {counted(rows, 'image')}")
         click.echo(f"{result.found:,} of {counted(result.rows, 'image')} in exactly one row, set {result.key}")
-        _print_runtimes(result.runtimes)
+        print_runtimes(result.runtimes)
     if result.problems:
-        raise _verification_error(result)
-
-
-def _verification_error(result: Verification) -> ArchiveError:
-    """Return the error for problems: of an archive that is not finished, or of images that are lost or altered."""
-    unfinished = [problem for problem in result.problems if problem.is_unfinished]
-    damaged = [problem for problem in result.problems if not problem.is_unfinished]
-    scored = f"{result.shards - len(unfinished):,} of {counted(result.shards, 'shard')} are scored"
-    if not damaged:
-        return ArchiveError(
-            f"the archive is not finished: {scored}", hint="Run the same `pneumoscope archive score` again to continue"
-        )
-    wrong = result.rows - result.found - sum(problem.missing for problem in unfinished)
-    images = f"{wrong:,} of {counted(result.rows, 'image')} are missing, doubled or altered" if wrong else ""
-    n_heatmaps = sum(problem.code.startswith("heatmaps") for problem in damaged)
-    heatmaps = (
-        f"the heatmaps of {counted(n_heatmaps, 'shard')} are missing, altered or not entered" if n_heatmaps else ""
-    )
-    text = "; ".join(filter(None, (images, heatmaps))) or "there are files of no listed image"
-    rest = f"; besides, the archive is not finished: {scored}" if unfinished else ""
-    return ArchiveError(
-        f"{text} ({counted(len(damaged), 'shard')}){rest}",
-        hint="Run the same `pneumoscope archive score` again; delete the files of altered shards first",
-    )
-
-
-def _problem_line(problem: Problem) -> str:
-    rows = "" if problem.first_row < 0 else f", rows {problem.first_row} to {problem.last_row}"
-    counts = f": {problem.missing:,} missing, {problem.doubled:,} doubled" if problem.code == "wrong_rows" else ""
-    path = f", {printable(problem.path)}" if problem.path else ""
-    return f"shard {problem.shard}{rows}: {problem.code}{counts}{path}"
+        raise verification_error(result)
