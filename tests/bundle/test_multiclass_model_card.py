@@ -137,7 +137,7 @@ def test_exports_have_the_metrics_of_the_classes(evaluated):
     assert {"dark", "mid"} < set(data["tags"])
 
 
-def test_chai_card_claims_only_what_the_bundle_has(maker, bundle):
+def test_cards_claim_only_what_the_bundle_has(maker, bundle):
     parts = (
         "set of possible classes",
         "set of those that stay possible",
@@ -156,10 +156,12 @@ def test_chai_card_claims_only_what_the_bundle_has(maker, bundle):
     assert "Calibration chosen on validation images only, split by patient." in plain
     assert "pneumoscope robustness" not in plain
 
+    assert '"calibrated"' in hugging_face_model_card(folder)
     card = json.loads((folder / "card.json").read_text())
     card["calibration"] = {"temperature": 1, "method": "none", "n": 0}
     (folder / "card.json").write_text(json.dumps(card))
     assert "alibration chosen" not in chai_model_card(folder)
+    assert "calibrated" not in hugging_face_model_card(folder).split("---\n")[1]
 
 
 def test_chai_card_without_an_evaluation_has_no_figures_of_thresholds(bundle):

@@ -76,7 +76,10 @@ def hugging_face_model_card(folder: Path, evaluation: Path | None = None) -> str
         **({"license": "apache-2.0"} if folder.resolve() == DEFAULT_BUNDLE.resolve() else {}),
         "library_name": "pneumoscope",
         "pipeline_tag": "image-classification",
-        "tags": ["medical", "radiology", "chest-x-ray", *topics(card), "onnx", "calibrated"],
+        "tags": [
+            *("medical", "radiology", "chest-x-ray", *topics(card), "onnx"),
+            *(["calibrated"] if card.calibration.method != "none" else []),
+        ],
     }
     if measured:
         metadata["metrics"] = ["roc_auc", "accuracy", "brier_score"]
