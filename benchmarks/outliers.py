@@ -35,7 +35,7 @@ from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.outliers import Outliers, load_outliers
 from pneumoscope.data.patients import parse_file_name, parse_nih_patient
-from pneumoscope.evaluation.fitting import upper_limit
+from pneumoscope.evaluation.fitting import age_limit
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import Preprocessing, preprocess
 from pneumoscope.inference.discovery import discover_images
@@ -130,7 +130,7 @@ def measure(
         return np.concatenate(scores)
 
     augmented = np.concatenate([score(batch) for batch in augmented_batches(validation.pixels, ACCEPTED, seed)])
-    limit = upper_limit(augmented, share)
+    limit = age_limit(augmented, share)
     children = score(validation.pixels)
     groups = [validation, *others]
     for name in sorted({image.group for image in outliers.images}):

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from pneumoscope.bundle.evidence import EVIDENCE
 from pneumoscope.bundle.model_card import model_card
 from pneumoscope.cli.models import command
-from pneumoscope.core.errors import UsageError
+from pneumoscope.core.errors import BundleError, UsageError
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.models.registry import MODELS
 
@@ -62,15 +62,25 @@ def test_card_of_an_evaluated_run_has_its_evaluation(maker, card_format):
     run = maker.run()
     evaluation, _ = evaluate(run, maker.images())
     text = invoke("--card", str(run), "--format", card_format)
-    value = evaluation.metrics["auroc"].value
-    assert (f"{value:.3f} [" if card_format == "markdown" else f"{value}") in text
+    area = "{:.3f} [" if card_format == "markdown" else "{}"
+    assert area.format(evaluation.metrics["auroc"].value) in text
     assert EVIDENCE["evaluation"] not in text
     # That of another network is none of this card, and the evidence of the bundle comes first.
     card = json.loads((run / "evaluation/test/evaluation.json").read_text())
     (run / "evaluation/test/evaluation.json").write_text(json.dumps(card | {"bundle_sha256": "0" * 64}))
-    assert f"{value}"[:5] not in invoke("--card", str(run), "--format", card_format)
+    assert area.format(evaluation.metrics["auroc"].value) not in invoke("--card", str(run), "--format", card_format)
     own, _ = evaluate(run / "bundle", maker.images("north", seed=2), out=run / "bundle" / "evidence")
-    assert f"{own.metrics['auroc'].value}"[:4] in invoke("--card", str(run), "--format", card_format)
+    assert own.metrics["auroc"].value != evaluation.metrics["auroc"].value
+    assert area.format(own.metrics["auroc"].value) in invoke("--card", str(run), "--format", card_format)
+
+
+def test_damaged_evaluation_of_a_run_is_an_error(maker):
+    run = maker.run()
+    (run / "evaluation/test").mkdir(parents=True)
+    (run / "evaluation/test/evaluation.json").write_text("{")
+    result = CliRunner().invoke(command, ["--card", str(run)])
+    assert isinstance(result.exception, BundleError)
+    assert "cannot read the evidence" in str(result.exception)
 
 
 def test_card_and_json_cannot_be_combined(maker):

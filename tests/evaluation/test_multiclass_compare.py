@@ -115,7 +115,7 @@ def test_nothing_is_evaluated_before_all_inputs_are_checked(runs, maker, tmp_pat
         with pytest.raises(RunError, match=message):
             compare_multiclass(targets, data=data, out=tmp_path / "out")
     for target in (binary, DEFAULT_BUNDLE):
-        with pytest.raises(RunError, match="is a model for NORMAL and PNEUMONIA, and another one has several") as error:
+        with pytest.raises(RunError, match="is of NORMAL and PNEUMONIA; several classes are compared here") as error:
             compare_multiclass([first, target], data=data, out=tmp_path / "out")
         assert error.value.hint.startswith("Compare models of one kind")
     assert ledger.read_bytes() == before

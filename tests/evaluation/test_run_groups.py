@@ -60,8 +60,11 @@ def test_intervals_of_two_or_three_folds_are_remarked_on(folds, few):
     spread = SeedSpread(Interval(0.8, 0.1, 1, "mean of folds", 9), 0.1, 0.7, 0.9)
     group = RunGroup("quick", ("a",) * 4, (0,) * 4, {"accuracy": spread}, tuple(range(1, folds + 1)))
     (sentence,) = group_sentences([group])
-    assert sentence.endswith(f" The intervals rest on {folds} folds only, and are very wide and unreliable.") is few
+    assert sentence.endswith(f" With {folds} folds only, the intervals are unreliable.") is few
     assert ("unreliable" in sentence) is few
+    without = SeedSpread(Interval(0.8, None, None, "mean of folds", 9), 0.1, 0.7, 0.9)
+    (sentence,) = group_sentences([dataclasses.replace(group, metrics={"accuracy": without})])
+    assert "unreliable" not in sentence
 
 
 @pytest.mark.slow

@@ -88,6 +88,17 @@ def test_explanation_shows_the_predicted_class_against_the_others(model, written
     assert 'src="data:image/png' in model.explain(image)._repr_html_()
 
 
+def test_long_name_of_a_class_does_not_overlap_on_the_scale(maker, written):
+    folder = maker.multiclass_bundle(maker.root / "long")
+    card = json.loads((folder / "card.json").read_text())
+    long = ["enlarged cardiomediastinum and consolidation", "dark", "mid"]
+    sets = {"coverage": 0.95, "classes": {name: {"threshold": 0.3, "n": 20} for name in long}}
+    (folder / "card.json").write_text(json.dumps(card | {"classes": long, "prediction_sets": sets}))
+    load_multiclass_model(folder).explain(halves(200))
+    assert f"{long[0]}: probability 97%" in " ".join(written)
+    assert {"against", "towards"} < set(written)
+
+
 def test_explanations_of_many_images_are_those_of_each(model):
     explained = list(model.explain_many([halves(60), b"no image", halves(200)]))
     assert [each.prediction.predicted_class for each in explained] == ["dark", None, "bright"]

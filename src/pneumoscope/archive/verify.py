@@ -47,7 +47,7 @@ class Problem(NamedTuple):
         code: What is wrong.
         first_row, last_row: Rows of the shard in the listing; -1 if it is not listed.
         missing, doubled: Number of listed rows that the table has not, and that it has more than once.
-        path: The file; "" for a shard that is not scored.
+        path: The file; it may be missing. "" for a shard that is not scored, and for one of no listed image without a file.
     """
 
     shard: int

@@ -6,7 +6,6 @@ They are in the bundle's folder `evidence/`, as the commands wrote them: `evalua
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,15 +48,14 @@ def read_evidence(folder: Path, card: Card | MulticlassCard, evaluation: Path | 
     evidence: dict[str, Json | None] = {
         name: _read_evidence(folder / "evidence" / f"{name}.json", card) for name in EVIDENCE
     }
-    if evaluation is not None and evidence["evaluation"] is None:
-        with contextlib.suppress(BundleError):
-            evidence["evaluation"] = _read_evidence(evaluation, card)
+    if evaluation is not None and evidence["evaluation"] is None and evaluation.is_file():
+        found = _read_json(evaluation)
+        if found.get("bundle_sha256") == card.onnx_sha256 and not found.get("site"):
+            evidence["evaluation"] = found
     return evidence
 
 
-def _read_evidence(path: Path, card: Card | MulticlassCard) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
+def _read_json(path: Path) -> dict[str, Any]:
     hint = f"Measure again: {EVIDENCE[path.stem]}"
     try:
         evidence = json.loads(path.read_text(encoding="utf-8"))
@@ -65,6 +63,14 @@ def _read_evidence(path: Path, card: Card | MulticlassCard) -> dict[str, Any] | 
         raise BundleError(f"cannot read the evidence {str(path)!r}: {error}", hint=hint) from error
     if not isinstance(evidence, dict):
         raise BundleError(f"the evidence {str(path)!r} is not a JSON object", hint=hint)
+    return evidence
+
+
+def _read_evidence(path: Path, card: Card | MulticlassCard) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    hint = f"Measure again: {EVIDENCE[path.stem]}"
+    evidence = _read_json(path)
     if evidence.get("site"):
         raise BundleError(
             f"the evidence {str(path)!r} was measured with the site profile {evidence['site']!r}", hint=hint

@@ -163,7 +163,7 @@ def _system_facts(card: Card | MulticlassCard, markdown: str) -> Mapping[str, st
         "OutputAndInputDataTypes": f"Input: gray levels, {side} x {side} pixels. Output: numbers and text.",
         "DevelopmentDataCharacterization": f"Images, split by {card.split_by}: {counts or 'not stated'}.",
         "BiasMitigationApproaches": (
-            f"{fitted} chosen on validation images only, split by {card.split_by}."
+            f"{fitted.capitalize()} chosen on validation images only, split by {card.split_by}."
             if (fitted := fitted_parts(card))
             else f"Validation images split by {card.split_by}."
         )
@@ -179,7 +179,7 @@ def _key_metrics(card: Card | MulticlassCard, evidence: Mapping[str, Json | None
     evaluation, robustness = evidence["evaluation"], evidence["robustness"]
     validation = f"Validation images, split by {card.split_by}."
     tested = _describe(evaluation) if evaluation else validation
-    chosen = f"Chosen on validation images: {fitted.lower()}. " if (fitted := fitted_parts(card)) else ""
+    chosen = f"Chosen on validation images: {fitted}. " if (fitted := fitted_parts(card)) else ""
     process = (
         f"{chosen}Every evaluation of test images is recorded in a ledger."
         if evaluation

@@ -34,7 +34,7 @@ def topics(card: Card | MulticlassCard) -> list[str]:
 
 
 def how_to_use(card: Card | MulticlassCard) -> str:
-    """Return how the model is used."""
+    """Return the instructions for use."""
     if isinstance(card, Card):
         return (
             "Score images with `pneumoscope predict` or the web interface. Before any study at a hospital, run"
@@ -47,7 +47,7 @@ def how_to_use(card: Card | MulticlassCard) -> str:
 
 
 def outputs(card: Card | MulticlassCard) -> str:
-    """Return what a prediction has."""
+    """Return the outputs of a prediction."""
     if isinstance(card, Card):
         return (
             f"Probability of pneumonia{' with an interval' if card.intervals else ''}, a decision (pneumonia, no pneumonia,"
@@ -62,13 +62,13 @@ def outputs(card: Card | MulticlassCard) -> str:
 
 
 def fitted_parts(card: Card | MulticlassCard) -> str:
-    """Return what was fitted on validation images."""
+    """Return what was fitted on validation images, such as "thresholds and calibration"; "" if nothing was."""
     has_thresholds = isinstance(card, Card) or card.prediction_sets is not None
     parts = [
         *(["thresholds"] if has_thresholds else []),
         *(["calibration"] if card.calibration.method != "none" else []),
     ]
-    return _listed(parts).capitalize()
+    return _listed(parts)
 
 
 def safety_process(card: Card | MulticlassCard) -> str:

@@ -44,11 +44,11 @@ class TemperatureScaling(Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             return ""
         if self.temperature > 1:
             return (
-                f"The temperature is at its upper bound ({high:g}): on the validation images the logits do not tell the classes"
-                " apart, and all classes have nearly the same probability."
+                f"The temperature is at its upper bound ({high:g}): the logits do not rank the classes of the validation images"
+                " correctly, or are very large. The probabilities are not calibrated."
             )
         return (
-            f"The temperature is at its lower bound ({low:g}): the logits of the validation images hardly differ, and their"
+            f"The temperature is at its lower bound ({low:g}): the logits of the validation images hardly differ. The"
             " probabilities are not calibrated."
         )
 

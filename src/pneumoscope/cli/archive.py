@@ -291,9 +291,9 @@ def _plain(value: object) -> object:
 def verify_command(archive: Path, key: str, as_json: bool) -> None:
     """Check that every listed image has exactly one row, and that no file was altered since it was written.
 
-    Shards with problems are named with their files, and the exit status is 1. To score them again, delete these files and run the
-    same `archive score` again. If shards are only not scored yet, as after Ctrl-C, the message says that the archive is not
-    finished, and the exit status is 1 as well: the same `archive score` continues.
+    Shards with problems are named with their files, and the exit status is 1. To score them again, delete those of the files
+    that exist, and run the same `archive score` again. If shards are only not scored yet, as after Ctrl-C, the message says that
+    the archive is not finished, and the exit status is 1 as well: the same `archive score` continues.
 
     Example:  pneumoscope archive verify archive
     """

@@ -286,7 +286,7 @@ def _write_csv(model: Model | MulticlassModel, predictions: Iterable[Prediction]
 
 
 def _total(counts: Counter[str]) -> str:
-    return "Total: " + ", ".join(f"{count} {decision}" for decision, count in counts.most_common())
+    return "Total: " + ", ".join(f"{count:,} {decision}" for decision, count in counts.most_common())
 
 
 def _print_classes(model: MulticlassModel, predictions: Iterable[Prediction], counts: Counter[str]) -> None:

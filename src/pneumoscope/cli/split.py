@@ -45,7 +45,7 @@ def command(
     An existing test split in DATA is kept. By default, all images of a patient stay in one split. With `--by image`,
     training and validation share patients, as in many published experiments. A manifest that differs from the new one is
     replaced only with --force. The manifest has the classes and patients that the options state, so that other commands need
-    none of these options for it. Other columns of a CSV file, such as sex or site, are kept.
+    none of these options for it. Other columns of a CSV file, such as sex or site, are copied.
     """
     from rich.console import Console
     from rich.table import Table
@@ -62,9 +62,7 @@ def command(
         click.echo(f"note: {note}", err=True)
     if others.dropped:
         names = ", ".join(map(repr, others.dropped))
-        click.echo(
-            f"note: not kept of {data}, because the manifest states labels and patients itself: {names}", err=True
-        )
+        click.echo(f"note: columns of {data} that were not copied, because the manifest has its own: {names}", err=True)
     if manifest.unreadable:
         unreadable = counted(len(manifest.unreadable), "image")
         click.echo(f"note: {unreadable} cannot be read; for details: pneumoscope check-data DATA", err=True)

@@ -235,13 +235,9 @@ class PatientLeakError(ManifestError):
 
 
 class DatasetError(InputError):
-    """The images cannot be trained on or evaluated: there are too few, or they have one label only.
+    """The images cannot be trained on or evaluated: there are too few, or they have one label only."""
 
-    Attributes:
-        unknown_label: Label that is not one of the expected classes; "" for other errors.
-    """
-
-    unknown_label = ""
+    unknown_label = ""  # a label that is not one of the expected classes; "" for other errors
 
 
 class RecipeError(InputError):

@@ -280,7 +280,7 @@ def _check_positive(name: str, mapping: LabelMapping) -> None:
         raise DatasetError(
             f"{name}: --positive {mapping.positive!r} makes {LABELS[0]} and {LABELS[1]} of all labels, and the classes are"
             f" {', '.join(mapping.classes)}",
-            hint="Leave --positive out, or choose a model for NORMAL and PNEUMONIA",
+            hint="Leave out --positive or --classes, or use a model for NORMAL and PNEUMONIA",
         )
 
 

@@ -21,10 +21,10 @@ __all__ = [
     "PredictionRow",
     "PredictionsFile",
     "check_sums",
+    "column_names",
     "has_class_columns",
     "missing_class_error",
     "read_class_predictions_file",
-    "read_columns_of",
     "read_predictions_file",
 ]
 
@@ -189,12 +189,12 @@ def has_class_columns(file: Path, columns: PredictionColumns) -> bool:
     named = (columns.probability, columns.logit)
     if any(isinstance(each, Mapping) for each in named) or any(named):
         return any(isinstance(each, Mapping) for each in named)
-    header = read_columns_of(file)
+    header = column_names(file)
     found = [{label.upper() for label in _default_columns(header, scale)} for scale in _SCALES]
     return not {*_SCALES} & {*header} and any(len(each) > 1 and each != {*LABELS} for each in found)
 
 
-def read_columns_of(file: Path) -> list[str]:
+def column_names(file: Path) -> list[str]:
     """Return the names of the columns of a CSV file; none if it cannot be read."""
     try:
         return CsvTable.read(file, hint=_HINT).header

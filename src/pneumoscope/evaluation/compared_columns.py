@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pneumoscope.core.errors import LayoutError, UnknownNameError
-from pneumoscope.data.predictions_file import read_columns_of
+from pneumoscope.data.predictions_file import column_names
 
 __all__ = ["explain_columns"]
 
@@ -27,10 +27,10 @@ def explain_columns(file: Path, files: Sequence[Path], data: Path, name: str = _
     try:
         yield
     except (LayoutError, UnknownNameError) as error:
-        found = read_columns_of(file)
+        found = column_names(file)
         is_other_kind = name != _COLUMN and not {"probability", "logit"}.isdisjoint(found)
         for other in () if is_other_kind else files:
-            columns = read_columns_of(other)
+            columns = column_names(other)
             if found and columns and {*columns} != {*found}:
                 error.hint += (
                     f"{'' if error.hint.endswith('?') else '.'} The columns of the files differ: only {file.name} has"

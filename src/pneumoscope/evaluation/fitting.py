@@ -43,6 +43,7 @@ from pneumoscope.statistics.probabilities import adjust_prevalence
 from pneumoscope.statistics.thresholds import threshold_at_sensitivity, threshold_at_specificity, youden_threshold
 
 __all__ = [
+    "age_limit",
     "fit_calibration",
     "fit_intervals",
     "fit_operating_points",
@@ -174,7 +175,7 @@ def fit_rejection_limits(
     limits = RejectionLimits(
         input_classes=INPUT_CLASSES,
         min_upright=min(_MAX_MIN_UPRIGHT, -upper_limit(-upright, options.classifier_share)),
-        max_age_score=None if age_score is None else max(_MIN_MAX_AGE_SCORE, upper_limit(age_score, options.age_share)),
+        max_age_score=None if age_score is None else age_limit(age_score, options.age_share),
         max_distance=upper_limit(distance, options.distance_share),
         classifier_share=options.classifier_share,
         age_share=None if age_score is None else options.age_share,
@@ -202,6 +203,11 @@ def fit_outlier_summary(
         passed=_proportion(~_is_rejected(limits, outputs), patients),
         passed_alone={name: _proportion(~values, patients) for name, values in _rejected_by(limits, outputs).items()},
     )
+
+
+def age_limit(scores: npt.NDArray[np.float32], share: float) -> float:
+    """Return the limit of the age score that at most a fraction of the scores exceed; at least 0.5."""
+    return max(_MIN_MAX_AGE_SCORE, upper_limit(scores, share))
 
 
 def upper_limit(values: npt.NDArray[np.float32], share: float) -> float:

@@ -175,7 +175,7 @@ def _check_several_classes(target: Path, evaluation: str) -> None:
         is_binary = (bundle / CARD_FILE).is_file() and isinstance(read_any_card(bundle / CARD_FILE), Card)
     if is_binary:
         raise RunError(
-            f"{str(target)!r} is a model for NORMAL and PNEUMONIA, and another one has several classes",
+            f"{str(target)!r} is of NORMAL and PNEUMONIA; several classes are compared here",
             hint="Compare models of one kind: leave it out, or compare it with other models for NORMAL and PNEUMONIA",
         )
 

@@ -331,6 +331,6 @@ def _sentence(group: RunGroup) -> str:
                 f" {spread.maximum:.3f}"
             )
     few = ""
-    if 0 < len(group.folds) <= _FEW_FOLDS:
-        few = f" The intervals rest on {len(group.folds)} folds only, and are very wide and unreliable."
+    if 0 < len(group.folds) <= _FEW_FOLDS and any(spread.mean.low is not None for spread in group.metrics.values()):
+        few = f" With {len(group.folds)} folds only, the intervals are unreliable."
     return f"{group.name}, {group.members_text()}: {'; '.join(parts)}.{few}"

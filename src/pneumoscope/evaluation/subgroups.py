@@ -236,7 +236,7 @@ def _few_groups(members: Mapping[str, IntArray], n: int, needed: str) -> str:
     if missing == n:
         return f"the value is missing for all {counted(n, 'image')}"
     rest = "the others have one value" if len(members) == 1 else f"no two values have {needed} images"
-    return f"the value is missing for {missing} of {counted(n, 'image')}, and {rest}"
+    return f"the value is missing for {missing:,} of {counted(n, 'image')}, and {rest}"
 
 
 def _sentence(test: InteractionTest, title: str, p_holm: float | None, number: int) -> str:

@@ -207,8 +207,8 @@ class NetworkSession(abc.ABC, Generic[_Card, _Outputs, _Scored]):
         """
         if not self.has_heatmaps:
             raise BundleError(
-                f"the network of bundle {self.card.name!r} ({self.card.network}) has no heatmaps: its logit does not depend on"
-                " a last feature map, or the dependence could not be exported",
+                f"the network of bundle {self.card.name!r} ({self.card.network}) has no heatmaps: its logits do not depend"
+                " on a last feature map, or the dependence could not be exported",
                 hint="Run without heatmaps, or train a convolutional network: pneumoscope models",
             )
 

@@ -306,7 +306,10 @@ def _legend(width: int, text: _LegendText, maximum: float) -> Image.Image:
     for line, font, color in titles:
         draw.text((_MARGIN, y), line, color, font)
         y += 32
-    y = draw_scale(legend, small, y, maximum, f"against {text.label}", f"towards {text.label}") + _MARGIN
+    ends = ("against", "towards")
+    named = [f"{end} {text.label}" for end in ends]
+    fits = sum(draw.textlength(end, small) for end in named) + _MARGIN <= inner
+    y = draw_scale(legend, small, y, maximum, *(named if fits else ends)) + _MARGIN
     for line, font, color in notes:
         draw.text((_MARGIN, y), line, color, font)
         y += 22

@@ -95,7 +95,7 @@ class ClassifierNetwork(nn.Module, abc.ABC):
         """Return the logits and their gradients with respect to the last feature map; the reference `HeadGradient`."""
         result: Any = torch.func.vjp(self.forward_head, features)  # torch's stubs allow two or three values
         logits, backward = result
-        one_hot = torch.eye(self.outputs, dtype=logits.dtype)
+        one_hot = torch.eye(self.outputs, dtype=logits.dtype, device=logits.device)
         return logits, torch.stack([backward(row.expand_as(logits))[0] for row in one_hot], 1)
 
     def class_activation(

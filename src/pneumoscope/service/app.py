@@ -188,8 +188,13 @@ class _Background:
 
 def _add_routes(app: FastAPI, authenticator: Authenticator) -> list[APIRoute]:
     """Add the routes, the static files and the exception handlers; return the routes."""
-    routes = [route for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute)]
-    app.router.routes.extend(routes)  # `include_router` would build each of them a second time
+    routes: list[APIRoute] = []
+    for router in _ROUTERS:
+        for route in router.routes:
+            assert isinstance(route, APIRoute)  # the middleware has to know its path
+            routes.append(route)
+    # `include_router` would build each route again for this application. Its settings for all routers are not used.
+    app.router.routes.extend(routes)
     install_exception_handlers(app, routes)
     extend_openapi(app, has_authentication=authenticator.required)
     app.mount("/static", StaticFiles(packages=[("pneumoscope.service.web", "static")]), name="static")

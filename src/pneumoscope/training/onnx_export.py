@@ -172,7 +172,7 @@ class _LogitAndHeatmap(nn.Module):
         if not self.average_pooling:
             return network.class_activation(images, self._logits_and_gradients)
         # With average pooling, all positions of a channel have the same gradient: that of the mean divided by their number.
-        # The map is then one vector-matrix product per image; the product of two whole maps takes 3% of lite0's time.
+        # The maps are then one matrix product per image; the product of two whole maps takes 3% of lite0's time.
         features = network.forward_features(network.normalize(network.with_flips(images)))
         height, width = features.shape[2:]
         logits, gradients = self._logits_and_gradients(features.mean((2, 3), keepdim=True))

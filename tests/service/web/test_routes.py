@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 import jinja2
 import msgspec
 import pytest
+from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from msgspec import structs
 from tests import images
@@ -33,6 +34,7 @@ from pneumoscope.core.i18n import LANGUAGES
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.inference.model import load_model
 from pneumoscope.service import web
+from pneumoscope.service.api.routes import operation_router
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.settings import Settings
@@ -40,6 +42,8 @@ from pneumoscope.service.storage.pseudonyms import Pseudonymizer
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
 from pneumoscope.service.web import templating
+from pneumoscope.service.web.accounts import administrator_page_router, sign_in_router
+from pneumoscope.service.web.page_route import PageRoute
 from pneumoscope.statistics.calibration import reliability_bins
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>.png"
@@ -690,6 +694,37 @@ def test_every_page_except_sign_in_requires_a_session(anonymous_client):
     for path in ("/", "/worklist.csv", "/images/0123", "/images/0123/report", "/dashboard", "/model"):
         response = anonymous_client.get(path)
         assert (response.status_code, response.headers["Location"]) == (303, f"/sign-in?next={quote(path, safe='')}")
+
+
+def example_paths(routes):
+    """Yield method, path and route of each operation."""
+    for route in routes:
+        if isinstance(route, APIRoute):
+            for method in route.methods:
+                yield method, re.sub(r"{\w+}", "ab" * 16, route.path), route
+
+
+def test_only_operation_and_sign_in_are_open_to_everyone(anonymous_client):
+    known = {id(route) for router in (operation_router, sign_in_router) for route in router.routes}
+    protected = [each for each in example_paths(anonymous_client.app.routes) if id(each[2]) not in known]
+    assert len(protected) > 60
+    for method, path, route in protected:
+        response = anonymous_client.request(method, path, headers={"Origin": BASE_URL})
+        if isinstance(route, PageRoute):
+            assert (response.status_code, response.headers["Location"][:14]) == (303, "/sign-in?next="), (method, path)
+        else:
+            assert response.status_code == 401, (method, path)
+
+
+def test_pages_of_administrators_are_refused_to_readers(bundle_folder):
+    app = create_app(
+        load_model(bundle_folder, threads=1), repository_with_token("reader", role="reader"), require_token=True
+    )
+    with TestClient(app, base_url=BASE_URL, follow_redirects=False) as client:
+        client.post("/sign-in", data={"token": TOKEN}, headers={"Origin": BASE_URL})
+        assert client.get("/").status_code == 200
+        for method, path, _ in example_paths(administrator_page_router.routes):
+            assert client.request(method, path, headers={"Origin": BASE_URL}).status_code == 403, (method, path)
 
 
 def test_sign_in_returns_to_the_requested_page(anonymous_client):

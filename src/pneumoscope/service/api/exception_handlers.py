@@ -316,7 +316,7 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def extend_openapi(app: FastAPI, *, has_authentication: bool) -> None:
-    """Add the schema of problem documents to an application's OpenAPI document, and remove security schemes that it lacks.
+    """Add the schema of problem documents to an application's OpenAPI document; without authentication, remove its security.
 
     FastAPI would describe a model in `responses` as application/json, not as application/problem+json.
     """
