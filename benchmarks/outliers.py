@@ -251,6 +251,8 @@ def main() -> None:
                 steps=recipe.rejection.age_steps, seed=seed, share=recipe.rejection.age_share,
             )  # fmt: skip
             write_atomically(file, json.dumps(document, indent=1) + "\n")
+    rows.sort(key=lambda row: [*options.variants, row["variant"]].index(row["variant"]))
+    write_atomically(file, json.dumps(document, indent=1) + "\n")
     text = to_markdown(rows, shlex.join(["python", *sys.argv]))
     write_atomically(options.out / "outliers.md", text)
     print(text)
