@@ -156,7 +156,7 @@ def test_other_images_and_models_for_pneumonia_are_refused(runs, maker):
 
     binary = maker.run("binary")
     evaluate(binary, maker.images())
-    with pytest.raises(RunError, match="is a model for NORMAL and PNEUMONIA"):
+    with pytest.raises(RunError, match="is of NORMAL and PNEUMONIA"):
         compare_multiclass([runs[0], binary])
     with pytest.raises(RunError, match="no evaluation 'north' of several classes"):
         compare_multiclass([runs[0], binary], evaluation="north")
