@@ -9,8 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from pneumoscope.bundle.card import short_hash
+from pneumoscope.bundle.model_card import model_card
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli.evaluate import command
+from pneumoscope.core.errors import UsageError
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.inference.model import load_model
 from pneumoscope.runs.evaluations import read_evaluation
@@ -351,3 +353,33 @@ def test_folders_of_runs_in_a_folder_are_evaluated_too(maker):
     assert result.exit_code == 0, result.output
     labels = [line.partition(":")[0] for line in result.stdout.splitlines() if "accuracy" in line]
     assert labels == ["quick/seed-0", "quick/seed-1", "single"]
+
+
+@pytest.mark.parametrize("by", ["", ",", " , "])
+def test_by_without_a_column_is_an_error(maker, by):
+    result = invoke(maker.run(), "--data", maker.images(), "--by", by)
+    assert isinstance(result.exception, UsageError)
+    assert "names no column" in str(result.exception)
+
+
+def test_card_of_a_run_has_the_subgroups_of_its_evaluation(maker):
+    run, images = maker.run(), maker.images()
+    header, *rows = load_manifest(images).to_csv().splitlines()
+    data = images / "with-sex.csv"
+    data.write_text("\n".join([f"{header},sex", *(f"{row},{'FM'[i % 2]}" for i, row in enumerate(rows))]))
+    assert "no subgroups by age or sex" in model_card(run / "bundle", evaluate_run(run, images))
+    result = invoke(run, "--data", data, "--by", "sex", "--force")
+    assert result.exit_code == 0, result.output
+    page = model_card(run / "bundle", run / "evaluation/test/evaluation.json")
+    assert "no subgroups by age or sex" not in page
+    assert "At the operating point `balanced`:" in page
+    for group in read_evaluation(run / "evaluation/test/evaluation.json").subgroups:
+        auroc = group.metrics["auroc"]
+        assert f"| sex: {group.value} | {group.n} | {auroc.value:.3f} [" in page
+    assert "between the 2 groups of sex" in page or "between the groups of sex" in page
+
+
+def evaluate_run(run, images):
+    """Evaluate a run, and return the file of its evaluation."""
+    assert invoke(run, "--data", images).exit_code == 0
+    return run / "evaluation/test/evaluation.json"

@@ -74,6 +74,11 @@ def test_card_of_an_evaluated_run_has_its_evaluation(maker, card_format):
     assert area.format(own.metrics["auroc"].value) in invoke("--card", str(run), "--format", card_format)
 
 
+def test_missing_folder_is_named():
+    result = CliRunner().invoke(command, ["--card", "no/such/run"])
+    assert str(result.exception).startswith("'no/such/run' does not exist")
+
+
 def test_damaged_evaluation_of_a_run_is_an_error(maker):
     run = maker.run()
     (run / "evaluation/test").mkdir(parents=True)

@@ -71,6 +71,15 @@ def test_predict_writes_heatmaps_of_the_most_probable_class(maker, tmp_path):
         assert (red > blue) == warmer
 
 
+def test_predict_remarks_on_a_temperature_at_its_bound(maker, tmp_path):
+    run, image = maker.multiclass_run(), save(tmp_path / "a.png", 200)
+    assert "bound" not in invoke("predict", image, "--model", run).stdout
+    card = json.loads((run / "bundle/card.json").read_text())
+    card["calibration"]["temperature"] = 1000
+    (run / "bundle/card.json").write_text(json.dumps(card))
+    assert "The temperature is at its upper bound (1000)" in invoke("predict", image, "--model", run).stdout
+
+
 @pytest.mark.parametrize(
     "option",
     [("--operating-point", "half"), ("--prevalence", "0.2"), ("--site", "profile.json")],

@@ -170,8 +170,9 @@ def test_column_that_a_manifest_states_itself_is_named_if_it_is_not_kept(images:
     options = ("--label-column", "finding", "--positive", "virus", "--patient-column", "person")
     result = invoke(data, "--out", out, *options)
     assert result.exit_code == 0, result.output
-    assert f"note: columns of {data} that were not copied, because the manifest has its own: 'label', 'pid'" in (
-        result.stderr
+    assert (
+        f"note: columns of {data} that were not copied, because the manifest has its own for labels and patients: 'label', 'pid'"
+        in (result.stderr)
     )
     columns = _columns(out)
     assert columns["finding"] == finding[1:]

@@ -260,7 +260,7 @@ def test_unknown_layout_is_an_error_that_shows_the_content(tmp_path: Path, draw_
 
 
 def test_empty_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(LayoutError, match=r"\(empty\)"):
+    with pytest.raises(LayoutError, match=r"^'.*' is empty"):
         load_manifest(tmp_path)
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 from html import escape
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from scipy.special import softmax
 from tests.conftest import GRAY_CLASSES, LIMITS, SIZE, halves
 
 from pneumoscope.bundle.bundle_folder import read_multiclass_bundle
-from pneumoscope.core.errors import BundleError, MulticlassBundleError
+from pneumoscope.core.errors import BundleError, MulticlassBundleError, UsageError
 from pneumoscope.core.multiclass_prediction import MulticlassPrediction
 from pneumoscope.core.prediction import DECISIONS
 from pneumoscope.core.prediction_messages import prediction_message
@@ -105,6 +106,18 @@ def test_explanations_of_many_images_are_those_of_each(model):
     assert explained[0] == model.explain(halves(60))
     assert explained[1].picture is None
     assert explained[1].prediction.failure.code == "unreadable_image"
+
+
+@pytest.mark.parametrize("image", ["image.png", b"content", Path("image.png")])
+def test_a_single_image_is_no_list_of_images(model, image):
+    for call in (model.predict_many, model.explain_many):
+        with pytest.raises(UsageError, match="images is one image"):
+            list(call(image))
+
+
+def test_explanation_is_printed_without_the_bytes_of_its_picture(model):
+    explained = model.explain(halves(200))
+    assert repr(explained) == f"Explanation({explained.prediction!r}, picture={len(explained.picture):,} bytes)"
 
 
 def test_rejected_image_has_no_heatmap(maker):

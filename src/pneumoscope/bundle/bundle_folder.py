@@ -134,6 +134,8 @@ def read_any_bundle(folder: Path) -> tuple[Card | MulticlassCard, bytes]:
     Raises:
         BundleError: See `read_bundle`.
     """
+    if not folder.exists():
+        raise BundleError(f"{str(folder)!r} does not exist", hint="Name the folder of a bundle or of a run")
     try:
         text = _read_file(folder / CARD_FILE, _MAX_CARD_BYTES).decode()
         network = _read_file(folder / NETWORK_FILE, MAX_BYTES)

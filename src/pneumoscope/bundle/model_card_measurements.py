@@ -17,6 +17,7 @@ __all__ = [
     "measurement_sections",
     "metric_rows",
     "reliability_table",
+    "subgroup_table",
 ]
 
 _ETIOLOGIES = {
@@ -104,11 +105,34 @@ def _subgroups(evaluation: Json | None) -> list[str]:
         for etiology, correct in point["by_etiology"].items()
     ]
     table = [markdown_table(("operating point", "images", "classified correctly [95% interval]"), rows)] if rows else []
+    groups = subgroup_table(evaluation)
+    if not groups:
+        groups = [
+            "Evaluations have no subgroups by age or sex: image files such as JPEG state neither. `pneumoscope accept` lists"
+            " subgroups by age, sex, view and manufacturer for DICOM files."
+        ]
+    return ["## Subgroups", *groups, *table]
+
+
+def subgroup_table(evaluation: Json) -> list[str]:
+    """Return the subgroups by columns of the manifest as a table, and their tests as a list; nothing without subgroups."""
+    groups = evaluation.get("subgroups", ())
+    if not groups:
+        return []
+    metrics = list(groups[0]["metrics"])
+    rows = [
+        (
+            f"{each['column']}: {each['value']}",
+            str(each["n"]),
+            *(interval_text(each["metrics"][name]) for name in metrics),
+        )
+        for each in groups
+    ]
+    point = groups[0]["operating_point"]
     return [
-        "## Subgroups",
-        "Evaluations have no subgroups by age or sex: image files such as JPEG state neither. `pneumoscope accept` lists"
-        " subgroups by age, sex, view and manufacturer for DICOM files.",
-        *table,
+        *([f"At the operating point `{point}`:"] if point else []),
+        markdown_table(("subgroup", "images", *(name.replace("_", " ") for name in metrics)), rows),
+        "\n".join(f"- {test['sentence']}" for test in evaluation["interactions"]),
     ]
 
 

@@ -9,6 +9,7 @@ from pneumoscope.bundle.model_card_measurements import (
     markdown_table,
     metric_rows,
     reliability_table,
+    subgroup_table,
 )
 from pneumoscope.bundle.multiclass_card import MulticlassCard
 
@@ -93,23 +94,8 @@ def class_sections(evaluation: Json | None) -> list[str]:
 
 
 def _subgroups(evaluation: Json) -> list[str]:
-    groups = evaluation.get("subgroups", ())
-    if not groups:
-        return ["## Subgroups", "Not measured yet: add `--by COLUMN,...` to the evaluation."]
-    metrics = list(groups[0]["metrics"])
-    rows = [
-        (
-            f"{each['column']}: {each['value']}",
-            str(each["n"]),
-            *(interval_text(each["metrics"][name]) for name in metrics),
-        )
-        for each in groups
-    ]
-    return [
-        "## Subgroups",
-        markdown_table(("subgroup", "images", *(name.replace("_", " ") for name in metrics)), rows),
-        "\n".join(f"- {test['sentence']}" for test in evaluation["interactions"]),
-    ]
+    table = subgroup_table(evaluation)
+    return ["## Subgroups", *(table or ["Not measured yet: add `--by COLUMN,...` to the evaluation."])]
 
 
 def class_failures(evaluation: Json | None) -> list[str]:

@@ -93,7 +93,6 @@ __all__ = ["command"]
 )
 @click.option(
     "--by",
-    default="",
     metavar="COLUMN,...",
     help="Columns of the manifest CSV whose values form subgroups, such as sex,site; with tests of whether they differ. They"
     " replace those of an earlier --by.",
@@ -132,7 +131,7 @@ def command(
     out: Path | None,
     name: str | None,
     force: bool,
-    by: str,
+    by: str | None,
     reference: str | None,
     prevalence: float | None,
     source: str,
@@ -161,7 +160,7 @@ def command(
         "name": name,
         "replace": force,
         "source_name": source,
-        "by": tuple(filter(None, (column.strip() for column in by.split(",")))),
+        "by": _parse_columns(by),
         "ledger": ledger,
         "seed": seed,
         "note": _print_note,
@@ -205,6 +204,15 @@ def command(
     else:
         binary_options |= {"validation_data": validation_data, "site": site}
         _evaluate_runs(targets, data, options | binary_options, as_json=as_json)
+
+
+def _parse_columns(by: str | None) -> tuple[str, ...]:
+    from pneumoscope.core.errors import UsageError
+
+    columns = tuple(filter(None, (column.strip() for column in (by or "").split(","))))
+    if by is not None and not columns:
+        raise UsageError(f"--by {by!r} names no column", hint="Name columns of the manifest CSV, such as --by sex,site")
+    return columns
 
 
 def _print_note(text: str) -> None:

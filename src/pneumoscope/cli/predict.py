@@ -317,6 +317,8 @@ def _print_classes(model: MulticlassModel, predictions: Iterable[Prediction], co
         f"Model: {model.card.name}, version {model.card.version}. Classes: {printable(', '.join(model.card.classes))};"
         f" {rule}. --json and --csv have the probability of each class."
     )
+    if remark := model.card.calibration.remark():
+        click.secho(remark, fg="yellow")
     click.secho(printable(model.notice), dim=True)
 
 

@@ -62,7 +62,10 @@ def command(
         click.echo(f"note: {note}", err=True)
     if others.dropped:
         names = ", ".join(map(repr, others.dropped))
-        click.echo(f"note: columns of {data} that were not copied, because the manifest has its own: {names}", err=True)
+        click.echo(
+            f"note: columns of {data} that were not copied, because the manifest has its own for labels and patients: {names}",
+            err=True,
+        )
     if manifest.unreadable:
         unreadable = counted(len(manifest.unreadable), "image")
         click.echo(f"note: {unreadable} cannot be read; for details: pneumoscope check-data DATA", err=True)

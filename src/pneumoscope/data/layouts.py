@@ -230,6 +230,8 @@ def _descend(folder: Path) -> Path:
             return folder
         if len(subfolders) > 1 and all(map(_has_images, subfolders)):
             return folder
+        if not any(top.iterdir()):
+            raise LayoutError(f"{str(top)!r} is empty", hint=_HINT)
         if len(subfolders) != 1:
             raise LayoutError(f"{str(top)!r} has an unsupported layout. It contains:\n{_tree(top)}\n", hint=_HINT)
         folder = subfolders[0]

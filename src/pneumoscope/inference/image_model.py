@@ -153,7 +153,7 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
             workers: Threads that score; 0 means one per core, and one more if worker processes decode.
             age: Age of the patient of all images, years; see `predict`.
         Raises:
-            UsageError: A number is out of range.
+            UsageError: A number is out of range, or `images` is a single image.
         """
 
         def predict_batch(batch: Sequence[ImageSource], pool: DecodePool | None) -> list[_Prediction]:
@@ -184,7 +184,7 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
             images, batch_size, workers, age: See `predict_many`.
         Raises:
             BundleError: The network has no heatmaps.
-            UsageError: A number is out of range.
+            UsageError: A number is out of range, or `images` is a single image.
         """
         self.require_heatmaps()
 
@@ -218,6 +218,10 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
         age: float | None,
     ) -> Generator[_Result]:
         check_age(age)
+        if isinstance(images, str | bytes | os.PathLike):
+            raise UsageError(
+                f"images is one image, {images!r:.80}", hint="Pass a list of images, or use predict or explain"
+            )
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; the minimum is 1")
         if workers < 0:

@@ -197,6 +197,10 @@ class Explanation(NamedTuple):
     prediction: Prediction
     picture: bytes | None
 
+    def __repr__(self) -> str:
+        """Return the prediction, and the size of the picture."""
+        return f"Explanation({self.prediction!r}, picture={'None' if self.picture is None else f'{len(self.picture):,} bytes'})"
+
     def _repr_html_(self) -> str:
         if isinstance(self.prediction, MulticlassPrediction):
             return multiclass_prediction_html(self.prediction, self.picture)
