@@ -92,7 +92,7 @@ def test_incomplete_bundle_is_rejected(maker, tmp_path, error_of):
 
 
 def test_missing_run_is_rejected(tmp_path, error_of):
-    assert f"{str(tmp_path / 'absent')!r} is not a bundle" in error_of(tmp_path / "absent", "--out", tmp_path / "there")
+    assert f"{str(tmp_path / 'absent')!r} does not exist" in error_of(tmp_path / "absent", "--out", tmp_path / "there")
 
 
 def test_out_is_required(maker):

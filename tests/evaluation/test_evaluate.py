@@ -162,7 +162,7 @@ def test_unfinished_run_is_an_error(maker):
 
 
 def test_folder_without_a_bundle_is_an_error(maker, tmp_path):
-    with pytest.raises(BundleError, match="is not a bundle"):
+    with pytest.raises(BundleError, match="does not exist"):
         evaluate(tmp_path / "nowhere", maker.images())
 
 

@@ -345,7 +345,7 @@ def test_external_weights_are_rejected(maker, monkeypatch, absolute):
 
 
 def test_load_rejects_what_read_bundle_rejects(maker):
-    with pytest.raises(BundleError, match=r"absent' is not a bundle"):
+    with pytest.raises(BundleError, match=r"absent' does not exist"):
         BundleSession.load(maker.root / "absent")
 
 

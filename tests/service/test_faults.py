@@ -215,7 +215,7 @@ def test_read_only_data_directory_is_reported_at_the_start(bundle, tmp_path):
     [
         (lambda folder: (folder / "network.onnx").unlink(), "network.onnx"),
         (lambda folder: (folder / "network.onnx").write_bytes(b"altered"), "network.onnx"),
-        (lambda folder: shutil.rmtree(folder), "'model' is not a bundle"),
+        (lambda folder: shutil.rmtree(folder), "'model' does not exist"),
     ],
 )
 def test_lost_model_file_is_reported_at_the_next_start(bundle, tmp_path, damage, words):
