@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -196,13 +197,20 @@ def test_compare_refuses_what_only_models_for_pneumonia_have(maker, tmp_path, op
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("option", [("--checklist", "claim"), ("--operating-point", "balanced")])
-def test_report_refuses_what_only_models_for_pneumonia_have(maker, tmp_path, option):
+def test_report_refuses_an_operating_point(maker, tmp_path):
     run = maker.multiclass_run()
     invoke("evaluate", run, "--data", maker.classes())
-    result = invoke("report", run, "--out", tmp_path / "report", *option)
+    result = invoke("report", run, "--out", tmp_path / "report", "--operating-point", "balanced")
     assert isinstance(result.exception, UsageError)
-    assert option[0] in result.exception.message
+    assert "--operating-point" in result.exception.message
+
+
+def test_report_fills_checklists(maker, tmp_path):
+    run = maker.multiclass_run()
+    invoke("evaluate", run, "--data", maker.classes())
+    result = invoke("report", run, "--out", tmp_path / "report", "--checklist", "claim")
+    assert re.match(r"CLAIM 2024: \d+ of 44 items are prefilled, ", result.output)
+    assert (tmp_path / "report" / "tables" / "checklist-claim.csv").is_file()
 
 
 @pytest.fixture

@@ -176,13 +176,13 @@ def test_the_report_has_figures_tables_and_every_number(runs, tmp_path):
     files = report.write(tmp_path / "report")
     page = files.page.read_text()
     assert set(report.figures) == {
-        *(f"{name}-{i}" for name in ("confusion", "roc") for i in range(2)),
+        *(f"{name}-{i}" for name in ("flow", "confusion", "roc") for i in range(2)),
         *(f"reliability-{i}-{k}" for i in range(2) for k in range(3)),
         "differences-accuracy",
         "differences-macro-auroc",
     }
     assert len(files.figures) == 3 * len(report.figures)
-    assert set(report.tables) == {"metrics", "confusion", "classes", "class-pairs", "prediction-sets", "pairs"}
+    assert set(report.tables) == {"flow", "metrics", "confusion", "classes", "class-pairs", "prediction-sets", "pairs"}
     for run in report.runs:
         for interval in [*run.evaluation.metrics.values(), *run.evaluation.by_class["mid"].metrics.values()]:
             assert f'<data value="{interval.value}">' in page

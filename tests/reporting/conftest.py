@@ -172,7 +172,7 @@ def write_run(folder: Path, evaluation: Evaluation, scored: list[ScoredImage], e
         "split_by": "image",
         "precision": "32",
         "started": "2026-01-02T03:04:05+00:00",
-        "best_epoch": 1,
+        "best_epoch": min(epochs, 9),
         "average_train_accuracy": 0.9,
         "average_validation_accuracy": 0.9,
         "best_validation_accuracy": 0.9,

@@ -32,7 +32,7 @@ NUMBERS = {
 def filled(three: Any) -> dict[str, Checklist]:
     comparison, folders, _ = three
     data = load_run_data(comparison, folders)
-    return {name: fill_checklist(name, comparison, data) for name in CHECKLISTS}
+    return {name: fill_checklist(name, comparison, data, FACTS) for name in CHECKLISTS}
 
 
 @pytest.mark.parametrize("name", CHECKLISTS)
@@ -101,10 +101,10 @@ def test_facts_are_those_of_the_record(filled: dict[str, Checklist], three: Any)
 def test_facts_that_are_not_recorded_leave_the_item_open(three: Any) -> None:
     comparison, folders, _ = three
     runs = [
-        dataclasses.replace(run, facts=(), evaluation=dataclasses.replace(run.evaluation, flow=None, subgroups=()))
+        dataclasses.replace(run, record=None, evaluation=dataclasses.replace(run.evaluation, flow=None, subgroups=()))
         for run in load_run_data(comparison, folders)
     ]
-    answers = {answer.item.number: answer for answer in fill_checklist("claim", comparison, runs).answers}
+    answers = {answer.item.number: answer for answer in fill_checklist("claim", comparison, runs, FACTS).answers}
     for number in ("7", "10", "19", "20", "24", "25", "35"):
         assert answers[number].status == "open"
         assert answers[number].ask

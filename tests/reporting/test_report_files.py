@@ -16,10 +16,10 @@ from PIL import Image
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.core.image_flow import ImageCount, ImageFlow
 from pneumoscope.core.interval import Interval
-from pneumoscope.reporting.checklist_facts import _flow as flow_fact
+from pneumoscope.reporting.checklist_facts import FACTS
 from pneumoscope.reporting.flow_diagram import excluded_lines
 from pneumoscope.reporting.report_files import ReportFiles, make_report
-from pneumoscope.reporting.tables import Table, _flow, to_csv, to_latex, to_markdown
+from pneumoscope.reporting.tables import Table, flow_table, to_csv, to_latex, to_markdown
 from pneumoscope.runs.evaluations import read_evaluation
 
 
@@ -100,7 +100,7 @@ def test_table_of_the_flow_does_not_count_unknown_patients_as_patients() -> None
     others = {"train": ImageCount(4, 4, 4), "validation": ImageCount(2, 1)}
     flow = ImageFlow("images", 0, 0, ImageCount(106, 105, 94), others, ImageCount(100, 100, 90))
     evaluation = SimpleNamespace(flow=flow, n=100, patients=100, unknown_patients=90, counts={}, rejected=None)
-    table = _flow([SimpleNamespace(summary=SimpleNamespace(name="run"), evaluation=evaluation)])
+    table = flow_table([("run", evaluation)])
     assert table.columns[2:] == ("Number of images", "Number of patients", "Images of unknown patients")
     assert {row[1]: row[2:] for row in table.rows if row[3] is not None} == {
         "labeled images of images": (106, 11, 94),
@@ -125,7 +125,7 @@ def test_table_of_the_flow_does_not_count_unknown_patients_as_patients() -> None
 )
 def test_checklists_state_byte_identical_images_in_a_sentence(copies: int, contradictory: int, text: str) -> None:
     flow = ImageFlow("images", 0, 0, ImageCount(9, 9), {}, ImageCount(9, 9), copies, contradictory)
-    fact = flow_fact(None, [SimpleNamespace(evaluation=SimpleNamespace(flow=flow))])
+    fact = FACTS["flow"](None, [SimpleNamespace(name="run", evaluation=SimpleNamespace(flow=flow))])
     assert fact.text.endswith(f"not evaluated: none.{text}")
 
 
@@ -215,3 +215,18 @@ def test_report_has_data_frames_and_figures_for_a_notebook(three: Any) -> None:
     assert "| AUROC |" in made.tables["metrics"]._repr_markdown_()
     # Figures with legends do not change those of the page.
     assert made.page() == make_report(comparison, folders, ["claim"]).page()
+
+
+def test_checklists_state_the_flow_of_each_fold() -> None:
+    flows = [
+        ImageFlow("images", 0, 0, ImageCount(9, 9), {"train": ImageCount(left, left)}, ImageCount(9 - left, 9 - left))
+        for left in (6, 7)
+    ]
+    fact = FACTS["flow"](
+        None, [SimpleNamespace(name=f"fold-{i}", evaluation=SimpleNamespace(flow=flow)) for i, flow in enumerate(flows)]
+    )
+    evaluated = "{0} of {0} patients were evaluated; not evaluated: split train: {1} images, {1} patients."
+    assert fact.text == " ".join(
+        f"fold-{i}: Of 9 labeled images of 9 patients, {evaluated.format(9 - left, left)}"
+        for i, left in ((0, 6), (1, 7))
+    )

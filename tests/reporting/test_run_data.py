@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pneumoscope.core.errors import RunError
-from pneumoscope.reporting.run_data import load_run_data
+from pneumoscope.reporting.run_data import load_run_data, record_rows
 from pneumoscope.runs.evaluations import read_predictions
 
 
@@ -42,14 +42,15 @@ def test_data_of_a_run_is_read(built: Any) -> None:
     assert len(second.epochs) == 2
 
 
-def test_facts_are_flat_without_recipe_lists_and_empty_values(built: Any) -> None:
-    facts = dict(load_run_data(*built)[0].facts)
-    assert facts["versions.torch"] == "2.14.1"
-    assert facts["counts.train.NORMAL"] == "1140"
-    assert facts["machine.memory"] == "15.6 GiB"
-    assert facts["seconds"] == "1860.25"
-    assert not {"resumed", "finished"} & set(facts)
-    assert not [name for name in facts if name.startswith("recipe")]
+def test_rows_of_the_record_are_flat_without_recipe_lists_and_empty_values(built: Any) -> None:
+    rows = dict(record_rows(load_run_data(*built)[0].record))
+    assert rows["versions.torch"] == "2.14.1"
+    assert rows["counts.train.NORMAL"] == "1140"
+    assert rows["machine.memory"] == "15.6 GiB"
+    assert rows["seconds"] == "1860.25"
+    assert not {"resumed", "finished"} & set(rows)
+    assert not [name for name in rows if name.startswith("recipe")]
+    assert record_rows(None) == []
 
 
 def test_a_missing_folder_is_rejected(built: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +15,10 @@ from pneumoscope.cli.options import (
     refuse_for_folds,
     require_result_folder,
 )
+
+if TYPE_CHECKING:
+    from pneumoscope.reporting.multiclass_report import MulticlassReport
+    from pneumoscope.reporting.report_files import Report
 
 __all__ = ["command"]
 
@@ -38,7 +43,7 @@ def command(
     --out gets report.html, the figures in figures/ (SVG, PDF, PNG) and the tables in tables/ (CSV, LaTeX, Markdown). Nothing is
     evaluated. Several runs are compared, as by `compare`.
 
-    Models of several classes have no operating points and no checklists.
+    Models of several classes have no operating points.
 
     A checklist is filled from the record, with the place in the report. Items that an author has to state are marked open.
 
@@ -49,22 +54,20 @@ def command(
 
     require_result_folder(out)
     if any(has_several_classes(run, evaluation) for run in runs):
-        refuse_options(
-            {"--checklist": checklists, "--operating-point": operating_point if is_given("operating_point") else ""}
+        refuse_options({"--operating-point": operating_point if is_given("operating_point") else ""})
+        refuse_for_folds(runs, {"runs", "checklists", "out"})
+        made: MulticlassReport | Report = report_multiclass(
+            runs, evaluation=evaluation, checklists=checklists, command=recorded_command()
         )
-        refuse_for_folds(runs, {"runs", "out"})
-        files = report_multiclass(runs, evaluation=evaluation, command=recorded_command()).write(out)
-        click.echo(f"{len(files.figures)} files of figures, {len(files.tables)} of tables", err=True)
-        click.echo(str(files.page))
-        return
-    refuse_for_folds(runs, {"runs", "operating_point", "checklists", "out"})
-    made = report(
-        runs,
-        operating_point=operating_point,
-        evaluation=evaluation,
-        checklists=checklists,
-        command=recorded_command(),
-    )
+    else:
+        refuse_for_folds(runs, {"runs", "operating_point", "checklists", "out"})
+        made = report(
+            runs,
+            operating_point=operating_point,
+            evaluation=evaluation,
+            checklists=checklists,
+            command=recorded_command(),
+        )
     files = made.write(out)
     for checklist in made.checklists.values():
         click.echo(f"{checklist.title}: {checklist.counts()}")

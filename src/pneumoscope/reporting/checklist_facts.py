@@ -1,22 +1,37 @@
 """Facts of the record of a comparison for the items of reporting guidelines, each with its place in the report.
 
-A fact that the record does not have is left out, so that its item stays open.
+A fact that the record does not have is left out, so that its item stays open. `SHARED_FACTS` are those of models of any labels.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
-from pneumoscope.core.comparison import Comparison, RunGroup
-from pneumoscope.core.image_flow import ImageCount
+from pneumoscope.core.comparison import Comparison, PairedTest, RunGroup
+from pneumoscope.core.image_flow import ImageCount, ImageFlow
 from pneumoscope.core.messages import counted, of_patients_text
+from pneumoscope.core.multiclass_results import MulticlassEvaluation
 from pneumoscope.core.result_forms import method_name
+from pneumoscope.core.results import Evaluation
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.flow_diagram import excluded_lines
 from pneumoscope.reporting.run_data import RunData
+from pneumoscope.runs.record import RunRecord
 
-__all__ = ["FACTS", "PLACES", "Fact"]
+__all__ = [
+    "FACTS",
+    "PLACES",
+    "SHARED_FACTS",
+    "Fact",
+    "mean_sentence",
+    "paired_tests",
+    "selection",
+    "single_runs",
+]
+
+_Run = TypeVar("_Run", bound="RecordedRun")
 
 # Sections of the page, by their anchors.
 PLACES = {
@@ -28,6 +43,8 @@ PLACES = {
     "training": "Training",
     "pairs": "Paired tests",
     "subgroups": "Subgroups",
+    "classes": "Classes",
+    "sets": "Prediction sets",
     "operating_points": "Operating points",
     "runs": "Runs",
     "command": "Command",
@@ -47,17 +64,46 @@ class Fact:
     place: str
 
 
-def _source(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
+class RecordedComparison(Protocol):
+    """A comparison of runs of any labels; see `Comparison` and `MulticlassComparison`."""
+
+    @property
+    def images(self) -> Mapping[str, Any]: ...
+    @property
+    def notice(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def evaluation(self) -> str: ...
+
+
+class RecordedRun(Protocol):
+    """One run of a comparison, with the record of its training if it is one; see `RunData` and `ComparedClasses`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def record(self) -> RunRecord | None: ...
+    @property
+    def evaluation(self) -> Evaluation | MulticlassEvaluation: ...
+
+
+def _source(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
     sources = dict.fromkeys(run.evaluation.flow.source for run in runs if run.evaluation.flow)
     if not sources:
         return None
     return Fact(f"Test images: {'; '.join(sources)} (SHA-256 of the images: {c.images['sha256'][:16]}…).", "images")
 
 
-def _flow(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
-    flow = runs[0].evaluation.flow
-    if flow is None:
-        return None
+def _flow(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
+    """Return the flow of images; of folds, which have images of their own, that of each."""
+    sentences = {run.name: _flow_text(run.evaluation.flow) for run in runs if run.evaluation.flow}
+    if len(set(sentences.values())) > 1:
+        return Fact(" ".join(f"{name}: {sentence}" for name, sentence in sentences.items()), "images")
+    return Fact(next(iter(sentences.values())), "images") if sentences else None
+
+
+def _flow_text(flow: ImageFlow) -> str:
     excluded = "; ".join(excluded_lines(flow)) or "none"
     found = []
     if flow.copies:
@@ -66,10 +112,9 @@ def _flow(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
         has = "has" if flow.contradictory == 1 else "have"
         found.append(f"{flow.contradictory:,} {has} another label elsewhere in the data")
     duplicates = f" Of the evaluated images, {', and '.join(found)}." if found else ""
-    return Fact(
+    return (
         f"Of {counted(flow.labeled.images, 'labeled image')} {_of_patients(flow.labeled)},"
-        f" {flow.evaluated.images:,} {_of_patients(flow.evaluated)} were evaluated; not evaluated: {excluded}.{duplicates}",
-        "images",
+        f" {flow.evaluated.images:,} {_of_patients(flow.evaluated)} were evaluated; not evaluated: {excluded}.{duplicates}"
     )
 
 
@@ -77,16 +122,16 @@ def _of_patients(count: ImageCount) -> str:
     return of_patients_text(count.patients, count.unknown_patients, count.images)
 
 
-def _of_compared_patients(c: Comparison) -> str:
+def _of_compared_patients(c: RecordedComparison) -> str:
     return of_patients_text(c.images["patients"], c.images.get("unknown_patients"), c.images["n"])
 
 
-def _labels(c: Comparison, runs: Sequence[RunData]) -> Fact:
+def _labels(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact:
     counts = ", ".join(f"{count:,} {label}" for label, count in c.images["counts"].items())
     return Fact(f"Test images: {counts}, {_of_compared_patients(c)}.", "images")
 
 
-def _missing(c: Comparison, runs: Sequence[RunData]) -> Fact:
+def _missing(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact:
     return Fact(
         "Every image of the evaluated split has a result: an image that cannot be read, or has no prediction, stops the"
         " evaluation.",
@@ -94,93 +139,96 @@ def _missing(c: Comparison, runs: Sequence[RunData]) -> Fact:
     )
 
 
-def _population(c: Comparison, runs: Sequence[RunData]) -> Fact:
+def _population(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact:
     return Fact(c.notice, "images")
 
 
-def _trained(runs: Sequence[RunData], text: Callable[[RunData, dict[str, str]], str], place: str) -> Fact | None:
+def _trained(runs: Sequence[RecordedRun], text: Callable[[RecordedRun, RunRecord], str], place: str) -> Fact | None:
     """Return one sentence for each run whose training is recorded; None without one."""
-    sentences = [f"{run.summary.name}: {text(run, dict(run.facts))}." for run in runs if run.facts]
+    sentences = [f"{run.name}: {text(run, run.record)}." for run in runs if run.record]
     return Fact(" ".join(sentences), place) if sentences else None
 
 
-def _partition(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
-    def text(run: RunData, facts: dict[str, str]) -> str:
-        counts = [
-            f"{key.removeprefix('counts.').replace('.', ' ')} {value}"
-            for key, value in facts.items()
-            if key.startswith("counts.")
-        ]
-        return f"split by {facts.get('split_by', 'unknown')}; images: {', '.join(counts) or 'not recorded'}"
+def _partition(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
+    def text(run: RecordedRun, record: RunRecord) -> str:
+        counts = [f"{split} {label} {n}" for split, by_label in record.counts.items() for label, n in by_label.items()]
+        return f"split by {record.split_by}; images: {', '.join(counts) or 'not recorded'}"
 
     return _trained(runs, text, "runs")
 
 
-def _disjoint(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
-    def text(run: RunData, facts: dict[str, str]) -> str:
-        return f"training and validation images were split by {facts.get('split_by', 'unknown')}"
-
-    fact = _trained(runs, text, "runs")
+def _disjoint(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
+    fact = _trained(
+        runs,
+        lambda _, record: f"training and validation images were split by {record.split_by}",
+        "runs",
+    )
     if fact is None:
         return None
     return Fact(f"{fact.text} Test images that were training or validation images, by content, are an error.", "runs")
 
 
-def _model(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
+def _model(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
     return _trained(
-        runs,
-        lambda run, _: f"{run.summary.network}, {run.summary.image_size} x {run.summary.image_size} pixels",
-        "runs",
+        runs, lambda _, record: f"{record.network}, {record.image_size} x {record.image_size} pixels", "runs"
     )
 
 
-def _initialization(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
-    return _trained(runs, lambda run, _: f"initial weights: {run.summary.weights}", "runs")
+def _initialization(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
+    return _trained(runs, lambda _, record: f"initial weights: {record.weights}", "runs")
 
 
-def _training(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
-    def text(run: RunData, _: dict[str, str]) -> str:
-        s = run.summary
-        return f"{s.optimizer}, batch {s.batch}, {counted(s.epochs or 0, 'epoch')}, seed {s.seed}; the recipe has all settings"
+def _training(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
+    def text(_: RecordedRun, record: RunRecord) -> str:
+        epochs = counted(record.epochs, "epoch")
+        return f"{record.optimizer}, batch {record.batch}, {epochs}, seed {record.seed}; the recipe has all settings"
 
     return _trained(runs, text, "runs")
 
 
-def _selection(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
-    def text(run: RunData, _: dict[str, str]) -> str:
-        epochs = f"epoch {run.summary.best_epoch} of {run.summary.epochs}"
+def selection(runs: Sequence[RecordedRun], place: str) -> Fact | None:
+    """Return how the weights of each run were selected.
+
+    Args:
+        runs: The runs.
+        place: Anchor of the section with their training.
+    """
+
+    def text(run: RecordedRun, record: RunRecord) -> str:
+        epochs = f"epoch {record.best_epoch} of {record.epochs}"
         if run.evaluation.recipe.get("training", {}).get("select") == "last":
             return f"the weights are those of {epochs}, the last one; validation images did not select it"
         return f"{epochs} was selected on validation images"
 
-    return _trained(runs, text, "training")
+    return _trained(runs, text, place)
 
 
-def _software(c: Comparison, runs: Sequence[RunData]) -> Fact:
+def _selection(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
+    return selection(runs, "training")
+
+
+def _software(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact:
     libraries = dict.fromkeys(
-        f"{name.removeprefix('versions.')} {value}"
-        for run in runs
-        for name, value in run.facts
-        if name.startswith("versions.")
+        f"{name} {version}" for run in runs if run.record for name, version in run.record.versions.items()
     )
     return Fact(f"pneumoscope {c.version}{', trained with ' + ', '.join(libraries) if libraries else ''}.", "runs")
 
 
-def _preprocessing(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
+def _preprocessing(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
     return _trained(
         runs,
-        lambda run, _: (
-            f"gray levels of {run.summary.image_size} x {run.summary.image_size} pixels; the recipe states crop and augmentation"
+        lambda _, record: (
+            f"gray levels of {record.image_size} x {record.image_size} pixels; the recipe states crop and augmentation"
         ),
         "runs",
     )
 
 
-def _predictors(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
+def _predictors(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
     return _trained(runs, lambda *_: "the only input is the image, and no person reads it", "runs")
 
 
-def _blinding(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
+def _blinding(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
     return _trained(runs, lambda *_: "the model receives the image only, neither label nor clinical data", "runs")
 
 
@@ -199,11 +247,21 @@ def _uncertainty(c: Comparison, runs: Sequence[RunData]) -> Fact:
     return Fact(labels.interval_note(intervals), "metrics")
 
 
-def _tests(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
-    if not c.pairs:
+def paired_tests(pairs: Sequence[PairedTest], names: Mapping[str, str]) -> Fact | None:
+    """Return the paired tests of a comparison; None without pairs.
+
+    Args:
+        pairs: The tests.
+        names: Names of the metrics within a sentence.
+    """
+    if not pairs:
         return None
-    tests = dict.fromkeys(f"{method_name(pair.test)} ({labels.PAIR_METRICS[pair.metric]})" for pair in c.pairs)
+    tests = dict.fromkeys(f"{method_name(pair.test)} ({names[pair.metric]})" for pair in pairs)
     return Fact(f"Paired tests: {'; '.join(tests)}; p values are Holm-corrected over the pairs of a metric.", "pairs")
+
+
+def _tests(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
+    return paired_tests(c.pairs, labels.PAIR_METRICS)
 
 
 def _performance(c: Comparison, runs: Sequence[RunData]) -> Fact:
@@ -228,27 +286,34 @@ def _of_runs(c: Comparison, runs: Sequence[RunData], keys: Sequence[str]) -> str
     """
     if not all(key in run.summary.test for run in runs for key in keys):
         return ""
-    sentences = [
-        f"{group.name}, mean of {group.members_text()}: {', '.join(_spread(group, key) for key in keys if key in group.metrics)}."
-        for group in c.groups
-        if any(key in group.metrics for key in keys)
-    ]
+    names = {key: labels.METRICS[key] for key in keys}
+    sentences = [sentence for group in c.groups if (sentence := mean_sentence(group, names))]
     sentences += [
-        f"{run.summary.name}: {', '.join(f'{labels.METRICS[key]} {run.summary.test[key]}' for key in keys)}."
-        for run in _single_runs(c, runs)
+        f"{run.name}: {', '.join(f'{title} {run.summary.test[key]}' for key, title in names.items())}."
+        for run in single_runs(c.groups, runs)
     ]
     return " ".join(sentences)
 
 
-def _spread(group: RunGroup, key: str) -> str:
-    spread = group.metrics[key]
-    return f"{labels.METRICS[key]} {spread.mean} (standard deviation {spread.sd:.4f})"
+def mean_sentence(group: RunGroup, names: Mapping[str, str]) -> str:
+    """Return the means of a group of runs with their spread as a sentence; empty if it has none of the metrics.
+
+    Args:
+        group: The group.
+        names: Labels of the metrics by their keys.
+    """
+    means = [
+        f"{title} {spread.mean} (standard deviation {spread.sd:.4f})"
+        for key, title in names.items()
+        if (spread := group.metrics.get(key))
+    ]
+    return f"{group.name}, mean of {group.members_text()}: {', '.join(means)}." if means else ""
 
 
-def _single_runs(c: Comparison, runs: Sequence[RunData]) -> list[RunData]:
+def single_runs(groups: Sequence[RunGroup], runs: Sequence[_Run]) -> list[_Run]:
     """Return the runs that are not one of several seeds or folds."""
-    grouped = {name for group in c.groups for name in group.runs}
-    return [run for run in runs if run.summary.name not in grouped]
+    grouped = {name for group in groups for name in group.runs}
+    return [run for run in runs if run.name not in grouped]
 
 
 def _utility(c: Comparison, runs: Sequence[RunData]) -> Fact:
@@ -257,8 +322,8 @@ def _utility(c: Comparison, runs: Sequence[RunData]) -> Fact:
 
 def _confusion(c: Comparison, runs: Sequence[RunData]) -> Fact:
     text = " ".join(
-        f"{run.summary.name}: {m.tp} true positives, {m.fn} false negatives, {m.tn} true negatives, {m.fp} false positives."
-        for run in _single_runs(c, runs)
+        f"{run.name}: {m.tp} true positives, {m.fn} false negatives, {m.tn} true negatives, {m.fp} false positives."
+        for run in single_runs(c.groups, runs)
         for m in (run.summary.confusion,)
     )
     groups = " ".join(f"{group.name}: one matrix for each of {group.members_text()}." for group in c.groups)
@@ -267,7 +332,7 @@ def _confusion(c: Comparison, runs: Sequence[RunData]) -> Fact:
 
 def _thresholds(c: Comparison, runs: Sequence[RunData]) -> Fact:
     text = " ".join(
-        f"{run.summary.name}: {'; '.join(f'{name} at {point.threshold_text()} ({point.rule})' for name, point in points)}."
+        f"{run.name}: {'; '.join(f'{name} at {point.threshold_text()} ({point.rule})' for name, point in points)}."
         for run in runs
         for points in (run.evaluation.operating_points.items(),)
     )
@@ -278,97 +343,100 @@ def _output(c: Comparison, runs: Sequence[RunData]) -> Fact:
     return Fact("A probability of pneumonia, 0 to 1, and a decision at each operating point.", "operating_points")
 
 
-def _subgroups(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
+def _subgroups(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
     columns = dict.fromkeys(group.column for run in runs for group in run.evaluation.subgroups)
     return Fact(f"Subgroups by {', '.join(columns)}, each with intervals.", "subgroups") if columns else None
 
 
-def _heterogeneity(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
-    sentences = [f"{run.summary.name}: {test.sentence}" for run in runs for test in run.evaluation.interactions]
+def _heterogeneity(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
+    sentences = [f"{run.name}: {test.sentence}" for run in runs for test in run.evaluation.interactions]
     return Fact(" ".join(sentences), "subgroups") if sentences else None
 
 
-def _clusters(c: Comparison, runs: Sequence[RunData]) -> Fact:
+def _clusters(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact:
     text = f"{counted(c.images['n'], 'image')} {_of_compared_patients(c)}"
     if c.images.get("unknown_patients") == c.images["n"]:
         return Fact(f"{text}: intervals and tests take the images to be independent.", "metrics")
     return Fact(f"{text}: intervals and tests keep the images of a patient together.", "metrics")
 
 
-def _rejected(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
+def _rejected(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
     sentences = [
-        f"{run.summary.name}: {run.evaluation.rejected.sentence()}."
+        f"{run.name}: {run.evaluation.rejected.sentence()}."
         for run in runs
         if run.evaluation.rejected and run.evaluation.rejected.reasons
     ]
     return Fact(" ".join(sentences), "images") if sentences else None
 
 
-def _internal(c: Comparison, runs: Sequence[RunData]) -> Fact:
+def _internal(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact:
     numbers = ", ".join(
-        f"{run.summary.name} {run.evaluation.test_evaluation}" for run in runs if run.evaluation.test_evaluation
+        f"{run.name} {run.evaluation.test_evaluation}" for run in runs if run.evaluation.test_evaluation
     )
     ledger = f" Number of the evaluation in the test ledger: {numbers}." if numbers else ""
     return Fact(f"Evaluation {c.evaluation!r} on {counted(c.images['n'], 'image')}.{ledger}", "runs")
 
 
-def _predictions(c: Comparison, runs: Sequence[RunData]) -> Fact:
+def _predictions(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact:
     sources = "; ".join(
-        f"{run.summary.name}: file of predictions {run.evaluation.predictions_sha256[:16]}…"
+        f"{run.name}: file of predictions {run.evaluation.predictions_sha256[:16]}…"
         if run.evaluation.predictions_sha256
-        else f"{run.summary.name}: network file {run.evaluation.bundle_sha256[:16]}…"
+        else f"{run.name}: network file {run.evaluation.bundle_sha256[:16]}…"
         for run in runs
     )
     return Fact(f"By SHA-256: {sources}.", "runs")
 
 
 def _updating(c: Comparison, runs: Sequence[RunData]) -> Fact:
-    sites = [f"{run.summary.name}: site profile {run.evaluation.site}" for run in runs if run.evaluation.site]
+    sites = [f"{run.name}: site profile {run.evaluation.site}" for run in runs if run.evaluation.site]
     return Fact(f"{'; '.join(sites)}." if sites else "No model was updated by a site profile.", "runs")
 
 
-def _code(c: Comparison, runs: Sequence[RunData]) -> Fact:
+def _code(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact:
     return Fact(f"Software: pneumoscope {c.version}; command and recipes are in the report.", "command")
 
 
-def _outputs(c: Comparison, runs: Sequence[RunData]) -> Fact:
+def _outputs(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact:
     return Fact(
         "The output for each image is stored in predictions.csv of each evaluation, by the image's SHA-256.", "runs"
     )
 
 
-FACTS: dict[str, Callable[[Comparison, Sequence[RunData]], Fact | None]] = {
-    "accuracy": _accuracy,
+SHARED_FACTS: dict[str, Callable[[RecordedComparison, Sequence[RecordedRun]], Fact | None]] = {
     "blinding": _blinding,
-    "calibration": _calibration,
     "clusters": _clusters,
     "code": _code,
-    "confusion": _confusion,
     "disjoint": _disjoint,
     "flow": _flow,
     "heterogeneity": _heterogeneity,
     "initialization": _initialization,
     "internal": _internal,
     "labels": _labels,
-    "metrics": _metrics,
     "missing": _missing,
     "model": _model,
-    "output": _output,
     "outputs": _outputs,
     "partition": _partition,
-    "performance": _performance,
     "population": _population,
     "predictions": _predictions,
     "predictors": _predictors,
     "preprocessing": _preprocessing,
     "rejected": _rejected,
-    "selection": _selection,
     "software": _software,
     "source": _source,
     "subgroups": _subgroups,
+    "training": _training,
+}
+FACTS: dict[str, Callable[[Comparison, Sequence[RunData]], Fact | None]] = {
+    **SHARED_FACTS,
+    "accuracy": _accuracy,
+    "calibration": _calibration,
+    "confusion": _confusion,
+    "metrics": _metrics,
+    "output": _output,
+    "performance": _performance,
+    "selection": _selection,
     "tests": _tests,
     "thresholds": _thresholds,
-    "training": _training,
     "uncertainty": _uncertainty,
     "updating": _updating,
     "utility": _utility,

@@ -8,18 +8,19 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
+from typing import TypeVar
 
-from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.errors import UnknownNameError
-from pneumoscope.reporting.checklist_facts import FACTS, PLACES, Fact
-from pneumoscope.reporting.run_data import RunData
+from pneumoscope.reporting.checklist_facts import PLACES, Fact
 from pneumoscope.reporting.tables import Table
 
 __all__ = ["CHECKLISTS", "Answer", "Checklist", "Item", "checklist_table", "fill_checklist", "read_items"]
 
 CHECKLISTS = ("claim", "tripod-ai", "stard-ai")
+_Comparison = TypeVar("_Comparison")
+_Run = TypeVar("_Run")
 _NOT_RECORDED = "The record does not have it: state it."
 
 
@@ -119,19 +120,26 @@ def read_items(name: str) -> tuple[str, str, tuple[Item, ...]]:
     return data["title"], data["source"], items
 
 
-def fill_checklist(name: str, comparison: Comparison, runs: Sequence[RunData]) -> Checklist:
+def fill_checklist(
+    name: str,
+    comparison: _Comparison,
+    runs: Sequence[_Run],
+    known: Mapping[str, Callable[[_Comparison, Sequence[_Run]], Fact | None]],
+) -> Checklist:
     """Return a checklist with the facts of a comparison.
 
     Args:
         name: One of `CHECKLISTS`.
         comparison: The comparison.
         runs: Its runs.
+        known: Functions that return the facts of such a comparison: `checklist_facts.FACTS`, or of several classes
+            `multiclass_checklist_facts.CLASS_FACTS`.
 
     Raises:
         UnknownNameError: There is no such checklist.
     """
     title, source, items = read_items(name)
-    facts = {each: FACTS[each](comparison, runs) for each in sorted({fact for item in items for fact in item.facts})}
+    facts = {each: known[each](comparison, runs) for each in sorted({fact for item in items for fact in item.facts})}
     answers = tuple(
         Answer(item, tuple(fact for each in item.facts if (fact := facts[each]) and fact.text)) for item in items
     )

@@ -13,7 +13,7 @@ from pneumoscope.reporting import labels
 from pneumoscope.reporting.checklist_facts import PLACES
 from pneumoscope.reporting.checklists import Checklist
 from pneumoscope.reporting.comparison_figures import ComparisonFigures, draw_figures
-from pneumoscope.reporting.run_data import RunData, load_run_data
+from pneumoscope.reporting.run_data import RunData, load_run_data, record_rows
 from pneumoscope.reporting.style import drawing
 from pneumoscope.reporting.templating import environment, theme
 
@@ -82,6 +82,7 @@ def comparison_page(
                 labels=labels,
                 checklists=checklists,
                 places=PLACES,
+                record_rows=record_rows,
             )
         )
 

@@ -1,8 +1,9 @@
-"""The flow of images as a diagram: from the data set through the evaluation to decisions and labels."""
+"""The flow of images as a diagram: from the data set through the evaluation to decisions, or predicted classes, and labels."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,10 +11,11 @@ from matplotlib.patches import Rectangle
 
 from pneumoscope.core.image_flow import ImageCount, ImageFlow
 from pneumoscope.core.messages import counted
+from pneumoscope.core.multiclass_results import MulticlassEvaluation
 from pneumoscope.core.results import Evaluation
 from pneumoscope.reporting.style import COLORS, new_figure, short
 
-__all__ = ["duplicate_lines", "excluded_lines", "flow_figure"]
+__all__ = ["class_flow_figure", "duplicate_lines", "excluded_lines", "flow_figure"]
 
 _INK, _MUTED, _SURFACE = (COLORS[name][0] for name in ("ink", "muted", "surface"))
 _MAX_SOURCE = 36  # characters
@@ -21,6 +23,9 @@ _SPLITS = {"no split": "no split", "unused": "set aside (unused)"}
 # Layout, in points from the upper left corner.
 _WIDTH, _LINE, _PADDING, _GAP, _MARGIN = 470, 14, 8, 30, 6
 _LEFT, _RIGHT = (4, 228), (242, 466)  # the two columns
+
+
+_Line = list[tuple[float, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +58,48 @@ def flow_figure(title: str, evaluation: Evaluation, operating_point: str) -> Fig
         evaluation: The evaluation; without a record of the flow, the diagram begins with the evaluated images.
         operating_point: Operating point of the decisions.
     """
-    boxes, lines = _layout(evaluation, operating_point)
+    boxes, lines = _selection(evaluation)
+    evaluated = boxes[-1]
+    counts = evaluation.operating_points[operating_point].confusion
+    for column, decision, positive, negative in (
+        (_LEFT, "pneumonia", counts.tp, counts.fp),
+        (_RIGHT, "no pneumonia", counts.fn, counts.tn),
+    ):
+        texts = (f"Decision at {operating_point}: {decision}", counted(positive + negative, "image"))
+        decided = _Box(*column, evaluated.bottom + _GAP, texts)
+        labels = _Box(*column, decided.bottom + _GAP, (f"Label PNEUMONIA: {positive:,}", f"Label NORMAL: {negative:,}"))
+        turn = evaluated.bottom + _GAP / 2
+        start, end = (evaluated.center, evaluated.bottom), (decided.center, decided.top)
+        lines.append([start, (evaluated.center, turn), (decided.center, turn), end])
+        lines.append([(decided.center, decided.bottom), (labels.center, labels.top)])
+        boxes += [decided, labels]
+    return _draw(title, boxes, lines)
+
+
+def class_flow_figure(title: str, evaluation: MulticlassEvaluation) -> Figure:
+    """Return the flow diagram of an evaluation of several classes; see `flow_figure`. Must be called within `style.drawing()`.
+
+    Args:
+        title: Name of the run.
+        evaluation: The evaluation.
+    """
+    boxes, lines = _selection(evaluation)
+    evaluated = boxes[-1]
+    rows = ["Predicted class, and images of that class among them"]
+    for index, name in enumerate(evaluation.classes):
+        predicted = sum(row[index] for row in evaluation.confusion)
+        rows.append(
+            f"{short(name)}: {counted(predicted, 'image')}, {evaluation.confusion[index][index]:,} with this label"
+        )
+    labels = [f"{short(name)}: {counted(evaluation.counts[name], 'image')}" for name in evaluation.classes]
+    predictions = _Box(_LEFT[0], _RIGHT[1], evaluated.bottom + _GAP, tuple(rows))
+    reference = _Box(_LEFT[0], _RIGHT[1], predictions.bottom + _GAP, ("Label", *labels))
+    lines.append([(evaluated.center, evaluated.bottom), (evaluated.center, predictions.top)])
+    lines.append([(evaluated.center, predictions.bottom), (evaluated.center, reference.top)])
+    return _draw(title, [*boxes, predictions, reference], lines)
+
+
+def _draw(title: str, boxes: Sequence[_Box], lines: Sequence[_Line]) -> Figure:
     height = max(box.bottom for box in boxes) + _MARGIN
     figure = new_figure(_WIDTH, height + 24)
     axes: Axes = figure.subplots()
@@ -78,10 +124,10 @@ def flow_figure(title: str, evaluation: Evaluation, operating_point: str) -> Fig
     return figure
 
 
-def _layout(evaluation: Evaluation, operating_point: str) -> tuple[list[_Box], list[list[tuple[float, float]]]]:
-    """Return the boxes, and the lines between them that end in an arrow."""
+def _selection(evaluation: Evaluation | MulticlassEvaluation) -> tuple[list[_Box], list[_Line]]:
+    """Return the boxes from the data set to the evaluated images, and the lines between them that end in an arrow."""
     boxes: list[_Box] = []
-    lines: list[list[tuple[float, float]]] = []
+    lines: list[_Line] = []
     top = float(_MARGIN)
     if flow := evaluation.flow:
         source = flow.source if len(flow.source) <= _MAX_SOURCE else f"{flow.source[: _MAX_SOURCE - 1]}…"
@@ -100,21 +146,7 @@ def _layout(evaluation: Evaluation, operating_point: str) -> tuple[list[_Box], l
         texts.append(f"{sum(evaluation.rejected.reasons.values()):,} rejected by predict, evaluated too")
     if evaluation.flow:
         texts += duplicate_lines(evaluation.flow)
-    evaluated = _Box(*_LEFT, top, tuple(texts))
-    boxes.append(evaluated)
-    counts = evaluation.operating_points[operating_point].confusion
-    for column, decision, positive, negative in (
-        (_LEFT, "pneumonia", counts.tp, counts.fp),
-        (_RIGHT, "no pneumonia", counts.fn, counts.tn),
-    ):
-        texts = [f"Decision at {operating_point}: {decision}", counted(positive + negative, "image")]
-        decided = _Box(*column, evaluated.bottom + _GAP, tuple(texts))
-        labels = _Box(*column, decided.bottom + _GAP, (f"Label PNEUMONIA: {positive:,}", f"Label NORMAL: {negative:,}"))
-        turn = evaluated.bottom + _GAP / 2
-        start, end = (evaluated.center, evaluated.bottom), (decided.center, decided.top)
-        lines.append([start, (evaluated.center, turn), (decided.center, turn), end])
-        lines.append([(decided.center, decided.bottom), (labels.center, labels.top)])
-        boxes += [decided, labels]
+    boxes.append(_Box(*_LEFT, top, tuple(texts)))
     return boxes, lines
 
 

@@ -1,4 +1,4 @@
-"""Figures of models of several classes: confusion matrix, ROC curves, reliability diagrams, and differences of pairs."""
+"""Figures of models of several classes: flow of images, confusion matrix, ROC curves, reliability, and differences of pairs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from pneumoscope.core.messages import counted, of_patients_text
 from pneumoscope.core.multiclass_results import MulticlassComparison, MulticlassEvaluation
 from pneumoscope.evaluation.multiclass_compared import ComparedClasses
 from pneumoscope.evaluation.multiclass_metrics import class_scores
 from pneumoscope.reporting.comparison_figures import NamedFigure
 from pneumoscope.reporting.figures import Curve, differences_figure, overlay_figure, reliability_figure
+from pneumoscope.reporting.flow_diagram import class_flow_figure
 from pneumoscope.reporting.labels import CLASS_PAIR_METRICS
 from pneumoscope.reporting.style import COLORS, RunStyle, drawing, new_figure, run_style, short
 from pneumoscope.reporting.templating import format_value
@@ -30,12 +32,16 @@ _DARK = 0.55  # fraction of the row above which text on a cell is not legible in
 def draw_class_figures(
     comparison: MulticlassComparison, runs: Sequence[ComparedClasses]
 ) -> dict[str, tuple[NamedFigure, ...]]:
-    """Return the figures of a comparison: "confusion", "roc" and "reliability" of each run, and "differences" of pairs.
+    """Return the figures of a comparison: "flow", "confusion", "roc" and "reliability" of each run, and "differences" of pairs.
 
     A class without images has no ROC curve. Where the calibration was fitted on some of the images, there is no reliability.
     """
     with drawing():
         return {
+            "flow": tuple(
+                NamedFigure(class_flow_figure(run.name, run.evaluation), f"flow-{i}", _flow_label(run))
+                for i, run in enumerate(runs)
+            ),
             "confusion": tuple(
                 NamedFigure(confusion_figure(run.name, run.evaluation), f"confusion-{i}", _confusion_label(run))
                 for i, run in enumerate(runs)
@@ -139,6 +145,16 @@ def one_vs_rest_figure(run: ComparedClasses) -> Figure:
         labelcolor=_MUTED,
     )  # fmt: skip
     return figure
+
+
+def _flow_label(run: ComparedClasses) -> str:
+    evaluation = run.evaluation
+    predicted = ", ".join(
+        f"{sum(row[index] for row in evaluation.confusion)} predicted as {name}"
+        for index, name in enumerate(evaluation.classes)
+    )
+    of_patients = of_patients_text(evaluation.patients, evaluation.unknown_patients, evaluation.n)
+    return f"Flow of images of {run.name}: {counted(evaluation.n, 'evaluated image')} {of_patients}; {predicted}"
 
 
 def _confusion_label(run: ComparedClasses) -> str:

@@ -1,4 +1,4 @@
-"""The report of models of several classes: page, figures and tables, as objects and as files; see `report_files`."""
+"""The report of models of several classes: page, figures, tables and checklists, as objects and as files; see `report_files`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ from pneumoscope.evaluation.multiclass_compare import multiclass_comparison
 from pneumoscope.evaluation.multiclass_compared import ComparedClasses, compared_classes
 from pneumoscope.evaluation.multiclass_cross_validation import compare_class_folds, read_class_folds
 from pneumoscope.reporting import labels
+from pneumoscope.reporting.checklist_facts import PLACES
+from pneumoscope.reporting.checklists import Checklist, checklist_table, fill_checklist
 from pneumoscope.reporting.comparison_figures import NamedFigure
+from pneumoscope.reporting.multiclass_checklist_facts import CLASS_FACTS
 from pneumoscope.reporting.multiclass_figures import draw_class_figures
 from pneumoscope.reporting.multiclass_tables import class_tables
 from pneumoscope.reporting.report_files import ReportFiles, write_report
+from pneumoscope.reporting.run_data import record_rows
 from pneumoscope.reporting.style import drawing
 from pneumoscope.reporting.tables import Table
 from pneumoscope.reporting.templating import environment, theme
+from pneumoscope.runs.run_folder import RECIPE_FILE, read_text
 
 __all__ = ["MulticlassReport", "report_multiclass", "write_multiclass_page"]
 
@@ -35,12 +40,14 @@ class MulticlassReport:
         figures: Figures by name, such as "confusion-0", "roc-0" and "reliability-0-2": the number of the run, and of the class.
             In a notebook a figure is displayed; `figure` is that of matplotlib.
         tables: Tables by name, such as "classes"; `Table.to_dataframe()` returns a pandas DataFrame.
+        checklists: Filled checklists by name.
     """
 
     comparison: MulticlassComparison
     runs: tuple[ComparedClasses, ...]
     figures: Mapping[str, NamedFigure]
     tables: Mapping[str, Table]
+    checklists: Mapping[str, Checklist]
 
     def __repr__(self) -> str:
         """Return the names of figures and tables."""
@@ -51,7 +58,7 @@ class MulticlassReport:
 
     def page(self) -> str:
         """Return the HTML page."""
-        return _page(self.comparison, self.runs, self.tables)
+        return _page(self.comparison, self.runs, self.tables, tuple(self.checklists.values()))
 
     def write(self, out: str | Path) -> ReportFiles:
         """Write report.html, figures/ (SVG, PDF, PNG) and tables/ (CSV, LaTeX, Markdown); the same input gives the same bytes.
@@ -65,15 +72,19 @@ class MulticlassReport:
         return write_report(self.page(), self.figures.values(), self.tables.values(), Path(out))
 
 
-def report_multiclass(runs: Sequence[str | Path], *, evaluation: str = "test", command: str = "") -> MulticlassReport:
+def report_multiclass(
+    runs: Sequence[str | Path], *, evaluation: str = "test", checklists: Sequence[str] = (), command: str = ""
+) -> MulticlassReport:
     """Return the report of evaluated models of several classes. Nothing is evaluated or written; see `MulticlassReport.write`.
 
     Args:
         runs: Run folders, folders of runs, or folders that `evaluate` wrote.
         evaluation: Name of the evaluation of each run.
+        checklists: Reporting guidelines to fill: "claim", "tripod-ai", "stard-ai".
         command: The command line, for the record.
 
     Raises:
+        UnknownNameError: There is no such checklist.
         RunError, UsageError: See `evaluation.multiclass_compare.compare_multiclass`.
     """
     targets = [Path(run) for run in runs]
@@ -84,11 +95,14 @@ def report_multiclass(runs: Sequence[str | Path], *, evaluation: str = "test", c
         compared = compared_classes(targets, evaluation=evaluation)
         comparison = multiclass_comparison(compared, evaluation=evaluation, command=command)
     figures = draw_class_figures(comparison, compared)
+    filled = {name: fill_checklist(name, comparison, compared, CLASS_FACTS) for name in checklists}
+    tables = (*class_tables(comparison, compared), *map(checklist_table, filled.values()))
     return MulticlassReport(
         comparison,
         tuple(compared),
         {figure.key: figure for group in figures.values() for figure in group},
-        {table.name: table for table in class_tables(comparison, compared)},
+        {table.name: table for table in tables},
+        filled,
     )
 
 
@@ -114,7 +128,12 @@ def write_multiclass_page(comparison: MulticlassComparison, folders: Sequence[Pa
     return out
 
 
-def _page(comparison: MulticlassComparison, runs: Sequence[ComparedClasses], tables: Mapping[str, Table]) -> str:
+def _page(
+    comparison: MulticlassComparison,
+    runs: Sequence[ComparedClasses],
+    tables: Mapping[str, Table],
+    checklists: Sequence[Checklist] = (),
+) -> str:
     with drawing():
         return (
             environment()
@@ -126,5 +145,9 @@ def _page(comparison: MulticlassComparison, runs: Sequence[ComparedClasses], tab
                 tables=tables,
                 theme=theme(),
                 labels=labels,
+                checklists=checklists,
+                places=PLACES,
+                recipes=[read_text(run.path / RECIPE_FILE) if run.record else "" for run in runs],
+                record_rows=record_rows,
             )
         )

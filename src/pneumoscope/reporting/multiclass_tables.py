@@ -9,7 +9,7 @@ from pneumoscope.core.multiclass_results import MulticlassComparison
 from pneumoscope.core.result_forms import method_name
 from pneumoscope.evaluation.multiclass_compared import ComparedClasses
 from pneumoscope.reporting import labels
-from pneumoscope.reporting.tables import Cell, Table, group_table
+from pneumoscope.reporting.tables import Cell, Table, flow_table, group_table
 
 __all__ = ["class_tables"]
 
@@ -20,6 +20,7 @@ _PAIR = ("auroc", "accuracy", "sensitivity", "specificity")
 def class_tables(comparison: MulticlassComparison, runs: Sequence[ComparedClasses]) -> tuple[Table, ...]:
     """Return the tables of a comparison of models of several classes that have rows."""
     tables = (
+        flow_table([(run.name, run.evaluation) for run in runs]),
         _metrics(comparison, runs),
         group_table(comparison.groups, labels.CLASS_METRICS),
         _confusion(runs),

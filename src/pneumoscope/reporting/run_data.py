@@ -31,7 +31,7 @@ from pneumoscope.runs.run_folder import (
 )
 from pneumoscope.statistics.inputs import BoolArray, FloatArray
 
-__all__ = ["RunData", "load_run_data"]
+__all__ = ["RunData", "load_run_data", "record_rows"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +61,9 @@ class RunData:
         summary: Row of the comparison.
         evaluation: The compared evaluation.
         scores: Predictions by image.
+        record: Record of the run; None if it is not a run.
         epochs: Epochs of the training; empty if it is not a run.
         recipe: Text of the recipe file; "" if it is not a run.
-        facts: Record of the run without the recipe, as names and values; nested names are joined by dots. Empty if it is not
-            a run.
     """
 
     index: int
@@ -72,9 +71,14 @@ class RunData:
     summary: RunSummary
     evaluation: Evaluation
     scores: Scores
+    record: RunRecord | None
     epochs: tuple[Epoch, ...]
     recipe: str
-    facts: tuple[tuple[str, str], ...]
+
+    @property
+    def name(self) -> str:
+        """Name in the comparison."""
+        return self.summary.name
 
 
 def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData, ...]:
@@ -116,9 +120,9 @@ def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData
                 summary=summary,
                 evaluation=evaluation,
                 scores=_scores(results / PREDICTIONS_FILE, evaluation.n),
+                record=read_run(folder) if is_run else None,
                 epochs=read_epochs(folder) if is_run else (),
                 recipe=read_text(folder / RECIPE_FILE) if is_run else "",
-                facts=_facts(read_run(folder)) if is_run else (),
             )
         )
     return tuple(data)
@@ -134,9 +138,14 @@ def _scores(path: Path, n: int) -> Scores:
     )
 
 
-def _facts(record: RunRecord) -> tuple[tuple[str, str], ...]:
-    """Return the record without the recipe, which the page shows verbatim."""
-    return tuple(_flat({name: value for name, value in msgspec.to_builtins(record).items() if name != "recipe"}))
+def record_rows(record: RunRecord | None) -> list[tuple[str, str]]:
+    """Return the record of a run as names and values; none without a record.
+
+    Nested names are joined by dots. The recipe is left out: a page shows its file.
+    """
+    if record is None:
+        return []
+    return _flat({name: value for name, value in msgspec.to_builtins(record).items() if name != "recipe"})
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

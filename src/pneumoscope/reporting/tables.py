@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 from pneumoscope.core.comparison import Comparison, RunGroup
 from pneumoscope.core.image_flow import ImageCount
 from pneumoscope.core.interval import Interval
+from pneumoscope.core.multiclass_results import MulticlassEvaluation
 from pneumoscope.core.result_forms import method_name, rows_dataframe, with_minus_signs
+from pneumoscope.core.results import Evaluation
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.run_data import RunData
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Cell", "Table", "comparison_tables", "group_table", "to_csv", "to_latex", "to_markdown"]
+__all__ = ["Cell", "Table", "comparison_tables", "flow_table", "group_table", "to_csv", "to_latex", "to_markdown"]
 
 Cell = Interval | float | int | str | None
 _PARTS = ("low", "high", "method", "n", "reason")  # fields of an interval beside its value
@@ -92,7 +94,7 @@ def comparison_tables(comparison: Comparison, runs: Sequence[RunData]) -> tuple[
         runs: Its runs.
     """
     tables = (
-        _flow(runs),
+        flow_table([(run.name, run.evaluation) for run in runs]),
         _metrics(comparison, runs),
         group_table(comparison.groups, labels.METRICS),
         _operating_points(comparison, runs),
@@ -166,7 +168,13 @@ def _text(cell: Cell) -> str:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _flow(runs: Sequence[RunData]) -> Table:
+def flow_table(evaluations: Sequence[tuple[str, Evaluation | MulticlassEvaluation]]) -> Table:
+    """Return the flow of images of each run.
+
+    Args:
+        evaluations: Name and evaluation of each run.
+    """
+
     def patients(count: ImageCount) -> tuple[Cell, Cell]:
         """Return the number of patients, and of images of unknown ones, which records of earlier versions count as patients."""
         unknown = count.unknown_patients
@@ -174,8 +182,8 @@ def _flow(runs: Sequence[RunData]) -> Table:
         return "unknown" if unknown and not known else known, unknown
 
     rows: list[tuple[Cell, ...]] = []
-    for run in runs:
-        name, flow, evaluation = run.summary.name, run.evaluation.flow, run.evaluation
+    for name, evaluation in evaluations:
+        flow = evaluation.flow
         if flow:
             rows.append((name, f"labeled images of {flow.source}", flow.labeled.images, *patients(flow.labeled)))
             rows += [

@@ -1,0 +1,172 @@
+"""Facts of the record of models of several classes for the items of reporting guidelines; see `checklist_facts`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from pneumoscope.core.interval import Interval
+from pneumoscope.core.multiclass_results import MulticlassComparison, MulticlassEvaluation
+from pneumoscope.evaluation.multiclass_compared import ComparedClasses
+from pneumoscope.reporting import labels
+from pneumoscope.reporting.checklist_facts import (
+    SHARED_FACTS,
+    Fact,
+    mean_sentence,
+    paired_tests,
+    selection,
+    single_runs,
+)
+
+__all__ = ["CLASS_FACTS"]
+
+_OVERALL = ("macro_auroc", "macro_auprc", "brier", "log_loss")
+_DECIDED = ("accuracy", "balanced_accuracy")
+_OF_CLASS = ("sensitivity", "specificity", "precision")
+
+
+def _metrics(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact:
+    names = [label for key, label in labels.CLASS_METRICS.items() if all(key in run.evaluation.metrics for run in runs)]
+    reliability = any(result.reliability for run in runs for result in run.evaluation.by_class.values())
+    diagrams = "; reliability diagrams" if reliability else ""
+    return Fact(f"{', '.join(names)}; each class against the rest, and each pair of classes{diagrams}.", "metrics")
+
+
+def _uncertainty(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact:
+    over_all = [
+        (label, run.evaluation.metrics[key])
+        for run in runs
+        for key, label in labels.CLASS_METRICS.items()
+        if key in run.evaluation.metrics
+    ]
+    return Fact(labels.interval_note([*over_all, *_intervals_of_classes(runs)]), "metrics")
+
+
+def _intervals_of_classes(runs: Sequence[ComparedClasses]) -> list[tuple[str, Interval]]:
+    return [
+        (f"{labels.METRICS[key]} of a class", interval)
+        for run in runs
+        for result in run.evaluation.by_class.values()
+        for key, interval in result.metrics.items()
+    ]
+
+
+def _tests(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact | None:
+    return paired_tests(c.pairs, labels.CLASS_PAIR_METRICS)
+
+
+def _performance(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact:
+    return Fact(_of_runs(c, runs, _OVERALL), "metrics")
+
+
+def _accuracy(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact:
+    by_class = " ".join(f"{run.name}: {_text_of_classes(run.evaluation)}." for run in single_runs(c.groups, runs))
+    overall = _of_runs(c, runs, _DECIDED)
+    return Fact(" ".join(filter(None, ("With the most probable class of each image:", overall, by_class))), "classes")
+
+
+def _text_of_classes(evaluation: MulticlassEvaluation) -> str:
+    return "; ".join(
+        f"{name} against the rest: {_text(result.metrics, {key: labels.METRICS[key] for key in _OF_CLASS})}"
+        for name, result in evaluation.by_class.items()
+    )
+
+
+def _of_runs(c: MulticlassComparison, runs: Sequence[ComparedClasses], keys: Sequence[str]) -> str:
+    """Return the metrics of each run as sentences. Of several seeds or folds only the mean and its spread are stated."""
+    names = {key: labels.CLASS_METRICS[key] for key in keys}
+    means = [sentence for group in c.groups if (sentence := mean_sentence(group, names))]
+    return " ".join(
+        means + [f"{run.name}: {_text(run.evaluation.metrics, names)}." for run in single_runs(c.groups, runs)]
+    )
+
+
+def _text(metrics: Mapping[str, Interval], names: Mapping[str, str]) -> str:
+    return ", ".join(f"{title} {metrics[key]}" for key, title in names.items() if key in metrics)
+
+
+def _calibration(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact | None:
+    key = "expected_calibration_error"
+    measured = [run for run in runs if key in run.evaluation.metrics]
+    text = _of_runs(c, measured, (key,))
+    by_class = [
+        f"{run.name}, by class: {', '.join(parts)}."
+        for run in single_runs(c.groups, measured)
+        if (
+            parts := [
+                f"{name} {result.metrics[key]}"
+                for name, result in run.evaluation.by_class.items()
+                if key in result.metrics
+            ]
+        )
+    ]
+    # Without reliability diagrams the page has no section on calibration.
+    shown = any(result.reliability for run in runs for result in run.evaluation.by_class.values())
+    return Fact(" ".join([text, *by_class]), "calibration" if shown else "metrics") if text else None
+
+
+def _confusion(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact:
+    groups = [f"{group.name}: one matrix for each of {group.members_text()}." for group in c.groups]
+    matrices = []
+    for run in single_runs(c.groups, runs):
+        classes = run.evaluation.classes
+        rows = "; ".join(
+            f"of {sum(counts)} {name}, "
+            + ", ".join(f"{count} predicted as {other}" for other, count in zip(classes, counts, strict=True) if count)
+            for name, counts in zip(classes, run.evaluation.confusion, strict=True)
+            if sum(counts)
+        )
+        matrices.append(f"{run.name}: {rows}.")
+    return Fact(" ".join(groups + matrices), "confusion")
+
+
+def _thresholds(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact:
+    return Fact(
+        "No threshold decides: the predicted class is the one with the highest probability."
+        + (f" {_set_text(runs)}" if _with_sets(runs) else ""),
+        "sets" if _with_sets(runs) else "metrics",
+    )
+
+
+def _with_sets(runs: Sequence[ComparedClasses]) -> list[ComparedClasses]:
+    return [run for run in runs if run.evaluation.coverage is not None]
+
+
+def _set_text(runs: Sequence[ComparedClasses]) -> str:
+    coverages = " ".join(f"{run.name}: {run.evaluation.coverage:.0%}." for run in _with_sets(runs))
+    return (
+        f"The thresholds of prediction sets were fitted on validation images, for a coverage of each class. {coverages}"
+    )
+
+
+def _output(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact:
+    sets = ", and the set of classes that remain possible" if _with_sets(runs) else ""
+    return Fact(f"A probability for each class, 0 to 1, the class with the highest one{sets}.", "metrics")
+
+
+def _utility(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> None:
+    """Return None: net benefit is defined for a decision between two labels."""
+
+
+def _updating(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact:
+    return Fact("No model was updated: site profiles are for two labels.", "runs")
+
+
+def _selection(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact | None:
+    return selection(runs, "runs")
+
+
+CLASS_FACTS: dict[str, Callable[[MulticlassComparison, Sequence[ComparedClasses]], Fact | None]] = {
+    **SHARED_FACTS,
+    "accuracy": _accuracy,
+    "calibration": _calibration,
+    "confusion": _confusion,
+    "metrics": _metrics,
+    "output": _output,
+    "performance": _performance,
+    "selection": _selection,
+    "tests": _tests,
+    "thresholds": _thresholds,
+    "uncertainty": _uncertainty,
+    "updating": _updating,
+    "utility": _utility,
+}

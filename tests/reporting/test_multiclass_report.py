@@ -1,0 +1,117 @@
+"""Checklists and flow diagrams of models of several classes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pneumoscope.bundle.card import short_hash
+from pneumoscope.core.errors import UnknownNameError
+from pneumoscope.data.layouts import load_manifest
+from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
+from pneumoscope.reporting.checklist_facts import PLACES
+from pneumoscope.reporting.checklists import CHECKLISTS, Answer, Checklist, read_items
+from pneumoscope.reporting.multiclass_checklist_facts import CLASS_FACTS
+from pneumoscope.reporting.multiclass_report import MulticlassReport, report_multiclass
+
+
+@pytest.fixture
+def evaluated(maker: Any) -> Path:
+    """A run of three classes, evaluated on 36 of 72 labeled images."""
+    data = maker.classes()
+    rows = data.read_text().splitlines()
+    other = maker.classes("others", seed=1, split="train").read_text().splitlines()[1:]
+    for row in other:
+        name = row.split(",")[0]
+        (data.parent / name).write_bytes((maker.root / "others" / name).read_bytes())
+    data.write_text("\n".join([*rows, *other]))
+    run = maker.multiclass_run()
+    evaluate_multiclass(run, data)
+    return run
+
+
+@pytest.fixture
+def report(evaluated: Path) -> MulticlassReport:
+    return report_multiclass([evaluated], checklists=CHECKLISTS)
+
+
+def answer(checklist: Checklist, number: str) -> Answer:
+    return next(each for each in checklist.answers if each.item.number == number)
+
+
+def test_every_item_of_a_checklist_has_a_function_for_its_facts() -> None:
+    assert {fact for name in CHECKLISTS for item in read_items(name)[2] for fact in item.facts} == set(CLASS_FACTS)
+
+
+def test_items_state_the_results_of_the_record(report: MulticlassReport) -> None:
+    (run,) = report.runs
+    claim, stard = report.checklists["claim"], report.checklists["stard-ai"]
+    mid = run.evaluation.by_class["mid"].metrics
+    assert f"mid against the rest: Sensitivity {mid['sensitivity']}, Specificity" in answer(claim, "38").text
+    assert f"Accuracy {run.evaluation.metrics['accuracy']}" in answer(claim, "38").text
+    assert f"Macro AUROC {run.evaluation.metrics['macro_auroc']}" in answer(claim, "37").text
+    (row,) = (
+        counts for name, counts in zip(run.evaluation.classes, run.evaluation.confusion, strict=True) if name == "mid"
+    )
+    assert f"of 12 mid, {row[0]} predicted as bright, {row[1]} predicted as dark, {row[2]} predicted as mid" in (
+        answer(stard, "30").text
+    )
+    assert answer(stard, "15c").text.startswith("No threshold decides")
+    assert "levels: 95%." in answer(stard, "15c").text
+    assert "not evaluated: split train: 36 images, 18 patients" in answer(stard, "24").text
+
+
+def test_items_that_the_record_does_not_answer_are_open(report: MulticlassReport) -> None:
+    assert answer(report.checklists["claim"], "44").status == "open"  # funding
+    assert not any("et benefit" in each.text for each in report.checklists["tripod-ai"].answers)
+    assert answer(report.checklists["claim"], "19").text == "levels: split by patient; images: not recorded."
+
+
+def test_places_of_the_facts_are_sections_of_the_page(report: MulticlassReport) -> None:
+    page = report.page()
+    used = {place for each in report.checklists.values() for item in each.answers for place in item.places}
+    assert used <= set(re.findall(r'<section id="([a-z_]+)"', page))
+    for place in used:
+        heading = re.search(rf'<section id="{place}">\s*<h2>([^<]+)</h2>', page)
+        assert heading is not None
+        assert heading[1] == PLACES[place]
+    assert 'id="checklist-tripod-ai"' in page
+
+
+def test_calibration_of_validation_images_is_not_placed_in_a_section_that_is_missing(maker: Any) -> None:
+    data = maker.classes(split="validation")
+    run = maker.multiclass_run(seen={"validation": [short_hash(image.sha256) for image in load_manifest(data).images]})
+    evaluate_multiclass(run, data, split="validation")
+    report = report_multiclass([run], evaluation="validation", checklists=["tripod-ai"])
+    assert "calibration" not in answer(report.checklists["tripod-ai"], "23a").places
+    assert 'href="#calibration"' not in report.page()
+
+
+def test_an_unknown_checklist_is_an_error(evaluated: Path) -> None:
+    with pytest.raises(UnknownNameError, match="there is no checklist 'prisma'"):
+        report_multiclass([evaluated], checklists=["prisma"])
+
+
+def test_flow_diagram_and_its_table_have_the_recorded_numbers(report: MulticlassReport) -> None:
+    (run,) = report.runs
+    svg = report.figures["flow-0"]._repr_svg_()
+    assert "split train: 36 images, 18 patients" in svg
+    assert "36 images, 18 patients" in svg
+    for index, name in enumerate(run.evaluation.classes):
+        predicted = sum(row[index] for row in run.evaluation.confusion)
+        assert f"{name}: {predicted} images, {run.evaluation.confusion[index][index]} with this label" in svg
+        assert f"{name}: 12 images" in svg
+    assert "36 evaluated images" in report.figures["flow-0"].label
+    numbers = {row[1]: row[2] for row in report.tables["flow"].rows}
+    assert (numbers["not evaluated: train"], numbers["evaluated"], numbers["evaluated: dark"]) == (36, 36, 12)
+    assert "Flow of images." in report.page()
+
+
+def test_page_has_the_record_and_the_recipe_of_a_run(report: MulticlassReport) -> None:
+    page = report.page()
+    assert "levels: recipe, versions and machine" in page
+    assert re.search(r"<dt>manifest_sha256</dt><dd>(9d)+</dd>", page)
+    assert "name = &#34;levels&#34;" in page
