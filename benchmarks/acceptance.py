@@ -26,8 +26,8 @@ from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.data.hashing import read_image
 from pneumoscope.data.manifest import LabeledImage
-from pneumoscope.evaluation.acceptance import PROFILE_FILE, Acceptance, accept
-from pneumoscope.evaluation.monitoring import monitor
+from pneumoscope.evaluation.acceptance.accept import PROFILE_FILE, Acceptance, accept
+from pneumoscope.evaluation.acceptance.monitoring import monitor
 from pneumoscope.evaluation.selection import select_unreserved_images
 
 Pixels = npt.NDArray[np.uint8]

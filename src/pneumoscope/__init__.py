@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from pneumoscope.data.label_mapping import LabelMapping
     from pneumoscope.data.labeled_dataset import LabeledDataset, load_dataset
     from pneumoscope.data.predictions_file import PredictionColumns
-    from pneumoscope.evaluation.compare import compare
+    from pneumoscope.evaluation.comparison.compare import compare
     from pneumoscope.evaluation.evaluate import evaluate
     from pneumoscope.evaluation.external_predictions import evaluate_predictions
-    from pneumoscope.evaluation.multiclass_compare import compare_multiclass
-    from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
-    from pneumoscope.evaluation.multiclass_predictions import evaluate_multiclass_predictions
+    from pneumoscope.evaluation.multiclass.compare import compare_multiclass
+    from pneumoscope.evaluation.multiclass.evaluate import evaluate_multiclass
+    from pneumoscope.evaluation.multiclass.external_predictions import evaluate_multiclass_predictions
     from pneumoscope.inference.model import Model, load_model
     from pneumoscope.inference.multiclass_model import MulticlassModel, load_multiclass_model
     from pneumoscope.inference.saliency import Explanation
@@ -81,12 +81,12 @@ _MODULES = {
     "Prediction": "core.prediction",
     "PredictionColumns": "data.predictions_file",
     "Rejection": "core.prediction",
-    "compare": "evaluation.compare",
-    "compare_multiclass": "evaluation.multiclass_compare",
+    "compare": "evaluation.comparison.compare",
+    "compare_multiclass": "evaluation.multiclass.compare",
     "create_model": "models.factory",
     "evaluate": "evaluation.evaluate",
-    "evaluate_multiclass": "evaluation.multiclass_evaluate",
-    "evaluate_multiclass_predictions": "evaluation.multiclass_predictions",
+    "evaluate_multiclass": "evaluation.multiclass.evaluate",
+    "evaluate_multiclass_predictions": "evaluation.multiclass.external_predictions",
     "evaluate_predictions": "evaluation.external_predictions",
     "list_models": "models.registry",
     "load_dataset": "data.labeled_dataset",

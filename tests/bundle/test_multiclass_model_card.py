@@ -12,7 +12,7 @@ from pneumoscope.bundle.evidence import EVIDENCE
 from pneumoscope.bundle.model_card import model_card
 from pneumoscope.bundle.model_card_exports import CHAI_NAMESPACE, chai_model_card, hugging_face_model_card
 from pneumoscope.cli import cli
-from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
+from pneumoscope.evaluation.multiclass.evaluate import evaluate_multiclass
 
 
 @pytest.fixture

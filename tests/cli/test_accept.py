@@ -12,7 +12,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 from msgspec import structs
-from tests.evaluation.test_acceptance import CARD_POINTS, WIDE, write_site
+from tests.evaluation.acceptance.test_accept import CARD_POINTS, WIDE, write_site
 
 from pneumoscope.bundle.card import Proportion
 from pneumoscope.cli import cli

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from pneumoscope.cli.saliency_check import command
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.interval import Interval
-from pneumoscope.evaluation import saliency_check as module
-from pneumoscope.evaluation.localization import Localization
-from pneumoscope.evaluation.saliency_check import CurveResult, RandomizationResult, SaliencyCheck
+from pneumoscope.evaluation.saliency import check as module
+from pneumoscope.evaluation.saliency.check import CurveResult, RandomizationResult, SaliencyCheck
+from pneumoscope.evaluation.saliency.localization import Localization
 
 INTERVAL = Interval(0.5, 0.4, 0.6, "patient bootstrap", 4, seed=0)
 CURVE = CurveResult(INTERVAL, INTERVAL, INTERVAL, 0.75)

@@ -7,7 +7,7 @@ from sklearn import metrics
 from pneumoscope.core.errors import DatasetError, PatientLeakError, ThresholdError, UnknownNameError, UsageError
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.predictions_file import PredictionColumns
-from pneumoscope.evaluation.compare import compare
+from pneumoscope.evaluation.comparison.compare import compare
 from pneumoscope.evaluation.custom_points import CustomPoint, canonical_names, parse_custom_point
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.evaluation.external_predictions import evaluate_predictions

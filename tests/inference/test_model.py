@@ -443,7 +443,7 @@ def test_included_model_can_be_named(monkeypatch, tmp_path):
 
 
 def test_functions_that_need_an_extra_say_so_when_called(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pneumoscope.evaluation.compare", None)
+    monkeypatch.setitem(sys.modules, "pneumoscope.evaluation.comparison.compare", None)
     monkeypatch.delitem(vars(pneumoscope), "compare", raising=False)
 
     assert callable(pneumoscope.compare)

@@ -11,7 +11,7 @@ import pytest
 from pneumoscope.bundle.card import short_hash
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
+from pneumoscope.evaluation.multiclass.evaluate import evaluate_multiclass
 from pneumoscope.reporting.checklist_facts import PLACES
 from pneumoscope.reporting.checklists import CHECKLISTS, Answer, Checklist, read_items
 from pneumoscope.reporting.multiclass_checklist_facts import CLASS_FACTS

@@ -7,7 +7,7 @@ from scipy import stats
 
 from pneumoscope.core.comparison import Comparison, RunGroup, SeedSpread
 from pneumoscope.core.interval import Interval
-from pneumoscope.evaluation.paired_findings import make_paired_test
+from pneumoscope.evaluation.comparison.paired_findings import make_paired_test
 from pneumoscope.reproduction.published import COUNTS, PRINTED, published_table
 from pneumoscope.reproduction.ranking import ranking_sentences
 

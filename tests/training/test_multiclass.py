@@ -20,9 +20,9 @@ from pneumoscope.core.errors import MulticlassBundleError, RecipeError, WeightsE
 from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import Manifest
-from pneumoscope.evaluation.multiclass_cross_validation import summarize_class_folds
-from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
-from pneumoscope.evaluation.multiclass_fitting import fit_prediction_sets
+from pneumoscope.evaluation.multiclass.cross_validation import summarize_class_folds
+from pneumoscope.evaluation.multiclass.evaluate import evaluate_multiclass
+from pneumoscope.evaluation.multiclass.fitting import fit_prediction_sets
 from pneumoscope.imaging.phantom import draw_phantom
 from pneumoscope.inference.multiclass_model import load_multiclass_model
 from pneumoscope.inference.multiclass_session import MulticlassSession
@@ -107,7 +107,7 @@ def test_prediction_sets_are_fitted_on_unmodified_and_augmented_images(images, t
 
 def test_training_warns_of_a_temperature_at_its_bound(images, tmp_path, monkeypatch):
     lines = []
-    monkeypatch.setattr("pneumoscope.evaluation.multiclass_fitting.fit_temperature", lambda *_: 999.9998)
+    monkeypatch.setattr("pneumoscope.evaluation.multiclass.fitting.fit_temperature", lambda *_: 999.9998)
     train(small(training={"epochs": 1}), images, tmp_path / "run", log=lines.append)
     (warning,) = [line for line in lines if line.startswith("warning: ")]
     assert "The temperature is at its upper bound (1000)" in warning

@@ -6,7 +6,7 @@ from tests.training.conftest import small
 from pneumoscope.core.errors import DatasetError, RunError, UsageError
 from pneumoscope.data.folds import Fold
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.evaluation.cross_validation import summarize_folds
+from pneumoscope.evaluation.comparison.cross_validation import summarize_folds
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.runs.record import read_run
 from pneumoscope.runs.run_folder import WEIGHTS_FILE, run_folders

@@ -63,7 +63,7 @@ class SiteProfile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         rejected: Fraction of the images that the model rejects with this profile.
         reference_distribution: Distribution of the probabilities with this profile, for drift detection.
         monitoring: Logits of accepted images ("logit") and image statistics, one image per patient, by name, sorted: the
-            reference of `evaluation.monitoring`.
+            reference of `evaluation.acceptance.monitoring`.
         monitored_patients, monitored_rejected: Number of these images, and of those that are rejected.
         not_changed: Why a part of the card was kept, by part.
         sha256: Hash of all other fields.

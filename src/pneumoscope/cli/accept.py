@@ -85,8 +85,8 @@ def command(
     """
     from pneumoscope.cli.progress import image_progress
     from pneumoscope.core.result_forms import to_json
-    from pneumoscope.evaluation.acceptance import PROFILE_FILE, accept
-    from pneumoscope.evaluation.acceptance_report import acceptance_markdown
+    from pneumoscope.evaluation.acceptance.accept import PROFILE_FILE, accept
+    from pneumoscope.evaluation.acceptance.report import acceptance_markdown
 
     with image_progress("scoring images") as progress:
         result, _ = accept(

@@ -85,8 +85,8 @@ def command(
     """
     require_result_folder(out, "comparison.json")
     from pneumoscope.data.predictions_file import has_class_columns
-    from pneumoscope.evaluation.compare import compare
-    from pneumoscope.evaluation.compared import result_folders
+    from pneumoscope.evaluation.comparison.compare import compare
+    from pneumoscope.evaluation.comparison.inputs import result_folders
     from pneumoscope.reporting.comparison_page import write_comparison_page
 
     columns = prediction_columns(column_names)
@@ -120,8 +120,8 @@ def command(
 
 def _compare_classes(runs: Sequence[Path], out: Path, *, as_json: bool, **options: Any) -> None:
     """Compare models of several classes."""
-    from pneumoscope.evaluation.compared import result_folders
-    from pneumoscope.evaluation.multiclass_compare import compare_multiclass
+    from pneumoscope.evaluation.comparison.inputs import result_folders
+    from pneumoscope.evaluation.multiclass.compare import compare_multiclass
     from pneumoscope.reporting.multiclass_report import write_multiclass_page
 
     with image_progress("scoring images") as progress:

@@ -244,7 +244,7 @@ def _evaluate_predictions(
     """
     from pneumoscope.data.predictions_file import has_class_columns
     from pneumoscope.evaluation.external_predictions import evaluate_predictions
-    from pneumoscope.evaluation.multiclass_predictions import evaluate_multiclass_predictions
+    from pneumoscope.evaluation.multiclass.external_predictions import evaluate_multiclass_predictions
 
     if has_class_columns(file, options["columns"]):
         refuse_options(
@@ -288,7 +288,7 @@ def _evaluate_runs(targets: EvaluationTargets, data: Path, options: Mapping[str,
 def _evaluate_classes(targets: EvaluationTargets, data: Path, options: Mapping[str, Any], *, as_json: bool) -> None:
     """Evaluate and print models of several classes."""
     from pneumoscope.evaluation.evaluation_target import default_name
-    from pneumoscope.evaluation.multiclass_evaluate import evaluate_multiclass
+    from pneumoscope.evaluation.multiclass.evaluate import evaluate_multiclass
 
     evaluations, names = [], []
     for each in targets.members:

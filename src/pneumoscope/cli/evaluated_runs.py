@@ -42,8 +42,8 @@ def print_runs(
     from rich.console import Console
 
     from pneumoscope.core.result_forms import to_json
-    from pneumoscope.evaluation.cross_validation import OUT_OF_FOLD
-    from pneumoscope.evaluation.run_groups import group_sentences
+    from pneumoscope.evaluation.comparison.cross_validation import OUT_OF_FOLD
+    from pneumoscope.evaluation.comparison.run_groups import group_sentences
 
     groups = [_mean_of_folds(targets.folder, evaluations[0], names[0])] if targets.is_folds else []
     if as_json:
@@ -83,8 +83,8 @@ def _headline(evaluation: Evaluation | MulticlassEvaluation) -> str:
 def _mean_of_folds(folder: Path, evaluation: Evaluation | MulticlassEvaluation, name: str) -> RunGroup:
     """Return the mean over the folds in a folder, whose evaluations have this name."""
     from pneumoscope.core.multiclass_results import MulticlassEvaluation
-    from pneumoscope.evaluation.cross_validation import summarize_folds
-    from pneumoscope.evaluation.multiclass_cross_validation import summarize_class_folds
+    from pneumoscope.evaluation.comparison.cross_validation import summarize_folds
+    from pneumoscope.evaluation.multiclass.cross_validation import summarize_class_folds
 
     if isinstance(evaluation, MulticlassEvaluation):
         return summarize_class_folds(folder, name)

@@ -42,7 +42,7 @@ class EvaluationTargets:
             UsageError: Split or folder of the results are given for runs that have their own.
             RunError: A run has no bundle, or a fold is missing.
         """
-        from pneumoscope.evaluation.cross_validation import OUT_OF_FOLD, find_folds, is_cross_validation
+        from pneumoscope.evaluation.comparison.cross_validation import OUT_OF_FOLD, find_folds, is_cross_validation
         from pneumoscope.runs.run_folder import run_folders
 
         is_folds = is_cross_validation(folder)

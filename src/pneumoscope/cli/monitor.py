@@ -66,7 +66,7 @@ def command(
     """
     from pneumoscope.cli.progress import image_progress, printable
     from pneumoscope.core.result_forms import to_json
-    from pneumoscope.evaluation.monitoring import monitor, monitoring_markdown
+    from pneumoscope.evaluation.acceptance.monitoring import monitor, monitoring_markdown
     from pneumoscope.inference.discovery import discover_images
 
     discovered = discover_images(paths)

@@ -182,7 +182,7 @@ def refuse_for_folds(targets: Iterable[Path], used: Collection[str]) -> None:
     from click.core import ParameterSource
 
     from pneumoscope.core.errors import UsageError
-    from pneumoscope.evaluation.cross_validation import is_cross_validation
+    from pneumoscope.evaluation.comparison.cross_validation import is_cross_validation
 
     if not any(map(is_cross_validation, targets)):
         return

@@ -54,7 +54,7 @@ def command(
     """
     from pneumoscope.cli.progress import staged_progress
     from pneumoscope.core.result_forms import to_json
-    from pneumoscope.evaluation.saliency_check import check_saliency, saliency_markdown
+    from pneumoscope.evaluation.saliency.check import check_saliency, saliency_markdown
 
     with staged_progress() as progress:
         result = check_saliency(

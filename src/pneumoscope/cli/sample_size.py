@@ -26,7 +26,7 @@ def command(bundle: Path | None, margin: float, power: float, as_json: bool) -> 
     """
     from pneumoscope.bundle.bundle_folder import read_bundle
     from pneumoscope.core.result_forms import to_json
-    from pneumoscope.evaluation.acceptance_metrics import needed_images
+    from pneumoscope.evaluation.acceptance.metrics import needed_images
     from pneumoscope.runs.run_folder import find_bundle
 
     card, _ = read_bundle(find_bundle(bundle))

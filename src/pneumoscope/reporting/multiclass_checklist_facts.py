@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.multiclass_results import MulticlassComparison, MulticlassEvaluation
-from pneumoscope.evaluation.multiclass_compared import ComparedClasses
+from pneumoscope.evaluation.multiclass.comparison_inputs import ComparedClasses
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.checklist_facts import (
     SHARED_FACTS,

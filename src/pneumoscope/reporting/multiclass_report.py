@@ -8,11 +8,11 @@ from pathlib import Path
 
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.multiclass_results import MulticlassComparison
-from pneumoscope.evaluation.compared import check_evaluated
-from pneumoscope.evaluation.cross_validation import is_cross_validation
-from pneumoscope.evaluation.multiclass_compare import multiclass_comparison
-from pneumoscope.evaluation.multiclass_compared import ComparedClasses, compared_classes
-from pneumoscope.evaluation.multiclass_cross_validation import compare_class_folds, read_class_folds
+from pneumoscope.evaluation.comparison.cross_validation import is_cross_validation
+from pneumoscope.evaluation.comparison.inputs import check_evaluated
+from pneumoscope.evaluation.multiclass.compare import multiclass_comparison
+from pneumoscope.evaluation.multiclass.comparison_inputs import ComparedClasses, compared_classes
+from pneumoscope.evaluation.multiclass.cross_validation import compare_class_folds, read_class_folds
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.checklist_facts import PLACES
 from pneumoscope.reporting.checklists import Checklist, checklist_table, fill_checklist
@@ -85,7 +85,7 @@ def report_multiclass(
 
     Raises:
         UnknownNameError: There is no such checklist.
-        RunError, UsageError: See `evaluation.multiclass_compare.compare_multiclass`.
+        RunError, UsageError: See `evaluation.multiclass.compare`.
     """
     targets = [Path(run) for run in runs]
     check_evaluated(targets)
@@ -111,8 +111,8 @@ def write_multiclass_page(comparison: MulticlassComparison, folders: Sequence[Pa
 
     Args:
         comparison: The comparison.
-        folders: Folders with the evaluations of its runs, in its order; see `compared.result_folders`. Of cross-validations,
-            their folders, each with its folds.
+        folders: Folders with the evaluations of its runs, in its order; see `comparison.inputs.result_folders`. Of
+            cross-validations, their folders, each with its folds.
         out: HTML file to write.
 
     Raises:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.files import write_atomically
-from pneumoscope.evaluation.compare import compare
-from pneumoscope.evaluation.compared import check_evaluated, expand_runs
+from pneumoscope.evaluation.comparison.compare import compare
+from pneumoscope.evaluation.comparison.inputs import check_evaluated, expand_runs
 from pneumoscope.reporting.checklist_facts import FACTS
 from pneumoscope.reporting.checklists import Checklist, checklist_table, fill_checklist
 from pneumoscope.reporting.comparison_figures import NamedFigure, draw_figures
@@ -114,7 +114,7 @@ def report(
 
     Raises:
         UnknownNameError: There is no such checklist, or a run was not evaluated at this operating point.
-        RunError, UsageError: See `evaluation.compare.compare`.
+        RunError, UsageError: See `evaluation.comparison.compare`.
     """
     check_evaluated([Path(run) for run in runs])
     comparison = compare(runs, operating_point=operating_point, evaluation=evaluation, command=command)

@@ -10,7 +10,7 @@ from pathlib import Path
 from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.errors import RunError, UnknownNameError, UsageError, WeightsError
 from pneumoscope.core.messages import counted
-from pneumoscope.evaluation.compare import compare, write_comparison
+from pneumoscope.evaluation.comparison.compare import compare, write_comparison
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.models.weights import find_vgg19
 from pneumoscope.reporting.comparison_page import write_comparison_page

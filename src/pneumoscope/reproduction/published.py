@@ -16,7 +16,7 @@ from pneumoscope.core.comparison import Comparison, ReferenceRow, ReferenceTable
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.results import Confusion
-from pneumoscope.evaluation.paired_findings import percentage_points
+from pneumoscope.evaluation.comparison.paired_findings import percentage_points
 from pneumoscope.statistics.intervals import newcombe
 from pneumoscope.statistics.metrics import threshold_metrics
 

@@ -18,7 +18,7 @@ def ranking_sentences(comparison: Comparison) -> tuple[str, ...]:
     """Return the report's ranking by accuracy beside that of the means over seeds, as sentences; none for single seeds.
 
     A pair is confirmed if its test, which accounts for seeds and patients and is Holm-corrected, is significant in the order of
-    the report; see `evaluation.run_groups`.
+    the report; see `evaluation.comparison.run_groups`.
 
     Args:
         comparison: Comparison of the report's runs with several seeds.

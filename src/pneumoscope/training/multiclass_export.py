@@ -11,7 +11,7 @@ import numpy as np
 from pneumoscope.bundle.bundle_folder import write_bundle
 from pneumoscope.bundle.multiclass_card import MULTICLASS_FORMAT, MulticlassCard, TemperatureScaling
 from pneumoscope.bundle.network_checks import self_test_image
-from pneumoscope.evaluation.multiclass_fitting import fit_prediction_sets, fit_temperature_scaling
+from pneumoscope.evaluation.multiclass.fitting import fit_prediction_sets, fit_temperature_scaling
 from pneumoscope.inference.multiclass_session import MulticlassSession
 from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.statistics.probabilities import softmax

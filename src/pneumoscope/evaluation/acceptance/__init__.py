@@ -1,0 +1,1 @@
+"""Acceptance test at a hospital, its site profile, and monitoring against it."""

@@ -1,0 +1,366 @@
+"""Read or make the compared evaluations: of runs, of bundles, and of files with predictions of other tools."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+from pneumoscope.bundle.bundle_folder import CARD_FILE
+from pneumoscope.core.errors import RunError, UnknownNameError, UsageError
+from pneumoscope.core.results import Evaluation, ScoredImage
+from pneumoscope.data.label_mapping import LabelMapping
+from pneumoscope.data.predictions_file import PredictionColumns
+from pneumoscope.evaluation.comparison.input_columns import explain_columns
+from pneumoscope.evaluation.custom_points import needs_validation, parse_custom_point
+from pneumoscope.evaluation.evaluate import OPERATING_POINTS, evaluate
+from pneumoscope.evaluation.external_predictions import (
+    FIXED_POINT,
+    check_predictions,
+    evaluate_predictions,
+    with_path_column,
+)
+from pneumoscope.runs.evaluations import read_evaluation_folder
+from pneumoscope.runs.record import RunRecord, read_run
+from pneumoscope.runs.run_folder import (
+    BUNDLE_FOLDER,
+    EVALUATION_FILE,
+    evaluation_folder,
+    evaluation_names,
+    find_bundle,
+    is_run_folder,
+    run_folder_name,
+    run_folders,
+)
+from pneumoscope.statistics.inputs import BoolArray
+
+__all__ = [
+    "ComparedRun",
+    "EvaluatedRun",
+    "ScoringOptions",
+    "check_evaluated",
+    "check_folders",
+    "decisions",
+    "expand_runs",
+    "in_order",
+    "is_file",
+    "read_evaluated",
+    "result_folders",
+    "unique_name",
+]
+
+_EVALUATIONS = "evaluations"  # folder for those of bundles and files
+
+
+class ComparedImage(Protocol):
+    """What images of a comparison have in common."""
+
+    @property
+    def path(self) -> str:
+        """Path of the file."""
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file."""
+
+    @property
+    def patient(self) -> str:
+        """Identifier of the patient."""
+
+    @property
+    def label(self) -> str:
+        """Name of the class."""
+
+
+class ComparedEvaluation(Protocol):
+    """What evaluations of a comparison have in common."""
+
+    @property
+    def images_sha256(self) -> str:
+        """SHA-256 of the hashes of the images."""
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+
+    @property
+    def notice(self) -> str:
+        """Notice with the population of the model."""
+
+
+_Evaluation = TypeVar("_Evaluation", bound=ComparedEvaluation)
+_Image = TypeVar("_Image", bound=ComparedImage)
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparedRun(Generic[_Evaluation, _Image]):
+    """The evaluation of a run, bundle or file; images are in the same order for all that have the same images.
+
+    Attributes:
+        name: Name of the run, bundle or file.
+        folder_name: Name that replaces it if several have the same: that of the folder, or of the file without extension; for
+            a run of several seeds with the name of the folder of the runs.
+        path: As it was given.
+        record: Record of the run; None if it is not a run.
+        evaluation: The evaluation.
+        images: The images with their scores.
+    """
+
+    name: str
+    folder_name: str
+    path: Path
+    record: RunRecord | None
+    evaluation: _Evaluation
+    images: tuple[_Image, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatedRun(ComparedRun[Evaluation, ScoredImage]):
+    """The evaluation of a run, bundle or file for NORMAL and PNEUMONIA; see `ComparedRun`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoringOptions:
+    """How bundles and files are evaluated; see `evaluate` and `evaluate_predictions`.
+
+    Attributes:
+        data: Labeled images; None if there are none.
+        labels, split, columns, ledger, progress, note: As there.
+    """
+
+    data: Path | None = None
+    labels: LabelMapping | None = None
+    split: str = "test"
+    columns: PredictionColumns = PredictionColumns()  # noqa: RUF009  immutable
+    ledger: Path | None = None
+    progress: Callable[[int, int], None] | None = None
+    note: Callable[[str], None] | None = None
+
+
+def read_evaluated(
+    targets: Sequence[Path], name: str, operating_point: str, options: ScoringOptions, out: Path | None
+) -> list[EvaluatedRun]:
+    """Return the evaluations of runs, evaluation folders, bundles and files of predictions, in this order.
+
+    Everything that can be read is read before anything is evaluated, and files are evaluated before bundles, because an error
+    in a file is found without scoring an image.
+
+    Args:
+        targets: The folders and files.
+        name: Name of the evaluation of each run.
+        operating_point: Operating point that each evaluation must have.
+        options: How bundles and files are evaluated.
+        out: Folder of the results; None writes none.
+
+    Raises:
+        UsageError: There are bundles or files and no data, or the threshold of a file needs validation predictions.
+        RunError: A file is missing or malformed, or two evaluations would be written to one folder.
+        UnknownNameError: An evaluation or a bundle lacks the operating point.
+    """
+    check_folders(targets)
+    unscored = [target for target in targets if _is_unscored(target)]
+    if unscored and options.data is None:
+        raise UsageError(
+            f"{str(unscored[0])!r} has no labels and no evaluation",
+            hint="Give `compare` the labeled images with --data, or evaluate first: pneumoscope evaluate --out FOLDER",
+        )
+    evaluated = {target: _read(target, name) for target in targets if target not in unscored}
+    for target, run in evaluated.items():
+        _check_operating_point(run.evaluation, target, operating_point)
+    _check_files([target for target in unscored if is_file(target)], options)
+    for target in sorted(unscored, key=lambda each: not is_file(each)):
+        evaluated[target] = _evaluate(target, operating_point, options, out)
+    return [evaluated[target] for target in targets]
+
+
+def check_evaluated(targets: Sequence[Path]) -> None:
+    """Raise if a report of bundles or files is wanted, which have no evaluation.
+
+    Args:
+        targets: Runs, folders of runs, and folders of evaluations.
+
+    Raises:
+        UsageError: With the command that evaluates the first one.
+    """
+    for target in filter(_is_unscored, expand_runs(targets)):
+        option = "--predictions " if is_file(target) else ""
+        what = "a file of predictions" if is_file(target) else "a model"
+        raise UsageError(
+            f"{str(target)!r} is {what} without an evaluation, and a report is of evaluations",
+            hint=f"Evaluate it first: pneumoscope evaluate {option}{target} --data DATA --out FOLDER; then report FOLDER",
+        )
+
+
+def expand_runs(targets: Sequence[Path]) -> list[Path]:
+    """Return the targets with the runs of each folder of runs, as `train --seeds` makes it, in place of the folder."""
+    return [each for target in targets for each in (run_folders(target) or [target])]
+
+
+def result_folders(targets: Sequence[Path], out: Path) -> list[Path]:
+    """Return the folder with the results of each compared run, bundle or file: that of the run, or one below `out`."""
+    return [
+        out / _EVALUATIONS / _folder_name(target) if _is_unscored(target) else target for target in expand_runs(targets)
+    ]
+
+
+def decisions(images: Sequence[ScoredImage], threshold: float) -> BoolArray:
+    """Return True for each image with the decision pneumonia, shape (n,)."""
+    return np.array([image.score for image in images]) >= threshold
+
+
+def _is_unscored(target: Path) -> bool:
+    """Return True for a bundle or a file, which have to be evaluated."""
+    if is_file(target):
+        return True
+    if is_run_folder(target) or (target / EVALUATION_FILE).is_file():
+        return False
+    return (find_bundle(target) / CARD_FILE).is_file()
+
+
+def is_file(target: Path) -> bool:
+    """Return True for a file of predictions, also if it does not exist."""
+    return target.is_file() or (target.suffix.lower() == ".csv" and not target.exists())
+
+
+def _folder_name(target: Path) -> str:
+    if is_file(target):
+        return target.stem
+    folder = target.resolve()
+    return folder.parent.name if folder.name == BUNDLE_FOLDER else folder.name
+
+
+def check_folders(targets: Sequence[Path]) -> None:
+    """Raise if evaluations of two bundles or files would be written to the same folder.
+
+    Raises:
+        RunError: With both.
+    """
+    first: dict[str, Path] = {}
+    for target in filter(_is_unscored, targets):
+        name = _folder_name(target)
+        if name in first:
+            raise RunError(
+                f"{str(first[name])!r} and {str(target)!r} have the same name {name!r}", hint="Rename one of them"
+            )
+        first[name] = target
+
+
+def _check_files(files: Sequence[Path], options: ScoringOptions) -> None:
+    """Raise if one of several files cannot be evaluated, before any of them is recorded in the test ledger."""
+    if len(files) < 2:
+        return
+    assert options.data is not None  # checked before
+    for file in files:
+        with explain_columns(file, files, options.data):
+            check_predictions(file, options.data, split=options.split, columns=options.columns, labels=options.labels)
+
+
+def _read(target: Path, name: str) -> EvaluatedRun:
+    """Return the evaluation of a run, or that in an evaluation folder."""
+    is_run = not (target / EVALUATION_FILE).is_file()
+    if is_run and not is_run_folder(target):
+        raise RunError(
+            f"there is no run, bundle, evaluation folder or CSV file {str(target)!r}",
+            hint="Check the path: a run folder has run.json, and the folder of `evaluate --out` has evaluation.json",
+        )
+    record = read_run(target, finished=True) if is_run else None
+    results = evaluation_folder(target, name) if is_run else target
+    if not (results / EVALUATION_FILE).is_file():
+        others = evaluation_names(target)
+        raise RunError(
+            f"run {str(target)!r} has no evaluation {name!r} ({str(results / EVALUATION_FILE)!r} is missing"
+            f"{'; it has ' + ', '.join(others) if others else ''})",
+            hint=f"Evaluate it: pneumoscope evaluate {target} --data DATA"
+            + ("; or choose another evaluation with --evaluation" if others else ""),
+        )
+    return _evaluated(target, record, *read_evaluation_folder(results))
+
+
+def _check_operating_point(evaluation: Evaluation, target: Path, operating_point: str) -> None:
+    if operating_point not in evaluation.operating_points:
+        raise UnknownNameError(
+            "operating point",
+            operating_point,
+            evaluation.operating_points,
+            message=f"the evaluation of {str(target)!r} has no operating point {operating_point!r}",
+            hint=f"Known: {', '.join(sorted(evaluation.operating_points))}; or evaluate it with --operating-point"
+            f" {operating_point}",
+        )
+
+
+def _evaluate(target: Path, operating_point: str, options: ScoringOptions, out: Path | None) -> EvaluatedRun:
+    """Return the evaluation of a bundle or a file, after writing it below `out`."""
+    assert options.data is not None  # checked before
+    folder = None if out is None else result_folders([target], out)[0]
+    if is_file(target):
+        is_chosen = operating_point in OPERATING_POINTS and operating_point != FIXED_POINT
+        is_chosen = is_chosen or needs_validation(parse_custom_point(operating_point))
+        if is_chosen and not options.columns.split:
+            raise UsageError(
+                f"the threshold of the operating point {operating_point!r} is chosen on validation images, and"
+                f" {str(target)!r} has no predictions for any",
+                hint=f"Evaluate the file first: pneumoscope evaluate --predictions {target} --data {options.data}"
+                " --validation-predictions FILE --out FOLDER; then compare FOLDER",
+            )
+        evaluation, images = evaluate_predictions(
+            target,
+            options.data,
+            split=options.split,
+            columns=options.columns,
+            labels=options.labels,
+            operating_points=None if operating_point == FIXED_POINT else (operating_point,),
+            out=folder,
+            replace=True,
+            ledger=options.ledger,
+            note=options.note,
+        )
+    else:
+        bundle = find_bundle(target)
+        if needs_validation(parse_custom_point(operating_point)):
+            raise UsageError(
+                f"the threshold of the operating point {operating_point!r} is chosen on validation images, and a comparison has"
+                " none",
+                hint=f"Evaluate the bundle first: pneumoscope evaluate {target} --data {options.data} --operating-point"
+                f" {operating_point} --validation-data DATA --out FOLDER; then compare FOLDER",
+            )
+        evaluation, images = evaluate(
+            bundle,
+            options.data,
+            split=options.split,
+            labels=with_path_column(options.labels, options.data, options.columns),
+            operating_points=tuple(dict.fromkeys((*OPERATING_POINTS, operating_point))),
+            out=folder,
+            replace=True,
+            ledger=options.ledger,
+            progress=options.progress,
+            note=options.note,
+        )
+    return _evaluated(target, None, evaluation, images)
+
+
+def _evaluated(
+    target: Path, record: RunRecord | None, evaluation: Evaluation, images: Sequence[ScoredImage]
+) -> EvaluatedRun:
+    name = evaluation.name if record is None else record.name
+    return EvaluatedRun(name, unique_name(target, record), target, record, evaluation, in_order(images))
+
+
+def unique_name(target: Path, record: RunRecord | None) -> str:
+    """Return `ComparedRun.folder_name`.
+
+    Args:
+        target: The run, bundle, file, or folder of an evaluation.
+        record: Record of the run; None if it is not a run.
+    """
+    return run_folder_name(target) if record else _folder_name(target)
+
+
+def in_order(images: Sequence[_Image]) -> tuple[_Image, ...]:
+    """Return images in the order in which they are compared.
+
+    It is by content, and by path for identical files only, because the data folder may differ between runs.
+    """
+    return tuple(sorted(images, key=lambda image: (image.sha256, image.path)))

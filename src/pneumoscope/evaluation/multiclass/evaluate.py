@@ -1,0 +1,130 @@
+"""Evaluate a bundle of several classes on one split of a labeled data set; see `evaluate`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pneumoscope.bundle.card import short_hash
+from pneumoscope.bundle.multiclass_card import MulticlassCard
+from pneumoscope.core.multiclass_results import MulticlassEvaluation, MulticlassScoredImage
+from pneumoscope.data.label_mapping import LabelMapping
+from pneumoscope.evaluation.evaluation_target import EvaluationTarget
+from pneumoscope.evaluation.multiclass.recording import (
+    ClassSource,
+    check_folder,
+    record_classes,
+    scored_class_images,
+    summarize_classes,
+)
+from pneumoscope.evaluation.recording import TEST_SPLITS
+from pneumoscope.evaluation.scoring import score_images
+from pneumoscope.evaluation.selection import check_unseen, load_images_of_classes
+from pneumoscope.evaluation.split_images import SplitImages
+from pneumoscope.evaluation.subgroups import read_columns
+from pneumoscope.inference.multiclass_decision import class_probabilities, possible_classes
+from pneumoscope.inference.multiclass_session import MulticlassSession
+
+__all__ = ["evaluate_multiclass"]
+
+
+def evaluate_multiclass(
+    target: str | Path,
+    data: str | Path,
+    *,
+    split: str = "test",
+    labels: LabelMapping | None = None,
+    out: str | Path | None = None,
+    name: str | None = None,
+    replace: bool = False,
+    source_name: str = "",
+    by: Sequence[str] = (),
+    ledger: str | Path | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> tuple[MulticlassEvaluation, tuple[MulticlassScoredImage, ...]]:
+    """Score the images of one split with a model of several classes, and return its metrics with intervals.
+
+    On images that calibration and prediction sets were fitted on, Brier score, log loss, calibration error and the metrics of the
+    sets are undefined.
+
+    Args:
+        target: Run folder or bundle folder.
+        data: Folder, manifest CSV or archive of labeled images, whose labels are classes of the model.
+        split: "train", "validation", "test", or "all" for all images of a data set that the model has not seen.
+        labels: Names of columns and labels of the data; those of the run if None.
+        out: Folder of evaluation.json and predictions.csv. By default `RUN/evaluation/NAME` for a run, and none for a bundle.
+        name: Name of the evaluation of a run; see `evaluate`.
+        replace: Replace an evaluation of other images, or of another model or seed, in the same folder. The same evaluation keeps
+            its subgroups unless `by` states others.
+        source_name: Name of the images, for the report; that of `data` if empty.
+        by: Columns of the manifest CSV, or "etiology", whose values form subgroups.
+        ledger: The test ledger; `ledger.default_ledger()` by default.
+        seed: Seed of the bootstraps.
+        progress: Called with the number of scored images and of all images.
+        note: Called with each remark about the data.
+
+    Returns:
+        The evaluation, and the images with their probabilities in manifest order. In a notebook the evaluation is shown as a
+        table; `MulticlassEvaluation.to_dataframe()` returns its metrics as a pandas DataFrame.
+
+    Raises:
+        UsageError: There is no such split, or nothing states which images belong to it; the name is not that of a folder or is
+            given with `out` or for a bundle; or the folder has another evaluation; or a column cannot be used, see
+            `subgroups.read_columns`.
+        UnknownNameError: The manifest has no such column.
+        RunError: The run has no bundle yet.
+        BundleError: The bundle cannot be read or run, or is one for NORMAL and PNEUMONIA.
+        DatasetError: A label is not one of the model's classes; images are missing or unreadable; or test images were
+            training or validation images.
+        StorageError: The ledger or the results cannot be written. No result is returned then.
+    """
+    model, data = EvaluationTarget.find(target), Path(data)
+    session = MulticlassSession.load(model.bundle)
+    card = session.card
+    model.check_name(name, has_out=out is not None)
+    manifest = load_images_of_classes(data, labels, model.run, classes=card.classes)
+    evaluated = SplitImages.select(manifest, data, split, model.run_manifest, note)
+    if split in TEST_SPLITS:
+        check_unseen(evaluated.images, card)
+    folder = model.results_folder(out, name, evaluated, note)
+    source = ClassSource(
+        name=card.name,
+        classes=card.classes,
+        bundle_sha256=card.onnx_sha256,
+        recipe=card.recipe,
+        population=card.population,
+        coverage=None if card.prediction_sets is None else card.prediction_sets.coverage,
+        remarks=tuple(filter(None, [card.calibration.remark()])),
+    )
+    if folder is not None and not replace:
+        check_folder(folder, evaluated.images, source, seed)
+    columns = read_columns(data, by, evaluated.images, manifest.path_column)
+    started = time.perf_counter()
+    scores = score_images(session, evaluated, progress)
+    probabilities = class_probabilities(card, np.stack(scores.logits))
+    inside = possible_classes(card, probabilities)
+    scored = scored_class_images(evaluated.images, probabilities, card.classes, inside)
+    evaluation = summarize_classes(
+        source,
+        split,
+        scored,
+        seed=seed,
+        seconds=time.perf_counter() - started,
+        fitted=_fitted(scored, card),
+        columns=columns,
+        rejections=scores.rejections,
+        flow=evaluated.flow(source_name),
+    )
+    ledger = None if ledger is None else Path(ledger)
+    return record_classes(evaluation, scored, out=folder, ledger=ledger, replace=replace), scored
+
+
+def _fitted(images: Sequence[MulticlassScoredImage], card: MulticlassCard) -> int:
+    """Return how many images, compared by content, calibration and prediction sets were fitted on."""
+    seen = set(card.seen.get("validation", ()))
+    return sum(short_hash(image.sha256) in seen for image in images)
