@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from pneumoscope.bundle.card import INPUT_CLASSES, InputClass
@@ -95,6 +94,8 @@ def fit_input_checks(
 
 def fit_mahalanobis(features: npt.NDArray[np.float32]) -> MahalanobisDetector:
     """Return the OOD detector for features of shape (images, channels); at least three images are needed."""
+    from sklearn.decomposition import PCA  # takes a second to import, and runs without input checks do without
+
     count = min(_MAX_COMPONENTS, min(features.shape) - 1)
     mean, scale = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
     # Constant features would cause a division by zero, here and below.
