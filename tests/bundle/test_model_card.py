@@ -17,6 +17,7 @@ from pneumoscope.core.result_forms import to_json
 from pneumoscope.data.check import check_data
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.evaluate import evaluate
+from pneumoscope.runs.run_folder import find_bundle
 
 PROPORTION = Proportion(value=0.9, low=0.7, high=0.95, n=20, method="wilson")
 POINT = OperatingPoint(
@@ -200,3 +201,12 @@ def test_evidence_with_another_structure_is_rejected(bundle, name, content):
     (bundle / "evidence" / f"{name}.json").write_text(json.dumps(content))
     with pytest.raises(BundleError, match="has an unexpected structure"):
         model_card(bundle)
+
+
+def test_bins_of_the_calibration_table_have_different_ranges():
+    folder = find_bundle()
+    bins = json.loads((folder / "evidence" / "evaluation.json").read_text())["reliability"]
+    assert len({f"{each['low']:.3f} to {each['high']:.3f}" for each in bins}) < len(bins)  # probabilities near 1
+    table = model_card(folder).split("observed rate of pneumonia [95% interval]")[1].split("\n\n")[0]
+    ranges = re.findall(r"^\| ([\d.]+ to [\d.]+) \|", table, re.MULTILINE)
+    assert len(ranges) == len({*ranges}) == len(bins)

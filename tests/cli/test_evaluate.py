@@ -300,6 +300,23 @@ def test_folder_of_runs_has_the_subgroups_of_each_run_printed(maker):
         assert len(evaluation.interactions) == 3
 
 
+def test_accuracy_above_subgroups_is_at_their_operating_point(maker):
+    header, *rows = load_manifest(maker.images()).to_csv().splitlines()
+    data = maker.root / "images" / "sites.csv"
+    data.write_text("\n".join([f"{header},site", *(f"{row},{'AB'[i % 2]}" for i, row in enumerate(rows))]))
+    maker.run("quick/seed-0", recipe="quick")
+    folder = maker.root / "runs/quick"
+    result = invoke(folder, "--data", data, "--by", "site")
+    evaluation = read_evaluation(folder / "seed-0/evaluation/test/evaluation.json")
+    half, balanced = (evaluation.operating_points[name].metrics for name in ("half", "balanced"))
+    assert half["accuracy"].value != balanced["accuracy"].value
+    assert f"accuracy {balanced['accuracy']} at balanced" in result.stdout
+    _, table = result.stdout.split("subgroups, at the operating point balanced")
+    (overall,) = [line for line in table.splitlines() if "all images" in line]
+    for interval in (evaluation.metrics["auroc"], balanced["sensitivity"], balanced["specificity"]):
+        assert str(interval) in overall
+
+
 @pytest.mark.slow
 def test_next_step_after_a_folder_of_runs_names_the_evaluation_that_was_saved(maker, tmp_path):
     images = maker.images()

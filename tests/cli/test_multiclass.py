@@ -15,8 +15,9 @@ from tests.conftest import GRAY_CLASSES, halves
 
 from pneumoscope.cli import cli
 from pneumoscope.cli.evaluation_tables import interval_table
-from pneumoscope.core.errors import MulticlassBundleError, PartialFailureError, UsageError
+from pneumoscope.core.errors import MulticlassBundleError, PartialFailureError, UnknownNameError, UsageError
 from pneumoscope.core.interval import Interval
+from pneumoscope.data.layouts import load_manifest
 from pneumoscope.inference.multiclass_model import load_multiclass_model
 
 
@@ -98,6 +99,8 @@ def test_evaluate_prints_every_number_with_its_interval(maker):
     assert result.exception is None, result.output
     written = json.loads((run / "evaluation" / "test" / "evaluation.json").read_text())
     assert "levels on 36 test images (12 bright, 12 dark, 12 mid; 18 patients)" in result.stdout
+    assert "sensitivity, bright " in result.stdout  # of the pairs
+    assert "specificity (sensitivity), dark " in result.stdout
     shown = [*written["metrics"].values(), *written["by_class"]["dark"]["metrics"].values()]
     shown += [*written["pairs"][0]["metrics"].values(), *written["by_class"]["mid"]["sets"].values()]
     assert len(shown) > 20
@@ -271,6 +274,51 @@ def test_repeated_columns_must_name_classes(scores):
         result = invoke("evaluate", "--predictions", file, "--data", data, *options)
         assert isinstance(result.exception, UsageError)
         assert message in result.exception.message
+
+
+@pytest.mark.parametrize(
+    "names", [("bright=P(b)", "dark=P(d)", "nosuch=P(m)"), ("nosuch=P(m)",), ("mid=P(m)", "nosuch=P(b)")]
+)
+def test_a_column_of_a_class_that_does_not_exist_is_named(scores, maker, tmp_path, names):
+    data, file = scores
+    options = [word for name in names for word in ("--probability-column", name)]
+    commands = [("evaluate", "--predictions", file)]
+    if len(names) > 1:
+        commands.append(("compare", file, maker.multiclass_bundle(maker.root / "model"), "--out", tmp_path / "out"))
+    for command in commands:
+        error = invoke(*command, "--data", data, *options).exception
+        assert isinstance(error, UnknownNameError)
+        wrong = next(name for name in names if name.startswith("nosuch"))
+        assert f"--probability-column '{wrong}': there is no class 'nosuch'; the classes are bright, dark, mid" in str(
+            error
+        )
+        assert error.hint == "Give --probability-column once for each of these classes, CLASS=COLUMN"
+
+
+def test_the_column_of_a_single_class_is_explained(scores):
+    data, file = scores
+    error = invoke("evaluate", "--predictions", file, "--data", data, "--probability-column", "mid=P(m)").exception
+    assert isinstance(error, UsageError)
+    assert "names the column of one class only" in error.message
+    assert error.message.endswith("the classes are bright, dark, mid")
+    assert error.hint == "Give --probability-column once for each class, CLASS=COLUMN"
+    misspelled = invoke("evaluate", "--predictions", file, "--data", data, "--logit-column", "brigt=P(m)").exception
+    assert str(misspelled).endswith("the classes are bright, dark, mid. Did you mean 'bright'?")
+
+
+def test_columns_of_classes_for_two_labels_are_explained(maker):
+    images = maker.images()
+    file = maker.root / "two.csv"
+    rows = [f"{image.path},0.4,0.6" for image in load_manifest(images)]
+    file.write_text("\n".join(["path,P(n),P(p)", *rows]))
+    for name, hint in (
+        ("TB=P(p)", "If 'P(p)' is the column of PNEUMONIA, name it without a class: --probability-column 'P(p)'"),
+        ("pneumonia=P(p)", "Name it without the class: --probability-column 'P(p)'"),
+        ("NORMAL=P(n)", "Name the column of PNEUMONIA without its class: --probability-column COLUMN"),
+    ):
+        error = invoke("evaluate", "--predictions", file, "--data", images, "--probability-column", name).exception
+        assert error.hint == hint
+        assert "the classes are NORMAL, PNEUMONIA" in error.message
 
 
 def test_class_names_in_tables_of_metrics_keep_their_underscores():

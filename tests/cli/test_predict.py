@@ -159,10 +159,38 @@ def test_json_states_the_interval_of_a_bundle_that_has_one(maker: Any, images: P
 def test_hint_names_the_column_of_the_csv_file(
     bundle: Path, images: Path, run_command: Callable[..., tuple[int, str, str]]
 ) -> None:
-    status, out, err = run_command(bundle, "gone.png", "--csv", "-")
+    status, out, err = run_command(bundle, "images/c.png", "--csv", "-")
     error = "error: 1 of 1 image could not be read. See failure_message in the CSV file"
     assert (status, err) == (3, f"Total: 1 failed\n{error}\n")
-    assert "No such file or directory" in out
+    assert "the file is empty" in out
+
+
+def test_paths_of_which_none_exists_are_wrong_usage(
+    bundle: Path, images: Path, run_command: Callable[..., tuple[int, str, str]]
+) -> None:
+    hint = "Pass image files, or folders that contain images\n"
+    for form in ("--json", "--csv=-", "--csv=new.csv"):
+        assert run_command(bundle, "nofolder", form) == (2, "", f"error: 'nofolder' does not exist. {hint}")
+    _, _, err = run_command(bundle, "a", "b", "c", "d")
+    assert err == f"error: 'a', 'b', 'c', … do not exist. {hint}"
+    assert not Path("new.csv").exists()
+    # Paths of a list that another program wrote are results, whether they exist or not.
+    assert [each["decision"] for each in invoke_json(bundle, "-", input=b"gone.png\n")] == [None]
+
+
+def test_an_existing_csv_file_is_replaced_with_force_only(
+    bundle: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = Path("labels.csv")
+    table.write_text("path,label\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(Model, "_predict_batch", lambda *_: pytest.fail("an image was scored"))
+        error = invoke(bundle, "images/a.png", "--csv", table).exception
+    assert isinstance(error, UsageError)
+    assert str(error) == "'labels.csv' exists. Choose another file with --csv, or replace this one with --force"
+    assert table.read_text() == "path,label\n"
+    assert invoke(bundle, "images/a.png", "--csv", table, "--force").exit_code == 0
+    assert table.read_bytes() == invoke(bundle, "images/a.png", "--csv", "-").stdout_bytes
 
 
 def test_age_is_used_for_images_that_state_none(shared_maker: Any, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pneumoscope.core.comparison import Comparison, RunSummary
 from pneumoscope.core.errors import MissingExtraError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.interval import Interval
-from pneumoscope.core.result_forms import to_json, with_minus_signs
+from pneumoscope.core.result_forms import decimals_to_distinguish, to_json, with_minus_signs
 from pneumoscope.core.results import (
     SCHEMA,
     Confusion,
@@ -251,3 +251,17 @@ def test_minus_signs_are_those_of_numbers_only():
     minus = "\N{MINUS SIGN}"
     text = with_minus_signs("vgg19-adam-32 -0.5 [-1, 2], 2026-01-02, 1e-05, sens-0.9, (-.5)")
     assert text == f"vgg19-adam-32 {minus}0.5 [{minus}1, 2], 2026-01-02, 1e-05, sens-0.9, ({minus}.5)"
+
+
+@pytest.mark.parametrize(
+    ("rows", "decimals"),
+    [
+        ([], 3),
+        ([(0.1, 0.2), (0.3, 0.4), (0.1, 0.2)], 3),
+        ([(0.9991, 0.9992), (0.9993, 0.9994)], 4),
+        ([(0.1, 0.9999), (0.2, 0.9999)], 3),
+        ([(1 - 2.0**-53,), (1.0,)], 16),
+    ],
+)
+def test_decimals_tell_rows_apart(rows, decimals):
+    assert decimals_to_distinguish(rows) == decimals

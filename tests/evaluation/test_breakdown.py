@@ -145,6 +145,18 @@ def test_subgroups_of_the_label_itself_are_an_error_before_an_image_is_scored(ma
     assert scored == []
 
 
+def test_the_label_of_a_folder_is_an_error_that_names_the_other_columns(maker):
+    images, run, scored = maker.images(normal=4, pneumonia=6), maker.run(), []
+    with pytest.raises(UsageError, match=r"'label' are the images of each label \(NORMAL, PNEUMONIA\)") as caught:
+        evaluate(run, images, by=["label"], progress=lambda *numbers: scored.append(numbers))
+    assert "most metrics are undefined within one label" in caught.value.message
+    assert "a label: etiology; others, such as sex or site, need a manifest CSV" in caught.value.hint
+    with pytest.raises(UsageError) as caught:
+        evaluate(run, manifest(images, sex=lambda i: "MF"[i % 2]), by=["label"])
+    assert caught.value.hint.endswith("images.csv' are split, patient, sex")
+    assert scored == []
+
+
 def test_columns_that_cannot_be_used_are_errors_before_an_image_is_scored(maker, data, tmp_path):
     run, scored = maker.run(), []
     with pytest.raises(UnknownNameError, match=r"images.csv' has no column 'sxe'. Did you mean 'sex'"):

@@ -19,8 +19,9 @@ from pneumoscope.core.interval import Interval
 from pneumoscope.reporting.checklist_facts import FACTS
 from pneumoscope.reporting.flow_diagram import excluded_lines
 from pneumoscope.reporting.report_files import ReportFiles, make_report
-from pneumoscope.reporting.tables import Table, flow_table, to_csv, to_latex, to_markdown
+from pneumoscope.reporting.tables import Table, _reliability, flow_table, to_csv, to_latex, to_markdown
 from pneumoscope.runs.evaluations import read_evaluation
+from pneumoscope.statistics.calibration import reliability_bins
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +177,15 @@ def test_latex_escapes_every_special_character() -> None:
     assert r"Run\_1 & Value \\" in text
     assert r"c & undefined: none \\" in text
     assert text.count(r"\begin{") == text.count(r"\end{") == 2
+
+
+def test_bins_of_nearly_equal_probabilities_have_different_ranges() -> None:
+    bins = reliability_bins([0.1, 0.99912, 0.99948], [False, True, True], bins=3)
+    run: Any = SimpleNamespace(summary=SimpleNamespace(name="a"), evaluation=SimpleNamespace(reliability=bins))
+    table = _reliability([run])
+    for text in (to_markdown(table), to_latex(table)):
+        assert [f"0.{digits}" in text for digits in ("1000", "9991", "9995")] == [True] * 3
+    assert "0.99912" in to_csv(table)
 
 
 def test_markdown_and_csv_keep_a_name_with_a_bar_in_one_cell() -> None:

@@ -104,6 +104,15 @@ def test_pairs_renormalize_the_probabilities_of_two_classes(data) -> None:
     assert found["accuracy"].n == chosen.sum()
 
 
+def test_classes_that_are_never_predicted_are_named(data) -> None:
+    _, y, patients = data
+    one, other = [0.8, 0.1, 0.1], [0.1, 0.1, 0.8]
+    for rows, never in (((one, one), "normal or virus"), ((one, other), "normal")):
+        p = np.array(rows)[np.arange(len(y)) % 2]
+        precision = overall_metrics(p, y, NAMES, patients, resamples=10)["macro_precision"]
+        assert (precision.value, precision.reason) == (None, f"no image is predicted as {never}")
+
+
 def test_a_class_without_images_makes_its_metrics_undefined(data) -> None:
     p, y, patients = data
     y = np.where(y == 1, 0, y)

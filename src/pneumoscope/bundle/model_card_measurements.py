@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from pneumoscope.bundle.evidence import EVIDENCE, Json, images_text, interval_text, unusable_images
+from pneumoscope.core.result_forms import decimals_to_distinguish
 
 __all__ = [
     "data_shortcuts",
@@ -84,11 +85,12 @@ def ledger_text(evaluation: Json) -> str:
 
 
 def reliability_table(bins: Sequence[Json], event: str) -> str:
-    """Return the observed rate of an event, such as pneumonia, by its probability, as a table."""
+    """Return the observed rate of an event, such as pneumonia, by its probability, as a table of different ranges."""
+    decimals = decimals_to_distinguish((each["low"], each["high"]) for each in bins)
     rows = [
         (
-            f"{each['low']:.3f} to {each['high']:.3f}",
-            f"{each['mean_probability']:.3f}",
+            f"{each['low']:.{decimals}f} to {each['high']:.{decimals}f}",
+            f"{each['mean_probability']:.{decimals}f}",
             interval_text(each["observed_rate"]),
         )
         for each in bins

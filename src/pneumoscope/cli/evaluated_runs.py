@@ -76,8 +76,13 @@ def _headline(evaluation: Evaluation | MulticlassEvaluation) -> str:
     metrics = evaluation.metrics
     if isinstance(evaluation, MulticlassEvaluation):
         return f"accuracy {metrics['accuracy']}, macro AUROC {metrics['macro_auroc']}"
-    name, point = next(iter(evaluation.operating_points.items()))
-    return f"accuracy {point.metrics['accuracy']} at {name}, AUROC {metrics['auroc']}"
+    name = _operating_point(evaluation)
+    return f"accuracy {evaluation.operating_points[name].metrics['accuracy']} at {name}, AUROC {metrics['auroc']}"
+
+
+def _operating_point(evaluation: Evaluation) -> str:
+    """Return the operating point of the subgroups; without subgroups, the first."""
+    return evaluation.subgroups[0].operating_point if evaluation.subgroups else next(iter(evaluation.operating_points))
 
 
 def _mean_of_folds(folder: Path, evaluation: Evaluation | MulticlassEvaluation, name: str) -> RunGroup:
@@ -88,7 +93,7 @@ def _mean_of_folds(folder: Path, evaluation: Evaluation | MulticlassEvaluation, 
 
     if isinstance(evaluation, MulticlassEvaluation):
         return summarize_class_folds(folder, name)
-    return summarize_folds(folder, name, next(iter(evaluation.operating_points)))
+    return summarize_folds(folder, name, _operating_point(evaluation))
 
 
 def _print_subgroups(evaluation: Evaluation | MulticlassEvaluation, console: Console) -> None:

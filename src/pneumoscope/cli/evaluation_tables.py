@@ -133,6 +133,9 @@ def print_breakdown(evaluation: Evaluation, console: Console) -> None:
         for group in evaluation.subgroups:
             cells = (str(group.metrics[metric]) for metric in metrics)
             table.add_row(f"{group.column}: {group.value}", str(group.n), str(group.counts.get("PNEUMONIA", 0)), *cells)
+        overall = {**evaluation.metrics, **evaluation.operating_points[point].metrics}
+        cells = (str(overall[metric]) for metric in metrics)
+        table.add_row("all images", str(evaluation.n), str(evaluation.counts.get("PNEUMONIA", 0)), *cells)
         console.print(table)
     for test in evaluation.interactions:
         click.echo(f"  {test.sentence}")

@@ -46,13 +46,12 @@ def command(as_json: bool, target: str | None, card_format: str, developer: str,
     if target is not None:
         from pneumoscope.bundle.model_card import model_card
         from pneumoscope.bundle.model_card_exports import chai_model_card, hugging_face_model_card
-        from pneumoscope.runs.run_folder import EVALUATION_FILE, evaluation_folder, find_bundle, is_run_folder
+        from pneumoscope.runs.run_folder import evaluation_of_bundle, find_bundle
 
         if as_json:
             raise UsageError("--card and --json cannot be combined", hint="Read card.json in the bundle instead")
         folder = find_bundle(Path(target) if target else None)
-        run = Path(target)
-        evaluation = evaluation_folder(run) / EVALUATION_FILE if target and is_run_folder(run) else None
+        evaluation = evaluation_of_bundle(folder)
         if card_format == "chai":
             text = chai_model_card(folder, developer=developer, contact=contact, evaluation=evaluation)
         else:

@@ -98,7 +98,8 @@ def print_multiclass_evaluation(evaluation: MulticlassEvaluation, console: Conso
         console.print(interval_table(f"{printable(name)} against the rest", result.metrics))
     for pair in evaluation.pairs:
         title = f"{printable(pair.first)} against {printable(pair.second)}, among images of these two"
-        console.print(interval_table(title, pair.metrics))
+        metrics = {printable(metric): interval for metric, interval in pair.named_metrics().items()}
+        console.print(interval_table(title, metrics))
     if evaluation.coverage is not None:
         title = f"prediction sets for a coverage of {evaluation.coverage:.0%} of each class"
         by_class = {

@@ -64,6 +64,7 @@ _COLORS = {
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
     help="Write a CSV file instead of a table; - writes to standard output.",
 )
+@click.option("--force", is_flag=True, help="Replace an existing file of --csv.")
 @click.option(
     "--heatmaps",
     type=click.Path(file_okay=False, path_type=Path),
@@ -76,6 +77,7 @@ def command(
     no_identifiers: bool,
     as_json: bool,
     table: Path | None,
+    force: bool,
     heatmaps: Path | None,
 ) -> None:
     """Estimate the probability of pneumonia for each image.
@@ -83,7 +85,8 @@ def command(
     PATH is an image (JPEG, PNG, TIFF, BMP, WebP or DICOM), a folder of images, or - to read paths from standard input,
     one per line. Folders are searched for images by name and content; hidden files are skipped.
 
-    Unreadable files are reported; the rest are processed, and the exit status is 3. Ctrl-C keeps finished results.
+    Unreadable and missing files are reported; the rest are processed, and the exit status is 3. If no PATH exists, it is 2.
+    Ctrl-C keeps finished results. An existing CSV file is replaced only with --force.
 
     Example:  pneumoscope predict image.jpg
     """
@@ -91,7 +94,7 @@ def command(
     from pneumoscope.inference.model import load_model
     from pneumoscope.inference.multiclass_model import MulticlassModel, load_multiclass_model
 
-    _check_outputs(paths, as_json, table, heatmaps)
+    _check_outputs(paths, as_json, table, heatmaps, force=force)
     several_classes = has_several_classes(model["bundle"])
     if several_classes:
         refuse_options({f"--{name.replace('_', '-')}": model[name] for name in _PNEUMONIA_OPTIONS})
@@ -151,14 +154,20 @@ def _predict(
         yield from model.predict_many(images, age=age)
 
 
-def _check_outputs(paths: Iterable[str], as_json: bool, table: Path | None, heatmaps: Path | None) -> None:
-    """Raise UsageError if the outputs cannot be combined, or a folder of heatmaps is not empty."""
+def _check_outputs(
+    paths: Iterable[str], as_json: bool, table: Path | None, heatmaps: Path | None, *, force: bool
+) -> None:
+    """Raise UsageError if the outputs cannot be combined, a folder of heatmaps is not empty, or the CSV file exists."""
     if as_json and table:
         raise UsageError("--json and --csv cannot be combined", hint="Choose one of them")
     for path in paths:
         if as_json and path.lower().endswith(".json"):
             hint = f"--json writes to standard output. Redirect it: pneumoscope predict PATH --json > {path}"
             raise UsageError(f"{path!r} is not an image, and --json takes no file name", hint=hint)
+    if table and table.is_file() and not force:
+        raise UsageError(
+            f"{str(table)!r} exists", hint="Choose another file with --csv, or replace this one with --force"
+        )
     if heatmaps and heatmaps.exists() and any(heatmaps.iterdir()):
         raise UsageError(
             f"{str(heatmaps)!r} is not empty; its files would be mixed with the new heatmaps",
@@ -167,10 +176,11 @@ def _check_outputs(paths: Iterable[str], as_json: bool, table: Path | None, heat
 
 
 def _discover(paths: Iterable[str]) -> Sequence[str]:
-    """Return the images below the paths, and print what was skipped. Raise UsageError if there is none."""
+    """Return the images below the paths, and print what was skipped. Raise UsageError if there is none, or no path exists."""
     from pneumoscope.inference.discovery import discover_images
 
     named = tuple(paths)
+    _check_existence(named)
     discovered = discover_images(_expand_stdin(named))
     if discovered.skipped:
         click.echo(printable(discovered.skipped_summary()), err=True)
@@ -181,6 +191,17 @@ def _discover(paths: Iterable[str]) -> Sequence[str]:
             f"no images found in {printable(places)}{more}", hint="Pass image files, or folders that contain images"
         )
     return discovered.paths
+
+
+def _check_existence(named: Sequence[str]) -> None:
+    """Raise UsageError if none of the paths exists; paths from standard input are not checked."""
+    if "-" in named or any(map(os.path.lexists, named)):
+        return
+    listed = ", ".join(printable(repr(path)) for path in named[:_MAX_NAMED]) + (
+        ", …" if len(named) > _MAX_NAMED else ""
+    )
+    does = "does not exist" if len(named) == 1 else "do not exist"
+    raise UsageError(f"{listed} {does}", hint="Pass image files, or folders that contain images")
 
 
 def _expand_stdin(paths: Iterable[str]) -> Iterator[str]:

@@ -159,7 +159,7 @@ def multiclass_evaluation_html(evaluation: MulticlassEvaluation) -> str:
     for name, result in evaluation.by_class.items():
         parts.append(intervals_html(f"{name} against the rest", result.metrics.items()))
     for pair in evaluation.pairs:
-        parts.append(intervals_html(f"{pair.first} against {pair.second}", pair.metrics.items()))
+        parts.append(intervals_html(f"{pair.first} against {pair.second}", pair.named_metrics().items()))
     if evaluation.coverage is not None:
         by_class = [
             (f"{metric}, {name}", value)

@@ -238,6 +238,7 @@ class DatasetError(InputError):
     """The images cannot be trained on or evaluated: there are too few, or they have one label only."""
 
     unknown_label = ""  # a label that is not one of the expected classes; "" for other errors
+    labels: tuple[str, ...] = ()  # then, all labels of the data
 
 
 class RecipeError(InputError):

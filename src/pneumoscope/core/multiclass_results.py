@@ -82,6 +82,14 @@ class ClassPair:
     n: int
     metrics: Mapping[str, Interval]
 
+    def named_metrics(self) -> dict[str, Interval]:
+        """Return the metrics by names that state the class of a sensitivity, such as "sensitivity, virus"."""
+        names = {
+            "sensitivity": f"sensitivity, {self.first}",
+            "specificity": f"specificity (sensitivity), {self.second}",
+        }
+        return {names.get(metric, metric): interval for metric, interval in self.metrics.items()}
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MulticlassEvaluation:

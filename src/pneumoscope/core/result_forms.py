@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
     from pneumoscope.core.interval import Interval
 
-__all__ = ["interval_rows", "method_name", "rows_dataframe", "to_json", "with_minus_signs", "write_result"]
+__all__ = [
+    "decimals_to_distinguish",
+    "interval_rows",
+    "method_name",
+    "rows_dataframe",
+    "to_json",
+    "with_minus_signs",
+    "write_result",
+]
 
 # Names of methods in records, and as they are printed; the first that fits is replaced.
 _PRINTED_NAMES = {
@@ -35,6 +43,7 @@ _PRINTED_NAMES = {
     "simel": "Simel",
     "wilson": "Wilson",
 }
+_MAX_DECIMALS = 17  # tell all double-precision numbers between 0.1 and 1 apart
 
 
 def method_name(method: str) -> str:
@@ -45,6 +54,20 @@ def method_name(method: str) -> str:
 def with_minus_signs(text: str) -> str:
     """Return text for people with true minus signs in front of its numbers; CSV and JSON have hyphens, which programs parse."""
     return re.sub(r"(?<![\w.])-(?=[\d.])", "\N{MINUS SIGN}", text)
+
+
+def decimals_to_distinguish(rows: Iterable[Sequence[float]], least: int = 3) -> int:
+    """Return the smallest number of decimals with which all rows of numbers are printed differently.
+
+    Args:
+        rows: The rows, such as the lowest and highest probability of each bin; equal ones count once.
+        least: The smallest number to return.
+    """
+    different = {*map(tuple, rows)}
+    for decimals in range(least, _MAX_DECIMALS):
+        if len({tuple(f"{number:.{decimals}f}" for number in row) for row in different}) == len(different):
+            return decimals
+    return _MAX_DECIMALS
 
 
 def to_json(result: object) -> str:

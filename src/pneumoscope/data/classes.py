@@ -67,7 +67,7 @@ def resolve_classes(
                 f"{name}: the label {unknown[0]!r} is not one of the classes {', '.join(order)}",
                 hint=f"Rename it with {_map_option(unknown[0], 'CLASS')}; or name another column with --label-column{etiologies}",
             )
-            error.unknown_label = unknown[0]
+            error.unknown_label, error.labels = unknown[0], tuple(found)
             raise error
         return tuple(order), {label: by_case[label.casefold()] for label in found}
     _check_names(found, name)

@@ -12,6 +12,7 @@ from typing import Literal
 from pneumoscope.core.errors import DatasetError, LayoutError, UnknownNameError, UsageError
 from pneumoscope.core.messages import counted
 from pneumoscope.data.classes import LABELS, sort_classes
+from pneumoscope.data.column_classes import check_column_classes
 from pneumoscope.data.csv_table import CsvTable
 from pneumoscope.data.layouts import SPLIT_FOLDERS
 from pneumoscope.data.prediction_values import check_probabilities, parse_numbers
@@ -127,11 +128,14 @@ def read_class_predictions_file(file: Path, columns: PredictionColumns, order: S
         order: All classes, in the order of the values; sorted if empty.
 
     Raises:
-        UsageError, LayoutError, UnknownNameError: See `read_predictions_file`.
+        UsageError, LayoutError, UnknownNameError: See `read_predictions_file`; or a column is named for a class that is not in
+            `order`.
         DatasetError: See there; or the classes are not those of `order`.
     """
     table, image = _read_table(file, columns)
     by_class, scale = _choose_class_columns(table.header, columns, table.name, order)
+    if order:
+        check_column_classes(columns, order)
     if missing := [label for label in order if label not in by_class and {*by_class} < {*order}]:
         raise missing_class_error(table.name, missing[0], by_class.values(), scale)
     if order and set(order) != set(by_class):

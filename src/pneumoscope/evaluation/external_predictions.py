@@ -18,9 +18,11 @@ from pneumoscope.bundle.card import Calibration
 from pneumoscope.core.errors import UnknownNameError, UsageError
 from pneumoscope.core.messages import counted, operating_point_rule
 from pneumoscope.core.results import Evaluation, ScoredImage
+from pneumoscope.data.column_classes import check_single_class
 from pneumoscope.data.label_mapping import LabelMapping
+from pneumoscope.data.manifest import Manifest
 from pneumoscope.data.prediction_matching import manifest_columns
-from pneumoscope.data.predictions_file import PredictionColumns, PredictionsFile, read_predictions_file
+from pneumoscope.data.predictions_file import PredictionColumns, PredictionsFile, column_names, read_predictions_file
 from pneumoscope.evaluation.breakdown import add_breakdown, read_breakdown
 from pneumoscope.evaluation.custom_points import ChosenThreshold, canonical_names, choose_thresholds, custom_points
 from pneumoscope.evaluation.fitting import fit_calibration, fit_operating_points
@@ -34,7 +36,7 @@ from pneumoscope.evaluation.predicted_images import (
     select_predicted_images,
 )
 from pneumoscope.evaluation.recording import ScoreSource, record_and_write, summarize, with_earlier_points
-from pneumoscope.evaluation.selection import load_labeled_images
+from pneumoscope.evaluation.selection import check_binary_images, load_images_of_classes, load_labeled_images
 from pneumoscope.evaluation.split_images import SplitImages
 from pneumoscope.evaluation.threshold_images import check_threshold_images
 from pneumoscope.inference.decision import calibrate, score_at_probability
@@ -101,7 +103,7 @@ def evaluate_predictions(
     Raises:
         UsageError: Options exclude each other, an operating point needs validation predictions, or see `evaluate`.
         RunError: The reference is missing or damaged.
-        UnknownNameError: There is no such column or operating point.
+        UnknownNameError: There is no such column, class or operating point.
         LayoutError: The file is not a CSV file with these columns; see `read_predictions_file`.
         DatasetError: A value cannot be used, rows and images do not match, or validation images have one label only.
         ThresholdError: A validation image is a test image or one of the evaluated images.
@@ -113,7 +115,7 @@ def evaluate_predictions(
     check_prediction_options(split, columns, validation, validation_data, fit_probabilities=fit_probabilities)
     requested = None if operating_points is None else canonical_names(operating_points)
     labels = with_path_column(labels, data, columns)
-    manifest = load_labeled_images(data, labels)
+    manifest = _load_images(file, data, columns, labels)
     evaluated = SplitImages.select(manifest, data, split, None, note)
     matched = read_predicted_images(file, columns, manifest, data)
     predicted = select_predicted_images(matched, evaluated, note)
@@ -208,9 +210,17 @@ def check_predictions(
     file: Path, data: Path, *, split: str, columns: PredictionColumns, labels: LabelMapping | None = None
 ) -> None:
     """Raise the error that `evaluate_predictions` raises if the file cannot be read or does not match the images."""
-    manifest = load_labeled_images(data, with_path_column(labels, data, columns))
+    manifest = _load_images(file, data, columns, with_path_column(labels, data, columns))
     evaluated = SplitImages.select(manifest, data, split)
     select_predicted_images(read_predicted_images(file, columns, manifest, data), evaluated)
+
+
+def _load_images(file: Path, data: Path, columns: PredictionColumns, labels: LabelMapping | None) -> Manifest:
+    """Return the manifest of a binary data set, unless the only column of the file that is named is that of a class."""
+    manifest = load_images_of_classes(data, labels)
+    check_single_class(columns, column_names(file), manifest.classes, str(file))
+    check_binary_images(manifest)
+    return manifest
 
 
 def _fit_calibration(validation: PredictedImages) -> Calibration:

@@ -18,7 +18,7 @@ from pneumoscope.core.interval import Interval
 from pneumoscope.core.messages import counted
 from pneumoscope.core.results import InteractionTest, Subgroup
 from pneumoscope.data.manifest import LabeledImage
-from pneumoscope.data.prediction_matching import read_manifest_column
+from pneumoscope.data.prediction_matching import manifest_columns, read_manifest_column
 from pneumoscope.statistics.heterogeneity import PERMUTATIONS, proportion_heterogeneity
 from pneumoscope.statistics.inputs import BoolArray, IntArray
 from pneumoscope.statistics.intervals import proportion
@@ -31,6 +31,7 @@ _ALPHA = 0.05
 _MAX_GROUPS = 20
 _NOT_STATED = "not stated"
 _BUILT_IN = ("etiology",)
+_LABEL_NAMES = {"label", "labels", "class", "classes"}  # of data without columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,11 +124,15 @@ def read_columns(
         path_column: Column of the manifest CSV with the paths.
 
     Raises:
-        UsageError: The data are not a manifest CSV, or a column has too many values or divides the images as the labels do.
+        UsageError: The data are not a manifest CSV, or a column has too many values, or it is the label or divides the images as
+            the labels do.
         UnknownNameError: There is no such column.
     """
     columns: dict[str, list[str]] = {}
+    labels = [image.label for image in images]
     for name in names:
+        if name.casefold() in _LABEL_NAMES and not _is_csv(data):
+            raise _label_column_error(name, labels, data, path_column)
         by_path = (
             {image.path: image.etiology for image in images}
             if name in _BUILT_IN
@@ -140,19 +145,35 @@ def read_columns(
                 f"the column {name!r} has {len(values)} values among the evaluated images, such as {min(values - {''})!r}",
                 hint=f"Group them in another column; at most {_MAX_GROUPS} groups are possible",
             )
-        _check_not_labels(name, columns[name], [image.label for image in images])
+        if _are_labels(columns[name], labels):
+            raise _label_column_error(name, labels, data, path_column)
     return columns
 
 
-def _check_not_labels(name: str, values: Sequence[str], labels: Sequence[str]) -> None:
-    """Raise if the subgroups of a column are the images of each label."""
+def _are_labels(values: Sequence[str], labels: Sequence[str]) -> bool:
+    """Return True if the subgroups of a column are the images of each label."""
     found = {*labels}
     one_to_one = len({*zip(values, labels, strict=True)}) == len({*values}) == len(found)
-    if one_to_one and (len(found) > 1 or {*values} == found):
-        raise UsageError(
-            f"the subgroups of the column {name!r} are the images of each label ({', '.join(sorted(found))})",
-            hint="Name a column that divides the images of a label, such as sex or site",
-        )
+    return one_to_one and (len(found) > 1 or {*values} == found)
+
+
+def _label_column_error(name: str, labels: Sequence[str], data: Path, path_column: str) -> UsageError:
+    """Return the error for a column whose subgroups are the images of each label."""
+    if _is_csv(data):
+        others = [each for each in manifest_columns(data) if each not in (name, path_column)]
+        columns = f", such as sex or site; the other columns of {str(data)!r} are {', '.join(others)}"
+    else:
+        others = [f"{each}; others" for each in _BUILT_IN if each != name] or ["columns"]
+        columns = f": {others[0]}, such as sex or site, need a manifest CSV: pneumoscope split {data} --out FILE"
+    return UsageError(
+        f"the subgroups of the column {name!r} are the images of each label ({', '.join(sorted({*labels}))}), and most metrics"
+        " are undefined within one label",
+        hint=f"Name a column that divides the images of a label{columns}",
+    )
+
+
+def _is_csv(data: Path) -> bool:
+    return data.suffix.lower() == ".csv"
 
 
 def find_subgroups(

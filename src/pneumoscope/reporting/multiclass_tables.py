@@ -14,7 +14,12 @@ from pneumoscope.reporting.tables import Cell, Table, flow_table, group_table
 __all__ = ["class_tables"]
 
 _SETS = {"coverage": "Coverage", "single": "One class", "empty": "No class", "mean_size": "Mean number of classes"}
-_PAIR = ("auroc", "accuracy", "sensitivity", "specificity")
+_PAIR = {
+    "auroc": labels.METRICS["auroc"],
+    "accuracy": labels.METRICS["accuracy"],
+    "sensitivity": "Sensitivity for the class",
+    "specificity": "Specificity (sensitivity for the other class)",
+}
 
 
 def class_tables(comparison: MulticlassComparison, runs: Sequence[ComparedClasses]) -> tuple[Table, ...]:
@@ -70,18 +75,14 @@ def _first(runs: Sequence[ComparedClasses]) -> Mapping[str, Interval]:
 
 
 def _pairs_of_classes(runs: Sequence[ComparedClasses]) -> Table:
-    names = {key: labels.METRICS[key] for key in _PAIR}
     rows: list[tuple[Cell, ...]] = [
-        (run.name, pair.first, pair.second, pair.n, *(pair.metrics[key] for key in names))
+        (run.name, pair.first, pair.second, pair.n, *(pair.metrics[key] for key in _PAIR))
         for run in runs
         for pair in run.evaluation.pairs
     ]
-    caption = (
-        "Each class against another, among the images of these two, by the probability of the first given one of the two;"
-        " sensitivity is that of the first class, specificity that of the second."
-    )
-    columns = ("Run", "Class", "Other class", "Images", *names.values())
-    note = _note(names, [pair.metrics for run in runs for pair in run.evaluation.pairs])
+    caption = "Each class against another, among the images of these two, by the probability of the first given one of the two."
+    columns = ("Run", "Class", "Other class", "Images", *_PAIR.values())
+    note = _note(_PAIR, [pair.metrics for run in runs for pair in run.evaluation.pairs])
     return Table("class-pairs", caption, columns, tuple(rows), note)
 
 

@@ -17,7 +17,7 @@ from pneumoscope.core.comparison import Comparison, RunGroup
 from pneumoscope.core.image_flow import ImageCount
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.multiclass_results import MulticlassEvaluation
-from pneumoscope.core.result_forms import method_name, rows_dataframe, with_minus_signs
+from pneumoscope.core.result_forms import decimals_to_distinguish, method_name, rows_dataframe, with_minus_signs
 from pneumoscope.core.results import Evaluation
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.run_data import RunData
@@ -48,6 +48,7 @@ class Table:
         columns: Headings.
         rows: Rows of as many cells.
         note: Methods of the intervals, as a sentence; may be empty.
+        decimals: Decimals of numbers without an interval, as text.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
+    decimals: int = 3
 
     def _repr_markdown_(self) -> str:
         return to_markdown(self)
@@ -118,7 +120,11 @@ def to_csv(table: Table) -> str:
 
 def to_markdown(table: Table) -> str:
     """Return a table as Markdown, with its caption and note."""
-    rows = [table.columns, ["---"] * len(table.columns), *([_text(cell) for cell in row] for row in table.rows)]
+    rows = [
+        table.columns,
+        ["---"] * len(table.columns),
+        *([_text(cell, table.decimals) for cell in row] for row in table.rows),
+    ]
     lines = [f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in rows]
     parts = [f"**{table.caption}**", "\n".join(lines), table.note]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -127,7 +133,7 @@ def to_markdown(table: Table) -> str:
 def to_latex(table: Table) -> str:
     """Return a table as LaTeX, for the package booktabs."""
     align = "".join("l" if _is_text(table, index) else "r" for index in range(len(table.columns)))
-    body = [f"{' & '.join(_escape(_text(cell)) for cell in row)} \\\\" for row in table.rows]
+    body = [f"{' & '.join(_escape(_text(cell, table.decimals)) for cell in row)} \\\\" for row in table.rows]
     lines = [
         r"\begin{table}",
         rf"\caption{{{_escape(table.caption)}}}",
@@ -153,7 +159,7 @@ def _escape(text: str) -> str:
     return re.sub("[\\\\&%$#_{}~^\N{MINUS SIGN}]", lambda match: _LATEX[match[0]], text)
 
 
-def _text(cell: Cell) -> str:
+def _text(cell: Cell, decimals: int) -> str:
     if isinstance(cell, Interval):
         if cell.value is None:
             return f"undefined: {cell.reason}"
@@ -161,7 +167,7 @@ def _text(cell: Cell) -> str:
             return with_minus_signs(f"{cell.value:.3f}") + (f" (no interval: {cell.reason})" if cell.reason else "")
         return with_minus_signs(f"{cell.value:.3f} ({cell.low:.3f} to {cell.high:.3f})")
     if isinstance(cell, float):
-        return with_minus_signs(f"{cell:.3f}")
+        return with_minus_signs(f"{cell:.{decimals}f}")
     return "" if cell is None else str(cell)
 
 
@@ -326,7 +332,9 @@ def _reliability(runs: Sequence[RunData]) -> Table:
     ]
     columns = ("Run", "Lowest probability", "Highest probability", "Mean probability", "Observed rate")
     note = _note(("observed rate", row[4]) for row in rows)
-    return Table("reliability", "Observed rate of pneumonia by predicted probability.", columns, tuple(rows), note)
+    decimals = decimals_to_distinguish(row[1:3] for row in rows)
+    caption = "Observed rate of pneumonia by predicted probability."
+    return Table("reliability", caption, columns, tuple(rows), note, decimals)
 
 
 def _subgroups(runs: Sequence[RunData]) -> Table:

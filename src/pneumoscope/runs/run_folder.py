@@ -145,6 +145,14 @@ def evaluation_folder(run: Path, name: str = "test") -> Path:
     return run / "evaluation" / name
 
 
+def evaluation_of_bundle(bundle: Path) -> Path | None:
+    """Return `evaluation.json` on test images of the run that a bundle is part of, which need not exist; None without a run."""
+    bundle = bundle.absolute()
+    if bundle.name != BUNDLE_FOLDER or not is_run_folder(bundle.parent):
+        return None
+    return evaluation_folder(bundle.parent) / EVALUATION_FILE
+
+
 def evaluation_names(run: Path) -> list[str]:
     """Return the names of a run's evaluations, sorted."""
     return sorted(path.parent.name for path in (run / "evaluation").glob(f"*/{EVALUATION_FILE}"))

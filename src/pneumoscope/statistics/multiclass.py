@@ -43,6 +43,7 @@ __all__ = [
 # Distance from 0 of the smallest probability that has a logarithm here.
 _EPSILON = 2.0**-53
 _BOOTSTRAP = "patient bootstrap"
+_UNDEFINED = "the statistic is undefined for these images"
 
 
 def confusion_matrix(targets: npt.ArrayLike, predicted: npt.ArrayLike, classes: int) -> IntArray:
@@ -108,7 +109,8 @@ def overall_metrics(
         none = undefined(missing, n=len(y), method=_BOOTSTRAP, seed=seed)
         macros = [none] * 5
     else:
-        reason = "no image is predicted as one of the classes"
+        never = [name for k, name in enumerate(names) if not (predicted == k).any()]
+        reason = f"no image is predicted as {' or '.join(never)}" if never else _UNDEFINED
         few = too_few_patients(y, names, patient_groups(patients, len(y)), "a bootstrap")
         macros = _bootstrap(macro, len(y), patients, resamples=resamples, seed=seed, reason=reason, few_patients=few)
     names_of_macros = ("macro_auroc", "macro_auprc", "macro_f1", "macro_specificity", "macro_precision")
@@ -365,7 +367,7 @@ def _bootstrap(
     *,
     resamples: int = RESAMPLES,
     seed: int,
-    reason: str = "the statistic is undefined for these images",
+    reason: str = _UNDEFINED,
     few_patients: str = "",
 ) -> list[Interval]:
     """Return statistics of image weights (r, n), in columns, with bootstrap intervals by patient.

@@ -193,6 +193,12 @@ def test_the_report_has_figures_tables_and_every_number(runs, tmp_path):
     assert len(matrix) == 1 + 2 * 3
 
 
+def test_the_table_of_pairs_names_the_class_of_a_sensitivity(runs):
+    table = report_multiclass(runs[:1]).tables["class-pairs"]
+    assert table.columns[-2:] == ("Sensitivity for the class", "Specificity (sensitivity for the other class)")
+    assert "Sensitivity for the class" in table.note
+
+
 def test_figures_show_the_confusion_matrix_and_the_areas(runs):
     report = report_multiclass(runs[:1])
     evaluation = report.runs[0].evaluation

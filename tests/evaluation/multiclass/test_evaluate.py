@@ -200,7 +200,10 @@ def test_data_frames_have_a_row_per_metric(maker):
     assert pair["value"] == evaluation.pairs[1].metrics["accuracy"].value
     matrix = evaluation.confusion_dataframe()
     assert matrix.loc["dark", "mid"] == evaluation.confusion[1][2]
-    assert "dark against the rest" in evaluation._repr_html_()
+    html = evaluation._repr_html_()
+    assert "dark against the rest" in html
+    assert "sensitivity, bright<" in html
+    assert "specificity (sensitivity), mid<" in html
 
 
 def test_a_class_without_images_is_undefined_with_the_reason(maker):

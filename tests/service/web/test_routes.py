@@ -32,6 +32,7 @@ from pneumoscope.bundle.card import Intervals, UncertaintyBand
 from pneumoscope.bundle.model_card import model_card
 from pneumoscope.core.i18n import LANGUAGES
 from pneumoscope.core.prediction import Rejection
+from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.inference.model import load_model
 from pneumoscope.service import web
 from pneumoscope.service.api.routes import operation_router
@@ -546,6 +547,42 @@ def test_model_page_shows_the_calibration_of_the_evaluation(bundle_folder, tmp_p
         page, _ = get_page(client, "/model?language=en")
         assert "The evaluation of this model cannot be read" in page.text
         assert "Observed rate of pneumonia" not in page.text
+
+
+def test_model_page_and_card_show_the_evaluation_of_the_run(maker):
+    run = maker.run()
+    evaluation, _ = evaluate(run, maker.images())
+    point = evaluation.operating_points["balanced"]
+    with TestClient(create_app(load_model(run, threads=1), PredictionRepository(None)), base_url=BASE_URL) as client:
+        page = get_page(client, "/model?language=en")[0].text
+        counts = point.confusion
+        assert f"classified {counts.tp} of 20 images with pneumonia and {counts.fp} of 12 normal images" in page
+        assert "Sensitivity and specificity on test images of the model" not in page
+        assert "32 images (test) in bins" in page
+        card = client.get("/model/card").text
+        assert card == model_card(run / "bundle", run / "evaluation" / "test" / "evaluation.json")
+        assert str(evaluation.metrics["auroc"].n) in card
+
+        # Images of one label have no specificity, and --split all has no name of a split.
+        evaluate(run, maker.images("sick", normal=0), split="all", name="test", replace=True)
+        page = get_page(client, "/model?language=en")[0].text
+        assert "Sensitivity and specificity on test images of the model" in page
+        assert "20 images (all splits) in bins" in page
+
+
+def test_model_page_tells_bins_of_nearly_equal_probabilities_apart(bundle_folder, tmp_path):
+    folder = shutil.copytree(bundle_folder, tmp_path / "bundle")
+    model = load_model(folder, threads=1)
+    bins = reliability_bins([0.1, 0.99912, 0.99948], [False, True, True], bins=3)
+    (folder / "evidence").mkdir()
+    evidence = {
+        "bundle_sha256": model.card.onnx_sha256, "n": 3, "split": "test", "counts": {"NORMAL": 1, "PNEUMONIA": 2},
+        "reliability": [dataclasses.asdict(each) for each in bins],
+    }  # fmt: skip
+    (folder / "evidence" / "evaluation.json").write_text(json.dumps(evidence))
+    with TestClient(create_app(model, PredictionRepository(None)), base_url=BASE_URL) as client:
+        page = get_page(client, "/model")[0].text
+    assert [text in page for text in ("10.00%", "99.91%", "99.95%")] == [True] * 3
 
 
 @pytest.mark.parametrize("path", ["/dashboard", "/model", "/images/{id}", "/images/{id}/report"])

@@ -15,6 +15,7 @@ from pneumoscope.core.multiclass_results import (
     MulticlassRunSummary,
     MulticlassScoredImage,
 )
+from pneumoscope.data.column_classes import check_column_classes
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.predictions_file import PredictionColumns, missing_class_error, read_class_predictions_file
 from pneumoscope.evaluation.comparison.comparability import (
@@ -92,6 +93,8 @@ def compared_classes(
             read.append(read_class_run(target, evaluation, data, columns))
     known = with_unique_names(read)
     check_names(known)
+    if model := next((run for run in known if not is_file(run.path)), None):
+        check_column_classes(columns, model.evaluation.classes)
     classes = check_classes(known)
     if data is not None and len(files) > 1:
         for file in files:

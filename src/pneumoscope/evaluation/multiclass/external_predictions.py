@@ -19,6 +19,7 @@ from pneumoscope.bundle.multiclass_card import PredictionSets, TemperatureScalin
 from pneumoscope.core.errors import DatasetError
 from pneumoscope.core.messages import counted
 from pneumoscope.core.multiclass_results import MulticlassEvaluation, MulticlassScoredImage
+from pneumoscope.data.column_classes import check_column_classes
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.data.predictions_file import (
@@ -101,7 +102,7 @@ def evaluate_multiclass_predictions(
     Raises:
         UsageError: Options exclude each other, the folder has another evaluation, or a column cannot be used, see
             `subgroups.read_columns`.
-        UnknownNameError: There is no such column.
+        UnknownNameError: There is no such column, or no such class.
         LayoutError: The file is not a CSV file with these columns; see `read_class_predictions_file`.
         DatasetError: A value cannot be used, rows and images do not match, a label is not one of the classes, or a class has no
             validation images.
@@ -192,6 +193,7 @@ def _match(
         manifest = load_images_of_classes(data, labels, classes=predictions.classes)
     except DatasetError as error:
         if error.unknown_label:
+            check_column_classes(columns, error.labels)
             check_sums(predictions, error.unknown_label)
             error.hint += f"; or add a column {predictions.scale}_{error.unknown_label} to {file}"
         raise

@@ -1,4 +1,4 @@
-"""Measurements for the page of the model: those in the folder of the bundle, as far as they apply to the model in use."""
+"""Measurements for the page of the model: those in the folder of its bundle or run, as far as they apply to the model in use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pneumoscope.bundle.evidence import Json, read_evidence
 from pneumoscope.core.errors import BundleError
 from pneumoscope.core.interval import Interval
+from pneumoscope.core.result_forms import decimals_to_distinguish
 from pneumoscope.inference.model import Model
+from pneumoscope.runs.run_folder import evaluation_of_bundle
 
 __all__ = ["Accuracy", "Measurements", "read_measurements"]
 
@@ -42,19 +44,21 @@ class Measurements:
 
     Attributes:
         reliability: The evaluation with its reliability diagram.
+        percent_decimals: Decimals with which the mean probabilities of its bins differ, in percent.
         accuracy: At the operating point in use.
         center_blanked: AUROC on images whose center is blank, 60% of each side; 0.5 is chance.
         unreadable: Code of the error if the measurements cannot be read; "" otherwise.
     """
 
     reliability: Json | None = None
+    percent_decimals: int = 1
     accuracy: Accuracy | None = None
     center_blanked: Interval | None = None
     unreadable: str = ""
 
 
 def read_measurements(model: Model) -> Measurements:
-    """Return the measurements of a model.
+    """Return the measurements of a model: those in its folder, or the evaluation on test images of its run.
 
     A site profile changes thresholds and calibration, and a prevalence the calibration, so that the measurements of the
     bundle that depend on them no longer apply.
@@ -62,13 +66,15 @@ def read_measurements(model: Model) -> Measurements:
     if model.folder is None:
         return Measurements()
     try:
-        evidence = read_evidence(model.folder, model.card)
+        evidence = read_evidence(model.folder, model.card, evaluation_of_bundle(model.folder))
     except BundleError as error:
         return Measurements(unreadable=error.code)
     evaluation, shortcuts = evidence["evaluation"], evidence["shortcuts"]
     try:
+        bins = evaluation.get("reliability", ()) if evaluation and not model.facts.site else ()
         return Measurements(
-            reliability=evaluation if evaluation and evaluation.get("reliability") and not model.facts.site else None,
+            reliability=evaluation if bins else None,
+            percent_decimals=decimals_to_distinguish([(each["mean_probability"],) for each in bins]) - 2,
             accuracy=_accuracy(evaluation, model.operating_point_name) if evaluation and not model.profile else None,
             center_blanked=_center_blanked(shortcuts) if shortcuts else None,
         )
@@ -81,11 +87,14 @@ def _accuracy(evaluation: Json, operating_point: str) -> Accuracy | None:
     if point is None:
         return None
     metrics, confusion = point["metrics"], point["confusion"]
+    sensitivity, specificity = _interval(metrics["sensitivity"]), _interval(metrics["specificity"])
+    if sensitivity.low is None or specificity.low is None:  # images of one label
+        return None
     rejected = evaluation.get("rejected")
     return Accuracy(
         split=evaluation["split"],
-        sensitivity=_interval(metrics["sensitivity"]),
-        specificity=_interval(metrics["specificity"]),
+        sensitivity=sensitivity,
+        specificity=specificity,
         found=confusion["tp"],
         false_alarms=confusion["fp"],
         by_etiology={name: _interval(each) for name, each in point["by_etiology"].items() if name != "normal"},

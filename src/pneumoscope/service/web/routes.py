@@ -22,6 +22,7 @@ from pneumoscope.core.identity import normalize_text
 from pneumoscope.core.prediction import DECISIONS, REJECTION_CODES, RejectionCode
 from pneumoscope.core.prediction_messages import population_sentence
 from pneumoscope.inference.decision import threshold_probability
+from pneumoscope.runs.run_folder import evaluation_of_bundle
 from pneumoscope.service.api.dependencies import (
     AppAccessLog,
     AppAuthenticator,
@@ -316,4 +317,5 @@ def full_model_card(service: AppService) -> Response:
     """
     if service.model.folder is None:
         raise UsageError("the model has no folder with a card", hint="Get the card from the API: GET /v1/model")
-    return PlainTextResponse(model_card(service.model.folder), headers={"Content-Language": "en"})
+    card = model_card(service.model.folder, evaluation_of_bundle(service.model.folder))
+    return PlainTextResponse(card, headers={"Content-Language": "en"})
