@@ -115,8 +115,8 @@ def test_exported_network_agrees_with_pytorch(name, size, grid, flip_averaging):
     assert len(set(large)) == len(large)
 
 
-# Average pooling and a linear layer, a normalization after the pooling, mean over tokens.
-@pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext", "test_vit2"])
+# Average pooling and a linear layer, a layer with an activation after the pooling, a normalization after it, mean over tokens.
+@pytest.mark.parametrize("name", ["test_efficientnet", "mobilenetv3_small_050", "test_convnext", "test_vit2"])
 def test_exported_network_of_several_classes_has_a_heatmap_of_each(name):
     torch.manual_seed(0)
     network = create_model(name, image_size=64, outputs=3, flip_averaging=True).eval()
