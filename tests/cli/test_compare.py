@@ -108,7 +108,7 @@ def test_predictions_and_bundle_are_shown_on_the_page(runs, shared_maker, tmp_pa
     assert "<strong>torchxrayvision:</strong> It is unknown whether the model was trained" in html
     assert "the only threshold is the fixed one" in html
     assert "which were not used for training" not in html
-    times = html.partition("Scoring time of the test images</th>")[2].partition("</tr>")[0].split("</td>")[:-1]
+    times = html.partition("Scoring time of the images</th>")[2].partition("</tr>")[0].split("</td>")[:-1]
     assert [time.endswith(">–") for time in times] == [False, True, False]
     data = json.loads((out / "comparison.json").read_text())
     assert data["command"].endswith(f"--data {images} --path-column Image --probability-column Pneumonia --out {out}")

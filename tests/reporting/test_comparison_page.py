@@ -198,7 +198,7 @@ def test_the_page_begins_with_title_notice_images_and_findings(three: Any, page:
     order = [
         "Comparison of 3 runs on 96 test images",
         comparison.notice,
-        "Test images",
+        "Images",
         f"Test images 96 NORMAL 36 PNEUMONIA 60 Patients {comparison.images['patients']}",
         comparison.images["sha256"][:16],
         comparison.sentences[0],

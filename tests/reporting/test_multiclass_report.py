@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.multiclass.evaluate import evaluate_multiclass
 from pneumoscope.reporting.checklist_facts import PLACES
 from pneumoscope.reporting.checklists import CHECKLISTS, Answer, Checklist, read_items
+from pneumoscope.reporting.flow_diagram import class_flow_figure
 from pneumoscope.reporting.multiclass_checklist_facts import CLASS_FACTS
 from pneumoscope.reporting.multiclass_report import MulticlassReport, report_multiclass
+from pneumoscope.reporting.style import drawing
 
 
 @pytest.fixture
@@ -56,11 +59,18 @@ def test_items_state_the_results_of_the_record(report: MulticlassReport) -> None
     (row,) = (
         counts for name, counts in zip(run.evaluation.classes, run.evaluation.confusion, strict=True) if name == "mid"
     )
-    assert f"of 12 mid, {row[0]} predicted as bright, {row[1]} predicted as dark, {row[2]} predicted as mid" in (
-        answer(stard, "30").text
+    assert (
+        f"of 12 images of mid, {row[0]} predicted as bright, {row[1]} predicted as dark, {row[2]} predicted as mid"
+        in (answer(stard, "30").text)
     )
-    assert answer(stard, "15c").text.startswith("No threshold decides")
-    assert "levels: 95%." in answer(stard, "15c").text
+    assert answer(stard, "15c").text.startswith(
+        "The predicted class is the one with the highest probability; no threshold"
+    )
+    assert "for a coverage of 95% of each class" in answer(stard, "15c").text
+    assert answer(claim, "14").text == "Test images: 12 bright, 12 dark, 12 mid, of 18 patients."
+    assert answer(claim, "20").text.endswith(
+        "Test images that were training or validation images, by content, are an error."
+    )
     assert "not evaluated: split train: 36 images, 18 patients" in answer(stard, "24").text
 
 
@@ -81,13 +91,57 @@ def test_places_of_the_facts_are_sections_of_the_page(report: MulticlassReport) 
     assert 'id="checklist-tripod-ai"' in page
 
 
-def test_calibration_of_validation_images_is_not_placed_in_a_section_that_is_missing(maker: Any) -> None:
+def test_validation_images_are_not_called_test_images(maker: Any) -> None:
     data = maker.classes(split="validation")
     run = maker.multiclass_run(seen={"validation": [short_hash(image.sha256) for image in load_manifest(data).images]})
     evaluate_multiclass(run, data, split="validation")
-    report = report_multiclass([run], evaluation="validation", checklists=["tripod-ai"])
+    report = report_multiclass([run], evaluation="validation", checklists=["claim", "tripod-ai"])
+    claim = report.checklists["claim"]
+    assert answer(claim, "14").text == "Validation images: 12 bright, 12 dark, 12 mid, of 18 patients."
+    assert answer(claim, "20").text == "levels: training and validation images were split by patient."
+    # Numbers of probabilities that were fitted on these images are undefined.
+    assert answer(claim, "28").text == (
+        "Accuracy, Balanced accuracy, Macro AUROC, Macro AUPRC, Macro F1, Macro specificity, Macro precision; each class against"
+        " the rest, and each pair of classes."
+    )
+    page = report.page()
+    assert "Run levels on 36 validation images, of 3 classes" in page
     assert "calibration" not in answer(report.checklists["tripod-ai"], "23a").places
-    assert 'href="#calibration"' not in report.page()
+    assert 'href="#calibration"' not in page
+
+
+def test_several_seeds_are_stated_by_their_mean(maker: Any) -> None:
+    data = maker.classes(count=20)
+    for seed, edge in enumerate((100.0, 112.0)):
+        run = maker.multiclass_run(f"good/seed-{seed}", recipe="good", seed=seed, edges=(edge, 150.0))
+        evaluate_multiclass(run, data)
+    report = report_multiclass([maker.root / "runs" / "good"], checklists=["claim"])
+    claim = report.checklists["claim"]
+    mean = report.comparison.groups[0].metrics["accuracy"].mean
+    accuracy = answer(claim, "38")
+    assert f"good, mean of 2 seeds (0, 1): Accuracy {mean} (standard deviation " in accuracy.text
+    assert "against the rest" not in accuracy.text
+    assert accuracy.places == ("metrics",)
+    assert answer(claim, "39").text == "good: one matrix for each of 2 seeds (0, 1)."
+    assert answer(claim, "29").text == "95% intervals: Obuchowski-Rockette, random seeds and patients."
+
+
+def test_models_without_prediction_sets_have_none_in_the_checklist(maker: Any) -> None:
+    run = maker.multiclass_run(thresholds=None)
+    evaluate_multiclass(run, maker.classes())
+    tripod = report_multiclass([run], checklists=["tripod-ai"]).checklists["tripod-ai"]
+    assert answer(tripod, "15").text == (
+        "A probability for each class, 0 to 1, and the class with the highest one. The predicted class is the one with the"
+        " highest probability; no threshold chooses it."
+    )
+
+
+def test_page_is_that_of_the_report_after_the_run_is_moved(
+    evaluated: Path, report: MulticlassReport, tmp_path: Path
+) -> None:
+    before = report.page()
+    evaluated.rename(tmp_path / "moved")
+    assert report.page() == before
 
 
 def test_an_unknown_checklist_is_an_error(evaluated: Path) -> None:
@@ -115,3 +169,14 @@ def test_page_has_the_record_and_the_recipe_of_a_run(report: MulticlassReport) -
     assert "levels: recipe, versions and machine" in page
     assert re.search(r"<dt>manifest_sha256</dt><dd>(9d)+</dd>", page)
     assert "name = &#34;levels&#34;" in page
+
+
+def test_long_names_of_classes_are_told_apart_in_the_flow_diagram(report: MulticlassReport) -> None:
+    names = ("pneumonia, bacterial, left", "pneumonia, bacterial, right", "normal")
+    (run,) = report.runs
+    evaluation = dataclasses.replace(
+        run.evaluation, classes=names, counts=dict(zip(names, run.evaluation.counts.values(), strict=True))
+    )
+    with drawing():
+        texts = [text.get_text() for text in class_flow_figure("run", evaluation).axes[0].texts]
+    assert {f"{name}: 12 images" for name in names} <= set(texts)

@@ -11,10 +11,12 @@ from typing import Any, Protocol, TypeVar
 
 from pneumoscope.core.comparison import Comparison, PairedTest, RunGroup
 from pneumoscope.core.image_flow import ImageCount, ImageFlow
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.messages import counted, of_patients_text
 from pneumoscope.core.multiclass_results import MulticlassEvaluation
 from pneumoscope.core.result_forms import method_name
 from pneumoscope.core.results import Evaluation
+from pneumoscope.evaluation.recording import TEST_SPLITS
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.flow_diagram import excluded_lines
 from pneumoscope.reporting.run_data import RunData
@@ -25,6 +27,7 @@ __all__ = [
     "PLACES",
     "SHARED_FACTS",
     "Fact",
+    "mean_intervals",
     "mean_sentence",
     "paired_tests",
     "selection",
@@ -35,7 +38,7 @@ _Run = TypeVar("_Run", bound="RecordedRun")
 
 # Sections of the page, by their anchors.
 PLACES = {
-    "images": "Test images",
+    "images": "Images",
     "metrics": "Metrics",
     "confusion": "Confusion matrices",
     "calibration": "Calibration",
@@ -88,11 +91,16 @@ class RecordedRun(Protocol):
     def evaluation(self) -> Evaluation | MulticlassEvaluation: ...
 
 
+def _noun(runs: Sequence[RecordedRun]) -> str:
+    """Return the term for the evaluated images, such as "Validation images"."""
+    return labels.images_of(runs[0].evaluation.split).capitalize()
+
+
 def _source(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
     sources = dict.fromkeys(run.evaluation.flow.source for run in runs if run.evaluation.flow)
     if not sources:
         return None
-    return Fact(f"Test images: {'; '.join(sources)} (SHA-256 of the images: {c.images['sha256'][:16]}…).", "images")
+    return Fact(f"{_noun(runs)}: {'; '.join(sources)} (SHA-256 of the images: {c.images['sha256'][:16]}…).", "images")
 
 
 def _flow(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
@@ -128,7 +136,7 @@ def _of_compared_patients(c: RecordedComparison) -> str:
 
 def _labels(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact:
     counts = ", ".join(f"{count:,} {label}" for label, count in c.images["counts"].items())
-    return Fact(f"Test images: {counts}, {_of_compared_patients(c)}.", "images")
+    return Fact(f"{_noun(runs)}: {counts}, {_of_compared_patients(c)}.", "images")
 
 
 def _missing(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact:
@@ -163,8 +171,8 @@ def _disjoint(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None
         lambda _, record: f"training and validation images were split by {record.split_by}",
         "runs",
     )
-    if fact is None:
-        return None
+    if fact is None or runs[0].evaluation.split not in TEST_SPLITS:
+        return fact
     return Fact(f"{fact.text} Test images that were training or validation images, by content, are an error.", "runs")
 
 
@@ -233,18 +241,28 @@ def _blinding(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None
 
 
 def _metrics(c: Comparison, runs: Sequence[RunData]) -> Fact:
-    names = [label for key, label in labels.METRICS.items() if all(key in run.summary.test for run in runs)]
-    return Fact(f"{', '.join(names)}; decision curves and reliability diagrams.", "metrics")
+    names = {key: label for key, label in labels.METRICS.items() if all(key in run.summary.test for run in runs)}
+    if c.is_cross_validation:  # numbers of probabilities are left out
+        kept = [label for key, label in names.items() if any(key in group.metrics for group in c.groups)]
+        return Fact(f"{', '.join(kept)}.", "metrics")
+    return Fact(f"{', '.join(names.values())}; decision curves and reliability diagrams.", "metrics")
 
 
 def _uncertainty(c: Comparison, runs: Sequence[RunData]) -> Fact:
-    intervals = [
+    singles = [
         (label, run.summary.test[key])
-        for run in runs
+        for run in single_runs(c.groups, runs)
         for key, label in labels.METRICS.items()
         if key in run.summary.test
     ]
-    return Fact(labels.interval_note(intervals), "metrics")
+    return Fact(labels.interval_note([*mean_intervals(c.groups, labels.METRICS), *singles]), "metrics")
+
+
+def mean_intervals(groups: Sequence[RunGroup], names: Mapping[str, str]) -> list[tuple[str, Interval]]:
+    """Return label and interval of the mean of each metric of groups of runs."""
+    return [
+        (f"mean {names[key]}", spread.mean) for group in groups for key, spread in group.metrics.items() if key in names
+    ]
 
 
 def paired_tests(pairs: Sequence[PairedTest], names: Mapping[str, str]) -> Fact | None:
@@ -316,8 +334,8 @@ def single_runs(groups: Sequence[RunGroup], runs: Sequence[_Run]) -> list[_Run]:
     return [run for run in runs if run.name not in grouped]
 
 
-def _utility(c: Comparison, runs: Sequence[RunData]) -> Fact:
-    return Fact("Decision curves of all runs.", "net_benefit")
+def _utility(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
+    return None if c.is_cross_validation else Fact("Decision curves of all runs.", "net_benefit")
 
 
 def _confusion(c: Comparison, runs: Sequence[RunData]) -> Fact:

@@ -88,7 +88,9 @@ def comparison_page(
 
 
 def _is_shown(metric: str, comparison: Comparison) -> bool:
-    """Return whether a metric is shown: the means of a cross-validation leave some out; see `comparison.cross_validation`."""
+    """Return whether a metric is shown: the means of a cross-validation leave some out; see
+    `evaluation.comparison.cross_validation`.
+    """
     return not comparison.is_cross_validation or any(metric in group.metrics for group in comparison.groups)
 
 

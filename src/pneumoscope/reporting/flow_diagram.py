@@ -85,13 +85,12 @@ def class_flow_figure(title: str, evaluation: MulticlassEvaluation) -> Figure:
     """
     boxes, lines = _selection(evaluation)
     evaluated = boxes[-1]
-    rows = ["Predicted class, and images of that class among them"]
+    rows = ["Predicted class"]
     for index, name in enumerate(evaluation.classes):
         predicted = sum(row[index] for row in evaluation.confusion)
-        rows.append(
-            f"{short(name)}: {counted(predicted, 'image')}, {evaluation.confusion[index][index]:,} with this label"
-        )
-    labels = [f"{short(name)}: {counted(evaluation.counts[name], 'image')}" for name in evaluation.classes]
+        correct = f"{evaluation.confusion[index][index]:,} with this label"
+        rows.append(f"{short(name, _MAX_SOURCE)}: {counted(predicted, 'image')}, {correct}")
+    labels = [f"{short(name, _MAX_SOURCE)}: {counted(evaluation.counts[name], 'image')}" for name in evaluation.classes]
     predictions = _Box(_LEFT[0], _RIGHT[1], evaluated.bottom + _GAP, tuple(rows))
     reference = _Box(_LEFT[0], _RIGHT[1], predictions.bottom + _GAP, ("Label", *labels))
     lines.append([(evaluated.center, evaluated.bottom), (evaluated.center, predictions.top)])
@@ -130,7 +129,7 @@ def _selection(evaluation: Evaluation | MulticlassEvaluation) -> tuple[list[_Box
     lines: list[_Line] = []
     top = float(_MARGIN)
     if flow := evaluation.flow:
-        source = flow.source if len(flow.source) <= _MAX_SOURCE else f"{flow.source[: _MAX_SOURCE - 1]}…"
+        source = short(flow.source, _MAX_SOURCE)
         whole = _Box(*_LEFT, top, ("Labeled images", source, _text(flow.labeled)))
         boxes.append(whole)
         top = whole.bottom + _GAP

@@ -14,6 +14,7 @@ __all__ = [
     "GLOSSARY",
     "METRICS",
     "PAIR_METRICS",
+    "images_of",
     "interval_note",
 ]
 
@@ -99,6 +100,11 @@ GLOSSARY = {
     "Holm p": "p value corrected for the number of pairs: the probability of any false positive is below 5%.",
     "Etiology": "cause of the pneumonia according to the image's file name: bacteria or virus.",
 }
+
+
+def images_of(split: str) -> str:
+    """Return the term for the images of a split, such as "test images"."""
+    return {"test": "test images", "validation": "validation images", "train": "training images"}.get(split, "images")
 
 
 def interval_note(intervals: Iterable[tuple[str, Interval]]) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from pneumoscope.core.interval import Interval
+from pneumoscope.core.messages import counted
 from pneumoscope.core.multiclass_results import MulticlassComparison, MulticlassEvaluation
-from pneumoscope.evaluation.multiclass.comparison_inputs import ComparedClasses
+from pneumoscope.evaluation.multiclass.inputs import ComparedClasses
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.checklist_facts import (
     SHARED_FACTS,
     Fact,
+    mean_intervals,
     mean_sentence,
     paired_tests,
     selection,
@@ -25,20 +27,26 @@ _OF_CLASS = ("sensitivity", "specificity", "precision")
 
 
 def _metrics(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact:
-    names = [label for key, label in labels.CLASS_METRICS.items() if all(key in run.evaluation.metrics for run in runs)]
+    names = [
+        label
+        for key, label in labels.CLASS_METRICS.items()
+        if any(key in run.evaluation.metrics and run.evaluation.metrics[key].value is not None for run in runs)
+    ]
     reliability = any(result.reliability for run in runs for result in run.evaluation.by_class.values())
     diagrams = "; reliability diagrams" if reliability else ""
     return Fact(f"{', '.join(names)}; each class against the rest, and each pair of classes{diagrams}.", "metrics")
 
 
 def _uncertainty(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact:
-    over_all = [
+    singles = single_runs(c.groups, runs)
+    overall = [
         (label, run.evaluation.metrics[key])
-        for run in runs
+        for run in singles
         for key, label in labels.CLASS_METRICS.items()
         if key in run.evaluation.metrics
     ]
-    return Fact(labels.interval_note([*over_all, *_intervals_of_classes(runs)]), "metrics")
+    means = mean_intervals(c.groups, labels.CLASS_METRICS)
+    return Fact(labels.interval_note([*means, *overall, *_intervals_of_classes(singles)]), "metrics")
 
 
 def _intervals_of_classes(runs: Sequence[ComparedClasses]) -> list[tuple[str, Interval]]:
@@ -60,8 +68,8 @@ def _performance(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fa
 
 def _accuracy(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact:
     by_class = " ".join(f"{run.name}: {_text_of_classes(run.evaluation)}." for run in single_runs(c.groups, runs))
-    overall = _of_runs(c, runs, _DECIDED)
-    return Fact(" ".join(filter(None, ("With the most probable class of each image:", overall, by_class))), "classes")
+    text = f"With the most probable class of each image: {_of_runs(c, runs, _DECIDED)}"
+    return Fact(f"{text} {by_class}", "classes") if by_class else Fact(text, "metrics")
 
 
 def _text_of_classes(evaluation: MulticlassEvaluation) -> str:
@@ -110,7 +118,7 @@ def _confusion(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact
     for run in single_runs(c.groups, runs):
         classes = run.evaluation.classes
         rows = "; ".join(
-            f"of {sum(counts)} {name}, "
+            f"of {counted(sum(counts), 'image')} of {name}, "
             + ", ".join(f"{count} predicted as {other}" for other, count in zip(classes, counts, strict=True) if count)
             for name, counts in zip(classes, run.evaluation.confusion, strict=True)
             if sum(counts)
@@ -120,10 +128,15 @@ def _confusion(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact
 
 
 def _thresholds(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact:
+    text = "The predicted class is the one with the highest probability; no threshold chooses it."
+    coverages = dict.fromkeys(run.evaluation.coverage for run in _with_sets(runs))
+    if not coverages:
+        return Fact(text, "metrics")
+    stated = " or ".join(f"{coverage:.0%}" for coverage in coverages)
     return Fact(
-        "No threshold decides: the predicted class is the one with the highest probability."
-        + (f" {_set_text(runs)}" if _with_sets(runs) else ""),
-        "sets" if _with_sets(runs) else "metrics",
+        f"{text} An image is uncertain unless its prediction set has this class only; the sets were fitted on validation images"
+        f" for a coverage of {stated} of each class.",
+        "sets",
     )
 
 
@@ -131,16 +144,13 @@ def _with_sets(runs: Sequence[ComparedClasses]) -> list[ComparedClasses]:
     return [run for run in runs if run.evaluation.coverage is not None]
 
 
-def _set_text(runs: Sequence[ComparedClasses]) -> str:
-    coverages = " ".join(f"{run.name}: {run.evaluation.coverage:.0%}." for run in _with_sets(runs))
-    return (
-        f"The thresholds of prediction sets were fitted on validation images, for a coverage of each class. {coverages}"
-    )
-
-
 def _output(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact:
-    sets = ", and the set of classes that remain possible" if _with_sets(runs) else ""
-    return Fact(f"A probability for each class, 0 to 1, the class with the highest one{sets}.", "metrics")
+    if _with_sets(runs):
+        return Fact(
+            "A probability for each class, 0 to 1, the class with the highest one, and the set of possible classes.",
+            "metrics",
+        )
+    return Fact("A probability for each class, 0 to 1, and the class with the highest one.", "metrics")
 
 
 def _utility(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> None:
@@ -148,7 +158,7 @@ def _utility(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> None:
 
 
 def _updating(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact:
-    return Fact("No model was updated: site profiles are for two labels.", "runs")
+    return Fact("No site profile was applied: site profiles are for two labels.", "runs")
 
 
 def _selection(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact | None:

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from pneumoscope.core.messages import counted, of_patients_text
 from pneumoscope.core.multiclass_results import MulticlassComparison, MulticlassEvaluation
-from pneumoscope.evaluation.multiclass.comparison_inputs import ComparedClasses
+from pneumoscope.evaluation.multiclass.inputs import ComparedClasses
 from pneumoscope.evaluation.multiclass.metrics import class_scores
 from pneumoscope.reporting.comparison_figures import NamedFigure
 from pneumoscope.reporting.figures import Curve, differences_figure, overlay_figure, reliability_figure

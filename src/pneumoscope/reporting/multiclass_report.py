@@ -11,8 +11,8 @@ from pneumoscope.core.multiclass_results import MulticlassComparison
 from pneumoscope.evaluation.comparison.cross_validation import is_cross_validation
 from pneumoscope.evaluation.comparison.inputs import check_evaluated
 from pneumoscope.evaluation.multiclass.compare import multiclass_comparison
-from pneumoscope.evaluation.multiclass.comparison_inputs import ComparedClasses, compared_classes
 from pneumoscope.evaluation.multiclass.cross_validation import compare_class_folds, read_class_folds
+from pneumoscope.evaluation.multiclass.inputs import ComparedClasses, compared_classes
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.checklist_facts import PLACES
 from pneumoscope.reporting.checklists import Checklist, checklist_table, fill_checklist
@@ -41,6 +41,7 @@ class MulticlassReport:
             In a notebook a figure is displayed; `figure` is that of matplotlib.
         tables: Tables by name, such as "classes"; `Table.to_dataframe()` returns a pandas DataFrame.
         checklists: Filled checklists by name.
+        recipes: Text of the recipe file of each run; "" of what is not a run.
     """
 
     comparison: MulticlassComparison
@@ -48,6 +49,7 @@ class MulticlassReport:
     figures: Mapping[str, NamedFigure]
     tables: Mapping[str, Table]
     checklists: Mapping[str, Checklist]
+    recipes: tuple[str, ...]
 
     def __repr__(self) -> str:
         """Return the names of figures and tables."""
@@ -58,7 +60,7 @@ class MulticlassReport:
 
     def page(self) -> str:
         """Return the HTML page."""
-        return _page(self.comparison, self.runs, self.tables, tuple(self.checklists.values()))
+        return _page(self.comparison, self.runs, self.tables, self.recipes, tuple(self.checklists.values()))
 
     def write(self, out: str | Path) -> ReportFiles:
         """Write report.html, figures/ (SVG, PDF, PNG) and tables/ (CSV, LaTeX, Markdown); the same input gives the same bytes.
@@ -85,7 +87,7 @@ def report_multiclass(
 
     Raises:
         UnknownNameError: There is no such checklist.
-        RunError, UsageError: See `evaluation.multiclass.compare`.
+        RunError, UsageError: See `evaluation.multiclass.compare.compare_multiclass`.
     """
     targets = [Path(run) for run in runs]
     check_evaluated(targets)
@@ -103,6 +105,7 @@ def report_multiclass(
         {figure.key: figure for group in figures.values() for figure in group},
         {table.name: table for table in tables},
         filled,
+        _read_recipes(compared),
     )
 
 
@@ -124,14 +127,19 @@ def write_multiclass_page(comparison: MulticlassComparison, folders: Sequence[Pa
     else:
         compared = compared_classes(folders, evaluation=comparison.evaluation)
     tables = {table.name: table for table in class_tables(comparison, compared)}
-    write_atomically(out, _page(comparison, compared, tables))
+    write_atomically(out, _page(comparison, compared, tables, _read_recipes(compared)))
     return out
+
+
+def _read_recipes(runs: Sequence[ComparedClasses]) -> tuple[str, ...]:
+    return tuple(read_text(run.path / RECIPE_FILE) if run.record else "" for run in runs)
 
 
 def _page(
     comparison: MulticlassComparison,
     runs: Sequence[ComparedClasses],
     tables: Mapping[str, Table],
+    recipes: Sequence[str],
     checklists: Sequence[Checklist] = (),
 ) -> str:
     with drawing():
@@ -147,7 +155,7 @@ def _page(
                 labels=labels,
                 checklists=checklists,
                 places=PLACES,
-                recipes=[read_text(run.path / RECIPE_FILE) if run.record else "" for run in runs],
+                recipes=recipes,
                 record_rows=record_rows,
             )
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.multiclass_results import MulticlassComparison
 from pneumoscope.core.result_forms import method_name
-from pneumoscope.evaluation.multiclass.comparison_inputs import ComparedClasses
+from pneumoscope.evaluation.multiclass.inputs import ComparedClasses
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.tables import Cell, Table, flow_table, group_table
 

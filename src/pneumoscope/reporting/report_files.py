@@ -114,7 +114,7 @@ def report(
 
     Raises:
         UnknownNameError: There is no such checklist, or a run was not evaluated at this operating point.
-        RunError, UsageError: See `evaluation.comparison.compare`.
+        RunError, UsageError: See `evaluation.comparison.compare.compare`.
     """
     check_evaluated([Path(run) for run in runs])
     comparison = compare(runs, operating_point=operating_point, evaluation=evaluation, command=command)

@@ -106,9 +106,9 @@ def run_style(index: int) -> RunStyle:
     return RunStyle(name, COLORS[name][0], _DASHES[(index + index // RUN_SLOTS) % len(_DASHES)])
 
 
-def short(name: str) -> str:
-    """Return the name of a run, truncated to the space in a figure; tables show it in full."""
-    return name if len(name) <= _MAX_NAME_LENGTH else name[: _MAX_NAME_LENGTH - 1] + "…"
+def short(name: str, length: int = _MAX_NAME_LENGTH) -> str:
+    """Return the name of a run or class, truncated to the space in a figure; tables show it in full."""
+    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 @contextmanager

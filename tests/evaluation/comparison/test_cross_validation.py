@@ -1,6 +1,7 @@
 """Cross-validations: means over folds and paired tests by fold; folds are neither pooled nor mixed with other runs."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -149,9 +150,15 @@ def test_page_and_tables_have_the_folds_and_no_calibration(folder, tmp_path):
     assert "150 validation images, out of fold" in page
     assert 'id="calibration"' not in page
     assert "cv-good, 3 folds" in page
-    made = report(targets)
+    made = report(targets, checklists=["tripod-ai", "claim"])
     assert "folds" in made.tables
     assert not {"reliability", "decision-curves"} & {*made.tables, *made.figures}
+    answers = {item.item.number: item.text for item in made.checklists["claim"].answers}
+    assert "Brier" not in answers["28"]
+    assert "reliability" not in answers["28"]
+    assert answers["14"].startswith("Validation images: ")
+    used = {place for item in made.checklists["tripod-ai"].answers for place in item.places}
+    assert used <= set(re.findall(r'<section id="([a-z_]+)"', made.page()))
 
 
 def with_evaluation_of_another_fold(folder):

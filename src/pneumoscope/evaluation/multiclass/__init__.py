@@ -1,1 +1,1 @@
-"""Evaluation and comparison of models of several classes; modules have the names of those for two labels."""
+"""Evaluation and comparison of models of several classes; most modules are named after their counterparts for two labels."""

@@ -25,8 +25,8 @@ from pneumoscope.evaluation.comparison.compare import write_comparison
 from pneumoscope.evaluation.comparison.cross_validation import is_cross_validation
 from pneumoscope.evaluation.comparison.paired_findings import corrected_tests, findings, training_sentence
 from pneumoscope.evaluation.comparison.run_groups import group_findings, group_runs
-from pneumoscope.evaluation.multiclass.comparison_inputs import ComparedClasses, compared_classes, summarize_class_run
 from pneumoscope.evaluation.multiclass.cross_validation import compare_class_folds
+from pneumoscope.evaluation.multiclass.inputs import ComparedClasses, compared_classes, summarize_class_run
 from pneumoscope.evaluation.multiclass.metrics import ClassScores, class_scores
 from pneumoscope.evaluation.multiclass.run_groups import ClassScoring
 from pneumoscope.statistics.inputs import patient_groups

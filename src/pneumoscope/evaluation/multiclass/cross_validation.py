@@ -16,7 +16,7 @@ from pneumoscope.evaluation.comparison.cross_validation import (
     group_folds,
     read_folds,
 )
-from pneumoscope.evaluation.multiclass.comparison_inputs import (
+from pneumoscope.evaluation.multiclass.inputs import (
     ComparedClasses,
     check_classes,
     read_class_run,
@@ -35,7 +35,7 @@ def summarize_class_folds(folder: Path, evaluation: str) -> RunGroup:
         evaluation: Name of the evaluation of each fold, which is of its validation images.
 
     Raises:
-        RunError: See `cross_validation.read_folds`.
+        RunError: See `comparison.cross_validation.read_folds`.
     """
     (folds,) = _read([folder], evaluation)
     return group_folds(folds, folds.runs[0].evaluation.name, TESTED_CLASS_METRICS)
@@ -49,7 +49,8 @@ def compare_class_folds(targets: Sequence[Path], command: str = "") -> Multiclas
         command: The command line, for the record.
 
     Raises:
-        UsageError, RunError: See `cross_validation.read_folds` and `cross_validation.find_differences`; or the classes differ.
+        UsageError, RunError: See `read_folds` and `find_differences` in `comparison.cross_validation`; or the
+            classes differ.
     """
     folds = _read(targets, OUT_OF_FOLD)
     found = find_differences(folds, TESTED_CLASS_METRICS)

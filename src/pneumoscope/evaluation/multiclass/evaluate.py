@@ -1,4 +1,4 @@
-"""Evaluate a bundle of several classes on one split of a labeled data set; see `evaluate`."""
+"""Evaluate a bundle of several classes on one split of a labeled data set; see `evaluation.evaluate`."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def evaluate_multiclass(
     Raises:
         UsageError: There is no such split, or nothing states which images belong to it; the name is not that of a folder or is
             given with `out` or for a bundle; or the folder has another evaluation; or a column cannot be used, see
-            `subgroups.read_columns`.
+            `evaluation.subgroups.read_columns`.
         UnknownNameError: The manifest has no such column.
         RunError: The run has no bundle yet.
         BundleError: The bundle cannot be read or run, or is one for NORMAL and PNEUMONIA.

@@ -101,7 +101,7 @@ def evaluate_multiclass_predictions(
 
     Raises:
         UsageError: Options exclude each other, the folder has another evaluation, or a column cannot be used, see
-            `subgroups.read_columns`.
+            `evaluation.subgroups.read_columns`.
         UnknownNameError: There is no such column, or no such class.
         LayoutError: The file is not a CSV file with these columns; see `read_class_predictions_file`.
         DatasetError: A value cannot be used, rows and images do not match, a label is not one of the classes, or a class has no

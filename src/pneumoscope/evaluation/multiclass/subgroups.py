@@ -1,4 +1,4 @@
-"""Metrics of subgroups of images of several classes; see `subgroups`."""
+"""Metrics of subgroups of images of several classes; see `evaluation.subgroups`."""
 
 from __future__ import annotations
 
