@@ -539,12 +539,9 @@ def test_calibration_and_thresholds_are_fitted_on_augmented_images(phantoms, tmp
     assert plain.operating_points["balanced"].threshold != augmented.operating_points["balanced"].threshold
 
 
-def test_prevalence_changes_probabilities_but_not_decisions(phantoms, tmp_path):
-    cards = {}
-    for prevalence in (None, 0.2):
-        train(small(training={"prevalence": prevalence}), phantoms, tmp_path / str(prevalence))
-        cards[prevalence] = read_bundle(tmp_path / str(prevalence) / "bundle")[0]
-    default, adjusted = cards[None], cards[0.2]
+def test_prevalence_changes_probabilities_but_not_decisions(run, phantoms, tmp_path):
+    train(small(training={"prevalence": 0.2}), phantoms, tmp_path / "run")
+    default, adjusted = (read_bundle(folder / "bundle")[0] for folder in (run[0], tmp_path / "run"))
     fraction = default.counts["validation"]["PNEUMONIA"] / default.calibration.n
 
     assert (default.calibration.prevalence, adjusted.calibration.prevalence) == (fraction, 0.2)
