@@ -15,7 +15,13 @@ from tests.conftest import GRAY_CLASSES, halves
 
 from pneumoscope.cli import cli
 from pneumoscope.cli.evaluation_tables import interval_table
-from pneumoscope.core.errors import MulticlassBundleError, PartialFailureError, UnknownNameError, UsageError
+from pneumoscope.core.errors import (
+    LayoutError,
+    MulticlassBundleError,
+    PartialFailureError,
+    UnknownNameError,
+    UsageError,
+)
 from pneumoscope.core.interval import Interval
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.inference.multiclass_model import load_multiclass_model
@@ -100,7 +106,7 @@ def test_evaluate_prints_every_number_with_its_interval(maker):
     written = json.loads((run / "evaluation" / "test" / "evaluation.json").read_text())
     assert "levels on 36 test images (12 bright, 12 dark, 12 mid; 18 patients)" in result.stdout
     assert "sensitivity, bright " in result.stdout  # of the pairs
-    assert "specificity (sensitivity), dark " in result.stdout
+    assert "sensitivity, dark (specificity) " in result.stdout
     shown = [*written["metrics"].values(), *written["by_class"]["dark"]["metrics"].values()]
     shown += [*written["pairs"][0]["metrics"].values(), *written["by_class"]["mid"]["sets"].values()]
     assert len(shown) > 20
@@ -289,10 +295,18 @@ def test_a_column_of_a_class_that_does_not_exist_is_named(scores, maker, tmp_pat
         error = invoke(*command, "--data", data, *options).exception
         assert isinstance(error, UnknownNameError)
         wrong = next(name for name in names if name.startswith("nosuch"))
-        assert f"--probability-column '{wrong}': there is no class 'nosuch'; the classes are bright, dark, mid" in str(
-            error
-        )
-        assert error.hint == "Give --probability-column once for each of these classes, CLASS=COLUMN"
+        if command[0] == "evaluate" and len(names) > 1:  # a class may have no images
+            columns = {name.partition("=")[0] for name in names}
+            missing = ", ".join(repr(label) for label in GRAY_CLASSES if label not in columns)
+            assert error.message == (
+                f"--probability-column '{wrong}': the data have no images of 'nosuch'; their labels are bright, dark, mid, and"
+                f" there is no column for {missing}"
+            )
+            assert error.hint == "Give --probability-column once for each class, CLASS=COLUMN"
+        else:
+            known = f"--probability-column '{wrong}': there is no class 'nosuch'; the classes are bright, dark, mid"
+            assert known in str(error)
+            assert error.hint == "Give --probability-column once for each of these classes, CLASS=COLUMN"
 
 
 def test_the_column_of_a_single_class_is_explained(scores):
@@ -319,6 +333,46 @@ def test_columns_of_classes_for_two_labels_are_explained(maker):
         error = invoke("evaluate", "--predictions", file, "--data", images, "--probability-column", name).exception
         assert error.hint == hint
         assert "the classes are NORMAL, PNEUMONIA" in error.message
+
+
+def test_a_file_that_cannot_be_read_is_named_before_the_columns_of_its_classes(maker, scores):
+    data, _ = scores
+    for name, content in (
+        ("typo.csv", None),
+        ("semicolons.csv", b"path;p\n"),
+        ("utf16.csv", "path,p\n".encode("utf-16")),
+    ):
+        file = maker.root / name
+        if content is not None:
+            file.write_bytes(content)
+        for images, column in ((maker.images(), "PNEUMONIA=p"), (data, "mid=p")):
+            error = invoke(
+                "evaluate", "--predictions", file, "--data", images, "--probability-column", column
+            ).exception
+            assert isinstance(error, LayoutError)
+            assert name in error.message
+
+
+def test_both_columns_of_two_labels_may_be_named_in_lower_case(maker, tmp_path):
+    images = maker.images()
+    rows = [
+        f"{image.path},{p:.3f},{1 - p:.3f}" for i, image in enumerate(load_manifest(images)) for p in [0.3 + i % 5 / 10]
+    ]
+    results = []
+    for number, names in enumerate((("NORMAL=P(n)", "PNEUMONIA=P(p)"), ("normal=P(n)", "pneumonia=P(p)"))):
+        file = tmp_path / f"{number}.csv"
+        file.write_text("\n".join(["path,P(n),P(p)", *rows]))
+        options = [word for name in names for word in ("--probability-column", name)]
+        result = invoke(
+            "evaluate", "--predictions", file, "--data", images, *options, "--json", "--out", tmp_path / file.stem
+        )
+        assert result.exception is None, result.output
+        results.append(json.loads(result.stdout))
+    assert results[0]["classes"] == results[1]["classes"] == ["NORMAL", "PNEUMONIA"]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    # A file is compared with an evaluation in which the classes are those of the data.
+    compared = invoke("compare", tmp_path / "0", file, "--data", images, *options, "--out", tmp_path / "out")
+    assert compared.exception is None, compared.output
 
 
 def test_class_names_in_tables_of_metrics_keep_their_underscores():

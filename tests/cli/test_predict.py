@@ -191,6 +191,12 @@ def test_an_existing_csv_file_is_replaced_with_force_only(
     assert table.read_text() == "path,label\n"
     assert invoke(bundle, "images/a.png", "--csv", table, "--force").exit_code == 0
     assert table.read_bytes() == invoke(bundle, "images/a.png", "--csv", "-").stdout_bytes
+    Path("-").write_text("a file of this name is another one than standard output")
+    assert table.read_bytes() == invoke(bundle, "images/a.png", "--csv", "-").stdout_bytes
+    for options in ((), ("--csv", "-"), ("--json",)):
+        error = invoke(bundle, "images/a.png", "--force", *options).exception
+        assert isinstance(error, UsageError)
+        assert str(error) == "--force replaces an existing CSV file, and no file is named. Name it with --csv FILE"
 
 
 def test_age_is_used_for_images_that_state_none(shared_maker: Any, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pneumoscope.core.comparison import Comparison, RunSummary
 from pneumoscope.core.errors import MissingExtraError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.interval import Interval
-from pneumoscope.core.result_forms import decimals_to_distinguish, to_json, with_minus_signs
+from pneumoscope.core.result_forms import decimals_to_distinguish, format_decimals, to_json, with_minus_signs
 from pneumoscope.core.results import (
     SCHEMA,
     Confusion,
@@ -260,8 +260,28 @@ def test_minus_signs_are_those_of_numbers_only():
         ([(0.1, 0.2), (0.3, 0.4), (0.1, 0.2)], 3),
         ([(0.9991, 0.9992), (0.9993, 0.9994)], 4),
         ([(0.1, 0.9999), (0.2, 0.9999)], 3),
-        ([(1 - 2.0**-53,), (1.0,)], 16),
+        ([(0.100001,), (0.100002,)], 6),
+        ([(1e-9,), (3e-9,)], 6),
+        ([(1 - 2.0**-53,), (1.0,)], 6),
     ],
 )
-def test_decimals_tell_rows_apart(rows, decimals):
+def test_decimals_tell_rows_apart_up_to_the_sixth(rows, decimals):
     assert decimals_to_distinguish(rows) == decimals
+
+
+@pytest.mark.parametrize(
+    ("value", "decimals", "kind", "text"),
+    [
+        (0.0005, 3, "f", "0.001"),
+        (0.0004, 3, "f", "< 0.001"),
+        (1e-9, 6, "f", "< 0.000001"),
+        (0.0, 3, "f", "0.000"),
+        (-0.0004, 3, "f", "-0.000"),
+        (10.0, 0, "f", "10"),
+        (1e-9, 4, "%", "< 0.0001%"),
+        (0.0004, 1, "%", "< 0.1%"),
+        (0.25, 1, "%", "25.0%"),
+    ],
+)
+def test_numbers_that_would_be_printed_as_0_are_below_the_last_decimal(value, decimals, kind, text):
+    assert format_decimals(value, decimals, kind) == text

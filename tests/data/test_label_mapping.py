@@ -12,6 +12,7 @@ from tests.images import dicom
 
 from pneumoscope import LabelMapping, load_dataset
 from pneumoscope.core.errors import DatasetError, ManifestError, UnknownNameError, UsageError
+from pneumoscope.data.classes import resolve_classes
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import Manifest
 
@@ -327,6 +328,12 @@ def test_recorded_mapping_does_not_change_the_classes_of_a_saved_manifest(folder
 
 def test_recorded_mapping_of_a_csv_file_fits_a_folder(folder: Path) -> None:
     assert load_manifest(folder, labels=RECORDED, recorded=True).counts() == {"": {"NORMAL": 2, "PNEUMONIA": 1}}
+
+
+def test_classes_that_differ_in_case_only_are_refused_also_for_two_labels() -> None:
+    assert resolve_classes(["Normal", "PNEUMONIA"], "t.csv", ("pneumonia", "normal"))[0] == ("NORMAL", "PNEUMONIA")
+    with pytest.raises(DatasetError, match="'NORMAL, normal, pneumonia' are not two or more different names"):
+        resolve_classes(["NORMAL", "PNEUMONIA"], "t.csv", ("NORMAL", "normal", "pneumonia"))
 
 
 def test_load_dataset_takes_a_mapping(folder: Path) -> None:

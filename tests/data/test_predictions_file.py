@@ -226,6 +226,14 @@ def test_sums_of_probabilities_are_checked(write):
     check_sums(read_class_predictions_file(write("path,logit_a,logit_b\nx,0.5,0.4\n"), DEFAULT), "c")
 
 
+def test_two_labels_are_in_upper_case_as_in_the_data(write):
+    file = write("path,n,p\nx,0.4,0.6\n")
+    columns = PredictionColumns(probability={"pneumonia": "p", "Normal": "n"})
+    for order in ((), ("NORMAL", "PNEUMONIA"), ("normal", "pneumonia")):
+        predictions = read_class_predictions_file(file, columns, order)
+        assert (predictions.classes, predictions.rows[0].values) == (("NORMAL", "PNEUMONIA"), (0.4, 0.6))
+
+
 def test_missing_column_of_a_known_class_is_named(write):
     file = write("path,p_a,p_b\nx,0.5,0.4\n")
     columns = PredictionColumns(probability={"a": "p_a", "b": "p_b"})

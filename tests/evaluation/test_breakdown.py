@@ -1,8 +1,10 @@
 """Subgroups, tests of interaction and differences between sets, compared with numbers from the written predictions."""
 
 import csv
+import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from pneumoscope.core.errors import DatasetError, RunError, UnknownNameError, Us
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.evaluation.external_predictions import evaluate_predictions
+from pneumoscope.evaluation.subgroups import read_columns
 from pneumoscope.runs.evaluations import read_evaluation
 from pneumoscope.statistics.intervals import newcombe
 from pneumoscope.statistics.paired import holm
@@ -150,11 +153,34 @@ def test_the_label_of_a_folder_is_an_error_that_names_the_other_columns(maker):
     with pytest.raises(UsageError, match=r"'label' are the images of each label \(NORMAL, PNEUMONIA\)") as caught:
         evaluate(run, images, by=["label"], progress=lambda *numbers: scored.append(numbers))
     assert "most metrics are undefined within one label" in caught.value.message
-    assert "a label: etiology; others, such as sex or site, need a manifest CSV" in caught.value.hint
+    assert caught.value.hint == (
+        "Columns that divide the images of a label, such as sex or site, need a manifest CSV: pneumoscope split"
+        f" {images} --out FILE. For the sensitivity by etiology, give --by etiology"
+    )
     with pytest.raises(UsageError) as caught:
         evaluate(run, manifest(images, sex=lambda i: "MF"[i % 2]), by=["label"])
     assert caught.value.hint.endswith("images.csv' are split, patient, sex")
+    bare = images / "bare.csv"
+    bare.write_text("\n".join(["path,label", *(f"{image.path},{image.label}" for image in load_manifest(images))]))
+    with pytest.raises(UsageError) as caught:
+        evaluate(run, bare, split="all", by=["label"])
+    assert (
+        caught.value.hint == f"Add a column that divides the images of a label, such as sex or site, to {str(bare)!r}"
+    )
     assert scored == []
+
+
+def test_etiology_is_recommended_only_if_it_divides_the_images_of_a_label(maker):
+    images = load_manifest(maker.images(normal=4, pneumonia=6)).images
+    unknown = [dataclasses.replace(image, etiology="") for image in images]
+    by_cause = [dataclasses.replace(image, label=image.etiology) for image in images]
+    for chosen, name, recommended in (
+        (images, "label", True), (unknown, "label", False), (by_cause, "label", False), (by_cause, "etiology", False)
+    ):  # fmt: skip
+        with pytest.raises(UsageError) as caught:
+            read_columns(Path("images"), [name], chosen)
+        assert ("--by etiology" in caught.value.hint) == recommended
+        assert caught.value.hint.count("etiology") == 2 * recommended
 
 
 def test_columns_that_cannot_be_used_are_errors_before_an_image_is_scored(maker, data, tmp_path):

@@ -188,6 +188,25 @@ def test_bins_of_nearly_equal_probabilities_have_different_ranges() -> None:
     assert "0.99912" in to_csv(table)
 
 
+def test_decimals_of_bins_are_chosen_for_each_run_and_bounded() -> None:
+    def table(*bins: Any) -> Table:
+        runs: Any = [
+            SimpleNamespace(summary=SimpleNamespace(name=name), evaluation=SimpleNamespace(reliability=each))
+            for name, each in zip("ab", bins, strict=False)
+        ]
+        return _reliability(runs)
+
+    first = reliability_bins([0.1, 0.5, 0.9], [False, True, True], bins=3)
+    second = reliability_bins([0.1 + 1e-9, 0.5, 0.9], [False, True, True], bins=3)
+    assert table(first, second).decimals == 3
+    small = table(reliability_bins([1e-9, 3e-9, 0.579], [False, True, True], bins=3))
+    assert small.decimals == 6
+    assert "| < 0.000001 | < 0.000001 |" in to_markdown(small)
+    assert "| 0.579000 |" in to_markdown(small)
+    assert "& $<$ 0.000001 &" in to_latex(small)
+    assert "1e-09" in to_csv(small)
+
+
 def test_markdown_and_csv_keep_a_name_with_a_bar_in_one_cell() -> None:
     (line,) = (line for line in to_markdown(TABLE).splitlines() if "0.500" in line)
     assert line.count("|") == 3

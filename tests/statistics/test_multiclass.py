@@ -111,6 +111,10 @@ def test_classes_that_are_never_predicted_are_named(data) -> None:
         p = np.array(rows)[np.arange(len(y)) % 2]
         precision = overall_metrics(p, y, NAMES, patients, resamples=10)["macro_precision"]
         assert (precision.value, precision.reason) == (None, f"no image is predicted as {never}")
+    p, names = np.tile([0.7, 0.1, 0.1, 0.1], (len(y), 1)), (*NAMES, "fungus")
+    y = np.arange(len(y)) % 4
+    reason = overall_metrics(p, y, names, patients, resamples=10)["macro_precision"].reason
+    assert reason == "no image is predicted as normal, virus or fungus"
 
 
 def test_a_class_without_images_makes_its_metrics_undefined(data) -> None:

@@ -40,7 +40,7 @@ def read_evidence(folder: Path, card: Card | MulticlassCard, evaluation: Path | 
         folder: Folder of the bundle.
         card: Its card.
         evaluation: `evaluation.json` of the run of the bundle, for a bundle without an evaluation of its own; it is ignored if it
-            is of another network, or with a site profile. None without one.
+            is of another network, with a site profile, or of training or validation images. None without one.
 
     Raises:
         BundleError: A file is not JSON, or belongs to another bundle.
@@ -50,7 +50,8 @@ def read_evidence(folder: Path, card: Card | MulticlassCard, evaluation: Path | 
     }
     if evaluation is not None and evidence["evaluation"] is None and evaluation.is_file():
         found = _read_json(evaluation)
-        if found.get("bundle_sha256") == card.onnx_sha256 and not found.get("site"):
+        is_of_test_images = found.get("split") in {"test", "all"}
+        if found.get("bundle_sha256") == card.onnx_sha256 and is_of_test_images and not found.get("site"):
             evidence["evaluation"] = found
     return evidence
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from pneumoscope.bundle.evidence import EVIDENCE, Json, images_text, interval_text, unusable_images
-from pneumoscope.core.result_forms import decimals_to_distinguish
+from pneumoscope.core.result_forms import decimals_to_distinguish, format_decimals
 
 __all__ = [
     "data_shortcuts",
@@ -89,8 +89,8 @@ def reliability_table(bins: Sequence[Json], event: str) -> str:
     decimals = decimals_to_distinguish((each["low"], each["high"]) for each in bins)
     rows = [
         (
-            f"{each['low']:.{decimals}f} to {each['high']:.{decimals}f}",
-            f"{each['mean_probability']:.{decimals}f}",
+            f"{format_decimals(each['low'], decimals)} to {format_decimals(each['high'], decimals)}",
+            format_decimals(each["mean_probability"], decimals),
             interval_text(each["observed_rate"]),
         )
         for each in bins

@@ -34,8 +34,10 @@ __all__ = ["command"]
 _MIN_FOR_PROGRESS = 8  # images; fewer finish before a progress bar helps
 _BAR_WIDTH, _MAX_STEM = 20, 60  # characters
 _MAX_NAMED = 3  # paths in an error
+_STDOUT = Path("-")
 _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 _FAILED = "failed"
+_HINT = "Pass image files, or folders that contain images"
 _PNEUMONIA_OPTIONS = ("operating_point", "site", "prevalence")  # that models of several classes do not have
 _COLORS = {
     "pneumonia": "red",
@@ -160,11 +162,13 @@ def _check_outputs(
     """Raise UsageError if the outputs cannot be combined, a folder of heatmaps is not empty, or the CSV file exists."""
     if as_json and table:
         raise UsageError("--json and --csv cannot be combined", hint="Choose one of them")
+    if force and table in {None, _STDOUT}:
+        raise UsageError("--force replaces an existing CSV file, and no file is named", hint="Name it with --csv FILE")
     for path in paths:
         if as_json and path.lower().endswith(".json"):
             hint = f"--json writes to standard output. Redirect it: pneumoscope predict PATH --json > {path}"
             raise UsageError(f"{path!r} is not an image, and --json takes no file name", hint=hint)
-    if table and table.is_file() and not force:
+    if table and table != _STDOUT and table.is_file() and not force:
         raise UsageError(
             f"{str(table)!r} exists", hint="Choose another file with --csv, or replace this one with --force"
         )
@@ -185,11 +189,7 @@ def _discover(paths: Iterable[str]) -> Sequence[str]:
     if discovered.skipped:
         click.echo(printable(discovered.skipped_summary()), err=True)
     if not discovered.paths:
-        places = ", ".join("standard input" if path == "-" else repr(path) for path in named[:_MAX_NAMED])
-        more = ", …" if len(named) > _MAX_NAMED else ""
-        raise UsageError(
-            f"no images found in {printable(places)}{more}", hint="Pass image files, or folders that contain images"
-        )
+        raise UsageError(f"no images found in {_listed(named)}", hint=_HINT)
     return discovered.paths
 
 
@@ -197,11 +197,14 @@ def _check_existence(named: Sequence[str]) -> None:
     """Raise UsageError if none of the paths exists; paths from standard input are not checked."""
     if "-" in named or any(map(os.path.lexists, named)):
         return
-    listed = ", ".join(printable(repr(path)) for path in named[:_MAX_NAMED]) + (
-        ", …" if len(named) > _MAX_NAMED else ""
-    )
     does = "does not exist" if len(named) == 1 else "do not exist"
-    raise UsageError(f"{listed} {does}", hint="Pass image files, or folders that contain images")
+    raise UsageError(f"{_listed(named)} {does}", hint=_HINT)
+
+
+def _listed(named: Sequence[str]) -> str:
+    """Return the first paths, for a message."""
+    places = ", ".join("standard input" if path == "-" else repr(path) for path in named[:_MAX_NAMED])
+    return printable(places) + (", …" if len(named) > _MAX_NAMED else "")
 
 
 def _expand_stdin(paths: Iterable[str]) -> Iterator[str]:
@@ -295,7 +298,7 @@ def _write_csv(model: Model | MulticlassModel, predictions: Iterable[Prediction]
 
     failed: list[Exception] = []
     lines = iter_csv(predictions, model.notice, failed, _classes(model))
-    if table == Path("-"):
+    if table == _STDOUT:
         for line in lines:
             sys.stdout.buffer.write(line)
     else:

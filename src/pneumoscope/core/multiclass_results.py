@@ -86,7 +86,7 @@ class ClassPair:
         """Return the metrics by names that state the class of a sensitivity, such as "sensitivity, virus"."""
         names = {
             "sensitivity": f"sensitivity, {self.first}",
-            "specificity": f"specificity (sensitivity), {self.second}",
+            "specificity": f"sensitivity, {self.second} (specificity)",
         }
         return {names.get(metric, metric): interval for metric, interval in self.metrics.items()}
 

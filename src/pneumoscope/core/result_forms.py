@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pneumoscope.core.errors import MissingExtraError
 from pneumoscope.core.files import write_atomically
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "decimals_to_distinguish",
+    "format_decimals",
     "interval_rows",
     "method_name",
     "rows_dataframe",
@@ -43,7 +44,7 @@ _PRINTED_NAMES = {
     "simel": "Simel",
     "wilson": "Wilson",
 }
-_MAX_DECIMALS = 17  # tell all double-precision numbers between 0.1 and 1 apart
+_MAX_DECIMALS = 6
 
 
 def method_name(method: str) -> str:
@@ -57,7 +58,7 @@ def with_minus_signs(text: str) -> str:
 
 
 def decimals_to_distinguish(rows: Iterable[Sequence[float]], least: int = 3) -> int:
-    """Return the smallest number of decimals with which all rows of numbers are printed differently.
+    """Return the smallest number of decimals, up to 6, with which all rows of numbers are printed differently.
 
     Args:
         rows: The rows, such as the lowest and highest probability of each bin; equal ones count once.
@@ -68,6 +69,20 @@ def decimals_to_distinguish(rows: Iterable[Sequence[float]], least: int = 3) -> 
         if len({tuple(f"{number:.{decimals}f}" for number in row) for row in different}) == len(different):
             return decimals
     return _MAX_DECIMALS
+
+
+def format_decimals(value: float, decimals: int, kind: Literal["f", "%"] = "f") -> str:
+    """Return a number, or a fraction in percent, with fixed decimals; "< 0.001" for one above 0 that would be printed as 0.
+
+    Args:
+        value: The number.
+        decimals: Number of decimals.
+        kind: "f" for a number, "%" for percent.
+    """
+    text = f"{value:.{decimals}{kind}}"
+    if value > 0 and not text.strip("0.%"):
+        return f"< {10.0 ** -(decimals + (2 if kind == '%' else 0)):.{decimals}{kind}}"
+    return text
 
 
 def to_json(result: object) -> str:

@@ -48,7 +48,7 @@ def resolve_classes(
             has several classes, or is not in `order`.
     """
     found = sort_classes(labels)
-    is_binary = not order or {label.upper() for label in order} == set(LABELS)
+    is_binary = not order or sorted(label.upper() for label in order) == [*LABELS]
     if is_binary and {label.upper() for label in found} <= set(LABELS):
         return LABELS, {label: label.upper() for label in found}
     if several := next((label for label in (*order, *found) if _SEPARATOR in label), ""):

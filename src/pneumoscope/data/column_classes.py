@@ -12,7 +12,7 @@ from pneumoscope.data.classes import LABELS
 if TYPE_CHECKING:
     from pneumoscope.data.predictions_file import PredictionColumns
 
-__all__ = ["check_column_classes", "check_single_class"]
+__all__ = ["check_column_classes", "check_column_labels", "check_single_class", "single_class_error"]
 
 
 def check_column_classes(columns: PredictionColumns, classes: Iterable[str]) -> None:
@@ -34,6 +34,34 @@ def check_column_classes(columns: PredictionColumns, classes: Iterable[str]) -> 
                     raise _unknown_class(flag, label, column, known)
 
 
+def check_column_labels(columns: PredictionColumns, labels: Sequence[str]) -> None:
+    """Raise if a column is named for a class without images, while a label of the data has no column.
+
+    Args:
+        columns: Names of the columns; those without a class are not checked.
+        labels: All labels of the data, of which at least one has no column. Case is ignored.
+
+    Raises:
+        UnknownNameError: With the first such class, and the labels without a column.
+    """
+    existing = {label.casefold() for label in labels}
+    for flag, named in _options(columns).items():
+        if not isinstance(named, Mapping):
+            continue
+        given = {label.casefold() for label in named}
+        missing = [label for label in labels if label.casefold() not in given]
+        for label, column in named.items():
+            if label.casefold() not in existing:
+                raise UnknownNameError(
+                    "class",
+                    label,
+                    missing,
+                    message=f"{flag} {shlex.quote(f'{label}={column}')}: the data have no images of {label!r}; their labels are"
+                    f" {', '.join(labels)}, and there is no column for {', '.join(map(repr, missing))}",
+                    hint=f"Give {flag} once for each class, CLASS=COLUMN",
+                )
+
+
 def check_single_class(columns: PredictionColumns, header: Sequence[str], classes: Sequence[str], name: str) -> None:
     """Raise if the only column that is named is that of a class, CLASS=COLUMN.
 
@@ -53,17 +81,29 @@ def check_single_class(columns: PredictionColumns, header: Sequence[str], classe
         label, _, column = (part.strip() for part in named.partition("="))
         if label.casefold() not in {each.casefold() for each in classes}:
             raise _unknown_class(flag, label, column, classes)
-        if tuple(classes) == LABELS:
-            hint = f"Name the column of PNEUMONIA without its class: {flag} COLUMN"
-            if label.upper() == "PNEUMONIA":
-                hint = f"Name it without the class: {flag} {shlex.quote(column)}"
-        else:
-            hint = f"Give {flag} once for each class, CLASS=COLUMN"
-        raise UsageError(
-            f"{flag} {shlex.quote(named)} names the column of one class only, and {name} has no column of this name; the classes"
-            f" are {', '.join(classes)}",
-            hint=hint,
-        )
+        raise single_class_error(flag, named, name, classes)
+
+
+def single_class_error(flag: str, named: str, name: str, classes: Sequence[str] = ()) -> UsageError:
+    """Return the error for the column of a single class.
+
+    Args:
+        flag: The option.
+        named: Its value, CLASS=COLUMN.
+        name: Name of the file, which has no column of this name.
+        classes: The classes that exist; empty if they are not known.
+    """
+    label, _, column = (part.strip() for part in named.partition("="))
+    hint = f"Give {flag} once for each class, CLASS=COLUMN"
+    if tuple(classes) == LABELS:
+        hint = f"Name the column of PNEUMONIA without its class: {flag} COLUMN"
+        if label.upper() == "PNEUMONIA":
+            hint = f"Name it without the class: {flag} {shlex.quote(column)}"
+    return UsageError(
+        f"{flag} {shlex.quote(named)} names the column of one class only, and {name} has no column of this name"
+        + (f"; the classes are {', '.join(classes)}" if classes else ""),
+        hint=hint,
+    )
 
 
 def _options(columns: PredictionColumns) -> dict[str, str | Mapping[str, str]]:

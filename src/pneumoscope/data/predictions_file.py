@@ -12,7 +12,7 @@ from typing import Literal
 from pneumoscope.core.errors import DatasetError, LayoutError, UnknownNameError, UsageError
 from pneumoscope.core.messages import counted
 from pneumoscope.data.classes import LABELS, sort_classes
-from pneumoscope.data.column_classes import check_column_classes
+from pneumoscope.data.column_classes import check_column_classes, single_class_error
 from pneumoscope.data.csv_table import CsvTable
 from pneumoscope.data.layouts import SPLIT_FOLDERS
 from pneumoscope.data.prediction_values import check_probabilities, parse_numbers
@@ -26,6 +26,7 @@ __all__ = [
     "has_class_columns",
     "missing_class_error",
     "read_class_predictions_file",
+    "read_column_names",
     "read_predictions_file",
 ]
 
@@ -127,13 +128,17 @@ def read_class_predictions_file(file: Path, columns: PredictionColumns, order: S
         columns: Names of its columns.
         order: All classes, in the order of the values; sorted if empty.
 
+    Returns:
+        The rows. NORMAL and PNEUMONIA, if there are no other classes, are in upper case as in labeled data.
+
     Raises:
         UsageError, LayoutError, UnknownNameError: See `read_predictions_file`; or a column is named for a class that is not in
             `order`.
         DatasetError: See there; or the classes are not those of `order`.
     """
     table, image = _read_table(file, columns)
-    by_class, scale = _choose_class_columns(table.header, columns, table.name, order)
+    named, scale = _choose_class_columns(table.header, columns, table.name, order)
+    by_class, order = dict(zip(_names_in_data([*named]), named.values(), strict=True)), _names_in_data(order)
     if order:
         check_column_classes(columns, order)
     if missing := [label for label in order if label not in by_class and {*by_class} < {*order}]:
@@ -201,9 +206,24 @@ def has_class_columns(file: Path, columns: PredictionColumns) -> bool:
 def column_names(file: Path) -> list[str]:
     """Return the names of the columns of a CSV file; none if it cannot be read."""
     try:
-        return CsvTable.read(file, hint=_HINT).header
+        return read_column_names(file)
     except LayoutError:
         return []
+
+
+def read_column_names(file: Path) -> list[str]:
+    """Return the names of the columns of a CSV file.
+
+    Raises:
+        LayoutError: The file cannot be read; see `read_predictions_file`.
+    """
+    return CsvTable.read(file, hint=_HINT).header
+
+
+def _names_in_data(classes: Sequence[str]) -> list[str]:
+    """Return names of classes as labeled data have them: NORMAL and PNEUMONIA, if there are no others, in upper case."""
+    upper = [label.upper() for label in classes]
+    return upper if sorted(upper) == [*LABELS] else [*classes]
 
 
 def _read_table(file: Path, columns: PredictionColumns) -> tuple[CsvTable, tuple[str, bool]]:
@@ -276,10 +296,7 @@ def _choose_value_column(header: Sequence[str], columns: PredictionColumns, name
             )
         if column:
             if column not in header and "=" in column:
-                raise UsageError(
-                    f"--{scale}-column {column!r} names the column of one class only, and {name} has no column of this name",
-                    hint=f"For several classes, give --{scale}-column once for each, CLASS=NAME",
-                )
+                raise single_class_error(f"--{scale}-column", column, name)
             return _named_column(header, column, name), scale
     if "probability" in header and "logit" in header:
         raise UsageError(

@@ -22,7 +22,12 @@ from pneumoscope.data.column_classes import check_single_class
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import Manifest
 from pneumoscope.data.prediction_matching import manifest_columns
-from pneumoscope.data.predictions_file import PredictionColumns, PredictionsFile, column_names, read_predictions_file
+from pneumoscope.data.predictions_file import (
+    PredictionColumns,
+    PredictionsFile,
+    read_column_names,
+    read_predictions_file,
+)
 from pneumoscope.evaluation.breakdown import add_breakdown, read_breakdown
 from pneumoscope.evaluation.custom_points import ChosenThreshold, canonical_names, choose_thresholds, custom_points
 from pneumoscope.evaluation.fitting import fit_calibration, fit_operating_points
@@ -216,9 +221,9 @@ def check_predictions(
 
 
 def _load_images(file: Path, data: Path, columns: PredictionColumns, labels: LabelMapping | None) -> Manifest:
-    """Return the manifest of a binary data set, unless the only column of the file that is named is that of a class."""
+    """Return the manifest of a binary data set; raise if the only column of the file that is named is that of a class."""
     manifest = load_images_of_classes(data, labels)
-    check_single_class(columns, column_names(file), manifest.classes, str(file))
+    check_single_class(columns, read_column_names(file), manifest.classes, str(file))
     check_binary_images(manifest)
     return manifest
 

@@ -17,6 +17,7 @@ from pneumoscope.core.errors import UndefinedMetricError, UsageError
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.messages import counted
 from pneumoscope.core.results import InteractionTest, Subgroup
+from pneumoscope.data.label_mapping import ETIOLOGY_COLUMN
 from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.data.prediction_matching import manifest_columns, read_manifest_column
 from pneumoscope.statistics.heterogeneity import PERMUTATIONS, proportion_heterogeneity
@@ -30,7 +31,6 @@ AUROC_TEST = "Cochran's Q, DeLong"
 _ALPHA = 0.05
 _MAX_GROUPS = 20
 _NOT_STATED = "not stated"
-_BUILT_IN = ("etiology",)
 _LABEL_NAMES = {"label", "labels", "class", "classes"}  # of data without columns
 
 
@@ -132,10 +132,10 @@ def read_columns(
     labels = [image.label for image in images]
     for name in names:
         if name.casefold() in _LABEL_NAMES and not _is_csv(data):
-            raise _label_column_error(name, labels, data, path_column)
+            raise _label_column_error(name, images, data, path_column)
         by_path = (
             {image.path: image.etiology for image in images}
-            if name in _BUILT_IN
+            if name == ETIOLOGY_COLUMN
             else read_manifest_column(data, name, path_column)
         )
         columns[name] = [by_path[image.path] for image in images]
@@ -146,7 +146,7 @@ def read_columns(
                 hint=f"Group them in another column; at most {_MAX_GROUPS} groups are possible",
             )
         if _are_labels(columns[name], labels):
-            raise _label_column_error(name, labels, data, path_column)
+            raise _label_column_error(name, images, data, path_column)
     return columns
 
 
@@ -157,18 +157,28 @@ def _are_labels(values: Sequence[str], labels: Sequence[str]) -> bool:
     return one_to_one and (len(found) > 1 or {*values} == found)
 
 
-def _label_column_error(name: str, labels: Sequence[str], data: Path, path_column: str) -> UsageError:
+def _label_column_error(name: str, images: Sequence[LabeledImage], data: Path, path_column: str) -> UsageError:
     """Return the error for a column whose subgroups are the images of each label."""
     if _is_csv(data):
         others = [each for each in manifest_columns(data) if each not in (name, path_column)]
-        columns = f", such as sex or site; the other columns of {str(data)!r} are {', '.join(others)}"
+        hint = (
+            "Name a column that divides the images of a label, such as sex or site; the other columns of"
+            f" {str(data)!r} are {', '.join(others)}"
+            if others
+            else f"Add a column that divides the images of a label, such as sex or site, to {str(data)!r}"
+        )
     else:
-        others = [f"{each}; others" for each in _BUILT_IN if each != name] or ["columns"]
-        columns = f": {others[0]}, such as sex or site, need a manifest CSV: pneumoscope split {data} --out FILE"
+        hint = (
+            "Columns that divide the images of a label, such as sex or site, need a manifest CSV: pneumoscope split"
+            f" {data} --out FILE"
+        )
+        if len({image.etiology for image in images if image.positive} - {""}) > 1:
+            hint += f". For the sensitivity by etiology, give --by {ETIOLOGY_COLUMN}"
+    labels = ", ".join(sorted({image.label for image in images}))
     return UsageError(
-        f"the subgroups of the column {name!r} are the images of each label ({', '.join(sorted({*labels}))}), and most metrics"
-        " are undefined within one label",
-        hint=f"Name a column that divides the images of a label{columns}",
+        f"the subgroups of the column {name!r} are the images of each label ({labels}), and most metrics are undefined within"
+        " one label",
+        hint=hint,
     )
 
 

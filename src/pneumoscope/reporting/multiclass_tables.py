@@ -18,7 +18,7 @@ _PAIR = {
     "auroc": labels.METRICS["auroc"],
     "accuracy": labels.METRICS["accuracy"],
     "sensitivity": "Sensitivity for the class",
-    "specificity": "Specificity (sensitivity for the other class)",
+    "specificity": "Sensitivity for the other class (specificity)",
 }
 
 

@@ -17,7 +17,13 @@ from pneumoscope.core.comparison import Comparison, RunGroup
 from pneumoscope.core.image_flow import ImageCount
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.multiclass_results import MulticlassEvaluation
-from pneumoscope.core.result_forms import decimals_to_distinguish, method_name, rows_dataframe, with_minus_signs
+from pneumoscope.core.result_forms import (
+    decimals_to_distinguish,
+    format_decimals,
+    method_name,
+    rows_dataframe,
+    with_minus_signs,
+)
 from pneumoscope.core.results import Evaluation
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.run_data import RunData
@@ -35,6 +41,7 @@ _LATEX = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "\N{MINUS SIGN}": "$-$",
+    "<": "$<$",
 }
 
 
@@ -156,7 +163,7 @@ def _is_text(table: Table, index: int) -> bool:
 
 
 def _escape(text: str) -> str:
-    return re.sub("[\\\\&%$#_{}~^\N{MINUS SIGN}]", lambda match: _LATEX[match[0]], text)
+    return re.sub("[\\\\&%$#_{}~^<\N{MINUS SIGN}]", lambda match: _LATEX[match[0]], text)
 
 
 def _text(cell: Cell, decimals: int) -> str:
@@ -167,7 +174,7 @@ def _text(cell: Cell, decimals: int) -> str:
             return with_minus_signs(f"{cell.value:.3f}") + (f" (no interval: {cell.reason})" if cell.reason else "")
         return with_minus_signs(f"{cell.value:.3f} ({cell.low:.3f} to {cell.high:.3f})")
     if isinstance(cell, float):
-        return with_minus_signs(f"{cell:.{decimals}f}")
+        return with_minus_signs(format_decimals(cell, decimals))
     return "" if cell is None else str(cell)
 
 
@@ -332,7 +339,9 @@ def _reliability(runs: Sequence[RunData]) -> Table:
     ]
     columns = ("Run", "Lowest probability", "Highest probability", "Mean probability", "Observed rate")
     note = _note(("observed rate", row[4]) for row in rows)
-    decimals = decimals_to_distinguish(row[1:3] for row in rows)
+    decimals = max(
+        decimals_to_distinguish((each.low, each.high) for each in run.evaluation.reliability) for run in runs
+    )
     caption = "Observed rate of pneumonia by predicted probability."
     return Table("reliability", caption, columns, tuple(rows), note, decimals)
 

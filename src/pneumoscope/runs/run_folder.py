@@ -51,6 +51,7 @@ __all__ = [
     "LoggerName",
     "evaluation_folder",
     "evaluation_names",
+    "evaluation_of_bundle",
     "find_bundle",
     "fold_folder",
     "has_other_files",
@@ -146,7 +147,10 @@ def evaluation_folder(run: Path, name: str = "test") -> Path:
 
 
 def evaluation_of_bundle(bundle: Path) -> Path | None:
-    """Return `evaluation.json` on test images of the run that a bundle is part of, which need not exist; None without a run."""
+    """Return the path of the test evaluation of the run that has this bundle, whether or not the file exists.
+
+    None for a bundle outside a run.
+    """
     bundle = bundle.absolute()
     if bundle.name != BUNDLE_FOLDER or not is_run_folder(bundle.parent):
         return None

@@ -110,7 +110,8 @@ def overall_metrics(
         macros = [none] * 5
     else:
         never = [name for k, name in enumerate(names) if not (predicted == k).any()]
-        reason = f"no image is predicted as {' or '.join(never)}" if never else _UNDEFINED
+        listed = " or ".join(filter(None, (", ".join(never[:-1]), *never[-1:])))
+        reason = f"no image is predicted as {listed}" if never else _UNDEFINED
         few = too_few_patients(y, names, patient_groups(patients, len(y)), "a bootstrap")
         macros = _bootstrap(macro, len(y), patients, resamples=resamples, seed=seed, reason=reason, few_patients=few)
     names_of_macros = ("macro_auroc", "macro_auprc", "macro_f1", "macro_specificity", "macro_precision")

@@ -195,7 +195,7 @@ def test_the_report_has_figures_tables_and_every_number(runs, tmp_path):
 
 def test_the_table_of_pairs_names_the_class_of_a_sensitivity(runs):
     table = report_multiclass(runs[:1]).tables["class-pairs"]
-    assert table.columns[-2:] == ("Sensitivity for the class", "Specificity (sensitivity for the other class)")
+    assert table.columns[-2:] == ("Sensitivity for the class", "Sensitivity for the other class (specificity)")
     assert "Sensitivity for the class" in table.note
 
 

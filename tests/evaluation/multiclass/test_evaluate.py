@@ -203,7 +203,7 @@ def test_data_frames_have_a_row_per_metric(maker):
     html = evaluation._repr_html_()
     assert "dark against the rest" in html
     assert "sensitivity, bright<" in html
-    assert "specificity (sensitivity), mid<" in html
+    assert "sensitivity, mid (specificity)<" in html
 
 
 def test_a_class_without_images_is_undefined_with_the_reason(maker):

@@ -32,6 +32,7 @@ from pneumoscope.bundle.card import Intervals, UncertaintyBand
 from pneumoscope.bundle.model_card import model_card
 from pneumoscope.core.i18n import LANGUAGES
 from pneumoscope.core.prediction import Rejection
+from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.inference.model import load_model
 from pneumoscope.service import web
@@ -569,11 +570,21 @@ def test_model_page_and_card_show_the_evaluation_of_the_run(maker):
         assert "Sensitivity and specificity on test images of the model" in page
         assert "20 images (all splits) in bins" in page
 
+        # An evaluation of this name may be one of validation images.
+        tuning = maker.images("tuning", seed=3)
+        rows = [f"{image.path},{image.label},validation" for image in load_manifest(tuning)]
+        (tuning / "images.csv").write_text("\n".join(["path,label,split", *rows]))
+        evaluate(run, tuning / "images.csv", split="validation", name="test", replace=True)
+        page = get_page(client, "/model?language=en")[0].text
+        assert "Sensitivity and specificity on test images of the model" in page
+        assert "in bins" not in page
+        assert client.get("/model/card").text == model_card(run / "bundle")
+
 
 def test_model_page_tells_bins_of_nearly_equal_probabilities_apart(bundle_folder, tmp_path):
     folder = shutil.copytree(bundle_folder, tmp_path / "bundle")
     model = load_model(folder, threads=1)
-    bins = reliability_bins([0.1, 0.99912, 0.99948], [False, True, True], bins=3)
+    bins = reliability_bins([1e-9, 0.99912, 0.99948], [False, True, True], bins=3)
     (folder / "evidence").mkdir()
     evidence = {
         "bundle_sha256": model.card.onnx_sha256, "n": 3, "split": "test", "counts": {"NORMAL": 1, "PNEUMONIA": 2},
@@ -582,7 +593,7 @@ def test_model_page_tells_bins_of_nearly_equal_probabilities_apart(bundle_folder
     (folder / "evidence" / "evaluation.json").write_text(json.dumps(evidence))
     with TestClient(create_app(model, PredictionRepository(None)), base_url=BASE_URL) as client:
         page = get_page(client, "/model")[0].text
-    assert [text in page for text in ("10.00%", "99.91%", "99.95%")] == [True] * 3
+    assert [text in page for text in ("< 0.01%", "99.91%", "99.95%")] == [True] * 3
 
 
 @pytest.mark.parametrize("path", ["/dashboard", "/model", "/images/{id}", "/images/{id}/report"])

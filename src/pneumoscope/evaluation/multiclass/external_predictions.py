@@ -19,7 +19,7 @@ from pneumoscope.bundle.multiclass_card import PredictionSets, TemperatureScalin
 from pneumoscope.core.errors import DatasetError
 from pneumoscope.core.messages import counted
 from pneumoscope.core.multiclass_results import MulticlassEvaluation, MulticlassScoredImage
-from pneumoscope.data.column_classes import check_column_classes
+from pneumoscope.data.column_classes import check_column_labels
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.data.predictions_file import (
@@ -193,7 +193,7 @@ def _match(
         manifest = load_images_of_classes(data, labels, classes=predictions.classes)
     except DatasetError as error:
         if error.unknown_label:
-            check_column_classes(columns, error.labels)
+            check_column_labels(columns, error.labels)
             check_sums(predictions, error.unknown_label)
             error.hint += f"; or add a column {predictions.scale}_{error.unknown_label} to {file}"
         raise

@@ -20,6 +20,7 @@ from pneumoscope.core.i18n import LANGUAGES, N_, choose_language, translations
 from pneumoscope.core.identity import age_at_study, display_name
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.prediction import DECISIONS, MAX_AGE, Prediction
+from pneumoscope.core.result_forms import format_decimals
 from pneumoscope.service.auth.authenticator import Authenticator
 from pneumoscope.service.auth.users import LOCAL, AuthenticatedUser
 from pneumoscope.service.settings import Settings
@@ -145,6 +146,7 @@ def _environment(language: str, time_zone: ZoneInfo) -> jinja2.Environment:
     environment.install_gettext_translations(translations(language), newstyle=True)  # type: ignore[attr-defined]
     signs = messages.punctuation(language)
     environment.filters |= {
+        "decimals": format_decimals,
         "display_name": display_name,
         "interval_percent": functools.partial(format_interval, opening=signs["opening"], closing=signs["closing"]),
         "local_date": functools.partial(local_date, zone=time_zone),
