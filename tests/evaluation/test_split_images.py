@@ -5,6 +5,7 @@ from pathlib import Path
 from pneumoscope.core.image_flow import ImageCount, ImageFlow
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import Manifest
+from pneumoscope.data.split import split_manifest
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.evaluation.external_predictions import evaluate_predictions
 from pneumoscope.evaluation.split_images import SplitImages
@@ -31,6 +32,21 @@ def test_flow_counts_images_patients_and_other_files(maker, tmp_path):
     )
     assert (evaluation.flow.evaluated.images, evaluation.flow.evaluated.patients) == (evaluation.n, evaluation.patients)
     assert read_evaluation(maker.root / "runs" / "gray" / "evaluation" / "test" / "evaluation.json") == evaluation
+
+
+def test_the_run_states_the_splits_of_the_other_images(maker):
+    images = maker.images()
+    maker.images(split="train", normal=6, pneumonia=8, seed=2)
+    run = maker.run()
+    (run / "manifest.csv").write_text(split_manifest(load_manifest(images), by="patient", validation=0.3).to_csv())
+    splits = evaluate(run, images)[0].flow.other_splits
+    assert set(splits) == {"train", "validation"}
+    assert splits["train"].images + splits["validation"].images == 14
+    # Images that the run does not know have the splits of their data.
+    others = maker.images("others", seed=4)
+    maker.images("others", split="train", normal=2, pneumonia=2, seed=5)
+    evaluation, _ = evaluate(run, others, name="others")
+    assert evaluation.flow.other_splits == {"train": ImageCount(4, 2, 0)}
 
 
 def test_copies_contradictory_labels_and_unknown_patients_are_counted():

@@ -63,13 +63,16 @@ def test_items_state_the_results_of_the_record(report: MulticlassReport) -> None
         f"of 12 images of mid, {row[0]} predicted as bright, {row[1]} predicted as dark, {row[2]} predicted as mid"
         in (answer(stard, "30").text)
     )
+    wrong = [f"{n} of mid predicted as {name}" for n, name in zip(row, ("bright", "dark"), strict=False) if n]
+    assert ", ".join(wrong) in answer(claim, "39").text
+    assert "of mid predicted as mid" not in answer(claim, "39").text
     assert answer(stard, "15c").text.startswith(
         "The predicted class is the one with the highest probability; no threshold"
     )
     assert "for a coverage of 95% of each class" in answer(stard, "15c").text
     assert answer(claim, "14").text == "Test images: 12 bright, 12 dark, 12 mid, of 18 patients."
     assert answer(claim, "20").text.endswith(
-        "Test images that were training or validation images, by content, are an error."
+        "The evaluation would have failed if a test image had been a training or validation image, by content."
     )
     assert "not evaluated: split train: 36 images, 18 patients" in answer(stard, "24").text
 
@@ -122,7 +125,7 @@ def test_several_seeds_are_stated_by_their_mean(maker: Any) -> None:
     assert f"good, mean of 2 seeds (0, 1): Accuracy {mean} (standard deviation " in accuracy.text
     assert "against the rest" not in accuracy.text
     assert accuracy.places == ("metrics",)
-    assert answer(claim, "39").text == "good: one matrix for each of 2 seeds (0, 1)."
+    assert answer(claim, "39").status == "open"
     assert answer(claim, "29").text == "95% intervals: Obuchowski-Rockette, random seeds and patients."
 
 
@@ -155,9 +158,9 @@ def test_flow_diagram_and_its_table_have_the_recorded_numbers(report: Multiclass
     assert "split train: 36 images, 18 patients" in svg
     assert "36 images, 18 patients" in svg
     for index, name in enumerate(run.evaluation.classes):
-        predicted = sum(row[index] for row in run.evaluation.confusion)
-        assert f"{name}: {predicted} images, {run.evaluation.confusion[index][index]} with this label" in svg
-        assert f"{name}: 12 images" in svg
+        counts = [row[index] for row in run.evaluation.confusion]
+        listed = ", ".join(f"{n} {label}" for n, label in zip(counts, run.evaluation.classes, strict=True) if n)
+        assert f"{name}: {sum(counts)} images; {listed}<" in svg
     assert "36 evaluated images" in report.figures["flow-0"].label
     numbers = {row[1]: row[2] for row in report.tables["flow"].rows}
     assert (numbers["not evaluated: train"], numbers["evaluated"], numbers["evaluated: dark"]) == (36, 36, 12)
@@ -179,4 +182,4 @@ def test_long_names_of_classes_are_told_apart_in_the_flow_diagram(report: Multic
     )
     with drawing():
         texts = [text.get_text() for text in class_flow_figure("run", evaluation).axes[0].texts]
-    assert {f"{name}: 12 images" for name in names} <= set(texts)
+    assert [name for name in names if any(text.startswith(f"{name}: ") for text in texts)] == list(names)

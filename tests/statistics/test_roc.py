@@ -218,5 +218,5 @@ def test_auroc_interval_has_coverage():
 
 def test_patients_reach_the_variance():
     scores, labels = [3, 1, 2, 0], [True, True, False, False]
-    assert auroc_interval(scores, labels, ["a", "a", "b", "c"]).method == "wilson of 1 pairs"
+    assert auroc_interval(scores, labels, ["a", "a", "b", "c"]).method == "wilson of 1 pair"
     assert patient_groups(["a", "a", "b", "c"], 4).tolist() == [0, 0, 1, 2]

@@ -81,16 +81,18 @@ def check_single_class(columns: PredictionColumns, header: Sequence[str], classe
         label, _, column = (part.strip() for part in named.partition("="))
         if label.casefold() not in {each.casefold() for each in classes}:
             raise _unknown_class(flag, label, column, classes)
-        raise single_class_error(flag, named, name, classes)
+        error = single_class_error(flag, named, classes)
+        if column not in header:
+            error.hint = f"Name a column of {name} without a class; its columns are {', '.join(header)}"
+        raise error
 
 
-def single_class_error(flag: str, named: str, name: str, classes: Sequence[str] = ()) -> UsageError:
+def single_class_error(flag: str, named: str, classes: Sequence[str] = ()) -> UsageError:
     """Return the error for the column of a single class.
 
     Args:
         flag: The option.
         named: Its value, CLASS=COLUMN.
-        name: Name of the file, which has no column of this name.
         classes: The classes that exist; empty if they are not known.
     """
     label, _, column = (part.strip() for part in named.partition("="))
@@ -100,7 +102,7 @@ def single_class_error(flag: str, named: str, name: str, classes: Sequence[str] 
         if label.upper() == "PNEUMONIA":
             hint = f"Name it without the class: {flag} {shlex.quote(column)}"
     return UsageError(
-        f"{flag} {shlex.quote(named)} names the column of one class only, and {name} has no column of this name"
+        f"{flag} {shlex.quote(named)} names the column of one class only"
         + (f"; the classes are {', '.join(classes)}" if classes else ""),
         hint=hint,
     )

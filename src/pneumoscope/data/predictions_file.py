@@ -296,7 +296,7 @@ def _choose_value_column(header: Sequence[str], columns: PredictionColumns, name
             )
         if column:
             if column not in header and "=" in column:
-                raise single_class_error(f"--{scale}-column", column, name)
+                raise single_class_error(f"--{scale}-column", column)
             return _named_column(header, column, name), scale
     if "probability" in header and "logit" in header:
         raise UsageError(

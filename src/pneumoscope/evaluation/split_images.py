@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -26,12 +26,14 @@ class SplitImages:
         manifest: Manifest of all its images.
         split: Name of the split.
         images: Images of the split, with paths in the data set.
+        run_splits: Split of images in the evaluated run, by SHA-256; empty without a run.
     """
 
     data: Path
     manifest: Manifest
     split: str
     images: tuple[LabeledImage, ...]
+    run_splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def select(
@@ -55,10 +57,11 @@ class SplitImages:
         if note:
             for each in manifest.notes:
                 note(each)
-        return cls(data, manifest, split, images_of_split(manifest, data, split, run_manifest, both_labels=False))
+        images = images_of_split(manifest, data, split, run_manifest, both_labels=False)
+        return cls(data, manifest, split, images, _splits_of_run(run_manifest))
 
     def flow(self, source: str = "") -> ImageFlow:
-        """Return the flow of images from the data set to the split.
+        """Return the flow of images from the data set to the split; the run, if there is one, states the splits of the others.
 
         Args:
             source: Name of the images; that of the data if empty.
@@ -67,7 +70,7 @@ class SplitImages:
         others: dict[str, list[LabeledImage]] = defaultdict(list)
         for image in self.manifest:
             if image.path not in paths:
-                others[image.split or _NO_SPLIT].append(image)
+                others[self.run_splits.get(image.sha256, image.split) or _NO_SPLIT].append(image)
         return ImageFlow(
             # The name only: a path may have the name of a person.
             source=source or self.data.resolve().name,
@@ -86,6 +89,14 @@ class SplitImages:
         for image in (*self.manifest, *self.images):
             labels[image.sha256].add(image.label)
         return sum(len(labels[image.sha256]) > 1 for image in self.images)
+
+
+def _splits_of_run(manifest: Path | None) -> dict[str, str]:
+    """Return the splits of a run's images by SHA-256; empty without a manifest."""
+    if manifest is None or not manifest.is_file():
+        return {}
+    text = manifest.read_text(encoding="utf-8")
+    return {image.sha256: image.split for image in Manifest.from_csv(text, manifest.parent, str(manifest))}
 
 
 def _count(images: Sequence[LabeledImage]) -> ImageCount:

@@ -173,7 +173,10 @@ def _disjoint(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None
     )
     if fact is None or runs[0].evaluation.split not in TEST_SPLITS:
         return fact
-    return Fact(f"{fact.text} Test images that were training or validation images, by content, are an error.", "runs")
+    return Fact(
+        f"{fact.text} The evaluation would have failed if a test image had been a training or validation image, by content.",
+        "runs",
+    )
 
 
 def _model(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
@@ -348,6 +351,15 @@ def _confusion(c: Comparison, runs: Sequence[RunData]) -> Fact:
     return Fact(" ".join(filter(None, (groups, text))), "confusion")
 
 
+def _errors(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
+    text = " ".join(
+        f"{run.name}: {counted(m.fn, 'false negative')} and {counted(m.fp, 'false positive')} at {c.operating_point}."
+        for run in single_runs(c.groups, runs)
+        for m in (run.summary.confusion,)
+    )
+    return Fact(text, "confusion") if text else None
+
+
 def _thresholds(c: Comparison, runs: Sequence[RunData]) -> Fact:
     text = " ".join(
         f"{run.name}: {'; '.join(f'{name} at {point.threshold_text()} ({point.rule})' for name, point in points)}."
@@ -411,7 +423,9 @@ def _updating(c: Comparison, runs: Sequence[RunData]) -> Fact:
 
 
 def _code(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact:
-    return Fact(f"Software: pneumoscope {c.version}; command and recipes are in the report.", "command")
+    if not any(run.record for run in runs):
+        return Fact(f"Software: pneumoscope {c.version}.", "command")
+    return Fact(f"Software: pneumoscope {c.version}; the recipes of the runs are in the report.", "runs")
 
 
 def _outputs(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact:
@@ -449,6 +463,7 @@ FACTS: dict[str, Callable[[Comparison, Sequence[RunData]], Fact | None]] = {
     "accuracy": _accuracy,
     "calibration": _calibration,
     "confusion": _confusion,
+    "errors": _errors,
     "metrics": _metrics,
     "output": _output,
     "performance": _performance,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,7 +18,7 @@ from pneumoscope.reporting.style import COLORS, new_figure, short
 __all__ = ["class_flow_figure", "duplicate_lines", "excluded_lines", "flow_figure"]
 
 _INK, _MUTED, _SURFACE = (COLORS[name][0] for name in ("ink", "muted", "surface"))
-_MAX_SOURCE = 36  # characters
+_MAX_SOURCE, _MAX_LABELS = 36, 44  # characters
 _SPLITS = {"no split": "no split", "unused": "set aside (unused)"}
 # Layout, in points from the upper left corner.
 _WIDTH, _LINE, _PADDING, _GAP, _MARGIN = 470, 14, 8, 30, 6
@@ -85,17 +85,21 @@ def class_flow_figure(title: str, evaluation: MulticlassEvaluation) -> Figure:
     """
     boxes, lines = _selection(evaluation)
     evaluated = boxes[-1]
-    rows = ["Predicted class"]
+    rows = ["Predicted class, with the labels of its images"]
     for index, name in enumerate(evaluation.classes):
-        predicted = sum(row[index] for row in evaluation.confusion)
-        correct = f"{evaluation.confusion[index][index]:,} with this label"
-        rows.append(f"{short(name, _MAX_SOURCE)}: {counted(predicted, 'image')}, {correct}")
-    labels = [f"{short(name, _MAX_SOURCE)}: {counted(evaluation.counts[name], 'image')}" for name in evaluation.classes]
+        labels = {label: row[index] for label, row in zip(evaluation.classes, evaluation.confusion, strict=True)}
+        rows.append(f"{short(name, _MAX_SOURCE)}: {counted(sum(labels.values()), 'image')}{_labels_text(labels, name)}")
     predictions = _Box(_LEFT[0], _RIGHT[1], evaluated.bottom + _GAP, tuple(rows))
-    reference = _Box(_LEFT[0], _RIGHT[1], predictions.bottom + _GAP, ("Label", *labels))
     lines.append([(evaluated.center, evaluated.bottom), (evaluated.center, predictions.top)])
-    lines.append([(evaluated.center, predictions.bottom), (evaluated.center, reference.top)])
-    return _draw(title, [*boxes, predictions, reference], lines)
+    return _draw(title, [*boxes, predictions], lines)
+
+
+def _labels_text(labels: Mapping[str, int], predicted: str) -> str:
+    """Return the labels of the images predicted as a class; that of the class alone if not all fit into a line."""
+    listed = ", ".join(f"{count:,} {label}" for label, count in labels.items() if count)
+    if len(listed) > _MAX_LABELS:
+        return f"; {labels[predicted]:,} with this label"
+    return f"; {listed}" if listed else ""
 
 
 def _draw(title: str, boxes: Sequence[_Box], lines: Sequence[_Line]) -> Figure:

@@ -127,6 +127,20 @@ def _confusion(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact
     return Fact(" ".join(groups + matrices), "confusion")
 
 
+def _errors(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact | None:
+    sentences = []
+    for run in single_runs(c.groups, runs):
+        classes = run.evaluation.classes
+        wrong = [
+            f"{count} of {name} predicted as {other}"
+            for name, counts in zip(classes, run.evaluation.confusion, strict=True)
+            for other, count in zip(classes, counts, strict=True)
+            if count and other != name
+        ]
+        sentences.append(f"{run.name}: {', '.join(wrong) or 'no image is predicted as another class'}.")
+    return Fact(" ".join(sentences), "confusion") if sentences else None
+
+
 def _thresholds(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact:
     text = "The predicted class is the one with the highest probability; no threshold chooses it."
     coverages = dict.fromkeys(run.evaluation.coverage for run in _with_sets(runs))
@@ -170,6 +184,7 @@ CLASS_FACTS: dict[str, Callable[[MulticlassComparison, Sequence[ComparedClasses]
     "accuracy": _accuracy,
     "calibration": _calibration,
     "confusion": _confusion,
+    "errors": _errors,
     "metrics": _metrics,
     "output": _output,
     "performance": _performance,

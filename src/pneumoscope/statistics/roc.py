@@ -216,7 +216,8 @@ def auroc_interval(
     variance = float(delong_covariance(x, y, groups)[1][0, 0]) if pairs > 1 else 0.0
     if variance <= 1e-15 or not 0 < area < 1:
         interval = wilson(area * pairs, pairs, level)
-        return Interval(area, interval.low, interval.high, f"wilson of {pairs} pairs", len(x), level)
+        method = f"wilson of {pairs} {'pair' if pairs == 1 else 'pairs'}"
+        return Interval(area, interval.low, interval.high, method, len(x), level)
     half_width = normal_quantile(level) * math.sqrt(variance) / (area * (1 - area))
     low, high = (float(special.expit(special.logit(area) + sign * half_width)) for sign in (-1, 1))
     return Interval(area, low, high, method, len(x), level)

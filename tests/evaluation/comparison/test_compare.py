@@ -217,7 +217,7 @@ def test_more_test_set_evaluations_than_runs_are_reported(runs, prepared, tmp_pa
         "The latest of the 3 compared evaluations is evaluation 4 of these images in the test ledger: results are optimistic if"
         " a model was selected by an earlier evaluation."
     )
-    assert compare(runs[:1]).sentences[-1].startswith("The compared evaluation is evaluation 4 of these images")
+    assert compare(runs[:1]).sentences[-1].startswith("This is evaluation 4 of these images in the test ledger")
 
 
 def test_unwritable_folder_is_an_error(runs, tmp_path):

@@ -150,7 +150,7 @@ def ledger_sentence(runs: Sequence[_Run]) -> tuple[str, ...]:
     evaluations = max(run.evaluation.test_evaluation or 0 for run in runs)
     if evaluations <= len(runs):
         return ()
-    latest = "The compared evaluation" if len(runs) == 1 else f"The latest of the {len(runs)} compared evaluations"
+    latest = "This" if len(runs) == 1 else f"The latest of the {len(runs)} compared evaluations"
     return (
         f"{latest} is evaluation {evaluations} of these images in the test ledger: results are optimistic if a model was"
         " selected by an earlier evaluation.",
