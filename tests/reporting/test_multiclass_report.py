@@ -1,4 +1,4 @@
-"""Checklists and flow diagrams of models of several classes."""
+"""Reports of models of several classes: page, figures, tables, checklists and flow diagrams."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pneumoscope.bundle.card import short_hash
@@ -34,6 +35,16 @@ def evaluated(maker: Any) -> Path:
     run = maker.multiclass_run()
     evaluate_multiclass(run, data)
     return run
+
+
+@pytest.fixture
+def runs(maker: Any) -> list[Path]:
+    """Two runs on the same images; the second one takes more of the dark images for mid."""
+    data = maker.classes(count=20)
+    folders = [maker.multiclass_run("good"), maker.multiclass_run("poor", edges=(65.0, 175.0))]
+    for folder in folders:
+        evaluate_multiclass(folder, data)
+    return folders
 
 
 @pytest.fixture
@@ -111,6 +122,9 @@ def test_validation_images_are_not_called_test_images(maker: Any) -> None:
     assert "Run levels on 36 validation images, of 3 classes" in page
     assert "calibration" not in answer(report.checklists["tripod-ai"], "23a").places
     assert 'href="#calibration"' not in page
+    assert "Reliability diagrams" not in page
+    assert not any(name.startswith("reliability") for name in report.figures)
+    assert "the prediction sets were fitted on 36 of these 36 images" in page
 
 
 def test_several_seeds_are_stated_by_their_mean(maker: Any) -> None:
@@ -127,6 +141,11 @@ def test_several_seeds_are_stated_by_their_mean(maker: Any) -> None:
     assert accuracy.places == ("metrics",)
     assert answer(claim, "39").status == "open"
     assert answer(claim, "29").text == "95% intervals: Obuchowski-Rockette, random seeds and patients."
+    spread = report.comparison.groups[0].metrics["macro_auroc"]
+    assert f'<data value="{spread.mean.value}">' in report.page()
+    row = next(row for row in report.tables["seeds"].rows if row[2] == "Macro AUROC")
+    assert row == ("good", 2, "Macro AUROC", spread.mean, spread.sd, spread.minimum, spread.maximum)
+    assert "mean of 2 seeds: macro_auroc" in report.comparison._repr_html_()
 
 
 def test_models_without_prediction_sets_have_none_in_the_checklist(maker: Any) -> None:
@@ -183,3 +202,59 @@ def test_long_names_of_classes_are_told_apart_in_the_flow_diagram(report: Multic
     with drawing():
         texts = [text.get_text() for text in class_flow_figure("run", evaluation).axes[0].texts]
     assert [name for name in names if any(text.startswith(f"{name}: ") for text in texts)] == list(names)
+
+
+@pytest.mark.slow
+def test_report_has_figures_tables_and_every_number(runs: list[Path], tmp_path: Path) -> None:
+    report = report_multiclass(runs, command="pneumoscope report")
+    files = report.write(tmp_path / "report")
+    page = files.page.read_text()
+    assert set(report.figures) == {
+        *(f"{name}-{i}" for name in ("flow", "confusion", "roc") for i in range(2)),
+        *(f"reliability-{i}-{k}" for i in range(2) for k in range(3)),
+        "differences-accuracy",
+        "differences-macro-auroc",
+    }
+    assert len(files.figures) == 3 * len(report.figures)
+    assert set(report.tables) == {"flow", "metrics", "confusion", "classes", "class-pairs", "prediction-sets", "pairs"}
+    for run in report.runs:
+        for interval in [*run.evaluation.metrics.values(), *run.evaluation.by_class["mid"].metrics.values()]:
+            assert f'<data value="{interval.value}">' in page
+    assert "pneumoscope report" in page
+    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org/", "")
+    matrix = (tmp_path / "report" / "tables" / "confusion.csv").read_text().splitlines()
+    assert matrix[0] == "Run,Class,Predicted as bright,Predicted as dark,Predicted as mid"
+    assert len(matrix) == 1 + 2 * 3
+
+
+def test_table_of_pairs_names_the_class_of_a_sensitivity(runs: list[Path]) -> None:
+    table = report_multiclass(runs[:1]).tables["class-pairs"]
+    assert table.columns[-2:] == ("Sensitivity for the class", "Sensitivity for the other class (specificity)")
+    assert "Sensitivity for the class" in table.note
+
+
+def test_figures_show_the_confusion_matrix_and_the_areas(runs: list[Path]) -> None:
+    report = report_multiclass(runs[:1])
+    evaluation = report.runs[0].evaluation
+    svg = report.figures["confusion-0"]._repr_svg_()
+    for row in evaluation.confusion:
+        assert all(f">{count}<" in svg for count in row)
+    area = evaluation.by_class["dark"].metrics["auroc"].value
+    assert f"dark {area:.3f}" in report.figures["roc-0"].label
+    lines = report.figures["roc-0"].figure.axes[0].lines
+    x, y = lines[1].get_xydata().T  # after the line of chance: the first class
+    assert np.trapezoid(y, x) == pytest.approx(evaluation.by_class["bright"].metrics["auroc"].value)
+
+
+def test_report_of_one_run_has_no_pairs(runs: list[Path]) -> None:
+    report = report_multiclass(runs[:1])
+    assert "pairs" not in report.tables
+    assert "There is only one run" in report.page()
+
+
+def test_names_are_escaped_in_the_page(maker: Any) -> None:
+    run = maker.multiclass_run("b<i>")
+    evaluate_multiclass(run, maker.classes())
+    page = report_multiclass([run]).page()
+    assert "b&lt;i&gt;" in page
+    assert "b<i>" not in page

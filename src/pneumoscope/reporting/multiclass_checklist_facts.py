@@ -172,7 +172,7 @@ def _utility(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> None:
 
 
 def _updating(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact:
-    return Fact("No site profile was applied: site profiles are for two labels.", "runs")
+    return Fact("No site profile, which recalibrates a model for one hospital, was applied.", "runs")
 
 
 def _selection(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact | None:

@@ -1,4 +1,4 @@
-"""Comparisons and reports of models of several classes."""
+"""Comparisons of models of several classes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from scipy import stats
 from sklearn import metrics
 
 from pneumoscope.bundle.bundle_folder import DEFAULT_BUNDLE
-from pneumoscope.bundle.card import short_hash
 from pneumoscope.core.errors import RunError, UsageError
 from pneumoscope.core.population import Population
-from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.multiclass.compare import compare_multiclass
 from pneumoscope.evaluation.multiclass.evaluate import evaluate_multiclass
-from pneumoscope.reporting.multiclass_report import report_multiclass
 from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.replicates import proportion_covariance, replicates_difference
 
@@ -170,75 +167,6 @@ def test_runs_of_one_recipe_are_named_after_their_folders(maker):
     assert [run.name for run in compare_multiclass(runs).runs] == ["first", "second"]
 
 
-@pytest.mark.slow
-def test_the_report_has_figures_tables_and_every_number(runs, tmp_path):
-    report = report_multiclass(runs, command="pneumoscope report")
-    files = report.write(tmp_path / "report")
-    page = files.page.read_text()
-    assert set(report.figures) == {
-        *(f"{name}-{i}" for name in ("flow", "confusion", "roc") for i in range(2)),
-        *(f"reliability-{i}-{k}" for i in range(2) for k in range(3)),
-        "differences-accuracy",
-        "differences-macro-auroc",
-    }
-    assert len(files.figures) == 3 * len(report.figures)
-    assert set(report.tables) == {"flow", "metrics", "confusion", "classes", "class-pairs", "prediction-sets", "pairs"}
-    for run in report.runs:
-        for interval in [*run.evaluation.metrics.values(), *run.evaluation.by_class["mid"].metrics.values()]:
-            assert f'<data value="{interval.value}">' in page
-    assert "pneumoscope report" in page
-    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org/", "")
-    matrix = (tmp_path / "report" / "tables" / "confusion.csv").read_text().splitlines()
-    assert matrix[0] == "Run,Class,Predicted as bright,Predicted as dark,Predicted as mid"
-    assert len(matrix) == 1 + 2 * 3
-
-
-def test_the_table_of_pairs_names_the_class_of_a_sensitivity(runs):
-    table = report_multiclass(runs[:1]).tables["class-pairs"]
-    assert table.columns[-2:] == ("Sensitivity for the class", "Sensitivity for the other class (specificity)")
-    assert "Sensitivity for the class" in table.note
-
-
-def test_figures_show_the_confusion_matrix_and_the_areas(runs):
-    report = report_multiclass(runs[:1])
-    evaluation = report.runs[0].evaluation
-    svg = report.figures["confusion-0"]._repr_svg_()
-    for row in evaluation.confusion:
-        assert all(f">{count}<" in svg for count in row)
-    area = evaluation.by_class["dark"].metrics["auroc"].value
-    assert f"dark {area:.3f}" in report.figures["roc-0"].label
-    lines = report.figures["roc-0"].figure.axes[0].lines
-    x, y = lines[1].get_xydata().T  # after the line of chance: the first class
-    assert np.trapezoid(y, x) == pytest.approx(evaluation.by_class["bright"].metrics["auroc"].value)
-
-
-def test_the_report_of_one_run_has_no_pairs(runs):
-    report = report_multiclass(runs[:1])
-    assert "pairs" not in report.tables
-    assert "There is only one run" in report.page()
-
-
-def test_the_report_of_validation_images_has_no_reliability(maker):
-    data = maker.classes(split="validation")
-    seen = {"validation": [short_hash(image.sha256) for image in load_manifest(data).images]}
-    run = maker.multiclass_run(seen=seen)
-    evaluate_multiclass(run, data, split="validation")
-    report = report_multiclass([run], evaluation="validation")
-    assert "confusion-0" in report.figures
-    assert not any(name.startswith("reliability") for name in report.figures)
-    page = report.page()
-    assert "Reliability diagrams" not in page
-    assert "the prediction sets were fitted on 36 of these 36 images" in page
-
-
-def test_names_are_escaped_in_the_page(maker):
-    run = maker.multiclass_run("b<i>")
-    evaluate_multiclass(run, maker.classes())
-    page = report_multiclass([run]).page()
-    assert "b&lt;i&gt;" in page
-    assert "b<i>" not in page
-
-
 def test_repeated_evaluations_of_the_test_images_are_stated(runs, maker):
     assert not any("ledger" in sentence for sentence in compare_multiclass(runs).sentences)
     evaluate_multiclass(runs[0], maker.root / "classes" / "images.csv")
@@ -300,15 +228,3 @@ def test_seeds_of_one_recipe_are_compared_by_their_mean(seeds):
     assert "seed-" not in " ".join(comparison.sentences)
     rows = {row["run"] for row in comparison.rows()}
     assert "good (mean of 3 seeds)" in rows
-
-
-@pytest.mark.slow
-def test_the_report_has_the_spread_of_the_seeds(seeds, tmp_path):
-    report = report_multiclass([seeds / "good"])
-    page = report.page()
-    assert '<section id="seeds">' in page
-    spread = report.comparison.groups[0].metrics["macro_auroc"]
-    assert f'<data value="{spread.mean.value}">' in page
-    row = next(row for row in report.tables["seeds"].rows if row[2] == "Macro AUROC")
-    assert row == ("good", 3, "Macro AUROC", spread.mean, spread.sd, spread.minimum, spread.maximum)
-    assert "mean of 3 seeds: macro_auroc" in report.comparison._repr_html_()
