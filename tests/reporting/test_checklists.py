@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from pneumoscope.reporting.checklist_facts import FACTS, PLACES
+from pneumoscope.reporting.binary_checklist_facts import BINARY_FACTS
+from pneumoscope.reporting.checklist_facts import PLACES
 from pneumoscope.reporting.checklists import CHECKLISTS, Checklist, checklist_table, fill_checklist, read_items
 from pneumoscope.reporting.comparison_figures import draw_figures
 from pneumoscope.reporting.comparison_page import comparison_page
@@ -32,7 +33,7 @@ NUMBERS = {
 def filled(three: Any) -> dict[str, Checklist]:
     comparison, folders, _ = three
     data = load_run_data(comparison, folders)
-    return {name: fill_checklist(name, comparison, data, FACTS) for name in CHECKLISTS}
+    return {name: fill_checklist(name, comparison, data, BINARY_FACTS) for name in CHECKLISTS}
 
 
 @pytest.mark.parametrize("name", CHECKLISTS)
@@ -48,7 +49,7 @@ def test_items_have_the_numbers_of_the_published_checklist(name: str) -> None:
 
 def test_every_fact_is_known_and_used() -> None:
     used = {fact for name in CHECKLISTS for item in read_items(name)[2] for fact in item.facts}
-    assert used == set(FACTS)
+    assert used == set(BINARY_FACTS)
 
 
 def test_items_without_a_fact_are_open(filled: dict[str, Checklist]) -> None:
@@ -75,7 +76,7 @@ def test_the_last_epoch_is_not_called_selected(three: Any, select: str, expected
         )
         for run in load_run_data(comparison, folders)
     ]
-    fact = FACTS["selection"](comparison, runs)
+    fact = BINARY_FACTS["selection"](comparison, runs)
     assert fact is not None
     assert fact.text.startswith(f"alexnet-sgd: {expected}.")
 
@@ -104,7 +105,7 @@ def test_facts_that_are_not_recorded_leave_the_item_open(three: Any) -> None:
         dataclasses.replace(run, record=None, evaluation=dataclasses.replace(run.evaluation, flow=None, subgroups=()))
         for run in load_run_data(comparison, folders)
     ]
-    answers = {answer.item.number: answer for answer in fill_checklist("claim", comparison, runs, FACTS).answers}
+    answers = {answer.item.number: answer for answer in fill_checklist("claim", comparison, runs, BINARY_FACTS).answers}
     for number in ("7", "10", "19", "20", "24", "25", "35"):
         assert answers[number].status == "open"
         assert answers[number].ask

@@ -16,7 +16,7 @@ from PIL import Image
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.core.image_flow import ImageCount, ImageFlow
 from pneumoscope.core.interval import Interval
-from pneumoscope.reporting.checklist_facts import FACTS
+from pneumoscope.reporting.checklist_facts import SHARED_FACTS
 from pneumoscope.reporting.flow_diagram import excluded_lines
 from pneumoscope.reporting.report_files import ReportFiles, make_report
 from pneumoscope.reporting.tables import Table, _reliability, flow_table, to_csv, to_latex, to_markdown
@@ -126,7 +126,7 @@ def test_table_of_the_flow_does_not_count_unknown_patients_as_patients() -> None
 )
 def test_checklists_state_byte_identical_images_in_a_sentence(copies: int, contradictory: int, text: str) -> None:
     flow = ImageFlow("images", 0, 0, ImageCount(9, 9), {}, ImageCount(9, 9), copies, contradictory)
-    fact = FACTS["flow"](None, [SimpleNamespace(name="run", evaluation=SimpleNamespace(flow=flow))])
+    fact = SHARED_FACTS["flow"](None, [SimpleNamespace(name="run", evaluation=SimpleNamespace(flow=flow))])
     assert fact.text.endswith(f"not evaluated: none.{text}")
 
 
@@ -251,7 +251,7 @@ def test_checklists_state_the_flow_of_each_fold() -> None:
         ImageFlow("images", 0, 0, ImageCount(9, 9), {"train": ImageCount(left, left)}, ImageCount(9 - left, 9 - left))
         for left in (6, 7)
     ]
-    fact = FACTS["flow"](
+    fact = SHARED_FACTS["flow"](
         None, [SimpleNamespace(name=f"fold-{i}", evaluation=SimpleNamespace(flow=flow)) for i, flow in enumerate(flows)]
     )
     evaluated = "{0} of {0} patients were evaluated; not evaluated: split train: {1} images, {1} patients."

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from pneumoscope.core.comparison import Comparison, PairedTest, RunGroup
+from pneumoscope.core.comparison import PairedTest, RunGroup
 from pneumoscope.core.image_flow import ImageCount, ImageFlow
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.messages import counted, of_patients_text
@@ -19,11 +19,9 @@ from pneumoscope.core.results import Evaluation
 from pneumoscope.evaluation.recording import TEST_SPLITS
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.flow_diagram import excluded_lines
-from pneumoscope.reporting.run_data import RunData
 from pneumoscope.runs.record import RunRecord
 
 __all__ = [
-    "FACTS",
     "PLACES",
     "SHARED_FACTS",
     "Fact",
@@ -214,10 +212,6 @@ def selection(runs: Sequence[RecordedRun], place: str) -> Fact | None:
     return _trained(runs, text, place)
 
 
-def _selection(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
-    return selection(runs, "training")
-
-
 def _software(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact:
     libraries = dict.fromkeys(
         f"{name} {version}" for run in runs if run.record for name, version in run.record.versions.items()
@@ -243,24 +237,6 @@ def _blinding(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None
     return _trained(runs, lambda *_: "the model receives the image only, neither label nor clinical data", "runs")
 
 
-def _metrics(c: Comparison, runs: Sequence[RunData]) -> Fact:
-    names = {key: label for key, label in labels.METRICS.items() if all(key in run.summary.test for run in runs)}
-    if c.is_cross_validation:  # numbers of probabilities are left out
-        kept = [label for key, label in names.items() if any(key in group.metrics for group in c.groups)]
-        return Fact(f"{', '.join(kept)}.", "metrics")
-    return Fact(f"{', '.join(names.values())}; decision curves and reliability diagrams.", "metrics")
-
-
-def _uncertainty(c: Comparison, runs: Sequence[RunData]) -> Fact:
-    singles = [
-        (label, run.summary.test[key])
-        for run in single_runs(c.groups, runs)
-        for key, label in labels.METRICS.items()
-        if key in run.summary.test
-    ]
-    return Fact(labels.interval_note([*mean_intervals(c.groups, labels.METRICS), *singles]), "metrics")
-
-
 def mean_intervals(groups: Sequence[RunGroup], names: Mapping[str, str]) -> list[tuple[str, Interval]]:
     """Return label and interval of the mean of each metric of groups of runs."""
     return [
@@ -279,41 +255,6 @@ def paired_tests(pairs: Sequence[PairedTest], names: Mapping[str, str]) -> Fact 
         return None
     tests = dict.fromkeys(f"{method_name(pair.test)} ({names[pair.metric]})" for pair in pairs)
     return Fact(f"Paired tests: {'; '.join(tests)}; p values are Holm-corrected over the pairs of a metric.", "pairs")
-
-
-def _tests(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
-    return paired_tests(c.pairs, labels.PAIR_METRICS)
-
-
-def _performance(c: Comparison, runs: Sequence[RunData]) -> Fact:
-    return Fact(_of_runs(c, runs, ("auroc", "auprc", "brier")), "metrics")
-
-
-def _accuracy(c: Comparison, runs: Sequence[RunData]) -> Fact:
-    text = _of_runs(c, runs, ("sensitivity", "specificity", "precision", "negative_predictive_value"))
-    return Fact(f"At the operating point {c.operating_point}: {text}", "metrics")
-
-
-def _calibration(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
-    keys = ("calibration_slope", "calibration_intercept", "observed_expected_ratio")
-    text = _of_runs(c, runs, keys)
-    return Fact(text, "calibration") if text else None
-
-
-def _of_runs(c: Comparison, runs: Sequence[RunData], keys: Sequence[str]) -> str:
-    """Return the metrics of each run as sentences; empty if an evaluation lacks one.
-
-    Of several seeds or folds only the mean and its spread are stated: one of them alone may be better by chance.
-    """
-    if not all(key in run.summary.test for run in runs for key in keys):
-        return ""
-    names = {key: labels.METRICS[key] for key in keys}
-    sentences = [sentence for group in c.groups if (sentence := mean_sentence(group, names))]
-    sentences += [
-        f"{run.name}: {', '.join(f'{title} {run.summary.test[key]}' for key, title in names.items())}."
-        for run in single_runs(c.groups, runs)
-    ]
-    return " ".join(sentences)
 
 
 def mean_sentence(group: RunGroup, names: Mapping[str, str]) -> str:
@@ -335,42 +276,6 @@ def single_runs(groups: Sequence[RunGroup], runs: Sequence[_Run]) -> list[_Run]:
     """Return the runs that are not one of several seeds or folds."""
     grouped = {name for group in groups for name in group.runs}
     return [run for run in runs if run.name not in grouped]
-
-
-def _utility(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
-    return None if c.is_cross_validation else Fact("Decision curves of all runs.", "net_benefit")
-
-
-def _confusion(c: Comparison, runs: Sequence[RunData]) -> Fact:
-    text = " ".join(
-        f"{run.name}: {m.tp} true positives, {m.fn} false negatives, {m.tn} true negatives, {m.fp} false positives."
-        for run in single_runs(c.groups, runs)
-        for m in (run.summary.confusion,)
-    )
-    groups = " ".join(f"{group.name}: one matrix for each of {group.members_text()}." for group in c.groups)
-    return Fact(" ".join(filter(None, (groups, text))), "confusion")
-
-
-def _errors(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
-    text = " ".join(
-        f"{run.name}: {counted(m.fn, 'false negative')} and {counted(m.fp, 'false positive')} at {c.operating_point}."
-        for run in single_runs(c.groups, runs)
-        for m in (run.summary.confusion,)
-    )
-    return Fact(text, "confusion") if text else None
-
-
-def _thresholds(c: Comparison, runs: Sequence[RunData]) -> Fact:
-    text = " ".join(
-        f"{run.name}: {'; '.join(f'{name} at {point.threshold_text()} ({point.rule})' for name, point in points)}."
-        for run in runs
-        for points in (run.evaluation.operating_points.items(),)
-    )
-    return Fact(f"{text} None was chosen on the evaluated images.", "operating_points")
-
-
-def _output(c: Comparison, runs: Sequence[RunData]) -> Fact:
-    return Fact("A probability of pneumonia, 0 to 1, and a decision at each operating point.", "operating_points")
 
 
 def _subgroups(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
@@ -417,11 +322,6 @@ def _predictions(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact:
     return Fact(f"By SHA-256: {sources}.", "runs")
 
 
-def _updating(c: Comparison, runs: Sequence[RunData]) -> Fact:
-    sites = [f"{run.name}: site profile {run.evaluation.site}" for run in runs if run.evaluation.site]
-    return Fact(f"{'; '.join(sites)}." if sites else "No model was updated by a site profile.", "runs")
-
-
 def _code(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact:
     if not any(run.record for run in runs):
         return Fact(f"Software: pneumoscope {c.version}.", "command")
@@ -457,20 +357,4 @@ SHARED_FACTS: dict[str, Callable[[RecordedComparison, Sequence[RecordedRun]], Fa
     "source": _source,
     "subgroups": _subgroups,
     "training": _training,
-}
-FACTS: dict[str, Callable[[Comparison, Sequence[RunData]], Fact | None]] = {
-    **SHARED_FACTS,
-    "accuracy": _accuracy,
-    "calibration": _calibration,
-    "confusion": _confusion,
-    "errors": _errors,
-    "metrics": _metrics,
-    "output": _output,
-    "performance": _performance,
-    "selection": _selection,
-    "tests": _tests,
-    "thresholds": _thresholds,
-    "uncertainty": _uncertainty,
-    "updating": _updating,
-    "utility": _utility,
 }

@@ -132,8 +132,8 @@ def fill_checklist(
         name: One of `CHECKLISTS`.
         comparison: The comparison.
         runs: Its runs.
-        known: Functions that return the facts of such a comparison: `checklist_facts.FACTS`, or of several classes
-            `multiclass_checklist_facts.CLASS_FACTS`.
+        known: Functions that return the facts of such a comparison: `BINARY_FACTS`, or of several classes
+            `CLASS_FACTS`.
 
     Raises:
         UnknownNameError: There is no such checklist.

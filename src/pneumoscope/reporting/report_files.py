@@ -11,7 +11,7 @@ from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.files import write_atomically
 from pneumoscope.evaluation.comparison.compare import compare
 from pneumoscope.evaluation.comparison.inputs import check_evaluated, expand_runs
-from pneumoscope.reporting.checklist_facts import FACTS
+from pneumoscope.reporting.binary_checklist_facts import BINARY_FACTS
 from pneumoscope.reporting.checklists import Checklist, checklist_table, fill_checklist
 from pneumoscope.reporting.comparison_figures import NamedFigure, draw_figures
 from pneumoscope.reporting.comparison_page import comparison_page
@@ -130,7 +130,7 @@ def make_report(comparison: Comparison, folders: Sequence[Path], checklists: Seq
         checklists: See `report`.
     """
     data = load_run_data(comparison, folders)
-    filled = {name: fill_checklist(name, comparison, data, FACTS) for name in checklists}
+    filled = {name: fill_checklist(name, comparison, data, BINARY_FACTS) for name in checklists}
     figures = {figure.key: figure for figure in draw_figures(comparison, data).all()}
     for figure in figures.values():
         figure.add_legend(data)
