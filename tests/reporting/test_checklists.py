@@ -99,6 +99,15 @@ def test_facts_are_those_of_the_record(filled: dict[str, Checklist], three: Any)
     assert "McNemar" in answers["18"].text
 
 
+def test_analysis_of_failures_counts_the_errors_of_each_run(filled: dict[str, Checklist], three: Any) -> None:
+    failures = next(answer for answer in filled["claim"].answers if answer.item.number == "39")
+    for run in three[0].runs:
+        counts = run.confusion
+        negative = f"{counts.fn} false negative{'s' * (counts.fn != 1)}"
+        positive = f"{counts.fp} false positive{'s' * (counts.fp != 1)}"
+        assert f"{run.name}: {negative} and {positive} at half." in failures.text
+
+
 def test_facts_that_are_not_recorded_leave_the_item_open(three: Any) -> None:
     comparison, folders, _ = three
     runs = [

@@ -202,6 +202,9 @@ def test_long_names_of_classes_are_told_apart_in_the_flow_diagram(report: Multic
     with drawing():
         texts = [text.get_text() for text in class_flow_figure("run", evaluation).axes[0].texts]
     assert [name for name in names if any(text.startswith(f"{name}: ") for text in texts)] == list(names)
+    # Not all labels of the images predicted as mid fit into the line.
+    counts = [row[2] for row in run.evaluation.confusion]
+    assert f"normal: {sum(counts)} images; {counts[2]} with this label" in texts
 
 
 @pytest.mark.slow
