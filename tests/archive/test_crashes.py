@@ -69,11 +69,11 @@ def test_a_kill_at_any_step_costs_only_the_shard_in_flight(tmp_path: Path, bundl
 
 
 SLOW = """
-import sys, time
+import os, sys, time
 from pneumoscope.archive import readers
 read, seconds = readers.LocalReader.read, float(sys.argv.pop(1))
 def slow(self, name):
-    print("reading", flush=True)
+    os.write(1, b"reading\\n")  # one write: several threads read, and print() writes the end of the line apart
     time.sleep(seconds)
     return read(self, name)
 readers.LocalReader.read = slow
