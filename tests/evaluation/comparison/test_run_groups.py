@@ -16,6 +16,7 @@ from pneumoscope.evaluation.comparison.run_groups import RunScoring, group_runs,
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.reporting.comparison_page import write_comparison_page
 from pneumoscope.reporting.report_files import report
+from pneumoscope.runs.recipe_files import read_recipe
 from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.replicates import proportion_covariance, replicates_difference, replicates_mean
 from pneumoscope.statistics.roc import delong_covariance
@@ -153,6 +154,31 @@ def test_recipes_with_other_settings_are_different_groups_named_after_their_fold
         path.write_text(json.dumps(record))
     comparison = compare([folder / "group-good", folder / "slower"])
     assert [group.name for group in comparison.groups] == ["group-good", "slower"]
+
+
+@pytest.mark.parametrize(
+    ("before", "is_group"), [({}, True), ({"early_stopping": None}, True), ({"early_stopping": 2}, False)]
+)
+def test_field_that_an_older_record_lacks_has_its_default(folder, before, is_group):
+    for seed in range(2):
+        path = folder / f"group-good/seed-{seed}/run.json"
+        record = json.loads(path.read_text())
+        record["recipe"] = read_recipe("quick").model_dump(mode="json")
+        assert record["recipe"]["training"].pop("early_stopping") is None
+        record["recipe"]["training"] |= {"seed": seed} | (before if seed == 0 else {})
+        path.write_text(json.dumps(record))
+    groups = compare([folder / "group-good/seed-0", folder / "group-good/seed-1"]).groups
+    assert [group.seeds for group in groups] == ([(0, 1)] if is_group else [])
+
+
+def test_records_with_a_field_of_a_newer_version_are_compared_as_they_are(folder):
+    for seed, value in enumerate(("a", "a", "b")):
+        path = folder / f"group-good/seed-{seed}/run.json"
+        record = json.loads(path.read_text())
+        record["recipe"]["of_a_newer_version"] = value
+        path.write_text(json.dumps(record))
+    (group,) = compare([folder / "group-good"]).groups
+    assert group.seeds == (0, 1)
 
 
 def test_groups_and_single_runs_are_in_the_order_given(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,10 +16,11 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from pneumoscope.core.comparison import PairedTest, RunGroup, SeedSpread
-from pneumoscope.core.errors import UndefinedMetricError
+from pneumoscope.core.errors import RecipeError, UndefinedMetricError
 from pneumoscope.core.interval import Interval
 from pneumoscope.evaluation.comparison.inputs import ComparedRun
 from pneumoscope.evaluation.comparison.paired_findings import AUROCS, RunScores, corrected_tests, findings
+from pneumoscope.runs.recipe_files import parse_recipe
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, patient_groups
 from pneumoscope.statistics.intervals import undefined
 from pneumoscope.statistics.replicates import (
@@ -193,11 +195,14 @@ def group_runs(runs: Sequence[ComparedRun[Any, Any]]) -> list[ComparedModel]:
 def _recipe_key(run: ComparedRun[Any, Any]) -> str:
     """Return all settings of a recipe but its seed, and the images by label; empty if the training is not recorded.
 
-    The hash of the manifest is of no use here: it depends on the splits, and these on the seed.
+    A record without a field that was added later counts as one with the default. The hash of the manifest is of no use here:
+    it depends on the splits, and these on the seed.
     """
     if run.record is None:
         return ""
     recipe = dict(run.record.recipe)
+    with contextlib.suppress(RecipeError):  # a record of a newer version is compared as it is
+        recipe = parse_recipe(recipe, run.name).model_dump(mode="json")
     recipe["training"] = {**recipe.get("training", {}), "seed": None}
     images: Counter[str] = Counter()
     for by_label in run.record.counts.values():
