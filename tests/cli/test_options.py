@@ -19,6 +19,8 @@ from pneumoscope.cli.options import json_option, overrides_option, recorded_comm
 @data_option
 @overrides_option
 @seed_option
+@click.option("--resume", is_flag=True)
+@click.option("--color/--no-color", default=True)
 @json_option
 def command(**_: object) -> None:
     click.echo(recorded_command())
@@ -31,6 +33,7 @@ def command(**_: object) -> None:
         (["--seed", "3", "--data", "images", "a", "b"], ["a", "b", "--data", "images", "--seed", "3"]),
         (["a", "--data", "my images", "--seed", "0", "--json"], ["a", "--data", "my images"]),
         (["--data", "d", "--set", "a=1", "--set", "b=2"], ["--data", "d", "--set", "a=1", "--set", "b=2"]),
+        (["--data", "d", "--resume", "--no-color"], ["--data", "d", "--resume", "--no-color"]),
     ],
 )
 def test_recorded_command_line_has_what_differs_from_the_defaults(given: list[str], recorded: list[str]) -> None:

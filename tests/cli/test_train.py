@@ -15,6 +15,8 @@ from tests.processes import started
 from tests.training.conftest import small
 
 from pneumoscope.bundle.bundle_folder import read_bundle
+from pneumoscope.bundle.evidence import EVIDENCE
+from pneumoscope.bundle.model_card import model_card
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli.train import _summary
 from pneumoscope.data.phantoms import write_phantoms
@@ -92,6 +94,26 @@ def test_command_prints_the_record_or_a_summary(train, recipe, images, tmp_path)
 
     assert (status, out) == (2, "")
     assert "run' already has a run. Resume it with --resume" in err
+
+
+def test_evidence_completes_the_model_card(train, recipe, images, tmp_path):
+    run = tmp_path / "run"
+    status, out, err = train(recipe, "--data", images, "--out", run, "--set", "network.image_size=96", "--evidence")
+
+    assert status == 0, err
+    assert out.splitlines()[-1] == f"next    pneumoscope evaluate {run} --data {images}"
+    evidence = run / "bundle/evidence"
+    assert {path.stem for path in evidence.iterdir()} == {"audit", "robustness", "shortcuts", "saliency_check"}
+    result = json.loads((evidence / "saliency_check.json").read_text())
+    assert result["command"].endswith(f"--out {run} --set network.image_size=96 --evidence")
+    missing = [line for line in model_card(run / "bundle").splitlines() if "Not measured yet" in line]
+    others = ("evaluation", "phantom_saliency_check")  # no test image is scored
+    assert missing == [f"Not measured yet: `{EVIDENCE[name]}`." for name in others]
+
+    status, _, err = train(
+        recipe, "--data", images, "--out", run, "--set", "network.image_size=96", "--evidence", "--resume"
+    )
+    assert (status, err) == (0, "model card: checking the data\n")
 
 
 def test_notes_on_the_data_go_to_standard_error(train, recipe, images, tmp_path):

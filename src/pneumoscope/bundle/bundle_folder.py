@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from pneumoscope.bundle.card import INPUT_CLASSES, Card
+from pneumoscope.bundle.evidence import evidence_file, evidence_paths
 from pneumoscope.bundle.multiclass_card import MULTICLASS_FORMAT, MulticlassCard
 from pneumoscope.bundle.network_checks import MAX_BYTES, check_onnx
 from pneumoscope.core.errors import BundleError, MulticlassBundleError, UsageError
@@ -47,8 +48,10 @@ DEFAULT_BUNDLE = Path(__file__).parent / "default"
 _MAX_CARD_BYTES = 10_000_000
 
 
-def export_bundle(source: Path, out: Path, population: Population | None = None) -> Card | MulticlassCard:
-    """Check a bundle, of any format, copy it to a new folder and return its card, which is written in the current format.
+def export_bundle(
+    source: Path, out: Path, population: Population | None = None, *, evaluation: Path | None = None
+) -> Card | MulticlassCard:
+    """Check a bundle, of any format, copy it with its evidence to a new folder and return its card, in the current format.
 
     The card is written last, so that an interrupted copy is not a bundle.
 
@@ -56,17 +59,21 @@ def export_bundle(source: Path, out: Path, population: Population | None = None)
         source: Folder of the bundle.
         out: The new folder; it may exist if it is empty.
         population: Population to state on the new card instead of that on the card of the bundle.
+        evaluation: See `evidence.read_evidence`; it becomes `evidence/evaluation.json`.
 
     Raises:
-        BundleError: See `read_bundle`.
+        BundleError: See `read_bundle`; or the evidence belongs to another network.
         UsageError: `out` exists and is not an empty folder.
         StorageError: `out` cannot be written.
     """
     card, network = read_any_bundle(source)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{str(out)!r} exists and is not an empty folder", hint="Choose another folder with --out")
+    found = evidence_paths(source, card, evaluation)
     if population is not None:
         card = msgspec.structs.replace(card, population=population)
+    for name, path in found.items():
+        write_atomically(evidence_file(out, name), path.read_bytes())
     write_bundle(out, card, network)
     return card
 

@@ -1,7 +1,9 @@
 """Measurements in the folder of a bundle, made after its export.
 
-They are in the bundle's folder `evidence/`, as the commands wrote them: `evaluation.json` (`evaluate`), `robustness.json`
-(`robustness`), `shortcuts.json` (`shortcuts`), `saliency_check.json` (`saliency-check`) and `audit.json` (`check-data --json`).
+They are in the folder `evidence/` of the bundle, as the commands wrote them: `evaluation.json` (`evaluate`), `robustness.json`
+(`robustness`), `shortcuts.json` (`shortcuts`), `saliency_check.json` (`saliency-check`), `phantom_saliency_check.json` (the
+same of a network that was trained on phantoms) and `audit.json` (`check-data --json`). `train --evidence` writes all but the
+evaluation and the check on phantoms.
 """
 
 from __future__ import annotations
@@ -17,7 +19,17 @@ from pneumoscope.core.errors import BundleError
 from pneumoscope.core.messages import patients_text
 from pneumoscope.core.result_forms import with_minus_signs
 
-__all__ = ["EVIDENCE", "Json", "images_text", "interval_text", "read_evidence", "unusable_images"]
+__all__ = [
+    "EVIDENCE",
+    "Json",
+    "evidence_file",
+    "evidence_paths",
+    "images_text",
+    "interval_text",
+    "is_measured",
+    "read_evidence",
+    "unusable_images",
+]
 
 # Command that writes each evidence file.
 EVIDENCE = {
@@ -33,6 +45,24 @@ EVIDENCE = {
 Json = Mapping[str, Any]
 
 
+def evidence_file(folder: Path, name: str) -> Path:
+    """Return the path of an evidence file, of a name of `EVIDENCE`, in the folder of a bundle."""
+    return folder / "evidence" / f"{name}.json"
+
+
+def is_measured(folder: Path, card: Card | MulticlassCard, name: str) -> bool:
+    """Return True if the folder of a bundle has an evidence file, of a name of `EVIDENCE`, that belongs to its network."""
+    try:
+        return _read_evidence(evidence_file(folder, name), card) is not None
+    except BundleError:
+        return False
+
+
+def evidence_paths(folder: Path, card: Card | MulticlassCard, evaluation: Path | None = None) -> dict[str, Path]:
+    """Return the path of each evidence file of a bundle that exists, by name of `EVIDENCE`; see `read_evidence`."""
+    return {name: path for name, (path, _) in _find_evidence(folder, card, evaluation).items()}
+
+
 def read_evidence(folder: Path, card: Card | MulticlassCard, evaluation: Path | None = None) -> dict[str, Json | None]:
     """Return the measurements in the folder of a bundle by name of `EVIDENCE`; None for those that are missing.
 
@@ -45,15 +75,23 @@ def read_evidence(folder: Path, card: Card | MulticlassCard, evaluation: Path | 
     Raises:
         BundleError: A file is not JSON, or belongs to another bundle.
     """
-    evidence: dict[str, Json | None] = {
-        name: _read_evidence(folder / "evidence" / f"{name}.json", card) for name in EVIDENCE
-    }
-    if evaluation is not None and evidence["evaluation"] is None and evaluation.is_file():
-        found = _read_json(evaluation)
-        is_of_test_images = found.get("split") in {"test", "all"}
-        if found.get("bundle_sha256") == card.onnx_sha256 and is_of_test_images and not found.get("site"):
-            evidence["evaluation"] = found
-    return evidence
+    found = _find_evidence(folder, card, evaluation)
+    return {name: found[name][1] if name in found else None for name in EVIDENCE}
+
+
+def _find_evidence(folder: Path, card: Card | MulticlassCard, evaluation: Path | None) -> dict[str, tuple[Path, Json]]:
+    """Return path and content of each evidence file that exists."""
+    found: dict[str, tuple[Path, Json]] = {}
+    for name in EVIDENCE:
+        path = evidence_file(folder, name)
+        if (content := _read_evidence(path, card)) is not None:
+            found[name] = path, content
+    if evaluation is not None and "evaluation" not in found and evaluation.is_file():
+        content = _read_json(evaluation)
+        is_of_test_images = content.get("split") in {"test", "all"}
+        if content.get("bundle_sha256") == card.onnx_sha256 and is_of_test_images and not content.get("site"):
+            found["evaluation"] = evaluation, content
+    return found
 
 
 def _read_json(path: Path) -> dict[str, Any]:

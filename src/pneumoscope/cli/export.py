@@ -21,17 +21,19 @@ __all__ = ["command"]
     help="Recipe, by name or path, whose population is stated on the card instead of that of the run.",
 )
 def command(run: Path, out: Path, recipe: str | None) -> None:
-    """Verify the bundle of a finished run, or another bundle, and copy it.
+    """Verify the bundle of a finished run, or another bundle, and copy it with the measurements of its model card.
 
-    A bundle has two files, network.onnx and card.json. Inference needs neither PyTorch nor the run.
+    A bundle has two files, network.onnx and card.json. Its folder evidence/ has what `train --evidence` measured and the
+    evaluation of the run on test images. Inference needs neither PyTorch nor the run.
     """
     from pneumoscope.bundle.bundle_folder import export_bundle
     from pneumoscope.reproduction.recipes import report_recipes
     from pneumoscope.runs.recipe_files import packaged_recipes, read_recipe
-    from pneumoscope.runs.run_folder import find_bundle
+    from pneumoscope.runs.run_folder import evaluation_of_bundle, find_bundle
 
     population = None
     if recipe is not None:
         population = read_recipe(recipe, recipes=packaged_recipes() | report_recipes()).stated_population()
-    card = export_bundle(find_bundle(run), out, population)
+    bundle = find_bundle(run)
+    card = export_bundle(bundle, out, population, evaluation=evaluation_of_bundle(bundle))
     click.echo(f"{out}: {card.network}, {card.onnx_bytes / 1e6:.1f} MB, SHA-256 {card.onnx_sha256[:16]}")

@@ -250,6 +250,9 @@ def recorded_command() -> str:
         value = context.params[parameter.name or ""]
         if parameter.name == "as_json" or value in (None, (), parameter.get_default(context)):
             continue
+        if isinstance(parameter, click.Option) and parameter.is_flag:
+            words += (parameter.opts if value else parameter.secondary_opts)[:1]
+            continue
         for each in value if isinstance(value, tuple) else (value,):
             words += [str(each)] if isinstance(parameter, click.Argument) else [parameter.opts[0], str(each)]
     return shlex.join(words)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,13 @@ import click
 
 from pneumoscope.cli.data_options import data_option, label_options, outliers_option
 from pneumoscope.cli.imports import without_collections
-from pneumoscope.cli.options import accelerator_option, devices_option, loggers_option, overrides_option
+from pneumoscope.cli.options import (
+    accelerator_option,
+    devices_option,
+    loggers_option,
+    overrides_option,
+    recorded_command,
+)
 
 if TYPE_CHECKING:
     from pneumoscope.data.label_mapping import LabelMapping
@@ -55,6 +61,12 @@ __all__ = ["command"]
     " validates on one fold. Not together with --seeds.",
 )
 @click.option("--resume", is_flag=True, help="Resume in --out after the last complete epoch.")
+@click.option(
+    "--evidence",
+    is_flag=True,
+    help="Then measure the run for its model card on validation images (robustness, shortcuts, saliency-check), and check the"
+    " data. With --resume, measure a finished run.",
+)
 @accelerator_option
 @devices_option
 @click.option(
@@ -82,6 +94,7 @@ def command(
     seeds: int | None,
     folds: int | None,
     resume: bool,
+    evidence: bool,
     accelerator: Literal["auto", "cpu", "gpu"],
     devices: int,
     nodes: int,
@@ -101,7 +114,7 @@ def command(
     from pneumoscope.reproduction.recipes import report_recipes
     from pneumoscope.runs.recipe_files import packaged_recipes, read_recipe
     from pneumoscope.runs.record import records_json
-    from pneumoscope.runs.run_folder import BUNDLE_FOLDER, CURVES_FILE
+    from pneumoscope.runs.run_folder import BUNDLE_FOLDER, CURVES_FILE, run_folders
 
     with without_collections():
         from pneumoscope.training.run_series import train_folds, train_seeds
@@ -135,7 +148,9 @@ def command(
             records = [train(settings, data, out, **options)]
     is_single = seeds is None and folds is None
     if any(record.state != "finished" for record in records):
-        return  # a process on another node; the first one prints
+        return  # a process on another node; the first one prints and measures
+    if evidence:
+        _measure([out] if is_single else run_folders(out), data, labels)
     if as_json:
         click.echo(records[0].to_json() if is_single else records_json(records), nl=False)
         return
@@ -150,6 +165,23 @@ def command(
         spread = f"{statistics.mean(accuracies):.4f}, standard deviation {statistics.stdev(accuracies):.4f}"
         click.echo(f"mean validation accuracy {spread}, n = {len(records)} {'folds' if folds else 'seeds'}")
     click.echo(f"next    pneumoscope evaluate {out} --data {data}")
+
+
+def _measure(runs: Sequence[Path], data: Path, labels: LabelMapping | None) -> None:
+    """Measure runs for their model cards."""
+    from pneumoscope.cli.progress import staged_progress
+    from pneumoscope.evaluation.evidence import measure_evidence
+
+    for run in runs:
+        with staged_progress() as progress:
+            measure_evidence(
+                run,
+                data,
+                labels=labels,
+                command=recorded_command(),
+                log=lambda message: click.echo(message, err=True),
+                progress=progress,
+            )
 
 
 def _summary(record: RunRecord, series: str) -> str:
