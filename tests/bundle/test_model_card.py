@@ -7,6 +7,7 @@ import pytest
 from msgspec import structs
 from tests.conftest import LIMITS
 
+from pneumoscope.bundle.bundle_folder import DEFAULT_BUNDLE
 from pneumoscope.bundle.card import Intervals, OperatingPoint, OutlierSummary, Proportion, UncertaintyBand
 from pneumoscope.bundle.evidence import EVIDENCE
 from pneumoscope.bundle.model_card import model_card
@@ -74,7 +75,23 @@ def test_card_states_how_many_outliers_of_each_source_pass(maker):
     assert "1.0% (input classifier), 0.7% (age) and 2.0% (distance)" in page
     assert "| clinic | 1,600 | 0.020 [0.010, 0.040], n = 400 |  | 0.020 |  |" in page
     assert "| other | 9 | no other patients |  |  |  |" in page
+    assert "Alone, the age classifier passes 8 of 400 of these images. Only the age classifier" in page
+    assert "and an age score of 0.5 or less pass always" in page
+    assert "a prediction for a patient of another age: 8 of 400 (clinic); for patients of other hospitals it is" in page
     assert "has not been measured" not in page
+
+
+def test_card_of_the_included_model_adds_up_the_images_that_each_check_passes():
+    outliers = json.loads((DEFAULT_BUNDLE / "card.json").read_text())["rejection_limits"]["outliers"]
+    counts = {
+        check: f"{sum(round(each['value'] * each['n']) for each in alone)} of {sum(each['n'] for each in alone)}"
+        for check in ("input_classifier", "age_classifier", "ood_detector")
+        if (alone := [group["passed_alone"][check] for group in outliers.values()])
+    }
+    assert (
+        f"Alone, the input classifier passes {counts['input_classifier']} of these images, the age classifier"
+        f" {counts['age_classifier']} and the OOD detector {counts['ood_detector']}."
+    ) in model_card(DEFAULT_BUNDLE)
 
 
 def test_card_of_a_bundle_without_input_checks_or_intervals(maker):

@@ -106,6 +106,15 @@ def test_figures_are_those_of_the_evidence(evaluated):
     assert values["rejected validation images"]["upper"] == 0.3
 
 
+def test_warnings_state_the_age_policy_and_the_check_of_heatmaps():
+    _, found = elements(chai_model_card(DEFAULT_BUNDLE))
+    warnings = found["KnownRisksAndLimitations"].text
+    assert "`--require-age always` rejects them" in warnings
+    assert "get a prediction with a warning" in warnings
+    assert "phantoms" in warnings
+    assert "are misclassified" in warnings
+
+
 def test_card_without_an_evaluation_states_validation_figures(bundle):
     text = chai_model_card(bundle)
     assert "No evaluation on test images" in text

@@ -203,6 +203,7 @@ def _rejection(card: Card | MulticlassCard, evaluation: Json | None, robustness:
         sections.append("This bundle has no input checks beyond that: it gives a probability for any photograph.")
     else:
         classes = ", ".join(name.replace("_", " ") for name in limits.input_classes[1:])
+        has_ages = limits.max_age_score is not None
         sections += [
             f"An input classifier distinguishes upright chest radiographs from other images ({classes}). An image is rejected if"
             f" its probability of being upright is below {limits.min_upright:.3f}.",
@@ -210,14 +211,16 @@ def _rejection(card: Card | MulticlassCard, evaluation: Json | None, robustness:
             "An out-of-distribution detector measures the Mahalanobis distance of an image's features from those of the training"
             " images, in a network that was not trained on radiographs; training images have a distance of about 1. An image is"
             f" rejected if its distance is above {limits.max_distance:.2f}.",
-            f"The limits were set to reject at most {_shares(limits)} of mildly augmented validation images. Of the original"
-            f" validation images, together they reject {_proportion(limits.rejected)}.",
+            f"The limits were set to reject at most {_shares(limits)} of mildly augmented validation images; a probability of"
+            f" being upright of 0.5 or more{' and an age score of 0.5 or less pass' if has_ages else ' passes'} always. Of the"
+            f" original validation images, together they reject {_proportion(limits.rejected)}.",
             *_outliers(limits),
         ]
     if card.age_range:
         sections.append(
             f"An image is rejected if its header states an age outside {card.age_range[0]:g} to {card.age_range[1]:g} years."
-            " Most image files state no age; `--require-age always` rejects them."
+            " Most image files state no age: they get a prediction with a warning if they pass the other checks, and"
+            f" `--require-age always` rejects them.{_risk_without_age(limits)}"
         )
     if evaluation and evaluation.get("rejected"):
         rejected = evaluation["rejected"]
@@ -272,7 +275,35 @@ def _outliers(limits: RejectionLimits) -> list[str]:
         " those that the age classifier was trained on, as far as they are known; the hospitals are the same, and images of"
         " other hospitals may pass more often. The last columns state how many would pass one check alone.",
         markdown_table(("source", "images in training", "passed, other patients", *_CHECK_NAMES.values()), rows),
+        *_contributions(limits),
     ]
+
+
+def _contributions(limits: RejectionLimits) -> list[str]:
+    """Return how many images of all sources pass each check alone; nothing if that was not measured."""
+    parts = []
+    for check, name in _CHECK_NAMES.items():
+        alone = [found for group in limits.outliers.values() if (found := group.passed_alone.get(check))]
+        if alone:
+            verb = "" if parts else " passes"
+            n, passed = sum(each.n for each in alone), sum(round(each.value * each.n) for each in alone)
+            parts.append(f"the {name}{verb} {passed} of {n}" + ("" if parts else " of these images"))
+    if not parts:
+        return []
+    listed = " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+    return [f"Alone, {listed}. Only the age classifier was trained on such patients."]
+
+
+def _risk_without_age(limits: RejectionLimits | None) -> str:
+    """Return how many images without a stated age of patients outside the population got a prediction."""
+    measured = {} if limits is None else {name: group.passed for name, group in limits.outliers.items() if group.passed}
+    if not measured:
+        return ""
+    counts = ", ".join(f"{round(each.value * each.n)} of {each.n} ({name})" for name, each in measured.items())
+    return (
+        f" The measured risk of such a prediction for a patient of another age: {counts}; for patients of other hospitals it is"
+        " unknown."
+    )
 
 
 def _share(proportion: Proportion | None) -> str:

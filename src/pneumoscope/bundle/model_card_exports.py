@@ -121,16 +121,9 @@ def _chai_content(
             " other hospitals until the model has been tested there.",
         },
         "Warnings": {
-            "KnownRisksAndLimitations": _section(markdown, "Known failures") or _section(markdown, "Rejected images"),
-            "KnownBiasesOrEthicalConsiderations": "\n\n".join(
-                filter(
-                    None,
-                    (
-                        _section(markdown, "Subgroups"),
-                        _section(markdown, "Shortcuts of the network"),
-                        _section(markdown, "Shortcuts in the data"),
-                    ),
-                )
+            "KnownRisksAndLimitations": _sections(markdown, "Known failures", "Rejected images", "Heatmaps"),
+            "KnownBiasesOrEthicalConsiderations": _sections(
+                markdown, "Subgroups", "Shortcuts of the network", "Shortcuts in the data"
             ),
             "ClinicalRiskLevel": "Not assigned: not a medical device.",
         },
@@ -268,6 +261,11 @@ def _describe(evaluation: Json) -> str:
     counts = ", ".join(f"{n} {label}" for label, n in evaluation["counts"].items())
     patients = of_patients_text(evaluation["patients"], evaluation.get("unknown_patients"), evaluation["n"])
     return f"{evaluation['n']} {evaluation['split']} images ({counts}) {patients}."
+
+
+def _sections(markdown: str, *headings: str) -> str:
+    """Return the texts of the sections of the model card that exist."""
+    return "\n\n".join(filter(None, (_section(markdown, heading) for heading in headings)))
 
 
 def _section(markdown: str, heading: str) -> str:

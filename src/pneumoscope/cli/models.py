@@ -27,10 +27,11 @@ __all__ = ["command"]
 @click.option(
     "--format",
     "card_format",
-    type=click.Choice(["markdown", "chai", "huggingface"]),
+    type=click.Choice(["markdown", "html", "chai", "huggingface"]),
     default="markdown",
     show_default=True,
-    help="Format of the card: Markdown, CHAI Applied Model Card (XML), or README.md of a Hugging Face repository.",
+    help="Format of the card: Markdown; HTML, a page with figures; CHAI Applied Model Card (XML); or README.md of a Hugging Face"
+    " repository.",
 )
 @click.option("--developer", default="", metavar="NAME", help="Developer of the model, for a CHAI card.")
 @click.option("--contact", default="", metavar="TEXT", help="How to reach the developer, for a CHAI card.")
@@ -38,6 +39,8 @@ def command(as_json: bool, target: str | None, card_format: str, developer: str,
     """List the networks with parameters, input size and source of ImageNet weights, or print the card of a model.
 
     Recipes also accept any other timm network by name.
+
+    Example:  pneumoscope models --card --format html > card.html
     """
     if target is None and (card_format != "markdown" or developer or contact):
         raise UsageError("--format, --developer and --contact need --card", hint="Add --card")
@@ -54,6 +57,10 @@ def command(as_json: bool, target: str | None, card_format: str, developer: str,
         evaluation = evaluation_of_bundle(folder)
         if card_format == "chai":
             text = chai_model_card(folder, developer=developer, contact=contact, evaluation=evaluation)
+        elif card_format == "html":
+            from pneumoscope.reporting.model_card_page import model_card_page
+
+            text = model_card_page(folder, evaluation)
         else:
             text = (hugging_face_model_card if card_format == "huggingface" else model_card)(folder, evaluation)
         click.echo(text, nl=False)

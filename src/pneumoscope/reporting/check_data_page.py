@@ -11,18 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pneumoscope.core.errors import UnreadableImageError
-from pneumoscope.core.interval import Interval
 from pneumoscope.data.check import CONTROLS, DatasetAudit, SizeSummary
 from pneumoscope.data.duplicates import DuplicatePair
 from pneumoscope.data.hashing import read_image
 from pneumoscope.data.manifest import LabeledImage
+from pneumoscope.reporting.figures import estimates_figure
 from pneumoscope.reporting.style import COLORS, RUN_SLOTS, drawing, new_figure, show_grid
 from pneumoscope.reporting.svg import inline_svg
 from pneumoscope.reporting.templating import environment, theme, thumbnail_url
 
 __all__ = ["check_data_page"]
 
-_INK, _MUTED = (COLORS[name][0] for name in ("ink", "muted"))
+_INK = COLORS["ink"][0]
 _MAX_PAIRS = 24
 _MAX_FILES = 100
 _CONTROL_LABELS = {"metadata": "metadata", "border": "border", "center_blanked": "center blanked"}
@@ -44,11 +44,14 @@ def check_data_page(audit: DatasetAudit, root: Path) -> str:
     pairs = [(pair, _thumbnails(pair, root)) for pair in audit.near_duplicates.listed[:_MAX_PAIRS]]
     labels = next(iter(audit.images.values()))
     colors = {label: f"run-{index % RUN_SLOTS}" for index, label in enumerate(labels)}
+    controls = [(_control_label(name), interval) for name, interval in audit.shortcuts.items()]
     with drawing():
         figures = {
             "images": inline_svg(_images_figure(audit.images, colors), key="images", label="Images by split and label"),
             "shortcuts": inline_svg(
-                _shortcuts_figure(audit.shortcuts), key="shortcuts", label="AUROC of the three shortcut controls"
+                estimates_figure("Shortcut controls", controls, "AUROC (0.5 is chance)", reference=0.5),
+                key="shortcuts",
+                label="AUROC of the three shortcut controls",
             ),
             **{
                 f"size-{name}": inline_svg(figure, key=f"size-{name}", label=f"{title} by label")
@@ -108,27 +111,6 @@ def _images_figure(images: Mapping[str, Mapping[str, int]], colors: Mapping[str,
     _label_rows(axes, [name for name, _, _ in rows])
     axes.set_xlim(0, 1.2 * max(count for _, _, count in rows))
     axes.set_title("Images")
-    return figure
-
-
-def _shortcuts_figure(shortcuts: Mapping[str, Interval]) -> Figure:
-    """Return the AUROC of each shortcut control with its interval, and a line at chance."""
-    figure = new_figure(380, 64 + 34 * len(shortcuts))
-    axes: Axes = figure.subplots()
-    show_grid(axes, "x")
-    axes.axvline(0.5, color=_MUTED, linewidth=1.2, dashes=(4, 2))
-    for row, interval in enumerate(shortcuts.values()):
-        if interval.value is None or interval.low is None or interval.high is None:
-            axes.text(0.52, row, "undefined", va="center", color=_MUTED, fontsize=10)
-            continue
-        axes.plot([interval.low, interval.high], [row, row], color=_INK, linewidth=2, solid_capstyle="butt")
-        axes.plot([interval.value], [row], "o", color=COLORS["run-1"][0], markersize=8)
-        axes.text(interval.value, row - 0.24, f"{interval.value:.3f}", ha="center", va="bottom", fontsize=10)
-    _label_rows(axes, list(map(_control_label, shortcuts)))
-    lows = [interval.low for interval in shortcuts.values() if interval.low is not None]
-    axes.set_xlim(min([0.45, *(low - 0.02 for low in lows)]), 1)
-    axes.set_xlabel("AUROC (0.5 is chance)")
-    axes.set_title("Shortcut controls")
     return figure
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "Curve",
     "decision_curve_figure",
     "differences_figure",
+    "estimates_figure",
     "histogram_figure",
     "metric_figure",
     "overlay_figure",
@@ -253,6 +254,40 @@ def differences_figure(title: str, pairs: Sequence[PairedTest]) -> Figure:
     )
     axes.set_ylim(len(pairs) - 0.4, -0.6)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.set_title(title)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def estimates_figure(
+    title: str, rows: Sequence[tuple[str, Interval]], unit: str, *, reference: float | None = None
+) -> Figure:
+    """Return numbers of 0 to 1 with their intervals, one row each.
+
+    Args:
+        title: Title of the figure.
+        rows: Name and number of each row, from top to bottom.
+        unit: Label of the axis.
+        reference: Position of a dashed line, such as 0.5 for chance; the axis starts just below it, or below the lowest end. None
+            for an axis of 0 to 1.
+    """
+    figure = new_figure(480, 64 + 30 * len(rows))
+    axes: Axes = figure.subplots()
+    show_grid(axes, "x")
+    for row, (_, value) in enumerate(rows):
+        if value.value is None or value.low is None or value.high is None:
+            axes.text(reference or 0, row, "  undefined", va="center", color=_MUTED, fontsize=10)
+            continue
+        axes.plot([value.low, value.high], [row, row], color=_INK, linewidth=2, solid_capstyle="butt", clip_on=False)
+        axes.plot([value.value], [row], "o", color=COLORS["run-1"][0], markersize=8, clip_on=False)
+        axes.text(1.03, row, f"{value.value:.3f}", va="center", fontsize=10, transform=axes.get_yaxis_transform())
+    axes.set_yticks(range(len(rows)), [short(name, 40) for name, _ in rows], color=_INK)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    lows = [value.low for _, value in rows if value.low is not None]
+    axes.set_xlim(0 if reference is None else min([reference - 0.05, *(low - 0.02 for low in lows)]), 1)
+    if reference is not None:
+        axes.axvline(reference, color=_MUTED, linewidth=1.2, dashes=(4, 2))
+    axes.set_xlabel(unit)
     axes.set_title(title)
     axes.spines[:].set_visible(False)
     return figure
