@@ -29,6 +29,7 @@ from pneumoscope.core import errors
 from pneumoscope.core.errors import PneumoscopeError
 from pneumoscope.core.unreadable import FILE_TYPES, REASONS
 from pneumoscope.reproduction.recipes import report_recipes
+from pneumoscope.runs.epochs import read_epochs
 from pneumoscope.runs.evaluations import read_evaluation
 from pneumoscope.runs.recipe import Recipe
 from pneumoscope.runs.recipe_files import packaged_recipes, read_recipe
@@ -519,28 +520,35 @@ def seeds_page() -> str:
     parts = [
         "# The included model's recipe and its predecessors with every seed\n\nResults on the official test images; each seed has"
         " its own validation split. The evaluations contain the intervals. `swapped` is the included recipe, and `attempts.toml`"
-        " defines the others.\n"
+        " defines the others. The validation AUROC is that of the last epoch, whose weights are kept.\n"
     ]
     for attempt, included in (("swapped", True), ("mirrored", False), ("edged", False)):
         files = {path.parent.name: path for path in sorted(runs.glob(f"{attempt}-block-*/evaluation.json"))}
         if included:
             files = {"default, included": find_bundle() / "evidence" / "evaluation.json", **files}
-        parts += [f"## {attempt}\n", _seeds(files)]
+        epochs = {name: runs / ("default" if name == "default, included" else name) for name in files}
+        parts += [f"## {attempt}\n", _seeds(files, epochs)]
     return "\n".join(parts)
 
 
-def _seeds(files: Mapping[str, Path]) -> str:
+def _seeds(evaluations: Mapping[str, Path], runs: Mapping[str, Path]) -> str:
+    """Return the table of an attempt, from the evaluation and the run folder of each seed by name."""
     rows = []
-    for file in files.values():
+    for name, file in evaluations.items():
         evaluation = read_evaluation(file)
-        metrics = evaluation.operating_points["balanced"].metrics
+        balanced, rule_out = (evaluation.operating_points[point].metrics for point in ("balanced", "rule_out"))
         intervals = (
-            *(evaluation.metrics[name] for name in ("auroc", "expected_calibration_error")),
-            *(metrics[name] for name in ("accuracy", "sensitivity", "specificity")),
+            *(evaluation.metrics[metric] for metric in ("auroc", "expected_calibration_error")),
+            *(balanced[metric] for metric in ("accuracy", "sensitivity", "specificity")),
+            *(rule_out[metric] for metric in ("sensitivity", "specificity")),
         )
-        rows.append([typing.cast(float, interval.value) for interval in intervals])
-    columns = ("AUROC", "calibration error", "accuracy at `balanced`", "sensitivity", "specificity")
-    named = list(zip(files, rows, strict=True))
+        values = [typing.cast(float, interval.value) for interval in intervals]
+        rows.append([typing.cast(float, read_epochs(runs[name])[-1].validation_auroc), *values])
+    columns = (
+        *("validation AUROC", "AUROC", "calibration error", "accuracy at `balanced`", "sensitivity", "specificity"),
+        *("sensitivity at `rule_out`", "specificity"),
+    )
+    named = list(zip(evaluations, rows, strict=True))
     if len(rows) > 1:
         named.append(("mean", [sum(column) / len(rows) for column in zip(*rows, strict=True)]))
     return _table(("run", *columns), ((name, *(f"{value:.4f}" for value in row)) for name, row in named))

@@ -76,7 +76,7 @@ def test_card_states_how_many_outliers_of_each_source_pass(maker):
     assert "| clinic | 1,600 | 0.020 [0.010, 0.040], n = 400 |  | 0.020 |  |" in page
     assert "| other | 9 | no other patients |  |  |  |" in page
     assert "Alone, the age classifier passes 8 of 400 of these images. Only the age classifier" in page
-    assert "and an age score of 0.5 or less pass always" in page
+    assert "and an age score of at most 0.5 always pass." in page
     assert "a prediction for a patient of another age: 8 of 400 (clinic); for patients of other hospitals it is" in page
     assert "has not been measured" not in page
 

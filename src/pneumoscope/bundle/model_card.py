@@ -212,8 +212,8 @@ def _rejection(card: Card | MulticlassCard, evaluation: Json | None, robustness:
             " images, in a network that was not trained on radiographs; training images have a distance of about 1. An image is"
             f" rejected if its distance is above {limits.max_distance:.2f}.",
             f"The limits were set to reject at most {_shares(limits)} of mildly augmented validation images; a probability of"
-            f" being upright of 0.5 or more{' and an age score of 0.5 or less pass' if has_ages else ' passes'} always. Of the"
-            f" original validation images, together they reject {_proportion(limits.rejected)}.",
+            f" being upright of at least 0.5{' and an age score of at most 0.5 always pass' if has_ages else ' always passes'}."
+            f" Of the original validation images, together they reject {_proportion(limits.rejected)}.",
             *_outliers(limits),
         ]
     if card.age_range:
