@@ -51,7 +51,7 @@ def test_card_of_a_bundle_without_evidence_lists_missing_measurements(bundle):
     assert "19 normal images and 21 pneumonias" in page
     assert "if its probability of being upright is below 0.300" in page
     assert "rejected if its distance is above 1.90" in page
-    assert "How many images of patients outside the population pass these checks has not been measured" in page
+    assert "This card has no figures on images of patients outside the population that pass these checks" in page
     assert "slope 0.800, intercept 0.100" in page
     assert "refers to a prevalence of pneumonia of 50%" in page
     assert "by q / (1 - q)" in page
@@ -74,7 +74,7 @@ def test_card_states_how_many_outliers_of_each_source_pass(maker):
     assert "1.0% (input classifier), 0.7% (age) and 2.0% (distance)" in page
     assert "| clinic | 1,600 | 0.020 [0.010, 0.040], n = 400 |  | 0.020 |  |" in page
     assert "| other | 9 | no other patients |  |  |  |" in page
-    assert "has not been measured" not in page
+    assert "This card has no figures" not in page
 
 
 def test_card_of_a_bundle_without_input_checks_or_intervals(maker):
