@@ -131,7 +131,8 @@ def test_json_states_rejections_as_codes_with_parameters(maker: Any, images: Pat
     dark, bright = invoke_json(bundle, "images/dark.png", "images/bright.png")
 
     assert (dark["decision"], dark["probability"], dark["rejection"]["code"]) == ("rejected", None, "inverted")
-    assert dark["message"] == "Black and white appear to be inverted"
+    assert dark["message"].startswith("Black and white appear to be inverted. Probability of an upright chest")
+    assert dark["rejection"]["parameters"] == pytest.approx({"probability": 0.196, "limit": 0.3}, abs=0.001)
     assert bright["rejection"]["code"] == "out_of_distribution"
     assert bright["rejection"]["parameters"] == pytest.approx({"distance": 2.1, "limit": 1.9})
 
@@ -340,7 +341,21 @@ def test_table_explains_rejections(maker: Any, images: Path) -> None:
     lines = invoke(bundle, "images/a.png").stdout.splitlines()
 
     assert lines[1].startswith("rejected ")
-    assert lines[1].endswith("  images/a.png  (Black and white appear to be inverted)")
+    reason = (
+        "Black and white appear to be inverted. Probability of an upright chest radiograph: 0.196; rejected below 0.300"
+    )
+    assert lines[1].endswith(f"  images/a.png  ({reason})")
+
+
+def test_table_names_the_warnings_of_each_image(maker: Any, images: Path) -> None:
+    bundle = maker.bundle(maker.root / "children", age_range=(1, 5))
+
+    unknown = invoke(bundle, "images/a.png")
+    known = invoke(bundle, "images/a.png", "--age", "3")
+
+    assert unknown.stdout.splitlines()[1].endswith("  images/a.png  (Warning: Age not stated)")
+    assert "Warning: 1 image: Age not stated: the prediction is invalid for patients outside" in unknown.stderr
+    assert known.stdout.splitlines()[1].endswith("  images/a.png")
 
 
 def test_heatmaps_are_numbered_in_the_order_of_the_results(bundle: Path, images: Path) -> None:

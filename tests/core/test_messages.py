@@ -22,8 +22,6 @@ from pneumoscope.core.messages import (
     operating_point_rule,
     patients_text,
     punctuation,
-    rejection_label,
-    rejection_message,
     sex_label,
 )
 from pneumoscope.core.population import Population
@@ -45,16 +43,18 @@ from pneumoscope.core.prediction_messages import (
     probability_message,
     probability_text,
     result_message,
+    result_title,
     site_note,
 )
+from pneumoscope.core.rejection_messages import rejection_label, rejection_message
 from pneumoscope.core.unreadable import UnreadableReason
 
 PARAMETERS = {
     "outside_age_range": {"age": 61, "minimum": 1, "maximum": 5},
-    "outside_age_range_estimated": {"score": 0.912, "limit": 0.125, "minimum": 1, "maximum": 5},
+    "outside_age_range_estimated": {"score": 0.912, "limit": 0.125, "minimum": 3, "maximum": 5},
     "age_required": {"minimum": 1, "maximum": 5},
     "age_not_understood": {"stated": "PatientAge: 4Q"},
-    "out_of_distribution": {"distance": 1.52, "limit": 1.42},
+    "out_of_distribution": {"distance": 1.522, "limit": 1.422},
     "modality_not_supported": {"modality": "CT"},
     "modality_not_understood": {"modality": "OT"},
     "body_part_not_chest": {"part": "HAND"},
@@ -64,8 +64,13 @@ PARAMETERS = {
     "presentation_intent_not_understood": {"intent": "OTHER"},
     "excluded_by_site_rule": {"rule": "adults"},
     "too_small": {"width": 40, "height": 30, "minimum": 56},
-    "too_narrow": {"width": 900, "height": 100},
-    "blank": {"levels": 7},
+    "too_narrow": {"width": 900, "height": 100, "max_aspect": 4},
+    "color": {"chroma": 30.125, "limit": 12.125},
+    "blank": {"levels": 7, "minimum": 12},
+    **{
+        code: {"probability": 0.123, "limit": 0.625}
+        for code in ("not_a_chest_radiograph", "inverted", "upside_down", "rotated_90", "mirrored", "cropped")
+    },
 }
 
 
@@ -84,9 +89,58 @@ def test_every_rejection_has_a_message_with_its_numbers_in_both_languages(code):
     english, chinese = (rejection_message(rejection, language) for language in LANGUAGES)
     assert english != chinese
     assert numbers(english) == numbers(chinese)
-    for name, value in rejection.parameters.items():
-        # A score of the network and its limit mean nothing to a physician; they stay in the parameters.
-        assert (f"{value}" in english) == (name not in ("score", "distance", "limit"))
+    for value in rejection.parameters.values():
+        assert f"{value}" in english
+
+
+@pytest.mark.parametrize(
+    ("code", "parameters", "english", "chinese"),
+    [
+        (
+            "inverted", {"probability": 0.0123, "limit": 0.5},
+            "Black and white appear to be inverted. Probability of an upright chest radiograph: 0.012; rejected below 0.500",
+            "影像黑白可能反轉。為方向正確之胸部 X 光影像的機率：0.012；低於 0.500 則不予判定",
+        ),
+        (
+            "out_of_distribution", {"distance": 1.9, "limit": 1.4},
+            "the view or the body part may differ. Distance from the training images: 1.900; rejected above 1.400",
+            "與訓練影像的距離：1.900；超過 1.400 則不予判定",
+        ),
+        (
+            "outside_age_range_estimated", {"score": 0.93, "limit": 0.5, "minimum": 1, "maximum": 5},
+            "range of 1 to 5 years. Score of the age check (0 to 1): 0.930; rejected above 0.500",
+            "年齡檢查分數（0 至 1）：0.930；超過 0.500 則不予判定",
+        ),
+    ],
+)  # fmt: skip
+def test_message_of_a_rejection_ends_with_the_value_and_the_limit(code, parameters, english, chinese):
+    rejection = Rejection(code, parameters)
+    assert rejection_message(rejection).endswith(english)
+    assert rejection_message(rejection, "zh-Hant").endswith(chinese)
+    rejected = prediction(decision="rejected", rejection=rejection)
+    assert prediction_message(rejected).endswith(english)
+    assert result_title(rejected).endswith(english)
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "text"),
+    [
+        (0.503, 0.5, "0.503; rejected above 0.500"),
+        (1.42004, 1.42, "1.420040; rejected above 1.420000"),
+        (1.42000001, 1.42, "1.420000010; rejected above 1.420000000"),
+        (0.1 + 0.2, 0.3, "0.30000000000000004; rejected above 0.3"),
+    ],
+)
+def test_value_of_a_rejection_has_the_digits_that_differ_from_the_limit(value, limit, text):
+    assert text in rejection_message(Rejection("out_of_distribution", {"distance": value, "limit": limit}))
+
+
+def test_stated_age_that_contradicts_the_image_comes_after_the_value():
+    rejection = Rejection("outside_age_range_estimated", {"score": 0.93, "limit": 0.5, "minimum": 1, "maximum": 5})
+    message = prediction_message(prediction(decision="rejected", rejection=rejection, age=PatientAge(4.0, "header")))
+    assert message.endswith(
+        "rejected above 0.500. The stated age of 4 years is in the model's range: check that the image is of this patient"
+    )
 
 
 @pytest.mark.parametrize("code", REJECTION_CODES)

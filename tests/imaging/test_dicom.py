@@ -21,8 +21,8 @@ from pydicom.pixels.decoders.base import Decoder
 from tests.imaging.dicom_images import NAME, RAMP, image, written
 
 from pneumoscope.core.errors import UnreadableImageError
-from pneumoscope.core.messages import rejection_message
 from pneumoscope.core.prediction import PatientAge, Rejection
+from pneumoscope.core.rejection_messages import rejection_message
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.image import MAX_PIXELS
 

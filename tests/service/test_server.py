@@ -437,3 +437,12 @@ def test_dicom_files_without_an_age_are_predicted_if_no_age_is_required(child_bu
     with served(child_bundle, tmp_path, "--require-age", "never") as (process, client):
         assert decision(client) == "no_pneumonia"
         assert "require age never\n" in process.stderr.read()
+
+
+def test_configuration_file_requires_the_age_of_images_of_every_format(child_bundle, tmp_path):
+    file = tmp_path / "dicom.toml"
+    file.write_text('require_age = "always"\n')
+    with served(child_bundle, tmp_path, "--dicom-config", str(file)) as (process, client):
+        (found,) = client.post("/v1/predictions", files=images(png(100))).json()["predictions"]
+        assert found["rejection"]["code"] == "age_required"
+        assert "require age always\n" in process.stderr.read()

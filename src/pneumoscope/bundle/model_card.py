@@ -258,7 +258,7 @@ def _shares(limits: RejectionLimits) -> str:
 def _outliers(limits: RejectionLimits) -> list[str]:
     if not limits.outliers:
         return [
-            "**How many images of patients outside the population pass these checks has not been measured**: expect confident"
+            "**This card has no figures on images of patients outside the population that pass these checks**: expect confident"
             " predictions for some of them."
         ]
     rows = [

@@ -20,9 +20,16 @@ from pneumoscope.cli.multiclass import has_several_classes, refuse_options
 from pneumoscope.cli.options import json_option, model_options
 from pneumoscope.cli.progress import image_progress, printable
 from pneumoscope.core.errors import PartialFailureError, UsageError
-from pneumoscope.core.messages import counted, warning_message
+from pneumoscope.core.messages import counted, join_sentences, warning_message
 from pneumoscope.core.prediction import OVERRIDES
-from pneumoscope.core.prediction_messages import decision_message, prevalence_message, scope_message, site_note
+from pneumoscope.core.prediction_messages import (
+    age_conflict_message,
+    decision_message,
+    prevalence_message,
+    scope_message,
+    site_note,
+    warning_note,
+)
 
 if TYPE_CHECKING:
     from pneumoscope.core.prediction import Assumption, Prediction, WarningCode
@@ -326,10 +333,8 @@ def _print_classes(model: MulticlassModel, predictions: Iterable[Prediction], co
         if prediction.class_probabilities is not None:
             value = prediction.class_probabilities[name]
             probability = f"{value:.3f}  {_bar(value)}"
-        message = decision_message(prediction)
-        image = printable(prediction.path) + (f"  ({printable(message)})" if message else "")
         label = click.style(f"{decision:12}", fg=_COLORS[decision])
-        click.echo(f"{label}  {printable(name):{width}}  {probability:{_BAR_WIDTH + 7}}  {image}")
+        click.echo(f"{label}  {printable(name):{width}}  {probability:{_BAR_WIDTH + 7}}  {_image_cell(prediction)}")
     click.echo(_total(counts))
     sets = model.card.prediction_sets
     rule = (
@@ -354,10 +359,8 @@ def _print_table(model: Model, predictions: Iterable[Prediction], counts: Counte
         probability = ""
         if prediction.probability is not None:
             probability = f"{prediction.probability:.3f}  {_bar(prediction.probability)}"
-        message = decision_message(prediction)
-        image = printable(prediction.path) + (f"  ({printable(message)})" if message else "")
         label = click.style(f"{decision:12}", fg=_COLORS[decision])
-        click.echo(f"{label}  {probability:{_BAR_WIDTH + 7}}  {image}")
+        click.echo(f"{label}  {probability:{_BAR_WIDTH + 7}}  {_image_cell(prediction)}")
     click.echo(_total(counts))
     click.echo(
         f"Model: {model.card.name}, version {model.card.version}. Operating point: {model.operating_point_name}, pneumonia"
@@ -370,6 +373,13 @@ def _print_table(model: Model, predictions: Iterable[Prediction], counts: Counte
     if counts.keys() - {"rejected", _FAILED}:
         click.echo(f"{prevalence_message(model.card.calibration.prevalence, stated=bool(model.facts.site))}.")
     click.secho(printable(model.notice), dim=True)
+
+
+def _image_cell(prediction: Prediction) -> str:
+    """Return the path with the explanation of the decision and the warnings."""
+    parts = (each(prediction) for each in (age_conflict_message, decision_message, warning_note))
+    message = join_sentences(parts)
+    return printable(prediction.path) + (f"  ({printable(message)})" if message else "")
 
 
 def _bar(fraction: float) -> str:

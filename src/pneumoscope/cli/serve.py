@@ -17,6 +17,7 @@ from pneumoscope.cli.options import database_option, model_options
 from pneumoscope.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from pneumoscope.core.prediction import AgeRequirement
     from pneumoscope.service.auth.openid_connect import OpenIdConnect
     from pneumoscope.service.dicom.configuration import DicomConfiguration
 
@@ -117,7 +118,8 @@ class _Age(click.ParamType[timedelta]):
     "--dicom-config",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="TOML file with the DICOM node, its peers, site rules and destinations of results; replaces the options above.",
+    help="TOML file with the DICOM node, its peers, site rules, destinations of results and require_age; replaces the options"
+    " --dicom-*.",
 )
 @click.option("--open", "open_browser", is_flag=True, help="Open the web UI in a browser.")
 @click.pass_context
@@ -190,8 +192,25 @@ def command(
         pseudonymizer=Pseudonymizer(read_key(pseudonym_key)) if pseudonym_key else None,
         dicom=_dicom_configuration(dicom_config, dicom_port, dicom_host or host, dicom_aet, dicom_peers, dicom_tls),
     )
+    model["require_age"] = _age_requirement(context, model["require_age"], settings.dicom.require_age)
     with contextlib.closing(load_model(**model, threads=1, isolated=True)) as loaded:
         serve(loaded, settings, options, echo=lambda text: click.echo(text, err=True))
+
+
+def _age_requirement(context: click.Context, option: AgeRequirement, stated: AgeRequirement | None) -> AgeRequirement:
+    """Return the requirement of --require-age, or that of the configuration if the option is not given.
+
+    Raises:
+        UsageError: The option is given, and the configuration states another requirement.
+    """
+    if stated is None or stated == option:
+        return option
+    if context.get_parameter_source("require_age") is not ParameterSource.DEFAULT:
+        raise UsageError(
+            f'--require-age {option} contradicts require_age = "{stated}" in the file of --dicom-config',
+            hint="Leave one of them out",
+        )
+    return stated
 
 
 def _read_provider(file: Path) -> OpenIdConnect:

@@ -12,8 +12,6 @@ from pneumoscope.core.prediction import (
     ClassDecision,
     Decision,
     Failure,
-    Rejection,
-    RejectionCode,
     WarningCode,
 )
 from pneumoscope.core.unreadable import reason_hint, reason_message
@@ -33,8 +31,6 @@ __all__ = [
     "operating_point_rule",
     "patients_text",
     "punctuation",
-    "rejection_label",
-    "rejection_message",
     "review_label",
     "role_label",
     "sex_label",
@@ -48,73 +44,6 @@ _DECISIONS: dict[Decision | ClassDecision, str] = {
     "uncertain": N_("Uncertain"),
     "rejected": N_("Rejected"),
     "classified": N_("Classified"),
-}
-
-_REJECTIONS: dict[RejectionCode, str] = {
-    "outside_age_range": N_(
-        "The age of {age:.3g} years is outside the model's range of {minimum:g} to {maximum:g} years"
-    ),
-    "outside_age_range_estimated": N_(
-        "By the look of the image, the patient is outside the model's range of {minimum:g} to {maximum:g} years"
-    ),
-    "age_required": N_("The age is required and not stated; the model's range is {minimum:g} to {maximum:g} years"),
-    "age_not_understood": N_("The age cannot be determined from the DICOM header ({stated})"),
-    "out_of_distribution": N_(
-        "The image is too unlike those that the model was trained on; for example, the patient's age, the view or the body"
-        " part may differ"
-    ),
-    "not_a_chest_radiograph": N_("The image does not look like a chest radiograph"),
-    "inverted": N_("Black and white appear to be inverted"),
-    "upside_down": N_("The image appears to be upside down"),
-    "rotated_90": N_("The image appears to be rotated by 90 degrees"),
-    "mirrored": N_("Left and right appear to be swapped"),
-    "cropped": N_("The image shows too little of the chest"),
-    "modality_not_supported": N_(
-        "The modality is {modality}; only projection radiography (such as CR and DX) is supported"
-    ),
-    "modality_not_understood": N_("The modality {modality} is unknown"),
-    "body_part_not_chest": N_("The body part is {part}, not the chest"),
-    "lateral_view": N_("The DICOM header states the view {view}; only frontal views (PA, AP) are supported"),
-    "view_not_understood": N_("The view {view} in {element} is unknown"),
-    "laterality_not_understood": N_("The laterality {laterality} is unknown"),
-    "for_processing": N_(
-        "The pixels are unprocessed detector values (FOR PROCESSING); send the processed image (FOR PRESENTATION)"
-    ),
-    "presentation_intent_not_understood": N_(
-        "The presentation intent {intent} is unknown; send an image with the intent FOR PRESENTATION"
-    ),
-    "excluded_by_site_rule": N_("The site rule {rule} excludes the image"),
-    "too_small": N_("The image is too small: {width} x {height} pixels; each side needs at least {minimum}"),
-    "too_narrow": N_("The image is too narrow for a chest radiograph: {width} x {height} pixels"),
-    "color": N_("The image is in color; a radiograph is grayscale"),
-    "blank": N_("The image is blank: its gray levels span {levels} of 256"),
-}
-
-_REJECTION_LABELS: dict[RejectionCode, str] = {
-    "outside_age_range": N_("Age outside the model's range"),
-    "outside_age_range_estimated": N_("Appears outside the model's age range"),
-    "age_required": N_("Age not stated"),
-    "age_not_understood": N_("Age not understood"),
-    "out_of_distribution": N_("Unlike the training images"),
-    "not_a_chest_radiograph": N_("Not a chest radiograph"),
-    "inverted": N_("Inverted"),
-    "upside_down": N_("Upside down"),
-    "rotated_90": N_("Rotated"),
-    "mirrored": N_("Mirrored"),
-    "cropped": N_("Cropped"),
-    "modality_not_supported": N_("Other modality"),
-    "modality_not_understood": N_("Unknown modality"),
-    "body_part_not_chest": N_("Other body part"),
-    "lateral_view": N_("Not a frontal view"),
-    "view_not_understood": N_("Unknown view"),
-    "laterality_not_understood": N_("Unknown laterality"),
-    "for_processing": N_("Unprocessed pixels"),
-    "presentation_intent_not_understood": N_("Unknown presentation intent"),
-    "excluded_by_site_rule": N_("Excluded by a site rule"),
-    "too_small": N_("Too small"),
-    "too_narrow": N_("Too narrow"),
-    "color": N_("In color"),
-    "blank": N_("Blank"),
 }
 
 _WARNINGS: dict[WarningCode, str] = {
@@ -289,11 +218,6 @@ def decision_label(decision: Decision | ClassDecision, language: str = "en") -> 
     return translations(language).gettext(_DECISIONS[decision])
 
 
-def rejection_message(rejection: Rejection, language: str = "en") -> str:
-    """Return the reason of a rejection as a sentence without a full stop."""
-    return translations(language).gettext(_REJECTIONS[rejection.code]).format(**rejection.parameters)
-
-
 def failure_message(failure: Failure, language: str = "en") -> str:
     """Return why an image cannot be read and what to do next, as sentences without the last full stop.
 
@@ -302,11 +226,6 @@ def failure_message(failure: Failure, language: str = "en") -> str:
     if language == "en" or not failure.reason:
         return str(failure)
     return join_sentences((reason_message(failure.reason, language), reason_hint(failure.reason, language)), language)
-
-
-def rejection_label(code: RejectionCode, language: str = "en") -> str:
-    """Return the reason of rejections in a few words, without numbers."""
-    return translations(language).gettext(_REJECTION_LABELS[code])
 
 
 def warning_label(warning: WarningCode, language: str = "en") -> str:

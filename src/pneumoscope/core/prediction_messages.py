@@ -13,11 +13,13 @@ from pneumoscope.core.messages import (
     full_stop,
     join_sentences,
     operating_point_label,
-    rejection_message,
+    punctuation,
+    warning_label,
     warning_message,
 )
 from pneumoscope.core.multiclass_prediction import MulticlassPrediction
 from pneumoscope.core.prediction import ModelInfo, Prediction, Uncertainty
+from pneumoscope.core.rejection_messages import rejection_message
 from pneumoscope.core.unreadable import reason_message
 
 if TYPE_CHECKING:
@@ -43,13 +45,15 @@ __all__ = [
     "scope_message",
     "site_note",
     "uncertainty_message",
+    "warning_messages",
+    "warning_note",
 ]
 
 _AGE_CONTRADICTS_DATES = N_(
     "Contradictory age: {age:.3g} years stated, {by_dates:.3g} years by birth date and study date. The result may not apply;"
     " check the patient"
 )
-_STATED_AGE = N_("The stated age of {age:.3g} years is in this range: check that the image is of this patient")
+_STATED_AGE = N_("The stated age of {age:.3g} years is in the model's range: check that the image is of this patient")
 _UNKNOWN_POPULATION = N_("Its training population is unknown.")
 _POPULATION = N_("Trained on {images} of {patients} from {sites}.")
 _POPULATION_VIEWS: dict[View | None, str] = {
@@ -101,6 +105,7 @@ _HEATMAP = N_(
 )
 _AGAINST, _TOWARDS = N_("against pneumonia"), N_("towards pneumonia")
 _SITE_PROFILE, _SITE_PREVALENCE = N_("Site profile: {site}"), N_("Prevalence: {prevalence}")
+_WARNINGS = N_("Warning: {warnings}")
 _SPACE_IN_CHINESE = re.compile(r"(?<=[\u4e00-\u9fff]) (?=[\u4e00-\u9fff])")
 _BELOW_1_PERCENT, _ABOVE_99_PERCENT = N_("below 1%"), N_("above 99%")
 
@@ -308,6 +313,20 @@ def prediction_message(prediction: Prediction, language: str = "en") -> str:
     return join_sentences(
         (age_conflict_message(prediction, language), _explanation(prediction, language), *warnings), language
     )
+
+
+def warning_messages(prediction: Prediction, language: str = "en") -> tuple[str, ...]:
+    """Return the warnings as sentences without full stops, a contradictory age first: see `age_conflict_message`."""
+    warnings = (warning_message(warning, language) for warning in prediction.warnings)
+    return tuple(filter(None, (age_conflict_message(prediction, language), *warnings)))
+
+
+def warning_note(prediction: Prediction, language: str = "en") -> str:
+    """Return the warnings in a few words each, for places without room for sentences; empty without any."""
+    if not prediction.warnings:
+        return ""
+    labels = punctuation(language)["comma"].join(warning_label(each, language) for each in prediction.warnings)
+    return translations(language).gettext(_WARNINGS).format(warnings=labels)
 
 
 def result_message(

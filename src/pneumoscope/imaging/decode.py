@@ -83,7 +83,7 @@ def decode(
     require_max_bytes(name, len(data))
     file_type = identify(data)
     if file_type.name == "DICOM":
-        from pneumoscope.core.messages import rejection_message
+        from pneumoscope.core.rejection_messages import rejection_message
         from pneumoscope.imaging.dicom import decode_dicom
 
         radiograph = decode_dicom(data, name, keep_values=keep_values)

@@ -60,6 +60,7 @@ class Model(ImageModel[Card, Outputs, Scored, Prediction]):
     Attributes:
         card: Card of the bundle, with the changes of the site profile or of the prevalence.
         profile: The site profile, or None.
+        bundle_limits: Rejection limits of the bundle, before the changes of the site profile; None without input checks.
         facts: Name, version and hash of the bundle, as predictions report them.
         notice: The notice that accompanies every result, with the population that the model was trained on.
         point, operating_point_name: The operating point and its name.
@@ -89,6 +90,7 @@ class Model(ImageModel[Card, Outputs, Scored, Prediction]):
         super().__init__(session, pool=pool, folder=folder)
         self._session = session
         self.profile: SiteProfile | None = session.profile
+        self.bundle_limits = session.bundle_limits
         self.point = find_operating_point(self.card, operating_point)
         self.operating_point_name = operating_point or DEFAULT_OPERATING_POINT
         self.threshold = threshold_probability(self.card, self.point)

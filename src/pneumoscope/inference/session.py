@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.bundle.bundle_folder import read_bundle
-from pneumoscope.bundle.card import Card
+from pneumoscope.bundle.card import Card, RejectionLimits
 from pneumoscope.bundle.network_checks import SELF_TEST_TOLERANCE, self_test_image
 from pneumoscope.bundle.prevalence import apply_prevalence
 from pneumoscope.bundle.site_profile import SiteProfile, apply_site_profile, read_site_profile
@@ -62,6 +62,7 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
     Attributes:
         card: Card of the bundle, with the changes of the site profile or of the prevalence.
         profile: The site profile, or None.
+        bundle_limits: Rejection limits of the bundle, before the changes of the site profile; None without input checks.
         site: Name and short hash of the site profile, or the stated prevalence; see `ModelInfo`.
         assumptions: Overrides of DICOM headers that hold for all images.
         require_age: Images that are rejected if the age of the patient is unknown.
@@ -96,6 +97,7 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
             card, network, OUTPUTS, threads=threads, require_age=require_age, assume=assume, provider=provider
         )
         self.profile: SiteProfile | None = None
+        self.bundle_limits: RejectionLimits | None = card.rejection_limits
         self.site = ""
 
     @classmethod

@@ -300,7 +300,9 @@ def test_every_response_has_security_headers(client):
 
 def test_messages_are_in_the_language_of_the_request(client):
     (found,) = post(client, png(30))
-    assert found["message"] == "Black and white appear to be inverted"
+    assert found["message"].startswith(
+        "Black and white appear to be inverted. Probability of an upright chest radiograph: "
+    )
     for path in (f"/v1/predictions/{found['id']}", "/v1/predictions"):
         document = client.get(path, headers={"Accept-Language": "zh-TW,en;q=0.5"}).json()
         (prediction,) = document.get("predictions", [document])

@@ -93,6 +93,13 @@ def test_defaults_send_results_to_the_sender_after_60_seconds(tmp_path):
     assert read(tmp_path, "destinations = []").destinations_of("PACS") == []
 
 
+def test_required_age_is_read_and_left_to_the_option_if_it_is_not_stated(tmp_path):
+    assert [read(tmp_path, f'require_age = "{each}"').require_age for each in ("never", "dicom", "always")] == [
+        "never", "dicom", "always",
+    ]  # fmt: skip
+    assert read(tmp_path, "").require_age is None
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -107,6 +114,9 @@ def test_defaults_send_results_to_the_sender_after_60_seconds(tmp_path):
         ('[[peers]]\nname = "A"\nae_title = "A"\nhost = "h"\nport = 1', "without \\[node\\]"),
         ("quiet_seconds = -1", "quiet_seconds"),
         ("quiet_seconds = 'soon'", "quiet_seconds"),
+        ("require_age = true", "require_age: Input should be 'never', 'dicom' or 'always'. See docs/how-to/pacs.md"),
+        ('require_age = "children"', "require_age: Input should be 'never', 'dicom' or 'always'"),
+        ("require_aeg = 'always'", r"require_aeg: unknown name. Did you mean 'require_age'\?"),
         ('[[destinations]]\npeer = "PACS"', "'PACS' is not a peer"),
         ("[[destinations]]", r"destinations \(table 1\): needs either a peer"),
         ('[[destinations]]\nurl = "https://h/"', "needs a name"),

@@ -14,14 +14,16 @@ import pytest
 from PIL import ImageDraw
 
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.prediction import Failure, Rejection
+from pneumoscope.core.identity import Identity
+from pneumoscope.core.messages import warning_message
+from pneumoscope.core.prediction import Failure, PatientAge, Rejection
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.unreadable import UNREADABLE_CODES, UnreadableReason
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.inference.saliency import Heatmap
 from pneumoscope.service.dicom.configuration import ResultSettings
 from pneumoscope.service.dicom.configuration_file import read_configuration
-from pneumoscope.service.dicom.header import decode_header, encode_header, read_header
+from pneumoscope.service.dicom.header import decode_header, encode_header, read_display, read_header
 
 pytest.importorskip("highdicom", reason="[pacs] is not installed")
 from tests.service.dicom import result_objects as matrix
@@ -30,8 +32,9 @@ from tests.service.dicom.validators import VALIDATORS
 
 from pneumoscope.service.dicom.caption import draw_result
 from pneumoscope.service.dicom.heatmap_region import Zone, contours, zones
+from pneumoscope.service.dicom.overlays import presentation_state
 from pneumoscope.service.dicom.report import structured_report, unreadable_code
-from pneumoscope.service.dicom.results import SOP_CLASSES, Result
+from pneumoscope.service.dicom.results import SOP_CLASSES, Result, secondary_capture
 
 pytestmark = pytest.mark.slow  # each object is drawn, and examined by several validators
 CHINESE_FONTS = (
@@ -73,6 +76,16 @@ def item(report, code):
                 if "ConceptNameCodeSequence" in content and content.ConceptNameCodeSequence[0].CodeValue == code:
                     return content
     return None
+
+
+def texts(report, code):
+    """Return the texts of all content items whose concept has a code."""
+    return [
+        content.TextValue
+        for element in report.iterall() if element.keyword == "ContentSequence"
+        for content in element.value
+        if content.ValueType == "TEXT" and content.ConceptNameCodeSequence[0].CodeValue == code
+    ]  # fmt: skip
 
 
 def regions(report):
@@ -225,6 +238,55 @@ def test_rejection_is_stated_in_every_object():
     assert "Not assessed" in annotation.TextObjectSequence[0].UnformattedTextValue
     assert "GraphicObjectSequence" not in annotation
     assert "parametric_map" not in made.files
+
+
+def test_rejection_by_the_network_states_the_value_and_the_limit_in_every_object(monkeypatch):
+    drawn = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *of: (drawn.append(of[2]), text(*of)))
+    rejection = Rejection("inverted", {"probability": 0.125, "limit": 0.5})
+    prediction = dataclasses.replace(PREDICTIONS["rejected"], rejection=rejection)
+    file = image_file(**COMPLETE)
+    result = Result("1.2.3", prediction, matrix.CREATED, read_header(file), ResultSettings(), matrix._POPULATION)
+    reason = "Probability of an upright chest radiograph: 0.125; rejected below 0.500"
+    assert item(read(structured_report(result)), "explanation").TextValue.endswith(reason)
+    (annotation,) = read(presentation_state(result, read_display(file))).GraphicAnnotationSequence
+    assert reason in annotation.TextObjectSequence[0].UnformattedTextValue
+    secondary_capture(result, matrix.heatmap().image)
+    assert reason in " ".join(each.strip() for each in drawn)
+
+
+def test_warnings_are_stated_in_every_object(chinese_font, monkeypatch):
+    drawn = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *of: (drawn.append(of[2]), text(*of)))
+    warnings = ("age_not_stated", "view_not_stated")
+    prediction = dataclasses.replace(PREDICTIONS["no_pneumonia"], warnings=warnings)
+    file, settings = image_file(**COMPLETE), ResultSettings(languages=("en", "zh-Hant"), font=chinese_font)
+    result = Result("1.2.3", prediction, matrix.CREATED, read_header(file), settings, matrix._POPULATION)
+    sentences = [warning_message(each) for each in warnings]
+    assert texts(read(structured_report(result)), "warning") == sentences
+    (annotation,) = read(presentation_state(result, read_display(file))).GraphicAnnotationSequence
+    english, chinese = annotation.TextObjectSequence[0].UnformattedTextValue.split("\r\n")
+    assert "Warning: Age not stated, View not stated. Research" in english
+    assert "警告：未記載年齡、未記載攝影方向。" in chinese
+    secondary_capture(result, matrix.heatmap().image)
+    assert all(each in " ".join(map(str.strip, drawn)) for each in sentences)
+
+
+def test_report_and_presentation_state_warn_of_an_age_that_contradicts_the_dates():
+    identity = Identity(patient_birth_date="1990-02-03", study_date="2026-02-03")
+    prediction = dataclasses.replace(PREDICTIONS["pneumonia"], age=PatientAge(4.0, "header"), identity=identity)
+    file = image_file(**COMPLETE)
+    result = Result("1.2.3", prediction, matrix.CREATED, read_header(file), ResultSettings(), matrix._POPULATION)
+    (warning,) = texts(read(structured_report(result)), "warning")
+    assert warning.startswith("Contradictory age: 4 years stated, 36 years by birth date and study date")
+    (annotation,) = read(presentation_state(result, read_display(file))).GraphicAnnotationSequence
+    assert "Contradictory age: 4 years stated" in annotation.TextObjectSequence[0].UnformattedTextValue
+
+
+def test_report_without_warnings_has_none():
+    assert texts(read(shared_objects("pneumonia").files["structured_report"]), "warning") == []
 
 
 @pytest.mark.parametrize("decision", PREDICTIONS)

@@ -103,6 +103,15 @@ def test_rejected_image_has_no_value_and_a_reason():
     assert report["conclusionCode"] == [{"text": "Pneumonia: not assessed, by the model"}]
 
 
+def test_rejection_by_the_network_states_the_value_and_the_limit():
+    rejected = {"decision": "rejected", "rejection": Rejection("inverted", {"probability": 0.125, "limit": 0.5})}
+    reason = "Probability of an upright chest radiograph: 0.125; rejected below 0.500"
+    observation, report = written("Observation", **rejected), written("DiagnosticReport", **rejected)
+    assert reason in observation["note"][0]["text"]
+    assert reason in report["conclusion"]
+    assert reason in observation["text"]["div"]
+
+
 def test_components_are_the_probability_with_its_interval_and_the_operating_point():
     components = {each["code"]["coding"][0]["code"]: each for each in written("Observation")["component"]}
     values = {code: each["valueQuantity"]["value"] for code, each in components.items() if "valueQuantity" in each}

@@ -12,7 +12,6 @@ from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import quote
-from zoneinfo import ZoneInfo
 
 import jinja2
 import msgspec
@@ -31,7 +30,6 @@ from pneumoscope.bundle.bundle_folder import read_bundle
 from pneumoscope.bundle.card import Intervals, UncertaintyBand
 from pneumoscope.bundle.model_card import model_card
 from pneumoscope.core.i18n import LANGUAGES
-from pneumoscope.core.prediction import Rejection
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.inference.model import load_model
@@ -43,7 +41,6 @@ from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
-from pneumoscope.service.web import templating
 from pneumoscope.service.web.accounts import administrator_page_router, sign_in_router
 from pneumoscope.service.web.page_route import PageRoute
 from pneumoscope.statistics.calibration import reliability_bins
@@ -400,16 +397,13 @@ def test_rejected_image_has_no_probability_and_no_heatmap(client):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "limit", "text"),
-    [
-        ("score", 0.503, 0.5, "0.503; rejected above 0.500"),
-        ("distance", 1.42004, 1.42, "1.420040; rejected above 1.420000"),
-    ],
+    ("gray", "measured"), [(60, "Probability of an upright chest radiograph"), (220, "Distance from")]
 )
-def test_value_of_a_rejection_is_shown_with_the_digits_that_differ_from_the_limit(name, value, limit, text):
-    environment = templating._environment("en", ZoneInfo("UTC"))
-    rejection = Rejection("out_of_distribution", {name: value, "limit": limit})
-    assert f"<dd>{text}</dd>" in environment.get_template("macros.html").module.rejection_value(rejection)
+@pytest.mark.parametrize("page", ["", "/report"])
+def test_value_of_a_rejection_and_its_limit_are_shown_once(client, gray, measured, page):
+    (id,) = upload(client, ("odd.png", png(gray)))
+    text = get_page(client, f"/images/{id}{page}")[0].text
+    assert len(re.findall(rf"{measured}[^:]*: [0-9.]+; rejected (?:above|below) [0-9.]+\.", text)) == 1
 
 
 def test_unknown_image_is_an_error_page_with_advice_in_the_language_of_the_page(client):

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.core.errors import PneumoscopeError
-from pneumoscope.core.messages import rejection_message
+from pneumoscope.core.rejection_messages import rejection_message
 from pneumoscope.core.unreadable import UnreadableReason, reason_message
 from pneumoscope.imaging.image import MAX_PIXELS
 from pneumoscope.imaging.preprocess import Preprocessing

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from pneumoscope.core.addresses import require_base_url, require_https
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.prediction import Prediction
+from pneumoscope.core.prediction import AgeRequirement, Prediction
 from pneumoscope.service.auth.users import validate_name
 from pneumoscope.service.dicom.node_settings import DicomPeer, DicomSettings
 from pneumoscope.service.signatures import read_secret
@@ -226,6 +226,7 @@ class DicomConfiguration:
         sources: DICOMweb servers from which images can be pulled, beside peers and destinations.
         webhooks: Where events of finished studies go.
         fhir_secret_file: Secret that signs FHIR resources; None without signatures.
+        require_age: Images that are rejected if the age of the patient is unknown; None if the configuration does not state it.
     """
 
     node: DicomSettings | None = None
@@ -236,6 +237,7 @@ class DicomConfiguration:
     sources: tuple[Source, ...] = ()
     webhooks: tuple[Webhook, ...] = ()
     fhir_secret_file: Path | None = None
+    require_age: AgeRequirement | None = None
 
     def __post_init__(self) -> None:
         """Raise UsageError if a destination is not a peer, a name is used twice, or a secret cannot be read."""

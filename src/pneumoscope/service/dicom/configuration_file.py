@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import read_error_reason
+from pneumoscope.core.prediction import AgeRequirement
 from pneumoscope.service.dicom.configuration import (
     ConfigurationTable,
     Destination,
@@ -55,6 +56,7 @@ class _File(ConfigurationTable):
     node: _Node | None = None
     peers: tuple[_Peer, ...] = ()
     quiet_seconds: float = Field(default=60, ge=0, le=3600)
+    require_age: AgeRequirement | None = None
     rules: tuple[SiteRule, ...] = ()
     destinations: tuple[Destination, ...] = (Destination(peer="sender"),)
     results: ResultSettings = ResultSettings()
@@ -92,6 +94,7 @@ def read_configuration(file: Path) -> DicomConfiguration:
         sources=tuple(_with_absolute_paths(each, folder) for each in parsed.sources),
         webhooks=tuple(_with_absolute_paths(each, folder) for each in parsed.webhooks),
         fhir_secret_file=folder / parsed.fhir.secret_file if parsed.fhir else None,
+        require_age=parsed.require_age,
     )
 
 

@@ -12,8 +12,9 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from pneumoscope import __version__
-from pneumoscope.core.messages import full_stop
-from pneumoscope.core.prediction_messages import notice, result_title
+from pneumoscope.core.messages import join_sentences
+from pneumoscope.core.prediction import Prediction
+from pneumoscope.core.prediction_messages import age_conflict_message, notice, result_title, warning_note
 from pneumoscope.inference.saliency import Heatmap
 from pneumoscope.service.dicom.heatmap_region import contours
 from pneumoscope.service.dicom.results import Result, patient_orientation
@@ -117,9 +118,7 @@ def presentation_state(result: Result, display: Dataset) -> bytes:
     source.update(display)
     layer = pr.GraphicLayer(_LAYER, order=1, description="Result of pneumonia detection")
     languages = result.settings.languages
-    text = "\r\n".join(
-        f"{result_title(result.prediction, each)}{full_stop(each)}{notice(None, each)}" for each in languages
-    )
+    text = "\r\n".join(_text(result.prediction, each) for each in languages)
     lines = contours(result.heatmap) if result.heatmap else []
     annotation = pr.GraphicAnnotation(
         referenced_images=[source],
@@ -148,6 +147,12 @@ def presentation_state(result: Result, display: Dataset) -> bytes:
         **result.identification("presentation_state"),
     )
     return result.encode(state)
+
+
+def _text(prediction: Prediction, language: str) -> str:
+    """Return the result, its warnings and the notice; short, because they cover the image."""
+    parts = (each(prediction, language) for each in (result_title, age_conflict_message, warning_note))
+    return join_sentences((*parts, notice(None, language)), language)
 
 
 def _thinned(line: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

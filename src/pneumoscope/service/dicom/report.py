@@ -7,8 +7,8 @@ from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from pneumoscope.core.messages import rejection_label
-from pneumoscope.core.prediction_messages import result_title, site_note
+from pneumoscope.core.prediction_messages import result_title, site_note, warning_messages
+from pneumoscope.core.rejection_messages import rejection_label
 from pneumoscope.core.unreadable import UnreadableCode
 from pneumoscope.service.dicom.codes import (
     CERTAINTY,
@@ -34,6 +34,7 @@ _REASON = Code("reason", PRIVATE_SCHEME, "Reason of the decision")
 _CAUSE = Code("cause", PRIVATE_SCHEME, "Why the image could not be read")
 _REGION = Code("heatmap-region", PRIVATE_SCHEME, "Region of the strongest contributions to the prediction")
 _EXPLANATION = Code("explanation", PRIVATE_SCHEME, "Explanation of the decision")
+_WARNING = Code("warning", PRIVATE_SCHEME, "Warning about the image or the prediction")
 _NOTICE = Code("notice", PRIVATE_SCHEME, "Notice")
 _LEVELS = {
     "upper": codes.SCT.UpperZoneOfLung, "middle": codes.SCT.MiddleZoneOfLung, "lower": codes.SCT.LowerZoneOfLung,
@@ -43,7 +44,7 @@ _SIDES = {"right": codes.SCT.Right, "left": codes.SCT.Left}
 
 PRIVATE_CODES = (
     _PRESENCE, PRESENCE_VALUES["rejected"], _REASON, _CAUSE, LOWER_LIMIT, UPPER_LIMIT, OPERATING_POINT, THRESHOLD, MODEL_HASH,
-    _REGION, _EXPLANATION, _NOTICE,
+    _REGION, _EXPLANATION, _WARNING, _NOTICE,
 )  # fmt: skip
 STANDARD_CODES = (
     PNEUMONIA, _PROCEDURE, *(code for code in PRESENCE_VALUES.values() if code.scheme_designator != PRIVATE_SCHEME), CERTAINTY,
@@ -54,8 +55,8 @@ STANDARD_CODES = (
 def structured_report(result: Result) -> bytes:
     """Return a Comprehensive 3D SR with the decision, the probability and its interval, the algorithm and the image.
 
-    A decision "pneumonia" or "uncertain" has the zones of the lungs in which the heatmap is strongest. Every result has the
-    notice, and a rejection its reason. The document is preliminary and unverified.
+    A decision "pneumonia" or "uncertain" has the zones of the lungs in which the heatmap is strongest. Every result has its
+    warnings and the notice, and a rejection its reason. The document is preliminary and unverified.
     """
     prediction, source = result.prediction, result.source()
     device = sr.ObserverContext(
@@ -163,12 +164,13 @@ def _region(zone: Zone) -> sr.QualitativeEvaluation:
 
 
 def _texts(result: Result) -> list[sr.TextContentItem]:
-    """Return the operating point, the hash of the model, the result as a phrase, and the notice."""
+    """Return the operating point, the hash of the model, the result as a phrase, each warning, and the notice."""
     prediction = result.prediction
     texts = [
         (OPERATING_POINT, prediction.operating_point),
         (MODEL_HASH, prediction.model.sha256),
         (_EXPLANATION, _printable(result_title(prediction))),
+        *((_WARNING, _printable(each)) for each in warning_messages(prediction)),
         (_NOTICE, result.notice),
     ]
     return [

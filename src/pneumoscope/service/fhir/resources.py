@@ -17,9 +17,10 @@ from pydicom.sr.coding import Code
 
 from pneumoscope import __version__
 from pneumoscope.core.identity import PATIENT_FIELDS, Identity
-from pneumoscope.core.messages import conflict_message, decision_label, rejection_label
+from pneumoscope.core.messages import conflict_message, decision_label
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.core.prediction_messages import prediction_message, site_note
+from pneumoscope.core.rejection_messages import rejection_label
 from pneumoscope.service.dicom.codes import (
     CERTAINTY,
     LOWER_LIMIT,

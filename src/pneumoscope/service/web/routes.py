@@ -301,6 +301,8 @@ def model(request: Request, service: AppService) -> Response:
         site=profile.label if profile else "",
         prevalence_stated=service.model.facts.prevalence is not None,
         measurements=measurements,
+        outliers=service.model.bundle_limits.outliers if service.model.bundle_limits else {},
+        site_changes_limits=bool(profile and profile.limits),
         has_full_card=service.model.folder is not None,
         operating_point_name=service.model.operating_point_name,
         thresholds={name: threshold_probability(card, point) for name, point in card.operating_points.items()},

@@ -14,7 +14,7 @@ import jinja2
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from pneumoscope.core import messages, prediction_messages
+from pneumoscope.core import messages, prediction_messages, rejection_messages
 from pneumoscope.core.error_messages import error_texts
 from pneumoscope.core.i18n import LANGUAGES, N_, choose_language, translations
 from pneumoscope.core.identity import age_at_study, display_name
@@ -178,7 +178,7 @@ def _environment(language: str, time_zone: ZoneInfo) -> jinja2.Environment:
                 messages.identity_label,
                 messages.join_sentences,
                 messages.operating_point_label,
-                messages.rejection_label,
+                rejection_messages.rejection_label,
                 messages.review_label,
                 messages.role_label,
                 messages.sex_label,
