@@ -115,6 +115,14 @@ def test_warnings_state_the_age_policy_and_the_check_of_heatmaps():
     assert "are misclassified" in warnings
 
 
+def test_data_and_literature_are_cited_for_the_included_model_only(bundle):
+    _, included = elements(chai_model_card(DEFAULT_BUNDLE))
+    _, other = elements(chai_model_card(bundle))
+    assert "kermany2018" in included["Bibliography"].text
+    assert "Kermany" in included["PatientConsentOrDisclosure"].text
+    assert (other["Bibliography"].text, other["PatientConsentOrDisclosure"].text) == ("Not stated.", "Not stated.")
+
+
 def test_card_without_an_evaluation_states_validation_figures(bundle):
     text = chai_model_card(bundle)
     assert "No evaluation on test images" in text

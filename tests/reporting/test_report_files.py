@@ -16,9 +16,12 @@ from PIL import Image
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.core.image_flow import ImageCount, ImageFlow
 from pneumoscope.core.interval import Interval
+from pneumoscope.data.layouts import load_manifest
+from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.reporting.checklist_facts import SHARED_FACTS
 from pneumoscope.reporting.flow_diagram import excluded_lines
 from pneumoscope.reporting.report_files import ReportFiles, make_report
+from pneumoscope.reporting.report_files import report as make_named_report
 from pneumoscope.reporting.tables import Table, _reliability, flow_table, to_csv, to_latex, to_markdown
 from pneumoscope.runs.evaluations import read_evaluation
 from pneumoscope.statistics.calibration import reliability_bins
@@ -33,6 +36,67 @@ def report(three: Any, tmp_path_factory: pytest.TempPathFactory) -> ReportFiles:
 def rows(report: ReportFiles, name: str) -> list[dict[str, str]]:
     (file,) = (file for file in report.tables if file.name == f"{name}.csv")
     return list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"))))
+
+
+@pytest.fixture
+def external(maker: Any, tmp_path: Path) -> Path:
+    """A run that was evaluated on its test images, and on others of the north by sex, with the differences."""
+    run: Path = maker.run()
+    ledger = tmp_path / "ledger.jsonl"
+    evaluate(run, maker.images(normal=40, pneumonia=60), ledger=ledger)
+    north = maker.images("north", seed=4, normal=20, pneumonia=30)
+    lines = load_manifest(north).to_csv().splitlines()
+    data = maker.root / "north.csv"
+    # Paths in a manifest are relative to its folder.
+    images = [f"north/{line},{'FM'[i % 2]}" for i, line in enumerate(lines[1:])]
+    data.write_text("\n".join([f"{lines[0]},sex", *images]))
+    evaluate(run, data, name="north", reference="test", by=["sex"], ledger=ledger)
+    return run
+
+
+def test_differences_from_other_images_are_a_table_a_section_and_a_fact(external: Path, tmp_path: Path) -> None:
+    difference = read_evaluation(external / "evaluation/north/evaluation.json").difference
+    assert difference is not None
+    named = difference.named_intervals()
+
+    made = make_named_report([external], evaluation="north", checklists=["claim", "stard-ai"])
+    files = made.write(tmp_path / "report")
+
+    found = {row["Metric"]: row for row in rows(files, "differences")}
+    assert found.keys() == named.keys()
+    for name, interval in named.items():
+        assert float(found[name]["Difference"]) == interval.value
+        assert (found[name]["Reference"], found[name]["Images of the reference"]) == ("test", "100")
+    page = files.page.read_text(encoding="utf-8")
+    section = page.partition('<section id="differences">')[2].partition("</section>")[0]
+    assert section.count("<data value=") == len(named)
+    assert "minus test, 100 images" in section
+    assert '<a href="#differences">' in page
+    claim, stard = ({each.item.number: each for each in checklist.answers} for checklist in made.checklists.values())
+    assert claim["32"].facts == ()
+    for item in (claim["33"], stard["29"]):
+        (fact,) = item.facts
+        assert fact.text.startswith(
+            "Evaluation 'north' on 50 images of north.csv. gray, minus test (100 images): auroc "
+        )
+        assert fact.place == "differences"
+
+
+def test_own_test_images_are_internal_data(external: Path) -> None:
+    (claim,) = make_named_report([external], checklists=["claim"]).checklists.values()
+    items = {each.item.number: each for each in claim.answers}
+    assert items["32"].facts[0].text.startswith("Evaluation 'test' on 100 images.")
+    assert items["33"].facts == ()
+
+
+def test_tests_of_interaction_are_a_table(external: Path, tmp_path: Path) -> None:
+    tests = read_evaluation(external / "evaluation/north/evaluation.json").interactions
+    files = make_named_report([external], evaluation="north").write(tmp_path / "north")
+    found = rows(files, "interactions")
+    assert [(row["Column"], row["Subgroups"], float(row["p"]), float(row["Holm p"])) for row in found] == [
+        ("sex", "F, M", test.p, test.p_holm) for test in tests
+    ]
+    assert len(found) >= 3
 
 
 @pytest.mark.slow

@@ -1,5 +1,8 @@
 """Differences between groups, compared with SciPy, exact enumeration and simulated data."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -138,6 +141,15 @@ def test_aurocs_without_variance_are_undefined():
 def test_areas_of_two_groups_are_compared_as_by_the_normal_test():
     p = area_heterogeneity([0.8, 0.7], [0.001, 0.002])
     assert p == pytest.approx(2 * stats.norm.sf(0.1 / np.sqrt(0.003)))
+
+
+def test_areas_of_three_groups_are_compared_by_the_sum_over_pairs():
+    areas, variances = np.array([0.8, 0.7, 0.75]), np.array([0.001, 0.002, 0.0015])
+    weights = 1 / variances
+    q = sum(
+        weights[i] * weights[j] * (areas[i] - areas[j]) ** 2 for i, j in itertools.combinations(range(3), 2)
+    ) / weights.sum()  # fmt: skip
+    assert area_heterogeneity(areas, variances) == pytest.approx(math.exp(-q / 2))  # chi-squared, 2 degrees of freedom
 
 
 def test_areas_without_a_variance_cannot_be_compared():

@@ -92,6 +92,31 @@ def test_interval_of_the_mean_covers_the_mean_of_other_seeds_and_images():
     assert stats.binomtest(covered, trials, 0.95).pvalue > 0.001
 
 
+def test_degrees_of_freedom_of_a_mean_are_those_of_hillis_2007():
+    """With mean squares: (MS(R) + r cov)^2 / (MS(R)^2 / (r - 1)), for r readers of one modality."""
+    values, common = np.array([0.80, 0.82, 0.87]), 0.0004
+    covariance = np.full((3, 3), common) + np.diag([0.0002] * 3)
+    mean_square = np.sum((values - values.mean()) ** 2) / 2
+    degrees = (mean_square + 3 * common) ** 2 / (mean_square**2 / 2)
+    half = stats.t.ppf(0.975, degrees) * np.sqrt((mean_square + 3 * common) / 3)
+    interval = replicates_mean(values, covariance, n=100, method="")
+    assert (interval.low, interval.high) == pytest.approx((values.mean() - half, values.mean() + half))
+
+
+def test_degrees_of_freedom_of_a_difference_are_those_of_readers_nested_in_modalities():
+    """Hillis 2014: (MS(R(T)) + r (cov2 - cov3))^2 / (MS(R(T))^2 / (2 (r - 1))), for recipes of equal spread."""
+    a, b, r = np.array([0.80, 0.82, 0.87]), np.array([0.70, 0.72, 0.77]), 3
+    within, across = 0.0004, 0.0003
+    covariance = np.kron([[within, across], [across, within]], np.ones((r, r))) + np.diag([0.0002] * 2 * r)
+    mean_square = np.var(a, ddof=1)
+    total = mean_square + r * (within - across)
+    degrees = total**2 / (mean_square**2 / (2 * (r - 1)))
+    error = np.sqrt(2 / r * total)
+    interval, p = replicates_difference(a, b, covariance, n=100, method="")
+    assert interval.high - interval.low == pytest.approx(2 * stats.t.ppf(0.975, degrees) * error)
+    assert p == pytest.approx(2 * stats.t.sf(0.1 / error, degrees))
+
+
 def test_interval_stays_within_0_and_1():
     found = replicates_mean([0.999, 0.9, 1.0], np.full((3, 3), 0.001), n=50, method=METHOD)
     assert (found.low >= 0, found.high) == (True, 1.0)

@@ -2,11 +2,14 @@
 
 import dataclasses
 import errno
+import hashlib
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from PIL import Image
@@ -293,6 +296,17 @@ def test_manifest_of_a_run_is_a_data_set(run, phantoms):
     assert {image.sha256 for image in manifest} == {image.sha256 for image in load_manifest(phantoms)}
     assert manifest.unreadable == ()
     assert manifest.split_by == "patient"
+
+
+def test_manifest_of_a_run_is_read_by_pandas_from_any_folder(run, tmp_path, monkeypatch):
+    out, _ = run
+    path = (out / "manifest.csv").resolve()
+    monkeypatch.chdir(tmp_path)
+    table = pandas.read_csv(path)
+    assert {"path", "label", "patient", "split", "sha256"} <= set(table.columns)
+    for row in table.itertuples():
+        assert Path(row.path).is_absolute()
+        assert hashlib.sha256(Path(row.path).read_bytes()).hexdigest() == row.sha256
 
 
 def test_resuming_on_other_images_is_an_error(run, phantoms, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from pneumoscope.bundle.bundle_folder import DEFAULT_BUNDLE, read_any_bundle
+from pneumoscope.bundle.bundle_folder import CARD_FILE, DEFAULT_BUNDLE, read_any_bundle, read_any_card
 from pneumoscope.bundle.card import Card
 from pneumoscope.bundle.evidence import Json, read_evidence
 from pneumoscope.bundle.model_card import model_card
@@ -93,6 +93,7 @@ def hugging_face_model_card(folder: Path, evaluation: Path | None = None) -> str
 def _chai_content(
     card: Card | MulticlassCard, evidence: Mapping[str, Json | None], markdown: str, developer: str, contact: str
 ) -> Mapping[str, Any]:
+    is_included = card.onnx_sha256 == read_any_card(DEFAULT_BUNDLE / CARD_FILE).onnx_sha256
     ages = f"Patients of {card.age_range[0]:g} to {card.age_range[1]:g} years. " if card.age_range else ""
     return {
         "BasicInfo": {
@@ -135,10 +136,9 @@ def _chai_content(
         "Resources": {
             "EvaluationReferences": "The command that measured each figure is in the evidence of the bundle.",
             "PeerReviewedPublications": _NONE,
-            "PatientConsentOrDisclosure": f"Public, de-identified radiographs ({_DATA}) for the model in the package;"
-            " not stated for other models.",
+            "PatientConsentOrDisclosure": f"Public, de-identified radiographs ({_DATA})." if is_included else _NOT_STATED,
         },
-        "Bibliography": _BIBLIOGRAPHY,
+        "Bibliography": _BIBLIOGRAPHY if is_included else _NOT_STATED,
     }  # fmt: skip
 
 

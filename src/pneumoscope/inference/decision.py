@@ -244,7 +244,8 @@ def find_operating_point(card: Card, name: str = "") -> OperatingPoint:
     """
     name = name or DEFAULT_OPERATING_POINT
     if name not in card.operating_points:
-        raise UnknownNameError("operating point", name, card.operating_points)
+        hint = f"Known: {', '.join(sorted(card.operating_points))}; custom ones such as 0.3 are for evaluations"
+        raise UnknownNameError("operating point", name, card.operating_points, hint=hint)
     return card.operating_points[name]
 
 

@@ -44,6 +44,7 @@ PLACES = {
     "training": "Training",
     "pairs": "Paired tests",
     "subgroups": "Subgroups",
+    "differences": "Differences from other images",
     "classes": "Classes",
     "sets": "Prediction sets",
     "operating_points": "Operating points",
@@ -304,12 +305,30 @@ def _rejected(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None
     return Fact(" ".join(sentences), "images") if sentences else None
 
 
-def _internal(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact:
+def _internal(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
+    """Return the evaluation of a split of the runs' own data; None for other images, and for models without a run."""
+    if c.evaluation != runs[0].evaluation.split or not all(run.record for run in runs):
+        return None
     numbers = ", ".join(
         f"{run.name} {run.evaluation.test_evaluation}" for run in runs if run.evaluation.test_evaluation
     )
     ledger = f" Number of the evaluation in the test ledger: {numbers}." if numbers else ""
     return Fact(f"Evaluation {c.evaluation!r} on {counted(c.images['n'], 'image')}.{ledger}", "runs")
+
+
+def _external(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
+    """Return the evaluation that the user named, as for other images, with the differences from the runs' own."""
+    if c.evaluation in {"train", "validation", "test", "all"} or not all(run.record for run in runs):
+        return None
+    source = next((f" of {run.evaluation.flow.source}" for run in runs if run.evaluation.flow), "")
+    differences = [
+        f"{run.name}, minus {difference.reference} ({counted(difference.reference_n, 'image')}):"
+        f" {', '.join(f'{name} {interval}' for name, interval in difference.named_intervals().items())}."
+        for run in runs
+        if isinstance(run.evaluation, Evaluation) and (difference := run.evaluation.difference)
+    ]
+    text = f"Evaluation {c.evaluation!r} on {counted(c.images['n'], 'image')}{source}."
+    return Fact(" ".join([text, *differences]), "differences" if differences else "images")
 
 
 def _predictions(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact:
@@ -339,6 +358,7 @@ SHARED_FACTS: dict[str, Callable[[RecordedComparison, Sequence[RecordedRun]], Fa
     "clusters": _clusters,
     "code": _code,
     "disjoint": _disjoint,
+    "external": _external,
     "flow": _flow,
     "heterogeneity": _heterogeneity,
     "initialization": _initialization,

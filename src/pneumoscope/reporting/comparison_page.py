@@ -153,6 +153,12 @@ def _notes(comparison: Comparison, runs: Sequence[RunData]) -> dict[str, str]:
             for key, value in group.metrics.items()
             if key in _SUBGROUP_METRICS
         ),
+        "differences": _note(
+            item
+            for run in runs
+            if run.evaluation.difference
+            for item in run.evaluation.difference.named_intervals().items()
+        ),
         "etiology": labels.interval_note(
             [("fraction correct", value) for point in operating_points for value in point.by_etiology.values()]
             + [("AUROC", value) for run in runs for value in run.evaluation.auroc_by_etiology.values()]

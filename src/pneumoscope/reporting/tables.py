@@ -111,6 +111,8 @@ def comparison_tables(comparison: Comparison, runs: Sequence[RunData]) -> tuple[
         _pairs(comparison),
         *(() if comparison.is_cross_validation else (_decision_curves(runs), _reliability(runs))),
         _subgroups(runs),
+        _interactions(runs),
+        _differences(runs),
     )
     return tuple(table for table in tables if table.rows)
 
@@ -363,6 +365,41 @@ def _subgroups(runs: Sequence[RunData]) -> Table:
     columns = ("Run", "Subgroup", "Operating point", "Images", "PNEUMONIA", *(labels.METRICS[key] for key in keys))
     note = labels.interval_note((labels.METRICS[key], group.metrics[key]) for _, group in groups for key in keys)
     return Table("subgroups", "Results by subgroup.", columns, rows, note)
+
+
+def _interactions(runs: Sequence[RunData]) -> Table:
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (
+            run.summary.name,
+            test.column,
+            ", ".join(test.groups),
+            labels.METRICS.get(test.metric, test.metric),
+            test.operating_point or "",
+            test.p,
+            test.p_holm,
+            method_name(test.test),
+            test.reason,
+        )
+        for run in runs
+        for test in run.evaluation.interactions
+    )
+    columns = ("Run", "Column", "Subgroups", "Metric", "Operating point", "p", "Holm p", "Test", "Reason")
+    caption = "Tests of whether a metric differs between subgroups; Holm correction over all tests of an evaluation."
+    return Table("interactions", caption, columns, rows)
+
+
+def _differences(runs: Sequence[RunData]) -> Table:
+    found = [(run, each) for run in runs if (each := run.evaluation.difference)]
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (run.summary.name, difference.reference, difference.reference_n, name, interval)
+        for run, difference in found
+        for name, interval in difference.named_intervals().items()
+    )
+    columns = ("Run", "Reference", "Images of the reference", "Metric", "Difference")
+    remarks = " ".join(dict.fromkeys(difference.remark for _, difference in found if difference.remark))
+    note = " ".join(filter(None, [_note((str(row[3]), row[4]) for row in rows), remarks]))
+    caption = "Differences from other images: these images minus those of the reference."
+    return Table("differences", caption, columns, rows, note)
 
 
 def _note(intervals: Iterable[tuple[str, Cell]]) -> str:
