@@ -200,9 +200,14 @@ class Comparison:
     notice: str = NOTICE
 
     def __repr__(self) -> str:
-        """Return the number of images and the accuracy of each run."""
-        runs = ", ".join(f"{run.name}: accuracy={run.test.get('accuracy')}" for run in self.runs)
-        return f"Comparison(n={self.images.get('n')}, operating_point={self.operating_point!r}, {runs})"
+        """Return the number of images, and the accuracy of each model: of several seeds or folds the mean."""
+        grouped = {name for group in self.groups for name in group.runs}
+        accuracies = {run.name: run.test.get("accuracy") for run in self.runs if run.name not in grouped}
+        for group in self.groups:
+            spread = group.metrics.get("accuracy")
+            accuracies[f"{group.name}, mean of {group.members_text()}"] = spread.mean if spread else None
+        listed = ", ".join(f"{name}: accuracy={accuracy}" for name, accuracy in accuracies.items())
+        return f"Comparison(n={self.images.get('n')}, operating_point={self.operating_point!r}, {listed})"
 
     @property
     def is_cross_validation(self) -> bool:

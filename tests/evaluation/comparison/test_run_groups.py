@@ -96,6 +96,14 @@ def test_folder_of_runs_is_compared_by_its_mean_with_spread(folder):
     )
 
 
+def test_representation_has_the_mean_and_no_seed(folder):
+    comparison = compare([folder / "group-good", folder / "group-single"])
+    mean = comparison.groups[0].metrics["accuracy"].mean
+    assert repr(comparison).endswith(f", group-good, mean of 3 seeds (0, 1, 2): accuracy={mean})")
+    assert "group-single: accuracy=" in repr(comparison)
+    assert "seed-0" not in repr(comparison)
+
+
 def test_metric_without_a_method_for_seeds_has_a_mean_without_an_interval(folder):
     comparison = compare([folder / "group-good"])
     spread = comparison.groups[0].metrics["brier"]
