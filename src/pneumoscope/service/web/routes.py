@@ -299,6 +299,7 @@ def model(request: Request, service: AppService) -> Response:
         card=card,
         population=population_sentence(card.population, request_language(request)),
         site=profile.label if profile else "",
+        profile=profile,
         prevalence_stated=service.model.facts.prevalence is not None,
         measurements=measurements,
         has_full_card=service.model.folder is not None,
