@@ -137,7 +137,7 @@ def check_site_name(name: str) -> None:
     if not name.strip() or len(name) > _MAX_NAME or not name.isprintable():
         raise UsageError(
             f"the name of the site is {name[: _MAX_NAME + 1]!r}",
-            hint=f"Give a name of 1 to {_MAX_NAME} printable characters",
+            hint=f"Give a name of 1 to {_MAX_NAME} printable characters (--site-name)",
         )
 
 
@@ -161,7 +161,7 @@ def read_site_profile(path: Path) -> SiteProfile:
     except (msgspec.MsgspecError, ValueError) as error:
         raise SiteProfileError(
             f"{str(path)!r} is not a site profile: {error}",
-            hint="Write one with: pneumoscope accept DATA --site-name NAME --out DIR",
+            hint="Write one with: pneumoscope accept DATA --out DIR",
         ) from error
     if profile.sha256 != profile.content_sha256():
         raise SiteProfileError(

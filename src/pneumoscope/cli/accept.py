@@ -32,9 +32,8 @@ __all__ = ["command"]
 @model_option
 @click.option(
     "--site-name",
-    required=True,
     metavar="NAME",
-    help="Name of the hospital or unit, for the profile; up to 64 characters.",
+    help="Name of the hospital or unit, for the profile; up to 64 characters.  [default: name of the folder or file DATA]",
 )
 @click.option(
     "--out",
@@ -60,7 +59,7 @@ def command(
     data: Path,
     labels: LabelMapping | None,
     bundle: Path | None,
-    site_name: str,
+    site_name: str | None,
     out: Path,
     operating_point: str,
     margin: float,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pneumoscope.cli.data_options import data_option, images_option, label_options, split_option
+from pneumoscope.cli.data_options import data_argument, images_option, label_options, split_option
 from pneumoscope.cli.options import (
     json_option,
     operating_point_option,
@@ -25,7 +25,7 @@ __all__ = ["command"]
 
 @click.command("robustness", short_help="Measure how predictions react to changed images.")
 @target_argument
-@data_option
+@data_argument
 @label_options()
 @split_option
 @images_option(400)
@@ -70,12 +70,12 @@ def command(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure how the predictions of RUN or BUNDLE react to changed images.
+    """Measure how the predictions of RUN or BUNDLE react to changed images of DATA.
 
     File formats and resolutions should not change a decision; JPEG compression, rotation by 10 degrees and brightness
     should change few. Inverted, rotated, mirrored, cropped and blank images, phantoms and --other-images should be rejected.
 
-    Example:  pneumoscope robustness runs/quick --data chest_xray --out robustness
+    Example:  pneumoscope robustness runs/quick chest_xray --out robustness
     """
     from pneumoscope.cli.progress import staged_progress
     from pneumoscope.core.result_forms import to_json
