@@ -14,6 +14,7 @@ from pneumoscope.cli.options import (
     recorded_command,
     result_folder_option,
     seed_option,
+    site_option,
     target_argument,
 )
 
@@ -52,6 +53,7 @@ __all__ = ["command"]
     help="Folder of images that should be rejected; repeat for several.",
 )
 @operating_point_option
+@site_option
 @seed_option
 @result_folder_option("robustness")
 @json_option
@@ -66,6 +68,7 @@ def command(
     copies: Path | None,
     other_images: tuple[Path, ...],
     operating_point: str,
+    site: Path | None,
     seed: int,
     out: Path | None,
     as_json: bool,
@@ -74,6 +77,7 @@ def command(
 
     File formats and resolutions should not change a decision; JPEG compression, rotation by 10 degrees and brightness
     should change few. Inverted, rotated, mirrored, cropped and blank images, phantoms and --other-images should be rejected.
+    Thresholds and limits are those of the model, or with --site those of a hospital.
 
     Example:  pneumoscope robustness runs/quick chest_xray --out robustness
     """
@@ -90,6 +94,7 @@ def command(
             images=images,
             phantoms=phantoms,
             operating_point=operating_point,
+            site=site,
             originals=originals,
             copies=copies,
             other_images=other_images,
