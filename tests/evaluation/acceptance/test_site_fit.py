@@ -236,8 +236,9 @@ def test_card_and_fit_are_compared_on_images_that_the_fit_accepts(card):
     assert rate(images, outputs, "balanced", positive=False).value > 0.8
 
 
-def test_outputs_without_a_fitted_part_are_those_of_the_card(card):
-    images = site(20, 20)
+@pytest.mark.parametrize(("normal", "pneumonia"), [(20, 20), (49, 50)])  # of 99, those outside a fold are enough
+def test_outputs_without_a_fitted_part_are_those_of_the_card(card, normal, pneumonia):
+    images = site(normal, pneumonia)
     fit, outputs = choose_fit(card, images, 0)
     before = outputs_with(card, images)
     assert (fit.calibration, fit.operating_points, fit.limits) == (None, {}, {})
@@ -272,6 +273,17 @@ def test_limits_that_are_kept_are_those_of_the_cross_fitted_outputs(card):
 
     assert fit.limits == {}
     np.testing.assert_array_equal(outputs.rejected, images.rejected(card))
+
+
+def test_outputs_of_a_profile_that_changes_the_prevalence_only_are_not_recalibrated(card):
+    images = site(95, 295)  # 76 outside a fold would be enough
+    fit, outputs = choose_fit(card, images, 0)
+    folds = assign_folds(images.labels, images.patients, 0)
+
+    assert fit.calibration.slope == card.calibration.slope
+    for fold in range(5):
+        constants = (logit(outputs.probabilities) - card.calibration.slope * images.logits)[folds == fold]
+        np.testing.assert_allclose(constants, constants[0])
 
 
 @pytest.mark.slow

@@ -115,21 +115,25 @@ def choose_fit(card: Card, images: SiteImages, seed: int) -> tuple[SiteFit, Site
         seed: Seed of the folds.
     """
     fit = fit_site(card, images)
-    after = cross_fit(card, images, seed, fit_limits=bool(fit.limits))
+    after = cross_fit(card, images, seed, fit_limits=bool(fit.limits), recalibrate=fit.recalibrated)
     if fit.limits and (reason := _reason_to_keep_limits(card, images, after)):
         kept: dict[str, str] = dict.fromkeys(map(str, fit.limits), reason)
-        fit, after = fit_site(card, images, fit_limits=False), cross_fit(card, images, seed, fit_limits=False)
+        fit = fit_site(card, images, fit_limits=False)
+        after = cross_fit(card, images, seed, fit_limits=False, recalibrate=fit.recalibrated)
         fit = dataclasses.replace(fit, not_changed={**kept, **fit.not_changed})
     return _keep_improvements(card, images, fit, after)
 
 
-def fit_site(card: Card, images: SiteImages, *, fit_limits: bool = True, share: float = 1.0) -> SiteFit:
+def fit_site(
+    card: Card, images: SiteImages, *, fit_limits: bool = True, recalibrate: bool = True, share: float = 1.0
+) -> SiteFit:
     """Return what the images of a site support, whether it helps or not.
 
     Args:
         card: Card of the bundle.
         images: Labeled images of the site.
         fit_limits: Fit rejection limits; otherwise the limits of the card are kept.
+        recalibrate: Fit the calibration; otherwise only its prevalence.
         share: Fraction of the site's images, for cross-fitting: the needed numbers are for all images.
     """
     not_changed: dict[str, str] = {}
@@ -140,7 +144,7 @@ def fit_site(card: Card, images: SiteImages, *, fit_limits: bool = True, share: 
     counts = {label: accepted.count_patients(label) for label in (True, False)}
     enough = min(counts.values()) >= share * MIN_CALIBRATION
     calibration, intervals = None, None
-    if enough:
+    if enough and recalibrate:
         logits, prevalence = accepted.logits.astype(np.float32), sample_prevalence(accepted.labels)
         calibration = fit_calibration(logits, accepted.labels, prevalence)
         intervals = fit_intervals(logits, accepted.labels, prevalence)
@@ -169,7 +173,7 @@ def fit_site(card: Card, images: SiteImages, *, fit_limits: bool = True, share: 
             not_changed[name] = _too_few(MIN_CALIBRATION, counts)
         else:
             fitted[name] = msgspec.structs.replace(point, site=True)
-    return SiteFit(calibration, intervals, fitted, limits, enough, not_changed)
+    return SiteFit(calibration, intervals, fitted, limits, enough and recalibrate, not_changed)
 
 
 def apply_fit(card: Card, fit: SiteFit) -> Card:
@@ -197,11 +201,13 @@ def assign_folds(labels: BoolArray, patients: Sequence[str], seed: int) -> IntAr
     return fold[groups]
 
 
-def cross_fit(card: Card, images: SiteImages, seed: int, *, fit_limits: bool = True) -> SiteOutputs:
+def cross_fit(
+    card: Card, images: SiteImages, seed: int, *, fit_limits: bool = True, recalibrate: bool = True
+) -> SiteOutputs:
     """Return the outputs of each image with what `fit_site` fitted on images of other patients.
 
     Args:
-        card, images, fit_limits: See `fit_site`.
+        card, images, fit_limits, recalibrate: See `fit_site`.
         seed: Seed of the folds.
     """
     folds = assign_folds(images.labels, images.patients, seed)
@@ -212,7 +218,8 @@ def cross_fit(card: Card, images: SiteImages, seed: int, *, fit_limits: bool = T
         inside = folds == fold
         if not inside.any():
             continue
-        fit = fit_site(card, images.subset(~inside), fit_limits=fit_limits, share=_SHARE_OF_OTHERS)
+        others = images.subset(~inside)
+        fit = fit_site(card, others, fit_limits=fit_limits, recalibrate=recalibrate, share=_SHARE_OF_OTHERS)
         fitted = outputs_with(apply_fit(card, fit), images.subset(inside))
         rejected[inside], probabilities[inside] = fitted.rejected, fitted.probabilities
         for name, values in fitted.decisions.items():
@@ -300,7 +307,7 @@ def _keep_improvements(card: Card, images: SiteImages, fit: SiteFit, after: Site
     labels = images.labels[accepted]
     before = dataclasses.replace(outputs_with(card, images), rejected=after.rejected)
     calibration, intervals, recalibrated = fit.calibration, fit.intervals, fit.recalibrated
-    probabilities = after.probabilities
+    probabilities = after.probabilities if calibration else before.probabilities
     if recalibrated:
         shifted, shifted_intervals = with_prevalence(card, sample_prevalence(labels))
         old = calibrate(shifted, images.logits)
