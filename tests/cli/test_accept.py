@@ -142,6 +142,23 @@ def test_alarm_sets_the_status_of_the_process(accepted, bundle, tmp_path):
     assert (found.returncode, found.stdout[:8]) == (4, "**Drift:")
 
 
+def test_site_is_named_after_the_data(bundle, tmp_path, monkeypatch):
+    ward = write_site(tmp_path / "ward.3", normal=5, pneumonia=5)
+    table = tmp_path / "labeled images.csv"
+    rows = [(path.relative_to(tmp_path), path.parent.name) for path in sorted(ward.rglob("*.png"))]
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label"), *rows])
+    monkeypatch.chdir(ward)
+
+    for number, (data, name) in enumerate(((ward, "ward.3"), (table, "labeled images"), (".", "ward.3"))):
+        out = tmp_path / f"out {number}"
+        result = invoke("accept", data, "--model", bundle, "--out", out)
+        assert result.exit_code == 0, result.output
+        assert result.stdout.startswith(f"# Acceptance test of gray at {name}\n")
+        assert "--site-name" not in result.stdout
+        assert json.loads((out / "site.json").read_text())["name"] == name
+
+
 def test_invalid_site_name_is_an_error_before_images_are_scored(bundle, site, tmp_path):
     result = CliRunner().invoke(
         cli, ["accept", str(site), "--model", str(bundle), "--site-name", "x" * 65, "--out", str(tmp_path / "out")]

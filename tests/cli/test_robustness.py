@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from tests.conftest import LIMITS
+from tests.evaluation.acceptance.test_accept import write_site
 
 from pneumoscope.cli import cli
 from pneumoscope.cli.robustness import command
+from pneumoscope.evaluation.acceptance.accept import accept
 
 
 @pytest.fixture
@@ -49,6 +51,24 @@ def test_json_is_one_document(run: Path) -> None:
     assert (document["n"], document["seed"], document["schema"]) == (8, 0, 1)
     assert document["operating_point"].startswith("lowest threshold with specificity 0.99")
     assert [row["name"] for row in document["other_images"]] == ["phantoms"]
+
+
+def test_site_profile_decides_and_is_named(maker: Any, run: Path, tmp_path: Path) -> None:
+    site = write_site(tmp_path / "site", normal=150, pneumonia=150, shift=30)
+    accept(site, run, site="North Clinic", out=tmp_path / "accepted")
+    path = tmp_path / "accepted" / "site.json"
+    profile = json.loads(path.read_text())
+
+    plain, with_profile = json.loads(invoke(run, "--json").stdout), invoke(run, "--site", path, "--out", tmp_path)
+    document = json.loads((tmp_path / "robustness.json").read_text())
+
+    assert (plain["site"], document["site"]) == ("", f"North Clinic ({profile['sha256'][:8]})")
+    images = profile["operating_points"]["balanced"]["n"]
+    assert document["operating_point"] == f"highest Youden index on {images} images of the site"
+    assert "of the site" not in plain["operating_point"]
+    assert f"Site profile: North Clinic ({profile['sha256'][:8]})." in with_profile.stdout
+    assert f"--site {path}" in with_profile.stdout
+    assert "Site profile" not in invoke(run).stdout
 
 
 def test_test_images_cannot_be_chosen(run: Path) -> None:

@@ -105,7 +105,8 @@ class OperatingPoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         augmented: True if those images were augmented. Targets are reached on augmented and on unmodified images.
         site: True if those images are of a site profile, not validation images.
         sensitivity, specificity: On the unmodified validation images, with the threshold applied to uncertain images.
-            Optimistic unless the threshold is fixed, because these images, or augmented copies, determined it.
+            Optimistic unless the threshold is fixed, because these images, or augmented copies, determined it. If `site`, on
+            the images of the site: see `site_profile.SiteProfile`.
         uncertainty_band: Scores that are classified as uncertain; None if the threshold decides every image.
     """
 
@@ -199,7 +200,8 @@ class RejectionLimits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         max_distance: Maximum distance from the training images (see `models.input_checks.MahalanobisDetector`).
         classifier_share, age_share, distance_share: Fraction of the validation images that each limit was set to reject;
             `age_share` is None if the network has no age classifier.
-        rejected: Fraction of the original validation images that all limits reject together.
+        rejected: Fraction of the original validation images that all limits reject together; with a site profile that changes
+            limits, of its images.
         outliers: Images of patients outside the age range, by source; empty if the network has no age classifier.
         outliers_sha256: Hash of the list of these images; "" if there are none.
     """

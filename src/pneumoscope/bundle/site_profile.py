@@ -37,7 +37,7 @@ __all__ = [
     "replace_fitted",
 ]
 
-SITE_PROFILE_FORMAT = 1
+SITE_PROFILE_FORMAT = 2
 _MAX_BYTES = 10_000_000
 _MAX_NAME = 64  # characters
 Quantity = Literal["logit", "brightness", "contrast", "sharpness", "border"]
@@ -48,7 +48,8 @@ class SiteProfile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """Measurements at a hospital, and changes to the card of one model.
 
     Attributes:
-        format, version, created: Version of the format, of pneumoscope, and time (UTC, ISO 8601).
+        format, version, created: Version of the format, of pneumoscope, and time (UTC, ISO 8601). In format 1, no figure is
+            cross-fitted; the fields are the same.
         name: Name of the site.
         model, onnx_sha256, card_sha256: Name of the bundle, hash of its network file, and hash of its card.
         images_sha256: Hash of the images that it was fitted on, in any order.
@@ -58,13 +59,14 @@ class SiteProfile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         prevalence: Prevalence of pneumonia that probabilities are stated for.
         prevalence_source: "data" (fraction of the images) or "stated" (given by the user).
         calibration, intervals: Replace those of the card; None keeps them.
-        operating_points: Replace those of the card with the same name.
+        operating_points: Replace those of the card with the same name. Sensitivity and specificity are of accepted images and
+            cross-fitted: each image is evaluated with a threshold and limits that were fitted on other patients.
         limits: Replace the rejection limits of these checks, on the scale of `RejectionLimits`.
-        rejected: Fraction of the images that the model rejects with this profile.
+        rejected: Fraction of the images that the model rejects with this profile, cross-fitted likewise.
         reference_distribution: Distribution of the probabilities with this profile, for drift detection.
         monitoring: Logits of accepted images ("logit") and image statistics, one image per patient, by name, sorted: the
             reference of `evaluation.acceptance.monitoring`.
-        monitored_patients, monitored_rejected: Number of these images, and of those that are rejected.
+        monitored_patients, monitored_rejected: Number of these images, and of those that are rejected, cross-fitted likewise.
         not_changed: Why a part of the card was kept, by part.
         sha256: Hash of all other fields.
     """
@@ -101,6 +103,11 @@ class SiteProfile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         """Name and short hash, as predictions state them."""
         return f"{self.name} ({self.sha256[:8]})"
 
+    @property
+    def is_cross_fitted(self) -> bool:
+        """True if the figures are of other patients than those that each threshold and limit was fitted on."""
+        return self.format >= 2
+
     def content_sha256(self) -> str:
         """Return the hash of all fields but `sha256`."""
         # Converted, so that numbers are written as they are read back: 0 as 0.0.
@@ -130,7 +137,7 @@ def check_site_name(name: str) -> None:
     if not name.strip() or len(name) > _MAX_NAME or not name.isprintable():
         raise UsageError(
             f"the name of the site is {name[: _MAX_NAME + 1]!r}",
-            hint=f"Give a name of 1 to {_MAX_NAME} printable characters",
+            hint=f"Give a name of 1 to {_MAX_NAME} printable characters (--site-name)",
         )
 
 
@@ -154,7 +161,7 @@ def read_site_profile(path: Path) -> SiteProfile:
     except (msgspec.MsgspecError, ValueError) as error:
         raise SiteProfileError(
             f"{str(path)!r} is not a site profile: {error}",
-            hint="Write one with: pneumoscope accept DATA --site-name NAME --out DIR",
+            hint="Write one with: pneumoscope accept DATA --out DIR",
         ) from error
     if profile.sha256 != profile.content_sha256():
         raise SiteProfileError(

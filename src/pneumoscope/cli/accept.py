@@ -32,9 +32,8 @@ __all__ = ["command"]
 @model_option
 @click.option(
     "--site-name",
-    required=True,
     metavar="NAME",
-    help="Name of the hospital or unit, for the profile; up to 64 characters.",
+    help="Name of the hospital or unit, for the profile; up to 64 characters.  [default: name of the folder or file DATA]",
 )
 @click.option(
     "--out",
@@ -60,7 +59,7 @@ def command(
     data: Path,
     labels: LabelMapping | None,
     bundle: Path | None,
-    site_name: str,
+    site_name: str | None,
     out: Path,
     operating_point: str,
     margin: float,
@@ -76,8 +75,8 @@ def command(
     DATA is a folder of labeled images, a CSV with the columns path (of DICOM files, for example), label and patient, or an
     archive. The report states whether sensitivity, specificity and the fraction of accepted images are non-inferior to the
     model card, how well the probabilities are calibrated, what was rejected, and subgroups. The profile has thresholds,
-    calibration and limits for the site, each only if enough patients support it: use it with --site in `predict`, `serve` and
-    `evaluate`.
+    calibration and limits for the site, each only if enough patients support it: use it with --site in `predict`, `serve`,
+    `evaluate`, `archive score`, `monitor` and `robustness`.
 
     Exit status: 0 whatever the verdict.
 

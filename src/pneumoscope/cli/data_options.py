@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pneumoscope.data.predictions_file import PredictionColumns
 
 __all__ = [
+    "data_argument",
     "data_option",
     "images_option",
     "label_options",
@@ -26,12 +27,8 @@ __all__ = [
 _Command = Callable[..., None]
 _Decorator = Callable[[_Command], _Command]
 
-data_option = click.option(
-    "--data",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Labeled data set: folder, manifest CSV or MedMNIST archive.",
-)
+_DATA_HELP = "Labeled data set: folder, manifest CSV or MedMNIST archive"
+data_option = click.option("--data", required=True, type=click.Path(path_type=Path), help=f"{_DATA_HELP}.")
 outliers_option = click.option(
     "--outliers",
     metavar="DIR|CSV",
@@ -45,6 +42,28 @@ split_option = click.option(
     show_default=True,
     help="Test images are reserved for `pneumoscope evaluate`.",
 )
+
+
+def data_argument(command: _Command) -> _Command:
+    """Add the data set, as the argument DATA or by --data, to a command, which gets it as `data`."""
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        from pneumoscope.core.errors import UsageError
+
+        given = [each for each in (values.pop("data_path"), values.pop("data")) if each is not None]
+        if len(given) != 1:
+            raise UsageError(
+                "DATA is given twice, as an argument and by --data" if given else "DATA is missing",
+                hint="Give the labeled data set once, as the argument DATA or by --data",
+            )
+        command(data=given[0], **values)
+
+    option = click.option(
+        "--data", metavar="DATA", type=click.Path(path_type=Path), help=f"{_DATA_HELP}; instead of the argument DATA."
+    )
+    argument = click.argument("data_path", metavar="[DATA]", required=False, type=click.Path(path_type=Path))
+    return argument(option(run))
 
 
 def images_option(default: int) -> _Decorator:

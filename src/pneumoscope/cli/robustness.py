@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pneumoscope.cli.data_options import data_option, images_option, label_options, split_option
+from pneumoscope.cli.data_options import data_argument, images_option, label_options, split_option
 from pneumoscope.cli.options import (
     json_option,
     operating_point_option,
     recorded_command,
     result_folder_option,
     seed_option,
+    site_option,
     target_argument,
 )
 
@@ -25,7 +26,7 @@ __all__ = ["command"]
 
 @click.command("robustness", short_help="Measure how predictions react to changed images.")
 @target_argument
-@data_option
+@data_argument
 @label_options()
 @split_option
 @images_option(400)
@@ -52,6 +53,7 @@ __all__ = ["command"]
     help="Folder of images that should be rejected; repeat for several.",
 )
 @operating_point_option
+@site_option
 @seed_option
 @result_folder_option("robustness")
 @json_option
@@ -66,16 +68,18 @@ def command(
     copies: Path | None,
     other_images: tuple[Path, ...],
     operating_point: str,
+    site: Path | None,
     seed: int,
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure how the predictions of RUN or BUNDLE react to changed images.
+    """Measure how the predictions of RUN or BUNDLE react to changed images of DATA.
 
     File formats and resolutions should not change a decision; JPEG compression, rotation by 10 degrees and brightness
     should change few. Inverted, rotated, mirrored, cropped and blank images, phantoms and --other-images should be rejected.
+    Thresholds and limits are those of the model, or with --site those of a hospital.
 
-    Example:  pneumoscope robustness runs/quick --data chest_xray --out robustness
+    Example:  pneumoscope robustness runs/quick chest_xray --out robustness
     """
     from pneumoscope.cli.progress import staged_progress
     from pneumoscope.core.result_forms import to_json
@@ -90,6 +94,7 @@ def command(
             images=images,
             phantoms=phantoms,
             operating_point=operating_point,
+            site=site,
             originals=originals,
             copies=copies,
             other_images=other_images,

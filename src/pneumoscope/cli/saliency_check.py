@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pneumoscope.cli.data_options import data_option, images_option, label_options, split_option
+from pneumoscope.cli.data_options import data_argument, images_option, label_options, split_option
 from pneumoscope.cli.options import json_option, recorded_command, result_folder_option, seed_option, target_argument
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ __all__ = ["command"]
 
 @click.command("saliency-check", short_help="Test whether heatmaps show what the network uses.")
 @target_argument
-@data_option
+@data_argument
 @label_options()
 @split_option
 @images_option(100)
@@ -42,7 +42,7 @@ def command(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Test whether the heatmaps of RUN or BUNDLE show what the network uses.
+    """Test whether the heatmaps of RUN or BUNDLE show on DATA what the network uses.
 
     Deletion and insertion (Petsiuk 2018): blurring the important pixels should lower the score of the predicted class, and
     restoring them should raise it, more than with random heatmaps. Sanity check (Adebayo 2018): shuffling the weights should
@@ -50,7 +50,7 @@ def command(
 
     Needs the extra [train].
 
-    Example:  pneumoscope saliency-check runs/quick --data chest_xray --out saliency
+    Example:  pneumoscope saliency-check runs/quick chest_xray --out saliency
     """
     from pneumoscope.cli.progress import staged_progress
     from pneumoscope.core.result_forms import to_json

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pneumoscope.cli.data_options import data_option, label_options, split_option
+from pneumoscope.cli.data_options import data_argument, label_options, split_option
 from pneumoscope.cli.options import json_option, recorded_command, result_folder_option, target_argument
 
 if TYPE_CHECKING:
@@ -18,18 +18,18 @@ __all__ = ["command"]
 
 @click.command("shortcuts", short_help="Measure what a network can tell without the lungs.")
 @target_argument
-@data_option
+@data_argument
 @label_options()
 @split_option
 @result_folder_option("shortcuts")
 @json_option
 def command(target: Path, data: Path, labels: LabelMapping | None, split: str, out: Path | None, as_json: bool) -> None:
-    """Measure the AUROC of RUN or BUNDLE with the center of each image blanked, and on the center alone.
+    """Measure the AUROC of RUN or BUNDLE on DATA with the center of each image blanked, and on the center alone.
 
     With the center blanked, the AUROC should be near 0.5: if it is not, the network can use the border, markers or the
     scanner. With the center alone, it should be that of the whole image. `pneumoscope check-data` finds shortcuts in the data.
 
-    Example:  pneumoscope shortcuts runs/quick --data chest_xray --out shortcuts
+    Example:  pneumoscope shortcuts runs/quick chest_xray --out shortcuts
     """
     from pneumoscope.cli.progress import staged_progress
     from pneumoscope.core.result_forms import to_json

@@ -106,6 +106,7 @@ class Robustness:
         version, system: Version of pneumoscope and operating system.
         command: Command line that measured this.
         unknown_patients: Number of images of unknown patients; None in records of earlier versions.
+        site: Name and short hash of the site profile; "" without one.
     """
 
     bundle: str
@@ -126,6 +127,7 @@ class Robustness:
     system: str
     command: str
     unknown_patients: int | None = None
+    site: str = ""
     schema: int = SCHEMA
     notice: str = NOTICE
 
@@ -151,6 +153,7 @@ def measure_robustness(
     images: int = 400,
     phantoms: int = 50,
     operating_point: str = "",
+    site: Path | None = None,
     originals: Path | None = None,
     copies: Path | None = None,
     other_images: Sequence[Path] = (),
@@ -167,6 +170,7 @@ def measure_robustness(
         images: Size of the sample; smaller if a class has fewer than half as many images.
         phantoms: Number of phantoms to draw.
         operating_point: Name of an operating point on the card; "balanced" if empty.
+        site: Site profile of `pneumoscope accept`, with thresholds and limits of a hospital.
         originals, copies: Folders of full-size images and of their downsampled copies under the same relative paths.
         other_images: Folders of images that should be rejected.
         seed: Seed of the sample.
@@ -178,11 +182,12 @@ def measure_robustness(
         DatasetError: An original has no copy, or images cannot be used; see `selection.select_images`.
         BundleError: The bundle cannot be read or run.
         UnknownNameError: The card has no such operating point.
+        SiteProfileError: The site profile cannot be used.
     """
     if (originals is None) != (copies is None):
         raise UsageError("--originals and --copies must be given together")
     size_pairs = _pair_copies(originals, copies) if originals and copies else None
-    model = load_model(target, operating_point=operating_point, threads=1)
+    model = load_model(target, operating_point=operating_point, site=site, threads=1)
     root, chosen = draw_sample(target, data, split, images // 2, np.random.default_rng(seed), labels)
     predict = functools.partial(_predict, model, progress)
     sample = _predict_sample(predict, root, chosen)
@@ -195,6 +200,7 @@ def measure_robustness(
         n=len(chosen),
         patients=count_patients(chosen),
         unknown_patients=count_unknown_patients(chosen),
+        site=model.facts.site,
         seed=seed,
         unmodified=count_rejections("unmodified", sample.unmodified, sample.patients),
         formats=_compare_variants(predict, sample, FORMATS),
@@ -325,9 +331,10 @@ def count_rejections(
 def robustness_markdown(result: Robustness) -> str:
     """Return the result as Markdown tables."""
     patients = of_patients_text(result.patients, result.unknown_patients, result.n)
+    site = f" Site profile: {result.site}." if result.site else ""
     lines = [
         f"{result.bundle} ({result.network}) on {result.n} {result.split} images {patients}, half of them"
-        f" with pneumonia. Threshold: {result.operating_point}. Rates with 95% intervals; seed {result.seed}.",
+        f" with pneumonia. Threshold: {result.operating_point}.{site} Rates with 95% intervals; seed {result.seed}.",
         f"Rejected without modification: {result.unmodified.rejected:.1%}.",
         "",
         f"| variant of the same image | changed decisions | largest change of probability | changed by at most {_TOLERANCE} |"

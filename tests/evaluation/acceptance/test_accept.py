@@ -125,6 +125,23 @@ def test_profile_repairs_the_threshold_and_the_calibration(bundle, brighter_site
     assert interval.low - 0.03 <= np.mean(decisions) <= interval.high + 0.03
 
 
+def test_figures_of_new_thresholds_are_those_of_other_patients_as_in_the_report(bundle, brighter_site):
+    result, profile = accept(brighter_site, bundle, site="Brighter")
+
+    point, of_report = profile.operating_points["balanced"], result.operating_points["balanced"].with_profile
+    for metric, found in (("sensitivity", point.sensitivity), ("specificity", point.specificity)):
+        expected = of_report[metric]
+        assert (found.value, found.low, found.high, found.n) == (expected.value, expected.low, expected.high, 220)
+        assert found.method == expected.method
+    # On the images that chose it, the threshold has another, higher Youden index.
+    manifest = load_manifest(brighter_site)
+    labels = np.array([image.positive for image in manifest])
+    levels = [np.asarray(Image.open(brighter_site / image.path), float).mean() for image in manifest]
+    predicted = 1 / (1 + np.exp(-0.1 * (np.array(levels) - 125))) >= point.threshold
+    own = predicted[labels].mean() + (~predicted[~labels]).mean()
+    assert point.sensitivity.value + point.specificity.value < own
+
+
 def test_profile_is_not_evaluated_on_its_own_images(bundle, brighter_site, tmp_path):
     accept(brighter_site, bundle, site="Brighter", out=tmp_path)
     rows = [image for image in load_manifest(brighter_site) if image.path.endswith(("0.png", "5.png"))]
@@ -163,18 +180,23 @@ def test_rejections_are_tested_and_limits_widened(shared_maker, tmp_path):
     bundle = shared_maker.bundle(
         shared_maker.root / "narrow", gain=0.1, operating_points=CARD_POINTS, rejection_limits=limits
     )
-    folder = write_site(tmp_path / "site", normal=200, pneumonia=200)
+    folder = write_site(tmp_path / "site", normal=180, pneumonia=180)
     result, profile = accept(folder, bundle, site="Rejected", out=tmp_path / "out")
 
     assert result.accepted_test.verdict == "inferior"
     assert result.verdict == "inferior"
     assert list(result.rejected.reasons) == ["out_of_distribution"]
     levels = sorted(np.asarray(Image.open(path), float).mean() for path in folder.rglob("*.png"))
-    expected = levels[-1 - 8] / 100  # 2% of 400 images are above it
+    expected = levels[-1 - 7] / 100  # 2% of 360 images are above it
     assert profile.limits == {"ood_detector": pytest.approx(expected, abs=1e-5)}
     assert result.limits == {"ood_detector": (1.2, profile.limits["ood_detector"])}
     assert result.rejected_with_profile.value < 0.05 < result.rejected.share.value
-    assert profile.rejected.value == 8 / 400
+    # The limit rejects 7 of the 360 images that it was fitted on, and limits fitted on other patients reject 9.
+    share, of_report = profile.rejected, result.rejected_with_profile
+    assert (share.value, share.low, share.high, share.n) == (of_report.value, of_report.low, of_report.high, 360)
+    assert share.value == 9 / 360
+    assert profile.monitored_rejected == 9
+    assert len(profile.monitoring["logit"]) == 360 - 9
     assert "ood_detector" in result.changed
     assert "more unsuitable images are accepted" in acceptance_markdown(result)
 

@@ -236,11 +236,69 @@ def test_card_and_fit_are_compared_on_images_that_the_fit_accepts(card):
     assert rate(images, outputs, "balanced", positive=False).value > 0.8
 
 
-def test_outputs_without_a_fitted_part_are_those_of_the_card(card):
-    images = site(20, 20)
+@pytest.mark.parametrize(("normal", "pneumonia"), [(20, 20), (49, 50)])  # of 99, those outside a fold are enough
+def test_outputs_without_a_fitted_part_are_those_of_the_card(card, normal, pneumonia):
+    images = site(normal, pneumonia)
     fit, outputs = choose_fit(card, images, 0)
     before = outputs_with(card, images)
     assert (fit.calibration, fit.operating_points, fit.limits) == (None, {}, {})
     np.testing.assert_array_equal(outputs.probabilities, before.probabilities)
     for name, decisions in before.decisions.items():
         np.testing.assert_array_equal(outputs.decisions[name], decisions)
+
+
+@pytest.mark.slow
+def test_figures_of_new_thresholds_are_cross_fitted(card):
+    images = site(640, 640, shift=2.5, per_patient=2)
+    fit, _ = choose_fit(card, images, 0)
+    folds = assign_folds(images.labels, images.patients, 0)
+
+    assert {"balanced", "rule_in"} <= set(fit.operating_points)
+    for name, point in fit.operating_points.items():
+        decisions = np.zeros(1280, dtype=bool)
+        for fold in range(5):
+            others = fit_site(card, images.subset(folds != fold), share=0.76).operating_points[name].threshold
+            decisions[folds == fold] = expit(images.logits[folds == fold]) >= others
+        assert point.threshold == fit_site(card, images).operating_points[name].threshold
+        assert point.sensitivity.value == decisions[images.labels].mean()
+        assert point.specificity.value == (~decisions[~images.labels]).mean()
+        assert (point.sensitivity.n, point.specificity.n) == (640, 640)
+
+
+def test_limits_that_are_kept_are_those_of_the_cross_fitted_outputs(card):
+    """The images outside a fold are enough for limits if the needed number is that of all images, and all are too few."""
+    images = site(145, 145)
+    images.distances[:60] = 3.0
+    fit, outputs = choose_fit(card, images, 0)
+
+    assert fit.limits == {}
+    np.testing.assert_array_equal(outputs.rejected, images.rejected(card))
+
+
+def test_outputs_of_a_profile_that_changes_the_prevalence_only_are_not_recalibrated(card):
+    images = site(95, 295)  # 76 outside a fold would be enough
+    fit, outputs = choose_fit(card, images, 0)
+    folds = assign_folds(images.labels, images.patients, 0)
+
+    assert fit.calibration.slope == card.calibration.slope
+    for fold in range(5):
+        constants = (logit(outputs.probabilities) - card.calibration.slope * images.logits)[folds == fold]
+        np.testing.assert_allclose(constants, constants[0])
+
+
+@pytest.mark.slow
+def test_threshold_whose_figures_are_unknown_is_kept_with_the_reason(card):
+    """The limits of all images accept the only normal image, those of the other folds reject it."""
+    images = site(1, 400, shift=-3.0)
+    images.distances[:] = np.random.default_rng(0).uniform(2.0, 3.0, 401)
+    images.distances[0] = 3.125
+    folds = assign_folds(images.labels, images.patients, 0)
+    beside, elsewhere = np.flatnonzero((folds == folds[0]) & images.labels)[:2], np.flatnonzero(folds != folds[0])[:6]
+    # 2% of 401 are 8 images, and 2% of those outside the fold of the normal image are 6.
+    images.distances[[*beside, *elsewhere]] = 3.25
+    fit, outputs = choose_fit(card, images, 0)
+
+    assert fit.limits == {"ood_detector": 3.125}
+    assert outputs.rejected[0]
+    assert "rule_out" not in fit.operating_points
+    assert fit.not_changed["rule_out"] == "there is no accepted image without pneumonia"

@@ -166,7 +166,7 @@ def accept(
     data: Path,
     bundle: Path | None = None,
     *,
-    site: str,
+    site: str | None = None,
     out: Path | None = None,
     labels: LabelMapping | None = None,
     operating_point: str = "balanced",
@@ -184,7 +184,8 @@ def accept(
     Args:
         data: Folder, manifest CSV or archive of labeled images, without a test split. All images are used.
         bundle: Bundle or run; the model in the package if None.
-        site: Name of the site, for the profile and for outputs that use it.
+        site: Name of the site, for the profile and for outputs that use it; if None, that of the folder, or of the file without
+            its extension.
         out: Folder for acceptance.json, acceptance.md, images.csv (one row per image) and site.json; nothing is written if None.
         labels: Names of columns and labels of the data.
         operating_point: Operating point of the verdict and of the subgroups.
@@ -207,6 +208,9 @@ def accept(
         BundleError: The bundle cannot be read or run.
         StorageError: A file cannot be written.
     """
+    if site is None:
+        named = data if data.name.strip(".") else data.resolve()  # "." and ".." are not names
+        site = named.stem if data.is_file() else named.name
     settings = AcceptanceSettings(site, operating_point, margin, target_power, prevalence, seed)
     session = BundleSession.load(find_bundle(bundle), require_age=require_age, assume=assume)
     card = session.card

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from pneumoscope import __version__
+from pneumoscope.bundle.site_profile import SiteProfile
 from pneumoscope.core.errors import SiteProfileError, UndefinedMetricError, UnreadableImageError, UsageError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.interval import Interval
@@ -25,7 +26,7 @@ from pneumoscope.runs.run_folder import find_bundle
 from pneumoscope.statistics.drift import MIN_IMAGES, DriftTest, detect_drift
 from pneumoscope.statistics.intervals import proportion
 
-__all__ = ["Monitoring", "monitor", "monitoring_markdown"]
+__all__ = ["Monitoring", "compare_with_profile", "monitor", "monitoring_markdown"]
 
 _BATCH = 32
 _MAX_LISTED = 5
@@ -111,13 +112,7 @@ def monitor(
             f"monitoring needs at least {MIN_IMAGES} readable images; there are {len(rejected)} of"
             f" {len(paths)} files{first}"
         )
-    tests = detect_drift(
-        {str(name): reference for name, reference in profile.monitoring.items()},
-        values,
-        rejected=(profile.monitored_rejected, sum(rejected)),
-        images=(profile.monitored_patients, len(rejected)),
-        false_alarms=false_alarms / checks,
-    )
+    tests = compare_with_profile(profile, values, rejected, false_alarms / checks)
     return Monitoring(
         site=profile.label,
         bundle=session.card.name,
@@ -131,6 +126,26 @@ def monitor(
         alarm=any(test.alarm for test in tests),
         version=__version__,
         notice=notice(session.card.population),
+    )
+
+
+def compare_with_profile(
+    profile: SiteProfile, values: Mapping[str, Sequence[float]], rejected: Sequence[bool], false_alarms: float
+) -> tuple[DriftTest, ...]:
+    """Return the tests of one check.
+
+    Args:
+        profile: The site profile, with a reference for monitoring.
+        values: Values of each quantity of the profile: logits of accepted images, statistics of all images.
+        rejected: True for each image that is rejected.
+        false_alarms: Probability of a false alarm in this check.
+    """
+    return detect_drift(
+        {str(name): reference for name, reference in profile.monitoring.items()},
+        values,
+        rejected=(profile.monitored_rejected, sum(rejected)),
+        images=(profile.monitored_patients, len(rejected)),
+        false_alarms=false_alarms,
     )
 
 

@@ -3,7 +3,8 @@
 Calibration, thresholds and rejection limits are fitted on the labeled images of the site by the rules of the card, each only if
 there are enough patients. Cross-fitting evaluates the whole procedure: patients are divided into folds, and each fold is
 evaluated with what was fitted on the others. A part that does not improve the cross-fitted figures is kept as on the card. That
-choice uses the same figures, so that they are slightly optimistic.
+choice uses the same figures, so that they are slightly optimistic. The figures of new thresholds are cross-fitted as well; a
+threshold without such figures is kept as on the card.
 
 Probabilities are fitted and evaluated for the prevalence of the images; another prevalence is applied afterwards.
 """
@@ -21,7 +22,13 @@ from pneumoscope.bundle.prevalence import with_prevalence
 from pneumoscope.bundle.site_profile import replace_fitted
 from pneumoscope.core.interval import Interval
 from pneumoscope.evaluation.acceptance.site_images import SiteImages
-from pneumoscope.evaluation.fitting import fit_calibration, fit_intervals, fit_operating_points, upper_limit
+from pneumoscope.evaluation.fitting import (
+    fit_calibration,
+    fit_intervals,
+    fit_operating_points,
+    to_proportion,
+    upper_limit,
+)
 from pneumoscope.inference.decision import calibrate, sigmoid
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, patient_groups
 from pneumoscope.statistics.intervals import proportion
@@ -65,7 +72,8 @@ class SiteFit:
     """The parts of a card that were fitted on a site's images; empty or None where a part is kept.
 
     Attributes:
-        calibration, intervals, operating_points, limits: See `SiteProfile`.
+        calibration, intervals, operating_points, limits: See `SiteProfile`. Sensitivity and specificity of the operating points
+            are cross-fitted by `choose_fit`; those of `fit_site` are of the images that chose the thresholds.
         recalibrated: True if `calibration` is fitted on the images, False if only its prevalence differs from the card.
         not_changed: Why a part is kept, by part.
     """
@@ -106,21 +114,26 @@ def choose_fit(card: Card, images: SiteImages, seed: int) -> tuple[SiteFit, Site
         images: Labeled images of the site.
         seed: Seed of the folds.
     """
-    fit, after = fit_site(card, images), cross_fit(card, images, seed)
+    fit = fit_site(card, images)
+    after = cross_fit(card, images, seed, fit_limits=bool(fit.limits), recalibrate=fit.recalibrated)
     if fit.limits and (reason := _reason_to_keep_limits(card, images, after)):
         kept: dict[str, str] = dict.fromkeys(map(str, fit.limits), reason)
-        fit, after = fit_site(card, images, fit_limits=False), cross_fit(card, images, seed, fit_limits=False)
+        fit = fit_site(card, images, fit_limits=False)
+        after = cross_fit(card, images, seed, fit_limits=False, recalibrate=fit.recalibrated)
         fit = dataclasses.replace(fit, not_changed={**kept, **fit.not_changed})
     return _keep_improvements(card, images, fit, after)
 
 
-def fit_site(card: Card, images: SiteImages, *, fit_limits: bool = True, share: float = 1.0) -> SiteFit:
+def fit_site(
+    card: Card, images: SiteImages, *, fit_limits: bool = True, recalibrate: bool = True, share: float = 1.0
+) -> SiteFit:
     """Return what the images of a site support, whether it helps or not.
 
     Args:
         card: Card of the bundle.
         images: Labeled images of the site.
         fit_limits: Fit rejection limits; otherwise the limits of the card are kept.
+        recalibrate: Fit the calibration; otherwise only its prevalence.
         share: Fraction of the site's images, for cross-fitting: the needed numbers are for all images.
     """
     not_changed: dict[str, str] = {}
@@ -131,7 +144,7 @@ def fit_site(card: Card, images: SiteImages, *, fit_limits: bool = True, share: 
     counts = {label: accepted.count_patients(label) for label in (True, False)}
     enough = min(counts.values()) >= share * MIN_CALIBRATION
     calibration, intervals = None, None
-    if enough:
+    if enough and recalibrate:
         logits, prevalence = accepted.logits.astype(np.float32), sample_prevalence(accepted.labels)
         calibration = fit_calibration(logits, accepted.labels, prevalence)
         intervals = fit_intervals(logits, accepted.labels, prevalence)
@@ -160,7 +173,7 @@ def fit_site(card: Card, images: SiteImages, *, fit_limits: bool = True, share: 
             not_changed[name] = _too_few(MIN_CALIBRATION, counts)
         else:
             fitted[name] = msgspec.structs.replace(point, site=True)
-    return SiteFit(calibration, intervals, fitted, limits, enough, not_changed)
+    return SiteFit(calibration, intervals, fitted, limits, enough and recalibrate, not_changed)
 
 
 def apply_fit(card: Card, fit: SiteFit) -> Card:
@@ -188,11 +201,13 @@ def assign_folds(labels: BoolArray, patients: Sequence[str], seed: int) -> IntAr
     return fold[groups]
 
 
-def cross_fit(card: Card, images: SiteImages, seed: int, *, fit_limits: bool = True) -> SiteOutputs:
+def cross_fit(
+    card: Card, images: SiteImages, seed: int, *, fit_limits: bool = True, recalibrate: bool = True
+) -> SiteOutputs:
     """Return the outputs of each image with what `fit_site` fitted on images of other patients.
 
     Args:
-        card, images, fit_limits: See `fit_site`.
+        card, images, fit_limits, recalibrate: See `fit_site`.
         seed: Seed of the folds.
     """
     folds = assign_folds(images.labels, images.patients, seed)
@@ -203,7 +218,8 @@ def cross_fit(card: Card, images: SiteImages, seed: int, *, fit_limits: bool = T
         inside = folds == fold
         if not inside.any():
             continue
-        fit = fit_site(card, images.subset(~inside), fit_limits=fit_limits, share=_SHARE_OF_OTHERS)
+        others = images.subset(~inside)
+        fit = fit_site(card, others, fit_limits=fit_limits, recalibrate=recalibrate, share=_SHARE_OF_OTHERS)
         fitted = outputs_with(apply_fit(card, fit), images.subset(inside))
         rejected[inside], probabilities[inside] = fitted.rejected, fitted.probabilities
         for name, values in fitted.decisions.items():
@@ -291,7 +307,7 @@ def _keep_improvements(card: Card, images: SiteImages, fit: SiteFit, after: Site
     labels = images.labels[accepted]
     before = dataclasses.replace(outputs_with(card, images), rejected=after.rejected)
     calibration, intervals, recalibrated = fit.calibration, fit.intervals, fit.recalibrated
-    probabilities = after.probabilities
+    probabilities = after.probabilities if calibration else before.probabilities
     if recalibrated:
         shifted, shifted_intervals = with_prevalence(card, sample_prevalence(labels))
         old = calibrate(shifted, images.logits)
@@ -301,21 +317,17 @@ def _keep_improvements(card: Card, images: SiteImages, fit: SiteFit, after: Site
                 f"recalibration does not lower the Brier score of other patients by {_MIN_BRIER_GAIN:g}"
             )
             calibration, intervals, recalibrated, probabilities = shifted, shifted_intervals, False, old
-    points, decisions = dict(fit.operating_points), dict(before.decisions)
+    points, decisions = dict[str, OperatingPoint](), dict(before.decisions)
     for name, point in fit.operating_points.items():
-        if point.target is None:
-            new, old_index = (_youden(each.decisions[name][accepted], labels) for each in (after, before))
-            if new - old_index < _MIN_YOUDEN_GAIN:
-                not_changed[name] = (
-                    f"a new threshold does not raise the Youden index of other patients by {_MIN_YOUDEN_GAIN:g}"
-                )
-                del points[name]
+        sensitivity, specificity = (rate(images, after, name, positive=positive) for positive in (True, False))
+        reason = _reason_to_keep_threshold(images, before, after, name, point.target)
+        reason = reason or sensitivity.reason or specificity.reason
+        if reason:
+            not_changed[name] = reason
         else:
-            observed = rate(images, before, name, positive=_TARGET_LABEL[name])
-            if observed.low is None or observed.high is None or observed.low <= point.target <= observed.high:
-                not_changed[name] = f"the card's threshold reaches {point.target:g} within its interval ({observed})"
-                del points[name]
-        if name in points:
+            points[name] = msgspec.structs.replace(
+                point, sensitivity=to_proportion(sensitivity), specificity=to_proportion(specificity)
+            )
             decisions[name] = after.decisions[name]
     kept = dataclasses.replace(
         fit,
@@ -326,6 +338,29 @@ def _keep_improvements(card: Card, images: SiteImages, fit: SiteFit, after: Site
         not_changed=not_changed,
     )
     return kept, SiteOutputs(after.rejected, probabilities, decisions)
+
+
+def _reason_to_keep_threshold(
+    images: SiteImages, before: SiteOutputs, after: SiteOutputs, name: str, target: float | None
+) -> str:
+    """Return why the card's threshold is kept; "" if the new one is better.
+
+    Args:
+        images: Images of the site.
+        before, after: Outputs with the card's threshold, and cross-fitted ones with the new threshold; both with the new limits.
+        name: Name of the operating point.
+        target: Target sensitivity or specificity; None for the highest Youden index.
+    """
+    if target is None:
+        accepted = ~after.rejected
+        new, old = (_youden(each.decisions[name][accepted], images.labels[accepted]) for each in (after, before))
+        if new - old < _MIN_YOUDEN_GAIN:
+            return f"a new threshold does not raise the Youden index of other patients by {_MIN_YOUDEN_GAIN:g}"
+        return ""
+    observed = rate(images, before, name, positive=_TARGET_LABEL[name])
+    if observed.low is None or observed.high is None or observed.low <= target <= observed.high:
+        return f"the card's threshold reaches {target:g} within its interval ({observed})"
+    return ""
 
 
 def _youden(decisions: BoolArray, labels: BoolArray) -> float:

@@ -1,4 +1,7 @@
-"""Create the site profile of an acceptance test: the fitted parts of the card, and reference values for monitoring."""
+"""Create the site profile of an acceptance test: the fitted parts of the card, and reference values for monitoring.
+
+All figures are cross-fitted: whether an image is rejected is decided with limits that were fitted on other patients.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ def create_profile(
         calibration, intervals = with_prevalence(apply_fit(card, fit), prevalence)
         fit = dataclasses.replace(fit, calibration=calibration, intervals=intervals)
     fitted = apply_fit(card, fit)
-    rejected = outputs.rejected(fitted)
+    rejected = compared.after.rejected
     one_per_patient = outputs.first_of_each_patient()
     profile = SiteProfile(
         format=SITE_PROFILE_FORMAT,
@@ -79,7 +82,7 @@ def create_profile(
         operating_points=dict(fit.operating_points),
         limits=dict(fit.limits),
         rejected=to_proportion(proportion(rejected, outputs.patients)),
-        reference_distribution=_reference_distribution(fitted, outputs.subset(~rejected)),
+        reference_distribution=_reference_distribution(fitted, outputs.subset(~outputs.rejected(fitted))),
         monitoring=_monitoring(scored, rejected, seed),
         monitored_patients=len(one_per_patient),
         monitored_rejected=int(rejected[one_per_patient].sum()),

@@ -299,6 +299,7 @@ def model(request: Request, service: AppService) -> Response:
         card=card,
         population=population_sentence(card.population, request_language(request)),
         site=profile.label if profile else "",
+        profile=profile,
         prevalence_stated=service.model.facts.prevalence is not None,
         measurements=measurements,
         outliers=service.model.bundle_limits.outliers if service.model.bundle_limits else {},
