@@ -281,7 +281,7 @@ def _outliers(limits: RejectionLimits) -> list[str]:
 
 def _contributions(limits: RejectionLimits) -> list[str]:
     """Return how many images of all sources pass each check alone; nothing if that was not measured."""
-    parts = []
+    parts: list[str] = []
     for check, name in _CHECK_NAMES.items():
         alone = [found for group in limits.outliers.values() if (found := group.passed_alone.get(check))]
         if alone:
