@@ -22,7 +22,7 @@ from pneumoscope.bundle.site_profile import SiteProfile
 def profile(bundle: Path, tmp_path: Path) -> Path:
     card, _ = read_bundle(bundle)
     made = SiteProfile(
-        format=2, version="0.1.0", created="2026-01-02T03:04:05+00:00", name="North Clinic", model=card.name,
+        format=1, version="0.1.0", created="2026-01-02T03:04:05+00:00", name="North Clinic", model=card.name,
         onnx_sha256=card.onnx_sha256, card_sha256=card.sha256(), images_sha256="a" * 64, seen=[], n=300, patients=200,
         n_pneumonia=150, seed=0, prevalence=0.25, prevalence_source="stated",
         calibration=Calibration(slope=0.5, intercept=-1, method="platt", n=300, prevalence=0.25), intervals=None,

@@ -27,7 +27,7 @@ def card(bundle):
 @pytest.fixture
 def profile(card):
     return SiteProfile(
-        format=2,
+        format=1,
         version="0.1.0",
         created="2026-01-02T03:04:05+00:00",
         name="North Clinic",
@@ -69,20 +69,11 @@ def test_profile_is_read_back_with_its_hash(profile, tmp_path):
     assert again.label == f"North Clinic ({again.sha256[:8]})"
 
 
-def test_profile_of_format_1_is_read_with_its_hash_and_is_not_cross_fitted(profile, tmp_path):
-    path = write(msgspec.structs.replace(profile, format=1), tmp_path)
-    old = read_site_profile(path)
-
-    assert old.format == json.loads(path.read_text())["format"] == 1
-    assert not old.is_cross_fitted
-    assert read_site_profile(write(profile, tmp_path)).is_cross_fitted
-
-
 def test_profile_of_a_newer_format_is_refused(profile, tmp_path):
     path = write(profile, tmp_path)
-    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
 
-    with pytest.raises(SiteProfileError, match=r"is not a site profile: .*<= 2.*format"):
+    with pytest.raises(SiteProfileError, match=r"is not a site profile: .*<= 1.*format"):
         read_site_profile(path)
 
 
@@ -204,9 +195,8 @@ def test_model_uses_the_profile_and_says_so(bundle, profile, tmp_path):
     assert type(after).from_row(after.to_row()) == after
 
 
-@pytest.mark.parametrize(("version", "images"), [(2, "site, cross-fitted"), (1, "site")])
-def test_model_names_the_images_of_its_figures(bundle, profile, tmp_path, version, images):
+def test_model_names_the_images_of_its_figures(bundle, profile, tmp_path):
     point = msgspec.structs.replace(profile.operating_points["balanced"], site=True)
-    path = write(msgspec.structs.replace(profile, format=version, operating_points={"balanced": point}), tmp_path)
+    path = write(msgspec.structs.replace(profile, operating_points={"balanced": point}), tmp_path)
 
-    assert f"Sensitivity ({images})" in load_model(bundle, site=path)._repr_html_()
+    assert "Sensitivity (site, cross-fitted)" in load_model(bundle, site=path)._repr_html_()

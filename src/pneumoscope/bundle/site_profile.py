@@ -37,7 +37,7 @@ __all__ = [
     "replace_fitted",
 ]
 
-SITE_PROFILE_FORMAT = 2
+SITE_PROFILE_FORMAT = 1
 _MAX_BYTES = 10_000_000
 _MAX_NAME = 64  # characters
 Quantity = Literal["logit", "brightness", "contrast", "sharpness", "border"]
@@ -48,8 +48,7 @@ class SiteProfile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """Measurements at a hospital, and changes to the card of one model.
 
     Attributes:
-        format, version, created: Version of the format, of pneumoscope, and time (UTC, ISO 8601). In format 1, no figure is
-            cross-fitted; the fields are the same.
+        format, version, created: Version of the format, of pneumoscope, and time (UTC, ISO 8601).
         name: Name of the site.
         model, onnx_sha256, card_sha256: Name of the bundle, hash of its network file, and hash of its card.
         images_sha256: Hash of the images that it was fitted on, in any order.
@@ -102,11 +101,6 @@ class SiteProfile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     def label(self) -> str:
         """Name and short hash, as predictions state them."""
         return f"{self.name} ({self.sha256[:8]})"
-
-    @property
-    def is_cross_fitted(self) -> bool:
-        """True if the figures are of other patients than those that each threshold and limit was fitted on."""
-        return self.format >= 2
 
     def content_sha256(self) -> str:
         """Return the hash of all fields but `sha256`."""

@@ -109,9 +109,7 @@ class Model(ImageModel[Card, Outputs, Scored, Prediction]):
         point, card = self.point, self.card
         sensitivity, specificity = point.sensitivity, point.specificity
         ages = "not stated" if card.age_range is None else f"{card.age_range[0]:g} to {card.age_range[1]:g} years"
-        images = "site" if point.site else "validation"
-        if point.site and self.profile and self.profile.is_cross_fitted:
-            images = "site, cross-fitted"
+        images = "site, cross-fitted" if point.site else "validation"
         facts = {
             "Network": f"{card.network}, {card.parameters:,} parameters, {card.preprocessing.size} pixels",
             "Operating point": f"{self.operating_point_name}: {point.rule_text()}",

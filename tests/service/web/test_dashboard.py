@@ -209,7 +209,7 @@ def test_no_drift_without_images_or_without_a_reference(card, maker):
 
 def profile(card, monitoring, patients, rejected):
     return SiteProfile(
-        format=2, version="0.1.0", created="2026-01-02T03:04:05+00:00", name="North", model=card.name,
+        format=1, version="0.1.0", created="2026-01-02T03:04:05+00:00", name="North", model=card.name,
         onnx_sha256=card.onnx_sha256, card_sha256=card.sha256(), images_sha256="a" * 64, seen=[], n=1, patients=1,
         n_pneumonia=1, seed=0, prevalence=None, prevalence_source="data", calibration=None, intervals=None,
         operating_points={}, limits={}, rejected=Proportion(value=0, low=0, high=1, n=1, method="wilson"),
