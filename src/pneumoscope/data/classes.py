@@ -65,7 +65,8 @@ def resolve_classes(
             etiologies = ", such as --label-column etiology" if by_case.keys() <= _ETIOLOGIES else ""
             error = DatasetError(
                 f"{name}: the label {unknown[0]!r} is not one of the classes {', '.join(order)}",
-                hint=f"Rename it with {_map_option(unknown[0], 'CLASS')}; or name another column with --label-column{etiologies}",
+                hint=f"Rename it with {_map_option(unknown[0], 'CLASS')}; name another column with --label-column{etiologies}; or"
+                " leave its images out: list the others in a CSV file with the columns path and label",
             )
             error.unknown_label, error.labels = unknown[0], tuple(found)
             raise error
