@@ -76,9 +76,27 @@ def test_card_states_how_many_outliers_of_each_source_pass(maker):
     assert "| clinic | 1,600 | 0.020 [0.010, 0.040], n = 400 |  | 0.020 |  |" in page
     assert "| other | 9 | no other patients |  |  |  |" in page
     assert "Alone, the age classifier passes 8 of 400 of these images. Only the age classifier" in page
-    assert "and an age score of at most 0.5 always pass." in page
-    assert "a prediction for a patient of another age: 8 of 400 (clinic); for patients of other hospitals it is" in page
+    assert "A probability of being upright of at least 0.5 always passes." in page
+    assert (
+        "a patient of another age: 8 of 400 (clinic; 95% interval up to 4.0%); for patients of other hospitals" in page
+    )
     assert "This card has no figures" not in page
+
+
+@pytest.mark.parametrize(
+    ("limits", "floors"),
+    [
+        (
+            {"max_age_score": 0.5},
+            " A probability of being upright of at least 0.5 and an age score of at most 0.5 always pass.",
+        ),
+        ({"max_age_score": 0.5, "min_upright": 0.6}, " An age score of at most 0.5 always passes."),
+        ({"min_upright": 0.6}, ""),
+    ],
+)
+def test_card_names_limits_that_stop_at_one_half(maker, limits, floors):
+    bundle = maker.bundle(maker.root / "limits", rejection_limits=structs.replace(LIMITS, **limits), age_range=(1, 5))
+    assert f"of mildly augmented validation images.{floors} Of the original validation images" in model_card(bundle)
 
 
 def test_card_of_the_included_model_adds_up_the_images_that_each_check_passes():

@@ -86,7 +86,7 @@ def test_measurements_of_a_network_take_the_data_set_alike() -> None:
     assert len(found) == 1
     arguments, text = found.pop()
     assert arguments == ("RUN|BUNDLE", "[DATA]")
-    assert str(text).endswith("instead of the argument DATA.")
+    assert str(text).endswith("instead of the argument DATA. One of the two is required.")
 
 
 def test_an_option_means_the_same_in_every_command() -> None:

@@ -19,6 +19,7 @@ from pneumoscope.bundle.evidence import EVIDENCE
 from pneumoscope.bundle.model_card import model_card
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli.train import _summary
+from pneumoscope.core.errors import DatasetError
 from pneumoscope.data.phantoms import write_phantoms
 from pneumoscope.runs.recipe_files import read_recipe
 from pneumoscope.runs.record import read_run
@@ -102,6 +103,7 @@ def test_evidence_completes_the_model_card(train, recipe, images, tmp_path):
 
     assert status == 0, err
     assert out.splitlines()[-1] == f"next    pneumoscope evaluate {run} --data {images}"
+    assert "The training is finished" not in err
     evidence = run / "bundle/evidence"
     assert {path.stem for path in evidence.iterdir()} == {"audit", "robustness", "shortcuts", "saliency_check"}
     result = json.loads((evidence / "saliency_check.json").read_text())
@@ -114,6 +116,20 @@ def test_evidence_completes_the_model_card(train, recipe, images, tmp_path):
         recipe, "--data", images, "--out", run, "--set", "network.image_size=96", "--evidence", "--resume"
     )
     assert (status, err) == (0, "model card: checking the data\n")
+
+
+def test_finished_training_is_printed_before_a_measurement_that_fails(train, recipe, images, tmp_path, monkeypatch):
+    def fails(runs, *_, **__):
+        raise DatasetError(f"{len(runs)} runs: no space for {runs[1].name}")
+
+    monkeypatch.setattr(train_module, "export", lambda *_, **__: None)
+    monkeypatch.setattr("pneumoscope.evaluation.evidence.measure_evidence", fails)
+    status, out, err = train(recipe, "--data", images, "--out", tmp_path / "runs", "--seeds", "2", "--evidence")
+
+    assert status == 2
+    assert "mean validation accuracy" in out
+    assert "error: 2 runs: no space for seed-4" in err
+    assert "To measure again, repeat the command with --resume --evidence." in err
 
 
 def test_notes_on_the_data_go_to_standard_error(train, recipe, images, tmp_path):

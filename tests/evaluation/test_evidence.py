@@ -12,7 +12,7 @@ import pytest
 from pneumoscope.bundle.bundle_folder import export_bundle
 from pneumoscope.bundle.evidence import EVIDENCE
 from pneumoscope.bundle.model_card import model_card
-from pneumoscope.core.errors import BundleError
+from pneumoscope.core.errors import BundleError, UsageError
 from pneumoscope.evaluation import evidence as module
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.evaluation.evidence import measure_evidence
@@ -48,9 +48,9 @@ def test_card_has_a_section_for_each_measurement_of_validation_images(
     finished: Callable[..., Path], images: Path
 ) -> None:
     run, log = finished(), []
-    folder = measure_evidence(run, images, command="pneumoscope train quick --evidence", log=log.append)
+    measure_evidence([run], images, command="pneumoscope train quick --evidence", log=log.append)
 
-    assert folder == run / "bundle/evidence"
+    folder = run / "bundle/evidence"
     assert files(folder) == {"audit.json", "robustness.json", "robustness.md", "shortcuts.json", "shortcuts.md"}
     assert log[:3] == [
         "model card: checking the data",
@@ -76,34 +76,70 @@ def test_measurements_are_resumed(finished: Callable[..., Path], images: Path, m
 
     monkeypatch.setitem(module._MEASUREMENTS, "shortcuts", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        measure_evidence(run, images)
+        measure_evidence([run], images)
     first = (run / "bundle/evidence/robustness.json").stat().st_mtime_ns
     monkeypatch.setitem(module._MEASUREMENTS, "shortcuts", measure)
-    measure_evidence(run, images)
+    measure_evidence([run], images)
     assert (run / "bundle/evidence/robustness.json").stat().st_mtime_ns == first
     assert (run / "bundle/evidence/shortcuts.json").is_file()
 
 
 def test_evidence_of_another_network_is_measured_again(finished: Callable[..., Path], images: Path) -> None:
     run = finished()
-    measure_evidence(run, images)
+    measure_evidence([run], images)
     finished(0.06)
     with pytest.raises(BundleError, match="belongs to the network"):
         model_card(run / "bundle")
-    measure_evidence(run, images)
+    measure_evidence([run], images)
     model_card(run / "bundle")
 
 
+@pytest.mark.parametrize("change", [{}, {"split": "train"}, {"onnx_sha256": "0" * 64}])
+def test_file_that_is_no_result_on_validation_images_is_measured_again(
+    finished: Callable[..., Path], images: Path, change: dict[str, str]
+) -> None:
+    run = finished()
+    measure_evidence([run], images)
+    file = run / "bundle/evidence/shortcuts.json"
+    right = json.loads(file.read_text())
+    file.write_text(json.dumps(right | change if change else {}))
+    measure_evidence([run], images)
+    assert json.loads(file.read_text()) == right
+
+
+def test_data_are_checked_once_for_several_runs(
+    maker: Any, finished: Callable[..., Path], images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MEASUREMENTS", {})
+    other = maker.run("other")
+    log: list[str] = []
+    measure_evidence([finished(), other], images, log=log.append)
+    assert log == ["model card: checking the data"]
+    assert files(other / "bundle/evidence") == {"audit.json"}
+
+
+def test_run_without_validation_images_is_an_error_also_if_only_heatmaps_are_missing(
+    maker: Any, finished: Callable[..., Path], images: Path
+) -> None:
+    run = finished()
+    measure_evidence([run], images)
+    (run / "manifest.csv").unlink()
+    with pytest.raises(UsageError, match="cannot tell which images"):
+        measure_evidence([run], images)
+
+
 def test_bundle_of_several_classes_has_the_check_of_the_data(maker: Any) -> None:
-    folder = measure_evidence(maker.multiclass_run(), maker.classes())
-    assert files(folder) == {"audit.json"}
+    run = maker.multiclass_run()
+    measure_evidence([run], maker.classes())
+    assert files(run / "bundle/evidence") == {"audit.json"}
 
 
 def test_exported_bundle_has_the_evidence_and_the_test_evaluation_of_its_run(
     finished: Callable[..., Path], images: Path, tmp_path: Path
 ) -> None:
     run = finished()
-    evidence = measure_evidence(run, images)
+    measure_evidence([run], images)
+    evidence = run / "bundle/evidence"
     evaluate(run, images, out=run / "evaluation/test", ledger=tmp_path / "ledger.jsonl")
     (evidence / "notes.txt").write_text("not evidence")
 
@@ -120,7 +156,7 @@ def test_exported_bundle_has_the_evidence_and_the_test_evaluation_of_its_run(
 def test_evidence_of_another_network_is_not_exported(
     finished: Callable[..., Path], images: Path, tmp_path: Path
 ) -> None:
-    measure_evidence(finished(), images)
+    measure_evidence([finished()], images)
     run = finished(0.06)
     with pytest.raises(BundleError, match="belongs to the network"):
         export_bundle(run / "bundle", tmp_path / "copy")

@@ -93,6 +93,23 @@ def test_names_are_escaped(maker: Any) -> None:
     assert "&lt;img src=x" in page
 
 
+@pytest.mark.parametrize(("change", "message"), [({"later": 1}, ""), ({"value": "high"}, "unexpected structure")])
+def test_interval_of_a_later_version_is_read_and_another_structure_is_an_error(
+    maker: Any, change: dict[str, Any], message: str
+) -> None:
+    bundle = maker.bundle(maker.root / "bundle")
+    evidence = json.loads((DEFAULT_BUNDLE / "evidence/shortcuts.json").read_text())
+    evidence["onnx_sha256"] = json.loads((bundle / "card.json").read_text())["onnx_sha256"]
+    evidence["whole"] |= change
+    (bundle / "evidence").mkdir()
+    (bundle / "evidence/shortcuts.json").write_text(json.dumps(evidence))
+    if message:
+        with pytest.raises(BundleError, match=message):
+            model_card_page(bundle)
+    else:
+        assert "AUROC of each control" in model_card_page(bundle)
+
+
 def test_evidence_of_another_structure_is_an_error(maker: Any, tmp_path: Path) -> None:
     bundle = maker.bundle(maker.root / "bundle")
     evaluate(bundle, maker.images(), out=bundle / "evidence", ledger=tmp_path / "ledger.jsonl")

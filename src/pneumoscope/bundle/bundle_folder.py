@@ -1,4 +1,4 @@
-"""Read, check, copy and write the folder of a bundle: `network.onnx` and `card.json`.
+"""Read, check, copy and write the folder of a bundle: `network.onnx`, `card.json` and, if there is any, `evidence/`.
 
 Bundles of format 2 have a network for NORMAL and PNEUMONIA, those of format 3 one for several classes. The latter are used by
 `predict`, `evaluate`, `compare`, `report`, `export` and `models --card`, and trained by `train`, `sweep` and

@@ -51,11 +51,12 @@ def evidence_file(folder: Path, name: str) -> Path:
 
 
 def is_measured(folder: Path, card: Card | MulticlassCard, name: str) -> bool:
-    """Return True if the folder of a bundle has an evidence file, of a name of `EVIDENCE`, that belongs to its network."""
+    """Return True if a bundle has a result of its network on validation images in an evidence file, of a name of `EVIDENCE`."""
     try:
-        return _read_evidence(evidence_file(folder, name), card) is not None
+        found = _read_evidence(evidence_file(folder, name), card) or {}
     except BundleError:
         return False
+    return found.get("onnx_sha256") == card.onnx_sha256 and found.get("split") == "validation"
 
 
 def evidence_paths(folder: Path, card: Card | MulticlassCard, evaluation: Path | None = None) -> dict[str, Path]:

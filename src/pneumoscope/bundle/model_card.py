@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+import msgspec
 
 from pneumoscope.bundle.bundle_folder import read_any_bundle
 from pneumoscope.bundle.card import Card, InputCheck, Proportion, RejectionLimits
@@ -20,7 +23,7 @@ from pneumoscope.core.errors import BundleError
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.result_forms import with_minus_signs
 
-__all__ = ["model_card"]
+__all__ = ["expected_structure", "model_card"]
 
 _CHECK_NAMES: dict[InputCheck, str] = {
     "input_classifier": "input classifier",
@@ -46,14 +49,25 @@ def model_card(folder: Path, evaluation: Path | None = None) -> str:
     """
     card, _ = read_any_bundle(folder)
     evidence = read_evidence(folder, card, evaluation)
-    try:
+    with expected_structure(folder):
         sections = _sections(card, evidence)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    return "\n\n".join(sections) + "\n"
+
+
+@contextlib.contextmanager
+def expected_structure(folder: Path) -> Iterator[None]:
+    """Raise BundleError for an exception that evidence of another structure causes.
+
+    Args:
+        folder: Folder of the bundle.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, msgspec.MsgspecError) as error:
         raise BundleError(
             f"the evidence in {str(folder / 'evidence')!r} has an unexpected structure ({type(error).__name__}: {error})",
             hint="Remove it, or measure again",
         ) from error
-    return "\n\n".join(sections) + "\n"
 
 
 def _sections(card: Card | MulticlassCard, evidence: Mapping[str, Json | None]) -> list[str]:
@@ -203,7 +217,6 @@ def _rejection(card: Card | MulticlassCard, evaluation: Json | None, robustness:
         sections.append("This bundle has no input checks beyond that: it gives a probability for any photograph.")
     else:
         classes = ", ".join(name.replace("_", " ") for name in limits.input_classes[1:])
-        has_ages = limits.max_age_score is not None
         sections += [
             f"An input classifier distinguishes upright chest radiographs from other images ({classes}). An image is rejected if"
             f" its probability of being upright is below {limits.min_upright:.3f}.",
@@ -211,9 +224,8 @@ def _rejection(card: Card | MulticlassCard, evaluation: Json | None, robustness:
             "An out-of-distribution detector measures the Mahalanobis distance of an image's features from those of the training"
             " images, in a network that was not trained on radiographs; training images have a distance of about 1. An image is"
             f" rejected if its distance is above {limits.max_distance:.2f}.",
-            f"The limits were set to reject at most {_shares(limits)} of mildly augmented validation images; a probability of"
-            f" being upright of at least 0.5{' and an age score of at most 0.5 always pass' if has_ages else ' always passes'}."
-            f" Of the original validation images, together they reject {_proportion(limits.rejected)}.",
+            f"The limits were set to reject at most {_shares(limits)} of mildly augmented validation images.{_floors(limits)} Of"
+            f" the original validation images, together they reject {_proportion(limits.rejected)}.",
             *_outliers(limits),
         ]
     if card.age_range:
@@ -253,6 +265,18 @@ def _age_classifier(limits: RejectionLimits, age_range: tuple[float, float] | No
 def _shares(limits: RejectionLimits) -> str:
     age = "" if limits.age_share is None else f", {limits.age_share:.1%} (age)"
     return f"{limits.classifier_share:.1%} (input classifier){age} and {limits.distance_share:.1%} (distance)"
+
+
+def _floors(limits: RejectionLimits) -> str:
+    """Return which limits stop at 0.5, whatever their share would be."""
+    floors = [
+        *(["a probability of being upright of at least 0.5"] if limits.min_upright <= 0.5 else []),
+        *(["an age score of at most 0.5"] if (limits.max_age_score or 0) >= 0.5 else []),
+    ]
+    if not floors:
+        return ""
+    text = " and ".join(floors)
+    return f" {text[0].upper()}{text[1:]} always pass{'es' if len(floors) == 1 else ''}."
 
 
 def _outliers(limits: RejectionLimits) -> list[str]:
@@ -299,7 +323,10 @@ def _risk_without_age(limits: RejectionLimits | None) -> str:
     measured = {} if limits is None else {name: group.passed for name, group in limits.outliers.items() if group.passed}
     if not measured:
         return ""
-    counts = ", ".join(f"{round(each.value * each.n)} of {each.n} ({name})" for name, each in measured.items())
+    counts = ", ".join(
+        f"{round(each.value * each.n)} of {each.n} ({name}; 95% interval up to {each.high:.1%})"
+        for name, each in measured.items()
+    )
     return (
         f" The measured risk of such a prediction for a patient of another age: {counts}; for patients of other hospitals it is"
         " unknown."

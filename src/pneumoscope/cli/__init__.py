@@ -75,6 +75,7 @@ _EXTRAS = {
         "sklearn",
         "matplotlib",
         "jinja2",
+        "markdown_it",
         "markupsafe",
         "imagehash",
         "pooch",

@@ -33,7 +33,8 @@ __all__ = ["command"]
 @click.option(
     "--site-name",
     metavar="NAME",
-    help="Name of the hospital or unit, for the profile; up to 64 characters.  [default: name of the folder or file DATA]",
+    help="Name of the hospital or unit, for the profile; up to 64 characters.  [default: name of the folder DATA, or of the"
+    " file without its extension]",
 )
 @click.option(
     "--out",

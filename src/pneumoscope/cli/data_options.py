@@ -60,7 +60,10 @@ def data_argument(command: _Command) -> _Command:
         command(data=given[0], **values)
 
     option = click.option(
-        "--data", metavar="DATA", type=click.Path(path_type=Path), help=f"{_DATA_HELP}; instead of the argument DATA."
+        "--data",
+        metavar="DATA",
+        type=click.Path(path_type=Path),
+        help=f"{_DATA_HELP}; instead of the argument DATA. One of the two is required.",
     )
     argument = click.argument("data_path", metavar="[DATA]", required=False, type=click.Path(path_type=Path))
     return argument(option(run))

@@ -23,8 +23,10 @@ __all__ = ["command"]
 def command(run: Path, out: Path, recipe: str | None) -> None:
     """Verify the bundle of a finished run, or another bundle, and copy it with the measurements of its model card.
 
-    A bundle has two files, network.onnx and card.json. Its folder evidence/ has what `train --evidence` measured and the
-    evaluation of the run on test images. Inference needs neither PyTorch nor the run.
+    A bundle has two files, network.onnx and card.json. Its folder evidence/, if there is one, has measurements for the model
+    card, such as those of `train --evidence` and the evaluation of the run on test images. They name commands with their
+    paths, and audit.json names duplicate and unreadable files: read them before you publish a bundle. Inference needs neither
+    PyTorch nor the run.
     """
     from pneumoscope.bundle.bundle_folder import export_bundle
     from pneumoscope.reproduction.recipes import report_recipes

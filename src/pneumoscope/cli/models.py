@@ -30,8 +30,8 @@ __all__ = ["command"]
     type=click.Choice(["markdown", "html", "chai", "huggingface"]),
     default="markdown",
     show_default=True,
-    help="Format of the card: Markdown; HTML, a page with figures; CHAI Applied Model Card (XML); or README.md of a Hugging Face"
-    " repository.",
+    help="Format of the card: Markdown; HTML, a page with figures (needs the extra [evaluate]); CHAI Applied Model Card (XML); or"
+    " README.md of a Hugging Face repository.",
 )
 @click.option("--developer", default="", metavar="NAME", help="Developer of the model, for a CHAI card.")
 @click.option("--contact", default="", metavar="TEXT", help="How to reach the developer, for a CHAI card.")

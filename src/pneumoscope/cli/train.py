@@ -64,8 +64,8 @@ __all__ = ["command"]
 @click.option(
     "--evidence",
     is_flag=True,
-    help="Then measure the run for its model card on validation images (robustness, shortcuts, saliency-check), and check the"
-    " data. With --resume, measure a finished run.",
+    help="Then measure the runs for their model cards: check the data and, except for several classes, run robustness, shortcuts"
+    " and saliency-check on validation images. With --resume, measure finished runs.",
 )
 @accelerator_option
 @devices_option
@@ -114,7 +114,7 @@ def command(
     from pneumoscope.reproduction.recipes import report_recipes
     from pneumoscope.runs.recipe_files import packaged_recipes, read_recipe
     from pneumoscope.runs.record import records_json
-    from pneumoscope.runs.run_folder import BUNDLE_FOLDER, CURVES_FILE, run_folders
+    from pneumoscope.runs.run_folder import fold_folder, seed_folder
 
     with without_collections():
         from pneumoscope.training.run_series import train_folds, train_seeds
@@ -148,40 +148,58 @@ def command(
             records = [train(settings, data, out, **options)]
     is_single = seeds is None and folds is None
     if any(record.state != "finished" for record in records):
-        return  # a process on another node; the first one prints and measures
-    if evidence:
-        _measure([out] if is_single else run_folders(out), data, labels)
+        return  # a process on another node; the first one prints
     if as_json:
         click.echo(records[0].to_json() if is_single else records_json(records), nl=False)
-        return
+    else:
+        _print_summary(records, out, data, series="" if is_single else "fold" if folds else "seed")
+    if evidence and Devices(accelerator, devices, nodes).is_first_node:
+        folders = {seed_folder(out, each.seed) if seeds else fold_folder(out, each.fold or 0): each for each in records}
+        _measure([out] if is_single else list(folders), data, labels)
+
+
+def _print_summary(records: Sequence[RunRecord], out: Path, data: Path, *, series: str) -> None:
+    """Print the results of runs, and what to do next.
+
+    Args:
+        records: The finished runs.
+        out, data: Folder of the runs, and their images.
+        series: What the runs are, "seed" or "fold"; "" for a single run.
+    """
+    from pneumoscope.runs.run_folder import BUNDLE_FOLDER, CURVES_FILE
+
     for record in records:
-        series = f", seed {record.seed}" if seeds else f", fold {record.fold}" if folds else ""
-        click.echo(_summary(record, series))
-    if is_single:
+        click.echo(_summary(record, f", {series} {getattr(record, series)}" if series else ""))
+    if not series:
         click.echo(f"bundle  {out / BUNDLE_FOLDER}")
         click.echo(f"curves  {out / CURVES_FILE}")
     elif len(records) > 1:
         accuracies = [record.best_validation_accuracy or 0.0 for record in records]
         spread = f"{statistics.mean(accuracies):.4f}, standard deviation {statistics.stdev(accuracies):.4f}"
-        click.echo(f"mean validation accuracy {spread}, n = {len(records)} {'folds' if folds else 'seeds'}")
+        click.echo(f"mean validation accuracy {spread}, n = {len(records)} {series}s")
     click.echo(f"next    pneumoscope evaluate {out} --data {data}")
 
 
 def _measure(runs: Sequence[Path], data: Path, labels: LabelMapping | None) -> None:
     """Measure runs for their model cards."""
     from pneumoscope.cli.progress import staged_progress
+    from pneumoscope.core.errors import PneumoscopeError
     from pneumoscope.evaluation.evidence import measure_evidence
 
-    for run in runs:
+    repeat = "The training is finished. To measure again, repeat the command with --resume --evidence."
+    try:
         with staged_progress() as progress:
             measure_evidence(
-                run,
+                runs,
                 data,
                 labels=labels,
                 command=recorded_command(),
                 log=lambda message: click.echo(message, err=True),
                 progress=progress,
             )
+    except (KeyboardInterrupt, PneumoscopeError):
+        click.echo(repeat, err=True)
+        raise
 
 
 def _summary(record: RunRecord, series: str) -> str:

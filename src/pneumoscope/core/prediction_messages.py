@@ -216,7 +216,7 @@ def site_note(model: ModelInfo, language: str = "en") -> str:
 
 
 def result_title(prediction: Prediction, language: str = "en") -> str:
-    """Return the decision with the probability and its interval, or why there is none, as a phrase."""
+    """Return the decision with the probability and its interval, or the sentences on why there is none."""
     gettext = translations(language).gettext
     if prediction.rejection:
         return gettext(_NOT_ASSESSED).format(reason=rejection_message(prediction.rejection, language))

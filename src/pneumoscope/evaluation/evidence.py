@@ -1,8 +1,8 @@
-"""Measure a trained model for its model card: robustness, shortcuts, heatmaps and the data, on validation images."""
+"""Measure trained models for their model cards: robustness, shortcuts, heatmaps and the data, on validation images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pneumoscope.bundle.bundle_folder import read_any_bundle
@@ -15,9 +15,9 @@ from pneumoscope.data.check import check_data
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.evaluation.robustness import measure_robustness
 from pneumoscope.evaluation.saliency.check import check_saliency
-from pneumoscope.evaluation.selection import load_images_of_classes
+from pneumoscope.evaluation.selection import load_images_of_classes, select_unreserved_images
 from pneumoscope.evaluation.shortcuts import measure_network_shortcuts
-from pneumoscope.runs.run_folder import find_bundle
+from pneumoscope.runs.run_folder import find_bundle, run_folder_name
 
 __all__ = ["measure_evidence"]
 
@@ -29,49 +29,58 @@ _MEASUREMENTS: dict[str, Callable[..., object]] = {
 
 
 def measure_evidence(
-    run: Path,
+    runs: Sequence[Path],
     data: Path,
     *,
     labels: LabelMapping | None = None,
     command: str = "",
     log: Callable[[str], None] = lambda message: None,
     progress: Callable[[str, int, int], None] | None = None,
-) -> Path:
-    """Measure a finished run for its model card, write the results to `evidence/` in its bundle, and return that folder.
+) -> None:
+    """Measure finished runs for their model cards, and write the results to `evidence/` in the bundle of each.
 
     The measurements are `check_data` of all images and, except for a bundle of several classes, `measure_robustness`,
     `measure_network_shortcuts` and, if the network has heatmaps, `check_saliency` on validation images, with their defaults. No
-    test image is scored. Measurements of this network that are there already are kept, so an interrupted call can be repeated;
-    the data are checked again.
+    test image is scored. Measurements of the same network that are there already are kept, so an interrupted call can be
+    repeated; the data are checked again.
 
     Args:
-        run: The run folder.
-        data: The labeled images of the run.
-        labels: Names of columns and labels of the data; those of the run if None.
+        runs: The run folders, trained on the same images.
+        data: The labeled images of the runs.
+        labels: Names of columns and labels of the data; those of the runs if None.
         command: Command line to record in the results.
         log: Called with a message before each measurement.
         progress: Called with (step, images done, total).
 
     Raises:
-        RunError: The run has no bundle.
+        RunError: A run has no bundle.
         PneumoscopeError: See the functions above.
     """
-    bundle = find_bundle(run)
-    card, _ = read_any_bundle(bundle)
-    folder = evidence_file(bundle, "audit").parent
     log("model card: checking the data")
-    audit = check_data(load_images_of_classes(data, labels, run), progress=progress)
-    write_atomically(evidence_file(bundle, "audit"), to_json(audit))
-    if isinstance(card, MulticlassCard):
-        return folder
-    for name, measure in _MEASUREMENTS.items():
-        if is_measured(bundle, card, name):
+    audit = to_json(check_data(load_images_of_classes(data, labels, runs[0]), progress=progress))
+    for run in runs:
+        bundle = find_bundle(run)
+        card, _ = read_any_bundle(bundle)
+        write_atomically(evidence_file(bundle, "audit"), audit)
+        if isinstance(card, MulticlassCard):
             continue
-        log(f"model card: {name.replace('_', ' ')}, on validation images")
-        try:
-            measure(run, data, labels=labels, out=folder, command=command, progress=progress)
-        except (BundleError, UsageError) as error:
-            if name != "saliency_check":
-                raise
-            log(f"model card: heatmaps were not checked: {error}")  # there are none, or their cells are too few
-    return folder
+        missing = [name for name in _MEASUREMENTS if not is_measured(bundle, card, name)]
+        if missing:
+            select_unreserved_images(run, data, "validation", labels)  # raises here, not as an error of heatmaps
+        of_run = f"{run_folder_name(run)}: " if len(runs) > 1 else ""
+        for name in missing:
+            log(f"model card: {of_run}{name.replace('_', ' ')}, on validation images")
+            try:
+                _MEASUREMENTS[name](
+                    run,
+                    data,
+                    labels=labels,
+                    out=evidence_file(bundle, name).parent,
+                    command=command,
+                    progress=progress,
+                )
+            except (BundleError, UsageError) as error:
+                if name != "saliency_check":
+                    raise
+                # The network has no heatmaps, or none that can be checked.
+                log(f"model card: {of_run}heatmaps were not checked: {error}")

@@ -6,6 +6,7 @@ A fact that the record does not have is left out, so that its item stays open. `
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -307,7 +308,8 @@ def _rejected(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None
 
 def _internal(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
     """Return the evaluation of a split of the runs' own data; None for other images, and for models without a run."""
-    if c.evaluation != runs[0].evaluation.split or not all(run.record for run in runs):
+    name = re.sub(r"-[0-9a-f]{8}$", "", c.evaluation)  # of an evaluation with a site profile
+    if name != runs[0].evaluation.split or not all(run.record for run in runs):
         return None
     numbers = ", ".join(
         f"{run.name} {run.evaluation.test_evaluation}" for run in runs if run.evaluation.test_evaluation
@@ -317,9 +319,7 @@ def _internal(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None
 
 
 def _external(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
-    """Return the evaluation that the user named, as for other images, with the differences from the runs' own."""
-    if c.evaluation in {"train", "validation", "test", "all"} or not all(run.record for run in runs):
-        return None
+    """Return the evaluation of other images than those of a reference, with the differences; None without a reference."""
     source = next((f" of {run.evaluation.flow.source}" for run in runs if run.evaluation.flow), "")
     differences = [
         f"{run.name}, minus {difference.reference} ({counted(difference.reference_n, 'image')}):"
@@ -327,8 +327,10 @@ def _external(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None
         for run in runs
         if isinstance(run.evaluation, Evaluation) and (difference := run.evaluation.difference)
     ]
+    if not differences:
+        return None
     text = f"Evaluation {c.evaluation!r} on {counted(c.images['n'], 'image')}{source}."
-    return Fact(" ".join([text, *differences]), "differences" if differences else "images")
+    return Fact(" ".join([text, *differences]), "differences")
 
 
 def _predictions(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact:

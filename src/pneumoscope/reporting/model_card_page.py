@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from pneumoscope.bundle.bundle_folder import read_any_bundle
 from pneumoscope.bundle.card import Card, Proportion
 from pneumoscope.bundle.evidence import Json, read_evidence
-from pneumoscope.bundle.model_card import model_card
+from pneumoscope.bundle.model_card import expected_structure, model_card
 from pneumoscope.bundle.multiclass_card import MulticlassCard
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.results import ReliabilityBin
@@ -50,7 +50,7 @@ def model_card_page(folder: Path, evaluation: Path | None = None) -> str:
     card, _ = read_any_bundle(folder)
     evidence = read_evidence(folder, card, evaluation)
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
-    with drawing():
+    with drawing(), expected_structure(folder):
         drawn = {
             heading: [
                 inline_svg(figure, key=f"{_anchor(heading)}-{number}", label=label)
@@ -90,7 +90,7 @@ def _anchor(heading: str) -> str:
 
 
 def _figures(card: Card | MulticlassCard, evidence: Mapping[str, Json | None]) -> _Figures:
-    """Return the figures of a card. `model_card` has checked the structure of what they show."""
+    """Return the figures of a card."""
     evaluation, shortcuts = evidence["evaluation"], evidence["shortcuts"]
     figures: _Figures = {}
     if isinstance(card, Card):
@@ -107,8 +107,8 @@ def _figures(card: Card | MulticlassCard, evidence: Mapping[str, Json | None]) -
             title = "Images outside the population that pass all checks"
             figures["Rejected images"] = [_estimates(title, rows, "fraction that would get a prediction")]
     if shortcuts:
-        rows = [("whole image", Interval(**shortcuts["whole"]))]
-        rows += [(control["name"], Interval(**control["auroc"])) for control in shortcuts["controls"]]
+        rows = [("whole image", _measured(shortcuts["whole"]))]
+        rows += [(control["name"], _measured(control["auroc"])) for control in shortcuts["controls"]]
         figures["Shortcuts of the network"] = [
             _estimates("AUROC of each control", rows, "AUROC (0.5 is chance)", reference=0.5)
         ]
@@ -120,7 +120,7 @@ def _operating_points(card: Card, evaluation: Json | None) -> tuple[str, Figure]
     rates = ("sensitivity", "specificity")
     if evaluation:
         points = evaluation["operating_points"]
-        rows = [(f"{name}, {rate}", Interval(**points[name]["metrics"][rate])) for name in points for rate in rates]
+        rows = [(f"{name}, {rate}", _measured(points[name]["metrics"][rate])) for name in points for rate in rates]
         title = f"{evaluation['n']} {evaluation['split']} images"
     else:
         rows = [
@@ -158,6 +158,10 @@ def _reliability(card: Card | MulticlassCard, evaluation: Json) -> list[tuple[st
         for event, bins in by_event.items()
         if bins
     ]
+
+
+def _measured(interval: Json) -> Interval:
+    return msgspec.convert(interval, Interval)
 
 
 def _interval(proportion: Proportion) -> Interval:

@@ -10,7 +10,7 @@ RUN/recipe.toml                 the recipe with all defaults
     tensorboard/                the metrics of epochs.csv for TensorBoard
     csv/                        the same in the form of Lightning's CSV logger, with --logger csv
     mlflow-run.txt, mlflow.db   id of the run in MLflow, and its store unless MLFLOW_TRACKING_URI states another
-    bundle/                     network.onnx and card.json
+    bundle/                     network.onnx and card.json; evidence/, see `bundle.evidence`
     evaluation/NAME/            evaluation.json and predictions.csv, written by `evaluate`; `test` has the run's own test images
 
 A process that trains in the folder holds the lock `.run.lock`.

@@ -1,6 +1,7 @@
 """Create the site profile of an acceptance test: the fitted parts of the card, and reference values for monitoring.
 
-All figures are cross-fitted: whether an image is rejected is decided with limits that were fitted on other patients.
+All rates are cross-fitted: whether an image is rejected is decided with limits that were fitted on other patients. The
+reference distribution is that of all accepted images.
 """
 
 from __future__ import annotations
