@@ -64,7 +64,7 @@ def model_card_page(folder: Path, evaluation: Path | None = None) -> str:
         html = (
             markdown.render(text)
             .replace(_EMPTY_HEAD, "")
-            .replace("<table>", '<div class="scroll"><table>')
+            .replace("<table>", f'<div class="scroll" tabindex="0" role="region" aria-label="{heading}"><table>')
             .replace("</table>", "</table></div>")
         )
         figures = [Markup(svg) for svg in drawn.get(heading, ())]  # noqa: S704 - written by `inline_svg`
