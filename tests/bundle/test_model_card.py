@@ -11,6 +11,7 @@ from pneumoscope.bundle.bundle_folder import DEFAULT_BUNDLE
 from pneumoscope.bundle.card import Intervals, OperatingPoint, OutlierSummary, Proportion, UncertaintyBand
 from pneumoscope.bundle.evidence import EVIDENCE
 from pneumoscope.bundle.model_card import model_card
+from pneumoscope.bundle.model_card_measurements import failure_section
 from pneumoscope.core.errors import BundleError
 from pneumoscope.core.population import Population
 from pneumoscope.core.prediction_messages import notice
@@ -236,6 +237,14 @@ def test_evidence_with_another_structure_is_rejected(bundle, name, content):
     (bundle / "evidence" / f"{name}.json").write_text(json.dumps(content))
     with pytest.raises(BundleError, match="has an unexpected structure"):
         model_card(bundle)
+
+
+@pytest.mark.parametrize(("count", "last"), [(8, "- rate 1"), (10, "- 2 more, of at most 2.0%: see the tables above.")])
+def test_failures_that_are_left_out_are_counted(count, last):
+    failures = [(number / 100, f"rate {number}") for number in range(count + 1)]
+    (_, _, lines) = failure_section(failures)
+    assert lines.splitlines()[0] == f"- rate {count}"
+    assert lines.splitlines()[-1] == last
 
 
 def test_bins_of_the_calibration_table_have_different_ranges():

@@ -120,7 +120,11 @@ def test_data_and_literature_are_cited_for_the_included_model_only(bundle):
     _, other = elements(chai_model_card(bundle))
     assert "kermany2018" in included["Bibliography"].text
     assert "Kermany" in included["PatientConsentOrDisclosure"].text
-    assert (other["Bibliography"].text, other["PatientConsentOrDisclosure"].text) == ("Not stated.", "Not stated.")
+    for name in ("Bibliography", "PatientConsentOrDisclosure", "StakeholdersConsulted"):
+        assert other[name].text == "Not stated."
+    assert other["OngoingMaintenance"].text.startswith("Not stated.")
+    assert model_card(bundle).partition("## License\n\n")[2].startswith("Not stated.")
+    assert "CC BY 4.0" in model_card(DEFAULT_BUNDLE).partition("## License")[2]
 
 
 def test_card_without_an_evaluation_states_validation_figures(bundle):

@@ -295,7 +295,7 @@ def test_table_has_a_line_per_image_then_totals_model_and_notice(bundle: Path, i
     assert "highest Youden index on 8 validation images" in lines[5]
     assert lines[6:] == [
         "no_pneumonia: no pneumonia detected. Other findings are not assessed.",
-        "Probabilities are for a prevalence of 50%; if pneumonia is less common among your patients, they are lower.",
+        "Probabilities are for a prevalence of 50%; if pneumonia is less common among your patients, they are too high.",
         notice(Population()),
     ]
 

@@ -318,7 +318,7 @@ def test_checklists_state_the_flow_of_each_fold() -> None:
     fact = SHARED_FACTS["flow"](
         None, [SimpleNamespace(name=f"fold-{i}", evaluation=SimpleNamespace(flow=flow)) for i, flow in enumerate(flows)]
     )
-    evaluated = "{0} of {0} patients were evaluated; not evaluated: split train: {1} images, {1} patients."
+    evaluated = "{0} images of {0} patients were evaluated; not evaluated: split train: {1} images, {1} patients."
     assert fact.text == " ".join(
         f"fold-{i}: Of 9 labeled images of 9 patients, {evaluated.format(9 - left, left)}"
         for i, left in ((0, 6), (1, 7))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from pneumoscope.bundle.bundle_folder import read_any_bundle
+from pneumoscope.bundle.bundle_folder import CARD_FILE, DEFAULT_BUNDLE, read_any_bundle, read_any_card
 from pneumoscope.bundle.card import Card, InputCheck, Proportion, RejectionLimits
 from pneumoscope.bundle.evidence import Json, images_text, interval_text, read_evidence, unusable_images
 from pneumoscope.bundle.model_card_measurements import (
@@ -30,6 +30,7 @@ _CHECK_NAMES: dict[InputCheck, str] = {
     "age_classifier": "age classifier",
     "ood_detector": "OOD detector",
 }
+_NO_LICENSE = "Not stated. Weights are derived from the images that they were trained on, and their license may apply."
 _LICENSE = (
     "Weights that ship with pneumoscope are licensed under Apache-2.0. Weights trained on the public pediatric radiographs are"
     " derived from data by Kermany, Zhang and Goldbaum, Mendeley Data, doi:10.17632/rscbjbr9sj, licensed under CC BY 4.0."
@@ -88,7 +89,8 @@ def _sections(card: Card | MulticlassCard, evidence: Mapping[str, Json | None]) 
             *data_shortcuts(evidence["audit"]),
             *class_failures(evaluation),
         ]
-    return [*start, *sections, "## License", _LICENSE]
+    is_included = card.onnx_sha256 == read_any_card(DEFAULT_BUNDLE / CARD_FILE).onnx_sha256
+    return [*start, *sections, "## License", _LICENSE if is_included else _NO_LICENSE]
 
 
 def _overview(card: Card | MulticlassCard) -> list[str]:

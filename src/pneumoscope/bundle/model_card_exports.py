@@ -128,9 +128,9 @@ def _chai_content(
             ),
             "ClinicalRiskLevel": "Not assigned: not a medical device.",
         },
-        "TrustIngredients": {"AISystemFacts": _system_facts(card, markdown), "TransparencyInformation": {
+        "TrustIngredients": {"AISystemFacts": _system_facts(card, markdown, is_included=is_included), "TransparencyInformation": {
             "FundingSource": _NOT_STATED,
-            "StakeholdersConsulted": _NONE,
+            "StakeholdersConsulted": _NONE if is_included else _NOT_STATED,
         }},
         "KeyMetrics": _key_metrics(card, evidence, markdown),
         "Resources": {
@@ -142,7 +142,7 @@ def _chai_content(
     }  # fmt: skip
 
 
-def _system_facts(card: Card | MulticlassCard, markdown: str) -> Mapping[str, str]:
+def _system_facts(card: Card | MulticlassCard, markdown: str, *, is_included: bool) -> Mapping[str, str]:
     counts = "; ".join(
         f"{split}: {', '.join(f'{n:,} {label}' for label, n in labels.items())}"
         for split, labels in card.counts.items()
@@ -161,7 +161,7 @@ def _system_facts(card: Card | MulticlassCard, markdown: str) -> Mapping[str, st
             else f"Validation images split by {card.split_by}."
         )
         + (" Images unlike the training images are rejected." if card.rejection_limits else ""),
-        "OngoingMaintenance": "None by the developer."
+        "OngoingMaintenance": ("None by the developer." if is_included else _NOT_STATED)
         + (" `pneumoscope monitor` detects drift at a site." if isinstance(card, Card) else ""),
         "Security": "Offline inference; the service decodes images in isolated processes.",
         "Transparency": _section(markdown, "Overview") or _NOT_STATED,

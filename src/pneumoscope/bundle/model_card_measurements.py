@@ -226,7 +226,10 @@ def data_shortcuts(audit: Json | None) -> list[str]:
 def _failures(evaluation: Json | None, robustness: Json | None) -> list[str]:
     """Return the largest error rates of all measurements, in descending order."""
     failures: list[tuple[float, str]] = []
-    for name, point in (evaluation or {}).get("operating_points", {}).items():
+    points = (evaluation or {}).get("operating_points", {})
+    for name, point in sorted(
+        points.items(), key=lambda item: item[0] != "balanced"
+    ):  # of equal rates, that in use comes first
         for etiology, correct in point["by_etiology"].items():
             if correct["value"] is not None:
                 rate = 1 - correct["value"]
@@ -248,10 +251,12 @@ def failure_section(failures: Iterable[tuple[float, str]]) -> list[str]:
     Args:
         failures: Rate and sentence of each kind of error.
     """
-    worst = sorted(failures, key=lambda failure: -failure[0])[:_MAX_FAILURES]
-    lines = [f"- {text}" for rate, text in worst if rate > 0]
-    if not lines:
+    found = sorted(((rate, text) for rate, text in failures if rate > 0), key=lambda failure: -failure[0])
+    if not found:
         return []
+    lines = [f"- {text}" for _, text in found[:_MAX_FAILURES]]
+    if more := len(found) - len(lines):
+        lines.append(f"- {more} more, of at most {found[_MAX_FAILURES][0]:.1%}: see the tables above.")
     return ["## Known failures", "The highest error rates of all measurements above:", "\n".join(lines)]
 
 

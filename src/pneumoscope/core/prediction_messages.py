@@ -91,7 +91,7 @@ _PROBABILITY_AND_INTERVAL = N_(
     " {n} images leaves open. It is not a confidence interval, and the probability can lie at its end"
 )
 _DEFAULT_PREVALENCE = N_(
-    "Probabilities are for a prevalence of {prevalence}; if pneumonia is less common among your patients, they are lower"
+    "Probabilities are for a prevalence of {prevalence}; if pneumonia is less common among your patients, they are too high"
 )
 _STATED_PREVALENCE = N_("Probabilities are for a prevalence of {prevalence}")
 _NOT_ASSESSED, _NOT_READ = N_("Not assessed: {reason}"), N_("Not assessed: the image cannot be read")

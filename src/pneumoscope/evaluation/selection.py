@@ -189,8 +189,8 @@ def _images_of_run(manifest: Manifest, split: str, run_manifest: Path | None, da
         source = f"{str(run_manifest)!r} is missing" if run_manifest else "there is no manifest of a run"
         raise UsageError(
             f"cannot tell which images of {str(data)!r} are in the {split} split: {source}",
-            hint="Evaluate all images with --split all; or give a manifest with splits as --data, or a run folder with its"
-            " manifest.csv",
+            hint="Give a manifest with splits as the data (make one: pneumoscope split DATA --out CSV), or a run folder with its"
+            " manifest.csv; `evaluate --split all` takes all images",
         )
     text = run_manifest.read_text(encoding="utf-8")
     expected = Manifest.from_csv(text, manifest.root, str(run_manifest)).split(split)

@@ -122,7 +122,8 @@ def _flow_text(flow: ImageFlow) -> str:
     duplicates = f" Of the evaluated images, {', and '.join(found)}." if found else ""
     return (
         f"Of {counted(flow.labeled.images, 'labeled image')} {_of_patients(flow.labeled)},"
-        f" {flow.evaluated.images:,} {_of_patients(flow.evaluated)} were evaluated; not evaluated: {excluded}.{duplicates}"
+        f" {counted(flow.evaluated.images, 'image')} {_of_patients(flow.evaluated)}"
+        f" {'was' if flow.evaluated.images == 1 else 'were'} evaluated; not evaluated: {excluded}.{duplicates}"
     )
 
 

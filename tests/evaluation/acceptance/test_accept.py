@@ -172,6 +172,14 @@ def test_verdict_of_few_images_is_inconclusive_with_the_needed_numbers(bundle, t
     assert "| site minus card |" in report
     assert f"{point.needed['sensitivity']:,} accepted images with pneumonia" in report
     assert "needs 100 patients with accepted images of each label; there are 20 with and 20 without pneumonia" in report
+    assert "The input checks are tested on images" in report
+    assert "choose a larger one" not in report
+    unreachable = dataclasses.replace(point, needed={"sensitivity": None, "specificity": 500})
+    points = {"balanced": unreachable}
+    report = acceptance_markdown(dataclasses.replace(result, operating_points=points, accepted_test=None))
+    assert "The model has no input checks to test." in report
+    assert "needs more images with pneumonia than feasible and 500 accepted images without pneumonia" in report
+    assert "The card's own interval is too wide for this margin: choose a larger one" in report
 
 
 def test_rejections_are_tested_and_limits_widened(shared_maker, tmp_path):

@@ -12,6 +12,7 @@ from pneumoscope.bundle.bundle_folder import read_bundle
 from pneumoscope.bundle.card import OutlierSummary, Proportion
 from pneumoscope.bundle.model_card import model_card
 from pneumoscope.bundle.site_profile import SiteProfile
+from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.storage.repository import PredictionRepository
@@ -72,3 +73,26 @@ def test_figures_of_the_card_stay_with_a_site_profile_and_name_their_limits(bund
 def test_page_without_a_site_profile_names_no_other_limits(bundle):
     found = pages(bundle)
     assert not [language for language, words in OTHER_LIMITS.items() if words in found[language]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "applies"),
+    [({}, True), ({"limits": {"ood_detector": 2.2}}, False), ({"operating_points": ("balanced",)}, False)],
+)
+def test_evaluation_on_test_images_stays_unless_the_profile_changes_threshold_or_limits(
+    maker, tmp_path, changes, applies
+):
+    bundle = maker.bundle(maker.root / "evaluated", rejection_limits=LIMITS)
+    evaluate(bundle, maker.images(), out=bundle / "evidence", ledger=tmp_path / "ledger.jsonl")
+    card = read_bundle(bundle)[0]
+    points = {
+        name: structs.replace(card.operating_points[name], site=True) for name in changes.get("operating_points", ())
+    }
+    made = structs.replace(profile(card, changes.get("limits", {})), operating_points=points)
+    site = tmp_path / "site.json"
+    site.write_text(made.to_json(), encoding="utf-8")
+
+    page = pages(bundle, site)["en"]
+
+    assert ("images with pneumonia and" in page and "(test)" in page) is applies
+    assert ("No measurement on test images applies" in page) is not applies

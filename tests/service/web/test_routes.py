@@ -322,9 +322,9 @@ UNCERTAIN = {
 NEGATIVE = {
     "en": "The probability of pneumonia is 5%. Calibration interval (Venn-Abers): 3% to 30%, the range that the calibration on 9"
     " images leaves open. It is not a confidence interval, and the probability can lie at its end. Probabilities are for a"
-    " prevalence of 50%; if pneumonia is less common among your patients, they are lower.",
+    " prevalence of 50%; if pneumonia is less common among your patients, they are too high.",
     "zh-Hant": "肺炎機率：5%。校準區間（Venn-Abers）：3% 至 30%，為 9 張校準影像所無法排除的機率範圍。此區間並非信賴區間，"
-    "機率可能位於區間的一端。機率以肺炎盛行率 50% 為準；若您的病人較少罹患肺炎，實際機率會較低。",
+    "機率可能位於區間的一端。機率以肺炎盛行率 50% 為準；若您的病人較少罹患肺炎，這些機率偏高。",
 }
 
 

@@ -79,11 +79,17 @@ def _verdict_lines(result: Acceptance) -> list[str]:
         f"Margin: a decrease of {result.margin:g}. Non-inferior: the interval of the difference lies above"
         f" {with_minus_signs(f'{-result.margin:g}')};"
         " the one-sided type I error rate is 2.5%. Power: probability of that with as many images if nothing changed."
-        " Sensitivity and specificity are of accepted images. The input checks are tested on images that neither pixels nor"
-        " header nor age exclude. The card's sensitivity and specificity are of the images that chose its thresholds, and so"
+        f" Sensitivity and specificity are of accepted images. {_input_checks(result)} The card's"
+        " sensitivity and specificity are of the images that chose its thresholds, and so"
         " somewhat optimistic.",
         *_sample_sizes(result),
     ]
+
+
+def _input_checks(result: Acceptance) -> str:
+    if result.accepted_test is None:
+        return "The model has no input checks to test."
+    return "The input checks are tested on images that neither pixels nor header nor age exclude."
 
 
 def _test_row(result: Acceptance, metric: str, test: NonInferiority) -> str:
@@ -183,10 +189,15 @@ def _sample_sizes(result: Acceptance) -> list[str]:
             f"{count:,} accepted images {label} pneumonia" if count else f"more images {label} pneumonia than feasible"
         )
 
+    advice = (
+        ""
+        if sensitivity and specificity
+        else " The card's own interval is too wide for this margin: choose a larger one (pneumoscope sample-size)."
+    )
     return [
         "",
         f"A power of {result.target_power:.0%} for each of the two needs {text(sensitivity, 'with')} and"
-        f" {text(specificity, 'without')}, one per patient.",
+        f" {text(specificity, 'without')}, one per patient.{advice}",
     ]
 
 

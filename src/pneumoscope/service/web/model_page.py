@@ -60,8 +60,8 @@ class Measurements:
 def read_measurements(model: Model) -> Measurements:
     """Return the measurements of a model: those in its folder, or the evaluation on test images of its run.
 
-    A site profile changes thresholds and calibration, and a prevalence the calibration, so that the measurements of the
-    bundle that depend on them no longer apply.
+    A site profile may change the calibration, the threshold in use or the limits, and a prevalence changes the calibration: the
+    measurements of the bundle that depend on these no longer apply.
     """
     if model.folder is None:
         return Measurements()
@@ -75,11 +75,18 @@ def read_measurements(model: Model) -> Measurements:
         return Measurements(
             reliability=evaluation if bins else None,
             percent_decimals=decimals_to_distinguish([(each["mean_probability"],) for each in bins]) - 2,
-            accuracy=_accuracy(evaluation, model.operating_point_name) if evaluation and not model.profile else None,
+            accuracy=_accuracy(evaluation, model.operating_point_name)
+            if evaluation and not _is_changed(model)
+            else None,
             center_blanked=_center_blanked(shortcuts) if shortcuts else None,
         )
     except (KeyError, TypeError, AttributeError):  # another structure
         return Measurements(unreadable=BundleError.code)
+
+
+def _is_changed(model: Model) -> bool:
+    """Return True if the site profile changes the threshold in use, or which images are rejected."""
+    return model.profile is not None and (model.point.site or bool(model.profile.limits))
 
 
 def _accuracy(evaluation: Json, operating_point: str) -> Accuracy | None:
