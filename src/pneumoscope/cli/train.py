@@ -154,8 +154,11 @@ def command(
     else:
         _print_summary(records, out, data, series="" if is_single else "fold" if folds else "seed")
     if evidence and Devices(accelerator, devices, nodes).is_first_node:
-        folders = {seed_folder(out, each.seed) if seeds else fold_folder(out, each.fold or 0): each for each in records}
-        _measure([out] if is_single else list(folders), data, labels)
+        if is_single:
+            runs = [out]
+        else:
+            runs = [seed_folder(out, each.seed) if seeds else fold_folder(out, each.fold or 0) for each in records]
+        _measure(runs, data, labels)
 
 
 def _print_summary(records: Sequence[RunRecord], out: Path, data: Path, *, series: str) -> None:
