@@ -153,6 +153,7 @@ class Person:
     def check(self):
         """Check that axe finds nothing serious, the page fits the screen, logs no error, and is in one language."""
         axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
+        self.page.wait_for_load_state()  # elements are found before the style sheet is loaded
         found = json.loads(json.dumps(axe.Axe().run(self.page).response))["violations"]
         nodes = [node for each in found if each["impact"] in SERIOUS for node in each["nodes"]]
         violations = [(node["html"][:120], node["failureSummary"]) for node in nodes]

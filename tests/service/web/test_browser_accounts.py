@@ -13,6 +13,7 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-p
 
 
 def serious_violations(page):
+    page.wait_for_load_state()
     found = json.loads(json.dumps(axe.Axe().run(page).response))["violations"]
     return [(each["id"], each["nodes"][0]["html"][:120]) for each in found if each["impact"] in ("serious", "critical")]
 

@@ -545,6 +545,7 @@ def test_viewer_is_accessible_with_all_tools_on(sized, size, scheme):
         page.keyboard.press(key)
     expect(page.locator(".heatmap-layer")).to_be_visible()
     drag(page, image_point(page, 0.4, 0.4), image_point(page, 0.6, 0.5))
+    page.wait_for_load_state()
     found = json.loads(json.dumps(axe.Axe().run(page).response))["violations"]
     assert [each["id"] for each in found if each["impact"] in ("serious", "critical")] == []
     assert page.evaluate("document.documentElement.scrollWidth") == SIZES[size][0]

@@ -162,6 +162,7 @@ def test_lost_connection_is_shown_and_the_list_catches_up(browser, bundle_folder
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         expect(status).to_have_text(notice)
+        page.wait_for_load_state()
         found = json.loads(json.dumps(axe.Axe().run(page).response))["violations"]
         assert [each["id"] for each in found if each["impact"] in ("serious", "critical")] == []
         assert page.evaluate("document.documentElement.scrollWidth") <= 390

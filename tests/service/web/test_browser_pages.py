@@ -43,6 +43,7 @@ def test_pages_are_accessible_and_fit_the_screen(browser, service, screen):
         if name == "viewer":
             page.keyboard.press("h")
             expect(page.locator(".heatmap-layer")).to_be_visible()
+        page.wait_for_load_state()
         found = json.loads(json.dumps(axe.Axe().run(page).response))["violations"]
         violations = [(each["id"], each["nodes"][0]["html"][:120]) for each in found if each["impact"] in IMPACTS]
         assert violations == [], name

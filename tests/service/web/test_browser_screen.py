@@ -354,6 +354,7 @@ def test_nothing_covers_the_image_of_a_phone_on_its_side(opened, scheme, languag
         assert overlap(box(page, selector), image) == 0, selector
     for selector in (".decision-heading", ".decision-line .probability", "#fit", "h1"):
         expect(page.locator(selector)).to_be_in_viewport(ratio=1)
+    page.wait_for_load_state()
     found = json.loads(json.dumps(axe.Axe().run(page).response))["violations"]
     assert [each["id"] for each in found if each["impact"] in ("serious", "critical")] == []
 
@@ -394,6 +395,7 @@ def test_full_screen_is_accessible(opened, size, scheme):
         page.keyboard.press(key)
     expect(page.locator(".heatmap-layer")).to_be_visible()
     expect(page.locator(".reading-panel")).to_be_visible()
+    page.wait_for_load_state()
     found = json.loads(json.dumps(axe.Axe().run(page).response))["violations"]
     assert [each["id"] for each in found if each["impact"] in ("serious", "critical")] == []
     assert page.evaluate("document.documentElement.scrollWidth") == SIZES[size][0]

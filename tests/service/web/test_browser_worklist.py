@@ -180,6 +180,7 @@ def test_all_uploads_that_failed_while_the_service_was_down_are_retried_at_once(
     expect(retry_all(page, language)).to_have_text(
         {"en": "Retry all failed (6)", "zh-Hant": "重試所有失敗項目（6）"}[language]
     )
+    page.wait_for_load_state()
     found = json.loads(json.dumps(axe.Axe().run(page).response))["violations"]
     assert [each["id"] for each in found if each["impact"] in ("serious", "critical")] == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
