@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -550,7 +551,8 @@ def _seeds(evaluations: Mapping[str, Path], runs: Mapping[str, Path]) -> str:
     )
     named = list(zip(evaluations, rows, strict=True))
     if len(rows) > 1:
-        named.append(("mean", [sum(column) / len(rows) for column in zip(*rows, strict=True)]))
+        named.append(("mean", [statistics.mean(column) for column in zip(*rows, strict=True)]))
+        named.append(("standard deviation", [statistics.stdev(column) for column in zip(*rows, strict=True)]))
     return _table(("run", *columns), ((name, *(f"{value:.4f}" for value in row)) for name, row in named))
 
 

@@ -76,7 +76,7 @@ def test_card_states_how_many_outliers_of_each_source_pass(maker):
     assert "1.0% (input classifier), 0.7% (age) and 2.0% (distance)" in page
     assert "| clinic | 1,600 | 0.020 [0.010, 0.040], n = 400 |  | 0.020 |  |" in page
     assert "| other | 9 | no other patients |  |  |  |" in page
-    assert "Alone, the age classifier passes 8 of 400 of these images. Only the age classifier" in page
+    assert "With only the age classifier, 8 of 400 would pass. Only the age classifier was trained" in page
     assert "A probability of being upright of at least 0.5 always passes." in page
     assert (
         "a patient of another age: 8 of 400 (clinic; 95% interval up to 4.0%); for patients of other hospitals" in page
@@ -108,8 +108,8 @@ def test_card_of_the_included_model_adds_up_the_images_that_each_check_passes():
         if (alone := [group["passed_alone"][check] for group in outliers.values()])
     }
     assert (
-        f"Alone, the input classifier passes {counts['input_classifier']} of these images, the age classifier"
-        f" {counts['age_classifier']} and the OOD detector {counts['ood_detector']}."
+        f"With only the input classifier, {counts['input_classifier']} would pass; with only the age classifier,"
+        f" {counts['age_classifier']} would pass; with only the OOD detector, {counts['ood_detector']} would pass."
     ) in model_card(DEFAULT_BUNDLE)
 
 

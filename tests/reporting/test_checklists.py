@@ -16,7 +16,7 @@ from pneumoscope.reporting.checklists import CHECKLISTS, Checklist, checklist_ta
 from pneumoscope.reporting.comparison_figures import draw_figures
 from pneumoscope.reporting.comparison_page import comparison_page
 from pneumoscope.reporting.run_data import load_run_data
-from pneumoscope.reporting.tables import to_csv
+from pneumoscope.reporting.table_forms import to_csv
 
 # Numbers of the published checklists: those with parts, and the last number.
 NUMBERS = {

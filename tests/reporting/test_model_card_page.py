@@ -110,6 +110,16 @@ def test_interval_of_a_later_version_is_read_and_another_structure_is_an_error(
         assert "AUROC of each control" in model_card_page(bundle)
 
 
+def test_heading_in_the_evidence_cannot_add_attributes(maker: Any, tmp_path: Path) -> None:
+    bundle = maker.bundle(maker.root / "bundle")
+    evaluate(bundle, maker.images(), out=bundle / "evidence", ledger=tmp_path / "ledger.jsonl")
+    file = bundle / "evidence/evaluation.json"
+    content = json.loads(file.read_text())
+    content["split"] = 'x\n## a" onclick="alert(1)\n\n| a | b |\n| --- | --- |\n| c | d |\n'
+    file.write_text(json.dumps(content))
+    assert 'onclick="' not in model_card_page(bundle)
+
+
 def test_evidence_of_another_structure_is_an_error(maker: Any, tmp_path: Path) -> None:
     bundle = maker.bundle(maker.root / "bundle")
     evaluate(bundle, maker.images(), out=bundle / "evidence", ledger=tmp_path / "ledger.jsonl")

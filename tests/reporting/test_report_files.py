@@ -22,7 +22,8 @@ from pneumoscope.reporting.checklist_facts import SHARED_FACTS
 from pneumoscope.reporting.flow_diagram import excluded_lines
 from pneumoscope.reporting.report_files import ReportFiles, make_report
 from pneumoscope.reporting.report_files import report as make_named_report
-from pneumoscope.reporting.tables import Table, _reliability, flow_table, to_csv, to_latex, to_markdown
+from pneumoscope.reporting.table_forms import Table, to_csv, to_latex, to_markdown
+from pneumoscope.reporting.tables import _reliability, flow_table
 from pneumoscope.runs.evaluations import read_evaluation
 from pneumoscope.statistics.calibration import reliability_bins
 

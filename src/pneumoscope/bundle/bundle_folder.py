@@ -33,6 +33,7 @@ __all__ = [
     "DEFAULT_BUNDLE",
     "NETWORK_FILE",
     "export_bundle",
+    "is_included",
     "is_multiclass",
     "read_any_bundle",
     "read_any_card",
@@ -127,6 +128,11 @@ def is_multiclass(folder: Path) -> bool:
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return isinstance(data, dict) and data.get("format") == MULTICLASS_FORMAT
+
+
+def is_included(card: Card | MulticlassCard) -> bool:
+    """Return True if the card is that of the network in the package, in whatever folder."""
+    return card.onnx_sha256 == read_any_card(DEFAULT_BUNDLE / CARD_FILE).onnx_sha256
 
 
 def _binary(card: Card | MulticlassCard) -> Card:

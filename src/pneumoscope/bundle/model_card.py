@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from pneumoscope.bundle.bundle_folder import CARD_FILE, DEFAULT_BUNDLE, read_any_bundle, read_any_card
+from pneumoscope.bundle.bundle_folder import is_included, read_any_bundle
 from pneumoscope.bundle.card import Card, InputCheck, Proportion, RejectionLimits
 from pneumoscope.bundle.evidence import Json, images_text, interval_text, read_evidence, unusable_images
 from pneumoscope.bundle.model_card_measurements import (
@@ -89,8 +89,7 @@ def _sections(card: Card | MulticlassCard, evidence: Mapping[str, Json | None]) 
             *data_shortcuts(evidence["audit"]),
             *class_failures(evaluation),
         ]
-    is_included = card.onnx_sha256 == read_any_card(DEFAULT_BUNDLE / CARD_FILE).onnx_sha256
-    return [*start, *sections, "## License", _LICENSE if is_included else _NO_LICENSE]
+    return [*start, *sections, "## License", _LICENSE if is_included(card) else _NO_LICENSE]
 
 
 def _overview(card: Card | MulticlassCard) -> list[str]:
@@ -299,7 +298,7 @@ def _outliers(limits: RejectionLimits) -> list[str]:
     return [
         "Images of patients outside the age range that pass all checks, and would get a prediction. The patients are others than"
         " those that the age classifier was trained on, as far as they are known; the hospitals are the same, and images of"
-        " other hospitals may pass more often. The last columns state how many would pass one check alone.",
+        " other hospitals may pass more often. The last columns state which fraction would pass one check alone.",
         markdown_table(("source", "images in training", "passed, other patients", *_CHECK_NAMES.values()), rows),
         *_contributions(limits),
     ]
@@ -307,17 +306,15 @@ def _outliers(limits: RejectionLimits) -> list[str]:
 
 def _contributions(limits: RejectionLimits) -> list[str]:
     """Return how many images of all sources pass each check alone; nothing if that was not measured."""
-    parts: list[str] = []
+    parts = []
     for check, name in _CHECK_NAMES.items():
         alone = [found for group in limits.outliers.values() if (found := group.passed_alone.get(check))]
         if alone:
-            verb = "" if parts else " passes"
-            n, passed = sum(each.n for each in alone), sum(round(each.value * each.n) for each in alone)
-            parts.append(f"the {name}{verb} {passed} of {n}" + ("" if parts else " of these images"))
+            passed = sum(round(each.value * each.n) for each in alone)
+            parts.append(f"the {name}, {passed} of {sum(each.n for each in alone)} would pass")
     if not parts:
         return []
-    listed = " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
-    return [f"Alone, {listed}. Only the age classifier was trained on such patients."]
+    return [f"With only {'; with only '.join(parts)}. Only the age classifier was trained on such patients."]
 
 
 def _risk_without_age(limits: RejectionLimits | None) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from pneumoscope.bundle.bundle_folder import CARD_FILE, DEFAULT_BUNDLE, read_any_bundle, read_any_card
+from pneumoscope.bundle.bundle_folder import is_included, read_any_bundle
 from pneumoscope.bundle.card import Card
 from pneumoscope.bundle.evidence import Json, read_evidence
 from pneumoscope.bundle.model_card import model_card
@@ -73,7 +73,7 @@ def hugging_face_model_card(folder: Path, evaluation: Path | None = None) -> str
     measured = read_evidence(folder, card, evaluation)["evaluation"]
     metadata: dict[str, Any] = {
         "language": ["en"],
-        **({"license": "apache-2.0"} if folder.resolve() == DEFAULT_BUNDLE.resolve() else {}),
+        **({"license": "apache-2.0"} if is_included(card) else {}),
         "library_name": "pneumoscope",
         "pipeline_tag": "image-classification",
         "tags": [
@@ -93,7 +93,7 @@ def hugging_face_model_card(folder: Path, evaluation: Path | None = None) -> str
 def _chai_content(
     card: Card | MulticlassCard, evidence: Mapping[str, Json | None], markdown: str, developer: str, contact: str
 ) -> Mapping[str, Any]:
-    is_included = card.onnx_sha256 == read_any_card(DEFAULT_BUNDLE / CARD_FILE).onnx_sha256
+    included = is_included(card)
     ages = f"Patients of {card.age_range[0]:g} to {card.age_range[1]:g} years. " if card.age_range else ""
     return {
         "BasicInfo": {
@@ -128,21 +128,21 @@ def _chai_content(
             ),
             "ClinicalRiskLevel": "Not assigned: not a medical device.",
         },
-        "TrustIngredients": {"AISystemFacts": _system_facts(card, markdown, is_included=is_included), "TransparencyInformation": {
+        "TrustIngredients": {"AISystemFacts": _system_facts(card, markdown), "TransparencyInformation": {
             "FundingSource": _NOT_STATED,
-            "StakeholdersConsulted": _NONE if is_included else _NOT_STATED,
+            "StakeholdersConsulted": _NONE if included else _NOT_STATED,
         }},
         "KeyMetrics": _key_metrics(card, evidence, markdown),
         "Resources": {
             "EvaluationReferences": "The command that measured each figure is in the evidence of the bundle.",
             "PeerReviewedPublications": _NONE,
-            "PatientConsentOrDisclosure": f"Public, de-identified radiographs ({_DATA})." if is_included else _NOT_STATED,
+            "PatientConsentOrDisclosure": f"Public, de-identified radiographs ({_DATA})." if included else _NOT_STATED,
         },
-        "Bibliography": _BIBLIOGRAPHY if is_included else _NOT_STATED,
+        "Bibliography": _BIBLIOGRAPHY if included else _NOT_STATED,
     }  # fmt: skip
 
 
-def _system_facts(card: Card | MulticlassCard, markdown: str, *, is_included: bool) -> Mapping[str, str]:
+def _system_facts(card: Card | MulticlassCard, markdown: str) -> Mapping[str, str]:
     counts = "; ".join(
         f"{split}: {', '.join(f'{n:,} {label}' for label, n in labels.items())}"
         for split, labels in card.counts.items()
@@ -161,7 +161,7 @@ def _system_facts(card: Card | MulticlassCard, markdown: str, *, is_included: bo
             else f"Validation images split by {card.split_by}."
         )
         + (" Images unlike the training images are rejected." if card.rejection_limits else ""),
-        "OngoingMaintenance": ("None by the developer." if is_included else _NOT_STATED)
+        "OngoingMaintenance": ("None by the developer." if is_included(card) else _NOT_STATED)
         + (" `pneumoscope monitor` detects drift at a site." if isinstance(card, Card) else ""),
         "Security": "Offline inference; the service decodes images in isolated processes.",
         "Transparency": _section(markdown, "Overview") or _NOT_STATED,

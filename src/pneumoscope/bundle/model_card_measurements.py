@@ -227,9 +227,8 @@ def _failures(evaluation: Json | None, robustness: Json | None) -> list[str]:
     """Return the largest error rates of all measurements, in descending order."""
     failures: list[tuple[float, str]] = []
     points = (evaluation or {}).get("operating_points", {})
-    for name, point in sorted(
-        points.items(), key=lambda item: item[0] != "balanced"
-    ):  # of equal rates, that in use comes first
+    # Of equal rates, that of the default operating point comes first.
+    for name, point in sorted(points.items(), key=lambda item: item[0] != "balanced"):
         for etiology, correct in point["by_etiology"].items():
             if correct["value"] is not None:
                 rate = 1 - correct["value"]

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.reporting.checklist_facts import PLACES, Fact
-from pneumoscope.reporting.tables import Table
+from pneumoscope.reporting.table_forms import Table
 
 __all__ = ["CHECKLISTS", "Answer", "Checklist", "Item", "checklist_table", "fill_checklist", "read_items"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 from markdown_it import MarkdownIt
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from pneumoscope.bundle.bundle_folder import read_any_bundle
@@ -64,7 +64,9 @@ def model_card_page(folder: Path, evaluation: Path | None = None) -> str:
         html = (
             markdown.render(text)
             .replace(_EMPTY_HEAD, "")
-            .replace("<table>", f'<div class="scroll" tabindex="0" role="region" aria-label="{heading}"><table>')
+            .replace(
+                "<table>", f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(heading)}"><table>'
+            )
             .replace("</table>", "</table></div>")
         )
         figures = [Markup(svg) for svg in drawn.get(heading, ())]  # noqa: S704 - written by `inline_svg`

@@ -23,7 +23,7 @@ from pneumoscope.reporting.multiclass_tables import class_tables
 from pneumoscope.reporting.report_files import ReportFiles, write_report
 from pneumoscope.reporting.run_data import record_rows
 from pneumoscope.reporting.style import drawing
-from pneumoscope.reporting.tables import Table
+from pneumoscope.reporting.table_forms import Table
 from pneumoscope.reporting.templating import environment, theme
 from pneumoscope.runs.run_folder import RECIPE_FILE, read_text
 

@@ -9,7 +9,8 @@ from pneumoscope.core.multiclass_results import MulticlassComparison
 from pneumoscope.core.result_forms import method_name
 from pneumoscope.evaluation.multiclass.inputs import ComparedClasses
 from pneumoscope.reporting import labels
-from pneumoscope.reporting.tables import Cell, Table, flow_table, group_table
+from pneumoscope.reporting.table_forms import Cell, Table
+from pneumoscope.reporting.tables import flow_table, group_table
 
 __all__ = ["class_tables"]
 

@@ -18,7 +18,8 @@ from pneumoscope.reporting.comparison_page import comparison_page
 from pneumoscope.reporting.run_data import RunData, load_run_data
 from pneumoscope.reporting.style import COLORS, drawing
 from pneumoscope.reporting.svg import standalone_svg
-from pneumoscope.reporting.tables import Table, comparison_tables, to_csv, to_latex, to_markdown
+from pneumoscope.reporting.table_forms import Table, to_csv, to_latex, to_markdown
+from pneumoscope.reporting.tables import comparison_tables
 
 __all__ = [
     "Report",

@@ -1,0 +1,148 @@
+"""A table of a report, and its forms: CSV, LaTeX, Markdown and a data frame.
+
+A CSV file has every number in full precision, with its interval in columns of their own; LaTeX and Markdown have the text that a
+manuscript needs.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import re
+from typing import TYPE_CHECKING, Any
+
+from pneumoscope.core.interval import Interval
+from pneumoscope.core.result_forms import format_decimals, rows_dataframe, with_minus_signs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Cell", "Table", "to_csv", "to_latex", "to_markdown"]
+
+Cell = Interval | float | int | str | None
+_PARTS = ("low", "high", "method", "n", "reason")  # fields of an interval beside its value
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\N{MINUS SIGN}": "$-$",
+    "<": "$<$",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        name: Name of the files.
+        caption: Caption, a sentence.
+        columns: Headings.
+        rows: Rows of as many cells.
+        note: Methods of the intervals, as a sentence; may be empty.
+        decimals: Decimals of numbers without an interval, as text.
+    """
+
+    name: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+    decimals: int = 3
+
+    def _repr_markdown_(self) -> str:
+        return to_markdown(self)
+
+    def wide(self) -> tuple[list[str], list[list[Any]]]:
+        """Return headings and rows with columns for the value, ends, method, n and reason of each interval."""
+        is_interval = [any(isinstance(row[index], Interval) for row in self.rows) for index in range(len(self.columns))]
+        headings: list[str] = []
+        for name, interval in zip(self.columns, is_interval, strict=True):
+            headings += [name, *(f"{name}, {part}" for part in _PARTS if interval)]
+        rows = []
+        for row in self.rows:
+            cells: list[Any] = []
+            for cell, interval in zip(row, is_interval, strict=True):
+                if isinstance(cell, Interval):
+                    cells += [cell.value, *(getattr(cell, part) for part in _PARTS)]
+                else:
+                    cells += [cell, *(None for _ in _PARTS if interval)]
+            rows.append(cells)
+        return headings, rows
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return `wide` as a pandas DataFrame.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        headings, rows = self.wide()
+        return rows_dataframe(rows, "Table.to_dataframe()", headings)
+
+
+def to_csv(table: Table) -> str:
+    """Return a table as CSV text: an interval has columns for its value, ends, method, n and the reason if it is undefined."""
+    headings, rows = table.wide()
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(headings)
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def to_markdown(table: Table) -> str:
+    """Return a table as Markdown, with its caption and note."""
+    rows = [
+        table.columns,
+        ["---"] * len(table.columns),
+        *([_text(cell, table.decimals) for cell in row] for row in table.rows),
+    ]
+    lines = [f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in rows]
+    parts = [f"**{table.caption}**", "\n".join(lines), table.note]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def to_latex(table: Table) -> str:
+    """Return a table as LaTeX, for the package booktabs."""
+    align = "".join("l" if _is_text(table, index) else "r" for index in range(len(table.columns)))
+    body = [f"{' & '.join(_escape(_text(cell, table.decimals)) for cell in row)} \\\\" for row in table.rows]
+    lines = [
+        r"\begin{table}",
+        rf"\caption{{{_escape(table.caption)}}}",
+        rf"\label{{tab:{table.name}}}",
+        rf"\begin{{tabular}}{{{align}}}",
+        r"\toprule",
+        f"{' & '.join(map(_escape, table.columns))} \\\\",
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+        *([rf"\par\smallskip\footnotesize {_escape(table.note)}"] if table.note else []),
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _is_text(table: Table, index: int) -> bool:
+    return any(isinstance(row[index], str) for row in table.rows)
+
+
+def _escape(text: str) -> str:
+    return re.sub("[\\\\&%$#_{}~^<\N{MINUS SIGN}]", lambda match: _LATEX[match[0]], text)
+
+
+def _text(cell: Cell, decimals: int) -> str:
+    if isinstance(cell, Interval):
+        if cell.value is None:
+            return f"undefined: {cell.reason}"
+        if cell.low is None or cell.high is None:
+            return with_minus_signs(f"{cell.value:.3f}") + (f" (no interval: {cell.reason})" if cell.reason else "")
+        return with_minus_signs(f"{cell.value:.3f} ({cell.low:.3f} to {cell.high:.3f})")
+    if isinstance(cell, float):
+        return with_minus_signs(format_decimals(cell, decimals))
+    return "" if cell is None else str(cell)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
