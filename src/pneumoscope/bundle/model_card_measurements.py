@@ -192,7 +192,8 @@ def _robustness(robustness: Json | None) -> list[str]:
         rows.append((row["name"], interval_text(row["changed"]), largest))
     return [
         "## Robustness",
-        f"On {robustness['n']} {robustness['split']} images; the full-size images are a separate set.",
+        f"On {robustness['n']} {robustness['split']} images"
+        + ("; the full-size images are a separate set." if robustness["sizes"] else "."),
         markdown_table(("variant of the same image", "changed decisions", "largest change of probability"), rows),
     ]
 
