@@ -136,6 +136,27 @@ def test_16_bit_levels_are_rounded_to_the_nearest_of_256() -> None:
     assert decode(encode(Image.fromarray(levels), "TIFF")).pixels.ravel().tolist() == nearest
 
 
+DARK_BRIGHT_AND_FLAT = pytest.mark.parametrize(("low", "high"), [(0, 100), (150, 256), (120, 130)])
+
+
+@DARK_BRIGHT_AND_FLAT
+@pytest.mark.parametrize("factor", [256, 257])  # shifted by 8 bits, and scaled so that 255 becomes 65535
+def test_8_bits_scaled_to_16_have_the_same_gray_levels(low: int, high: int, factor: int) -> None:
+    gray = np.random.default_rng(0).integers(low, high, (40, 60)).astype(np.uint8)
+    image = decode(encode(Image.fromarray(gray.astype(np.uint16) * factor), "PNG"))
+    assert np.abs(image.pixels.astype(int) - gray).max() <= 257 - factor
+    assert image.warnings == ()
+
+
+def test_one_value_that_is_not_a_multiple_has_the_depth_measured() -> None:
+    # 99 * 257 needs 15 bits
+    stored = np.random.default_rng(0).integers(0, 100, (40, 60)).astype(np.uint16) * 257
+    stored[0, 0] += 1
+    image = decode(encode(Image.fromarray(stored), "PNG"))
+    assert image.warnings == ("bit_depth_measured",)
+    assert np.abs(image.pixels - stored / 32767 * 255).max() <= 0.5 + 1e-6
+
+
 def test_12_bits_scale_so_that_4095_is_white() -> None:
     # two pixels in three bytes: 4095 and 2048; 2048 / 4095 * 255 = 127.53
     assert decode(tiff(2, 1, 12, b"\xff\xf8\x00")).pixels.tolist() == [[255, 128]]

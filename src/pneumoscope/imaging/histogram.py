@@ -16,6 +16,7 @@ _BLOCK = 2**20  # pixels
 _MARGIN = 0.25  # of the range of the other pixels, on both sides of it: values in it are not outliers
 _BRIGHTEST = 0.0002  # fraction of the pixels that a bit depth may leave out
 _MAX_OFFSET = 0.4  # of the full range of a bit depth, for the darkest pixels of an image that uses this range
+_SCALE_FACTORS = (257, 256)  # of 8-bit values stored as 16 bits, by copying the byte or with a low byte of 0
 _NOISE = 64  # stored values; an image with a smaller range is blank, and not stretched
 _MIN_CONTRAST = 0.25  # range over maximum below which an image may be blank, so that no window is too wide for it
 PERCENTILES = (0.01, 0.99)  # ends of the range of an image
@@ -71,8 +72,18 @@ class Histogram(NamedTuple):
         """Return whether a bit depth can be measured: values are not negative, and not all nearly the same."""
         return bool(self.values[0] >= 0) and self.has_contrast()
 
+    def is_scaled_to_16_bits(self) -> bool:
+        """Return whether 8-bit values were multiplied by 257, or shifted by 8 bits, to fill 16 bits; a blank image is not."""
+        is_multiple = any((self.values % factor == 0).all() for factor in _SCALE_FACTORS)
+        return is_multiple and len(self.values) > 2 and self.values[0] >= 0 and self.values[-1] < 2**16
+
     def bits(self) -> int:
-        """Return the bits of the largest value, at least 8; hot pixels and the few brightest ones do not count."""
+        """Return the bits of the largest value, at least 8; hot pixels and the few brightest ones do not count.
+
+        Values that were scaled from 8 bits have 16, even in a dark image.
+        """
+        if self.is_scaled_to_16_bits():
+            return 16
         without_outliers = self.range_without_outliers()[1]
         largest, usual = self.quantiles(1 - _BRIGHTEST, 1 - _OUTLIERS)
         if without_outliers < self.values[-1]:
@@ -91,8 +102,8 @@ def count_values(pixels: Integers, lowest: int, n: int) -> Integers:
 def displayed_range(histogram: Histogram, *, is_signed: bool = False) -> tuple[float, float]:
     """Return the values that become black and white in an image without a window.
 
-    These are the ends of the full range of its bit depth if the image uses that range or is blank. Otherwise, as for values with
-    an offset, they are the smallest and largest value.
+    These are the ends of the full range of its bit depth if the image uses that range, is blank, or was scaled from 8 bits.
+    Otherwise, as for values with an offset, they are the smallest and largest value.
 
     Args:
         histogram: Of the values.
@@ -105,7 +116,8 @@ def displayed_range(histogram: Histogram, *, is_signed: bool = False) -> tuple[f
         half = 2.0 ** max(7, int(max(-lowest - 1, highest, 0)).bit_length())
         if last - first >= half:
             return -half, half - 1
-    if histogram.values[0] >= 0 and (high < 2**8 or first < _MAX_OFFSET * high or last - first < _NOISE):
+    is_8_bit = high < 2**8 or histogram.is_scaled_to_16_bits()
+    if histogram.values[0] >= 0 and (is_8_bit or first < _MAX_OFFSET * high or last - first < _NOISE):
         return low, high
     low, high = histogram.range_without_outliers()
     return (low, high) if high > low else (low, low + 1)
