@@ -51,9 +51,10 @@ def test_notebook_has_the_outputs_that_its_execution_gives(notebook: Path, tmp_p
     pytest.importorskip("nbclient", reason="nbclient is not installed (the extra [docs])")
     copy = Path(shutil.copy(notebook, tmp_path))
     copy.write_text(json.dumps(without_outputs(json.loads(copy.read_text("utf-8")))), encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(
         [sys.executable, str(SCRIPT), str(copy)],
-        cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=280, check=False,
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     executed, stored = cells(copy), cells(notebook)

@@ -20,11 +20,14 @@ from pneumoscope.core.result_forms import to_json
 from pneumoscope.core.results import Evaluation
 from pneumoscope.evaluation.comparison.compare import compare
 from pneumoscope.evaluation.evaluate import evaluate
+from pneumoscope.evaluation.external_predictions import evaluate_predictions
 from pneumoscope.evaluation.multiclass.compare import compare_multiclass
 from pneumoscope.evaluation.multiclass.evaluate import evaluate_multiclass
+from pneumoscope.evaluation.multiclass.external_predictions import evaluate_multiclass_predictions
 from pneumoscope.reporting.multiclass_report import report_multiclass
 from pneumoscope.reporting.report_files import report
-from pneumoscope.runs.evaluations import read_evaluation
+from pneumoscope.runs.evaluations import read_evaluation, read_predictions
+from pneumoscope.runs.multiclass_evaluations import read_multiclass_evaluation_folder
 
 
 def drawn(figures: Any) -> dict[str, str]:
@@ -94,6 +97,33 @@ def test_bundles_that_are_evaluated_in_memory_have_figures(evaluated: tuple[list
     comparison = compare(bundles, data=root / "drawn", ledger=root / "bundles.jsonl")
     expected = drawn(report(runs).figures)
     assert drawn(comparison.figures)["roc"] == expected["roc"]
+
+
+def test_predictions_of_another_tool_have_figures(
+    evaluated: tuple[list[Path], list[Evaluation]],
+    evaluated_classes: tuple[list[Path], list[MulticlassEvaluation]],
+    tmp_path: Path,
+) -> None:
+    root, ledger = evaluated[0][0].parents[1], tmp_path / "ledger.jsonl"
+    images = read_predictions(evaluated[0][0] / "evaluation/test/predictions.csv")
+    rows = [("path", "probability"), *((image.path, str(image.probability)) for image in images)]
+    file = write_table(tmp_path / "tool.csv", rows)
+    found = evaluate_predictions(file, root / "drawn", out=tmp_path / "tool", ledger=ledger)[0].figures
+    assert drawn(found) == drawn(report([tmp_path / "tool"]).figures)
+    classes, scored = read_multiclass_evaluation_folder(evaluated_classes[0][0] / "evaluation/test")
+    rows = [
+        ("path", *(f"probability_{name}" for name in classes.classes)),
+        *((image.path, *map(str, image.probabilities)) for image in scored),
+    ]
+    file = write_table(tmp_path / "classes.csv", rows)
+    data = root / "drawn-classes" / "images.csv"
+    found = evaluate_multiclass_predictions(file, data, out=tmp_path / "classes", ledger=ledger)[0].figures
+    assert drawn(found) == drawn(report_multiclass([tmp_path / "classes"]).figures)
+
+
+def write_table(path: Path, rows: list[tuple[str, ...]]) -> Path:
+    path.write_text("\n".join(",".join(row) for row in rows), encoding="utf-8")
+    return path
 
 
 def test_figures_are_in_no_file_and_in_no_comparison_of_records(
