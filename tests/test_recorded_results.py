@@ -28,6 +28,7 @@ def stated(interval: dict[str, Any]) -> str:
     return f"{interval['value']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
 
 
+@pytest.mark.slow
 def test_comparison_follows_from_the_evaluations() -> None:
     found = json.loads(to_json(dataclasses.replace(compare([ADULTS]), command="", created="", version="")))
     expected = json.loads((ADULTS / "comparison.json").read_text("utf-8")) | {

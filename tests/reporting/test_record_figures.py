@@ -29,6 +29,8 @@ from pneumoscope.reporting.report_files import report
 from pneumoscope.runs.evaluations import read_evaluation, read_predictions
 from pneumoscope.runs.multiclass_evaluations import read_multiclass_evaluation_folder
 
+pytestmark = pytest.mark.slow
+
 
 def drawn(figures: Any) -> dict[str, str]:
     return {name: figure._repr_svg_() for name, figure in figures.items()}

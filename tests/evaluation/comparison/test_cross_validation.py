@@ -168,6 +168,7 @@ def with_evaluation_of_another_fold(folder):
     return folder / "cv-poor/fold-1"
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_report(folder):
     runs = [folder / "cv-good", folder / "cv-poor"]
     found, expected = (

@@ -72,6 +72,7 @@ def test_metrics_are_means_of_the_folds_with_an_interval_for_shared_training_ima
     assert (spread.mean.n, group.folds) == (120, (1, 2, 3))
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_report(folder):
     runs = [folder / "class-good", folder / "class-poor"]
     found, expected = (
