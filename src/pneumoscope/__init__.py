@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pneumoscope.models.factory import create_model
     from pneumoscope.models.registry import list_models
     from pneumoscope.reporting.multiclass_report import report_multiclass
+    from pneumoscope.reporting.record_figures import draw_record as draw_record
     from pneumoscope.reporting.report_files import report
     from pneumoscope.training.api import sweep, train
 
@@ -84,6 +85,7 @@ _MODULES = {
     "compare": "evaluation.comparison.compare",
     "compare_multiclass": "evaluation.multiclass.compare",
     "create_model": "models.factory",
+    "draw_record": "reporting.record_figures",  # not public: `core.with_figures` calls it
     "evaluate": "evaluation.evaluate",
     "evaluate_multiclass": "evaluation.multiclass.evaluate",
     "evaluate_multiclass_predictions": "evaluation.multiclass.external_predictions",

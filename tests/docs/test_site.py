@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import http.server
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -92,6 +94,28 @@ def test_every_page_is_in_the_site(build: tuple[Path, str]) -> None:
     assert [page for page in pages if not (site / page).is_file()] == []
     assert not list(site.rglob("*.py*"))  # nor bytecode
     assert (site / "notebooks" / "quickstart.ipynb").is_file()
+
+
+def test_notebooks_are_pages_with_their_tables_and_figures(build: tuple[Path, str]) -> None:
+    site, _ = build
+    page = (site / "notebooks" / "report.html").read_text("utf-8")
+    cells = json.loads((site / "notebooks" / "report.ipynb").read_text("utf-8"))["cells"]
+    outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    figures = ["".join(data["image/svg+xml"]) for data in outputs if "image/svg+xml" in data]
+    assert figures
+    shown = re.findall(r'<img alt="([^"]+)" width="\d+" src="data:image/svg\+xml;base64,([^"]+)">', page)
+    assert [base64.b64decode(source).decode() for _, source in shown] == figures
+    assert any(label.startswith("ROC curves: size-32 AUROC 0.") for label, _ in shown)
+    assert page.count("<table") >= sum("".join(data.get("text/html", "")).count("<table") for data in outputs) > 5
+    assert "calibration_intercept</td>" in page
+    assert "Wrote synthetic images to images" in page
+    assert '<div class="output-' not in page
+    for name, link in (
+        ("how-to/python.html", "../notebooks/report.html"),
+        ("notebooks/quickstart.html", "report.html"),
+    ):
+        article = (site / name).read_text("utf-8").partition("<article")[2]
+        assert f'<a href="{link}">' in article
 
 
 def test_no_file_of_the_site_loads_an_asset_from_another_host(build: tuple[Path, str]) -> None:

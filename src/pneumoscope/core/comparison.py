@@ -10,6 +10,7 @@ from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.result_forms import interval_rows, rows_dataframe
 from pneumoscope.core.results import SCHEMA, Confusion
+from pneumoscope.core.with_figures import WithFigures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -166,7 +167,7 @@ class ReferenceTable:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(WithFigures):
     """A comparison of several runs on the same images, or of cross-validations on the same folds.
 
     Attributes:

@@ -12,6 +12,7 @@ from pneumoscope.core.image_flow import ImageFlow
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.result_forms import interval_rows, rows_dataframe
 from pneumoscope.core.results import SCHEMA, InteractionTest, RejectionSummary, ReliabilityBin, Subgroup
+from pneumoscope.core.with_figures import WithFigures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,7 +93,7 @@ class ClassPair:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class MulticlassEvaluation:
+class MulticlassEvaluation(WithFigures):
     """The evaluation of one bundle of several classes on one split.
 
     Attributes:
@@ -210,7 +211,7 @@ class MulticlassRunSummary:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class MulticlassComparison:
+class MulticlassComparison(WithFigures):
     """A comparison of several runs of several classes on the same images, or of cross-validations on the same folds.
 
     Attributes:

@@ -13,6 +13,7 @@ from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.image_flow import ImageFlow
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.result_forms import interval_rows, rows_dataframe
+from pneumoscope.core.with_figures import WithFigures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -271,7 +272,7 @@ class SetDifference:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Evaluation:
+class Evaluation(WithFigures):
     """The evaluation of one bundle, or of the predictions in a file, on one split.
 
     Attributes:

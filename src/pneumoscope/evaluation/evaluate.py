@@ -17,6 +17,7 @@ from pneumoscope.core.errors import DatasetError, ThresholdError, UnknownNameErr
 from pneumoscope.core.messages import counted
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.results import Evaluation, ScoredImage
+from pneumoscope.core.with_figures import attach_source
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.evaluation.breakdown import add_breakdown, read_breakdown
 from pneumoscope.evaluation.custom_points import (
@@ -102,7 +103,7 @@ def evaluate(
 
     Returns:
         The evaluation, and the images with their scores in manifest order. In a notebook the evaluation is shown as a table;
-        `Evaluation.to_dataframe()` returns its metrics as a pandas DataFrame.
+        `Evaluation.to_dataframe()` returns its metrics as a pandas DataFrame, and `Evaluation.figures` has its figures.
 
     Raises:
         UnknownNameError: The bundle has no such operating point, or the manifest no such column.
@@ -169,7 +170,7 @@ def evaluate(
         ledger=None if ledger is None else Path(ledger),
         replace=replace,
     )
-    return evaluation, scored
+    return attach_source(evaluation, scored), scored
 
 
 def _source(

@@ -18,6 +18,7 @@ from pneumoscope.bundle.card import Calibration
 from pneumoscope.core.errors import UnknownNameError, UsageError
 from pneumoscope.core.messages import counted, operating_point_rule
 from pneumoscope.core.results import Evaluation, ScoredImage
+from pneumoscope.core.with_figures import attach_source
 from pneumoscope.data.column_classes import check_single_class
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import Manifest
@@ -160,7 +161,7 @@ def evaluate_predictions(
         ledger=None if ledger is None else Path(ledger),
         replace=replace,
     )
-    return evaluation, scored
+    return attach_source(evaluation, scored), scored
 
 
 def check_prediction_options(

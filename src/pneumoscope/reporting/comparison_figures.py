@@ -1,4 +1,4 @@
-"""All figures of a comparison, each with a text alternative: as inline SVG of the page, and as files."""
+"""All figures of a comparison, each with a text alternative."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.errors import UndefinedMetricError
@@ -24,17 +22,16 @@ from pneumoscope.reporting.figures import (
 )
 from pneumoscope.reporting.flow_diagram import flow_figure
 from pneumoscope.reporting.labels import METRICS, PAIR_METRICS
+from pneumoscope.reporting.named_figure import DECISION_CURVES, NamedFigure
 from pneumoscope.reporting.run_data import RunData
-from pneumoscope.reporting.style import COLORS, drawing, short
-from pneumoscope.reporting.svg import inline_svg, standalone_svg
+from pneumoscope.reporting.style import drawing
 from pneumoscope.reporting.templating import format_value
 from pneumoscope.statistics.calibration import reliability_bins
 from pneumoscope.statistics.decision_curve import net_benefit
 from pneumoscope.statistics.roc import precision_recall_curve, roc_curve
 
-__all__ = ["ComparisonFigures", "NamedFigure", "draw_figures"]
+__all__ = ["ComparisonFigures", "draw_figures", "figures_with_legends"]
 
-_DECISION_CURVES = "decision-curves"
 # Metrics drawn as bars; the table has all of them. Metrics for which lower is better would be misleading among these.
 _BAR_METRICS = (
     "accuracy",
@@ -47,43 +44,6 @@ _BAR_METRICS = (
     "auprc",
     "mcc",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class NamedFigure:
-    """A figure with its name and text alternative.
-
-    Attributes:
-        figure: The figure.
-        key: Its name: prefix of ids in a page, and name of the file; letters, digits and hyphens.
-        label: Text alternative.
-        legend: Whether the runs are distinguished by color, so that the figure needs a legend outside a page, which has its own.
-    """
-
-    figure: Figure
-    key: str
-    label: str
-    legend: bool = False
-
-    def __html__(self) -> str:
-        """Return the figure as inline SVG. Must be called within `style.drawing()`."""
-        return inline_svg(self.figure, key=self.key, label=self.label)
-
-    def _repr_svg_(self) -> str:
-        with drawing():
-            return standalone_svg(self.figure, label=self.label)
-
-    def add_legend(self, runs: Sequence[RunData]) -> None:
-        """Add a legend of the runs below the figure, if it needs one."""
-        if not self.legend:
-            return
-        lines = [Line2D([], [], color=run.style.color, linestyle=run.style.line) for run in runs]
-        names = [short(run.summary.name) for run in runs]
-        if self.key == _DECISION_CURVES:
-            lines.append(Line2D([], [], color=COLORS["muted"][0], linestyle=(0, (2, 3))))
-            names.append("treat everybody")
-        with drawing():
-            self.figure.legend(lines, names, loc="outside lower center", ncols=2, frameon=False, fontsize=10)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +104,14 @@ def draw_figures(comparison: Comparison, runs: Sequence[RunData]) -> ComparisonF
             curves=tuple(_training_figure(run) for run in runs if run.epochs),
             differences=_difference_figures(comparison),
         )
+
+
+def figures_with_legends(comparison: Comparison, runs: Sequence[RunData]) -> dict[str, NamedFigure]:
+    """Return all figures of a comparison of these runs by name, each with a legend if it needs one."""
+    figures = {figure.key: figure for figure in draw_figures(comparison, runs).all()}
+    for figure in figures.values():
+        figure.add_legend(runs)
+    return figures
 
 
 def _metric_figures(runs: Sequence[RunData]) -> tuple[NamedFigure, ...]:
@@ -240,7 +208,7 @@ def _decision_curves(runs: Sequence[RunData]) -> NamedFigure:
     figure = decision_curve_figure(thresholds, curves, benefits[0][1])
     names = ", ".join(run.summary.name for run in runs)
     label = f"Net benefit by threshold probability of {names}, and of treating everybody"
-    return NamedFigure(figure, _DECISION_CURVES, label, legend=True)
+    return NamedFigure(figure, DECISION_CURVES, label, legend=True)
 
 
 def _training_figure(run: RunData) -> NamedFigure:

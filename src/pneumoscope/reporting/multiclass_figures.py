@@ -13,16 +13,16 @@ from pneumoscope.core.messages import counted, of_patients_text
 from pneumoscope.core.multiclass_results import MulticlassComparison, MulticlassEvaluation
 from pneumoscope.evaluation.multiclass.inputs import ComparedClasses
 from pneumoscope.evaluation.multiclass.metrics import class_scores
-from pneumoscope.reporting.comparison_figures import NamedFigure
 from pneumoscope.reporting.figures import Curve, differences_figure, overlay_figure, reliability_figure
 from pneumoscope.reporting.flow_diagram import class_flow_figure
 from pneumoscope.reporting.labels import CLASS_PAIR_METRICS
+from pneumoscope.reporting.named_figure import NamedFigure
 from pneumoscope.reporting.style import COLORS, RunStyle, drawing, new_figure, run_style, short
 from pneumoscope.reporting.templating import format_value
 from pneumoscope.statistics.probabilities import log_odds
 from pneumoscope.statistics.roc import roc_curve
 
-__all__ = ["confusion_figure", "draw_class_figures", "one_vs_rest_figure"]
+__all__ = ["class_figures_by_name", "confusion_figure", "draw_class_figures", "one_vs_rest_figure"]
 
 _INK, _MUTED = (COLORS[name][0] for name in ("ink", "muted"))
 _CELL = 74  # pixels
@@ -75,6 +75,11 @@ def draw_class_figures(
                 if (pairs := [pair for pair in comparison.pairs if pair.metric == metric])
             ),
         }
+
+
+def class_figures_by_name(comparison: MulticlassComparison, runs: Sequence[ComparedClasses]) -> dict[str, NamedFigure]:
+    """Return the figures of a comparison by name, such as "roc-0"; see `draw_class_figures`."""
+    return {figure.key: figure for group in draw_class_figures(comparison, runs).values() for figure in group}
 
 
 def confusion_figure(title: str, evaluation: MulticlassEvaluation) -> Figure:

@@ -16,10 +16,10 @@ from pneumoscope.evaluation.multiclass.inputs import ComparedClasses, compared_c
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.checklist_facts import PLACES
 from pneumoscope.reporting.checklists import Checklist, checklist_table, fill_checklist
-from pneumoscope.reporting.comparison_figures import NamedFigure
 from pneumoscope.reporting.multiclass_checklist_facts import CLASS_FACTS
-from pneumoscope.reporting.multiclass_figures import draw_class_figures
+from pneumoscope.reporting.multiclass_figures import class_figures_by_name, draw_class_figures
 from pneumoscope.reporting.multiclass_tables import class_tables
+from pneumoscope.reporting.named_figure import NamedFigure
 from pneumoscope.reporting.report_files import ReportFiles, write_report
 from pneumoscope.reporting.run_data import record_rows
 from pneumoscope.reporting.style import drawing
@@ -96,13 +96,12 @@ def report_multiclass(
     else:
         compared = compared_classes(targets, evaluation=evaluation)
         comparison = multiclass_comparison(compared, evaluation=evaluation, command=command)
-    figures = draw_class_figures(comparison, compared)
     filled = {name: fill_checklist(name, comparison, compared, CLASS_FACTS) for name in checklists}
     tables = (*class_tables(comparison, compared), *map(checklist_table, filled.values()))
     return MulticlassReport(
         comparison,
         tuple(compared),
-        {figure.key: figure for group in figures.values() for figure in group},
+        class_figures_by_name(comparison, compared),
         {table.name: table for table in tables},
         filled,
         _read_recipes(compared),

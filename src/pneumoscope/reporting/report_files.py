@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,11 +12,10 @@ from pneumoscope.evaluation.comparison.compare import compare
 from pneumoscope.evaluation.comparison.inputs import check_evaluated, expand_runs
 from pneumoscope.reporting.binary_checklist_facts import BINARY_FACTS
 from pneumoscope.reporting.checklists import Checklist, checklist_table, fill_checklist
-from pneumoscope.reporting.comparison_figures import NamedFigure, draw_figures
+from pneumoscope.reporting.comparison_figures import draw_figures, figures_with_legends
 from pneumoscope.reporting.comparison_page import comparison_page
+from pneumoscope.reporting.named_figure import FILE_FORMATS, NamedFigure
 from pneumoscope.reporting.run_data import RunData, load_run_data
-from pneumoscope.reporting.style import COLORS, drawing
-from pneumoscope.reporting.svg import standalone_svg
 from pneumoscope.reporting.table_forms import Table, to_csv, to_latex, to_markdown
 from pneumoscope.reporting.tables import comparison_tables
 
@@ -31,12 +29,6 @@ __all__ = [
 
 _PAGE = "report.html"
 _FIGURES_FOLDER, _TABLES_FOLDER = "figures", "tables"
-_PNG_RESOLUTION = 300  # dots per inch
-# Without a time, so that the same input gives the same bytes.
-_METADATA = {
-    "pdf": {"CreationDate": None, "Creator": "pneumoscope", "Producer": None},
-    "png": {"Software": "pneumoscope"},
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,9 +124,7 @@ def make_report(comparison: Comparison, folders: Sequence[Path], checklists: Seq
     """
     data = load_run_data(comparison, folders)
     filled = {name: fill_checklist(name, comparison, data, BINARY_FACTS) for name in checklists}
-    figures = {figure.key: figure for figure in draw_figures(comparison, data).all()}
-    for figure in figures.values():
-        figure.add_legend(data)
+    figures = figures_with_legends(comparison, data)
     tables = (*comparison_tables(comparison, data), *map(checklist_table, filled.values()))
     return Report(comparison, data, figures, {table.name: table for table in tables}, filled)
 
@@ -151,21 +141,9 @@ def write_report(page: str, figures: Iterable[NamedFigure], tables: Iterable[Tab
         StorageError: A file cannot be written.
     """
     path = write_atomically(folder / _PAGE, page)
-    with drawing():
-        drawn = [file for each in figures for file in _write_figure(each, folder / _FIGURES_FOLDER)]
+    drawn = [each.save(folder / _FIGURES_FOLDER / f"{each.key}.{form}") for each in figures for form in FILE_FORMATS]
     written = [file for table in tables for file in _write_table(table, folder / _TABLES_FOLDER)]
     return ReportFiles(path, tuple(drawn), tuple(written))
-
-
-def _write_figure(named: NamedFigure, folder: Path) -> list[Path]:
-    """Write a figure as SVG, PDF and PNG, and return the files. Must be called within `style.drawing()`."""
-    files = [write_atomically(folder / f"{named.key}.svg", standalone_svg(named.figure, label=named.label))]
-    for form, metadata in _METADATA.items():
-        buffer = io.BytesIO()
-        surface = COLORS["surface"][0]
-        named.figure.savefig(buffer, format=form, dpi=_PNG_RESOLUTION, facecolor=surface, metadata=metadata)
-        files.append(write_atomically(folder / f"{named.key}.{form}", buffer.getvalue()))
-    return files
 
 
 def _write_table(table: Table, folder: Path) -> list[Path]:

@@ -14,7 +14,8 @@ import numpy as np
 from pneumoscope.core.comparison import Comparison, RunSummary
 from pneumoscope.core.errors import RunError
 from pneumoscope.core.messages import counted
-from pneumoscope.core.results import Evaluation
+from pneumoscope.core.results import Evaluation, ScoredImage
+from pneumoscope.evaluation.comparison.inputs import EvaluatedRun
 from pneumoscope.evaluation.metrics import positives
 from pneumoscope.reporting.style import RunStyle, run_style
 from pneumoscope.runs.epochs import Epoch, read_epochs
@@ -31,7 +32,7 @@ from pneumoscope.runs.run_folder import (
 )
 from pneumoscope.statistics.inputs import BoolArray, FloatArray
 
-__all__ = ["RunData", "load_run_data", "record_rows"]
+__all__ = ["RunData", "load_run_data", "record_rows", "run_data"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,25 +114,42 @@ def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData
                 f" comparison ({comparison.images['sha256'][:12]})",
                 hint="Evaluate the run on the same data, then repeat the comparison",
             )
-        data.append(
-            RunData(
-                index=index,
-                style=run_style(index),
-                summary=summary,
-                evaluation=evaluation,
-                scores=_scores(results / PREDICTIONS_FILE, evaluation.n),
-                record=read_run(folder) if is_run else None,
-                epochs=read_epochs(folder) if is_run else (),
-                recipe=read_text(folder / RECIPE_FILE) if is_run else "",
+        images = read_predictions(results / PREDICTIONS_FILE)
+        if len(images) != evaluation.n:
+            raise RunError(
+                f"{results / PREDICTIONS_FILE} holds {len(images)} images, but the evaluation has {evaluation.n}"
             )
-        )
+        record = read_run(folder) if is_run else None
+        run = EvaluatedRun(summary.name, run_folder_name(folder), folder, record, evaluation, tuple(images))
+        data.append(run_data(index, summary, run))
     return tuple(data)
 
 
-def _scores(path: Path, n: int) -> Scores:
-    images = read_predictions(path)
-    if len(images) != n:
-        raise RunError(f"{path} holds {len(images)} images, but the evaluation has {n}")
+def run_data(index: int, summary: RunSummary, run: EvaluatedRun) -> RunData:
+    """Return the data of a run of a comparison; epochs and recipe are read from its folder.
+
+    Args:
+        index: Index in the comparison, from 0.
+        summary: Row of the comparison.
+        run: The compared evaluation.
+
+    Raises:
+        RunError: A file of the run is missing or malformed.
+    """
+    is_run = run.record is not None
+    return RunData(
+        index=index,
+        style=run_style(index),
+        summary=summary,
+        evaluation=run.evaluation,
+        scores=_scores(run.images),
+        record=run.record,
+        epochs=read_epochs(run.path) if is_run else (),
+        recipe=read_text(run.path / RECIPE_FILE) if is_run else "",
+    )
+
+
+def _scores(images: Sequence[ScoredImage]) -> Scores:
     return Scores(
         positive=positives(images),
         **{name: np.array([getattr(image, name) for image in images]) for name in ("logit", "score", "probability")},

@@ -13,8 +13,8 @@ from pneumoscope.core.errors import UsageError
 from pneumoscope.core.result_forms import rows_dataframe
 from pneumoscope.data.hashing import Progress
 from pneumoscope.data.label_mapping import LabelMapping
-from pneumoscope.reporting.comparison_figures import NamedFigure
 from pneumoscope.reporting.curves import curves_figure, curves_label
+from pneumoscope.reporting.named_figure import NamedFigure
 from pneumoscope.reporting.style import drawing, run_style
 from pneumoscope.runs.epochs import Epoch, read_epochs
 from pneumoscope.runs.recipe import Recipe

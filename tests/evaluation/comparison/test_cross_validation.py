@@ -168,6 +168,16 @@ def with_evaluation_of_another_fold(folder):
     return folder / "cv-poor/fold-1"
 
 
+@pytest.mark.slow
+def test_figures_are_those_of_the_report(folder):
+    runs = [folder / "cv-good", folder / "cv-poor"]
+    found, expected = (
+        {name: figure._repr_svg_() for name, figure in made.figures.items()} for made in (compare(runs), report(runs))
+    )
+    assert {"flow-5", "roc", "differences-auroc"} <= set(found)
+    assert found == expected
+
+
 def test_fold_that_was_evaluated_on_its_training_images_is_an_error(folder):
     fold = with_evaluation_of_another_fold(folder)
     with pytest.raises(RunError, match=r"fold-1' was evaluated on 50 training images of its own") as caught:

@@ -19,6 +19,7 @@ from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.multiclass.compare import compare_multiclass
 from pneumoscope.evaluation.multiclass.cross_validation import summarize_class_folds
 from pneumoscope.evaluation.multiclass.evaluate import evaluate_multiclass
+from pneumoscope.reporting.multiclass_report import report_multiclass
 from pneumoscope.runs.multiclass_evaluations import read_multiclass_evaluation_folder
 
 FOLDS = 3
@@ -69,6 +70,17 @@ def test_metrics_are_means_of_the_folds_with_an_interval_for_shared_training_ima
     half_width = (usual.high - usual.low) / 2 * np.sqrt(1 + FOLDS / 2)
     assert spread.mean.value - spread.mean.low == pytest.approx(half_width, rel=0.05)
     assert (spread.mean.n, group.folds) == (120, (1, 2, 3))
+
+
+@pytest.mark.slow
+def test_figures_are_those_of_the_report(folder):
+    runs = [folder / "class-good", folder / "class-poor"]
+    found, expected = (
+        {name: figure._repr_svg_() for name, figure in made.figures.items()}
+        for made in (compare_multiclass(runs), report_multiclass(runs))
+    )
+    assert {"confusion-5", "roc-0", "differences-accuracy"} <= set(found)
+    assert found == expected
 
 
 def test_metrics_of_fitted_probabilities_are_left_out(folder):

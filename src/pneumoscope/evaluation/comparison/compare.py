@@ -19,6 +19,7 @@ from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.multiclass_results import MulticlassComparison
 from pneumoscope.core.result_forms import to_json
+from pneumoscope.core.with_figures import attach_source
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.predictions_file import PredictionColumns
 from pneumoscope.evaluation.comparison import run_groups
@@ -43,7 +44,7 @@ from pneumoscope.evaluation.comparison.paired_findings import RunScores, finding
 from pneumoscope.evaluation.custom_points import canonical_names
 from pneumoscope.evaluation.metrics import positives
 
-__all__ = ["compare", "write_comparison"]
+__all__ = ["compare", "compare_evaluated", "write_comparison"]
 
 _COMPARISON_FILE = "comparison.json"
 _COMPARISON_TABLE = "comparison.csv"
@@ -88,7 +89,8 @@ def compare(
 
     Returns:
         The metrics of each run, a paired test of each pair, and the findings as sentences. In a notebook the comparison is
-        shown as a table; `Comparison.to_dataframe()` returns the metrics as a pandas DataFrame.
+        shown as a table; `Comparison.to_dataframe()` returns the metrics as a pandas DataFrame, and `Comparison.figures` has
+        the figures.
 
     Raises:
         UsageError: There is no run.
@@ -121,20 +123,24 @@ def compare(
             )
         )
         check_comparable(evaluated)
-        comparison = _compare_evaluated(evaluated, evaluation, operating_point, prevalence, command)
+        comparison = compare_evaluated(evaluated, evaluation, operating_point, prevalence, command)
     if out is not None:
         write_comparison(comparison, Path(out))
     return comparison
 
 
-def _compare_evaluated(
-    runs: Sequence[EvaluatedRun], evaluation: str, operating_point: str, prevalence: float | None, command: str
+def compare_evaluated(
+    runs: Sequence[EvaluatedRun],
+    evaluation: str,
+    operating_point: str,
+    prevalence: float | None = None,
+    command: str = "",
 ) -> Comparison:
     """Return the comparison of evaluations of the same images; for the other arguments see `compare`."""
     summaries = tuple(summarize_run(run, operating_point, prevalence) for run in runs)
     groups, pairs, sentences = _findings(runs, summaries, operating_point)
     first = runs[0].evaluation
-    return Comparison(
+    comparison = Comparison(
         images={
             "sha256": first.images_sha256,
             "n": first.n,
@@ -159,6 +165,7 @@ def _compare_evaluated(
         version=__version__,
         notice=joint_notice(runs),
     )
+    return attach_source(comparison, runs)
 
 
 def _findings(

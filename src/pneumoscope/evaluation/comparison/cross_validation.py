@@ -25,6 +25,7 @@ from pneumoscope.core.comparison import Comparison, PairedTest, RunGroup, RunSum
 from pneumoscope.core.errors import RunError, UsageError
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.messages import counted
+from pneumoscope.core.with_figures import attach_source
 from pneumoscope.data.manifest import Manifest, images_sha256
 from pneumoscope.evaluation.comparison.comparability import (
     check_comparable,
@@ -169,7 +170,7 @@ def compare_folds(
     """
     folds = _read(targets, OUT_OF_FOLD, operating_point, prevalence)
     found = find_differences(folds, TESTED)
-    return Comparison(
+    comparison = Comparison(
         images=found.images,
         operating_point=operating_point,
         runs=tuple(summary for each in folds for summary in each.summaries),
@@ -183,6 +184,7 @@ def compare_folds(
         version=__version__,
         notice=found.notice,
     )
+    return attach_source(comparison, [run for each in folds for run in each.runs])
 
 
 class FoldFindings(NamedTuple):

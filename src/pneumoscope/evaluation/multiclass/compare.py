@@ -14,6 +14,7 @@ from pneumoscope.core.multiclass_results import (
     MulticlassComparison,
     MulticlassRunSummary,
 )
+from pneumoscope.core.with_figures import attach_source
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.predictions_file import PredictionColumns
 from pneumoscope.evaluation.comparison.comparability import (
@@ -70,7 +71,8 @@ def compare_multiclass(
         progress, note: See `evaluate_multiclass`.
 
     Returns:
-        The metrics of each run, a paired test of each pair, and the findings as sentences.
+        The metrics of each run, a paired test of each pair, and the findings as sentences. `MulticlassComparison.to_dataframe()`
+        returns the metrics as a pandas DataFrame, and `MulticlassComparison.figures` has the figures.
 
     Raises:
         UsageError: There is no run, or a bundle or file and no data.
@@ -114,7 +116,7 @@ def multiclass_comparison(
     first = runs[0].evaluation
     summaries = tuple(map(summarize_class_run, runs))
     groups, pairs, sentences = _findings(runs, summaries)
-    return MulticlassComparison(
+    comparison = MulticlassComparison(
         images={
             "sha256": first.images_sha256,
             "n": first.n,
@@ -133,6 +135,7 @@ def multiclass_comparison(
         groups=groups,
         notice=joint_notice(runs),
     )
+    return attach_source(comparison, runs)
 
 
 def _findings(

@@ -9,6 +9,7 @@ from pathlib import Path
 from pneumoscope import __version__
 from pneumoscope.core.comparison import RunGroup
 from pneumoscope.core.multiclass_results import MulticlassComparison, MulticlassRunSummary
+from pneumoscope.core.with_figures import attach_source
 from pneumoscope.evaluation.comparison.cross_validation import (
     OUT_OF_FOLD,
     Folds,
@@ -54,7 +55,7 @@ def compare_class_folds(targets: Sequence[Path], command: str = "") -> Multiclas
     """
     folds = _read(targets, OUT_OF_FOLD)
     found = find_differences(folds, TESTED_CLASS_METRICS)
-    return MulticlassComparison(
+    comparison = MulticlassComparison(
         images=found.images,
         classes=folds[0].runs[0].evaluation.classes,
         runs=tuple(summary for each in folds for summary in each.summaries),
@@ -67,6 +68,7 @@ def compare_class_folds(targets: Sequence[Path], command: str = "") -> Multiclas
         groups=found.groups,
         notice=found.notice,
     )
+    return attach_source(comparison, [run for each in folds for run in each.runs])
 
 
 def read_class_folds(targets: Sequence[Path]) -> list[ComparedClasses]:

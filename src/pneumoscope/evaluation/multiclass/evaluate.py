@@ -11,6 +11,7 @@ import numpy as np
 from pneumoscope.bundle.card import short_hash
 from pneumoscope.bundle.multiclass_card import MulticlassCard
 from pneumoscope.core.multiclass_results import MulticlassEvaluation, MulticlassScoredImage
+from pneumoscope.core.with_figures import attach_source
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.evaluation.evaluation_target import EvaluationTarget
 from pneumoscope.evaluation.multiclass.recording import (
@@ -70,7 +71,8 @@ def evaluate_multiclass(
 
     Returns:
         The evaluation, and the images with their probabilities in manifest order. In a notebook the evaluation is shown as a
-        table; `MulticlassEvaluation.to_dataframe()` returns its metrics as a pandas DataFrame.
+        table; `MulticlassEvaluation.to_dataframe()` returns its metrics as a pandas DataFrame, and `MulticlassEvaluation.figures`
+        has its figures.
 
     Raises:
         UsageError: There is no such split, or nothing states which images belong to it; the name is not that of a folder or is
@@ -121,7 +123,8 @@ def evaluate_multiclass(
         flow=evaluated.flow(source_name),
     )
     ledger = None if ledger is None else Path(ledger)
-    return record_classes(evaluation, scored, out=folder, ledger=ledger, replace=replace), scored
+    evaluation = record_classes(evaluation, scored, out=folder, ledger=ledger, replace=replace)
+    return attach_source(evaluation, scored), scored
 
 
 def _fitted(images: Sequence[MulticlassScoredImage], card: MulticlassCard) -> int:

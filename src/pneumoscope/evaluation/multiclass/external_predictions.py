@@ -19,6 +19,7 @@ from pneumoscope.bundle.multiclass_card import PredictionSets, TemperatureScalin
 from pneumoscope.core.errors import DatasetError
 from pneumoscope.core.messages import counted
 from pneumoscope.core.multiclass_results import MulticlassEvaluation, MulticlassScoredImage
+from pneumoscope.core.with_figures import attach_source
 from pneumoscope.data.column_classes import check_column_labels
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import LabeledImage
@@ -162,7 +163,7 @@ def evaluate_multiclass_predictions(
         ledger=None if ledger is None else Path(ledger),
         replace=replace,
     )
-    return evaluation, scored
+    return attach_source(evaluation, scored), scored
 
 
 def check_class_predictions(

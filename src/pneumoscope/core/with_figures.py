@@ -1,0 +1,58 @@
+"""Figures of records: drawn on request from scored images, which the records themselves do not contain."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pneumoscope.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pneumoscope.reporting.named_figure import NamedFigure
+
+__all__ = ["WithFigures", "attach_source"]
+
+_Record = TypeVar("_Record", bound="WithFigures")
+
+
+class WithFigures:
+    """A record with figures.
+
+    Their source is not a field of the record: it is not written to files, and is lost in copies and pickles.
+    """
+
+    __slots__ = ("_drawn", "_source")
+
+    if TYPE_CHECKING:  # msgspec reads annotations of classes as fields
+        _drawn: Mapping[str, NamedFigure]
+        _source: Any
+
+    @property
+    def figures(self) -> Mapping[str, NamedFigure]:
+        """The figures of the report by name, such as "roc", each with a legend; a notebook displays a figure.
+
+        An evaluation is drawn at the operating point `half`, or at its first one; a comparison at its own.
+        `NamedFigure.save` writes a figure to a file, and `NamedFigure.figure` is that of matplotlib.
+
+        Raises:
+            UsageError: The record was read from a file, copied or changed, so that its images are unknown.
+            RunError: A file of the run, which its learning curves are drawn from, is missing or damaged.
+        """
+        if not hasattr(self, "_source"):
+            raise UsageError(
+                f"this {type(self).__name__} has no scored images to draw figures from",
+                hint="Take the one that `evaluate` or `compare` returned, or the figures of `report(runs)`",
+            )
+        if not hasattr(self, "_drawn"):
+            # Resolved on first use by the top of the package, because the layer that draws is above this one.
+            from pneumoscope import draw_record
+
+            object.__setattr__(self, "_drawn", draw_record(self, self._source))  # the record is frozen
+        return self._drawn
+
+
+def attach_source(record: _Record, source: Any) -> _Record:
+    """Return the record, after stating what its figures are drawn from; see `reporting.record_figures`."""
+    object.__setattr__(record, "_source", source)
+    return record
