@@ -39,7 +39,7 @@ from pneumoscope.evaluation.fitting import age_limit
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import Preprocessing, preprocess
 from pneumoscope.inference.discovery import discover_images
-from pneumoscope.runs.recipe_files import packaged_recipes, read_recipe
+from pneumoscope.runs.recipe_files import read_recipe
 from pneumoscope.statistics.intervals import proportion
 from pneumoscope.statistics.roc import auroc_interval
 from pneumoscope.training.age_classifier import View, train_age_classifier
@@ -209,7 +209,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for outliers.json and outliers.md")
     options = parser.parse_args()
-    recipe = read_recipe(options.recipe, options.set, packaged_recipes())
+    recipe = read_recipe(options.recipe, options.set)
     preprocessing, seed = recipe.preprocessing, recipe.training.seed
     manifest = apply_split(load_manifest(options.data), recipe, str(options.data))
     train, validation = (

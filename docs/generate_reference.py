@@ -29,11 +29,10 @@ from pneumoscope.cli import VERBS, cli
 from pneumoscope.core import errors
 from pneumoscope.core.errors import PneumoscopeError
 from pneumoscope.core.unreadable import FILE_TYPES, REASONS
-from pneumoscope.reproduction.recipes import report_recipes
 from pneumoscope.runs.epochs import read_epochs
 from pneumoscope.runs.evaluations import read_evaluation
 from pneumoscope.runs.recipe import Recipe
-from pneumoscope.runs.recipe_files import packaged_recipes, read_recipe
+from pneumoscope.runs.recipe_files import known_recipes, read_recipe
 from pneumoscope.runs.run_folder import find_bundle
 
 DOCS = Path(__file__).resolve().parent
@@ -417,8 +416,7 @@ def _slug(title: str) -> str:
 
 def recipes_page() -> str:
     """Return the included recipes, and every field of a recipe."""
-    available = packaged_recipes() | report_recipes()
-    recipes = [read_recipe(name, recipes=available) for name in available]
+    recipes = [read_recipe(name) for name in known_recipes()]
     parts = [
         "# Recipes\n",
         "A recipe is a TOML file that configures the training of one network. It is validated before anything runs; an unknown"

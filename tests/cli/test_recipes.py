@@ -7,10 +7,9 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from pneumoscope.cli.recipes import command
-from pneumoscope.reproduction.recipes import report_recipes
 from pneumoscope.runs.recipe_files import packaged_recipes, read_recipe
 
-KNOWN = packaged_recipes() | report_recipes()
+KNOWN = packaged_recipes() | packaged_recipes("pneumoscope.reproduction.recipes")
 
 
 def invoke(*arguments):
@@ -30,13 +29,13 @@ def test_every_recipe_is_listed_with_its_description():
 def test_printed_toml_is_read_back_to_an_equal_recipe(tmp_path):
     for name in KNOWN:
         (tmp_path / "mine.toml").write_text(invoke(name))
-        assert read_recipe(str(tmp_path / "mine.toml")) == read_recipe(name, recipes=KNOWN)
+        assert read_recipe(str(tmp_path / "mine.toml")) == read_recipe(name)
 
 
 def test_printed_toml_has_all_defaults():
     printed = tomllib.loads(invoke("alexnet-sgd"))
 
-    assert printed == read_recipe("alexnet-sgd", recipes=KNOWN).model_dump(mode="json", exclude_none=True)
+    assert printed == read_recipe("alexnet-sgd").model_dump(mode="json", exclude_none=True)
     assert (printed["optimizer"]["momentum"], printed["training"]["label_smoothing"]) == (0.0, 0.0)
 
 
@@ -48,9 +47,7 @@ def test_json_is_one_document_with_all_recipes():
 
 
 def test_json_of_one_recipe():
-    assert json.loads(invoke("vgg19-adam-32", "--json")) == read_recipe("vgg19-adam-32", recipes=KNOWN).model_dump(
-        mode="json"
-    )
+    assert json.loads(invoke("vgg19-adam-32", "--json")) == read_recipe("vgg19-adam-32").model_dump(mode="json")
 
 
 def test_recipe_file_is_printed_with_its_defaults(tmp_path):

@@ -13,7 +13,7 @@ from pneumoscope.data.phantoms import write_phantoms
 from pneumoscope.reproduction import experiment as module
 from pneumoscope.reproduction.experiment import adapt_recipe, reproduce
 from pneumoscope.reproduction.published import ERRATUM
-from pneumoscope.reproduction.recipes import RUNS, report_recipes
+from pneumoscope.reproduction.recipes import RUNS
 from pneumoscope.runs.recipe_files import read_recipe
 from pneumoscope.runs.record import create_run
 from pneumoscope.training.trainer import Devices
@@ -50,11 +50,11 @@ def weights_available(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("gpu", [False, True])
 def test_alexnet_recipe_is_unchanged_on_any_machine(no_weights, gpu):
-    assert adapt_recipe("alexnet-adam", (), gpu=gpu) == (read_recipe("alexnet-adam", recipes=report_recipes()), [])
+    assert adapt_recipe("alexnet-adam", (), gpu=gpu) == (read_recipe("alexnet-adam"), [])
 
 
 def test_vgg19_recipe_is_unchanged_with_weights_and_a_gpu(weights_available):
-    assert adapt_recipe("vgg19-adam", (), gpu=True) == (read_recipe("vgg19-adam", recipes=report_recipes()), [])
+    assert adapt_recipe("vgg19-adam", (), gpu=True) == (read_recipe("vgg19-adam"), [])
 
 
 def test_vgg19_without_weights_and_gpu_uses_small_images_and_random_weights(no_weights):
@@ -66,7 +66,7 @@ def test_vgg19_without_weights_and_gpu_uses_small_images_and_random_weights(no_w
         "vgg19-adam: images of 64 pixels instead of 224, because there is no GPU",
     ]
     changed = recipe.network.model_copy(update={"weights": "imagenet", "image_size": 224})
-    assert recipe.model_copy(update={"network": changed}) == read_recipe("vgg19-adam", recipes=report_recipes())
+    assert recipe.model_copy(update={"network": changed}) == read_recipe("vgg19-adam")
 
 
 def test_only_the_missing_resource_changes_the_recipe(no_weights):
@@ -92,7 +92,7 @@ def test_weights_are_searched_only_if_needed(monkeypatch):
 
 
 def test_started_run_keeps_its_settings(weights_available, tmp_path, images):
-    started = read_recipe("vgg19-adam", ["network.weights=none", "network.image_size=64"], report_recipes())
+    started = read_recipe("vgg19-adam", ["network.weights=none", "network.image_size=64"])
     create_run(tmp_path, started, load_manifest(images), device="cpu", precision="32", weights_sha256="")
 
     recipe, reasons = adapt_recipe("vgg19-adam", (), gpu=True, run=tmp_path)
@@ -103,9 +103,7 @@ def test_started_run_keeps_its_settings(weights_available, tmp_path, images):
         "vgg19-adam: continues with images of 64 pixels, as the run was started",
     ]
     assert adapt_recipe("vgg19-adam", ["network.image_size=96"], gpu=True, run=tmp_path)[0].network.image_size == 96
-    assert adapt_recipe("vgg19-adam", (), gpu=True, run=tmp_path / "absent")[0] == read_recipe(
-        "vgg19-adam", recipes=report_recipes()
-    )
+    assert adapt_recipe("vgg19-adam", (), gpu=True, run=tmp_path / "absent")[0] == read_recipe("vgg19-adam")
 
 
 # --- reproduce -------------------------------------------------------------------------------------------------------

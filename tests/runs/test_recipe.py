@@ -32,6 +32,21 @@ def test_any_text_round_trips_through_toml(about):
     assert tomllib.loads(text)["about"] == about
 
 
+def test_recipes_of_another_distribution_are_known_and_replace_none(tmp_path, monkeypatch):
+    package = tmp_path / "other_recipes"
+    package.mkdir()
+    for name in ("theirs", "quick"):
+        package.joinpath(f"{name}.toml").write_text(read_recipe("quick", ["training.seed=7"]).to_toml())
+    metadata = tmp_path / "other-1.0.dist-info"
+    metadata.mkdir()
+    metadata.joinpath("METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    metadata.joinpath("entry_points.txt").write_text("[pneumoscope.recipes]\nother = other_recipes\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    assert read_recipe("theirs").training.seed == 7
+    assert read_recipe("quick").training.seed == 0
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -75,9 +90,10 @@ def test_population_that_is_not_one_is_rejected(overrides, message):
     ("optimizer", "field"),
     [("sgd", "beta1=0.5"), ("rmsprop", "weight_decay=0.1"), ("adam", "momentum=0.9"), ("adam", "decay=0.5")],
 )
-def test_option_of_another_optimizer_is_rejected(optimizer, field):
+def test_option_of_another_optimizer_is_rejected(optimizer, field, tmp_path):
+    (tmp_path / "one.toml").write_text(TOML.format(optimizer))
     with pytest.raises(RecipeError, match=f"optimizer.{field.partition('=')[0]}: '{optimizer}' has no such option"):
-        read_recipe("one", [f"optimizer.{field}"], {"one": TOML.format(optimizer)})
+        read_recipe(str(tmp_path / "one.toml"), [f"optimizer.{field}"])
 
 
 def test_override_is_a_toml_value_or_a_plain_string():
@@ -159,9 +175,10 @@ def test_recipe_in_another_encoding_is_an_error(tmp_path):
         read_recipe(str(path))
 
 
-def test_calibration_on_augmented_images_needs_an_augmentation():
+def test_calibration_on_augmented_images_needs_an_augmentation(tmp_path):
+    (tmp_path / "one.toml").write_text(TOML.format("sgd"))
     with pytest.raises(RecipeError, match=r'calibrate: "augmented" needs an \[augmentation\] table'):
-        read_recipe("one", ["training.calibrate=augmented"], {"one": TOML.format("sgd")})
+        read_recipe(str(tmp_path / "one.toml"), ["training.calibrate=augmented"])
     assert read_recipe("quick", ["training.calibrate=augmented"]).training.calibrate == "augmented"
 
 

@@ -9,7 +9,6 @@ from tests.training.conftest import small
 from torch import nn
 
 from pneumoscope.core.errors import RecipeError
-from pneumoscope.reproduction.recipes import report_recipes
 from pneumoscope.runs.epochs import count_plateaus
 from pneumoscope.runs.recipe import OptimizerOptions
 from pneumoscope.runs.recipe_files import read_recipe
@@ -33,9 +32,7 @@ def walk(options, gradients=GRADIENTS):
 
 def test_sgd_steps_by_learning_rate_times_gradient():
     # 1 - 0.01 x 1;  + 0.01 x 2;  - 0.01 x 0.5
-    assert walk(read_recipe("alexnet-sgd", recipes=report_recipes()).optimizer) == pytest.approx(
-        [0.99, 1.01, 1.005], abs=1e-12
-    )
+    assert walk(read_recipe("alexnet-sgd").optimizer) == pytest.approx([0.99, 1.01, 1.005], abs=1e-12)
 
 
 def test_rmsprop_has_epsilon_inside_the_root():
@@ -47,12 +44,12 @@ def test_rmsprop_has_epsilon_inside_the_root():
     # By hand, the first step: E = 0.1, so 1 - 0.001 / sqrt(0.1000001) = 1 - 0.0031622761 = 0.9968377239.
     assert expected[0] == pytest.approx(0.9968377239, abs=1e-10)
 
-    assert walk(read_recipe("vgg19-rmsprop", recipes=report_recipes()).optimizer) == pytest.approx(expected, abs=1e-14)
+    assert walk(read_recipe("vgg19-rmsprop").optimizer) == pytest.approx(expected, abs=1e-14)
 
 
 def test_rmsprop_differs_from_torch_for_small_gradients():
     # g = 1e-4: inside, sqrt(1e-9 + 1e-7); outside, sqrt(1e-9) + 1e-7.
-    step = 1 - walk(read_recipe("vgg19-rmsprop", recipes=report_recipes()).optimizer, [1e-4])[0]
+    step = 1 - walk(read_recipe("vgg19-rmsprop").optimizer, [1e-4])[0]
 
     assert step == pytest.approx(0.001 * 1e-4 / math.sqrt(1e-9 + 1e-7), rel=1e-9)
     assert step < 0.2 * (0.001 * 1e-4 / (math.sqrt(1e-9) + 1e-7))
@@ -67,7 +64,7 @@ def test_adam_corrects_the_bias_of_its_averages():
     # By hand, the first step is the learning rate itself: 1 - 0.001 x 1 / (1 + 1e-7).
     assert expected[0] == pytest.approx(0.9990000001, abs=1e-12)
 
-    assert walk(read_recipe("alexnet-adam", recipes=report_recipes()).optimizer) == pytest.approx(expected, abs=1e-12)
+    assert walk(read_recipe("alexnet-adam").optimizer) == pytest.approx(expected, abs=1e-12)
 
 
 def test_adamw_decouples_weight_decay_from_the_gradient():

@@ -29,13 +29,12 @@ def command(run: Path, out: Path, recipe: str | None) -> None:
     PyTorch nor the run.
     """
     from pneumoscope.bundle.bundle_folder import export_bundle
-    from pneumoscope.reproduction.recipes import report_recipes
-    from pneumoscope.runs.recipe_files import packaged_recipes, read_recipe
+    from pneumoscope.runs.recipe_files import read_recipe
     from pneumoscope.runs.run_folder import evaluation_of_bundle, find_bundle
 
     population = None
     if recipe is not None:
-        population = read_recipe(recipe, recipes=packaged_recipes() | report_recipes()).stated_population()
+        population = read_recipe(recipe).stated_population()
     bundle = find_bundle(run)
     card = export_bundle(bundle, out, population, evaluation=evaluation_of_bundle(bundle))
     click.echo(f"{out}: {card.network}, {card.onnx_bytes / 1e6:.1f} MB, SHA-256 {card.onnx_sha256[:16]}")

@@ -53,14 +53,13 @@ def command(
     """
     from pneumoscope.cli.progress import image_progress
     from pneumoscope.core.result_forms import to_json
-    from pneumoscope.reproduction.recipes import report_recipes
-    from pneumoscope.runs.recipe_files import packaged_recipes, read_recipe
+    from pneumoscope.runs.recipe_files import read_recipe
 
     with without_collections():
         from pneumoscope.training.learning_rate import find_learning_rate
         from pneumoscope.training.trainer import Devices
 
-    settings = read_recipe(recipe, overrides, packaged_recipes() | report_recipes())
+    settings = read_recipe(recipe, overrides)
     with image_progress("preparing images") as progress:
         search = find_learning_rate(
             settings,

@@ -19,19 +19,17 @@ def command(name: str | None, as_json: bool) -> None:
 
     Example:  pneumoscope recipes alexnet-adam > my-recipe.toml
     """
-    from pneumoscope.reproduction.recipes import report_recipes
-    from pneumoscope.runs.recipe_files import packaged_recipes, read_recipe
+    from pneumoscope.runs.recipe_files import known_recipes, read_recipe
 
-    known = packaged_recipes() | report_recipes()
     if name is None:
-        recipes = [read_recipe(each, recipes=known) for each in known]
+        recipes = [read_recipe(each) for each in known_recipes()]
         if as_json:
             click.echo(json.dumps([recipe.model_dump(mode="json") for recipe in recipes], indent=2))
             return
         for recipe in recipes:
             click.echo(f"{recipe.name:22} {recipe.about}")
         return
-    recipe = read_recipe(name, recipes=known)
+    recipe = read_recipe(name)
     if as_json:
         click.echo(json.dumps(recipe.model_dump(mode="json"), indent=2))
     else:

@@ -63,14 +63,12 @@ def command(
     Example:  pneumoscope sweep baseline --data images --out sweep --set optimizer.learning_rate=0.001,0.0003 --seeds 3
     """
     from pneumoscope.cli.progress import image_progress
-    from pneumoscope.reproduction.recipes import report_recipes
-    from pneumoscope.runs.recipe_files import packaged_recipes
 
     with without_collections():
         from pneumoscope.training.sweep import SWEEP_TABLE, read_combinations, sweep
         from pneumoscope.training.trainer import Devices
 
-    combinations = read_combinations(recipe, overrides, packaged_recipes() | report_recipes())
+    combinations = read_combinations(recipe, overrides)
     with image_progress("preparing images") as progress:
         rows = sweep(
             combinations,

@@ -111,8 +111,7 @@ def command(
     """
     from pneumoscope.cli.progress import image_progress
     from pneumoscope.core.errors import UsageError
-    from pneumoscope.reproduction.recipes import report_recipes
-    from pneumoscope.runs.recipe_files import packaged_recipes, read_recipe
+    from pneumoscope.runs.recipe_files import read_recipe
     from pneumoscope.runs.record import records_json
     from pneumoscope.runs.run_folder import fold_folder, seed_folder
 
@@ -139,7 +138,7 @@ def command(
         }
         if init is not None:
             overrides += (f"network.weights={json.dumps(init, ensure_ascii=False)}",)
-        settings = read_recipe(recipe, overrides, packaged_recipes() | report_recipes())
+        settings = read_recipe(recipe, overrides)
         if seeds is not None:
             records = train_seeds(settings, data, out, seeds, **options)
         elif folds is not None:

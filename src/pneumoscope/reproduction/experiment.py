@@ -16,7 +16,7 @@ from pneumoscope.models.weights import find_vgg19
 from pneumoscope.reporting.comparison_page import write_comparison_page
 from pneumoscope.reproduction.published import published_table
 from pneumoscope.reproduction.ranking import ranking_sentences
-from pneumoscope.reproduction.recipes import RUNS, report_recipes
+from pneumoscope.reproduction.recipes import RUNS
 from pneumoscope.runs.recipe import Recipe
 from pneumoscope.runs.recipe_files import read_recipe
 from pneumoscope.runs.record import read_run
@@ -92,7 +92,7 @@ def reproduce(
         for name in only:
             run = out / name
             if seeds is not None:
-                seed = read_recipe(name, overrides, report_recipes()).training.seed + number
+                seed = read_recipe(name, overrides).training.seed + number
                 run = seed_folder(out / name, seed)
             recipe, differences = adapt_recipe(name, overrides, gpu=devices.gpu, run=run)
             if seeds is not None:
@@ -157,8 +157,7 @@ def adapt_recipe(
         gpu: True if a GPU is used.
         run: The run folder; the run may already have been started.
     """
-    recipes = report_recipes()
-    recipe = read_recipe(name, overrides, recipes)
+    recipe = read_recipe(name, overrides)
     if recipe.network.name != "vgg19":
         return recipe, []
     overridden = {override.partition("=")[0].strip() for override in overrides}
@@ -171,7 +170,7 @@ def adapt_recipe(
     }
     settings = [f"network.{field}={json.dumps(value)}" for field, (value, _) in changed.items()]
     reasons = [f"{name}: {reason}" for _, reason in changed.values()]
-    return read_recipe(name, [*overrides, *settings], recipes), reasons
+    return read_recipe(name, [*overrides, *settings]), reasons
 
 
 # Field of the network: (value, reason for a value other than the report's).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
+from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from pydantic import BaseModel, ValidationError
 from pneumoscope.core.errors import RecipeError, UnknownNameError
 from pneumoscope.runs.recipe import Recipe
 
-__all__ = ["packaged_recipes", "parse_recipe", "read_recipe"]
+__all__ = ["known_recipes", "packaged_recipes", "parse_recipe", "read_recipe"]
+
+_ENTRY_POINTS = "pneumoscope.recipes"  # each names a package of recipes
 
 # Fields by the names that they have in other libraries.
 _USUAL_NAMES = {
@@ -39,6 +42,14 @@ _USUAL_NAMES = {
 }
 
 
+def known_recipes() -> dict[str, str]:
+    """Return all recipes as {name: TOML text}: the general ones, then those of packages with an entry point for recipes."""
+    recipes = packaged_recipes()
+    for entry_point in entry_points(group=_ENTRY_POINTS):
+        recipes = recipes | packaged_recipes(entry_point.value) | recipes  # the names of the former do not change
+    return recipes
+
+
 def packaged_recipes(package: str = "pneumoscope.recipes") -> dict[str, str]:
     """Return the recipes in a package as {name: TOML text}, sorted by name."""
     recipes = {
@@ -47,20 +58,19 @@ def packaged_recipes(package: str = "pneumoscope.recipes") -> dict[str, str]:
     return {name: recipes[name].read_text(encoding="utf-8") for name in sorted(recipes)}
 
 
-def read_recipe(source: str, overrides: Iterable[str] = (), recipes: Mapping[str, str] | None = None) -> Recipe:
+def read_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:
     """Return a recipe by name or from a file, with single fields overridden.
 
     Args:
-        source: Name of a known recipe, or path of a TOML file.
+        source: Name of one of `known_recipes`, or path of a TOML file.
         overrides: Assignments such as "training.epochs=3". The value is parsed as TOML; if that fails, it is a string. "none"
             unsets a field that has no value by default, in a file as well.
-        recipes: Known recipes as {name: TOML text}; `packaged_recipes()` by default.
 
     Raises:
         UnknownNameError: `source` is neither a known recipe nor a file.
         RecipeError: The text is not TOML, a field is unknown, or a value is invalid.
     """
-    recipes = packaged_recipes() if recipes is None else recipes
+    recipes = known_recipes()
     if source in recipes:
         text, name = recipes[source], f"recipe {source}"
     elif Path(source).is_file():

@@ -18,7 +18,7 @@ from pneumoscope.reporting.named_figure import NamedFigure
 from pneumoscope.reporting.style import drawing, run_style
 from pneumoscope.runs.epochs import Epoch, read_epochs
 from pneumoscope.runs.recipe import Recipe
-from pneumoscope.runs.recipe_files import packaged_recipes, read_recipe
+from pneumoscope.runs.recipe_files import read_recipe
 from pneumoscope.runs.record import RunRecord
 from pneumoscope.runs.run_folder import LoggerName, fold_folder, seed_folder
 from pneumoscope.training import run_series
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["Sweep", "Training", "sweep", "train"]
-
-_REPORT_RECIPES = "pneumoscope.reproduction.recipes"  # read as files: the package is above this one
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -245,7 +243,7 @@ def sweep(
         RecipeError, UnknownNameError, PneumoscopeError: See `train`.
     """
     varied = [f"{field}={','.join(_text(value) for value in each)}" for field, each in values.items()]
-    combinations = sweeps.read_combinations(str(recipe), [*_overrides(settings), *varied], _known_recipes())
+    combinations = sweeps.read_combinations(str(recipe), [*_overrides(settings), *varied])
     rows = sweeps.sweep(
         combinations,
         Path(data),
@@ -268,13 +266,9 @@ def _run_folder(out: Path, record: RunRecord, seeds: int | None) -> Path:
     return out if seeds is None else seed_folder(out, record.seed)
 
 
-def _known_recipes() -> dict[str, str]:
-    return packaged_recipes() | packaged_recipes(_REPORT_RECIPES)
-
-
 def _recipe(recipe: str | Path | Recipe, overrides: Sequence[str]) -> Recipe:
     if not isinstance(recipe, Recipe):
-        return read_recipe(str(recipe), overrides, _known_recipes())
+        return read_recipe(str(recipe), overrides)
     if overrides:
         raise UsageError(
             "settings are given for a recipe that was already read", hint="Give them to `read_recipe`, or give the file"

@@ -75,13 +75,11 @@ class SweepRow(NamedTuple):
         return "AUROC" if self.classes == LABELS else "macro AUROC"
 
 
-def read_combinations(
-    source: str, overrides: Iterable[str] = (), recipes: Mapping[str, str] | None = None
-) -> list[Combination]:
+def read_combinations(source: str, overrides: Iterable[str] = ()) -> list[Combination]:
     """Return the recipes of every combination of the values in the overrides.
 
     Args:
-        source, recipes: See `read_recipe`.
+        source: See `read_recipe`.
         overrides: Assignments such as "training.batch=32,64". Commas within quotes or brackets do not separate values. A field
             with one value is the same in all combinations.
 
@@ -109,7 +107,7 @@ def read_combinations(
     for settings in combinations:
         chosen = [f"{field}={value}" for field, value in settings.items()]
         name = _UNSAFE.sub("_", ",".join(chosen))[:_MAX_NAME]
-        found.append(Combination(name, settings, read_recipe(source, [*fixed, *chosen], recipes)))
+        found.append(Combination(name, settings, read_recipe(source, [*fixed, *chosen])))
     names = [each.name for each in found]
     if len({*names}) < len(names):
         raise UsageError("two combinations have the same name", hint="Give each value of a field once")
