@@ -127,12 +127,14 @@ def test_evaluate_prints_the_written_json(maker):
 
 @pytest.mark.parametrize(
     "option",
-    [("--operating-point", "0.3"), ("--reference", "test"), ("--prevalence", "0.2"), ("--validation-data", "x.csv")],
+    [("--operating-point", "0.3"), ("--prevalence", "0.2"), ("--validation-data", "x.csv"), ("--site", "profile.json")],
 )
 def test_evaluate_refuses_options_of_models_for_pneumonia(maker, option):
     result = invoke("evaluate", maker.multiclass_run(), "--data", maker.classes(), *option)
     assert isinstance(result.exception, UsageError)
-    assert option[0] in result.exception.message
+    assert result.exception.code == "usage"
+    assert result.exception.message == f"{option[0]} does not work with a model of several classes"
+    assert result.exception.hint == f"Leave {option[0]} out, or choose a model for NORMAL and PNEUMONIA"
     assert not (maker.root / "ledger.jsonl").exists()
 
 
@@ -150,6 +152,47 @@ def test_evaluate_prints_subgroups(maker):
     for test in written["interactions"]:
         assert test["sentence"] in result.stdout
     assert "18 patients are in several groups" in result.stdout
+
+
+def shown(difference):
+    """Return the lines of the table of differences, without their numbers of images and methods."""
+    return [
+        f"{name.replace('_', ' ')} {each['value']:.3f} {each['low']:.3f} to {each['high']:.3f}".replace(
+            " -", " \N{MINUS SIGN}"
+        )
+        for name, each in difference["metrics"].items()
+    ]
+
+
+def test_evaluate_prints_the_difference_from_other_images(maker):
+    run, north = maker.multiclass_run(), maker.classes("north", seed=1)
+    assert invoke("evaluate", run, "--data", maker.classes()).exception is None
+    result = invoke("evaluate", run, "--data", north, "--name", "north", "--reference", "test")
+    assert result.exception is None, result.output
+    difference = json.loads((run / "evaluation" / "north" / "evaluation.json").read_text())["difference"]
+    printed = result.stdout.partition("these images minus test (36 images)")[2]
+    lines = [" ".join(re.findall(r"[^\s│┃]+", line)) for line in printed.splitlines()]
+    for expected in shown(difference):
+        assert any(line.startswith(expected) for line in lines), (expected, lines)
+
+
+def test_evaluate_prints_the_difference_of_each_run_and_of_predictions(maker, scores):
+    data, file = scores
+    north, seeds = maker.classes("north", seed=1), maker.root / "runs" / "seeds"
+    for seed in range(2):
+        maker.multiclass_run(f"seeds/seed-{seed}", recipe="seeds", seed=seed, edges=(100.0 + seed, 150.0))
+    assert invoke("evaluate", seeds, "--data", data).exception is None
+    result = invoke("evaluate", seeds, "--data", north, "--name", "north", "--reference", "test")
+    assert result.exception is None, result.output
+    assert result.stdout.count("these images minus test (36 images)") == 2
+    for folder, images in (("a", data), ("b", north)):
+        if folder == "b":
+            file.write_text(file.read_text().replace("-0-", "-1-"))
+        reference = () if folder == "a" else ("--reference", maker.root / "a")
+        options = (*NAMED, "--name", "tool", "--out", maker.root / folder, *reference)
+        result = invoke("evaluate", "--predictions", file, "--data", images, *options)
+        assert result.exception is None, result.output
+    assert "these images minus a (36 images)" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -262,7 +305,7 @@ def test_evaluate_and_compare_take_predictions_of_other_tools(maker, tmp_path, s
     assert record["command"].count("--probability-column") == 3
 
 
-@pytest.mark.parametrize("option", [("--operating-point", "0.3"), ("--reference", "test"), ("--prevalence", "0.2")])
+@pytest.mark.parametrize("option", [("--operating-point", "0.3"), ("--prevalence", "0.2")])
 def test_predictions_of_several_classes_refuse_options_for_pneumonia(scores, option):
     data, file = scores
     result = invoke("evaluate", "--predictions", file, "--data", data, *NAMED, *option)

@@ -261,3 +261,31 @@ def test_names_are_escaped_in_the_page(maker: Any) -> None:
     page = report_multiclass([run]).page()
     assert "b&lt;i&gt;" in page
     assert "b<i>" not in page
+
+
+def test_differences_from_other_images_are_a_table_a_section_and_a_fact(maker: Any) -> None:
+    run, north = maker.multiclass_run(), maker.classes("north", seed=1)
+    evaluate_multiclass(run, maker.classes())
+    external, _ = evaluate_multiclass(run, north, name="north", reference="test")
+    assert external.difference is not None
+    report = report_multiclass([run], evaluation="north", checklists=["claim", "stard-ai"])
+    table = report.tables["differences"]
+    assert table.columns == ("Run", "Reference", "Images of the reference", "Metric", "Difference")
+    assert table.rows[:3] == (
+        ("levels", "test", 36, "Accuracy", external.difference.metrics["accuracy"]),
+        ("levels", "test", 36, "Macro AUROC", external.difference.metrics["macro_auroc"]),
+        ("levels", "test", 36, "AUROC for bright", external.difference.metrics["auroc, bright"]),
+    )
+    page = report.page()
+    section = page.partition('<section id="differences">')[2].partition("</section>")[0]
+    for interval in external.difference.metrics.values():
+        assert f'<data value="{interval.value}">' in section
+    assert "DeLong, mean of classes, clustered by patient, unpaired (Macro AUROC)" in section
+    assert '<a href="#differences">' in page
+    for name, number in (("claim", "33"), ("stard-ai", "29")):
+        (fact,) = answer(report.checklists[name], number).facts
+        assert fact.text.startswith("Evaluation 'north' on 36 images of")
+        assert f"levels, minus test (36 images): accuracy {external.difference.metrics['accuracy']}" in fact.text
+        assert fact.place == "differences"
+    assert "differences" not in report_multiclass([run]).tables
+    assert 'id="differences"' not in report_multiclass([run]).page()

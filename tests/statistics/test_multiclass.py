@@ -13,7 +13,11 @@ from sklearn.preprocessing import label_binarize
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.interval import Interval
 from pneumoscope.statistics.conformal import fit_class_thresholds
-from pneumoscope.statistics.heterogeneity import area_heterogeneity
+from pneumoscope.statistics.heterogeneity import (
+    area_heterogeneity,
+    unpaired_area_difference,
+    unpaired_auroc_difference,
+)
 from pneumoscope.statistics.inputs import patient_groups, validate_classes
 from pneumoscope.statistics.intervals import MIN_PATIENTS, mean_of_proportions, wilson
 from pneumoscope.statistics.multiclass import (
@@ -396,6 +400,22 @@ def test_five_percent_of_tests_without_a_difference_are_significant_if_a_class_i
         between_networks.append(macro_auroc_test(first, second, y, NAMES)[1])
     for p in (between_groups, between_networks):
         assert 0.012 < np.mean(np.array(p) < 0.05) < 0.088
+
+
+def test_unpaired_difference_of_macro_aurocs_of_two_classes_is_that_of_delong() -> None:
+    random = np.random.default_rng(4)
+    patients = [str(i // 2) for i in range(60)]
+    y = [np.repeat(random.integers(0, 2, 30), 2) for _ in range(2)]
+    scores = [random.normal(size=60) + strength * each for strength, each in zip((1.0, 0.4), y, strict=True)]
+    groups = patient_groups(patients, 60)
+    areas = []
+    for x, each in zip(scores, y, strict=True):
+        area, variance = macro_auroc_covariance(np.stack([-x, x], axis=1)[None], each, NAMES[:2], groups)
+        areas.append((float(area[0]), float(variance[0, 0])))
+    found = unpaired_area_difference(*areas, method="delong by patient", n=120)
+    expected = unpaired_auroc_difference(*((x, each == 1, patients) for x, each in zip(scores, y, strict=True)))
+    assert (found.method, found.n) == (expected.method, expected.n)
+    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
 
 
 def test_equal_rankings_have_no_test(data) -> None:

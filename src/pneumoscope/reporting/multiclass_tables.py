@@ -10,7 +10,7 @@ from pneumoscope.core.result_forms import method_name
 from pneumoscope.evaluation.multiclass.inputs import ComparedClasses
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.table_forms import Cell, Table
-from pneumoscope.reporting.tables import flow_table, group_table
+from pneumoscope.reporting.tables import differences_table, flow_table, group_table
 
 __all__ = ["class_tables"]
 
@@ -34,6 +34,7 @@ def class_tables(comparison: MulticlassComparison, runs: Sequence[ComparedClasse
         _pairs_of_classes(runs),
         _sets(runs),
         _subgroups(runs),
+        differences_table([(run.name, run.evaluation) for run in runs], _metric_label),
         _paired_tests(comparison),
     )
     return tuple(table for table in tables if table.rows)
@@ -109,15 +110,15 @@ def _subgroups(runs: Sequence[ComparedClasses]) -> Table:
         (run.name, f"{group.column}: {group.value}", group.n, *(group.metrics[key] for key in names))
         for run, group in groups
     )
-    titles = {key: _subgroup_metric(key) for key in names}
+    titles = {key: _metric_label(key) for key in names}
     columns = ("Run", "Subgroup", "Images", *titles.values())
     return Table(
         "subgroups", "Results by subgroup.", columns, rows, _note(titles, [group.metrics for _, group in groups])
     )
 
 
-def _subgroup_metric(key: str) -> str:
-    """Return the label of a metric of subgroups, such as "Sensitivity for virus"."""
+def _metric_label(key: str) -> str:
+    """Return the label of a metric of subgroups or differences, such as "Sensitivity for virus"."""
     metric, _, name = key.partition(", ")
     return f"{labels.METRICS[metric]} for {name}" if name else labels.CLASS_METRICS[metric]
 
