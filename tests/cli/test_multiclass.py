@@ -23,6 +23,7 @@ from pneumoscope.core.errors import (
     UsageError,
 )
 from pneumoscope.core.interval import Interval
+from pneumoscope.core.result_forms import with_minus_signs
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.inference.multiclass_model import load_multiclass_model
 
@@ -109,11 +110,13 @@ def test_evaluate_prints_every_number_with_its_interval(maker):
     assert "sensitivity, dark (specificity) " in result.stdout
     shown = [*written["metrics"].values(), *written["by_class"]["dark"]["metrics"].values()]
     shown += [*written["pairs"][0]["metrics"].values(), *written["by_class"]["mid"]["sets"].values()]
-    assert len(shown) > 20
+    assert len(shown) > 25
     for interval in shown:
-        assert f"{interval['value']:.3f}" in result.stdout
+        assert with_minus_signs(f"{interval['value']:.3f}") in result.stdout
         if interval["low"] is not None:
-            assert f"{interval['low']:.3f} to {interval['high']:.3f}" in result.stdout
+            assert with_minus_signs(f"{interval['low']:.3f} to {interval['high']:.3f}") in result.stdout
+    for name in ("positive likelihood ratio", "calibration slope", "calibration intercept", "observed expected ratio"):
+        assert result.stdout.count(name) == 3
     assert "These test images have been evaluated once so far (test ledger)" in result.stdout
     repeated = invoke("evaluate", run, "--data", maker.classes())
     assert "These test images have been evaluated 2 times so far (test ledger)" in repeated.stdout
@@ -154,12 +157,10 @@ def test_evaluate_prints_subgroups(maker):
     assert "18 patients are in several groups" in result.stdout
 
 
-def shown(difference):
+def difference_lines(difference):
     """Return the lines of the table of differences, without their numbers of images and methods."""
     return [
-        f"{name.replace('_', ' ')} {each['value']:.3f} {each['low']:.3f} to {each['high']:.3f}".replace(
-            " -", " \N{MINUS SIGN}"
-        )
+        with_minus_signs(f"{name.replace('_', ' ')} {each['value']:.3f} {each['low']:.3f} to {each['high']:.3f}")
         for name, each in difference["metrics"].items()
     ]
 
@@ -172,7 +173,7 @@ def test_evaluate_prints_the_difference_from_other_images(maker):
     difference = json.loads((run / "evaluation" / "north" / "evaluation.json").read_text())["difference"]
     printed = result.stdout.partition("these images minus test (36 images)")[2]
     lines = [" ".join(re.findall(r"[^\s│┃]+", line)) for line in printed.splitlines()]
-    for expected in shown(difference):
+    for expected in difference_lines(difference):
         assert any(line.startswith(expected) for line in lines), (expected, lines)
 
 
@@ -311,6 +312,25 @@ def test_predictions_of_several_classes_refuse_options_for_pneumonia(scores, opt
     result = invoke("evaluate", "--predictions", file, "--data", data, *NAMED, *option)
     assert isinstance(result.exception, UsageError)
     assert f"{option[0]} does not work with a model of several classes" in result.exception.message
+
+
+def test_one_class_against_the_rest_is_evaluated_like_two_labels(maker):
+    """The way that the documentation names to net benefit, own operating points and a stated prevalence."""
+    run, data = maker.multiclass_run(), maker.classes(count=20)
+    assert invoke("evaluate", run, "--data", data).exception is None
+    folder = run / "evaluation" / "test"
+    named = ("--probability-column", "probability_mid", "--positive", "mid", "--prevalence", "0.1")
+    options = (*named, "--operating-point", "0.3", "--json")
+    result = invoke("evaluate", "--predictions", folder / "predictions.csv", "--data", data, *options)
+    assert result.exception is None, result.output
+    of_class = json.loads((folder / "evaluation.json").read_text())["by_class"]["mid"]["metrics"]
+    two_labels = json.loads(result.stdout)
+    names = ("auroc", "auprc", "expected_calibration_error", "calibration_slope", "calibration_intercept")
+    for name in (*names, "observed_expected_ratio"):
+        for field in ("value", "low", "high"):
+            assert two_labels["metrics"][name][field] == pytest.approx(of_class[name][field], abs=1e-9)
+    assert two_labels["operating_points"]["0.3"]["predictive_values"]["prevalence"] == 0.1
+    assert len(two_labels["decision_curve"]) == 19
 
 
 def test_repeated_columns_must_name_classes(scores):

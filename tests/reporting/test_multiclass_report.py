@@ -88,6 +88,21 @@ def test_items_state_the_results_of_the_record(report: MulticlassReport) -> None
     assert "not evaluated: split train: 36 images, 18 patients" in answer(stard, "24").text
 
 
+def test_calibration_of_each_class_is_a_table_a_section_and_a_fact(report: MulticlassReport) -> None:
+    (run,) = report.runs
+    mid = run.evaluation.by_class["mid"].metrics
+    keys = ("expected_calibration_error", "calibration_slope", "calibration_intercept", "observed_expected_ratio")
+    assert report.tables["class-calibration"].rows[2] == ("levels", "mid", 12, *(mid[key] for key in keys))
+    section = report.page().partition('<section id="calibration">')[2].partition("</section>")[0]
+    for key in keys:
+        assert f'<data value="{mid[key].value}">' in section
+    fact = answer(report.checklists["tripod-ai"], "23a")
+    assert (
+        f"mid: Calibration error {mid[keys[0]]}, Calibration slope {mid[keys[1]]}, Calibration intercept" in fact.text
+    )
+    assert "calibration" in fact.places
+
+
 def test_items_that_the_record_does_not_answer_are_open(report: MulticlassReport) -> None:
     assert answer(report.checklists["claim"], "44").status == "open"  # funding
     assert not any("et benefit" in each.text for each in report.checklists["tripod-ai"].answers)
@@ -219,7 +234,8 @@ def test_report_has_figures_tables_and_every_number(runs: list[Path], tmp_path: 
         "differences-macro-auroc",
     }
     assert len(files.figures) == 3 * len(report.figures)
-    assert set(report.tables) == {"flow", "metrics", "confusion", "classes", "class-pairs", "prediction-sets", "pairs"}
+    of_classes = {"classes", "class-calibration", "class-pairs", "prediction-sets"}
+    assert set(report.tables) == {"flow", "metrics", "confusion", "pairs"} | of_classes
     for run in report.runs:
         for interval in [*run.evaluation.metrics.values(), *run.evaluation.by_class["mid"].metrics.values()]:
             assert f'<data value="{interval.value}">' in page

@@ -61,7 +61,9 @@ class ClassResult:
 
     Attributes:
         n: Number of images of the class.
-        metrics: auroc, auprc, sensitivity, specificity, precision, negative_predictive_value, f1, expected_calibration_error.
+        metrics: auroc, auprc, sensitivity, specificity, precision, negative_predictive_value, f1, positive_likelihood_ratio,
+            negative_likelihood_ratio, expected_calibration_error, calibration_slope, calibration_intercept,
+            observed_expected_ratio. Earlier evaluations lack likelihood ratios, slope, intercept and O/E.
         sets: Of the images of the class: coverage, single, empty and mean_size of their prediction sets; empty without sets.
         reliability: Observed rate of the class by its probability, in the bins of the calibration error; empty if the calibration
             was fitted on some of the images.

@@ -6,6 +6,7 @@ probability, the first one if several have it.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.interval import Interval
-from pneumoscope.statistics.calibration import calibration_error_interval
+from pneumoscope.statistics.calibration import calibration_error_interval, calibration_intervals
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, patient_groups, validate_classes
 from pneumoscope.statistics.intervals import (
     MIN_PATIENTS,
@@ -24,6 +25,7 @@ from pneumoscope.statistics.intervals import (
     proportion,
     undefined,
 )
+from pneumoscope.statistics.likelihood_ratios import likelihood_ratios
 from pneumoscope.statistics.metrics import weighted_f1
 from pneumoscope.statistics.probabilities import log_odds
 from pneumoscope.statistics.roc import auroc_interval, weighted_auprc, weighted_auroc
@@ -197,7 +199,9 @@ def class_metrics(
 
     auroc has DeLong's interval, auprc and f1 bootstrap intervals by patient, expected_calibration_error (of the probability of
     the class) that of `calibration.calibration_error_interval`; sensitivity, specificity, precision and
-    negative_predictive_value have Wilson's intervals for repeated patients.
+    negative_predictive_value have Wilson's intervals for repeated patients. For positive_likelihood_ratio and
+    negative_likelihood_ratio see `likelihood_ratios`, for calibration_slope, calibration_intercept and observed_expected_ratio
+    (of the probability of the class) `calibration.calibration_intervals`.
 
     Args:
         probabilities, targets: See `inputs.validate_classes`.
@@ -218,6 +222,11 @@ def class_metrics(
             return undefined(reason, n=len(y), method=_BOOTSTRAP, seed=seed)
         return patient_bootstrap(statistic, scores, member, patients, resamples=resamples, seed=seed, by_label=True)
 
+    def of_class(intervals: dict[str, Interval]) -> dict[str, Interval]:
+        """Return undefined metrics of two labels with the reason that names the class."""
+        return {key: dataclasses.replace(each, reason=reason or each.reason) for key, each in intervals.items()}
+
+    ratios = likelihood_ratios(predicted, member, patients, negative="image of another class", decision=name)
     return {
         "auroc": undefined(reason, n=len(y), method="delong") if reason else auroc_interval(ranking, member, patients),
         "auprc": bootstrap(weighted_auprc, ranking),
@@ -226,9 +235,11 @@ def class_metrics(
         "precision": _rate(member, predicted, patients, f"no image is predicted as {name}"),
         "negative_predictive_value": _rate(~member, ~predicted, patients, f"all images are predicted as {name}"),
         "f1": bootstrap(weighted_f1, predicted.astype(np.float64)),
+        **of_class(ratios),
         "expected_calibration_error": calibration_error_interval(
             p[:, index], member, patients, resamples=resamples, seed=seed
         ),
+        **of_class(calibration_intervals(p[:, index], member, patients, resamples=resamples, seed=seed)),
     }
 
 
