@@ -31,12 +31,11 @@ from pneumoscope.statistics.multiclass import (
     overall_metrics,
     pair_metrics,
     set_metrics,
-    weighted_macro_auroc,
 )
 from pneumoscope.statistics.multiclass_paired import macro_auroc_covariance, macro_auroc_test
 from pneumoscope.statistics.paired import delong_test
 from pneumoscope.statistics.probabilities import log_odds, softmax
-from pneumoscope.statistics.roc import delong_covariance
+from pneumoscope.statistics.roc import delong_covariance, weighted_macro_auroc
 from pneumoscope.statistics.temperature import fit_temperature
 
 NAMES = ("bacteria", "normal", "virus")

@@ -28,7 +28,7 @@ from pneumoscope.statistics.intervals import (
 from pneumoscope.statistics.likelihood_ratios import likelihood_ratios
 from pneumoscope.statistics.metrics import weighted_f1
 from pneumoscope.statistics.probabilities import log_odds
-from pneumoscope.statistics.roc import auroc_interval, weighted_auprc, weighted_auroc
+from pneumoscope.statistics.roc import auroc_interval, weighted_auprc, weighted_macro_auroc
 
 __all__ = [
     "class_metrics",
@@ -39,7 +39,6 @@ __all__ = [
     "pair_metrics",
     "set_metrics",
     "too_few_patients",
-    "weighted_macro_auroc",
 ]
 
 # Distance from 0 of the smallest probability that has a logarithm here.
@@ -339,20 +338,6 @@ def mean_of_classes(rates: Sequence[Interval]) -> Interval:
     mean, k = sum(values) / len(values), len(values)
     low, high = max(0.0, mean - math.sqrt(below) / k), min(1.0, mean + math.sqrt(above) / k)
     return Interval(mean, low, high, method, n, rates[0].level)
-
-
-def weighted_macro_auroc(ranking: FloatArray, targets: IntArray, weights: FloatArray) -> FloatArray:
-    """Return the mean AUROC of one class against the rest, for each row of image weights.
-
-    Args:
-        ranking: Scores of the classes in any unit, such as `probabilities.log_odds`, shape (n, K).
-        targets: Index of the class of each image, shape (n,).
-        weights: Image weights, 0 or more, shape (r, n).
-
-    Returns:
-        Shape (r,); NaN where a class has no weight.
-    """
-    return _mean(weighted_auroc(ranking[:, k], targets == k, weights) for k in range(ranking.shape[1]))
 
 
 def _mean(columns: Iterable[FloatArray]) -> FloatArray:
