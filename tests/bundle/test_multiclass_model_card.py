@@ -12,6 +12,7 @@ from pneumoscope.bundle.evidence import EVIDENCE
 from pneumoscope.bundle.model_card import model_card
 from pneumoscope.bundle.model_card_exports import CHAI_NAMESPACE, chai_model_card, hugging_face_model_card
 from pneumoscope.cli import cli
+from pneumoscope.core.result_forms import with_minus_signs
 from pneumoscope.evaluation.multiclass.evaluate import evaluate_multiclass
 
 
@@ -76,9 +77,9 @@ def test_card_shows_every_number_of_the_evaluation(evaluated):
     shown += [pair.metrics["auroc"] for pair in evaluation.pairs]
     assert len(shown) > 40
     for interval in shown:
-        assert f"{interval.value:.3f}" in page
+        assert with_minus_signs(f"{interval.value:.3f}") in page
         if interval.low is not None:
-            assert f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]" in page
+            assert with_minus_signs(f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]") in page
     for name, counts in zip(GRAY_CLASSES, evaluation.confusion, strict=True):
         assert f"| {name} | {' | '.join(map(str, counts))} |" in page
     assert "Not measured yet: add `--by COLUMN,...` to the evaluation." in page

@@ -23,6 +23,7 @@ from pneumoscope.core.errors import (
     UsageError,
 )
 from pneumoscope.core.interval import Interval
+from pneumoscope.core.result_forms import with_minus_signs
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.inference.multiclass_model import load_multiclass_model
 
@@ -109,11 +110,13 @@ def test_evaluate_prints_every_number_with_its_interval(maker):
     assert "sensitivity, dark (specificity) " in result.stdout
     shown = [*written["metrics"].values(), *written["by_class"]["dark"]["metrics"].values()]
     shown += [*written["pairs"][0]["metrics"].values(), *written["by_class"]["mid"]["sets"].values()]
-    assert len(shown) > 20
+    assert len(shown) > 25
     for interval in shown:
-        assert f"{interval['value']:.3f}" in result.stdout
+        assert with_minus_signs(f"{interval['value']:.3f}") in result.stdout
         if interval["low"] is not None:
-            assert f"{interval['low']:.3f} to {interval['high']:.3f}" in result.stdout
+            assert with_minus_signs(f"{interval['low']:.3f} to {interval['high']:.3f}") in result.stdout
+    for name in ("positive likelihood ratio", "calibration slope", "calibration intercept", "observed expected ratio"):
+        assert result.stdout.count(name) == 3
     assert "These test images have been evaluated once so far (test ledger)" in result.stdout
     repeated = invoke("evaluate", run, "--data", maker.classes())
     assert "These test images have been evaluated 2 times so far (test ledger)" in repeated.stdout
@@ -127,12 +130,14 @@ def test_evaluate_prints_the_written_json(maker):
 
 @pytest.mark.parametrize(
     "option",
-    [("--operating-point", "0.3"), ("--reference", "test"), ("--prevalence", "0.2"), ("--validation-data", "x.csv")],
+    [("--operating-point", "0.3"), ("--prevalence", "0.2"), ("--validation-data", "x.csv"), ("--site", "profile.json")],
 )
 def test_evaluate_refuses_options_of_models_for_pneumonia(maker, option):
     result = invoke("evaluate", maker.multiclass_run(), "--data", maker.classes(), *option)
     assert isinstance(result.exception, UsageError)
-    assert option[0] in result.exception.message
+    assert result.exception.code == "usage"
+    assert result.exception.message == f"{option[0]} does not work with a model of several classes"
+    assert result.exception.hint == f"Leave {option[0]} out, or choose a model for NORMAL and PNEUMONIA"
     assert not (maker.root / "ledger.jsonl").exists()
 
 
@@ -150,6 +155,45 @@ def test_evaluate_prints_subgroups(maker):
     for test in written["interactions"]:
         assert test["sentence"] in result.stdout
     assert "18 patients are in several groups" in result.stdout
+
+
+def difference_lines(difference):
+    """Return the lines of the table of differences, without their numbers of images and methods."""
+    return [
+        with_minus_signs(f"{name.replace('_', ' ')} {each['value']:.3f} {each['low']:.3f} to {each['high']:.3f}")
+        for name, each in difference["metrics"].items()
+    ]
+
+
+def test_evaluate_prints_the_difference_from_other_images(maker):
+    run, north = maker.multiclass_run(), maker.classes("north", seed=1)
+    assert invoke("evaluate", run, "--data", maker.classes()).exception is None
+    result = invoke("evaluate", run, "--data", north, "--name", "north", "--reference", "test")
+    assert result.exception is None, result.output
+    difference = json.loads((run / "evaluation" / "north" / "evaluation.json").read_text())["difference"]
+    printed = result.stdout.partition("these images minus test (36 images)")[2]
+    lines = [" ".join(re.findall(r"[^\s│┃]+", line)) for line in printed.splitlines()]
+    for expected in difference_lines(difference):
+        assert any(line.startswith(expected) for line in lines), (expected, lines)
+
+
+def test_evaluate_prints_the_difference_of_each_run_and_of_predictions(maker, scores):
+    data, file = scores
+    north, seeds = maker.classes("north", seed=1), maker.root / "runs" / "seeds"
+    for seed in range(2):
+        maker.multiclass_run(f"seeds/seed-{seed}", recipe="seeds", seed=seed, edges=(100.0 + seed, 150.0))
+    assert invoke("evaluate", seeds, "--data", data).exception is None
+    result = invoke("evaluate", seeds, "--data", north, "--name", "north", "--reference", "test")
+    assert result.exception is None, result.output
+    assert result.stdout.count("these images minus test (36 images)") == 2
+    for folder, images in (("a", data), ("b", north)):
+        if folder == "b":
+            file.write_text(file.read_text().replace("-0-", "-1-"))
+        reference = () if folder == "a" else ("--reference", maker.root / "a")
+        options = (*NAMED, "--name", "tool", "--out", maker.root / folder, *reference)
+        result = invoke("evaluate", "--predictions", file, "--data", images, *options)
+        assert result.exception is None, result.output
+    assert "these images minus a (36 images)" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -262,12 +306,31 @@ def test_evaluate_and_compare_take_predictions_of_other_tools(maker, tmp_path, s
     assert record["command"].count("--probability-column") == 3
 
 
-@pytest.mark.parametrize("option", [("--operating-point", "0.3"), ("--reference", "test"), ("--prevalence", "0.2")])
+@pytest.mark.parametrize("option", [("--operating-point", "0.3"), ("--prevalence", "0.2")])
 def test_predictions_of_several_classes_refuse_options_for_pneumonia(scores, option):
     data, file = scores
     result = invoke("evaluate", "--predictions", file, "--data", data, *NAMED, *option)
     assert isinstance(result.exception, UsageError)
     assert f"{option[0]} does not work with a model of several classes" in result.exception.message
+
+
+def test_one_class_against_the_rest_is_evaluated_like_two_labels(maker):
+    """The way that the documentation names to net benefit, own operating points and a stated prevalence."""
+    run, data = maker.multiclass_run(), maker.classes(count=20)
+    assert invoke("evaluate", run, "--data", data).exception is None
+    folder = run / "evaluation" / "test"
+    named = ("--probability-column", "probability_mid", "--positive", "mid", "--prevalence", "0.1")
+    options = (*named, "--operating-point", "0.3", "--json")
+    result = invoke("evaluate", "--predictions", folder / "predictions.csv", "--data", data, *options)
+    assert result.exception is None, result.output
+    of_class = json.loads((folder / "evaluation.json").read_text())["by_class"]["mid"]["metrics"]
+    two_labels = json.loads(result.stdout)
+    names = ("auroc", "auprc", "expected_calibration_error", "calibration_slope", "calibration_intercept")
+    for name in (*names, "observed_expected_ratio"):
+        for field in ("value", "low", "high"):
+            assert two_labels["metrics"][name][field] == pytest.approx(of_class[name][field], abs=1e-9)
+    assert two_labels["operating_points"]["0.3"]["predictive_values"]["prevalence"] == 0.1
+    assert len(two_labels["decision_curve"]) == 19
 
 
 def test_repeated_columns_must_name_classes(scores):

@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn import metrics
 
 from pneumoscope.core.multiclass_results import MulticlassScoredImage
-from pneumoscope.evaluation.multiclass.subgroups import class_group_metrics
+from pneumoscope.evaluation.multiclass.breakdown import class_group_metrics
 from pneumoscope.evaluation.subgroups import find_subgroups
 from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.multiclass import overall_metrics

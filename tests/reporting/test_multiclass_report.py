@@ -88,6 +88,21 @@ def test_items_state_the_results_of_the_record(report: MulticlassReport) -> None
     assert "not evaluated: split train: 36 images, 18 patients" in answer(stard, "24").text
 
 
+def test_calibration_of_each_class_is_a_table_a_section_and_a_fact(report: MulticlassReport) -> None:
+    (run,) = report.runs
+    mid = run.evaluation.by_class["mid"].metrics
+    keys = ("expected_calibration_error", "calibration_slope", "calibration_intercept", "observed_expected_ratio")
+    assert report.tables["class-calibration"].rows[2] == ("levels", "mid", 12, *(mid[key] for key in keys))
+    section = report.page().partition('<section id="calibration">')[2].partition("</section>")[0]
+    for key in keys:
+        assert f'<data value="{mid[key].value}">' in section
+    fact = answer(report.checklists["tripod-ai"], "23a")
+    assert (
+        f"mid: Calibration error {mid[keys[0]]}, Calibration slope {mid[keys[1]]}, Calibration intercept" in fact.text
+    )
+    assert "calibration" in fact.places
+
+
 def test_items_that_the_record_does_not_answer_are_open(report: MulticlassReport) -> None:
     assert answer(report.checklists["claim"], "44").status == "open"  # funding
     assert not any("et benefit" in each.text for each in report.checklists["tripod-ai"].answers)
@@ -219,7 +234,8 @@ def test_report_has_figures_tables_and_every_number(runs: list[Path], tmp_path: 
         "differences-macro-auroc",
     }
     assert len(files.figures) == 3 * len(report.figures)
-    assert set(report.tables) == {"flow", "metrics", "confusion", "classes", "class-pairs", "prediction-sets", "pairs"}
+    of_classes = {"classes", "class-calibration", "class-pairs", "prediction-sets"}
+    assert set(report.tables) == {"flow", "metrics", "confusion", "pairs"} | of_classes
     for run in report.runs:
         for interval in [*run.evaluation.metrics.values(), *run.evaluation.by_class["mid"].metrics.values()]:
             assert f'<data value="{interval.value}">' in page
@@ -261,3 +277,31 @@ def test_names_are_escaped_in_the_page(maker: Any) -> None:
     page = report_multiclass([run]).page()
     assert "b&lt;i&gt;" in page
     assert "b<i>" not in page
+
+
+def test_differences_from_other_images_are_a_table_a_section_and_a_fact(maker: Any) -> None:
+    run, north = maker.multiclass_run(), maker.classes("north", seed=1)
+    evaluate_multiclass(run, maker.classes())
+    external, _ = evaluate_multiclass(run, north, name="north", reference="test")
+    assert external.difference is not None
+    report = report_multiclass([run], evaluation="north", checklists=["claim", "stard-ai"])
+    table = report.tables["differences"]
+    assert table.columns == ("Run", "Reference", "Images of the reference", "Metric", "Difference")
+    assert table.rows[:3] == (
+        ("levels", "test", 36, "Accuracy", external.difference.metrics["accuracy"]),
+        ("levels", "test", 36, "Macro AUROC", external.difference.metrics["macro_auroc"]),
+        ("levels", "test", 36, "AUROC for bright", external.difference.metrics["auroc, bright"]),
+    )
+    page = report.page()
+    section = page.partition('<section id="differences">')[2].partition("</section>")[0]
+    for interval in external.difference.metrics.values():
+        assert f'<data value="{interval.value}">' in section
+    assert "DeLong, mean of classes, clustered by patient, unpaired (Macro AUROC)" in section
+    assert '<a href="#differences">' in page
+    for name, number in (("claim", "33"), ("stard-ai", "29")):
+        (fact,) = answer(report.checklists[name], number).facts
+        assert fact.text.startswith("Evaluation 'north' on 36 images of")
+        assert f"levels, minus test (36 images): accuracy {external.difference.metrics['accuracy']}" in fact.text
+        assert fact.place == "differences"
+    assert "differences" not in report_multiclass([run]).tables
+    assert 'id="differences"' not in report_multiclass([run]).page()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,11 @@ from pneumoscope.core.errors import RunError
 from pneumoscope.core.results import ScoredImage
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.runs.evaluations import predictions_csv, read_evaluation, read_predictions
-from pneumoscope.runs.multiclass_evaluations import has_multiclass_evaluation, read_multiclass_evaluation_folder
+from pneumoscope.runs.multiclass_evaluations import (
+    has_multiclass_evaluation,
+    read_multiclass_evaluation,
+    read_multiclass_evaluation_folder,
+)
 
 IMAGE = ScoredImage("a,b.png", "ab" * 32, "bacteria-1", "PNEUMONIA", "bacteria", 1 / 3, 0.1 + 0.2, 1.0)
 
@@ -95,3 +100,13 @@ def test_published_evaluations_of_earlier_versions_are_read(file):
     several = has_multiclass_evaluation(file.parent)
     evaluation = read_multiclass_evaluation_folder(file.parent)[0] if several else read_evaluation(file)
     assert evaluation.n == sum(evaluation.counts.values())
+
+
+def test_the_results_of_the_repository_for_several_classes_are_read(tmp_path):
+    """They are of a version that did not record differences, nor likelihood ratios and calibration of the classes."""
+    folder = Path(__file__).parents[2] / "results" / "etiology"
+    evaluation, images = read_multiclass_evaluation_folder(folder)
+    assert (len(images), evaluation.classes, evaluation.difference) == (624, ("bacteria", "normal", "virus"), None)
+    assert "calibration_slope" not in evaluation.by_class["virus"].metrics
+    shutil.copy(folder / "validation.json", tmp_path / "evaluation.json")
+    assert read_multiclass_evaluation(tmp_path / "evaluation.json").n == 782

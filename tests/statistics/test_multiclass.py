@@ -7,13 +7,20 @@ import math
 import numpy as np
 import pytest
 from scipy import optimize, special
+from scipy.stats.contingency import relative_risk
 from sklearn import metrics as sklearn_metrics
+from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import label_binarize
 
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.interval import Interval
+from pneumoscope.statistics.calibration import calibration_intervals
 from pneumoscope.statistics.conformal import fit_class_thresholds
-from pneumoscope.statistics.heterogeneity import area_heterogeneity
+from pneumoscope.statistics.heterogeneity import (
+    area_heterogeneity,
+    unpaired_area_difference,
+    unpaired_auroc_difference,
+)
 from pneumoscope.statistics.inputs import patient_groups, validate_classes
 from pneumoscope.statistics.intervals import MIN_PATIENTS, mean_of_proportions, wilson
 from pneumoscope.statistics.multiclass import (
@@ -24,12 +31,11 @@ from pneumoscope.statistics.multiclass import (
     overall_metrics,
     pair_metrics,
     set_metrics,
-    weighted_macro_auroc,
 )
 from pneumoscope.statistics.multiclass_paired import macro_auroc_covariance, macro_auroc_test
 from pneumoscope.statistics.paired import delong_test
 from pneumoscope.statistics.probabilities import log_odds, softmax
-from pneumoscope.statistics.roc import delong_covariance
+from pneumoscope.statistics.roc import delong_covariance, weighted_macro_auroc
 from pneumoscope.statistics.temperature import fit_temperature
 
 NAMES = ("bacteria", "normal", "virus")
@@ -82,6 +88,60 @@ def test_one_class_against_the_rest_is_that_of_scikit_learn(data) -> None:
             ("f1", "True", "f1-score"),
         ):
             assert found[metric].value == pytest.approx(report[label][column]), metric
+
+
+def test_likelihood_ratios_of_a_class_are_relative_risks(data) -> None:
+    """The logarithmic interval of a ratio of two proportions is the same for risks and for likelihood ratios."""
+    p, y, patients = data
+    for k, name in enumerate(NAMES):
+        found = class_metrics(p, y, k, name, None, resamples=10)
+        clustered = class_metrics(p, y, k, name, patients, resamples=10)
+        (tn, fp), (fn, tp) = sklearn_metrics.confusion_matrix(y == k, p.argmax(1) == k).tolist()
+        for metric, hits in (("positive_likelihood_ratio", (tp, fp)), ("negative_likelihood_ratio", (fn, tn))):
+            expected = relative_risk(hits[0], tp + fn, hits[1], tn + fp)
+            ends = expected.confidence_interval(0.95)
+            assert found[metric].value == pytest.approx(expected.relative_risk)
+            assert (found[metric].low, found[metric].high) == pytest.approx((ends.low, ends.high))
+            assert clustered[metric].value == found[metric].value
+        assert clustered["positive_likelihood_ratio"].method.startswith("simel, design effects")
+
+
+def test_calibration_of_a_class_is_that_of_scikit_learn_and_a_root_finder(data) -> None:
+    p, y, patients = data
+    p = softmax(np.log(p) * 1.7 + [0.3, 0.0, -0.4])  # too extreme, and too low for the last class
+    for k, name in enumerate(NAMES):
+        member, logits = y == k, special.logit(p[:, k])
+        found = class_metrics(p, y, k, name, patients, resamples=200, seed=3)
+        model = LogisticRegression(C=1e12, tol=1e-10).fit(logits[:, None], member)
+        intercept = optimize.brentq(lambda a, x=logits, m=member: (m - special.expit(x + a)).sum(), -10, 10)
+        assert found["calibration_slope"].value == pytest.approx(model.coef_[0, 0], rel=1e-4)
+        assert found["calibration_intercept"].value == pytest.approx(intercept, abs=1e-6)
+        assert found["observed_expected_ratio"].value == pytest.approx(member.sum() / p[:, k].sum())
+        # Whole patients are resampled, as with two labels.
+        for metric, interval in calibration_intervals(p[:, k], member, patients, resamples=200, seed=3).items():
+            assert found[metric] == interval
+            assert interval.low < interval.value < interval.high
+
+
+def test_ratios_and_calibration_that_are_undefined_name_the_class() -> None:
+    y = np.arange(60) % 3
+    p = np.full((60, 3), 0.2)
+    p[np.arange(60), np.where(np.arange(60) < 12, 0, y)] = 0.6  # some of the others are predicted as bacteria
+    virus = class_metrics(p, y, 2, "virus", None, resamples=10)
+    assert virus["positive_likelihood_ratio"].reason == "no image of another class is predicted as virus"
+    every = class_metrics(np.tile([0.6, 0.2, 0.2], (60, 1)), y, 0, "bacteria", None, resamples=10)
+    reason = "every image of another class is predicted as bacteria"
+    assert every["negative_likelihood_ratio"].reason == reason
+    assert every["calibration_slope"].reason.startswith(
+        "it cannot be estimated: all probabilities are practically equal"
+    )
+    added = {"positive_likelihood_ratio", "negative_likelihood_ratio", *calibration_intervals([0.5], [True], None)}
+    for k, name, reason in (
+        (0, "bacteria", "all images are of the class bacteria"),
+        (1, "normal", "the class normal has no images"),
+    ):
+        one = class_metrics(p, np.zeros(60, int), k, name, None, resamples=10)
+        assert {(one[metric].value, one[metric].reason) for metric in added} == {(None, reason)}
 
 
 def test_confusion_matrix_has_a_row_per_class(data) -> None:
@@ -396,6 +456,22 @@ def test_five_percent_of_tests_without_a_difference_are_significant_if_a_class_i
         between_networks.append(macro_auroc_test(first, second, y, NAMES)[1])
     for p in (between_groups, between_networks):
         assert 0.012 < np.mean(np.array(p) < 0.05) < 0.088
+
+
+def test_unpaired_difference_of_macro_aurocs_of_two_classes_is_that_of_delong() -> None:
+    random = np.random.default_rng(4)
+    patients = [str(i // 2) for i in range(60)]
+    y = [np.repeat(random.integers(0, 2, 30), 2) for _ in range(2)]
+    scores = [random.normal(size=60) + strength * each for strength, each in zip((1.0, 0.4), y, strict=True)]
+    groups = patient_groups(patients, 60)
+    areas = []
+    for x, each in zip(scores, y, strict=True):
+        area, variance = macro_auroc_covariance(np.stack([-x, x], axis=1)[None], each, NAMES[:2], groups)
+        areas.append((float(area[0]), float(variance[0, 0])))
+    found = unpaired_area_difference(*areas, method="delong by patient", n=120)
+    expected = unpaired_auroc_difference(*((x, each == 1, patients) for x, each in zip(scores, y, strict=True)))
+    assert (found.method, found.n) == (expected.method, expected.n)
+    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
 
 
 def test_equal_rankings_have_no_test(data) -> None:

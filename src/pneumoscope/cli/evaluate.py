@@ -161,15 +161,12 @@ def command(
         "replace": force,
         "source_name": source,
         "by": _parse_columns(by),
+        "reference": reference,
         "ledger": ledger,
         "seed": seed,
         "note": _print_note,
     }
-    binary_options: dict[str, Any] = {
-        "operating_points": operating_points,
-        "reference": reference,
-        "prevalence": prevalence,
-    }
+    binary_options: dict[str, Any] = {"operating_points": operating_points, "prevalence": prevalence}
     if predictions is not None:
         _check_options(target, site)
         options |= {
@@ -194,7 +191,6 @@ def command(
         refuse_options(
             {
                 "--operating-point": operating_points,
-                "--reference": reference,
                 "--prevalence": prevalence,
                 "--validation-data": validation_data,
                 "--site": site,
@@ -247,13 +243,8 @@ def _evaluate_predictions(
     from pneumoscope.evaluation.multiclass.external_predictions import evaluate_multiclass_predictions
 
     if has_class_columns(file, options["columns"]):
-        refuse_options(
-            {
-                "--operating-point": binary_options["operating_points"],
-                "--reference": binary_options["reference"],
-                "--prevalence": binary_options["prevalence"],
-            }
-        )
+        points, prevalence = binary_options["operating_points"], binary_options["prevalence"]
+        refuse_options({"--operating-point": points, "--prevalence": prevalence})
         evaluation, _ = evaluate_multiclass_predictions(file, data, **options)
         _print_classes(evaluation, as_json=as_json)
         return

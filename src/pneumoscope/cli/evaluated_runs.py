@@ -11,7 +11,7 @@ import click
 
 from pneumoscope.cli.evaluation_tables import ledger_sentence, print_breakdown
 from pneumoscope.cli.evaluation_targets import EvaluationTargets
-from pneumoscope.cli.multiclass import print_class_subgroups
+from pneumoscope.cli.multiclass import print_class_breakdown
 from pneumoscope.cli.progress import printable
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def print_runs(
     *,
     as_json: bool,
 ) -> None:
-    """Print accuracy, AUROC and subgroups of each run in a folder, and the mean of folds; that of seeds is in `compare`.
+    """Print accuracy, AUROC and breakdown of each run in a folder, and the mean of folds; that of seeds is in `compare`.
 
     Args:
         targets: The runs.
@@ -56,7 +56,7 @@ def print_runs(
         click.echo(f"{run.relative_to(targets.folder)}: {_headline(evaluation)}, n = {evaluation.n}")
         for remark in evaluation.remarks:
             click.echo(printable(f"  {remark}"))
-        _print_subgroups(evaluation, console)
+        _print_breakdown(evaluation, console)
     counts = [each.test_evaluation for each in evaluations if each.test_evaluation is not None]
     if counts:
         click.echo(ledger_sentence(max(counts)))
@@ -96,10 +96,10 @@ def _mean_of_folds(folder: Path, evaluation: Evaluation | MulticlassEvaluation, 
     return summarize_folds(folder, name, _operating_point(evaluation))
 
 
-def _print_subgroups(evaluation: Evaluation | MulticlassEvaluation, console: Console) -> None:
+def _print_breakdown(evaluation: Evaluation | MulticlassEvaluation, console: Console) -> None:
     from pneumoscope.core.multiclass_results import MulticlassEvaluation
 
     if isinstance(evaluation, MulticlassEvaluation):
-        print_class_subgroups(evaluation, console)
+        print_class_breakdown(evaluation, console)
     else:
         print_breakdown(evaluation, console)

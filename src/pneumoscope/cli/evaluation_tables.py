@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pneumoscope.cli.progress import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
     from pneumoscope.core.interval import Interval
-    from pneumoscope.core.results import Evaluation
+    from pneumoscope.core.results import Evaluation, SetDifference
 
-__all__ = ["interval_table", "ledger_sentence", "print_breakdown", "print_evaluation"]
+__all__ = ["interval_table", "ledger_sentence", "print_breakdown", "print_difference", "print_evaluation"]
 
 
 def interval_table(
@@ -139,11 +141,17 @@ def print_breakdown(evaluation: Evaluation, console: Console) -> None:
         console.print(table)
     for test in evaluation.interactions:
         click.echo(f"  {test.sentence}")
-    if difference := evaluation.difference:
-        title = f"these images minus {difference.reference} ({difference.reference_n} images)"
-        console.print(interval_table(title, difference.named_intervals()))
-        if difference.remark:
-            click.echo(f"  {difference.remark}")
+    if evaluation.difference:
+        print_difference(evaluation.difference, console)
+
+
+def print_difference(difference: SetDifference, console: Console) -> None:
+    """Print the differences from other images."""
+    title = f"these images minus {difference.reference} ({difference.reference_n} images)"
+    named = {printable(name): interval for name, interval in difference.named_intervals().items()}
+    console.print(interval_table(printable(title), named))
+    if difference.remark:
+        click.echo(f"  {difference.remark}")
 
 
 def _percentages(share: Interval) -> str:

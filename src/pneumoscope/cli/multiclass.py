@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pneumoscope.cli.evaluation_tables import interval_table, ledger_sentence
+from pneumoscope.cli.evaluation_tables import interval_table, ledger_sentence, print_difference
 from pneumoscope.cli.progress import printable
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "has_several_classes",
     "is_given",
-    "print_class_subgroups",
+    "print_class_breakdown",
     "print_multiclass_evaluation",
     "refuse_options",
 ]
@@ -108,16 +108,18 @@ def print_multiclass_evaluation(evaluation: MulticlassEvaluation, console: Conso
             for metric, value in result.sets.items()
         }
         console.print(interval_table(title, {**evaluation.sets, **by_class}))
-    print_class_subgroups(evaluation, console)
+    print_class_breakdown(evaluation, console)
     if evaluation.test_evaluation is not None:
         click.echo(ledger_sentence(evaluation.test_evaluation))
     click.secho(printable(evaluation.notice), dim=True)
 
 
-def print_class_subgroups(evaluation: MulticlassEvaluation, console: Console) -> None:
-    """Print the subgroups and their tests, if there are any."""
+def print_class_breakdown(evaluation: MulticlassEvaluation, console: Console) -> None:
+    """Print the subgroups, their tests and the differences from other images, if there are any."""
     for group in evaluation.subgroups:
         images = ", ".join(f"{group.counts.get(label, 0)} {label}" for label in evaluation.classes)
         console.print(interval_table(printable(f"subgroup {group.column}: {group.value} ({images})"), group.metrics))
     for test in evaluation.interactions:
         click.echo(printable(f"  {test.sentence}"))
+    if evaluation.difference:
+        print_difference(evaluation.difference, console)

@@ -136,16 +136,12 @@ def evaluation_html(evaluation: Evaluation) -> str:
     if curve := evaluation.decision_curve[1::2]:
         steps = [(f"threshold probability {step.threshold_probability:g}", step.net_benefit) for step in curve]
         parts.append(intervals_html("net benefit", steps))
-    parts += _subgroups(evaluation)
-    if difference := evaluation.difference:
-        title = f"these images minus {difference.reference} ({difference.reference_n} images)"
-        parts.append(intervals_html(title, difference.named_intervals().items()))
-        parts.append(f"<p>{escape(difference.remark)}</p>")
+    parts += _breakdown(evaluation)
     return f"<div>{''.join(parts)}<small>{escape(evaluation.notice)}</small></div>"
 
 
 def multiclass_evaluation_html(evaluation: MulticlassEvaluation) -> str:
-    """Return an evaluation of several classes as HTML: all classes, the confusion matrix, each class, pairs, and sets."""
+    """Return an evaluation of several classes as HTML: metrics, confusion matrix, classes, pairs, sets, and breakdown."""
     labels = ", ".join(f"{n} {label}" for label, n in evaluation.counts.items())
     patients = patients_text(evaluation.patients, evaluation.unknown_patients, evaluation.n)
     title = f"{evaluation.name}: {evaluation.n} {evaluation.split} images ({labels}; {patients})"
@@ -168,7 +164,7 @@ def multiclass_evaluation_html(evaluation: MulticlassEvaluation) -> str:
         ]
         title = f"prediction sets for a coverage of {evaluation.coverage:.0%}"
         parts.append(intervals_html(title, [*evaluation.sets.items(), *by_class]))
-    parts += _subgroups(evaluation)
+    parts += _breakdown(evaluation)
     return f"<div>{''.join(parts)}<small>{escape(evaluation.notice)}</small></div>"
 
 
@@ -201,9 +197,17 @@ def comparison_html(comparison: Comparison) -> str:
     )
 
 
+def _breakdown(evaluation: Evaluation | MulticlassEvaluation) -> list[str]:
+    """Return the subgroups with their tests, and the differences from other images; none if there are none."""
+    parts = _subgroups(evaluation) if evaluation.subgroups else []
+    if difference := evaluation.difference:
+        title = f"these images minus {difference.reference} ({difference.reference_n} images)"
+        parts.append(intervals_html(title, difference.named_intervals().items()))
+        parts.append(f"<p>{escape(difference.remark)}</p>")
+    return parts
+
+
 def _subgroups(evaluation: Evaluation | MulticlassEvaluation) -> list[str]:
-    if not evaluation.subgroups:
-        return []
     point = evaluation.subgroups[0].operating_point
     rows = [
         (f"{group.column}: {group.value}, {name}", interval)

@@ -11,7 +11,14 @@ from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.image_flow import ImageFlow
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.result_forms import interval_rows, rows_dataframe
-from pneumoscope.core.results import SCHEMA, InteractionTest, RejectionSummary, ReliabilityBin, Subgroup
+from pneumoscope.core.results import (
+    SCHEMA,
+    InteractionTest,
+    RejectionSummary,
+    ReliabilityBin,
+    SetDifference,
+    Subgroup,
+)
 from pneumoscope.core.with_figures import WithFigures
 
 if TYPE_CHECKING:
@@ -55,7 +62,9 @@ class ClassResult:
 
     Attributes:
         n: Number of images of the class.
-        metrics: auroc, auprc, sensitivity, specificity, precision, negative_predictive_value, f1, expected_calibration_error.
+        metrics: auroc, auprc, sensitivity, specificity, precision, negative_predictive_value, f1, positive_likelihood_ratio,
+            negative_likelihood_ratio, expected_calibration_error, calibration_slope, calibration_intercept,
+            observed_expected_ratio. Earlier evaluations lack likelihood ratios, slope, intercept and O/E.
         sets: Of the images of the class: coverage, single, empty and mean_size of their prediction sets; empty without sets.
         reliability: Observed rate of the class by its probability, in the bins of the calibration error; empty if the calibration
             was fitted on some of the images.
@@ -106,7 +115,8 @@ class MulticlassEvaluation(WithFigures):
         coverage: Coverage of each class that the prediction sets were fitted for; None without sets.
         sets: coverage, single, empty and mean_size of the prediction sets of all images; empty without sets.
         name, split, images_sha256, n, patients, counts, bundle_sha256, recipe, test_evaluation, seconds, created, version,
-            rejected, flow, subgroups, interactions, predictions_sha256, remarks, unknown_patients: See `results.Evaluation`.
+            rejected, flow, subgroups, interactions, predictions_sha256, remarks, unknown_patients, difference: See
+            `results.Evaluation`.
     """
 
     name: str
@@ -135,6 +145,7 @@ class MulticlassEvaluation(WithFigures):
     predictions_sha256: str = ""
     remarks: tuple[str, ...] = ()
     unknown_patients: int | None = None
+    difference: SetDifference | None = None
     schema: int = SCHEMA
     notice: str = NOTICE
 
@@ -151,16 +162,21 @@ class MulticlassEvaluation(WithFigures):
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per metric, with its interval.
 
-        The keys class and other are those of a class against the rest, or against another one; None where they do not apply.
-        Metrics of prediction sets have names such as "set coverage".
+        The keys class and other are those of a class against the rest, or against another one, and reference is the evaluation
+        that a difference is from; None where they do not apply. Metrics of prediction sets have names such as "set coverage".
         """
-        none: dict[str, str | None] = {"class": None, "other": None}
+        none: dict[str, str | None] = {"class": None, "other": None, "reference": None}
         rows = interval_rows((*self.metrics.items(), *_set_metrics(self.sets)), **none)
         for name, result in self.by_class.items():
             of_class = none | {"class": name}
             rows += interval_rows((*result.metrics.items(), *_set_metrics(result.sets)), **of_class)
         for pair in self.pairs:
-            rows += interval_rows(pair.metrics.items(), **{"class": pair.first, "other": pair.second})
+            rows += interval_rows(pair.metrics.items(), **none | {"class": pair.first, "other": pair.second})
+        if self.difference:
+            for key, interval in self.difference.metrics.items():
+                metric, _, name = key.partition(", ")
+                keys = none | {"class": name or None, "reference": self.difference.reference}
+                rows += interval_rows([(metric, interval)], **keys)
         return rows
 
     def to_dataframe(self) -> pd.DataFrame:

@@ -249,8 +249,10 @@ class SetDifference:
     Attributes:
         reference: Name of the other evaluation.
         reference_images_sha256, reference_n: Hash and number of its images.
-        metrics: auroc of this evaluation minus that of the reference.
-        operating_points: Likewise accuracy, sensitivity and specificity, by operating point with the same threshold.
+        metrics: auroc of this evaluation minus that of the reference. For several classes, accuracy and macro_auroc, and auroc,
+            sensitivity and specificity of each class against the rest, such as "auroc, virus".
+        operating_points: Likewise accuracy, sensitivity and specificity, by operating point with the same threshold; empty for
+            several classes.
         remark: What the intervals take for granted, as a sentence; empty if nothing speaks against it.
     """
 

@@ -7,13 +7,16 @@ scored.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from pneumoscope.core.errors import DatasetError, RunError, UndefinedMetricError, UsageError
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.messages import counted
+from pneumoscope.core.multiclass_results import MulticlassEvaluation, MulticlassScoredImage
 from pneumoscope.core.results import Evaluation, ScoredImage, SetDifference
 from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.evaluation.metrics import positives
@@ -33,14 +36,17 @@ from pneumoscope.statistics.inputs import IntArray
 from pneumoscope.statistics.intervals import difference, undefined
 from pneumoscope.statistics.roc import auroc_interval
 
-__all__ = ["Breakdown", "add_breakdown", "read_breakdown"]
+__all__ = ["Breakdown", "Reference", "add_breakdown", "read_breakdown", "read_reference", "set_difference"]
+
+_Evaluation = TypeVar("_Evaluation", Evaluation, MulticlassEvaluation)
+_Image = TypeVar("_Image", ScoredImage, MulticlassScoredImage)
 
 # Metrics of decisions that are compared between sets.
 _RATES = ("accuracy", "sensitivity", "specificity")
 
 
 @dataclasses.dataclass(frozen=True)
-class Reference:
+class Reference(Generic[_Evaluation, _Image]):
     """An evaluation of the same model on other images.
 
     Attributes:
@@ -50,8 +56,8 @@ class Reference:
     """
 
     name: str
-    evaluation: Evaluation
-    images: tuple[ScoredImage, ...]
+    evaluation: _Evaluation
+    images: tuple[_Image, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Breakdown:
     """
 
     columns: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
-    reference: Reference | None = None
+    reference: Reference[Evaluation, ScoredImage] | None = None
 
 
 def read_breakdown(
@@ -91,20 +97,43 @@ def read_breakdown(
         RunError: The folder has no evaluation, or its files are from different ones.
     """
     columns = read_columns(data, by, images, path_column)
-    return Breakdown(columns, None if reference is None else _read_reference(reference, images, source))
+    if reference is None:
+        return Breakdown(columns)
+    return Breakdown(
+        columns, read_reference(reference, images, source.name, source.bundle_sha256, read_evaluation_folder)
+    )
 
 
-def _read_reference(folder: Path, images: Sequence[LabeledImage], source: ScoreSource) -> Reference:
-    """Return the evaluation in a folder; raise unless it is of the same model and of other images."""
+def read_reference(
+    folder: Path,
+    images: Sequence[LabeledImage],
+    name: str,
+    bundle_sha256: str,
+    read: Callable[[Path], tuple[_Evaluation, tuple[_Image, ...]]],
+) -> Reference[_Evaluation, _Image]:
+    """Return the evaluation in a folder, which is of the same model and of other images.
+
+    Args:
+        folder: The folder.
+        images: The images to evaluate.
+        name: Name of their model.
+        bundle_sha256: SHA-256 of its network file; "" for predictions in a file.
+        read: Function that returns the evaluation in a folder with its images.
+
+    Raises:
+        UsageError: The evaluation is of another model.
+        DatasetError: An image is also in the reference.
+        RunError: The folder has no evaluation, or its files are from different ones.
+    """
     if not (folder / EVALUATION_FILE).is_file():
         raise RunError(
             f"{str(folder)!r} has no {EVALUATION_FILE}",
             hint="Give the name of an evaluation of the run, or a folder that `evaluate` wrote",
         )
-    evaluation, others = read_evaluation_folder(folder)
+    evaluation, others = read(folder)
     # Predictions in files of one model are known by its name only.
-    are_files = not (source.bundle_sha256 or evaluation.bundle_sha256)
-    if source.bundle_sha256 != evaluation.bundle_sha256 or (are_files and source.name != evaluation.name):
+    are_files = not (bundle_sha256 or evaluation.bundle_sha256)
+    if bundle_sha256 != evaluation.bundle_sha256 or (are_files and name != evaluation.name):
         same_name = "Give both evaluations of predictions of one model the same --name. " if are_files else ""
         raise UsageError(
             f"{str(folder)!r} has an evaluation of another model ({evaluation.name})",
@@ -134,7 +163,7 @@ def add_breakdown(evaluation: Evaluation, images: Sequence[ScoredImage], breakdo
     point = "balanced" if "balanced" in evaluation.operating_points else next(iter(evaluation.operating_points))
     metrics = _metrics(images, point, evaluation.operating_points[point].threshold, seed)
     subgroups, interactions = find_subgroups(breakdown.columns, images, metrics, point)
-    compared = None if breakdown.reference is None else _set_difference(evaluation, images, breakdown.reference)
+    compared = None if breakdown.reference is None else _difference(evaluation, images, breakdown.reference)
     return dataclasses.replace(evaluation, subgroups=subgroups, interactions=interactions, difference=compared)
 
 
@@ -169,7 +198,9 @@ def _scored(images: Sequence[ScoredImage]) -> ScoredGroup:
 # --- other images ----------------------------------------------------------------------------------------------------
 
 
-def _set_difference(evaluation: Evaluation, images: Sequence[ScoredImage], reference: Reference) -> SetDifference:
+def _difference(
+    evaluation: Evaluation, images: Sequence[ScoredImage], reference: Reference[Evaluation, ScoredImage]
+) -> SetDifference:
     """Return the differences of this evaluation from that of other images."""
     others = reference.images
     try:
@@ -182,13 +213,30 @@ def _set_difference(evaluation: Evaluation, images: Sequence[ScoredImage], refer
         for name, point in evaluation.operating_points.items()
         if (other := reference.evaluation.operating_points.get(name)) and other.threshold == point.threshold
     }
+    return set_difference(images, reference, {"auroc": auroc}, points)
+
+
+def set_difference(
+    images: Sequence[ScoredImage] | Sequence[MulticlassScoredImage],
+    reference: Reference[Any, Any],
+    metrics: Mapping[str, Interval],
+    operating_points: Mapping[str, Mapping[str, Interval]],
+) -> SetDifference:
+    """Return the record of differences from other images.
+
+    Args:
+        images: The evaluated images.
+        reference: The evaluation of the other images.
+        metrics, operating_points: The differences; see `SetDifference`.
+    """
+    patients = [{image.patient for image in each} for each in (images, reference.images)]
     return SetDifference(
         reference=reference.name,
         reference_images_sha256=reference.evaluation.images_sha256,
         reference_n=reference.evaluation.n,
-        metrics={"auroc": auroc},
-        operating_points=points,
-        remark=_patients_in_both(shared_patients([{image.patient for image in each} for each in (images, others)])),
+        metrics=metrics,
+        operating_points=operating_points,
+        remark=_patients_in_both(shared_patients(patients)),
     )
 
 

@@ -10,7 +10,7 @@ import datetime
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from pneumoscope import __version__
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.image_flow import ImageFlow
+from pneumoscope.core.multiclass_results import MulticlassEvaluation
 from pneumoscope.core.population import Population
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.prediction_messages import notice
@@ -40,7 +41,17 @@ from pneumoscope.statistics.decision_curve import decision_curve
 from pneumoscope.statistics.inputs import count_unknown, patient_groups
 from pneumoscope.statistics.intervals import proportion
 
-__all__ = ["TEST_SPLITS", "ScoreSource", "record_and_write", "summarize", "summarize_rejections", "with_earlier_points"]
+__all__ = [
+    "TEST_SPLITS",
+    "ScoreSource",
+    "record_and_write",
+    "summarize",
+    "summarize_rejections",
+    "with_breakdown",
+    "with_earlier_points",
+]
+
+_Evaluation = TypeVar("_Evaluation", Evaluation, MulticlassEvaluation)
 
 # Splits whose evaluation is recorded in the test ledger.
 TEST_SPLITS = ("test", "all")
@@ -268,7 +279,11 @@ def _with_earlier_breakdown(evaluation: Evaluation, earlier: Evaluation) -> Eval
         else dataclasses.replace(point, predictive_values=earlier.operating_points[name].predictive_values)
         for name, point in evaluation.operating_points.items()
     }
-    evaluation = dataclasses.replace(evaluation, operating_points=points)
+    return with_breakdown(dataclasses.replace(evaluation, operating_points=points), earlier)
+
+
+def with_breakdown(evaluation: _Evaluation, earlier: _Evaluation) -> _Evaluation:
+    """Return an evaluation with those of subgroups and difference that it lacks, of an earlier one of the same images."""
     if not evaluation.subgroups:
         evaluation = dataclasses.replace(evaluation, subgroups=earlier.subgroups, interactions=earlier.interactions)
     return dataclasses.replace(evaluation, difference=evaluation.difference or earlier.difference)

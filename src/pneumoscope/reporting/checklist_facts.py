@@ -326,7 +326,7 @@ def _external(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None
         f"{run.name}, minus {difference.reference} ({counted(difference.reference_n, 'image')}):"
         f" {', '.join(f'{name} {interval}' for name, interval in difference.named_intervals().items())}."
         for run in runs
-        if isinstance(run.evaluation, Evaluation) and (difference := run.evaluation.difference)
+        if (difference := run.evaluation.difference)
     ]
     if not differences:
         return None

@@ -8,6 +8,7 @@ from pneumoscope.core.interval import Interval
 from pneumoscope.core.result_forms import method_name
 
 __all__ = [
+    "CLASS_CALIBRATION",
     "CLASS_METRICS",
     "CLASS_PAIR_METRICS",
     "ETIOLOGIES",
@@ -60,6 +61,13 @@ CLASS_METRICS = {
     "log_loss": "Log loss",
     "expected_calibration_error": "Calibration error",
 }
+# Metrics of one class against the rest that are computed from its probability.
+CLASS_CALIBRATION = (
+    "expected_calibration_error",
+    "calibration_slope",
+    "calibration_intercept",
+    "observed_expected_ratio",
+)
 CLASS_PAIR_METRICS = {"accuracy": "accuracy", "macro_auroc": "macro AUROC"}
 ETIOLOGIES = ("normal", "bacteria", "virus")
 GLOSSARY = {

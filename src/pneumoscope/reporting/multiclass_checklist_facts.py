@@ -96,19 +96,21 @@ def _calibration(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fa
     key = "expected_calibration_error"
     measured = [run for run in runs if key in run.evaluation.metrics]
     text = _of_runs(c, measured, (key,))
+    names = {each: labels.METRICS[each] for each in labels.CLASS_CALIBRATION}
     by_class = [
-        f"{run.name}, by class: {', '.join(parts)}."
+        f"{run.name}, by class: {'; '.join(parts)}."
         for run in single_runs(c.groups, measured)
         if (
             parts := [
-                f"{name} {result.metrics[key]}"
+                f"{name}: {found}"
                 for name, result in run.evaluation.by_class.items()
-                if key in result.metrics
+                if (found := _text(result.metrics, names))
             ]
         )
     ]
-    # Without reliability diagrams the page has no section on calibration.
-    shown = any(result.reliability for run in runs for result in run.evaluation.by_class.values())
+    # If all of them are undefined, the page has no section on calibration.
+    metrics = [result.metrics for run in runs for result in run.evaluation.by_class.values()]
+    shown = any(each[name].value is not None for each in metrics for name in names if name in each)
     return Fact(" ".join([text, *by_class]), "calibration" if shown else "metrics") if text else None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.multiclass_results import MulticlassComparison
@@ -10,7 +10,7 @@ from pneumoscope.core.result_forms import method_name
 from pneumoscope.evaluation.multiclass.inputs import ComparedClasses
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.table_forms import Cell, Table
-from pneumoscope.reporting.tables import flow_table, group_table
+from pneumoscope.reporting.tables import differences_table, flow_table, group_table
 
 __all__ = ["class_tables"]
 
@@ -30,10 +30,11 @@ def class_tables(comparison: MulticlassComparison, runs: Sequence[ComparedClasse
         _metrics(comparison, runs),
         group_table(comparison.groups, labels.CLASS_METRICS),
         _confusion(runs),
-        _classes(runs),
+        *_classes(runs),
         _pairs_of_classes(runs),
         _sets(runs),
         _subgroups(runs),
+        differences_table([(run.name, run.evaluation) for run in runs], _metric_label),
         _paired_tests(comparison),
     )
     return tuple(table for table in tables if table.rows)
@@ -59,20 +60,28 @@ def _confusion(runs: Sequence[ComparedClasses]) -> Table:
     return Table("confusion", "Number of images by class and predicted class.", columns, tuple(rows))
 
 
-def _classes(runs: Sequence[ComparedClasses]) -> Table:
-    names = {key: labels.METRICS[key] for key in labels.METRICS if key in _first(runs)}
+def _classes(runs: Sequence[ComparedClasses]) -> tuple[Table, Table]:
+    """Return the metrics of ranking and decisions of each class, and those of its probability unless all are undefined."""
+    metrics = [result.metrics for run in runs for result in run.evaluation.by_class.values()]
+    names = [key for key in labels.METRICS if all(key in each for each in metrics)]  # earlier evaluations lack some
+    decided = [key for key in names if key not in labels.CLASS_CALIBRATION]
+    calibration = [key for key in names if key in labels.CLASS_CALIBRATION]
+    measured = any(each[key].value is not None for each in metrics for key in calibration)
+    return (
+        _class_table("classes", "Each class against the rest.", runs, decided),
+        _class_table("class-calibration", "Calibration of each class.", runs if measured else (), calibration),
+    )
+
+
+def _class_table(name: str, caption: str, runs: Sequence[ComparedClasses], keys: Collection[str]) -> Table:
+    names = {key: labels.METRICS[key] for key in keys}
     rows: list[tuple[Cell, ...]] = [
-        (run.name, name, result.n, *(result.metrics[key] for key in names))
+        (run.name, label, result.n, *(result.metrics[key] for key in keys))
         for run in runs
-        for name, result in run.evaluation.by_class.items()
+        for label, result in run.evaluation.by_class.items()
     ]
     metrics = [result.metrics for run in runs for result in run.evaluation.by_class.values()]
-    columns = ("Run", "Class", "Images", *names.values())
-    return Table("classes", "Each class against the rest.", columns, tuple(rows), _note(names, metrics))
-
-
-def _first(runs: Sequence[ComparedClasses]) -> Mapping[str, Interval]:
-    return next(iter(runs[0].evaluation.by_class.values())).metrics
+    return Table(name, caption, ("Run", "Class", "Images", *names.values()), tuple(rows), _note(names, metrics))
 
 
 def _pairs_of_classes(runs: Sequence[ComparedClasses]) -> Table:
@@ -109,15 +118,15 @@ def _subgroups(runs: Sequence[ComparedClasses]) -> Table:
         (run.name, f"{group.column}: {group.value}", group.n, *(group.metrics[key] for key in names))
         for run, group in groups
     )
-    titles = {key: _subgroup_metric(key) for key in names}
+    titles = {key: _metric_label(key) for key in names}
     columns = ("Run", "Subgroup", "Images", *titles.values())
     return Table(
         "subgroups", "Results by subgroup.", columns, rows, _note(titles, [group.metrics for _, group in groups])
     )
 
 
-def _subgroup_metric(key: str) -> str:
-    """Return the label of a metric of subgroups, such as "Sensitivity for virus"."""
+def _metric_label(key: str) -> str:
+    """Return the label of a metric of subgroups or differences, such as "Sensitivity for virus"."""
     metric, _, name = key.partition(", ")
     return f"{labels.METRICS[metric]} for {name}" if name else labels.CLASS_METRICS[metric]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pneumoscope.core.comparison import Comparison, RunGroup
 from pneumoscope.core.image_flow import ImageCount
@@ -14,7 +14,7 @@ from pneumoscope.reporting import labels
 from pneumoscope.reporting.run_data import RunData
 from pneumoscope.reporting.table_forms import Cell, Table
 
-__all__ = ["comparison_tables", "flow_table", "group_table"]
+__all__ = ["comparison_tables", "differences_table", "flow_table", "group_table"]
 
 
 def comparison_tables(comparison: Comparison, runs: Sequence[RunData]) -> tuple[Table, ...]:
@@ -34,7 +34,7 @@ def comparison_tables(comparison: Comparison, runs: Sequence[RunData]) -> tuple[
         *(() if comparison.is_cross_validation else (_decision_curves(runs), _reliability(runs))),
         _subgroups(runs),
         _interactions(runs),
-        _differences(runs),
+        differences_table([(run.summary.name, run.evaluation) for run in runs]),
     )
     return tuple(table for table in tables if table.rows)
 
@@ -244,10 +244,18 @@ def _interactions(runs: Sequence[RunData]) -> Table:
     return Table("interactions", caption, columns, rows)
 
 
-def _differences(runs: Sequence[RunData]) -> Table:
-    found = [(run, each) for run in runs if (each := run.evaluation.difference)]
+def differences_table(
+    evaluations: Sequence[tuple[str, Evaluation | MulticlassEvaluation]], label: Callable[[str], str] = str
+) -> Table:
+    """Return the differences of each run from other images.
+
+    Args:
+        evaluations: Name and evaluation of each run.
+        label: Function that returns the label of a metric of `SetDifference.named_intervals`.
+    """
+    found = [(run, each) for run, evaluation in evaluations if (each := evaluation.difference)]
     rows: tuple[tuple[Cell, ...], ...] = tuple(
-        (run.summary.name, difference.reference, difference.reference_n, name, interval)
+        (run, difference.reference, difference.reference_n, label(name), interval)
         for run, difference in found
         for name, interval in difference.named_intervals().items()
     )

@@ -21,6 +21,7 @@ __all__ = [
     "area_heterogeneity",
     "auroc_heterogeneity",
     "proportion_heterogeneity",
+    "unpaired_area_difference",
     "unpaired_auroc_difference",
 ]
 
@@ -43,15 +44,34 @@ def unpaired_auroc_difference(a: ScoredGroup, b: ScoredGroup, level: float = 0.9
 
     Source: Hanley & McNeil 1983, Radiology 148:839, without correlation; variances by `roc.delong_covariance`.
     """
-    (area_a, variance_a), (area_b, variance_b) = _area(a), _area(b)
+    n = len(np.asarray(a[1])) + len(np.asarray(b[1]))
+    methods = {delong_method(patient_groups(each[2], len(each[2]))) for each in (a, b)}
+    return unpaired_area_difference(_area(a), _area(b), method=max(methods, key=len), n=n, level=level)
+
+
+def unpaired_area_difference(
+    a: tuple[float, float], b: tuple[float, float], *, method: str, n: int, level: float = 0.95
+) -> Interval:
+    """Return the difference of two areas, such as AUROCs, on different images, a minus b, with a normal interval.
+
+    Args:
+        a, b: Area and its variance; see `roc.delong_covariance` and `multiclass_paired.macro_auroc_covariance`.
+        method: Name of the method of the variances.
+        n: Number of images of both.
+        level: Coverage, 0 to 1.
+
+    Raises:
+        UndefinedMetricError: Neither area has a variance.
+
+    Source: See `unpaired_auroc_difference`.
+    """
+    (area_a, variance_a), (area_b, variance_b) = a, b
     if variance_a + variance_b <= 1e-15:
         raise UndefinedMetricError("the labels are separated perfectly in both, so that the variance is unknown")
     half_width = normal_quantile(level) * math.sqrt(variance_a + variance_b)
     difference = area_a - area_b
-    n = len(np.asarray(a[1])) + len(np.asarray(b[1]))
-    methods = {delong_method(patient_groups(each[2], len(each[2]))) for each in (a, b)}
-    method = f"{max(methods, key=len)}, unpaired"
-    return Interval(difference, max(-1.0, difference - half_width), min(1.0, difference + half_width), method, n, level)
+    low, high = max(-1.0, difference - half_width), min(1.0, difference + half_width)
+    return Interval(difference, low, high, f"{method}, unpaired", n, level)
 
 
 def auroc_heterogeneity(groups: Sequence[ScoredGroup]) -> float:

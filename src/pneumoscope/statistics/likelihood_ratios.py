@@ -38,7 +38,13 @@ class _Rate:
 
 
 def likelihood_ratios(
-    decisions: npt.ArrayLike, labels: npt.ArrayLike, patients: Sequence[str] | None, level: float = 0.95
+    decisions: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    patients: Sequence[str] | None,
+    level: float = 0.95,
+    *,
+    negative: str = "NORMAL image",
+    decision: str = "pneumonia",
 ) -> dict[str, Interval]:
     """Return positive_likelihood_ratio, sensitivity / (1 - specificity), and negative_likelihood_ratio.
 
@@ -52,6 +58,7 @@ def likelihood_ratios(
         labels: True where pneumonia is present, shape (n,).
         patients: One patient key per image, "" where unknown; None if no patient is known.
         level: Coverage, 0 to 1.
+        negative, decision: Names of an image without pneumonia, and of the decision, for the reason of an undefined ratio.
 
     Raises:
         UndefinedMetricError: There are no images, or the shapes differ.
@@ -63,13 +70,13 @@ def likelihood_ratios(
     if isinstance(rates, str):
         missing = undefined(rates, n=len(np.asarray(labels)), method="simel", level=level)
         return {"positive_likelihood_ratio": missing, "negative_likelihood_ratio": missing}
-    positive, negative, false_positive, false_negative = rates
+    sensitivity, specificity, false_positive, false_negative = rates
     return {
         "positive_likelihood_ratio": _ratio(
-            positive, false_positive, level, "no NORMAL image is predicted as pneumonia"
+            sensitivity, false_positive, level, f"no {negative} is predicted as {decision}"
         ),
         "negative_likelihood_ratio": _ratio(
-            false_negative, negative, level, "every NORMAL image is predicted as pneumonia"
+            false_negative, specificity, level, f"every {negative} is predicted as {decision}"
         ),
     }
 

@@ -6,6 +6,7 @@ probability, the first one if several have it.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.interval import Interval
-from pneumoscope.statistics.calibration import calibration_error_interval
+from pneumoscope.statistics.calibration import calibration_error_interval, calibration_intervals
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, patient_groups, validate_classes
 from pneumoscope.statistics.intervals import (
     MIN_PATIENTS,
@@ -24,9 +25,10 @@ from pneumoscope.statistics.intervals import (
     proportion,
     undefined,
 )
+from pneumoscope.statistics.likelihood_ratios import likelihood_ratios
 from pneumoscope.statistics.metrics import weighted_f1
 from pneumoscope.statistics.probabilities import log_odds
-from pneumoscope.statistics.roc import auroc_interval, weighted_auprc, weighted_auroc
+from pneumoscope.statistics.roc import auroc_interval, weighted_auprc, weighted_macro_auroc
 
 __all__ = [
     "class_metrics",
@@ -37,7 +39,6 @@ __all__ = [
     "pair_metrics",
     "set_metrics",
     "too_few_patients",
-    "weighted_macro_auroc",
 ]
 
 # Distance from 0 of the smallest probability that has a logarithm here.
@@ -197,7 +198,9 @@ def class_metrics(
 
     auroc has DeLong's interval, auprc and f1 bootstrap intervals by patient, expected_calibration_error (of the probability of
     the class) that of `calibration.calibration_error_interval`; sensitivity, specificity, precision and
-    negative_predictive_value have Wilson's intervals for repeated patients.
+    negative_predictive_value have Wilson's intervals for repeated patients. For positive_likelihood_ratio and
+    negative_likelihood_ratio see `likelihood_ratios`, for calibration_slope, calibration_intercept and observed_expected_ratio
+    (of the probability of the class) `calibration.calibration_intervals`.
 
     Args:
         probabilities, targets: See `inputs.validate_classes`.
@@ -218,6 +221,11 @@ def class_metrics(
             return undefined(reason, n=len(y), method=_BOOTSTRAP, seed=seed)
         return patient_bootstrap(statistic, scores, member, patients, resamples=resamples, seed=seed, by_label=True)
 
+    def of_class(intervals: dict[str, Interval]) -> dict[str, Interval]:
+        """Return undefined metrics of two labels with the reason that names the class."""
+        return {key: dataclasses.replace(each, reason=reason or each.reason) for key, each in intervals.items()}
+
+    ratios = likelihood_ratios(predicted, member, patients, negative="image of another class", decision=name)
     return {
         "auroc": undefined(reason, n=len(y), method="delong") if reason else auroc_interval(ranking, member, patients),
         "auprc": bootstrap(weighted_auprc, ranking),
@@ -226,9 +234,11 @@ def class_metrics(
         "precision": _rate(member, predicted, patients, f"no image is predicted as {name}"),
         "negative_predictive_value": _rate(~member, ~predicted, patients, f"all images are predicted as {name}"),
         "f1": bootstrap(weighted_f1, predicted.astype(np.float64)),
+        **of_class(ratios),
         "expected_calibration_error": calibration_error_interval(
             p[:, index], member, patients, resamples=resamples, seed=seed
         ),
+        **of_class(calibration_intervals(p[:, index], member, patients, resamples=resamples, seed=seed)),
     }
 
 
@@ -328,20 +338,6 @@ def mean_of_classes(rates: Sequence[Interval]) -> Interval:
     mean, k = sum(values) / len(values), len(values)
     low, high = max(0.0, mean - math.sqrt(below) / k), min(1.0, mean + math.sqrt(above) / k)
     return Interval(mean, low, high, method, n, rates[0].level)
-
-
-def weighted_macro_auroc(ranking: FloatArray, targets: IntArray, weights: FloatArray) -> FloatArray:
-    """Return the mean AUROC of one class against the rest, for each row of image weights.
-
-    Args:
-        ranking: Scores of the classes in any unit, such as `probabilities.log_odds`, shape (n, K).
-        targets: Index of the class of each image, shape (n,).
-        weights: Image weights, 0 or more, shape (r, n).
-
-    Returns:
-        Shape (r,); NaN where a class has no weight.
-    """
-    return _mean(weighted_auroc(ranking[:, k], targets == k, weights) for k in range(ranking.shape[1]))
 
 
 def _mean(columns: Iterable[FloatArray]) -> FloatArray:

@@ -30,6 +30,7 @@ __all__ = [
     "roc_curve",
     "weighted_auprc",
     "weighted_auroc",
+    "weighted_macro_auroc",
 ]
 
 
@@ -59,6 +60,21 @@ def weighted_auroc(scores: FloatArray, labels: BoolArray, weights: FloatArray) -
     pairs = positive.sum(axis=1) * negative.sum(axis=1)
     with np.errstate(invalid="ignore"):
         return np.asarray((above * negative).sum(axis=1) / pairs)
+
+
+def weighted_macro_auroc(ranking: FloatArray, targets: IntArray, weights: FloatArray) -> FloatArray:
+    """Return the mean AUROC of one class against the rest, for each row of image weights.
+
+    Args:
+        ranking: Scores of the classes in any unit, such as `probabilities.log_odds`, shape (n, K).
+        targets: Index of the class of each image, shape (n,).
+        weights: Image weights, 0 or more, shape (r, n).
+
+    Returns:
+        Shape (r,); NaN where a class has no weight.
+    """
+    columns = [weighted_auroc(ranking[:, k], targets == k, weights) for k in range(ranking.shape[1])]
+    return np.asarray(np.mean(columns, axis=0), dtype=np.float64)
 
 
 def weighted_auprc(scores: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:

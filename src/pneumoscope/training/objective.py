@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pneumoscope.statistics.multiclass import weighted_macro_auroc
 from pneumoscope.statistics.probabilities import log_odds, softmax
-from pneumoscope.statistics.roc import auroc
+from pneumoscope.statistics.roc import auroc, weighted_macro_auroc
 
 __all__ = ["BinaryObjective", "Objective", "SoftmaxObjective", "ValidationMetrics", "js_divergence"]
 

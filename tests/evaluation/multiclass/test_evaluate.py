@@ -167,7 +167,8 @@ def test_what_was_fitted_on_the_images_is_undefined_on_them(maker, count):
     expected, _ = evaluate_multiclass(maker.multiclass_run("unseen"), data)
     data.write_text(data.read_text().replace(",test", ",validation"))
     evaluation, images = evaluate_multiclass(run, data, split="validation")
-    fitted = {"brier", "log_loss", "expected_calibration_error"}
+    fitted = {"brier", "log_loss", "expected_calibration_error", "calibration_slope", "calibration_intercept"}
+    fitted |= {"observed_expected_ratio"}
     for found, reference in [
         (evaluation.metrics, expected.metrics),
         (evaluation.by_class["mid"].metrics, expected.by_class["mid"].metrics),
@@ -188,6 +189,35 @@ def test_what_was_fitted_on_the_images_is_undefined_on_them(maker, count):
     assert read_multiclass_evaluation_folder(run / "evaluation" / "validation") == (evaluation, images)
     repeated, _ = evaluate_multiclass(run, data, split="validation")  # the seed is still in the file
     assert repeated.metrics == evaluation.metrics
+
+
+def test_an_evaluation_without_likelihood_ratios_and_calibration_of_classes_is_read_and_compared(maker, tmp_path):
+    """Evaluations did not record them at first."""
+    data, runs = maker.classes(), [maker.multiclass_run("earlier"), maker.multiclass_run("now", edges=(95.0, 155.0))]
+    evaluations = [evaluate_multiclass(run, data)[0] for run in runs]
+    file = runs[0] / "evaluation" / "test" / "evaluation.json"
+    record = json.loads(file.read_text())
+    for result in record["by_class"].values():
+        for metric in list(result["metrics"]):
+            if metric.startswith("calibration_") or metric.endswith(("_likelihood_ratio", "_expected_ratio")):
+                del result["metrics"][metric]
+    file.write_text(json.dumps(record))
+    earlier = read_multiclass_evaluation(file)
+    assert (
+        earlier.by_class["mid"].metrics.keys() | {"calibration_slope"} < evaluations[0].by_class["mid"].metrics.keys()
+    )
+    alone, both = report_multiclass(runs[1:]), report_multiclass(runs[::-1])
+    assert alone.tables["classes"].columns[-4:-2] == ("Positive likelihood ratio", "Negative likelihood ratio")
+    assert alone.tables["class-calibration"].columns[3:] == (
+        "Calibration error",
+        "Calibration slope",
+        "Calibration intercept",
+        "O/E",
+    )
+    assert both.tables["class-calibration"].columns[3:] == ("Calibration error",)
+    assert "Positive likelihood ratio" not in both.tables["classes"].columns
+    assert "likelihood" in alone.page()
+    assert '<a href="#calibration">' in both.page()
 
 
 def test_data_frames_have_a_row_per_metric(maker):

@@ -17,6 +17,7 @@ from pneumoscope.evaluation.evaluation_target import EvaluationTarget
 from pneumoscope.evaluation.multiclass.recording import (
     ClassSource,
     check_folder,
+    read_class_reference,
     record_classes,
     scored_class_images,
     summarize_classes,
@@ -45,6 +46,7 @@ def evaluate_multiclass(
     by: Sequence[str] = (),
     ledger: str | Path | None = None,
     seed: int = 0,
+    reference: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> tuple[MulticlassEvaluation, tuple[MulticlassScoredImage, ...]]:
@@ -61,11 +63,13 @@ def evaluate_multiclass(
         out: Folder of evaluation.json and predictions.csv. By default `RUN/evaluation/NAME` for a run, and none for a bundle.
         name: Name of the evaluation of a run; see `evaluate`.
         replace: Replace an evaluation of other images, or of another model or seed, in the same folder. The same evaluation keeps
-            its subgroups unless `by` states others.
+            its subgroups and difference unless `by` or `reference` state others.
         source_name: Name of the images, for the report; that of `data` if empty.
         by: Columns of the manifest CSV, or "etiology", whose values form subgroups.
         ledger: The test ledger; `ledger.default_ledger()` by default.
         seed: Seed of the bootstraps.
+        reference: Name of an evaluation of the run on other images, whose difference is reported; or a folder of an evaluation
+            of the same model.
         progress: Called with the number of scored images and of all images.
         note: Called with each remark about the data.
 
@@ -76,13 +80,13 @@ def evaluate_multiclass(
 
     Raises:
         UsageError: There is no such split, or nothing states which images belong to it; the name is not that of a folder or is
-            given with `out` or for a bundle; or the folder has another evaluation; or a column cannot be used, see
-            `evaluation.subgroups.read_columns`.
+            given with `out` or for a bundle; the folder has another evaluation; a column cannot be used, see
+            `evaluation.subgroups.read_columns`; or the reference is of another model.
         UnknownNameError: The manifest has no such column.
-        RunError: The run has no bundle yet.
+        RunError: The run has no bundle yet, or the reference is missing or damaged.
         BundleError: The bundle cannot be read or run, or is one for NORMAL and PNEUMONIA.
-        DatasetError: A label is not one of the model's classes; images are missing or unreadable; or test images were
-            training or validation images.
+        DatasetError: A label is not one of the model's classes; images are missing or unreadable; test images were training or
+            validation images; or images are also in the reference.
         StorageError: The ledger or the results cannot be written. No result is returned then.
     """
     model, data = EvaluationTarget.find(target), Path(data)
@@ -106,6 +110,7 @@ def evaluate_multiclass(
     if folder is not None and not replace:
         check_folder(folder, evaluated.images, source, seed)
     columns = read_columns(data, by, evaluated.images, manifest.path_column)
+    compared = read_class_reference(model.reference_folder(reference), evaluated.images, source)
     started = time.perf_counter()
     scores = score_images(session, evaluated, progress)
     probabilities = class_probabilities(card, np.stack(scores.logits))
@@ -119,6 +124,7 @@ def evaluate_multiclass(
         seconds=time.perf_counter() - started,
         fitted=_fitted(scored, card),
         columns=columns,
+        reference=compared,
         rejections=scores.rejections,
         flow=evaluated.flow(source_name),
     )

@@ -34,6 +34,7 @@ from pneumoscope.evaluation.multiclass.fitting import fit_prediction_sets, fit_t
 from pneumoscope.evaluation.multiclass.recording import (
     ClassSource,
     check_folder,
+    read_class_reference,
     record_classes,
     scored_class_images,
     summarize_classes,
@@ -71,6 +72,7 @@ def evaluate_multiclass_predictions(
     fit_probabilities: bool = False,
     name: str = "",
     by: Sequence[str] = (),
+    reference: str | Path | None = None,
     out: str | Path | None = None,
     replace: bool = False,
     source_name: str = "",
@@ -94,15 +96,17 @@ def evaluate_multiclass_predictions(
         validation_data: Labeled validation images; those in `data` if None.
         fit_probabilities: Calibrate the probabilities on the predictions for validation images (temperature scaling); otherwise
             they are evaluated as given.
-        name: Name of the model; that of the file if empty.
+        name: Name of the model, which identifies it to `reference`; that of the file if empty.
+        reference: Folder of an evaluation of the same model on other images, whose difference is reported.
         by, out, replace, source_name, ledger, seed, note: See `evaluate_multiclass`.
 
     Returns:
         The evaluation, and the images with their probabilities in the order of the data.
 
     Raises:
-        UsageError: Options exclude each other, the folder has another evaluation, or a column cannot be used, see
-            `evaluation.subgroups.read_columns`.
+        UsageError: Options exclude each other, the folder has another evaluation, a column cannot be used, see
+            `evaluation.subgroups.read_columns`, or the reference is of another model.
+        RunError: The reference is missing or damaged.
         UnknownNameError: There is no such column, or no such class.
         LayoutError: The file is not a CSV file with these columns; see `read_class_predictions_file`.
         DatasetError: A value cannot be used, rows and images do not match, a label is not one of the classes, or a class has no
@@ -144,6 +148,7 @@ def evaluate_multiclass_predictions(
     if folder is not None and not replace:
         check_folder(folder, evaluated.images, source, seed)
     groups = read_columns(data, by, evaluated.images, evaluated.manifest.path_column)
+    compared = read_class_reference(None if reference is None else Path(reference), evaluated.images, source)
     probabilities = fitted.probabilities(matched, evaluated.images)
     inside = None if fitted.sets is None else probabilities >= [fitted.sets.classes[each].threshold for each in names]
     scored = scored_class_images(evaluated.images, probabilities, names, inside)
@@ -154,6 +159,7 @@ def evaluate_multiclass_predictions(
         seed=seed,
         seconds=time.perf_counter() - started,
         columns=groups,
+        reference=compared,
         flow=evaluated.flow(source_name),
     )
     evaluation = record_classes(

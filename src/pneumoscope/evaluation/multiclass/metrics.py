@@ -24,7 +24,14 @@ from pneumoscope.statistics.multiclass import (
 __all__ = ["ClassScores", "MulticlassMetrics", "class_scores", "multiclass_metrics"]
 
 # Metrics that the temperature is fitted for. It keeps the predicted class, and hardly changes how images are ranked.
-_CALIBRATED = {"brier", "log_loss", "expected_calibration_error"}
+_CALIBRATED = {
+    "brier",
+    "log_loss",
+    "expected_calibration_error",
+    "calibration_slope",
+    "calibration_intercept",
+    "observed_expected_ratio",
+}
 
 
 class ClassScores(NamedTuple):

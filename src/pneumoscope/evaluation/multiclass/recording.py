@@ -22,20 +22,32 @@ from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.result_forms import to_json
 from pneumoscope.data.manifest import LabeledImage, images_sha256
+from pneumoscope.evaluation.breakdown import Reference, read_reference
 from pneumoscope.evaluation.ledger import default_ledger, ledger_entry, record_evaluation
+from pneumoscope.evaluation.multiclass.breakdown import class_group_metrics, class_set_difference
 from pneumoscope.evaluation.multiclass.metrics import multiclass_metrics
-from pneumoscope.evaluation.multiclass.subgroups import class_group_metrics
-from pneumoscope.evaluation.recording import TEST_SPLITS, summarize_rejections
+from pneumoscope.evaluation.recording import TEST_SPLITS, summarize_rejections, with_breakdown
 from pneumoscope.evaluation.subgroups import find_subgroups
 from pneumoscope.runs.multiclass_evaluations import (
     has_multiclass_evaluation,
     multiclass_predictions_csv,
     read_multiclass_evaluation,
+    read_multiclass_evaluation_folder,
 )
 from pneumoscope.runs.run_folder import EVALUATION_FILE, PREDICTIONS_FILE
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, count_unknown, patient_groups
 
-__all__ = ["ClassSource", "check_folder", "record_classes", "scored_class_images", "summarize_classes"]
+__all__ = [
+    "ClassReference",
+    "ClassSource",
+    "check_folder",
+    "read_class_reference",
+    "record_classes",
+    "scored_class_images",
+    "summarize_classes",
+]
+
+ClassReference = Reference[MulticlassEvaluation, MulticlassScoredImage]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +106,7 @@ def summarize_classes(
     seconds: float,
     fitted: int = 0,
     columns: Mapping[str, Sequence[str]] | None = None,
+    reference: ClassReference | None = None,
     rejections: Sequence[Rejection | None] | None = None,
     flow: ImageFlow | None = None,
 ) -> MulticlassEvaluation:
@@ -107,6 +120,7 @@ def summarize_classes(
         seconds: Scoring time.
         fitted: How many of the images calibration and prediction sets were fitted on.
         columns: Value of each image in the columns of the subgroups.
+        reference: An evaluation on other images, whose difference is reported; None without one.
         rejections: Rejection of each image, or None; None if the source rejects none.
         flow: How the images were selected.
     """
@@ -114,7 +128,7 @@ def summarize_classes(
     subgroups, interactions = find_subgroups(
         columns or {}, scored, class_group_metrics(scored, source.classes, seed=seed), ""
     )
-    return MulticlassEvaluation(
+    evaluation = MulticlassEvaluation(
         name=source.name,
         split=split,
         images_sha256=images_sha256([image.sha256 for image in scored]),
@@ -139,6 +153,35 @@ def summarize_classes(
         unknown_patients=count_unknown(patients),
         notice=notice(source.population),
     )
+    if reference is None:
+        return evaluation
+    return dataclasses.replace(evaluation, difference=class_set_difference(evaluation, scored, reference))
+
+
+def read_class_reference(
+    folder: Path | None, images: Sequence[LabeledImage], source: ClassSource
+) -> ClassReference | None:
+    """Return the evaluation on other images in a folder; None for None.
+
+    Args:
+        folder: The folder.
+        images: The images to evaluate.
+        source: Source of their probabilities.
+
+    Raises:
+        UsageError, DatasetError, RunError: See `breakdown.read_reference`; or the classes differ.
+    """
+    if folder is None:
+        return None
+    read = read_multiclass_evaluation_folder
+    reference = read_reference(folder, images, source.name, source.bundle_sha256, read)
+    if reference.evaluation.classes != source.classes:
+        raise UsageError(
+            f"{str(folder)!r} has an evaluation of the classes {', '.join(reference.evaluation.classes)}, and these are"
+            f" {', '.join(source.classes)}",
+            hint="A difference between sets needs the same classes, in the same order",
+        )
+    return reference
 
 
 def check_folder(folder: Path, images: Sequence[LabeledImage], source: ClassSource, seed: int) -> None:
@@ -191,8 +234,8 @@ def record_classes(
         scored: Its images.
         out: Folder of evaluation.json and predictions.csv; None writes no files.
         ledger: The test ledger; `ledger.default_ledger()` if None.
-        replace: Drop the subgroups of an earlier evaluation in the folder; otherwise they are kept if the new one has none and
-            all its metrics are the same. `check_folder` has checked that images, model and seed are.
+        replace: Drop subgroups and difference of an earlier evaluation in the folder; otherwise those that the new one lacks are
+            kept if all its metrics are the same. `check_folder` has checked that images, model and seed are.
 
     Raises:
         StorageError: The ledger or a file cannot be written.
@@ -204,14 +247,14 @@ def record_classes(
         evaluation = dataclasses.replace(evaluation, test_evaluation=number)
     if out is None:
         return evaluation
-    if not (replace or evaluation.subgroups) and (out / EVALUATION_FILE).is_file():
+    if not replace and (out / EVALUATION_FILE).is_file():
         earlier = read_multiclass_evaluation(out / EVALUATION_FILE)
         if (earlier.metrics, earlier.counts, earlier.patients) == (
             evaluation.metrics,
             evaluation.counts,
             evaluation.patients,
         ):
-            evaluation = dataclasses.replace(evaluation, subgroups=earlier.subgroups, interactions=earlier.interactions)
+            evaluation = with_breakdown(evaluation, earlier)
     write_atomically(out / PREDICTIONS_FILE, multiclass_predictions_csv(scored, evaluation.classes))
     write_atomically(out / EVALUATION_FILE, to_json(evaluation))
     return evaluation

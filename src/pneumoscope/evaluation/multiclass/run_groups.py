@@ -12,10 +12,10 @@ from pneumoscope.evaluation.comparison.run_groups import Measured, MetricScoring
 from pneumoscope.evaluation.multiclass.metrics import ClassScores
 from pneumoscope.statistics.inputs import FloatArray, patient_groups
 from pneumoscope.statistics.intervals import undefined
-from pneumoscope.statistics.multiclass import weighted_macro_auroc
 from pneumoscope.statistics.multiclass_paired import macro_auroc_covariance
 from pneumoscope.statistics.probabilities import log_odds
 from pneumoscope.statistics.replicates import proportion_covariance, replicates_method
+from pneumoscope.statistics.roc import weighted_macro_auroc
 
 __all__ = ["TESTED_CLASS_METRICS", "ClassScoring"]
 

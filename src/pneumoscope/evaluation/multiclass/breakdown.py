@@ -1,0 +1,139 @@
+"""Subgroups of images of several classes, and differences from other images; see `evaluation.breakdown`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pneumoscope.core.errors import UndefinedMetricError
+from pneumoscope.core.interval import Interval
+from pneumoscope.core.multiclass_results import MulticlassEvaluation, MulticlassScoredImage
+from pneumoscope.core.results import SetDifference
+from pneumoscope.evaluation.breakdown import Reference, set_difference
+from pneumoscope.evaluation.multiclass.metrics import ClassScores, class_scores
+from pneumoscope.evaluation.subgroups import AUROC_TEST, GroupMetric, rate_metric
+from pneumoscope.statistics.heterogeneity import (
+    area_heterogeneity,
+    unpaired_area_difference,
+    unpaired_auroc_difference,
+)
+from pneumoscope.statistics.inputs import IntArray, patient_groups
+from pneumoscope.statistics.intervals import difference, undefined
+from pneumoscope.statistics.multiclass import macro_auroc_interval
+from pneumoscope.statistics.multiclass_paired import MACRO_AUROC_METHOD, macro_auroc_covariance
+from pneumoscope.statistics.probabilities import log_odds
+
+__all__ = ["class_group_metrics", "class_set_difference"]
+
+# Metrics of decisions for one class against the rest that are compared between sets.
+_RATES = ("sensitivity", "specificity")
+
+
+def class_group_metrics(
+    images: Sequence[MulticlassScoredImage], classes: Sequence[str], *, seed: int
+) -> list[GroupMetric]:
+    """Return the metrics of subgroups: macro AUROC, accuracy, and the sensitivity of each class.
+
+    The accuracy is not tested: it also depends on how many images of each class a group has. The sensitivities do not.
+
+    Args:
+        images: The images; their labels are among the classes.
+        classes: Names of the classes.
+        seed: Seed of bootstraps and permutation tests.
+    """
+    scores = class_scores(images, classes)
+    y, patients = scores.targets, scores.patients
+    correct = scores.predicted == y
+
+    def inside(rows: IntArray) -> list[str]:
+        return [patients[i] for i in rows.tolist()]
+
+    def macro_auroc(rows: IntArray) -> Interval:
+        return macro_auroc_interval(scores.probabilities[rows], y[rows], classes, inside(rows), seed=seed)
+
+    def macro_auroc_test(groups: Sequence[IntArray]) -> float:
+        chosen = [ClassScores(scores.probabilities[rows], y[rows], y[rows], tuple(inside(rows))) for rows in groups]
+        areas, variances = zip(*(_macro_auroc(each, classes) for each in chosen), strict=True)
+        return area_heterogeneity(areas, variances)
+
+    return [
+        GroupMetric(
+            name="macro_auroc",
+            title="macro AUROC",
+            interval=macro_auroc,
+            needed=tuple(y == index for index in range(len(classes))),
+            needed_text=f"{', '.join(classes[:-1])} and {classes[-1]}",
+            test=AUROC_TEST,
+            p=macro_auroc_test,
+        ),
+        rate_metric("accuracy", correct, np.ones_like(correct), patients, images=""),
+        *(
+            rate_metric(
+                f"sensitivity, {name}",
+                correct,
+                y == index,
+                patients,
+                images=name,
+                title=f"sensitivity for {name}",
+                seed=seed,
+            )
+            for index, name in enumerate(classes)
+        ),
+    ]
+
+
+def class_set_difference(
+    evaluation: MulticlassEvaluation,
+    images: Sequence[MulticlassScoredImage],
+    reference: Reference[MulticlassEvaluation, MulticlassScoredImage],
+) -> SetDifference:
+    """Return the differences of an evaluation from one of the same model on other images.
+
+    Args:
+        evaluation: The evaluation.
+        images: Its images.
+        reference: The evaluation on other images, of the same classes.
+    """
+    classes, other = evaluation.classes, reference.evaluation
+    sides = (class_scores(images, classes), class_scores(reference.images, classes))
+    n = evaluation.n + other.n
+    try:
+        first, second = (_macro_auroc(each, classes) for each in sides)
+        macro_auroc = unpaired_area_difference(first, second, method=MACRO_AUROC_METHOD, n=n)
+    except UndefinedMetricError as error:
+        macro_auroc = undefined(error.message, n=n, method=f"{MACRO_AUROC_METHOD}, unpaired")
+    metrics = {
+        "accuracy": difference(evaluation.metrics["accuracy"], other.metrics["accuracy"]),
+        "macro_auroc": macro_auroc,
+        **{f"auroc, {name}": _auroc_difference(sides, index, name) for index, name in enumerate(classes)},
+        **{
+            f"{rate}, {name}": difference(evaluation.by_class[name].metrics[rate], other.by_class[name].metrics[rate])
+            for rate in _RATES
+            for name in classes
+        },
+    }
+    return set_difference(images, reference, metrics, {})
+
+
+def _macro_auroc(scores: ClassScores, classes: Sequence[str]) -> tuple[float, float]:
+    """Return the macro AUROC and its variance."""
+    groups = patient_groups(scores.patients, len(scores.targets))
+    areas, covariance = macro_auroc_covariance(log_odds(scores.probabilities)[None], scores.targets, classes, groups)
+    return float(areas[0]), float(covariance[0, 0])
+
+
+def _auroc_difference(sides: tuple[ClassScores, ClassScores], index: int, name: str) -> Interval:
+    """Return the difference in the AUROC of one class against the rest."""
+    first, second = ((log_odds(each.probabilities)[:, index], each.targets == index, each.patients) for each in sides)
+    try:
+        for _, member, patients in (first, second):
+            groups = patient_groups(patients, len(member))
+            if min(len(np.unique(groups[side])) for side in (member, ~member)) < 2:
+                raise UndefinedMetricError(
+                    f"the class {name} or the rest has fewer than 2 patients in one of the two sets"
+                )
+        return unpaired_auroc_difference(first, second)
+    except UndefinedMetricError as error:
+        n = sum(len(each.targets) for each in sides)
+        return undefined(error.message, n=n, method="delong, unpaired")
