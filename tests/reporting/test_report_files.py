@@ -20,9 +20,10 @@ from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.reporting.checklist_facts import SHARED_FACTS
 from pneumoscope.reporting.flow_diagram import excluded_lines
+from pneumoscope.reporting.latex_table import to_latex
 from pneumoscope.reporting.report_files import ReportFiles, make_report
 from pneumoscope.reporting.report_files import report as make_named_report
-from pneumoscope.reporting.table_forms import Table, to_csv, to_latex, to_markdown
+from pneumoscope.reporting.table_forms import Table, to_csv, to_markdown
 from pneumoscope.reporting.tables import _reliability, flow_table
 from pneumoscope.runs.evaluations import read_evaluation
 from pneumoscope.statistics.calibration import reliability_bins
@@ -236,12 +237,58 @@ TABLE = Table(
 
 def test_latex_escapes_every_special_character() -> None:
     text = to_latex(TABLE)
-    row = r"a|b \$x\$ \{y\} \textbackslash{} \textasciitilde{} \textasciicircum{} \# $-$ & 0.500 (0.250 to 0.750) \\"
+    row = r"a$|$b \$x\$ \{y\} \textbackslash{} \textasciitilde{} \textasciicircum{} \# $-$ & 0.500 (0.250 to 0.750) \\"
     assert row in text
     assert r"\caption{50\% of A \& B.}" in text
     assert r"Run\_1 & Value \\" in text
     assert r"c & undefined: none \\" in text
     assert text.count(r"\begin{") == text.count(r"\end{") == 2
+
+
+LONG = (
+    "To state robustness, run: `pneumoscope robustness runs/quick_1 --data DATA`; the interval is <0.5, and the item stays open"
+    " until then."
+)
+
+
+def long_table(*rows: tuple[str, ...]) -> Table:
+    return Table("checklist-claim", "CLAIM.", ("Item", "Topic", "From the record"), rows, "Source & year.")
+
+
+def test_latex_of_sentences_has_columns_with_widths_that_fill_the_page_and_may_break() -> None:
+    text = to_latex(long_table(("30", "Robustness", LONG), ("31", "Explainability of the model", "[a] open")))
+    (align,) = re.findall(r"\\begin\{longtable\}\{(.*)\}$", text, re.MULTILINE)
+    widths = [float(width) for width in re.findall(r"p\{\\dimexpr ([0-9.]+)\\linewidth-2\\tabcolsep\\relax\}", align)]
+    assert align.startswith("lp{")
+    assert len(widths) == 2
+    assert 0.85 < sum(widths) < 0.96  # the rest is for "Item"
+    assert widths[1] > 1.5 * widths[0]
+    assert r"-{}-data DATA\textasciigrave{}; the interval is $<$0.5" in text
+    assert r"runs/\allowbreak{}quick\_\allowbreak{}1" in text
+    lines = text.splitlines()
+    body = lines[lines.index(r"\endfoot") + 1 : lines.index(r"\end{longtable}")]
+    assert [line.count(" & ") for line in body] == [2, 2]
+    assert all(line.endswith(r" \tabularnewline") and line.count(r"\raggedright ") == 2 for line in body)
+    assert body[1].endswith(r"\raggedright {}[a] open \tabularnewline")
+    assert lines.count(r"Item & \raggedright Topic & \raggedright From the record \tabularnewline") == 2
+    assert r"\noindent Source \& year.\par" in lines
+
+
+def test_latex_gives_each_column_room_for_its_longest_word() -> None:
+    text = to_latex(long_table(("30", "Heterogeneity-free", LONG * 20), ("30", "prefilled, to be completed", LONG)))
+    narrow, wide = (float(width) for width in re.findall(r"dimexpr ([0-9.]+)", text))
+    assert narrow > 0.15
+    assert narrow + wide < 0.96
+
+
+def test_every_latex_table_of_a_report_with_sentences_has_widths(report: ReportFiles) -> None:
+    files = {file.stem: file.read_text(encoding="utf-8") for file in report.tables if file.suffix == ".tex"}
+    assert files["checklist-claim"].count("\\dimexpr") == 5
+    assert files["checklist-claim"].count("tabularnewline") == 44 + 3
+    for text in files.values():
+        assert text.count(r"\begin{") == text.count(r"\end{")
+        unescaped = re.sub(r"\\.", "", text)
+        assert unescaped.count("{") == unescaped.count("}")
 
 
 def test_bins_of_nearly_equal_probabilities_have_different_ranges() -> None:

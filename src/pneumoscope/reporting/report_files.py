@@ -15,10 +15,11 @@ from pneumoscope.reporting.binary_checklist_facts import BINARY_FACTS
 from pneumoscope.reporting.checklists import Checklist, checklist_table, fill_checklist
 from pneumoscope.reporting.comparison_figures import NamedFigure, draw_figures
 from pneumoscope.reporting.comparison_page import comparison_page
+from pneumoscope.reporting.latex_table import to_latex
 from pneumoscope.reporting.run_data import RunData, load_run_data
 from pneumoscope.reporting.style import COLORS, drawing
 from pneumoscope.reporting.svg import standalone_svg
-from pneumoscope.reporting.table_forms import Table, to_csv, to_latex, to_markdown
+from pneumoscope.reporting.table_forms import Table, to_csv, to_markdown
 from pneumoscope.reporting.tables import comparison_tables
 
 __all__ = [

@@ -16,6 +16,7 @@ from pneumoscope.core.errors import RunError
 from pneumoscope.core.messages import counted
 from pneumoscope.core.results import Evaluation
 from pneumoscope.evaluation.metrics import positives
+from pneumoscope.reporting.run_evidence import RunEvidence, read_run_evidence
 from pneumoscope.reporting.style import RunStyle, run_style
 from pneumoscope.runs.epochs import Epoch, read_epochs
 from pneumoscope.runs.evaluations import read_evaluation, read_predictions
@@ -64,6 +65,7 @@ class RunData:
         record: Record of the run; None if it is not a run.
         epochs: Epochs of the training; empty if it is not a run.
         recipe: Text of the recipe file; "" if it is not a run.
+        evidence: Measurements of its network for the model card.
     """
 
     index: int
@@ -74,6 +76,7 @@ class RunData:
     record: RunRecord | None
     epochs: tuple[Epoch, ...]
     recipe: str
+    evidence: RunEvidence
 
     @property
     def name(self) -> str:
@@ -91,6 +94,7 @@ def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData
     Raises:
         RunError: The number of folders differs, a folder holds another run or an evaluation of other images, or a file
             is missing or malformed.
+        BundleError: A measurement for the model card is malformed.
     """
     if len(runs) != len(comparison.runs):
         expected, given = counted(len(comparison.runs), "run"), counted(len(runs), "run folder")
@@ -123,6 +127,7 @@ def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData
                 record=read_run(folder) if is_run else None,
                 epochs=read_epochs(folder) if is_run else (),
                 recipe=read_text(folder / RECIPE_FILE) if is_run else "",
+                evidence=read_run_evidence(folder, results, evaluation),
             )
         )
     return tuple(data)
