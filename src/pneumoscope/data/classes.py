@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pneumoscope.core.errors import DatasetError
 from pneumoscope.core.names import closest_name
 
-__all__ = ["LABELS", "MAX_CLASSES", "check_class_order", "resolve_classes", "sort_classes"]
+__all__ = ["LABELS", "MAX_CLASSES", "check_class_order", "resolve_classes", "sort_classes", "spelling_notes"]
 
 LABELS = ("NORMAL", "PNEUMONIA")
 MAX_CLASSES = 100  # more are identifiers, not classes
@@ -75,6 +75,19 @@ def resolve_classes(
         return tuple(order), {label: by_case[label.casefold()] for label in found}
     _check_names(found, name)
     return tuple(found), {label: label for label in found}
+
+
+def spelling_notes(names: Mapping[str, str]) -> tuple[str, ...]:
+    """Return remarks on classes of a model, or that were stated, whose labels differ in case; none for NORMAL and PNEUMONIA.
+
+    Args:
+        names: The class of each label; see `resolve_classes`.
+    """
+    return tuple(
+        f"the label {label!r} is the class {name!r}"
+        for label, name in names.items()
+        if label != name and name not in LABELS
+    )
 
 
 def sort_classes(labels: Iterable[str]) -> list[str]:
