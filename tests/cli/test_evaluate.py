@@ -31,6 +31,23 @@ def test_json_is_the_written_document(maker):
     assert data == json.loads((run / "evaluation" / "test" / "evaluation.json").read_text())
 
 
+def test_folder_of_the_results_is_printed(maker):
+    run, images = maker.run(), maker.images()
+    for options, out in (([], "test"), (["--name", "north"], "north")):
+        folder = run / "evaluation" / out
+        result = invoke(run, "--data", images, *options)
+        assert result.stdout.splitlines()[-1] == f"results {folder}"
+        assert (folder / "predictions.csv").is_file()
+    result = invoke(run, "--data", images, "--out", maker.root / "out", "--json")
+    assert json.loads(result.stdout)["n"] == 32
+    assert result.stderr.splitlines()[-1] == f"results {maker.root / 'out'}"
+    other = invoke(run, "--data", maker.images("other", seed=1))
+    assert other.stdout.splitlines()[-1] == f"results {run / 'evaluation' / 'test-other'}"
+    bundle = invoke(maker.bundle(maker.root / "bundle"), "--data", images)
+    assert bundle.stderr.splitlines()[-1] == "note: the results are not written; --out FOLDER keeps them"
+    assert "results " not in bundle.stdout
+
+
 def test_tables_show_every_number_with_its_interval(maker):
     run = maker.run()
     result = invoke(run, "--data", maker.images())

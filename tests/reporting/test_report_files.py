@@ -84,6 +84,22 @@ def test_differences_from_other_images_are_a_table_a_section_and_a_fact(external
         assert fact.place == "differences"
 
 
+def test_findings_of_one_run_state_the_differences_from_other_images(external: Path) -> None:
+    difference = read_evaluation(external / "evaluation/north/evaluation.json").difference
+    assert difference is not None
+    at_point = difference.operating_points["balanced"]
+    made = make_named_report([external], evaluation="north")
+    expected = (
+        f"gray, these 50 images minus test (100 images): AUROC {difference.metrics['auroc']:+.3f},"
+        f" sensitivity at balanced {at_point['sensitivity']:+.3f}, specificity at balanced {at_point['specificity']:+.3f}."
+    )
+    assert any(sentence.startswith(expected) for sentence in made.comparison.sentences)
+    findings = made.page().partition('<section id="findings">')[2].partition("</section>")[0]
+    assert expected in findings
+    own = make_named_report([external]).comparison.sentences
+    assert not any("minus test" in sentence for sentence in own)
+
+
 def test_own_test_images_are_internal_data(external: Path) -> None:
     (claim,) = make_named_report([external], checklists=["claim"]).checklists.values()
     items = {each.item.number: each for each in claim.answers}
