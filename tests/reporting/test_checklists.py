@@ -172,7 +172,10 @@ def measured(folder: Path, **changes: Any) -> None:
                 {"name": "PNG", "changed": rate(0), **variant},
                 {"name": "DICOM", "changed": rate(0.05), **variant},
             ],
-            "changes": [{"name": "rotated", "changed": rate(0.1), **variant, "largest": 0.375}],
+            "changes": [
+                {"name": "rotated", "changed": rate(0.1), **variant},
+                {"name": "darker", "changed": rate(0.025), **variant, "largest": 0.375},
+            ],
             "corruptions": [{"name": "inverted", "rejected": rate(1), **rejected}],
             "other_images": [{"name": "phantoms", "rejected": rate(0.875, 16), **rejected}],
             "sizes": None,
@@ -213,13 +216,13 @@ def answers_of(name: str, comparison: Any, folder: Path) -> dict[str, Answer]:
 
 SAMPLE = "n = 40 validation images of 37 patients"
 ROBUSTNESS = (
-    f"quick, {SAMPLE}, half of them with pneumonia, at the threshold of the highest Youden index on 782 validation images:"
-    " among 2 file formats at most 5.0% [2.5%, 52.5%] (n = 40) of decisions change (DICOM); among 1 small changes of the image at"
-    " most 10.0% [5.0%, 55.0%] (n = 40) of decisions change (rotated); the largest change of a probability is 0.375. From"
-    " robustness.json in the evidence of the bundle (pneumoscope 0.1.0)."
+    f"quick, {SAMPLE}, half of them with pneumonia (threshold: highest Youden index on 782 validation images). Changed decisions,"
+    " highest of 2 file formats: 5.0% [2.5%, 52.5%] (n = 40, DICOM); highest of 2 small changes of the image: 10.0% [5.0%, 55.0%]"
+    " (n = 40, rotated). Largest change of a probability: 0.375. From robustness.json in the evidence of the bundle (pneumoscope"
+    " 0.1.0)."
 )
 UNUSABLE = (
-    "rejected of unusable images: inverted 100.0% [50.0%, 100.0%] (n = 40), phantoms 87.5% [43.8%, 93.8%] (n = 16)."
+    "rejected of unusable images: inverted 100.0% [50.0%, 100.0%] (n = 40); phantoms 87.5% [43.8%, 93.8%] (n = 16)."
 )
 SHORTCUTS = (
     f"quick, {SAMPLE}: AUROC of the whole image 0.950 [0.475, 0.975];"
@@ -309,7 +312,7 @@ def test_page_and_tables_have_the_measurements(one: tuple[Any, Path]) -> None:
     page = comparison_page(comparison, data, draw_figures(comparison, data))
     section = page.partition('<section id="evidence">')[2].partition("</section>")[0]
     assert '<a href="#evidence">Robustness, shortcuts and heatmaps</a>' in page
-    assert section.count('data-evidence="robustness"') == 5
+    assert section.count('data-evidence="robustness"') == 6
     assert section.count('data-evidence="shortcuts"') == 2
     assert '<data value="0.875">0.875</data>' in section
     tables = {table.name: table for table in comparison_tables(comparison, data)}
@@ -318,6 +321,7 @@ def test_page_and_tables_have_the_measurements(one: tuple[Any, Path]) -> None:
         ("PNG", "changed decisions", "0.0", "40"),
         ("DICOM", "changed decisions", "0.05", "40"),
         ("rotated", "changed decisions", "0.1", "40"),
+        ("darker", "changed decisions", "0.025", "40"),
         ("inverted", "rejected", "1.0", "40"),
         ("phantoms", "rejected", "0.875", "16"),
     ]

@@ -53,19 +53,20 @@ def _robustness_text(run: RunData) -> str:
     found = run.evidence.robustness
     if found is None:
         return ""
-    parts = [
-        _most_changed("file formats", found.formats),
-        _most_changed("small changes of the image", found.changes),
-        *([_most_changed("sizes", (found.sizes,))] if found.sizes else []),
-    ]
+    parts = [_most_changed("file formats", found.formats), _most_changed("small changes of the image", found.changes)]
+    if found.sizes:
+        parts.append(f"{found.sizes.name}: {found.sizes.changed:.1%} (n = {found.sizes.changed.n})")
     probabilities = [each.largest for each in (*found.formats, *found.changes) if each.largest is not None]
-    largest = f"; the largest change of a probability is {max(probabilities):.3f}" if probabilities else ""
-    return f"{run.name}, {_sample(found)}: {'; '.join(parts)}{largest}. {_origin('robustness.json', run, found)}"
+    largest = f" Largest change of a probability: {max(probabilities):.3f}." if probabilities else ""
+    return (
+        f"{run.name}, {_images(found)}, half of them with pneumonia (threshold: {found.operating_point}). Changed decisions,"
+        f" {'; '.join(parts)}.{largest} {_origin('robustness.json', run, found)}"
+    )
 
 
 def _most_changed(group: str, variants: Sequence[VariantResult]) -> str:
     worst = max(variants, key=lambda each: each.changed.value or 0)
-    return f"among {len(variants)} {group} at most {_rate(worst.changed)} of decisions change ({worst.name})"
+    return f"highest of {len(variants)} {group}: {worst.changed:.1%} (n = {worst.changed.n}, {worst.name})"
 
 
 def _unusable(c: Comparison, runs: Sequence[RunData]) -> Fact:
@@ -76,7 +77,7 @@ def _unusable_text(run: RunData) -> str:
     found = run.evidence.robustness
     if found is None:
         return ""
-    rates = ", ".join(f"{each.name} {_rate(each.rejected)}" for each in _rejections(found))
+    rates = "; ".join(f"{each.name} {_rate(each.rejected)}" for each in _rejections(found))
     return f"{run.name}, rejected of unusable images: {rates}. {_origin('robustness.json', run, found)}"
 
 
@@ -92,7 +93,7 @@ def _shortcuts_text(run: RunData) -> str:
     found = run.evidence.shortcuts
     if found is None:
         return ""
-    controls = ", ".join(f"{each.name} {each.auroc}" for each in found.controls)
+    controls = "; ".join(f"{each.name} {each.auroc}" for each in found.controls)
     return (
         f"{run.name}, {_images(found)}: AUROC of the whole image {found.whole}; of parts of it: {controls}. With the center"
         f" blanked, 0.5 is chance. {_origin('shortcuts.json', run, found)}"
@@ -110,7 +111,7 @@ def _heatmaps_text(run: RunData) -> str:
     curves = ", ".join(
         f"{name} {curve.improvement}" for name, curve in (("deletion", found.deletion), ("insertion", found.insertion))
     )
-    randomized = ", ".join(f"{row.name} {row.correlation}" for row in found.randomization)
+    randomized = "; ".join(f"{row.name} {row.correlation}" for row in found.randomization)
     if masks := found.localization:
         where = (
             f" The largest contribution lies inside the mask of the disease on {_rate(masks.peak_inside)} of images;"
@@ -130,10 +131,6 @@ def _heatmaps_text(run: RunData) -> str:
 def _images(found: Robustness | Shortcuts | SaliencyCheck) -> str:
     """Return the images of a measurement, such as "n = 400 validation images of 387 patients"."""
     return f"n = {found.n} {found.split} images {of_patients_text(found.patients, found.unknown_patients, found.n)}"
-
-
-def _sample(found: Robustness) -> str:
-    return f"{_images(found)}, half of them with pneumonia, at the threshold of the {found.operating_point}"
 
 
 def _rate(rate: Interval) -> str:
