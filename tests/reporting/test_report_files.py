@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shutil
+import subprocess
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,11 +20,14 @@ from pneumoscope.core.image_flow import ImageCount, ImageFlow
 from pneumoscope.core.interval import Interval
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.evaluate import evaluate
+from pneumoscope.reporting.binary_checklist_facts import BINARY_FACTS
 from pneumoscope.reporting.checklist_facts import SHARED_FACTS
+from pneumoscope.reporting.checklists import checklist_table, fill_checklist
 from pneumoscope.reporting.flow_diagram import excluded_lines
 from pneumoscope.reporting.latex_table import to_latex
 from pneumoscope.reporting.report_files import ReportFiles, make_report
 from pneumoscope.reporting.report_files import report as make_named_report
+from pneumoscope.reporting.run_data import load_run_data
 from pneumoscope.reporting.table_forms import Table, to_csv, to_markdown
 from pneumoscope.reporting.tables import _reliability, flow_table
 from pneumoscope.runs.evaluations import read_evaluation
@@ -280,6 +285,7 @@ def test_latex_of_sentences_has_columns_with_widths_that_fill_the_page_and_may_b
     assert 0.85 < sum(widths) < 0.96  # the rest is for "Item"
     assert widths[1] > 1.5 * widths[0]
     assert r"-{}-data DATA\textasciigrave{}; the interval is $<$0.5" in text
+    assert "abcdef01\\allowbreak{}23456789" in to_latex(long_table(("1", "Hash", f"{LONG} abcdef0123456789")))
     assert r"runs/\allowbreak{}quick\_\allowbreak{}1" in text
     lines = text.splitlines()
     body = lines[lines.index(r"\endfoot") + 1 : lines.index(r"\end{longtable}")]
@@ -295,6 +301,33 @@ def test_latex_gives_each_column_room_for_its_longest_word() -> None:
     narrow, wide = (float(width) for width in re.findall(r"dimexpr ([0-9.]+)", text))
     assert narrow > 0.15
     assert narrow + wide < 0.96
+
+
+def test_latex_of_very_many_columns_breaks_the_sentences_only() -> None:
+    columns = ("Run", "Rule", *(f"Metric {number}" for number in range(8)))
+    text = to_latex(Table("points", "Points.", columns, (("a", LONG, *(0.5,) * 8),)))
+    assert r"\begin{longtable}{lp{\dimexpr 0.250\linewidth-2\tabcolsep\relax}rrrrrrrr}" in text
+    assert text.count(r"\raggedright ") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
+def test_latex_of_a_checklist_compiles_and_stays_on_the_page(three: Any, tmp_path: Path) -> None:
+    comparison, folders, _ = three
+    data = load_run_data(comparison, folders)
+    checklist = fill_checklist("claim", comparison, [data[0], data[2]], BINARY_FACTS)  # without the name with markup
+    (tmp_path / "table.tex").write_text(
+        "\\documentclass[a4paper]{article}\n\\usepackage{booktabs,longtable}\n\\begin{document}\n"
+        + to_latex(checklist_table(checklist))
+        + "\\end{document}\n"
+    )
+    command = ["pdflatex", "-halt-on-error", "-output-format=dvi", "-interaction=nonstopmode", "table.tex"]
+    for _ in range(3):  # longtable measures its columns in one run and uses them in the next
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
+    log = (tmp_path / "table.log").read_text(errors="replace")
+    # In points; a character has about 4, and a cell of these data has markup.
+    assert [width for width in re.findall(r"Overfull \\hbox \(([0-9.]+)pt", log) if float(width) > 4] == []
 
 
 def test_every_latex_table_of_a_report_with_sentences_has_widths(report: ReportFiles) -> None:

@@ -7,7 +7,7 @@ its columns of text have widths, its lines and pages break, and the heading is r
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pneumoscope.reporting.table_forms import Table, cell_text
 
@@ -25,8 +25,12 @@ _LATEX = {
 _SPECIAL = re.compile("[" + re.escape("".join(_LATEX)) + "]")
 _SENTENCE = 60  # characters of a cell; longer ones are broken into lines
 _SHORT = 12  # characters of the longest cell in a column without a width
-_CHARACTER = 0.012  # width of one, as a fraction of the text, in footnotes on A4
-_SEPARATION = 2 * _CHARACTER  # white space of a column, likewise
+_CHARACTER = 0.012  # width of one, as a fraction of the text, in footnotes of the class article
+_SEPARATION = 0.036  # white space of a column, likewise
+_LONGEST_WORD = 16  # characters that a column has room for
+_HASH = re.compile(r"[0-9a-f]{16,}")
+_MOST_COLUMNS = 8  # of a table that fits an upright page; others need a page across
+_WIDTH = 0.25  # of a column of sentences in one of those
 _MOST_SHORT = 0.5  # of the width of the text, for all columns without a width
 
 
@@ -98,21 +102,43 @@ def _long_table(table: Table, rows: Sequence[Sequence[str]]) -> str:
 def _widths(table: Table, rows: Sequence[Sequence[str]]) -> list[float | None]:
     """Return the width of each column as a fraction of that of the text; None for a short one, which is as wide as its cells.
 
-    Long columns share the width by the square root of their longest cells, and each has room for its longest word.
+    Long columns share the width by the square root of their longest cells, and each has room for its longest word. A table of
+    very many columns is wider than the text.
     """
     lengths = [max(len(text) for text in (name, *cells)) for name, *cells in zip(table.columns, *rows, strict=True)]
+    if len(lengths) > _MOST_COLUMNS:
+        return [_WIDTH if length > _SENTENCE else None for length in lengths]
     short = [length <= _SHORT for length in lengths]
     used = sum(length * _CHARACTER + _SEPARATION for length, is_short in zip(lengths, short, strict=True) if is_short)
     if used > _MOST_SHORT:  # all columns get a width
         short, used = [False] * len(lengths), 0.0
-    weights = [0.0 if is_short else min(length, 400) ** 0.5 for length, is_short in zip(lengths, short, strict=True)]
-    words = [
-        0.0 if is_short else min(_longest_word(cells), 20) * _CHARACTER + _SEPARATION
-        for is_short, cells in zip(short, zip(table.columns, *rows, strict=True), strict=True)
-    ]
-    shares = [max(word, (1 - used) * weight / sum(weights)) for word, weight in zip(words, weights, strict=True)]
-    factor = (1 - used) / sum(shares)
-    return [None if is_short else share * factor for is_short, share in zip(short, shares, strict=True)]
+    long = [index for index, is_short in enumerate(short) if not is_short]
+    cells = list(zip(table.columns, *rows, strict=True))
+    words = {index: min(_longest_word(cells[index]), _LONGEST_WORD) * _CHARACTER + _SEPARATION for index in long}
+    shares = _share(1 - used, {index: min(lengths[index], 400) ** 0.5 for index in long}, words)
+    return [shares.get(index) for index in range(len(lengths))]
+
+
+def _share(width: float, weights: Mapping[int, float], least: Mapping[int, float]) -> dict[int, float]:
+    """Return parts of a width by weight, each at least as wide as stated; all narrower if these are too wide together.
+
+    Args:
+        width: The width.
+        weights, least: Weight and smallest width of each part.
+    """
+    fixed: dict[int, float] = {}
+    while narrow := {
+        index
+        for index in weights.keys() - fixed.keys()
+        if (width - sum(fixed.values())) * weights[index] / sum(weights[each] for each in weights.keys() - fixed.keys())
+        < least[index]
+    }:
+        fixed |= {index: least[index] for index in narrow}
+    if len(fixed) == len(weights):
+        return {index: width * each / sum(fixed.values()) for index, each in fixed.items()}
+    rest = weights.keys() - fixed.keys()
+    total = sum(weights[index] for index in rest)
+    return fixed | {index: (width - sum(fixed.values())) * weights[index] / total for index in rest}
 
 
 def _longest_word(cells: Sequence[str]) -> int:
@@ -129,8 +155,9 @@ def _cell(text: str) -> str:
 
 
 def _breakable(text: str) -> str:
-    """Return the text of a cell that may break within paths and names."""
-    return re.sub(r"(/|\\_|=)(?=\w)", r"\1\\allowbreak{}", _cell(text))
+    """Return the text of a cell that may break within paths, names and hashes."""
+    text = re.sub(r"(/|\\_|=)(?=\w)", r"\1\\allowbreak{}", _cell(text))
+    return _HASH.sub(lambda match: r"\allowbreak{}".join(re.findall(".{1,8}", match[0])), text)
 
 
 def _escape(text: str) -> str:
