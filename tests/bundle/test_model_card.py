@@ -239,7 +239,7 @@ def test_evidence_with_another_structure_is_rejected(bundle, name, content):
         model_card(bundle)
 
 
-@pytest.mark.parametrize(("count", "last"), [(8, "- rate 1"), (10, "- 2 more, of at most 2.0%: see the tables above.")])
+@pytest.mark.parametrize(("count", "last"), [(8, "- rate 1"), (10, "- 2 more, of at most 2.0%: see the tables.")])
 def test_failures_that_are_left_out_are_counted(count, last):
     failures = [(number / 100, f"rate {number}") for number in range(count + 1)]
     (_, _, lines) = failure_section(failures)

@@ -97,7 +97,11 @@ def test_known_failures_are_the_most_frequent_confusions(evaluated):
     ]
     rate, name, other = max(rates)
     assert f"{rate:.1%} of the 20 images of the class {name} are predicted as {other}." in page
-    lines = [line for line in page.partition("## Known failures")[2].splitlines() if line.startswith("- ")]
+    lines = [
+        line
+        for line in page.partition("## Known failures")[2].partition("## ")[0].splitlines()
+        if line.startswith("- ")
+    ]
     assert [float(line[2:].split("%")[0]) for line in lines] == sorted(
         (round(100 * r, 1) for r, *_ in rates), reverse=True
     )

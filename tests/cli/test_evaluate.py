@@ -31,6 +31,24 @@ def test_json_is_the_written_document(maker):
     assert data == json.loads((run / "evaluation" / "test" / "evaluation.json").read_text())
 
 
+def test_folder_of_the_results_is_printed(maker):
+    run, images = maker.run(), maker.images()
+    for options, out in (([], "test"), (["--name", "north"], "north")):
+        folder = run / "evaluation" / out
+        result = invoke(run, "--data", images, *options)
+        assert result.stdout.splitlines()[-1] == f"results {folder}"
+        assert (folder / "predictions.csv").is_file()
+    result = invoke(run, "--data", images, "--out", maker.root / "out", "--json")
+    assert json.loads(result.stdout)["n"] == 32
+    assert result.stderr.splitlines()[-1] == f"results {maker.root / 'out'}"
+    (run / "manifest.csv").write_text(load_manifest(images).to_csv())
+    other = invoke(run, "--data", maker.images("other", seed=1))
+    assert other.stdout.splitlines()[-1] == f"results {run / 'evaluation' / 'test-other'}"
+    bundle = invoke(maker.bundle(maker.root / "bundle"), "--data", images)
+    assert bundle.stderr.splitlines()[-1] == "note: the results are not written; --out FOLDER keeps them"
+    assert "results " not in bundle.stdout
+
+
 def test_tables_show_every_number_with_its_interval(maker):
     run = maker.run()
     result = invoke(run, "--data", maker.images())
@@ -267,7 +285,8 @@ def test_folder_of_runs_has_each_run_evaluated(maker):
     assert result.exit_code == 0, result.output
     files = [folder / f"seed-{seed}/evaluation/test/evaluation.json" for seed in range(2)]
     evaluations = [read_evaluation(file) for file in files]
-    *lines, counted, notice, following = result.stdout.splitlines()
+    *lines, counted, notice, first, second, following = result.stdout.splitlines()
+    assert [first, second] == [f"results {file.parent}" for file in files]
     assert counted == "These test images have been evaluated 2 times so far (test ledger)"
     accuracies = [each.operating_points["half"].metrics["accuracy"] for each in evaluations]
     assert lines == [
@@ -279,6 +298,7 @@ def test_folder_of_runs_has_each_run_evaluated(maker):
     assert following == f"next    pneumoscope compare {folder} --out DIR"
 
     result = invoke(folder, "--data", images, "--operating-point", "half", "--json")
+    assert result.stderr.splitlines()[-2:] == [first, second]
     assert json.loads(result.stdout) == [json.loads(file.read_text()) for file in files]
 
 

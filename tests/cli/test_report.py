@@ -10,6 +10,7 @@ from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli.report import command
 from pneumoscope.core.errors import UsageError
 from pneumoscope.evaluation.evaluate import evaluate
+from pneumoscope.reporting.report_files import report
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,22 @@ def test_report_of_one_run_has_page_figures_tables_and_checklists(runs, tmp_path
     assert (out / "tables" / "operating_points.md").read_text().count("| 0.3 |") == 1
     for suffix in ("svg", "pdf", "png"):
         assert (out / "figures" / f"roc.{suffix}").is_file()
+
+
+def test_operating_point_is_that_of_predict_unless_an_evaluation_lacks_it(runs, shared_maker, tmp_path):
+    images = shared_maker.root / "reported"
+    full = shared_maker.run("full", gain=0.04)
+    evaluation, _ = evaluate(full, images, ledger=shared_maker.root / "reported.jsonl")
+    assert set(evaluation.operating_points) == {"half", "balanced", "rule_out", "rule_in"}
+    for targets, expected in (([full], "balanced"), ([full, runs[0]], "half")):
+        out = tmp_path / expected
+        result = invoke(*targets, "--out", out)
+        assert result.exit_code == 0, result.exception
+        assert f"note: the operating point is {expected}; --operating-point chooses another" in result.stderr
+        assert f"Confusion matrices at the operating point {expected}." in (out / "report.html").read_text()
+    chosen = invoke(full, "--operating-point", "rule_in", "--out", tmp_path / "chosen")
+    assert "the operating point is" not in chosen.stderr
+    assert report([full]).comparison.operating_point == "balanced"
 
 
 @pytest.mark.slow

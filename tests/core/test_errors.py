@@ -110,6 +110,7 @@ def test_text_is_message_and_hint():
 
 
 def test_unknown_name_suggests_the_closest_name():
+    assert UnknownNameError("class", "BACTERI", ["virus", "bacteria"]).hint == "Did you mean 'bacteria'?"
     error = UnknownNameError("network", "resnet81", iter(["vgg19", "resnet18"]), hint="List them")
 
     assert str(error) == "there is no network 'resnet81'. Did you mean 'resnet18'?"

@@ -249,6 +249,10 @@ def test_json_and_rows_have_hyphens():
 
 def test_minus_signs_are_those_of_numbers_only():
     minus = "\N{MINUS SIGN}"
+    assert with_minus_signs("-0.000 [-0.001, -0.0], -0, -0.0%, x-0.0, -0.01") == (
+        f"0.000 [{minus}0.001, 0.0], 0, 0.0%, x-0.0, {minus}0.01"
+    )
+    assert with_minus_signs(f"{-0.0004:+.3f} to {0.0004:+.3f}") == "0.000 to +0.000"
     text = with_minus_signs("vgg19-adam-32 -0.5 [-1, 2], 2026-01-02, 1e-05, sens-0.9, (-.5)")
     assert text == f"vgg19-adam-32 {minus}0.5 [{minus}1, 2], 2026-01-02, 1e-05, sens-0.9, ({minus}.5)"
 
@@ -276,7 +280,8 @@ def test_decimals_tell_rows_apart_up_to_the_sixth(rows, decimals):
         (0.0004, 3, "f", "< 0.001"),
         (1e-9, 6, "f", "< 0.000001"),
         (0.0, 3, "f", "0.000"),
-        (-0.0004, 3, "f", "-0.000"),
+        (-0.0004, 3, "f", "0.000"),
+        (-0.0005001, 3, "f", "-0.001"),
         (10.0, 0, "f", "10"),
         (1e-9, 4, "%", "< 0.0001%"),
         (0.0004, 1, "%", "< 0.1%"),

@@ -178,6 +178,52 @@ def test_label_that_no_image_has_is_an_error_that_names_the_nearest() -> None:
         _read(text, positive="Pneumnia")
 
 
+THREE = "path,label\na.png,bacteria\nb.png,normal\nc.png,virus\n"
+
+
+def test_labels_in_another_case_are_found_and_named() -> None:
+    manifest = _read(THREE, renamed=(("BACTERIA", "PNEUMONIA"), ("Virus", "PNEUMONIA")))
+    assert manifest.counts() == {"": {"NORMAL": 1, "PNEUMONIA": 2}}
+    assert "the label 'bacteria' (given as 'BACTERIA') is PNEUMONIA (1 image)" in manifest.notes
+    (note,) = _read(THREE, positive="BACTERIA").notes
+    assert note.startswith("'bacteria' (given as 'BACTERIA') counts as PNEUMONIA (1 image)")
+
+
+@pytest.mark.parametrize("source", ["BACTERI", "Bacterial"])
+def test_the_nearest_label_is_named_whatever_its_case(source: str) -> None:
+    with pytest.raises(UnknownNameError, match=rf"the label '{source}' of --map. Did you mean 'bacteria'"):
+        _read(THREE, renamed=((source, "PNEUMONIA"),))
+    with pytest.raises(UnknownNameError, match=rf"the label '{source}' of --positive. Did you mean 'bacteria'"):
+        _read(THREE, positive=source)
+
+
+def test_new_name_that_differs_in_case_from_a_class_is_an_error() -> None:
+    with pytest.raises(UnknownNameError, match=r"makes a class 'BACTERIA' beside 'bacteria'. Did you mean 'bacteria'"):
+        _read(THREE, renamed=(("virus", "BACTERIA"),))
+    assert _read(THREE, renamed=(("virus", "Normal"),), positive="bacteria").binary
+    stated = _read(THREE, renamed=(("virus", "BACTERIA"),), classes=("bacteria", "normal"))
+    assert stated.classes == ("bacteria", "normal")
+
+
+def test_new_name_that_resembles_a_class_is_remarked_on() -> None:
+    manifest = _read(THREE, renamed=(("virus", "bacteri"),))
+    assert manifest.classes == ("bacteri", "bacteria", "normal")
+    assert (
+        "'bacteri' is a class of its own beside 'bacteria'; if that one is meant, give --map virus=bacteria"
+        in manifest.notes
+    )
+    assert not any("of its own" in note for note in _read(THREE, renamed=(("virus", "viral"),)).notes)
+
+
+def test_label_that_resembles_a_stated_class_is_mapped_to_it_in_the_hint() -> None:
+    with pytest.raises(
+        DatasetError, match="the label 'bacteria' is not one of the classes normal, Bacterial, virus"
+    ) as error:
+        _read(THREE, classes=("normal", "Bacterial", "virus"))
+    assert error.value.hint is not None
+    assert error.value.hint.startswith("Rename it with --map bacteria=Bacterial; ")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -37,6 +37,21 @@ def test_impossible_numbers_are_an_error_with_examples(text):
     assert "sens=0.95" in error.value.hint
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("SENS=0.95", "Did you mean 'sens=0.95'?"),
+        ("sensitivity=.9", "Did you mean 'sens=.9'?"),
+        ("Specificty=0.9", "Did you mean 'spec=0.9'?"),
+        ("BACTERIA=0.9", "Give a name, a probability such as 0.3"),
+    ],
+)
+def test_near_misses_of_a_target_are_named(text, hint):
+    with pytest.raises(UsageError, match=f"there is no operating point '{text}'") as error:
+        parse_custom_point(text)
+    assert error.value.hint.startswith(hint)
+
+
 def test_each_name_occurs_once():
     assert canonical_names(["half", "0.30", ".3", "half"]) == ("half", "0.3")
 

@@ -150,6 +150,8 @@ def test_many_images_keep_their_order(maker):
 def test_unknown_operating_point_is_an_error(maker):
     with pytest.raises(UnknownNameError, match=r"no operating point 'balancd'. Did you mean 'balanced'"):
         evaluate(maker.run(), maker.images(), operating_points=["half", "balancd"])
+    with pytest.raises(UnknownNameError, match=r"no operating point 'RULE_OUT'. Did you mean 'rule_out'"):
+        evaluate(maker.run(), maker.images(), operating_points=["RULE_OUT"])
 
 
 def test_unfinished_run_is_an_error(maker):

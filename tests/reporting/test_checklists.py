@@ -5,18 +5,23 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pneumoscope.core.errors import BundleError
 from pneumoscope.reporting.binary_checklist_facts import BINARY_FACTS
-from pneumoscope.reporting.checklist_facts import PLACES
-from pneumoscope.reporting.checklists import CHECKLISTS, Checklist, checklist_table, fill_checklist, read_items
+from pneumoscope.reporting.checklist_facts import PLACES, Fact
+from pneumoscope.reporting.checklists import CHECKLISTS, Answer, Checklist, checklist_table, fill_checklist, read_items
 from pneumoscope.reporting.comparison_figures import draw_figures
 from pneumoscope.reporting.comparison_page import comparison_page
+from pneumoscope.reporting.multiclass_checklist_facts import CLASS_FACTS
 from pneumoscope.reporting.run_data import load_run_data
 from pneumoscope.reporting.table_forms import to_csv
+from pneumoscope.reporting.tables import comparison_tables
 
 # Numbers of the published checklists: those with parts, and the last number.
 NUMBERS = {
@@ -140,3 +145,229 @@ def test_table_has_number_status_place_and_what_to_add(filled: dict[str, Checkli
     row = next(row for row in rows if row["Item"] == "39")
     assert (row["Status"], row["Place in the report"]) == ("prefilled, to be completed", "Confusion matrices")
     assert row["For the author"] == "Show and discuss examples of errors."
+
+
+# --- measurements of the network --------------------------------------------------------------------------------------
+
+
+def rate(value: float, n: int = 40, method: str = "wilson") -> dict[str, Any]:
+    return {"value": value, "low": value / 2, "high": (1 + value) / 2, "method": method, "n": n}
+
+
+def measured(folder: Path, **changes: Any) -> None:
+    """Write the three measurements of a network with the SHA-256 of the synthetic evaluations."""
+    common = {
+        "bundle": "quick", "network": "small", "onnx_sha256": "ab" * 32, "split": "validation", "n": 40, "patients": 37,
+        "version": "0.1.0", "system": "Linux", "command": "pneumoscope train quick --evidence", **changes,
+    }  # fmt: skip
+    variant = {"largest": 0.25, "near": None, "rejected": 0}
+    rejected = {"reasons": {}, "predicted_pneumonia": 0}
+    curve = {"heatmap": rate(0.5), "random": rate(0.75), "improvement": rate(0.25), "fraction_better": 0.5}
+    files = {
+        "robustness": {
+            "operating_point": "highest Youden index on 782 validation images",
+            "seed": 0,
+            "unmodified": {"name": "unmodified", "rejected": rate(0.025), **rejected},
+            "formats": [
+                {"name": "PNG", "changed": rate(0), **variant},
+                {"name": "DICOM", "changed": rate(0.05), **variant},
+            ],
+            "changes": [
+                {"name": "rotated", "changed": rate(0.1), **variant},
+                {"name": "darker", "changed": rate(0.025), **variant, "largest": 0.375},
+            ],
+            "corruptions": [{"name": "inverted", "rejected": rate(1), **rejected}],
+            "other_images": [{"name": "phantoms", "rejected": rate(0.875, 16), **rejected}],
+            "sizes": None,
+        },
+        "shortcuts": {
+            "split_by": "patient",
+            "whole": rate(0.95, method="delong"),
+            "controls": [{"name": "center blanked", "auroc": rate(0.625, method="delong"), "difference": rate(-0.325)}],
+        },
+        "saliency_check": {
+            "heatmap_shape": [7, 7],
+            "seed": 0,
+            "steps": 16,
+            "deletion": curve,
+            "insertion": curve,
+            "randomization": [
+                {"name": "all layers", "layers": 9, "correlation": rate(0.0625), "magnitude_correlation": rate(0.5)}
+            ],
+            "localization": None,
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(common | content), encoding="utf-8")
+
+
+@pytest.fixture
+def one(build: Any) -> tuple[Any, Path]:
+    """Return a comparison of one run, and its folder."""
+    comparison, folders = build(["quick"], published=False)
+    return comparison, folders[0]
+
+
+def answers_of(name: str, comparison: Any, folder: Path) -> dict[str, Answer]:
+    data = load_run_data(comparison, [folder])
+    return {answer.item.number: answer for answer in fill_checklist(name, comparison, data, BINARY_FACTS).answers}
+
+
+SAMPLE = "n = 40 validation images of 37 patients"
+ROBUSTNESS = (
+    f"quick, {SAMPLE}, half of them with pneumonia (threshold: highest Youden index on 782 validation images). Changed decisions,"
+    " highest of 2 file formats: 5.0% [2.5%, 52.5%] (n = 40, DICOM); highest of 2 small changes of the image: 10.0% [5.0%, 55.0%]"
+    " (n = 40, rotated). Largest change of a probability: 0.375. From robustness.json in the evidence of the bundle (pneumoscope"
+    " 0.1.0)."
+)
+UNUSABLE = (
+    "rejected of unusable images: inverted 100.0% [50.0%, 100.0%] (n = 40); phantoms 87.5% [43.8%, 93.8%] (n = 16)."
+)
+SHORTCUTS = (
+    f"quick, {SAMPLE}: AUROC of the whole image 0.950 [0.475, 0.975];"
+    " of parts of it: center blanked 0.625 [0.312, 0.812]."
+)
+HEATMAPS = (
+    f"quick, {SAMPLE}: improvement over random heatmaps: deletion 0.250 [0.125, 0.625], insertion 0.250 [0.125, 0.625]. Rank"
+    " correlation with the heatmaps after layers were randomized (near 0 is expected): all layers 0.062 [0.031, 0.531]."
+)
+
+
+@pytest.mark.parametrize(
+    ("checklist", "number", "texts", "status"),
+    [
+        ("claim", "30", (ROBUSTNESS, UNUSABLE, SHORTCUTS), "prefilled"),
+        ("claim", "31", (HEATMAPS,), "prefilled"),
+        ("tripod-ai", "26", (ROBUSTNESS, SHORTCUTS), "prefilled, to be completed"),
+        ("tripod-ai", "27a", (UNUSABLE,), "prefilled, to be completed"),
+        ("stard-ai", "21", (ROBUSTNESS,), "prefilled, to be completed"),
+        ("stard-ai", "23", (SHORTCUTS,), "prefilled, to be completed"),
+    ],
+)
+def test_measurements_of_the_network_answer_their_items(
+    one: tuple[Any, Path], checklist: str, number: str, texts: tuple[str, ...], status: str
+) -> None:
+    measured(one[1] / "bundle/evidence")
+    answer = answers_of(checklist, *one)[number]
+    assert [text for text in texts if text not in answer.text] == []
+    assert (answer.status, answer.places[0]) == (status, "confusion" if number == "23" else "evidence")
+    assert answer.ask == answer.item.ask
+
+
+def test_an_item_without_its_measurement_is_open_with_the_command_that_makes_it(one: tuple[Any, Path]) -> None:
+    answers = answers_of("claim", *one)
+    run = one[1].as_posix()
+    options = f"{run} --data DATA --out {run}/bundle/evidence"
+    assert (answers["30"].status, answers["31"].status) == ("open", "open")
+    assert f"To state robustness, run: pneumoscope robustness {options}." in answers["30"].ask
+    assert f"To state shortcuts, run: pneumoscope shortcuts {options}." in answers["30"].ask
+    assert answers["31"].ask.endswith(f"run: pneumoscope saliency-check {options}.")
+
+
+@pytest.mark.parametrize("changes", [{"onnx_sha256": "cd" * 32}, {"site": "north"}])
+def test_measurements_of_another_network_or_site_answer_nothing(one: tuple[Any, Path], changes: dict[str, str]) -> None:
+    measured(one[1] / "bundle/evidence", **changes)
+    assert answers_of("claim", *one)["30"].status == "open"
+
+
+def test_measurements_of_another_structure_are_an_error(one: tuple[Any, Path]) -> None:
+    measured(one[1] / "bundle/evidence", n="forty")
+    with pytest.raises(BundleError, match="unexpected structure") as raised:
+        answers_of("claim", *one)
+    assert "pneumoscope robustness" in str(raised.value.hint)
+
+
+def test_evaluation_in_the_evidence_of_a_bundle_has_its_measurements(one: tuple[Any, Path], tmp_path: Path) -> None:
+    evidence = tmp_path / "bundle/evidence"
+    measured(evidence)
+    (tmp_path / "bundle/card.json").write_text("{}")
+    for file in (one[1] / "evaluation/test").iterdir():
+        (evidence / file.name).write_bytes(file.read_bytes())
+    assert ROBUSTNESS in answers_of("claim", one[0], evidence)["30"].text
+    (tmp_path / "bundle/card.json").unlink()
+    answer = answers_of("claim", one[0], evidence)["30"]
+    assert "pneumoscope robustness BUNDLE --data MANIFEST --out BUNDLE/evidence" in answer.ask
+
+
+def test_predictions_of_another_tool_have_no_command_to_measure_them(one: tuple[Any, Path]) -> None:
+    comparison, folder = one
+    (run,) = load_run_data(comparison, [folder])
+    evaluation = dataclasses.replace(run.evaluation, predictions_sha256="ef" * 32, bundle_sha256="")
+    runs = [dataclasses.replace(run, evaluation=evaluation)]
+    fact = BINARY_FACTS["robustness"](comparison, runs)
+    assert fact == Fact("", "evidence", "State robustness of quick: predictions of another tool do not show it.")
+
+
+def test_several_classes_leave_the_items_open_without_a_command() -> None:
+    fact = CLASS_FACTS["robustness"](None, ())  # type: ignore[arg-type]
+    assert fact is not None
+    assert (fact.text, "NORMAL and PNEUMONIA only" in fact.ask) == ("", True)
+
+
+def test_page_and_tables_have_the_measurements(one: tuple[Any, Path]) -> None:
+    comparison, folder = one
+    measured(folder / "bundle/evidence")
+    data = load_run_data(comparison, [folder])
+    page = comparison_page(comparison, data, draw_figures(comparison, data))
+    section = page.partition('<section id="evidence">')[2].partition("</section>")[0]
+    assert '<a href="#evidence">Robustness, shortcuts and heatmaps</a>' in page
+    assert section.count('data-evidence="robustness"') == 6
+    assert section.count('data-evidence="shortcuts"') == 2
+    assert '<data value="0.875">0.875</data>' in section
+    tables = {table.name: table for table in comparison_tables(comparison, data)}
+    rows = list(csv.DictReader(io.StringIO(to_csv(tables["robustness"]))))
+    assert [(row["Images"], row["Fraction of"], row["Fraction"], row["Fraction, n"]) for row in rows] == [
+        ("PNG", "changed decisions", "0.0", "40"),
+        ("DICOM", "changed decisions", "0.05", "40"),
+        ("rotated", "changed decisions", "0.1", "40"),
+        ("darker", "changed decisions", "0.025", "40"),
+        ("inverted", "rejected", "1.0", "40"),
+        ("phantoms", "rejected", "0.875", "16"),
+    ]
+    assert len(tables["heatmaps"].rows) == 8
+
+
+# --- calibration and updating -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("checklist", "number"), [("claim", "37"), ("tripod-ai", "23a"), ("stard-ai", "31")])
+def test_calibration_is_stated_with_its_images(one: tuple[Any, Path], checklist: str, number: str) -> None:
+    comparison, folder = one
+    test = comparison.runs[0].test
+    expected = (
+        f"On 96 images: quick: Calibration slope {test['calibration_slope']}, Calibration intercept"
+        f" {test['calibration_intercept']}, O/E {test['observed_expected_ratio']}, Calibration error"
+        f" {test['expected_calibration_error']}."
+    )
+    assert expected in answers_of(checklist, comparison, folder)[number].text
+
+
+def test_calibration_of_an_earlier_evaluation_is_what_it_has(one: tuple[Any, Path]) -> None:
+    comparison, folder = one
+    runs = load_run_data(comparison, [folder])
+    test = {key: value for key, value in runs[0].summary.test.items() if not key.startswith("calibration_")}
+    summary = dataclasses.replace(runs[0].summary, test=test)
+    fact = BINARY_FACTS["calibration"](comparison, [dataclasses.replace(runs[0], summary=summary)])
+    assert fact is not None
+    assert fact.text.startswith(f"On 96 images: quick: O/E {test['observed_expected_ratio']}, Calibration error ")
+
+
+def test_updating_names_profiles_and_calibrated_predictions(one: tuple[Any, Path]) -> None:
+    comparison, folder = one
+    (run,) = load_run_data(comparison, [folder])
+    assert answers_of("tripod-ai", comparison, folder)["12f"].text == "Not updated: quick."
+    site = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, site="north 1234"))
+    assert BINARY_FACTS["updating"](comparison, [site]) == Fact(
+        "quick: site profile north 1234; the report of `accept` states what it changes.", "runs"
+    )
+    # The probabilities of this run differ from its scores.
+    other_tool = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, predictions_sha256="ef" * 32))
+    fact = BINARY_FACTS["updating"](comparison, [other_tool])
+    assert fact == Fact(
+        "quick: probabilities calibrated on predictions for validation images (Platt scaling).", "images"
+    )
+    as_given = dataclasses.replace(run.scores, probability=run.scores.score)
+    assert BINARY_FACTS["updating"](comparison, [dataclasses.replace(other_tool, scores=as_given)]) == Fact(
+        "Not updated: quick.", "runs"
+    )

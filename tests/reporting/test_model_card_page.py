@@ -67,6 +67,42 @@ def test_page_has_every_section_and_table_cell_of_the_card_and_loads_nothing() -
     assert not re.findall(r"(?:src|href)=\"(?!#|data:)", page)
 
 
+def test_use_population_limits_and_performance_come_before_training() -> None:
+    page = model_card_page(DEFAULT_BUNDLE)
+    assert re.findall(r"<h2>(.*?)</h2>", page) == [
+        "Intended use and limits",
+        "Performance",
+        "Subgroups",
+        "Known failures",
+        "Operating points",
+        "Probability and uncertainty",
+        "Rejected images",
+        "Robustness",
+        "Heatmaps",
+        "Shortcuts of the network",
+        "Shortcuts in the data",
+        "Network and training",
+        "License",
+    ]
+    first = page.partition("<h2>Intended use and limits</h2>")[2].partition("</section>")[0]
+    for text in (
+        "It must not be used for decisions about patients.",
+        "estimates the probability of pneumonia from one frontal chest radiograph",
+        "children of 1 to 5 years from one hospital",
+        "other hospitals until the model has been tested there",
+    ):
+        assert text in first
+    assert "network.name = tf_efficientnet_lite0" in page.partition("<h2>Network and training</h2>")[2]
+
+
+def test_several_classes_have_the_same_order(maker: Any, tmp_path: Path) -> None:
+    bundle = maker.multiclass_bundle(maker.root / "levels")
+    evaluate_multiclass(bundle, maker.classes(), out=bundle / "evidence", ledger=tmp_path / "ledger.jsonl")
+    headings = re.findall(r"<h2>(.*?)</h2>", model_card_page(bundle))
+    assert headings[:3] == ["Intended use and limits", "Performance", "Subgroups"]
+    assert headings[-2:] == ["Network and training", "License"]
+
+
 def test_command_prints_the_page(maker: Any) -> None:
     bundle = maker.bundle(maker.root / "bundle")
     result = CliRunner().invoke(command, ["--card", str(bundle), "--format", "html"])

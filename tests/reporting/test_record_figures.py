@@ -62,7 +62,7 @@ def test_evaluation_has_the_figures_of_its_report(evaluated: tuple[list[Path], l
     assert evaluation.figures["roc"] is evaluation.figures["roc"]
 
 
-def test_evaluation_without_the_point_half_is_drawn_at_its_first_one(shared_maker: Any) -> None:
+def test_evaluation_without_the_balanced_point_is_drawn_at_its_first_one(shared_maker: Any) -> None:
     images = shared_maker.images("drawn-point", normal=10, pneumonia=14)
     run = shared_maker.run("drawn-points")
     evaluation, _ = evaluate(run, images, operating_points=["0.3", "rule_in"], ledger=shared_maker.root / "p.jsonl")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shutil
+import subprocess
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,11 +20,15 @@ from pneumoscope.core.image_flow import ImageCount, ImageFlow
 from pneumoscope.core.interval import Interval
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.evaluate import evaluate
+from pneumoscope.reporting.binary_checklist_facts import BINARY_FACTS
 from pneumoscope.reporting.checklist_facts import SHARED_FACTS
+from pneumoscope.reporting.checklists import checklist_table, fill_checklist
 from pneumoscope.reporting.flow_diagram import excluded_lines
+from pneumoscope.reporting.latex_table import to_latex
 from pneumoscope.reporting.report_files import ReportFiles, make_report
 from pneumoscope.reporting.report_files import report as make_named_report
-from pneumoscope.reporting.table_forms import Table, to_csv, to_latex, to_markdown
+from pneumoscope.reporting.run_data import load_run_data
+from pneumoscope.reporting.table_forms import Table, to_csv, to_markdown
 from pneumoscope.reporting.tables import _reliability, flow_table
 from pneumoscope.runs.evaluations import read_evaluation
 from pneumoscope.statistics.calibration import reliability_bins
@@ -81,6 +87,22 @@ def test_differences_from_other_images_are_a_table_a_section_and_a_fact(external
             "Evaluation 'north' on 50 images of north.csv. gray, minus test (100 images): auroc "
         )
         assert fact.place == "differences"
+
+
+def test_findings_of_one_run_state_the_differences_from_other_images(external: Path) -> None:
+    difference = read_evaluation(external / "evaluation/north/evaluation.json").difference
+    assert difference is not None
+    at_point = difference.operating_points["balanced"]
+    made = make_named_report([external], evaluation="north")
+    expected = (
+        f"gray, these 50 images minus test (100 images): AUROC {difference.metrics['auroc']:+.3f},"
+        f" sensitivity at balanced {at_point['sensitivity']:+.3f}, specificity at balanced {at_point['specificity']:+.3f}."
+    )
+    assert any(sentence.startswith(expected) for sentence in made.comparison.sentences)
+    findings = made.page().partition('<section id="findings">')[2].partition("</section>")[0]
+    assert expected in findings
+    own = make_named_report([external]).comparison.sentences
+    assert not any("minus test" in sentence for sentence in own)
 
 
 def test_own_test_images_are_internal_data(external: Path) -> None:
@@ -236,12 +258,86 @@ TABLE = Table(
 
 def test_latex_escapes_every_special_character() -> None:
     text = to_latex(TABLE)
-    row = r"a|b \$x\$ \{y\} \textbackslash{} \textasciitilde{} \textasciicircum{} \# $-$ & 0.500 (0.250 to 0.750) \\"
+    row = r"a$|$b \$x\$ \{y\} \textbackslash{} \textasciitilde{} \textasciicircum{} \# $-$ & 0.500 (0.250 to 0.750) \\"
     assert row in text
     assert r"\caption{50\% of A \& B.}" in text
     assert r"Run\_1 & Value \\" in text
     assert r"c & undefined: none \\" in text
     assert text.count(r"\begin{") == text.count(r"\end{") == 2
+
+
+LONG = (
+    "To state robustness, run: `pneumoscope robustness runs/quick_1 --data DATA`; the interval is <0.5, and the item stays open"
+    " until then."
+)
+
+
+def long_table(*rows: tuple[str, ...]) -> Table:
+    return Table("checklist-claim", "CLAIM.", ("Item", "Topic", "From the record"), rows, "Source & year.")
+
+
+def test_latex_of_sentences_has_columns_with_widths_that_fill_the_page_and_may_break() -> None:
+    text = to_latex(long_table(("30", "Robustness", LONG), ("31", "Explainability of the model", "[a] open")))
+    (align,) = re.findall(r"\\begin\{longtable\}\{(.*)\}$", text, re.MULTILINE)
+    widths = [float(width) for width in re.findall(r"p\{\\dimexpr ([0-9.]+)\\linewidth-2\\tabcolsep\\relax\}", align)]
+    assert align.startswith("lp{")
+    assert len(widths) == 2
+    assert 0.85 < sum(widths) < 0.96  # the rest is for "Item"
+    assert widths[1] > 1.5 * widths[0]
+    assert r"-{}-data DATA\textasciigrave{}; the interval is $<$0.5" in text
+    assert "abcdef01\\allowbreak{}23456789" in to_latex(long_table(("1", "Hash", f"{LONG} abcdef0123456789")))
+    assert r"runs/\allowbreak{}quick\_\allowbreak{}1" in text
+    lines = text.splitlines()
+    body = lines[lines.index(r"\endfoot") + 1 : lines.index(r"\end{longtable}")]
+    assert [line.count(" & ") for line in body] == [2, 2]
+    assert all(line.endswith(r" \tabularnewline") and line.count(r"\raggedright ") == 2 for line in body)
+    assert body[1].endswith(r"\raggedright {}[a] open \tabularnewline")
+    assert lines.count(r"Item & \raggedright Topic & \raggedright From the record \tabularnewline") == 2
+    assert r"\noindent Source \& year.\par" in lines
+
+
+def test_latex_gives_each_column_room_for_its_longest_word() -> None:
+    text = to_latex(long_table(("30", "Heterogeneity-free", LONG * 20), ("30", "prefilled, to be completed", LONG)))
+    narrow, wide = (float(width) for width in re.findall(r"dimexpr ([0-9.]+)", text))
+    assert narrow > 0.15
+    assert narrow + wide < 0.96
+
+
+def test_latex_of_very_many_columns_breaks_the_sentences_only() -> None:
+    columns = ("Run", "Rule", *(f"Metric {number}" for number in range(8)))
+    text = to_latex(Table("points", "Points.", columns, (("a", LONG, *(0.5,) * 8),)))
+    assert r"\begin{longtable}{lp{\dimexpr 0.250\linewidth-2\tabcolsep\relax}rrrrrrrr}" in text
+    assert text.count(r"\raggedright ") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
+def test_latex_of_a_checklist_compiles_and_stays_on_the_page(three: Any, tmp_path: Path) -> None:
+    comparison, folders, _ = three
+    data = load_run_data(comparison, folders)
+    checklist = fill_checklist("claim", comparison, [data[0], data[2]], BINARY_FACTS)  # without the name with markup
+    (tmp_path / "table.tex").write_text(
+        "\\documentclass[a4paper]{article}\n\\usepackage{booktabs,longtable}\n\\begin{document}\n"
+        + to_latex(checklist_table(checklist))
+        + "\\end{document}\n"
+    )
+    command = ["pdflatex", "-halt-on-error", "-output-format=dvi", "-interaction=nonstopmode", "table.tex"]
+    for _ in range(3):  # longtable measures its columns in one run and uses them in the next
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
+    log = (tmp_path / "table.log").read_text(errors="replace")
+    # In points; a character has about 4, and a cell of these data has markup.
+    assert [width for width in re.findall(r"Overfull \\hbox \(([0-9.]+)pt", log) if float(width) > 4] == []
+
+
+def test_every_latex_table_of_a_report_with_sentences_has_widths(report: ReportFiles) -> None:
+    files = {file.stem: file.read_text(encoding="utf-8") for file in report.tables if file.suffix == ".tex"}
+    assert files["checklist-claim"].count("\\dimexpr") == 5
+    assert files["checklist-claim"].count("tabularnewline") == 44 + 3
+    for text in files.values():
+        assert text.count(r"\begin{") == text.count(r"\end{")
+        unescaped = re.sub(r"\\.", "", text)
+        assert unescaped.count("{") == unescaped.count("}")
 
 
 def test_bins_of_nearly_equal_probabilities_have_different_ranges() -> None:

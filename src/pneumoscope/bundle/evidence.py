@@ -9,6 +9,7 @@ evaluation and the check on phantoms.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,14 @@ from pneumoscope.core.result_forms import with_minus_signs
 __all__ = [
     "EVIDENCE",
     "Json",
+    "evidence_command",
     "evidence_file",
     "evidence_paths",
     "images_text",
     "interval_text",
     "is_measured",
     "read_evidence",
+    "read_measurement",
     "unusable_images",
 ]
 
@@ -48,6 +51,39 @@ Json = Mapping[str, Any]
 def evidence_file(folder: Path, name: str) -> Path:
     """Return the path of an evidence file, of a name of `EVIDENCE`, in the folder of a bundle."""
     return folder / "evidence" / f"{name}.json"
+
+
+def evidence_command(name: str, bundle: Path | None = None, run: Path | None = None) -> str:
+    """Return the command that writes an evidence file, of a name of `EVIDENCE`.
+
+    Args:
+        name: Name of the evidence.
+        bundle: Folder of the bundle; "BUNDLE" if None.
+        run: Run of the bundle, whose manifest states which images are for validation, so that any copy of the data will do; None
+            for a bundle without one.
+    """
+    command = EVIDENCE[name]
+    if run is not None:
+        command = command.replace("BUNDLE --data MANIFEST", f"{shlex.quote(run.as_posix())} --data DATA")
+    return command if bundle is None else command.replace("BUNDLE", shlex.quote(bundle.as_posix()))
+
+
+def read_measurement(folder: Path, name: str, onnx_sha256: str) -> Json | None:
+    """Return an evidence file of a bundle, of a name of `EVIDENCE`; None without one, or if it is of another network.
+
+    Unlike `read_evidence` this needs no bundle: runs are compared and reported without their weights.
+
+    Args:
+        folder: Folder of the bundle.
+        name: Name of the evidence.
+        onnx_sha256: Hash of the network file.
+
+    Raises:
+        BundleError: The file is not JSON.
+    """
+    path = evidence_file(folder, name)
+    content = _read_json(path) if path.is_file() else None
+    return content if content and content.get("onnx_sha256") == onnx_sha256 and not content.get("site") else None
 
 
 def is_measured(folder: Path, card: Card | MulticlassCard, name: str) -> bool:

@@ -15,12 +15,14 @@ from pneumoscope.bundle.model_card_measurements import (
     data_shortcuts,
     markdown_table,
     measurement_sections,
+    performance_sections,
     reliability_table,
 )
+from pneumoscope.bundle.model_card_texts import INTENDED_USE, INTENDED_USERS, how_to_use, out_of_scope, purpose
 from pneumoscope.bundle.multiclass_card import MulticlassCard
 from pneumoscope.bundle.multiclass_model_card import class_failures, class_probability_sections, class_sections
 from pneumoscope.core.errors import BundleError
-from pneumoscope.core.prediction_messages import notice
+from pneumoscope.core.prediction_messages import notice, population_sentence
 from pneumoscope.core.result_forms import with_minus_signs
 
 __all__ = ["expected_structure", "model_card"]
@@ -73,26 +75,42 @@ def expected_structure(folder: Path) -> Iterator[None]:
 
 def _sections(card: Card | MulticlassCard, evidence: Mapping[str, Json | None]) -> list[str]:
     evaluation, robustness = evidence["evaluation"], evidence["robustness"]
-    start = [f"# Model card: {card.name}", notice(card.population), *_overview(card)]
+    start = [f"# Model card: {card.name}", notice(card.population), *_intended_use(card)]
     if isinstance(card, Card):
         sections = [
+            *performance_sections(evaluation, robustness),
             *_operating_points(card, evaluation),
             *_probability(card, evaluation),
             *_rejection(card, evaluation, robustness),
-            *measurement_sections(**evidence),
+            *measurement_sections(**{name: found for name, found in evidence.items() if name != "evaluation"}),
         ]
     else:
         sections = [
+            *class_sections(evaluation),
+            *class_failures(evaluation),
             *class_probability_sections(card, evaluation),
             *_rejection(card, evaluation, None),
-            *class_sections(evaluation),
             *data_shortcuts(evidence["audit"]),
-            *class_failures(evaluation),
         ]
-    return [*start, *sections, "## License", _LICENSE if is_included(card) else _NO_LICENSE]
+    return [*start, *sections, *_network(card), "## License", _LICENSE if is_included(card) else _NO_LICENSE]
 
 
-def _overview(card: Card | MulticlassCard) -> list[str]:
+def _intended_use(card: Card | MulticlassCard) -> list[str]:
+    ages = ""
+    if card.age_range:
+        ages = f" Images that state an age outside {card.age_range[0]:g} to {card.age_range[1]:g} years are rejected."
+    rows = [
+        ("purpose", f"The model {purpose(card)}."),
+        ("intended use", INTENDED_USE),
+        ("users", INTENDED_USERS),
+        ("population", f"{population_sentence(card.population)}{ages}"),
+        ("not for", out_of_scope(card)),
+        ("before use", how_to_use(card)),
+    ]
+    return ["## Intended use and limits", markdown_table(("", ""), rows)]
+
+
+def _network(card: Card | MulticlassCard) -> list[str]:
     counts = {
         split: ", ".join(f"{n:,} {label}" for label, n in labels.items()) for split, labels in card.counts.items()
     }
@@ -125,7 +143,11 @@ def _overview(card: Card | MulticlassCard) -> list[str]:
         if isinstance(fields, Mapping)
         for key, value in fields.items()
     )
-    return ["## Overview", markdown_table(("", ""), rows), *(["Recipe:", f"```text\n{recipe}\n```"] if recipe else [])]
+    return [
+        "## Network and training",
+        markdown_table(("", ""), rows),
+        *(["Recipe:", f"```text\n{recipe}\n```"] if recipe else []),
+    ]
 
 
 def _operating_points(card: Card, evaluation: Json | None) -> list[str]:

@@ -16,7 +16,17 @@ from pneumoscope.bundle.bundle_folder import is_included, read_any_bundle
 from pneumoscope.bundle.card import Card
 from pneumoscope.bundle.evidence import Json, read_evidence
 from pneumoscope.bundle.model_card import model_card
-from pneumoscope.bundle.model_card_texts import fitted_parts, how_to_use, outputs, purpose, safety_process, topics
+from pneumoscope.bundle.model_card_texts import (
+    INTENDED_USE,
+    INTENDED_USERS,
+    fitted_parts,
+    how_to_use,
+    out_of_scope,
+    outputs,
+    purpose,
+    safety_process,
+    topics,
+)
 from pneumoscope.bundle.multiclass_card import MulticlassCard
 from pneumoscope.core.messages import of_patients_text
 from pneumoscope.core.prediction_messages import notice
@@ -113,13 +123,11 @@ def _chai_content(
             "Keywords": {"Keyword": ["chest radiograph", *topics(card), "classification"]},
         },
         "UsesAndDirections": {
-            "IntendedUseAndWorkflow": "Research and education: comparing and studying classifiers of chest radiographs. It must"
-            " not be used for decisions about patients.",
-            "PrimaryIntendedUsers": "Researchers, engineers, and physicians who study such models.",
+            "IntendedUseAndWorkflow": INTENDED_USE,
+            "PrimaryIntendedUsers": INTENDED_USERS,
             "HowToUse": how_to_use(card),
             "TargetedPatientPopulation": f"{ages}{notice(card.population)}",
-            "CautionedOutOfScopeSettings": "Other ages, other views, other diseases, images that are not chest radiographs, and"
-            " other hospitals until the model has been tested there.",
+            "CautionedOutOfScopeSettings": out_of_scope(card),
         },
         "Warnings": {
             "KnownRisksAndLimitations": _sections(markdown, "Known failures", "Rejected images", "Heatmaps"),
@@ -164,7 +172,7 @@ def _system_facts(card: Card | MulticlassCard, markdown: str) -> Mapping[str, st
         "OngoingMaintenance": ("None by the developer." if is_included(card) else _NOT_STATED)
         + (" `pneumoscope monitor` detects drift at a site." if isinstance(card, Card) else ""),
         "Security": "Offline inference; the service decodes images in isolated processes.",
-        "Transparency": _section(markdown, "Overview") or _NOT_STATED,
+        "Transparency": _section(markdown, "Network and training") or _NOT_STATED,
     }
 
 

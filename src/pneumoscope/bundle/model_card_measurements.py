@@ -17,6 +17,7 @@ __all__ = [
     "markdown_table",
     "measurement_sections",
     "metric_rows",
+    "performance_sections",
     "reliability_table",
     "subgroup_table",
 ]
@@ -29,25 +30,26 @@ _ETIOLOGIES = {
 _MAX_FAILURES = 8
 
 
+def performance_sections(evaluation: Json | None, robustness: Json | None) -> list[str]:
+    """Return the sections on performance, subgroups and known failures as Markdown; see `evidence.read_evidence`."""
+    return [*_performance(evaluation), *_subgroups(evaluation), *_failures(evaluation, robustness)]
+
+
 def measurement_sections(
     *,
-    evaluation: Json | None,
     robustness: Json | None,
     shortcuts: Json | None,
     saliency_check: Json | None,
     phantom_saliency_check: Json | None,
     audit: Json | None,
 ) -> list[str]:
-    """Return the sections as paragraphs of Markdown; see `evidence.read_evidence`."""
+    """Return the sections on robustness, heatmaps and shortcuts as paragraphs of Markdown; see `evidence.read_evidence`."""
     return [
-        *_performance(evaluation),
-        *_subgroups(evaluation),
         *_robustness(robustness),
         *_heatmaps(saliency_check),
         *_localization(phantom_saliency_check),
         *_network_shortcuts(shortcuts),
         *data_shortcuts(audit),
-        *_failures(evaluation, robustness),
     ]
 
 
@@ -256,8 +258,8 @@ def failure_section(failures: Iterable[tuple[float, str]]) -> list[str]:
         return []
     lines = [f"- {text}" for _, text in found[:_MAX_FAILURES]]
     if more := len(found) - len(lines):
-        lines.append(f"- {more} more, of at most {found[_MAX_FAILURES][0]:.1%}: see the tables above.")
-    return ["## Known failures", "The highest error rates of all measurements above:", "\n".join(lines)]
+        lines.append(f"- {more} more, of at most {found[_MAX_FAILURES][0]:.1%}: see the tables.")
+    return ["## Known failures", "The highest error rates of all measurements of this card:", "\n".join(lines)]
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""Texts of exported model cards on what a bundle is for, and on what it has; see `model_card_exports`."""
+"""Texts of model cards on what a bundle is for, and on what it has."""
 
 from __future__ import annotations
 
@@ -7,7 +7,33 @@ from collections.abc import Sequence
 from pneumoscope.bundle.card import Card
 from pneumoscope.bundle.multiclass_card import MulticlassCard
 
-__all__ = ["fitted_parts", "how_to_use", "outputs", "purpose", "safety_process", "topics"]
+__all__ = [
+    "INTENDED_USE",
+    "INTENDED_USERS",
+    "fitted_parts",
+    "how_to_use",
+    "out_of_scope",
+    "outputs",
+    "purpose",
+    "safety_process",
+    "topics",
+]
+
+INTENDED_USE = (
+    "Research and education: comparing and studying classifiers of chest radiographs. It must not be used for decisions about"
+    " patients."
+)
+INTENDED_USERS = "Researchers, engineers, and physicians who study such models."
+
+
+def out_of_scope(card: Card | MulticlassCard) -> str:
+    """Return what the model is not for, as a sentence."""
+    ages = "Other ages" if card.age_range else "Ages that the training data lack"
+    others = "other diseases" if isinstance(card, Card) else "other classes"
+    return (
+        f"{ages}, other views, {others}, images that are not chest radiographs, and other hospitals until the model has been"
+        " tested there."
+    )
 
 
 def purpose(card: Card | MulticlassCard) -> str:

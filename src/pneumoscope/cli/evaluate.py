@@ -215,7 +215,15 @@ def _print_note(text: str) -> None:
     click.echo(f"note: {text}", err=True)
 
 
-def _print_result(evaluation: Evaluation, *, as_json: bool) -> None:
+def _print_folder(folder: Path | None, *, as_json: bool) -> None:
+    """Print where the results are; with JSON, to standard error."""
+    if folder is None:
+        _print_note("the results are not written; --out FOLDER keeps them")
+    else:
+        click.echo(f"results {folder}", err=as_json)
+
+
+def _print_result(evaluation: Evaluation, folder: Path | None, *, as_json: bool) -> None:
     from rich.console import Console
 
     from pneumoscope.core.result_forms import to_json
@@ -224,6 +232,7 @@ def _print_result(evaluation: Evaluation, *, as_json: bool) -> None:
         click.echo(to_json(evaluation), nl=False)
     else:
         print_evaluation(evaluation, Console(markup=False))
+    _print_folder(folder, as_json=as_json)
 
 
 def _evaluate_predictions(
@@ -246,55 +255,51 @@ def _evaluate_predictions(
         points, prevalence = binary_options["operating_points"], binary_options["prevalence"]
         refuse_options({"--operating-point": points, "--prevalence": prevalence})
         evaluation, _ = evaluate_multiclass_predictions(file, data, **options)
-        _print_classes(evaluation, as_json=as_json)
+        _print_classes(evaluation, options["out"], as_json=as_json)
         return
     points = binary_options["operating_points"] or None
     found, _ = evaluate_predictions(file, data, **options, **{**binary_options, "operating_points": points})
-    _print_result(found, as_json=as_json)
+    _print_result(found, options["out"], as_json=as_json)
 
 
 def _evaluate_runs(targets: EvaluationTargets, data: Path, options: Mapping[str, Any], *, as_json: bool) -> None:
     """Evaluate and print models for NORMAL and PNEUMONIA."""
     from pneumoscope.bundle.site_profile import read_site_profile
     from pneumoscope.evaluation.evaluate import OPERATING_POINTS, evaluate
-    from pneumoscope.evaluation.evaluation_target import default_name
     from pneumoscope.evaluation.external_predictions import FIXED_POINT
 
     default_points = (FIXED_POINT,) if targets.is_folds else OPERATING_POINTS
     options = {**options, "operating_points": options["operating_points"] or default_points}
-    evaluations, names = [], []
+    site_sha256 = "" if options["site"] is None else read_site_profile(options["site"]).sha256
+    evaluations, folders = [], []
     for each in targets.members:
         with targets.progress(each) as progress:
             evaluation, images = evaluate(each, data, split=targets.split, progress=progress, **options)
         evaluations.append(evaluation)
-        if targets.runs:
-            site_sha256 = "" if options["site"] is None else read_site_profile(options["site"]).sha256
-            names.append(options["name"] or default_name(each, data, targets.split, images, site_sha256))
+        folders.append(targets.results_folder(each, data, images, options["out"], options["name"], site_sha256))
     if targets.runs:
-        print_runs(targets, evaluations, names, as_json=as_json)
+        print_runs(targets, evaluations, folders, as_json=as_json)
     else:
-        _print_result(evaluations[0], as_json=as_json)
+        _print_result(evaluations[0], folders[0], as_json=as_json)
 
 
 def _evaluate_classes(targets: EvaluationTargets, data: Path, options: Mapping[str, Any], *, as_json: bool) -> None:
     """Evaluate and print models of several classes."""
-    from pneumoscope.evaluation.evaluation_target import default_name
     from pneumoscope.evaluation.multiclass.evaluate import evaluate_multiclass
 
-    evaluations, names = [], []
+    evaluations, folders = [], []
     for each in targets.members:
         with targets.progress(each) as progress:
             evaluation, images = evaluate_multiclass(each, data, split=targets.split, progress=progress, **options)
         evaluations.append(evaluation)
-        if targets.runs:
-            names.append(options["name"] or default_name(each, data, targets.split, images, ""))
+        folders.append(targets.results_folder(each, data, images, options["out"], options["name"]))
     if targets.runs:
-        print_runs(targets, evaluations, names, as_json=as_json)
+        print_runs(targets, evaluations, folders, as_json=as_json)
     else:
-        _print_classes(evaluations[0], as_json=as_json)
+        _print_classes(evaluations[0], folders[0], as_json=as_json)
 
 
-def _print_classes(evaluation: MulticlassEvaluation, *, as_json: bool) -> None:
+def _print_classes(evaluation: MulticlassEvaluation, folder: Path | None, *, as_json: bool) -> None:
     from rich.console import Console
 
     from pneumoscope.core.result_forms import to_json
@@ -303,6 +308,7 @@ def _print_classes(evaluation: MulticlassEvaluation, *, as_json: bool) -> None:
         click.echo(to_json(evaluation), nl=False)
     else:
         print_multiclass_evaluation(evaluation, Console(markup=False))
+    _print_folder(folder, as_json=as_json)
 
 
 def _with_path_column(labels: LabelMapping | None, column: str) -> LabelMapping | None:

@@ -27,7 +27,7 @@ __all__ = ["print_runs"]
 def print_runs(
     targets: EvaluationTargets,
     evaluations: Sequence[Evaluation | MulticlassEvaluation],
-    names: Sequence[str],
+    folders: Sequence[Path | None],
     *,
     as_json: bool,
 ) -> None:
@@ -36,7 +36,7 @@ def print_runs(
     Args:
         targets: The runs.
         evaluations: Their evaluations.
-        names: Name of the evaluation of each run.
+        folders: Folder of the evaluation of each run, whose name is that of the evaluation.
         as_json: Print one JSON document.
     """
     from rich.console import Console
@@ -45,11 +45,13 @@ def print_runs(
     from pneumoscope.evaluation.comparison.cross_validation import OUT_OF_FOLD
     from pneumoscope.evaluation.comparison.run_groups import group_sentences
 
+    names = [folder.name for folder in folders if folder]
     groups = [_mean_of_folds(targets.folder, evaluations[0], names[0])] if targets.is_folds else []
     if as_json:
         listed = list(map(dataclasses.asdict, evaluations))
         document = {"evaluations": listed, "mean": dataclasses.asdict(groups[0])} if groups else listed
         click.echo(to_json(document), nl=False)
+        _print_folders(folders, as_json=True)
         return
     console = Console(markup=False)
     for run, evaluation in zip(targets.runs, evaluations, strict=True):
@@ -63,10 +65,17 @@ def print_runs(
     for sentence in group_sentences(groups):
         click.echo(sentence)
     click.secho(evaluations[0].notice, dim=True)
+    _print_folders(folders, as_json=False)
     # `compare` takes one name for all runs, and for folds that of their validation images only.
     if {*names} == {OUT_OF_FOLD} if targets.is_folds else len({*names}) == 1:
         chosen = "" if targets.is_folds or names[0] == "test" else f" --evaluation {names[0]}"
         click.echo(f"next    pneumoscope compare {targets.folder}{chosen} --out DIR")
+
+
+def _print_folders(folders: Sequence[Path | None], *, as_json: bool) -> None:
+    """Print where the results are; with JSON, to standard error."""
+    for folder in folders:
+        click.echo(f"results {folder}", err=as_json)
 
 
 def _headline(evaluation: Evaluation | MulticlassEvaluation) -> str:

@@ -202,7 +202,8 @@ compared_point_option = click.option(
     show_default=True,
     metavar="NAME|NUMBER",
     help="Operating point of the threshold metrics, also a custom one of the evaluations, such as 0.3 or sens=0.95. half, the"
-    " threshold of 0.5 as in the published report, is the only one that predictions of every tool have; `predict` uses balanced.",
+    " threshold of 0.5 as in the published report, is the only one that predictions of every tool have; `predict` and"
+    " `report` use balanced.",
 )
 evaluation_name_option = click.option(
     "--evaluation",

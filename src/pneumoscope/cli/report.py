@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pneumoscope.cli.multiclass import has_several_classes, is_given, refuse_options
+from pneumoscope.cli.multiclass import has_several_classes, refuse_options
 from pneumoscope.cli.options import (
-    compared_point_option,
     evaluation_name_option,
     recorded_command,
     refuse_for_folds,
@@ -25,7 +24,13 @@ __all__ = ["command"]
 
 @click.command("report", short_help="Write figures, tables and checklists for a manuscript.")
 @click.argument("runs", metavar="RUN|FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@compared_point_option
+@click.option(
+    "--operating-point",
+    default="",
+    metavar="NAME|NUMBER",
+    help="Operating point of the threshold metrics, also a custom one of the evaluations, such as 0.3 or sens=0.95.  [default:"
+    " balanced, as for `predict`; half if an evaluation lacks it]",
+)
 @evaluation_name_option
 @click.option(
     "--checklist",
@@ -47,14 +52,14 @@ def command(
 
     A checklist is filled from the record, with the place in the report. Items that an author has to state are marked open.
 
-    Example:  pneumoscope report runs/quick --operating-point balanced --checklist claim --out report
+    Example:  pneumoscope report runs/quick --checklist claim --out report
     """
     from pneumoscope.reporting.multiclass_report import report_multiclass
     from pneumoscope.reporting.report_files import report
 
     require_result_folder(out)
     if any(has_several_classes(run, evaluation) for run in runs):
-        refuse_options({"--operating-point": operating_point if is_given("operating_point") else ""})
+        refuse_options({"--operating-point": operating_point})
         refuse_for_folds(runs, {"runs", "checklists", "out"})
         made: MulticlassReport | Report = report_multiclass(
             runs, evaluation=evaluation, checklists=checklists, command=recorded_command()
@@ -68,6 +73,9 @@ def command(
             checklists=checklists,
             command=recorded_command(),
         )
+        if not operating_point:
+            point = made.comparison.operating_point
+            click.echo(f"note: the operating point is {point}; --operating-point chooses another", err=True)
     files = made.write(out)
     for checklist in made.checklists.values():
         click.echo(f"{checklist.title}: {checklist.counts()}")

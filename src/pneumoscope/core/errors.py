@@ -47,11 +47,11 @@ command line. The HTTP API maps the classes to status codes in `service.api`::
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
+from pneumoscope.core.names import closest_name
 from pneumoscope.core.unreadable import UnreadableReason, reason_hint, reason_message
 
 __all__ = [
@@ -160,8 +160,8 @@ class UnknownNameError(InputError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "", message: str = "") -> None:
         names = sorted(known)
-        closest = difflib.get_close_matches(name, names, n=1)
-        hint = f"Did you mean {closest[0]!r}?" if closest else hint or f"Known: {', '.join(names)}"
+        closest = closest_name(name, names)
+        hint = f"Did you mean {closest!r}?" if closest else hint or f"Known: {', '.join(names)}"
         super().__init__(message or f"there is no {kind} {name!r}", hint=hint)
         self.kind, self.name, self.known = kind, name, names
 

@@ -53,7 +53,11 @@ def method_name(method: str) -> str:
 
 
 def with_minus_signs(text: str) -> str:
-    """Return text for people with true minus signs in front of its numbers; CSV and JSON have hyphens, which programs parse."""
+    """Return text for people with true minus signs in front of its numbers, and none in front of 0.
+
+    CSV and JSON have hyphens, which programs parse.
+    """
+    text = re.sub(r"(?<![\w.])-(?=0(?:\.0+)?(?![\w.]*\d))", "", text)
     return re.sub(r"(?<![\w.])-(?=[\d.])", "\N{MINUS SIGN}", text)
 
 
@@ -79,7 +83,7 @@ def format_decimals(value: float, decimals: int, kind: Literal["f", "%"] = "f") 
         decimals: Number of decimals.
         kind: "f" for a number, "%" for percent.
     """
-    text = f"{value:.{decimals}{kind}}"
+    text = f"{value:z.{decimals}{kind}}"  # without the sign of a negative number that is printed as 0
     if value > 0 and not text.strip("0.%"):
         return f"< {10.0 ** -(decimals + (2 if kind == '%' else 0)):.{decimals}{kind}}"
     return text

@@ -32,7 +32,7 @@ class WithFigures:
     def figures(self) -> Mapping[str, NamedFigure]:
         """The figures of the report by name, such as "roc", each with a legend; a notebook displays a figure.
 
-        An evaluation is drawn at the operating point `half`, or at its first one; a comparison at its own.
+        An evaluation is drawn at the operating point `balanced`, or at its first one; a comparison at its own.
         `NamedFigure.save` writes a figure to a file, and `NamedFigure.figure` is that of matplotlib.
 
         Raises:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pneumoscope.core.errors import DatasetError
+from pneumoscope.core.names import closest_name
 
-__all__ = ["LABELS", "MAX_CLASSES", "check_class_order", "resolve_classes", "sort_classes"]
+__all__ = ["LABELS", "MAX_CLASSES", "check_class_order", "resolve_classes", "sort_classes", "spelling_notes"]
 
 LABELS = ("NORMAL", "PNEUMONIA")
 MAX_CLASSES = 100  # more are identifiers, not classes
@@ -62,10 +63,11 @@ def resolve_classes(
         check_class_order(order)
         by_case = {label.casefold(): label for label in order}
         if unknown := [label for label in found if label.casefold() not in by_case]:
+            closest = closest_name(unknown[0], order) or "CLASS"
             etiologies = ", such as --label-column etiology" if by_case.keys() <= _ETIOLOGIES else ""
             error = DatasetError(
                 f"{name}: the label {unknown[0]!r} is not one of the classes {', '.join(order)}",
-                hint=f"Rename it with {_map_option(unknown[0], 'CLASS')}; name another column with --label-column{etiologies}; or"
+                hint=f"Rename it with {_map_option(unknown[0], closest)}; name another column with --label-column{etiologies}; or"
                 " leave its images out: list the others in a CSV file with the columns path and label",
             )
             error.unknown_label, error.labels = unknown[0], tuple(found)
@@ -73,6 +75,19 @@ def resolve_classes(
         return tuple(order), {label: by_case[label.casefold()] for label in found}
     _check_names(found, name)
     return tuple(found), {label: label for label in found}
+
+
+def spelling_notes(names: Mapping[str, str]) -> tuple[str, ...]:
+    """Return remarks on classes of a model, or that were stated, whose labels differ in case; none for NORMAL and PNEUMONIA.
+
+    Args:
+        names: The class of each label; see `resolve_classes`.
+    """
+    return tuple(
+        f"the label {label!r} is the class {name!r}"
+        for label, name in names.items()
+        if label != name and name not in LABELS
+    )
 
 
 def sort_classes(labels: Iterable[str]) -> list[str]:

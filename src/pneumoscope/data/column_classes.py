@@ -12,7 +12,7 @@ from pneumoscope.data.classes import LABELS
 if TYPE_CHECKING:
     from pneumoscope.data.predictions_file import PredictionColumns
 
-__all__ = ["check_column_classes", "check_column_labels", "check_single_class", "single_class_error"]
+__all__ = ["check_column_classes", "check_column_labels", "check_single_class", "single_class_error", "spelled_as"]
 
 
 def check_column_classes(columns: PredictionColumns, classes: Iterable[str]) -> None:
@@ -32,6 +32,17 @@ def check_column_classes(columns: PredictionColumns, classes: Iterable[str]) -> 
             for label, column in named.items():
                 if label.casefold() not in existing:
                     raise _unknown_class(flag, label, column, known)
+
+
+def spelled_as(classes: Sequence[str], names: Iterable[str]) -> list[str]:
+    """Return names of classes in the spelling of existing ones, of which they may differ in case; other names as they are.
+
+    Args:
+        classes: The classes that exist.
+        names: The names.
+    """
+    by_case = {label.casefold(): label for label in classes}
+    return [by_case.get(name.casefold(), name) for name in names]
 
 
 def check_column_labels(columns: PredictionColumns, labels: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from typing import Literal, Protocol, get_args
 
 from pneumoscope.core.errors import DatasetError, ManifestError, UnknownNameError, UsageError
 from pneumoscope.core.messages import counted
+from pneumoscope.core.names import closest_name
 from pneumoscope.data.classes import LABELS, check_class_order
 from pneumoscope.data.patients import find_patient_column, parse_file_name
 
@@ -25,6 +26,7 @@ __all__ = ["ETIOLOGY_COLUMN", "LabelMapping", "PatientSource", "map_labels", "ma
 PatientSource = Literal["folder", "header"]
 ETIOLOGY_COLUMN = "etiology"  # as label column also of data without columns: bacteria, virus or normal in file names
 _MAX_LISTED = 5
+_SIMILAR = 0.8  # of two names of classes, one of which may be a mistake; see `closest_name`
 # Names of columns, in lower case and without other characters, that hold a label or a path in tables of other programs.
 _LABEL_NAMES = (
     "label",
@@ -267,10 +269,39 @@ def map_labels(
             )
         for label in found:
             new[label] = target
-            notes.append(f"the label {label!r} is {target} ({counted(known[label], 'image')})")
+            notes.append(f"the label {_as_given(label, source)} is {target} ({counted(known[label], 'image')})")
+    if not recorded:
+        notes += _check_targets(known, name, mapping)
     if mapping.positive:
         notes += _map_positive(new, known, name, mapping.positive, recorded=recorded)
     return [new[label] for label in labels], tuple(notes)
+
+
+def _as_given(label: str, given: str) -> str:
+    """Return a label of the data in quotes, with the spelling that was given if it differs."""
+    return repr(label) if label == given else f"{label!r} (given as {given!r})"
+
+
+def _check_targets(known: Mapping[str, int], name: str, mapping: LabelMapping) -> list[str]:
+    """Return remarks on new names of classes that are similar to a label which stays; raise if only the case differs."""
+    if mapping.classes or mapping.positive:  # which are compared with the labels in any case
+        return []
+    sources = {source.casefold() for source, _ in mapping.renamed}
+    kept = [label for label in known if label.casefold() not in sources]
+    notes = []
+    for source, target in mapping.renamed:
+        if target in kept or target.upper() in LABELS or not (closest := closest_name(target, kept, _SIMILAR)):
+            continue
+        meant = "--map " + shlex.quote(f"{source}={closest}")
+        if closest.casefold() == target.casefold():
+            raise UnknownNameError(
+                "class",
+                target,
+                [closest],
+                message=f"{name}: --map {shlex.quote(f'{source}={target}')} makes a class {target!r} beside {closest!r}",
+            )
+        notes.append(f"{target!r} is a class of its own beside {closest!r}; if that one is meant, give {meant}")
+    return notes
 
 
 def _check_positive(name: str, mapping: LabelMapping) -> None:
@@ -296,13 +327,15 @@ def _map_positive(
         raise UnknownNameError(
             "label", positive, new.values(), message=f"{name}: no image has the label {positive!r} of --positive"
         )
+    spellings = {part for label in chosen for part in _parts(new[label]) if part.casefold() == wanted}
     others = sorted({new[label] for label in new if label not in chosen})
     for label in new:
         new[label] = LABELS[label in chosen]
     positives, negatives = (sum(n for label, n in known.items() if (label in chosen) == side) for side in (True, False))
     listed = ", ".join(map(repr, others[:_MAX_LISTED])) + (", …" if len(others) > _MAX_LISTED else "")
     return [
-        f"{positive!r} counts as PNEUMONIA ({counted(positives, 'image')}), and all other labels count as NORMAL"
+        f"{_as_given(positive if positive in spellings else min(spellings), positive)} counts as PNEUMONIA"
+        f" ({counted(positives, 'image')}), and all other labels count as NORMAL"
         f" ({counted(negatives, 'image')}{f': {listed}' if listed else ''})"
     ]
 

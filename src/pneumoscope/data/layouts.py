@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from pneumoscope.core.errors import LayoutError, ManifestError, UsageError
 from pneumoscope.core.messages import counted
-from pneumoscope.data.classes import LABELS, resolve_classes
+from pneumoscope.data.classes import LABELS, resolve_classes, spelling_notes
 from pneumoscope.data.hashing import Progress, hash_images
 from pneumoscope.data.label_mapping import ETIOLOGY_COLUMN, LabelMapping, map_labels, map_patients
 from pneumoscope.data.manifest import LabeledImage, Manifest
@@ -137,7 +137,9 @@ def _map(manifest: Manifest, data: Path, mapping: LabelMapping, *, recorded: boo
     unchanged = set(labels) <= set(manifest.classes)
     classes, names = resolve_classes(labels, name, mapping.classes or (manifest.classes if unchanged else ()))
     images = [dataclasses.replace(image, label=names[each]) for image, each in zip(images, labels, strict=True)]
-    return dataclasses.replace(manifest, images=tuple(images), classes=classes, notes=notes + more)
+    return dataclasses.replace(
+        manifest, images=tuple(images), classes=classes, notes=notes + more + spelling_notes(names)
+    )
 
 
 def _first_unreadable(manifest: Manifest) -> str:

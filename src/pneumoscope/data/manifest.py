@@ -14,7 +14,7 @@ from types import MappingProxyType
 from pneumoscope.core.errors import DatasetError, ManifestError, PatientLeakError, UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.messages import counted
-from pneumoscope.data.classes import LABELS, resolve_classes
+from pneumoscope.data.classes import LABELS, resolve_classes, spelling_notes
 from pneumoscope.data.label_mapping import ETIOLOGY_COLUMN, LabelMapping, map_labels, map_patients, map_rows
 from pneumoscope.data.patients import parse_file_name
 
@@ -313,7 +313,7 @@ class Manifest:
         )
         images = [dataclasses.replace(image, label=names[each]) for image, each in zip(images, labels, strict=True)]
         _check_listed_once(images, lines, name)
-        notes += more
+        notes += more + spelling_notes(names)
         return cls(tuple(images), root, split_by, notes=notes, classes=classes, path_column=path_column)
 
 

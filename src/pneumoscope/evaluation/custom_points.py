@@ -13,6 +13,7 @@ from typing import Literal
 from pneumoscope.bundle.card import UncertaintyBand
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.messages import operating_point_rule
+from pneumoscope.core.names import closest_name
 from pneumoscope.statistics.inputs import BoolArray, FloatArray
 from pneumoscope.statistics.thresholds import threshold_at_sensitivity, threshold_at_specificity
 
@@ -76,7 +77,10 @@ def parse_custom_point(text: str) -> CustomPoint | None:
             return None
         kind, number = "", kind
     elif kind not in _TARGETS:
-        raise UsageError(f"there is no operating point {text!r}", hint=f"Give a name, {_EXAMPLES}")
+        closest = closest_name(kind, (*_TARGETS, *_TARGETS.values()), 0.75)
+        meant = next((short for short, rule in _TARGETS.items() if closest in {short, rule}), "")
+        hint = f"Did you mean {f'{meant}={number}'!r}?" if meant else f"Give a name, {_EXAMPLES}"
+        raise UsageError(f"there is no operating point {text!r}", hint=hint)
     rule = _TARGETS[kind] if kind else "probability"
     value = float(number) if _is_number(number) else math.nan
     if not (0 < value < 1 or (value == 1 and kind)):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.messages import counted
 from pneumoscope.reporting import labels
@@ -16,6 +18,7 @@ from pneumoscope.reporting.checklist_facts import (
     selection,
     single_runs,
 )
+from pneumoscope.reporting.evidence_facts import EVIDENCE_FACTS
 from pneumoscope.reporting.run_data import RunData
 
 __all__ = ["BINARY_FACTS"]
@@ -53,9 +56,19 @@ def _accuracy(c: Comparison, runs: Sequence[RunData]) -> Fact:
 
 
 def _calibration(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
-    keys = ("calibration_slope", "calibration_intercept", "observed_expected_ratio")
+    if c.is_cross_validation:
+        return Fact("", "metrics", _CALIBRATION_OF_FOLDS)
+    # Earlier evaluations have the error only.
+    keys = [key for key in _CALIBRATION if all(key in run.summary.test for run in runs)]
     text = _of_runs(c, runs, keys)
-    return Fact(text, "calibration") if text else None
+    return Fact(f"On {counted(c.images['n'], 'image')}: {text}", "calibration") if text else None
+
+
+_CALIBRATION = ("calibration_slope", "calibration_intercept", "observed_expected_ratio", "expected_calibration_error")
+_CALIBRATION_OF_FOLDS = (
+    "Calibration is not measured on folds, whose validation images fitted it: for it,"
+    " evaluate a run of the recipe on test images."
+)
 
 
 def _of_runs(c: Comparison, runs: Sequence[RunData], keys: Sequence[str]) -> str:
@@ -111,8 +124,23 @@ def _output(c: Comparison, runs: Sequence[RunData]) -> Fact:
 
 
 def _updating(c: Comparison, runs: Sequence[RunData]) -> Fact:
-    sites = [f"{run.name}: site profile {run.evaluation.site}" for run in runs if run.evaluation.site]
-    return Fact(f"{'; '.join(sites)}." if sites else "No model was updated by a site profile.", "runs")
+    texts = {run.name: _updated_with(run) for run in runs}
+    updated = [f"{name}: {text}." for name, text in texts.items() if text]
+    others = [name for name, text in texts.items() if not text]
+    if others:
+        updated.append(f"Not updated: {', '.join(others)}.")
+    is_calibrated = any(texts[run.name] and not run.evaluation.site for run in runs)
+    return Fact(" ".join(updated), "images" if is_calibrated else "runs")  # the remarks on images state the calibration
+
+
+def _updated_with(run: RunData) -> str:
+    """Return how a model was updated; "" if it was not."""
+    if run.evaluation.site:
+        return f"site profile {run.evaluation.site}; the report of `accept` states what it changes"
+    # Predictions of another tool: `evaluate --calibrate` changes their probabilities.
+    if run.evaluation.predictions_sha256 and not np.array_equal(run.scores.probability, run.scores.score):
+        return "probabilities calibrated on predictions for validation images (Platt scaling)"
+    return ""
 
 
 def _selection(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
@@ -121,6 +149,7 @@ def _selection(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
 
 BINARY_FACTS: dict[str, Callable[[Comparison, Sequence[RunData]], Fact | None]] = {
     **SHARED_FACTS,
+    **EVIDENCE_FACTS,
     "accuracy": _accuracy,
     "calibration": _calibration,
     "confusion": _confusion,

@@ -46,6 +46,7 @@ PLACES = {
     "pairs": "Paired tests",
     "subgroups": "Subgroups",
     "differences": "Differences from other images",
+    "evidence": "Robustness, shortcuts and heatmaps",
     "classes": "Classes",
     "sets": "Prediction sets",
     "operating_points": "Operating points",
@@ -59,12 +60,14 @@ class Fact:
     """A fact of the record.
 
     Attributes:
-        text: The fact as sentences.
+        text: The fact as sentences; "" if the record does not have it.
         place: Anchor of its section in the page.
+        ask: What an author has to add, such as the command that supplies a fact; "" if nothing is missing.
     """
 
     text: str
     place: str
+    ask: str = ""
 
 
 class RecordedComparison(Protocol):

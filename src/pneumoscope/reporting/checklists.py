@@ -48,10 +48,12 @@ class Answer:
     Attributes:
         item: The item.
         facts: Facts of the record; none if it has none.
+        asks: What an author has to add besides `Item.ask`, because the record does not have it.
     """
 
     item: Item
     facts: tuple[Fact, ...]
+    asks: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -66,7 +68,8 @@ class Answer:
     @property
     def ask(self) -> str:
         """The part that an author has to add; empty if the record answers the item."""
-        return self.item.ask or ("" if self.facts else _NOT_RECORDED)
+        asks = " ".join(filter(None, (self.item.ask, *self.asks)))
+        return asks or ("" if self.facts else _NOT_RECORDED)
 
     @property
     def status(self) -> str:
@@ -140,10 +143,19 @@ def fill_checklist(
     """
     title, source, items = read_items(name)
     facts = {each: known[each](comparison, runs) for each in sorted({fact for item in items for fact in item.facts})}
-    answers = tuple(
-        Answer(item, tuple(fact for each in item.facts if (fact := facts[each]) and fact.text)) for item in items
-    )
-    return Checklist(name, title, source, answers)
+    return Checklist(name, title, source, tuple(_answer(item, facts) for item in items))
+
+
+def _answer(item: Item, facts: Mapping[str, Fact | None]) -> Answer:
+    """Return the answer to an item.
+
+    Args:
+        item: The item.
+        facts: The facts by name; None where the record has none.
+    """
+    found = [fact for name in item.facts if (fact := facts[name])]
+    stated = tuple(fact for fact in found if fact.text)
+    return Answer(item, stated, tuple(dict.fromkeys(fact.ask for fact in found if fact.ask)))
 
 
 def checklist_table(checklist: Checklist) -> Table:

@@ -14,6 +14,7 @@ from pneumoscope.reporting.checklist_facts import PLACES
 from pneumoscope.reporting.checklists import Checklist
 from pneumoscope.reporting.comparison_figures import ComparisonFigures, draw_figures
 from pneumoscope.reporting.run_data import RunData, load_run_data, record_rows
+from pneumoscope.reporting.run_evidence import evidence_tables
 from pneumoscope.reporting.style import drawing
 from pneumoscope.reporting.templating import environment, theme
 
@@ -77,6 +78,7 @@ def comparison_page(
                 ],
                 runs_by_name={run.summary.name: run for run in data},
                 etiologies=_etiologies(data),
+                evidence=evidence_tables(data),
                 decision_steps=_decision_steps(data),
                 notes=_notes(comparison, data),
                 labels=labels,

@@ -18,6 +18,7 @@ from pneumoscope.reporting.checklist_facts import (
     selection,
     single_runs,
 )
+from pneumoscope.reporting.evidence_facts import CLASS_EVIDENCE_FACTS
 
 __all__ = ["CLASS_FACTS"]
 
@@ -183,6 +184,7 @@ def _selection(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact
 
 CLASS_FACTS: dict[str, Callable[[MulticlassComparison, Sequence[ComparedClasses]], Fact | None]] = {
     **SHARED_FACTS,
+    **CLASS_EVIDENCE_FACTS,
     "accuracy": _accuracy,
     "calibration": _calibration,
     "confusion": _confusion,

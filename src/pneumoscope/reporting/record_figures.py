@@ -13,14 +13,13 @@ from pneumoscope.evaluation.comparison.compare import compare_evaluated
 from pneumoscope.evaluation.comparison.inputs import EvaluatedRun
 from pneumoscope.evaluation.multiclass.compare import multiclass_comparison
 from pneumoscope.evaluation.multiclass.inputs import ComparedClasses
+from pneumoscope.inference.decision import DEFAULT_OPERATING_POINT
 from pneumoscope.reporting.comparison_figures import figures_with_legends
 from pneumoscope.reporting.multiclass_figures import class_figures_by_name
 from pneumoscope.reporting.named_figure import NamedFigure
 from pneumoscope.reporting.run_data import run_data
 
 __all__ = ["draw_record"]
-
-_POINT = "half"
 
 
 def draw_record(record: Any, source: Sequence[Any]) -> Mapping[str, NamedFigure]:
@@ -34,7 +33,7 @@ def draw_record(record: Any, source: Sequence[Any]) -> Mapping[str, NamedFigure]
         case Evaluation():
             run = EvaluatedRun(record.name, record.name, Path(record.name), None, record, tuple(source))
             points = record.operating_points
-            point = _POINT if _POINT in points else next(iter(points))
+            point = DEFAULT_OPERATING_POINT if DEFAULT_OPERATING_POINT in points else next(iter(points))
             return _draw(compare_evaluated([run], record.split, point), [run])
         case Comparison():
             return _draw(record, source)

@@ -9,15 +9,21 @@ from pathlib import Path
 from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.files import write_atomically
 from pneumoscope.evaluation.comparison.compare import compare
+from pneumoscope.evaluation.comparison.cross_validation import is_cross_validation
 from pneumoscope.evaluation.comparison.inputs import check_evaluated, expand_runs
+from pneumoscope.evaluation.external_predictions import FIXED_POINT
+from pneumoscope.inference.decision import DEFAULT_OPERATING_POINT
 from pneumoscope.reporting.binary_checklist_facts import BINARY_FACTS
 from pneumoscope.reporting.checklists import Checklist, checklist_table, fill_checklist
 from pneumoscope.reporting.comparison_figures import draw_figures, figures_with_legends
 from pneumoscope.reporting.comparison_page import comparison_page
+from pneumoscope.reporting.latex_table import to_latex
 from pneumoscope.reporting.named_figure import FILE_FORMATS, NamedFigure
 from pneumoscope.reporting.run_data import RunData, load_run_data
-from pneumoscope.reporting.table_forms import Table, to_csv, to_latex, to_markdown
+from pneumoscope.reporting.table_forms import Table, to_csv, to_markdown
 from pneumoscope.reporting.tables import comparison_tables
+from pneumoscope.runs.evaluations import read_evaluation
+from pneumoscope.runs.run_folder import EVALUATION_FILE, evaluation_folder, is_run_folder
 
 __all__ = [
     "Report",
@@ -91,7 +97,7 @@ class Report:
 def report(
     runs: Sequence[str | Path],
     *,
-    operating_point: str = "half",
+    operating_point: str = "",
     evaluation: str = "test",
     checklists: Sequence[str] = (),
     command: str = "",
@@ -100,7 +106,8 @@ def report(
 
     Args:
         runs: Run folders, folders of runs with several seeds, or folders that `evaluate` wrote.
-        operating_point: Operating point of the threshold metrics and tests.
+        operating_point: Operating point of the threshold metrics and tests; if empty, "balanced" as for predictions, or "half"
+            if an evaluation lacks it, such as one of folds or of predictions without validation images.
         evaluation: Name of the evaluation of each run.
         checklists: Reporting guidelines to fill: "claim", "tripod-ai", "stard-ai".
         command: The command line, for the record.
@@ -109,9 +116,23 @@ def report(
         UnknownNameError: There is no such checklist, or a run was not evaluated at this operating point.
         RunError, UsageError: See `evaluation.comparison.compare.compare`.
     """
-    check_evaluated([Path(run) for run in runs])
+    targets = [Path(run) for run in runs]
+    check_evaluated(targets)
+    operating_point = operating_point or _default_operating_point(targets, evaluation)
     comparison = compare(runs, operating_point=operating_point, evaluation=evaluation, command=command)
-    return make_report(comparison, expand_runs([Path(run) for run in runs]), checklists)
+    return make_report(comparison, expand_runs(targets), checklists)
+
+
+def _default_operating_point(targets: Sequence[Path], evaluation: str) -> str:
+    """Return the operating point of predictions if all evaluations have it; otherwise the one that all have."""
+    if any(map(is_cross_validation, targets)):
+        return FIXED_POINT
+    for run in expand_runs(targets):
+        file = (evaluation_folder(run, evaluation) if is_run_folder(run) else run) / EVALUATION_FILE
+        # `compare` raises the error for a file that is missing.
+        if not file.is_file() or DEFAULT_OPERATING_POINT not in read_evaluation(file).operating_points:
+            return FIXED_POINT
+    return DEFAULT_OPERATING_POINT
 
 
 def make_report(comparison: Comparison, folders: Sequence[Path], checklists: Sequence[str] = ()) -> Report:

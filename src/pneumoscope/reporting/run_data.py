@@ -17,6 +17,7 @@ from pneumoscope.core.messages import counted
 from pneumoscope.core.results import Evaluation, ScoredImage
 from pneumoscope.evaluation.comparison.inputs import EvaluatedRun
 from pneumoscope.evaluation.metrics import positives
+from pneumoscope.reporting.run_evidence import RunEvidence, read_run_evidence
 from pneumoscope.reporting.style import RunStyle, run_style
 from pneumoscope.runs.epochs import Epoch, read_epochs
 from pneumoscope.runs.evaluations import read_evaluation, read_predictions
@@ -65,6 +66,7 @@ class RunData:
         record: Record of the run; None if it is not a run.
         epochs: Epochs of the training; empty if it is not a run.
         recipe: Text of the recipe file; "" if it is not a run.
+        evidence: Measurements of its network for the model card.
     """
 
     index: int
@@ -75,6 +77,7 @@ class RunData:
     record: RunRecord | None
     epochs: tuple[Epoch, ...]
     recipe: str
+    evidence: RunEvidence
 
     @property
     def name(self) -> str:
@@ -92,6 +95,7 @@ def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData
     Raises:
         RunError: The number of folders differs, a folder holds another run or an evaluation of other images, or a file
             is missing or malformed.
+        BundleError: A measurement for the model card is malformed.
     """
     if len(runs) != len(comparison.runs):
         expected, given = counted(len(comparison.runs), "run"), counted(len(runs), "run folder")
@@ -121,17 +125,18 @@ def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData
             )
         record = read_run(folder) if is_run else None
         run = EvaluatedRun(summary.name, run_folder_name(folder), folder, record, evaluation, tuple(images))
-        data.append(run_data(index, summary, run))
+        data.append(run_data(index, summary, run, read_run_evidence(folder, results, evaluation)))
     return tuple(data)
 
 
-def run_data(index: int, summary: RunSummary, run: EvaluatedRun) -> RunData:
+def run_data(index: int, summary: RunSummary, run: EvaluatedRun, evidence: RunEvidence | None = None) -> RunData:
     """Return the data of a run of a comparison; epochs and recipe are read from its folder.
 
     Args:
         index: Index in the comparison, from 0.
         summary: Row of the comparison.
         run: The compared evaluation.
+        evidence: Measurements of its network for the model card; none by default.
 
     Raises:
         RunError: A file of the run is missing or malformed.
@@ -146,6 +151,7 @@ def run_data(index: int, summary: RunSummary, run: EvaluatedRun) -> RunData:
         record=run.record,
         epochs=read_epochs(run.path) if is_run else (),
         recipe=read_text(run.path / RECIPE_FILE) if is_run else "",
+        evidence=evidence or RunEvidence(),
     )
 
 

@@ -1,4 +1,4 @@
-"""A table of a report, and its forms: CSV, LaTeX, Markdown and a data frame.
+"""A table of a report, and its forms: CSV, Markdown and a data frame; see also `latex_table`.
 
 A CSV file has every number in full precision, with its interval in columns of their own; LaTeX and Markdown have the text that a
 manuscript needs.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import re
 from typing import TYPE_CHECKING, Any
 
 from pneumoscope.core.interval import Interval
@@ -18,18 +17,10 @@ from pneumoscope.core.result_forms import format_decimals, rows_dataframe, with_
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Cell", "Table", "to_csv", "to_latex", "to_markdown"]
+__all__ = ["Cell", "Table", "cell_text", "to_csv", "to_markdown"]
 
 Cell = Interval | float | int | str | None
 _PARTS = ("low", "high", "method", "n", "reason")  # fields of an interval beside its value
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "\N{MINUS SIGN}": "$-$",
-    "<": "$<$",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,43 +88,20 @@ def to_markdown(table: Table) -> str:
     rows = [
         table.columns,
         ["---"] * len(table.columns),
-        *([_text(cell, table.decimals) for cell in row] for row in table.rows),
+        *([cell_text(cell, table.decimals) for cell in row] for row in table.rows),
     ]
     lines = [f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in rows]
     parts = [f"**{table.caption}**", "\n".join(lines), table.note]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def to_latex(table: Table) -> str:
-    """Return a table as LaTeX, for the package booktabs."""
-    align = "".join("l" if _is_text(table, index) else "r" for index in range(len(table.columns)))
-    body = [f"{' & '.join(_escape(_text(cell, table.decimals)) for cell in row)} \\\\" for row in table.rows]
-    lines = [
-        r"\begin{table}",
-        rf"\caption{{{_escape(table.caption)}}}",
-        rf"\label{{tab:{table.name}}}",
-        rf"\begin{{tabular}}{{{align}}}",
-        r"\toprule",
-        f"{' & '.join(map(_escape, table.columns))} \\\\",
-        r"\midrule",
-        *body,
-        r"\bottomrule",
-        r"\end{tabular}",
-        *([rf"\par\smallskip\footnotesize {_escape(table.note)}"] if table.note else []),
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
+def cell_text(cell: Cell, decimals: int) -> str:
+    """Return a cell as it is printed.
 
-
-def _is_text(table: Table, index: int) -> bool:
-    return any(isinstance(row[index], str) for row in table.rows)
-
-
-def _escape(text: str) -> str:
-    return re.sub("[\\\\&%$#_{}~^<\N{MINUS SIGN}]", lambda match: _LATEX[match[0]], text)
-
-
-def _text(cell: Cell, decimals: int) -> str:
+    Args:
+        cell: The cell.
+        decimals: Decimals of a number without an interval.
+    """
     if isinstance(cell, Interval):
         if cell.value is None:
             return f"undefined: {cell.reason}"
@@ -143,6 +111,3 @@ def _text(cell: Cell, decimals: int) -> str:
     if isinstance(cell, float):
         return with_minus_signs(format_decimals(cell, decimals))
     return "" if cell is None else str(cell)
-
-
-# --- tables ----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pneumoscope.core.result_forms import decimals_to_distinguish, method_name
 from pneumoscope.core.results import Evaluation
 from pneumoscope.reporting import labels
 from pneumoscope.reporting.run_data import RunData
+from pneumoscope.reporting.run_evidence import evidence_tables
 from pneumoscope.reporting.table_forms import Cell, Table
 
 __all__ = ["comparison_tables", "differences_table", "flow_table", "group_table"]
@@ -35,6 +36,7 @@ def comparison_tables(comparison: Comparison, runs: Sequence[RunData]) -> tuple[
         _subgroups(runs),
         _interactions(runs),
         differences_table([(run.summary.name, run.evaluation) for run in runs]),
+        *evidence_tables(runs),
     )
     return tuple(table for table in tables if table.rows)
 

@@ -218,6 +218,23 @@ def test_rows_and_images_must_match(maker, data, images, change, message):
     assert ledger(maker) == []
 
 
+def test_classes_in_another_case_are_those_of_the_model_and_of_the_data(maker, data, images, tmp_path):
+    p = softmax(draw(images), axis=1)
+    upper = [name.upper() for name in GRAY_CLASSES]
+    columns = PredictionColumns(probability={name: f"p_{name}" for name in upper})
+    file = write(maker.root / "other.csv", images, p, prefix="p_", classes=upper)
+    bundle = maker.multiclass_bundle(maker.root / "model", name="model")
+    comparison = compare_multiclass([bundle, file], data=data, columns=columns, out=tmp_path / "out")
+    assert comparison.classes == GRAY_CLASSES
+    notes = []
+    out = maker.root / "results"
+    evaluation, _ = evaluate_multiclass_predictions(file, data, columns=columns, note=notes.append, out=out)
+    assert evaluation.classes == tuple(upper)
+    with pytest.raises(RunError, match="The names differ in case only: evaluate one of the two again"):
+        compare_multiclass([bundle, out], data=data)
+    assert [f"the label '{name}' is the class '{name.upper()}'" in notes for name in GRAY_CLASSES] == [True] * 3
+
+
 def test_remarks_state_what_is_suspicious(maker, data, images):
     p = softmax(draw(images, gain=6), axis=1)
     rounded = np.round(p, 5)

@@ -19,6 +19,7 @@ __all__ = [
     "AT_PREVALENCE",
     "check_comparable",
     "check_names",
+    "difference_sentences",
     "joint_notice",
     "ledger_sentence",
     "prevalence_sentences",
@@ -123,6 +124,30 @@ def prevalence_sentences(
         + "."
         for name, values in named
     )
+
+
+def difference_sentences(
+    runs: Sequence[EvaluatedRun], groups: Sequence[RunGroup], operating_point: str
+) -> tuple[str, ...]:
+    """Return a sentence for each single run that was also evaluated on other images (`evaluate --reference`).
+
+    It states the differences of AUROC, and of sensitivity and specificity at the operating point if it has the same threshold.
+    """
+    grouped = {name for group in groups for name in group.runs}
+    sentences = []
+    for run in runs:
+        if run.name in grouped or not (difference := run.evaluation.difference):
+            continue
+        found = [("AUROC", difference.metrics["auroc"])]
+        at_point = difference.operating_points.get(operating_point, {})
+        found += [(f"{key} at {operating_point}", at_point[key]) for key in ("sensitivity", "specificity") if at_point]
+        parts = ", ".join(f"{name} {interval:+.3f}" for name, interval in found)
+        remark = f" {difference.remark}" if difference.remark else ""
+        sentences.append(
+            f"{run.name}, these {counted(run.evaluation.n, 'image')} minus {difference.reference}"
+            f" ({counted(difference.reference_n, 'image')}): {parts}.{remark}"
+        )
+    return tuple(sentences)
 
 
 def joint_notice(runs: Sequence[_Run]) -> str:

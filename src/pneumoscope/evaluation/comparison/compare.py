@@ -25,6 +25,7 @@ from pneumoscope.data.predictions_file import PredictionColumns
 from pneumoscope.evaluation.comparison import run_groups
 from pneumoscope.evaluation.comparison.comparability import (
     check_comparable,
+    difference_sentences,
     joint_notice,
     ledger_sentence,
     prevalence_sentences,
@@ -153,6 +154,7 @@ def compare_evaluated(
         pairs=pairs,
         sentences=(
             *sentences,
+            *difference_sentences(runs, groups, operating_point),
             *prevalence_sentences(summaries, groups, operating_point, prevalence),
             *rejection_sentences(runs),
             *ledger_sentence(runs),

@@ -15,7 +15,7 @@ from pneumoscope.core.multiclass_results import (
     MulticlassRunSummary,
     MulticlassScoredImage,
 )
-from pneumoscope.data.column_classes import check_column_classes
+from pneumoscope.data.column_classes import check_column_classes, spelled_as
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.predictions_file import PredictionColumns, missing_class_error, read_class_predictions_file
 from pneumoscope.evaluation.comparison.comparability import (
@@ -52,6 +52,8 @@ from pneumoscope.runs.run_folder import (
 )
 
 __all__ = ["ComparedClasses", "check_classes", "compared_classes", "read_class_run", "summarize_class_run"]
+
+_CASE_HINT = "The names differ in case only: evaluate one of the two again, with CLASS spelled as in the other"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,15 +198,18 @@ def check_classes(runs: Sequence[ComparedRun[Any, Any]]) -> tuple[str, ...]:
     first = next((run for run in runs if not is_file(run.path)), runs[0])
     expected: tuple[str, ...] = first.evaluation.classes
     for run in runs:
-        for a, b in ((run, first), (first, run)):
-            if is_file(a.path) and {*a.evaluation.classes} < {*b.evaluation.classes}:
-                missing = next(each for each in b.evaluation.classes if each not in a.evaluation.classes)
+        # Classes of a file are read in the spelling of a model.
+        found = tuple(spelled_as(expected, run.evaluation.classes)) if is_file(run.path) else run.evaluation.classes
+        for a, of_a, of_b in ((run, found, expected), (first, expected, found)):
+            if is_file(a.path) and {*of_a} < {*of_b}:
+                missing = next(each for each in of_b if each not in of_a)
                 raise missing_class_error(str(a.path), missing, a.evaluation.columns, a.evaluation.scale)
-        found = run.evaluation.classes
         if sorted(found) != sorted(expected) if is_file(run.path) else found != expected:
             raise RunError(
                 f"run {run.name!r} has the classes {', '.join(found)}, and {first.name!r} has {', '.join(expected)}",
-                hint="Compare models of the same classes, in the same order",
+                hint=_CASE_HINT
+                if spelled_as(expected, found) == [*expected]
+                else "Compare models of the same classes, in the same order",
             )
     return expected
 

@@ -29,16 +29,14 @@ from pneumoscope import __version__
 from pneumoscope.bundle.bundle_folder import read_bundle
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.messages import of_patients_text
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.result_forms import write_result
-from pneumoscope.core.results import SCHEMA
 from pneumoscope.data.hashing import read_image
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.manifest import LABELS, LabeledImage
-from pneumoscope.evaluation.saliency.localization import Localization, measure_localization
+from pneumoscope.evaluation.saliency.localization import measure_localization
 from pneumoscope.evaluation.saliency.metrics import (
     STEPS,
     FloatArray,
@@ -49,6 +47,7 @@ from pneumoscope.evaluation.saliency.metrics import (
     rank_correlation,
     shuffle_weights,
 )
+from pneumoscope.evaluation.saliency.results import CurveResult, RandomizationResult, SaliencyCheck
 from pneumoscope.evaluation.selection import count_patients, count_unknown_patients, draw_sample
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference.session import BundleSession
@@ -68,79 +67,6 @@ Progress = Callable[[str, int, int], None]
 _RANDOM_HEATMAPS = 3  # per image
 _SHUFFLES = 3  # of the weights, per row
 _RANDOMIZED_LAYERS = {"last layer": 0.0, "last half of the layers": 0.5, "all layers": 1.0}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class CurveResult:
-    """Areas under the deletion or the insertion curve, 0 to 1, as means over the images.
-
-    Attributes:
-        heatmap: Area for the heatmaps of the network.
-        random: Area for random heatmaps.
-        improvement: Difference between the two, positive if the heatmaps of the network are better.
-        fraction_better: Fraction of images whose heatmap is better than random ones.
-    """
-
-    heatmap: Interval
-    random: Interval
-    improvement: Interval
-    fraction_better: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class RandomizationResult:
-    """Similarity of heatmaps before and after randomization, as means over the images.
-
-    Attributes:
-        name: Randomized layers.
-        layers: Number of randomized layers.
-        correlation: Rank correlation of the heatmaps.
-        magnitude_correlation: Rank correlation of their absolute values.
-    """
-
-    name: str
-    layers: int
-    correlation: Interval
-    magnitude_correlation: Interval
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class SaliencyCheck:
-    """Checks of the heatmaps of one bundle.
-
-    Attributes:
-        bundle, network, onnx_sha256: Name, network and file hash of the bundle.
-        heatmap_shape: Rows and columns of a heatmap.
-        split, n, patients, seed: The sample: split, images, patients, and the seed of all random numbers.
-        steps: Number of steps of the deletion and insertion curves.
-        deletion: Lower areas are better.
-        insertion: Higher areas are better.
-        randomization: One row per group of randomized layers; the last row is the baseline.
-        localization: Position of the heatmaps relative to masks; None without masks.
-        version, system: Version of pneumoscope and operating system.
-        command: Command line that measured this.
-        unknown_patients: Number of images of unknown patients; None in records of earlier versions.
-    """
-
-    bundle: str
-    network: str
-    onnx_sha256: str
-    heatmap_shape: tuple[int, int]
-    split: str
-    n: int
-    patients: int
-    seed: int
-    steps: int
-    deletion: CurveResult
-    insertion: CurveResult
-    randomization: tuple[RandomizationResult, ...]
-    localization: Localization | None
-    version: str
-    system: str
-    command: str
-    unknown_patients: int | None = None
-    schema: int = SCHEMA
-    notice: str = NOTICE
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ Visual Explanations for Convolutional Neural Networks".
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -18,10 +17,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from pneumoscope.core.errors import DatasetError
-from pneumoscope.core.interval import Interval
 from pneumoscope.data.hashing import read_image
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.evaluation.saliency.metrics import explain_pixels, localize, mean_over_images
+from pneumoscope.evaluation.saliency.results import Localization
 from pneumoscope.evaluation.selection import count_patients, select_unreserved_images
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference.session import BundleSession
@@ -29,29 +28,6 @@ from pneumoscope.statistics.inputs import count_unknown
 from pneumoscope.statistics.intervals import proportion
 
 __all__ = ["Localization", "measure_localization", "read_mask"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Localization:
-    """Position of heatmaps relative to masks of the disease.
-
-    Attributes:
-        masks: Folder of the masks.
-        n, patients: Images with a mask, and their patients.
-        peak_inside: Fraction of images whose largest contribution lies inside the mask.
-        energy_inside: Fraction of the positive contributions inside the mask, mean over the images.
-        area: Fraction of the image inside the mask, mean over the images: the expected value of both for a heatmap that does
-            not depend on the image.
-        unknown_patients: Number of images of unknown patients; None in records of earlier versions.
-    """
-
-    masks: str
-    n: int
-    patients: int
-    peak_inside: Interval
-    energy_inside: Interval
-    area: Interval
-    unknown_patients: int | None = None
 
 
 def measure_localization(

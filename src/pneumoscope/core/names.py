@@ -1,0 +1,21 @@
+"""Compare names that people type with known ones."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["closest_name"]
+
+
+def closest_name(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return the known name that is most similar to another one, whatever their case; "" if none is similar.
+
+    Args:
+        name: The name.
+        known: The known names.
+        cutoff: Smallest similarity, 0 to 1; see `difflib.get_close_matches`.
+    """
+    by_case = {each.casefold(): each for each in reversed(list(known))}
+    closest = difflib.get_close_matches(name.casefold(), by_case, n=1, cutoff=cutoff)
+    return by_case[closest[0]] if closest else ""

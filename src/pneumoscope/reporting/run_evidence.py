@@ -1,0 +1,189 @@
+"""Measurements of the networks of a report: robustness, shortcuts and heatmaps, and their tables.
+
+They are those of the model card; see `bundle.evidence`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from pneumoscope.bundle.bundle_folder import CARD_FILE
+from pneumoscope.bundle.evidence import evidence_command, evidence_file, read_measurement
+from pneumoscope.core.errors import BundleError
+from pneumoscope.core.interval import Interval
+from pneumoscope.core.results import Evaluation
+from pneumoscope.evaluation.robustness import Robustness
+from pneumoscope.evaluation.saliency.results import SaliencyCheck
+from pneumoscope.evaluation.shortcuts import Shortcuts
+from pneumoscope.reporting import labels
+from pneumoscope.reporting.table_forms import Cell, Table
+from pneumoscope.runs.run_folder import BUNDLE_FOLDER, is_run_folder
+
+__all__ = ["RunEvidence", "evidence_tables", "read_run_evidence"]
+
+_Result = TypeVar("_Result", Robustness, Shortcuts, SaliencyCheck)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunEvidence:
+    """Measurements of the network of a run; None for those that are missing.
+
+    Attributes:
+        run: Run folder; None if it is not a run.
+        bundle: Folder of the bundle; None if it is unknown, as for the evaluation of a bundle in another folder.
+        robustness, shortcuts, heatmaps: The measurements.
+    """
+
+    run: Path | None = None
+    bundle: Path | None = None
+    robustness: Robustness | None = None
+    shortcuts: Shortcuts | None = None
+    heatmaps: SaliencyCheck | None = None
+
+    def command(self, name: str) -> str:
+        """Return the command that makes a measurement, of a name of `bundle.evidence.EVIDENCE`."""
+        return evidence_command(name, self.bundle, self.run)
+
+
+class _MeasuredRun(Protocol):
+    """A run with its measurements; see `run_data.RunData`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def evaluation(self) -> Evaluation: ...
+    @property
+    def evidence(self) -> RunEvidence: ...
+
+
+def read_run_evidence(folder: Path, results: Path, evaluation: Evaluation) -> RunEvidence:
+    """Return the measurements of the network that was evaluated; without those of another network.
+
+    Args:
+        folder: Run folder, or folder of an evaluation.
+        results: Folder of the evaluation.
+        evaluation: The evaluation.
+
+    Raises:
+        BundleError: A file is not JSON, or has another structure.
+    """
+    run = folder if is_run_folder(folder) else None
+    bundle = None
+    if run is not None:
+        bundle = run / BUNDLE_FOLDER
+    elif (
+        results.parent / CARD_FILE
+    ).is_file() and results.name == "evidence":  # as `evaluate --out BUNDLE/evidence` wrote it
+        bundle = results.parent
+    if bundle is None or not evaluation.bundle_sha256:
+        return RunEvidence()
+    sha256 = evaluation.bundle_sha256
+    return RunEvidence(
+        run,
+        bundle,
+        robustness=_read(bundle, "robustness", sha256, Robustness),
+        shortcuts=_read(bundle, "shortcuts", sha256, Shortcuts),
+        heatmaps=_read(bundle, "saliency_check", sha256, SaliencyCheck),
+    )
+
+
+def _read(bundle: Path, name: str, sha256: str, result_type: type[_Result]) -> _Result | None:
+    content = read_measurement(bundle, name, sha256)
+    try:
+        return None if content is None else msgspec.convert(content, result_type)
+    except msgspec.ValidationError as error:
+        raise BundleError(
+            f"the evidence {str(evidence_file(bundle, name))!r} has an unexpected structure ({error})",
+            hint=f"Measure again: {evidence_command(name, bundle)}",
+        ) from error
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def evidence_tables(runs: Sequence[_MeasuredRun]) -> tuple[Table, ...]:
+    """Return the tables of robustness, shortcuts and heatmaps that have rows.
+
+    Args:
+        runs: The runs of a report.
+    """
+    return tuple(table for table in (_robustness(runs), _shortcuts(runs), _heatmaps(runs)) if table.rows)
+
+
+def _robustness(runs: Sequence[_MeasuredRun]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for run in runs:
+        if (found := run.evidence.robustness) is None:
+            continue
+        sizes = (found.sizes,) if found.sizes else ()
+        rows += [
+            (run.name, each.name, "changed decisions", each.changed.n, each.changed, each.largest)
+            for each in (*sizes, *found.formats, *found.changes)
+        ]
+        rows += [
+            (run.name, each.name, "rejected", each.rejected.n, each.rejected, None)
+            for each in (*found.corruptions, *found.other_images)
+        ]
+    columns = ("Run", "Images", "Fraction of", "n", "Fraction", "Largest change of the probability")
+    caption = (
+        "Robustness: decisions that change with the file or the image, and rejected images among those that should be."
+    )
+    return Table("robustness", caption, columns, tuple(rows), _note(rows, 4))
+
+
+def _shortcuts(runs: Sequence[_MeasuredRun]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for run in runs:
+        if (found := run.evidence.shortcuts) is None:
+            continue
+        rows.append((run.name, "whole image", found.n, found.whole, None))
+        rows += [(run.name, each.name, found.n, each.auroc, each.difference) for each in found.controls]
+    columns = ("Run", "The network sees", "n", "AUROC", "Difference from the whole image")
+    caption = "Shortcuts: AUROC of the network on a part of each image; 0.5 is chance."
+    return Table("shortcuts", caption, columns, tuple(rows), _note(rows, 3))
+
+
+def _heatmaps(runs: Sequence[_MeasuredRun]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for run in runs:
+        if (found := run.evidence.heatmaps) is None:
+            continue
+        for name, curve in (("deletion", found.deletion), ("insertion", found.insertion)):
+            rows += [
+                (run.name, f"{name}, area under the curve", curve.heatmap.n, curve.heatmap),
+                (run.name, f"{name}, area for random heatmaps", curve.random.n, curve.random),
+                (run.name, f"{name}, improvement over random heatmaps", curve.improvement.n, curve.improvement),
+            ]
+        rows += [
+            (run.name, f"rank correlation, randomized: {row.name}", row.correlation.n, row.correlation)
+            for row in found.randomization
+        ]
+        rows += [
+            (
+                run.name,
+                f"rank correlation of magnitudes, randomized: {row.name}",
+                row.correlation.n,
+                row.magnitude_correlation,
+            )
+            for row in found.randomization
+        ]
+        if masks := found.localization:
+            rows += [
+                (run.name, "largest contribution inside the mask of the disease", masks.n, masks.peak_inside),
+                (run.name, "positive contributions inside the mask", masks.n, masks.energy_inside),
+                (run.name, "area of the mask, which is expected by chance", masks.n, masks.area),
+            ]
+    caption = (
+        "Heatmaps: deletion (lower is better) and insertion (higher is better), and rank correlation with the heatmaps after"
+        " layers were randomized (near 0 is expected)."
+    )
+    return Table("heatmaps", caption, ("Run", "Check", "n", "Value"), tuple(rows), _note(rows, 3))
+
+
+def _note(rows: Iterable[Sequence[Cell]], column: int) -> str:
+    return labels.interval_note(("value", cell) for row in rows if isinstance(cell := row[column], Interval))
