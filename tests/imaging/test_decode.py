@@ -136,25 +136,36 @@ def test_16_bit_levels_are_rounded_to_the_nearest_of_256() -> None:
     assert decode(encode(Image.fromarray(levels), "TIFF")).pixels.ravel().tolist() == nearest
 
 
-DARK_BRIGHT_AND_FLAT = pytest.mark.parametrize(("low", "high"), [(0, 100), (150, 256), (120, 130)])
-
-
-@DARK_BRIGHT_AND_FLAT
+@pytest.mark.parametrize(("low", "high"), [(0, 100), (150, 256), (100, 130)])  # dark, bright, of little contrast
 @pytest.mark.parametrize("factor", [256, 257])  # shifted by 8 bits, and scaled so that 255 becomes 65535
-def test_8_bits_scaled_to_16_have_the_same_gray_levels(low: int, high: int, factor: int) -> None:
-    gray = np.random.default_rng(0).integers(low, high, (40, 60)).astype(np.uint8)
-    image = decode(encode(Image.fromarray(gray.astype(np.uint16) * factor), "PNG"))
-    assert np.abs(image.pixels.astype(int) - gray).max() <= 257 - factor
+@pytest.mark.parametrize("marker", [None, 1, 65_535])
+def test_8_bits_scaled_to_16_have_the_same_gray_levels(low: int, high: int, factor: int, marker: int | None) -> None:
+    gray = np.random.default_rng(0).integers(low, high, (100, 100)).astype(np.uint8)
+    stored = gray.astype(np.uint16) * factor
+    if marker is not None:
+        stored[0, :2] = marker
+    image = decode(encode(Image.fromarray(stored), "PNG"))
+    assert np.abs(image.pixels[1:].astype(int) - gray[1:]).max() <= 257 - factor
     assert image.warnings == ()
 
 
-def test_one_value_that_is_not_a_multiple_has_the_depth_measured() -> None:
-    # 99 * 257 needs 15 bits
-    stored = np.random.default_rng(0).integers(0, 100, (40, 60)).astype(np.uint16) * 257
-    stored[0, 0] += 1
+@pytest.mark.parametrize("low", [0, 60, 200])
+def test_nearly_blank_8_bits_scaled_to_16_are_not_stretched(low: int) -> None:
+    gray = np.random.default_rng(0).integers(low, low + 3, (40, 60)).astype(np.uint8) + np.uint8(16)
+    assert np.array_equal(decode(encode(Image.fromarray(gray.astype(np.uint16) * 257), "PNG")).pixels, gray)
+
+
+def test_depth_is_measured_if_more_than_a_few_pixels_are_not_multiples() -> None:
+    stored = np.random.default_rng(0).integers(0, 100, (100, 100)).astype(np.uint16) * 257  # 99 * 257 needs 15 bits
+    stored[0, :3] += 1
     image = decode(encode(Image.fromarray(stored), "PNG"))
     assert image.warnings == ("bit_depth_measured",)
     assert np.abs(image.pixels - stored / 32767 * 255).max() <= 0.5 + 1e-6
+
+
+def test_mask_of_few_multiples_of_256_has_its_depth_measured() -> None:
+    stored = np.random.default_rng(0).integers(0, 3, (40, 60)).astype(np.uint16) * 256
+    assert decode(encode(Image.fromarray(stored), "PNG")).pixels.max() == 128  # of 10 bits
 
 
 def test_12_bits_scale_so_that_4095_is_white() -> None:

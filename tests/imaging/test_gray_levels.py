@@ -274,3 +274,24 @@ def test_border_of_a_saturated_detector_is_no_padding(photometric: str) -> None:
     pixels[:10] = 16383
     image = rendered(pixels, 14, PhotometricInterpretation=photometric)
     assert image.warnings == ()
+
+
+def test_12_bits_of_16_levels_are_not_taken_for_scaled_8_bits() -> None:
+    pixels = (np.random.default_rng(0).integers(0, 16, (SIDE, SIDE)) * 256).astype(np.uint16)
+    image = rendered(pixels, **NO_WINDOW)
+    assert image.warnings == ()
+    assert np.abs(image.pixels - pixels / 4095 * 255).max() <= 0.5 + 1e-6
+
+
+@pytest.mark.parametrize("slope", [256, 257])
+def test_rescaled_values_have_the_depth_of_the_stored_ones(slope: int) -> None:
+    image = rendered(RescaleSlope=slope, RescaleIntercept=0, **NO_WINDOW)
+    assert np.abs(image.pixels.astype(int) - REFERENCE).max() <= 1
+
+
+@pytest.mark.parametrize("factor", [256, 257])
+def test_8_bits_scaled_to_16_keep_a_full_window(factor: int) -> None:
+    gray = np.random.default_rng(0).integers(0, 100, (SIDE, SIDE))
+    image = rendered((gray * factor).astype(np.uint16), 16)
+    assert image.warnings == ()
+    assert np.abs(image.pixels - gray).max() <= 1

@@ -16,7 +16,9 @@ _BLOCK = 2**20  # pixels
 _MARGIN = 0.25  # of the range of the other pixels, on both sides of it: values in it are not outliers
 _BRIGHTEST = 0.0002  # fraction of the pixels that a bit depth may leave out
 _MAX_OFFSET = 0.4  # of the full range of a bit depth, for the darkest pixels of an image that uses this range
-_SCALE_FACTORS = (257, 256)  # of 8-bit values stored as 16 bits, by copying the byte or with a low byte of 0
+_FOREIGN = 0.0002  # fraction of the pixels, such as markers, that may have other values in an image scaled from 8 bits
+_DARKEST_SCALED = 2**12  # smallest maximum of such an image, so that one of 12 bits is not taken for it
+_FEW_LEVELS = 16  # an image of so few multiples of 256 may have any depth
 _NOISE = 64  # stored values; an image with a smaller range is blank, and not stretched
 _MIN_CONTRAST = 0.25  # range over maximum below which an image may be blank, so that no window is too wide for it
 PERCENTILES = (0.01, 0.99)  # ends of the range of an image
@@ -73,9 +75,14 @@ class Histogram(NamedTuple):
         return bool(self.values[0] >= 0) and self.has_contrast()
 
     def is_scaled_to_16_bits(self) -> bool:
-        """Return whether 8-bit values were multiplied by 257, or shifted by 8 bits, to fill 16 bits; a blank image is not."""
-        is_multiple = any((self.values % factor == 0).all() for factor in _SCALE_FACTORS)
-        return is_multiple and len(self.values) > 2 and self.values[0] >= 0 and self.values[-1] < 2**16
+        """Return whether 8-bit values were multiplied by 257, or shifted by 8 bits, to fill 16 bits; see `_FOREIGN`."""
+        if self.values[0] < 0 or not _DARKEST_SCALED <= self.values[-1] < 2**16:
+            return False
+        max_foreign = _FOREIGN * self.counts.sum()
+        copied, shifted = (self.values % factor == 0 for factor in (257, 256))
+        if self.counts[~copied].sum() <= max_foreign:
+            return True
+        return bool(self.counts[~shifted].sum() <= max_foreign and shifted.sum() > _FEW_LEVELS)
 
     def bits(self) -> int:
         """Return the bits of the largest value, at least 8; hot pixels and the few brightest ones do not count.
