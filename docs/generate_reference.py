@@ -423,7 +423,8 @@ def recipes_page() -> str:
         " field is an error that names the nearest known one. `pneumoscope recipes NAME` prints an included recipe. Override"
         " single fields with `--set`, for example `--set training.epochs=3`. `none` unsets a field whose default is"
         ' none: `--set data.age_range=none`, or `age_range = "none"` in a file. A run stores its recipe, with all defaults filled'
-        " in, as `recipe.toml`.\n",
+        " in, as `recipe.toml`. Another distribution can add recipes: its entry point in the group `pneumoscope.recipes` names"
+        " a package of TOML files.\n",
         "## Included recipes\n",
         _table(
             ("recipe", "description", "network", "weights", "pixels", "optimizer", "batch", "epochs"),

@@ -1,5 +1,6 @@
 """Recipes: validation with the field in the error, overrides, and TOML round trips."""
 
+import sys
 import tomllib
 
 import pytest
@@ -32,19 +33,37 @@ def test_any_text_round_trips_through_toml(about):
     assert tomllib.loads(text)["about"] == about
 
 
-def test_recipes_of_another_distribution_are_known_and_replace_none(tmp_path, monkeypatch):
-    package = tmp_path / "other_recipes"
+def install_recipes(folder, monkeypatch, names, code=""):
+    """Write the distribution `other`, whose entry point names a package of recipes, and add it to the path."""
+    package = folder / "other_recipes"
     package.mkdir()
-    for name in ("theirs", "quick"):
+    package.joinpath("__init__.py").write_text(code)
+    for name in names:
         package.joinpath(f"{name}.toml").write_text(read_recipe("quick", ["training.seed=7"]).to_toml())
-    metadata = tmp_path / "other-1.0.dist-info"
+    metadata = folder / "other-1.0.dist-info"
     metadata.mkdir()
     metadata.joinpath("METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
     metadata.joinpath("entry_points.txt").write_text("[pneumoscope.recipes]\nother = other_recipes\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "other_recipes", raising=False)
+
+
+def test_recipes_of_another_distribution_are_known_and_replace_none(tmp_path, monkeypatch):
+    install_recipes(tmp_path, monkeypatch, ["theirs", "quick", "alexnet-sgd"])
 
     assert read_recipe("theirs").training.seed == 7
     assert read_recipe("quick").training.seed == 0
+
+
+def test_distribution_whose_recipes_cannot_be_read_is_named(tmp_path, monkeypatch):
+    install_recipes(tmp_path, monkeypatch, [], "import no_such_module")
+
+    assert read_recipe("quick").name == "quick"
+    with pytest.raises(
+        RecipeError, match=r"cannot read the recipes of the distribution 'other': .*no_such_module"
+    ) as error:
+        read_recipe("theirs")
+    assert "pip uninstall other" in str(error.value.hint)
 
 
 @pytest.mark.parametrize(

@@ -43,10 +43,24 @@ _USUAL_NAMES = {
 
 
 def known_recipes() -> dict[str, str]:
-    """Return all recipes as {name: TOML text}: the general ones, then those of packages with an entry point for recipes."""
+    """Return all recipes as {name: TOML text}: the general ones, then those of packages with an entry point for recipes.
+
+    If two have the same name, the general one or else the first one counts.
+
+    Raises:
+        RecipeError: A package cannot be imported.
+    """
     recipes = packaged_recipes()
     for entry_point in entry_points(group=_ENTRY_POINTS):
-        recipes = recipes | packaged_recipes(entry_point.value) | recipes  # the names of the former do not change
+        try:
+            found = packaged_recipes(entry_point.value)
+        except Exception as error:  # importing a package runs its code
+            distribution = entry_point.dist.name if entry_point.dist else entry_point.value
+            raise RecipeError(
+                f"cannot read the recipes of the distribution {distribution!r}: {error}",
+                hint=f"Repair or remove it: pip uninstall {distribution}",
+            ) from error
+        recipes |= {name: text for name, text in found.items() if name not in recipes}
     return recipes
 
 
@@ -70,7 +84,9 @@ def read_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:
         UnknownNameError: `source` is neither a known recipe nor a file.
         RecipeError: The text is not TOML, a field is unknown, or a value is invalid.
     """
-    recipes = known_recipes()
+    recipes = packaged_recipes()
+    if source not in recipes:
+        recipes = known_recipes()
     if source in recipes:
         text, name = recipes[source], f"recipe {source}"
     elif Path(source).is_file():
