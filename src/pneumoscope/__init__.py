@@ -131,7 +131,8 @@ def __getattr__(name: str) -> object:
         if name not in _EXTRAS:
             raise
         return _missing(name, error.name or "")
-    globals()[name] = value
+    if name in __all__:
+        globals()[name] = value
     return value
 
 

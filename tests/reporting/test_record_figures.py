@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import pneumoscope
 from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.multiclass_results import MulticlassComparison, MulticlassEvaluation
@@ -60,6 +61,10 @@ def test_evaluation_has_the_figures_of_its_report(evaluated: tuple[list[Path], l
     assert {"flow-0", "roc", "pr", "reliability-0", "histogram-0", "decision-curves", "metric-auroc"} <= set(found)
     assert found == {name: svg for name, svg in expected.items() if not name.startswith("curves-")}
     assert evaluation.figures["roc"] is evaluation.figures["roc"]
+    with pytest.raises(AttributeError):
+        evaluation.figures.clear()  # type: ignore[attr-defined]
+    assert set(dir(pneumoscope)) >= set(pneumoscope.__all__)
+    assert "draw_record" not in dir(pneumoscope)
 
 
 def test_evaluation_without_the_balanced_point_is_drawn_at_its_first_one(shared_maker: Any) -> None:
@@ -159,7 +164,8 @@ def test_record_without_its_images_has_no_figures(
         assert changed == record
         with pytest.raises(UsageError, match=f"this {type(record).__name__} has no scored images") as caught:
             _ = changed.figures
-        assert "report(runs)" in caught.value.hint
+        several = isinstance(record, MulticlassEvaluation | MulticlassComparison)
+        assert f"`report{'_multiclass' if several else ''}(runs)`" in caught.value.hint
 
 
 def test_figure_is_saved_in_the_format_of_the_extension(

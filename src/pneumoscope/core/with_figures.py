@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pneumoscope.core.errors import UsageError
@@ -40,15 +41,17 @@ class WithFigures:
             RunError: A file of the run, which its learning curves are drawn from, is missing or damaged.
         """
         if not hasattr(self, "_source"):
+            suffix = "_multiclass" if type(self).__name__.startswith("Multiclass") else ""
             raise UsageError(
                 f"this {type(self).__name__} has no scored images to draw figures from",
-                hint="Take the one that `evaluate` or `compare` returned, or the figures of `report(runs)`",
+                hint=f"Use the record that `evaluate{suffix}` or `compare{suffix}` returned, or the figures of `report{suffix}(runs)`",
             )
         if not hasattr(self, "_drawn"):
             # Resolved on first use by the top of the package, because the layer that draws is above this one.
             from pneumoscope import draw_record
 
-            object.__setattr__(self, "_drawn", draw_record(self, self._source))  # the record is frozen
+            drawn = MappingProxyType(dict(draw_record(self, self._source)))
+            object.__setattr__(self, "_drawn", drawn)  # the record is frozen
         return self._drawn
 
 
