@@ -102,7 +102,7 @@ def test_bundles_that_are_evaluated_in_memory_have_figures(evaluated: tuple[list
     root = runs[0].parents[1]
     bundles = [run / "bundle" for run in runs]
     comparison = compare(bundles, data=root / "drawn", ledger=root / "bundles.jsonl")
-    expected = drawn(report(runs).figures)
+    expected = drawn(report(runs, operating_point="half").figures)
     assert drawn(comparison.figures)["roc"] == expected["roc"]
 
 
@@ -173,7 +173,7 @@ def test_figure_is_saved_in_the_format_of_the_extension(
 ) -> None:
     run = evaluated[0][0]
     figure = compare([run]).figures["roc"]
-    files = report([run]).write(tmp_path / "report").figures
+    files = report([run], operating_point="half").write(tmp_path / "report").figures
     for suffix in ("svg", "pdf", "png"):
         (written,) = (file for file in files if file.name == f"roc.{suffix}")
         assert figure.save(tmp_path / f"figure.{suffix}").read_bytes() == written.read_bytes()

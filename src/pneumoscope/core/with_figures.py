@@ -44,7 +44,8 @@ class WithFigures:
             suffix = "_multiclass" if type(self).__name__.startswith("Multiclass") else ""
             raise UsageError(
                 f"this {type(self).__name__} has no scored images to draw figures from",
-                hint=f"Use the record that `evaluate{suffix}` or `compare{suffix}` returned, or the figures of `report{suffix}(runs)`",
+                hint=f"Use the record that `evaluate{suffix}` or `compare{suffix}` returned, or the figures of"
+                f" `report{suffix}(runs)`",
             )
         if not hasattr(self, "_drawn"):
             # Resolved on first use by the top of the package, because the layer that draws is above this one.
