@@ -27,11 +27,11 @@ __all__ = ["DISPLAY_ELEMENTS", "MAX_INLINE", "read_part"]
 MAX_INLINE = 1024  # bytes of a binary value in a header as DICOM JSON
 _BINARY = ("OB", "OD", "OF", "OL", "OV", "OW", "UN")
 # Elements that describe gray levels (PS3.3 C.11.1, C.11.2, C.7.6.3).
-_LUTS = ("ModalityLUTSequence", "VOILUTSequence")
 DISPLAY_ELEMENTS = (
-    "PhotometricInterpretation", "SamplesPerPixel", "RescaleIntercept", "RescaleSlope", "RescaleType",
-    "WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction", *_LUTS,
+    "PhotometricInterpretation", "SamplesPerPixel", "RescaleIntercept", "RescaleSlope", "RescaleType", "ModalityLUTSequence",
+    "WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction", "VOILUTSequence",
 )  # fmt: skip
+_LUTS = ("ModalityLUTSequence", "VOILUTSequence")
 _LUT_ELEMENTS = ("LUTDescriptor", "LUTExplanation", "ModalityLUTType", "LUTData")
 _MAX_LUTS = 16
 _MAX_VALUES = 100  # of an element that describes gray levels: windows
