@@ -20,7 +20,7 @@ help:
 	@echo "make check               format, lint, types and import contracts, as pre-commit calls it"
 	@echo "make bench               measure speed; writes results/benchmarks/"
 	@echo "make docs                build the documentation in site/"
-	@echo "make messages            update the message catalogues of src/pneumoscope/locale/ and compile them"
+	@echo "make messages            update the message catalogs of src/pneumoscope/locale/ and compile them"
 	@echo "make clean               remove the virtual environments and the demo"
 
 define REQUIRE_PYTHON

@@ -70,8 +70,12 @@ def _file(body: bytes, syntax: bytes = _EXPLICIT) -> bytes:
     return bytes(128) + b"DICM" + _element(0x00020000, b"UL", struct.pack("<I", len(meta))) + meta + body
 
 
-def header_bombs() -> dict[str, bytes]:
-    """Return files of up to 4 MiB whose headers take long to parse, or are too much for what stores them."""
+def header_bombs(*, after_columns: bool = False) -> dict[str, bytes]:
+    """Return files of up to 4 MiB whose headers take long to parse, or are too much for what stores them.
+
+    Args:
+        after_columns: Whether they begin with the elements of an image up to Columns (0028,0011), at which `read_header` stops.
+    """
     item, end_of_item, end = (struct.pack("<HHI", 0xFFFE, tag, size) for tag, size in (
         (0xE000, _UNDEFINED), (0xE00D, 0), (0xE0DD, 0)
     ))  # fmt: skip
@@ -79,23 +83,34 @@ def header_bombs() -> dict[str, bytes]:
     sequence = struct.pack("<HH", 8, 0x1140) + b"SQ\0\0" + struct.pack("<I", _UNDEFINED)
     private = struct.pack("<HH", 9, 0x1010) + b"UN\0\0" + struct.pack("<I", _UNDEFINED)
     size = 4 * _MIB - 500
-    uids = _implicit(0x00080016, b"1.2 ") + _implicit(0x00080018, b"1.3 ")
     charset = _element(0x00080005, b"CS", b"A\\" * 32_000)
-    return {
-        "empty elements": _file(b"".join(struct.pack("<HH", 9, n & 0xFFFF) + b"LO\0\0" for n in range(size // 8))),
-        "empty implicit elements": _file(
-            b"".join(struct.pack("<HHI", 8 + 2 * (n >> 16), n & 0xFFFF, 0) for n in range(size // 8)), _IMPLICIT
+    explicit = {
+        "empty elements": b"".join(struct.pack("<HH", 9, n & 0xFFFF) + b"LO\0\0" for n in range(size // 8)),
+        "nested sequences": (sequence + item) * (size // 20),
+        "sequence of empty items": sequence + empty_item * (size // 8),
+        "empty sequences": (sequence + end) * (size // 20),
+        "private sequence of empty items": private + empty_item * (size // 8),
+        "nested character sets": (sequence + item + charset + end_of_item + end) * 64,
+    }
+    implicit = {
+        "empty implicit elements": b"".join(
+            struct.pack("<HHI", 8 + 2 * (n >> 16), n & 0xFFFF, 0) for n in range(size // 8)
         ),
-        "nested sequences": _file((sequence + item) * (size // 20)),
-        "sequence of empty items": _file(sequence + empty_item * (size // 8)),
-        "empty sequences": _file((sequence + end) * (size // 20)),
-        "private sequence of empty items": _file(private + empty_item * (size // 8)),
-        "character sets": _file(_implicit(0x00080005, b"A\\" * (size // 2)), _IMPLICIT),
-        "nested character sets": _file((sequence + item + charset + end_of_item + end) * 64),
-        "escape sequences": _file(uids + _implicit(0x00100010, b"\x1b$B!!" * (size // 5)), _IMPLICIT),
-        "values of a name": _file(uids + _implicit(0x00100010, b"\\" * size), _IMPLICIT),
-        "values of other patient IDs": _file(uids + _implicit(0x00101000, b"\\" * size), _IMPLICIT),
-        "long name": _file(uids + _implicit(0x00100010, b"A" * size), _IMPLICIT),
+        "character sets": _implicit(0x00080005, b"A\\" * (size // 2)),
+        "escape sequences": _implicit(0x00100010, b"\x1b$B!!" * (size // 5)),
+        "values of a name": _implicit(0x00100010, b"\\" * size),
+        "values of other patient IDs": _implicit(0x00101000, b"\\" * size),
+        "long name": _implicit(0x00100010, b"A" * size),
+    }
+    # pydicom reads elements in any order.
+    uids = _implicit(0x00080016, b"1.2 ") + _implicit(0x00080018, b"1.3 ")
+    number = struct.pack("<H", 8)
+    image = uids + b"".join(_implicit(tag, number) for tag in (0x00280010, 0x00280011, 0x00280100))
+    explicit_image = _element(0x00080016, b"UI", b"1.2 ") + _element(0x00080018, b"UI", b"1.3 ") + b"".join(
+        _element(tag, b"US", number) for tag in (0x00280010, 0x00280011, 0x00280100)
+    )  # fmt: skip
+    return {name: _file((explicit_image if after_columns else b"") + body) for name, body in explicit.items()} | {
+        name: _file((image if after_columns else uids) + body, _IMPLICIT) for name, body in implicit.items()
     }
 
 

@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.service.dicom.result_objects import HEADERS, PREDICTIONS, image_file, objects
 
 from pneumoscope.dicomweb.client import ANY_SYNTAX, MAX_BYTES, MODALITIES, PAGE
+from pneumoscope.imaging.dicom_parts import DISPLAY_ELEMENTS, MAX_INLINE
 from pneumoscope.service.dicom import (
     commitment,
     delivery,
-    instance_content,
     pull_move,
     receiver,
     results,
@@ -31,7 +31,7 @@ from pneumoscope.service.dicom import (
 )
 from pneumoscope.service.dicom.codes import PRIVATE_SCHEME
 from pneumoscope.service.dicom.configuration import ResultSettings
-from pneumoscope.service.dicom.header import DISPLAY_ELEMENTS, HEADER_ELEMENTS
+from pneumoscope.service.dicom.header import HEADER_ELEMENTS
 from pneumoscope.service.dicom.matching import ATTRIBUTES, COUNTS, DEFAULT_LIMIT, MAX_LIMIT
 from pneumoscope.service.dicom.media_types import JSON_TYPES
 from pneumoscope.service.dicom.node_settings import (
@@ -345,7 +345,7 @@ def _web_limits() -> list[str]:
                 ("images of a retrieve", f"{stored_instances.MAX_RETRIEVED:,}, each with its results; 413 beyond"),
                 (
                     "binary values in `/metadata`",
-                    f"{instance_content.MAX_INLINE:,} bytes; longer ones and pixels are left out",
+                    f"{MAX_INLINE:,} bytes; longer ones and pixels are left out",
                 ),
             ),
         ),

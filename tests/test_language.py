@@ -44,6 +44,7 @@ BANNED = {
     r"\bno (image|film|name|number|path|hash|key) is so\b": "no match",
     r"(?<=[\w,`)'\"] )(?<!there )\b(is|are|was|were) no "
     r"(?!(?:faster|higher|larger|less|longer|lower|more|narrower|slower|smaller|wider)\b)": "is not a ..., are not ...",
+    r"pseudonymis|anonymis|colour|labelled\b|normalis|recognis|\bcatalogues?\b": "the American spelling",
     r"\ba stranger\b|\bstrangers?'s?\b": "untrusted",
     r"\baudit[- ]trails?\b": "audit log",
     r"\blooks? at (the )?test images\b|\bevery look\b|\btest look\b": "test-set evaluation",
@@ -104,6 +105,8 @@ def test_no_banned_word_or_phrase() -> None:
         "a program that is no PACS",
         "files that are no images",
         "a path that is no folder",
+        "--pseudonymise",
+        "Pages are normalised",
     ],
 )
 def test_the_check_finds_banned_phrases(text: str) -> None:

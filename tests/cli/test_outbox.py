@@ -67,7 +67,7 @@ def test_list_states_the_next_attempt_and_fits_in_110_columns(folder):
     outbox, time = Outbox(engine), datetime(2026, 1, 2, 4, tzinfo=UTC)
     outbox.record_unreachable("PACS", "calling_ae_title_not_recognized", time)
     (first, *_) = outbox.due("archive", time, 10)
-    outbox.record_delivered([first], time, asks_commitment=True)
+    outbox.record_delivered([first], time, requests_commitment=True)
     engine.dispose()
     found = listed(folder, "--state", "waiting", "--state", "delivered")
     assert [(each["state"], each["next_attempt"]) for each in found] == [
@@ -136,11 +136,11 @@ def test_results_without_commitment_are_listed_and_sent_again_by_number(folder):
     engine, time = open_database(folder), datetime(2026, 1, 2, 4, tzinfo=UTC)
     outbox, commitments = Outbox(engine), Commitments(engine)
     first, second = outbox.due("PACS", time, 10)
-    outbox.record_delivered([first, second], time, asks_commitment=True)
+    outbox.record_delivered([first, second], time, requests_commitment=True)
     for _ in range(MAX_FAILURES):
         time += timedelta(hours=1)
         for waiting in outbox.due("PACS", time, 10):
-            outbox.record_delivered([waiting], time, asks_commitment=True)
+            outbox.record_delivered([waiting], time, requests_commitment=True)
         time += timedelta(hours=1)
         request = commitments.begin("PACS", time, timedelta(hours=1), 10)
         uids = frozenset({second.result_uid} & {each.result_uid for each in request.deliveries})

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from pneumoscope.cli import VERBS
+from pneumoscope.cli import VERBS, monitor
 from pneumoscope.core import errors
 from pneumoscope.imaging.decode import _type_reason
 from pneumoscope.imaging.file_type import FileType
@@ -58,6 +58,12 @@ def test_no_page_contains_a_python_object(pages: dict[str, str]) -> None:
 def test_every_command_and_error_has_a_section(pages: dict[str, str]) -> None:
     assert re.findall(r"^## pneumoscope ([\w-]+)$", pages["reference/cli.md"], re.MULTILINE) == list(VERBS)
     assert set(re.findall(r"^## (\w+)$", pages["reference/errors.md"], re.MULTILINE)) == set(errors.__all__)
+
+
+def test_every_exit_status_is_explained(pages: dict[str, str]) -> None:
+    section = pages["reference/cli.md"].partition("## Exit status\n")[2].partition("\n## ")[0]
+    of_errors = {getattr(errors, name).exit_status for name in errors.__all__}
+    assert set(map(int, re.findall(r"^\| (\d+) \|", section, re.MULTILINE))) == {0, monitor._ALARM, 130} | of_errors
 
 
 def test_every_error_has_an_example_unless_it_is_only_a_base_class(pages: dict[str, str]) -> None:

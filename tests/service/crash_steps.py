@@ -198,7 +198,7 @@ def deliver_results(repository, number, step):
 
 
 def request_commitment(repository, number, step):
-    """Ask the PACS to commit itself to what it has, and record its report, which comes later."""
+    """Request storage commitment from the PACS, and record its report, which comes later."""
     commitments, hour = Commitments(repository.engine), timedelta(hours=1)
     now = datetime.now(UTC) + timedelta(minutes=1)
     request = commitments.begin("PACS", now, hour, 100)

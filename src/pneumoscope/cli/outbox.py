@@ -46,7 +46,7 @@ def _selection_options(function: Callable[..., None]) -> Callable[..., None]:
 )  # fmt: skip
 @click.option(
     "--uncommitted", is_flag=True,
-    help="Instead, delivered results without the storage commitment that their destination is asked for.",
+    help="Instead, delivered results whose storage commitment is requested, but not confirmed.",
 )  # fmt: skip
 @service_database_options
 @json_option

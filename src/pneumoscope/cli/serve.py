@@ -64,7 +64,7 @@ class _Age(click.ParamType[timedelta]):
     help="Remove identities of patients, and names of files, that are older than this; predictions are kept.",
 )
 @click.option(
-    "--pseudonymise",
+    "--pseudonymize",
     "pseudonym_key",
     type=click.Path(path_type=Path),
     metavar="KEYFILE",

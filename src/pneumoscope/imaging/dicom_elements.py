@@ -11,11 +11,12 @@ from pydicom import Dataset, dcmread, uid
 from pydicom.filereader import read_partial
 from pydicom.tag import Tag
 
-__all__ = ["PREFIX", "read_elements", "read_first_elements"]
+__all__ = ["MAX_HEADER_BYTES", "PREFIX", "read_elements", "read_first_elements"]
 
 # Warnings of pydicom quote values of the header.
 warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
 
+MAX_HEADER_BYTES = 4 * 2**20  # of the elements before the pixels
 PREFIX = b"DICM"  # before the first element
 _META_BYTES = 2**14  # of a file, in which a transfer syntax is found
 

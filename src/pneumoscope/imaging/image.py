@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,12 @@ from pneumoscope.core.prediction import PatientAge, Rejection, WarningCode
 from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.imaging.pixel_values import PixelValues
 
-__all__ = ["MAX_PIXELS", "Acquisition", "GrayLevels", "Radiograph"]
+__all__ = ["MAX_PART_BYTES", "MAX_PIXELS", "Acquisition", "DicomPart", "GrayLevels", "Radiograph"]
 
 # The largest detectors have about 4,300 x 4,300 pixels; this is four times as many.
 MAX_PIXELS = 75_000_000
+DicomPart = Literal["header", "frame", "display"]  # see `dicom_parts`
+MAX_PART_BYTES: dict[DicomPart, int] = {"header": 2**24, "frame": 4 * MAX_PIXELS, "display": 2**22}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from pneumoscope.core.errors import UnreadableImageError, UsageError
 from pneumoscope.core.prediction import MAX_AGE, PatientAge
 from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.imaging.decode import decode
-from pneumoscope.imaging.image import Radiograph
+from pneumoscope.imaging.image import DicomPart, Radiograph
 from pneumoscope.imaging.pixel_values import PixelValues
 from pneumoscope.imaging.preprocess import PreprocessedImage, Preprocessing, preprocess_image
 
@@ -99,6 +99,18 @@ class ImageLoader:
         values = decode(image, name=name, allow_rejected=True, keep_values=True).values
         assert values is not None
         return values
+
+    def read_part(self, image: bytes, part: DicomPart) -> bytes:
+        """Return a part of a DICOM file; see `imaging.dicom_parts.read_part`.
+
+        Raises:
+            UnreadableImageError: The part cannot be read.
+        """
+        if self.pool:
+            return self.pool.read_part(image, part)
+        from pneumoscope.imaging.dicom_parts import read_part  # imports pydicom
+
+        return read_part(image, part)
 
     def preprocess(
         self, image: ImageSource, *, name: str = "", age: float | None = None, keep_radiograph: bool = False

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pneumoscope.core.errors import UnreadableImageError, UsageError
 from pneumoscope.core.prediction import AgeRequirement, Assumption, Prediction
-from pneumoscope.imaging.image import Radiograph
+from pneumoscope.imaging.image import DicomPart, Radiograph
 from pneumoscope.imaging.pixel_values import PixelValues
 from pneumoscope.imaging.preprocess import PreprocessedImage
 from pneumoscope.inference.batches import process_batches
@@ -208,6 +208,14 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
             UnreadableImageError: The image cannot be decoded.
         """
         return self._loader.decode_values(image, name=name)
+
+    def read_part(self, image: bytes, part: DicomPart) -> bytes:
+        """Return a part of a DICOM file: its header, its frame, or the description of its gray levels.
+
+        Raises:
+            UnreadableImageError: The part cannot be read.
+        """
+        return self._loader.read_part(image, part)
 
     def _stream(
         self,

@@ -144,7 +144,7 @@ def create_app(
     app.state.readiness = Readiness(model, repository)
     app.state.renderer = renderer
     app.state.stored_instances = StoredInstances(
-        repository, renderer, settings.dicom.results, is_pseudonymized=settings.pseudonymizer is not None
+        model, repository, renderer, settings.dicom.results, is_pseudonymized=settings.pseudonymizer is not None
     )
     routes = _add_routes(app, authenticator)
     _add_middleware(app, settings, metrics, routes, has_sign_in=openid_connect is not None)

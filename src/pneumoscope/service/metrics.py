@@ -87,7 +87,7 @@ class _ExchangeCollector(Collector):
         oldest = GaugeMetricFamily("pneumoscope_outbox_oldest_seconds", "Age of the first of them", labels=names)
         uncommitted = GaugeMetricFamily(
             "pneumoscope_outbox_uncommitted_results",
-            "Delivered results without the storage commitment that their destination is asked for",
+            "Delivered results whose storage commitment is requested, but not confirmed",
             labels=names,
         )
         commitment_failing = GaugeMetricFamily(

@@ -20,12 +20,13 @@ from pydicom import Dataset
 from pneumoscope.core.errors import GoneError, MissingExtraError, UnknownNameError, UnreadableImageError
 from pneumoscope.core.identity import Identity, is_other_patient
 from pneumoscope.core.prediction import Prediction
+from pneumoscope.imaging.dicom_elements import MAX_HEADER_BYTES
 from pneumoscope.imaging.header_identity import read_identity
 from pneumoscope.imaging.patient_age import read_age
 from pneumoscope.inference.model import Model
 from pneumoscope.inference.saliency import Heatmap, Layer
 from pneumoscope.service.dicom.configuration import ResultSettings
-from pneumoscope.service.dicom.header import decode_header, encode_header, read_display, read_header
+from pneumoscope.service.dicom.header import decode_header, encode_header, read_header
 from pneumoscope.service.storage.outbox_records import Delivery, ObjectKind, result_uid, states_study
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
@@ -200,8 +201,19 @@ class ImageRenderer:
             return parametric_map(result, heatmap)
         content = self._repository.image(prediction)
         if kind == "presentation_state":
-            return presentation_state(result, _display_of(content, header, prediction.id))
+            return presentation_state(result, self._display_of(content, header, prediction.id))
         return secondary_capture(result, heatmap.image if heatmap else self._model.decode(content))
+
+    def _display_of(self, file: bytes, header: Dataset, id: str) -> Dataset:
+        """Return the elements of a header that describe gray levels; another file with the same pixels may be stored."""
+        is_of_result = False
+        with contextlib.suppress(UnreadableImageError):
+            is_of_result = read_header(file).SOPInstanceUID == header.SOPInstanceUID
+        if not is_of_result:
+            raise UnknownNameError(
+                "window of the image of prediction", id, (), hint="The stored file is not the one of this result"
+            )
+        return Dataset.from_json(self._model.read_part(file[:MAX_HEADER_BYTES], "display").decode())
 
     def _heatmap_of_result(self, prediction: StoredPrediction, kind: ObjectKind) -> Heatmap | None:
         """Return the heatmap of a prediction; None if it was rejected, or if the model was replaced or has no heatmaps.
@@ -276,16 +288,6 @@ def _as_of_header(prediction: StoredPrediction, header: Dataset) -> StoredPredic
         parameters = {name: stated.get(name, value) for name, value in rejection.parameters.items()}
         rejection = dataclasses.replace(rejection, parameters=parameters)
     return dataclasses.replace(prediction, identity=stated_identity, age=age, rejection=rejection)
-
-
-def _display_of(file: bytes, header: Dataset, id: str) -> Dataset:
-    """Return the elements of a header that describe gray levels; another file with the same pixels may be stored."""
-    with contextlib.suppress(UnreadableImageError):
-        if read_header(file).SOPInstanceUID == header.SOPInstanceUID:
-            return read_display(file)
-    raise UnknownNameError(
-        "window of the image of prediction", id, (), hint="The stored file is not the one of this result"
-    )
 
 
 def _no_heatmap(id: str) -> UnknownNameError:

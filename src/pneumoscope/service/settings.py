@@ -55,7 +55,7 @@ class Settings:
         if self.keep_identities and not self.pseudonymizer and (self.keep is None or self.keep > self.keep_identities):
             raise UsageError(
                 "--keep-identities needs --keep of at most the same age: stored DICOM files contain identities",
-                hint="Pass a shorter --keep, or --pseudonymise, which stores images without their headers",
+                hint="Pass a shorter --keep, or --pseudonymize, which stores images without their headers",
             )
         if self.public_name and not re.fullmatch(_HOST_NAME, self.public_name):
             raise UsageError(
@@ -64,11 +64,11 @@ class Settings:
             )
         if self.pseudonymizer and self.dicom.receivers:
             raise UsageError(
-                "--pseudonymise stores no identity, and results cannot be sent without one",
-                hint="Set `destinations = []` in the DICOM configuration, or omit --pseudonymise",
+                "--pseudonymize stores no identity, and results cannot be sent without one",
+                hint="Set `destinations = []` in the DICOM configuration, or omit --pseudonymize",
             )
         if self.pseudonymizer and any(webhook.identifiers for webhook in self.dicom.webhooks):
             raise UsageError(
-                "--pseudonymise stores no identifiers, and a webhook asks for them",
-                hint="Remove `identifiers = true` from the DICOM configuration, or omit --pseudonymise",
+                "--pseudonymize stores no identifiers, and a webhook asks for them",
+                hint="Remove `identifiers = true` from the DICOM configuration, or omit --pseudonymize",
             )

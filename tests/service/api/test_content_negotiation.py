@@ -39,7 +39,7 @@ def test_preferred_type_is_chosen(accept, expected):
 @pytest.mark.parametrize(
     "accept", ["text/html", "image/png;q=0, image/jpeg;q=0.0", "image/*;q=0, text/html", "image/gif, ;;"]
 )
-def test_client_that_accepts_none_is_told_what_there_is(accept):
+def test_unacceptable_types_are_answered_with_406_and_the_available_types(accept):
     with pytest.raises(HTTPException, match="image/png or image/jpeg") as caught:
         chosen(accept)
     assert caught.value.status_code == 406

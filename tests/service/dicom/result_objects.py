@@ -17,16 +17,19 @@ from pneumoscope.core.interval import Interval
 from pneumoscope.core.population import Population
 from pneumoscope.core.prediction import Failure, ModelInfo, Prediction, Rejection, Uncertainty
 from pneumoscope.core.unreadable import UnreadableReason
+from pneumoscope.imaging.dicom_parts import read_part
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.inference.saliency import Heatmap
 from pneumoscope.service.dicom.configuration import ResultSettings
-from pneumoscope.service.dicom.header import read_display, read_header
+from pneumoscope.service.dicom.header import read_header
 from pneumoscope.service.dicom.overlays import parametric_map, presentation_state
 from pneumoscope.service.dicom.report import structured_report
 from pneumoscope.service.dicom.results import Result, rejection_note, secondary_capture
 from pneumoscope.service.storage.outbox_records import ObjectKind, result_uid
 
-__all__ = ["CHARACTER_SETS", "HEADERS", "PREDICTIONS", "Objects", "all_objects", "image_file", "objects"]
+__all__ = [
+    "CHARACTER_SETS", "HEADERS", "PREDICTIONS", "Objects", "all_objects", "image_file", "objects", "read_display",
+]  # fmt: skip
 
 CREATED = "2026-11-20T07:08:09.123456+00:00"
 _SIZE = 96  # pixels of each side
@@ -172,6 +175,11 @@ def heatmap(pixels: int = _SIZE) -> Heatmap:
     values = np.full((7, 7), -0.01, np.float32)
     values[4:6, 1:3] = 0.4
     return Heatmap(Radiograph(np.full((pixels, pixels), 100, np.uint8), "a.dcm", "DICOM", ""), values, "squash")
+
+
+def read_display(file: bytes) -> Dataset:
+    """Return the elements that describe the gray levels of an image."""
+    return Dataset.from_json(read_part(file, "display").decode())
 
 
 def objects(decision: str, file: bytes, name: str = "", settings: ResultSettings | None = None) -> Objects:

@@ -249,7 +249,7 @@ def test_result_that_is_never_committed_is_shown_as_failing(model, archive, at_o
         assert "Not committed" in page
         metrics = client.get("/metrics").text
         assert 'pneumoscope_outbox_commitment_failing_results{destination="PACS"}' in metrics
-    assert "PACS does not commit itself to 1 results: 0112" in caplog.text
+    assert "Storage commitment of 1 results failed at PACS: 0112" in caplog.text
 
 
 def test_peer_without_storage_commitment_keeps_results_as_delivered(model, archive, at_once, caplog):
@@ -259,7 +259,7 @@ def test_peer_without_storage_commitment_keeps_results_as_delivered(model, archi
     with service(model, archive) as (client, repository):
         receive(client)
         wait_for_delivery(repository, 2)
-        wait_until(lambda: "does not offer storage commitment" in caplog.text, "no warning")
+        wait_until(lambda: "does not support storage commitment" in caplog.text, "no warning")
         wait_until(
             lambda: {each.error for each in repository.outbox.find(("delivered",))} == {"commitment_not_offered"}, ""
         )
@@ -321,7 +321,7 @@ def test_result_for_which_a_request_is_refused_delays_no_other(model, archive, a
         archive.refuses_requests_with_first = False
         wait_for_commitment(repository, ["committed", "committed"])
     place = f"PACS (ARCHIVE at 127.0.0.1, port {archive.port})"
-    assert f"{place} refused a request for storage commitment to 1 results: status_0110" in caplog.text
+    assert f"{place} rejected a request for storage commitment of 1 results: status_0110" in caplog.text
 
 
 def test_report_after_a_restart_is_recorded(model, archive, at_once, tmp_path):
@@ -529,7 +529,7 @@ def deliver(repository, sop_instance_uid, time):
     subject = ResultSubject("ab" * 16, "", "cd" * 32, "balanced", sop_instance_uid, "{}")
     with write_transaction(repository.engine) as connection:
         enqueue(connection, subject, ["PACS"], ["structured_report"], time.isoformat())
-    repository.outbox.record_delivered(repository.outbox.due("PACS", time, 1), time, asks_commitment=True)
+    repository.outbox.record_delivered(repository.outbox.due("PACS", time, 1), time, requests_commitment=True)
 
 
 def test_silent_peer_is_asked_again_with_another_transaction(archive, repository):

@@ -214,7 +214,7 @@ def exchange_rows(repository):
         ]
 
 
-def test_pseudonymised_service_keeps_no_identifier_of_a_received_instance(model):
+def test_pseudonymized_service_keeps_no_identifier_of_a_received_instance(model):
     repository = PredictionRepository(None)
     settings = Settings(dicom=DicomConfiguration(quiet_seconds=0), pseudonymizer=Pseudonymizer(b"k" * 32))
     with TestClient(create_app(model, repository, settings), base_url="http://127.0.0.1:8000") as client:

@@ -1,21 +1,103 @@
 """Hostile files, PDUs and clients at the DICOM port and at STOW-RS; `benchmarks/dicom_hostile.py` sends more of them."""
 
+import io
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
+import pydicom
 import pytest
+from fastapi.testclient import TestClient
+from pydicom.uid import generate_uid
 from tests.benchmarks.loading import load_benchmark
+from tests.images import dicom
+from tests.service.conftest import post, problem
+
+from pneumoscope.core.errors import UnreadableImageError
+from pneumoscope.imaging.image import MAX_PART_BYTES
+from pneumoscope.imaging.sandbox.pool import DecodePool, Limits
+from pneumoscope.inference.model import Model
+from pneumoscope.service.app import create_app
+from pneumoscope.service.storage.repository import PredictionRepository
 
 pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
 pytest.importorskip("highdicom", reason="[pacs] is not installed")
 pytestmark = pytest.mark.slow  # objects are exchanged with another node
 benchmark = load_benchmark("dicom_hostile")
 
+# A bomb that runs into the limit on processor time fails in a second.
+LIMITS = Limits(memory=2**30, cpu_seconds=60, part_cpu_seconds=1, wall_seconds=60)
+MAX_OWN_SECONDS = 0.5  # processor time of this process for a part
+DEADLINE = 120  # of a request, seconds
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with DecodePool(1, limits=LIMITS) as made:
+        yield made
+
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", list(benchmark.header_bombs()))
 def test_header_of_4_mib_is_refused_at_once(name):
     assert benchmark.header_seconds(benchmark.header_bombs()[name]) < benchmark.MAX_HEADER_SECONDS
+
+
+@pytest.mark.parametrize("part", ["header", "frame", "display"])
+@pytest.mark.parametrize("name", list(benchmark.header_bombs()))
+def test_bomb_beyond_columns_costs_the_service_no_time(pool, name, part):
+    bomb = benchmark.header_bombs(after_columns=True)[name]
+    start = time.process_time()
+    code, size = "", 0
+    try:
+        size = len(pool.read_part(bomb, part))
+    except UnreadableImageError as error:
+        code = error.reason.code
+    assert time.process_time() - start < MAX_OWN_SECONDS
+    assert size <= MAX_PART_BYTES[part]
+    assert code in (
+        "", "dicom_header_not_readable", "dicom_file_not_readable", "processor_time_limit_exceeded", "memory_limit_exceeded",
+    )  # fmt: skip
+
+
+def stored_bomb(level, items):
+    """Return an image with a sequence of empty items after Columns."""
+    uids = {name: generate_uid() for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")}
+    content = dicom(level, **uids, PatientID="7", PatientAge="003Y")
+    sequence = b"\x29\x00\x10\x10SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\0\0\0\0" * items
+    at = content.index(b"\xe0\x7f\x10\x00")
+    return content[:at] + sequence + b"\xfe\xff\xdd\xe0\0\0\0\0" + content[at:]
+
+
+@pytest.mark.parametrize("rest", ["metadata", "frames/1"])
+def test_stored_bomb_is_a_problem_and_the_service_stays_responsive(model, pool, rest):
+    app = create_app(Model(model._session, pool=pool), PredictionRepository(None))
+    with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as client:
+        bomb, ordinary = stored_bomb(100, items=200_000), stored_bomb(180, items=1)
+        post(client, bomb, ordinary)
+        paths = []
+        for content in (bomb, ordinary):
+            header = pydicom.dcmread(io.BytesIO(content), specific_tags=["StudyInstanceUID"], stop_before_pixels=True)
+            (found,) = client.get(
+                "/dicom-web/instances", params={"StudyInstanceUID": header.StudyInstanceUID, "Modality": "DX"}
+            ).json()
+            series, instance = (found[tag]["Value"][0] for tag in ("0020000E", "00080018"))
+            paths.append(f"/dicom-web/studies/{header.StudyInstanceUID}/series/{series}/instances/{instance}/{rest}")
+        start, answers = time.process_time(), 0
+        with ThreadPoolExecutor(1) as executor:
+            waiting = executor.submit(client.get, paths[0])
+            deadline = time.monotonic() + DEADLINE
+            while not waiting.done():
+                assert client.get("/healthz").status_code == 200
+                assert time.monotonic() < deadline, "the request of the bomb does not end"
+                answers += 1
+                time.sleep(0.05)
+            found = problem(waiting.result(timeout=DEADLINE), 422, "decode_timeout")
+        assert "more than 1 s of processor time" in found["detail"]
+        assert answers
+        assert time.process_time() - start < MAX_OWN_SECONDS + 0.05 * answers
+        assert client.get(paths[1]).status_code == 200
 
 
 def test_mutated_files_are_reproducible():

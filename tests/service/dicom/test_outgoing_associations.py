@@ -91,7 +91,7 @@ def test_peer_that_answers_is_reached():
         assert reason(port) == ""
 
 
-def test_port_on_which_nobody_listens_is_refused():
+def test_closed_port_is_reported_as_connection_refused():
     assert reason(closed_port()) == "connection_refused"
 
 
@@ -156,7 +156,7 @@ def test_title_that_is_not_that_of_the_peer_is_stated():
         assert reason(port, title="OTHER") == "called_ae_title_not_recognized"
 
 
-def test_peer_that_stores_nothing_of_ours_is_no_peer_that_is_away():
+def test_peer_that_rejects_the_sop_class_is_not_reported_as_unreachable():
     with peer() as port:
         assert reason(port, context=CT) == "sop_class_not_accepted"
 

@@ -23,7 +23,7 @@ from pneumoscope.imaging.image import Radiograph
 from pneumoscope.inference.saliency import Heatmap
 from pneumoscope.service.dicom.configuration import ResultSettings
 from pneumoscope.service.dicom.configuration_file import read_configuration
-from pneumoscope.service.dicom.header import decode_header, encode_header, read_display, read_header
+from pneumoscope.service.dicom.header import decode_header, encode_header, read_header
 
 pytest.importorskip("highdicom", reason="[pacs] is not installed")
 from tests.service.dicom import result_objects as matrix
@@ -250,7 +250,7 @@ def test_rejection_by_the_network_states_the_value_and_the_limit_in_every_object
     result = Result("1.2.3", prediction, matrix.CREATED, read_header(file), ResultSettings(), matrix._POPULATION)
     reason = "Probability of an upright chest radiograph: 0.125; rejected below 0.500"
     assert item(read(structured_report(result)), "explanation").TextValue.endswith(reason)
-    (annotation,) = read(presentation_state(result, read_display(file))).GraphicAnnotationSequence
+    (annotation,) = read(presentation_state(result, matrix.read_display(file))).GraphicAnnotationSequence
     assert reason in annotation.TextObjectSequence[0].UnformattedTextValue
     secondary_capture(result, matrix.heatmap().image)
     assert reason in " ".join(each.strip() for each in drawn)
@@ -266,7 +266,7 @@ def test_warnings_are_stated_in_every_object(chinese_font, monkeypatch):
     result = Result("1.2.3", prediction, matrix.CREATED, read_header(file), settings, matrix._POPULATION)
     sentences = [warning_message(each) for each in warnings]
     assert texts(read(structured_report(result)), "warning") == sentences
-    (annotation,) = read(presentation_state(result, read_display(file))).GraphicAnnotationSequence
+    (annotation,) = read(presentation_state(result, matrix.read_display(file))).GraphicAnnotationSequence
     english, chinese = annotation.TextObjectSequence[0].UnformattedTextValue.split("\r\n")
     assert "Warning: Age not stated, View not stated. Research" in english
     assert "警告：未記載年齡、未記載攝影方向。" in chinese
@@ -281,7 +281,7 @@ def test_report_and_presentation_state_warn_of_an_age_that_contradicts_the_dates
     result = Result("1.2.3", prediction, matrix.CREATED, read_header(file), ResultSettings(), matrix._POPULATION)
     (warning,) = texts(read(structured_report(result)), "warning")
     assert warning.startswith("Contradictory age: 4 years stated, 36 years by birth date and study date")
-    (annotation,) = read(presentation_state(result, read_display(file))).GraphicAnnotationSequence
+    (annotation,) = read(presentation_state(result, matrix.read_display(file))).GraphicAnnotationSequence
     assert "Contradictory age: 4 years stated" in annotation.TextObjectSequence[0].UnformattedTextValue
 
 

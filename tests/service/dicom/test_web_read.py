@@ -368,11 +368,11 @@ def test_headers_of_a_study_are_read_one_after_the_other_while_they_are_sent():
     class Stored:
         async def metadata(self, name):
             read.append(name)
-            return {"name": name}
+            return json.dumps({"name": name}).encode()
 
     async def receive():
         found = []
-        async for chunk in web_read._header_list(Stored(), ["a", "b", "c"], {"name": "a"}):
+        async for chunk in web_read._header_list(Stored(), ["a", "b", "c"], b'{"name": "a"}'):
             found.append((chunk, list(read)))
         return found
 

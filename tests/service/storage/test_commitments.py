@@ -46,7 +46,7 @@ class Sent:
         """Deliver what is due within a day, and wait until its commitment is to be requested."""
         due = self.outbox.due("PACS", self.now + timedelta(days=1), 10)
         for each in due:
-            self.outbox.record_delivered([each], self.now, asks_commitment=True)
+            self.outbox.record_delivered([each], self.now, requests_commitment=True)
         self.now += timedelta(seconds=10)
         return len(due)
 
@@ -276,7 +276,7 @@ def test_object_whose_identity_was_removed_can_be_committed_but_is_not_sent_agai
 
 
 @pytest.mark.parametrize("destinations", [[], ["archive"]])
-def test_refusal_is_forgotten_where_commitment_is_not_asked_for_any_more(sent, destinations):
+def test_failed_commitments_are_cleared_when_commitment_is_disabled(sent, destinations):
     for _ in range(MAX_FAILURES):
         sent.report(sent.request(), failed=sent.uids)
         sent.deliver()
@@ -288,7 +288,7 @@ def test_refusal_is_forgotten_where_commitment_is_not_asked_for_any_more(sent, d
 
 
 @pytest.mark.parametrize("bad", [0, 37, 99])
-def test_object_that_causes_refusals_is_finally_requested_alone_and_delays_no_other(repository, bad):
+def test_object_that_causes_rejections_is_finally_requested_alone_without_delaying_others(repository, bad):
     """The oldest hundred objects have the one that the peer refuses; two hundred others follow."""
     sent = Sent(repository.engine)
     add_delivered(repository.engine, 300, "pending")
@@ -302,7 +302,7 @@ def test_object_that_causes_refusals_is_finally_requested_alone_and_delays_no_ot
         while request := sent.request():
             uids = [each.result_uid for each in request.deliveries]
             if refused in uids:
-                sent.commitments.record_refused(request.transaction_uid, 0x0110, sent.now)
+                sent.commitments.record_rejected(request.transaction_uid, 0x0110, sent.now)
                 sizes.append(len(uids))
             else:
                 sent.commitments.record_accepted(request.transaction_uid, sent.now, HOUR)
@@ -318,10 +318,25 @@ def test_object_that_causes_refusals_is_finally_requested_alone_and_delays_no_ot
     assert (row.state, row.commitment, row.error) == ("delivered", "pending", "status_0110")
 
 
-def test_refused_objects_do_not_delay_others(sent):
+def test_rejection_is_known_after_the_service_was_killed_during_the_next_request(sent):
+    refused = sent.request(limit=1)
+    sent.commitments.record_rejected(refused.transaction_uid, 0x0110, sent.now)
+    sent.now += timedelta(seconds=5)
+    others = sent.request(limit=1)
+    sent.request(limit=1)  # the outcome of this one is not recorded
+    sent.now += 2 * HOUR
+    first, second = sent.request(limit=2), sent.request(limit=2)
+    assert [each.result_uid for each in first.deliveries] == [each.result_uid for each in others.deliveries]
+    assert [each.result_uid for each in second.deliveries] == [each.result_uid for each in refused.deliveries]
+    sent.commitments.record_accepted(second.transaction_uid, sent.now, HOUR)
+    sent.now += 48 * HOUR
+    assert len(sent.request(limit=2).deliveries) == 2
+
+
+def test_rejected_objects_do_not_delay_others(sent):
     """Each of the others is requested before a refused one is requested again, however long that has been due."""
     refused = sent.request(limit=1)
-    sent.commitments.record_refused(refused.transaction_uid, 0x0110, sent.now)
+    sent.commitments.record_rejected(refused.transaction_uid, 0x0110, sent.now)
     sent.now += timedelta(minutes=15)
     (first,) = sent.request(limit=1).deliveries
     assert first.result_uid != refused.deliveries[0].result_uid
@@ -329,9 +344,9 @@ def test_refused_objects_do_not_delay_others(sent):
     assert second.result_uid == refused.deliveries[0].result_uid
 
 
-def test_request_that_fails_for_another_reason_is_no_refusal(sent):
+def test_failed_request_is_not_counted_as_a_rejection(sent):
     request = sent.request()
-    sent.commitments.record_refused(request.transaction_uid, 0x0110, sent.now)
+    sent.commitments.record_rejected(request.transaction_uid, 0x0110, sent.now)
     sent.now += timedelta(seconds=5)
     request = sent.request(limit=2)
     assert len(request.deliveries) == 1
@@ -342,7 +357,7 @@ def test_request_that_fails_for_another_reason_is_no_refusal(sent):
     assert sent.request() is None
 
 
-def test_commitment_is_not_awaited_where_it_is_not_asked_for_any_more(sent):
+def test_commitment_is_not_awaited_after_it_is_disabled(sent):
     sent.request()
     sent.commitments.end(["PACS"])
     assert {each.commitment for each in sent.rows} == {"requested"}
@@ -440,7 +455,7 @@ def fail_all(sent):
 def confirm_all(sent):
     """Confirm what is being sent, also if it was cancelled or withdrawn meanwhile."""
     found = [each for each in sent.rows if each.kind != "rejection_note" and each.maybe_delivered]
-    sent.outbox.record_delivered(found, sent.now, asks_commitment=True)
+    sent.outbox.record_delivered(found, sent.now, requests_commitment=True)
     sent.now += timedelta(seconds=10)
 
 

@@ -123,6 +123,38 @@ def test_database_of_the_first_revision_is_migrated_and_still_verified(tmp_path,
 
 
 @pytest.mark.usefixtures("migrations")
+def test_rejected_request_of_an_earlier_revision_is_counted(tmp_path, database, monkeypatch):
+    upgrade = alembic.command.upgrade
+    with monkeypatch.context() as patch:
+        patch.setattr(alembic.command, "upgrade", lambda config, _: upgrade(config, "0020"))
+        engine = open_database(tmp_path / "data", database)
+    rows = [
+        ("pending", "status_0110", 3),
+        ("pending", "timeout", 3),
+        ("requested", "status_0110", 1),
+        ("", "status_a700", 0),
+    ]
+    with write_transaction(engine) as connection:
+        for number, (commitment, error, attempts) in enumerate(rows):
+            values = dict.fromkeys(
+                ("prediction_id", "failure_code", "model_sha256", "operating_point", "sop_instance_uid", "header",
+                 "withdrawn_uids", "created", "due"), ""
+            )  # fmt: skip
+            values |= {"number": number, "destination": "PACS", "kind": "secondary_capture", "result_uid": str(number),
+                       "attempts": 0, "state": "delivered", "error": error, "maybe_delivered": False,
+                       "commitment": commitment, "commitment_attempts": attempts}  # fmt: skip
+            names = ", ".join(values)
+            connection.execute(text(f"INSERT INTO outbox ({names}) VALUES (:{names.replace(', ', ', :')})"), values)
+    engine.dispose()
+
+    repository = PredictionRepository(tmp_path / "data", database)
+    with read_transaction(repository.engine) as connection:
+        found = connection.execute(text("SELECT commitment_rejections FROM outbox ORDER BY number")).scalars().all()
+    repository.close()
+    assert found == [3, 0, 1, 0]
+
+
+@pytest.mark.usefixtures("migrations")
 def test_record_of_an_unreadable_file_of_an_earlier_revision_has_a_message_only(tmp_path, database, monkeypatch):
     upgrade = alembic.command.upgrade
     with monkeypatch.context() as patch:

@@ -117,7 +117,7 @@ def test_crash_at_any_step_of_a_request_loses_no_commitment_and_counts_none_twic
         with write_transaction(repository.engine) as connection:
             enqueue(connection, subject, ["PACS"], KINDS, "2026-01-01T00:00:00.000000Z")
         due = repository.outbox.due("PACS", datetime.now(UTC), 100)
-        repository.outbox.record_delivered(due, datetime.now(UTC) - timedelta(minutes=1), asks_commitment=True)
+        repository.outbox.record_delivered(due, datetime.now(UTC) - timedelta(minutes=1), requests_commitment=True)
         repository.close()
         steps, killed = steps_until_killed(request_commitment, folder, database, number)
         seen.update(step.partition(" ")[0] for step in steps)

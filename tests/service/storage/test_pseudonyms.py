@@ -194,7 +194,7 @@ def test_prediction_with_a_rejecting_header_cannot_be_predicted_again(pseudonymo
 
 def test_data_directory_has_the_pseudonyms_of_one_key(tmp_path):
     require_no_pseudonyms(tmp_path)
-    with pytest.raises(UsageError, match="created without --pseudonymise"):
+    with pytest.raises(UsageError, match="created without --pseudonymize"):
         PSEUDONYMIZER.require_key_of(tmp_path, is_empty=False)
     for _ in range(2):
         PSEUDONYMIZER.require_key_of(tmp_path, is_empty=True)

@@ -272,7 +272,7 @@ def test_new_prediction_of_the_first_patient_does_not_hide_that_of_the_second(re
     assert summarize_study(found).prediction_id == rejected.id
 
 
-def test_prediction_under_a_header_that_a_person_decided_against_is_shown_for_nobody(repository):
+def test_prediction_from_a_header_that_a_person_overruled_is_not_listed_for_any_patient(repository):
     first = store(repository, "a", JANE, age=PatientAge(30), code="outside_age_range")
     bobs = store(repository, "a", BOB, age=PatientAge(1), decision="no_pneumonia", probability=0.1)
     repository.set_identity(first.id, JANE, user="me")

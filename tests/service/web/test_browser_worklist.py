@@ -290,7 +290,7 @@ def test_worklist_is_read_by_keyboard(page, service):
     page.reload()
     for key in ("j", "j", "k"):
         page.keyboard.press(key)
-    page.keyboard.press("p")  # an image is labelled in the viewer only, where it is seen
+    page.keyboard.press("p")  # an image is labeled in the viewer only, where it is seen
     page.keyboard.press("Enter")
     expect_viewer(page, "high.png")
     for key, name in (("j", "middle.png"), ("j", "low.png"), ("k", "middle.png")):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,7 +27,7 @@ from pneumoscope.core.errors import (
 )
 from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.imaging.decode import require_max_bytes
-from pneumoscope.imaging.image import Radiograph
+from pneumoscope.imaging.image import DicomPart, Radiograph
 from pneumoscope.imaging.pixel_values import PixelValues
 from pneumoscope.imaging.preprocess import PreprocessedImage, Preprocessing
 from pneumoscope.imaging.sandbox.process import (
@@ -37,7 +37,7 @@ from pneumoscope.imaging.sandbox.process import (
     WorkerProcess,
     WorkerTimeoutError,
 )
-from pneumoscope.imaging.sandbox.worker import DecodeFailure, DecodeSuccess, Limits
+from pneumoscope.imaging.sandbox.worker import DecodeFailure, DecodeSuccess, Limits, PartSuccess
 
 __all__ = ["DecodePool", "Limits"]
 
@@ -89,7 +89,7 @@ class DecodePool:
             UnreadableImageError: The image cannot be decoded; see `imaging.decode`.
         """
         name = _name(source, name)
-        reply, (pixels,) = self._request(source, name, None, pixels=True)
+        reply, (pixels,) = self._decode(source, name, None, pixels=True)
         return _radiograph(reply, pixels, name)
 
     def decode_values(self, source: Path | bytes, *, name: str = "") -> PixelValues:
@@ -99,9 +99,19 @@ class DecodePool:
             DecodeCrashedError, DecodeTimeoutError, DecodeMemoryError: The worker crashed or exceeded a limit.
             UnreadableImageError: The image cannot be decoded; see `imaging.decode`.
         """
-        reply, (gray_levels, numbers) = self._request(source, _name(source, name), None, pixels=False, values=True)
+        reply, (gray_levels, numbers) = self._decode(source, _name(source, name), None, pixels=False, values=True)
         assert reply.description  # checked by `WorkerProcess`
         return PixelValues(numbers, gray_levels, reply.description)
+
+    def read_part(self, source: Path | bytes, part: DicomPart, *, name: str = "") -> bytes:
+        """Return a part of a DICOM file, read in a worker; see `imaging.dicom_parts.read_part`.
+
+        Raises:
+            DecodeCrashedError, DecodeTimeoutError, DecodeMemoryError: The worker crashed or exceeded a limit.
+            UnreadableImageError: The part cannot be read.
+        """
+        _, (content,) = self._request(source, _name(source, name), lambda worker: worker.read_part(source, part))
+        return content.tobytes()
 
     def preprocess(
         self, source: Path | bytes, preprocessing: Preprocessing, *, name: str = "", keep_radiograph: bool = False
@@ -119,7 +129,7 @@ class DecodePool:
             UnreadableImageError: The image cannot be decoded; see `imaging.decode`.
         """
         name = _name(source, name)
-        reply, arrays = self._request(source, name, preprocessing, pixels=keep_radiograph)
+        reply, arrays = self._decode(source, name, preprocessing, pixels=keep_radiograph)
         return _preprocessed(reply, arrays, name)
 
     def preprocess_many(
@@ -146,7 +156,7 @@ class DecodePool:
             for i, ((reply, arrays), (_, name)) in enumerate(zip(replies, named, strict=False)):
                 if isinstance(reply, DecodeSuccess):
                     results[i] = _preprocessed(reply, arrays, name)
-                elif reply.reason and not reply.out_of_memory:
+                elif isinstance(reply, DecodeFailure) and reply.reason and not reply.out_of_memory:
                     results[i] = UnreadableImageError(name, reply.reason)
         for i, (source, name) in enumerate(named):
             if i not in results:
@@ -170,7 +180,7 @@ class DecodePool:
     ) -> None:
         self.close()
 
-    def _request(
+    def _decode(
         self,
         source: Path | bytes,
         name: str,
@@ -179,6 +189,17 @@ class DecodePool:
         pixels: bool,
         values: bool = False,
     ) -> tuple[DecodeSuccess, list[npt.NDArray[Any]]]:
+        def send(worker: WorkerProcess) -> ReplyWithPixels:
+            return worker.decode([source], preprocessing, pixels=pixels, values=values)[0]
+
+        reply, arrays = self._request(source, name, send)
+        assert isinstance(reply, DecodeSuccess)  # checked by `WorkerProcess`
+        return reply, arrays
+
+    def _request(
+        self, source: Path | bytes, name: str, send: Callable[[WorkerProcess], ReplyWithPixels]
+    ) -> tuple[DecodeSuccess | PartSuccess, list[npt.NDArray[Any]]]:
+        """Return the reply to a request that a function sends, twice if the worker fails because of earlier images."""
         if isinstance(source, bytes):
             require_max_bytes(name, len(source))
         with self._slots:
@@ -186,7 +207,7 @@ class DecodePool:
             while True:
                 is_new = worker.n_images == 0
                 try:
-                    ((reply, arrays),) = worker.decode([source], preprocessing, pixels=pixels, values=values)
+                    reply, arrays = send(worker)
                 except BaseException as error:
                     worker.kill()
                     if isinstance(error, WorkerCrashedError):

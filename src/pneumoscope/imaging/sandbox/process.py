@@ -22,7 +22,7 @@ import numpy.typing as npt
 from pneumoscope.core.errors import PneumoscopeError
 from pneumoscope.core.rejection_messages import rejection_message
 from pneumoscope.core.unreadable import UnreadableReason, reason_message
-from pneumoscope.imaging.image import MAX_PIXELS
+from pneumoscope.imaging.image import MAX_PART_BYTES, MAX_PIXELS, DicomPart
 from pneumoscope.imaging.preprocess import Preprocessing
 from pneumoscope.imaging.sandbox.worker import (
     BUFFER_BYTES,
@@ -32,6 +32,8 @@ from pneumoscope.imaging.sandbox.worker import (
     DecodeFailure,
     DecodeSuccess,
     Limits,
+    PartRequest,
+    PartSuccess,
     Reply,
     Request,
 )
@@ -58,7 +60,7 @@ _SETTINGS = {
     "MALLOC_TRIM_THRESHOLD_": str(2**27),
 }
 
-# The header of a reply, and the pixel arrays that were requested.
+# The header of a reply, and the arrays that were requested.
 ReplyWithPixels = tuple[Reply, list[npt.NDArray[Any]]]
 
 
@@ -143,13 +145,31 @@ class WorkerProcess:
             WorkerCrashedError, WorkerTimeoutError: The worker cannot be used any more; kill it.
             PneumoscopeError: The worker does not start.
         """
-        self.wait_until_ready()
         requests, contents = [], []
         for source in sources:
-            self.n_images += 1
-            path, content = (b"", source) if isinstance(source, bytes) else (os.fsencode(source.absolute()), b"")
-            requests.append(Request(self.n_images, path, len(content), preprocessing, pixels, values))
+            number, path, content = self._next(source)
+            requests.append(Request(number, path, len(content), preprocessing, pixels, values))
             contents.append(content)
+        return self._exchange(requests, contents)
+
+    def read_part(self, source: Path | bytes, part: DicomPart) -> ReplyWithPixels:
+        """Return the reply to a request for a part of a DICOM file; it raises what `decode` raises."""
+        number, path, content = self._next(source)
+        (reply,) = self._exchange([PartRequest(number, path, len(content), part)], [content])
+        return reply
+
+    def _next(self, source: Path | bytes) -> tuple[int, bytes, bytes]:
+        """Return the number of the next request, and the path or the content of its file."""
+        self.n_images += 1
+        return (
+            (self.n_images, b"", source)
+            if isinstance(source, bytes)
+            else (self.n_images, os.fsencode(source.absolute()), b"")
+        )
+
+    def _exchange(self, requests: Sequence[Request | PartRequest], contents: Sequence[bytes]) -> list[ReplyWithPixels]:
+        """Send one message, and return the replies."""
+        self.wait_until_ready()
         header = msgspec.msgpack.encode(requests)
         self._stream.deadline = time.monotonic() + self._limits.wall_seconds
         try:
@@ -161,7 +181,7 @@ class WorkerProcess:
             reason = UnreadableReason("time_limit_exceeded", {"seconds": self._limits.wall_seconds})
             raise WorkerTimeoutError(reason) from None
         except OSError:
-            raise self._exit_error() from None
+            raise self._exit_error(requests) from None
 
     def kill(self) -> None:
         """Kill the process and wait until it has exited."""
@@ -193,7 +213,7 @@ class WorkerProcess:
                 hint=f"For the cause, run: {sys.executable} -c 'import pneumoscope.imaging.sandbox.worker'",
             )
 
-    def _read_reply(self, request: Request) -> ReplyWithPixels:
+    def _read_reply(self, request: Request | PartRequest) -> ReplyWithPixels:
         (length,) = LENGTH.unpack(self._read(LENGTH.size))
         if length > MAX_HEADER_BYTES:
             raise WorkerCrashedError(_INVALID_REPLY)
@@ -205,12 +225,27 @@ class WorkerProcess:
             raise WorkerCrashedError(_INVALID_REPLY)
         if isinstance(reply, DecodeFailure):
             return reply, []
+        if isinstance(reply, PartSuccess) or isinstance(request, PartRequest):
+            return reply, [self._read_part(request, reply)]
         if request.values != (reply.description is not None):
             raise WorkerCrashedError(_INVALID_REPLY)
         shapes = [(request.preprocessing.size, request.preprocessing.size)] if request.preprocessing else []
         shapes += [(reply.height, reply.width)] if request.pixels else []
         arrays = [self._read_pixels(*shape) for shape in shapes]
         return reply, arrays + (self._read_values(reply) if request.values else [])
+
+    def _read_part(self, request: Request | PartRequest, reply: Reply) -> npt.NDArray[Any]:
+        if not isinstance(request, PartRequest) or not isinstance(reply, PartSuccess):
+            raise WorkerCrashedError(_INVALID_REPLY)
+        if reply.size > MAX_PART_BYTES[request.part]:
+            raise WorkerCrashedError(_INVALID_REPLY)
+        part = self._read_pixels(reply.size)
+        try:
+            if request.part != "frame":
+                msgspec.json.decode(part.data, type=dict[str, msgspec.Raw])
+        except msgspec.DecodeError:
+            raise WorkerCrashedError(_INVALID_REPLY) from None
+        return part
 
     def _read(self, size: int) -> bytes:
         content = self._reader.read(size)
@@ -233,15 +268,16 @@ class WorkerProcess:
         pixels.flags.writeable = False
         return pixels
 
-    def _exit_error(self) -> WorkerCrashedError | WorkerTimeoutError:
+    def _exit_error(self, requests: Sequence[Request | PartRequest]) -> WorkerCrashedError | WorkerTimeoutError:
         """Return the error for the way in which the worker exited."""
         try:
             code = self._process.wait(_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
             return WorkerCrashedError(UnreadableReason("decoder_disconnected"))
         if code == -signal.SIGXCPU:
-            seconds = {"seconds": self._limits.cpu_seconds}
-            return WorkerTimeoutError(UnreadableReason("processor_time_limit_exceeded", seconds))
+            is_part = isinstance(requests[0], PartRequest)  # it is alone in its message
+            seconds = self._limits.part_cpu_seconds if is_part else self._limits.cpu_seconds
+            return WorkerTimeoutError(UnreadableReason("processor_time_limit_exceeded", {"seconds": seconds}))
         if code < 0:
             return WorkerCrashedError(UnreadableReason("decoder_crashed", {"signal": signal.Signals(-code).name}))
         return WorkerCrashedError(UnreadableReason("decoder_exited", {"status": code}))
@@ -284,6 +320,8 @@ def _is_valid(reply: Reply) -> bool:
     try:
         if isinstance(reply, DecodeFailure):
             return bool(reason_message(reply.reason)) if reply.reason else reply.out_of_memory
+        if isinstance(reply, PartSuccess):
+            return True
         for rejection in (*reply.rejections, *reply.header_rejections):
             rejection_message(rejection)
     except (KeyError, ValueError, IndexError, TypeError):

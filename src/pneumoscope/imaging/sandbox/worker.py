@@ -32,7 +32,7 @@ from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import PatientAge, Rejection, WarningCode
 from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.imaging.decode import decode
-from pneumoscope.imaging.image import MAX_PIXELS, Acquisition
+from pneumoscope.imaging.image import MAX_PIXELS, Acquisition, DicomPart
 from pneumoscope.imaging.pixel_values import PixelDescription
 from pneumoscope.imaging.preprocess import Preprocessing, preprocess_image
 
@@ -44,6 +44,8 @@ __all__ = [
     "DecodeFailure",
     "DecodeSuccess",
     "Limits",
+    "PartRequest",
+    "PartSuccess",
     "Reply",
     "Request",
     "main",
@@ -67,6 +69,7 @@ class Limits(Struct, frozen=True, kw_only=True):
         memory: Address space of a worker, bytes. The largest supported radiograph (75 million pixels of 16 bits) needs
             about 1.4 GiB. Not enforced on macOS, whose kernel ignores RLIMIT_AS.
         cpu_seconds: Processor time per image, whole seconds.
+        part_cpu_seconds: Processor time per part of a DICOM file, whole seconds.
         wall_seconds: Time from a message of requests to its last reply; longer than `cpu_seconds`, since other processes use
             the cores too.
         images: Number of images after which a worker is replaced, to bound memory leaks of libraries.
@@ -74,11 +77,12 @@ class Limits(Struct, frozen=True, kw_only=True):
 
     memory: int = 2 * 2**30
     cpu_seconds: int = 30
+    part_cpu_seconds: int = 5
     wall_seconds: float = 90.0
     images: int = 5_000
 
 
-class Request(Struct, frozen=True):
+class Request(Struct, frozen=True, tag="image"):
     """Request to decode one image.
 
     Attributes:
@@ -97,6 +101,20 @@ class Request(Struct, frozen=True):
     preprocessing: Preprocessing | None
     pixels: bool
     values: bool = False
+
+
+class PartRequest(Struct, frozen=True, tag="part"):
+    """Request to read a part of a DICOM file.
+
+    Attributes:
+        number, path, size: See `Request`.
+        part: The part; see `imaging.dicom_parts.read_part`.
+    """
+
+    number: int
+    path: bytes
+    size: int
+    part: DicomPart
 
 
 class DecodeSuccess(Struct, frozen=True, kw_only=True, tag="success"):
@@ -131,6 +149,18 @@ class DecodeSuccess(Struct, frozen=True, kw_only=True, tag="success"):
     n_gray_levels: Annotated[int, Meta(ge=0, le=2**16)] = 0
 
 
+class PartSuccess(Struct, frozen=True, tag="part"):
+    """Reply with a part of a DICOM file, which follows.
+
+    Attributes:
+        number: Number of the request.
+        size: Number of bytes.
+    """
+
+    number: int
+    size: Annotated[int, Meta(ge=0)]
+
+
 class DecodeFailure(Struct, frozen=True, tag="failure"):
     """Reply without pixels.
 
@@ -145,7 +175,7 @@ class DecodeFailure(Struct, frozen=True, tag="failure"):
     out_of_memory: bool
 
 
-Reply = DecodeSuccess | DecodeFailure
+Reply = DecodeSuccess | PartSuccess | DecodeFailure
 
 
 def main(descriptor: int, limits: str, preload: Sequence[str]) -> None:
@@ -166,12 +196,13 @@ def main(descriptor: int, limits: str, preload: Sequence[str]) -> None:
     connection.sendall(READY)
     # Buffered, so that the replies to one message are sent together: process switches cost more than the bytes.
     input_stream, output_stream = connection.makefile("rb", BUFFER_BYTES), connection.makefile("wb", BUFFER_BYTES)
-    decoder = msgspec.msgpack.Decoder(list[Request])
+    decoder = msgspec.msgpack.Decoder(list[Request | PartRequest])
     while length := input_stream.read(LENGTH.size):
         requests = decoder.decode(input_stream.read(LENGTH.unpack(length)[0]))
         contents = [input_stream.read(request.size) for request in requests]
         for request, content in zip(requests, contents, strict=True):
-            _renew_cpu_limit(parsed_limits.cpu_seconds)
+            is_part = isinstance(request, PartRequest)
+            _renew_cpu_limit(parsed_limits.part_cpu_seconds if is_part else parsed_limits.cpu_seconds)
             reply, arrays = _reply(request, content)
             header = msgspec.msgpack.encode(reply)
             output_stream.write(LENGTH.pack(len(header)) + header)
@@ -205,10 +236,10 @@ def _renew_cpu_limit(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + seconds, hard_limit))
 
 
-def _reply(request: Request, content: bytes) -> tuple[Reply, Sequence[npt.NDArray[Any]]]:
-    """Return the header of a reply and the pixel arrays that follow it."""
+def _reply(request: Request | PartRequest, content: bytes) -> tuple[Reply, Sequence[npt.NDArray[Any]]]:
+    """Return the header of a reply and the arrays that follow it."""
     try:
-        return _decode(request, content)
+        return _decode(request, content) if isinstance(request, Request) else _read_part(request, content)
     except UnreadableImageError as error:
         return DecodeFailure(request.number, _bounded(error.reason), _is_out_of_memory(error)), ()
     except MemoryError:
@@ -226,8 +257,19 @@ def _bounded(reason: UnreadableReason | None) -> UnreadableReason | None:
     return UnreadableReason(reason.code, parameters)
 
 
+def _source(request: Request | PartRequest, content: bytes) -> Path | bytes:
+    return Path(os.fsdecode(request.path)) if request.path else content
+
+
+def _read_part(request: PartRequest, content: bytes) -> tuple[PartSuccess, Sequence[npt.NDArray[Any]]]:
+    from pneumoscope.imaging.dicom_parts import read_part  # imports pydicom
+
+    found = read_part(_source(request, content), request.part)
+    return PartSuccess(request.number, len(found)), [np.frombuffer(found, np.uint8)]
+
+
 def _decode(request: Request, content: bytes) -> tuple[DecodeSuccess, Sequence[npt.NDArray[Any]]]:
-    source = Path(os.fsdecode(request.path)) if request.path else content
+    source = _source(request, content)
     min_side = request.preprocessing.min_side if request.preprocessing else 0
     radiograph = decode(source, min_side=min_side, allow_rejected=True, keep_values=request.values)
     arrays: list[npt.NDArray[Any]] = []

@@ -1,4 +1,4 @@
-"""Ask peers to commit themselves to keep the results that they stored: the Storage Commitment Push Model (PS3.4 annex J), as SCU.
+"""Request storage commitment for delivered results: the Storage Commitment Push Model (PS3.4 annex J), as SCU.
 
 Each peer has a thread of its own. The report comes on the association of the request, or later on one that the peer opens to the
 receiver; both answer it with `answer_report`.
@@ -54,7 +54,7 @@ SOP_CLASS = UID(StorageCommitmentPushModel)
 TRANSFER_SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)  # that are proposed
 _LOG = logging.getLogger("pneumoscope.service")
 _POLL_SECONDS = 1.0
-_MAX_REFUSALS = 6  # each of which doubles the time to the next request
+_MAX_REJECTIONS = 6  # each of which doubles the time to the next request
 MAX_OBJECTS = 100  # of one request
 REPORT_SECONDS = 5.0  # wait for a report on the association of the request
 _REQUEST = 1  # action type (PS3.4 J.3.2.1)
@@ -66,8 +66,8 @@ _UID = re.compile(r"[0-9.]{1,64}")
 _UNSPECIFIED = PROCESSING_FAILURE  # reason of a failure that a report does not state
 
 
-class _RefusedError(Exception):
-    """A peer refused a request (N-ACTION), with a status."""
+class _RejectedError(Exception):
+    """A peer rejected a request (N-ACTION), with a failure status."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -75,7 +75,7 @@ class _RefusedError(Exception):
 
 
 class CommitmentRequester:
-    """Asks peers to commit themselves to keep the results that they stored.
+    """Requests storage commitment for the results that were delivered to peers.
 
     Args:
         configuration: Destinations and the DICOM node.
@@ -83,7 +83,7 @@ class CommitmentRequester:
         stopped: Ends the threads.
         now: Returns the time, for tests.
     Attributes:
-        threads: One for each peer that is asked.
+        threads: One for each peer from which commitment is requested.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class CommitmentRequester:
     ) -> None:
         self._configuration, self._stopped, self._now = configuration, stopped, now
         self._commitments = Commitments(engine)
-        self._refusals: dict[str, int] = {}  # of one request after the other, by name of the peer
+        self._rejections: dict[str, int] = {}  # of one request after the other, by name of the peer
         # Failures of one request after the other, and the time of the next one, by name of the peer.
         self._waits: dict[str, tuple[int, datetime]] = {}
         self.threads = [
@@ -108,21 +108,21 @@ class CommitmentRequester:
     def _run(self, peer: DicomPeer) -> None:
         while not self._stopped.is_set():
             try:
-                has_asked = self.request_due(peer)
+                has_requested = self.request_due(peer)
             except StorageError as error:
                 _LOG.warning("Storage commitment cannot be requested from %s: %s", peer.name, error.message)
-                has_asked = False
+                has_requested = False
             except Exception as error:  # noqa: BLE001  the thread must survive; the message may contain anything
                 _LOG.error(
                     "Storage commitment cannot be requested from %s: unexpected %s", peer.name, type(error).__name__
                 )
-                has_asked = False
-            if not has_asked:
-                # A peer that refuses one request after the other is asked less often.
-                self._stopped.wait(_POLL_SECONDS * 2 ** min(self._refusals.get(peer.name, 0), _MAX_REFUSALS))
+                has_requested = False
+            if not has_requested:
+                # Requests to a peer that rejects one after the other are sent less often.
+                self._stopped.wait(_POLL_SECONDS * 2 ** min(self._rejections.get(peer.name, 0), _MAX_REJECTIONS))
 
     def request_due(self, peer: DicomPeer) -> bool:
-        """Request commitment to the objects that are due, and return whether the peer accepted a request.
+        """Return whether the peer accepted a request for commitment of the objects that are due.
 
         Raises:
             StorageError: The database cannot be used.
@@ -133,23 +133,23 @@ class CommitmentRequester:
             return False
         request = self._commitments.begin(peer.name, self._now(), wait, MAX_OBJECTS)
         if request is None:
-            self._refusals.pop(peer.name, None)
+            self._rejections.pop(peer.name, None)
             return False
         try:
             self._send(peer, request, wait)
-        except _RefusedError as error:
+        except _RejectedError as error:
             _LOG.warning(
-                "%s refused a request for storage commitment to %d results: status_%04x",
+                "%s rejected a request for storage commitment of %d results: status_%04x",
                 peer, len(request.deliveries), error.status,
             )  # fmt: skip
-            self._refusals[peer.name] = self._refusals.get(peer.name, 0) + 1
-            self._commitments.record_refused(request.transaction_uid, error.status, self._now())
+            self._rejections[peer.name] = self._rejections.get(peer.name, 0) + 1
+            self._commitments.record_rejected(request.transaction_uid, error.status, self._now())
             return False
         except (UnconfirmedError, UnreachableError) as error:
             code = "commitment_not_offered" if str(error) == "sop_class_not_accepted" else str(error)
             if code == "commitment_not_offered":
                 _LOG.warning(
-                    "%s does not offer storage commitment, which its destination requires: its results are delivered, and not"
+                    "%s does not support storage commitment, which its destination requires: its results are delivered, but not"
                     " committed. Enable it in %s, or remove storage_commitment",
                     peer,
                     peer.name,
@@ -160,7 +160,7 @@ class CommitmentRequester:
             self._waits[peer.name] = failures + 1, self._now() + retry_delay(failures + 1)
             self._commitments.postpone(request.transaction_uid, code, self._waits[peer.name][1])
             return False
-        self._refusals.pop(peer.name, None)
+        self._rejections.pop(peer.name, None)
         self._waits.pop(peer.name, None)
         return True
 
@@ -184,7 +184,7 @@ class CommitmentRequester:
         with open_association(peer, node, contexts, handlers) as association:
             status = _request(association, request)
             if status != SUCCESS:
-                raise _RefusedError(status)
+                raise _RejectedError(status)
             self._commitments.record_accepted(request.transaction_uid, self._now(), wait)
             # pynetdicom aborts an association that is silent for the timeout.
             deadline = time.monotonic() + min(REPORT_SECONDS, node.timeout / 2)
@@ -248,7 +248,7 @@ def answer_report(event: Any, destination: str, commitments: Commitments, time: 
         return UNKNOWN_REPORT
     if report.failed:
         reasons = ", ".join(sorted({f"{each:04x}" for each in report.failed.values()}))
-        _LOG.warning("%s does not commit itself to %d results: %s", destination, len(report.failed), reasons)
+        _LOG.warning("Storage commitment of %d results failed at %s: %s", len(report.failed), destination, reasons)
     return SUCCESS
 
 

@@ -160,8 +160,8 @@ class Destination(WebServer):
 
     Attributes:
         peer: Name of the peer; "sender" stands for the peer that sent the image. The other attributes are those of a server.
-        storage_commitment: Whether the peer is asked to commit itself to keep the objects.
-        commitment_seconds: Time without a report after which it is asked again.
+        storage_commitment: Whether storage commitment of the objects is requested from the peer.
+        commitment_seconds: Time without a report after which the request is repeated.
     """
 
     peer: str = ""
@@ -275,7 +275,7 @@ class DicomConfiguration:
 
     @property
     def commitments(self) -> dict[str, timedelta]:
-        """The peers that are asked for storage commitment, with the time to wait for a report."""
+        """The peers from which storage commitment is requested, with the time to wait for a report."""
         found: dict[str, timedelta] = {}
         # A peer that is named has its own settings.
         for each in sorted(self.destinations, key=lambda each: each.peer != "sender"):

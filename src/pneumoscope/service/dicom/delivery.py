@@ -193,8 +193,10 @@ class ResultDelivery:
             _LOG.warning("Result %d: the response of %s: %s", number, delivery.destination, type(error).__name__)
             self._outbox.record_failure([delivery], "response_not_understood", self._now(), maybe_delivered=True)
             return False
-        asks_commitment = delivery.destination in self._configuration.commitments
-        self._outbox.record_delivered([delivery], self._now(), asks_commitment=asks_commitment, hashes={number: sha256})
+        requests_commitment = delivery.destination in self._configuration.commitments
+        self._outbox.record_delivered(
+            [delivery], self._now(), requests_commitment=requests_commitment, hashes={number: sha256}
+        )
         return True
 
     def _write(self, delivery: Delivery, receiver: _Receiver) -> bytes:

@@ -5,28 +5,24 @@ from __future__ import annotations
 import json
 import re
 
-import numpy as np
 from pydicom import DataElement, Dataset
 from pydicom.multival import MultiValue
 from pydicom.valuerep import PersonName
 
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.unreadable import UnreadableReason
-from pneumoscope.imaging.dicom_elements import read_elements, read_first_elements
+from pneumoscope.imaging.dicom_elements import MAX_HEADER_BYTES, read_first_elements
 from pneumoscope.imaging.header_identity import repair_text
 
 __all__ = [
     "MANUFACTURER",
-    "MAX_HEADER_BYTES",
     "decode_header",
     "encode_header",
     "is_own_result",
-    "read_display",
     "read_header",
 ]
 
 MANUFACTURER = "pneumoscope"  # of the objects that this package writes
-MAX_HEADER_BYTES = 4 * 2**20  # of the elements before the pixels
 # Elements that results share with the image (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2), those that references to it need, and those of
 # site rules.
 HEADER_ELEMENTS = (
@@ -53,11 +49,6 @@ _LAST_ELEMENT = 0x00280011  # Columns: the last of them in a file
 _REQUIRED_ELEMENTS = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex",
     "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName",
-)  # fmt: skip
-# Those that describe gray levels (PS3.3 C.11.1, C.11.2, C.7.6.3).
-DISPLAY_ELEMENTS = (
-    "PhotometricInterpretation", "SamplesPerPixel", "RescaleIntercept", "RescaleSlope", "RescaleType", "ModalityLUTSequence",
-    "WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction", "VOILUTSequence",
 )  # fmt: skip
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 # Values that are copied (PS3.5 6.2).
@@ -143,33 +134,6 @@ def _repair(element: DataElement, character_set: object) -> None:
     repaired = [repair_text(str(text), character_set) for text in texts]
     if repaired != list(map(str, texts)):
         element.value = repaired if isinstance(element.value, MultiValue) else repaired[0]
-
-
-def read_display(file: bytes) -> Dataset:
-    """Return the elements of a DICOM file that describe its gray levels, without those that contradict others.
-
-    A window counts only with a width (PS3.3 C.11.2.1.2), and only without a lookup table.
-
-    Raises:
-        UnreadableImageError: The header cannot be read.
-    """
-    try:
-        found = read_elements(file[:MAX_HEADER_BYTES], list(DISPLAY_ELEMENTS))
-        found.decode()
-        widths = found.get("WindowWidth")
-        is_window = widths is not None and all(float(width) > 0 for width in np.atleast_1d(widths))
-    except Exception as error:  # as above
-        raise UnreadableImageError(
-            "", UnreadableReason("dicom_header_not_readable", {"error": type(error).__name__})
-        ) from error
-    if found.get("VOILUTSequence") or not is_window or found.get("WindowCenter") is None:
-        for name in ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction"):
-            if name in found:
-                delattr(found, name)
-    for name in (*DISPLAY_ELEMENTS, "SpecificCharacterSet"):  # the texts are decoded
-        if name in found and (name not in DISPLAY_ELEMENTS or found[name].is_empty):
-            delattr(found, name)
-    return found
 
 
 def encode_header(header: Dataset) -> str:

@@ -112,7 +112,7 @@ def presentation_state(result: Result, display: Dataset) -> bytes:
 
     Args:
         result: The result.
-        display: The elements of the image's header that describe its gray levels; see `header.read_display`.
+        display: The elements of the image's header that describe its gray levels; see `imaging.dicom_parts.read_part`.
     """
     source = result.source()
     source.update(display)

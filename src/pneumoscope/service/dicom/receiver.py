@@ -184,7 +184,10 @@ class DicomReceiver:
             (evt.EVT_C_ECHO, lambda _: SUCCESS),
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_N_EVENT_REPORT, self._answer_report),
-            (evt.EVT_N_ACTION, lambda _: (_UNRECOGNIZED_OPERATION, None)),  # we commit ourselves to nothing
+            (
+                evt.EVT_N_ACTION,
+                lambda _: (_UNRECOGNIZED_OPERATION, None),
+            ),  # the service is not an SCP of storage commitment
             (evt.EVT_CONN_CLOSE, self._forget),
         ]
         try:

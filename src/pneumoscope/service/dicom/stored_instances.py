@@ -13,7 +13,7 @@ import importlib.util
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from fastapi.concurrency import run_in_threadpool
 from pydicom import Dataset
@@ -21,12 +21,13 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from pneumoscope.core.errors import GoneError, TooLargeError, UnreadableImageError
 from pneumoscope.core.identity import Identity, is_same_person
-from pneumoscope.imaging.dicom_elements import read_first_elements
+from pneumoscope.imaging.dicom_elements import MAX_HEADER_BYTES, read_first_elements
 from pneumoscope.imaging.header_identity import read_identity
+from pneumoscope.inference.model import Model
 from pneumoscope.service.dicom.configuration import ResultSettings
-from pneumoscope.service.dicom.header import MAX_HEADER_BYTES, read_header
-from pneumoscope.service.dicom.instance_content import convert_image, draw_capture, header_json, read_frame
+from pneumoscope.service.dicom.header import read_header
 from pneumoscope.service.dicom.matching import ATTRIBUTES, Level, SearchQuery
+from pneumoscope.service.dicom.rendered_image import convert_image, draw_capture
 from pneumoscope.service.rendering import ImageRenderer
 from pneumoscope.service.storage.dicom_files import DicomFiles, PredictedFile, StudyFilter
 from pneumoscope.service.storage.outbox_records import ObjectKind, result_uid
@@ -37,7 +38,7 @@ __all__ = ["SearchResult", "StoredInstance", "StoredInstances"]
 
 _BATCH = 50  # studies whose headers are read at a time
 _PREFIX = slice(128, 132)  # "DICM", after the preamble
-_MAX_LOADED = 2  # images with their pixels in memory at once
+_MAX_LOADED = 2  # files of which a part is read at once, some with their pixels in memory
 MAX_SEARCHES = 2  # at once
 MAX_FILES = 2000  # whose headers a search reads
 MAX_RETRIEVED = 1000  # files that a retrieve sends, each with its results; their attributes are in memory
@@ -111,6 +112,7 @@ class StoredInstances:
     """Finds and reads the stored instances of one service.
 
     Args:
+        model: Reads headers and frames, in worker processes.
         repository: Where predictions and images are stored.
         renderer: Renders images, and writes results.
         results: Kinds of results, and how their series are described.
@@ -119,12 +121,14 @@ class StoredInstances:
 
     def __init__(
         self,
+        model: Model,
         repository: PredictionRepository,
         renderer: ImageRenderer,
         results: ResultSettings,
         *,
         is_pseudonymized: bool,
     ) -> None:
+        self._model = model
         self._files, self._renderer = DicomFiles(repository.engine, repository.storage.blobs), renderer
         self._results, self._is_pseudonymized = results, is_pseudonymized
         self._has_results = importlib.util.find_spec("highdicom") is not None  # an extra
@@ -222,16 +226,17 @@ class StoredInstances:
             return await run_in_threadpool(self._files.open, instance.prediction)
         return io.BytesIO(await self._renderer.result(instance.prediction.id, instance.kind, instance.uids[2]))
 
-    async def metadata(self, instance: StoredInstance) -> dict[str, Any]:
+    async def metadata(self, instance: StoredInstance) -> bytes:
         """Return the header of an instance as DICOM JSON, without pixels and other long binary values; see `open`."""
-        with await self.open(instance) as file:
-            return await run_in_threadpool(header_json, file)
+        async with self._loading:
+            with await self.open(instance) as file:
+                return await run_in_threadpool(lambda: self._model.read_part(file.read(MAX_HEADER_BYTES), "header"))
 
     async def frame(self, instance: StoredInstance) -> bytes | None:
         """Return the only frame of an instance as it is stored, little-endian; None if it has none. See `open`."""
         async with self._loading:
             with await self.open(instance) as file:
-                return await run_in_threadpool(read_frame, file)
+                return await run_in_threadpool(lambda: self._model.read_part(file.read(), "frame")) or None
 
     async def rendered(self, instance: StoredInstance, media_type: str) -> bytes | None:
         """Return an instance as image/png or image/jpeg; None if it has no pixels. See `open`."""

@@ -317,12 +317,12 @@ async def _parts(
 
 
 async def _header_list(
-    stored: StoredInstances, instances: Sequence[StoredInstance], first: dict[str, Any]
+    stored: StoredInstances, instances: Sequence[StoredInstance], first: bytes
 ) -> AsyncIterator[bytes]:
     """Yield a JSON array with the header of the first instance, and those of the others; see `_parts`."""
-    yield f"[{json.dumps(first)}".encode()
+    yield b"[" + first
     for each in instances[1:]:
-        yield f",{json.dumps(await stored.metadata(each))}".encode()
+        yield b"," + await stored.metadata(each)
     yield b"]"
 
 

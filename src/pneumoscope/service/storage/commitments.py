@@ -1,4 +1,4 @@
-"""Storage commitment: which delivered objects a destination has promised to keep (PS3.4 annex J).
+"""Storage commitment: the delivered objects to which a destination has committed (PS3.4 annex J).
 
 The state is in the rows of the outbox. A request is recorded with its transaction UID before it is sent, so that its report is
 recognized after a restart, and however soon it comes. An object has one transaction at a time: the last one.
@@ -26,13 +26,14 @@ __all__ = ["MAX_FAILURES", "MAX_WAIT", "CommitmentReport", "CommitmentRequest", 
 MAX_FAILURES = 3  # reports that an object is not committed; it is sent again after each but the last
 MAX_WAIT = timedelta(days=1)  # for a report
 _AWAITED = ("pending", "requested")  # of delivered objects only, see `outbox`
-_NOT_REPORTED, _REFUSED = "commitment_not_reported", "status_"
+_NOT_REPORTED = "commitment_not_reported"
+_NO_FAILURE = {"error": "", "commitment_rejections": 0}
 _COLUMNS = outbox.c
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CommitmentRequest:
-    """A request to send.
+    """A request to send (N-ACTION).
 
     Attributes:
         transaction_uid: Its transaction UID.
@@ -45,11 +46,11 @@ class CommitmentRequest:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CommitmentReport:
-    """A destination's answer.
+    """The report of a destination (N-EVENT-REPORT).
 
     Attributes:
         transaction_uid: Of the request.
-        committed: UIDs of the objects that it keeps.
+        committed: UIDs of the objects to which it committed.
         failed: Failure reasons by UID of the others.
     """
 
@@ -71,8 +72,8 @@ class Commitments:
     def begin(self, destination: str, time: datetime, wait: timedelta, limit: int) -> CommitmentRequest | None:
         """Record a request for the objects that are due longest, and return it; None if none is due.
 
-        Objects of a request that was refused follow the others. They are requested separately, half as many after each rejection,
-        so that one that causes rejections is finally alone, and delays no other.
+        Objects of a rejected request follow the others, in requests of their own, each with half as many objects as the last.
+        In the end, an object that causes rejections is requested alone and delays no others.
 
         Args:
             destination: Name of the destination.
@@ -88,17 +89,15 @@ class Commitments:
                 return None
         transaction_uid = f"2.25.{uuid.uuid4().int}"
         with write_transaction(self._engine) as connection:
-            ordered = select(outbox).where(due).order_by(_was_refused(), _COLUMNS.commitment_due, _COLUMNS.number)
+            is_rejected = _COLUMNS.commitment_rejections > 0
+            ordered = select(outbox).where(due).order_by(is_rejected, _COLUMNS.commitment_due, _COLUMNS.number)
             first = connection.execute(ordered.limit(1)).mappings().first()
             if first is None:
                 return None
-            alike = _was_refused()
-            if first["error"].startswith(_REFUSED):
-                alike &= _COLUMNS.commitment_attempts == first["commitment_attempts"]
-                limit = max(1, limit >> min(first["commitment_attempts"], 20))
-            else:
-                alike = ~alike
-            rows = connection.execute(ordered.where(alike).limit(limit)).mappings().all()
+            rejections = first["commitment_rejections"]
+            limit = max(1, limit >> min(rejections, 20))
+            together = ordered.where(_COLUMNS.commitment_rejections == rejections).limit(limit)
+            rows = connection.execute(together).mappings().all()
             _change(connection, [row for row in rows if row["commitment"] == "requested"], {"error": _NOT_REPORTED})
             values = {
                 "commitment": "requested", "transaction_uid": transaction_uid,
@@ -120,12 +119,11 @@ class Commitments:
             rows = connection.execute(select(outbox).where(_is_requested(transaction_uid))).mappings().all()
             silent = [row for row in rows if row["error"] == _NOT_REPORTED]
             others = [row for row in rows if row["error"] != _NOT_REPORTED]
-            _change(
-                connection, others, {"error": "", "commitment_attempts": 1, "commitment_due": format_time(time + wait)}
-            )
+            values = {"commitment_attempts": 1, "commitment_due": format_time(time + wait)}
+            _change(connection, others, _NO_FAILURE | values)
             attempts = max((row["commitment_attempts"] for row in silent), default=1)
             longer = min(wait * 2 ** min(attempts - 1, 20), max(wait, MAX_WAIT))
-            _change(connection, silent, {"commitment_due": format_time(time + longer)})
+            _change(connection, silent, {"commitment_due": format_time(time + longer), "commitment_rejections": 0})
 
     def postpone(self, transaction_uid: str, error: str, due: datetime) -> None:
         """Record a failed request.
@@ -137,14 +135,16 @@ class Commitments:
         Raises:
             StorageError: The database cannot be written.
         """
-        values = {"commitment": "pending", "commitment_due": format_time(due), "error": error}
+        values = {
+            "commitment": "pending", "commitment_due": format_time(due), "error": error, "commitment_rejections": 0,
+        }  # fmt: skip
         with write_transaction(self._engine) as connection:
             connection.execute(update(outbox).where(_is_requested(transaction_uid)).values(values))
 
-    def record_refused(self, transaction_uid: str, status: int, time: datetime) -> None:
-        """Record that the destination refused a request, of which one object may be the cause; see `begin`.
+    def record_rejected(self, transaction_uid: str, status: int, time: datetime) -> None:
+        """Record that the destination rejected a request, of which one object may be the cause; see `begin`.
 
-        Its objects follow again in 5 s, and in twice the time after each rejection, up to 15 minutes. Others do not wait.
+        Its objects are requested again after 5 s, then after a wait that doubles each time, up to 15 minutes. Others do not wait.
 
         Args:
             transaction_uid: Of the request.
@@ -155,16 +155,14 @@ class Commitments:
         """
         with write_transaction(self._engine) as connection:
             rows = connection.execute(select(outbox).where(_is_requested(transaction_uid))).mappings().all()
-            again = [row for row in rows if row["error"].startswith(_REFUSED)]
-            # The attempts of the others failed for other reasons.
-            first = [row for row in rows if not row["error"].startswith(_REFUSED)]
-            for refused, attempts in ((again, again[0]["commitment_attempts"] if again else 0), (first, 1)):
-                due = failed_attempt(attempts - 1, time)["due"]
-                values = {
-                    "commitment": "pending", "commitment_due": due, "commitment_attempts": attempts,
-                    "error": f"{_REFUSED}{status:04x}",
-                }  # fmt: skip
-                _change(connection, refused, values)
+            if not rows:
+                return
+            rejections = rows[0]["commitment_rejections"]  # the same for all objects of a request, see `begin`
+            values = {
+                "commitment": "pending", "commitment_due": failed_attempt(rejections, time)["due"],
+                "commitment_rejections": rejections + 1, "error": f"status_{status:04x}",
+            }  # fmt: skip
+            _change(connection, rows, values)
 
     def record_report(self, destination: str, report: CommitmentReport, time: datetime) -> bool:
         """Record a report, and return whether it is one about objects of the last request for them to this destination.
@@ -182,7 +180,7 @@ class Commitments:
                 return False
             awaited = [row for row in rows if row["commitment"] in _AWAITED]
             committed = [row for row in awaited if row["result_uid"] in report.committed]
-            _change(connection, committed, {"commitment": "committed", "commitment_due": None, "error": ""})
+            _change(connection, committed, _NO_FAILURE | {"commitment": "committed", "commitment_due": None})
             _change(connection, [row for row in committed if row["kind"] == "rejection_note"], {"header": ""})
             add_to_totals(connection, destination, committed=len(committed))
             failed = [row for row in awaited if row["result_uid"] in report.failed]
@@ -200,14 +198,15 @@ class Commitments:
         with write_transaction(self._engine) as connection:
             notes = *ended, _COLUMNS.kind == "rejection_note"
             connection.execute(update(outbox).where(*notes).values(header=""))
-            connection.execute(update(outbox).where(*ended).values(commitment="", error=""))
+            connection.execute(update(outbox).where(*ended).values(_NO_FAILURE | {"commitment": ""}))
 
 
 def _record_failure(connection: Connection, row: Row, reason: int, time: datetime) -> None:
     """Record that an object is not committed; it is sent again unless that happened too often, or its header was removed."""
     error, failures = f"not_committed_{reason:04x}", row["commitment_failures"] + 1
     values: dict[str, Any] = {
-        "commitment_failures": failures, "commitment_attempts": 0, "commitment_due": None, "error": error,
+        "commitment_failures": failures, "commitment_attempts": 0, "commitment_rejections": 0, "commitment_due": None,
+        "error": error,
     }  # fmt: skip
     if row["header"] and failures < MAX_FAILURES:
         values |= {"state": "waiting", "finished": None, "maybe_delivered": True, "commitment": ""}
@@ -227,10 +226,6 @@ def _change(connection: Connection, rows: Sequence[Row], values: Mapping[str, An
     """Change rows, of which there are few: those of one request."""
     numbers = [row["number"] for row in rows]
     connection.execute(update(outbox).where(_COLUMNS.number.in_(numbers)).values(values))
-
-
-def _was_refused() -> ColumnElement[bool]:
-    return _COLUMNS.error.startswith(_REFUSED, autoescape=True)
 
 
 def _is_requested(transaction_uid: str) -> ColumnElement[bool]:

@@ -303,7 +303,10 @@ def _instances(connection: Connection, pixel_sha256: str, *conditions: ColumnEle
 
 
 def _find_known(connection: Connection, pixel_sha256: str, stated: Identity) -> list[_Instance]:
-    """Return those of `_instances` that a header can be about: that of the image first; a test image may have very many."""
+    """Return the instances of an image to which a header can belong, that of the image first.
+
+    A test image may have a very large number of instances.
+    """
     may_be_patient: ColumnElement[bool] = instances.c.study_key.is_not(None)
     if stated.patient_id:
         may_be_patient &= or_(patients.c.patient_id.is_(None), patients.c.patient_id.in_(("", stated.patient_id)))

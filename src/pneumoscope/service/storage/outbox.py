@@ -90,7 +90,7 @@ class Outbox:
         deliveries: Sequence[Delivery],
         time: datetime,
         *,
-        asks_commitment: bool = False,
+        requests_commitment: bool = False,
         hashes: Mapping[int, str] | None = None,
     ) -> None:
         """Record that objects were delivered, in the audit log, too.
@@ -98,7 +98,7 @@ class Outbox:
         Args:
             deliveries: The objects, of one destination.
             time: Now.
-            asks_commitment: Whether the destination is asked to commit itself to them.
+            requests_commitment: Whether storage commitment is requested for them.
             hashes: SHA-256 of what was sent by number, for the audit log.
         Raises:
             StorageError: The database cannot be written.
@@ -106,9 +106,10 @@ class Outbox:
         values: dict[str, Any] = {
             "state": "delivered", "finished": format_time(time), "error": "", "maybe_delivered": False,
         }  # fmt: skip
-        if asks_commitment:
+        if requests_commitment:
             due = format_time(time + _COMMITMENT_DELAY)
-            values |= {"commitment": "pending", "commitment_due": due, "commitment_attempts": 0, "transaction_uid": ""}
+            values |= {"commitment": "pending", "commitment_due": due, "transaction_uid": ""}
+            values |= {"commitment_attempts": 0, "commitment_rejections": 0}
         else:
             values |= {"commitment": "", "commitment_due": None}
         entries = [
@@ -206,7 +207,7 @@ class Outbox:
         return self._find(_COLUMNS.state.in_(states or ("waiting",)), limit)
 
     def find_uncommitted(self, limit: int = 1000) -> list[Delivery]:
-        """Return delivered objects to which the destination was to commit itself and did not so far; see `find`."""
+        """Return delivered objects whose storage commitment was requested, but is not confirmed; see `find`."""
         return self._find(_COLUMNS.commitment.in_(UNCOMMITTED), limit)
 
     def _find(self, condition: ColumnElement[bool], limit: int) -> list[Delivery]:

@@ -103,12 +103,12 @@ class Delivery:
         error: Code of the last failure; "interrupted" while it is sent, and after the process was killed meanwhile.
         maybe_delivered: Whether the destination may have the object, although it did not confirm it.
         finished: Time of the delivery or cancellation; of a waiting object that is sent again, of its delivery.
-        commitment: Storage commitment of a delivered object; empty if the destination is not asked for it. "pending": it is asked
-            next; "failed": it refused several times.
+        commitment: Storage commitment of a delivered object; empty if it is not requested. "pending": in the next request;
+            "failed": the destination reported several times that it failed.
         commitment_requested: Time of the last request.
         commitment_due: Time of the next request, if one follows.
         commitment_attempts: Number of requests without a report.
-        commitment_failures: Number of reports that the destination does not commit to the object.
+        commitment_failures: Number of reports that commitment failed.
     """
 
     number: int

@@ -50,9 +50,9 @@ class OutboxStatus:
         oldest: Time when the first of them was created, ISO 8601 in UTC; None if there is none.
         delivered: Number of objects and events that the destination confirmed so far, each once, however often it was sent. It
             never falls: those that are withdrawn, sent again or deleted remain counted.
-        committed: Number of those to which the destination committed itself (storage commitment).
-        uncommitted: Number of delivered objects to which it is asked to commit itself, and did not so far.
-        commitment_failing: Number of the latter whose last request failed, or which it refused.
+        committed: Number of those whose storage commitment the destination confirmed.
+        uncommitted: Number of delivered objects whose storage commitment is requested, but not confirmed.
+        commitment_failing: Number of the latter whose last request failed, or which the destination reported as failed.
     """
 
     destination: str

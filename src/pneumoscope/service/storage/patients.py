@@ -150,7 +150,7 @@ def _search_text(*values: str) -> str:
 def delete_empty(
     connection: Connection, study_keys: Collection[str | None], patient_keys: Collection[str | None]
 ) -> None:
-    """Delete those of the studies that have no instance, and those of the patients that have no study."""
+    """Delete the given studies that have no instances, and the given patients that have no studies."""
     unused_study = ~exists().where(instances.c.study_key == studies.c.study_key)
     connection.execute(delete(studies).where(studies.c.study_key.in_(study_keys), unused_study))
     unused_patient = ~exists().where(studies.c.patient_key == patients.c.patient_key)

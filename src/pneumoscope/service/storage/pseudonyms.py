@@ -126,7 +126,7 @@ class Pseudonymizer:
             if not file.exists():
                 if not is_empty:
                     raise UsageError(
-                        f"the data directory {str(folder)!r} was created without --pseudonymise and has identities",
+                        f"the data directory {str(folder)!r} was created without --pseudonymize and has identities",
                         hint="Choose another --data-dir, or delete its predictions first",
                     )
                 write_atomically(file, fingerprint.encode("ascii"))
@@ -163,14 +163,14 @@ class Pseudonymizer:
 
 
 def require_no_pseudonyms(folder: Path) -> None:
-    """Raise if a data directory has pseudonyms, among which identities would be stored.
+    """Check that a data directory holds no pseudonyms, so that identities are not stored beside them.
 
     Raises:
-        UsageError: It has.
+        UsageError: It holds pseudonyms.
     """
     if (folder / _FINGERPRINT_FILE).exists():
         raise UsageError(
-            f"the data directory {str(folder)!r} has pseudonyms", hint="Pass --pseudonymise, or another --data-dir"
+            f"the data directory {str(folder)!r} has pseudonyms", hint="Pass --pseudonymize, or another --data-dir"
         )
 
 

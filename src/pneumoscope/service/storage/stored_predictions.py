@@ -1,4 +1,4 @@
-"""Read predictions with what belongs to them: identities, conflicts, headers and reviews."""
+"""Read predictions together with their identities, conflicts, headers and reviews."""
 
 from __future__ import annotations
 

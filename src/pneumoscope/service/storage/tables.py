@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 METADATA = MetaData()
-REVISION = "0020"  # of the last migration, which leaves a database with these tables
+REVISION = "0021"  # of the last migration, which leaves a database with these tables
 _SHA256 = String(64)
 _TIME = String(32)
 _KEY = String(32)
@@ -229,6 +229,7 @@ outbox = Table(
     Column("commitment_due", _TIME),
     Column("commitment_attempts", Integer, nullable=False, server_default="0"),
     Column("commitment_failures", Integer, nullable=False, server_default="0"),
+    Column("commitment_rejections", Integer, nullable=False, server_default="0"),
     Column("transaction_uid", Text, nullable=False, index=True, server_default=""),
     Column("failure_reason", String(64), nullable=False, server_default=""),
     Column("failure_parameters", Text, nullable=False, server_default=""),

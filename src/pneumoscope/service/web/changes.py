@@ -1,4 +1,4 @@
-"""Tell open pages that something changed, by server-sent events. An event has no content: the page loads its list again."""
+"""Notify open pages of changes by server-sent events. An event carries no data: the page reloads its list."""
 
 from __future__ import annotations
 
