@@ -70,7 +70,7 @@ def test_split_reads_the_names_and_writes_a_manifest_that_needs_no_options(tmp_p
     out = tmp_path / "m.csv"
     result = _invoke("split", data, "--out", out, "--positive", "pneumonia", "--patient-pattern", r"([NP]\d+)-")
     assert result.exit_code == 0, result.output
-    assert "'pneumonia' counts as PNEUMONIA (" in result.stderr
+    assert "'Pneumonia' (given as 'pneumonia') counts as PNEUMONIA (" in result.stderr
     manifest = load_manifest(out)
     assert manifest.binary
     assert manifest.leaks() == {}
