@@ -123,7 +123,7 @@ def test_error_on_an_unknown_patient_column_names_the_option() -> None:
     assert _read(both, patient_column="subject").images[0].patient == "B"
 
 
-def test_columns_of_data_that_are_no_csv_file_are_an_error(folder: Path) -> None:
+def test_columns_of_data_other_than_a_csv_file_are_an_error(folder: Path) -> None:
     for option in ("label_column", "path_column", "patient_column"):
         with pytest.raises(
             UsageError, match=rf"--{option.replace('_', '-')} x is given, and .*hospital' is not a CSV file"

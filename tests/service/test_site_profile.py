@@ -277,7 +277,7 @@ def test_result_of_an_earlier_model_states_the_population_of_its_own_model(share
         with contextlib.closing(sqlite3.connect(tmp_path / "data" / DATABASE_FILE)) as database:
             database.execute(change)
             database.commit()
-    words = adults if is_known else "This result is of an earlier model, whose training population is not stored here."
+    words = adults if is_known else "This result comes from an earlier model; its training population is not recorded."
     with client(replaced, tmp_path / "data") as current:
         assert children in current.get("/model?language=en").text
         (new,) = post(current, png(180))

@@ -80,7 +80,7 @@ def test_folder_with_other_files_does_not_become_a_folder_of_runs(phantoms, tmp_
     assert [path.name for path in (tmp_path / "images").iterdir()] == ["thorax.png"]
 
 
-def test_run_is_no_folder_of_runs(phantoms, tmp_path, without_bundle):
+def test_run_is_not_a_folder_of_runs(phantoms, tmp_path, without_bundle):
     recipe = small(training={"epochs": 1})
     train(recipe, phantoms, tmp_path / "run")
     assert run_folders(tmp_path / "run") == []

@@ -84,7 +84,7 @@ class _Environment:
         """Return the access that the environment states.
 
         Raises:
-            UsageError: It is stated in part, or twice.
+            UsageError: The credentials are incomplete, or given twice.
         """
 
         def file(name: str) -> Path | None:
@@ -95,7 +95,7 @@ class _Environment:
         stated = cls(user, file("PASSWORD_FILE"), file("TOKEN_FILE"), file("CA_FILE"))
         if bool(user) != bool(stated.password_file) or (user and stated.token_file):
             raise UsageError(
-                "the access to the DICOMweb server is stated in part, or twice",
+                "the DICOMweb credentials are incomplete, or given twice",
                 hint=f"Set {_ENVIRONMENT}USER and {_ENVIRONMENT}PASSWORD_FILE, or {_ENVIRONMENT}TOKEN_FILE alone",
             )
         return stated

@@ -57,7 +57,7 @@ _WARNINGS: dict[WarningCode, str] = {
     ),
     "bit_depth_measured": N_("The pixels do not have the stated bit depth; gray levels were derived from the pixels"),
     "padding_measured": N_(
-        "The border has a value of padding that the file does not declare; gray levels were derived from the other pixels"
+        "The border contains undeclared padding; gray levels were derived from the other pixels"
     ),
     "assumed_chest": N_("DICOM header overridden: assumed to be a chest radiograph"),
     "assumed_frontal": N_("DICOM header overridden: assumed to be a frontal view of both lungs"),

@@ -238,7 +238,7 @@ def test_folds_beside_other_runs_are_an_error(folder, maker):
         find_folds(folder / "cv-good")
 
 
-def test_runs_with_several_seeds_are_no_cross_validation(folder, maker):
+def test_runs_with_several_seeds_are_not_a_cross_validation(folder, maker):
     maker.run("seeds/seed-0")
     assert not is_cross_validation(maker.root / "runs/seeds")
     assert not is_cross_validation(folder / "cv-good/fold-1")
