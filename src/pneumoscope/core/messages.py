@@ -56,9 +56,7 @@ _WARNINGS: dict[WarningCode, str] = {
         "The window or lookup table does not fit the pixels; gray levels were derived from the pixels"
     ),
     "bit_depth_measured": N_("The pixels do not have the stated bit depth; gray levels were derived from the pixels"),
-    "padding_measured": N_(
-        "The border contains undeclared padding; gray levels were derived from the other pixels"
-    ),
+    "padding_measured": N_("The border contains undeclared padding; gray levels were derived from the other pixels"),
     "assumed_chest": N_("DICOM header overridden: assumed to be a chest radiograph"),
     "assumed_frontal": N_("DICOM header overridden: assumed to be a frontal view of both lungs"),
 }
