@@ -294,8 +294,8 @@ def test_result_is_explained_in_full_sentences():
     found = prediction(decision="no_pneumonia", probability=0.1, interval=interval(0.05, 0.2))
     probability = (
         "The probability of pneumonia is 10%. Calibration interval (Venn-Abers): 5% to 20%, the range consistent with the"
-        " calibration on 100 images. It is not a confidence interval, and the probability can lie at its end. Probabilities are for"
-        " a prevalence of 50%; if pneumonia is less common among your patients, they are too high."
+        " calibration on 100 images. It is not a confidence interval, and the probability can lie at its end. Probabilities are"
+        " for a prevalence of 50%; if pneumonia is less common among your patients, they are too high."
     )
     assert result_message(found, prevalence=0.5) == ("Other findings are not assessed.", probability)
     assert result_message(found, "zh-Hant", prevalence=0.005, stated=True) == (
