@@ -34,7 +34,7 @@ ARCHIVE_DATE = "20190503"
 
 
 def instance(number: int, *, modality: str = "DX", date: str = ARCHIVE_DATE) -> bytes:
-    """Return an instance of a study of its own; every third study has a second instance."""
+    """Return an instance of a new study; every third study has a second instance."""
     study = number - (number % 3 == 2)
     return dicom(
         60 + 11 * number % 140, StudyInstanceUID=f"1.2.{study}", SeriesInstanceUID=f"1.2.{study}.1",

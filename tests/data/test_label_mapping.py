@@ -209,10 +209,10 @@ def test_new_name_that_resembles_a_class_is_remarked_on() -> None:
     manifest = _read(THREE, renamed=(("virus", "bacteri"),))
     assert manifest.classes == ("bacteri", "bacteria", "normal")
     assert (
-        "'bacteri' is a class of its own beside 'bacteria'; if that one is meant, give --map virus=bacteria"
+        "'bacteri' is a separate class beside 'bacteria'; if that one is meant, give --map virus=bacteria"
         in manifest.notes
     )
-    assert not any("of its own" in note for note in _read(THREE, renamed=(("virus", "viral"),)).notes)
+    assert not any("separate class" in note for note in _read(THREE, renamed=(("virus", "viral"),)).notes)
 
 
 def test_label_that_resembles_a_stated_class_is_mapped_to_it_in_the_hint() -> None:

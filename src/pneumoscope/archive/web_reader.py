@@ -229,7 +229,7 @@ class WebReader:
         if archive.incomplete_searches > before:
             raise StorageError(
                 f"{self.root!r} did not return all results of a search (HTTP header Warning 299, or pages that repeat results)",
-                hint="Search for less at a time, such as one month with StudyDate, into an archive of its own",
+                hint="Search for less at a time, such as one month with StudyDate, into a separate archive",
             )
         return found
 
@@ -319,7 +319,7 @@ def _filters(query: str) -> dict[str, str]:
         if keyword in filters:
             raise UsageError(
                 f"the address has {name} more than once",
-                hint="Score each search into an archive of its own",
+                hint="Score each search into a separate archive",
             )
         filters[keyword] = value
     return filters

@@ -151,7 +151,7 @@ _COLON, _COMMA, _OPENING, _CLOSING = (
     N_(", "),
     N_(" ("),
     N_(")"),
-)  # Chinese has signs of its own, without spaces
+)  # Chinese has its own signs, without spaces
 
 
 _ROLES = {"sender": N_("Sender"), "reader": N_("Reader"), "administrator": N_("Administrator")}

@@ -180,7 +180,7 @@ def test_figures_are_those_of_the_report(folder):
 
 def test_fold_that_was_evaluated_on_its_training_images_is_an_error(folder):
     fold = with_evaluation_of_another_fold(folder)
-    with pytest.raises(RunError, match=r"fold-1' was evaluated on 50 training images of its own") as caught:
+    with pytest.raises(RunError, match=r"fold-1' was evaluated on 50 of its own training images") as caught:
         summarize_folds(folder / "cv-poor", "validation", "half")
     assert f"pneumoscope evaluate {fold} --data DATA --split validation --force" in caught.value.hint
 

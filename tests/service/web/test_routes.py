@@ -1,4 +1,4 @@
-"""The pages of the web UI as the server sends them: content, escaping, languages and authentication."""
+"""The pages of the web interface as the server sends them: content, escaping, languages and authentication."""
 
 import csv
 import dataclasses

@@ -74,7 +74,7 @@ class WorklistQuery:
     """A worklist's query.
 
     Attributes:
-        filter: Conditions on the listed predictions. Rejected images are listed on a tab of their own.
+        filter: Conditions on the listed predictions. Rejected images are listed on a separate tab.
         order: Sort order.
         form: The query parameters as given; empty if absent.
         search: Text of the search; empty without one.
