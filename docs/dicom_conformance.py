@@ -141,7 +141,7 @@ def conformance_page() -> str:
         _table(
             ("status of N-EVENT-REPORT", "meaning"),
             (
-                (f"{SUCCESS:04X}", "recorded, also if it was before"),
+                (f"{SUCCESS:04X}", "recorded, even if repeated"),
                 (f"{commitment.NO_SUCH_INSTANCE:04X}", "the SOP instance is not the well-known one"),
                 (f"{commitment.NO_SUCH_EVENT_TYPE:04X}", "the event type is neither 1 nor 2"),
                 (
@@ -292,7 +292,7 @@ def _query_retrieve() -> list[str]:
             ((level, matching, _codes(returned)) for level, matching, returned in searches),
         ),
         "A C-MOVE states the level `SERIES` with `StudyInstanceUID` and `SeriesInstanceUID`, and waits"
-        f" {pull_move.MOVE_SECONDS} seconds for each response. Studies that do not match the key are left out, also if the peer"
+        f" {pull_move.MOVE_SECONDS} seconds for each response. Studies that do not match the key are left out, even if the peer"
         " ignores it.\n",
         _table(
             ("status", "meaning"),

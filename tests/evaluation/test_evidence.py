@@ -118,7 +118,7 @@ def test_data_are_checked_once_for_several_runs(
     assert files(other / "bundle/evidence") == {"audit.json"}
 
 
-def test_run_without_validation_images_is_an_error_also_if_only_heatmaps_are_missing(
+def test_run_without_validation_images_is_an_error_even_if_only_heatmaps_are_missing(
     maker: Any, finished: Callable[..., Path], images: Path
 ) -> None:
     run = finished()

@@ -192,7 +192,7 @@ def missing_class_error(name: str, missing: str, columns: Iterable[str], scale: 
 
 
 def has_class_columns(file: Path, columns: PredictionColumns) -> bool:
-    """Return True if a file has predictions for several classes; False also if it cannot be read.
+    """Return True if a file has predictions for several classes; False if it cannot be read.
 
     Of columns for NORMAL and PNEUMONIA, that of pneumonia is to be named, because a model of these has one probability.
     """

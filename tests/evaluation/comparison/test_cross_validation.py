@@ -186,7 +186,7 @@ def test_fold_that_was_evaluated_on_its_training_images_is_an_error(folder):
 
 
 def test_fold_that_was_evaluated_on_other_images_than_its_own_is_an_error(folder):
-    """Also if its bundle, which states the training images, is not there."""
+    """Even if its bundle, which lists the training images, is missing."""
     shutil.rmtree(with_evaluation_of_another_fold(folder) / "bundle")
     with pytest.raises(
         RunError, match=r"fold-1' was evaluated on 50 images that are not the 50 validation images of its"

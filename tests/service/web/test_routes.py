@@ -180,11 +180,11 @@ def test_reason_of_each_unreadable_file_is_in_the_language_of_the_page(client):
         assert not ENGLISH_SENTENCE.search(re.sub("<[^>]*>", "", cell)), cell
 
 
-def test_empty_list_of_unreadable_files_says_so(client):
+def test_empty_list_of_unreadable_files_has_a_note(client):
     assert "No unreadable files." in get_page(client, "/unreadable")[0].text
 
 
-def test_empty_tab_of_rejected_images_says_so(client):
+def test_empty_tab_of_rejected_images_has_a_note(client):
     assert "No rejected images." in get_page(client, "/?decision=rejected")[0].text
 
 
@@ -492,7 +492,7 @@ def test_model_page_states_what_was_measured_and_what_was_not():
     assert card.text == model_card(model.folder)
 
 
-def test_model_page_without_an_evaluation_says_so(client):
+def test_model_page_without_an_evaluation_has_a_note(client):
     page = get_page(client, "/model?language=en")[0].text
     assert "Sensitivity and specificity on test images of the model" in page
     assert "No measurement on test images applies." in page
