@@ -106,9 +106,9 @@ def inputs_page() -> str:
         " be a mistake or a choice, as long as it clips little of the anatomy; so may a full window beside a rescale intercept."
         " Undeclared padding is found only as rows and columns of one value at the sides of an image, if this value is negative,"
         " or at least 32,768 as unsigned representation of a negative value, and its distance to all others is more than"
-        " twice their range; the distance does not matter if it is the only negative value. Any other border, such as one of 0, can be a marker or"
-        " the background: it stays as it is. The gray levels are those of the other pixels, and only the rows and columns"
-        " become black.\n",
+        " twice their range; the distance does not matter if it is the only negative value. Any other border,"
+        " such as one of 0, can be a marker or the background: it stays as it is. The gray levels are those of the other"
+        " pixels, and only the rows and columns become black.\n",
         "In addition, each test file of pydicom, with the compression set of DICOM's working group 4, is decoded as dcmtk"
         " displays it, to 1 of 255, or has an error or the warning `window_ignored` (`tests/imaging/test_dcmtk.py`).\n",
     ]
