@@ -320,7 +320,7 @@ class StoredResults:
 
 
 def measure_rows(source: Path, rows: int, folder: Path) -> dict[str, float]:
-    """Return seconds and peak memory of each step on an archive of this number of rows, each step in a process of its own."""
+    """Return seconds and peak memory of each step on an archive of this number of rows, each step in its own process."""
     found: dict[str, float] = {}
     for step in ("score", "resume", "verify"):
         command = [sys.executable, __file__, str(source), "--step", step, "--rows", str(rows), "--folder", str(folder)]

@@ -1,8 +1,8 @@
 """Measure how fast DICOM images are received and predicted: beside Orthanc, and beside the bare inference session.
 
 In each round, the same images are sent by one association and by four, to Orthanc's own C-STORE (temporary storage on the
-same disk), and to pneumoscope, which acknowledges an image when its file and its row are on the disk. The senders are processes
-of their own on the same cores. Then the time until pneumoscope has predicted the images is measured, relative to `predict_many`
+same disk), and to pneumoscope, which acknowledges an image when its file and its row are on the disk. The senders are separate
+processes on the same cores. Then the time until pneumoscope has predicted the images is measured, relative to `predict_many`
 of the same files in memory ("bare session"; see `service.py`). Images are phantoms of 1 to 2 megapixels, and tiny ones. With
 --soak, images arrive at a quarter of the speed of prediction, and resident memory at the end may exceed that after the first
 sixth by 5%.

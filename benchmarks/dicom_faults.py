@@ -243,7 +243,7 @@ def kill_service(world: World) -> None:
 def kill_service_during_commitment(world: World) -> None:
     """SIGKILL of the service at each step of a storage commitment; the PACS reports at once, or later, and then refuses first."""
     world.new_service(storage_commitment=True)
-    # Each with whether the PACS reports on an association of its own, and refuses each object first. In the first round, it has
+    # Each with whether the PACS reports on a separate association, and refuses each object first. In the first round, it has
     # refused all objects, and none is sent again yet.
     rounds = [
         ("report recorded, not answered", True),

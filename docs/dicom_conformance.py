@@ -132,7 +132,7 @@ def conformance_page() -> str:
             ("SOP class", "UID", "role"),
             ((commitment.SOP_CLASS.name, f"`{commitment.SOP_CLASS}`", "SCU"),),
         ),
-        "After results were stored at a peer that is configured for it, an N-ACTION (action type 1) on an association of its own"
+        "After results were stored at a peer that is configured for it, an N-ACTION (action type 1) on a separate association"
         f" refers to at most {commitment.MAX_OBJECTS} of them. It proposes the transfer syntaxes"
         f" {_names(commitment.TRANSFER_SYNTAXES)}, without role selection, and stays open for"
         f" {commitment.REPORT_SECONDS:g} seconds for an N-EVENT-REPORT. A peer may also report on an association that it opens"
@@ -141,7 +141,7 @@ def conformance_page() -> str:
         _table(
             ("status of N-EVENT-REPORT", "meaning"),
             (
-                (f"{SUCCESS:04X}", "recorded, also if it was before"),
+                (f"{SUCCESS:04X}", "recorded, even if repeated"),
                 (f"{commitment.NO_SUCH_INSTANCE:04X}", "the SOP instance is not the well-known one"),
                 (f"{commitment.NO_SUCH_EVENT_TYPE:04X}", "the event type is neither 1 nor 2"),
                 (
@@ -237,7 +237,7 @@ def conformance_page() -> str:
         _written_attributes(),
         "### Identification\n",
         "UIDs are `2.25.` UUIDs, derived from the image, the prediction, the kind of object and the number of earlier"
-        " withdrawals: an object that is sent again is the same. Each object is in a series of its own, with the number "
+        " withdrawals: an object that is sent again is the same. Each object is in its own series, with the number "
         f"{ResultSettings().series_number} for SC, and the next ones for SR, KO, PM and PR. `Manufacturer` is"
         f" `{results.MANUFACTURER}`; received objects with it are acknowledged and not predicted.\n",
         "### Templates\n",
@@ -292,7 +292,7 @@ def _query_retrieve() -> list[str]:
             ((level, matching, _codes(returned)) for level, matching, returned in searches),
         ),
         "A C-MOVE states the level `SERIES` with `StudyInstanceUID` and `SeriesInstanceUID`, and waits"
-        f" {pull_move.MOVE_SECONDS} seconds for each response. Studies that do not match the key are left out, also if the peer"
+        f" {pull_move.MOVE_SECONDS} seconds for each response. Studies that do not match the key are left out, even if the peer"
         " ignores it.\n",
         _table(
             ("status", "meaning"),

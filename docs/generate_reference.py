@@ -110,14 +110,14 @@ def inputs_page() -> str:
         " rejected or unreadable, or differ on purpose, such as by saturated pixels.\n",
         "A value that is stated and not understood rejects the image; a value that is missing is a warning. [Score"
         " images](../how-to/predict.md#dicom-headers) describes how to override the header.\n",
-        "Some faults of gray levels cannot be told from the pixels, and have no code. A lookup table whose first value is"
-        " wrong by a few shifts gray levels by as many steps: a table may begin anywhere. A window for a part of the range may"
+        "Some faults of gray levels cannot be detected from the pixels, and have no code. A lookup table whose first value is"
+        " slightly wrong shifts gray levels by the same amount: a table may begin anywhere. A window for a part of the range may"
         " be a mistake or a choice, as long as it clips little of the anatomy; so may a full window beside a rescale intercept."
         " Undeclared padding is found only as rows and columns of one value at the sides of an image, if this value is negative,"
-        " or at least 32,768 as negative values are where they are written as unsigned, and farther from all others than"
-        " twice their range; the only negative value need not be far. Any other border, such as one of 0, can be a marker or"
-        " the background: it stays as it is. The gray levels are those of the other pixels, and only the rows and columns"
-        " become black.\n",
+        " or at least 32,768 as unsigned representation of a negative value, and its distance to all others is more than"
+        " twice their range; the distance does not matter if it is the only negative value. Any other border,"
+        " such as one of 0, can be a marker or the background: it stays as it is. The gray levels are those of the other"
+        " pixels, and only the rows and columns become black.\n",
         "In addition, each test file of pydicom, with the compression set of DICOM's working group 4, is decoded as dcmtk"
         " displays it, to 1 of 255, or has an error or the warning `window_ignored` (`tests/imaging/test_dcmtk.py`).\n",
     ]

@@ -1,4 +1,4 @@
-"""Take the screenshots of the web UI for the documentation, in both languages, in a real Chromium.
+"""Take the screenshots of the web interface for the documentation, in both languages, in a real Chromium.
 
 The images are synthetic; no radiograph of a patient appears in a screenshot. `make demo` generates the images and trains a
 model on them. Then run

@@ -32,7 +32,7 @@ SECRET = "the secret of the client"
 
 @contextmanager
 def identity_provider():
-    """Run the provider in a process of its own, and yield its address."""
+    """Run the provider in its own process, and yield its address."""
     if importlib.util.find_spec("oidc_provider_mock") is None:
         pytest.skip("oidc-provider-mock is not installed")
     command = [sys.executable, "-c", PROVIDER, json.dumps(USERS)]

@@ -49,7 +49,7 @@ def wait_until(condition: Callable[[], Any], what: object) -> None:
 
 
 class Orthanc:
-    """An Orthanc with a folder of its own. It listens for DICOM and for HTTP, the latter on the loopback address only.
+    """An Orthanc with its own folder. It listens for DICOM and for HTTP, the latter on the loopback address only.
 
     Args:
         folder: For its configuration, database, images and log.

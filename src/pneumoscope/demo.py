@@ -54,7 +54,7 @@ def command(data: Path | None, out: Path) -> None:
         click.echo(f"\n$ pneumoscope {shlex.join(line)}", err=True)
         cli.main(args=line, prog_name="pneumoscope", standalone_mode=False)
     click.echo("\nNext, score your own images: pneumoscope predict IMAGE_OR_FOLDER", err=True)
-    click.echo("Or open the web UI and drop images on it: make serve", err=True)
+    click.echo("Or open the web interface and drop images on it: make serve", err=True)
     click.echo(f"\nDone in {time.monotonic() - started:.0f} seconds. Open the report in a browser:", err=True)
     click.echo(str((out / "comparison" / "report.html").resolve()))
 

@@ -37,7 +37,7 @@ def test_the_views_have_the_rows_of_the_files(out: Path) -> None:
     assert columns == (*COLUMNS, "model", "time", "runtime", "current")
 
 
-def test_the_name_of_a_folder_is_no_pattern_and_no_column(tmp_path: Path, out: Path) -> None:
+def test_name_of_a_folder_is_neither_pattern_nor_column(tmp_path: Path, out: Path) -> None:
     moved = tmp_path / "site=5" / "chest [1]*"
     moved.parent.mkdir()
     out.rename(moved)

@@ -144,7 +144,7 @@ def undisturbed(source: Path, bundle: Path, tmp_path_factory: pytest.TempPathFac
 def slow_run(
     source: Path, out: Path, bundle: Path, address: str = "", *, seconds: float = 0.1
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start a run that takes some time to read each image, as a terminal does: in a process group of its own."""
+    """Start a run that takes some time to read each image, as a terminal does: in its own process group."""
     command = [sys.executable, "-m", "tests.archive.slow_driver", str(seconds), *score_command(source, out, bundle)[3:]]
     command += ["--heatmaps", "--engine", "ray", *(["--address", address] if address else [])]
     with started(

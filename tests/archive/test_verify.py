@@ -174,7 +174,7 @@ def test_status_counts_from_the_journal(out: Path, predictions: PredictionSet) -
     assert "11 of 11 images scored" in run_cli("status", out).stdout
 
 
-def test_a_folder_that_is_no_archive_and_an_unknown_set_are_reported(tmp_path: Path, out: Path) -> None:
+def test_folder_without_an_archive_and_unknown_set_are_reported(tmp_path: Path, out: Path) -> None:
     with pytest.raises(UsageError, match=r"has no archive\.json"):
         verify_archive(tmp_path)
     with pytest.raises(UnknownNameError, match="there is no set of predictions '0123456789'"):

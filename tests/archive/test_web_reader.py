@@ -34,7 +34,7 @@ ARCHIVE_DATE = "20190503"
 
 
 def instance(number: int, *, modality: str = "DX", date: str = ARCHIVE_DATE) -> bytes:
-    """Return an instance of a study of its own; every third study has a second instance."""
+    """Return an instance of a new study; every third study has a second instance."""
     study = number - (number % 3 == 2)
     return dicom(
         60 + 11 * number % 140, StudyInstanceUID=f"1.2.{study}", SeriesInstanceUID=f"1.2.{study}.1",
@@ -452,7 +452,7 @@ def test_a_uid_that_would_change_the_address_is_refused(tmp_path: Path, bundle: 
         ("dicomweb+https://pacs.example:port/studies", "cannot be parsed"),
     ],
 )
-def test_an_address_that_is_no_search_or_names_a_patient_is_refused(location: str, words: str) -> None:
+def test_address_without_a_search_or_with_a_patient_is_rejected(location: str, words: str) -> None:
     with pytest.raises(UsageError, match=words) as error:
         open_source(location)
     assert not any(value in str(error.value) for value in ("4711", "Doe", "secret"))
@@ -478,7 +478,7 @@ def test_an_access_that_is_stated_in_part_or_twice_is_refused(
     (tmp_path / "secret").write_text("x")
     for name in stated:
         monkeypatch.setenv(f"PNEUMOSCOPE_DICOMWEB_{name}", str(tmp_path / "secret"))
-    with pytest.raises(UsageError, match="stated in part, or twice"):
+    with pytest.raises(UsageError, match="incomplete, or given twice"):
         open_source("dicomweb+http://127.0.0.1:1/studies").reader.is_available()
 
 

@@ -177,7 +177,7 @@ def test_profile_of_another_model_or_card_is_refused(card, profile, shared_maker
         apply_site_profile(plain, other)
 
 
-def test_model_uses_the_profile_and_says_so(bundle, profile, tmp_path):
+def test_model_uses_and_names_the_profile(bundle, profile, tmp_path):
     path = write(profile, tmp_path)
     plain, site = load_model(bundle), load_model(bundle, site=path)
     before, after = plain.predict(png(126)), site.predict(png(126))

@@ -17,7 +17,7 @@ def problems(entered, stored=None, today=TODAY):
     return raised.value.fields
 
 
-def test_today_is_no_future_and_tomorrow_is():
+def test_tomorrow_is_in_the_future_and_today_is_not():
     check_entered(Identity(patient_birth_date="2026-03-01", study_date="2026-03-01"), today=TODAY)
     tomorrow = Identity(patient_birth_date="2026-03-02", study_date="2026-03-02")
     assert problems(tomorrow) == {"patient_birth_date": "in_the_future", "study_date": "in_the_future"}

@@ -254,8 +254,8 @@ def interval(low, high):
     [
         (
             0.87, (0.8, 0.92),
-            "The probability of pneumonia is 87%. Calibration interval (Venn-Abers): 80% to 92%, the range that the calibration"
-            " on 100 images leaves open. It is not a confidence interval, and the probability can lie at its end",
+            "The probability of pneumonia is 87%. Calibration interval (Venn-Abers): 80% to 92%, the range consistent with"
+            " the calibration on 100 images. It is not a confidence interval, and the probability can lie at its end",
             "肺炎機率：87%。校準區間（Venn-Abers）：80% 至 92%，為 100 張校準影像所無法排除的機率範圍。"
             "此區間並非信賴區間，機率可能位於區間的一端",
         ),
@@ -264,15 +264,15 @@ def interval(low, high):
         (0.87, None, "The probability of pneumonia is 87%", "肺炎機率：87%"),
         (
             0.02, (0.0, 0.02),
-            "The probability of pneumonia is 2%. Calibration interval (Venn-Abers): below 1% to 2%, the range that the"
-            " calibration on 100 images leaves open. It is not a confidence interval, and the probability can lie at its end",
+            "The probability of pneumonia is 2%. Calibration interval (Venn-Abers): below 1% to 2%, the range consistent with the"
+            " calibration on 100 images. It is not a confidence interval, and the probability can lie at its end",
             "肺炎機率：2%。校準區間（Venn-Abers）：低於 1% 至 2%，為 100 張校準影像所無法排除的機率範圍。"
             "此區間並非信賴區間，機率可能位於區間的一端",
         ),
         (
             0.97, (0.96, 1.0),
-            "The probability of pneumonia is 97%. Calibration interval (Venn-Abers): 96% to above 99%, the range that the"
-            " calibration on 100 images leaves open. It is not a confidence interval, and the probability can lie at its end",
+            "The probability of pneumonia is 97%. Calibration interval (Venn-Abers): 96% to above 99%, the range consistent with"
+            " the calibration on 100 images. It is not a confidence interval, and the probability can lie at its end",
             "肺炎機率：97%。校準區間（Venn-Abers）：96% 至高於 99%，為 100 張校準影像所無法排除的機率範圍。"
             "此區間並非信賴區間，機率可能位於區間的一端",
         ),
@@ -293,9 +293,9 @@ def test_uncertain_range_that_rounds_to_one_value_is_one_value():
 def test_result_is_explained_in_full_sentences():
     found = prediction(decision="no_pneumonia", probability=0.1, interval=interval(0.05, 0.2))
     probability = (
-        "The probability of pneumonia is 10%. Calibration interval (Venn-Abers): 5% to 20%, the range that the calibration on 100"
-        " images leaves open. It is not a confidence interval, and the probability can lie at its end. Probabilities are for a"
-        " prevalence of 50%; if pneumonia is less common among your patients, they are too high."
+        "The probability of pneumonia is 10%. Calibration interval (Venn-Abers): 5% to 20%, the range consistent with the"
+        " calibration on 100 images. It is not a confidence interval, and the probability can lie at its end. Probabilities are"
+        " for a prevalence of 50%; if pneumonia is less common among your patients, they are too high."
     )
     assert result_message(found, prevalence=0.5) == ("Other findings are not assessed.", probability)
     assert result_message(found, "zh-Hant", prevalence=0.005, stated=True) == (
@@ -439,7 +439,7 @@ def test_notice_states_the_population_of_the_model(population, english, chinese)
 
 
 def test_notice_of_another_model_states_no_population_of_the_current_one():
-    assert notice_of_unknown_model().startswith(f"{NOTICE} This result is of an earlier model,")
+    assert notice_of_unknown_model().startswith(f"{NOTICE} This result comes from an earlier model;")
     assert "Trained on" not in notice_of_unknown_model()
     assert notice_of_unknown_model("zh-Hant").startswith("研究與教學用軟體，非醫療器材。此結果由先前的模型產生；")
 

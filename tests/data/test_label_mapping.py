@@ -123,7 +123,7 @@ def test_error_on_an_unknown_patient_column_names_the_option() -> None:
     assert _read(both, patient_column="subject").images[0].patient == "B"
 
 
-def test_columns_of_data_that_are_no_csv_file_are_an_error(folder: Path) -> None:
+def test_columns_of_data_other_than_a_csv_file_are_an_error(folder: Path) -> None:
     for option in ("label_column", "path_column", "patient_column"):
         with pytest.raises(
             UsageError, match=rf"--{option.replace('_', '-')} x is given, and .*hospital' is not a CSV file"
@@ -209,10 +209,10 @@ def test_new_name_that_resembles_a_class_is_remarked_on() -> None:
     manifest = _read(THREE, renamed=(("virus", "bacteri"),))
     assert manifest.classes == ("bacteri", "bacteria", "normal")
     assert (
-        "'bacteri' is a class of its own beside 'bacteria'; if that one is meant, give --map virus=bacteria"
+        "'bacteri' is a separate class beside 'bacteria'; if that one is meant, give --map virus=bacteria"
         in manifest.notes
     )
-    assert not any("of its own" in note for note in _read(THREE, renamed=(("virus", "viral"),)).notes)
+    assert not any("separate class" in note for note in _read(THREE, renamed=(("virus", "viral"),)).notes)
 
 
 def test_label_that_resembles_a_stated_class_is_mapped_to_it_in_the_hint() -> None:

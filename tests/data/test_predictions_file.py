@@ -110,7 +110,7 @@ def test_other_encodings_and_missing_files_are_errors(write, tmp_path):
         (["97", "3.5"], "line 2: 97 .*Divide percentages by 100"),
     ],
 )
-def test_values_that_are_no_probabilities_are_errors(write, values, message):
+def test_values_other_than_probabilities_are_errors(write, values, message):
     with pytest.raises(DatasetError, match=message):
         read_predictions_file(
             write("path,probability\n" + "".join(f"{i},{v}\n" for i, v in enumerate(values))), DEFAULT
@@ -181,7 +181,7 @@ def test_columns_of_several_classes_can_be_named(write):
         ("path;probability_a;probability_b\n", False),
     ],
 )
-def test_files_of_several_classes_are_told_by_their_columns(write, text, several):
+def test_files_of_several_classes_are_recognized_by_their_columns(write, text, several):
     assert has_class_columns(write(text), DEFAULT) is several
 
 

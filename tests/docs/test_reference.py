@@ -107,7 +107,7 @@ def test_http_api_lists_every_operation_and_schema(generator: ModuleType) -> Non
 
 
 def test_types_of_unsupported_files_are_those_that_the_error_states(pages: dict[str, str]) -> None:
-    """A file of unknown type, or a pipe, has a reason of its own."""
+    """A file of unknown type, or a pipe, has its own reason."""
     table = pages["reference/errors.md"].partition("The parameter `type` of `unsupported_file_type`")[2]
     types = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
     assert {"gif", "zip", "dicomdir"} <= set(types)

@@ -95,7 +95,7 @@ def test_evidence_of_another_network_is_measured_again(finished: Callable[..., P
 
 
 @pytest.mark.parametrize("change", [{}, {"split": "train"}, {"onnx_sha256": "0" * 64}])
-def test_file_that_is_no_result_on_validation_images_is_measured_again(
+def test_file_without_a_result_on_validation_images_is_measured_again(
     finished: Callable[..., Path], images: Path, change: dict[str, str]
 ) -> None:
     run = finished()
@@ -118,7 +118,7 @@ def test_data_are_checked_once_for_several_runs(
     assert files(other / "bundle/evidence") == {"audit.json"}
 
 
-def test_run_without_validation_images_is_an_error_also_if_only_heatmaps_are_missing(
+def test_run_without_validation_images_is_an_error_even_if_only_heatmaps_are_missing(
     maker: Any, finished: Callable[..., Path], images: Path
 ) -> None:
     run = finished()

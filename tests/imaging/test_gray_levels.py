@@ -192,7 +192,7 @@ def test_scattered_hot_pixels_without_a_gap_do_not_darken_an_image() -> None:
 @pytest.mark.parametrize("level", [40_000, 60_000, 65_535])
 @pytest.mark.parametrize("window", [NO_WINDOW, {}])
 @pytest.mark.parametrize("bits", [8, 13, 14])
-def test_scattered_hot_pixels_are_no_negative_values(bits: int, window: dict[str, Any], level: int) -> None:
+def test_scattered_hot_pixels_are_not_negative_values(bits: int, window: dict[str, Any], level: int) -> None:
     pixels = deep(bits)
     pixels.ravel()[::101] = level
     image = rendered(pixels, 16, **window)
@@ -269,7 +269,7 @@ def test_object_that_touches_undeclared_padding_of_its_value_is_not_padding(
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
-def test_border_of_a_saturated_detector_is_no_padding(photometric: str) -> None:
+def test_border_of_a_saturated_detector_is_not_padding(photometric: str) -> None:
     pixels = deep(12)
     pixels[:10] = 16383
     image = rendered(pixels, 14, PhotometricInterpretation=photometric)

@@ -58,7 +58,7 @@ def test_ages_are_understood(text, years):
         "\uff14\uff39",
     ],
 )
-def test_other_texts_are_no_ages(text):
+def test_other_texts_are_not_ages(text):
     assert parse_age(text) is None
 
 

@@ -151,7 +151,7 @@ def test_window_that_does_not_fit_is_listed_but_not_applied() -> None:
     assert values.description.default_window.center != 30000
 
 
-def test_padding_has_a_number_of_its_own_and_the_same_value_in_the_image_does_not() -> None:
+def test_padding_has_its_own_number_and_the_same_value_in_the_image_does_not() -> None:
     pixels = deep() // 2 + 1000
     pixels[:10] = 4000
     pixels[50, 50] = 4000

@@ -442,7 +442,7 @@ def test_included_model_can_be_named(monkeypatch, tmp_path):
     assert load_model("default").facts == load_model().facts
 
 
-def test_functions_that_need_an_extra_say_so_when_called(monkeypatch):
+def test_functions_name_their_missing_extra_when_called(monkeypatch):
     monkeypatch.setitem(sys.modules, "pneumoscope.evaluation.comparison.compare", None)
     monkeypatch.delitem(vars(pneumoscope), "compare", raising=False)
 

@@ -109,7 +109,7 @@ def test_explanations_of_many_images_are_those_of_each(model):
 
 
 @pytest.mark.parametrize("image", ["image.png", b"content", Path("image.png")])
-def test_a_single_image_is_no_list_of_images(model, image):
+def test_single_image_is_not_a_list_of_images(model, image):
     for call in (model.predict_many, model.explain_many):
         with pytest.raises(UsageError, match="images is one image"):
             list(call(image))

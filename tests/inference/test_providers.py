@@ -33,7 +33,7 @@ def test_a_provider_that_is_not_installed_is_named_with_those_that_are(
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")  # of ONNX Runtime, before it falls back
-def test_a_gpu_that_cannot_be_started_is_no_silent_cpu(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_gpu_does_not_fall_back_to_the_cpu(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The package says that it has CUDA, but the session runs on the CPU, as without a driver."""
     monkeypatch.setattr(
         onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]

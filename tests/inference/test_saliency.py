@@ -61,7 +61,7 @@ def written(monkeypatch):
 
 
 def oklab(rgb):
-    """The way back, with matrices of its own: sRGB to CIE XYZ (IEC 61966-2-1) to OKLab (Ottosson's definition on XYZ)."""
+    """The way back, with its own matrices: sRGB to CIE XYZ (IEC 61966-2-1) to OKLab (Ottosson's definition on XYZ)."""
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     xyz = linear @ np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]).T
     to_lms = [[0.8189330101, 0.3618667424, -0.1288597137], [0.0329845436, 0.9293118715, 0.0361456387]]

@@ -35,7 +35,7 @@ FAILED = Prediction(
     failure=Failure("unreadable_image", "no such file"),
     model=MODEL,
 )
-SENTENCE = "Trained on somebody."
+SENTENCE = "Trained on patients."
 MESSAGE = (
     "The probability is in the uncertain range (20% to 40%), where the model would be wrong too often. Read the image without the"
     " prediction"

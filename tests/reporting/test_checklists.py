@@ -123,7 +123,7 @@ def test_facts_that_are_not_recorded_leave_the_item_open(three: Any) -> None:
     for number in ("7", "10", "19", "20", "24", "25", "35"):
         assert answers[number].status == "open"
         assert answers[number].ask
-    assert answers["19"].ask == "The record does not have it: state it."
+    assert answers["19"].ask == "Not recorded: please add."
 
 
 @pytest.mark.slow

@@ -208,7 +208,7 @@ def test_page_has_the_record_and_the_recipe_of_a_run(report: MulticlassReport) -
     assert "name = &#34;levels&#34;" in page
 
 
-def test_long_names_of_classes_are_told_apart_in_the_flow_diagram(report: MulticlassReport) -> None:
+def test_long_class_names_are_distinguishable_in_the_flow_diagram(report: MulticlassReport) -> None:
     names = ("pneumonia, bacterial, left", "pneumonia, bacterial, right", "normal")
     (run,) = report.runs
     evaluation = dataclasses.replace(

@@ -148,7 +148,7 @@ def test_figures_of_several_runs_have_a_legend_in_the_file(report: ReportFiles, 
     texts = {element.text for element in ElementTree.fromstring(roc.read_bytes()).iter() if element.text}
     assert {"alexnet-sgd", "vgg19-adam-32"} <= texts
     (curves,) = (file for file in report.figures if file.name == "decision-curves.svg")
-    assert "treat everybody" in curves.read_text(encoding="utf-8")
+    assert "treat all" in curves.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

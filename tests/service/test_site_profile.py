@@ -117,7 +117,7 @@ def test_model_page_states_validation_images_where_the_profile_keeps_the_limits(
         assert "rejected: of the validation images" in opened.get("/model?language=en").text
 
 
-def test_service_starts_with_a_profile_and_says_so(bundle, profile, tmp_path):
+def test_service_starts_with_a_profile_and_names_it(bundle, profile, tmp_path):
     with served(bundle, tmp_path, "--ephemeral", "--site", str(profile)) as (process, opened):
         answer = opened.post("/v1/predictions", files=images(png(126))).json()
         assert answer["predictions"][0]["decision"] == "no_pneumonia"
@@ -228,7 +228,7 @@ def test_model_page_has_no_reliability_diagram_for_another_prevalence():
         assert "With the site profile" not in page
 
 
-def test_service_starts_with_a_prevalence_and_says_so(bundle, tmp_path):
+def test_service_starts_with_a_prevalence_and_prints_it(bundle, tmp_path):
     with served(bundle, tmp_path, "--ephemeral", "--prevalence", "0.2") as (process, opened):
         answer = opened.post("/v1/predictions", files=images(png(126))).json()
         assert answer["predictions"][0]["model"]["site"] == "prevalence=0.2"
@@ -277,7 +277,7 @@ def test_result_of_an_earlier_model_states_the_population_of_its_own_model(share
         with contextlib.closing(sqlite3.connect(tmp_path / "data" / DATABASE_FILE)) as database:
             database.execute(change)
             database.commit()
-    words = adults if is_known else "This result is of an earlier model, whose training population is not stored here."
+    words = adults if is_known else "This result comes from an earlier model; its training population is not recorded."
     with client(replaced, tmp_path / "data") as current:
         assert children in current.get("/model?language=en").text
         (new,) = post(current, png(180))

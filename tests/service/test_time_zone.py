@@ -1,4 +1,4 @@
-"""The web UI in a time zone: names, days of 23 and 25 hours, filters and dashboard."""
+"""The web interface in a time zone: names, days of 23 and 25 hours, filters and dashboard."""
 
 import subprocess
 import sys

@@ -32,7 +32,7 @@ def test_probability_equal_to_the_threshold_is_treated():
     assert net_benefit([0.25, 0.1], [True, False], [0.25])[0].tolist() == [0.5]
 
 
-def test_treating_everybody_gains_nothing_at_the_prevalence():
+def test_treating_everyone_gains_nothing_at_the_prevalence():
     labels = np.arange(10) < 4
     _, everybody = net_benefit(np.full(10, 0.5), labels, [0.0, 0.4])
     assert everybody == pytest.approx([0.4, 0.0])

@@ -54,7 +54,7 @@ def test_run_without_a_bundle_states_the_images_that_its_weights_have_seen(first
     assert "those of its own initial weights are unknown" in loaded.notes[-1]
 
 
-def test_images_that_other_files_of_weights_have_seen_are_unknown_and_a_note_says_so(first, tmp_path):
+def test_training_images_of_other_weight_files_are_reported_as_unknown(first, tmp_path):
     file = shutil.copy(first / WEIGHTS_FILE, tmp_path / "other.safetensors")
     _, loaded = create_initialized("test_convnext", str(file), {"image_size": 32})
 

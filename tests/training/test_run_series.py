@@ -80,7 +80,7 @@ def test_folder_with_other_files_does_not_become_a_folder_of_runs(phantoms, tmp_
     assert [path.name for path in (tmp_path / "images").iterdir()] == ["thorax.png"]
 
 
-def test_run_is_no_folder_of_runs(phantoms, tmp_path, without_bundle):
+def test_run_is_not_a_folder_of_runs(phantoms, tmp_path, without_bundle):
     recipe = small(training={"epochs": 1})
     train(recipe, phantoms, tmp_path / "run")
     assert run_folders(tmp_path / "run") == []
@@ -90,7 +90,7 @@ def test_run_is_no_folder_of_runs(phantoms, tmp_path, without_bundle):
         train_seeds(recipe, phantoms, tmp_path / "runs", 0)
 
 
-def test_each_fold_validates_on_images_of_its_own_and_no_test_image_is_used(phantoms, tmp_path, without_bundle):
+def test_each_fold_validates_on_its_own_images_and_no_test_image_is_used(phantoms, tmp_path, without_bundle):
     recipe, out = small(training={"epochs": 1}), tmp_path / "folds"
     records = train_folds(recipe, phantoms, out, 3)
     assert [(record.fold, record.folds, record.seed) for record in records] == [(1, 3, 3), (2, 3, 3), (3, 3, 3)]

@@ -25,7 +25,7 @@ def run_locally(
     Args:
         shards: The shards; read as threads become free.
         score: Scores one shard; stops soon after its event is set.
-        workers: Threads, each with a shard of its own; 0 means one per core, and one more, which covers the hand-over between a
+        workers: Threads, each with its own shard; 0 means one per core, and one more, which covers the hand-over between a
             thread and its worker process.
         stopping: When it is set, shards that are begun are finished, and no other is begun.
     """

@@ -1,6 +1,6 @@
 """SQL over an archive, with DuckDB: the views `images` and `predictions`.
 
-Only shards in the journal are read, so that what a killed run left is not seen. The files are read in place.
+Only shards in the journal are read, so that leftovers of a killed run are ignored. The files are read in place.
 """
 
 from __future__ import annotations

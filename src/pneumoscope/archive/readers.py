@@ -145,7 +145,7 @@ class RemoteReader:
         system, prefix = _file_system(self.root)
         try:
             return bool(system.ls(prefix, detail=False, refresh=True))
-        except Exception:  # noqa: BLE001  each client raises errors of its own
+        except Exception:  # noqa: BLE001  each client raises its own errors
             return False
 
     def _repeat(self, request: Callable[[], _Result]) -> _Result:
@@ -184,7 +184,7 @@ def repeat_request(
             return request()
         except (FileNotFoundError, PermissionError, PneumoscopeError):
             raise
-        except Exception as error:  # each client raises errors of its own
+        except Exception as error:  # each client raises its own errors
             if delay is None:
                 raise StorageError(
                     f"the source {root!r} does not answer: {describe(error)}",

@@ -84,7 +84,7 @@ class _Environment:
         """Return the access that the environment states.
 
         Raises:
-            UsageError: It is stated in part, or twice.
+            UsageError: The credentials are incomplete, or given twice.
         """
 
         def file(name: str) -> Path | None:
@@ -95,7 +95,7 @@ class _Environment:
         stated = cls(user, file("PASSWORD_FILE"), file("TOKEN_FILE"), file("CA_FILE"))
         if bool(user) != bool(stated.password_file) or (user and stated.token_file):
             raise UsageError(
-                "the access to the DICOMweb server is stated in part, or twice",
+                "the DICOMweb credentials are incomplete, or given twice",
                 hint=f"Set {_ENVIRONMENT}USER and {_ENVIRONMENT}PASSWORD_FILE, or {_ENVIRONMENT}TOKEN_FILE alone",
             )
         return stated
@@ -229,7 +229,7 @@ class WebReader:
         if archive.incomplete_searches > before:
             raise StorageError(
                 f"{self.root!r} did not return all results of a search (HTTP header Warning 299, or pages that repeat results)",
-                hint="Search for less at a time, such as one month with StudyDate, into an archive of its own",
+                hint="Search for less at a time, such as one month with StudyDate, into a separate archive",
             )
         return found
 
@@ -319,7 +319,7 @@ def _filters(query: str) -> dict[str, str]:
         if keyword in filters:
             raise UsageError(
                 f"the address has {name} more than once",
-                hint="Score each search into an archive of its own",
+                hint="Score each search into a separate archive",
             )
         filters[keyword] = value
     return filters

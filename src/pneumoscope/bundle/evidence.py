@@ -106,7 +106,7 @@ def read_evidence(folder: Path, card: Card | MulticlassCard, evaluation: Path | 
     Args:
         folder: Folder of the bundle.
         card: Its card.
-        evaluation: `evaluation.json` of the run of the bundle, for a bundle without an evaluation of its own; it is ignored if it
+        evaluation: `evaluation.json` of the run of the bundle, for a bundle without its own evaluation; it is ignored if it
             is of another network, with a site profile, or of training or validation images. None without one.
 
     Raises:

@@ -318,9 +318,9 @@ def _outliers(limits: RejectionLimits) -> list[str]:
         for name, group in limits.outliers.items()
     ]
     return [
-        "Images of patients outside the age range that pass all checks, and would get a prediction. The patients are others than"
-        " those that the age classifier was trained on, as far as they are known; the hospitals are the same, and images of"
-        " other hospitals may pass more often. The last columns state which fraction would pass one check alone.",
+        "Images of patients outside the age range that would pass all checks and receive a prediction. Where known, these"
+        " patients were not used to train the age classifier; the hospitals are the same, and images of other hospitals may pass"
+        " more often. The last columns show the fraction that would pass one check alone.",
         markdown_table(("source", "images in training", "passed, other patients", *_CHECK_NAMES.values()), rows),
         *_contributions(limits),
     ]

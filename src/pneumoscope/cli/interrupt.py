@@ -1,4 +1,4 @@
-"""Ctrl-C that lets a command complete what it has begun."""
+"""Graceful Ctrl-C handling."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def command(folder: Path, train: int, test: int, seed: int, size: int, masks: Pa
     """Draw synthetic chest images with and without synthetic pneumonia into DIR.
 
     Layout and file names are those of the public data set, so every command works on them. They are drawings, not
-    radiographs; DIR/PHANTOMS.txt says so.
+    radiographs; DIR/PHANTOMS.txt contains this note.
     """
     from pneumoscope.cli.progress import image_progress
     from pneumoscope.core.result_forms import to_json

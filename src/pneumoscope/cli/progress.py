@@ -32,7 +32,7 @@ def image_progress(description: str) -> Iterator[Callable[[int, int], None] | No
     task = bar.add_task(description, total=None)
 
     def update(done: int, total: int) -> None:
-        # Hidden when complete, because training shows a bar of its own; shown again if another step follows.
+        # Hidden when complete, because training shows its own bar; shown again if another step follows.
         bar.update(task, completed=done, total=total)
         if done < total:
             bar.start()

@@ -1,4 +1,4 @@
-"""`pneumoscope serve`: run the web UI and the HTTP API."""
+"""`pneumoscope serve`: run the web interface and the HTTP API."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Age(click.ParamType[timedelta]):
         return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
-@click.command("serve", short_help="Run the web UI and the HTTP API.")
+@click.command("serve", short_help="Run the web interface and the HTTP API.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
@@ -71,7 +71,9 @@ class _Age(click.ParamType[timedelta]):
     help="Store only pseudonyms of patients, computed with the secret key in this file, and images without their headers.",
 )
 @click.option(
-    "--blind-first", is_flag=True, help="In the web UI, show a prediction only after the reader has labeled the image."
+    "--blind-first",
+    is_flag=True,
+    help="In the web interface, show a prediction only after the reader has labeled the image.",
 )
 @click.option(
     "--no-auth",
@@ -82,7 +84,7 @@ class _Age(click.ParamType[timedelta]):
     "--openid-connect",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Let users sign in to the web UI at the identity provider that this file configures.",
+    help="Let users sign in to the web interface at the identity provider that this file configures.",
 )
 @click.option(
     "--public-name", default="", metavar="HOST", help="Host name under which a reverse proxy publishes the service."
@@ -91,7 +93,7 @@ class _Age(click.ParamType[timedelta]):
     "--time-zone",
     default="",
     metavar="ZONE",
-    help="Time zone of the web UI, such as Europe/Berlin; the API stays in UTC.  [default: that of this machine, or UTC]",
+    help="Time zone of the web interface, such as Europe/Berlin; the API stays in UTC.  [default: that of this machine, or UTC]",
 )
 @click.option(
     "--dicom-port", type=click.IntRange(0, 65535), metavar="PORT", help="Receive DICOM images on this port (C-STORE)."
@@ -121,7 +123,7 @@ class _Age(click.ParamType[timedelta]):
     help="TOML file with the DICOM node, its peers, site rules, destinations of results and require_age; replaces the options"
     " --dicom-*.",
 )
-@click.option("--open", "open_browser", is_flag=True, help="Open the web UI in a browser.")
+@click.option("--open", "open_browser", is_flag=True, help="Open the web interface in a browser.")
 @click.pass_context
 def command(
     context: click.Context,
@@ -147,7 +149,7 @@ def command(
     dicom_config: Path | None,
     open_browser: bool,
 ) -> None:
-    """Run the web UI and the HTTP API; store images, predictions, reviews and an audit log.
+    """Run the web interface and the HTTP API; store images, predictions, reviews and an audit log.
 
     Open the printed address in a browser and drop images on it. With a token in the database at the start, see
     `pneumoscope tokens`, every client must authenticate. With --dicom-port, DICOM nodes send images.

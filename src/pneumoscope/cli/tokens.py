@@ -32,7 +32,7 @@ def command() -> None:
     "--role",
     required=True,
     type=click.Choice(["sender", "reader", "administrator"]),
-    help="sender: send images and get their predictions through the API; reader: also use the web UI;"
+    help="sender: send images and get their predictions through the API; reader: also use the web interface;"
     " administrator: also delete images and manage tokens.",
 )
 @service_database_options

@@ -56,9 +56,7 @@ _WARNINGS: dict[WarningCode, str] = {
         "The window or lookup table does not fit the pixels; gray levels were derived from the pixels"
     ),
     "bit_depth_measured": N_("The pixels do not have the stated bit depth; gray levels were derived from the pixels"),
-    "padding_measured": N_(
-        "The border has a value of padding that the file does not declare; gray levels were derived from the other pixels"
-    ),
+    "padding_measured": N_("The border contains undeclared padding; gray levels were derived from the other pixels"),
     "assumed_chest": N_("DICOM header overridden: assumed to be a chest radiograph"),
     "assumed_frontal": N_("DICOM header overridden: assumed to be a frontal view of both lungs"),
 }
@@ -153,7 +151,7 @@ _COLON, _COMMA, _OPENING, _CLOSING = (
     N_(", "),
     N_(" ("),
     N_(")"),
-)  # Chinese has signs of its own, without spaces
+)  # Chinese has its own signs, without spaces
 
 
 _ROLES = {"sender": N_("Sender"), "reader": N_("Reader"), "administrator": N_("Administrator")}

@@ -26,7 +26,7 @@ class MulticlassPrediction(Prediction):
         class_probabilities: Calibrated probability of each class; None if the image is rejected or unreadable, as are the others.
         predicted_class: The class with the highest probability.
         prediction_set: The classes that class-conditional conformal prediction keeps possible. If only the predicted class is
-            possible, the decision is "classified", else "uncertain". None also if the bundle has no prediction sets.
+            possible, the decision is "classified", else "uncertain". None if the bundle has no prediction sets.
     """
 
     classes: tuple[str, ...]

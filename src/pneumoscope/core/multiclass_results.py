@@ -263,7 +263,7 @@ class MulticlassComparison(WithFigures):
 
     @property
     def is_cross_validation(self) -> bool:
-        """True if the runs are folds, each with images of its own."""
+        """True if the runs are folds, each with its own images."""
         return any(group.folds for group in self.groups)
 
     def _repr_html_(self) -> str:

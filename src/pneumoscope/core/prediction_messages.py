@@ -72,7 +72,7 @@ _ONE_SITE, _SITES, _UNKNOWN_SITES = N_("one hospital"), N_("{n} hospitals"), N_(
 _ADULT_AGE = 18  # years
 # The notice that holds for every model, and the sentence on the population of one.
 _NOTICE_AND_POPULATION = N_("{notice} {population}")
-_OTHER_MODEL = N_("This result is of an earlier model, whose training population is not stored here.")
+_OTHER_MODEL = N_("This result comes from an earlier model; its training population is not recorded.")
 _UNCERTAIN = N_(
     "The probability is in the uncertain range ({range}), where the model would be wrong too often. Read the image without the"
     " prediction"
@@ -87,8 +87,8 @@ _SCOPE = N_("Other findings are not assessed")
 _SCOPE_OF_LIST = N_("“No pneumonia detected” does not exclude other findings; they are not assessed")
 _PROBABILITY = N_("The probability of pneumonia is {probability}")
 _PROBABILITY_AND_INTERVAL = N_(
-    "The probability of pneumonia is {probability}. Calibration interval (Venn-Abers): {range}, the range that the calibration on"
-    " {n} images leaves open. It is not a confidence interval, and the probability can lie at its end"
+    "The probability of pneumonia is {probability}. Calibration interval (Venn-Abers): {range}, the range consistent with the"
+    " calibration on {n} images. It is not a confidence interval, and the probability can lie at its end"
 )
 _DEFAULT_PREVALENCE = N_(
     "Probabilities are for a prevalence of {prevalence}; if pneumonia is less common among your patients, they are too high"

@@ -13,7 +13,7 @@ _REJECTIONS: dict[RejectionCode, str] = {
         "The age of {age:.3g} years is outside the model's range of {minimum:g} to {maximum:g} years"
     ),
     "outside_age_range_estimated": N_(
-        "By the look of the image, the patient is outside the model's range of {minimum:g} to {maximum:g} years"
+        "The image suggests that the patient is outside the model's age range of {minimum:g} to {maximum:g} years"
     ),
     "age_required": N_("The age is required and not stated; the model's range is {minimum:g} to {maximum:g} years"),
     "age_not_understood": N_("The age cannot be determined from the DICOM header ({stated})"),

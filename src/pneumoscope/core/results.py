@@ -133,8 +133,8 @@ class DecisionCurvePoint:
     Attributes:
         threshold_probability: Patients at or above it are treated, 0 to below 1.
         net_benefit: True positives per image, minus false positives per image times the odds of the threshold.
-        treat_all: Net benefit of treating everybody.
-        gain: Net benefit minus that of the better of treating everybody and no one.
+        treat_all: Net benefit of treating everyone.
+        gain: Net benefit minus that of the better of treating everyone and no one.
     """
 
     threshold_probability: float

@@ -157,7 +157,7 @@ class DatasetAudit:
 
     @property
     def etiology_columns(self) -> tuple[str, ...]:
-        """Etiologies to show beside the labels; none if the classes are others than NORMAL and PNEUMONIA."""
+        """Etiologies to show beside the labels; none for classes other than NORMAL and PNEUMONIA."""
         labels = next(iter(self.images.values()))
         if tuple(labels) != LABELS:
             return ()

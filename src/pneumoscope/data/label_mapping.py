@@ -120,7 +120,7 @@ class LabelMapping:
     def for_saved_manifest(self) -> LabelMapping:
         """Return what is left to map in a manifest that was saved with this mapping: its columns have our names.
 
-        Etiologies are in a column of their own, so that labels are made of them again.
+        Etiologies are in a separate column, so labels are derived from them again.
         """
         if self.label_column == ETIOLOGY_COLUMN:
             return dataclasses.replace(self, path_column="", patient_column="", patient_pattern="", patients_from="")
@@ -300,7 +300,7 @@ def _check_targets(known: Mapping[str, int], name: str, mapping: LabelMapping) -
                 [closest],
                 message=f"{name}: --map {shlex.quote(f'{source}={target}')} makes a class {target!r} beside {closest!r}",
             )
-        notes.append(f"{target!r} is a class of its own beside {closest!r}; if that one is meant, give {meant}")
+        notes.append(f"{target!r} is a separate class beside {closest!r}; if that one is meant, give {meant}")
     return notes
 
 

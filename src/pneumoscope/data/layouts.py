@@ -151,7 +151,7 @@ def _first_unreadable(manifest: Manifest) -> str:
 
 
 def _with_header_patients(manifest: Manifest, mapping: LabelMapping) -> Manifest:
-    """Return the manifest with the patients of DICOM headers where no other is known, or of all if the mapping says so."""
+    """Return the manifest with the patients of DICOM headers where no other is known, or of all if the mapping requires it."""
     images = list(manifest.images)
     if mapping.patients_from == "header":
         images = [dataclasses.replace(image, patient="") for image in images]

@@ -192,7 +192,7 @@ def missing_class_error(name: str, missing: str, columns: Iterable[str], scale: 
 
 
 def has_class_columns(file: Path, columns: PredictionColumns) -> bool:
-    """Return True if a file has predictions for several classes; False also if it cannot be read.
+    """Return True if a file has predictions for several classes; False if it cannot be read.
 
     Of columns for NORMAL and PNEUMONIA, that of pneumonia is to be named, because a model of these has one probability.
     """
@@ -345,12 +345,12 @@ def _choose_class_columns(
 
 
 def _check_class_columns(named: Mapping[str, str], scale: _Scale) -> None:
-    """Raise unless there are two or more classes with columns of their own."""
+    """Raise unless there are two or more classes with their own columns."""
     if len(named) < 2 or not all(named) or len(set(named.values())) < len(named):
         listed = ", ".join(f"{label}={column}" for label, column in named.items())
         raise UsageError(
             f"the columns {listed!r} are not those of two or more classes",
-            hint=f"Give each class a column of its own: --{scale}-column CLASS=COLUMN",
+            hint=f"Give each class its own column: --{scale}-column CLASS=COLUMN",
         )
 
 

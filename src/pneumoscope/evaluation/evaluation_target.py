@@ -121,7 +121,7 @@ def default_name(
         run: The run folder.
         data, split, images: The evaluated images.
         site_sha256: Hash of the site profile; "" without one.
-        note: Called if the images are others than those of the run.
+        note: Called if the images differ from the images of the run.
     """
     manifest = run / MANIFEST_FILE
     name = split

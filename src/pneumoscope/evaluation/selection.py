@@ -167,7 +167,7 @@ def _is_split_by_run(manifest: Manifest, split: str, run_manifest: Path | None, 
     """Return True if the manifest of the run, not the data set, states which images are in the split.
 
     Training makes the validation split of a folder, the test split of a data set without one, and the splits of a CSV file that
-    states none. A fold of a cross-validation has training and validation images of its own, also if the CSV file states some.
+    states none. A fold of a cross-validation has its own training and validation images, even if the CSV file defines some.
     """
     has_run = run_manifest is not None and run_manifest.is_file()
     if split != "test" and (data.suffix.lower() != ".csv" or _is_of_fold(run_manifest)):

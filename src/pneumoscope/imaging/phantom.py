@@ -1,6 +1,6 @@
 """Synthetic chest images: a drawing of ribs, spine, heart, diaphragm and lungs, with or without an opacity.
 
-The classes differ in one way only. The opacity is added inside the lungs, from a random stream of its own. Anatomy,
+The classes differ in one way only. The opacity is added inside the lungs, from its own random stream. Anatomy,
 exposure, marker and noise come from streams that do not depend on the label. A patient drawn with and without pneumonia
 is identical outside the lungs, pixel for pixel, so a model cannot learn the label from anything else.
 

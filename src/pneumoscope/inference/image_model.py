@@ -143,7 +143,7 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
     ) -> Generator[_Prediction]:
         """Yield predictions in the order of the images. An unreadable image yields a prediction with `failure`.
 
-        Each thread decodes and scores batches of its own. At most a few batches per thread are read ahead of the caller.
+        Each thread decodes and scores its own batches. At most a few batches per thread are read ahead of the caller.
         More than `image_loader.MIN_IMAGES_FOR_POOL` images are decoded in worker processes, one per core, which stay for the
         next call.
 

@@ -129,7 +129,7 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
         if site is not None and prevalence is not None:
             raise UsageError(
                 "a site profile and a prevalence cannot be combined",
-                hint="The profile has a prevalence of its own. To change it: pneumoscope accept --prevalence",
+                hint="The profile has its own prevalence. To change it: pneumoscope accept --prevalence",
             )
         card, network = read_bundle(folder)
         session = cls(card, network, threads=threads, require_age=require_age, assume=assume, provider=provider)

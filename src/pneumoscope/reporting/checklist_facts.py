@@ -107,7 +107,7 @@ def _source(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
 
 
 def _flow(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
-    """Return the flow of images; of folds, which have images of their own, that of each."""
+    """Return the flow of images; for folds, which have their own images, of each fold."""
     sentences = {run.name: _flow_text(run.evaluation.flow) for run in runs if run.evaluation.flow}
     if len(set(sentences.values())) > 1:
         return Fact(" ".join(f"{name}: {sentence}" for name, sentence in sentences.items()), "images")

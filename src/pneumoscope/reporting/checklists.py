@@ -21,7 +21,7 @@ __all__ = ["CHECKLISTS", "Answer", "Checklist", "Item", "checklist_table", "fill
 CHECKLISTS = ("claim", "tripod-ai", "stard-ai")
 _Comparison = TypeVar("_Comparison")
 _Run = TypeVar("_Run")
-_NOT_RECORDED = "The record does not have it: state it."
+_NOT_RECORDED = "Not recorded: please add."
 
 
 @dataclasses.dataclass(frozen=True)

@@ -203,11 +203,11 @@ def _histogram_figure(run: RunData, operating_point: str) -> NamedFigure:
 def _decision_curves(runs: Sequence[RunData]) -> NamedFigure:
     thresholds = np.arange(1, 100) / 100
     benefits = [net_benefit(run.scores.probability, run.scores.positive, thresholds) for run in runs]
-    # All runs have the same labels, and therefore the same net benefit of treating everybody.
+    # All runs have the same labels, and therefore the same net benefit of treating everyone.
     curves = [(benefit, run.style) for (benefit, _), run in zip(benefits, runs, strict=True)]
     figure = decision_curve_figure(thresholds, curves, benefits[0][1])
     names = ", ".join(run.summary.name for run in runs)
-    label = f"Net benefit by threshold probability of {names}, and of treating everybody"
+    label = f"Net benefit by threshold probability of {names}, and of treating everyone"
     return NamedFigure(figure, DECISION_CURVES, label, legend=True)
 
 

@@ -118,7 +118,7 @@ def _heatmaps_text(run: RunData) -> str:
             f" {masks.area:.1%} are expected by chance."
         )
     else:
-        where = " No expert has marked the disease on these images: nothing shows whether heatmaps lie on it."
+        where = " No expert has marked the disease on these images: it is unknown whether heatmaps lie on it."
     return (
         f"{run.name}, {_images(found)}: improvement over random heatmaps: {curves}. Rank correlation with the heatmaps after"
         f" layers were randomized (near 0 is expected): {randomized}.{where} {_origin('saliency_check.json', run, found)}"

@@ -130,12 +130,12 @@ def overlay_figure(
 def decision_curve_figure(
     thresholds: FloatArray, curves: Sequence[tuple[FloatArray, RunStyle]], treat_all: FloatArray
 ) -> Figure:
-    """Return the net benefit of all runs by threshold probability, with those of treating everybody and no one.
+    """Return the net benefit of all runs by threshold probability, with those of treating everyone and no one.
 
     Args:
         thresholds: Threshold probabilities, shape (k,).
         curves: Net benefit, shape (k,), and style of each run.
-        treat_all: Net benefit of treating everybody, shape (k,).
+        treat_all: Net benefit of treating everyone, shape (k,).
     """
     figure = new_figure(520, 330)
     axes: Axes = figure.subplots()
@@ -145,7 +145,7 @@ def decision_curve_figure(
     for values, style in curves:
         axes.plot(thresholds, values, color=style.color, linestyle=style.line)
     highest = max(float(treat_all.max()), *(float(values.max()) for values, _ in curves), 0.05)
-    # Far below 0, the curves only show that treating everybody is wrong.
+    # Far below 0, the curves only show that treating everyone is wrong.
     axes.set_ylim(-0.25 * highest, 1.08 * highest)
     axes.set_xlim(0, 1)
     axes.set_xlabel("threshold probability")

@@ -92,6 +92,6 @@ class NamedFigure:
         names = [short(run.summary.name) for run in runs]
         if self.key == DECISION_CURVES:
             lines.append(Line2D([], [], color=COLORS["muted"][0], linestyle=(0, (2, 3))))
-            names.append("treat everybody")
+            names.append("treat all")
         with drawing():
             self.figure.legend(lines, names, loc="outside lower center", ncols=2, frameon=False, fontsize=10)

@@ -111,7 +111,7 @@ def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData
                 f"{folder} holds run {evaluation.name!r}; the comparison has {summary.name!r} at this position",
                 hint="Pass the folders in the order of the comparison",
             )
-        # Each fold of a cross-validation has images of its own; `compare` has checked that they are those of the other folds.
+        # Each fold of a cross-validation has its own images; `compare` has checked that they are those of the other folds.
         if not comparison.is_cross_validation and evaluation.images_sha256 != comparison.images["sha256"]:
             raise RunError(
                 f"run {summary.name!r} was evaluated on other images ({evaluation.images_sha256[:12]}) than the"

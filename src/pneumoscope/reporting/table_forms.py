@@ -1,6 +1,6 @@
 """A table of a report, and its forms: CSV, Markdown and a data frame; see also `latex_table`.
 
-A CSV file has every number in full precision, with its interval in columns of their own; LaTeX and Markdown have the text that a
+A CSV file has every number in full precision, with its interval in separate columns; LaTeX and Markdown have the text that a
 manuscript needs.
 """
 

@@ -185,9 +185,9 @@ def _decision_curves(runs: Sequence[RunData]) -> Table:
         for run in runs
         for step in run.evaluation.decision_curve
     ]
-    columns = ("Run", "Threshold probability", "Net benefit", "Treat everybody", "Gain")
+    columns = ("Run", "Threshold probability", "Net benefit", "Treat all", "Gain")
     note = _note(("net benefit", row[2]) for row in rows)
-    caption = "Net benefit; gain over the better of treating everybody and no one."
+    caption = "Net benefit; gain over the better of treating everyone and no one."
     return Table("net_benefit", caption, columns, tuple(rows), note)
 
 

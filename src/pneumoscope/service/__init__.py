@@ -1,1 +1,1 @@
-"""The service: an HTTP API and a web UI that store images, predictions, reviews and an audit log."""
+"""The service: an HTTP API and a web interface that store images, predictions, reviews and an audit log."""

@@ -1,4 +1,4 @@
-"""The application: the HTTP API, the web UI and the middleware around them."""
+"""The application: the HTTP API, the web interface and the middleware around them."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def create_app(
         repository: Where predictions and images are stored.
         settings: Limits and addresses; the defaults if None.
         require_token: Whether clients must authenticate with a token of the repository's database.
-        openid_connect: Identity provider for the web UI; tokens are then required, too.
+        openid_connect: Identity provider for the web interface; tokens are then required, too.
         dicom_receiver: Receives images from DICOM nodes while the application runs.
         delivery: Whether results and events in the outbox are delivered while the application runs, which needs [pacs].
     """

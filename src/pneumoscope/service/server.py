@@ -64,7 +64,7 @@ class ServerOptions:
         database: See `PredictionRepository`.
         no_auth: Serve without authentication, even on a public address, and even if the database has tokens.
         openid_connect: Identity provider; None without one.
-        open_browser: Open the web UI in this machine's browser.
+        open_browser: Open the web interface in this machine's browser.
     Raises:
         UsageError: An identity provider is configured, and no authentication is requested.
     """
@@ -185,7 +185,7 @@ def _introduction(
         yield f"Assumed of all images: {', '.join(model.assumptions)}"
     if note := site_note(model.facts):
         yield note
-    yield f"Time zone of the web UI: {settings.time_zone.key}"
+    yield f"Time zone of the web interface: {settings.time_zone.key}"
     yield "In-memory storage; discarded on exit" if options.folder is None else f"Data directory: {options.folder}"
     if settings.pseudonymizer:
         yield "Identities of patients are stored as pseudonyms; images are stored without their headers"

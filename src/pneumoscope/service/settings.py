@@ -29,8 +29,8 @@ class Settings:
         public_name: Host name under which a reverse proxy on this machine publishes the service; may be empty.
         keep: Age at which images are removed; None keeps them.
         keep_identities: Age at which identities of patients are removed; None keeps them.
-        blind_first: Whether the web UI shows a prediction only after the reader has labeled the image.
-        time_zone: Time zone of the web UI.
+        blind_first: Whether the web interface shows a prediction only after the reader has labeled the image.
+        time_zone: Time zone of the web interface.
         pseudonymizer: Replaces identities of patients by pseudonyms; None stores them.
         dicom: How the service exchanges images and results with other nodes.
     Raises:

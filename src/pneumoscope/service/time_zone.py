@@ -1,4 +1,4 @@
-"""The time zone of the web UI. API, CSV and database stay in UTC."""
+"""The time zone of the web interface. API, CSV and database stay in UTC."""
 
 from __future__ import annotations
 

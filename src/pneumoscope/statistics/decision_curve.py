@@ -22,7 +22,7 @@ THRESHOLD_PROBABILITIES = tuple(step / 20 for step in range(1, 20))
 def net_benefit(
     probabilities: npt.ArrayLike, labels: npt.ArrayLike, thresholds: npt.ArrayLike
 ) -> tuple[FloatArray, FloatArray]:
-    """Return the net benefit of the model and that of treating everybody, at each threshold probability.
+    """Return the net benefit of the model and that of treating everyone, at each threshold probability.
 
     A patient is treated if the probability is at or above the threshold t. The net benefit is TP / n - FP / n x t / (1 - t):
     true positives per image, minus false positives at the exchange rate that the threshold implies. Treating no one has a net
@@ -60,7 +60,7 @@ def decision_curve(
     """Return the net benefit at each threshold probability, with bootstrap intervals by patient.
 
     All thresholds share the resamples. Where no probability reaches the threshold, the net benefit is 0 without an interval.
-    `DecisionCurvePoint.gain` is compared with the better of treating everybody and no one in each resample.
+    `DecisionCurvePoint.gain` is compared with the better of treating everyone and no one in each resample.
 
     Args:
         probabilities: Probabilities of pneumonia, 0 to 1, shape (n,).
@@ -102,7 +102,7 @@ def _validate_thresholds(thresholds: npt.ArrayLike) -> FloatArray:
 
 
 def _weighted(p: FloatArray, y: BoolArray, weights: FloatArray, thresholds: FloatArray) -> FloatArray:
-    """Return, for each row of image weights, net benefit, that of treating everybody, and the gain; shape (r, 3k)."""
+    """Return, for each row of image weights, net benefit, that of treating everyone, and the gain; shape (r, 3k)."""
     odds = thresholds / (1 - thresholds)
     gains = np.where(y[:, None], 1.0, -odds)  # of treating an image, shape (n, k)
     total = weights.sum(axis=1, keepdims=True)

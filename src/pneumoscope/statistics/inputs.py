@@ -118,7 +118,7 @@ def count_unknown(patients: Iterable[str]) -> int:
 def patient_groups(patients: Sequence[str] | None, n: int) -> IntArray:
     """Return a group number per image, shape (n,): images of one patient have the same number.
 
-    Groups are numbered from 0 in order of appearance. An image whose patient is unknown is a group of its own.
+    Groups are numbered from 0 in order of appearance. An image of an unknown patient forms a separate group.
 
     Args:
         patients: One patient key per image, "" where unknown; None if no patient is known.

@@ -51,7 +51,7 @@ def likelihood_ratios(
     The latter is (1 - sensitivity) / specificity. Intervals are normal on the logarithmic scale, with the numbers of images
     divided by the design effect of each label where patients repeat. A ratio of 0 has no logarithm, and that of two rates of 1
     no variance; their interval is that of the ratio of two Wilson intervals (MOVER-R). Sensitivity and specificity are taken to
-    be independent, also if some patients have images of both labels.
+    be independent, even if some patients have images of both labels.
 
     Args:
         decisions: True where pneumonia is predicted, shape (n,).

@@ -27,7 +27,7 @@ _DRAWS = (
     *("rotation", "scale", "aspect", "flip", "shift_x", "shift_y"),
     *("gamma", "contrast", "brightness", "blur", "noise", "jpeg"),
 )
-# Drawn from a generator of their own, so that the noise of recipes without `border_swap` is what it was before.
+# Drawn from a separate generator, so that recipes without `border_swap` keep their noise.
 _BORDER_DRAWS = ("border_swap", "center_width", "center_height")
 _ODD = 0x9E3779B97F4A7C15  # scatters seeds
 _CENTER = (0.6, 0.95)  # width and height of the center that `border_swap` keeps, as fractions of the side

@@ -42,7 +42,7 @@ def export_multiclass(
 ) -> MulticlassCard:
     """Write a bundle of several classes, and return its card.
 
-    Temperature and prediction sets are fitted on the validation images. If the recipe says so, they are augmented for the
+    Temperature and prediction sets are fitted on the validation images. If the recipe requires it, they are augmented for the
     temperature, and the sets have their coverage on augmented and unmodified images.
 
     Args:

@@ -1,6 +1,6 @@
 """Export a trained network to one ONNX file, and check that the file agrees with PyTorch.
 
-The file computes the logit and the class activation map in one run. The gradient of the head is traced into a graph of its own,
+The file computes the logit and the class activation map in one run. The gradient of the head is traced into a separate graph,
 because the exporter does not support `torch.func.vjp`. The weights are inputs of that graph, so that both outputs share them.
 """
 

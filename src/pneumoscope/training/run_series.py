@@ -33,7 +33,7 @@ def train_seeds(
     log: _Log = lambda message: None,
     **options: Any,
 ) -> list[RunRecord]:
-    """Train a recipe with consecutive seeds, each in a run folder of its own, and return the records of the runs.
+    """Train a recipe with consecutive seeds, each in its own run folder, and return the records of the runs.
 
     The seed determines the initial weights, the order and augmentation of the images, and the validation images if the recipe
     splits the data. Each run is the same as if it had been trained alone.
@@ -85,7 +85,7 @@ def train_folds(
     log: _Log = lambda message: None,
     **options: Any,
 ) -> list[RunRecord]:
-    """Train a recipe by cross-validation, each fold in a run folder of its own, and return the records of the runs.
+    """Train a recipe by cross-validation, each fold in its own run folder, and return the records of the runs.
 
     The training and validation images are divided into folds by patient, stratified by label; see `data.folds`. Each run
     validates on its fold and trains on the others. The seed of the recipe determines the folds, and is the seed of all runs.

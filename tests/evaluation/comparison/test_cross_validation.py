@@ -180,13 +180,13 @@ def test_figures_are_those_of_the_report(folder):
 
 def test_fold_that_was_evaluated_on_its_training_images_is_an_error(folder):
     fold = with_evaluation_of_another_fold(folder)
-    with pytest.raises(RunError, match=r"fold-1' was evaluated on 50 training images of its own") as caught:
+    with pytest.raises(RunError, match=r"fold-1' was evaluated on 50 of its own training images") as caught:
         summarize_folds(folder / "cv-poor", "validation", "half")
     assert f"pneumoscope evaluate {fold} --data DATA --split validation --force" in caught.value.hint
 
 
 def test_fold_that_was_evaluated_on_other_images_than_its_own_is_an_error(folder):
-    """Also if its bundle, which states the training images, is not there."""
+    """Even if its bundle, which lists the training images, is missing."""
     shutil.rmtree(with_evaluation_of_another_fold(folder) / "bundle")
     with pytest.raises(
         RunError, match=r"fold-1' was evaluated on 50 images that are not the 50 validation images of its"
@@ -238,7 +238,7 @@ def test_folds_beside_other_runs_are_an_error(folder, maker):
         find_folds(folder / "cv-good")
 
 
-def test_runs_with_several_seeds_are_no_cross_validation(folder, maker):
+def test_runs_with_several_seeds_are_not_a_cross_validation(folder, maker):
     maker.run("seeds/seed-0")
     assert not is_cross_validation(maker.root / "runs/seeds")
     assert not is_cross_validation(folder / "cv-good/fold-1")

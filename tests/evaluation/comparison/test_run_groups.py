@@ -143,7 +143,7 @@ def test_runs_of_one_recipe_with_the_same_seed_are_compared_as_single_runs(folde
     }
 
 
-def test_runs_on_other_images_are_no_group(folder):
+def test_runs_on_other_images_are_not_grouped(folder):
     file = folder / "group-good/seed-2/run.json"
     record = json.loads(file.read_text())
     record["counts"] = {"train": {"NORMAL": 41}}

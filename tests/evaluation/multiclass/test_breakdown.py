@@ -66,7 +66,7 @@ def test_differences_are_those_of_scikit_learn_with_the_variance_of_a_jackknife(
 
 def test_differences_of_rates_are_those_of_newcombe(maker):
     run, folders = maker.multiclass_run(), [maker.classes(), maker.classes("north", seed=1, count=20)]
-    for data in folders:  # each image of a patient of its own, so that the design effect is 1
+    for data in folders:  # each image of a different patient, so that the design effect is 1
         header, *rows = data.read_text().splitlines()
         edited = [",".join([*row.split(",")[:2], row.split(",")[0], row.split(",")[3]]) for row in rows]
         data.write_text("\n".join([header, *edited]))

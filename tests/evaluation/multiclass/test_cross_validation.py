@@ -121,7 +121,7 @@ def test_folds_evaluated_on_their_training_images_are_refused(folder, tmp_path):
     copied = shutil.copytree(folder / "class-good", tmp_path / "class-good")
     shutil.rmtree(copied / "fold-1/evaluation")
     shutil.copytree(copied / "fold-2/evaluation", copied / "fold-1/evaluation")
-    with pytest.raises(RunError, match="was evaluated on 40 training images of its own"):
+    with pytest.raises(RunError, match="was evaluated on 40 of its own training images"):
         summarize_class_folds(copied, "validation")
 
 

@@ -54,7 +54,7 @@ def test_invalid_fields_are_errors_and_nothing_is_stored(client, data, words):
     assert client.get("/v1/predictions").json()["total"] == 0
 
 
-FUTURE = f"{datetime.now(UTC) + timedelta(days=9):%Y-%m-%d}"  # also if midnight passes before the tests run
+FUTURE = f"{datetime.now(UTC) + timedelta(days=9):%Y-%m-%d}"  # even if midnight passes before the tests run
 INVALID = [
     ({"patient_birth_date": "31 Feb"}, {"patient_birth_date": "not_a_date"}),
     ({"patient_birth_date": "2021-02-30"}, {"patient_birth_date": "not_a_date"}),

@@ -95,7 +95,7 @@ def test_person_chooses_a_patient_with_the_entity_tag(client, chosen):
 def test_values_of_the_chosen_header_are_not_checked_as_if_they_were_entered(client):
     (found,) = post(client, dicom(**FIRST))
     (found,) = post(client, dicom(**SECOND | {"PatientSex": "T", "StudyDate": ""}))
-    identity = found["identity"]  # without a date, the header has no age, so that it has a prediction of its own
+    identity = found["identity"]  # without a date, the header has no age, so that it has its own prediction
     assert identity["patient_sex"] == "T"
     (first,) = client.get("/v1/predictions", params={"study_key": found["other_identities"][0]["study_key"]}).json()[
         "predictions"

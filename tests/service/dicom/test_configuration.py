@@ -216,7 +216,7 @@ def test_certificates_of_a_webhook_are_checked_and_files_of_a_source_are_not(tmp
         require_files(read(tmp_path, hook))
 
 
-def test_hosts_without_an_address_are_named_and_are_no_error(tmp_path, caplog):
+def test_hosts_without_an_address_are_named_and_not_an_error(tmp_path, caplog):
     text = PEER.format("", "no-such-host.invalid") + WEB.format("destinations").replace("//h", "//127.0.0.1")
     configuration = read(tmp_path, f'{text}[[destinations]]\nname = "b"\nurl = "https://also-none.invalid/path"\n')
     assert list(unresolved_hosts(configuration)) == [("A", "no-such-host.invalid"), ("b", "also-none.invalid")]

@@ -55,7 +55,7 @@ STUDY = {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4", "PatientID
 
 
 class Archive:
-    """A DICOM node that keeps what it receives, or answers with a status of its own."""
+    """A DICOM node that keeps what it receives, or answers with a given status."""
 
     def __init__(self):
         self.stored, self.received, self.status, self.port = {}, 0, 0x0000, free_port()

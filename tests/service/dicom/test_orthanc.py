@@ -74,7 +74,7 @@ def round_trip(bundle, folder, script=ROUTE, *, orthanc_options=None, node="", *
 
 
 def write(folder, number=0, **elements):
-    """Write an image of a study of its own, and return its file."""
+    """Write an image of a new study, and return its file."""
     elements = {
         "SOPInstanceUID": generate_uid(), "StudyInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid(),
         **PATIENT, **STUDY, **elements,

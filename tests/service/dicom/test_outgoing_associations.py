@@ -1,4 +1,4 @@
-"""Why a peer or a server cannot be reached: each reason has a code of its own, which names no one."""
+"""Why a peer or a server cannot be reached: each reason has its own code, which names no one."""
 
 import socket
 import ssl

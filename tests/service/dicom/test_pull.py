@@ -181,7 +181,7 @@ def test_pull_without_an_image_says_whether_the_service_is_down(host):
             assert pulled(running, since=date(2026, 1, 1)).failed_instances == 2
 
 
-def test_images_that_were_sent_to_a_service_elsewhere_are_no_error():
+def test_images_that_were_sent_to_a_service_elsewhere_are_not_an_error():
     with archive({"1.1": ["DX"]}, moved=[0, 0xA700]) as (configuration, _):
         report = pulled(with_node(configuration, port=free_port()), study_uid="1.1")
     assert (report.instances, report.failed_instances) == (1, 1)
@@ -417,7 +417,7 @@ def test_search_that_the_server_ends_early_is_reported(level):
     assert (report.instances, report.failed_instances, report.incomplete_searches) == (1, 0, 1)
 
 
-def test_warning_of_a_page_that_others_follow_is_no_fault():
+def test_warning_of_a_page_before_the_last_is_not_an_error():
     def page(parameters):
         number = int(parameters.get("offset", 0))
         found = ("1.3", "1.4")[number : number + 1]

@@ -115,7 +115,7 @@ def test_instance_is_predicted_again_after_its_prediction_was_deleted(model):
 
 
 @pytest.mark.parametrize("invalid", ["1.2\0003", "Doe Anna", "1.2\n\x1b[31mX"])
-def test_invalid_uid_is_no_name_of_an_image(invalid):
+def test_invalid_uid_is_not_used_as_an_image_name(invalid):
     assert image_name(invalid) == "DICOM instance"
     assert image_name("1.2.840.1") == "1.2.840.1"
 
@@ -328,7 +328,7 @@ def test_silent_peer_is_disconnected(model):
 
 
 @pytest.mark.parametrize("content", [b"GET / HTTP/1.1\r\n\r\n", b"\x01\x00\xff\xff\xff\xff" + bytes(100), bytes(500)])
-def test_bytes_that_are_no_pdu_end_their_connection_only(model, content):
+def test_bytes_other_than_a_pdu_end_only_their_connection(model, content):
     with node(model) as (_, opened):
         with connection(opened) as hostile:
             hostile.sendall(content)

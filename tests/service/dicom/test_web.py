@@ -66,7 +66,7 @@ def test_only_failures_are_a_conflict(client, content):
     assert items(answer, "FailedSOPSequence") == [("", 0xC000)]
 
 
-def test_service_without_room_says_so(client, monkeypatch):
+def test_service_without_room_reports_it(client, monkeypatch):
     def fail(*_, **__):
         raise StorageError("full")
 

@@ -46,7 +46,7 @@ STUDY, SERIES, INSTANCE = "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceU
 
 
 def instance(level=100, **elements):
-    """A DICOM file with a study of its own, unless it is stated."""
+    """A DICOM file with a new study, unless it is given."""
     uids = {STUDY: generate_uid(), SERIES: generate_uid(), INSTANCE: generate_uid()}
     return dicom(level, **uids | {"PatientID": "7", "PatientName": "Doe^Jane", "PatientAge": "003Y"} | elements)
 
@@ -282,7 +282,7 @@ def reads(client, monkeypatch):
 
 
 @pytest.mark.parametrize("parameters", [{"Modality": "XX"}, {"ModalitiesInStudy": "MR"}, {"offset": 999_999_999}, {}])
-def test_search_that_reads_too_many_files_is_incomplete_and_says_so(matched_client, monkeypatch, parameters):
+def test_search_that_reads_too_many_files_is_incomplete_with_a_warning(matched_client, monkeypatch, parameters):
     client, by_uid = matched_client
     monkeypatch.setattr(stored_instances, "MAX_FILES", 2)
     sizes = reads(client, monkeypatch)
@@ -299,7 +299,7 @@ def test_search_that_reads_too_many_files_is_incomplete_and_says_so(matched_clie
 
 
 def post_study(client, count):
-    """Store images of one study, each in a series of its own, and return their files."""
+    """Store images of one study, each in its own series, and return their files."""
     sent = [
         instance(90 + 10 * number, StudyInstanceUID="1.2", SeriesInstanceUID=f"1.2.{number}") for number in range(count)
     ]
@@ -555,7 +555,7 @@ def test_instance_is_sent_in_the_form_that_the_client_prefers(client, accept, is
         ("", "application/dicom;q=0", 406),
         ("", f"multipart/*;q=0, {ANY_SYNTAX}", 200),  # the most specific range decides
         ("", f"{ANY_SYNTAX};q=0, multipart/*", 406),
-        # Each form has transfer syntaxes of its own.
+        # Each form has its own transfer syntaxes.
         (
             "",
             'multipart/related; transfer-syntax=1.2.840.10008.1.2.4.50, application/dicom;q=0; transfer-syntax="*"',

@@ -72,7 +72,7 @@ def test_client_that_has_the_version_gets_no_body(client):
     assert client.get(path, headers={"If-None-Match": '"other"'}).status_code == 200
 
 
-def test_unknown_and_deleted_predictions_are_told_apart(client):
+def test_unknown_and_deleted_predictions_have_different_statuses(client):
     (found,) = post(client, png())
     client.delete(f"/v1/predictions/{found['id']}")
     for kind in PATHS:

@@ -147,7 +147,7 @@ def test_file_whose_removal_did_not_finish_is_orphaned_until_the_next_start(tmp_
     assert check(folder, database)[0] == 0
 
 
-def test_files_that_are_no_blobs_in_their_places_are_unexpected(folder, database):
+def test_files_other_than_blobs_in_their_places_are_unexpected(folder, database):
     first = content_hash(b"first")
     foreign = [
         "blobs/.DS_Store",

@@ -453,7 +453,7 @@ def fail_all(sent):
 
 
 def confirm_all(sent):
-    """Confirm what is being sent, also if it was cancelled or withdrawn meanwhile."""
+    """Confirm what is being sent, even if it was cancelled or withdrawn meanwhile."""
     found = [each for each in sent.rows if each.kind != "rejection_note" and each.maybe_delivered]
     sent.outbox.record_delivered(found, sent.now, requests_commitment=True)
     sent.now += timedelta(seconds=10)

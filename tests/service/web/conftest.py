@@ -1,4 +1,4 @@
-"""A bundle and clients for the tests of the web UI."""
+"""A bundle and clients for the tests of the web interface."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Constants and helpers of the tests of the web UI, most of them for the tests in a real Chromium."""
+"""Constants and helpers of the tests of the web interface, most of them for the tests in a real Chromium."""
 
 import io
 import json

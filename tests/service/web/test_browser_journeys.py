@@ -362,7 +362,7 @@ def test_reading_and_corrections_of_others_appear_in_the_open_image(person, auth
 
 
 @on(SECOND)
-def test_save_that_fails_says_so_and_is_repeated(person, service):
+def test_failed_save_is_reported_and_repeated(person, service):
     page = person.page
     id = upload(service, {"high.png": 180})["high.png"]
     person.open(f"{service.base_url}/images/{id}")

@@ -221,7 +221,7 @@ def test_order_by_urgency_says_that_read_images_stand_last(page, service):
     service.put(f"/v1/predictions/{ids['high.png']}/review", json={"label": "pneumonia"}).raise_for_status()
     page.reload()
     assert row_names(page)[-1] == "high.png"
-    expect(page.get_by_label("Sort by").locator("option:checked")).to_have_text("Most urgent first, read ones last")
+    expect(page.get_by_label("Sort by").locator("option:checked")).to_have_text("Most urgent first, read images last")
 
 
 def test_dashboard_counts_lead_to_the_images_that_they_count(page, service, studies):

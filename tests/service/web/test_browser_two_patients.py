@@ -103,7 +103,7 @@ def test_form_says_that_saving_decides(page, service, image):
     page.get_by_role("link", name="front.dcm").click()
     page.get_by_text("Patient and study", exact=True).click()
     form = page.locator(".identity-form")
-    expect(form).to_contain_text("Saving decides that the image is that of this patient")
+    expect(form).to_contain_text("Saving assigns the image to this patient")
     form.get_by_label("Patient ID", exact=True).fill("78")
     with page.expect_navigation():
         form.get_by_role("button", name="Save patient and study").click()

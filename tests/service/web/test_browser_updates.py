@@ -80,7 +80,7 @@ def test_unsaved_note_and_own_label_stay(shared):
     assert {each["reviewer"]: each["note"] for each in found} == {"ward-3": "half a sen", "ward-4": ""}
 
 
-def test_own_reading_is_no_change_by_others(shared):
+def test_own_reading_is_not_a_change_by_others(shared):
     page, client, id = shared
     requests = []
     page.on("request", lambda each: each.url.endswith(f"/images/{id}") and requests.append(each))

@@ -342,9 +342,7 @@ def test_entered_age_applies_to_the_next_files_only(page, service):
 def test_nothing_is_uploaded_with_an_impossible_age(page, service):
     page.get_by_label("Age of the patient (years)").fill("350")
     page.set_input_files("#file-input", [image_file(140)])
-    expect(page.locator("#status")).to_contain_text(
-        "Nothing was uploaded: the age is not a number of years from 0 to 130"
-    )
+    expect(page.locator("#status")).to_contain_text("Nothing was uploaded. Enter an age from 0 to 130 years.")
     assert service.get("/v1/predictions").json()["total"] == 0
 
 

@@ -40,7 +40,7 @@ def card(maker):
 
 
 def predicted(day, decision, probability, *labels, image=None, statistics=None):
-    """Return a prediction, of an image of its own by default.
+    """Return a prediction, of a new image by default.
 
     Labels are those of the readers A, B, ..., and None stands for no label.
     """

@@ -1,4 +1,4 @@
-"""The pages of the web UI as the server sends them: content, escaping, languages and authentication."""
+"""The pages of the web interface as the server sends them: content, escaping, languages and authentication."""
 
 import csv
 import dataclasses
@@ -180,11 +180,11 @@ def test_reason_of_each_unreadable_file_is_in_the_language_of_the_page(client):
         assert not ENGLISH_SENTENCE.search(re.sub("<[^>]*>", "", cell)), cell
 
 
-def test_empty_list_of_unreadable_files_says_so(client):
+def test_empty_list_of_unreadable_files_has_a_note(client):
     assert "No unreadable files." in get_page(client, "/unreadable")[0].text
 
 
-def test_empty_tab_of_rejected_images_says_so(client):
+def test_empty_tab_of_rejected_images_has_a_note(client):
     assert "No rejected images." in get_page(client, "/?decision=rejected")[0].text
 
 
@@ -320,8 +320,8 @@ UNCERTAIN = {
     "zh-Hant": "機率落在不確定範圍（36% 至 69%），模型在此範圍內的判定錯誤率過高。請不要參考預測結果，自行判讀影像。",
 }
 NEGATIVE = {
-    "en": "The probability of pneumonia is 5%. Calibration interval (Venn-Abers): 3% to 30%, the range that the calibration on 9"
-    " images leaves open. It is not a confidence interval, and the probability can lie at its end. Probabilities are for a"
+    "en": "The probability of pneumonia is 5%. Calibration interval (Venn-Abers): 3% to 30%, the range consistent with the"
+    " calibration on 9 images. It is not a confidence interval, and the probability can lie at its end. Probabilities are for a"
     " prevalence of 50%; if pneumonia is less common among your patients, they are too high.",
     "zh-Hant": "肺炎機率：5%。校準區間（Venn-Abers）：3% 至 30%，為 9 張校準影像所無法排除的機率範圍。此區間並非信賴區間，"
     "機率可能位於區間的一端。機率以肺炎盛行率 50% 為準；若您的病人較少罹患肺炎，這些機率偏高。",
@@ -492,13 +492,13 @@ def test_model_page_states_what_was_measured_and_what_was_not():
     assert card.text == model_card(model.folder)
 
 
-def test_model_page_without_an_evaluation_says_so(client):
+def test_model_page_without_an_evaluation_has_a_note(client):
     page = get_page(client, "/model?language=en")[0].text
     assert "Sensitivity and specificity on test images of the model" in page
     assert "No measurement on test images applies." in page
 
 
-def test_state_of_an_image_changes_with_reviews_of_others_and_is_no_view(bundle_folder):
+def test_state_of_an_image_changes_with_reviews_of_others_and_is_not_logged_as_a_view(bundle_folder):
     tokens = repository_with_token("ward-3")
     app = create_app(load_model(bundle_folder, threads=1), tokens, require_token=True)
     with TestClient(app, base_url=BASE_URL, headers={"Authorization": f"Bearer {TOKEN}"}) as client:

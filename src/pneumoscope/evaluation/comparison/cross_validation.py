@@ -125,7 +125,7 @@ def find_folds(folder: Path) -> list[Path]:
         if record.folds != wanted:
             raise RunError(
                 f"{str(folder)!r} has other runs than those of {counted(wanted, 'fold')}: {str(run)!r}",
-                hint="Keep each cross-validation in a folder of its own",
+                hint="Keep each cross-validation in its own folder",
             )
     if missing := sorted({*range(1, wanted + 1)} - {record.fold for record in records}):
         raise RunError(
@@ -285,7 +285,7 @@ def _check_out_of_fold(run: ComparedRun[Any, Any]) -> None:
         trained = [image.path for image in run.images if short_hash(image.sha256) in seen]
         if trained:
             raise RunError(
-                f"{str(run.path)!r} was evaluated on {counted(len(trained), 'training image')} of its own (compared by content);"
+                f"{str(run.path)!r} was evaluated on {len(trained)} of its own training images (compared by content);"
                 f" the first is {trained[0]}",
                 hint=evaluate_again,
             )

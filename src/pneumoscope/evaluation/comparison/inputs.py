@@ -221,7 +221,7 @@ def _is_unscored(target: Path) -> bool:
 
 
 def is_file(target: Path) -> bool:
-    """Return True for a file of predictions, also if it does not exist."""
+    """Return True for a file of predictions, even if it does not exist."""
     return target.is_file() or (target.suffix.lower() == ".csv" and not target.exists())
 
 

@@ -82,7 +82,7 @@ class DecodePool:
                 self._idle.append(WorkerProcess(self.limits, self._preload))
 
     def decode(self, source: Path | bytes, *, name: str = "") -> Radiograph:
-        """Return an image decoded in a worker at full size, also if its header rejects it; see `imaging.decode.decode`.
+        """Return an image decoded in a worker at full size, even if its header rejects it; see `imaging.decode.decode`.
 
         Raises:
             DecodeCrashedError, DecodeTimeoutError, DecodeMemoryError: The worker crashed or exceeded a limit.
@@ -93,7 +93,7 @@ class DecodePool:
         return _radiograph(reply, pixels, name)
 
     def decode_values(self, source: Path | bytes, *, name: str = "") -> PixelValues:
-        """Return the values of an image before any window, decoded in a worker, also if its header rejects it.
+        """Return the values of an image before any window, decoded in a worker, even if its header rejects it.
 
         Raises:
             DecodeCrashedError, DecodeTimeoutError, DecodeMemoryError: The worker crashed or exceeded a limit.

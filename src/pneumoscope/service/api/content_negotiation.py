@@ -29,7 +29,7 @@ class MediaRange(NamedTuple):
 
     Attributes:
         name: Such as "multipart/related", "image/*" or "*/*".
-        parameters: Others than q; names in lower case.
+        parameters: All except q; names in lower case.
         quality: From 0, not accepted, to 1.
     """
 

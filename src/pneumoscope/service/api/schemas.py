@@ -101,7 +101,7 @@ class TokenRequest(BaseModel):
     user: str = Field(pattern=r"^[A-Za-z0-9_.@-]{1,64}$", examples=["ward-3"])
     """Name of the user in the audit log, and as the author of reviews."""
     role: Role = Field(examples=["reader"])
-    """"sender" may send images and get their predictions, "reader" may also use the web UI, and "administrator" may do all."""
+    """"sender" may send images and get their predictions; "reader" may also use the web interface; "administrator" may do all."""
 
 
 class ReleaseRequest(BaseModel):

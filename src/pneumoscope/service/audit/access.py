@@ -52,7 +52,7 @@ class AccessLog:
         self._lock = threading.Lock()
 
     def signed_in(self, user: str, role: str, method: SignInMethod) -> None:
-        """Record that a user signed in to the web UI."""
+        """Record that a user signed in to the web interface."""
         self._append(Entry(self._time(), user, "signed_in", details={"method": method, "role": role}))
 
     def signed_out(self, user: str) -> None:

@@ -26,7 +26,7 @@ class Authenticator:
     Args:
         tokens: The tokens; None if every client is the user `LOCAL_USER`.
         access_log: Records who signs in and out.
-        openid_connect: Identity provider for the web UI, if any.
+        openid_connect: Identity provider for the web interface, if any.
 
     Attributes:
         tokens: The tokens.

@@ -1,4 +1,4 @@
-"""Sign in with OpenID Connect: an identity provider authenticates users of the web UI and determines their roles.
+"""Sign in with OpenID Connect: an identity provider authenticates users of the web interface and determines their roles.
 
 Authlib does the authorization code flow with PKCE, and verifies the ID token.
 """

@@ -1,4 +1,4 @@
-"""Sign-in sessions of the web UI, and the codes that start one on another device.
+"""Sign-in sessions of the web interface, and the codes that start one on another device.
 
 Both are kept in memory only: after a restart, users sign in again. The cookie is a random value, never the token.
 """

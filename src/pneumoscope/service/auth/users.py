@@ -33,8 +33,8 @@ class AuthenticatedUser:
 
     Attributes:
         name: Identifies the user in the audit log, and as the author of reviews.
-        role: "sender" sends images and gets their predictions through the API; "reader" also uses the web UI, reads, labels and
-            corrects identities; "administrator" also deletes and manages tokens.
+        role: "sender" sends images and gets their predictions through the API; "reader" also uses the web interface, reads,
+            labels and corrects identities; "administrator" also deletes and manages tokens.
         token_id: Of the token, if the user has one: the user is signed out when it is revoked.
     """
 

@@ -1,6 +1,6 @@
 """Request storage commitment for delivered results: the Storage Commitment Push Model (PS3.4 annex J), as SCU.
 
-Each peer has a thread of its own. The report comes on the association of the request, or later on one that the peer opens to the
+Each peer has its own thread. The report comes on the association of the request, or later on one that the peer opens to the
 receiver; both answer it with `answer_report`.
 """
 

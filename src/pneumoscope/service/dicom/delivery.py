@@ -1,6 +1,6 @@
 """Deliver the results in the outbox: to DICOM nodes by C-STORE, to DICOMweb servers by STOW-RS, to webhooks by HTTP.
 
-Each destination has a thread of its own, so that one that is away delays no other. An object is sent until the destination
+Each destination has its own thread, so an unreachable one does not delay the others. An object is sent until the destination
 confirms that it has it; an object that was sent before the process was killed is sent again, with the same UID and content.
 """
 

@@ -38,7 +38,7 @@ _BOX = (0.02, 0.02, 0.98, 0.12)  # of the text, in fractions of the displayed ar
 def parametric_map(result: Result, heatmap: Heatmap) -> bytes:
     """Return a Parametric Map with the contribution of each pixel of the image to the logit, as a 32-bit float.
 
-    The object needs a frame of reference, which radiographs do not have: it has one of its own. The map has the rows and columns
+    The object needs a frame of reference, which radiographs do not have; a new one is created. The map has the rows and columns
     of the image, refers to it, and states no distances.
     """
     image = heatmap.image

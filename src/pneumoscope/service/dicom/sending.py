@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 # HTTP statuses of a server that may have stored what was sent: it failed meanwhile, or is behind a gateway that waited in vain
-# (520 to 527 are Cloudflare's). Not 503: a server that is overloaded or under maintenance says so before it processes a request.
+# (520 to 527 are Cloudflare's). Not 503: a server that is overloaded or under maintenance sends it before it processes a request.
 UNCERTAIN_STATUSES = (500, 502, 504, *range(520, 528))
 
 # Codes of the errors of a connection, the first that holds; none of them states an address.
@@ -75,7 +75,7 @@ class Sender(Protocol):
 
 
 def connection_error_code(error: BaseException) -> str:
-    """Return the code of an error that prevented a connection; "unreachable" for an error without a code of its own."""
+    """Return the code of an error that prevented a connection; "unreachable" for an error without a specific code."""
     causes = list(_causes(error))
     found = (code for kind, code in _CONNECTION_CODES if any(isinstance(each, kind) for each in causes))
     return next(found, "unreachable")

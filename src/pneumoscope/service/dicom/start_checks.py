@@ -75,7 +75,7 @@ def _unreadable(file: Path, setting: str, error: OSError | UnicodeDecodeError) -
 
 
 def warn_of_unresolved_hosts(configuration: DicomConfiguration) -> None:
-    """Log host names without an address, from a thread of its own: a name server may be slow.
+    """Log host names without an address, from a separate thread: a name server may be slow.
 
     This is not an error: the other machine, or the name server, may start later.
     """

@@ -72,7 +72,7 @@ class Commitments:
     def begin(self, destination: str, time: datetime, wait: timedelta, limit: int) -> CommitmentRequest | None:
         """Record a request for the objects that are due longest, and return it; None if none is due.
 
-        Objects of a rejected request follow the others, in requests of their own, each with half as many objects as the last.
+        Objects of a rejected request follow the others, in separate requests, each with half as many objects as the last.
         In the end, an object that causes rejections is requested alone and delays no others.
 
         Args:

@@ -72,7 +72,7 @@ class DailyProbabilities:
     """Probabilities of one day.
 
     Attributes:
-        date: Day in the time zone of the web UI, "2026-01-31".
+        date: Day in the time zone of the web interface, "2026-01-31".
         images: Number of images.
         quartiles: Lower quartile, median and upper quartile of the probabilities; None if no image has one.
     """
@@ -246,7 +246,7 @@ class MonthlyDrift:
     """Comparison of the images of one calendar month with the site profile.
 
     Attributes:
-        month: "2026-01", in the time zone of the web UI.
+        month: "2026-01", in the time zone of the web interface.
         images: Number of different images.
         tests: By name of the quantity: "probability", those of the profile's image statistics, and "rejected"; empty with
             fewer than `MIN_DRIFT_IMAGES` images.

@@ -1,4 +1,4 @@
-"""Pages of the web UI: worklist, unreadable files, dashboard and model card; those of one image are in `image_pages`."""
+"""Pages of the web interface: worklist, unreadable files, dashboard and model card; those of one image are in `image_pages`."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ __all__ = ["BLIND_ORDERS", "ORDERS", "SearchStore", "WorklistQuery", "export_csv
 
 # Labels of the sort orders; the first one is the default. Those of a blind reader do not depend on the prediction.
 ORDERS: dict[Order, str] = {
-    "urgency": N_("Most urgent first, read ones last"),
+    "urgency": N_("Most urgent first, read images last"),
     "newest": N_("Newest first"),
     "oldest": N_("Oldest first"),
     "highest": N_("Highest probability first"),
@@ -74,7 +74,7 @@ class WorklistQuery:
     """A worklist's query.
 
     Attributes:
-        filter: Conditions on the listed predictions. Rejected images are listed on a tab of their own.
+        filter: Conditions on the listed predictions. Rejected images are listed on a separate tab.
         order: Sort order.
         form: The query parameters as given; empty if absent.
         search: Text of the search; empty without one.

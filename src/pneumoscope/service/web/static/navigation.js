@@ -3,7 +3,7 @@
 import { ApiError, messages, showError } from "./api.js";
 import { finishSaving, hasChanges, isSaving } from "./review.js";
 
-// A form of patient and study that was not saved has an address of its own, which is that of no page.
+// A form of patient and study that was not saved has a separate address, which belongs to no page.
 history.replaceState(null, "", location.href.replace(/\/identity(?=[?#]|$)/, ""));
 let shownPath = location.pathname;
 let startScripts = () => {};
