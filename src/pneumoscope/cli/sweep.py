@@ -65,12 +65,12 @@ def command(
     from pneumoscope.cli.progress import image_progress
 
     with without_collections():
-        from pneumoscope.training.sweep import SWEEP_TABLE, read_combinations, sweep
+        from pneumoscope.training.sweep import SWEEP_TABLE, read_combinations, run_sweep
         from pneumoscope.training.trainer import Devices
 
     combinations = read_combinations(recipe, overrides)
     with image_progress("preparing images") as progress:
-        rows = sweep(
+        rows = run_sweep(
             combinations,
             data,
             out,
