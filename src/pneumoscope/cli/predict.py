@@ -371,7 +371,7 @@ def _print_table(model: Model, predictions: Iterable[Prediction], counts: Counte
     if counts["no_pneumonia"]:
         click.echo(f"no_pneumonia: no pneumonia detected. {scope_message()}.")
     if counts.keys() - {"rejected", _FAILED}:
-        click.echo(f"{prevalence_message(model.card.calibration.prevalence, stated=bool(model.facts.site))}.")
+        click.echo(f"{prevalence_message(model.card.calibration.prevalence, stated=model.facts.is_site_specific)}.")
     click.secho(printable(model.notice), dim=True)
 
 

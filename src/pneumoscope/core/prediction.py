@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args
 
@@ -102,9 +101,6 @@ WarningCode = Literal[
 ]
 
 Parameters = Mapping[str, str | int | float]
-
-# `ModelInfo.site` without a profile; the label of a profile ends in its hash.
-_STATED_PREVALENCE = re.compile(r"prevalence=(0\.\d+|\d(?:\.\d+)?e-\d+)")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -231,13 +227,16 @@ class ModelInfo(_Noticed):
         name: Name on the card.
         version: Version of pneumoscope that exported the bundle.
         sha256: Hash of the network file.
-        site: Name and short hash of the site profile, or "prevalence=0.2" if only the prevalence is stated; "" with neither.
+        site: Name and short hash of the site profile; "" without one.
+        prevalence: Stated prevalence that the probabilities are for, above 0 and below 1; None if they are for that of the model
+            or of the site profile.
     """
 
     name: str
     version: str
     sha256: str
     site: str = ""
+    prevalence: float | None = None
 
     def with_notice(self, notice: str) -> ModelInfo:
         """Return the same model with the notice that its displayed predictions state."""
@@ -251,14 +250,13 @@ class ModelInfo(_Noticed):
         return getattr(self, "_notice", "")
 
     @property
-    def prevalence(self) -> float | None:
-        """Prevalence in `site` that the probabilities are stated for; None if `site` states none."""
-        match = _STATED_PREVALENCE.fullmatch(self.site)
-        return float(match[1]) if match else None
+    def is_site_specific(self) -> bool:
+        """True if a site profile or a stated prevalence changes the model."""
+        return bool(self.site) or self.prevalence is not None
 
     def matches(self, other: ModelInfo) -> bool:
-        """Return True if network and site are the same."""
-        return (self.sha256, self.site) == (other.sha256, other.site)
+        """Return True if network, site profile and stated prevalence are the same."""
+        return (self.sha256, self.site, self.prevalence) == (other.sha256, other.site, other.prevalence)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -359,6 +357,7 @@ class Prediction:
             "model_version": model.version,
             "model_sha256": model.sha256,
             "model_site": model.site,
+            "model_prevalence": model.prevalence,
         }
 
     @classmethod
@@ -408,7 +407,9 @@ class Prediction:
             )
             if present("image_brightness")
             else None,
-            "model": ModelInfo(row["model_name"], row["model_version"], row["model_sha256"], row["model_site"]),
+            "model": ModelInfo(
+                row["model_name"], row["model_version"], row["model_sha256"], row["model_site"], row["model_prevalence"]
+            ),
         }
 
     @classmethod

@@ -63,7 +63,7 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
         card: Card of the bundle, with the changes of the site profile or of the prevalence.
         profile: The site profile, or None.
         bundle_limits: Rejection limits of the bundle, before the changes of the site profile; None without input checks.
-        site: Name and short hash of the site profile, or the stated prevalence; see `ModelInfo`.
+        site, prevalence: Name and short hash of the site profile, and the stated prevalence; see `ModelInfo`.
         assumptions: Overrides of DICOM headers that hold for all images.
         require_age: Images that are rejected if the age of the patient is unknown.
         provider: Processor that runs the network.
@@ -99,6 +99,7 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
         self.profile: SiteProfile | None = None
         self.bundle_limits: RejectionLimits | None = card.rejection_limits
         self.site = ""
+        self.prevalence: float | None = None
 
     @classmethod
     def load(
@@ -139,7 +140,7 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
             profile = read_site_profile(site)
             session.card, session.profile, session.site = apply_site_profile(card, profile), profile, profile.label
         elif prevalence is not None and prevalence != card.calibration.prevalence:
-            session.card, session.site = apply_prevalence(card, prevalence), f"prevalence={float(prevalence)!r}"
+            session.card, session.prevalence = apply_prevalence(card, prevalence), float(prevalence)
         return session
 
     def run_self_test(self) -> None:

@@ -301,6 +301,7 @@ def latest_statistics(
         .where(
             c.model_sha256 == model.sha256,
             c.model_site == model.site,
+            c.model_prevalence == model.prevalence,
             c.operating_point == operating_point,
             *([c.created >= since] if since else []),
             *([c.created < until] if until else []),

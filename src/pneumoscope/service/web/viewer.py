@@ -119,7 +119,7 @@ def image_context(service: PredictionService, settings: Settings, user: str, id:
         "current_model": current_model,
         **_study_context(service, prediction, is_blinded),
         "prevalence": service.model.card.calibration.prevalence if current_model else prediction.model.prevalence,
-        "prevalence_stated": prediction.model.site != "",
+        "prevalence_stated": prediction.model.is_site_specific,
     }
 
 
