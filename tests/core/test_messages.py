@@ -25,16 +25,8 @@ from pneumoscope.core.messages import (
     sex_label,
 )
 from pneumoscope.core.population import Population
-from pneumoscope.core.prediction import (
-    DECISIONS,
-    REJECTION_CODES,
-    Failure,
-    ModelInfo,
-    PatientAge,
-    Prediction,
-    Rejection,
-    Uncertainty,
-)
+from pneumoscope.core.prediction import Failure, ModelInfo, PatientAge, Prediction, Rejection, Uncertainty
+from pneumoscope.core.prediction_codes import DECISIONS, REJECTION_CODES
 from pneumoscope.core.prediction_messages import (
     age_conflict_message,
     notice,

@@ -29,7 +29,7 @@ from msgspec import Struct
 from pneumoscope.archive.journal import Entry, StoredFile, drop_torn_line, read_journal
 from pneumoscope.core.errors import ArchiveError, StorageError, UnknownNameError, UsageError
 from pneumoscope.core.files import is_temporary, locked, write_atomically
-from pneumoscope.core.prediction import AgeRequirement, Assumption
+from pneumoscope.core.prediction_codes import AgeRequirement, Assumption
 
 if TYPE_CHECKING:
     from pneumoscope.inference.model import Model

@@ -22,8 +22,8 @@ from pneumoscope.cli.archive_output import (
     problem_line,
     verification_error,
 )
-from pneumoscope.cli.interrupt import catch_interrupt
 from pneumoscope.cli.options import json_option, model_options
+from pneumoscope.cli.process import catch_interrupt
 from pneumoscope.cli.progress import archive_progress, image_progress, printable
 from pneumoscope.core.errors import PartialFailureError, UsageError
 from pneumoscope.core.i18n import NOTICE

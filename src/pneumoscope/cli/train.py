@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from pneumoscope.cli.data_options import data_option, label_options, outliers_option
-from pneumoscope.cli.imports import without_collections
 from pneumoscope.cli.options import (
     accelerator_option,
     devices_option,
@@ -20,6 +19,7 @@ from pneumoscope.cli.options import (
     overrides_option,
     recorded_command,
 )
+from pneumoscope.cli.process import without_collections
 
 if TYPE_CHECKING:
     from pneumoscope.data.label_mapping import LabelMapping

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.display import facts_html
 from pneumoscope.core.errors import UnreadableImageError
-from pneumoscope.core.prediction import AgeRequirement, Assumption, Failure, ImageInfo, ModelInfo, Prediction
+from pneumoscope.core.prediction import Failure, ImageInfo, ModelInfo, Prediction
+from pneumoscope.core.prediction_codes import AgeRequirement, Assumption
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.imaging.image import Acquisition
 from pneumoscope.imaging.preprocess import PreprocessedImage

@@ -16,7 +16,8 @@ from pneumoscope.bundle.network_checks import SELF_TEST_TOLERANCE, self_test_ima
 from pneumoscope.bundle.prevalence import apply_prevalence
 from pneumoscope.bundle.site_profile import SiteProfile, apply_site_profile, read_site_profile
 from pneumoscope.core.errors import BundleError, UsageError
-from pneumoscope.core.prediction import AgeRequirement, Assumption, Rejection
+from pneumoscope.core.prediction import Rejection
+from pneumoscope.core.prediction_codes import AgeRequirement, Assumption
 from pneumoscope.imaging.preprocess import PreprocessedImage
 from pneumoscope.inference.decision import calibrate
 from pneumoscope.inference.network_session import (
@@ -86,7 +87,7 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
             network: Content of the ONNX file.
             threads: Threads per network call; 0 means one per core.
             require_age: Images that are rejected if the age of the patient is unknown.
-            assume: Overrides of DICOM headers that hold for all images; see `core.prediction.OVERRIDES`.
+            assume: Overrides of DICOM headers that hold for all images; see `core.prediction_codes.OVERRIDES`.
             provider: Processor that runs the network.
         Raises:
             BundleError: ONNX Runtime cannot run the file, or its inputs and outputs do not match the bundle format.

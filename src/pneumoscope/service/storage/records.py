@@ -13,7 +13,8 @@ from typing import Any, get_args
 from sqlalchemy import RowMapping
 
 from pneumoscope.core.identity import ConflictCode, Identity, contradicts
-from pneumoscope.core.prediction import OVERRIDES, Decision, Failure, Prediction
+from pneumoscope.core.prediction import Failure, Prediction
+from pneumoscope.core.prediction_codes import OVERRIDES, Decision
 from pneumoscope.service.storage.blob_store import content_hash
 from pneumoscope.service.storage.identity_columns import CONFLICT_COLUMNS, OtherIdentity
 from pneumoscope.service.storage.reviews import Review
