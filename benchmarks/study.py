@@ -51,7 +51,7 @@ from pneumoscope.runs.recipe import Recipe
 from pneumoscope.runs.recipe_files import read_recipe
 from pneumoscope.runs.run_folder import BUNDLE_FOLDER, EVALUATION_FILE, MANIFEST_FILE, evaluation_folder
 from pneumoscope.statistics.roc import auroc
-from pneumoscope.training.train import train
+from pneumoscope.training.train import train_run
 
 GrayImage = npt.NDArray[np.uint8]
 
@@ -113,7 +113,7 @@ def run_attempt(attempt: Attempt, split_by: str, seed: int, data: Path, runs: Pa
     evaluation = evaluation_folder(out, "validation")
     if not (evaluation / EVALUATION_FILE).exists():
         print(f"{out.name}: {attempt.why}", file=sys.stderr, flush=True)
-        train(attempt.run_recipe(split_by, seed), data, out, resume=True)
+        train_run(attempt.run_recipe(split_by, seed), data, out, resume=True)
         evaluate(out, data, split="validation", operating_points=(OPERATING_POINT,))
     if not (evaluation / SHIFTED_FILE).exists():
         metrics = evaluate_shifted(out, data)

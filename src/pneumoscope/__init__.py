@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pneumoscope.evaluation.multiclass.compare import compare_multiclass
     from pneumoscope.evaluation.multiclass.evaluate import evaluate_multiclass
     from pneumoscope.evaluation.multiclass.external_predictions import evaluate_multiclass_predictions
+    from pneumoscope.imaging.preprocess import Preprocessing
     from pneumoscope.inference.model import Model, load_model
     from pneumoscope.inference.multiclass_model import MulticlassModel, load_multiclass_model
     from pneumoscope.inference.saliency import Explanation
@@ -49,6 +50,7 @@ __all__ = [
     "PneumoscopeError",
     "Prediction",
     "PredictionColumns",
+    "Preprocessing",
     "Rejection",
     "__version__",
     "compare",
@@ -81,6 +83,7 @@ _MODULES = {
     "PneumoscopeError": "core.errors",
     "Prediction": "core.prediction",
     "PredictionColumns": "data.predictions_file",
+    "Preprocessing": "imaging.preprocess",
     "Rejection": "core.prediction",
     "compare": "evaluation.comparison.compare",
     "compare_multiclass": "evaluation.multiclass.compare",

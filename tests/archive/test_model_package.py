@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.archive.archives import draw_images, score, table
+from tests.archive.archives import draw_images, run_cli, score, table
 from tests.conftest import operating_point
 from tests.images import png
 
 from pneumoscope import load_model
 from pneumoscope.archive.model_package import pack_model
+from pneumoscope.archive.report import write_report
 from pneumoscope.bundle.bundle_folder import read_bundle
 from pneumoscope.bundle.card import Calibration, Proportion
 from pneumoscope.bundle.site_profile import SiteProfile
@@ -76,3 +78,22 @@ def test_a_site_profile_changes_the_table_and_its_set(tmp_path: Path, bundle: Pa
     assert accepted
     assert all(row["image_brightness"] is None for row in accepted)  # the profile has no reference for monitoring
     assert [row["probability"] for row in table(tmp_path / "plain")] != [row["probability"] for row in rows]
+
+
+@pytest.mark.slow
+def test_a_stated_prevalence_is_in_the_table_the_status_the_comparison_and_the_report(
+    tmp_path: Path, bundle: Path
+) -> None:
+    source, out = draw_images(tmp_path / "images", 4), tmp_path / "out"
+    plain = score(source, out, bundle)
+    stated = score(source, out, bundle, model={"prevalence": 0.2})
+    assert plain.key != stated.key
+    assert {(row["model_site"], row["model_prevalence"]) for row in table(out)} == {("", None), ("", 0.2)}
+
+    sets = {each["key"]: each for each in json.loads(run_cli("status", out, "--json").stdout)["sets"]}
+    assert [(sets[key]["site"], sets[key]["prevalence"]) for key in (plain.key, stated.key)] == [("", None), ("", 0.2)]
+    assert f"{stated.key} (gray, Prevalence: 20%, balanced)" in run_cli("status", out).stdout
+    lines = run_cli("compare", out, plain.key, stated.key).stdout.splitlines()
+    assert lines[:2] == [f"A: {plain.key}, gray, balanced", f"B: {stated.key}, gray, Prevalence: 20%, balanced"]
+    report = write_report(out, tmp_path / "report.html", stated.key).read_text()
+    assert "<p>Model gray, Prevalence: 20%, operating point balanced;" in report

@@ -76,10 +76,9 @@ def test_every_command_has_a_module() -> None:
         "evaluated_runs",
         "evaluation_tables",
         "evaluation_targets",
-        "imports",
-        "interrupt",
         "multiclass",
         "options",
+        "process",
         "progress",
         "service_database",
     }

@@ -229,7 +229,13 @@ def test_model_in_the_package_is_the_default(images: Path) -> None:
     document = json.loads(CliRunner().invoke(cli, ["predict", "images", "--json"]).stdout)
 
     card = read_bundle(find_bundle())[0]
-    assert document["model"] == {"name": card.name, "version": card.version, "sha256": card.onnx_sha256, "site": ""}
+    assert document["model"] == {
+        "name": card.name,
+        "version": card.version,
+        "sha256": card.onnx_sha256,
+        "site": "",
+        "prevalence": None,
+    }
 
 
 def test_unreadable_files_are_reported_and_the_rest_are_processed(
@@ -306,7 +312,7 @@ def test_prevalence_moves_probabilities_and_no_decision(bundle: Path, images: Pa
     after = json.loads(invoke(bundle, "images/a.png", "images/b.png", "--json", "--prevalence", "0.2").stdout)
     for old, new in zip(before["predictions"], after["predictions"], strict=True):
         assert new["decision"] == old["decision"]
-        assert new["model"]["site"] == "prevalence=0.2"
+        assert (new["model"]["site"], new["model"]["prevalence"]) == ("", 0.2)
         odds = [each["probability"] / (1 - each["probability"]) for each in (old, new)]
         assert odds[1] == pytest.approx(odds[0] / 4)
     table = invoke(bundle, "images/a.png", "--prevalence", "0.2").stdout

@@ -156,7 +156,7 @@ def test_options_are_passed_to_train(train, images, maker, tmp_path, monkeypatch
         arguments.update(options, recipe=recipe, data=data, out=out)
         return read_run(maker.run("x"))
 
-    monkeypatch.setattr(train_module, "train", caught)
+    monkeypatch.setattr(train_module, "train_run", caught)
     options = ["--set", "training.epochs=3", "--set", "training.seed=9", "--resume", "--accelerator", "cpu"]
     status, out, err = train("quick", "--data", images, "--out", tmp_path, *options, "--devices", 2, "--nodes", 3)
 

@@ -25,16 +25,8 @@ from pneumoscope.core.messages import (
     sex_label,
 )
 from pneumoscope.core.population import Population
-from pneumoscope.core.prediction import (
-    DECISIONS,
-    REJECTION_CODES,
-    Failure,
-    ModelInfo,
-    PatientAge,
-    Prediction,
-    Rejection,
-    Uncertainty,
-)
+from pneumoscope.core.prediction import Failure, ModelInfo, PatientAge, Prediction, Rejection, Uncertainty
+from pneumoscope.core.prediction_codes import DECISIONS, REJECTION_CODES
 from pneumoscope.core.prediction_messages import (
     age_conflict_message,
     notice,
@@ -314,7 +306,7 @@ def test_result_is_explained_in_full_sentences():
 def test_site_is_named_by_its_kind():
     assert site_note(ModelInfo("m", "1", "ab")) == ""
     assert site_note(ModelInfo("m", "1", "ab", "North (0123abcd)"), "zh-Hant") == "院所設定檔：North (0123abcd)"
-    assert site_note(ModelInfo("m", "1", "ab", "prevalence=0.125")) == "Prevalence: 12.5%"
+    assert site_note(ModelInfo("m", "1", "ab", prevalence=0.125)) == "Prevalence: 12.5%"
 
 
 def test_warnings_follow_the_explanation_as_sentences_of_the_language():

@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.interval import Interval
-from pneumoscope.core.prediction import (
-    REJECTION_CODES,
-    Failure,
-    ImageInfo,
-    ModelInfo,
-    Prediction,
-    Rejection,
-    Uncertainty,
-)
+from pneumoscope.core.prediction import Failure, ImageInfo, ModelInfo, Prediction, Rejection, Uncertainty
+from pneumoscope.core.prediction_codes import REJECTION_CODES
 
 MODEL = ModelInfo("gray", "0.1.0", "ab" * 32)
 IMAGE = ImageInfo(30, 20, "PNG")

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from typing import get_args
 
 import pytest
 
@@ -10,7 +11,7 @@ from pneumoscope.core.i18n import LANGUAGES
 from pneumoscope.core.messages import failure_message
 from pneumoscope.core.prediction import Failure, ModelInfo, Prediction
 from pneumoscope.core.prediction_messages import prediction_message
-from pneumoscope.core.unreadable import FILE_TYPES, UNREADABLE_CODES, UnreadableReason, reason_hint, reason_message
+from pneumoscope.core.unreadable import FILE_TYPES, UnreadableCode, UnreadableReason, reason_hint, reason_message
 
 PARAMETERS = {
     "file_too_large": {"bytes": 999_000_000, "maximum": 300_000_000},
@@ -66,7 +67,7 @@ def spelled(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) and value >= 1_000_000 else f"{value}"
 
 
-@pytest.mark.parametrize("code", UNREADABLE_CODES)
+@pytest.mark.parametrize("code", get_args(UnreadableCode))
 def test_every_reason_has_a_message_with_its_parameters_in_both_languages(code):
     english, chinese = (reason_message(reason(code), language) for language in LANGUAGES)
     assert re.search("[\u4e00-\u9fff]", chinese)
@@ -84,7 +85,7 @@ def test_every_reason_has_a_message_with_its_parameters_in_both_languages(code):
     assert "{" not in english + chinese
 
 
-@pytest.mark.parametrize("code", UNREADABLE_CODES)
+@pytest.mark.parametrize("code", get_args(UnreadableCode))
 def test_every_hint_is_translated(code):
     english, chinese = (reason_hint(reason(code), language) for language in LANGUAGES)
     assert bool(english) == bool(chinese) == (english != chinese)

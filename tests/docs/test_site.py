@@ -160,6 +160,22 @@ def test_the_python_reference_documents_every_public_name(build: tuple[Path, str
     assert [name for name in names if f'id="pneumoscope.{name}"' not in page] == []
 
 
+def test_the_python_reference_documents_every_class_that_a_public_function_returns(build: tuple[Path, str]) -> None:
+    import pneumoscope
+
+    site, _ = build
+    page = (site / "reference" / "python.html").read_text("utf-8")
+    functions = [value for name in pneumoscope.__all__ if inspect.isfunction(value := getattr(pneumoscope, name))]
+    returned = {
+        name
+        for function in functions
+        for name in re.findall(r"\w+", str(inspect.signature(function).return_annotation))
+        if inspect.isclass(value := function.__globals__.get(name)) and value.__module__.startswith("pneumoscope.")
+    }
+    assert {"Comparison", "Evaluation", "ModelSpec", "Report", "ScoredImage", "Sweep", "Training"} <= returned
+    assert {name for name in returned if not re.search(rf'id="pneumoscope[\w.]*\.{name}"', page)} == set()
+
+
 @pytest.fixture
 def address(build: tuple[Path, str]) -> Iterator[str]:
     """Serve the site on this machine."""

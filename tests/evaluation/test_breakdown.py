@@ -17,7 +17,7 @@ from pneumoscope.evaluation.external_predictions import evaluate_predictions
 from pneumoscope.evaluation.subgroups import read_columns
 from pneumoscope.runs.evaluations import read_evaluation
 from pneumoscope.statistics.intervals import newcombe
-from pneumoscope.statistics.paired import holm
+from pneumoscope.statistics.multiple_testing import holm
 
 
 def manifest(folder, patient=lambda i: i, **columns):

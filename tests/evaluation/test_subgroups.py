@@ -13,7 +13,7 @@ from pneumoscope.evaluation.subgroups import find_subgroups
 from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.multiclass import overall_metrics
 from pneumoscope.statistics.multiclass_paired import macro_auroc_covariance
-from pneumoscope.statistics.paired import holm
+from pneumoscope.statistics.multiple_testing import holm
 from pneumoscope.statistics.probabilities import log_odds, softmax
 
 CLASSES = ("bacteria", "normal", "virus")

@@ -19,7 +19,7 @@ from tests.conftest import GRAY_CLASSES, LIMITS, SIZE, halves
 from pneumoscope.bundle.bundle_folder import read_multiclass_bundle
 from pneumoscope.core.errors import BundleError, MulticlassBundleError, UsageError
 from pneumoscope.core.multiclass_prediction import MulticlassPrediction
-from pneumoscope.core.prediction import DECISIONS
+from pneumoscope.core.prediction_codes import DECISIONS
 from pneumoscope.core.prediction_messages import prediction_message
 from pneumoscope.inference.model import load_model
 from pneumoscope.inference.multiclass_decision import decide_class

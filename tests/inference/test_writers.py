@@ -46,7 +46,7 @@ def test_json_is_one_document_with_every_field() -> None:
     data = json.loads("".join(iter_json(MODEL, [PREDICTED, FAILED], SENTENCE)))
     assert list(data) == ["schema", "model", "notice", "predictions"]
     assert (data["schema"], data["notice"]) == (SCHEMA, SENTENCE)
-    assert data["model"] == {"name": "gray", "version": "0.1.0", "sha256": "ab" * 32, "site": ""}
+    assert data["model"] == {"name": "gray", "version": "0.1.0", "sha256": "ab" * 32, "site": "", "prevalence": None}
     predicted, failed = data["predictions"]
     assert predicted.pop("message") == MESSAGE
     assert predicted == json.loads(json.dumps(dataclasses.asdict(PREDICTED)))
@@ -129,6 +129,7 @@ def test_csv_has_one_row_per_image() -> None:
         "model_version": "0.1.0",
         "model_sha256": "ab" * 32,
         "model_site": "",
+        "model_prevalence": "",
         "message": MESSAGE,
         "notice": SENTENCE,
     }

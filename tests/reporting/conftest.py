@@ -24,7 +24,8 @@ from pneumoscope.statistics.decision_curve import decision_curve
 from pneumoscope.statistics.intervals import newcombe, paired_difference, proportion, wilson
 from pneumoscope.statistics.likelihood_ratios import predictive_values
 from pneumoscope.statistics.metrics import confusion, threshold_metrics
-from pneumoscope.statistics.paired import delong_test, holm, mcnemar_exact
+from pneumoscope.statistics.multiple_testing import holm
+from pneumoscope.statistics.paired import delong_test, mcnemar_exact
 from pneumoscope.statistics.roc import auroc_interval, weighted_auprc
 
 # Markup, a formula, and more characters than fit into a column.

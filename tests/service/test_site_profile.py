@@ -185,7 +185,7 @@ def test_prevalence_moves_the_probabilities_on_all_pages_and_is_recorded(bundle,
         (after,) = post(stated, png(126))
         assert before["id"] != after["id"]
         assert after["decision"] == before["decision"] == "pneumonia"
-        assert after["model"]["site"] == "prevalence=0.2"
+        assert (after["model"]["site"], after["model"]["prevalence"]) == ("", 0.2)
         for name in ("probability", "threshold"):
             odds = [each[name] / (1 - each[name]) for each in (before, after)]
             assert odds[1] == pytest.approx(odds[0] / 4)  # 0.2 / 0.8 against 0.5 / 0.5
@@ -207,8 +207,9 @@ def test_prevalence_moves_the_probabilities_on_all_pages_and_is_recorded(bundle,
         assert after["id"] in listed
         assert before["id"] not in listed
         card = stated.get("/v1/model").json()
-        assert (card["site"], card["calibration"]["prevalence"]) == ("prevalence=0.2", 0.2)
-        assert "prevalence=0.2" in stated.get("/worklist.csv").text
+        assert (card["site"], card["prevalence"], card["calibration"]["prevalence"]) == ("", 0.2, 0.2)
+        rows = csv.DictReader(io.StringIO(stated.get("/worklist.csv").text.removeprefix("\ufeff")))
+        assert {(row["model_site"], row["model_prevalence"]) for row in rows} == {("", "0.2")}
         assert stated.get(f"/v1/predictions/{after['id']}/heatmap.png").status_code == 200
     with client(bundle, folder) as plain:
         page = plain.get(f"/images/{after['id']}?language=en").text
@@ -216,7 +217,7 @@ def test_prevalence_moves_the_probabilities_on_all_pages_and_is_recorded(bundle,
     with contextlib.closing(PredictionRepository(folder)) as repository:
         assert verify(repository.engine).predictions == 2
         details = [json.loads(row.details) for row in read_rows(repository.engine) if row.event == "predicted"]
-        assert [each.get("site", "") for each in details] == ["", "prevalence=0.2"]
+        assert [each.get("prevalence") for each in details] == [None, 0.2]
 
 
 def test_model_page_has_no_reliability_diagram_for_another_prevalence():
@@ -231,7 +232,7 @@ def test_model_page_has_no_reliability_diagram_for_another_prevalence():
 def test_service_starts_with_a_prevalence_and_prints_it(bundle, tmp_path):
     with served(bundle, tmp_path, "--ephemeral", "--prevalence", "0.2") as (process, opened):
         answer = opened.post("/v1/predictions", files=images(png(126))).json()
-        assert answer["predictions"][0]["model"]["site"] == "prevalence=0.2"
+        assert answer["predictions"][0]["model"]["prevalence"] == 0.2
         assert "Prevalence: 20%" in process.stderr.read()
 
 

@@ -5,7 +5,8 @@ import pytest
 from scipy import stats
 
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.statistics.drift import MIN_IMAGES, detect_drift, holm, measure_drift
+from pneumoscope.statistics.drift import MIN_IMAGES, detect_drift, measure_drift
+from pneumoscope.statistics.multiple_testing import holm
 
 TENTHS = tuple(k / 10 for k in range(1, 10))
 
@@ -56,20 +57,6 @@ def test_the_same_seed_gives_the_same_result():
 def test_too_few_images_and_malformed_deciles_are_rejected(probabilities, deciles, message):
     with pytest.raises(UndefinedMetricError, match=message):
         measure_drift(probabilities, deciles, 100)
-
-
-def test_holm_by_hand_and_against_its_definition():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5]) == [0.5]
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        p_values = rng.random(6).tolist()
-        order = np.argsort(p_values)
-        running, expected = 0.0, [0.0] * 6
-        for rank, place in enumerate(order):
-            running = max(running, min(1.0, (6 - rank) * p_values[place]))
-            expected[place] = running
-        assert holm(p_values) == pytest.approx(expected)
 
 
 def test_each_quantity_is_tested_and_only_the_changed_one_gives_an_alarm():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.statistics.paired import delong_test, holm, mcnemar_exact
+from pneumoscope.statistics.paired import delong_test, mcnemar_exact
 from pneumoscope.statistics.roc import auroc
 
 
@@ -151,25 +151,3 @@ def test_delong_test_keeps_its_level_and_coverage():
         inside += difference.low <= 0 <= difference.high
     assert abs(rejections / 600 - 0.05) < 4 * math.sqrt(0.05 * 0.95 / 600)
     assert inside == 600 - rejections
-
-
-def test_holm_by_hand():
-    assert holm([0.01, 0.04, None, 0.03]) == [pytest.approx(0.03), pytest.approx(0.06), None, pytest.approx(0.06)]
-    assert holm([]) == []
-    assert holm([0.4, 0.9]) == [pytest.approx(0.8), pytest.approx(0.9)]
-
-
-@given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=12))
-def test_holm_keeps_the_order_and_never_lowers_p(p_values):
-    corrected = holm(p_values)
-    tests = [(p, q) for p, q in zip(p_values, corrected, strict=True) if p is not None]
-    assert [q is None for q in corrected] == [p is None for p in p_values]
-    assert all(p <= q <= min(1.0, len(tests) * p + 1e-12) for p, q in tests)
-    ordered = [q for _, q in sorted(tests)]
-    assert ordered == sorted(ordered)
-
-
-@pytest.mark.parametrize("p", [-0.1, 1.5])
-def test_holm_rejects_p_values_outside_0_to_1(p):
-    with pytest.raises(UndefinedMetricError, match=f"p value 2 of 2 is {p}"):
-        holm([0.5, p])

@@ -12,7 +12,7 @@ from pneumoscope.models.factory import create_model
 from pneumoscope.runs.run_folder import WEIGHTS_FILE
 from pneumoscope.training import frozen_features
 from pneumoscope.training.frozen_features import cache_features
-from pneumoscope.training.train import train
+from pneumoscope.training.train import train_run
 
 pytestmark = pytest.mark.training
 
@@ -30,7 +30,7 @@ def recipe(start):
 
 @pytest.mark.usefixtures("without_bundle")
 def test_only_the_head_is_trained(phantoms, tmp_path, start):
-    train(recipe(start), phantoms, tmp_path / "run")
+    train_run(recipe(start), phantoms, tmp_path / "run")
     before, after = load_file(start), load_file(tmp_path / "run" / WEIGHTS_FILE)
 
     changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}

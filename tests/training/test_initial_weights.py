@@ -16,7 +16,7 @@ from pneumoscope.models.factory import create_initialized
 from pneumoscope.runs.epochs import read_epochs
 from pneumoscope.runs.record import read_run
 from pneumoscope.runs.run_folder import WEIGHTS_FILE
-from pneumoscope.training.train import train
+from pneumoscope.training.train import train_run
 
 pytestmark = pytest.mark.training
 STILL = {"learning_rate": 1e-12}
@@ -26,7 +26,7 @@ NETWORK = {"name": "test_convnext"}  # without batch norms, whose statistics cha
 @pytest.fixture(scope="module")
 def first(phantoms, tmp_path_factory):
     out = tmp_path_factory.mktemp("first") / "first"
-    train(small(network=NETWORK, training={"epochs": 2}), phantoms, out)
+    train_run(small(network=NETWORK, training={"epochs": 2}), phantoms, out)
     return out
 
 
@@ -34,7 +34,7 @@ def first(phantoms, tmp_path_factory):
 def test_run_from_a_bundle_or_run_starts_from_its_score(first, phantoms, tmp_path, source):
     notes = []
     recipe = small(network={**NETWORK, "weights": str(first.parent / source)}, training={"epochs": 1}, optimizer=STILL)
-    record = train(recipe, phantoms, tmp_path / "run", log=notes.append)
+    record = train_run(recipe, phantoms, tmp_path / "run", log=notes.append)
 
     best = read_epochs(first)[read_run(first).best_epoch - 1]
     (epoch,) = read_epochs(tmp_path / "run")
@@ -74,7 +74,7 @@ def test_images_that_the_initial_weights_have_seen_are_never_test_images(first, 
     notes = []
     recipe = small(network={**NETWORK, "weights": str(first / "bundle")}, training={"epochs": 1}, optimizer=STILL)
 
-    train(recipe, images, tmp_path / "run", log=notes.append)
+    train_run(recipe, images, tmp_path / "run", log=notes.append)
 
     card, _ = read_bundle(tmp_path / "run/bundle")
     assert short_hash(seen.sha256) in card.seen["train"]
@@ -87,7 +87,7 @@ def test_images_that_the_initial_weights_have_seen_are_never_test_images(first, 
 
 def test_fine_tuning_from_a_bundle_is_repeatable(first, phantoms, tmp_path, without_bundle):
     recipe = small(network={**NETWORK, "weights": str(first / "bundle")}, training={"epochs": 1})
-    records = [train(recipe, phantoms, tmp_path / name) for name in ("a", "b")]
+    records = [train_run(recipe, phantoms, tmp_path / name) for name in ("a", "b")]
     a, b = (tmp_path / name / WEIGHTS_FILE for name in ("a", "b"))
     assert a.read_bytes() == b.read_bytes()
     assert records[0].weights_sha256 == records[1].weights_sha256 != ""

@@ -16,7 +16,7 @@ from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.runs.record import RunRecord, read_run, recorded_labels
 from pneumoscope.runs.run_folder import MANIFEST_FILE
 from pneumoscope.training.run_series import train_seeds
-from pneumoscope.training.train import train
+from pneumoscope.training.train import train_run
 
 pytestmark = pytest.mark.training
 
@@ -40,7 +40,7 @@ def table(phantoms: Path) -> Path:
 @pytest.fixture(scope="module")
 def run(table: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunRecord]:
     out = tmp_path_factory.mktemp("labels") / "run"
-    return out, train(small(training={"epochs": 1}), table, out, labels=MAPPING)
+    return out, train_run(small(training={"epochs": 1}), table, out, labels=MAPPING)
 
 
 def test_run_records_the_mapping_and_its_manifest_has_our_names(run: tuple[Path, RunRecord], phantoms: Path) -> None:
@@ -64,7 +64,7 @@ def test_options_of_an_evaluation_replace_those_of_the_run(run: tuple[Path, RunR
 
 
 def test_run_is_resumed_without_the_options(run: tuple[Path, RunRecord], table: Path) -> None:
-    assert train(small(training={"epochs": 1}), table, run[0], resume=True) == run[1]
+    assert train_run(small(training={"epochs": 1}), table, run[0], resume=True) == run[1]
 
 
 def test_more_seeds_are_trained_without_the_options(table: Path, tmp_path: Path, without_bundle: None) -> None:
@@ -75,13 +75,13 @@ def test_more_seeds_are_trained_without_the_options(table: Path, tmp_path: Path,
 
 
 def test_run_without_a_mapping_records_none(phantoms: Path, tmp_path: Path, without_bundle: None) -> None:
-    record = train(small(training={"epochs": 1}), phantoms, tmp_path / "run", labels=LabelMapping())
+    record = train_run(small(training={"epochs": 1}), phantoms, tmp_path / "run", labels=LabelMapping())
     assert record.labels is None
     assert '"labels"' not in (tmp_path / "run" / "run.json").read_text().replace('"labels": "label"', "")
 
 
 def test_recipe_makes_the_etiology_the_label(phantoms: Path, tmp_path: Path, without_bundle: None) -> None:
-    record = train(
+    record = train_run(
         small(training={"epochs": 1}, data={"labels": "etiology"}),
         phantoms,
         tmp_path / "run",

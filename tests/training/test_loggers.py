@@ -9,7 +9,7 @@ from pneumoscope.core.errors import MissingExtraError
 from pneumoscope.runs.epochs import read_epochs
 from pneumoscope.training import loggers as loggers_module
 from pneumoscope.training.loggers import create_loggers
-from pneumoscope.training.train import train
+from pneumoscope.training.train import train_run
 
 pytestmark = pytest.mark.training
 
@@ -24,9 +24,9 @@ def test_csv_log_has_all_epochs_also_after_a_resumption(phantoms, tmp_path, with
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loggers_module.CompleteCsvLog, "on_train_epoch_start", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            train(recipe, phantoms, out, loggers=("csv",))
+            train_run(recipe, phantoms, out, loggers=("csv",))
     assert len(read_epochs(out)) == 1
-    train(recipe, phantoms, out, resume=True, loggers=("csv",))
+    train_run(recipe, phantoms, out, resume=True, loggers=("csv",))
 
     rows = list(csv.DictReader((out / "csv/metrics.csv").read_text().splitlines()))
     assert [int(row["step"]) for row in rows] == [1, 2]
@@ -38,7 +38,7 @@ def test_csv_log_has_all_epochs_also_after_a_resumption(phantoms, tmp_path, with
 def test_mlflow_without_its_package_is_an_error_before_anything_is_written(phantoms, tmp_path, monkeypatch):
     monkeypatch.setattr(loggers_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pneumoscope\[mlflow\]"):
-        train(small(), phantoms, tmp_path / "run", loggers=("mlflow",))
+        train_run(small(), phantoms, tmp_path / "run", loggers=("mlflow",))
     assert not (tmp_path / "run").exists()
 
 

@@ -32,7 +32,7 @@ from pneumoscope.runs.epochs import read_epochs
 from pneumoscope.runs.record import read_run
 from pneumoscope.runs.run_folder import run_folders
 from pneumoscope.training.run_series import train_folds
-from pneumoscope.training.train import train
+from pneumoscope.training.train import train_run
 
 pytestmark = pytest.mark.training
 
@@ -64,7 +64,7 @@ def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         optimizer={"learning_rate": 0.01},
         augmentation={"flip": True},
     )
-    train(recipe, images, out)
+    train_run(recipe, images, out)
     return out
 
 
@@ -94,7 +94,7 @@ def test_prediction_sets_are_fitted_on_unmodified_and_augmented_images(images, t
 
     monkeypatch.setattr("pneumoscope.training.multiclass_export.fit_prediction_sets", spy)
     recipe = small(training={"epochs": 1, "calibrate": "augmented"}, augmentation={"brightness": 0.5})
-    train(recipe, images, tmp_path / "run")
+    train_run(recipe, images, tmp_path / "run")
     session = MulticlassSession.load(tmp_path / "run" / "bundle")
     manifest = Manifest.from_csv((tmp_path / "run" / "manifest.csv").read_text(), images, "manifest.csv")
     pixels = preprocess_images(images, manifest.split("validation"), session.card.preprocessing).requested()
@@ -108,7 +108,7 @@ def test_prediction_sets_are_fitted_on_unmodified_and_augmented_images(images, t
 def test_training_warns_of_a_temperature_at_its_bound(images, tmp_path, monkeypatch):
     lines = []
     monkeypatch.setattr("pneumoscope.evaluation.multiclass.fitting.fit_temperature", lambda *_: 999.9998)
-    train(small(training={"epochs": 1}), images, tmp_path / "run", log=lines.append)
+    train_run(small(training={"epochs": 1}), images, tmp_path / "run", log=lines.append)
     (warning,) = [line for line in lines if line.startswith("warning: ")]
     assert "The temperature is at its upper bound (1000)" in warning
 
@@ -182,7 +182,7 @@ def test_training_starts_from_a_run_of_several_classes(run, images, tmp_path, mo
         training={"epochs": 1},
         optimizer={"learning_rate": 1e-12},
     )
-    train(recipe, images, tmp_path / "run", log=notes.append)
+    train_run(recipe, images, tmp_path / "run", log=notes.append)
     assert not any("last layer" in note for note in notes)
     assert any("27 of 27 validation images trained or validated the initial weights" in note for note in notes)
 
@@ -191,7 +191,7 @@ def test_same_seed_gives_the_same_run(run, images, tmp_path):
     recipe = read_run(run).recipe
     from pneumoscope.runs.recipe_files import parse_recipe
 
-    train(parse_recipe(recipe, "again"), images, tmp_path / "again")
+    train_run(parse_recipe(recipe, "again"), images, tmp_path / "again")
     first, second = (read_epochs(each) for each in (run, tmp_path / "again"))
     assert [row._replace(seconds=0) for row in first] == [row._replace(seconds=0) for row in second]
 
@@ -210,13 +210,13 @@ def test_export_copies_a_bundle_of_several_classes(run, tmp_path):
 
 def test_networks_of_the_report_refuse_several_classes(images, tmp_path):
     with pytest.raises(RecipeError, match="'alexnet', a network of the report, has one logit"):
-        train(small(network={"name": "alexnet", "image_size": 64, "dropout": 0.0}), images, tmp_path / "run")
+        train_run(small(network={"name": "alexnet", "image_size": 64, "dropout": 0.0}), images, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_prevalence_of_pneumonia_is_refused_for_several_classes(images, tmp_path):
     with pytest.raises(RecipeError, match=r"training\.prevalence is 0\.2"):
-        train(small(training={"prevalence": 0.2}), images, tmp_path / "run")
+        train_run(small(training={"prevalence": 0.2}), images, tmp_path / "run")
 
 
 def test_folds_keep_patients_together_and_are_evaluated_on_their_validation_images(images, tmp_path):
@@ -246,7 +246,7 @@ def test_input_checks_are_trained_and_reject(images, tmp_path):
     recipe = small(
         network={"image_size": 56}, rejection={"steps": 2}, training={"epochs": 1}, data={"age_range": [1, 5]}
     )
-    train(recipe, images, tmp_path / "run")
+    train_run(recipe, images, tmp_path / "run")
     model = load_multiclass_model(tmp_path / "run", require_age="always")
     assert model.card.rejection_limits is not None
     image = str(images / manifest.images[0].path)

@@ -21,7 +21,7 @@ from pneumoscope.runs.run_folder import CHECKPOINT_FILE, EPOCHS_FILE, WEIGHTS_FI
 from pneumoscope.training import train as train_module
 from pneumoscope.training import trainer
 from pneumoscope.training.callbacks import completed_epochs
-from pneumoscope.training.train import train
+from pneumoscope.training.train import train_run
 
 pytestmark = pytest.mark.training
 
@@ -33,7 +33,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from pneumoscope.training import classifier
-from pneumoscope.training.train import train
+from pneumoscope.training.train import train_run
 from tests.training.test_resume import RECIPE
 
 step, save = classifier.Classifier.training_step, torch.save
@@ -54,7 +54,7 @@ def killed_save(checkpoint, file):
     return save(checkpoint, file)
 
 classifier.Classifier.training_step, torch.save = killed_step, killed_save
-train(RECIPE, Path(sys.argv[1]), Path(sys.argv[2]), resume=True)
+train_run(RECIPE, Path(sys.argv[1]), Path(sys.argv[2]), resume=True)
 """
 
 
@@ -73,7 +73,7 @@ def child(phantoms, out, **environment):
 def uninterrupted(phantoms, tmp_path_factory):
     """A run that was not interrupted."""
     out = tmp_path_factory.mktemp("uninterrupted") / "run"
-    train(RECIPE, phantoms, out)
+    train_run(RECIPE, phantoms, out)
     return out
 
 
@@ -101,7 +101,7 @@ def test_killed_run_is_resumed_with_the_same_result(uninterrupted, phantoms, tmp
     assert len(state["history"]) == epochs
     assert (out / CHECKPOINT_FILE).exists() == bool(epochs)
 
-    train(RECIPE, phantoms, out, resume=True)
+    train_run(RECIPE, phantoms, out, resume=True)
 
     assert comparable(out) == comparable(uninterrupted)
 
@@ -115,10 +115,10 @@ def test_run_interrupted_before_the_export_is_resumed_with_the_same_result(
     out = tmp_path / "run"
     monkeypatch.setattr(train_module, "export", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(RECIPE, phantoms, out)
+        train_run(RECIPE, phantoms, out)
     monkeypatch.undo()
 
-    train(RECIPE, phantoms, out, resume=True)
+    train_run(RECIPE, phantoms, out, resume=True)
 
     assert comparable(out) == comparable(uninterrupted)
 
@@ -130,7 +130,7 @@ WAITING_CHILD = """
 import sys, time
 from pathlib import Path
 from pneumoscope.training.classifier import Classifier
-from pneumoscope.training.train import train
+from pneumoscope.training.train import train_run
 from tests.training.test_resume import TWO
 
 step = Classifier.training_step
@@ -142,7 +142,7 @@ def waiting(self, batch, number):
     return step(self, batch, number)
 
 Classifier.training_step = waiting
-train(TWO, Path(sys.argv[1]), Path(sys.argv[2]))
+train_run(TWO, Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
@@ -160,7 +160,7 @@ def finished(phantoms, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_module, "export", lambda *_, **__: None)
-        train(TWO, phantoms, out)
+        train_run(TWO, phantoms, out)
     return out
 
 
@@ -173,7 +173,7 @@ def interrupt(monkeypatch, recipe, phantoms, out, *, before="export", resume=Fal
     with monkeypatch.context() as patch:
         patch.setattr(train_module, before, stop)
         with pytest.raises(KeyboardInterrupt):
-            train(recipe, phantoms, out, resume=resume)
+            train_run(recipe, phantoms, out, resume=resume)
 
 
 # --- locks -------------------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def test_folder_is_locked_until_the_process_is_killed_and_its_temporary_files_ar
             with pytest.raises(
                 RunError, match=rf"another process is training in '{out}'\. Wait for it or stop it, then"
             ):
-                train(TWO, phantoms, out, resume=True)
+                train_run(TWO, phantoms, out, resume=True)
             assert (out / "run.json").read_bytes() == before
         finally:
             child.send_signal(signal.SIGKILL)
@@ -205,7 +205,7 @@ def test_folder_is_locked_until_the_process_is_killed_and_its_temporary_files_ar
         path.write_text("half")
     assert (out / ".run.lock").exists()  # the file of a dead process, not locked
 
-    result = train(TWO, phantoms, out, resume=True)
+    result = train_run(TWO, phantoms, out, resume=True)
 
     assert [entry.epoch for entry in result.resumed] == [1]
     assert (out / WEIGHTS_FILE).read_bytes() == (finished / WEIGHTS_FILE).read_bytes()
@@ -220,7 +220,7 @@ def test_failed_start_leaves_neither_a_lock_nor_a_folder(phantoms, tmp_path):
 
     for out in (tmp_path / "new", tmp_path / "mine"):
         with pytest.raises(WeightsError, match=r"absent\.safetensors"):
-            train(recipe, phantoms, out)
+            train_run(recipe, phantoms, out)
 
     assert names(tmp_path) == ["mine"]
     assert names(tmp_path / "mine") == []
@@ -232,12 +232,12 @@ def test_folder_of_a_process_killed_before_the_start_is_usable(phantoms, tmp_pat
     out.mkdir()
     (out / ".run.lock").touch()
 
-    assert train(ONE, phantoms, out).state == "finished"
+    assert train_run(ONE, phantoms, out).state == "finished"
 
 
 def test_finished_run_is_read_while_its_folder_is_locked(finished, phantoms):
     with lock_run(finished):
-        assert train(TWO, phantoms, finished, resume=True).state == "finished"
+        assert train_run(TWO, phantoms, finished, resume=True).state == "finished"
 
 
 def test_run_finished_by_another_process_is_not_trained_again(finished, phantoms, monkeypatch):
@@ -250,7 +250,7 @@ def test_run_finished_by_another_process_is_not_trained_again(finished, phantoms
     )
     monkeypatch.setattr(train_module, "_train", lambda *_: pytest.fail("trained again"))
 
-    assert train(TWO, phantoms, finished, resume=True) == read_run(finished)
+    assert train_run(TWO, phantoms, finished, resume=True) == read_run(finished)
 
 
 # --- initial weights -------------------------------------------------------------------------------------------------
@@ -282,11 +282,11 @@ def test_resuming_with_other_initial_weights_is_an_error(phantoms, tmp_path, mon
         RunError,
         match=rf"started with weights of SHA-256 {recorded[:16]}; .* now has SHA-256 (?!{recorded[:16]})[0-9a-f]{{16}}\.",
     ):
-        train(recipe, phantoms, out, resume=True)
+        train_run(recipe, phantoms, out, resume=True)
     assert read_run(out).resumed == ()
 
     start.write_bytes(original)
-    assert train(recipe, phantoms, out, resume=True).weights_sha256 == recorded
+    assert train_run(recipe, phantoms, out, resume=True).weights_sha256 == recorded
 
 
 @pytest.mark.usefixtures("without_bundle")
@@ -297,7 +297,7 @@ def test_random_initial_weights_are_not_compared(finished, phantoms, tmp_path, m
     assert data["weights_sha256"] == record(finished)["weights_sha256"]
     (out / "run.json").write_text(json.dumps({**data, "weights_sha256": "0" * 64}))
 
-    assert train(TWO, phantoms, out, resume=True).weights_sha256 == "0" * 64
+    assert train_run(TWO, phantoms, out, resume=True).weights_sha256 == "0" * 64
 
 
 def test_hash_of_imagenet_weights_excludes_random_layers():
@@ -323,7 +323,7 @@ def test_each_resumption_is_recorded_with_its_environment(phantoms, tmp_path, mo
     monkeypatch.setattr(train_module, "device_name", lambda devices: "another device")
 
     interrupt(monkeypatch, TWO, phantoms, out, resume=True)
-    result = train(TWO, phantoms, out, resume=True)
+    result = train_run(TWO, phantoms, out, resume=True)
 
     assert [entry.epoch for entry in result.resumed] == [0, 2]
     first = result.resumed[0]
@@ -331,7 +331,7 @@ def test_each_resumption_is_recorded_with_its_environment(phantoms, tmp_path, mo
     assert (first.machine, first.versions) == (before.machine, before.versions)
     assert first.when >= before.started
     assert result.device == "cpu"
-    assert train(TWO, phantoms, out, resume=True) == result  # not resumed again
+    assert train_run(TWO, phantoms, out, resume=True) == result  # not resumed again
 
 
 @pytest.mark.usefixtures("without_bundle")
@@ -346,7 +346,7 @@ def test_resumed_run_keeps_its_precision_on_another_machine(phantoms, tmp_path, 
         trainer.pl, "Trainer", lambda **options: used.append(options["precision"]) or original(**options)
     )
 
-    result = train(ONE, phantoms, out, resume=True, log=messages.append)
+    result = train_run(ONE, phantoms, out, resume=True, log=messages.append)
 
     other = "32" if precision == "bf16" else "bf16"
     assert messages == [
@@ -360,11 +360,11 @@ def test_resumed_run_keeps_its_precision_on_another_machine(phantoms, tmp_path, 
 @pytest.mark.usefixtures("without_bundle")
 def test_run_recorded_before_a_recipe_field_existed_is_resumed_with_its_default(phantoms, tmp_path):
     out = tmp_path / "run"
-    result = train(ONE, phantoms, out)
+    result = train_run(ONE, phantoms, out)
     before = record(out)
     del before["recipe"]["rejection"]
     (out / "run.json").write_text(json.dumps(before))
 
-    assert train(ONE, phantoms, out, resume=True).finished == result.finished
+    assert train_run(ONE, phantoms, out, resume=True).finished == result.finished
     with pytest.raises(RunError, match=r"has a run of another recipe: rejection\.steps was 0, now 3"):
-        train(small(training={"epochs": 1}, rejection={"steps": 3}), phantoms, out, resume=True)
+        train_run(small(training={"epochs": 1}, rejection={"steps": 3}), phantoms, out, resume=True)

@@ -12,7 +12,7 @@ from pneumoscope.runs.record import read_run
 from pneumoscope.runs.run_folder import WEIGHTS_FILE, run_folders
 from pneumoscope.training.inputs import apply_split
 from pneumoscope.training.run_series import train_folds, train_seeds
-from pneumoscope.training.train import train
+from pneumoscope.training.train import train_run
 
 pytestmark = pytest.mark.training
 
@@ -22,7 +22,7 @@ def test_each_of_several_seeds_is_the_run_that_is_trained_alone(phantoms, tmp_pa
     records = train_seeds(recipe, phantoms, tmp_path / "runs", 2)
     assert [record.seed for record in records] == [3, 4]
     assert run_folders(tmp_path / "runs") == [tmp_path / "runs/seed-3", tmp_path / "runs/seed-4"]
-    train(small(training={"epochs": 1, "seed": 4}), phantoms, tmp_path / "alone")
+    train_run(small(training={"epochs": 1, "seed": 4}), phantoms, tmp_path / "alone")
     first, second, alone = (tmp_path / name / WEIGHTS_FILE for name in ("runs/seed-3", "runs/seed-4", "alone"))
     assert second.read_bytes() == alone.read_bytes() != first.read_bytes()
     assert (tmp_path / "runs/seed-4/bundle/network.onnx").read_bytes() == (
@@ -76,13 +76,13 @@ def test_folder_with_other_files_does_not_become_a_folder_of_runs(phantoms, tmp_
         with pytest.raises(RunError, match=r"images' is not empty and has no run"):
             train_folds(small(), phantoms, tmp_path / "images", 2, resume=resume)
     with pytest.raises(RunError, match=r"images' is not empty and has no run"):
-        train(small(), phantoms, tmp_path / "images", resume=True)
+        train_run(small(), phantoms, tmp_path / "images", resume=True)
     assert [path.name for path in (tmp_path / "images").iterdir()] == ["thorax.png"]
 
 
 def test_run_is_not_a_folder_of_runs(phantoms, tmp_path, without_bundle):
     recipe = small(training={"epochs": 1})
-    train(recipe, phantoms, tmp_path / "run")
+    train_run(recipe, phantoms, tmp_path / "run")
     assert run_folders(tmp_path / "run") == []
     with pytest.raises(RunError, match="is a run, not a folder of runs"):
         train_seeds(recipe, phantoms, tmp_path / "run", 2, resume=True)

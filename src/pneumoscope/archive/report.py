@@ -17,6 +17,7 @@ from pneumoscope.archive.sources import open_reader
 from pneumoscope.archive.summary import YearScores, summarize_set
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.files import write_atomically
+from pneumoscope.core.prediction_messages import site_note
 from pneumoscope.imaging.sandbox.pool import DecodePool
 from pneumoscope.reporting.style import COLORS, drawing, new_figure, show_grid
 from pneumoscope.reporting.svg import inline_svg
@@ -58,6 +59,7 @@ def write_report(path: Path, out: Path, key: str = "", *, thumbnails: int = 0) -
         .get_template("archive.html")
         .render(
             s=summary,
+            site_note=site_note(summary.settings),
             version=__version__,
             figure=Markup(figure),  # noqa: S704 - written by `inline_svg`
             examples=_examples(path, summary.key, thumbnails) if thumbnails else [],

@@ -18,7 +18,7 @@ class SetStatus(NamedTuple):
     """The state of one set of predictions.
 
     Attributes:
-        key, model, site, operating_point: See `archive_folder.SetSettings`.
+        key, model, site, prevalence, operating_point: See `archive_folder.SetSettings`.
         done, failed: Images that are scored, and those of them that could not be read.
         decisions: Number of images by decision.
         shards: Finished shards.
@@ -31,6 +31,7 @@ class SetStatus(NamedTuple):
     key: str
     model: str
     site: str
+    prevalence: float | None
     operating_point: str
     done: int
     failed: int
@@ -77,6 +78,7 @@ def archive_status(path: Path) -> ArchiveStatus:
                 key=each.key,
                 model=each.settings.model,
                 site=each.settings.site,
+                prevalence=each.settings.prevalence,
                 operating_point=each.settings.operating_point,
                 done=sum(entry.rows for entry in entries),
                 failed=sum(entry.failed for entry in entries),

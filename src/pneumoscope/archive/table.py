@@ -63,6 +63,7 @@ COLUMNS: Mapping[str, str] = {
     "image_border": "double",
     "model_sha256": "string",
     "model_site": "string",
+    "model_prevalence": "double",
 }
 # Empty with --no-identifiers. A path may contain a name or a number of a patient.
 IDENTIFIERS = frozenset(

@@ -20,7 +20,7 @@ from pneumoscope.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from pneumoscope.core.prediction import AgeRequirement, Assumption
+    from pneumoscope.core.prediction_codes import AgeRequirement, Assumption
     from pneumoscope.data.label_mapping import LabelMapping
 
 __all__ = ["command"]

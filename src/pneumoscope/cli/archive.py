@@ -22,8 +22,8 @@ from pneumoscope.cli.archive_output import (
     problem_line,
     verification_error,
 )
-from pneumoscope.cli.interrupt import catch_interrupt
 from pneumoscope.cli.options import json_option, model_options
+from pneumoscope.cli.process import catch_interrupt
 from pneumoscope.cli.progress import archive_progress, image_progress, printable
 from pneumoscope.core.errors import PartialFailureError, UsageError
 from pneumoscope.core.i18n import NOTICE
@@ -167,6 +167,7 @@ def status_command(archive: Path, as_json: bool) -> None:
     Example:  pneumoscope archive status archive
     """
     from pneumoscope.archive.status import archive_status
+    from pneumoscope.core.prediction_messages import site_note
 
     status = archive_status(archive)
     if as_json:
@@ -175,7 +176,7 @@ def status_command(archive: Path, as_json: bool) -> None:
         return
     click.echo(f"{printable(status.source)}: {counted(status.rows, 'image')} in {counted(status.shards, 'shard')}")
     for each in status.sets:
-        settings = ", ".join(filter(None, (each.model, each.site, each.operating_point)))
+        settings = ", ".join(filter(None, (each.model, site_note(each), each.operating_point)))
         line = f"{each.key} ({printable(settings)}): {each.done:,} of {counted(status.rows, 'image')} scored"
         if each.done:
             heatmaps = f"; heatmaps of {counted(each.heatmaps, 'shard')}" if each.heatmaps else ""
@@ -248,6 +249,7 @@ def compare_command(archive: Path, a: str, b: str, as_json: bool) -> None:
     Example:  pneumoscope archive compare archive b321a106-e3953e16 0f1e2d3c-a1b2c3d4
     """
     from pneumoscope.archive.summary import compare_sets
+    from pneumoscope.core.prediction_messages import site_note
     from pneumoscope.core.result_forms import with_minus_signs
 
     result = compare_sets(archive, a, b)
@@ -256,7 +258,8 @@ def compare_command(archive: Path, a: str, b: str, as_json: bool) -> None:
         click.echo(json.dumps(document, indent=2))
         return
     for name, key, settings in (("A", result.a, result.settings_a), ("B", result.b, result.settings_b)):
-        click.echo(printable(f"{name}: {key}, {settings.model}, {settings.operating_point}  {settings.site}".rstrip()))
+        parts = (key, settings.model, site_note(settings), settings.operating_point)
+        click.echo(printable(f"{name}: {', '.join(filter(None, parts))}"))
     share = result.agree / result.images if result.images else 0.0
     click.echo(f"{counted(result.images, 'image')} in both; the same decision: {result.agree:,} ({share:.1%})")
     click.echo(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from pneumoscope.cli.data_options import data_option, label_options
-from pneumoscope.cli.imports import without_collections
 from pneumoscope.cli.options import accelerator_option, json_option, overrides_option
+from pneumoscope.cli.process import without_collections
 
 if TYPE_CHECKING:
     from pneumoscope.data.label_mapping import LabelMapping

@@ -10,7 +10,7 @@ import click
 from pneumoscope.cli.options import assume_option, json_option, model_option, require_age_option
 
 if TYPE_CHECKING:
-    from pneumoscope.core.prediction import AgeRequirement, Assumption
+    from pneumoscope.core.prediction_codes import AgeRequirement, Assumption
 
 __all__ = ["command"]
 

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import click
 
-from pneumoscope.core.prediction import ASSUMPTIONS, AgeRequirement
+from pneumoscope.core.prediction_codes import ASSUMPTIONS, AgeRequirement
 
 __all__ = [
     "accelerator_option",

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pneumoscope.cli.interrupt import catch_interrupt
 from pneumoscope.cli.multiclass import has_several_classes, refuse_options
 from pneumoscope.cli.options import json_option, model_options
+from pneumoscope.cli.process import catch_interrupt
 from pneumoscope.cli.progress import image_progress, printable
 from pneumoscope.core.errors import PartialFailureError, UsageError
 from pneumoscope.core.messages import counted, join_sentences, warning_message
-from pneumoscope.core.prediction import OVERRIDES
+from pneumoscope.core.prediction_codes import OVERRIDES
 from pneumoscope.core.prediction_messages import (
     age_conflict_message,
     decision_message,
@@ -32,7 +32,8 @@ from pneumoscope.core.prediction_messages import (
 )
 
 if TYPE_CHECKING:
-    from pneumoscope.core.prediction import Assumption, Prediction, WarningCode
+    from pneumoscope.core.prediction import Prediction
+    from pneumoscope.core.prediction_codes import Assumption, WarningCode
     from pneumoscope.inference.model import Model
     from pneumoscope.inference.multiclass_model import MulticlassModel
 
@@ -371,7 +372,7 @@ def _print_table(model: Model, predictions: Iterable[Prediction], counts: Counte
     if counts["no_pneumonia"]:
         click.echo(f"no_pneumonia: no pneumonia detected. {scope_message()}.")
     if counts.keys() - {"rejected", _FAILED}:
-        click.echo(f"{prevalence_message(model.card.calibration.prevalence, stated=bool(model.facts.site))}.")
+        click.echo(f"{prevalence_message(model.card.calibration.prevalence, stated=model.facts.is_site_specific)}.")
     click.secho(printable(model.notice), dim=True)
 
 

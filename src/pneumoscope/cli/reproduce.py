@@ -7,7 +7,6 @@ from typing import Literal
 
 import click
 
-from pneumoscope.cli.imports import without_collections
 from pneumoscope.cli.options import (
     accelerator_option,
     devices_option,
@@ -15,6 +14,7 @@ from pneumoscope.cli.options import (
     overrides_option,
     recorded_command,
 )
+from pneumoscope.cli.process import without_collections
 
 __all__ = ["command"]
 

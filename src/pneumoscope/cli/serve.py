@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from pneumoscope.cli.imports import without_collections
 from pneumoscope.cli.options import database_option, model_options
+from pneumoscope.cli.process import without_collections
 from pneumoscope.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from pneumoscope.core.prediction import AgeRequirement
+    from pneumoscope.core.prediction_codes import AgeRequirement
     from pneumoscope.service.auth.openid_connect import OpenIdConnect
     from pneumoscope.service.dicom.configuration import DicomConfiguration
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from pneumoscope.cli.data_options import data_option, label_options, outliers_option
-from pneumoscope.cli.imports import without_collections
 from pneumoscope.cli.options import accelerator_option, devices_option, loggers_option, overrides_option
+from pneumoscope.cli.process import without_collections
 
 if TYPE_CHECKING:
     from pneumoscope.data.label_mapping import LabelMapping
@@ -65,12 +65,12 @@ def command(
     from pneumoscope.cli.progress import image_progress
 
     with without_collections():
-        from pneumoscope.training.sweep import SWEEP_TABLE, read_combinations, sweep
+        from pneumoscope.training.sweep import SWEEP_TABLE, read_combinations, run_sweep
         from pneumoscope.training.trainer import Devices
 
     combinations = read_combinations(recipe, overrides)
     with image_progress("preparing images") as progress:
-        rows = sweep(
+        rows = run_sweep(
             combinations,
             data,
             out,

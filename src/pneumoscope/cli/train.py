@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from pneumoscope.cli.data_options import data_option, label_options, outliers_option
-from pneumoscope.cli.imports import without_collections
 from pneumoscope.cli.options import (
     accelerator_option,
     devices_option,
@@ -20,6 +19,7 @@ from pneumoscope.cli.options import (
     overrides_option,
     recorded_command,
 )
+from pneumoscope.cli.process import without_collections
 
 if TYPE_CHECKING:
     from pneumoscope.data.label_mapping import LabelMapping
@@ -117,7 +117,7 @@ def command(
 
     with without_collections():
         from pneumoscope.training.run_series import train_folds, train_seeds
-        from pneumoscope.training.train import train
+        from pneumoscope.training.train import train_run
         from pneumoscope.training.trainer import Devices
 
     if seeds is not None and folds is not None:
@@ -144,7 +144,7 @@ def command(
         elif folds is not None:
             records = train_folds(settings, data, out, folds, **options)
         else:
-            records = [train(settings, data, out, **options)]
+            records = [train_run(settings, data, out, **options)]
     is_single = seeds is None and folds is None
     if any(record.state != "finished" for record in records):
         return  # a process on another node; the first one prints

@@ -8,12 +8,8 @@ from collections.abc import Iterable
 from pneumoscope.core.i18n import N_, translations
 from pneumoscope.core.identity import ConflictCode
 from pneumoscope.core.identity_check import FieldProblem
-from pneumoscope.core.prediction import (
-    ClassDecision,
-    Decision,
-    Failure,
-    WarningCode,
-)
+from pneumoscope.core.prediction import Failure
+from pneumoscope.core.prediction_codes import ClassDecision, Decision, WarningCode
 from pneumoscope.core.unreadable import reason_hint, reason_message
 
 __all__ = [

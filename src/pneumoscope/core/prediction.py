@@ -7,25 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 from pneumoscope.core.errors import PneumoscopeError, UnreadableImageError
 from pneumoscope.core.identity import IDENTITY_FIELDS, Identity
 from pneumoscope.core.interval import Interval
+from pneumoscope.core.prediction_codes import ClassDecision, Decision, RejectionCode, WarningCode
 from pneumoscope.core.unreadable import UnreadableReason
 
 __all__ = [
-    "ASSUMPTIONS",
-    "DECISIONS",
     "MAX_AGE",
-    "OVERRIDES",
-    "REJECTION_CODES",
-    "AgeRequirement",
-    "Assumption",
-    "ClassDecision",
-    "Decision",
     "Failure",
     "ImageInfo",
     "ImageStatistics",
@@ -34,77 +26,12 @@ __all__ = [
     "PatientAge",
     "Prediction",
     "Rejection",
-    "RejectionCode",
     "Uncertainty",
-    "WarningCode",
 ]
-
-Decision = Literal["no_pneumonia", "pneumonia", "uncertain", "rejected"]
-DECISIONS: tuple[Decision, ...] = get_args(Decision)
-# Decision of a model of several classes, which also has "uncertain" and "rejected"; see `core.multiclass_prediction`.
-ClassDecision = Literal["classified"]
-
-RejectionCode = Literal[
-    "outside_age_range",
-    "outside_age_range_estimated",
-    "age_required",
-    "age_not_understood",
-    "out_of_distribution",
-    "not_a_chest_radiograph",
-    "inverted",
-    "upside_down",
-    "rotated_90",
-    "mirrored",
-    "cropped",
-    "modality_not_supported",
-    "modality_not_understood",
-    "body_part_not_chest",
-    "lateral_view",
-    "view_not_understood",
-    "laterality_not_understood",
-    "for_processing",
-    "presentation_intent_not_understood",
-    "excluded_by_site_rule",
-    "too_small",
-    "too_narrow",
-    "color",
-    "blank",
-]
-REJECTION_CODES: tuple[RejectionCode, ...] = get_args(RejectionCode)
-
-# Images whose age must be known: none, those of DICOM files, or all.
-AgeRequirement = Literal["never", "dicom", "always"]
 
 MAX_AGE = 130  # years
 
-# Statements of a person about all images, which override their headers.
-Assumption = Literal["chest", "frontal"]
-ASSUMPTIONS: tuple[Assumption, ...] = get_args(Assumption)
-# Rejections that do not apply if a person makes this assumption.
-OVERRIDES: Mapping[RejectionCode, Assumption] = {
-    "modality_not_understood": "chest",
-    "body_part_not_chest": "chest",
-    "view_not_understood": "frontal",
-    "laterality_not_understood": "frontal",
-}
-
-WarningCode = Literal[
-    "age_not_stated",
-    "modality_not_stated",
-    "body_part_not_stated",
-    "view_not_stated",
-    "one_side_stated",
-    "window_ignored",
-    "bit_depth_measured",
-    "padding_measured",
-    "assumed_chest",
-    "assumed_frontal",
-]
-
 Parameters = Mapping[str, str | int | float]
-
-# `ModelInfo.site` without a profile; the label of a profile ends in its hash.
-_STATED_PREVALENCE = re.compile(r"prevalence=(0\.\d+|\d(?:\.\d+)?e-\d+)")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -231,13 +158,16 @@ class ModelInfo(_Noticed):
         name: Name on the card.
         version: Version of pneumoscope that exported the bundle.
         sha256: Hash of the network file.
-        site: Name and short hash of the site profile, or "prevalence=0.2" if only the prevalence is stated; "" with neither.
+        site: Name and short hash of the site profile; "" without one.
+        prevalence: Stated prevalence that the probabilities are for, above 0 and below 1; None if they are for that of the model
+            or of the site profile.
     """
 
     name: str
     version: str
     sha256: str
     site: str = ""
+    prevalence: float | None = None
 
     def with_notice(self, notice: str) -> ModelInfo:
         """Return the same model with the notice that its displayed predictions state."""
@@ -251,14 +181,13 @@ class ModelInfo(_Noticed):
         return getattr(self, "_notice", "")
 
     @property
-    def prevalence(self) -> float | None:
-        """Prevalence in `site` that the probabilities are stated for; None if `site` states none."""
-        match = _STATED_PREVALENCE.fullmatch(self.site)
-        return float(match[1]) if match else None
+    def is_site_specific(self) -> bool:
+        """True if a site profile or a stated prevalence changes the model."""
+        return bool(self.site) or self.prevalence is not None
 
     def matches(self, other: ModelInfo) -> bool:
-        """Return True if network and site are the same."""
-        return (self.sha256, self.site) == (other.sha256, other.site)
+        """Return True if network, site profile and stated prevalence are the same."""
+        return (self.sha256, self.site, self.prevalence) == (other.sha256, other.site, other.prevalence)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -359,6 +288,7 @@ class Prediction:
             "model_version": model.version,
             "model_sha256": model.sha256,
             "model_site": model.site,
+            "model_prevalence": model.prevalence,
         }
 
     @classmethod
@@ -408,7 +338,9 @@ class Prediction:
             )
             if present("image_brightness")
             else None,
-            "model": ModelInfo(row["model_name"], row["model_version"], row["model_sha256"], row["model_site"]),
+            "model": ModelInfo(
+                row["model_name"], row["model_version"], row["model_sha256"], row["model_site"], row["model_prevalence"]
+            ),
         }
 
     @classmethod

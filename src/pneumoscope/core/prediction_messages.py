@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pneumoscope.core.i18n import N_, NOTICE, translations
 from pneumoscope.core.identity import age_at_study, contradicts
@@ -18,7 +18,7 @@ from pneumoscope.core.messages import (
     warning_message,
 )
 from pneumoscope.core.multiclass_prediction import MulticlassPrediction
-from pneumoscope.core.prediction import ModelInfo, Prediction, Uncertainty
+from pneumoscope.core.prediction import Prediction, Uncertainty
 from pneumoscope.core.rejection_messages import rejection_message
 from pneumoscope.core.unreadable import reason_message
 
@@ -205,14 +205,23 @@ def list_message(prevalence: float, language: str = "en", *, stated: bool) -> st
     )
 
 
-def site_note(model: ModelInfo, language: str = "en") -> str:
+class _SiteSettings(Protocol):
+    """`site` and `prevalence` as in `core.prediction.ModelInfo`, which has them, as sets of an archive do."""
+
+    @property
+    def site(self) -> str: ...
+    @property
+    def prevalence(self) -> float | None: ...
+
+
+def site_note(model: _SiteSettings, language: str = "en") -> str:
     """Return the site profile or the stated prevalence of a model with its name; empty without either."""
-    if not model.site:
-        return ""
-    gettext, prevalence = translations(language).gettext, model.prevalence
-    if prevalence is None:
+    gettext = translations(language).gettext
+    if model.site:
         return gettext(_SITE_PROFILE).format(site=model.site)
-    return gettext(_SITE_PREVALENCE).format(prevalence=_percent(prevalence))
+    if model.prevalence is None:
+        return ""
+    return gettext(_SITE_PREVALENCE).format(prevalence=_percent(model.prevalence))
 
 
 def result_title(prediction: Prediction, language: str = "en") -> str:

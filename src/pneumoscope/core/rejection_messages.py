@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pneumoscope.core.i18n import N_, translations
 from pneumoscope.core.messages import join_sentences
-from pneumoscope.core.prediction import Rejection, RejectionCode
+from pneumoscope.core.prediction import Rejection
+from pneumoscope.core.prediction_codes import RejectionCode
 
 __all__ = ["rejection_label", "rejection_message"]
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 from pneumoscope.core.i18n import N_, translations
 
 __all__ = [
     "FILE_TYPES",
     "REASONS",
-    "UNREADABLE_CODES",
     "UnreadableCode",
     "UnreadableReason",
     "reason_hint",
@@ -91,7 +90,6 @@ UnreadableCode = Literal[
     "memory_limit_exceeded",
     "readable_before",
 ]
-UNREADABLE_CODES: tuple[UnreadableCode, ...] = get_args(UnreadableCode)
 
 _CONVERT = N_("Convert it to PNG or JPEG")
 _SUPPORTED_FORMATS = N_("Supported formats: JPEG, PNG, TIFF, BMP, WEBP, DICOM")

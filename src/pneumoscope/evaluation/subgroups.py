@@ -23,7 +23,7 @@ from pneumoscope.data.prediction_matching import manifest_columns, read_manifest
 from pneumoscope.statistics.heterogeneity import PERMUTATIONS, proportion_heterogeneity
 from pneumoscope.statistics.inputs import BoolArray, IntArray
 from pneumoscope.statistics.intervals import proportion
-from pneumoscope.statistics.paired import holm
+from pneumoscope.statistics.multiple_testing import holm
 
 __all__ = ["AUROC_TEST", "GroupMetric", "find_subgroups", "rate_metric", "read_columns", "shared_patients"]
 

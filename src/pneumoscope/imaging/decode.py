@@ -17,7 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pneumoscope.core.errors import UnreadableImageError
-from pneumoscope.core.prediction import OVERRIDES
+from pneumoscope.core.prediction_codes import OVERRIDES
 from pneumoscope.core.unreadable import UnreadableCode, UnreadableReason
 from pneumoscope.imaging.file_type import UNKNOWN, FileType, identify
 from pneumoscope.imaging.image import MAX_PIXELS, GrayLevels, Radiograph

@@ -18,7 +18,7 @@ from pydicom.filereader import read_dataset
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 
 from pneumoscope.core.errors import UnreadableImageError
-from pneumoscope.core.prediction import WarningCode
+from pneumoscope.core.prediction_codes import WarningCode
 from pneumoscope.core.unreadable import UnreadableCode, UnreadableReason
 from pneumoscope.imaging.dicom_elements import PREFIX, read_elements
 from pneumoscope.imaging.gray_levels import (

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pydicom import Dataset
 from pydicom.pixels.processing import apply_modality_lut, apply_windowing
 
-from pneumoscope.core.prediction import WarningCode
+from pneumoscope.core.prediction_codes import WarningCode
 from pneumoscope.imaging.histogram import PERCENTILES, Floats, Histogram, Integers, count_values, displayed_range
 from pneumoscope.imaging.image import GrayLevels
 from pneumoscope.imaging.lookup_table import GrayLevelError, LookupTable, numbers_of

@@ -1,7 +1,7 @@
 """Check what a DICOM header states about modality, body part, view, laterality and processing.
 
 Values are read as the standard defines them and as other software writes them, in several languages. A value that is stated
-but not understood rejects the image; a value that is missing is a warning. `core.prediction.OVERRIDES` lists the rejections
+but not understood rejects the image; a value that is missing is a warning. `core.prediction_codes.OVERRIDES` lists the rejections
 that a person can override.
 """
 
@@ -18,7 +18,8 @@ from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
-from pneumoscope.core.prediction import Rejection, WarningCode
+from pneumoscope.core.prediction import Rejection
+from pneumoscope.core.prediction_codes import WarningCode
 
 __all__ = ["CHECKED_ELEMENTS", "HeaderFindings", "check_header", "element_text"]
 

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.identity import Identity
-from pneumoscope.core.prediction import PatientAge, Rejection, WarningCode
+from pneumoscope.core.prediction import PatientAge, Rejection
+from pneumoscope.core.prediction_codes import WarningCode
 from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.imaging.pixel_values import PixelValues
 

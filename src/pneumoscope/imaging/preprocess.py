@@ -17,7 +17,8 @@ from msgspec import Meta, Struct
 from PIL import Image
 
 from pneumoscope.core.identity import Identity
-from pneumoscope.core.prediction import PatientAge, Rejection, WarningCode
+from pneumoscope.core.prediction import PatientAge, Rejection
+from pneumoscope.core.prediction_codes import WarningCode
 from pneumoscope.imaging.image import Acquisition, Radiograph
 from pneumoscope.imaging.input_checks import check_image
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.core.prediction import ImageStatistics
 
-__all__ = ["IMAGE_STATISTICS", "image_statistics"]
+__all__ = ["image_statistics"]
 
-IMAGE_STATISTICS = tuple(field.name for field in dataclasses.fields(ImageStatistics))
 _BORDER = 0.05  # of each side
 
 

@@ -15,17 +15,8 @@ import numpy.typing as npt
 from pneumoscope.bundle.card import INPUT_CLASSES, Calibration, Card, InputCheck, OperatingPoint, RejectionLimits
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.core.interval import Interval
-from pneumoscope.core.prediction import (
-    ASSUMPTIONS,
-    OVERRIDES,
-    Assumption,
-    Decision,
-    PatientAge,
-    Rejection,
-    RejectionCode,
-    Uncertainty,
-    WarningCode,
-)
+from pneumoscope.core.prediction import PatientAge, Rejection, Uncertainty
+from pneumoscope.core.prediction_codes import ASSUMPTIONS, OVERRIDES, Assumption, Decision, RejectionCode, WarningCode
 from pneumoscope.statistics.conformal import VennAbers
 
 FloatArray = npt.NDArray[np.floating]

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.core.errors import UnreadableImageError, UsageError
-from pneumoscope.core.prediction import AgeRequirement, Assumption, Prediction
+from pneumoscope.core.prediction import Prediction
+from pneumoscope.core.prediction_codes import AgeRequirement, Assumption
 from pneumoscope.imaging.image import DicomPart, Radiograph
 from pneumoscope.imaging.pixel_values import PixelValues
 from pneumoscope.imaging.preprocess import PreprocessedImage

@@ -12,8 +12,9 @@ import numpy.typing as npt
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.display import facts_html
 from pneumoscope.core.errors import UnreadableImageError
-from pneumoscope.core.prediction import AgeRequirement, Assumption, Failure, ImageInfo, ModelInfo, Prediction
-from pneumoscope.core.prediction_messages import notice, site_note
+from pneumoscope.core.prediction import Failure, ImageInfo, ModelInfo, Prediction
+from pneumoscope.core.prediction_codes import AgeRequirement, Assumption
+from pneumoscope.core.prediction_messages import notice
 from pneumoscope.imaging.image import Acquisition
 from pneumoscope.imaging.preprocess import PreprocessedImage
 from pneumoscope.imaging.statistics import image_statistics
@@ -95,7 +96,7 @@ class Model(ImageModel[Card, Outputs, Scored, Prediction]):
         self.operating_point_name = operating_point or DEFAULT_OPERATING_POINT
         self.threshold = threshold_probability(self.card, self.point)
         self.notice = notice(self.card.population)
-        facts = ModelInfo(self.card.name, self.card.version, self.card.onnx_sha256, session.site)
+        facts = ModelInfo(self.card.name, self.card.version, self.card.onnx_sha256, session.site, session.prevalence)
         self.facts = facts.with_notice(self.notice)
 
     def __repr__(self) -> str:
@@ -118,15 +119,27 @@ class Model(ImageModel[Card, Outputs, Scored, Prediction]):
             f"Specificity ({images})": f"{specificity.value:.3f} [{specificity.low:.3f}, {specificity.high:.3f}]",
             "Age range": ages,
         }
-        if note := site_note(self.facts):
-            label, _, value = note.partition(": ")
-            facts[label] = value
+        if self.facts.site:
+            facts["Site profile"] = self.facts.site
+        if self.facts.prevalence is not None:
+            facts["Prevalence"] = f"{100 * self.facts.prevalence:.3g}%"
         return facts_html(f"Model {card.name}", facts, self.notice)
 
     @property
-    def settings(self) -> tuple[str, ...]:
-        """Everything but the image that a prediction depends on: network, site, operating point, required ages, assumptions."""
-        return self.facts.sha256, self.facts.site, self.operating_point_name, self.require_age, *self.assumptions
+    def settings(self) -> tuple[str | float | None, ...]:
+        """Everything but the image that a prediction depends on.
+
+        These are the network, the site profile, the stated prevalence, the operating point, required ages, and assumptions.
+        """
+        facts = self.facts
+        return (
+            facts.sha256,
+            facts.site,
+            facts.prevalence,
+            self.operating_point_name,
+            self.require_age,
+            *self.assumptions,
+        )
 
     def score_batch(self, images: Sequence[ImageSource], *, heatmaps: bool = False) -> list[ScoredImage]:
         """Return predictions like `predict_batch`, each with its logit and acquisition.

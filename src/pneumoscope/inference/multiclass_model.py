@@ -13,7 +13,8 @@ from pneumoscope.bundle.multiclass_card import MulticlassCard
 from pneumoscope.core.display import facts_html
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.multiclass_prediction import MulticlassPrediction
-from pneumoscope.core.prediction import AgeRequirement, Assumption, Failure, ImageInfo, ModelInfo
+from pneumoscope.core.prediction import Failure, ImageInfo, ModelInfo
+from pneumoscope.core.prediction_codes import AgeRequirement, Assumption
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.imaging.preprocess import PreprocessedImage
 from pneumoscope.inference.decision import find_warnings

@@ -14,7 +14,8 @@ from pneumoscope.bundle.bundle_folder import read_multiclass_bundle
 from pneumoscope.bundle.multiclass_card import MulticlassCard
 from pneumoscope.bundle.network_checks import SELF_TEST_TOLERANCE, self_test_image
 from pneumoscope.core.errors import BundleError
-from pneumoscope.core.prediction import AgeRequirement, Assumption, Rejection
+from pneumoscope.core.prediction import Rejection
+from pneumoscope.core.prediction_codes import AgeRequirement, Assumption
 from pneumoscope.imaging.preprocess import PreprocessedImage
 from pneumoscope.inference.network_session import (
     CHECK_OUTPUTS,

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from pneumoscope.bundle.card import INPUT_CLASSES
 from pneumoscope.core.errors import BundleError, UsageError
-from pneumoscope.core.prediction import ASSUMPTIONS, AgeRequirement, Assumption, Rejection
+from pneumoscope.core.prediction import Rejection
+from pneumoscope.core.prediction_codes import ASSUMPTIONS, AgeRequirement, Assumption
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import PreprocessedImage, Preprocessing, preprocess_image
 from pneumoscope.inference.decision import InputRequirements, reject_by_age, reject_by_file, reject_by_network
@@ -112,7 +113,7 @@ class NetworkSession(abc.ABC, Generic[_Card, _Outputs, _Scored]):
             outputs: Outputs that the network may have by name; the first is required.
             threads: Threads per network call; 0 means one per core.
             require_age: Images that are rejected if the age of the patient is unknown.
-            assume: Overrides of DICOM headers that hold for all images; see `core.prediction.OVERRIDES`.
+            assume: Overrides of DICOM headers that hold for all images; see `core.prediction_codes.OVERRIDES`.
             provider: Processor that runs the network.
         Raises:
             BundleError: ONNX Runtime cannot run the file, or its inputs and outputs do not match the bundle format.

@@ -17,7 +17,8 @@ from pneumoscope.core.display import multiclass_prediction_html, prediction_html
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.messages import decision_label, warning_message
 from pneumoscope.core.multiclass_prediction import MulticlassPrediction
-from pneumoscope.core.prediction import Decision, Prediction, WarningCode
+from pneumoscope.core.prediction import Prediction
+from pneumoscope.core.prediction_codes import Decision, WarningCode
 from pneumoscope.core.prediction_messages import decision_message, notice, probability_text, site_note
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import Crop, PreprocessedImage

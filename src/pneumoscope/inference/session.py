@@ -16,7 +16,8 @@ from pneumoscope.bundle.network_checks import SELF_TEST_TOLERANCE, self_test_ima
 from pneumoscope.bundle.prevalence import apply_prevalence
 from pneumoscope.bundle.site_profile import SiteProfile, apply_site_profile, read_site_profile
 from pneumoscope.core.errors import BundleError, UsageError
-from pneumoscope.core.prediction import AgeRequirement, Assumption, Rejection
+from pneumoscope.core.prediction import Rejection
+from pneumoscope.core.prediction_codes import AgeRequirement, Assumption
 from pneumoscope.imaging.preprocess import PreprocessedImage
 from pneumoscope.inference.decision import calibrate
 from pneumoscope.inference.network_session import (
@@ -63,7 +64,7 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
         card: Card of the bundle, with the changes of the site profile or of the prevalence.
         profile: The site profile, or None.
         bundle_limits: Rejection limits of the bundle, before the changes of the site profile; None without input checks.
-        site: Name and short hash of the site profile, or the stated prevalence; see `ModelInfo`.
+        site, prevalence: Name and short hash of the site profile, and the stated prevalence; see `ModelInfo`.
         assumptions: Overrides of DICOM headers that hold for all images.
         require_age: Images that are rejected if the age of the patient is unknown.
         provider: Processor that runs the network.
@@ -86,7 +87,7 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
             network: Content of the ONNX file.
             threads: Threads per network call; 0 means one per core.
             require_age: Images that are rejected if the age of the patient is unknown.
-            assume: Overrides of DICOM headers that hold for all images; see `core.prediction.OVERRIDES`.
+            assume: Overrides of DICOM headers that hold for all images; see `core.prediction_codes.OVERRIDES`.
             provider: Processor that runs the network.
         Raises:
             BundleError: ONNX Runtime cannot run the file, or its inputs and outputs do not match the bundle format.
@@ -99,6 +100,7 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
         self.profile: SiteProfile | None = None
         self.bundle_limits: RejectionLimits | None = card.rejection_limits
         self.site = ""
+        self.prevalence: float | None = None
 
     @classmethod
     def load(
@@ -139,7 +141,7 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
             profile = read_site_profile(site)
             session.card, session.profile, session.site = apply_site_profile(card, profile), profile, profile.label
         elif prevalence is not None and prevalence != card.calibration.prevalence:
-            session.card, session.site = apply_prevalence(card, prevalence), f"prevalence={float(prevalence)!r}"
+            session.card, session.prevalence = apply_prevalence(card, prevalence), float(prevalence)
         return session
 
     def run_self_test(self) -> None:

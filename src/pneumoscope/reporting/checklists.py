@@ -95,11 +95,6 @@ class Checklist:
     source: str
     answers: tuple[Answer, ...]
 
-    @property
-    def prefilled(self) -> int:
-        """Number of items with facts of the record."""
-        return sum(bool(answer.facts) for answer in self.answers)
-
     def counts(self) -> str:
         """Return how many items have which status, as a clause; every item is counted once."""
         count = Counter(answer.status for answer in self.answers)

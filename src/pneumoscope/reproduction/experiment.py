@@ -21,7 +21,7 @@ from pneumoscope.runs.recipe import Recipe
 from pneumoscope.runs.recipe_files import read_recipe
 from pneumoscope.runs.record import read_run
 from pneumoscope.runs.run_folder import EVALUATION_FILE, evaluation_folder, is_run_folder, run_folders, seed_folder
-from pneumoscope.training.train import train
+from pneumoscope.training.train import train_run
 from pneumoscope.training.trainer import Devices
 
 __all__ = ["Reproduction", "adapt_recipe", "reproduce"]
@@ -103,7 +103,7 @@ def reproduce(
                     log(difference)
             title = name if seeds is None else f"{name}, seed {recipe.training.seed} ({number + 1} of {seeds})"
             log(f"{title}: training ({counted(recipe.training.epochs, 'epoch')} at {recipe.network.image_size} pixels)")
-            train(recipe, data, run, resume=True, devices=devices, log=log)
+            train_run(recipe, data, run, resume=True, devices=devices, log=log)
             if not _is_evaluated(run):
                 log(f"{title}: evaluating on the test images")
                 evaluate(run, data, ledger=ledger)

@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from pneumoscope.core.errors import PneumoscopeError, StorageError, UnknownNameError, UnreadableImageError, UsageError
 from pneumoscope.core.i18n import N_
 from pneumoscope.core.identity import Identity, age_at_study, combine, search_words
-from pneumoscope.core.prediction import MAX_AGE, Failure, Prediction, WarningCode
+from pneumoscope.core.prediction import MAX_AGE, Failure, Prediction
 from pneumoscope.core.prediction_messages import notice, notice_of_unknown_model
 from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.inference.model import Model
@@ -217,9 +217,9 @@ class PredictionService:
             if prediction.failure:
                 reason = UnreadableReason("readable_before", {"code": prediction.failure.code})
                 raise UnreadableImageError("", reason)
-            warnings = (
-                prediction.warnings if age is None else _without_age_warning(earlier.warnings or prediction.warnings)
-            )
+            warnings = prediction.warnings
+            if age is not None:
+                warnings = tuple(each for each in earlier.warnings or warnings if each != "age_not_stated")
             # The identity may have been corrected since, and the stored file may be a copy without a header.
             again = dataclasses.replace(
                 prediction,
@@ -327,10 +327,6 @@ def depends_on_entered_age(prediction: Prediction) -> bool:
     """Return whether entering an age can change a prediction: the file states none, and the header rejects nothing else."""
     entered = prediction.age is None or prediction.age.source == "entered"
     return entered and (prediction.rejection is None or prediction.rejection.code in _AGE_REJECTIONS)
-
-
-def _without_age_warning(warnings: Sequence[WarningCode]) -> tuple[WarningCode, ...]:
-    return tuple(warning for warning in warnings if warning != "age_not_stated")
 
 
 def _without_result(prediction: Prediction) -> Prediction:

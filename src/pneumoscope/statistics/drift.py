@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.core.errors import UndefinedMetricError
+from pneumoscope.statistics.multiple_testing import holm
 
-__all__ = ["MIN_IMAGES", "Drift", "DriftTest", "detect_drift", "holm", "measure_drift"]
+__all__ = ["MIN_IMAGES", "Drift", "DriftTest", "detect_drift", "measure_drift"]
 
 MIN_IMAGES = 50  # with fewer, only a very large change could be detected
 _DRAWS = 4000
@@ -96,18 +97,6 @@ def detect_drift(
         DriftTest(name, *compared[name], p_value, adjusted, adjusted <= false_alarms)
         for (name, p_value), adjusted in zip(p_values.items(), holm(list(p_values.values())), strict=True)
     )
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number by Holm's method, in the same order.
-
-    Source: Holm 1979, Scand J Stat 6:65.
-    """
-    order = np.argsort(p_values, kind="stable")
-    scaled = np.array(p_values)[order] * np.arange(len(p_values), 0, -1)
-    adjusted = np.empty(len(p_values))
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(scaled))
-    return [float(value) for value in adjusted]
 
 
 def measure_drift(probabilities: npt.ArrayLike, deciles: Sequence[float], n_reference: int, *, seed: int = 0) -> Drift:

@@ -1,4 +1,4 @@
-"""Paired tests of two networks on the same images, and Holm's correction for several tests."""
+"""Paired tests of two networks on the same images."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.interval import Interval
 from pneumoscope.statistics.inputs import IntArray, patient_groups, validate
 from pneumoscope.statistics.intervals import normal_quantile
 from pneumoscope.statistics.roc import delong_covariance, delong_method
 
-__all__ = ["auroc_difference", "delong_test", "holm", "mcnemar_exact", "mcnemar_method"]
+__all__ = ["auroc_difference", "delong_test", "mcnemar_exact", "mcnemar_method"]
 
 
 def mcnemar_exact(
@@ -120,25 +119,3 @@ def auroc_difference(
     low, high = max(-1.0, difference - half_width), min(1.0, difference + half_width)
     p = float(2 * special.ndtr(-abs(difference) / deviation))
     return Interval(difference, low, high, method, n, level), p
-
-
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return p values corrected for the number of tests, in the same order.
-
-    Args:
-        p_values: One p per test; None where no test was possible. None stays None and does not count as a test.
-
-    Raises:
-        UndefinedMetricError: A p value is outside 0 to 1.
-
-    Source: Holm 1979, Scand J Stat 6:65.
-    """
-    tests = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
-    corrected: list[float | None] = [None] * len(p_values)
-    largest = 0.0
-    for rank, (p, index) in enumerate(tests):
-        if not 0 <= p <= 1:
-            raise UndefinedMetricError(f"p value {index + 1} of {len(p_values)} is {p}, not within 0 to 1")
-        largest = max(largest, min(1.0, (len(tests) - rank) * p))
-        corrected[index] = largest
-    return corrected

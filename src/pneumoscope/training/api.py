@@ -21,9 +21,9 @@ from pneumoscope.runs.recipe import Recipe
 from pneumoscope.runs.recipe_files import read_recipe
 from pneumoscope.runs.record import RunRecord
 from pneumoscope.runs.run_folder import LoggerName, fold_folder, seed_folder
-from pneumoscope.training import run_series
-from pneumoscope.training import sweep as sweeps
-from pneumoscope.training import train as single_run
+from pneumoscope.training.run_series import train_folds, train_seeds
+from pneumoscope.training.sweep import SweepRow, read_combinations, run_sweep
+from pneumoscope.training.train import train_run
 from pneumoscope.training.trainer import Devices
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Sweep:
     """
 
     path: Path
-    rows: tuple[sweeps.SweepRow, ...]
+    rows: tuple[SweepRow, ...]
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return one row per combination, with a column for each setting that varies, as a pandas DataFrame.
@@ -200,11 +200,11 @@ def train(
         "log": log,
     }
     if seeds is not None:
-        records = run_series.train_seeds(chosen, Path(data), target, seeds, **options)
+        records = train_seeds(chosen, Path(data), target, seeds, **options)
     elif folds is not None:
-        records = run_series.train_folds(chosen, Path(data), target, folds, **options)
+        records = train_folds(chosen, Path(data), target, folds, **options)
     else:
-        records = [single_run.train(chosen, Path(data), target, **options)]
+        records = [train_run(chosen, Path(data), target, **options)]
     return Training(target, tuple(_run_folder(target, record, seeds) for record in records), tuple(records))
 
 
@@ -243,8 +243,8 @@ def sweep(
         RecipeError, UnknownNameError, PneumoscopeError: See `train`.
     """
     varied = [f"{field}={','.join(_text(value) for value in each)}" for field, each in values.items()]
-    combinations = sweeps.read_combinations(str(recipe), [*_overrides(settings), *varied])
-    rows = sweeps.sweep(
+    combinations = read_combinations(str(recipe), [*_overrides(settings), *varied])
+    rows = run_sweep(
         combinations,
         Path(data),
         Path(out),

@@ -64,11 +64,11 @@ class TrainingInputs:
         """Return the images of a run.
 
         Args:
-            recipe, data, labels, outliers, fold: See `train.train`.
+            recipe, data, labels, outliers, fold: See `train.train_run`.
             recorded: The mapping is the one of a run that is resumed; see `load_manifest`.
 
         Raises:
-            PneumoscopeError: See `train.train`.
+            PneumoscopeError: See `train.train_run`.
         """
         manifest, labels = load_images(recipe, data, labels, fold=fold, recorded=recorded)
         return cls(recipe, manifest, labels, _load_outliers(outliers, recipe, manifest), fold)
@@ -85,11 +85,11 @@ def load_images(
     """Return the images of a run with their splits, and the mapping of their labels with the column that the recipe names.
 
     Args:
-        recipe, data, labels, fold: See `train.train`.
+        recipe, data, labels, fold: See `train.train_run`.
         recorded: The mapping is the one of a run that is resumed; see `load_manifest`.
 
     Raises:
-        PneumoscopeError: See `train.train`.
+        PneumoscopeError: See `train.train_run`.
     """
     labels = labels_of_recipe(recipe, labels)
     loaded = load_manifest(data, labels=labels, recorded=recorded)
@@ -141,7 +141,7 @@ def apply_split(manifest: Manifest, recipe: Recipe, name: str, fold: Fold | None
         fold: Fold of a cross-validation: the training and validation images are divided again; see `data.folds`.
 
     Raises:
-        PatientLeakError, ManifestError, DatasetError: See `train.train`.
+        PatientLeakError, ManifestError, DatasetError: See `train.train_run`.
     """
     options = recipe.data
     has_splits = name.lower().endswith(".csv") and manifest.split("train") and manifest.split("validation")
@@ -214,7 +214,7 @@ def prepare_arrays(
         manifest: Images with their splits.
         network: Its network, whose batch norms get statistics if its initial weights have none.
         loaded: Record of the initial weights.
-        progress: See `train.train`.
+        progress: See `train.train_run`.
     """
     train_images, validation_images = manifest.split("train"), manifest.split("validation")
     arrays = ImageArrays(manifest.root, train_images, validation_images, recipe.preprocessing, classes=manifest.classes)

@@ -141,16 +141,17 @@ def find_learning_rate(
 
     Args:
         recipe: The recipe; its learning rate and schedule are not used.
-        data, labels: See `train.train`.
+        data, labels: See `train.train_run`.
         lowest, highest: First and last learning rate.
         steps: Number of steps, each with a batch of the recipe.
         devices: Device type; the search uses one device.
-        progress: See `train.train`.
-        log: Called with the number of steps and, without a terminal, with each finished tenth of them; see also `train.train`.
+        progress: See `train.train_run`.
+        log: Called with the number of steps and, without a terminal, with each finished tenth of them; see also
+            `train.train_run`.
 
     Raises:
         UsageError: There are too few steps, or the rates are not in order.
-        PneumoscopeError: See `train.train`.
+        PneumoscopeError: See `train.train_run`.
     """
     _check_range(lowest, highest, steps)
     devices = devices or Devices()

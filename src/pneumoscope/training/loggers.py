@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -26,9 +25,7 @@ from pneumoscope.runs.run_folder import (
 )
 from pneumoscope.training.classifier import Classifier
 
-__all__ = ["LOGGERS", "CompleteCsvLog", "check_loggers", "create_loggers"]
-
-LOGGERS: tuple[LoggerName, ...] = get_args(LoggerName)
+__all__ = ["CompleteCsvLog", "check_loggers", "create_loggers"]
 
 
 def check_loggers(names: Sequence[LoggerName]) -> None:

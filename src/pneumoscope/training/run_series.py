@@ -15,7 +15,7 @@ from pneumoscope.runs.recipe import Recipe
 from pneumoscope.runs.record import RunRecord, read_run, recorded_labels
 from pneumoscope.runs.run_folder import fold_folder, has_other_files, is_run_folder, run_folders, seed_folder
 from pneumoscope.training.inputs import labels_of_recipe
-from pneumoscope.training.train import train
+from pneumoscope.training.train import train_run
 
 __all__ = ["train_folds", "train_seeds"]
 
@@ -40,19 +40,19 @@ def train_seeds(
 
     Args:
         recipe: Recipe of the runs; its seed is the first one.
-        data: See `train`.
+        data: See `train.train_run`.
         out: Folder of the runs: the run of seed 3 is `out`/seed-3.
         count: Number of seeds.
-        labels: See `train`; those of the runs in the folder if `resume` is true.
+        labels: See `train.train_run`; those of the runs in the folder if `resume` is true.
         resume: Keep finished runs in the folder, resume the one that was interrupted, and train the others.
         log: Called with messages for the user.
-        options: Outliers, devices and progress; see `train`.
+        options: Outliers, devices and progress; see `train.train_run`.
 
     Raises:
         UsageError: The number of seeds is not positive.
         RunError: The folder is a run, has other files, or has runs and `resume` is false; or it has the folds of a
             cross-validation.
-        PneumoscopeError: See `train`.
+        PneumoscopeError: See `train.train_run`.
     """
     if count < 1:
         raise UsageError(f"the number of seeds is {count}; the minimum is 1", hint="Give a larger number")
@@ -70,7 +70,9 @@ def train_seeds(
         seed = recipe.training.seed + number
         log(f"seed {seed} ({number + 1} of {count})")
         seeded = recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": seed})})
-        records.append(train(seeded, data, seed_folder(out, seed), labels=labels, resume=resume, log=log, **options))
+        records.append(
+            train_run(seeded, data, seed_folder(out, seed), labels=labels, resume=resume, log=log, **options)
+        )
     return records
 
 
@@ -93,7 +95,7 @@ def train_folds(
 
     Args:
         recipe: Recipe of the runs.
-        data: See `train`.
+        data: See `train.train_run`.
         out: Folder of the runs: the run of the third fold is `out`/fold-3.
         count: Number of folds.
         labels, resume, log, options: See `train_seeds`.
@@ -103,7 +105,7 @@ def train_folds(
         RunError: The folder is a run, has other files, or has runs and `resume` is false; or it has another number of folds,
             or other runs.
         DatasetError: A label has fewer patients than there are folds.
-        PneumoscopeError: See `train`.
+        PneumoscopeError: See `train.train_run`.
     """
     if count < 2:
         raise UsageError(f"the number of folds is {count}; the minimum is 2", hint="Give a larger number")
@@ -120,7 +122,7 @@ def train_folds(
         log(f"fold {number} of {count}")
         run = fold_folder(out, number)
         fold = Fold(number, count)
-        records.append(train(recipe, data, run, labels=labels, fold=fold, resume=resume, log=log, **options))
+        records.append(train_run(recipe, data, run, labels=labels, fold=fold, resume=resume, log=log, **options))
     return records
 
 

@@ -21,9 +21,9 @@ from pneumoscope.runs.recipe import Recipe
 from pneumoscope.runs.recipe_files import read_recipe
 from pneumoscope.runs.record import recorded_labels
 from pneumoscope.runs.run_folder import run_folders, seed_folder
-from pneumoscope.training.train import train
+from pneumoscope.training.train import train_run
 
-__all__ = ["SWEEP_TABLE", "Combination", "SweepRow", "read_combinations", "sweep"]
+__all__ = ["SWEEP_TABLE", "Combination", "SweepRow", "read_combinations", "run_sweep"]
 
 SWEEP_TABLE = "sweep.csv"
 _MAX_COMBINATIONS = 1000
@@ -133,7 +133,7 @@ def _split_values(text: str) -> list[str]:
     return [value.strip() for value in values]
 
 
-def sweep(
+def run_sweep(
     combinations: Sequence[Combination],
     data: Path,
     out: Path,
@@ -150,18 +150,18 @@ def sweep(
 
     Args:
         combinations: See `read_combinations`.
-        data: See `train`.
+        data: See `train.train_run`.
         out: Folder of the sweep: the runs of a combination are `out`/NAME/seed-N.
         seeds: Runs of each combination, with consecutive seeds from that of its recipe.
-        labels: See `train`; those of the finished runs if `resume` is true.
+        labels: See `train.train_run`; those of the finished runs if `resume` is true.
         resume: Keep finished runs in the folder, resume the one that was interrupted, and train the others.
         log: Called with messages for the user.
-        options: Outliers, devices and progress; see `train`.
+        options: Outliers, devices and progress; see `train.train_run`.
 
     Raises:
         UsageError: The number of seeds is not positive.
         RunError: The folder is not empty and `resume` is false, or has other files than runs.
-        PneumoscopeError: See `train`.
+        PneumoscopeError: See `train.train_run`.
     """
     if seeds < 1:
         raise UsageError(f"the number of seeds is {seeds}; the minimum is 1", hint="Give a larger number")
@@ -181,7 +181,7 @@ def sweep(
             training = combination.recipe.training.model_copy(update={"seed": seed})
             run = seed_folder(out / combination.name, seed)
             recipe = combination.recipe.model_copy(update={"training": training})
-            record = train(recipe, data, run, labels=labels, resume=resume, log=log, **options)
+            record = train_run(recipe, data, run, labels=labels, resume=resume, log=log, **options)
             epochs.append(best_epoch(read_epochs(run), training.select))
             seconds += record.seconds or 0.0
         rows.append(_row(combination, epochs, seconds, tuple(record.counts["train"])))

@@ -57,18 +57,18 @@ from pneumoscope.training.loggers import check_loggers
 from pneumoscope.training.multiclass_export import export_multiclass
 from pneumoscope.training.trainer import Devices, device_name, resolve_precision, run_trainer
 
-__all__ = ["train"]
+__all__ = ["train_run"]
 
 # Train and validation loss at or above which a run is called diverged if it cannot be exported, relative to that of guessing.
 _DIVERGED_LOSS = 2
-# Files that `train` writes atomically. Their temporary files are deleted at the start.
+# Files that `train_run` writes atomically. Their temporary files are deleted at the start.
 _RUN_FILES = (
     *(RECIPE_FILE, MANIFEST_FILE, OUTLIERS_FILE, RUN_FILE, EPOCHS_FILE, CURVES_FILE, CHECKPOINT_FILE, WEIGHTS_FILE),
     *(f"{BUNDLE_FOLDER}/{name}" for name in (NETWORK_FILE, CARD_FILE)),
 )
 
 
-def train(
+def train_run(
     recipe: Recipe,
     data: Path,
     out: Path,

@@ -149,7 +149,7 @@ def run_trainer(
         callbacks: Further Lightning callbacks.
 
     Raises:
-        DivergedError, StorageError: See `train.train`.
+        DivergedError, StorageError: See `train.train_run`.
         RunError: A spawned process failed or was ended.
     """
     data_module = create_data_module(recipe, arrays)

@@ -106,9 +106,10 @@ def test_unaltered_log_is_verified(populated):
         (f"image_sha256 = '{'ab' * 32}'", "image hash"),
         (f"model_sha256 = '{'cd' * 32}'", "model hash"),
         ("operating_point = 'rule_in'", "operating point"),
-        ("age = 3, age_source = 'entered'", "operating point, site profile, pixels, age or rejection"),
-        (f"pixel_sha256 = '{'ab' * 32}'", "operating point, site profile, pixels"),
-        ("model_site = 'North'", "operating point, site profile, pixels, age or rejection"),
+        ("age = 3, age_source = 'entered'", "operating point, site profile, prevalence, pixels, age or rejection"),
+        (f"pixel_sha256 = '{'ab' * 32}'", "operating point, site profile, prevalence, pixels"),
+        ("model_site = 'North'", "operating point, site profile, prevalence, pixels, age or rejection"),
+        ("model_prevalence = 0.2", "operating point, site profile, prevalence, pixels, age or rejection"),
         ("created = '2026-01-01T00:00:00.000000Z'", "time"),
         ("image_removed = created", "removal of the image"),
         *(
@@ -144,7 +145,10 @@ def test_changed_prediction_is_reported_by_its_id(populated, change, words):
 def test_changed_age_is_reported(populated, change):
     changed(populated, f"UPDATE predictions SET {change} WHERE image_sha256 = :image", image=content_hash(b"aged"))
     error = verification_error(populated)
-    assert "operating point, site profile, pixels, age or rejection, image size, image statistics, interval" in error
+    assert (
+        "operating point, site profile, prevalence, pixels, age or rejection, image size, image statistics, interval"
+        in error
+    )
 
 
 @pytest.mark.parametrize(

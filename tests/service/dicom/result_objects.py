@@ -55,7 +55,7 @@ PREDICTIONS: Mapping[str, Prediction] = {
         probability=0.5,
         uncertainty=Uncertainty(0.3, 0.6, 0.95),
         warnings=("age_not_stated",),
-        model=dataclasses.replace(_PREDICTION.model, site="prevalence=0.05"),
+        model=dataclasses.replace(_PREDICTION.model, prevalence=0.05),
     ),
     "rejected": dataclasses.replace(
         _PREDICTION, decision="rejected", rejection=Rejection("lateral_view", {"view": "LL"}), **_NOTHING

@@ -7,6 +7,7 @@ import functools
 import io
 from datetime import datetime
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pydicom
@@ -18,7 +19,7 @@ from pneumoscope.core.identity import Identity
 from pneumoscope.core.messages import warning_message
 from pneumoscope.core.prediction import Failure, PatientAge, Rejection
 from pneumoscope.core.prediction_messages import notice
-from pneumoscope.core.unreadable import UNREADABLE_CODES, UnreadableReason
+from pneumoscope.core.unreadable import UnreadableCode, UnreadableReason
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.inference.saliency import Heatmap
 from pneumoscope.service.dicom.configuration import ResultSettings
@@ -574,7 +575,7 @@ def test_report_states_why_an_image_could_not_be_read():
     assert "Not assessed: the image cannot be read: the file has 12 frames, not 1" in texts
 
 
-@pytest.mark.parametrize("code", UNREADABLE_CODES)
+@pytest.mark.parametrize("code", get_args(UnreadableCode))
 def test_reason_of_an_unreadable_image_fits_in_a_code(code):
     """PS3.5 6.2: a meaning has 64 characters at most."""
     assert 0 < len(unreadable_code(code).meaning) <= 64

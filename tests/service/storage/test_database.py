@@ -1,11 +1,14 @@
 """The database: migrations, lost connections, locks and the messages of its errors."""
 
 import contextlib
+import dataclasses
+import json
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import alembic.command
+import alembic.config
 import pytest
 from sqlalchemy import create_engine, event, select, text
 from tests.service.conftest import add, prediction
@@ -13,7 +16,7 @@ from tests.service.conftest import add, prediction
 from pneumoscope.core.errors import StorageError, UsageError
 from pneumoscope.core.messages import failure_message
 from pneumoscope.core.prediction import Failure, ImageStatistics, PatientAge
-from pneumoscope.service.audit.log import Entry, append
+from pneumoscope.service.audit.log import Entry, append, read_rows
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.database import DATABASE_FILE, open_database, read_transaction, write_transaction
 from pneumoscope.service.storage.queries import Filter
@@ -98,7 +101,7 @@ def test_database_of_the_first_revision_is_migrated_and_still_verified(tmp_path,
         patch.setattr(alembic.command, "upgrade", lambda config, _: upgrade(config, "0001"))
         engine = open_database(tmp_path / "data", database)
     statistics = ("image_brightness", "image_contrast", "image_sharpness", "image_border")
-    later = ("age", "age_source", "warnings", "model_site", "pixel_sha256", *statistics)
+    later = ("age", "age_source", "warnings", "model_site", "model_prevalence", "pixel_sha256", *statistics)
     row = {name: value for name, value in new_row(prediction(), b"image").items() if name not in later}
     row |= {"created": "2026-01-31T09:30:00.000000Z", "note": ""}  # a column of that revision
     details = {
@@ -182,6 +185,42 @@ def test_record_of_an_unreadable_file_of_an_earlier_revision_has_a_message_only(
     assert file.sender == "PACS"
     assert failure_message(file.failure, "zh-Hant") == "cannot read 'a.zip': it is a zip archive. Unpack it"
     repository.close()
+
+
+# Site profile and stated prevalence of predictions, and their id and hash by revision 0020, which stored both as one text.
+SITES = [
+    (
+        "", 1 / 3, "d6b5b4814b0c4ce83b2db1fec5392330",
+        "376c01c4fa473edafac0f4d575c94a3e4517b2551fded36701967717a406aa4e",
+    ),
+    (
+        "North (0123abcd)", None, "4825f5c0c97c861bb43612d499aa720c",
+        "e491792f97cefcc82199e153738b094894f20589cd8ee744e06a0f204c3f9b1f",
+    ),
+]  # fmt: skip
+
+
+def test_stated_prevalence_of_an_earlier_revision_becomes_a_number_and_is_still_verified(tmp_path, database):
+    """A site profile whose name reads like a prevalence stays as it is."""
+    sites = {("", None), ("prevalence=0.2 (0123abcd)", None), *((site, prevalence) for site, prevalence, *_ in SITES)}
+    with contextlib.closing(PredictionRepository(tmp_path / "data", database)) as repository:
+        for site, prevalence in sites:
+            model = dataclasses.replace(prediction().model, site=site, prevalence=prevalence)
+            repository.add(dataclasses.replace(prediction(), model=model), b"image", user="me")
+        logged = {row.prediction_id: json.loads(row.details) for row in read_rows(repository.engine)}
+        assert [logged[id]["result_sha256"] for *_, id, _ in SITES] == [result for *_, result in SITES]
+        with write_transaction(repository.engine) as connection:
+            config = alembic.config.Config()
+            config.set_main_option("script_location", "pneumoscope.service.storage:migrations")
+            config.attributes["connection"] = connection
+            alembic.command.downgrade(config, "0020")
+            texts = set(connection.execute(text("SELECT model_site FROM predictions")).scalars().all())
+            alembic.command.upgrade(config, "head")
+        assert texts == {"", "prevalence=0.2 (0123abcd)", "prevalence=0.3333333333333333", "North (0123abcd)"}
+        found = {id: repository.get(id).model for id in logged}
+        assert {(model.site, model.prevalence) for model in found.values()} == sites
+        assert [(found[id].site, found[id].prevalence) for *_, id, _ in SITES] == [tuple(each[:2]) for each in SITES]
+        assert verify(repository.engine).predictions == 4
 
 
 @pytest.mark.parametrize("reviewed", [False, True])

@@ -834,3 +834,11 @@ def test_prediction_of_an_unreadable_image_is_rejected(repository):
     failed = dataclasses.replace(prediction(), decision=None, image=None, threshold=None)
     with pytest.raises(ValueError, match="cannot be stored"):
         repository.add(failed, b"x", user="me")
+
+
+def test_latest_statistics_are_those_of_the_stated_prevalence(repository):
+    models = [dataclasses.replace(prediction().model, prevalence=prevalence) for prevalence in (None, 0.2, 0.25)]
+    for k, model in enumerate(models):
+        repository.add(dataclasses.replace(prediction(probability=0.7 + k / 10), model=model), b"image", user="me")
+    for k, model in enumerate(models):
+        assert [each.probability for each in repository.latest(model, "balanced", 10)] == [0.7 + k / 10]

@@ -20,7 +20,7 @@ from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.interval import Interval
-from pneumoscope.core.prediction import AgeRequirement, Assumption
+from pneumoscope.core.prediction_codes import AgeRequirement, Assumption
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.result_forms import write_result
 from pneumoscope.core.results import SCHEMA, RejectionSummary

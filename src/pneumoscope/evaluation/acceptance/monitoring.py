@@ -16,7 +16,7 @@ from pneumoscope.bundle.site_profile import SiteProfile
 from pneumoscope.core.errors import SiteProfileError, UndefinedMetricError, UnreadableImageError, UsageError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.interval import Interval
-from pneumoscope.core.prediction import AgeRequirement, Assumption
+from pneumoscope.core.prediction_codes import AgeRequirement, Assumption
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.results import SCHEMA
 from pneumoscope.imaging.statistics import image_statistics

@@ -15,7 +15,8 @@ from pneumoscope.core.messages import counted
 from pneumoscope.core.result_forms import method_name, with_minus_signs
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, patient_groups
 from pneumoscope.statistics.intervals import paired_difference, undefined
-from pneumoscope.statistics.paired import delong_test, holm, mcnemar_exact, mcnemar_method
+from pneumoscope.statistics.multiple_testing import holm
+from pneumoscope.statistics.paired import delong_test, mcnemar_exact, mcnemar_method
 from pneumoscope.statistics.roc import delong_method
 
 __all__ = [

@@ -29,7 +29,8 @@ from msgspec import Meta, Struct
 
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.identity import Identity
-from pneumoscope.core.prediction import PatientAge, Rejection, WarningCode
+from pneumoscope.core.prediction import PatientAge, Rejection
+from pneumoscope.core.prediction_codes import WarningCode
 from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.image import MAX_PIXELS, Acquisition, DicomPart

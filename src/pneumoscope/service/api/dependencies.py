@@ -15,7 +15,8 @@ from starlette.exceptions import HTTPException
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import choose_language
-from pneumoscope.core.prediction import MAX_AGE, Decision
+from pneumoscope.core.prediction import MAX_AGE
+from pneumoscope.core.prediction_codes import Decision
 from pneumoscope.service.api.exception_handlers import problem_responses
 from pneumoscope.service.api.uploads import MAX_NAME_LENGTH
 from pneumoscope.service.audit.access import AccessLog

@@ -275,8 +275,10 @@ def unreadable(service: AppService, query: Annotated[UnreadableParameters, Query
 
 @sender_router.get("/model", summary="Get the model card", tags=["model"])
 def card(service: AppService, query: Annotated[CardParameters, Query()]) -> dict[str, Any]:
-    """As `card.json` in the bundle, with the changes of the site profile that `site` names; `seen` only on request."""
-    document: dict[str, Any] = msgspec.to_builtins(service.model.card) | {"site": service.model.facts.site}
+    """As `card.json` in the bundle, changed by the site profile `site` or the stated `prevalence`; `seen` only on request."""
+    facts = service.model.facts
+    stated = {"site": facts.site, "prevalence": facts.prevalence}
+    document: dict[str, Any] = msgspec.to_builtins(service.model.card) | stated
     if not query.seen:
         del document["seen"]
     return document

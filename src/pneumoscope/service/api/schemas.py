@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from pneumoscope.core.identity import IDENTITY_FIELDS, MAX_IDENTITY_LENGTH, PATIENT_FIELDS, Identity
-from pneumoscope.core.prediction import Decision, Prediction
+from pneumoscope.core.prediction import Prediction
+from pneumoscope.core.prediction_codes import Decision
 from pneumoscope.core.prediction_messages import prediction_message
 from pneumoscope.service.auth.tokens import Token
 from pneumoscope.service.auth.users import Role

@@ -197,7 +197,7 @@ def _compare(row: Row[Any], reviewed: Sequence[Row[Any]], events: _Events) -> It
     yield "model hash", row.model_sha256 == predicted.model_sha256
     logged = {"image_sha256": predicted.image_sha256, "model_sha256": predicted.model_sha256}
     yield (
-        "operating point, site profile, pixels, age or rejection",
+        "operating point, site profile, prevalence, pixels, age or rejection",
         row.id == compute_id({**row._mapping, **logged}),
     )
     yield "time", row.created == predicted.time

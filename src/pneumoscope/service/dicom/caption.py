@@ -141,7 +141,7 @@ def _texts(
     # The title states why an image is rejected or could not be read.
     if prediction.probability is not None and (explanation := prediction_message(prediction, language)):
         yield explanation + stop, _TEXT
-    if prevalence is not None and prediction.probability is not None and not prediction.model.site:
+    if prevalence is not None and prediction.probability is not None and not prediction.model.is_site_specific:
         yield prevalence_message(prevalence, language, stated=False) + stop, _TEXT
     yield notice(population, language), _TEXT
     if heatmap:

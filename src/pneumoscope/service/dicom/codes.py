@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pydicom.sr.coding import Code
 
-from pneumoscope.core.prediction import Decision
+from pneumoscope.core.prediction_codes import Decision
 
 __all__ = [
     "CERTAINTY",

@@ -11,7 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from pneumoscope.core.addresses import require_base_url, require_https
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.prediction import AgeRequirement, Prediction
+from pneumoscope.core.prediction import Prediction
+from pneumoscope.core.prediction_codes import AgeRequirement
 from pneumoscope.service.auth.users import validate_name
 from pneumoscope.service.dicom.node_settings import DicomPeer, DicomSettings
 from pneumoscope.service.signatures import read_secret

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import read_error_reason
-from pneumoscope.core.prediction import AgeRequirement
+from pneumoscope.core.prediction_codes import AgeRequirement
 from pneumoscope.service.dicom.configuration import (
     ConfigurationTable,
     Destination,

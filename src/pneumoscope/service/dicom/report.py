@@ -106,7 +106,7 @@ def _algorithm(result: Result) -> sr.AlgorithmIdentification:
         f"operating point {prediction.operating_point}",
         *([f"threshold {prediction.threshold:.6g}"] if prediction.threshold is not None else []),
         f"model SHA-256 {model.sha256}",
-        *([site_note(model)] if model.site else []),
+        *([note] if (note := site_note(model)) else []),
     ]
     return sr.AlgorithmIdentification(
         name=f"{MANUFACTURER} {model.name}",

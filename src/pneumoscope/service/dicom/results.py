@@ -33,7 +33,8 @@ from pydicom.uid import (
 from pneumoscope import __version__
 from pneumoscope.core.messages import decision_label
 from pneumoscope.core.population import Population
-from pneumoscope.core.prediction import Decision, Prediction
+from pneumoscope.core.prediction import Prediction
+from pneumoscope.core.prediction_codes import Decision
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.inference.saliency import Heatmap

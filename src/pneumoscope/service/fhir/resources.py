@@ -165,7 +165,7 @@ def _percentage(fraction: float) -> Resource:
 def _method(prediction: Prediction) -> str:
     model = prediction.model
     parts = [f"{MANUFACTURER} {model.name} {model.version}", f"operating point {prediction.operating_point}"]
-    return ", ".join([*parts, *([site_note(model)] if model.site else [])])
+    return ", ".join(filter(None, (*parts, site_note(model))))
 
 
 def _message(prediction: StoredPrediction) -> str:

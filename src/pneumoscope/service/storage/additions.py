@@ -166,6 +166,7 @@ class _Batch:
             "probability": row["probability"],
             "result_sha256": result_hash(row),
             **({"site": row["model_site"]} if row["model_site"] else {}),
+            **({} if row["model_prevalence"] is None else {"prevalence": row["model_prevalence"]}),
         }
         self._enter(row, time, user, "predicted", details)
 

@@ -14,7 +14,8 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import ColumnElement, Connection, FromClause, and_, case, func, or_, select
 
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.prediction import Decision, ImageStatistics, ModelInfo, RejectionCode
+from pneumoscope.core.prediction import ImageStatistics, ModelInfo
+from pneumoscope.core.prediction_codes import Decision, RejectionCode
 from pneumoscope.service.storage.current_prediction import is_current
 from pneumoscope.service.storage.identity_columns import matches_search
 from pneumoscope.service.storage.records import StoredPrediction, format_time, is_id
@@ -301,6 +302,7 @@ def latest_statistics(
         .where(
             c.model_sha256 == model.sha256,
             c.model_site == model.site,
+            c.model_prevalence == model.prevalence,
             c.operating_point == operating_point,
             *([c.created >= since] if since else []),
             *([c.created < until] if until else []),

@@ -13,7 +13,8 @@ from typing import Any, get_args
 from sqlalchemy import RowMapping
 
 from pneumoscope.core.identity import ConflictCode, Identity, contradicts
-from pneumoscope.core.prediction import OVERRIDES, Decision, Failure, Prediction
+from pneumoscope.core.prediction import Failure, Prediction
+from pneumoscope.core.prediction_codes import OVERRIDES, Decision
 from pneumoscope.service.storage.blob_store import content_hash
 from pneumoscope.service.storage.identity_columns import CONFLICT_COLUMNS, OtherIdentity
 from pneumoscope.service.storage.reviews import Review
@@ -214,13 +215,13 @@ def is_id(text: str) -> bool:
 def compute_id(row: Row) -> str:
     """Return the id of the prediction in a row, 32 hexadecimal digits.
 
-    It is derived from the image's pixels, the model, its site profile, the operating point, the age that a person entered or
-    whether the header states one, the overrides of the header that the prediction depends on, and a rejection by the header: such
-    an image is predicted when the header is corrected or overridden, or the age is entered.
+    It is derived from the image's pixels, the model, its site profile or stated prevalence, the operating point, the age that a
+    person entered or whether the header states one, the overrides of the header that the prediction depends on, and a rejection
+    by the header: such an image is predicted when the header is corrected or overridden, or the age is entered.
     """
     parts = [row["pixel_sha256"], row["model_sha256"], row["operating_point"]]
-    if row["model_site"]:
-        parts.append(f"site {row['model_site']}")
+    if site := _site_and_prevalence(row):
+        parts.append(f"site {site}")
     if row["age_source"] == "entered":
         parts.append(f"age {row['age']}")
     by_file = row["pixel_sha256"] == row["image_sha256"]  # as in earlier revisions of the database
@@ -230,6 +231,12 @@ def compute_id(row: Row) -> str:
         parts.append(row["rejection_code"])
     parts += [warning for warning in row["warnings"].split() if warning.startswith("assumed_")]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
+
+
+def _site_and_prevalence(row: Row) -> str:
+    """Return the site profile or the stated prevalence of a row as one text, in the form that ids and hashes contain."""
+    prevalence = row["model_prevalence"]
+    return row["model_site"] or ("" if prevalence is None else f"prevalence={prevalence!r}")
 
 
 def format_time(time: datetime) -> str:
@@ -288,6 +295,7 @@ def result_hash(row: Row) -> str:
     The image's name is not included: it could be guessed from a hash.
     """
     values = [row[name] for name in _RESULT_COLUMNS]
+    row = {**row, "model_site": _site_and_prevalence(row)}
     if later := {name: row[name] for name in _LATER_RESULT_COLUMNS if row[name] not in (None, "")}:
         values.append(later)
     text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))

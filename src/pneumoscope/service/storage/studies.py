@@ -10,7 +10,7 @@ from typing import get_args
 from sqlalchemy import ColumnElement, Connection
 
 from pneumoscope.core.identity import PATIENT_FIELDS, STUDY_FIELDS, ConflictCode, Identity
-from pneumoscope.core.prediction import Decision, RejectionCode
+from pneumoscope.core.prediction_codes import Decision, RejectionCode
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.stored_predictions import read_stored, select_stored
 from pneumoscope.service.storage.tables import instances, predictions, studies

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 METADATA = MetaData()
-REVISION = "0021"  # of the last migration, which leaves a database with these tables
+REVISION = "0022"  # of the last migration, which leaves a database with these tables
 _SHA256 = String(64)
 _TIME = String(32)
 _KEY = String(32)
@@ -86,6 +86,7 @@ predictions = Table(
     Column("model_version", String(64), nullable=False),
     Column("model_sha256", _SHA256, nullable=False),
     Column("model_site", Text, nullable=False, server_default=""),
+    Column("model_prevalence", Float),
     Column("reviewed", _TIME, index=True),
 )
 

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 from pneumoscope.bundle.card import Card
 from pneumoscope.bundle.site_profile import SiteProfile
 from pneumoscope.core.interval import Interval
-from pneumoscope.core.prediction import DECISIONS, Decision
+from pneumoscope.core.prediction_codes import DECISIONS, Decision
 from pneumoscope.inference.decision import calibrate
 from pneumoscope.service.storage.queries import Filter, ImageCounts, PredictionStatistics
 from pneumoscope.service.storage.records import format_time

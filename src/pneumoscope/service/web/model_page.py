@@ -71,7 +71,7 @@ def read_measurements(model: Model) -> Measurements:
         return Measurements(unreadable=error.code)
     evaluation, shortcuts = evidence["evaluation"], evidence["shortcuts"]
     try:
-        bins = evaluation.get("reliability", ()) if evaluation and not model.facts.site else ()
+        bins = evaluation.get("reliability", ()) if evaluation and not model.facts.is_site_specific else ()
         return Measurements(
             reliability=evaluation if bins else None,
             percent_decimals=decimals_to_distinguish([(each["mean_probability"],) for each in bins]) - 2,

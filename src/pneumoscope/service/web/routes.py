@@ -19,7 +19,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pneumoscope.bundle.model_card import model_card
 from pneumoscope.core.errors import PneumoscopeError, UsageError
 from pneumoscope.core.identity import normalize_text
-from pneumoscope.core.prediction import DECISIONS, REJECTION_CODES, RejectionCode
+from pneumoscope.core.prediction_codes import DECISIONS, REJECTION_CODES, RejectionCode
 from pneumoscope.core.prediction_messages import population_sentence
 from pneumoscope.inference.decision import threshold_probability
 from pneumoscope.runs.run_folder import evaluation_of_bundle

@@ -19,7 +19,8 @@ from pneumoscope.core.error_messages import error_texts
 from pneumoscope.core.i18n import LANGUAGES, N_, choose_language, translations
 from pneumoscope.core.identity import age_at_study, display_name
 from pneumoscope.core.interval import Interval
-from pneumoscope.core.prediction import DECISIONS, MAX_AGE, Prediction
+from pneumoscope.core.prediction import MAX_AGE, Prediction
+from pneumoscope.core.prediction_codes import DECISIONS
 from pneumoscope.core.result_forms import format_decimals
 from pneumoscope.service.auth.authenticator import Authenticator
 from pneumoscope.service.auth.users import LOCAL, AuthenticatedUser

@@ -15,7 +15,7 @@ from pneumoscope.core.error_messages import ErrorDetail, error_detail, error_tex
 from pneumoscope.core.errors import ConflictError, InvalidIdentityError, PneumoscopeError
 from pneumoscope.core.identity import IDENTITY_FIELDS, Identity
 from pneumoscope.core.identity_check import SEXES
-from pneumoscope.core.prediction import RejectionCode
+from pneumoscope.core.prediction_codes import RejectionCode
 from pneumoscope.service.api.exception_handlers import error_status, public_error
 from pneumoscope.service.predictions import PredictionService, depends_on_entered_age
 from pneumoscope.service.settings import Settings
@@ -119,7 +119,7 @@ def image_context(service: PredictionService, settings: Settings, user: str, id:
         "current_model": current_model,
         **_study_context(service, prediction, is_blinded),
         "prevalence": service.model.card.calibration.prevalence if current_model else prediction.model.prevalence,
-        "prevalence_stated": prediction.model.site != "",
+        "prevalence_stated": prediction.model.is_site_specific,
     }
 
 

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import N_
-from pneumoscope.core.prediction import DECISIONS
+from pneumoscope.core.prediction_codes import DECISIONS
 from pneumoscope.inference.writers import csv_line, csv_row
 from pneumoscope.service.storage.queries import Filter, Order, Page
 from pneumoscope.service.storage.records import StoredPrediction

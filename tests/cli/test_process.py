@@ -1,10 +1,10 @@
-"""No garbage is collected while large packages are imported."""
+"""The process of a command: no garbage is collected while large packages are imported."""
 
 import gc
 
 import pytest
 
-from pneumoscope.cli.imports import without_collections
+from pneumoscope.cli.process import without_collections
 
 
 def test_objects_of_an_import_are_never_examined_by_collections():
