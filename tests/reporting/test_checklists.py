@@ -8,10 +8,13 @@ import io
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pneumoscope.core.calibration_record import CalibrationRecord
+from pneumoscope.core.comparison import RunGroup
 from pneumoscope.core.errors import BundleError
 from pneumoscope.reporting.binary_checklist_facts import BINARY_FACTS
 from pneumoscope.reporting.checklist_facts import PLACES, Fact
@@ -241,11 +244,12 @@ SHORTCUTS = (
     " shortcuts.json in the evidence of the bundle (pneumoscope 0.1.0)."
 )
 HEATMAPS = (
-    f"quick, {SAMPLE}: class activation maps. Improvement over random heatmaps: deletion 0.250 [0.125, 0.625], insertion 0.250"
-    " [0.125, 0.625]. Rank correlation with the heatmaps after layers were randomized (near 0 is expected): last layer 0.062"
-    " [0.031, 0.531]. Rank correlation of their magnitudes (to be compared with 0.750 [0.375, 0.875], that of an image of the"
-    " other label with nothing randomized): last layer 0.938 [0.469, 0.969]. No masks of the disease were given, so localization"
-    " was not measured. From saliency_check.json in the evidence of the bundle (pneumoscope 0.1.0)."
+    f"quick, {SAMPLE}: class activation maps (contributions of positions to the logit). Improvement over random heatmaps:"
+    " deletion 0.250 [0.125, 0.625], insertion 0.250 [0.125, 0.625]. Rank correlation with the heatmaps after layers were"
+    " randomized (near 0 is expected): last layer 0.062 [0.031, 0.531]. Rank correlation of their magnitudes (to be compared with"
+    " 0.750 [0.375, 0.875], that of an image of the other label with nothing randomized): last layer 0.938 [0.469, 0.969]. No"
+    " masks of the disease were given, so localization was not measured. From saliency_check.json in the evidence of the bundle"
+    " (pneumoscope 0.1.0)."
 )
 
 
@@ -422,6 +426,20 @@ def test_page_and_tables_have_the_measurements(one: tuple[Any, Path]) -> None:
     assert "near 0 is expected). Correlations of magnitudes are to be compared with the baseline." in section
 
 
+def test_page_separates_the_measurements_of_all_runs(build: Any) -> None:
+    comparison, folders = build(["quick", "slow"], published=False)
+    for folder, command in zip(folders, ("first", "second"), strict=True):
+        measured(folder / "bundle/evidence", command=command)
+        (folder / "bundle/evidence/robustness.json").unlink()
+    data = load_run_data(comparison, folders)
+    page = comparison_page(comparison, data, draw_figures(comparison, data))
+    expected = [
+        f"{name}, <code>{command}</code>: 40 validation images"
+        for name, command in (("quick", "first"), ("slow", "second"))
+    ]
+    assert f"named here: {'; '.join(each for each in expected for _ in range(2))}.</p>" in page
+
+
 # --- calibration and updating -----------------------------------------------------------------------------------------
 
 
@@ -430,9 +448,9 @@ def test_calibration_is_stated_with_its_images(one: tuple[Any, Path], checklist:
     comparison, folder = one
     test = comparison.runs[0].test
     expected = (
-        f"On 96 images: quick: Calibration slope {test['calibration_slope']}, Calibration intercept"
+        f"quick: Calibration slope {test['calibration_slope']}, Calibration intercept"
         f" {test['calibration_intercept']}, O/E {test['observed_expected_ratio']}, Calibration error"
-        f" {test['expected_calibration_error']}."
+        f" {test['expected_calibration_error']}. Measured on 96 images."
     )
     assert expected in answers_of(checklist, comparison, folder)[number].text
 
@@ -444,24 +462,102 @@ def test_calibration_of_an_earlier_evaluation_is_what_it_has(one: tuple[Any, Pat
     summary = dataclasses.replace(runs[0].summary, test=test)
     fact = BINARY_FACTS["calibration"](comparison, [dataclasses.replace(runs[0], summary=summary)])
     assert fact is not None
-    assert fact.text.startswith(f"On 96 images: quick: O/E {test['observed_expected_ratio']}, Calibration error ")
+    assert fact.text.startswith(f"quick: O/E {test['observed_expected_ratio']}, Calibration error ")
 
 
-def test_updating_names_profiles_and_calibrated_predictions(one: tuple[Any, Path]) -> None:
+def test_folds_of_any_labels_ask_for_calibration_on_test_images(one: tuple[Any, Path]) -> None:
     comparison, folder = one
+    group = RunGroup("quick", ("quick",), (0,), {}, folds=(0,))
+    folds = dataclasses.replace(comparison, groups=(group,))
+    assert folds.is_cross_validation
+    fact = BINARY_FACTS["calibration"](folds, load_run_data(comparison, [folder]))
+    assert fact is not None
+    assert (fact.text, "Evaluate a run of the recipe on test images." in fact.ask) == ("", True)
+    classes = SimpleNamespace(is_cross_validation=True)
+    assert CLASS_FACTS["calibration"](classes, ()) == fact  # type: ignore[arg-type]
+
+
+def with_evaluation(run: Any, **changes: Any) -> Any:
+    return dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, **changes))
+
+
+PLATT = CalibrationRecord("platt", 120, {"slope": 1.5, "intercept": 0.25})
+
+
+def test_model_that_was_not_updated_has_no_results_of_updating(one: tuple[Any, Path]) -> None:
+    comparison, folder = one
+    answers = answers_of("tripod-ai", comparison, folder)
+    assert answers["12f"].text == "Not updated: quick."
+    assert (answers["24"].text, answers["24"].status) == ("Not applicable: no model was updated.", "prefilled")
+    # The calibration of a bundle is a part of the model.
     (run,) = load_run_data(comparison, [folder])
-    assert answers_of("tripod-ai", comparison, folder)["12f"].text == "Not updated: quick."
-    site = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, site="north 1234"))
-    assert BINARY_FACTS["updating"](comparison, [site]) == Fact(
-        "quick: site profile north 1234; the report of `accept` states what it changes.", "runs"
-    )
-    # The probabilities of this run differ from its scores.
-    other_tool = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, predictions_sha256="ef" * 32))
-    fact = BINARY_FACTS["updating"](comparison, [other_tool])
-    assert fact == Fact(
-        "quick: probabilities calibrated on predictions for validation images (Platt scaling).", "images"
-    )
-    as_given = dataclasses.replace(run.scores, probability=run.scores.score)
-    assert BINARY_FACTS["updating"](comparison, [dataclasses.replace(other_tool, scores=as_given)]) == Fact(
+    assert BINARY_FACTS["updating"](comparison, [with_evaluation(run, calibration=PLATT)]) == Fact(
         "Not updated: quick.", "runs"
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            {"site": "north 1234"},
+            "quick: site profile north 1234; the report of `accept` states what it changes.",
+        ),
+        (
+            {"predictions_sha256": "ef" * 32, "calibration": PLATT},
+            "quick: probabilities calibrated on predictions for validation images (Platt scaling, n = 120).",
+        ),
+    ],
+)
+def test_updated_model_is_named_and_its_results_are_open(
+    one: tuple[Any, Path], changes: dict[str, Any], text: str
+) -> None:
+    comparison, folder = one
+    runs = [with_evaluation(run, **changes) for run in load_run_data(comparison, [folder])]
+    assert BINARY_FACTS["updating"](comparison, runs) == Fact(text, "runs")
+    checklist = fill_checklist("tripod-ai", comparison, runs, BINARY_FACTS)
+    results = next(answer for answer in checklist.answers if answer.item.number == "24")
+    assert (results.status, results.ask) == ("open", "State the performance of quick before and after the update.")
+
+
+def test_predictions_without_calibration_are_not_updated(one: tuple[Any, Path]) -> None:
+    comparison, folder = one
+    (run,) = load_run_data(comparison, [folder])
+    assert (run.scores.probability != run.scores.score).any()  # the record decides, not the numbers
+    given = with_evaluation(run, predictions_sha256="ef" * 32, calibration=CalibrationRecord("none"))
+    assert BINARY_FACTS["updating"](comparison, [given]) == Fact("Not updated: quick.", "runs")
+
+
+def test_earlier_evaluation_of_predictions_leaves_updating_open(one: tuple[Any, Path]) -> None:
+    comparison, folder = one
+    (run,) = load_run_data(comparison, [folder])
+    earlier = with_evaluation(run, predictions_sha256="ef" * 32)
+    assert earlier.evaluation.calibration is None
+    fact = BINARY_FACTS["updating"](comparison, [earlier])
+    assert fact == Fact(
+        "",
+        "runs",
+        "State whether the probabilities of quick were calibrated: the evaluation does not record it.",
+    )
+    results = BINARY_FACTS["updating_results"](comparison, [earlier])
+    assert results == Fact("", "runs", "State the performance before and after the update, if quick was updated.")
+
+
+def test_updating_of_several_classes_names_the_temperature_scaling() -> None:
+    record = CalibrationRecord("temperature", 60, {"temperature": 1.25})
+    evaluation = SimpleNamespace(predictions_sha256="ef" * 32, calibration=record)
+    runs: Any = [SimpleNamespace(name="other", evaluation=evaluation)]
+    comparison: Any = None
+    fact = CLASS_FACTS["updating"](comparison, runs)
+    assert fact == Fact(
+        "other: probabilities calibrated on predictions for validation images (temperature scaling, n = 60).", "runs"
+    )
+    results = CLASS_FACTS["updating_results"](comparison, runs)
+    assert results == Fact("", "runs", "State the performance of other before and after the update.")
+
+
+def test_page_states_the_calibration_of_each_run(one: tuple[Any, Path]) -> None:
+    comparison, folder = one
+    data = [with_evaluation(run, calibration=PLATT) for run in load_run_data(comparison, [folder])]
+    page = comparison_page(comparison, data, draw_figures(comparison, data))
+    assert 'Calibration of the probabilities</th><td class="word">Platt scaling, n = 120</td>' in page

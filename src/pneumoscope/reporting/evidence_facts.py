@@ -146,8 +146,8 @@ def _heatmaps_text(run: RunData) -> str:
     else:
         where = "No masks of the disease were given, so localization was not measured."
     return (
-        f"{run.name}, {_images(found)}: class activation maps. Improvement over random heatmaps: {curves}."
-        f" {_randomization_text(found)} {where}"
+        f"{run.name}, {_images(found)}: class activation maps (contributions of positions to the logit)."
+        f" Improvement over random heatmaps: {curves}. {_randomization_text(found)} {where}"
     )
 
 
