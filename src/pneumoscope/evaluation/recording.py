@@ -91,7 +91,7 @@ class ScoreSource:
 
 
 def calibration_record(calibration: Calibration | TemperatureScaling | None) -> CalibrationRecord:
-    """Return the record of a calibration; None and that of the method "none" are no calibration."""
+    """Return the record of a calibration; that of the method "none" for None."""
     if calibration is None or calibration.method == "none":
         return CalibrationRecord("none")
     if isinstance(calibration, TemperatureScaling):

@@ -19,7 +19,7 @@ from pneumoscope.reporting.run_data import RunData
 __all__ = ["CLASS_EVIDENCE_FACTS", "EVIDENCE_FACTS"]
 
 _PLACE = "evidence"
-# What an author does without a measurement.
+# Task of an author for a measurement that is missing.
 _TASKS = {
     "heatmaps": "check the heatmaps",
     "robustness": "state robustness",
