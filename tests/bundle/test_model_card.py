@@ -160,7 +160,12 @@ def test_card_shows_every_number_of_the_evidence(maker, bundle):
     }  # fmt: skip
     (bundle / "evidence" / "phantom_saliency_check.json").write_text(json.dumps(phantoms))
 
+    without_masks = "No masks of the disease were given, so localization was not measured."
+    assert without_masks in model_card(bundle)
+    masks = saliency | {"localization": phantoms["localization"]}
+    (bundle / "evidence" / "saliency_check.json").write_text(json.dumps(masks))
     page = model_card(bundle)
+    assert without_masks not in page
 
     assert "Not measured yet" not in page
     assert "4 x 4 positions, on 8 validation images" in page

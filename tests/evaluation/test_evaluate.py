@@ -1,6 +1,7 @@
 """Evaluation from image files to result files, compared with numbers computed from the pixels."""
 
 import csv
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -15,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from tests.conftest import LIMITS
 
 from pneumoscope.bundle.card import short_hash
+from pneumoscope.core.calibration_record import CalibrationRecord
 from pneumoscope.core.errors import BundleError, DatasetError, RunError, StorageError, UnknownNameError, UsageError
 from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.layouts import load_manifest
@@ -377,4 +379,10 @@ def test_calibration_net_benefit_and_predictive_values_are_recorded(maker):
     rows = [row for row in evaluation.rows() if row["prevalence"] == 0.1]
     assert len(rows) == 2 * 4
     assert len([row for row in evaluation.rows() if row["threshold_probability"] == 0.4]) == 3
-    assert read_evaluation(run / "evaluation" / "test" / "evaluation.json") == evaluation
+    file = run / "evaluation" / "test" / "evaluation.json"
+    assert read_evaluation(file) == evaluation
+    assert evaluation.calibration == CalibrationRecord("platt", 8, {"slope": 0.8, "intercept": 0.1})  # see conftest
+    record = json.loads(file.read_text())
+    del record["calibration"]  # evaluations did not record it at first
+    file.write_text(json.dumps(record))
+    assert read_evaluation(file) == dataclasses.replace(evaluation, calibration=None)

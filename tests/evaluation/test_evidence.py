@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pneumoscope.bundle.bundle_folder import export_bundle
-from pneumoscope.bundle.evidence import EVIDENCE
+from pneumoscope.bundle.evidence import EVIDENCE, evidence_command
 from pneumoscope.bundle.model_card import model_card
 from pneumoscope.core.errors import BundleError, UsageError
 from pneumoscope.evaluation import evidence as module
@@ -105,6 +105,16 @@ def test_file_without_a_result_on_validation_images_is_measured_again(
     file.write_text(json.dumps(right | change if change else {}))
     measure_evidence([run], images)
     assert json.loads(file.read_text()) == right
+
+
+def test_command_of_a_run_keeps_words_of_its_path() -> None:
+    run = Path("runs/BUNDLE-MANIFEST")
+    assert evidence_command("robustness", run / "bundle", run) == (
+        "pneumoscope robustness runs/BUNDLE-MANIFEST --data DATA --out runs/BUNDLE-MANIFEST/bundle/evidence"
+    )
+    assert evidence_command("evaluation", Path("DATA x")) == (
+        "pneumoscope evaluate 'DATA x' --data DATA --out 'DATA x'/evidence"
+    )
 
 
 def test_data_are_checked_once_for_several_runs(

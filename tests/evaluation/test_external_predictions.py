@@ -10,6 +10,7 @@ from scipy.special import expit, logit
 from sklearn import metrics
 from sklearn.linear_model import LogisticRegression
 
+from pneumoscope.core.calibration_record import CalibrationRecord
 from pneumoscope.core.errors import DatasetError, PatientLeakError, ThresholdError, UnknownNameError, UsageError
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.predictions_file import PredictionColumns
@@ -190,6 +191,11 @@ def test_calibration_is_fitted_on_validation_predictions(data, tmp_path):
     assert [image.probability for image in scored] == pytest.approx(expected, abs=1e-4)
     assert [image.score for image in scored] == pytest.approx(expit(logits))
     assert any("calibrated on 44 validation images" in remark for remark in evaluation.remarks)
+    slope, intercept = model.coef_[0, 0], model.intercept_[0]
+    assert (evaluation.calibration.method, evaluation.calibration.n) == ("platt", 44)
+    assert evaluation.calibration.parameters == pytest.approx({"slope": slope, "intercept": intercept}, abs=1e-3)
+    given, _ = evaluate_predictions(file, data, validation=second)
+    assert given.calibration == CalibrationRecord("none")
     half = evaluation.operating_points["half"]
     assert half.threshold_probability == pytest.approx(model.predict_proba([[0.0]])[0, 1], abs=1e-4)
     with pytest.raises(UsageError, match="calibrated on validation predictions only"):

@@ -8,10 +8,13 @@ import io
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pneumoscope.core.calibration_record import CalibrationRecord
+from pneumoscope.core.comparison import RunGroup
 from pneumoscope.core.errors import BundleError
 from pneumoscope.reporting.binary_checklist_facts import BINARY_FACTS
 from pneumoscope.reporting.checklist_facts import PLACES, Fact
@@ -192,7 +195,18 @@ def measured(folder: Path, **changes: Any) -> None:
             "deletion": curve,
             "insertion": curve,
             "randomization": [
-                {"name": "all layers", "layers": 9, "correlation": rate(0.0625), "magnitude_correlation": rate(0.5)}
+                {
+                    "name": "last layer",
+                    "layers": 1,
+                    "correlation": rate(0.0625),
+                    "magnitude_correlation": rate(0.9375, 39),
+                },
+                {
+                    "name": "none (other image)",
+                    "layers": 0,
+                    "correlation": rate(-0.25),
+                    "magnitude_correlation": rate(0.75),
+                },
             ],
             "localization": None,
         },
@@ -218,41 +232,99 @@ SAMPLE = "n = 40 validation images of 37 patients"
 ROBUSTNESS = (
     f"quick, {SAMPLE}, half of them with pneumonia (threshold: highest Youden index on 782 validation images). Changed decisions,"
     " highest of 2 file formats: 5.0% [2.5%, 52.5%] (n = 40, DICOM); highest of 2 small changes of the image: 10.0% [5.0%, 55.0%]"
-    " (n = 40, rotated). Largest change of a probability: 0.375. From robustness.json in the evidence of the bundle (pneumoscope"
-    " 0.1.0)."
+    " (n = 40, rotated). Largest change of a probability: 0.375."
 )
 UNUSABLE = (
     "rejected of unusable images: inverted 100.0% [50.0%, 100.0%] (n = 40); phantoms 87.5% [43.8%, 93.8%] (n = 16)."
+    " From robustness.json in the evidence of the bundle (pneumoscope 0.1.0)."
 )
 SHORTCUTS = (
-    f"quick, {SAMPLE}: AUROC of the whole image 0.950 [0.475, 0.975];"
-    " of parts of it: center blanked 0.625 [0.312, 0.812]."
+    f"quick, {SAMPLE}: AUROC of the whole image 0.950 [0.475, 0.975]; with the image changed: center blanked 0.625 [0.312,"
+    " 0.812]. 0.5 is chance; far above it with the center blanked, the network can use something other than the lungs. From"
+    " shortcuts.json in the evidence of the bundle (pneumoscope 0.1.0)."
 )
 HEATMAPS = (
-    f"quick, {SAMPLE}: improvement over random heatmaps: deletion 0.250 [0.125, 0.625], insertion 0.250 [0.125, 0.625]. Rank"
-    " correlation with the heatmaps after layers were randomized (near 0 is expected): all layers 0.062 [0.031, 0.531]."
+    f"quick, {SAMPLE}: class activation maps (contributions of positions to the logit). Improvement over random heatmaps:"
+    " deletion 0.250 [0.125, 0.625], insertion 0.250 [0.125, 0.625]. Rank correlation with the heatmaps after layers were"
+    " randomized (near 0 is expected): last layer 0.062 [0.031, 0.531]. Rank correlation of their magnitudes (to be compared with"
+    " 0.750 [0.375, 0.875], that of an image of the other label with nothing randomized): last layer 0.938 [0.469, 0.969]. No"
+    " masks of the disease were given, so localization was not measured. From saliency_check.json in the evidence of the bundle"
+    " (pneumoscope 0.1.0)."
 )
 
 
 @pytest.mark.parametrize(
-    ("checklist", "number", "texts", "status"),
+    ("checklist", "number", "texts"),
     [
-        ("claim", "30", (ROBUSTNESS, UNUSABLE, SHORTCUTS), "prefilled"),
-        ("claim", "31", (HEATMAPS,), "prefilled"),
-        ("tripod-ai", "26", (ROBUSTNESS, SHORTCUTS), "prefilled, to be completed"),
-        ("tripod-ai", "27a", (UNUSABLE,), "prefilled, to be completed"),
-        ("stard-ai", "21", (ROBUSTNESS,), "prefilled, to be completed"),
-        ("stard-ai", "23", (SHORTCUTS,), "prefilled, to be completed"),
+        ("claim", "30", (ROBUSTNESS, UNUSABLE, SHORTCUTS)),
+        ("claim", "31", (HEATMAPS,)),
+        ("tripod-ai", "27a", (UNUSABLE,)),
+        ("stard-ai", "23", (SHORTCUTS,)),
     ],
 )
 def test_measurements_of_the_network_answer_their_items(
-    one: tuple[Any, Path], checklist: str, number: str, texts: tuple[str, ...], status: str
+    one: tuple[Any, Path], checklist: str, number: str, texts: tuple[str, ...]
 ) -> None:
     measured(one[1] / "bundle/evidence")
     answer = answers_of(checklist, *one)[number]
     assert [text for text in texts if text not in answer.text] == []
-    assert (answer.status, answer.places[0]) == (status, "confusion" if number == "23" else "evidence")
-    assert answer.ask == answer.item.ask
+    assert (answer.status, answer.places[0]) == (
+        "prefilled, to be completed",
+        "confusion" if number == "23" else "evidence",
+    )
+    assert answer.ask == answer.item.ask != ""
+
+
+def test_file_of_a_measurement_is_named_once_in_an_item(one: tuple[Any, Path]) -> None:
+    measured(one[1] / "bundle/evidence")
+    text = answers_of("claim", *one)["30"].text
+    assert (text.count("robustness.json"), text.count("shortcuts.json")) == (1, 1)
+    assert text.index("phantoms") < text.index("robustness.json") < text.index("center blanked")
+
+
+def test_measurements_of_several_versions_are_told_apart(build: Any) -> None:
+    comparison, folders = build(["quick", "slow"], published=False)
+    measured(folders[0] / "bundle/evidence")
+    measured(folders[1] / "bundle/evidence", version="0.2.0")
+    fact = BINARY_FACTS["shortcuts"](comparison, load_run_data(comparison, folders))
+    assert fact is not None
+    assert fact.origin == (
+        "From shortcuts.json in the evidence of the bundles (quick: pneumoscope 0.1.0; slow: pneumoscope 0.2.0)."
+    )
+
+
+@pytest.mark.parametrize(("checklist", "number"), [("tripod-ai", "26"), ("stard-ai", "21")])
+def test_measurements_answer_neither_limitations_nor_variability_of_accuracy(
+    one: tuple[Any, Path], checklist: str, number: str
+) -> None:
+    measured(one[1] / "bundle/evidence")
+    assert not {"robustness", "shortcuts"} & set(answers_of(checklist, *one)[number].item.facts)
+
+
+def changed_robustness(folder: Path, **changes: Any) -> None:
+    """Write the measurements, with other content of robustness.json."""
+    measured(folder)
+    file = folder / "robustness.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_largest_change_of_a_probability_includes_full_sizes(one: tuple[Any, Path]) -> None:
+    sizes = {"name": "full size", "changed": rate(0.05, 20), "largest": 0.5, "near": None, "rejected": 0}
+    changed_robustness(one[1] / "bundle/evidence", sizes=sizes)
+    text = answers_of("claim", *one)["30"].text
+    assert "; full size: 5.0% [2.5%, 52.5%] (n = 20). Largest change of a probability: 0.500." in text
+
+
+def test_groups_without_a_change_name_no_worst_variant(one: tuple[Any, Path]) -> None:
+    same = {"changed": rate(0), "largest": 0.0, "near": None, "rejected": 0}
+    changed_robustness(one[1] / "bundle/evidence", formats=[{"name": name, **same} for name in ("PNG", "DICOM")])
+    text = answers_of("claim", *one)["30"].text
+    assert "Changed decisions, 2 file formats: none changed, 0.0% [0.0%, 50.0%] (n = 40); highest of 2 small" in text
+
+
+def test_robustness_without_file_formats_is_stated(one: tuple[Any, Path]) -> None:
+    changed_robustness(one[1] / "bundle/evidence", formats=[])
+    assert "Changed decisions, highest of 2 small changes of the image: 10.0%" in answers_of("claim", *one)["30"].text
 
 
 def test_an_item_without_its_measurement_is_open_with_the_command_that_makes_it(one: tuple[Any, Path]) -> None:
@@ -262,11 +334,13 @@ def test_an_item_without_its_measurement_is_open_with_the_command_that_makes_it(
     assert (answers["30"].status, answers["31"].status) == ("open", "open")
     assert f"To state robustness, run: pneumoscope robustness {options}." in answers["30"].ask
     assert f"To state shortcuts, run: pneumoscope shortcuts {options}." in answers["30"].ask
-    assert answers["31"].ask.endswith(f"run: pneumoscope saliency-check {options}.")
+    assert answers["31"].ask.endswith(f"To check the heatmaps, run: pneumoscope saliency-check {options}.")
 
 
-@pytest.mark.parametrize("changes", [{"onnx_sha256": "cd" * 32}, {"site": "north"}])
-def test_measurements_of_another_network_or_site_answer_nothing(one: tuple[Any, Path], changes: dict[str, str]) -> None:
+@pytest.mark.parametrize("changes", [{"onnx_sha256": "cd" * 32}, {"site": "north"}, {"split": "train"}])
+def test_measurements_of_another_network_site_or_split_answer_nothing(
+    one: tuple[Any, Path], changes: dict[str, str]
+) -> None:
     measured(one[1] / "bundle/evidence", **changes)
     assert answers_of("claim", *one)["30"].status == "open"
 
@@ -275,7 +349,13 @@ def test_measurements_of_another_structure_are_an_error(one: tuple[Any, Path]) -
     measured(one[1] / "bundle/evidence", n="forty")
     with pytest.raises(BundleError, match="unexpected structure") as raised:
         answers_of("claim", *one)
-    assert "pneumoscope robustness" in str(raised.value.hint)
+    run = one[1].as_posix()
+    command = f"pneumoscope robustness {run} --data DATA --out {run}/bundle/evidence"
+    assert raised.value.hint == f"Measure again: {command}"
+    (one[1] / "bundle/evidence/robustness.json").write_text("{")
+    with pytest.raises(BundleError, match="cannot read the evidence") as raised:
+        answers_of("claim", *one)
+    assert raised.value.hint == f"Measure again: {command}"
 
 
 def test_evaluation_in_the_evidence_of_a_bundle_has_its_measurements(one: tuple[Any, Path], tmp_path: Path) -> None:
@@ -296,13 +376,23 @@ def test_predictions_of_another_tool_have_no_command_to_measure_them(one: tuple[
     evaluation = dataclasses.replace(run.evaluation, predictions_sha256="ef" * 32, bundle_sha256="")
     runs = [dataclasses.replace(run, evaluation=evaluation)]
     fact = BINARY_FACTS["robustness"](comparison, runs)
-    assert fact == Fact("", "evidence", "State robustness of quick: predictions of another tool do not show it.")
+    assert fact == Fact(
+        "", "evidence", "State robustness of quick: pneumoscope cannot measure this from predictions alone."
+    )
 
 
-def test_several_classes_leave_the_items_open_without_a_command() -> None:
-    fact = CLASS_FACTS["robustness"](None, ())  # type: ignore[arg-type]
-    assert fact is not None
-    assert (fact.text, "NORMAL and PNEUMONIA only" in fact.ask) == ("", True)
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("robustness", "State robustness"),
+        ("unusable", "State rejections of unusable images"),
+        ("shortcuts", "State shortcuts"),
+        ("heatmaps", "Check the heatmaps"),
+    ],
+)
+def test_several_classes_leave_the_items_open_without_a_command(name: str, task: str) -> None:
+    fact = CLASS_FACTS[name](None, ())  # type: ignore[arg-type]
+    assert fact == Fact("", "", f"{task}, if examined: pneumoscope does so for NORMAL and PNEUMONIA only.")
 
 
 def test_page_and_tables_have_the_measurements(one: tuple[Any, Path]) -> None:
@@ -325,7 +415,29 @@ def test_page_and_tables_have_the_measurements(one: tuple[Any, Path]) -> None:
         ("inverted", "rejected", "1.0", "40"),
         ("phantoms", "rejected", "0.875", "16"),
     ]
-    assert len(tables["heatmaps"].rows) == 8
+    heatmaps = list(csv.DictReader(io.StringIO(to_csv(tables["heatmaps"]))))
+    baseline = "baseline: an image of the other label, nothing randomized"
+    assert [(row["Check"], row["n"], row["Value"]) for row in heatmaps[6:]] == [
+        ("rank correlation, randomized: last layer", "40", "0.0625"),
+        (f"rank correlation, {baseline}", "40", "-0.25"),
+        ("rank correlation of magnitudes, randomized: last layer", "39", "0.9375"),
+        (f"rank correlation of magnitudes, {baseline}", "40", "0.75"),
+    ]
+    assert "near 0 is expected). Correlations of magnitudes are to be compared with the baseline." in section
+
+
+def test_page_separates_the_measurements_of_all_runs(build: Any) -> None:
+    comparison, folders = build(["quick", "slow"], published=False)
+    for folder, command in zip(folders, ("first", "second"), strict=True):
+        measured(folder / "bundle/evidence", command=command)
+        (folder / "bundle/evidence/robustness.json").unlink()
+    data = load_run_data(comparison, folders)
+    page = comparison_page(comparison, data, draw_figures(comparison, data))
+    expected = [
+        f"{name}, <code>{command}</code>: 40 validation images"
+        for name, command in (("quick", "first"), ("slow", "second"))
+    ]
+    assert f"named here: {'; '.join(each for each in expected for _ in range(2))}.</p>" in page
 
 
 # --- calibration and updating -----------------------------------------------------------------------------------------
@@ -336,9 +448,9 @@ def test_calibration_is_stated_with_its_images(one: tuple[Any, Path], checklist:
     comparison, folder = one
     test = comparison.runs[0].test
     expected = (
-        f"On 96 images: quick: Calibration slope {test['calibration_slope']}, Calibration intercept"
+        f"quick: Calibration slope {test['calibration_slope']}, Calibration intercept"
         f" {test['calibration_intercept']}, O/E {test['observed_expected_ratio']}, Calibration error"
-        f" {test['expected_calibration_error']}."
+        f" {test['expected_calibration_error']}. Measured on 96 images."
     )
     assert expected in answers_of(checklist, comparison, folder)[number].text
 
@@ -350,24 +462,102 @@ def test_calibration_of_an_earlier_evaluation_is_what_it_has(one: tuple[Any, Pat
     summary = dataclasses.replace(runs[0].summary, test=test)
     fact = BINARY_FACTS["calibration"](comparison, [dataclasses.replace(runs[0], summary=summary)])
     assert fact is not None
-    assert fact.text.startswith(f"On 96 images: quick: O/E {test['observed_expected_ratio']}, Calibration error ")
+    assert fact.text.startswith(f"quick: O/E {test['observed_expected_ratio']}, Calibration error ")
 
 
-def test_updating_names_profiles_and_calibrated_predictions(one: tuple[Any, Path]) -> None:
+def test_folds_of_any_labels_ask_for_calibration_on_test_images(one: tuple[Any, Path]) -> None:
     comparison, folder = one
+    group = RunGroup("quick", ("quick",), (0,), {}, folds=(0,))
+    folds = dataclasses.replace(comparison, groups=(group,))
+    assert folds.is_cross_validation
+    fact = BINARY_FACTS["calibration"](folds, load_run_data(comparison, [folder]))
+    assert fact is not None
+    assert (fact.text, "Evaluate a run of the recipe on test images." in fact.ask) == ("", True)
+    classes = SimpleNamespace(is_cross_validation=True)
+    assert CLASS_FACTS["calibration"](classes, ()) == fact  # type: ignore[arg-type]
+
+
+def with_evaluation(run: Any, **changes: Any) -> Any:
+    return dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, **changes))
+
+
+PLATT = CalibrationRecord("platt", 120, {"slope": 1.5, "intercept": 0.25})
+
+
+def test_model_that_was_not_updated_has_no_results_of_updating(one: tuple[Any, Path]) -> None:
+    comparison, folder = one
+    answers = answers_of("tripod-ai", comparison, folder)
+    assert answers["12f"].text == "Not updated: quick."
+    assert (answers["24"].text, answers["24"].status) == ("Not applicable: no model was updated.", "prefilled")
+    # The calibration of a bundle is a part of the model.
     (run,) = load_run_data(comparison, [folder])
-    assert answers_of("tripod-ai", comparison, folder)["12f"].text == "Not updated: quick."
-    site = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, site="north 1234"))
-    assert BINARY_FACTS["updating"](comparison, [site]) == Fact(
-        "quick: site profile north 1234; the report of `accept` states what it changes.", "runs"
-    )
-    # The probabilities of this run differ from its scores.
-    other_tool = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, predictions_sha256="ef" * 32))
-    fact = BINARY_FACTS["updating"](comparison, [other_tool])
-    assert fact == Fact(
-        "quick: probabilities calibrated on predictions for validation images (Platt scaling).", "images"
-    )
-    as_given = dataclasses.replace(run.scores, probability=run.scores.score)
-    assert BINARY_FACTS["updating"](comparison, [dataclasses.replace(other_tool, scores=as_given)]) == Fact(
+    assert BINARY_FACTS["updating"](comparison, [with_evaluation(run, calibration=PLATT)]) == Fact(
         "Not updated: quick.", "runs"
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            {"site": "north 1234"},
+            "quick: site profile north 1234; the report of `accept` states what it changes.",
+        ),
+        (
+            {"predictions_sha256": "ef" * 32, "calibration": PLATT},
+            "quick: probabilities calibrated on predictions for validation images (Platt scaling, n = 120).",
+        ),
+    ],
+)
+def test_updated_model_is_named_and_its_results_are_open(
+    one: tuple[Any, Path], changes: dict[str, Any], text: str
+) -> None:
+    comparison, folder = one
+    runs = [with_evaluation(run, **changes) for run in load_run_data(comparison, [folder])]
+    assert BINARY_FACTS["updating"](comparison, runs) == Fact(text, "runs")
+    checklist = fill_checklist("tripod-ai", comparison, runs, BINARY_FACTS)
+    results = next(answer for answer in checklist.answers if answer.item.number == "24")
+    assert (results.status, results.ask) == ("open", "State the performance of quick before and after the update.")
+
+
+def test_predictions_without_calibration_are_not_updated(one: tuple[Any, Path]) -> None:
+    comparison, folder = one
+    (run,) = load_run_data(comparison, [folder])
+    assert (run.scores.probability != run.scores.score).any()  # the record decides, not the numbers
+    given = with_evaluation(run, predictions_sha256="ef" * 32, calibration=CalibrationRecord("none"))
+    assert BINARY_FACTS["updating"](comparison, [given]) == Fact("Not updated: quick.", "runs")
+
+
+def test_earlier_evaluation_of_predictions_leaves_updating_open(one: tuple[Any, Path]) -> None:
+    comparison, folder = one
+    (run,) = load_run_data(comparison, [folder])
+    earlier = with_evaluation(run, predictions_sha256="ef" * 32)
+    assert earlier.evaluation.calibration is None
+    fact = BINARY_FACTS["updating"](comparison, [earlier])
+    assert fact == Fact(
+        "",
+        "runs",
+        "State whether the probabilities of quick were calibrated: the evaluation does not record it.",
+    )
+    results = BINARY_FACTS["updating_results"](comparison, [earlier])
+    assert results == Fact("", "runs", "State the performance before and after the update, if quick was updated.")
+
+
+def test_updating_of_several_classes_names_the_temperature_scaling() -> None:
+    record = CalibrationRecord("temperature", 60, {"temperature": 1.25})
+    evaluation = SimpleNamespace(predictions_sha256="ef" * 32, calibration=record)
+    runs: Any = [SimpleNamespace(name="other", evaluation=evaluation)]
+    comparison: Any = None
+    fact = CLASS_FACTS["updating"](comparison, runs)
+    assert fact == Fact(
+        "other: probabilities calibrated on predictions for validation images (temperature scaling, n = 60).", "runs"
+    )
+    results = CLASS_FACTS["updating_results"](comparison, runs)
+    assert results == Fact("", "runs", "State the performance of other before and after the update.")
+
+
+def test_page_states_the_calibration_of_each_run(one: tuple[Any, Path]) -> None:
+    comparison, folder = one
+    data = [with_evaluation(run, calibration=PLATT) for run in load_run_data(comparison, [folder])]
+    page = comparison_page(comparison, data, draw_figures(comparison, data))
+    assert 'Calibration of the probabilities</th><td class="word">Platt scaling, n = 120</td>' in page

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pneumoscope.bundle.card import short_hash
+from pneumoscope.core.calibration_record import CalibrationRecord
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.multiclass.evaluate import evaluate_multiclass
@@ -101,6 +102,17 @@ def test_calibration_of_each_class_is_a_table_a_section_and_a_fact(report: Multi
         f"mid: Calibration error {mid[keys[0]]}, Calibration slope {mid[keys[1]]}, Calibration intercept" in fact.text
     )
     assert "calibration" in fact.places
+
+
+def test_calibration_of_the_bundle_is_recorded_and_is_no_update(report: MulticlassReport) -> None:
+    (run,) = report.runs
+    assert run.evaluation.calibration == CalibrationRecord("temperature", 60, {"temperature": 0.8})
+    tripod = report.checklists["tripod-ai"]
+    assert answer(tripod, "12f").text == "Not updated: levels."
+    assert (answer(tripod, "24").text, answer(tripod, "24").ask) == ("Not applicable: no model was updated.", "")
+    row = 'Calibration of the probabilities</th><td class="word">temperature scaling, n = 60</td>'
+    assert row in report.page()
+    assert answer(tripod, "23a").text.endswith("Measured on 36 images.")
 
 
 def test_items_that_the_record_does_not_answer_are_open(report: MulticlassReport) -> None:

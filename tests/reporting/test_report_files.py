@@ -296,6 +296,19 @@ def test_latex_of_sentences_has_columns_with_widths_that_fill_the_page_and_may_b
     assert r"\noindent Source \& year.\par" in lines
 
 
+@pytest.mark.parametrize(("dashes", "escaped"), [("--", "-{}-"), ("---", "-{}-{}-"), ("----", "-{}-{}-{}-")])
+def test_latex_of_several_hyphens_is_no_dash(dashes: str, escaped: str) -> None:
+    assert f"a{escaped}b" in to_latex(Table("t", "T.", ("A",), ((f"a{dashes}b",),)))
+
+
+@pytest.mark.parametrize("text", ["* total", "[a] open"])
+def test_latex_protects_first_cells_from_being_options_of_the_row_before(text: str) -> None:
+    short = to_latex(Table("t", "T.", (text, "B"), (("a", "b"), (text, "c"))))
+    assert f"\n{{}}{text} & c" in short
+    assert f"\\toprule\n{{}}{text} & B" in short
+    assert f"\n{{}}{text} & B & \\raggedright" in to_latex(long_table(("1", "A", LONG), (text, "B", LONG)))
+
+
 def test_latex_gives_each_column_room_for_its_longest_word() -> None:
     text = to_latex(long_table(("30", "Heterogeneity-free", LONG * 20), ("30", "prefilled, to be completed", LONG)))
     narrow, wide = (float(width) for width in re.findall(r"dimexpr ([0-9.]+)", text))

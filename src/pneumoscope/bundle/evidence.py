@@ -34,15 +34,20 @@ __all__ = [
     "unusable_images",
 ]
 
-# Command that writes each evidence file.
-EVIDENCE = {
-    "evaluation": "pneumoscope evaluate BUNDLE --data DATA --out BUNDLE/evidence",
-    "robustness": "pneumoscope robustness BUNDLE --data MANIFEST --out BUNDLE/evidence",
-    "shortcuts": "pneumoscope shortcuts BUNDLE --data MANIFEST --out BUNDLE/evidence",
-    "saliency_check": "pneumoscope saliency-check BUNDLE --data MANIFEST --out BUNDLE/evidence",
+_MANIFEST = "MANIFEST"
+# Command that writes each evidence file; the target is a bundle or its run.
+_COMMANDS = {
+    "evaluation": "pneumoscope evaluate {bundle} --data DATA --out {bundle}/evidence",
+    "robustness": "pneumoscope robustness {target} --data {data} --out {bundle}/evidence",
+    "shortcuts": "pneumoscope shortcuts {target} --data {data} --out {bundle}/evidence",
+    "saliency_check": "pneumoscope saliency-check {target} --data {data} --out {bundle}/evidence",
     "phantom_saliency_check": "pneumoscope saliency-check PHANTOM_RUN --data PHANTOMS --masks MASKS --json"
-    " > BUNDLE/evidence/phantom_saliency_check.json",
-    "audit": "pneumoscope check-data DATA --json > BUNDLE/evidence/audit.json",
+    " > {bundle}/evidence/phantom_saliency_check.json",
+    "audit": "pneumoscope check-data DATA --json > {bundle}/evidence/audit.json",
+}
+# The commands for a bundle of any path.
+EVIDENCE = {
+    name: command.format(bundle="BUNDLE", target="BUNDLE", data=_MANIFEST) for name, command in _COMMANDS.items()
 }
 
 Json = Mapping[str, Any]
@@ -62,37 +67,37 @@ def evidence_command(name: str, bundle: Path | None = None, run: Path | None = N
         run: Run of the bundle, whose manifest states which images are for validation, so that any copy of the data will do; None
             for a bundle without one.
     """
-    command = EVIDENCE[name]
-    if run is not None:
-        command = command.replace("BUNDLE --data MANIFEST", f"{shlex.quote(run.as_posix())} --data DATA")
-    return command if bundle is None else command.replace("BUNDLE", shlex.quote(bundle.as_posix()))
+    place = "BUNDLE" if bundle is None else shlex.quote(bundle.as_posix())
+    target, data = (place, _MANIFEST) if run is None else (shlex.quote(run.as_posix()), "DATA")
+    return _COMMANDS[name].format(bundle=place, target=target, data=data)
 
 
-def read_measurement(folder: Path, name: str, onnx_sha256: str) -> Json | None:
-    """Return an evidence file of a bundle, of a name of `EVIDENCE`; None without one, or if it is of another network.
+def read_measurement(folder: Path, name: str, onnx_sha256: str, run: Path | None = None) -> Json | None:
+    """Return a measurement of a network on validation images, without a site profile; None if the bundle has none.
 
     Unlike `read_evidence` this needs no bundle: runs are compared and reported without their weights.
 
     Args:
         folder: Folder of the bundle.
-        name: Name of the evidence.
+        name: Name of the evidence, one of `EVIDENCE`.
         onnx_sha256: Hash of the network file.
+        run: Run of the bundle, for the command in the hint; see `evidence_command`.
 
     Raises:
         BundleError: The file is not JSON.
     """
     path = evidence_file(folder, name)
-    content = _read_json(path) if path.is_file() else None
-    return content if content and content.get("onnx_sha256") == onnx_sha256 and not content.get("site") else None
+    content = _read_json(path, evidence_command(name, folder, run)) if path.is_file() else {}
+    is_of_network = content.get("onnx_sha256") == onnx_sha256 and not content.get("site")
+    return content if is_of_network and content.get("split") == "validation" else None
 
 
 def is_measured(folder: Path, card: Card | MulticlassCard, name: str) -> bool:
-    """Return True if a bundle has a result of its network on validation images in an evidence file, of a name of `EVIDENCE`."""
+    """Return True if a bundle has a measurement that `read_measurement` returns."""
     try:
-        found = _read_evidence(evidence_file(folder, name), card) or {}
+        return read_measurement(folder, name, card.onnx_sha256) is not None
     except BundleError:
         return False
-    return found.get("onnx_sha256") == card.onnx_sha256 and found.get("split") == "validation"
 
 
 def evidence_paths(folder: Path, card: Card | MulticlassCard, evaluation: Path | None = None) -> dict[str, Path]:
@@ -124,15 +129,15 @@ def _find_evidence(folder: Path, card: Card | MulticlassCard, evaluation: Path |
         if (content := _read_evidence(path, card)) is not None:
             found[name] = path, content
     if evaluation is not None and "evaluation" not in found and evaluation.is_file():
-        content = _read_json(evaluation)
+        content = _read_json(evaluation, EVIDENCE["evaluation"])
         is_of_test_images = content.get("split") in {"test", "all"}
         if content.get("bundle_sha256") == card.onnx_sha256 and is_of_test_images and not content.get("site"):
             found["evaluation"] = evaluation, content
     return found
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    hint = f"Measure again: {EVIDENCE[path.stem]}"
+def _read_json(path: Path, command: str) -> dict[str, Any]:
+    hint = f"Measure again: {command}"
     try:
         evidence = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -146,7 +151,7 @@ def _read_evidence(path: Path, card: Card | MulticlassCard) -> dict[str, Any] | 
     if not path.is_file():
         return None
     hint = f"Measure again: {EVIDENCE[path.stem]}"
-    evidence = _read_json(path)
+    evidence = _read_json(path, EVIDENCE[path.stem])
     if evidence.get("site"):
         raise BundleError(
             f"the evidence {str(path)!r} was measured with the site profile {evidence['site']!r}", hint=hint

@@ -156,8 +156,12 @@ def _heatmaps(check: Json | None) -> list[str]:
         "## Heatmaps",
         f"{shape} positions, on {check['n']} {check['split']} images. Area under the curve of the predicted class's score when"
         " pixels are removed (deletion, lower is better) or added (insertion, higher is better) in the order of the heatmap, and"
-        " of random heatmaps with the same power spectrum. No expert has marked the disease on these images, so it is"
-        " unknown whether heatmaps lie on it.",
+        " of random heatmaps with the same power spectrum."
+        + (
+            ""
+            if check.get("localization")
+            else " No masks of the disease were given, so localization was not measured."
+        ),
         markdown_table(("curve", "heatmap", "random heatmap", "improvement"), rows),
         "Rank correlation with the heatmaps after layers were randomized; near 0 is expected. Compare correlations of"
         " magnitudes with the correlation for another image, in the last row:",
@@ -207,9 +211,8 @@ def _network_shortcuts(shortcuts: Json | None) -> list[str]:
     rows += [(row["name"], interval_text(row["auroc"])) for row in shortcuts["controls"]]
     return [
         "## Shortcuts of the network",
-        f"AUROC of the network on {shortcuts['n']} {shortcuts['split']} images, split by {shortcuts['split_by']}, of"
-        " which only a part is visible. With the center blanked, 0.5 is chance; above it, the network can use the border,"
-        " markers or the scanner.",
+        f"AUROC of the network on {shortcuts['n']} {shortcuts['split']} images, split by {shortcuts['split_by']}, whole"
+        " and changed. With the center blanked, 0.5 is chance; above it, the network can use the border, markers or the scanner.",
         markdown_table(("the network sees", "AUROC [95% interval]"), rows),
     ]
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pneumoscope.core.calibration_record import CalibrationRecord
 from pneumoscope.core.comparison import PairedTest, RunGroup
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.image_flow import ImageFlow
@@ -115,7 +116,7 @@ class MulticlassEvaluation(WithFigures):
         coverage: Coverage of each class that the prediction sets were fitted for; None without sets.
         sets: coverage, single, empty and mean_size of the prediction sets of all images; empty without sets.
         name, split, images_sha256, n, patients, counts, bundle_sha256, recipe, test_evaluation, seconds, created, version,
-            rejected, flow, subgroups, interactions, predictions_sha256, remarks, unknown_patients, difference: See
+            rejected, flow, subgroups, interactions, predictions_sha256, remarks, unknown_patients, difference, calibration: See
             `results.Evaluation`.
     """
 
@@ -146,6 +147,7 @@ class MulticlassEvaluation(WithFigures):
     remarks: tuple[str, ...] = ()
     unknown_patients: int | None = None
     difference: SetDifference | None = None
+    calibration: CalibrationRecord | None = None
     schema: int = SCHEMA
     notice: str = NOTICE
 

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pneumoscope.core.calibration_record import CalibrationRecord
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.image_flow import ImageFlow
 from pneumoscope.core.interval import Interval
@@ -308,6 +309,7 @@ class Evaluation(WithFigures):
         flow: Source of the images, and how many were left out; None in evaluations that did not record it.
         unknown_patients: Number of images of unknown patients, each of which counts as a patient; None in evaluations that did
             not record it.
+        calibration: How the probabilities were calibrated; None in evaluations that did not record it.
     """
 
     name: str
@@ -336,6 +338,7 @@ class Evaluation(WithFigures):
     decision_curve: tuple[DecisionCurvePoint, ...] = ()
     flow: ImageFlow | None = None
     unknown_patients: int | None = None
+    calibration: CalibrationRecord | None = None
     schema: int = SCHEMA
     notice: str = NOTICE
 

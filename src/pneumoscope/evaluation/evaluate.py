@@ -188,6 +188,7 @@ def _source(
         recipe=card.recipe,
         site=session.site,
         population=card.population,
+        calibration=card.calibration,
     )
 
 

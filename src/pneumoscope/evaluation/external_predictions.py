@@ -266,6 +266,7 @@ def _source(
             *_validation_remarks(validation, has_custom=bool(custom)),
             *_scale_remarks(file, calibration),
         ),
+        calibration=calibration,
     )
 
 

@@ -15,6 +15,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pneumoscope import __version__
+from pneumoscope.bundle.card import Calibration
+from pneumoscope.bundle.multiclass_card import TemperatureScaling
+from pneumoscope.core.calibration_record import CalibrationRecord
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.image_flow import ImageFlow
@@ -44,6 +47,7 @@ from pneumoscope.statistics.intervals import proportion
 __all__ = [
     "TEST_SPLITS",
     "ScoreSource",
+    "calibration_record",
     "record_and_write",
     "summarize",
     "summarize_rejections",
@@ -71,6 +75,7 @@ class ScoreSource:
         site: Name and short hash of the site profile; "" without one.
         population: Population that the model was trained on.
         remarks: Sentences on what is unknown or was not evaluated.
+        calibration: Calibration of the probabilities; None if there is none.
     """
 
     name: str
@@ -82,6 +87,18 @@ class ScoreSource:
     site: str = ""
     population: Population = Population()  # noqa: RUF009  immutable
     remarks: tuple[str, ...] = ()
+    calibration: Calibration | None = None
+
+
+def calibration_record(calibration: Calibration | TemperatureScaling | None) -> CalibrationRecord:
+    """Return the record of a calibration; that of the method "none" for None."""
+    if calibration is None or calibration.method == "none":
+        return CalibrationRecord("none")
+    if isinstance(calibration, TemperatureScaling):
+        parameters = {"temperature": calibration.temperature}
+    else:
+        parameters = {"slope": calibration.slope, "intercept": calibration.intercept}
+    return CalibrationRecord(calibration.method, calibration.n, parameters)
 
 
 def with_earlier_points(
@@ -220,6 +237,7 @@ def summarize(
         decision_curve=decision_curve(probabilities, positives(scored), patients, seed=seed),
         flow=flow,
         unknown_patients=count_unknown(patients),
+        calibration=calibration_record(source.calibration),
         notice=notice(source.population),
     )
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.messages import counted
 from pneumoscope.reporting import labels
@@ -20,6 +18,7 @@ from pneumoscope.reporting.checklist_facts import (
 )
 from pneumoscope.reporting.evidence_facts import EVIDENCE_FACTS
 from pneumoscope.reporting.run_data import RunData
+from pneumoscope.reporting.updating_facts import CALIBRATION_OF_FOLDS, UPDATING_FACTS, calibration_fact
 
 __all__ = ["BINARY_FACTS"]
 
@@ -57,18 +56,13 @@ def _accuracy(c: Comparison, runs: Sequence[RunData]) -> Fact:
 
 def _calibration(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
     if c.is_cross_validation:
-        return Fact("", "metrics", _CALIBRATION_OF_FOLDS)
+        return CALIBRATION_OF_FOLDS
     # Earlier evaluations have the error only.
     keys = [key for key in _CALIBRATION if all(key in run.summary.test for run in runs)]
-    text = _of_runs(c, runs, keys)
-    return Fact(f"On {counted(c.images['n'], 'image')}: {text}", "calibration") if text else None
+    return calibration_fact(c, _of_runs(c, runs, keys), "calibration")
 
 
 _CALIBRATION = ("calibration_slope", "calibration_intercept", "observed_expected_ratio", "expected_calibration_error")
-_CALIBRATION_OF_FOLDS = (
-    "Calibration is not measured on folds, whose validation images fitted it: for it,"
-    " evaluate a run of the recipe on test images."
-)
 
 
 def _of_runs(c: Comparison, runs: Sequence[RunData], keys: Sequence[str]) -> str:
@@ -123,26 +117,6 @@ def _output(c: Comparison, runs: Sequence[RunData]) -> Fact:
     return Fact("A probability of pneumonia, 0 to 1, and a decision at each operating point.", "operating_points")
 
 
-def _updating(c: Comparison, runs: Sequence[RunData]) -> Fact:
-    texts = {run.name: _updated_with(run) for run in runs}
-    updated = [f"{name}: {text}." for name, text in texts.items() if text]
-    others = [name for name, text in texts.items() if not text]
-    if others:
-        updated.append(f"Not updated: {', '.join(others)}.")
-    is_calibrated = any(texts[run.name] and not run.evaluation.site for run in runs)
-    return Fact(" ".join(updated), "images" if is_calibrated else "runs")  # the remarks on images state the calibration
-
-
-def _updated_with(run: RunData) -> str:
-    """Return how a model was updated; "" if it was not."""
-    if run.evaluation.site:
-        return f"site profile {run.evaluation.site}; the report of `accept` states what it changes"
-    # Predictions of another tool: `evaluate --calibrate` changes their probabilities.
-    if run.evaluation.predictions_sha256 and not np.array_equal(run.scores.probability, run.scores.score):
-        return "probabilities calibrated on predictions for validation images (Platt scaling)"
-    return ""
-
-
 def _selection(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
     return selection(runs, "training")
 
@@ -150,6 +124,7 @@ def _selection(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
 BINARY_FACTS: dict[str, Callable[[Comparison, Sequence[RunData]], Fact | None]] = {
     **SHARED_FACTS,
     **EVIDENCE_FACTS,
+    **UPDATING_FACTS,
     "accuracy": _accuracy,
     "calibration": _calibration,
     "confusion": _confusion,
@@ -161,6 +136,5 @@ BINARY_FACTS: dict[str, Callable[[Comparison, Sequence[RunData]], Fact | None]] 
     "tests": _tests,
     "thresholds": _thresholds,
     "uncertainty": _uncertainty,
-    "updating": _updating,
     "utility": _utility,
 }

@@ -63,11 +63,13 @@ class Fact:
         text: The fact as sentences; "" if the record does not have it.
         place: Anchor of its section in the page.
         ask: What an author has to add, such as the command that supplies a fact; "" if nothing is missing.
+        origin: File of the fact as a sentence, which follows the facts of one file; "" without one.
     """
 
     text: str
     place: str
     ask: str = ""
+    origin: str = ""
 
 
 class RecordedComparison(Protocol):

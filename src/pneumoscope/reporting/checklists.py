@@ -10,6 +10,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
+from itertools import groupby
 from typing import TypeVar
 
 from pneumoscope.core.errors import UnknownNameError
@@ -58,7 +59,8 @@ class Answer:
     @property
     def text(self) -> str:
         """The facts as sentences; empty without one."""
-        return " ".join(fact.text for fact in self.facts)
+        groups = [(origin, [fact.text for fact in facts]) for origin, facts in groupby(self.facts, lambda f: f.origin)]
+        return " ".join(filter(None, (part for origin, texts in groups for part in (*texts, origin))))
 
     @property
     def places(self) -> tuple[str, ...]:

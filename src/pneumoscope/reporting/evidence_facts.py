@@ -19,19 +19,34 @@ from pneumoscope.reporting.run_data import RunData
 __all__ = ["CLASS_EVIDENCE_FACTS", "EVIDENCE_FACTS"]
 
 _PLACE = "evidence"
+# Task of an author for a measurement that is missing.
+_TASKS = {
+    "heatmaps": "check the heatmaps",
+    "robustness": "state robustness",
+    "shortcuts": "state shortcuts",
+    "unusable": "state rejections of unusable images",
+}
+_Measurement = Robustness | Shortcuts | SaliencyCheck
 
 
-def _measured(runs: Sequence[RunData], name: str, noun: str, text: Callable[[RunData], str]) -> Fact:
+def _measured(
+    runs: Sequence[RunData],
+    name: str,
+    task: str,
+    found: Sequence[_Measurement | None],
+    text: Callable[[RunData], str],
+) -> Fact:
     """Return a sentence for each run that was measured, and for the others what supplies the measurement.
 
     Args:
         runs: The runs.
         name: Name of the measurement in `bundle.evidence.EVIDENCE`.
-        noun: What is measured.
+        task: What an author does without it.
+        found: The measurement of each run; None without one.
         text: Function that returns the measurement of a run as a sentence; "" without one.
     """
     sentences = {run.name: text(run) for run in runs}
-    missing = [run for run in runs if not sentences[run.name]]
+    missing = [run for run, measurement in zip(runs, found, strict=True) if measurement is None]
     files = [run.name for run in missing if run.evaluation.predictions_sha256]
     networks = [run for run in missing if not run.evaluation.predictions_sha256]
     asks = []
@@ -39,14 +54,19 @@ def _measured(runs: Sequence[RunData], name: str, noun: str, text: Callable[[Run
         others = [run.name for run in networks[1:]]
         rest = f"; likewise for {', '.join(others)}" if others else ""
         of_run = f" of {networks[0].name}" if len(runs) > 1 else ""
-        asks.append(f"To state {noun}{of_run}, run: {networks[0].evidence.command(name)}{rest}.")
+        asks.append(f"To {task}{of_run}, run: {networks[0].evidence.command(name)}{rest}.")
     if files:
-        asks.append(f"State {noun} of {', '.join(files)}: predictions of another tool do not show it.")
-    return Fact(" ".join(filter(None, sentences.values())), _PLACE, " ".join(asks))
+        asks.append(
+            f"{task.capitalize()} of {', '.join(files)}: pneumoscope cannot measure this from predictions alone."
+        )
+    return Fact(
+        " ".join(filter(None, sentences.values())), _PLACE, " ".join(asks), _origin(f"{name}.json", runs, found)
+    )
 
 
 def _robustness(c: Comparison, runs: Sequence[RunData]) -> Fact:
-    return _measured(runs, "robustness", "robustness", _robustness_text)
+    found = [run.evidence.robustness for run in runs]
+    return _measured(runs, "robustness", _TASKS["robustness"], found, _robustness_text)
 
 
 def _robustness_text(run: RunData) -> str:
@@ -54,39 +74,45 @@ def _robustness_text(run: RunData) -> str:
     if found is None:
         return ""
     parts = [_most_changed("file formats", found.formats), _most_changed("small changes of the image", found.changes)]
-    if found.sizes:
-        parts.append(f"{found.sizes.name}: {found.sizes.changed:.1%} (n = {found.sizes.changed.n})")
-    probabilities = [each.largest for each in (*found.formats, *found.changes) if each.largest is not None]
+    sizes = (found.sizes,) if found.sizes else ()
+    parts += [f"{each.name}: {_rate(each.changed)}" for each in sizes]
+    variants = (*found.formats, *found.changes, *sizes)
+    probabilities = [each.largest for each in variants if each.largest is not None]
     largest = f" Largest change of a probability: {max(probabilities):.3f}." if probabilities else ""
     return (
         f"{run.name}, {_images(found)}, half of them with pneumonia (threshold: {found.operating_point}). Changed decisions,"
-        f" {'; '.join(parts)}.{largest} {_origin('robustness.json', run, found)}"
+        f" {'; '.join(filter(None, parts))}.{largest}"
     )
 
 
 def _most_changed(group: str, variants: Sequence[VariantResult]) -> str:
-    worst = max(variants, key=lambda each: each.changed.value or 0)
+    """Return the highest share of changed decisions of a group of variants; "" without a variant."""
+    if not variants:
+        return ""
+    worst = max(variants, key=lambda each: (each.changed.value or 0, each.changed.high or 0))
+    if not worst.changed.value:
+        return f"{len(variants)} {group}: none changed, {_rate(worst.changed)}"
     return f"highest of {len(variants)} {group}: {worst.changed:.1%} (n = {worst.changed.n}, {worst.name})"
 
 
 def _unusable(c: Comparison, runs: Sequence[RunData]) -> Fact:
-    return _measured(runs, "robustness", "rejections of unusable images", _unusable_text)
+    found = [run.evidence.robustness for run in runs]
+    return _measured(runs, "robustness", _TASKS["unusable"], found, _unusable_text)
 
 
 def _unusable_text(run: RunData) -> str:
-    found = run.evidence.robustness
-    if found is None:
-        return ""
-    rates = "; ".join(f"{each.name} {_rate(each.rejected)}" for each in _rejections(found))
-    return f"{run.name}, rejected of unusable images: {rates}. {_origin('robustness.json', run, found)}"
+    rejections = _rejections(run.evidence.robustness)
+    rates = "; ".join(f"{each.name} {_rate(each.rejected)}" for each in rejections)
+    return f"{run.name}, rejected of unusable images: {rates}." if rates else ""
 
 
-def _rejections(found: Robustness) -> tuple[RejectionResult, ...]:
-    return (*found.corruptions, *found.other_images)
+def _rejections(found: Robustness | None) -> tuple[RejectionResult, ...]:
+    return (*found.corruptions, *found.other_images) if found else ()
 
 
 def _shortcuts(c: Comparison, runs: Sequence[RunData]) -> Fact:
-    return _measured(runs, "shortcuts", "shortcuts", _shortcuts_text)
+    found = [run.evidence.shortcuts for run in runs]
+    return _measured(runs, "shortcuts", _TASKS["shortcuts"], found, _shortcuts_text)
 
 
 def _shortcuts_text(run: RunData) -> str:
@@ -95,13 +121,14 @@ def _shortcuts_text(run: RunData) -> str:
         return ""
     controls = "; ".join(f"{each.name} {each.auroc}" for each in found.controls)
     return (
-        f"{run.name}, {_images(found)}: AUROC of the whole image {found.whole}; of parts of it: {controls}. With the center"
-        f" blanked, 0.5 is chance. {_origin('shortcuts.json', run, found)}"
+        f"{run.name}, {_images(found)}: AUROC of the whole image {found.whole}; with the image changed: {controls}. 0.5 is"
+        " chance; far above it with the center blanked, the network can use something other than the lungs."
     )
 
 
 def _heatmaps(c: Comparison, runs: Sequence[RunData]) -> Fact:
-    return _measured(runs, "saliency_check", "whether heatmaps show what the network uses", _heatmaps_text)
+    found = [run.evidence.heatmaps for run in runs]
+    return _measured(runs, "saliency_check", _TASKS["heatmaps"], found, _heatmaps_text)
 
 
 def _heatmaps_text(run: RunData) -> str:
@@ -111,24 +138,39 @@ def _heatmaps_text(run: RunData) -> str:
     curves = ", ".join(
         f"{name} {curve.improvement}" for name, curve in (("deletion", found.deletion), ("insertion", found.insertion))
     )
-    randomized = "; ".join(f"{row.name} {row.correlation}" for row in found.randomization)
     if masks := found.localization:
         where = (
-            f" The largest contribution lies inside the mask of the disease on {_rate(masks.peak_inside)} of images;"
+            f"The largest contribution lies inside the mask of the disease on {_rate(masks.peak_inside)} of images;"
             f" {masks.area:.1%} are expected by chance."
         )
     else:
-        where = " No expert has marked the disease on these images: it is unknown whether heatmaps lie on it."
+        where = "No masks of the disease were given, so localization was not measured."
     return (
-        f"{run.name}, {_images(found)}: improvement over random heatmaps: {curves}. Rank correlation with the heatmaps after"
-        f" layers were randomized (near 0 is expected): {randomized}.{where} {_origin('saliency_check.json', run, found)}"
+        f"{run.name}, {_images(found)}: class activation maps (contributions of positions to the logit)."
+        f" Improvement over random heatmaps: {curves}. {_randomization_text(found)} {where}"
+    )
+
+
+def _randomization_text(found: SaliencyCheck) -> str:
+    """Return the rank correlations after randomization as sentences; those of magnitudes with their baseline."""
+    randomized = [row for row in found.randomization if not row.is_baseline]
+    signed = "; ".join(f"{row.name} {row.correlation}" for row in randomized)
+    magnitudes = "; ".join(f"{row.name} {row.magnitude_correlation}" for row in randomized)
+    baseline = [f" {row.magnitude_correlation}" for row in found.randomization if row.is_baseline]
+    compared = "".join(
+        f" (to be compared with{each}, that of an image of the other label with nothing randomized)"
+        for each in baseline
+    )
+    return (
+        f"Rank correlation with the heatmaps after layers were randomized (near 0 is expected): {signed}. Rank correlation of"
+        f" their magnitudes{compared}: {magnitudes}."
     )
 
 
 # --- parts of sentences ----------------------------------------------------------------------------------------------
 
 
-def _images(found: Robustness | Shortcuts | SaliencyCheck) -> str:
+def _images(found: _Measurement) -> str:
     """Return the images of a measurement, such as "n = 400 validation images of 387 patients"."""
     return f"n = {found.n} {found.split} images {of_patients_text(found.patients, found.unknown_patients, found.n)}"
 
@@ -137,19 +179,25 @@ def _rate(rate: Interval) -> str:
     return f"{rate:.1%} (n = {rate.n})"
 
 
-def _origin(file: str, run: RunData, found: Robustness | Shortcuts | SaliencyCheck) -> str:
-    """Return where a measurement comes from, as a sentence."""
-    site = ", without the site profile" if run.evaluation.site else ""
-    return f"From {file} in the evidence of the bundle (pneumoscope {found.version}{site})."
+def _origin(file: str, runs: Sequence[RunData], found: Sequence[_Measurement | None]) -> str:
+    """Return where measurements come from, as a sentence; "" without one."""
+    versions: dict[str, list[str]] = {}
+    for run, measurement in zip(runs, found, strict=True):
+        if measurement is not None:
+            site = ", without the site profile" if run.evaluation.site else ""
+            versions.setdefault(f"pneumoscope {measurement.version}{site}", []).append(run.name)
+    if not versions:
+        return ""
+    if len(versions) == 1:
+        return f"From {file} in the evidence of the bundle ({next(iter(versions))})."
+    texts = "; ".join(f"{', '.join(names)}: {version}" for version, names in versions.items())
+    return f"From {file} in the evidence of the bundles ({texts})."
 
 
-def _needs_two_labels(c: object, runs: object) -> Fact:
-    """Return that a measurement does not exist for several classes."""
-    return Fact(
-        "",
-        "",
-        "State it, if it was examined: pneumoscope measures robustness, shortcuts and heatmaps for NORMAL and PNEUMONIA only.",
-    )
+def _needs_two_labels(task: str) -> Callable[[object, object], Fact]:
+    """Return a function that states that a measurement does not exist for several classes."""
+    fact = Fact("", "", f"{task.capitalize()}, if examined: pneumoscope does so for NORMAL and PNEUMONIA only.")
+    return lambda c, runs: fact
 
 
 EVIDENCE_FACTS: dict[str, Callable[[Comparison, Sequence[RunData]], Fact]] = {
@@ -158,4 +206,6 @@ EVIDENCE_FACTS: dict[str, Callable[[Comparison, Sequence[RunData]], Fact]] = {
     "shortcuts": _shortcuts,
     "unusable": _unusable,
 }
-CLASS_EVIDENCE_FACTS: dict[str, Callable[[object, object], Fact]] = dict.fromkeys(EVIDENCE_FACTS, _needs_two_labels)
+CLASS_EVIDENCE_FACTS: dict[str, Callable[[object, object], Fact]] = {
+    name: _needs_two_labels(task) for name, task in _TASKS.items()
+}

@@ -1,7 +1,7 @@
 """A table of a report as LaTeX, for the packages booktabs and longtable.
 
 A table of numbers floats, with columns as wide as their cells. One with sentences, such as a checklist, is as wide as the text:
-its columns of text have widths, its lines and pages break, and the heading is repeated on each page.
+its columns of text have fixed widths, its lines and pages break, and the heading is repeated on each page.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CHARACTER = 0.012  # width of one, as a fraction of the text, in footnotes of t
 _SEPARATION = 0.036  # white space of a column, likewise
 _LONGEST_WORD = 16  # characters that a column has room for
 _HASH = re.compile(r"[0-9a-f]{16,}")
-_MOST_COLUMNS = 8  # of a table that fits an upright page; others need a page across
+_MOST_COLUMNS = 8  # of a table that fits a portrait page; others need a landscape page
 _WIDTH = 0.25  # of a column of sentences in one of those
 _MOST_SHORT = 0.5  # of the width of the text, for all columns without a width
 
@@ -46,7 +46,7 @@ def to_latex(table: Table) -> str:
         rf"\label{{tab:{table.name}}}",
         rf"\begin{{tabular}}{{{align}}}",
         r"\toprule",
-        f"{' & '.join(map(_escape, table.columns))} \\\\",
+        f"{' & '.join(map(_cell, table.columns))} \\\\",
         r"\midrule",
         *(f"{' & '.join(map(_cell, row))} \\\\" for row in rows),
         r"\bottomrule",
@@ -58,7 +58,7 @@ def to_latex(table: Table) -> str:
 
 
 def _long_table(table: Table, rows: Sequence[Sequence[str]]) -> str:
-    """Return a table whose columns of text have widths, and which continues on the next page.
+    """Return a table whose columns of text have fixed widths, and which continues on the next page.
 
     Args:
         table: The table.
@@ -150,8 +150,8 @@ def _is_text(table: Table, index: int) -> bool:
 
 
 def _cell(text: str) -> str:
-    """Return the text of a cell; a bracket at its start would be taken as an option of the row before it."""
-    return "{}" * text.startswith("[") + _escape(text)
+    """Return the text of a cell; a bracket or an asterisk at its start would be taken as an option of the row before it."""
+    return "{}" * text.startswith(("[", "*")) + _escape(text)
 
 
 def _breakable(text: str) -> str:
@@ -162,4 +162,4 @@ def _breakable(text: str) -> str:
 
 def _escape(text: str) -> str:
     escaped = _SPECIAL.sub(lambda match: _LATEX[match[0]], text)
-    return escaped.replace("--", "-{}-")  # not a dash
+    return re.sub("-(?=-)", "-{}", escaped)  # not a dash

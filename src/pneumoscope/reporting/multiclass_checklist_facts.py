@@ -19,6 +19,7 @@ from pneumoscope.reporting.checklist_facts import (
     single_runs,
 )
 from pneumoscope.reporting.evidence_facts import CLASS_EVIDENCE_FACTS
+from pneumoscope.reporting.updating_facts import CALIBRATION_OF_FOLDS, UPDATING_FACTS, calibration_fact
 
 __all__ = ["CLASS_FACTS"]
 
@@ -94,6 +95,8 @@ def _text(metrics: Mapping[str, Interval], names: Mapping[str, str]) -> str:
 
 
 def _calibration(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact | None:
+    if c.is_cross_validation:
+        return CALIBRATION_OF_FOLDS
     key = "expected_calibration_error"
     measured = [run for run in runs if key in run.evaluation.metrics]
     text = _of_runs(c, measured, (key,))
@@ -112,7 +115,7 @@ def _calibration(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fa
     # If all of them are undefined, the page has no section on calibration.
     metrics = [result.metrics for run in runs for result in run.evaluation.by_class.values()]
     shown = any(each[name].value is not None for each in metrics for name in names if name in each)
-    return Fact(" ".join([text, *by_class]), "calibration" if shown else "metrics") if text else None
+    return calibration_fact(c, " ".join([text, *by_class]) if text else "", "calibration" if shown else "metrics")
 
 
 def _confusion(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact:
@@ -174,10 +177,6 @@ def _utility(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> None:
     """Return None: net benefit is defined for a decision between two labels."""
 
 
-def _updating(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact:
-    return Fact("No site profile, which recalibrates a model for one hospital, was applied.", "runs")
-
-
 def _selection(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact | None:
     return selection(runs, "runs")
 
@@ -185,6 +184,7 @@ def _selection(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact
 CLASS_FACTS: dict[str, Callable[[MulticlassComparison, Sequence[ComparedClasses]], Fact | None]] = {
     **SHARED_FACTS,
     **CLASS_EVIDENCE_FACTS,
+    **UPDATING_FACTS,
     "accuracy": _accuracy,
     "calibration": _calibration,
     "confusion": _confusion,
@@ -196,6 +196,5 @@ CLASS_FACTS: dict[str, Callable[[MulticlassComparison, Sequence[ComparedClasses]
     "tests": _tests,
     "thresholds": _thresholds,
     "uncertainty": _uncertainty,
-    "updating": _updating,
     "utility": _utility,
 }

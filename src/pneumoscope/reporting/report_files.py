@@ -115,6 +115,7 @@ def report(
     Raises:
         UnknownNameError: There is no such checklist, or a run was not evaluated at this operating point.
         RunError, UsageError: See `evaluation.comparison.compare.compare`.
+        BundleError: A measurement in the evidence of a bundle is malformed.
     """
     targets = [Path(run) for run in runs]
     check_evaluated(targets)
@@ -142,6 +143,10 @@ def make_report(comparison: Comparison, folders: Sequence[Path], checklists: Seq
         comparison: The comparison.
         folders: Its runs; see `comparison_page.write_comparison_page`.
         checklists: See `report`.
+
+    Raises:
+        UnknownNameError: There is no such checklist.
+        RunError, BundleError: See `run_data.load_run_data`.
     """
     data = load_run_data(comparison, folders)
     filled = {name: fill_checklist(name, comparison, data, BINARY_FACTS) for name in checklists}

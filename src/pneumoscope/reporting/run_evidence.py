@@ -26,6 +26,7 @@ from pneumoscope.runs.run_folder import BUNDLE_FOLDER, is_run_folder
 
 __all__ = ["RunEvidence", "evidence_tables", "read_run_evidence"]
 
+_BASELINE = "baseline: an image of the other label, nothing randomized"
 _Result = TypeVar("_Result", Robustness, Shortcuts, SaliencyCheck)
 
 
@@ -76,30 +77,28 @@ def read_run_evidence(folder: Path, results: Path, evaluation: Evaluation) -> Ru
     bundle = None
     if run is not None:
         bundle = run / BUNDLE_FOLDER
-    elif (
-        results.parent / CARD_FILE
-    ).is_file() and results.name == "evidence":  # as `evaluate --out BUNDLE/evidence` wrote it
-        bundle = results.parent
+    elif results.name == "evidence" and (results.parent / CARD_FILE).is_file():
+        bundle = results.parent  # of an evaluation that `evaluate --out BUNDLE/evidence` wrote
     if bundle is None or not evaluation.bundle_sha256:
         return RunEvidence()
     sha256 = evaluation.bundle_sha256
     return RunEvidence(
         run,
         bundle,
-        robustness=_read(bundle, "robustness", sha256, Robustness),
-        shortcuts=_read(bundle, "shortcuts", sha256, Shortcuts),
-        heatmaps=_read(bundle, "saliency_check", sha256, SaliencyCheck),
+        robustness=_read(bundle, run, "robustness", sha256, Robustness),
+        shortcuts=_read(bundle, run, "shortcuts", sha256, Shortcuts),
+        heatmaps=_read(bundle, run, "saliency_check", sha256, SaliencyCheck),
     )
 
 
-def _read(bundle: Path, name: str, sha256: str, result_type: type[_Result]) -> _Result | None:
-    content = read_measurement(bundle, name, sha256)
+def _read(bundle: Path, run: Path | None, name: str, sha256: str, result_type: type[_Result]) -> _Result | None:
+    content = read_measurement(bundle, name, sha256, run)
     try:
         return None if content is None else msgspec.convert(content, result_type)
     except msgspec.ValidationError as error:
         raise BundleError(
             f"the evidence {str(evidence_file(bundle, name))!r} has an unexpected structure ({error})",
-            hint=f"Measure again: {evidence_command(name, bundle)}",
+            hint=f"Measure again: {evidence_command(name, bundle, run)}",
         ) from error
 
 
@@ -144,7 +143,7 @@ def _shortcuts(runs: Sequence[_MeasuredRun]) -> Table:
         rows.append((run.name, "whole image", found.n, found.whole, None))
         rows += [(run.name, each.name, found.n, each.auroc, each.difference) for each in found.controls]
     columns = ("Run", "The network sees", "n", "AUROC", "Difference from the whole image")
-    caption = "Shortcuts: AUROC of the network on a part of each image; 0.5 is chance."
+    caption = "Shortcuts: AUROC of the network on whole images and with each image changed; 0.5 is chance."
     return Table("shortcuts", caption, columns, tuple(rows), _note(rows, 3))
 
 
@@ -159,19 +158,8 @@ def _heatmaps(runs: Sequence[_MeasuredRun]) -> Table:
                 (run.name, f"{name}, area for random heatmaps", curve.random.n, curve.random),
                 (run.name, f"{name}, improvement over random heatmaps", curve.improvement.n, curve.improvement),
             ]
-        rows += [
-            (run.name, f"rank correlation, randomized: {row.name}", row.correlation.n, row.correlation)
-            for row in found.randomization
-        ]
-        rows += [
-            (
-                run.name,
-                f"rank correlation of magnitudes, randomized: {row.name}",
-                row.correlation.n,
-                row.magnitude_correlation,
-            )
-            for row in found.randomization
-        ]
+        for name, each in _correlations(found):
+            rows.append((run.name, name, each.n, each))
         if masks := found.localization:
             rows += [
                 (run.name, "largest contribution inside the mask of the disease", masks.n, masks.peak_inside),
@@ -180,9 +168,25 @@ def _heatmaps(runs: Sequence[_MeasuredRun]) -> Table:
             ]
     caption = (
         "Heatmaps: deletion (lower is better) and insertion (higher is better), and rank correlation with the heatmaps after"
-        " layers were randomized (near 0 is expected)."
+        " layers were randomized (near 0 is expected). Correlations of magnitudes are to be compared with the baseline."
     )
     return Table("heatmaps", caption, ("Run", "Check", "n", "Value"), tuple(rows), _note(rows, 3))
+
+
+def _correlations(found: SaliencyCheck) -> list[tuple[str, Interval]]:
+    """Return the rank correlations of heatmaps before and after randomization, each with its name."""
+    rows = [
+        (
+            _BASELINE if row.is_baseline else f"randomized: {row.name}",
+            row.correlation,
+            row.magnitude_correlation,
+        )
+        for row in found.randomization
+    ]
+    return [
+        *((f"rank correlation, {name}", correlation) for name, correlation, _ in rows),
+        *((f"rank correlation of magnitudes, {name}", magnitude) for name, _, magnitude in rows),
+    ]
 
 
 def _note(rows: Iterable[Sequence[Cell]], column: int) -> str:

@@ -8,6 +8,7 @@ from scipy.special import softmax
 from sklearn import metrics
 from tests.conftest import GRAY_CLASSES
 
+from pneumoscope.core.calibration_record import CalibrationRecord
 from pneumoscope.core.errors import (
     DatasetError,
     LayoutError,
@@ -145,6 +146,9 @@ def test_one_temperature_is_fitted_on_the_validation_images(maker, data, images,
     assert evaluation.metrics["log_loss"].value < given.metrics["log_loss"].value
     assert evaluation.confusion == given.confusion
     assert "Probabilities are calibrated on 120 validation images (temperature scaling)." in evaluation.remarks
+    assert (evaluation.calibration.method, evaluation.calibration.n) == ("temperature", 120)
+    assert temperatures == pytest.approx(evaluation.calibration.parameters["temperature"], rel=1e-5)
+    assert given.calibration == CalibrationRecord("none")
 
 
 @pytest.mark.parametrize(("gain", "bound"), [(-1, "upper bound (1000)"), (1e-6, "lower bound (0.001)")])

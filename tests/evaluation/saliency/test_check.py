@@ -77,6 +77,7 @@ def test_default_model_on_phantoms(tmp_path: Any) -> None:
     assert [row["layers"] for row in document["randomization"]] == [1, 25, 50, 0]
     assert (tmp_path / "out" / "saliency_check.md").read_text() == saliency_markdown(result)
     assert "`pneumoscope saliency-check BUNDLE`" in saliency_markdown(result)
+    assert "near 0 is expected after randomization. Correlations of magnitudes" in saliency_markdown(result)
     pneumonia = [image for image in manifest.split("validation") if image.positive]
     areas = [
         np.mean(np.asarray(Image.open((tmp_path / "masks" / image.path).with_suffix(".png"))) > 0)

@@ -106,6 +106,7 @@ def evaluate_multiclass(
         population=card.population,
         coverage=None if card.prediction_sets is None else card.prediction_sets.coverage,
         remarks=tuple(filter(None, [card.calibration.remark()])),
+        calibration=card.calibration,
     )
     if folder is not None and not replace:
         check_folder(folder, evaluated.images, source, seed)

@@ -143,6 +143,7 @@ def evaluate_multiclass_predictions(
         remarks=_remarks(
             matched.file, matched.values(evaluated.images), fitted, None if chosen_on is None else chosen_on[1]
         ),
+        calibration=fitted.calibration,
     )
     folder = None if out is None else Path(out)
     if folder is not None and not replace:

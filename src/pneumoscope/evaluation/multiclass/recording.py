@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pneumoscope import __version__
+from pneumoscope.bundle.multiclass_card import TemperatureScaling
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.image_flow import ImageFlow
@@ -26,7 +27,7 @@ from pneumoscope.evaluation.breakdown import Reference, read_reference
 from pneumoscope.evaluation.ledger import default_ledger, ledger_entry, record_evaluation
 from pneumoscope.evaluation.multiclass.breakdown import class_group_metrics, class_set_difference
 from pneumoscope.evaluation.multiclass.metrics import multiclass_metrics
-from pneumoscope.evaluation.recording import TEST_SPLITS, summarize_rejections, with_breakdown
+from pneumoscope.evaluation.recording import TEST_SPLITS, calibration_record, summarize_rejections, with_breakdown
 from pneumoscope.evaluation.subgroups import find_subgroups
 from pneumoscope.runs.multiclass_evaluations import (
     has_multiclass_evaluation,
@@ -63,6 +64,7 @@ class ClassSource:
         population: Population that the model was trained on.
         coverage: Coverage that the prediction sets were fitted for; None without sets.
         remarks: Sentences on what is unknown or was not evaluated.
+        calibration: Calibration of the probabilities; None if there is none.
     """
 
     name: str
@@ -73,6 +75,7 @@ class ClassSource:
     population: Population = Population()  # noqa: RUF009  immutable
     coverage: float | None = None
     remarks: tuple[str, ...] = ()
+    calibration: TemperatureScaling | None = None
 
 
 def scored_class_images(
@@ -151,6 +154,7 @@ def summarize_classes(
         predictions_sha256=source.predictions_sha256,
         remarks=source.remarks,
         unknown_patients=count_unknown(patients),
+        calibration=calibration_record(source.calibration),
         notice=notice(source.population),
     )
     if reference is None:

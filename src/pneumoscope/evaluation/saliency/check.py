@@ -265,7 +265,8 @@ def saliency_markdown(result: SaliencyCheck) -> str:
         )
     lines += [
         "",
-        f"Rank correlation with the heatmaps of the trained network; near 0 is expected. Means of {_SHUFFLES} shuffles.",
+        f"Rank correlation with the heatmaps of the trained network, means of {_SHUFFLES} shuffles; near 0 is expected after"
+        " randomization. Correlations of magnitudes are to be compared with the last row, where nothing is randomized.",
         "",
         "| randomized | layers | correlation | correlation of magnitudes | images |",
         "| --- | --- | --- | --- | --- |",

@@ -67,6 +67,11 @@ class RandomizationResult:
     correlation: Interval
     magnitude_correlation: Interval
 
+    @property
+    def is_baseline(self) -> bool:
+        """True if nothing was randomized, and the other heatmap is that of an image of the other label."""
+        return self.layers == 0
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SaliencyCheck:
