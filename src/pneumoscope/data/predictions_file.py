@@ -134,12 +134,14 @@ def read_class_predictions_file(file: Path, columns: PredictionColumns, order: S
     Raises:
         UsageError, LayoutError, UnknownNameError: See `read_predictions_file`; or a column is named for a class that is not in
             `order`.
-        DatasetError: See there; or the classes are not those of `order`.
+        DatasetError: See there; or the classes are not those of `order`, or two columns are of one class.
     """
     table, image = _read_table(file, columns)
     named, scale = _choose_class_columns(table.header, columns, table.name, order)
     order = _names_in_data(order)
-    by_class = dict(zip(spelled_as(order, _names_in_data([*named])), named.values(), strict=True))
+    spelled = spelled_as(order, _names_in_data([*named]))
+    _check_one_column_each(spelled, [*named.values()], table.name)
+    by_class = dict(zip(spelled, named.values(), strict=True))
     if order:
         check_column_classes(columns, order)
     if missing := [label for label in order if label not in by_class and {*by_class} < {*order}]:
@@ -151,6 +153,23 @@ def read_class_predictions_file(file: Path, columns: PredictionColumns, order: S
         )
     ordered = {label: by_class[label] for label in order or sort_classes(by_class)}
     return _predictions(table, image, columns, ordered, scale)
+
+
+def _check_one_column_each(classes: Sequence[str], columns: Sequence[str], name: str) -> None:
+    """Raise DatasetError if two columns are of one class.
+
+    Args:
+        classes: Class of each column.
+        columns: The columns.
+        name: Name of the file.
+    """
+    for label in dict.fromkeys(classes):
+        same = [column for each, column in zip(classes, columns, strict=True) if each == label]
+        if len(same) > 1:
+            raise DatasetError(
+                f"{name} has {len(same)} columns for the class {label!r}: {', '.join(map(repr, same))}",
+                hint="Keep one of them; names of classes that differ only in case are one class",
+            )
 
 
 def check_sums(file: PredictionsFile, missing: str = "") -> None:
