@@ -296,7 +296,7 @@ def test_differences_from_other_images_are_a_table_a_section_and_a_fact(maker: A
     section = page.partition('<section id="differences">')[2].partition("</section>")[0]
     for interval in external.difference.metrics.values():
         assert f'<data value="{interval.value}">' in section
-    assert "DeLong, mean of classes, clustered by patient, unpaired (Macro AUROC)" in section
+    assert "DeLong, mean of classes, clustered by patient, MOVER, unpaired (Macro AUROC)" in section
     assert '<a href="#differences">' in page
     for name, number in (("claim", "33"), ("stard-ai", "29")):
         (fact,) = answer(report.checklists[name], number).facts

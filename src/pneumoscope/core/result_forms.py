@@ -39,6 +39,7 @@ _PRINTED_NAMES = {
     "obuchowski-rockette": "Obuchowski-Rockette",
     "mercaldo": "Mercaldo",
     "mover-r": "MOVER-R",
+    "mover": "MOVER",
     "nadeau-bengio": "Nadeau-Bengio",
     "newcombe": "Newcombe",
     "simel": "Simel",

@@ -34,6 +34,7 @@ __all__ = [
     "patient_bootstrap",
     "patient_bootstraps",
     "proportion",
+    "too_few_of",
     "undefined",
     "wilson",
 ]
@@ -185,16 +186,18 @@ def newcombe(successes_a: int, n_a: int, successes_b: int, n_b: int, level: floa
     return difference(wilson(successes_a, n_a, level), wilson(successes_b, n_b, level))
 
 
-def difference(a: Interval, b: Interval) -> Interval:
+def difference(a: Interval, b: Interval, method: str = "newcombe, unpaired") -> Interval:
     """Return the difference of two proportions of different images, a minus b, from their intervals.
 
     Args:
-        a, b: Proportions with Wilson's intervals at the same level, such as those of `wilson` or `proportion`.
+        a, b: Proportions with Wilson's intervals at the same level, such as those of `wilson` or `proportion`; or other numbers
+            from 0 to 1 with intervals that need not be symmetric, such as AUROCs.
+        method: Name of the method.
 
     Source: Newcombe's hybrid score interval (see `newcombe`); for intervals that allow for repeated patients, Zou &
         Donner 2008, Stat Med 27:1693.
     """
-    n, method = a.n + b.n, "newcombe, unpaired"
+    n = a.n + b.n
     if a.value is None or b.value is None:
         return undefined("one side has no images", n=n, method=method, level=a.level)
     low, high = _newcombe_limits(a, b, 0.0)
@@ -356,6 +359,20 @@ def patient_bootstraps(
             continue
         intervals.append(Interval(value, low, high, method, n, level, seed))
     return intervals
+
+
+def too_few_of(count: int, group: str, purpose: str) -> str:
+    """Return the reason why a class has fewer than `MIN_PATIENTS` patients; "" if it has not.
+
+    Args:
+        count: Number of its patients.
+        group: The class, such as "the class virus".
+        purpose: That for which they are too few, such as "a bootstrap".
+    """
+    if count >= MIN_PATIENTS:
+        return ""
+    which = f"1 patient of {group} is" if count == 1 else f"{count} patients of {group} are"
+    return f"{which} too few for {purpose}, which needs {MIN_PATIENTS} of each"
 
 
 def _too_few_patients(groups: IntArray, labels: BoolArray, *, by_label: bool) -> str:
