@@ -286,6 +286,11 @@ def test_differences_from_other_images_are_a_table_a_section_and_a_fact(maker: A
     assert external.difference is not None
     report = report_multiclass([run], evaluation="north", checklists=["claim", "stard-ai"])
     table = report.tables["differences"]
+    (finding,) = (each for each in report.comparison.sentences if " minus test " in each)
+    accuracy, macro = (external.difference.metrics[key] for key in ("accuracy", "macro_auroc"))
+    assert finding == (
+        f"levels, these 36 images minus test (36 images): accuracy {accuracy:+.3f}, macro AUROC {macro:+.3f}."
+    )
     assert table.columns == ("Run", "Reference", "Images of the reference", "Metric", "Difference")
     assert table.rows[:3] == (
         ("levels", "test", 36, "Accuracy", external.difference.metrics["accuracy"]),
