@@ -35,7 +35,8 @@ def class_group_metrics(
 ) -> list[GroupMetric]:
     """Return the metrics of subgroups: macro AUROC, accuracy, and the sensitivity of each class.
 
-    The accuracy is not tested: it also depends on how many images of each class a group has. The sensitivities do not.
+    The accuracy is not tested: it is the mean of the sensitivities, weighted by how many images of each class a group has. The
+    macro AUROC depends on them, too, through the rest that each class is compared with; the sensitivities do not.
 
     Args:
         images: The images; their labels are among the classes.
