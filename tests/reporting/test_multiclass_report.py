@@ -96,6 +96,8 @@ def test_calibration_of_each_class_is_a_table_a_section_and_a_fact(report: Multi
     section = report.page().partition('<section id="calibration">')[2].partition("</section>")[0]
     for key in keys:
         assert f'<data value="{mid[key].value}">' in section
+    # Necessary, not sufficient: weak calibration of Van Calster 2016.
+    assert "those of perfect calibration, but do not prove it" in section
     fact = answer(report.checklists["tripod-ai"], "23a")
     assert (
         f"mid: Calibration error {mid[keys[0]]}, Calibration slope {mid[keys[1]]}, Calibration intercept" in fact.text

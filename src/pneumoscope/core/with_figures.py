@@ -1,4 +1,4 @@
-"""Figures and folders of records, which are no fields of them.
+"""Figures and folders of records: they are not fields of the records.
 
 Figures are drawn on request from scored images, which the records themselves do not contain.
 """
