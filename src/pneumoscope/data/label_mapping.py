@@ -17,7 +17,7 @@ from typing import Literal, Protocol, get_args
 
 from pneumoscope.core.errors import DatasetError, ManifestError, UnknownNameError, UsageError
 from pneumoscope.core.messages import counted
-from pneumoscope.core.names import closest_name
+from pneumoscope.core.names import closest_name, differ_in_number
 from pneumoscope.data.classes import LABELS, check_class_order
 from pneumoscope.data.patients import find_patient_column, parse_file_name
 
@@ -26,7 +26,6 @@ __all__ = ["ETIOLOGY_COLUMN", "LabelMapping", "PatientSource", "map_labels", "ma
 PatientSource = Literal["folder", "header"]
 ETIOLOGY_COLUMN = "etiology"  # as label column also of data without columns: bacteria, virus or normal in file names
 _MAX_LISTED = 5
-_NUMBER = re.compile(r"\d+|(?<![^\W_])[ivx]+(?![^\W_])")  # in a name in lower case; Roman numerals as words
 _SIMILAR = 0.8  # of two names of classes, one of which may be a mistake; see `closest_name`
 # Names of columns, in lower case and without other characters, that hold a label or a path in tables of other programs.
 _LABEL_NAMES = (
@@ -291,7 +290,7 @@ def _check_targets(known: Mapping[str, int], name: str, mapping: LabelMapping) -
     kept = [label for label in known if label.casefold() not in sources]
     notes = []
     for source, target in mapping.renamed:
-        similar = [label for label in kept if not _differ_in_number(target, label)]
+        similar = [label for label in kept if not differ_in_number(target, label)]
         if target in kept or target.upper() in LABELS or not (closest := closest_name(target, similar, _SIMILAR)):
             continue
         meant = "--map " + shlex.quote(f"{source}={closest}")
@@ -304,12 +303,6 @@ def _check_targets(known: Mapping[str, int], name: str, mapping: LabelMapping) -
             )
         notes.append(f"{target!r} is a class of its own beside {closest!r}; if that one is meant, give {meant}")
     return notes
-
-
-def _differ_in_number(a: str, b: str) -> bool:
-    """Return True if two names differ only in their digits or Roman numerals, as those of grades and types do."""
-    words = [_NUMBER.sub("0", name.casefold()) for name in (a, b)]
-    return words[0] == words[1] and a.casefold() != b.casefold()
 
 
 def _check_positive(name: str, mapping: LabelMapping) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 from pneumoscope.core.errors import DatasetError, LayoutError, UnknownNameError, UsageError
 from pneumoscope.core.messages import counted
 from pneumoscope.data.classes import LABELS, sort_classes
-from pneumoscope.data.column_classes import check_column_classes, single_class_error, spelled_as
+from pneumoscope.data.column_classes import check_column_classes, columns_by_class, single_class_error
 from pneumoscope.data.csv_table import CsvTable
 from pneumoscope.data.layouts import SPLIT_FOLDERS
 from pneumoscope.data.prediction_values import check_probabilities, parse_numbers
@@ -139,9 +139,7 @@ def read_class_predictions_file(file: Path, columns: PredictionColumns, order: S
     table, image = _read_table(file, columns)
     named, scale = _choose_class_columns(table.header, columns, table.name, order)
     order = _names_in_data(order)
-    spelled = spelled_as(order, _names_in_data([*named]))
-    _check_one_column_each(spelled, [*named.values()], table.name)
-    by_class = dict(zip(spelled, named.values(), strict=True))
+    by_class = columns_by_class(order, _names_in_data([*named]), [*named.values()], table.name)
     if order:
         check_column_classes(columns, order)
     if missing := [label for label in order if label not in by_class and {*by_class} < {*order}]:
@@ -153,23 +151,6 @@ def read_class_predictions_file(file: Path, columns: PredictionColumns, order: S
         )
     ordered = {label: by_class[label] for label in order or sort_classes(by_class)}
     return _predictions(table, image, columns, ordered, scale)
-
-
-def _check_one_column_each(classes: Sequence[str], columns: Sequence[str], name: str) -> None:
-    """Raise DatasetError if two columns are of one class.
-
-    Args:
-        classes: Class of each column.
-        columns: The columns.
-        name: Name of the file.
-    """
-    for label in dict.fromkeys(classes):
-        same = [column for each, column in zip(classes, columns, strict=True) if each == label]
-        if len(same) > 1:
-            raise DatasetError(
-                f"{name} has {len(same)} columns for the class {label!r}: {', '.join(map(repr, same))}",
-                hint="Keep one of them; names of classes that differ only in case are one class",
-            )
 
 
 def check_sums(file: PredictionsFile, missing: str = "") -> None:

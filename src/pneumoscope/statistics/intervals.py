@@ -362,13 +362,7 @@ def patient_bootstraps(
 
 
 def too_few_of(count: int, group: str, purpose: str) -> str:
-    """Return the reason why a class has fewer than `MIN_PATIENTS` patients; "" if it has not.
-
-    Args:
-        count: Number of its patients.
-        group: The class, such as "the class virus".
-        purpose: That for which they are too few, such as "a bootstrap".
-    """
+    """Return the reason why `count` patients of a group, such as "the class virus", are too few for a purpose; "" if not."""
     if count >= MIN_PATIENTS:
         return ""
     which = f"1 patient of {group} is" if count == 1 else f"{count} patients of {group} are"
@@ -383,10 +377,7 @@ def _too_few_patients(groups: IntArray, labels: BoolArray, *, by_label: bool) ->
     if n_patients < MIN_PATIENTS:
         return f"{n_patients} patients are too few for a bootstrap, which needs {MIN_PATIENTS}"
     by_side = [len(np.unique(groups[side])) for side in (labels, ~labels) if by_label and side.any()]
-    if by_side and min(by_side) < MIN_PATIENTS:
-        patients = "1 patient of one label is" if min(by_side) == 1 else f"{min(by_side)} patients of one label are"
-        return f"{patients} too few for a bootstrap, which needs {MIN_PATIENTS} of each"
-    return ""
+    return too_few_of(min(by_side), "one label", "a bootstrap") if by_side else ""
 
 
 def _resample(
