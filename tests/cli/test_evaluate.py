@@ -14,6 +14,7 @@ from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli.evaluate import command
 from pneumoscope.core.errors import UsageError
 from pneumoscope.data.layouts import load_manifest
+from pneumoscope.evaluation.evaluation_target import EvaluationTarget
 from pneumoscope.inference.model import load_model
 from pneumoscope.runs.evaluations import read_evaluation
 
@@ -47,6 +48,16 @@ def test_folder_of_the_results_is_printed(maker):
     bundle = invoke(maker.bundle(maker.root / "bundle"), "--data", images)
     assert bundle.stderr.splitlines()[-1] == "note: the results are not written; --out FOLDER keeps them"
     assert "results " not in bundle.stdout
+
+
+def test_the_printed_folder_is_the_one_that_was_written(maker, monkeypatch):
+    chosen = maker.root / "chosen"
+    monkeypatch.setattr(EvaluationTarget, "results_folder", lambda *_, **__: chosen)
+    for run, images in ((maker.run(), maker.images()), (maker.multiclass_run(), maker.classes())):
+        result = invoke(run, "--data", images, "--force")
+        assert result.stdout.splitlines()[-1] == f"results {chosen}"
+        assert json.loads((chosen / "evaluation.json").read_text())["n"] > 0
+        shutil.rmtree(chosen)
 
 
 def test_tables_show_every_number_with_its_interval(maker):

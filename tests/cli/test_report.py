@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli.report import command
-from pneumoscope.core.errors import UsageError
+from pneumoscope.core.errors import UnknownNameError, UsageError
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.reporting.report_files import report
 
@@ -59,6 +59,21 @@ def test_operating_point_is_that_of_predict_unless_an_evaluation_lacks_it(runs, 
     chosen = invoke(full, "--operating-point", "rule_in", "--out", tmp_path / "chosen")
     assert "the operating point is" not in chosen.stderr
     assert report([full]).comparison.operating_point == "balanced"
+
+
+def test_operating_point_is_the_only_one_that_all_evaluations_have(shared_maker, tmp_path):
+    images = shared_maker.images("only", seed=7)
+    some, other = shared_maker.run("some", gain=0.03), shared_maker.run("other", gain=0.02)
+    for run, points in ((some, ["rule_in", "balanced"]), (other, ["rule_in"])):
+        evaluate(run, images, ledger=shared_maker.root / "only.jsonl", operating_points=points)
+    result = invoke(some, other, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.exception
+    assert "note: the operating point is rule_in; --operating-point chooses another" in result.stderr
+    evaluate(other, images, ledger=shared_maker.root / "only.jsonl", operating_points=["rule_out"])
+    evaluate(some, images, ledger=shared_maker.root / "only.jsonl", operating_points=["rule_out"])
+    ambiguous = invoke(some, other, "--out", tmp_path / "ambiguous")
+    assert isinstance(ambiguous.exception, UnknownNameError)
+    assert "Known: balanced, rule_in, rule_out; or evaluate it with --operating-point half" in ambiguous.exception.hint
 
 
 @pytest.mark.slow

@@ -7,12 +7,19 @@ import sys
 
 import pytest
 
+from pneumoscope.bundle.evidence import interval_text
 from pneumoscope.core import results
 from pneumoscope.core.comparison import Comparison, RunSummary
 from pneumoscope.core.errors import MissingExtraError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.interval import Interval
-from pneumoscope.core.result_forms import decimals_to_distinguish, format_decimals, to_json, with_minus_signs
+from pneumoscope.core.result_forms import (
+    decimals_to_distinguish,
+    format_decimals,
+    format_limit,
+    to_json,
+    with_minus_signs,
+)
 from pneumoscope.core.results import (
     SCHEMA,
     Confusion,
@@ -24,6 +31,9 @@ from pneumoscope.core.results import (
     SetDifference,
     Subgroup,
 )
+from pneumoscope.evaluation.comparison.paired_findings import percentage_points
+from pneumoscope.reporting.table_forms import cell_text
+from pneumoscope.reporting.templating import environment
 
 HALF = Interval(value=0.5, low=0.25, high=0.75, method="wilson", n=12)
 UNDEFINED = Interval(
@@ -247,12 +257,42 @@ def test_json_and_rows_have_hyphens():
     assert record.rows()[0]["value"] == -0.5
 
 
+@pytest.mark.parametrize(
+    ("value", "style", "text"),
+    [
+        (-0.0004, ".3f", "-0.0004"),
+        (0.00004, "+.3f", "+0.00004"),
+        (-0.0004, ".1%", "-0.04%"),
+        (0.0006, ".3f", "0.001"),
+        (0.0, ".3f", "0.000"),
+        (1e-17, ".3f", "0.000"),  # an error of rounding
+        (0.0004, "g", "0.0004"),
+    ],
+)
+def test_limits_near_0_show_on_which_side_they_are(value, style, text):
+    assert format_limit(value, style) == text
+
+
+def test_intervals_that_end_near_0_show_on_which_side_everywhere():
+    interval = Interval(0.02, -0.0004, 0.00002, "wilson", 9)
+    minus = "\N{MINUS SIGN}"
+    assert str(interval) == f"0.020 [{minus}0.0004, 0.00002]"
+    assert f"{interval:+.3f}" == f"+0.020 [{minus}0.0004, +0.00002]"
+    assert cell_text(interval, 3) == f"0.020 ({minus}0.0004 to 0.00002)"
+    assert interval_text(dataclasses.asdict(interval)) == str(interval)
+    assert percentage_points(interval) == f"+2.0 percentage points [{minus}0.04, 0.002]"
+    template = environment().from_string("{% import 'parts.html' as part %}{{ part.metric(i, sign=true) }}")
+    assert f"{minus}0.0004 to +0.00002" in template.render(i=interval)
+
+
 def test_minus_signs_are_those_of_numbers_only():
     minus = "\N{MINUS SIGN}"
     assert with_minus_signs("-0.000 [-0.001, -0.0], -0, -0.0%, x-0.0, -0.01") == (
         f"0.000 [{minus}0.001, 0.0], 0, 0.0%, x-0.0, {minus}0.01"
     )
-    assert with_minus_signs(f"{-0.0004:+.3f} to {0.0004:+.3f}") == "0.000 to +0.000"
+    assert with_minus_signs(f"{-0.0004:+.3f} to {0.0004:+.3f}, +0, +0.0%, +0.01, 1e+0") == (
+        "0.000 to 0.000, 0, 0.0%, +0.01, 1e+0"
+    )
     text = with_minus_signs("vgg19-adam-32 -0.5 [-1, 2], 2026-01-02, 1e-05, sens-0.9, (-.5)")
     assert text == f"vgg19-adam-32 {minus}0.5 [{minus}1, 2], 2026-01-02, 1e-05, sens-0.9, ({minus}.5)"
 

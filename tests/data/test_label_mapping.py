@@ -215,6 +215,24 @@ def test_new_name_that_resembles_a_class_is_remarked_on() -> None:
     assert not any("separate class" in note for note in _read(THREE, renamed=(("virus", "viral"),)).notes)
 
 
+@pytest.mark.parametrize(
+    ("kept", "made", "similar"),
+    [
+        ("grade1", "grade2", False),
+        ("class_1", "class_10", False),
+        ("type I", "type II", False),
+        ("Type_IV", "type_v", False),
+        ("grade1", "grad1", True),
+        ("mild pneumonia", "milx pneumonia", True),  # no Roman numeral, but a mistake
+    ],
+)
+def test_names_that_differ_in_their_number_only_are_not_remarked_on(kept: str, made: str, similar: bool) -> None:
+    text = f"path,label\na.png,{kept}\nb.png,other\nc.png,normal\n"
+    manifest = _read(text, renamed=(("other", made),))
+    assert {*manifest.classes} == {kept, made, "normal"}
+    assert any("is a separate class" in note for note in manifest.notes) == similar
+
+
 def test_label_that_resembles_a_stated_class_is_mapped_to_it_in_the_hint() -> None:
     with pytest.raises(
         DatasetError, match="the label 'bacteria' is not one of the classes normal, Bacterial, virus"

@@ -246,6 +246,14 @@ def test_missing_column_of_a_known_class_is_named(write):
         read_class_predictions_file(file, DEFAULT, ("a", "b", "c"))
 
 
+@pytest.mark.parametrize("scale", ["logit", "probability"])
+def test_two_columns_of_one_class_are_refused(write, scale):
+    file = write(f"path,{scale}_normal,{scale}_Virus,{scale}_virus\na.png,0.5,0.1,0.4\n")
+    message = rf"has 2 columns for the class 'virus': '{scale}_Virus', '{scale}_virus'"
+    with pytest.raises(DatasetError, match=message):
+        read_class_predictions_file(file, PredictionColumns(), ("virus", "normal"))
+
+
 def test_other_classes_than_expected_are_refused(write):
     file = write("path,probability_a,probability_b\nx,0.5,0.5\n")
     with pytest.raises(DatasetError, match="predictions for the classes a, b; expected a, c"):

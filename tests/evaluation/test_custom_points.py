@@ -30,7 +30,7 @@ def test_names_have_the_shortest_form_of_the_number(text, point):
     assert parse_custom_point(text) == point
 
 
-@pytest.mark.parametrize("text", ["1.3", "0", "1", "sens=95", "spec=", "sens=high", "nan", "f1=0.5"])
+@pytest.mark.parametrize("text", ["1.3", "0", "1", "sens=95", "spec=", "sens=high", "nan", "f1=0.5", "SENS=95"])
 def test_impossible_numbers_are_an_error_with_examples(text):
     with pytest.raises(UsageError, match="operating point") as error:
         parse_custom_point(text)
@@ -44,12 +44,22 @@ def test_impossible_numbers_are_an_error_with_examples(text):
         ("sensitivity=.9", "Did you mean 'sens=.9'?"),
         ("Specificty=0.9", "Did you mean 'spec=0.9'?"),
         ("BACTERIA=0.9", "Give a name, a probability such as 0.3"),
+        ("=0.9", "Give a name, a probability such as 0.3"),
     ],
 )
 def test_near_misses_of_a_target_are_named(text, hint):
     with pytest.raises(UsageError, match=f"there is no operating point '{text}'") as error:
         parse_custom_point(text)
     assert error.value.hint.startswith(hint)
+
+
+@pytest.mark.parametrize("text", ["SENS=95", "sensitivity=abc", "Specificty=0", "spec.=nan"])
+def test_a_suggestion_that_would_fail_again_is_not_made(text):
+    rule = "sensitivity" if text.casefold().startswith("sens") else "specificity"
+    with pytest.raises(UsageError) as error:
+        parse_custom_point(text)
+    assert error.value.message == f"the {rule} of the operating point {text!r} is not a number between 0 and 1"
+    assert "Did you mean" not in error.value.hint
 
 
 def test_each_name_occurs_once():

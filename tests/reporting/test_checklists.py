@@ -282,7 +282,7 @@ def test_file_of_a_measurement_is_named_once_in_an_item(one: tuple[Any, Path]) -
     assert text.index("phantoms") < text.index("robustness.json") < text.index("center blanked")
 
 
-def test_measurements_of_several_versions_are_told_apart(build: Any) -> None:
+def test_measurements_of_several_versions_are_distinguished(build: Any) -> None:
     comparison, folders = build(["quick", "slow"], published=False)
     measured(folders[0] / "bundle/evidence")
     measured(folders[1] / "bundle/evidence", version="0.2.0")

@@ -297,7 +297,7 @@ def test_latex_of_sentences_has_columns_with_widths_that_fill_the_page_and_may_b
 
 
 @pytest.mark.parametrize(("dashes", "escaped"), [("--", "-{}-"), ("---", "-{}-{}-"), ("----", "-{}-{}-{}-")])
-def test_latex_of_several_hyphens_is_no_dash(dashes: str, escaped: str) -> None:
+def test_latex_of_several_hyphens_is_not_a_dash(dashes: str, escaped: str) -> None:
     assert f"a{escaped}b" in to_latex(Table("t", "T.", ("A",), ((f"a{dashes}b",),)))
 
 

@@ -15,6 +15,7 @@ from pneumoscope.statistics.heterogeneity import (
     proportion_heterogeneity,
     unpaired_auroc_difference,
 )
+from pneumoscope.statistics.roc import auroc_interval, delong_covariance
 
 
 def group(n, shift, seed, per_patient=1):
@@ -91,7 +92,7 @@ def test_difference_of_two_aurocs_has_the_deviation_of_a_bootstrap():
     interval = unpaired_auroc_difference(a, b)
     areas = [metrics.roc_auc_score(labels, scores) for scores, labels, _ in (a, b)]
     assert interval.value == pytest.approx(areas[0] - areas[1])
-    assert (interval.n, interval.method) == (280, "delong, unpaired")
+    assert (interval.n, interval.method) == (280, "delong, mover, unpaired")
     random, draws = np.random.default_rng(0), []
     for _ in range(1000):
         sample = []
@@ -112,14 +113,77 @@ def test_repeated_patients_widen_the_difference():
         unpaired_auroc_difference(each, group(100, 1.0, 1)) for each in ((scores, labels, [""] * 60), twice)
     )
     assert (double.low, double.high) == pytest.approx((single.low, single.high), abs=0.01)
-    assert double.method == "delong by patient, unpaired"
+    assert double.method == "delong by patient and delong, mover, unpaired"
 
 
 def test_heterogeneity_of_two_aurocs_is_the_test_of_their_difference():
     a, b = group(120, 1.5, 0), group(160, 0.6, 1)
-    interval = unpaired_auroc_difference(a, b)
-    deviation = (interval.high - interval.low) / (2 * stats.norm.ppf(0.975))
-    assert auroc_heterogeneity([a, b]) == pytest.approx(2 * stats.norm.sf(abs(interval.value) / deviation))
+    (area_a, area_b), (variance_a, variance_b) = zip(
+        *(delong_covariance(scores, labels, np.arange(len(labels))) for scores, labels, _ in (a, b)), strict=True
+    )
+    z = abs(area_a - area_b) / np.sqrt(variance_a + variance_b)
+    assert auroc_heterogeneity([a, b]) == pytest.approx(2 * stats.norm.sf(z).item())
+
+
+def test_interval_of_a_difference_is_recovered_from_those_of_both_aurocs():
+    """Each AUROC has DeLong's interval on the logit scale; the variances are those of pROC's formula by hand."""
+    a, b = group(60, 1.5, 0), group(90, 0.8, 1)
+    limits = []
+    for scores, labels, _ in (a, b):
+        x, y = scores[labels], scores[~labels]
+        wins = (x[:, None] > y[None, :]) + 0.5 * (x[:, None] == y[None, :])
+        area = wins.mean()
+        error = np.sqrt(wins.mean(axis=1).var(ddof=1) / len(x) + wins.mean(axis=0).var(ddof=1) / len(y))
+        step = stats.norm.ppf(0.975) * error / (area * (1 - area))
+        odds = np.log(area / (1 - area))
+        limits.append((area, *(1 / (1 + np.exp(-(odds + sign * step))) for sign in (-1, 1))))
+    (p, low_p, high_p), (q, low_q, high_q) = limits
+    found = unpaired_auroc_difference(a, b)
+    assert found.low == pytest.approx(p - q - np.hypot(p - low_p, high_q - q))
+    assert found.high == pytest.approx(p - q + np.hypot(high_p - p, q - low_q))
+
+
+def test_a_set_that_is_separated_perfectly_does_not_count_as_known_exactly():
+    separated = np.arange(12.0), np.repeat([False, True], 6), [""] * 12
+    other = group(500, 1.7, 2)
+    own = auroc_interval(*separated)
+    assert (own.value, own.method) == (1.0, "wilson of 6 pairs")
+    found = unpaired_auroc_difference(separated, other)
+    assert found.value - found.low > 1 - own.low > 0.3
+    assert found.method == "wilson of 6 pairs and delong, mover, unpaired"
+    both = unpaired_auroc_difference(separated, separated)
+    assert (both.value, both.high) == (0.0, pytest.approx(1 - own.low))
+
+
+@pytest.mark.parametrize("few", [2, 5])
+def test_difference_needs_six_patients_of_each_label_in_both_sets(few):
+    scores, labels, _ = group(80, 1.0, 0)
+    rows = np.r_[np.flatnonzero(labels)[:few], np.flatnonzero(~labels)]
+    small = scores[rows], labels[rows], [""] * len(rows)
+    reason = f"{few} patients of the class PNEUMONIA are too few for a difference in AUROC, which needs 6 of each"
+    for pair in ((small, group(80, 1.0, 1)), (group(80, 1.0, 1), small)):
+        with pytest.raises(UndefinedMetricError) as error:
+            unpaired_auroc_difference(*pair)
+        assert error.value.message == reason
+    # Repeated images of five patients are not six patients.
+    rows = np.r_[np.flatnonzero(labels)[:6], np.flatnonzero(~labels)]
+    keys = ["first", "first", *map(str, range(len(rows) - 2))]
+    with pytest.raises(UndefinedMetricError, match="5 patients of the class PNEUMONIA"):
+        unpaired_auroc_difference((scores[rows], labels[rows], keys), group(80, 1.0, 1))
+
+
+def test_interval_of_a_difference_covers_if_a_label_is_rare():
+    """Sets of 60 and 60, and of 6 and 60 images, 600 times without a difference; a normal interval covers 85%."""
+    random, covered = np.random.default_rng(18), 0
+    distance = np.sqrt(2) * stats.norm.ppf(0.95)
+    for _ in range(600):
+        sets = []
+        for n in (6, 60):
+            labels = np.repeat([True, False], [n, 60])
+            sets.append((random.normal(size=n + 60) + distance * labels, labels, [""] * (n + 60)))
+        interval = unpaired_auroc_difference(*sets)
+        covered += interval.low <= 0 <= interval.high
+    assert 0.92 < covered / 600 < 0.975
 
 
 def test_equal_aurocs_are_rejected_as_often_as_stated():
@@ -130,8 +194,6 @@ def test_equal_aurocs_are_rejected_as_often_as_stated():
 
 def test_aurocs_without_variance_are_undefined():
     separated = np.array([0.0, 1.0, 2.0, 3.0]), np.array([False, False, True, True]), ["", "", "", ""]
-    with pytest.raises(UndefinedMetricError, match="separated perfectly"):
-        unpaired_auroc_difference(separated, separated)
     with pytest.raises(UndefinedMetricError, match="separated perfectly"):
         auroc_heterogeneity([separated, group(40, 1.0, 0)])
     with pytest.raises(UndefinedMetricError, match="needs 2 patients in each class"):

@@ -32,7 +32,7 @@ from pneumoscope.statistics.multiclass import (
     pair_metrics,
     set_metrics,
 )
-from pneumoscope.statistics.multiclass_paired import macro_auroc_covariance, macro_auroc_test
+from pneumoscope.statistics.multiclass_paired import macro_auroc_area, macro_auroc_covariance, macro_auroc_test
 from pneumoscope.statistics.paired import delong_test
 from pneumoscope.statistics.probabilities import log_odds, softmax
 from pneumoscope.statistics.roc import delong_covariance, weighted_macro_auroc
@@ -463,15 +463,23 @@ def test_unpaired_difference_of_macro_aurocs_of_two_classes_is_that_of_delong() 
     patients = [str(i // 2) for i in range(60)]
     y = [np.repeat(random.integers(0, 2, 30), 2) for _ in range(2)]
     scores = [random.normal(size=60) + strength * each for strength, each in zip((1.0, 0.4), y, strict=True)]
-    groups = patient_groups(patients, 60)
-    areas = []
-    for x, each in zip(scores, y, strict=True):
-        area, variance = macro_auroc_covariance(np.stack([-x, x], axis=1)[None], each, NAMES[:2], groups)
-        areas.append((float(area[0]), float(variance[0, 0])))
-    found = unpaired_area_difference(*areas, method="delong by patient", n=120)
+    areas = [
+        macro_auroc_area(np.stack([-x, x], axis=1), each, NAMES[:2], patients)
+        for x, each in zip(scores, y, strict=True)
+    ]
+    found = unpaired_area_difference(*areas)
     expected = unpaired_auroc_difference(*((x, each == 1, patients) for x, each in zip(scores, y, strict=True)))
-    assert (found.method, found.n) == (expected.method, expected.n)
+    assert found.method == "delong, mean of classes, by patient, mover, unpaired"
+    assert (expected.method, found.n) == ("delong by patient, mover, unpaired", expected.n)
     assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
+
+
+def test_a_macro_auroc_of_classes_that_are_separated_perfectly_has_the_interval_of_pairs() -> None:
+    y = np.repeat([0, 1, 2], [9, 6, 8])
+    found = macro_auroc_area(np.eye(3)[y], y, NAMES)
+    expected = wilson(6, 6)
+    assert (found.value, found.low, found.high) == (1.0, expected.low, expected.high)
+    assert (found.method, found.n) == ("wilson of 6 pairs", 23)
 
 
 def test_equal_rankings_have_no_test(data) -> None:

@@ -18,7 +18,7 @@ from pneumoscope.bundle.card import Card
 from pneumoscope.bundle.multiclass_card import MulticlassCard
 from pneumoscope.core.errors import BundleError
 from pneumoscope.core.messages import patients_text
-from pneumoscope.core.result_forms import with_minus_signs
+from pneumoscope.core.result_forms import format_limit, with_minus_signs
 
 __all__ = [
     "EVIDENCE",
@@ -190,4 +190,5 @@ def interval_text(interval: Json) -> str:
         return f"undefined: {interval['reason']}"
     if interval["low"] is None or interval["high"] is None:
         return with_minus_signs(f"{interval['value']:.3f}") + f" (no interval: {interval['reason']})"
-    return with_minus_signs(f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]")
+    low, high = (format_limit(interval[limit], ".3f") for limit in ("low", "high"))
+    return with_minus_signs(f"{interval['value']:.3f} [{low}, {high}]")

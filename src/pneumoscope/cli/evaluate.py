@@ -247,6 +247,7 @@ def _evaluate_predictions(
         binary_options: Those of predictions for NORMAL and PNEUMONIA only.
         as_json: Print one JSON document.
     """
+    from pneumoscope.core.with_figures import written_folder
     from pneumoscope.data.predictions_file import has_class_columns
     from pneumoscope.evaluation.external_predictions import evaluate_predictions
     from pneumoscope.evaluation.multiclass.external_predictions import evaluate_multiclass_predictions
@@ -255,28 +256,27 @@ def _evaluate_predictions(
         points, prevalence = binary_options["operating_points"], binary_options["prevalence"]
         refuse_options({"--operating-point": points, "--prevalence": prevalence})
         evaluation, _ = evaluate_multiclass_predictions(file, data, **options)
-        _print_classes(evaluation, options["out"], as_json=as_json)
+        _print_classes(evaluation, written_folder(evaluation), as_json=as_json)
         return
     points = binary_options["operating_points"] or None
     found, _ = evaluate_predictions(file, data, **options, **{**binary_options, "operating_points": points})
-    _print_result(found, options["out"], as_json=as_json)
+    _print_result(found, written_folder(found), as_json=as_json)
 
 
 def _evaluate_runs(targets: EvaluationTargets, data: Path, options: Mapping[str, Any], *, as_json: bool) -> None:
     """Evaluate and print models for NORMAL and PNEUMONIA."""
-    from pneumoscope.bundle.site_profile import read_site_profile
+    from pneumoscope.core.with_figures import written_folder
     from pneumoscope.evaluation.evaluate import OPERATING_POINTS, evaluate
     from pneumoscope.evaluation.external_predictions import FIXED_POINT
 
     default_points = (FIXED_POINT,) if targets.is_folds else OPERATING_POINTS
     options = {**options, "operating_points": options["operating_points"] or default_points}
-    site_sha256 = "" if options["site"] is None else read_site_profile(options["site"]).sha256
-    evaluations, folders = [], []
+    evaluations = []
     for each in targets.members:
         with targets.progress(each) as progress:
-            evaluation, images = evaluate(each, data, split=targets.split, progress=progress, **options)
+            evaluation, _ = evaluate(each, data, split=targets.split, progress=progress, **options)
         evaluations.append(evaluation)
-        folders.append(targets.results_folder(each, data, images, options["out"], options["name"], site_sha256))
+    folders = [*map(written_folder, evaluations)]
     if targets.runs:
         print_runs(targets, evaluations, folders, as_json=as_json)
     else:
@@ -285,14 +285,15 @@ def _evaluate_runs(targets: EvaluationTargets, data: Path, options: Mapping[str,
 
 def _evaluate_classes(targets: EvaluationTargets, data: Path, options: Mapping[str, Any], *, as_json: bool) -> None:
     """Evaluate and print models of several classes."""
+    from pneumoscope.core.with_figures import written_folder
     from pneumoscope.evaluation.multiclass.evaluate import evaluate_multiclass
 
-    evaluations, folders = [], []
+    evaluations = []
     for each in targets.members:
         with targets.progress(each) as progress:
-            evaluation, images = evaluate_multiclass(each, data, split=targets.split, progress=progress, **options)
+            evaluation, _ = evaluate_multiclass(each, data, split=targets.split, progress=progress, **options)
         evaluations.append(evaluation)
-        folders.append(targets.results_folder(each, data, images, options["out"], options["name"]))
+    folders = [*map(written_folder, evaluations)]
     if targets.runs:
         print_runs(targets, evaluations, folders, as_json=as_json)
     else:

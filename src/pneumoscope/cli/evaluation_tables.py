@@ -45,13 +45,14 @@ def interval_table(
 
 def _cells(interval: Interval) -> tuple[str, str, str, str]:
     """Return value, ends, n and method as text; the reason in place of ends that are undefined."""
-    from pneumoscope.core.result_forms import method_name, with_minus_signs
+    from pneumoscope.core.result_forms import format_limit, method_name, with_minus_signs
 
     if interval.value is None:
         return "-", interval.reason, str(interval.n), method_name(interval.method)
     ends = interval.reason
     if interval.low is not None and interval.high is not None:
-        ends = with_minus_signs(f"{interval.low:.3f} to {interval.high:.3f}")
+        low, high = (format_limit(limit, ".3f") for limit in (interval.low, interval.high))
+        ends = with_minus_signs(f"{low} to {high}")
     return with_minus_signs(f"{interval.value:.3f}"), ends, str(interval.n), method_name(interval.method)
 
 

@@ -6,13 +6,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from pneumoscope.cli.progress import image_progress
-
-if TYPE_CHECKING:
-    from pneumoscope.core.multiclass_results import MulticlassScoredImage
-    from pneumoscope.core.results import ScoredImage
 
 __all__ = ["EvaluationTargets"]
 
@@ -60,30 +56,6 @@ class EvaluationTargets:
     def members(self) -> tuple[Path, ...]:
         """The runs and bundles to evaluate."""
         return self.runs or (self.folder,)
-
-    def results_folder(
-        self,
-        member: Path,
-        data: Path,
-        images: Sequence[ScoredImage] | Sequence[MulticlassScoredImage],
-        out: Path | None,
-        name: str | None,
-        site_sha256: str = "",
-    ) -> Path | None:
-        """Return the folder that the results of a run or bundle were written to; None for a bundle without one.
-
-        Args:
-            member: The run or bundle.
-            data, images: The images that were evaluated.
-            out, name: Folder of the results and name of the evaluation, if they were given.
-            site_sha256: Hash of the site profile; "" without one.
-        """
-        from pneumoscope.evaluation.evaluation_target import EvaluationTarget, default_name
-        from pneumoscope.runs.run_folder import evaluation_folder
-
-        if out is not None or (run := EvaluationTarget.find(member).run) is None:
-            return out
-        return evaluation_folder(run, name or default_name(run, data, self.split, images, site_sha256))
 
     def progress(self, member: Path) -> AbstractContextManager[Callable[[int, int], None] | None]:
         """Return the progress bar of a run or bundle."""

@@ -29,7 +29,7 @@ __all__ = ["command"]
     default="",
     metavar="NAME|NUMBER",
     help="Operating point of the threshold metrics, also a custom one of the evaluations, such as 0.3 or sens=0.95.  [default:"
-    " balanced, as for `predict`; half if an evaluation lacks it]",
+    " balanced, as for `predict`; half if an evaluation lacks it; or else the only one that all have]",
 )
 @evaluation_name_option
 @click.option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from pneumoscope.core.result_forms import with_minus_signs
+from pneumoscope.core.result_forms import format_limit, with_minus_signs
 
 __all__ = ["Interval"]
 
@@ -37,11 +37,12 @@ class Interval:
         return format(self, ".3f")
 
     def __format__(self, style: str) -> str:
-        """Return the text of `str`, with numbers in another format, such as ".1%"."""
+        """Return the text of `str`, with numbers in another format, such as ".1%"; see `result_forms.format_limit`."""
         if not style:
             return str(self)
         if self.value is None:
             return f"undefined ({self.reason})"
         if self.low is None or self.high is None:
             return with_minus_signs(f"{self.value:{style}}") + (f" (no interval: {self.reason})" if self.reason else "")
-        return with_minus_signs(f"{self.value:{style}} [{self.low:{style}}, {self.high:{style}}]")
+        low, high = (format_limit(limit, style) for limit in (self.low, self.high))
+        return with_minus_signs(f"{self.value:{style}} [{low}, {high}]")

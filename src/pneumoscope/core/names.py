@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
-__all__ = ["closest_name"]
+__all__ = ["closest_name", "differ_in_number"]
+
+_NUMBER = re.compile(r"\d+|(?<![^\W_])[ivx]+(?![^\W_])")  # in a name in lower case; Roman numerals as words
 
 
 def closest_name(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -19,3 +22,9 @@ def closest_name(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     by_case = {each.casefold(): each for each in reversed(list(known))}
     closest = difflib.get_close_matches(name.casefold(), by_case, n=1, cutoff=cutoff)
     return by_case[closest[0]] if closest else ""
+
+
+def differ_in_number(a: str, b: str) -> bool:
+    """Return True if two names differ only in their digits or Roman numerals, as those of grades and types do."""
+    words = [_NUMBER.sub("0", name.casefold()) for name in (a, b)]
+    return words[0] == words[1] and a.casefold() != b.casefold()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "decimals_to_distinguish",
     "format_decimals",
+    "format_limit",
     "interval_rows",
     "method_name",
     "rows_dataframe",
@@ -39,6 +40,7 @@ _PRINTED_NAMES = {
     "obuchowski-rockette": "Obuchowski-Rockette",
     "mercaldo": "Mercaldo",
     "mover-r": "MOVER-R",
+    "mover": "MOVER",
     "nadeau-bengio": "Nadeau-Bengio",
     "newcombe": "Newcombe",
     "simel": "Simel",
@@ -53,12 +55,32 @@ def method_name(method: str) -> str:
 
 
 def with_minus_signs(text: str) -> str:
-    """Return text for people with true minus signs in front of its numbers, and none in front of 0.
+    """Return text for people with true minus signs in front of its numbers, and no sign in front of 0.
 
     CSV and JSON have hyphens, which programs parse.
     """
-    text = re.sub(r"(?<![\w.])-(?=0(?:\.0+)?(?![\w.]*\d))", "", text)
+    text = re.sub(r"(?<![\w.])[-+](?=0(?:\.0+)?(?![\w.]*\d))", "", text)
     return re.sub(r"(?<![\w.])-(?=[\d.])", "\N{MINUS SIGN}", text)
+
+
+def format_limit(value: float, style: str) -> str:
+    """Return the limit of an interval in a format; with more decimals if it would be printed as 0 and is not.
+
+    Otherwise it would be unknown on which side of 0 the limit is. A limit that is printed as 0 with six decimals is one.
+
+    Args:
+        value: The limit.
+        style: A format with decimals, such as ".3f", "+.3f" or ".1%".
+    """
+    text = f"{value:{style}}"
+    match = re.fullmatch(r"(.*\.)(\d+)([f%])", style)
+    if value == 0 or match is None or re.search("[1-9]", text):
+        return text
+    for decimals in range(int(match[2]) + 1, _MAX_DECIMALS + 1):
+        longer = f"{value:{match[1]}{decimals}{match[3]}}"
+        if re.search("[1-9]", longer):
+            return longer
+    return text
 
 
 def decimals_to_distinguish(rows: Iterable[Sequence[float]], least: int = 3) -> int:

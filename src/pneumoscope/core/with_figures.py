@@ -1,4 +1,7 @@
-"""Figures of records: drawn on request from scored images, which the records themselves do not contain."""
+"""Figures and folders of records: they are not fields of the records.
+
+Figures are drawn on request from scored images, which the records themselves do not contain.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ from pneumoscope.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from pneumoscope.reporting.named_figure import NamedFigure
 
-__all__ = ["WithFigures", "attach_source"]
+__all__ = ["WithFigures", "attach_folder", "attach_source", "written_folder"]
 
 _Record = TypeVar("_Record", bound="WithFigures")
 
@@ -20,13 +24,15 @@ _Record = TypeVar("_Record", bound="WithFigures")
 class WithFigures:
     """A record with figures.
 
-    Their source is not a field of the record: it is not written to files, and is lost in copies and pickles.
+    Their source, and the folder of the record, are not fields of the record: they are not written to files, and are lost in
+    copies and pickles.
     """
 
-    __slots__ = ("_drawn", "_source")
+    __slots__ = ("_drawn", "_folder", "_source")
 
     if TYPE_CHECKING:  # msgspec reads annotations of classes as fields
         _drawn: Mapping[str, NamedFigure]
+        _folder: Path
         _source: Any
 
     @property
@@ -60,3 +66,15 @@ def attach_source(record: _Record, source: Any) -> _Record:
     """Return the record, after stating what its figures are drawn from; see `reporting.record_figures`."""
     object.__setattr__(record, "_source", source)
     return record
+
+
+def attach_folder(record: _Record, folder: Path) -> _Record:
+    """Return the record, after stating the folder that it was written to."""
+    object.__setattr__(record, "_folder", folder)
+    return record
+
+
+def written_folder(record: WithFigures) -> Path | None:
+    """Return the folder that a record was written to; None if it was not written, or was read from a file, copied or changed."""
+    folder: Path | None = getattr(record, "_folder", None)
+    return folder

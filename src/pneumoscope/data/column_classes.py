@@ -1,4 +1,4 @@
-"""Check the classes that `--probability-column CLASS=COLUMN` and `--logit-column CLASS=COLUMN` name."""
+"""Classes of columns with predictions: those that are named with `--probability-column CLASS=COLUMN`, and all of a file."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pneumoscope.core.errors import UnknownNameError, UsageError
+from pneumoscope.core.errors import DatasetError, UnknownNameError, UsageError
 from pneumoscope.data.classes import LABELS
 
 if TYPE_CHECKING:
     from pneumoscope.data.predictions_file import PredictionColumns
 
-__all__ = ["check_column_classes", "check_column_labels", "check_single_class", "single_class_error", "spelled_as"]
+__all__ = [
+    "check_column_classes",
+    "check_column_labels",
+    "check_single_class",
+    "columns_by_class",
+    "single_class_error",
+    "spelled_as",
+]
 
 
 def check_column_classes(columns: PredictionColumns, classes: Iterable[str]) -> None:
@@ -43,6 +50,29 @@ def spelled_as(classes: Sequence[str], names: Iterable[str]) -> list[str]:
     """
     by_case = {label.casefold(): label for label in classes}
     return [by_case.get(name.casefold(), name) for name in names]
+
+
+def columns_by_class(classes: Sequence[str], names: Sequence[str], columns: Sequence[str], file: str) -> dict[str, str]:
+    """Return the column of each class, in the spelling of `spelled_as`.
+
+    Args:
+        classes: The classes that exist.
+        names: Class of each column.
+        columns: The columns.
+        file: Name of the file.
+
+    Raises:
+        DatasetError: Two columns are of one class.
+    """
+    spelled = spelled_as(classes, names)
+    for label in dict.fromkeys(spelled):
+        same = [column for each, column in zip(spelled, columns, strict=True) if each == label]
+        if len(same) > 1:
+            raise DatasetError(
+                f"{file} has {len(same)} columns for the class {label!r}: {', '.join(map(repr, same))}",
+                hint="Keep one of them; names of classes that differ only in case are one class",
+            )
+    return dict(zip(spelled, columns, strict=True))
 
 
 def check_column_labels(columns: PredictionColumns, labels: Sequence[str]) -> None:

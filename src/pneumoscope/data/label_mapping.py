@@ -17,7 +17,7 @@ from typing import Literal, Protocol, get_args
 
 from pneumoscope.core.errors import DatasetError, ManifestError, UnknownNameError, UsageError
 from pneumoscope.core.messages import counted
-from pneumoscope.core.names import closest_name
+from pneumoscope.core.names import closest_name, differ_in_number
 from pneumoscope.data.classes import LABELS, check_class_order
 from pneumoscope.data.patients import find_patient_column, parse_file_name
 
@@ -290,7 +290,8 @@ def _check_targets(known: Mapping[str, int], name: str, mapping: LabelMapping) -
     kept = [label for label in known if label.casefold() not in sources]
     notes = []
     for source, target in mapping.renamed:
-        if target in kept or target.upper() in LABELS or not (closest := closest_name(target, kept, _SIMILAR)):
+        similar = [label for label in kept if not differ_in_number(target, label)]
+        if target in kept or target.upper() in LABELS or not (closest := closest_name(target, similar, _SIMILAR)):
             continue
         meant = "--map " + shlex.quote(f"{source}={closest}")
         if closest.casefold() == target.casefold():

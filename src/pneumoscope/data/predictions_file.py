@@ -12,7 +12,7 @@ from typing import Literal
 from pneumoscope.core.errors import DatasetError, LayoutError, UnknownNameError, UsageError
 from pneumoscope.core.messages import counted
 from pneumoscope.data.classes import LABELS, sort_classes
-from pneumoscope.data.column_classes import check_column_classes, single_class_error, spelled_as
+from pneumoscope.data.column_classes import check_column_classes, columns_by_class, single_class_error
 from pneumoscope.data.csv_table import CsvTable
 from pneumoscope.data.layouts import SPLIT_FOLDERS
 from pneumoscope.data.prediction_values import check_probabilities, parse_numbers
@@ -134,12 +134,12 @@ def read_class_predictions_file(file: Path, columns: PredictionColumns, order: S
     Raises:
         UsageError, LayoutError, UnknownNameError: See `read_predictions_file`; or a column is named for a class that is not in
             `order`.
-        DatasetError: See there; or the classes are not those of `order`.
+        DatasetError: See there; or the classes are not those of `order`, or two columns are of one class.
     """
     table, image = _read_table(file, columns)
     named, scale = _choose_class_columns(table.header, columns, table.name, order)
     order = _names_in_data(order)
-    by_class = dict(zip(spelled_as(order, _names_in_data([*named])), named.values(), strict=True))
+    by_class = columns_by_class(order, _names_in_data([*named]), [*named.values()], table.name)
     if order:
         check_column_classes(columns, order)
     if missing := [label for label in order if label not in by_class and {*by_class} < {*order}]:

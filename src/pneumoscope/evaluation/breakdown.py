@@ -206,7 +206,7 @@ def _difference(
     try:
         auroc = unpaired_auroc_difference(_scored(images), _scored(others))
     except UndefinedMetricError as error:
-        auroc = undefined(error.message, n=len(images) + len(others), method="delong, unpaired")
+        auroc = undefined(error.message, n=len(images) + len(others), method="delong, mover, unpaired")
     # Another site profile has other thresholds, at which a difference would not be one between the images.
     points = {
         name: {metric: difference(point.metrics[metric], other.metrics[metric]) for metric in _RATES}

@@ -76,19 +76,25 @@ def parse_custom_point(text: str) -> CustomPoint | None:
         if not number and not _is_number(kind):
             return None
         kind, number = "", kind
-    elif kind not in _TARGETS:
-        closest = closest_name(kind, (*_TARGETS, *_TARGETS.values()), 0.75)
-        meant = next((short for short, rule in _TARGETS.items() if closest in {short, rule}), "")
-        hint = f"Did you mean {f'{meant}={number}'!r}?" if meant else f"Give a name, {_EXAMPLES}"
-        raise UsageError(f"there is no operating point {text!r}", hint=hint)
-    rule = _TARGETS[kind] if kind else "probability"
+    target = _similar_target(kind) if equals and kind not in _TARGETS else kind
+    if target is None:
+        raise UsageError(f"there is no operating point {text!r}", hint=f"Give a name, {_EXAMPLES}")
+    rule = _TARGETS[target] if target else "probability"
     value = float(number) if _is_number(number) else math.nan
-    if not (0 < value < 1 or (value == 1 and kind)):
+    if not (0 < value < 1 or (value == 1 and target)):
         raise UsageError(
             f"the {rule} of the operating point {text!r} is not a number between 0 and 1", hint=f"Give {_EXAMPLES}"
         )
+    if target != kind:
+        raise UsageError(f"there is no operating point {text!r}", hint=f"Did you mean {f'{target}={number}'!r}?")
     # Without trailing zeros, so that 0.95 and .950 have one name.
     return CustomPoint(f"{kind}{equals}{value:.12g}", rule, value)
+
+
+def _similar_target(kind: str) -> str | None:
+    """Return "sens" or "spec" for a similar text, such as "SENS" or "sensitivity"; None if there is none."""
+    closest = closest_name(kind, (*_TARGETS, *_TARGETS.values()), 0.75)
+    return next((short for short, rule in _TARGETS.items() if closest in {short, rule}), None)
 
 
 def canonical_names(names: Iterable[str]) -> tuple[str, ...]:

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Self
 
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.multiclass_results import MulticlassScoredImage
-from pneumoscope.core.results import ScoredImage
 from pneumoscope.data.manifest import LabeledImage, Manifest
 from pneumoscope.evaluation.split_images import SplitImages
 from pneumoscope.runs.run_folder import BUNDLE_FOLDER, MANIFEST_FILE, evaluation_folder, find_bundle
 
-__all__ = ["EvaluationTarget", "default_name"]
+__all__ = ["EvaluationTarget"]
 
 _NAME = r"\w[\w.-]*"
 
@@ -85,7 +83,7 @@ class EvaluationTarget:
         Args:
             out: The folder, if it is stated.
             name: Name of the evaluation of a run; the default if None.
-            evaluated, note, site_sha256: See `default_name`.
+            evaluated, note, site_sha256: See `_default_name`.
         """
         if out is not None:
             return Path(out)
@@ -93,7 +91,7 @@ class EvaluationTarget:
             return None
         return evaluation_folder(
             self.run,
-            name or default_name(self.run, evaluated.data, evaluated.split, evaluated.images, site_sha256, note),
+            name or _default_name(self.run, evaluated.data, evaluated.split, evaluated.images, site_sha256, note),
         )
 
     def reference_folder(self, reference: str | Path | None) -> Path | None:
@@ -105,11 +103,11 @@ class EvaluationTarget:
         return Path(reference)
 
 
-def default_name(
+def _default_name(
     run: Path,
     data: Path,
     split: str,
-    images: Sequence[LabeledImage] | Sequence[ScoredImage] | Sequence[MulticlassScoredImage],
+    images: Sequence[LabeledImage],
     site_sha256: str,
     note: Callable[[str], None] | None = None,
 ) -> str:

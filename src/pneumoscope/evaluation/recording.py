@@ -27,6 +27,7 @@ from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.result_forms import to_json
 from pneumoscope.core.results import Evaluation, RejectionSummary, ScoredImage
+from pneumoscope.core.with_figures import attach_folder
 from pneumoscope.data.manifest import LABELS, LabeledImage, images_sha256
 from pneumoscope.evaluation.custom_points import ChosenThreshold, custom_points
 from pneumoscope.evaluation.ledger import default_ledger, ledger_entry, record_evaluation
@@ -257,12 +258,12 @@ def summarize_rejections(patients: Sequence[str], rejections: Sequence[Rejection
 def record_and_write(
     evaluation: Evaluation, scored: Sequence[ScoredImage], *, out: Path | None, ledger: Path | None, replace: bool
 ) -> Evaluation:
-    """Record an evaluation on test images in the test ledger, write the files, and return it with its number.
+    """Record an evaluation on test images in the test ledger, write the files, and return it with its number and folder.
 
     Args:
         evaluation: The evaluation.
         scored: Its images.
-        out: Folder of evaluation.json and predictions.csv; None writes no files.
+        out: Folder of evaluation.json and predictions.csv; None writes no files. See `with_figures.written_folder`.
         ledger: The test ledger; `ledger.default_ledger()` if None.
         replace: Drop subgroups and differences of an earlier evaluation in the folder; otherwise those that the new one lacks
             are kept. `with_earlier_points` has checked that images, model and seed are the same; with other labels or patients,
@@ -276,10 +277,11 @@ def record_and_write(
         evaluation = dataclasses.replace(evaluation, test_evaluation=number)
     if out is not None and not replace and (out / EVALUATION_FILE).is_file():
         evaluation = _with_earlier_breakdown(evaluation, read_evaluation(out / EVALUATION_FILE))
-    if out is not None:
-        write_atomically(out / PREDICTIONS_FILE, predictions_csv(scored))
-        write_atomically(out / EVALUATION_FILE, to_json(evaluation))
-    return evaluation
+    if out is None:
+        return evaluation
+    write_atomically(out / PREDICTIONS_FILE, predictions_csv(scored))
+    write_atomically(out / EVALUATION_FILE, to_json(evaluation))
+    return attach_folder(evaluation, out)
 
 
 def _with_earlier_breakdown(evaluation: Evaluation, earlier: Evaluation) -> Evaluation:

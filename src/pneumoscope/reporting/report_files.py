@@ -107,7 +107,8 @@ def report(
     Args:
         runs: Run folders, folders of runs with several seeds, or folders that `evaluate` wrote.
         operating_point: Operating point of the threshold metrics and tests; if empty, "balanced" as for predictions, or "half"
-            if an evaluation lacks it, such as one of folds or of predictions without validation images.
+            if an evaluation lacks it, such as one of folds or of predictions without validation images, or the only one that all
+            evaluations have.
         evaluation: Name of the evaluation of each run.
         checklists: Reporting guidelines to fill: "claim", "tripod-ai", "stard-ai".
         command: The command line, for the record.
@@ -125,15 +126,20 @@ def report(
 
 
 def _default_operating_point(targets: Sequence[Path], evaluation: str) -> str:
-    """Return the operating point of predictions if all evaluations have it; otherwise the one that all have."""
+    """Return the operating point of predictions if all evaluations have it, otherwise "half", or the only one that all have.
+
+    If no evaluation can be read, or there is no such operating point, `compare` raises the error.
+    """
     if any(map(is_cross_validation, targets)):
         return FIXED_POINT
-    for run in expand_runs(targets):
-        file = (evaluation_folder(run, evaluation) if is_run_folder(run) else run) / EVALUATION_FILE
-        # `compare` raises the error for a file that is missing.
-        if not file.is_file() or DEFAULT_OPERATING_POINT not in read_evaluation(file).operating_points:
-            return FIXED_POINT
-    return DEFAULT_OPERATING_POINT
+    runs = expand_runs(targets)
+    files = [(evaluation_folder(run, evaluation) if is_run_folder(run) else run) / EVALUATION_FILE for run in runs]
+    if not all(file.is_file() for file in files):
+        return FIXED_POINT
+    found = [read_evaluation(file).operating_points for file in files]
+    common = [name for name in found[0] if all(name in each for each in found)]
+    preferred = [name for name in (DEFAULT_OPERATING_POINT, FIXED_POINT) if name in common]
+    return next(iter(preferred or (common if len(common) == 1 else [FIXED_POINT])))
 
 
 def make_report(comparison: Comparison, folders: Sequence[Path], checklists: Sequence[str] = ()) -> Report:

@@ -12,7 +12,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from pneumoscope.core.interval import Interval
-from pneumoscope.core.result_forms import format_decimals, rows_dataframe, with_minus_signs
+from pneumoscope.core.result_forms import format_decimals, format_limit, rows_dataframe, with_minus_signs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,7 +107,8 @@ def cell_text(cell: Cell, decimals: int) -> str:
             return f"undefined: {cell.reason}"
         if cell.low is None or cell.high is None:
             return with_minus_signs(f"{cell.value:.3f}") + (f" (no interval: {cell.reason})" if cell.reason else "")
-        return with_minus_signs(f"{cell.value:.3f} ({cell.low:.3f} to {cell.high:.3f})")
+        low, high = (format_limit(limit, ".3f") for limit in (cell.low, cell.high))
+        return with_minus_signs(f"{cell.value:.3f} ({low} to {high})")
     if isinstance(cell, float):
         return with_minus_signs(format_decimals(cell, decimals))
     return "" if cell is None else str(cell)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from markupsafe import Markup
 from PIL import Image
 
-from pneumoscope.core.result_forms import method_name, with_minus_signs
+from pneumoscope.core.result_forms import format_limit, method_name, with_minus_signs
 from pneumoscope.reporting.style import COLORS
 from pneumoscope.reporting.svg import theme_rules
 
@@ -23,7 +23,7 @@ _THUMBNAIL_SIDE = 220  # pixels
 def environment() -> jinja2.Environment:
     """Return an environment that escapes all values and raises an error for undefined names.
 
-    Filters: `value`, `difference`, `p_value`, `duration` and `method_name`.
+    Filters: `value`, `difference`, `limit`, `p_value`, `duration` and `method_name`.
     """
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("pneumoscope.reporting"),
@@ -37,6 +37,7 @@ def environment() -> jinja2.Environment:
         "difference": format_difference,
         "p_value": format_p,
         "duration": format_duration,
+        "limit": format_interval_limit,
         "method_name": method_name,
     }
     return templates
@@ -50,6 +51,11 @@ def format_value(value: float) -> str:
 def format_difference(value: float) -> str:
     """Return a difference with its sign and three decimals."""
     return with_minus_signs(f"{value:+.3f}")
+
+
+def format_interval_limit(value: float, sign: bool = False) -> str:
+    """Return a limit of an interval with three decimals, or more if it is near 0, and with its sign if it is of a difference."""
+    return with_minus_signs(format_limit(value, "+.3f" if sign else ".3f"))
 
 
 def format_p(value: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,8 +11,8 @@ from scipy import stats
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.interval import Interval
 from pneumoscope.statistics.inputs import FloatArray, IntArray, patient_groups, validate
-from pneumoscope.statistics.intervals import normal_quantile
-from pneumoscope.statistics.roc import delong_covariance, delong_method
+from pneumoscope.statistics.intervals import difference, too_few_of
+from pneumoscope.statistics.roc import auroc_interval, delong_covariance
 
 __all__ = [
     "PERMUTATIONS",
@@ -32,46 +31,46 @@ _BLOCK = 4_000_000  # group numbers per block of permutations
 ScoredGroup = tuple[npt.ArrayLike, npt.ArrayLike, Sequence[str]]
 
 
-def unpaired_auroc_difference(a: ScoredGroup, b: ScoredGroup, level: float = 0.95) -> Interval:
-    """Return the difference of two AUROCs on different images, a minus b, with a normal interval.
+def unpaired_auroc_difference(
+    a: ScoredGroup,
+    b: ScoredGroup,
+    level: float = 0.95,
+    sides: tuple[str, str] = ("the class PNEUMONIA", "the class NORMAL"),
+) -> Interval:
+    """Return the difference of two AUROCs on different images, a minus b, from the interval of each.
 
     Args:
         a, b: Scores, labels and patients of the images; no image and no patient is in both.
         level: Coverage, 0 to 1.
+        sides: Names of the images with the label True and of those with False, for reasons.
 
     Raises:
-        UndefinedMetricError: A class of one of the two has fewer than 2 patients, or neither AUROC has a variance.
+        UndefinedMetricError: One of the two has fewer than `intervals.MIN_PATIENTS` patients of a label: with fewer, the interval
+            covers the difference too rarely.
 
-    Source: Hanley & McNeil 1983, Radiology 148:839, without correlation; variances by `roc.delong_covariance`.
+    Source: `roc.auroc_interval`; see `unpaired_area_difference`.
     """
-    n = len(np.asarray(a[1])) + len(np.asarray(b[1]))
-    methods = {delong_method(patient_groups(each[2], len(each[2]))) for each in (a, b)}
-    return unpaired_area_difference(_area(a), _area(b), method=max(methods, key=len), n=n, level=level)
+    for _, labels, patients in (a, b):
+        y = np.asarray(labels, dtype=np.bool_)
+        groups = patient_groups(patients, len(y))
+        for members, side in zip((y, ~y), sides, strict=True):
+            if reason := too_few_of(len(np.unique(groups[members])), side, "a difference in AUROC"):
+                raise UndefinedMetricError(reason)
+    return unpaired_area_difference(*(auroc_interval(*each, level) for each in (a, b)))
 
 
-def unpaired_area_difference(
-    a: tuple[float, float], b: tuple[float, float], *, method: str, n: int, level: float = 0.95
-) -> Interval:
-    """Return the difference of two areas, such as AUROCs, on different images, a minus b, with a normal interval.
+def unpaired_area_difference(a: Interval, b: Interval) -> Interval:
+    """Return the difference of two areas, such as AUROCs, on different images, a minus b, from the interval of each (MOVER).
+
+    An area without a variance, as of labels that are separated perfectly, contributes the width of its own interval.
 
     Args:
-        a, b: Area and its variance; see `roc.delong_covariance` and `multiclass_paired.macro_auroc_covariance`.
-        method: Name of the method of the variances.
-        n: Number of images of both.
-        level: Coverage, 0 to 1.
+        a, b: The areas with intervals at the same level; see `roc.area_interval` and `multiclass_paired.macro_auroc_area`.
 
-    Raises:
-        UndefinedMetricError: Neither area has a variance.
-
-    Source: See `unpaired_auroc_difference`.
+    Source: Method of variance estimates recovery, Zou & Donner 2008, Stat Med 27:1693.
     """
-    (area_a, variance_a), (area_b, variance_b) = a, b
-    if variance_a + variance_b <= 1e-15:
-        raise UndefinedMetricError("the labels are separated perfectly in both, so that the variance is unknown")
-    half_width = normal_quantile(level) * math.sqrt(variance_a + variance_b)
-    difference = area_a - area_b
-    low, high = max(-1.0, difference - half_width), min(1.0, difference + half_width)
-    return Interval(difference, low, high, f"{method}, unpaired", n, level)
+    methods = dict.fromkeys((a.method, b.method))
+    return difference(a, b, f"{' and '.join(methods)}, mover, unpaired")
 
 
 def auroc_heterogeneity(groups: Sequence[ScoredGroup]) -> float:

@@ -34,6 +34,7 @@ __all__ = [
     "patient_bootstrap",
     "patient_bootstraps",
     "proportion",
+    "too_few_of",
     "undefined",
     "wilson",
 ]
@@ -185,16 +186,18 @@ def newcombe(successes_a: int, n_a: int, successes_b: int, n_b: int, level: floa
     return difference(wilson(successes_a, n_a, level), wilson(successes_b, n_b, level))
 
 
-def difference(a: Interval, b: Interval) -> Interval:
+def difference(a: Interval, b: Interval, method: str = "newcombe, unpaired") -> Interval:
     """Return the difference of two proportions of different images, a minus b, from their intervals.
 
     Args:
-        a, b: Proportions with Wilson's intervals at the same level, such as those of `wilson` or `proportion`.
+        a, b: Proportions with Wilson's intervals at the same level, such as those of `wilson` or `proportion`; or other numbers
+            from 0 to 1 with intervals that need not be symmetric, such as AUROCs.
+        method: Name of the method.
 
     Source: Newcombe's hybrid score interval (see `newcombe`); for intervals that allow for repeated patients, Zou &
         Donner 2008, Stat Med 27:1693.
     """
-    n, method = a.n + b.n, "newcombe, unpaired"
+    n = a.n + b.n
     if a.value is None or b.value is None:
         return undefined("one side has no images", n=n, method=method, level=a.level)
     low, high = _newcombe_limits(a, b, 0.0)
@@ -358,6 +361,14 @@ def patient_bootstraps(
     return intervals
 
 
+def too_few_of(count: int, group: str, purpose: str) -> str:
+    """Return the reason why `count` patients of a group, such as "the class virus", are too few for a purpose; "" if not."""
+    if count >= MIN_PATIENTS:
+        return ""
+    which = f"1 patient of {group} is" if count == 1 else f"{count} patients of {group} are"
+    return f"{which} too few for {purpose}, which needs {MIN_PATIENTS} of each"
+
+
 def _too_few_patients(groups: IntArray, labels: BoolArray, *, by_label: bool) -> str:
     """Return why the patients are too few for a bootstrap; "" if they are not."""
     n_patients = int(groups.max()) + 1
@@ -366,10 +377,7 @@ def _too_few_patients(groups: IntArray, labels: BoolArray, *, by_label: bool) ->
     if n_patients < MIN_PATIENTS:
         return f"{n_patients} patients are too few for a bootstrap, which needs {MIN_PATIENTS}"
     by_side = [len(np.unique(groups[side])) for side in (labels, ~labels) if by_label and side.any()]
-    if by_side and min(by_side) < MIN_PATIENTS:
-        patients = "1 patient of one label is" if min(by_side) == 1 else f"{min(by_side)} patients of one label are"
-        return f"{patients} too few for a bootstrap, which needs {MIN_PATIENTS} of each"
-    return ""
+    return too_few_of(min(by_side), "one label", "a bootstrap") if by_side else ""
 
 
 def _resample(

@@ -18,11 +18,11 @@ from pneumoscope.core.interval import Interval
 from pneumoscope.statistics.calibration import calibration_error_interval, calibration_intervals
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, patient_groups, validate_classes
 from pneumoscope.statistics.intervals import (
-    MIN_PATIENTS,
     RESAMPLES,
     patient_bootstrap,
     patient_bootstraps,
     proportion,
+    too_few_of,
     undefined,
 )
 from pneumoscope.statistics.likelihood_ratios import likelihood_ratios
@@ -172,10 +172,8 @@ def too_few_patients(targets: IntArray, names: Sequence[str], groups: IntArray, 
     if missing := _missing_class(targets, names):
         return missing
     for index, name in enumerate(names):
-        count = len(np.unique(groups[targets == index]))
-        if count < MIN_PATIENTS:
-            which = f"1 patient of the class {name} is" if count == 1 else f"{count} patients of the class {name} are"
-            return f"{which} too few for {purpose}, which needs {MIN_PATIENTS} of each"
+        if few := too_few_of(len(np.unique(groups[targets == index])), f"the class {name}", purpose):
+            return few
     return ""
 
 

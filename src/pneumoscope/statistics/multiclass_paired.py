@@ -14,8 +14,9 @@ from pneumoscope.core.interval import Interval
 from pneumoscope.statistics.inputs import FloatArray, IntArray, patient_groups
 from pneumoscope.statistics.multiclass import too_few_patients
 from pneumoscope.statistics.paired import auroc_difference
+from pneumoscope.statistics.roc import area_interval
 
-__all__ = ["MACRO_AUROC_METHOD", "macro_auroc_covariance", "macro_auroc_test"]
+__all__ = ["MACRO_AUROC_METHOD", "macro_auroc_area", "macro_auroc_covariance", "macro_auroc_test"]
 
 MACRO_AUROC_METHOD = "delong, mean of classes, by patient"
 
@@ -52,6 +53,35 @@ def macro_auroc_covariance(
     influence = np.stack([each for _, each in found])
     areas = np.array([areas.mean() for areas, _ in found])
     return areas, influence @ influence.T
+
+
+def macro_auroc_area(
+    ranking: npt.ArrayLike,
+    targets: npt.ArrayLike,
+    names: Sequence[str],
+    patients: Sequence[str] | None = None,
+    level: float = 0.95,
+) -> Interval:
+    """Return the macro AUROC with an interval on the logit scale from the variance of `macro_auroc_covariance`.
+
+    Args:
+        ranking: Scores of the classes in any unit, shape (n, K).
+        targets: Index of the class of each image, shape (n,).
+        names: Name of each class.
+        patients: One patient key per image, "" where unknown; None if no patient is known.
+        level: Coverage, 0 to 1.
+
+    Raises:
+        UndefinedMetricError: See `macro_auroc_covariance`.
+
+    Source: As the AUROC of two labels; see `roc.area_interval`.
+    """
+    y = np.asarray(targets, dtype=np.int64)
+    groups = patient_groups(patients, len(y))
+    areas, covariance = macro_auroc_covariance(np.asarray(ranking, dtype=np.float64)[None], y, names, groups)
+    pairs = min(len(np.unique(groups[y == k])) for k in range(len(names)))
+    area, variance = float(areas[0]), float(covariance[0, 0])
+    return area_interval(area, variance, pairs=pairs, method=MACRO_AUROC_METHOD, n=len(y), level=level)
 
 
 def macro_auroc_test(

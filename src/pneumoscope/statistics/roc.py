@@ -22,6 +22,7 @@ from pneumoscope.statistics.inputs import (
 from pneumoscope.statistics.intervals import normal_quantile, undefined, wilson
 
 __all__ = [
+    "area_interval",
     "auroc",
     "auroc_interval",
     "delong_covariance",
@@ -230,10 +231,23 @@ def auroc_interval(
     area = auroc(x, y)
     pairs = min(len(np.unique(groups[members])) for members in (y, ~y))
     variance = float(delong_covariance(x, y, groups)[1][0, 0]) if pairs > 1 else 0.0
+    return area_interval(area, variance, pairs=pairs, method=method, n=len(x), level=level)
+
+
+def area_interval(area: float, variance: float, *, pairs: int, method: str, n: int, level: float = 0.95) -> Interval:
+    """Return the interval of an area, such as an AUROC or a macro AUROC, on the logit scale; see `auroc_interval`.
+
+    Args:
+        area, variance: The area and its variance.
+        pairs: Number of patients of the smallest class: without a variance, the interval is Wilson's for as many pairs.
+        method: Name of the method of the variance.
+        n: Number of images.
+        level: Coverage, 0 to 1.
+    """
     if variance <= 1e-15 or not 0 < area < 1:
         interval = wilson(area * pairs, pairs, level)
         method = f"wilson of {pairs} {'pair' if pairs == 1 else 'pairs'}"
-        return Interval(area, interval.low, interval.high, method, len(x), level)
+        return Interval(area, interval.low, interval.high, method, n, level)
     half_width = normal_quantile(level) * math.sqrt(variance) / (area * (1 - area))
     low, high = (float(special.expit(special.logit(area) + sign * half_width)) for sign in (-1, 1))
-    return Interval(area, low, high, method, len(x), level)
+    return Interval(area, low, high, method, n, level)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from pneumoscope.core.comparison import RunGroup, RunSummary
 from pneumoscope.core.errors import RunError
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.interval import Interval
 from pneumoscope.core.messages import counted
+from pneumoscope.core.results import SetDifference
 from pneumoscope.evaluation.comparison.inputs import ComparedRun, EvaluatedRun, decisions
 from pneumoscope.evaluation.metrics import positives
 from pneumoscope.statistics.likelihood_ratios import predictive_values
@@ -19,6 +21,7 @@ __all__ = [
     "AT_PREVALENCE",
     "check_comparable",
     "check_names",
+    "class_difference_sentences",
     "difference_sentences",
     "joint_notice",
     "ledger_sentence",
@@ -133,15 +136,40 @@ def difference_sentences(
 
     It states the differences of AUROC, and of sensitivity and specificity at the operating point if it has the same threshold.
     """
+
+    def stated(difference: SetDifference) -> list[tuple[str, Interval]]:
+        at_point = difference.operating_points.get(operating_point, {})
+        rates = [(f"{key} at {operating_point}", at_point[key]) for key in ("sensitivity", "specificity") if at_point]
+        return [("AUROC", difference.metrics["auroc"]), *rates]
+
+    return _difference_sentences(runs, groups, stated)
+
+
+def class_difference_sentences(runs: Sequence[_Run], groups: Sequence[RunGroup]) -> tuple[str, ...]:
+    """Return a sentence for each single run of several classes that was also evaluated on other images.
+
+    It states the differences of accuracy and macro AUROC.
+    """
+    return _difference_sentences(
+        runs,
+        groups,
+        lambda found: [("accuracy", found.metrics["accuracy"]), ("macro AUROC", found.metrics["macro_auroc"])],
+    )
+
+
+def _difference_sentences(
+    runs: Sequence[_Run],
+    groups: Sequence[RunGroup],
+    stated: Callable[[SetDifference], Sequence[tuple[str, Interval]]],
+) -> tuple[str, ...]:
+    """Return the sentences, with the names and differences that `stated` returns."""
     grouped = {name for group in groups for name in group.runs}
     sentences = []
     for run in runs:
-        if run.name in grouped or not (difference := run.evaluation.difference):
+        difference: SetDifference | None = run.evaluation.difference
+        if run.name in grouped or difference is None:
             continue
-        found = [("AUROC", difference.metrics["auroc"])]
-        at_point = difference.operating_points.get(operating_point, {})
-        found += [(f"{key} at {operating_point}", at_point[key]) for key in ("sensitivity", "specificity") if at_point]
-        parts = ", ".join(f"{name} {interval:+.3f}" for name, interval in found)
+        parts = ", ".join(f"{name} {interval:+.3f}" for name, interval in stated(difference))
         remark = f" {difference.remark}" if difference.remark else ""
         sentences.append(
             f"{run.name}, these {counted(run.evaluation.n, 'image')} minus {difference.reference}"

@@ -12,7 +12,7 @@ from pneumoscope.core.comparison import PairedTest
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.messages import counted
-from pneumoscope.core.result_forms import method_name, with_minus_signs
+from pneumoscope.core.result_forms import format_limit, method_name, with_minus_signs
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, patient_groups
 from pneumoscope.statistics.intervals import paired_difference, undefined
 from pneumoscope.statistics.multiple_testing import holm
@@ -172,7 +172,7 @@ def percentage_points(difference: Interval) -> str:
         return difference.reason
     text = f"{100 * difference.value:+.1f} percentage points"
     if difference.low is not None and difference.high is not None:
-        text += f" [{100 * difference.low:.1f}, {100 * difference.high:.1f}]"
+        text += f" [{format_limit(100 * difference.low, '.1f')}, {format_limit(100 * difference.high, '.1f')}]"
     return with_minus_signs(text)
 
 
@@ -181,7 +181,7 @@ def _difference_text(difference: Interval) -> str:
         return difference.reason
     text = f"{difference.value:+.3f}"
     if difference.low is not None and difference.high is not None:
-        text += f" [{difference.low:.3f}, {difference.high:.3f}]"
+        text += f" [{format_limit(difference.low, '.3f')}, {format_limit(difference.high, '.3f')}]"
     return with_minus_signs(text)
 
 

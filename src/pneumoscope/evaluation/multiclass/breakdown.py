@@ -21,7 +21,7 @@ from pneumoscope.statistics.heterogeneity import (
 from pneumoscope.statistics.inputs import IntArray, patient_groups
 from pneumoscope.statistics.intervals import difference, undefined
 from pneumoscope.statistics.multiclass import macro_auroc_interval
-from pneumoscope.statistics.multiclass_paired import MACRO_AUROC_METHOD, macro_auroc_covariance
+from pneumoscope.statistics.multiclass_paired import MACRO_AUROC_METHOD, macro_auroc_area, macro_auroc_covariance
 from pneumoscope.statistics.probabilities import log_odds
 
 __all__ = ["class_group_metrics", "class_set_difference"]
@@ -35,7 +35,8 @@ def class_group_metrics(
 ) -> list[GroupMetric]:
     """Return the metrics of subgroups: macro AUROC, accuracy, and the sensitivity of each class.
 
-    The accuracy is not tested: it also depends on how many images of each class a group has. The sensitivities do not.
+    The accuracy is not tested: it is the mean of the sensitivities, weighted by how many images of each class a group has. The
+    macro AUROC depends on them, too, through the rest that each class is compared with; the sensitivities do not.
 
     Args:
         images: The images; their labels are among the classes.
@@ -99,10 +100,11 @@ def class_set_difference(
     sides = (class_scores(images, classes), class_scores(reference.images, classes))
     n = evaluation.n + other.n
     try:
-        first, second = (_macro_auroc(each, classes) for each in sides)
-        macro_auroc = unpaired_area_difference(first, second, method=MACRO_AUROC_METHOD, n=n)
+        macro_auroc = unpaired_area_difference(
+            *(macro_auroc_area(log_odds(each.probabilities), each.targets, classes, each.patients) for each in sides)
+        )
     except UndefinedMetricError as error:
-        macro_auroc = undefined(error.message, n=n, method=f"{MACRO_AUROC_METHOD}, unpaired")
+        macro_auroc = undefined(error.message, n=n, method=f"{MACRO_AUROC_METHOD}, mover, unpaired")
     metrics = {
         "accuracy": difference(evaluation.metrics["accuracy"], other.metrics["accuracy"]),
         "macro_auroc": macro_auroc,
@@ -127,13 +129,7 @@ def _auroc_difference(sides: tuple[ClassScores, ClassScores], index: int, name: 
     """Return the difference in the AUROC of one class against the rest."""
     first, second = ((log_odds(each.probabilities)[:, index], each.targets == index, each.patients) for each in sides)
     try:
-        for _, member, patients in (first, second):
-            groups = patient_groups(patients, len(member))
-            if min(len(np.unique(groups[side])) for side in (member, ~member)) < 2:
-                raise UndefinedMetricError(
-                    f"the class {name} or the rest has fewer than 2 patients in one of the two sets"
-                )
-        return unpaired_auroc_difference(first, second)
+        return unpaired_auroc_difference(first, second, sides=(f"the class {name}", "the other classes"))
     except UndefinedMetricError as error:
         n = sum(len(each.targets) for each in sides)
-        return undefined(error.message, n=n, method="delong, unpaired")
+        return undefined(error.message, n=n, method="delong, mover, unpaired")

@@ -18,6 +18,7 @@ from pneumoscope.core.with_figures import attach_source
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.predictions_file import PredictionColumns
 from pneumoscope.evaluation.comparison.comparability import (
+    class_difference_sentences,
     joint_notice,
     ledger_sentence,
     rejection_sentences,
@@ -127,7 +128,12 @@ def multiclass_comparison(
         classes=first.classes,
         runs=summaries,
         pairs=pairs,
-        sentences=(*sentences, *rejection_sentences(runs), *ledger_sentence(runs)),
+        sentences=(
+            *sentences,
+            *class_difference_sentences(runs, groups),
+            *rejection_sentences(runs),
+            *ledger_sentence(runs),
+        ),
         command=command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,

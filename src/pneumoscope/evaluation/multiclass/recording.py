@@ -22,6 +22,7 @@ from pneumoscope.core.population import Population
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.prediction_messages import notice
 from pneumoscope.core.result_forms import to_json
+from pneumoscope.core.with_figures import attach_folder
 from pneumoscope.data.manifest import LabeledImage, images_sha256
 from pneumoscope.evaluation.breakdown import Reference, read_reference
 from pneumoscope.evaluation.ledger import default_ledger, ledger_entry, record_evaluation
@@ -231,12 +232,12 @@ def record_classes(
     ledger: Path | None,
     replace: bool,
 ) -> MulticlassEvaluation:
-    """Record an evaluation on test images in the test ledger, write the files, and return it with its number.
+    """Record an evaluation on test images in the test ledger, write the files, and return it with its number and folder.
 
     Args:
         evaluation: The evaluation.
         scored: Its images.
-        out: Folder of evaluation.json and predictions.csv; None writes no files.
+        out: Folder of evaluation.json and predictions.csv; None writes no files. See `with_figures.written_folder`.
         ledger: The test ledger; `ledger.default_ledger()` if None.
         replace: Drop subgroups and difference of an earlier evaluation in the folder; otherwise those that the new one lacks are
             kept if all its metrics are the same. `check_folder` has checked that images, model and seed are.
@@ -261,4 +262,4 @@ def record_classes(
             evaluation = with_breakdown(evaluation, earlier)
     write_atomically(out / PREDICTIONS_FILE, multiclass_predictions_csv(scored, evaluation.classes))
     write_atomically(out / EVALUATION_FILE, to_json(evaluation))
-    return evaluation
+    return attach_folder(evaluation, out)
