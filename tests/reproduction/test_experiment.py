@@ -346,7 +346,7 @@ def seeded(maker, monkeypatch):
             )
             trained.append((recipe.name, seed))
 
-    monkeypatch.setattr(module, "train", make)
+    monkeypatch.setattr(module, "train_run", make)
     return images, out, trained
 
 
@@ -366,7 +366,10 @@ def test_seeds_are_trained_in_turn_and_compared_by_their_means(seeded):
     assert result.page.is_file()
 
     entries = (out / "ledger.jsonl").read_text()
-    again(images, out, only=ALEXNETS, overrides=(), seeds=3)
+    messages.clear()
+    again(images, out, only=ALEXNETS, overrides=(), seeds=3, log=messages.append)
+    assert messages[0] == "alexnet-sgd, seed 0 (1 of 3): already trained"
+    assert "alexnet-adam, seed 2 (3 of 3): training (15 epochs at 224 pixels)" in messages
     assert trained[4:] == [(name, 2) for name in ALEXNETS]
     assert (out / "ledger.jsonl").read_text().startswith(entries)
     assert len((out / "ledger.jsonl").read_text().splitlines()) == 6

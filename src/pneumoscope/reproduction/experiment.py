@@ -102,7 +102,12 @@ def reproduce(
                     notes.append(difference)
                     log(difference)
             title = name if seeds is None else f"{name}, seed {recipe.training.seed} ({number + 1} of {seeds})"
-            log(f"{title}: training ({counted(recipe.training.epochs, 'epoch')} at {recipe.network.image_size} pixels)")
+            if is_run_folder(run) and read_run(run).state == "finished":
+                log(f"{title}: already trained")
+            else:
+                log(
+                    f"{title}: training ({counted(recipe.training.epochs, 'epoch')} at {recipe.network.image_size} pixels)"
+                )
             train_run(recipe, data, run, resume=True, devices=devices, log=log)
             if not _is_evaluated(run):
                 log(f"{title}: evaluating on the test images")
