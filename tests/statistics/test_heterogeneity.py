@@ -193,11 +193,26 @@ def test_equal_aurocs_are_rejected_as_often_as_stated():
 
 
 def test_aurocs_without_variance_are_undefined():
-    separated = np.array([0.0, 1.0, 2.0, 3.0]), np.array([False, False, True, True]), ["", "", "", ""]
+    separated = np.arange(12.0), np.arange(12) >= 6, [""] * 12
     with pytest.raises(UndefinedMetricError, match="separated perfectly"):
         auroc_heterogeneity([separated, group(40, 1.0, 0)])
-    with pytest.raises(UndefinedMetricError, match="needs 2 patients in each class"):
-        auroc_heterogeneity([(np.arange(3.0), np.array([True, False, False]), [""] * 3), group(40, 1.0, 0)])
+
+
+@pytest.mark.parametrize(
+    ("positive", "named"), [(5, "5 patients of the class PNEUMONIA"), (1, "1 patient of the class PNEUMONIA")]
+)
+def test_aurocs_of_too_few_patients_are_not_tested(positive: int, named: str) -> None:
+    few = np.random.default_rng(0).normal(size=40), np.arange(40) < positive, [""] * 40
+    with pytest.raises(UndefinedMetricError, match=f"{named} .* too few for a test of AUROCs, which needs 6 of each"):
+        auroc_heterogeneity([few, group(40, 1.0, 0)])
+
+
+def test_equal_aurocs_of_few_patients_are_rejected_too_often_as_documented() -> None:
+    random, p = np.random.default_rng(1), []
+    for _ in range(400):
+        labels = [np.repeat([True, False], [n, 60]) for n in (6, 60)]
+        p.append(auroc_heterogeneity([(random.normal(size=len(y)) + 0.74 * y, y, [""] * len(y)) for y in labels]))
+    assert 0.05 < np.mean(np.array(p) < 0.05) < 0.14
 
 
 def test_areas_of_two_groups_are_compared_as_by_the_normal_test():

@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 PERMUTATIONS = 9999
+_SIDES = ("the class PNEUMONIA", "the class NORMAL")
 _BLOCK = 4_000_000  # group numbers per block of permutations
 
 # Scores (n,), labels (n,) and patient keys of one group of images.
@@ -35,7 +36,7 @@ def unpaired_auroc_difference(
     a: ScoredGroup,
     b: ScoredGroup,
     level: float = 0.95,
-    sides: tuple[str, str] = ("the class PNEUMONIA", "the class NORMAL"),
+    sides: tuple[str, str] = _SIDES,
 ) -> Interval:
     """Return the difference of two AUROCs on different images, a minus b, from the interval of each.
 
@@ -50,12 +51,7 @@ def unpaired_auroc_difference(
 
     Source: `roc.auroc_interval`; see `unpaired_area_difference`.
     """
-    for _, labels, patients in (a, b):
-        y = np.asarray(labels, dtype=np.bool_)
-        groups = patient_groups(patients, len(y))
-        for members, side in zip((y, ~y), sides, strict=True):
-            if reason := too_few_of(len(np.unique(groups[members])), side, "a difference in AUROC"):
-                raise UndefinedMetricError(reason)
+    _check_patients((a, b), "a difference in AUROC", sides)
     return unpaired_area_difference(*(auroc_interval(*each, level) for each in (a, b)))
 
 
@@ -80,10 +76,21 @@ def auroc_heterogeneity(groups: Sequence[ScoredGroup]) -> float:
         groups: Scores, labels and patients of two or more groups of different images.
 
     Raises:
-        UndefinedMetricError: A class of a group has fewer than 2 patients, or an AUROC has no variance.
+        UndefinedMetricError: A class of a group has fewer than `intervals.MIN_PATIENTS` patients, with which the test is
+            significant far too often, or an AUROC has no variance.
     """
+    _check_patients(groups, "a test of AUROCs", _SIDES)
     areas, variances = np.array([_area(group) for group in groups]).T
     return area_heterogeneity(areas, variances)
+
+
+def _check_patients(groups: Sequence[ScoredGroup], purpose: str, sides: tuple[str, str]) -> None:
+    for _, labels, patients in groups:
+        y = np.asarray(labels, dtype=np.bool_)
+        keys = patient_groups(patients, len(y))
+        for members, side in zip((y, ~y), sides, strict=True):
+            if reason := too_few_of(len(np.unique(keys[members])), side, purpose):
+                raise UndefinedMetricError(reason)
 
 
 def area_heterogeneity(areas: npt.ArrayLike, variances: npt.ArrayLike) -> float:
