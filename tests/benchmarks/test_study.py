@@ -111,7 +111,7 @@ def test_metrics_of_shifted_images(attempts: Path, tmp_path: Path, monkeypatch: 
     images = tmp_path / "images"
     write_phantoms(images, train=60, test=20, size=48)
     run = tmp_path / "run"
-    benchmark.train(benchmark.read_attempts(attempts)[0].run_recipe("block", 0), images, run)
+    benchmark.train_run(benchmark.read_attempts(attempts)[0].run_recipe("block", 0), images, run)
     validation = benchmark.select_images(images, "validation", run / "manifest.csv")[1]
     labels = [image.positive for image in validation]
     grays = [benchmark.decode(images / image.path).pixels for image in validation]

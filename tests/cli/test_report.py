@@ -63,7 +63,7 @@ def test_operating_point_is_that_of_predict_unless_an_evaluation_lacks_it(runs, 
 
 def test_operating_point_is_the_only_one_that_all_evaluations_have(shared_maker, tmp_path):
     images = shared_maker.images("only", seed=7)
-    some, other = shared_maker.run("some", gain=0.03), shared_maker.run("other", gain=0.02)
+    some, other = shared_maker.run("only-some", gain=0.03), shared_maker.run("only-other", gain=0.02)
     for run, points in ((some, ["rule_in", "balanced"]), (other, ["rule_in"])):
         evaluate(run, images, ledger=shared_maker.root / "only.jsonl", operating_points=points)
     result = invoke(some, other, "--out", tmp_path / "out")

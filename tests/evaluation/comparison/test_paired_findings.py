@@ -106,12 +106,10 @@ def test_equal_decisions_have_no_p_value():
     assert accuracy.p_holm is None
     assert auroc.p is None
     assert accuracy.sentence.startswith(
-        "x and y do not differ significantly in accuracy; x minus y: +0.0 percentage points ["
+        "x and y do not differ significantly in accuracy; x minus y: 0.0 percentage points ["
     )
     assert accuracy.sentence.endswith("] (n = 624; no discordant images).")
-    assert (
-        auroc.sentence == "x and y do not differ significantly in AUROC; x minus y: +0.000 (n = 624; equal rankings)."
-    )
+    assert auroc.sentence == "x and y do not differ significantly in AUROC; x minus y: 0.000 (n = 624; equal rankings)."
 
 
 def test_holm_correction_can_remove_significance():
