@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pneumoscope.core.errors import RecipeError, UnknownNameError
 from pneumoscope.core.population import Population
 from pneumoscope.runs.recipe import DataOptions, RejectionOptions
-from pneumoscope.runs.recipe_files import packaged_recipes, read_recipe
+from pneumoscope.runs.recipe_files import known_recipes, packaged_recipes, read_recipe
 
 TOML = 'name = "one"\n[network]\nname = "resnet18"\n[optimizer]\nname = "{}"\n'
 
@@ -53,6 +53,7 @@ def test_recipes_of_another_distribution_are_known_and_replace_none(tmp_path, mo
 
     assert read_recipe("theirs").training.seed == 7
     assert read_recipe("quick").training.seed == 0
+    assert known_recipes() == known_recipes() | packaged_recipes()
 
 
 def test_distribution_whose_recipes_cannot_be_read_is_named(tmp_path, monkeypatch):

@@ -18,7 +18,6 @@ _BRIGHTEST = 0.0002  # fraction of the pixels that a bit depth may leave out
 _MAX_OFFSET = 0.4  # of the full range of a bit depth, for the darkest pixels of an image that uses this range
 _FOREIGN = 0.0002  # fraction of the pixels, such as markers, that may have other values in an image scaled from 8 bits
 _DARKEST_SCALED = 2**12  # smallest maximum of such an image, so that one of 12 bits is not taken for it
-_FEW_LEVELS = 16  # an image of so few multiples of 256 may have any depth
 _NOISE = 64  # stored values; an image with a smaller range is blank, and not stretched
 _MIN_CONTRAST = 0.25  # range over maximum below which an image may be blank, so that no window is too wide for it
 PERCENTILES = (0.01, 0.99)  # ends of the range of an image
@@ -79,10 +78,7 @@ class Histogram(NamedTuple):
         if self.values[0] < 0 or not _DARKEST_SCALED <= self.values[-1] < 2**16:
             return False
         max_foreign = _FOREIGN * self.counts.sum()
-        copied, shifted = (self.values % factor == 0 for factor in (257, 256))
-        if self.counts[~copied].sum() <= max_foreign:
-            return True
-        return bool(self.counts[~shifted].sum() <= max_foreign and shifted.sum() > _FEW_LEVELS)
+        return any(self.counts[self.values % factor != 0].sum() <= max_foreign for factor in (257, 256))
 
     def bits(self) -> int:
         """Return the bits of the largest value, at least 8; hot pixels and the few brightest ones do not count.
