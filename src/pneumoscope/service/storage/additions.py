@@ -81,7 +81,7 @@ def add_predictions(
                 stored = {each.id: each for each in read_stored(connection, _SELECT_BY_IDS.params(ids=ids))}
             for sha256 in staged:
                 storage.publish_or_discard(sha256, referenced=sha256 in batch.referenced)
-        storage.notify()  # a new identity has no entry
+        storage.notify()  # unconditionally: assigning a new identity adds no entry
     except Exception:
         storage.abandon(staged)
         raise
