@@ -280,7 +280,7 @@ class PredictionService:
         futures = self.queue.submit(images, age=age)
         gone: asyncio.Future[Any] = asyncio.ensure_future(disconnected())
         scored: asyncio.Future[list[Prediction]] = asyncio.gather(*map(asyncio.wrap_future, futures))
-        scored.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieve the exception even if nothing awaits the future
+        scored.add_done_callback(lambda done: done.cancelled() or done.exception())  # marks the exception as retrieved
         try:
             await asyncio.wait({gone, scored}, return_when=asyncio.FIRST_COMPLETED)
             if not scored.done():

@@ -130,7 +130,7 @@ class CommitmentRequester:
         """
         wait = self._configuration.commitments[peer.name]
         failures, next_time = self._waits.get(peer.name, (0, self._now()))
-        if timedelta(0) < next_time - self._now() <= retry_delay(failures):  # a longer delay means that the clock was set back
+        if timedelta(0) < next_time - self._now() <= retry_delay(failures):  # longer: the clock was set back
             return False
         request = self._commitments.begin(peer.name, self._now(), wait, MAX_OBJECTS)
         if request is None:

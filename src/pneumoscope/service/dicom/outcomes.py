@@ -64,7 +64,7 @@ class OutcomeRecorder:
     def record_again(self, earlier_id: str, connection: Connection, id: str) -> None:
         """Enqueue the results of an image that was predicted again; see `PredictionService.on_predicted_again`."""
         at, prediction = format_time(datetime.now(UTC)), read_one(connection, id)
-        others = {each.identity.sop_instance_uid for each in prediction.other_identities}  # the age belongs to this identity only
+        others = {each.identity.sop_instance_uid for each in prediction.other_identities}  # other patients
         found = [each for each in instances_of(connection, earlier_id) if each.sop_instance_uid not in others]
         for received in found:
             finish(connection, received, Outcome("predicted", self._settings, id), at)

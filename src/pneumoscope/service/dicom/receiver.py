@@ -68,7 +68,7 @@ _HANDSHAKE_SECONDS = 10
 # Linux only: a sender that coalesces small packets would wait up to 40 ms for each acknowledgment.
 _QUICK_ACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 _CONNECTIONS = 2  # open connections per permitted association
-_MAX_PDU_BYTES = 2**20  # enough for an association request with many presentation contexts; data PDUs have at most 16 KiB
+_MAX_PDU_BYTES = 2**20  # for association requests with many presentation contexts; data PDUs have at most 16 KiB
 # Rejection of an association: permanent, by the service user, calling AE title not recognized (PS3.8 9.3.4).
 _UNKNOWN_CALLER = (0x01, 0x01, 0x03)
 _UNRECOGNIZED_OPERATION = 0x0211  # PS3.7 C.5.22
@@ -76,7 +76,7 @@ _UNRECOGNIZED_OPERATION = 0x0211  # PS3.7 C.5.22
 SOP_CLASSES = (
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
-    DigitalXRayImageStorageForProcessing,  # accepted but rejected without a prediction: raw values are not for display
+    DigitalXRayImageStorageForProcessing,  # received, but rejected instead of predicted: raw values are not for display
     SecondaryCaptureImageStorage,
 )
 # SOP classes of our results, besides Secondary Capture. A PACS that routes whole studies sends results back, and may

@@ -255,7 +255,7 @@ def rejection_note(result: Result, withdrawn_uids: Mapping[ObjectKind, str]) -> 
         item = result.source()
         item.SOPClassUID, item.SOPInstanceUID, item.SeriesInstanceUID = SOP_CLASSES[kind], uid, series_uid(uid)
         item.Modality = _MODALITIES[kind]
-        if kind in ("structured_report", "presentation_state"):  # otherwise, highdicom would treat the reference as an image
+        if kind in ("structured_report", "presentation_state"):  # otherwise, highdicom would refer to an image
             for name in ("Rows", "Columns"):
                 if name in item:
                     delattr(item, name)

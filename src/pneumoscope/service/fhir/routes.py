@@ -199,7 +199,7 @@ def _read(kind: ResourceType, service: PredictionService, id: str) -> dict[str, 
         if not found:
             raise UnknownNameError(kind, id, (), hint="The image belongs to another study now")
         prediction = found[0]
-    updated = last_change(repository.engine, prediction_id) or prediction.created  # older versions logged no predictions
+    updated = last_change(repository.engine, prediction_id) or prediction.created  # predictions of old versions
     return resource(kind, id, prediction, service.notice("en", prediction), updated)
 
 

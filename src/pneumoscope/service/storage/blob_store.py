@@ -121,7 +121,7 @@ class FolderBlobStore:
             try:
                 if path.is_file() and path.read_bytes() == content:
                     continue
-                path.parent.mkdir(parents=True, exist_ok=True)  # so that publishing only needs space for a directory entry
+                path.parent.mkdir(parents=True, exist_ok=True)  # publishing then only needs space for a name
                 self._write(sha256, content)
             except OSError as error:
                 result.failed[sha256] = _error("write", path, error)

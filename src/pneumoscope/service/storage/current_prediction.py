@@ -53,7 +53,7 @@ __all__ = [
 
 _Row = RowMapping | Mapping[str, Any]
 _HEADERS = header_predictions.c
-_COPIED = ("last_predicted", "age", "age_source", "rejection_parameters")  # columns of a prediction that depend on its header
+_COPIED = ("last_predicted", "age", "age_source", "rejection_parameters")  # columns that depend on the header
 _later, _known, _instance = header_predictions.alias(), header_predictions.alias(), instances.alias()
 _IS_LATEST_OF_HEADER = ~exists().where(
     _later.c.pixel_sha256 == _HEADERS.pixel_sha256,

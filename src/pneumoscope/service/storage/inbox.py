@@ -87,9 +87,7 @@ class Inbox:
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine, self._now, self._check = engine, now, check
-        self._unsettled: set[str] = (
-            set()
-        )  # hashes of written files that may have no row because of an error
+        self._unsettled: set[str] = set()  # hashes of written files that may have no row because of an error
         self._files: BlobStore = MemoryBlobStore() if folder is None else FolderBlobStore(folder / INBOX)
         self._file_lock = threading.Lock()  # prevents removing a file between its writing and the commit of its row
         with write_transaction(engine) as connection:  # waits for the last commit of a killed process
