@@ -36,8 +36,7 @@ class InferenceQueue:
     """Threads that decode and score queued images.
 
     Each worker takes an equal share of the queue, up to `inference.model.BATCH_SIZE` images: single images are scored
-    immediately, and
-    under load several images share a network call. Images whose future is cancelled are skipped.
+    immediately, and under load several images share a network call. Images whose future is cancelled are skipped.
 
     Args:
         model: The model, with one thread per call, so that workers do not wait for each other.

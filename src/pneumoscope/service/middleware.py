@@ -146,8 +146,7 @@ def _log_error(request: Request, outcome: str, seconds: float, *, is_server_erro
     """Log a failed request.
 
     The line contains no client input except the user name of the token and, for server errors, the id of a prediction,
-    which an
-    operator needs to restore the image.
+    which an operator needs to restore the image.
     """
     code, message = getattr(request.state, "error", ("-", ""))
     user = getattr(request.state, "user", "-")

@@ -57,8 +57,7 @@ class PredictionService:
     decoding: asyncio.Semaphore = dataclasses.field(default_factory=lambda: asyncio.Semaphore(_MAX_DECODED))
 
     def notice(self, language: str, *predictions: Prediction) -> str:
-        """Return the notice for a document with the given predictions; without predictions, the notice of the current
-        model.
+        """Return the notice for a document with the given predictions; without predictions, the notice of the current model.
 
         It names the population of their model, unless the models' populations differ or one is unknown.
         """
@@ -86,8 +85,7 @@ class PredictionService:
             disconnected: Returns when the client disconnects; images still waiting are then not scored.
             age: Age of the patients in years, 0 to 130; used for images whose files contain none.
             identity: Identity for images whose files contain none; see `core.identity.combine`. If no age is known, it
-                is calculated
-                from the dates of the identity.
+                is calculated from the dates of the identity.
         Returns:
             A `StoredPrediction` for each image, or a `Prediction` with a `failure` if it is unreadable.
         Raises:
@@ -123,8 +121,7 @@ class PredictionService:
             user: User for the audit log.
             adjust: Returns the prediction to store.
             also: Makes further changes in the transaction that stores the prediction; called with the connection, the
-                prediction and
-                its id, which is empty for an unreadable file.
+                prediction and its id, which is empty for an unreadable file.
         Raises:
             BusyError, StorageError: See `predict`.
         """
@@ -146,8 +143,7 @@ class PredictionService:
         image: tuple[bytes, str],
         disconnected: Callable[[], Coroutine[object, object, None]],
     ) -> Prediction:
-        """Return the prediction; if it has no age, use the one calculated from the dates, or else a previously entered
-        one."""
+        """Return the prediction; if it has no age, use the one calculated from the dates, or else a previously entered one."""
         if prediction.age is not None or prediction.failure:
             return prediction
         age = age_at_study(prediction.identity)
@@ -193,8 +189,7 @@ class PredictionService:
     async def predict_without_entered_age(
         self, id: str, user: str, disconnected: Callable[[], Coroutine[object, object, None]]
     ) -> StoredPrediction | None:
-        """Score an image without an age that was entered for another patient; calculate the age from the dates if
-        possible.
+        """Score an image without an age that was entered for another patient; calculate the age from the dates if possible.
 
         Args:
             id, user, disconnected: See `predict_again`.
@@ -330,8 +325,7 @@ def check_age_by_dates(age: float) -> None:
 
 
 def depends_on_entered_age(prediction: Prediction) -> bool:
-    """Return whether entering an age can change a prediction: the file has no age, and the image is not otherwise
-    rejected."""
+    """Return whether entering an age can change a prediction: the file has no age, and the image is not otherwise rejected."""
     entered = prediction.age is None or prediction.age.source == "entered"
     return entered and (prediction.rejection is None or prediction.rejection.code in _AGE_REJECTIONS)
 

@@ -57,9 +57,8 @@ class ImageRenderer:
     """Renders images of stored predictions, at most two at once.
 
     The methods take the id of a prediction, or its delivery. They raise UnknownNameError if it does not exist or has no
-    heatmap,
-    GoneError if its image was removed, UnreadableImageError if the image cannot be decoded, StorageError if it cannot
-    be read.
+    heatmap, GoneError if its image was removed, UnreadableImageError if the image cannot be decoded, StorageError if it
+    cannot be read.
 
     Args:
         model: The current model. Predictions of other models have no heatmaps.
@@ -222,8 +221,7 @@ class ImageRenderer:
         """Return the heatmap of a prediction; None if it was rejected, or the model was replaced or has no heatmaps.
 
         The objects of a prediction are usually created one after another, so recent heatmaps are cached. If the image
-        was removed, a
-        Structured Report is created without a heatmap region.
+        was removed, a Structured Report is created without a heatmap region.
         """
         if not self.has_heatmap(prediction):
             return None
@@ -271,8 +269,7 @@ def _rejected_image(id: str) -> UnknownNameError:
 
 
 def _as_of_header(prediction: StoredPrediction, header: Dataset) -> StoredPrediction:
-    """Return a prediction with the identity and age in a header, since the same pixels may also belong to another
-    patient.
+    """Return a prediction with the identity and age in a header, since the same pixels may also belong to another patient.
 
     Otherwise, the result would contain the other patient's age.
     """

@@ -87,13 +87,11 @@ def _too_large(limit: int) -> HTTPException:
 
 
 class DrainBodyMiddleware:
-    """Middleware that reads the rest of a request body before completing an early response on a connection about to be
-    closed.
+    """Middleware that reads the rest of a request body before completing an early response on a connection about to be closed.
 
     uvicorn discards the rest of a body on a persistent connection. With `Connection: close`, which nginx and Python's
-    urllib send, it
-    closes the connection with unread bytes; the client receives a reset and may lose the response (RFC 9112, section
-    9.6).
+    urllib send, it closes the connection with unread bytes; the client receives a reset and may lose the response (RFC
+    9112, section 9.6).
 
     Args:
         app: The inner application.

@@ -93,8 +93,7 @@ def serve(model: Model, settings: Settings, options: ServerOptions, echo: Callab
         echo: Prints a line for the operator.
     Raises:
         UsageError: The address is public without authentication; the address cannot be bound; another process serves
-            the data
-            directory; or the data directory contradicts the settings.
+            the data directory; or the data directory contradicts the settings.
         StorageError: The data cannot be opened or written.
     """
     faulthandler.enable()  # prints stack traces after a crash
@@ -149,8 +148,7 @@ def _require_token(repository: PredictionRepository, settings: Settings, options
 
 
 def _check_pseudonyms(repository: PredictionRepository, pseudonymizer: Pseudonymizer | None, folder: Path) -> None:
-    """Raise UsageError if the data directory contains identities or another key's pseudonyms, or any pseudonyms if
-    there is no key."""
+    """Raise UsageError if the data directory does not match the pseudonymization setting and its key."""
     if pseudonymizer is None:
         require_no_pseudonyms(folder)
         return
@@ -249,8 +247,7 @@ def _limit_memory_arenas() -> None:
     """Restrict all threads to two glibc memory arenas, unless MALLOC_ARENA_MAX specifies another number.
 
     The default is eight per core. Memory freed in one arena is not reused by threads of another, so the resident memory
-    of a service
-    with many short-lived threads would grow for hours.
+    of a service with many short-lived threads would grow for hours.
     """
     if "MALLOC_ARENA_MAX" not in os.environ:
         with contextlib.suppress(AttributeError):  # another C library
@@ -284,8 +281,7 @@ def _remove_traceback(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def _stop_on_signals(server: uvicorn.Server) -> Iterator[None]:
-    """Stop the server on signals that arrive before uvicorn installs its handlers; ignore those that uvicorn raises
-    again."""
+    """Stop the server on signals that arrive before uvicorn installs its handlers; ignore those that uvicorn raises again."""
 
     def stop(*_: object) -> None:
         server.should_exit = True

@@ -1,8 +1,7 @@
 """Signatures for other programs: Standard Webhooks for events, HTTP Message Signatures (RFC 9421) for responses.
 
 Both use HMAC-SHA-256 with a secret shared with the receiver. A signature proves to the receiver the origin and
-integrity of the
-content, but proves nothing to a third party.
+integrity of the content, but proves nothing to a third party.
 """
 
 from __future__ import annotations

@@ -68,8 +68,7 @@ def remove_unreadable(service: AppService, user: User, id: Id, _: NoParameters) 
 
 @administrator_router.get("/exchange", summary="Show what waits for a prediction and for delivery")
 def exchange(service: AppService, _: NoParameters) -> ExchangeDocument:
-    """Received instances wait for the end of their study's quiet period; results wait until their destination confirms
-    them."""
+    """Received instances wait for the end of their study's quiet period; results wait until their destination confirms them."""
     return ExchangeDocument(service.repository.inbox.status(), service.repository.outbox.status())
 
 
@@ -84,8 +83,7 @@ def list_tokens(tokens: AppTokens, _: NoParameters) -> TokenListDocument:
     dependencies=[Depends(require_json)],
 )  # fmt: skip
 def add_token(tokens: AppTokens, user: User, _: NoParameters, body: TokenRequest) -> AddedTokenDocument:
-    """Return the secret, which clients send as `Authorization: Bearer SECRET`. It is not stored and cannot be shown
-    again."""
+    """Return the secret, which clients send as `Authorization: Bearer SECRET`. It is not stored and cannot be shown again."""
     token, secret = tokens.add(body.user, body.role, created_by=user)
     return AddedTokenDocument(token, secret)
 

@@ -1,5 +1,4 @@
-"""Routers of the API and the dependencies of their routes: service, authentication, query parameters, content type,
-language.
+"""Routers of the API and the dependencies of their routes: service, authentication, query parameters, content type, language.
 
 The dependencies are coroutines that never wait; FastAPI would run plain functions in a thread each.
 """
@@ -150,8 +149,7 @@ Language = Annotated[str, Depends(_request_language)]
 
 
 class _Parameters(BaseModel):
-    """Query parameters of an operation. Unknown ones are an error, because a mistyped filter would change the
-    result."""
+    """Query parameters of an operation. Unknown ones are an error, because a mistyped filter would change the result."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -195,8 +195,7 @@ def public_error(error: PneumoscopeError) -> PneumoscopeError:
 
 
 def internal_error_response(request: Request, error: Exception) -> JSONResponse:
-    """Return the response to an unexpected error. It names only the exception type, since the message may contain
-    anything."""
+    """Return the response to an unexpected error. It names only the exception type, since the message may contain anything."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         busy = errors.BusyError("too many connections and files are open", hint="Try again in a few seconds")
         record_error(request, busy.code, busy.message)

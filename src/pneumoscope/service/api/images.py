@@ -1,5 +1,4 @@
-"""Routes of the HTTP API for a prediction's pixels, heatmap and DICOM objects. The docstrings are the descriptions in
-OpenAPI."""
+"""Routes of the HTTP API for a prediction's pixels, heatmap and DICOM objects. The docstrings are the descriptions in OpenAPI."""
 
 from __future__ import annotations
 
@@ -60,22 +59,16 @@ async def pixels(
     request: Request, renderer: AppRenderer, access_log: AppAccessLog, user: User, id: Id, _: NoParameters
 ) -> Response:
     """Return stored pixel values and a gray-level table, so that a viewer can apply other windows. The body contains
-    one unsigned
-    16-bit integer (little-endian) per pixel, row by row, followed by the table: one byte for each integer from 0 up,
-    the gray level
-    of that integer in `image.png`.
+    one unsigned 16-bit integer (little-endian) per pixel, row by row, followed by the table: one byte for each integer
+    from 0 up, the gray level of that integer in `image.png`.
 
     The header `X-Pixel-Description` is a JSON object with these members: `rows` and `columns`; `slope` and `intercept`,
-    which
-    convert an integer to a value (after the DICOM modality LUT); the `smallest` and `largest` value; `bits` according
-    to the file;
-    `white_is_zero` (MONOCHROME1); `padding`, an integer that is always displayed black; `default_window`, which
-    produces the gray
-    levels unless they come from a lookup table; `windows`, the windows in the file (`center`, `width`, `function`,
-    `explanation`);
-    and `spacing`, the pixel spacing in mm (`row` and `column`) with its `kind`: calibrated, detector (in the detector
-    plane) or
-    unstated. Members are null if the file does not contain them.
+    which convert an integer to a value (after the DICOM modality LUT); the `smallest` and `largest` value; `bits`
+    according to the file; `white_is_zero` (MONOCHROME1); `padding`, an integer that is always displayed black;
+    `default_window`, which produces the gray levels unless they come from a lookup table; `windows`, the windows in the
+    file (`center`, `width`, `function`, `explanation`); and `spacing`, the pixel spacing in mm (`row` and `column`)
+    with its `kind`: calibrated, detector (in the detector plane) or unstated. Members are null if the file does not
+    contain them.
     """
     compress = "gzip" in request.headers.get("Accept-Encoding", "")
     encoded = await renderer.pixels(id, compress=compress)
@@ -100,8 +93,7 @@ async def thumbnail(renderer: AppRenderer, id: Id, _: NoParameters) -> Response:
     response_class=Response, responses=_PNG_RESPONSES,
 )  # fmt: skip
 async def heatmap(renderer: AppRenderer, access_log: AppAccessLog, user: User, id: Id, _: NoParameters) -> Response:
-    """Return the image in its aspect ratio, with 640 to 1,024 pixels on the longer side. The legend is below the
-    image."""
+    """Return the image in its aspect ratio, with 640 to 1,024 pixels on the longer side. The legend is below the image."""
     png = await renderer.heatmap(id)
     await run_in_threadpool(access_log.viewed, user, [id])
     return _png_response(png)
@@ -143,8 +135,7 @@ async def structured_report(
     renderer: AppRenderer, access_log: AppAccessLog, user: User, id: Id, _: NoParameters
 ) -> Response:
     """Return a Comprehensive 3D SR (TID 1500) in the image's study: decision, probability with interval, algorithm,
-    reason for a
-    rejection, and a reference to the image. The object is the same on every request.
+    reason for a rejection, and a reference to the image. The object is the same on every request.
     """
     report = await renderer.structured_report(id)
     await run_in_threadpool(access_log.viewed, user, [id])

@@ -1,5 +1,4 @@
-"""Routes of the HTTP API; `images` has the routes for pixels and DICOM objects. The docstrings are the descriptions in
-OpenAPI."""
+"""Routes of the HTTP API, except those for pixels and DICOM objects. The docstrings are the descriptions in OpenAPI."""
 
 from __future__ import annotations
 
@@ -88,8 +87,7 @@ def readyz(readiness: AppReadiness) -> HealthDocument:
 
 @operation_router.get("/metrics", summary="Metrics for Prometheus", response_class=Response, responses=_TEXT_RESPONSE)
 def metrics(service: AppService) -> Response:
-    """Return request counts and durations, new images by decision, and the number of images waiting for a
-    prediction."""
+    """Return request counts and durations, new images by decision, and the number of images waiting for a prediction."""
     return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -106,13 +104,11 @@ async def predict(
     query: Annotated[PredictParameters, Query()],
 ) -> PredictionListDocument | Response:
     """Send images as form parts named `images`, or one image as the body. Other form fields are the identity of those
-    images whose
-    files contain none.
+    images whose files contain none.
 
     The response is sent once images and predictions are on disk. An unreadable image has a `failure` and no id, and is
-    listed in
-    `GET /v1/unreadable`; the other images are processed. If all images are unreadable, the response is a problem
-    document.
+    listed in `GET /v1/unreadable`; the other images are processed. If all images are unreadable, the response is a
+    problem document.
     """
     upload = await read_upload(request, query.name, settings.max_images)
     if upload.identity:
@@ -139,8 +135,7 @@ def find(service: AppService, language: Language, query: Annotated[FindParameter
 def search(
     service: AppService, language: Language, query: Annotated[FindParameters, Query()], body: SearchRequest
 ) -> PredictionPageDocument:
-    """Return the predictions that match both the text and the query parameters, in pages as `GET /v1/predictions`
-    does."""
+    """Return the predictions that match both the text and the query parameters, in pages as `GET /v1/predictions` does."""
     where = dataclasses.replace(_filter(query), search=service.search_words(body.text))
     page = service.repository.find(where, order=query.order, limit=query.limit, after=query.after)
     return page_document(page, language, service.notice(language, *page.predictions))
@@ -196,8 +191,7 @@ def review(
     if_match: _IfMatch = None,
 ) -> SinglePredictionDocument:
     """Store the user's label for the image. It replaces the user's earlier review; reviews of other users are kept.
-    With `If-Match`,
-    the request fails if the prediction has changed since the user read it.
+    With `If-Match`, the request fails if the prediction has changed since the user read it.
     """
     stored = service.repository.review(
         id, body.label, finding=body.finding.strip(), note=body.note, user=user, etags=_etags(if_match)
@@ -235,12 +229,10 @@ async def set_identity(
     if_match: _IfMatch = None,
 ) -> SinglePredictionDocument:
     """Replace the patient, study, series and instance of the image, for all its predictions. With `If-Match`, the
-    request fails if the
-    prediction has changed since the user read it. For an image that was received under two patients, send the identity
-    of the right
-    one. If an age was entered for a different patient, the image is predicted again without it. An impossible new date
-    or sex is the
-    problem `invalid_identity`; its `fields` contains a code for each field.
+    request fails if the prediction has changed since the user read it. For an image that was received under two
+    patients, send the identity of the right one. If an age was entered for a different patient, the image is predicted
+    again without it. An impossible new date or sex is the problem `invalid_identity`; its `fields` contains a code for
+    each field.
     """
     values = {name: normalize_field(name, value) for name, value in body.model_dump().items()}  # type: ignore[attr-defined]
     entered = Identity(**values)
@@ -285,8 +277,7 @@ def unreadable(service: AppService, query: Annotated[UnreadableParameters, Query
 
 @sender_router.get("/model", summary="Get the model card", tags=["model"])
 def card(service: AppService, query: Annotated[CardParameters, Query()]) -> dict[str, Any]:
-    """Return `card.json` of the bundle, adjusted to the site profile `site` or to `prevalence`; `seen` only on
-    request."""
+    """Return `card.json` of the bundle, adjusted to the site profile `site` or to `prevalence`; `seen` only on request."""
     facts = service.model.facts
     stated = {"site": facts.site, "prevalence": facts.prevalence}
     document: dict[str, Any] = msgspec.to_builtins(service.model.card) | stated

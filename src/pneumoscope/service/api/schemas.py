@@ -102,8 +102,7 @@ class TokenRequest(BaseModel):
     user: str = Field(pattern=r"^[A-Za-z0-9_.@-]{1,64}$", examples=["ward-3"])
     """User name in the audit log and in reviews."""
     role: Role = Field(examples=["reader"])
-    """"sender" may send images and get their predictions; "reader" may also use the web interface; "administrator" may
-    do everything."""
+    """"sender": sends images and gets their predictions; "reader": also uses the web interface; "administrator": all rights."""
 
 
 class ReleaseRequest(BaseModel):

@@ -1,9 +1,8 @@
 """Record access in the audit log: sign-ins, sign-outs, exports and viewed images.
 
 Repeated views of an image by the same user within five minutes are recorded once, because the viewer loads several
-files per image.
-If the log cannot be written, access is still granted, since an image may be needed urgently; the service logs a
-warning.
+files per image. If the log cannot be written, access is still granted, since an image may be needed urgently; the
+service logs a warning.
 """
 
 from __future__ import annotations

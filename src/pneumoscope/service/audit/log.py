@@ -1,10 +1,8 @@
 """The audit log: events with user, time and model in a hash chain.
 
 The hash of a row is the SHA-256 of its values and the previous row's hash, encoded as JSON without spaces. Changing,
-removing or
-inserting a row invalidates all later hashes. An attacker could recompute them, but then the last hash would differ:
-keep a copy of
-the last hash elsewhere and pass it to `verification.verify`.
+removing or inserting a row invalidates all later hashes. An attacker could recompute them, but then the last hash would
+differ: keep a copy of the last hash elsewhere and pass it to `verification.verify`.
 """
 
 from __future__ import annotations
@@ -139,8 +137,7 @@ def read_rows(engine: Engine, *, last: int = 0) -> Iterator[Row[Any]]:
 
 
 def last_change(engine: Engine, id: str) -> str | None:
-    """Return the time of the last change to a prediction or to its image's identity; None if the prediction does not
-    exist.
+    """Return the time of the last change to a prediction or to its image's identity; None if the prediction does not exist.
 
     Raises:
         StorageError: The database cannot be reached.
@@ -157,16 +154,14 @@ def last_change(engine: Engine, id: str) -> str | None:
 
 
 def was_deleted(engine: Engine, id: str) -> bool:
-    """Return whether a prediction with this id was ever deleted. Raise StorageError if the database cannot be
-    reached."""
+    """Return whether a prediction with this id was ever deleted. Raise StorageError if the database cannot be reached."""
     query = select(audit_log.c.number).where(audit_log.c.prediction_id == id, audit_log.c.event == "deleted")
     with read_transaction(engine) as connection:
         return connection.execute(query.limit(1)).first() is not None
 
 
 def was_delivered(engine: Engine, destination: str, id: str, sha256: str) -> bool:
-    """Return whether a destination ever confirmed an object with this hash. Raise StorageError if the database cannot
-    be reached.
+    """Return whether a destination ever confirmed an object with this hash. Raise StorageError if the database cannot be reached.
 
     Args:
         engine: Engine of the database.

@@ -1,10 +1,8 @@
 """Verify the audit log, and check predictions and images against it.
 
 The hashes prove that the log is unchanged. Predictions could still be altered in their own table, so each is compared
-with its log
-entries: its creation, every version of its reviews, the removal of its image, and its deletion. The tables are read
-side by side in
-the order of ids, so memory use does not depend on their size.
+with its log entries: its creation, every version of its reviews, the removal of its image, and its deletion. The tables
+are read side by side in the order of ids, so memory use does not depend on their size.
 """
 
 from __future__ import annotations
@@ -59,8 +57,7 @@ def verify(engine: Engine, *, expected: str = "", images: BlobStore | None = Non
         images: The blob store; None skips the images.
     Raises:
         AuditLogError: A row is missing, out of order or altered; no row has the expected hash; or a prediction or image
-            does not
-            match the log.
+            does not match the log.
         StorageError: The database cannot be reached.
     """
     with read_transaction(engine) as connection:
@@ -152,8 +149,7 @@ def _events_by_id(connection: Connection) -> Iterator[tuple[str, _Events | None]
 
 
 def _current_events(rows: Iterable[Row[Any]]) -> _Events | None:
-    """Return the events that determine a prediction's state after all its log entries; None if it was never
-    predicted."""
+    """Return the events that determine a prediction's state after all its log entries; None if it was never predicted."""
     events: _Events | None = None
     reviews: list[Row[Any]] = []
     deletions: list[int] = []

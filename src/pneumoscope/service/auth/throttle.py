@@ -19,10 +19,9 @@ _MAX_ADDRESSES = 10_000  # above this number, the oldest are forgotten
 
 
 class SignInThrottle:
-    """Delays further attempts from an address: for 1 second after the fifth failure, doubled with each further one, up
-    to a minute.
+    """Delays sign-in attempts from an address: by 1 second after five failures, and twice as long after each further one.
 
-    A success, or 15 minutes without a failure, resets the delay.
+    The maximum is a minute. A success, or 15 minutes without a failure, resets the delay.
 
     Args:
         now: Monotonic clock in seconds; replaceable in tests.

@@ -1,8 +1,7 @@
 """Bearer tokens, stored as hashes, so that a copy of the database contains no usable token.
 
 A token has 256 random bits, so its SHA-256 can be neither inverted nor guessed and needs no salt. Tokens are looked up
-by hash;
-the timing of the lookup reveals nothing about a token.
+by hash; the timing of the lookup reveals nothing about a token.
 """
 
 from __future__ import annotations

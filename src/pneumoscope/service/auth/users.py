@@ -34,8 +34,7 @@ class AuthenticatedUser:
     Attributes:
         name: Identifies the user in the audit log and in reviews.
         role: "sender" sends images and gets their predictions through the API; "reader" also uses the web interface,
-            stores reviews
-            and corrects identities; "administrator" also deletes data and manages tokens.
+            stores reviews and corrects identities; "administrator" also deletes data and manages tokens.
         token_id: Id of the user's token, if any. Revoking the token signs the user out.
     """
 

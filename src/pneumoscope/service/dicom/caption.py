@@ -57,8 +57,7 @@ def draw_result(
     """Return an image with its heatmap and the result below it: RGB, shape (height, width, 3).
 
     The text contains the decision, the probability with its interval or the reason for a rejection, the explanation,
-    the prevalence,
-    the model with the operating point, an explanation of the heatmap, and the notice.
+    the prevalence, the model with the operating point, an explanation of the heatmap, and the notice.
 
     Args:
         prediction: Prediction of the image.

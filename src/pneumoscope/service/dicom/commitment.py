@@ -1,8 +1,7 @@
 """Request storage commitment for delivered results: Storage Commitment Push Model (PS3.4 annex J), as SCU.
 
 Each peer has its own thread. The report arrives on the association of the request, or later on an association that the
-peer opens
-to the receiver; `answer_report` answers both.
+peer opens to the receiver; `answer_report` answers both.
 """
 
 from __future__ import annotations

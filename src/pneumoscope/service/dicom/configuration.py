@@ -50,16 +50,14 @@ class ConfigurationTable(BaseModel):
 
 
 class SiteRule(ConfigurationTable):
-    """A rule for received images. The first rule whose conditions all hold applies; if there is none, the image is
-    predicted.
+    """A rule for received images. The first rule whose conditions all hold applies; if there is none, the image is predicted.
 
     Attributes:
         name: Name that appears in rejections.
         action: "exclude" rejects the image, "predict" predicts it.
         result: Whether the destinations receive the result.
         modalities, views, stations, senders: Accepted values of Modality, ViewPosition and StationName, and names of
-        peers or users.
-            Case is ignored; "" matches a missing value.
+        peers or users. Case is ignored; "" matches a missing value.
         min_age, max_age: Ages in years, inclusive; images without an age do not match.
         since, until: Study dates, inclusive; images without a valid date do not match.
     """
@@ -109,11 +107,9 @@ class ResultSettings(ConfigurationTable):
 
     Attributes:
         objects: Kinds of objects. A Parametric Map contains the heatmap; a presentation state contains the heatmap's
-            contour and
-            the result for display over the image. A rejected image has no Parametric Map.
+            contour and the result for display over the image. A rejected image has no Parametric Map.
         series_number: Series number of the Secondary Capture. The Structured Report, rejection notes, Parametric Maps
-            and
-            presentation states use the following numbers in this order.
+            and presentation states use the following numbers in this order.
         series_description: Beginning of the series description; the decision follows.
         languages: Languages of the text in a Secondary Capture, from top to bottom.
         font: Font of that text, TrueType or OpenType; None for a font with Latin letters only.
@@ -128,8 +124,7 @@ class ResultSettings(ConfigurationTable):
     font: Path | None = None
 
     def kinds(self, *, has_heatmap: bool, is_readable: bool = True) -> tuple[ObjectKind, ...]:
-        """Return the kinds of objects for an image. There is always at least one, since no result would look like a
-        normal image."""
+        """Return the kinds of objects for an image: at least one, since no result would look like a normal image."""
         without = {"parametric_map"} if not has_heatmap else set()
         if not is_readable:
             without |= {"presentation_state"}  # it would display nothing

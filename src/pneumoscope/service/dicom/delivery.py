@@ -1,8 +1,8 @@
 """Deliver the results in the outbox: to DICOM nodes by C-STORE, to DICOMweb servers by STOW-RS, to webhooks by HTTP.
 
 Each destination has its own thread, so an unreachable one does not delay the others. An object is sent until the
-destination
-confirms it. If the process is killed before the confirmation, the object is sent again with the same UID and content.
+destination confirms it. If the process is killed before the confirmation, the object is sent again with the same UID
+and content.
 """
 
 from __future__ import annotations
@@ -288,8 +288,7 @@ class _WebSender:
 
 
 def _strip_parameters(response: requests.Response, *_: Any, **__: Any) -> None:
-    """Remove parameters such as charset from the Content-Type, because DICOMwebClient compares it with the bare media
-    types."""
+    """Remove parameters such as charset from the Content-Type, because DICOMwebClient compares it with the bare media types."""
     if "Content-Type" in response.headers:
         response.headers["Content-Type"] = response.headers["Content-Type"].partition(";")[0].strip().lower()
 

@@ -68,8 +68,7 @@ def read_header(file: bytes) -> Dataset:
 
     Raises:
         UnreadableImageError: The file is not a DICOM image, has more than 4 MiB before the pixels, or has no SOP Class
-            UID or SOP
-            Instance UID.
+            UID or SOP Instance UID.
     """
     try:
         header = read_first_elements(file[:MAX_HEADER_BYTES], list(HEADER_ELEMENTS), _LAST_ELEMENT)

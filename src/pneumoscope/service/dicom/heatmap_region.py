@@ -47,8 +47,7 @@ def zones(heatmap: Heatmap, orientation: Sequence[str]) -> tuple[Zone, ...]:
 
     Returns:
         Empty if there are no contributions towards pneumonia, they are spread over all zones, the heatmap has fewer
-        than 16
-        positions, or the directions are not those of a frontal radiograph.
+        than 16 positions, or the directions are not those of a frontal radiograph.
     """
     if heatmap.contributions.size < MIN_POSITIONS:
         return ()
@@ -80,8 +79,7 @@ def contours(heatmap: Heatmap) -> list[npt.NDArray[np.float64]]:
 
     Returns:
         Arrays of (column, row) in image pixels, shape (n, 2); the last point repeats the first. The upper left corner
-        of the image
-        is (0, 0).
+        of the image is (0, 0).
     Source: marching squares with linear interpolation (Lorensen and Cline 1987, in two dimensions).
     """
     width, height = heatmap.image.width, heatmap.image.height

@@ -1,5 +1,4 @@
-"""Media types and transfer syntaxes of DICOMweb responses, by the Accept header or the `accept` parameter (PS3.18
-8.7)."""
+"""Media types and transfer syntaxes of DICOMweb responses, by the Accept header or the `accept` parameter (PS3.18 8.7)."""
 
 from __future__ import annotations
 

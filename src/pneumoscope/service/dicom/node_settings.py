@@ -112,12 +112,10 @@ def parse_peer(text: str) -> DicomPeer:
 
 
 def tls_contexts(certificate: Path, key: Path, peer_ca: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Return TLS contexts for a server that requires client certificates and for a client that presents the same
-    certificate.
+    """Return TLS contexts for a server that requires client certificates and for a client that presents the same certificate.
 
     The profile is BCP 195 (PS3.15 B.9): TLS 1.2 or newer. The client does not verify host names, because certificates
-    of DICOM nodes
-    often contain none and only the peers' CAs are trusted.
+    of DICOM nodes often contain none and only the peers' CAs are trusted.
 
     Args:
         certificate: Certificate of the service with its intermediate certificates (PEM).

@@ -74,8 +74,7 @@ class OutcomeRecorder:
             self._enqueue_event(received, connection, at)
 
     def record_lost(self, received: ReceivedInstance, connection: Connection, time: str) -> None:
-        """Record that the file of an acknowledged instance is lost, and report the loss unless a copy has results or is
-        waiting."""
+        """Record the loss of an acknowledged instance's file, and report it unless a copy has results or is waiting."""
         append(connection, [Entry(time, received.sender, "instance_lost", image_sha256=received.image_sha256)])
         if self._service.pseudonymizer:
             forget_header(connection, received, self._stored_uid(received))
@@ -134,13 +133,10 @@ class OutcomeRecorder:
         """Enqueue the results of an instance for the destinations that receive no results of a later copy.
 
         Copies have the same SOP Instance UID, but perhaps a corrected header or other pixels. In whatever order they
-        are predicted,
-        destinations receive the result of the latest copy, with its header. But a later copy without a result (its file
-        is lost, or a
-        site rule allows none) must not suppress the results of an earlier copy, since no result would look like a
-        normal image. So a
-        later copy counts while it is waiting, and afterwards only if its results are in the outbox; see
-        `_enqueue_copies`.
+        are predicted, destinations receive the result of the latest copy, with its header. But a later copy without a
+        result (its file is lost, or a site rule allows none) must not suppress the results of an earlier copy, since no
+        result would look like a normal image. So a later copy counts while it is waiting, and afterwards only if its
+        results are in the outbox; see `_enqueue_copies`.
         """
         later = [each for each in copies_of(connection, received) if each.number > received.number]
         destinations = set(self._configuration.destinations_of(received.reply_to)).difference(without)

@@ -1,5 +1,4 @@
-"""Create DICOM objects for displaying a heatmap over the image: Parametric Map and Grayscale Softcopy Presentation
-State."""
+"""Create DICOM objects for displaying a heatmap over the image: Parametric Map and Grayscale Softcopy Presentation State."""
 
 from __future__ import annotations
 
@@ -40,8 +39,7 @@ def parametric_map(result: Result, heatmap: Heatmap) -> bytes:
     """Return a Parametric Map with each pixel's contribution to the logit as a 32-bit float.
 
     The map has the image's rows and columns and references it. Radiographs have no frame of reference, so a new one is
-    created, and
-    distances are omitted.
+    created, and distances are omitted.
     """
     image = heatmap.image
     maximum = heatmap.maximum or 1.0

@@ -156,10 +156,9 @@ class InstanceProcessor:
         self._postponed = {number: due for number, due in self._postponed.items() if due > now}
         ready = await run_in_threadpool(self._inbox.ready, _BATCH, self._postponed)
         # An instance with earlier attempts may have killed the process, together with others of its batch. It is
-        # attempted alone, so that
-        # only the one at fault is given up. If the process is killed repeatedly for another reason, this must not
-        # always happen during
-        # the same instance: instances with fewer attempts come first, and repeated attempts are delayed after start-up.
+        # attempted alone, so that only the one at fault is given up. If the process is killed repeatedly for another
+        # reason, this must not always happen during the same instance: instances with fewer attempts come first, and
+        # repeated attempts are delayed after start-up.
         again = sorted((each for each in ready if each.attempts), key=lambda each: (each.attempts, each.number))
         if time.monotonic() - self._started < _SECOND_ATTEMPT_SECONDS:
             again = []
@@ -226,8 +225,7 @@ class InstanceProcessor:
             self._repeat_cancellations()
 
     def _repeat_cancellations(self) -> None:
-        """Uncount the attempts left over from earlier failures. Raise StorageError if the database is still
-        unavailable."""
+        """Uncount the attempts left over from earlier failures. Raise StorageError if the database is still unavailable."""
         with self._to_cancel_lock:
             if self._to_cancel:
                 self._inbox.cancel_attempts(list(self._to_cancel.values()))
@@ -252,8 +250,7 @@ class InstanceProcessor:
         return pseudonymizer.prediction(prediction) if pseudonymizer else prediction
 
     def adjust_again(self, earlier: StoredPrediction, prediction: Prediction) -> Prediction:
-        """Return the repeated prediction of an image, or a rejection if a site rule excludes a received instance of
-        it."""
+        """Return the repeated prediction of an image, or a rejection if a site rule excludes a received instance of it."""
         stated = dataclasses.replace(prediction, identity=earlier.identity)
         for received in self._inbox.instances_of(earlier.id):
             stated = self._with_rule(received, stated)

@@ -1,8 +1,8 @@
 """Pull images from a PACS into the running service: by C-MOVE, or by WADO-RS and STOW-RS.
 
 The images always pass through the network interfaces of the running service. A second process could not write into its
-inbox
-safely: the service may remove a file before the commit of its record, and it empties the staging area on start-up.
+inbox safely: the service may remove a file before the commit of its record, and it empties the staging area on
+start-up.
 """
 
 from __future__ import annotations

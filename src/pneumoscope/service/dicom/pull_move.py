@@ -1,5 +1,4 @@
-"""Pull images from a DICOM node: search for them (C-FIND) and have the node send them to the running service
-(C-MOVE)."""
+"""Pull images from a DICOM node: search for them (C-FIND) and have the node send them to the running service (C-MOVE)."""
 
 from __future__ import annotations
 
@@ -71,8 +70,7 @@ def pull_by_move(
 
 
 def _listens(node: DicomSettings) -> bool:
-    """Return False if the service's address refuses connections; True otherwise, since other failures have other
-    causes."""
+    """Return False if the service's address refuses connections; True otherwise, since other failures have other causes."""
     if not node.port:  # the service chose a free port
         return True
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(node.host, node.host)  # noqa: S104  a listening address cannot be connected to

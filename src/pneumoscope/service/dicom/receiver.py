@@ -1,8 +1,7 @@
 """Receiver of the DICOM node: SCP of C-ECHO and C-STORE, and recipient of storage commitment reports.
 
 An instance is acknowledged only after it is on disk. Instances with an invalid header are recorded as unreadable files.
-Log lines
-contain no data sent by peers, except AE titles.
+Log lines contain no data sent by peers, except AE titles.
 """
 
 from __future__ import annotations
@@ -80,8 +79,7 @@ SOP_CLASSES = (
     SecondaryCaptureImageStorage,
 )
 # SOP classes of our results, besides Secondary Capture. A PACS that routes whole studies sends results back, and may
-# stop at the
-# first instance that is not accepted, before it sends the images.
+# stop at the first instance that is not accepted, before it sends the images.
 RESULT_SOP_CLASSES = (
     Comprehensive3DSRStorage,
     KeyObjectSelectionDocumentStorage,
@@ -161,8 +159,7 @@ class DicomReceiver:
         self._thread.start()
 
     def stop(self, timeout: float) -> None:
-        """Stop accepting associations, wait up to `timeout` seconds for instances in progress, then abort all
-        associations."""
+        """Stop accepting associations, wait up to `timeout` seconds for instances in progress, then abort all associations."""
         if self._stopped:
             return
         self._stopped = True
@@ -327,8 +324,7 @@ def _end_with_connection(event: Event) -> None:
     """End an association when its connection ends, or when the peer sends a malformed or unexpected PDU.
 
     If a connection closes before the association request, pynetdicom would count it as an association until the
-    timeout. After a bad
-    PDU, its thread would end with a traceback and leave the connection open.
+    timeout. After a bad PDU, its thread would end with a traceback and leave the connection open.
     """
     association: Any = event.assoc
     machine = association.dul.state_machine
@@ -336,8 +332,7 @@ def _end_with_connection(event: Event) -> None:
 
 
 def _act(association: Any, act: Callable[[str], None], name: str) -> None:
-    """Run an action of an association's state machine; end the association if the action fails or the connection is
-    closed."""
+    """Run an action of an association's state machine; end the association if the action fails or the connection is closed."""
     machine = association.dul.state_machine
     try:
         act(name)

@@ -53,12 +53,10 @@ STANDARD_CODES = (
 
 
 def structured_report(result: Result) -> bytes:
-    """Return a Comprehensive 3D SR with the decision, the probability and its interval, the algorithm and a reference
-    to the image.
+    """Return a Comprehensive 3D SR with decision, probability, interval, algorithm and a reference to the image.
 
     For "pneumonia" and "uncertain", it contains the lung zones where the heatmap is strongest; for a rejection, the
-    reason. Warnings
-    and the notice are always included. The document is preliminary and unverified.
+    reason. Warnings and the notice are always included. The document is preliminary and unverified.
     """
     prediction, source = result.prediction, result.source()
     device = sr.ObserverContext(

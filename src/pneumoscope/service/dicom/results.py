@@ -3,8 +3,7 @@
 `report` creates Structured Reports; `overlays` creates Parametric Maps and presentation states.
 
 UIDs are derived from the image and the prediction, and times are those of the prediction, so that creating an object
-twice gives
-the same object. Patient and study are copied from the image's header, as Unicode text.
+twice gives the same object. Patient and study are copied from the image's header, as Unicode text.
 """
 
 from __future__ import annotations
@@ -127,8 +126,7 @@ class Result:
 
     @property
     def time(self) -> datetime:
-        """Time of the prediction in the time zone of the study, whose dates are copied; in the local one if the header
-        has none."""
+        """Time of the prediction, in the time zone of the study if the header has one, or else in the local time zone."""
         zone = self.header.get("TimezoneOffsetFromUTC") or ""
         time = datetime.fromisoformat(self.created)
         return time.astimezone(datetime.strptime(zone, "%z").tzinfo if zone else None)
@@ -138,8 +136,7 @@ class Result:
         return f"{self.settings.series_description}: {statement}"[:64]
 
     def source(self) -> Dataset:
-        """Return a copy of the header for highdicom without names, since highdicom warns about unusual names; see
-        `encode`."""
+        """Return a copy of the header for highdicom without names, since highdicom warns about unusual names; see `encode`."""
         found = copy.deepcopy(self.header)
         for name in _NAMES:
             setattr(found, name, "")
@@ -242,8 +239,7 @@ def describe(result: Result, kind: ObjectKind) -> Dataset:
 
 
 def rejection_note(result: Result, withdrawn_uids: Mapping[ObjectKind, str]) -> bytes:
-    """Return a Key Object Selection, titled "Rejected for Quality Reasons", that withdraws previously delivered
-    objects.
+    """Return a Key Object Selection, titled "Rejected for Quality Reasons", that withdraws previously delivered objects.
 
     Args:
         result: The withdrawn result.

@@ -23,8 +23,7 @@ __all__ = [
 ]
 
 # HTTP statuses after which a server may have stored the object: it failed while processing it, or a gateway timed out
-# (520 to 527
-# are Cloudflare's). Excludes 503, which overloaded servers send before processing a request.
+# (520 to 527 are Cloudflare's). Excludes 503, which overloaded servers send before processing a request.
 UNCERTAIN_STATUSES = (500, 502, 504, *range(520, 528))
 
 # Codes of connection errors; the first match applies. They contain no addresses.

@@ -21,8 +21,7 @@ _LOG = logging.getLogger("pneumoscope.service")
 
 
 def require_files(configuration: DicomConfiguration) -> None:
-    """Check the files of destinations and webhooks. Those of sources are only read by `pull`, perhaps on another
-    machine.
+    """Check the files of destinations and webhooks. Those of sources are only read by `pull`, perhaps on another machine.
 
     Raises:
         UsageError: A file cannot be used; see `require_server_files`.

@@ -1,9 +1,7 @@
-"""Stored instances available through DICOMweb: DICOM images and their results, which are generated as objects of the
-same studies.
+"""Instances available through DICOMweb: stored images, and their results, generated as objects of the same studies.
 
 An image is available if its file has a preamble and a readable header whose UIDs and patient match the identity in the
-database.
-After a correction of the identity, the file names another patient or study, so it is excluded.
+database. After a correction of the identity, the file names another patient or study, so it is excluded.
 """
 
 from __future__ import annotations
@@ -140,8 +138,7 @@ class StoredInstances:
         """Return the matching studies, series or instances, most recently received study first.
 
         The search also reads the headers of files that do not match or are skipped. Their number is limited, so a
-        search may end early.
-        At most two searches run at once; others wait.
+        search may end early. At most two searches run at once; others wait.
 
         Args:
             query: Conditions and page of the results.
@@ -203,8 +200,7 @@ class StoredInstances:
         return self._files.images([study], series_uid=series, sop_uid=instance)
 
     def _image_of_result(self, files: Sequence[PredictedFile], series: str, instance: str) -> str:
-        """Return the SOP Instance UID of the image whose result has these UIDs; empty if there is none among these
-        files."""
+        """Return the SOP Instance UID of the image whose result has these UIDs; empty if there is none among these files."""
         if not self._has_results:
             return ""
         from pneumoscope.service.dicom.results import series_uid
@@ -254,8 +250,7 @@ class StoredInstances:
                 return await run_in_threadpool(draw_capture, file, media_type)
 
     def _studies(self, where: StudyFilter, limit: _FileLimit) -> Iterator[list[StoredInstance]]:
-        """Yield the available instances of each matching study, up to the file limit; studies without any are
-        skipped."""
+        """Yield the available instances of each matching study, up to the file limit; studies without any are skipped."""
         uids = [] if self._is_pseudonymized else self._files.study_uids(where)
         for start in range(0, len(uids), _BATCH):
             batch = uids[start : start + _BATCH]

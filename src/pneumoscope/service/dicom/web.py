@@ -64,10 +64,9 @@ async def store(
     request: Request, processor: AppProcessor, settings: AppSettings, user: User, _: NoParameters
 ) -> Response:
     """Send DICOM files as the parts of a `multipart/related` body. The response (PS3.18 10.5.3) is sent once the
-    instances are on
-    disk: `ReferencedSOPSequence` lists the stored instances, `FailedSOPSequence` the others with reasons. Instances are
-    predicted after
-    the quiet period of their study. Instances that are already stored are not predicted again.
+    instances are on disk: `ReferencedSOPSequence` lists the stored instances, `FailedSOPSequence` the others with
+    reasons. Instances are predicted after the quiet period of their study. Instances that are already stored are not
+    predicted again.
     """
     media_type = choose(accepted_ranges(request), JSON_TYPES)
     instances = await _read_instances(request, settings.max_images)

@@ -74,10 +74,9 @@ dicom_web_reader_router = APIRouter(
 @dicom_web_reader_router.get("/studies", summary="Search for studies (QIDO-RS)", **_SEARCH)
 async def search_studies(request: Request, stored: AppStoredInstances) -> Response:
     """Match patient and study attributes by keyword or tag: a value, a value with the wildcards `*` and `?`, a date
-    range, or a list of
-    UIDs. `limit` is 100 by default and at most 500; `offset` skips results. All attributes are always returned. A
-    search reads at most
-    2,000 files; if it stops there, a `Warning` header says that the results are incomplete.
+    range, or a list of UIDs. `limit` is 100 by default and at most 500; `offset` skips results. All attributes are
+    always returned. A search reads at most 2,000 files; if it stops there, a `Warning` header says that the results are
+    incomplete.
     """
     return await _search(request, stored, "study")
 
@@ -154,8 +153,7 @@ async def retrieve_study(
     request: Request, stored: AppStoredInstances, access_log: AppAccessLog, user: User, study: Uid
 ) -> Response:
     """Send the stored files and the results of the images as parts of a `multipart/related` body. Files are sent as
-    stored, in their
-    original transfer syntax.
+    stored, in their original transfer syntax.
     """
     return await _retrieve(request, stored, access_log, user, study)
 
@@ -223,8 +221,7 @@ async def retrieve_frame(
     study: Uid, series: Uid, instance: Uid,
     frames: Annotated[str, Path(pattern=r"^[0-9,]{1,64}$", examples=["1"])],
 ) -> Response:  # fmt: skip
-    """Every image has exactly one frame, number 1. It is sent as stored; compressed pixels keep their transfer
-    syntax."""
+    """Every image has exactly one frame, number 1. It is sent as stored; compressed pixels keep their transfer syntax."""
     ranges = stated_ranges(request)
     found = await _one(stored, study, series, instance)
     if frames != "1":

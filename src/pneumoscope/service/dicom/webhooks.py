@@ -1,8 +1,7 @@
 """Create and send webhook events of finished studies, following Standard Webhooks 1.0.
 
 The document is created when it is sent, so that it reflects corrections and deletions made in the meantime. Only the id
-and the
-revision of an event never change.
+and the revision of an event never change.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""Convert predictions to FHIR R4 resources (4.0.1), DiagnosticReport and Observation, with the codes of the Structured
-Report.
+"""Convert predictions to FHIR R4 resources (4.0.1), DiagnosticReport and Observation, with the codes of the Structured Report.
 
 Both are preliminary, since no person has verified them. Patient and algorithm are contained resources; the study is
-referenced by
-its Study Instance UID. With pseudonymization, the resources contain the stored pseudonyms.
+referenced by its Study Instance UID. With pseudonymization, the resources contain the stored pseudonyms.
 """
 
 from __future__ import annotations

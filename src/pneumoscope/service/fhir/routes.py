@@ -1,9 +1,7 @@
-"""Routes and errors of the FHIR R4 interface, which is read-only. The docstrings of routes are the descriptions in
-OpenAPI.
+"""Routes and errors of the FHIR R4 interface, which is read-only. The docstrings of routes are the descriptions in OpenAPI.
 
 There is no search, since search parameters would put patient identifiers into URLs; webhooks report the ids of
-resources instead.
-All problem documents of paths below /fhir are converted to OperationOutcome resources.
+resources instead. All problem documents of paths below /fhir are converted to OperationOutcome resources.
 """
 
 from __future__ import annotations
@@ -170,9 +168,8 @@ def observation(
     if_none_match: _IfNoneMatch = None,
 ) -> Response:
     """Return the presence of pneumonia, with the codes of the DICOM Structured Report; for a rejected image,
-    `dataAbsentReason` contains
-    the reason. The components are the probability with its interval, the threshold, the operating point and the model
-    hash.
+    `dataAbsentReason` contains the reason. The components are the probability with its interval, the threshold, the
+    operating point and the model hash.
     """
     found = _read("Observation", service, id)
     access_log.viewed(user, [id[:_ID_LENGTH]])
@@ -218,8 +215,7 @@ def _response(found: dict[str, Any], settings: Settings, if_none_match: str | No
 
 
 def _secret(file: FilePath) -> bytes:
-    """Return the signing secret. Raise StorageError if it has become unreadable, so that no unsigned response is
-    sent."""
+    """Return the signing secret. Raise StorageError if it has become unreadable, so that no unsigned response is sent."""
     try:
         return read_secret(file)
     except UsageError as error:

@@ -153,8 +153,7 @@ class _Batch:
         append(self._connection, self._entries)
 
     def _has_same_file(self, row: Mapping[str, Any]) -> bool:
-        """Return whether the stored prediction has the same file: neither a removed image nor another file is stored
-        again."""
+        """Return whether the stored prediction has the same file: neither a removed image nor another file is stored again."""
         stored = self._by_id[row["id"]]
         return not stored["image_removed"] and bool(stored["image_sha256"] == row["image_sha256"])
 

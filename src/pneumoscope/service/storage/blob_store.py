@@ -1,9 +1,8 @@
 """Store images unchanged, each under the SHA-256 of its content.
 
 An image is first written to the staging area, and moved into the store after the transaction that records its
-prediction. Thus
-every file in the store has a database row. `recovery` completes or discards files that a killed process left in the
-staging area.
+prediction. Thus every file in the store has a database row. `recovery` completes or discards files that a killed
+process left in the staging area.
 """
 
 from __future__ import annotations
@@ -75,8 +74,7 @@ class BlobStore(Protocol):
         """Return the file names in the staging area: hashes, and partially written files."""
 
     def empty_staging(self, keep: Collection[str] = ()) -> None:
-        """Remove all files from the staging area except those in `keep`. Raise StorageError if one cannot be
-        removed."""
+        """Remove all files from the staging area except those in `keep`. Raise StorageError if one cannot be removed."""
 
     def check_writable(self) -> None:
         """Raise StorageError if not even an empty blob can be staged and published."""
@@ -91,8 +89,7 @@ class BlobStore(Protocol):
         """Return a stored or staged blob as an open file, which the caller must close; None if missing.
 
         The file remains readable even if the blob is removed in the meantime. Raise StorageError if it is unreadable
-        or, with `check`, if
-        it is damaged.
+        or, with `check`, if it is damaged.
         """
 
     def remove(self, sha256: str) -> None:

@@ -47,8 +47,7 @@ class StorageReport:
         unexpected_files: Unused files in the blob store, with a name that is not a hash or in the wrong subdirectory.
         staging_files: Files left in the staging area; None if a service is running, because they are not checked then.
         missing_instances: Received instances waiting for a prediction whose file is missing or damaged; empty while a
-            service is
-            running, because it removes such files.
+            service is running, because it removes such files.
     """
 
     blobs: int

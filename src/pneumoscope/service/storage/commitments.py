@@ -1,8 +1,8 @@
 """Storage commitment: track which delivered objects a destination has committed to store (PS3.4 annex J).
 
 The state is stored in the outbox rows. A request is recorded with its transaction UID before it is sent, so that its
-report is
-recognized even if it arrives immediately or after a restart. For each object, only the last transaction counts.
+report is recognized even if it arrives immediately or after a restart. For each object, only the last transaction
+counts.
 """
 
 from __future__ import annotations
@@ -74,8 +74,7 @@ class Commitments:
         """Record a request for the objects that have been due longest, and return it; None if none is due.
 
         Objects of rejected requests come last, in separate requests, each with half as many objects as the one before.
-        An object that
-        causes rejections is thus eventually requested alone and delays no others.
+        An object that causes rejections is thus eventually requested alone and delays no others.
 
         Args:
             destination: Name of the destination.
@@ -169,12 +168,10 @@ class Commitments:
             _change(connection, rows, values)
 
     def record_report(self, destination: str, report: CommitmentReport, time: datetime) -> bool:
-        """Record a report; return whether it concerns objects whose last request to this destination is the reported
-        one.
+        """Record a report; return whether it concerns objects whose last request to this destination is the reported one.
 
         An object that is not committed is sent again, at most `MAX_FAILURES` - 1 times, with an audit log entry each
-        time. Objects that the
-        report omits, or whose outcome is already recorded, remain unchanged.
+        time. Objects that the report omits, or whose outcome is already recorded, remain unchanged.
 
         Raises:
             StorageError: The database cannot be written.
@@ -241,8 +238,7 @@ def _is_requested(transaction_uid: str) -> ColumnElement[bool]:
 
 
 def _is_due(destination: str, time: datetime) -> ColumnElement[bool]:
-    """Return the condition that a commitment is due, or that its time is too far ahead because the clock was set
-    back."""
+    """Return the condition that a commitment is due, or that its time is too far ahead because the clock was set back."""
     return and_(
         _COLUMNS.destination == destination,
         _COLUMNS.commitment.in_(_AWAITED),

@@ -1,11 +1,9 @@
-"""Determine the current prediction of an image: the latest one, for each header separately if there are several
-patients.
+"""Determine the current prediction of an image: the latest one, for each header separately if there are several patients.
 
 If an image was received under several patients, `header_predictions` has a row for each prediction and each header
-under which it
-was made. Predictions are thus never shown for the wrong patient, whose header may contain another age or cause a
-rejection. A
-header that a person decided against has no current prediction. Images of a single patient have no such rows.
+under which it was made. Predictions are thus never shown for the wrong patient, whose header may contain another age or
+cause a rejection. A header that a person decided against has no current prediction. Images of a single patient have no
+such rows.
 """
 
 from __future__ import annotations
@@ -80,8 +78,7 @@ _SHOWN_NUMBER = case(
     .scalar_subquery(),
 )
 # Conditions on a prediction joined with an instance of the same pixels. IS_SHOWN_HEADER: the prediction is shown with
-# the identity
-# of this instance. IS_OF_HEADER: the prediction was made under the header of this instance.
+# the identity of this instance. IS_OF_HEADER: the prediction was made under the header of this instance.
 IS_SHOWN_HEADER: ColumnElement[bool] = instances.c.number == _SHOWN_NUMBER
 IS_OF_HEADER: ColumnElement[bool] = or_(
     ~exists().where(_known.c.pixel_sha256 == predictions.c.pixel_sha256).correlate(predictions),
@@ -128,8 +125,7 @@ def latest_time(connection: Connection, row: _Row, new_rows: Sequence[_Row]) -> 
 
 
 def mark_again(connection: Connection, stored: _Row, row: _Row, time: str, *, always: bool = False) -> dict[str, Any]:
-    """Mark a repeated prediction as the current one; return the changed columns, or an empty dictionary if nothing
-    changes.
+    """Mark a repeated prediction as the current one; return the changed columns, or an empty dictionary if nothing changes.
 
     The header may contain another age or none, and the image may have had another prediction in the meantime.
 
@@ -152,8 +148,7 @@ def mark_again(connection: Connection, stored: _Row, row: _Row, time: str, *, al
 
 
 def begin_headers(connection: Connection, pixel_sha256: str, new_rows: Sequence[_Row]) -> None:
-    """Record that an image's predictions, including unsaved new rows, were made under the header of its only patient so
-    far."""
+    """Record that an image's predictions, including unsaved new rows, were made under the header of its only patient so far."""
     if _has_headers(connection, pixel_sha256):
         return
     known = select(predictions).where(predictions.c.pixel_sha256 == pixel_sha256)
@@ -194,8 +189,7 @@ def header_of(connection: Connection, id: str) -> int:
 
 
 def merge_header(connection: Connection, pixel_sha256: str, number: int) -> None:
-    """Move a header's predictions to the patient assigned to the image, because the corrected header names this
-    patient."""
+    """Move a header's predictions to the patient assigned to the image, because the corrected header names this patient."""
     known = select(header_predictions).where(_HEADERS.pixel_sha256 == pixel_sha256)
     rows = connection.execute(known.order_by(_HEADERS.last_predicted)).mappings().all()
     of_image = {row["prediction_id"]: row for row in rows if row["number"] == ASSIGNED}
@@ -219,8 +213,7 @@ def assign_headers(connection: Connection, pixel_sha256: str, numbers: Sequence[
         connection: Connection in a write transaction.
         pixel_sha256: Pixel hash of the image.
         numbers: Number of the chosen patient's instance; several if the chosen patient is none of theirs, in which case
-            the current
-            predictions under all these headers are kept.
+            the current predictions under all these headers are kept.
         time: Time of the decision.
     """
     if len(numbers) > 1:
@@ -239,8 +232,7 @@ def assign_headers(connection: Connection, pixel_sha256: str, numbers: Sequence[
 
 
 def mark_without_entered_age(connection: Connection, pixel_sha256: str, time: str) -> None:
-    """Make the latest prediction without an entered age the current one, because the age belonged to another
-    patient."""
+    """Make the latest prediction without an entered age the current one, because the age belonged to another patient."""
     rows = _of_image(connection, pixel_sha256)
     entered = [row for row in rows if row.age_source == "entered" and row.last_predicted == rows[0].last_predicted]
     other = next((row for row in rows if row.age_source != "entered"), None)

@@ -1,8 +1,7 @@
 """The data directory: accessible only to its owner, locked by one process, and checked before every write.
 
 If the directory is moved while in use, an open database file moves with it, but images would go to the old path.
-Therefore a moved,
-removed or replaced directory is detected, and nothing is written.
+Therefore a moved, removed or replaced directory is detected, and nothing is written.
 """
 
 from __future__ import annotations

@@ -44,8 +44,7 @@ def open_database(folder: Path | None, address: str = "") -> Engine:
 
 
 def close_database(engine: Engine) -> None:
-    """Close the connections of a database. First wait for any transaction in memory: closing its connection would
-    crash."""
+    """Close the connections of a database. First wait for any transaction in memory: closing its connection would crash."""
     with _connection_lock(engine):
         engine.dispose()
 

@@ -1,5 +1,4 @@
-"""Find the stored DICOM files available through DICOMweb: those whose identity contains study, series and instance
-UIDs."""
+"""Find the stored DICOM files available through DICOMweb: those whose identity contains study, series and instance UIDs."""
 
 from __future__ import annotations
 
@@ -132,8 +131,7 @@ class DicomFiles:
             return read_stored(connection, query)
 
     def result_uids(self, prediction_ids: Collection[str]) -> dict[tuple[str, str, str], str]:
-        """Return the UIDs of waiting or delivered results, by prediction id, SOP Instance UID of the image, and kind of
-        object.
+        """Return the UIDs of waiting or delivered results, by prediction id, SOP Instance UID of the image, and kind of object.
 
         Raises:
             StorageError: The database cannot be read.

@@ -31,16 +31,13 @@ class GroupCommit(Generic[_Item, _Result]):
 
     Args:
         commit: Commits a batch; returns a result or an error for each item, in order. If it raises an exception, that
-            is the error
-            of all items.
+            is the error of all items.
         shared_error: Type of exceptions that are not caused by a single item. After any other exception, each item is
-            committed
-            separately.
+            committed separately.
         name: Name of the thread.
         max_batch: Maximum number of items in a batch.
         patience: Seconds. After a shared error, items that have waited longer fail with the same error; otherwise, each
-            would wait
-            for the failures of all items before it.
+            would wait for the failures of all items before it.
     """
 
     def __init__(

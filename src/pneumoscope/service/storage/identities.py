@@ -1,23 +1,18 @@
 """Patients, studies and instances: assign images to them, and determine what belongs together.
 
 An instance is an image, identified by its pixels; a study belongs to one patient. Keys are random, so that URLs and
-logs may
-contain them. Hospital identifiers may be reused or mistyped, so they are not keys:
+logs may contain them. Hospital identifiers may be reused or mistyped, so they are not keys:
 
 - A patient is matched by identifier and issuer, unless the name or birth date contradicts, or several patients match. A
-  patient
-  without an identifier is matched only within the study.
+  patient without an identifier is matched only within the study.
 - A study is matched by its UID, or else by accession number or date, and by its patient, so that a UID shared by two
-  patients does
-  not mix them.
+  patients does not mix them.
 
 The latest identity received for an image is kept; a correction by a person is kept until an upload contains something
-new. Rows
-without references are deleted.
+new. Rows without references are deleted.
 
 The same pixels with another SOP Instance UID and another patient are not a correction, since one of the two images may
-be misfiled.
-Both identities are kept, the second one beside that of the image, until a person decides for one patient.
+be misfiled. Both identities are kept, the second one beside that of the image, until a person decides for one patient.
 """
 
 from __future__ import annotations
@@ -62,9 +57,8 @@ class Assignment(NamedTuple):
         event: Event for the audit log.
         fields: Names of the fields that changed, or in which two patients differ; empty if nothing changed.
         numbers: Number of the instance concerned: `ASSIGNED` for the image itself, others for another patient. After a
-            person's
-            decision, the instances whose predictions now belong to the image: all of them, if the patient is none of
-            theirs.
+            person's decision, the instances whose predictions now belong to the image: all of them, if the patient is
+            none of theirs.
         is_first: Whether the image had no identity before.
     """
 
@@ -75,8 +69,7 @@ class Assignment(NamedTuple):
 
 
 class _Instance(NamedTuple):
-    """An instance: its identity, the keys of study and patient, the hash of the identity in its last upload, and the
-    entered age.
+    """An instance: its identity, the keys of study and patient, the hash of the identity in its last upload, and the entered age.
 
     `exists` is False before the instance is stored. An instance whose identity was removed by a person has no study.
     """
@@ -94,8 +87,7 @@ def assign_identity(connection: Connection, pixel_sha256: str, stated: Identity 
     """Assign an uploaded image to its patient and study; return the changes, which are empty for a new image.
 
     An upload with the same identity as an earlier one changes nothing, so that it does not undo a person's correction.
-    Another patient
-    under another SOP Instance UID is stored beside the patient of the image.
+    Another patient under another SOP Instance UID is stored beside the patient of the image.
 
     Args:
         connection: Connection in a write transaction.
@@ -133,8 +125,7 @@ def _number_of_repeated(found: _Instance, of_image: _Instance, stated: Identity)
 
 
 def find_entered_age(connection: Connection, pixel_sha256: str, stated: Identity | None) -> float | None:
-    """Return the age in years that was entered for the patient of an image; None if there is none or the patient is
-    another one.
+    """Return the age in years that was entered for the patient of an image; None if there is none or the patient is another one.
 
     Args:
         connection: Connection in a transaction.
@@ -177,8 +168,7 @@ def replace_identity(connection: Connection, pixel_sha256: str, identity: Identi
         connection: Connection in a write transaction.
         pixel_sha256: Pixel hash of the image.
         identity: The complete identity. With unchanged patient ID and issuer, it corrects the patient; otherwise, it
-            assigns the
-            image to another patient.
+            assigns the image to another patient.
     """
     known = _instances(connection, pixel_sha256)
     current = known[0] if known else _Instance(entered_age=_age_without_patient(connection, pixel_sha256))
@@ -225,8 +215,7 @@ def _find_stated(known: Sequence[_Instance], stated: Identity) -> _Instance | No
     """Return the instance of an image to which a header belongs; None for a new instance of another patient.
 
     The SOP Instance UID decides; otherwise, the first instance whose patient the header does not contradict; otherwise,
-    the image
-    itself if it or the header has no SOP Instance UID.
+    the image itself if it or the header has no SOP Instance UID.
 
     Args:
         known: Instances of the image, at least one; that of the image first.
@@ -258,8 +247,7 @@ def _differences(a: Identity, b: Identity) -> list[str]:
 
 
 def _forget_same_patient(connection: Connection, pixel_sha256: str) -> list[int]:
-    """Remove the other identities of an image that now belong to the same patient after a header correction; return
-    their numbers.
+    """Remove other identities of an image that belong to its patient after a header correction; return their numbers.
 
     Their predictions become those of the image.
     """
@@ -353,8 +341,7 @@ def _instance(row: RowMapping) -> _Instance:
 
 
 def _merge(current: Identity, stated: Identity) -> Identity:
-    """Return the current identity updated with the given fields; values of a different patient or study are not
-    kept."""
+    """Return the current identity updated with the given fields; values of a different patient or study are not kept."""
     kept = dataclasses.asdict(current)
     if is_other_patient(current, stated):
         kept |= dict.fromkeys(PATIENT_FIELDS, "")

@@ -136,8 +136,7 @@ def matches_search(words: Sequence[Sequence[str]]) -> ColumnElement[bool]:
     """Return the condition that a form of each word occurs in a name, a number or the file name.
 
     The words may instead occur in the identity of another patient under whose header the prediction was made, but
-    identities of two
-    patients are not combined.
+    identities of two patients are not combined.
 
     Args:
         words: Forms of each word.

@@ -49,8 +49,7 @@ class ImageStorage:
         now: Returns the current time.
         orphaned: Files in the blob store without a database record: hash and time.
         blob_lock: Held from a commit until the images of its rows are published, so that none is removed in between. It
-            must be
-            acquired before the transaction begins.
+            must be acquired before the transaction begins.
 
     Raises:
         StorageError, UsageError: See `open_database` and `recover`.
@@ -114,8 +113,7 @@ class ImageStorage:
             self.directory.fill_reserve()
 
     def abandon(self, staged: Sequence[str]) -> None:
-        """Settle staged images after a failed transaction, whose rows may be committed anyway. `retry_failed` tries
-        again."""
+        """Settle staged images after a failed transaction, whose rows may be committed anyway. `retry_failed` tries again."""
         self._unsettled.update(staged)
         with contextlib.suppress(StorageError):
             self.settle()

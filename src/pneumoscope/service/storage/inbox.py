@@ -1,10 +1,9 @@
 """The inbox: DICOM instances from other nodes, stored until they are predicted, and recorded permanently.
 
 An instance is acknowledged once its file and its row are on disk. It is predicted after the quiet period of its study,
-in which no
-further instance arrived. The transaction that stores the prediction updates the row; then the file is removed. So after
-a crash at
-any step, an acknowledged instance is either waiting or predicted, and files without a waiting row can be removed.
+in which no further instance arrived. The transaction that stores the prediction updates the row; then the file is
+removed. So after a crash at any step, an acknowledged instance is either waiting or predicted, and files without a
+waiting row can be removed.
 """
 
 from __future__ import annotations
@@ -109,12 +108,10 @@ class Inbox:
             content: The DICOM file.
             quiet: Time without a further instance after which the study is predicted.
             settings: Hash of the model, the operating point and other settings that affect the outcome. An instance
-                that was processed
-                with other settings, or whose prediction was deleted, waits again.
+                that was processed with other settings, or whose prediction was deleted, waits again.
         Returns:
             A future that is True if the instance is now waiting, False if the sender has sent this file before. It may
-            raise
-            StorageError.
+            raise StorageError.
         """
         return self._commits.submit(_Arrival(instance, content, quiet, settings))
 
@@ -200,8 +197,7 @@ class Inbox:
     def finish_lost(
         self, instance: ReceivedInstance, settings: str, also: Callable[[Connection, str], None]
     ) -> bytes | None:
-        """Record that the file of a waiting instance is missing; if the sender has sent it again in the meantime,
-        return it instead.
+        """Record that a waiting instance's file is missing; return the file instead if it has just been sent again.
 
         Args:
             instance: The instance.
@@ -225,8 +221,9 @@ class Inbox:
             return instances_of(connection, prediction_id)
 
     def remove_file(self, instance: ReceivedInstance) -> None:
-        """Remove the file of a processed instance, unless another sender's copy is waiting. The next start removes any
-        remaining file.
+        """Remove the file of a processed instance, unless another sender's copy is waiting.
+
+        The next start removes remaining files.
 
         Raises:
             StorageError: The file cannot be removed.
@@ -336,8 +333,7 @@ def _is_outdated(connection: Connection, row: Row, settings: str) -> bool:
     """Return whether an instance must be predicted again, because settings changed or its prediction was deleted.
 
     An instance that was given up is not attempted again when it is sent again, since a nightly pull would kill the
-    process every night.
-    Deleting its record allows new attempts.
+    process every night. Deleting its record allows new attempts.
     """
     if row["state"] in ("waiting", "own_result"):
         return False

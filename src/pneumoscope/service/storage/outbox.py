@@ -1,8 +1,7 @@
 """The outbox: results to deliver to other nodes, written in the transaction that stores the prediction.
 
 A row is one DICOM object for one destination, created when it is sent (see `results`), or the event of a finished study
-for one
-webhook (see `study_events`).
+for one webhook (see `study_events`).
 """
 
 from __future__ import annotations
@@ -144,8 +143,7 @@ class Outbox:
             append(connection, entries)
 
     def record_cancelled(self, delivery: Delivery, error: str, time: datetime) -> None:
-        """Record that an object can no longer be created, with the reason; an object being resent returns to its
-        delivered state.
+        """Record that an object can no longer be created, with the reason; an object being resent returns to its delivered state.
 
         An object that the destination may have keeps its header, so that it can be withdrawn.
 
@@ -169,8 +167,7 @@ class Outbox:
         """Record a failed attempt; the next one follows after 5 s, and after twice as long each time, up to 15 minutes.
 
         If the destination does not have the object, the next attempt uses the latest header from the sender, which may
-        have arrived during
-        this attempt.
+        have arrived during this attempt.
 
         Args:
             deliveries: The objects, as they were before the attempt.
@@ -206,8 +203,11 @@ class Outbox:
                 return
 
     def find(self, states: Collection[DeliveryState] | None = None, limit: int = 1000) -> list[Delivery]:
-        """Return deliveries in the given states, by default waiting ones, oldest first. Raise StorageError if the
-        database cannot be read."""
+        """Return deliveries in the given states (default: waiting), oldest first.
+
+        Raises:
+            StorageError: The database cannot be read.
+        """
         return self._find(_COLUMNS.state.in_(states or ("waiting",)), limit)
 
     def find_uncommitted(self, limit: int = 1000) -> list[Delivery]:
@@ -220,8 +220,7 @@ class Outbox:
             return [Delivery.from_row(row) for row in connection.execute(query).mappings()]
 
     def retry(self, numbers: Collection[int] = (), destination: str = "", *, time: datetime) -> int:
-        """Make waiting and cancelled objects due now, as well as delivered ones with a failed commitment; return their
-        number.
+        """Make waiting and cancelled objects due now, as well as delivered ones with a failed commitment; return their number.
 
         Args:
             numbers: Numbers of the objects; all waiting ones if empty.
@@ -254,8 +253,7 @@ class Outbox:
             return len(rows)
 
     def cancel(self, numbers: Collection[int] = (), destination: str = "", *, time: datetime) -> int:
-        """Cancel waiting objects; return their number. Their headers are kept, so that they can be retried; see
-        `retry`."""
+        """Cancel waiting objects; return their number. Their headers are kept, so that they can be retried; see `retry`."""
         with write_transaction(self._engine) as connection:
             rows = self._select(connection, numbers, destination, _COLUMNS.state == "waiting")
             again = [row for row in rows if row["finished"]]

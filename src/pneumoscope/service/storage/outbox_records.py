@@ -106,8 +106,7 @@ class Delivery:
         maybe_delivered: Whether the destination may have the object without having confirmed it.
         finished: Time of delivery or cancellation; for a waiting object that is being resent, time of its delivery.
         commitment: Storage commitment of a delivered object; empty if not requested. "pending": part of the next
-            request;
-            "failed": the destination reported failure several times.
+            request; "failed": the destination reported failure several times.
         commitment_requested: Time of the last request.
         commitment_due: Time of the next request, if any.
         commitment_attempts: Number of requests without a report.

@@ -26,15 +26,13 @@ __all__ = [
 
 CommitmentState = Literal["", "pending", "requested", "committed", "failed"]
 # States of an open or failed commitment. Only delivered objects have them, so queries omit the delivery state; with it,
-# SQLite
-# would read all delivered objects.
+# SQLite would read all delivered objects.
 UNCOMMITTED: tuple[CommitmentState, ...] = ("pending", "requested", "failed")
 _COLUMNS = outbox.c
 # Whether the destination has confirmed an object, including objects that were later withdrawn or are sent again after a
-# failed
-# commitment, which is only requested for confirmed objects. For withdrawn objects, `maybe_delivered` means that the
-# destination
-# never answered. An object that a person resends is waiting, but keeps the time of its delivery; see `resending`.
+# failed commitment, which is only requested for confirmed objects. For withdrawn objects, `maybe_delivered` means that
+# the destination never answered. An object that a person resends is waiting, but keeps the time of its delivery; see
+# `resending`.
 IS_CONFIRMED = or_(
     and_(_COLUMNS.state == "waiting", _COLUMNS.finished.is_not(None)),
     and_(_COLUMNS.state.in_(("delivered", "withdrawn")), _COLUMNS.maybe_delivered.is_(False)),
@@ -52,8 +50,7 @@ class OutboxStatus:
         failing: Number of waiting objects that failed at least once.
         oldest: Time when the oldest waiting object was created, ISO 8601 in UTC; None if there is none.
         delivered: Number of objects and events that the destination has confirmed, each counted once. It never falls,
-            since
-            withdrawn, resent and deleted ones remain counted.
+            since withdrawn, resent and deleted ones remain counted.
         committed: Number of these with confirmed storage commitment.
         uncommitted: Number of delivered objects with requested but unconfirmed storage commitment.
         commitment_failing: Number of uncommitted objects whose last request failed, or which the destination reported

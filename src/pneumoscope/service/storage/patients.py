@@ -65,8 +65,7 @@ def find_or_add_patient(
 
 
 def _is_in_study(identity: Identity, current_patient: str | None) -> ColumnElement[bool]:
-    """Return the condition that a patient without an identifier is the current one, or has a study with this UID or
-    number."""
+    """Return the condition that a patient without an identifier is the current one, or has a study with this UID or number."""
     condition = patients.c.patient_key == current_patient
     for name in ("study_instance_uid", "accession_number"):
         if value := getattr(identity, name):
@@ -127,8 +126,7 @@ def _update(row: Row[Any], values: dict[str, str], *, is_current: bool, complete
     """Return the updated values of a patient or study.
 
     A header may change values of the image's own patient or study, and a person may also remove them. For others, only
-    missing values
-    are added, so that an image cannot rename the patient of other images.
+    missing values are added, so that an image cannot rename the patient of other images.
     """
     if is_current and complete:
         return values

@@ -61,8 +61,7 @@ class Pseudonymizer:
     """Computes pseudonyms with a key: truncated HMAC-SHA-256 (RFC 2104) of a value.
 
     Identifiers are replaced as a whole; names are replaced word by word, ignoring case, accents and separators, so that
-    parts of a name
-    can be found and compared.
+    parts of a name can be found and compared.
 
     Args:
         key: The secret key.
@@ -80,8 +79,7 @@ class Pseudonymizer:
         return "^".join(self._word(word) for word in search_words(text))
 
     def search(self, text: str) -> tuple[tuple[str, ...], ...]:
-        """Return the forms of each search word: as an identifier, as part of an identifier with spaces, as a name, or
-        as a pseudonym."""
+        """Return the forms of each search word: as an identifier, part of an identifier with spaces, name, or pseudonym."""
         whole = self.number(text.strip())
         return tuple(
             (self.number(word), whole, *([self.name(word)] if search_words(word) else []), *_PSEUDONYM.findall(word))

@@ -39,8 +39,7 @@ Order = Literal["newest", "oldest", "highest", "lowest", "urgency"]
 TIME_FORMAT = "2026-01-31 or 2026-01-31T09:30:00Z, in UTC"
 _MAX_PAGE_SIZE = 200
 # Sort key of "urgency": pneumonia, uncertain, no pneumonia (each by falling probability), then rejected images;
-# reviewed images
-# come last.
+# reviewed images come last.
 _URGENCY = (
     case((predictions.c.reviewed.is_not(None), 10.0), else_=0.0)
     + case(
@@ -68,8 +67,7 @@ class Filter:
         patient_key: Key of a patient.
         search: Forms of each word, see `identity_columns.matches_search`; all words must match.
         latest: Whether to select only the current prediction of each image, such as the one with a corrected age; for
-            an image of
-            several patients, the current one under each header.
+            an image of several patients, the current one under each header.
     """
 
     decision: Decision | None = None
@@ -190,8 +188,7 @@ def _is_beyond(keys: Sequence[tuple[ColumnElement[Any], bool]], values: Sequence
     """Return the condition that a row follows the one with these sort keys.
 
     A page continues from the keys of the last row instead of a count, so insertions and deletions in between shift no
-    other rows. A
-    study that a new image moves before the page is not listed again.
+    other rows. A study that a new image moves before the page is not listed again.
     """
     (column, is_descending), *others = keys
     further = column < values[0] if is_descending else column > values[0]

@@ -71,8 +71,7 @@ class StoredPrediction(Prediction):
         patient_key: Key of the patient; None if the patient is unknown.
         conflicts: Identifiers shared with another image, study or patient, and other contradictions.
         other_identities: Identities of other patients under which the same pixels were received, at most 20; empty once
-            a person
-            has decided.
+            a person has decided.
         other_identity_count: Total number of identities of other patients.
     """
 
@@ -114,14 +113,12 @@ class StoredPrediction(Prediction):
         return next((review for review in self.reviews if review.reviewer == reviewer), None)
 
     def identity_before(self, entered: Identity) -> Identity | None:
-        """Return the identity before a person's change: the chosen other patient's identity, or else that of the
-        image."""
+        """Return the identity before a person's change: the chosen other patient's identity, or else that of the image."""
         return next((each.identity for each in self.other_identities if each.identity == entered), self.identity)
 
     @property
     def report_id(self) -> str:
-        """Id of the FHIR resources of the prediction; it includes the study key if the image belongs to several
-        patients."""
+        """Id of the FHIR resources of the prediction; it includes the study key if the image belongs to several patients."""
         return f"{self.id}{self.study_key}" if self.other_identities else self.id
 
     @property
@@ -220,10 +217,9 @@ def compute_id(row: Row) -> str:
     """Return the id of the prediction in a row, 32 hexadecimal digits.
 
     It is derived from the image's pixels, the model, the site profile or prevalence, the operating point, the entered
-    age or the
-    presence of an age in the header, the header overrides that the prediction depends on, and a rejection due to the
-    header. So an
-    image gets a new prediction when its header is corrected or overridden, or an age is entered.
+    age or the presence of an age in the header, the header overrides that the prediction depends on, and a rejection
+    due to the header. So an image gets a new prediction when its header is corrected or overridden, or an age is
+    entered.
     """
     parts = [row["pixel_sha256"], row["model_sha256"], row["operating_point"]]
     if site := _site_and_prevalence(row):

@@ -1,9 +1,8 @@
 """Make the blob store consistent with the database after a crash, before the service starts.
 
 To store a prediction, the image is written to the staging area, the row is committed, and the image is moved into the
-blob store.
-To delete it, the removal of the row is committed with its audit entry, and the file is removed. So after a crash at any
-step
+blob store. To delete it, the removal of the row is committed with its audit entry, and the file is removed. So after a
+crash at any step
 
 - a staged file with a committed row is moved into the blob store;
 - any other staged file is removed, since its request was never answered;
@@ -12,8 +11,7 @@ step
 A file that cannot be removed does not prevent the start; `ImageStorage.retry_failed` tries again.
 
 A file with neither a row nor a recorded removal belongs to another database, or is newer than a restored backup. It is
-never removed
-here.
+never removed here.
 """
 
 from __future__ import annotations

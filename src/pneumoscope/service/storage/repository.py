@@ -113,10 +113,8 @@ class PredictionRepository:
 
         Returns:
             A future of the record and whether it is new. The first prediction for the same image, model, operating
-            point and entered
-            age is kept. The future may raise StorageError if nothing could be stored, or UnknownNameError if the
-            earlier prediction
-            was deleted in the meantime.
+            point and entered age is kept. The future may raise StorageError if nothing could be stored, or
+            UnknownNameError if the earlier prediction was deleted in the meantime.
         """
         return self._commits.submit(Addition(prediction, image, user, also, earlier_id))
 
@@ -181,9 +179,8 @@ class PredictionRepository:
         Args:
             where: Conditions.
             order: "newest" or "oldest" first; "highest" or "lowest" probability first, with predictions without one
-                last; or "urgency":
-                unreviewed first, in the order pneumonia, uncertain, no pneumonia (each by falling probability),
-                rejected.
+                last; or "urgency": unreviewed first, in the order pneumonia, uncertain, no pneumonia (each by falling
+                probability), rejected.
             limit: Size of the page, at most 200.
             after: `next` of the previous page, in the same order.
             by_study: Whether to group images of a study at the position of the first one.
@@ -212,8 +209,7 @@ class PredictionRepository:
             operating_point: Name of the operating point.
             limit: Maximum number of predictions.
             since, until: Earliest time (inclusive) and latest time (exclusive) in ISO 8601, UTC, or a prefix such as
-            "2026-01"; no
-                limit if empty.
+            "2026-01"; no limit if empty.
         Raises:
             StorageError: The database cannot be read.
         """
@@ -269,8 +265,7 @@ class PredictionRepository:
         """Replace the identity of an image, which affects all its predictions, and return the prediction with it.
 
         If the image was received under several patients, this decides for one of them. An age entered for another
-        patient becomes invalid;
-        the latest prediction without it, if any, becomes the current one.
+        patient becomes invalid; the latest prediction without it, if any, becomes the current one.
 
         Args:
             id: Id of a prediction of the image.

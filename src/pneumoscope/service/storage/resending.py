@@ -1,8 +1,7 @@
 """Resend delivered results that a destination has lost: the same objects, with the same bytes.
 
 A resent result becomes waiting, but keeps its delivery time and header. The sender compares the object with the hashes
-in the audit
-log and sends nothing else, so that different objects never share a UID.
+in the audit log and sends nothing else, so that different objects never share a UID.
 """
 
 from __future__ import annotations

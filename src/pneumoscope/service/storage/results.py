@@ -1,8 +1,7 @@
 """Results in the outbox: add, replace and withdraw them, and correct their headers, within a transaction.
 
 The UID of an object is derived from the image, the prediction and the kind of object. If the process is killed before
-it records a
-delivery, the object is sent again with the same UID.
+it records a delivery, the object is sent again with the same UID.
 """
 
 from __future__ import annotations
@@ -174,9 +173,8 @@ def replace_header(connection: Connection, sop_instance_uid: str, header: str) -
     """Set the header of an image's undelivered objects, since the sender may have corrected the patient.
 
     An object that the destination may have keeps its header, so that different objects never share a UID; see
-    `Outbox.record_failure`.
-    So does a rejection note, which belongs to the study of the withdrawn objects. A header without study and series is
-    ignored.
+    `Outbox.record_failure`. So does a rejection note, which belongs to the study of the withdrawn objects. A header
+    without study and series is ignored.
     """
     same_image = _COLUMNS.sop_instance_uid == sop_instance_uid, _HAS_PRESENT_HEADER
     numbers = connection.execute(select(_COLUMNS.number).where(*same_image)).scalars().all()
@@ -200,8 +198,7 @@ def forget_headers(connection: Connection, numbers: Sequence[int], time: str) ->
     """Remove the identifiers of objects, and cancel those that are still waiting.
 
     Delivered events are deleted, since a study without its identifier has no further events. Cancelled events and all
-    objects are kept,
-    so that none is delivered twice and returned objects are recognized.
+    objects are kept, so that none is delivered twice and returned objects are recognized.
 
     Args:
         connection: Connection in the transaction.
@@ -233,8 +230,7 @@ def change_rows(connection: Connection, rows: Sequence[Row], values: Mapping[str
 def append_changes(
     connection: Connection, event: Event, rows: Sequence[Row], time: str, user: str = COMMAND_LINE
 ) -> None:
-    """Add an audit log entry for each destination: a person retried or cancelled results, or retention cancelled
-    them."""
+    """Add an audit log entry for each destination: a person retried or cancelled results, or retention cancelled them."""
     for destination, count in Counter(row["destination"] for row in rows).items():
         append(connection, [Entry(time, user, event, details={"destination": destination, "results": count})])
 
@@ -259,8 +255,7 @@ def _may_have_arrived(row: Row) -> bool:
 
 
 def _withdraw(connection: Connection, rows: Sequence[Row], time: str) -> None:
-    """Cancel the waiting objects among rows of one image, and add rejection notes for those that a destination may
-    have.
+    """Cancel the waiting objects among rows of one image, and add rejection notes for those that a destination may have.
 
     A note has the header under which the objects were delivered. An object whose header was removed cannot be
     withdrawn.
@@ -300,8 +295,7 @@ def _withdraw(connection: Connection, rows: Sequence[Row], time: str) -> None:
 
 
 def _last_header(connection: Connection, sop_instance_uid: str) -> str:
-    """Return the header of the last received instance of an image that contains study and series; empty if there is
-    none."""
+    """Return the header of the last received instance of an image that contains study and series; empty if there is none."""
     received = received_instances.c
     same = received.sop_instance_uid == sop_instance_uid, received.sop_instance_uid != "", received.header != ""
     query = select(received.header).where(*same, received.study_instance_uid != "").order_by(received.number.desc())
@@ -327,8 +321,7 @@ def record_undelivered(connection: Connection, number: int, time: str) -> None:
 
 
 def _take_back_withdrawal(connection: Connection, row: Row, time: str) -> None:
-    """Cancel an object that was withdrawn while it was being sent but did not arrive; remove it from its rejection
-    note."""
+    """Cancel an object that was withdrawn while it was being sent but did not arrive; remove it from its rejection note."""
     unsent_notes = (
         _COLUMNS.sop_instance_uid == row["sop_instance_uid"],
         _COLUMNS.sop_instance_uid != "",

@@ -56,12 +56,10 @@ class Retention:
         self._thread.join(timeout)
 
     def expire_identities(self, age: timedelta, *, stopped: Callable[[], bool] = lambda: False) -> int:
-        """Remove the identities of images whose predictions are all older than an age; return the number of predictions
-        concerned.
+        """Remove the identities of images whose predictions are all older than an age; return the number of predictions.
 
         The predictions are kept. Their file names, which may identify patients, become "removed". Records of unreadable
-        files of that age
-        are deleted.
+        files of that age are deleted.
 
         Args:
             age: Time since the prediction.

@@ -50,8 +50,7 @@ def select_stored(*columns: ColumnElement[Any], of_patients: bool = False) -> Se
     Args:
         columns: The further columns.
         of_patients: Whether to select a prediction under headers of several patients once for each of them, with that
-            identity.
-            Images without an identity are then not selected.
+            identity. Images without an identity are then not selected.
     """
     joined = (JOINED_PATIENTS if of_patients else JOINED).outerjoin(header_predictions, _SAME_HEADER)
     further = (*CONFLICT_COLUMNS, *HEADER_COLUMNS, *columns)

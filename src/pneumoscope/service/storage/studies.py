@@ -31,8 +31,7 @@ class Study:
         created: Time of the first prediction, ISO 8601 in UTC.
         images: Number of images.
         decision: Decision for the most suspicious frontal image: pneumonia before uncertain before no pneumonia, then
-            by
-            probability. "rejected" if all images are rejected.
+            by probability. "rejected" if all images are rejected.
         probability: Probability for that image; None if all images are rejected.
         prediction_id: Id of that prediction, or of the latest one if all images are rejected.
         rejections: Number of rejected images by code.
@@ -92,8 +91,7 @@ def summarize_study(stored: Sequence[StoredPrediction]) -> Study:
 
 
 def sorted_studies(studies: Mapping[str, Sequence[StoredPrediction]]) -> list[Study]:
-    """Return the studies of predictions by key, latest first: by study date, or else by the time of the first
-    prediction."""
+    """Return the studies of predictions by key, latest first: by study date, or else by the time of the first prediction."""
     found = [summarize_study(stored) for stored in studies.values()]
     return sorted(
         found, key=lambda study: (study.identity.study_date or study.created[:10], study.created), reverse=True

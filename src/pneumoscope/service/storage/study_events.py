@@ -35,8 +35,7 @@ def enqueue_study_event(
     operating_point: str,
     time: str,
 ) -> None:
-    """Add a study's event for each webhook, in the transaction that finishes an instance; do nothing while others are
-    waiting.
+    """Add a study's event for each webhook, in the transaction that finishes an instance; do nothing while others are waiting.
 
     Args:
         connection: Connection in the transaction.
@@ -132,8 +131,7 @@ def find_event_study(engine: Engine, event: Delivery) -> list[StoredPrediction]:
 
 
 def find_superseded_event(engine: Engine, event: Delivery) -> str | None:
-    """Return the id of the last earlier event of the same study that the webhook has or may have received; None if
-    there is none.
+    """Return the id of the last earlier event of the same study that the webhook has or may have received; None if there is none.
 
     Raises:
         StorageError: The database cannot be read.

@@ -47,9 +47,8 @@ _TIME = String(32)
 _KEY = String(32)
 
 # One row per id; see `records.compute_id`. The columns are those of `Prediction.to_row`, without failures, which are
-# not stored, and
-# the identity, which has separate tables, plus those of `StoredPrediction`. `pixel_sha256` refers to the instance, if
-# any.
+# not stored, and the identity, which has separate tables, plus those of `StoredPrediction`. `pixel_sha256` refers to
+# the instance, if any.
 predictions = Table(
     "predictions",
     METADATA,
@@ -94,8 +93,7 @@ predictions = Table(
 )
 
 # The fields of `core.identity.Identity`; see `identities`. Keys are random. The columns `..._search` contain the words
-# for
-# `identity_columns.matches_search`.
+# for `identity_columns.matches_search`.
 patients = Table(
     "patients",
     METADATA,
@@ -119,9 +117,8 @@ studies = Table(
     Column("study_search", Text, nullable=False),
 )
 # One row per image and patient. Number 0 is the image's own identity; others belong to other patients whose instances
-# have the same
-# pixels, until a person decides. A row without a study only keeps the hash of an upload. `entered_age` belongs to the
-# row's patient.
+# have the same pixels, until a person decides. A row without a study only keeps the hash of an upload. `entered_age`
+# belongs to the row's patient.
 instances = Table(
     "instances",
     METADATA,
@@ -135,8 +132,7 @@ instances = Table(
     Column("entered_age", Float),
 )
 # For images received under several patients: one row per prediction and instance under whose header it was made. Each
-# header has a
-# separate current prediction, age and rejection parameters; see `current_prediction`.
+# header has a separate current prediction, age and rejection parameters; see `current_prediction`.
 header_predictions = Table(
     "header_predictions",
     METADATA,

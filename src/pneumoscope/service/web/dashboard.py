@@ -249,8 +249,7 @@ class MonthlyDrift:
         month: "2026-01", in the time zone of the web interface.
         images: Number of different images.
         tests: Tests by quantity: "probability", the image statistics in the profile, and "rejected"; empty with fewer
-            than
-            `MIN_DRIFT_IMAGES` images.
+            than `MIN_DRIFT_IMAGES` images.
     """
 
     month: str
@@ -270,8 +269,7 @@ def monitor_month(
     """Return the comparison of one month's images with the site profile.
 
     Each month is one of twelve checks per year that share `FALSE_ALARM_PROBABILITY`. The probability of a false alarm
-    does not depend on
-    how often the result is viewed, because no images are added to a complete month.
+    does not depend on how often the result is viewed, because no images are added to a complete month.
 
     Args:
         month: The month, for the result.

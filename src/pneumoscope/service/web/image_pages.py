@@ -62,8 +62,7 @@ async def set_identity(
     """Replace the patient and study of an image by those in the form, and redirect to its prediction.
 
     If the dates in the form determine the patient's age and the prediction has none, the image is predicted again. If
-    the form cannot be
-    saved, the viewer shows the error and the form as filled in.
+    the form cannot be saved, the viewer shows the error and the form as filled in.
     """
     fields = await read_form(request, max_fields=len(IDENTITY_FIELDS) + 1)
     tag = fields.pop("tag", "")
@@ -92,8 +91,7 @@ async def set_identity(
 
 @image_page_router.get("/images/{id}/identity")
 def identity_form(request: Request, id: str) -> Response:
-    """Redirect to the viewer. After an unsaved form, this URL is in the language link and in the redirect after signing
-    in."""
+    """Redirect to the viewer. After an unsaved form, this URL is in the language link and in the redirect after signing in."""
     return RedirectResponse(url_with_query(f"/images/{id}", **request.query_params), 303)
 
 

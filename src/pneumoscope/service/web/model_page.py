@@ -1,5 +1,4 @@
-"""Measurements for the model page, read from the folder of the bundle or run, as far as they apply to the model in
-use."""
+"""Measurements for the model page, read from the folder of the bundle or run, as far as they apply to the model in use."""
 
 from __future__ import annotations
 
@@ -62,8 +61,7 @@ def read_measurements(model: Model) -> Measurements:
     """Return the measurements of a model, from its folder or from its run's evaluation on test images.
 
     Measurements of the bundle are omitted if they no longer apply: a site profile may change the calibration, the
-    threshold in use or the
-    limits, and a prevalence changes the calibration.
+    threshold in use or the limits, and a prevalence changes the calibration.
     """
     if model.folder is None:
         return Measurements()

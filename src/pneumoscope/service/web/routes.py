@@ -1,5 +1,4 @@
-"""Pages of the web interface: worklist, unreadable files, dashboard and model card; `image_pages` has those for one
-image."""
+"""Pages of the web interface: worklist, unreadable files, dashboard and model card; `image_pages` has those for one image."""
 
 from __future__ import annotations
 
@@ -91,8 +90,7 @@ async def events(
     """Return a stream with an event for each change visible on the pages, for `EventSource` in a browser."""
 
     async def is_signed_in() -> bool:
-        """Return whether the user is still signed in: the session is valid and no token was revoked since the stream
-        was opened."""
+        """Return whether the user is still signed in, with a valid session and without a revoked token."""
         try:
             _, token = get_authorization_scheme_param(request.headers.get("Authorization"))
             return await authenticator.authenticate(request, token) == user
@@ -156,8 +154,7 @@ class _Group(NamedTuple):
 
 
 def _unlisted(query: WorklistQuery, stored: Sequence[StoredPrediction]) -> list[StoredPrediction]:
-    """Return the rejected images of a study, which the list omits in favor of their tab, subject to the filter by
-    readings."""
+    """Return the rejected images of a study, which the list omits in favor of their tab, subject to the filter by readings."""
     if query.filter.rejected is not False:
         return []
     reviewed = query.filter.reviewed

@@ -1,5 +1,4 @@
-"""Content of the viewer and the report: a prediction, its study, images for comparison, and the form for patient and
-study."""
+"""Content of the viewer and the report: a prediction, its study, images for comparison, and the form for patient and study."""
 
 from __future__ import annotations
 
@@ -76,8 +75,7 @@ def shown_state(context: dict[str, Any]) -> str:
 
 
 def identity_tag(prediction: StoredPrediction) -> str:
-    """Return a hash of the identities of an image that, unlike `StoredPrediction.etag`, does not change with
-    reviews."""
+    """Return a hash of the identities of an image that, unlike `StoredPrediction.etag`, does not change with reviews."""
     identities = prediction.identity or Identity(), *(each.identity for each in prediction.other_identities)
     fields = json.dumps([dataclasses.astuple(each) for each in identities])
     return hashlib.sha256(fields.encode()).hexdigest()[:32]
@@ -131,8 +129,7 @@ def _study_context(
     """Return the study of a prediction, its other images with their latest predictions, and the patient's priors.
 
     `newer_id` is the id of a later prediction of the same image, such as one with a corrected age; empty if there is
-    none. A study is
-    hidden until the reader has labeled all of its images.
+    none. A study is hidden until the reader has labeled all of its images.
     """
     key = prediction.study_key
     if key is None:

@@ -112,10 +112,8 @@ def parse_query(
         search_words: See `PredictionService.search_words`.
         time_zone: Time zone of the dates.
         blind_reader: Reader who sees predictions only of images that the reader has labeled; None if all are visible.
-            For such a
-            reader, filters and orders by prediction are errors, and rejected images without the reader's label are
-            listed among
-            the others.
+            For such a reader, filters and orders by prediction are errors, and rejected images without the reader's
+            label are listed among the others.
     Raises:
         UsageError: A value is not allowed.
     """
@@ -177,9 +175,8 @@ def export_csv(
     """Return the number of predictions of a query, and the lines of a CSV file with them.
 
     The columns are those of `predict --csv` and of `StoredPrediction`; each line ends with the notice of its
-    prediction. Without a
-    decision in the query, rejected images are included. The file begins with a byte order mark, which Excel needs to
-    recognize UTF-8.
+    prediction. Without a decision in the query, rejected images are included. The file begins with a byte order mark,
+    which Excel needs to recognize UTF-8.
 
     Raises:
         StorageError: The database cannot be read. Raised before the first line if the first page cannot be read.

@@ -10,8 +10,7 @@ _COLUMNS = "pixel_sha256, study_key, series_instance_uid, sop_instance_uid, stat
 
 
 def upgrade() -> None:
-    """Add the number to the primary key of instances. Existing instances get 0, since each is the only one of its
-    image."""
+    """Add the number to the primary key of instances. Existing instances get 0, since each is the only one of its image."""
     _replace([sa.Column("number", sa.Integer, primary_key=True, autoincrement=False)], f"{_COLUMNS}, number", "0", "")
 
 

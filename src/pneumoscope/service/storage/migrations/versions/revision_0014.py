@@ -13,8 +13,8 @@ def upgrade() -> None:
     """Add the table and the column.
 
     For stored images of several patients, it is unknown under which header predictions were made. They are listed under
-    each header,
-    and a rejection decides. An age entered for the current prediction of any other image belongs to its patient.
+    each header, and a rejection decides. An age entered for the current prediction of any other image belongs to its
+    patient.
     """
     op.add_column("instances", sa.Column("entered_age", sa.Float))
     op.create_table(
