@@ -60,7 +60,7 @@ class Metrics:
 
 
 class _ExchangeCollector(Collector):
-    """Reads the inbox and outbox status from the database when metrics are collected."""
+    """A collector that reads the inbox and outbox status from the database."""
 
     def __init__(self, inbox: Callable[[], InboxStatus], outbox: Callable[[], Sequence[OutboxStatus]]) -> None:
         self._inbox, self._outbox = inbox, outbox

@@ -349,7 +349,7 @@ def _word_forms(text: str) -> tuple[tuple[str, ...], ...]:
 
 
 class Readiness:
-    """Checks whether images can be scored and stored, at most once a second for all clients.
+    """A check whether images can be scored and stored, run at most once a second for all clients.
 
     Args:
         model: The model.

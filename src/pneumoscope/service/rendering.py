@@ -54,7 +54,7 @@ class EncodedPixels(NamedTuple):
 
 
 class ImageRenderer:
-    """Renders images of stored predictions, at most two at once.
+    """A renderer for images of stored predictions, at most two at once.
 
     The methods take the id of a prediction, or its delivery. They raise UnknownNameError if it does not exist or has no
     heatmap, GoneError if its image was removed, UnreadableImageError if the image cannot be decoded, StorageError if it

@@ -1,4 +1,4 @@
-"""Routes of the HTTP API for administrators: deletion, tokens and the exchange with DICOM and FHIR nodes.
+"""Routes of the HTTP API for administrators: deletion, tokens, and the exchange with other nodes.
 
 The docstrings are the descriptions in OpenAPI.
 """

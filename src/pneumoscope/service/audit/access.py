@@ -33,7 +33,7 @@ _MAX_VIEWS = 100_000  # number of recent views kept in memory
 
 
 class AccessLog:
-    """Records access in the audit log.
+    """Recorder of access in the audit log.
 
     Args:
         engine: Engine of the database.

@@ -137,7 +137,7 @@ def read_rows(engine: Engine, *, last: int = 0) -> Iterator[Row[Any]]:
 
 
 def last_change(engine: Engine, id: str) -> str | None:
-    """Return the time of the last change to a prediction or to its image's identity; None if the prediction does not exist.
+    """Return the time of the last change to a prediction or its image's identity; None without a prediction.
 
     Raises:
         StorageError: The database cannot be reached.

@@ -116,7 +116,7 @@ def _compare_images(engine: Engine, images: BlobStore) -> int:
 
 
 class _Differences:
-    """Counts differences and keeps the first few for the message, without values of predictions."""
+    """A count of differences with the first few for the message, without values of predictions."""
 
     def __init__(self) -> None:
         self._first: list[str] = []

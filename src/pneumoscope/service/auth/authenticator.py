@@ -21,7 +21,7 @@ __all__ = ["Authenticator"]
 
 
 class Authenticator:
-    """Identifies the user of a request.
+    """Authentication of requests, sign-in and sign-out.
 
     Args:
         tokens: The tokens; None disables authentication: every client is `LOCAL_USER`.

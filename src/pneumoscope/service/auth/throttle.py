@@ -19,7 +19,7 @@ _MAX_ADDRESSES = 10_000  # above this number, the oldest are forgotten
 
 
 class SignInThrottle:
-    """Delays sign-in attempts from an address: by 1 second after five failures, and twice as long after each further one.
+    """Delays between sign-in attempts from an address: 1 second after five failures, doubled with each further one.
 
     The maximum is a minute. A success, or 15 minutes without a failure, resets the delay.
 

@@ -64,7 +64,7 @@ def draw_result(
         image: The decoded image; None if it cannot be decoded, which leaves only the text.
         heatmap: Its heatmap; None if it has none.
         population: Population of the model; None if the model is unknown.
-        prevalence: Prevalence assumed by the probability; None if it is unknown or already part of the prediction.
+        prevalence: Prevalence assumed for the probability; None if it is unknown or already part of the prediction.
         languages: Languages of the text, from top to bottom.
         font: Font that covers the languages; None for a font with Latin letters only.
     Raises:

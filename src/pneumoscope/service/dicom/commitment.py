@@ -75,7 +75,7 @@ class _RejectedError(Exception):
 
 
 class CommitmentRequester:
-    """Requests storage commitment for results delivered to peers.
+    """Threads that request storage commitment for results delivered to peers.
 
     Args:
         configuration: Destinations and the DICOM node.

@@ -221,7 +221,7 @@ def _open_sender(receiver: _Receiver, node: DicomSettings | None) -> Iterator[Se
 
 
 class _DicomSender:
-    """Sends objects by C-STORE on one association."""
+    """A sender of objects by C-STORE on one association."""
 
     def __init__(self, association: Association) -> None:
         self._association = association
@@ -242,7 +242,7 @@ class _DicomSender:
 
 
 class _WebSender:
-    """Sends objects by STOW-RS."""
+    """A sender of objects by STOW-RS."""
 
     def __init__(self, destination: Destination) -> None:
         try:

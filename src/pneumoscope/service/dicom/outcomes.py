@@ -36,7 +36,7 @@ __all__ = ["OutcomeRecorder"]
 
 
 class OutcomeRecorder:
-    """Records outcomes, each in the transaction of its prediction.
+    """Recorder of outcomes, each in the transaction of its prediction.
 
     Args:
         service: Predicts the instances.

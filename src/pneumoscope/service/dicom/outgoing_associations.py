@@ -28,7 +28,7 @@ _PERMANENT, _SERVICE_USER = 1, 1
 
 
 class _Socket(AssociationSocket):
-    """Keeps the error of a failed connection, which pynetdicom only logs.
+    """A socket that keeps the error of a failed connection, which pynetdicom only logs.
 
     This class and `_Requestor` override private methods of pynetdicom 3; pyproject.toml excludes the next major
     version.

@@ -59,7 +59,7 @@ class Reception(NamedTuple):
 
 
 class InstanceProcessor:
-    """Receives instances, and predicts them after the quiet period of their study.
+    """Processor of received instances, which are predicted after the quiet period of their study.
 
     Args:
         service: Predicts the instances.
@@ -77,7 +77,7 @@ class InstanceProcessor:
         self._settings = hashlib.sha256(settings.encode()).hexdigest()
         self.outcomes = OutcomeRecorder(service, configuration, self._settings)
         self._postponed: dict[int, float] = {}  # time of the next attempt to read a file, by instance number
-        # Instances, by number, whose attempts still have to be uncounted.
+        # Instances, by number, whose attempt counts still have to be restored.
         self._to_cancel: dict[int, ReceivedInstance] = {}
         self._to_cancel_lock = threading.Lock()
         self._started = time.monotonic()
@@ -174,7 +174,7 @@ class InstanceProcessor:
             await asyncio.shield(beginning)
             return any(await asyncio.gather(*(self._process(each, semaphore, failed) for each in batch)))
         except asyncio.CancelledError:  # the service is stopping
-            await asyncio.wait([beginning])  # its thread continues and would count attempts after they are uncounted
+            await asyncio.wait([beginning])  # its thread continues, and would count attempts later
             self._cancel_attempts([each for each in batch if each.number not in failed])
             raise
 
@@ -218,14 +218,14 @@ class InstanceProcessor:
         await run_in_threadpool(self._inbox.remove_file, received)
 
     def _cancel_attempts(self, batch: Sequence[ReceivedInstance]) -> None:
-        """Uncount the attempts of instances; if the database is unavailable, retry before the next attempts."""
+        """Restore the attempt counts of instances; if the database is unavailable, retry before the next attempts."""
         with self._to_cancel_lock:
             self._to_cancel |= {each.number: each for each in batch}
         with contextlib.suppress(StorageError):
             self._repeat_cancellations()
 
     def _repeat_cancellations(self) -> None:
-        """Uncount the attempts left over from earlier failures. Raise StorageError if the database is still unavailable."""
+        """Restore attempt counts that could not be restored before. Raise StorageError if that is still impossible."""
         with self._to_cancel_lock:
             if self._to_cancel:
                 self._inbox.cancel_attempts(list(self._to_cancel.values()))

@@ -106,7 +106,7 @@ def transfer_syntaxes() -> list[str]:
 
 
 class DicomReceiver:
-    """Accepts associations from the configured peers and stores their instances.
+    """A DICOM server that accepts associations from the configured peers and stores their instances.
 
     The socket is bound on construction; `start` begins to accept associations.
 
@@ -355,7 +355,7 @@ def _is_at(peer: DicomPeer, address: str) -> bool:
 
 
 class _Server(ThreadedAssociationServer):
-    """Checks client addresses and performs the TLS handshake in the thread of the connection.
+    """A server that checks client addresses and performs the TLS handshake in the thread of the connection.
 
     In the accepting thread, a single silent client would block all others.
 

@@ -149,7 +149,7 @@ def _evaluations(result: Result) -> list[sr.QualitativeEvaluation]:
 
 
 def unreadable_code(code: UnreadableCode) -> Code:
-    """Return the code for the reason why an image could not be read; the report explains it by its message."""
+    """Return the coded reason why an image could not be read; its message is the explanation in the report."""
     first, *others = (word.upper() if word in _ACRONYMS else word for word in code.split("_"))
     return Code(code, PRIVATE_SCHEME, " ".join([first[:1].upper() + first[1:], *others]))
 

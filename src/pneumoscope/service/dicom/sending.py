@@ -64,7 +64,7 @@ class UnreachableError(_SendingError):
 
 
 class Sender(Protocol):
-    """Sends objects or events to one destination."""
+    """A sender of objects or events to one destination."""
 
     def send(self, delivery: Delivery, content: bytes) -> None:
         """Send an object or an event.

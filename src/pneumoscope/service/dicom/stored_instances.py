@@ -102,14 +102,14 @@ class SearchResult:
 
 @dataclasses.dataclass(slots=True)
 class _FileLimit:
-    """Counts the files whose headers may still be read; `is_exceeded` is set once files were skipped."""
+    """The number of files whose headers may still be read; `is_exceeded` is set once files were skipped."""
 
     left: int
     is_exceeded: bool = False
 
 
 class StoredInstances:
-    """Finds and reads the stored instances of a service.
+    """The stored instances of a service, with searches and access to their files.
 
     Args:
         model: Reads headers and frames, in worker processes.
@@ -343,7 +343,7 @@ class StoredInstances:
 def _result_uid(
     delivered: Mapping[tuple[str, str, str], str], prediction_id: str, sop_instance_uid: str, kind: ObjectKind
 ) -> str:
-    """Return the UID under which a result was delivered, or else will be delivered."""
+    """Return the UID under which a result is delivered, or else the derived UID."""
     return delivered.get((prediction_id, sop_instance_uid, kind)) or result_uid(kind, sop_instance_uid, prediction_id)
 
 

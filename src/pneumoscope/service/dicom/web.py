@@ -128,7 +128,7 @@ async def _read_instances(request: Request, max_instances: int) -> list[bytes]:
 
 
 class _Parts:
-    """Collects the parts of a body from the callbacks of `MultipartParser`."""
+    """The parts of a body, collected by the callbacks of `MultipartParser`."""
 
     def __init__(self) -> None:
         self.complete: list[bytes] = []

@@ -101,7 +101,7 @@ def _study(stored: list[StoredPrediction], delivery: Delivery, *, identifiers: b
 
 
 class WebhookSender:
-    """Posts events; see `sending.Sender`.
+    """A sender of events to a webhook; see `sending.Sender`.
 
     Args:
         webhook: The webhook.

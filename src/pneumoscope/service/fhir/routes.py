@@ -248,7 +248,7 @@ class OutcomeMiddleware:
 
 
 class _OutcomeSender:
-    """Sends the response to one request, and converts it if it is a problem document.
+    """A sender of the response to one request, which it converts if it is a problem document.
 
     Args:
         send: Sends an ASGI message.

@@ -69,7 +69,7 @@ class Assignment(NamedTuple):
 
 
 class _Instance(NamedTuple):
-    """An instance: its identity, the keys of study and patient, the hash of the identity in its last upload, and the entered age.
+    """An instance: identity, keys of study and patient, hash of the identity in its last upload, and entered age.
 
     `exists` is False before the instance is stored. An instance whose identity was removed by a person has no study.
     """
@@ -119,13 +119,13 @@ def assign_identity(connection: Connection, pixel_sha256: str, stated: Identity 
 
 
 def _number_of_repeated(found: _Instance, of_image: _Instance, stated: Identity) -> int:
-    """Return the number of the instance of a repeated upload; that of the image if the two were merged."""
+    """Return the number of the instance of a repeated upload; `ASSIGNED` if it was merged with that of the image."""
     is_merged = not found.study_key and not is_other_patient(of_image.identity, stated)
     return ASSIGNED if is_merged else found.number
 
 
 def find_entered_age(connection: Connection, pixel_sha256: str, stated: Identity | None) -> float | None:
-    """Return the age in years that was entered for the patient of an image; None if there is none or the patient is another one.
+    """Return the age in years that was entered for the patient of an image; None if missing or for another patient.
 
     Args:
         connection: Connection in a transaction.

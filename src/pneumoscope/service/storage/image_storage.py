@@ -181,7 +181,7 @@ class ImageStorage:
             StorageError: Images cannot be stored.
         """
         with self.write_transaction() as connection:
-            connection.execute(delete(predictions).where(false()))  # on a read-only file, SQLite would only fail here
+            connection.execute(delete(predictions).where(false()))  # SQLite detects a read-only file only here
             self.directory.check_room()
             self.blobs.check_writable()
 

@@ -1,9 +1,9 @@
 """The inbox: DICOM instances from other nodes, stored until they are predicted, and recorded permanently.
 
 An instance is acknowledged once its file and its row are on disk. It is predicted after the quiet period of its study,
-in which no further instance arrived. The transaction that stores the prediction updates the row; then the file is
-removed. So after a crash at any step, an acknowledged instance is either waiting or predicted, and files without a
-waiting row can be removed.
+a time without further instances. The transaction that stores the prediction updates the row; then the file is removed.
+So after a crash at any step, an acknowledged instance is either waiting or predicted, and files without a waiting row
+can be removed.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class Inbox:
         self._set_attempts(instances, 1)
 
     def cancel_attempts(self, instances: Sequence[ReceivedInstance]) -> None:
-        """Uncount the attempt counted by `begin_attempts`, because it ended for reasons unrelated to the instances.
+        """Undo the count of `begin_attempts`, because the attempt ended for reasons unrelated to the instances.
 
         Raises:
             StorageError: The database cannot be written.

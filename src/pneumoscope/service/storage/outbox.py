@@ -143,7 +143,7 @@ class Outbox:
             append(connection, entries)
 
     def record_cancelled(self, delivery: Delivery, error: str, time: datetime) -> None:
-        """Record that an object can no longer be created, with the reason; an object being resent returns to its delivered state.
+        """Record why an object can no longer be created; an object that was being resent is delivered as before.
 
         An object that the destination may have keeps its header, so that it can be withdrawn.
 

@@ -58,7 +58,7 @@ def read_key(file: Path) -> bytes:
 
 
 class Pseudonymizer:
-    """Computes pseudonyms with a key: truncated HMAC-SHA-256 (RFC 2104) of a value.
+    """Pseudonyms computed with a key: the truncated HMAC-SHA-256 (RFC 2104) of a value.
 
     Identifiers are replaced as a whole; names are replaced word by word, ignoring case, accents and separators, so that
     parts of a name can be found and compared.

@@ -116,7 +116,7 @@ class Retention:
                 results.forget_headers(connection, numbers, self._storage.time())
 
     def expire_images(self, age: timedelta, *, stopped: Callable[[], bool] = lambda: False) -> int:
-        """Remove images older than an age, but keep their predictions; return the number of images.
+        """Remove images older than an age, but keep their predictions; return the number of these predictions.
 
         Records of unreadable files of that age are deleted, but not counted.
 

@@ -54,8 +54,8 @@ class Study:
 
 def latest_images(stored: Sequence[StoredPrediction]) -> list[StoredPrediction]:
     """Return the current prediction of each image among a study's predictions, in chronological order."""
-    # Times are equal if it is unknown which patient's header each was made under. Then a rejection wins: no decision is
-    # mixed up.
+    # If it is unknown under which patient's header predictions were made, their times are equal. A rejection then wins,
+    # so that no patient gets another patient's decision.
     in_order = sorted(stored, key=lambda each: (each.last_predicted, each.decision == "rejected"))
     latest = {each.image_key: each for each in in_order}
     return sorted(latest.values(), key=lambda each: (each.created, each.id))

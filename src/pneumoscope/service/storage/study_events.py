@@ -35,7 +35,7 @@ def enqueue_study_event(
     operating_point: str,
     time: str,
 ) -> None:
-    """Add a study's event for each webhook, in the transaction that finishes an instance; do nothing while others are waiting.
+    """Add a study's event for each webhook, in the transaction that finishes the last waiting instance.
 
     Args:
         connection: Connection in the transaction.
@@ -131,7 +131,7 @@ def find_event_study(engine: Engine, event: Delivery) -> list[StoredPrediction]:
 
 
 def find_superseded_event(engine: Engine, event: Delivery) -> str | None:
-    """Return the id of the last earlier event of the same study that the webhook has or may have received; None if there is none.
+    """Return the id of the study's previous event that the webhook has or may have received; None if there is none.
 
     Raises:
         StorageError: The database cannot be read.

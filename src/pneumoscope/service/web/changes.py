@@ -59,7 +59,7 @@ class ChangeStreams:
 
     @property
     def revision(self) -> int:
-        """Number that increases with every change. Data read after this number are at least as new."""
+        """Number that increases with every change. Data read from the database afterwards are at least as new."""
         return self._revision
 
     def notify(self) -> None:

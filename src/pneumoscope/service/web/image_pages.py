@@ -43,7 +43,7 @@ def viewer(
 
 @image_page_router.get("/images/{id}/state")
 def image_state(service: AppService, settings: AppSettings, user: User, id: str) -> dict[str, str]:
-    """Return a hash with which an open viewer detects changes by others. The audit log does not count it as a view."""
+    """Return a hash with which an open viewer detects changes by others. This is not logged as a view."""
     return {"state": shown_state(image_context(service, settings, user, id))}
 
 

@@ -40,7 +40,7 @@ _HEADER_REJECTIONS: tuple[RejectionCode, ...] = (
 )
 # Rejections caused by the image itself, which must be corrected at the source.
 _DISPLAY_REJECTIONS: tuple[RejectionCode, ...] = ("inverted", "upside_down", "rotated_90", "mirrored", "cropped")
-# Identity fields that cannot be edited in the form.
+# Identity fields that the form hides, because only headers contain them.
 _HIDDEN_FIELDS = ("study_instance_uid", "series_instance_uid", "sop_instance_uid", "station_name")
 
 

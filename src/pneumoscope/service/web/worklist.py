@@ -41,7 +41,7 @@ _REVIEWED = {"": None, "yes": True, "no": False}
 
 
 class SearchStore:
-    """Keeps recent search texts in memory, so that URLs contain a random id instead of a patient's name."""
+    """Recent search texts, kept in memory so that URLs contain a random id instead of a patient's name."""
 
     def __init__(self) -> None:
         self._texts: OrderedDict[str, str] = OrderedDict()

@@ -8,7 +8,7 @@ down_revision = "0010"
 
 
 def upgrade() -> None:
-    """Add the columns, which are empty for delivered objects, and count the objects that destinations have confirmed."""
+    """Add the columns, which are empty for objects already delivered, and count the objects that destinations have confirmed."""
     op.add_column("outbox", sa.Column("commitment", sa.String(16), nullable=False, server_default=""))
     op.add_column("outbox", sa.Column("commitment_requested", sa.String(32)))
     op.add_column("outbox", sa.Column("commitment_due", sa.String(32)))
