@@ -255,8 +255,7 @@ def _limit_memory_arenas() -> None:
 
 
 def _log_to_stderr() -> None:
-    """Print a line for each failed request and each service event. Apart from ids and AE titles, lines contain no
-    client input."""
+    """Print failed requests and service events. Apart from ids and AE titles, lines contain no client input."""
     handler = logging.StreamHandler()
     formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
