@@ -1,4 +1,4 @@
-"""The application: the HTTP API, the web interface and the middleware around them."""
+"""The ASGI application: HTTP API, web interface and middleware."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ _ROUTERS: Sequence[APIRouter] = (
     administrator_page_router,
 )
 _LOG = logging.getLogger("pneumoscope.service")
-_SIGN_IN_SECONDS = 600  # time to sign in at the identity provider
-CLOSE_SECONDS = 30  # limit on the shutdown after the last request is answered
+_SIGN_IN_SECONDS = 600  # time limit for signing in at the identity provider
+CLOSE_SECONDS = 30  # limit on the shutdown after the last response
 
 
 def create_app(
@@ -87,16 +87,17 @@ def create_app(
     dicom_receiver: DicomReceiver | None = None,
     delivery: bool = False,
 ) -> FastAPI:
-    """Return the application, which closes the repository when it shuts down.
+    """Return the application. It closes the repository on shutdown.
 
     Args:
-        model: The model; load it with one thread per call.
-        repository: Where predictions and images are stored.
-        settings: Limits and addresses; the defaults if None.
-        require_token: Whether clients must authenticate with a token of the repository's database.
-        openid_connect: Identity provider for the web interface; tokens are then required, too.
+        model: The model, loaded with one thread per call.
+        repository: Storage of predictions and images.
+        settings: Limits and addresses; defaults if None.
+        require_token: Whether clients must authenticate with a token from the repository's database.
+        openid_connect: Identity provider for the web interface. It makes authentication required for all clients.
         dicom_receiver: Receives images from DICOM nodes while the application runs.
-        delivery: Whether results and events in the outbox are delivered while the application runs, which needs [pacs].
+        delivery: Whether to deliver the results and events in the outbox while the application runs; requires the extra
+            [pacs].
     """
     settings = settings or Settings()
     queue = InferenceQueue(model, max_waiting=settings.max_waiting)
@@ -126,9 +127,9 @@ def create_app(
         summary="Pneumonia detection on chest radiographs.",
         description=model.notice,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        docs_url=None,  # its pages load scripts from another host
+        docs_url=None,  # FastAPI's pages load scripts from another host
         redoc_url=None,
-        # Traces and logs of requests would contain URLs, and so names of images.
+        # Traces and request logs would contain URLs and thereby image names.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         lifespan=background.lifespan,
     )
@@ -153,7 +154,7 @@ def create_app(
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Background:
-    """What runs while the application runs, and the repository, which is closed at the end."""
+    """The background tasks of the application, and the repository, which is closed last."""
 
     repository: PredictionRepository
     settings: Settings
@@ -166,7 +167,7 @@ class _Background:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
-        """Remove old images while the application runs; at the end, finish what was accepted and close the repository."""
+        """Run the background tasks. On shutdown, finish the accepted work and close the repository."""
         await run_in_threadpool(_end_commitments, self.repository, self.settings)
         self.retention.start()
         if self.dicom_receiver:
@@ -187,13 +188,13 @@ class _Background:
 
 
 def _add_routes(app: FastAPI, authenticator: Authenticator) -> list[APIRoute]:
-    """Add the routes, the static files and the exception handlers; return the routes."""
+    """Add routes, static files and exception handlers; return the routes."""
     routes: list[APIRoute] = []
     for router in _ROUTERS:
         for route in router.routes:
-            assert isinstance(route, APIRoute)  # the middleware has to know its path
+            assert isinstance(route, APIRoute)  # the middleware needs its path
             routes.append(route)
-    # `include_router` would build each route again for this application. Its settings for all routers are not used.
+    # `include_router` would rebuild each route with router settings that this application does not use.
     app.router.routes.extend(routes)
     install_exception_handlers(app, routes)
     extend_openapi(app, has_authentication=authenticator.required)
@@ -204,7 +205,7 @@ def _add_routes(app: FastAPI, authenticator: Authenticator) -> list[APIRoute]:
 def _add_middleware(
     app: FastAPI, settings: Settings, metrics: Metrics, routes: Sequence[APIRoute], *, has_sign_in: bool
 ) -> None:
-    """Add the middleware; the last one that is added is the first to see a request."""
+    """Add the middleware; the last one added handles a request first."""
     app.add_middleware(
         BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes, max_total_bytes=settings.max_total_bytes
     )
@@ -221,7 +222,7 @@ def _add_middleware(
     if has_sign_in:
         from starlette.middleware.sessions import SessionMiddleware  # needs an extra
 
-        # Keeps the state of a sign-in until the provider redirects back, which SameSite=Strict would not survive.
+        # Keeps the sign-in state until the provider redirects back; a SameSite=Strict cookie would not be sent then.
         app.add_middleware(
             SessionMiddleware,
             secret_key=secrets.token_urlsafe(32),
@@ -239,7 +240,7 @@ def _with_id(route: APIRoute) -> str:
 
 
 def _end_commitments(repository: PredictionRepository, settings: Settings) -> None:
-    """Await no more storage commitments of destinations that are not asked any more, even if there is no other destination."""
+    """Stop waiting for storage commitments from destinations for which it is no longer configured."""
     try:
         Commitments(repository.engine).end(settings.dicom.commitments)
     except StorageError as error:

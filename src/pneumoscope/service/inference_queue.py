@@ -1,4 +1,4 @@
-"""The inference queue: images of all requests wait in a bounded queue, and worker threads score them in batches."""
+"""The inference queue: images of all requests wait in a bounded queue; worker threads score them in batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["InferenceQueue"]
 
 @dataclasses.dataclass(slots=True)
 class _Job:
-    """An image in the queue, with the name that the client gave it and the age that was entered."""
+    """An image in the queue, with the client's name for it and the entered age."""
 
     image: bytes
     name: str
@@ -28,19 +28,19 @@ class _Job:
     future: Future[Prediction]
 
     def release_image(self, _: Future[Prediction]) -> None:
-        """Free the image's bytes once it is scored or cancelled."""
+        """Free the image bytes after the image was scored or cancelled."""
         self.image = b""
 
 
 class InferenceQueue:
-    """Threads that decode and score waiting images.
+    """Threads that decode and score queued images.
 
-    Each worker takes an equal part of the queue, up to `inference.model.BATCH_SIZE` images: a single image is scored at once,
-    and under load images share a network call. Images whose future is cancelled are skipped.
+    Each worker takes an equal share of the queue, up to `inference.model.BATCH_SIZE` images: single images are scored
+    immediately, and under load several images share a network call. Images whose future is cancelled are skipped.
 
     Args:
         model: The model, with one thread per call, so that workers do not wait for each other.
-        max_waiting: Limit on images that are accepted and not answered.
+        max_waiting: Maximum number of accepted images without a response.
         workers: Number of threads; 0 means one per core.
     """
 
@@ -60,12 +60,12 @@ class InferenceQueue:
 
     @property
     def waiting(self) -> int:
-        """Number of images that are accepted and not answered."""
+        """Number of accepted images without a response."""
         return self._waiting
 
     @contextlib.contextmanager
     def reserve(self, count: int) -> Iterator[None]:
-        """Reserve places for all images of one request until it is answered.
+        """Reserve queue places for all images of a request until it is answered.
 
         Args:
             count: Number of images.
@@ -74,7 +74,8 @@ class InferenceQueue:
         """
         with self._lock:
             self._raise_if_closed()
-            # A request larger than the queue is accepted if the queue is empty; it could never be accepted otherwise.
+            # A request larger than the queue is accepted only if the queue is empty; otherwise it could never be
+            # accepted.
             if self._waiting and self._waiting + count > self._max_waiting:
                 raise BusyError(
                     f"the queue is full: {self._waiting} images are waiting, and the limit is {self._max_waiting}",
@@ -107,7 +108,7 @@ class InferenceQueue:
         return [job.future for job in jobs]
 
     def close(self, timeout: float) -> None:
-        """Accept no more images, and return when all accepted images are scored, or after a number of seconds."""
+        """Stop accepting images, and wait up to `timeout` seconds until all accepted images are scored."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -129,7 +130,7 @@ class InferenceQueue:
                 while len(batch) < min(fair_size, BATCH_SIZE):
                     following = self._queue.get_nowait()
                     if following is None:
-                        self._queue.put(None)  # for another worker, or for this one's next iteration
+                        self._queue.put(None)  # for another worker, or for the next iteration of this one
                         break
                     batch.append(following)
             self._predict([job for job in batch if job.future.set_running_or_notify_cancel()])
@@ -138,7 +139,7 @@ class InferenceQueue:
         if not batch:
             return
         try:
-            # Without names: they may be those of patients, and must not appear in failures.
+            # Without names, since they may identify patients and must not appear in failures.
             predictions = self.model.predict_batch(
                 [job.image for job in batch], names=[""] * len(batch), ages=[job.age for job in batch]
             )

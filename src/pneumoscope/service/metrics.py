@@ -25,12 +25,12 @@ __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 
 
 class Metrics:
-    """Counters and timings. Their labels never contain the name of an image or a patient.
+    """Counters and timings. The labels never contain names of images or patients.
 
     Args:
-        waiting: Returns the number of images that wait for a prediction.
+        waiting: Returns the number of images waiting for a prediction.
         streams: Returns the number of open streams of server-sent events.
-        inbox, outbox: Return the numbers of received instances and of results that wait.
+        inbox, outbox: Return the numbers of waiting received instances and results.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Metrics:
         inbox: Callable[[], InboxStatus],
         outbox: Callable[[], Sequence[OutboxStatus]],
     ) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a redundant series beside each metric
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # they would add a redundant series to each metric
         self.registry = CollectorRegistry()
         self.images = Counter("pneumoscope_images", "New images by decision", ["decision"], registry=self.registry)
         self.requests = Counter(
@@ -55,22 +55,22 @@ class Metrics:
         self.registry.register(_ExchangeCollector(inbox, outbox))
 
     def render(self) -> bytes:
-        """Return all metrics in Prometheus' text format, whose media type is `CONTENT_TYPE_LATEST`."""
+        """Return all metrics in Prometheus text format, whose media type is `CONTENT_TYPE_LATEST`."""
         return generate_latest(self.registry)
 
 
 class _ExchangeCollector(Collector):
-    """Reads the numbers of the inbox and the outbox from the database when metrics are collected."""
+    """A collector that reads the inbox and outbox status from the database."""
 
     def __init__(self, inbox: Callable[[], InboxStatus], outbox: Callable[[], Sequence[OutboxStatus]]) -> None:
         self._inbox, self._outbox = inbox, outbox
 
     def describe(self) -> list[GaugeMetricFamily]:
-        """Return nothing, so that registering the collector does not read the database."""
+        """Return an empty list, so that registering the collector does not read the database."""
         return []
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Yield the metrics; none while the database cannot be read."""
+        """Yield the metrics; none if the database cannot be read."""
         try:
             inbox, outbox = self._inbox(), self._outbox()
         except StorageError:

@@ -1,4 +1,4 @@
-"""Middleware of every request: metrics, log lines, security headers, and protection against requests of other sites."""
+"""Middleware for all requests: metrics, log lines, security headers, and protection against cross-site requests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pneumoscope.service.metrics import Metrics
 __all__ = ["RequestMiddleware"]
 
 _LOG = logging.getLogger("pneumoscope.service")
-_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # a client could invent others
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # clients may send arbitrary other methods
 _EVENT_STREAM = "text/event-stream"
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _ID = re.compile(
@@ -34,21 +34,21 @@ _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "same-origin",  # with no-referrer, browsers would send no Origin with forms
+    "Referrer-Policy": "same-origin",  # with no-referrer, browsers would omit Origin when submitting forms
     "X-Content-Type-Options": "nosniff",
 }
 
 
 class RequestMiddleware:
-    """Middleware that counts and logs requests, rejects those of other sites, and adds security headers.
+    """Middleware that counts and logs requests, rejects cross-site requests, and adds security headers.
 
     Args:
-        app: The application behind it.
+        app: The inner application.
         metrics: Metrics of the service.
         loopback, public_name: See `settings.Settings`.
-        known_paths: Paths of all routes, with {id} for an id.
-        page_paths: Those of pages.
-        error_page: Returns the page of an error.
+        known_paths: Paths of all routes, with {id} in place of ids.
+        page_paths: Paths of the web pages, in the same form.
+        error_page: Returns the page for an error.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class RequestMiddleware:
         self._error_page = error_page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and record its outcome."""
+        """Handle a request, and record its outcome."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -76,12 +76,12 @@ class RequestMiddleware:
         scope.setdefault("state", {})  # shared with the copy of the scope below; see `record_error`
 
         async def send_with_headers(message: Message) -> None:
-            """Send a message with the headers of every response, and note its status."""
+            """Send a message with the common headers, and note the status."""
             nonlocal status, seconds
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                # How long a stream stays open is not a response time.
+                # The time that a stream stays open is not a response time.
                 if headers.get("Content-Type", "").startswith(_EVENT_STREAM):
                     seconds = time.perf_counter() - start
                 for header, value in _HEADERS.items():
@@ -96,15 +96,15 @@ class RequestMiddleware:
                 response = self._error_page(request, forbidden) if is_page else error_response(forbidden)
                 await response(scope, receive, send_with_headers)
             else:
-                # HEAD is routed like GET; the server sends no body.
+                # Route HEAD like GET; the server omits the body.
                 method = "GET" if scope["method"] == "HEAD" else scope["method"]
                 await self.app({**scope, "method": method}, receive, send_with_headers)
-        except Exception as error:  # noqa: BLE001  every error is answered; its message may contain anything
+        except Exception as error:  # noqa: BLE001  every error is answered; the message may contain anything
             _LOG.debug("Internal error", exc_info=error)
-            # Starlette wraps an error after the start of a response in a RuntimeError.
+            # After the start of a response, Starlette wraps errors in a RuntimeError.
             cause = error.__cause__ if status and isinstance(error.__cause__, Exception) else error
             response = internal_error_response(request, cause)
-            if status:  # the response is incomplete, which the client can detect
+            if status:  # the response is incomplete, which clients can detect
                 status = 500
             else:
                 await response(scope, receive, send_with_headers)
@@ -118,15 +118,16 @@ class RequestMiddleware:
             _log_error(request, f"{method} {path} {status}", seconds, is_server_error=status >= 500)
 
     def _route_path(self, path: str) -> str:
-        """Return a path with {id} for an id; "other" for an unknown path."""
+        """Return a path with {id} in place of ids; "other" for an unknown path."""
         pattern = _DICOM_WEB_ID if path.startswith(_DICOM_WEB) else _ID
         route_path = pattern.sub("/{id}", path)
         return route_path if route_path in self._known_paths else "other"
 
     def _cross_site_error(self, request: Request) -> ForbiddenError | None:
-        """Return the error of a request that a page of another site may have caused, or None.
+        """Return the error for a request that a page of another site may have caused, or None.
 
-        Such a page can submit a form to this service, or let its own host name resolve to this machine (DNS rebinding).
+        Such a page can submit a form to this service, or make its own host name resolve to this machine (DNS
+        rebinding).
         """
         host = request.headers.get("Host", "")
         name = (host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host).lower()
@@ -144,8 +145,8 @@ class RequestMiddleware:
 def _log_error(request: Request, outcome: str, seconds: float, *, is_server_error: bool) -> None:
     """Log a failed request.
 
-    The line contains nothing that the client sent, except the name of its token and, with a server error, the id of a
-    prediction, which an operator needs to restore its image.
+    The line contains no client input except the user name of the token and, for server errors, the id of a prediction,
+    which an operator needs to restore the image.
     """
     code, message = getattr(request.state, "error", ("-", ""))
     user = getattr(request.state, "user", "-")

@@ -1,4 +1,4 @@
-"""The prediction service: score the images of a request, store the predictions, and check that both are possible."""
+"""The prediction service: score the images of a request, store the predictions, and check readiness for both."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ __all__ = ["PredictionService", "Readiness", "check_age_by_dates", "depends_on_e
 
 _LOG = logging.getLogger("pneumoscope.service")
 _AGE_REJECTIONS = ("age_required", "outside_age_range")
-_MAX_DECODED = 2  # images decoded at full size at once: each may take hundreds of MB
+_MAX_DECODED = 2  # images decoded at full size at once; each may take hundreds of MB
 _CHECK_SECONDS = 1.0  # between readiness checks
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PredictionService:
-    """The model, the queue in front of it, and the repository behind it.
+    """The model with the queue that feeds it and the repository that stores its predictions.
 
     Attributes:
-        pseudonymizer: Replaces identities of patients, if only pseudonyms are stored.
-        adjust_again: Returns the prediction that `predict_again` stores, from the earlier one and the new one.
-        on_predicted_again: Called in the transaction of `predict_again` with the earlier id, the connection and the new id.
+        pseudonymizer: Replaces patient identities by pseudonyms, if enabled.
+        adjust_again: Returns the prediction that `predict_again` stores, given the earlier and the new one.
+        on_predicted_again: Called in the transaction of `predict_again` with the earlier id, the connection and the new
+            id.
     """
 
     model: Model
@@ -56,9 +57,9 @@ class PredictionService:
     decoding: asyncio.Semaphore = dataclasses.field(default_factory=lambda: asyncio.Semaphore(_MAX_DECODED))
 
     def notice(self, language: str, *predictions: Prediction) -> str:
-        """Return the notice of a document with some predictions in a language; that of the model without predictions.
+        """Return the notice for a document with the given predictions; without predictions, the notice of the current model.
 
-        The population is that of the model of the predictions; there is none if they differ, or if one of them is unknown.
+        It names the population of their model, unless the models' populations differ or one is unknown.
         """
         models = {each.model.sha256 for each in predictions} or {self.model.facts.sha256}
         populations = [self.repository.populations.find(each) for each in models]
@@ -76,21 +77,21 @@ class PredictionService:
         age: float | None = None,
         identity: Identity | None = None,
     ) -> list[StoredPrediction | Prediction]:
-        """Score images, store the predictions, or a record of a file that cannot be read, and return them in the same order.
+        """Score images, store predictions or records of unreadable files, and return the predictions in the same order.
 
         Args:
             images: Bytes and name of each image.
-            user: For the audit log.
-            disconnected: Returns when the client disconnects; images that wait are then not scored.
-            age: Age of the patients, years, from 0 to 130; used for the images whose files state none.
-            identity: Of all images, for those whose files state none; see `core.identity.combine`. Without an age, its dates
-                state the age.
+            user: User for the audit log.
+            disconnected: Returns when the client disconnects; images still waiting are then not scored.
+            age: Age of the patients in years, 0 to 130; used for images whose files contain none.
+            identity: Identity for images whose files contain none; see `core.identity.combine`. If no age is known, it
+                is calculated from the dates of the identity.
         Returns:
-            A `StoredPrediction`, or for an unreadable image a `Prediction` with a `failure`.
+            A `StoredPrediction` for each image, or a `Prediction` with a `failure` if it is unreadable.
         Raises:
             BusyError: The queue is full, or the service is stopping.
             StorageError: A prediction cannot be stored.
-            UsageError: The client disconnected, or the dates state an age that is not from 0 to 130 years.
+            UsageError: The client disconnected, or the age calculated from the dates is not between 0 and 130 years.
         """
         with self.queue.reserve(len(images)):
             scored = [
@@ -112,15 +113,15 @@ class PredictionService:
         adjust: Callable[[Prediction], Prediction],
         also: Callable[[Connection, Prediction, str], None],
     ) -> None:
-        """Score a DICOM instance that another node sent, and store the prediction, or a record of a file that cannot be read.
+        """Score a DICOM instance received from another node; store the prediction or a record of the unreadable file.
 
         Args:
             instance: A DICOM file.
             name: Name of the image.
-            user: For the audit log.
+            user: User for the audit log.
             adjust: Returns the prediction to store.
-            also: Changes the database in the transaction that stores the prediction; called with the prediction and its id, which
-                is empty for a file that cannot be read.
+            also: Makes further changes in the transaction that stores the prediction; called with the connection, the
+                prediction and its id, which is empty for an unreadable file.
         Raises:
             BusyError, StorageError: See `predict`.
         """
@@ -142,7 +143,7 @@ class PredictionService:
         image: tuple[bytes, str],
         disconnected: Callable[[], Coroutine[object, object, None]],
     ) -> Prediction:
-        """Return the prediction with the age that the dates of its identity state, or a person entered before, if it has none."""
+        """Return the prediction; if it has no age, use the one calculated from the dates, or else a previously entered one."""
         if prediction.age is not None or prediction.failure:
             return prediction
         age = age_at_study(prediction.identity)
@@ -156,7 +157,7 @@ class PredictionService:
         return dataclasses.replace(again, identity=prediction.identity)
 
     def _entered_age(self, prediction: Prediction) -> float | None:
-        """Return the age, years, that a person entered for an image, unless it is now sent as one of another patient."""
+        """Return the age in years that was entered for an image, unless the image now belongs to another patient."""
         if prediction.image is None:
             return None
         stated = (self.pseudonymizer.prediction(prediction) if self.pseudonymizer else prediction).identity
@@ -165,16 +166,16 @@ class PredictionService:
     async def predict_again(
         self, id: str, user: str, disconnected: Callable[[], Coroutine[object, object, None]], *, age: float
     ) -> StoredPrediction:
-        """Score a stored image with the age of the patient, and return its new prediction; the earlier one is kept.
+        """Score a stored image with the age of the patient; return the new prediction, and keep the earlier one.
 
         Args:
-            id: Of the earlier prediction.
+            id: Id of the earlier prediction.
             user, disconnected, age: See `predict`.
         Raises:
             UnknownNameError: There is no prediction with this id.
             GoneError: The image was removed.
             UnreadableImageError: The image can no longer be decoded.
-            UsageError: The file states an age, or the image is rejected for another reason; see also `predict`.
+            UsageError: The file contains an age, or the image is rejected for another reason; see also `predict`.
             BusyError, StorageError: See `predict`.
         """
         earlier = await run_in_threadpool(self.repository.get, id)
@@ -188,12 +189,12 @@ class PredictionService:
     async def predict_without_entered_age(
         self, id: str, user: str, disconnected: Callable[[], Coroutine[object, object, None]]
     ) -> StoredPrediction | None:
-        """Score an image without the age that was entered for another patient, but with that by the dates of its patient.
+        """Score an image without an age that was entered for another patient; calculate the age from the dates if possible.
 
         Args:
             id, user, disconnected: See `predict_again`.
         Returns:
-            The new prediction; None if the image has one without such an age already, or was removed.
+            The new prediction; None if the image already has one without such an age, or was removed.
         Raises:
             UnknownNameError, UnreadableImageError, BusyError, StorageError: See `predict_again`.
         """
@@ -220,7 +221,7 @@ class PredictionService:
             warnings = prediction.warnings
             if age is not None:
                 warnings = tuple(each for each in earlier.warnings or warnings if each != "age_not_stated")
-            # The identity may have been corrected since, and the stored file may be a copy without a header.
+            # The identity may have been corrected, and the stored file may be a copy without a header.
             again = dataclasses.replace(
                 prediction,
                 path=earlier.path,
@@ -232,10 +233,10 @@ class PredictionService:
             return await self._submit(again, image, user, partial(self.on_predicted_again, earlier.id), earlier.id)
 
     def search_words(self, text: str) -> tuple[tuple[str, ...], ...]:
-        """Return the forms of each word of a search for `Filter.search`.
+        """Return the forms of each word in a search text, for `Filter.search`.
 
         Raises:
-            UsageError: The text has no word.
+            UsageError: The text contains no word.
         """
         forms = self.pseudonymizer.search(text) if self.pseudonymizer else _word_forms(text)
         if not forms or not search_words(text):
@@ -243,7 +244,7 @@ class PredictionService:
         return forms
 
     def study(self, key: str) -> dict[str, list[StoredPrediction]]:
-        """Return the predictions of a study, and of the other studies of its patient, by the key of the study.
+        """Return the predictions of a study and of the patient's other studies, by study key.
 
         Raises:
             UnknownNameError: There is no study with this key.
@@ -257,7 +258,7 @@ class PredictionService:
     def set_identity(self, id: str, identity: Identity, *, user: str, etags: Sequence[str] = ()) -> StoredPrediction:
         """Replace the identity of an image; see `PredictionRepository.set_identity`.
 
-        With pseudonyms, values that differ from the stored ones are replaced by theirs.
+        With pseudonymization, values that differ from the stored ones are replaced by pseudonyms.
         """
         if self.pseudonymizer:
             current = self.repository.get(id).identity_before(identity) or Identity()
@@ -274,7 +275,7 @@ class PredictionService:
         futures = self.queue.submit(images, age=age)
         gone: asyncio.Future[Any] = asyncio.ensure_future(disconnected())
         scored: asyncio.Future[list[Prediction]] = asyncio.gather(*map(asyncio.wrap_future, futures))
-        scored.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieved if nothing awaits it
+        scored.add_done_callback(lambda done: done.cancelled() or done.exception())  # marks the exception as retrieved
         try:
             await asyncio.wait({gone, scored}, return_when=asyncio.FIRST_COMPLETED)
             if not scored.done():
@@ -315,7 +316,7 @@ class PredictionService:
 
 
 def check_age_by_dates(age: float) -> None:
-    """Raise UsageError if an age by dates is not from 0 to 130 years."""
+    """Raise UsageError if an age calculated from dates is not between 0 and 130 years."""
     if not 0 <= age <= MAX_AGE:
         raise UsageError(
             f"the age by the birth date and the study date is {age:.1f} years, not from 0 to {MAX_AGE}",
@@ -324,7 +325,7 @@ def check_age_by_dates(age: float) -> None:
 
 
 def depends_on_entered_age(prediction: Prediction) -> bool:
-    """Return whether entering an age can change a prediction: the file states none, and the header rejects nothing else."""
+    """Return whether entering an age can change a prediction: the file has no age, and the image is not otherwise rejected."""
     entered = prediction.age is None or prediction.age.source == "entered"
     return entered and (prediction.rejection is None or prediction.rejection.code in _AGE_REJECTIONS)
 
@@ -343,17 +344,17 @@ def _without_result(prediction: Prediction) -> Prediction:
 
 
 def _word_forms(text: str) -> tuple[tuple[str, ...], ...]:
-    """Return each word as names and numbers are compared, and as it is written, for the names of files."""
+    """Return each word in the form for comparing names and numbers, and unchanged for file names."""
     return tuple((folded, word) for word in text.split() for folded in search_words(word))
 
 
 class Readiness:
-    """Checks whether images can be scored and stored, at most once a second for all clients.
+    """A check whether images can be scored and stored, run at most once a second for all clients.
 
     Args:
         model: The model.
-        repository: Where images are stored.
-        now: Monotonic clock in seconds, for tests.
+        repository: Storage of images.
+        now: Monotonic clock in seconds; replaceable in tests.
     """
 
     def __init__(
@@ -365,11 +366,12 @@ class Readiness:
         self._error: PneumoscopeError | None = None
 
     def check(self) -> None:
-        """Run the model's self-test, and do everything that storing an image takes.
+        """Run the model's self-test, and check that images can be stored.
 
         Raises:
-            BundleError: The self-test fails.
-            StorageError: Images cannot be stored. The reason is only logged: clients of this check are not authenticated.
+            BundleError: The self-test failed.
+            StorageError: Images cannot be stored. The reason is only logged, since clients of this check are not
+                authenticated.
         """
         with self._lock:
             if self._now() >= self._next_check:
@@ -392,5 +394,5 @@ class Readiness:
 
 
 async def _never() -> None:
-    """Wait for ever: an instance is predicted even if its sender disconnects."""
+    """Wait forever: an instance is predicted even if its sender disconnects."""
     await asyncio.Event().wait()

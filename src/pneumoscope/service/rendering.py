@@ -1,4 +1,4 @@
-"""Render stored images and their heatmaps as PNG files, and encode their values. Files of clients are never returned."""
+"""Render stored images and heatmaps as PNG, and encode pixel values. Files from clients are never returned."""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ from pneumoscope.service.storage.repository import PredictionRepository
 
 __all__ = ["EncodedPixels", "ImageRenderer"]
 
-_THUMBNAIL_SIZE = 160  # pixels of the longer side
-_MAX_HEATMAPS = 4  # kept with their images
-_MAX_RENDERED = 2  # images rendered at once: each may take hundreds of MB
-_GZIP_LEVEL = 1  # higher levels hardly reduce the noise of an image
+_THUMBNAIL_SIZE = 160  # longer side in pixels
+_MAX_HEATMAPS = 4  # cached heatmaps, including their images
+_MAX_RENDERED = 2  # images rendered at once; each may take hundreds of MB
+_GZIP_LEVEL = 1  # higher levels hardly compress image noise
 _Rendered = TypeVar("_Rendered")
 
 
 class EncodedPixels(NamedTuple):
-    """The values of an image for the viewer.
+    """Pixel values of an image for the viewer.
 
     Attributes:
-        body: `PixelValues.numbers`, row by row, 16 bits, little-endian; then `PixelValues.gray_levels`; perhaps compressed.
+        body: `PixelValues.numbers`, row by row, 16 bits, little-endian; then `PixelValues.gray_levels`; optionally
+            compressed.
         description: Rows, columns and `PixelValues.description` as JSON in ASCII.
     """
 
@@ -53,30 +54,31 @@ class EncodedPixels(NamedTuple):
 
 
 class ImageRenderer:
-    """Renders the images of stored predictions, at most two at once.
+    """A renderer for images of stored predictions, at most two at once.
 
-    Every method takes the id of a prediction, or its delivery. They raise UnknownNameError if there is none or it has no heatmap,
-    GoneError if its image was removed, UnreadableImageError if the image cannot be decoded, StorageError if it cannot be read.
+    The methods take the id of a prediction, or its delivery. They raise UnknownNameError if it does not exist or has no
+    heatmap, GoneError if its image was removed, UnreadableImageError if the image cannot be decoded, StorageError if it
+    cannot be read.
 
     Args:
-        model: The current model; only its own predictions have heatmaps.
-        repository: Where predictions and images are stored.
-        results: How the series of results are described; the defaults if None.
+        model: The current model. Predictions of other models have no heatmaps.
+        repository: Storage of predictions and images.
+        results: Description of result series; defaults if None.
     """
 
     def __init__(self, model: Model, repository: PredictionRepository, results: ResultSettings | None = None) -> None:
         self._model, self._repository = model, repository
         self._results = results or ResultSettings()
         self._rendering = asyncio.Semaphore(_MAX_RENDERED)
-        self._heatmaps: dict[str, Heatmap] = {}  # by id of the prediction, oldest first
+        self._heatmaps: dict[str, Heatmap] = {}  # by prediction id, oldest first
         self._heatmaps_lock = threading.Lock()
 
     async def image(self, id: str) -> bytes:
-        """Return the decoded image as a PNG at its own size."""
+        """Return the decoded image as a PNG at its original size."""
         return await self._render(lambda: _encode_png(self._decode(id)))
 
     async def pixels(self, id: str, *, compress: bool) -> EncodedPixels:
-        """Return the values of the image before any window."""
+        """Return the pixel values of the image, before windowing."""
         return await self._render(lambda: self._encode_values(id, compress=compress))
 
     async def thumbnail(self, id: str) -> bytes:
@@ -95,13 +97,13 @@ class ImageRenderer:
         """Return the result as a Secondary Capture; see `dicom.results`.
 
         Raises:
-            UnknownNameError: The file is not DICOM with a study.
-            MissingExtraError: [pacs] is not installed.
+            UnknownNameError: The file is not DICOM or has no study.
+            MissingExtraError: The extra [pacs] is not installed.
         """
         return await self._render(lambda: self._result_of_image(id, "secondary_capture"))
 
     async def structured_report(self, id: str) -> bytes:
-        """Return the result as a DICOM Structured Report; it raises what `secondary_capture` raises."""
+        """Return the result as a DICOM Structured Report; raises the same errors as `secondary_capture`."""
         return await self._render(lambda: self._result_of_image(id, "structured_report"))
 
     def has_heatmap(self, prediction: StoredPrediction) -> bool:
@@ -110,15 +112,15 @@ class ImageRenderer:
         return is_current and prediction.decision != "rejected"
 
     async def result(self, id: str, kind: ObjectKind, uid: str) -> bytes:
-        """Return a result with this UID as a DICOM object; it raises what `secondary_capture` raises."""
+        """Return the result with this UID as a DICOM object; raises the same errors as `secondary_capture`."""
         return await self._render(lambda: self._result_of_image(id, kind, uid))
 
     def result_object(self, delivery: Delivery) -> bytes:
-        """Return the DICOM object of a delivery; called in a thread.
+        """Return the DICOM object of a delivery. Blocking; call it in a thread.
 
         Raises:
             UnknownNameError: The prediction was deleted.
-            MissingExtraError: [pacs] is not installed.
+            MissingExtraError: The extra [pacs] is not installed.
         """
         subject = delivery.subject
         assert delivery.kind != "webhook"
@@ -144,7 +146,7 @@ class ImageRenderer:
         return secondary_capture(result, None) if delivery.kind == "secondary_capture" else structured_report(result)
 
     async def _render(self, draw: Callable[[], _Rendered]) -> _Rendered:
-        """Call a function in a thread when fewer than two are being called."""
+        """Call a function in a thread once fewer than two are running."""
         async with self._rendering:
             return await run_in_threadpool(draw)
 
@@ -186,7 +188,7 @@ class ImageRenderer:
             from pneumoscope.service.dicom.report import structured_report
             from pneumoscope.service.dicom.results import Result, secondary_capture
 
-        # A report without pneumonia states no region of the heatmap, which is a run of the network.
+        # A report without pneumonia contains no heatmap region; skip the network run.
         needs_heatmap = kind != "structured_report" or prediction.decision in ("pneumonia", "uncertain")
         heatmap = self._heatmap_of_result(prediction, kind) if needs_heatmap else None
         card, facts = self._model.card, self._model.facts
@@ -205,7 +207,7 @@ class ImageRenderer:
         return secondary_capture(result, heatmap.image if heatmap else self._model.decode(content))
 
     def _display_of(self, file: bytes, header: Dataset, id: str) -> Dataset:
-        """Return the elements of a header that describe gray levels; another file with the same pixels may be stored."""
+        """Return the header elements for gray levels, after checking that the stored file is the one of this result."""
         is_of_result = False
         with contextlib.suppress(UnreadableImageError):
             is_of_result = read_header(file).SOPInstanceUID == header.SOPInstanceUID
@@ -216,11 +218,10 @@ class ImageRenderer:
         return Dataset.from_json(self._model.read_part(file[:MAX_HEADER_BYTES], "display").decode())
 
     def _heatmap_of_result(self, prediction: StoredPrediction, kind: ObjectKind) -> Heatmap | None:
-        """Return the heatmap of a prediction; None if it was rejected, or if the model was replaced or has no heatmaps.
+        """Return the heatmap of a prediction; None if it was rejected, or the model was replaced or has no heatmaps.
 
-        The objects of one prediction follow each other, so the last heatmaps are kept.
-
-        The image of a report may have been removed: it has no region then.
+        The objects of a prediction are usually created one after another, so recent heatmaps are cached. If the image
+        was removed, a Structured Report is created without a heatmap region.
         """
         if not self.has_heatmap(prediction):
             return None
@@ -243,7 +244,7 @@ class ImageRenderer:
         return self._model.heatmap_layer(self._repository.image(self._explainable(id)))
 
     def _explainable(self, id: str) -> StoredPrediction:
-        """Return a prediction with a heatmap."""
+        """Return a prediction after checking that it has a heatmap."""
         prediction = self._repository.get(id)
         if not prediction.model.matches(self._model.facts):
             raise UnknownNameError(
@@ -256,7 +257,7 @@ class ImageRenderer:
 
 @contextlib.contextmanager
 def _missing_extra_errors() -> Iterator[None]:
-    """Turn the error of an import that needs [pacs] into MissingExtraError."""
+    """Convert errors of imports that need the extra [pacs] to MissingExtraError."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -268,9 +269,9 @@ def _rejected_image(id: str) -> UnknownNameError:
 
 
 def _as_of_header(prediction: StoredPrediction, header: Dataset) -> StoredPrediction:
-    """Return a prediction as that of the instance with a header: the same pixels may be those of another patient.
+    """Return a prediction with the identity and age in a header, since the same pixels may also belong to another patient.
 
-    Its results would otherwise state the age of that patient.
+    Otherwise, the result would contain the other patient's age.
     """
     if prediction.identity is None or prediction.identity.sop_instance_uid == header.SOPInstanceUID:
         return prediction

@@ -1,6 +1,6 @@
-"""Middleware for request bodies: limits on their size and on the memory that all of them take, and draining.
+"""Middleware for request bodies: limits on their size and total memory, and draining.
 
-uvicorn limits neither. Slow clients are left to the reverse proxy; see docs/how-to/operate.md.
+uvicorn limits neither. Protection against slow clients is left to the reverse proxy; see docs/how-to/operate.md.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from pneumoscope.core.errors import BusyError
 __all__ = ["UPLOAD_ROUTES", "BodyLimitMiddleware", "DrainBodyMiddleware"]
 
 UPLOAD_ROUTES = (("POST", "/v1/predictions"), ("POST", "/dicom-web/studies"))  # the only routes with large bodies
-# Bytes of any other body: more than a note of 4,000 characters takes in JSON, whatever its escapes.
+# Limit for all other bodies, in bytes: enough for a note of 4,000 characters in JSON with any escapes.
 _MAX_SMALL_BYTES = 64 * 2**10
 
 
 class BodyLimitMiddleware:
-    """Middleware that raises an error where the application reads a body that is too large.
+    """Middleware that raises an error when the application reads a body that is too large.
 
     Args:
-        app: The application behind it.
-        max_body_bytes: Size of a body with images. Other bodies are small, and are read without a token.
-        max_total_bytes: Size of all bodies with images in progress together.
+        app: The inner application.
+        max_body_bytes: Maximum size of a body with images. Other bodies have a small limit, since they are read without
+            a token.
+        max_total_bytes: Maximum total size of all bodies with images in progress.
     """
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int, max_total_bytes: int) -> None:
@@ -31,7 +32,7 @@ class BodyLimitMiddleware:
         self._total = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on while it stays within the limits."""
+        """Handle a request within the limits."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -41,7 +42,7 @@ class BodyLimitMiddleware:
         received, held = 0, 0
 
         async def limited_receive() -> Message:
-            """Receive a message, or raise an error if the body exceeds a limit."""
+            """Receive a message; raise an error if the body exceeds a limit."""
             nonlocal received, held
             if content_length.isdigit() and int(content_length) > limit:
                 raise _too_large(limit)
@@ -56,7 +57,7 @@ class BodyLimitMiddleware:
             return message
 
         async def releasing_send(message: Message) -> None:
-            """Send a message; the images are no longer needed then, however slowly the client reads the response."""
+            """Send a message. The images are no longer needed then, however slowly the client reads the response."""
             nonlocal held
             self._total -= held
             held = 0
@@ -71,7 +72,7 @@ class BodyLimitMiddleware:
         """Count bytes that are held until their request is answered.
 
         Raises:
-            BusyError: All requests together hold too many.
+            BusyError: All requests together hold too many bytes.
         """
         self._total += size
         if self._total > self._max_total_bytes:
@@ -86,38 +87,38 @@ def _too_large(limit: int) -> HTTPException:
 
 
 class DrainBodyMiddleware:
-    """Middleware that reads the rest of a body before an early response ends on a connection that will be closed.
+    """Middleware that reads the rest of a request body before completing an early response on a connection about to be closed.
 
-    uvicorn discards the rest of a body on a connection that is kept alive. With `Connection: close`, which nginx and Python's
-    urllib send, it closes the connection with bytes unread; the client gets a reset and may lose the response (RFC 9112,
-    section 9.6).
+    uvicorn discards the rest of a body on a persistent connection. With `Connection: close`, which nginx and Python's
+    urllib send, it closes the connection with unread bytes; the client receives a reset and may lose the response (RFC
+    9112, section 9.6).
 
     Args:
-        app: The application behind it.
-        max_bytes: Limit on the bytes to read.
+        app: The inner application.
+        max_bytes: Maximum number of bytes to read.
     """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
         self.app, self._max_bytes = app, max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
+        """Handle a request."""
         headers = dict(scope.get("headers", ()))
-        # A client that sends `Expect: 100-continue` sends nothing after an early response.
+        # With `Expect: 100-continue`, a client sends no body after an early response.
         if b"close" not in headers.get(b"connection", b"").lower() or b"expect" in headers:
             await self.app(scope, receive, send)
             return
         complete = False
 
         async def tracking_receive() -> Message:
-            """Receive a message, and note whether it is the body's last."""
+            """Receive a message, and note whether it completes the body."""
             nonlocal complete
             message = await receive()
             complete = not message.get("more_body", False)
             return message
 
         async def draining_send(message: Message) -> None:
-            """Send a message, but receive the rest of the body before the response's last."""
+            """Send a message; before the last one of the response, receive the rest of the body."""
             if message["type"] == "http.response.body" and not message.get("more_body", False) and not complete:
                 await send({**message, "more_body": True})
                 remaining = self._max_bytes

@@ -45,11 +45,11 @@ __all__ = ["ServerOptions", "serve"]
 _LOG = logging.getLogger("pneumoscope.service")
 _KEEP_ALIVE_SECONDS = 15
 _MAX_HEADER_BYTES = 16 * 1024
-_ANSWER_SECONDS = 150 - CLOSE_SECONDS  # limit on answering accepted requests during a shutdown of 150 s
-# Loggers that are printed. Those of other libraries are not: image decoders repeat values from images.
+_ANSWER_SECONDS = 150 - CLOSE_SECONDS  # limit on answering accepted requests, within a shutdown of 150 s
+# Loggers to print. Other libraries are excluded, since image decoders log values from images.
 _LOGGERS = ("pneumoscope.service", "sqlalchemy", "asyncio", "concurrent.futures")
 _ARENAS = 2
-_M_ARENA_MAX = -8  # glibc's malloc.h
+_M_ARENA_MAX = -8  # from glibc's malloc.h
 _PORT_ERRORS = (errno.EADDRINUSE, errno.EACCES, errno.EPERM)
 
 
@@ -59,14 +59,14 @@ class ServerOptions:
 
     Attributes:
         host: Address to listen on.
-        port: Port to listen on; 0 picks a free one.
+        port: Port to listen on; 0 selects a free port.
         folder: Data directory; None keeps everything in memory.
         database: See `PredictionRepository`.
-        no_auth: Serve without authentication, even on a public address, and even if the database has tokens.
+        no_auth: Serve without authentication, even on a public address or if the database contains tokens.
         openid_connect: Identity provider; None without one.
-        open_browser: Open the web interface in this machine's browser.
+        open_browser: Open the web interface in a browser on this machine.
     Raises:
-        UsageError: An identity provider is configured, and no authentication is requested.
+        UsageError: An identity provider is combined with `no_auth`.
     """
 
     host: str
@@ -78,25 +78,25 @@ class ServerOptions:
     open_browser: bool
 
     def __post_init__(self) -> None:
-        """Check the options; see `Raises`."""
+        """Validate the options."""
         if self.openid_connect and self.no_auth:
             raise UsageError("--openid-connect and --no-auth contradict each other")
 
 
 def serve(model: Model, settings: Settings, options: ServerOptions, echo: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM, then answer accepted requests and return.
+    """Serve until SIGINT or SIGTERM, then answer the accepted requests and return.
 
     Args:
         model: Predicts the images.
         settings: Settings of the application.
         options: Address, storage and authentication.
-        echo: Called with each line for the person who started the service.
+        echo: Prints a line for the operator.
     Raises:
-        UsageError: The address is public and there is no authentication; it cannot be listened on; another process serves the
-            data directory; or the data directory contradicts the settings.
+        UsageError: The address is public without authentication; the address cannot be bound; another process serves
+            the data directory; or the data directory contradicts the settings.
         StorageError: The data cannot be opened or written.
     """
-    faulthandler.enable()  # logs a crash
+    faulthandler.enable()  # prints stack traces after a crash
     _limit_memory_arenas()
     folder = options.folder
     with (
@@ -106,7 +106,7 @@ def serve(model: Model, settings: Settings, options: ServerOptions, echo: Callab
         contextlib.ExitStack() as stack,
     ):
         repository = PredictionRepository(folder, options.database)
-        stack.callback(repository.close)  # if the service does not start; the application closes it otherwise
+        stack.callback(repository.close)  # for a failed start; otherwise, the application closes it
         repository.storage.check_writable()
         require_token = _require_token(repository, settings, options)
         if folder:
@@ -124,19 +124,19 @@ def serve(model: Model, settings: Settings, options: ServerOptions, echo: Callab
         )
         _log_to_stderr()
         url = _url(options.host, listener.getsockname()[1])
-        with _stop_on_signals(server):  # before the address is printed, which says that the service has started
+        with _stop_on_signals(server):  # before the address is printed, which signals that the service has started
             for line in _introduction(url, model, settings, options, receiver, require_token):
                 echo(line)
             _warn_of_orphaned_files(len(repository.storage.orphaned))
             warn_of_unresolved_hosts(settings.dicom)
-            if options.open_browser:  # in a thread: a browser in the terminal would block
+            if options.open_browser:  # in a thread, since a text-mode browser would block
                 threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
             server.run(sockets=[listener])
     echo("Stopped")
 
 
 def _require_token(repository: PredictionRepository, settings: Settings, options: ServerOptions) -> bool:
-    """Return whether requests need a token. Raise UsageError if the address is public and there is no authentication."""
+    """Return whether requests need a token. Raise UsageError if the address is public without authentication."""
     require_token = not options.no_auth and bool(TokenRepository(repository.engine).list())
     is_private = settings.loopback and not settings.public_name
     if not (require_token or options.openid_connect or options.no_auth or is_private):
@@ -148,7 +148,7 @@ def _require_token(repository: PredictionRepository, settings: Settings, options
 
 
 def _check_pseudonyms(repository: PredictionRepository, pseudonymizer: Pseudonymizer | None, folder: Path) -> None:
-    """Raise UsageError if the data directory holds identities, or pseudonyms of another key; without a key, if it holds any."""
+    """Raise UsageError if the data directory does not match the pseudonymization setting and its key."""
     if pseudonymizer is None:
         require_no_pseudonyms(folder)
         return
@@ -169,7 +169,7 @@ def _introduction(
     receiver: DicomReceiver | None,
     require_token: bool,
 ) -> Iterator[str]:
-    """Yield the lines that tell the person who started the service what it does; the first begins with its address."""
+    """Yield the lines that describe the started service to the operator; the first begins with its URL."""
     dicom = settings.dicom
     yield (
         f"{url}  model {model.card.name}, operating point {model.operating_point_name}, require age {model.require_age}"
@@ -211,7 +211,7 @@ def _listen_for_dicom(settings: DicomSettings | None) -> Iterator[DicomReceiver 
 
 
 class _Server(uvicorn.Server):
-    """A server that ends the streams of server-sent events before it waits for open requests."""
+    """A server that ends streams of server-sent events before waiting for open requests."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting connections, and wait for open requests; see `uvicorn.Server`."""
@@ -225,7 +225,7 @@ def _uvicorn_server(app: FastAPI) -> uvicorn.Server:
         uvicorn.Config(
             app,
             log_level="warning",
-            access_log=False,  # its lines contain URLs, and so names of images
+            access_log=False,  # its lines contain URLs and thereby image names
             server_header=False,
             date_header=True,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
@@ -244,10 +244,10 @@ def _warn_of_orphaned_files(count: int) -> None:
 
 
 def _limit_memory_arenas() -> None:
-    """Let all threads share two memory arenas of glibc, unless MALLOC_ARENA_MAX states another number.
+    """Restrict all threads to two glibc memory arenas, unless MALLOC_ARENA_MAX specifies another number.
 
-    By default there are eight for each core, and freed memory of one is not used by the threads of another, so that the resident
-    memory of a service with many short threads grows for hours.
+    The default is eight per core. Memory freed in one arena is not reused by threads of another, so the resident memory
+    of a service with many short-lived threads would grow for hours.
     """
     if "MALLOC_ARENA_MAX" not in os.environ:
         with contextlib.suppress(AttributeError):  # another C library
@@ -255,7 +255,7 @@ def _limit_memory_arenas() -> None:
 
 
 def _log_to_stderr() -> None:
-    """Print a line for each failed request and for events of the service; no line contains what a client sent but ids."""
+    """Print failed requests and service events. Apart from ids and AE titles, lines contain no client input."""
     handler = logging.StreamHandler()
     formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
@@ -263,15 +263,15 @@ def _log_to_stderr() -> None:
     handler.addFilter(_remove_traceback)
     for name in _LOGGERS:
         logging.getLogger(name).addHandler(handler)
-    logging.getLogger().addHandler(logging.NullHandler())  # without a handler, Python prints warnings itself
+    logging.getLogger().addHandler(logging.NullHandler())  # without a handler, Python itself would print warnings
     _LOG.setLevel(logging.INFO)
     logging.getLogger("uvicorn.error").addFilter(_remove_traceback)
-    # It logs invalid characters in forms; the client receives an error.
+    # It logs invalid characters in forms; the client already receives an error.
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 
 def _remove_traceback(record: logging.LogRecord) -> bool:
-    """Replace the message and the traceback of an exception, which may contain what a client sent, by its type."""
+    """Replace an exception's message and traceback, which may contain client input, by its type."""
     if record.exc_info:
         exception_type = record.exc_info[0]
         record.msg, record.args = f"Internal error: {exception_type.__name__ if exception_type else 'unknown'}", ()
@@ -281,7 +281,7 @@ def _remove_traceback(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def _stop_on_signals(server: uvicorn.Server) -> Iterator[None]:
-    """Stop the server on a signal before uvicorn has installed its handlers, and ignore that uvicorn raises it again."""
+    """Stop the server on signals that arrive before uvicorn installs its handlers; ignore those that uvicorn raises again."""
 
     def stop(*_: object) -> None:
         server.should_exit = True
@@ -299,13 +299,13 @@ def _listen(host: str, port: int) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host.strip("[]"), port), family=family)
-    except (OSError, UnicodeError, TypeError) as error:  # the latter two if the host name is invalid
+    except (OSError, UnicodeError, TypeError) as error:  # the latter two for an invalid host name
         reason = ((isinstance(error, OSError) and error.strerror) or str(error)).partition(" (while ")[0]
         option = "--port" if isinstance(error, OSError) and error.errno in _PORT_ERRORS else "--host"
         raise UsageError(
             f"cannot listen on {host}, port {port}: {reason}", hint=f"Choose another with {option}"
         ) from error
-    # Header and body of a response are two packets: Nagle's algorithm would delay the second by 40 ms.
+    # A response is sent as two packets, header and body; Nagle's algorithm would delay the second by 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with listener:
         yield listener

@@ -21,18 +21,18 @@ class Settings:
     """Settings of a service.
 
     Attributes:
-        max_body_bytes: Size of a body with images.
-        max_total_bytes: Size of all bodies with images in progress together.
-        max_images: Images in one request.
-        max_waiting: Images that are accepted and not answered.
+        max_body_bytes: Maximum size of a body with images.
+        max_total_bytes: Maximum total size of all bodies with images in progress.
+        max_images: Maximum number of images per request.
+        max_waiting: Maximum number of accepted images without a response.
         loopback: Whether only this machine can reach the service. Requests for other host names are then rejected.
         public_name: Host name under which a reverse proxy on this machine publishes the service; may be empty.
         keep: Age at which images are removed; None keeps them.
-        keep_identities: Age at which identities of patients are removed; None keeps them.
-        blind_first: Whether the web interface shows a prediction only after the reader has labeled the image.
+        keep_identities: Age at which patient identities are removed; None keeps them.
+        blind_first: Whether the web interface hides a prediction until the reader has labeled the image.
         time_zone: Time zone of the web interface.
-        pseudonymizer: Replaces identities of patients by pseudonyms; None stores them.
-        dicom: How the service exchanges images and results with other nodes.
+        pseudonymizer: Replaces patient identities by pseudonyms; None stores the identities.
+        dicom: Exchange of images and results with other nodes.
     Raises:
         UsageError: Two settings contradict each other, or the public name is not a host name.
     """
@@ -51,7 +51,7 @@ class Settings:
     dicom: DicomConfiguration = dataclasses.field(default_factory=DicomConfiguration)
 
     def __post_init__(self) -> None:
-        """Check the settings; see `Raises`."""
+        """Validate the settings."""
         if self.keep_identities and not self.pseudonymizer and (self.keep is None or self.keep > self.keep_identities):
             raise UsageError(
                 "--keep-identities needs --keep of at most the same age: stored DICOM files contain identities",

@@ -1,7 +1,7 @@
-"""Sign what other programs receive: webhooks by Standard Webhooks, responses by HTTP Message Signatures (RFC 9421).
+"""Signatures for other programs: Standard Webhooks for events, HTTP Message Signatures (RFC 9421) for responses.
 
-Both use HMAC-SHA-256 with a secret that the receiver has, too. A signature shows the receiver who wrote the content, and that
-it was not changed since; it proves nothing to a third party.
+Both use HMAC-SHA-256 with a secret shared with the receiver. A signature proves to the receiver the origin and
+integrity of the content, but proves nothing to a third party.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from pneumoscope.core.errors import UsageError
 
 __all__ = ["WEBHOOK_ID", "WEBHOOK_SIGNATURE", "WEBHOOK_TIMESTAMP", "read_secret", "response_headers", "webhook_headers"]
 
-# Names of headers by Standard Webhooks 1.0.
+# Header names of Standard Webhooks 1.0.
 WEBHOOK_ID, WEBHOOK_TIMESTAMP, WEBHOOK_SIGNATURE = "Webhook-Id", "Webhook-Timestamp", "Webhook-Signature"
 
 _PREFIX = "whsec_"
 _MIN_BYTES = 24
-_LABEL = "pneumoscope"  # of the signature of a response
+_LABEL = "pneumoscope"  # label of the signature of a response
 
 
 def read_secret(file: Path) -> bytes:
-    """Return the secret in a file, written as by Standard Webhooks: "whsec_" and Base64.
+    """Return the secret in a file, in the format of Standard Webhooks: "whsec_" followed by Base64.
 
     Raises:
-        UsageError: The file cannot be read, is readable by others, or has no such secret of at least 24 bytes.
+        UsageError: The file cannot be read, is readable by other users, or does not contain a secret of at least 24
+            bytes.
     """
     hint = f"Create one: (umask 077; echo {_PREFIX}$(openssl rand -base64 32) > {file}); and give the receiver a copy"
     try:
@@ -50,12 +51,12 @@ def read_secret(file: Path) -> bytes:
 
 
 def webhook_headers(secret: bytes, id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """Return the headers of a webhook.
+    """Return the headers of a webhook request.
 
     Args:
         secret: See `read_secret`.
-        id: Identifies the event; the same at each attempt.
-        timestamp: Time of the attempt, seconds since 1970: a receiver rejects old requests, which may be copies.
+        id: Identifies the event; the same for every attempt.
+        timestamp: Time of the attempt, seconds since 1970. Receivers reject old requests, which may be replayed.
         body: The document.
     Source: Standard Webhooks 1.0, section Signature scheme.
     """
@@ -71,7 +72,7 @@ def response_headers(
     Args:
         secret: See `read_secret`.
         status: Status of the response.
-        headers: Headers that are signed, by name in lower case.
+        headers: Headers to sign, by lower-case name.
         body: Body of the response.
         created: Time of the signature, seconds since 1970.
     """

@@ -1,4 +1,4 @@
-"""The time zone of the web interface. API, CSV and database stay in UTC."""
+"""The time zone of the web interface. The API, CSV files and the database use UTC."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pneumoscope.core.errors import UsageError
 __all__ = ["find_time_zone", "format_minute", "local_date", "start_of_day", "today"]
 
 _UTC = ("Etc/UTC", "Etc/UCT", "Etc/Universal", "Etc/Zulu", "UCT", "Universal", "Zulu")  # other names of UTC
-_LOCALTIME = Path("/etc/localtime")  # a link into the database of time zones on Linux and macOS
+_LOCALTIME = Path("/etc/localtime")  # a link into the time zone database on Linux and macOS
 
 
 def find_time_zone(name: str) -> ZoneInfo:
-    """Return a time zone by its IANA name; that of this machine if the name is empty, or UTC if it cannot be told.
+    """Return a time zone by IANA name. For an empty name, return this machine's time zone, or UTC if it is unknown.
 
     Raises:
         UsageError: There is no such time zone.
@@ -34,14 +34,15 @@ def find_time_zone(name: str) -> ZoneInfo:
 
 
 def _machine_time_zone() -> ZoneInfo | None:
-    """Return the time zone of this machine if it has a name in the IANA database, or None.
+    """Return this machine's time zone if it has a name in the IANA database, or None.
 
-    The environment variable TZ comes first, as in the C library. A copied file, or a rule such as "CET-1CEST", has no name.
+    As in the C library, the environment variable TZ takes precedence. A copied file, or a rule such as "CET-1CEST", has
+    no name.
     """
     if "TZ" in os.environ:
         return _zone(os.environ["TZ"].removeprefix(":"))
     try:
-        target = _LOCALTIME.readlink().parts  # its target may be a link, too: the old name of a zone to its new one
+        target = _LOCALTIME.readlink().parts  # the target may also be a link, from a zone's old name to its new one
     except OSError:
         return None
     return _zone("/".join(target[target.index("zoneinfo") + 1 :])) if "zoneinfo" in target else None
@@ -50,23 +51,23 @@ def _machine_time_zone() -> ZoneInfo | None:
 def _zone(name: str) -> ZoneInfo | None:
     try:
         return ZoneInfo("UTC" if name in _UTC else name)
-    # OSError: a folder of the database, or a name that is too long. ValueError: a path.
+    # OSError: a folder of the database, or an overlong name. ValueError: a path.
     except (zoneinfo.ZoneInfoNotFoundError, OSError, ValueError):
         return None
 
 
 def today(zone: ZoneInfo) -> date:
-    """Return the date in a time zone now."""
+    """Return the current date in a time zone."""
     return datetime.now(zone).date()
 
 
 def start_of_day(day: date, zone: ZoneInfo) -> datetime:
-    """Return the time in UTC at which a day of a time zone begins; days have 23 or 25 hours when clocks change.
+    """Return the UTC time at which a day begins in a time zone; days have 23 or 25 hours when clocks change.
 
-    If midnight is skipped, the day begins with the change; if it occurs twice, with the first of them.
+    If midnight is skipped, the day begins with the change; if it occurs twice, with the first occurrence.
 
     Raises:
-        OverflowError: The time is before the year 1 or after the year 9999.
+        OverflowError: The time is before year 1 or after year 9999.
     """
     return datetime.combine(day, time(), zone).astimezone(UTC)
 
@@ -79,7 +80,7 @@ def local_date(timestamp: str, zone: ZoneInfo) -> date:
 def format_minute(timestamp: str, zone: ZoneInfo) -> str:
     """Return an ISO 8601 time to the minute in a time zone, such as "2026-01-31 09:30".
 
-    A time that occurs twice, when clocks are set back, has its offset from UTC: "2026-10-25 02:30+01:00".
+    If a time occurs twice because clocks are set back, the UTC offset is added: "2026-10-25 02:30+01:00".
     """
     local = _local(timestamp, zone)
     is_ambiguous = local.utcoffset() != local.replace(fold=1 - local.fold).utcoffset()

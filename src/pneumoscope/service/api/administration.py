@@ -1,6 +1,6 @@
-"""Routes of the HTTP API for administrators: deletion, tokens, exchange with other nodes.
+"""Routes of the HTTP API for administrators: deletion, tokens, and the exchange with other nodes.
 
-Docstrings are the descriptions in OpenAPI.
+The docstrings are the descriptions in OpenAPI.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ administrator_router = api_router("administration", "administrator")
     responses=problem_responses(404, 409),
 )  # fmt: skip
 def remove_study(service: AppService, user: User, study_key: Id, _: NoParameters) -> None:
-    """Keep only the events in the audit log. An image that another patient has as well is the problem `image_of_two_patients`."""
+    """Keep only the events in the audit log. If an image also belongs to another patient, the request fails with
+    `image_of_two_patients`."""
     service.repository.remove_study(study_key, user=user)
 
 
@@ -42,7 +43,8 @@ def remove_study(service: AppService, user: User, study_key: Id, _: NoParameters
     responses=problem_responses(404, 409),
 )  # fmt: skip
 def remove_patient(service: AppService, user: User, patient_key: Id, _: NoParameters) -> None:
-    """Keep only the events in the audit log. An image that another patient has as well is the problem `image_of_two_patients`."""
+    """Keep only the events in the audit log. If an image also belongs to another patient, the request fails with
+    `image_of_two_patients`."""
     service.repository.remove_patient(patient_key, user=user)
 
 
@@ -51,7 +53,7 @@ def remove_patient(service: AppService, user: User, patient_key: Id, _: NoParame
     responses=problem_responses(404),
 )  # fmt: skip
 def remove(service: AppService, user: User, id: Id, _: NoParameters) -> None:
-    """Keep only the events in the audit log, without the image's name."""
+    """Keep only the events in the audit log, without the name of the image."""
     service.repository.remove(id, user=user)
 
 
@@ -60,19 +62,19 @@ def remove(service: AppService, user: User, id: Id, _: NoParameters) -> None:
     responses=problem_responses(404),
 )  # fmt: skip
 def remove_unreadable(service: AppService, user: User, id: Id, _: NoParameters) -> None:
-    """Keep only the event in the audit log, without the file's name."""
+    """Keep only the event in the audit log, without the name of the file."""
     service.repository.unreadable_files.remove(id, user=user)
 
 
 @administrator_router.get("/exchange", summary="Show what waits for a prediction and for delivery")
 def exchange(service: AppService, _: NoParameters) -> ExchangeDocument:
-    """Received instances wait until their study is quiet; results wait until their destination confirms them."""
+    """Received instances wait for the end of their study's quiet period; results wait until their destination confirms them."""
     return ExchangeDocument(service.repository.inbox.status(), service.repository.outbox.status())
 
 
 @administrator_router.get("/tokens", summary="List tokens")
 def list_tokens(tokens: AppTokens, _: NoParameters) -> TokenListDocument:
-    """Active tokens first, then revoked ones; without their secrets."""
+    """List active tokens first, then revoked ones, without their secrets."""
     return TokenListDocument(tokens.list())
 
 
@@ -81,7 +83,7 @@ def list_tokens(tokens: AppTokens, _: NoParameters) -> TokenListDocument:
     dependencies=[Depends(require_json)],
 )  # fmt: skip
 def add_token(tokens: AppTokens, user: User, _: NoParameters, body: TokenRequest) -> AddedTokenDocument:
-    """Return the secret, which a client sends as `Authorization: Bearer SECRET`. It is not stored, and cannot be shown again."""
+    """Return the secret, which clients send as `Authorization: Bearer SECRET`. It is not stored and cannot be shown again."""
     token, secret = tokens.add(body.user, body.role, created_by=user)
     return AddedTokenDocument(token, secret)
 
@@ -90,5 +92,5 @@ def add_token(tokens: AppTokens, user: User, _: NoParameters, body: TokenRequest
     "/tokens/{token_id}", status_code=204, summary="Revoke a token", responses=problem_responses(404)
 )
 def revoke_token(tokens: AppTokens, user: User, token_id: _TokenId, _: NoParameters) -> None:
-    """Also ends its sessions. The list keeps the token."""
+    """End the token's sessions as well. The token stays in the list."""
     tokens.revoke(token_id, user=user)

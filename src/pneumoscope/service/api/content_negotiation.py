@@ -1,4 +1,4 @@
-"""Choose the media type of a response from the header Accept (RFC 9110, 12.5.1)."""
+"""Content negotiation: choose the media type of a response by the Accept header (RFC 9110, section 12.5.1)."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _RANGES = re.compile(r'(?:[^,"]|"[^"]*")+')  # separated by commas outside quote
 
 
 class MediaRange(NamedTuple):
-    """Media types that a client accepts.
+    """One media range of an Accept header.
 
     Attributes:
         name: Such as "multipart/related", "image/*" or "*/*".
-        parameters: All except q; names in lower case.
-        quality: From 0, not accepted, to 1.
+        parameters: All parameters except q; names in lower case.
+        quality: The value of q, from 0 (not accepted) to 1.
     """
 
     name: str
@@ -38,7 +38,7 @@ class MediaRange(NamedTuple):
     quality: float
 
     def covers(self, media_type: str) -> bool:
-        """Return whether a media type is among them."""
+        """Return whether the range covers a media type."""
         return covers(self.name, media_type)
 
 
@@ -48,11 +48,11 @@ def covers(name: str, media_type: str) -> bool:
 
 
 def accepted_ranges(request: Request, stated: str | None = None) -> list[MediaRange]:
-    """Return what a client accepts, preferred first, those of equal quality in its order; all if it does not say.
+    """Return the media ranges that a client accepts, in order of preference; without an Accept header, `*/*`.
 
     Args:
-        request: With the header Accept.
-        stated: A value that takes the place of the header.
+        request: The request.
+        stated: A value that replaces the Accept header.
     """
     text = stated or ",".join(request.headers.getlist("Accept"))
     found = [_parse(each) for each in _RANGES.findall(text) if each.strip()]
@@ -64,19 +64,19 @@ def _parse(text: str) -> MediaRange:
     message["Content-Type"] = text.strip()
     parameters = {key.lower(): str(value) for key, value in message.get_params([])[1:]}
     quality = 1.0
-    with contextlib.suppress(ValueError):  # a value that is not a number is ignored
+    with contextlib.suppress(ValueError):  # invalid values are ignored
         quality = float(parameters.pop("q", "1"))
     return MediaRange(text.partition(";")[0].strip().lower(), parameters, quality)
 
 
 def choose(ranges: Sequence[MediaRange], offered: Sequence[str]) -> str:
-    """Return the offered media type that the client prefers; of those that it prefers equally, the first in its order.
+    """Return the offered media type that the client prefers; ties are broken by the client's order.
 
     Args:
-        ranges: What the client accepts; see `accepted_ranges`.
+        ranges: The media ranges that the client accepts; see `accepted_ranges`.
         offered: Media types, preferred first.
     Raises:
-        HTTPException: None is accepted (406).
+        HTTPException: The client accepts none of them (406).
     """
     deciding = {name: most_specific([each for each in ranges if each.covers(name)]) for name in offered}
     chosen = preferred(ranges, deciding)
@@ -88,11 +88,11 @@ def choose(ranges: Sequence[MediaRange], offered: Sequence[str]) -> str:
 def most_specific(
     covering: Sequence[MediaRange], parameters: Callable[[MediaRange], int] = lambda _: 0
 ) -> MediaRange | None:
-    """Return the range that decides about a media type: "application/json;q=0, */*" excludes JSON.
+    """Return the range that decides whether a media type is accepted: "application/json;q=0, */*" excludes JSON.
 
     Args:
-        covering: The ranges that cover the type, preferred first; None is returned if there is none.
-        parameters: Returns how specific the parameters of a range are.
+        covering: The ranges that cover the type, preferred first. If empty, the result is None.
+        parameters: Function that returns how specific the parameters of a range are.
     """
     return max(covering, key=lambda each: (-each.name.count("*"), parameters(each)), default=None)
 
@@ -101,13 +101,13 @@ def preferred(ranges: Sequence[MediaRange], deciding: Mapping[str, MediaRange | 
     """Return the media type that the client prefers; None if it accepts none.
 
     Args:
-        ranges: What the client accepts; see `accepted_ranges`.
-        deciding: The range that decides about each type; None for one that is not accepted.
+        ranges: The media ranges that the client accepts; see `accepted_ranges`.
+        deciding: The range that decides about each type; None if no range covers it.
     """
     accepted = [(ranges.index(each), name) for name, each in deciding.items() if each and each.quality > 0]
     return min(accepted, key=lambda each: each[0])[1] if accepted else None
 
 
 def not_acceptable(offered: Iterable[str]) -> HTTPException:
-    """Return the error of a client that accepts none of the media types that a resource has (406)."""
+    """Return the error for a client that accepts none of the offered media types (406)."""
     return HTTPException(406, f"the client does not accept {' or '.join(offered)}, which this resource has")

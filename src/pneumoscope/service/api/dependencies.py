@@ -1,6 +1,6 @@
-"""Routers of the API, and what their routes depend on: service, authentication, query parameters, content type and language.
+"""Routers of the API and the dependencies of their routes: service, authentication, query parameters, content type, language.
 
-The dependencies are coroutines that do not wait: plain functions would each take a thread.
+The dependencies are coroutines that never wait; FastAPI would run plain functions in a thread each.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ __all__ = [
     "require_json",
 ]
 
-_MAX_SHOWN = 64  # characters of client input that an error repeats
+_MAX_SHOWN = 64  # characters of client input that an error message repeats
 _TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?Z)?$"
 _KEY = r"^[0-9a-f]{32}$"
 Id = Annotated[str, Path(pattern=_KEY, examples=["0123456789abcdef0123456789abcdef"])]
@@ -62,7 +62,7 @@ _BEARER = HTTPBearer(scheme_name="bearer", auto_error=False, description="A toke
 
 
 def api_router(tag: str, role: Role) -> APIRouter:
-    """Return a router for routes below /v1 that have a tag and require a role."""
+    """Return a router below /v1 whose routes have a tag and require a role."""
     return APIRouter(
         prefix="/v1", tags=[tag], responses=problem_responses(401, 403, 422, 429, 503),
         dependencies=[authentication(role), Depends(no_duplicate_parameters)],
@@ -70,7 +70,7 @@ def api_router(tag: str, role: Role) -> APIRouter:
 
 
 def from_app_state(name: str) -> Any:
-    """Return the dependency that yields an attribute of `app.state`, which `app.create_app` sets."""
+    """Return a dependency that yields an attribute of `app.state`; `app.create_app` sets these."""
 
     async def attribute(request: Request) -> Any:
         return getattr(request.app.state, name)
@@ -88,10 +88,10 @@ AppSettings = Annotated[Settings, from_app_state("settings")]
 
 
 async def _tokens(request: Request) -> TokenRepository:
-    """Return the tokens of the service.
+    """Return the token repository.
 
     Raises:
-        UsageError: The service was started without authentication.
+        UsageError: The service runs without authentication.
     """
     authenticator: Authenticator = request.app.state.authenticator
     if authenticator.tokens is None:
@@ -106,9 +106,9 @@ AppTokens = Annotated[TokenRepository, Depends(_tokens)]
 
 
 def authentication(role: Role) -> Any:
-    """Return the dependency that authenticates a request, and requires a role; see `Authenticator.authenticate`.
+    """Return a dependency that authenticates the request and requires a role; see `Authenticator.authenticate`.
 
-    It is a dependency of routers, and `User` of the routes that need its result.
+    Routers depend on it; routes that need the user's name depend on `User`.
     """
 
     async def authenticate(
@@ -123,7 +123,7 @@ def authentication(role: Role) -> Any:
 
 
 async def _authenticated_user(request: Request) -> AuthenticatedUser:
-    """Return the user of a request that `authentication` has authenticated."""
+    """Return the user that `authentication` found for the request."""
     user: AuthenticatedUser = request.state.authenticated_user
     return user
 
@@ -132,7 +132,7 @@ CurrentUser = Annotated[AuthenticatedUser, Depends(_authenticated_user)]
 
 
 async def _user(request: Request) -> str:
-    """Return the name of the user of a request that `authentication` has authenticated."""
+    """Return the name of the user that `authentication` found for the request."""
     user: str = request.state.user
     return user
 
@@ -141,7 +141,7 @@ User = Annotated[str, Depends(_user)]
 
 
 async def _request_language(request: Request) -> str:
-    """Return the language of messages in the response, from the header Accept-Language."""
+    """Return the language of the response's messages, from the Accept-Language header."""
     return choose_language("", request.headers.get("Accept-Language", ""))
 
 
@@ -149,7 +149,7 @@ Language = Annotated[str, Depends(_request_language)]
 
 
 class _Parameters(BaseModel):
-    """Query parameters of an operation; unknown ones are an error, because a mistyped filter would change the result."""
+    """Query parameters of an operation. Unknown ones are an error, because a mistyped filter would change the result."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -211,7 +211,7 @@ class CardParameters(_Parameters):
 
 
 async def no_duplicate_parameters(request: Request) -> None:
-    """Reject a repeated query parameter, of which FastAPI would use the last.
+    """Reject repeated query parameters; FastAPI would silently use the last value.
 
     Raises:
         UsageError: A parameter is repeated.
@@ -222,10 +222,10 @@ async def no_duplicate_parameters(request: Request) -> None:
 
 
 async def require_json(request: Request) -> None:
-    """Reject a body whose Content-Type is not JSON; FastAPI would answer 422 without naming the header.
+    """Reject a body whose Content-Type is not JSON; FastAPI would answer 422 without mentioning the header.
 
     Raises:
-        HTTPException: 415.
+        HTTPException: The Content-Type is not JSON (415).
     """
     media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     category, _, subtype = media_type.partition("/")

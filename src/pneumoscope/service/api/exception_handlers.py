@@ -1,7 +1,7 @@
-"""Exception handlers: every error is a problem document (RFC 9457) with the stable code of `core.errors`.
+"""Exception handlers: every error response is a problem document (RFC 9457) with a stable code from `core.errors`.
 
-Problem documents and log lines never repeat the name of an image or a value from an image: they may name patients.
-Problem documents never contain paths of the server or the address of its database: they are only logged.
+Problem documents and log lines never contain image names or values read from images, which may identify patients.
+Server paths and the database address appear only in the log, never in problem documents.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ __all__ = [
 ]
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
-_MAX_SHOWN = 64  # characters of client input that a problem repeats
-_RETRY_SECONDS = 2  # about the time in which a full queue is scored
+_MAX_SHOWN = 64  # characters of client input that a problem document repeats
+_RETRY_SECONDS = 2  # about the time it takes to score a full queue
 
-# Status by error class; a class that is missing has that of its nearest base class.
+# HTTP status by error class. Other classes use the status of their nearest base class.
 STATUSES: Mapping[type[PneumoscopeError], int] = {
     errors.PneumoscopeError: 500,
     errors.InputError: 400,
@@ -67,13 +67,13 @@ STATUSES: Mapping[type[PneumoscopeError], int] = {
     errors.StorageError: 503,
     errors.BusyError: 503,
 }
-# Details of server errors for clients.
+# Details of server errors that clients see.
 _PUBLIC_DETAILS: Mapping[type[PneumoscopeError], str] = {
     errors.StorageError: "the storage cannot be used",
     errors.BundleError: "the model cannot be used",
     errors.PneumoscopeError: "internal error",
 }
-# Phrases of IANA's registry; those of `http.HTTPStatus` depend on the version of Python.
+# Phrases of the IANA registry; `http.HTTPStatus` differs between Python versions.
 _TITLES = {
     400: "Bad Request",
     401: "Unauthorized",
@@ -91,14 +91,14 @@ _TITLES = {
     500: "Internal Server Error",
     503: "Service Unavailable",
 }
-# Codes of errors that the framework raises.
+# Codes for errors raised by the framework.
 _CODES = {404: errors.UnknownNameError.code, 413: errors.TooLargeError.code}
 _HEADERS = {
     401: {"WWW-Authenticate": "Bearer"},
-    429: {"Retry-After": "60"},  # replaced by that of the error
+    429: {"Retry-After": "60"},  # replaced by the error's own delay
     503: {"Retry-After": str(_RETRY_SECONDS)},
 }
-# Explanations of the patterns of parameters.
+# Explanations of parameter patterns.
 _PATTERNS = {
     "since": f"write a time as {TIME_FORMAT}",
     "until": f"write a time as {TIME_FORMAT}",
@@ -121,23 +121,23 @@ class Problem(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     type: str = Field(examples=["urn:pneumoscope:error:unknown_name"])
-    """"urn:pneumoscope:error:" and the code."""
+    """"urn:pneumoscope:error:" followed by the code."""
     title: str = Field(examples=["Not Found"])
-    """Phrase of the status."""
+    """Reason phrase of the status."""
     status: int = Field(examples=[404])
     """HTTP status."""
     detail: str = Field(examples=["there is no prediction '0123456789abcdef0123456789abcdef'"])
-    """The problem, with the offending value."""
+    """The problem, including the offending value."""
     hint: str = Field(examples=["It was deleted, or never existed here"])
     """What to do next; may be empty."""
     code: str = Field(examples=["unknown_name"])
     """Stable error code."""
     fields: dict[str, str] | None = None
-    """With the code "invalid_identity" only: stable code of the problem by the name of the field."""
+    """Only with the code "invalid_identity": the problem code for each invalid field."""
     reason: UnreadableReason | None = None
-    """Of an image that cannot be read: why, as a stable code with parameters."""
+    """Only for unreadable images: a stable code with parameters."""
     message: str | None = None
-    """Of an image that cannot be read: why, and what to do next, in the language of the request."""
+    """Only for unreadable images: the reason and the next step, in the language of the request."""
 
 
 def problem_response(
@@ -148,7 +148,7 @@ def problem_response(
     headers: Mapping[str, str] | None = None,
     **extensions: object,
 ) -> JSONResponse:
-    """Return a problem document as a response; extensions are further members of it."""
+    """Return a problem document as a response. `extensions` become additional members."""
     document = {
         "type": f"urn:pneumoscope:error:{code}",
         "title": _TITLES.get(status, "Error"),
@@ -162,9 +162,9 @@ def problem_response(
 
 
 def error_response(error: PneumoscopeError, language: str = "en") -> JSONResponse:
-    """Return the response to an error that pneumoscope raised on purpose.
+    """Return the response to a pneumoscope error.
 
-    The language is that of the message on an unreadable image.
+    The language applies to the message about an unreadable image; all other text is English.
     """
     error = public_error(error)
     headers = {"Retry-After": str(error.retry_seconds)} if isinstance(error, errors.TooManyRequestsError) else {}
@@ -178,24 +178,24 @@ def error_response(error: PneumoscopeError, language: str = "en") -> JSONRespons
 
 
 def error_status(error: PneumoscopeError) -> int:
-    """Return the HTTP status of an error that pneumoscope raised on purpose."""
+    """Return the HTTP status of a pneumoscope error."""
     return next(STATUSES[cls] for cls in type(error).__mro__ if cls in STATUSES)
 
 
 def public_error(error: PneumoscopeError) -> PneumoscopeError:
-    """Return the error as a client may see it: without names of images, paths of the server and addresses of databases."""
+    """Return a copy of the error that is safe for clients: without image names, server paths and database addresses."""
     if isinstance(error, errors.UnreadableImageError):
         return error.renamed("")
     if isinstance(error, errors.BusyError) or error_status(error) < 500:
         return error
-    public = copy.copy(error)  # keeps its class and so its code
+    public = copy.copy(error)  # keeps the class and thereby the code
     public.message = next(detail for cls, detail in _PUBLIC_DETAILS.items() if isinstance(error, cls))
     public.hint = "See the server log for the reason"
     return public
 
 
 def internal_error_response(request: Request, error: Exception) -> JSONResponse:
-    """Return the response to an unexpected error, with its type only: its message may contain anything."""
+    """Return the response to an unexpected error. It names only the exception type, since the message may contain anything."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         busy = errors.BusyError("too many connections and files are open", hint="Try again in a few seconds")
         record_error(request, busy.code, busy.message)
@@ -206,23 +206,22 @@ def internal_error_response(request: Request, error: Exception) -> JSONResponse:
 
 
 def record_error(request: Request, code: str, message: str = "") -> None:
-    """Record an error for the log line of its request, which `RequestMiddleware` writes.
+    """Record an error for the request's log line, which `RequestMiddleware` writes.
 
     Args:
         request: The request that failed.
         code: Error code.
-        message: Logged with statuses of 500 and above; may contain the id of a prediction, and nothing else that
-            the client sent.
+        message: Logged with status 500 and above. It may contain the id of a prediction, but no other client input.
     """
     request.state.error = (code, message)
 
 
 def install_exception_handlers(app: FastAPI, routes: Sequence[APIRoute]) -> None:
-    """Answer every error of an application with a problem document.
+    """Register handlers that answer every error with a problem document.
 
     Args:
         app: The application.
-        routes: Its routes, for the header Allow.
+        routes: The application's routes, for the Allow header.
     """
 
     @app.exception_handler(PneumoscopeError)
@@ -241,7 +240,7 @@ def install_exception_handlers(app: FastAPI, routes: Sequence[APIRoute]) -> None
         for each in error.errors():
             if each["type"] == "extra_forbidden" and each["loc"][0] == "query":
                 return _unknown_parameter(request, str(each["loc"][-1]))
-        # Without the rejected value: a note may name a patient.
+        # The rejected value is left out: a note may name a patient.
         detail = "; ".join(f"{_location(each)}: {_validation_message(each)}" for each in error.errors())
         return problem_response(422, code, detail, "See /openapi.json for the expected values")
 
@@ -251,7 +250,7 @@ def install_exception_handlers(app: FastAPI, routes: Sequence[APIRoute]) -> None
         record_error(request, code)
         detail, hint = _FRAMEWORK_MESSAGES.get(error.detail, (error.detail, ""))
         headers = dict(error.headers or {})
-        if error.status_code == 405:  # the framework lists the methods of one route only
+        if error.status_code == 405:  # the framework lists only one route's methods
             path = request.url.path
             methods = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
             headers["Allow"] = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
@@ -259,7 +258,7 @@ def install_exception_handlers(app: FastAPI, routes: Sequence[APIRoute]) -> None
 
 
 def _location(error: Mapping[str, Any]) -> str:
-    """Return the path of an invalid value. Its parts may be keys that the client sent."""
+    """Return the path of an invalid value. Its parts may be keys sent by the client."""
     return ".".join(str(part)[:_MAX_SHOWN] for part in error["loc"])
 
 
@@ -270,7 +269,7 @@ def _validation_message(error: Mapping[str, Any]) -> str:
 
 
 def _unknown_parameter(request: Request, name: str) -> JSONResponse:
-    """Return the problem of an unknown query parameter; the hint suggests the closest one."""
+    """Return the problem document for an unknown query parameter; the hint suggests the closest known name."""
     route: APIRoute = request.scope["route"]
     models = [field.field_info.annotation for field in route.dependant.query_params]
     fields = [pair for model in models for pair in getattr(model, "model_fields", {}).items()]
@@ -281,7 +280,7 @@ def _unknown_parameter(request: Request, name: str) -> JSONResponse:
     return problem_response(422, errors.UsageError.code, detail, hint)
 
 
-# Arguments of `problem_response` for the examples in OpenAPI.
+# Arguments of `problem_response` for the OpenAPI examples.
 _EXAMPLES = {
     400: ("usage", "There was an error parsing the body", ""),
     401: ("authentication", "unknown token", "Send the header: Authorization: Bearer TOKEN"),
@@ -304,7 +303,7 @@ _EXAMPLES = {
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the error responses of an operation for OpenAPI; `extend_openapi` adds their schema."""
+    """Return an operation's error responses for OpenAPI; `extend_openapi` adds their schema."""
     responses: dict[int | str, dict[str, Any]] = {}
     for status in statuses:
         example = json.loads(bytes(problem_response(status, *_EXAMPLES[status]).body))
@@ -316,9 +315,9 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def extend_openapi(app: FastAPI, *, has_authentication: bool) -> None:
-    """Add the schema of problem documents to an application's OpenAPI document; without authentication, remove its security.
+    """Add the problem document schema to OpenAPI; without authentication, remove the security schemes.
 
-    FastAPI would describe a model in `responses` as application/json, not as application/problem+json.
+    FastAPI would list a model given in `responses` as application/json instead of application/problem+json.
     """
     generate = app.openapi
 

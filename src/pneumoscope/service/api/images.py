@@ -1,4 +1,4 @@
-"""Routes of the HTTP API for the pixels, heatmap and DICOM objects of a prediction. Docstrings are descriptions in OpenAPI."""
+"""Routes of the HTTP API for a prediction's pixels, heatmap and DICOM objects. The docstrings are the descriptions in OpenAPI."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pneumoscope.service.api.exception_handlers import problem_responses
 
 __all__ = ["HEATMAP_SCALE", "PIXEL_DESCRIPTION", "image_reader_router", "image_sender_router"]
 
-HEATMAP_SCALE = "X-Heatmap-Scale"  # header: contribution to the logit where a heatmap layer is opaque
-PIXEL_DESCRIPTION = "X-Pixel-Description"  # header: what the numbers of an image mean, JSON
+HEATMAP_SCALE = "X-Heatmap-Scale"  # header: contribution to the logit at full opacity of a heatmap layer
+PIXEL_DESCRIPTION = "X-Pixel-Description"  # header: meaning of the pixel values, as JSON
 _PNG: dict[str, Any] = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 _SCALE_HEADER = {
     HEATMAP_SCALE: {"schema": {"type": "number"}, "description": "Contribution to the logit where the layer is opaque"}
@@ -45,7 +45,7 @@ image_sender_router, image_reader_router = api_router("predictions", "sender"), 
     response_class=Response, responses=_PNG_RESPONSES,
 )  # fmt: skip
 async def image(renderer: AppRenderer, access_log: AppAccessLog, user: User, id: Id, _: NoParameters) -> Response:
-    """At its own size."""
+    """Return the image at its original size."""
     png = await renderer.image(id)
     await run_in_threadpool(access_log.viewed, user, [id])
     return _png_response(png)
@@ -58,15 +58,17 @@ async def image(renderer: AppRenderer, access_log: AppAccessLog, user: User, id:
 async def pixels(
     request: Request, renderer: AppRenderer, access_log: AppAccessLog, user: User, id: Id, _: NoParameters
 ) -> Response:
-    """For display with other windows: the body has a number for each pixel, row by row, as unsigned integers of 16 bits
-    (little-endian), and then one byte for each number from 0: its gray level in `image.png`.
+    """Return stored pixel values and a gray-level table, so that a viewer can apply other windows. The body contains
+    one unsigned 16-bit integer (little-endian) per pixel, row by row, followed by the table: one byte for each integer
+    from 0 up, the gray level of that integer in `image.png`.
 
-    The header `X-Pixel-Description` has `rows` and `columns`; `slope` and `intercept`, with which a number becomes a value
-    (after the modality LUT of DICOM); the `smallest` and `largest` value; `bits` as the file states them; `white_is_zero`
-    (MONOCHROME1); the number of `padding`, which is always black; the `default_window`, whose result are the gray levels, unless
-    they come from a lookup table; the `windows` of the file (`center`, `width`, `function`, `explanation`); and the `spacing` of
-    the pixels in mm (between each `row` and each `column`) with its `kind`: calibrated, detector (the plane of the detector) or
-    unstated. Properties that the file does not state are null.
+    The header `X-Pixel-Description` is a JSON object with these members: `rows` and `columns`; `slope` and `intercept`,
+    which convert an integer to a value (after the DICOM modality LUT); the `smallest` and `largest` value; `bits`
+    according to the file; `white_is_zero` (MONOCHROME1); `padding`, an integer that is always displayed black;
+    `default_window`, which produces the gray levels unless they come from a lookup table; `windows`, the windows in the
+    file (`center`, `width`, `function`, `explanation`); and `spacing`, the pixel spacing in mm (`row` and `column`)
+    with its `kind`: calibrated, detector (in the detector plane) or unstated. Members are null if the file does not
+    contain them.
     """
     compress = "gzip" in request.headers.get("Accept-Encoding", "")
     encoded = await renderer.pixels(id, compress=compress)
@@ -82,7 +84,7 @@ async def pixels(
     response_class=Response, responses=_PNG_RESPONSES,
 )  # fmt: skip
 async def thumbnail(renderer: AppRenderer, id: Id, _: NoParameters) -> Response:
-    """With at most 160 pixels on the longer side."""
+    """Return the image with at most 160 pixels on the longer side."""
     return _png_response(await renderer.thumbnail(id))
 
 
@@ -91,7 +93,7 @@ async def thumbnail(renderer: AppRenderer, id: Id, _: NoParameters) -> Response:
     response_class=Response, responses=_PNG_RESPONSES,
 )  # fmt: skip
 async def heatmap(renderer: AppRenderer, access_log: AppAccessLog, user: User, id: Id, _: NoParameters) -> Response:
-    """In the image's aspect ratio, with 640 to 1,024 pixels on the longer side; the legend is below."""
+    """Return the image in its aspect ratio, with 640 to 1,024 pixels on the longer side. The legend is below the image."""
     png = await renderer.heatmap(id)
     await run_in_threadpool(access_log.viewed, user, [id])
     return _png_response(png)
@@ -104,7 +106,8 @@ async def heatmap(renderer: AppRenderer, access_log: AppAccessLog, user: User, i
 async def heatmap_layer(
     renderer: AppRenderer, access_log: AppAccessLog, user: User, id: Id, _: NoParameters
 ) -> Response:
-    """In the image's aspect ratio: orange towards pneumonia, blue away from it, transparent without a contribution."""
+    """Return a layer in the image's aspect ratio: orange is evidence for pneumonia, blue against it; transparent means
+    no contribution."""
     layer = await renderer.heatmap_layer(id)
     await run_in_threadpool(access_log.viewed, user, [id])
     return _png_response(layer.png, {HEATMAP_SCALE: f"{layer.maximum:.6g}"})
@@ -117,7 +120,8 @@ async def heatmap_layer(
 async def secondary_capture(
     renderer: AppRenderer, access_log: AppAccessLog, user: User, id: Id, _: NoParameters
 ) -> Response:
-    """Image with heatmap, decision, probability, model and notice burned in, in the study of the image. Always the same."""
+    """Burn heatmap, decision, probability, model and notice into the image. The object belongs to the image's study and
+    is the same on every request."""
     capture = await renderer.secondary_capture(id)
     await run_in_threadpool(access_log.viewed, user, [id])
     return Response(capture, media_type=_DICOM)
@@ -130,8 +134,8 @@ async def secondary_capture(
 async def structured_report(
     renderer: AppRenderer, access_log: AppAccessLog, user: User, id: Id, _: NoParameters
 ) -> Response:
-    """Comprehensive 3D SR by TID 1500, in the study of the image: decision, probability with interval, algorithm, reason of a
-    rejection, and a reference to the image. Always the same object.
+    """Return a Comprehensive 3D SR (TID 1500) in the image's study: decision, probability with interval, algorithm,
+    reason for a rejection, and a reference to the image. The object is the same on every request.
     """
     report = await renderer.structured_report(id)
     await run_in_threadpool(access_log.viewed, user, [id])

@@ -1,4 +1,4 @@
-"""Routes of the HTTP API; those of pixels and objects are in `images`. Docstrings are the descriptions in OpenAPI."""
+"""Routes of the HTTP API, except those for pixels and DICOM objects. The docstrings are the descriptions in OpenAPI."""
 
 from __future__ import annotations
 
@@ -74,20 +74,20 @@ sender_router, reader_router = api_router("predictions", "sender"), api_router("
 
 @operation_router.get("/healthz", summary="Liveness check")
 async def healthz() -> HealthDocument:
-    """Succeed while the process is alive."""
+    """Succeed while the process is running."""
     return HealthDocument()
 
 
 @operation_router.get("/readyz", summary="Readiness check", responses=problem_responses(503))
 def readyz(readiness: AppReadiness) -> HealthDocument:
-    """Run the model's self-test and try to write to the storage, at most once a second."""
+    """Run the model's self-test and try to write to the storage. The result is cached for a second."""
     readiness.check()
     return HealthDocument()
 
 
 @operation_router.get("/metrics", summary="Metrics for Prometheus", response_class=Response, responses=_TEXT_RESPONSE)
 def metrics(service: AppService) -> Response:
-    """Count requests, their response times, new images by decision, and images that wait for a prediction."""
+    """Return request counts and durations, new images by decision, and the number of images waiting for a prediction."""
     return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -103,11 +103,12 @@ async def predict(
     language: Language,
     query: Annotated[PredictParameters, Query()],
 ) -> PredictionListDocument | Response:
-    """Send images as parts named `images` of a form, or one image as the body. The other fields of the form are the identity of
-    the images whose files state none.
+    """Send images as form parts named `images`, or one image as the body. Other form fields are the identity of those
+    images whose files contain none.
 
-    The response is sent when images and predictions are on the disk. An unreadable image has a `failure` and no id, and leaves a
-    record in `GET /v1/unreadable`; the others are processed. If all are unreadable, the response is a problem.
+    The response is sent once images and predictions are on disk. An unreadable image has a `failure` and no id, and is
+    listed in `GET /v1/unreadable`; the other images are processed. If all images are unreadable, the response is a
+    problem document.
     """
     upload = await read_upload(request, query.name, settings.max_images)
     if upload.identity:
@@ -122,7 +123,7 @@ async def predict(
 
 @reader_router.get("/predictions", summary="List predictions")
 def find(service: AppService, language: Language, query: Annotated[FindParameters, Query()]) -> PredictionPageDocument:
-    """For the next page, send `next` of this one as `after`."""
+    """Return one page. For the next page, send its `next` as `after`."""
     page = service.repository.find(_filter(query), order=query.order, limit=query.limit, after=query.after)
     return page_document(page, language, service.notice(language, *page.predictions))
 
@@ -134,7 +135,7 @@ def find(service: AppService, language: Language, query: Annotated[FindParameter
 def search(
     service: AppService, language: Language, query: Annotated[FindParameters, Query()], body: SearchRequest
 ) -> PredictionPageDocument:
-    """Return the predictions that match the text and the query parameters, as `GET /v1/predictions` does."""
+    """Return the predictions that match both the text and the query parameters, in pages as `GET /v1/predictions` does."""
     where = dataclasses.replace(_filter(query), search=service.search_words(body.text))
     page = service.repository.find(where, order=query.order, limit=query.limit, after=query.after)
     return page_document(page, language, service.notice(language, *page.predictions))
@@ -159,7 +160,7 @@ def get(
     id: Id,
     _: NoParameters,
 ) -> SinglePredictionDocument:
-    """As in the response to the request that stored it, with the latest review of each reader."""
+    """Return the prediction as in the response to `POST /v1/predictions`, with the latest review of each reader."""
     stored = service.repository.get(id)
     access_log.viewed(user, [id])
     return _document_with_etag(response, stored, language, service)
@@ -170,7 +171,7 @@ def get(
     dependencies=[Depends(require_json)],
 )  # fmt: skip
 def release(service: AppService, _: NoParameters, body: ReleaseRequest) -> ReleaseDocument:
-    """End the quiet period of a study, or of all studies. Instances that arrive later wait again."""
+    """End the quiet period of one study, or of all studies. Instances that arrive later wait again."""
     return ReleaseDocument(service.repository.inbox.release(body.study_instance_uid))
 
 
@@ -189,8 +190,8 @@ def review(
     body: ReviewRequest,
     if_match: _IfMatch = None,
 ) -> SinglePredictionDocument:
-    """Label the image; an earlier review of the same user is replaced, and those of others are kept. With `If-Match`, nothing is
-    stored if the prediction was reviewed since it was read.
+    """Store the user's label for the image. It replaces the user's earlier review; reviews of other users are kept.
+    With `If-Match`, the request fails if the prediction has changed since the user read it.
     """
     stored = service.repository.review(
         id, body.label, finding=body.finding.strip(), note=body.note, user=user, etags=_etags(if_match)
@@ -205,7 +206,7 @@ def review(
 def withdraw_review(
     response: Response, service: AppService, user: User, language: Language, id: Id, _: NoParameters
 ) -> SinglePredictionDocument:
-    """Withdraw the review of the user; the audit log keeps an entry of each version."""
+    """Withdraw the user's review. The audit log keeps an entry for each version."""
     stored = service.repository.withdraw_review(id, user=user)
     return _document_with_etag(response, stored, language, service)
 
@@ -227,10 +228,11 @@ async def set_identity(
     body: IdentityRequest,  # type: ignore[valid-type]
     if_match: _IfMatch = None,
 ) -> SinglePredictionDocument:
-    """Replace patient, study, series and instance of the image, and so of all its predictions. With `If-Match`, nothing is stored
-    if the prediction was changed since it was read. If the image was received under two patients, this decides: send the identity
-    of the right one. An age that was entered for another patient no longer holds: the image is predicted again without it. A new
-    date or sex that is impossible is the problem `invalid_identity`, whose `fields` has the code of each field.
+    """Replace the patient, study, series and instance of the image, for all its predictions. With `If-Match`, the
+    request fails if the prediction has changed since the user read it. For an image that was received under two
+    patients, send the identity of the right one. If an age was entered for a different patient, the image is predicted
+    again without it. An impossible new date or sex is the problem `invalid_identity`; its `fields` contains a code for
+    each field.
     """
     values = {name: normalize_field(name, value) for name, value in body.model_dump().items()}  # type: ignore[attr-defined]
     entered = Identity(**values)
@@ -245,7 +247,7 @@ async def set_identity(
 def study(
     service: AppService, access_log: AppAccessLog, user: User, language: Language, study_key: Id, _: NoParameters
 ) -> StudyDocument:
-    """Decide by the most suspicious frontal image."""
+    """Return the study, its predictions and the patient's other studies. The most suspicious frontal image decides."""
     studies = service.study(study_key)
     predictions = [prediction for stored in studies.values() for prediction in stored]
     access_log.viewed(user, [each.id for each in predictions])
@@ -258,7 +260,7 @@ def study(
 def patient(
     service: AppService, access_log: AppAccessLog, user: User, language: Language, patient_key: Id, _: NoParameters
 ) -> PatientDocument:
-    """Latest study first."""
+    """List the latest study first."""
     studies = service.repository.studies_of_patient(patient_key)
     if not studies:
         raise UnknownNameError("patient", patient_key, (), hint="It was deleted, or never existed here")
@@ -269,13 +271,13 @@ def patient(
 
 @reader_router.get("/unreadable", summary="List files that could not be read")
 def unreadable(service: AppService, query: Annotated[UnreadableParameters, Query()]) -> UnreadableListDocument:
-    """Newest first. The files themselves are not stored; a file that is sent again is listed once."""
+    """List the newest first. The files themselves are not stored. A file that is sent again is listed once."""
     return UnreadableListDocument(*service.repository.unreadable_files.find(query.limit))
 
 
 @sender_router.get("/model", summary="Get the model card", tags=["model"])
 def card(service: AppService, query: Annotated[CardParameters, Query()]) -> dict[str, Any]:
-    """As `card.json` in the bundle, changed by the site profile `site` or the stated `prevalence`; `seen` only on request."""
+    """Return `card.json` of the bundle, adjusted to the site profile `site` or to `prevalence`; `seen` only on request."""
     facts = service.model.facts
     stated = {"site": facts.site, "prevalence": facts.prevalence}
     document: dict[str, Any] = msgspec.to_builtins(service.model.card) | stated
@@ -287,7 +289,7 @@ def card(service: AppService, query: Annotated[CardParameters, Query()]) -> dict
 def _document_with_etag(
     response: Response, stored: StoredPrediction, language: str, service: PredictionService
 ) -> SinglePredictionDocument:
-    """Return the document of a prediction, and set the entity tag of the response."""
+    """Set the response's entity tag and return the prediction document."""
     response.headers["ETag"] = stored.etag
     return single_document(stored, language, service.notice(language, stored))
 
@@ -297,7 +299,7 @@ def _etags(if_match: str | None) -> list[str]:
 
 
 def _unreadable_response(request: Request, failures: list[Failure], language: str) -> Response:
-    """Return the problem of a request without a readable image: the first failure."""
+    """Return the problem document for a request whose images are all unreadable; it describes the first failure."""
     first = failures[0]
     record_error(request, first.code)
     detail = first.message if len(failures) == 1 else f"{first.message} (none of {len(failures)} images can be read)"

@@ -1,6 +1,6 @@
-"""Documents of the API, from which FastAPI derives the response schemas in OpenAPI.
+"""Documents of the API; FastAPI derives the OpenAPI schemas from them.
 
-A prediction's fields are those of `core.prediction.Prediction` and of `StoredPrediction`; nothing is spelled out again here.
+The prediction documents inherit their fields from `core.prediction.Prediction` and `StoredPrediction`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ReviewRequest(BaseModel):
     label: Label = Field(examples=["pneumonia"])
     """"unusable" if the image cannot be read."""
     finding: str = Field(default="", examples=[""], max_length=1000, pattern=r"^[^\x00]*$")
-    """The other finding; required with "other_finding", and empty with any other label."""
+    """The other finding. Required with "other_finding"; must be empty with any other label."""
     note: str = Field(
         default="", examples=["infiltrate in the right lower field"], max_length=4000, pattern=r"^[^\x00]*$"
     )
@@ -73,7 +73,7 @@ class ReviewRequest(BaseModel):
         return self
 
 
-# The fields of `Identity`; a dataclass would accept unknown ones.
+# Fields of `Identity`. The dataclass itself would accept unknown fields.
 IdentityRequest: type[BaseModel] = create_model(
     "IdentityRequest",
     __config__=ConfigDict(extra="forbid"),
@@ -86,12 +86,12 @@ IdentityRequest: type[BaseModel] = create_model(
 
 
 class SearchRequest(BaseModel):
-    """A search. It is a body, because URLs may contain no identifier."""
+    """A search text. It is sent in the body, because identifiers must not appear in URLs."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     text: str = Field(min_length=1, max_length=MAX_IDENTITY_LENGTH, pattern=r"^[^\x00]*$", examples=["doe jane"])
-    """Words that must all be part of the name, the identifier, the accession number or the name of the file."""
+    """Words. Each must occur in the patient's name or identifier, the accession number or the file name."""
 
 
 class TokenRequest(BaseModel):
@@ -100,13 +100,13 @@ class TokenRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     user: str = Field(pattern=r"^[A-Za-z0-9_.@-]{1,64}$", examples=["ward-3"])
-    """Name of the user in the audit log, and as the author of reviews."""
+    """User name in the audit log and in reviews."""
     role: Role = Field(examples=["reader"])
-    """"sender" may send images and get their predictions; "reader" may also use the web interface; "administrator" may do all."""
+    """"sender": sends images and gets their predictions; "reader": also uses the web interface; "administrator": all rights."""
 
 
 class ReleaseRequest(BaseModel):
-    """The study whose quiet period ends."""
+    """The study whose quiet period is to end."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -127,11 +127,11 @@ class ReleaseDocument:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ExchangeDocument:
-    """Exchange with other nodes.
+    """The exchange with other nodes.
 
     Attributes:
-        inbox: Received instances that wait for a prediction.
-        outbox: Results by destination.
+        inbox: Received instances waiting for a prediction.
+        outbox: Results, by destination.
     """
 
     inbox: InboxStatus
@@ -155,7 +155,7 @@ class AddedTokenDocument:
 
     Attributes:
         token: The token.
-        secret: Value that the client sends; it is not stored.
+        secret: Secret that the client sends; it is not stored.
     """
 
     token: Token
@@ -167,7 +167,8 @@ class PredictionDocument(StoredPrediction):
     """A stored prediction.
 
     Attributes:
-        message: Explanation of a decision other than pneumonia, and warnings, in the language of the request; may be empty.
+        message: Warnings, and an explanation of any decision other than pneumonia, in the language of the request; may
+            be empty.
     """
 
     message: str
@@ -179,7 +180,7 @@ class UnreadableImageDocument(Prediction):
 
     Attributes:
         id: Always null.
-        message: The failure as sentences, in the language of the request.
+        message: Explanation of the failure, in the language of the request.
     """
 
     decision: Decision | None
@@ -189,7 +190,7 @@ class UnreadableImageDocument(Prediction):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class SinglePredictionDocument(PredictionDocument):
-    """A stored prediction, as the response to a request for one.
+    """A single stored prediction.
 
     Attributes:
         notice: The notice in the language of the request.
@@ -216,9 +217,9 @@ class PredictionPageDocument:
     """A page of stored predictions.
 
     Attributes:
-        predictions: In the order of the query.
+        predictions: In the requested order.
         total: Number of matching predictions on all pages.
-        next: To be sent as `after` for the next page; empty on the last page.
+        next: Value of `after` for the next page; empty on the last page.
         notice: The notice in the language of the request.
     """
 
@@ -233,9 +234,9 @@ class StudyDocument:
     """A study.
 
     Attributes:
-        study: The study, with the decision over its images.
+        study: The study, with the decision for all its images.
         predictions: Its predictions, oldest first.
-        priors: The other studies of the patient, latest first.
+        priors: The patient's other studies, latest first.
         notice: The notice in the language of the request.
     """
 
@@ -251,7 +252,7 @@ class PatientDocument:
 
     Attributes:
         patient_key: Key of the patient.
-        identity: Of the patient; the fields of study and image are empty.
+        identity: Identity of the patient; the study and image fields are empty.
         studies: Latest first.
         notice: The notice in the language of the request.
     """
@@ -268,7 +269,7 @@ class UnreadableListDocument:
 
     Attributes:
         files: Newest first.
-        total: Number of all records.
+        total: Total number of records.
     """
 
     files: list[UnreadableFile]
@@ -277,13 +278,13 @@ class UnreadableListDocument:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HealthDocument:
-    """The state of the service."""
+    """Health of the service."""
 
     status: Literal["ok"] = "ok"
 
 
 def _describe_inherited_fields(cls: type[Prediction]) -> None:
-    """Add the attributes of the base classes to a docstring, which is the description of the schema in OpenAPI."""
+    """Copy the attributes of the base classes into a docstring, which OpenAPI uses as the schema's description."""
     documented = [inspect.cleandoc(base.__doc__ or "").partition("\n\nAttributes:\n") for base in cls.__mro__[:-1]]
     attributes = "\n".join(section.rstrip() for _, _, section in reversed(documented) if section)
     cls.__doc__ = f"{documented[0][0]}\n\nAttributes:\n{attributes}\n"
@@ -307,7 +308,7 @@ def single_document(prediction: StoredPrediction, language: str, notice: str) ->
 def list_document(
     predictions: list[StoredPrediction | Prediction], language: str, notice: str
 ) -> PredictionListDocument:
-    """Return the document of the predictions of one request."""
+    """Return the document of one request's predictions."""
     documents: list[PredictionDocument | UnreadableImageDocument] = [
         (PredictionDocument if isinstance(each, StoredPrediction) else UnreadableImageDocument)(
             **_fields(each), message=prediction_message(each, language)
@@ -332,7 +333,7 @@ def study_document(
 
     Args:
         key: Key of the study.
-        studies: Predictions of the study, and of the others of the patient, by key.
+        studies: Predictions of the patient's studies, by study key.
         language: Language of the messages.
         notice: The notice in that language.
     """
@@ -344,7 +345,7 @@ def study_document(
 
 
 def patient_document(key: str, studies: Mapping[str, Sequence[StoredPrediction]], notice: str) -> PatientDocument:
-    """Return the document of a patient with studies by key."""
+    """Return the document of a patient, given the predictions of each study by key."""
     found = sorted_studies(studies)
     values = {name: getattr(found[0].identity, name) for name in PATIENT_FIELDS}
     return PatientDocument(key, Identity(**values), found, notice)

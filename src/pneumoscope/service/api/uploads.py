@@ -1,4 +1,4 @@
-"""Read the images of a request: a multipart form, or one image as the body."""
+"""Read the images of a request from a multipart form or from the body itself."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pneumoscope.core.identity import IDENTITY_FIELDS, MAX_IDENTITY_LENGTH, Iden
 
 __all__ = ["MAX_NAME_LENGTH", "UPLOAD_BODY", "Upload", "read_identity", "read_upload", "wait_for_disconnect"]
 
-MAX_NAME_LENGTH = 255  # characters of an image's name
-_MAX_SHOWN = 64  # characters of client input that an error repeats
+MAX_NAME_LENGTH = 255  # characters of an image name
+_MAX_SHOWN = 64  # characters of client input that an error message repeats
 _MULTIPART = "multipart/form-data"
 _IMAGE_TYPES = (
     "application/dicom",
@@ -29,7 +29,7 @@ _IMAGE_TYPES = (
 _BINARY = {"type": "string", "format": "binary"}
 _FIELD = {"type": "string", "maxLength": MAX_IDENTITY_LENGTH}
 _MAX_FIELDS = 32
-# Request body of `POST /v1/predictions` in OpenAPI; FastAPI does not see it, because `read_upload` parses it.
+# Request body of `POST /v1/predictions` in OpenAPI. FastAPI cannot derive it, because `read_upload` parses the body.
 UPLOAD_BODY: dict[str, Any] = {
     "required": True,
     "content": {
@@ -50,11 +50,11 @@ UPLOAD_BODY: dict[str, Any] = {
 
 
 class Upload(NamedTuple):
-    """The content of a request.
+    """The images and the identity in a request.
 
     Attributes:
         images: Bytes and name of each image.
-        identity: Of all images; None if the request states none.
+        identity: Identity of all images; None if the request contains none.
     """
 
     images: list[tuple[bytes, str]]
@@ -65,9 +65,9 @@ async def read_upload(request: Request, name: str, max_images: int) -> Upload:
     """Return the images of a request and their identity.
 
     Args:
-        request: A form with parts named "images" and fields named like those of `Identity`, or an image as the body.
-        name: Name of an image that is the body.
-        max_images: Limit on the images in a form.
+        request: The body is an image, or a form with parts named "images" and fields named after those of `Identity`.
+        name: Name of the image if the body is an image.
+        max_images: Maximum number of images in a form.
     Raises:
         UsageError: The request contains no image, or the form is malformed or has an unknown or invalid field.
         TooLargeError: There are too many images.
@@ -102,7 +102,7 @@ async def _read_form(request: Request, max_images: int) -> Upload:
                 f"too many images; the limit per request is {max_images}", hint="Send them in several requests"
             ) from error
         raise _malformed_form() from error
-    except UnicodeError as error:  # the form declares an unknown character encoding
+    except UnicodeError as error:  # unknown character encoding in the form
         raise _malformed_form() from error
     except OSError as error:  # parts over 1 MB are written to temporary files
         raise StorageError(
@@ -115,10 +115,11 @@ async def _read_form(request: Request, max_images: int) -> Upload:
 
 
 def read_identity(fields: Iterable[tuple[str, str]]) -> Identity | None:
-    """Return the identity that the fields of a form state; None if they are empty.
+    """Return the identity in the fields of a form; None if all are empty.
 
     Raises:
-        UsageError: A field is unknown, repeated, too long, or has half of a surrogate pair. No value is shown.
+        UsageError: A field is unknown, repeated, too long, or contains an unpaired surrogate. The message contains no
+            value.
     """
     values: dict[str, str] = {}
     for name, value in fields:
@@ -139,10 +140,10 @@ def _malformed_form() -> UsageError:
 
 
 def _checked(name: str) -> str:
-    """Return an image's name if both databases can store it.
+    """Return an image name after checking that SQLite and PostgreSQL can store it.
 
     Raises:
-        UsageError: It has a null character or half of a surrogate pair.
+        UsageError: The name contains a null character or an unpaired surrogate.
     """
     if "\0" in name:
         raise UsageError("an image's name contains the character U+0000", hint="Send it under another name")
@@ -152,6 +153,6 @@ def _checked(name: str) -> str:
 
 
 async def wait_for_disconnect(request: Request) -> None:
-    """Return when the client disconnects; the body must have been read."""
+    """Wait until the client disconnects. The body must have been read already."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

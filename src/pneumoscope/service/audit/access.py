@@ -1,7 +1,8 @@
-"""Record access in the audit log: who signed in, and who viewed which image.
+"""Record access in the audit log: sign-ins, sign-outs, exports and viewed images.
 
-An image that a user views again within five minutes is not recorded again: the viewer loads several files of an image. Access is
-not refused if the log cannot be written, because an image may be needed at once: the service then logs a warning.
+Repeated views of an image by the same user within five minutes are recorded once, because the viewer loads several
+files per image. If the log cannot be written, access is still granted, since an image may be needed urgently; the
+service logs a warning.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ __all__ = ["AccessLog", "SignInMethod"]
 SignInMethod = Literal["token", "code", "openid_connect"]
 _LOG = logging.getLogger("pneumoscope.service")
 _REPEAT_SECONDS = 300
-_MAX_VIEWS = 100_000  # views that are remembered
+_MAX_VIEWS = 100_000  # number of recent views kept in memory
 
 
 class AccessLog:
-    """Records access.
+    """Recorder of access in the audit log.
 
     Args:
         engine: Engine of the database.
-        now: Returns the time, for tests.
-        monotonic: Monotonic clock in seconds, for tests.
+        now: Returns the current time; replaceable in tests.
+        monotonic: Monotonic clock in seconds; replaceable in tests.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class AccessLog:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine, self._now, self._monotonic = engine, now, monotonic
-        self._views: OrderedDict[tuple[str, str], float] = OrderedDict()  # time by user and prediction
+        self._views: OrderedDict[tuple[str, str], float] = OrderedDict()  # time of the last view by user and prediction
         self._lock = threading.Lock()
 
     def signed_in(self, user: str, role: str, method: SignInMethod) -> None:
@@ -60,11 +61,11 @@ class AccessLog:
         self._append(Entry(self._time(), user, "signed_out"))
 
     def exported(self, user: str, count: int) -> None:
-        """Record that a user exported a number of predictions."""
+        """Record that a user exported predictions, and how many."""
         self._append(Entry(self._time(), user, "exported", details={"predictions": count}))
 
     def viewed(self, user: str, ids: Collection[str]) -> None:
-        """Record that a user viewed the images of predictions with these ids; unknown ids are skipped."""
+        """Record that a user viewed the images of predictions; unknown ids are skipped."""
         new = [id for id in ids if self._is_new(user, id)]
         if not new:
             return
@@ -81,7 +82,7 @@ class AccessLog:
                 self._views.pop((user, id), None)
 
     def _is_new(self, user: str, id: str) -> bool:
-        """Return whether a view is not one of the latest, and remember it."""
+        """Return whether the user has not viewed the image recently, and remember the view."""
         key, now = (user, id), self._monotonic()
         with self._lock:
             last = self._views.get(key)

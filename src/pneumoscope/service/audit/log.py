@@ -1,8 +1,8 @@
-"""The audit log: who did what, when, with which model; each row contains the hash of the row before it.
+"""The audit log: events with user, time and model in a hash chain.
 
-A row's hash is the SHA-256 of its values and of the previous hash, as JSON without spaces. A row that is changed, removed or
-inserted invalidates all later hashes. An attacker could recompute them, but the last hash would then differ: keep a copy of it
-elsewhere, and pass it to `verification.verify`.
+The hash of a row is the SHA-256 of its values and the previous row's hash, encoded as JSON without spaces. Changing,
+removing or inserting a row invalidates all later hashes. An attacker could recompute them, but then the last hash would
+differ: keep a copy of the last hash elsewhere and pass it to `verification.verify`.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ Event = Literal[
     "token_revoked",
 ]
 _FIRST_HASH = "0" * 64
-_BATCH = 1000  # rows fetched at once
+_BATCH = 1000  # rows fetched at a time
 _CHANGES: tuple[Event, ...] = (
     "predicted", "predicted_again", "identity_changed", "identity_conflict", "identity_resolved", "identity_removed",
 )  # fmt: skip
 _SELECT_LAST = select(audit_log.c.number, audit_log.c.hash).order_by(audit_log.c.number.desc()).limit(1)
 _INSERT = insert(audit_log)
-# The order is part of the hash.
+# The order of the names is part of the hash.
 _HASHED = (
     "number", "time", "user", "event", "prediction_id", "image_sha256", "model_sha256", "details", "previous_hash",
 )  # fmt: skip
@@ -77,10 +77,10 @@ class Entry(NamedTuple):
 
     Attributes:
         time: ISO 8601 in UTC.
-        user: Name of the user, the peer or the destination, "local" without authentication, or "retention".
-        event: Kind of event.
-        prediction_id, image_sha256, model_sha256: What the event concerns; empty if there is none.
-        details: Further values; nothing that could name a patient, so no file name and no note.
+        user: Name of the user, peer or destination; "local" without authentication, "retention" for automatic removal.
+        event: Type of the event.
+        prediction_id, image_sha256, model_sha256: The prediction concerned; empty if there is none.
+        details: Other values. They must not identify patients, so file names and notes are excluded.
     """
 
     time: str
@@ -95,16 +95,16 @@ class Entry(NamedTuple):
 def prediction_entry(
     row: Mapping[str, Any] | RowMapping, time: str, user: str, event: Event, details: Mapping[str, object] | None = None
 ) -> Entry:
-    """Return the entry of an event that concerns the prediction in a row of the table."""
+    """Return the entry for an event about the prediction in a table row."""
     return Entry(time, user, event, row["id"], row["image_sha256"], row["model_sha256"], details or {})
 
 
 def append(connection: Connection, entries: Sequence[Entry]) -> None:
-    """Add rows in the transaction of the changes that they record, so that both are committed or neither.
+    """Append entries in the same transaction as the changes that they record, so that both are committed or neither.
 
     Args:
-        connection: Of `database.write_transaction`, which excludes other writers.
-        entries: In their order.
+        connection: Connection from `database.write_transaction`, which excludes other writers.
+        entries: The entries, in order.
     """
     if not entries:
         return
@@ -121,11 +121,11 @@ def append(connection: Connection, entries: Sequence[Entry]) -> None:
 
 
 def read_rows(engine: Engine, *, last: int = 0) -> Iterator[Row[Any]]:
-    """Yield the rows, newest last, without checking their hashes.
+    """Yield the rows, newest last, without verifying their hashes.
 
     Args:
         engine: Engine of the database.
-        last: Number of newest rows; 0 yields all.
+        last: Number of newest rows to yield; 0 yields all.
     Raises:
         StorageError: The database cannot be reached.
     """
@@ -137,12 +137,12 @@ def read_rows(engine: Engine, *, last: int = 0) -> Iterator[Row[Any]]:
 
 
 def last_change(engine: Engine, id: str) -> str | None:
-    """Return the time of the last change of a prediction, or of the identity of its image; None without a prediction.
+    """Return the time of the last change to a prediction or its image's identity; None without a prediction.
 
     Raises:
         StorageError: The database cannot be reached.
     """
-    same = predictions.alias()  # the predictions of the image
+    same = predictions.alias()  # all predictions of the same image
     ids = select(same.c.id).join(predictions, predictions.c.pixel_sha256 == same.c.pixel_sha256)
     ids = ids.where(predictions.c.id == id)
     query = select(func.max(audit_log.c.time)).where(
@@ -154,20 +154,20 @@ def last_change(engine: Engine, id: str) -> str | None:
 
 
 def was_deleted(engine: Engine, id: str) -> bool:
-    """Return whether a prediction with this id was deleted once. Raise StorageError if the database cannot be reached."""
+    """Return whether a prediction with this id was ever deleted. Raise StorageError if the database cannot be reached."""
     query = select(audit_log.c.number).where(audit_log.c.prediction_id == id, audit_log.c.event == "deleted")
     with read_transaction(engine) as connection:
         return connection.execute(query.limit(1)).first() is not None
 
 
 def was_delivered(engine: Engine, destination: str, id: str, sha256: str) -> bool:
-    """Return whether a destination confirmed a result with this hash once. Raise StorageError if the database cannot be reached.
+    """Return whether a destination ever confirmed an object with this hash. Raise StorageError if the database cannot be reached.
 
     Args:
         engine: Engine of the database.
-        destination: Its name.
-        id: Id of the prediction; empty for a file that could not be read.
-        sha256: Of the object.
+        destination: Name of the destination.
+        id: Id of the prediction; empty for an unreadable file.
+        sha256: Hash of the object.
     """
     columns = audit_log.c
     same = columns.prediction_id == id, columns.event == "delivered", columns.user == destination
@@ -177,11 +177,11 @@ def was_delivered(engine: Engine, destination: str, id: str, sha256: str) -> boo
 
 
 def verify_hashes(connection: Connection, expected: str = "") -> tuple[int, str]:
-    """Recompute the hash of every row, and return the number of rows and the last hash.
+    """Recompute the hash of every row; return the number of rows and the last hash.
 
     Args:
-        connection: Of `database.read_transaction`.
-        expected: A hash that was recorded earlier; it must be that of a row.
+        connection: Connection from `database.read_transaction`.
+        expected: A previously recorded hash, which must match that of some row; empty to skip this check.
     Raises:
         AuditLogError: A row is missing, out of order or altered, or no row has the expected hash.
     """
@@ -208,7 +208,7 @@ def verify_hashes(connection: Connection, expected: str = "") -> tuple[int, str]
 def _has_hash(row: Mapping[str, object], expected: str) -> bool:
     try:
         return _row_hash(row) == expected
-    except TypeError:  # SQLite stores values of any type in any column, and JSON has no bytes
+    except TypeError:  # SQLite stores values of any type in any column; JSON cannot encode bytes
         return False
 
 

@@ -1,8 +1,8 @@
-"""Verify the audit log, and compare the predictions and the images with it.
+"""Verify the audit log, and check predictions and images against it.
 
-The hashes show that no row of the log was changed. A prediction could still be changed in its own table, so each one is
-compared with the log's rows of its id: the prediction, each version of its reviews, and the removal of its image or its deletion.
-The tables are read in the order of their ids, side by side, so that memory does not grow with them.
+The hashes prove that the log is unchanged. Predictions could still be altered in their own table, so each is compared
+with its log entries: its creation, every version of its reviews, the removal of its image, and its deletion. The tables
+are read side by side in the order of ids, so memory use does not depend on their size.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from pneumoscope.service.storage.tables import audit_log, predictions, reviews
 
 __all__ = ["Verification", "verify"]
 
-_BATCH = 1000  # rows fetched at once
-_MAX_SHOWN = 3  # differences in an error
+_BATCH = 1000  # rows fetched at a time
+_MAX_SHOWN = 3  # differences listed in an error message
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verification:
-    """An intact audit log.
+    """The result for an intact audit log.
 
     Attributes:
         rows: Number of rows in the log.
@@ -49,14 +49,14 @@ class Verification:
 
 
 def verify(engine: Engine, *, expected: str = "", images: BlobStore | None = None) -> Verification:
-    """Recompute every hash, and compare the predictions and the images with the log.
+    """Recompute every hash, and check predictions and images against the log.
 
     Args:
-        engine: Engine of the database; a service may be writing to it.
-        expected: A hash that was recorded earlier; it must be that of a row.
+        engine: Engine of the database. The service may be running.
+        expected: A previously recorded hash, which must match that of some row; empty to skip this check.
         images: The blob store; None skips the images.
     Raises:
-        AuditLogError: A row is missing, out of order or altered; no row has the expected hash; or a prediction or an image
+        AuditLogError: A row is missing, out of order or altered; no row has the expected hash; or a prediction or image
             does not match the log.
         StorageError: The database cannot be reached.
     """
@@ -68,18 +68,18 @@ def verify(engine: Engine, *, expected: str = "", images: BlobStore | None = Non
 
 @dataclasses.dataclass(slots=True)
 class _Events:
-    """The log's rows that determine the state of a prediction."""
+    """The log entries that determine the current state of a prediction."""
 
     predicted: Row[Any]
     result: Row[Any]
     reviews: list[Row[Any]]
-    deletions: list[int]  # numbers of reviews before each deletion
+    deletions: list[int]  # number of review entries before each deletion
     deleted: bool = False
     image_removed: Row[Any] | None = None
 
 
 def _compare_predictions(connection: Connection) -> int:
-    """Compare every prediction with the log, in one snapshot, and return the number of predictions."""
+    """Compare every prediction with the log in one snapshot; return the number of predictions."""
     differences, count = _Differences(), 0
     stored = _sorted_rows(connection, predictions, predictions.c.id)
     versions = _Groups(_sorted_rows(connection, reviews, reviews.c.prediction_id, reviews.c.number))
@@ -95,7 +95,7 @@ def _compare_predictions(connection: Connection) -> int:
             differences.add(f"prediction {id!r} is missing, and the audit log has no entry of its deletion")
         elif names := [name for name, equal in _compare(row, reviewed, events) if not equal]:
             differences.add(f"prediction {id!r} differs from the audit log: {', '.join(names)}")
-    versions.take("~")  # after all ids
+    versions.take("~")  # "~" sorts after all ids
     if versions.unknown:
         differences.add(
             f"{counted(versions.unknown, 'version')} of reviews are of predictions that the audit log does not know"
@@ -116,7 +116,7 @@ def _compare_images(engine: Engine, images: BlobStore) -> int:
 
 
 class _Differences:
-    """Counts differences and keeps the first ones; no value of a prediction is shown."""
+    """A count of differences with the first few for the message, without values of predictions."""
 
     def __init__(self) -> None:
         self._first: list[str] = []
@@ -137,7 +137,7 @@ class _Differences:
 
 def _sorted_rows(connection: Connection, table: Table, *by: ColumnElement[Any]) -> Iterator[Row[Any]]:
     first, *rest = by
-    # In Python's order: PostgreSQL would otherwise use that of a language.
+    # Sort as Python compares strings; PostgreSQL would use the collation of a language.
     order = first.collate("C") if connection.dialect.name == "postgresql" else first
     return iter(connection.execute(select(table).order_by(order, *rest).execution_options(yield_per=_BATCH)))
 
@@ -149,7 +149,7 @@ def _events_by_id(connection: Connection) -> Iterator[tuple[str, _Events | None]
 
 
 def _current_events(rows: Iterable[Row[Any]]) -> _Events | None:
-    """Return the events that determine the state after all rows of an id; None if it was never predicted."""
+    """Return the events that determine a prediction's state after all its log entries; None if it was never predicted."""
     events: _Events | None = None
     reviews: list[Row[Any]] = []
     deletions: list[int] = []
@@ -164,7 +164,7 @@ def _current_events(rows: Iterable[Row[Any]]) -> _Events | None:
             deletions.append(len(reviews))
             events.deleted = True
         elif row.event in ("reviewed", "review_withdrawn") and "agrees" not in _details(row):
-            reviews.append(row)  # reviews of agreement are of a revision of the database that did not keep them
+            reviews.append(row)  # entries with "agrees" come from an older database revision that did not keep reviews
         elif row.event == "image_removed":
             events.image_removed = row
     return events
@@ -173,7 +173,7 @@ def _current_events(rows: Iterable[Row[Any]]) -> _Events | None:
 def _merge(
     logged: Iterator[tuple[str, _Events | None]], stored: Iterator[Row[Any]]
 ) -> Iterator[tuple[str, _Events | None, Row[Any] | None]]:
-    """Yield each id once, with its events and its prediction; both inputs are sorted by id."""
+    """Yield each id once with its events and its prediction; both inputs are sorted by id."""
     entry, row = next(logged, None), next(stored, None)
     while entry or row is not None:
         if row is None or (entry and entry[0] < row.id):
@@ -190,7 +190,7 @@ def _merge(
 
 
 def _compare(row: Row[Any], reviewed: Sequence[Row[Any]], events: _Events) -> Iterator[tuple[str, bool]]:
-    """Yield the name of each compared value, and whether the prediction with its reviews and the log agree."""
+    """Yield each compared property and whether prediction and reviews agree with the log on it."""
     predicted, removed = events.predicted, events.image_removed
     details = _details(predicted)
     yield "image hash", row.image_sha256 == predicted.image_sha256
@@ -213,16 +213,16 @@ def _compare(row: Row[Any], reviewed: Sequence[Row[Any]], events: _Events) -> It
 
 
 def _has_reviews(reviewed: Sequence[Row[Any]], events: _Events) -> bool:
-    """Return whether the reviews are those of the log, from the beginning or since a deletion.
+    """Return whether the stored reviews equal the log's, either from the beginning or since a deletion.
 
-    A deletion removes them, unless the image has another prediction.
+    A deletion removes the reviews, unless the image has another prediction.
     """
     stored, logged = [_version(each) for each in reviewed], [_logged_version(each) for each in events.reviews]
     return any(stored == logged[start:] for start in {0, *events.deletions})
 
 
 def _version(review: Row[Any]) -> tuple[str, str, str | None, str]:
-    """Return time, author, label and hash of a version of a review; label and hash are empty if it was withdrawn."""
+    """Return time, author, label and hash of a review version; label and hash are empty if it was withdrawn."""
     sha256 = review_hash(review.label, review.finding, review.note) if review.label else ""
     return review.time, review.reviewer, review.label, sha256
 
@@ -233,15 +233,15 @@ def _logged_version(row: Row[Any]) -> tuple[str, str, str | None, str]:
 
 
 class _Groups:
-    """Groups of rows that are sorted by the id of a prediction, taken in the order of the ids."""
+    """Groups of rows sorted by prediction id; they must be taken in the same order."""
 
     def __init__(self, rows: Iterator[Row[Any]]) -> None:
         self._rows = rows
         self._next = next(rows, None)
-        self.unknown = 0  # rows that were skipped
+        self.unknown = 0  # number of skipped rows
 
     def take(self, id: str) -> list[Row[Any]]:
-        """Return the rows of an id, and skip and count those of smaller ids."""
+        """Return the rows with an id; skip and count rows with smaller ids."""
         found = []
         while self._next is not None and self._next.prediction_id <= id:
             if self._next.prediction_id == id:
@@ -255,6 +255,6 @@ class _Groups:
 def _details(row: Row[Any]) -> dict[str, Any]:
     try:
         details = json.loads(row.details)
-    except ValueError:  # not written by the service, so nothing matches it
+    except ValueError:  # not written by the service; nothing will match it
         return {}
     return details if isinstance(details, dict) else {}

@@ -1,4 +1,4 @@
-"""Determine the user of a request, by a bearer token or the cookie of a session, and sign users in and out."""
+"""Identify the user of a request by a bearer token or a session cookie; sign users in and out."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["Authenticator"]
 
 
 class Authenticator:
-    """Determines the user of a request.
+    """Authentication of requests, sign-in and sign-out.
 
     Args:
-        tokens: The tokens; None if every client is the user `LOCAL_USER`.
-        access_log: Records who signs in and out.
+        tokens: The tokens; None disables authentication: every client is `LOCAL_USER`.
+        access_log: Records sign-ins and sign-outs.
         openid_connect: Identity provider for the web interface, if any.
 
     Attributes:
@@ -50,11 +50,12 @@ class Authenticator:
         """Return the user of a request's token or session cookie.
 
         Args:
-            request: May have a cookie.
-            token: From the header Authorization; empty if there is none.
+            request: The request, whose cookie is used if it has no bearer token.
+            token: Token in the Authorization header; empty if there is none.
         Raises:
-            AuthenticationError: Neither is known, or a request with a cookie changes something without an Origin.
-            TooManyRequestsError: The token is unknown, and so were several others from this address.
+            AuthenticationError: Neither is valid, or a modifying request has a cookie but no Origin header.
+            TooManyRequestsError: The token is unknown, and several earlier tokens from this address were unknown as
+                well.
             StorageError: The tokens cannot be read.
         """
         if self.tokens is None:
@@ -62,10 +63,10 @@ class Authenticator:
         if self.tokens.is_stale:
             await run_in_threadpool(self.tokens.refresh)
         cookie = request.cookies.get(COOKIE, "")
-        # Other schemes are those of a proxy.
+        # Other schemes, such as Basic, are meant for a reverse proxy.
         if not cookie or request.headers.get("Authorization", "").lower().startswith("bearer"):
             return self._token_user(self.tokens, request, token)
-        # Browsers send the cookie with requests of other sites, too; `RequestMiddleware` compares the origin.
+        # Browsers also send the cookie with cross-site requests; `RequestMiddleware` compares the origin.
         if request.method not in ("GET", "HEAD") and not request.headers.get("Origin"):
             raise AuthenticationError(
                 "a request with a session cookie needs the header Origin", hint="Send a token instead"
@@ -77,7 +78,7 @@ class Authenticator:
         return user
 
     def _token_user(self, tokens: TokenRepository, request: Request, token: str) -> AuthenticatedUser:
-        """Return the user of a token. Known tokens are never delayed: others may share the address."""
+        """Return the user of a token. Valid tokens are never throttled, because several users may share an address."""
         user = tokens.find(token)
         if user is None:
             if token:
@@ -92,12 +93,12 @@ class Authenticator:
     def sign_in(self, request: Request, *, token: str = "", code: str = "") -> str:
         """Start a session with a token or a code, and return its cookie.
 
-        Known tokens are never delayed: others may share the address.
+        Valid tokens are never throttled, because several users may share an address.
 
         Raises:
             AuthenticationError: The token or the code is unknown or expired.
-            ForbiddenError: The user is a sender, who may use the API only.
-            TooManyRequestsError: Attempts from this address failed; it must wait.
+            ForbiddenError: The user is a sender and may only use the API.
+            TooManyRequestsError: Too many attempts from this address have failed.
             StorageError: The tokens cannot be read.
         """
         if self.tokens is None:
@@ -119,7 +120,7 @@ class Authenticator:
         return self._sessions.begin(session.user, until=session.expiry)
 
     def create_code(self, request: Request) -> str:
-        """Return a code that signs the user in on another device, until the session of the request ends.
+        """Return a code that signs the user in on another device; that session ends together with this one.
 
         Raises:
             AuthenticationError: The request has no session.
@@ -130,21 +131,21 @@ class Authenticator:
         return self._codes.create(cookie)
 
     def _is_valid(self, user: AuthenticatedUser) -> bool:
-        """Return whether the token of a user was not revoked."""
+        """Return whether the user's token, if any, has not been revoked."""
         return not user.token_id or (self.tokens is not None and self.tokens.is_active(user.token_id))
 
     def begin_session(self, user: AuthenticatedUser, method: SignInMethod) -> str:
         """Start a session for an authenticated user, and return its cookie.
 
         Raises:
-            ForbiddenError: The user is a sender, who may use the API only.
+            ForbiddenError: The user is a sender and may only use the API.
         """
         user.require_role("reader")
         self._access_log.signed_in(user.name, user.role, method)
         return self._sessions.begin(user)
 
     def sign_out(self, request: Request) -> None:
-        """End the session of a request, if there is one."""
+        """End the request's session, if any."""
         user = self._sessions.end(request.cookies.get(COOKIE, ""))
         if user:
             self._access_log.signed_out(user.name)

@@ -1,6 +1,6 @@
-"""Sign in with OpenID Connect: an identity provider authenticates users of the web interface and determines their roles.
+"""OpenID Connect: an identity provider authenticates users of the web interface and determines their roles.
 
-Authlib does the authorization code flow with PKCE, and verifies the ID token.
+Authlib implements the authorization code flow with PKCE and verifies the ID token.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from pneumoscope.service.auth.users import ROLES, AuthenticatedUser, validate_na
 __all__ = ["OpenIdConnect", "OpenIdConnectConfiguration", "read_configuration"]
 
 _TIMEOUT_SECONDS = 10
-_NEXT = "next"  # key of the page that asked for signing in
+_NEXT = "next"  # session key of the page to open after signing in
 
 
 class OpenIdConnectConfiguration(BaseModel):
-    """The configuration of an identity provider, a TOML file."""
+    """Configuration of an identity provider, from a TOML file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -49,7 +49,7 @@ def read_configuration(file: Path) -> OpenIdConnectConfiguration:
     """Return the configuration in a file.
 
     Raises:
-        UsageError: The file cannot be read, is readable by others, or is invalid. The secret is not shown.
+        UsageError: The file cannot be read, is readable by other users, or is invalid. The message omits the secret.
     """
     name = f"the OpenID Connect configuration {str(file)!r}"
     try:
@@ -97,12 +97,12 @@ class OpenIdConnect:
         return self._configuration.display_name
 
     async def redirect(self, request: Request, callback: str, next_url: str) -> Response:
-        """Return the redirection to the provider.
+        """Return a redirect to the provider.
 
         Args:
-            request: Its session keeps the state until the provider redirects back.
-            callback: Address to which the provider redirects.
-            next_url: Page to open afterwards.
+            request: Its session stores the sign-in state until the provider redirects back.
+            callback: URL to which the provider redirects.
+            next_url: Page to open after signing in.
         Raises:
             BusyError: The provider cannot be reached.
         """
@@ -114,10 +114,10 @@ class OpenIdConnect:
         return response
 
     async def user(self, request: Request) -> tuple[AuthenticatedUser, str]:
-        """Return the user whom the provider has authenticated, and the page to open.
+        """Return the user authenticated by the provider, and the page to open.
 
         Args:
-            request: The redirection from the provider.
+            request: The redirect from the provider.
         Raises:
             AuthenticationError: The provider did not authenticate the user, or its response is invalid.
             ForbiddenError: The user has no role.
@@ -129,10 +129,10 @@ class OpenIdConnect:
             claims = dict(token.get("userinfo") or {})
             if claims and _claim(claims, self._configuration.role_claim) is None:
                 extra = await self._client.userinfo(token=token)
-                if extra.get("sub") == claims.get("sub"):  # OpenID Connect Core 5.3.2
+                if extra.get("sub") == claims.get("sub"):  # the subjects must match (OpenID Connect Core, 5.3.2)
                     claims = {**extra, **claims}
         except (AuthlibBaseError, JoseError) as error:
-            # Their messages may contain what the client sent.
+            # The messages of these errors may contain client input.
             raise AuthenticationError(
                 "the identity provider did not authenticate the user", hint="Try again"
             ) from error
@@ -165,7 +165,7 @@ class OpenIdConnect:
 
 
 def _claim(claims: Mapping[str, Any], path: str) -> Any:
-    """Return a claim, or a member of one: "realm_access.roles"; None if it is missing."""
+    """Return a claim, or a nested one such as "realm_access.roles"; None if it is missing."""
     if path in claims:
         return claims[path]
     value: Any = claims

@@ -1,6 +1,6 @@
-"""Sign-in sessions of the web interface, and the codes that start one on another device.
+"""Sign-in sessions of the web interface, and codes that start a session on another device.
 
-Both are kept in memory only: after a restart, users sign in again. The cookie is a random value, never the token.
+Both are kept only in memory: after a restart, users must sign in again. The cookie is a random value, never the token.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ __all__ = ["CODE_SECONDS", "COOKIE", "SESSION_SECONDS", "Session", "Sessions", "
 COOKIE = "pneumoscope"
 SESSION_SECONDS = 12 * 3600  # a working day
 CODE_SECONDS = 120
-_MAX_SESSIONS = 1000  # beyond this, the oldest ones end
+_MAX_SESSIONS = 1000  # above this number, the oldest sessions end
 _MAX_CODES = 100
-_CODE_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # without letters that look like others (Crockford's base 32)
+_CODE_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # without ambiguous letters (Crockford's base 32)
 _LOOKALIKES = str.maketrans({"O": "0", "I": "1", "L": "1", " ": "", "-": ""})
-_CODE_LENGTH = 8  # 40 bits, for two minutes, with failed attempts slowed down
+_CODE_LENGTH = 8  # 40 bits, valid for two minutes; failed attempts are throttled
 _Value = TypeVar("_Value")
 
 
 class _ExpiringValues(Generic[_Value]):
-    """Values by random keys; beyond a number of values, the oldest ones are dropped.
+    """Values by random key. Above the maximum number of values, the oldest are dropped.
 
-    A dictionary lookup is safe: the time it takes reveals nothing about a random key.
+    Dictionary lookups are safe here, because their timing reveals nothing about random keys.
     """
 
     def __init__(self, max_values: int, now: Callable[[], float]) -> None:
         self._max_values, self._now = max_values, now
-        self._values: dict[str, tuple[_Value, float]] = {}  # value and expiry
+        self._values: dict[str, tuple[_Value, float]] = {}  # value and expiry by key
         self._lock = threading.Lock()
 
     def add(self, key: str, value: _Value, expiry: float) -> None:
@@ -58,7 +58,7 @@ class _ExpiringValues(Generic[_Value]):
 
 
 class Session(NamedTuple):
-    """An open session: its user, and the time when it ends, on the monotonic clock."""
+    """An open session: its user and its expiry on the monotonic clock."""
 
     user: AuthenticatedUser
     expiry: float
@@ -68,7 +68,7 @@ class Sessions:
     """Open sessions.
 
     Args:
-        now: Monotonic clock in seconds, for tests.
+        now: Monotonic clock in seconds; replaceable in tests.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -80,14 +80,14 @@ class Sessions:
 
         Args:
             user: The user.
-            until: Time when it ends, on the monotonic clock; 12 hours from now if None.
+            until: Expiry on the monotonic clock; 12 hours from now if None.
         """
         cookie = secrets.token_urlsafe(32)
         self._sessions.add(cookie, user, self._now() + SESSION_SECONDS if until is None else until)
         return cookie
 
     def get(self, cookie: str) -> Session | None:
-        """Return a session; None if there is no such session, or it has expired."""
+        """Return a session; None if it does not exist or has expired."""
         found = self._sessions.get(cookie)
         return Session(*found) if found else None
 
@@ -95,7 +95,7 @@ class Sessions:
         """Return the user of a session.
 
         Raises:
-            AuthenticationError: There is no such session, or it has expired.
+            AuthenticationError: The session does not exist or has expired.
         """
         session = self.get(cookie)
         if session is None:
@@ -103,15 +103,15 @@ class Sessions:
         return session.user
 
     def end(self, cookie: str) -> AuthenticatedUser | None:
-        """End a session, and return its user if it was open."""
+        """End a session; return its user if it was open."""
         return self._sessions.pop(cookie)
 
 
 class SignInCodes:
-    """Codes that sign a user in on another device, once, within two minutes, while the session that created them is open.
+    """Single-use codes that sign a user in on another device within two minutes, while the original session is open.
 
     Args:
-        now: Monotonic clock in seconds, for tests.
+        now: Monotonic clock in seconds; replaceable in tests.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -119,14 +119,14 @@ class SignInCodes:
         self._codes: _ExpiringValues[str] = _ExpiringValues(_MAX_CODES, now)
 
     def create(self, cookie: str) -> str:
-        """Return a new code of the session with a cookie, such as "7K3M-9QXB"."""
+        """Return a new code, such as "7K3M-9QXB", for the session with a cookie."""
         code = "".join(secrets.choice(_CODE_ALPHABET) for _ in range(_CODE_LENGTH))
         self._codes.add(code, cookie, self._now() + CODE_SECONDS)
         return f"{code[:4]}-{code[4:]}"
 
     def redeem(self, code: str) -> str | None:
-        """Return the cookie of a code, which is then used up; None if it is unknown, expired or used.
+        """Use up a code and return the cookie of its session; None if the code is unknown, expired or already used.
 
-        Case, spaces and hyphens do not matter, and O, I and L are read as digits.
+        Case, spaces and hyphens are ignored; O, I and L are read as digits.
         """
         return self._codes.pop(code.upper().translate(_LOOKALIKES))

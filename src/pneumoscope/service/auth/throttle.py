@@ -1,4 +1,4 @@
-"""Slow down failed sign-ins."""
+"""Throttle failed sign-in attempts."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from pneumoscope.core.errors import TooManyRequestsError
 
 __all__ = ["SignInThrottle"]
 
-_FREE_FAILURES = 5  # without a delay
+_FREE_FAILURES = 5  # failures without a delay
 _MAX_DELAY = 60.0  # seconds
-_MEMORY = 900.0  # seconds after which failures are forgotten
-_MAX_ADDRESSES = 10_000  # beyond this, the oldest ones are forgotten
+_MEMORY = 900.0  # seconds until failures are forgotten
+_MAX_ADDRESSES = 10_000  # above this number, the oldest are forgotten
 
 
 class SignInThrottle:
-    """Delays attempts from an address after failed ones: 1 second after the fifth failure, twice as long after each further one,
-    up to a minute. A success, or 15 minutes without a failure, resets it.
+    """Delays between sign-in attempts from an address: 1 second after five failures, doubled with each further one.
+
+    The maximum is a minute. A success, or 15 minutes without a failure, resets the delay.
 
     Args:
-        now: Monotonic clock in seconds, for tests.
+        now: Monotonic clock in seconds; replaceable in tests.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._failures: OrderedDict[str, tuple[int, float]] = (
             OrderedDict()
-        )  # number and time of the last one by address
+        )  # failures and time of the last one, by address
         self._lock = threading.Lock()
 
     def check(self, address: str) -> None:

@@ -1,7 +1,7 @@
-"""Tokens, stored by their hashes: a copy of the database contains no token.
+"""Bearer tokens, stored as hashes, so that a copy of the database contains no usable token.
 
-A token has 256 random bits, so that its SHA-256 can neither be reversed nor guessed, and needs no salt. Tokens are looked up by
-their hash; the time that this takes reveals nothing about a token.
+A token has 256 random bits, so its SHA-256 can be neither inverted nor guessed and needs no salt. Tokens are looked up
+by hash; the timing of the lookup reveals nothing about a token.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Token", "TokenRepository"]
 
 _SECRET_BYTES = 32
 _ID_BYTES = 4
-_REFRESH_SECONDS = 2  # after which a change by another process counts
+_REFRESH_SECONDS = 2  # delay until changes by another process take effect
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,12 +35,12 @@ class Token:
     """A token without its secret.
 
     Attributes:
-        id: Identifies the token to administrators, 8 hexadecimal digits.
+        id: Identifies the token to administrators; 8 hexadecimal digits.
         user, role: See `AuthenticatedUser`.
         created: ISO 8601 in UTC.
         created_by: User who added it.
-        last_used: Day of its latest use, in UTC; None if it was never used.
-        revoked: Time when it was revoked; None if it is active.
+        last_used: Date of last use in UTC; None if never used.
+        revoked: Time of revocation; None if active.
     """
 
     id: str
@@ -56,12 +56,12 @@ _COLUMNS = [tokens.c[field.name] for field in dataclasses.fields(Token)]
 
 
 class TokenRepository:
-    """The tokens of a service, in its database. Changes of other processes take effect at the next `refresh`.
+    """The tokens in the service's database. Changes by other processes take effect at the next `refresh`.
 
     Args:
         engine: Engine of the database.
-        now: Returns the time, for tests.
-        monotonic: Monotonic clock in seconds, for tests.
+        now: Returns the current time; replaceable in tests.
+        monotonic: Monotonic clock in seconds; replaceable in tests.
     """
 
     def __init__(
@@ -75,14 +75,14 @@ class TokenRepository:
         self._lock = threading.Lock()
         self._active: dict[str, Token] = {}  # by hash
         self._loaded: float | None = None
-        self._used: set[str] = set()  # ids of tokens whose use is not stored
+        self._used: set[str] = set()  # ids of tokens whose last use is not yet stored
 
     def add(self, user: str, role: Role, *, created_by: str) -> tuple[Token, str]:
-        """Add a token, and return it and its secret, which is not stored.
+        """Add a token; return it and its secret, which is not stored.
 
         Raises:
             UsageError: The name or the role is invalid.
-            StorageError: It cannot be stored.
+            StorageError: The token cannot be stored.
         """
         validate_name(user)
         if role not in ROLES:
@@ -97,14 +97,14 @@ class TokenRepository:
         return token, secret
 
     def revoke(self, id: str, *, user: str) -> Token:
-        """Revoke a token, and return it. Its sessions end with it.
+        """Revoke a token, which also ends its sessions, and return it.
 
         Args:
-            id: Of an active token.
-            user: For the audit log.
+            id: Id of an active token.
+            user: User for the audit log.
         Raises:
             UnknownNameError: There is no active token with this id.
-            StorageError: It cannot be stored.
+            StorageError: The change cannot be stored.
         """
         time = format_time(self._now())
         query = update(tokens).where(tokens.c.id == id, tokens.c.revoked.is_(None)).values(revoked=time)
@@ -119,18 +119,18 @@ class TokenRepository:
         return token
 
     def list(self) -> list[Token]:
-        """Return all tokens: active ones first, then revoked ones, each by user and time."""
+        """Return all tokens, active ones first, each group sorted by user and time."""
         query = select(*_COLUMNS).order_by(tokens.c.revoked.is_not(None), tokens.c.user, tokens.c.created, tokens.c.id)
         with read_transaction(self._engine) as connection:
             return [Token(**row) for row in connection.execute(query).mappings()]
 
     @property
     def is_stale(self) -> bool:
-        """Whether the next `refresh` reads the database."""
+        """Whether the next `refresh` will read the database."""
         return self._loaded is None or self._monotonic() - self._loaded > _REFRESH_SECONDS
 
     def find(self, secret: str) -> AuthenticatedUser | None:
-        """Return the user of a token that was active at the latest `refresh`; None if there is no such token."""
+        """Return the user of a token that was active at the last `refresh`; None if there is none."""
         token = self._active.get(_hash(secret))
         if token is None:
             return None
@@ -139,11 +139,11 @@ class TokenRepository:
         return AuthenticatedUser(token.user, token.role, token.id)
 
     def is_active(self, id: str) -> bool:
-        """Return whether there was an active token with this id at the latest `refresh`."""
+        """Return whether a token with this id was active at the last `refresh`."""
         return any(token.id == id for token in self._active.values())
 
     def refresh(self) -> None:
-        """Load the active tokens, if that was longer than two seconds ago.
+        """Load the active tokens if the last load was more than two seconds ago.
 
         Raises:
             StorageError: The database cannot be read.
@@ -160,19 +160,19 @@ class TokenRepository:
             self._loaded = loaded
 
     def _reload(self) -> None:
-        """Load the active tokens after a change."""
+        """Load the active tokens immediately, after a change."""
         self._loaded = None
         self.refresh()
 
     def _store_use(self) -> None:
-        """Store the day of tokens that were used for the first time on it, or else later."""
+        """Store today's date for tokens used for the first time today; retry later if the database is busy."""
         if not self._used:
             return
         used = set(self._used)
         try:
             with write_transaction(self._engine, wait=False) as connection:
                 connection.execute(update(tokens).where(tokens.c.id.in_(used)).values(last_used=self._today()))
-        except StorageError:  # the day of use is informative; the request must not fail
+        except StorageError:  # the date is informative only; the request must not fail
             return
         self._used -= used
 

@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 Role = Literal["sender", "reader", "administrator"]
-ROLES: tuple[Role, ...] = get_args(Role)  # each may do what those before it may
+ROLES: tuple[Role, ...] = get_args(Role)  # in ascending order: each includes the rights of the previous roles
 LOCAL = "local"  # the user of a service without authentication
 RETENTION = "retention"  # the service itself, when it removes expired images
 COMMAND_LINE = "command-line"  # a person with access to the database
@@ -32,10 +32,10 @@ class AuthenticatedUser:
     """The user of a request.
 
     Attributes:
-        name: Identifies the user in the audit log, and as the author of reviews.
-        role: "sender" sends images and gets their predictions through the API; "reader" also uses the web interface, reads,
-            labels and corrects identities; "administrator" also deletes and manages tokens.
-        token_id: Of the token, if the user has one: the user is signed out when it is revoked.
+        name: Identifies the user in the audit log and in reviews.
+        role: "sender" sends images and gets their predictions through the API; "reader" also uses the web interface,
+            stores reviews and corrects identities; "administrator" also deletes data and manages tokens.
+        token_id: Id of the user's token, if any. Revoking the token signs the user out.
     """
 
     name: str
@@ -43,11 +43,11 @@ class AuthenticatedUser:
     token_id: str = ""
 
     def has_role(self, role: Role) -> bool:
-        """Return whether the user may do what a role may."""
+        """Return whether the user has the rights of a role."""
         return ROLES.index(self.role) >= ROLES.index(role)
 
     def require_role(self, role: Role) -> None:
-        """Raise ForbiddenError if the user may not do what a role may."""
+        """Raise ForbiddenError if the user lacks the rights of a role."""
         if not self.has_role(role):
             raise ForbiddenError(
                 f"the role {self.role!r} may not do this; it requires the role {role!r}",
@@ -59,7 +59,7 @@ LOCAL_USER = AuthenticatedUser(LOCAL, "administrator")
 
 
 def validate_name(name: str) -> None:
-    """Raise UsageError if a user cannot have a name."""
+    """Raise UsageError if a user name is invalid or reserved."""
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"{name[:80]!r} is not a name of a user", hint="Use 1 to 64 letters, digits and the characters _ . @ -"

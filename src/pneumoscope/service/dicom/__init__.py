@@ -1,1 +1,1 @@
-"""The DICOM node: receives images from modalities and PACS."""
+"""The DICOM node: exchange of images and results with modalities, PACS and DICOMweb servers."""

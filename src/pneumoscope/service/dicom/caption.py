@@ -1,4 +1,4 @@
-"""Draw an image with its result below, in one or more languages, as a Secondary Capture shows it."""
+"""Draw an image with the result below it, in one or more languages, for a Secondary Capture."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from pneumoscope.inference.saliency import Heatmap, draw_scale, latin_text, wrap
 
 __all__ = ["draw_result"]
 
-_MAX_SIDE, _MIN_SIDE = 1024, 640  # longer side of the image, pixels, as of an image with its heatmap
+_MAX_SIDE, _MIN_SIDE = 1024, 640  # longer side in pixels, as for an image with its heatmap
 _MIN_WIDTH = 640  # pixels
 _MARGIN = 16  # pixels
 _BACKGROUND, _TEXT, _MUTED = (17, 17, 17), (240, 240, 240), (170, 170, 170)
 _TITLE_SIZE, _TEXT_SIZE = 24, 16  # pixels
-_SCALE_HEIGHT = 72  # pixels of the color scale with its labels and the space below
-_LINE_HEIGHT = 1.4  # of the size of the font
+_SCALE_HEIGHT = 72  # color scale with labels and the space below, pixels
+_LINE_HEIGHT = 1.4  # relative to the font size
 _Color = tuple[int, int, int]
 
 
@@ -54,19 +54,19 @@ def draw_result(
     languages: Sequence[str] = ("en",),
     font: Path | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Return an image with its heatmap and the result below: RGB, shape (height, width, 3).
+    """Return an image with its heatmap and the result below it: RGB, shape (height, width, 3).
 
-    The text states the decision, the probability with its interval or the reason of a rejection, the explanation, the prevalence,
-    the model with the operating point, what the heatmap shows, and the notice.
+    The text contains the decision, the probability with its interval or the reason for a rejection, the explanation,
+    the prevalence, the model with the operating point, an explanation of the heatmap, and the notice.
 
     Args:
         prediction: Prediction of the image.
-        image: The image, decoded; None if it cannot be decoded: the text stands alone.
+        image: The decoded image; None if it cannot be decoded, which leaves only the text.
         heatmap: Its heatmap; None if it has none.
-        population: Population of the model; None if it is unknown which model it was.
-        prevalence: Prevalence that the probability refers to; None if it is unknown, or the prediction states it.
+        population: Population of the model; None if the model is unknown.
+        prevalence: Prevalence assumed for the probability; None if it is unknown or already part of the prediction.
         languages: Languages of the text, from top to bottom.
-        font: Font that has the characters of the languages; one with Latin letters only if None.
+        font: Font that covers the languages; None for a font with Latin letters only.
     Raises:
         OSError: The font cannot be read.
     """
@@ -88,7 +88,7 @@ def draw_result(
 
 
 def _enlarged(image: Radiograph) -> Image.Image:
-    """Return an image at the size of one with a heatmap."""
+    """Return an image at the size it would have with a heatmap."""
     factor = min(max(image.width, image.height, _MIN_SIDE), _MAX_SIDE) / max(image.width, image.height)
     size = max(1, round(factor * image.width)), max(1, round(factor * image.height))
     return Image.fromarray(image.pixels).resize(size, Image.Resampling.BILINEAR).convert("RGB")
@@ -103,7 +103,7 @@ def _fonts(file: Path | None) -> _Fonts:
 def _caption(
     texts: Iterable[tuple[str, _Color]], heatmap: Heatmap | None, language: str, fonts: _Fonts, width: int
 ) -> Image.Image:
-    """Return paragraphs in one language, the title first, as an image of a width in pixels."""
+    """Return an image of the given width in pixels with the paragraphs of one language, title first."""
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     title_height, text_height = round(_LINE_HEIGHT * _TITLE_SIZE), round(_LINE_HEIGHT * _TEXT_SIZE)
     titles: list[tuple[str, _Color]] = []
@@ -135,10 +135,10 @@ def _texts(
     prevalence: float | None,
     language: str,
 ) -> Iterator[tuple[str, _Color]]:
-    """Yield the paragraphs with their colors, the title first."""
+    """Yield the paragraphs with their colors, title first."""
     stop = full_stop(language)
     yield result_title(prediction, language), _TEXT
-    # The title states why an image is rejected or could not be read.
+    # The title already contains the reason for a rejection or a failure.
     if prediction.probability is not None and (explanation := prediction_message(prediction, language)):
         yield explanation + stop, _TEXT
     if prevalence is not None and prediction.probability is not None and not prediction.model.is_site_specific:

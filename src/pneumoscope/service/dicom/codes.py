@@ -1,4 +1,4 @@
-"""The codes of results that DICOM Structured Reports and FHIR resources have in common."""
+"""Codes used in both DICOM Structured Reports and FHIR resources."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = [
     "UPPER_LIMIT",
 ]
 
-PRIVATE_SCHEME = "99PNEUMOSCOPE"  # coding scheme of terms that no other scheme has
+PRIVATE_SCHEME = "99PNEUMOSCOPE"  # coding scheme for terms missing from the others
 PNEUMONIA = Code("233604007", "SCT", "Pneumonia")
 PROCEDURE = Code("399208008", "SCT", "Plain chest X-ray")
-# Statements of the decisions about pneumonia.
+# Presence of pneumonia by decision.
 PRESENCE_VALUES: Mapping[Decision, Code] = {
     "pneumonia": Code("52101004", "SCT", "Present"),
     "no_pneumonia": Code("2667000", "SCT", "Absent"),

@@ -1,7 +1,7 @@
-"""Request storage commitment for delivered results: the Storage Commitment Push Model (PS3.4 annex J), as SCU.
+"""Request storage commitment for delivered results: Storage Commitment Push Model (PS3.4 annex J), as SCU.
 
-Each peer has its own thread. The report comes on the association of the request, or later on one that the peer opens to the
-receiver; both answer it with `answer_report`.
+Each peer has its own thread. The report arrives on the association of the request, or later on an association that the
+peer opens to the receiver; `answer_report` answers both.
 """
 
 from __future__ import annotations
@@ -51,23 +51,23 @@ __all__ = [
 ]
 
 SOP_CLASS = UID(StorageCommitmentPushModel)
-TRANSFER_SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)  # that are proposed
+TRANSFER_SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)  # proposed transfer syntaxes
 _LOG = logging.getLogger("pneumoscope.service")
 _POLL_SECONDS = 1.0
-_MAX_REJECTIONS = 6  # each of which doubles the time to the next request
-MAX_OBJECTS = 100  # of one request
-REPORT_SECONDS = 5.0  # wait for a report on the association of the request
-_REQUEST = 1  # action type (PS3.4 J.3.2.1)
-_EVENT_TYPES = (1, 2)  # all are committed; some are not (PS3.4 J.3.3.1)
-# Statuses of N-EVENT-REPORT (PS3.7 10.1.1.1.8).
+_MAX_REJECTIONS = 6  # each one doubles the delay until the next request
+MAX_OBJECTS = 100  # objects per request
+REPORT_SECONDS = 5.0  # maximum wait for a report on the association of the request
+_REQUEST = 1  # action type ID of a request (PS3.4 J.3.2.1)
+_EVENT_TYPES = (1, 2)  # event type IDs: all committed, some failed (PS3.4 J.3.3.1)
+# Status codes of N-EVENT-REPORT (PS3.7 10.1.1.1.8).
 NO_SUCH_INSTANCE, NO_SUCH_EVENT_TYPE, UNKNOWN_REPORT = 0x0112, 0x0113, 0x0115
 _MAX_REPORT_BYTES, _MAX_REPORT_OBJECTS = 2**20, 1000
 _UID = re.compile(r"[0-9.]{1,64}")
-_UNSPECIFIED = PROCESSING_FAILURE  # reason of a failure that a report does not state
+_UNSPECIFIED = PROCESSING_FAILURE  # used if the report gives no failure reason
 
 
 class _RejectedError(Exception):
-    """A peer rejected a request (N-ACTION), with a failure status."""
+    """A peer rejected a request (N-ACTION) with a failure status."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -75,15 +75,15 @@ class _RejectedError(Exception):
 
 
 class CommitmentRequester:
-    """Requests storage commitment for the results that were delivered to peers.
+    """Threads that request storage commitment for results delivered to peers.
 
     Args:
         configuration: Destinations and the DICOM node.
         engine: Engine of the service's database.
-        stopped: Ends the threads.
-        now: Returns the time, for tests.
+        stopped: Event that ends the threads.
+        now: Returns the current time; replaceable in tests.
     Attributes:
-        threads: One for each peer from which commitment is requested.
+        threads: One thread per peer with storage commitment.
     """
 
     def __init__(
@@ -96,8 +96,8 @@ class CommitmentRequester:
     ) -> None:
         self._configuration, self._stopped, self._now = configuration, stopped, now
         self._commitments = Commitments(engine)
-        self._rejections: dict[str, int] = {}  # of one request after the other, by name of the peer
-        # Failures of one request after the other, and the time of the next one, by name of the peer.
+        self._rejections: dict[str, int] = {}  # number of consecutive rejections by peer
+        # Number of consecutive failures and time of the next request, by peer.
         self._waits: dict[str, tuple[int, datetime]] = {}
         self.threads = [
             threading.Thread(target=self._run, args=(peer,), name=f"commitment-{peer.name}", daemon=True)
@@ -118,11 +118,11 @@ class CommitmentRequester:
                 )
                 has_requested = False
             if not has_requested:
-                # Requests to a peer that rejects one after the other are sent less often.
+                # Peers that keep rejecting requests are asked less often.
                 self._stopped.wait(_POLL_SECONDS * 2 ** min(self._rejections.get(peer.name, 0), _MAX_REJECTIONS))
 
     def request_due(self, peer: DicomPeer) -> bool:
-        """Return whether the peer accepted a request for commitment of the objects that are due.
+        """Request commitment of the objects that are due; return whether the peer accepted the request.
 
         Raises:
             StorageError: The database cannot be used.
@@ -156,7 +156,7 @@ class CommitmentRequester:
                 )
             else:
                 _LOG.warning("Storage commitment cannot be requested from %s: %s", peer, code)
-            # All other objects wait as long: their request would fail, too.
+            # All other objects are postponed as well, because their requests would also fail.
             self._waits[peer.name] = failures + 1, self._now() + retry_delay(failures + 1)
             self._commitments.postpone(request.transaction_uid, code, self._waits[peer.name][1])
             return False
@@ -165,9 +165,9 @@ class CommitmentRequester:
         return True
 
     def _send(self, peer: DicomPeer, request: CommitmentRequest, wait: timedelta) -> None:
-        """Send a request (N-ACTION), and wait a little for its report."""
+        """Send a request (N-ACTION), and wait briefly for its report."""
         node = self._configuration.node
-        assert node  # a peer is one of a node
+        assert node  # peers require a node
         reported, answered = threading.Event(), threading.Event()
 
         def answer(event: Any) -> tuple[int, None]:
@@ -186,15 +186,15 @@ class CommitmentRequester:
             if status != SUCCESS:
                 raise _RejectedError(status)
             self._commitments.record_accepted(request.transaction_uid, self._now(), wait)
-            # pynetdicom aborts an association that is silent for the timeout.
+            # pynetdicom aborts an association that is idle for the timeout.
             deadline = time.monotonic() + min(REPORT_SECONDS, node.timeout / 2)
             while association.is_established and time.monotonic() < deadline and not self._stopped.is_set():
-                if answered.wait(0.05):  # the association must not be released before
+                if answered.wait(0.05):  # the association must stay open until then
                     break
 
 
 def _request(association: Association, request: CommitmentRequest) -> int:
-    """Return the status of an N-ACTION.
+    """Send the N-ACTION and return its status.
 
     Raises:
         UnconfirmedError: There is no response.
@@ -220,10 +220,10 @@ def answer_report(event: Any, destination: str, commitments: Commitments, time: 
     """Record the report in an N-EVENT-REPORT, and return the status of the response.
 
     Args:
-        event: Event of pynetdicom; its content may be anything.
+        event: Event of pynetdicom. Its content is untrusted.
         destination: Name of the peer that sent it.
-        commitments: Where it is recorded.
-        time: Now.
+        commitments: Records the report.
+        time: The current time.
     """
     request = cast(N_EVENT_REPORT, event.request)
     if request.AffectedSOPInstanceUID != StorageCommitmentPushModelInstance:
@@ -256,7 +256,7 @@ def _read_report(information: Dataset) -> CommitmentReport:
     """Return the report in a data set (PS3.4 J.3.3.1.1).
 
     Raises:
-        ValueError: It has no valid transaction UID, too many objects, or one that is committed and is not.
+        ValueError: The transaction UID is invalid, there are too many objects, or one is both committed and failed.
     """
     referenced, failed = (list(information.get(name) or []) for name in ("ReferencedSOPSequence", "FailedSOPSequence"))
     if len(referenced) + len(failed) > _MAX_REPORT_OBJECTS:

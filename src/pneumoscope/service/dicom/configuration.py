@@ -1,4 +1,4 @@
-"""The configuration of the exchange with other nodes: the DICOM node, its peers, site rules and destinations of results."""
+"""Configuration of the exchange with other nodes: the DICOM node, its peers, site rules and destinations of results."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ Texts = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class ConfigurationTable(BaseModel):
-    """A table of the configuration file; unknown names are errors."""
+    """A table of the configuration file. Unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class SiteRule(ConfigurationTable):
-    """A rule about received images: the first rule whose conditions all hold decides; without one, an image is predicted.
+    """A rule for received images. The first rule whose conditions all hold applies; if there is none, the image is predicted.
 
     Attributes:
-        name: Appears in the rejection.
-        action: "exclude" rejects the images, "predict" predicts them.
-        result: Whether the destinations get the result.
-        modalities, views, stations, senders: Values of Modality, ViewPosition and StationName, and names of peers or users;
-            upper and lower case are the same, and "" is a value that is not stated.
-        min_age, max_age: Ages in years, both included; an image without an age does not meet the condition.
-        since, until: Study dates, both included; an image without a date that is understood does not meet the condition.
+        name: Name that appears in rejections.
+        action: "exclude" rejects the image, "predict" predicts it.
+        result: Whether the destinations receive the result.
+        modalities, views, stations, senders: Accepted values of Modality, ViewPosition and StationName, and names of
+        peers or users. Case is ignored; "" matches a missing value.
+        min_age, max_age: Ages in years, inclusive; images without an age do not match.
+        since, until: Study dates, inclusive; images without a valid date do not match.
     """
 
     name: Name
@@ -78,8 +78,8 @@ class SiteRule(ConfigurationTable):
         """Return whether all conditions hold for an image.
 
         Args:
-            prediction: Of the image.
-            modality, view: As the header states them; empty if it does not.
+            prediction: Prediction of the image.
+            modality, view: Values in the header; empty if missing.
             sender: Name of the peer or user.
         """
         station = prediction.identity.station_name if prediction.identity else ""
@@ -103,16 +103,16 @@ class SiteRule(ConfigurationTable):
 
 
 class ResultSettings(ConfigurationTable):
-    """Which objects are delivered, and how their series are described.
+    """The objects to deliver, and the description of their series.
 
     Attributes:
-        objects: Kinds of objects. A Parametric Map has the heatmap, a presentation state its contour and the result for display
-            over the image; a rejected image has no Parametric Map.
-        series_number: Of the Secondary Capture; those of the Structured Report, rejection notes, Parametric Maps and presentation
-            states follow in this order.
-        series_description: Begins the description; the decision follows.
+        objects: Kinds of objects. A Parametric Map contains the heatmap; a presentation state contains the heatmap's
+            contour and the result for display over the image. A rejected image has no Parametric Map.
+        series_number: Series number of the Secondary Capture. The Structured Report, rejection notes, Parametric Maps
+            and presentation states use the following numbers in this order.
+        series_description: Beginning of the series description; the decision follows.
         languages: Languages of the text in a Secondary Capture, from top to bottom.
-        font: Font of that text, TrueType or OpenType; one with Latin letters only if None.
+        font: Font of that text, TrueType or OpenType; None for a font with Latin letters only.
     """
 
     objects: tuple[Literal["secondary_capture", "structured_report", "parametric_map", "presentation_state"], ...] = (
@@ -124,10 +124,10 @@ class ResultSettings(ConfigurationTable):
     font: Path | None = None
 
     def kinds(self, *, has_heatmap: bool, is_readable: bool = True) -> tuple[ObjectKind, ...]:
-        """Return the kinds of objects of an image: at least one, since silence would read as normal."""
+        """Return the kinds of objects for an image: at least one, since no result would look like a normal image."""
         without = {"parametric_map"} if not has_heatmap else set()
         if not is_readable:
-            without |= {"presentation_state"}  # it would show nothing
+            without |= {"presentation_state"}  # it would display nothing
         return tuple(kind for kind in self.objects if kind not in without) or ("structured_report",)
 
 
@@ -135,11 +135,11 @@ class WebServer(ConfigurationTable):
     """A DICOMweb server.
 
     Attributes:
-        name: Identifies it.
-        url: Address of its DICOMweb service, such as "https://pacs.example/dicom-web".
-        user, password_file: For basic authentication.
+        name: Name of the server.
+        url: Base URL of the DICOMweb service, such as "https://pacs.example/dicom-web".
+        user, password_file: Credentials for basic authentication.
         token_file: File with a bearer token.
-        ca_file: Certificates of the authorities that sign the server's certificate, PEM; those of the system if None.
+        ca_file: CA certificates for verifying the server (PEM); those of the system if None.
     """
 
     name: Name | None = None
@@ -157,12 +157,13 @@ class WebServer(ConfigurationTable):
 
 
 class Destination(WebServer):
-    """A node that gets results: a peer, by C-STORE, or a DICOMweb server, by STOW-RS.
+    """A node that receives results: a peer, by C-STORE, or a DICOMweb server, by STOW-RS.
 
     Attributes:
-        peer: Name of the peer; "sender" stands for the peer that sent the image. The other attributes are those of a server.
-        storage_commitment: Whether storage commitment of the objects is requested from the peer.
-        commitment_seconds: Time without a report after which the request is repeated.
+        peer: Name of the peer; "sender" is the peer that sent the image. The inherited attributes apply only to a
+            DICOMweb server.
+        storage_commitment: Whether to request storage commitment from the peer.
+        commitment_seconds: Seconds without a report until the request is repeated.
     """
 
     peer: str = ""
@@ -187,7 +188,7 @@ class Destination(WebServer):
 
 
 class Source(WebServer):
-    """A DICOMweb server from which images can be pulled, and which gets no results; see `WebServer`."""
+    """A DICOMweb server from which images can be pulled, but which receives no results; see `WebServer`."""
 
     @model_validator(mode="after")
     def _require_address(self) -> Self:
@@ -197,14 +198,14 @@ class Source(WebServer):
 
 
 class Webhook(ConfigurationTable):
-    """A server that gets the event of each finished study by HTTP.
+    """An HTTP server that receives an event for each finished study.
 
     Attributes:
-        name: Appears in the outbox.
-        url: Address to which the events are posted.
-        secret_file: Secret of the signatures; see `signatures.read_secret`.
-        ca_file: Certificates of the authorities that sign the server's certificate, PEM; those of the system if None.
-        identifiers: Whether the events state the identifiers of patient and study.
+        name: Name in the outbox.
+        url: URL to which events are posted.
+        secret_file: File with the secret for signatures; see `signatures.read_secret`.
+        ca_file: CA certificates for verifying the server (PEM); those of the system if None.
+        identifiers: Whether events contain the identifiers of patient and study.
     """
 
     name: Name
@@ -216,18 +217,18 @@ class Webhook(ConfigurationTable):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DicomConfiguration:
-    """How the service exchanges images and results with other nodes.
+    """Settings for the exchange of images and results with other nodes.
 
     Attributes:
         node: The DICOM node; None without one.
-        quiet_seconds: Time without a further instance after which a study is predicted.
-        rules: In their order.
-        destinations: Where results go.
-        results: The objects.
-        sources: DICOMweb servers from which images can be pulled, beside peers and destinations.
-        webhooks: Where events of finished studies go.
+        quiet_seconds: Seconds without a new instance after which a study is predicted.
+        rules: Site rules, in order.
+        destinations: Nodes that receive results.
+        results: The objects to deliver.
+        sources: DICOMweb servers from which images can be pulled, in addition to peers and destinations.
+        webhooks: Servers that receive events of finished studies.
         fhir_secret_file: Secret that signs FHIR resources; None without signatures.
-        require_age: Images that are rejected if the age of the patient is unknown; None if the configuration does not state it.
+        require_age: Images to reject if the patient's age is unknown; None if not configured.
     """
 
     node: DicomSettings | None = None
@@ -262,12 +263,12 @@ class DicomConfiguration:
 
     @property
     def peers(self) -> tuple[DicomPeer, ...]:
-        """The nodes that may connect."""
+        """The DICOM nodes that may connect."""
         return self.node.peers if self.node else ()
 
     @property
     def receivers(self) -> dict[str, DicomPeer | Destination]:
-        """The nodes that can get results, by the name of the destination."""
+        """The nodes that may receive results, by destination name."""
         web = {each.name: each for each in self.destinations if each.name}
         if any(each.peer == "sender" for each in self.destinations):
             return {peer.name: peer for peer in self.peers} | web
@@ -276,9 +277,9 @@ class DicomConfiguration:
 
     @property
     def commitments(self) -> dict[str, timedelta]:
-        """The peers from which storage commitment is requested, with the time to wait for a report."""
+        """The peers with storage commitment, and the time to wait for a report."""
         found: dict[str, timedelta] = {}
-        # A peer that is named has its own settings.
+        # Settings for a named peer take precedence over those of "sender".
         for each in sorted(self.destinations, key=lambda each: each.peer != "sender"):
             names = [peer.name for peer in self.peers] if each.peer == "sender" else [each.peer]
             if each.storage_commitment:
@@ -294,10 +295,10 @@ class DicomConfiguration:
         return {peer.name: peer for peer in self.peers} | {each.name: each for each in servers if each.name}
 
     def destinations_of(self, reply_to: str) -> list[str]:
-        """Return the names of the destinations of an image's results.
+        """Return the names of the destinations for an image's results.
 
         Args:
-            reply_to: Name of the peer that sent the image; empty if no peer did.
+            reply_to: Name of the peer that sent the image; empty if it did not come from a peer.
         """
         names = [each.name or (reply_to if each.peer == "sender" else each.peer) for each in self.destinations]
         return list(dict.fromkeys(name for name in names if name))

@@ -66,7 +66,7 @@ class _File(ConfigurationTable):
 
 
 def read_configuration(file: Path) -> DicomConfiguration:
-    """Return the configuration in a TOML file; relative paths in it are relative to its folder.
+    """Return the configuration in a TOML file; paths in it are relative to its folder.
 
     Raises:
         UsageError: The file cannot be read or is invalid.
@@ -99,7 +99,7 @@ def read_configuration(file: Path) -> DicomConfiguration:
 
 
 def _with_font(results: ResultSettings, folder: Path) -> ResultSettings:
-    """Return the settings with the absolute path of a font that was found to have the characters of the languages."""
+    """Return the settings with the font's absolute path, after checking that the font covers the languages."""
     hint = "On Debian, install fonts-noto-cjk or fonts-wqy-zenhei, and set font in [results] to its file (.ttc)"
     if results.font is None:
         if "zh-Hant" in results.languages:
@@ -110,7 +110,7 @@ def _with_font(results: ResultSettings, folder: Path) -> ResultSettings:
         font = ImageFont.truetype(file, 24)
     except (OSError, ValueError) as error:
         raise UsageError(f"[results]: the font {str(file)!r} cannot be read", hint=hint) from error
-    missing = bytes(font.getmask("\U0010fffd"))  # a code point without a character shows the glyph of missing ones
+    missing = bytes(font.getmask("\U0010fffd"))  # an unassigned code point, drawn with the glyph for missing characters
     for sample in ("A", *("\u80ba" for language in results.languages if language == "zh-Hant")):
         if bytes(font.getmask(sample)) == missing:
             raise UsageError(f"[results]: the font {str(file)!r} has no {sample!r}", hint=hint)
@@ -118,9 +118,9 @@ def _with_font(results: ResultSettings, folder: Path) -> ResultSettings:
 
 
 def _describe(error: ValidationError) -> tuple[str, str]:
-    """Return the first fault of a file, and a suggestion, perhaps an empty one.
+    """Return the first error of a file, and a suggestion, which may be empty.
 
-    An unknown name comes first, since a misspelled name is also missing.
+    Unknown keys come first, since a misspelled key is also reported as missing.
     """
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     place, message = _place(first["loc"]), first["msg"].removeprefix("Value error, ")
@@ -135,7 +135,7 @@ def _describe(error: ValidationError) -> tuple[str, str]:
 
 
 def _place(location: Sequence[int | str]) -> str:
-    """Return where a value stands, such as "node.port" or, of the first table [[rules]], "rules (table 1).action"."""
+    """Return the location of a value, such as "node.port" or "rules (table 1).action" for the first table [[rules]]."""
     text = ""
     for part in location:
         text += f" (table {part + 1})" if isinstance(part, int) else f".{part}"
@@ -143,7 +143,7 @@ def _place(location: Sequence[int | str]) -> str:
 
 
 def _field_names(model: type[BaseModel]) -> set[str]:
-    """Return the names of the fields of all models that are derived from one."""
+    """Return the field names of a model and all models derived from it."""
     return set(model.model_fields).union(*map(_field_names, model.__subclasses__()))
 
 

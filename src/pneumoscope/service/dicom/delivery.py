@@ -1,7 +1,8 @@
 """Deliver the results in the outbox: to DICOM nodes by C-STORE, to DICOMweb servers by STOW-RS, to webhooks by HTTP.
 
-Each destination has its own thread, so an unreachable one does not delay the others. An object is sent until the destination
-confirms that it has it; an object that was sent before the process was killed is sent again, with the same UID and content.
+Each destination has its own thread, so an unreachable one does not delay the others. An object is sent until the
+destination confirms it. If the process is killed before the confirmation, the object is sent again with the same UID
+and content.
 """
 
 from __future__ import annotations
@@ -50,28 +51,28 @@ if TYPE_CHECKING:
 
 __all__ = ["TRANSFER_SYNTAXES", "ResultDelivery"]
 
-TRANSFER_SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)  # that are proposed
+TRANSFER_SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)  # proposed transfer syntaxes
 _LOG = logging.getLogger("pneumoscope.service")
-_POLL_SECONDS = 1.0  # without a change, for results that are due again, and for those that commands changed
-_UNEXPECTED_SECONDS = 60.0  # after an unexpected error
-_BATCH = 20  # objects on one association
-_DUPLICATE = 0x0111  # SOP instance exists (PS3.7 C.5.7)
-_WARNINGS = range(0xB000, 0xC000)  # stored, with a remark (PS3.4 B.2.3)
-_AWAY = (401, 403, 404, 429, 502, 503, 504)  # statuses that no single object causes
+_POLL_SECONDS = 1.0  # interval for checking for retries and for changes made by commands
+_UNEXPECTED_SECONDS = 60.0  # delay after an unexpected error
+_BATCH = 20  # objects per association
+_DUPLICATE = 0x0111  # SOP Instance already exists (PS3.7 C.5.7)
+_WARNINGS = range(0xB000, 0xC000)  # stored with a warning (PS3.4 B.2.3)
+_AWAY = (401, 403, 404, 429, 502, 503, 504)  # HTTP statuses that concern the whole server, not one object
 
 
 _Receiver = DicomPeer | Destination | Webhook
 
 
 class ResultDelivery:
-    """Threads that deliver the results of one service.
+    """Threads that deliver the results of a service.
 
     Args:
         configuration: Destinations, webhooks and the DICOM node.
-        repository: With the results.
-        renderer: Writes the objects.
-        notice: Returns the notice for predictions, which their event states.
-        now: Returns the time, for tests.
+        repository: Repository with the results.
+        renderer: Creates the objects.
+        notice: Returns the notice that the event of given predictions contains.
+        now: Returns the current time; replaceable in tests.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class ResultDelivery:
             **configuration.receivers,
             **{each.name: each for each in configuration.webhooks},
         }
-        self._changed = {name: threading.Event() for name in receivers}  # the outbox may have something new
+        self._changed = {name: threading.Event() for name in receivers}  # set when the outbox may have changed
         self._threads = [
             threading.Thread(target=self._run, args=(name, receiver), name=f"delivery-{name}", daemon=True)
             for name, receiver in receivers.items()
@@ -99,13 +100,13 @@ class ResultDelivery:
         self._threads += CommitmentRequester(configuration, repository.engine, self._stopped, now=now).threads
 
     def start(self) -> None:
-        """Start the threads, which also ask for storage commitment."""
+        """Start the threads, including those for storage commitment."""
         self._repository.storage.add_change_listener(self._wake)
         for thread in self._threads:
             thread.start()
 
     def stop(self, timeout: float) -> None:
-        """Stop the threads after the objects that are being sent, but wait no longer than a number of seconds."""
+        """Stop the threads once the current objects are sent, and wait at most `timeout` seconds."""
         self._stopped.set()
         self._wake()
         deadline = time.monotonic() + timeout
@@ -120,7 +121,7 @@ class ResultDelivery:
     def _run(self, name: str, receiver: _Receiver) -> None:
         changed = self._changed[name]
         while not self._stopped.is_set():
-            changed.clear()  # before the outbox is read
+            changed.clear()  # before reading the outbox, so that no change is missed
             try:
                 delivered = self.deliver_due(name, receiver)
             except StorageError as error:
@@ -134,7 +135,7 @@ class ResultDelivery:
                 changed.wait(_POLL_SECONDS)
 
     def deliver_due(self, name: str, receiver: _Receiver) -> int:
-        """Try to deliver some objects that are due for a destination, and return the number of those that it confirmed.
+        """Try to deliver a batch of due objects to a destination; return the number that it confirmed.
 
         Raises:
             StorageError: The database cannot be used.
@@ -149,7 +150,7 @@ class ResultDelivery:
                     if self._stopped.is_set():
                         break
                     count += self._deliver(delivery.number, receiver, sender)
-        except UnconfirmedError as error:  # the others are tried next, without this object, which may be the cause
+        except UnconfirmedError as error:  # this object may be the cause; the next attempt starts with the others
             _LOG.warning("A result was sent to %s without an answer: %s", name, error)
         except UnreachableError as error:
             self._unreachable.add(name)
@@ -162,16 +163,16 @@ class ResultDelivery:
         return count
 
     def _deliver(self, number: int, receiver: _Receiver, sender: Sender) -> bool:
-        """Deliver an object or an event, and return whether it was confirmed."""
+        """Deliver an object or an event; return whether it was confirmed."""
         delivery = self._outbox.begin(number)
         if delivery is None:
             return False
         try:
             content = self._write(delivery, receiver)
-        except (UnknownNameError, GoneError) as error:  # the prediction was deleted, or its image removed
+        except (UnknownNameError, GoneError) as error:  # the prediction was deleted or its image removed
             self._outbox.record_cancelled(delivery, error.code, self._now())
             return False
-        except Exception as error:  # noqa: BLE001  the others must not wait for it; the message may contain anything
+        except Exception as error:  # noqa: BLE001  the others must not wait; the message may contain anything
             code = error.code if isinstance(error, PneumoscopeError) else "internal_error"
             _LOG.warning("Result %d cannot be written: %s", number, type(error).__name__)
             self._outbox.record_failure([delivery], code, self._now())
@@ -189,7 +190,7 @@ class ResultDelivery:
                 raise
             _LOG.warning("Result %d was refused by %s: %s", number, delivery.destination, error)
             return False
-        except Exception as error:  # noqa: BLE001  a response may be anything, and the others must not wait for this object
+        except Exception as error:  # noqa: BLE001  untrusted response; the others must not wait
             _LOG.warning("Result %d: the response of %s: %s", number, delivery.destination, type(error).__name__)
             self._outbox.record_failure([delivery], "response_not_understood", self._now(), maybe_delivered=True)
             return False
@@ -207,9 +208,9 @@ class ResultDelivery:
 
 @contextlib.contextmanager
 def _open_sender(receiver: _Receiver, node: DicomSettings | None) -> Iterator[Sender]:
-    """Yield what sends objects to a destination. Raise UnreachableError if it cannot be reached."""
+    """Yield a sender for a destination. Raise UnreachableError if the destination cannot be reached."""
     if isinstance(receiver, DicomPeer):
-        assert node  # a peer is one of a node
+        assert node  # peers require a node
         contexts = [build_context(sop_class, list(TRANSFER_SYNTAXES)) for sop_class in SOP_CLASSES.values()]
         with open_association(receiver, node, contexts) as association:
             yield _DicomSender(association)
@@ -220,16 +221,16 @@ def _open_sender(receiver: _Receiver, node: DicomSettings | None) -> Iterator[Se
 
 
 class _DicomSender:
-    """Sends objects by C-STORE on one association."""
+    """A sender of objects by C-STORE on one association."""
 
     def __init__(self, association: Association) -> None:
         self._association = association
 
     def send(self, delivery: Delivery, content: bytes) -> None:
-        """See `sending.Sender`."""
+        """Send an object; see `sending.Sender`."""
         try:
             response = self._association.send_c_store(dcmread(io.BytesIO(content)))
-        except ValueError as error:  # no presentation context for the class
+        except ValueError as error:  # no presentation context for the SOP class
             raise DeliveryError("sop_class_not_accepted") from error
         except RuntimeError as error:  # the association was closed
             raise UnconfirmedError("association_aborted") from error
@@ -241,7 +242,7 @@ class _DicomSender:
 
 
 class _WebSender:
-    """Sends objects by STOW-RS."""
+    """A sender of objects by STOW-RS."""
 
     def __init__(self, destination: Destination) -> None:
         try:
@@ -253,14 +254,14 @@ class _WebSender:
         self._client.set_http_retry_params(retry=False)
 
     def send(self, delivery: Delivery, content: bytes) -> None:
-        """See `sending.Sender`."""
+        """Send an object; see `sending.Sender`."""
         is_conflict = False
         try:
             response = self._client.store_instances([dcmread(io.BytesIO(content))])
         except requests.HTTPError as error:
             status = error.response.status_code if error.response is not None else 0
             if error.response is None or status != 409:
-                is_away = status in _AWAY or 300 <= status < 400  # a redirect is not followed
+                is_away = status in _AWAY or 300 <= status < 400  # redirects are not followed
                 error_class = UnreachableError if is_away else DeliveryError
                 raise error_class(f"http_{status}", maybe_delivered=status in UNCERTAIN_STATUSES) from error
             is_conflict, response = True, _parse(error.response)
@@ -278,7 +279,7 @@ class _WebSender:
         reasons = {int(item.get("FailureReason") or 0) for item in failed} - {_DUPLICATE}
         if reasons:
             raise DeliveryError(f"status_{min(reasons):04x}")
-        if not failed and not stored:  # a server that reports a conflict has stored nothing (PS3.18 10.5.3.1)
+        if not failed and not stored:  # a server that reports a conflict stored nothing (PS3.18 10.5.3.1)
             raise DeliveryError("response_not_understood", maybe_delivered=not is_conflict)
 
     def close(self) -> None:
@@ -287,14 +288,14 @@ class _WebSender:
 
 
 def _strip_parameters(response: requests.Response, *_: Any, **__: Any) -> None:
-    """Remove the parameters of the Content-Type, such as a charset: DICOMwebClient compares it with the media types of DICOM."""
+    """Remove parameters such as charset from the Content-Type, because DICOMwebClient compares it with the bare media types."""
     if "Content-Type" in response.headers:
         response.headers["Content-Type"] = response.headers["Content-Type"].partition(";")[0].strip().lower()
 
 
 def _parse(response: requests.Response) -> Dataset:
-    """Return the body of a response; empty if it is not DICOM JSON."""
+    """Return the data set in a response; empty if it is not DICOM JSON."""
     try:
         return Dataset.from_json(response.json())
-    except Exception:  # noqa: BLE001  a server may send anything
+    except Exception:  # noqa: BLE001  untrusted response
         return Dataset()

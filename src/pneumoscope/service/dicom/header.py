@@ -1,4 +1,4 @@
-"""The elements of a DICOM header that reception, site rules and results need, and their form in the database."""
+"""Read the DICOM header elements needed for reception, site rules and results, and convert them to and from JSON."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ __all__ = [
     "read_header",
 ]
 
-MANUFACTURER = "pneumoscope"  # of the objects that this package writes
-# Elements that results share with the image (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2), those that references to it need, and those of
-# site rules.
+MANUFACTURER = "pneumoscope"  # value of Manufacturer in objects written by this package
+# Elements that results copy from the image (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2), and those needed for references and site
+# rules.
 HEADER_ELEMENTS = (
     "SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality",
     "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientBirthTime", "PatientSex", "PatientAge",
@@ -34,7 +34,7 @@ HEADER_ELEMENTS = (
     "NameOfPhysiciansReadingStudy", "ProcedureCodeSequence", "PatientOrientation", "BodyPartExamined", "Laterality", "Rows",
     "Columns", "ViewPosition", "StationName", "Manufacturer", "TimezoneOffsetFromUTC",
 )  # fmt: skip
-# Elements of the items of sequences, those first that an item must have (PS3.3 C.7.1.1, tables 8.8-1 and 10-17).
+# Elements of sequence items: required ones, then optional ones (PS3.3 C.7.1.1, tables 8.8-1 and 10-17).
 _ITEM_ELEMENTS = {
     "OtherPatientIDsSequence": (("PatientID", "TypeOfPatientID"), ("IssuerOfPatientID",)),
     "IssuerOfAccessionNumberSequence": ((), ("LocalNamespaceEntityID", "UniversalEntityID", "UniversalEntityIDType")),
@@ -44,14 +44,14 @@ _ITEM_ELEMENTS = {
 }  # fmt: skip
 _ENTITY_ID_TYPES = ("DNS", "EUI64", "ISO", "URI", "UUID", "X400", "X500")
 _PATIENT_ID_TYPES = ("TEXT", "RFID", "BARCODE")
-_LAST_ELEMENT = 0x00280011  # Columns: the last of them in a file
-# Those that may be empty, and not missing.
+_LAST_ELEMENT = 0x00280011  # Columns: the last one in file order
+# Elements that must be present, but may be empty.
 _REQUIRED_ELEMENTS = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex",
     "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-# Values that are copied (PS3.5 6.2).
+# Allowed values (PS3.5 6.2).
 _VALUE_PATTERNS = {
     "DA": r"([0-9]{4}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01]))?",
     "TM": r"(([01][0-9]|2[0-3])([0-5][0-9]([0-5][0-9](\.[0-9]{1,6})?)?)?)?",
@@ -62,12 +62,12 @@ _TIME_ZONE = re.compile(r"[+-](0[0-9]|1[0-4])[0-5][0-9]")
 
 
 def read_header(file: bytes) -> Dataset:
-    """Return the elements of a DICOM file that its results need, as Unicode text.
+    """Return the header elements of a DICOM file that its results need, as Unicode text.
 
-    A value that its value representation does not allow is empty: it would make the results invalid.
+    Values that violate their value representation are emptied, because they would make the results invalid.
 
     Raises:
-        UnreadableImageError: The file is not DICOM or not an image, has more than 4 MiB before the pixels, or states no SOP Class
+        UnreadableImageError: The file is not a DICOM image, has more than 4 MiB before the pixels, or has no SOP Class
             UID or SOP Instance UID.
     """
     try:
@@ -80,14 +80,14 @@ def read_header(file: bytes) -> Dataset:
             _repair(element, character_set)
             if (pattern := _VALUE_PATTERNS.get(element.VR)) and not re.fullmatch(pattern, str(element.value or "")):
                 element.value = ""
-    except Exception as error:  # untrusted bytes: the library raises errors of any type
+    except Exception as error:  # untrusted bytes: pydicom may raise any type of error
         raise UnreadableImageError(
             "", UnreadableReason("dicom_header_not_readable", {"error": type(error).__name__})
         ) from error
     for name in ("SOPClassUID", "SOPInstanceUID"):
         if not header.get(name):
             raise UnreadableImageError("", UnreadableReason("element_not_valid", {"element": name}))
-    # The last of the elements: pydicom reads the beginning of a file without an error.
+    # Rows is near the end; pydicom reads a truncated file without an error.
     if not header.get("Rows") and not is_own_result(header):
         raise UnreadableImageError("", UnreadableReason("rows_not_found"))
     for name in (*_REQUIRED_ELEMENTS, *_UIDS):
@@ -102,7 +102,7 @@ def read_header(file: bytes) -> Dataset:
 
 
 def _keep_valid_items(header: Dataset, name: str, character_set: object) -> None:
-    """Keep the items of a sequence that have what they must have, with the elements that are copied; else remove the sequence."""
+    """Keep the valid items of a sequence, reduced to the copied elements; remove the sequence if none is valid."""
     required, optional = _ITEM_ELEMENTS[name]
     kept = []
     for item in header.get(name) or ():
@@ -127,7 +127,7 @@ def _keep_valid_items(header: Dataset, name: str, character_set: object) -> None
 
 
 def _repair(element: DataElement, character_set: object) -> None:
-    """Set the text of an element to that of `imaging.header_identity`."""
+    """Repair the text of an element in the same way as `imaging.header_identity`."""
     texts = list(element.value) if isinstance(element.value, MultiValue) else [element.value]
     if not all(isinstance(text, str | PersonName) for text in texts):
         return
@@ -142,7 +142,7 @@ def encode_header(header: Dataset) -> str:
 
 
 def decode_header(text: str) -> Dataset:
-    """Return the header of `encode_header`."""
+    """Return the header encoded by `encode_header`."""
     header = Dataset.from_json(text)
     for name in (*_REQUIRED_ELEMENTS, *_UIDS):
         if header[name].value is None:
@@ -151,5 +151,5 @@ def decode_header(text: str) -> Dataset:
 
 
 def is_own_result(header: Dataset) -> bool:
-    """Return whether an object was written by pneumoscope, on this machine or another: it must not be predicted."""
+    """Return whether pneumoscope, on any machine, wrote the object, which must then not be predicted."""
     return bool(header.get("Manufacturer") == MANUFACTURER)

@@ -1,4 +1,4 @@
-"""Where a heatmap is strongest: zones of the lungs as words, and contours."""
+"""Describe where a heatmap is strongest: as lung zones and as contours."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pneumoscope.inference.saliency import MIN_POSITIONS, Heatmap
 
 __all__ = ["Zone", "contours", "zones"]
 
-_GRID = 60  # rows and columns in which zones are measured; divisible by 2 and 3
-_MIN_SHARE = 0.25  # of all contributions towards pneumonia, from which a zone is stated
-_CONTOUR_SIDE = 96  # longer side of the grid in which contours are drawn; the heatmap is smooth
-_CONTOUR_LEVEL = 0.5  # of the largest contribution, as the contour in the viewer
+_GRID = 60  # rows and columns of the grid for measuring zones; divisible by 2 and 3
+_MIN_SHARE = 0.25  # minimum share of the contributions towards pneumonia for a zone to be reported
+_CONTOUR_SIDE = 96  # longer side of the grid for contours; the heatmap is smooth
+_CONTOUR_LEVEL = 0.5  # fraction of the largest contribution, as in the viewer
 
 _Floats = npt.NDArray[np.float32]
 _Side = Literal["right", "left"]
 _Level = Literal["upper", "middle", "lower"]
-_SIDES: tuple[_Side, ...] = ("right", "left")  # the patient's right is at the left of the image
+_SIDES: tuple[_Side, ...] = ("right", "left")  # the patient's right is on the left of the image
 _LEVELS: tuple[_Level, ...] = ("upper", "middle", "lower")
 
 
 class Zone(NamedTuple):
-    """A third of one side of the image, as the patient's side.
+    """An upper, middle or lower third of one half of the image.
 
     Attributes:
         side: The patient's side.
@@ -39,15 +39,15 @@ class Zone(NamedTuple):
 def zones(heatmap: Heatmap, orientation: Sequence[str]) -> tuple[Zone, ...]:
     """Return the zones with at least a quarter of the contributions towards pneumonia, strongest first.
 
-    Zones are thirds of the height of each half of the image: the lungs are not outlined.
+    Zones are thirds of the height of each half of the image, since the lungs are not segmented.
 
     Args:
         heatmap: Heatmap of a frontal radiograph.
         orientation: Directions of rows and columns, such as ("L", "F") (PS3.3 C.7.6.1.1.1).
 
     Returns:
-        None if no contribution is towards pneumonia, the heatmap has fewer than 16 positions, the directions are not those of a
-        frontal radiograph, or the contributions are spread over all zones.
+        Empty if there are no contributions towards pneumonia, they are spread over all zones, the heatmap has fewer
+        than 16 positions, or the directions are not those of a frontal radiograph.
     """
     if heatmap.contributions.size < MIN_POSITIONS:
         return ()
@@ -65,7 +65,7 @@ def zones(heatmap: Heatmap, orientation: Sequence[str]) -> tuple[Zone, ...]:
 
 
 def _as_displayed(values: _Floats, orientation: Sequence[str]) -> _Floats | None:
-    """Return values with the patient's right at the left and the head at the top; None if that is impossible."""
+    """Return values with the patient's right on the left and the head at the top; None if that is impossible."""
     row, column = (each[:1] for each in orientation)
     if row in ("F", "H") and column in ("L", "R"):
         values, row, column = values.T, column, row
@@ -75,11 +75,11 @@ def _as_displayed(values: _Floats, orientation: Sequence[str]) -> _Floats | None
 
 
 def contours(heatmap: Heatmap) -> list[npt.NDArray[np.float64]]:
-    """Return closed lines around contributions towards pneumonia of more than half of the largest, longest first.
+    """Return closed contours at half of the largest contribution towards pneumonia, longest first.
 
     Returns:
-        Lines of (column, row), in pixels of the image, shape (n, 2), with the first point repeated at the end; the upper left
-        corner of the image is (0, 0).
+        Arrays of (column, row) in image pixels, shape (n, 2); the last point repeats the first. The upper left corner
+        of the image is (0, 0).
     Source: marching squares with linear interpolation (Lorensen and Cline 1987, in two dimensions).
     """
     width, height = heatmap.image.width, heatmap.image.height
@@ -101,7 +101,7 @@ def contours(heatmap: Heatmap) -> list[npt.NDArray[np.float64]]:
         assert line[-1] == start, "every contour of a padded mask is closed"
         points = np.array([_crossing(padded, edge, level) for edge in line])
         scale = width / columns, height / rows
-        # Point (1, 1) of the padded grid is the center of the first position.
+        # Point (1, 1) of the padded grid is the center of the first cell.
         lines.append(np.clip((points - 0.5) * scale, 0, (width, height)))
     return sorted(lines, key=len, reverse=True)
 
@@ -111,14 +111,14 @@ _Edge = tuple[_Point, _Point]
 
 
 def _segments(inside: npt.NDArray[np.bool_]) -> dict[_Edge, _Edge]:
-    """Return the edges of the grid that contours cross, each with the next one; the inside is at the right hand."""
+    """Return the grid edges crossed by contours, each mapped to the next; the inside is on the right."""
     following: dict[_Edge, _Edge] = {}
     for row in range(inside.shape[0] - 1):
         for column in range(inside.shape[1] - 1):
             corners = (row, column), (row, column + 1), (row + 1, column + 1), (row + 1, column)
             if len({bool(inside[corner]) for corner in corners}) == 1:
                 continue
-            # Clockwise, a contour enters where the outside begins, and leaves where the inside begins.
+            # Going clockwise, a contour enters where the outside begins and leaves where the inside begins.
             exits, entries = [], []
             for first, second in zip(corners, (*corners[1:], corners[0]), strict=True):
                 edge = min(first, second), max(first, second)
@@ -131,7 +131,7 @@ def _segments(inside: npt.NDArray[np.bool_]) -> dict[_Edge, _Edge]:
 
 
 def _crossing(values: npt.NDArray[np.float64], edge: _Edge, level: float) -> tuple[float, float]:
-    """Return where an edge has a value, as (column, row)."""
+    """Return the point on an edge where the interpolated value equals the level, as (column, row)."""
     (row, column), (end_row, end_column) = edge
     first, second = values[edge[0]], values[edge[1]]
     fraction = (level - first) / (second - first)

@@ -1,4 +1,4 @@
-"""Match DICOM attributes as QIDO-RS asks (PS3.18 8.3.4 and 10.6, PS3.4 C.2.2.2)."""
+"""Attribute matching for QIDO-RS (PS3.18 8.3.4 and 10.6, PS3.4 C.2.2.2)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["ATTRIBUTES", "DEFAULT_LIMIT", "MAX_LIMIT", "Level", "SearchQuery", "
 Level = Literal["study", "series", "instance"]
 LEVELS: tuple[Level, ...] = ("study", "series", "instance")
 DEFAULT_LIMIT, MAX_LIMIT = 100, 500
-# Attributes by level, which can be matched and are in the results (PS3.18 table 10.6.3-3 to 10.6.3-5).
+# Attributes that can be matched and are returned, by level (PS3.18 tables 10.6.3-3 to 10.6.3-5).
 ATTRIBUTES: Mapping[Level, tuple[str, ...]] = {
     "study": (
         "StudyDate", "StudyTime", "AccessionNumber", "ModalitiesInStudy", "ReferringPhysicianName", "PatientName",
@@ -38,7 +38,7 @@ ATTRIBUTES: Mapping[Level, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 COUNTS = ("NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances", "NumberOfSeriesRelatedInstances")
-_LISTS = ("UI", "CS")  # value representations that match one of several values
+_LISTS = ("UI", "CS")  # value representations whose query may be a list of values
 _RANGES = ("DA", "TM")
 _SEPARATORS = re.compile(r"[\\,]")
 _WILDCARDS = re.compile(r"[*?]+")
@@ -52,8 +52,8 @@ class SearchQuery:
 
     Attributes:
         conditions: Values by keyword; all must match.
-        limit, offset: Number of results, and of those that are skipped.
-        is_fuzzy: Whether fuzzy matching was asked for, which is not supported.
+        limit, offset: Number of results to return and to skip.
+        is_fuzzy: Whether the client requested fuzzy matching, which is not supported.
     """
 
     conditions: Mapping[str, str]
@@ -66,10 +66,10 @@ class SearchQuery:
         return all(_matches(attributes, keyword, value) for keyword, value in self.conditions.items())
 
     def study_filter(self, study_uid: str = "") -> StudyFilter:
-        """Return conditions that every match meets, which the database checks.
+        """Return necessary conditions of a match, for the database query.
 
         Args:
-            study_uid: Of the study in the path; empty without one.
+            study_uid: Study UID in the path; empty if there is none.
         """
         stated = self.conditions
         name = _WILDCARDS.split(stated.get("PatientName", ""))
@@ -85,19 +85,20 @@ class SearchQuery:
 
 
 def parse_query(parameters: Iterable[tuple[str, str]], level: Level) -> SearchQuery:
-    """Return the search that query parameters describe.
+    """Return the search described by query parameters.
 
     Args:
         parameters: Names and values.
-        level: Of the resources that are searched.
+        level: Level of the resources to search for.
     Raises:
-        UsageError: A parameter is unknown, repeated or invalid. The message contains no value, which may name a patient.
+        UsageError: A parameter is unknown, repeated or invalid. The message contains no value, since values may
+            identify patients.
     """
     conditions: dict[str, str] = {}
     seen: set[str] = set()
     limit, offset, is_fuzzy = DEFAULT_LIMIT, 0, False
     for name, value in parameters:
-        if name in ("includefield", "accept"):  # all attributes are included; see `media_types`
+        if name in ("includefield", "accept"):  # all attributes are always returned; for `accept`, see `media_types`
             continue
         if name not in ("limit", "offset", "fuzzymatching"):
             name = _keyword(name, level)
@@ -110,13 +111,13 @@ def parse_query(parameters: Iterable[tuple[str, str]], level: Level) -> SearchQu
             offset = _number(name, value)
         elif name == "fuzzymatching":
             is_fuzzy = value.lower() == "true"
-        elif value and value.strip("*"):  # otherwise every value matches
+        elif value and value.strip("*"):  # empty values and "*" match everything
             conditions[name] = _checked(name, value)
     return SearchQuery(conditions, limit, offset, is_fuzzy)
 
 
 def _keyword(name: str, level: Level) -> str:
-    """Return the keyword of an attribute that can be matched, by its keyword or its tag."""
+    """Return the keyword of a matchable attribute, given its keyword or tag."""
     tag = int(name, 16) if _TAG.fullmatch(name) else tag_for_keyword(name)
     keyword = keyword_for_tag(tag) if tag is not None else ""
     levels = LEVELS[: LEVELS.index(level) + 1]
@@ -135,7 +136,7 @@ def _number(name: str, value: str) -> int:
 
 
 def _checked(keyword: str, value: str) -> str:
-    """Return a value whose form its value representation allows."""
+    """Return a value after checking its format against the value representation."""
     kind = dictionary_VR(keyword)
     if kind == "DA" and not all(part == "" or _DATE.fullmatch(part) for part in _split_range(value)):
         raise UsageError(f"{keyword} is not a date or a range of dates", hint="Write 20260131, or 20260101-20260131")
@@ -150,7 +151,7 @@ def _matches(attributes: Dataset, keyword: str, value: str) -> bool:
     kind = dictionary_VR(keyword)
     if kind in _RANGES:
         first, last = (re.sub("[-:]", "", part) for part in _split_range(value))
-        # The beginnings are compared: a time may state fewer digits.
+        # Compare prefixes, because times may have fewer digits.
         return any(each and each[: len(first)] >= first and (not last or each[: len(last)] <= last) for each in stated)
     if kind in _LISTS:
         return any(fnmatch.fnmatchcase(each, _pattern(one)) for each in stated for one in _values(value))
@@ -164,7 +165,7 @@ def _matches(attributes: Dataset, keyword: str, value: str) -> bool:
 
 
 def _pattern(value: str) -> str:
-    """Return a value with the wildcards of DICOM as a pattern of `fnmatch`, whose matching does not backtrack."""
+    """Convert DICOM wildcards to an `fnmatch` pattern. `fnmatch` does not backtrack on them."""
     return value.replace("[", "[[]")
 
 
@@ -173,14 +174,14 @@ def _values(value: str) -> list[str]:
 
 
 def _literal(value: str) -> str:
-    """Return a value without wildcards, or an empty one."""
+    """Return a value without wildcards; empty if it has any."""
     return "" if _WILDCARDS.search(value) else value
 
 
 def _split_range(value: str) -> tuple[str, str]:
-    """Return the first and the last value of a range, empty ones without a limit; twice the same without a range.
+    """Return the first and last value of a range; empty for an open end, and twice the same for a single value.
 
-    Dates may be written with hyphens, as DICOM did not always forbid.
+    Hyphenated dates such as 2026-01-31 are also accepted.
     """
     if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", value):
         return value, value

@@ -1,4 +1,4 @@
-"""Settings of the DICOM node, and the peers that it knows."""
+"""Settings of the DICOM node and its peers."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = [
     "tls_contexts",
 ]
 
-# Statuses of C-STORE (PS3.4 B.2.3) and of DIMSE (PS3.7 C), which STOW-RS states as reasons of failures.
+# Status codes of C-STORE (PS3.4 B.2.3) and DIMSE (PS3.7 C); STOW-RS uses them as failure reasons.
 SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND, PROCESSING_FAILURE = 0x0000, 0xA700, 0xC000, 0x0110
 
 _UID = re.compile(r"[0-9.]{1,64}")
 _PEER = re.compile(r"(?P<name>[^=@:]+)=(?P<ae_title>[^=@]+)@(?P<host>\[[^\]]+\]|[^=@:\[\]]+):(?P<port>[0-9]{1,5})")
-# Characters of the value representation AE (PS3.5 6.2), without spaces at its ends.
+# Value representation AE (PS3.5 6.2), without leading or trailing spaces.
 _AE_TITLE = re.compile(r"(?! )[\x20-\x5b\x5d-\x7e]{1,16}(?<! )")
 
 
@@ -37,8 +37,8 @@ class DicomPeer:
 
     Attributes:
         name: Identifies the peer in the audit log.
-        ae_title: Its application entity title.
-        host: Host name or address, from which it must connect.
+        ae_title: AE title of the peer.
+        host: Host name or address; the peer must also connect from it.
         port: Port on which it listens.
     """
 
@@ -57,14 +57,14 @@ class DicomSettings:
     """Settings of the DICOM node.
 
     Attributes:
-        host, port: Address to listen on; port 0 picks a free one.
+        host, port: Address to listen on; port 0 selects a free port.
         ae_title: Application entity title, which peers must call.
         peers: Nodes that may connect.
-        tls, client_tls: Contexts of a TLS server and of a TLS client; None without TLS.
-        max_bytes: Size of an instance.
-        max_total_bytes: Size of all instances that are received and not stored.
-        max_associations: Associations at the same time.
-        timeout: Seconds for which a peer may be silent.
+        tls, client_tls: TLS contexts for the server and client roles; None without TLS.
+        max_bytes: Maximum size of an instance.
+        max_total_bytes: Maximum total size of instances received but not yet stored.
+        max_associations: Maximum number of concurrent associations.
+        timeout: Seconds after which a silent peer is disconnected.
     """
 
     host: str
@@ -90,15 +90,15 @@ class DicomSettings:
 
 
 def image_name(uid: str) -> str:
-    """Return the name of an image by the UID of its instance; "DICOM instance" if the UID is invalid (PS3.5 9.1)."""
+    """Return the name of an image by its SOP Instance UID; "DICOM instance" if the UID is invalid (PS3.5 9.1)."""
     return uid if _UID.fullmatch(uid) else "DICOM instance"
 
 
 def parse_peer(text: str) -> DicomPeer:
-    """Return the peer that a text describes, such as "PACS=ORTHANC@10.0.0.5:4242".
+    """Return the peer described by a text such as "PACS=ORTHANC@10.0.0.5:4242".
 
     Raises:
-        UsageError: The text has another form, or a part of it is invalid.
+        UsageError: The text is malformed, or a part of it is invalid.
     """
     match = _PEER.fullmatch(text)
     if match is None or not 0 < int(match["port"]) < 2**16:
@@ -112,17 +112,17 @@ def parse_peer(text: str) -> DicomPeer:
 
 
 def tls_contexts(certificate: Path, key: Path, peer_ca: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Return the contexts of a TLS server that requires client certificates, and of a client that shows the same certificate.
+    """Return TLS contexts for a server that requires client certificates and for a client that presents the same certificate.
 
-    The profile is BCP 195 (PS3.15 B.9): TLS 1.2 or newer. The client does not compare host names: certificates of DICOM nodes
-    often name no host, and the authorities are those of the peers alone.
+    The profile is BCP 195 (PS3.15 B.9): TLS 1.2 or newer. The client does not verify host names, because certificates
+    of DICOM nodes often contain none and only the peers' CAs are trusted.
 
     Args:
-        certificate: Certificate of the service, with those of intermediate authorities, PEM.
-        key: Its private key, PEM.
-        peer_ca: Certificates of the authorities that sign those of peers, PEM.
+        certificate: Certificate of the service with its intermediate certificates (PEM).
+        key: Private key of the certificate (PEM).
+        peer_ca: CA certificates for verifying peers (PEM).
     Raises:
-        UsageError: A file cannot be read, or is not a certificate or the key of it.
+        UsageError: A file cannot be read or is not a certificate, or the key does not belong to the certificate.
     """
     server, client = (
         _tls_context(protocol, certificate, key, peer_ca)
@@ -139,13 +139,13 @@ def _tls_context(protocol: int, certificate: Path, key: Path, peer_ca: Path) -> 
     for file in (certificate, key, peer_ca):
         try:
             file.read_bytes()
-        except OSError as error:  # that of `load_cert_chain` does not name the file
+        except OSError as error:  # the error of `load_cert_chain` does not name the file
             raise UsageError(
                 f"cannot read the TLS file {str(file)!r} of the DICOM node: {error.strerror or error}",
                 hint="Create it, and let the user who runs the service read it",
             ) from error
     try:
-        # An encrypted key would ask for its password on the terminal.
+        # Without a password, an encrypted key would prompt for one on the terminal.
         context.load_cert_chain(certificate, key, password=b"")
         context.load_verify_locations(peer_ca)
     except (OSError, ssl.SSLError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Record the outcomes of received instances, and put their results and events into the outbox, in one transaction."""
+"""Record the outcomes of received instances, and put results and events into the outbox in the same transaction."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ __all__ = ["OutcomeRecorder"]
 
 
 class OutcomeRecorder:
-    """Records outcomes, each in the transaction of its prediction.
+    """Recorder of outcomes, each in the transaction of its prediction.
 
     Args:
         service: Predicts the instances.
         configuration: Site rules and destinations.
-        settings: Hash of the model and the site rules; outcomes with another one are of other settings.
+        settings: Hash of the model and the site rules, stored with each outcome to detect changed settings.
     """
 
     def __init__(self, service: PredictionService, configuration: DicomConfiguration, settings: str) -> None:
         self._service, self._configuration, self._settings = service, configuration, settings
 
     def record(self, received: ReceivedInstance, connection: Connection, prediction: Prediction, id: str) -> None:
-        """Record the outcome of an instance, and put its results into the outbox, in the transaction of its prediction."""
+        """Record the outcome of an instance and enqueue its results, in the transaction of its prediction."""
         at = format_time(datetime.now(UTC))
         code = prediction.failure.code if prediction.failure else ""
         finish(connection, received, Outcome("predicted" if id else "unreadable", self._settings, id, code), at)
@@ -62,19 +62,19 @@ class OutcomeRecorder:
         self._enqueue_copies(connection, received, at)
 
     def record_again(self, earlier_id: str, connection: Connection, id: str) -> None:
-        """Put the results of an image that was predicted again into the outbox; see `PredictionService.on_predicted_again`."""
+        """Enqueue the results of an image that was predicted again; see `PredictionService.on_predicted_again`."""
         at, prediction = format_time(datetime.now(UTC)), read_one(connection, id)
-        others = {each.identity.sop_instance_uid for each in prediction.other_identities}  # the age is not theirs
+        others = {each.identity.sop_instance_uid for each in prediction.other_identities}  # other patients
         found = [each for each in instances_of(connection, earlier_id) if each.sop_instance_uid not in others]
         for received in found:
             finish(connection, received, Outcome("predicted", self._settings, id), at)
             if self._allows_result(received, prediction):
                 self._enqueue(connection, received, at, id=id)
-        for received in {each.study_instance_uid: each for each in found}.values():  # one event for each study
+        for received in {each.study_instance_uid: each for each in found}.values():  # one event per study
             self._enqueue_event(received, connection, at)
 
     def record_lost(self, received: ReceivedInstance, connection: Connection, time: str) -> None:
-        """Record that the file of an acknowledged instance is lost, and report it unless a copy has results or waits."""
+        """Record the loss of an acknowledged instance's file, and report it unless a copy has results or is waiting."""
         append(connection, [Entry(time, received.sender, "instance_lost", image_sha256=received.image_sha256)])
         if self._service.pseudonymizer:
             forget_header(connection, received, self._stored_uid(received))
@@ -87,7 +87,8 @@ class OutcomeRecorder:
         """Return the site rule that matches an instance, or None.
 
         Args:
-            prediction: Of the instance; None if its file is lost or cannot be read: the header alone decides.
+            prediction: Prediction of the instance; None if its file is lost or unreadable, so that only the header is
+                used.
             received: The instance.
         """
         header = decode_header(received.header) if received.header else Dataset()
@@ -105,7 +106,7 @@ class OutcomeRecorder:
         return self._configuration.rule_of(prediction, modality=modality, view=view, sender=received.sender)
 
     def _enqueue_event(self, received: ReceivedInstance, connection: Connection, time: str) -> None:
-        """Put the event of the study into the outbox for the webhooks, if none of its instances waits any more."""
+        """Enqueue the study's event for the webhooks once none of its instances is waiting."""
         webhooks = [webhook.name for webhook in self._configuration.webhooks]
         if not webhooks or not received.study_instance_uid:
             return
@@ -129,19 +130,20 @@ class OutcomeRecorder:
         failure: Failure | None = None,
         without: Collection[str] = (),
     ) -> None:
-        """Put the results of an instance into the outbox, for the destinations that get none of a later copy of it.
+        """Enqueue the results of an instance for the destinations that receive no results of a later copy.
 
-        A corrected header, or other pixels, with the same SOP Instance UID: the result is that of the last copy, in whatever
-        order they are predicted, and its header is that of the last copy. But a copy that has no result itself must not leave
-        out those of an earlier one, for silence reads as normal: its file may be lost, or a site rule may allow it no result. So
-        a later copy counts while it waits, and afterwards only if its results are in the outbox; see `_enqueue_copies`.
+        Copies have the same SOP Instance UID, but perhaps a corrected header or other pixels. In whatever order they
+        are predicted, destinations receive the result of the latest copy, with its header. But a later copy without a
+        result (its file is lost, or a site rule allows none) must not suppress the results of an earlier copy, since no
+        result would look like a normal image. So a later copy counts while it is waiting, and afterwards only if its
+        results are in the outbox; see `_enqueue_copies`.
         """
         later = [each for each in copies_of(connection, received) if each.number > received.number]
         destinations = set(self._configuration.destinations_of(received.reply_to)).difference(without)
         for each in later:
             if each.state == "waiting":
                 destinations -= set(self._configuration.destinations_of(each.reply_to))
-            # Results by another model or under other site rules do not replace these; neither does a report of a loss.
+            # Neither results with other settings nor the report of a loss replace these results.
             elif each.state != "lost" and (each.settings == self._settings or not _is_same_image(connection, each, id)):
                 destinations -= self._destinations_with_results(connection, each)
         header = next((each.header for each in (*later, received) if states_study(each.header)), "")
@@ -163,9 +165,10 @@ class OutcomeRecorder:
         enqueue(connection, subject, sorted(destinations), self._kinds(stored), at)
 
     def _enqueue_copies(self, connection: Connection, received: ReceivedInstance, at: str) -> None:
-        """Put the results of copies of an instance into the outbox if they were left out because it waited.
+        """Enqueue the results of copies that were left out while this instance was waiting.
 
-        Those of an earlier copy by another model or other site rules are not: it would be predicted again if it were sent again.
+        Results of earlier copies with another model or other site rules are excluded; sending such a copy again
+        predicts it again.
         """
         copies = copies_of(connection, received)
         for each in copies:
@@ -175,14 +178,14 @@ class OutcomeRecorder:
                 reason = None if id else find_reason(connection, each.image_sha256, each.failure_code)
                 failure = None if id else Failure(each.failure_code, "", reason=reason)
                 self._enqueue(connection, each, at, id=id, failure=failure, without=answered)
-        for each in copies:  # last, since a result is better than the report of a loss
+        for each in copies:  # last, since a result takes precedence over the report of a loss
             if each.state == "lost":
                 self._enqueue_lost(connection, each, at)
 
     def _enqueue_lost(self, connection: Connection, lost: ReceivedInstance, at: str) -> None:
-        """Report the loss of an instance to the destinations that neither have a result of a copy of it nor await one.
+        """Report the loss of an instance to destinations that neither have nor await a result of a copy.
 
-        No destination gets the report if the site rules allow the instance no result.
+        If the site rules allow no result for the instance, the loss is not reported.
         """
         if not self._allows_result(lost, None):
             return
@@ -192,28 +195,28 @@ class OutcomeRecorder:
         self._enqueue(connection, lost, at, failure=Failure("lost", ""), without=answered | awaiting)
 
     def _destinations_with_results(self, connection: Connection, received: ReceivedInstance) -> set[str]:
-        """Return the destinations that get, or got, results of a processed instance."""
+        """Return the destinations that receive, or have received, results of a processed instance."""
         return destinations_with(connection, received.sop_instance_uid, received.prediction_id, received.failure_code)
 
     def _has_result(self, connection: Connection, received: ReceivedInstance) -> bool:
-        """Return whether the site rules allow results of a processed instance."""
+        """Return whether the site rules allow results for a processed instance."""
         id = received.prediction_id
         return self._allows_result(received, read_one(connection, id) if id else None)
 
     def _allows_result(self, received: ReceivedInstance, prediction: Prediction | None) -> bool:
-        """Return whether the site rules allow results of an instance; see `rule_of`."""
+        """Return whether the site rules allow results for an instance; see `rule_of`."""
         rule = self.rule_of(prediction, received)
         return rule is None or rule.result
 
     def _kinds(self, stored: StoredPrediction | None) -> Sequence[ObjectKind]:
-        """Return the kinds of objects of a prediction, or of a file that could not be read."""
+        """Return the kinds of objects for a prediction, or for an unreadable file."""
         results = self._configuration.results
         if stored is None:
             return results.kinds(has_heatmap=False, is_readable=False)
         return results.kinds(has_heatmap=stored.decision != "rejected" and self._service.model.has_heatmaps)
 
     def _stored_uid(self, received: ReceivedInstance) -> str:
-        """Return the Study Instance UID as it is stored after the prediction: its pseudonym, if only pseudonyms are stored."""
+        """Return the Study Instance UID as stored after the prediction: a pseudonym if pseudonymization is enabled."""
         identity = Identity(study_instance_uid=received.study_instance_uid)
         if self._service.pseudonymizer:
             identity = self._service.pseudonymizer.identity(identity)
@@ -221,7 +224,7 @@ class OutcomeRecorder:
 
 
 def _is_same_image(connection: Connection, received: ReceivedInstance, prediction_id: str) -> bool:
-    """Return whether a processed instance has the pixels of a prediction; False if one of them could not be read."""
+    """Return whether a processed instance has the same pixels as a prediction; False if either could not be read."""
     if not received.prediction_id or not prediction_id:
         return False
     first, second = (read_one(connection, id).image_key for id in (received.prediction_id, prediction_id))

@@ -1,4 +1,4 @@
-"""Associations with a peer, to deliver results or to pull images, and why there is none."""
+"""Open associations with a peer for delivery or retrieval, and translate failures into codes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pneumoscope.service.dicom.sending import UnreachableError, connection_error
 
 __all__ = ["REJECTIONS", "open_association"]
 
-# Reasons of a permanent rejection by the service user (PS3.8 9.3.4).
+# Reasons for a permanent rejection by the service user (PS3.8 9.3.4).
 _TITLES = {3: "calling_ae_title_not_recognized", 7: "called_ae_title_not_recognized"}
 _REJECTED, _REJECTED_FOR_NOW = "association_rejected", "association_rejected_for_now"
 REJECTIONS = (*_TITLES.values(), _REJECTED, _REJECTED_FOR_NOW)  # codes
@@ -28,15 +28,16 @@ _PERMANENT, _SERVICE_USER = 1, 1
 
 
 class _Socket(AssociationSocket):
-    """Keeps the error of a connection that fails, which pynetdicom only logs.
+    """A socket that keeps the error of a failed connection, which pynetdicom only logs.
 
-    It and `_Requestor` override private methods of pynetdicom 3; pyproject.toml excludes the next major version.
+    This class and `_Requestor` override private methods of pynetdicom 3; pyproject.toml excludes the next major
+    version.
     """
 
     error: BaseException | None = None
 
     def _shutdown_socket(self) -> None:
-        """Shut the socket down; pynetdicom does so while it handles the error."""
+        """Shut the socket down; pynetdicom calls this while handling the error."""
         self.error = self.error or sys.exc_info()[1]
         super()._shutdown_socket()
 
@@ -57,16 +58,16 @@ def open_association(
     *,
     network_timeout: float | None = None,
 ) -> Iterator[Association]:
-    """Yield an association with a peer, and release it.
+    """Yield an association with a peer, and release it afterwards.
 
     Args:
         peer: The peer.
-        node: Our node.
-        contexts: Presentation contexts that are proposed.
-        handlers: Of events of pynetdicom.
-        network_timeout: Seconds without a message after which it ends; the timeout of the node if None.
+        node: The local node.
+        contexts: Presentation contexts to propose.
+        handlers: Handlers of pynetdicom events.
+        network_timeout: Seconds of silence after which the association ends; the node's timeout if None.
     Raises:
-        UnreachableError: There is none; the message is the code of the reason.
+        UnreachableError: The association cannot be established; the message is a code.
     """
     ae = _Requestor(node.ae_title)
     ae.acse_timeout = ae.dimse_timeout = ae.connection_timeout = node.timeout
@@ -75,13 +76,13 @@ def open_association(
 
     def prepare(event: Any) -> None:
         opened = event.assoc.dul.socket.socket
-        opened.settimeout(node.timeout)  # without it, a peer that stops reading would block the thread for ever
+        opened.settimeout(node.timeout)  # otherwise, a peer that stops reading would block the thread forever
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an object begins with a small packet
 
     rejections: list[A_ASSOCIATE_RJ] = []
 
     def keep_rejection(event: Any) -> None:
-        # pynetdicom reports an abort, and not the rejection, if the rejection arrives before its thread waits for the answer.
+        # If the rejection arrives before its thread waits for the answer, pynetdicom reports an abort instead.
         if isinstance(event.pdu, A_ASSOCIATE_RJ):
             rejections.append(event.pdu)
 
@@ -95,7 +96,7 @@ def open_association(
             evt_handlers=[(evt.EVT_CONN_OPEN, prepare), (evt.EVT_PDU_RECV, keep_rejection), *handlers],
             **options,
         )
-    except (OSError, UnicodeError) as error:  # of the name
+    except (OSError, UnicodeError) as error:  # invalid or unknown host name
         raise UnreachableError(connection_error_code(error)) from error
     try:
         if not association.is_established:
@@ -108,23 +109,23 @@ def open_association(
         if association.is_established:
             association.release()
         transport = association.dul.socket
-        if transport and transport.socket:  # left open if the peer has closed the connection
+        if transport and transport.socket:  # left open if the peer closed the connection
             transport.socket.close()
 
 
 def _rejection_code(answer: A_ASSOCIATE_RJ) -> str:
-    """Return the code of the reason of a rejection."""
+    """Return the code of a rejection."""
     if (answer.result, answer.source) == (_PERMANENT, _SERVICE_USER):
         return _TITLES.get(answer.reason_diagnostic or 0, _REJECTED)
     return _REJECTED if answer.result == _PERMANENT else _REJECTED_FOR_NOW
 
 
 def _reason(association: Association, *, is_late: bool, has_tls: bool) -> str:
-    """Return the code of the reason why there is no association, if it was not rejected."""
+    """Return the code for an association that failed without a rejection."""
     if association.rejected_contexts:
         return "sop_class_not_accepted"
     error = getattr(association.dul.socket, "error", None)
     if error:
-        # A peer may end the connection instead of the handshake.
+        # A peer may close the connection instead of completing the handshake.
         return "tls_failed" if has_tls and isinstance(error, ConnectionResetError) else connection_error_code(error)
     return "timeout" if is_late else "association_aborted"

@@ -1,4 +1,4 @@
-"""Write a heatmap as DICOM objects for display over the image: Parametric Map, Grayscale Softcopy Presentation State."""
+"""Create DICOM objects for displaying a heatmap over the image: Parametric Map and Grayscale Softcopy Presentation State."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ __all__ = ["QUANTITY", "parametric_map", "presentation_state"]
 
 QUANTITY = codes.DCM.ClassActivation
 _NO_UNIT = Code("1", "UCUM", "no units")
-_SERIAL_NUMBER = "none"  # the software has none, and both objects need one
+_SERIAL_NUMBER = "none"  # required by both objects; software has no serial number
 _LAYER = "RESULT"
-_MAX_TEXT, _MAX_POINTS = 1024, 1000  # of a text object, and of a line: longer lines are thinned
-# Of the patient-based coordinate system (PS3.3 C.7.6.2.1.1), by the first letter of a direction.
+_MAX_TEXT, _MAX_POINTS = 1024, 1000  # characters of a text object; points of a line, above which it is thinned
+# Patient-based coordinate system (PS3.3 C.7.6.2.1.1), by the first letter of a direction.
 _AXES = {
     "L": (1.0, 0.0, 0.0), "R": (-1.0, 0.0, 0.0), "P": (0.0, 1.0, 0.0), "A": (0.0, -1.0, 0.0), "H": (0.0, 0.0, 1.0),
     "F": (0.0, 0.0, -1.0),
@@ -36,10 +36,10 @@ _BOX = (0.02, 0.02, 0.98, 0.12)  # of the text, in fractions of the displayed ar
 
 
 def parametric_map(result: Result, heatmap: Heatmap) -> bytes:
-    """Return a Parametric Map with the contribution of each pixel of the image to the logit, as a 32-bit float.
+    """Return a Parametric Map with each pixel's contribution to the logit as a 32-bit float.
 
-    The object needs a frame of reference, which radiographs do not have; a new one is created. The map has the rows and columns
-    of the image, refers to it, and states no distances.
+    The map has the image's rows and columns and references it. Radiographs have no frame of reference, so a new one is
+    created, and distances are omitted.
     """
     image = heatmap.image
     maximum = heatmap.maximum or 1.0
@@ -79,10 +79,10 @@ def parametric_map(result: Result, heatmap: Heatmap) -> bytes:
     )
     shared = found.SharedFunctionalGroupsSequence[0]
     del shared.PixelMeasuresSequence[0].PixelSpacing, shared.PixelMeasuresSequence[0].SliceThickness
-    organization = derive_uid(f"dimension organization {result.uid}")  # highdicom's is random
+    organization = derive_uid(f"dimension organization {result.uid}")  # deterministic, unlike highdicom's
     for item in (*found.DimensionOrganizationSequence, *found.DimensionIndexSequence):
         item.DimensionOrganizationUID = organization
-    # Required elements that highdicom leaves out.
+    # Required elements that highdicom omits.
     shared.FrameAnatomySequence = [_chest()]
     found.ContentCreatorName = ""
     found.ImageComments = result.notice[:10_240]
@@ -90,7 +90,7 @@ def parametric_map(result: Result, heatmap: Heatmap) -> bytes:
 
 
 def _chest() -> Dataset:
-    """Return the item of the functional group Frame Anatomy (PS3.3 C.7.6.16.2.8)."""
+    """Return the item of the Frame Anatomy functional group (PS3.3 C.7.6.16.2.8)."""
     anatomy = Dataset()
     anatomy.FrameLaterality = "U"  # unpaired
     anatomy.AnatomicRegionSequence = [CodedConcept.from_code(codes.SCT.Chest)]
@@ -98,7 +98,7 @@ def _chest() -> Dataset:
 
 
 def _directions(source: Dataset) -> list[float]:
-    """Return the direction cosines of rows and columns; those of a frontal radiograph if the header states impossible ones."""
+    """Return the direction cosines of rows and columns; those of a frontal radiograph if the header's are invalid."""
     row, column = (_AXES[each[0]] for each in patient_orientation(source))
     if np.dot(row, column):
         row, column = _AXES["L"], _AXES["F"]
@@ -106,13 +106,13 @@ def _directions(source: Dataset) -> list[float]:
 
 
 def presentation_state(result: Result, display: Dataset) -> bytes:
-    """Return a presentation state with the result as text, and the contour of the heatmap if there is one.
+    """Return a presentation state with the result as text and, if there is a heatmap, its contour.
 
-    The image is displayed as its header states: the window, or the lookup table instead of it, is copied.
+    It displays the image as its header specifies: the window, or the lookup table that replaces it, is copied.
 
     Args:
         result: The result.
-        display: The elements of the image's header that describe its gray levels; see `imaging.dicom_parts.read_part`.
+        display: Header elements that describe the gray levels; see `imaging.dicom_parts.read_part`.
     """
     source = result.source()
     source.update(display)
@@ -150,12 +150,12 @@ def presentation_state(result: Result, display: Dataset) -> bytes:
 
 
 def _text(prediction: Prediction, language: str) -> str:
-    """Return the result, its warnings and the notice; short, because they cover the image."""
+    """Return the result, its warnings and the notice; kept short, because the text covers the image."""
     parts = (each(prediction, language) for each in (result_title, age_conflict_message, warning_note))
     return join_sentences((*parts, notice(None, language)), language)
 
 
 def _thinned(line: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return a closed line with about 1,000 points at most."""
+    """Return a closed line thinned to about 1,000 points."""
     step = -(-len(line) // _MAX_POINTS)
     return np.vstack([line[:-1:step], line[-1:]])

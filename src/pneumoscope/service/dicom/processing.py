@@ -1,4 +1,4 @@
-"""Receive DICOM instances, predict each study when it is quiet, and put the results into the outbox.
+"""Receive DICOM instances, predict each study after its quiet period, and put the results into the outbox.
 
 The receiver of the DICOM node and STOW-RS both call `InstanceProcessor.receive`.
 """
@@ -37,21 +37,21 @@ from pneumoscope.service.storage.records import StoredPrediction
 __all__ = ["InstanceProcessor", "Reception"]
 
 _LOG = logging.getLogger("pneumoscope.service")
-_STORE_SECONDS = 60  # limit on storing an instance
-_POLL_SECONDS = 0.5  # between looks for studies that have become quiet
-_BATCH = 64  # instances that are taken from the inbox at once
-_CONCURRENT = 8  # of those, whose files are in memory at once
-_MAX_ATTEMPTS = 3  # that end with an unexpected error, or with the process
-_UNREADABLE_SECONDS = 60  # until the next attempt to read a file
-_SECOND_ATTEMPT_SECONDS = 10  # after the start of the service, before instances are attempted again
+_STORE_SECONDS = 60  # time limit for storing an instance
+_POLL_SECONDS = 0.5  # interval for checking for studies whose quiet period has ended
+_BATCH = 64  # instances taken from the inbox at once
+_CONCURRENT = 8  # instances of a batch with their files in memory
+_MAX_ATTEMPTS = 3  # attempts that end with an unexpected error or kill the process
+_UNREADABLE_SECONDS = 60  # delay until the next attempt to read a file
+_SECOND_ATTEMPT_SECONDS = 10  # delay after start-up before repeated attempts
 
 
 class Reception(NamedTuple):
     """The response to an instance.
 
     Attributes:
-        status: Status of C-STORE, and reason of a failure in STOW-RS.
-        code: Stable code of the error; empty for success.
+        status: Status of C-STORE, or failure reason of STOW-RS.
+        code: Stable error code; empty on success.
     """
 
     status: int
@@ -59,7 +59,7 @@ class Reception(NamedTuple):
 
 
 class InstanceProcessor:
-    """Receives instances, and predicts those whose studies are quiet.
+    """Processor of received instances, which are predicted after the quiet period of their study.
 
     Args:
         service: Predicts the instances.
@@ -76,23 +76,23 @@ class InstanceProcessor:
         settings = json.dumps([__version__, service.model.settings, rules])
         self._settings = hashlib.sha256(settings.encode()).hexdigest()
         self.outcomes = OutcomeRecorder(service, configuration, self._settings)
-        self._postponed: dict[int, float] = {}  # time of the next attempt to read a file, by number of the instance
-        # Instances whose number of attempts is still to be restored, as they were before, by number.
+        self._postponed: dict[int, float] = {}  # time of the next attempt to read a file, by instance number
+        # Instances, by number, whose attempt counts still have to be restored.
         self._to_cancel: dict[int, ReceivedInstance] = {}
         self._to_cancel_lock = threading.Lock()
         self._started = time.monotonic()
-        self._wake: Callable[[], object] = lambda: None  # looks at the inbox now; replaced by `run`
+        self._wake: Callable[[], object] = lambda: None  # makes `run` check the inbox immediately; set by `run`
 
     def receive(self, instance: bytes, name: str, sender: str, *, reply_to: str = "") -> Reception:
-        """Store an instance, and return the response when it is on the disk.
+        """Store an instance on disk, then return the response.
 
-        It runs in a thread, and never raises: every instance is answered.
+        Blocking; never raises, so that every instance is answered.
 
         Args:
             instance: A DICOM file.
-            name: Name of the image, for a record of a file that cannot be understood.
+            name: Name of the image in the record of an unreadable file.
             sender: Name of the peer or user.
-            reply_to: Name of the peer to which results go by default; empty if there is none.
+            reply_to: Name of the peer that receives results by default; empty if there is none.
         """
         try:
             return self._receive(instance, name, sender, reply_to)
@@ -100,7 +100,7 @@ class InstanceProcessor:
             code = error.code if isinstance(error, StorageError) else "timeout"
             _LOG.warning("Instance of %s not stored: %s", sender, code)
             return Reception(OUT_OF_RESOURCES, code)
-        except Exception as error:  # noqa: BLE001  its message may contain anything
+        except Exception as error:  # noqa: BLE001  the message may contain anything
             _LOG.warning("Instance of %s not stored: unexpected %s", sender, type(error).__name__)
             return Reception(PROCESSING_FAILURE, "internal_error")
 
@@ -127,17 +127,17 @@ class InstanceProcessor:
         quiet = timedelta(seconds=self._configuration.quiet_seconds)
         self._inbox.submit(received, instance, quiet, self._settings).result(_STORE_SECONDS)
         if not quiet:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the service has stopped
+            with contextlib.suppress(RuntimeError):  # the loop is closed, because the service has stopped
                 self._wake()
         return Reception(SUCCESS)
 
     async def run(self) -> None:
-        """Predict instances of quiet studies until the task is cancelled."""
+        """Predict instances after their quiet period until the task is cancelled."""
         self._started = time.monotonic()
         arrived = asyncio.Event()
         self._wake = partial(asyncio.get_running_loop().call_soon_threadsafe, arrived.set)
         while True:
-            arrived.clear()  # before the inbox is read
+            arrived.clear()  # before reading the inbox, so that no arrival is missed
             try:
                 is_done = await self._process_ready()
             except Exception as error:  # noqa: BLE001  the task must survive; the message may contain anything
@@ -150,14 +150,15 @@ class InstanceProcessor:
                         await arrived.wait()
 
     async def _process_ready(self) -> bool:
-        """Predict some instances of quiet studies, and return whether one of them no longer waits."""
+        """Predict a batch of ready instances; return whether any of them is finished."""
         await run_in_threadpool(self._repeat_cancellations)
         now = time.monotonic()
         self._postponed = {number: due for number, due in self._postponed.items() if due > now}
         ready = await run_in_threadpool(self._inbox.ready, _BATCH, self._postponed)
-        # An instance that was attempted before may have killed the process, with others of its batch. It is attempted alone, so
-        # that only the one that does is given up. The process may also be killed again and again for another reason. So that it
-        # does not always die during the same instance, an instance follows those with fewer attempts, and waits after the start.
+        # An instance with earlier attempts may have killed the process, together with others of its batch. It is
+        # attempted alone, so that only the one at fault is given up. If the process is killed repeatedly for another
+        # reason, this must not always happen during the same instance: instances with fewer attempts come first, and
+        # repeated attempts are delayed after start-up.
         again = sorted((each for each in ready if each.attempts), key=lambda each: (each.attempts, each.number))
         if time.monotonic() - self._started < _SECOND_ATTEMPT_SECONDS:
             again = []
@@ -165,27 +166,27 @@ class InstanceProcessor:
         return any([await self._process_batch(batch) for batch in batches if batch])
 
     async def _process_batch(self, batch: Sequence[ReceivedInstance]) -> bool:
-        """Predict instances, and return whether one of them no longer waits."""
+        """Predict instances; return whether any of them is finished."""
         semaphore = asyncio.Semaphore(_CONCURRENT)
-        failed: set[int] = set()  # numbers of those with an unexpected error
+        failed: set[int] = set()  # numbers of instances with an unexpected error
         beginning = asyncio.ensure_future(run_in_threadpool(self._inbox.begin_attempts, batch))
         try:
             await asyncio.shield(beginning)
             return any(await asyncio.gather(*(self._process(each, semaphore, failed) for each in batch)))
-        except asyncio.CancelledError:  # the service stops
-            await asyncio.wait([beginning])  # its thread goes on, and would count them after they are taken back
+        except asyncio.CancelledError:  # the service is stopping
+            await asyncio.wait([beginning])  # its thread continues, and would count attempts later
             self._cancel_attempts([each for each in batch if each.number not in failed])
             raise
 
     async def _process(self, received: ReceivedInstance, semaphore: asyncio.Semaphore, failed: set[int]) -> bool:
-        """Predict an instance, and return whether it no longer waits; only an unexpected error leaves its attempt counted."""
+        """Predict an instance; return whether it is finished. Only an unexpected error leaves the attempt counted."""
         async with semaphore:
             try:
                 await self._attempt(received)
-            except (StorageError, BusyError):  # the next attempt follows
+            except (StorageError, BusyError):  # try again later
                 await run_in_threadpool(self._cancel_attempts, [received])
                 return False
-            except Exception as error:  # noqa: BLE001  the others are predicted; its message may contain anything
+            except Exception as error:  # noqa: BLE001  the others continue; the message may contain anything
                 _LOG.warning("A received instance could not be predicted: unexpected %s", type(error).__name__)
                 failed.add(received.number)
                 return False
@@ -217,14 +218,14 @@ class InstanceProcessor:
         await run_in_threadpool(self._inbox.remove_file, received)
 
     def _cancel_attempts(self, batch: Sequence[ReceivedInstance]) -> None:
-        """Take back the attempts of instances; retry before the next attempts if the database is unavailable."""
+        """Restore the attempt counts of instances; if the database is unavailable, retry before the next attempts."""
         with self._to_cancel_lock:
             self._to_cancel |= {each.number: each for each in batch}
         with contextlib.suppress(StorageError):
             self._repeat_cancellations()
 
     def _repeat_cancellations(self) -> None:
-        """Take back the attempts that could not be taken back before. Raise StorageError if that is still impossible."""
+        """Restore attempt counts that could not be restored before. Raise StorageError if that is still impossible."""
         with self._to_cancel_lock:
             if self._to_cancel:
                 self._inbox.cancel_attempts(list(self._to_cancel.values()))
@@ -244,12 +245,12 @@ class InstanceProcessor:
         )  # fmt: skip
 
     def _stored(self, prediction: Prediction) -> Prediction:
-        """Return a prediction as it is stored: with pseudonyms, if only they are."""
+        """Return a prediction in the form to store: pseudonymized if that is enabled."""
         pseudonymizer = self._service.pseudonymizer
         return pseudonymizer.prediction(prediction) if pseudonymizer else prediction
 
     def adjust_again(self, earlier: StoredPrediction, prediction: Prediction) -> Prediction:
-        """Return the prediction of an image that is predicted again, or a rejection if a site rule excludes a received image."""
+        """Return the repeated prediction of an image, or a rejection if a site rule excludes a received instance of it."""
         stated = dataclasses.replace(prediction, identity=earlier.identity)
         for received in self._inbox.instances_of(earlier.id):
             stated = self._with_rule(received, stated)

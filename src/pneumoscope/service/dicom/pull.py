@@ -1,7 +1,8 @@
-"""Pull images from a PACS: let it send them to the running service (C-MOVE), or carry them there (WADO-RS, STOW-RS).
+"""Pull images from a PACS into the running service: by C-MOVE, or by WADO-RS and STOW-RS.
 
-The images always go through the front door of the running service. Writing into its inbox from a second process would not be
-safe: the service may remove a file between its writing and the commit of its record, and empties the staging area when it starts.
+The images always pass through the network interfaces of the running service. A second process could not write into its
+inbox safely: the service may remove a file before the commit of its record, and it empties the staging area on
+start-up.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ def pull(
     """Pull the images of studies from a node into a running service.
 
     Args:
-        configuration: That of the service.
-        name: Name of a peer, which sends the images to the service; or of a DICOMweb server.
+        configuration: Configuration of the service.
+        name: Name of a peer, which sends the images to the service, or of a DICOMweb server.
         selection: The studies.
-        service_url: Address of the service, to which images of a DICOMweb server are sent.
-        token_file: File with a token of the role sender for it; None without authentication.
-        progress: Called with the number of series that are done, and of all.
+        service_url: URL of the service, to which images from a DICOMweb server are sent.
+        token_file: File with a token of the role sender for the service; None without authentication.
+        progress: Called with the number of finished series and the total.
     Raises:
-        UnknownNameError: The configuration names no such node.
-        PullError: A node cannot be reached or does not answer as it must; or no study was found by UID or accession number.
+        UnknownNameError: The configuration contains no such node.
+        PullError: A node cannot be reached or responds incorrectly, or the UID or accession number matches no study.
     """
     sources = configuration.pull_sources
     if name not in sources:
@@ -47,7 +48,7 @@ def pull(
         )
     source, report = sources[name], PullReport(name)
     if isinstance(source, DicomPeer):
-        assert configuration.node  # a peer is one of a node
+        assert configuration.node  # peers require a node
         pull_by_move(source, configuration.node, selection, report, progress)
     else:
         pull_by_web(source, selection, report, service_url, token_file, progress)

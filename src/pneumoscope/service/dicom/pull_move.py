@@ -1,4 +1,4 @@
-"""Pull images from a DICOM node: find them (C-FIND), and let the node send them to the running service (C-MOVE)."""
+"""Pull images from a DICOM node: search for them (C-FIND) and have the node send them to the running service (C-MOVE)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["pull_by_move"]
 
 FIND, MOVE = StudyRootQueryRetrieveInformationModelFind, StudyRootQueryRetrieveInformationModelMove
 STUDY_KEYS, SERIES_KEYS = ("StudyInstanceUID", "StudyDate", "AccessionNumber"), ("Modality", "SeriesInstanceUID")
-MOVE_SECONDS = 600  # without a response: some nodes respond only when all instances are sent
+MOVE_SECONDS = 600  # maximum silence: some nodes respond only after sending all instances
 _CONNECT_SECONDS = 5
 PENDING = (0xFF00, 0xFF01)
 UNKNOWN_DESTINATION = 0xA801  # PS3.4 C.4.2.1.5
@@ -37,7 +37,7 @@ def pull_by_move(
     """Pull the images of studies; see `pull.pull`.
 
     Raises:
-        PullError: The search failed; or no image was sent, for a reason that is known.
+        PullError: The search failed, or no image was sent for a known reason.
     """
     with _association(peer, node, FIND) as association:
         found = _find(association, peer, "STUDY", selection.keys, STUDY_KEYS)
@@ -70,10 +70,10 @@ def pull_by_move(
 
 
 def _listens(node: DicomSettings) -> bool:
-    """Return False if a connection to the address of the service is refused; other failures have other reasons."""
-    if not node.port:  # the service has picked one
+    """Return False if the service's address refuses connections; True otherwise, since other failures have other causes."""
+    if not node.port:  # the service chose a free port
         return True
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(node.host, node.host)  # noqa: S104  not an address to connect to
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(node.host, node.host)  # noqa: S104  a listening address cannot be connected to
     try:
         socket.create_connection((host, node.port), timeout=_CONNECT_SECONDS).close()
     except ConnectionRefusedError:
@@ -85,10 +85,10 @@ def _listens(node: DicomSettings) -> bool:
 
 @contextlib.contextmanager
 def _association(peer: DicomPeer, node: DicomSettings, sop_class: str) -> Iterator[Association]:
-    """Yield an association with a peer for one service.
+    """Yield an association with a peer for one SOP class.
 
     Raises:
-        PullError: There is none.
+        PullError: The association cannot be established.
     """
     try:
         with open_association(peer, node, [build_context(sop_class)], network_timeout=MOVE_SECONDS) as association:
@@ -108,7 +108,7 @@ def _association(peer: DicomPeer, node: DicomSettings, sop_class: str) -> Iterat
 def _find(
     association: Association, peer: DicomPeer, level: str, keys: dict[str, str], returned: tuple[str, ...]
 ) -> list[Dataset]:
-    """Return the studies or series that match (C-FIND).
+    """Return the matching studies or series (C-FIND).
 
     Raises:
         PullError: The peer did not complete the search.
@@ -135,7 +135,7 @@ def _find(
 def _move(
     association: Association, peer: DicomPeer, destination: str, study_uid: str, series_uid: str, report: PullReport
 ) -> None:
-    """Have a series sent to the service (C-MOVE), and count its instances.
+    """Have the peer send a series to the service (C-MOVE), and count its instances.
 
     Raises:
         PullError: The peer does not know the service.

@@ -1,6 +1,6 @@
-"""Pull images from a DICOMweb server: search with QIDO-RS, retrieve with WADO-RS, and store in the service with STOW-RS.
+"""Pull images from a DICOMweb server: search by QIDO-RS, retrieve by WADO-RS, and store in the service by STOW-RS.
 
-Files are carried as they are, one at a time, so that a second pull sends the same bytes, which are not predicted again.
+Files are transferred unchanged, one at a time. Pulling them again sends the same bytes, which are not predicted again.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def pull_by_web(
 
 
 class _Archive:
-    """A DICOMweb server that is searched.
+    """The DICOMweb server to pull from.
 
-    Its methods raise PullError if it cannot be reached, or does not do a search.
+    Its methods raise PullError if it cannot be reached or rejects a search.
     """
 
     def __init__(self, source: WebServer, session: requests.Session) -> None:
@@ -82,21 +82,21 @@ class _Archive:
 
     @property
     def incomplete_searches(self) -> int:
-        """Number of searches of which the server may not have returned all results."""
+        """Number of searches that may have returned only part of the results."""
         return self._archive.incomplete_searches
 
     def studies(self, selection: StudySelection) -> list[str]:
-        """Return the UIDs of studies."""
+        """Return the UIDs of the selected studies."""
         found = self._search("studies", selection.keys)
         return [str(study.StudyInstanceUID) for study in found if selection.contains(study)]
 
     def series(self, study: str) -> list[str]:
-        """Return the UIDs of the series of `MODALITIES` of a study."""
+        """Return the UIDs of a study's series with a modality in `MODALITIES`."""
         found = self._search("series", study=study)
         return [str(series.SeriesInstanceUID) for series in found if series.get("Modality") in MODALITIES]
 
     def instances(self, study: str, series: str) -> list[str]:
-        """Return the paths of the instances of a series."""
+        """Return the paths of a series' instances."""
         found = self._search("instances", study=study, series=series)
         return [instance_path(study, series, str(instance.SOPInstanceUID)) for instance in found]
 
@@ -124,10 +124,10 @@ class _Archive:
 
 
 def _store(service: requests.Session, url: str, content: bytes) -> bool:
-    """Store a file in the service, and return whether it is stored.
+    """Send a file to the service; return whether it was stored.
 
     Raises:
-        PullError: The service cannot be reached, or does not accept the token.
+        PullError: The service cannot be reached, or rejects the token.
     """
     boundary = secrets.token_hex(16)
     body = b"".join(

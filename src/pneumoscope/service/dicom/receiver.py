@@ -1,7 +1,7 @@
-"""The receiver of the DICOM node: C-ECHO and C-STORE as a service class provider (SCP), and reports of storage commitment.
+"""Receiver of the DICOM node: SCP of C-ECHO and C-STORE, and recipient of storage commitment reports.
 
-An instance is acknowledged with success only when it is on the disk. Instances whose header cannot be understood leave a record
-among the unreadable files. No log line contains what a peer sent.
+An instance is acknowledged only after it is on disk. Instances with an invalid header are recorded as unreadable files.
+Log lines contain no data sent by peers, except AE titles.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ if TYPE_CHECKING:
 __all__ = ["RESULT_SOP_CLASSES", "SOP_CLASSES", "DicomReceiver", "transfer_syntaxes"]
 
 _LOG = logging.getLogger("pneumoscope.service")
-_COMMAND_BYTES = 4096  # of the messages beside an instance, at most
+_COMMAND_BYTES = 4096  # upper limit for the command messages of an instance
 _HANDSHAKE_SECONDS = 10
-# Of Linux: a sender that collects small packets waits up to 40 ms for each acknowledgment.
+# Linux only: a sender that coalesces small packets would wait up to 40 ms for each acknowledgment.
 _QUICK_ACK: int | None = getattr(socket, "TCP_QUICKACK", None)
-_CONNECTIONS = 2  # at most, for each association that may be open
-_MAX_PDU_BYTES = 2**20  # of an association request with many presentation contexts; data PDUs have at most 16 KiB
+_CONNECTIONS = 2  # open connections per permitted association
+_MAX_PDU_BYTES = 2**20  # for association requests with many presentation contexts; data PDUs have at most 16 KiB
 # Rejection of an association: permanent, by the service user, calling AE title not recognized (PS3.8 9.3.4).
 _UNKNOWN_CALLER = (0x01, 0x01, 0x03)
 _UNRECOGNIZED_OPERATION = 0x0211  # PS3.7 C.5.22
@@ -75,11 +75,11 @@ _UNRECOGNIZED_OPERATION = 0x0211  # PS3.7 C.5.22
 SOP_CLASSES = (
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
-    DigitalXRayImageStorageForProcessing,  # received, and answered as rejected: raw values are not for display
+    DigitalXRayImageStorageForProcessing,  # received, but rejected instead of predicted: raw values are not for display
     SecondaryCaptureImageStorage,
 )
-# Of our own results beside Secondary Capture. A PACS that routes whole studies sends them back, and may stop at the first
-# instance that is not accepted, before the images.
+# SOP classes of our results, besides Secondary Capture. A PACS that routes whole studies sends results back, and may
+# stop at the first instance that is not accepted, before it sends the images.
 RESULT_SOP_CLASSES = (
     Comprehensive3DSRStorage,
     KeyObjectSelectionDocumentStorage,
@@ -94,26 +94,26 @@ _LISTEN_HINTS = {
 
 
 def transfer_syntaxes() -> list[str]:
-    """Return the UIDs of the transfer syntaxes that this installation can decode; uncompressed ones first."""
+    """Return the UIDs of the transfer syntaxes that this installation can decode, uncompressed ones first."""
     compressed = []
     for uid in AllTransferSyntaxes:
         if uid in _NATIVE or uid == DeflatedExplicitVRLittleEndian:
             continue
-        with contextlib.suppress(NotImplementedError):  # it has no decoder
+        with contextlib.suppress(NotImplementedError):  # no decoder for this syntax
             if get_decoder(uid).is_available:
                 compressed.append(uid)
     return [str(uid) for uid in [*_NATIVE, *compressed]]
 
 
 class DicomReceiver:
-    """Listens for associations of the configured peers, and stores their instances.
+    """A DICOM server that accepts associations from the configured peers and stores their instances.
 
-    The socket is bound when the receiver is created; associations are accepted from `start` on.
+    The socket is bound on construction; `start` begins to accept associations.
 
     Args:
         settings: Settings of the node.
     Raises:
-        UsageError: The address cannot be listened on.
+        UsageError: The address cannot be bound.
     """
 
     def __init__(self, settings: DicomSettings) -> None:
@@ -128,15 +128,15 @@ class DicomReceiver:
             self._ae.add_supported_context(sop_class, transfer_syntaxes())
         for sop_class in RESULT_SOP_CLASSES:
             self._ae.add_supported_context(sop_class, list(map(str, _NATIVE)))
-        # For reports to us: the peer that connects is the SCP.
+        # For commitment reports, the connecting peer is the SCP.
         self._ae.add_supported_context(
             StorageCommitmentPushModel, list(map(str, _NATIVE[:2])), scu_role=False, scp_role=True
         )
         self._commitments: Commitments | None = None
-        self._peers: dict[int, DicomPeer] = {}  # by id of the association
-        self._unprocessed: dict[int, int] = {}  # bytes received and not stored, by id of the association
+        self._peers: dict[int, DicomPeer] = {}  # by association id
+        self._unprocessed: dict[int, int] = {}  # bytes received but not yet stored, by association id
         self._count_lock = threading.Lock()
-        self._storing: set[int] = set()  # ids of associations whose instance is being stored
+        self._storing: set[int] = set()  # ids of associations that are storing an instance
         self._processor: InstanceProcessor | None = None
         self._stopped = False
         self._server = self._listen()
@@ -144,22 +144,22 @@ class DicomReceiver:
 
     @property
     def port(self) -> int:
-        """Port that is listened on."""
+        """Listening port."""
         return int(self._server.server_address[1])
 
     def start(self, processor: InstanceProcessor, commitments: Commitments | None = None) -> None:
         """Accept associations.
 
         Args:
-            processor: Gets the instances.
-            commitments: Where reports of storage commitment are recorded; without it, they are refused.
+            processor: Processes the instances.
+            commitments: Records storage commitment reports; None refuses them.
         """
         self._processor, self._commitments = processor, commitments
         self._thread = threading.Thread(target=self._server.serve_forever, name="dicom-receiver", daemon=True)
         self._thread.start()
 
     def stop(self, timeout: float) -> None:
-        """Accept no more associations, let instances in progress finish for a number of seconds, and abort the associations."""
+        """Stop accepting associations, wait up to `timeout` seconds for instances in progress, then abort all associations."""
         if self._stopped:
             return
         self._stopped = True
@@ -199,13 +199,13 @@ class DicomReceiver:
                 f"cannot listen for DICOM on {host}, port {self._settings.port}: {error.strerror or error}",
                 hint=_LISTEN_HINTS.get(error.errno or 0, "Set host of the DICOM node to an address of this machine"),
             ) from error
-        self._ae._servers.append(server)  # `shutdown` removes it, as `AE.start_server` would have added it
+        self._ae._servers.append(server)  # as `AE.start_server` would do; `shutdown` removes it
         return server
 
     # --- associations ----------------------------------------------------------------------------------------------------
 
     def _authorize(self, event: Event) -> None:
-        """Reject an association whose calling AE title and address are not those of one peer."""
+        """Reject an association unless its calling AE title and address match a peer."""
         association = event.assoc
         request = cast(A_ASSOCIATE, association.requestor.primitive)
         title, address = request.calling_ae_title.strip(), str(association.requestor.address)
@@ -222,9 +222,9 @@ class DicomReceiver:
         self._peers[id(association)] = peer
 
     def _count_bytes(self, event: Event) -> None:
-        """Abort an association that holds more bytes than an instance may have, or than all may have together.
+        """Abort an association that exceeds the limit for one instance, or all associations' total limit.
 
-        A peer can send further instances while one is stored.
+        A peer can send further instances while one is being stored.
         """
         key = id(event.assoc)
         with self._count_lock:
@@ -240,7 +240,7 @@ class DicomReceiver:
             event.assoc.abort(block=False)
 
     def _count_processed(self, key: int, size: int) -> None:
-        """Subtract an instance, with the headers of its PDUs, from the bytes that an association holds."""
+        """Subtract an instance, including its PDU headers, from an association's unprocessed bytes."""
         with self._count_lock:
             if key in self._unprocessed:
                 self._unprocessed[key] = max(0, self._unprocessed[key] - round(1.01 * size) - _COMMAND_BYTES)
@@ -253,7 +253,7 @@ class DicomReceiver:
     # --- C-STORE ---------------------------------------------------------------------------------------------------------
 
     def _store(self, event: Event) -> Dataset:
-        """Store an instance, and return the status of the response."""
+        """Store an instance; return the status of the response."""
         assert self._processor
         key, instance = id(event.assoc), event.encoded_dataset()
         peer = self._peers.get(key)
@@ -270,7 +270,7 @@ class DicomReceiver:
     # --- Storage commitment ----------------------------------------------------------------------------------------------
 
     def _answer_report(self, event: Event) -> tuple[int, None]:
-        """Record a report about results that a peer stored, and return the status of the response."""
+        """Record a storage commitment report; return the status of the response."""
         key = id(event.assoc)
         information = cast(N_EVENT_REPORT, event.request).EventInformation
         self._count_processed(key, len(information.getvalue()) if information else 0)
@@ -289,9 +289,9 @@ def _status(status: int, code: str = "") -> Dataset:
 
 
 def _limit_pdus(event: Event) -> None:
-    """Let the socket of an association read no more than a PDU may have, and for no longer than a peer may be silent.
+    """Limit the size of the PDUs that an association's socket reads, and the time that each may take.
 
-    pynetdicom would read up to 4 GB into memory, and wait for ever for a peer that sends a byte now and then.
+    pynetdicom would read up to 4 GB into memory, and would wait forever for a peer that sends a byte now and then.
     """
     association_socket: Any = event.assoc.dul.socket
     seconds = float(event.assoc.network_timeout or 0)
@@ -300,10 +300,10 @@ def _limit_pdus(event: Event) -> None:
 
 
 def _receive(association_socket: Any, seconds: float, n_bytes: int) -> bytearray:
-    """Return the next bytes of a connection, fewer only at its end.
+    """Return the next bytes of a connection; fewer only at its end.
 
     Raises:
-        OSError: They are more than a PDU may have, or do not arrive within a number of seconds.
+        OSError: The size exceeds that of a PDU, or the bytes do not arrive within `seconds`.
     """
     if n_bytes > _MAX_PDU_BYTES:
         raise OSError(errno.EMSGSIZE, "the PDU is too long")
@@ -311,7 +311,7 @@ def _receive(association_socket: Any, seconds: float, n_bytes: int) -> bytearray
     while len(found) < n_bytes:
         if time.monotonic() > deadline:
             raise TimeoutError("the PDU is not complete")
-        if _QUICK_ACK:  # it is not kept: set it each time
+        if _QUICK_ACK:  # the option is not permanent and must be set each time
             association_socket.socket.setsockopt(socket.IPPROTO_TCP, _QUICK_ACK, 1)
         part = association_socket.socket.recv(n_bytes - len(found))
         if not part:
@@ -321,10 +321,10 @@ def _receive(association_socket: Any, seconds: float, n_bytes: int) -> bytearray
 
 
 def _end_with_connection(event: Event) -> None:
-    """Let an association end when its connection ends, or when the peer sends a PDU that is malformed or not allowed.
+    """End an association when its connection ends, or when the peer sends a malformed or unexpected PDU.
 
-    pynetdicom would wait for the request of a connection that is closed until the timeout, and count it as an association. After
-    such a PDU, its thread would end with a traceback, and leave the connection open.
+    If a connection closes before the association request, pynetdicom would count it as an association until the
+    timeout. After a bad PDU, its thread would end with a traceback and leave the connection open.
     """
     association: Any = event.assoc
     machine = association.dul.state_machine
@@ -332,22 +332,22 @@ def _end_with_connection(event: Event) -> None:
 
 
 def _act(association: Any, act: Callable[[str], None], name: str) -> None:
-    """Do an action of the state machine of an association, and end the association if it fails or its connection is closed."""
+    """Run an action of an association's state machine; end the association if the action fails or the connection is closed."""
     machine = association.dul.state_machine
     try:
         act(name)
-    except Exception as error:  # noqa: BLE001  untrusted bytes; its message may contain anything
+    except Exception as error:  # noqa: BLE001  untrusted bytes; the message may contain anything
         _LOG.warning("Aborted a DICOM association: unexpected %s", type(error).__name__)
         association.is_aborted, association.is_established = True, False
         association.dul.socket.close()
         machine.current_state = "Sta1"  # idle
         association.dul._kill_thread = association._kill = True
     if machine.current_state == "Sta1" and association.requestor.primitive is None:
-        association.dul.to_user_queue.put(None)  # what waits for the request receives nothing
+        association.dul.to_user_queue.put(None)  # unblocks the thread that waits for the request
 
 
 def _is_at(peer: DicomPeer, address: str) -> bool:
-    """Return whether an address is one of a peer's host."""
+    """Return whether a peer's host resolves to an address."""
     with contextlib.suppress(OSError, UnicodeError):
         found = {str(info[4][0]) for info in socket.getaddrinfo(peer.host, None)}
         return bool({address, address.removeprefix("::ffff:")} & found)
@@ -355,12 +355,12 @@ def _is_at(peer: DicomPeer, address: str) -> bool:
 
 
 class _Server(ThreadedAssociationServer):
-    """Checks addresses and does the TLS handshake in the thread of the connection.
+    """A server that checks client addresses and performs the TLS handshake in the thread of the connection.
 
-    In the thread that accepts connections, one silent client would keep all others waiting.
+    In the accepting thread, a single silent client would block all others.
 
     Args:
-        arguments, options: Of the base class; see `pynetdicom.AE.make_server`.
+        arguments, options: Arguments of the base class; see `pynetdicom.AE.make_server`.
         settings: Settings of the node.
     """
 
@@ -379,13 +379,13 @@ class _Server(ThreadedAssociationServer):
             try:
                 request.settimeout(min(settings.timeout, _HANDSHAKE_SECONDS))
                 request = settings.tls.wrap_socket(request, server_side=True)
-            except OSError:  # of which SSLError is one
+            except OSError:  # includes SSLError
                 _LOG.warning("Rejected a DICOM connection from %s: TLS handshake failed", address)
                 self.shutdown_request(request)
                 return
-        request.settimeout(settings.timeout)  # of a PDU that is not complete
+        request.settimeout(settings.timeout)  # applies to incomplete PDUs
         with self._starting:
-            # Those above the limit of associations are rejected when they ask for one; each takes two threads until then.
+            # Connections above the association limit are rejected on request; until then, each occupies two threads.
             if len(self.active_associations) < _CONNECTIONS * settings.max_associations:
                 super().process_request_thread(request, client_address)
                 return

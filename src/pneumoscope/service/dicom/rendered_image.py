@@ -1,4 +1,4 @@
-"""The image types in which DICOMweb returns a rendered image."""
+"""Encode rendered images for DICOMweb."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _JPEG_QUALITY = 90
 
 
 def draw_capture(file: BinaryIO, media_type: str) -> bytes:
-    """Return a Secondary Capture of this package as image/png or image/jpeg."""
+    """Return the pixels of one of our Secondary Captures as image/png or image/jpeg."""
     capture = dcmread(file)
     return _encode(Image.frombytes("RGB", (capture.Columns, capture.Rows), capture.PixelData), media_type)
 
 
 def convert_image(png: bytes, media_type: str) -> bytes:
-    """Return a PNG as an image of another type."""
+    """Convert a PNG to another image type."""
     with Image.open(io.BytesIO(png)) as opened:
         return _encode(opened, media_type)
 

@@ -1,4 +1,4 @@
-"""Write a result as a DICOM Structured Report by the template "Imaging Measurement Report" (PS3.16 TID 1500)."""
+"""Create a DICOM Structured Report with the template "Imaging Measurement Report" (PS3.16 TID 1500)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pneumoscope.service.storage.outbox_records import derive_uid
 
 __all__ = ["PRIVATE_CODES", "STANDARD_CODES", "structured_report", "unreadable_code"]
 
-_PROCEDURE = Code("363679005", "SCT", "Imaging procedure")  # of CID 100; the code of FHIR is not in it
+_PROCEDURE = Code("363679005", "SCT", "Imaging procedure")  # from CID 100, which does not contain the code used in FHIR
 _PRESENCE = Code("presence", PRIVATE_SCHEME, "Presence of pneumonia by the model")
 _REASON = Code("reason", PRIVATE_SCHEME, "Reason of the decision")
 _CAUSE = Code("cause", PRIVATE_SCHEME, "Why the image could not be read")
@@ -39,7 +39,7 @@ _NOTICE = Code("notice", PRIVATE_SCHEME, "Notice")
 _LEVELS = {
     "upper": codes.SCT.UpperZoneOfLung, "middle": codes.SCT.MiddleZoneOfLung, "lower": codes.SCT.LowerZoneOfLung,
 }  # fmt: skip
-_ACRONYMS = ("dicom", "lut", "voi", "vr")  # words of the codes of unreadable images
+_ACRONYMS = ("dicom", "lut", "voi", "vr")  # words in codes of unreadable images that are written in capitals
 _SIDES = {"right": codes.SCT.Right, "left": codes.SCT.Left}
 
 PRIVATE_CODES = (
@@ -53,10 +53,10 @@ STANDARD_CODES = (
 
 
 def structured_report(result: Result) -> bytes:
-    """Return a Comprehensive 3D SR with the decision, the probability and its interval, the algorithm and the image.
+    """Return a Comprehensive 3D SR with decision, probability, interval, algorithm and a reference to the image.
 
-    A decision "pneumonia" or "uncertain" has the zones of the lungs in which the heatmap is strongest. Every result has its
-    warnings and the notice, and a rejection its reason. The document is preliminary and unverified.
+    For "pneumonia" and "uncertain", it contains the lung zones where the heatmap is strongest; for a rejection, the
+    reason. Warnings and the notice are always included. The document is preliminary and unverified.
     """
     prediction, source = result.prediction, result.source()
     device = sr.ObserverContext(
@@ -118,7 +118,7 @@ def _algorithm(result: Result) -> sr.AlgorithmIdentification:
 
 
 def _measurements(result: Result) -> list[sr.Measurement]:
-    """Return the probability with its interval and the threshold, percent; none without a probability."""
+    """Return the probability, its interval and the threshold in percent; empty without a probability."""
     prediction = result.prediction
     if prediction.probability is None:
         return []
@@ -132,7 +132,7 @@ def _measurements(result: Result) -> list[sr.Measurement]:
 
 
 def _evaluations(result: Result) -> list[sr.QualitativeEvaluation]:
-    """Return the decision, the reason of a rejection or of a failure, and the zones of the heatmap."""
+    """Return the decision, the reason for a rejection or failure, and the zones of the heatmap."""
     prediction = result.prediction
     found = [sr.QualitativeEvaluation(name=_PRESENCE, value=PRESENCE_VALUES[result.decision])]
     if prediction.rejection:
@@ -149,7 +149,7 @@ def _evaluations(result: Result) -> list[sr.QualitativeEvaluation]:
 
 
 def unreadable_code(code: UnreadableCode) -> Code:
-    """Return the code of a reason for which an image could not be read; the explanation in the report is its message."""
+    """Return the coded reason why an image could not be read; its message is the explanation in the report."""
     first, *others = (word.upper() if word in _ACRONYMS else word for word in code.split("_"))
     return Code(code, PRIVATE_SCHEME, " ".join([first[:1].upper() + first[1:], *others]))
 
@@ -164,7 +164,7 @@ def _region(zone: Zone) -> sr.QualitativeEvaluation:
 
 
 def _texts(result: Result) -> list[sr.TextContentItem]:
-    """Return the operating point, the hash of the model, the result as a phrase, each warning, and the notice."""
+    """Return the operating point, the model hash, the result as a phrase, each warning, and the notice."""
     prediction = result.prediction
     texts = [
         (OPERATING_POINT, prediction.operating_point),
@@ -180,7 +180,7 @@ def _texts(result: Result) -> list[sr.TextContentItem]:
 
 
 def _printable(text: str) -> str:
-    """Return a text, which may quote the header, without characters that a DICOM text must not have (PS3.5 6.2)."""
+    """Return a text, which may quote the header, without characters that DICOM does not allow (PS3.5 6.2)."""
     return "".join(each if each.isprintable() else " " for each in text)
 
 

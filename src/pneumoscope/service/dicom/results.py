@@ -1,9 +1,9 @@
-"""Write results as DICOM objects of the image's study: what all have in common, Secondary Capture, Key Object Selection.
+"""Create DICOM objects in the image's study: common parts, Secondary Capture, Key Object Selection.
 
-`report` writes Structured Reports, `overlays` Parametric Maps and presentation states.
+`report` creates Structured Reports; `overlays` creates Parametric Maps and presentation states.
 
-The UIDs of the objects are derived from the image and the prediction, and their times are those of the prediction, so that
-an object that is written twice is the same object. Patient and study are copied from the image's header, as Unicode text.
+UIDs are derived from the image and the prediction, and times are those of the prediction, so that creating an object
+twice gives the same object. Patient and study are copied from the image's header, as Unicode text.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ __all__ = [
     "series_uid",
 ]
 
-# Warnings of highdicom quote names of patients.
+# Warnings of highdicom quote patient names.
 warnings.filterwarnings("ignore", module=r"highdicom(\.|$)")
 
 SOP_CLASSES: Mapping[ObjectKind, UID] = {
@@ -71,7 +71,7 @@ _MODALITIES: Mapping[ObjectKind, str] = {
     "parametric_map": "OT",
     "presentation_state": "PR",
 }
-_DIRECTION = re.compile(r"[APRLHF]{1,3}")  # of a row or a column (PS3.3 C.7.6.1.1.1)
+_DIRECTION = re.compile(r"[APRLHF]{1,3}")  # of a row or column (PS3.3 C.7.6.1.1.1)
 _DATES = (
     "SeriesDate", "ContentDate", "InstanceCreationDate", "DateOfSecondaryCapture", "PresentationCreationDate",
 )  # fmt: skip
@@ -79,7 +79,7 @@ _TIMES = (
     "SeriesTime", "ContentTime", "InstanceCreationTime", "TimeOfSecondaryCapture", "PresentationCreationTime",
 )  # fmt: skip
 _NAMES = ("PatientName", "ReferringPhysicianName")
-# Further elements of patient and study, which highdicom copies into some of the objects.
+# Further patient and study elements, which highdicom copies only into some objects.
 _COPIED = (
     "IssuerOfPatientID", "PatientBirthTime", "OtherPatientIDs", "EthnicGroup", "PatientComments", "StudyDescription",
     "PatientAge", "PatientSize", "PatientWeight", "AdditionalPatientHistory", "OtherPatientNames", "OtherPatientIDsSequence",
@@ -90,15 +90,15 @@ _DATE_TIMES = ("ObservationDateTime", "ContributionDateTime")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """The result that an object states.
+    """A result and everything needed to create its DICOM objects.
 
     Attributes:
         uid: SOP Instance UID of the object.
-        prediction: The prediction, with a failure if the file could not be read.
+        prediction: The prediction; it contains a failure if the file could not be read.
         created: Time of the prediction, ISO 8601 in UTC.
         header: Header of the image; see `header.read_header`.
-        settings: Number and description of the series, languages.
-        population: Population of the model, which the notice states; None if it is unknown.
+        settings: Series number and description, languages.
+        population: Population of the model, for the notice; None if unknown.
         heatmap: Heatmap of the prediction; None if there is none.
         prevalence: See `caption.draw_result`.
     """
@@ -114,9 +114,9 @@ class Result:
 
     @property
     def decision(self) -> Decision:
-        """The decision; a file that could not be read is not assessed, either."""
+        """The decision; "rejected" for a file that could not be read."""
         decision = self.prediction.decision
-        # The service refuses models of several classes, whose decision is "classified".
+        # The service does not accept multi-class models, whose decision is "classified".
         return "rejected" if decision is None or decision == "classified" else decision
 
     @property
@@ -126,24 +126,24 @@ class Result:
 
     @property
     def time(self) -> datetime:
-        """Time of the prediction in the time zone of the study, whose dates are copied; without one, in that of this machine."""
+        """Time of the prediction, in the time zone of the study if the header has one, or else in the local time zone."""
         zone = self.header.get("TimezoneOffsetFromUTC") or ""
         time = datetime.fromisoformat(self.created)
         return time.astimezone(datetime.strptime(zone, "%z").tzinfo if zone else None)
 
     def series_description(self, statement: str) -> str:
-        """Return the description of a series with a statement, 64 characters at most."""
+        """Return the description of a series, ending in `statement`; at most 64 characters."""
         return f"{self.settings.series_description}: {statement}"[:64]
 
     def source(self) -> Dataset:
-        """Return a copy of the header for highdicom, which would warn about unusual names and quote them; see `encode`."""
+        """Return a copy of the header for highdicom without names, since highdicom warns about unusual names; see `encode`."""
         found = copy.deepcopy(self.header)
         for name in _NAMES:
             setattr(found, name, "")
         return found
 
     def identification(self, kind: ObjectKind) -> dict[str, Any]:
-        """Return what identifies an object, its series and its software, as highdicom's constructors take it."""
+        """Return the arguments of highdicom constructors that identify an object, its series and its software."""
         return {
             "series_instance_uid": series_uid(self.uid),
             "series_number": self.settings.series_number + _SERIES_OFFSETS[kind],
@@ -154,7 +154,7 @@ class Result:
         }
 
     def encode(self, document: Dataset) -> bytes:
-        """Return the file of an object, with the times of the prediction."""
+        """Return the encoded DICOM file of an object, with the times of the prediction."""
         prediction, source, time = self.prediction, self.header, self.time
         formats = (
             dict.fromkeys(_DATES, "%Y%m%d")
@@ -174,7 +174,7 @@ class Result:
             if source.get(name):
                 setattr(document, name, source[name].value)
         if document.Modality in ("OT", "PR"):
-            if source.get("BodyPartExamined") == "CHEST":  # it is not paired, so the series has no laterality
+            if source.get("BodyPartExamined") == "CHEST":  # unpaired, so the series has no laterality
                 document.BodyPartExamined = "CHEST"
             else:
                 document.Laterality = source.get("Laterality") or ""
@@ -184,13 +184,13 @@ class Result:
 
 
 def secondary_capture(result: Result, image: Radiograph | None) -> bytes:
-    """Return a Secondary Capture: the image with its heatmap, if there is one, and the result burned in.
+    """Return a Secondary Capture: the image, with its heatmap if there is one, and the result burned in.
 
     Args:
         result: The result.
-        image: The image, decoded; None if it cannot be decoded: only the reason is drawn.
+        image: The decoded image; None if it cannot be decoded, in which case only the reason is drawn.
     Raises:
-        OSError: The font of the settings cannot be read.
+        OSError: The font in the settings cannot be read.
     """
     source, settings = result.source(), result.settings
     pixels = draw_result(
@@ -226,7 +226,7 @@ def secondary_capture(result: Result, image: Radiograph | None) -> bytes:
 
 
 def describe(result: Result, kind: ObjectKind) -> Dataset:
-    """Return the elements of series and instance by which an object is found, without writing it."""
+    """Return the series and instance elements of an object that searches match, without creating the object."""
     identification, time = result.identification(kind), result.time
     description = Dataset()
     description.SOPClassUID, description.SOPInstanceUID = SOP_CLASSES[kind], result.uid
@@ -239,11 +239,11 @@ def describe(result: Result, kind: ObjectKind) -> Dataset:
 
 
 def rejection_note(result: Result, withdrawn_uids: Mapping[ObjectKind, str]) -> bytes:
-    """Return a Key Object Selection, titled "Rejected for Quality Reasons", that withdraws objects delivered before.
+    """Return a Key Object Selection, titled "Rejected for Quality Reasons", that withdraws previously delivered objects.
 
     Args:
-        result: The result that the objects stated.
-        withdrawn_uids: Their UIDs by kind.
+        result: The withdrawn result.
+        withdrawn_uids: UIDs of the withdrawn objects by kind.
     Source: IHE Radiology, Imaging Object Change Management.
     """
     withdrawn = []
@@ -251,7 +251,7 @@ def rejection_note(result: Result, withdrawn_uids: Mapping[ObjectKind, str]) -> 
         item = result.source()
         item.SOPClassUID, item.SOPInstanceUID, item.SeriesInstanceUID = SOP_CLASSES[kind], uid, series_uid(uid)
         item.Modality = _MODALITIES[kind]
-        if kind in ("structured_report", "presentation_state"):  # else highdicom would refer to an image
+        if kind in ("structured_report", "presentation_state"):  # otherwise, highdicom would refer to an image
             for name in ("Rows", "Columns"):
                 if name in item:
                     delattr(item, name)
@@ -266,13 +266,13 @@ def rejection_note(result: Result, withdrawn_uids: Mapping[ObjectKind, str]) -> 
         **result.identification("rejection_note"),
     )
     for item in note.ContentSequence:
-        if item.ValueType in ("IMAGE", "COMPOSITE"):  # TID 2010 allows no purpose of reference
+        if item.ValueType in ("IMAGE", "COMPOSITE"):  # TID 2010 does not allow a purpose of reference
             del item.ConceptNameCodeSequence
     return result.encode(note)
 
 
 def patient_orientation(source: Dataset) -> tuple[str, str]:
-    """Return the orientation of the image; as a frontal radiograph is displayed if the header states none."""
+    """Return the patient orientation of the image; that of a frontal radiograph if the header has no valid one."""
     stated = source.get("PatientOrientation")
     if isinstance(stated, Sequence) and len(stated) == 2 and all(_DIRECTION.fullmatch(str(each)) for each in stated):
         return str(stated[0]), str(stated[1])
@@ -280,5 +280,5 @@ def patient_orientation(source: Dataset) -> tuple[str, str]:
 
 
 def series_uid(uid: str) -> str:
-    """Return the UID of the series of an object, which has no other."""
+    """Return the Series Instance UID of an object; each object has a separate series."""
     return derive_uid(f"series {uid}")

@@ -18,14 +18,14 @@ Progress = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False)
 class StudySelection:
-    """The studies to pull: exactly one attribute is set.
+    """The studies to pull; exactly one attribute is set.
 
     Attributes:
         study_uid: Study Instance UID.
         accession_number: Accession number.
-        since: First study date.
+        since: Earliest study date.
     Raises:
-        UsageError: None, or more than one, is set; or one is invalid.
+        UsageError: No attribute or more than one is set, or one is invalid.
     """
 
     study_uid: str = ""
@@ -33,7 +33,7 @@ class StudySelection:
     since: date | None = None
 
     def __post_init__(self) -> None:
-        """Check the attributes."""
+        """Validate the attributes."""
         if sum(map(bool, dataclasses.astuple(self))) != 1:
             raise UsageError("choose the studies by one of --study, --accession and --since")
         if self.study_uid and image_name(self.study_uid) != self.study_uid:
@@ -43,7 +43,7 @@ class StudySelection:
 
     @property
     def keys(self) -> dict[str, str]:
-        """The matching keys of a search for studies (PS3.4 C.6.2.1.2)."""
+        """The matching keys of a study search (PS3.4 C.6.2.1.2)."""
         if self.since:
             return {"StudyDate": f"{self.since:%Y%m%d}-"}
         if self.accession_number:
@@ -51,7 +51,7 @@ class StudySelection:
         return {"StudyInstanceUID": self.study_uid}
 
     def contains(self, study: Dataset) -> bool:
-        """Return whether a study that was found is one of them: a node may ignore a key that it does not support."""
+        """Return whether a study found by a node really matches; a node may ignore keys that it does not support."""
         ((keyword, value),) = self.keys.items()
         found = str(study.get(keyword) or "").strip()
         return found >= value.rstrip("-") if self.since else found == value
@@ -63,13 +63,14 @@ class PullReport:
 
     Attributes:
         source: Name of the node.
-        studies: Number of studies that were found.
-        series: Number of their series of `dicomweb.client.MODALITIES`.
-        instances: Number of instances that the service has stored, or had stored before.
+        studies: Number of studies found.
+        series: Number of their series with a modality in `dicomweb.client.MODALITIES`.
+        instances: Number of instances that the service stored or already had.
         failed_instances: Number of instances that could not be sent or stored.
-        failed_series: Number of series of which an unknown number of instances was not sent.
-        incomplete_searches: Number of searches that may not have returned all results; see `dicomweb.client.WebArchive`.
-        error: Why the pull ended before the last series; empty if it did not.
+        failed_series: Number of series with an unknown number of missing instances.
+        incomplete_searches: Number of searches that may have returned only part of the results; see
+            `dicomweb.client.WebArchive`.
+        error: Error that ended the pull before the last series; empty if there was none.
     """
 
     source: str
@@ -82,7 +83,7 @@ class PullReport:
     error: str = ""
 
     def end_early(self, error: PullError, remaining: int) -> None:
-        """Record an error that ends the pull, with the number of series that remain; raise it if nothing was pulled."""
+        """Record an error that ends the pull and the number of remaining series; raise it if nothing was pulled."""
         if not self.instances:
             raise error
         self.failed_series += remaining

@@ -1,4 +1,4 @@
-"""How the results in the outbox are sent: what a sender does, and how it fails."""
+"""Interface and errors of the senders that deliver the results in the outbox."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = [
     "may_have_arrived",
 ]
 
-# HTTP statuses of a server that may have stored what was sent: it failed meanwhile, or is behind a gateway that waited in vain
-# (520 to 527 are Cloudflare's). Not 503: a server that is overloaded or under maintenance sends it before it processes a request.
+# HTTP statuses after which a server may have stored the object: it failed while processing it, or a gateway timed out
+# (520 to 527 are Cloudflare's). Excludes 503, which overloaded servers send before processing a request.
 UNCERTAIN_STATUSES = (500, 502, 504, *range(520, 528))
 
-# Codes of the errors of a connection, the first that holds; none of them states an address.
+# Codes of connection errors; the first match applies. They contain no addresses.
 _CONNECTION_CODES: tuple[tuple[type[BaseException], str], ...] = (
     (socket.gaierror, "name_not_resolved"),
-    (UnicodeError, "name_not_resolved"),  # the name has an empty or too long label
+    (UnicodeError, "name_not_resolved"),  # the host name has an empty or overlong label
     (ssl.SSLError, "tls_failed"),
     (ConnectionRefusedError, "connection_refused"),
     (TimeoutError, "timeout"),
@@ -40,7 +40,7 @@ class _SendingError(Exception):
     """A destination did not confirm an object. The message is a stable code.
 
     Attributes:
-        maybe_delivered: Whether the destination may have the object nevertheless.
+        maybe_delivered: Whether the destination may have stored the object anyway.
     """
 
     def __init__(self, code: str, *, maybe_delivered: bool = False) -> None:
@@ -53,36 +53,36 @@ class DeliveryError(_SendingError):
 
 
 class UnconfirmedError(_SendingError):
-    """A destination did not answer, and may have the object."""
+    """A destination did not respond, but may have stored the object."""
 
     def __init__(self, code: str) -> None:
         super().__init__(code, maybe_delivered=True)
 
 
 class UnreachableError(_SendingError):
-    """A destination cannot be reached, or cannot accept any object."""
+    """A destination cannot be reached, or currently accepts no objects."""
 
 
 class Sender(Protocol):
-    """Sends to one destination."""
+    """A sender of objects or events to one destination."""
 
     def send(self, delivery: Delivery, content: bytes) -> None:
         """Send an object or an event.
 
         Raises:
-            DeliveryError, UnconfirmedError, UnreachableError: The destination does not confirm that it has it.
+            DeliveryError, UnconfirmedError, UnreachableError: The destination did not confirm receipt.
         """
 
 
 def connection_error_code(error: BaseException) -> str:
-    """Return the code of an error that prevented a connection; "unreachable" for an error without a specific code."""
+    """Return the code of a connection error; "unreachable" if there is no specific code."""
     causes = list(_causes(error))
     found = (code for kind, code in _CONNECTION_CODES if any(isinstance(each, kind) for each in causes))
     return next(found, "unreachable")
 
 
 def may_have_arrived(error: Exception) -> bool:
-    """Return whether the server may have got an HTTP request that failed."""
+    """Return whether a failed HTTP request may have reached the server."""
     cause = error.args[0] if isinstance(error, requests.ConnectionError) and error.args else None
     if isinstance(error, requests.exceptions.ConnectTimeout):
         return False
@@ -94,7 +94,7 @@ def may_have_arrived(error: Exception) -> bool:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, and what caused it; requests and urllib3 state causes as arguments and as attributes."""
+    """Yield an error and its causes, which requests and urllib3 also store in arguments and attributes."""
     pending, seen = [error], set[int]()
     while pending:
         each = pending.pop()

@@ -1,4 +1,4 @@
-"""Checks of a configuration when the service starts: credential and certificate files of other servers, and host names."""
+"""Check the configuration at start-up: credential and certificate files of other servers, and host names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LOG = logging.getLogger("pneumoscope.service")
 
 
 def require_files(configuration: DicomConfiguration) -> None:
-    """Check the files of destinations and webhooks. Those of sources are read by `pull` alone, perhaps on another machine.
+    """Check the files of destinations and webhooks. Those of sources are only read by `pull`, perhaps on another machine.
 
     Raises:
         UsageError: A file cannot be used; see `require_server_files`.
@@ -31,7 +31,7 @@ def require_files(configuration: DicomConfiguration) -> None:
 
 
 def require_server_files(server: WebServer | Webhook) -> None:
-    """Check the files with the password, the token and the authorities of a server.
+    """Check a server's files with password, token and CA certificates.
 
     Raises:
         UsageError: A file cannot be read, is empty, or contains no certificate. The message names the file.
@@ -75,9 +75,9 @@ def _unreadable(file: Path, setting: str, error: OSError | UnicodeDecodeError) -
 
 
 def warn_of_unresolved_hosts(configuration: DicomConfiguration) -> None:
-    """Log host names without an address, from a separate thread: a name server may be slow.
+    """Log host names that cannot be resolved, from a separate thread because a name server may be slow.
 
-    This is not an error: the other machine, or the name server, may start later.
+    This is not an error: the other machine or the name server may start later.
     """
     threading.Thread(target=_log_unresolved_hosts, args=(configuration,), name="resolve-hosts", daemon=True).start()
 
@@ -88,7 +88,7 @@ def _log_unresolved_hosts(configuration: DicomConfiguration) -> None:
 
 
 def unresolved_hosts(configuration: DicomConfiguration) -> Iterator[tuple[str, str]]:
-    """Yield the name and the host of each peer, destination and webhook whose host has no address now."""
+    """Yield the name and host of each peer, destination and webhook whose host cannot be resolved."""
     for peer in configuration.peers:
         if not _is_resolved(peer.host):
             yield peer.name, peer.host

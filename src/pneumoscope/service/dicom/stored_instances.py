@@ -1,7 +1,7 @@
-"""The stored instances that DICOMweb offers: DICOM images, and their results, generated as objects of the same studies.
+"""Instances available through DICOMweb: stored images, and their results, generated as objects of the same studies.
 
-An image is offered if its file has a preamble, its header can be read, and its UIDs and patient are those of its identity in the
-database. The file of an image whose identity was corrected states another patient or study, so it is left out.
+An image is available if its file has a preamble and a readable header whose UIDs and patient match the identity in the
+database. After a correction of the identity, the file names another patient or study, so it is excluded.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ __all__ = ["SearchResult", "StoredInstance", "StoredInstances"]
 
 _BATCH = 50  # studies whose headers are read at a time
 _PREFIX = slice(128, 132)  # "DICM", after the preamble
-_MAX_LOADED = 2  # files of which a part is read at once, some with their pixels in memory
-MAX_SEARCHES = 2  # at once
-MAX_FILES = 2000  # whose headers a search reads
-MAX_RETRIEVED = 1000  # files that a retrieve sends, each with its results; their attributes are in memory
+_MAX_LOADED = 2  # files partly read into memory at once, some including their pixels
+MAX_SEARCHES = 2  # concurrent searches
+MAX_FILES = 2000  # files whose headers one search reads
+MAX_RETRIEVED = 1000  # images per retrieve, besides their results; the attributes are held in memory
 _FIRST_BYTES = 64 * 2**10  # enough for most headers
 _MAX_TEXT = 1024  # characters of a value in search results
-_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")  # others were not understood
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")  # other dates are unparsed text from the header
 _FURTHER_ELEMENTS = (
     "SeriesNumber", "SeriesDescription", "SeriesDate", "SeriesTime", "BodyPartExamined", "InstanceNumber",
     "BitsAllocated", "NumberOfFrames",
 )  # fmt: skip
-_LAST_ELEMENT = 0x00280100  # BitsAllocated: the last of them in a file, and of those of `header`
-# Attributes that are stated as the database has them: a header may lack some, or their character set.
+_LAST_ELEMENT = 0x00280100  # BitsAllocated: the last one in file order, also after those of `header`
+# Attributes taken from the database, because a header may lack them or their character set.
 _IDENTITY_KEYWORDS = {
     "patient_name": "PatientName",
     "patient_birth_date": "PatientBirthDate",
@@ -66,10 +66,10 @@ class StoredInstance:
     """A DICOM instance that can be retrieved.
 
     Attributes:
-        prediction: Of the image.
+        prediction: Prediction of the image.
         kind: Kind of result; None for the image itself.
-        attributes: By which it is found.
-        transfer_syntax: Of its file.
+        attributes: Attributes for searches.
+        transfer_syntax: Transfer syntax of the file.
     """
 
     prediction: StoredPrediction
@@ -79,7 +79,7 @@ class StoredInstance:
 
     @property
     def uids(self) -> tuple[str, str, str]:
-        """UIDs of study, series and instance."""
+        """Study, Series and SOP Instance UID."""
         names = "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"
         study, series, instance = (str(self.attributes[name].value) for name in names)
         return study, series, instance
@@ -91,8 +91,8 @@ class SearchResult:
 
     Attributes:
         found: Studies, series or instances.
-        has_more: Whether more match than were asked for.
-        is_partial: Whether the search ended before it had read all files; studies that were received earlier are missing.
+        has_more: Whether there are matches beyond the requested limit.
+        is_partial: Whether the search ended before reading all files, so that studies received earlier may be missing.
     """
 
     found: list[Dataset]
@@ -102,21 +102,21 @@ class SearchResult:
 
 @dataclasses.dataclass(slots=True)
 class _FileLimit:
-    """Counts the files whose headers may still be read; `is_exceeded` once some were not."""
+    """The number of files whose headers may still be read; `is_exceeded` is set once files were skipped."""
 
     left: int
     is_exceeded: bool = False
 
 
 class StoredInstances:
-    """Finds and reads the stored instances of one service.
+    """The stored instances of a service, with searches and access to their files.
 
     Args:
         model: Reads headers and frames, in worker processes.
-        repository: Where predictions and images are stored.
-        renderer: Renders images, and writes results.
-        results: Kinds of results, and how their series are described.
-        is_pseudonymized: Whether images are stored without their headers; no instance is offered then.
+        repository: Storage of predictions and images.
+        renderer: Renders images and creates results.
+        results: Kinds of results, and the description of their series.
+        is_pseudonymized: Whether images are stored without their headers, in which case no instance is available.
     """
 
     def __init__(
@@ -131,18 +131,18 @@ class StoredInstances:
         self._model = model
         self._files, self._renderer = DicomFiles(repository.engine, repository.storage.blobs), renderer
         self._results, self._is_pseudonymized = results, is_pseudonymized
-        self._has_results = importlib.util.find_spec("highdicom") is not None  # an extra
+        self._has_results = importlib.util.find_spec("highdicom") is not None  # an optional dependency
         self._loading, self._searching = asyncio.Semaphore(_MAX_LOADED), asyncio.Semaphore(MAX_SEARCHES)
 
     async def search(self, query: SearchQuery, level: Level, study: str = "", series: str = "") -> SearchResult:
-        """Return the studies, series or instances that match, last received study first.
+        """Return the matching studies, series or instances, most recently received study first.
 
-        The headers of the files are read, also of those that are skipped or do not match, but not without limit: a search may
-        end before it has read all. Others wait while two are running.
+        The search also reads the headers of files that do not match or are skipped. Their number is limited, so a
+        search may end early. At most two searches run at once; others wait.
 
         Args:
-            query: Conditions, and the part of the matches to return.
-            level: What is returned.
+            query: Conditions and page of the results.
+            level: Level of the results.
             study, series: UIDs in the path; empty if there are none.
         Raises:
             StorageError: The database or a file cannot be read.
@@ -166,7 +166,7 @@ class StoredInstances:
         return SearchResult(found, is_partial=limit.is_exceeded)
 
     def instances(self, study: str, series: str = "", instance: str = "") -> list[StoredInstance]:
-        """Return the instances of a study, of a series of it, or one of them; none if nothing has these UIDs.
+        """Return the instances of a study or series, or a single instance; empty if these UIDs do not exist.
 
         Raises:
             TooLargeError: There are too many images.
@@ -178,17 +178,17 @@ class StoredInstances:
         return [each for each in found if series in ("", each.uids[1]) and instance in ("", each.uids[2])]
 
     def _predictions(self, study: str, series: str, instance: str) -> list[StoredPrediction]:
-        """Return the predictions of the images with these UIDs, or of the image of the result with them.
+        """Return the predictions of the images with these UIDs, or of the image whose result has them.
 
         Raises:
-            TooLargeError: There are too many images to be retrieved.
+            TooLargeError: There are too many images to retrieve.
         """
         files = self._files.predicted(study)
         if series:
             of_series = [each for each in files if each.series_instance_uid == series]
             of_image = [each for each in of_series if instance in ("", each.sop_instance_uid)]
             if not of_image:
-                # The database knows the UIDs of images, but not those of all results.
+                # The database contains the UIDs of images, but not of all results.
                 sop_uid = self._image_of_result(files, series, instance)
                 return self._files.images([study], sop_uid=sop_uid) if sop_uid else []
             files = of_image
@@ -200,7 +200,7 @@ class StoredInstances:
         return self._files.images([study], series_uid=series, sop_uid=instance)
 
     def _image_of_result(self, files: Sequence[PredictedFile], series: str, instance: str) -> str:
-        """Return the SOP Instance UID of the image of a result, or "" if no result of these files has these UIDs."""
+        """Return the SOP Instance UID of the image whose result has these UIDs; empty if there is none among these files."""
         if not self._has_results:
             return ""
         from pneumoscope.service.dicom.results import series_uid
@@ -215,25 +215,25 @@ class StoredInstances:
         return ""
 
     async def open(self, instance: StoredInstance) -> BinaryIO:
-        """Return the file of an instance, which the caller closes.
+        """Return the file of an instance; the caller must close it.
 
         Raises:
-            GoneError: It was removed.
-            UnreadableImageError: It can no longer be decoded.
-            StorageError: It cannot be read.
+            GoneError: The file was removed.
+            UnreadableImageError: The file can no longer be decoded.
+            StorageError: The file cannot be read.
         """
         if instance.kind is None:
             return await run_in_threadpool(self._files.open, instance.prediction)
         return io.BytesIO(await self._renderer.result(instance.prediction.id, instance.kind, instance.uids[2]))
 
     async def metadata(self, instance: StoredInstance) -> bytes:
-        """Return the header of an instance as DICOM JSON, without pixels and other long binary values; see `open`."""
+        """Return an instance's header as DICOM JSON, without pixels and other long binary values; see `open`."""
         async with self._loading:
             with await self.open(instance) as file:
                 return await run_in_threadpool(lambda: self._model.read_part(file.read(MAX_HEADER_BYTES), "header"))
 
     async def frame(self, instance: StoredInstance) -> bytes | None:
-        """Return the only frame of an instance as it is stored, little-endian; None if it has none. See `open`."""
+        """Return the single frame of an instance as stored, little-endian; None if it has no pixels. See `open`."""
         async with self._loading:
             with await self.open(instance) as file:
                 return await run_in_threadpool(lambda: self._model.read_part(file.read(), "frame")) or None
@@ -250,7 +250,7 @@ class StoredInstances:
                 return await run_in_threadpool(draw_capture, file, media_type)
 
     def _studies(self, where: StudyFilter, limit: _FileLimit) -> Iterator[list[StoredInstance]]:
-        """Yield the instances of each study that meets the conditions, up to a limit; none is empty."""
+        """Yield the available instances of each matching study, up to the file limit; studies without any are skipped."""
         uids = [] if self._is_pseudonymized else self._files.study_uids(where)
         for start in range(0, len(uids), _BATCH):
             batch = uids[start : start + _BATCH]
@@ -273,11 +273,11 @@ class StoredInstances:
     def _study_images(
         self, stored: Sequence[tuple[StoredPrediction, Identity]], limit: _FileLimit | None = None
     ) -> list[StoredInstance]:
-        """Return the images of a study that are offered, and count the files that are read, up to a limit."""
+        """Return the available images of a study, and count the files read against the limit."""
         found: dict[str, StoredInstance] = {}
         for prediction, identity in stored:
             if identity.sop_instance_uid in found:
-                continue  # the first prediction of an image is its latest
+                continue  # the latest prediction of an image comes first
             if limit:
                 if limit.left <= 0:
                     limit.is_exceeded = True
@@ -288,7 +288,7 @@ class StoredInstances:
         return list(found.values())[::-1]
 
     def _image(self, prediction: StoredPrediction, identity: Identity) -> StoredInstance | None:
-        """Return the image of a prediction, or None if its file is not offered."""
+        """Return the image of a prediction, or None if it is not available."""
         try:
             beginning, further = self._beginning(prediction)
             header = read_header(beginning)
@@ -315,7 +315,7 @@ class StoredInstances:
         return StoredInstance(prediction, None, header, syntax)
 
     def _beginning(self, prediction: StoredPrediction) -> tuple[bytes, Dataset]:
-        """Return the beginning of a file with the whole header, and its further elements."""
+        """Return the beginning of a file, including the whole header, and its further elements."""
         beginning = self._files.beginning(prediction, _FIRST_BYTES)
         further = _further_elements(beginning)
         if not further.get("BitsAllocated") and len(beginning) == _FIRST_BYTES:
@@ -343,17 +343,17 @@ class StoredInstances:
 def _result_uid(
     delivered: Mapping[tuple[str, str, str], str], prediction_id: str, sop_instance_uid: str, kind: ObjectKind
 ) -> str:
-    """Return the UID of a result, which is the one under which it is delivered, if it is."""
+    """Return the UID under which a result is delivered, or else the derived UID."""
     return delivered.get((prediction_id, sop_instance_uid, kind)) or result_uid(kind, sop_instance_uid, prediction_id)
 
 
 def _further_elements(beginning: bytes) -> Dataset:
-    """Return elements that only describe a series or an instance; those that are invalid are missing."""
+    """Return elements that only describe a series or an instance; invalid ones are omitted."""
     header, found = Dataset(), Dataset()
     with contextlib.suppress(Exception):  # as below
         header = read_first_elements(beginning, ["SpecificCharacterSet", *_FURTHER_ELEMENTS], _LAST_ELEMENT)
     for keyword in _FURTHER_ELEMENTS:
-        with contextlib.suppress(Exception):  # untrusted bytes: the library raises errors of any type
+        with contextlib.suppress(Exception):  # untrusted bytes: pydicom may raise any type of error
             if keyword in header:
                 setattr(found, keyword, header[keyword].value)
     return found
@@ -368,7 +368,7 @@ def _selected(source: Dataset, keywords: Sequence[str]) -> Dataset:
 
 
 def _summaries(instances: Sequence[StoredInstance], level: Level) -> Iterator[Dataset]:
-    """Yield the attributes of a study, of its series, or of its instances."""
+    """Yield the attributes of the study, its series or its instances, depending on the level."""
     study = _selected(instances[0].attributes, ATTRIBUTES["study"])
     study.ModalitiesInStudy = sorted({str(each.attributes.get("Modality") or "") for each in instances} - {""})
     series: dict[str, list[StoredInstance]] = {}

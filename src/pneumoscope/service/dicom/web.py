@@ -1,4 +1,4 @@
-"""DICOMweb: Store Transaction (STOW-RS, PS3.18 10.5) at `/dicom-web/studies`."""
+"""DICOMweb Store Transaction (STOW-RS, PS3.18 10.5) at `/dicom-web/studies`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = ["dicom_web_router"]
 _PREFIX = slice(128, 132)  # "DICM", after the preamble
 _META_GROUP = 0x0002
 _MAX_META_BYTES = 64 * 2**10
-_MAX_HEADER_BYTES = 4096  # of a part
+_MAX_HEADER_BYTES = 4096  # of the headers of a part
 _BODY: dict[str, Any] = {
     "required": True,
     "content": {"multipart/related": {"schema": {"type": "string", "format": "binary"}}},
@@ -63,9 +63,10 @@ dicom_web_router = APIRouter(
 async def store(
     request: Request, processor: AppProcessor, settings: AppSettings, user: User, _: NoParameters
 ) -> Response:
-    """Send DICOM files as the parts of a `multipart/related` body. The response (PS3.18 10.5.3) is sent when the instances
-    are on the disk; `ReferencedSOPSequence` lists them, and `FailedSOPSequence` the others, with reasons. They are predicted when
-    their study is quiet. Instances that are stored already are not predicted again.
+    """Send DICOM files as the parts of a `multipart/related` body. The response (PS3.18 10.5.3) is sent once the
+    instances are on disk: `ReferencedSOPSequence` lists the stored instances, `FailedSOPSequence` the others with
+    reasons. Instances are predicted after the quiet period of their study. Instances that are already stored are not
+    predicted again.
     """
     media_type = choose(accepted_ranges(request), JSON_TYPES)
     instances = await _read_instances(request, settings.max_images)
@@ -82,7 +83,7 @@ async def store(
 
 
 async def _store(processor: InstanceProcessor, instance: bytes, user: str) -> Dataset:
-    """Store an instance, and return its item in a sequence of the response."""
+    """Store an instance; return its item for the response."""
     item = Dataset()
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = _read_uids(instance)
     name = image_name(item.ReferencedSOPInstanceUID)
@@ -96,9 +97,9 @@ async def _read_instances(request: Request, max_instances: int) -> list[bytes]:
     """Return the parts of a body.
 
     Raises:
-        UsageError: The body is malformed or has no part.
+        UsageError: The body is malformed or has no parts.
         TooLargeError: There are too many parts.
-        HTTPException: The body, or a part, is not DICOM (415).
+        HTTPException: The body or a part is not DICOM (415).
     """
     content_type = Message()
     content_type["Content-Type"] = request.headers.get("Content-Type", "")
@@ -127,7 +128,7 @@ async def _read_instances(request: Request, max_instances: int) -> list[bytes]:
 
 
 class _Parts:
-    """Collects the parts of a body that `MultipartParser` finds."""
+    """The parts of a body, collected by the callbacks of `MultipartParser`."""
 
     def __init__(self) -> None:
         self.complete: list[bytes] = []
@@ -179,7 +180,7 @@ def _unsupported(content_type: str) -> HTTPException:
 
 
 def _read_uids(instance: bytes) -> tuple[str, str]:
-    """Return the UIDs of SOP class and instance from the file meta information; empty if it cannot be read."""
+    """Return the SOP Class and SOP Instance UID in the file meta information; empty if it cannot be read."""
     if instance[_PREFIX] != b"DICM":
         return "", ""
     file = io.BytesIO(instance[_PREFIX.stop : _PREFIX.stop + _MAX_META_BYTES])
@@ -190,7 +191,7 @@ def _read_uids(instance: bytes) -> tuple[str, str]:
         uids = (str(meta.get(name, "")) for name in ("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID"))
         sop_class, sop_instance = (uid if re.fullmatch(r"[0-9.]{1,64}", uid) else "" for uid in uids)
         return sop_class, sop_instance
-    except Exception:  # noqa: BLE001  untrusted bytes: the library raises errors of any type
+    except Exception:  # noqa: BLE001  untrusted bytes: pydicom may raise any type of error
         return "", ""
 
 

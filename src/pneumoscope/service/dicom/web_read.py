@@ -1,6 +1,6 @@
-"""DICOMweb: Search (QIDO-RS, PS3.18 10.6) and Retrieve Transactions (WADO-RS, PS3.18 10.4) below `/dicom-web`.
+"""DICOMweb Search (QIDO-RS, PS3.18 10.6) and Retrieve Transactions (WADO-RS, PS3.18 10.4) below `/dicom-web`.
 
-The paths contain UIDs, as the standard asks. No error, log line or metric repeats them.
+As the standard requires, paths contain UIDs. They never appear in errors, log lines or metrics.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _PARTIAL = (
 )
 _NO_PIXELS = "the instance has no pixel data"
 
-# QIDO-RS repeats `includefield`.
+# Without the check for duplicate parameters, because QIDO-RS allows `includefield` to be repeated.
 dicom_web_reader_router = APIRouter(
     prefix="/dicom-web", tags=["DICOMweb"], responses=problem_responses(401, 403, 422, 429, 503),
     dependencies=[authentication("reader")],
@@ -73,22 +73,23 @@ dicom_web_reader_router = APIRouter(
 
 @dicom_web_reader_router.get("/studies", summary="Search for studies (QIDO-RS)", **_SEARCH)
 async def search_studies(request: Request, stored: AppStoredInstances) -> Response:
-    """Match attributes of patient and study by keyword or tag: a value, one with the wildcards `*` and `?`, a range of dates, or
-    a list of UIDs. `limit` is 100 by default and 500 at most; `offset` skips results. All attributes are always returned.
-    A search reads 2,000 files at most; a header `Warning` says that its results are incomplete.
+    """Match patient and study attributes by keyword or tag: a value, a value with the wildcards `*` and `?`, a date
+    range, or a list of UIDs. `limit` is 100 by default and at most 500; `offset` skips results. All attributes are
+    always returned. A search reads at most 2,000 files; if it stops there, a `Warning` header says that the results are
+    incomplete.
     """
     return await _search(request, stored, "study")
 
 
 @dicom_web_reader_router.get("/series", summary="Search for series (QIDO-RS)", **_SEARCH)
 async def search_series(request: Request, stored: AppStoredInstances) -> Response:
-    """As `GET /dicom-web/studies`, with the attributes of series."""
+    """Match as in `GET /dicom-web/studies`, including series attributes."""
     return await _search(request, stored, "series")
 
 
 @dicom_web_reader_router.get("/instances", summary="Search for instances (QIDO-RS)", **_SEARCH)
 async def search_instances(request: Request, stored: AppStoredInstances) -> Response:
-    """As `GET /dicom-web/series`, with the attributes of instances."""
+    """Match as in `GET /dicom-web/series`, including instance attributes."""
     return await _search(request, stored, "instance")
 
 
@@ -134,7 +135,7 @@ async def _search(
 
 
 def _result(attributes: Dataset, level: Level, base_url: str) -> dict[str, Any]:
-    """Return a result as DICOM JSON, with the address from which it is retrieved."""
+    """Return a result as DICOM JSON, with the URL for retrieving it."""
     steps = {"study": "studies", "series": "series", "instance": "instances"}
     keywords = {"study": "StudyInstanceUID", "series": "SeriesInstanceUID", "instance": "SOPInstanceUID"}
     levels = list(ATTRIBUTES)[: list(ATTRIBUTES).index(level) + 1]
@@ -151,8 +152,8 @@ def _result(attributes: Dataset, level: Level, base_url: str) -> dict[str, Any]:
 async def retrieve_study(
     request: Request, stored: AppStoredInstances, access_log: AppAccessLog, user: User, study: Uid
 ) -> Response:
-    """Send the stored files and the results of the images as parts of a `multipart/related` body. Files are sent as they are
-    stored, in their transfer syntax.
+    """Send the stored files and the results of the images as parts of a `multipart/related` body. Files are sent as
+    stored, in their original transfer syntax.
     """
     return await _retrieve(request, stored, access_log, user, study)
 
@@ -174,7 +175,7 @@ async def retrieve_instance(
     request: Request, stored: AppStoredInstances, access_log: AppAccessLog, user: User,
     study: Uid, series: Uid, instance: Uid,
 ) -> Response:  # fmt: skip
-    """See `GET /dicom-web/studies/{study}`. With `Accept: application/dicom`, the body is the file."""
+    """See `GET /dicom-web/studies/{study}`. With `Accept: application/dicom`, the body is the file itself."""
     return await _retrieve(request, stored, access_log, user, study, series, instance)
 
 
@@ -220,7 +221,7 @@ async def retrieve_frame(
     study: Uid, series: Uid, instance: Uid,
     frames: Annotated[str, Path(pattern=r"^[0-9,]{1,64}$", examples=["1"])],
 ) -> Response:  # fmt: skip
-    """Every image has one frame, 1. It is sent as it is stored: compressed pixels in their transfer syntax."""
+    """Every image has exactly one frame, number 1. It is sent as stored; compressed pixels keep their transfer syntax."""
     ranges = stated_ranges(request)
     found = await _one(stored, study, series, instance)
     if frames != "1":
@@ -245,7 +246,7 @@ async def retrieve_rendered(
     request: Request, stored: AppStoredInstances, access_log: AppAccessLog, user: User,
     study: Uid, series: Uid, instance: Uid,
 ) -> Response:  # fmt: skip
-    """With 8 bits, at its own size, with the window of the file."""
+    """Render the image with 8 bits at its original size, using the window in the file."""
     media_type = choose(stated_ranges(request), _RENDERED_TYPES)
     found = await _one(stored, study, series, instance)
     image = await stored.rendered(found, media_type)
@@ -261,7 +262,7 @@ async def _retrieve(
     found = await _find(stored, *uids)
     syntaxes = {each.transfer_syntax for each in found}
     is_multipart = require_dicom(stated_ranges(request), syntaxes, single=len(uids) == 3)
-    first = await stored.open(found[0])  # before the status is sent: the file may be gone
+    first = await stored.open(found[0])  # before the status is sent, since the file may be gone
     try:
         await run_in_threadpool(access_log.viewed, user, list(dict.fromkeys(each.prediction.id for each in found)))
     except BaseException:
@@ -278,7 +279,7 @@ async def _metadata(
 ) -> Response:
     media_type = choose(stated_ranges(request), JSON_TYPES)
     found = await _find(stored, *uids)
-    first = await stored.metadata(found[0])  # before the status is sent: the file may be gone
+    first = await stored.metadata(found[0])  # before the status is sent, since the file may be gone
     await run_in_threadpool(access_log.viewed, user, list(dict.fromkeys(each.prediction.id for each in found)))
     return StreamingResponse(_header_list(stored, found, first), media_type=media_type)
 
@@ -288,10 +289,10 @@ async def _one(stored: StoredInstances, study: str, series: str, instance: str) 
 
 
 async def _find(stored: StoredInstances, *uids: str) -> list[StoredInstance]:
-    """Return the instances with these UIDs of study, series and instance.
+    """Return the instances with these Study, Series and SOP Instance UIDs.
 
     Raises:
-        HTTPException: There is none (404).
+        HTTPException: There are none (404).
     """
     found = await run_in_threadpool(stored.instances, *uids)
     if not found:
@@ -303,9 +304,9 @@ async def _find(stored: StoredInstances, *uids: str) -> list[StoredInstance]:
 async def _parts(
     stored: StoredInstances, instances: Sequence[StoredInstance], first: BinaryIO, boundary: str
 ) -> AsyncIterator[bytes]:
-    """Yield a multipart body with the open file of the first instance, and those of the others.
+    """Yield a multipart body with the already opened file of the first instance, followed by the other files.
 
-    If one of the others cannot be read, the body ends without its last boundary.
+    If one of the others cannot be read, the body ends without the final boundary.
     """
     for number, each in enumerate(instances):
         file = await stored.open(each) if number else first
@@ -319,7 +320,7 @@ async def _parts(
 async def _header_list(
     stored: StoredInstances, instances: Sequence[StoredInstance], first: bytes
 ) -> AsyncIterator[bytes]:
-    """Yield a JSON array with the header of the first instance, and those of the others; see `_parts`."""
+    """Yield a JSON array with the given header of the first instance and the headers of the others; see `_parts`."""
     yield b"[" + first
     for each in instances[1:]:
         yield b"," + await stored.metadata(each)
@@ -327,7 +328,7 @@ async def _header_list(
 
 
 async def _chunks(file: BinaryIO) -> AsyncIterator[bytes]:
-    """Yield the content of a file, and close it."""
+    """Yield the content of a file, then close it."""
     with file:
         while chunk := await run_in_threadpool(file.read, _CHUNK_BYTES):
             yield chunk

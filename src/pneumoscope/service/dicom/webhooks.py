@@ -1,7 +1,7 @@
-"""Write and send the events of finished studies to webhooks, by Standard Webhooks 1.0.
+"""Create and send webhook events of finished studies, following Standard Webhooks 1.0.
 
-The document is written when it is sent, so that it states what is stored then: a study whose prediction was deleted or corrected
-meanwhile is not reported as it was. Only the id and the revision of an event never change.
+The document is created when it is sent, so that it reflects corrections and deletions made in the meantime. Only the id
+and the revision of an event never change.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["EVENT_TYPE", "WebhookSender", "study_event"]
 
 EVENT_TYPE = "study.finished"
 _CONNECT_SECONDS, _READ_SECONDS = 10, 30
-_UNREACHABLE_STATUSES = (401, 403, 404, 408, 410, 429)  # of the address, not of one event
+_UNREACHABLE_STATUSES = (401, 403, 404, 408, 410, 429)  # statuses that concern the URL, not a single event
 
 
 def study_event(
@@ -43,10 +43,10 @@ def study_event(
     """Return the document of an event.
 
     Args:
-        repository: Where the study is stored.
+        repository: Repository with the study.
         delivery: The event.
-        notice: Returns the notice for some predictions.
-        identifiers: Whether to state the identifiers of patient and study.
+        notice: Returns the notice for predictions.
+        identifiers: Whether to include the identifiers of patient and study.
     Raises:
         UnknownNameError: The study was deleted.
         StorageError: The database cannot be read.
@@ -69,7 +69,7 @@ def study_event(
 
 
 def _study(stored: list[StoredPrediction], delivery: Delivery, *, identifiers: bool) -> dict[str, Any]:
-    if not stored:  # no file could be read, or all predictions were deleted
+    if not stored:  # all files are unreadable, or all predictions were deleted
         return {
             "study_key": None,
             "decision": "rejected" if delivery.unreadable else None,
@@ -101,10 +101,10 @@ def _study(stored: list[StoredPrediction], delivery: Delivery, *, identifiers: b
 
 
 class WebhookSender:
-    """Posts events; see `sending.Sender`.
+    """A sender of events to a webhook; see `sending.Sender`.
 
     Args:
-        webhook: Where they go.
+        webhook: The webhook.
     Raises:
         UnreachableError: The secret cannot be read.
     """
@@ -116,12 +116,12 @@ class WebhookSender:
         except UsageError as error:
             raise UnreachableError("secret_unreadable") from error
         self._session = requests.Session()
-        self._session.trust_env = False  # a .netrc or a proxy of the environment must not get results
+        self._session.trust_env = False  # results must not go to a proxy, nor credentials come from .netrc
         if webhook.ca_file:
             self._session.verify = str(webhook.ca_file)
 
     def send(self, delivery: Delivery, content: bytes) -> None:
-        """See `sending.Sender`: a status of 200 to 299 confirms an event, whatever the body, which is not read."""
+        """Post an event; see `sending.Sender`. Any 2xx status confirms it; the response body is not read."""
         headers = webhook_headers(self._secret, delivery.result_uid, int(time.time()), content)
         try:
             with self._session.post(

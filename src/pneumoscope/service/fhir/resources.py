@@ -1,7 +1,7 @@
-"""Write predictions as FHIR R4 resources (4.0.1): DiagnosticReport and Observation, with the codes of the Structured Report.
+"""Convert predictions to FHIR R4 resources (4.0.1), DiagnosticReport and Observation, with the codes of the Structured Report.
 
-Both are preliminary: no person has verified them. The patient and the algorithm are contained resources, the study is referenced
-by its Study Instance UID. With pseudonyms, the stored identity consists of pseudonyms, and so does that of the resources.
+Both are preliminary, since no person has verified them. Patient and algorithm are contained resources; the study is
+referenced by its Study Instance UID. With pseudonymization, the resources contain the stored pseudonyms.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ResourceType = Literal["DiagnosticReport", "Observation"]
 Resource = dict[str, Any]
 
 _FHIR_VERSION = "4.0.1"
-_CAPABILITIES_DATE = "2026-11-29"  # of the last change of the capability statement
+_CAPABILITIES_DATE = "2026-11-29"  # date of the last change to the capability statement
 _SYSTEMS = {
     "SCT": "http://snomed.info/sct",
     "DCM": "http://dicom.nema.org/resources/ontology/DCM",
@@ -54,9 +54,9 @@ _HL7 = "http://terminology.hl7.org/CodeSystem"
 _UID_SYSTEM, _UNITS = "urn:dicom:uid", "http://unitsofmeasure.org"
 _REPRESENTATION = "http://hl7.org/fhir/StructureDefinition/iso21090-EN-representation"
 _GENDERS = {"F": "female", "M": "male", "O": "other"}
-_UID = re.compile(r"[0-2](\.(0|[1-9][0-9]*))+")  # of urn:oid
-_DIGITS = 6  # significant ones of a percentage
-# Issue types (http://hl7.org/fhir/issue-type) of the statuses.
+_UID = re.compile(r"[0-2](\.(0|[1-9][0-9]*))+")  # valid in urn:oid
+_DIGITS = 6  # significant digits of a percentage
+# Issue types (http://hl7.org/fhir/issue-type) by HTTP status.
 _ISSUE_TYPES = {
     400: "structure", 401: "login", 403: "forbidden", 404: "not-found", 405: "not-supported", 406: "not-supported",
     410: "deleted", 413: "too-long", 415: "not-supported", 422: "invalid", 429: "throttled", 503: "transient",
@@ -70,7 +70,7 @@ def resource(kind: ResourceType, id: str, prediction: StoredPrediction, notice: 
         kind: Type of the resource.
         id: Id of the resource; see `storage.records.StoredPrediction.report_id`.
         prediction: The prediction.
-        notice: Notice of its model.
+        notice: Notice of the model.
         updated: Time of the last change, ISO 8601 in UTC.
     """
     content = _report(id, prediction, notice) if kind == "DiagnosticReport" else _observation(prediction, notice)
@@ -117,7 +117,7 @@ def _report(id: str, prediction: StoredPrediction, notice: str) -> Resource:
 
 
 def _value(prediction: StoredPrediction) -> Resource:
-    """Return the presence of pneumonia, or why it was not assessed."""
+    """Return the presence of pneumonia, or the reason why it was not assessed."""
     assert prediction.decision
     value = PRESENCE_VALUES[prediction.decision]
     if prediction.rejection is None:
@@ -132,7 +132,7 @@ def _value(prediction: StoredPrediction) -> Resource:
 
 
 def _conclusion(prediction: StoredPrediction) -> Resource:
-    """Return the code of the conclusion; only the presence of pneumonia has one of SNOMED CT without a qualifier."""
+    """Return the code of the conclusion; only the presence of pneumonia has a SNOMED CT code without a qualifier."""
     if prediction.decision == "pneumonia":
         return _concept(PNEUMONIA, "Pneumonia, by the model")
     assert prediction.decision
@@ -176,7 +176,7 @@ def _message(prediction: StoredPrediction) -> str:
 
 
 def _narrative(*paragraphs: str) -> Resource:
-    """Return paragraphs for people."""
+    """Return the human-readable narrative with these paragraphs."""
     text = "".join(f"<p>{html.escape(each)}</p>" for each in paragraphs)
     return {"status": "generated", "div": f'<div xmlns="http://www.w3.org/1999/xhtml">{text}</div>'}
 
@@ -196,7 +196,7 @@ def _device(prediction: StoredPrediction) -> Resource:
 
 
 def _times(prediction: StoredPrediction) -> Resource:
-    """Return the time of the image, as precisely as it is known, and that of the prediction."""
+    """Return the time of the image, as precisely as known, and of the prediction."""
     studied = _date(prediction.identity.study_date if prediction.identity else "")
     return {**({"effectiveDateTime": studied} if studied else {}), "issued": prediction.created}
 
@@ -206,7 +206,7 @@ def _subject(prediction: StoredPrediction) -> Resource:
 
 
 def _contained_patient(prediction: StoredPrediction) -> list[Resource]:
-    """Return the patient as a contained resource; nothing if nothing is known of the patient."""
+    """Return the patient as a contained resource; empty if no patient data are known."""
     identity = prediction.identity or Identity()
     if not any(getattr(identity, name) for name in PATIENT_FIELDS):
         return []
@@ -226,7 +226,7 @@ def _contained_patient(prediction: StoredPrediction) -> list[Resource]:
 
 
 def _names(text: str) -> list[Resource]:
-    """Return the forms of a name in DICOM (PS3.5 6.2.1): alphabetic, ideographic, phonetic."""
+    """Return the alphabetic, ideographic and phonetic groups of a DICOM name (PS3.5 6.2.1)."""
     names = []
     for form, group in zip(("ABC", "IDE", "SYL"), text.split("="), strict=False):
         parts = [part.strip() for part in group.split("^")]
@@ -253,7 +253,7 @@ def _order_reference(number: str) -> Resource:
 
 
 def _date(text: str) -> str:
-    """Return a date in ISO 8601; empty if a text is none."""
+    """Return a date in ISO 8601; empty if the text is not a date."""
     try:
         return date.fromisoformat(text).isoformat()
     except ValueError:
@@ -270,11 +270,11 @@ def _concept(code: Code, text: str = "") -> Resource:
 
 
 def operation_outcome(status: int, code: str, detail: str, hint: str) -> Resource:
-    """Return an error as a resource.
+    """Return an error as an OperationOutcome resource.
 
     Args:
         status: HTTP status.
-        code: Stable code of the error.
+        code: Stable error code.
         detail: The problem.
         hint: What to do next; may be empty.
     """
@@ -285,7 +285,7 @@ def operation_outcome(status: int, code: str, detail: str, hint: str) -> Resourc
 
 
 def capability_statement(notice: str) -> Resource:
-    """Return what the service offers as a FHIR server.
+    """Return the capability statement of the FHIR interface.
 
     Args:
         notice: Notice of the model.

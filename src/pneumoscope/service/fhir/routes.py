@@ -1,7 +1,7 @@
-"""Routes of the FHIR R4 interface, which is read only, and their errors. Docstrings of routes are the descriptions in OpenAPI.
+"""Routes and errors of the FHIR R4 interface, which is read-only. The docstrings of routes are the descriptions in OpenAPI.
 
-There are no searches: their parameters would be identifiers of patients in addresses. A webhook reports the ids. Problem
-documents of paths below /fhir become OperationOutcome resources, wherever they come from.
+There is no search, since search parameters would put patient identifiers into URLs; webhooks report the ids of
+resources instead. All problem documents of paths below /fhir are converted to OperationOutcome resources.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = ["OutcomeMiddleware", "fhir_router"]
 
 _PREFIX = "/fhir"
 _JSON_TYPES = (FHIR_MEDIA_TYPE, "application/json")
-_ID_LENGTH = 32  # of a prediction's id
+_ID_LENGTH = 32  # length of a prediction id
 _SCHEMA: dict[str, Any] = {"type": "object", "required": ["resourceType"]}
 _HEADERS = {
     "ETag": {"schema": {"type": "string"}, "description": "`meta.versionId`, weak"},
@@ -70,7 +70,7 @@ def _outcome(problem: dict[str, Any]) -> dict[str, Any]:
 
 
 def _outcome_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the error responses of an operation for OpenAPI."""
+    """Return an operation's error responses for OpenAPI."""
     responses = problem_responses(*statuses)
     for response in responses.values():
         problem = response["content"].pop(PROBLEM_MEDIA_TYPE)
@@ -108,10 +108,10 @@ _IfNoneMatch = Annotated[str | None, Header(description="`ETag` of the version t
 
 
 async def _require_json(request: Request) -> None:
-    """Raise an error if the client asks for another format than JSON.
+    """Reject requests for formats other than JSON.
 
     Raises:
-        HTTPException: 406.
+        HTTPException: The client does not accept JSON (406).
     """
     wanted = request.query_params.get("_format")
     if not wanted:
@@ -131,7 +131,7 @@ fhir_router = APIRouter(
     responses={200: {"content": {FHIR_MEDIA_TYPE: {"schema": _SCHEMA}}}, **_outcome_responses(406)},
 )  # fmt: skip
 def metadata(service: AppService, _: _Parameters) -> Response:
-    """State the resources and interactions that the service has."""
+    """Return the supported resources and interactions."""
     return Response(_encode(capability_statement(service.notice("en"))), media_type=FHIR_MEDIA_TYPE)
 
 
@@ -148,7 +148,7 @@ def diagnostic_report(
     _: _Parameters,
     if_none_match: _IfNoneMatch = None,
 ) -> Response:
-    """Preliminary: no person has verified it. Its result is the Observation with the same id."""
+    """Return the preliminary report, which no person has verified. Its result is the Observation with the same id."""
     found = _read("DiagnosticReport", service, id)
     access_log.viewed(user, [id[:_ID_LENGTH]])
     return _response(found, settings, if_none_match)
@@ -167,8 +167,9 @@ def observation(
     _: _Parameters,
     if_none_match: _IfNoneMatch = None,
 ) -> Response:
-    """Presence of pneumonia, with the codes of the DICOM Structured Report; `dataAbsentReason` states why an image was rejected.
-    Its components are the probability with its interval, the threshold, the operating point and the hash of the model.
+    """Return the presence of pneumonia, with the codes of the DICOM Structured Report; for a rejected image,
+    `dataAbsentReason` contains the reason. The components are the probability with its interval, the threshold, the
+    operating point and the model hash.
     """
     found = _read("Observation", service, id)
     access_log.viewed(user, [id[:_ID_LENGTH]])
@@ -179,8 +180,8 @@ def _read(kind: ResourceType, service: PredictionService, id: str) -> dict[str, 
     """Return the resource of a prediction.
 
     Raises:
-        GoneError: It was deleted.
-        UnknownNameError: There never was one.
+        GoneError: The prediction was deleted.
+        UnknownNameError: The prediction never existed, or its image does not belong to the study.
     """
     repository, (prediction_id, study_key) = service.repository, (id[:_ID_LENGTH], id[_ID_LENGTH:])
     try:
@@ -214,7 +215,7 @@ def _response(found: dict[str, Any], settings: Settings, if_none_match: str | No
 
 
 def _secret(file: FilePath) -> bytes:
-    """Return the secret of the signatures. Raise StorageError if it cannot be read any more: nothing unsigned is sent."""
+    """Return the signing secret. Raise StorageError if it has become unreadable, so that no unsigned response is sent."""
     try:
         return read_secret(file)
     except UsageError as error:
@@ -229,17 +230,17 @@ def _encode(document: dict[str, Any]) -> bytes:
 
 
 class OutcomeMiddleware:
-    """Middleware that turns the problem documents of paths below /fhir into OperationOutcome resources.
+    """Middleware that converts problem documents of paths below /fhir to OperationOutcome resources.
 
     Args:
-        app: The application behind it, whose middleware and exception handlers write problem documents.
+        app: The inner application, whose middleware and exception handlers produce problem documents.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and convert its response if it is a problem document."""
+        """Handle a request, and convert the response if it is a problem document."""
         if scope["type"] != "http" or not scope["path"].startswith(f"{_PREFIX}/"):
             await self.app(scope, receive, send)
             return
@@ -247,19 +248,19 @@ class OutcomeMiddleware:
 
 
 class _OutcomeSender:
-    """Sends the response to one request, converted if it is a problem document.
+    """A sender of the response to one request, which it converts if it is a problem document.
 
     Args:
-        send: Sends a message of ASGI.
+        send: Sends an ASGI message.
     """
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._start: Message | None = None  # of a problem document, until its body is complete
+        self._start: Message | None = None  # start of a problem document, held back until its body is complete
         self._body = b""
 
     async def __call__(self, message: Message) -> None:
-        """Send a message, or keep it until the problem document is complete."""
+        """Send a message, or hold it back until the problem document is complete."""
         if message["type"] == "http.response.start":
             if Headers(raw=message["headers"]).get("Content-Type") == PROBLEM_MEDIA_TYPE:
                 self._start = message

@@ -1,6 +1,6 @@
-"""Add predictions and their images: many that were submitted at the same time in one transaction.
+"""Store predictions and their images: those submitted at the same time share a transaction.
 
-`recovery` describes the order of writes, and how an interrupted one is completed or rolled back.
+`recovery` describes the order of writes, and how interrupted ones are completed or rolled back.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ __all__ = ["Addition", "Also", "add_predictions"]
 
 _SELECT_BY_IDS = select_stored().where(predictions.c.id.in_(bindparam("ids", expanding=True)))
 _INSERT = insert(predictions)
-Also = Callable[[Connection, str], None]  # called in a transaction, with the id of the prediction, or "" without one
+Also = Callable[[Connection, str], None]  # called in a transaction with the id of the prediction; "" without one
 
 
 class Addition(NamedTuple):
-    """A prediction to store, its image, the user who sent the image, and what to do in the same transaction.
+    """A prediction to store, its image, the user who sent the image, and a further change for the same transaction.
 
-    `earlier_id` is that of the prediction that is made again, for the patient that it is shown with.
+    For a repeated prediction, `earlier_id` is the id of the earlier one, whose patient the new prediction belongs to.
     """
 
     prediction: Prediction
@@ -51,22 +51,22 @@ class Addition(NamedTuple):
 def add_predictions(
     storage: ImageStorage, additions: Sequence[Addition]
 ) -> list[tuple[StoredPrediction, bool] | Exception]:
-    """Store a batch in one transaction, which reaches the disk as fast with many rows as with one.
+    """Store a batch in one transaction; committing many rows takes as long as committing one.
 
     Args:
         storage: The database and the blob store.
         additions: The batch.
     Returns:
-        For each of them, its record and whether it is new, or its error; see `PredictionRepository.submit`.
+        For each addition, its record and whether it is new, or its error; see `PredictionRepository.submit`.
     """
     storage.directory.check()
     rows = [new_row(each.prediction, each.image) for each in additions]
     content = {row["image_sha256"]: each.image for row, each in zip(rows, additions, strict=True)}
-    staged, failed = storage.blobs.stage(content)  # before the transaction: other writers wait for its end
+    staged, failed = storage.blobs.stage(content)  # before the transaction, because other writers wait for its end
     try:
         with storage.blob_lock:
             with storage.write_transaction() as connection:
-                # Another request may have removed an image since. None can while the lock is held.
+                # Another request may have removed an image in the meantime; while the lock is held, none can.
                 lost = {key: content[key] for key in content.keys() - failed.keys() if not storage.blobs.has(key)}
                 again = storage.blobs.stage(lost)
                 staged, failed = [*staged, *again.staged], failed | again.failed
@@ -81,7 +81,7 @@ def add_predictions(
                 stored = {each.id: each for each in read_stored(connection, _SELECT_BY_IDS.params(ids=ids))}
             for sha256 in staged:
                 storage.publish_or_discard(sha256, referenced=sha256 in batch.referenced)
-        storage.notify()  # a new identity has no entry
+        storage.notify()  # unconditionally: assigning a new identity adds no entry
     except Exception:
         storage.abandon(staged)
         raise
@@ -89,16 +89,16 @@ def add_predictions(
 
 
 class _Batch:
-    """The rows and audit entries of a batch, which its last step writes in the transaction of a connection.
+    """The rows and audit entries of a batch; `write` stores them in the transaction.
 
     Args:
-        connection: In a transaction.
+        connection: Connection in a write transaction.
         storage: The storage, for its time.
-        ids: Ids of the predictions of the batch.
+        ids: Ids of the predictions in the batch.
         failed: Errors of images that could not be staged, by hash.
 
     Attributes:
-        referenced: Hashes of images that a row refers to.
+        referenced: Hashes of images referenced by rows.
     """
 
     def __init__(
@@ -112,12 +112,12 @@ class _Batch:
         self.referenced: set[str] = set()
 
     def add(self, row: dict[str, Any], addition: Addition) -> tuple[str, bool] | Exception:
-        """Add a row, and return its id and whether it is new, or why it cannot be stored."""
+        """Add a row; return its id and whether it is new, or the error that prevents storing it."""
         connection, id, is_new = self._connection, row["id"], row["id"] not in self._by_id
         try:
             if addition.earlier_id:
                 read_one(connection, addition.earlier_id)
-        except UnknownNameError as error:  # it was deleted while its image was predicted again
+        except UnknownNameError as error:  # it was deleted while its image was being predicted again
             return error
         if is_new or self._has_same_file(row):
             if row["image_sha256"] in self._failed:
@@ -135,7 +135,7 @@ class _Batch:
         if is_new:
             self._add_new(row, time, addition.user, number)
         elif number == ASSIGNED:
-            # An identity that arrives again after its removal is kept from now on.
+            # If an identity arrives again after its removal, it is kept from now on.
             is_kept = bool(self._by_id[id]["identity_removed"]) and assigned.is_first
             if repeated := mark_again(connection, self._by_id[id], row, time, always=is_kept):
                 self._by_id[id] |= repeated
@@ -145,7 +145,7 @@ class _Batch:
         return id, is_new
 
     def write(self) -> None:
-        """Write the new rows, and the entries of the audit log."""
+        """Write the new rows and the audit log entries."""
         if self._new_rows:
             self._connection.execute(_INSERT, self._new_rows)
             reviewed = current_reviews(self._connection, [row["pixel_sha256"] for row in self._new_rows])
@@ -153,7 +153,7 @@ class _Batch:
         append(self._connection, self._entries)
 
     def _has_same_file(self, row: Mapping[str, Any]) -> bool:
-        """Return whether the stored prediction is of the same file: a removed image is not stored again, nor another file."""
+        """Return whether the stored prediction has the same file: neither a removed image nor another file is stored again."""
         stored = self._by_id[row["id"]]
         return not stored["image_removed"] and bool(stored["image_sha256"] == row["image_sha256"])
 

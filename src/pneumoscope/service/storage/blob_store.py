@@ -1,7 +1,8 @@
-"""Store images as they were posted, each under the SHA-256 of its content.
+"""Store images unchanged, each under the SHA-256 of its content.
 
-An image is written to the staging area first. It is moved into the store after the transaction that records its prediction, so a
-file in the store has a row in the database. `recovery` completes or discards what a killed process left in the staging area.
+An image is first written to the staging area, and moved into the store after the transaction that records its
+prediction. Thus every file in the store has a database row. `recovery` completes or discards files that a killed
+process left in the staging area.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ __all__ = [
     "is_content_hash",
 ]
 
-BLOBS = "blobs"  # both below the data directory, on the same file system
+BLOBS = "blobs"  # both are in the data directory, on the same file system
 STAGING = "staging"
 _PROBE = ".probe"
 _PARTIAL = ".part"
@@ -38,7 +39,7 @@ _NAME = re.compile(r"[0-9a-f]{64}")
 
 
 def content_hash(content: bytes) -> str:
-    """Return the SHA-256 of an image's bytes, which is its name in the store."""
+    """Return the SHA-256 of an image, which is its name in the store."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -48,7 +49,7 @@ def is_content_hash(name: str) -> bool:
 
 
 class StageResult(NamedTuple):
-    """Hashes of the blobs that were staged, and the errors of those that could not be."""
+    """Hashes of staged blobs, and errors of blobs that could not be staged."""
 
     staged: list[str]
     failed: dict[str, StorageError]
@@ -58,51 +59,51 @@ class BlobStore(Protocol):
     """A content-addressed store with a staging area."""
 
     def stage(self, blobs: Mapping[str, bytes]) -> StageResult:
-        """Write blobs to the staging area, and return when they are on the disk.
+        """Write blobs to the staging area, and return once they are on disk.
 
-        A blob that the store holds undamaged is not staged again.
+        Blobs that are already stored undamaged are not staged again.
         """
 
     def publish(self, sha256: str) -> None:
-        """Move a staged blob into the store; do nothing if it is not staged. Raise StorageError if it cannot be moved."""
+        """Move a staged blob into the store, if it is staged. Raise StorageError if it cannot be moved."""
 
     def discard(self, sha256: str) -> None:
-        """Remove a staged blob if there is one. Raise StorageError if it cannot be removed."""
+        """Remove a staged blob, if any. Raise StorageError if it cannot be removed."""
 
     def staging_files(self) -> list[str]:
-        """Return the names of the files in the staging area: hashes, and partly written files."""
+        """Return the file names in the staging area: hashes, and partially written files."""
 
     def empty_staging(self, keep: Collection[str] = ()) -> None:
-        """Remove every file from the staging area but some. Raise StorageError if one cannot be removed."""
+        """Remove all files from the staging area except those in `keep`. Raise StorageError if one cannot be removed."""
 
     def check_writable(self) -> None:
-        """Raise StorageError if no blob could be staged and published, whatever its size."""
+        """Raise StorageError if not even an empty blob can be staged and published."""
 
     def has(self, sha256: str) -> bool:
         """Return whether a blob is stored or staged, without reading it."""
 
     def get(self, sha256: str) -> bytes | None:
-        """Return a stored or staged blob, or None. Raise StorageError if it is unreadable or damaged."""
+        """Return a stored or staged blob; None if missing. Raise StorageError if it is unreadable or damaged."""
 
     def open(self, sha256: str, *, check: bool = True) -> BinaryIO | None:
-        """Return a stored or staged blob as a file to read, which the caller closes, or None.
+        """Return a stored or staged blob as an open file, which the caller must close; None if missing.
 
-        It can be read to its end even if it is removed meanwhile. Raise StorageError if it is unreadable, or, with `check`, if it
-        is damaged.
+        The file remains readable even if the blob is removed in the meantime. Raise StorageError if it is unreadable
+        or, with `check`, if it is damaged.
         """
 
     def remove(self, sha256: str) -> None:
-        """Remove a blob if it is stored or staged. Raise StorageError if it cannot be removed."""
+        """Remove a stored or staged blob, if any. Raise StorageError if it cannot be removed."""
 
     def stored(self) -> Iterator[tuple[str, datetime]]:
-        """Yield the hash of each stored blob and the time when it was written."""
+        """Yield the hash and the time of writing of each stored blob."""
 
 
 class FolderBlobStore:
-    """Blobs as files below a data directory, spread over 256 subdirectories.
+    """Blobs as files in 256 subdirectories of a data directory.
 
     Args:
-        folder: The data directory. Subdirectories are made when the first blob is staged.
+        folder: The data directory. Subdirectories are created when the first blob is staged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -117,7 +118,7 @@ class FolderBlobStore:
             try:
                 if path.is_file() and path.read_bytes() == content:
                     continue
-                path.parent.mkdir(parents=True, exist_ok=True)  # so that publishing needs no more space than a name
+                path.parent.mkdir(parents=True, exist_ok=True)  # publishing then only needs space for a name
                 self._write(sha256, content)
             except OSError as error:
                 result.failed[sha256] = _error("write", path, error)
@@ -128,7 +129,7 @@ class FolderBlobStore:
         return result
 
     def _write(self, sha256: str, content: bytes) -> None:
-        """Write a staged file so that it is complete once it has its name."""
+        """Write a staged file under a temporary name, and rename it when complete."""
         self._staging.mkdir(parents=True, exist_ok=True)
         partial = self._staging / f"{sha256}{_PARTIAL}"
         try:
@@ -145,7 +146,7 @@ class FolderBlobStore:
     def publish(self, sha256: str) -> None:
         """See `BlobStore`.
 
-        Directories need not be synchronized: after a power cut the file has its old name or its new one.
+        Synchronizing directories is unnecessary: after a power failure, the file has either its old or its new name.
         """
         path, staged = self._path(sha256), self._staging / sha256
         try:
@@ -193,7 +194,7 @@ class FolderBlobStore:
     def get(self, sha256: str) -> bytes | None:
         """See `BlobStore`."""
         path = self._path(sha256)
-        # The blob may be published between the first attempt and the second one.
+        # The blob may be published between the first two attempts.
         for candidate in (path, self._staging / sha256, path):
             try:
                 content = candidate.read_bytes()
@@ -234,11 +235,11 @@ class FolderBlobStore:
         """See `BlobStore`."""
         for path in self._blobs.glob("??/*"):
             if self._is_blob(path):
-                with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+                with contextlib.suppress(FileNotFoundError):  # removed after it was listed
                     yield path.name, datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
     def unexpected_files(self) -> list[str]:
-        """Return the paths, relative to the data directory, of the files below `BLOBS` that are not blobs in their places.
+        """Return the paths of misplaced or misnamed files below `BLOBS`, relative to the data directory.
 
         Raises:
             StorageError: A directory cannot be listed.
@@ -250,7 +251,7 @@ class FolderBlobStore:
         return sorted(path.relative_to(self._blobs.parent).as_posix() for path in found)
 
     def _is_blob(self, path: Path) -> bool:
-        """Return whether a file has the path of a blob."""
+        """Return whether a path is that of a blob."""
         return is_content_hash(path.name) and path == self._path(path.name)
 
     def _path(self, sha256: str) -> Path:
@@ -260,7 +261,7 @@ class FolderBlobStore:
 
 
 class MemoryBlobStore:
-    """Blobs in memory, for an ephemeral service."""
+    """Blobs in memory, for a service without a data directory."""
 
     def __init__(self) -> None:
         self._blobs: dict[str, bytes] = {}
@@ -301,7 +302,7 @@ class MemoryBlobStore:
         return self._blobs.get(sha256, self._staged.get(sha256))
 
     def open(self, sha256: str, *, check: bool = True) -> BinaryIO | None:
-        """See `BlobStore`; memory is not damaged."""
+        """See `BlobStore`; blobs in memory cannot be damaged."""
         content = self.get(sha256)
         return None if content is None else io.BytesIO(content)
 
@@ -311,7 +312,7 @@ class MemoryBlobStore:
         self._blobs.pop(sha256, None)
 
     def stored(self) -> Iterator[tuple[str, datetime]]:
-        """See `BlobStore`; nothing outlives the process, so nothing is listed."""
+        """See `BlobStore`; always empty, because nothing outlives the process."""
         return iter(())
 
 

@@ -1,4 +1,4 @@
-"""Check that the database and the blob store agree, without changing either."""
+"""Check the consistency of the database and the blob store, without changing either."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from pneumoscope.service.storage.tables import predictions
 
 __all__ = ["BlobFault", "StorageReport", "check_blobs", "check_storage"]
 
-_BATCH = 1000  # rows fetched at once
+_BATCH = 1000  # rows fetched at a time
 
 
 class BlobFault(NamedTuple):
-    """A blob that a prediction refers to and that cannot be used.
+    """A missing or damaged blob that a prediction refers to.
 
     Attributes:
         sha256: Hash of the blob.
         prediction_id: Id of one of the predictions that refer to it.
-        error: Why it cannot be read, or that its hash differs; empty if it is missing.
+        error: Read error or hash mismatch; empty if the blob is missing.
     """
 
     sha256: str
@@ -42,12 +42,12 @@ class StorageReport:
     Attributes:
         blobs: Number of blobs that predictions refer to.
         orphaned_files: Files in the blob store without a database record.
-        missing_blobs: Blobs that a prediction refers to and that are missing.
-        damaged_blobs: Blobs whose hash differs from their name, or that cannot be read.
-        unexpected_files: Files in the blob store that are not used: the name is not a hash, or the subdirectory is wrong.
-        staging_files: Files left in the staging area; None if they were not checked because a service is running.
-        missing_instances: Received instances that wait for a prediction and whose file is missing or damaged; none are checked
-            while a service is running, which removes them.
+        missing_blobs: Missing blobs that a prediction refers to.
+        damaged_blobs: Blobs that are unreadable or whose hash differs from their name.
+        unexpected_files: Unused files in the blob store, with a name that is not a hash or in the wrong subdirectory.
+        staging_files: Files left in the staging area; None if a service is running, because they are not checked then.
+        missing_instances: Received instances waiting for a prediction whose file is missing or damaged; empty while a
+            service is running, because it removes such files.
     """
 
     blobs: int
@@ -60,7 +60,7 @@ class StorageReport:
 
     @property
     def problems(self) -> int:
-        """Number of orphaned, missing, damaged, unexpected and staged files."""
+        """Total number of orphaned, missing, damaged, unexpected and staged files."""
         in_store = (
             self.orphaned_files, self.missing_blobs, self.damaged_blobs, self.unexpected_files, self.missing_instances,
         )  # fmt: skip
@@ -68,9 +68,9 @@ class StorageReport:
 
 
 def check_storage(folder: Path, engine: Engine) -> StorageReport:
-    """Compare a data directory with its database; every blob is read.
+    """Compare a data directory with its database; reads every blob.
 
-    Files that a running service is just adding or removing are not reported.
+    Files that a running service is currently adding or removing are not reported.
 
     Args:
         folder: The data directory.
@@ -97,10 +97,10 @@ def check_storage(folder: Path, engine: Engine) -> StorageReport:
 
 
 def check_blobs(engine: Engine, blobs: BlobStore) -> tuple[int, list[BlobFault]]:
-    """Read every blob that a prediction refers to, and return their number and the missing and damaged ones.
+    """Read every blob that a prediction refers to; return the number of blobs and the missing or damaged ones.
 
     Args:
-        engine: Engine of the database; others may add and remove predictions meanwhile.
+        engine: Engine of the database. Other processes may add and remove predictions during the check.
         blobs: The store.
 
     Raises:
@@ -114,7 +114,7 @@ def check_blobs(engine: Engine, blobs: BlobStore) -> tuple[int, list[BlobFault]]
                 suspects.append(row)
     faults = []
     for row in suspects:
-        # It may have been removed meanwhile. The writer's lock excludes removals during the second check.
+        # It may have been removed in the meantime. The write lock excludes removals during the second check.
         with write_transaction(engine) as connection:
             current = connection.execute(_referenced(predictions.c.image_sha256 == row.image_sha256)).first()
             if current and (fault := _fault(blobs, current)):
@@ -123,7 +123,7 @@ def check_blobs(engine: Engine, blobs: BlobStore) -> tuple[int, list[BlobFault]]
 
 
 def _referenced(*conditions: ColumnElement[bool]) -> Any:
-    """Select the blobs that predictions refer to, each with one of them."""
+    """Select the blobs that predictions refer to, each with the id of one such prediction."""
     return (
         select(predictions.c.image_sha256, func.min(predictions.c.id).label("id"))
         .where(predictions.c.image_removed.is_(None), *conditions)

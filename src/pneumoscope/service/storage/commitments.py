@@ -1,7 +1,8 @@
-"""Storage commitment: the delivered objects to which a destination has committed (PS3.4 annex J).
+"""Storage commitment: track which delivered objects a destination has committed to store (PS3.4 annex J).
 
-The state is in the rows of the outbox. A request is recorded with its transaction UID before it is sent, so that its report is
-recognized after a restart, and however soon it comes. An object has one transaction at a time: the last one.
+The state is stored in the outbox rows. A request is recorded with its transaction UID before it is sent, so that its
+report is recognized even if it arrives immediately or after a restart. For each object, only the last transaction
+counts.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from pneumoscope.service.storage.tables import outbox
 
 __all__ = ["MAX_FAILURES", "MAX_WAIT", "CommitmentReport", "CommitmentRequest", "Commitments"]
 
-MAX_FAILURES = 3  # reports that an object is not committed; it is sent again after each but the last
-MAX_WAIT = timedelta(days=1)  # for a report
-_AWAITED = ("pending", "requested")  # of delivered objects only, see `outbox`
+MAX_FAILURES = 3  # failure reports per object; it is sent again after each except the last
+MAX_WAIT = timedelta(days=1)  # maximum time to wait for a report
+_AWAITED = ("pending", "requested")  # only of delivered objects; see `outbox`
 _NOT_REPORTED = "commitment_not_reported"
 _NO_FAILURE = {"error": "", "commitment_rejections": 0}
 _COLUMNS = outbox.c
@@ -36,7 +37,7 @@ class CommitmentRequest:
     """A request to send (N-ACTION).
 
     Attributes:
-        transaction_uid: Its transaction UID.
+        transaction_uid: Transaction UID.
         deliveries: The objects.
     """
 
@@ -49,9 +50,9 @@ class CommitmentReport:
     """The report of a destination (N-EVENT-REPORT).
 
     Attributes:
-        transaction_uid: Of the request.
-        committed: UIDs of the objects to which it committed.
-        failed: Failure reasons by UID of the others.
+        transaction_uid: Transaction UID of the request.
+        committed: UIDs of the committed objects.
+        failed: Failure reasons of the other objects, by UID.
     """
 
     transaction_uid: str
@@ -60,7 +61,7 @@ class CommitmentReport:
 
 
 class Commitments:
-    """The commitments to the objects of the outbox.
+    """Storage commitments for the objects in the outbox.
 
     Args:
         engine: Engine of the service's database.
@@ -70,21 +71,21 @@ class Commitments:
         self._engine = engine
 
     def begin(self, destination: str, time: datetime, wait: timedelta, limit: int) -> CommitmentRequest | None:
-        """Record a request for the objects that are due longest, and return it; None if none is due.
+        """Record a request for the objects that have been due longest, and return it; None if none is due.
 
-        Objects of a rejected request follow the others, in separate requests, each with half as many objects as the last.
-        In the end, an object that causes rejections is requested alone and delays no others.
+        Objects of rejected requests come last, in separate requests, each with half as many objects as the one before.
+        An object that causes rejections is thus eventually requested alone and delays no others.
 
         Args:
             destination: Name of the destination.
-            time: Now.
-            wait: Time after which the request is repeated, if its outcome is not recorded.
-            limit: Number of objects.
+            time: Current time.
+            wait: Time after which the request is repeated if its outcome is not recorded.
+            limit: Maximum number of objects.
         Raises:
             StorageError: The database cannot be used.
         """
         due = _is_due(destination, time)
-        with read_transaction(self._engine) as connection:  # without excluding writers: usually, none is due
+        with read_transaction(self._engine) as connection:  # does not exclude writers; usually, nothing is due
             if connection.execute(select(_COLUMNS.number).where(due).limit(1)).first() is None:
                 return None
         transaction_uid = f"2.25.{uuid.uuid4().int}"
@@ -110,7 +111,8 @@ class Commitments:
     def record_accepted(self, transaction_uid: str, time: datetime, wait: timedelta) -> None:
         """Record that the destination accepted a request.
 
-        If no report comes within `wait`, the objects are due again: in twice the time after each request, up to a day.
+        If no report arrives within `wait`, the objects become due again; the wait doubles with each request, up to a
+        day.
 
         Raises:
             StorageError: The database cannot be written.
@@ -129,7 +131,7 @@ class Commitments:
         """Record a failed request.
 
         Args:
-            transaction_uid: Of the request; its report may come nevertheless.
+            transaction_uid: Transaction UID of the request. A report may still arrive.
             error: Stable code of the failure.
             due: Time of the next request.
         Raises:
@@ -142,14 +144,15 @@ class Commitments:
             connection.execute(update(outbox).where(_is_requested(transaction_uid)).values(values))
 
     def record_rejected(self, transaction_uid: str, status: int, time: datetime) -> None:
-        """Record that the destination rejected a request, of which one object may be the cause; see `begin`.
+        """Record that the destination rejected a request, perhaps because of a single object; see `begin`.
 
-        Its objects are requested again after 5 s, then after a wait that doubles each time, up to 15 minutes. Others do not wait.
+        Its objects are requested again after 5 s, then after a wait that doubles each time, up to 15 minutes. Others do
+        not wait.
 
         Args:
-            transaction_uid: Of the request.
-            status: Status of N-ACTION.
-            time: Now.
+            transaction_uid: Transaction UID of the request.
+            status: Status of the N-ACTION.
+            time: Current time.
         Raises:
             StorageError: The database cannot be written.
         """
@@ -157,7 +160,7 @@ class Commitments:
             rows = connection.execute(select(outbox).where(_is_requested(transaction_uid))).mappings().all()
             if not rows:
                 return
-            rejections = rows[0]["commitment_rejections"]  # the same for all objects of a request, see `begin`
+            rejections = rows[0]["commitment_rejections"]  # the same for all objects of a request; see `begin`
             values = {
                 "commitment": "pending", "commitment_due": failed_attempt(rejections, time)["due"],
                 "commitment_rejections": rejections + 1, "error": f"status_{status:04x}",
@@ -165,10 +168,10 @@ class Commitments:
             _change(connection, rows, values)
 
     def record_report(self, destination: str, report: CommitmentReport, time: datetime) -> bool:
-        """Record a report, and return whether it is one about objects of the last request for them to this destination.
+        """Record a report; return whether it concerns objects whose last request to this destination is the reported one.
 
-        An object that is not committed is sent again, at most `MAX_FAILURES` - 1 times, with an entry in the audit log each time.
-        An object that the report does not mention, or one whose outcome is recorded already, remains as it is.
+        An object that is not committed is sent again, at most `MAX_FAILURES` - 1 times, with an audit log entry each
+        time. Objects that the report omits, or whose outcome is already recorded, remain unchanged.
 
         Raises:
             StorageError: The database cannot be written.
@@ -189,8 +192,10 @@ class Commitments:
         return True
 
     def end(self, destinations: Collection[str]) -> None:
-        """Stop waiting for commitments from all destinations except these, and clear their failures.
+        """Stop waiting for commitments from all other destinations, and clear their commitment failures.
 
+        Args:
+            destinations: Names of the destinations with storage commitment.
         Raises:
             StorageError: The database cannot be written.
         """
@@ -202,7 +207,7 @@ class Commitments:
 
 
 def _record_failure(connection: Connection, row: Row, reason: int, time: datetime) -> None:
-    """Record that an object is not committed; it is sent again unless that happened too often, or its header was removed."""
+    """Record a failed commitment; the object is sent again unless it failed too often or its header was removed."""
     error, failures = f"not_committed_{reason:04x}", row["commitment_failures"] + 1
     values: dict[str, Any] = {
         "commitment_failures": failures, "commitment_attempts": 0, "commitment_rejections": 0, "commitment_due": None,
@@ -223,7 +228,7 @@ def _record_failure(connection: Connection, row: Row, reason: int, time: datetim
 
 
 def _change(connection: Connection, rows: Sequence[Row], values: Mapping[str, Any]) -> None:
-    """Change rows, of which there are few: those of one request."""
+    """Change the rows of one request; there are only a few."""
     numbers = [row["number"] for row in rows]
     connection.execute(update(outbox).where(_COLUMNS.number.in_(numbers)).values(values))
 
@@ -233,10 +238,10 @@ def _is_requested(transaction_uid: str) -> ColumnElement[bool]:
 
 
 def _is_due(destination: str, time: datetime) -> ColumnElement[bool]:
-    """Return whether a commitment is to be requested; also one whose time lies too far ahead: the clock was set back."""
+    """Return the condition that a commitment is due, or that its time is too far ahead because the clock was set back."""
     return and_(
         _COLUMNS.destination == destination,
         _COLUMNS.commitment.in_(_AWAITED),
-        _COLUMNS.state != "waiting",  # it is sent again
+        _COLUMNS.state != "waiting",  # otherwise, it is to be sent again
         or_(_COLUMNS.commitment_due <= format_time(time), _COLUMNS.commitment_due > format_time(time + 2 * MAX_WAIT)),
     )

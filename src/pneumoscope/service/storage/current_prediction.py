@@ -1,8 +1,9 @@
-"""Determine the current prediction of an image: the latest one. With several patients, each header has its own.
+"""Determine the current prediction of an image: the latest one, for each header separately if there are several patients.
 
-An image that was received under several patients has a row in `header_predictions` for each prediction and header under which it
-was made, so that no prediction is shown as that of another patient: the other header may state another age, or reject the image.
-A header that a person decided against has no current prediction. Other images have no such rows.
+If an image was received under several patients, `header_predictions` has a row for each prediction and each header
+under which it was made. Predictions are thus never shown for the wrong patient, whose header may contain another age or
+cause a rejection. A header that a person decided against has no current prediction. Images of a single patient have no
+such rows.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ __all__ = [
 
 _Row = RowMapping | Mapping[str, Any]
 _HEADERS = header_predictions.c
-_COPIED = ("last_predicted", "age", "age_source", "rejection_parameters")  # of a prediction, as its header states them
+_COPIED = ("last_predicted", "age", "age_source", "rejection_parameters")  # columns that depend on the header
 _later, _known, _instance = header_predictions.alias(), header_predictions.alias(), instances.alias()
 _IS_LATEST_OF_HEADER = ~exists().where(
     _later.c.pixel_sha256 == _HEADERS.pixel_sha256,
@@ -76,8 +77,8 @@ _SHOWN_NUMBER = case(
     .correlate(predictions)
     .scalar_subquery(),
 )
-# Conditions on a prediction and an instance with its pixels: the instance is the one whose identity is shown with the prediction,
-# the first under whose header it was made; or any of these.
+# Conditions on a prediction joined with an instance of the same pixels. IS_SHOWN_HEADER: the prediction is shown with
+# the identity of this instance. IS_OF_HEADER: the prediction was made under the header of this instance.
 IS_SHOWN_HEADER: ColumnElement[bool] = instances.c.number == _SHOWN_NUMBER
 IS_OF_HEADER: ColumnElement[bool] = or_(
     ~exists().where(_known.c.pixel_sha256 == predictions.c.pixel_sha256).correlate(predictions),
@@ -85,12 +86,12 @@ IS_OF_HEADER: ColumnElement[bool] = or_(
     .where(_known.c.prediction_id == predictions.c.id, _known.c.number == instances.c.number)
     .correlate(predictions, instances),
 )
-# Columns of a prediction that is joined with the row of its header, see `read_header_columns`.
+# Header columns to select with a prediction; see `read_header_columns`.
 HEADER_COLUMNS: tuple[ColumnElement[Any], ...] = tuple(_HEADERS[name].label(f"header_{name}") for name in _COPIED)
 
 
 def read_header_columns(row: _Row) -> dict[str, Any]:
-    """Return the columns of a prediction with the values of its header, from a row with `HEADER_COLUMNS`."""
+    """Return the columns of a prediction, updated with its header columns, from a row with `HEADER_COLUMNS`."""
     stated = {name: row[f"header_{name}"] for name in _COPIED} if row["header_last_predicted"] else {}
     return {**row, **stated}
 
@@ -99,7 +100,7 @@ def is_current(*, of_header: bool) -> ColumnElement[bool]:
     """Return the condition that a prediction is the current one of its image.
 
     Args:
-        of_header: Whether it is that under the header of the joined instance; otherwise, under any header.
+        of_header: Whether it must be current under the header of the joined instance; otherwise, any header suffices.
     """
     later = predictions.alias()
     is_later = (
@@ -116,7 +117,7 @@ def is_current(*, of_header: bool) -> ColumnElement[bool]:
 
 
 def latest_time(connection: Connection, row: _Row, new_rows: Sequence[_Row]) -> str:
-    """Return the time of the latest prediction of an image that has one, perhaps among new ones."""
+    """Return the time of the latest prediction of an image, including unsaved new rows; there must be one."""
     query = select(predictions.c.last_predicted).where(predictions.c.pixel_sha256 == row["pixel_sha256"])
     same = [each["last_predicted"] for each in new_rows if each["pixel_sha256"] == row["pixel_sha256"]]
     times: list[str] = [*same, *connection.execute(query).scalars()]
@@ -124,15 +125,15 @@ def latest_time(connection: Connection, row: _Row, new_rows: Sequence[_Row]) -> 
 
 
 def mark_again(connection: Connection, stored: _Row, row: _Row, time: str, *, always: bool = False) -> dict[str, Any]:
-    """Mark a prediction that is made again as the current one, and return the changed columns; none if nothing changes.
+    """Mark a repeated prediction as the current one; return the changed columns, or an empty dictionary if nothing changes.
 
-    The header may state another age, or less; and the image may have had another prediction since.
+    The header may contain another age or none, and the image may have had another prediction in the meantime.
 
     Args:
-        connection: Of a write transaction.
-        stored: The prediction as it is stored.
-        row: The prediction as it is now.
-        time: Now.
+        connection: Connection in a write transaction.
+        stored: The prediction as stored.
+        row: The prediction as repeated.
+        time: Current time.
         always: Whether to mark it even if nothing else changes.
     """
     changed = {name: row[name] for name in ("age", "age_source", "warnings") if row[name] != stored[name]}
@@ -147,7 +148,7 @@ def mark_again(connection: Connection, stored: _Row, row: _Row, time: str, *, al
 
 
 def begin_headers(connection: Connection, pixel_sha256: str, new_rows: Sequence[_Row]) -> None:
-    """Record that the predictions of an image, perhaps among new ones, were made under the header of its only patient."""
+    """Record that an image's predictions, including unsaved new rows, were made under the header of its only patient so far."""
     if _has_headers(connection, pixel_sha256):
         return
     known = select(predictions).where(predictions.c.pixel_sha256 == pixel_sha256)
@@ -158,13 +159,13 @@ def begin_headers(connection: Connection, pixel_sha256: str, new_rows: Sequence[
 
 
 def mark_of_header(connection: Connection, row: _Row, number: int, time: str) -> None:
-    """Mark a prediction as the current one under a header; nothing if the image was received under one patient only.
+    """Mark a prediction as the current one under a header; do nothing for an image of a single patient.
 
     Args:
-        connection: Of a write transaction.
-        row: Of the prediction, as the header states it.
-        number: Of the instance with the header.
-        time: When it was made.
+        connection: Connection in a write transaction.
+        row: Row of the prediction, with the values of the header.
+        number: Number of the instance with the header.
+        time: Time of the prediction.
     """
     if not _has_headers(connection, row["pixel_sha256"]):
         return
@@ -188,7 +189,7 @@ def header_of(connection: Connection, id: str) -> int:
 
 
 def merge_header(connection: Connection, pixel_sha256: str, number: int) -> None:
-    """Let the predictions under a header be those of the patient of the image: a corrected header states this patient."""
+    """Move a header's predictions to the patient assigned to the image, because the corrected header names this patient."""
     known = select(header_predictions).where(_HEADERS.pixel_sha256 == pixel_sha256)
     rows = connection.execute(known.order_by(_HEADERS.last_predicted)).mappings().all()
     of_image = {row["prediction_id"]: row for row in rows if row["number"] == ASSIGNED}
@@ -206,14 +207,14 @@ def merge_header(connection: Connection, pixel_sha256: str, number: int) -> None
 
 
 def assign_headers(connection: Connection, pixel_sha256: str, numbers: Sequence[int], time: str) -> None:
-    """Let the predictions under headers be those of the image, because a person has decided.
+    """Make the predictions under the chosen headers those of the image, after a person's decision.
 
     Args:
-        connection: Of a write transaction.
-        pixel_sha256: Of the image.
-        numbers: Of the instance of the chosen patient; of several if the patient is that of none of them: the current predictions
-            under their headers stay.
-        time: Of the decision.
+        connection: Connection in a write transaction.
+        pixel_sha256: Pixel hash of the image.
+        numbers: Number of the chosen patient's instance; several if the chosen patient is none of theirs, in which case
+            the current predictions under all these headers are kept.
+        time: Time of the decision.
     """
     if len(numbers) > 1:
         of_headers = _HEADERS.pixel_sha256 == pixel_sha256, _HEADERS.number.in_(numbers)
@@ -231,7 +232,7 @@ def assign_headers(connection: Connection, pixel_sha256: str, numbers: Sequence[
 
 
 def mark_without_entered_age(connection: Connection, pixel_sha256: str, time: str) -> None:
-    """Mark the latest prediction without an entered age as the current one of an image: the age was that of another patient."""
+    """Make the latest prediction without an entered age the current one, because the age belonged to another patient."""
     rows = _of_image(connection, pixel_sha256)
     entered = [row for row in rows if row.age_source == "entered" and row.last_predicted == rows[0].last_predicted]
     other = next((row for row in rows if row.age_source != "entered"), None)
@@ -243,13 +244,13 @@ def mark_without_entered_age(connection: Connection, pixel_sha256: str, time: st
 
 
 def all_have_entered_age(connection: Connection, pixel_sha256: str) -> bool:
-    """Return whether an entered age is part of all predictions under the header of an image."""
+    """Return whether all predictions under the assigned header of an image use an entered age."""
     rows = _of_image(connection, pixel_sha256)
     return bool(rows) and all(row.age_source == "entered" for row in rows)
 
 
 def _of_image(connection: Connection, pixel_sha256: str) -> Sequence[Row[Any]]:
-    """Return the predictions under the header of an image, latest first."""
+    """Return the predictions under the assigned header of an image, latest first."""
     if _has_headers(connection, pixel_sha256):
         columns = (_HEADERS.prediction_id.label("id"), _HEADERS.age_source, _HEADERS.last_predicted)
         condition = and_(*_of(pixel_sha256, ASSIGNED))
@@ -261,7 +262,7 @@ def _of_image(connection: Connection, pixel_sha256: str) -> Sequence[Row[Any]]:
 
 
 def remove_headers(connection: Connection, hashes: Select[Any] | Sequence[str]) -> None:
-    """Remove the rows of images, by the hashes of their pixels: nothing is known of their patients any more."""
+    """Remove the rows of images, given their pixel hashes, because the patients are no longer known."""
     connection.execute(delete(header_predictions).where(_HEADERS.pixel_sha256.in_(hashes)))
 
 

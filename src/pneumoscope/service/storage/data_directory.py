@@ -1,7 +1,7 @@
-"""The data directory: created for its owner alone, locked by one process, and checked before every write.
+"""The data directory: accessible only to its owner, locked by one process, and checked before every write.
 
-An open database file moves with its directory, whereas images would go to the old path. So a directory that was moved, removed
-or replaced while it is in use is detected, and nothing is written.
+If the directory is moved while in use, an open database file moves with it, but images would go to the old path.
+Therefore a moved, removed or replaced directory is detected, and nothing is written.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from pneumoscope.core.files import locked
 __all__ = ["DataDirectory", "create_data_directory", "data_directory_lock", "is_in_use"]
 
 _LOCK_FILE = ".serving"
-_LOCK_SECONDS = 1.0  # `is_in_use` holds the lock for a moment
+_LOCK_SECONDS = 1.0  # `is_in_use` holds the lock briefly
 _MIN_FREE = 2**20  # bytes
 _RESERVE_FILE = "reserve"
-_RESERVE_BYTES = 2**20  # for the journal of a transaction that deletes
+_RESERVE_BYTES = 2**20  # for the journal of a deleting transaction
 
 
 class DataDirectory:
     """The identity of a data directory when it was opened.
 
     Args:
-        folder: Created if missing; None stands for memory, which never changes.
-        names: Files in it whose identity is checked, too, if they exist.
+        folder: Created if missing; None for storage in memory, which never changes.
+        names: Files in it whose identity is also checked, if they exist.
 
     Raises:
-        StorageError: It cannot be created.
+        StorageError: The directory cannot be created.
     """
 
     def __init__(self, folder: Path | None, *names: str) -> None:
@@ -54,7 +54,7 @@ class DataDirectory:
                 )
 
     def check_room(self) -> None:
-        """Raise StorageError if `check` does, or if the disk is full."""
+        """Raise StorageError if `check` does or the disk is full."""
         self.check()
         for path in self._known:
             try:
@@ -65,14 +65,14 @@ class DataDirectory:
                 raise StorageError(f"no space left on the disk of {str(path)!r}", hint="Free some space")
 
     def fill_reserve(self) -> None:
-        """Occupy some room that `release_reserve` frees, or what is left of it."""
+        """Reserve disk space for `release_reserve`, or as much as is left."""
         with contextlib.suppress(OSError):
             size = self._reserve.stat().st_size if self._reserve and self._reserve.exists() else 0
             if self._reserve and size < _RESERVE_BYTES:
                 self._reserve.write_bytes(bytes(min(_RESERVE_BYTES, size + self._free())))
 
     def release_reserve(self) -> bool:
-        """Free the reserve if the disk is full, and return whether it was freed."""
+        """Free the reserved space if the disk is full; return whether it was freed."""
         try:
             if self._reserve is None or self._free() >= _MIN_FREE:
                 return False
@@ -88,10 +88,10 @@ class DataDirectory:
 
 @contextlib.contextmanager
 def data_directory_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock that lets one process serve a data directory, which is created if missing.
+    """Hold the lock that restricts a data directory to one serving process; create the directory if missing.
 
     Raises:
-        UsageError: Another process holds it.
+        UsageError: Another process holds the lock.
         StorageError: The directory or the lock file cannot be created.
     """
     create_data_directory(folder)
@@ -101,8 +101,8 @@ def data_directory_lock(folder: Path) -> Iterator[None]:
 
 
 def is_in_use(folder: Path) -> bool:
-    """Return whether a process serves a data directory."""
-    if not (folder / _LOCK_FILE).exists():  # and do not create one that the service might not be allowed to open
+    """Return whether a process is serving a data directory."""
+    if not (folder / _LOCK_FILE).exists():  # do not create a file that the service might not be allowed to open
         return False
     try:
         with locked(folder / _LOCK_FILE, UsageError("in use")):
@@ -112,10 +112,10 @@ def is_in_use(folder: Path) -> bool:
 
 
 def create_data_directory(folder: Path) -> None:
-    """Create a data directory if it is missing, readable by its owner only.
+    """Create a data directory if it is missing, accessible only to its owner.
 
     Raises:
-        StorageError: It cannot be created.
+        StorageError: The directory cannot be created.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

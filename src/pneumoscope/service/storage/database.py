@@ -1,4 +1,4 @@
-"""The service's database: SQLite in the data directory, or PostgreSQL; its schema is migrated when it is opened."""
+"""The service's database, SQLite in the data directory or PostgreSQL. Opening it migrates the schema."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from pneumoscope.service.storage.tables import REVISION, audit_log
 __all__ = ["DATABASE_FILE", "close_database", "open_database", "read_transaction", "write_transaction"]
 
 DATABASE_FILE = "pneumoscope.sqlite"
-_LOCK_SECONDS: float = 2  # wait for another writer's lock, or for a connection; clients wait for 3 s at most
-_SOCKET_SECONDS = 60  # wait for a response of PostgreSQL
+_LOCK_SECONDS: float = 2  # wait for a lock or a connection; clients wait at most 3 s
+_SOCKET_SECONDS = 60  # wait for a response from PostgreSQL
 
 
 def open_database(folder: Path | None, address: str = "") -> Engine:
-    """Open a database, and create its tables or migrate them to this version.
+    """Open a database; create its tables or migrate them to this version.
 
     Args:
         folder: Data directory with the SQLite file; None keeps the database in memory.
-        address: URL of a PostgreSQL database, "postgresql://user@host/name", used instead of SQLite.
+        address: URL of a PostgreSQL database to use instead of SQLite, "postgresql://user@host/name".
     Raises:
-        UsageError: The address is invalid, or of a database that is not supported.
-        StorageError: The database cannot be opened or written, or its tables are of a newer version.
+        UsageError: The URL is invalid, or the database is not supported.
+        StorageError: The database cannot be opened or written, or its tables have a newer version.
     """
     engine = _create_postgresql_engine(address) if address else _create_sqlite_engine(folder)
     try:
@@ -44,21 +44,21 @@ def open_database(folder: Path | None, address: str = "") -> Engine:
 
 
 def close_database(engine: Engine) -> None:
-    """Close the connections of a database. Wait for a transaction of a database in memory: closing its connection would crash."""
+    """Close the connections of a database. First wait for any transaction in memory: closing its connection would crash."""
     with _connection_lock(engine):
         engine.dispose()
 
 
 @contextlib.contextmanager
 def read_transaction(engine: Engine) -> Iterator[Connection]:
-    """Yield a connection that sees one state of the database and changes nothing.
+    """Yield a read-only connection that sees a single snapshot of the database.
 
     Raises:
         StorageError: The database cannot be reached.
     """
     with _connection_lock(engine), _storage_errors(engine), engine.connect() as connection:
         if connection.dialect.name == "postgresql":
-            # By default each statement would see another state. SQLite keeps to that of the first one.
+            # By default, each statement would see a new snapshot. SQLite keeps that of the first statement.
             connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         with _invalidate_on_interrupt(connection):
             yield connection
@@ -66,11 +66,11 @@ def read_transaction(engine: Engine) -> Iterator[Connection]:
 
 @contextlib.contextmanager
 def write_transaction(engine: Engine, hint: str = "", *, wait: bool = True) -> Iterator[Connection]:
-    """Yield a connection in a transaction that excludes other writers; it is committed as a whole or not at all.
+    """Yield a connection in a transaction that excludes other writers; it is committed completely or not at all.
 
     Args:
         engine: Engine of the database.
-        hint: What to do if it fails; the default is for a service that continues.
+        hint: Hint for the error; the default suits a running service.
         wait: Whether to wait for another writer's lock.
     Raises:
         StorageError: The database cannot be reached or written, or another writer holds the lock for too long.
@@ -99,14 +99,14 @@ def _migrate(engine: Engine) -> None:
                     f"the database {_display_url(engine)} is encoded in {encoding}, which lacks characters of file names",
                     hint="createdb --encoding=UTF8 --template=template0",
                 )
-            # Two processes that start together would both create the tables.
+            # Otherwise, two processes that start at the same time would both create the tables.
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('pneumoscope'))")
         if _revision(connection) != REVISION:
             _upgrade(connection)
 
 
 def _revision(connection: Connection) -> str | None:
-    """Return the revision of the tables, or None if there are none."""
+    """Return the revision of the tables; None if there are no tables."""
     if not connection.dialect.has_table(connection, "alembic_version"):
         return None
     revision: str | None = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
@@ -131,16 +131,16 @@ def _upgrade(connection: Connection) -> None:
 
 
 def _connection_lock(engine: Engine) -> contextlib.AbstractContextManager[Any]:
-    """Return the lock of a database in memory, of which all threads share one connection."""
+    """Return the lock of an in-memory database, whose single connection is shared by all threads."""
     lock: contextlib.AbstractContextManager[Any] | None = engine.get_execution_options().get("connection_lock")
     return lock or contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def _invalidate_on_interrupt(connection: Connection) -> Iterator[None]:
-    """Close a PostgreSQL connection that was interrupted in the middle of an exchange.
+    """Invalidate a PostgreSQL connection that was interrupted in the middle of an exchange.
 
-    The next user of the connection would otherwise receive the responses to the interrupted one.
+    Otherwise, its next user would receive the responses to the interrupted one.
     """
     try:
         yield
@@ -154,10 +154,10 @@ def _invalidate_on_interrupt(connection: Connection) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _storage_errors(engine: Engine, hint: str = "") -> Iterator[None]:
-    """Turn errors of the database driver into StorageError."""
+    """Convert errors of the database driver to StorageError."""
     try:
         yield
-    except (DBAPIError, PoolTimeoutError, OSError) as error:  # pg8000 raises a bare OSError if a connection is lost
+    except (DBAPIError, PoolTimeoutError, OSError) as error:  # pg8000 raises a bare OSError if the connection is lost
         raise StorageError(
             f"the database {_display_url(engine)} cannot be used: {_driver_message(error)}",
             hint=hint or "Nothing was changed. Free space, unlock or start the database; the service then continues",
@@ -177,19 +177,19 @@ def _create_sqlite_engine(folder: Path | None) -> Engine:
         )
     else:
         create_data_directory(folder)
-        # Not as text: a folder's name may contain characters with a meaning in URLs.
+        # Not as text, because folder names may contain characters that are special in URLs.
         url = URL.create("sqlite", database=str(folder / DATABASE_FILE))
         engine = create_engine(url, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _: object) -> None:
-        connection.isolation_level = None  # Python's driver would begin transactions by itself, and late
+        connection.isolation_level = None  # Python's driver would begin transactions implicitly, and late
         for setting in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {setting}")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        # A writer waits for the lock at the start; upgrading a read transaction may fail at once.
+        # A writer waits for the lock at the start; upgrading a read transaction could fail immediately.
         options = connection.get_execution_options()
         connection.exec_driver_sql(f"PRAGMA busy_timeout = {_lock_milliseconds(wait=options.get('wait', True))}")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("writes") else "BEGIN")
@@ -198,7 +198,7 @@ def _create_sqlite_engine(folder: Path | None) -> Engine:
 
 
 def _lock_milliseconds(*, wait: bool) -> int:
-    return round(1000 * _LOCK_SECONDS) if wait else 1  # 0 would wait without limit in PostgreSQL
+    return round(1000 * _LOCK_SECONDS) if wait else 1  # 0 would mean no limit in PostgreSQL
 
 
 def _create_postgresql_engine(address: str) -> Engine:
@@ -209,12 +209,12 @@ def _create_postgresql_engine(address: str) -> Engine:
                 f"--database takes postgresql://, not {url.drivername}://", hint="For SQLite, pass only --data-dir"
             )
         return create_engine(
-            url.set(drivername="postgresql+pg8000"),  # a driver with a permissive license
+            url.set(drivername="postgresql+pg8000"),  # a permissively licensed driver
             pool_pre_ping=True,
             pool_size=8,
             pool_timeout=_LOCK_SECONDS,
             connect_args={"timeout": _SOCKET_SECONDS},
-            hide_parameters=True,  # they include file names, which may name patients
+            hide_parameters=True,  # they include file names, which may identify patients
         )
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise UsageError("--database is not the URL of a database", hint="postgresql://user@host/name") from error
@@ -223,7 +223,7 @@ def _create_postgresql_engine(address: str) -> Engine:
 
 
 def _driver_message(error: Exception) -> str:
-    """Return the message of a driver's error, without the codes and source lines that PostgreSQL adds."""
+    """Return the message of a driver error, without the codes and source lines that PostgreSQL adds."""
     if isinstance(error, PoolTimeoutError):
         return "all connections are busy"
     original = error.orig if isinstance(error, DBAPIError) else error
@@ -233,5 +233,5 @@ def _driver_message(error: Exception) -> str:
 
 
 def _display_url(engine: Engine) -> str:
-    """Return the location of a database without its password, quoted."""
+    """Return the quoted location of a database, without its password."""
     return repr(engine.url.database or "in memory") if engine.dialect.name == "sqlite" else repr(str(engine.url))

@@ -1,4 +1,4 @@
-"""Delete predictions with everything that belongs to them: images, identities, reviews, results and records of received files."""
+"""Delete predictions with all related data: images, identities, reviews, results and records of received files."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ __all__ = ["delete_predictions"]
 def delete_predictions(
     storage: ImageStorage, condition: ColumnElement[bool], user: str, of_patient: Select[Any] | None = None
 ) -> int:
-    """Delete the predictions that meet a condition, their images and identities, and return their number.
+    """Delete the predictions that meet a condition, with their images and identities; return their number.
 
     Args:
         storage: The database and the blob store.
-        condition: On predictions.
-        user: For the audit log.
-        of_patient: Hashes of pixels that are not deleted if another patient has them as well.
+        condition: Condition on predictions.
+        user: User for the audit log.
+        of_patient: Selects the pixel hashes whose images must not also belong to another patient.
     Raises:
-        ImageOfTwoPatientsError: Nothing was deleted, because another patient has one of these images as well.
-        StorageError: They cannot be deleted.
+        ImageOfTwoPatientsError: Nothing was deleted, because one of these images also belongs to another patient.
+        StorageError: The predictions or their images cannot be deleted.
     """
 
     def delete_rows(connection: Connection) -> Sequence[RowMapping]:

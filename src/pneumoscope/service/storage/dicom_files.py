@@ -1,4 +1,4 @@
-"""Find the stored DICOM files that DICOMweb offers: those whose identity states a study, a series and an instance."""
+"""Find the stored DICOM files available through DICOMweb: those whose identity contains study, series and instance UIDs."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _IS_OFFERED = (
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class StudyFilter:
-    """Conditions on studies; empty ones are none.
+    """Conditions on studies; empty values impose none.
 
     Attributes:
-        study_uids: One of these Study Instance UIDs.
-        patient_id, accession_number: Exactly this value.
-        patient_words: All of these are part of the words of `core.identity.name_search_words`.
-        first_date, last_date: Study dates, both included, ISO 8601.
+        study_uids: Accepted Study Instance UIDs.
+        patient_id, accession_number: Exact values.
+        patient_words: Each must be part of a word of `core.identity.name_search_words`.
+        first_date, last_date: Range of study dates, inclusive, ISO 8601.
     """
 
     study_uids: tuple[str, ...] = ()
@@ -57,12 +57,12 @@ class StudyFilter:
 
 
 class PredictedFile(NamedTuple):
-    """What identifies a prediction of a file.
+    """Identifiers of a prediction and its file.
 
     Attributes:
-        prediction_id: Of the prediction.
-        pixel_sha256: Of the image, which may have several predictions.
-        series_instance_uid, sop_instance_uid: Of the file.
+        prediction_id: Id of the prediction.
+        pixel_sha256: Pixel hash of the image, which may have several predictions.
+        series_instance_uid, sop_instance_uid: UIDs of the file.
     """
 
     prediction_id: str
@@ -72,18 +72,18 @@ class PredictedFile(NamedTuple):
 
 
 class DicomFiles:
-    """The stored DICOM files of one service.
+    """The stored DICOM files of a service.
 
     Args:
         engine: Engine of the database.
-        blobs: The files.
+        blobs: Store of the files.
     """
 
     def __init__(self, engine: Engine, blobs: BlobStore) -> None:
         self._engine, self._blobs = engine, blobs
 
     def study_uids(self, where: StudyFilter) -> list[str]:
-        """Return the UIDs of the studies that meet all conditions, last received first.
+        """Return the UIDs of the studies that meet all conditions, most recently received first.
 
         Raises:
             StorageError: The database cannot be read.
@@ -99,7 +99,7 @@ class DicomFiles:
             return list(connection.execute(query.order_by(func.max(predictions.c.created).desc(), uid)).scalars())
 
     def predicted(self, study_uid: str) -> list[PredictedFile]:
-        """Return what identifies the predictions of the files of a study, latest first: a file may have several.
+        """Return the identifiers of a study's predictions and files, latest first; a file may have several predictions.
 
         Args:
             study_uid: Study Instance UID.
@@ -114,11 +114,11 @@ class DicomFiles:
             return [PredictedFile(*row) for row in rows]
 
     def images(self, study_uids: Collection[str], *, series_uid: str = "", sop_uid: str = "") -> list[StoredPrediction]:
-        """Return the predictions of the files of studies, latest first: a file may have several.
+        """Return the predictions of the files in studies, latest first; a file may have several.
 
         Args:
             study_uids: Study Instance UIDs.
-            series_uid, sop_uid: Series and SOP Instance UID of the files; any if empty.
+            series_uid, sop_uid: Series and SOP Instance UID of the files; empty for all.
         Raises:
             StorageError: The database cannot be read.
         """
@@ -131,7 +131,7 @@ class DicomFiles:
             return read_stored(connection, query)
 
     def result_uids(self, prediction_ids: Collection[str]) -> dict[tuple[str, str, str], str]:
-        """Return the UIDs of results that have a delivery, by prediction, SOP Instance UID of the image, and kind of object.
+        """Return the UIDs of waiting or delivered results, by prediction id, SOP Instance UID of the image, and kind of object.
 
         Raises:
             StorageError: The database cannot be read.
@@ -143,16 +143,16 @@ class DicomFiles:
             return {(row.prediction_id, row.sop_instance_uid, row.kind): row.result_uid for row in rows}
 
     def beginning(self, prediction: StoredPrediction, size: int) -> bytes:
-        """Return the first bytes of the file of a prediction; see `open`, but the file may be damaged."""
+        """Return the first bytes of a prediction's file; see `open`, but damage is not detected."""
         with self._open(prediction, check=False) as file:
             return file.read(size)
 
     def open(self, prediction: StoredPrediction) -> BinaryIO:
-        """Return the file of a prediction, which the caller closes.
+        """Return the file of a prediction; the caller must close it.
 
         Raises:
-            GoneError: It was removed.
-            StorageError: It is unreadable or damaged.
+            GoneError: The file was removed.
+            StorageError: The file is unreadable or damaged.
         """
         return self._open(prediction, check=True)
 
@@ -164,6 +164,6 @@ class DicomFiles:
 
 
 def _of_studies(study_uids: Collection[str]) -> Select[Any]:
-    """Select the predictions of the files of studies, latest first; see `select_stored`."""
+    """Select the predictions of the files in studies, latest first; see `select_stored`."""
     query = select_stored().where(*_IS_OFFERED, studies.c.study_instance_uid.in_(study_uids))
     return query.order_by(predictions.c.last_predicted.desc(), predictions.c.id)

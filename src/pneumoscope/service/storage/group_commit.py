@@ -1,4 +1,4 @@
-"""Group commit: store everything that waits in one transaction, which costs as much as storing one item."""
+"""Group commit: store all waiting items in one transaction, which takes as long as storing a single item."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _Result = TypeVar("_Result")
 
 
 class _Waiting(NamedTuple, Generic[_Item, _Result]):
-    """An item in the queue, the future of its result, and the time when it was submitted."""
+    """A queued item, the future of its result, and the time of its submission."""
 
     item: _Item
     future: Future[_Result]
@@ -27,16 +27,17 @@ class _Waiting(NamedTuple, Generic[_Item, _Result]):
 class GroupCommit(Generic[_Item, _Result]):
     """A thread that commits waiting items in batches.
 
-    While a batch is written, further items queue up and form the next one. A single item is committed at once.
+    While a batch is being written, further items queue up for the next one. A single item is committed immediately.
 
     Args:
-        commit: Commits a batch. It returns, in the same order, a result or an error for each item; an exception that it
-            raises is the error of all items.
-        shared_error: Exceptions that no single item causes. After any other exception, each item is committed alone.
+        commit: Commits a batch; returns a result or an error for each item, in order. If it raises an exception, that
+            is the error of all items.
+        shared_error: Type of exceptions that are not caused by a single item. After any other exception, each item is
+            committed separately.
         name: Name of the thread.
-        max_batch: Items in a batch.
-        patience: Seconds. After a shared error, the items that have waited longer have the same error: each would otherwise wait
-            for the failures of all before it.
+        max_batch: Maximum number of items in a batch.
+        patience: Seconds. After a shared error, items that have waited longer fail with the same error; otherwise, each
+            would wait for the failures of all items before it.
     """
 
     def __init__(
@@ -55,15 +56,15 @@ class GroupCommit(Generic[_Item, _Result]):
         self._thread.start()
 
     def submit(self, item: _Item) -> Future[_Result]:
-        """Return a future of the item's result; an item that is cancelled before its turn is not committed."""
+        """Return a future of the item's result. An item that is cancelled before its turn is not committed."""
         future: Future[_Result] = Future()
         self._queue.put(_Waiting(item, future, time.monotonic()))
         return future
 
     def close(self, timeout: float) -> None:
-        """Wait until every submitted item is committed, but not longer than a number of seconds.
+        """Wait up to `timeout` seconds until every submitted item is committed.
 
-        Do not submit items afterwards.
+        No items may be submitted afterwards.
         """
         self._queue.put(None)
         self._thread.join(timeout)
@@ -102,7 +103,7 @@ class GroupCommit(Generic[_Item, _Result]):
                 each.future.set_result(result)
 
     def _fail_waiting(self, error: Exception) -> None:
-        """Set the error of the items that have waited too long, which are the first ones in the queue."""
+        """Set the error of items that have waited too long; they are at the front of the queue."""
         limit, others = time.monotonic() - self._patience, []
         with contextlib.suppress(queue.Empty):
             while True:

@@ -1,18 +1,18 @@
-"""Patients, studies and instances: assign images to them, and find what belongs together.
+"""Patients, studies and instances: assign images to them, and determine what belongs together.
 
-An instance is an image, identified by its pixels; a study belongs to one patient. Keys are random, so that URLs and logs may
-contain them; the identifiers of the hospital may be reused or mistyped, so none of them is a key:
+An instance is an image, identified by its pixels; a study belongs to one patient. Keys are random, so that URLs and
+logs may contain them. Hospital identifiers may be reused or mistyped, so they are not keys:
 
-- A patient is found by identifier and issuer, unless name or birth date contradict, or several match. One without an identifier
-  is found within its study.
-- A study is found by its UID, or else by its accession number or date, and its patient: a UID that two patients share does not
-  mix them.
+- A patient is matched by identifier and issuer, unless the name or birth date contradicts, or several patients match. A
+  patient without an identifier is matched only within the study.
+- A study is matched by its UID, or else by accession number or date, and by its patient, so that a UID shared by two
+  patients does not mix them.
 
-The latest statement about an image is kept, and a correction by a person until an upload states something new. Rows that nothing
-refers to are deleted.
+The latest identity received for an image is kept; a correction by a person is kept until an upload contains something
+new. Rows without references are deleted.
 
-The same pixels under another SOP Instance UID and another patient are not a correction: one of the two images may be misfiled.
-Both identities are kept, the second one beside that of the image, until a person decides for one patient.
+The same pixels with another SOP Instance UID and another patient are not a correction, since one of the two images may
+be misfiled. Both identities are kept, the second one beside that of the image, until a person decides for one patient.
 """
 
 from __future__ import annotations
@@ -51,13 +51,14 @@ __all__ = [
 
 
 class Assignment(NamedTuple):
-    """Changes by a statement about an image.
+    """Changes made by assigning an identity to an image.
 
     Attributes:
-        event: For the audit log.
-        fields: Names of the fields that changed, or by which two patients differ; nothing changed if there are none.
-        numbers: Of the instance that the statement is about: `ASSIGNED` for that of the image, others for another patient. If a
-            person has decided, of those whose predictions are now those of the image: of all, if the patient is that of none.
+        event: Event for the audit log.
+        fields: Names of the fields that changed, or in which two patients differ; empty if nothing changed.
+        numbers: Number of the instance concerned: `ASSIGNED` for the image itself, others for another patient. After a
+            person's decision, the instances whose predictions now belong to the image: all of them, if the patient is
+            none of theirs.
         is_first: Whether the image had no identity before.
     """
 
@@ -68,10 +69,9 @@ class Assignment(NamedTuple):
 
 
 class _Instance(NamedTuple):
-    """The identity of an instance, the keys of its study and patient, the hash of the statement of its last upload, and the age
-    that a person entered for the patient.
+    """An instance: identity, keys of study and patient, hash of the identity in its last upload, and entered age.
 
-    `exists` is False if there is no instance yet; one whose identity a person removed has no study.
+    `exists` is False before the instance is stored. An instance whose identity was removed by a person has no study.
     """
 
     identity: Identity = Identity()
@@ -84,16 +84,16 @@ class _Instance(NamedTuple):
 
 
 def assign_identity(connection: Connection, pixel_sha256: str, stated: Identity | None) -> Assignment:
-    """Assign an uploaded image to its patient and study, and return what changed; nothing for a new image.
+    """Assign an uploaded image to its patient and study; return the changes, which are empty for a new image.
 
-    An upload that states the same as an earlier one changes nothing, so that it does not undo a person's correction. Another
-    patient under another SOP Instance UID is stored beside the patient of the image.
+    An upload with the same identity as an earlier one changes nothing, so that it does not undo a person's correction.
+    Another patient under another SOP Instance UID is stored beside the patient of the image.
 
     Args:
-        connection: Of a write transaction.
-        pixel_sha256: Of the image.
-        stated: What the upload states; None states nothing. Fields that are not stated keep their values, unless the patient or
-            the study is another one.
+        connection: Connection in a write transaction.
+        pixel_sha256: Pixel hash of the image.
+        stated: Identity in the upload, if any. Fields that it lacks keep their values, unless the patient or the study
+            changes.
     """
     if stated is None or not stated.stated():
         return Assignment()
@@ -119,18 +119,18 @@ def assign_identity(connection: Connection, pixel_sha256: str, stated: Identity 
 
 
 def _number_of_repeated(found: _Instance, of_image: _Instance, stated: Identity) -> int:
-    """Return the number of the instance of a statement that is repeated; that of the image, if the two were merged."""
+    """Return the number of the instance of a repeated upload; `ASSIGNED` if it was merged with that of the image."""
     is_merged = not found.study_key and not is_other_patient(of_image.identity, stated)
     return ASSIGNED if is_merged else found.number
 
 
 def find_entered_age(connection: Connection, pixel_sha256: str, stated: Identity | None) -> float | None:
-    """Return the age, years, that a person entered for the patient of an image; None for another patient, or without one.
+    """Return the age in years that was entered for the patient of an image; None if missing or for another patient.
 
     Args:
-        connection: Of a transaction.
-        pixel_sha256: Of the image.
-        stated: What an upload states; None states nothing.
+        connection: Connection in a transaction.
+        pixel_sha256: Pixel hash of the image.
+        stated: Identity in the upload, if any.
     """
     stated = stated or Identity()
     known = _find_known(connection, pixel_sha256, stated)
@@ -144,7 +144,7 @@ def find_entered_age(connection: Connection, pixel_sha256: str, stated: Identity
 
 
 def _age_without_patient(connection: Connection, pixel_sha256: str) -> float | None:
-    """Return the age that a person entered for an image about which nothing was stated yet: that of its first patient."""
+    """Return the age that was entered for an image before it had an identity; it applies to the first patient."""
     c = predictions.c
     same = c.pixel_sha256 == pixel_sha256, c.age_source == "entered", c.identity_removed.is_(None)
     query = select(c.age).where(*same).order_by(c.last_predicted.desc()).limit(1)
@@ -153,21 +153,22 @@ def _age_without_patient(connection: Connection, pixel_sha256: str) -> float | N
 
 
 def enter_age(connection: Connection, pixel_sha256: str, number: int, age: float) -> None:
-    """Store the age that a person entered for the patient of an instance, if there is one."""
+    """Store the age that was entered for the patient of an instance, if the instance exists."""
     same = instances.c.pixel_sha256 == pixel_sha256, instances.c.number == number
     connection.execute(update(instances).where(*same).values(entered_age=age))
 
 
 def replace_identity(connection: Connection, pixel_sha256: str, identity: Identity) -> Assignment:
-    """Replace the identity of an image by that of a person, and return what changed.
+    """Replace the identity of an image by one that a person entered; return the changes.
 
-    If the image was received under several patients, this decides for one of them: the identities of the others are removed.
+    If the image was received under several patients, this decides for one of them, and the identities of the others are
+    removed.
 
     Args:
-        connection: Of a write transaction.
-        pixel_sha256: Of the image.
-        identity: The complete identity. With the patient ID and issuer of before, it corrects the patient; otherwise the image
-            belongs to another one.
+        connection: Connection in a write transaction.
+        pixel_sha256: Pixel hash of the image.
+        identity: The complete identity. With unchanged patient ID and issuer, it corrects the patient; otherwise, it
+            assigns the image to another patient.
     """
     known = _instances(connection, pixel_sha256)
     current = known[0] if known else _Instance(entered_age=_age_without_patient(connection, pixel_sha256))
@@ -178,7 +179,8 @@ def replace_identity(connection: Connection, pixel_sha256: str, identity: Identi
         study_key = find_or_add_study(
             connection, identity, patient_key, current.study_key, current.patient_key, complete=True
         )
-    # The statements of uploads stay, so that they change nothing again: that of the chosen patient with the image.
+    # Keep the hashes of uploads, so that repeated uploads change nothing; that of the chosen patient moves to the
+    # image.
     chosen = [each for each in (current, *others) if each.patient_key and each.patient_key == patient_key]
     statements = {each.number: each.statement_sha256 for each in (current, *others)}
     age = _kept_age(current, identity)
@@ -197,23 +199,27 @@ def replace_identity(connection: Connection, pixel_sha256: str, identity: Identi
 
 
 def has_entered_age(connection: Connection, pixel_sha256: str) -> bool:
-    """Return whether a person entered an age for the patient of an image."""
+    """Return whether an age was entered for the patient of an image."""
     same = instances.c.pixel_sha256 == pixel_sha256, instances.c.number == ASSIGNED
     return connection.execute(select(instances.c.entered_age).where(*same)).scalar() is not None
 
 
 def _kept_age(before: _Instance, identity: Identity) -> float | None:
-    """Return the age that a person entered, if it holds with a new identity: not for another patient, or if it states less."""
+    """Return the entered age if it remains valid: not for another patient, or for an identity with fewer values."""
     names = ("patient_id", "issuer_of_patient_id", "patient_name", "patient_birth_date")
     states_less = any(getattr(before.identity, name) and not getattr(identity, name) for name in names)
     return None if states_less or is_other_patient(before.identity, identity) else before.entered_age
 
 
 def _find_stated(known: Sequence[_Instance], stated: Identity) -> _Instance | None:
-    """Return which of the instances of an image, at least one, a header is about; None if it is a new one of another patient.
+    """Return the instance of an image to which a header belongs; None for a new instance of another patient.
 
-    It is the one with the SOP Instance UID of the header. Without that, or with another one, it is the image itself, unless the
-    header contradicts its patient.
+    The SOP Instance UID decides; otherwise, the first instance whose patient the header does not contradict; otherwise,
+    the image itself if it or the header has no SOP Instance UID.
+
+    Args:
+        known: Instances of the image, at least one; that of the image first.
+        stated: Identity in the header.
     """
     current = known[0]
     others = [each for each in known[1:] if each.study_key]
@@ -241,14 +247,14 @@ def _differences(a: Identity, b: Identity) -> list[str]:
 
 
 def _forget_same_patient(connection: Connection, pixel_sha256: str) -> list[int]:
-    """Remove the other identities of an image that are now of the same patient, and return their numbers: a header was corrected.
+    """Remove other identities of an image that belong to its patient after a header correction; return their numbers.
 
-    Their predictions are then those of the image.
+    Their predictions become those of the image.
     """
     current = _instances(connection, pixel_sha256, instances.c.number == ASSIGNED)[0]
     of_patient = instances.c.number != ASSIGNED, studies.c.patient_key == current.patient_key
     others = _instances(connection, pixel_sha256, *of_patient) if current.patient_key else []
-    for each in others:  # what was uploaded is remembered as a hash
+    for each in others:  # uploads are remembered only as hashes
         _store(connection, pixel_sha256, Identity(), each, None, each.statement_sha256)
         merge_header(connection, pixel_sha256, each.number)
     return [each.number for each in others]
@@ -263,7 +269,7 @@ def _store(
     statement_sha256: str,
     entered_age: float | None = None,
 ) -> list[str]:
-    """Store the instance, and return the names of the fields that changed; none for a new one."""
+    """Store the instance; return the names of changed fields, which are empty for a new instance."""
     values = {"study_key": study_key, "statement_sha256": statement_sha256, "entered_age": entered_age}
     values |= {name: getattr(identity, name) for name in INSTANCE_FIELDS}
     if not current.exists:
@@ -278,12 +284,12 @@ def _store(
 
 
 def remove_identity(connection: Connection, hashes: Sequence[str]) -> None:
-    """Remove the identity of images, by the hashes of their pixels."""
+    """Remove the identities of images, given their pixel hashes."""
     _delete_instances(connection, instances.c.pixel_sha256.in_(hashes))
 
 
 def remove_unused_identity(connection: Connection, hashes: Sequence[str]) -> None:
-    """Remove the identity of those of the images that have no prediction."""
+    """Remove the identities of those images that have no prediction."""
     used = exists().where(predictions.c.pixel_sha256 == instances.c.pixel_sha256)
     _delete_instances(connection, instances.c.pixel_sha256.in_(hashes) & ~used)
 
@@ -297,15 +303,15 @@ def _delete_instances(connection: Connection, condition: ColumnElement[bool]) ->
 
 
 def _instances(connection: Connection, pixel_sha256: str, *conditions: ColumnElement[bool]) -> list[_Instance]:
-    """Return the instances of an image, its own first; none if nothing was stated about it."""
+    """Return the instances of an image, that of the image itself first; empty if it has no identity."""
     query = select_instances().where(instances.c.pixel_sha256 == pixel_sha256, *conditions)
     return [_instance(row) for row in connection.execute(query).mappings()]
 
 
 def _find_known(connection: Connection, pixel_sha256: str, stated: Identity) -> list[_Instance]:
-    """Return the instances of an image to which a header can belong, that of the image first.
+    """Return the instances of an image to which a header may belong, that of the image first.
 
-    A test image may have a very large number of instances.
+    The database filters them, because a test image may have a very large number of instances.
     """
     may_be_patient: ColumnElement[bool] = instances.c.study_key.is_not(None)
     if stated.patient_id:
@@ -335,7 +341,7 @@ def _instance(row: RowMapping) -> _Instance:
 
 
 def _merge(current: Identity, stated: Identity) -> Identity:
-    """Return the current identity with the stated fields; another patient or study keeps nothing of the former one."""
+    """Return the current identity updated with the given fields; values of a different patient or study are not kept."""
     kept = dataclasses.asdict(current)
     if is_other_patient(current, stated):
         kept |= dict.fromkeys(PATIENT_FIELDS, "")

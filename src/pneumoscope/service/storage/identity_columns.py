@@ -1,4 +1,4 @@
-"""Select the identities of images, their conflicts, and what a search finds; see `identities`."""
+"""Queries for the identities of images, their conflicts, and searches; see `identities`."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ __all__ = [
 ]
 
 INSTANCE_FIELDS = ("series_instance_uid", "sop_instance_uid", "station_name")
-MAX_OTHERS = 20  # identities that a document has: a test image may arrive under another patient each day
-ASSIGNED = 0  # number of the identity of an image among its instances
+MAX_OTHERS = 20  # other identities per document; a test image may arrive under another patient every day
+ASSIGNED = 0  # number of the image's own identity among its instances
 
 _other_patients, _other_studies, _other_instances = patients.alias(), studies.alias(), instances.alias()
-# Columns of a prediction that is joined with its instance, study and patient.
+# Columns of a prediction joined with its instance, study and patient.
 IDENTITY_COLUMNS: tuple[ColumnElement[str], ...] = (
     studies.c.patient_key,
     instances.c.study_key,
@@ -79,7 +79,7 @@ CONFLICT_COLUMNS: tuple[ColumnElement[bool], ...] = (
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class OtherIdentity:
-    """Identity of another patient, under which the pixels of an image were received as well.
+    """The identity of another patient under which the pixels of an image were also received.
 
     Attributes:
         identity: Patient, study, series and instance.
@@ -93,14 +93,14 @@ class OtherIdentity:
 
 
 class Others(NamedTuple):
-    """The first identities of an image of several patients, that of the image first, and the number of all."""
+    """The first identities of an image with several patients, starting with its own, and the total number."""
 
     identities: Sequence[OtherIdentity]
     total: int
 
 
 def find_others(connection: Connection, hashes: Collection[str]) -> dict[str, Others]:
-    """Return the identities of images by the hash of the pixels; see `others_of_study`."""
+    """Return the identities of images by pixel hash; see `others_of_study`."""
     partition = instances.c.pixel_sha256
     place = func.row_number().over(partition_by=partition, order_by=instances.c.number).label("place")
     total = func.count().over(partition_by=partition).label("total")
@@ -119,7 +119,7 @@ def find_others(connection: Connection, hashes: Collection[str]) -> dict[str, Ot
 
 
 def others_of_study(found: Others | None, study_key: str | None) -> tuple[Sequence[OtherIdentity], int]:
-    """Return the identities of an image other than that of a study, `MAX_OTHERS` at most, and the number of all of them."""
+    """Return an image's identities outside a study, at most `MAX_OTHERS`, and their total number."""
     if found is None or found.total < 2:
         return (), 0
     others = [each for each in found.identities if each.study_key != study_key]
@@ -127,16 +127,16 @@ def others_of_study(found: Others | None, study_key: str | None) -> tuple[Sequen
 
 
 def has_other_patient(connection: Connection, hashes: Select[Any]) -> bool:
-    """Return whether an image among those with these hashes of pixels is that of several patients."""
+    """Return whether any image with one of these pixel hashes belongs to several patients."""
     query = select(instances.c.pixel_sha256).where(instances.c.pixel_sha256.in_(hashes), CONFLICT_COLUMNS[0])
     return connection.execute(query.limit(1)).first() is not None
 
 
 def matches_search(words: Sequence[Sequence[str]]) -> ColumnElement[bool]:
-    """Return the condition that a form of each word is part of a name, a number, or the name of the file.
+    """Return the condition that a form of each word occurs in a name, a number or the file name.
 
-    They may also be part of the identity of another patient under whose header the prediction was made; those of two patients are
-    not mixed.
+    The words may instead occur in the identity of another patient under whose header the prediction was made, but
+    identities of two patients are not combined.
 
     Args:
         words: Forms of each word.
@@ -165,7 +165,7 @@ def _matches(words: Sequence[Sequence[str]], *columns: ColumnElement[str]) -> Co
 
 
 def select_instances() -> Select[Any]:
-    """Select the instances of images with their identities, that of the image first; see `read_identity`."""
+    """Select the instances of images with their identities, that of the image itself first; see `read_identity`."""
     columns = (
         instances.c.pixel_sha256,
         instances.c.number,

@@ -1,6 +1,6 @@
-"""The database and the blob store of a service as one: transactions, and the images that follow them.
+"""The database and the blob store as a unit: transactions, and the images that belong to them.
 
-`recovery` describes the order of writes, and how an interrupted one is completed or rolled back.
+`recovery` describes the order of writes, and how interrupted ones are completed or rolled back.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ _Deleted = TypeVar("_Deleted")
 
 
 class ImageStorage:
-    """The database and the blob store of one service.
+    """The database and the blob store of a service.
 
     Opening it completes or rolls back interrupted writes; see `recovery`.
 
     Args:
         folder: The data directory; None stores everything in memory.
         database: URL of a PostgreSQL database; SQLite in the data directory if empty.
-        now: Returns the time, for tests.
+        now: Returns the current time; replaceable in tests.
 
     Attributes:
         folder: The data directory.
         engine: Engine of the database.
         blobs: The images.
         directory: The identity of the data directory.
-        now: Returns the time.
+        now: Returns the current time.
         orphaned: Files in the blob store without a database record: hash and time.
-        blob_lock: Held from a commit until the images of its rows are published, so that none is removed in between. Taken before
-            a transaction begins.
+        blob_lock: Held from a commit until the images of its rows are published, so that none is removed in between. It
+            must be acquired before the transaction begins.
 
     Raises:
         StorageError, UsageError: See `open_database` and `recover`.
@@ -69,17 +69,17 @@ class ImageStorage:
             self.engine.dispose()
             raise
         self._change_listeners: list[Callable[[], None]] = []
-        self._unsettled: set[str] = set()  # staged, and neither published nor discarded because of an error
-        self._unremoved = set(unremoved)  # to be removed, and not removed because of an error
+        self._unsettled: set[str] = set()  # staged, but neither published nor discarded because of an error
+        self._unremoved = set(unremoved)  # still to be removed because of an error
 
     def time(self) -> str:
-        """Return the time as the database stores it."""
+        """Return the current time in the database format."""
         return format_time(self.now())
 
     def add_change_listener(self, listener: Callable[[], None]) -> None:
-        """Call a function after each commit that can have changed predictions, reviews, identities or unreadable files.
+        """Call a function after each commit that may have changed predictions, reviews, identities or unreadable files.
 
-        It is called in the thread of the change, and must neither wait nor raise.
+        It is called in the thread of the change, and must neither block nor raise.
         """
         self._change_listeners.append(listener)
 
@@ -94,13 +94,13 @@ class ImageStorage:
 
     @contextlib.contextmanager
     def write_transaction(self, *, wait: bool = True) -> Iterator[Connection]:
-        """See `database.write_transaction`; raise StorageError if the data directory was moved or replaced."""
+        """See `database.write_transaction`; also raises StorageError if the data directory was moved or replaced."""
         with write_transaction(self.engine, wait=wait) as connection:
             self.directory.check()
             yield connection
 
     def delete(self, change: Callable[[Connection], _Deleted]) -> _Deleted:
-        """Return the result of a change that frees room; on a full disk, its journal uses the reserve."""
+        """Return the result of a change that frees space; if the disk is full, its journal uses the reserve."""
         try:
             with self.write_transaction() as connection:
                 return change(connection)
@@ -113,15 +113,16 @@ class ImageStorage:
             self.directory.fill_reserve()
 
     def abandon(self, staged: Sequence[str]) -> None:
-        """Settle staged images whose transaction failed: a row may be committed even so. `retry_failed` tries again."""
+        """Settle staged images after a failed transaction, whose rows may be committed anyway. `retry_failed` tries again."""
         self._unsettled.update(staged)
         with contextlib.suppress(StorageError):
             self.settle()
 
     def publish_or_discard(self, sha256: str, *, referenced: bool) -> None:
-        """Publish a staged image if a committed row refers to it; discard it otherwise.
+        """Publish a staged image if a committed row refers to it; otherwise, discard it.
 
-        A failure is logged, and `retry_failed` tries again: the row is committed, and the staged image can be read.
+        A failure is only logged, since the row is committed and the staged image can be read; `retry_failed` tries
+        again.
         """
         try:
             if referenced:
@@ -133,7 +134,7 @@ class ImageStorage:
             _LOG.error("An image stays in the staging area until the next attempt: %s", error.message)
 
     def settle(self) -> None:
-        """Publish or discard the images of `abandon`, and those that could not be moved.
+        """Publish or discard images left over from `abandon` or a failed move.
 
         Raises:
             StorageError: The database cannot be reached.
@@ -141,14 +142,14 @@ class ImageStorage:
         unsettled = list(self._unsettled)
         if not unsettled:
             return
-        # Without waiting: after a failed wait for the lock, the client would wait twice.
+        # Without waiting: after a timeout of the lock, the client would wait twice.
         with self.blob_lock, self.write_transaction(wait=False) as connection:
             for sha256 in unsettled:
                 self._unsettled.discard(sha256)
                 self.publish_or_discard(sha256, referenced=is_referenced(connection, sha256))
 
     def remove_unreferenced(self, hashes: Sequence[str]) -> list[StorageError]:
-        """Remove images, except those that a row still refers to, and return the failures, which can be retried."""
+        """Remove images that no row refers to; return the errors, which can be retried."""
         self._unremoved.update(hashes)
         errors: list[StorageError] = []
         for start in range(0, len(hashes), _BATCH):
@@ -163,10 +164,10 @@ class ImageStorage:
         return errors
 
     def retry_failed(self) -> None:
-        """Retry what failed: moving images out of the staging area, and removing images.
+        """Retry failed operations: moving images out of the staging area, and removing images.
 
         Raises:
-            StorageError: An image failed again; the others were retried.
+            StorageError: An operation failed again; the others were retried.
         """
         self.settle()
         errors = self.remove_unreferenced(list(self._unremoved))
@@ -174,19 +175,19 @@ class ImageStorage:
         raise_errors(errors)
 
     def check_writable(self) -> None:
-        """Do everything that storing an image takes, without an image.
+        """Perform all steps of storing an image, without an image.
 
         Raises:
-            StorageError: No image could be stored.
+            StorageError: Images cannot be stored.
         """
         with self.write_transaction() as connection:
-            connection.execute(delete(predictions).where(false()))  # SQLite begins a transaction on a read-only file
+            connection.execute(delete(predictions).where(false()))  # SQLite detects a read-only file only here
             self.directory.check_room()
             self.blobs.check_writable()
 
 
 def raise_errors(errors: Sequence[StorageError]) -> None:
-    """Raise the first of several errors, with the number of the others; return if there is none."""
+    """Raise the first of several errors, with the number of the others; do nothing if there is none."""
     if errors:
         others = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise StorageError(f"{errors[0].message}{others}", hint=errors[0].hint)

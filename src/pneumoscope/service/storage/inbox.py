@@ -1,8 +1,9 @@
-"""The inbox: DICOM instances that other nodes sent, stored until they are predicted, and a record of each afterwards.
+"""The inbox: DICOM instances from other nodes, stored until they are predicted, and recorded permanently.
 
-An instance is acknowledged when its file and its row are on the disk. It is predicted when its study is quiet: no instance of the
-study arrived for a while. The row is updated in the transaction that stores the prediction; then the file is removed. So after a
-crash at any step, an acknowledged instance is waiting or predicted, and a file without a waiting row can be removed.
+An instance is acknowledged once its file and its row are on disk. It is predicted after the quiet period of its study,
+a time without further instances. The transaction that stores the prediction updates the row; then the file is removed.
+So after a crash at any step, an acknowledged instance is either waiting or predicted, and files without a waiting row
+can be removed.
 """
 
 from __future__ import annotations
@@ -35,21 +36,21 @@ from pneumoscope.service.storage.tables import predictions, received_instances, 
 
 __all__ = ["INBOX", "Inbox", "InboxStatus", "find_missing_files"]
 
-INBOX = "inbox"  # below the data directory
-_BATCH = 500  # files of failed batches that one transaction settles
+INBOX = "inbox"  # in the data directory
+_BATCH = 500  # files of failed batches settled in one transaction
 _COLUMNS = received_instances.c
-# A time further in the future than twice the longest quiet period: the clock was set back, and not only corrected.
+# Twice the longest quiet period. If an instance is due even later, the clock was set back.
 _HORIZON = timedelta(hours=2)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class InboxStatus:
-    """The instances that wait for a prediction.
+    """The instances waiting for a prediction.
 
     Attributes:
-        instances: Their number.
-        studies: The number of their studies.
-        oldest: Time when the first of them was received, ISO 8601 in UTC; None if there is none.
+        instances: Number of instances.
+        studies: Number of their studies.
+        oldest: Time when the first one was received, ISO 8601 in UTC; None if there is none.
     """
 
     instances: int
@@ -65,12 +66,12 @@ class _Arrival(NamedTuple):
 
 
 class Inbox:
-    """The received instances of one service. Opening it removes files that a killed process left.
+    """The received instances of a service. Opening the inbox removes files left by a killed process.
 
     Args:
         engine: Engine of the service's database.
         folder: The data directory; None keeps files in memory.
-        now: Returns the time, for tests.
+        now: Returns the current time; replaceable in tests.
         check: Raises StorageError if the data directory was moved or replaced.
     Raises:
         StorageError: The database or the files cannot be read.
@@ -85,11 +86,9 @@ class Inbox:
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine, self._now, self._check = engine, now, check
-        self._unsettled: set[str] = (
-            set()
-        )  # hashes of files that were written, and perhaps have no row, because of an error
+        self._unsettled: set[str] = set()  # hashes of written files that may have no row because of an error
         self._files: BlobStore = MemoryBlobStore() if folder is None else FolderBlobStore(folder / INBOX)
-        self._file_lock = threading.Lock()  # no file is removed between its writing and the commit of its row
+        self._file_lock = threading.Lock()  # prevents removing a file between its writing and the commit of its row
         with write_transaction(engine) as connection:  # waits for the last commit of a killed process
             waiting = (
                 connection.execute(select(_COLUMNS.image_sha256).where(_COLUMNS.state == "waiting")).scalars().all()
@@ -98,28 +97,29 @@ class Inbox:
         self._commits = GroupCommit(self._add, StorageError, name="inbox-commit")
 
     def close(self, timeout: float = 10) -> None:
-        """Store what was submitted, but wait no longer than `timeout` seconds for it."""
+        """Store the submitted instances, but wait at most `timeout` seconds."""
         self._commits.close(timeout)
 
     def submit(self, instance: ReceivedInstance, content: bytes, quiet: timedelta, settings: str) -> Future[bool]:
-        """Store an instance until its study is quiet.
+        """Store an instance until the quiet period of its study ends.
 
         Args:
-            instance: What the header states.
+            instance: Values from the header.
             content: The DICOM file.
-            quiet: Time without a further instance after which its study is predicted.
-            settings: Hash of the model, the operating point and the other settings that decide about an instance. One that was
-                processed with other settings, or whose prediction was deleted, waits again.
+            quiet: Time without a further instance after which the study is predicted.
+            settings: Hash of the model, the operating point and other settings that affect the outcome. An instance
+                that was processed with other settings, or whose prediction was deleted, waits again.
         Returns:
-            A future of whether it waits now: False if the sender has sent this file before. Its error is StorageError.
+            A future that is True if the instance is now waiting, False if the sender has sent this file before. It may
+            raise StorageError.
         """
         return self._commits.submit(_Arrival(instance, content, quiet, settings))
 
     def record_own_result(self, instance: ReceivedInstance, content: bytes) -> None:
-        """Record that a node sent a result of pneumoscope back; its file is not stored.
+        """Record that a node sent back a result of pneumoscope. Its file is not stored.
 
         Raises:
-            StorageError: It cannot be recorded.
+            StorageError: The record cannot be stored.
         """
         time = format_time(self._now())
         row = _new_row(instance, content, time, time) | {"state": "own_result", "processed": time, **NO_IDENTIFIERS}
@@ -129,11 +129,11 @@ class Inbox:
             connection.execute(insert(received_instances), [row])
 
     def ready(self, limit: int, without: Collection[int] = ()) -> list[ReceivedInstance]:
-        """Return instances of quiet studies, first received first, at most `limit`.
+        """Return instances whose quiet period has ended, first received first.
 
         Args:
-            limit: Number of instances.
-            without: Numbers of instances that are left out.
+            limit: Maximum number of instances.
+            without: Numbers of instances to skip.
         Raises:
             StorageError: The database cannot be read.
         """
@@ -156,7 +156,7 @@ class Inbox:
             return [ReceivedInstance.from_row(row) for row in rows[:limit]]
 
     def begin_attempts(self, instances: Sequence[ReceivedInstance]) -> None:
-        """Count an attempt for each of some waiting instances, before it begins: it may kill the process.
+        """Count an attempt for waiting instances before it begins, since it may kill the process.
 
         Raises:
             StorageError: The database cannot be written.
@@ -164,7 +164,7 @@ class Inbox:
         self._set_attempts(instances, 1)
 
     def cancel_attempts(self, instances: Sequence[ReceivedInstance]) -> None:
-        """Take back the attempt that `begin_attempts` counted for some instances: it ended for a reason other than the instance.
+        """Undo the count of `begin_attempts`, because the attempt ended for reasons unrelated to the instances.
 
         Raises:
             StorageError: The database cannot be written.
@@ -179,7 +179,7 @@ class Inbox:
                 connection.execute(query.values(attempts=attempts + more))
 
     def release(self, study_instance_uid: str = "") -> int:
-        """End the quiet period of a study, or of all studies, and return the number of instances that waited for it.
+        """End the quiet period of one study, or of all studies; return the number of waiting instances.
 
         Raises:
             StorageError: The database cannot be written.
@@ -197,12 +197,12 @@ class Inbox:
     def finish_lost(
         self, instance: ReceivedInstance, settings: str, also: Callable[[Connection, str], None]
     ) -> bytes | None:
-        """Record that the file of a waiting instance is missing; return it instead if the sender has sent it again meanwhile.
+        """Record that a waiting instance's file is missing; return the file instead if it has just been sent again.
 
         Args:
             instance: The instance.
             settings: See `Outcome`.
-            also: Called in the same transaction, with its time.
+            also: Called in the same transaction, with the time of the record.
         Raises:
             StorageError: The file is unreadable, or the database cannot be written.
         """
@@ -216,15 +216,17 @@ class Inbox:
             return content
 
     def instances_of(self, prediction_id: str) -> list[ReceivedInstance]:
-        """Return the received instances that have a prediction. Raise StorageError if the database cannot be read."""
+        """Return the received instances of a prediction. Raise StorageError if the database cannot be read."""
         with read_transaction(self._engine) as connection:
             return instances_of(connection, prediction_id)
 
     def remove_file(self, instance: ReceivedInstance) -> None:
-        """Remove the file of an instance that no longer waits, unless another sender's copy waits; a start removes the rest.
+        """Remove the file of a processed instance, unless another sender's copy is waiting.
+
+        The next start removes remaining files.
 
         Raises:
-            StorageError: It cannot be removed.
+            StorageError: The file cannot be removed.
         """
         query = select(_COLUMNS.number).where(
             _COLUMNS.state == "waiting", _COLUMNS.image_sha256 == instance.image_sha256
@@ -248,7 +250,7 @@ class Inbox:
     def _add(self, arrivals: Sequence[_Arrival]) -> list[bool | Exception]:
         """Store a batch of instances in one transaction."""
         now = self._now()
-        # Instances without a study are not of one study, which might never be quiet.
+        # Instances without a study are due immediately; as one study, they might never be quiet.
         rows = [
             _new_row(
                 each.instance,
@@ -276,7 +278,7 @@ class Inbox:
                     if error := staged.failed.get(row["image_sha256"]):
                         results.append(error)
                         continue
-                    if key in known:  # its number states when it was received, among other copies
+                    if key in known:  # use a new number, because numbers order copies by time of reception
                         connection.execute(delete(received_instances).where(_COLUMNS.number == known[key]["number"]))
                     connection.execute(insert(received_instances), [row])
                     replace_header(connection, row["sop_instance_uid"], row["header"])
@@ -285,14 +287,14 @@ class Inbox:
                 settled = set(islice(self._unsettled, _BATCH)).union(staged.staged)
                 needed = _COLUMNS.state == "waiting", _COLUMNS.image_sha256.in_(settled)
                 waiting = set(connection.execute(select(_COLUMNS.image_sha256).where(*needed)).scalars())
-            for sha256 in settled - waiting:  # of duplicates, and of batches that failed
+            for sha256 in settled - waiting:  # from duplicates and failed batches
                 self._files.remove(sha256)
             self._unsettled -= settled
         return results
 
 
 def find_missing_files(engine: Engine, folder: Path) -> list[str]:
-    """Return the paths, relative to the data directory, of the missing or damaged files of waiting instances.
+    """Return the paths of missing or damaged files of waiting instances, relative to the data directory.
 
     Raises:
         StorageError: The database cannot be reached.
@@ -321,17 +323,17 @@ def _new_row(instance: ReceivedInstance, content: bytes, received: str, due: str
 
 
 def _find(connection: Connection, rows: Sequence[Row]) -> dict[tuple[str, str], Row]:
-    """Return the stored rows of files by hash and sender."""
+    """Return the stored rows by file hash and sender."""
     keys = [(row["image_sha256"], row["sender"]) for row in rows]
     query = select(received_instances).where(tuple_(_COLUMNS.image_sha256, _COLUMNS.sender).in_(keys))
     return {(row["image_sha256"], row["sender"]): row for row in connection.execute(query).mappings()}
 
 
 def _is_outdated(connection: Connection, row: Row, settings: str) -> bool:
-    """Return whether an instance must be predicted again: with other settings, or because its prediction is gone.
+    """Return whether an instance must be predicted again, because settings changed or its prediction was deleted.
 
-    One that was given up is not tried again each time it is sent, for a pull that runs every night would end the process every
-    night. It is if a person deleted the record of it.
+    An instance that was given up is not attempted again when it is sent again, since a nightly pull would kill the
+    process every night. Deleting its record allows new attempts.
     """
     if row["state"] in ("waiting", "own_result"):
         return False

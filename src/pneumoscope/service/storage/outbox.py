@@ -1,7 +1,7 @@
 """The outbox: results to deliver to other nodes, written in the transaction that stores the prediction.
 
-A row is one DICOM object for one destination, which is built when it is sent; see `results`. A row can also be the event that a
-study is finished, for one webhook; see `study_events`.
+A row is one DICOM object for one destination, created when it is sent (see `results`), or the event of a finished study
+for one webhook (see `study_events`).
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from pneumoscope.service.storage.tables import outbox
 
 __all__ = ["Outbox"]
 
-_UNREACHABLE_BATCH = 500  # objects that are changed in one transaction
-_COMMITMENT_DELAY = timedelta(seconds=2)  # after a delivery, so that one request is about all objects of a study
+_UNREACHABLE_BATCH = 500  # objects changed in one transaction
+_COMMITMENT_DELAY = timedelta(seconds=2)  # after a delivery, so that one request covers all objects of a study
 _COLUMNS = outbox.c
-# Error of an object that the destination may have: the process ended before it answered, or it has not answered yet.
+# Error of an object in transit: the destination has not answered yet, or the process ended before it did.
 _INTERRUPTED = "interrupted"
 
 
@@ -58,9 +58,9 @@ class Outbox:
         self._engine = engine
 
     def due(self, destination: str, time: datetime, limit: int) -> list[Delivery]:
-        """Return deliveries that are due, those that wait longest first, at most `limit`; see `record_failure`.
+        """Return due deliveries, longest overdue first, at most `limit`; see `record_failure`.
 
-        One whose time lies beyond the longest delay is due, too: the clock was set back.
+        A delivery whose time is further ahead than the longest delay is also due, because the clock was set back.
 
         Raises:
             StorageError: The database cannot be read.
@@ -71,7 +71,7 @@ class Outbox:
             return [Delivery.from_row(row) for row in rows]
 
     def begin(self, number: int) -> Delivery | None:
-        """Return an object that is sent next, as it is now; None if it no longer waits.
+        """Return the current state of the object to send next; None if it is no longer waiting.
 
         Until the outcome is recorded, its error is "interrupted", and the destination may have the object.
 
@@ -93,13 +93,13 @@ class Outbox:
         requests_commitment: bool = False,
         hashes: Mapping[int, str] | None = None,
     ) -> None:
-        """Record that objects were delivered, in the audit log, too.
+        """Record the delivery of objects, also in the audit log.
 
         Args:
-            deliveries: The objects, of one destination.
-            time: Now.
+            deliveries: The objects, all of one destination.
+            time: Current time.
             requests_commitment: Whether storage commitment is requested for them.
-            hashes: SHA-256 of what was sent by number, for the audit log.
+            hashes: SHA-256 of the sent content by number, for the audit log.
         Raises:
             StorageError: The database cannot be written.
         """
@@ -129,13 +129,13 @@ class Outbox:
             confirmed = connection.execute(select(func.count()).select_from(outbox).where(*is_new)).scalar_one()
             if confirmed:
                 add_to_totals(connection, deliveries[0].destination, delivered=confirmed)
-            # It may have been cancelled or withdrawn while it was sent.
+            # It may have been cancelled or withdrawn while it was being sent.
             unfinished = of_deliveries, _COLUMNS.state.in_(("waiting", "cancelled"))
-            before = *unfinished, _COLUMNS.commitment == "committed"  # to an object that is sent again
+            before = *unfinished, _COLUMNS.commitment == "committed"  # void, because the object was sent again
             if void := connection.execute(select(func.count()).select_from(outbox).where(*before)).scalar_one():
                 add_to_totals(connection, deliveries[0].destination, committed=-void)
             connection.execute(update(outbox).where(*unfinished).values(values))
-            # The prediction may be deleted; the objects that the note is about keep no header either.
+            # The prediction may be deleted, and the withdrawn objects keep no header either.
             of_note = of_deliveries, _COLUMNS.kind == "rejection_note", _COLUMNS.commitment == ""
             connection.execute(update(outbox).where(*of_note).values(header=""))
             withdrawn = of_deliveries, _COLUMNS.state == "withdrawn"
@@ -143,9 +143,9 @@ class Outbox:
             append(connection, entries)
 
     def record_cancelled(self, delivery: Delivery, error: str, time: datetime) -> None:
-        """Record that an object can no longer be built, and why; one that was sent again is delivered as it was before.
+        """Record why an object can no longer be created; an object that was being resent is delivered as before.
 
-        One that the destination may have keeps its header, so that it can be withdrawn.
+        An object that the destination may have keeps its header, so that it can be withdrawn.
 
         Raises:
             StorageError: The database cannot be written.
@@ -164,16 +164,16 @@ class Outbox:
     def record_failure(
         self, deliveries: Sequence[Delivery], error: str, time: datetime, *, maybe_delivered: bool = False
     ) -> None:
-        """Record a failed attempt; the next one follows after 5 s, and twice as long each time, up to 15 minutes.
+        """Record a failed attempt; the next one follows after 5 s, and after twice as long each time, up to 15 minutes.
 
-        An object that the destination does not have is sent with the header that the sender stated last, which may have come
-        during the attempt.
+        If the destination does not have the object, the next attempt uses the latest header from the sender, which may
+        have arrived during this attempt.
 
         Args:
             deliveries: The objects, as they were before the attempt.
             error: Stable code of the failure.
-            time: Now.
-            maybe_delivered: Whether the destination may have got the objects in this attempt.
+            time: Current time.
+            maybe_delivered: Whether the destination may have received the objects in this attempt.
         Raises:
             StorageError: The database cannot be written.
         """
@@ -188,7 +188,7 @@ class Outbox:
     def record_unreachable(self, destination: str, error: str, time: datetime) -> None:
         """Record a failed attempt for each object that is due for a destination; see `record_failure`.
 
-        Many objects may wait. They are changed in batches, so that images can be received meanwhile.
+        Many objects may be waiting. They are changed in batches, so that images can be received in the meantime.
         """
         due = _COLUMNS.destination == destination, _COLUMNS.state == "waiting", is_due(time)
         batch = select(_COLUMNS.number, _COLUMNS.attempts).where(*due).order_by(_COLUMNS.due).limit(_UNREACHABLE_BATCH)
@@ -203,11 +203,15 @@ class Outbox:
                 return
 
     def find(self, states: Collection[DeliveryState] | None = None, limit: int = 1000) -> list[Delivery]:
-        """Return deliveries in some states, or waiting ones, oldest first. Raise StorageError if the database cannot be read."""
+        """Return deliveries in the given states (default: waiting), oldest first.
+
+        Raises:
+            StorageError: The database cannot be read.
+        """
         return self._find(_COLUMNS.state.in_(states or ("waiting",)), limit)
 
     def find_uncommitted(self, limit: int = 1000) -> list[Delivery]:
-        """Return delivered objects whose storage commitment was requested, but is not confirmed; see `find`."""
+        """Return delivered objects with a requested but unconfirmed storage commitment; see `find`."""
         return self._find(_COLUMNS.commitment.in_(UNCOMMITTED), limit)
 
     def _find(self, condition: ColumnElement[bool], limit: int) -> list[Delivery]:
@@ -216,15 +220,15 @@ class Outbox:
             return [Delivery.from_row(row) for row in connection.execute(query).mappings()]
 
     def retry(self, numbers: Collection[int] = (), destination: str = "", *, time: datetime) -> int:
-        """Make waiting and cancelled objects due now, and delivered ones whose commitment failed; return their number.
+        """Make waiting and cancelled objects due now, as well as delivered ones with a failed commitment; return their number.
 
         Args:
-            numbers: Their numbers; all waiting ones if empty.
-            destination: Only those for this destination.
-            time: Now.
+            numbers: Numbers of the objects; all waiting ones if empty.
+            destination: Restricts them to one destination.
+            time: Current time.
         Raises:
             UnknownNameError: There is no such object or destination.
-            UsageError: An object was delivered, its header is gone, or another one replaced it.
+            UsageError: An object was delivered, its header was removed, or another one replaced it.
             StorageError: The database cannot be written.
         """
         with write_transaction(self._engine) as connection:
@@ -249,7 +253,7 @@ class Outbox:
             return len(rows)
 
     def cancel(self, numbers: Collection[int] = (), destination: str = "", *, time: datetime) -> int:
-        """Cancel waiting objects, and return their number; see `retry`. Their headers are kept, so that they can be retried."""
+        """Cancel waiting objects; return their number. Their headers are kept, so that they can be retried; see `retry`."""
         with write_transaction(self._engine) as connection:
             rows = self._select(connection, numbers, destination, _COLUMNS.state == "waiting")
             again = [row for row in rows if row["finished"]]
@@ -260,7 +264,7 @@ class Outbox:
             return len(rows)
 
     def status(self) -> list[OutboxStatus]:
-        """Return the numbers of each destination. Raise StorageError if the database cannot be read."""
+        """Return the status of each destination. Raise StorageError if the database cannot be read."""
         return read_status(self._engine)
 
     def is_result(self, sop_instance_uid: str) -> bool:
@@ -299,10 +303,10 @@ class Outbox:
 
 
 def _successor(connection: Connection, row: Row) -> int | None:
-    """Return the number of the last object, or event, that was added after a cancelled one in its place; None without one."""
-    if row["state"] != "cancelled" or row["kind"] == "rejection_note":  # another note is about other objects
+    """Return the number of the latest object or event that replaced a cancelled one; None if there is none."""
+    if row["state"] != "cancelled" or row["kind"] == "rejection_note":  # other notes concern other objects
         return None
-    names = ["study_instance_uid"]  # an event states all predictions of its study
+    names = ["study_instance_uid"]  # an event covers all predictions of its study
     if row["kind"] != "webhook":
         names = ["sop_instance_uid", "prediction_id", "failure_code"]
     same = [_COLUMNS[name] == row[name] for name in ("destination", "kind", *names)]

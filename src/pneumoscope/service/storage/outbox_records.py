@@ -1,4 +1,4 @@
-"""Records of the outbox: an object or event to deliver to one destination, its UID, and the delays between attempts."""
+"""Records of the outbox: objects and events for one destination, their UIDs, and the delays between attempts."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ ObjectKind = Literal["secondary_capture", "structured_report", "rejection_note",
 DeliveryKind = Literal[ObjectKind, "webhook"]
 DeliveryState = Literal["waiting", "delivered", "withdrawn", "cancelled"]
 _FIRST_DELAY, MAX_DELAY = timedelta(seconds=5), timedelta(minutes=15)
-_NAMESPACE = uuid.UUID("5f0f6c1e-0f0e-5d55-9c39-8f2f6a3a8f10")  # of the names from which UIDs are derived
+_NAMESPACE = uuid.UUID("5f0f6c1e-0f0e-5d55-9c39-8f2f6a3a8f10")  # namespace of the names from which UIDs are derived
 _COLUMNS = outbox.c
-# Values of a row that waits for its first attempt.
+# Values of a row before its first attempt.
 NEW_ROW: Mapping[str, Any] = {
     "attempts": 0, "state": "waiting", "error": "", "maybe_delivered": False, "finished": None,
 }  # fmt: skip
@@ -48,15 +48,16 @@ NEW_ROW: Mapping[str, Any] = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ResultSubject:
-    """What results are about: a prediction of an image, or a file that could not be read.
+    """The subject of results: a prediction of an image, or a file that could not be read.
 
     Attributes:
-        prediction_id: Id of the prediction; empty for a file that could not be read.
-        failure_code: Why the file could not be read; empty for a prediction.
-        model_sha256, operating_point: Of the service.
-        sop_instance_uid: Of the image.
-        header: The elements that the objects share with the image, as DICOM JSON; empty if it was removed.
-        failure_reason, failure_parameters: The reason as a code with parameters, as JSON; empty if it is unknown.
+        prediction_id: Id of the prediction; empty for an unreadable file.
+        failure_code: Error code of an unreadable file; empty for a prediction.
+        model_sha256, operating_point: Model and operating point of the service.
+        sop_instance_uid: SOP Instance UID of the image.
+        header: Elements that the objects share with the image, as DICOM JSON; empty if removed.
+        failure_reason, failure_parameters: Reason code of an unreadable file and its parameters as JSON; empty if
+        unknown.
     """
 
     prediction_id: str
@@ -69,12 +70,12 @@ class ResultSubject:
     failure_parameters: str = ""
 
     def __repr__(self) -> str:
-        """Return the prediction without identifiers of the patient, which could reach a log."""
+        """Return the prediction id only, since patient identifiers could reach a log."""
         return f"ResultSubject(prediction_id={self.prediction_id!r})"
 
     @property
     def failure(self) -> Failure | None:
-        """Why the file could not be read; None for a prediction."""
+        """The failure to read the file; None for a prediction."""
         if not self.failure_code:
             return None
         parameters = json.loads(self.failure_parameters or "{}")
@@ -89,26 +90,27 @@ class Delivery:
     Attributes:
         number: Number of the row.
         destination: Name of the destination.
-        kind: Kind of object; a rejection note (Key Object Selection) withdraws objects. "webhook": an event.
+        kind: Kind of object; a rejection note (Key Object Selection) withdraws objects. "webhook" for an event.
         result_uid: SOP Instance UID of the object, or id of the event.
-        subject: What the object is about; of an event, `prediction_id` is that of an image of the study, if one could be read.
-        withdrawn_uids: Of a rejection note: the UIDs of the withdrawn objects by kind.
-        revision: Of an event: 1 for the first one of the study, 2 for the next one.
-        unreadable: Of an event: number of files of the study that could not be read, by failure code.
-        study_instance_uid: Of the object, or of the event; empty if it was removed.
+        subject: Subject of the object. For an event, `prediction_id` belongs to an image of the study, if one could be
+            read.
+        withdrawn_uids: For a rejection note: UIDs of the withdrawn objects by kind.
+        revision: For an event: 1 for the first event of the study, 2 for the next one.
+        unreadable: For an event: number of unreadable files in the study by failure code.
+        study_instance_uid: Study Instance UID of the object or event; empty if removed.
         created: Time when the prediction was stored, ISO 8601 in UTC.
-        due: Time of the next attempt, if it waits; empty: now.
+        due: Time of the next attempt, if waiting; empty means now.
         attempts: Number of failed attempts.
-        state: "withdrawn": it was delivered, and a rejection note followed.
-        error: Code of the last failure; "interrupted" while it is sent, and after the process was killed meanwhile.
-        maybe_delivered: Whether the destination may have the object, although it did not confirm it.
-        finished: Time of the delivery or cancellation; of a waiting object that is sent again, of its delivery.
-        commitment: Storage commitment of a delivered object; empty if it is not requested. "pending": in the next request;
-            "failed": the destination reported several times that it failed.
+        state: "withdrawn" means that it was delivered and a rejection note followed.
+        error: Code of the last failure; "interrupted" during an attempt, and after the process was killed in one.
+        maybe_delivered: Whether the destination may have the object without having confirmed it.
+        finished: Time of delivery or cancellation; for a waiting object that is being resent, time of its delivery.
+        commitment: Storage commitment of a delivered object; empty if not requested. "pending": part of the next
+            request; "failed": the destination reported failure several times.
         commitment_requested: Time of the last request.
-        commitment_due: Time of the next request, if one follows.
+        commitment_due: Time of the next request, if any.
         commitment_attempts: Number of requests without a report.
-        commitment_failures: Number of reports that commitment failed.
+        commitment_failures: Number of reports of failure.
     """
 
     number: int
@@ -143,9 +145,9 @@ class Delivery:
 
     @property
     def next_attempt(self) -> str | None:
-        """Time of the next attempt to deliver it, or of the next request for its commitment, ISO 8601; None if none follows.
+        """Time of the next delivery attempt or commitment request, ISO 8601; None if there is none.
 
-        A time that has passed means as soon as possible.
+        A time in the past means as soon as possible.
         """
         if self.state == "waiting":
             return max(self.due, self.created)
@@ -153,12 +155,12 @@ class Delivery:
 
 
 def study_of(header: str) -> str:
-    """Return the Study Instance UID in a header, DICOM JSON; empty if there is none."""
+    """Return the Study Instance UID in a DICOM JSON header; empty if there is none."""
     return _uid_in(header, "0020000D")
 
 
 def states_study(header: str) -> bool:
-    """Return whether there is a header, DICOM JSON, with study and series, without which there are no results."""
+    """Return whether a DICOM JSON header contains a study and a series, which results require."""
     return bool(study_of(header) and _uid_in(header, "0020000E"))
 
 
@@ -168,33 +170,33 @@ def _uid_in(header: str, tag: str) -> str:
 
 
 def derive_uid(name: str) -> str:
-    """Return the UID of a name, by a name-based UUID (PS3.5 B.2)."""
+    """Return a UID derived from a name by a name-based UUID (PS3.5 B.2)."""
     return f"2.25.{uuid.uuid5(_NAMESPACE, name).int}"
 
 
 def result_uid(kind: str, sop_instance_uid: str, subject_id: str, generation: int = 0) -> str:
-    """Return the UID of an object, or of its series.
+    """Return the UID of an object.
 
     Args:
         kind: Kind of object.
-        sop_instance_uid: Of the image.
+        sop_instance_uid: SOP Instance UID of the image.
         subject_id: Id of the prediction, which is derived from the image's pixels, the model and the operating point.
-        generation: How many times the object was withdrawn before.
+        generation: How often the object was withdrawn before.
     """
     return derive_uid(" ".join([kind, sop_instance_uid, subject_id, *([str(generation)] if generation else [])]))
 
 
 def is_due(time: datetime) -> ColumnElement[bool]:
-    """Return whether an object is to be sent; also one whose time lies beyond the longest delay: the clock was set back."""
+    """Return the condition that an object is due, or its time is too far ahead because the clock was set back."""
     return or_(_COLUMNS.due <= format_time(time), _COLUMNS.due > format_time(time + 2 * MAX_DELAY))
 
 
 def failed_attempt(attempts: int, time: datetime) -> dict[str, Any]:
-    """Return the values of an object after a failed attempt that others preceded."""
+    """Return the values of an object after a further failed attempt."""
     return {"attempts": attempts + 1, "due": format_time(time + retry_delay(attempts + 1))}
 
 
 def retry_delay(attempts: int) -> timedelta:
-    """Return the time from the last of some failed attempts to the next one."""
+    """Return the delay after a number of failed attempts."""
     factor: int = 2 ** min(max(attempts - 1, 0), 20)
     return min(factor * _FIRST_DELAY, MAX_DELAY)

@@ -1,6 +1,6 @@
-"""The numbers of the outbox by destination, for the dashboard, the API and the metrics.
+"""Status of the outbox by destination, for the dashboard, the API and the metrics.
 
-Delivered objects, of which there may be millions, are counted when they are delivered. `status` reads none of their rows.
+Delivered objects are counted on delivery. Since there may be millions, their rows are not read for the status.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ __all__ = [
 ]
 
 CommitmentState = Literal["", "pending", "requested", "committed", "failed"]
-# States of a commitment that the destination has not made. Only delivered objects are in one of them, so queries do not state
-# that: SQLite would read all delivered objects.
+# States of an open or failed commitment. Only delivered objects have them, so queries omit the delivery state; with it,
+# SQLite would read all delivered objects.
 UNCOMMITTED: tuple[CommitmentState, ...] = ("pending", "requested", "failed")
 _COLUMNS = outbox.c
-# Whether the destination has confirmed an object, also before it was withdrawn, or is sent again after a commitment was refused:
-# commitment is requested for confirmed objects only. In the other states, `maybe_delivered` is that of objects without an answer.
-# One that a person sends again waits with the time of its delivery; see `resending`.
+# Whether the destination has confirmed an object, including objects that were later withdrawn or are sent again after a
+# failed commitment, which is only requested for confirmed objects. For withdrawn objects, `maybe_delivered` means that
+# the destination never answered. An object that a person resends is waiting, but keeps the time of its delivery; see
+# `resending`.
 IS_CONFIRMED = or_(
     and_(_COLUMNS.state == "waiting", _COLUMNS.finished.is_not(None)),
     and_(_COLUMNS.state.in_(("delivered", "withdrawn")), _COLUMNS.maybe_delivered.is_(False)),
@@ -41,18 +42,19 @@ IS_CONFIRMED = or_(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OutboxStatus:
-    """The objects that wait for a destination.
+    """The objects of a destination.
 
     Attributes:
         destination: Name of the destination.
-        waiting: Their number.
-        failing: The number of those that failed at least once.
-        oldest: Time when the first of them was created, ISO 8601 in UTC; None if there is none.
-        delivered: Number of objects and events that the destination confirmed so far, each once, however often it was sent. It
-            never falls: those that are withdrawn, sent again or deleted remain counted.
-        committed: Number of those whose storage commitment the destination confirmed.
-        uncommitted: Number of delivered objects whose storage commitment is requested, but not confirmed.
-        commitment_failing: Number of the latter whose last request failed, or which the destination reported as failed.
+        waiting: Number of waiting objects.
+        failing: Number of waiting objects that failed at least once.
+        oldest: Time when the oldest waiting object was created, ISO 8601 in UTC; None if there is none.
+        delivered: Number of objects and events that the destination has confirmed, each counted once. It never falls,
+            since withdrawn, resent and deleted ones remain counted.
+        committed: Number of these with confirmed storage commitment.
+        uncommitted: Number of delivered objects with requested but unconfirmed storage commitment.
+        commitment_failing: Number of uncommitted objects whose last request failed, or which the destination reported
+            as failed.
     """
 
     destination: str
@@ -76,7 +78,7 @@ def add_to_totals(connection: Connection, destination: str, *, delivered: int = 
 
 
 def require_destination(connection: Connection, destination: str) -> str:
-    """Return the name of a destination that has, or had, results.
+    """Return the name of a destination that has or had results.
 
     Raises:
         UnknownNameError: There is no such destination.
@@ -88,9 +90,9 @@ def require_destination(connection: Connection, destination: str) -> str:
 
 
 def read_status(engine: Engine) -> list[OutboxStatus]:
-    """Return the numbers of each destination. Raise StorageError if the database cannot be read.
+    """Return the status of each destination. Raise StorageError if the database cannot be read.
 
-    It reads no row of an object that is delivered and needs no commitment any more: there may be millions.
+    Delivered objects without an open commitment are not read, since there may be millions.
     """
     count = func.count(_COLUMNS.number)
     waiting = (

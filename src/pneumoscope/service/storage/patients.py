@@ -1,6 +1,6 @@
-"""Rows of patients and studies: find or add those that an identity states, and delete those that nothing refers to.
+"""Rows of patients and studies: find or add those of an identity, and delete those without references.
 
-`identities` describes what belongs together.
+`identities` describes the rules for matching.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ __all__ = ["delete_empty", "find_or_add_patient", "find_or_add_study"]
 def find_or_add_patient(
     connection: Connection, identity: Identity, current_patient: str | None, *, complete: bool = False
 ) -> str | None:
-    """Return the key of the patient, whose row then has the stated values; None if nothing is stated.
+    """Return the key of the patient, after adding or updating the row; None if the identity contains no patient.
 
     Args:
-        connection: Of a write transaction.
-        identity: What is stated.
-        current_patient: Key of the patient of the image; None without one.
+        connection: Connection in a write transaction.
+        identity: The identity.
+        current_patient: Key of the image's current patient, if any.
         complete: Whether empty fields remove values.
     """
     values = _values(identity, PATIENT_FIELDS)
@@ -41,7 +41,7 @@ def find_or_add_patient(
     same_number = [patients.c[name] == values[name] for name in ("patient_id", "issuer_of_patient_id")]
     if not identity.patient_id:
         same_number.append(_is_in_study(identity, current_patient))
-    # The current patient first: the name and the birth date may be corrected.
+    # The current patient first, since the name and the birth date may be corrected.
     is_current = patients.c.patient_key == current_patient
     query = select(patients).where(*same_number).order_by(case((is_current, 0), else_=1), patients.c.patient_key)
     matching = [
@@ -50,7 +50,7 @@ def find_or_add_patient(
         if (complete and row.patient_key == current_patient)
         or is_same_person(Identity(**{name: getattr(row, name) for name in PATIENT_FIELDS}), identity)
     ]
-    # Of several others, none is certain.
+    # Several matches other than the current patient are ambiguous.
     is_certain = len(matching) == 1 or (matching and matching[0].patient_key == current_patient)
     found = matching[0] if is_certain else None
     if found is None:
@@ -65,7 +65,7 @@ def find_or_add_patient(
 
 
 def _is_in_study(identity: Identity, current_patient: str | None) -> ColumnElement[bool]:
-    """Return the condition that a patient without a number is the current one, or has a study with this UID or number."""
+    """Return the condition that a patient without an identifier is the current one, or has a study with this UID or number."""
     condition = patients.c.patient_key == current_patient
     for name in ("study_instance_uid", "accession_number"):
         if value := getattr(identity, name):
@@ -82,22 +82,22 @@ def find_or_add_study(
     *,
     complete: bool = False,
 ) -> str:
-    """Return the key of the study, whose row then has the stated values.
+    """Return the key of the study, after adding or updating the row.
 
     Args:
-        connection: Of a write transaction.
-        identity: What is stated.
+        connection: Connection in a write transaction.
+        identity: The identity.
         patient_key: Key of its patient; see `find_or_add_patient`.
-        current_study, current_patient: Keys of the study and the patient of the image; None without one.
+        current_study, current_patient: Keys of the image's current study and patient, if any.
         complete: Whether empty fields remove values.
     """
     values = _values(identity, STUDY_FIELDS)
     owner = studies.c.patient_key.is_(None) if patient_key is None else studies.c.patient_key == patient_key
     conditions: list[ColumnElement[bool]] | None = None
     if identity.study_instance_uid:
-        if patient_key:  # the first header with the patient
+        if patient_key:  # this may be the first header that names the patient
             owner |= studies.c.patient_key.is_(None)
-        elif not complete:  # a header without the patient, if the patient is certain
+        elif not complete:  # a header without a patient, if the study is unambiguous
             owner = studies.c.study_key.is_not(None)
         conditions = [studies.c.study_instance_uid == identity.study_instance_uid, owner]
     elif identity.accession_number:
@@ -123,10 +123,10 @@ def find_or_add_study(
 
 
 def _update(row: Row[Any], values: dict[str, str], *, is_current: bool, complete: bool) -> dict[str, str]:
-    """Return the values of a patient or study after a statement about an image.
+    """Return the updated values of a patient or study.
 
-    A person may empty those of the image's own patient or study, and a header may change them. Of others, only empty ones are
-    filled: an image does not rename the patient of others.
+    A header may change values of the image's own patient or study, and a person may also remove them. For others, only
+    missing values are added, so that an image cannot rename the patient of other images.
     """
     if is_current and complete:
         return values
@@ -143,14 +143,14 @@ def _patient_search_text(name: str, id: str) -> str:
 
 
 def _search_text(*values: str) -> str:
-    """Return the words of values, for `matches_search`."""
+    """Return the search words of values, for `matches_search`."""
     return " ".join(word for value in values for word in search_words(value))
 
 
 def delete_empty(
     connection: Connection, study_keys: Collection[str | None], patient_keys: Collection[str | None]
 ) -> None:
-    """Delete the given studies that have no instances, and the given patients that have no studies."""
+    """Delete the given studies without instances and the given patients without studies."""
     unused_study = ~exists().where(instances.c.study_key == studies.c.study_key)
     connection.execute(delete(studies).where(studies.c.study_key.in_(study_keys), unused_study))
     unused_patient = ~exists().where(studies.c.patient_key == patients.c.patient_key)

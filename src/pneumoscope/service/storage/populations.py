@@ -1,4 +1,4 @@
-"""The populations of the models that the service has used, so that results of earlier ones state theirs."""
+"""The populations of all models that the service has used, so that results of earlier models can show theirs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["PopulationRepository"]
 
 
 class PopulationRepository:
-    """The population of each model, by the hash of its file.
+    """The population of each model, by model hash.
 
     Args:
         storage: Storage of the service.
@@ -26,12 +26,12 @@ class PopulationRepository:
         self._known: dict[str, Population] = {}
 
     def record(self, model_sha256: str, population: Population) -> None:
-        """Store the population of the current model, and read those of the earlier ones.
+        """Store the population of the current model, and load those of earlier models.
 
-        One with fields that this version does not know, which a later one wrote, counts as unknown.
+        A population with unknown fields, written by a later version, is treated as unknown.
 
         Raises:
-            StorageError: They cannot be stored or read.
+            StorageError: The populations cannot be stored or read.
         """
         stated = msgspec.json.encode(population).decode()
         with self._storage.read_transaction() as connection:
@@ -47,5 +47,5 @@ class PopulationRepository:
                 self._known[sha256] = msgspec.json.decode(text, type=Population)
 
     def find(self, model_sha256: str) -> Population | None:
-        """Return the population of a model; None if the service did not record it."""
+        """Return the population of a model; None if it is unknown."""
         return self._known.get(model_sha256)

@@ -1,4 +1,4 @@
-"""Replace the identity of patients by pseudonyms, which only the holder of the key can compute again."""
+"""Replace patient identities by pseudonyms, which only the holder of the key can recompute."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _UIDS = ("study_instance_uid", "series_instance_uid", "sop_instance_uid")
 _REMOVED = ("patient_birth_date", "study_date", "study_description")
 _PSEUDONYM = re.compile(rf"^[0-9a-f]{{{_LENGTH}}}$")
 _SEXES = ("F", "M", "O")
-# Parameters of rejections and of reasons that are not from the header
+# Parameters of rejections and reasons that do not come from the header
 _OWN_TEXTS = ("element", "type", "mode", "function", "signal", "dtype", "shape", "rule", "code")
 _STANDARD_TEXTS = frozenset(each.name for each in AllTransferSyntaxes)
-_SOURCE = "Source"  # chunk of a PNG
+_SOURCE = "Source"  # text chunk of a PNG
 _FINGERPRINT_FILE = "pseudonym-key"  # a keyed hash, from which the key cannot be computed
 
 
@@ -41,7 +41,7 @@ def read_key(file: Path) -> bytes:
     """Return the key in a file, without surrounding white space.
 
     Raises:
-        UsageError: The file cannot be read, is readable by others, or is too short.
+        UsageError: The file cannot be read, is readable by other users, or is too short.
     """
     try:
         mode, key = file.stat().st_mode, file.read_bytes().strip()
@@ -58,10 +58,10 @@ def read_key(file: Path) -> bytes:
 
 
 class Pseudonymizer:
-    """Computes pseudonyms with a key: the HMAC-SHA-256 (RFC 2104) of a value, shortened.
+    """Pseudonyms computed with a key: the truncated HMAC-SHA-256 (RFC 2104) of a value.
 
-    Numbers are replaced as they are; names word by word, without case, accents and separators, so that parts of a name can be
-    found and compared.
+    Identifiers are replaced as a whole; names are replaced word by word, ignoring case, accents and separators, so that
+    parts of a name can be found and compared.
 
     Args:
         key: The secret key.
@@ -71,7 +71,7 @@ class Pseudonymizer:
         self._key = key
 
     def number(self, text: str) -> str:
-        """Return the pseudonym of an identifier, 20 hexadecimal digits; "" for an empty one."""
+        """Return the pseudonym of an identifier, 20 hexadecimal digits; empty for an empty identifier."""
         return self._digest(text.encode()).hex()[:_LENGTH] if text else ""
 
     def name(self, text: str) -> str:
@@ -79,7 +79,7 @@ class Pseudonymizer:
         return "^".join(self._word(word) for word in search_words(text))
 
     def search(self, text: str) -> tuple[tuple[str, ...], ...]:
-        """Return the forms of each word of a search: of a number, the whole text as one, a name, or a pseudonym itself."""
+        """Return the forms of each search word: as an identifier, part of an identifier with spaces, name, or pseudonym."""
         whole = self.number(text.strip())
         return tuple(
             (self.number(word), whole, *([self.name(word)] if search_words(word) else []), *_PSEUDONYM.findall(word))
@@ -87,10 +87,10 @@ class Pseudonymizer:
         )
 
     def prediction(self, prediction: Prediction) -> Prediction:
-        """Return a prediction with pseudonyms: of the identity and the name of the file, without text of the header.
+        """Return a prediction with pseudonyms for the identity and the file name, and without text from the header.
 
-        Dates and descriptions are removed. Of texts of the header that a rejection or a failure quotes, digits become 9 and
-        letters x.
+        Dates and descriptions are removed. In header text quoted by a rejection or failure, digits become 9 and letters
+        x.
         """
         identity, rejection, failure = prediction.identity, prediction.rejection, prediction.failure
         if rejection:
@@ -104,7 +104,7 @@ class Pseudonymizer:
         )
 
     def identity(self, identity: Identity) -> Identity:
-        """Return an identity with pseudonyms; dates, descriptions and unknown values of the sex are removed."""
+        """Return an identity with pseudonyms, without dates, descriptions and unknown values of the sex."""
         return dataclasses.replace(
             identity,
             **{name: self.number(getattr(identity, name)) for name in _NUMBERS},
@@ -115,10 +115,10 @@ class Pseudonymizer:
         )
 
     def require_key_of(self, folder: Path, *, is_empty: bool) -> None:
-        """Record the key of an empty data directory, or raise if it has another one.
+        """Record the key for an empty data directory; otherwise, check that it is the recorded one.
 
         Raises:
-            UsageError: The data directory has the pseudonyms of another key, or identities.
+            UsageError: The data directory contains another key's pseudonyms, or identities.
             StorageError: The record cannot be read or written.
         """
         file, fingerprint = folder / _FINGERPRINT_FILE, self._digest(_FINGERPRINT_FILE.encode()).hex()
@@ -140,11 +140,12 @@ class Pseudonymizer:
             )
 
     def image(self, pixels: npt.NDArray[np.uint8], source: bytes) -> bytes:
-        """Return a PNG of the gray levels, to be stored instead of a file whose header may name the patient.
+        """Return a PNG of the gray levels, stored in place of a file whose header may identify the patient.
 
         Args:
             pixels: Gray levels, shape (height, width).
-            source: The file. The PNG contains its keyed hash, so that another header of the image makes another file.
+            source: The file. The PNG contains its keyed hash, so that another header of the same image gives a
+                different file.
         """
         information, file = PngInfo(), io.BytesIO()
         information.add_text(_SOURCE, self._digest(source).hex())
@@ -155,7 +156,7 @@ class Pseudonymizer:
         return self._digest(f"word {word}".encode()).hex()[:_LENGTH]
 
     def _uid(self, uid: str) -> str:
-        """Return a UID derived from a UUID (PS3.5 section B.2)."""
+        """Return a UID derived from a UUID (PS3.5 B.2)."""
         return f"2.25.{int.from_bytes(self._digest(uid.encode())[:16])}" if uid else ""
 
     def _digest(self, value: bytes) -> bytes:
@@ -163,10 +164,10 @@ class Pseudonymizer:
 
 
 def require_no_pseudonyms(folder: Path) -> None:
-    """Check that a data directory holds no pseudonyms, so that identities are not stored beside them.
+    """Check that a data directory contains no pseudonyms, so that identities are not stored beside them.
 
     Raises:
-        UsageError: It holds pseudonyms.
+        UsageError: It contains pseudonyms.
     """
     if (folder / _FINGERPRINT_FILE).exists():
         raise UsageError(
@@ -175,7 +176,7 @@ def require_no_pseudonyms(folder: Path) -> None:
 
 
 def _without_quotes(failure: Failure) -> Failure:
-    """Return a failure whose message quotes neither the header nor the name of the file."""
+    """Return a failure whose message quotes neither the header nor the file name."""
     if failure.reason is None:
         return Failure(failure.code, "the file cannot be read")
     parameters = {name: value for name, value in _masked(failure.reason.parameters).items() if name != "error"}
@@ -184,7 +185,7 @@ def _without_quotes(failure: Failure) -> Failure:
 
 
 def _masked(parameters: Parameters) -> Parameters:
-    """Return parameters of a code without texts of the header: digits become 9, and letters x."""
+    """Return parameters without header text: digits become 9, and letters x."""
     return {
         name: _mask(value)
         if isinstance(value, str) and name not in _OWN_TEXTS and value not in _STANDARD_TEXTS

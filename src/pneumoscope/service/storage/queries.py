@@ -1,4 +1,4 @@
-"""Queries for stored predictions that meet conditions: a page of them, counts, and statistics."""
+"""Queries for stored predictions that meet conditions: pages, counts and statistics."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ __all__ = [
 Order = Literal["newest", "oldest", "highest", "lowest", "urgency"]
 TIME_FORMAT = "2026-01-31 or 2026-01-31T09:30:00Z, in UTC"
 _MAX_PAGE_SIZE = 200
-# Sort key of "urgency": pneumonia, uncertain and no pneumonia, each by falling probability, then rejected images; those with a
-# review last.
+# Sort key of "urgency": pneumonia, uncertain, no pneumonia (each by falling probability), then rejected images;
+# reviewed images come last.
 _URGENCY = (
     case((predictions.c.reviewed.is_not(None), 10.0), else_=0.0)
     + case(
@@ -54,20 +54,20 @@ _URGENCY = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Filter:
-    """Conditions on predictions; None stands for no condition.
+    """Conditions on predictions; None means no condition.
 
     Attributes:
         decision: "no_pneumonia", "pneumonia", "uncertain" or "rejected".
         rejected: Whether the decision is "rejected".
         reviewed: Whether there is a review.
         reviewed_by: Reader who has reviewed the image.
-        since: Earliest time, included; ISO 8601 in UTC.
-        until: Latest time, excluded; ISO 8601 in UTC.
+        since: Earliest time, inclusive; ISO 8601 in UTC.
+        until: Latest time, exclusive; ISO 8601 in UTC.
         study_key: Key of a study.
         patient_key: Key of a patient.
-        search: Forms of each word of `identity_columns.matches_search`; all words must match.
-        latest: Whether to select only the current prediction of each image, such as that with a corrected age; of an image of
-            several patients, that under each header.
+        search: Forms of each word, see `identity_columns.matches_search`; all words must match.
+        latest: Whether to select only the current prediction of each image, such as the one with a corrected age; for
+            an image of several patients, the current one under each header.
     """
 
     decision: Decision | None = None
@@ -87,9 +87,9 @@ class ImageCounts:
     """Numbers of predictions.
 
     Attributes:
-        decisions: By decision; one without predictions is missing.
-        rejections: Of the rejected ones by code.
-        unread: Those without a review.
+        decisions: Number by decision; decisions without predictions are missing.
+        rejections: Number of rejected ones by code.
+        unread: Number without a review.
     """
 
     decisions: Mapping[Decision, int]
@@ -98,17 +98,17 @@ class ImageCounts:
 
     @property
     def images(self) -> int:
-        """Number of all predictions."""
+        """Total number of predictions."""
         return sum(self.decisions.values())
 
     @property
     def predicted(self) -> int:
-        """Number of those that are not rejected."""
+        """Number of predictions that are not rejected."""
         return self.images - self.decisions.get("rejected", 0)
 
 
 class PredictionStatistics(NamedTuple):
-    """The fields of a prediction that the dashboard summarizes."""
+    """The fields of a prediction summarized on the dashboard."""
 
     created: str
     last_predicted: str
@@ -124,7 +124,7 @@ class Page:
     """A page of predictions.
 
     Attributes:
-        predictions: In the order of the query.
+        predictions: In the requested order.
         total: Number of matching predictions on all pages.
         next: Cursor of the next page; empty on the last page.
     """
@@ -155,7 +155,7 @@ def find_page(
     total = connection.execute(select(func.count()).select_from(source).where(*conditions)).scalar_one()
     sort_keys: tuple[tuple[ColumnElement[Any], bool], ...]
     if by_study:
-        # The rows of a study stand together, where its first one belongs.
+        # Group the rows of a study at the position of its first row.
         group = func.coalesce(instances.c.study_key, predictions.c.id)
         first = (func.max(column) if descending else func.min(column)).over(partition_by=group)
         columns = first.label("first"), group.label("group"), column.label("value"), predictions.c.id
@@ -169,7 +169,7 @@ def find_page(
     if after:
         query = query.where(_is_beyond(sort_keys, _decode_cursor(after, order, len(sort_keys))))
     page = query.order_by(*map(_ordered, sort_keys)).limit(limit + 1).subquery()
-    # Only the rows of the page are joined with their identities.
+    # Join identities only for the rows of this page.
     keys = [(key, is_descending) for key, (_, is_descending) in zip(page.c, sort_keys, strict=True)]
     stored = select_stored(*page.c, of_patients=_is_of_patient(where)).where(*_key_conditions(where))
     stored = stored.join(page, keys[-1][0] == predictions.c.id).order_by(*map(_ordered, keys))
@@ -187,8 +187,8 @@ def _ordered(key: tuple[ColumnElement[Any], bool]) -> ColumnElement[Any]:
 def _is_beyond(keys: Sequence[tuple[ColumnElement[Any], bool]], values: Sequence[str | float]) -> ColumnElement[bool]:
     """Return the condition that a row follows the one with these sort keys.
 
-    A page continues from the keys of the last row, not from a count: insertions and deletions in between shift no other row. A
-    study that a new image moves before the page is not listed again.
+    A page continues from the keys of the last row instead of a count, so insertions and deletions in between shift no
+    other rows. A study that a new image moves before the page is not listed again.
     """
     (column, is_descending), *others = keys
     further = column < values[0] if is_descending else column > values[0]
@@ -200,7 +200,7 @@ def _encode_cursor(order: Order, keys: Sequence[str | float]) -> str:
 
 
 def _decode_cursor(cursor: str, order: Order, length: int) -> list[str | float]:
-    """Return the sort keys of the last row of a page: values of the order and ids in turn."""
+    """Return the sort keys of a page's last row: order values and ids, alternating."""
     try:
         cursor_order, *keys = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         if cursor_order != order or len(keys) != length or not all(map(is_id, keys[1::2])):
@@ -222,10 +222,10 @@ def _finite(value: Any) -> float:
 
 
 def _parse_time(text: str, name: str) -> str:
-    """Return a date or a time in ISO 8601 as the database stores it.
+    """Return an ISO 8601 date or time in the database format.
 
     Raises:
-        UsageError: The text is not a time; `name` is that of its parameter.
+        UsageError: The text is not a time; the message contains `name`, the parameter.
     """
     try:
         time = datetime.fromisoformat(text)
@@ -250,12 +250,12 @@ def count_images(connection: Connection, where: Filter) -> ImageCounts:
 
 
 def _source(where: Filter) -> FromClause:
-    """Return the tables that the conditions of a filter need."""
+    """Return the tables needed for the conditions of a filter."""
     return _joined(where) if _is_of_patient(where) or where.search else predictions
 
 
 def _joined(where: Filter) -> FromClause:
-    """Return the tables joined so that an image of several patients has the identity by which a filter selects it."""
+    """Return the joined tables; an image of several patients has the identity by which the filter selects it."""
     return JOINED_PATIENTS if _is_of_patient(where) else JOINED
 
 
@@ -285,7 +285,7 @@ def _conditions(where: Filter) -> list[ColumnElement[bool]]:
 
 
 def _is_reviewed_by(reader: str) -> ColumnElement[bool]:
-    """Return the condition that a reader has a review of the image, which is not withdrawn."""
+    """Return the condition that a reader has an active review of the image."""
     latest = select(func.max(reviews.c.number)).where(reviews.c.reviewer == reader).group_by(reviews.c.pixel_sha256)
     images = select(reviews.c.pixel_sha256).where(reviews.c.number.in_(latest), reviews.c.label.is_not(None))
     return predictions.c.pixel_sha256.in_(images)

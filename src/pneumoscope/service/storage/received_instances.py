@@ -1,4 +1,4 @@
-"""Received DICOM instances: a record of each, in the transactions that store what becomes of them. See `inbox`."""
+"""Records of received DICOM instances, updated in the transactions that store their outcomes. See `inbox`."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ _COLUMNS = received_instances.c
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReceivedInstance:
-    """A DICOM instance that another node sent.
+    """A DICOM instance received from another node.
 
     Attributes:
         sender: Name of the peer or user.
-        reply_to: Name of the peer to which results go by default; empty if there is none.
+        reply_to: Name of the peer that receives results by default; empty if there is none.
         study_instance_uid, sop_instance_uid: From the header.
-        header: The elements that results need, as DICOM JSON.
+        header: Elements that results need, as DICOM JSON.
         number: Number of the row; 0 before it is stored.
         image_sha256: Hash of the file; empty before it is stored.
-        attempts: Number of attempts to predict it that failed, or during which the process was killed.
+        attempts: Number of prediction attempts that failed or in which the process was killed.
         state: "waiting" until it is processed.
-        prediction_id, failure_code, settings: See `Outcome`; empty while it waits.
+        prediction_id, failure_code, settings: See `Outcome`; empty while waiting.
     """
 
     sender: str
@@ -63,7 +63,7 @@ class ReceivedInstance:
     settings: str = ""
 
     def __repr__(self) -> str:
-        """Return the number without identifiers, which could reach a log."""
+        """Return the number only, since identifiers could reach a log."""
         return f"ReceivedInstance(number={self.number})"
 
     @classmethod
@@ -73,13 +73,13 @@ class ReceivedInstance:
 
 
 class Outcome(NamedTuple):
-    """The end of an instance's wait.
+    """The outcome of a received instance.
 
     Attributes:
         state: The new state.
-        settings: Hash of everything but the instance that the outcome depends on; see `Inbox.submit`.
-        prediction_id: Of its prediction, if there is one.
-        failure_code: Why the file could not be read, if it could not.
+        settings: Hash of everything else that the outcome depends on; see `Inbox.submit`.
+        prediction_id: Id of the prediction, if any.
+        failure_code: Error code if the file could not be read.
     """
 
     state: InboxState
@@ -89,7 +89,7 @@ class Outcome(NamedTuple):
 
 
 def finish(connection: Connection, instance: ReceivedInstance, outcome: Outcome, time: str) -> None:
-    """Record the outcome of an instance in a transaction that stores its prediction."""
+    """Record the outcome of an instance, in the transaction that stores its prediction."""
     values = {
         "state": outcome.state, "processed": time, "prediction_id": outcome.prediction_id,
         "failure_code": outcome.failure_code, "settings": outcome.settings,
@@ -98,15 +98,16 @@ def finish(connection: Connection, instance: ReceivedInstance, outcome: Outcome,
 
 
 def instances_of(connection: Connection, prediction_id: str) -> list[ReceivedInstance]:
-    """Return the received instances that have a prediction."""
+    """Return the received instances of a prediction."""
     query = select(received_instances).where(_COLUMNS.prediction_id == prediction_id).order_by(_COLUMNS.number)
     return [ReceivedInstance.from_row(row) for row in connection.execute(query).mappings()]
 
 
 def copies_of(connection: Connection, instance: ReceivedInstance) -> list[ReceivedInstance]:
-    """Return the other instances with the SOP Instance UID of an instance, last received first; none if it was removed.
+    """Return other instances with the same SOP Instance UID, most recent first; empty if the UID was removed.
 
-    At most `MAX_COPIES` are those received later, and as many those received before: in both cases the last ones.
+    At most `MAX_COPIES` received later and `MAX_COPIES` received earlier are returned, in both cases the most recent
+    ones.
     """
     if not instance.sop_instance_uid:
         return []
@@ -119,9 +120,9 @@ def copies_of(connection: Connection, instance: ReceivedInstance) -> list[Receiv
 
 
 def forget_predictions(connection: Connection, ids: Sequence[str]) -> set[str]:
-    """Delete the records of instances whose predictions are deleted, and return their studies, by their UIDs as stored.
+    """Delete the records of instances whose predictions are deleted; return their Study Instance UIDs as stored.
 
-    If no prediction of a study is left, the records of its other instances are deleted, too, all but those that wait.
+    If no instance of a study remains predicted or waiting, all its other records are deleted as well.
     """
     query = delete(received_instances).where(_COLUMNS.prediction_id.in_(ids)).returning(_COLUMNS.study_instance_uid)
     studies = set(connection.execute(query).scalars()) - {""}
@@ -134,19 +135,19 @@ def forget_predictions(connection: Connection, ids: Sequence[str]) -> set[str]:
 
 
 def forget_header(connection: Connection, instance: ReceivedInstance, pseudonym: str) -> None:
-    """Remove the identifiers of an instance, all but a pseudonym of its study."""
+    """Remove the identifiers of an instance, except a pseudonym of its study."""
     values = NO_IDENTIFIERS | {"study_instance_uid": pseudonym}
     connection.execute(update(received_instances).where(_COLUMNS.number == instance.number).values(values))
 
 
 def find_old_headers(connection: Connection, limit: str, count: int, after: int) -> list[int]:
-    """Return the numbers of instances with identifiers that were processed before a limit, in their order.
+    """Return, in order, the numbers of instances with identifiers that were processed before a limit.
 
     Args:
-        connection: Of a transaction that excludes no writers: all rows may be read.
+        connection: Connection in a transaction that does not block writers, since all rows may be read.
         limit: Time of the oldest instance that keeps its identifiers.
-        count: Number of instances, at most.
-        after: Number of the last instance that was found before; 0 at first.
+        count: Maximum number of instances.
+        after: Number of the last instance found before; 0 at first.
     """
     query = select(_COLUMNS.number).where(_has_old_header(limit), _COLUMNS.number > after)
     return list(connection.execute(query.order_by(_COLUMNS.number).limit(count)).scalars())
@@ -155,11 +156,11 @@ def find_old_headers(connection: Connection, limit: str, count: int, after: int)
 def forget_headers(connection: Connection, numbers: Sequence[int], limit: str, time: str) -> None:
     """Remove the identifiers of instances, with an audit log entry for each.
 
-    The entry names no prediction, which may have its own identity for longer; see `audit.log.last_change`.
+    The entries contain no prediction, since its identity may be kept longer; see `audit.log.last_change`.
 
     Args:
-        connection: Of the transaction.
-        numbers: See `find_old_headers`; those that arrived again since keep their identifiers.
+        connection: Connection in the transaction.
+        numbers: See `find_old_headers`. Instances that have arrived again keep their identifiers.
         limit: Time of the oldest instance that keeps its identifiers.
         time: Time of the transaction.
     """

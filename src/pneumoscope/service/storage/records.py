@@ -1,4 +1,4 @@
-"""Stored predictions and unreadable files: the records, and their rows in the database."""
+"""Records of stored predictions and unreadable files, and their database rows."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ __all__ = [
     "result_hash",
 ]
 
-Row = RowMapping | Mapping[str, Any]  # of the table of predictions
-# Columns that never change and that the audit log does not contain itself. The order is part of the hash.
+Row = RowMapping | Mapping[str, Any]  # of the predictions table
+# Immutable columns that the audit log does not contain directly. The order is part of the hash.
 _RESULT_COLUMNS = (
     "image_bytes", "interval_low", "interval_high", "interval_method", "interval_n", "threshold", "rejection_code",
     "rejection_parameters", "uncertainty_low", "uncertainty_high", "uncertainty_coverage", "width", "height", "format",
     "model_name", "model_version",
 )  # fmt: skip
-# Rejections that another header of the same image may lack.
+# Rejections caused by the header; the same image with another header may not be rejected.
 _HEADER_REJECTIONS = {
     *OVERRIDES, "age_required", "age_not_understood", "outside_age_range", "modality_not_supported", "lateral_view",
     "for_processing", "presentation_intent_not_understood", "excluded_by_site_rule",
 }  # fmt: skip
-# Those that were part of the id when an image was identified by its file.
+# The subset included in ids of images that are identified by their file.
 _FILE_REJECTIONS = {*OVERRIDES, "age_required", "age_not_understood"}
-# Such columns of later revisions: hashed if they are set, so that the hashes of earlier predictions stay the same.
+# Immutable columns of later revisions, hashed only if set, so that hashes of earlier predictions remain the same.
 _LATER_RESULT_COLUMNS = (
     "age", "age_source", "warnings", "model_site", "image_brightness", "image_contrast", "image_sharpness", "image_border",
 )  # fmt: skip
@@ -56,25 +56,26 @@ _LATER_RESULT_COLUMNS = (
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class StoredPrediction(Prediction):
-    """A prediction in the database. `path` is the name that the client gave the image.
+    """A prediction in the database. `path` is the client's name for the image.
 
     Attributes:
         id: Derived from the image's content, the model, the operating point and an entered age.
         created: Time of the prediction, ISO 8601 in UTC.
-        last_predicted: Time when the image last had this prediction: later than `created`, if it had another one in between.
+        last_predicted: Last time the image received this prediction; later than `created` if it had another one in
+            between.
         image_sha256: SHA-256 of the uploaded file.
         image_bytes: Size of the uploaded file in bytes.
         image_removed: Time when retention removed the image, ISO 8601 in UTC; None while it is stored.
-        reviews: Reviews of the image, one of each reader, oldest first.
+        reviews: Reviews of the image, one per reader, oldest first.
         study_key: Key of the study, for `GET /v1/studies/{study_key}` and filters; None without an identity.
-        patient_key: Key of the patient; None if nothing is known of the patient.
-        conflicts: Identifiers that another image, study or patient has as well, and other contradictions.
-        other_identities: Those of other patients, under which the same pixels were received, 20 at most; empty once a person has
-            decided.
-        other_identity_count: Number of all identities of other patients.
+        patient_key: Key of the patient; None if the patient is unknown.
+        conflicts: Identifiers shared with another image, study or patient, and other contradictions.
+        other_identities: Identities of other patients under which the same pixels were received, at most 20; empty once
+            a person has decided.
+        other_identity_count: Total number of identities of other patients.
     """
 
-    decision: Decision | None  # never that of a model of several classes, which the service refuses
+    decision: Decision | None  # never "classified", since the service does not accept multi-class models
     id: str
     created: str
     last_predicted: str
@@ -89,7 +90,7 @@ class StoredPrediction(Prediction):
     other_identity_count: int = 0
 
     def to_row(self) -> dict[str, Any]:
-        """Return the prediction as one flat row: `Prediction.to_row`, and the other columns of the table."""
+        """Return the prediction as a flat row: `Prediction.to_row` and the other columns of the table."""
         # `super()` without arguments fails in a dataclass with slots.
         return Prediction.to_row(self) | {
             "id": self.id,
@@ -108,26 +109,26 @@ class StoredPrediction(Prediction):
         }
 
     def review_of(self, reviewer: str) -> Review | None:
-        """Return the review of a reviewer, or None."""
+        """Return the review by a reviewer, or None."""
         return next((review for review in self.reviews if review.reviewer == reviewer), None)
 
     def identity_before(self, entered: Identity) -> Identity | None:
-        """Return the identity that a person started from: that of another patient if it was chosen, or else that of the image."""
+        """Return the identity before a person's change: the chosen other patient's identity, or else that of the image."""
         return next((each.identity for each in self.other_identities if each.identity == entered), self.identity)
 
     @property
     def report_id(self) -> str:
-        """Id of the FHIR resources of the prediction: with the key of the study, if the image is that of several patients."""
+        """Id of the FHIR resources of the prediction; it includes the study key if the image belongs to several patients."""
         return f"{self.id}{self.study_key}" if self.other_identities else self.id
 
     @property
     def image_key(self) -> str:
-        """What identifies the image: the hash of its pixels, or of its file if that is unknown."""
+        """Identifier of the image: its pixel hash, or its file hash if that is unknown."""
         return (self.image and self.image.pixel_sha256) or self.image_sha256
 
     @property
     def etag(self) -> str:
-        """The entity tag (RFC 9110) of the prediction with its reviews, image and identity: it changes when one of them does."""
+        """The entity tag (RFC 9110), which changes with the prediction's reviews, image and identity."""
         identity = self.identity and dataclasses.astuple(self.identity)
         changing = (
             [dataclasses.astuple(each) for each in self.reviews],
@@ -142,7 +143,7 @@ class StoredPrediction(Prediction):
 
     @classmethod
     def fields_from_row(cls, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the constructor arguments that a row of the table contains."""
+        """Return the constructor arguments contained in a table row."""
         fields = Prediction.fields_from_row(row)
         conflicts: list[ConflictCode] = [column.name for column in CONFLICT_COLUMNS if row[column.name]]
         if fields["age"] and contradicts(fields["age"].years, fields["identity"]):
@@ -171,13 +172,13 @@ class UnreadableFile:
     """A record of a file that could not be read. The file itself is not stored.
 
     Attributes:
-        id: Derived from the content, the name and the failure, so that a file that is sent again is listed once.
-        path: The name that the client gave the file.
+        id: Derived from content, name and failure, so that a file that is sent again is listed once.
+        path: The client's name for the file.
         created: Time of the first attempt, ISO 8601 in UTC.
-        sender: User, or name of the DICOM peer, that sent it first; "local" without authentication, "" if unknown.
+        sender: User or DICOM peer that sent it first; "local" without authentication, empty if unknown.
         image_sha256: SHA-256 of the file.
         image_bytes: Size of the file in bytes.
-        failure: Why it could not be read.
+        failure: The failure to read it.
     """
 
     id: str
@@ -190,7 +191,7 @@ class UnreadableFile:
 
     @classmethod
     def from_row(cls, row: Row) -> UnreadableFile:
-        """Return the record in a row of the table."""
+        """Return the record in a table row."""
         failure = Failure.from_row(dict(row))
         return cls(
             row["id"], row["path"], row["created"], row["sender"], row["image_sha256"], row["image_bytes"], failure
@@ -198,7 +199,7 @@ class UnreadableFile:
 
 
 def encode_reviews(reviews: Sequence[Review]) -> str:
-    """Return reviews as the JSON of a row's `reviews`."""
+    """Return reviews as JSON for the row's `reviews`."""
     return json.dumps([dataclasses.asdict(review) for review in reviews], ensure_ascii=False)
 
 
@@ -208,16 +209,17 @@ def encode_others(others: Sequence[OtherIdentity]) -> str:
 
 
 def is_id(text: str) -> bool:
-    """Return whether a text has the form of a prediction's id."""
+    """Return whether a text has the form of a prediction id."""
     return re.fullmatch(r"[0-9a-f]{32}", text) is not None
 
 
 def compute_id(row: Row) -> str:
     """Return the id of the prediction in a row, 32 hexadecimal digits.
 
-    It is derived from the image's pixels, the model, its site profile or stated prevalence, the operating point, the age that a
-    person entered or whether the header states one, the overrides of the header that the prediction depends on, and a rejection
-    by the header: such an image is predicted when the header is corrected or overridden, or the age is entered.
+    It is derived from the image's pixels, the model, the site profile or prevalence, the operating point, the entered
+    age or the presence of an age in the header, the header overrides that the prediction depends on, and a rejection
+    due to the header. So an image gets a new prediction when its header is corrected or overridden, or an age is
+    entered.
     """
     parts = [row["pixel_sha256"], row["model_sha256"], row["operating_point"]]
     if site := _site_and_prevalence(row):
@@ -234,22 +236,22 @@ def compute_id(row: Row) -> str:
 
 
 def _site_and_prevalence(row: Row) -> str:
-    """Return the site profile or the stated prevalence of a row as one text, in the form that ids and hashes contain."""
+    """Return the site profile or prevalence of a row as text, in the form used for ids and hashes."""
     prevalence = row["model_prevalence"]
     return row["model_site"] or ("" if prevalence is None else f"prevalence={prevalence!r}")
 
 
 def format_time(time: datetime) -> str:
-    """Return a time as the database stores it, so that times can be compared as text."""
+    """Return a time in the database format, which sorts as text."""
     return f"{time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
 def new_row(prediction: Prediction, image: bytes) -> dict[str, Any]:
-    """Return the row of a new prediction, all but `created`.
+    """Return the row of a new prediction, without `created`.
 
     Args:
-        prediction: Of a readable image.
-        image: The file's bytes.
+        prediction: Prediction of a readable image.
+        image: Bytes of the file.
     """
     if prediction.decision is None:
         raise ValueError("a prediction of an unreadable image cannot be stored")
@@ -257,10 +259,10 @@ def new_row(prediction: Prediction, image: bytes) -> dict[str, Any]:
     row = {name: value for name, value in prediction.to_row().items() if name in predictions.c}
     row |= {
         "image_sha256": sha256,
-        # All blank images of a size have the same pixels.
+        # Blank images are identified by their file, because all of the same size have the same pixels.
         "pixel_sha256": sha256 if row["rejection_code"] == "blank" else row["pixel_sha256"] or sha256,
         "age": None if row["age"] is None else float(row["age"]) + 0.0,
-    }  # as it is read: no -0.0
+    }  # + 0.0 turns -0.0 into 0.0, as the database returns it
     return row | {
         "id": compute_id(row),
         "image_bytes": len(image),
@@ -270,11 +272,11 @@ def new_row(prediction: Prediction, image: bytes) -> dict[str, Any]:
 
 
 def new_unreadable_row(prediction: Prediction, file: bytes) -> dict[str, Any]:
-    """Return the row of a file that could not be read, all but `created` and `sender`.
+    """Return the row of an unreadable file, without `created` and `sender`.
 
     Args:
-        prediction: With a failure.
-        file: Its bytes.
+        prediction: Prediction with a failure.
+        file: Bytes of the file.
     """
     if prediction.failure is None:
         raise ValueError("the file was read")
@@ -290,9 +292,9 @@ def new_unreadable_row(prediction: Prediction, file: bytes) -> dict[str, Any]:
 
 
 def result_hash(row: Row) -> str:
-    """Return the SHA-256 of the columns that never change and that the audit log does not contain itself.
+    """Return the SHA-256 of the immutable columns that the audit log does not contain directly.
 
-    The image's name is not included: it could be guessed from a hash.
+    The image name is excluded, because it could be guessed from a hash.
     """
     values = [row[name] for name in _RESULT_COLUMNS]
     row = {**row, "model_site": _site_and_prevalence(row)}

@@ -1,15 +1,17 @@
-"""Bring the blob store into agreement with the database after a crash, before the service starts.
+"""Make the blob store consistent with the database after a crash, before the service starts.
 
-A prediction is stored in this order: write the image to the staging area, commit the row, move the image into the blob store.
-It is removed in this order: commit the removal of the row with its audit entry, remove the file. So after a crash at any step
+To store a prediction, the image is written to the staging area, the row is committed, and the image is moved into the
+blob store. To delete it, the removal of the row is committed with its audit entry, and the file is removed. So after a
+crash at any step
 
 - a staged file with a committed row is moved into the blob store;
-- any other staged file is removed: its request was never answered;
-- a file in the blob store whose removal the audit log records is removed.
+- any other staged file is removed, since its request was never answered;
+- a file in the blob store whose removal is recorded in the audit log is removed.
 
 A file that cannot be removed does not prevent the start; `ImageStorage.retry_failed` tries again.
 
-A file without either is from another database, or newer than a restored one. It is never removed here.
+A file with neither a row nor a recorded removal belongs to another database, or is newer than a restored backup. It is
+never removed here.
 """
 
 from __future__ import annotations
@@ -29,15 +31,15 @@ from pneumoscope.service.storage.tables import audit_log, predictions
 __all__ = ["RecoveryResult", "UnreferencedFiles", "find_unreferenced_files", "recover"]
 
 _LOG = logging.getLogger("pneumoscope.service")
-_BATCH = 500  # hashes in one query
+_BATCH = 500  # hashes per query
 
 
 class UnreferencedFiles(NamedTuple):
     """Files in the blob store without a database record.
 
     Attributes:
-        orphaned: Hash and time of files that the database does not know.
-        deleted: Hashes of files whose removal the audit log records.
+        orphaned: Hash and time of files unknown to the database.
+        deleted: Hashes of files whose removal is recorded in the audit log.
     """
 
     orphaned: dict[str, datetime]
@@ -45,10 +47,10 @@ class UnreferencedFiles(NamedTuple):
 
 
 class RecoveryResult(NamedTuple):
-    """The files that are left after a recovery.
+    """The files remaining after a recovery.
 
     Attributes:
-        orphaned: Hash and time of files that the database does not know.
+        orphaned: Hash and time of files unknown to the database.
         unremoved: Hashes of files that could not be removed.
     """
 
@@ -57,9 +59,9 @@ class RecoveryResult(NamedTuple):
 
 
 def recover(engine: Engine, blobs: BlobStore) -> RecoveryResult:
-    """Complete or roll back what a killed process left, and return the files that are left.
+    """Complete or roll back interrupted operations; return the remaining files.
 
-    A file that cannot be removed is logged.
+    Files that cannot be removed are logged.
 
     Args:
         engine: Engine of the database.
@@ -73,7 +75,7 @@ def recover(engine: Engine, blobs: BlobStore) -> RecoveryResult:
     if staged:
         referenced = predictions.c.image_removed.is_(None), predictions.c.image_sha256.in_(staged)
         query = select(predictions.c.image_sha256).where(*referenced).distinct()
-        # The writer's lock: the database may still be committing the killed process's last transaction.
+        # Wait for the write lock: the database may still be committing the killed process's last transaction.
         with write_transaction(engine) as connection:
             for sha256 in connection.execute(query).scalars():
                 blobs.publish(sha256)
@@ -99,7 +101,7 @@ def _log_failure(error: StorageError) -> None:
 def find_unreferenced_files(engine: Engine, blobs: BlobStore) -> UnreferencedFiles:
     """Return the files in the blob store without a database record.
 
-    A service may be running: its rows are committed before their files are in the store.
+    A service may be running, because it commits rows before it moves files into the store.
 
     Raises:
         StorageError: The database cannot be reached.

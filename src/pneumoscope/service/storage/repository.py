@@ -1,6 +1,6 @@
 """Store predictions, reviews and images, with an audit log entry for each change.
 
-`recovery` describes the order of writes, and how an interrupted one is completed or rolled back.
+`recovery` describes the order of writes, and how interrupted ones are completed or rolled back.
 """
 
 from __future__ import annotations
@@ -53,21 +53,21 @@ __all__ = ["PredictionRepository"]
 
 
 class PredictionRepository:
-    """The predictions, reviews and images of one service.
+    """The predictions, reviews and images of a service.
 
     Opening it completes or rolls back interrupted writes; see `recovery`.
 
     Args:
         folder: The data directory; None stores everything in memory.
         database: URL of a PostgreSQL database; SQLite in the data directory if empty.
-        now: Returns the time, for tests.
+        now: Returns the current time; replaceable in tests.
 
     Attributes:
         storage: The database and the blob store.
         engine: Engine of the database.
         unreadable_files: Records of files that could not be read.
-        populations: Populations of the models that were served.
-        inbox, outbox: Received DICOM instances that are not predicted yet, and results that are not delivered yet.
+        populations: Populations of the models used by the service.
+        inbox, outbox: Received DICOM instances to be predicted, and results to be delivered.
 
     Raises:
         StorageError, UsageError: See `ImageStorage`.
@@ -85,7 +85,7 @@ class PredictionRepository:
         self.inbox = Inbox(self.engine, folder, now=now, check=self.storage.directory.check)
 
     def close(self, timeout: float = 10) -> None:
-        """Store what was submitted, but wait no longer than `timeout` seconds for it, and close the connections."""
+        """Store what was submitted, waiting at most `timeout` seconds, and close the connections."""
         self.inbox.close(timeout)
         self._commits.close(timeout)
         close_database(self.engine)
@@ -94,26 +94,27 @@ class PredictionRepository:
         """Store a prediction and its image, and wait for the commit; see `submit`.
 
         Raises:
-            StorageError: It cannot be stored; nothing was changed.
+            StorageError: The prediction cannot be stored; nothing was changed.
         """
         return self.submit(prediction, image, user=user).result()
 
     def submit(
         self, prediction: Prediction, image: bytes, *, user: str, also: Also | None = None, earlier_id: str = ""
     ) -> Future[tuple[StoredPrediction, bool]]:
-        """Store a prediction and its image in one transaction with others that are submitted meanwhile.
+        """Store a prediction and its image, in one transaction with others submitted at the same time.
 
         Args:
-            prediction: Of a readable image.
-            image: The file's bytes.
-            user: For the audit log.
-            also: Changes the database in the same transaction; called for a prediction that is not new, too.
-            earlier_id: Of the prediction that is made again, for the patient that it is shown with; empty for an upload.
+            prediction: Prediction of a readable image.
+            image: Bytes of the file.
+            user: User for the audit log.
+            also: Makes further changes in the same transaction; it is called even if the prediction is not new.
+            earlier_id: For a repeated prediction, id of the earlier one, whose patient the new one belongs to; empty
+                for an upload.
 
         Returns:
-            A future of the record and of whether it is new: the first prediction for the same image, model, operating point and
-            entered age is kept. Its error is StorageError if nothing could be stored, and UnknownNameError if the earlier
-            prediction was deleted meanwhile.
+            A future of the record and whether it is new. The first prediction for the same image, model, operating
+            point and entered age is kept. The future may raise StorageError if nothing could be stored, or
+            UnknownNameError if the earlier prediction was deleted in the meantime.
         """
         return self._commits.submit(Addition(prediction, image, user, also, earlier_id))
 
@@ -127,7 +128,7 @@ class PredictionRepository:
             return read_one(connection, id)
 
     def entered_age(self, pixel_sha256: str, stated: Identity | None) -> float | None:
-        """Return the age, years, that a person entered for the patient of an image; see `identities.find_entered_age`.
+        """Return the age in years that was entered for the patient of an image; see `identities.find_entered_age`.
 
         Raises:
             StorageError: The database cannot be read.
@@ -136,7 +137,7 @@ class PredictionRepository:
             return find_entered_age(connection, pixel_sha256, stated)
 
     def needs_prediction_without_age(self, id: str) -> bool:
-        """Return whether all predictions of an image are made with an age that was entered for another patient.
+        """Return whether all predictions of an image use an age that was entered for another patient.
 
         Raises:
             UnknownNameError: There is no prediction with this id.
@@ -148,11 +149,11 @@ class PredictionRepository:
             return age is None and all_have_entered_age(connection, sha256)
 
     def image(self, prediction: StoredPrediction) -> bytes:
-        """Return the file of a prediction's image.
+        """Return the image file of a prediction.
 
         Raises:
             GoneError: The image was removed.
-            StorageError: The image is unreadable, or missing although it was not removed.
+            StorageError: The image is unreadable, or is missing although it was not removed.
         """
         content = None if prediction.image_removed else self.storage.blobs.get(prediction.image_sha256)
         if content is not None:
@@ -177,12 +178,12 @@ class PredictionRepository:
 
         Args:
             where: Conditions.
-            order: "newest" or "oldest" first, or "highest" or "lowest" probability first, with predictions without one
-                last. "urgency": without a review first, and among them pneumonia, then uncertain, then no pneumonia, each by
-                falling probability, then rejected images.
-            limit: Size of the page, up to 200.
-            after: `next` of the page before, in the same order.
-            by_study: Whether images of one study stand together, in the place of the first of them.
+            order: "newest" or "oldest" first; "highest" or "lowest" probability first, with predictions without one
+                last; or "urgency": unreviewed first, in the order pneumonia, uncertain, no pneumonia (each by falling
+                probability), rejected.
+            limit: Size of the page, at most 200.
+            after: `next` of the previous page, in the same order.
+            by_study: Whether to group images of a study at the position of the first one.
         Raises:
             UsageError: `limit`, `after` or a time is invalid.
         """
@@ -190,7 +191,7 @@ class PredictionRepository:
             return find_page(connection, where, order=order, limit=limit, after=after, by_study=by_study)
 
     def count_images(self, where: Filter) -> ImageCounts:
-        """Return the numbers of predictions by decision, by rejection code and without a review.
+        """Return the numbers of predictions by decision, by rejection code, and without a review.
 
         Raises:
             UsageError: A time is invalid.
@@ -204,11 +205,11 @@ class PredictionRepository:
         """Return the latest predictions of a model at an operating point, newest first.
 
         Args:
-            model: The model, with its site profile.
+            model: The model, including its site profile.
             operating_point: Name of the operating point.
-            limit: Number of predictions.
-            since, until: Earliest time, included, and latest time, excluded: ISO 8601 in UTC, or its beginning, such as
-                "2026-01"; no limit if empty.
+            limit: Maximum number of predictions.
+            since, until: Earliest time (inclusive) and latest time (exclusive) in ISO 8601, UTC, or a prefix such as
+            "2026-01"; no limit if empty.
         Raises:
             StorageError: The database cannot be read.
         """
@@ -218,17 +219,17 @@ class PredictionRepository:
     def review(
         self, id: str, label: Label, *, finding: str = "", note: str = "", user: str, etags: Sequence[str] = ()
     ) -> StoredPrediction:
-        """Store a review, which replaces an earlier one of the same user, and return the prediction with it.
+        """Store a review, replacing an earlier one by the same user, and return the prediction with it.
 
         Args:
-            id: Of the prediction that the user has seen.
+            id: Id of the prediction that the user has seen.
             label, finding, note: See `Review`.
-            user: Its author.
-            etags: Entity tags, of which the stored prediction must have one; it may have any if there are none.
+            user: Author of the review.
+            etags: The stored prediction must have one of these entity tags; empty to skip the check.
         Raises:
             UnknownNameError: There is no prediction with this id.
             ConflictError: The prediction has none of the entity tags.
-            StorageError: It cannot be stored.
+            StorageError: The review cannot be stored.
         """
         with self.storage.write_transaction() as connection:
             prediction = read_one(connection, id)
@@ -242,11 +243,11 @@ class PredictionRepository:
         return stored
 
     def withdraw_review(self, id: str, *, user: str) -> StoredPrediction:
-        """Withdraw the review of a user, of which the earlier versions are kept, and return the prediction.
+        """Withdraw a user's review, keeping its earlier versions, and return the prediction.
 
         Raises:
-            UnknownNameError: There is no prediction with this id, or no review of the user.
-            StorageError: It cannot be stored.
+            UnknownNameError: There is no prediction with this id, or no review by the user.
+            StorageError: The change cannot be stored.
         """
         with self.storage.write_transaction() as connection:
             prediction = read_one(connection, id)
@@ -261,13 +262,13 @@ class PredictionRepository:
         return stored
 
     def set_identity(self, id: str, identity: Identity, *, user: str, etags: Sequence[str] = ()) -> StoredPrediction:
-        """Replace the identity of an image, which moves all its predictions, and return the prediction with it.
+        """Replace the identity of an image, which affects all its predictions, and return the prediction with it.
 
-        If the image was received under several patients, this decides for one of them. An age that was entered for another
-        patient no longer holds: the current prediction is the latest one without it, if there is one.
+        If the image was received under several patients, this decides for one of them. An age entered for another
+        patient becomes invalid; the latest prediction without it, if any, becomes the current one.
 
         Args:
-            id: Of a prediction of the image.
+            id: Id of a prediction of the image.
             identity: The complete identity; empty fields remove values.
             user, etags: See `review`.
         Raises:
@@ -289,7 +290,7 @@ class PredictionRepository:
         return stored
 
     def studies(self, keys: Collection[str]) -> dict[str, list[StoredPrediction]]:
-        """Return the predictions of studies by key, oldest first; a key without a study is missing.
+        """Return the predictions of studies by study key, oldest first; keys without a study are missing.
 
         Raises:
             StorageError: The database cannot be read.
@@ -298,7 +299,7 @@ class PredictionRepository:
             return find_studies(connection, keys)
 
     def studies_of_patient(self, key: str) -> dict[str, list[StoredPrediction]]:
-        """Return the predictions of the studies of a patient by the key of the study, oldest first.
+        """Return the predictions of a patient's studies by study key, oldest first.
 
         Raises:
             StorageError: The database cannot be read.
@@ -311,7 +312,7 @@ class PredictionRepository:
 
         Raises:
             UnknownNameError: There is no prediction with this id.
-            StorageError: It cannot be deleted.
+            StorageError: The prediction cannot be deleted.
         """
         if not delete_predictions(self.storage, predictions.c.id == id, user):
             raise UnknownNameError("prediction", id, (), hint="It was deleted, or never existed here")
@@ -321,8 +322,8 @@ class PredictionRepository:
 
         Raises:
             UnknownNameError: There is no study with this key.
-            ImageOfTwoPatientsError: An image is that of another patient as well.
-            StorageError: It cannot be deleted.
+            ImageOfTwoPatientsError: An image also belongs to another patient.
+            StorageError: The study cannot be deleted.
         """
         hashes = select(instances.c.pixel_sha256).where(instances.c.study_key == key)
         if not delete_predictions(self.storage, predictions.c.pixel_sha256.in_(hashes), user, hashes):
@@ -333,8 +334,8 @@ class PredictionRepository:
 
         Raises:
             UnknownNameError: There is no patient with this key.
-            ImageOfTwoPatientsError: An image is that of another patient as well.
-            StorageError: It cannot be deleted.
+            ImageOfTwoPatientsError: An image also belongs to another patient.
+            StorageError: The patient cannot be deleted.
         """
         hashes = select(instances.c.pixel_sha256).join(studies).where(studies.c.patient_key == key)
         if not delete_predictions(self.storage, predictions.c.pixel_sha256.in_(hashes), user, hashes):
@@ -342,7 +343,7 @@ class PredictionRepository:
 
 
 def _require_etag(prediction: StoredPrediction, etags: Sequence[str]) -> None:
-    """Raise ConflictError if there are entity tags and a prediction has none of them."""
+    """Raise ConflictError if entity tags are given and the prediction has none of them."""
     if etags and prediction.etag not in etags:
         raise ConflictError(
             "the prediction was changed in the meantime", hint="Get it again, and compare its reviews and its identity"

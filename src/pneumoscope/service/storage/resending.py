@@ -1,7 +1,7 @@
-"""Send delivered results again, when a destination has lost them: the same objects, with the same bytes.
+"""Resend delivered results that a destination has lost: the same objects, with the same bytes.
 
-A result that is sent again waits, and keeps the time of its delivery, and its header. The sender compares the object with the
-hashes in the audit log, and sends no other: no two objects have one UID.
+A resent result becomes waiting, but keeps its delivery time and header. The sender compares the object with the hashes
+in the audit log and sends nothing else, so that different objects never share a UID.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ def resend(
     *,
     time: datetime,
 ) -> int:
-    """Make delivered results due now, with an entry in the audit log for each destination, and return their number.
+    """Make delivered results due now, with an audit log entry for each destination; return their number.
 
     Args:
         engine: Engine of the service's database.
-        numbers: Their numbers; all delivered ones of the study if empty.
-        study_instance_uid: Of the study; empty with numbers.
-        destination: Of the study, only those for this destination; empty: for each.
-        time: Now.
+        numbers: Numbers of the results; all delivered ones of the study if empty.
+        study_instance_uid: UID of the study; empty if `numbers` is given.
+        destination: With a study, restricts the results to one destination.
+        time: Current time.
     Raises:
-        UnknownNameError: There is no such result, or no delivered one of the study.
-        UsageError: A result is not delivered, no longer holds, or its identifiers were removed.
+        UnknownNameError: There is no such result, or no delivered result of the study.
+        UsageError: A result was not delivered, is no longer valid, or its identifiers were removed.
         StorageError: The database cannot be written.
     """
     with write_transaction(engine) as connection:
         rows = _by_number(connection, numbers) if numbers else _of_study(connection, study_instance_uid, destination)
-        # The commitment is void once the object is sent; see `Outbox.record_delivered`.
+        # The commitment becomes void once the object is sent; see `Outbox.record_delivered`.
         values = {
             "state": "waiting",
             "due": "",
@@ -67,12 +67,12 @@ def resend(
 
 
 def is_unchanged(engine: Engine, delivery: Delivery, sha256: str) -> bool:
-    """Return whether an object may be sent: it is not sent again, or has the bytes that were delivered before.
+    """Return whether an object may be sent: it is not being resent, or has the same bytes as when it was delivered.
 
     Args:
         engine: Engine of the service's database.
         delivery: The object, as it was before this attempt.
-        sha256: Of its content.
+        sha256: Hash of its content.
     Raises:
         StorageError: The database cannot be read.
     """

@@ -1,7 +1,7 @@
-"""The results of an image in the outbox: add, replace and withdraw them, and correct their header, in a transaction.
+"""Results in the outbox: add, replace and withdraw them, and correct their headers, within a transaction.
 
-The UID of an object is derived from the image, the prediction and the kind of object, so that an object that is sent twice,
-because the process was killed before it recorded the delivery, is the same object.
+The UID of an object is derived from the image, the prediction and the kind of object. If the process is killed before
+it records a delivery, the object is sent again with the same UID.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ __all__ = [
     "withdraw",
 ]
 
-_BATCH = 500  # rows that are changed by one statement
-MAX_COPIES = 20  # received instances with one SOP Instance UID that are considered; a sender could send any number
+_BATCH = 500  # rows changed by one statement
+MAX_COPIES = 20  # limit on instances with the same SOP Instance UID; a sender could send any number
 _COLUMNS = outbox.c
-# Values of an object that is no longer to be sent again.
+# Values of an object that is no longer being resent.
 DELIVERED_BEFORE: dict[str, Any] = {"state": "delivered", "maybe_delivered": False}
-# Of objects that will be sent, perhaps after they are retried, with the header that the sender stated last.
+# Objects that will be sent, perhaps after a retry, with the sender's latest header.
 _HAS_PRESENT_HEADER = and_(
     _COLUMNS.state.in_(("waiting", "cancelled")),
     _COLUMNS.maybe_delivered.is_(False),
     _COLUMNS.kind != "rejection_note",
     _COLUMNS.header != "",
 )
-# Of results that a destination has or may get; not of those that were withdrawn or superseded.
+# Results that a destination has or may receive; excludes withdrawn and superseded ones.
 _CAN_HOLD = and_(
     _COLUMNS.kind != "rejection_note",
     or_(
@@ -73,9 +73,9 @@ def enqueue(
     kinds: Sequence[ObjectKind],
     time: str,
 ) -> None:
-    """Add the objects of a prediction, in the transaction that stores it; objects that were added before are not added again.
+    """Add the objects of a prediction, unless they were added before, in the transaction that stores it.
 
-    Other objects of the image are cancelled or withdrawn, except those of the same pixels by another model or at another
+    Other objects of the image are cancelled or withdrawn, except those for the same pixels from another model or
     operating point.
     """
     for destination in destinations:
@@ -91,26 +91,26 @@ def enqueue(
 
 
 def _pixels(connection: Connection, prediction_ids: Collection[str]) -> dict[str, str]:
-    """Return the hashes of the pixels of predictions by their ids."""
+    """Return the pixel hashes of predictions by id."""
     query = select(predictions.c.id, predictions.c.pixel_sha256).where(predictions.c.id.in_(prediction_ids))
     return {row.id: row.pixel_sha256 for row in connection.execute(query)}
 
 
 def _holds_beside(row: Row, subject: ResultSubject, pixels: Mapping[str, str]) -> bool:
-    """Return whether an object of the same image is valid beside those of a subject, or is one of them.
+    """Return whether an object of the same image remains valid beside a subject's objects, or is one of them.
 
-    A cancelled object that the destination may have is not: the subject's is another one, with another UID.
+    A cancelled object that the destination may have does not remain valid; the subject's object has another UID.
     """
     if (row["prediction_id"], row["failure_code"]) == (subject.prediction_id, subject.failure_code):
         return not (row["state"] == "cancelled" and row["maybe_delivered"])
     if (row["model_sha256"], row["operating_point"]) == (subject.model_sha256, subject.operating_point):
         return False
-    same_pixels = pixels.get(subject.prediction_id)  # a file that could not be read has none
+    same_pixels = pixels.get(subject.prediction_id)  # an unreadable file has none
     return same_pixels is not None and pixels.get(row["prediction_id"]) == same_pixels
 
 
 def destinations_with(connection: Connection, sop_instance_uid: str, prediction_id: str, failure_code: str) -> set[str]:
-    """Return the destinations for which results of an image, by a prediction or a failure, were added."""
+    """Return the destinations to which results of a prediction or failure of an image were addressed."""
     query = select(_COLUMNS.destination).where(
         _COLUMNS.sop_instance_uid == sop_instance_uid,
         _COLUMNS.prediction_id == prediction_id,
@@ -121,7 +121,7 @@ def destinations_with(connection: Connection, sop_instance_uid: str, prediction_
 
 
 def destinations_with_result(connection: Connection, sop_instance_uid: str) -> set[str]:
-    """Return the destinations that have, or will get, results of an image."""
+    """Return the destinations that have or will receive results of an image."""
     query = select(_COLUMNS.destination).where(
         _COLUMNS.sop_instance_uid == sop_instance_uid,
         _COLUMNS.state.in_(("waiting", "delivered")),
@@ -131,9 +131,9 @@ def destinations_with_result(connection: Connection, sop_instance_uid: str) -> s
 
 
 def _new_uid(connection: Connection, subject: ResultSubject, destination: str, kind: ObjectKind) -> str:
-    """Return the UID of the next object of this kind, or "" if the destination has it or will get it.
+    """Return the UID of the next object of this kind; empty if the destination has or will receive the current one.
 
-    Rows are found by their UID: their other identifiers may have been removed.
+    Rows are found by UID, because their other identifiers may have been removed.
     """
 
     def uid_of(generation: int) -> str:
@@ -143,7 +143,7 @@ def _new_uid(connection: Connection, subject: ResultSubject, destination: str, k
         same = _COLUMNS.result_uid == uid_of(generation), _COLUMNS.destination == destination
         return connection.execute(select(_COLUMNS.state).where(*same)).scalar()
 
-    # A sender could cause any number of generations: search the first one without an object by bisection.
+    # A sender could cause any number of generations, so find the first unused one by bisection.
     used, free = -1, 0
     while state_of(free) is not None:
         used, free = free, 2 * free + 1
@@ -155,10 +155,10 @@ def _new_uid(connection: Connection, subject: ResultSubject, destination: str, k
 
 
 def withdraw(connection: Connection, prediction_ids: Collection[str], time: str) -> None:
-    """Cancel the objects of deleted predictions, and withdraw those that were delivered by a rejection note.
+    """Cancel the objects of deleted predictions; withdraw delivered ones by rejection notes.
 
     Args:
-        connection: Of the transaction that deletes the predictions.
+        connection: Connection in the transaction that deletes the predictions.
         prediction_ids: Ids of the predictions.
         time: Time of the transaction.
     """
@@ -170,10 +170,11 @@ def withdraw(connection: Connection, prediction_ids: Collection[str], time: str)
 
 
 def replace_header(connection: Connection, sop_instance_uid: str, header: str) -> None:
-    """Set the header of the objects of an image that are not delivered yet: the sender may have corrected the patient.
+    """Set the header of an image's undelivered objects, since the sender may have corrected the patient.
 
-    An object that the destination may have keeps its own: no two objects have one UID; see `Outbox.record_failure`. So does a
-    rejection note, which belongs to the study of the withdrawn objects. A header without study and series is ignored.
+    An object that the destination may have keeps its header, so that different objects never share a UID; see
+    `Outbox.record_failure`. So does a rejection note, which belongs to the study of the withdrawn objects. A header
+    without study and series is ignored.
     """
     same_image = _COLUMNS.sop_instance_uid == sop_instance_uid, _HAS_PRESENT_HEADER
     numbers = connection.execute(select(_COLUMNS.number).where(*same_image)).scalars().all()
@@ -182,27 +183,27 @@ def replace_header(connection: Connection, sop_instance_uid: str, header: str) -
 
 
 def find_old_headers(connection: Connection, limit: str, count: int) -> list[int]:
-    """Return the numbers of objects with identifiers that were created before a limit, at most `count`.
+    """Return the numbers of objects with identifiers that were created before a limit.
 
     Args:
-        connection: Of a transaction.
+        connection: Connection in a transaction.
         limit: Time of the oldest object that keeps its identifiers.
-        count: Number of objects, at most.
+        count: Maximum number of objects.
     """
     query = select(_COLUMNS.number).where(_COLUMNS.created < limit, HAS_IDENTIFIERS)
     return list(connection.execute(query.order_by(_COLUMNS.created).limit(count)).scalars())
 
 
 def forget_headers(connection: Connection, numbers: Sequence[int], time: str) -> None:
-    """Cancel those of some objects that could not be delivered, and remove the identifiers of all.
+    """Remove the identifiers of objects, and cancel those that are still waiting.
 
-    Delivered events are deleted: without its identifier, the study has no further event. Cancelled events and all objects are
-    kept: none is delivered twice, and an object that returns is recognized.
+    Delivered events are deleted, since a study without its identifier has no further events. Cancelled events and all
+    objects are kept, so that none is delivered twice and returned objects are recognized.
 
     Args:
-        connection: Of the transaction.
-        numbers: See `find_old_headers`; not too many for a statement.
-        time: Time of the transaction, for the audit log, which has an entry for each destination with cancelled objects.
+        connection: Connection in the transaction.
+        numbers: See `find_old_headers`; not more than a statement can have parameters.
+        time: Time of the transaction, for the audit log entries: one for each destination with cancelled objects.
     """
     old = (_COLUMNS.number.in_(numbers),)
     again = *old, _COLUMNS.state == "waiting", _COLUMNS.finished.is_not(None)
@@ -211,16 +212,16 @@ def forget_headers(connection: Connection, numbers: Sequence[int], time: str) ->
     query = update(outbox).where(*old, _COLUMNS.state == "waiting").values(cancelled)
     rows = connection.execute(query.returning(_COLUMNS.destination)).mappings().all()
     append_changes(connection, "delivery_cancelled", rows, time, RETENTION)
-    # Not `== "delivered"`: SQLite would read all objects in this state.
+    # With `== "delivered"`, SQLite would read all objects in this state.
     delivered_event = _COLUMNS.kind == "webhook", _COLUMNS.state.not_in(("waiting", "cancelled"))
     connection.execute(delete(outbox).where(*old, *delivered_event))
-    # The parameters of a reason can quote the header.
+    # The parameters of a reason may quote the header.
     removed = dict.fromkeys(("header", "sop_instance_uid", "study_instance_uid", "failure_parameters"), "")
     connection.execute(update(outbox).where(*old).values(removed))
 
 
 def change_rows(connection: Connection, rows: Sequence[Row], values: Mapping[str, Any]) -> None:
-    """Change rows, of which there may be more than a statement can have parameters."""
+    """Change rows in batches, since the number of parameters of a statement is limited."""
     for start in range(0, len(rows), _BATCH):
         numbers = [row["number"] for row in rows[start : start + _BATCH]]
         connection.execute(update(outbox).where(_COLUMNS.number.in_(numbers)).values(values))
@@ -229,13 +230,13 @@ def change_rows(connection: Connection, rows: Sequence[Row], values: Mapping[str
 def append_changes(
     connection: Connection, event: Event, rows: Sequence[Row], time: str, user: str = COMMAND_LINE
 ) -> None:
-    """Add an entry for each destination to the audit log: a person retried or cancelled results, or retention cancelled them."""
+    """Add an audit log entry for each destination: a person retried or cancelled results, or retention cancelled them."""
     for destination, count in Counter(row["destination"] for row in rows).items():
         append(connection, [Entry(time, user, event, details={"destination": destination, "results": count})])
 
 
 def _ended_entries(rows: Sequence[Row], event: Event, time: str) -> list[Entry]:
-    """Return entries of results that no longer hold, as those of deliveries are: each names the destination and the object."""
+    """Return audit log entries for invalid results; as for deliveries, each names the destination and the object."""
     return [
         Entry(
             time,
@@ -256,21 +257,22 @@ def _may_have_arrived(row: Row) -> bool:
 def _withdraw(connection: Connection, rows: Sequence[Row], time: str) -> None:
     """Cancel the waiting objects among rows of one image, and add rejection notes for those that a destination may have.
 
-    A note has the header under which the objects were delivered. An object whose header was removed cannot be withdrawn.
+    A note has the header under which the objects were delivered. An object whose header was removed cannot be
+    withdrawn.
 
     Args:
-        connection: Of a transaction.
+        connection: Connection in a transaction.
         rows: The rows.
         time: Time of the transaction.
     """
     rows = [row for row in rows if row["kind"] != "rejection_note"]
     unsent = [row for row in rows if row["state"] in ("waiting", "cancelled") and not _may_have_arrived(row)]
-    change_rows(connection, unsent, {"header": ""})  # so that none can be sent any more
+    change_rows(connection, unsent, {"header": ""})  # so that they can never be sent
     waiting = [row for row in unsent if row["state"] == "waiting"]
     change_rows(connection, waiting, {"state": "cancelled", "finished": time, "error": "superseded"})
     append(connection, _ended_entries(waiting, "result_superseded", time))
     delivered = [row for row in rows if _may_have_arrived(row)]
-    # A note is about objects of one subject, in the study in which they were delivered, and about one of each kind.
+    # A note covers objects of one subject, in the study in which they were delivered, and at most one of each kind.
     notes: dict[tuple[str, str, str, str, int], list[Row]] = defaultdict(list)
     of_kind: Counter[tuple[str, ...]] = Counter()
     for row in delivered:
@@ -293,7 +295,7 @@ def _withdraw(connection: Connection, rows: Sequence[Row], time: str) -> None:
 
 
 def _last_header(connection: Connection, sop_instance_uid: str) -> str:
-    """Return the header of the instance of an image that was received last and states study and series; empty if none does."""
+    """Return the header of the last received instance of an image that contains study and series; empty if there is none."""
     received = received_instances.c
     same = received.sop_instance_uid == sop_instance_uid, received.sop_instance_uid != "", received.header != ""
     query = select(received.header).where(*same, received.study_instance_uid != "").order_by(received.number.desc())
@@ -302,12 +304,12 @@ def _last_header(connection: Connection, sop_instance_uid: str) -> str:
 
 
 def _header_values(header: str) -> dict[str, str]:
-    """Return the values of a row with a header. The study is kept when the header is removed from a row."""
+    """Return the values of a row with a header. The study remains when the header is removed."""
     return {"header": header, "study_instance_uid": study_of(header)}
 
 
 def record_undelivered(connection: Connection, number: int, time: str) -> None:
-    """Record that an object did not arrive after all: while it is being sent, its row states that it may have."""
+    """Record that an object did not arrive; during the attempt, its row was marked as possibly delivered."""
     row = connection.execute(select(outbox).where(_COLUMNS.number == number)).mappings().one()
     if row["state"] == "withdrawn":
         _take_back_withdrawal(connection, row, time)
@@ -319,7 +321,7 @@ def record_undelivered(connection: Connection, number: int, time: str) -> None:
 
 
 def _take_back_withdrawal(connection: Connection, row: Row, time: str) -> None:
-    """Cancel an object that was withdrawn while it was being sent and did not arrive; its rejection note is not about it."""
+    """Cancel an object that was withdrawn while it was being sent but did not arrive; remove it from its rejection note."""
     unsent_notes = (
         _COLUMNS.sop_instance_uid == row["sop_instance_uid"],
         _COLUMNS.sop_instance_uid != "",

@@ -1,4 +1,4 @@
-"""Retention: remove images and identities that are too old, and retry removals that failed."""
+"""Retention: remove expired images and identities, and retry failed removals."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ __all__ = ["REMOVED_NAME", "Retention"]
 
 _LOG = logging.getLogger("pneumoscope.service")
 _INTERVAL_SECONDS = 600
-_BATCH = 500  # images, received instances or results in one transaction
-REMOVED_NAME = "removed"  # of a file whose identity was removed
+_BATCH = 500  # images, received instances or results per transaction
+REMOVED_NAME = "removed"  # file name after the removal of the identity
 
 
 class Retention:
-    """A thread that removes expired images at the start and every few minutes.
+    """A thread that removes expired images and identities at the start and every few minutes.
 
     Args:
-        repository: Where images and identities are stored.
+        repository: Storage of images and identities.
         keep: Age at which images are removed; None keeps them.
-        keep_identities: Age at which identities of patients are removed; None keeps them.
+        keep_identities: Age at which patient identities are removed; None keeps them.
     """
 
     def __init__(
@@ -51,19 +51,19 @@ class Retention:
         self._thread.start()
 
     def stop(self, timeout: float) -> None:
-        """Stop the thread, and wait for a removal in progress, but not longer than a number of seconds."""
+        """Stop the thread, and wait at most `timeout` seconds for a removal in progress."""
         self._stopped.set()
         self._thread.join(timeout)
 
     def expire_identities(self, age: timedelta, *, stopped: Callable[[], bool] = lambda: False) -> int:
-        """Remove the identities of images whose predictions are all older than an age, and return their number.
+        """Remove the identities of images whose predictions are all older than an age; return the number of predictions.
 
-        The predictions are kept. The names of their files, which may name patients, become "removed"; records of unreadable files
-        of that age are deleted.
+        The predictions are kept. Their file names, which may identify patients, become "removed". Records of unreadable
+        files of that age are deleted.
 
         Args:
             age: Time since the prediction.
-            stopped: Returns whether to leave the rest for the next call.
+            stopped: Returns whether to leave the rest to the next call.
         Raises:
             StorageError: An identity cannot be removed.
         """
@@ -97,7 +97,7 @@ class Retention:
         return count
 
     def _forget_headers(self, limit: str, stopped: Callable[[], bool]) -> None:
-        """Remove the identifiers of received instances and of results older than a limit, few in each transaction."""
+        """Remove the identifiers of received instances and results older than a limit, in small transactions."""
         after = 0
         while not stopped():
             with self._storage.read_transaction() as connection:
@@ -116,15 +116,15 @@ class Retention:
                 results.forget_headers(connection, numbers, self._storage.time())
 
     def expire_images(self, age: timedelta, *, stopped: Callable[[], bool] = lambda: False) -> int:
-        """Remove images older than an age, keep their predictions, and return the number of images.
+        """Remove images older than an age, but keep their predictions; return the number of these predictions.
 
-        Records of unreadable files of that age are deleted; they are not counted.
+        Records of unreadable files of that age are deleted, but not counted.
 
         Args:
             age: Time since the prediction.
-            stopped: Returns whether to leave the rest for the next call.
+            stopped: Returns whether to leave the rest to the next call.
         Raises:
-            StorageError: An image cannot be removed; all others were.
+            StorageError: An image could not be removed; all others were.
         """
         limit, count = self._storage.now() - age, 0
         errors: list[StorageError] = []
@@ -137,7 +137,7 @@ class Retention:
         return count
 
     def _expire_batch(self, limit: datetime) -> list[str]:
-        """Record the removal of images older than a limit, few enough for a short transaction; return their hashes."""
+        """Record the removal of a small batch of images older than a limit; return their hashes."""
         old = predictions.c.created < format_time(limit), predictions.c.image_removed.is_(None)
         ids = select(predictions.c.id).where(*old).limit(_BATCH).scalar_subquery()
 
@@ -154,7 +154,7 @@ class Retention:
         return hashes
 
     def _expire_orphaned(self, limit: datetime) -> list[StorageError]:
-        """Remove orphaned files older than a limit, with an audit log entry for each, and return the failures."""
+        """Remove orphaned files older than a limit, with an audit log entry for each; return the errors."""
         errors: list[StorageError] = []
         old = [sha256 for sha256, time in self._storage.orphaned.items() if time < limit]
         for start in range(0, len(old), _BATCH):
@@ -163,7 +163,7 @@ class Retention:
                 expired = [sha256 for sha256 in batch if not is_referenced(connection, sha256)]
                 time = self._storage.time()
                 append(connection, [Entry(time, RETENTION, "image_removed", image_sha256=sha256) for sha256 in expired])
-            for sha256 in batch:  # before the removal: a retried removal needs no second entry
+            for sha256 in batch:  # before the removal, since a retried removal needs no second entry
                 del self._storage.orphaned[sha256]
             errors += self._storage.remove_unreferenced(expired)
         return errors
@@ -180,10 +180,10 @@ class Retention:
                 return
 
     def _attempt(self, step: Callable[[], object]) -> None:
-        """Run a step, and log its failure: the other steps still run, and the next run tries again."""
+        """Run a step, and log its failure; the other steps still run, and the next run tries again."""
         try:
             step()
         except Exception as error:  # noqa: BLE001  the next run tries again
-            # The message of an unexpected error may contain names of patients.
+            # Messages of unexpected errors may contain patient names.
             reason = error.message if isinstance(error, PneumoscopeError) else type(error).__name__
             _LOG.error("Images or identities could not be removed; the next run tries again: %s", reason)

@@ -1,4 +1,4 @@
-"""Reviews: the labels that readers give an image. Every version is kept; the latest one of each reader counts."""
+"""Reviews: the labels that readers give an image. Every version is kept; the latest version of each reader is valid."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class Review:
 
 
 def add_review(connection: Connection, row: Mapping[str, Any], review: Review, *, withdrawn: bool = False) -> None:
-    """Add a version of a review, which replaces that of the same reviewer.
+    """Add a version of a review, which replaces the reviewer's previous one.
 
     Args:
-        connection: Of a write transaction.
-        row: Of the prediction that the reviewer has seen.
+        connection: Connection in a write transaction.
+        row: Row of the prediction that the reviewer has seen.
         review: The review.
-        withdrawn: Whether the reviewer has no review any more.
+        withdrawn: Whether the reviewer withdraws the review.
     """
     values = dataclasses.asdict(review) | {"label": None if withdrawn else review.label}
     values |= {"prediction_id": row["id"], "pixel_sha256": row["pixel_sha256"]}
@@ -63,7 +63,7 @@ def add_review(connection: Connection, row: Mapping[str, Any], review: Review, *
 
 
 def current_reviews(connection: Connection, hashes: Collection[str]) -> dict[str, tuple[Review, ...]]:
-    """Return the reviews of images by the hash of their pixels, oldest first; an image without one is missing."""
+    """Return the current reviews of images by pixel hash, oldest first; images without a review are missing."""
     latest = select(func.max(reviews.c.number)).where(reviews.c.pixel_sha256.in_(hashes))
     latest = latest.group_by(reviews.c.pixel_sha256, reviews.c.reviewer)
     query = select(reviews).where(reviews.c.number.in_(latest), reviews.c.label.is_not(None)).order_by(reviews.c.number)
@@ -74,7 +74,7 @@ def current_reviews(connection: Connection, hashes: Collection[str]) -> dict[str
 
 
 def update_reviewed(connection: Connection, hashes: Collection[str]) -> None:
-    """Set the time of the latest review of images in their predictions."""
+    """Set the time of the latest review in the predictions of images."""
     found = current_reviews(connection, hashes)
     for sha256 in hashes:
         time = max((review.time for review in found.get(sha256, ())), default=None)
@@ -82,12 +82,12 @@ def update_reviewed(connection: Connection, hashes: Collection[str]) -> None:
 
 
 def remove_unused_reviews(connection: Connection, hashes: Collection[str]) -> None:
-    """Remove the reviews of those of the images that have no prediction."""
+    """Remove the reviews of those images that have no prediction."""
     used = select(predictions.c.id).where(predictions.c.pixel_sha256 == reviews.c.pixel_sha256).exists()
     connection.execute(delete(reviews).where(reviews.c.pixel_sha256.in_(hashes), ~used))
 
 
 def review_hash(label: str | None, finding: str, note: str) -> str:
-    """Return the SHA-256 of a version of a review, which the audit log contains instead of its text."""
+    """Return the SHA-256 of a review version, which the audit log contains instead of the text."""
     text = json.dumps([label, finding, note], ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

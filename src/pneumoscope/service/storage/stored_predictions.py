@@ -37,7 +37,7 @@ __all__ = [
 
 _SAME_PIXELS = predictions.c.pixel_sha256 == instances.c.pixel_sha256
 JOINED = predictions.outerjoin(instances, _SAME_PIXELS & IS_SHOWN_HEADER).outerjoin(studies).outerjoin(patients)
-# With a row for each patient of an image of several under whose header the prediction was made.
+# For an image of several patients, with a row for each patient under whose header the prediction was made.
 JOINED_PATIENTS = predictions.join(instances, _SAME_PIXELS & IS_OF_HEADER).join(studies).outerjoin(patients)
 _SAME_HEADER = (header_predictions.c.prediction_id == predictions.c.id) & (
     header_predictions.c.number == instances.c.number
@@ -45,12 +45,12 @@ _SAME_HEADER = (header_predictions.c.prediction_id == predictions.c.id) & (
 
 
 def select_stored(*columns: ColumnElement[Any], of_patients: bool = False) -> Select[Any]:
-    """Select predictions with their identity, and further columns; see `read_stored`.
+    """Select predictions with their identity and further columns; see `read_stored`.
 
     Args:
         columns: The further columns.
-        of_patients: Whether a prediction under the headers of several patients is selected once for each of them, with that
-            identity. An image without an identity is then not selected.
+        of_patients: Whether to select a prediction under headers of several patients once for each of them, with that
+            identity. Images without an identity are then not selected.
     """
     joined = (JOINED_PATIENTS if of_patients else JOINED).outerjoin(header_predictions, _SAME_HEADER)
     further = (*CONFLICT_COLUMNS, *HEADER_COLUMNS, *columns)
@@ -58,13 +58,13 @@ def select_stored(*columns: ColumnElement[Any], of_patients: bool = False) -> Se
 
 
 def read_stored(connection: Connection, query: Select[Any]) -> list[StoredPrediction]:
-    """Return the predictions of a query by `select_stored`, with their reviews and the identities of other patients."""
+    """Return the predictions of a `select_stored` query, with their reviews and the identities of other patients."""
     rows = connection.execute(query).mappings().all()
     return read_rows(connection, rows)
 
 
 def read_rows(connection: Connection, rows: Sequence[RowMapping]) -> list[StoredPrediction]:
-    """Return the predictions in rows of a query by `select_stored`; see `read_stored`."""
+    """Return the predictions in rows of a `select_stored` query; see `read_stored`."""
     found = current_reviews(connection, {row["pixel_sha256"] for row in rows})
     of_two = {row["pixel_sha256"] for row in rows if row["image_of_two_patients"]}
     others = find_others(connection, of_two) if of_two else {}
@@ -90,12 +90,12 @@ def read_one(connection: Connection, id: str) -> StoredPrediction:
 
 
 def has_image(connection: Connection, id: str) -> bool:
-    """Return whether there is a prediction with this id whose image was not removed."""
+    """Return whether a prediction with this id exists and its image was not removed."""
     return _exists(connection, predictions.c.id == id)
 
 
 def is_referenced(connection: Connection, sha256: str) -> bool:
-    """Return whether there is a prediction with this image, and the image was not removed."""
+    """Return whether any prediction refers to this image and the image was not removed."""
     return _exists(connection, predictions.c.image_sha256 == sha256)
 
 

@@ -1,4 +1,4 @@
-"""Studies: the decision over their images, and the studies of one patient."""
+"""Studies: the decision for all images of a study, and the studies of a patient."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ _BY_SUSPICION: tuple[Decision, ...] = ("pneumonia", "uncertain", "no_pneumonia")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Study:
-    """A study and the decision over its images.
+    """A study and the decision for its images.
 
     Attributes:
         study_key: Key of the study.
-        patient_key: Key of the patient; None if nothing is known of the patient.
-        identity: Patient and study; the fields of the image are empty.
+        patient_key: Key of the patient; None if the patient is unknown.
+        identity: Patient and study; the image fields are empty.
         created: Time of the first prediction, ISO 8601 in UTC.
         images: Number of images.
-        decision: That of the most suspicious frontal image: pneumonia before uncertain before no pneumonia, then by probability.
-            "rejected" if all images are.
-        probability: Of that image; None if all images are rejected.
-        prediction_id: Of that image, or of the latest one if all are rejected.
+        decision: Decision for the most suspicious frontal image: pneumonia before uncertain before no pneumonia, then
+            by probability. "rejected" if all images are rejected.
+        probability: Probability for that image; None if all images are rejected.
+        prediction_id: Id of that prediction, or of the latest one if all images are rejected.
         rejections: Number of rejected images by code.
         reviewed: Number of images with a review.
-        conflicts: Those of its images.
+        conflicts: Conflicts of the images.
     """
 
     study_key: str
@@ -53,18 +53,19 @@ class Study:
 
 
 def latest_images(stored: Sequence[StoredPrediction]) -> list[StoredPrediction]:
-    """Return the current prediction of each image among predictions of one study, in the order of their time."""
-    # If it is unknown under which header of several patients each was made, a rejection: no patient gets a decision of another.
+    """Return the current prediction of each image among a study's predictions, in chronological order."""
+    # If it is unknown under which patient's header predictions were made, their times are equal. A rejection then wins,
+    # so that no patient gets another patient's decision.
     in_order = sorted(stored, key=lambda each: (each.last_predicted, each.decision == "rejected"))
     latest = {each.image_key: each for each in in_order}
     return sorted(latest.values(), key=lambda each: (each.created, each.id))
 
 
 def summarize_study(stored: Sequence[StoredPrediction]) -> Study:
-    """Return the study of predictions, all of one study; of several predictions of an image, the current one decides.
+    """Return the study to which all these predictions belong; for each image, the current prediction counts.
 
     Raises:
-        ValueError: There is no prediction, or no study.
+        ValueError: There are no predictions, or they have no study.
     """
     if not stored or stored[0].study_key is None:
         raise ValueError("no prediction of a study")
@@ -90,7 +91,7 @@ def summarize_study(stored: Sequence[StoredPrediction]) -> Study:
 
 
 def sorted_studies(studies: Mapping[str, Sequence[StoredPrediction]]) -> list[Study]:
-    """Return the studies of predictions by key, latest first: by the date of the study, or else of the first prediction."""
+    """Return the studies of predictions by key, latest first: by study date, or else by the time of the first prediction."""
     found = [summarize_study(stored) for stored in studies.values()]
     return sorted(
         found, key=lambda study: (study.identity.study_date or study.created[:10], study.created), reverse=True
@@ -103,15 +104,15 @@ def _suspicion(prediction: StoredPrediction) -> tuple[int, float]:
 
 
 def find_studies(connection: Connection, keys: Collection[str]) -> dict[str, list[StoredPrediction]]:
-    """Return the predictions of studies by their key, oldest first; a key without a study is missing.
+    """Return the predictions of studies by study key, oldest first; keys without a study are missing.
 
-    An image of several patients is in a study of each, with that identity and the predictions under that header.
+    An image of several patients appears in a study of each, with that patient's identity and predictions.
     """
     return _by_study(connection, instances.c.study_key.in_(keys))
 
 
 def find_studies_of_patients(connection: Connection, keys: Collection[str]) -> dict[str, list[StoredPrediction]]:
-    """Return the predictions of all studies of patients by the key of the study, oldest first."""
+    """Return the predictions of all studies of patients by study key, oldest first."""
     return _by_study(connection, studies.c.patient_key.in_(keys))
 
 

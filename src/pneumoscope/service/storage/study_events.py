@@ -1,7 +1,6 @@
-"""The events of finished studies: put into the outbox for the webhooks when no received instance of a study waits any more.
+"""Events of finished studies, put into the outbox for the webhooks once no received instance of a study is waiting.
 
-An instance that arrives later causes another event of its study, with the next revision, and so does the deletion of a prediction
-that was reported.
+A later instance, or the deletion of a reported prediction, causes another event of the study with the next revision.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ def enqueue_study_event(
     operating_point: str,
     time: str,
 ) -> None:
-    """Add the event of a study for each webhook, in the transaction that ends the wait of an instance; none while others wait.
+    """Add a study's event for each webhook, in the transaction that finishes the last waiting instance.
 
     Args:
-        connection: Of the transaction.
+        connection: Connection in the transaction.
         webhooks: Names of the webhooks.
-        study_instance_uid: Of the instance, not empty.
-        stored_uid: The same, or its pseudonym, which the records of instances that were predicted have.
-        model_sha256, operating_point: Of the service.
+        study_instance_uid: Study Instance UID of the instance; must not be empty.
+        stored_uid: The same UID, or the pseudonym that replaces it in the records of predicted instances.
+        model_sha256, operating_point: Model and operating point of the service.
         time: Time of the transaction.
     """
     rows = _instances(connection, {study_instance_uid, stored_uid})
@@ -52,15 +51,15 @@ def enqueue_study_event(
 
 
 def enqueue_deletion(connection: Connection, stored_uids: Collection[str], time: str) -> None:
-    """Add an event for each webhook that knows of a study, in the transaction that deletes predictions of it.
+    """Add an event for each webhook that knows a study, in the transaction that deletes predictions of the study.
 
     Args:
-        connection: Of the transaction, after the deletion.
-        stored_uids: UIDs, or pseudonyms of UIDs, of the studies of received instances whose predictions were deleted.
+        connection: Connection in the transaction, after the deletion.
+        stored_uids: UIDs or pseudonyms of the studies of received instances whose predictions were deleted.
         time: Time of the transaction.
     """
     for uid in stored_uids:
-        # An event that waits states what is stored when it is sent.
+        # A waiting event needs no successor, since its document is created when it is sent.
         got = or_(_OUTBOX.state == "delivered", and_(_OUTBOX.state == "cancelled", _OUTBOX.maybe_delivered))
         known = _OUTBOX.kind == "webhook", _OUTBOX.study_instance_uid == uid
         events = connection.execute(select(outbox).where(*known, got).order_by(_OUTBOX.number)).mappings().all()
@@ -84,7 +83,7 @@ def _insert(
     operating_point: str,
     time: str,
 ) -> None:
-    """Add the next event of a study; its events that still wait are cancelled, because the new one states all of it."""
+    """Add the next event of a study; cancel its waiting events, because the new one covers the whole study."""
     same = _OUTBOX.kind == "webhook", _OUTBOX.study_instance_uid == stored_uid
     superseded = {"state": "cancelled", "finished": time, "error": "superseded"}
     earlier = *same, _OUTBOX.state == "waiting", _OUTBOX.destination.in_(webhooks)
@@ -103,9 +102,9 @@ def _insert(
 
 
 def find_event_study(engine: Engine, event: Delivery) -> list[StoredPrediction]:
-    """Return the predictions of the study of an event, oldest first; none if no file of it could be read.
+    """Return the predictions of an event's study, oldest first; empty if none of its files could be read.
 
-    It is the study to which the latest of the received instances belongs now: an identity may have been corrected.
+    This is the current study of the latest received instance, since identities may have been corrected.
 
     Raises:
         UnknownNameError: The study was deleted, or its identity removed.
@@ -119,7 +118,7 @@ def find_event_study(engine: Engine, event: Delivery) -> list[StoredPrediction]:
             .join(received_instances, _INSTANCES.prediction_id == predictions.c.id)
             .join(studies, studies.c.study_key == instances.c.study_key)
             .where(_INSTANCES.study_instance_uid == uid)
-            # An image of two patients: the study that was received, or else that of the image.
+            # For an image of two patients, prefer the received study over that of the image.
             .order_by(
                 _INSTANCES.number.desc(), case((studies.c.study_instance_uid == uid, 0), else_=1), instances.c.number
             )
@@ -132,7 +131,7 @@ def find_event_study(engine: Engine, event: Delivery) -> list[StoredPrediction]:
 
 
 def find_superseded_event(engine: Engine, event: Delivery) -> str | None:
-    """Return the id of the last event of the same study that the webhook got, or may have got, before an event; None without one.
+    """Return the id of the study's previous event that the webhook has or may have received; None if there is none.
 
     Raises:
         StorageError: The database cannot be read.
@@ -142,7 +141,7 @@ def find_superseded_event(engine: Engine, event: Delivery) -> str | None:
         _OUTBOX.kind == "webhook",
         _OUTBOX.destination == event.destination,
         _OUTBOX.study_instance_uid == uid,
-        _OUTBOX.study_instance_uid != "",  # of studies whose identities were removed
+        _OUTBOX.study_instance_uid != "",  # excludes studies whose identities were removed
         _OUTBOX.revision < event.revision,
         or_(_OUTBOX.state == "delivered", _OUTBOX.maybe_delivered),
     )
@@ -156,6 +155,6 @@ def _prediction_id(rows: Sequence[Row]) -> str:
 
 
 def _unreadable(rows: Sequence[Row]) -> dict[str, int]:
-    """Return the number of files without a prediction by failure code; a file that two nodes sent counts once."""
+    """Return the number of files without a prediction by failure code; a file sent by two nodes counts once."""
     codes = {row["image_sha256"]: row["failure_code"] or row["state"] for row in rows if not row["prediction_id"]}
     return dict(Counter(code for code in codes.values() if code != "own_result").most_common())

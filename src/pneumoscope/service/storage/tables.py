@@ -1,6 +1,7 @@
 """Tables of the service's database. The migrations create them; a test compares the two.
 
-Times are text, ISO 8601 in UTC with microseconds, so that SQLite and PostgreSQL sort and print them alike.
+Times are stored as text, ISO 8601 in UTC with microseconds, so that SQLite and PostgreSQL sort and print them
+identically.
 """
 
 from __future__ import annotations
@@ -40,13 +41,14 @@ __all__ = [
 ]
 
 METADATA = MetaData()
-REVISION = "0022"  # of the last migration, which leaves a database with these tables
+REVISION = "0022"  # last migration, which results in these tables
 _SHA256 = String(64)
 _TIME = String(32)
 _KEY = String(32)
 
-# One row per id, see `records.compute_id`: the columns of `Prediction.to_row` but those of failures, which are not stored, and of
-# the identity, which has its own tables, and those that `StoredPrediction` adds. `pixel_sha256` refers to the instance, if any.
+# One row per id; see `records.compute_id`. The columns are those of `Prediction.to_row`, without failures, which are
+# not stored, and the identity, which has separate tables, plus those of `StoredPrediction`. `pixel_sha256` refers to
+# the instance, if any.
 predictions = Table(
     "predictions",
     METADATA,
@@ -90,8 +92,8 @@ predictions = Table(
     Column("reviewed", _TIME, index=True),
 )
 
-# The fields of `core.identity.Identity`; see `identities`. Keys are random. The columns `..._search` hold the words of
-# `identity_columns.matches_search`.
+# The fields of `core.identity.Identity`; see `identities`. Keys are random. The columns `..._search` contain the words
+# for `identity_columns.matches_search`.
 patients = Table(
     "patients",
     METADATA,
@@ -114,9 +116,9 @@ studies = Table(
     Column("study_description", Text, nullable=False),
     Column("study_search", Text, nullable=False),
 )
-# One row per image and patient: number 0 is the identity of the image; others are those of other patients whose instances have
-# the same pixels, until a person decides. A row without a study remembers only what an upload stated. `entered_age` is that
-# of its patient.
+# One row per image and patient. Number 0 is the image's own identity; others belong to other patients whose instances
+# have the same pixels, until a person decides. A row without a study only keeps the hash of an upload. `entered_age`
+# belongs to the row's patient.
 instances = Table(
     "instances",
     METADATA,
@@ -129,8 +131,8 @@ instances = Table(
     Column("statement_sha256", _SHA256, nullable=False),
     Column("entered_age", Float),
 )
-# One row per prediction and number of the instance under whose header it was made, for images that were received under several
-# patients: each header has its own current prediction, age and parameters of a rejection; see `current_prediction`.
+# For images received under several patients: one row per prediction and instance under whose header it was made. Each
+# header has a separate current prediction, age and rejection parameters; see `current_prediction`.
 header_predictions = Table(
     "header_predictions",
     METADATA,
@@ -143,7 +145,7 @@ header_predictions = Table(
     Column("rejection_parameters", Text),
 )
 
-# One row per version of a review; without a label, the reviewer withdrew it. See `reviews`.
+# One row per version of a review; withdrawn if the label is null. See `reviews`.
 reviews = Table(
     "reviews",
     METADATA,
@@ -157,7 +159,7 @@ reviews = Table(
     Column("note", Text, nullable=False),
 )
 
-# One row per file that could not be read, see `records.UnreadableFile`. The file itself is not stored.
+# One row per unreadable file; see `records.UnreadableFile`. The file itself is not stored.
 unreadable_files = Table(
     "unreadable_files",
     METADATA,
@@ -174,7 +176,7 @@ unreadable_files = Table(
     Column("sender", String(64), nullable=False, server_default=""),
 )
 
-# One row per DICOM instance and sender, see `inbox`. `header` has the elements that its results need (PS3.18 F).
+# One row per DICOM instance and sender; see `inbox`. `header` contains the elements needed for results (PS3.18 F).
 received_instances = Table(
     "received_instances",
     METADATA,
@@ -197,10 +199,10 @@ received_instances = Table(
     UniqueConstraint("image_sha256", "sender"),
 )
 
-# Of rows of the outbox. SQLite uses the index only for a query with this very text.
+# Condition on rows of the outbox. SQLite uses the index only for queries with exactly this text.
 HAS_IDENTIFIERS = text("(sop_instance_uid <> '' OR study_instance_uid <> '')")
 
-# One row per object or event to deliver and destination, see `outbox` and `commitments`.
+# One row per destination and object or event to deliver; see `outbox` and `commitments`.
 outbox = Table(
     "outbox",
     METADATA,
@@ -241,7 +243,7 @@ outbox = Table(
     Index("ix_outbox_identified", "created", sqlite_where=HAS_IDENTIFIERS, postgresql_where=HAS_IDENTIFIERS),
 )
 
-# One row per destination, see `outbox`. The rows of the outbox are too many to be counted each time.
+# One row per destination; see `outbox`. The outbox has too many rows to count them each time.
 outbox_totals = Table(
     "outbox_totals",
     METADATA,
@@ -250,7 +252,7 @@ outbox_totals = Table(
     Column("committed", Integer, nullable=False),
 )
 
-# One row per model that was served, with its `core.population.Population` as JSON.
+# One row per model used, with its `core.population.Population` as JSON.
 model_populations = Table(
     "model_populations",
     METADATA,
@@ -258,7 +260,7 @@ model_populations = Table(
     Column("population", Text, nullable=False),
 )
 
-# One row per token, see `auth.tokens`. The secret is stored as its SHA-256.
+# One row per token; see `auth.tokens`. The secret is stored as SHA-256.
 tokens = Table(
     "tokens",
     METADATA,
@@ -272,7 +274,7 @@ tokens = Table(
     Column("revoked", _TIME),
 )
 
-# One row per event. Each row contains the hash of the row before it; triggers reject changes and deletions.
+# One row per event. Each row contains the hash of the previous row; triggers reject changes and deletions.
 audit_log = Table(
     "audit_log",
     METADATA,

@@ -1,4 +1,4 @@
-"""Records of files that could not be read. The files themselves are not stored."""
+"""Records of unreadable files. The files themselves are not stored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["UnreadableFileRepository", "find_reason"]
 
 
 def find_reason(connection: Connection, image_sha256: str, failure_code: str) -> UnreadableReason | None:
-    """Return why a file could not be read, by its latest record; None if the record was deleted, or states no reason."""
+    """Return why a file could not be read, from its latest record; None if the record was deleted or has no reason."""
     columns = unreadable_files.c
     same = columns.image_sha256 == image_sha256, columns.failure_code == failure_code
     query = select(unreadable_files).where(*same).order_by(columns.created.desc()).limit(1)
@@ -29,7 +29,7 @@ def find_reason(connection: Connection, image_sha256: str, failure_code: str) ->
 
 
 class UnreadableFileRepository:
-    """The records of files that could not be read.
+    """The records of unreadable files.
 
     Args:
         storage: Storage of the service.
@@ -41,12 +41,12 @@ class UnreadableFileRepository:
     def add(
         self, prediction: Prediction, file: bytes, *, user: str, also: Callable[[Connection, str], None] | None = None
     ) -> None:
-        """Record a file that could not be read, unless there is a record of it; the file itself is not stored.
+        """Record an unreadable file, unless it is already recorded; the file itself is not stored.
 
         Args:
-            prediction: With a failure.
-            file: Its bytes.
-            user: Who sent it.
+            prediction: Prediction with a failure.
+            file: Bytes of the file.
+            user: Sender of the file.
             also: See `PredictionRepository.submit`.
         Raises:
             StorageError: The record cannot be stored.
@@ -64,11 +64,11 @@ class UnreadableFileRepository:
         self._storage.notify()
 
     def find(self, limit: int = 200, *, since: str = "") -> tuple[list[UnreadableFile], int]:
-        """Return the records of the latest files that could not be read, newest first, and the number of all records.
+        """Return the latest records of unreadable files, newest first, and the total number.
 
         Args:
-            limit: Number of records.
-            since: Earliest time, included: ISO 8601 in UTC, or its beginning; no limit if empty.
+            limit: Maximum number of records.
+            since: Earliest time, inclusive: ISO 8601 in UTC, or a prefix of it; no limit if empty.
         """
         created = unreadable_files.c.created
         query = select(unreadable_files).where(created >= since).order_by(created.desc(), unreadable_files.c.id)
@@ -78,11 +78,11 @@ class UnreadableFileRepository:
             return [UnreadableFile.from_row(row) for row in rows], connection.execute(count).scalar_one()
 
     def remove(self, id: str, *, user: str) -> None:
-        """Delete the record of a file that could not be read.
+        """Delete the record of an unreadable file.
 
         Raises:
             UnknownNameError: There is no record with this id.
-            StorageError: It cannot be deleted.
+            StorageError: The record cannot be deleted.
         """
         query = delete(unreadable_files).where(unreadable_files.c.id == id).returning(unreadable_files)
 
@@ -98,14 +98,14 @@ class UnreadableFileRepository:
         self._storage.notify()
 
     def expire(self, limit: datetime, batch: int, *, stopped: Callable[[], bool] = lambda: False) -> None:
-        """Delete the records of files that were sent before a time.
+        """Delete records of files that were sent before a time.
 
         Args:
             limit: The time.
-            batch: Number of records that are deleted in one transaction.
-            stopped: Returns whether to leave the rest for the next call.
+            batch: Maximum number of records deleted in one transaction.
+            stopped: Returns whether to leave the rest to the next call.
         Raises:
-            StorageError: They cannot be deleted.
+            StorageError: The records cannot be deleted.
         """
         old = select(unreadable_files.c.id).where(unreadable_files.c.created < format_time(limit)).limit(batch)
         query = (

@@ -1,1 +1,1 @@
-"""The web interface: HTML pages for reviewers, rendered from the same records that the HTTP API serves."""
+"""The web interface: HTML pages for reviewers, rendered from the same records as the HTTP API."""

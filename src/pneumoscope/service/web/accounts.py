@@ -1,4 +1,4 @@
-"""Pages for signing in and out, for sign-in codes, for tokens, and for deletion."""
+"""Pages for signing in and out, sign-in codes, tokens, and deletion."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ async def _provider(authenticator: AppAuthenticator) -> OpenIdConnect:
     """Return the identity provider.
 
     Raises:
-        UnknownNameError: There is none.
+        UnknownNameError: No identity provider is configured.
     """
     if authenticator.openid_connect is None:
         raise UnknownNameError("identity provider", "openid-connect", (), hint="Sign in with a token")
     return authenticator.openid_connect
 
 
-# Authlib is optional, so that its types are not imported for annotations that FastAPI evaluates.
+# Not OpenIdConnect: FastAPI evaluates annotations, and the optional Authlib must not be imported.
 _Provider = Annotated[Any, Depends(_provider)]
 
 
@@ -61,7 +61,7 @@ def sign_in_form(request: Request) -> Response:
 
 @sign_in_router.post("/sign-in")
 async def sign_in(request: Request, authenticator: AppAuthenticator) -> Response:
-    """Start a session with the token or the code of the form, and redirect to the page that asked for it."""
+    """Start a session with the token or code in the form, and redirect to the page opened before signing in."""
     form = await read_form(request)
     token, code = form.get("token", ""), form.get("code", "")
     try:
@@ -86,13 +86,13 @@ async def sign_in_with_openid_connect(request: Request, provider: _Provider) -> 
 
 @sign_in_router.get("/sign-in/openid-connect/callback")
 async def finish_openid_connect(request: Request, provider: _Provider, authenticator: AppAuthenticator) -> Response:
-    """Start a session for the user whom the identity provider has authenticated."""
+    """Start a session for the user authenticated by the identity provider."""
     try:
         user, next_url = await provider.user(request)
         cookie = await run_in_threadpool(authenticator.begin_session, user, "openid_connect")
     except (AuthenticationError, BusyError, ForbiddenError) as error:
         return _failed_sign_in(request, error)
-    # A redirection would belong to the navigation from the provider, in which browsers withhold the strict cookie.
+    # A redirect would continue the provider's navigation, in which browsers withhold the SameSite=Strict cookie.
     return _set_session(request, render(request, "signed_in.html", next=_local_url(next_url)), cookie)
 
 
@@ -107,7 +107,7 @@ def sign_out(request: Request, authenticator: AppAuthenticator) -> Response:
 
 @code_router.get("/sign-in-code")
 def sign_in_code_form(request: Request) -> Response:
-    """Return the page that creates a code."""
+    """Return the page for creating a code."""
     return render(request, "sign_in_code.html", code="", seconds=CODE_SECONDS)
 
 
@@ -115,11 +115,11 @@ def sign_in_code_form(request: Request) -> Response:
 def create_sign_in_code(request: Request, authenticator: AppAuthenticator) -> Response:
     """Return a code that signs the user in on another device, as text and as a QR code."""
     code = authenticator.create_code(request)
-    # Browsers do not send the part after # to servers, so that no log contains the code.
+    # Browsers never send the part after # to servers, so the code does not appear in logs.
     url = f"{request.base_url}sign-in#code={code}"
     qr_code = segno.make(url, micro=False).svg_inline(omitsize=True, svgclass="qr-code", lineclass=None, light="#fff")
     return render(
-        request, "sign_in_code.html", code=code, seconds=CODE_SECONDS, qr_code=Markup(qr_code),  # noqa: S704  drawn, no text
+        request, "sign_in_code.html", code=code, seconds=CODE_SECONDS, qr_code=Markup(qr_code),  # noqa: S704  a drawing, without text
         address=str(request.base_url), only_this_computer=is_loopback(request.url.hostname or ""),
     )  # fmt: skip
 
@@ -132,30 +132,30 @@ def list_tokens(request: Request, tokens: AppTokens, user: CurrentUser) -> Respo
 
 @administrator_page_router.post("/tokens")
 async def add_token(request: Request, tokens: AppTokens, user: CurrentUser) -> Response:
-    """Add a token, and return the list with its secret, which is shown once."""
+    """Add a token; return the list with the secret, which is shown only once."""
     form = await read_form(request)
-    name, role = form.get("user", "").strip(), cast(Role, form.get("role", ""))  # `add` checks both
+    name, role = form.get("user", "").strip(), cast(Role, form.get("role", ""))  # `add` validates both
     token, secret = await run_in_threadpool(tokens.add, name, role, created_by=user.name)
     return await run_in_threadpool(_tokens_page, request, tokens, user, added=token.user, secret=secret)
 
 
 @administrator_page_router.post("/tokens/{token_id}/revoke")
 def revoke_token(tokens: AppTokens, user: CurrentUser, token_id: str) -> Response:
-    """Revoke a token, and return to the list."""
+    """Revoke a token, and redirect to the list."""
     tokens.revoke(token_id, user=user.name)
     return RedirectResponse("/tokens", 303)
 
 
 @administrator_page_router.post("/unreadable/{id}")
 def remove_unreadable(service: AppService, user: CurrentUser, id: str) -> Response:
-    """Delete the record of a file that could not be read, and return to the list."""
+    """Delete the record of an unreadable file, and redirect to the list."""
     service.repository.unreadable_files.remove(id, user=user.name)
     return RedirectResponse("/unreadable", 303)
 
 
 def _set_session(request: Request, response: Response, cookie: str) -> Response:
-    """Set the cookie of a session in a response, and return the response."""
-    # SameSite=Strict: requests from other sites carry no session. Secure: set if the proxy terminates HTTPS.
+    """Set the session cookie in a response, and return the response."""
+    # SameSite=Strict: cross-site requests carry no session. Secure: set if the proxy terminates HTTPS.
     response.set_cookie(
         COOKIE, cookie, max_age=SESSION_SECONDS, secure=request.url.scheme == "https", httponly=True, samesite="strict"
     )
@@ -193,5 +193,5 @@ def _tokens_page(
 
 
 def _local_url(url: str) -> str:
-    """Return the URL if it is a path on this server, else "/": sign-in never redirects to another site."""
+    """Return the URL if it is a path on this server, else "/", so that sign-in never redirects to another site."""
     return url if re.fullmatch(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]*", url) else "/"

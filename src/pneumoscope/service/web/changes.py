@@ -1,4 +1,4 @@
-"""Notify open pages of changes by server-sent events. An event carries no data: the page reloads its list."""
+"""Notify open pages of changes by server-sent events. Events carry no data; the page reloads its list."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from pneumoscope.service.api.dependencies import from_app_state
 __all__ = ["MAX_STREAMS", "MAX_USER_STREAMS", "AppChanges", "ChangeStreams"]
 
 MAX_STREAMS = 200
-MAX_USER_STREAMS = 20  # so that one user does not take the streams of all others
-_MIN_INTERVAL_SECONDS = 1.0  # between two events of a stream; the second one stands for all changes since the first
+MAX_USER_STREAMS = 20  # so that one user cannot occupy all streams
+_MIN_INTERVAL_SECONDS = 1.0  # minimum interval between events of a stream; later changes share one event
 _SESSION_CHECK_SECONDS = 15.0
-_RECONNECT_MS = 3000  # after which the browser opens a stream again that has ended
+_RECONNECT_MS = 3000  # delay until the browser reopens an ended stream
 
 
 class ChangeStreams:
     """The open streams of a service.
 
-    All methods but `notify` are called in the thread of the event loop.
+    All methods except `notify` must be called in the thread of the event loop.
 
     Args:
-        max_streams: Streams that are open at a time.
-        max_user_streams: Streams of one user that are open at a time.
-        min_interval: Seconds between two events of a stream.
-        session_check: Seconds between two checks of a user's session.
+        max_streams: Maximum number of open streams.
+        max_user_streams: Maximum number of open streams per user.
+        min_interval: Minimum seconds between two events of a stream.
+        session_check: Seconds between checks of a user's session.
     """
 
     def __init__(
@@ -46,11 +46,11 @@ class ChangeStreams:
     ) -> None:
         self._max_streams, self._max_user_streams = max_streams, max_user_streams
         self._min_interval, self._session_check = min_interval, session_check
-        self._numbers = itertools.count(secrets.randbits(32))  # random, so that a restart counts as a change
+        self._numbers = itertools.count(secrets.randbits(32))  # random start, so that a restart counts as a change
         self._revision = next(self._numbers)
         self._changed, self._closed = asyncio.Event(), asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._open: Counter[str] = Counter()  # streams by user
+        self._open: Counter[str] = Counter()  # number of streams by user
 
     @property
     def open(self) -> int:
@@ -59,14 +59,14 @@ class ChangeStreams:
 
     @property
     def revision(self) -> int:
-        """Number that changes with every change; what is read from the database afterwards is at least as new."""
+        """Number that increases with every change. Data read from the database afterwards are at least as new."""
         return self._revision
 
     def notify(self) -> None:
-        """Send an event to all streams. Can be called in any thread."""
+        """Send an event to all streams. Thread-safe."""
         self._revision = next(self._numbers)
         if self._loop:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the service has stopped
+            with contextlib.suppress(RuntimeError):  # the loop is closed, because the service has stopped
                 self._loop.call_soon_threadsafe(self._wake)
 
     def close(self) -> None:
@@ -76,10 +76,10 @@ class ChangeStreams:
 
     @contextlib.contextmanager
     def reserve(self, user: str) -> Iterator[None]:
-        """Count a stream of a user while the block runs.
+        """Count a user's stream while the block runs.
 
         Raises:
-            BusyError: Too many streams are open, of this user or in total.
+            BusyError: Too many streams are open, for this user or in total.
         """
         if self._open[user] >= self._max_user_streams:
             raise BusyError(
@@ -95,7 +95,7 @@ class ChangeStreams:
             yield
         finally:
             self._open[user] -= 1
-            self._open += Counter()  # drops users without a stream
+            self._open += Counter()  # drops users without streams
 
     async def events(
         self, revision: int | None, is_signed_in: Callable[[], Awaitable[bool]]
@@ -103,11 +103,12 @@ class ChangeStreams:
         """Yield an event for each change, until the service stops or the user is no longer signed in.
 
         Args:
-            revision: Of what the page shows; if it is not the current one, the first event comes at once. None: the current.
+            revision: Revision shown by the page. If it is outdated, the first event follows immediately. None: the
+                current one.
             is_signed_in: Called before each event, and every few seconds.
         """
         seen = self._revision if revision is None else revision
-        yield ServerSentEvent(comment="open", retry=_RECONNECT_MS)  # the browser knows now that the stream works
+        yield ServerSentEvent(comment="open", retry=_RECONNECT_MS)  # confirms to the browser that the stream works
         while not self._closed.is_set() and await is_signed_in():
             changed = self._changed
             if self._revision == seen:

@@ -1,4 +1,4 @@
-"""Statistics of the dashboard: decisions, agreement of readers and model, probabilities by day, and drift of the images."""
+"""Statistics of the dashboard: decisions, agreement of readers and model, daily probabilities, and image drift."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ __all__ = [
     "summarize",
 ]
 
-FALSE_ALARM_PROBABILITY = 0.05  # of at least one false alarm in a year
+FALSE_ALARM_PROBABILITY = 0.05  # of at least one false alarm per year
 
 _MAX_DAYS = 60  # days with images in the chart
-_PERIODS = (1, 7, 30, None)  # days up to today
+_PERIODS = (1, 7, 30, None)  # days, ending today
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PeriodCounts:
-    """Numbers of images of one period, each with its latest prediction by any model.
+    """Numbers of images in a period; each image counts with its latest prediction by any model.
 
     Attributes:
-        days: Length of the period, which ends today; None without a limit.
-        since: First day; None without a limit.
-        all: Of all images.
-        decided: Of the images whose decision the reader may know.
-        unreadable: Number of files that could not be read.
+        days: Length of the period, which ends today; None for all time.
+        since: First day; None for all time.
+        all: Counts of all images.
+        decided: Counts of the images whose decision the reader may see.
+        unreadable: Number of unreadable files.
     """
 
     days: int | None
@@ -74,7 +74,7 @@ class DailyProbabilities:
     Attributes:
         date: Day in the time zone of the web interface, "2026-01-31".
         images: Number of images.
-        quartiles: Lower quartile, median and upper quartile of the probabilities; None if no image has one.
+        quartiles: Lower quartile, median and upper quartile of the probabilities; None if no image has a probability.
     """
 
     date: str
@@ -86,13 +86,13 @@ class DailyProbabilities:
 class ReaderAgreement:
     """Agreement of the model with a reader, whose labels are the reference.
 
-    Images that the reader calls unusable, and rejected and uncertain images, have no place in it.
+    Images that the reader labeled unusable, and rejected or uncertain images, are excluded.
 
     Attributes:
         reader: Name of the reader.
         labels: Number of images by label.
-        sensitivity: Proportion of the images labeled pneumonia for which the model decides pneumonia.
-        specificity: Proportion of the images with another finding or none for which the model decides no pneumonia.
+        sensitivity: Proportion of images labeled pneumonia for which the model decided pneumonia.
+        specificity: Proportion of images labeled with another finding or none for which the model decided no pneumonia.
         kappa: Cohen's kappa of reader and model.
     """
 
@@ -105,7 +105,7 @@ class ReaderAgreement:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PairAgreement:
-    """Cohen's kappa of two readers, pneumonia against other findings and none, on the images that both can read."""
+    """Cohen's kappa of two readers, pneumonia against all other labels, on images that both could read."""
 
     readers: tuple[str, str]
     kappa: Interval
@@ -118,11 +118,11 @@ class Dashboard:
     Attributes:
         images: Number of images.
         proportions: Proportion of each decision; empty without images.
-        readers: Agreement of the model with each reader, the one with most images first.
+        readers: Agreement of the model with each reader; readers with most images first.
         pairs: Agreement of each pair of readers who labeled the same images.
         days: The latest days with images, oldest first.
-        drift: Comparison of the probabilities with the reference distribution; None if it is not possible.
-        drift_unavailable: Reason if `drift` is None, else empty.
+        drift: Comparison of the probabilities with the reference distribution; None if unavailable.
+        drift_unavailable: Reason why `drift` is None; otherwise empty.
     """
 
     images: int
@@ -135,20 +135,20 @@ class Dashboard:
 
 
 def is_shown(prediction: PredictionStatistics, blind_reader: str | None) -> bool:
-    """Return whether a reader may know the decision; see `count_periods`."""
+    """Return whether a reader may see the decision; see `count_periods`."""
     return blind_reader is None or any(review.reviewer == blind_reader for review in prediction.reviews)
 
 
 def count_periods(
     repository: PredictionRepository, today: datetime.date, time_zone: ZoneInfo, blind_reader: str | None = None
 ) -> list[PeriodCounts]:
-    """Return the numbers of images of today, of the last 7 and 30 days, and of all time.
+    """Return the numbers of images for today, the last 7 and 30 days, and all time.
 
     Args:
         repository: The predictions.
-        today: Date in the time zone.
-        time_zone: Of the days.
-        blind_reader: Reader who may know only the decisions of the images that he has reviewed; None if all are known.
+        today: Current date in the time zone.
+        time_zone: Time zone of the days.
+        blind_reader: Reader who may only see decisions of images with a review by this reader; None if all are visible.
     Raises:
         StorageError: The database cannot be read.
     """
@@ -169,12 +169,12 @@ def count_periods(
 
 
 def summarize(predictions: Sequence[PredictionStatistics], card: Card, time_zone: ZoneInfo) -> Dashboard:
-    """Return the summary of the images that were predicted; an image with several predictions counts once, with the latest.
+    """Return the summary of predicted images; each image counts once, with its latest prediction.
 
     Args:
         predictions: Predictions of one model at one operating point, in any order.
         card: The model's card.
-        time_zone: Of the days.
+        time_zone: Time zone of the days.
     """
     latest: dict[str, PredictionStatistics] = {}
     for each in sorted(predictions, key=lambda each: each.last_predicted):
@@ -248,8 +248,8 @@ class MonthlyDrift:
     Attributes:
         month: "2026-01", in the time zone of the web interface.
         images: Number of different images.
-        tests: By name of the quantity: "probability", those of the profile's image statistics, and "rejected"; empty with
-            fewer than `MIN_DRIFT_IMAGES` images.
+        tests: Tests by quantity: "probability", the image statistics in the profile, and "rejected"; empty with fewer
+            than `MIN_DRIFT_IMAGES` images.
     """
 
     month: str
@@ -258,24 +258,24 @@ class MonthlyDrift:
 
 
 def latest_months(today: datetime.date, count: int) -> list[str]:
-    """Return the latest calendar months as "2026-01", newest first, from the current one."""
-    current = today.year * 12 + today.month - 1  # months since the year 0
+    """Return the latest calendar months as "2026-01", newest first, starting with the current one."""
+    current = today.year * 12 + today.month - 1  # months since year 0
     return [f"{month // 12:04d}-{month % 12 + 1:02d}" for month in range(current, current - count, -1)]
 
 
 def monitor_month(
     month: str, predictions: Sequence[PredictionStatistics], profile: SiteProfile, card: Card
 ) -> MonthlyDrift:
-    """Return the comparison of the images of one month with the site profile.
+    """Return the comparison of one month's images with the site profile.
 
-    Each month is one of twelve checks a year that share `FALSE_ALARM_PROBABILITY`. The probability of a false alarm does not
-    depend on how often the result is read, because no images are added to a complete month.
+    Each month is one of twelve checks per year that share `FALSE_ALARM_PROBABILITY`. The probability of a false alarm
+    does not depend on how often the result is viewed, because no images are added to a complete month.
 
     Args:
         month: The month, for the result.
-        predictions: Its predictions, newest first; an image with several predictions counts once, with the latest.
+        predictions: Predictions of the month, newest first; each image counts once, with the latest one.
         profile: A site profile with a reference for monitoring.
-        card: The card with the changes of the profile.
+        card: The card, adjusted to the profile.
     """
     by_image: dict[str, PredictionStatistics] = {}
     for each in predictions:
@@ -291,7 +291,7 @@ def monitor_month(
             for name, value in dataclasses.asdict(each.image_statistics).items():
                 recent[name].append(value)
     reference: dict[str, list[float]] = {name: values for name, values in profile.monitoring.items() if name != "logit"}
-    # Ranks of logits and of probabilities are the same, and people read probabilities.
+    # Logits and probabilities have the same ranks, and people read probabilities.
     probabilities = calibrate(card.calibration, profile.monitoring.get("logit", [])).tolist()
     tests = detect_drift(
         {"probability": probabilities, **reference},

@@ -1,4 +1,4 @@
-"""Pages of one image: the viewer, the forms for its age and identity, and its report."""
+"""Pages for one image: the viewer, the forms for age and identity, and the report."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def viewer(
     id: str,
 ) -> Response:  # fmt: skip
     """Return the viewer of an image."""
-    revision = changes.revision  # before the image is read
+    revision = changes.revision  # before reading the image, so that no change is missed
     page = viewer_page(request, service, settings, user, id, revision)
     access_log.viewed(user, [id])
     return page
@@ -43,13 +43,13 @@ def viewer(
 
 @image_page_router.get("/images/{id}/state")
 def image_state(service: AppService, settings: AppSettings, user: User, id: str) -> dict[str, str]:
-    """Return what the viewer compares to know whether others have changed what it shows; this is not a view of the image."""
+    """Return a hash with which an open viewer detects changes by others. This is not logged as a view."""
     return {"state": shown_state(image_context(service, settings, user, id))}
 
 
 @image_page_router.post("/images/{id}")
 async def enter_age(request: Request, service: AppService, user: User, id: str) -> Response:
-    """Predict the image again with the age of the form, and redirect to the new prediction."""
+    """Predict the image again with the age in the form, and redirect to the new prediction."""
     age = _parse_age((await read_form(request)).get("age", ""))
     prediction = await service.predict_again(id, user, functools.partial(wait_for_disconnect, request), age=age)
     return RedirectResponse(f"/images/{prediction.id}", 303)
@@ -59,10 +59,10 @@ async def enter_age(request: Request, service: AppService, user: User, id: str) 
 async def set_identity(
     request: Request, service: AppService, settings: AppSettings, changes: AppChanges, user: User, id: str
 ) -> Response:
-    """Replace patient and study of an image by those of the form, and redirect to its prediction.
+    """Replace the patient and study of an image by those in the form, and redirect to its prediction.
 
-    If the dates of the form state the age of the patient, and the prediction has none, the image is predicted again. If nothing
-    can be saved, the viewer shows why, with the form as it was filled in.
+    If the dates in the form determine the patient's age and the prediction has none, the image is predicted again. If
+    the form cannot be saved, the viewer shows the error and the form as filled in.
     """
     fields = await read_form(request, max_fields=len(IDENTITY_FIELDS) + 1)
     tag = fields.pop("tag", "")
@@ -85,13 +85,13 @@ async def set_identity(
     may_change = stored.age is None and stored.image_removed is None and depends_on_entered_age(stored)
     if may_change and age is not None and 0 <= age <= MAX_AGE:
         stored = await service.predict_again(id, user, disconnected, age=age)
-    # The new patient is at the top of the page; without a fragment, browsers would keep that of the form.
+    # The top of the page shows the new patient; without a fragment, browsers would keep that of the form.
     return RedirectResponse(f"/images/{stored.id}#main", 303)
 
 
 @image_page_router.get("/images/{id}/identity")
 def identity_form(request: Request, id: str) -> Response:
-    """Redirect to the viewer: the address of a form that was not saved, in the link to the other language or after signing in."""
+    """Redirect to the viewer. After an unsaved form, this URL is in the language link and in the redirect after signing in."""
     return RedirectResponse(url_with_query(f"/images/{id}", **request.query_params), 303)
 
 
@@ -99,7 +99,7 @@ def identity_form(request: Request, id: str) -> Response:
 def report(
     request: Request, service: AppService, settings: AppSettings, access_log: AppAccessLog, user: User, id: str
 ) -> Response:
-    """Return the report of an image, to be printed; redirect to the viewer if its prediction is still hidden."""
+    """Return the printable report of an image; redirect to the viewer if its prediction is still hidden."""
     context = image_context(service, settings, user, id)
     if context["blinded"]:
         return RedirectResponse(f"/images/{id}", 303)
@@ -113,7 +113,7 @@ def _parse_age(text: str) -> float:
     """Return an age in years.
 
     Raises:
-        UsageError: It is not a number of years from 0 to 130.
+        UsageError: The text is not a number of years from 0 to 130.
     """
     try:
         age = float(text)

@@ -1,4 +1,4 @@
-"""Measurements for the page of the model: those in the folder of its bundle or run, as far as they apply to the model in use."""
+"""Measurements for the model page, read from the folder of the bundle or run, as far as they apply to the model in use."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pneumoscope.runs.run_folder import evaluation_of_bundle
 
 __all__ = ["Accuracy", "Measurements", "read_measurements"]
 
-_CENTER_BLANKED = "center blanked, 60% of each side"  # one of `evaluation.shortcuts`
+_CENTER_BLANKED = "center blanked, 60% of each side"  # name of a control in `evaluation.shortcuts`
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Accuracy:
-    """How often the decisions at an operating point were right.
+    """Accuracy of the decisions at an operating point.
 
     Attributes:
         split: Split of the images, such as "test".
-        sensitivity, specificity: Fractions of the images with and without pneumonia that were classified correctly.
-        found, false_alarms: Number of images with and without pneumonia that were classified as pneumonia.
-        by_etiology: Fraction of the images classified correctly, by cause of the pneumonia.
-        rejected: Fraction of the images that the model rejects in use; they count in the other figures as well.
+        sensitivity, specificity: Fractions of images with and without pneumonia that were classified correctly.
+        found, false_alarms: Numbers of images with and without pneumonia that were classified as pneumonia.
+        by_etiology: Fraction of images classified correctly, by cause of the pneumonia.
+        rejected: Fraction of images that the model rejects in use; the other figures include them.
     """
 
     split: str
@@ -40,14 +40,14 @@ class Accuracy:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Measurements:
-    """Measurements of the model in use; None where there is none.
+    """Measurements of the model in use; None if unavailable.
 
     Attributes:
         reliability: The evaluation with its reliability diagram.
-        percent_decimals: Decimals with which the mean probabilities of its bins differ, in percent.
-        accuracy: At the operating point in use.
-        center_blanked: AUROC on images whose center is blank, 60% of each side; 0.5 is chance.
-        unreadable: Code of the error if the measurements cannot be read; "" otherwise.
+        percent_decimals: Number of decimals needed to distinguish the mean probabilities of the bins in percent.
+        accuracy: Accuracy at the operating point in use.
+        center_blanked: AUROC on images with a blank center, 60% of each side; 0.5 is chance.
+        unreadable: Error code if the measurements cannot be read; otherwise empty.
     """
 
     reliability: Json | None = None
@@ -58,10 +58,10 @@ class Measurements:
 
 
 def read_measurements(model: Model) -> Measurements:
-    """Return the measurements of a model: those in its folder, or the evaluation on test images of its run.
+    """Return the measurements of a model, from its folder or from its run's evaluation on test images.
 
-    A site profile may change the calibration, the threshold in use or the limits, and a prevalence changes the calibration: the
-    measurements of the bundle that depend on these no longer apply.
+    Measurements of the bundle are omitted if they no longer apply: a site profile may change the calibration, the
+    threshold in use or the limits, and a prevalence changes the calibration.
     """
     if model.folder is None:
         return Measurements()
@@ -80,12 +80,12 @@ def read_measurements(model: Model) -> Measurements:
             else None,
             center_blanked=_center_blanked(shortcuts) if shortcuts else None,
         )
-    except (KeyError, TypeError, AttributeError):  # another structure
+    except (KeyError, TypeError, AttributeError):  # unexpected structure
         return Measurements(unreadable=BundleError.code)
 
 
 def _is_changed(model: Model) -> bool:
-    """Return True if the site profile changes the threshold in use, or which images are rejected."""
+    """Return whether the site profile changes the threshold in use or the rejection of images."""
     return model.profile is not None and (model.point.site or bool(model.profile.limits))
 
 
@@ -95,7 +95,7 @@ def _accuracy(evaluation: Json, operating_point: str) -> Accuracy | None:
         return None
     metrics, confusion = point["metrics"], point["confusion"]
     sensitivity, specificity = _interval(metrics["sensitivity"]), _interval(metrics["specificity"])
-    if sensitivity.low is None or specificity.low is None:  # images of one label
+    if sensitivity.low is None or specificity.low is None:  # the images have only one label
         return None
     rejected = evaluation.get("rejected")
     return Accuracy(

@@ -1,4 +1,4 @@
-"""Routes that answer with pages: errors as pages, redirection to the sign-in page, and forms."""
+"""Routes that respond with pages: error pages, redirects to the sign-in page, and forms."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["PageRoute", "error_page", "html_router", "read_form"]
 
 
 class PageRoute(APIRoute):
-    """A route that redirects to the sign-in page without a session, and renders other errors as a page."""
+    """A route that redirects to the sign-in page if there is no session, and renders other errors as pages."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the handler of the route; see `APIRoute`."""
         handle = super().get_route_handler()
 
         async def handle_errors(request: Request) -> Response:
-            """Handle a request, and answer an error with a page."""
+            """Handle a request; respond to an error with a page."""
             try:
                 return await handle(request)
             except AuthenticationError:
@@ -46,7 +46,7 @@ def html_router(role: Role) -> APIRouter:
 
 
 def error_page(request: Request, error: PneumoscopeError) -> Response:
-    """Return the page of an error, and record it for the log."""
+    """Return the page for an error, and record it for the log."""
     record_error(request, error.code, error.message)
     language = request_language(request)
     title, advice = error_text(error, language)
@@ -61,7 +61,7 @@ async def read_form(request: Request, *, max_fields: int = 4) -> dict[str, str]:
     """Return the fields of a form.
 
     Raises:
-        UsageError: The form declares an unknown character encoding.
+        UsageError: The form has an unknown character encoding.
     """
     try:
         async with request.form(max_files=0, max_fields=max_fields) as form:

@@ -1,4 +1,4 @@
-"""Pages of the web interface: worklist, unreadable files, dashboard and model card; those of one image are in `image_pages`."""
+"""Pages of the web interface: worklist, unreadable files, dashboard and model card; `image_pages` has those for one image."""
 
 from __future__ import annotations
 
@@ -62,19 +62,19 @@ __all__ = ["page_router"]
 
 AppSearches = Annotated[SearchStore, from_app_state("searches")]
 _MAX_UNREADABLE = 200
-_PAGE_SIZE = 50  # images on a page of the worklist
+_PAGE_SIZE = 50  # images per worklist page
 _MAX_DASHBOARD_IMAGES = 10_000
 _MAX_MONTHLY_IMAGES = 5000
-_MONTHS = 12  # of monitoring
+_MONTHS = 12  # monitored months
 _SEARCH_FILTERS = ("decision", "reviewed", "since", "until", "order")
-_MAX_FILTERS = 16  # fields of the form of a search
+_MAX_FILTERS = 16  # fields of the search form
 
 
 page_router = html_router("reader")
 
 
 async def _reserve_stream(changes: AppChanges, user: User) -> AsyncIterator[None]:
-    """Count the stream of a request until it ends."""
+    """Count the request's stream until it ends."""
     with changes.reserve(user):
         yield
 
@@ -87,10 +87,10 @@ async def events(
     user: CurrentUser,
     revision: int | None = None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Return a stream with an event for each change of what the pages show, for `EventSource` in a browser."""
+    """Return a stream with an event for each change visible on the pages, for `EventSource` in a browser."""
 
     async def is_signed_in() -> bool:
-        """Return whether the session has neither expired nor ended, and no token was revoked, since the stream was opened."""
+        """Return whether the user is still signed in, with a valid session and without a revoked token."""
         try:
             _, token = get_authorization_scheme_param(request.headers.get("Authorization"))
             return await authenticator.authenticate(request, token) == user
@@ -106,7 +106,7 @@ def worklist(
     request: Request, service: AppService, settings: AppSettings, searches: AppSearches, changes: AppChanges, user: User
 ) -> Response:
     """Return a page of the worklist."""
-    revision = changes.revision  # before the list is read
+    revision = changes.revision  # before reading the list, so that no change is missed
     blind_reader = _blind_reader(settings, user)
     query = parse_query(
         request.query_params, searches, service.search_words, time_zone=settings.time_zone, blind_reader=blind_reader
@@ -138,12 +138,12 @@ def worklist(
 
 
 class _Group(NamedTuple):
-    """Images of the worklist that stand together.
+    """A group of images in the worklist.
 
     Attributes:
-        study: Their study; None if it is unknown.
-        images: Those that are listed.
-        blinded: Whether the decision of the study is hidden.
+        study: Study of the images; None if unknown.
+        images: The listed images.
+        blinded: Whether the decision for the study is hidden.
         unlisted: Rejected images of the study, which follow in the viewer.
     """
 
@@ -154,7 +154,7 @@ class _Group(NamedTuple):
 
 
 def _unlisted(query: WorklistQuery, stored: Sequence[StoredPrediction]) -> list[StoredPrediction]:
-    """Return the rejected images of a study that the list leaves to their tab, as far as the filter by readings allows."""
+    """Return the rejected images of a study, which the list omits in favor of their tab, subject to the filter by readings."""
     if query.filter.rejected is not False:
         return []
     reviewed = query.filter.reviewed
@@ -165,7 +165,7 @@ def _unlisted(query: WorklistQuery, stored: Sequence[StoredPrediction]) -> list[
 
 @page_router.post("/search")
 async def search(request: Request, searches: AppSearches) -> Response:
-    """Redirect to the worklist of the images that match the text of the form; the other fields are filters."""
+    """Redirect to the worklist of the images that match the text in the form; the other fields are filters."""
     form = await read_form(request, max_fields=_MAX_FILTERS)
     text = normalize_text(form.pop("text", ""))
     parameters = {name: form[name] for name in _SEARCH_FILTERS if form.get(name)}
@@ -177,7 +177,7 @@ async def search(request: Request, searches: AppSearches) -> Response:
 class _Tabs(NamedTuple):
     """The numbers on the tabs of the worklist: predicted images, rejected images by code, and unreadable files.
 
-    A blind reader sees all images on the first tab, and on the second one those that this reader has reviewed.
+    For a blind reader, the first tab counts all images, and the second one only those reviewed by this reader.
     """
 
     listed: int
@@ -201,7 +201,7 @@ def _sorted_by_number(rejections: Mapping[RejectionCode, int]) -> dict[Rejection
 
 
 def _blind_reader(settings: Settings, user: str) -> str | None:
-    """Return the user if predictions are hidden until a reader labels an image; None if they are never hidden."""
+    """Return the user if predictions are hidden until the reader labels the image; otherwise None."""
     return user if settings.blind_first else None
 
 
@@ -209,8 +209,8 @@ def _blind_reader(settings: Settings, user: str) -> str | None:
 def unreadable(
     request: Request, service: AppService, settings: AppSettings, searches: AppSearches, changes: AppChanges, user: User
 ) -> Response:
-    """Return the latest files that could not be read."""
-    revision = changes.revision  # before the list is read
+    """Return the page with the latest unreadable files."""
+    revision = changes.revision  # before reading the list, so that no change is missed
     files, total = service.repository.unreadable_files.find(limit=_MAX_UNREADABLE)
     query = parse_query({}, searches, service.search_words, time_zone=settings.time_zone)
     return render(
@@ -229,7 +229,7 @@ def worklist_csv(
     access_log: AppAccessLog,
     user: User,
 ) -> Response:
-    """Return the worklist as a CSV file, unless readers may not see the predictions."""
+    """Return the worklist as a CSV file, unless predictions are hidden from readers."""
     if settings.blind_first:
         raise UsageError(
             "the worklist has predictions that are hidden", hint="Get them from the API: GET /v1/predictions"
@@ -247,7 +247,7 @@ def worklist_csv(
 def dashboard(request: Request, service: AppService, settings: AppSettings, user: User) -> Response:
     """Return the dashboard: numbers of images, and statistics of the current model and operating point.
 
-    Totals would reveal the decisions that are hidden from a blind reader: they leave out the images without this reader's label.
+    For a blind reader, totals would reveal hidden decisions, so they omit images without this reader's label.
     """
     model, blind_reader = service.model, _blind_reader(settings, user)
     latest = service.repository.latest(model.facts, model.operating_point_name, _MAX_DASHBOARD_IMAGES)
@@ -264,9 +264,10 @@ def dashboard(request: Request, service: AppService, settings: AppSettings, user
 
 
 def _monitor(service: PredictionService, time_zone: ZoneInfo, blind_reader: str | None) -> list[MonthlyDrift] | None:
-    """Return the complete months with images, newest first; None without a profile to compare them with.
+    """Return the complete months with images, newest first; None if there is no profile for comparison.
 
-    Months with an image whose decision is hidden from the reader are left out: a part of the images would be another sample.
+    A month with an image whose decision is hidden from the reader is omitted, because the remaining images would be a
+    different sample.
     """
     model, profile = service.model, service.model.profile
     if profile is None or not (profile.monitoring and profile.monitored_patients):
@@ -288,7 +289,7 @@ def _monitor(service: PredictionService, time_zone: ZoneInfo, blind_reader: str 
 
 @page_router.get("/model")
 def model(request: Request, service: AppService) -> Response:
-    """Return the page that tells readers what the model was trained on, how often it was right, and what is unknown."""
+    """Return the model page: training data, accuracy and limitations of the model."""
     card, profile = service.model.card, service.model.profile
     measurements = read_measurements(service.model)
     if measurements.unreadable:

@@ -1,4 +1,4 @@
-"""Render pages: Jinja2 templates in the language of the request, with a strict content security policy.
+"""Render pages from Jinja2 templates, in the language of the request and with a strict content security policy.
 
 Templates escape every value, and pages load nothing from other hosts.
 """
@@ -30,15 +30,15 @@ from pneumoscope.service.time_zone import format_minute, local_date
 
 __all__ = ["LANGUAGE", "render", "request_language", "url_with_query"]
 
-LANGUAGE = "language"  # name of the cookie and of the query parameter
+LANGUAGE = "language"  # name of the cookie and the query parameter
 _LANGUAGE_COOKIE_SECONDS = 365 * 86400
-_UID_END = 8  # characters of a UID that are shown
+_UID_END = 8  # displayed characters of a UID
 _CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'none'",
         "script-src 'self'",
         "style-src 'self'",
-        "img-src 'self' blob:",  # scripts fetch the heatmap together with its scale
+        "img-src 'self' blob:",  # blob: because scripts fetch the heatmap together with its scale
         "connect-src 'self'",
         "form-action 'self'",
         "base-uri 'none'",
@@ -48,7 +48,7 @@ _CONTENT_SECURITY_POLICY = "; ".join(
 
 
 def request_language(request: Request) -> str:
-    """Return the language of a request, a key of `LANGUAGES`: from its query, its cookie or the browser's settings."""
+    """Return the language of a request, a key of `LANGUAGES`, from the query, the cookie or the browser settings."""
     chosen = request.query_params.get(LANGUAGE) or request.cookies.get(LANGUAGE, "")
     return choose_language(chosen, request.headers.get("Accept-Language", ""))
 
@@ -60,7 +60,7 @@ def render(request: Request, template: str, status: int = 200, **context: object
         request: Determines the language and the signed-in user.
         template: File name in `templates/`.
         status: HTTP status.
-        context: Variables of the template. `notice` is that of the current model, unless the page has a result of an earlier one.
+        context: Template variables. Without `notice`, the notice of the current model is used.
     """
     language, path = request_language(request), request.url.path
     authenticator: Authenticator = request.app.state.authenticator
@@ -95,7 +95,7 @@ def render(request: Request, template: str, status: int = 200, **context: object
 
 
 def url_with_query(path: str, /, **parameters: str) -> str:
-    """Return a path with a query string of the parameters that are not empty."""
+    """Return a path with a query string of the non-empty parameters."""
     query = urlencode({name: value for name, value in parameters.items() if value})
     return f"{path}?{query}" if query else path
 
@@ -104,7 +104,7 @@ def format_interval(interval: Interval, opening: str = " (", closing: str = ")")
     """Return a proportion and its interval in whole percent, "94% (90–97%)"; the interval is rounded outwards.
 
     Args:
-        interval: Of the proportion.
+        interval: Interval of the proportion.
         opening, closing: Brackets of the language; see `messages.punctuation`.
     """
     if interval.value is None or interval.low is None or interval.high is None:
@@ -114,7 +114,7 @@ def format_interval(interval: Interval, opening: str = " (", closing: str = ")")
 
 
 def format_sentence(text: str, full_stop: str = ".") -> str:
-    """Return a phrase of an error, or several with full stops between them, as a sentence."""
+    """Return an error phrase, or several separated by full stops, as a sentence."""
     return f"{text[:1].upper()}{text[1:]}{full_stop}" if text else ""
 
 
@@ -124,7 +124,7 @@ def format_years(age: float) -> str:
 
 
 def format_image_title(prediction: Prediction) -> str:
-    """Return the name of an image; the end of its UID for one that has no other name, as a PACS sends it."""
+    """Return the name of an image; if the name is its UID, as for images from a PACS, only the end of the UID."""
     identity = prediction.identity
     is_uid = identity is not None and prediction.path == identity.sop_instance_uid
     return f"DICOM \N{HORIZONTAL ELLIPSIS}{prediction.path[-_UID_END:]}" if is_uid else prediction.path

@@ -1,4 +1,4 @@
-"""The content of viewer and report: a prediction, its study, images to compare with, and the form of patient and study."""
+"""Content of the viewer and the report: a prediction, its study, images for comparison, and the form for patient and study."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pneumoscope.service.web.templating import render, request_language
 
 __all__ = ["Comparisons", "IdentityForm", "identity_tag", "image_context", "is_hidden", "shown_state", "viewer_page"]
 
-# Rejections by what a header states.
+# Rejections caused by the header.
 _HEADER_REJECTIONS: tuple[RejectionCode, ...] = (
     "outside_age_range",
     "age_not_understood",
@@ -38,9 +38,9 @@ _HEADER_REJECTIONS: tuple[RejectionCode, ...] = (
     "for_processing",
     "presentation_intent_not_understood",
 )
-# Rejections by what the image shows, that must be corrected at the source.
+# Rejections caused by the image itself, which must be corrected at the source.
 _DISPLAY_REJECTIONS: tuple[RejectionCode, ...] = ("inverted", "upside_down", "rotated_90", "mirrored", "cropped")
-# Fields of the identity that only a header states.
+# Identity fields that the form hides, because only headers contain them.
 _HIDDEN_FIELDS = ("study_instance_uid", "series_instance_uid", "sop_instance_uid", "station_name")
 
 
@@ -48,9 +48,9 @@ class Comparisons(NamedTuple):
     """Images that the viewer can show beside an image.
 
     Attributes:
-        priors: Of other studies of the same patient, latest study first.
+        priors: Images of the patient's other studies, latest study first.
         study: The other images of the same study.
-        patient_known: Whether the patient is known; without, there are no priors.
+        patient_known: Whether the patient is known; otherwise, there are no priors.
     """
 
     priors: list[StoredPrediction]
@@ -59,7 +59,7 @@ class Comparisons(NamedTuple):
 
 
 def shown_state(context: dict[str, Any]) -> str:
-    """Return a hash of the parts of the viewer that others can change, not of the reader's own review."""
+    """Return a hash of the parts of the viewer that others can change; it excludes the reader's own review."""
     prediction: StoredPrediction = context["prediction"]
     shown = (
         prediction.identity and dataclasses.astuple(prediction.identity),
@@ -75,14 +75,14 @@ def shown_state(context: dict[str, Any]) -> str:
 
 
 def identity_tag(prediction: StoredPrediction) -> str:
-    """Return what changes with the identities of an image, and not with its readings, as `StoredPrediction.etag` does."""
+    """Return a hash of the identities of an image that, unlike `StoredPrediction.etag`, does not change with reviews."""
     identities = prediction.identity or Identity(), *(each.identity for each in prediction.other_identities)
     fields = json.dumps([dataclasses.astuple(each) for each in identities])
     return hashlib.sha256(fields.encode()).hexdigest()[:32]
 
 
 def is_hidden(settings: Settings, user: str, prediction: StoredPrediction) -> bool:
-    """Return whether the prediction is hidden, because readers label first and this one has not."""
+    """Return whether a prediction is hidden because readers label first and this reader has not labeled the image."""
     return settings.blind_first and prediction.review_of(user) is None
 
 
@@ -126,10 +126,10 @@ def image_context(service: PredictionService, settings: Settings, user: str, id:
 def _study_context(
     service: PredictionService, prediction: StoredPrediction, is_blinded: Callable[[StoredPrediction], bool]
 ) -> dict[str, Any]:
-    """Return the study of a prediction, the other images of it, each with its latest prediction, and the patient's priors.
+    """Return the study of a prediction, its other images with their latest predictions, and the patient's priors.
 
-    `newer_id` is the id of a later prediction of the same image, such as that with a corrected age; empty if there is none.
-    A study is hidden as long as the reader has not labeled all of its images.
+    `newer_id` is the id of a later prediction of the same image, such as one with a corrected age; empty if there is
+    none. A study is hidden until the reader has labeled all of its images.
     """
     key = prediction.study_key
     if key is None:
@@ -162,12 +162,12 @@ def _comparisons(
     study_images: Sequence[StoredPrediction],
     others: Mapping[str, Sequence[StoredPrediction]],
 ) -> Comparisons:
-    """Return the images to compare with, as far as they are stored.
+    """Return the images for comparison whose files are still stored.
 
     Args:
-        prediction: The prediction that is viewed.
+        prediction: The viewed prediction.
         study_images: The other images of its study.
-        others: Predictions of the other studies of its patient by key.
+        others: Predictions of the patient's other studies, by study key.
     """
     priors = [image for prior in sorted_studies(others) for image in latest_images(others[prior.study_key])]
     priors, images = ([each for each in found if each.image_removed is None] for found in (priors, study_images))
@@ -175,14 +175,14 @@ def _comparisons(
 
 
 class IdentityForm(NamedTuple):
-    """A form of patient and study that was not saved: its fields as they were filled in, and why."""
+    """An unsaved form for patient and study: the fields as filled in, and the error."""
 
     values: dict[str, str]
     error: PneumoscopeError
 
     @property
     def problems(self) -> dict[str, str]:
-        """Code of the problem by the name of the field; empty if the error is of no field."""
+        """Problem codes by field name; empty if the error does not concern a field."""
         return self.error.fields if isinstance(self.error, InvalidIdentityError) else {}
 
 
@@ -195,7 +195,7 @@ def viewer_page(
     revision: int,
     form: IdentityForm | None = None,
 ) -> Response:
-    """Return the viewer of an image as of a revision of `ChangeStreams`, with a form that was not saved."""
+    """Return the viewer of an image at a revision of `ChangeStreams`, optionally with an unsaved form."""
     context = image_context(service, settings, user, id)
     identity = context["prediction"].identity or Identity()
     language = request_language(request)

@@ -1,4 +1,4 @@
-"""The worklist: its filters, its sort order and its CSV export."""
+"""The worklist: filters, sort orders and CSV export."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pneumoscope.service.time_zone import start_of_day
 
 __all__ = ["BLIND_ORDERS", "ORDERS", "SearchStore", "WorklistQuery", "export_csv", "parse_query"]
 
-# Labels of the sort orders; the first one is the default. Those of a blind reader do not depend on the prediction.
+# Labels of the sort orders; the first is the default. A blind reader's orders do not depend on the prediction.
 ORDERS: dict[Order, str] = {
     "urgency": N_("Most urgent first, read images last"),
     "newest": N_("Newest first"),
@@ -41,14 +41,14 @@ _REVIEWED = {"": None, "yes": True, "no": False}
 
 
 class SearchStore:
-    """Keeps the texts of the latest searches in memory, so that URLs contain a random id instead of a patient's name."""
+    """Recent search texts, kept in memory so that URLs contain a random id instead of a patient's name."""
 
     def __init__(self) -> None:
         self._texts: OrderedDict[str, str] = OrderedDict()
         self._lock = threading.Lock()
 
     def add(self, text: str) -> str:
-        """Return the id of a search, 32 hexadecimal digits."""
+        """Store a search text; return its id, 32 hexadecimal digits."""
         id = secrets.token_hex(16)
         with self._lock:
             self._texts[id] = text
@@ -60,7 +60,7 @@ class SearchStore:
         """Return the text of a search.
 
         Raises:
-            UsageError: There is no such search.
+            UsageError: The search does not exist or has expired.
         """
         with self._lock:
             try:
@@ -71,12 +71,12 @@ class SearchStore:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WorklistQuery:
-    """A worklist's query.
+    """Query of a worklist.
 
     Attributes:
         filter: Conditions on the listed predictions. Rejected images are listed on a separate tab.
         order: Sort order.
-        form: The query parameters as given; empty if absent.
+        form: The query parameters as received; empty if absent.
         search: Text of the search; empty without one.
     """
 
@@ -87,12 +87,12 @@ class WorklistQuery:
 
     @property
     def rejected(self) -> bool:
-        """True on the tab of rejected images."""
+        """Whether this is the tab of rejected images."""
         return self.filter.decision == "rejected"
 
     @property
     def filtered(self) -> bool:
-        """True if there is a filter beyond the tab."""
+        """Whether there are filters besides the tab."""
         return any(value for name, value in self.form.items() if name != "order" and value != "rejected")
 
 
@@ -104,17 +104,18 @@ def parse_query(
     time_zone: ZoneInfo,
     blind_reader: str | None = None,
 ) -> WorklistQuery:
-    """Return the query that the parameters of a URL describe.
+    """Return the query described by URL parameters.
 
     Args:
-        parameters: Of the URL.
-        searches: Contains the text of the parameter "search".
+        parameters: Parameters of the URL.
+        searches: Contains the text for the parameter "search".
         search_words: See `PredictionService.search_words`.
-        time_zone: Of the dates.
-        blind_reader: Reader who sees predictions only of the images that they have labeled: conditions and orders by the
-            prediction are errors, rejected images without their label are listed among the others; None if all are shown.
+        time_zone: Time zone of the dates.
+        blind_reader: Reader who sees predictions only of images that the reader has labeled; None if all are visible.
+            For such a reader, filters and orders by prediction are errors, and rejected images without the reader's
+            label are listed among the others.
     Raises:
-        UsageError: A value is not one of those allowed.
+        UsageError: A value is not allowed.
     """
     form = {name: parameters.get(name, "") for name in _PARAMETERS}
     blind = blind_reader is not None
@@ -153,10 +154,10 @@ def parse_query(
 
 
 def _start_of_day(text: str, name: str, time_zone: ZoneInfo) -> str | None:
-    """Return the time at which a date in a form begins, in UTC; None for an empty field.
+    """Return the UTC time at which a date in a form begins; None for an empty field.
 
     Raises:
-        UsageError: The text is not a date; `name` is that of its parameter.
+        UsageError: The text is not a date; the message contains `name`, the parameter.
     """
     if not text:
         return None
@@ -173,14 +174,12 @@ def export_csv(
 ) -> tuple[int, Iterator[bytes]]:
     """Return the number of predictions of a query, and the lines of a CSV file with them.
 
-    The columns are those of `predict --csv` and of `StoredPrediction`; each line ends with the notice of its prediction.
-
-    Without a decision in the query, the file has the rejected images as well.
-
-    The file begins with a byte order mark, which Excel needs to recognize UTF-8.
+    The columns are those of `predict --csv` and of `StoredPrediction`; each line ends with the notice of its
+    prediction. Without a decision in the query, rejected images are included. The file begins with a byte order mark,
+    which Excel needs to recognize UTF-8.
 
     Raises:
-        StorageError: The database cannot be read; raised before the first line if it fails at the beginning.
+        StorageError: The database cannot be read. Raised before the first line if the first page cannot be read.
     """
     if not query.filter.decision:
         query = dataclasses.replace(query, filter=dataclasses.replace(query.filter, rejected=None))
@@ -191,7 +190,7 @@ def export_csv(
 def _csv_lines(
     repository: PredictionRepository, query: WorklistQuery, page: Page, notice: Callable[[StoredPrediction], str]
 ) -> Iterator[bytes]:
-    """Yield the byte order mark, the header and a line for each prediction from a page on."""
+    """Yield the byte order mark, the header, and a line for each prediction, starting with a page."""
     header = True
     yield codecs.BOM_UTF8
     while True:

@@ -11,7 +11,7 @@ _TIME = sa.String(32)
 
 
 def upgrade() -> None:
-    """Create the tables, and triggers that make the audit log append-only."""
+    """Create the tables, with triggers that make the audit log append-only."""
     op.create_table(
         "predictions",
         sa.Column("id", sa.String(32), primary_key=True),
@@ -75,5 +75,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Raise NotImplementedError: no command deletes an audit log."""
+    """Raise NotImplementedError, because no command deletes an audit log."""
     raise NotImplementedError("the first tables cannot be removed; delete the data directory or the database yourself")

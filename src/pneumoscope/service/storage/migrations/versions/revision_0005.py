@@ -8,7 +8,7 @@ down_revision = "0004"
 
 
 def upgrade() -> None:
-    """Create the table; earlier unreadable files left no record."""
+    """Create the table. Earlier unreadable files were not recorded."""
     op.create_table(
         "unreadable_files",
         sa.Column("id", sa.String(32), primary_key=True),
@@ -24,6 +24,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the table; the audit log keeps the events."""
+    """Drop the table. The audit log keeps the events."""
     op.drop_index("ix_unreadable_files_created", "unreadable_files")
     op.drop_table("unreadable_files")

@@ -1,4 +1,4 @@
-"""Add the tables of patients, studies and instances, and the hash of an image's pixels."""
+"""Add the tables of patients, studies and instances, and the pixel hash of images."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,7 +11,7 @@ _SHA256 = sa.String(64)
 
 
 def upgrade() -> None:
-    """Create the tables. Earlier images are identified by their file, and have no patient."""
+    """Create the tables. Existing images are identified by their file hash and have no patient."""
     op.create_table(
         "patients",
         sa.Column("patient_key", _KEY, primary_key=True),
@@ -49,7 +49,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the tables, and with them the identities of all patients."""
+    """Drop the tables, including the identities of all patients."""
     op.drop_index("ix_predictions_pixel_sha256", "predictions")
     for name in ("pixel_sha256", "last_predicted", "identity_removed"):
         op.drop_column("predictions", name)

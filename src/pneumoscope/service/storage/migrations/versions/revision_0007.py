@@ -1,4 +1,4 @@
-"""Replace the agreement with a decision by reviews of several readers."""
+"""Replace agreement with the decision by reviews of several readers."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0006"
 
 
 def upgrade() -> None:
-    """Create the table. Agreements say nothing about an image without its decision: they stay in the audit log only."""
+    """Create the table. An agreement is not a label of the image, so agreements remain only in the audit log."""
     op.create_table(
         "reviews",
         sa.Column("number", sa.Integer, primary_key=True),
@@ -26,5 +26,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Raise NotImplementedError: a review of several readers has no agreement."""
+    """Raise NotImplementedError, because reviews cannot be converted to agreements."""
     raise NotImplementedError("reviews cannot be converted; restore a backup of the database")

@@ -8,7 +8,7 @@ down_revision = "0007"
 
 
 def upgrade() -> None:
-    """Create the table; tokens of earlier versions were in a file."""
+    """Create the table. Tokens of earlier versions were stored in a file."""
     op.create_table(
         "tokens",
         sa.Column("id", sa.String(16), primary_key=True),
@@ -23,5 +23,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove the table, and with it all tokens."""
+    """Drop the table, including all tokens."""
     op.drop_table("tokens")

@@ -1,4 +1,4 @@
-"""Create the tables of received DICOM instances and of the outbox."""
+"""Create the tables for received DICOM instances and for the outbox."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0008"
 
 
 def upgrade() -> None:
-    """Create the tables; earlier versions predicted each instance before they acknowledged it, and delivered no results."""
+    """Create the tables. Earlier versions predicted each instance before acknowledging it, and delivered no results."""
     op.create_table(
         "received_instances",
         sa.Column("number", sa.Integer, primary_key=True),
@@ -53,6 +53,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove the tables, and with them what is not delivered."""
+    """Drop the tables, including undelivered results."""
     op.drop_table("outbox")
     op.drop_table("received_instances")

@@ -1,4 +1,4 @@
-"""Add the events of finished studies to the outbox."""
+"""Add events of finished studies to the outbox."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -17,7 +17,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove the columns and the events."""
+    """Remove the events and the columns."""
     op.drop_index("ix_audit_log_prediction_id", "audit_log")
     op.drop_index("ix_outbox_study_instance_uid", "outbox")
     op.execute("DELETE FROM outbox WHERE kind = 'webhook'")

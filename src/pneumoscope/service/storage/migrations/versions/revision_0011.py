@@ -1,4 +1,4 @@
-"""Add storage commitment to the outbox, and the totals of its destinations."""
+"""Add storage commitment and totals by destination to the outbox."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0010"
 
 
 def upgrade() -> None:
-    """Add the columns, which are empty for what was delivered before, and count what destinations have confirmed."""
+    """Add the columns, which are empty for objects already delivered, and count the objects that destinations have confirmed."""
     op.add_column("outbox", sa.Column("commitment", sa.String(16), nullable=False, server_default=""))
     op.add_column("outbox", sa.Column("commitment_requested", sa.String(32)))
     op.add_column("outbox", sa.Column("commitment_due", sa.String(32)))
@@ -36,7 +36,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove the columns and the totals."""
+    """Drop the columns and the totals."""
     op.drop_table("outbox_totals")
     for name in ("identified", "transaction_uid", "commitment"):
         op.drop_index(f"ix_outbox_{name}", "outbox")

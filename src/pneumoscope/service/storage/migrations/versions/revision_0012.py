@@ -1,4 +1,4 @@
-"""Count the attempts to predict a received instance."""
+"""Count the attempts to predict received instances."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,10 +8,10 @@ down_revision = "0011"
 
 
 def upgrade() -> None:
-    """Add the column; instances that wait were not attempted."""
+    """Add the column. Waiting instances start without attempts."""
     op.add_column("received_instances", sa.Column("attempts", sa.Integer, nullable=False, server_default="0"))
 
 
 def downgrade() -> None:
-    """Remove the column."""
+    """Drop the column."""
     op.drop_column("received_instances", "attempts")

@@ -1,4 +1,4 @@
-"""Let an image have the identities of several patients."""
+"""Allow an image to have the identities of several patients."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,12 +10,12 @@ _COLUMNS = "pixel_sha256, study_key, series_instance_uid, sop_instance_uid, stat
 
 
 def upgrade() -> None:
-    """Add the number to the primary key of instances: those that are stored are the only ones of their images."""
+    """Add the number to the primary key of instances. Existing instances get 0, since each is the only one of its image."""
     _replace([sa.Column("number", sa.Integer, primary_key=True, autoincrement=False)], f"{_COLUMNS}, number", "0", "")
 
 
 def downgrade() -> None:
-    """Keep the identity of each image, and remove those of other patients."""
+    """Keep each image's own identity, and remove those of other patients."""
     _replace([], _COLUMNS, "", "WHERE number = 0")
     op.execute(
         "DELETE FROM studies WHERE study_key NOT IN (SELECT study_key FROM instances WHERE study_key IS NOT NULL)"
@@ -26,7 +26,7 @@ def downgrade() -> None:
 
 
 def _replace(key: list[sa.Column[int]], columns: str, number: str, condition: str) -> None:
-    """Replace the table by one with another primary key, which SQLite cannot alter."""
+    """Recreate the table with another primary key, which SQLite cannot alter."""
     op.create_table(
         "new_instances",
         sa.Column("pixel_sha256", sa.String(64), primary_key=True),

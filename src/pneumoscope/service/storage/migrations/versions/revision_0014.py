@@ -1,4 +1,4 @@
-"""Record under which header of an image of several patients a prediction was made, and for which patient an age was entered."""
+"""Record the header of each prediction for images of several patients, and the patient for whom an age was entered."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,8 +12,9 @@ _COPIED = "last_predicted, age, age_source, rejection_parameters"
 def upgrade() -> None:
     """Add the table and the column.
 
-    It is unknown under which header the predictions of a stored image of several patients were made: they are listed for each,
-    and a rejection decides. An age that was entered for the current prediction of another image is that of its patient.
+    For stored images of several patients, it is unknown under which header predictions were made. They are listed under
+    each header, and a rejection decides. An age entered for the current prediction of any other image belongs to its
+    patient.
     """
     op.add_column("instances", sa.Column("entered_age", sa.Float))
     op.create_table(
@@ -42,6 +43,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove the table and the column."""
+    """Drop the table and the column."""
     op.drop_table("header_predictions")
     op.drop_column("instances", "entered_age")

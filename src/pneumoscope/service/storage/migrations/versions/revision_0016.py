@@ -1,4 +1,4 @@
-"""Record why a file could not be read as a code with parameters."""
+"""Store the reason why a file could not be read as a code with parameters."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,12 +8,12 @@ down_revision = "0015"
 
 
 def upgrade() -> None:
-    """Add the columns; earlier records have a message only."""
+    """Add the columns. Existing records only have a message."""
     op.add_column("unreadable_files", sa.Column("failure_reason", sa.String(64), nullable=False, server_default=""))
     op.add_column("unreadable_files", sa.Column("failure_parameters", sa.Text, nullable=False, server_default=""))
 
 
 def downgrade() -> None:
-    """Remove the columns; the records keep their messages."""
+    """Drop the columns. The records keep their messages."""
     op.drop_column("unreadable_files", "failure_parameters")
     op.drop_column("unreadable_files", "failure_reason")

@@ -1,4 +1,4 @@
-"""Find the results of an image by a prediction by one index: an image may have been received in very many versions."""
+"""Index results by image and prediction together, because an image may have been received in very many versions."""
 
 from alembic import op
 
@@ -13,6 +13,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Replace the index by that of the images."""
+    """Restore the index by image."""
     op.drop_index("ix_outbox_image", "outbox")
     op.create_index("ix_outbox_sop_instance_uid", "outbox", ["sop_instance_uid"])

@@ -1,4 +1,4 @@
-"""Record in the outbox in which study an object is, also after its header was removed, and the reason of an unreadable image."""
+"""Store the study of outbox objects, which remains known without the header, and the reason for unreadable images."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0017"
 
 
 def upgrade() -> None:
-    """Add the columns and an index. The study is that of the header; reports that were added before state no reason."""
+    """Add the columns and an index. The study is copied from the header; existing reports have no reason."""
     op.create_index("ix_unreadable_files_image_sha256", "unreadable_files", ["image_sha256"])
     op.add_column("outbox", sa.Column("failure_reason", sa.String(64), nullable=False, server_default=""))
     op.add_column("outbox", sa.Column("failure_parameters", sa.Text, nullable=False, server_default=""))
@@ -22,7 +22,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove the columns and the index; objects state their study in the header only."""
+    """Drop the columns and the index. Only the header of an object then contains its study."""
     op.execute("UPDATE outbox SET study_instance_uid = '' WHERE kind <> 'webhook'")
     op.drop_column("outbox", "failure_parameters")
     op.drop_column("outbox", "failure_reason")

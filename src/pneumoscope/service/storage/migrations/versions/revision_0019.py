@@ -1,4 +1,4 @@
-"""Record who sent a file that could not be read."""
+"""Record the sender of unreadable files."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0018"
 
 
 def upgrade() -> None:
-    """Add the column; the senders of earlier files are in the audit log."""
+    """Add the column. The senders of existing records are taken from the audit log."""
     op.add_column("unreadable_files", sa.Column("sender", sa.String(64), nullable=False, server_default=""))
     op.execute(
         'UPDATE unreadable_files SET sender = coalesce((SELECT max(audit_log."user") FROM audit_log'
@@ -18,5 +18,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove the column."""
+    """Drop the column."""
     op.drop_column("unreadable_files", "sender")

@@ -8,7 +8,7 @@ down_revision = "0019"
 
 
 def upgrade() -> None:
-    """Create the table; the populations of models that were replaced before are unknown."""
+    """Create the table. The populations of earlier models are unknown."""
     op.create_table(
         "model_populations",
         sa.Column("model_sha256", sa.String(64), primary_key=True),
@@ -17,5 +17,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove the table."""
+    """Drop the table."""
     op.drop_table("model_populations")

@@ -1,4 +1,4 @@
-"""Count the rejected requests for storage commitment, which only the code of the error stated."""
+"""Count rejected requests for storage commitment; previously, only the error code recorded them."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0020"
 
 
 def upgrade() -> None:
-    """Add the column. The requests without a report for an object whose last request was rejected were rejected."""
+    """Add the column. If an object's last request was rejected, all its requests without a report count as rejected."""
     op.add_column("outbox", sa.Column("commitment_rejections", sa.Integer, nullable=False, server_default="0"))
     op.execute(
         "UPDATE outbox SET commitment_rejections = commitment_attempts"
@@ -17,5 +17,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove the column."""
+    """Drop the column."""
     op.drop_column("outbox", "commitment_rejections")

@@ -1,4 +1,4 @@
-"""Store the stated prevalence of predictions in a column, not as text in the column of the site profile."""
+"""Store the prevalence of predictions in a separate column, not as text in the column of the site profile."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,7 +11,7 @@ _predictions = sa.table("predictions", sa.column("model_site", sa.Text), sa.colu
 
 
 def upgrade() -> None:
-    """Add the column, and move the stated prevalences to it. The label of a site profile ends in its hash, in parentheses."""
+    """Add the column, and move prevalences to it. Labels of site profiles differ: they end in a hash in parentheses."""
     op.add_column("predictions", sa.Column("model_prevalence", sa.Float))
     connection, site = op.get_bind(), _predictions.c.model_site
     is_prevalence = site.startswith(_PREFIX, autoescape=True) & site.notlike("%)")
@@ -21,7 +21,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Move the stated prevalences back, and remove the column."""
+    """Move the prevalences back, and drop the column."""
     connection, prevalence = op.get_bind(), _predictions.c.model_prevalence
     for value in connection.execute(sa.select(prevalence).where(prevalence.is_not(None)).distinct()).scalars().all():
         text = f"{_PREFIX}{value!r}"
