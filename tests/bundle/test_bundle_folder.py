@@ -52,18 +52,6 @@ def test_bundle_is_read_as_it_was_written(bundle):
     assert card.calibration == Calibration(slope=0.8, intercept=0.1, method="platt", n=8, prevalence=0.5)
 
 
-@pytest.mark.parametrize("ages", [(1.0, 5.0), None])
-def test_card_of_format_1_states_the_ages_of_its_population_only(maker, ages):
-    bundle = maker.bundle(maker.root / "old", age_range=ages)
-    data = json.loads((bundle / "card.json").read_text())
-    del data["population"]
-    (bundle / "card.json").write_text(json.dumps({**data, "format": 1}))
-
-    card, _ = read_bundle(bundle)
-
-    assert (card.format, card.age_range, card.population) == (2, ages, Population(ages=ages))
-
-
 def test_population_that_is_not_one_is_rejected(bundle):
     for field, value, reason in (
         ("sites", 0, "Expected `int` >= 1"),
@@ -163,7 +151,7 @@ def test_newer_format_asks_for_an_upgrade_despite_unknown_fields(bundle):
         read_bundle(bundle)
 
 
-@pytest.mark.parametrize("number", [0, -1, None, "one"])
+@pytest.mark.parametrize("number", [1, 0, -1, None, "one"])
 def test_invalid_format_number_is_rejected(bundle, number):
     change(bundle, format=number)
 

@@ -179,10 +179,3 @@ def test_column_that_a_manifest_states_itself_is_named_if_it_is_not_kept(images:
     assert columns["patient"][1] == "P-1"
     assert {"person", "pid"}.isdisjoint(columns)  # the manifest has the person as the patient
     assert {image.label for image in load_manifest(out)} == {"NORMAL", "PNEUMONIA"}
-
-
-def test_other_columns_of_an_earlier_manifest_follow_its_comment(images: Path, tmp_path: Path) -> None:
-    data = _table(images, tmp_path / "mine.csv", "sex", "F")
-    data.write_text("# split by patient\n" + data.read_text(encoding="utf-8-sig"))
-    assert invoke(data, "--out", tmp_path / "images.csv").exit_code == 0
-    assert set(_columns(tmp_path / "images.csv")["sex"]) == {"F"}

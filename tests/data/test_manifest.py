@@ -34,11 +34,6 @@ def test_saved_manifest_is_a_plain_csv(make_manifest: Make) -> None:
     assert (row[0], row[-1]) == ("NORMAL/a.png", "block")
 
 
-def test_comment_of_older_manifests_is_read() -> None:
-    text = "# split by image\npath,label\na.png,normal\n"
-    assert Manifest.from_csv(text, Path("images"), "m.csv").split_by == "image"
-
-
 def test_rows_of_several_manifests_have_no_common_split() -> None:
     text = "path,label,split_by\na.png,normal,image\nb.png,normal,patient\n"
     assert Manifest.from_csv(text, Path("images"), "m.csv").split_by == "given"
@@ -66,7 +61,8 @@ def test_hash_of_a_set_of_images_is_independent_of_their_order() -> None:
     [
         ("", r"m.csv has no column 'path' \(its columns: none\)"),
         ("path,class\na,b\n", r"m.csv has no column 'label' \(its columns: path, class\)"),
-        ("# split by patient\npath,label\na.png,1\nb.png\n", "m.csv, line 4: the label is empty"),
+        ("path,label\na.png,1\nb.png\n", "m.csv, line 3: the label is empty"),
+        ("# split by patient\npath,label\na.png,1\n", "m.csv has no column 'path'"),
         (
             "path,label,split\na.png,normal,dev\n",
             "m.csv, line 2: split is 'dev', not one of train, validation, test, unused",

@@ -215,8 +215,6 @@ def _parse_card(text: str, folder: Path) -> Card | MulticlassCard:
                 f"{str(folder)!r} has format {version}; this version reads formats up to {MULTICLASS_FORMAT}",
                 hint="Upgrade: pip install -U pneumoscope",
             )
-        if version == 1:
-            data = _convert_format_1(data)
         multiclass = version == MULTICLASS_FORMAT
         card = msgspec.convert(data, MulticlassCard) if multiclass else msgspec.convert(data, Card)
     except (ValueError, RecursionError) as error:  # not JSON, invalid fields, or too deeply nested
@@ -232,11 +230,6 @@ def _parse_card(text: str, folder: Path) -> Card | MulticlassCard:
         if name not in data["preprocessing"]:
             raise _malformed(folder, f"Object missing required field `{name}` - at `$.preprocessing`")
     return card
-
-
-def _convert_format_1(data: dict[str, Any]) -> dict[str, Any]:
-    """Return a card of format 1 in format 2. It states the ages of the training patients, and nothing else about them."""
-    return {**data, "format": 2, "population": {"ages": data.get("age_range")}}
 
 
 def _strings(data: Any) -> Iterator[str]:

@@ -259,7 +259,7 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         machine: Processor, operating system and library versions.
     """
 
-    format: Annotated[int, Meta(ge=1, le=FORMAT)]
+    format: Annotated[int, Meta(ge=FORMAT, le=FORMAT)]
     name: str
     network: str
     parameters: int

@@ -26,7 +26,6 @@ __all__ = [
     "SPLITS",
     "LabeledImage",
     "Manifest",
-    "csv_body",
     "identical_images",
     "images_sha256",
 ]
@@ -37,8 +36,6 @@ COLUMNS = ("path", "label", "etiology", "patient", "split", "sha256")
 _SPLIT_BY = "split_by"  # a column of a saved manifest, the same in all rows
 _CLASSES = "classes"  # one more, unless the data set is binary: the names, in order, separated by "|"
 CONSTANT_COLUMNS = (_SPLIT_BY, _CLASSES)
-# Manifests written before 2026-11-29 state it in a comment on the first line instead.
-_SPLIT_BY_COMMENT = "# split by "
 _USED_SPLITS = ("train", "validation", "test")
 _SPLIT_ALIASES = {"val": "validation"}
 
@@ -290,15 +287,13 @@ class Manifest:
             UnknownNameError: No image has a label that the mapping renames.
             DatasetError: The labels cannot be classes.
         """
-        comment, body = csv_body(text)
-        split_by = comment.removeprefix(_SPLIT_BY_COMMENT).strip() or "given"
-        columns, rows, lines = _read_rows(body, 1 if comment else 0, name)
+        columns, rows, lines = _read_rows(text, name)
         mapping = mapping or LabelMapping()
         is_saved = _SPLIT_BY in columns
         if is_saved and recorded:
             mapping = mapping.for_saved_manifest()
         mapped, notes, path_column = map_rows(columns, rows, lines, name, mapping, recorded=recorded)
-        split_by = _constant(rows, _SPLIT_BY) or split_by
+        split_by = _constant(rows, _SPLIT_BY) or "given"
         places = [f"{name}, line {line}" for line in lines]
         images = [_parse_row(row, place, mapping) for row, place in zip(mapped, places, strict=True)]
         if mapping.patient_pattern or mapping.patients_from == "folder":
@@ -317,22 +312,14 @@ class Manifest:
         return cls(tuple(images), root, split_by, notes=notes, classes=classes, path_column=path_column)
 
 
-def csv_body(text: str) -> tuple[str, str]:
-    """Return the comment in the first line of an earlier version's manifest, "" without one, and the CSV text."""
-    if not text.startswith(_SPLIT_BY_COMMENT):
-        return "", text
-    first, _, body = text.partition("\n")
-    return first, body
-
-
-def _read_rows(text: str, before: int, name: str) -> tuple[list[str], list[dict[str, str]], list[int]]:
+def _read_rows(text: str, name: str) -> tuple[list[str], list[dict[str, str]], list[int]]:
     """Return the columns and rows of a CSV text, and the line of each row."""
     reader = csv.DictReader(io.StringIO(text), restval="")
     try:
         columns = list(reader.fieldnames or [])
-        numbered = [(before + reader.line_num, row) for row in reader]
+        numbered = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
-        raise ManifestError(f"{name}, after line {before + reader.line_num}: {error}") from error
+        raise ManifestError(f"{name}, after line {reader.line_num}: {error}") from error
     return columns, [row for _, row in numbered], [line for line, _ in numbered]
 
 

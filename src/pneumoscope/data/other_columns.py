@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pneumoscope.data.label_mapping import LabelMapping
-from pneumoscope.data.manifest import COLUMNS, CONSTANT_COLUMNS, Manifest, csv_body
+from pneumoscope.data.manifest import COLUMNS, CONSTANT_COLUMNS, Manifest
 from pneumoscope.data.patients import is_patient_column
 
 __all__ = ["OtherColumns"]
@@ -39,8 +39,7 @@ class OtherColumns:
         """
         if data.suffix.lower() != ".csv" or not data.is_file():
             return cls({})
-        _, body = csv_body(data.read_text(encoding="utf-8-sig"))
-        reader = csv.DictReader(io.StringIO(body), restval="")
+        reader = csv.DictReader(io.StringIO(data.read_text(encoding="utf-8-sig")), restval="")
         rows = {row[manifest.path_column].strip(): row for row in reader}
         mapping, names = labels or LabelMapping(), [*(reader.fieldnames or [])]
         dropped = [name for name in names if _is_overwritten(name, names, mapping)]
