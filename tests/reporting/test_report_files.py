@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import re
 import shutil
@@ -29,7 +30,7 @@ from pneumoscope.reporting.report_files import ReportFiles, make_report
 from pneumoscope.reporting.report_files import report as make_named_report
 from pneumoscope.reporting.run_data import load_run_data
 from pneumoscope.reporting.table_forms import Table, to_csv, to_markdown
-from pneumoscope.reporting.tables import _reliability, flow_table
+from pneumoscope.reporting.tables import _reliability, comparison_tables, flow_table
 from pneumoscope.runs.evaluations import read_evaluation
 from pneumoscope.statistics.calibration import reliability_bins
 
@@ -316,22 +317,53 @@ def test_latex_gives_each_column_room_for_its_longest_word() -> None:
     assert narrow + wide < 0.96
 
 
-def test_latex_of_very_many_columns_breaks_the_sentences_only() -> None:
+def test_latex_of_very_many_columns_is_divided_into_parts_with_the_same_leading_columns() -> None:
     columns = ("Run", "Rule", *(f"Metric {number}" for number in range(8)))
-    text = to_latex(Table("points", "Points.", columns, (("a", LONG, *(0.5,) * 8),)))
-    assert r"\begin{longtable}{lp{\dimexpr 0.250\linewidth-2\tabcolsep\relax}rrrrrrrr}" in text
-    assert text.count(r"\raggedright ") == 3
+    text = to_latex(Table("points", "Points.", columns, (("a", LONG, *(0.5,) * 8),), "A note."))
+    first, second = text.split(r"\end{longtable}")
+    assert re.search(r"begin\{longtable\}\{lp\{\\dimexpr 0\.2\d\d\\linewidth-2\\tabcolsep\\relax\}rrrrr\}", first)
+    assert r"\caption{Points (part 1 of 2).}\label{tab:points}" in first
+    assert "A note." not in first
+    assert "\\caption{Points (part 2 of 2).}\n\\label{tab:points-2}" in second
+    assert "\nRun & Metric 5 & Metric 6 & Metric 7 \\\\\n" in second
+    assert second.count("A note.") == 1
+
+
+def test_latex_of_long_headings_breaks_them_and_not_the_numbers() -> None:
+    columns = ("Run", *(f"Number of images of unknown patients {number}" for number in range(4)))
+    text = to_latex(Table("t", "T.", columns, (("a", 1, 2, 3, 4),)))
+    assert text.count(r"\begin{longtable}{l") == 1
+    assert text.count(r"\raggedright Number of images of unknown patients 0") == 2
+
+
+@pytest.mark.parametrize(("runs", "aligned"), [("ab", ["lrr"]), ("abc", ["lrr", "lr"])])
+def test_latex_of_intervals_fits_a_page(runs: str, aligned: list[str]) -> None:
+    interval = Interval(0.5, 0.4, 0.6, "delong", 9)
+    text = to_latex(Table("t", "T.", ("Metric", *runs), (("AUROC", *(interval for _ in runs)),)))
+    assert re.findall(r"begin\{tabular\}\{(\w+)\}", text) == aligned
+
+
+def _renamed(table: Table, old: str, new: str) -> Table:
+    def rename(cells: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(cell.replace(old, new) if isinstance(cell, str) else cell for cell in cells)
+
+    return dataclasses.replace(table, columns=rename(table.columns), rows=tuple(map(rename, table.rows)))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
-def test_latex_of_a_checklist_compiles_and_stays_on_the_page(three: Any, tmp_path: Path) -> None:
+def test_latex_of_a_report_compiles_and_stays_on_the_page(three: Any, tmp_path: Path) -> None:
     comparison, folders, _ = three
     data = load_run_data(comparison, folders)
     checklist = fill_checklist("claim", comparison, [data[0], data[2]], BINARY_FACTS)  # without the name with markup
+    name = comparison.runs[1].name  # it is longer than a column
+    tables = [
+        checklist_table(checklist),
+        *(_renamed(table, name, "alexnet-adam") for table in comparison_tables(comparison, data)),
+    ]
     (tmp_path / "table.tex").write_text(
         "\\documentclass[a4paper]{article}\n\\usepackage{booktabs,longtable}\n\\begin{document}\n"
-        + to_latex(checklist_table(checklist))
+        + "\n".join(map(to_latex, tables))
         + "\\end{document}\n"
     )
     command = ["pdflatex", "-halt-on-error", "-output-format=dvi", "-interaction=nonstopmode", "table.tex"]
@@ -377,7 +409,7 @@ def test_decimals_of_bins_are_chosen_for_each_run_and_bounded() -> None:
     assert small.decimals == 6
     assert "| < 0.000001 | < 0.000001 |" in to_markdown(small)
     assert "| 0.579000 |" in to_markdown(small)
-    assert "& $<$ 0.000001 &" in to_latex(small)
+    assert "$<$ 0.000001 &" in to_latex(small)
     assert "1e-09" in to_csv(small)
 
 

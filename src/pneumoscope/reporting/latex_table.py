@@ -1,11 +1,13 @@
 """A table of a report as LaTeX, for the packages booktabs and longtable.
 
-A table of numbers floats, with columns as wide as their cells. One with sentences, such as a checklist, is as wide as the text:
-its columns of text have fixed widths, its lines and pages break, and the heading is repeated on each page.
+A narrow table floats, with columns as wide as their cells. A table that is wider than the text, or contains sentences, is set in
+footnote size as wide as the text: its columns of text have fixed widths, its lines and pages break, and each page repeats the
+heading. If its numbers do not fit either, it is divided into parts, which repeat the leading columns of text.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 
@@ -24,20 +26,61 @@ _LATEX = {
 }
 _SPECIAL = re.compile("[" + re.escape("".join(_LATEX)) + "]")
 _SENTENCE = 60  # characters of a cell; longer ones are broken into lines
-_SHORT = 12  # characters of the longest cell in a column without a width
+_SHORT = 12  # characters of the longest cell of a text column without a width
+_NUMBER = 36  # likewise of a number with its interval; a longer cell has the reason why the number is undefined
 _CHARACTER = 0.012  # width of one, as a fraction of the text, in footnotes of the class article
+_NORMAL_CHARACTER = 0.0145  # the same in the normal size
 _SEPARATION = 0.036  # white space of a column, likewise
 _LONGEST_WORD = 16  # characters that a column has room for
+_LEAST_OF_SENTENCES = 0.2  # smallest width of a column of sentences
 _HASH = re.compile(r"[0-9a-f]{16,}")
-_MOST_COLUMNS = 8  # of a table that fits a portrait page; others need a landscape page
-_WIDTH = 0.25  # of a column of sentences in one of those
-_MOST_SHORT = 0.5  # of the width of the text, for all columns without a width
 
 
 def to_latex(table: Table) -> str:
-    """Return a table as LaTeX."""
+    """Return a table as LaTeX; a table that is too wide for a page becomes several."""
+    return "\n".join(_part_to_latex(part) for part in _parts(table))
+
+
+def _parts(table: Table) -> list[Table]:
+    """Return the table as one or more parts that are not wider than the text, each with the leading columns of short text.
+
+    A table without numbers is one part, because its columns can be narrower.
+    """
+    least = _least_widths(table)
+    columns = range(len(table.columns))
+    if all(_is_text(table, index) for index in columns):
+        return [table]
+    keys = []
+    for index in columns:
+        longest = max(len(str(row[index])) for row in table.rows)
+        if not _is_text(table, index) or longest > _NUMBER or sum(least[each] for each in (*keys, index)) > 1 / 2:
+            break
+        keys.append(index)
+    parts: list[list[int]] = [[]]
+    for index in columns[len(keys) :]:
+        if parts[-1] and sum(least[each] for each in (*keys, *parts[-1], index)) > 1:
+            parts.append([])
+        parts[-1].append(index)
+    if len(parts) == 1:
+        return [table]
+    return [
+        dataclasses.replace(
+            table,
+            name=f"{table.name}-{number}" if number > 1 else table.name,
+            caption=f"{table.caption.removesuffix('.')} (part {number} of {len(parts)}).",
+            columns=tuple(table.columns[index] for index in (*keys, *part)),
+            rows=tuple(tuple(row[index] for index in (*keys, *part)) for row in table.rows),
+            note=table.note if number == len(parts) else "",
+        )
+        for number, part in enumerate(parts, 1)
+    ]
+
+
+def _part_to_latex(table: Table) -> str:
     rows = [[cell_text(cell, table.decimals) for cell in row] for row in table.rows]
-    if any(len(text) > _SENTENCE for row in rows for text in row):
+    lengths = _lengths(table, rows)
+    natural = sum(length * _NORMAL_CHARACTER + _SEPARATION for length in lengths)
+    if natural > 1 or any(len(text) > _SENTENCE for row in rows for text in row):
         return _long_table(table, rows)
     align = "".join("l" if _is_text(table, index) else "r" for index in range(len(table.columns)))
     lines = [
@@ -100,23 +143,44 @@ def _long_table(table: Table, rows: Sequence[Sequence[str]]) -> str:
 
 
 def _widths(table: Table, rows: Sequence[Sequence[str]]) -> list[float | None]:
-    """Return the width of each column as a fraction of that of the text; None for a short one, which is as wide as its cells.
+    """Return the width of each column as a fraction of that of the text; None for one that is as wide as its cells.
 
-    Long columns share the width by the square root of their longest cells, and each has room for its longest word. A table of
-    very many columns is wider than the text.
+    Columns of numbers and short ones are as wide as their cells. The others share the rest by the square root of their longest
+    cells, and each has room for its longest word.
     """
-    lengths = [max(len(text) for text in (name, *cells)) for name, *cells in zip(table.columns, *rows, strict=True)]
-    if len(lengths) > _MOST_COLUMNS:
-        return [_WIDTH if length > _SENTENCE else None for length in lengths]
-    short = [length <= _SHORT for length in lengths]
-    used = sum(length * _CHARACTER + _SEPARATION for length, is_short in zip(lengths, short, strict=True) if is_short)
-    if used > _MOST_SHORT:  # all columns get a width
-        short, used = [False] * len(lengths), 0.0
-    long = [index for index, is_short in enumerate(short) if not is_short]
-    cells = list(zip(table.columns, *rows, strict=True))
-    words = {index: min(_longest_word(cells[index]), _LONGEST_WORD) * _CHARACTER + _SEPARATION for index in long}
-    shares = _share(1 - used, {index: min(lengths[index], 400) ** 0.5 for index in long}, words)
+    lengths, least = _lengths(table, rows), _least_widths(table)
+    long = [index for index in range(len(lengths)) if not _is_natural(table, index, rows)]
+    used = sum(width for index, width in enumerate(least) if index not in long)
+    weights = {index: min(lengths[index], 400) ** 0.5 for index in long}
+    shares = _share(1 - used, weights, {index: least[index] for index in long}) if long else {}
     return [shares.get(index) for index in range(len(lengths))]
+
+
+def _least_widths(table: Table) -> list[float]:
+    """Return the smallest width of each column in footnote size, as a fraction of that of the text."""
+    rows = [[cell_text(cell, table.decimals) for cell in row] for row in table.rows]
+    cells = list(zip(table.columns, *rows, strict=True))
+    widths = []
+    for index, length in enumerate(_lengths(table, rows)):
+        if _is_natural(table, index, rows):
+            widths.append(length * _CHARACTER + _SEPARATION)
+        else:
+            word = min(_longest_word(cells[index]), _LONGEST_WORD) * _CHARACTER + _SEPARATION
+            widths.append(max(word, _LEAST_OF_SENTENCES) if length > _SENTENCE else word)
+    return widths
+
+
+def _lengths(table: Table, rows: Sequence[Sequence[str]]) -> list[int]:
+    """Return the number of characters of the longest cell of each column."""
+    return [max(len(text) for text in cells) for cells in zip(table.columns, *rows, strict=True)]
+
+
+def _is_natural(table: Table, index: int, rows: Sequence[Sequence[str]]) -> bool:
+    """Return whether a column is as wide as its cells. In other columns, lines break; so do long headings of short numbers."""
+    length, heading = max(len(row[index]) for row in rows), len(table.columns[index])
+    if _is_text(table, index):
+        return max(length, heading) <= _SHORT
+    return length <= _NUMBER and heading <= max(length, _SHORT)
 
 
 def _share(width: float, weights: Mapping[int, float], least: Mapping[int, float]) -> dict[int, float]:
