@@ -36,7 +36,7 @@ def test_unreadable_image_is_named(tmp_path: Path) -> None:
 
 def test_image_rejected_by_its_dicom_header_is_unreadable(tmp_path: Path) -> None:
     (tmp_path / "a.dcm").write_bytes(written(image(ViewPosition="LL")))
-    with pytest.raises(UnreadableImageError, match=r"cannot read 'a\.dcm': the DICOM header states the view LL"):
+    with pytest.raises(UnreadableImageError, match=r"cannot read 'a\.dcm': the DICOM header specifies the view LL"):
         read_image(tmp_path, _image("a.dcm"))
 
 

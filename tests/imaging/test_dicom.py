@@ -502,7 +502,7 @@ def test_the_header_is_checked_before_the_pixels_are_read(monkeypatch: pytest.Mo
 
 def test_rejected_headers_raise_an_error_where_a_prediction_is_not_wanted() -> None:
     content = written(image(ViewPosition="LL"))
-    with pytest.raises(UnreadableImageError, match="cannot read 'x': the DICOM header states the view LL; only"):
+    with pytest.raises(UnreadableImageError, match="cannot read 'x': the DICOM header specifies the view LL; only"):
         decode(content, name="x")
     radiograph = decode(content, allow_rejected=True)
     assert radiograph.rejections == (Rejection("lateral_view", {"view": "LL"}),)

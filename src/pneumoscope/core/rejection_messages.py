@@ -33,7 +33,7 @@ _REJECTIONS: dict[RejectionCode, str] = {
     ),
     "modality_not_understood": N_("The modality {modality} is unknown"),
     "body_part_not_chest": N_("The body part is {part}, not the chest"),
-    "lateral_view": N_("The DICOM header states the view {view}; only frontal views (PA, AP) are supported"),
+    "lateral_view": N_("The DICOM header specifies the view {view}; only frontal views (PA, AP) are supported"),
     "view_not_understood": N_("The view {view} in {element} is unknown"),
     "laterality_not_understood": N_("The laterality {laterality} is unknown"),
     "for_processing": N_(

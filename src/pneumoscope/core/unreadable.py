@@ -135,8 +135,8 @@ REASONS: dict[UnreadableCode, tuple[str, str]] = {
     "dicom_file_not_readable": (N_("the DICOM file cannot be read"), ""),
     "no_image": (N_("it contains no image"), _GRAY_RADIOGRAPHS),
     "element_missing": (N_("its header has no {element}"), _GRAY_RADIOGRAPHS),
-    "element_not_valid": (N_("the DICOM header states no valid {element}"), ""),
-    "rows_not_found": (N_("the DICOM header states no Rows, or they are beyond its first 4 MiB"), ""),
+    "element_not_valid": (N_("the DICOM header has no valid {element}"), ""),
+    "rows_not_found": (N_("the DICOM header has no Rows, or they are beyond its first 4 MiB"), ""),
     "color_not_supported": (N_("it is in color ({photometric}, {samples} samples per pixel)"), _GRAY_RADIOGRAPHS),
     "pixel_format_not_supported": (
         N_("its pixel format is not supported ({allocated} bits allocated, {stored} stored, high bit {high_bit})"),

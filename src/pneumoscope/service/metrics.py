@@ -77,14 +77,18 @@ class _ExchangeCollector(Collector):
             return
         yield GaugeMetricFamily("pneumoscope_inbox_instances", "Received instances that wait", inbox.instances)
         yield GaugeMetricFamily(
-            "pneumoscope_inbox_oldest_seconds", "Age of the first of them; 0 if there is none", _age(inbox.oldest)
+            "pneumoscope_inbox_oldest_seconds",
+            "Age of the oldest waiting instance; 0 if none is waiting",
+            _age(inbox.oldest),
         )
         names = ["destination"]
         waiting = GaugeMetricFamily("pneumoscope_outbox_results", "Results that wait for a destination", labels=names)
         failing = GaugeMetricFamily(
-            "pneumoscope_outbox_failing_results", "Those that failed at least once", labels=names
+            "pneumoscope_outbox_failing_results", "Waiting results that failed at least once", labels=names
         )
-        oldest = GaugeMetricFamily("pneumoscope_outbox_oldest_seconds", "Age of the first of them", labels=names)
+        oldest = GaugeMetricFamily(
+            "pneumoscope_outbox_oldest_seconds", "Age of the oldest waiting result", labels=names
+        )
         uncommitted = GaugeMetricFamily(
             "pneumoscope_outbox_uncommitted_results",
             "Delivered results whose storage commitment is requested, but not confirmed",

@@ -231,7 +231,7 @@ def test_rejection_is_stated_in_every_object():
     made = shared_objects("rejected")
     report = read(made.files["structured_report"])
     assert item(report, "reason").ConceptCodeSequence[0].CodeValue == "lateral_view"
-    assert item(report, "explanation").TextValue.startswith("Not assessed: The DICOM header states the view LL")
+    assert item(report, "explanation").TextValue.startswith("Not assessed: The DICOM header specifies the view LL")
     assert item(report, "heatmap-region") is None
     assert item(report, "threshold") is None
     state = read(made.files["presentation_state"])

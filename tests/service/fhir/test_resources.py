@@ -99,7 +99,7 @@ def test_rejected_image_has_no_value_and_a_reason():
     assert "Not a frontal view" in document["dataAbsentReason"]["text"]
     assert "valueCodeableConcept" not in document
     report = written("DiagnosticReport", decision="rejected")
-    assert report["conclusion"].startswith("Not assessed. The DICOM header states the view LL")
+    assert report["conclusion"].startswith("Not assessed. The DICOM header specifies the view LL")
     assert report["conclusionCode"] == [{"text": "Pneumonia: not assessed, by the model"}]
 
 

@@ -243,7 +243,7 @@ DETECTOR = {"ImagerPixelSpacing": [0.2, 0.1]}
     [
         (DETECTOR, "{:.1f} mm at the detector"),
         ({"PixelSpacing": [0.2, 0.1], "ImagerPixelSpacing": [0.25, 0.125]}, "{:.1f} mm"),
-        ({"PixelSpacing": [0.2, 0.1]}, "{:.1f} mm (calibration not stated)"),
+        ({"PixelSpacing": [0.2, 0.1]}, "{:.1f} mm (calibration unknown)"),
         ({}, "{:.1f} pixels"),
     ],
 )

@@ -171,7 +171,7 @@ class PredictParameters(_Parameters):
         ge=0,
         le=MAX_AGE,
         allow_inf_nan=False,
-        description="Age of the patients in years, for the images whose files state none",
+        description="Age of the patients in years, for images without an age in their header",
         examples=[3.5],
     )
 
@@ -184,15 +184,18 @@ class FindParameters(_Parameters):
     study_key: str | None = Field(default=None, pattern=_KEY, description="Key of a study", examples=[None])
     patient_key: str | None = Field(default=None, pattern=_KEY, description="Key of a patient", examples=[None])
     since: str | None = Field(
-        default=None, pattern=_TIME, description="Earliest time, ISO 8601 in UTC", examples=["2026-01-31"]
+        default=None, pattern=_TIME, description="Start of the period, ISO 8601 in UTC", examples=["2026-01-31"]
     )
     until: str | None = Field(
-        default=None, pattern=_TIME, description="Latest time, excluded; ISO 8601 in UTC", examples=["2026-02-01"]
+        default=None,
+        pattern=_TIME,
+        description="End of the period (exclusive), ISO 8601 in UTC",
+        examples=["2026-02-01"],
     )
     order: Order = Field(default="newest", description="Sort order", examples=["newest"])
     limit: int = Field(default=50, ge=1, le=200, description="Size of the page", examples=[50])
     after: str = Field(
-        default="", pattern=r"^[0-9A-Za-z_-]{0,200}$", description="`next` of the page before", examples=[""]
+        default="", pattern=r"^[0-9A-Za-z_-]{0,200}$", description="`next` of the previous page", examples=[""]
     )
 
 
@@ -206,7 +209,7 @@ class CardParameters(_Parameters):
     """Query parameters of `GET /v1/model`."""
 
     seen: bool = Field(
-        default=False, description="Include the hashes of all training and validation images, which is a long list"
+        default=False, description="Include the hashes of all training and validation images (a long list)"
     )
 
 

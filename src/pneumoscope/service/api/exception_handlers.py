@@ -105,7 +105,7 @@ _PATTERNS = {
     "id": "an id is 32 digits of 0 to 9 and a to f",
     "study_key": "a key is 32 digits of 0 to 9 and a to f",
     "patient_key": "a key is 32 digits of 0 to 9 and a to f",
-    "after": "pass `next` of the page before, or nothing",
+    "after": "pass `next` of the previous page, or nothing",
     **dict.fromkeys(("study", "series", "instance"), "a UID has up to 64 digits and periods"),
     "note": "the character U+0000 cannot be stored",
 }

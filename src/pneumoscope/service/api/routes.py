@@ -65,7 +65,7 @@ _ETAG_HEADER = {
 }
 _TEXT_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
-_IfMatch = Annotated[str | None, Header(description="`ETag` of the prediction that the user has seen")]
+_IfMatch = Annotated[str | None, Header(description="`ETag` of the prediction as the user saw it")]
 
 
 operation_router = APIRouter(tags=["operation"], responses=problem_responses(403))

@@ -91,7 +91,7 @@ class _FhirParameters(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format: str = Field(
-        default="json", alias="_format", max_length=64, description="json, or its media type", examples=["json"]
+        default="json", alias="_format", max_length=64, description="`json`, or the FHIR media type", examples=["json"]
     )
 
 
@@ -101,7 +101,7 @@ _ResourceId = Annotated[
     Path(
         pattern=r"^[A-Za-z0-9.-]{1,64}$",
         examples=["0123456789abcdef0123456789abcdef"],
-        description="Id of the prediction; of an image of two patients, followed by the key of the study",
+        description="Id of the prediction; for an image of two patients, the id followed by the study key",
     ),
 ]
 _IfNoneMatch = Annotated[str | None, Header(description="`ETag` of the version that the client has")]
