@@ -1,7 +1,7 @@
-"""A table of a report as LaTeX, for the packages booktabs and longtable.
+"""Format a report table as LaTeX, for the packages booktabs and longtable.
 
-A table of numbers floats, with columns as wide as their cells. One with sentences, such as a checklist, is as wide as the text:
-its columns of text have fixed widths, its lines and pages break, and the heading is repeated on each page.
+A table of numbers floats, with columns as wide as their cells. A table with sentences, such as a checklist, spans the
+text width: its text columns have fixed widths, lines and pages break, and the header is repeated on each page.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _LATEX = {
     **{character: f"${character}$" for character in "<>|"},
 }
 _SPECIAL = re.compile("[" + re.escape("".join(_LATEX)) + "]")
-_SENTENCE = 60  # characters of a cell; longer ones are broken into lines
-_SHORT = 12  # characters of the longest cell in a column without a width
-_CHARACTER = 0.012  # width of one, as a fraction of the text, in footnotes of the class article
-_SEPARATION = 0.036  # white space of a column, likewise
-_LONGEST_WORD = 16  # characters that a column has room for
+_SENTENCE = 60  # characters; longer cells are wrapped
+_SHORT = 12  # characters of the longest cell in a column without a fixed width
+_CHARACTER = 0.012  # character width as a fraction of the text width, at footnotesize in the article class
+_SEPARATION = 0.036  # white space per column, likewise
+_LONGEST_WORD = 16  # characters; columns need not fit longer words
 _HASH = re.compile(r"[0-9a-f]{16,}")
-_MOST_COLUMNS = 8  # of a table that fits a portrait page; others need a landscape page
-_WIDTH = 0.25  # of a column of sentences in one of those
-_MOST_SHORT = 0.5  # of the width of the text, for all columns without a width
+_MOST_COLUMNS = 8  # on a portrait page; more need a landscape page
+_WIDTH = 0.25  # width of a sentence column on a landscape page
+_MOST_SHORT = 0.5  # largest fraction of the text width for all columns without a fixed width
 
 
 def to_latex(table: Table) -> str:
@@ -58,7 +58,7 @@ def to_latex(table: Table) -> str:
 
 
 def _long_table(table: Table, rows: Sequence[Sequence[str]]) -> str:
-    """Return a table whose columns of text have fixed widths, and which continues on the next page.
+    """Return a table with fixed-width text columns that continues on the next page.
 
     Args:
         table: The table.
@@ -73,7 +73,7 @@ def _long_table(table: Table, rows: Sequence[Sequence[str]]) -> str:
     )
 
     def line(cells: Sequence[str]) -> str:
-        # `\raggedright` redefines `\\`, so that rows end in `\tabularnewline`.
+        # \raggedright redefines \\, so rows end in \tabularnewline.
         parts = [
             _cell(text) if width is None else rf"\raggedright {_breakable(text)}"
             for text, width in zip(cells, widths, strict=True)
@@ -100,17 +100,17 @@ def _long_table(table: Table, rows: Sequence[Sequence[str]]) -> str:
 
 
 def _widths(table: Table, rows: Sequence[Sequence[str]]) -> list[float | None]:
-    """Return the width of each column as a fraction of that of the text; None for a short one, which is as wide as its cells.
+    """Return each column's width as a fraction of the text width; None for short columns, as wide as their cells.
 
-    Long columns share the width by the square root of their longest cells, and each has room for its longest word. A table of
-    very many columns is wider than the text.
+    Long columns share the width in proportion to the square root of their longest cell, and each fits its longest word.
+    Tables with very many columns are wider than the text.
     """
     lengths = [max(len(text) for text in (name, *cells)) for name, *cells in zip(table.columns, *rows, strict=True)]
     if len(lengths) > _MOST_COLUMNS:
         return [_WIDTH if length > _SENTENCE else None for length in lengths]
     short = [length <= _SHORT for length in lengths]
     used = sum(length * _CHARACTER + _SEPARATION for length, is_short in zip(lengths, short, strict=True) if is_short)
-    if used > _MOST_SHORT:  # all columns get a width
+    if used > _MOST_SHORT:  # give all columns a width
         short, used = [False] * len(lengths), 0.0
     long = [index for index, is_short in enumerate(short) if not is_short]
     cells = list(zip(table.columns, *rows, strict=True))
@@ -120,11 +120,11 @@ def _widths(table: Table, rows: Sequence[Sequence[str]]) -> list[float | None]:
 
 
 def _share(width: float, weights: Mapping[int, float], least: Mapping[int, float]) -> dict[int, float]:
-    """Return parts of a width by weight, each at least as wide as stated; all narrower if these are too wide together.
+    """Return a width divided by weight, with each part at least its minimum; scaled down if the minima do not fit.
 
     Args:
         width: The width.
-        weights, least: Weight and smallest width of each part.
+        weights, least: Weight and minimum width of each part.
     """
     fixed: dict[int, float] = {}
     while narrow := {
@@ -150,16 +150,19 @@ def _is_text(table: Table, index: int) -> bool:
 
 
 def _cell(text: str) -> str:
-    """Return the text of a cell; a bracket or an asterisk at its start would be taken as an option of the row before it."""
+    """Return an escaped cell.
+
+    "{}" prevents a leading bracket or asterisk from being parsed as an option of the preceding row end.
+    """
     return "{}" * text.startswith(("[", "*")) + _escape(text)
 
 
 def _breakable(text: str) -> str:
-    """Return the text of a cell that may break within paths, names and hashes."""
+    """Return the text of a cell with allowed line breaks in paths, names and hashes."""
     text = re.sub(r"(/|\\_|=)(?=\w)", r"\1\\allowbreak{}", _cell(text))
     return _HASH.sub(lambda match: r"\allowbreak{}".join(re.findall(".{1,8}", match[0])), text)
 
 
 def _escape(text: str) -> str:
     escaped = _SPECIAL.sub(lambda match: _LATEX[match[0]], text)
-    return re.sub("-(?=-)", "-{}", escaped)  # not a dash
+    return re.sub("-(?=-)", "-{}", escaped)  # prevent ligatures to dashes
