@@ -1,4 +1,4 @@
-"""Confusion counts and metrics of decisions, with intervals. An undefined metric is None with a reason."""
+"""Confusion counts and decision metrics, with intervals. An undefined metric is None with a reason."""
 
 from __future__ import annotations
 
@@ -56,10 +56,8 @@ def weighted_f1(predicted: FloatArray, labels: BoolArray, weights: FloatArray) -
         predicted: 1 where pneumonia is predicted, else 0, shape (n,).
         labels: True where pneumonia is present, shape (n,).
         weights: Image weights, 0 or more, shape (r, n).
-
     Returns:
         Shape (r,); NaN where undefined.
-
     Source: van Rijsbergen 1979, Information Retrieval, chapter 7.
     """
     tp, fn, _, fp = _weighted_confusion(predicted, labels, weights)
@@ -85,21 +83,20 @@ def threshold_metrics(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Return accuracy, sensitivity, specificity, precision, negative predictive value, F1, balanced accuracy, MCC, and ratios.
+    """Return accuracy, sensitivity, specificity, predictive values, F1, balanced accuracy, MCC and likelihood ratios.
 
-    The five proportions have Wilson intervals, widened by the design effect where patients repeat
-    (`intervals.proportion`). The interval of balanced accuracy combines those of sensitivity and specificity
-    (`intervals.mean_of_proportions`). F1 and MCC have bootstrap intervals by patient (`intervals.patient_bootstrap`). They
-    have none if all images of a class are classified correctly, or all incorrectly: resampling cannot produce an error
-    that no image shows. For positive_likelihood_ratio and negative_likelihood_ratio see `likelihood_ratios`.
+    The five proportions have Wilson intervals, adjusted for repeated patients (`intervals.proportion`). The interval of
+    balanced accuracy combines those of sensitivity and specificity (`intervals.mean_of_proportions`). F1 and MCC have
+    patient-bootstrap intervals (`intervals.patient_bootstrap`), but none if all images of a class are classified
+    correctly or all incorrectly: resampling cannot produce an error that no image shows. For positive_likelihood_ratio
+    and negative_likelihood_ratio see `likelihood_ratios`.
 
     Args:
         decisions: True where pneumonia is predicted, shape (n,).
         labels: True where pneumonia is present, shape (n,).
-        patients: One patient key per image, "" where unknown; None if no patient is known.
+        patients: One patient key per image, "" where unknown; None if all are unknown.
         resamples: Number of bootstrap resamples.
         seed: Seed of the bootstrap.
-
     Raises:
         UndefinedMetricError: There are no images, or the shapes differ.
     """
@@ -137,9 +134,9 @@ def threshold_metrics(
 
 
 def _constant_class(sensitivity: Interval, specificity: Interval) -> str:
-    """Return a description of what makes F1 and MCC constant; "" if they vary.
+    """Return why F1 and MCC cannot vary between resamples; "" if they can.
 
-    It is the class whose images are all classified correctly or all incorrectly, or no PNEUMONIA image at all.
+    All images of a class are classified correctly or all incorrectly, or there is no PNEUMONIA image.
     """
     if sensitivity.value is None:
         return sensitivity.reason
