@@ -36,6 +36,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Non
     Args:
         path: The file; missing parent folders are created.
         content: Text (written as UTF-8), bytes, or a function that writes to an open binary file.
+
     Raises:
         StorageError: The file cannot be written. An existing file is unchanged.
     """
@@ -116,6 +117,7 @@ def append_line(handle: int, line: bytes, *, size: int) -> None:
         handle: File descriptor, opened for appending.
         line: The line, including its line feed.
         size: Size of the file before the call, bytes.
+
     Raises:
         OSError: The line cannot be written. The file is truncated to `size`, because a partial line would make it
             unreadable.
@@ -141,6 +143,7 @@ def locked(path: Path, error: PneumoscopeError, *, timeout: float = 0) -> Iterat
             two of them in.
         error: Raised if another process holds the lock.
         timeout: Time to wait for the lock, seconds.
+
     Raises:
         PneumoscopeError: `error`, after `timeout`.
         StorageError: The file cannot be created, or its file system does not support locks (some network drives).

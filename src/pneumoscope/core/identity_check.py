@@ -35,6 +35,7 @@ def check_entered(entered: Identity, stored: Identity | None = None, *, today: d
         entered: Normalized; see `identity.normalize_field`.
         stored: The previous identity; its values are not checked.
         today: Date at the site.
+
     Raises:
         InvalidIdentityError: A new value is not a date, is a date in the future or is not a sex; or the study is before
             the birth or more than 130 years after it.

@@ -90,6 +90,7 @@ def read_breakdown(
         images: The images to evaluate.
         source: Source of their scores.
         path_column: Column of the manifest CSV with the paths.
+
     Raises:
         UsageError, UnknownNameError: See `subgroups.read_columns`; or the reference evaluates another model.
         DatasetError: An image is also in the reference.
@@ -118,6 +119,7 @@ def read_reference(
         name: Name of their model.
         bundle_sha256: SHA-256 of its network file; "" for predictions in a file.
         read: Function that returns the evaluation in a folder with its images.
+
     Raises:
         UsageError: The reference evaluates another model.
         DatasetError: An image is also in the reference.

@@ -103,10 +103,12 @@ def evaluate(
             evaluation of the same model.
         progress: Called with the number of scored images and the total.
         note: Called with each remark about the data, such as the number of skipped files.
+
     Returns:
         The evaluation, and the images with their scores in manifest order. Notebooks display the evaluation as a table;
         `Evaluation.to_dataframe()` returns its metrics as a pandas DataFrame, and `Evaluation.figures` contains its
         figures.
+
     Raises:
         UnknownNameError: The bundle has no such operating point, or the manifest no such column.
         UsageError: There is no such split, or the data does not specify which images belong to it; the name is not a

@@ -55,6 +55,7 @@ class EvaluationTarget:
         Args:
             name: The name; None for the default.
             has_out: Whether an output folder is given.
+
         Raises:
             UsageError: The name is not a valid folder name, or the results are not stored in a run.
         """

@@ -51,6 +51,7 @@ def measure_evidence(
         command: Command line to record in the results.
         log: Called with a message before each measurement.
         progress: Called with (step, images done, total).
+
     Raises:
         RunError: A run has no bundle.
         PneumoscopeError: See the functions above.

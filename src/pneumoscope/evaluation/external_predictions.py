@@ -104,8 +104,10 @@ def evaluate_predictions(
         ledger: The test ledger; `ledger.default_ledger()` if None.
         seed: Seed of the bootstraps.
         note: Called with each remark about the data.
+
     Returns:
         The evaluation, and the images with their predictions in the order of the data.
+
     Raises:
         UsageError: Options are mutually exclusive, an operating point needs validation predictions, or see `evaluate`.
         RunError: The reference is missing or damaged.

@@ -60,6 +60,7 @@ def record_evaluation(ledger: Path, entry: Mapping[str, Any]) -> int:
     Args:
         ledger: The file; created if missing.
         entry: The evaluation, with `images_sha256`; `test_evaluation` is added.
+
     Raises:
         StorageError: The ledger cannot be written, or one of its lines is malformed. It is unchanged.
     """

@@ -85,6 +85,7 @@ class MatchedPredictions:
             file: The file.
             manifest: Manifest of the data set.
             data: The data set.
+
         Raises:
             DatasetError: Rows and images do not match; see `match_images`.
         """
@@ -139,6 +140,7 @@ def read_predicted_images(file: Path, columns: PredictionColumns, manifest: Mani
         file: CSV file with one row per image.
         columns: Names of its columns.
         manifest, data: See `MatchedPredictions.match`.
+
     Raises:
         LayoutError: The file is not a CSV file with these columns.
         DatasetError: Rows and images do not match, or have different splits.
@@ -165,6 +167,7 @@ def check_predicted(
         matched: The predictions.
         evaluated: The images.
         note: Called if rows for images of other splits are ignored.
+
     Raises:
         DatasetError: An image has no prediction, or its row has another split.
     """
@@ -208,6 +211,7 @@ def match_validation(
         evaluated: The first file, and its images.
         data: Labeled validation images; None if they are in the data of the first file.
         load: Returns the manifest of labeled images.
+
     Raises:
         DatasetError: Rows and images do not match, or one file has probabilities and the other one logits.
     """

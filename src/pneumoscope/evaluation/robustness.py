@@ -180,6 +180,7 @@ def measure_robustness(
         out: Folder for robustness.json and robustness.md; None writes no files.
         command: Command line to record in the result.
         progress: Called with (name of the variant, images done, total).
+
     Raises:
         UsageError: The split is "test" or "all", or only one of `originals` and `copies` is given.
         DatasetError: An original has no copy, or images cannot be used; see `selection.select_images`.

@@ -60,6 +60,7 @@ def score_images(
         session: The model.
         selected: The images.
         progress: Called with the number of scored images and the total.
+
     Raises:
         DatasetError: Images cannot be read. They are never skipped, because n would be wrong.
     """

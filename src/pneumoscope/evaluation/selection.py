@@ -56,6 +56,7 @@ def load_labeled_images(
         labels: Names of its columns and labels; those of the run if None.
         run: Run or other folder of a model; None without one.
         task: Purpose of the images, as in `Manifest.check_binary`.
+
     Raises:
         DatasetError: The classes are not NORMAL and PNEUMONIA.
         PneumoscopeError: See `load_manifest`.
@@ -79,6 +80,7 @@ def load_images_of_classes(
         data, labels, run: See `load_labeled_images`.
         classes: The classes of a multiclass model, of which the data may contain any subset; those of the data if
             empty.
+
     Raises:
         DatasetError: A label is not one of the classes.
         PneumoscopeError: See `load_manifest`.
@@ -111,8 +113,10 @@ def select_images(
         note: Called with each remark about the data, such as the number of skipped files.
         labels: Names of columns and labels of the data; those of the run if None.
         both_labels: Raise if all images have the same label.
+
     Returns:
         The folder that paths are relative to, and the images in manifest order.
+
     Raises:
         UsageError: The split is unknown, or neither data nor run specify which images belong to it.
         DatasetError: The split is empty, or lacks a label although both are needed, an image cannot be opened, or an
@@ -133,6 +137,7 @@ def images_of_split(
     Args:
         manifest: Manifest of the data.
         data, split, run_manifest, both_labels: See `select_images`.
+
     Raises:
         UsageError, DatasetError: See `select_images`.
     """
@@ -301,6 +306,7 @@ def select_unreserved_images(
         split: "validation" or "train". Test images are reserved for `evaluate`, which records every test-set
             evaluation.
         labels: See `select_images`.
+
     Raises:
         UsageError: The split is "test" or "all"; or see `select_images`.
         DatasetError: See `select_images`.
@@ -328,8 +334,10 @@ def draw_sample(
         per_label: Number of images of each label; smaller if a label has fewer.
         rng: Random number generator.
         labels: See `select_images`.
+
     Returns:
         The folder that paths are relative to, and the images, ordered by label.
+
     Raises:
         UsageError, DatasetError: See `select_unreserved_images`.
     """

@@ -152,6 +152,7 @@ def measure_network_shortcuts(
         out: Folder for shortcuts.json and shortcuts.md; None writes no files.
         command: Command line to record in the result.
         progress: Called with (name of the control, images done, total).
+
     Raises:
         UsageError: The split is "test" or "all".
         DatasetError: Images cannot be used; see `selection.select_images`.

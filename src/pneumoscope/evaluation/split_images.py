@@ -50,6 +50,7 @@ class SplitImages:
             manifest: Manifest of the data.
             data, split, run_manifest: See `selection.select_images`.
             note: Called with each remark about the data.
+
         Raises:
             UsageError, DatasetError: See `selection.select_images`.
         """

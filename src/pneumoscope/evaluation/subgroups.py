@@ -122,6 +122,7 @@ def read_columns(
         names: Columns of the manifest CSV, or "etiology".
         images: The images to evaluate.
         path_column: Column of the manifest CSV with the paths.
+
     Raises:
         UsageError: The data is not a manifest CSV, or a column has too many values or is equivalent to the label.
         UnknownNameError: There is no such column.

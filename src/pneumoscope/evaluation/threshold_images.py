@@ -25,6 +25,7 @@ def check_threshold_images(
         evaluated: Images to evaluate.
         source: Data or file with the validation images, for the message.
         classes: Classes that each need an image.
+
     Raises:
         DatasetError: A class has no images.
         ThresholdError: An image is a test image, or one of the evaluated images (compared by content).

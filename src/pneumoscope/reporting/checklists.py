@@ -133,6 +133,7 @@ def fill_checklist(
         comparison: The comparison.
         runs: Its runs.
         known: Functions that return facts, by name: `BINARY_FACTS`, or `CLASS_FACTS` for multiclass comparisons.
+
     Raises:
         UnknownNameError: There is no such checklist.
     """

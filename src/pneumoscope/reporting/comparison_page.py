@@ -40,6 +40,7 @@ def write_comparison_page(comparison: Comparison, runs: Sequence[Path], out: Pat
         runs: Folders in the order of the comparison: run folders, each with `epochs.csv`, `run.json`, `recipe.toml`,
             and `evaluation.json` and `predictions.csv` of the compared evaluation; or folders with only the last two.
         out: HTML file to write. Missing parent folders are created.
+
     Raises:
         RunError: A folder contains a different run than the comparison has at this position, or lacks a file.
         StorageError: The file cannot be written.

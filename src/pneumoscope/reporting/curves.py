@@ -26,6 +26,7 @@ def write_curves(run: Path, out: Path, *, best: int) -> Path:
         run: Run folder.
         out: SVG file to write. Missing parent folders are created.
         best: Selected epoch.
+
     Raises:
         RunError: See `read_epochs`.
         StorageError: The file cannot be written.

@@ -43,6 +43,7 @@ def model_card_page(folder: Path, evaluation: Path | None = None) -> str:
     Args:
         folder: Folder of the bundle, with its evidence.
         evaluation: See `evidence.read_evidence`.
+
     Raises:
         BundleError: See `model_card`.
     """

@@ -69,6 +69,7 @@ class MulticlassReport:
 
         Args:
             out: Folder to write to.
+
         Raises:
             StorageError: A file cannot be written.
         """
@@ -85,6 +86,7 @@ def report_multiclass(
         evaluation: Name of the evaluation of each run.
         checklists: Reporting guidelines to fill: "claim", "tripod-ai", "stard-ai".
         command: The command line, for the record.
+
     Raises:
         UnknownNameError: There is no such checklist.
         RunError, UsageError: See `evaluation.multiclass.compare.compare_multiclass`.
@@ -116,6 +118,7 @@ def write_multiclass_page(comparison: MulticlassComparison, folders: Sequence[Pa
         folders: Folders with the evaluations of its runs, in order; see `comparison.inputs.result_folders`. For
             cross-validations, the folders of the folds.
         out: HTML file to write.
+
     Raises:
         RunError: See `report_multiclass`.
         StorageError: The file cannot be written.

@@ -62,6 +62,7 @@ class NamedFigure:
 
         Args:
             path: The file; its extension selects the format.
+
         Raises:
             UsageError: The extension is not supported.
             StorageError: The file cannot be written.

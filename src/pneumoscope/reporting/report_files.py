@@ -89,6 +89,7 @@ class Report:
 
         Args:
             out: Folder to write to.
+
         Raises:
             StorageError: A file cannot be written.
         """
@@ -112,6 +113,7 @@ def report(
         evaluation: Name of the evaluation of each run.
         checklists: Reporting guidelines to fill: "claim", "tripod-ai", "stard-ai".
         command: The command line, for the record.
+
     Raises:
         UnknownNameError: There is no such checklist, or a run was not evaluated at this operating point.
         RunError, UsageError: See `evaluation.comparison.compare.compare`.
@@ -148,6 +150,7 @@ def make_report(comparison: Comparison, folders: Sequence[Path], checklists: Seq
         comparison: The comparison.
         folders: Its runs; see `comparison_page.write_comparison_page`.
         checklists: See `report`.
+
     Raises:
         UnknownNameError: There is no such checklist.
         RunError, BundleError: See `run_data.load_run_data`.
@@ -166,6 +169,7 @@ def write_report(page: str, figures: Iterable[NamedFigure], tables: Iterable[Tab
         page: The HTML page.
         figures, tables: Figures and tables.
         folder: Folder to write to.
+
     Raises:
         StorageError: A file cannot be written.
     """

@@ -91,6 +91,7 @@ def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData
     Args:
         comparison: Comparison of these runs.
         runs: Folders in the order of the comparison: run folders, or folders of an evaluation.
+
     Raises:
         RunError: The number of folders differs, a folder contains another run or an evaluation of other images, or a
             file is missing or malformed.
@@ -136,6 +137,7 @@ def run_data(index: int, summary: RunSummary, run: EvaluatedRun, evidence: RunEv
         summary: Row of the comparison.
         run: The compared evaluation.
         evidence: Measurements of its network for the model card; none by default.
+
     Raises:
         RunError: A file of the run is missing or malformed.
     """

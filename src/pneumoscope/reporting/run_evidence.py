@@ -69,6 +69,7 @@ def read_run_evidence(folder: Path, results: Path, evaluation: Evaluation) -> Ru
         folder: Run folder, or folder of an evaluation.
         results: Folder of the evaluation.
         evaluation: The evaluation.
+
     Raises:
         BundleError: A file is not JSON, or has an unexpected structure.
     """

@@ -72,6 +72,7 @@ def reproduce(
         ledger: The test ledger; the default ledger if None.
         command: The command line, for the record.
         log: Called with a message before each step.
+
     Raises:
         UnknownNameError: There is no such run.
         UsageError: The number of seeds is not positive.

@@ -79,6 +79,7 @@ def read_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:
         source: Name in `known_recipes`, or path of a TOML file.
         overrides: Assignments such as "training.epochs=3". Values are parsed as TOML, or else taken as strings. "none"
             unsets an optional field, as it does in a file.
+
     Raises:
         UnknownNameError: `source` is neither a known recipe nor a file.
         RecipeError: The text is not TOML, a field is unknown, or a value is invalid.
@@ -117,6 +118,7 @@ def parse_recipe(data: Mapping[str, Any], name: str) -> Recipe:
     Args:
         data: The tables of the recipe.
         name: Name of the recipe or its file, for messages.
+
     Raises:
         RecipeError: A field is unknown (the hint suggests the closest one) or has an invalid value.
     """

@@ -243,6 +243,7 @@ def check_output_folder(
         run: The folder; it does not need to exist.
         recipe, manifest, outliers: Recipe and images of the run.
         resume: Resume the run in the folder if there is one.
+
     Raises:
         RunError: The folder is not empty and `resume` is false, or it belongs to another run.
     """
@@ -287,6 +288,7 @@ def check_starting_weights(run: Path, sha256: str) -> None:
     Args:
         run: The folder; it may not contain a run yet.
         sha256: Hash of the current initial weights.
+
     Raises:
         RunError: The hashes differ.
     """
@@ -359,6 +361,7 @@ def record_resumption(run: Path, epoch: int, *, device: str, precision: str) -> 
         run: The run folder.
         epoch: Number of completed epochs.
         device, precision: Device and precision after the resumption.
+
     Raises:
         StorageError: The record cannot be written.
     """
@@ -375,6 +378,7 @@ def finish_run(run: Path, results: Mapping[str, float]) -> RunRecord:
     Args:
         run: The run folder.
         results: Values of the `RunRecord` fields from `best_epoch` to `seconds`.
+
     Raises:
         StorageError: The record cannot be written.
     """

@@ -164,6 +164,7 @@ def find_bundle(target: Path | None = None) -> Path:
 
     Args:
         target: Folder. None selects the bundle in the package, as does "default" unless a folder with this name exists.
+
     Raises:
         RunError: The run has no bundle, or the folder is a folder of runs.
     """

@@ -19,11 +19,14 @@ def cohen_kappa(a: Sequence[bool], b: Sequence[bool], level: float = 0.95) -> In
     Args:
         a, b: Whether each rater calls the image positive, shape (n,).
         level: Coverage, 0 to 1.
+
     Returns:
         Kappa with its normal interval, clipped to -1 to 1, or without an interval if the variance is 0 (all ratings
         agree, or none); undefined without images, or if a rater gives all images the same label.
+
     Raises:
         ValueError: The ratings differ in number.
+
     Source: Cohen 1960, Educ Psychol Meas 20:37; variance by Fleiss, Cohen and Everitt 1969, Psychol Bull 72:323.
     """
     n = len(a)

@@ -60,8 +60,10 @@ def weighted_brier(probabilities: FloatArray, labels: BoolArray, weights: FloatA
         probabilities: Probabilities of pneumonia, shape (n,).
         labels: True where pneumonia is present, shape (n,).
         weights: Image weights, 0 or more, shape (r, n).
+
     Returns:
         Shape (r,).
+
     Source: Brier 1950, Mon Weather Rev 78:1.
     """
     return np.asarray(weights @ np.square(probabilities - labels) / weights.sum(axis=1))
@@ -109,8 +111,10 @@ def calibration_error_interval(
         resamples: Number of bootstrap resamples.
         level: Coverage, 0 to 1.
         seed: Seed of the bootstrap.
+
     Raises:
         UndefinedMetricError: There are no images, or a probability is outside 0 to 1.
+
     Source: Davison & Hinkley 1997, section 5.2 (basic bootstrap); Bröcker & Smith 2007, Weather Forecast 22:651 (labels
     drawn from the probabilities).
     """
@@ -147,9 +151,11 @@ def weighted_calibration_slope(logits: FloatArray, labels: BoolArray, weights: F
     Args:
         logits: Logits of the probabilities, shape (n,).
         labels, weights: See `weighted_brier`.
+
     Returns:
         Shape (r,). NaN where it cannot be estimated: the odds differ by less than 1%, or the probabilities separate the
         labels (completely, or except for ties at one threshold), so that the regression has no finite solution.
+
     Source: Cox 1958, Biometrika 45:562; Van Calster 2019, BMC Med 17:230. Complete and quasi-complete separation:
     Albert & Anderson 1984, Biometrika 71:1.
     """
@@ -217,8 +223,10 @@ def calibration_intervals(
         resamples: Number of resamples.
         level: Coverage, 0 to 1.
         seed: Seed of the bootstrap.
+
     Raises:
         UndefinedMetricError: There are no images, or a probability is outside 0 to 1.
+
     Source: `weighted_calibration_slope`, `weighted_calibration_intercept` and `weighted_observed_expected_ratio`; the
     hierarchy of calibration by Van Calster 2016, J Clin Epidemiol 74:167.
     """
@@ -316,6 +324,7 @@ def reliability_bins(
         probabilities: Probabilities of pneumonia, 0 to 1, shape (n,).
         labels: True where pneumonia is present, shape (n,).
         bins: Maximum number of bins.
+
     Raises:
         UndefinedMetricError: There are no images, or a probability is outside 0 to 1.
     """
@@ -340,8 +349,10 @@ def fit_platt(logits: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, floa
     Args:
         logits: Logits of validation images, unbounded, shape (n,).
         labels: True where pneumonia is present, shape (n,).
+
     Raises:
         UndefinedMetricError: A class has no images, or a logit is not finite.
+
     Source: Platt 1999, Advances in Large Margin Classifiers; Lin, Lin & Weng 2007, Mach Learn 68:267.
     """
     x, y = validate_both_classes(logits, labels, "calibration")

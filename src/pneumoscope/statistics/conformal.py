@@ -53,8 +53,10 @@ def fit_uncertainty_band(scores: npt.ArrayLike, labels: npt.ArrayLike, coverage:
         scores: Scores, 0 to 1, of calibration images that were not used to select the network or its epoch, shape (n,).
         labels: True where pneumonia is present, shape (n,).
         coverage: Coverage of each label, above 0 and below 1.
+
     Raises:
         UndefinedMetricError: The coverage is out of range, or a label has fewer than coverage / (1 - coverage) images.
+
     Source: Vovk, Gammerman & Shafer 2005, Algorithmic Learning in a Random World, section 4.5; Vovk 2012, ACML 25:475.
     """
     x, y = validate(scores, labels)
@@ -82,8 +84,10 @@ def fit_class_thresholds(
         targets: Class index of each image, shape (n,).
         names: Names of the classes.
         coverage: Coverage of each class, above 0 and below 1.
+
     Raises:
         UndefinedMetricError: The coverage is out of range, or a class has fewer than coverage / (1 - coverage) images.
+
     Source: Vovk, Gammerman & Shafer 2005, Algorithmic Learning in a Random World, section 4.5; Vovk 2012, ACML 25:475.
     """
     p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(targets, dtype=np.int64)
@@ -148,8 +152,10 @@ def fit_venn_abers(scores: npt.ArrayLike, labels: npt.ArrayLike) -> VennAbers:
     Args:
         scores: Scores of calibration images in any unit, shape (n,).
         labels: True where pneumonia is present, shape (n,).
+
     Raises:
         UndefinedMetricError: A class has no images.
+
     Source: Vovk, Petej & Fedorova 2015, NeurIPS 28:892 (inductive Venn-Abers predictors).
     """
     from sklearn.isotonic import isotonic_regression  # deferred: evaluating the step functions does not need it

@@ -32,10 +32,13 @@ def net_benefit(
         probabilities: Probabilities of pneumonia, 0 to 1, shape (n,).
         labels: True where pneumonia is present, shape (n,).
         thresholds: Threshold probabilities, 0 or more and below 1, shape (k,).
+
     Returns:
         Both of shape (k,).
+
     Raises:
         UndefinedMetricError: There are no images, or a probability or threshold is out of range.
+
     Source: Vickers & Elkin 2006, Med Decis Making 26:565.
     """
     p, y = validate_probabilities(probabilities, labels)
@@ -67,8 +70,10 @@ def decision_curve(
         resamples: Number of resamples.
         level: Coverage, 0 to 1.
         seed: Seed of the bootstrap.
+
     Raises:
         UndefinedMetricError: See `net_benefit`.
+
     Source: `net_benefit`; intervals by Vickers 2008, BMC Med Inform Decis Mak 8:53.
     """
     p, y = validate_probabilities(probabilities, labels)

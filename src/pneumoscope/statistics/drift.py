@@ -78,6 +78,7 @@ def detect_drift(
         reference, recent: Values of each quantity, by name, one per image.
         rejected, images: Number of rejected images and of all images, each as (reference, recent).
         false_alarms: Probability of a false alarm.
+
     Source: Smirnov 1939 (two-sample test); Fisher 1922 (exact test).
     """
     from scipy import stats  # deferred: slow, and the service starts without it
@@ -108,8 +109,10 @@ def measure_drift(probabilities: npt.ArrayLike, deciles: Sequence[float], n_refe
         deciles: The nine deciles of the reference distribution, in ascending order.
         n_reference: Number of images from which the deciles were computed, which determines their sampling error.
         seed: Seed of the simulation.
+
     Raises:
         UndefinedMetricError: There are fewer than `MIN_IMAGES` images, or the deciles are not nine ascending numbers.
+
     Source: The probabilities between neighboring order statistics have a Dirichlet distribution (Wilks 1962,
     Mathematical Statistics, section 7.7); the counts in them are multinomial.
     """

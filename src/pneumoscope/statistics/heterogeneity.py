@@ -44,9 +44,11 @@ def unpaired_auroc_difference(
         a, b: Scores, labels and patients of the images, which must not overlap in images or patients.
         level: Coverage, 0 to 1.
         sides: Names for the images with the labels True and False, for reasons.
+
     Raises:
         UndefinedMetricError: One of the two has fewer than `intervals.MIN_PATIENTS` patients of a label, with which the
             coverage of the interval is too low.
+
     Source: `roc.auroc_interval`; see `unpaired_area_difference`.
     """
     _check_patients((a, b), "a difference in AUROC", sides)
@@ -61,6 +63,7 @@ def unpaired_area_difference(a: Interval, b: Interval) -> Interval:
     Args:
         a, b: The areas, such as AUROCs, with intervals at the same level; see `roc.area_interval` and
             `multiclass_paired.macro_auroc_area`.
+
     Source: Method of variance estimates recovery, Zou & Donner 2008, Stat Med 27:1693.
     """
     methods = dict.fromkeys((a.method, b.method))
@@ -72,6 +75,7 @@ def auroc_heterogeneity(groups: Sequence[ScoredGroup]) -> float:
 
     Args:
         groups: Scores, labels and patients of two or more groups of different images.
+
     Raises:
         UndefinedMetricError: A class of a group has fewer than `intervals.MIN_PATIENTS` patients, with which the type I
             error is far too high, or an AUROC has no variance.
@@ -96,8 +100,10 @@ def area_heterogeneity(areas: npt.ArrayLike, variances: npt.ArrayLike) -> float:
     Args:
         areas: The area of each group of different images, shape (k,).
         variances: Their variances; see `roc.delong_covariance` and `multiclass_paired.macro_auroc_covariance`.
+
     Raises:
         UndefinedMetricError: A variance is 0.
+
     Source: Cochran 1954, Biometrics 10:101.
     """
     x, v = np.asarray(areas, dtype=np.float64), np.asarray(variances, dtype=np.float64)
@@ -128,8 +134,10 @@ def proportion_heterogeneity(
         patients: One patient key per image, "" where unknown.
         permutations: Number of random permutations; the smallest possible p-value is 1 / (permutations + 1).
         seed: Seed of the permutations.
+
     Raises:
         UndefinedMetricError: There is one group, or all images have the same outcome.
+
     Source: Freeman & Halton 1951, Biometrika 38:141; p-value by Phipson & Smyth 2010, Stat Appl Genet Mol Biol 9:39.
     """
     y, _ = validate(correct, np.asarray(correct, dtype=np.bool_))

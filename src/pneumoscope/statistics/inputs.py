@@ -54,6 +54,7 @@ def validate_both_classes(scores: npt.ArrayLike, labels: npt.ArrayLike, purpose:
         scores: One finite number per image, shape (n,).
         labels: True where pneumonia is present, shape (n,).
         purpose: Subject of the error message, such as "AUROC".
+
     Raises:
         UndefinedMetricError: As in `validate`, or a class has no images.
     """
@@ -72,6 +73,7 @@ def validate_probabilities(probabilities: npt.ArrayLike, labels: npt.ArrayLike) 
     Args:
         probabilities: Probability of pneumonia of each image, 0 to 1, shape (n,).
         labels: True where pneumonia is present, shape (n,).
+
     Raises:
         UndefinedMetricError: As in `validate`, or a probability is out of range.
     """
@@ -87,6 +89,7 @@ def validate_classes(probabilities: npt.ArrayLike, targets: npt.ArrayLike) -> tu
     Args:
         probabilities: One row per image, each summing to 1, shape (n, K) with K at least 2.
         targets: Class index of each image, 0 to K - 1, shape (n,).
+
     Raises:
         UndefinedMetricError: There are no images, the shapes differ, a row is not a distribution, or a target is not a
             class.
@@ -121,6 +124,7 @@ def patient_groups(patients: Sequence[str] | None, n: int) -> IntArray:
     Args:
         patients: One patient key per image, "" where unknown; None if all are unknown.
         n: Number of images.
+
     Raises:
         UndefinedMetricError: The number of keys is not `n`.
     """

@@ -75,10 +75,13 @@ def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
         successes: 0 to n. Fractions are allowed, so that n can be an effective sample size.
         n: Number of images.
         level: Coverage, 0 to 1.
+
     Returns:
         The interval, which contains the proportion and stays within 0 to 1; undefined if n is 0.
+
     Raises:
         UndefinedMetricError: `successes` is not within 0 to n, or the level is not between 0 and 1.
+
     Source: Wilson 1927, J Am Stat Assoc 22:209.
     """
     z = normal_quantile(level)
@@ -101,9 +104,11 @@ def design_effect(values: npt.ArrayLike, groups: IntArray) -> float:
     Args:
         values: One number per image, shape (n,).
         groups: Patient numbers from `inputs.patient_groups`, shape (n,).
+
     Returns:
         At least 1, and exactly 1 with one image per patient. If all values are equal, the effect cannot be estimated,
         and the images of a patient count as one.
+
     Source: Ratio estimator of Rao & Scott 1992, Biometrics 48:577.
     """
     x = np.asarray(values, dtype=np.float64)
@@ -145,8 +150,10 @@ def proportion(
         patients: One patient key per image, "" where unknown; None if all are unknown.
         reason: Reason of the undefined interval if there are no images.
         level: Coverage, 0 to 1.
+
     Raises:
         UndefinedMetricError: The number of patient keys is not n, or the level is not between 0 and 1.
+
     Source: Wilson 1927 with the effective sample size of Rao & Scott 1992.
     """
     x = np.asarray(correct, dtype=np.bool_)
@@ -170,8 +177,10 @@ def newcombe(successes_a: int, n_a: int, successes_b: int, n_b: int, level: floa
         successes_a, successes_b: 0 to `n_a` and 0 to `n_b`.
         n_a, n_b: Numbers of images; the interval reports their sum.
         level: Coverage, 0 to 1.
+
     Raises:
         UndefinedMetricError: See `wilson`.
+
     Source: Hybrid score interval, method 10 of Newcombe 1998, Stat Med 17:873.
     """
     return difference(wilson(successes_a, n_a, level), wilson(successes_b, n_b, level))
@@ -184,6 +193,7 @@ def difference(a: Interval, b: Interval, method: str = "newcombe, unpaired") -> 
         a, b: Proportions with Wilson's intervals at the same level, as from `wilson` or `proportion`; or other values
             from 0 to 1 with possibly asymmetric intervals, such as AUROCs.
         method: Name of the method.
+
     Source: Newcombe's hybrid score interval (see `newcombe`); for intervals adjusted for repeated patients, Zou &
     Donner 2008, Stat Med 27:1693.
     """
@@ -204,8 +214,10 @@ def paired_difference(
         patients: One patient key per image, "" where unknown. If patients repeat, all counts are divided by the design
             effect of the difference.
         level: Coverage, 0 to 1.
+
     Raises:
         UndefinedMetricError: There are no images, or the shapes differ.
+
     Source: Method 10 of Newcombe 1998, Stat Med 17:2635, with its continuity-corrected phi.
     """
     x, b = validate(a_correct, b_correct)
@@ -241,6 +253,7 @@ def mean_of_proportions(a: Interval, b: Interval) -> Interval:
 
     Args:
         a, b: Proportions at the same level. If one is undefined, so is the mean, for the same reason.
+
     Source: Method of variance estimates recovery, Zou & Donner 2008, Stat Med 27:1693; for a difference of Wilson
     intervals this is Newcombe's method.
     """
@@ -282,8 +295,10 @@ def patient_bootstrap(
         seed: Seed of the resamples.
         reason: Reason of the undefined interval if the statistic is undefined for the original images.
         by_label: True if the statistic compares the labels, like the AUPRC: `MIN_PATIENTS` then applies to each label.
+
     Raises:
         UndefinedMetricError: See `inputs.validate`.
+
     Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, sections 5.3 (percentile) and 3.8
     (clusters).
     """
@@ -313,6 +328,7 @@ def patient_bootstraps(
     Args:
         statistics: Function of scores, labels and image weights; see `WeightedStatistics`.
         scores, labels, patients, resamples, level, seed, reason, by_label: See `patient_bootstrap`.
+
     Raises:
         UndefinedMetricError: See `inputs.validate`.
     """

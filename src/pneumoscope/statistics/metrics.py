@@ -56,8 +56,10 @@ def weighted_f1(predicted: FloatArray, labels: BoolArray, weights: FloatArray) -
         predicted: 1 where pneumonia is predicted, else 0, shape (n,).
         labels: True where pneumonia is present, shape (n,).
         weights: Image weights, 0 or more, shape (r, n).
+
     Returns:
         Shape (r,); NaN where undefined.
+
     Source: van Rijsbergen 1979, Information Retrieval, chapter 7.
     """
     tp, fn, _, fp = _weighted_confusion(predicted, labels, weights)
@@ -97,6 +99,7 @@ def threshold_metrics(
         patients: One patient key per image, "" where unknown; None if all are unknown.
         resamples: Number of bootstrap resamples.
         seed: Seed of the bootstrap.
+
     Raises:
         UndefinedMetricError: There are no images, or the shapes differ.
     """

@@ -77,6 +77,7 @@ def overall_metrics(
         patients: One patient key per image, "" where unknown; None if all are unknown.
         resamples: Number of bootstrap resamples.
         seed: Seed of the bootstrap.
+
     Raises:
         UndefinedMetricError: See `inputs.validate_classes`.
     """
@@ -142,6 +143,7 @@ def macro_auroc_interval(
 
     Args:
         probabilities, targets, names, patients, resamples, seed: See `overall_metrics`.
+
     Raises:
         UndefinedMetricError: See `inputs.validate_classes`.
     """
@@ -203,6 +205,7 @@ def class_metrics(
         probabilities, targets: See `inputs.validate_classes`.
         index, name: Index and name of the class.
         patients, resamples, seed: See `overall_metrics`.
+
     Raises:
         UndefinedMetricError: See `inputs.validate_classes`.
     """
@@ -255,8 +258,10 @@ def pair_metrics(
         probabilities, targets: Of all images; see `inputs.validate_classes`.
         pair, names: Indices and names of the two classes.
         patients: See `overall_metrics`.
+
     Returns:
         auroc (DeLong), accuracy, sensitivity (for the first class) and specificity (sensitivity for the second class).
+
     Raises:
         UndefinedMetricError: See `inputs.validate_classes`.
     """
@@ -289,9 +294,11 @@ def set_metrics(
         targets: Class index of each image, shape (n,).
         patients: See `overall_metrics`.
         seed: Seed of the bootstrap.
+
     Returns:
         coverage, single and empty: the fractions of sets that contain the true class, exactly one class, and no class;
             and mean_size, the mean number of classes, with a patient-bootstrap interval.
+
     Raises:
         UndefinedMetricError: There are no images.
     """
@@ -316,6 +323,7 @@ def mean_of_classes(rates: Sequence[Interval]) -> Interval:
 
     Args:
         rates: Proportions at the same level. If one is undefined, so is the mean, for the same reason.
+
     Source: Method of variance estimates recovery, Zou & Donner 2008, Stat Med 27:1693; for two proportions, equal to
     `intervals.mean_of_proportions`.
     """

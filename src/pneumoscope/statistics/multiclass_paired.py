@@ -35,11 +35,14 @@ def macro_auroc_covariance(
         targets: Class index of each image, shape (n,).
         names: Name of each class.
         groups: Patient numbers from `inputs.patient_groups`, shape (n,).
+
     Returns:
         Macro AUROCs, shape (k,), and covariance, shape (k, k).
+
     Raises:
         UndefinedMetricError: A class has fewer patients than `intervals.MIN_PATIENTS`. With one patient, a class would
             add no variance at all.
+
     Source: DeLong 1988, Biometrics 44:837, with sums over the images of a patient by Obuchowski 1997, Biometrics
     53:567; the macro AUROC is linear in the AUROCs of the classes.
     """
@@ -67,8 +70,10 @@ def macro_auroc_area(
         names: Name of each class.
         patients: One patient key per image, "" where unknown; None if all are unknown.
         level: Coverage, 0 to 1.
+
     Raises:
         UndefinedMetricError: See `macro_auroc_covariance`.
+
     Source: As for the binary AUROC; see `roc.area_interval`.
     """
     y = np.asarray(targets, dtype=np.int64)
@@ -98,9 +103,11 @@ def macro_auroc_test(
         names: Name of each class.
         patients: One patient key per image, "" where unknown; None if all are unknown.
         level: Coverage of the interval, 0 to 1.
+
     Returns:
         The difference with a normal interval, and the p-value. If both networks rank the images alike, the variance is
         0, and the limits and the p-value are None.
+
     Raises:
         UndefinedMetricError: The shapes differ, or see `macro_auroc_covariance`.
     """

@@ -17,8 +17,10 @@ def holm(p_values: Sequence[_PValue]) -> list[_PValue]:
 
     Args:
         p_values: One p-value per test. None (no test possible) stays None and does not count as a test.
+
     Raises:
         UndefinedMetricError: A p-value is outside 0 to 1.
+
     Source: Holm 1979, Scand J Stat 6:65.
     """
     tests = sorted((p, index) for index, p in enumerate(p_values) if p is not None)

@@ -52,8 +52,10 @@ def compare_with_reference(
         reference: Proportion on other images, at the same level.
         margin: Largest acceptable decrease, above 0, below 1.
         effective_n: Effective sample size of `observed` for the power, see `intervals.effective_size`; its n if None.
+
     Raises:
         UndefinedMetricError: A proportion is undefined, or the margin is out of range.
+
     Source: Confidence-interval approach to non-inferiority, Piaggio 2012, JAMA 308:2594; interval of Newcombe 1998.
     """
     _check(reference, margin)
@@ -78,6 +80,7 @@ def power(n: int, reference: Interval, margin: float) -> float:
         n: Number of independent images, at least 1.
         reference: The reference.
         margin: See `compare_with_reference`.
+
     Raises:
         UndefinedMetricError: The reference is undefined, `n` is below 1, or the margin is out of range.
     """
@@ -98,9 +101,11 @@ def sample_size(reference: Interval, margin: float, target: float = 0.8) -> int 
         reference: The reference.
         margin: See `compare_with_reference`.
         target: Target power, above 0, below 1.
+
     Returns:
         The number, or None if more than `MAX_SAMPLE` are needed or the uncertainty of the reference alone exceeds the
         margin.
+
     Raises:
         UndefinedMetricError: See `power`; or the target is out of range.
     """

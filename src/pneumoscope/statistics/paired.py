@@ -30,10 +30,13 @@ def mcnemar_exact(
     Args:
         a_correct, b_correct: True where an image is classified correctly, shape (n,), in the same order.
         patients: One patient key per image, "" where unknown; None if all are unknown.
+
     Returns:
         The p-value; None if every lead is 0.
+
     Raises:
         UndefinedMetricError: There are no images, or the shapes differ.
+
     Source: McNemar 1947, Psychometrika 12:153; exact sign-change test by Pitman 1937, J R Stat Soc Suppl 4:119.
     """
     a, b = validate(a_correct, b_correct)
@@ -76,11 +79,14 @@ def delong_test(
         labels: True where pneumonia is present, shape (n,).
         patients: One patient key per image, "" where unknown; images of one patient may be correlated.
         level: Coverage of the interval, 0 to 1.
+
     Returns:
         The difference with a normal interval, and the p-value. If both networks rank the images alike, the variance is
         0, and the limits and the p-value are None.
+
     Raises:
         UndefinedMetricError: The shapes differ, or a class has fewer than 2 patients.
+
     Source: See `roc.delong_covariance`.
     """
     a, y = validate(scores_a, labels)

@@ -47,6 +47,7 @@ def adjust_prevalence(probabilities: npt.ArrayLike, source: float, target: float
         probabilities: Probabilities of pneumonia in the source population, 0 to 1, any shape.
         source: Prevalence in the source population, above 0 and below 1.
         target: Prevalence in the target population, above 0 and below 1.
+
     Source: Saerens 2002, Neural Comput 14:21, equation 2.4.
     """
     p = np.asarray(probabilities, dtype=np.float64)

@@ -32,10 +32,13 @@ def proportion_covariance(successes: npt.ArrayLike, groups: IntArray) -> tuple[F
     Args:
         successes: True where a network is correct, shape (k, n).
         groups: Patient numbers from `inputs.patient_groups`, shape (n,). Images of one patient may be correlated.
+
     Returns:
         Proportions, shape (k,), and covariance, shape (k, k).
+
     Raises:
         UndefinedMetricError: There are fewer than 2 patients.
+
     Source: Linearized variance of a cluster mean, Cochran 1977, Sampling Techniques, section 9A.
     """
     x = np.atleast_2d(np.asarray(successes, dtype=np.float64))
@@ -59,6 +62,7 @@ def replicates_mean(
         n: Number of images.
         method: See `replicates_method`.
         level: Coverage, 0 to 1.
+
     Returns:
         The interval, clipped to 0 to 1. A single training has no variance of seeds, so its interval covers other
         patients only. The limits are None, with the reason, if the variance is 0, because the data then show no
@@ -84,6 +88,7 @@ def replicates_difference(
         n: Number of images.
         method: See `replicates_method`.
         level: Coverage, 0 to 1.
+
     Returns:
         The interval and the p-value; the limits and the p-value are None if the variance is 0. A single training has no
         variance of seeds: the result then applies to this training, not to its recipe.

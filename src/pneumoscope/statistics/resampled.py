@@ -32,6 +32,7 @@ def folds_mean(values: npt.ArrayLike, ratio: float, *, n: int, level: float = 0.
         ratio: Ratio of validation to training images of an average fold.
         n: Number of validation images of all folds.
         level: Coverage, 0 to 1.
+
     Returns:
         The interval, clipped to 0 to 1. Its limits are None if all values are equal, because the data then show no
         variation.
@@ -51,6 +52,7 @@ def folds_difference(
     Args:
         a, b: The metric of two recipes in each fold, shape (k,); at least 2.
         ratio, n, level: See `folds_mean`.
+
     Returns:
         The interval and the p-value; the limits and the p-value are None if the difference is the same in all folds.
     """

@@ -52,6 +52,7 @@ def weighted_auroc(scores: FloatArray, labels: BoolArray, weights: FloatArray) -
         scores: Scores in any unit, shape (n,).
         labels: True where pneumonia is present, shape (n,).
         weights: Image weights, 0 or more, shape (r, n).
+
     Returns:
         Shape (r,), 0 to 1; NaN where a class has no weight.
     """
@@ -69,6 +70,7 @@ def weighted_macro_auroc(ranking: FloatArray, targets: IntArray, weights: FloatA
         ranking: Scores of the classes in any unit, such as `probabilities.log_odds`, shape (n, K).
         targets: Class index of each image, shape (n,).
         weights: Image weights, 0 or more, shape (r, n).
+
     Returns:
         Shape (r,); NaN where a class has no weight.
     """
@@ -98,8 +100,10 @@ def auroc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     Args:
         scores: Scores in any unit, shape (n,). Prefer logits, because scores tie at 0 and 1.
         labels: True where pneumonia is present, shape (n,).
+
     Raises:
         UndefinedMetricError: A class has no images.
+
     Source: Hanley & McNeil 1982, Radiology 143:29.
     """
     x, y = validate_both_classes(scores, labels, "AUROC")
@@ -112,9 +116,11 @@ def roc_curve(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray,
     Args:
         scores: Scores in any unit, shape (n,).
         labels: True where pneumonia is present, shape (n,).
+
     Returns:
         False positive rate, sensitivity and threshold, each of shape (k + 1,) for k distinct scores. Scores at or above
         the threshold are positive; the first threshold is infinite.
+
     Raises:
         UndefinedMetricError: A class has no images.
     """
@@ -131,9 +137,11 @@ def precision_recall_curve(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tupl
     Args:
         scores: Scores in any unit, shape (n,).
         labels: True where pneumonia is present, shape (n,).
+
     Returns:
         Sensitivity (ascending), precision and threshold, each of shape (k,) for k distinct scores. Scores at or above
         the threshold are positive. The area below the step function is the average precision.
+
     Raises:
         UndefinedMetricError: A class has no images.
     """
@@ -153,10 +161,13 @@ def delong_covariance(scores: npt.ArrayLike, labels: npt.ArrayLike, groups: IntA
         labels: True where pneumonia is present, shape (n,).
         groups: Patient numbers from `inputs.patient_groups`, shape (n,). Images of one patient may be correlated. With
             one image per patient the result is DeLong's.
+
     Returns:
         AUROC, shape (k,), and covariance, shape (k, k).
+
     Raises:
         UndefinedMetricError: A class has fewer than 2 patients.
+
     Source: DeLong 1988, Biometrics 44:837; mid-ranks by Sun & Xu 2014, IEEE Signal Process Lett 21:1389; sums over the
     images of a patient by Obuchowski 1997, Biometrics 53:567.
     """
@@ -202,10 +213,13 @@ def auroc_interval(
         labels: True where pneumonia is present, shape (n,).
         patients: One patient key per image, "" where unknown; None if all are unknown.
         level: Coverage, 0 to 1.
+
     Returns:
         The interval; undefined, with the reason, if a class has no images.
+
     Raises:
         UndefinedMetricError: See `inputs.validate`.
+
     Source: `delong_covariance`; logit transform by Pepe 2003, The Statistical Evaluation of Medical Tests, section 5.2.
     """
     x, y = validate(scores, labels)

@@ -26,8 +26,10 @@ def fit_temperature(logits: npt.ArrayLike, targets: npt.ArrayLike) -> float:
     Args:
         logits: Logits of validation images, unbounded, shape (n, K).
         targets: Class index of each image, 0 to K - 1, shape (n,).
+
     Raises:
         UndefinedMetricError: The shapes differ, a class has no images, or a logit is not finite.
+
     Source: Guo 2017, ICML 70:1321; smoothed targets by Platt 1999, Advances in Large Margin Classifiers.
     """
     x, y = np.asarray(logits, dtype=np.float64), np.asarray(targets, dtype=np.int64)

@@ -27,8 +27,10 @@ def youden_threshold(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     Args:
         scores: Scores of validation images, 0 to 1, shape (n,).
         labels: True where pneumonia is present, shape (n,).
+
     Raises:
         UndefinedMetricError: A class has no images.
+
     Source: Youden 1950, Cancer 3:32.
     """
     false_positive_rate, sensitivity, thresholds = roc_curve(scores, labels)
@@ -48,6 +50,7 @@ def threshold_at_sensitivity(scores: npt.ArrayLike, labels: npt.ArrayLike, sensi
         scores: Scores of validation images, 0 to 1, shape (n,).
         labels: True where pneumonia is present, shape (n,).
         sensitivity: Required sensitivity, above 0, up to 1.
+
     Raises:
         UndefinedMetricError: There is no PNEUMONIA image, or the sensitivity is out of range.
     """
@@ -68,6 +71,7 @@ def threshold_at_specificity(scores: npt.ArrayLike, labels: npt.ArrayLike, speci
         scores: Scores of validation images, 0 to 1, shape (n,).
         labels: True where pneumonia is present, shape (n,).
         specificity: Required specificity, above 0, up to 1.
+
     Raises:
         UndefinedMetricError: There is no NORMAL image, or the specificity is out of range.
     """

@@ -202,8 +202,10 @@ def accept(
         seed: Seed of folds and bootstraps.
         command: Command line to record in the result.
         progress: Called with the number of scored images and the total.
+
     Returns:
         The result and the profile.
+
     Raises:
         UsageError: The operating point is unknown, a number or the name is out of range, or the folder already contains
             an acceptance test.

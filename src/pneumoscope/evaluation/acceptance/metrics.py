@@ -143,6 +143,7 @@ def needed_images(card: Card, margin: float, target_power: float) -> dict[str, d
     Args:
         card: Card of the model.
         margin, target_power: See `accept`.
+
     Returns:
         {operating point: {"sensitivity": images with pneumonia, "specificity": images without}}; None if no number
         suffices, see `noninferiority.sample_size`.

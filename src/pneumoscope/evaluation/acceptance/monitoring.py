@@ -90,6 +90,7 @@ def monitor(
         require_age: Images that are rejected if the age of the patient is unknown, as in the acceptance test.
         assume: As in the acceptance test.
         progress: Called with the number of processed files and the total.
+
     Raises:
         UsageError: A number is out of range.
         UndefinedMetricError: There are fewer than `MIN_IMAGES` readable images.

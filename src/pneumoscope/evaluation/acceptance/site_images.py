@@ -130,6 +130,7 @@ def load_site_images(data: Path, labels: LabelMapping | None = None) -> SiteList
     Args:
         data: Folder, manifest CSV or archive.
         labels: Names of its columns and labels.
+
     Raises:
         DatasetError: An image cannot be read, the data has a test split, two identical files have different labels, or
             a label has no image.
@@ -167,6 +168,7 @@ def score_site_images(
         session: The model.
         site: The images.
         progress: Called with the number of scored images and the total.
+
     Raises:
         DatasetError: An image cannot be decoded.
     """

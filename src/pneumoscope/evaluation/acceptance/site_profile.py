@@ -51,6 +51,7 @@ def create_profile(
         name: Name of the site.
         prevalence: Prevalence of pneumonia that the probabilities refer to; None for that of the accepted images.
         seed: Seed of the fit and of random samples.
+
     Raises:
         SiteProfileError: The profile cannot be applied to the card.
     """

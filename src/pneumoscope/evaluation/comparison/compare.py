@@ -89,10 +89,12 @@ def compare(
         command: The command line, for the record.
         progress: Called with the number of images scored by a bundle and the total.
         note: Called with each remark about the data.
+
     Returns:
         The metrics of each run, a paired test of each pair, and the findings as sentences. Notebooks display the
         comparison as a table; `Comparison.to_dataframe()` returns the metrics as a pandas DataFrame, and
         `Comparison.figures` contains the figures.
+
     Raises:
         UsageError: No runs are given.
         RunError: A file is missing or malformed, two runs have the same name, or the runs were evaluated on different

@@ -142,6 +142,7 @@ def summarize_folds(folder: Path, evaluation: str, operating_point: str) -> RunG
         folder: Folder of the folds.
         evaluation: Name of the evaluation of each fold on its validation images.
         operating_point: Operating point of the threshold metrics.
+
     Raises:
         RunError: A fold is missing, unfinished, not evaluated, or not evaluated on its own validation images.
         UnknownNameError: A fold was not evaluated at this operating point.
@@ -160,6 +161,7 @@ def compare_folds(
         operating_point: Operating point of the threshold metrics.
         command: The command line, for the record.
         prevalence: See `compare.compare`.
+
     Raises:
         UsageError: A target is not a cross-validation.
         RunError: A fold is missing, unfinished, not evaluated, or not evaluated on its own validation images; or the
@@ -201,6 +203,7 @@ def find_differences(folds: Sequence[Folds[Any]], tested: Sequence[str]) -> Fold
     Args:
         folds: The cross-validations.
         tested: Metrics to compare.
+
     Raises:
         RunError: The folds of two cross-validations have different images.
     """
@@ -237,6 +240,7 @@ def read_folds(
         targets: Folders of folds.
         read: Returns the evaluations of runs.
         summarize: Returns the row of an evaluation in a comparison.
+
     Raises:
         UsageError: A target is not a cross-validation.
         RunError: A fold is missing, unfinished, not evaluated, or not evaluated on its own validation images.

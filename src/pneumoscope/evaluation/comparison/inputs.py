@@ -154,6 +154,7 @@ def read_evaluated(
         operating_point: Operating point that each evaluation must have.
         options: Options for evaluating bundles and files.
         out: Folder for the results; None writes no files.
+
     Raises:
         UsageError: There are bundles or files but no data, or the threshold of a file needs validation predictions.
         RunError: A file is missing or malformed, or two evaluations would be written to one folder.
@@ -180,6 +181,7 @@ def check_evaluated(targets: Sequence[Path]) -> None:
 
     Args:
         targets: Runs, folders of runs, and folders of evaluations.
+
     Raises:
         UsageError: Contains the command that evaluates the first such target.
     """

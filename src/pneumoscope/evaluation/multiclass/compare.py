@@ -72,10 +72,12 @@ def compare_multiclass(
             files.
         command: The command line, for the record.
         progress, note: See `evaluate_multiclass`.
+
     Returns:
         The metrics of each run, a paired test of each pair, and the findings as sentences.
         `MulticlassComparison.to_dataframe()` returns the metrics as a pandas DataFrame, and
         `MulticlassComparison.figures` contains the figures.
+
     Raises:
         UsageError: No runs are given, or there is a bundle or file but no data.
         RunError: A file is missing or malformed, two runs have the same name, or the runs were evaluated on different

@@ -34,6 +34,7 @@ def summarize_class_folds(folder: Path, evaluation: str) -> RunGroup:
     Args:
         folder: Folder of the folds.
         evaluation: Name of the evaluation of each fold on its validation images.
+
     Raises:
         RunError: See `comparison.cross_validation.read_folds`.
     """
@@ -47,6 +48,7 @@ def compare_class_folds(targets: Sequence[Path], command: str = "") -> Multiclas
     Args:
         targets: Folders of folds.
         command: The command line, for the record.
+
     Raises:
         UsageError, RunError: See `read_folds` and `find_differences` in `comparison.cross_validation`; or the classes
             differ.

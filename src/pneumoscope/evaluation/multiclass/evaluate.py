@@ -73,10 +73,12 @@ def evaluate_multiclass(
             evaluation of the same model.
         progress: Called with the number of scored images and the total.
         note: Called with each remark about the data.
+
     Returns:
         The evaluation, and the images with their probabilities in manifest order. Notebooks display the evaluation as a
         table; `MulticlassEvaluation.to_dataframe()` returns its metrics as a pandas DataFrame, and
         `MulticlassEvaluation.figures` contains its figures.
+
     Raises:
         UsageError: There is no such split, or the data does not specify which images belong to it; the name is not a
             valid folder name, or is given together with `out` or for a bundle; the folder has another evaluation; a

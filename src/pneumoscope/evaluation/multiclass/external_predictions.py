@@ -100,8 +100,10 @@ def evaluate_multiclass_predictions(
         name: Name of the model, by which it is matched with `reference`; the file stem if empty.
         reference: Folder of an evaluation of the same model on other images, to report differences from.
         by, out, replace, source_name, ledger, seed, note: See `evaluate_multiclass`.
+
     Returns:
         The evaluation, and the images with their probabilities in the order of the data.
+
     Raises:
         UsageError: Options are mutually exclusive, the folder has another evaluation, a column cannot be used, see
             `evaluation.subgroups.read_columns`, or the reference evaluates another model.

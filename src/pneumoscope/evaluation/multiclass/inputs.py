@@ -81,6 +81,7 @@ def compared_classes(
 
     Args:
         runs, evaluation, data, labels, split, columns, ledger, out, progress, note: See `compare_multiclass`.
+
     Raises:
         UsageError, RunError, PneumoscopeError: See `compare_multiclass`.
     """
@@ -137,6 +138,7 @@ def read_class_run(
         evaluation: Name of the evaluation of a run.
         data: Labeled images for a bundle or file.
         columns: Names of the columns of a file.
+
     Raises:
         RunError: The run has no such evaluation, or a file is damaged.
         UsageError: There is no data for a bundle or file.

@@ -172,6 +172,7 @@ def read_class_reference(
         folder: The folder.
         images: The images to evaluate.
         source: Source of their probabilities.
+
     Raises:
         UsageError, DatasetError, RunError: See `breakdown.read_reference`; or the classes differ.
     """
@@ -196,6 +197,7 @@ def check_folder(folder: Path, images: Sequence[LabeledImage], source: ClassSour
         images: Images to evaluate.
         source: Source of their probabilities.
         seed: Seed of the bootstraps.
+
     Raises:
         UsageError: The folder has an evaluation of other images, or of another model or seed.
     """
@@ -240,6 +242,7 @@ def record_classes(
         replace: Discard subgroups and difference of an earlier evaluation in the folder. Otherwise, those that the new
             evaluation lacks are kept if all metrics are the same; `check_folder` has already compared images, model and
             seed.
+
     Raises:
         StorageError: The ledger or a file cannot be written.
     """

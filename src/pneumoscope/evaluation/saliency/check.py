@@ -121,6 +121,7 @@ def check_saliency(
         out: Folder for saliency_check.json and saliency_check.md; None writes no files.
         command: Command line to record in the result.
         progress: Called with (stage, steps done, total).
+
     Raises:
         UsageError: The split is "test" or "all", the network has no weights, or its heatmaps have fewer than 4 cells.
         BundleError: The bundle cannot be read or run, or has no heatmaps.

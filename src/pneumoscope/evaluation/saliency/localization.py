@@ -50,6 +50,7 @@ def measure_localization(
         seed: Seed of the bootstraps.
         progress: Called with (stage, steps done, total).
         labels: See `selection.select_images`.
+
     Raises:
         DatasetError: There is no mask, or a mask cannot be read, is empty or differs in size from its image.
     """
@@ -91,6 +92,7 @@ def read_mask(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
     Args:
         path: The mask.
         shape: Rows and columns of its image.
+
     Raises:
         DatasetError: The mask cannot be read, is empty or differs in size from its image.
     """

@@ -63,6 +63,7 @@ def perturbation_aucs(
         image: Input of the network, shape (size, size).
         heatmap: Contributions to the logit, shape (rows, columns).
         sign: 1 if the predicted class is pneumonia, -1 otherwise.
+
     Source: Petsiuk, Das and Saenko 2018.
     """
     size = len(image)
@@ -85,8 +86,10 @@ def shuffle_weights(network: bytes, fraction: float, rng: np.random.Generator) -
         network: ONNX file.
         fraction: Fraction of the layers, counted from the logit; 0 shuffles the last layer only.
         rng: Random number generator.
+
     Returns:
         The ONNX file and the number of shuffled layers.
+
     Raises:
         UsageError: The network has no layer with weights.
     """
@@ -133,6 +136,7 @@ def localize(heatmap: FloatArray, mask: npt.NDArray[np.bool_], crop: Crop) -> tu
         heatmap: Contributions to the logit, shape (rows, columns).
         mask: True where the disease is, shape (height, width).
         crop: Crop of the preprocessing.
+
     Sources: Zhang et al. 2018 (pointing game, without a tolerance); Wang et al. 2020 (energy-based pointing game).
     """
     height, width = mask.shape
