@@ -57,8 +57,8 @@ class NetworkOptions(_Table):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout rate before the last layer of a timm network."""
     output_stride: Literal[8, 16, 32] = 32
-    """Side of the image divided by the side of the last feature map, which is the side of the heatmap. 16 doubles both sides of
-    the heatmap and quadruples the cost of the last stages of the network."""
+    """Side of the image divided by the side of the last feature map, which is the side of the heatmap. 16 doubles both
+    sides of the heatmap and quadruples the cost of the last stages of the network."""
     border_mask: int = Field(default=0, ge=0, le=128)
     """Width of the border that is set to black, pixels. Image borders can reveal the source of an image."""
     flip_averaging: bool = False
@@ -69,11 +69,11 @@ class DataOptions(_Table):
     """[data]: how the images are split. Splits defined by a manifest are used unchanged."""
 
     by: Literal["patient", "block", "image", "given"] = "patient"
-    """Unit of the split: "patient", "block" (contiguous patient numbers), "image" (as in the report; leaks patients), or
-    "given" (the splits that come with the data)."""
+    """Unit of the split: "patient", "block" (contiguous patient numbers), "image" (as in the report; leaks patients),
+    or "given" (the splits that come with the data)."""
     labels: Literal["label", "etiology"] = "label"
-    """"etiology" makes the cause of the pneumonia the class: bacteria, virus or normal, as in the public data set. Name another
-    column with --label-column."""
+    """"etiology" makes the cause of the pneumonia the class: bacteria, virus or normal, as in the public data set. Name
+    another column with --label-column."""
     validation: float = Field(default=0.15, gt=0, lt=0.9)
     """Fraction of the training images used for validation."""
     age_range: tuple[float, float] | None = None
@@ -81,7 +81,7 @@ class DataOptions(_Table):
 
 
 class PopulationOptions(_Table):
-    """[population]: the patients and images of the data, which the notice of the model describes. Unset fields are unknown."""
+    """[population]: the patients and images of the data, described in the model's notice. Unset fields are unknown."""
 
     ages: tuple[float, float] | None = None
     """Minimum and maximum age of the patients, years; data.age_range if unset."""
@@ -90,7 +90,7 @@ class PopulationOptions(_Table):
     view: View | None = None
     """View of the images: "PA", "AP", or "frontal" for either."""
     sentence: str = Field(default="", max_length=MAX_SENTENCE_LENGTH)
-    """Custom sentence for the notice, used untranslated in every language instead of one generated from the fields above."""
+    """Custom sentence for the notice, used in every language instead of one generated from the fields above."""
 
 
 class OptimizerOptions(_Table):
@@ -113,9 +113,10 @@ class OptimizerOptions(_Table):
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     """Weight decay of SGD, Adam (both added to the gradient) and AdamW."""
     schedule: Literal["constant", "cosine", "step", "plateau", "one_cycle"] = "constant"
-    """"cosine" decreases the learning rate to zero by the end of the last epoch. "step" multiplies it by step_factor after every
-    step_epochs epochs; "plateau" does so after step_epochs epochs without a lower validation loss. "one_cycle" starts at 1/25 of
-    it, reaches it after 30% of the steps, and then decreases to almost zero (Smith & Topin 2018)."""
+    """"cosine" decreases the learning rate to zero by the end of the last epoch. "step" multiplies it by step_factor
+    after every step_epochs epochs; "plateau" does so after step_epochs epochs without a lower validation loss.
+    "one_cycle" raises it from 1/25 of its value in the first 30% of the steps, and then decreases it to almost zero
+    (Smith & Topin 2018)."""
     step_epochs: int = Field(default=5, ge=1)
     """Epochs of the schedules "step" and "plateau"."""
     step_factor: float = Field(default=0.1, gt=0, lt=1)
@@ -141,14 +142,15 @@ class TrainingOptions(_Table):
     epochs: int = Field(default=15, ge=1, le=10_000)
     """Number of epochs; the maximum with early stopping."""
     early_stopping: int | None = Field(default=None, ge=1)
-    """Stop after this number of epochs without improvement of the metric in `select`. By default all epochs are trained."""
+    """Stop after this number of epochs without improvement of the metric in `select`. By default, train all epochs."""
     batch: int = Field(default=64, ge=2, le=65_536)
     """Images per step, over all devices together."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Seed of the initial weights, the order of images, dropout, augmentation, and the split unless the data defines it."""
+    """Seed of initial weights, order of images, dropout, augmentation, and the split unless the data defines it."""
     select: Literal["accuracy", "auroc", "loss", "last"] = "accuracy"
-    """Validation metric that selects the epoch whose weights are exported; the earliest epoch in case of ties. "last" selects
-    the last epoch, so that thresholds and calibration are fitted to images that were not used for model selection."""
+    """Validation metric that selects the epoch whose weights are exported; the earliest epoch in case of ties. "last"
+    selects the last epoch, so that thresholds and calibration are fitted to images that were not used for model
+    selection."""
     precision: Literal["auto", "32", "bf16"] = "auto"
     """"auto" is bf16 if the processor or GPU supports it natively, and 32 otherwise."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -156,25 +158,28 @@ class TrainingOptions(_Table):
     class_weights: Literal["none", "balanced"] = "none"
     """"balanced" weights each label by its inverse frequency."""
     calibrate: Literal["images", "augmented"] = "images"
-    """Validation images to which calibration, thresholds and uncertainty bands are fitted: unchanged, or each augmented once.
-    If framing and exposure differ between labels, unchanged validation images share these differences, and the fit is
-    optimistic. "rule_out", "rule_in" and the prediction sets of multiclass models also reach their targets on unchanged images."""
+    """Validation images to which calibration, thresholds and uncertainty bands are fitted: unchanged, or each augmented
+    once. If framing and exposure differ between labels, unchanged validation images share these differences, and the
+    fit is optimistic. "rule_out", "rule_in" and the prediction sets of multiclass models also reach their targets on
+    unchanged images."""
     prevalence: float | None = Field(default=None, gt=0, lt=1)
-    """Prevalence of pneumonia that probabilities are calibrated for; by default the prevalence of the validation images."""
+    """Prevalence of pneumonia that probabilities are calibrated for; by default the prevalence of the validation
+    images."""
     consistency: float = Field(default=0.0, ge=0, le=100)
-    """Weight of a consistency loss: each training image is augmented twice, and the Jensen-Shannon divergence of the two
-    predictions is added to the loss (AugMix, Hendrycks 2020). A step costs twice as much. 0 disables it."""
+    """Weight of a consistency loss: each training image is augmented twice, and the Jensen-Shannon divergence of the
+    two predictions is added to the loss (AugMix, Hendrycks 2020). A step costs twice as much. 0 disables it."""
     ema: float = Field(default=0.0, ge=0, lt=1)
-    """Decay per step of an exponential moving average of the weights, which is then validated and exported; 0 disables it."""
+    """Decay per step of an exponential moving average of the weights, which is then validated and exported; 0 disables
+    it."""
 
 
 class AugmentationOptions(_Table):
     """[augmentation]: random changes of training images. All are off by default, as in the report."""
 
     border_swap: float = Field(default=0.0, ge=0, le=1)
-    """Probability that the border outside a central rectangle, with 0.6 to 0.95 of each side, is replaced by the border of
-    another training image of either label, so that the border does not predict the label. Applies to training images only:
-    `training.calibrate = "augmented"` does not swap borders."""
+    """Probability that the border outside a central rectangle, with 0.6 to 0.95 of each side, is replaced by the border
+    of another training image of either label, so that the border does not predict the label. Applies to training images
+    only: `training.calibrate = "augmented"` does not swap borders."""
     flip: bool = False
     """Horizontal flip with probability one half."""
     rotation: float = Field(default=0.0, ge=0, le=45)
@@ -213,9 +218,11 @@ class RejectionOptions(_Table):
     classifier_share: float = Field(default=0.01, gt=0, le=0.2)
     """Maximum fraction of the augmented validation images that the input classifier rejects."""
     age_steps: int = Field(default=0, ge=0, le=1_000_000)
-    """Training steps of the age classifier, which needs data.age_range and images outside it (--outliers). 0 disables it."""
+    """Training steps of the age classifier, which needs data.age_range and images outside it (--outliers). 0 disables
+    it."""
     age_share: float = Field(default=0.01, gt=0, le=0.2)
-    """Maximum fraction of the augmented validation images that the age classifier rejects. Scores up to 0.5 always pass."""
+    """Maximum fraction of the augmented validation images that the age classifier rejects. Scores up to 0.5 always
+    pass."""
     distance_share: float = Field(default=0.02, gt=0, le=0.2)
     """Maximum fraction of the augmented validation images that the out-of-distribution detector rejects."""
 

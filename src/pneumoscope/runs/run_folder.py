@@ -15,8 +15,8 @@ RUN/recipe.toml                 the recipe with all defaults
 
 A process training in the folder holds the lock `.run.lock`.
 
-`train --seeds` creates a folder of runs with a run folder seed-N for each seed; `train --folds` creates one with a run folder
-fold-N for each fold of a cross-validation.
+`train --seeds` creates a folder of runs with a run folder seed-N for each seed; `train --folds` creates one with a run
+folder fold-N for each fold of a cross-validation.
 """
 
 from __future__ import annotations
