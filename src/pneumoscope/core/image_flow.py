@@ -34,7 +34,7 @@ class ImageFlow:
         evaluated: Evaluated images.
         copies: Number of evaluated images that are byte-identical to an earlier evaluated image; None in records of
             earlier versions.
-        contradictory: Number of evaluated images that are byte-identical to one with a different label; None as above.
+        contradictory: Number of evaluated images with a byte-identical copy under another label; None as above.
     """
 
     source: str

@@ -258,7 +258,7 @@ def heatmap_message(language: str = "en") -> str:
 
 
 def heatmap_ends(language: str = "en") -> tuple[str, str]:
-    """Return the labels of a heatmap's color scale: low end ("against pneumonia"), high end."""
+    """Return the labels of the low and high ends of a heatmap's color scale."""
     gettext = translations(language).gettext
     return gettext(_AGAINST), gettext(_TOWARDS)
 
@@ -306,7 +306,7 @@ def _possible_classes_message(prediction: MulticlassPrediction, language: str) -
 
 
 def _stated_age_message(prediction: Prediction, language: str) -> str:
-    """Return that a stated age contradicts the age check of the image; empty without such a contradiction."""
+    """Return a warning that the stated age contradicts the age estimated from the image; empty if either is missing."""
     rejection, age = prediction.rejection, prediction.age
     if rejection is None or rejection.code != "outside_age_range_estimated" or age is None or age.years is None:
         return ""

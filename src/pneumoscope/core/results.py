@@ -255,8 +255,8 @@ class SetDifference:
         reference_images_sha256, reference_n: Hash and number of its images.
         metrics: auroc of this evaluation minus that of the reference. For multiclass evaluations, accuracy and
             macro_auroc, and auroc, sensitivity and specificity of each class against the rest, such as "auroc, virus".
-        operating_points: Differences of accuracy, sensitivity and specificity, by operating points with equal
-            thresholds; empty for multiclass evaluations.
+        operating_points: Differences of accuracy, sensitivity and specificity, by operating point, if the thresholds
+            are equal; empty for multiclass evaluations.
         remark: A sentence on an assumption of the intervals that may not hold; empty if there is none.
     """
 

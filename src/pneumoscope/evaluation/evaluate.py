@@ -92,7 +92,7 @@ def evaluate(
             Otherwise, an evaluation that differs only in its operating points is extended, and keeps its subgroups and
             difference unless `by` or `reference` specify others.
         prevalence: Prevalence of pneumonia for additional predictive values.
-        source_name: Name of the images, for the report; that of `data` if empty.
+        source_name: Name of the images, for the report; the name of `data` if empty.
         validation_data: Labeled validation images for "sens=" and "spec="; by default those of the run, found in
             `data`.
         ledger: The test ledger; `ledger.default_ledger()` by default.

@@ -1,4 +1,4 @@
-"""Measure trained models for their model cards: robustness, shortcuts, heatmaps and data, on validation images."""
+"""Measure robustness, shortcuts, heatmaps and data of trained models for their model cards."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def evaluate_predictions(
         out: Folder for evaluation.json and predictions.csv; None writes no files.
         replace: Replace another evaluation in this folder.
         prevalence: Prevalence of pneumonia for additional predictive values.
-        source_name: Name of the images, for the report; that of `data` if empty.
+        source_name: Name of the images, for the report; the name of `data` if empty.
         ledger: The test ledger; `ledger.default_ledger()` if None.
         seed: Seed of the bootstraps.
         note: Called with each remark about the data.
@@ -177,7 +177,7 @@ def check_prediction_options(
     """Raise if options are mutually exclusive or incomplete; see `evaluate_predictions`.
 
     Raises:
-        UsageError: Names the conflicting or missing options.
+        UsageError: Two options conflict, or a required option is missing.
     """
     if validation is not None and columns.split:
         raise UsageError(
@@ -217,7 +217,7 @@ def with_path_column(labels: LabelMapping | None, data: Path, columns: Predictio
 def check_predictions(
     file: Path, data: Path, *, split: str, columns: PredictionColumns, labels: LabelMapping | None = None
 ) -> None:
-    """Raise the errors of `evaluate_predictions` for an unreadable file or one that does not match the images."""
+    """Raise the errors of `evaluate_predictions` for a file that is unreadable or does not match the images."""
     manifest = _load_images(file, data, columns, with_path_column(labels, data, columns))
     evaluated = SplitImages.select(manifest, data, split)
     select_predicted_images(read_predicted_images(file, columns, manifest, data), evaluated)

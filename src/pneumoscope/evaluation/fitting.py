@@ -222,7 +222,7 @@ def _is_rejected(limits: RejectionLimits, outputs: Sequence[NetworkOutputs]) -> 
 
 
 def _rejected_by(limits: RejectionLimits, outputs: Sequence[NetworkOutputs]) -> dict[InputCheck, BoolArray]:
-    """Return which images each check rejects."""
+    """Return, for each check, a mask of the images that it rejects."""
     upright, age_score, distance = _check_values(outputs)
     return {name: np.asarray(failed) for name, failed in failed_checks(limits, upright, distance, age_score).items()}
 

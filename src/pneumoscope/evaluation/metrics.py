@@ -38,7 +38,7 @@ class Threshold(Protocol):
 
 
 def positives(images: Sequence[ScoredImage]) -> BoolArray:
-    """Return which images show pneumonia, shape (n,)."""
+    """Return a mask of the images with pneumonia, shape (n,)."""
     return np.array([image.label == "PNEUMONIA" for image in images])
 
 

@@ -97,7 +97,7 @@ class MatchedPredictions:
         """Raise if a row and the data assign an image to different splits.
 
         Raises:
-            DatasetError: Names the first such row.
+            DatasetError: The splits of an image differ.
         """
         for image in self.manifest:
             row = self.rows.get(image.path)

@@ -261,7 +261,7 @@ def check_unseen(images: Sequence[LabeledImage], card: SeenImages) -> None:
     """Raise if any image, compared by content, was a training or validation image of the model.
 
     Raises:
-        DatasetError: Contains the number of such images, their split, and the first path.
+        DatasetError: The model has seen images; the message gives their number, split and first path.
     """
     for split in ("train", "validation"):
         seen = set(card.seen.get(split, ()))
@@ -278,7 +278,7 @@ def check_thresholds(images: Sequence[LabeledImage], card: Card, operating_point
     """Raise if a threshold would be evaluated on images that it was chosen on.
 
     Raises:
-        ThresholdError: Names the first such operating point and the number of images.
+        ThresholdError: The message names the first such operating point and the number of images.
     """
     seen = set(card.seen.get("validation", ()))
     shared = sum(short_hash(image.sha256) in seen for image in images)

@@ -64,7 +64,7 @@ class SplitImages:
         """Return the flow of images from the data set to the split; splits of a run take precedence for other images.
 
         Args:
-            source: Name of the images; that of the data if empty.
+            source: Name of the images; the name of the data if empty.
         """
         paths = {image.path for image in self.images}
         others: dict[str, list[LabeledImage]] = defaultdict(list)

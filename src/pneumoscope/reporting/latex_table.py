@@ -120,7 +120,7 @@ def _widths(table: Table, rows: Sequence[Sequence[str]]) -> list[float | None]:
 
 
 def _share(width: float, weights: Mapping[int, float], least: Mapping[int, float]) -> dict[int, float]:
-    """Return a width divided by weight, with each part at least its minimum; scaled down if the minima do not fit.
+    """Return parts of a width by weight, each at least its minimum; scaled down if the minima do not fit.
 
     Args:
         width: The width.

@@ -34,8 +34,8 @@ def draw_class_figures(
 ) -> dict[str, tuple[NamedFigure, ...]]:
     """Return the figures of a comparison by kind: "flow", "confusion", "roc", "reliability" and "differences".
 
-    All but "differences" have one or more figures per run. A class without images has no ROC curve. There is no
-    reliability diagram if some of the images were used to fit the calibration.
+    "flow", "confusion" and "roc" have one figure per run, "reliability" one per run and class. A class without images
+    has no ROC curve. There is no reliability diagram if some of the images were used to fit the calibration.
     """
     with drawing():
         return {

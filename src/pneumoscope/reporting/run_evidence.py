@@ -47,7 +47,7 @@ class RunEvidence:
     heatmaps: SaliencyCheck | None = None
 
     def command(self, name: str) -> str:
-        """Return the command that makes the measurement with a name of `bundle.evidence.EVIDENCE`."""
+        """Return the command for a measurement, by its name in `bundle.evidence.EVIDENCE`."""
         return evidence_command(name, self.bundle, self.run)
 
 

@@ -47,7 +47,7 @@ class Table:
         return to_markdown(self)
 
     def wide(self) -> tuple[list[str], list[list[Any]]]:
-        """Return headings and rows with separate columns for value, ends, method, n and reason of each interval."""
+        """Return headings and rows with separate columns for value, limits, method, n and reason of each interval."""
         is_interval = [any(isinstance(row[index], Interval) for row in self.rows) for index in range(len(self.columns))]
         headings: list[str] = []
         for name, interval in zip(self.columns, is_interval, strict=True):

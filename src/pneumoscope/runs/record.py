@@ -237,7 +237,7 @@ def lock_run(run: Path) -> Iterator[int]:
 def check_output_folder(
     run: Path, recipe: Recipe, manifest: Manifest, outliers: Outliers | None = None, *, resume: bool
 ) -> None:
-    """Raise if a run cannot be started or resumed in this folder. Writes nothing.
+    """Raise if a run cannot be started or resumed in this folder, without writing anything.
 
     Args:
         run: The folder; it does not need to exist.

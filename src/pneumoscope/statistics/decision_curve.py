@@ -24,9 +24,9 @@ def net_benefit(
 ) -> tuple[FloatArray, FloatArray]:
     """Return the net benefit of the model and of treating everyone, at each threshold probability.
 
-    A patient is treated if the probability is at or above the threshold t. The net benefit is TP / n - FP / n x t / (1
-    - t): true positives per image, minus false positives at the exchange rate implied by the threshold. Treating no one
-    has a net benefit of 0.
+    A patient is treated if the probability reaches the threshold t. Net benefit is TP / n - FP / n x t / (1 - t): true
+    positives per image, minus false positives at the exchange rate implied by the threshold. Treating no one has a net
+    benefit of 0.
 
     Args:
         probabilities: Probabilities of pneumonia, 0 to 1, shape (n,).

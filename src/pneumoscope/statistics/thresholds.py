@@ -64,8 +64,8 @@ def threshold_at_sensitivity(scores: npt.ArrayLike, labels: npt.ArrayLike, sensi
 def threshold_at_specificity(scores: npt.ArrayLike, labels: npt.ArrayLike, specificity: float = 0.99) -> float:
     """Return the lowest threshold with at least this specificity.
 
-    It is the midpoint between the highest NORMAL score below it and the next higher score, or 1 if there is none. If
-    too many NORMAL images score 1, no threshold up to 1 reaches the specificity, and 1 is returned.
+    It is the midpoint between the highest NORMAL score below it and the next higher score (1 if there is none). If too
+    many NORMAL images score 1, no threshold up to 1 reaches the specificity, and 1 is returned.
 
     Args:
         scores: Scores of validation images, 0 to 1, shape (n,).

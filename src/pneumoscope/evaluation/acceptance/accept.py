@@ -197,8 +197,8 @@ def accept(
         target_power: Target power of each test, for the reported sample sizes.
         prevalence: Prevalence of pneumonia that the profile's probabilities refer to; that of the accepted images if
             None, which is valid for consecutive images only.
-        require_age: Images that are rejected if the age of the patient is unknown, as in use.
-        assume: Overrides of DICOM headers, as in use; see `load_model`.
+        require_age: Images that are rejected if the age of the patient is unknown, as in production.
+        assume: Overrides of DICOM headers, as in production; see `load_model`.
         seed: Seed of folds and bootstraps.
         command: Command line to record in the result.
         progress: Called with the number of scored images and the total.
@@ -214,7 +214,7 @@ def accept(
         StorageError: A file cannot be written.
     """
     if site is None:
-        named = data if data.name.strip(".") else data.resolve()  # "." and ".." have no stem
+        named = data if data.name.strip(".") else data.resolve()  # "." and ".." do not name the folder
         site = named.stem if data.is_file() else named.name
     settings = AcceptanceSettings(site, operating_point, margin, target_power, prevalence, seed)
     session = BundleSession.load(find_bundle(bundle), require_age=require_age, assume=assume)

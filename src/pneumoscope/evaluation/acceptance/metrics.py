@@ -48,7 +48,7 @@ class PointAcceptance:
     """One operating point at the site; rejected images are excluded.
 
     Attributes:
-        threshold: Threshold on the card, on the score.
+        threshold: The card's threshold on the score.
         reference: Sensitivity and specificity on the card.
         tests: Non-inferiority tests of sensitivity and specificity; a metric without accepted images has no test.
         observed: Sensitivity and specificity at the site with the card's threshold.

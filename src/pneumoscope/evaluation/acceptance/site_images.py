@@ -70,7 +70,7 @@ class SiteImages:
         )
 
     def rejected(self, card: Card) -> BoolArray:
-        """Return which images are rejected with the limits of a card, shape (n,)."""
+        """Return a mask of the images rejected with the limits of a card, shape (n,)."""
         if card.rejection_limits is None:
             return self.excluded
         failed = failed_checks(card.rejection_limits, self.upright, self.distances, self.age_scores)

@@ -16,7 +16,7 @@ _COLUMN = "COLUMN"
 
 @contextlib.contextmanager
 def explain_columns(file: Path, files: Sequence[Path], data: Path, name: str = _COLUMN) -> Iterator[None]:
-    """Add to a column error how the columns differ from another file's, and how to compare both.
+    """Extend the hint of a column error: how the columns differ from another file's, and how to compare both.
 
     Args:
         file: The file being read.

@@ -183,7 +183,7 @@ def check_evaluated(targets: Sequence[Path]) -> None:
         targets: Runs, folders of runs, and folders of evaluations.
 
     Raises:
-        UsageError: Contains the command that evaluates the first such target.
+        UsageError: A target is a bundle or file; the hint is the command that evaluates it.
     """
     for target in filter(_is_unscored, expand_runs(targets)):
         option = "--predictions " if is_file(target) else ""
@@ -207,7 +207,7 @@ def result_folders(targets: Sequence[Path], out: Path) -> list[Path]:
 
 
 def decisions(images: Sequence[ScoredImage], threshold: float) -> BoolArray:
-    """Return which images have the decision pneumonia, shape (n,)."""
+    """Return a mask of the images with the decision pneumonia, shape (n,)."""
     return np.array([image.score for image in images]) >= threshold
 
 
@@ -236,7 +236,7 @@ def check_folders(targets: Sequence[Path]) -> None:
     """Raise if the evaluations of two bundles or files would be written to the same folder.
 
     Raises:
-        RunError: Names both targets.
+        RunError: Two targets have the same folder name.
     """
     first: dict[str, Path] = {}
     for target in filter(_is_unscored, targets):
@@ -361,6 +361,6 @@ def unique_name(target: Path, record: RunRecord | None) -> str:
 def in_order(images: Sequence[_Image]) -> tuple[_Image, ...]:
     """Return the images sorted by content, and identical files by path.
 
-    Paths alone would not do, because the data folder may differ between runs.
+    Content comes first, because the data folder may differ between runs.
     """
     return tuple(sorted(images, key=lambda image: (image.sha256, image.path)))

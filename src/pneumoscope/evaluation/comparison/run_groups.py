@@ -130,7 +130,7 @@ class RunScoring(MetricScoring):
         self._runs, self._labels, self._patients = runs, labels, patients
 
     def _among(self, metric: str) -> BoolArray:
-        """Return which images a metric includes, shape (n,)."""
+        """Return a mask of the images that a metric includes, shape (n,)."""
         return {"sensitivity": self._labels, "specificity": ~self._labels}.get(metric, np.ones_like(self._labels))
 
     def _values(self, metric: str) -> FloatArray | None:

@@ -65,7 +65,7 @@ def evaluate_multiclass(
         name: Name of the evaluation of a run; see `evaluate`.
         replace: Replace an evaluation of other images, or of another model or seed, in the same folder. Otherwise,
             repeating an evaluation keeps its subgroups and difference unless `by` or `reference` specify others.
-        source_name: Name of the images, for the report; that of `data` if empty.
+        source_name: Name of the images, for the report; the name of `data` if empty.
         by: Columns of the manifest CSV, or "etiology", whose values form subgroups.
         ledger: The test ledger; `ledger.default_ledger()` by default.
         seed: Seed of the bootstraps.

@@ -183,7 +183,7 @@ def check_class_predictions(
     labels: LabelMapping | None = None,
     classes: Sequence[str] = (),
 ) -> None:
-    """Raise the errors of `evaluate_multiclass_predictions` for an unreadable file or one that does not match."""
+    """Raise the errors of `evaluate_multiclass_predictions` for a file that is unreadable or does not match."""
     _match(file, data, split, columns, with_path_column(labels, data, columns), classes, None)
 
 

@@ -190,10 +190,10 @@ def _check_several_classes(target: Path, evaluation: str) -> None:
 
 
 def check_classes(runs: Sequence[ComparedRun[Any, Any]]) -> tuple[str, ...]:
-    """Return the classes; raise unless all runs have the same ones. Files may list them in any order.
+    """Return the classes; raise unless all runs have the same classes. Files may list them in any order.
 
     Raises:
-        RunError: Names two runs whose classes differ.
+        RunError: The classes of two runs differ.
         DatasetError: A file has no column for a class of another run.
     """
     first = next((run for run in runs if not is_file(run.path)), runs[0])

@@ -147,7 +147,7 @@ def _without_fitted(metrics: MulticlassMetrics, fitted: int, n: int) -> Multicla
 
 
 def _sets(images: Sequence[MulticlassScoredImage], classes: Sequence[str]) -> BoolArray | None:
-    """Return which classes are in the prediction set of each image, shape (n, K); None without sets."""
+    """Return a mask of the classes in each image's prediction set, shape (n, K); None without sets."""
     if any(image.prediction_set is None for image in images):
         return None
     possible = [(image.prediction_set or "").split("|") for image in images]

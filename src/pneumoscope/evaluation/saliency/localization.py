@@ -87,7 +87,7 @@ def measure_localization(
 
 
 def read_mask(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-    """Return where a mask is nonzero.
+    """Return a mask as a boolean array, True where it is nonzero.
 
     Args:
         path: The mask.
