@@ -213,11 +213,8 @@ def _check_operating_points(names: Sequence[str], custom: Sequence[CustomPoint],
 def _validation_images(data: Path, run: Path | None, labels: LabelMapping | None) -> SplitImages:
     """Return the validation images that choose thresholds.
 
-    Args:
-        data: Labeled images.
-        run: The run whose manifest lists its validation images. If None, the validation split of the data is used, or
-            all images if none has a split.
-        labels: Names of columns and labels of the data; those of the run if None.
+    They are listed in the manifest of the run; without a run they are the validation split of the data, or all images
+    if none has a split.
     """
     try:
         manifest = load_labeled_images(data, labels, run)

@@ -113,13 +113,8 @@ def _default_name(
 ) -> str:
     """Return the split for images of the run itself; for other images, followed by the name of the data.
 
-    Without a manifest, the images are assumed to belong to the run unless the split is "all".
-
-    Args:
-        run: The run folder.
-        data, split, images: The evaluated images.
-        site_sha256: Hash of the site profile, whose first 8 digits are appended; "" without one.
-        note: Called if the images differ from the images of the run.
+    With a site profile, the first 8 digits of its hash are appended. Without a manifest, the images are assumed to
+    belong to the run unless the split is "all". `note` is called for images from outside the run.
     """
     manifest = run / MANIFEST_FILE
     name = split

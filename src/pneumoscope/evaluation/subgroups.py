@@ -253,13 +253,7 @@ def _interaction(
 
 
 def _few_groups(members: Mapping[str, IntArray], n: int, needed: str) -> str:
-    """Return why fewer than two groups have the images that a test needs.
-
-    Args:
-        members: Indices of the images by value; images without a value are excluded.
-        n: Number of all images.
-        needed: Description of the needed images.
-    """
+    """Return why fewer than two groups have the images that a test needs."""
     missing = n - sum(map(len, members.values()))
     if not missing:
         return f"there are no two groups with {needed} images"

@@ -143,12 +143,7 @@ def fill_checklist(
 
 
 def _answer(item: Item, facts: Mapping[str, Fact | None]) -> Answer:
-    """Return the answer to an item.
-
-    Args:
-        item: The item.
-        facts: The facts by name; None if not recorded.
-    """
+    """Return the answer to an item, given the facts by name (None if not recorded)."""
     found = [fact for name in item.facts if (fact := facts[name])]
     stated = tuple(fact for fact in found if fact.text)
     return Answer(item, stated, tuple(dict.fromkeys(fact.ask for fact in found if fact.ask)))

@@ -42,8 +42,8 @@ def _measured(
         runs: The runs.
         name: Name of the measurement in `bundle.evidence.EVIDENCE`.
         task: Task for the author if it is missing.
-        found: The measurement of each run; None without one.
-        text: Returns the measurement of a run as a sentence; "" without one.
+        found: The measurement of each run; None if missing.
+        text: Returns the measurement of a run as a sentence; "" if missing.
     """
     sentences = {run.name: text(run) for run in runs}
     missing = [run for run, measurement in zip(runs, found, strict=True) if measurement is None]

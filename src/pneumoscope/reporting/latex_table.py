@@ -58,12 +58,7 @@ def to_latex(table: Table) -> str:
 
 
 def _long_table(table: Table, rows: Sequence[Sequence[str]]) -> str:
-    """Return a table with fixed-width text columns that continues on the next page.
-
-    Args:
-        table: The table.
-        rows: Its cells as text.
-    """
+    """Return a table with fixed-width text columns that continues on the next page; `rows` are its cells as text."""
     widths = _widths(table, rows)
     align = "".join(
         ("l" if _is_text(table, index) else "r")
@@ -120,12 +115,7 @@ def _widths(table: Table, rows: Sequence[Sequence[str]]) -> list[float | None]:
 
 
 def _share(width: float, weights: Mapping[int, float], least: Mapping[int, float]) -> dict[int, float]:
-    """Return parts of a width by weight, each at least its minimum; scaled down if the minima do not fit.
-
-    Args:
-        width: The width.
-        weights, least: Weight and minimum width of each part.
-    """
+    """Return parts of a width by weight, each at least its minimum; scaled down if the minima do not fit."""
     fixed: dict[int, float] = {}
     while narrow := {
         index

@@ -86,11 +86,7 @@ def multiclass_predictions_csv(images: Iterable[MulticlassScoredImage], classes:
 
 
 def _read_predictions(path: Path, evaluation: MulticlassEvaluation) -> tuple[MulticlassScoredImage, ...]:
-    """Return the images in a `predictions.csv`.
-
-    Raises:
-        RunError: The file or a column is missing, a class is unknown, or a number is not a probability.
-    """
+    """Return the images in a `predictions.csv`; raise `RunError` for missing columns and invalid values."""
     reader = csv.DictReader(io.StringIO(read_text(path, _EVALUATE_HINT)))
     needed = (*_COLUMNS, *(_PROBABILITY + name for name in evaluation.classes))
     missing = [name for name in needed if name not in (reader.fieldnames or ())]

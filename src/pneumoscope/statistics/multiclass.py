@@ -369,11 +369,7 @@ def _bootstrap(
 ) -> list[Interval]:
     """Return statistics of image weights (r, n), one per column, with patient-bootstrap intervals.
 
-    Args:
-        statistics: Function of the weights.
-        n: Number of images.
-        patients, resamples, seed, reason: See `patient_bootstraps`.
-        few_patients: Why there are no intervals; "" to compute them.
+    There are no intervals if `few_patients` gives a reason. See `patient_bootstraps` for the other arguments.
     """
     if few_patients:
         return [

@@ -350,12 +350,8 @@ def _reason_to_keep_threshold(
 ) -> str:
     """Return why the card's threshold is kept; "" if the new one is better.
 
-    Args:
-        images: Images of the site.
-        before, after: Outputs with the card's threshold, and cross-fitted outputs with the new threshold; both with the
-            new limits.
-        name: Name of the operating point.
-        target: Target sensitivity or specificity; None for the highest Youden index.
+    `before` has the card's threshold, `after` the cross-fitted new one, both with the new limits. Without a target, the
+    threshold has the highest Youden index.
     """
     if target is None:
         accepted = ~after.rejected

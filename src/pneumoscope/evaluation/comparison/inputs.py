@@ -101,8 +101,8 @@ class ComparedRun(Generic[_Evaluation, _Image]):
 
     Attributes:
         name: Name of the run, bundle or file.
-        folder_name: Name used if `name` is not unique: the folder name or file stem; for one of several seeds, prefixed
-            by the name of the parent folder.
+        folder_name: Name used if `name` is not unique: the folder name or file stem; for a seed or fold, prefixed by
+            the name of the parent folder.
         path: As given by the caller.
         record: Record of the run; None if it is not a run.
         evaluation: The evaluation.
