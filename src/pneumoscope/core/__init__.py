@@ -1,1 +1,1 @@
-"""Errors, records, message catalogs and file access: used by all other packages."""
+"""Error classes, result records, message catalogs and file access, used by all other packages."""

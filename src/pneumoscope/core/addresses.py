@@ -1,4 +1,4 @@
-"""Addresses to which patient data and secrets may go: those of https, and those of this machine."""
+"""Check the addresses that patient data and secrets are sent to: https, or http on this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["is_loopback", "origin", "require_base_url", "require_encrypted", "re
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether an address can only be reached from this machine."""
+    """Return whether a host is reachable only from this machine."""
     if host == "localhost":
         return True
     try:
@@ -19,11 +19,11 @@ def is_loopback(host: str) -> bool:
 
 
 def require_https(url: str) -> str:
-    """Return an address without a slash at its end.
+    """Return an address without its trailing slash.
 
     Raises:
-        ValueError: The scheme is not https, except for an http address of this machine; or the address has a user name, or a
-            fragment, which is never sent.
+        ValueError: The scheme is neither https nor http to this machine; or the address contains a user name or a
+            fragment (a fragment is never sent).
     """
     parts = urlsplit(url)
     if "@" in parts.netloc:
@@ -34,10 +34,10 @@ def require_https(url: str) -> str:
 
 
 def require_encrypted(url: str) -> str:
-    """Return an address without a slash at its end.
+    """Return an address without its trailing slash.
 
     Raises:
-        ValueError: The scheme is not https, except for an http address of this machine.
+        ValueError: The scheme is neither https nor http to this machine.
     """
     parts = urlsplit(url)
     if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))):
@@ -46,13 +46,13 @@ def require_encrypted(url: str) -> str:
 
 
 def require_base_url(url: str) -> str:
-    """Return the address of a DICOMweb service, below which its resources are; see `require_https`."""
+    """Return the base URL of a DICOMweb service, checked with `require_https`."""
     if "?" in url:
         raise ValueError("must not contain a query: no ?")
     return require_https(url)
 
 
 def origin(url: str) -> str:
-    """Return scheme, host and port of an address that `require_https` returned: without a path, which may be a secret."""
+    """Return scheme, host and port of an address, without the path, which may contain a secret."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}"

@@ -1,4 +1,4 @@
-"""HTML of records for notebooks (`_repr_html_`): self-contained, without scripts or external assets."""
+"""Render records as HTML for notebooks (`_repr_html_`): self-contained, without scripts or external assets."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _COLORS = {
     "classified": "#1f5fae",
     None: "#b00020",
 }
-_WIDTH, _HEIGHT = 260, 14  # pixels of the probability scale
+_WIDTH, _HEIGHT = 260, 14  # pixels; size of the probability scale
 
 
 def prediction_html(prediction: Prediction, picture: bytes | None = None) -> str:
@@ -48,7 +48,7 @@ def prediction_html(prediction: Prediction, picture: bytes | None = None) -> str
 
     Args:
         prediction: The prediction.
-        picture: PNG to show above it, such as the image with its heatmap.
+        picture: PNG displayed above the text, such as the image with its heatmap.
     """
     label = "Unreadable" if prediction.decision is None else decision_label(prediction.decision)
     parts = [_picture_html(picture), f"<code>{escape(prediction.path)}</code><br>"]
@@ -74,7 +74,7 @@ def _picture_html(picture: bytes | None) -> str:
 
 
 def multiclass_prediction_html(prediction: MulticlassPrediction, picture: bytes | None = None) -> str:
-    """Return a prediction of several classes as HTML: file, decision, probability of each class, explanation and notice.
+    """Return a multiclass prediction as HTML: file, decision, class probabilities, explanation and notice.
 
     Args:
         prediction: The prediction.
@@ -123,7 +123,7 @@ def intervals_html(title: str, intervals: Iterable[tuple[str, Interval]]) -> str
 
 
 def evaluation_html(evaluation: Evaluation) -> str:
-    """Return an evaluation as HTML: threshold-free metrics, one table per operating point, subgroups, and differences."""
+    """Return an evaluation as HTML: threshold-free metrics, a table per operating point, subgroups and differences."""
     labels = ", ".join(f"{n} {label}" for label, n in evaluation.counts.items())
     patients = patients_text(evaluation.patients, evaluation.unknown_patients, evaluation.n)
     title = f"{evaluation.name}: {evaluation.n} {evaluation.split} images ({labels}; {patients})"
@@ -141,7 +141,7 @@ def evaluation_html(evaluation: Evaluation) -> str:
 
 
 def multiclass_evaluation_html(evaluation: MulticlassEvaluation) -> str:
-    """Return an evaluation of several classes as HTML: metrics, confusion matrix, classes, pairs, sets, and breakdown."""
+    """Return a multiclass evaluation as HTML: metrics, confusion matrix, classes, pairs, sets and breakdown."""
     labels = ", ".join(f"{n} {label}" for label, n in evaluation.counts.items())
     patients = patients_text(evaluation.patients, evaluation.unknown_patients, evaluation.n)
     title = f"{evaluation.name}: {evaluation.n} {evaluation.split} images ({labels}; {patients})"
@@ -169,7 +169,7 @@ def multiclass_evaluation_html(evaluation: MulticlassEvaluation) -> str:
 
 
 def multiclass_comparison_html(comparison: MulticlassComparison) -> str:
-    """Return a comparison of several classes as HTML: accuracy and macro AUROC of each run, and the findings."""
+    """Return a multiclass comparison as HTML: accuracy and macro AUROC of each run, and the findings."""
     title = f"{counted(len(comparison.runs), 'run')} on {comparison.images['n']} images"
     intervals = [
         (f"{run.name}: {metric}", run.metrics[metric])
@@ -198,7 +198,7 @@ def comparison_html(comparison: Comparison) -> str:
 
 
 def _breakdown(evaluation: Evaluation | MulticlassEvaluation) -> list[str]:
-    """Return the subgroups with their tests, and the differences from other images; none if there are none."""
+    """Return subgroups, interaction tests and differences from other images; empty without any."""
     parts = _subgroups(evaluation) if evaluation.subgroups else []
     if difference := evaluation.difference:
         title = f"these images minus {difference.reference} ({difference.reference_n} images)"
@@ -237,7 +237,7 @@ def _interval_text(prediction: Prediction) -> str:
 
 
 def _scale(prediction: Prediction) -> str:
-    """Return the probability on a scale from 0 to 1, with the interval and the threshold."""
+    """Return an SVG scale from 0 to 1 with the probability, its interval and the threshold."""
 
     def bar(x: float, width: float, y: int, height: int, color: str) -> str:
         return f'<rect x="{_WIDTH * x:.1f}" y="{y}" width="{max(width, 2):.1f}" height="{height}" fill="{color}"/>'

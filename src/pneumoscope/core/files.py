@@ -1,4 +1,4 @@
-"""Atomic file writes, locks between processes, and reasons why a file cannot be read."""
+"""Write files atomically, lock them between processes, and explain read errors."""
 
 from __future__ import annotations
 
@@ -30,19 +30,20 @@ _POLL_SECONDS = 0.01
 def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], None]) -> Path:
     """Write a file atomically and return its path.
 
-    Readers see the old file or the complete new one, even after a crash or on a full disk. Symbolic links are followed.
+    Readers see the old file or the complete new one, even after a crash or with a full disk. Symbolic links are
+    followed.
 
     Args:
         path: The file; missing parent folders are created.
         content: Text (written as UTF-8), bytes, or a function that writes to an open binary file.
 
     Raises:
-        StorageError: The file cannot be written; an existing file is unchanged.
+        StorageError: The file cannot be written. An existing file is unchanged.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file() and not target.is_dir():
         raise StorageError(f"cannot write {str(path)!r}: it is a pipe or a device", hint="Choose a regular file")
-    # Opened like any new file, so that the umask applies: reading the umask would change it for other threads.
+    # open() applies the umask; reading the umask to set it explicitly would change it for other threads.
     temporary = target.parent / f".{target.name}-{secrets.token_hex(_SUFFIX_BYTES)}"
     try:
         _make_folder(target.parent)
@@ -67,7 +68,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Non
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder with its missing parents, whose names are on disk when this returns."""
+    """Create a folder and its missing parents, and flush their directory entries to disk."""
     missing = list(takewhile(lambda each: not each.exists(), (folder, *folder.parents)))
     folder.mkdir(parents=True, exist_ok=True)
     for each in missing:
@@ -75,8 +76,8 @@ def _make_folder(folder: Path) -> None:
 
 
 def fsync_directory(folder: Path) -> None:
-    """Flush a folder's entries to the disk, so that new names survive a power cut."""
-    with contextlib.suppress(OSError):  # not every system can; a crash of the process alone loses no name
+    """Flush a folder's entries to disk, so that new names survive a power failure."""
+    with contextlib.suppress(OSError):  # not supported on every system; only a power failure could lose the name
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -85,23 +86,23 @@ def fsync_directory(folder: Path) -> None:
 
 
 def is_temporary(name: str, target: str = "") -> bool:
-    """Return whether a file name is that of a temporary file of `write_atomically`.
+    """Return whether a file name is one of `write_atomically`'s temporary files.
 
     Args:
         name: The file name.
-        target: Name of the file that was being written; any file if empty.
+        target: Name of the file being written; any file if empty.
     """
     written = re.escape(target) or ".+"
     return re.fullmatch(rf"\.{written}-[0-9a-f]{{{2 * _SUFFIX_BYTES}}}", name) is not None
 
 
 def remove_temporary_files(path: Path) -> None:
-    """Remove the temporary files that killed processes left beside a file.
+    """Remove the temporary files that killed processes left next to a file.
 
-    Files that cannot be removed are skipped. No other process may be writing the file.
+    Files that cannot be removed are skipped. Call it only while no other process writes the file.
 
     Args:
-        path: The file; neither it nor its folder need exist.
+        path: The file; neither it nor its folder needs to exist.
     """
     with contextlib.suppress(OSError):
         for entry in path.parent.iterdir():
@@ -110,15 +111,16 @@ def remove_temporary_files(path: Path) -> None:
 
 
 def append_line(handle: int, line: bytes, *, size: int) -> None:
-    """Append a line to an open file, and return when it is on disk.
+    """Append a line to an open file and flush it to disk.
 
     Args:
         handle: File descriptor, opened for appending.
-        line: The line, with its line feed.
-        size: Size of the file before.
+        line: The line, including its line feed.
+        size: Size of the file before the call, bytes.
 
     Raises:
-        OSError: The line cannot be written; the file is as it was, because a partial line would make it unreadable.
+        OSError: The line cannot be written. The file is truncated to `size`, because a partial line would make it
+            unreadable.
     """
     try:
         written = os.write(handle, line)
@@ -134,10 +136,10 @@ def append_line(handle: int, line: bytes, *, size: int) -> None:
 def locked(path: Path, error: PneumoscopeError, *, timeout: float = 0) -> Iterator[int]:
     """Hold an exclusive lock between processes; the operating system releases it if the process is killed.
 
-    Yields the file descriptor. A process that inherits it holds the lock, too, until it ends or the block is left.
+    Yields the file descriptor. A process that inherits it keeps the lock until it exits or the block ends.
 
     Args:
-        path: The lock file, which is created if missing. It is never removed: removing it while others wait would let
+        path: The lock file, created if missing. It is never removed, because removing it while processes wait could let
             two of them in.
         error: Raised if another process holds the lock.
         timeout: Time to wait for the lock, seconds.
@@ -146,16 +148,16 @@ def locked(path: Path, error: PneumoscopeError, *, timeout: float = 0) -> Iterat
         PneumoscopeError: `error`, after `timeout`.
         StorageError: The file cannot be created, or its file system does not support locks (some network drives).
     """
-    from filelock import FileLock, Timeout  # imported here, because prediction needs no lock
+    from filelock import FileLock, Timeout  # deferred: prediction needs no lock
 
     class InheritableLock(FileLock):
-        """A lock with the file descriptor that filelock keeps to itself."""
+        """A lock that exposes its file descriptor, which filelock keeps private."""
 
         def descriptor(self) -> int:
             assert self._context.lock_file_fd is not None
             return self._context.lock_file_fd
 
-    # A soft lock is a plain file, which outlives a killed process.
+    # A soft lock is a regular file and would outlive a killed process.
     lock = InheritableLock(path, timeout=timeout, poll_interval=_POLL_SECONDS, fallback_to_soft=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,5 +176,5 @@ def locked(path: Path, error: PneumoscopeError, *, timeout: float = 0) -> Iterat
 
 
 def read_error_reason(error: OSError | UnicodeDecodeError) -> str:
-    """Return why a text file cannot be read, for a message that names the file."""
+    """Return why a text file cannot be read, for messages that name the file."""
     return (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8 text"

@@ -1,7 +1,7 @@
-"""Check the dates and the sex that a person or a client enters for a patient and a study.
+"""Validate the dates and the sex that a person or a client enters for a patient and a study.
 
-Headers are not checked here: what they state is kept as it is. A value that was stored before is not checked either, so that
-one field can be corrected while another one is as the header states it.
+Header values are kept unchanged and not validated. Neither are values that were already stored, so that one field can
+be corrected while another keeps an invalid value from the header.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ DATE_FIELDS = ("patient_birth_date", "study_date")
 
 
 def check_entered(entered: Identity, stored: Identity | None = None, *, today: date) -> None:
-    """Raise if a date or the sex of an entered identity is impossible.
+    """Raise if a date or the sex in an entered identity is impossible.
 
     Args:
         entered: Normalized; see `identity.normalize_field`.
-        stored: The identity before; its values may stay.
+        stored: The previous identity; its values are not checked.
         today: Date at the site.
+
     Raises:
-        InvalidIdentityError: A new value is not a date, is a date in the future or is not a sex, or the study is before the birth
-            or more than 130 years after it.
+        InvalidIdentityError: A new value is not a date, is a date in the future or is not a sex; or the study is before
+            the birth or more than 130 years after it.
     """
     before = stored or Identity()
     changed = {name for name, value in entered.stated().items() if value != getattr(before, name)}

@@ -1,4 +1,4 @@
-"""The flow of images from a data set to an evaluation as frozen records; see `results`."""
+"""Frozen records of the flow of images from a data set to an evaluation; see `results`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["ImageCount", "ImageFlow"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageCount:
-    """Number of images and of their patients; an image of an unknown patient counts as a patient.
+    """Numbers of images and patients; an image of an unknown patient counts as one patient.
 
     Attributes:
         unknown_patients: Number of images of unknown patients; None in records of earlier versions.
@@ -23,17 +23,18 @@ class ImageCount:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageFlow:
-    """From the files of a data set to the evaluated images.
+    """Numbers of images from the files of a data set to the evaluated images.
 
     Attributes:
-        source: Name of the images: as stated with `--source`, otherwise that of the folder, manifest or archive.
+        source: Name of the images: the value of `--source`, or the name of the folder, manifest or archive.
         skipped: Number of files that are not images of the layout.
-        unreadable: Number of images that cannot be read; those of the evaluated split are an error.
-        labeled: Labeled images that can be read.
-        other_splits: Labeled images that were not evaluated, by split in the data; "no split" without one.
+        unreadable: Number of unreadable images; in the evaluated split they raise an error.
+        labeled: Readable labeled images.
+        other_splits: Labeled images that were not evaluated, by split; "no split" for images without one.
         evaluated: Evaluated images.
-        copies: Number of evaluated images that are byte-identical to an earlier one of them; None in records of earlier versions.
-        contradictory: Number of evaluated images that are byte-identical to one with another label; likewise.
+        copies: Number of evaluated images that are byte-identical to an earlier evaluated image; None in records of
+            earlier versions.
+        contradictory: Number of evaluated images with a byte-identical copy under another label; None as above.
     """
 
     source: str

@@ -1,4 +1,4 @@
-"""Render codes as sentences for people, in every language of `core.i18n`; those of errors are in `error_messages`."""
+"""Render codes as sentences in every language of `core.i18n`; see `error_messages` for errors."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ _FIELD_PROBLEMS: dict[FieldProblem, str] = {
 }
 _SEXES = {"F": N_("Female"), "M": N_("Male"), "O": N_("Other")}
 
-# Labels that readers give an image; see `service.storage.reviews`.
+# Labels that readers assign; see `service.storage.reviews`.
 _REVIEW_LABELS = {
     "pneumonia": N_("Pneumonia"),
     "other_finding": N_("Other finding"),
@@ -99,7 +99,7 @@ _REVIEW_LABELS = {
     "unusable": N_("Unusable image"),
 }
 
-# Labels of the fields of `core.identity.Identity`.
+# Display names of the fields of `core.identity.Identity`.
 _IDENTITY = {
     "patient_id": N_("Patient ID"),
     "issuer_of_patient_id": N_("Issuer of the patient ID"),
@@ -117,7 +117,7 @@ _IDENTITY = {
 
 _AGE_IN_MONTHS, _AGE_IN_YEARS, _AGE_IN_BOTH = N_("{months} mo"), N_("{years} y"), N_("{years} y {months} mo")
 _YOUNGEST_IN_YEARS, _YOUNGEST_WITHOUT_MONTHS = 2, 18  # years
-_ROUNDING = 1e-6  # months; twelfths of years are not exact
+_ROUNDING = 1e-6  # months; twelfths of years are not exact in floating point
 
 _OPERATING_POINTS = {
     "half": N_("half"),
@@ -138,7 +138,7 @@ _SITE_RULES = {
     "specificity": N_("lowest threshold with specificity {target:g} on {n} images of the site without pneumonia"),
 }
 _AUGMENTED = N_("{rule}, augmented")
-_BOTH = N_("{rule}, both unmodified and augmented")  # the targets of "rule_out" and "rule_in" are reached on both
+_BOTH = N_("{rule}, both unmodified and augmented")  # "rule_out" and "rule_in" reach their targets on both
 
 
 _BETWEEN_SENTENCES = N_(". ")
@@ -147,23 +147,23 @@ _COLON, _COMMA, _OPENING, _CLOSING = (
     N_(", "),
     N_(" ("),
     N_(")"),
-)  # Chinese has its own signs, without spaces
+)  # Chinese punctuation differs and has no spaces
 
 
 _ROLES = {"sender": N_("Sender"), "reader": N_("Reader"), "administrator": N_("Administrator")}
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number with its English noun, such as "1 image" or "1,200 images"; the plural ends in s."""
+    """Return a number with an English noun, such as "1 image" or "1,200 images"; the plural ends in s."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def patients_text(patients: int, unknown: int | None, images: int) -> str:
-    """Return the patients of images, such as "28 patients", or that they are unknown.
+    """Return the number of patients, such as "28 patients", or that they are unknown.
 
     Args:
         patients: Number of patients; an image of an unknown patient counts as one.
-        unknown: Number of images of unknown patients; None in records of earlier versions, which do not state it.
+        unknown: Number of images of unknown patients; None in records of earlier versions, which lack it.
         images: Number of images.
     """
     if not unknown:
@@ -174,7 +174,7 @@ def patients_text(patients: int, unknown: int | None, images: int) -> str:
 
 
 def of_patients_text(patients: int, unknown: int | None, images: int) -> str:
-    """Return whose images they are, such as "of 28 patients"; arguments as in `patients_text`."""
+    """Return the patients as a modifier, such as "of 28 patients"; arguments as in `patients_text`."""
     if not unknown:
         return f"of {counted(patients, 'patient')}"
     if unknown == images:
@@ -192,12 +192,12 @@ def full_stop(language: str = "en") -> str:
 
 
 def join_sentences(sentences: Iterable[str], language: str = "en") -> str:
-    """Return sentences without their full stops as one text, without those that are empty and without the last full stop."""
+    """Return the non-empty sentences as one text; neither the input nor the result ends in a full stop."""
     return translations(language).gettext(_BETWEEN_SENTENCES).join(filter(None, sentences))
 
 
 def punctuation(language: str = "en") -> dict[str, str]:
-    """Return the signs between texts of a language: `colon`, `comma`, and the brackets `opening` and `closing`, with spaces."""
+    """Return the punctuation of a language, with its spaces: `colon`, `comma`, `opening` and `closing` parenthesis."""
     gettext = translations(language).gettext
     return {
         "colon": gettext(_COLON),
@@ -215,7 +215,7 @@ def decision_label(decision: Decision | ClassDecision, language: str = "en") -> 
 def failure_message(failure: Failure, language: str = "en") -> str:
     """Return why an image cannot be read and what to do next, as sentences without the last full stop.
 
-    In English and without a reason, that is the stored message, which also names the file.
+    In English, or without a reason, this is the stored message, which also names the file.
     """
     if language == "en" or not failure.reason:
         return str(failure)
@@ -223,7 +223,7 @@ def failure_message(failure: Failure, language: str = "en") -> str:
 
 
 def warning_label(warning: WarningCode, language: str = "en") -> str:
-    """Return a warning in a few words, for lists."""
+    """Return a short label of a warning, for lists."""
     return translations(language).gettext(_WARNING_LABELS[warning])
 
 
@@ -233,17 +233,17 @@ def warning_message(warning: WarningCode, language: str = "en") -> str:
 
 
 def conflict_message(conflict: ConflictCode, language: str = "en") -> str:
-    """Return the explanation of a conflict of identifiers as a sentence without a full stop."""
+    """Return the explanation of an identifier conflict as a sentence without a full stop."""
     return translations(language).gettext(_CONFLICTS[conflict])
 
 
 def field_problem_message(problem: FieldProblem, language: str = "en") -> str:
-    """Return what is wrong with an entered field of an identity, as sentences."""
+    """Return the problem with an entered identity field, as sentences."""
     return translations(language).gettext(_FIELD_PROBLEMS[problem])
 
 
 def age_text(years: float, language: str = "en") -> str:
-    """Return an age in years and months as physicians write it, such as "4 y 8 mo"; that of adults has no months.
+    """Return an age in years and months as physicians write it, such as "4 y 8 mo"; adults without months.
 
     Months are rounded down.
     """
@@ -257,7 +257,7 @@ def age_text(years: float, language: str = "en") -> str:
 
 
 def sex_label(sex: str, language: str = "en") -> str:
-    """Return the sex of a patient as a word; as stated if it is not one of DICOM's codes."""
+    """Return the sex of a patient as a word; unchanged if it is not a DICOM code."""
     label = _SEXES.get(sex)
     return translations(language).gettext(label) if label else sex
 
@@ -273,12 +273,12 @@ def review_label(label: str, language: str = "en") -> str:
 
 
 def role_label(role: str, language: str = "en") -> str:
-    """Return the display name of a role of users."""
+    """Return the display name of a user role."""
     return translations(language).gettext(_ROLES[role])
 
 
 def operating_point_label(name: str, language: str = "en") -> str:
-    """Return the display name of an operating point; the name itself if it is not one of the standard ones."""
+    """Return the display name of an operating point; unchanged if it is not a standard one."""
     label = _OPERATING_POINTS.get(name)
     return translations(language).gettext(label) if label else name
 
@@ -286,7 +286,7 @@ def operating_point_label(name: str, language: str = "en") -> str:
 def operating_point_rule(
     rule: str, target: float | None, n: int | None, augmented: bool, language: str = "en", *, site: bool = False
 ) -> str:
-    """Return how the threshold of an operating point was chosen, as a phrase; see `bundle.card.OperatingPoint`."""
+    """Return a phrase that describes how a threshold was chosen; see `bundle.card.OperatingPoint`."""
     catalog = translations(language)
     phrase = catalog.gettext((_SITE_RULES if site else _RULES)[rule]).format(target=target, n=n)
     if not augmented:

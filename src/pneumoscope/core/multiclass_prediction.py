@@ -1,4 +1,4 @@
-"""The prediction of a model of several classes: a `Prediction` with the probability of each class."""
+"""Prediction of a multiclass model: a `Prediction` with the probability of each class."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from pneumoscope.core.prediction import Prediction
 
 __all__ = ["MulticlassPrediction"]
 
-_CLASS_COLUMN = "probability_"  # of a row, followed by the name of the class
-_SEPARATOR = "|"  # between the classes of a set in a row; no class has it in its name
+_CLASS_COLUMN = "probability_"  # prefix of the columns of a row, before the class name
+_SEPARATOR = "|"  # between the classes of a prediction set in a row; not allowed in class names
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class MulticlassPrediction(Prediction):
-    """The prediction of a model of several classes for one image.
+    """The prediction of a multiclass model for one image.
 
-    The decision is "classified", "uncertain" or "rejected". The fields about pneumonia (probability, interval, threshold and
+    The decision is "classified", "uncertain" or "rejected". The pneumonia fields (probability, interval, threshold and
     uncertainty) are None, and the operating point is "".
 
     Attributes:
         classes: Names of all classes.
-        class_probabilities: Calibrated probability of each class; None if the image is rejected or unreadable, as are the others.
+        class_probabilities: Calibrated probability of each class. This and the following attributes are None if the
+            image is rejected or unreadable.
         predicted_class: The class with the highest probability.
-        prediction_set: The classes that class-conditional conformal prediction keeps possible. If only the predicted class is
-            possible, the decision is "classified", else "uncertain". None if the bundle has no prediction sets.
+        prediction_set: Classes in the class-conditional conformal prediction set. The decision is "classified" if the
+            set contains only the predicted class, else "uncertain". None if the bundle has no prediction sets.
     """
 
     classes: tuple[str, ...]
@@ -50,12 +51,13 @@ class MulticlassPrediction(Prediction):
         return multiclass_prediction_html(self)
 
     def to_row(self) -> dict[str, Any]:
-        """Return the row of `Prediction.to_row`, and the columns of the classes.
+        """Return the row of `Prediction.to_row` with the class columns.
 
-        They are `predicted_class`, `prediction_set` (names joined by "|"), and one such as `probability_virus` for each class.
+        They are `predicted_class`, `prediction_set` (names joined by "|"), and one column such as `probability_virus`
+        per class.
         """
         probabilities = self.class_probabilities or {}
-        # `super()` without arguments fails in a dataclass with slots.
+        # super() without arguments fails in a dataclass with slots.
         return Prediction.to_row(self) | {
             "predicted_class": self.predicted_class,
             "prediction_set": None if self.prediction_set is None else _SEPARATOR.join(self.prediction_set),
@@ -64,7 +66,7 @@ class MulticlassPrediction(Prediction):
 
     @classmethod
     def fields_from_row(cls, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the constructor arguments that `to_row` flattened."""
+        """Return the constructor arguments for a row of `to_row`."""
         columns = [name for name in row if name.startswith(_CLASS_COLUMN)]
         classes = tuple(name.removeprefix(_CLASS_COLUMN) for name in columns)
         values, possible = [row[name] for name in columns], row["prediction_set"]

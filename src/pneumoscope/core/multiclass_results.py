@@ -1,4 +1,4 @@
-"""The evaluation and comparison of models of several classes as frozen records; see `results`."""
+"""Frozen records of multiclass evaluations and comparisons; see `results`."""
 
 from __future__ import annotations
 
@@ -37,13 +37,14 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MulticlassScoredImage:
-    """A labeled image with the probabilities of its classes.
+    """A labeled image with its class probabilities.
 
     Attributes:
         path, sha256, patient, etiology: See `results.ScoredImage`.
-        label: Name of its class.
+        label: Name of the true class.
         predicted: The class with the highest probability.
-        prediction_set: Names of the possible classes, joined by "|"; None if the model has no prediction sets.
+        prediction_set: Names of the classes in the prediction set, joined by "|"; None if the model has no prediction
+            sets.
         probabilities: Calibrated probabilities, in the order of the classes.
     """
 
@@ -63,12 +64,13 @@ class ClassResult:
 
     Attributes:
         n: Number of images of the class.
-        metrics: auroc, auprc, sensitivity, specificity, precision, negative_predictive_value, f1, positive_likelihood_ratio,
-            negative_likelihood_ratio, expected_calibration_error, calibration_slope, calibration_intercept,
-            observed_expected_ratio. Earlier evaluations lack likelihood ratios, slope, intercept and O/E.
-        sets: Of the images of the class: coverage, single, empty and mean_size of their prediction sets; empty without sets.
-        reliability: Observed rate of the class by its probability, in the bins of the calibration error; empty if the calibration
-            was fitted on some of the images.
+        metrics: auroc, auprc, sensitivity, specificity, precision, negative_predictive_value, f1,
+            positive_likelihood_ratio, negative_likelihood_ratio, expected_calibration_error, calibration_slope,
+            calibration_intercept, observed_expected_ratio. Earlier evaluations lack likelihood ratios, slope, intercept
+            and O/E.
+        sets: coverage, single, empty and mean_size of the prediction sets of the class's images; empty without sets.
+        reliability: Observed rate of the class by predicted probability, in the bins of the calibration error; empty if
+            some of the images were used to fit the calibration.
     """
 
     n: int
@@ -79,13 +81,13 @@ class ClassResult:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ClassPair:
-    """Performance for one class against another, on the images of these two.
+    """Performance for one class against another, on the images of these two classes.
 
     Attributes:
         first, second: Names of the classes.
-        n: Number of images of both.
-        metrics: auroc, accuracy, sensitivity (of the first class) and specificity, of the probability of the first class given
-            that the image is of one of the two.
+        n: Number of images of both classes.
+        metrics: auroc, accuracy, sensitivity (for the first class) and specificity, from the probability of the first
+            class given that the image belongs to one of the two.
     """
 
     first: str
@@ -94,7 +96,7 @@ class ClassPair:
     metrics: Mapping[str, Interval]
 
     def named_metrics(self) -> dict[str, Interval]:
-        """Return the metrics by names that state the class of a sensitivity, such as "sensitivity, virus"."""
+        """Return the metrics under names that include the class, such as "sensitivity, virus"."""
         names = {
             "sensitivity": f"sensitivity, {self.first}",
             "specificity": f"sensitivity, {self.second} (specificity)",
@@ -104,20 +106,20 @@ class ClassPair:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MulticlassEvaluation(WithFigures):
-    """The evaluation of one bundle of several classes on one split.
+    """The evaluation of one multiclass bundle on one split.
 
     Attributes:
         classes: Names of the classes, in the order of all tables.
-        metrics: accuracy, balanced_accuracy, macro_auroc, macro_auprc, macro_f1, macro_specificity, macro_precision, brier,
-            log_loss, expected_calibration_error.
-        confusion: Number of images by class (rows) and predicted class (columns).
+        metrics: accuracy, balanced_accuracy, macro_auroc, macro_auprc, macro_f1, macro_specificity, macro_precision,
+            brier, log_loss, expected_calibration_error.
+        confusion: Number of images by true class (rows) and predicted class (columns).
         by_class: Each class against the rest.
         pairs: Each pair of classes.
-        coverage: Coverage of each class that the prediction sets were fitted for; None without sets.
+        coverage: Target coverage of each class for the prediction sets; None without sets.
         sets: coverage, single, empty and mean_size of the prediction sets of all images; empty without sets.
-        name, split, images_sha256, n, patients, counts, bundle_sha256, recipe, test_evaluation, seconds, created, version,
-            rejected, flow, subgroups, interactions, predictions_sha256, remarks, unknown_patients, difference, calibration: See
-            `results.Evaluation`.
+        name, split, images_sha256, n, patients, counts, bundle_sha256, recipe, test_evaluation, seconds, created,
+            version, rejected, flow, subgroups, interactions, predictions_sha256, remarks, unknown_patients, difference,
+            calibration: See `results.Evaluation`.
     """
 
     name: str
@@ -152,7 +154,7 @@ class MulticlassEvaluation(WithFigures):
     notice: str = NOTICE
 
     def __repr__(self) -> str:
-        """Return the name, the split and the metrics of all classes."""
+        """Return the name, the split and the overall metrics."""
         metrics = ", ".join(f"{name}={interval}" for name, interval in self.metrics.items())
         return f"MulticlassEvaluation({self.name!r}, split={self.split!r}, n={self.n}, patients={self.patients}, {metrics})"
 
@@ -164,8 +166,9 @@ class MulticlassEvaluation(WithFigures):
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per metric, with its interval.
 
-        The keys class and other are those of a class against the rest, or against another one, and reference is the evaluation
-        that a difference is from; None where they do not apply. Metrics of prediction sets have names such as "set coverage".
+        The keys class and other name the class and, for pairs, the class it is compared with; reference names the
+        evaluation that a difference refers to. They are None where they do not apply. Metrics of prediction sets have
+        names such as "set coverage".
         """
         none: dict[str, str | None] = {"class": None, "other": None, "reference": None}
         rows = interval_rows((*self.metrics.items(), *_set_metrics(self.sets)), **none)
@@ -190,7 +193,7 @@ class MulticlassEvaluation(WithFigures):
         return rows_dataframe(self.rows(), "MulticlassEvaluation.to_dataframe()")
 
     def confusion_dataframe(self) -> pd.DataFrame:
-        """Return the confusion matrix as a pandas DataFrame: a row for each class, a column for each predicted class.
+        """Return the confusion matrix as a pandas DataFrame: rows are true classes, columns predicted classes.
 
         Raises:
             MissingExtraError: pandas is not installed.
@@ -205,7 +208,7 @@ def _set_metrics(sets: Mapping[str, Interval]) -> list[tuple[str, Interval]]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MulticlassRunSummary:
-    """One run of a comparison, or a bundle, for which the fields of a run are None.
+    """One run of a comparison; for a bundle, the fields of a run are None.
 
     Attributes:
         metrics: As in `MulticlassEvaluation`.
@@ -230,18 +233,18 @@ class MulticlassRunSummary:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MulticlassComparison(WithFigures):
-    """A comparison of several runs of several classes on the same images, or of cross-validations on the same folds.
+    """A comparison of multiclass runs on the same images, or of cross-validations on the same folds.
 
     Attributes:
         images: {"sha256", "n", "patients", "unknown_patients", "counts"}.
         classes: Names of the classes.
         runs: One entry per run, in the order given.
-        pairs: Tests of each pair of runs, by accuracy and macro AUROC; a group takes the place of its runs.
+        pairs: Tests of accuracy and macro AUROC for each pair of runs; a group replaces its runs.
         sentences: The findings as sentences, generated from `pairs`.
         command: The command line.
         created: Time of the comparison, UTC, ISO 8601.
         version: Version of pneumoscope.
-        evaluation: Name of the compared evaluation of each run.
+        evaluation: Name of the evaluation that is compared in each run.
         groups: Runs of one recipe with several seeds, or folds.
     """
 
@@ -274,7 +277,7 @@ class MulticlassComparison(WithFigures):
         return multiclass_comparison_html(self)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row per run and metric: run, metric, and its interval; then the means of each group of runs."""
+        """Return one row per run and metric (run, metric, interval), then the means of each group of runs."""
         rows = [row for run in self.runs for row in interval_rows(run.metrics.items(), run=run.name)]
         return rows + [row for group in self.groups for row in group.rows()]
 

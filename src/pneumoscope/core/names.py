@@ -1,4 +1,4 @@
-"""Compare names that people type with known ones."""
+"""Compare typed names with known names."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterable
 
 __all__ = ["closest_name", "differ_in_number"]
 
-_NUMBER = re.compile(r"\d+|(?<![^\W_])[ivx]+(?![^\W_])")  # in a name in lower case; Roman numerals as words
+_NUMBER = re.compile(r"\d+|(?<![^\W_])[ivx]+(?![^\W_])")  # in a lower-case name; Roman numerals as whole words
 
 
 def closest_name(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return the known name that is most similar to another one, whatever their case; "" if none is similar.
+    """Return the known name most similar to a name, ignoring case; "" if none is similar.
 
     Args:
         name: The name.
@@ -25,6 +25,6 @@ def closest_name(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def differ_in_number(a: str, b: str) -> bool:
-    """Return True if two names differ only in their digits or Roman numerals, as those of grades and types do."""
+    """Return whether two names differ only in digits or Roman numerals, like names of grades and types."""
     words = [_NUMBER.sub("0", name.casefold()) for name in (a, b)]
     return words[0] == words[1] and a.casefold() != b.casefold()

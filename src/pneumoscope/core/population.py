@@ -1,4 +1,4 @@
-"""The population that a model was trained on, as its recipe states it and its card records it."""
+"""The population that a model was trained on, set in its recipe and recorded in its card."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ __all__ = ["MAX_SENTENCE_LENGTH", "Population", "View"]
 
 View = Literal["frontal", "PA", "AP"]
 
-MAX_SENTENCE_LENGTH = 300  # characters; the notice also has to fit below a heatmap
+MAX_SENTENCE_LENGTH = 300  # characters; the notice must fit below a heatmap
 
 _Age = Annotated[float, Meta(ge=0)]
 
 
 class Population(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The patients and images that a model was trained on; None and "" where that is unknown.
+    """The patients and images that a model was trained on; unknown values are None or "".
 
-    `core.prediction_messages.population_sentence` renders it for people.
+    `core.prediction_messages.population_sentence` renders it as a sentence.
 
     Attributes:
         ages: Minimum and maximum age, years, both included.
         sites: Number of hospitals.
-        view: "PA", "AP", or "frontal" if it is one of them.
-        sentence: Sentence that is shown as it is instead of one that states the other fields.
+        view: "PA", "AP", or "frontal" for either.
+        sentence: Custom sentence, displayed instead of the one generated from the other fields.
     """
 
     ages: tuple[_Age, _Age] | None = None
@@ -34,5 +34,5 @@ class Population(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def is_unknown(self) -> bool:
-        """Whether nothing is known."""
+        """Whether all fields are unset."""
         return self == Population()

@@ -1,6 +1,6 @@
-"""The prediction record: the one definition that the CLI, CSV, JSON, HTTP API and database derive from.
+"""The prediction record, from which the CLI, CSV, JSON, HTTP API and database formats are derived.
 
-Records hold codes and numbers, never sentences. `core.messages` renders them for people.
+Records contain codes and numbers, never sentences; `core.messages` renders them.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class Rejection:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PatientAge:
-    """The age of the patient, as the file states it or a person entered it.
+    """Age of the patient, from the file or entered by a person.
 
     Attributes:
-        years: Age, years; None if it is stated in a form that is not understood.
+        years: Age, years; None if the value cannot be parsed.
         source: "header" or "entered".
-        stated: Element that is not understood, and the form of its value (digits as 9, letters as x); empty otherwise.
+        stated: If the value cannot be parsed, its element and its pattern (digits as 9, letters as x); empty otherwise.
     """
 
     years: float | None
@@ -64,11 +64,11 @@ class PatientAge:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Uncertainty:
-    """The uncertainty band that a score lies in.
+    """The uncertainty band that contains the score.
 
     Attributes:
         low, high: Ends of the band as calibrated probabilities, both included, 0 to 1.
-        coverage: Coverage of the conformal prediction that set the band, 0 to 1.
+        coverage: Coverage of the conformal prediction that determined the band, 0 to 1.
     """
 
     low: float
@@ -82,9 +82,9 @@ class Failure:
 
     Attributes:
         code: Stable error code, such as "unreadable_image".
-        message: The cause, with the file and the offending value, in English.
+        message: The cause, with the file and the invalid value, in English.
         hint: What to do next, in English; may be empty.
-        reason: The cause as a code with parameters; None for an internal error, and in records of earlier versions.
+        reason: The cause as a code with parameters; None for an internal error and in records of earlier versions.
     """
 
     code: str
@@ -94,13 +94,13 @@ class Failure:
 
     @classmethod
     def from_error(cls, error: PneumoscopeError) -> Failure:
-        """Return the record of an error."""
+        """Return the record for an error."""
         reason = error.reason if isinstance(error, UnreadableImageError) else None
         return cls(error.code, error.message, error.hint, reason)
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Failure:
-        """Return the record that `Prediction.to_row` flattened."""
+        """Return the failure from a row of `Prediction.to_row`."""
         code = row.get("failure_reason")
         reason = UnreadableReason(code, json.loads(row["failure_parameters"])) if code else None
         return cls(row["failure_code"], row["failure_message"], row["failure_hint"], reason)
@@ -117,7 +117,8 @@ class ImageInfo:
     Attributes:
         width, height: Size in pixels, as displayed.
         format: "JPEG", "PNG", "DICOM", ...
-        pixel_sha256: SHA-256 of the decoded gray levels, the same whatever the header; a JPEG may be decoded at a reduced size.
+        pixel_sha256: SHA-256 of the decoded gray levels, independent of the header. A JPEG may be decoded at a reduced
+            size.
     """
 
     width: int
@@ -134,7 +135,7 @@ class ImageStatistics:
         brightness: Mean.
         contrast: Standard deviation.
         sharpness: Mean absolute difference of neighboring pixels.
-        border: Mean of the outer 5% of each side.
+        border: Mean of the outer 5% on each side.
     """
 
     brightness: float
@@ -144,7 +145,7 @@ class ImageStatistics:
 
 
 class _Noticed:
-    """A record with a notice that is displayed beside it. It is not a field: JSON and tables state it once for all records."""
+    """A record displayed with a notice, which is not a field: JSON and tables contain it once for all records."""
 
     __slots__ = ("_notice",)
     _notice: str
@@ -159,8 +160,8 @@ class ModelInfo(_Noticed):
         version: Version of pneumoscope that exported the bundle.
         sha256: Hash of the network file.
         site: Name and short hash of the site profile; "" without one.
-        prevalence: Stated prevalence that the probabilities are for, above 0 and below 1; None if they are for that of the model
-            or of the site profile.
+        prevalence: User-specified prevalence that the probabilities refer to, above 0 and below 1; None for the
+            prevalence of the model or the site profile.
     """
 
     name: str
@@ -170,23 +171,23 @@ class ModelInfo(_Noticed):
     prevalence: float | None = None
 
     def with_notice(self, notice: str) -> ModelInfo:
-        """Return the same model with the notice that its displayed predictions state."""
+        """Return a copy of the model with the notice displayed with its predictions."""
         noticed = dataclasses.replace(self)
         object.__setattr__(noticed, "_notice", notice)
         return noticed
 
     @property
     def notice(self) -> str:
-        """The notice with the population of the model; "" for a prediction that was not made in this process."""
+        """The notice, including the population of the model; "" for a prediction that was made in another process."""
         return getattr(self, "_notice", "")
 
     @property
     def is_site_specific(self) -> bool:
-        """True if a site profile or a stated prevalence changes the model."""
+        """Whether a site profile or a user-specified prevalence modifies the model."""
         return bool(self.site) or self.prevalence is not None
 
     def matches(self, other: ModelInfo) -> bool:
-        """Return True if network, site profile and stated prevalence are the same."""
+        """Return whether network, site profile and user-specified prevalence are the same."""
         return (self.sha256, self.site, self.prevalence) == (other.sha256, other.site, other.prevalence)
 
 
@@ -195,20 +196,20 @@ class Prediction:
     """The prediction for one image.
 
     Attributes:
-        path: The image, as the caller named it.
+        path: The image, as named by the caller.
         decision: None if the image could not be read.
         probability: Calibrated probability of pneumonia, 0 to 1; None if the image is rejected or unreadable.
-        interval: Venn-Abers interval of the probability; None if there is no probability or the bundle has no intervals.
-        threshold: Threshold of the operating point, on the scale of `probability`; None if the image is unreadable.
-            At or above it the decision is "pneumonia".
+        interval: Venn-Abers interval of the probability; None without a probability, or if the bundle has no intervals.
+        threshold: Threshold of the operating point, on the scale of `probability`; None if the image is unreadable. At
+            or above it the decision is "pneumonia".
         operating_point: Name of the operating point.
         rejection: Set if and only if the decision is "rejected".
         uncertainty: Set if and only if the decision is "uncertain".
         failure: Set if and only if the image could not be read.
-        age: Age of the patient; None if neither the file nor a person states it.
-        warnings: Codes of warnings, such as "age_not_stated" if the model has an age range and the age is unknown; empty if
-            the image is rejected or unreadable.
-        identity: Patient, study, series and instance; None if neither the file nor a person states any of them.
+        age: Age of the patient; None if neither in the file nor entered.
+        warnings: Codes of warnings, such as "age_not_stated" if the model has an age range and the age is unknown;
+            empty if the image is rejected or unreadable.
+        identity: Patient, study, series and instance; None if neither in the file nor entered.
         image: Properties of the file; None if it could not be read.
         image_statistics: For monitoring; None without a site profile to compare them with.
         model: The bundle that made the prediction.
@@ -245,7 +246,7 @@ class Prediction:
         return prediction_html(self)
 
     def to_row(self) -> dict[str, Any]:
-        """Return the prediction as one flat row, the columns of CSV files, data frames and the database.
+        """Return the prediction as one flat row, the format of CSV files, data frames and the database.
 
         Nested records become prefixed columns such as `interval_low`; missing values are None.
         """
@@ -293,7 +294,7 @@ class Prediction:
 
     @classmethod
     def fields_from_row(cls, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the constructor arguments that `to_row` flattened."""
+        """Return the constructor arguments for a row of `to_row`."""
 
         def present(name: str) -> bool:
             return row.get(name) is not None
@@ -345,5 +346,5 @@ class Prediction:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """Return the prediction that `to_row` flattened."""
+        """Return the prediction from a row of `to_row`."""
         return cls(**cls.fields_from_row(row))

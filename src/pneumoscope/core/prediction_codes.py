@@ -1,6 +1,6 @@
-"""Codes of decisions, rejections and warnings, and the assumptions of a person that override rejections.
+"""Codes of decisions, rejections and warnings, and the assumptions with which a person overrides rejections.
 
-`core.messages` and `core.rejection_messages` render them for people.
+`core.messages` and `core.rejection_messages` render them as text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = [
 
 Decision = Literal["no_pneumonia", "pneumonia", "uncertain", "rejected"]
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
-# Decision of a model of several classes, which also has "uncertain" and "rejected"; see `core.multiclass_prediction`.
+# Multiclass models also use "uncertain" and "rejected"; see `core.multiclass_prediction`.
 ClassDecision = Literal["classified"]
 
 RejectionCode = Literal[
@@ -54,13 +54,13 @@ RejectionCode = Literal[
 ]
 REJECTION_CODES: tuple[RejectionCode, ...] = get_args(RejectionCode)
 
-# Images whose age must be known: none, those of DICOM files, or all.
+# Images whose age must be known: none, DICOM files, or all.
 AgeRequirement = Literal["never", "dicom", "always"]
 
-# Statements of a person about all images, which override their headers.
+# Assumptions about all images that override their headers.
 Assumption = Literal["chest", "frontal"]
 ASSUMPTIONS: tuple[Assumption, ...] = get_args(Assumption)
-# Rejections that do not apply if a person makes this assumption.
+# Rejections that an assumption disables.
 OVERRIDES: Mapping[RejectionCode, Assumption] = {
     "modality_not_understood": "chest",
     "body_part_not_chest": "chest",

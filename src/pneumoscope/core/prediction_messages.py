@@ -1,4 +1,4 @@
-"""Render predictions as sentences for people, in every language of `core.i18n`."""
+"""Render predictions as sentences in every language of `core.i18n`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pneumoscope.core.rejection_messages import rejection_message
 from pneumoscope.core.unreadable import reason_message
 
 if TYPE_CHECKING:
-    from pneumoscope.core.population import Population, View  # needs msgspec, which --help does not import
+    from pneumoscope.core.population import Population, View  # imports msgspec, which --help avoids
 
 __all__ = [
     "age_conflict_message",
@@ -70,7 +70,7 @@ _POPULATION_AGES = {
 _UNKNOWN_AGES = N_("patients of unknown age")
 _ONE_SITE, _SITES, _UNKNOWN_SITES = N_("one hospital"), N_("{n} hospitals"), N_("unknown hospitals")
 _ADULT_AGE = 18  # years
-# The notice that holds for every model, and the sentence on the population of one.
+# The general notice, followed by the population of one model.
 _NOTICE_AND_POPULATION = N_("{notice} {population}")
 _OTHER_MODEL = N_("This result comes from an earlier model; its training population is not recorded.")
 _UNCERTAIN = N_(
@@ -114,7 +114,7 @@ def notice(population: Population | None = None, language: str = "en") -> str:
     """Return the notice that accompanies every result.
 
     Args:
-        population: Population of the model, which the notice then states; None for a result without a model.
+        population: Population of the model, appended to the notice; None for a result without a model.
         language: A key of `LANGUAGES`.
     """
     gettext = translations(language).gettext
@@ -126,13 +126,13 @@ def notice(population: Population | None = None, language: str = "en") -> str:
 
 
 def notice_of_unknown_model(language: str = "en") -> str:
-    """Return the notice of a stored result of an earlier model whose population is unknown: it is not that of the current one."""
+    """Return the notice of a stored result whose model is not the current one and whose population is unknown."""
     gettext = translations(language).gettext
     return gettext(_NOTICE_AND_POPULATION).format(notice=gettext(NOTICE), population=gettext(_OTHER_MODEL))
 
 
 def population_sentence(population: Population, language: str = "en") -> str:
-    """Return the sentence that states the population; its own sentence is in the language in which it was written."""
+    """Return a sentence that describes the population; a custom sentence is not translated."""
     gettext = translations(language).gettext
     if population.sentence:
         return population.sentence
@@ -152,7 +152,7 @@ def population_sentence(population: Population, language: str = "en") -> str:
 
 
 def age_conflict_message(prediction: Prediction, language: str = "en") -> str:
-    """Return that the age of the patient contradicts the dates, as sentences without the last full stop; empty if it does not."""
+    """Return a warning that the age contradicts the dates, without the last full stop; empty if it does not."""
     age = prediction.age.years if prediction.age else None
     if not contradicts(age, prediction.identity):
         return ""
@@ -161,18 +161,18 @@ def age_conflict_message(prediction: Prediction, language: str = "en") -> str:
 
 
 def uncertainty_message(uncertainty: Uncertainty, language: str = "en") -> str:
-    """Return the reason of an uncertain decision as a sentence without a full stop."""
+    """Return the reason for an uncertain decision as a sentence without a full stop."""
     band = range_text(uncertainty.low, uncertainty.high, language)
     return translations(language).gettext(_UNCERTAIN).format(range=band)
 
 
 def scope_message(language: str = "en") -> str:
-    """Return what the decision "no_pneumonia" does not say, as a sentence without a full stop."""
+    """Return the limits of the decision "no_pneumonia" as a sentence without a full stop."""
     return translations(language).gettext(_SCOPE)
 
 
 def probability_message(prediction: Prediction, language: str = "en") -> str:
-    """Return the probability, and what its interval means, as sentences without the last full stop; empty without one."""
+    """Return the probability and the meaning of its interval, without the last full stop; empty without one."""
     if prediction.probability is None:
         return ""
     gettext, probability = translations(language).gettext, probability_text(prediction.probability, language)
@@ -186,19 +186,19 @@ def probability_message(prediction: Prediction, language: str = "en") -> str:
 
 
 def prevalence_message(prevalence: float, language: str = "en", *, stated: bool) -> str:
-    """Return the prevalence that probabilities refer to as a sentence without a full stop.
+    """Return the prevalence that probabilities refer to, as a sentence without a full stop.
 
     Args:
         prevalence: Above 0 and below 1.
         language: Language of the sentence.
-        stated: True if the site states it, False if it is the default of the model.
+        stated: True if specified by the site, False for the default of the model.
     """
     message = translations(language).gettext(_STATED_PREVALENCE if stated else _DEFAULT_PREVALENCE)
     return message.format(prevalence=_percent(prevalence))
 
 
 def list_message(prevalence: float, language: str = "en", *, stated: bool) -> str:
-    """Return what the decisions and probabilities of a list mean, as sentences; see `prevalence_message`."""
+    """Return the explanation of the decisions and probabilities in a list, as sentences; see `prevalence_message`."""
     scope = translations(language).gettext(_SCOPE_OF_LIST)
     return join_sentences((scope, prevalence_message(prevalence, language, stated=stated)), language) + full_stop(
         language
@@ -206,7 +206,7 @@ def list_message(prevalence: float, language: str = "en", *, stated: bool) -> st
 
 
 class _SiteSettings(Protocol):
-    """`site` and `prevalence` as in `core.prediction.ModelInfo`, which has them, as sets of an archive do."""
+    """Anything with `site` and `prevalence`: `core.prediction.ModelInfo`, or the settings of archived predictions."""
 
     @property
     def site(self) -> str: ...
@@ -215,7 +215,7 @@ class _SiteSettings(Protocol):
 
 
 def site_note(model: _SiteSettings, language: str = "en") -> str:
-    """Return the site profile or the stated prevalence of a model with its name; empty without either."""
+    """Return the site profile of a model or its user-specified prevalence; empty without either."""
     gettext = translations(language).gettext
     if model.site:
         return gettext(_SITE_PROFILE).format(site=model.site)
@@ -225,7 +225,7 @@ def site_note(model: _SiteSettings, language: str = "en") -> str:
 
 
 def result_title(prediction: Prediction, language: str = "en") -> str:
-    """Return the decision with the probability and its interval, or the sentences on why there is none."""
+    """Return the decision with the probability and its interval, or the reason why there is no prediction."""
     gettext = translations(language).gettext
     if prediction.rejection:
         return gettext(_NOT_ASSESSED).format(reason=rejection_message(prediction.rejection, language))
@@ -241,7 +241,7 @@ def result_title(prediction: Prediction, language: str = "en") -> str:
 
 
 def model_message(prediction: Prediction, language: str = "en") -> str:
-    """Return the model and the operating point with its threshold as a sentence without a full stop."""
+    """Return the model and the operating point with its threshold, as a sentence without a full stop."""
     gettext, model = translations(language).gettext, prediction.model
     facts = {
         "model": f"{model.name} {model.version}",
@@ -253,12 +253,12 @@ def model_message(prediction: Prediction, language: str = "en") -> str:
 
 
 def heatmap_message(language: str = "en") -> str:
-    """Return what a heatmap shows as sentences without the last full stop."""
+    """Return an explanation of heatmaps, as sentences without the last full stop."""
     return translations(language).gettext(_HEATMAP)
 
 
 def heatmap_ends(language: str = "en") -> tuple[str, str]:
-    """Return the labels of the ends of a heatmap's color scale, "against pneumonia" first."""
+    """Return the labels of the low and high ends of a heatmap's color scale."""
     gettext = translations(language).gettext
     return gettext(_AGAINST), gettext(_TOWARDS)
 
@@ -271,7 +271,7 @@ def probability_text(probability: float, language: str = "en") -> str:
 
 
 def range_text(low: float, high: float, language: str = "en") -> str:
-    """Return a range of probabilities; one value if both ends look the same."""
+    """Return a range of probabilities; a single value if both ends are displayed alike."""
     ends = probability_text(low, language), probability_text(high, language)
     if ends[0] == ends[1]:
         return ends[0]
@@ -280,7 +280,7 @@ def range_text(low: float, high: float, language: str = "en") -> str:
 
 
 def _percent(fraction: float) -> str:
-    """Return a fraction in percent with three significant digits, such as "0.5%"."""
+    """Return a fraction as a percentage with three significant digits, such as "0.5%"."""
     return f"{100 * fraction:.3g}%"
 
 
@@ -306,7 +306,7 @@ def _possible_classes_message(prediction: MulticlassPrediction, language: str) -
 
 
 def _stated_age_message(prediction: Prediction, language: str) -> str:
-    """Return that the stated age contradicts an estimate by the image; empty if no age is stated, or none was estimated."""
+    """Return a warning that the stated age contradicts the age estimated from the image; empty if either is missing."""
     rejection, age = prediction.rejection, prediction.age
     if rejection is None or rejection.code != "outside_age_range_estimated" or age is None or age.years is None:
         return ""
@@ -314,9 +314,9 @@ def _stated_age_message(prediction: Prediction, language: str) -> str:
 
 
 def prediction_message(prediction: Prediction, language: str = "en") -> str:
-    """Return the explanation of a prediction, see `decision_message` and `scope_message`, followed by its warnings.
+    """Return the explanation of a prediction followed by its warnings.
 
-    A contradictory age comes first: see `age_conflict_message`.
+    A contradictory age comes first; see `age_conflict_message`, `decision_message` and `scope_message`.
     """
     warnings = (warning_message(warning, language) for warning in prediction.warnings)
     return join_sentences(
@@ -325,13 +325,13 @@ def prediction_message(prediction: Prediction, language: str = "en") -> str:
 
 
 def warning_messages(prediction: Prediction, language: str = "en") -> tuple[str, ...]:
-    """Return the warnings as sentences without full stops, a contradictory age first: see `age_conflict_message`."""
+    """Return the warnings as sentences without full stops, starting with a contradictory age."""
     warnings = (warning_message(warning, language) for warning in prediction.warnings)
     return tuple(filter(None, (age_conflict_message(prediction, language), *warnings)))
 
 
 def warning_note(prediction: Prediction, language: str = "en") -> str:
-    """Return the warnings in a few words each, for places without room for sentences; empty without any."""
+    """Return the warnings as short labels, where sentences do not fit; empty without any."""
     if not prediction.warnings:
         return ""
     labels = punctuation(language)["comma"].join(warning_label(each, language) for each in prediction.warnings)
@@ -341,7 +341,7 @@ def warning_note(prediction: Prediction, language: str = "en") -> str:
 def result_message(
     prediction: Prediction, language: str = "en", *, prevalence: float | None = None, stated: bool = False
 ) -> tuple[str, ...]:
-    """Return two paragraphs of sentences: the explanation of a decision, and its probability with the prevalence; none if empty.
+    """Return up to two paragraphs: the explanation of the decision, and the probability with the prevalence.
 
     Args:
         prediction: The prediction.
@@ -356,7 +356,7 @@ def result_message(
 
 
 def _explanation(prediction: Prediction, language: str) -> str:
-    """Return why the decision was made, or what it does not say; empty for pneumonia."""
+    """Return the reason for the decision, or the limits of "no_pneumonia"; empty for pneumonia."""
     if prediction.decision == "no_pneumonia":
         return scope_message(language)
     return decision_message(prediction, language)

@@ -1,4 +1,4 @@
-"""Render rejections as sentences and labels for people, in every language of `core.i18n`."""
+"""Render rejections as sentences and labels in every language of `core.i18n`."""
 
 from __future__ import annotations
 
@@ -79,29 +79,29 @@ _REJECTION_LABELS: dict[RejectionCode, str] = {
     "blank": N_("Blank"),
 }
 
-# Measured values with a limit, by the name of the parameter; every other value is in the message of its code.
+# Measured values with a limit, by parameter name; other values are in the message of their code.
 _MEASUREMENTS = {
     "probability": N_("Probability of an upright chest radiograph: {value}; rejected below {limit}"),
     "score": N_("Score of the age check (0 to 1): {value}; rejected above {limit}"),
     "distance": N_("Distance from the training images: {value}; rejected above {limit}"),
     "chroma": N_("Difference between the color channels (gray levels): {value}; rejected above {limit}"),
 }
-_DIGITS = (3, 6, 9)  # after the decimal point: as few as show that a value is not its limit
+_DIGITS = (3, 6, 9)  # after the decimal point: the fewest that distinguish the value from its limit
 
 
 def rejection_label(code: RejectionCode, language: str = "en") -> str:
-    """Return the reason of rejections in a few words, without numbers."""
+    """Return a short label of the rejection reason, without numbers."""
     return translations(language).gettext(_REJECTION_LABELS[code])
 
 
 def rejection_message(rejection: Rejection, language: str = "en") -> str:
-    """Return the reason of a rejection with the measured value and its limit, as sentences without the last full stop."""
+    """Return the rejection reason with the measured value and its limit, without the last full stop."""
     reason = translations(language).gettext(_REJECTIONS[rejection.code]).format(**rejection.parameters)
     return join_sentences((reason, _measurement(rejection, language)), language)
 
 
 def _measurement(rejection: Rejection, language: str) -> str:
-    """Return the value that was measured and its limit; empty if the reason states them, or the record does not."""
+    """Return the measured value and its limit; empty if they are not recorded or already in the reason."""
     for name, message in _MEASUREMENTS.items():
         if name in rejection.parameters and "limit" in rejection.parameters:
             value, limit = (float(rejection.parameters[each]) for each in (name, "limit"))

@@ -1,6 +1,7 @@
-"""The evaluation of a bundle or a file as frozen records; see `result_forms` for JSON and table rows.
+"""Frozen records of the evaluation of a bundle or a file; see `result_forms` for JSON and table rows.
 
-The records compute nothing: numbers come from `statistics`, sentences from `evaluation`. Every number has an `Interval`.
+The records compute nothing: numbers come from `statistics`, sentences from `evaluation`. Every number has an
+`Interval`.
 """
 
 from __future__ import annotations
@@ -54,11 +55,11 @@ class ScoredImage:
 
     Attributes:
         path: Path relative to the data folder.
-        sha256: SHA-256 of the file; runs are paired by it.
+        sha256: SHA-256 of the file, used to pair runs.
         patient: Patient identifier; bootstraps resample patients, not images. Empty if unknown.
         label: "NORMAL" or "PNEUMONIA".
         etiology: "normal", "bacteria", "virus", or "" if unknown.
-        logit: Output of the network. Rankings use it, because scores tie at 0 and 1.
+        logit: Output of the network, used for ranking because scores tie at 0 and 1.
         score: Sigmoid of the logit before calibration, 0 to 1.
         probability: Calibrated probability of pneumonia, 0 to 1.
     """
@@ -85,10 +86,10 @@ class OperatingPointResult:
             positive_likelihood_ratio, negative_likelihood_ratio.
         by_etiology: Fraction of correct decisions among normal, bacteria and virus images.
         uncertainty_band: For "normal" and "pneumonia", the fraction of images that are "uncertain", and the fraction
-            "covered": correct or uncertain. All other numbers apply the threshold to these images. None if the operating
-            point has no uncertainty band.
+            "covered": correct or uncertain. All other numbers apply the threshold to uncertain images too. None if the
+            operating point has no uncertainty band.
         threshold_probability: The threshold as a calibrated probability; None in evaluations that did not record it.
-        predictive_values: At a stated prevalence; None if none was stated.
+        predictive_values: At a user-specified prevalence; None without one.
     """
 
     threshold: float
@@ -103,7 +104,7 @@ class OperatingPointResult:
     def threshold_text(self) -> str:
         """Return the threshold on both scales, such as "probability 0.610, score before calibration 0.8312".
 
-        Without calibration the two are the same, and only the probability is named.
+        Without calibration both are equal, and only the probability is given.
         """
         if self.threshold == self.threshold_probability:
             return f"probability {self.threshold:.4g}"
@@ -135,7 +136,7 @@ class DecisionCurvePoint:
         threshold_probability: Patients at or above it are treated, 0 to below 1.
         net_benefit: True positives per image, minus false positives per image times the odds of the threshold.
         treat_all: Net benefit of treating everyone.
-        gain: Net benefit minus that of the better of treating everyone and no one.
+        gain: Net benefit minus the larger of the net benefits of treating everyone and no one.
     """
 
     threshold_probability: float
@@ -154,11 +155,11 @@ class DecisionCurvePoint:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PredictiveValues:
-    """Predictive values at a stated prevalence of pneumonia, from the sensitivity and specificity of an evaluation.
+    """Predictive values at a user-specified prevalence, from the sensitivity and specificity of an evaluation.
 
     Attributes:
         prevalence: Fraction of images with pneumonia, above 0 and below 1.
-        precision, negative_predictive_value: Among images of this prevalence.
+        precision, negative_predictive_value: At this prevalence.
     """
 
     prevalence: float
@@ -183,7 +184,7 @@ class RejectionSummary:
     reasons: Mapping[str, int]
 
     def sentence(self) -> str:
-        """Return how many images the model rejects and why, as a sentence without a full stop; "" if it rejects none."""
+        """Return the fraction of rejected images and the reasons, without a full stop; "" if none is rejected."""
         if not self.reasons:
             return ""
         reasons = ", ".join(f"{count} {code}" for code, count in self.reasons.items())
@@ -193,15 +194,15 @@ class RejectionSummary:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Subgroup:
-    """The images of an evaluation with one value in a column of the manifest.
+    """The images of an evaluation with the same value in a manifest column.
 
     Attributes:
-        column, value: Column and value; "not stated" without a value.
+        column, value: Column and value; "not stated" if missing.
         n: Number of images.
         counts: Number of images by label.
-        operating_point: Operating point of accuracy, sensitivity and specificity; "" for several classes.
-        metrics: auroc, accuracy, sensitivity, specificity. For several classes, macro_auroc, accuracy, and the sensitivity of
-            each class, such as "sensitivity, virus".
+        operating_point: Operating point of accuracy, sensitivity and specificity; "" for multiclass evaluations.
+        metrics: auroc, accuracy, sensitivity, specificity. For multiclass evaluations, macro_auroc, accuracy, and the
+            sensitivity of each class, such as "sensitivity, virus".
     """
 
     column: str
@@ -218,16 +219,18 @@ class InteractionTest:
 
     Attributes:
         column: Column of the manifest.
-        metric: "auroc", "sensitivity" or "specificity"; for several classes "macro_auroc", or a sensitivity as in `Subgroup`.
-        operating_point: Operating point; None for the AUROC and for several classes.
-        groups: Values of the compared subgroups; images without a value are left out.
+        metric: "auroc", "sensitivity" or "specificity"; for multiclass evaluations "macro_auroc", or a sensitivity as
+            in `Subgroup`.
+        operating_point: Operating point; None for the AUROC and for multiclass evaluations.
+        groups: Values of the compared subgroups; images without a value are excluded.
         test: Name of the test.
         p: p-value before correction; None if undefined.
         p_holm: p-value after Holm correction over all tests of the evaluation.
-        seed: Seed of the permutations; None if no random number was drawn.
+        seed: Seed of the permutations; None if the test uses no random numbers.
         reason: Why p is None; empty otherwise.
         sentence: The finding as a sentence.
-        shared_patients: Number of patients with tested images in several groups, whom the test takes to be different.
+        shared_patients: Number of patients with tested images in several groups; the test treats them as different
+            patients.
     """
 
     column: str
@@ -245,16 +248,16 @@ class InteractionTest:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SetDifference:
-    """Differences of an evaluation from one of the same model on other images, unpaired.
+    """Unpaired differences between evaluations of one model on two sets of images.
 
     Attributes:
-        reference: Name of the other evaluation.
+        reference: Name of the reference evaluation.
         reference_images_sha256, reference_n: Hash and number of its images.
-        metrics: auroc of this evaluation minus that of the reference. For several classes, accuracy and macro_auroc, and auroc,
-            sensitivity and specificity of each class against the rest, such as "auroc, virus".
-        operating_points: Likewise accuracy, sensitivity and specificity, by operating point with the same threshold; empty for
-            several classes.
-        remark: What the intervals take for granted, as a sentence; empty if nothing speaks against it.
+        metrics: auroc of this evaluation minus that of the reference. For multiclass evaluations, accuracy and
+            macro_auroc, and auroc, sensitivity and specificity of each class against the rest, such as "auroc, virus".
+        operating_points: Differences of accuracy, sensitivity and specificity, by operating point, if the thresholds
+            are equal; empty for multiclass evaluations.
+        remark: A sentence on an assumption of the intervals that may not hold; empty if there is none.
     """
 
     reference: str
@@ -265,7 +268,7 @@ class SetDifference:
     remark: str = ""
 
     def named_intervals(self) -> dict[str, Interval]:
-        """Return all differences by their names, such as "auroc" and "accuracy at half"."""
+        """Return all differences by name, such as "auroc" and "accuracy at half"."""
         at_points = {
             f"{metric} at {name}": interval
             for name, metrics in self.operating_points.items()
@@ -279,7 +282,7 @@ class Evaluation(WithFigures):
     """The evaluation of one bundle, or of the predictions in a file, on one split.
 
     Attributes:
-        name: Name of the run, the bundle or the file.
+        name: Name of the run, bundle or file.
         split: "train", "validation", "test" or "all".
         images_sha256: Hash of the sorted image hashes; equal for evaluations on the same images.
         n, patients: Number of images and of patients.
@@ -289,10 +292,10 @@ class Evaluation(WithFigures):
         metrics: Threshold-free metrics: auroc, auprc, brier, expected_calibration_error, calibration_slope,
             calibration_intercept, observed_expected_ratio.
         auroc_by_etiology: AUROC of bacteria against normal and of virus against normal.
-        operating_points: Results by operating point: "half", "balanced", "rule_out", "rule_in", and custom ones such as "0.3" or
-            "sens=0.95".
-        test_evaluation: Number of test-set evaluations of these images in the ledger, including this one; None for other
-            splits.
+        operating_points: Results by operating point: "half", "balanced", "rule_out", "rule_in", and custom ones such as
+            "0.3" or "sens=0.95".
+        test_evaluation: Number of test-set evaluations of these images in the ledger, including this one; None for
+            other splits.
         seconds: Scoring time, wall clock.
         created: Time of the evaluation, UTC, ISO 8601.
         version: Version of pneumoscope.
@@ -306,9 +309,9 @@ class Evaluation(WithFigures):
         interactions: Tests of whether metrics differ between subgroups.
         difference: Differences from an evaluation on other images; None without one.
         decision_curve: Net benefit by threshold probability; empty in evaluations that did not record it.
-        flow: Source of the images, and how many were left out; None in evaluations that did not record it.
-        unknown_patients: Number of images of unknown patients, each of which counts as a patient; None in evaluations that did
-            not record it.
+        flow: Source of the images and the numbers excluded; None in evaluations that did not record it.
+        unknown_patients: Number of images of unknown patients, each of which counts as a patient; None in evaluations
+            that did not record it.
         calibration: How the probabilities were calibrated; None in evaluations that did not record it.
     """
 
@@ -355,8 +358,9 @@ class Evaluation(WithFigures):
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per metric, with its interval.
 
-        The keys operating_point, etiology, subgroup (such as "sex: F"), reference (the evaluation that a difference is from),
-        prevalence (of predictive values) and threshold_probability (of the decision curve) are None where they do not apply.
+        The keys operating_point, etiology, subgroup (such as "sex: F"), reference (the evaluation that a difference
+        refers to), prevalence (of predictive values) and threshold_probability (of the decision curve) are None where
+        they do not apply.
         """
         none: dict[str, str | float | None] = dict.fromkeys(_ROW_KEYS)
         rows = interval_rows(self.metrics.items(), **none)

@@ -1,6 +1,6 @@
-"""Reasons for which an image cannot be read: stable codes with parameters, and their messages in every language.
+"""Reasons why an image cannot be read: stable codes with parameters, and their messages in every language.
 
-`UnreadableImageError` and `prediction.Failure` have a reason; the error class says where it occurred, the reason what is wrong.
+`UnreadableImageError` and `prediction.Failure` have a reason.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ _EXPORT_PNG = N_("The file is damaged or malicious; if another program can open 
 _GRAY_RADIOGRAPHS = N_("Only single grayscale chest radiographs are supported")
 _DECOMPRESS = N_("Decompress the file first: gdcmconv --raw IN OUT")
 
-# Phrase and hint by reason. A hint may be empty.
+# Message and hint by reason; the hint may be empty.
 REASONS: dict[UnreadableCode, tuple[str, str]] = {
     "empty_file": (N_("the file is empty (0 bytes)"), ""),
     "file_too_large": (N_("the file has {bytes:,} bytes; the maximum is {maximum:,}"), ""),
@@ -111,7 +111,7 @@ REASONS: dict[UnreadableCode, tuple[str, str]] = {
     "not_a_regular_file": (N_("it is a pipe or a device, not a file"), N_("Pass the content as bytes")),
     "file_not_accessible": (N_("the file cannot be opened"), ""),
     "not_an_image": (N_("not an image ({bytes} bytes)"), _SUPPORTED_FORMATS),
-    # The hint is that of the type, if it has one.
+    # The file type's hint replaces this one if it has one.
     "unsupported_file_type": (N_("it is {type} ({bytes} bytes)"), _SUPPORTED_FORMATS),
     "damaged_header": (N_("the header of the image is damaged ({bytes} bytes)"), ""),
     "header_not_readable": (N_("the header cannot be read"), ""),
@@ -206,7 +206,7 @@ REASONS: dict[UnreadableCode, tuple[str, str]] = {
     "readable_before": (N_("the image can no longer be read ({code})"), N_("Try again")),
 }
 
-# Types of files that are not images that can be decoded, by the code that `imaging.file_type` gives them: name and hint.
+# Name and hint of file types that cannot be decoded, by code of `imaging.file_type`.
 FILE_TYPES: dict[str, tuple[str, str]] = {
     "unknown": (N_("not an image"), ""),
     "special_file": (N_("not a regular file"), ""),
@@ -251,8 +251,8 @@ class UnreadableReason:
 
     Attributes:
         code: Stable code, such as "empty_file".
-        parameters: Values and limits, such as {"frames": 12}. `type` is a code, such as "zip"; `error` is the
-            message of a library, in English.
+        parameters: Values and limits, such as {"frames": 12}. `type` is a code, such as "zip"; `error` is a library's
+            error message, in English.
     """
 
     code: UnreadableCode
@@ -260,7 +260,7 @@ class UnreadableReason:
 
 
 def reason_message(reason: UnreadableReason, language: str = "en") -> str:
-    """Return a reason as a phrase. Only the English one quotes the error of a library, which is in English."""
+    """Return a reason as a phrase. Only in English does it quote a library's error message, which is English."""
     gettext, values = translations(language).gettext, dict(reason.parameters)
     if "type" in values:
         values["type"] = gettext(FILE_TYPES[str(values["type"])][0])

@@ -1,6 +1,6 @@
-"""Figures and folders of records: they are not fields of the records.
+"""Attach figures and the output folder to records, without making them fields.
 
-Figures are drawn on request from scored images, which the records themselves do not contain.
+Figures are drawn on request from scored images, which the records do not contain.
 """
 
 from __future__ import annotations
@@ -22,29 +22,30 @@ _Record = TypeVar("_Record", bound="WithFigures")
 
 
 class WithFigures:
-    """A record with figures.
+    """Base class of records with figures.
 
-    Their source, and the folder of the record, are not fields of the record: they are not written to files, and are lost in
-    copies and pickles.
+    The data behind the figures and the folder of the record are not fields: they are not written to files, and are lost
+    in copies and pickles.
     """
 
     __slots__ = ("_drawn", "_folder", "_source")
 
-    if TYPE_CHECKING:  # msgspec reads annotations of classes as fields
+    if TYPE_CHECKING:  # msgspec treats class annotations as fields
         _drawn: Mapping[str, NamedFigure]
         _folder: Path
         _source: Any
 
     @property
     def figures(self) -> Mapping[str, NamedFigure]:
-        """The figures of the report by name, such as "roc", each with a legend; a notebook displays a figure.
+        """The figures of the report by name, such as "roc", each with a legend; notebooks display them.
 
-        An evaluation is drawn at the operating point `balanced`, or at its first one; a comparison at its own.
-        `NamedFigure.save` writes a figure to a file, and `NamedFigure.figure` is that of matplotlib.
+        An evaluation is drawn at the operating point `balanced`, or at its first one if it lacks that; a comparison at
+        its operating point. `NamedFigure.save` writes a figure to a file, and `NamedFigure.figure` is the matplotlib
+        figure.
 
         Raises:
-            UsageError: The record was read from a file, copied or changed, so that its images are unknown.
-            RunError: A file of the run, which its learning curves are drawn from, is missing or damaged.
+            UsageError: The record was read from a file, copied or changed, so its images are unknown.
+            RunError: A file with the learning curves of the run is missing or damaged.
         """
         if not hasattr(self, "_source"):
             suffix = "_multiclass" if type(self).__name__.startswith("Multiclass") else ""
@@ -54,7 +55,7 @@ class WithFigures:
                 f" `report{suffix}(runs)`",
             )
         if not hasattr(self, "_drawn"):
-            # Resolved on first use by the top of the package, because the layer that draws is above this one.
+            # The drawing layer is above this one, so the import is resolved on first use by the top-level package.
             from pneumoscope import draw_record
 
             drawn = MappingProxyType(dict(draw_record(self, self._source)))
@@ -63,18 +64,18 @@ class WithFigures:
 
 
 def attach_source(record: _Record, source: Any) -> _Record:
-    """Return the record, after stating what its figures are drawn from; see `reporting.record_figures`."""
+    """Return the record after attaching the data its figures are drawn from; see `reporting.record_figures`."""
     object.__setattr__(record, "_source", source)
     return record
 
 
 def attach_folder(record: _Record, folder: Path) -> _Record:
-    """Return the record, after stating the folder that it was written to."""
+    """Return the record after attaching the folder it was written to."""
     object.__setattr__(record, "_folder", folder)
     return record
 
 
 def written_folder(record: WithFigures) -> Path | None:
-    """Return the folder that a record was written to; None if it was not written, or was read from a file, copied or changed."""
+    """Return the folder that a record was written to; None if not written, or read from a file, copied or changed."""
     folder: Path | None = getattr(record, "_folder", None)
     return folder

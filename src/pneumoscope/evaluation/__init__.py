@@ -1,1 +1,1 @@
-"""Evaluation of bundles on labeled images, and comparison of runs. All scores come from `inference`, as in production."""
+"""Evaluate bundles on labeled images and compare runs. All scores come from `inference`, as in production."""

@@ -1,7 +1,7 @@
-"""Break an evaluation down: subgroups by columns of the manifest with tests of interaction, and differences from other images.
+"""Break an evaluation down: subgroups by manifest columns with interaction tests, and differences from other images.
 
-All groups and the reference are images of the same model. Columns and reference are read and checked before anything is
-scored.
+All groups and the reference are scored by the same model. Columns and reference are read and checked before any image
+is scored.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = ["Breakdown", "Reference", "add_breakdown", "read_breakdown", "read_re
 _Evaluation = TypeVar("_Evaluation", Evaluation, MulticlassEvaluation)
 _Image = TypeVar("_Image", ScoredImage, MulticlassScoredImage)
 
-# Metrics of decisions that are compared between sets.
+# Decision metrics that are compared between image sets.
 _RATES = ("accuracy", "sensitivity", "specificity")
 
 
@@ -65,7 +65,7 @@ class Breakdown:
     """Columns and reference of a breakdown.
 
     Attributes:
-        columns: Value of each evaluated image, by column.
+        columns: Value for each evaluated image, by column.
         reference: The evaluation on other images; None without one.
     """
 
@@ -81,7 +81,7 @@ def read_breakdown(
     source: ScoreSource,
     path_column: str = "path",
 ) -> Breakdown:
-    """Return the columns of the subgroups and the reference.
+    """Return the columns of the subgroups, and the reference.
 
     Args:
         data: Labeled data set.
@@ -92,9 +92,9 @@ def read_breakdown(
         path_column: Column of the manifest CSV with the paths.
 
     Raises:
-        UsageError, UnknownNameError: See `subgroups.read_columns`; or the reference is of another model.
+        UsageError, UnknownNameError: See `subgroups.read_columns`; or the reference evaluates another model.
         DatasetError: An image is also in the reference.
-        RunError: The folder has no evaluation, or its files are from different ones.
+        RunError: The folder has no evaluation, or its files are from different evaluations.
     """
     columns = read_columns(data, by, images, path_column)
     if reference is None:
@@ -111,7 +111,7 @@ def read_reference(
     bundle_sha256: str,
     read: Callable[[Path], tuple[_Evaluation, tuple[_Image, ...]]],
 ) -> Reference[_Evaluation, _Image]:
-    """Return the evaluation in a folder, which is of the same model and of other images.
+    """Return the evaluation in a folder, checked to have the same model and other images.
 
     Args:
         folder: The folder.
@@ -121,9 +121,9 @@ def read_reference(
         read: Function that returns the evaluation in a folder with its images.
 
     Raises:
-        UsageError: The evaluation is of another model.
+        UsageError: The reference evaluates another model.
         DatasetError: An image is also in the reference.
-        RunError: The folder has no evaluation, or its files are from different ones.
+        RunError: The folder has no evaluation, or its files are from different evaluations.
     """
     if not (folder / EVALUATION_FILE).is_file():
         raise RunError(
@@ -131,7 +131,7 @@ def read_reference(
             hint="Give the name of an evaluation of the run, or a folder that `evaluate` wrote",
         )
     evaluation, others = read(folder)
-    # Predictions in files of one model are known by its name only.
+    # Prediction files identify their model only by name.
     are_files = not (bundle_sha256 or evaluation.bundle_sha256)
     if bundle_sha256 != evaluation.bundle_sha256 or (are_files and name != evaluation.name):
         same_name = "Give both evaluations of predictions of one model the same --name. " if are_files else ""
@@ -150,9 +150,9 @@ def read_reference(
 
 
 def add_breakdown(evaluation: Evaluation, images: Sequence[ScoredImage], breakdown: Breakdown, seed: int) -> Evaluation:
-    """Return the evaluation with its subgroups, tests of interaction and differences.
+    """Return the evaluation with subgroups, interaction tests and differences.
 
-    Subgroups are evaluated at the operating point "balanced", or at the first if that is not evaluated.
+    Subgroups are evaluated at the operating point "balanced", or at the first one if that was not evaluated.
 
     Args:
         evaluation: The evaluation.
@@ -168,7 +168,7 @@ def add_breakdown(evaluation: Evaluation, images: Sequence[ScoredImage], breakdo
 
 
 def _metrics(images: Sequence[ScoredImage], point: str, threshold: float, seed: int) -> list[GroupMetric]:
-    """Return the metrics of subgroups; the accuracy is not tested, because it depends on how many images show pneumonia."""
+    """Return the metrics of subgroups; accuracy is not tested, because it depends on the prevalence."""
     labels, patients = positives(images), [image.patient for image in images]
     correct = (np.array([image.score for image in images]) >= threshold) == labels
 
@@ -201,13 +201,13 @@ def _scored(images: Sequence[ScoredImage]) -> ScoredGroup:
 def _difference(
     evaluation: Evaluation, images: Sequence[ScoredImage], reference: Reference[Evaluation, ScoredImage]
 ) -> SetDifference:
-    """Return the differences of this evaluation from that of other images."""
+    """Return the differences of this evaluation from the reference."""
     others = reference.images
     try:
         auroc = unpaired_auroc_difference(_scored(images), _scored(others))
     except UndefinedMetricError as error:
         auroc = undefined(error.message, n=len(images) + len(others), method="delong, mover, unpaired")
-    # Another site profile has other thresholds, at which a difference would not be one between the images.
+    # With another threshold (from another site profile), the difference would not be due to the images alone.
     points = {
         name: {metric: difference(point.metrics[metric], other.metrics[metric]) for metric in _RATES}
         for name, point in evaluation.operating_points.items()
@@ -241,7 +241,7 @@ def set_difference(
 
 
 def _patients_in_both(number: int) -> str:
-    """Return a sentence on the number of patient identifiers in both sets; "" if it is 0."""
+    """Return a sentence on patient identifiers that occur in both sets; "" if there are none."""
     if not number:
         return ""
     same = (

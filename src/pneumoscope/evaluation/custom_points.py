@@ -1,4 +1,4 @@
-"""Custom operating points: a probability such as "0.3", or a target such as "sens=0.95" that validation scores reach.
+"""Custom operating points: a probability such as "0.3", or a target such as "sens=0.95" reached on validation scores.
 
 Their names are the same in commands, results, reports and cards.
 """
@@ -33,7 +33,7 @@ _EXAMPLES = "a probability such as 0.3, a sensitivity such as sens=0.95, or a sp
 
 @dataclasses.dataclass(frozen=True)
 class CustomPoint:
-    """An operating point that a user states.
+    """A user-specified operating point.
 
     Attributes:
         name: The name, with the shortest form of the number, such as "sens=0.95".
@@ -48,12 +48,12 @@ class CustomPoint:
 
 @dataclasses.dataclass(frozen=True)
 class ChosenThreshold:
-    """A threshold without the statements of a card; see `evaluation.metrics.Threshold`.
+    """A threshold that is not from a card; see `evaluation.metrics.Threshold`.
 
     Attributes:
         threshold: Threshold on the score.
         rule: How it was chosen, as a phrase.
-        uncertainty_band: None, because the threshold decides every image.
+        uncertainty_band: Always None: every image is decided by the threshold.
     """
 
     threshold: float
@@ -66,7 +66,7 @@ class ChosenThreshold:
 
 
 def parse_custom_point(text: str) -> CustomPoint | None:
-    """Return the custom operating point that a text states; None if it is a name, such as "balanced".
+    """Return the custom operating point in a text; None if the text is a name, such as "balanced".
 
     Raises:
         UsageError: The number is missing or out of range.
@@ -87,18 +87,18 @@ def parse_custom_point(text: str) -> CustomPoint | None:
         )
     if target != kind:
         raise UsageError(f"there is no operating point {text!r}", hint=f"Did you mean {f'{target}={number}'!r}?")
-    # Without trailing zeros, so that 0.95 and .950 have one name.
+    # Drop trailing zeros, so that 0.95 and .950 have the same name.
     return CustomPoint(f"{kind}{equals}{value:.12g}", rule, value)
 
 
 def _similar_target(kind: str) -> str | None:
-    """Return "sens" or "spec" for a similar text, such as "SENS" or "sensitivity"; None if there is none."""
+    """Return "sens" or "spec" for a similar text, such as "SENS" or "sensitivity"; None without a match."""
     closest = closest_name(kind, (*_TARGETS, *_TARGETS.values()), 0.75)
     return next((short for short, rule in _TARGETS.items() if closest in {short, rule}), None)
 
 
 def canonical_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Return names of operating points, each once, custom ones with the shortest form of the number.
+    """Return unique names of operating points, with the numbers of custom ones in their shortest form.
 
     Raises:
         UsageError: See `parse_custom_point`.
@@ -107,12 +107,12 @@ def canonical_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def custom_points(names: Iterable[str], known: Collection[str]) -> tuple[CustomPoint, ...]:
-    """Return the custom operating points among the names; one that the card has is not a custom one."""
+    """Return the custom operating points among the names, except those that the card already has."""
     return tuple(point for name in names if name not in known and (point := parse_custom_point(name)))
 
 
 def needs_validation(point: CustomPoint | None) -> bool:
-    """Return True for a target, whose threshold is chosen on validation scores."""
+    """Return whether a point is a target, whose threshold is chosen on validation scores."""
     return point is not None and point.rule != "probability"
 
 
@@ -125,8 +125,9 @@ def choose_thresholds(
 
     Args:
         points: The operating points.
-        score_at: Function of a calibrated probability that returns the score before calibration.
-        validation: Scores of validation images, and True for pneumonia, each of shape (n,); None if no point is a target.
+        score_at: Maps a calibrated probability to the score before calibration.
+        validation: Scores of validation images, and True for pneumonia, each of shape (n,); None if no point is a
+            target.
     """
     return {point.name: _choose_threshold(point, score_at, validation) for point in points}
 

@@ -1,7 +1,7 @@
 """Evaluate a bundle on one split of a labeled data set.
 
-Thresholds come from the bundle and are never chosen on the evaluated images. Every test-set evaluation is recorded in the
-test ledger before its result is returned.
+Thresholds come from the bundle or from validation images, never from the evaluated images. Every test-set evaluation is
+recorded in the test ledger before its result is returned.
 """
 
 from __future__ import annotations
@@ -73,51 +73,55 @@ def evaluate(
 ) -> tuple[Evaluation, tuple[ScoredImage, ...]]:
     """Score the images of one split, and return the metrics of the model with intervals.
 
-    Images that cannot be read are an error and are never skipped, because the reported n would be wrong. To evaluate without
-    them, give a manifest of the other images. Metrics that need a label without images are undefined, with the reason.
+    Unreadable images raise an error instead of being skipped, because the reported n would be wrong. To evaluate
+    without them, pass a manifest of the other images. Metrics that need images of a missing label are undefined, with
+    the reason.
 
     Args:
         target: Run folder or bundle folder.
         data: Folder, manifest CSV or archive of labeled images; see `evaluation.selection.select_images` for the split.
         split: "train", "validation", "test", or "all" for all images of a data set that the model has not seen.
         labels: Names of columns and labels of `data` and `validation_data`; those of the run if None.
-        operating_points: Operating points of the bundle to evaluate. Custom ones are a probability such as "0.3", or "sens=0.95"
-            and "spec=0.9", whose thresholds are chosen on the scores of validation images.
-        out: Folder of evaluation.json and predictions.csv. By default `RUN/evaluation/NAME` for a run, and none for a bundle.
-        name: Name of the evaluation of a run. By default the split, for images of the run itself; for others followed by the
-            name of the data, and with a site profile by its hash.
-        replace: Replace an evaluation of other images, or of another model, seed or site profile, in the same folder. One that
-            differs in its operating points only is extended by them, and keeps its subgroups and difference unless `by` or
-            `reference` state others.
-        prevalence: Prevalence of pneumonia that predictive values are stated for as well.
-        source_name: Name of the images, for the report; that of `data` if empty.
-        validation_data: Labeled validation images for "sens=" and "spec="; by default those of the run, found in `data`.
+        operating_points: Operating points of the bundle to evaluate. Custom ones are a probability such as "0.3", or
+            "sens=0.95" and "spec=0.9", whose thresholds are chosen on the scores of validation images.
+        out: Folder for evaluation.json and predictions.csv. If None, `RUN/evaluation/NAME` for a run; for a bundle
+            nothing is written.
+        name: Name of the evaluation of a run. By default the split; for images from outside the run, the name of the
+            data is appended, and with a site profile its hash.
+        replace: Replace an evaluation of other images, or of another model, seed or site profile, in the same folder.
+            Otherwise, an evaluation that differs only in its operating points is extended, and keeps its subgroups and
+            difference unless `by` or `reference` specify others.
+        prevalence: Prevalence of pneumonia for additional predictive values.
+        source_name: Name of the images, for the report; the name of `data` if empty.
+        validation_data: Labeled validation images for "sens=" and "spec="; by default those of the run, found in
+            `data`.
         ledger: The test ledger; `ledger.default_ledger()` by default.
         seed: Seed of the bootstraps.
         site: Site profile to apply.
         by: Columns of the manifest CSV, or "etiology", whose values form subgroups.
-        reference: Name of an evaluation of the run on other images, whose difference is reported; or a folder of an evaluation
-            of the same model.
-        progress: Called with the number of scored images and of all images.
+        reference: Evaluation on other images to report differences from: its name in the run, or a folder of an
+            evaluation of the same model.
+        progress: Called with the number of scored images and the total.
         note: Called with each remark about the data, such as the number of skipped files.
 
     Returns:
-        The evaluation, and the images with their scores in manifest order. In a notebook the evaluation is shown as a table;
-        `Evaluation.to_dataframe()` returns its metrics as a pandas DataFrame, and `Evaluation.figures` has its figures.
+        The evaluation, and the images with their scores in manifest order. Notebooks display the evaluation as a table;
+        `Evaluation.to_dataframe()` returns its metrics as a pandas DataFrame, and `Evaluation.figures` contains its
+        figures.
 
     Raises:
         UnknownNameError: The bundle has no such operating point, or the manifest no such column.
-        UsageError: There is no such split, or nothing states which images belong to it; the name is not that of a folder or is
-            given with `out` or for a bundle; the folder has another evaluation; or columns or reference cannot be used, see
-            `breakdown.read_breakdown`.
+        UsageError: There is no such split, or the data does not specify which images belong to it; the name is not a
+            valid folder name, or is given together with `out` or for a bundle; the folder has another evaluation; or
+            columns or reference cannot be used, see `breakdown.read_breakdown`.
         RunError: The run has no bundle yet, or the reference is missing or damaged.
         BundleError: The bundle cannot be read or run.
         SiteProfileError: The site profile cannot be used; see `BundleSession.load`.
-        DatasetError: Images are missing or unreadable; test images were training or validation images; or images are also in
-            the reference.
+        DatasetError: Images are missing or unreadable; test images were training or validation images; or images are
+            also in the reference.
         ThresholdError: The threshold of an operating point was, or would be, chosen on these images or on test images.
-        PatientLeakError: A patient has evaluated images, and validation images that would choose a threshold.
-        StorageError: The ledger or the results cannot be written. No result is returned then.
+        PatientLeakError: A patient has both evaluated images and validation images that would choose a threshold.
+        StorageError: The ledger or the results cannot be written.
     """
     model, data = EvaluationTarget.find(target), Path(data)
     session = BundleSession.load(model.bundle, site=None if site is None else Path(site))
@@ -193,7 +197,7 @@ def _source(
 
 
 def _check_operating_points(names: Sequence[str], custom: Sequence[CustomPoint], card: Card) -> None:
-    """Raise unless the card has the operating points that are not custom."""
+    """Raise unless every operating point is custom or on the card."""
     known = {*card.operating_points, *(point.name for point in custom)}
     for name in names:
         if name not in known:
@@ -207,13 +211,10 @@ def _check_operating_points(names: Sequence[str], custom: Sequence[CustomPoint],
 
 
 def _validation_images(data: Path, run: Path | None, labels: LabelMapping | None) -> SplitImages:
-    """Return the validation images, which choose thresholds.
+    """Return the validation images that choose thresholds.
 
-    Args:
-        data: Labeled images.
-        run: The run, whose manifest states its validation images; None if the data state them: those of the split, or all if no
-            image has a split.
-        labels: Names of columns and labels of the data; those of the run if None.
+    They are listed in the manifest of the run; without a run they are the validation split of the data, or all images
+    if none has a split.
     """
     try:
         manifest = load_labeled_images(data, labels, run)

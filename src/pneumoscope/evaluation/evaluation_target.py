@@ -1,4 +1,4 @@
-"""The evaluated run or bundle: its folders, and the names of the evaluations of a run."""
+"""Locate the run or bundle to evaluate and its result folders, and name the evaluations of a run."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ class EvaluationTarget:
         return None if self.run is None else self.run / MANIFEST_FILE
 
     def check_name(self, name: str | None, *, has_out: bool) -> None:
-        """Raise unless an evaluation of this run or bundle can have the name.
+        """Raise if a name is not allowed for an evaluation of this target.
 
         Args:
             name: The name; None for the default.
-            has_out: Whether the folder of the results is stated.
+            has_out: Whether an output folder is given.
 
         Raises:
-            UsageError: It is not the name of a folder, or the results are not kept in a run.
+            UsageError: The name is not a valid folder name, or the results are not stored in a run.
         """
         if name is None:
             return
@@ -78,10 +78,10 @@ class EvaluationTarget:
         *,
         site_sha256: str = "",
     ) -> Path | None:
-        """Return the folder of the results; None for those of a bundle, which are not written.
+        """Return the folder of the results; None for a bundle without `out`, whose results are not written.
 
         Args:
-            out: The folder, if it is stated.
+            out: The output folder, if given.
             name: Name of the evaluation of a run; the default if None.
             evaluated, note, site_sha256: See `_default_name`.
         """
@@ -95,7 +95,7 @@ class EvaluationTarget:
         )
 
     def reference_folder(self, reference: str | Path | None) -> Path | None:
-        """Return the folder of another evaluation: that of the name in the run, or the folder itself; None for None."""
+        """Return the folder of the reference: the run's evaluation of that name, or the path itself; None for None."""
         if reference is None:
             return None
         if self.run is not None and (folder := evaluation_folder(self.run, str(reference))).is_dir():
@@ -111,15 +111,10 @@ def _default_name(
     site_sha256: str,
     note: Callable[[str], None] | None = None,
 ) -> str:
-    """Return the split for images of the run itself, and for others also the name of the data.
+    """Return the split for images of the run itself; for other images, followed by the name of the data.
 
-    A run without a manifest cannot tell; its images are taken for its own unless all images of a data set are evaluated.
-
-    Args:
-        run: The run folder.
-        data, split, images: The evaluated images.
-        site_sha256: Hash of the site profile; "" without one.
-        note: Called if the images differ from the images of the run.
+    With a site profile, the first 8 digits of its hash are appended. Without a manifest, the images are assumed to
+    belong to the run unless the split is "all". `note` is called for images from outside the run.
     """
     manifest = run / MANIFEST_FILE
     name = split
@@ -129,7 +124,7 @@ def _default_name(
     else:
         is_own = split != "all"
     if not is_own:
-        # Also without a final slash or a relative path, such as "..".
+        # resolve() handles trailing slashes and relative paths, such as "..".
         path = data.resolve()
         stem = re.sub(r"[^\w.-]", "-", path.name if path.is_dir() else path.stem).lstrip(".-")
         name = f"{split}-{stem}"

@@ -1,4 +1,4 @@
-"""Measure trained models for their model cards: robustness, shortcuts, heatmaps and the data, on validation images."""
+"""Measure robustness, shortcuts, heatmaps and data of trained models for their model cards."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def measure_evidence(
     log: Callable[[str], None] = lambda message: None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> None:
-    """Measure finished runs for their model cards, and write the results to `evidence/` in the bundle of each.
+    """Measure finished runs for their model cards, and write the results to `evidence/` in each bundle.
 
-    The measurements are `check_data` of all images and, except for a bundle of several classes, `measure_robustness`,
-    `measure_network_shortcuts` and, if the network has heatmaps, `check_saliency` on validation images, with their defaults. No
-    test image is scored. Measurements of the same network that are there already are kept, so an interrupted call can be
-    repeated; the data are checked again.
+    The measurements are `check_data` on all images and, for binary bundles, `measure_robustness`,
+    `measure_network_shortcuts` and, if the network has heatmaps, `check_saliency` on validation images, with default
+    settings. Test images are never scored. Existing measurements of the same network are kept, so that an interrupted
+    call can be repeated; the data is always checked again.
 
     Args:
         runs: The run folders, trained on the same images.
@@ -66,7 +66,7 @@ def measure_evidence(
             continue
         missing = [name for name in _MEASUREMENTS if not is_measured(bundle, card, name)]
         if missing:
-            select_unreserved_images(run, data, "validation", labels)  # raises here, not as an error of heatmaps
+            select_unreserved_images(run, data, "validation", labels)  # fail here, not in the heatmap check
         of_run = f"{run_folder_name(run)}: " if len(runs) > 1 else ""
         for name in missing:
             log(f"model card: {of_run}{name.replace('_', ' ')}, on validation images")
@@ -82,5 +82,5 @@ def measure_evidence(
             except (BundleError, UsageError) as error:
                 if name != "saliency_check":
                     raise
-                # The network has no heatmaps, or none that can be checked.
+                # The network has no heatmaps, or its heatmaps cannot be checked.
                 log(f"model card: {of_run}heatmaps were not checked: {error}")

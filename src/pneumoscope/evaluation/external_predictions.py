@@ -1,7 +1,7 @@
 """Evaluate the predictions of another tool: a CSV file with one probability or logit per image.
 
-The images get the same metrics, intervals and files as with a bundle. Thresholds are chosen on given predictions for validation
-images only; without them, the fixed threshold of 0.5 is the only one.
+The results have the same metrics, intervals and files as those of a bundle. Thresholds are chosen only on predictions
+for validation images; without these, only fixed thresholds are available.
 """
 
 from __future__ import annotations
@@ -75,30 +75,32 @@ def evaluate_predictions(
     seed: int = 0,
     note: Callable[[str], None] | None = None,
 ) -> tuple[Evaluation, tuple[ScoredImage, ...]]:
-    """Return the metrics of predictions that another tool made for labeled images, with intervals.
+    """Return the metrics, with intervals, of another tool's predictions for labeled images.
 
-    Every image of the split needs a prediction. Predictions for images of other splits are left out.
+    Every image of the split needs a prediction. Predictions for images of other splits are ignored.
 
     Args:
         file: CSV file with one row per image.
         data: Folder, manifest CSV or archive of labeled images.
         split: "train", "validation", "test", or "all" for all images.
         columns: Names of the columns of the file.
-        labels: Names of columns and labels of `data` and `validation_data`. The column with the path may be that of the file.
-        validation: Second CSV file, of the same columns, with predictions for validation images, which choose the thresholds.
-            Rows of the file that `columns.split` marks as validation do the same.
+        labels: Names of columns and labels of `data` and `validation_data`. By default, `data` may use the path column
+            of the file.
+        validation: Second CSV file, with the same columns and predictions for validation images, which choose the
+            thresholds. Alternatively, `columns.split` marks validation rows in the first file.
         validation_data: Labeled validation images; those in `data` if None.
-        fit_probabilities: Calibrate the probabilities on the predictions for validation images (Platt scaling); otherwise they
-            are evaluated as given.
-        operating_points: Operating points to evaluate; all that have a threshold if None. Custom ones are a probability such as
-            "0.3", or "sens=0.95" and "spec=0.9", whose thresholds are chosen on the predictions for validation images.
-        name: Name of the model, which identifies it to `reference`; that of the file if empty.
+        fit_probabilities: Calibrate the probabilities on the predictions for validation images (Platt scaling);
+            otherwise evaluate them as given.
+        operating_points: Operating points to evaluate; all that have a threshold if None. Custom ones are a probability
+            such as "0.3", or "sens=0.95" and "spec=0.9", whose thresholds are chosen on the predictions for validation
+            images.
+        name: Name of the model, by which it is matched with `reference`; the file stem if empty.
         by: Columns of the manifest CSV, or "etiology", whose values form subgroups.
-        reference: Folder of an evaluation of the same model on other images, whose difference is reported.
-        out: Folder of evaluation.json and predictions.csv; None writes no files.
+        reference: Folder of an evaluation of the same model on other images, to report differences from.
+        out: Folder for evaluation.json and predictions.csv; None writes no files.
         replace: Replace another evaluation in this folder.
-        prevalence: Prevalence of pneumonia that predictive values are stated for as well.
-        source_name: Name of the images, for the report; that of `data` if empty.
+        prevalence: Prevalence of pneumonia for additional predictive values.
+        source_name: Name of the images, for the report; the name of `data` if empty.
         ledger: The test ledger; `ledger.default_ledger()` if None.
         seed: Seed of the bootstraps.
         note: Called with each remark about the data.
@@ -107,14 +109,14 @@ def evaluate_predictions(
         The evaluation, and the images with their predictions in the order of the data.
 
     Raises:
-        UsageError: Options exclude each other, an operating point needs validation predictions, or see `evaluate`.
+        UsageError: Options are mutually exclusive, an operating point needs validation predictions, or see `evaluate`.
         RunError: The reference is missing or damaged.
         UnknownNameError: There is no such column, class or operating point.
         LayoutError: The file is not a CSV file with these columns; see `read_predictions_file`.
-        DatasetError: A value cannot be used, rows and images do not match, or validation images have one label only.
+        DatasetError: A value is invalid, rows and images do not match, or all validation images have the same label.
         ThresholdError: A validation image is a test image or one of the evaluated images.
-        PatientLeakError: A patient has validation images and evaluated images.
-        StorageError: The ledger or the results cannot be written. No result is returned then.
+        PatientLeakError: A patient has both validation images and evaluated images.
+        StorageError: The ledger or the results cannot be written.
     """
     started = time.perf_counter()
     file, data = Path(file), Path(data)
@@ -172,10 +174,10 @@ def check_prediction_options(
     *,
     fit_probabilities: bool,
 ) -> None:
-    """Raise if options exclude each other; see `evaluate_predictions`.
+    """Raise if options are mutually exclusive or incomplete; see `evaluate_predictions`.
 
     Raises:
-        UsageError: With both options, or with the one that is missing.
+        UsageError: Two options conflict, or a required option is missing.
     """
     if validation is not None and columns.split:
         raise UsageError(
@@ -197,7 +199,7 @@ def check_prediction_options(
 
 
 def with_path_column(labels: LabelMapping | None, data: Path, columns: PredictionColumns) -> LabelMapping | None:
-    """Return the mapping with the path column of the predictions, if the data have it as well and no column "path".
+    """Return the mapping with the path column of the predictions, if the data has that column and no column "path".
 
     Args:
         labels: The mapping; None for the defaults.
@@ -215,14 +217,14 @@ def with_path_column(labels: LabelMapping | None, data: Path, columns: Predictio
 def check_predictions(
     file: Path, data: Path, *, split: str, columns: PredictionColumns, labels: LabelMapping | None = None
 ) -> None:
-    """Raise the error that `evaluate_predictions` raises if the file cannot be read or does not match the images."""
+    """Raise the errors of `evaluate_predictions` for a file that is unreadable or does not match the images."""
     manifest = _load_images(file, data, columns, with_path_column(labels, data, columns))
     evaluated = SplitImages.select(manifest, data, split)
     select_predicted_images(read_predicted_images(file, columns, manifest, data), evaluated)
 
 
 def _load_images(file: Path, data: Path, columns: PredictionColumns, labels: LabelMapping | None) -> Manifest:
-    """Return the manifest of a binary data set; raise if the only column of the file that is named is that of a class."""
+    """Return the manifest of a binary data set; raise if the named prediction column belongs to a single class."""
     manifest = load_images_of_classes(data, labels)
     check_single_class(columns, read_column_names(file), manifest.classes, str(file))
     check_binary_images(manifest)
@@ -241,7 +243,7 @@ def _source(
     name: str,
     requested: Sequence[str],
 ) -> ScoreSource:
-    """Return the operating points and remarks of a file."""
+    """Return the source of the scores: operating points, remarks and calibration of a file."""
     custom = custom_points(requested, ())
     points: dict[str, Threshold] = {
         FIXED_POINT: ChosenThreshold(0.5, operating_point_rule("fixed", None, None, augmented=False))
@@ -286,7 +288,7 @@ def _validation_remarks(validation: PredictedImages | None, *, has_custom: bool)
 
 
 def _scale_remarks(file: PredictionsFile, calibration: Calibration | None) -> list[str]:
-    """Return remarks on what the probabilities are, and on logits that may be probabilities."""
+    """Return remarks on how the probabilities were obtained, and on logits that may be probabilities."""
     given = "as given" if file.scale == "probability" else "the sigmoid of the given logits"
     remarks = [
         f"Probabilities are {given}, without calibration."
@@ -299,7 +301,7 @@ def _scale_remarks(file: PredictionsFile, calibration: Calibration | None) -> li
 
 
 def _with_score_remarks(evaluation: Evaluation, scored: Sequence[ScoredImage]) -> Evaluation:
-    """Return the evaluation with remarks on scores of the other class, and on probabilities that have no logit."""
+    """Return the evaluation with remarks on possibly inverted scores, and on probabilities without a finite logit."""
     remarks = evaluation.remarks
     high = evaluation.metrics["auroc"].high
     if high is not None and high < 0.5:

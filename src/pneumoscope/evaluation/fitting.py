@@ -1,7 +1,7 @@
-"""Fit what the card of a bundle states on the outputs for validation images.
+"""Fit the validation-based parts of a bundle's card.
 
-Calibration, intervals, operating points, limits of rejection and the reference distribution are fitted on outputs of the
-exported network, so that they describe the network that is used for predictions.
+Calibration, intervals, operating points, rejection limits and the reference distribution are fitted to outputs of the
+exported network, so that they describe the network used for predictions.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ __all__ = [
     "upper_limit",
 ]
 
-# Sensitivity of "rule_out" and specificity of "rule_in".
+# Target sensitivity of "rule_out" and specificity of "rule_in".
 _TARGET = 0.99
-# Images are accepted above this probability of "upright", even if the input classifier is certain of all validation images.
+# Upper bound of the limit on the probability of "upright", in case the classifier is certain of all validation images.
 _MAX_MIN_UPRIGHT = 0.5
-# Likewise up to this score that the patient is outside the age range. Images of another hospital in the same age range have
-# higher scores than validation images, so that a limit close to those would reject many of them.
+# Lower bound of the limit on the score for an age outside the range. Images of another hospital in the same age range
+# score higher than validation images, so a limit close to the latter would reject many of them.
 _MIN_MAX_AGE_SCORE = 0.5
-_UNKNOWN = Proportion(value=0, low=0, high=1, n=1, method="")  # until the limits are fitted
+_UNKNOWN = Proportion(value=0, low=0, high=1, n=1, method="")  # placeholder until the limits are fitted
 
 
 def fit_calibration(logits: npt.NDArray[np.float32], labels: BoolArray, prevalence: float) -> Calibration:
@@ -70,10 +70,10 @@ def fit_calibration(logits: npt.NDArray[np.float32], labels: BoolArray, prevalen
     Args:
         logits: Logits of the validation images, shape (n,).
         labels: True for pneumonia, shape (n,).
-        prevalence: Prevalence that probabilities are stated for, between 0 and 1.
+        prevalence: Prevalence that the probabilities refer to, between 0 and 1.
     """
     slope, intercept = fit_platt(logits, labels)
-    # Another prevalence adds a constant to every logit; see `adjust_prevalence`.
+    # Changing the prevalence adds a constant to every logit; see `adjust_prevalence`.
     intercept += float(logit(prevalence) - logit(labels.mean()))
     return Calibration(slope=slope, intercept=intercept, method="platt", n=len(labels), prevalence=prevalence)
 
@@ -93,12 +93,13 @@ def fit_operating_points(
     """Return the operating points "half", "balanced", "rule_out" and "rule_in".
 
     Args:
-        scores: Scores of the unmodified validation images (sigmoid of the logit), shape (n,). Sensitivity and specificity
-            are of these.
+        scores: Scores of the unmodified validation images (sigmoid of the logit), shape (n,), used to compute
+            sensitivity and specificity.
         labels: True for pneumonia, shape (n,).
         patients: Patient identifier of each image.
-        augmented: Scores of the same images, each augmented once, shape (n,). If given, "balanced" and its uncertainty band
-            are fitted on them, and "rule_out" and "rule_in" reach their targets on both; otherwise all are fitted on `scores`.
+        augmented: Scores of the same images, each augmented once, shape (n,). If given, "balanced" and its uncertainty
+            band are fitted to them, and "rule_out" and "rule_in" reach their targets on both; otherwise all are fitted
+            to `scores`.
     """
     fitted = scores if augmented is None else augmented
     variants = (scores, fitted)
@@ -130,7 +131,7 @@ def fit_operating_points(
             augmented=augmented is not None and rule["rule"] != "fixed",
             sensitivity=correct(rule["threshold"], True),
             specificity=correct(rule["threshold"], False),
-            # The other operating points state which error is worse, so that they decide every image.
+            # The other operating points define which error is worse, so they decide every image.
             uncertainty_band=_uncertainty_band(fitted, labels, rule["threshold"]) if name == "balanced" else None,
         )
         for name, rule in rules.items()
@@ -140,8 +141,8 @@ def fit_operating_points(
 def _uncertainty_band(scores: FloatArray, labels: BoolArray, threshold: float) -> UncertaintyBand | None:
     """Return the band of uncertain scores; None if there are too few images for the coverage.
 
-    The band is extended to the threshold, so that decisions go from no pneumonia to uncertain to pneumonia as the score
-    rises. Extending it can only increase the coverage.
+    The band is extended to include the threshold, so that the decision changes from no pneumonia to uncertain to
+    pneumonia with increasing score. Extending it can only increase the coverage.
     """
     try:
         band = fit_uncertainty_band(scores, labels, COVERAGE)
@@ -188,13 +189,13 @@ def fit_rejection_limits(
 def fit_outlier_summary(
     limits: RejectionLimits, outputs: Sequence[NetworkOutputs], patients: Sequence[str], n_train: int
 ) -> OutlierSummary:
-    """Return how many images of other patients outside the age range pass all checks.
+    """Return the fraction of images of patients outside the age range that pass the checks.
 
     Args:
         limits: The limits.
         outputs: Outputs for the images, in batches.
         patients: Patient identifier of each image.
-        n_train: Number of images of the source that the age classifier was trained on.
+        n_train: Number of images of the same source that trained the age classifier.
     """
     if not patients:
         return OutlierSummary(n_train=n_train, passed=None)
@@ -206,13 +207,13 @@ def fit_outlier_summary(
 
 
 def age_limit(scores: npt.NDArray[np.float32], share: float) -> float:
-    """Return the limit of the age score that at most a fraction of the scores exceed; at least 0.5."""
+    """Return the age-score limit exceeded by at most a fraction of the scores; at least 0.5."""
     return max(_MIN_MAX_AGE_SCORE, upper_limit(scores, share))
 
 
 def upper_limit(values: npt.NDArray[np.float32], share: float) -> float:
-    """Return the limit that at most a fraction of the values exceed."""
-    # The tolerance keeps products such as 0.05 * 40 from being rounded down.
+    """Return the limit exceeded by at most a fraction of the values."""
+    # The tolerance prevents products such as 0.05 * 40 from being rounded down.
     return float(np.sort(values)[-1 - math.floor(share * len(values) + 1e-9)])
 
 
@@ -221,7 +222,7 @@ def _is_rejected(limits: RejectionLimits, outputs: Sequence[NetworkOutputs]) -> 
 
 
 def _rejected_by(limits: RejectionLimits, outputs: Sequence[NetworkOutputs]) -> dict[InputCheck, BoolArray]:
-    """Return for each check whether it rejects the images."""
+    """Return, for each check, a mask of the images that it rejects."""
     upright, age_score, distance = _check_values(outputs)
     return {name: np.asarray(failed) for name, failed in failed_checks(limits, upright, distance, age_score).items()}
 
@@ -229,7 +230,7 @@ def _rejected_by(limits: RejectionLimits, outputs: Sequence[NetworkOutputs]) -> 
 def _check_values(
     outputs: Sequence[NetworkOutputs],
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None, npt.NDArray[np.float32]]:
-    """Return the probability of the class "upright", the age score if there is one, and the OOD distance of all images."""
+    """Return the probability of "upright", the age score (or None) and the OOD distance of all images."""
     upright = [batch.input_classes[:, 0] for batch in outputs if batch.input_classes is not None]
     age_score = [batch.age_score for batch in outputs if batch.age_score is not None]
     distance = [batch.ood_distance for batch in outputs if batch.ood_distance is not None]
@@ -239,10 +240,10 @@ def _check_values(
 def fit_reference_distribution(
     card: Card, outputs: Sequence[Outputs], labels: BoolArray
 ) -> ReferenceDistribution | None:
-    """Return the distribution of probabilities of the validation images that are not rejected; None if all are.
+    """Return the distribution of probabilities of the accepted validation images; None if all are rejected.
 
     Args:
-        card: Card with the calibration and the limits of rejection.
+        card: Card with the calibration and the rejection limits.
         outputs: Outputs for the validation images, in batches.
         labels: True for pneumonia, shape (n,).
     """
@@ -259,7 +260,7 @@ def fit_reference_distribution(
 
 
 def to_proportion(interval: Interval) -> Proportion:
-    """Return a defined proportion in the form of the card."""
+    """Return a defined interval of a proportion as a `Proportion` of the card."""
     return msgspec.convert({field: getattr(interval, field) for field in Proportion.__struct_fields__}, Proportion)
 
 

@@ -1,4 +1,4 @@
-"""Variants of an image: file formats that preserve it, small changes, and corruptions that make it unusable."""
+"""Variants of an image: lossless file formats, small changes, and corruptions that make it unusable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GrayImage = npt.NDArray[np.uint8]
 Variants = Mapping[str, Callable[[GrayImage], GrayImage | bytes]]
 
 _ROTATION = 10  # degrees
-_BRIGHTNESS = 0.2  # relative change of all gray levels
+_BRIGHTNESS = 0.2  # relative change of gray levels
 _JPEG_QUALITY = 50
 
 
@@ -28,7 +28,7 @@ def encode_dicom(image: GrayImage, *, inverted: bool = False) -> bytes:
 
     Args:
         image: Gray levels, shape (height, width).
-        inverted: Store inverted gray levels and declare MONOCHROME1, so that the displayed image is the same.
+        inverted: Store inverted gray levels with MONOCHROME1, so that the displayed image is the same.
     """
     stored = np.rint(image.astype(np.float64) * (4095 / 255)).astype(np.uint16)
     meta = FileMetaDataset()
@@ -56,7 +56,7 @@ def _encode(image: npt.NDArray[Any], file_format: str, **options: Any) -> bytes:
 
 
 def _rotate(image: GrayImage, degrees: float) -> GrayImage:
-    """Return the image rotated about its center, counterclockwise for positive angles; new corners are black."""
+    """Return the image rotated about its center, counterclockwise for positive angles; corners are black."""
     return np.asarray(Image.fromarray(image).rotate(degrees, Image.Resampling.BILINEAR))
 
 

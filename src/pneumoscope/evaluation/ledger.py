@@ -1,8 +1,8 @@
 """The test ledger: every test-set evaluation is recorded before its result is shown.
 
-The ledger does not forbid repeated evaluations of a test set; it makes them visible. It is a JSON Lines file that is only
-appended to. Lines written before 2026-11-28 use the keys `films_sha256` and `look` for `images_sha256` and `test_evaluation`.
-A line with the key `note` records a remark, not an evaluation.
+The ledger does not prevent repeated evaluations of a test set; it makes them visible. It is an append-only JSON Lines
+file. Lines written before 2026-11-28 use the keys `films_sha256` and `look` for `images_sha256` and `test_evaluation`.
+A line with the key `note` is a remark, not an evaluation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pneumoscope.core.results import Evaluation
 __all__ = ["ENVIRONMENT", "default_ledger", "ledger_entry", "record_evaluation"]
 
 ENVIRONMENT = "PNEUMOSCOPE_LEDGER"
-_LOCK_TIMEOUT = 60.0  # seconds; writing a line takes far less than one
+_LOCK_TIMEOUT = 60.0  # seconds; writing a line takes far less than one second
 
 
 def default_ledger() -> Path:
@@ -30,11 +30,11 @@ def default_ledger() -> Path:
 
 
 def ledger_entry(evaluation: Evaluation | MulticlassEvaluation, **particulars: Any) -> dict[str, Any]:
-    """Return the line of an evaluation, without its number.
+    """Return the ledger entry of an evaluation, without its number.
 
     Args:
         evaluation: The evaluation.
-        particulars: Fields that only evaluations of this kind have.
+        particulars: Fields specific to this kind of evaluation.
     """
     return {
         "when": evaluation.created,
@@ -52,16 +52,17 @@ def ledger_entry(evaluation: Evaluation | MulticlassEvaluation, **particulars: A
 
 
 def record_evaluation(ledger: Path, entry: Mapping[str, Any]) -> int:
-    """Append one evaluation and return its number among the evaluations of the same images.
+    """Append an evaluation and return its number among the evaluations of the same images.
 
-    Concurrent processes wait for each other, by a lock on a hidden file beside the ledger. The line is on disk when this
-    returns.
+    Concurrent processes are serialized by a lock on a hidden file next to the ledger. The line is flushed to disk
+    before this returns.
 
     Args:
         ledger: The file; created if missing.
         entry: The evaluation, with `images_sha256`; `test_evaluation` is added.
+
     Raises:
-        StorageError: The ledger cannot be written, or one of its lines is malformed. Nothing is appended then.
+        StorageError: The ledger cannot be written, or one of its lines is malformed. It is unchanged.
     """
     held = StorageError(
         f"the test ledger {str(ledger)!r} has been locked by another process for {_LOCK_TIMEOUT:.0f} s",
@@ -99,7 +100,7 @@ def _read(handle: int) -> bytes:
 
 
 def _count_evaluations(text: bytes, images_sha256: str, ledger: Path) -> int:
-    """Return the number of lines about the same images, after checking every line."""
+    """Return the number of evaluations of the same images; raise if any line is malformed."""
     count = 0
     data: Any
     for number, line in enumerate(text.splitlines(keepends=True), start=1):

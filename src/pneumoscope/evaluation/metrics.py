@@ -23,7 +23,7 @@ __all__ = ["Threshold", "etiology_aurocs", "evaluate_operating_point", "positive
 
 
 class Threshold(Protocol):
-    """The part of an operating point that its evaluation needs: that of a card, or a fixed threshold without a model."""
+    """A threshold to evaluate: an operating point of a card, or a fixed threshold without a model."""
 
     @property
     def threshold(self) -> float:
@@ -38,17 +38,19 @@ class Threshold(Protocol):
 
 
 def positives(images: Sequence[ScoredImage]) -> BoolArray:
-    """Return True for each image with pneumonia, shape (n,)."""
+    """Return a mask of the images with pneumonia, shape (n,)."""
     return np.array([image.label == "PNEUMONIA" for image in images])
 
 
 def ranking_metrics(images: Sequence[ScoredImage], *, seed: int) -> dict[str, Interval]:
-    """Return the threshold-free metrics: auroc and auprc of logits; of probabilities, brier and those of calibration.
+    """Return the threshold-free metrics: auroc and auprc of logits; Brier score and calibration of probabilities.
 
-    The latter are expected_calibration_error, calibration_slope, calibration_intercept and observed_expected_ratio.
+    The keys are auroc, auprc, brier, expected_calibration_error, calibration_slope, calibration_intercept and
+    observed_expected_ratio.
 
     Args:
-        images: The images; with one label, all but brier and expected_calibration_error are undefined.
+        images: The images. If all have the same label, all metrics but brier and expected_calibration_error are
+            undefined.
         seed: Seed of the bootstraps.
     """
     labels, patients = positives(images), [image.patient for image in images]
@@ -56,7 +58,7 @@ def ranking_metrics(images: Sequence[ScoredImage], *, seed: int) -> dict[str, In
     probabilities = [image.probability for image in images]
     auroc = auroc_interval(logits, labels, patients)
     if auroc.value is None:
-        # Without normal images every ranking would have an AUPRC of 1.
+        # Without normal images, every ranking would have an AUPRC of 1.
         auprc = dataclasses.replace(auroc, method="patient bootstrap", seed=seed)
     else:
         auprc = patient_bootstrap(weighted_auprc, logits, labels, patients, seed=seed, by_label=True)
@@ -70,7 +72,7 @@ def ranking_metrics(images: Sequence[ScoredImage], *, seed: int) -> dict[str, In
 
 
 def etiology_aurocs(images: Sequence[ScoredImage]) -> dict[str, Interval]:
-    """Return the AUROC of pneumonias of each known etiology against all normal images."""
+    """Return the AUROC of each known pneumonia etiology against all normal images."""
     aurocs = {}
     for etiology in ("bacteria", "virus"):
         subset = [image for image in images if image.label == "NORMAL" or image.etiology == etiology]
@@ -92,10 +94,10 @@ def evaluate_operating_point(
 
     Args:
         images: The images; at least one.
-        point: Its threshold is on the score; at or above it the decision is pneumonia.
-        threshold_probability: That threshold as a calibrated probability, 0 to 1.
+        point: The threshold, on the score; at or above it the decision is pneumonia.
+        threshold_probability: The threshold as a calibrated probability, 0 to 1.
         seed: Seed of the bootstraps.
-        prevalence: Prevalence of pneumonia that predictive values are stated for as well; None for none.
+        prevalence: Prevalence of pneumonia for additional predictive values; None for none.
     """
     labels, patients = positives(images), [image.patient for image in images]
     decisions = np.array([image.score >= point.threshold for image in images])

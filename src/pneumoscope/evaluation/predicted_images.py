@@ -29,8 +29,8 @@ __all__ = [
     "select_predicted_images",
 ]
 
-# Logits of the probabilities 0 and 1, beyond those of the next floating-point numbers, so that the ranking stays the same. The
-# calibration limits both sides to the same: otherwise, one rounded 0 would determine it.
+# Logits for probabilities of exactly 0 and 1, beyond those of the adjacent floating-point numbers, so that the ranking
+# is unchanged. The calibration clips both sides to HIGHEST_LOGIT; otherwise a single rounded 0 would dominate it.
 _LOWEST_LOGIT, HIGHEST_LOGIT = -745.0, 40.0
 _MAX_LISTED = 3
 UNKNOWN_TRAINING = "It is unknown whether the model was trained or tuned on these images or patients."
@@ -69,7 +69,7 @@ class MatchedPredictions:
         file: The file.
         data: The data set: folder, manifest CSV or archive.
         manifest: Manifest of the data set.
-        rows: Row of each image that has one, {path of the image: row}.
+        rows: Row by image path, for the images that have one.
     """
 
     file: PredictionsFile
@@ -79,7 +79,7 @@ class MatchedPredictions:
 
     @classmethod
     def match(cls, file: PredictionsFile, manifest: Manifest, data: Path) -> Self:
-        """Return the rows of a file by image.
+        """Return the predictions in a file matched to images.
 
         Args:
             file: The file.
@@ -94,10 +94,10 @@ class MatchedPredictions:
         return cls(file, data, manifest, {manifest.images[i].path: row for i, row in found.items()})
 
     def check_splits(self) -> None:
-        """Raise if a row and the data state different splits of an image.
+        """Raise if a row and the data assign an image to different splits.
 
         Raises:
-            DatasetError: With the first such row.
+            DatasetError: The splits of an image differ.
         """
         for image in self.manifest:
             row = self.rows.get(image.path)
@@ -112,21 +112,21 @@ class MatchedPredictions:
         """Return the images that have a row, in the order of the data.
 
         Args:
-            split: Split that the row states; None for all rows.
+            split: Split given in the row; None for all rows.
         """
         rows = {path for path, row in self.rows.items() if split is None or row.split == split}
         return tuple(image for image in self.manifest if image.path in rows)
 
     def predicted(self, split: str | None = None) -> PredictedImages:
-        """Return the images of `images` with their predictions."""
+        """Return the result of `images` with the predictions."""
         return self.of_images(self.images(split))
 
     def values(self, images: Sequence[LabeledImage]) -> FloatArray:
-        """Return the values of images, of which each has a row, shape (n, k); k is 1 for NORMAL and PNEUMONIA."""
+        """Return the values for images, shape (n, k); k is 1 for binary predictions. Each image must have a row."""
         return np.array([self.rows[image.path].values for image in images], dtype=np.float64)
 
     def of_images(self, images: Sequence[LabeledImage]) -> PredictedImages:
-        """Return images, of which each has a row, with their predictions."""
+        """Return images with their predictions. Each image must have a row."""
         values = self.values(images)[:, 0]
         if self.file.scale == "logit":
             return PredictedImages(tuple(images), values, special.expit(values))
@@ -143,7 +143,7 @@ def read_predicted_images(file: Path, columns: PredictionColumns, manifest: Mani
 
     Raises:
         LayoutError: The file is not a CSV file with these columns.
-        DatasetError: Rows and images do not match, or state different splits.
+        DatasetError: Rows and images do not match, or have different splits.
     """
     matched = MatchedPredictions.match(read_predictions_file(file, columns), manifest, data)
     matched.check_splits()
@@ -166,10 +166,10 @@ def check_predicted(
     Args:
         matched: The predictions.
         evaluated: The images.
-        note: Called if rows with images of other splits are left out.
+        note: Called if rows for images of other splits are ignored.
 
     Raises:
-        DatasetError: An image has no prediction, or its row is of another split.
+        DatasetError: An image has no prediction, or its row has another split.
     """
     file, rows, images, split = matched.file, matched.rows, evaluated.images, evaluated.split
     missing = [image.path for image in images if image.path not in rows]
@@ -204,12 +204,12 @@ def match_validation(
     data: str | Path | None,
     load: Callable[[Path], Manifest],
 ) -> MatchedPredictions:
-    """Return the predictions in a second file, which are those for validation images.
+    """Return the predictions in a second file, which are for validation images.
 
     Args:
         predictions: The second file.
         evaluated: The first file, and its images.
-        data: Labeled validation images; None if they are those of the first file.
+        data: Labeled validation images; None if they are in the data of the first file.
         load: Returns the manifest of labeled images.
 
     Raises:

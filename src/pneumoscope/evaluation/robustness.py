@@ -1,11 +1,12 @@
 """Measure how stable predictions are under changes of the file or the image, and how many unusable images are rejected.
 
-- File formats and resolutions: PNG, 16-bit PNG, 12-bit DICOM, MONOCHROME1, full size and downsampled. The probability should
-  not change.
+- File formats and resolutions: PNG, 16-bit PNG, 12-bit DICOM, MONOCHROME1, full size and downsampled. The probability
+  should not change.
 - Small changes: JPEG compression, rotation, brightness. Few decisions should change.
-- Corruptions (inverted, rotated, mirrored, cropped, no content), phantoms and folders of other images. All should be rejected.
+- Corruptions (inverted, rotated, mirrored, cropped, no content), phantoms and folders of other images. All should be
+  rejected.
 
-A rejection counts as a decision: an image that is rejected in one variant only is a changed decision.
+A rejection counts as a decision, so an image rejected in only one variant is a changed decision.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ __all__ = [
 _Source = GrayImage | bytes | str | Path
 _Predict = Callable[[str, Iterable[_Source], int], list[Prediction]]
 
-_TOLERANCE = 0.05  # of a probability
-_FIRST_PHANTOM_SEED = 10_000  # the input classifier is trained on phantoms with lower seeds
+_TOLERANCE = 0.05  # on the probability
+_FIRST_PHANTOM_SEED = 10_000  # lower seeds are used to train the input classifier
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,8 +63,10 @@ class VariantResult:
     Attributes:
         name: Name of the variant.
         changed: Fraction of images whose decision changed.
-        largest: Largest absolute change of the probability, 0 to 1; None if no image has a probability in both variants.
-        near: Fraction of those images whose probability changed by at most 0.05; None if there are none.
+        largest: Largest absolute change of the probability, 0 to 1; None if no image has a probability in both
+            variants.
+        near: Among images with a probability in both variants, the fraction whose probability changed by at most 0.05;
+            None without such images.
         rejected: Number of images that are rejected in this variant.
     """
 
@@ -80,8 +83,8 @@ class RejectionResult:
 
     Attributes:
         name: Name of the set.
-        rejected: Fraction of images that are rejected or cannot be read.
-        reasons: Number of images per rejection or error code, the three most frequent.
+        rejected: Fraction of images that are rejected or unreadable.
+        reasons: Number of images for each of the three most frequent rejection or error codes.
         predicted_pneumonia: Number of images with the decision "pneumonia".
     """
 
@@ -98,13 +101,13 @@ class Robustness:
     Attributes:
         bundle, network, onnx_sha256: Name, network and file hash of the bundle.
         operating_point: Rule that set the threshold.
-        split, n, patients, seed: The sample: split, images, patients, and the seed it was drawn with.
+        split, n, patients, seed: Split of the sample, number of images and patients, and the seed it was drawn with.
         unmodified: Rejections among the unmodified images.
-        formats, changes: Variants of the images that should be predicted alike.
+        formats, changes: Variants whose predictions should not change.
         corruptions, other_images: Images that should be rejected.
-        sizes: Full-size images against their downsampled copies; None if none were given.
+        sizes: Full-size images compared with their downsampled copies; None if none were given.
         version, system: Version of pneumoscope and operating system.
-        command: Command line that measured this.
+        command: The command line.
         unknown_patients: Number of images of unknown patients; None in records of earlier versions.
         site: Name and short hash of the site profile; "" without one.
     """
@@ -174,11 +177,12 @@ def measure_robustness(
         originals, copies: Folders of full-size images and of their downsampled copies under the same relative paths.
         other_images: Folders of images that should be rejected.
         seed: Seed of the sample.
-        out: Folder for robustness.json and robustness.md; nothing is written if None.
+        out: Folder for robustness.json and robustness.md; None writes no files.
         command: Command line to record in the result.
         progress: Called with (name of the variant, images done, total).
+
     Raises:
-        UsageError: The split is "test", or only one of `originals` and `copies` is given.
+        UsageError: The split is "test" or "all", or only one of `originals` and `copies` is given.
         DatasetError: An original has no copy, or images cannot be used; see `selection.select_images`.
         BundleError: The bundle cannot be read or run.
         UnknownNameError: The card has no such operating point.
@@ -290,7 +294,7 @@ def _compare_sizes(predict: _Predict, full_size: Sequence[Path], downsampled: Se
 def compare_predictions(
     name: str, before: Sequence[Prediction], after: Sequence[Prediction], patients: Sequence[str]
 ) -> VariantResult:
-    """Return how often decisions differ, and by how much probabilities do where both variants have one."""
+    """Return how many decisions differ, and by how much probabilities differ where both variants have one."""
     pairs = list(zip(before, after, strict=True))
     changed = np.array([a.decision != b.decision for a, b in pairs])
     differences = np.array(

@@ -19,7 +19,7 @@ from pneumoscope.inference.network_session import SessionCard
 
 __all__ = ["Scores", "decode_images", "score_images"]
 
-# Images are decoded in threads while the network scores the previous ones.
+# Images are decoded in threads while the network scores earlier ones.
 _THREADS = 4
 _PREFETCH_IMAGES = 64
 
@@ -28,7 +28,7 @@ _Logit_co = TypeVar("_Logit_co", covariant=True)
 
 
 class ScoringSession(Protocol[_Logit_co]):
-    """A session for NORMAL and PNEUMONIA, or for several classes."""
+    """A binary or multiclass session."""
 
     @property
     def card(self) -> SessionCard:
@@ -40,10 +40,10 @@ class ScoringSession(Protocol[_Logit_co]):
 
 @dataclasses.dataclass(frozen=True)
 class Scores(Generic[_Logit]):
-    """Outputs of the network for images.
+    """Network outputs for images.
 
     Attributes:
-        logits: The logit of each image, or its logits.
+        logits: Logit of each image, or its logits for several classes.
         rejections: Rejection of each image, or None.
     """
 
@@ -54,12 +54,12 @@ class Scores(Generic[_Logit]):
 def score_images(
     session: ScoringSession[_Logit], selected: SplitImages, progress: Callable[[int, int], None] | None
 ) -> Scores[_Logit]:
-    """Return the outputs of the network for the images of a split, in their order.
+    """Return the network outputs for the images of a split, in order.
 
     Args:
         session: The model.
         selected: The images.
-        progress: Called with the number of scored images and of all images.
+        progress: Called with the number of scored images and the total.
 
     Raises:
         DatasetError: Images cannot be read. They are never skipped, because n would be wrong.
@@ -87,7 +87,7 @@ def decode_images(
     *,
     allow_rejected: bool = False,
 ) -> Iterator[Radiograph]:
-    """Yield the images in order, decoded ahead in threads. Append path and reason of those that cannot be read to a list.
+    """Yield the images in order, decoded ahead in threads. Append path and reason of unreadable ones to a list.
 
     Args:
         root: Folder that paths are relative to.

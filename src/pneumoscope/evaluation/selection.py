@@ -1,4 +1,4 @@
-"""Selection of the images of an evaluation, and checks against evaluating on images that the model was fitted on."""
+"""Select the images of an evaluation, and check that the model was not fitted on them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def load_labeled_images(
         data: Folder, manifest CSV or archive.
         labels: Names of its columns and labels; those of the run if None.
         run: Run or other folder of a model; None without one.
-        task: What the images are for, as in `Manifest.check_binary`.
+        task: Purpose of the images, as in `Manifest.check_binary`.
 
     Raises:
         DatasetError: The classes are not NORMAL and PNEUMONIA.
@@ -74,11 +74,12 @@ def check_binary_images(manifest: Manifest, task: str = _EVALUATION) -> None:
 def load_images_of_classes(
     data: Path, labels: LabelMapping | None, run: Path | None = None, *, classes: Sequence[str] = ()
 ) -> Manifest:
-    """Return the manifest of a data set of any classes.
+    """Return the manifest of a data set with any classes.
 
     Args:
         data, labels, run: See `load_labeled_images`.
-        classes: The classes of a model of several classes, of which the data may have any; those of the data if empty.
+        classes: The classes of a multiclass model, of which the data may contain any subset; those of the data if
+            empty.
 
     Raises:
         DatasetError: A label is not one of the classes.
@@ -101,24 +102,25 @@ def select_images(
 ) -> tuple[Path, tuple[LabeledImage, ...]]:
     """Return the images of one split, with content hashes.
 
-    The test split is that of the data set if it has one, and every split is that of a CSV file that states it, except training
-    and validation images of a fold. Otherwise the split is taken from the manifest of the run.
+    The test split comes from the data set if it has one. The other splits come from a CSV file with splits, except for
+    the training and validation images of a cross-validation fold. Otherwise the split comes from the manifest of the
+    run.
 
     Args:
         data: Folder, manifest CSV or archive.
         split: "train", "validation", "test", or "all" for all images that are not "unused".
-        run_manifest: `RUN/manifest.csv`; None if a bundle without a run is evaluated.
+        run_manifest: `RUN/manifest.csv`; None to evaluate a bundle without a run.
         note: Called with each remark about the data, such as the number of skipped files.
         labels: Names of columns and labels of the data; those of the run if None.
-        both_labels: Raise if the images have one label only.
+        both_labels: Raise if all images have the same label.
 
     Returns:
         The folder that paths are relative to, and the images in manifest order.
 
     Raises:
-        UsageError: The name of the split is unknown, or nothing states which images belong to it.
-        DatasetError: The split is empty, or has one label only where both are needed, an image cannot be opened, or an image of
-            the run is missing in the data.
+        UsageError: The split is unknown, or neither data nor run specify which images belong to it.
+        DatasetError: The split is empty, or lacks a label although both are needed, an image cannot be opened, or an
+            image of the run is missing from the data.
     """
     manifest = load_labeled_images(data, labels, None if run_manifest is None else run_manifest.parent)
     if note:
@@ -164,10 +166,11 @@ def images_of_split(
 
 
 def _is_split_by_run(manifest: Manifest, split: str, run_manifest: Path | None, data: Path) -> bool:
-    """Return True if the manifest of the run, not the data set, states which images are in the split.
+    """Return whether the split is defined by the manifest of the run instead of the data set.
 
-    Training makes the validation split of a folder, the test split of a data set without one, and the splits of a CSV file that
-    states none. A fold of a cross-validation has its own training and validation images, even if the CSV file defines some.
+    Training creates the validation split of a folder, the test split of a data set without one, and the splits of a CSV
+    file without any. A cross-validation fold has its own training and validation images, even if the CSV file defines
+    splits.
     """
     has_run = run_manifest is not None and run_manifest.is_file()
     if split != "test" and (data.suffix.lower() != ".csv" or _is_of_fold(run_manifest)):
@@ -184,7 +187,7 @@ def _is_of_fold(run_manifest: Path | None) -> bool:
 
 
 def _images_of_run(manifest: Manifest, split: str, run_manifest: Path | None, data: Path) -> tuple[LabeledImage, ...]:
-    """Return the images that the run assigned to the split, found in the data by content, with their current paths."""
+    """Return the images that the run assigned to the split, matched by content, with their current paths."""
     if run_manifest is None or not run_manifest.is_file():
         source = f"{str(run_manifest)!r} is missing" if run_manifest else "there is no manifest of a run"
         raise UsageError(
@@ -206,7 +209,7 @@ def _images_of_run(manifest: Manifest, split: str, run_manifest: Path | None, da
         )
 
     def current_path(image: LabeledImage) -> str:
-        # Of several files with the same content, the one with the same name, if there is one.
+        # Among files with the same content, prefer the one with the same name.
         name = PurePosixPath(image.path).name
         return min(paths[image.sha256], key=lambda path: (PurePosixPath(path).name != name, path))
 
@@ -214,7 +217,7 @@ def _images_of_run(manifest: Manifest, split: str, run_manifest: Path | None, da
 
 
 def _check_readable(manifest: Manifest, split: str) -> None:
-    """Raise if an image of the split could not be opened. Other files and other splits are ignored."""
+    """Raise if an image of the split could not be opened. Other files and splits are ignored."""
     unreadable = []
     for path, reason in manifest.unreadable:
         split_of_file = manifest.unreadable_splits.get(
@@ -227,7 +230,7 @@ def _check_readable(manifest: Manifest, split: str) -> None:
 
 
 def unreadable_error(unreadable: Sequence[tuple[str, str]], split: str) -> DatasetError:
-    """Return the error for images of a split that cannot be read. They are never skipped, because n would be wrong.
+    """Return the error for unreadable images of a split. They are never skipped, because n would be wrong.
 
     Args:
         unreadable: Path and reason of each image; at least one.
@@ -243,7 +246,7 @@ def unreadable_error(unreadable: Sequence[tuple[str, str]], split: str) -> Datas
 
 
 class SeenImages(Protocol):
-    """The part of a card that states which images the network was trained on."""
+    """The part of a card that lists the images the network was trained on."""
 
     @property
     def name(self) -> str:
@@ -255,10 +258,10 @@ class SeenImages(Protocol):
 
 
 def check_unseen(images: Sequence[LabeledImage], card: SeenImages) -> None:
-    """Raise if an image, compared by content, was a training or validation image of the model.
+    """Raise if any image, compared by content, was a training or validation image of the model.
 
     Raises:
-        DatasetError: With the number of such images, their split, and the first path.
+        DatasetError: The model has seen images; the message gives their number, split and first path.
     """
     for split in ("train", "validation"):
         seen = set(card.seen.get(split, ()))
@@ -275,7 +278,7 @@ def check_thresholds(images: Sequence[LabeledImage], card: Card, operating_point
     """Raise if a threshold would be evaluated on images that it was chosen on.
 
     Raises:
-        ThresholdError: With the first such operating point and the number of images.
+        ThresholdError: The message names the first such operating point and the number of images.
     """
     seen = set(card.seen.get("validation", ()))
     shared = sum(short_hash(image.sha256) in seen for image in images)
@@ -300,7 +303,8 @@ def select_unreserved_images(
     Args:
         target: Run folder or bundle.
         data: Folder, manifest CSV or archive.
-        split: "validation" or "train". Test images are reserved for `evaluate`, which records every test-set evaluation.
+        split: "validation" or "train". Test images are reserved for `evaluate`, which records every test-set
+            evaluation.
         labels: See `select_images`.
 
     Raises:
@@ -328,7 +332,7 @@ def draw_sample(
     Args:
         target, data, split: See `select_unreserved_images`.
         per_label: Number of images of each label; smaller if a label has fewer.
-        rng: Source of random numbers.
+        rng: Random number generator.
         labels: See `select_images`.
 
     Returns:
@@ -354,12 +358,12 @@ def count_unknown_patients(images: Iterable[LabeledImage]) -> int:
 def balanced_sample(
     images: Sequence[LabeledImage], per_label: int, rng: np.random.Generator
 ) -> tuple[LabeledImage, ...]:
-    """Return a random sample with as many normal images as pneumonias, ordered by label, then as given.
+    """Return a random sample with as many normal images as pneumonias, ordered by label and then as given.
 
     Args:
         images: Images of both labels.
         per_label: Number of images of each label; smaller if a label has fewer.
-        rng: Source of random numbers.
+        rng: Random number generator.
     """
     by_label = [[image for image in images if image.label == label] for label in LABELS]
     count = min(per_label, *map(len, by_label))

@@ -1,8 +1,9 @@
-"""Measure what a network can tell without the lungs: controls that blank the center, keep only the center, or keep no details.
+"""Measure how well a network performs on control images without the lungs or without details.
 
-An AUROC far above 0.5 with the center blanked shows that the network can use something other than the lungs: collimation,
-markers, arms, the scanner. An AUROC with the center alone that equals that of the whole image shows that the network does not
-depend on such things. A network is not trained on such images, so that a low AUROC does not prove that it ignores them.
+The controls blank the center, keep only the center, or keep no details. An AUROC far above 0.5 with the center blanked
+shows that the network can use something other than the lungs: collimation, markers, arms, the scanner. An AUROC with
+the center alone that equals that of the whole image shows that the network does not depend on such cues. Because the
+network was not trained on such images, a low AUROC does not prove that it ignores them.
 
 Sources: Zech et al. 2018, PLoS Med 15:e1002683; DeGrave, Janizek and Lee 2021, Nat Mach Intell 3:610.
 """
@@ -44,12 +45,12 @@ _BATCH = 32
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ControlResult:
-    """The network on one control.
+    """The network's performance on one control.
 
     Attributes:
         name: Name of the control.
-        auroc: AUROC on the changed images.
-        difference: AUROC on the changed images minus AUROC on the whole images, paired.
+        auroc: AUROC on the modified images.
+        difference: AUROC on the modified images minus AUROC on the whole images, paired.
     """
 
     name: str
@@ -59,7 +60,7 @@ class ControlResult:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shortcuts:
-    """Shortcuts of the network of one bundle: AUROC on controls.
+    """Shortcut controls of the network of one bundle.
 
     Attributes:
         bundle, network, onnx_sha256: Name, network and file hash of the bundle.
@@ -67,7 +68,7 @@ class Shortcuts:
         whole: AUROC on the whole images.
         controls: One row per control.
         version, system: Version of pneumoscope and operating system.
-        command: Command line that measured this.
+        command: The command line.
         unknown_patients: Number of images of unknown patients; None in records of earlier versions.
     """
 
@@ -94,7 +95,7 @@ def _center(size: int, fraction: float) -> slice:
 
 
 def _blank_center(images: Pixels, fraction: float) -> Pixels:
-    """Return images (n, size, size) whose central part has the mean gray level of the image; `fraction` is of each side."""
+    """Return images (n, size, size) with the central part set to the mean gray level; `fraction` is of each side."""
     changed = images.copy()
     inner = _center(images.shape[1], fraction)
     changed[:, inner, inner] = np.rint(images.mean((1, 2))).astype(np.uint8)[:, None, None]
@@ -148,11 +149,12 @@ def measure_network_shortcuts(
     Args:
         target: Run folder or bundle.
         data, split, labels: See `selection.select_unreserved_images`.
-        out: Folder for shortcuts.json and shortcuts.md; nothing is written if None.
+        out: Folder for shortcuts.json and shortcuts.md; None writes no files.
         command: Command line to record in the result.
         progress: Called with (name of the control, images done, total).
+
     Raises:
-        UsageError: The split is "test".
+        UsageError: The split is "test" or "all".
         DatasetError: Images cannot be used; see `selection.select_images`.
         BundleError: The bundle cannot be read or run.
     """

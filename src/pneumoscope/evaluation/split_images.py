@@ -1,4 +1,4 @@
-"""The images of one split of a data set, and how they were selected."""
+"""The images of one split of a data set, and the numbers of images left out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SplitImages:
         manifest: Manifest of all its images.
         split: Name of the split.
         images: Images of the split, with paths in the data set.
-        run_splits: Split of images in the evaluated run, by SHA-256; empty without a run.
+        run_splits: Splits of images in the evaluated run, by SHA-256; empty without a run.
     """
 
     data: Path
@@ -44,7 +44,7 @@ class SplitImages:
         run_manifest: Path | None = None,
         note: Callable[[str], None] | None = None,
     ) -> Self:
-        """Return the images of a split, which may have one label only.
+        """Return the images of a split, which may all have the same label.
 
         Args:
             manifest: Manifest of the data.
@@ -61,10 +61,10 @@ class SplitImages:
         return cls(data, manifest, split, images, _splits_of_run(run_manifest))
 
     def flow(self, source: str = "") -> ImageFlow:
-        """Return the flow of images from the data set to the split; the run, if there is one, states the splits of the others.
+        """Return the flow of images from the data set to the split; splits of a run take precedence for other images.
 
         Args:
-            source: Name of the images; that of the data if empty.
+            source: Name of the images; the name of the data if empty.
         """
         paths = {image.path for image in self.images}
         others: dict[str, list[LabeledImage]] = defaultdict(list)
@@ -72,7 +72,7 @@ class SplitImages:
             if image.path not in paths:
                 others[self.run_splits.get(image.sha256, image.split) or _NO_SPLIT].append(image)
         return ImageFlow(
-            # The name only: a path may have the name of a person.
+            # The name only, because a path may contain a person's name.
             source=source or self.data.resolve().name,
             skipped=len(self.manifest.skipped),
             unreadable=len(self.manifest.unreadable),

@@ -1,6 +1,6 @@
 """Metrics of subgroups of evaluated images, by columns of the manifest, and tests of whether they differ.
 
-A test of interaction compares the groups of one column. Its p-values are Holm-corrected over all tests of an evaluation.
+An interaction test compares the groups of one column. Its p-values are Holm-corrected over all tests of an evaluation.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ AUROC_TEST = "Cochran's Q, DeLong"
 _ALPHA = 0.05
 _MAX_GROUPS = 20
 _NOT_STATED = "not stated"
-_LABEL_NAMES = {"label", "labels", "class", "classes"}  # of data without columns
+_LABEL_NAMES = {"label", "labels", "class", "classes"}  # for data without columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +39,15 @@ class GroupMetric:
     """A metric of subgroups.
 
     Attributes:
-        name: Its key in `Subgroup.metrics`.
-        title: Its name in a sentence.
-        interval: Function of the positions of the images of a group.
-        needed: True for images of each kind that a group needs to be part of the test, each of shape (n,).
-        needed_text: What these images are called.
+        name: Key in `Subgroup.metrics`.
+        title: Name in a sentence.
+        interval: Maps the indices of a group's images to the interval.
+        needed: Masks of the kinds of images that a group must contain to be tested, each of shape (n,).
+        needed_text: Description of these images.
         test: Name of the test of whether groups differ; "" if the metric is not tested.
-        p: Function of the positions of the images of each group. Raises `UndefinedMetricError`.
+        p: Maps the indices of each group's images to the p-value; may raise `UndefinedMetricError`.
         operating_point: Operating point of the decisions; None if the metric has none.
-        seed: Seed of the test; None if it draws no random number.
+        seed: Seed of the test; None if it uses no random numbers.
     """
 
     name: str
@@ -72,14 +72,14 @@ def rate_metric(
     operating_point: str | None = None,
     seed: int | None = None,
 ) -> GroupMetric:
-    """Return a fraction of images of one kind, such as the sensitivity.
+    """Return a metric that is a fraction of images of one kind, such as the sensitivity.
 
     Args:
         name: See `GroupMetric`.
-        correct: True for images that count, shape (n,).
-        among: True for the images of this kind, shape (n,).
+        correct: True for images in the numerator, shape (n,).
+        among: True for images in the denominator, shape (n,).
         patients: Patient identifier of each image.
-        images: What these images are called, such as "NORMAL"; "" for all images.
+        images: Description of the images of this kind, such as "NORMAL"; "" for all images.
         title: Name in a sentence; `name` if empty.
         operating_point: See `GroupMetric`.
         seed: Seed of the test of whether groups differ; None for no test.
@@ -115,7 +115,7 @@ def rate_metric(
 def read_columns(
     data: Path, names: Sequence[str], images: Sequence[LabeledImage], path_column: str = "path"
 ) -> dict[str, list[str]]:
-    """Return the value of each image, by column.
+    """Return the value for each image, by column.
 
     Args:
         data: Labeled data set.
@@ -124,8 +124,7 @@ def read_columns(
         path_column: Column of the manifest CSV with the paths.
 
     Raises:
-        UsageError: The data are not a manifest CSV, or a column has too many values, or it is the label or divides the images as
-            the labels do.
+        UsageError: The data is not a manifest CSV, or a column has too many values or is equivalent to the label.
         UnknownNameError: There is no such column.
     """
     columns: dict[str, list[str]] = {}
@@ -151,7 +150,7 @@ def read_columns(
 
 
 def _are_labels(values: Sequence[str], labels: Sequence[str]) -> bool:
-    """Return True if the subgroups of a column are the images of each label."""
+    """Return whether the subgroups of a column are the images of each label."""
     found = {*labels}
     one_to_one = len({*zip(values, labels, strict=True)}) == len({*values}) == len(found)
     return one_to_one and (len(found) > 1 or {*values} == found)
@@ -192,7 +191,7 @@ def find_subgroups(
     """Return the subgroups of all columns, and the tests of whether their metrics differ.
 
     Args:
-        columns: Value of each image, by column.
+        columns: Value for each image, by column.
         images: The images, with a label and a patient.
         metrics: Metrics of the images.
         operating_point: Operating point of the subgroups; "" without one.
@@ -254,13 +253,7 @@ def _interaction(
 
 
 def _few_groups(members: Mapping[str, IntArray], n: int, needed: str) -> str:
-    """Return why fewer than two groups have the images that a test needs.
-
-    Args:
-        members: Positions of the images of each stated value.
-        n: Number of all images.
-        needed: What the images are called.
-    """
+    """Return why fewer than two groups have the images that a test needs."""
     missing = n - sum(map(len, members.values()))
     if not missing:
         return f"there are no two groups with {needed} images"
@@ -289,6 +282,6 @@ def _sentence(test: InteractionTest, title: str, p_holm: float | None, number: i
 
 
 def shared_patients(sets: Iterable[set[str]]) -> int:
-    """Return the number of known patients who are in several sets."""
+    """Return the number of known patients who occur in several sets."""
     counts = Counter(patient for patients in sets for patient in patients if patient)
     return sum(count > 1 for count in counts.values())

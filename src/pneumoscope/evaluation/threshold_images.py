@@ -1,4 +1,4 @@
-"""Check that thresholds can be chosen on images: neither test images, nor evaluated ones, nor images of the same patients."""
+"""Check that thresholds may be chosen on images: no test images, evaluated images or images of the same patients."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def check_threshold_images(
         classes: Classes that each need an image.
 
     Raises:
-        DatasetError: There are no images of one of the classes.
+        DatasetError: A class has no images.
         ThresholdError: An image is a test image, or one of the evaluated images (compared by content).
-        PatientLeakError: A patient has images in both.
+        PatientLeakError: A patient has images in both sets.
     """
     counts = {label: sum(image.label == label for image in validation) for label in classes}
     if not all(counts.values()):

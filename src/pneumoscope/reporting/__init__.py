@@ -1,1 +1,1 @@
-"""Figures and self-contained HTML pages of results. The same input gives the same bytes."""
+"""Figures, tables and self-contained HTML pages of results. The same input gives the same bytes."""

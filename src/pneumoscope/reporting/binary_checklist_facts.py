@@ -1,4 +1,4 @@
-"""Facts of the record of models for NORMAL and PNEUMONIA for the items of reporting guidelines; see `checklist_facts`."""
+"""Checklist facts from the records of binary models (NORMAL and PNEUMONIA); see `checklist_facts`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["BINARY_FACTS"]
 
 def _metrics(c: Comparison, runs: Sequence[RunData]) -> Fact:
     names = {key: label for key, label in labels.METRICS.items() if all(key in run.summary.test for run in runs)}
-    if c.is_cross_validation:  # numbers of probabilities are left out
+    if c.is_cross_validation:  # metrics of probabilities are excluded
         kept = [label for key, label in names.items() if any(key in group.metrics for group in c.groups)]
         return Fact(f"{', '.join(kept)}.", "metrics")
     return Fact(f"{', '.join(names.values())}; decision curves and reliability diagrams.", "metrics")
@@ -57,7 +57,7 @@ def _accuracy(c: Comparison, runs: Sequence[RunData]) -> Fact:
 def _calibration(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
     if c.is_cross_validation:
         return CALIBRATION_OF_FOLDS
-    # Earlier evaluations have the error only.
+    # Earlier evaluations have only the calibration error.
     keys = [key for key in _CALIBRATION if all(key in run.summary.test for run in runs)]
     return calibration_fact(c, _of_runs(c, runs, keys), "calibration")
 
@@ -68,7 +68,7 @@ _CALIBRATION = ("calibration_slope", "calibration_intercept", "observed_expected
 def _of_runs(c: Comparison, runs: Sequence[RunData], keys: Sequence[str]) -> str:
     """Return the metrics of each run as sentences; empty if an evaluation lacks one.
 
-    Of several seeds or folds only the mean and its spread are stated: one of them alone may be better by chance.
+    For several seeds or folds, only the mean and its spread are given, because a single one may be better by chance.
     """
     if not all(key in run.summary.test for run in runs for key in keys):
         return ""

@@ -1,4 +1,4 @@
-"""The dataset audit as one self-contained HTML file: no scripts or requests; light, dark and print styles."""
+"""Render a dataset audit as a self-contained HTML file: no scripts or requests; light, dark and print styles."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CONTROL_LABELS = {"metadata": "metadata", "border": "border", "center_blanked":
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Thumbnail:
     path: str
-    source: str  # data: URL; empty if the image can no longer be decoded
+    source: str  # data: URL; empty if the image cannot be decoded
 
 
 def check_data_page(audit: DatasetAudit, root: Path) -> str:
@@ -39,7 +39,7 @@ def check_data_page(audit: DatasetAudit, root: Path) -> str:
 
     Args:
         audit: Audit of the images below `root`.
-        root: Root of the manifest. Thumbnails of duplicates are read there and embedded.
+        root: Root of the manifest, from which thumbnails of duplicates are read.
     """
     pairs = [(pair, _thumbnails(pair, root)) for pair in audit.near_duplicates.listed[:_MAX_PAIRS]]
     labels = next(iter(audit.images.values()))
@@ -94,7 +94,7 @@ def _data_url(path: str, root: Path) -> str:
 
 
 def _control_label(name: str) -> str:
-    """Return the name of a control as it is displayed, followed by its class if there are several."""
+    """Return the display name of a control, followed by its class if there are several."""
     control, separator, label = name.partition(", ")
     return f"{_CONTROL_LABELS[control]}{separator}{label}"
 
@@ -127,7 +127,7 @@ def _size_figures(sizes: Mapping[str, SizeSummary], colors: Mapping[str, str]) -
 def _size_figure(
     name: str, title: str, unit: int, sizes: Mapping[str, SizeSummary], colors: Mapping[str, str]
 ) -> Figure:
-    """Return a box plot by label: a line from the 5th to the 95th percentile, a box of the quartiles, the median."""
+    """Return a box plot by label: 5th to 95th percentile as a line, quartiles as a box, and the median."""
     figure = new_figure(300, 48 + 34 * len(sizes))
     axes: Axes = figure.subplots()
     show_grid(axes, "x")

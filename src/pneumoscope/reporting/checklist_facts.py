@@ -1,6 +1,7 @@
-"""Facts of the record of a comparison for the items of reporting guidelines, each with its place in the report.
+"""Facts from the record of a comparison that answer items of reporting guidelines, each with its place in the report.
 
-A fact that the record does not have is left out, so that its item stays open. `SHARED_FACTS` are those of models of any labels.
+Facts that are not recorded are omitted, so that their items stay open. `SHARED_FACTS` apply to both binary and
+multiclass models.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ __all__ = [
 
 _Run = TypeVar("_Run", bound="RecordedRun")
 
-# Sections of the page, by their anchors.
+# Titles of the sections of the page, by anchor.
 PLACES = {
     "images": "Images",
     "metrics": "Metrics",
@@ -57,13 +58,13 @@ PLACES = {
 
 @dataclasses.dataclass(frozen=True)
 class Fact:
-    """A fact of the record.
+    """A fact from the record.
 
     Attributes:
-        text: The fact as sentences; "" if the record does not have it.
+        text: The fact as sentences; "" if it is not recorded.
         place: Anchor of its section in the page.
-        ask: What an author has to add, such as the command that supplies a fact; "" if nothing is missing.
-        origin: File of the fact as a sentence, which follows the facts of one file; "" without one.
+        ask: Task for the author, such as the command that supplies the fact; "" if nothing is missing.
+        origin: Sentence that names the source file, placed after the facts from this file; "" without one.
     """
 
     text: str
@@ -73,7 +74,7 @@ class Fact:
 
 
 class RecordedComparison(Protocol):
-    """A comparison of runs of any labels; see `Comparison` and `MulticlassComparison`."""
+    """A binary or multiclass comparison; see `Comparison` and `MulticlassComparison`."""
 
     @property
     def images(self) -> Mapping[str, Any]: ...
@@ -86,7 +87,7 @@ class RecordedComparison(Protocol):
 
 
 class RecordedRun(Protocol):
-    """One run of a comparison, with the record of its training if it is one; see `RunData` and `ComparedClasses`."""
+    """One run of a comparison, with its training record if available; see `RunData` and `ComparedClasses`."""
 
     @property
     def name(self) -> str: ...
@@ -109,7 +110,7 @@ def _source(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
 
 
 def _flow(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
-    """Return the flow of images; for folds, which have their own images, of each fold."""
+    """Return the flow of images; of each run if the flows differ, as for folds."""
     sentences = {run.name: _flow_text(run.evaluation.flow) for run in runs if run.evaluation.flow}
     if len(set(sentences.values())) > 1:
         return Fact(" ".join(f"{name}: {sentence}" for name, sentence in sentences.items()), "images")
@@ -158,7 +159,7 @@ def _population(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact:
 
 
 def _trained(runs: Sequence[RecordedRun], text: Callable[[RecordedRun, RunRecord], str], place: str) -> Fact | None:
-    """Return one sentence for each run whose training is recorded; None without one."""
+    """Return a sentence for each run with a training record; None without one."""
     sentences = [f"{run.name}: {text(run, run.record)}." for run in runs if run.record]
     return Fact(" ".join(sentences), place) if sentences else None
 
@@ -208,7 +209,7 @@ def selection(runs: Sequence[RecordedRun], place: str) -> Fact | None:
 
     Args:
         runs: The runs.
-        place: Anchor of the section with their training.
+        place: Anchor of the section on their training.
     """
 
     def text(run: RecordedRun, record: RunRecord) -> str:
@@ -266,11 +267,11 @@ def paired_tests(pairs: Sequence[PairedTest], names: Mapping[str, str]) -> Fact 
 
 
 def mean_sentence(group: RunGroup, names: Mapping[str, str]) -> str:
-    """Return the means of a group of runs with their spread as a sentence; empty if it has none of the metrics.
+    """Return a sentence with the means and standard deviations of a group; empty if it has none of the metrics.
 
     Args:
         group: The group.
-        names: Labels of the metrics by their keys.
+        names: Labels of the metrics by key.
     """
     means = [
         f"{title} {spread.mean} (standard deviation {spread.sd:.4f})"
@@ -281,7 +282,7 @@ def mean_sentence(group: RunGroup, names: Mapping[str, str]) -> str:
 
 
 def single_runs(groups: Sequence[RunGroup], runs: Sequence[_Run]) -> list[_Run]:
-    """Return the runs that are not one of several seeds or folds."""
+    """Return the runs that are not part of a group of seeds or folds."""
     grouped = {name for group in groups for name in group.runs}
     return [run for run in runs if run.name not in grouped]
 
@@ -313,8 +314,8 @@ def _rejected(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None
 
 
 def _internal(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
-    """Return the evaluation of a split of the runs' own data; None for other images, and for models without a run."""
-    name = re.sub(r"-[0-9a-f]{8}$", "", c.evaluation)  # of an evaluation with a site profile
+    """Return the evaluation on a split of the runs' own data; None for other images and for models without a run."""
+    name = re.sub(r"-[0-9a-f]{8}$", "", c.evaluation)  # the suffix of evaluations with a site profile
     if name != runs[0].evaluation.split or not all(run.record for run in runs):
         return None
     numbers = ", ".join(
@@ -325,7 +326,7 @@ def _internal(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None
 
 
 def _external(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
-    """Return the evaluation of other images than those of a reference, with the differences; None without a reference."""
+    """Return the evaluation and its differences from a reference on other images; None without a reference."""
     source = next((f" of {run.evaluation.flow.source}" for run in runs if run.evaluation.flow), "")
     differences = [
         f"{run.name}, minus {difference.reference} ({counted(difference.reference_n, 'image')}):"

@@ -1,6 +1,6 @@
-"""Checklists of reporting guidelines, filled from the record of a comparison; what only an author knows stays open.
+"""Fill checklists of reporting guidelines from the record of a comparison; items that need an author stay open.
 
-Numbers and topics are those of the published checklists, in the words of this project.
+Numbers and topics follow the published checklists, with topics in this project's wording.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Item:
         number: Number in the checklist, such as "12a".
         topic: Its topic.
         facts: Names of facts that answer it.
-        ask: What an author has to add; empty if the facts are enough.
+        ask: Task for the author; empty if the facts are sufficient.
     """
 
     number: str
@@ -44,12 +44,12 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """An item with what the record states.
+    """An item with the recorded facts that answer it.
 
     Attributes:
         item: The item.
-        facts: Facts of the record; none if it has none.
-        asks: What an author has to add besides `Item.ask`, because the record does not have it.
+        facts: The recorded facts; may be empty.
+        asks: Tasks for the author besides `Item.ask`, for facts that are not recorded.
     """
 
     item: Item
@@ -58,18 +58,18 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """The facts as sentences; empty without one."""
+        """The facts as sentences; empty without facts."""
         groups = [(origin, [fact.text for fact in facts]) for origin, facts in groupby(self.facts, lambda f: f.origin)]
         return " ".join(filter(None, (part for origin, texts in groups for part in (*texts, origin))))
 
     @property
     def places(self) -> tuple[str, ...]:
-        """Anchors of the sections of the report with these facts."""
+        """Anchors of the report sections with these facts."""
         return tuple(dict.fromkeys(fact.place for fact in self.facts))
 
     @property
     def ask(self) -> str:
-        """The part that an author has to add; empty if the record answers the item."""
+        """Tasks for the author; empty if the record answers the item."""
         asks = " ".join(filter(None, (self.item.ask, *self.asks)))
         return asks or ("" if self.facts else _NOT_RECORDED)
 
@@ -98,7 +98,7 @@ class Checklist:
     answers: tuple[Answer, ...]
 
     def counts(self) -> str:
-        """Return how many items have which status, as a clause; every item is counted once."""
+        """Return the number of items with each status, as a clause."""
         count = Counter(answer.status for answer in self.answers)
         return (
             f"{count['prefilled']} of {len(self.answers)} items are prefilled, {count['prefilled, to be completed']} are"
@@ -126,14 +126,13 @@ def fill_checklist(
     runs: Sequence[_Run],
     known: Mapping[str, Callable[[_Comparison, Sequence[_Run]], Fact | None]],
 ) -> Checklist:
-    """Return a checklist with the facts of a comparison.
+    """Return a checklist filled with the facts of a comparison.
 
     Args:
         name: One of `CHECKLISTS`.
         comparison: The comparison.
         runs: Its runs.
-        known: Functions that return the facts of such a comparison: `BINARY_FACTS`, or of several classes
-            `CLASS_FACTS`.
+        known: Functions that return facts, by name: `BINARY_FACTS`, or `CLASS_FACTS` for multiclass comparisons.
 
     Raises:
         UnknownNameError: There is no such checklist.
@@ -144,19 +143,14 @@ def fill_checklist(
 
 
 def _answer(item: Item, facts: Mapping[str, Fact | None]) -> Answer:
-    """Return the answer to an item.
-
-    Args:
-        item: The item.
-        facts: The facts by name; None where the record has none.
-    """
+    """Return the answer to an item, given the facts by name (None if not recorded)."""
     found = [fact for name in item.facts if (fact := facts[name])]
     stated = tuple(fact for fact in found if fact.text)
     return Answer(item, stated, tuple(dict.fromkeys(fact.ask for fact in found if fact.ask)))
 
 
 def checklist_table(checklist: Checklist) -> Table:
-    """Return a checklist as a table: number, topic, status, facts, place in the report, and what an author has to add."""
+    """Return a checklist as a table: number, topic, status, facts, place in the report, and tasks for the author."""
     rows = tuple(
         (
             answer.item.number,

@@ -1,4 +1,4 @@
-"""All figures of a comparison, each with a text alternative."""
+"""Draw the figures of a comparison, each with a text alternative."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ from pneumoscope.statistics.roc import precision_recall_curve, roc_curve
 
 __all__ = ["ComparisonFigures", "draw_figures", "figures_with_legends"]
 
-# Metrics drawn as bars; the table has all of them. Metrics for which lower is better would be misleading among these.
+# Metrics drawn as bars; the table lists all. Metrics for which lower is better are excluded, because their bars would
+# mislead.
 _BAR_METRICS = (
     "accuracy",
     "balanced_accuracy",
@@ -55,9 +56,10 @@ class ComparisonFigures:
         metrics: One figure per metric.
         roc, precision_recall: The whole curve and its corner; empty if a class has no images.
         undefined: Reason why `roc` and `precision_recall` are empty, else "".
-        reliability, histograms: One figure per run; no reliability of folds, whose validation images fitted the calibration.
+        reliability, histograms: One figure per run; no reliability for folds, whose validation images fitted the
+            calibration.
         decision_curves: One figure of all runs; None for folds.
-        curves: One figure per run that was trained here.
+        curves: One figure per run with a training record.
         differences: One figure per metric of the paired tests.
     """
 
@@ -107,7 +109,7 @@ def draw_figures(comparison: Comparison, runs: Sequence[RunData]) -> ComparisonF
 
 
 def figures_with_legends(comparison: Comparison, runs: Sequence[RunData]) -> dict[str, NamedFigure]:
-    """Return all figures of a comparison of these runs by name, each with a legend if it needs one."""
+    """Return all figures of a comparison by name, with a legend where needed."""
     figures = {figure.key: figure for figure in draw_figures(comparison, runs).all()}
     for figure in figures.values():
         figure.add_legend(runs)
@@ -164,7 +166,7 @@ def _precision_recall_figures(runs: Sequence[RunData], operating_point: str) -> 
 
 
 def _position(run: RunData, operating_point: str, x: str, y: str) -> tuple[float, float] | None:
-    """Return the two metrics of a run at the operating point; None if one is undefined."""
+    """Return two metrics of a run at the operating point; None if either is undefined."""
     metrics = run.evaluation.operating_points[operating_point].metrics
     horizontal, vertical = metrics[x].value, metrics[y].value
     return None if horizontal is None or vertical is None else (horizontal, vertical)
@@ -203,7 +205,7 @@ def _histogram_figure(run: RunData, operating_point: str) -> NamedFigure:
 def _decision_curves(runs: Sequence[RunData]) -> NamedFigure:
     thresholds = np.arange(1, 100) / 100
     benefits = [net_benefit(run.scores.probability, run.scores.positive, thresholds) for run in runs]
-    # All runs have the same labels, and therefore the same net benefit of treating everyone.
+    # All runs have the same labels and therefore the same net benefit of treating everyone.
     curves = [(benefit, run.style) for (benefit, _), run in zip(benefits, runs, strict=True)]
     figure = decision_curve_figure(thresholds, curves, benefits[0][1])
     names = ", ".join(run.summary.name for run in runs)

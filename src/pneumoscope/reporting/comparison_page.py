@@ -1,4 +1,4 @@
-"""The comparison of runs as one self-contained HTML file: no scripts or requests; light, dark and print styles."""
+"""Render the comparison of runs as a self-contained HTML file: no scripts or requests; light, dark and print styles."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pneumoscope.reporting.templating import environment, theme
 
 __all__ = ["comparison_page", "write_comparison_page"]
 
-# Metrics in the table of operating points.
+# Metrics in the operating-point table.
 _OPERATING_POINT_METRICS = (
     "sensitivity",
     "specificity",
@@ -28,7 +28,7 @@ _OPERATING_POINT_METRICS = (
     "positive_likelihood_ratio",
     "negative_likelihood_ratio",
 )
-# Metrics in the table of subgroups.
+# Metrics in the subgroup table.
 _SUBGROUP_METRICS = ("auroc", "sensitivity", "specificity")
 
 
@@ -38,11 +38,11 @@ def write_comparison_page(comparison: Comparison, runs: Sequence[Path], out: Pat
     Args:
         comparison: Comparison of these runs.
         runs: Folders in the order of the comparison: run folders, each with `epochs.csv`, `run.json`, `recipe.toml`,
-            `evaluation.json` and `predictions.csv` of the compared evaluation; or folders with only the last two.
+            and `evaluation.json` and `predictions.csv` of the compared evaluation; or folders with only the last two.
         out: HTML file to write. Missing parent folders are created.
 
     Raises:
-        RunError: A folder holds another run than the comparison has at this position, or lacks a file.
+        RunError: A folder contains a different run than the comparison has at this position, or lacks a file.
         StorageError: The file cannot be written.
     """
     data = load_run_data(comparison, runs)
@@ -59,7 +59,7 @@ def comparison_page(
         comparison: The comparison.
         data: Its runs.
         figures: Its figures.
-        checklists: Filled checklists to show.
+        checklists: Filled checklists to display.
     """
     with drawing():
         return (
@@ -90,14 +90,12 @@ def comparison_page(
 
 
 def _is_shown(metric: str, comparison: Comparison) -> bool:
-    """Return whether a metric is shown: the means of a cross-validation leave some out; see
-    `evaluation.comparison.cross_validation`.
-    """
+    """Return whether to display a metric; cross-validations have means for only some metrics."""
     return not comparison.is_cross_validation or any(metric in group.metrics for group in comparison.groups)
 
 
 def _findings(comparison: Comparison) -> dict[str, list[str]]:
-    """Return the sentences in three groups. Those of pairs without a significant difference are many, and folded."""
+    """Return the sentences in three groups; those of non-significant pairs are many and displayed folded."""
     significant = {pair.sentence: pair.verdict in {"a", "b"} for pair in comparison.pairs}
     return {
         "general": [sentence for sentence in comparison.sentences if sentence not in significant],
@@ -113,14 +111,14 @@ def _etiologies(runs: Sequence[RunData]) -> list[str]:
 
 
 def _decision_steps(runs: Sequence[RunData]) -> list[tuple[DecisionCurvePoint, ...]]:
-    """Return every other step of the decision curves, each for all runs; empty if an evaluation did not record them."""
+    """Return every other step of the decision curves, for all runs; empty if an evaluation lacks them."""
     if not all(run.evaluation.decision_curve for run in runs):
         return []
     return list(zip(*(run.evaluation.decision_curve[1::2] for run in runs), strict=True))
 
 
 def _notes(comparison: Comparison, runs: Sequence[RunData]) -> dict[str, str]:
-    """Return a sentence on the methods of the intervals for each part of the page."""
+    """Return a sentence on the interval methods for each part of the page."""
     operating_points = [point for run in runs for point in run.evaluation.operating_points.values()]
     tests = [run.summary.test for run in runs]
     rows = comparison.reference.rows if comparison.reference else ()

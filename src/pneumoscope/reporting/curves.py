@@ -1,4 +1,4 @@
-"""Learning curves: accuracy and loss per epoch, and the loss by learning rate."""
+"""Learning curves: accuracy and loss per epoch, and loss by learning rate."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["curves_figure", "curves_label", "learning_rate_figure", "write_curve
 
 
 def write_curves(run: Path, out: Path, *, best: int) -> Path:
-    """Write the learning curves of one run as an SVG file, and return its path.
+    """Write the learning curves of one run to an SVG file, and return its path.
 
     Args:
         run: Run folder.
@@ -49,14 +49,14 @@ def curves_label(name: str, epochs: Sequence[Epoch], best: int | None) -> str:
 def curves_figure(
     epochs: Sequence[Epoch], style: RunStyle, *, title: str, best: int | None, wide: bool = False
 ) -> Figure:
-    """Return the accuracy and loss per epoch: training dotted, validation solid, averages as thin lines.
+    """Return accuracy and loss per epoch: training dotted, validation solid, averages as thin lines.
 
     Args:
         epochs: Epochs, at least one.
         style: Style of the run.
         title: Name of the run.
-        best: Selected epoch; None marks none.
-        wide: Whether the panels are side by side, for a file, or one above the other, for a page.
+        best: Selected epoch to mark; None for no mark.
+        wide: Place the panels side by side, for a file, instead of one above the other, for a page.
     """
     figure = new_figure(720, 300) if wide else new_figure(300, 360)
     upper, lower = figure.subplots(1, 2) if wide else figure.subplots(2, 1, sharex=True)
@@ -101,7 +101,7 @@ def learning_rate_figure(
 
     Args:
         rates, losses: Learning rates and losses, at least one of each.
-        suggestion: Suggested rate, one of the rates; None for none.
+        suggestion: Suggested rate, one of the rates; None without one.
         title: Name of the recipe.
     """
     figure = new_figure(480, 300)

@@ -1,6 +1,6 @@
-"""Facts of the measurements of networks for the items of reporting guidelines: robustness, shortcuts and heatmaps.
+"""Checklist facts from measurements of networks: robustness, shortcuts and heatmaps.
 
-A measurement that is missing leaves its item open, with the command that makes it.
+A missing measurement leaves its item open, with the command that supplies it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pneumoscope.reporting.run_data import RunData
 __all__ = ["CLASS_EVIDENCE_FACTS", "EVIDENCE_FACTS"]
 
 _PLACE = "evidence"
-# Task of an author for a measurement that is missing.
+# Task for the author if a measurement is missing.
 _TASKS = {
     "heatmaps": "check the heatmaps",
     "robustness": "state robustness",
@@ -36,14 +36,14 @@ def _measured(
     found: Sequence[_Measurement | None],
     text: Callable[[RunData], str],
 ) -> Fact:
-    """Return a sentence for each run that was measured, and for the others what supplies the measurement.
+    """Return a sentence for each measured run, and the commands that supply missing measurements.
 
     Args:
         runs: The runs.
         name: Name of the measurement in `bundle.evidence.EVIDENCE`.
-        task: What an author does without it.
-        found: The measurement of each run; None without one.
-        text: Function that returns the measurement of a run as a sentence; "" without one.
+        task: Task for the author if it is missing.
+        found: The measurement of each run; None if missing.
+        text: Returns the measurement of a run as a sentence; "" if missing.
     """
     sentences = {run.name: text(run) for run in runs}
     missing = [run for run, measurement in zip(runs, found, strict=True) if measurement is None]
@@ -86,7 +86,7 @@ def _robustness_text(run: RunData) -> str:
 
 
 def _most_changed(group: str, variants: Sequence[VariantResult]) -> str:
-    """Return the highest share of changed decisions of a group of variants; "" without a variant."""
+    """Return the highest fraction of changed decisions in a group of variants; "" without variants."""
     if not variants:
         return ""
     worst = max(variants, key=lambda each: (each.changed.value or 0, each.changed.high or 0))
@@ -152,7 +152,7 @@ def _heatmaps_text(run: RunData) -> str:
 
 
 def _randomization_text(found: SaliencyCheck) -> str:
-    """Return the rank correlations after randomization as sentences; those of magnitudes with their baseline."""
+    """Return the rank correlations after randomization as sentences, those of magnitudes with their baseline."""
     randomized = [row for row in found.randomization if not row.is_baseline]
     signed = "; ".join(f"{row.name} {row.correlation}" for row in randomized)
     magnitudes = "; ".join(f"{row.name} {row.magnitude_correlation}" for row in randomized)
@@ -180,7 +180,7 @@ def _rate(rate: Interval) -> str:
 
 
 def _origin(file: str, runs: Sequence[RunData], found: Sequence[_Measurement | None]) -> str:
-    """Return where measurements come from, as a sentence; "" without one."""
+    """Return a sentence on the source of the measurements; "" without any."""
     versions: dict[str, list[str]] = {}
     for run, measurement in zip(runs, found, strict=True):
         if measurement is not None:
@@ -195,7 +195,7 @@ def _origin(file: str, runs: Sequence[RunData], found: Sequence[_Measurement | N
 
 
 def _needs_two_labels(task: str) -> Callable[[object, object], Fact]:
-    """Return a function that states that a measurement does not exist for several classes."""
+    """Return a function that reports a measurement as unavailable for multiclass models."""
     fact = Fact("", "", f"{task.capitalize()}, if examined: pneumoscope does so for NORMAL and PNEUMONIA only.")
     return lambda c, runs: fact
 

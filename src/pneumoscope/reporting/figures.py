@@ -1,6 +1,8 @@
-"""Figures of a comparison. They draw results of `statistics` and `evaluation`; nothing is computed here.
+"""Draw figures of a comparison from results of `statistics` and `evaluation`; nothing is computed here.
 
-Each figure is legible on a phone at its own size, and a page sets several side by side. Legends are part of the page.
+Each figure is legible on a phone at its original size, and pages place several side by side. Legends are part of the
+page.
+
 All functions must be called within `style.drawing()`.
 """
 
@@ -45,7 +47,7 @@ class Curve:
         x, y: Points of the curve, 0 to 1, shape (n,).
         operating_point: Coordinates of the operating point; None if undefined.
         style: Style of the run.
-        steps: Whether the curve is a step function, as for average precision, instead of straight lines.
+        steps: Whether to draw a step function, as for average precision, instead of straight lines.
     """
 
     x: FloatArray
@@ -71,7 +73,7 @@ def metric_figure(title: str, names: Sequence[str], values: Sequence[Interval], 
             continue
         axes.barh(row, value.value, height=0.62, color=style.color, alpha=0.85, linewidth=0)
         if value.low is not None and value.high is not None:
-            # A margin in the page's background color keeps the line visible on bars of any color.
+            # An outline in the background color keeps the line visible on bars of any color.
             for color, width in ((_SURFACE, 4.0), (_INK, 1.4)):
                 axes.plot([value.low, value.high], [row, row], color=color, linewidth=width, solid_capstyle="butt")
         axes.text(1.03, row, f"{value.value:.3f}", va="center", fontsize=10, transform=axes.get_yaxis_transform())
@@ -93,14 +95,14 @@ def overlay_figure(
     window: tuple[float, float, float, float] = (0, 1, 0, 1),
     chance: tuple[tuple[float, float], tuple[float, float]] | None = None,
 ) -> Figure:
-    """Return the ROC or precision-recall curves of all runs in one square.
+    """Return the ROC or precision-recall curves of all runs in one square plot.
 
     Args:
         curves: One curve per run.
-        labels: Labels of the horizontal and the vertical axis.
+        labels: Labels of the horizontal and vertical axes.
         title: Title of the figure.
         window: Left, right, bottom and top of the visible area.
-        chance: x and y coordinates of the ends of the line of a classifier without skill; None draws none.
+        chance: x and y coordinates of the ends of the no-skill line; None for no line.
     """
     figure = new_figure(380, 372)
     axes: Axes = figure.subplots()
@@ -130,7 +132,7 @@ def overlay_figure(
 def decision_curve_figure(
     thresholds: FloatArray, curves: Sequence[tuple[FloatArray, RunStyle]], treat_all: FloatArray
 ) -> Figure:
-    """Return the net benefit of all runs by threshold probability, with those of treating everyone and no one.
+    """Return the net benefit by threshold probability for all runs, treating everyone, and treating no one.
 
     Args:
         thresholds: Threshold probabilities, shape (k,).
@@ -145,7 +147,7 @@ def decision_curve_figure(
     for values, style in curves:
         axes.plot(thresholds, values, color=style.color, linestyle=style.line)
     highest = max(float(treat_all.max()), *(float(values.max()) for values, _ in curves), 0.05)
-    # Far below 0, the curves only show that treating everyone is wrong.
+    # Values far below 0 only show that treating everyone is harmful.
     axes.set_ylim(-0.25 * highest, 1.08 * highest)
     axes.set_xlim(0, 1)
     axes.set_xlabel("threshold probability")
@@ -158,7 +160,7 @@ def decision_curve_figure(
 def reliability_figure(
     title: str, bins: Sequence[ReliabilityBin], style: RunStyle, *, event: str = "pneumonia"
 ) -> Figure:
-    """Return a reliability diagram: observed rate of pneumonia, or of another class, by its probability, with intervals."""
+    """Return a reliability diagram: observed rate of an event by its predicted probability, with intervals."""
     figure = new_figure(300, 300)
     axes: Axes = figure.subplots()
     show_grid(axes)
@@ -203,7 +205,7 @@ def histogram_figure(
     axes.axhline(0, color=_MUTED, linewidth=0.8)
     axes.axvline(threshold, color=_INK, linewidth=1, linestyle=(0, (3, 2)))
     limit = max(int(up.max()), int(down.max()), 1) * 1.12
-    # The square root keeps the few misclassified images visible beside the many at both ends.
+    # The square-root scale keeps the few misclassified images visible next to the many at both ends.
     axes.set_yscale("function", functions=(_signed_root, _signed_square))
     axes.set_ylim(-limit, limit)
     axes.set_xlim(-0.01, 1.01)
@@ -229,7 +231,7 @@ def _signed_square(root: FloatArray) -> FloatArray:
 
 
 def differences_figure(title: str, pairs: Sequence[PairedTest]) -> Figure:
-    """Return the differences of pairs with their intervals; those that are not significant are gray and hollow.
+    """Return the differences of pairs with their intervals; non-significant ones are gray and hollow.
 
     Args:
         title: Title of the figure.
@@ -262,14 +264,14 @@ def differences_figure(title: str, pairs: Sequence[PairedTest]) -> Figure:
 def estimates_figure(
     title: str, rows: Sequence[tuple[str, Interval]], unit: str, *, reference: float | None = None
 ) -> Figure:
-    """Return numbers of 0 to 1 with their intervals, one row each.
+    """Return values between 0 and 1 with their intervals, one row each.
 
     Args:
         title: Title of the figure.
-        rows: Name and number of each row, from top to bottom.
+        rows: Name and value of each row, from top to bottom.
         unit: Label of the axis.
-        reference: Position of a dashed line, such as 0.5 for chance; the axis starts just below it, or below the lowest end. None
-            for an axis of 0 to 1.
+        reference: Position of a dashed line, such as 0.5 for chance; the axis then starts just below it or below the
+            lowest interval. None for an axis from 0 to 1 without a line.
     """
     figure = new_figure(480, 64 + 30 * len(rows))
     axes: Axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""The flow of images as a diagram: from the data set through the evaluation to decisions, or predicted classes, and labels."""
+"""Draw the flow of images from the data set through the evaluation to decisions (or predicted classes) and labels."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class _Box:
 
 
 def flow_figure(title: str, evaluation: Evaluation, operating_point: str) -> Figure:
-    """Return the flow diagram of an evaluation, as STARD asks for. Must be called within `style.drawing()`.
+    """Return the STARD flow diagram of an evaluation. Must be called within `style.drawing()`.
 
-    It shows what is recorded: images that were removed before they came into the data set are unknown.
+    It contains only what is recorded: images removed before they entered the data set are unknown.
 
     Args:
         title: Name of the run.
-        evaluation: The evaluation; without a record of the flow, the diagram begins with the evaluated images.
+        evaluation: The evaluation; without a recorded flow, the diagram begins with the evaluated images.
         operating_point: Operating point of the decisions.
     """
     boxes, lines = _selection(evaluation)
@@ -77,11 +77,11 @@ def flow_figure(title: str, evaluation: Evaluation, operating_point: str) -> Fig
 
 
 def class_flow_figure(title: str, evaluation: MulticlassEvaluation) -> Figure:
-    """Return the flow diagram of an evaluation of several classes; see `flow_figure`. Must be called within `style.drawing()`.
+    """Return the flow diagram of a multiclass evaluation. Must be called within `style.drawing()`.
 
     Args:
         title: Name of the run.
-        evaluation: The evaluation.
+        evaluation: The evaluation; see `flow_figure`.
     """
     boxes, lines = _selection(evaluation)
     evaluated = boxes[-1]
@@ -95,7 +95,7 @@ def class_flow_figure(title: str, evaluation: MulticlassEvaluation) -> Figure:
 
 
 def _labels_text(labels: Mapping[str, int], predicted: str) -> str:
-    """Return the labels of the images predicted as a class; that of the class alone if not all fit into a line."""
+    """Return the label counts of a predicted class, or only the correct count if not all fit on a line."""
     listed = ", ".join(f"{count:,} {label}" for label, count in labels.items() if count)
     if len(listed) > _MAX_LABELS:
         return f"; {labels[predicted]:,} with this label"
@@ -128,7 +128,7 @@ def _draw(title: str, boxes: Sequence[_Box], lines: Sequence[_Line]) -> Figure:
 
 
 def _selection(evaluation: Evaluation | MulticlassEvaluation) -> tuple[list[_Box], list[_Line]]:
-    """Return the boxes from the data set to the evaluated images, and the lines between them that end in an arrow."""
+    """Return the boxes from the data set to the evaluated images, and the arrows between them."""
     boxes: list[_Box] = []
     lines: list[_Line] = []
     top = float(_MARGIN)
@@ -164,7 +164,7 @@ def excluded_lines(flow: ImageFlow) -> list[str]:
 
 
 def duplicate_lines(flow: ImageFlow) -> list[str]:
-    """Return one line for each kind of byte-identical images among the evaluated ones; none if there are none."""
+    """Return one line for each kind of byte-identical images among the evaluated ones."""
     lines = []
     if flow.copies:
         lines.append(f"{flow.copies:,} identical to an earlier one")

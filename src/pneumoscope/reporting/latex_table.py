@@ -1,4 +1,4 @@
-"""A table of a report as LaTeX, for the packages booktabs and longtable.
+"""Format a report table as LaTeX, for the packages booktabs and longtable.
 
 A narrow table floats, with columns as wide as their cells. A table that is wider than the text, or contains sentences, is set in
 footnote size as wide as the text: its columns of text have fixed widths, its lines and pages break, and each page repeats the
@@ -101,12 +101,7 @@ def _part_to_latex(table: Table) -> str:
 
 
 def _long_table(table: Table, rows: Sequence[Sequence[str]]) -> str:
-    """Return a table whose columns of text have fixed widths, and which continues on the next page.
-
-    Args:
-        table: The table.
-        rows: Its cells as text.
-    """
+    """Return a table with fixed-width text columns that continues on the next page; `rows` are its cells as text."""
     widths = _widths(table, rows)
     align = "".join(
         ("l" if _is_text(table, index) else "r")
@@ -116,7 +111,7 @@ def _long_table(table: Table, rows: Sequence[Sequence[str]]) -> str:
     )
 
     def line(cells: Sequence[str]) -> str:
-        # `\raggedright` redefines `\\`, so that rows end in `\tabularnewline`.
+        # \raggedright redefines \\, so rows end in \tabularnewline.
         parts = [
             _cell(text) if width is None else rf"\raggedright {_breakable(text)}"
             for text, width in zip(cells, widths, strict=True)
@@ -184,12 +179,7 @@ def _is_natural(table: Table, index: int, rows: Sequence[Sequence[str]]) -> bool
 
 
 def _share(width: float, weights: Mapping[int, float], least: Mapping[int, float]) -> dict[int, float]:
-    """Return parts of a width by weight, each at least as wide as stated; all narrower if these are too wide together.
-
-    Args:
-        width: The width.
-        weights, least: Weight and smallest width of each part.
-    """
+    """Return parts of a width by weight, each at least its minimum; scaled down if the minima do not fit."""
     fixed: dict[int, float] = {}
     while narrow := {
         index
@@ -214,16 +204,19 @@ def _is_text(table: Table, index: int) -> bool:
 
 
 def _cell(text: str) -> str:
-    """Return the text of a cell; a bracket or an asterisk at its start would be taken as an option of the row before it."""
+    """Return an escaped cell.
+
+    "{}" prevents a leading bracket or asterisk from being parsed as an option of the preceding row end.
+    """
     return "{}" * text.startswith(("[", "*")) + _escape(text)
 
 
 def _breakable(text: str) -> str:
-    """Return the text of a cell that may break within paths, names and hashes."""
+    """Return the text of a cell with allowed line breaks in paths, names and hashes."""
     text = re.sub(r"(/|\\_|=)(?=\w)", r"\1\\allowbreak{}", _cell(text))
     return _HASH.sub(lambda match: r"\allowbreak{}".join(re.findall(".{1,8}", match[0])), text)
 
 
 def _escape(text: str) -> str:
     escaped = _SPECIAL.sub(lambda match: _LATEX[match[0]], text)
-    return re.sub("-(?=-)", "-{}", escaped)  # not a dash
+    return re.sub("-(?=-)", "-{}", escaped)  # prevent ligatures to dashes

@@ -1,4 +1,4 @@
-"""The model card as one self-contained HTML file with figures: no scripts or requests; light, dark and print styles."""
+"""Render the model card as a self-contained HTML file: no scripts or requests; light, dark and print styles."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ from pneumoscope.reporting.templating import environment, theme
 
 __all__ = ["model_card_page"]
 
-# Of a table without headings.
+# Rendered header of a table without headings.
 _EMPTY_HEAD = "<thead>\n<tr>\n<th></th>\n<th></th>\n</tr>\n</thead>\n"
-# Headings of the sections with reliability diagrams, for NORMAL and PNEUMONIA and for several classes.
+# Headings of the sections with reliability diagrams: binary, multiclass.
 _RELIABILITY = ("Probability and uncertainty", "Probabilities and prediction sets")
-# Text alternative and figure of each, by the heading of their section.
+# Text alternatives and figures, by section heading.
 _Figures = dict[str, list[tuple[str, Figure]]]
 
 
 def model_card_page(folder: Path, evaluation: Path | None = None) -> str:
     """Return the model card of a bundle as an HTML page.
 
-    The figures are sensitivity and specificity of each operating point, the reliability diagram (for several classes, one of
-    each), the fraction of images outside the population that pass all checks, and the AUROC of each shortcut control.
+    The figures are sensitivity and specificity at each operating point, the reliability diagram (one per class for
+    multiclass models), the fraction of images outside the population that pass all checks, and the AUROC of each
+    shortcut control.
 
     Args:
         folder: Folder of the bundle, with its evidence.
@@ -118,7 +119,7 @@ def _figures(card: Card | MulticlassCard, evidence: Mapping[str, Json | None]) -
 
 
 def _operating_points(card: Card, evaluation: Json | None) -> tuple[str, Figure]:
-    """Return sensitivity and specificity of each operating point on test images; without them, on validation images."""
+    """Return sensitivity and specificity at each operating point, on the evaluated or else the validation images."""
     rates = ("sensitivity", "specificity")
     if evaluation:
         points = evaluation["operating_points"]
@@ -142,7 +143,7 @@ def _estimates(
 
 
 def _reliability(card: Card | MulticlassCard, evaluation: Json) -> list[tuple[str, Figure]]:
-    """Return the reliability diagram; of several classes, one of each."""
+    """Return the reliability diagram, or one per class for a multiclass model."""
     if isinstance(card, Card):
         by_event = {"pneumonia": evaluation.get("reliability", ())}
     else:

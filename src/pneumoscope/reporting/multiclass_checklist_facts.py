@@ -1,4 +1,4 @@
-"""Facts of the record of models of several classes for the items of reporting guidelines; see `checklist_facts`."""
+"""Checklist facts from the records of multiclass models; see `checklist_facts`."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _text_of_classes(evaluation: MulticlassEvaluation) -> str:
 
 
 def _of_runs(c: MulticlassComparison, runs: Sequence[ComparedClasses], keys: Sequence[str]) -> str:
-    """Return the metrics of each run as sentences. Of several seeds or folds only the mean and its spread are stated."""
+    """Return the metrics of each run as sentences; for several seeds or folds, only the mean and its spread."""
     names = {key: labels.CLASS_METRICS[key] for key in keys}
     means = [sentence for group in c.groups if (sentence := mean_sentence(group, names))]
     return " ".join(
@@ -112,7 +112,7 @@ def _calibration(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fa
             ]
         )
     ]
-    # If all of them are undefined, the page has no section on calibration.
+    # If all of these are undefined, the page has no calibration section.
     metrics = [result.metrics for run in runs for result in run.evaluation.by_class.values()]
     shown = any(each[name].value is not None for each in metrics for name in names if name in each)
     return calibration_fact(c, " ".join([text, *by_class]) if text else "", "calibration" if shown else "metrics")
@@ -174,7 +174,7 @@ def _output(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact:
 
 
 def _utility(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> None:
-    """Return None: net benefit is defined for a decision between two labels."""
+    """Return None: net benefit is only defined for binary decisions."""
 
 
 def _selection(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact | None:

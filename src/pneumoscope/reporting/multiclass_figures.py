@@ -1,4 +1,4 @@
-"""Figures of models of several classes: flow of images, confusion matrix, ROC curves, reliability, and differences of pairs."""
+"""Draw multiclass figures: flow of images, confusion matrix, ROC curves, reliability, and paired differences."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ __all__ = ["class_figures_by_name", "confusion_figure", "draw_class_figures", "o
 
 _INK, _MUTED = (COLORS[name][0] for name in ("ink", "muted"))
 _CELL = 74  # pixels
-_DARK = 0.55  # fraction of the row above which text on a cell is not legible in ink
+_DARK = 0.55  # fraction of the row above which cell text uses the light color
 
 
 def draw_class_figures(
     comparison: MulticlassComparison, runs: Sequence[ComparedClasses]
 ) -> dict[str, tuple[NamedFigure, ...]]:
-    """Return the figures of a comparison: "flow", "confusion", "roc" and "reliability" of each run, and "differences" of pairs.
+    """Return the figures of a comparison by kind: "flow", "confusion", "roc", "reliability" and "differences".
 
-    A class without images has no ROC curve. Where the calibration was fitted on some of the images, there is no reliability.
+    "flow", "confusion" and "roc" have one figure per run, "reliability" one per run and class. A class without images
+    has no ROC curve. There is no reliability diagram if some of the images were used to fit the calibration.
     """
     with drawing():
         return {
@@ -83,7 +84,7 @@ def class_figures_by_name(comparison: MulticlassComparison, runs: Sequence[Compa
 
 
 def confusion_figure(title: str, evaluation: MulticlassEvaluation) -> Figure:
-    """Return the confusion matrix: classes in rows, predicted classes in columns, cells tinted by the fraction of the row.
+    """Return the confusion matrix: classes in rows, predicted classes in columns, cells tinted by row fraction.
 
     Must be called within `style.drawing()`.
     """
@@ -94,7 +95,7 @@ def confusion_figure(title: str, evaluation: MulticlassEvaluation) -> Figure:
     side = _CELL * len(names)
     figure = new_figure(side + 130, side + 90)
     axes: Axes = figure.subplots()
-    # Rectangles instead of an image, so that the SVG has no raster.
+    # Rectangles instead of an image keep the SVG free of raster data.
     style = run_style(0)
     for (row, column), fraction in np.ndenumerate(fractions):
         axes.fill(
@@ -134,7 +135,7 @@ def one_vs_rest_figure(run: ComparedClasses) -> Figure:
             continue
         x, y, _ = roc_curve(ranking[:, k], member)
         specificity, sensitivity = metrics["specificity"].value, metrics["sensitivity"].value
-        assert specificity is not None  # the class and its rest have images
+        assert specificity is not None  # both the class and the rest have images
         assert sensitivity is not None
         curves.append(Curve(x, y, (1 - specificity, sensitivity), run_style(k)))
         legend.append((short(name), run_style(k)))

@@ -1,4 +1,4 @@
-"""The report of models of several classes: page, figures, tables and checklists, as objects and as files; see `report_files`."""
+"""Report of multiclass models: page, figures, tables and checklists, as objects and as files; see `report_files`."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ __all__ = ["MulticlassReport", "report_multiclass", "write_multiclass_page"]
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class MulticlassReport:
-    """A report of models of several classes.
+    """A report of multiclass models.
 
     Attributes:
-        comparison: The comparison of the runs; of one run, its results.
+        comparison: The comparison of the runs; for a single run, its results.
         runs: The evaluations of the runs with their images.
-        figures: Figures by name, such as "confusion-0", "roc-0" and "reliability-0-2": the number of the run, and of the class.
-            In a notebook a figure is displayed; `figure` is that of matplotlib.
+        figures: Figures by name, such as "confusion-0", "roc-0" and "reliability-0-2", with the indices of run and
+            class. Notebooks display a figure; its `figure` is the matplotlib figure.
         tables: Tables by name, such as "classes"; `Table.to_dataframe()` returns a pandas DataFrame.
         checklists: Filled checklists by name.
-        recipes: Text of the recipe file of each run; "" of what is not a run.
+        recipes: Text of each run's recipe file; "" for a bundle or file.
     """
 
     comparison: MulticlassComparison
@@ -52,7 +52,7 @@ class MulticlassReport:
     recipes: tuple[str, ...]
 
     def __repr__(self) -> str:
-        """Return the names of figures and tables."""
+        """Return the comparison and the names of figures and tables."""
         return f"MulticlassReport({self.comparison!r}, figures={list(self.figures)}, tables={list(self.tables)})"
 
     def _repr_html_(self) -> str:
@@ -63,7 +63,9 @@ class MulticlassReport:
         return _page(self.comparison, self.runs, self.tables, self.recipes, tuple(self.checklists.values()))
 
     def write(self, out: str | Path) -> ReportFiles:
-        """Write report.html, figures/ (SVG, PDF, PNG) and tables/ (CSV, LaTeX, Markdown); the same input gives the same bytes.
+        """Write report.html, figures/ (SVG, PDF, PNG) and tables/ (CSV, LaTeX, Markdown).
+
+        The same input gives the same bytes.
 
         Args:
             out: Folder to write to.
@@ -77,7 +79,7 @@ class MulticlassReport:
 def report_multiclass(
     runs: Sequence[str | Path], *, evaluation: str = "test", checklists: Sequence[str] = (), command: str = ""
 ) -> MulticlassReport:
-    """Return the report of evaluated models of several classes. Nothing is evaluated or written; see `MulticlassReport.write`.
+    """Return the report of evaluated multiclass models, without evaluating or writing; see `MulticlassReport.write`.
 
     Args:
         runs: Run folders, folders of runs, or folders that `evaluate` wrote.
@@ -113,8 +115,8 @@ def write_multiclass_page(comparison: MulticlassComparison, folders: Sequence[Pa
 
     Args:
         comparison: The comparison.
-        folders: Folders with the evaluations of its runs, in its order; see `comparison.inputs.result_folders`. Of
-            cross-validations, their folders, each with its folds.
+        folders: Folders with the evaluations of its runs, in order; see `comparison.inputs.result_folders`. For
+            cross-validations, the folders of the folds.
         out: HTML file to write.
 
     Raises:

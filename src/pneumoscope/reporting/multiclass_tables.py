@@ -1,4 +1,4 @@
-"""Tables of models of several classes; see `tables`."""
+"""Tables of multiclass comparisons; see `tables`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PAIR = {
 
 
 def class_tables(comparison: MulticlassComparison, runs: Sequence[ComparedClasses]) -> tuple[Table, ...]:
-    """Return the tables of a comparison of models of several classes that have rows."""
+    """Return the non-empty tables of a multiclass comparison."""
     tables = (
         flow_table([(run.name, run.evaluation) for run in runs]),
         _metrics(comparison, runs),
@@ -61,7 +61,7 @@ def _confusion(runs: Sequence[ComparedClasses]) -> Table:
 
 
 def _classes(runs: Sequence[ComparedClasses]) -> tuple[Table, Table]:
-    """Return the metrics of ranking and decisions of each class, and those of its probability unless all are undefined."""
+    """Return the ranking and decision metrics of each class, and calibration metrics unless all are undefined."""
     metrics = [result.metrics for run in runs for result in run.evaluation.by_class.values()]
     names = [key for key in labels.METRICS if all(key in each for each in metrics)]  # earlier evaluations lack some
     decided = [key for key in names if key not in labels.CLASS_CALIBRATION]

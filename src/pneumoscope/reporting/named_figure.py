@@ -1,4 +1,4 @@
-"""A figure with its name and text alternative: in a page, in a notebook, and as a file."""
+"""A figure with its name and text alternative, for pages, notebooks and files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ __all__ = ["DECISION_CURVES", "FILE_FORMATS", "NamedFigure"]
 
 DECISION_CURVES = "decision-curves"
 FILE_FORMATS = ("svg", "pdf", "png")
-_FILE_RESOLUTION, _SCREEN_RESOLUTION = 300, 144  # dots per inch of a PNG; 72 are the size of the SVG
-# Without a time, so that the same input gives the same bytes.
+_FILE_RESOLUTION, _SCREEN_RESOLUTION = 300, 144  # dpi of a PNG; 72 dpi is the size of the SVG
+# No timestamps, so that the same input gives the same bytes.
 _METADATA = {
     "pdf": {"CreationDate": None, "Creator": "pneumoscope", "Producer": None},
     "png": {"Software": "pneumoscope"},
@@ -33,10 +33,10 @@ class NamedFigure:
     """A figure with its name and text alternative.
 
     Attributes:
-        figure: The figure, of matplotlib.
-        key: Its name: prefix of ids in a page, and name of the file; letters, digits and hyphens.
+        figure: The matplotlib figure.
+        key: Name of the figure, used as prefix of ids in a page and as file name; letters, digits and hyphens.
         label: Text alternative.
-        legend: Whether the runs are distinguished by color, so that the figure needs a legend outside a page, which has its own.
+        legend: Whether runs are distinguished by color, so that the figure needs a legend. Pages have a shared legend.
     """
 
     figure: Figure
@@ -53,7 +53,7 @@ class NamedFigure:
             return standalone_svg(self.figure, label=self.label)
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        """Return the figure for viewers of notebooks that show no SVG, with its size in pixels of the screen."""
+        """Return the figure, with its size in screen pixels, for notebook viewers that cannot display SVG."""
         width, height = self.figure.get_size_inches() * 72
         return self._raster("png", _SCREEN_RESOLUTION), {"width": round(width), "height": round(height)}
 
@@ -61,10 +61,10 @@ class NamedFigure:
         """Write the figure to an SVG, PDF or PNG file (300 dpi), and return its path.
 
         Args:
-            path: The file, whose extension is the format.
+            path: The file; its extension selects the format.
 
         Raises:
-            UsageError: It has another extension.
+            UsageError: The extension is not supported.
             StorageError: The file cannot be written.
         """
         path = Path(path)

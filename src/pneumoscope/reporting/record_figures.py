@@ -1,4 +1,4 @@
-"""Figures of evaluations and comparisons in memory; see `core.with_figures`. Those of a report are the same."""
+"""Draw the figures of evaluations and comparisons in memory, as in a report; see `core.with_figures`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def draw_record(record: Any, source: Sequence[Any]) -> Mapping[str, NamedFigure]
 
     Args:
         record: `Evaluation`, `Comparison`, `MulticlassEvaluation` or `MulticlassComparison`.
-        source: The scored images of an evaluation; the compared runs of a comparison.
+        source: The scored images of an evaluation, or the compared runs of a comparison.
     """
     match record:
         case Evaluation():

@@ -1,4 +1,4 @@
-"""The report of evaluated runs for a manuscript: page, figures, tables and checklists, as objects and as files."""
+"""Report of evaluated runs for a manuscript: page, figures, tables and checklists, as objects and as files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ReportFiles:
 
     Attributes:
         page: The page.
-        figures, tables: Figures and tables; a checklist is among the tables.
+        figures, tables: Figures and tables, including checklists.
     """
 
     page: Path
@@ -56,10 +56,10 @@ class Report:
     """A report.
 
     Attributes:
-        comparison: The comparison of the runs; of one run, its results.
+        comparison: The comparison of the runs; for a single run, its results.
         runs: Data of the runs.
-        figures: Figures by name, such as "roc", each with a legend. Notebooks display a figure; `figure` is that of
-            matplotlib.
+        figures: Figures by name, such as "roc", each with a legend. Notebooks display a figure; its `figure` is the
+            matplotlib figure.
         tables: Tables by name, such as "metrics"; `Table.to_dataframe()` returns a pandas DataFrame.
         checklists: Filled checklists by name.
     """
@@ -71,7 +71,7 @@ class Report:
     checklists: Mapping[str, Checklist]
 
     def __repr__(self) -> str:
-        """Return the names of figures and tables."""
+        """Return the comparison and the names of figures and tables."""
         return f"Report({self.comparison!r}, figures={list(self.figures)}, tables={list(self.tables)})"
 
     def _repr_html_(self) -> str:
@@ -83,7 +83,9 @@ class Report:
         return comparison_page(self.comparison, self.runs, figures, tuple(self.checklists.values()))
 
     def write(self, out: str | Path) -> ReportFiles:
-        """Write report.html, figures/ (SVG, PDF, PNG) and tables/ (CSV, LaTeX, Markdown); the same input gives the same bytes.
+        """Write report.html, figures/ (SVG, PDF, PNG) and tables/ (CSV, LaTeX, Markdown).
+
+        The same input gives the same bytes.
 
         Args:
             out: Folder to write to.
@@ -102,13 +104,12 @@ def report(
     checklists: Sequence[str] = (),
     command: str = "",
 ) -> Report:
-    """Return the report of evaluated runs. Nothing is evaluated and nothing is written; see `Report.write`.
+    """Return the report of evaluated runs, without evaluating or writing; see `Report.write`.
 
     Args:
         runs: Run folders, folders of runs with several seeds, or folders that `evaluate` wrote.
-        operating_point: Operating point of the threshold metrics and tests; if empty, "balanced" as for predictions, or "half"
-            if an evaluation lacks it, such as one of folds or of predictions without validation images, or the only one that all
-            evaluations have.
+        operating_point: Operating point of the threshold metrics and tests. If empty: "balanced" if all evaluations
+            have it, else "half", else the only one that they share. Cross-validations use "half".
         evaluation: Name of the evaluation of each run.
         checklists: Reporting guidelines to fill: "claim", "tripod-ai", "stard-ai".
         command: The command line, for the record.
@@ -126,9 +127,9 @@ def report(
 
 
 def _default_operating_point(targets: Sequence[Path], evaluation: str) -> str:
-    """Return the operating point of predictions if all evaluations have it, otherwise "half", or the only one that all have.
+    """Return "balanced" if all evaluations have it, else "half", else the only operating point that all share.
 
-    If no evaluation can be read, or there is no such operating point, `compare` raises the error.
+    If an evaluation cannot be read, or none of these exists, return "half", for which `compare` raises the error.
     """
     if any(map(is_cross_validation, targets)):
         return FIXED_POINT

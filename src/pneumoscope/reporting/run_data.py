@@ -1,4 +1,4 @@
-"""Data of the comparison page: each run with the files of its folder, checked to belong together."""
+"""Load the runs of a comparison page from their folders and check that their files belong together."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData
         runs: Folders in the order of the comparison: run folders, or folders of an evaluation.
 
     Raises:
-        RunError: The number of folders differs, a folder holds another run or an evaluation of other images, or a file
-            is missing or malformed.
+        RunError: The number of folders differs, a folder contains another run or an evaluation of other images, or a
+            file is missing or malformed.
         BundleError: A measurement for the model card is malformed.
     """
     if len(runs) != len(comparison.runs):
@@ -105,13 +105,13 @@ def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData
         is_run = is_run_folder(folder)
         results = evaluation_folder(folder, comparison.evaluation) if is_run else folder
         evaluation = read_evaluation(results / EVALUATION_FILE)
-        # Runs with the same name, such as those of one recipe, have the names of their folders in the comparison.
+        # Runs with duplicate names, such as those of one recipe, are named after their folders in the comparison.
         if summary.name not in {evaluation.name, run_folder_name(folder)}:
             raise RunError(
                 f"{folder} holds run {evaluation.name!r}; the comparison has {summary.name!r} at this position",
                 hint="Pass the folders in the order of the comparison",
             )
-        # Each fold of a cross-validation has its own images; `compare` has checked that they are those of the other folds.
+        # Each fold of a cross-validation has its own images, which `compare` has already checked.
         if not comparison.is_cross_validation and evaluation.images_sha256 != comparison.images["sha256"]:
             raise RunError(
                 f"run {summary.name!r} was evaluated on other images ({evaluation.images_sha256[:12]}) than the"
@@ -163,9 +163,9 @@ def _scores(images: Sequence[ScoredImage]) -> Scores:
 
 
 def record_rows(record: RunRecord | None) -> list[tuple[str, str]]:
-    """Return the record of a run as names and values; none without a record.
+    """Return the record of a run as names and values; empty without a record.
 
-    Nested names are joined by dots. The recipe is left out: a page shows its file.
+    Nested names are joined by dots. The recipe is omitted, because the page displays its file.
     """
     if record is None:
         return []
@@ -173,7 +173,7 @@ def record_rows(record: RunRecord | None) -> list[tuple[str, str]]:
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Return names and values as text; nested names are joined by dots; empty values and lists are left out."""
+    """Return names and values as text, with nested names joined by dots; empty values and lists are omitted."""
     pairs: list[tuple[str, str]] = []
     for name, value in data.items():
         if isinstance(value, Mapping):

@@ -1,6 +1,6 @@
-"""Measurements of the networks of a report: robustness, shortcuts and heatmaps, and their tables.
+"""Read the measurements of networks for a report (robustness, shortcuts and heatmaps), and tabulate them.
 
-They are those of the model card; see `bundle.evidence`.
+They are the measurements of the model card; see `bundle.evidence`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _Result = TypeVar("_Result", Robustness, Shortcuts, SaliencyCheck)
 
 @dataclasses.dataclass(frozen=True)
 class RunEvidence:
-    """Measurements of the network of a run; None for those that are missing.
+    """Measurements of the network of a run; None if missing.
 
     Attributes:
         run: Run folder; None if it is not a run.
-        bundle: Folder of the bundle; None if it is unknown, as for the evaluation of a bundle in another folder.
+        bundle: Folder of the bundle; None if unknown, as for the evaluation of a bundle in another folder.
         robustness, shortcuts, heatmaps: The measurements.
     """
 
@@ -47,7 +47,7 @@ class RunEvidence:
     heatmaps: SaliencyCheck | None = None
 
     def command(self, name: str) -> str:
-        """Return the command that makes a measurement, of a name of `bundle.evidence.EVIDENCE`."""
+        """Return the command for a measurement, by its name in `bundle.evidence.EVIDENCE`."""
         return evidence_command(name, self.bundle, self.run)
 
 
@@ -63,7 +63,7 @@ class _MeasuredRun(Protocol):
 
 
 def read_run_evidence(folder: Path, results: Path, evaluation: Evaluation) -> RunEvidence:
-    """Return the measurements of the network that was evaluated; without those of another network.
+    """Return the measurements of the evaluated network; those of other networks are ignored.
 
     Args:
         folder: Run folder, or folder of an evaluation.
@@ -71,14 +71,14 @@ def read_run_evidence(folder: Path, results: Path, evaluation: Evaluation) -> Ru
         evaluation: The evaluation.
 
     Raises:
-        BundleError: A file is not JSON, or has another structure.
+        BundleError: A file is not JSON, or has an unexpected structure.
     """
     run = folder if is_run_folder(folder) else None
     bundle = None
     if run is not None:
         bundle = run / BUNDLE_FOLDER
     elif results.name == "evidence" and (results.parent / CARD_FILE).is_file():
-        bundle = results.parent  # of an evaluation that `evaluate --out BUNDLE/evidence` wrote
+        bundle = results.parent  # written by `evaluate --out BUNDLE/evidence`
     if bundle is None or not evaluation.bundle_sha256:
         return RunEvidence()
     sha256 = evaluation.bundle_sha256
@@ -106,7 +106,7 @@ def _read(bundle: Path, run: Path | None, name: str, sha256: str, result_type: t
 
 
 def evidence_tables(runs: Sequence[_MeasuredRun]) -> tuple[Table, ...]:
-    """Return the tables of robustness, shortcuts and heatmaps that have rows.
+    """Return the non-empty tables of robustness, shortcuts and heatmaps.
 
     Args:
         runs: The runs of a report.
@@ -174,7 +174,7 @@ def _heatmaps(runs: Sequence[_MeasuredRun]) -> Table:
 
 
 def _correlations(found: SaliencyCheck) -> list[tuple[str, Interval]]:
-    """Return the rank correlations of heatmaps before and after randomization, each with its name."""
+    """Return the rank correlations of heatmaps before and after randomization, with their names."""
     rows = [
         (
             _BASELINE if row.is_baseline else f"randomized: {row.name}",

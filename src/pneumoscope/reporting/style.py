@@ -1,6 +1,6 @@
-"""Style of all figures: colors, fonts and grid, without changes to matplotlib's global state.
+"""Style of all figures: colors, fonts and grid, without changing matplotlib's global state.
 
-Figures are drawn in the light colors. The style sheet of a page or a standalone SVG maps them to the dark ones, so a
+Figures are drawn in the light colors. The style sheet of a page or a standalone SVG maps them to dark ones, so that a
 figure copied from either remains valid. A run has the same color and dash pattern in every figure.
 """
 
@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 
 __all__ = ["COLORS", "RUN_SLOTS", "RunStyle", "drawing", "new_figure", "run_style", "short", "show_grid"]
 
-# name: (light, dark). Light values are distinct, so that a style sheet can map each of them. The colors of runs can be
-# distinguished with the three common kinds of color blindness (see tests/reporting/test_style.py).
+# name: (light, dark). Light values are distinct, so that a style sheet can map each of them. Run colors are
+# distinguishable with the three common kinds of color blindness (see tests/reporting/test_style.py).
 COLORS = {
     "ink": ("#1c1e21", "#e8e9ec"),
     "muted": ("#5b6270", "#a5acb8"),
@@ -40,10 +40,10 @@ _DASHES: tuple[tuple[float, ...], ...] = ((), (5.0, 1.6), (1.4, 1.4), (6.0, 1.6,
 _MAX_NAME_LENGTH = 20
 
 _RC: Any = {
-    # Text is not converted to paths: files are small, and text is selectable and in the browser's font.
+    # Keep text as text: files are small, and text is selectable and uses the browser's font.
     "svg.fonttype": "none",
     "svg.hashsalt": "pneumoscope",
-    # A run name such as "$x$" is not a formula.
+    # Do not parse a run name such as "$x$" as a formula.
     "text.parse_math": False,
     "text.usetex": False,
     "font.family": "sans-serif",
@@ -96,18 +96,18 @@ class RunStyle:
 
     @property
     def line(self) -> Literal["-"] | tuple[float, tuple[float, ...]]:
-        """Return the dash pattern as a matplotlib `linestyle`."""
+        """The dash pattern as a matplotlib `linestyle`."""
         return (0, self.dash) if self.dash else "-"
 
 
 def run_style(index: int) -> RunStyle:
-    """Return the style of the run at this index of a comparison; the first 32 styles differ."""
+    """Return the style of the run at an index of a comparison; the first 32 styles differ."""
     name = f"run-{index % RUN_SLOTS}"
     return RunStyle(name, COLORS[name][0], _DASHES[(index + index // RUN_SLOTS) % len(_DASHES)])
 
 
 def short(name: str, length: int = _MAX_NAME_LENGTH) -> str:
-    """Return the name of a run or class, truncated to the space in a figure; tables show it in full."""
+    """Return the name of a run or class, truncated to fit a figure; tables show it in full."""
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
@@ -115,7 +115,7 @@ def short(name: str, length: int = _MAX_NAME_LENGTH) -> str:
 def drawing() -> Iterator[None]:
     """Apply the style to figures drawn and saved within this context."""
     with matplotlib.rc_context(_RC), warnings.catch_warnings():
-        # The bundled font only measures text, which the browser draws, so it may lack a glyph.
+        # The bundled font only measures text, which the browser renders, so missing glyphs do not matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
@@ -124,7 +124,7 @@ def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure with a constrained layout.
 
     Args:
-        width, height: Size in SVG units, which are CSS pixels if the figure is shown at its own size.
+        width, height: Size in SVG units, which are CSS pixels if the figure is not scaled.
     """
     figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
     FigureCanvasSVG(figure)

@@ -1,8 +1,8 @@
-"""Conversion of matplotlib figures to small SVGs that can be embedded in one page.
+"""Convert matplotlib figures to small SVGs that can be embedded in one page.
 
-Several SVGs of matplotlib are not valid in one page: ids repeat, and a style sheet for `*` applies to the whole page.
-Here ids are prefixed, styles become attributes (which a page's style sheet can override for dark mode), coordinates are
-rounded, and the figure gets an accessible name. The same figure gives the same bytes.
+Several matplotlib SVGs cannot share a page: ids repeat, and a style sheet for `*` applies to the whole page. Here ids
+are prefixed, styles become attributes (which a page's style sheet can override for dark mode), coordinates are rounded,
+and the figure gets an accessible name. The same figure gives the same bytes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def theme_rules(values: dict[str, str]) -> str:
     rules = []
     for name, value in values.items():
         light = COLORS[name][0]
-        # The selector has no ancestor, since markers that are drawn by reference have none.
+        # The selector has no ancestor, because markers drawn by reference have none.
         rules.append(f'[fill="{light}"]{{fill:{value}}}[stroke="{light}"]{{stroke:{value}}}')
     return "\n".join(rules)
 
@@ -59,7 +59,7 @@ def inline_svg(figure: Figure, *, key: str, label: str) -> str:
 
 
 def standalone_svg(figure: Figure, *, label: str) -> str:
-    """Return an SVG file that follows the light or dark mode of the viewer. Must be called within `style.drawing()`."""
+    """Return an SVG file that follows the viewer's light or dark mode. Must be called within `style.drawing()`."""
     root = _clean(figure, "figure")
     root.set("xmlns", "http://www.w3.org/2000/svg")
     root.set("role", "img")
@@ -85,7 +85,7 @@ def _clean(figure: Figure, key: str) -> ElementTree.Element:
         _clean_element(element, key, references)
     for attribute in ("version", "width", "height"):
         root.attrib.pop(attribute, None)
-    # These replace matplotlib's style sheet for `*`: attributes are inherited within the figure only.
+    # These replace matplotlib's style sheet for `*`; attributes are inherited within the figure only.
     root.set("stroke-linejoin", "round")
     root.set("stroke-linecap", "butt")
     return root

@@ -1,7 +1,7 @@
-"""A table of a report, and its forms: CSV, Markdown and a data frame; see also `latex_table`.
+"""Report tables and their CSV, Markdown and data-frame forms; see also `latex_table`.
 
-A CSV file has every number in full precision, with its interval in separate columns; LaTeX and Markdown have the text that a
-manuscript needs.
+CSV files contain every number in full precision, with its interval in separate columns; LaTeX and Markdown contain
+formatted text for a manuscript.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Cell", "Table", "cell_text", "to_csv", "to_markdown"]
 
 Cell = Interval | float | int | str | None
-_PARTS = ("low", "high", "method", "n", "reason")  # fields of an interval beside its value
+_PARTS = ("low", "high", "method", "n", "reason")  # fields of an interval besides its value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Table:
         name: Name of the files.
         caption: Caption, a sentence.
         columns: Headings.
-        rows: Rows of as many cells.
-        note: Methods of the intervals, as a sentence; may be empty.
-        decimals: Decimals of numbers without an interval, as text.
+        rows: Rows, each with one cell per column.
+        note: Sentence on the interval methods; may be empty.
+        decimals: Displayed decimals of numbers without an interval.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Table:
         return to_markdown(self)
 
     def wide(self) -> tuple[list[str], list[list[Any]]]:
-        """Return headings and rows with columns for the value, ends, method, n and reason of each interval."""
+        """Return headings and rows with separate columns for value, limits, method, n and reason of each interval."""
         is_interval = [any(isinstance(row[index], Interval) for row in self.rows) for index in range(len(self.columns))]
         headings: list[str] = []
         for name, interval in zip(self.columns, is_interval, strict=True):
@@ -74,7 +74,7 @@ class Table:
 
 
 def to_csv(table: Table) -> str:
-    """Return a table as CSV text: an interval has columns for its value, ends, method, n and the reason if it is undefined."""
+    """Return a table as CSV text, with the columns of `Table.wide`."""
     headings, rows = table.wide()
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -96,7 +96,7 @@ def to_markdown(table: Table) -> str:
 
 
 def cell_text(cell: Cell, decimals: int) -> str:
-    """Return a cell as it is printed.
+    """Return the displayed text of a cell.
 
     Args:
         cell: The cell.

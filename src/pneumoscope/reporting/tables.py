@@ -19,7 +19,7 @@ __all__ = ["comparison_tables", "differences_table", "flow_table", "group_table"
 
 
 def comparison_tables(comparison: Comparison, runs: Sequence[RunData]) -> tuple[Table, ...]:
-    """Return the tables of a comparison that have rows.
+    """Return the non-empty tables of a comparison.
 
     Args:
         comparison: The comparison.
@@ -49,7 +49,10 @@ def flow_table(evaluations: Sequence[tuple[str, Evaluation | MulticlassEvaluatio
     """
 
     def patients(count: ImageCount) -> tuple[Cell, Cell]:
-        """Return the number of patients, and of images of unknown ones, which records of earlier versions count as patients."""
+        """Return the numbers of known patients and of images of unknown patients.
+
+        Records of earlier versions count unknown patients as known.
+        """
         unknown = count.unknown_patients
         known = count.patients - (unknown or 0)
         return "unknown" if unknown and not known else known, unknown
@@ -80,7 +83,7 @@ def flow_table(evaluations: Sequence[tuple[str, Evaluation | MulticlassEvaluatio
 
 def _metrics(comparison: Comparison, runs: Sequence[RunData]) -> Table:
     names = [(key, label) for key, label in labels.METRICS.items() if all(key in run.summary.test for run in runs)]
-    if comparison.is_cross_validation:  # metrics of probabilities are left out
+    if comparison.is_cross_validation:  # metrics of probabilities are excluded
         names = [(key, label) for key, label in names if any(key in group.metrics for group in comparison.groups)]
     rows = tuple((label, *(run.summary.test[key] for run in runs)) for key, label in names)
     note = labels.interval_note((label, run.summary.test[key]) for run in runs for key, label in names)
@@ -89,11 +92,11 @@ def _metrics(comparison: Comparison, runs: Sequence[RunData]) -> Table:
 
 
 def group_table(groups: Sequence[RunGroup], names: Mapping[str, str]) -> Table:
-    """Return mean and spread of the runs of each group.
+    """Return the mean and spread over the runs of each group.
 
     Args:
         groups: Seeds or folds.
-        names: Label of each metric that is shown.
+        names: Label of each metric to include.
     """
     spreads = [(group, names[key], spread) for group in groups for key, spread in group.metrics.items() if key in names]
     rows: tuple[tuple[Cell, ...], ...] = tuple(
@@ -253,7 +256,7 @@ def differences_table(
 
     Args:
         evaluations: Name and evaluation of each run.
-        label: Function that returns the label of a metric of `SetDifference.named_intervals`.
+        label: Returns the label for a name in `SetDifference.named_intervals`.
     """
     found = [(run, each) for run, evaluation in evaluations if (each := evaluation.difference)]
     rows: tuple[tuple[Cell, ...], ...] = tuple(

@@ -1,4 +1,4 @@
-"""Jinja environment of the pages: number formats, thumbnails, and the colors as CSS variables."""
+"""Jinja environment of the pages: number formats, thumbnails, and colors as CSS variables."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def format_difference(value: float) -> str:
 
 
 def format_interval_limit(value: float, sign: bool = False) -> str:
-    """Return a limit of an interval with three decimals, or more if it is near 0, and with its sign if it is of a difference."""
+    """Return an interval limit with three decimals, or more near 0, and a sign for limits of a difference."""
     return with_minus_signs(format_limit(value, "+.3f" if sign else ".3f"))
 
 

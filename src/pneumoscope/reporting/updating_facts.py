@@ -1,4 +1,4 @@
-"""Facts on the calibration and the updating of models for the items of reporting guidelines; see `checklist_facts`."""
+"""Checklist facts on the calibration and updating of models; see `checklist_facts`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def calibration_fact(c: RecordedComparison, text: str, place: str) -> Fact | Non
     Args:
         c: The comparison.
         text: The metrics as sentences.
-        place: Anchor of the section with them.
+        place: Anchor of the section with the metrics.
     """
     return Fact(f"{text} Measured on {counted(c.images['n'], 'image')}.", place) if text else None
 
@@ -54,11 +54,11 @@ def _unknown(runs: Sequence[RecordedRun]) -> list[str]:
 
 
 def _update(run: RecordedRun) -> str | None:
-    """Return how a model was updated; "" if it was not, None if the evaluation does not record it."""
+    """Return how a model was updated; "" if it was not, None if this is not recorded."""
     evaluation = run.evaluation
     if isinstance(evaluation, Evaluation) and evaluation.site:
         return f"site profile {evaluation.site}; the report of `accept` states what it changes"
-    # The calibration of a bundle is a part of the model; that of predictions is by `evaluate --calibrate`.
+    # The calibration of a bundle is part of the model; predictions are calibrated by `evaluate --calibrate`.
     if not evaluation.predictions_sha256:
         return ""
     if evaluation.calibration is None:

@@ -26,7 +26,7 @@ from pneumoscope.training.trainer import Devices
 
 __all__ = ["Reproduction", "adapt_recipe", "reproduce"]
 
-# At 224 pixels a run without a GPU takes most of a day: twelve times the computation.
+# 224 pixels need twelve times the computation, most of a day per run without a GPU.
 _VGG19_SIZE_WITHOUT_GPU = 64
 
 
@@ -37,7 +37,7 @@ class Reproduction:
     Attributes:
         comparison: All evaluated runs in the folder, with the report's table as reference.
         page: The HTML report.
-        notes: Differences of the runs from the report, as sentences.
+        notes: Differences between the runs and the report, as sentences.
     """
 
     comparison: Comparison
@@ -57,16 +57,16 @@ def reproduce(
     command: str = "",
     log: Callable[[str], None] = lambda message: None,
 ) -> Reproduction:
-    """Train and evaluate the runs that are not finished, then compare all evaluated runs in the folder.
+    """Train and evaluate the unfinished runs, then compare all evaluated runs in the folder.
 
     A finished run is not trained again, even if its weights were deleted.
 
     Args:
         data: The public data set.
-        out: Folder of the run folders and the comparison.
+        out: Folder for the run folders and the comparison.
         only: Names of the runs to train now.
-        seeds: Train each run with so many consecutive seeds, all runs with the first seed first, in out/NAME/seed-N; the means
-            are compared. None trains each run once, in out/NAME.
+        seeds: Number of consecutive seeds to train each run with, in out/NAME/seed-N, all runs with the first seed
+            first; the means are compared. None trains each run once, in out/NAME.
         overrides: Recipe fields of these runs, such as "training.epochs=1".
         devices: See `train`.
         ledger: The test ledger; the default ledger if None.
@@ -76,7 +76,7 @@ def reproduce(
     Raises:
         UnknownNameError: There is no such run.
         UsageError: The number of seeds is not positive.
-        RunError: The folder has runs with seeds, and none were requested, or the reverse.
+        RunError: The folder has runs with seeds but none were requested, or vice versa.
         PneumoscopeError: See `train`, `evaluate` and `compare`.
     """
     for name in only:
@@ -112,7 +112,7 @@ def reproduce(
             if not _is_evaluated(run):
                 log(f"{title}: evaluating on the test images")
                 evaluate(run, data, ledger=ledger)
-        # After each seed, so that there is a result before the last one is trained.
+        # Compare after each seed, so that results are available early.
         result = _compare(out, command, notes)
     assert result is not None  # there is at least one seed
     return result
@@ -151,10 +151,10 @@ def _is_evaluated(run: Path) -> bool:
 def adapt_recipe(
     name: str, overrides: Sequence[str], *, gpu: bool, run: Path | None = None
 ) -> tuple[Recipe, list[str]]:
-    """Return the report's recipe with the changes that this machine requires, and a sentence on each change.
+    """Return the report's recipe adapted to this machine, and a sentence on each change.
 
-    VGG19 starts from ImageNet weights if they are available, and uses images of 64 pixels without a GPU. A run that was
-    started keeps its settings.
+    VGG19 uses ImageNet weights only if they are available, and images of 64 pixels without a GPU. A run that was
+    already started keeps its settings.
 
     Args:
         name: Name of the run.
@@ -178,7 +178,7 @@ def adapt_recipe(
     return read_recipe(name, [*overrides, *settings]), reasons
 
 
-# Field of the network: (value, reason for a value other than the report's).
+# Network field: (value, reason for deviating from the report).
 _Settings = dict[str, tuple[str | int, str]]
 
 

@@ -1,4 +1,4 @@
-"""Whether the report's ranking of its networks survives other seeds."""
+"""Check whether the report's ranking of its networks holds for other seeds."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["ranking_sentences"]
 
 
 def ranking_sentences(comparison: Comparison) -> tuple[str, ...]:
-    """Return the report's ranking by accuracy beside that of the means over seeds, as sentences; none for single seeds.
+    """Return sentences that compare the report's ranking by accuracy with the ranking of means over seeds.
 
-    A pair is confirmed if its test, which accounts for seeds and patients and is Holm-corrected, is significant in the order of
-    the report; see `evaluation.comparison.run_groups`.
+    A pair is confirmed if its test, which accounts for seeds and patients and is Holm-corrected, is significant in the
+    order of the report; see `evaluation.comparison.run_groups`. Empty without several seeds.
 
     Args:
         comparison: Comparison of the report's runs with several seeds.

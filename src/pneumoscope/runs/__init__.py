@@ -1,1 +1,1 @@
-"""Recipes, run folders and their records. No other package knows the layout of a run folder."""
+"""Recipes, run folders and their records. No other package depends on the layout of a run folder."""

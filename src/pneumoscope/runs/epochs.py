@@ -19,7 +19,7 @@ class Epoch(NamedTuple):
     """One row of `epochs.csv`.
 
     Attributes:
-        epoch: Counted from 1.
+        epoch: Epoch number, from 1.
         train_loss, train_accuracy: Means over the training batches, with dropout and augmentation.
         validation_loss, validation_accuracy, validation_auroc: At the end of the epoch; accuracy at threshold 0.5.
         learning_rate: Learning rate after the last step.
@@ -36,12 +36,12 @@ class Epoch(NamedTuple):
     seconds: float
 
     def metrics(self) -> dict[str, float]:
-        """Return all columns but the number of the epoch."""
+        """Return all columns except the epoch number."""
         return {name: value for name, value in self._asdict().items() if name != "epoch"}
 
 
 def best_epoch(epochs: Sequence[Epoch], select: Literal["accuracy", "auroc", "loss", "last"]) -> Epoch:
-    """Return the epoch with the best validation metric, the earliest one if several are equal; or the last epoch."""
+    """Return the earliest epoch with the best validation metric; or the last epoch for "last"."""
     if select == "last":
         return epochs[-1]
     if select == "loss":
@@ -54,12 +54,12 @@ def best_epoch(epochs: Sequence[Epoch], select: Literal["accuracy", "auroc", "lo
 def is_stopped_early(
     epochs: Sequence[Epoch], select: Literal["accuracy", "auroc", "loss", "last"], patience: int | None
 ) -> bool:
-    """Return whether the last epochs, as many as the patience, have no better validation metric; False without a patience."""
+    """Return whether the metric has not improved for `patience` epochs; False without patience."""
     return bool(epochs) and patience is not None and epochs[-1].epoch - best_epoch(epochs, select).epoch >= patience
 
 
 def count_plateaus(losses: Sequence[float], patience: int) -> int:
-    """Return how many times a loss did not decrease for a number of epochs; the count starts again after each time."""
+    """Return how often the loss did not decrease for `patience` epochs; the count restarts after each time."""
     lowest, waited, plateaus = math.inf, 0, 0
     for loss in losses:
         waited = 0 if loss < lowest else waited + 1
@@ -79,7 +79,7 @@ def epochs_csv(epochs: Sequence[Epoch]) -> str:
 
 
 def read_epochs(run: Path) -> tuple[Epoch, ...]:
-    """Return the epochs of a run; there is at least one.
+    """Return the epochs of a run, at least one.
 
     Raises:
         RunError: The file or a column is missing, the file has no rows, or a value is not a finite number.

@@ -1,4 +1,4 @@
-"""Files of an evaluation: evaluation.json and predictions.csv."""
+"""Read and write the files of an evaluation: evaluation.json and predictions.csv."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _EVALUATE_HINT = "Repeat the evaluation, which wrote both files: pneumoscope eva
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Return the evaluation of an `evaluation.json`.
+    """Return the evaluation in an `evaluation.json`.
 
     Raises:
-        RunError: The file is missing, malformed, of another schema, or an evaluation of several classes.
+        RunError: The file is missing, malformed, of another schema, or a multiclass evaluation.
     """
     if has_multiclass_evaluation(path.parent):
         raise RunError(
@@ -67,7 +67,7 @@ def predictions_csv(images: Iterable[ScoredImage]) -> str:
 
 
 def read_predictions(path: Path) -> tuple[ScoredImage, ...]:
-    """Return the images of a `predictions.csv`.
+    """Return the images in a `predictions.csv`.
 
     Raises:
         RunError: The file or a column is missing, a label is unknown, or a number is not finite.

@@ -1,4 +1,4 @@
-"""Files of an evaluation of several classes: evaluation.json, and predictions.csv with a column for each class."""
+"""Read and write the files of a multiclass evaluation: evaluation.json and predictions.csv (a column per class)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 _COLUMNS = ("path", "sha256", "patient", "label", "etiology", "predicted", "prediction_set")
-_PROBABILITY = "probability_"  # followed by the name of the class
+_PROBABILITY = "probability_"  # followed by the class name
 _EVALUATE_HINT = "Repeat the evaluation, which wrote both files: pneumoscope evaluate"
 
 
@@ -33,7 +33,7 @@ class _Classes(msgspec.Struct):
 
 
 def has_multiclass_evaluation(folder: Path) -> bool:
-    """Return True if the folder has an evaluation of several classes."""
+    """Return whether the folder contains a multiclass evaluation."""
     try:
         return bool(msgspec.json.decode((folder / EVALUATION_FILE).read_bytes(), type=_Classes).classes)
     except (OSError, msgspec.DecodeError):
@@ -41,10 +41,10 @@ def has_multiclass_evaluation(folder: Path) -> bool:
 
 
 def read_multiclass_evaluation(path: Path) -> MulticlassEvaluation:
-    """Return the evaluation of an `evaluation.json`.
+    """Return the evaluation in an `evaluation.json`.
 
     Raises:
-        RunError: The file is missing, malformed, of another schema, or an evaluation of NORMAL and PNEUMONIA.
+        RunError: The file is missing, malformed, of another schema, or a binary evaluation (NORMAL and PNEUMONIA).
     """
     if path.is_file() and not has_multiclass_evaluation(path.parent):
         raise RunError(
@@ -86,11 +86,7 @@ def multiclass_predictions_csv(images: Iterable[MulticlassScoredImage], classes:
 
 
 def _read_predictions(path: Path, evaluation: MulticlassEvaluation) -> tuple[MulticlassScoredImage, ...]:
-    """Return the images of a `predictions.csv`.
-
-    Raises:
-        RunError: The file or a column is missing, a class is unknown, or a number is not a probability.
-    """
+    """Return the images in a `predictions.csv`; raise `RunError` for missing columns and invalid values."""
     reader = csv.DictReader(io.StringIO(read_text(path, _EVALUATE_HINT)))
     needed = (*_COLUMNS, *(_PROBABILITY + name for name in evaluation.classes))
     missing = [name for name in needed if name not in (reader.fieldnames or ())]
@@ -114,5 +110,5 @@ def _parse_row(row: Mapping[str, str], evaluation: MulticlassEvaluation, place: 
         raise RunError(f"{place}: a probability is not within 0 to 1", hint=_EVALUATE_HINT)
     text: dict[str, Any] = {name: row[name] for name in _COLUMNS}
     if evaluation.coverage is None:
-        text["prediction_set"] = None  # an empty cell is an empty set otherwise
+        text["prediction_set"] = None  # with sets, an empty cell is an empty set
     return MulticlassScoredImage(**text, probabilities=values)

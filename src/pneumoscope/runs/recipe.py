@@ -32,7 +32,7 @@ class _Table(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _unset_fields(cls, data: Any) -> Any:
-        """Return the fields of the table with None for "none", if a field can be unset; for others it is a name."""
+        """Return the fields with "none" replaced by None where a field is optional; elsewhere "none" is a name."""
         if not isinstance(data, Mapping):
             return data
         optional = {name for name, field in cls.model_fields.items() if type(None) in get_args(field.annotation)}
@@ -47,7 +47,7 @@ class NetworkOptions(_Table):
     weights: str = "none"
     """Initial weights: "none", "imagenet", "default" for the model in the package, or the path of a bundle, a run, or a
     safetensors or PyTorch file with a state dict of the network by timm, torchvision or Hugging Face. The last layer is
-    replaced if it has other classes."""
+    replaced if its classes differ."""
     freeze: Literal["nothing", "convolutions"] = "nothing"
     """"convolutions" freezes the backbone: its features are computed once, and only the head is trained."""
     image_size: int = Field(default=224, ge=32, le=1024)
@@ -57,44 +57,44 @@ class NetworkOptions(_Table):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout rate before the last layer of a timm network."""
     output_stride: Literal[8, 16, 32] = 32
-    """Side of the image divided by that of the last feature map, and so of the heatmap. 16 doubles both sides of the heatmap;
-    the last stages of the network then cost four times as much."""
+    """Side of the image divided by the side of the last feature map, which is the side of the heatmap. 16 doubles both
+    sides of the heatmap and quadruples the cost of the last stages of the network."""
     border_mask: int = Field(default=0, ge=0, le=128)
-    """Width of the border that is replaced by black, pixels. Image borders can reveal the source of an image."""
+    """Width of the border that is set to black, pixels. Image borders can reveal the source of an image."""
     flip_averaging: bool = False
     """Test-time augmentation: after training, predictions are means over the image and its mirror image."""
 
 
 class DataOptions(_Table):
-    """[data]: how the images are split. The splits of a manifest are used as they are."""
+    """[data]: how the images are split. Splits defined by a manifest are used unchanged."""
 
     by: Literal["patient", "block", "image", "given"] = "patient"
-    """Unit of the split: "patient", "block" (contiguous patient numbers), "image" (as in the report; leaks patients), or
-    "given" (the splits that come with the data)."""
+    """Unit of the split: "patient", "block" (contiguous patient numbers), "image" (as in the report; leaks patients),
+    or "given" (the splits that come with the data)."""
     labels: Literal["label", "etiology"] = "label"
-    """"etiology" makes the cause of the pneumonia the class: bacteria, virus or normal, as in the public data set. Name another
-    column with --label-column."""
+    """"etiology" makes the cause of the pneumonia the class: bacteria, virus or normal, as in the public data set. Name
+    another column with --label-column."""
     validation: float = Field(default=0.15, gt=0, lt=0.9)
-    """Fraction of the training images that is used for validation."""
+    """Fraction of the training images used for validation."""
     age_range: tuple[float, float] | None = None
-    """Minimum and maximum age of the patients, years. The model rejects images whose header states another age."""
+    """Minimum and maximum age of the patients, years. The model rejects images with an age outside this range."""
 
 
 class PopulationOptions(_Table):
-    """[population]: the patients and images of the data. The notice of the model states them; what is not set is unknown."""
+    """[population]: the patients and images of the data, described in the model's notice. Unset fields are unknown."""
 
     ages: tuple[float, float] | None = None
-    """Minimum and maximum age of the patients, years; data.age_range if it is not set."""
+    """Minimum and maximum age of the patients, years; data.age_range if unset."""
     sites: int | None = Field(default=None, ge=1)
-    """Number of hospitals that the images come from."""
+    """Number of hospitals that contributed images."""
     view: View | None = None
     """View of the images: "PA", "AP", or "frontal" for either."""
     sentence: str = Field(default="", max_length=MAX_SENTENCE_LENGTH)
-    """Sentence that the notice shows, as it is and in every language, instead of one that states the fields above."""
+    """Custom sentence for the notice, used in every language instead of one generated from the fields above."""
 
 
 class OptimizerOptions(_Table):
-    """[optimizer]: optimizer and learning-rate schedule. Defaults are those of Keras where the report states no value."""
+    """[optimizer]: optimizer and learning-rate schedule. Where the report gives no value, defaults follow Keras."""
 
     name: Literal["sgd", "rmsprop", "adam", "adamw"] = "adam"
     """"adamw" is Adam with decoupled weight decay."""
@@ -113,9 +113,10 @@ class OptimizerOptions(_Table):
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     """Weight decay of SGD, Adam (both added to the gradient) and AdamW."""
     schedule: Literal["constant", "cosine", "step", "plateau", "one_cycle"] = "constant"
-    """"cosine" decreases the learning rate to zero at the end of the last epoch. "step" multiplies it by step_factor after every
-    step_epochs epochs; "plateau" after step_epochs epochs without a lower validation loss. "one_cycle" increases it from a 25th
-    during the first 30% of the steps, and then decreases it to almost zero (Smith & Topin 2018)."""
+    """"cosine" decreases the learning rate to zero by the end of the last epoch. "step" multiplies it by step_factor
+    after every step_epochs epochs; "plateau" does so after step_epochs epochs without a lower validation loss.
+    "one_cycle" raises it from 1/25 of its value in the first 30% of the steps, and then decreases it to almost zero
+    (Smith & Topin 2018)."""
     step_epochs: int = Field(default=5, ge=1)
     """Epochs of the schedules "step" and "plateau"."""
     step_factor: float = Field(default=0.1, gt=0, lt=1)
@@ -126,7 +127,7 @@ class OptimizerOptions(_Table):
     """Maximum norm of the gradient; 0 disables clipping."""
 
 
-# Options that apply to some optimizers only. A recipe that sets one for another optimizer is rejected.
+# Optimizer-specific options. A recipe that sets an option of another optimizer is rejected.
 _OPTIONS_OF_OPTIMIZER = {
     "sgd": {"momentum", "weight_decay"},
     "rmsprop": {"decay", "epsilon"},
@@ -141,40 +142,44 @@ class TrainingOptions(_Table):
     epochs: int = Field(default=15, ge=1, le=10_000)
     """Number of epochs; the maximum with early stopping."""
     early_stopping: int | None = Field(default=None, ge=1)
-    """Stop after this number of epochs without a better value of the metric of `select`. Train all epochs by default."""
+    """Stop after this number of epochs without improvement of the metric in `select`. By default, train all epochs."""
     batch: int = Field(default=64, ge=2, le=65_536)
     """Images per step, over all devices together."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Seed of the initial weights, the order of images, dropout, augmentation, and the split if the recipe makes it."""
+    """Seed of initial weights, order of images, dropout, augmentation, and the split unless the data defines it."""
     select: Literal["accuracy", "auroc", "loss", "last"] = "accuracy"
-    """Validation metric that selects the epoch whose weights are exported; the earliest epoch if several are equal. "last"
-    selects the last epoch, so that thresholds and calibration are fitted on images that selected nothing."""
+    """Validation metric that selects the epoch whose weights are exported; the earliest epoch in case of ties. "last"
+    selects the last epoch, so that thresholds and calibration are fitted to images that were not used for model
+    selection."""
     precision: Literal["auto", "32", "bf16"] = "auto"
-    """"auto" is bf16 if the processor or GPU computes in it natively, and 32 otherwise."""
+    """"auto" is bf16 if the processor or GPU supports it natively, and 32 otherwise."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Fraction of each label that is replaced by one half."""
+    """Fraction of each label that is replaced by a uniform distribution."""
     class_weights: Literal["none", "balanced"] = "none"
     """"balanced" weights each label by its inverse frequency."""
     calibrate: Literal["images", "augmented"] = "images"
-    """Validation images that calibration, thresholds and uncertainty bands are fitted on: unchanged, or each augmented once.
-    If the labels differ in framing and exposure, so do unchanged validation images, and the fit is optimistic. "rule_out",
-    "rule_in" and the prediction sets of several classes reach their targets on unchanged images, too."""
+    """Validation images to which calibration, thresholds and uncertainty bands are fitted: unchanged, or each augmented
+    once. If framing and exposure differ between labels, unchanged validation images share these differences, and the
+    fit is optimistic. "rule_out", "rule_in" and the prediction sets of multiclass models also reach their targets on
+    unchanged images."""
     prevalence: float | None = Field(default=None, gt=0, lt=1)
-    """Prevalence of pneumonia that probabilities are calibrated for; that of the validation images by default."""
+    """Prevalence of pneumonia that probabilities are calibrated for; by default the prevalence of the validation
+    images."""
     consistency: float = Field(default=0.0, ge=0, le=100)
-    """Weight of a consistency loss: each training image is augmented twice, and the Jensen-Shannon divergence of the two
-    predictions is added to the loss (AugMix, Hendrycks 2020). A step costs twice as much. 0 disables it."""
+    """Weight of a consistency loss: each training image is augmented twice, and the Jensen-Shannon divergence of the
+    two predictions is added to the loss (AugMix, Hendrycks 2020). A step costs twice as much. 0 disables it."""
     ema: float = Field(default=0.0, ge=0, lt=1)
-    """Decay per step of an exponential moving average of the weights, which is then validated and exported; 0 disables it."""
+    """Decay per step of an exponential moving average of the weights, which is then validated and exported; 0 disables
+    it."""
 
 
 class AugmentationOptions(_Table):
     """[augmentation]: random changes of training images. All are off by default, as in the report."""
 
     border_swap: float = Field(default=0.0, ge=0, le=1)
-    """Probability that everything outside a central rectangle, with 0.6 to 0.95 of each side, is replaced by that of another
-    training image of either label, so that the border does not predict the label. Training images only:
-    `training.calibrate = "augmented"` does not swap borders."""
+    """Probability that the border outside a central rectangle, with 0.6 to 0.95 of each side, is replaced by the border
+    of another training image of either label, so that the border does not predict the label. Applies to training images
+    only: `training.calibrate = "augmented"` does not swap borders."""
     flip: bool = False
     """Horizontal flip with probability one half."""
     rotation: float = Field(default=0.0, ge=0, le=45)
@@ -200,12 +205,12 @@ class AugmentationOptions(_Table):
 
     @property
     def any(self) -> bool:
-        """True if any augmentation is on."""
+        """True if any augmentation is enabled."""
         return any(bool(value) for value in self.model_dump().values())
 
 
 class RejectionOptions(_Table):
-    """[rejection]: checks of the input that the bundle makes."""
+    """[rejection]: input checks of the bundle."""
 
     steps: int = Field(default=0, ge=0, le=1_000_000)
     """Training steps of the input classifier. 0 disables the input classifier and the out-of-distribution detector. An
@@ -213,9 +218,11 @@ class RejectionOptions(_Table):
     classifier_share: float = Field(default=0.01, gt=0, le=0.2)
     """Maximum fraction of the augmented validation images that the input classifier rejects."""
     age_steps: int = Field(default=0, ge=0, le=1_000_000)
-    """Training steps of the age classifier, which needs data.age_range and images outside it (--outliers). 0 disables it."""
+    """Training steps of the age classifier, which needs data.age_range and images outside it (--outliers). 0 disables
+    it."""
     age_share: float = Field(default=0.01, gt=0, le=0.2)
-    """Maximum fraction of the augmented validation images that the age classifier rejects. Scores up to 0.5 always pass."""
+    """Maximum fraction of the augmented validation images that the age classifier rejects. Scores up to 0.5 always
+    pass."""
     distance_share: float = Field(default=0.02, gt=0, le=0.2)
     """Maximum fraction of the augmented validation images that the out-of-distribution detector rejects."""
 
@@ -287,7 +294,7 @@ class Recipe(_Table):
         return Preprocessing(size=self.network.image_size, crop=self.network.crop)
 
     def stated_population(self) -> Population:
-        """Return the population of the training images, as far as the recipe states it."""
+        """Return the population of the training images, as specified in the recipe."""
         stated = self.population
         return Population(
             ages=stated.ages or self.data.age_range, sites=stated.sites, view=stated.view, sentence=stated.sentence

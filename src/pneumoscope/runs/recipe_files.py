@@ -1,4 +1,4 @@
-"""Read recipes from TOML: those in a package, files, and overrides of single fields."""
+"""Read recipes from packages and TOML files, and override single fields."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pneumoscope.runs.recipe import Recipe
 
 __all__ = ["known_recipes", "packaged_recipes", "parse_recipe", "read_recipe"]
 
-_ENTRY_POINTS = "pneumoscope.recipes"  # each names a package of recipes
+_ENTRY_POINTS = "pneumoscope.recipes"  # group of entry points, each naming a package of recipes
 
-# Fields by the names that they have in other libraries.
+# Recipe fields by their names in other libraries.
 _USUAL_NAMES = {
     "arch": "network.name",
     "architecture": "network.name",
@@ -43,9 +43,9 @@ _USUAL_NAMES = {
 
 
 def known_recipes() -> dict[str, str]:
-    """Return all recipes as {name: TOML text}: the general ones, then those of packages with an entry point for recipes.
+    """Return all recipes as {name: TOML text}: the general ones, then those of packages with an entry point.
 
-    If two have the same name, the general one or else the first one counts.
+    If names collide, the general recipe or else the first one takes precedence.
 
     Raises:
         RecipeError: A package cannot be imported.
@@ -54,7 +54,7 @@ def known_recipes() -> dict[str, str]:
     for entry_point in entry_points(group=_ENTRY_POINTS):
         try:
             found = packaged_recipes(entry_point.value)
-        except Exception as error:  # importing a package runs its code
+        except Exception as error:  # importing a package runs arbitrary code
             distribution = entry_point.dist.name if entry_point.dist else entry_point.value
             raise RecipeError(
                 f"cannot read the recipes of the distribution {distribution!r}: {error}",
@@ -76,9 +76,9 @@ def read_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:
     """Return a recipe by name or from a file, with single fields overridden.
 
     Args:
-        source: Name of one of `known_recipes`, or path of a TOML file.
-        overrides: Assignments such as "training.epochs=3". The value is parsed as TOML; if that fails, it is a string. "none"
-            unsets a field that has no value by default, in a file as well.
+        source: Name in `known_recipes`, or path of a TOML file.
+        overrides: Assignments such as "training.epochs=3". Values are parsed as TOML, or else taken as strings. "none"
+            unsets an optional field, as it does in a file.
 
     Raises:
         UnknownNameError: `source` is neither a known recipe nor a file.
@@ -138,7 +138,7 @@ def parse_recipe(data: Mapping[str, Any], name: str) -> Recipe:
 
 
 def _closest_field(field: str) -> str:
-    """Return the field that another library calls like this, or with the most similar name; "" if there is none."""
+    """Return the field with this name in another library, or with the most similar name; "" without a match."""
     usual = _USUAL_NAMES.get(field.rpartition(".")[2].lower(), "")
     closest = difflib.get_close_matches(field, _field_names(), n=1, cutoff=0.5)
     return usual or (closest[0] if closest else "")

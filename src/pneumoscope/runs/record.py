@@ -1,4 +1,4 @@
-"""The record of a run (`run.json`): settings, environment and results; starting, resuming and finishing a run."""
+"""The record of a run (`run.json`): settings, environment and results; start, resume and finish a run."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ __all__ = [
     "versions",
 ]
 
-# Required fields of a finished run.
+# Fields that a finished run must have.
 _RESULTS = (
     "best_epoch",
     "average_train_accuracy",
@@ -67,7 +67,7 @@ class Resumption(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         when: Time, UTC, ISO 8601.
-        epoch: Epochs that were complete.
+        epoch: Number of completed epochs.
         device, precision, machine, versions: As in `RunRecord`, after the resumption.
     """
 
@@ -88,15 +88,16 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         weights: Initial weights, as in the recipe.
         weights_sha256: Hash of the initial weights; empty in older records.
         outliers_sha256: Hash of the images of patients outside the age range; empty without an age classifier.
-        labels: Names of columns and labels of the data, which `evaluate` uses as well; None if they are the defaults.
+        labels: Names of columns and labels of the data, reused by `evaluate`; None for the defaults.
         counts: Number of images by split and label.
-        fold, folds: Number of the fold that the run validates on, from 1, and number of folds; None without cross-validation.
+        fold, folds: Number of the validation fold, from 1, and number of folds; None without cross-validation.
         device: "cpu" or the name of the GPU, with the number of devices if there are several.
         precision: "32" or "bf16".
         machine: Processor, cores and operating system.
         started, finished: Time, UTC, ISO 8601.
         resumed: Resumptions, in order.
-        best_epoch: Epoch whose weights are in the bundle. This and the following fields are None until the run is finished.
+        best_epoch: Epoch whose weights are in the bundle. This and the following fields are None until the run is
+            finished.
         average_train_accuracy, average_validation_accuracy: Means over the epochs.
         best_validation_accuracy: Validation accuracy of the best epoch.
         seconds: Wall-clock time of all epochs.
@@ -141,7 +142,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
                 raise ValueError(f"a finished run has no {missing[0]}")
 
     def to_json(self) -> str:
-        """Return the record as indented JSON, without the fields that have no value."""
+        """Return the record as indented JSON, omitting fields without a value."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2).decode() + "\n"
 
 
@@ -156,7 +157,7 @@ def now() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of this package, Python and the libraries that affect numbers."""
+    """Return the versions of this package, Python and the libraries that affect results."""
     result = {"pneumoscope": __version__, "python": platform.python_version()}
     for name in _LIBRARIES:
         try:
@@ -167,7 +168,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str]:
-    """Return the processor, the number of cores and the operating system; not the host name."""
+    """Return the processor, the number of cores and the operating system, but not the host name."""
     processor = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -197,7 +198,7 @@ def read_run(run: Path, *, finished: bool = False) -> RunRecord:
 
 
 def recorded_labels(target: Path) -> LabelMapping | None:
-    """Return how the labels of a run were read, or those of the first run in a folder of runs; None if there is nothing to know.
+    """Return the label mapping of a run, or of the first run in a folder of runs; None without a run or mapping.
 
     Args:
         target: Run, folder of runs, or any other folder.
@@ -208,11 +209,10 @@ def recorded_labels(target: Path) -> LabelMapping | None:
 
 @contextlib.contextmanager
 def lock_run(run: Path) -> Iterator[int]:
-    """Prevent other processes from training in a folder; create the folder if it is missing.
+    """Prevent other processes from training in a folder, which is created if missing.
 
-    Yields the file descriptor of the lock, for worker processes; see `core.files.locked`.
-
-    On exit the lock is removed, and so is the folder if it was created here and is empty.
+    Yields the file descriptor of the lock, for worker processes; see `core.files.locked`. On exit the lock file is
+    removed, as is the folder if it was created here and is empty.
 
     Raises:
         RunError: Another process is training in the folder.
@@ -237,10 +237,10 @@ def lock_run(run: Path) -> Iterator[int]:
 def check_output_folder(
     run: Path, recipe: Recipe, manifest: Manifest, outliers: Outliers | None = None, *, resume: bool
 ) -> None:
-    """Raise if a run cannot be started or resumed in this folder. Write nothing.
+    """Raise if a run cannot be started or resumed in this folder, without writing anything.
 
     Args:
-        run: The folder; it need not exist.
+        run: The folder; it does not need to exist.
         recipe, manifest, outliers: Recipe and images of the run.
         resume: Resume the run in the folder if there is one.
 
@@ -250,7 +250,7 @@ def check_output_folder(
     if run.exists() and not run.is_dir():
         raise RunError(f"{str(run)!r} is a file, not a folder", hint="Choose another folder with --out")
     if not is_run_folder(run):
-        # A process that was killed while starting a run leaves at most these files.
+        # A process killed while starting a run leaves at most these files.
         present = {path.name for path in run.iterdir()} - {LOCK_FILE} if run.exists() else set()
         incomplete = {
             name
@@ -268,7 +268,7 @@ def check_output_folder(
         )
     before = read_run(run)
     hint = "Resume with the same recipe, --set options and images, or choose another folder with --out"
-    # Validated again, so that fields that the older record lacks have their defaults.
+    # Parse again, so that fields missing from an older record get their defaults.
     recorded = parse_recipe(before.recipe, str(run / RUN_FILE)).model_dump(mode="json")
     requested = recipe.model_dump(mode="json")
     if recorded != requested:
@@ -280,12 +280,13 @@ def check_output_folder(
 
 
 def check_starting_weights(run: Path, sha256: str) -> None:
-    """Raise if a run would be resumed with other initial weights than it was started with.
+    """Raise if a resumed run would have other initial weights than at its start.
 
-    Randomly initialized weights are not compared: they may differ between versions of torch and between processors.
+    Randomly initialized weights are not compared, because they may differ between versions of torch and between
+    processors.
 
     Args:
-        run: The folder; it need not have a run yet.
+        run: The folder; it may not contain a run yet.
         sha256: Hash of the current initial weights.
 
     Raises:
@@ -349,7 +350,7 @@ def create_run(
         machine=machine(),
         started=now(),
     )
-    # Last, so that a folder with `run.json` also has the other files.
+    # Written last, so that a folder with `run.json` also has the other files.
     write_atomically(run / RUN_FILE, record.to_json())
 
 
@@ -358,7 +359,7 @@ def record_resumption(run: Path, epoch: int, *, device: str, precision: str) -> 
 
     Args:
         run: The run folder.
-        epoch: Epochs that are complete.
+        epoch: Number of completed epochs.
         device, precision: Device and precision after the resumption.
 
     Raises:

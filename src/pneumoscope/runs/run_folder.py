@@ -1,4 +1,4 @@
-"""Layout of a run folder, and reading of its files.
+"""Layout of a run folder, and functions that read its files.
 
 RUN/recipe.toml                 the recipe with all defaults
     manifest.csv                images (absolute paths), labels, patients, splits and hashes
@@ -8,15 +8,15 @@ RUN/recipe.toml                 the recipe with all defaults
     curves.svg                  learning curves
     checkpoints/                last.ckpt (training state), best.safetensors (selected weights)
     tensorboard/                the metrics of epochs.csv for TensorBoard
-    csv/                        the same in the form of Lightning's CSV logger, with --logger csv
-    mlflow-run.txt, mlflow.db   id of the run in MLflow, and its store unless MLFLOW_TRACKING_URI states another
+    csv/                        the same in the format of Lightning's CSV logger, with --logger csv
+    mlflow-run.txt, mlflow.db   id of the run in MLflow, and its store unless MLFLOW_TRACKING_URI is set
     bundle/                     network.onnx and card.json; evidence/, see `bundle.evidence`
     evaluation/NAME/            evaluation.json and predictions.csv, written by `evaluate`; `test` has the run's own test images
 
-A process that trains in the folder holds the lock `.run.lock`.
+A process training in the folder holds the lock `.run.lock`.
 
-`train --seeds` makes a folder of runs: one run folder seed-N for each seed. `train --folds` makes one with a run folder fold-N
-for each fold of a cross-validation.
+`train --seeds` creates a folder of runs with a run folder seed-N for each seed; `train --folds` creates one with a run
+folder fold-N for each fold of a cross-validation.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ MLFLOW_RUN_FILE = "mlflow-run.txt"
 LoggerName = Literal["tensorboard", "csv", "mlflow"]
 BUNDLE_FOLDER = "bundle"
 LOCK_FILE = ".run.lock"
-# Inside `evaluation_folder`.
+# In `evaluation_folder`.
 EVALUATION_FILE = "evaluation.json"
 PREDICTIONS_FILE = "predictions.csv"
 
@@ -94,7 +94,7 @@ class _Header(msgspec.Struct):
 
 
 def is_run_folder(path: Path) -> bool:
-    """Return True if a run was started in this folder."""
+    """Return whether a run was started in this folder."""
     return (path / RUN_FILE).is_file()
 
 
@@ -109,16 +109,13 @@ def fold_folder(out: Path, number: int) -> Path:
 
 
 def run_folder_name(run: Path) -> str:
-    """Return the name of a run's folder; for a seed or fold with that of the folder of runs, such as "quick/seed-3"."""
+    """Return the name of a run's folder, prefixed by its parent for a seed or fold, such as "quick/seed-3"."""
     folder = run.resolve()
     return f"{folder.parent.name}/{folder.name}" if _SERIES_FOLDER.fullmatch(folder.name) else folder.name
 
 
 def run_folders(path: Path) -> list[Path]:
-    """Return the run folders in a folder of runs, and in folders of runs therein; none if the folder is itself a run.
-
-    They are sorted by name, numbers by value.
-    """
+    """Return the runs in a folder or one level below, sorted by name with numbers by value; empty for a run."""
     if is_run_folder(path) or not path.is_dir():
         return []
     found = [each for folder in path.iterdir() for each in ([folder] if is_run_folder(folder) else _runs_in(folder))]
@@ -126,7 +123,7 @@ def run_folders(path: Path) -> list[Path]:
 
 
 def has_other_files(folder: Path) -> bool:
-    """Return True if a folder is not empty and has no run, and no folder of a seed that was interrupted at its start."""
+    """Return whether a folder without runs contains anything but folders of interrupted seeds or folds."""
     if not folder.is_dir() or run_folders(folder):
         return False
     return any(not _SERIES_FOLDER.fullmatch(each.name) for each in folder.iterdir())
@@ -141,15 +138,15 @@ def evaluation_folder(run: Path, name: str = "test") -> Path:
 
     Args:
         run: The run folder.
-        name: Name of the evaluation: a split of the run, or one that the user chose.
+        name: Name of the evaluation: a split of the run, or a user-specified name.
     """
     return run / "evaluation" / name
 
 
 def evaluation_of_bundle(bundle: Path) -> Path | None:
-    """Return the path of the test evaluation of the run that has this bundle, whether or not the file exists.
+    """Return the path of the test evaluation of the run that contains a bundle; None for a bundle outside a run.
 
-    None for a bundle outside a run.
+    The file may not exist.
     """
     bundle = bundle.absolute()
     if bundle.name != BUNDLE_FOLDER or not is_run_folder(bundle.parent):
@@ -166,10 +163,10 @@ def find_bundle(target: Path | None = None) -> Path:
     """Return the bundle of a run, the folder itself if it is not a run, or the bundle in the package.
 
     Args:
-        target: Folder; None, or "default" unless there is such a folder, for the bundle in the package.
+        target: Folder. None selects the bundle in the package, as does "default" unless a folder with this name exists.
 
     Raises:
-        RunError: The run has no bundle, or it is a folder of runs.
+        RunError: The run has no bundle, or the folder is a folder of runs.
     """
     if target is None or (target == Path("default") and not target.exists()):
         return DEFAULT_BUNDLE

@@ -1,1 +1,1 @@
-"""Metrics, intervals, tests and calibration of NumPy arrays. Each formula names its source."""
+"""Metrics, intervals, tests and calibration on NumPy arrays. Every formula cites its source."""

@@ -1,4 +1,4 @@
-"""Calibration: Platt scaling, Brier score, calibration error and reliability diagram."""
+"""Platt scaling, Brier score, calibration error, slope, intercept and O/E ratio, and reliability bins."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ __all__ = [
 ]
 
 BINS = 15
-# If the logits do not rank the images, or rank them in reverse, this slope gives all images the same probability.
+# With this slope, all images get the same probability if the logits do not rank them, or rank them in reverse.
 _MIN_SLOPE = 1e-6
 _MAX_ITERATIONS = 60  # of Newton's method; each changes slope and intercept by at most 1
-_MAX_PARAMETER = 40  # of standardized logits
-# Between the lowest and the highest logit. Probabilities whose odds differ by less than 1% are practically equal: the slope would
-# be in the hundreds or millions, and describe rounding errors of the network.
+_MAX_PARAMETER = 40  # for standardized logits
+# Minimum range of the logits. If the odds differ by less than 1%, probabilities are practically equal, and the slope
+# would be in the hundreds or millions and describe rounding errors of the network.
 _MIN_RANGE = 0.01
-# Distance from 1 to the next smaller number in double precision.
+# Distance from 1 to the next smaller double.
 _EPSILON = 2.0**-53
 
 
 def _bin_indices(probabilities: FloatArray, bins: int) -> IntArray:
-    """Return the bin of each image, from 0 without gaps. Bins are of equal mass; equal probabilities share a bin."""
+    """Return the bin of each image, from 0 without gaps. Bins have equal mass; equal probabilities share a bin."""
     edges = np.unique(np.quantile(probabilities, np.arange(1, bins) / bins, method="inverted_cdf"))
     return np.asarray(np.unique(np.searchsorted(edges, probabilities), return_inverse=True)[1], dtype=np.int64)
 
 
 def weighted_brier(probabilities: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
-    """Return the Brier score of each row of image weights, for `intervals.patient_bootstrap`.
+    """Return the Brier score for each row of image weights, for `intervals.patient_bootstrap`.
 
     It is the mean squared difference of probability and label: 0 is perfect, 0.25 is the score of a constant 0.5.
 
@@ -70,12 +70,12 @@ def weighted_brier(probabilities: FloatArray, labels: BoolArray, weights: FloatA
 
 
 def weighted_calibration_error(probabilities: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
-    """Return the expected calibration error of each row of image weights; arguments and shape as in `weighted_brier`.
+    """Return the expected calibration error for each row of image weights; arguments and shape as in `weighted_brier`.
 
-    It is the mean absolute difference of mean probability and observed rate over 15 bins of equally many images. With
-    bins of equal width most would be almost empty, since networks output 0.99 far more often than 0.5. Equal
-    probabilities share a bin, so there can be fewer bins. The bins are those of the unweighted images. Even perfect
-    calibration gives a value above 0, about 0.02 at 600 images.
+    It is the mean absolute difference between mean probability and observed rate over 15 bins of equal mass. Most bins
+    of equal width would be almost empty, because networks output 0.99 far more often than 0.5. Equal probabilities
+    share a bin, so there may be fewer bins. Bins are computed from the unweighted images. Even perfect calibration
+    gives a value above 0, about 0.02 for 600 images.
 
     Source: Naeini 2015, AAAI 29:2901; 15 bins by Guo 2017, ICML 70:1321; equal mass by Nixon 2019, CVPR Workshops.
     """
@@ -96,18 +96,18 @@ def calibration_error_interval(
 ) -> Interval:
     """Return the expected calibration error with an interval that can include 0.
 
-    Noise only increases this error, and resampling adds the noise a second time, so a percentile interval lies above
-    the true value. The percentile interval of `intervals.patient_bootstrap` is therefore reflected at the estimate
-    (basic bootstrap). Its low end is 0 if labels drawn from the probabilities themselves give as large a value in more
-    than 1 - level of the draws.
+    Noise only increases this error, and resampling adds noise a second time, so a percentile interval lies above the
+    true value. The percentile interval of `intervals.patient_bootstrap` is therefore reflected at the estimate (basic
+    bootstrap). Its lower limit is 0 if the value does not exceed the `level` quantile of errors computed with labels
+    drawn from the probabilities.
 
-    In simulations of 624 images the interval contains the true value in 87 to 95% of data sets, the percentile interval
-    in 0 to 91%.
+    In simulations of 624 images this interval contains the true value in 87 to 95% of data sets, the percentile
+    interval in 0 to 91%.
 
     Args:
         probabilities: Probabilities of pneumonia, 0 to 1, shape (n,).
         labels: True where pneumonia is present, shape (n,).
-        patients: One patient key per image, "" where unknown; None if no patient is known.
+        patients: One patient key per image, "" where unknown; None if all are unknown.
         resamples: Number of bootstrap resamples.
         level: Coverage, 0 to 1.
         seed: Seed of the bootstrap.
@@ -116,7 +116,7 @@ def calibration_error_interval(
         UndefinedMetricError: There are no images, or a probability is outside 0 to 1.
 
     Source: Davison & Hinkley 1997, section 5.2 (basic bootstrap); Bröcker & Smith 2007, Weather Forecast 22:651 (labels
-        drawn from the probabilities).
+    drawn from the probabilities).
     """
     p, y = validate_probabilities(probabilities, labels)
     percentile = patient_bootstrap(
@@ -132,7 +132,7 @@ def calibration_error_interval(
 
 
 def _max_error_if_calibrated(probabilities: FloatArray, level: float, resamples: int, seed: int) -> float:
-    """Return the quantile at `level` of the calibration error if these probabilities are perfectly calibrated."""
+    """Return the quantile at `level` of the calibration error under perfect calibration."""
     random = np.random.default_rng(seed)
     indices = _bin_indices(probabilities, BINS)
     errors = []
@@ -143,9 +143,9 @@ def _max_error_if_calibrated(probabilities: FloatArray, level: float, resamples:
 
 
 def weighted_calibration_slope(logits: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
-    """Return the calibration slope of each row of image weights, for `intervals.patient_bootstrap`.
+    """Return the calibration slope for each row of image weights, for `intervals.patient_bootstrap`.
 
-    It is the slope of a logistic regression of the labels on the logits of the probabilities: 1 is perfect, below 1 the
+    It is the slope of a logistic regression of the labels on the logits of the probabilities: 1 is perfect; below 1 the
     probabilities are too extreme, above 1 not extreme enough.
 
     Args:
@@ -153,11 +153,11 @@ def weighted_calibration_slope(logits: FloatArray, labels: BoolArray, weights: F
         labels, weights: See `weighted_brier`.
 
     Returns:
-        Shape (r,); NaN where it cannot be estimated: the probabilities separate the labels, perfectly or except for equal ones at
-        one threshold, so that the regression has no finite solution, or their odds differ by less than 1%.
+        Shape (r,). NaN where it cannot be estimated: the odds differ by less than 1%, or the probabilities separate the
+        labels (completely, or except for ties at one threshold), so that the regression has no finite solution.
 
-    Source: Cox 1958, Biometrika 45:562; Van Calster 2019, BMC Med 17:230. Separation, complete and quasi-complete: Albert &
-        Anderson 1984, Biometrika 71:1.
+    Source: Cox 1958, Biometrika 45:562; Van Calster 2019, BMC Med 17:230. Complete and quasi-complete separation:
+    Albert & Anderson 1984, Biometrika 71:1.
     """
     slopes = np.full(len(weights), np.nan)
     rows = ~(_are_separated(logits, labels, weights) | _are_equal(logits, weights))
@@ -167,7 +167,7 @@ def weighted_calibration_slope(logits: FloatArray, labels: BoolArray, weights: F
 
 
 def _are_separated(logits: FloatArray, labels: BoolArray, weights: FloatArray) -> BoolArray:
-    """Return for each row of image weights whether a threshold separates the labels, images on it aside, shape (r,)."""
+    """Return for each row of image weights whether a threshold separates the labels, ties aside, shape (r,)."""
     lowest, highest = (
         [side(np.where((weights > 0) & members, logits, none), axis=1) for members in (labels, ~labels)]
         for side, none in ((np.min, np.inf), (np.max, -np.inf))
@@ -182,10 +182,10 @@ def _are_equal(logits: FloatArray, weights: FloatArray) -> BoolArray:
 
 
 def weighted_calibration_intercept(logits: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
-    """Return the calibration intercept, or calibration-in-the-large, of each row of image weights.
+    """Return the calibration intercept (calibration-in-the-large) for each row of image weights.
 
     It is the intercept of a logistic regression of the labels with the logits of the probabilities as an offset: 0 is
-    perfect, below 0 the probabilities are too high on average. Arguments, shape and source as in
+    perfect; below 0 the probabilities are too high on average. Arguments, shape and source as in
     `weighted_calibration_slope`.
     """
     return _logistic_regression(logits, labels, weights, slope=1.0)[1]
@@ -194,8 +194,8 @@ def weighted_calibration_intercept(logits: FloatArray, labels: BoolArray, weight
 def weighted_observed_expected_ratio(probabilities: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
     """Return the number of pneumonias divided by the sum of the probabilities (O/E), for each row of image weights.
 
-    1 is perfect, below 1 the probabilities are too high on average. Arguments and shape as in `weighted_brier`; NaN if all
-    probabilities are 0.
+    1 is perfect; below 1 the probabilities are too high on average. Arguments and shape as in `weighted_brier`; NaN if
+    all probabilities are 0.
 
     Source: Debray 2017, BMJ 356:i6460; Riley 2016, BMJ 353:i3140.
     """
@@ -212,14 +212,14 @@ def calibration_intervals(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Return calibration_slope, calibration_intercept and observed_expected_ratio, with bootstrap intervals by patient.
+    """Return calibration_slope, calibration_intercept and observed_expected_ratio with patient-bootstrap intervals.
 
-    Probabilities of 0 and 1 have no logit; for slope and intercept they count as 2^-53 and 1 - 2^-53.
+    Probabilities of 0 and 1 have no finite logit; slope and intercept use 2^-53 and 1 - 2^-53 instead.
 
     Args:
         probabilities: Probabilities of pneumonia, 0 to 1, shape (n,).
-        labels: True where pneumonia is present, shape (n,). With one label all three are undefined.
-        patients: One patient key per image, "" where unknown; None if no patient is known.
+        labels: True where pneumonia is present, shape (n,). If all are equal, all three are undefined.
+        patients: One patient key per image, "" where unknown; None if all are unknown.
         resamples: Number of resamples.
         level: Coverage, 0 to 1.
         seed: Seed of the bootstrap.
@@ -227,8 +227,8 @@ def calibration_intervals(
     Raises:
         UndefinedMetricError: There are no images, or a probability is outside 0 to 1.
 
-    Source: `weighted_calibration_slope`, `weighted_calibration_intercept` and `weighted_observed_expected_ratio`; the three
-        are levels of the hierarchy of Van Calster 2016, J Clin Epidemiol 74:167.
+    Source: `weighted_calibration_slope`, `weighted_calibration_intercept` and `weighted_observed_expected_ratio`; the
+    hierarchy of calibration by Van Calster 2016, J Clin Epidemiol 74:167.
     """
     p, y = validate_probabilities(probabilities, labels)
     inside = np.clip(p, _EPSILON, 1 - _EPSILON)
@@ -282,7 +282,7 @@ def _logistic_regression(
         logits, labels, weights: See `weighted_calibration_slope`.
         slope: A fixed slope; estimated if None.
     """
-    # Standardized, because the steps are limited; transformed back in the end.
+    # Standardize, because the step size is limited; transformed back at the end.
     center, scale = (float(logits.mean()), float(logits.std()) or 1.0) if slope is None else (0.0, 1.0)
     logits = (logits - center) / scale
     parameters = np.zeros((len(weights), 2))
@@ -308,7 +308,7 @@ def _logistic_regression(
             if np.nanmax(np.abs(step), initial=0.0) < 1e-9:
                 break
         converged = (np.abs(gradient) <= 1e-6 * weights.sum(1, keepdims=True)).all(1)
-        # A large slope means that the labels are perfectly separated, a large intercept that all are alike.
+        # A large slope indicates complete separation, a large intercept a single label.
         converged &= (np.abs(parameters) < _MAX_PARAMETER).all(1)
         parameters = np.stack([parameters[:, 0] / scale, parameters[:, 1] - parameters[:, 0] * center / scale], axis=1)
     result = np.where(converged[:, None], parameters, np.nan)
@@ -340,11 +340,11 @@ def reliability_bins(
 
 
 def fit_platt(logits: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, float]:
-    """Return the slope and intercept for which sigmoid(slope x logit + intercept) is a calibrated probability.
+    """Return the slope and intercept that make sigmoid(slope x logit + intercept) a calibrated probability.
 
     They maximize the likelihood of Platt's smoothed targets, (N+ + 1) / (N+ + 2) and 1 / (N- + 2), which keep both
-    finite if the classes are perfectly separated. The slope stays positive: calibration must not change the ranking of
-    images.
+    finite if the classes are perfectly separated. The slope is constrained to be positive, because calibration must not
+    change the ranking of images.
 
     Args:
         logits: Logits of validation images, unbounded, shape (n,).
@@ -358,7 +358,7 @@ def fit_platt(logits: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, floa
     x, y = validate_both_classes(logits, labels, "calibration")
     positives, negatives = int(y.sum()), int((~y).sum())
     target = np.where(y, (positives + 1) / (positives + 2), 1 / (negatives + 2))
-    # The optimizer would stop too early on raw logits, which may be in the hundreds, so they are standardized.
+    # Standardize, because the optimizer would stop too early on raw logits, which may be in the hundreds.
     mean, scale = float(x.mean()), float(x.std()) or 1.0
     standardized = (x - mean) / scale
 

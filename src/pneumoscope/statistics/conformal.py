@@ -1,13 +1,13 @@
-"""Predictions with a guarantee for exchangeable images: Mondrian conformal prediction and Venn-Abers calibration.
+"""Mondrian conformal prediction and Venn-Abers calibration, with guarantees for exchangeable images.
 
-Conformal prediction keeps a label possible for an image unless the score is among the most extreme calibration scores
-of that label. For the images of either label, the true label then stays possible with at least the stated coverage,
-even if the network is poor.
+Conformal prediction excludes a label for an image only if the score is among the most extreme calibration scores of
+that label. For the images of either label, the true label is then included with at least the specified coverage,
+however poor the network.
 
 Venn-Abers calibration fits isotonic regression to the calibration images and the new image twice, once with each label.
 One of the two probabilities is calibrated. They differ widely where few calibration images have similar scores.
 
-Neither guarantee holds under a distribution shift.
+Neither guarantee holds under distribution shift.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 
 
 class UncertaintyBand(NamedTuple):
-    """Scores from `low` to `high`, both included, are uncertain.
+    """Band of uncertain scores from `low` to `high`, both included.
 
     Below the band NORMAL is the only possible label; above it PNEUMONIA is.
     """
@@ -44,13 +44,13 @@ class UncertaintyBand(NamedTuple):
 
 
 def fit_uncertainty_band(scores: npt.ArrayLike, labels: npt.ArrayLike, coverage: float) -> UncertaintyBand:
-    """Return the scores at which both labels are possible, or neither is.
+    """Return the band of scores at which both labels or neither label are possible.
 
-    If few calibration images are misclassified, neither label may be possible at some scores. Such an image is atypical
-    of both labels and counts as uncertain too, which can only raise the coverage.
+    If few calibration images are misclassified, there may be scores at which neither label is possible. An image with
+    such a score is atypical of both labels and also counts as uncertain, which can only increase the coverage.
 
     Args:
-        scores: Scores, 0 to 1, of calibration images that selected neither the network nor its epoch, shape (n,).
+        scores: Scores, 0 to 1, of calibration images that were not used to select the network or its epoch, shape (n,).
         labels: True where pneumonia is present, shape (n,).
         coverage: Coverage of each label, above 0 and below 1.
 
@@ -72,15 +72,16 @@ def fit_uncertainty_band(scores: npt.ArrayLike, labels: npt.ArrayLike, coverage:
 def fit_class_thresholds(
     probabilities: npt.ArrayLike, targets: npt.ArrayLike, names: Sequence[str], coverage: float
 ) -> list[float]:
-    """Return for each class the probability at or above which it is in the prediction set of an image.
+    """Return for each class the probability at or above which it is included in an image's prediction set.
 
-    A class is left out if its probability is among the lowest of the calibration images of this class. If these are exchangeable
-    with the images of the class, their sets contain it with at least the coverage (class-conditional, or Mondrian, conformal
-    prediction). A set may have several classes, or none.
+    A class is excluded if its probability is among the lowest of the calibration images of this class. If these are
+    exchangeable with new images of the class, prediction sets contain the true class with at least the coverage
+    (class-conditional, or Mondrian, conformal prediction). A set may contain several classes, or none.
 
     Args:
-        probabilities: Probabilities of calibration images that selected neither the network nor its epoch, shape (n, K).
-        targets: Index of the class of each image, shape (n,).
+        probabilities: Probabilities of calibration images that were not used to select the network or its epoch, shape
+            (n, K).
+        targets: Class index of each image, shape (n,).
         names: Names of the classes.
         coverage: Coverage of each class, above 0 and below 1.
 
@@ -100,7 +101,7 @@ def fit_class_thresholds(
 
 
 def _n_excluded(n: int, coverage: float, label: str) -> int:
-    """Return how many of the n + 1 equally likely ranks of a new image of the label lie outside the coverage."""
+    """Return how many of the n + 1 equally likely ranks of a new image of the label are outside the coverage."""
     n_excluded = math.floor((1 - coverage) * (n + 1) + 1e-9)
     if n_excluded < 1:
         raise UndefinedMetricError(
@@ -110,12 +111,12 @@ def _n_excluded(n: int, coverage: float, label: str) -> int:
 
 
 def _min_images(coverage: float) -> int:
-    """Return the smallest number of calibration images of a label for a coverage."""
+    """Return the smallest number of calibration images per label for a coverage."""
     return math.ceil(coverage / (1 - coverage) - 1e-9)
 
 
 def few_images_text(counts: Mapping[str, int], coverage: float) -> str:
-    """Return which classes have too few validation images for a coverage, as a clause; "" if none has.
+    """Return a clause naming the classes with too few validation images for a coverage; "" if there are none.
 
     Args:
         counts: Number of validation images of each class.
@@ -132,8 +133,8 @@ class VennAbers(NamedTuple):
     """Lower and upper probability of pneumonia as ascending step functions of the score.
 
     Attributes:
-        edges: Scores at which a step may occur, ascending, k of them.
-        low, high: Probabilities between the edges, k + 1 of each; `low` is below `high`.
+        edges: The k scores at which a step may occur, ascending.
+        low, high: The k + 1 probabilities between the edges; `low` is below `high`.
     """
 
     edges: Sequence[float]
@@ -141,12 +142,12 @@ class VennAbers(NamedTuple):
     high: Sequence[float]
 
     def interval(self, score: float) -> tuple[float, float]:
-        """Return the lower and upper probability of a score; on an edge, the wider interval of both sides."""
+        """Return the lower and upper probability for a score; on an edge, the union of the adjacent intervals."""
         return self.low[bisect_left(self.edges, score)], self.high[bisect_right(self.edges, score)]
 
 
 def fit_venn_abers(scores: npt.ArrayLike, labels: npt.ArrayLike) -> VennAbers:
-    """Return both probabilities for every score that an image can have.
+    """Return both probabilities as functions of the score.
 
     Args:
         scores: Scores of calibration images in any unit, shape (n,).
@@ -157,14 +158,14 @@ def fit_venn_abers(scores: npt.ArrayLike, labels: npt.ArrayLike) -> VennAbers:
 
     Source: Vovk, Petej & Fedorova 2015, NeurIPS 28:892 (inductive Venn-Abers predictors).
     """
-    from sklearn.isotonic import isotonic_regression  # not needed to evaluate the step functions
+    from sklearn.isotonic import isotonic_regression  # deferred: evaluating the step functions does not need it
 
     x, y = validate_both_classes(scores, labels, "Venn-Abers calibration")
     edges, ranks, counts = np.unique(x, return_inverse=True, return_counts=True)
     rates = np.bincount(ranks, y) / counts
 
     def probabilities(label: float) -> FloatArray:
-        """Return the probability for a score below all edges, between two neighboring ones, and above all."""
+        """Return the probabilities below all edges, between each two adjacent edges, and above all edges."""
         return np.array(
             [
                 isotonic_regression(

@@ -1,4 +1,4 @@
-"""Decision curves: the net benefit of treating the images above a threshold probability, with intervals."""
+"""Decision curves: net benefit of treating at or above a threshold probability, with intervals."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ THRESHOLD_PROBABILITIES = tuple(step / 20 for step in range(1, 20))
 def net_benefit(
     probabilities: npt.ArrayLike, labels: npt.ArrayLike, thresholds: npt.ArrayLike
 ) -> tuple[FloatArray, FloatArray]:
-    """Return the net benefit of the model and that of treating everyone, at each threshold probability.
+    """Return the net benefit of the model and of treating everyone, at each threshold probability.
 
-    A patient is treated if the probability is at or above the threshold t. The net benefit is TP / n - FP / n x t / (1 - t):
-    true positives per image, minus false positives at the exchange rate that the threshold implies. Treating no one has a net
+    A patient is treated if the probability reaches the threshold t. Net benefit is TP / n - FP / n x t / (1 - t): true
+    positives per image, minus false positives at the exchange rate implied by the threshold. Treating no one has a net
     benefit of 0.
 
     Args:
@@ -57,15 +57,15 @@ def decision_curve(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[DecisionCurvePoint, ...]:
-    """Return the net benefit at each threshold probability, with bootstrap intervals by patient.
+    """Return the net benefit at each threshold probability, with patient-bootstrap intervals.
 
-    All thresholds share the resamples. Where no probability reaches the threshold, the net benefit is 0 without an interval.
-    `DecisionCurvePoint.gain` is compared with the better of treating everyone and no one in each resample.
+    All thresholds share the resamples. If no probability reaches a threshold, the net benefit is 0 without an interval.
+    `DecisionCurvePoint.gain` is relative to the better of treating everyone and no one in each resample.
 
     Args:
         probabilities: Probabilities of pneumonia, 0 to 1, shape (n,).
         labels: True where pneumonia is present, shape (n,).
-        patients: One patient key per image, "" where unknown; None if no patient is known.
+        patients: One patient key per image, "" where unknown; None if all are unknown.
         thresholds: Threshold probabilities, 0 or more and below 1.
         resamples: Number of resamples.
         level: Coverage, 0 to 1.
@@ -102,9 +102,9 @@ def _validate_thresholds(thresholds: npt.ArrayLike) -> FloatArray:
 
 
 def _weighted(p: FloatArray, y: BoolArray, weights: FloatArray, thresholds: FloatArray) -> FloatArray:
-    """Return, for each row of image weights, net benefit, that of treating everyone, and the gain; shape (r, 3k)."""
+    """Return net benefit, net benefit of treating everyone, and gain for each row of image weights, shape (r, 3k)."""
     odds = thresholds / (1 - thresholds)
-    gains = np.where(y[:, None], 1.0, -odds)  # of treating an image, shape (n, k)
+    gains = np.where(y[:, None], 1.0, -odds)  # gain from treating an image, shape (n, k)
     total = weights.sum(axis=1, keepdims=True)
     model = weights @ (gains * (p[:, None] >= thresholds)) / total
     everybody = weights @ gains / total

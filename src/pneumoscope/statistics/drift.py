@@ -1,4 +1,4 @@
-"""Data drift: comparison of recent images with reference images, by their values or by the deciles of their scores."""
+"""Data drift: compare recent images with reference images, by their values or by the deciles of their scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pneumoscope.statistics.multiple_testing import holm
 
 __all__ = ["MIN_IMAGES", "Drift", "DriftTest", "detect_drift", "measure_drift"]
 
-MIN_IMAGES = 50  # with fewer, only a very large change could be detected
+MIN_IMAGES = 50  # fewer could only reveal very large changes
 _DRAWS = 4000
 _TENTHS = 10
 
@@ -23,12 +23,12 @@ class Drift:
     """Recent images by tenths of the reference distribution.
 
     Attributes:
-        counts: Images in each tenth of the reference distribution, lowest first. Without drift each has about n / 10.
+        counts: Images in each tenth of the reference distribution, lowest first; about n / 10 each without drift.
         n: Number of images.
-        difference: Total variation distance, 0 to 0.9: the fraction of images that would have to move for the tenths to
-            be equal.
+        difference: Total variation distance, 0 to 0.9: the fraction of images that would have to move to make the
+            tenths equal.
         chance: 95th percentile of the difference without drift.
-        seed: Seed of the simulation behind `chance`.
+        seed: Seed of the simulation of `chance`.
     """
 
     counts: tuple[int, ...]
@@ -40,11 +40,11 @@ class Drift:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DriftTest:
-    """Comparison of one quantity of recent images with reference images.
+    """Comparison of one quantity between recent and reference images.
 
     Attributes:
         name: "rejected" or the name of the quantity.
-        reference, recent: Median, or for "rejected" the fraction, of the reference images and of the recent images.
+        reference, recent: Median (for "rejected", the fraction) of the reference images and the recent images.
         n_reference, n_recent: Numbers of images.
         p_value: Before correction.
         adjusted: Corrected for the number of tests.
@@ -71,17 +71,17 @@ def detect_drift(
 ) -> tuple[DriftTest, ...]:
     """Return one test per quantity with at least `MIN_IMAGES` recent values, and the test of rejections.
 
-    Each quantity is compared by a two-sample Kolmogorov-Smirnov test, rejections by Fisher's exact test. The tests share one
-    probability of a false alarm, with Holm's correction.
+    Each quantity is compared by a two-sample Kolmogorov-Smirnov test, rejections by Fisher's exact test. Holm's
+    correction limits the probability of a false alarm over all tests.
 
     Args:
         reference, recent: Values of each quantity, by name, one per image.
-        rejected, images: Number of rejected images and of all images, in the reference and recent.
+        rejected, images: Number of rejected images and of all images, each as (reference, recent).
         false_alarms: Probability of a false alarm.
 
     Source: Smirnov 1939 (two-sample test); Fisher 1922 (exact test).
     """
-    from scipy import stats  # slow to import; the service starts without it
+    from scipy import stats  # deferred: slow, and the service starts without it
 
     p_values: dict[str, float] = {}
     compared: dict[str, tuple[float, float, int, int]] = {}
@@ -102,19 +102,19 @@ def detect_drift(
 def measure_drift(probabilities: npt.ArrayLike, deciles: Sequence[float], n_reference: int, *, seed: int = 0) -> Drift:
     """Return the difference of recent images from the reference distribution, and the difference expected by chance.
 
-    The images are taken to be independent. Where patients repeat, chance makes larger differences.
+    The images are assumed to be independent; repeated patients make chance differences larger.
 
     Args:
         probabilities: Probabilities of recent images, 0 to 1, shape (n,).
         deciles: The nine deciles of the reference distribution, in ascending order.
-        n_reference: Number of images behind the deciles, which vary by chance as well.
+        n_reference: Number of images from which the deciles were computed, which determines their sampling error.
         seed: Seed of the simulation.
 
     Raises:
         UndefinedMetricError: There are fewer than `MIN_IMAGES` images, or the deciles are not nine ascending numbers.
 
     Source: The probabilities between neighboring order statistics have a Dirichlet distribution (Wilks 1962,
-        Mathematical Statistics, section 7.7); the counts in them are multinomial.
+    Mathematical Statistics, section 7.7); the counts in them are multinomial.
     """
     x, edges = np.asarray(probabilities, dtype=np.float64), np.asarray(deciles, dtype=np.float64)
     if edges.shape != (_TENTHS - 1,) or not (np.diff(edges) >= 0).all():

@@ -1,4 +1,4 @@
-"""Differences between groups of different images: of two AUROCs, and tests of whether several groups differ."""
+"""Compare groups of different images: differences of two AUROCs, and tests of whether several groups differ."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PERMUTATIONS = 9999
 _SIDES = ("the class PNEUMONIA", "the class NORMAL")
 _BLOCK = 4_000_000  # group numbers per block of permutations
 
-# Scores (n,), labels (n,) and patient keys of one group of images.
+# Scores (n,), labels (n,) and patient keys of a group of images.
 ScoredGroup = tuple[npt.ArrayLike, npt.ArrayLike, Sequence[str]]
 
 
@@ -38,16 +38,16 @@ def unpaired_auroc_difference(
     level: float = 0.95,
     sides: tuple[str, str] = _SIDES,
 ) -> Interval:
-    """Return the difference of two AUROCs on different images, a minus b, from the interval of each.
+    """Return the difference of two AUROCs on different images, a minus b, from their intervals.
 
     Args:
-        a, b: Scores, labels and patients of the images; no image and no patient is in both.
+        a, b: Scores, labels and patients of the images, which must not overlap in images or patients.
         level: Coverage, 0 to 1.
-        sides: Names of the images with the label True and of those with False, for reasons.
+        sides: Names for the images with the labels True and False, for reasons.
 
     Raises:
-        UndefinedMetricError: One of the two has fewer than `intervals.MIN_PATIENTS` patients of a label: with fewer, the interval
-            covers the difference too rarely.
+        UndefinedMetricError: One of the two has fewer than `intervals.MIN_PATIENTS` patients of a label, with which the
+            coverage of the interval is too low.
 
     Source: `roc.auroc_interval`; see `unpaired_area_difference`.
     """
@@ -56,12 +56,13 @@ def unpaired_auroc_difference(
 
 
 def unpaired_area_difference(a: Interval, b: Interval) -> Interval:
-    """Return the difference of two areas, such as AUROCs, on different images, a minus b, from the interval of each (MOVER).
+    """Return the difference of two areas on different images, a minus b, from their intervals (MOVER).
 
-    An area without a variance, as of labels that are separated perfectly, contributes the width of its own interval.
+    An area without a variance, such as that of perfectly separated labels, contributes the width of its interval.
 
     Args:
-        a, b: The areas with intervals at the same level; see `roc.area_interval` and `multiclass_paired.macro_auroc_area`.
+        a, b: The areas, such as AUROCs, with intervals at the same level; see `roc.area_interval` and
+            `multiclass_paired.macro_auroc_area`.
 
     Source: Method of variance estimates recovery, Zou & Donner 2008, Stat Med 27:1693.
     """
@@ -70,14 +71,14 @@ def unpaired_area_difference(a: Interval, b: Interval) -> Interval:
 
 
 def auroc_heterogeneity(groups: Sequence[ScoredGroup]) -> float:
-    """Return p of the hypothesis that the AUROC is the same in all groups: Cochran's Q with DeLong's variances.
+    """Return the p-value of the hypothesis that the AUROC is equal in all groups: Cochran's Q with DeLong variances.
 
     Args:
         groups: Scores, labels and patients of two or more groups of different images.
 
     Raises:
-        UndefinedMetricError: A class of a group has fewer than `intervals.MIN_PATIENTS` patients, with which the test is
-            significant far too often, or an AUROC has no variance.
+        UndefinedMetricError: A class of a group has fewer than `intervals.MIN_PATIENTS` patients, with which the type I
+            error is far too high, or an AUROC has no variance.
     """
     _check_patients(groups, "a test of AUROCs", _SIDES)
     areas, variances = np.array([_area(group) for group in groups]).T
@@ -94,7 +95,7 @@ def _check_patients(groups: Sequence[ScoredGroup], purpose: str, sides: tuple[st
 
 
 def area_heterogeneity(areas: npt.ArrayLike, variances: npt.ArrayLike) -> float:
-    """Return p of the hypothesis that an area, such as the AUROC, is the same in all groups: Cochran's Q.
+    """Return the p-value of the hypothesis that an area, such as the AUROC, is equal in all groups: Cochran's Q.
 
     Args:
         areas: The area of each group of different images, shape (k,).
@@ -121,23 +122,23 @@ def proportion_heterogeneity(
     permutations: int = PERMUTATIONS,
     seed: int = 0,
 ) -> float:
-    """Return p of the hypothesis that a proportion is the same in all groups: a permutation test of whole patients.
+    """Return the p-value of the hypothesis that a proportion is equal in all groups, by permutation of whole patients.
 
-    The statistic is Pearson's chi-squared of the table of groups and outcomes. Patients, with all their images in a group, are
-    distributed to the groups again; with one image per patient the test is that of Fisher, Freeman and Halton with this
-    statistic, by random draws.
+    The statistic is Pearson's chi-squared of the table of groups and outcomes. Each permutation reassigns patients,
+    with all their images in a group, to the groups. With one image per patient, this is a Monte Carlo version of the
+    Fisher-Freeman-Halton test with this statistic.
 
     Args:
-        correct: True for images that count, shape (n,).
+        correct: True for images in the numerator, shape (n,).
         groups: Group of each image, numbered from 0, shape (n,).
         patients: One patient key per image, "" where unknown.
-        permutations: Number of random permutations; the smallest possible p is 1 / (permutations + 1).
+        permutations: Number of random permutations; the smallest possible p-value is 1 / (permutations + 1).
         seed: Seed of the permutations.
 
     Raises:
         UndefinedMetricError: There is one group, or all images have the same outcome.
 
-    Source: Freeman & Halton 1951, Biometrika 38:141; p by Phipson & Smyth 2010, Stat Appl Genet Mol Biol 9:39.
+    Source: Freeman & Halton 1951, Biometrika 38:141; p-value by Phipson & Smyth 2010, Stat Appl Genet Mol Biol 9:39.
     """
     y, _ = validate(correct, np.asarray(correct, dtype=np.bool_))
     members = np.asarray(groups, dtype=np.int64)
@@ -162,7 +163,7 @@ def proportion_heterogeneity(
 
 
 def _pearson(groups: IntArray, sizes: FloatArray, sums: FloatArray, k: int) -> FloatArray:
-    """Return Pearson's chi-squared of each row of group numbers of units, shape (r,)."""
+    """Return Pearson's chi-squared for each row of group numbers of units, shape (r,)."""
     rows = len(groups)
     cells = (groups + k * np.arange(rows)[:, None]).ravel()
     n = np.bincount(cells, np.tile(sizes, rows), rows * k).reshape(rows, k)
@@ -174,7 +175,7 @@ def _pearson(groups: IntArray, sizes: FloatArray, sums: FloatArray, k: int) -> F
 
 
 def _area(group: ScoredGroup) -> tuple[float, float]:
-    """Return AUROC and variance."""
+    """Return the AUROC and its variance."""
     scores, labels, patients = group
     x, y = validate(scores, labels)
     area, covariance = delong_covariance(x, y, patient_groups(patients, len(y)))

@@ -1,4 +1,4 @@
-"""Array types of this package, and the validation of scores, labels and patients that its functions share."""
+"""Array types of this package, and shared validation of scores, labels and patients."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def validate(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, 
 
 
 def validate_both_classes(scores: npt.ArrayLike, labels: npt.ArrayLike, purpose: str) -> tuple[FloatArray, BoolArray]:
-    """Return the same as `validate` for images of both classes.
+    """Return the result of `validate` for images of both classes.
 
     Args:
         scores: One finite number per image, shape (n,).
@@ -68,7 +68,7 @@ def validate_both_classes(scores: npt.ArrayLike, labels: npt.ArrayLike, purpose:
 
 
 def validate_probabilities(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, BoolArray]:
-    """Return the same as `validate` for probabilities.
+    """Return the result of `validate` for probabilities.
 
     Args:
         probabilities: Probability of pneumonia of each image, 0 to 1, shape (n,).
@@ -87,11 +87,12 @@ def validate_classes(probabilities: npt.ArrayLike, targets: npt.ArrayLike) -> tu
     """Return probabilities and targets as arrays of float64 and int64.
 
     Args:
-        probabilities: One row per image that sums to 1, shape (n, K), at least 2 classes.
-        targets: Index of the class of each image, 0 to K - 1, shape (n,).
+        probabilities: One row per image, each summing to 1, shape (n, K) with K at least 2.
+        targets: Class index of each image, 0 to K - 1, shape (n,).
 
     Raises:
-        UndefinedMetricError: There are no images, the shapes differ, a row is not a distribution, or a target is not a class.
+        UndefinedMetricError: There are no images, the shapes differ, a row is not a distribution, or a target is not a
+            class.
     """
     p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(targets, dtype=np.int64)
     if p.ndim != 2 or p.shape[1] < 2 or y.shape != p.shape[:1]:
@@ -116,12 +117,12 @@ def count_unknown(patients: Iterable[str]) -> int:
 
 
 def patient_groups(patients: Sequence[str] | None, n: int) -> IntArray:
-    """Return a group number per image, shape (n,): images of one patient have the same number.
+    """Return a group number per image, shape (n,); images of one patient have the same number.
 
     Groups are numbered from 0 in order of appearance. An image of an unknown patient forms a separate group.
 
     Args:
-        patients: One patient key per image, "" where unknown; None if no patient is known.
+        patients: One patient key per image, "" where unknown; None if all are unknown.
         n: Number of images.
 
     Raises:

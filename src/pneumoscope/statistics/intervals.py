@@ -1,8 +1,8 @@
-"""Confidence intervals of proportions and their differences, and the bootstrap by patient for any other statistic.
+"""Confidence intervals of proportions and their differences, and the patient bootstrap for other statistics.
 
-Images of one patient are not independent. For proportions, Wilson's interval is computed for the number of images
-divided by the design effect. For other statistics, whole patients are resampled. With one image per patient both give
-the usual formula.
+Images of one patient are not independent. For proportions, Wilson's interval is computed with the number of images
+divided by the design effect. For other statistics, whole patients are resampled. With one image per patient both reduce
+to the usual formula.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ __all__ = [
 ]
 
 RESAMPLES = 2000
-# The range of n independent values misses their median with probability 2^(1 - n), which is below 5% from 6 on: with fewer
-# patients no resampling of them can give an interval of 95%.
+# The range of n independent values misses their median with probability 2^(1 - n), which is below 5% from n = 6. With
+# fewer patients, no resampling of them can give a 95% interval.
 MIN_PATIENTS = 6
 # Weights per block of resamples: 4 million doubles, 32 MB, for any number of images.
 _BLOCK = 4_000_000
 
 # (scores (n,), labels (n,), weights (r, n)) -> (r,): the statistic for each row of image weights, NaN where undefined.
 WeightedStatistic = Callable[[FloatArray, BoolArray, FloatArray], FloatArray]
-# The same with the result (r, k): k statistics of each row.
+# As above, with k statistics per row: result of shape (r, k).
 WeightedStatistics = Callable[[FloatArray, BoolArray, FloatArray], FloatArray]
 
 
 def normal_quantile(level: float) -> float:
-    """Return the half-width of a two-sided normal interval in standard deviations: 1.96 at 0.95.
+    """Return the half-width of a two-sided normal interval in standard deviations: 1.96 for 0.95.
 
     Raises:
         UndefinedMetricError: The level is not between 0 and 1.
@@ -69,7 +69,7 @@ def undefined(reason: str, *, n: int, method: str, level: float | None = 0.95, s
 
 
 def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
-    """Return a proportion with its score interval, for one image per patient.
+    """Return a proportion with its Wilson score interval, for one image per patient.
 
     Args:
         successes: 0 to n. Fractions are allowed, so that n can be an effective sample size.
@@ -77,7 +77,7 @@ def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
         level: Coverage, 0 to 1.
 
     Returns:
-        The interval; it contains the proportion, stays within 0 to 1, and is undefined if n is 0.
+        The interval, which contains the proportion and stays within 0 to 1; undefined if n is 0.
 
     Raises:
         UndefinedMetricError: `successes` is not within 0 to n, or the level is not between 0 and 1.
@@ -106,7 +106,7 @@ def design_effect(values: npt.ArrayLike, groups: IntArray) -> float:
         groups: Patient numbers from `inputs.patient_groups`, shape (n,).
 
     Returns:
-        At least 1, and exactly 1 with one image per patient. If all values are equal the effect cannot be estimated,
+        At least 1, and exactly 1 with one image per patient. If all values are equal, the effect cannot be estimated,
         and the images of a patient count as one.
 
     Source: Ratio estimator of Rao & Scott 1992, Biometrics 48:577.
@@ -124,11 +124,11 @@ def design_effect(values: npt.ArrayLike, groups: IntArray) -> float:
 
 
 def effective_size(values: npt.ArrayLike, patients: Sequence[str] | None) -> int:
-    """Return the number of independent images that would estimate the mean as well: n divided by the design effect.
+    """Return the effective sample size of the mean: n divided by the design effect.
 
     Args:
         values: One number per image, shape (n,), at least one.
-        patients: One patient key per image, "" where unknown; None if no patient is known.
+        patients: One patient key per image, "" where unknown; None if all are unknown.
     """
     x = np.asarray(values, dtype=np.float64)
     return max(1, round(len(x) / design_effect(x, patient_groups(patients, len(x)))))
@@ -141,13 +141,13 @@ def proportion(
     reason: str = "there are no such images",
     level: float = 0.95,
 ) -> Interval:
-    """Return the fraction of images that are True, with Wilson's interval for repeated patients.
+    """Return the fraction of True values, with Wilson's interval adjusted for repeated patients.
 
-    The interval is that of n divided by the design effect, which `Interval.method` states.
+    The interval uses n divided by the design effect, which `Interval.method` reports.
 
     Args:
-        correct: True for images that count, shape (n,).
-        patients: One patient key per image, "" where unknown; None if no patient is known.
+        correct: True for images in the numerator, shape (n,).
+        patients: One patient key per image, "" where unknown; None if all are unknown.
         reason: Reason of the undefined interval if there are no images.
         level: Coverage, 0 to 1.
 
@@ -171,11 +171,11 @@ def _with_design_effect(method: str, effect: float) -> str:
 
 
 def newcombe(successes_a: int, n_a: int, successes_b: int, n_b: int, level: float = 0.95) -> Interval:
-    """Return the difference of two proportions of different images, a minus b.
+    """Return the difference of two proportions on different images, a minus b.
 
     Args:
         successes_a, successes_b: 0 to `n_a` and 0 to `n_b`.
-        n_a, n_b: Numbers of images; the interval states their sum.
+        n_a, n_b: Numbers of images; the interval reports their sum.
         level: Coverage, 0 to 1.
 
     Raises:
@@ -187,15 +187,15 @@ def newcombe(successes_a: int, n_a: int, successes_b: int, n_b: int, level: floa
 
 
 def difference(a: Interval, b: Interval, method: str = "newcombe, unpaired") -> Interval:
-    """Return the difference of two proportions of different images, a minus b, from their intervals.
+    """Return the difference of two proportions on different images, a minus b, from their intervals.
 
     Args:
-        a, b: Proportions with Wilson's intervals at the same level, such as those of `wilson` or `proportion`; or other numbers
-            from 0 to 1 with intervals that need not be symmetric, such as AUROCs.
+        a, b: Proportions with Wilson's intervals at the same level, as from `wilson` or `proportion`; or other values
+            from 0 to 1 with possibly asymmetric intervals, such as AUROCs.
         method: Name of the method.
 
-    Source: Newcombe's hybrid score interval (see `newcombe`); for intervals that allow for repeated patients, Zou &
-        Donner 2008, Stat Med 27:1693.
+    Source: Newcombe's hybrid score interval (see `newcombe`); for intervals adjusted for repeated patients, Zou &
+    Donner 2008, Stat Med 27:1693.
     """
     n = a.n + b.n
     if a.value is None or b.value is None:
@@ -207,12 +207,12 @@ def difference(a: Interval, b: Interval, method: str = "newcombe, unpaired") -> 
 def paired_difference(
     a_correct: npt.ArrayLike, b_correct: npt.ArrayLike, patients: Sequence[str] | None = None, level: float = 0.95
 ) -> Interval:
-    """Return the difference of two proportions of the same images, a minus b.
+    """Return the difference of two proportions on the same images, a minus b.
 
     Args:
         a_correct, b_correct: True where an image is classified correctly, shape (n,), in the same order.
-        patients: One patient key per image, "" where unknown. Where patients repeat, all counts are divided by the
-            design effect of the difference.
+        patients: One patient key per image, "" where unknown. If patients repeat, all counts are divided by the design
+            effect of the difference.
         level: Coverage, 0 to 1.
 
     Raises:
@@ -249,13 +249,13 @@ def _newcombe_limits(a: Interval, b: Interval, phi: float) -> tuple[float, float
 
 
 def mean_of_proportions(a: Interval, b: Interval) -> Interval:
-    """Return the mean of two proportions of different images.
+    """Return the mean of two proportions on different images.
 
     Args:
-        a, b: Proportions at the same level. If one is undefined so is the mean, for the same reason.
+        a, b: Proportions at the same level. If one is undefined, so is the mean, for the same reason.
 
-    Source: Recovery of variance estimates, Zou & Donner 2008, Stat Med 27:1693; for a difference of Wilson intervals
-        this is Newcombe's method.
+    Source: Method of variance estimates recovery, Zou & Donner 2008, Stat Med 27:1693; for a difference of Wilson
+    intervals this is Newcombe's method.
     """
     n, method = a.n + b.n, "wilson, both labels"
     if a.value is None or b.value is None or b.low is None or b.high is None:
@@ -279,28 +279,28 @@ def patient_bootstrap(
 ) -> Interval:
     """Return a statistic with its percentile interval over resamples of whole patients, with replacement.
 
-    The percentile interval is preferred to BCa: its ends are values of the statistic, it needs no jackknife, and with
+    The percentile interval is preferred to BCa: its limits are values of the statistic, it needs no jackknife, and with
     hundreds of patients the two differ by less than a tenth of their width. Resamples in which the statistic is
-    undefined, such as those without pneumonia, are dropped. The interval is left out, with the reason, if they are more
-    than half, if there are fewer than `MIN_PATIENTS` patients, or if the statistic is the same in all resamples, such
-    as the AUPRC of perfectly separated labels: resampling cannot produce an error that no image shows.
+    undefined, such as those without pneumonia, are discarded. The interval is omitted, with the reason, if more than
+    half are discarded, if there are fewer than `MIN_PATIENTS` patients, or if the statistic is the same in all
+    resamples, such as the AUPRC of perfectly separated labels: resampling cannot produce an error that no image shows.
 
     Args:
         statistic: Function of scores, labels and image weights; see `WeightedStatistic`.
         scores: Scores, probabilities or decisions, shape (n,).
         labels: True where pneumonia is present, shape (n,).
-        patients: One patient key per image, "" where unknown; None if no patient is known.
+        patients: One patient key per image, "" where unknown; None if all are unknown.
         resamples: Number of resamples.
         level: Coverage, 0 to 1.
         seed: Seed of the resamples.
-        reason: Reason of the undefined interval if the statistic is undefined for all images.
-        by_label: True if the statistic compares the labels, such as the AUPRC: `MIN_PATIENTS` then applies to each label.
+        reason: Reason of the undefined interval if the statistic is undefined for the original images.
+        by_label: True if the statistic compares the labels, like the AUPRC: `MIN_PATIENTS` then applies to each label.
 
     Raises:
         UndefinedMetricError: See `inputs.validate`.
 
     Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, sections 5.3 (percentile) and 3.8
-        (clusters).
+    (clusters).
     """
 
     def each(x: FloatArray, y: BoolArray, weights: FloatArray) -> FloatArray:
@@ -323,7 +323,7 @@ def patient_bootstraps(
     reason: str = "the statistic is undefined for these images",
     by_label: bool = False,
 ) -> list[Interval]:
-    """Return several statistics, each with the interval of `patient_bootstrap`, from the same resamples.
+    """Return several statistics with intervals as in `patient_bootstrap`, from the same resamples.
 
     Args:
         statistics: Function of scores, labels and image weights; see `WeightedStatistics`.
@@ -337,7 +337,7 @@ def patient_bootstraps(
     values = statistics(x, y, np.ones((1, len(x))))[0].tolist()
     method, n = "patient bootstrap", len(x)
     few_patients = _too_few_patients(groups, y, by_label=by_label)
-    # An undefined statistic is not resampled: a regression without a solution takes long to fail.
+    # Undefined statistics are not resampled, because a regression without a solution takes long to fail.
     is_resampled = not few_patients and any(map(math.isfinite, values))
     resampled = _resample(statistics, x, y, groups, resamples, seed) if is_resampled else None
     intervals = []
@@ -362,7 +362,7 @@ def patient_bootstraps(
 
 
 def too_few_of(count: int, group: str, purpose: str) -> str:
-    """Return the reason why `count` patients of a group, such as "the class virus", are too few for a purpose; "" if not."""
+    """Return why `count` patients of a group, such as "the class virus", are too few for a purpose; "" if enough."""
     if count >= MIN_PATIENTS:
         return ""
     which = f"1 patient of {group} is" if count == 1 else f"{count} patients of {group} are"
@@ -370,7 +370,7 @@ def too_few_of(count: int, group: str, purpose: str) -> str:
 
 
 def _too_few_patients(groups: IntArray, labels: BoolArray, *, by_label: bool) -> str:
-    """Return why the patients are too few for a bootstrap; "" if they are not."""
+    """Return why there are too few patients for a bootstrap; "" if there are enough."""
     n_patients = int(groups.max()) + 1
     if n_patients == 1:
         return "all images are of one patient"
@@ -383,7 +383,7 @@ def _too_few_patients(groups: IntArray, labels: BoolArray, *, by_label: bool) ->
 def _resample(
     statistics: WeightedStatistics, scores: FloatArray, labels: BoolArray, groups: IntArray, resamples: int, seed: int
 ) -> FloatArray:
-    """Return the k statistics of each resample, shape (resamples, k), computed in blocks that bound the memory."""
+    """Return the k statistics of each resample, shape (resamples, k), in blocks that bound the memory."""
     random = np.random.default_rng(seed)
     patients = int(groups.max()) + 1
     block = max(1, min(resamples, _BLOCK // len(scores)))

@@ -1,4 +1,4 @@
-"""Confusion counts and metrics of decisions, with intervals. An undefined metric is None with a reason."""
+"""Confusion counts and decision metrics, with intervals. An undefined metric is None with a reason."""
 
 from __future__ import annotations
 
@@ -85,18 +85,18 @@ def threshold_metrics(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Return accuracy, sensitivity, specificity, precision, negative predictive value, F1, balanced accuracy, MCC, and ratios.
+    """Return accuracy, sensitivity, specificity, predictive values, F1, balanced accuracy, MCC and likelihood ratios.
 
-    The five proportions have Wilson intervals, widened by the design effect where patients repeat
-    (`intervals.proportion`). The interval of balanced accuracy combines those of sensitivity and specificity
-    (`intervals.mean_of_proportions`). F1 and MCC have bootstrap intervals by patient (`intervals.patient_bootstrap`). They
-    have none if all images of a class are classified correctly, or all incorrectly: resampling cannot produce an error
-    that no image shows. For positive_likelihood_ratio and negative_likelihood_ratio see `likelihood_ratios`.
+    The five proportions have Wilson intervals, adjusted for repeated patients (`intervals.proportion`). The interval of
+    balanced accuracy combines those of sensitivity and specificity (`intervals.mean_of_proportions`). F1 and MCC have
+    patient-bootstrap intervals (`intervals.patient_bootstrap`), but none if all images of a class are classified
+    correctly or all incorrectly: resampling cannot produce an error that no image shows. For positive_likelihood_ratio
+    and negative_likelihood_ratio see `likelihood_ratios`.
 
     Args:
         decisions: True where pneumonia is predicted, shape (n,).
         labels: True where pneumonia is present, shape (n,).
-        patients: One patient key per image, "" where unknown; None if no patient is known.
+        patients: One patient key per image, "" where unknown; None if all are unknown.
         resamples: Number of bootstrap resamples.
         seed: Seed of the bootstrap.
 
@@ -137,9 +137,9 @@ def threshold_metrics(
 
 
 def _constant_class(sensitivity: Interval, specificity: Interval) -> str:
-    """Return a description of what makes F1 and MCC constant; "" if they vary.
+    """Return why F1 and MCC cannot vary between resamples; "" if they can.
 
-    It is the class whose images are all classified correctly or all incorrectly, or no PNEUMONIA image at all.
+    All images of a class are classified correctly or all incorrectly, or there is no PNEUMONIA image.
     """
     if sensitivity.value is None:
         return sensitivity.reason

@@ -1,7 +1,7 @@
-"""Metrics of predictions of several classes: one against the rest, means over classes, pairs of classes, conformal sets.
+"""Multiclass metrics: one class against the rest, means over classes, pairs of classes, and prediction sets.
 
-Targets are indices of classes, 0 to K - 1; probabilities have one column per class. A class is predicted if it has the highest
-probability, the first one if several have it.
+Targets are class indices, 0 to K - 1; probabilities have one column per class. The predicted class is the one with the
+highest probability, the first in case of ties.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ __all__ = [
     "too_few_patients",
 ]
 
-# Distance from 0 of the smallest probability that has a logarithm here.
+# Smaller probabilities are replaced by this one before taking the logarithm.
 _EPSILON = 2.0**-53
 _BOOTSTRAP = "patient bootstrap"
 _UNDEFINED = "the statistic is undefined for these images"
 
 
 def confusion_matrix(targets: npt.ArrayLike, predicted: npt.ArrayLike, classes: int) -> IntArray:
-    """Return the number of images by class (rows) and predicted class (columns), shape (classes, classes)."""
+    """Return the number of images by true class (rows) and predicted class (columns), shape (classes, classes)."""
     y, decisions = np.asarray(targets, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
     return np.bincount(classes * y + decisions, minlength=classes**2).reshape(classes, classes).astype(np.int64)
 
@@ -64,16 +64,17 @@ def overall_metrics(
 ) -> dict[str, Interval]:
     """Return the metrics over all classes.
 
-    accuracy has Wilson's interval for repeated patients, balanced_accuracy the one of `mean_of_classes`, and
-    expected_calibration_error (of the highest probability, Guo 2017) that of `calibration.calibration_error_interval`. The
-    others have bootstrap intervals by patient: macro_auroc, macro_auprc, macro_f1, macro_specificity and macro_precision are
-    means over the classes of the metrics of one class against the rest; brier is the squared distance of the probabilities from
-    the class, 0 to 2 (Brier 1950); log_loss is the mean of -log p of the class, where a p below 2^-53 counts as that.
+    accuracy has Wilson's interval adjusted for repeated patients, balanced_accuracy the interval of `mean_of_classes`,
+    and expected_calibration_error (of the highest probability, Guo 2017) that of
+    `calibration.calibration_error_interval`. The other metrics have patient-bootstrap intervals: macro_auroc,
+    macro_auprc, macro_f1, macro_specificity and macro_precision are means over the classes of one-against-rest metrics;
+    brier is the squared distance between the probabilities and the one-hot class, 0 to 2 (Brier 1950); log_loss is the
+    mean of -log p of the true class, with p at least 2^-53.
 
     Args:
         probabilities, targets: See `inputs.validate_classes`.
         names: Names of the classes.
-        patients: One patient key per image, "" where unknown; None if no patient is known.
+        patients: One patient key per image, "" where unknown; None if all are unknown.
         resamples: Number of bootstrap resamples.
         seed: Seed of the bootstrap.
 
@@ -138,7 +139,7 @@ def macro_auroc_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Return the macro AUROC alone, with the interval that it has in `overall_metrics`.
+    """Return only the macro AUROC, with its interval as in `overall_metrics`.
 
     Args:
         probabilities, targets, names, patients, resamples, seed: See `overall_metrics`.
@@ -161,13 +162,13 @@ def macro_auroc_interval(
 
 
 def too_few_patients(targets: IntArray, names: Sequence[str], groups: IntArray, purpose: str) -> str:
-    """Return why a class has too few patients for intervals and tests of means over classes; "" if none has.
+    """Return why a class has too few patients for inference on means over classes; "" if all have enough.
 
     Args:
-        targets: Index of the class of each image, shape (n,).
+        targets: Class index of each image, shape (n,).
         names: Name of each class.
         groups: Patient numbers from `inputs.patient_groups`, shape (n,).
-        purpose: That for which they are too few, such as "a bootstrap".
+        purpose: Intended use, such as "a bootstrap".
     """
     if missing := _missing_class(targets, names):
         return missing
@@ -178,7 +179,7 @@ def too_few_patients(targets: IntArray, names: Sequence[str], groups: IntArray, 
 
 
 def _missing_class(targets: IntArray, names: Sequence[str]) -> str:
-    """Return the reason why means over classes are undefined: a class without images; "" if there is none."""
+    """Return a reason that names a class without images, for undefined means over classes; "" if there is none."""
     return next((f"the class {name} has no images" for k, name in enumerate(names) if not (targets == k).any()), "")
 
 
@@ -194,11 +195,11 @@ def class_metrics(
 ) -> dict[str, Interval]:
     """Return the metrics of one class against the rest.
 
-    auroc has DeLong's interval, auprc and f1 bootstrap intervals by patient, expected_calibration_error (of the probability of
-    the class) that of `calibration.calibration_error_interval`; sensitivity, specificity, precision and
-    negative_predictive_value have Wilson's intervals for repeated patients. For positive_likelihood_ratio and
-    negative_likelihood_ratio see `likelihood_ratios`, for calibration_slope, calibration_intercept and observed_expected_ratio
-    (of the probability of the class) `calibration.calibration_intervals`.
+    auroc has DeLong's interval; auprc and f1 have patient-bootstrap intervals; expected_calibration_error (of the class
+    probability) has the interval of `calibration.calibration_error_interval`; sensitivity, specificity, precision and
+    negative_predictive_value have Wilson's intervals adjusted for repeated patients. For positive_likelihood_ratio and
+    negative_likelihood_ratio see `likelihood_ratios`; for calibration_slope, calibration_intercept and
+    observed_expected_ratio (of the class probability) see `calibration.calibration_intervals`.
 
     Args:
         probabilities, targets: See `inputs.validate_classes`.
@@ -220,7 +221,7 @@ def class_metrics(
         return patient_bootstrap(statistic, scores, member, patients, resamples=resamples, seed=seed, by_label=True)
 
     def of_class(intervals: dict[str, Interval]) -> dict[str, Interval]:
-        """Return undefined metrics of two labels with the reason that names the class."""
+        """Return binary metrics with reasons that name the class."""
         return {key: dataclasses.replace(each, reason=reason or each.reason) for key, each in intervals.items()}
 
     ratios = likelihood_ratios(predicted, member, patients, negative="image of another class", decision=name)
@@ -249,16 +250,17 @@ def pair_metrics(
 ) -> dict[str, Interval]:
     """Return the metrics of one class against another, among the images of these two.
 
-    The probability of the first class is p / (p + q), where p and q are the probabilities of the two: that of a model that knows
-    that the image is of one of them (Hand & Till 2001, Mach Learn 45:171). The first class is predicted if p is at least q.
-
-    Returns:
-        auroc (DeLong), accuracy, sensitivity (of the first class) and specificity (sensitivity of the second one).
+    The probability of the first class is p / (p + q), where p and q are the probabilities of the two: the probability
+    given that the image belongs to one of them (Hand & Till 2001, Mach Learn 45:171). The first class is predicted if p
+    is at least q.
 
     Args:
-        probabilities, targets: See `inputs.validate_classes`; of all images.
+        probabilities, targets: Of all images; see `inputs.validate_classes`.
         pair, names: Indices and names of the two classes.
         patients: See `overall_metrics`.
+
+    Returns:
+        auroc (DeLong), accuracy, sensitivity (for the first class) and specificity (sensitivity for the second class).
 
     Raises:
         UndefinedMetricError: See `inputs.validate_classes`.
@@ -288,14 +290,14 @@ def set_metrics(
     """Return the coverage and size of prediction sets.
 
     Args:
-        sets: True for the classes in the set of an image, shape (n, K).
-        targets: Index of the class of each image, shape (n,).
+        sets: True for the classes in the prediction set of an image, shape (n, K).
+        targets: Class index of each image, shape (n,).
         patients: See `overall_metrics`.
         seed: Seed of the bootstrap.
 
     Returns:
-        coverage, the fraction of sets with the class of the image; single, that of sets with exactly one class; empty, that of
-        sets without one; and mean_size, the mean number of classes, with a bootstrap interval by patient.
+        coverage, single and empty: the fractions of sets that contain the true class, exactly one class, and no class;
+            and mean_size, the mean number of classes, with a patient-bootstrap interval.
 
     Raises:
         UndefinedMetricError: There are no images.
@@ -317,13 +319,13 @@ def set_metrics(
 
 
 def mean_of_classes(rates: Sequence[Interval]) -> Interval:
-    """Return the mean of proportions of different images, such as the sensitivities of all classes.
+    """Return the mean of proportions on different images, such as the sensitivities of all classes.
 
     Args:
-        rates: Proportions at the same level. If one is undefined so is the mean, for the same reason.
+        rates: Proportions at the same level. If one is undefined, so is the mean, for the same reason.
 
-    Source: Recovery of variance estimates, Zou & Donner 2008, Stat Med 27:1693; for two proportions it is
-        `intervals.mean_of_proportions`.
+    Source: Method of variance estimates recovery, Zou & Donner 2008, Stat Med 27:1693; for two proportions, equal to
+    `intervals.mean_of_proportions`.
     """
     n, method = sum(rate.n for rate in rates), "wilson, all classes"
     values, below, above = [], 0.0, 0.0
@@ -343,7 +345,7 @@ def _mean(columns: Iterable[FloatArray]) -> FloatArray:
 
 
 def _fraction(values: BoolArray, among: BoolArray, weights: FloatArray) -> FloatArray:
-    """Return the weighted fraction of True values among a subset, shape (r,); NaN if it has no weight."""
+    """Return the weighted fraction of True values among a subset, shape (r,); NaN if the subset has no weight."""
     with np.errstate(invalid="ignore"):
         return np.asarray((weights @ (values & among)) / (weights @ among.astype(np.float64)))
 
@@ -365,13 +367,9 @@ def _bootstrap(
     reason: str = _UNDEFINED,
     few_patients: str = "",
 ) -> list[Interval]:
-    """Return statistics of image weights (r, n), in columns, with bootstrap intervals by patient.
+    """Return statistics of image weights (r, n), one per column, with patient-bootstrap intervals.
 
-    Args:
-        statistics: Function of the weights.
-        n: Number of images.
-        patients, resamples, seed, reason: See `patient_bootstraps`.
-        few_patients: Why there are no intervals; "" if there are.
+    There are no intervals if `few_patients` gives a reason. See `patient_bootstraps` for the other arguments.
     """
     if few_patients:
         return [

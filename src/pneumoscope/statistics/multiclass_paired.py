@@ -1,4 +1,4 @@
-"""Covariance of the macro AUROCs of networks for several classes on the same images, and a paired test of two of them."""
+"""Covariance of macro AUROCs of multiclass networks on the same images, and a paired test of two of them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ MACRO_AUROC_METHOD = "delong, mean of classes, by patient"
 def macro_auroc_covariance(
     rankings: npt.ArrayLike, targets: npt.ArrayLike, names: Sequence[str], groups: IntArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Return the macro AUROCs of one or more networks on the same images, and the covariance of these.
+    """Return the macro AUROCs of one or more networks on the same images, and their covariance.
 
-    The macro AUROC is the mean over the classes of the AUROC of one class against the rest. The influence of a patient on it is
-    the mean of DeLong's structural components of the patient's images over the classes, so that the variance accounts for the
-    correlation of networks, of classes and of the images of a patient.
+    The macro AUROC is the mean over classes of the one-against-rest AUROC. A patient's influence on it is the mean over
+    classes of DeLong's structural components of the patient's images, so that the variance accounts for correlations
+    between networks, classes and images of a patient.
 
     Args:
-        rankings: Scores of the classes in any unit, of each network, shape (k, n, K).
-        targets: Index of the class of each image, shape (n,).
+        rankings: Scores of the classes in any unit, for each network, shape (k, n, K).
+        targets: Class index of each image, shape (n,).
         names: Name of each class.
         groups: Patient numbers from `inputs.patient_groups`, shape (n,).
 
@@ -40,11 +40,11 @@ def macro_auroc_covariance(
         Macro AUROCs, shape (k,), and covariance, shape (k, k).
 
     Raises:
-        UndefinedMetricError: A class has fewer patients than `intervals.MIN_PATIENTS`. With one patient, a class would add no
-            variance at all.
+        UndefinedMetricError: A class has fewer patients than `intervals.MIN_PATIENTS`. With one patient, a class would
+            add no variance at all.
 
-    Source: DeLong 1988, Biometrics 44:837, with sums over the images of a patient by Obuchowski 1997, Biometrics 53:567; the
-        mean of the AUROCs of all classes is linear in them.
+    Source: DeLong 1988, Biometrics 44:837, with sums over the images of a patient by Obuchowski 1997, Biometrics
+    53:567; the macro AUROC is linear in the AUROCs of the classes.
     """
     y = np.asarray(targets, dtype=np.int64)
     if reason := too_few_patients(y, names, groups, "the variance of the macro AUROC"):
@@ -66,15 +66,15 @@ def macro_auroc_area(
 
     Args:
         ranking: Scores of the classes in any unit, shape (n, K).
-        targets: Index of the class of each image, shape (n,).
+        targets: Class index of each image, shape (n,).
         names: Name of each class.
-        patients: One patient key per image, "" where unknown; None if no patient is known.
+        patients: One patient key per image, "" where unknown; None if all are unknown.
         level: Coverage, 0 to 1.
 
     Raises:
         UndefinedMetricError: See `macro_auroc_covariance`.
 
-    Source: As the AUROC of two labels; see `roc.area_interval`.
+    Source: As for the binary AUROC; see `roc.area_interval`.
     """
     y = np.asarray(targets, dtype=np.int64)
     groups = patient_groups(patients, len(y))
@@ -92,21 +92,21 @@ def macro_auroc_test(
     patients: Sequence[str] | None = None,
     level: float = 0.95,
 ) -> tuple[Interval, float | None]:
-    """Return the difference of two macro AUROCs on the same images, a minus b, and its two-sided p.
+    """Return the difference of two macro AUROCs on the same images, a minus b, and its two-sided p-value.
 
-    The variance is that of `macro_auroc_covariance`. A permutation of the scores of two networks would need scores on one scale;
-    a bootstrap has the same variance up to its random error.
+    The variance is from `macro_auroc_covariance`. A permutation test would need scores of both networks on one scale; a
+    bootstrap has the same variance up to its random error.
 
     Args:
         ranking_a, ranking_b: Scores of the classes in any unit, in the same order, shape (n, K).
-        targets: Index of the class of each image, shape (n,).
+        targets: Class index of each image, shape (n,).
         names: Name of each class.
-        patients: One patient key per image, "" where unknown; None if no patient is known.
+        patients: One patient key per image, "" where unknown; None if all are unknown.
         level: Coverage of the interval, 0 to 1.
 
     Returns:
-        The difference with a normal interval, and p. If both networks rank the images alike the variance is 0: the ends of the
-        interval and p are None.
+        The difference with a normal interval, and the p-value. If both networks rank the images alike, the variance is
+        0, and the limits and the p-value are None.
 
     Raises:
         UndefinedMetricError: The shapes differ, or see `macro_auroc_covariance`.
@@ -124,8 +124,8 @@ def macro_auroc_test(
 def _influence(ranking: FloatArray, targets: IntArray, groups: IntArray) -> tuple[FloatArray, FloatArray]:
     """Return the AUROC of each class, shape (K,), and the influence of each patient on their mean, shape (patients,).
 
-    The influences of the m patients of a class, or of its rest, are multiplied by the square root of m / (m - 1): the squared
-    deviations from a mean of m are too small by this factor, as in `roc.delong_covariance`.
+    Influences of the m patients of a class, or of its rest, are multiplied by sqrt(m / (m - 1)) to make the variance
+    unbiased, as in `roc.delong_covariance`.
     """
     total, classes = int(groups.max()) + 1, ranking.shape[1]
     areas, influence = np.zeros(classes), np.zeros(total)

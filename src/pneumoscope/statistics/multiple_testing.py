@@ -1,4 +1,4 @@
-"""Correction of p-values for the number of tests."""
+"""Correct p-values for multiple testing."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _PValue = TypeVar("_PValue", float, float | None)
 
 
 def holm(p_values: Sequence[_PValue]) -> list[_PValue]:
-    """Return p-values corrected for their number by Holm's method, in the same order.
+    """Return p-values corrected by Holm's method, in the same order.
 
     Args:
-        p_values: One p-value per test; None where no test was possible. None stays None and does not count as a test.
+        p_values: One p-value per test. None (no test possible) stays None and does not count as a test.
 
     Raises:
         UndefinedMetricError: A p-value is outside 0 to 1.

@@ -1,4 +1,4 @@
-"""Non-inferiority of a proportion to a reference with its own uncertainty: test, power and sample size."""
+"""Non-inferiority of a proportion to an uncertain reference: test, power and sample size."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["MAX_SAMPLE", "NonInferiority", "Verdict", "compare_with_reference", 
 Verdict = Literal["non_inferior", "inferior", "inconclusive"]
 
 MAX_SAMPLE = 20_000  # images; larger samples are not searched
-# Power is not monotonic in the number of images, because counts are whole: it drops whenever one more error is needed, about
-# every 1 / (1 - reference) images. It must stay above the target for several such steps.
+# Power is not monotonic in the number of images, because counts are integers: it drops whenever one more error is
+# needed, about every 1 / (1 - reference) images. It must stay above the target for several such steps.
 _MIN_RUN, _MAX_RUN = 25, 500
 
 
@@ -31,9 +31,9 @@ class NonInferiority:
     Attributes:
         difference: Proportion minus reference, with its 95% interval.
         margin: Largest acceptable decrease, 0 to 1.
-        verdict: "non_inferior" if the interval lies above -margin, "inferior" if it lies below, "inconclusive" otherwise.
-            "non_inferior" has a one-sided error of 2.5%.
-        power: Probability of "non_inferior" with as many images if the true proportion equals the reference's value.
+        verdict: "non_inferior" if the interval lies above -margin, "inferior" if it lies below, "inconclusive"
+            otherwise. "non_inferior" has a one-sided type I error of 2.5%.
+        power: Probability of "non_inferior" with the same number of images if the true proportion equals the reference.
     """
 
     difference: Interval
@@ -45,14 +45,13 @@ class NonInferiority:
 def compare_with_reference(
     observed: Interval, reference: Interval, margin: float, effective_n: int | None = None
 ) -> NonInferiority:
-    """Return whether a proportion is lower than a reference by less than the margin.
+    """Test whether a proportion is lower than a reference by less than the margin.
 
     Args:
         observed: Proportion with Wilson's interval, from `intervals.proportion`.
-        reference: Proportion of other images, at the same level.
+        reference: Proportion on other images, at the same level.
         margin: Largest acceptable decrease, above 0, below 1.
-        effective_n: Number of independent images behind `observed`, see `intervals.effective_size`, for the power; its n if
-            None.
+        effective_n: Effective sample size of `observed` for the power, see `intervals.effective_size`; its n if None.
 
     Raises:
         UndefinedMetricError: A proportion is undefined, or the margin is out of range.
@@ -72,9 +71,10 @@ def compare_with_reference(
 
 
 def power(n: int, reference: Interval, margin: float) -> float:
-    """Return the probability that n images show non-inferiority if the true proportion equals the reference's value.
+    """Return the probability that n images show non-inferiority if the true proportion equals the reference.
 
-    It is the sum of binomial probabilities over the counts that show it; the reference and its interval are fixed.
+    It is the sum of binomial probabilities over the counts that show non-inferiority; the reference and its interval
+    are fixed.
 
     Args:
         n: Number of independent images, at least 1.
@@ -118,7 +118,7 @@ def sample_size(reference: Interval, margin: float, target: float = 0.8) -> int 
     def is_enough(n: int) -> bool:
         return power(n, reference, margin) >= target
 
-    low, size = 0, 16  # no n up to `low` was enough, apart from whole-count jumps
+    low, size = 0, 16  # no n up to `low` was sufficient, apart from integer effects
     while not is_enough(size):
         if size == MAX_SAMPLE:
             return None
@@ -133,7 +133,7 @@ def sample_size(reference: Interval, margin: float, target: float = 0.8) -> int 
 
 
 def _check(reference: Interval, margin: float) -> tuple[float, float]:
-    """Return the value and the upper end of a reference."""
+    """Return the value and upper limit of a reference; raise if it is undefined or the margin is out of range."""
     if not 0 < margin < 1:
         raise UndefinedMetricError(f"the margin is {margin}, not between 0 and 1")
     if reference.value is None or reference.high is None:
@@ -142,7 +142,7 @@ def _check(reference: Interval, margin: float) -> tuple[float, float]:
 
 
 def _wilson_low(p: FloatArray, n: int, level: float) -> FloatArray:
-    """Return the lower ends of Wilson's intervals; see `intervals.wilson`."""
+    """Return the lower limits of Wilson's intervals; see `intervals.wilson`."""
     z = normal_quantile(level)
     half_width = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return np.maximum(0.0, (p + z * z / (2 * n) - half_width) / (1 + z * z / n))

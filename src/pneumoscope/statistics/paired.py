@@ -20,19 +20,19 @@ __all__ = ["auroc_difference", "delong_test", "mcnemar_exact", "mcnemar_method"]
 def mcnemar_exact(
     a_correct: npt.ArrayLike, b_correct: npt.ArrayLike, patients: Sequence[str] | None = None
 ) -> float | None:
-    """Return the two-sided p of the hypothesis that two networks are correct equally often.
+    """Return the two-sided p-value of the hypothesis that two networks are correct equally often.
 
-    The lead of a patient is the number of images that only a classifies correctly, minus those that only b does. Under
-    the hypothesis each lead is as likely with the opposite sign. The probability of a total lead at least as large is
-    summed over all 2^k signs, exactly. With one image per patient this is McNemar's exact (binomial) test; where
-    patients repeat, unlike that test, it keeps their images together.
+    A patient's lead is the number of images that only a classifies correctly, minus those that only b does. Under the
+    hypothesis, either sign of each lead is equally likely. The p-value is the exact probability, over all 2^k signs, of
+    a total lead at least as large as observed. With one image per patient this is McNemar's exact (binomial) test; if
+    patients repeat, their images are kept together.
 
     Args:
         a_correct, b_correct: True where an image is classified correctly, shape (n,), in the same order.
-        patients: One patient key per image, "" where unknown; None if no patient is known.
+        patients: One patient key per image, "" where unknown; None if all are unknown.
 
     Returns:
-        The p value; None if every lead is 0.
+        The p-value; None if every lead is 0.
 
     Raises:
         UndefinedMetricError: There are no images, or the shapes differ.
@@ -45,10 +45,10 @@ def mcnemar_exact(
     if not len(steps):
         return None
     max_lead = int(steps.sum())
-    probabilities = np.zeros(2 * max_lead + 1)  # of a total lead of -max_lead to max_lead
+    probabilities = np.zeros(2 * max_lead + 1)  # for total leads from -max_lead to max_lead
     probabilities[max_lead] = 1.0
     for step in steps:
-        # Nothing wraps around: max_lead is the sum of all steps.
+        # No wrap-around, because max_lead is the sum of all steps.
         probabilities = (np.roll(probabilities, step) + np.roll(probabilities, -step)) / 2
     observed = abs(round(float(leads.sum())))
     as_large = np.abs(np.arange(-max_lead, max_lead + 1)) >= observed
@@ -56,7 +56,7 @@ def mcnemar_exact(
 
 
 def mcnemar_method(groups: IntArray) -> str:
-    """Return the name of the test that `mcnemar_exact` is for these patients.
+    """Return the name of the test that `mcnemar_exact` performs for these patients.
 
     Args:
         groups: Patient numbers from `inputs.patient_groups`, shape (n,).
@@ -72,7 +72,7 @@ def delong_test(
     patients: Sequence[str] | None = None,
     level: float = 0.95,
 ) -> tuple[Interval, float | None]:
-    """Return the difference of two AUROCs on the same images, a minus b, and its two-sided p.
+    """Return the difference of two AUROCs on the same images, a minus b, and its two-sided p-value.
 
     Args:
         scores_a, scores_b: Scores in any unit, shape (n,), in the same order.
@@ -81,8 +81,8 @@ def delong_test(
         level: Coverage of the interval, 0 to 1.
 
     Returns:
-        The difference with a normal interval, and p. If both networks rank the images alike the variance is 0: the ends
-        of the interval and p are None.
+        The difference with a normal interval, and the p-value. If both networks rank the images alike, the variance is
+        0, and the limits and the p-value are None.
 
     Raises:
         UndefinedMetricError: The shapes differ, or a class has fewer than 2 patients.
@@ -102,11 +102,11 @@ def delong_test(
 def auroc_difference(
     difference: float, variance: float, *, method: str, n: int, level: float = 0.95
 ) -> tuple[Interval, float | None]:
-    """Return the difference of two AUROCs on the same images with a normal interval, and its two-sided p.
+    """Return the difference of two AUROCs on the same images with a normal interval, and its two-sided p-value.
 
     Args:
         difference: The difference.
-        variance: Its variance; if it is 0 the ends of the interval and p are None.
+        variance: Its variance; if it is 0, the limits and the p-value are None.
         method: Name of the method.
         n: Number of images.
         level: Coverage of the interval, 0 to 1.

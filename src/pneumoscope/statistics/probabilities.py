@@ -1,4 +1,4 @@
-"""Softmax, log odds and change of prevalence. Deployed models use this module, so it does not import SciPy."""
+"""Softmax, log odds and prevalence adjustment. Used by deployed models and therefore free of SciPy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pneumoscope.statistics.inputs import FloatArray
 
 __all__ = ["TEMPERATURE_RANGE", "adjust_prevalence", "log_odds", "softmax"]
 
-# Bounds of a fitted temperature; outside them, probabilities are 0 and 1, or all alike.
+# Bounds of a fitted temperature; beyond them, probabilities are 0 and 1, or all equal.
 TEMPERATURE_RANGE = (1e-3, 1e3)
 
 
@@ -21,15 +21,15 @@ def softmax(logits: npt.ArrayLike, temperature: float = 1.0) -> FloatArray:
         temperature: See `temperature.fit_temperature`.
     """
     scaled = np.asarray(logits, dtype=np.float64) / temperature
-    # Without the largest logit, the exponential would overflow.
+    # Subtract the largest logit to avoid overflow.
     powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
 def log_odds(probabilities: npt.ArrayLike) -> FloatArray:
-    """Return the logarithm of p / (1 - p) of each class, to rank images by; shape (n, K).
+    """Return log(p / (1 - p)) for each class, as a ranking score, shape (n, K).
 
-    1 - p is summed over the other classes, so that probabilities near 1 do not tie.
+    1 - p is the sum over the other classes, so that probabilities near 1 do not tie.
     """
     p = np.asarray(probabilities, dtype=np.float64)
     rest = np.stack([np.delete(p, index, axis=1).sum(axis=1) for index in range(p.shape[1])], axis=1)
@@ -38,9 +38,9 @@ def log_odds(probabilities: npt.ArrayLike) -> FloatArray:
 
 
 def adjust_prevalence(probabilities: npt.ArrayLike, source: float, target: float) -> FloatArray:
-    """Return probabilities for a population in which pneumonia is more or less common.
+    """Return probabilities for a population with a different prevalence of pneumonia.
 
-    The odds are multiplied by a constant. The images of each label are assumed to be distributed alike in both
+    The odds are multiplied by a constant. The images of each label are assumed to have the same distribution in both
     populations.
 
     Args:

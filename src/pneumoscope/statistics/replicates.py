@@ -1,11 +1,11 @@
-"""Means over several trainings of one recipe, and differences of such means, with the variance of seeds and of patients.
+"""Means over several trainings of one recipe, and their differences, with the variance of seeds and patients.
 
-The trainings are the readers of a multi-reader multi-case study in which each reader reads with one modality, the recipe: both
-readers and cases are samples. A test that leaves out one of the two variances finds differences that another seed, or other
-patients, would not show.
+The trainings correspond to the readers of a multi-reader multi-case study in which each reader uses one modality, the
+recipe: both readers and cases are samples. A test that ignores either variance finds differences that other seeds, or
+other patients, would not show.
 
-Source: Obuchowski & Rockette 1995, Commun Stat Simul Comput 24:285; degrees of freedom by Hillis 2007, Stat Med 26:596; readers
-nested within modalities by Hillis 2014, Stat Med 33:330.
+Source: Obuchowski & Rockette 1995, Commun Stat Simul Comput 24:285; degrees of freedom by Hillis 2007, Stat Med 26:596;
+readers nested within modalities by Hillis 2014, Stat Med 33:330.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NO_VARIANCE = "neither seeds nor images show a variance"
 
 
 def proportion_covariance(successes: npt.ArrayLike, groups: IntArray) -> tuple[FloatArray, FloatArray]:
-    """Return the proportions of one or more networks on the same images, and the covariance of these proportions.
+    """Return the proportions of one or more networks on the same images, and their covariance.
 
     Args:
         successes: True where a network is correct, shape (k, n).
@@ -39,7 +39,7 @@ def proportion_covariance(successes: npt.ArrayLike, groups: IntArray) -> tuple[F
     Raises:
         UndefinedMetricError: There are fewer than 2 patients.
 
-    Source: The linearized variance of a mean of clusters, Cochran 1977, Sampling Techniques, section 9A.
+    Source: Linearized variance of a cluster mean, Cochran 1977, Sampling Techniques, section 9A.
     """
     x = np.atleast_2d(np.asarray(successes, dtype=np.float64))
     n_patients = len(np.unique(groups))
@@ -53,7 +53,7 @@ def proportion_covariance(successes: npt.ArrayLike, groups: IntArray) -> tuple[F
 def replicates_mean(
     values: npt.ArrayLike, covariance: FloatArray, *, n: int, method: str, level: float = 0.95
 ) -> Interval:
-    """Return the mean of a metric over trainings, with an interval for other seeds and other patients.
+    """Return the mean of a metric over trainings, with an interval that covers other seeds and other patients.
 
     Args:
         values: The metric of each training on the same images, 0 to 1, shape (r,).
@@ -64,8 +64,9 @@ def replicates_mean(
         level: Coverage, 0 to 1.
 
     Returns:
-        The interval, within 0 to 1. A single training has no variance of seeds: its interval is for other patients only. The
-        ends are None, with the reason, if the variance is 0, since the data then show no variation.
+        The interval, clipped to 0 to 1. A single training has no variance of seeds, so its interval covers other
+        patients only. The limits are None, with the reason, if the variance is 0, because the data then show no
+        variation.
     """
     x = np.asarray(values, dtype=np.float64)
     variance = _between(x, covariance) + max(_common_covariance(covariance), 0.0)
@@ -79,18 +80,18 @@ def replicates_mean(
 def replicates_difference(
     a: npt.ArrayLike, b: npt.ArrayLike, covariance: FloatArray, *, n: int, method: str, level: float = 0.95
 ) -> tuple[Interval, float | None]:
-    """Return the difference of two means over trainings, a minus b, and the two-sided p of the hypothesis that it is 0.
+    """Return the difference of two means over trainings, a minus b, and its two-sided p-value.
 
     Args:
         a, b: The metric of each training of two recipes on the same images, shapes (r,) and (s,).
-        covariance: Covariance of all values over patients, those of a first, shape (r + s, r + s).
+        covariance: Covariance of all values over patients, with `a` first, shape (r + s, r + s).
         n: Number of images.
         method: See `replicates_method`.
         level: Coverage, 0 to 1.
 
     Returns:
-        The interval, and p; the ends and p are None if the variance is 0. A single training has no variance of seeds: the
-        result then applies to this training, not to its recipe.
+        The interval and the p-value; the limits and the p-value are None if the variance is 0. A single training has no
+        variance of seeds: the result then applies to this training, not to its recipe.
     """
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     cross = float(covariance[: len(x), len(x) :].mean())
@@ -106,16 +107,16 @@ def replicates_difference(
 
 
 def replicates_method(groups: IntArray) -> str:
-    """Return the name of the method; see `roc.delong_method`."""
+    """Return the name of the method, with "patients" or "images" as the cases."""
     cases = "patients" if len(np.unique(groups)) < len(groups) else "images"
     return f"obuchowski-rockette, random seeds and {cases}"
 
 
 def _between(values: FloatArray, covariance: FloatArray) -> float:
-    """Return the variance of a mean by the differences between its trainings; 0 for one training.
+    """Return the variance of a mean due to differences between its trainings; 0 for one training.
 
-    It is at least that of other patients: a few trainings may agree by chance, and then the interval would be narrower than one
-    for these trainings only. This makes intervals and tests conservative if seeds have no effect.
+    It is at least the variance due to patients: a few trainings may agree by chance, and the interval would then be
+    narrower than for these trainings alone. This makes intervals and tests conservative if seeds have no effect.
     """
     if len(values) == 1:
         return 0.0
@@ -124,13 +125,13 @@ def _between(values: FloatArray, covariance: FloatArray) -> float:
 
 
 def _common_covariance(covariance: FloatArray) -> float:
-    """Return the mean covariance of two trainings of a recipe; the variance of a single training."""
+    """Return the mean covariance of two trainings of a recipe; for a single training, its variance."""
     r = len(covariance)
     return float((covariance.sum() - np.trace(covariance)) / (r * (r - 1))) if r > 1 else float(covariance[0, 0])
 
 
 def _degrees(samples: tuple[FloatArray, ...], variance: float) -> float:
-    """Return the degrees of freedom of a variance; infinity if no seeds contribute to it."""
+    """Return the degrees of freedom of a variance; infinity if seeds do not contribute to it."""
     parts = sum(
         (float(values.var(ddof=1)) / len(values)) ** 2 / (len(values) - 1) for values in samples if len(values) > 1
     )

@@ -1,10 +1,11 @@
-"""Means over the folds of a cross-validation, and differences of such means, with a variance that accounts for the folds.
+"""Means over cross-validation folds, and their differences, with a variance that accounts for the folds.
 
-The folds are not independent: two trainings share most of their training images. The variance of K values divided by K is
-therefore too small, and the usual t test finds differences that other images would not show. Nadeau and Bengio replace 1/K by
-1/K + n_validation / n_training.
+The folds are not independent, because any two trainings share most of their training images. The variance of K values
+divided by K is therefore too small, and the usual t test finds differences that other images would not show. Nadeau and
+Bengio replace 1/K by 1/K + n_validation / n_training.
 
-Source: Nadeau & Bengio 2003, Mach Learn 52:239; for the folds of a cross-validation, Bouckaert & Frank 2004, PAKDD, LNCS 3056:3.
+Source: Nadeau & Bengio 2003, Mach Learn 52:239; for the folds of a cross-validation, Bouckaert & Frank 2004, PAKDD,
+LNCS 3056:3.
 """
 
 from __future__ import annotations
@@ -24,16 +25,17 @@ FOLDS_METHOD = "nadeau-bengio, corrected resampled t"
 
 
 def folds_mean(values: npt.ArrayLike, ratio: float, *, n: int, level: float = 0.95) -> Interval:
-    """Return the mean of a metric over folds, with an interval for other training images and other patients.
+    """Return the mean of a metric over folds, with an interval that covers other training images and patients.
 
     Args:
         values: The metric of each fold on its validation images, 0 to 1, shape (k,); at least 2.
-        ratio: Number of validation images divided by that of training images, of an average fold.
+        ratio: Ratio of validation to training images of an average fold.
         n: Number of validation images of all folds.
         level: Coverage, 0 to 1.
 
     Returns:
-        The interval, within 0 to 1. Its ends are None if all values are equal, since the data then show no variation.
+        The interval, clipped to 0 to 1. Its limits are None if all values are equal, because the data then show no
+        variation.
     """
     x = np.asarray(values, dtype=np.float64)
     mean, half = float(x.mean()), _half_width(x, ratio, level)
@@ -45,14 +47,14 @@ def folds_mean(values: npt.ArrayLike, ratio: float, *, n: int, level: float = 0.
 def folds_difference(
     a: npt.ArrayLike, b: npt.ArrayLike, ratio: float, *, n: int, level: float = 0.95
 ) -> tuple[Interval, float | None]:
-    """Return the mean difference over the same folds, a minus b, and the two-sided p of the hypothesis that it is 0.
+    """Return the mean difference over the same folds, a minus b, and its two-sided p-value.
 
     Args:
         a, b: The metric of two recipes in each fold, shape (k,); at least 2.
         ratio, n, level: See `folds_mean`.
 
     Returns:
-        The interval, and p; the ends and p are None if the difference is the same in all folds.
+        The interval and the p-value; the limits and the p-value are None if the difference is the same in all folds.
     """
     d = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     mean, half = float(d.mean()), _half_width(d, ratio, level)
@@ -67,7 +69,7 @@ def _standard_error(values: FloatArray, ratio: float) -> float:
 
 
 def _half_width(values: FloatArray, ratio: float, level: float) -> float | None:
-    """Return half the width of the interval of a mean; None without variance (rounding errors of equal values aside)."""
+    """Return half the width of a mean's interval; None without variance, apart from rounding errors."""
     if float(np.ptp(values)) < 1e-12:
         return None
     return float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * _standard_error(values, ratio)

@@ -36,7 +36,7 @@ __all__ = [
 
 
 def _weights_by_score(scores: FloatArray, labels: BoolArray, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return the weights of PNEUMONIA and of NORMAL images at each of k distinct scores, descending, each (r, k)."""
+    """Return the weights of PNEUMONIA and NORMAL images at each of k distinct scores, descending, each (r, k)."""
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     starts = np.flatnonzero(np.concatenate(([True], ranked[1:] != ranked[:-1])))
@@ -46,7 +46,7 @@ def _weights_by_score(scores: FloatArray, labels: BoolArray, weights: FloatArray
 
 
 def weighted_auroc(scores: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
-    """Return the AUROC of each row of image weights, for `intervals.patient_bootstrap`.
+    """Return the AUROC for each row of image weights, for `intervals.patient_bootstrap`.
 
     Args:
         scores: Scores in any unit, shape (n,).
@@ -64,11 +64,11 @@ def weighted_auroc(scores: FloatArray, labels: BoolArray, weights: FloatArray) -
 
 
 def weighted_macro_auroc(ranking: FloatArray, targets: IntArray, weights: FloatArray) -> FloatArray:
-    """Return the mean AUROC of one class against the rest, for each row of image weights.
+    """Return the mean one-against-rest AUROC over classes for each row of image weights.
 
     Args:
         ranking: Scores of the classes in any unit, such as `probabilities.log_odds`, shape (n, K).
-        targets: Index of the class of each image, shape (n,).
+        targets: Class index of each image, shape (n,).
         weights: Image weights, 0 or more, shape (r, n).
 
     Returns:
@@ -79,7 +79,7 @@ def weighted_macro_auroc(ranking: FloatArray, targets: IntArray, weights: FloatA
 
 
 def weighted_auprc(scores: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
-    """Return the average precision of each row of image weights; arguments and shape as in `weighted_auroc`.
+    """Return the average precision for each row of image weights; arguments and shape as in `weighted_auroc`.
 
     It is the sum of the precision at each score times the sensitivity gained there, without interpolation.
 
@@ -98,7 +98,7 @@ def auroc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     Ties count one half.
 
     Args:
-        scores: Scores in any unit, shape (n,). Prefer logits: scores tie at 0 and 1.
+        scores: Scores in any unit, shape (n,). Prefer logits, because scores tie at 0 and 1.
         labels: True where pneumonia is present, shape (n,).
 
     Raises:
@@ -111,20 +111,20 @@ def auroc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 
 
 def roc_curve(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return the corners of the ROC curve from (0, 0) to (1, 1).
+    """Return the vertices of the ROC curve from (0, 0) to (1, 1).
 
     Args:
         scores: Scores in any unit, shape (n,).
         labels: True where pneumonia is present, shape (n,).
 
     Returns:
-        False positive rate, sensitivity and threshold, each of shape (k + 1,) for k distinct scores. A score at or
-        above the threshold is positive; the first threshold is infinite.
+        False positive rate, sensitivity and threshold, each of shape (k + 1,) for k distinct scores. Scores at or above
+        the threshold are positive; the first threshold is infinite.
 
     Raises:
         UndefinedMetricError: A class has no images.
     """
-    from sklearn import metrics  # takes a second to import
+    from sklearn import metrics  # deferred: takes a second
 
     x, y = validate_both_classes(scores, labels, "the ROC curve")
     false_positive_rate, sensitivity, thresholds = metrics.roc_curve(y, x, drop_intermediate=False)
@@ -132,20 +132,20 @@ def roc_curve(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray,
 
 
 def precision_recall_curve(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return the corners of the precision-recall curve, from the highest threshold down.
+    """Return the vertices of the precision-recall curve, from the highest threshold down.
 
     Args:
         scores: Scores in any unit, shape (n,).
         labels: True where pneumonia is present, shape (n,).
 
     Returns:
-        Sensitivity (ascending), precision and threshold, each of shape (k,) for k distinct scores. A score at or above
-        the threshold is positive. The area below the step function is the average precision.
+        Sensitivity (ascending), precision and threshold, each of shape (k,) for k distinct scores. Scores at or above
+        the threshold are positive. The area below the step function is the average precision.
 
     Raises:
         UndefinedMetricError: A class has no images.
     """
-    from sklearn import metrics  # takes a second to import
+    from sklearn import metrics  # deferred: takes a second
 
     x, y = validate_both_classes(scores, labels, "the precision-recall curve")
     precision, sensitivity, thresholds = metrics.precision_recall_curve(y, x)
@@ -154,7 +154,7 @@ def precision_recall_curve(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tupl
 
 
 def delong_covariance(scores: npt.ArrayLike, labels: npt.ArrayLike, groups: IntArray) -> tuple[FloatArray, FloatArray]:
-    """Return the AUROCs of one or more networks on the same images, and the covariance of these AUROCs.
+    """Return the AUROCs of one or more networks on the same images, and their covariance.
 
     Args:
         scores: Scores of k networks in any unit, shape (k, n).
@@ -169,7 +169,7 @@ def delong_covariance(scores: npt.ArrayLike, labels: npt.ArrayLike, groups: IntA
         UndefinedMetricError: A class has fewer than 2 patients.
 
     Source: DeLong 1988, Biometrics 44:837; mid-ranks by Sun & Xu 2014, IEEE Signal Process Lett 21:1389; sums over the
-        images of a patient by Obuchowski 1997, Biometrics 53:567.
+    images of a patient by Obuchowski 1997, Biometrics 53:567.
     """
     x, y = np.atleast_2d(np.asarray(scores, dtype=np.float64)), np.asarray(labels, dtype=np.bool_)
     n_patients = [len(np.unique(groups[members])) for members in (y, ~y)]
@@ -204,14 +204,14 @@ def auroc_interval(
 ) -> Interval:
     """Return the AUROC with DeLong's interval on the logit scale, which stays within 0 to 1.
 
-    DeLong's variance is 0 if the classes are perfectly separated, and cannot be estimated if a class has one patient.
-    The interval is then Wilson's for k independent pairs of a PNEUMONIA and a NORMAL image, where k is the number of
-    patients of the smaller class.
+    DeLong's variance is 0 if the classes are perfectly separated, and cannot be estimated if a class has only one
+    patient. In these cases the interval is Wilson's for k independent pairs of a PNEUMONIA and a NORMAL image, where k
+    is the number of patients of the smaller class.
 
     Args:
         scores: Scores in any unit, shape (n,).
         labels: True where pneumonia is present, shape (n,).
-        patients: One patient key per image, "" where unknown; None if no patient is known.
+        patients: One patient key per image, "" where unknown; None if all are unknown.
         level: Coverage, 0 to 1.
 
     Returns:
@@ -235,12 +235,13 @@ def auroc_interval(
 
 
 def area_interval(area: float, variance: float, *, pairs: int, method: str, n: int, level: float = 0.95) -> Interval:
-    """Return the interval of an area, such as an AUROC or a macro AUROC, on the logit scale; see `auroc_interval`.
+    """Return the interval of an area (AUROC or macro AUROC) on the logit scale; see `auroc_interval`.
 
     Args:
         area, variance: The area and its variance.
-        pairs: Number of patients of the smallest class: without a variance, the interval is Wilson's for as many pairs.
-        method: Name of the method of the variance.
+        pairs: Number of patients of the smallest class, used as the number of pairs for Wilson's interval if the
+            variance is 0.
+        method: Name of the variance method.
         n: Number of images.
         level: Coverage, 0 to 1.
     """

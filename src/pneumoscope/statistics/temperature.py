@@ -1,4 +1,4 @@
-"""Temperature scaling: calibration of the probabilities of several classes with one parameter."""
+"""Temperature scaling: calibrate multiclass probabilities with one parameter."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ["fit_temperature"]
 
 
 def fit_temperature(logits: npt.ArrayLike, targets: npt.ArrayLike) -> float:
-    """Return the temperature for which softmax(logits / temperature) has the highest likelihood.
+    """Return the temperature that maximizes the likelihood of softmax(logits / temperature).
 
-    One parameter for all classes keeps the most likely class of each image, and cannot be overfitted by a class with few images.
-    The targets are smoothed as Platt's: an image of a class with n of N images has (n + 1) / (n + K) of it, and the rest is
-    divided among the K - 1 other classes. The temperature then stays above 0 if the classes are perfectly separated. It is within
-    `probabilities.TEMPERATURE_RANGE`.
+    A single parameter for all classes preserves the predicted classes and cannot be overfitted to a class with few
+    images. The targets are smoothed as in Platt scaling: the target of an image is (n + 1) / (n + K) for its class,
+    which has n images, and the rest is divided among the K - 1 other classes. The temperature then stays above 0 if the
+    classes are perfectly separated. It is limited to `probabilities.TEMPERATURE_RANGE`.
 
     Args:
         logits: Logits of validation images, unbounded, shape (n, K).
-        targets: Index of the class of each image, 0 to K - 1, shape (n,).
+        targets: Class index of each image, 0 to K - 1, shape (n,).
 
     Raises:
         UndefinedMetricError: The shapes differ, a class has no images, or a logit is not finite.
@@ -48,7 +48,7 @@ def fit_temperature(logits: npt.ArrayLike, targets: npt.ArrayLike) -> float:
     def loss(log_temperature: float) -> float:
         return float(-(goal * _log_softmax(x / math.exp(log_temperature))).sum() / len(y))
 
-    # The loss is convex in 1 / temperature, so that it has one minimum on the logarithmic scale, too.
+    # The loss is convex in 1 / temperature, so it also has a single minimum on the logarithmic scale.
     bounds = tuple(map(math.log, TEMPERATURE_RANGE))
     found = optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-7})
     return math.exp(found.x)

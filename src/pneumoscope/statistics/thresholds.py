@@ -1,4 +1,4 @@
-"""Selection of operating points: thresholds on the score, chosen on validation images only.
+"""Choose operating points: thresholds on the score, from validation images only.
 
 An image is predicted as pneumonia if its score is at or above the threshold.
 """
@@ -20,9 +20,9 @@ __all__ = ["threshold_at_sensitivity", "threshold_at_specificity", "youden_thres
 def youden_threshold(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     """Return the threshold with the highest Youden index, sensitivity + specificity - 1.
 
-    It lies midway between the lowest score that is predicted as pneumonia and the next lower score. Of thresholds with
-    equal indices the lowest is returned, since it misses the fewest pneumonias. A network that ranks no better than
-    chance therefore predicts pneumonia for every image.
+    It is the midpoint between the lowest score predicted as pneumonia and the next lower score. In case of ties, the
+    lowest threshold is returned, because it misses the fewest pneumonias; a network that ranks no better than chance
+    therefore predicts pneumonia for every image.
 
     Args:
         scores: Scores of validation images, 0 to 1, shape (n,).
@@ -35,7 +35,7 @@ def youden_threshold(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     """
     false_positive_rate, sensitivity, thresholds = roc_curve(scores, labels)
     youden = sensitivity - false_positive_rate
-    # Equal indices can differ in the last bit. With fewer than 1e9 images, true differences exceed 1e-12.
+    # Tied indices can differ in the last bit. With fewer than 1e9 images, true differences exceed 1e-12.
     best = int(np.flatnonzero(youden >= youden.max() - 1e-12)[-1])
     upper = float(thresholds[max(best, 1)])
     if best in (0, len(thresholds) - 1):
@@ -44,7 +44,7 @@ def youden_threshold(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 
 
 def threshold_at_sensitivity(scores: npt.ArrayLike, labels: npt.ArrayLike, sensitivity: float = 0.99) -> float:
-    """Return the highest threshold with at least this sensitivity: the score of the last pneumonia to be detected.
+    """Return the highest threshold with at least this sensitivity, which is the score of a PNEUMONIA image.
 
     Args:
         scores: Scores of validation images, 0 to 1, shape (n,).
@@ -64,8 +64,8 @@ def threshold_at_sensitivity(scores: npt.ArrayLike, labels: npt.ArrayLike, sensi
 def threshold_at_specificity(scores: npt.ArrayLike, labels: npt.ArrayLike, specificity: float = 0.99) -> float:
     """Return the lowest threshold with at least this specificity.
 
-    It lies midway between the highest NORMAL score below it and the next higher score, or 1 if no score is higher. If
-    too many NORMAL images score 1, no threshold up to 1 reaches the specificity, and 1 is returned.
+    It is the midpoint between the highest NORMAL score below it and the next higher score (1 if there is none). If too
+    many NORMAL images score 1, no threshold up to 1 reaches the specificity, and 1 is returned.
 
     Args:
         scores: Scores of validation images, 0 to 1, shape (n,).

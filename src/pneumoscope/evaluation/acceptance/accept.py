@@ -1,8 +1,9 @@
-"""Acceptance test at a hospital: does the model perform there as its card states, and should parts of the card be changed?
+"""Acceptance test at a hospital: compare a model's performance with its card, and fit a site profile.
 
-Labeled images of the site are compared with the figures on the card, subgroups are listed, and a site profile is fitted (see
-`site_fit`). Sensitivity, specificity and the fraction of accepted images are each tested for non-inferiority. The card's
-sensitivity and specificity are those of the images that chose its thresholds, so that the comparison is strict.
+The metrics of labeled images of the site are compared with those on the card, also by subgroup, and a site profile is
+fitted (see `site_fit`). Sensitivity, specificity and the fraction of accepted images are each tested for
+non-inferiority. The card's sensitivity and specificity were measured on the images that chose its thresholds and are
+optimistic, so the comparison is strict.
 """
 
 from __future__ import annotations
@@ -74,25 +75,27 @@ class Acceptance:
         site: Name of the site.
         bundle, network, onnx_sha256, card_sha256: Name, architecture and hashes of the model.
         images_sha256, n, patients, counts: The images.
-        unknown_patients: Number of images of unknown patients, each of which counts as a patient; None in records of earlier
-            versions.
+        unknown_patients: Number of images of unknown patients, each of which counts as a patient; None in records of
+            earlier versions.
         operating_point, margin, target_power, seed: Settings.
-        verdict: "non_inferior" if sensitivity, specificity and the fraction of accepted images are, at the operating point;
-            "inferior" if one of them is inferior; "inconclusive" otherwise.
+        verdict: "non_inferior" if sensitivity, specificity and the fraction of accepted images are non-inferior at the
+            operating point; "inferior" if any of them is inferior; "inconclusive" otherwise.
         prevalence: Fraction of images with pneumonia.
-        stated_prevalence: Prevalence that the profile states probabilities for; None for that of the accepted images.
-        rejected, rejected_with_profile: Rejected images with the card's limits, and with the profile, cross-fitted.
-        accepted, accepted_reference: Fraction of images that the network's input checks accept, of those that neither pixels nor
-            header nor age exclude, at the site and of the validation images; None if the model has no input checks.
+        stated_prevalence: User-specified prevalence for the profile's probabilities; None for the prevalence of the
+            accepted images.
+        rejected, rejected_with_profile: Images rejected with the card's limits, and with the profile, cross-fitted.
+        accepted, accepted_reference: Fraction of images accepted by the network's input checks, among images not
+            excluded by pixels, header or age, at the site and in the validation set; None if the model has no input
+            checks.
         accepted_test: Non-inferiority of that fraction; None without input checks or such images.
         auroc: Of accepted images.
-        calibration: Of the card's probabilities, for the prevalence of the accepted images.
-        calibration_with_profile: With the profile, cross-fitted, for the prevalence of the accepted images.
+        calibration: Of the card's probabilities, at the prevalence of the accepted images.
+        calibration_with_profile: With the profile, cross-fitted, at the prevalence of the accepted images.
         operating_points: By name.
         subgroups: By header fields.
         changed: Parts of the card that the profile replaces.
-        limits: Rejection limits on the card and in the profile, for those that it replaces.
-        not_changed: Why other parts are kept.
+        limits: Replaced rejection limits: value on the card and in the profile.
+        not_changed: Reasons why other parts are kept.
         notes: Remarks about the data.
         version, command: Version of pneumoscope, and the command line.
     """
@@ -146,7 +149,7 @@ class AcceptanceSettings:
     seed: int
 
     def check(self, card: Card) -> None:
-        """Raise unless a model can be tested with these settings.
+        """Raise if the settings are invalid for a model.
 
         Raises:
             UsageError: The operating point is unknown, or the name or a number is out of range.
@@ -184,32 +187,34 @@ def accept(
     Args:
         data: Folder, manifest CSV or archive of labeled images, without a test split. All images are used.
         bundle: Bundle or run; the model in the package if None.
-        site: Name of the site, for the profile and for outputs that use it; if None, that of the folder, or of the file without
-            its extension.
-        out: Folder for acceptance.json, acceptance.md, images.csv (one row per image) and site.json; nothing is written if None.
+        site: Name of the site, used in the profile and in outputs made with it; if None, the name of the folder or the
+            stem of the file.
+        out: Folder for acceptance.json, acceptance.md, images.csv (one row per image) and site.json; None writes no
+            files.
         labels: Names of columns and labels of the data.
         operating_point: Operating point of the verdict and of the subgroups.
         margin: Largest acceptable decrease of sensitivity, specificity and fraction of accepted images.
-        target_power: Power of each test for which the needed number of images is stated.
-        prevalence: Prevalence of pneumonia that the profile states probabilities for; that of the accepted images if None, which
-            is right for consecutive images only.
-        require_age: Images that are rejected if the age of the patient is unknown, as in use.
-        assume: Overrides of DICOM headers, as in use; see `load_model`.
+        target_power: Target power of each test, for the reported sample sizes.
+        prevalence: Prevalence of pneumonia that the profile's probabilities refer to; that of the accepted images if
+            None, which is valid for consecutive images only.
+        require_age: Images that are rejected if the age of the patient is unknown, as in production.
+        assume: Overrides of DICOM headers, as in production; see `load_model`.
         seed: Seed of folds and bootstraps.
         command: Command line to record in the result.
-        progress: Called with the number of scored images and of all images.
+        progress: Called with the number of scored images and the total.
 
     Returns:
-        The result, and the profile.
+        The result and the profile.
 
     Raises:
-        UsageError: The operating point is unknown, a number or the name is out of range, or the folder has an acceptance test.
+        UsageError: The operating point is unknown, a number or the name is out of range, or the folder already contains
+            an acceptance test.
         DatasetError: See `load_site_images`; or the model was trained or calibrated on some of the images.
         BundleError: The bundle cannot be read or run.
         StorageError: A file cannot be written.
     """
     if site is None:
-        named = data if data.name.strip(".") else data.resolve()  # "." and ".." are not names
+        named = data if data.name.strip(".") else data.resolve()  # "." and ".." do not name the folder
         site = named.stem if data.is_file() else named.name
     settings = AcceptanceSettings(site, operating_point, margin, target_power, prevalence, seed)
     session = BundleSession.load(find_bundle(bundle), require_age=require_age, assume=assume)
@@ -235,7 +240,7 @@ def accept(
 def _summarize(
     compared: SiteComparison, listed: SiteList, scored: ScoredSite, settings: AcceptanceSettings, command: str
 ) -> Acceptance:
-    """Return the result of the test."""
+    """Return the test result."""
     card, images, fit = compared.card, compared.images, compared.fit
     before, after = compared.before, compared.after
     points = {
@@ -287,7 +292,7 @@ def _summarize(
 
 
 def _replaced_limits(card: Card, fit: SiteFit) -> dict[str, tuple[float, float]]:
-    """Return the rejection limits that a fit replaces, on the card and in the fit."""
+    """Return the replaced rejection limits as (card, fit) pairs."""
     limits = card.rejection_limits
     old = {} if limits is None else {"input_classifier": limits.min_upright, "ood_detector": limits.max_distance}
     return {name: (old[name], value) for name, value in fit.limits.items()}
@@ -311,7 +316,7 @@ def _notes(card: Card, images: SiteImages, operating_point: str) -> list[str]:
 def _images_csv(
     images: Sequence[LabeledImage], scored: ScoredSite, outputs: SiteOutputs, operating_point: str
 ) -> bytes:
-    """Return one row per image: its label, and the decision at the operating point or the rejection."""
+    """Return one CSV row per image: its label, and the decision at the operating point or the rejection."""
     rows = [csv_line(("path", "label", "patient", "decision", "rejection_code", "logit", "probability"))]
     for i, (image, rejection) in enumerate(zip(images, scored.rejections, strict=True)):
         decision = "pneumonia" if outputs.decisions[operating_point][i] else "no_pneumonia"

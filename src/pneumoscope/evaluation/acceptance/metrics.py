@@ -1,4 +1,4 @@
-"""Figures of an acceptance test: operating points against the card, calibration, subgroups, sample sizes and the verdict."""
+"""Metrics of an acceptance test: operating points versus the card, calibration, subgroups, sample sizes and verdict."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ __all__ = [
     "summarize_calibration",
 ]
 
-# Age groups in years: from, label; as in ICH E11, with infants and toddlers in one group.
+# Age groups as (minimum in years, label); as in ICH E11, with infants and toddlers in one group.
 _AGE_GROUPS = ((0, "under 2 years"), (2, "2 to 5 years"), (6, "6 to 11 years"), (12, "12 to 17 years"), (18, "adults"))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PointAcceptance:
-    """One operating point at the site; rejected images are left out.
+    """One operating point at the site; rejected images are excluded.
 
     Attributes:
-        threshold: Threshold of the card, on the score.
+        threshold: The card's threshold on the score.
         reference: Sensitivity and specificity on the card.
-        tests: Non-inferiority of sensitivity and specificity; a metric without accepted images has no test.
+        tests: Non-inferiority tests of sensitivity and specificity; a metric without accepted images has no test.
         observed: Sensitivity and specificity at the site with the card's threshold.
-        needed: Images with pneumonia, for sensitivity, and without, for specificity, that give each test the target power;
-            None if there is no such number (see `noninferiority.sample_size`).
-        with_profile: Sensitivity and specificity with re-chosen thresholds and limits, cross-fitted.
-        profile_threshold: Re-chosen threshold; None if the card's threshold is kept.
+        needed: Number of images with pneumonia (sensitivity) and without (specificity) that give each test the target
+            power; None if no number does (see `noninferiority.sample_size`).
+        with_profile: Sensitivity and specificity with the profile's thresholds and limits, cross-fitted.
+        profile_threshold: Threshold in the profile; None if the card's threshold is kept.
     """
 
     threshold: float
@@ -87,7 +87,7 @@ class Subgroup:
     """Images with one value of a header field, at the operating point of the test.
 
     Attributes:
-        field, value: Field and value; "not stated" without a value.
+        field, value: Field and value; "not stated" if missing.
         n, n_pneumonia: Number of images, and of images with pneumonia.
         rejected: Fraction of rejected images.
         sensitivity, specificity, auroc: Of accepted images.
@@ -105,13 +105,13 @@ class Subgroup:
 
 @dataclasses.dataclass(frozen=True)
 class SiteComparison:
-    """A model on the images of a site, with its card and with a site profile.
+    """Outputs of a model for the images of a site, with and without a site profile.
 
     Attributes:
         card: The card.
         images: The images.
         before: Outputs with the card.
-        fit: What the profile changes.
+        fit: Parts of the card that the profile changes.
         after: Outputs with the profile, cross-fitted.
     """
 
@@ -138,15 +138,15 @@ def reference_interval(reference: Proportion) -> Interval:
 
 
 def needed_images(card: Card, margin: float, target_power: float) -> dict[str, dict[str, int | None]]:
-    """Return for each operating point how many accepted images the tests of sensitivity and specificity each need.
+    """Return the number of accepted images that the tests of sensitivity and specificity need at each operating point.
 
     Args:
         card: Card of the model.
         margin, target_power: See `accept`.
 
     Returns:
-        {operating point: {"sensitivity": images with pneumonia, "specificity": images without}}; None where there is no such
-        number, see `noninferiority.sample_size`.
+        {operating point: {"sensitivity": images with pneumonia, "specificity": images without}}; None if no number
+        suffices, see `noninferiority.sample_size`.
     """
     return {
         name: {
@@ -158,7 +158,7 @@ def needed_images(card: Card, margin: float, target_power: float) -> dict[str, d
 
 
 def point_acceptance(compared: SiteComparison, name: str, margin: float, target_power: float) -> PointAcceptance:
-    """Return one operating point at the site.
+    """Return the acceptance results of one operating point.
 
     Args:
         compared: Outputs at the site.
@@ -193,7 +193,7 @@ def point_acceptance(compared: SiteComparison, name: str, margin: float, target_
 
 
 def accepted_fractions(compared: SiteComparison) -> tuple[Interval | None, Interval | None]:
-    """Return the fraction of images that the input checks accept, and that of the validation images."""
+    """Return the fraction of images that the input checks accept, at the site and in the validation set."""
     limits, images = compared.card.rejection_limits, compared.images
     if limits is None:
         return None, None
@@ -226,7 +226,7 @@ def compare_accepted(
 
 
 def acceptance_verdict(point: PointAcceptance, accepted_test: NonInferiority | None, *, checks_input: bool) -> Verdict:
-    """Return the verdict of all tests; a missing test is inconclusive."""
+    """Return the overall verdict; a missing test makes it inconclusive unless another test is inferior."""
     verdicts = {test.verdict for test in (*point.tests.values(), accepted_test) if test}
     if "inferior" in verdicts:
         return "inferior"
@@ -235,7 +235,7 @@ def acceptance_verdict(point: PointAcceptance, accepted_test: NonInferiority | N
 
 
 def auroc(images: SiteImages, rows: BoolArray) -> Interval:
-    """Return the AUROC of the images where `rows` is True; undefined without images of both labels."""
+    """Return the AUROC of the images where `rows` is True; undefined unless both labels are present."""
     labels = images.labels[rows]
     if labels.all() or not labels.any():
         return undefined("there are accepted images of one label only", n=len(labels), method="delong")
@@ -246,12 +246,12 @@ def auroc(images: SiteImages, rows: BoolArray) -> Interval:
 def summarize_calibration(
     images: SiteImages, rows: BoolArray, probabilities: FloatArray, seed: int
 ) -> CalibrationSummary:
-    """Return the calibration of probabilities.
+    """Return calibration slope, intercept, Brier score and calibration error.
 
     Args:
         images: Images of the site.
         rows: True for the images to use, shape (n,).
-        probabilities: Probabilities of pneumonia of all images, shape (n,).
+        probabilities: Probabilities of pneumonia for all images, shape (n,).
         seed: Seed of the bootstraps.
     """
     labels = images.labels[rows]
@@ -272,7 +272,7 @@ def summarize_calibration(
 def find_subgroups(
     name: str, images: SiteImages, outputs: SiteOutputs, headers: Sequence[HeaderFields | None]
 ) -> tuple[Subgroup, ...]:
-    """Return the subgroups of each header field that some image states."""
+    """Return the subgroups of each header field that is present in any image."""
     fields: dict[str, list[str]] = {
         "age": [_age_group(header) for header in headers],
         "sex": [header.sex if header else "" for header in headers],

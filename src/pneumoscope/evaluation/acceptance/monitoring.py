@@ -1,8 +1,10 @@
-"""Monitor a model at a hospital without labels: are recent images like those of the site profile?
+"""Monitor a model at a hospital without labels by comparing recent images with the site profile.
 
-Logits, image statistics and the fraction of rejected images are compared with those of the profile, see
-`statistics.drift.detect_drift`. The planned checks share one probability of a false alarm, with Bonferroni's correction.
-Drift does not show that the model is worse, and a model can become worse without drift: repeat the acceptance test.
+Logits, image statistics and the fraction of rejected images are compared; see `statistics.drift.detect_drift`. The
+false-alarm probability is divided among the planned checks (Bonferroni correction).
+
+Drift does not show that the model performs worse, and performance can decline without drift: repeat the acceptance
+test.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class Monitoring:
         site: Name and short hash of the site profile.
         bundle, onnx_sha256: The model.
         n: Number of readable images.
-        unreadable: Paths of the other files, with the reason.
+        unreadable: Reason by path for each unreadable file.
         rejected: Fraction of rejected images.
         false_alarms, checks: Probability of a false alarm over all planned checks, and their number.
         tests: One per quantity, in a fixed order.
@@ -76,8 +78,8 @@ def monitor(
 ) -> Monitoring:
     """Compare recent images with a site profile.
 
-    The images should be of different patients, as those in the profile are: several images of one patient make false alarms
-    more frequent.
+    The images should come from different patients, as in the profile: several images per patient increase the
+    false-alarm rate.
 
     Args:
         paths: Image files.
@@ -87,7 +89,7 @@ def monitor(
         checks: Planned number of checks.
         require_age: Images that are rejected if the age of the patient is unknown, as in the acceptance test.
         assume: As in the acceptance test.
-        progress: Called with the number of processed files and of all files.
+        progress: Called with the number of processed files and the total.
 
     Raises:
         UsageError: A number is out of range.
@@ -102,7 +104,7 @@ def monitor(
         )
     session = BundleSession.load(find_bundle(bundle), require_age=require_age, assume=assume, site=site)
     profile = session.profile
-    assert profile is not None  # loaded with one
+    assert profile is not None  # the session was loaded with a profile
     if not (profile.monitoring and profile.monitored_patients):
         raise SiteProfileError(f"the profile of site {profile.name!r} has no reference for monitoring")
     rejected, values, unreadable = _measure(session, paths, progress)
@@ -135,9 +137,9 @@ def compare_with_profile(
     """Return the tests of one check.
 
     Args:
-        profile: The site profile, with a reference for monitoring.
-        values: Values of each quantity of the profile: logits of accepted images, statistics of all images.
-        rejected: True for each image that is rejected.
+        profile: The site profile, with reference values for monitoring.
+        values: Values of each quantity in the profile: logits of accepted images, statistics of all images.
+        rejected: True for each rejected image.
         false_alarms: Probability of a false alarm in this check.
     """
     return detect_drift(
@@ -152,7 +154,7 @@ def compare_with_profile(
 def _measure(
     session: BundleSession, paths: Sequence[str], progress: Callable[[int, int], None] | None
 ) -> tuple[list[bool], dict[str, list[float]], dict[str, str]]:
-    """Return whether each readable image is rejected, the values of each quantity, and the unreadable files."""
+    """Return the rejection status of each readable image, the values of each quantity, and the unreadable files."""
     loader = ImageLoader(session.card.preprocessing)
     pool = loader.choose_pool(paths)
     rejected: list[bool] = []

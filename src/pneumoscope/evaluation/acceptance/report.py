@@ -1,4 +1,4 @@
-"""Write the result of an acceptance test as Markdown."""
+"""Format the result of an acceptance test as Markdown."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def acceptance_markdown(result: Acceptance) -> str:
 
 
 def _verdict_lines(result: Acceptance) -> list[str]:
-    """Return images and model, the verdict, and its tests."""
+    """Return the lines on images and model, verdict and tests."""
     point = result.operating_points[result.operating_point]
     tests = [(metric, test) for metric, test in point.tests.items()]
     if result.accepted_test:
@@ -98,7 +98,7 @@ def _test_row(result: Acceptance, metric: str, test: NonInferiority) -> str:
 
 
 def _operating_point_lines(result: Acceptance) -> list[str]:
-    """Return all operating points with the card and with the profile, the AUROC and the prevalence."""
+    """Return the lines on operating points with and without the profile, AUROC and prevalence."""
     lines = [
         "## Operating points",
         "",
@@ -173,7 +173,7 @@ def _sentence(result: Acceptance, tests: list[tuple[str, NonInferiority]]) -> st
 
 
 def _pair(result: Acceptance, metric: str) -> tuple[str, str]:
-    """Return the figures on the card and at the site."""
+    """Return a metric on the card and at the site."""
     point = result.operating_points[result.operating_point]
     if metric in point.reference:
         return str(point.reference[metric]), str(point.observed[metric])

@@ -1,12 +1,12 @@
-"""Fit a model to one hospital, and evaluate the fit on images that it was not fitted on.
+"""Fit a model to one hospital, and evaluate the fit by cross-fitting.
 
-Calibration, thresholds and rejection limits are fitted on the labeled images of the site by the rules of the card, each only if
-there are enough patients. Cross-fitting evaluates the whole procedure: patients are divided into folds, and each fold is
-evaluated with what was fitted on the others. A part that does not improve the cross-fitted figures is kept as on the card. That
-choice uses the same figures, so that they are slightly optimistic. The figures of new thresholds are cross-fitted as well; a
-threshold without such figures is kept as on the card.
+Calibration, thresholds and rejection limits are fitted to the labeled images of the site by the rules of the card, each
+only if there are enough patients. Cross-fitting evaluates the whole procedure: patients are divided into folds, and
+each fold is evaluated with parameters fitted on the other folds. A part that does not improve the cross-fitted metrics
+is kept as on the card. Because this choice uses the same metrics, they are slightly optimistic. Sensitivity and
+specificity at new thresholds are cross-fitted as well; if they are undefined, the card's threshold is kept.
 
-Probabilities are fitted and evaluated for the prevalence of the images; another prevalence is applied afterwards.
+Probabilities are fitted and evaluated at the prevalence of the images; another prevalence is applied afterwards.
 """
 
 from __future__ import annotations
@@ -52,30 +52,33 @@ __all__ = [
 ]
 
 FOLDS = 5
-# Recalibration, and the threshold of the highest Youden index, need this many patients with images of each label (Collins 2016,
-# Stat Med 35:214; Vergouwe 2005, J Clin Epidemiol 58:475).
+# Minimum number of patients with images of each label, for recalibration and for the threshold of the highest Youden
+# index (Collins 2016, Stat Med 35:214; Vergouwe 2005, J Clin Epidemiol 58:475).
 MIN_CALIBRATION = 100
-# A threshold at 99% needs this many patients of its label: if none of 300 is missed, the rate is at least 99% at 95% confidence.
+# Minimum number of patients of one label for a threshold at 99%: if none of 300 is missed, the rate is at least 99% at
+# 95% confidence.
 MIN_TARGET = 300
-MIN_LIMITS = 300  # patients; a limit that rejects 1% rests on three of them
+MIN_LIMITS = 300  # patients; a limit that rejects 1% is based on three of them
 MIN_PREVALENCE = 100  # patients
-# Wider limits would switch a check off: the distance may double, the probability of "upright" may halve.
+# Upper bound on widening, beyond which a check has little effect: the distance may double, the probability of "upright"
+# may halve.
 _MAX_WIDENING = 2.0
-# Fraction of the images outside a fold; somewhat less, because folds of whole patients have different sizes.
+# Fraction of the images outside a fold, with 5% slack because folds of whole patients differ in size.
 _SHARE_OF_OTHERS = 0.95 * (FOLDS - 1) / FOLDS
-_MIN_BRIER_GAIN, _MIN_YOUDEN_GAIN = 0.001, 0.01  # smaller gains are not worth another card
+_MIN_BRIER_GAIN, _MIN_YOUDEN_GAIN = 0.001, 0.01  # smaller gains do not justify a changed card
 _TARGET_LABEL = {"rule_out": True, "rule_in": False}
 
 
 @dataclasses.dataclass(frozen=True)
 class SiteFit:
-    """The parts of a card that were fitted on a site's images; empty or None where a part is kept.
+    """The parts of a card that were fitted to a site's images; empty or None where the card is kept.
 
     Attributes:
-        calibration, intervals, operating_points, limits: See `SiteProfile`. Sensitivity and specificity of the operating points
-            are cross-fitted by `choose_fit`; those of `fit_site` are of the images that chose the thresholds.
-        recalibrated: True if `calibration` is fitted on the images, False if only its prevalence differs from the card.
-        not_changed: Why a part is kept, by part.
+        calibration, intervals, operating_points, limits: See `SiteProfile`. Sensitivity and specificity of the
+            operating points are cross-fitted if set by `choose_fit`; `fit_site` computes them on the images that chose
+            the thresholds.
+        recalibrated: True if `calibration` is fitted to the images, False if only its prevalence differs from the card.
+        not_changed: Reasons why parts are kept, by part.
     """
 
     calibration: Calibration | None = None
@@ -88,12 +91,13 @@ class SiteFit:
 
 @dataclasses.dataclass(frozen=True)
 class SiteOutputs:
-    """Decisions for the images of a site.
+    """Outputs of a model for the images of a site.
 
     Attributes:
         rejected: True where the image is rejected, shape (n,).
         probabilities: Calibrated probabilities, shape (n,).
-        decisions: True for pneumonia at each operating point, uncertain images included, {name: shape (n,)}.
+        decisions: True for pneumonia at each operating point, with the threshold applied to uncertain images too,
+            {name: shape (n,)}.
     """
 
     rejected: BoolArray
@@ -102,12 +106,12 @@ class SiteOutputs:
 
 
 def choose_fit(card: Card, images: SiteImages, seed: int) -> tuple[SiteFit, SiteOutputs]:
-    """Return the parts of the card that the site changes, and the cross-fitted outputs with these parts.
+    """Return the parts of the card to change for the site, and the cross-fitted outputs with these parts.
 
-    Rejection limits are replaced only if the site's images are rejected more often than the validation images beyond chance,
-    and wider limits reject fewer. A recalibration must lower the Brier score, and a threshold of the highest Youden index must
-    raise it. A threshold at a target rate is replaced only if the interval of the card's threshold at the site excludes the
-    target.
+    Rejection limits are replaced only if the site's images are rejected significantly more often than the validation
+    images, and the wider limits reject fewer of them. A recalibration must lower the Brier score, and a threshold of
+    the highest Youden index must raise the index. A threshold at a target rate is replaced only if the interval of the
+    rate with the card's threshold excludes the target.
 
     Args:
         card: Card of the bundle.
@@ -127,14 +131,15 @@ def choose_fit(card: Card, images: SiteImages, seed: int) -> tuple[SiteFit, Site
 def fit_site(
     card: Card, images: SiteImages, *, fit_limits: bool = True, recalibrate: bool = True, share: float = 1.0
 ) -> SiteFit:
-    """Return what the images of a site support, whether it helps or not.
+    """Return every fit that the number of site images supports, whether or not it improves the metrics.
 
     Args:
         card: Card of the bundle.
         images: Labeled images of the site.
-        fit_limits: Fit rejection limits; otherwise the limits of the card are kept.
-        recalibrate: Fit the calibration; otherwise only its prevalence.
-        share: Fraction of the site's images, for cross-fitting: the needed numbers are for all images.
+        fit_limits: Fit the rejection limits; if False, keep the card's limits.
+        recalibrate: Fit the calibration; if False, change only its prevalence.
+        share: Fraction of the site's images that `images` contains in cross-fitting; scales the minimum numbers of
+            patients.
     """
     not_changed: dict[str, str] = {}
     if card.rejection_limits and card.rejection_limits.max_age_score is not None:
@@ -177,12 +182,12 @@ def fit_site(
 
 
 def apply_fit(card: Card, fit: SiteFit) -> Card:
-    """Return the card with the fitted parts."""
+    """Return the card with the fitted parts replaced."""
     return replace_fitted(card, fit.calibration, fit.intervals, fit.operating_points, fit.limits)
 
 
 def assign_folds(labels: BoolArray, patients: Sequence[str], seed: int) -> IntArray:
-    """Return the fold of each image, 0 to `FOLDS` - 1, shape (n,): all images of a patient in one fold, labels spread evenly.
+    """Return the fold of each image, 0 to `FOLDS` - 1, shape (n,); patients are kept together and labels balanced.
 
     Args:
         labels: True for pneumonia, shape (n,).
@@ -204,7 +209,7 @@ def assign_folds(labels: BoolArray, patients: Sequence[str], seed: int) -> IntAr
 def cross_fit(
     card: Card, images: SiteImages, seed: int, *, fit_limits: bool = True, recalibrate: bool = True
 ) -> SiteOutputs:
-    """Return the outputs of each image with what `fit_site` fitted on images of other patients.
+    """Return the outputs for each image with `fit_site` applied to images of other patients.
 
     Args:
         card, images, fit_limits, recalibrate: See `fit_site`.
@@ -228,7 +233,7 @@ def cross_fit(
 
 
 def outputs_with(card: Card, images: SiteImages) -> SiteOutputs:
-    """Return the outputs of the images with one card."""
+    """Return the outputs for the images with one card."""
     scores = sigmoid(images.logits)
     return SiteOutputs(
         images.rejected(card),
@@ -238,12 +243,12 @@ def outputs_with(card: Card, images: SiteImages) -> SiteOutputs:
 
 
 def sample_prevalence(labels: BoolArray) -> float:
-    """Return the fraction of images with pneumonia, kept away from 0 and 1 by half an image."""
+    """Return the fraction of images with pneumonia, (k + 0.5) / (n + 1), which is never 0 or 1."""
     return float((labels.sum() + 0.5) / (len(labels) + 1))
 
 
 def rate(images: SiteImages, outputs: SiteOutputs, name: str, *, positive: bool) -> Interval:
-    """Return the sensitivity at an operating point, or the specificity if not `positive`, of accepted images."""
+    """Return the sensitivity (or specificity if not `positive`) of accepted images at an operating point."""
     rows = np.flatnonzero((images.labels == positive) & ~outputs.rejected)
     label = "with" if positive else "without"
     return proportion(
@@ -254,10 +259,10 @@ def rate(images: SiteImages, outputs: SiteOutputs, name: str, *, positive: bool)
 
 
 def _fit_limits(card: Card, images: SiteImages, not_changed: dict[str, str], share: float) -> dict[InputCheck, float]:
-    """Return wider limits of OOD detector and input classifier, which reject the card's fractions of the images.
+    """Return wider limits for the OOD detector and the input classifier that reject the same fractions as on the card.
 
-    The age classifier keeps its limit: images of patients outside the age range, on which it would have to be evaluated, are
-    not part of the site's images.
+    The age classifier keeps its limit, because its evaluation needs images of patients outside the age range, and the
+    site's images contain none.
     """
     limits = card.rejection_limits
     if limits is None:
@@ -285,8 +290,8 @@ def _fit_limits(card: Card, images: SiteImages, not_changed: dict[str, str], sha
 
 
 def _reason_to_keep_limits(card: Card, images: SiteImages, after: SiteOutputs) -> str:
-    """Return why the card's limits are kept; "" if new limits are better."""
-    assert card.rejection_limits is not None  # there are new limits
+    """Return why the card's limits are kept; "" if the new limits are better."""
+    assert card.rejection_limits is not None  # fit.limits is not empty
     before = images.rejected(card)
     eligible = np.flatnonzero(~images.excluded)
     observed = proportion(before[eligible], [images.patients[i] for i in eligible.tolist()])
@@ -298,9 +303,9 @@ def _reason_to_keep_limits(card: Card, images: SiteImages, after: SiteOutputs) -
 
 
 def _keep_improvements(card: Card, images: SiteImages, fit: SiteFit, after: SiteOutputs) -> tuple[SiteFit, SiteOutputs]:
-    """Return the fit without parts that do not improve the cross-fitted figures, and the outputs without them.
+    """Return the fit and outputs restricted to the parts that improve the cross-fitted metrics.
 
-    Card and fit are compared on the images that are accepted with the fit's limits.
+    Card and fit are compared on the images accepted with the fit's limits.
     """
     not_changed = dict(fit.not_changed)
     accepted = ~after.rejected
@@ -345,11 +350,8 @@ def _reason_to_keep_threshold(
 ) -> str:
     """Return why the card's threshold is kept; "" if the new one is better.
 
-    Args:
-        images: Images of the site.
-        before, after: Outputs with the card's threshold, and cross-fitted ones with the new threshold; both with the new limits.
-        name: Name of the operating point.
-        target: Target sensitivity or specificity; None for the highest Youden index.
+    `before` has the card's threshold, `after` the cross-fitted new one, both with the new limits. Without a target, the
+    threshold has the highest Youden index.
     """
     if target is None:
         accepted = ~after.rejected

@@ -1,4 +1,4 @@
-"""Labeled images of a site: load them, score them, and hold the outputs of the network for them."""
+"""Load and score the labeled images of a site."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class SiteImages:
     Attributes:
         labels: True for pneumonia, shape (n,).
         patients: Patient identifier of each image, "" where unknown.
-        excluded: True where pixels, header or age reject the image before the network, shape (n,).
+        excluded: True where pixels, header or age reject the image before the network runs, shape (n,).
         logits: Logits, shape (n,).
-        upright, age_scores, distances: Outputs of the input checks, shape (n,); None if the bundle has no such check.
+        upright, age_scores, distances: Outputs of the input checks, shape (n,); None if the bundle lacks the check.
     """
 
     labels: BoolArray
@@ -52,7 +52,7 @@ class SiteImages:
         return len(self.labels)
 
     def subset(self, rows: BoolArray | IntArray) -> Self:
-        """Return some of the images, by mask or index."""
+        """Return the selected images, by mask or index."""
         rows = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
 
         def part(values: FloatArray | None) -> FloatArray | None:
@@ -70,19 +70,19 @@ class SiteImages:
         )
 
     def rejected(self, card: Card) -> BoolArray:
-        """Return True where the image is rejected, with the limits of a card; shape (n,)."""
+        """Return a mask of the images rejected with the limits of a card, shape (n,)."""
         if card.rejection_limits is None:
             return self.excluded
         failed = failed_checks(card.rejection_limits, self.upright, self.distances, self.age_scores)
         return np.asarray(self.excluded | np.any([*failed.values()], axis=0) if failed else self.excluded)
 
     def count_patients(self, positive: bool | None = None) -> int:
-        """Return the number of patients, of one label if `positive` is given; an unknown patient counts as one per image."""
+        """Return the number of patients, optionally of one label; each image of an unknown patient counts as one."""
         groups = patient_groups(self.patients, len(self)) if len(self) else np.array([], dtype=np.int64)
         return len(np.unique(groups if positive is None else groups[self.labels == positive]))
 
     def first_of_each_patient(self) -> IntArray:
-        """Return the index of the first image of each patient, ascending."""
+        """Return the index of the first image of each patient, in ascending order."""
         return (
             np.unique(patient_groups(self.patients, len(self)), return_index=True)[1]
             if len(self)
@@ -92,7 +92,7 @@ class SiteImages:
 
 @dataclasses.dataclass(frozen=True)
 class SiteList:
-    """The images of a site, each content once.
+    """The distinct images of a site; duplicates are listed once.
 
     Attributes:
         root: Folder that paths are relative to.
@@ -132,8 +132,8 @@ def load_site_images(data: Path, labels: LabelMapping | None = None) -> SiteList
         labels: Names of its columns and labels.
 
     Raises:
-        DatasetError: An image cannot be read, the data have a test split, two equal files have different labels, or a label
-            has no image.
+        DatasetError: An image cannot be read, the data has a test split, two identical files have different labels, or
+            a label has no image.
         ManifestError, LayoutError: See `load_manifest`.
     """
     manifest = load_labeled_images(data, labels, task="an acceptance test")
@@ -167,7 +167,7 @@ def score_site_images(
     Args:
         session: The model.
         site: The images.
-        progress: Called with the number of scored images and of all images.
+        progress: Called with the number of scored images and the total.
 
     Raises:
         DatasetError: An image cannot be decoded.
@@ -213,7 +213,7 @@ def _site_images(
         return None if parts[0] is None else np.concatenate(parts).astype(np.float64)
 
     classes, logits = column("input_classes"), column("logit")
-    assert logits is not None  # every network has this output
+    assert logits is not None  # every network has a logit output
     return SiteImages(
         labels=np.array([image.positive for image in images]),
         patients=tuple(image.patient for image in images),

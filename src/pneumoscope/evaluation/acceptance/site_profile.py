@@ -1,7 +1,7 @@
 """Create the site profile of an acceptance test: the fitted parts of the card, and reference values for monitoring.
 
-All rates are cross-fitted: whether an image is rejected is decided with limits that were fitted on other patients. The
-reference distribution is that of all accepted images.
+All rates are cross-fitted: rejections use limits fitted on other patients. The reference distribution contains all
+accepted images.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pneumoscope.statistics.intervals import proportion
 
 __all__ = ["create_profile"]
 
-_MAX_REFERENCE = 2000  # values of each quantity for monitoring
+_MAX_REFERENCE = 2000  # values per quantity, for monitoring
 
 
 def create_profile(
@@ -45,11 +45,11 @@ def create_profile(
     """Return the profile of a site.
 
     Args:
-        compared: The card, and what the site changes.
+        compared: The card, and the fitted changes.
         scored: The scored images of the site.
         images: These images.
         name: Name of the site.
-        prevalence: Prevalence of pneumonia that probabilities are stated for; None for that of the accepted images.
+        prevalence: Prevalence of pneumonia that the probabilities refer to; None for that of the accepted images.
         seed: Seed of the fit and of random samples.
 
     Raises:
@@ -90,12 +90,12 @@ def create_profile(
         not_changed=dict(fit.not_changed),
     )
     profile = msgspec.structs.replace(profile, sha256=profile.content_sha256())
-    apply_site_profile(card, profile)  # raises if it would not be accepted
+    apply_site_profile(card, profile)  # raises if the profile is invalid
     return profile
 
 
 def _reference_distribution(card: Card, accepted: SiteImages) -> ReferenceDistribution | None:
-    """Return the distribution of probabilities of the accepted images; None if there are none."""
+    """Return the distribution of probabilities of the accepted images; None without any."""
     if not len(accepted):
         return None
     return fit_reference_distribution(
@@ -106,7 +106,7 @@ def _reference_distribution(card: Card, accepted: SiteImages) -> ReferenceDistri
 
 
 def _monitoring(scored: ScoredSite, rejected: BoolArray, seed: int) -> dict[Quantity, list[float]]:
-    """Return the reference values of each quantity: of the first image of each patient, logits of accepted ones only."""
+    """Return the reference values of each quantity from the first image of each patient; logits only if accepted."""
     one_per_patient = scored.outputs.first_of_each_patient()
     return {
         name: _reference_sample(
@@ -120,7 +120,7 @@ def _monitoring(scored: ScoredSite, rejected: BoolArray, seed: int) -> dict[Quan
 
 
 def _reference_sample(values: FloatArray, seed: int) -> list[float]:
-    """Return the values, sorted and rounded to 7 digits; a random sample of them if there are many."""
+    """Return the values (a random sample if there are many), sorted and rounded to 7 digits."""
     if len(values) > _MAX_REFERENCE:
         values = np.random.default_rng(seed).choice(values, _MAX_REFERENCE, replace=False)
     return sorted(float(f"{value:.7g}") for value in values.tolist())

@@ -1,1 +1,1 @@
-"""Comparisons of evaluations: paired tests, groups of runs, and cross-validations."""
+"""Compare evaluations: paired tests, groups of runs, and cross-validations."""

@@ -1,4 +1,4 @@
-"""Checks that evaluations can be compared, and what is the same for comparisons of any kind."""
+"""Check that evaluations can be compared, and build the parts common to all kinds of comparisons."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ __all__ = [
     "with_unique_names",
 ]
 
-AT_PREVALENCE = "_at_prevalence"  # suffix of the metrics at the stated prevalence
-_MAX_LISTED = 3  # images in a message
+AT_PREVALENCE = "_at_prevalence"  # suffix of metrics at the user-specified prevalence
+_MAX_LISTED = 3  # images per message
 _Run = TypeVar("_Run", bound=ComparedRun[Any, Any])
 
 
 def with_unique_names(runs: Sequence[_Run]) -> list[_Run]:
-    """Rename runs that have the same name after their folders or files."""
+    """Return the runs, with duplicate names replaced by the names of their folders or files."""
     count = Counter(run.name for run in runs)
     return [run if count[run.name] == 1 else dataclasses.replace(run, name=run.folder_name) for run in runs]
 
 
 def check_names(runs: Sequence[_Run]) -> None:
-    """Raise unless names are unique."""
+    """Raise unless all names are unique."""
     name, count = Counter(run.name for run in runs).most_common(1)[0]
     if count > 1:
         folders = ", ".join(str(run.path) for run in runs if run.name == name)
@@ -54,7 +54,7 @@ def check_names(runs: Sequence[_Run]) -> None:
 
 
 def check_comparable(runs: Sequence[_Run]) -> None:
-    """Raise unless names are unique and images, labels and patients are the same in all runs."""
+    """Raise unless names are unique and all runs have the same images, labels and patients."""
     check_names(runs)
     first = runs[0]
     for run in runs[1:]:
@@ -81,7 +81,7 @@ def check_comparable(runs: Sequence[_Run]) -> None:
 
 
 def _only_in(a: ComparedRun[Any, Any], b: ComparedRun[Any, Any]) -> str:
-    """Return how many images only `a` has, with examples."""
+    """Return the number of images that only `a` has, with examples."""
     hashes = {image.sha256 for image in b.images}
     only = [image.path for image in a.images if image.sha256 not in hashes]
     examples = ", ".join(map(repr, only[:_MAX_LISTED]))
@@ -89,12 +89,12 @@ def _only_in(a: ComparedRun[Any, Any], b: ComparedRun[Any, Any]) -> str:
 
 
 def summarize_run(run: EvaluatedRun, operating_point: str, prevalence: float | None = None) -> RunSummary:
-    """Return the row of a run in a comparison, with its metrics at an operating point.
+    """Return a run's row in a comparison, with its metrics at an operating point.
 
     Args:
         run: The evaluated run.
         operating_point: The operating point.
-        prevalence: Prevalence of pneumonia that predictive values are stated for as well; None for none.
+        prevalence: Prevalence of pneumonia for additional predictive values; None for none.
     """
     result = run.evaluation.operating_points[operating_point]
     stated = {}
@@ -114,7 +114,7 @@ def summarize_run(run: EvaluatedRun, operating_point: str, prevalence: float | N
 def prevalence_sentences(
     summaries: Sequence[RunSummary], groups: Sequence[RunGroup], operating_point: str, prevalence: float | None
 ) -> tuple[str, ...]:
-    """Return the predictive values at the stated prevalence as sentences: of each run, or the mean of its group."""
+    """Return predictive values at the given prevalence as sentences, for each group's mean and each single run."""
     if prevalence is None:
         return ()
     keys = {f"{name}{AT_PREVALENCE}": name.replace("_", " ") for name in ("precision", "negative_predictive_value")}
@@ -134,7 +134,8 @@ def difference_sentences(
 ) -> tuple[str, ...]:
     """Return a sentence for each single run that was also evaluated on other images (`evaluate --reference`).
 
-    It states the differences of AUROC, and of sensitivity and specificity at the operating point if it has the same threshold.
+    It gives the differences of AUROC and, if the thresholds are equal, of sensitivity and specificity at the operating
+    point.
     """
 
     def stated(difference: SetDifference) -> list[tuple[str, Interval]]:
@@ -146,9 +147,9 @@ def difference_sentences(
 
 
 def class_difference_sentences(runs: Sequence[_Run], groups: Sequence[RunGroup]) -> tuple[str, ...]:
-    """Return a sentence for each single run of several classes that was also evaluated on other images.
+    """Return a sentence for each single multiclass run that was also evaluated on other images.
 
-    It states the differences of accuracy and macro AUROC.
+    It gives the differences of accuracy and macro AUROC.
     """
     return _difference_sentences(
         runs,
@@ -162,7 +163,7 @@ def _difference_sentences(
     groups: Sequence[RunGroup],
     stated: Callable[[SetDifference], Sequence[tuple[str, Interval]]],
 ) -> tuple[str, ...]:
-    """Return the sentences, with the names and differences that `stated` returns."""
+    """Return the sentences with the differences that `stated` selects."""
     grouped = {name for group in groups for name in group.runs}
     sentences = []
     for run in runs:
@@ -179,7 +180,7 @@ def _difference_sentences(
 
 
 def joint_notice(runs: Sequence[_Run]) -> str:
-    """Return the notice of the evaluations; the populations by run if they differ."""
+    """Return the notice of the evaluations, with the population of each run if they differ."""
     notices: list[str] = [run.evaluation.notice for run in runs]
     if len(set(notices)) == 1:
         return notices[0]
@@ -199,7 +200,10 @@ def rejection_sentences(runs: Sequence[_Run]) -> tuple[str, ...]:
 
 
 def ledger_sentence(runs: Sequence[_Run]) -> tuple[str, ...]:
-    """Return a warning if there were more test-set evaluations than runs; a model may have been selected by them."""
+    """Return a warning if the ledger has more evaluations than there are runs.
+
+    A model may have been selected by the additional evaluations.
+    """
     evaluations = max(run.evaluation.test_evaluation or 0 for run in runs)
     if evaluations <= len(runs):
         return ()

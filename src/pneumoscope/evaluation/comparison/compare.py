@@ -1,6 +1,6 @@
 """Compare runs, bundles and predictions of other tools on the same test images.
 
-Of runs and other evaluations only the result files are needed, not the weights.
+Runs and existing evaluations need only their result files, not the weights.
 """
 
 from __future__ import annotations
@@ -71,31 +71,34 @@ def compare(
     """Compare runs, bundles and predictions of other tools on the same test images.
 
     Args:
-        runs: Run folders with `run.json` and `evaluation/NAME/`, or folders of such runs; folders of an evaluation; bundles,
-            "default" for the model in the package; and CSV files with the predictions of other tools. The last two are
-            evaluated first, on `data`. Those with the same name get the names of their folders or files. Runs of one recipe
-            with different seeds are compared by their means; see `run_groups`. Cross-validations, as `train --folds` makes
-            them, are compared with each other only, on their validation images; see `cross_validation`.
-        operating_point: Operating point of the threshold metrics and of the McNemar tests. A custom one, such as "0.3" or
-            "sens=0.95", must be in each evaluation, or be a probability where bundles and files are evaluated.
-        evaluation: Name of the evaluation of each run; of cross-validations always "validation".
+        runs: Run folders with `run.json` and `evaluation/NAME/`, or folders of such runs; folders of an evaluation;
+            bundles, "default" for the model in the package; and CSV files with the predictions of other tools. Bundles
+            and CSV files are evaluated first, on `data`. Duplicate names are replaced by the names of folders or files.
+            Runs of one recipe with different seeds are compared by their means; see `run_groups`. Cross-validations, as
+            created by `train --folds`, are only compared with each other, on their validation images; see
+            `cross_validation`.
+        operating_point: Operating point of the threshold metrics and of the McNemar tests. A custom one, such as "0.3"
+            or "sens=0.95", must be in every existing evaluation; for bundles and CSV files it must be a probability.
+        evaluation: Name of the evaluation of each run; for cross-validations always "validation".
         data, labels, split: Labeled images for bundles and CSV files; see `evaluate`.
         columns: Names of the columns of the CSV files.
-        prevalence: Prevalence of pneumonia that precision and negative predictive value are stated for as well.
+        prevalence: Prevalence of pneumonia for additional precision and negative predictive values.
         ledger: The test ledger, which records the evaluations of bundles and CSV files.
-        out: Folder of comparison.json, comparison.csv and the evaluations of bundles and CSV files; None writes no files.
+        out: Folder for comparison.json, comparison.csv and the evaluations of bundles and CSV files; None writes no
+            files.
         command: The command line, for the record.
-        progress: Called with the number of images that a bundle has scored and of all images.
+        progress: Called with the number of images scored by a bundle and the total.
         note: Called with each remark about the data.
 
     Returns:
-        The metrics of each run, a paired test of each pair, and the findings as sentences. In a notebook the comparison is
-        shown as a table; `Comparison.to_dataframe()` returns the metrics as a pandas DataFrame, and `Comparison.figures` has
-        the figures.
+        The metrics of each run, a paired test of each pair, and the findings as sentences. Notebooks display the
+        comparison as a table; `Comparison.to_dataframe()` returns the metrics as a pandas DataFrame, and
+        `Comparison.figures` contains the figures.
 
     Raises:
-        UsageError: There is no run.
-        RunError: A file is missing or malformed, two runs have the same name, or the runs were evaluated on different images.
+        UsageError: No runs are given.
+        RunError: A file is missing or malformed, two runs have the same name, or the runs were evaluated on different
+            images.
         UnknownNameError: A run was not evaluated at this operating point.
         PneumoscopeError: A bundle or CSV file cannot be evaluated; see `evaluate` and `evaluate_predictions`.
         StorageError: The results cannot be written.
@@ -137,7 +140,7 @@ def compare_evaluated(
     prevalence: float | None = None,
     command: str = "",
 ) -> Comparison:
-    """Return the comparison of evaluations of the same images; for the other arguments see `compare`."""
+    """Return the comparison of evaluations of the same images; see `compare` for the arguments."""
     summaries = tuple(summarize_run(run, operating_point, prevalence) for run in runs)
     groups, pairs, sentences = _findings(runs, summaries, operating_point)
     first = runs[0].evaluation
@@ -192,7 +195,7 @@ def _run_scores(run: EvaluatedRun, operating_point: str) -> RunScores:
 
 
 def write_comparison(comparison: Comparison | MulticlassComparison, out: Path) -> None:
-    """Write comparison.json and comparison.csv to a folder; create the folder if it is missing.
+    """Write comparison.json and comparison.csv to a folder, which is created if missing.
 
     Raises:
         StorageError: A file cannot be written.
@@ -202,7 +205,7 @@ def write_comparison(comparison: Comparison | MulticlassComparison, out: Path) -
 
 
 def _table(comparison: Comparison | MulticlassComparison) -> str:
-    """Return one CSV row per run and metric."""
+    """Return the comparison as CSV, one row per run and metric."""
     out = io.StringIO()
     writer = csv.DictWriter(out, _TABLE_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

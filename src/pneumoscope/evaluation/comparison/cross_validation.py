@@ -1,9 +1,9 @@
-"""Cross-validations: the mean over folds of each metric, its spread, and tests that account for the folds.
+"""Compare cross-validations: mean and spread of each metric over folds, and tests that account for the folds.
 
-Every metric is computed within each fold and averaged. Predictions are not pooled: each fold has its own network and calibration,
-and logits of different networks are not on one scale, so a pooled AUROC would compare images by the network that scored them
-(Forman & Scholz 2010, SIGKDD Explor 12:49). Metrics of probabilities are left out, because the validation images of a fold fitted
-its calibration; so are thresholds that were chosen on them, which `evaluate` refuses.
+Every metric is computed within each fold and averaged. Predictions are not pooled: each fold has a different network
+and calibration, and logits of different networks are not on one scale, so a pooled AUROC would depend on which network
+scored an image (Forman & Scholz 2010, SIGKDD Explor 12:49). Metrics of probabilities are excluded, because the
+validation images of a fold also fitted its calibration. `evaluate` rejects thresholds that were chosen on them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ __all__ = [
     "summarize_folds",
 ]
 
-OUT_OF_FOLD = "validation"  # the split and the evaluation of each fold
+OUT_OF_FOLD = "validation"  # split, and name of the evaluation, of each fold
 _OF_PROBABILITIES = {
     "brier",
     "expected_calibration_error",
@@ -70,7 +70,7 @@ _Summary = TypeVar("_Summary", bound=SummarizedRun)
 
 @dataclasses.dataclass(frozen=True)
 class Folds(Generic[_Summary]):
-    """The evaluated folds of one recipe, in the order of their numbers.
+    """The evaluated folds of one recipe, in fold order.
 
     Attributes:
         path: Folder of the folds.
@@ -86,12 +86,12 @@ class Folds(Generic[_Summary]):
 
     @property
     def ratio(self) -> float:
-        """The number of validation images divided by that of training images, mean of the folds."""
+        """Ratio of validation to training images, averaged over the folds."""
         return float(np.mean([_count(record, "validation") / _count(record, "train") for record in self.records]))
 
     @property
     def n(self) -> int:
-        """The number of validation images of all folds."""
+        """Number of validation images of all folds."""
         return sum(run.evaluation.n for run in self.runs)
 
     def values(self, metric: str) -> list[float] | str:
@@ -108,15 +108,15 @@ def _count(record: RunRecord, split: str) -> int:
 
 
 def is_cross_validation(folder: Path) -> bool:
-    """Return True if a folder has a fold of a cross-validation; see `training.run_series.train_folds`."""
+    """Return whether a folder contains a fold of a cross-validation; see `training.run_series.train_folds`."""
     return any(read_run(run).folds is not None for run in run_folders(folder))
 
 
 def find_folds(folder: Path) -> list[Path]:
-    """Return the runs of a cross-validation, in the order of their folds.
+    """Return the runs of a cross-validation, in fold order.
 
     Raises:
-        RunError: A fold is missing or not finished, or the folder has other runs.
+        RunError: A fold is missing or unfinished, or the folder contains other runs.
     """
     runs = run_folders(folder)
     records = [read_run(run, finished=True) for run in runs]
@@ -136,15 +136,15 @@ def find_folds(folder: Path) -> list[Path]:
 
 
 def summarize_folds(folder: Path, evaluation: str, operating_point: str) -> RunGroup:
-    """Return the mean and the spread of each metric of an evaluated cross-validation.
+    """Return the mean and spread of each metric of an evaluated cross-validation.
 
     Args:
         folder: Folder of the folds.
-        evaluation: Name of the evaluation of each fold, which is of its validation images.
+        evaluation: Name of the evaluation of each fold on its validation images.
         operating_point: Operating point of the threshold metrics.
 
     Raises:
-        RunError: A fold is missing, not finished, not evaluated, or evaluated on other images than its own.
+        RunError: A fold is missing, unfinished, not evaluated, or not evaluated on its own validation images.
         UnknownNameError: A fold was not evaluated at this operating point.
     """
     (folds,) = _read([folder], evaluation, operating_point)
@@ -164,8 +164,8 @@ def compare_folds(
 
     Raises:
         UsageError: A target is not a cross-validation.
-        RunError: A fold is missing, not finished, not evaluated, or evaluated on other images than its own; or the folds of two
-            targets have different images.
+        RunError: A fold is missing, unfinished, not evaluated, or not evaluated on its own validation images; or the
+            folds of two targets have different images.
         UnknownNameError: A fold was not evaluated at this operating point.
     """
     folds = _read(targets, OUT_OF_FOLD, operating_point, prevalence)
@@ -188,7 +188,7 @@ def compare_folds(
 
 
 class FoldFindings(NamedTuple):
-    """The comparison of cross-validations; for the fields see `Comparison`."""
+    """Results of comparing cross-validations; see `Comparison` for the fields."""
 
     images: Mapping[str, Any]
     groups: tuple[RunGroup, ...]
@@ -202,7 +202,7 @@ def find_differences(folds: Sequence[Folds[Any]], tested: Sequence[str]) -> Fold
 
     Args:
         folds: The cross-validations.
-        tested: Metrics that they are compared by.
+        tested: Metrics to compare.
 
     Raises:
         RunError: The folds of two cross-validations have different images.
@@ -243,7 +243,7 @@ def read_folds(
 
     Raises:
         UsageError: A target is not a cross-validation.
-        RunError: A fold is missing, not finished, not evaluated, or evaluated on other images than its own.
+        RunError: A fold is missing, unfinished, not evaluated, or not evaluated on its own validation images.
     """
     for target in targets:
         if not is_cross_validation(target):
@@ -274,7 +274,7 @@ def _read(
 
 
 def _check_out_of_fold(run: ComparedRun[Any, Any]) -> None:
-    """Raise unless the evaluated images are the validation images of the fold, as far as its folder states them."""
+    """Raise if the evaluated images are not the fold's validation images, according to its card and manifest."""
     evaluate_again = (
         f"Evaluate it again, on the data that it was trained on: pneumoscope evaluate {run.path} --data DATA"
     )
@@ -300,7 +300,7 @@ def _check_out_of_fold(run: ComparedRun[Any, Any]) -> None:
 
 
 def _check_same_folds(folds: Sequence[Folds[Any]]) -> None:
-    """Raise unless all cross-validations have the same validation images in each fold."""
+    """Raise unless corresponding folds of all cross-validations have the same validation images."""
     first = folds[0]
     for other in folds[1:]:
         if len(other.runs) != len(first.runs):
@@ -317,14 +317,14 @@ def _check_same_folds(folds: Sequence[Folds[Any]]) -> None:
 
 
 def _names(folds: Sequence[Folds[Any]]) -> list[str]:
-    """Return the name of each recipe; that of the folder if several have the same."""
+    """Return the name of each recipe, or of its folder if several recipes have the same name."""
     names = [each.records[0].name for each in folds]
     count = Counter(names)
     return [name if count[name] == 1 else each.path.resolve().name for name, each in zip(names, folds, strict=True)]
 
 
 def group_folds(folds: Folds[Any], name: str, tested: Sequence[str]) -> RunGroup:
-    """Return mean and spread of each metric over folds.
+    """Return the mean and spread of each metric over folds.
 
     Args:
         folds: The folds.
@@ -347,16 +347,16 @@ def _spreads(folds: Folds[Any], tested: Sequence[str]) -> Mapping[str, SeedSprea
             continue
         values = folds.values(metric)
         if isinstance(values, str):
-            continue  # a mean of the other folds would not be of all images
+            continue  # a mean over the other folds would not cover all images
         mean = folds_mean(values, folds.ratio, n=folds.n)
-        if metric not in tested:  # not all are within 0 and 1
+        if metric not in tested:  # not all of these are between 0 and 1
             mean = without_interval(values, "mean of folds", folds.n, tested)
         found[metric] = SeedSpread(mean, float(np.std(values, ddof=1)), min(values), max(values))
     return found
 
 
 def _tests(folds: Sequence[Folds[Any]], names: Sequence[str], tested: Sequence[str]) -> tuple[PairedTest, ...]:
-    """Test every pair by each metric, Holm-corrected over the pairs of each metric."""
+    """Return tests of each pair by each metric, Holm-corrected over the pairs of each metric."""
     pairs = list(combinations(names, 2))
     tests: list[PairedTest] = []
     for metric in tested:
@@ -375,7 +375,7 @@ def _difference(metric: str, a: Folds[Any], b: Folds[Any]) -> tuple[Interval, fl
 
 def _training_sentence(folds: Sequence[Folds[Any]]) -> str:
     share = 1 / (1 + folds[0].ratio)
-    # Older records lack the field; they selected the epoch by accuracy.
+    # Older records lack the field; their epoch was selected by accuracy.
     selecting = [
         name
         for name, each in zip(_names(folds), folds, strict=True)

@@ -1,4 +1,4 @@
-"""Explain an error about the columns of a compared file by those of the other files."""
+"""Explain column errors in a compared file by comparing its columns with those of the other files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _COLUMN = "COLUMN"
 
 @contextlib.contextmanager
 def explain_columns(file: Path, files: Sequence[Path], data: Path, name: str = _COLUMN) -> Iterator[None]:
-    """Add to an error about the columns of a file how they differ from those of another one, and how to compare both.
+    """Extend the hint of a column error: how the columns differ from another file's, and how to compare both.
 
     Args:
-        file: The file that is read.
+        file: The file being read.
         files: All compared files.
         data: The labeled images.
-        name: Value of the options that name a column; for several classes another one.
+        name: Placeholder for a column name in the suggested options; multiclass comparisons use a different one.
     """
     try:
         yield
@@ -43,5 +43,5 @@ def explain_columns(file: Path, files: Sequence[Path], data: Path, name: str = _
 
 
 def _listed(columns: Sequence[str], others: Sequence[str]) -> str:
-    """Return the columns that are not among the others."""
+    """Return the columns that are not among the others, comma-separated."""
     return ", ".join(column for column in columns if column not in others) or "none"

@@ -1,4 +1,4 @@
-"""Read or make the compared evaluations: of runs, of bundles, and of files with predictions of other tools."""
+"""Read or compute the evaluations to compare: of runs, bundles, and files with predictions of other tools."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ __all__ = [
     "unique_name",
 ]
 
-_EVALUATIONS = "evaluations"  # folder for those of bundles and files
+_EVALUATIONS = "evaluations"  # folder for evaluations of bundles and files
 
 
 class ComparedImage(Protocol):
-    """What images of a comparison have in common."""
+    """Common properties of compared images."""
 
     @property
     def path(self) -> str:
@@ -76,11 +76,11 @@ class ComparedImage(Protocol):
 
 
 class ComparedEvaluation(Protocol):
-    """What evaluations of a comparison have in common."""
+    """Common properties of compared evaluations."""
 
     @property
     def images_sha256(self) -> str:
-        """SHA-256 of the hashes of the images."""
+        """Hash of the image hashes."""
 
     @property
     def n(self) -> int:
@@ -97,13 +97,13 @@ _Image = TypeVar("_Image", bound=ComparedImage)
 
 @dataclasses.dataclass(frozen=True)
 class ComparedRun(Generic[_Evaluation, _Image]):
-    """The evaluation of a run, bundle or file; images are in the same order for all that have the same images.
+    """The evaluation of a run, bundle or file. Evaluations of the same images list them in the same order.
 
     Attributes:
         name: Name of the run, bundle or file.
-        folder_name: Name that replaces it if several have the same: that of the folder, or of the file without extension; for
-            a run of several seeds with the name of the folder of the runs.
-        path: As it was given.
+        folder_name: Name used if `name` is not unique: the folder name or file stem; for a seed or fold, prefixed by
+            the name of the parent folder.
+        path: As given by the caller.
         record: Record of the run; None if it is not a run.
         evaluation: The evaluation.
         images: The images with their scores.
@@ -119,16 +119,16 @@ class ComparedRun(Generic[_Evaluation, _Image]):
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatedRun(ComparedRun[Evaluation, ScoredImage]):
-    """The evaluation of a run, bundle or file for NORMAL and PNEUMONIA; see `ComparedRun`."""
+    """The binary evaluation (NORMAL and PNEUMONIA) of a run, bundle or file; see `ComparedRun`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoringOptions:
-    """How bundles and files are evaluated; see `evaluate` and `evaluate_predictions`.
+    """Options for evaluating bundles and files; see `evaluate` and `evaluate_predictions`.
 
     Attributes:
-        data: Labeled images; None if there are none.
-        labels, split, columns, ledger, progress, note: As there.
+        data: Labeled images; None without any.
+        labels, split, columns, ledger, progress, note: See these functions.
     """
 
     data: Path | None = None
@@ -143,20 +143,20 @@ class ScoringOptions:
 def read_evaluated(
     targets: Sequence[Path], name: str, operating_point: str, options: ScoringOptions, out: Path | None
 ) -> list[EvaluatedRun]:
-    """Return the evaluations of runs, evaluation folders, bundles and files of predictions, in this order.
+    """Return the evaluations of runs, evaluation folders, bundles and files of predictions, in the order of `targets`.
 
-    Everything that can be read is read before anything is evaluated, and files are evaluated before bundles, because an error
-    in a file is found without scoring an image.
+    Existing evaluations are read before new ones are computed, and files are evaluated before bundles, so that an error
+    in a file is found without scoring images.
 
     Args:
         targets: The folders and files.
         name: Name of the evaluation of each run.
         operating_point: Operating point that each evaluation must have.
-        options: How bundles and files are evaluated.
-        out: Folder of the results; None writes none.
+        options: Options for evaluating bundles and files.
+        out: Folder for the results; None writes no files.
 
     Raises:
-        UsageError: There are bundles or files and no data, or the threshold of a file needs validation predictions.
+        UsageError: There are bundles or files but no data, or the threshold of a file needs validation predictions.
         RunError: A file is missing or malformed, or two evaluations would be written to one folder.
         UnknownNameError: An evaluation or a bundle lacks the operating point.
     """
@@ -177,13 +177,13 @@ def read_evaluated(
 
 
 def check_evaluated(targets: Sequence[Path]) -> None:
-    """Raise if a report of bundles or files is wanted, which have no evaluation.
+    """Raise if the targets of a report include bundles or files, which have no evaluation.
 
     Args:
         targets: Runs, folders of runs, and folders of evaluations.
 
     Raises:
-        UsageError: With the command that evaluates the first one.
+        UsageError: A target is a bundle or file; the hint is the command that evaluates it.
     """
     for target in filter(_is_unscored, expand_runs(targets)):
         option = "--predictions " if is_file(target) else ""
@@ -195,24 +195,24 @@ def check_evaluated(targets: Sequence[Path]) -> None:
 
 
 def expand_runs(targets: Sequence[Path]) -> list[Path]:
-    """Return the targets with the runs of each folder of runs, as `train --seeds` makes it, in place of the folder."""
+    """Return the targets, with folders of runs (as created by `train --seeds`) replaced by their runs."""
     return [each for target in targets for each in (run_folders(target) or [target])]
 
 
 def result_folders(targets: Sequence[Path], out: Path) -> list[Path]:
-    """Return the folder with the results of each compared run, bundle or file: that of the run, or one below `out`."""
+    """Return the folder with the results of each compared run, bundle or file: the run, or a folder below `out`."""
     return [
         out / _EVALUATIONS / _folder_name(target) if _is_unscored(target) else target for target in expand_runs(targets)
     ]
 
 
 def decisions(images: Sequence[ScoredImage], threshold: float) -> BoolArray:
-    """Return True for each image with the decision pneumonia, shape (n,)."""
+    """Return a mask of the images with the decision pneumonia, shape (n,)."""
     return np.array([image.score for image in images]) >= threshold
 
 
 def _is_unscored(target: Path) -> bool:
-    """Return True for a bundle or a file, which have to be evaluated."""
+    """Return whether a target is a bundle or a file, which must be evaluated first."""
     if is_file(target):
         return True
     if is_run_folder(target) or (target / EVALUATION_FILE).is_file():
@@ -221,7 +221,7 @@ def _is_unscored(target: Path) -> bool:
 
 
 def is_file(target: Path) -> bool:
-    """Return True for a file of predictions, even if it does not exist."""
+    """Return whether a target is a file of predictions, even one that does not exist."""
     return target.is_file() or (target.suffix.lower() == ".csv" and not target.exists())
 
 
@@ -233,10 +233,10 @@ def _folder_name(target: Path) -> str:
 
 
 def check_folders(targets: Sequence[Path]) -> None:
-    """Raise if evaluations of two bundles or files would be written to the same folder.
+    """Raise if the evaluations of two bundles or files would be written to the same folder.
 
     Raises:
-        RunError: With both.
+        RunError: Two targets have the same folder name.
     """
     first: dict[str, Path] = {}
     for target in filter(_is_unscored, targets):
@@ -249,17 +249,17 @@ def check_folders(targets: Sequence[Path]) -> None:
 
 
 def _check_files(files: Sequence[Path], options: ScoringOptions) -> None:
-    """Raise if one of several files cannot be evaluated, before any of them is recorded in the test ledger."""
+    """Raise if any of several files cannot be evaluated, before the test ledger records the first."""
     if len(files) < 2:
         return
-    assert options.data is not None  # checked before
+    assert options.data is not None  # checked in read_evaluated
     for file in files:
         with explain_columns(file, files, options.data):
             check_predictions(file, options.data, split=options.split, columns=options.columns, labels=options.labels)
 
 
 def _read(target: Path, name: str) -> EvaluatedRun:
-    """Return the evaluation of a run, or that in an evaluation folder."""
+    """Return the evaluation of a run or in an evaluation folder."""
     is_run = not (target / EVALUATION_FILE).is_file()
     if is_run and not is_run_folder(target):
         raise RunError(
@@ -292,8 +292,8 @@ def _check_operating_point(evaluation: Evaluation, target: Path, operating_point
 
 
 def _evaluate(target: Path, operating_point: str, options: ScoringOptions, out: Path | None) -> EvaluatedRun:
-    """Return the evaluation of a bundle or a file, after writing it below `out`."""
-    assert options.data is not None  # checked before
+    """Return the evaluation of a bundle or a file, and write it below `out`."""
+    assert options.data is not None  # checked in read_evaluated
     folder = None if out is None else result_folders([target], out)[0]
     if is_file(target):
         is_chosen = operating_point in OPERATING_POINTS and operating_point != FIXED_POINT
@@ -349,7 +349,7 @@ def _evaluated(
 
 
 def unique_name(target: Path, record: RunRecord | None) -> str:
-    """Return `ComparedRun.folder_name`.
+    """Return `ComparedRun.folder_name` of a target.
 
     Args:
         target: The run, bundle, file, or folder of an evaluation.
@@ -359,8 +359,8 @@ def unique_name(target: Path, record: RunRecord | None) -> str:
 
 
 def in_order(images: Sequence[_Image]) -> tuple[_Image, ...]:
-    """Return images in the order in which they are compared.
+    """Return the images sorted by content, and identical files by path.
 
-    It is by content, and by path for identical files only, because the data folder may differ between runs.
+    Content comes first, because the data folder may differ between runs.
     """
     return tuple(sorted(images, key=lambda image: (image.sha256, image.path)))

@@ -1,4 +1,4 @@
-"""Groups of runs that differ in their seed only: means, spread, and tests that account for seeds as well as patients."""
+"""Groups of runs that differ only in their seed: means, spread, and tests that account for seeds and patients."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ TESTED = ("accuracy", "auroc", "sensitivity", "specificity")
 
 
 class SummarizedRun(Protocol):
-    """What rows of a comparison have in common."""
+    """Common properties of the rows of a comparison."""
 
     @property
     def name(self) -> str:
@@ -60,18 +60,18 @@ class SummarizedRun(Protocol):
 
     @property
     def seed(self) -> int | None:
-        """Its seed; None for a bundle or file."""
+        """Seed of the run; None for a bundle or file."""
 
     def intervals(self) -> Mapping[str, Interval]:
-        """Return its metrics."""
+        """Return the metrics."""
 
 
-# The values of all runs, their covariance over patients, the number of images, and the method.
+# Values of all runs, their covariance over patients, number of images, and method.
 Measured = tuple[FloatArray, FloatArray, int, str]
 
 
 class MetricScoring(abc.ABC):
-    """The metrics of all runs on the same images, with their covariance over patients."""
+    """Metrics of all runs on the same images, with their covariance over patients."""
 
     tested: ClassVar[tuple[str, ...]]
 
@@ -81,7 +81,8 @@ class MetricScoring(abc.ABC):
     def mean(self, metric: str, members: Sequence[int]) -> Interval:
         """Return the mean of a metric over runs.
 
-        Without a covariance over patients it has no interval, with the reason; if the metric is undefined, so is the mean.
+        Without a covariance over patients the mean has no interval, with the reason. If the metric is undefined, so is
+        the mean.
         """
         found = self._metric(metric)
         if isinstance(found, Interval):
@@ -91,7 +92,7 @@ class MetricScoring(abc.ABC):
         return replicates_mean(values[[*members]], covariance[np.ix_(members, members)], n=n, method=method)
 
     def difference(self, metric: str, a: Sequence[int], b: Sequence[int]) -> tuple[Interval, float | None]:
-        """Return the difference of the means of two groups of runs, a minus b, and its p; see `replicates_difference`."""
+        """Return the difference of the means of two groups (a minus b) and its p-value; see `replicates_difference`."""
         found = self._metric(metric)
         if isinstance(found, Interval):
             return found, None
@@ -106,15 +107,15 @@ class MetricScoring(abc.ABC):
 
     @abc.abstractmethod
     def _values(self, metric: str) -> FloatArray | None:
-        """Return the metric of all runs; None if it is undefined."""
+        """Return the metric of each run; None if undefined."""
 
     @abc.abstractmethod
     def _measure(self, metric: str) -> Measured | Interval:
-        """Return the values of all runs, their covariance, n and the method; or an undefined interval."""
+        """Return the values, their covariance, n and the method; or an undefined interval."""
 
 
 class RunScoring(MetricScoring):
-    """Metrics of runs for NORMAL and PNEUMONIA.
+    """Metrics of binary runs (NORMAL and PNEUMONIA).
 
     Args:
         runs: Scores of the runs.
@@ -129,7 +130,7 @@ class RunScoring(MetricScoring):
         self._runs, self._labels, self._patients = runs, labels, patients
 
     def _among(self, metric: str) -> BoolArray:
-        """Return the images that a metric counts, shape (n,)."""
+        """Return a mask of the images that a metric includes, shape (n,)."""
         return {"sensitivity": self._labels, "specificity": ~self._labels}.get(metric, np.ones_like(self._labels))
 
     def _values(self, metric: str) -> FloatArray | None:
@@ -162,7 +163,7 @@ class ComparedModel:
 
     Attributes:
         name: Name of the recipe, run, bundle or file.
-        members: Positions of its runs.
+        members: Indices of its runs.
     """
 
     name: str
@@ -170,15 +171,15 @@ class ComparedModel:
 
     @property
     def is_group(self) -> bool:
-        """Return whether there are several seeds."""
+        """Whether there are several seeds."""
         return len(self.members) > 1
 
 
 def group_runs(runs: Sequence[ComparedRun[Any, Any]]) -> list[ComparedModel]:
-    """Return the compared groups and single runs, in the order of their first run.
+    """Return the groups and single runs, in the order of their first run.
 
-    Runs of one recipe with different seeds, on as many images of each label, are a group. Runs of one recipe with the same
-    seed are not: they are the same training, or one of other images.
+    Runs of one recipe form a group if their seeds differ and they have the same number of images of each label. Runs
+    with the same seed are not grouped: they repeat one training, or were trained on other images.
     """
     by_recipe: dict[str, list[int]] = defaultdict(list)
     for position, run in enumerate(runs):
@@ -193,15 +194,15 @@ def group_runs(runs: Sequence[ComparedRun[Any, Any]]) -> list[ComparedModel]:
 
 
 def _recipe_key(run: ComparedRun[Any, Any]) -> str:
-    """Return all settings of a recipe but its seed, and the images by label; empty if the training is not recorded.
+    """Return a key of the recipe without its seed, and the number of images by label; "" without a training record.
 
-    A record without a field that was added later counts as one with the default. The hash of the manifest is of no use here:
-    it depends on the splits, and these on the seed.
+    Fields added to recipes later get their default. The hash of the manifest is not part of the key, because the splits
+    depend on the seed.
     """
     if run.record is None:
         return ""
     recipe = dict(run.record.recipe)
-    with contextlib.suppress(RecipeError):  # a record of a newer version is compared as it is
+    with contextlib.suppress(RecipeError):  # a recipe of a newer version is compared unparsed
         recipe = parse_recipe(recipe, run.name).model_dump(mode="json")
     recipe["training"] = {**recipe.get("training", {}), "seed": None}
     images: Counter[str] = Counter()
@@ -211,7 +212,7 @@ def _recipe_key(run: ComparedRun[Any, Any]) -> str:
 
 
 def _group_names(runs: Sequence[ComparedRun[Any, Any]], members: Sequence[tuple[int, ...]]) -> list[str]:
-    """Return the name of each group: that of the recipe, or of its folder if another one has the same name."""
+    """Return the name of each group: the recipe name, or the folder name if the recipe name is not unique."""
     names = [_recipe_name(runs, each) if len(each) > 1 else runs[each[0]].name for each in members]
     count = Counter(names)
     return [
@@ -227,7 +228,7 @@ def _recipe_name(runs: Sequence[ComparedRun[Any, Any]], members: tuple[int, ...]
 
 
 def _folder_name(runs: Sequence[ComparedRun[Any, Any]], members: tuple[int, ...]) -> str:
-    """Return the name of the folder of runs; their common path if they have different ones."""
+    """Return the name of the closest common parent folder of the runs."""
     paths = [str(runs[position].path.resolve().parent) for position in members]
     return Path(os.path.commonpath(paths)).name
 
@@ -235,7 +236,7 @@ def _folder_name(runs: Sequence[ComparedRun[Any, Any]], members: tuple[int, ...]
 def group_summaries(
     compared: Sequence[ComparedModel], summaries: Sequence[SummarizedRun], scoring: MetricScoring
 ) -> tuple[RunGroup, ...]:
-    """Return mean and spread of each metric for each group of several seeds.
+    """Return the mean and spread of each metric for each group of seeds.
 
     Args:
         compared: Groups and single runs.
@@ -262,7 +263,7 @@ def _spreads(
         intervals = [summary.intervals()[metric] for summary in summaries]
         values = [interval.value for interval in intervals if interval.value is not None]
         if len(values) < len(intervals):
-            continue  # it is undefined for some of the runs, and a mean of the others would not be of all seeds
+            continue  # undefined for some runs; a mean over the others would not cover all seeds
         if metric in scoring.tested:
             mean = scoring.mean(metric, members)
         else:
@@ -272,7 +273,7 @@ def _spreads(
 
 
 def without_interval(values: Sequence[float], method: str, n: int, tested: Sequence[str]) -> Interval:
-    """Return the mean of a metric over runs for which no method gives an interval.
+    """Return the mean of a metric over runs, without an interval because no method provides one.
 
     Args:
         values: The metric of each run.
@@ -298,7 +299,7 @@ def group_findings(
 
 
 def group_tests(compared: Sequence[ComparedModel], scoring: MetricScoring) -> tuple[PairedTest, ...]:
-    """Test every pair of groups and single runs by each tested metric.
+    """Return a test for each pair of groups or single runs and each tested metric.
 
     p-values are Holm-corrected over the pairs of each metric. See `statistics.replicates` for the test.
     """
@@ -311,12 +312,12 @@ def group_tests(compared: Sequence[ComparedModel], scoring: MetricScoring) -> tu
 
 
 def group_sentences(groups: Sequence[RunGroup]) -> tuple[str, ...]:
-    """Return the mean and the spread of each group as a sentence."""
+    """Return a sentence with the mean and spread of each group."""
     return tuple(map(_sentence, groups))
 
 
 def training_sentence(compared: Sequence[ComparedModel]) -> str:
-    """Return what the intervals of groups, and of models beside them, apply to."""
+    """Return a sentence on the scope of the intervals of groups and single runs."""
     text = "Means over seeds have intervals for other seeds and other patients; a single run of a recipe may be better or worse."
     if singles := [each.name for each in compared if not each.is_group]:
         text += (

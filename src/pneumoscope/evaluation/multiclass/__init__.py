@@ -1,1 +1,1 @@
-"""Evaluation and comparison of models of several classes; most modules are named after their counterparts for two labels."""
+"""Evaluate and compare multiclass models; most modules are named after their binary counterparts."""

@@ -1,4 +1,4 @@
-"""Subgroups of images of several classes, and differences from other images; see `evaluation.breakdown`."""
+"""Subgroups of multiclass evaluations, and differences from other images; see `evaluation.breakdown`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pneumoscope.statistics.probabilities import log_odds
 
 __all__ = ["class_group_metrics", "class_set_difference"]
 
-# Metrics of decisions for one class against the rest that are compared between sets.
+# One-against-rest decision metrics that are compared between image sets.
 _RATES = ("sensitivity", "specificity")
 
 
@@ -35,8 +35,9 @@ def class_group_metrics(
 ) -> list[GroupMetric]:
     """Return the metrics of subgroups: macro AUROC, accuracy, and the sensitivity of each class.
 
-    The accuracy is not tested: it is the mean of the sensitivities, weighted by how many images of each class a group has. The
-    macro AUROC depends on them, too, through the rest that each class is compared with; the sensitivities do not.
+    Accuracy is not tested: it is the mean of the sensitivities weighted by the class frequencies of the group. The
+    macro AUROC also depends on class frequencies, through the rest that each class is compared with; the sensitivities
+    do not.
 
     Args:
         images: The images; their labels are among the classes.
@@ -89,12 +90,12 @@ def class_set_difference(
     images: Sequence[MulticlassScoredImage],
     reference: Reference[MulticlassEvaluation, MulticlassScoredImage],
 ) -> SetDifference:
-    """Return the differences of an evaluation from one of the same model on other images.
+    """Return the differences between evaluations of the same model on two sets of images.
 
     Args:
         evaluation: The evaluation.
         images: Its images.
-        reference: The evaluation on other images, of the same classes.
+        reference: The evaluation on other images, with the same classes.
     """
     classes, other = evaluation.classes, reference.evaluation
     sides = (class_scores(images, classes), class_scores(reference.images, classes))

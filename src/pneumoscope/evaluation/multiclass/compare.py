@@ -1,4 +1,4 @@
-"""Compare models of several classes on the same test images, by accuracy and macro AUROC; see `comparison.compare`."""
+"""Compare multiclass models on the same test images, by accuracy and macro AUROC; see `comparison.compare`."""
 
 from __future__ import annotations
 
@@ -54,32 +54,36 @@ def compare_multiclass(
     progress: Callable[[int, int], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> MulticlassComparison:
-    """Compare runs, bundles and predictions of other tools for several classes on the same test images.
+    """Compare multiclass runs, bundles and predictions of other tools on the same test images.
 
-    Accuracy is compared by McNemar's exact test, which keeps the images of a patient together, and macro AUROC by DeLong's test
-    for the mean over classes; p-values are Holm-corrected over the pairs of each. Runs of one recipe with different seeds are
-    compared by their means; see `comparison.run_groups`. Cross-validations are compared with each other only; see
-    `comparison.cross_validation`.
+    Accuracy is compared by McNemar's exact test with the images of a patient kept together, and macro AUROC by DeLong's
+    test for the mean over classes; p-values are Holm-corrected over the pairs of each metric. Runs of one recipe with
+    different seeds are compared by their means; see `comparison.run_groups`. Cross-validations are only compared with
+    each other; see `comparison.cross_validation`.
 
     Args:
-        runs: Run folders with `evaluation/NAME/`, or folders of such runs; folders of an evaluation; bundles, and CSV files with
-            the predictions of other tools. The last two are evaluated first, on `data`.
+        runs: Run folders with `evaluation/NAME/`, or folders of such runs; folders of an evaluation; bundles, and CSV
+            files with the predictions of other tools. Bundles and CSV files are evaluated first, on `data`.
         evaluation: Name of the evaluation of each run.
-        data, labels, split, ledger: Labeled images for bundles and CSV files; see `evaluate_multiclass`.
+        data, labels, split, ledger: Labeled images and test ledger for bundles and CSV files; see
+            `evaluate_multiclass`.
         columns: Names of the columns of the CSV files.
-        out: Folder of comparison.json, comparison.csv and the evaluations of bundles and CSV files; None writes no files.
+        out: Folder for comparison.json, comparison.csv and the evaluations of bundles and CSV files; None writes no
+            files.
         command: The command line, for the record.
         progress, note: See `evaluate_multiclass`.
 
     Returns:
-        The metrics of each run, a paired test of each pair, and the findings as sentences. `MulticlassComparison.to_dataframe()`
-        returns the metrics as a pandas DataFrame, and `MulticlassComparison.figures` has the figures.
+        The metrics of each run, a paired test of each pair, and the findings as sentences.
+        `MulticlassComparison.to_dataframe()` returns the metrics as a pandas DataFrame, and
+        `MulticlassComparison.figures` contains the figures.
 
     Raises:
-        UsageError: There is no run, or a bundle or file and no data.
-        RunError: A file is missing or malformed, two runs have the same name, or the runs were evaluated on different images or
-            classes.
-        PneumoscopeError: A bundle or file cannot be evaluated; see `evaluate_multiclass` and `evaluate_multiclass_predictions`.
+        UsageError: No runs are given, or there is a bundle or file but no data.
+        RunError: A file is missing or malformed, two runs have the same name, or the runs were evaluated on different
+            images or classes.
+        PneumoscopeError: A bundle or file cannot be evaluated; see `evaluate_multiclass` and
+            `evaluate_multiclass_predictions`.
         StorageError: The results cannot be written.
     """
     folder, targets = None if out is None else Path(out), [Path(run) for run in runs]
@@ -110,7 +114,7 @@ def multiclass_comparison(
     """Return the comparison of evaluated runs.
 
     Args:
-        runs: The runs, of the same images and classes.
+        runs: The runs, with the same images and classes.
         evaluation: Name of the evaluation of each run.
         command: The command line, for the record.
     """
@@ -162,7 +166,7 @@ def _findings(
 def _paired_tests(
     names: Sequence[str], scores: Sequence[ClassScores], classes: Sequence[str]
 ) -> tuple[PairedTest, ...]:
-    """Test every pair of runs by accuracy and macro AUROC; p-values are Holm-corrected over the pairs of each metric."""
+    """Return tests of accuracy and macro AUROC for each pair of runs, Holm-corrected over the pairs of each metric."""
     targets, patients = scores[0].targets, scores[0].patients
     correct = [each.predicted == targets for each in scores]
     pairs = list(combinations(range(len(scores)), 2))

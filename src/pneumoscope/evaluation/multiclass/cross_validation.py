@@ -1,4 +1,4 @@
-"""Cross-validations of models of several classes; see `comparison.cross_validation`."""
+"""Compare cross-validations of multiclass models; see `comparison.cross_validation`."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ __all__ = ["compare_class_folds", "read_class_folds", "summarize_class_folds"]
 
 
 def summarize_class_folds(folder: Path, evaluation: str) -> RunGroup:
-    """Return the mean and the spread of each metric of an evaluated cross-validation.
+    """Return the mean and spread of each metric of an evaluated cross-validation.
 
     Args:
         folder: Folder of the folds.
-        evaluation: Name of the evaluation of each fold, which is of its validation images.
+        evaluation: Name of the evaluation of each fold on its validation images.
 
     Raises:
         RunError: See `comparison.cross_validation.read_folds`.
@@ -50,8 +50,8 @@ def compare_class_folds(targets: Sequence[Path], command: str = "") -> Multiclas
         command: The command line, for the record.
 
     Raises:
-        UsageError, RunError: See `read_folds` and `find_differences` in `comparison.cross_validation`; or the
-            classes differ.
+        UsageError, RunError: See `read_folds` and `find_differences` in `comparison.cross_validation`; or the classes
+            differ.
     """
     folds = _read(targets, OUT_OF_FOLD)
     found = find_differences(folds, TESTED_CLASS_METRICS)

@@ -1,4 +1,4 @@
-"""Evaluate a bundle of several classes on one split of a labeled data set; see `evaluation.evaluate`."""
+"""Evaluate a multiclass bundle on one split of a labeled data set; see `evaluation.evaluate`."""
 
 from __future__ import annotations
 
@@ -50,44 +50,45 @@ def evaluate_multiclass(
     progress: Callable[[int, int], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> tuple[MulticlassEvaluation, tuple[MulticlassScoredImage, ...]]:
-    """Score the images of one split with a model of several classes, and return its metrics with intervals.
+    """Score the images of one split with a multiclass model, and return its metrics with intervals.
 
-    On images that calibration and prediction sets were fitted on, Brier score, log loss, calibration error and the metrics of the
-    sets are undefined.
+    On images used to fit the calibration and the prediction sets, Brier score, log loss, calibration metrics and the
+    metrics of prediction sets are undefined.
 
     Args:
         target: Run folder or bundle folder.
         data: Folder, manifest CSV or archive of labeled images, whose labels are classes of the model.
         split: "train", "validation", "test", or "all" for all images of a data set that the model has not seen.
         labels: Names of columns and labels of the data; those of the run if None.
-        out: Folder of evaluation.json and predictions.csv. By default `RUN/evaluation/NAME` for a run, and none for a bundle.
+        out: Folder for evaluation.json and predictions.csv. If None, `RUN/evaluation/NAME` for a run; for a bundle
+            nothing is written.
         name: Name of the evaluation of a run; see `evaluate`.
-        replace: Replace an evaluation of other images, or of another model or seed, in the same folder. The same evaluation keeps
-            its subgroups and difference unless `by` or `reference` state others.
-        source_name: Name of the images, for the report; that of `data` if empty.
+        replace: Replace an evaluation of other images, or of another model or seed, in the same folder. Otherwise,
+            repeating an evaluation keeps its subgroups and difference unless `by` or `reference` specify others.
+        source_name: Name of the images, for the report; the name of `data` if empty.
         by: Columns of the manifest CSV, or "etiology", whose values form subgroups.
         ledger: The test ledger; `ledger.default_ledger()` by default.
         seed: Seed of the bootstraps.
-        reference: Name of an evaluation of the run on other images, whose difference is reported; or a folder of an evaluation
-            of the same model.
-        progress: Called with the number of scored images and of all images.
+        reference: Evaluation on other images to report differences from: its name in the run, or a folder of an
+            evaluation of the same model.
+        progress: Called with the number of scored images and the total.
         note: Called with each remark about the data.
 
     Returns:
-        The evaluation, and the images with their probabilities in manifest order. In a notebook the evaluation is shown as a
-        table; `MulticlassEvaluation.to_dataframe()` returns its metrics as a pandas DataFrame, and `MulticlassEvaluation.figures`
-        has its figures.
+        The evaluation, and the images with their probabilities in manifest order. Notebooks display the evaluation as a
+        table; `MulticlassEvaluation.to_dataframe()` returns its metrics as a pandas DataFrame, and
+        `MulticlassEvaluation.figures` contains its figures.
 
     Raises:
-        UsageError: There is no such split, or nothing states which images belong to it; the name is not that of a folder or is
-            given with `out` or for a bundle; the folder has another evaluation; a column cannot be used, see
-            `evaluation.subgroups.read_columns`; or the reference is of another model.
+        UsageError: There is no such split, or the data does not specify which images belong to it; the name is not a
+            valid folder name, or is given together with `out` or for a bundle; the folder has another evaluation; a
+            column cannot be used, see `evaluation.subgroups.read_columns`; or the reference evaluates another model.
         UnknownNameError: The manifest has no such column.
         RunError: The run has no bundle yet, or the reference is missing or damaged.
-        BundleError: The bundle cannot be read or run, or is one for NORMAL and PNEUMONIA.
-        DatasetError: A label is not one of the model's classes; images are missing or unreadable; test images were training or
-            validation images; or images are also in the reference.
-        StorageError: The ledger or the results cannot be written. No result is returned then.
+        BundleError: The bundle cannot be read or run, or is binary (NORMAL and PNEUMONIA).
+        DatasetError: A label is not one of the model's classes; images are missing or unreadable; test images were
+            training or validation images; or images are also in the reference.
+        StorageError: The ledger or the results cannot be written.
     """
     model, data = EvaluationTarget.find(target), Path(data)
     session = MulticlassSession.load(model.bundle)
@@ -135,6 +136,6 @@ def evaluate_multiclass(
 
 
 def _fitted(images: Sequence[MulticlassScoredImage], card: MulticlassCard) -> int:
-    """Return how many images, compared by content, calibration and prediction sets were fitted on."""
+    """Return the number of images, compared by content, that were used to fit calibration and prediction sets."""
     seen = set(card.seen.get("validation", ()))
     return sum(short_hash(image.sha256) in seen for image in images)

@@ -1,7 +1,7 @@
-"""Evaluate the predictions of another tool for several classes: a CSV file with a probability or logit for each class.
+"""Evaluate the multiclass predictions of another tool: a CSV file with a probability or logit per class.
 
-The images get the same metrics, intervals and files as with a bundle. Prediction sets and the calibration are fitted on given
-predictions for validation images only.
+The results have the same metrics, intervals and files as those of a bundle. Prediction sets and the calibration are
+fitted only to predictions for validation images.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ from pneumoscope.statistics.probabilities import softmax
 
 __all__ = ["check_class_predictions", "evaluate_multiclass_predictions"]
 
-_TINY = 2.0**-53  # a probability of 0 has no logarithm; the log loss counts it as this, too
-_SUM = 1e-3  # larger differences of a sum of probabilities from 1 are stated; smaller ones are rounding
+_TINY = 2.0**-53  # replaces a probability of 0, which has no logarithm; the log loss does the same
+_SUM = 1e-3  # larger deviations of a sum of probabilities from 1 are reported; smaller ones are rounding errors
 
 
 def evaluate_multiclass_predictions(
@@ -80,40 +80,41 @@ def evaluate_multiclass_predictions(
     seed: int = 0,
     note: Callable[[str], None] | None = None,
 ) -> tuple[MulticlassEvaluation, tuple[MulticlassScoredImage, ...]]:
-    """Return the metrics of predictions of several classes that another tool made for labeled images, with intervals.
+    """Return the metrics, with intervals, of another tool's multiclass predictions for labeled images.
 
-    Every image of the split needs a prediction. Predictions for images of other splits are left out.
+    Every image of the split needs a prediction. Predictions for images of other splits are ignored.
 
     Args:
         file: CSV file with one row per image, and a column for each class.
         data: Folder, manifest CSV or archive of labeled images, whose labels are among the classes.
         split: "train", "validation", "test", or "all" for all images.
         columns: Names of the columns of the file.
-        labels: Names of columns and labels of `data` and `validation_data`. The column with the path may be that of the file.
-        classes: The classes, in the order of all results; that of `labels` if empty, or sorted.
-        validation: Second CSV file, of the same columns, with predictions for validation images, on which prediction sets are
-            fitted. Rows of the file that `columns.split` marks as validation do the same.
+        labels: Names of columns and labels of `data` and `validation_data`. By default, `data` may use the path column
+            of the file.
+        classes: The classes, in the order of all results; if empty, those of `labels`, or sorted.
+        validation: Second CSV file, with the same columns and predictions for validation images, to which prediction
+            sets are fitted. Alternatively, `columns.split` marks validation rows in the first file.
         validation_data: Labeled validation images; those in `data` if None.
-        fit_probabilities: Calibrate the probabilities on the predictions for validation images (temperature scaling); otherwise
-            they are evaluated as given.
-        name: Name of the model, which identifies it to `reference`; that of the file if empty.
-        reference: Folder of an evaluation of the same model on other images, whose difference is reported.
+        fit_probabilities: Calibrate the probabilities on the predictions for validation images (temperature scaling);
+            otherwise evaluate them as given.
+        name: Name of the model, by which it is matched with `reference`; the file stem if empty.
+        reference: Folder of an evaluation of the same model on other images, to report differences from.
         by, out, replace, source_name, ledger, seed, note: See `evaluate_multiclass`.
 
     Returns:
         The evaluation, and the images with their probabilities in the order of the data.
 
     Raises:
-        UsageError: Options exclude each other, the folder has another evaluation, a column cannot be used, see
-            `evaluation.subgroups.read_columns`, or the reference is of another model.
+        UsageError: Options are mutually exclusive, the folder has another evaluation, a column cannot be used, see
+            `evaluation.subgroups.read_columns`, or the reference evaluates another model.
         RunError: The reference is missing or damaged.
-        UnknownNameError: There is no such column, or no such class.
+        UnknownNameError: There is no such column or class.
         LayoutError: The file is not a CSV file with these columns; see `read_class_predictions_file`.
-        DatasetError: A value cannot be used, rows and images do not match, a label is not one of the classes, or a class has no
-            validation images.
+        DatasetError: A value is invalid, rows and images do not match, a label is not one of the classes, or a class
+            has no validation images.
         ThresholdError: A validation image is a test image or one of the evaluated images.
-        PatientLeakError: A patient has validation images and evaluated images.
-        StorageError: The ledger or the results cannot be written. No result is returned then.
+        PatientLeakError: A patient has both validation images and evaluated images.
+        StorageError: The ledger or the results cannot be written.
     """
     started = time.perf_counter()
     file, data = Path(file), Path(data)
@@ -182,7 +183,7 @@ def check_class_predictions(
     labels: LabelMapping | None = None,
     classes: Sequence[str] = (),
 ) -> None:
-    """Raise the error that `evaluate_multiclass_predictions` raises if the file cannot be read or does not match the images."""
+    """Raise the errors of `evaluate_multiclass_predictions` for a file that is unreadable or does not match."""
     _match(file, data, split, columns, with_path_column(labels, data, columns), classes, None)
 
 
@@ -195,7 +196,7 @@ def _match(
     classes: Sequence[str],
     note: Callable[[str], None] | None,
 ) -> tuple[MatchedPredictions, SplitImages]:
-    """Return the predictions in a file, and the images of a split, of which each has one."""
+    """Return the predictions in a file, and the images of a split, each checked to have a prediction."""
     predictions = read_class_predictions_file(file, columns, classes or (labels.classes if labels else ()))
     try:
         manifest = load_images_of_classes(data, labels, classes=predictions.classes)
@@ -221,18 +222,18 @@ def _read_validation(file: Path, columns: PredictionColumns, classes: Sequence[s
 
 @dataclasses.dataclass(frozen=True)
 class _Fitted:
-    """Calibration and prediction sets that were fitted on validation images.
+    """Calibration and prediction sets fitted to validation images.
 
     Attributes:
         calibration: Calibration of the probabilities; None if they are evaluated as given.
-        sets: Thresholds of the prediction sets; None if there are none.
+        sets: Thresholds of the prediction sets; None without sets.
     """
 
     calibration: TemperatureScaling | None = None
     sets: PredictionSets | None = None
 
     def probabilities(self, matched: MatchedPredictions, images: Sequence[LabeledImage]) -> FloatArray:
-        """Return the probabilities of images, shape (n, K)."""
+        """Return the probabilities for images, shape (n, K)."""
         if self.calibration is not None:
             return softmax(_logits(matched, images), self.calibration.temperature)
         values = matched.values(images)
@@ -253,7 +254,7 @@ def _fit(matched: MatchedPredictions, images: Sequence[LabeledImage], *, fit_pro
 
 
 def _logits(matched: MatchedPredictions, images: Sequence[LabeledImage]) -> FloatArray:
-    """Return the logits of images, or the logarithms of their probabilities, shape (n, K)."""
+    """Return the logits for images, or the logarithms of their probabilities, shape (n, K)."""
     values = matched.values(images)
     return values if matched.file.scale == "logit" else np.asarray(np.log(np.maximum(values, _TINY)))
 
@@ -261,7 +262,7 @@ def _logits(matched: MatchedPredictions, images: Sequence[LabeledImage]) -> Floa
 def _remarks(
     file: PredictionsFile, given_values: FloatArray, fitted: _Fitted, validation: Sequence[LabeledImage] | None
 ) -> tuple[str, ...]:
-    """Return sentences on what is unknown, on prediction sets, and on what the values of the evaluated images are."""
+    """Return remarks on unknown training data, prediction sets, and how the probabilities were obtained."""
     scale, remarks = file.scale, [UNKNOWN_TRAINING]
     if validation is None:
         remarks.append("There are no predictions for validation images, and so there are no prediction sets.")
@@ -299,7 +300,7 @@ def _remarks(
 def _with_score_remarks(
     evaluation: MulticlassEvaluation, scored: Sequence[MulticlassScoredImage]
 ) -> MulticlassEvaluation:
-    """Return the evaluation with remarks on classes that may be mixed up, and on probabilities of 0."""
+    """Return the evaluation with remarks on possibly swapped classes, and on probabilities of 0 for the true class."""
     remarks = evaluation.remarks
     for name, result in evaluation.by_class.items():
         high = result.metrics["auroc"].high

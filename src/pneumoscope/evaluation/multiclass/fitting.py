@@ -1,4 +1,4 @@
-"""Fit what the card of a bundle of several classes states on the outputs for validation images."""
+"""Fit the validation-based parts of a multiclass bundle's card."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def fit_temperature_scaling(logits: npt.NDArray[np.float32], targets: IntArray) 
 
     Args:
         logits: Logits of the validation images, shape (n, K).
-        targets: Index of the class of each image, shape (n,).
+        targets: Class index of each image, shape (n,).
     """
     return TemperatureScaling(temperature=fit_temperature(logits, targets), method="temperature", n=len(targets))
 
@@ -32,14 +32,14 @@ def fit_prediction_sets(
     targets: IntArray,
     classes: Sequence[str],
 ) -> PredictionSets | None:
-    """Return the thresholds of the classes for `card.COVERAGE`; None if a class has too few images for it.
+    """Return the class thresholds for a coverage of `card.COVERAGE`; None if a class has too few images.
 
-    The threshold of a class is the lowest of those for each variant of the images, so that it has the coverage on all of them.
+    The threshold of a class is the lowest over the variants of the images, so that the coverage holds for each variant.
 
     Args:
-        variants: Calibrated probabilities of the validation images, unmodified and, if the calibration is fitted on them,
+        variants: Calibrated probabilities of the validation images: unmodified and, if they fit the calibration,
             augmented; each of shape (n, K).
-        targets: Index of the class of each image, shape (n,).
+        targets: Class index of each image, shape (n,).
         classes: Names of the classes.
     """
     try:

@@ -1,4 +1,4 @@
-"""Read or make the compared evaluations of models of several classes; see `comparison.inputs`."""
+"""Read or compute the multiclass evaluations to compare; see `comparison.inputs`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _CASE_HINT = "The names differ in case only: evaluate one of the two again, with
 
 @dataclasses.dataclass(frozen=True)
 class ComparedClasses(ComparedRun[MulticlassEvaluation, MulticlassScoredImage]):
-    """The evaluation of a run or bundle of several classes; see `ComparedRun`."""
+    """The multiclass evaluation of a run, bundle or file; see `ComparedRun`."""
 
 
 def compared_classes(
@@ -74,9 +74,10 @@ def compared_classes(
     progress: Callable[[int, int], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> list[ComparedClasses]:
-    """Return the evaluations of runs, evaluation folders, bundles and files, checked to be of the same images and classes.
+    """Return the evaluations of runs, folders, bundles and files, checked to have the same images and classes.
 
-    Everything that can be read is read and checked before a bundle or file is evaluated, which the test ledger records.
+    All inputs are read and checked before any bundle or file is evaluated, because the test ledger records each
+    evaluation.
 
     Args:
         runs, evaluation, data, labels, split, columns, ledger, out, progress, note: See `compare_multiclass`.
@@ -105,7 +106,7 @@ def compared_classes(
         check_comparable(finished)
     options: dict[str, Any] = {"labels": labels, "split": split, "replace": True, "ledger": ledger, "note": note}
     evaluated: dict[Path, ComparedClasses] = {}
-    # Files are evaluated before bundles, because an error in a file is found without scoring an image.
+    # Files are evaluated before bundles, so that an error in a file is found without scoring images.
     for target, run in sorted(zip(targets, known, strict=True), key=lambda each: not is_file(each[0])):
         if isinstance(run, ComparedClasses):
             evaluated[target] = run
@@ -128,9 +129,9 @@ def read_class_run(
     data: str | Path | None = None,
     columns: PredictionColumns = PredictionColumns(),  # noqa: B008
 ) -> ComparedRun[Any, Any]:
-    """Return the evaluation of a run, or that in an evaluation folder.
+    """Return the evaluation of a run or in an evaluation folder.
 
-    For a bundle or a file of predictions, its card or content, which state its classes, takes the place of an evaluation.
+    For a bundle or a file of predictions, its card or content, which defines the classes, replaces the evaluation.
 
     Args:
         target: The run, folder, bundle or file.
@@ -140,7 +141,7 @@ def read_class_run(
 
     Raises:
         RunError: The run has no such evaluation, or a file is damaged.
-        UsageError: There are no data for a bundle or file.
+        UsageError: There is no data for a bundle or file.
         PneumoscopeError: The bundle or file cannot be read.
     """
     _check_several_classes(target, evaluation)
@@ -171,7 +172,7 @@ def read_class_run(
 
 
 def _check_several_classes(target: Path, evaluation: str) -> None:
-    """Raise if a run with an evaluation, an evaluation folder or a bundle is one for NORMAL and PNEUMONIA."""
+    """Raise if a run's evaluation, an evaluation folder or a bundle is binary (NORMAL and PNEUMONIA)."""
     is_run = is_run_folder(target)
     results = evaluation_folder(target, evaluation) if is_run else target
     if (results / EVALUATION_FILE).is_file():
@@ -189,16 +190,16 @@ def _check_several_classes(target: Path, evaluation: str) -> None:
 
 
 def check_classes(runs: Sequence[ComparedRun[Any, Any]]) -> tuple[str, ...]:
-    """Return the classes; raise unless they are the same for all. The order of those of files is free.
+    """Return the classes; raise unless all runs have the same classes. Files may list them in any order.
 
     Raises:
-        RunError: With two that differ.
-        DatasetError: A file has no column for a class of another one.
+        RunError: The classes of two runs differ.
+        DatasetError: A file has no column for a class of another run.
     """
     first = next((run for run in runs if not is_file(run.path)), runs[0])
     expected: tuple[str, ...] = first.evaluation.classes
     for run in runs:
-        # Classes of a file are read in the spelling of a model.
+        # Class names of a file are matched to the spelling of a model.
         found = tuple(spelled_as(expected, run.evaluation.classes)) if is_file(run.path) else run.evaluation.classes
         for a, of_a, of_b in ((run, found, expected), (first, expected, found)):
             if is_file(a.path) and {*of_a} < {*of_b}:

@@ -1,4 +1,4 @@
-"""Metrics of scored images of several classes, with intervals."""
+"""Metrics of scored multiclass images, with intervals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pneumoscope.statistics.multiclass import (
 
 __all__ = ["ClassScores", "MulticlassMetrics", "class_scores", "multiclass_metrics"]
 
-# Metrics that the temperature is fitted for. It keeps the predicted class, and hardly changes how images are ranked.
+# Metrics that the fitted temperature improves. It does not change the predicted class and hardly changes the ranking.
 _CALIBRATED = {
     "brier",
     "log_loss",
@@ -39,7 +39,7 @@ class ClassScores(NamedTuple):
 
     Attributes:
         probabilities: Shape (n, K).
-        targets: Index of the class of each image, shape (n,).
+        targets: Class index of each image, shape (n,).
         predicted: Index of the predicted class, shape (n,).
         patients: Patient identifier of each image.
     """
@@ -51,7 +51,7 @@ class ClassScores(NamedTuple):
 
 
 class MulticlassMetrics(NamedTuple):
-    """The results of an evaluation; see `MulticlassEvaluation`."""
+    """Metrics of an evaluation; see `MulticlassEvaluation`."""
 
     metrics: Mapping[str, Interval]
     confusion: tuple[tuple[int, ...], ...]
@@ -84,8 +84,8 @@ def multiclass_metrics(
         images: The images; at least one.
         classes: Names of the classes.
         seed: Seed of the bootstraps.
-        fitted: How many of the images calibration and prediction sets were fitted on. If there are any, the metrics of these are
-            undefined, and there are no bins of reliability.
+        fitted: Number of images used to fit calibration and prediction sets. If above 0, the metrics of these are
+            undefined, and there are no reliability bins.
     """
     scores = class_scores(images, classes)
     p, y, patients = scores.probabilities, scores.targets, scores.patients
@@ -147,7 +147,7 @@ def _without_fitted(metrics: MulticlassMetrics, fitted: int, n: int) -> Multicla
 
 
 def _sets(images: Sequence[MulticlassScoredImage], classes: Sequence[str]) -> BoolArray | None:
-    """Return True for the classes in the prediction set of each image, shape (n, K); None if the model has no sets."""
+    """Return a mask of the classes in each image's prediction set, shape (n, K); None without sets."""
     if any(image.prediction_set is None for image in images):
         return None
     possible = [(image.prediction_set or "").split("|") for image in images]

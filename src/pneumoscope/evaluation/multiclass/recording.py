@@ -1,4 +1,4 @@
-"""Summarize scored images of several classes as an evaluation, record it in the test ledger, and write it.
+"""Summarize scored multiclass images as an evaluation, record it in the test ledger, and write it.
 
 The probabilities come from a bundle (`evaluate`) or from a file of another tool (`external_predictions`).
 """
@@ -54,18 +54,18 @@ ClassReference = Reference[MulticlassEvaluation, MulticlassScoredImage]
 
 @dataclasses.dataclass(frozen=True)
 class ClassSource:
-    """Source of the probabilities of an evaluation: a bundle, or a file of predictions.
+    """Source of the probabilities of an evaluation: a bundle or a file of predictions.
 
     Attributes:
         name: Name of the run, bundle or file.
         classes: Names of the classes.
         bundle_sha256: SHA-256 of the network file; "" for a file of predictions.
         predictions_sha256: SHA-256 of the file of predictions; "" for a bundle.
-        recipe: The recipe that trained the network; empty if it is unknown.
+        recipe: The recipe that trained the network; empty if unknown.
         population: Population that the model was trained on.
-        coverage: Coverage that the prediction sets were fitted for; None without sets.
+        coverage: Target coverage of the prediction sets; None without sets.
         remarks: Sentences on what is unknown or was not evaluated.
-        calibration: Calibration of the probabilities; None if there is none.
+        calibration: Calibration of the probabilities; None without one.
     """
 
     name: str
@@ -82,13 +82,13 @@ class ClassSource:
 def scored_class_images(
     images: Sequence[LabeledImage], probabilities: FloatArray, classes: Sequence[str], inside: BoolArray | None
 ) -> tuple[MulticlassScoredImage, ...]:
-    """Return images with their probabilities, predicted classes and prediction sets.
+    """Return the images with their probabilities, predicted classes and prediction sets.
 
     Args:
         images: The images.
         probabilities: Their probabilities, shape (n, K).
         classes: Names of the classes.
-        inside: True for the classes in the set of an image, shape (n, K); None without sets.
+        inside: True for the classes in the prediction set of an image, shape (n, K); None without sets.
     """
     scored = []
     for index, (image, row) in enumerate(zip(images, probabilities, strict=True)):
@@ -122,11 +122,11 @@ def summarize_classes(
         scored: The images; at least one.
         seed: Seed of bootstraps and permutation tests.
         seconds: Scoring time.
-        fitted: How many of the images calibration and prediction sets were fitted on.
+        fitted: Number of images used to fit calibration and prediction sets.
         columns: Value of each image in the columns of the subgroups.
-        reference: An evaluation on other images, whose difference is reported; None without one.
-        rejections: Rejection of each image, or None; None if the source rejects none.
-        flow: How the images were selected.
+        reference: Evaluation on other images to report differences from; None without one.
+        rejections: Rejection of each image, or None; None if the source does not reject images.
+        flow: Numbers of selected and excluded images.
     """
     patients, counts = [image.patient for image in scored], Counter(image.label for image in scored)
     subgroups, interactions = find_subgroups(
@@ -166,7 +166,7 @@ def summarize_classes(
 def read_class_reference(
     folder: Path | None, images: Sequence[LabeledImage], source: ClassSource
 ) -> ClassReference | None:
-    """Return the evaluation on other images in a folder; None for None.
+    """Return the reference evaluation in a folder; None for None.
 
     Args:
         folder: The folder.
@@ -190,7 +190,7 @@ def read_class_reference(
 
 
 def check_folder(folder: Path, images: Sequence[LabeledImage], source: ClassSource, seed: int) -> None:
-    """Raise if the folder has another evaluation.
+    """Raise if the folder contains a different evaluation.
 
     Args:
         folder: Folder of the results.
@@ -199,7 +199,7 @@ def check_folder(folder: Path, images: Sequence[LabeledImage], source: ClassSour
         seed: Seed of the bootstraps.
 
     Raises:
-        UsageError: It has one of other images, or of another model or seed.
+        UsageError: The folder has an evaluation of other images, or of another model or seed.
     """
     file = folder / EVALUATION_FILE
     if not file.is_file():
@@ -232,15 +232,16 @@ def record_classes(
     ledger: Path | None,
     replace: bool,
 ) -> MulticlassEvaluation:
-    """Record an evaluation on test images in the test ledger, write the files, and return it with its number and folder.
+    """Record a test-set evaluation in the test ledger, write the files, and return it with its number and folder.
 
     Args:
         evaluation: The evaluation.
         scored: Its images.
-        out: Folder of evaluation.json and predictions.csv; None writes no files. See `with_figures.written_folder`.
+        out: Folder for evaluation.json and predictions.csv; None writes no files. See `with_figures.written_folder`.
         ledger: The test ledger; `ledger.default_ledger()` if None.
-        replace: Drop subgroups and difference of an earlier evaluation in the folder; otherwise those that the new one lacks are
-            kept if all its metrics are the same. `check_folder` has checked that images, model and seed are.
+        replace: Discard subgroups and difference of an earlier evaluation in the folder. Otherwise, those that the new
+            evaluation lacks are kept if all metrics are the same; `check_folder` has already compared images, model and
+            seed.
 
     Raises:
         StorageError: The ledger or a file cannot be written.

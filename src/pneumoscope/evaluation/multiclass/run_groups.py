@@ -1,4 +1,4 @@
-"""Metrics of models of several classes for groups of runs that differ in their seed; see `comparison.run_groups`."""
+"""Multiclass metrics for groups of runs that differ only in their seed; see `comparison.run_groups`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TESTED_CLASS_METRICS = ("accuracy", "macro_auroc")
 
 
 class ClassScoring(MetricScoring):
-    """Accuracy and macro AUROC of runs of several classes.
+    """Accuracy and macro AUROC of multiclass runs.
 
     Args:
         runs: Scores of the runs, on the same images in the same order.

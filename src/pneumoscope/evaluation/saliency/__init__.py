@@ -1,1 +1,1 @@
-"""Measurements of heatmaps."""
+"""Evaluation of heatmaps."""

@@ -1,17 +1,18 @@
-"""Test whether the heatmaps of a bundle show what its network uses.
+"""Check whether the heatmaps of a bundle reflect what its network uses.
 
-- Deletion and insertion (Petsiuk 2018): pixels are blurred, or restored in a blurred image, in the order of the heatmap, most
-  important first. The area under the curve of the predicted class's score should be low for deletion and high for insertion.
-  The baseline is random heatmaps with the same power spectrum, which differ only in where they point.
-- Sanity check by weight randomization (Adebayo 2018): the weights of the last layer, of the last half of the layers and of all
-  layers are shuffled within each tensor. Heatmaps that stay the same do not depend on what the network learned. The baseline is
-  the heatmap of another image.
+- Deletion and insertion (Petsiuk 2018): pixels are blurred, or restored in a blurred image, in the order of the
+  heatmap, most important first. The area under the curve of the predicted class's score should be low for deletion and
+  high for insertion. The baseline is random heatmaps with the same power spectrum, which differ only in the locations
+  they highlight.
+- Sanity check by weight randomization (Adebayo 2018): the weights of the last layer, of the last half of the layers and
+  of all layers are shuffled within each tensor. Heatmaps that stay the same do not depend on what the network learned.
+  The baseline is the heatmap of another image.
 - Localization, if there are masks of the disease; see `localization`.
 
-Only the ONNX file is used, so any bundle can be checked. Needs the extra [train], which installs onnx.
+Only the ONNX file is used, so any bundle can be checked. Requires the extra [train], which installs onnx.
 
-Sources: Petsiuk, Das and Saenko 2018, "RISE: Randomized Input Sampling for Explanation of Black-box Models". Adebayo et al.
-2018, "Sanity Checks for Saliency Maps".
+Sources: Petsiuk, Das and Saenko 2018, "RISE: Randomized Input Sampling for Explanation of Black-box Models". Adebayo et
+al. 2018, "Sanity Checks for Saliency Maps".
 """
 
 from __future__ import annotations
@@ -65,13 +66,13 @@ __all__ = [
 Progress = Callable[[str, int, int], None]
 
 _RANDOM_HEATMAPS = 3  # per image
-_SHUFFLES = 3  # of the weights, per row
+_SHUFFLES = 3  # of the weights, per group of layers
 _RANDOMIZED_LAYERS = {"last layer": 0.0, "last half of the layers": 0.5, "all layers": 1.0}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Sample:
-    """Images as the network's input, uint8, shape (n, size, size), with its logits (n,) and heatmaps (n, rows, columns)."""
+    """Network inputs (uint8, shape (n, size, size)), logits (n,) and heatmaps (n, rows, columns) of images."""
 
     images: tuple[LabeledImage, ...]
     pixels: npt.NDArray[np.uint8]
@@ -79,7 +80,7 @@ class _Sample:
     heatmaps: npt.NDArray[np.float32]
 
     def mean(self, values: npt.ArrayLike, seed: int) -> Interval:
-        """Return the mean over the images, NaN left out, with a patient bootstrap interval."""
+        """Return the mean over the images, ignoring NaN, with a patient bootstrap interval."""
         x = np.asarray(values, dtype=np.float64)
         finite = np.flatnonzero(np.isfinite(x))
         if not len(finite):
@@ -105,23 +106,27 @@ def check_saliency(
     command: str = "",
     progress: Progress | None = None,
 ) -> SaliencyCheck:
-    """Return the checks of a bundle's heatmaps: deletion, insertion, weight randomization and, with masks, localization.
+    """Return the checks of a bundle's heatmaps.
+
+    They are deletion, insertion, weight randomization and, with masks, localization.
 
     Args:
         target: Run folder or bundle.
         data, split, labels: See `selection.draw_sample`.
         images: Size of the random sample, half of it with pneumonia; smaller if a class has fewer images.
         seed: Seed of the sample, the random heatmaps, the shuffled weights and the bootstraps.
-        masks: Folder of masks of the disease, not 0 where it is: images of the size of the radiograph, with its path in `data`
-            and the suffix .png. All images of the split that have a mask and show pneumonia are used, not only the sample.
-        out: Folder for saliency_check.json and saliency_check.md; nothing is written if None.
+        masks: Folder of disease masks, nonzero inside the disease: images with the size of the radiograph, and its path
+            in `data` with the suffix .png. All images of the split with a mask and pneumonia are used, not only the
+            sample.
+        out: Folder for saliency_check.json and saliency_check.md; None writes no files.
         command: Command line to record in the result.
         progress: Called with (stage, steps done, total).
+
     Raises:
-        UsageError: The split is "test", the network has no weights, or its heatmaps have fewer than 4 cells.
-        BundleError: The bundle cannot be read or run, or gives no heatmaps.
-        DatasetError: Images cannot be used, see `selection.select_images`; or a mask cannot be read, is empty or has another
-            size than its image, or there is none.
+        UsageError: The split is "test" or "all", the network has no weights, or its heatmaps have fewer than 4 cells.
+        BundleError: The bundle cannot be read or run, or has no heatmaps.
+        DatasetError: Images cannot be used, see `selection.select_images`; or there is no mask, or a mask cannot be
+            read, is empty or differs in size from its image.
     """
     card, network = read_bundle(find_bundle(target))
     session = BundleSession(card, network)
@@ -225,14 +230,14 @@ def _randomization(
             if progress:
                 progress(f"weight randomization, {name}", done, _SHUFFLES)
         results.append(similarity(name, others, layers))
-    # The images are ordered by label: half of them further on is an image of the other label.
+    # The images are ordered by label: half of the sample further on, the label differs.
     shifted = np.roll(sample.heatmaps, len(sample.heatmaps) // 2, axis=0)
     results.append(similarity("none (heatmap of an image of the other label)", [shifted], 0))
     return tuple(results)
 
 
 def _finite_mean(values: Sequence[Sequence[float]]) -> FloatArray:
-    """Return the mean of each column without its NaN; NaN for a column without numbers."""
+    """Return the mean of each column, ignoring NaN; NaN for a column without finite values."""
     table = np.array(values)
     counts = np.isfinite(table).sum(0)
     return np.where(counts > 0, np.nansum(table, axis=0) / np.maximum(counts, 1), np.nan)

@@ -1,10 +1,10 @@
-"""Measure whether heatmaps lie on the disease, with masks of it.
+"""Measure how well heatmaps coincide with masks of the disease.
 
-The pointing game (Zhang 2018) is whether the peak of the heatmap lies inside the mask, and the energy-based pointing game (Wang
-2020) is the fraction of the positive contributions inside. The baseline is the area of the mask.
+The pointing game (Zhang 2018) tests whether the peak of the heatmap lies inside the mask; the energy-based pointing
+game (Wang 2020) measures the fraction of the positive contributions inside. The baseline is the area of the mask.
 
-Sources: Zhang et al. 2018, "Top-Down Neural Attention by Excitation Backprop". Wang et al. 2020, "Score-CAM: Score-Weighted
-Visual Explanations for Convolutional Neural Networks".
+Sources: Zhang et al. 2018, "Top-Down Neural Attention by Excitation Backprop". Wang et al. 2020, "Score-CAM:
+Score-Weighted Visual Explanations for Convolutional Neural Networks".
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def measure_localization(
     progress: Callable[[str, int, int], None] | None,
     labels: LabelMapping | None = None,
 ) -> Localization:
-    """Return where heatmaps lie on all images of a split that have a mask and show pneumonia.
+    """Return the localization of heatmaps on all images of a split with a mask and pneumonia.
 
     Args:
         session: Session of the bundle.
@@ -50,8 +50,9 @@ def measure_localization(
         seed: Seed of the bootstraps.
         progress: Called with (stage, steps done, total).
         labels: See `selection.select_images`.
+
     Raises:
-        DatasetError: A mask cannot be read, is empty or has another size than its image, or there is none.
+        DatasetError: There is no mask, or a mask cannot be read, is empty or differs in size from its image.
     """
     root, images = select_unreserved_images(target, data, split, labels)
     paths = [masks / PurePosixPath(image.path).with_suffix(".png") for image in images]
@@ -86,13 +87,14 @@ def measure_localization(
 
 
 def read_mask(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-    """Return where a mask is not 0.
+    """Return a mask as a boolean array, True where it is nonzero.
 
     Args:
-        path: Of the mask.
+        path: The mask.
         shape: Rows and columns of its image.
+
     Raises:
-        DatasetError: It cannot be read, is empty or has another size than its image.
+        DatasetError: The mask cannot be read, is empty or differs in size from its image.
     """
     hint = "A mask is an image of the size of the radiograph, not 0 where the disease is"
     try:

@@ -1,8 +1,8 @@
-"""Measures of saliency maps: deletion and insertion curves, weight randomization, rank correlation, pointing games.
+"""Metrics of saliency maps: deletion and insertion curves, weight randomization, rank correlation, pointing games.
 
-Sources: Petsiuk, Das and Saenko 2018, "RISE: Randomized Input Sampling for Explanation of Black-box Models". Adebayo et al.
-2018, "Sanity Checks for Saliency Maps". Zhang et al. 2018, "Top-Down Neural Attention by Excitation Backprop". Wang et al. 2020,
-"Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks".
+Sources: Petsiuk, Das and Saenko 2018, "RISE: Randomized Input Sampling for Explanation of Black-box Models". Adebayo et
+al. 2018, "Sanity Checks for Saliency Maps". Zhang et al. 2018, "Top-Down Neural Attention by Excitation Backprop". Wang
+et al. 2020, "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks".
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ __all__ = [
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
-STEPS = 16  # of the deletion and insertion curves
+STEPS = 16  # number of steps of the deletion and insertion curves
 _BLUR_RADIUS = 1 / 8  # relative to the side of the image
 _WEIGHTED_OPERATORS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _BATCH = 32
 
 
 def random_heatmap(heatmap: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """Return a random heatmap with the power spectrum and the mean of the given one, and the phases of white noise."""
+    """Return a random heatmap with the power spectrum and mean of the given one and white-noise phases."""
     noise = np.fft.rfft2(rng.normal(size=heatmap.shape))
     phases = noise / np.abs(noise)
     phases[0, 0] = 1
@@ -56,13 +56,14 @@ def random_heatmap(heatmap: FloatArray, rng: np.random.Generator) -> FloatArray:
 def perturbation_aucs(
     session: BundleSession, image: npt.NDArray[np.uint8], heatmap: FloatArray, sign: int
 ) -> tuple[float, float]:
-    """Return the areas under the deletion and the insertion curve of the predicted class's score, 0 to 1.
+    """Return the areas under the deletion and insertion curves of the predicted class's score, 0 to 1.
 
     Args:
         session: Session of the bundle.
         image: Input of the network, shape (size, size).
         heatmap: Contributions to the logit, shape (rows, columns).
         sign: 1 if the predicted class is pneumonia, -1 otherwise.
+
     Source: Petsiuk, Das and Saenko 2018.
     """
     size = len(image)
@@ -83,10 +84,12 @@ def shuffle_weights(network: bytes, fraction: float, rng: np.random.Generator) -
 
     Args:
         network: ONNX file.
-        fraction: Fraction of the layers, counted from the logit; 0 is the last layer only.
-        rng: Source of random numbers.
+        fraction: Fraction of the layers, counted from the logit; 0 shuffles the last layer only.
+        rng: Random number generator.
+
     Returns:
         The ONNX file and the number of shuffled layers.
+
     Raises:
         UsageError: The network has no layer with weights.
     """
@@ -95,7 +98,7 @@ def shuffle_weights(network: bytes, fraction: float, rng: np.random.Generator) -
     layers: list[list[str]] = []
     known: set[str] = set()
     for node in _ancestors("logit", model.graph):
-        # The gradient, if exported, reuses the weights of layers that are already known.
+        # The gradient, if exported, reuses weights of layers that are already listed.
         weights = [name for name in node.input if name in tensors and name not in known]
         if node.op_type in _WEIGHTED_OPERATORS and weights:
             layers.append(weights)
@@ -106,7 +109,7 @@ def shuffle_weights(network: bytes, fraction: float, rng: np.random.Generator) -
     for name in (name for layer in layers[-count:] for name in layer):
         values = onnx.numpy_helper.to_array(tensors[name])
         shuffled = rng.permutation(values.flatten()).reshape(values.shape)
-        # The gradient may have its own transposed copy of the weights.
+        # The gradient may have a transposed copy of the weights.
         for copy, tensor in tensors.items():
             if copy != name and values.ndim == 2 and np.array_equal(onnx.numpy_helper.to_array(tensor), values.T):
                 tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(shuffled.T), copy))
@@ -115,7 +118,7 @@ def shuffle_weights(network: bytes, fraction: float, rng: np.random.Generator) -
 
 
 def _ancestors(output: str, graph: Any) -> list[Any]:
-    """Return the nodes that an output depends on, in the order of the graph, which is topological."""
+    """Return the nodes that an output depends on, in topological order (that of the graph)."""
     needed, nodes = {output}, []
     for node in reversed(graph.node):
         if needed.intersection(node.output):
@@ -127,12 +130,13 @@ def _ancestors(output: str, graph: Any) -> list[Any]:
 def localize(heatmap: FloatArray, mask: npt.NDArray[np.bool_], crop: Crop) -> tuple[bool, float]:
     """Return whether the peak of a heatmap lies inside a mask, and the fraction of its positive contributions inside.
 
-    Without a positive contribution, the heatmap points nowhere: False and 0.
+    A heatmap without positive contributions gives False and 0.
 
     Args:
         heatmap: Contributions to the logit, shape (rows, columns).
         mask: True where the disease is, shape (height, width).
         crop: Crop of the preprocessing.
+
     Sources: Zhang et al. 2018 (pointing game, without a tolerance); Wang et al. 2020 (energy-based pointing game).
     """
     height, width = mask.shape
@@ -144,7 +148,7 @@ def localize(heatmap: FloatArray, mask: npt.NDArray[np.bool_], crop: Crop) -> tu
 
 
 def rank_correlation(a: FloatArray, b: FloatArray) -> float:
-    """Return Spearman's correlation of two heatmaps over their cells; NaN if one is constant."""
+    """Return Spearman's correlation of two heatmaps over their cells; NaN if either is constant."""
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return math.nan
     return float(spearmanr(a, b, axis=None).statistic)
@@ -153,10 +157,10 @@ def rank_correlation(a: FloatArray, b: FloatArray) -> float:
 def explain_pixels(
     session: BundleSession, pixels: npt.NDArray[np.uint8]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return the logits of inputs of the network, shape (n,), and their heatmaps, shape (n, rows, columns).
+    """Return the logits, shape (n,), and heatmaps, shape (n, rows, columns), of network inputs.
 
     Args:
-        session: Session of the bundle, which has heatmaps.
+        session: Session of a bundle with heatmaps.
         pixels: Inputs of the network, shape (n, size, size).
     """
     batches = [session.outputs(pixels[i : i + _BATCH], heatmaps=True) for i in range(0, len(pixels), _BATCH)]

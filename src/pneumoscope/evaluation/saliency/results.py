@@ -1,4 +1,4 @@
-"""Results of the checks of heatmaps, which can be read without the libraries that measured them."""
+"""Results of heatmap checks, readable without the libraries needed to measure them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["CurveResult", "Localization", "RandomizationResult", "SaliencyCheck"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Localization:
-    """Position of heatmaps relative to masks of the disease.
+    """Position of heatmaps relative to disease masks.
 
     Attributes:
         masks: Folder of the masks.
-        n, patients: Images with a mask, and their patients.
+        n, patients: Number of images with a mask, and of their patients.
         peak_inside: Fraction of images whose largest contribution lies inside the mask.
         energy_inside: Fraction of the positive contributions inside the mask, mean over the images.
-        area: Fraction of the image inside the mask, mean over the images: the expected value of both for a heatmap that does
-            not depend on the image.
+        area: Fraction of the image inside the mask, mean over the images: the expected value of both for a heatmap that
+            does not depend on the image.
         unknown_patients: Number of images of unknown patients; None in records of earlier versions.
     """
 
@@ -36,13 +36,13 @@ class Localization:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CurveResult:
-    """Areas under the deletion or the insertion curve, 0 to 1, as means over the images.
+    """Areas under the deletion or insertion curve, 0 to 1, averaged over the images.
 
     Attributes:
         heatmap: Area for the heatmaps of the network.
         random: Area for random heatmaps.
         improvement: Difference between the two, positive if the heatmaps of the network are better.
-        fraction_better: Fraction of images whose heatmap is better than random ones.
+        fraction_better: Fraction of images whose heatmap is better than random heatmaps.
     """
 
     heatmap: Interval
@@ -53,7 +53,7 @@ class CurveResult:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RandomizationResult:
-    """Similarity of heatmaps before and after randomization, as means over the images.
+    """Similarity of heatmaps before and after randomization, averaged over the images.
 
     Attributes:
         name: Randomized layers.
@@ -69,25 +69,26 @@ class RandomizationResult:
 
     @property
     def is_baseline(self) -> bool:
-        """True if nothing was randomized, and the other heatmap is that of an image of the other label."""
+        """True if no layer was randomized, and the heatmap is compared with that of an image of the other label."""
         return self.layers == 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SaliencyCheck:
-    """Checks of the heatmaps of one bundle.
+    """Heatmap checks of one bundle.
 
     Attributes:
         bundle, network, onnx_sha256: Name, network and file hash of the bundle.
         heatmap_shape: Rows and columns of a heatmap.
-        split, n, patients, seed: The sample: split, images, patients, and the seed of all random numbers.
+        split, n, patients, seed: Split of the sample, number of images and patients, and the seed of all random
+            numbers.
         steps: Number of steps of the deletion and insertion curves.
         deletion: Lower areas are better.
         insertion: Higher areas are better.
         randomization: One row per group of randomized layers; the last row is the baseline.
         localization: Position of the heatmaps relative to masks; None without masks.
         version, system: Version of pneumoscope and operating system.
-        command: Command line that measured this.
+        command: The command line.
         unknown_patients: Number of images of unknown patients; None in records of earlier versions.
     """
 

@@ -1,4 +1,4 @@
-"""The report's six recipes. The entry point of the distribution makes them known by name."""
+"""The report's six recipes, registered by name through the distribution's entry point."""
 
 from __future__ import annotations
 
