@@ -8,8 +8,7 @@ listing/skipped.parquet       other files of the source
 sets/KEY.json                 model, site profile, operating point, ...
 cards/KEY.json                card of the model, with the changes of the site profile
 sets/KEY.jsonl                the journal: one line per finished shard, with the hash of its file
-predictions/model=KEY/shard-000000.parquet
-heatmaps/model=KEY/shard-000000.zip
+predictions/model=KEY/shard-000000.parquet heatmaps/model=KEY/shard-000000.zip
 
 `predictions` contains only Parquet files, so that other programs can read it as one data set.
 """
@@ -205,8 +204,7 @@ class ArchiveFolder:
     @classmethod
     @contextlib.contextmanager
     def hold(cls, path: Path, source: str, kind: str, shard_size: int = 0) -> Iterator[ArchiveFolder]:
-        """Yield the locked folder, creating it if necessary; the lock allows only one process at a time to score into
-        it.
+        """Yield the locked folder, creating it if necessary; the lock allows only one process at a time to score into it.
 
         Args:
             path: Path of the folder.

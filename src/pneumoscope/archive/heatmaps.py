@@ -1,10 +1,8 @@
 """The heatmaps of a shard: a ZIP file with a PNG for each accepted image, named by row number, and a table of maxima.
 
-One file per image would mean millions of files, and a column of the table would make its files a hundred times larger.
-A ZIP file
-can be opened by any program, which can extract single images. The PNG files are layers over the image (see
-`inference.saliency.Layer`), without the image itself, and are stored uncompressed. The same heatmaps give the same
-bytes.
+One file per image would mean millions of files, and a column of the table would make its files a hundred times larger. A ZIP
+file can be opened by any program, which can extract single images. The PNG files are layers over the image (see
+`inference.saliency.Layer`), without the image itself, and are stored uncompressed. The same heatmaps give the same bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ __all__ = ["heatmap_rows", "write_heatmaps"]
 
 _MAXIMA = "maxima.csv"
 _NAME = re.compile(r"row-(\d{9,})\.png")
-_FIRST_DATE = (1980, 1, 1, 0, 0, 0)  # earliest date of the format; the current time would make the bytes differ between runs
+_FIRST_DATE = (1980, 1, 1, 0, 0, 0)  # earliest date of the format, so that bytes do not depend on the time
 
 
 def write_heatmaps(layers: Iterable[tuple[int, Layer]], notice: str) -> bytes:

@@ -1,7 +1,7 @@
 """The journal of a prediction set: one line for each finished shard, appended after its file is in place.
 
-A shard without a line is not finished. If a shard has several lines because its file was lost and rewritten, the last
-one is valid.
+A shard without a line is not finished. If a shard has several lines because its file was lost and rewritten, the last one is
+valid.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The listing of an archive: its images in a fixed order, each with a row number and a shard.
 
-A listing is a series of Parquet files. The first contains the images found by the first run; each later run that finds
-new images
-adds a file. Rows and shards are never renumbered, and files are never rewritten.
+A listing is a series of Parquet files. The first contains the images found by the first run; each later run that finds new
+images adds a file. Rows and shards are never renumbered, and files are never rewritten.
 """
 
 from __future__ import annotations

@@ -25,9 +25,8 @@ def run_locally(
     Args:
         shards: Shards to score; read as threads become free.
         score: Function that scores one shard and stops soon after its event is set.
-        workers: Number of threads, each scoring one shard; 0 for one per core plus one, which covers the latency
-            between threads and
-            worker processes.
+        workers: Number of threads, each scoring one shard; 0 for one per core plus one, which covers the latency between
+            threads and worker processes.
         stopping: Event after which started shards are finished but no new ones are started.
     """
     threads = workers or (os.cpu_count() or 1) + 1

@@ -81,8 +81,7 @@ def _reported() -> Iterator[None]:
 def connected(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """Yield a connection with the views of an archive.
 
-    `images` has the columns of the listing, and `current`, which is false if the file changed later and has a newer
-    row.
+    `images` has the columns of the listing, and `current`, which is false if the file changed later and has a newer row.
     `predictions` has `table.COLUMNS`, `model` (the set), `time` and `runtime` of the shard, and `current`.
 
     Raises:

@@ -1,13 +1,11 @@
 """Read, check, copy and write bundle folders: `network.onnx`, `card.json` and, optionally, `evidence/`.
 
-Bundles of format 2 have a network for NORMAL and PNEUMONIA; bundles of format 3 have a multiclass network. Multiclass
-bundles
-are trained by `train`, `sweep` and `lr-find`, and accepted by `predict`, `evaluate`, `compare`, `report`, `export` and
-`models --card`. All other commands call `read_bundle`, which rejects them.
+Bundles of format 2 have a network for NORMAL and PNEUMONIA; bundles of format 3 have a multiclass network. Multiclass bundles
+are trained by `train`, `sweep` and `lr-find`, and accepted by `predict`, `evaluate`, `compare`, `report`, `export` and `models
+--card`. All other commands call `read_bundle`, which rejects them.
 
-To change the format after the first release, raise `card.FORMAT`, keep a bundle of the previous format for the tests,
-and convert
-it in `read_bundle`.
+To change the format after the first release, raise `card.FORMAT`, keep a bundle of the previous format for the tests, and
+convert it in `read_bundle`.
 """
 
 from __future__ import annotations
@@ -54,8 +52,7 @@ _MAX_CARD_BYTES = 10_000_000
 def export_bundle(
     source: Path, out: Path, population: Population | None = None, *, evaluation: Path | None = None
 ) -> Card | MulticlassCard:
-    """Check a bundle of any format, copy it with its evidence to a new folder and return its card in the current
-    format.
+    """Check a bundle of any format, copy it with its evidence to a new folder and return its card in the current format.
 
     The card is written last, so an interrupted copy is not a valid bundle.
 
@@ -101,8 +98,7 @@ def read_bundle(folder: Path) -> tuple[Card, bytes]:
     """Read and check a bundle for NORMAL and PNEUMONIA; return its card and the content of its network file.
 
     Raises:
-        BundleError: A file is missing; the card is malformed or has a newer format; the preprocessing version differs;
-            or the
+        BundleError: A file is missing; the card is malformed or has a newer format; the preprocessing version differs; or the
             network does not match the size and hash on the card or is unsafe (see `bundle.network_checks`).
         MulticlassBundleError: The bundle has several classes.
     """

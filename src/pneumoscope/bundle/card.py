@@ -1,9 +1,7 @@
 """The card of a model bundle.
 
-A bundle is a folder with two files, `network.onnx` and `card.json`. The network maps gray levels from
-`imaging.preprocess`
-(uint8, shape (n, size, size)) to the outputs described by `inference.session.Outputs`. The card contains everything
-else:
+A bundle is a folder with two files, `network.onnx` and `card.json`. The network maps gray levels from `imaging.preprocess`
+(uint8, shape (n, size, size)) to the outputs described by `inference.session.Outputs`. The card contains everything else:
 preprocessing, calibration, operating points, rejection limits and provenance.
 """
 
@@ -84,8 +82,7 @@ class UncertaintyBand(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     Attributes:
         low, high: Inclusive limits of the band, on the scale of `OperatingPoint.threshold`.
         coverage: Minimum fraction of images of each label whose decision is correct or uncertain, for images like the
-            validation
-            images.
+            validation images.
         n_normal, n_pneumonia: Number of validation images of each label used to fit the band.
     """
 
@@ -100,21 +97,17 @@ class OperatingPoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Decision threshold and how it was chosen.
 
     Attributes:
-        threshold: Threshold on the score (sigmoid of the logit, before calibration), 0 to 1. At or above it the
-            decision is
+        threshold: Threshold on the score (sigmoid of the logit, before calibration), 0 to 1. At or above it the decision is
             pneumonia.
-        rule: "fixed" (a constant), "youden" (highest Youden index), "sensitivity" (highest threshold that reaches the
-            target
+        rule: "fixed" (a constant), "youden" (highest Youden index), "sensitivity" (highest threshold that reaches the target
             sensitivity) or "specificity" (lowest threshold that reaches the target specificity).
         target: Target sensitivity or specificity, 0 to 1; None for the other rules.
         n: Number of validation images used to choose the threshold; None if it is fixed.
         augmented: True if those images were augmented. Targets are reached on both augmented and original images.
         site: True if those images come from a site profile instead of the validation split.
-        sensitivity, specificity: Measured on the original validation images, applying the threshold to uncertain images
-            as well.
-            Optimistic unless the threshold is fixed, because it was chosen on these images or augmented copies. If
-            `site`,
-            measured on the images of the site: see `site_profile.SiteProfile`.
+        sensitivity, specificity: Measured on the original validation images, applying the threshold to uncertain images as
+            well. Optimistic unless the threshold is fixed, because it was chosen on these images or augmented copies. If
+            `site`, measured on the images of the site: see `site_profile.SiteProfile`.
         uncertainty_band: Range of scores classified as uncertain; None if the threshold decides every image.
     """
 
@@ -206,14 +199,11 @@ class RejectionLimits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         min_upright: Minimum probability of the class "upright".
         max_age_score: Maximum score of the age classifier; None if the network has none.
         max_distance: Maximum distance from the training images (see `models.input_checks.MahalanobisDetector`).
-        classifier_share, age_share, distance_share: Target fraction of validation images rejected by each limit;
-            `age_share` is
+        classifier_share, age_share, distance_share: Target fraction of validation images rejected by each limit; `age_share` is
             None if the network has no age classifier.
-        rejected: Fraction of the original validation images rejected by all limits together; for a site profile that
-            changes
+        rejected: Fraction of the original validation images rejected by all limits together; for a site profile that changes
             limits, fraction of the site's images.
-        outliers: Summary of images of patients outside the age range by source; empty if the network has no age
-            classifier.
+        outliers: Summary of images of patients outside the age range by source; empty if the network has no age classifier.
         outliers_sha256: Hash of the list of these images; "" if there are none.
     """
 
@@ -249,8 +239,7 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     Attributes:
         format, version, created: Bundle format, pneumoscope version, and time of the export (UTC, ISO 8601).
         name, seed, recipe: Name, seed and recipe of the run that trained the network.
-        network, parameters: Name of the architecture in `models.registry`, and its number of parameters, frozen ones
-            included.
+        network, parameters: Name of the architecture in `models.registry`, and its number of parameters, frozen ones included.
         onnx_sha256, onnx_bytes: Hash and size of the network file.
         self_test_logit: Logit of the self-test image (see `bundle.network_checks`).
         labels: Negative and positive label.
@@ -259,11 +248,9 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         rejection_limits: Limits beyond which images are rejected; None if the network has no input checks.
         reference_distribution: Distribution of the probabilities; None if all validation images are rejected.
         population: Patients and images that the network was trained on.
-        age_range: Minimum and maximum patient age in years, inclusive; other images are rejected. None if the model is
-            for all
+        age_range: Minimum and maximum patient age in years, inclusive; other images are rejected. None if the model is for all
             ages.
-        operating_points: Operating points by name: "half" (0.5), "balanced" (highest Youden index), "rule_out"
-            (sensitivity
+        operating_points: Operating points by name: "half" (0.5), "balanced" (highest Youden index), "rule_out" (sensitivity
             0.99), "rule_in" (specificity 0.99).
         manifest_sha256: Hash of the images, labels, patients and splits.
         split_by: Unit of the split into training and validation images: "patient", "block", "image" or "given".

@@ -1,8 +1,7 @@
 """Measurements of a bundle made after its export, stored in its folder `evidence/` as written by the commands.
 
 The files are `evaluation.json` (`evaluate`), `robustness.json` (`robustness`), `shortcuts.json` (`shortcuts`),
-`saliency_check.json` (`saliency-check`), `phantom_saliency_check.json` (the same check of a network trained on
-phantoms) and
+`saliency_check.json` (`saliency-check`), `phantom_saliency_check.json` (the same check of a network trained on phantoms) and
 `audit.json` (`check-data --json`). `train --evidence` writes all except the evaluation and the check on phantoms.
 """
 
@@ -64,8 +63,7 @@ def evidence_command(name: str, bundle: Path | None = None, run: Path | None = N
     Args:
         name: Name of the evidence, one of `EVIDENCE`.
         bundle: Folder of the bundle; "BUNDLE" if None.
-        run: Run of the bundle, or None. Its manifest specifies the validation images, so any copy of the data can be
-            used.
+        run: Run of the bundle, or None. Its manifest specifies the validation images, so any copy of the data can be used.
     """
     place = "BUNDLE" if bundle is None else shlex.quote(bundle.as_posix())
     target, data = (place, _MANIFEST) if run is None else (shlex.quote(run.as_posix()), "DATA")
@@ -111,8 +109,7 @@ def read_evidence(folder: Path, card: Card | MulticlassCard, evaluation: Path | 
     Args:
         folder: Folder of the bundle.
         card: Card of the bundle.
-        evaluation: `evaluation.json` of the bundle's run, used if the bundle contains no evaluation. Ignored if it
-            belongs to
+        evaluation: `evaluation.json` of the bundle's run, used if the bundle contains no evaluation. Ignored if it belongs to
             another network, uses a site profile, or covers training or validation images.
 
     Raises:

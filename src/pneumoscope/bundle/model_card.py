@@ -47,8 +47,7 @@ def model_card(folder: Path, evaluation: Path | None = None) -> str:
         evaluation: See `evidence.read_evidence`.
 
     Raises:
-        BundleError: See `bundle_folder.read_any_bundle` and `evidence.read_evidence`; or an evidence file has an
-            unexpected
+        BundleError: See `bundle_folder.read_any_bundle` and `evidence.read_evidence`; or an evidence file has an unexpected
             structure.
     """
     card, _ = read_any_bundle(folder)

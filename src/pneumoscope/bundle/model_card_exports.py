@@ -1,7 +1,7 @@
 """Export the model card of a bundle as a CHAI Applied Model Card (XML) or a Hugging Face model card.
 
-Sources: CHAI Applied Model Card schema, version 0.2, https://mc.chai.org/v0.2/schema.xsd. Hugging Face Hub, model card
-metadata and model-index, https://huggingface.co/docs/hub/model-cards.
+Sources: CHAI Applied Model Card schema, version 0.2, https://mc.chai.org/v0.2/schema.xsd. Hugging Face Hub, model card metadata
+and model-index, https://huggingface.co/docs/hub/model-cards.
 """
 
 from __future__ import annotations
@@ -69,8 +69,7 @@ def chai_model_card(folder: Path, *, developer: str = "", contact: str = "", eva
 
 
 def hugging_face_model_card(folder: Path, evaluation: Path | None = None) -> str:
-    """Return the model card of a bundle as the README.md of a Hugging Face repository: YAML metadata followed by
-    Markdown.
+    """Return the model card of a bundle as the README.md of a Hugging Face repository: YAML metadata followed by Markdown.
 
     Args:
         folder: Folder of the bundle, with its evidence.

@@ -1,6 +1,6 @@
 """Model card sections for measurements: performance, subgroups, robustness, heatmaps, shortcuts and failures.
 
-Sections without a measurement say so and name the command.
+Sections without a measurement name the missing command.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ def measurement_sections(
     phantom_saliency_check: Json | None,
     audit: Json | None,
 ) -> list[str]:
-    """Return the sections on robustness, heatmaps and shortcuts as Markdown paragraphs; see `evidence.read_evidence`.
-    """
+    """Return the sections on robustness, heatmaps and shortcuts as Markdown paragraphs; see `evidence.read_evidence`."""
     return [
         *_robustness(robustness),
         *_heatmaps(saliency_check),
@@ -82,9 +81,7 @@ def metric_rows(metrics: Mapping[str, Json]) -> list[tuple[str, str]]:
 
 
 def ledger_text(evaluation: Json) -> str:
-    """Return a sentence, with a leading space, that gives the evaluation's number in the test ledger, or "" if it has
-    none.
-    """
+    """Return a sentence, with a leading space, that gives the evaluation's number in the test ledger, or "" if it has none."""
     number = evaluation.get("test_evaluation")
     return f" This is evaluation number {number} on these test images." if number else ""
 
@@ -122,8 +119,7 @@ def _subgroups(evaluation: Json | None) -> list[str]:
 
 
 def subgroup_table(evaluation: Json) -> list[str]:
-    """Return the subgroups by manifest column as a table and their tests as a list, or an empty list without subgroups.
-    """
+    """Return the subgroups by manifest column as a table and their tests as a list, or an empty list without subgroups."""
     groups = evaluation.get("subgroups", ())
     if not groups:
         return []

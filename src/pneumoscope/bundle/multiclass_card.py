@@ -1,7 +1,6 @@
 """The card of a multiclass bundle, such as one for bacteria, normal and virus.
 
-The card has format 3. The network returns logits of shape (n, K), which a softmax maps to probabilities. See
-`card.Card` for
+The card has format 3. The network returns logits of shape (n, K), which a softmax maps to probabilities. See `card.Card` for
 fields not described here.
 """
 
@@ -70,8 +69,7 @@ class PredictionSets(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Class-conditional conformal prediction (see `statistics.conformal`).
 
     Attributes:
-        coverage: Target fraction of images of each class whose prediction set contains that class, fitted on validation
-            images.
+        coverage: Target fraction of images of each class whose prediction set contains that class, fitted on validation images.
             The coverage on other images must be measured.
         classes: Threshold of each class.
     """

@@ -1,9 +1,7 @@
 """Check a network file's structure before loading it, and provide the self-test image for afterwards.
 
-A bundle may come from an untrusted source. ONNX Runtime would read weights from other files, run operators of libraries
-named
-in the file, and loop as long as the file specifies; exported networks need none of these. `check_onnx` parses the wire
-format
+A bundle may come from an untrusted source. ONNX Runtime would read weights from other files, run operators of libraries named
+in the file, and loop as long as the file specifies; exported networks need none of these. `check_onnx` parses the wire format
 (protocol buffers) directly, without a library, and skips weights instead of reading them.
 """
 
@@ -46,9 +44,8 @@ def check_onnx(content: bytes, name: str) -> None:
         name: Name of the bundle for the error message.
 
     Raises:
-        BundleError: The file is too large or not ONNX; it contains too many nodes, operators of other domains,
-            functions, sparse
-            weights or control flow; or its weights are in another file.
+        BundleError: The file is too large or not ONNX; it contains too many nodes, operators of other domains, functions,
+            sparse weights or control flow; or its weights are in another file.
     """
     if len(content) > MAX_BYTES:
         raise _unsafe(name, f"it has {len(content):,} bytes; at most {MAX_BYTES:,} are allowed")
@@ -80,9 +77,8 @@ def check_onnx(content: bytes, name: str) -> None:
 def self_test_image(size: int) -> npt.NDArray[np.uint8]:
     """Return the image that every bundle scores when loaded; the expected logit is on the card.
 
-    The test detects processors and libraries that compute different results. The image, a gradient with a checkerboard
-    and rings,
-    uses integer arithmetic and is therefore identical on all machines.
+    The test detects processors and libraries that compute different results. The image, a gradient with a checkerboard and
+    rings, uses integer arithmetic and is therefore identical on all machines.
 
     Args:
         size: Side in pixels.

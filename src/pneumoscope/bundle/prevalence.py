@@ -1,7 +1,6 @@
 """Convert the probabilities of a card to a different prevalence of pneumonia.
 
-The odds of every probability are multiplied by a constant (Saerens 2002), which shifts the calibrated logit. Thresholds
-and
+The odds of every probability are multiplied by a constant (Saerens 2002), which shifts the calibrated logit. Thresholds and
 uncertainty bands apply to scores before calibration, so decisions do not change.
 """
 

@@ -1,9 +1,7 @@
 """Read, write and apply site profiles.
 
-A site profile is a JSON file that `pneumoscope accept` fits on labeled images of one hospital. At that site it replaces
-parts
-of a bundle's card: calibration, thresholds and rejection limits. It identifies the model and the images by their
-hashes, and
+A site profile is a JSON file that `pneumoscope accept` fits on labeled images of one hospital. At that site it replaces parts
+of a bundle's card: calibration, thresholds and rejection limits. It identifies the model and the images by their hashes, and
 includes a hash of its own content to detect accidental changes. The network itself never changes.
 """
 
@@ -60,18 +58,14 @@ class SiteProfile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         prevalence: Prevalence of pneumonia assumed by the probabilities.
         prevalence_source: "data" (fraction of the images) or "stated" (given by the user).
         calibration, intervals: Replacements for the card's fields; None keeps them.
-        operating_points: Replacements for the card's operating points of the same name. Sensitivity and specificity
-            refer to
-            accepted images and are cross-fitted: each image is evaluated with a threshold and limits fitted on other
-            patients.
+        operating_points: Replacements for the card's operating points of the same name. Sensitivity and specificity refer to
+            accepted images and are cross-fitted: each image is evaluated with a threshold and limits fitted on other patients.
         limits: Replacements for the rejection limits of these checks, on the scale of `RejectionLimits`.
         rejected: Fraction of the images that the model rejects with this profile, also cross-fitted.
         reference_distribution: Distribution of the probabilities with this profile, for drift detection.
-        monitoring: Sorted logits of accepted images ("logit") and image statistics, by name, with one image per
-            patient:
-            the reference of `evaluation.acceptance.monitoring`.
-        monitored_patients, monitored_rejected: Number of these images, and how many of them are rejected, also
-            cross-fitted.
+        monitoring: Sorted logits of accepted images ("logit") and image statistics, by name, with one image per patient: the
+            reference of `evaluation.acceptance.monitoring`.
+        monitored_patients, monitored_rejected: Number of these images, and how many of them are rejected, also cross-fitted.
         not_changed: Reason for each part of the card that was kept.
         sha256: Hash of all other fields.
     """
@@ -174,8 +168,7 @@ def read_site_profile(path: Path) -> SiteProfile:
 def apply_site_profile(card: Card, profile: SiteProfile) -> Card:
     """Return the card with the parts replaced by the profile.
 
-    The images of the profile are added to the validation images of the card, so that thresholds are not evaluated on
-    them. If
+    The images of the profile are added to the validation images of the card, so that thresholds are not evaluated on them. If
     limits change, the card's figures for patients outside the age range no longer hold and are removed.
 
     Args:

@@ -141,9 +141,8 @@ def main() -> None:
 def run_and_exit(command: click.Command, arguments: list[str] | None = None) -> None:
     """Run a command and exit with its status.
 
-    0: done; 1: the command failed, or closed output; 2: usage error or unusable input; 3: some inputs failed, the rest
-    are done; 4:
-    `monitor --exit-code` found drift; 130: interrupted.
+    0: done; 1: the command failed, or closed output; 2: usage error or unusable input; 3: some inputs failed, the rest are
+    done; 4: `monitor --exit-code` found drift; 130: interrupted.
 
     Args:
         command: Command or group.

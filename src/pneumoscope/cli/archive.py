@@ -112,13 +112,10 @@ def score_command(
     """Score the images of SOURCE that are not scored yet, and write the results to Parquet files.
 
     SOURCE is a folder, which is searched as by `predict`, an address such as s3://bucket/prefix, gs://bucket/prefix or
-    https://host/folder, a search of a PACS such as dicomweb+https://host/dicom-web/studies?StudyDate=20190101-20191231,
-    a text
-    file with one path per line, a manifest or another CSV file, or a Parquet file. Paths in a file are relative to its
-    folder.
+    https://host/folder, a search of a PACS such as dicomweb+https://host/dicom-web/studies?StudyDate=20190101-20191231, a text
+    file with one path per line, a manifest or another CSV file, or a Parquet file. Paths in a file are relative to its folder.
 
-    Ctrl-C finishes the shards in flight; a second one stops at once. Run the same command again to continue. Unreadable
-    images
+    Ctrl-C finishes the shards in flight; a second one stops at once. Run the same command again to continue. Unreadable images
     become rows with the reason, and the exit status is 3. DIR/archive.log has a line for each shard.
 
     Example:  pneumoscope archive score images --out archive
@@ -297,11 +294,9 @@ def _plain(value: object) -> object:
 def verify_command(archive: Path, key: str, as_json: bool) -> None:
     """Check that every listed image has exactly one row, and that no file was altered since it was written.
 
-    Shards with problems are listed with their files, and the exit status is 1. To score them again, delete their
-    remaining files
-    and run the same `archive score` again. If shards are merely not scored yet, as after Ctrl-C, the message says that
-    the archive is
-    not finished; the exit status is 1 as well, and the same `archive score` continues.
+    Shards with problems are listed with their files, and the exit status is 1. To score them again, delete their remaining
+    files and run the same `archive score` again. If shards are merely not scored yet, as after Ctrl-C, the message says that
+    the archive is not finished; the exit status is 1 as well, and the same `archive score` continues.
 
     Example:  pneumoscope archive verify archive
     """

@@ -74,13 +74,10 @@ def command(
     A BUNDLE ("default" is the model in the package) and a CSV FILE are evaluated on --data first, as by `evaluate`, and
     recorded in the test ledger. A folder with the results of `evaluate --out` is compared as it is.
 
-    Writes comparison.json, comparison.csv and report.html to --out. Weights of runs are not needed: run.json,
-    epochs.csv,
-    recipe.toml and evaluation/ of each run are enough. Runs of one recipe are named after their folders; with different
-    seeds
-    they are compared by their mean, and the tests account for the seeds. A folder of runs adds all of its runs. Folders
-    of `train
-    --folds` are compared with each other, on their validation images and fold by fold.
+    Writes comparison.json, comparison.csv and report.html to --out. Weights of runs are not needed: run.json, epochs.csv,
+    recipe.toml and evaluation/ of each run are enough. Runs of one recipe are named after their folders; with different seeds
+    they are compared by their mean, and the tests account for the seeds. A folder of runs adds all of its runs. Folders of
+    `train --folds` are compared with each other, on their validation images and fold by fold.
 
     Models of several classes are compared by accuracy and macro AUROC, and have no operating points.
 

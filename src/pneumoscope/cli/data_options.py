@@ -1,5 +1,4 @@
-"""Options for the images of a command: labeled data sets, their column and label names, and predictions of other tools.
-"""
+"""Options for the images of a command: labeled data sets, their column and label names, and predictions of other tools."""
 
 from __future__ import annotations
 
@@ -136,9 +135,7 @@ _LABEL_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def label_options(*, path_column: bool = True) -> _Decorator:
-    """Args:
-        path_column: Whether to include --path-column; False if the command defines its own.
-    """
+    """Args: path_column: Whether to include --path-column; False if the command defines its own."""
 
     def decorate(command: _Command) -> _Command:
         @functools.wraps(command)

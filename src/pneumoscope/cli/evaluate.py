@@ -145,15 +145,12 @@ def command(
 
     Each metric is reported with a 95% interval, or the reason why there is none.
 
-    Thresholds come from the bundle, or from predictions for validation images, and are never chosen on the evaluated
-    images.
+    Thresholds come from the bundle, or from predictions for validation images, and are never chosen on the evaluated images.
     Each test-set evaluation is recorded in the test ledger before its result is shown.
 
-    Evaluations of a run are kept side by side in RUN/evaluation/. Evaluating the same images again adds the operating
-    points.
-    For a folder of runs, as written by `train --seeds`, each run is evaluated. For the folds of `train --folds`, each
-    is evaluated
-    on its validation images, at the fixed threshold, and the mean over folds is printed.
+    Evaluations of a run are kept side by side in RUN/evaluation/. Evaluating the same images again adds the operating points.
+    For a folder of runs, as written by `train --seeds`, each run is evaluated. For the folds of `train --folds`, each is
+    evaluated on its validation images, at the fixed threshold, and the mean over folds is printed.
 
     Example:  pneumoscope evaluate --predictions scores.csv --data images.csv --probability-column Pneumonia
     """

@@ -31,8 +31,7 @@ def print_runs(
     *,
     as_json: bool,
 ) -> None:
-    """Print the accuracy, AUROC and breakdown of each run in a folder, and for folds their mean; `compare` averages
-    over seeds.
+    """Print the accuracy, AUROC and breakdown of each run in a folder, and for folds their mean; `compare` averages over seeds.
 
     Args:
         targets: Evaluated runs.

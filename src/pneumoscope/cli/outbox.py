@@ -53,14 +53,11 @@ def _selection_options(function: Callable[..., None]) -> Callable[..., None]:
 def list_command(
     states: tuple[DeliveryState, ...], uncommitted: bool, data_dir: Path | None, database: str, as_json: bool
 ) -> None:
-    """Print results, oldest first: number, destination, object, failed attempts, time of the next attempt and last
-    error.
+    """Print results, oldest first: number, destination, object, failed attempts, time of the next attempt and last error.
 
-    The columns state and storage commitment are shown only if their values differ, and the time of the delivery or
-    cancellation
-    only if there is one. Results of a study are listed below a line for the study, with the time of the prediction.
-    Times are in
-    UTC; a time in the past means as soon as possible.
+    The columns state and storage commitment are shown only if their values differ, and the time of the delivery or cancellation
+    only if there is one. Results of a study are listed below a line for the study, with the time of the prediction. Times are
+    in UTC; a time in the past means as soon as possible.
 
     Example:  pneumoscope outbox list --data-dir records
     """
@@ -142,8 +139,7 @@ def retry_command(
 ) -> None:
     """Send results now: waiting ones and, by NUMBER, cancelled or uncommitted ones. See `outbox list`.
 
-    With --delivered, send delivered results again, with the same UIDs and bytes. A result whose bytes would differ is
-    not sent.
+    With --delivered, send delivered results again, with the same UIDs and bytes. A result whose bytes would differ is not sent.
 
     Example:  pneumoscope outbox retry --destination PACS --data-dir records
     """

@@ -188,9 +188,7 @@ def _check_outputs(
 
 
 def _discover(paths: Iterable[str]) -> Sequence[str]:
-    """Return the images below the paths and print what was skipped; raise UsageError if there are none or no path
-    exists.
-    """
+    """Return the images below the paths and print what was skipped; raise UsageError if there are none or no path exists."""
     from pneumoscope.inference.discovery import discover_images
 
     named = tuple(paths)

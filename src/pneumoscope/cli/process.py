@@ -39,8 +39,7 @@ def without_collections() -> Iterator[None]:
     """Disable garbage collection while packages are imported, and exclude their objects from later collections.
 
     Training imports half a million objects and the service 200,000, which exist as long as the process. Scanning them
-    repeatedly
-    takes a fifth of the import time.
+    repeatedly takes a fifth of the import time.
     """
     gc.disable()
     try:

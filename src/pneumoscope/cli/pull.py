@@ -63,8 +63,7 @@ def command(
 ) -> None:
     """Pull the CR and DX series of studies into the running service, which predicts them.
 
-    A peer is asked to send them to the AE title of the service (C-FIND, C-MOVE). From a DICOMweb server they are
-    retrieved and
+    A peer is asked to send them to the AE title of the service (C-FIND, C-MOVE). From a DICOMweb server they are retrieved and
     stored in the service (QIDO-RS, WADO-RS, STOW-RS). Images that the service already has are not predicted again.
 
     Example:  pneumoscope pull --from PACS --since 2026-01-31 --dicom-config dicom.toml

@@ -45,14 +45,13 @@ def command(
 ) -> None:
     """Write the report of evaluated runs, or of folders written by `evaluate --out`, for a manuscript.
 
-    Writes report.html, the figures in figures/ (SVG, PDF, PNG) and the tables in tables/ (CSV, LaTeX, Markdown) to
-    --out. Nothing is
-    evaluated. Several runs are compared, as by `compare`.
+    Writes report.html, the figures in figures/ (SVG, PDF, PNG) and the tables in tables/ (CSV, LaTeX, Markdown) to --out.
+    Nothing is evaluated. Several runs are compared, as by `compare`.
 
     Models of several classes have no operating points.
 
-    A checklist is filled in from the records, with the place in the report. Items that the authors have to provide are
-    marked open.
+    A checklist is filled in from the records, with the place in the report. Items that the authors have to provide are marked
+    open.
 
     Example:  pneumoscope report runs/quick --checklist claim --out report
     """

@@ -151,9 +151,9 @@ def command(
 ) -> None:
     """Run the web interface and the HTTP API; store images, predictions, reviews and an audit log.
 
-    Open the printed address in a browser and drop images on it. If the database contains a token at the start, see
-    `pneumoscope tokens`, every client must authenticate. With --dicom-port, DICOM nodes send images.
-    Ctrl-C or SIGTERM finishes accepted requests, then stops.
+    Open the printed address in a browser and drop images on it. If the database contains a token at the start, see `pneumoscope
+    tokens`, every client must authenticate. With --dicom-port, DICOM nodes send images. Ctrl-C or SIGTERM finishes accepted
+    requests, then stops.
 
     Example:  pneumoscope serve --data-dir records
     """

@@ -103,10 +103,8 @@ def command(
 ) -> None:
     """Train a network by a recipe, and write its bundle.
 
-    RECIPE is a name (see `pneumoscope recipes`) or a TOML file. Images without splits are split as the recipe
-    specifies. An
-    interrupted run continues with --resume, and ends with the same weights. With --seeds or --folds, `evaluate` and
-    `compare`
+    RECIPE is a name (see `pneumoscope recipes`) or a TOML file. Images without splits are split as the recipe specifies. An
+    interrupted run continues with --resume, and ends with the same weights. With --seeds or --folds, `evaluate` and `compare`
     accept the folder of the runs, and report means and spreads.
 
     Example:  pneumoscope train alexnet-adam --data chest_xray --out runs/alexnet-adam

@@ -1,9 +1,7 @@
 """Cache of preprocessed images: one file per set of images, memory-mapped by later runs.
 
-The file name is a hash of the images, the preprocessing and its version. A file is renamed to its final name only when
-it is
-complete and has its checksum, so incomplete files are never used. A file damaged later fails the checksum and is
-rewritten.
+The file name is a hash of the images, the preprocessing and its version. A file is renamed to its final name only when it is
+complete and has its checksum, so incomplete files are never used. A file damaged later fails the checksum and is rewritten.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """Check a labeled data set: counts, patients, leaks, duplicates and shortcuts.
 
-A shortcut is anything other than the lungs that reveals the label. Shortcuts are measured with three simple models that
-do not see
-the lungs: if one of them scores well, a network can score well in the same way. A better model may find more, so an
-AUROC near 0.5
-does not prove the absence of shortcuts, but a high AUROC proves that one exists.
+A shortcut is anything other than the lungs that reveals the label. Shortcuts are measured with three simple models that do not
+see the lungs: if one of them scores well, a network can score well in the same way. A better model may find more, so an AUROC
+near 0.5 does not prove the absence of shortcuts, but a high AUROC proves that one exists.
 """
 
 from __future__ import annotations
@@ -125,9 +123,8 @@ class DatasetAudit:
         patients: Number of known patients, {split: n}.
         unknown_patients: Number of images without a known patient.
         patients_in_several_splits: Number of known patients in both splits, {"train/test": n}.
-        expected_leak_rate: Expected fraction of validation images whose patient is also in train if 15% of the images
-            were drawn
-            without regard to patients; None if undefined.
+        expected_leak_rate: Expected fraction of validation images whose patient is also in train if 15% of the images were
+            drawn without regard to patients; None if undefined.
         expected_leak_rate_reason: Reason if it is None; otherwise empty.
         exact_duplicate_groups: Number of groups of byte-identical images.
         exact_duplicates: Paths of the images in each group.
@@ -311,8 +308,7 @@ def measure_shortcuts(
         seed: Seed of the folds.
 
     Returns:
-        {control: AUROC of the out-of-fold scores, with an interval clustered by patient}, undefined if a label has
-        fewer than 5
+        {control: AUROC of the out-of-fold scores, with an interval clustered by patient}, undefined if a label has fewer than 5
         patients. For classes other than `LABELS`, {"control, class": AUROC of the class against all others}.
     """
     if tuple(classes) == LABELS:

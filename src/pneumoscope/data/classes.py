@@ -1,10 +1,8 @@
 """The classes of a labeled data set: NORMAL and PNEUMONIA, or any two or more other classes.
 
-A data set is binary if each label is NORMAL or PNEUMONIA, in upper or lower case. Otherwise it is multiclass, and class
-names are
-kept as written. Two classes that appear to mean NORMAL and PNEUMONIA under other names are an error, because a
-multiclass network
-with two classes lacks the operating points and metrics of a pneumonia model.
+A data set is binary if each label is NORMAL or PNEUMONIA, in upper or lower case. Otherwise it is multiclass, and class names
+are kept as written. Two classes that appear to mean NORMAL and PNEUMONIA under other names are an error, because a multiclass
+network with two classes lacks the operating points and metrics of a pneumonia model.
 """
 
 from __future__ import annotations
@@ -39,18 +37,15 @@ def resolve_classes(
     Args:
         labels: Label of each image.
         name: Name of the data set for messages.
-        order: All classes in a custom order; by default they are sorted, numbers by value. Classes may have no images,
-            and labels may
-            differ in case.
+        order: All classes in a custom order; by default they are sorted, numbers by value. Classes may have no images, and
+            labels may differ in case.
 
     Returns:
-        The classes, which are `LABELS` if each label is one of them, ignoring case, and `order` is empty or contains
-        these two; and
-        {label: class}.
+        The classes, which are `LABELS` if each label is one of them, ignoring case, and `order` is empty or contains these two;
+        and {label: class}.
 
     Raises:
-        DatasetError: There is only one class, or too many; names differ only in case, or appear to mean NORMAL and
-            PNEUMONIA; a
+        DatasetError: There is only one class, or too many; names differ only in case, or appear to mean NORMAL and PNEUMONIA; a
             label contains several classes, or is not in `order`.
     """
     found = sort_classes(labels)

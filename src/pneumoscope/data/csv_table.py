@@ -41,9 +41,8 @@ class CsvTable:
             hint: Description of the expected file, for error messages.
 
         Raises:
-            LayoutError: The file cannot be read, is empty, has a row of a different length or duplicate column names,
-                uses a separator
-                other than commas, or has comment lines.
+            LayoutError: The file cannot be read, is empty, has a row of a different length or duplicate column names, uses a
+                separator other than commas, or has comment lines.
         """
         content = _read(file, hint)
         return cls(file, hashlib.sha256(content).hexdigest(), *_parse(content.decode("utf-8-sig"), str(file), hint))

@@ -1,11 +1,10 @@
 """Download the public data set, verify it and unpack it safely.
 
-Kermany, Zhang & Goldbaum 2018, "Labeled Optical Coherence Tomography (OCT) and Chest X-Ray Images for Classification",
-version 2, doi:10.17632/rscbjbr9sj.2, CC BY 4.0.
+Kermany, Zhang & Goldbaum 2018, "Labeled Optical Coherence Tomography (OCT) and Chest X-Ray Images for Classification", version
+2, doi:10.17632/rscbjbr9sj.2, CC BY 4.0.
 
 `pooch` decides whether to download, verifies the SHA-256 and moves the file into place. Because it cannot resume, its
-downloader is
-replaced by one that sends a Range request. `pooch.Unzip` does not limit sizes, so `unpack` is used instead.
+downloader is replaced by one that sends a Range request. `pooch.Unzip` does not limit sizes, so `unpack` is used instead.
 """
 
 from __future__ import annotations
@@ -90,9 +89,8 @@ def download(
 ) -> Path:
     """Download an archive of images into a folder, verify it and unpack it there.
 
-    The archive is kept; calling the function again verifies it without downloading. If no SHA-256 is known, the digest
-    of the first
-    download is stored in NAME.sha256 and verified by later calls.
+    The archive is kept; calling the function again verifies it without downloading. If no SHA-256 is known, the digest of the
+    first download is stored in NAME.sha256 and verified by later calls.
 
     Args:
         folder: Destination; created if missing.
@@ -259,9 +257,8 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> None:
         limits: Limits enforced while writing.
 
     Raises:
-        DownloadError: The archive is damaged or encrypted, exceeds the limits, or contains a path outside the folder, a
-            link or a
-            duplicate name.
+        DownloadError: The archive is damaged or encrypted, exceeds the limits, or contains a path outside the folder, a link or
+            a duplicate name.
         OSError: The disk is full or not writable; no files are left behind.
     """
     part = folder.with_name(f".{folder.name}.part")

@@ -1,14 +1,10 @@
 """Find exact duplicates by SHA-256 and near-duplicates by perceptual hash.
 
-Chest radiographs resemble each other, so the usual 64-bit hash reports different patients as duplicates: in the public
-data set,
-pairs of different patients differ in as few as 2 bits, no more than re-saved copies. 256 bits separate the two.
-Measured on the
-public data set, copies of 60 images saved at JPEG quality 50, halved in size, or with brightness or contrast raised by
-20% or 30%
-differ in at most 20 bits, while the closest two different images of all 5,856 differ in 38. `MAX_DISTANCE` lies in
-between.
-Copies rotated by one degree or shifted by 1% of the width differ in 20 to 60 bits; only some of them are found.
+Chest radiographs resemble each other, so the usual 64-bit hash reports different patients as duplicates: in the public data
+set, pairs of different patients differ in as few as 2 bits, no more than re-saved copies. 256 bits separate the two. Measured
+on the public data set, copies of 60 images saved at JPEG quality 50, halved in size, or with brightness or contrast raised by
+20% or 30% differ in at most 20 bits, while the closest two different images of all 5,856 differ in 38. `MAX_DISTANCE` lies in
+between. Copies rotated by one degree or shifted by 1% of the width differ in 20 to 60 bits; only some of them are found.
 """
 
 from __future__ import annotations
@@ -129,8 +125,8 @@ def near_duplicates(
 def _near_pairs(hashes: npt.NDArray[np.bool_]) -> list[tuple[int, int, int]]:
     """Return (i, j, Hamming distance) of near pairs with i < j, computed in blocks to limit memory.
 
-    With bits encoded as -1 and 1, a dot product is the number of equal bits minus the number of different bits, exact
-    in float32.
+    With bits encoded as -1 and 1, a dot product is the number of equal bits minus the number of different bits, exact in
+    float32.
     """
     signs = np.where(hashes, np.float32(1), np.float32(-1))
     bits = signs.shape[1]

@@ -32,11 +32,9 @@ class Fold:
 def select_fold(manifest: Manifest, fold: Fold, seed: int) -> Manifest:
     """Return the manifest with one fold as the validation split and the other folds as the training split.
 
-    The training and validation images are divided with scikit-learn's `StratifiedGroupKFold`: all images of a patient,
-    and
-    byte-identical images, are in the same fold, and labels have about the same proportions in each. An image without a
-    known patient
-    counts as a separate patient. Other images keep their split, so test images stay separate.
+    The training and validation images are divided with scikit-learn's `StratifiedGroupKFold`: all images of a patient, and
+    byte-identical images, are in the same fold, and labels have about the same proportions in each. An image without a known
+    patient counts as a separate patient. Other images keep their split, so test images stay separate.
 
     Args:
         manifest: Manifest with splits.
@@ -74,8 +72,7 @@ def select_fold(manifest: Manifest, fold: Fold, seed: int) -> Manifest:
 
 
 def _groups(images: Sequence[LabeledImage]) -> npt.NDArray[np.int64]:
-    """Return the group number of each image; a group is a patient, merged with the patients of byte-identical images.
-    """
+    """Return the group number of each image; a group is a patient, merged with the patients of byte-identical images."""
     group_of = {(image.patient, "" if image.patient else image.path): index for index, image in enumerate(images)}
     numbers = [group_of[image.patient, "" if image.patient else image.path] for image in images]
     index_of = {image.path: index for index, image in enumerate(images)}

@@ -1,7 +1,6 @@
 """Mapping of the labels, patients and paths of a data set whose names differ from the defaults.
 
-A mapping is given with command-line options, or as `LabelMapping` in Python. A run records its mapping. A recorded
-mapping is
+A mapping is given with command-line options, or as `LabelMapping` in Python. A run records its mapping. A recorded mapping is
 applied to other data as far as possible: names that do not occur in the data are ignored.
 """
 
@@ -25,7 +24,7 @@ from pneumoscope.data.patients import find_patient_column, parse_file_name
 __all__ = ["ETIOLOGY_COLUMN", "LabelMapping", "PatientSource", "map_labels", "map_patients", "map_rows"]
 
 PatientSource = Literal["folder", "header"]
-ETIOLOGY_COLUMN = "etiology"  # as label column, also applies to data without columns: bacteria, virus or normal in file names
+ETIOLOGY_COLUMN = "etiology"  # also without columns: bacteria, virus or normal in file names
 _MAX_LISTED = 5
 _SIMILAR = 0.8  # similarity above which a class name may be a typo of another; see `closest_name`
 # Common names of label and path columns in tables of other programs, in lower case without other characters.
@@ -64,18 +63,15 @@ class LabelMapping:
     """Names used in a data set, and how to interpret them. The default changes nothing.
 
     Attributes:
-        label_column: Column of a CSV file with the label; "label" if empty. "etiology" uses the cause of the pneumonia
-            as the label,
-            even in data without columns.
+        label_column: Column of a CSV file with the label; "label" if empty. "etiology" uses the cause of the pneumonia as the
+            label, even in data without columns.
         path_column: Column with the path; "path" if empty.
         patient_column: Column with the patient; detected by its name if empty.
         patient_pattern: Regular expression searched in the path of each image; its group is the patient.
-        patients_from: "folder": the patient is the name of the image's folder. "header": the patient comes from the
-            DICOM header.
-            Empty: the first source that provides patients, see `data.layouts`.
-        positive: Label that counts as PNEUMONIA; all others count as NORMAL. For labels with several parts separated by
-            "|", one
-            matching part is enough.
+        patients_from: "folder": the patient is the name of the image's folder. "header": the patient comes from the DICOM
+            header. Empty: the first source that provides patients, see `data.layouts`.
+        positive: Label that counts as PNEUMONIA; all others count as NORMAL. For labels with several parts separated by "|",
+            one matching part is enough.
         renamed: (SOURCE, CLASS) for each label to rename, applied before `positive`.
         classes: All classes in the order of their target index; sorted if empty.
     """

@@ -30,9 +30,8 @@ __all__ = ["LabeledDataset", "load_dataset"]
 class LabeledDataset:
     """Labeled radiographs as a sequence of (image, label).
 
-    An image is an array of gray levels, uint8, shape (height, width), or (size, size) with preprocessing. A label is
-    the index of the
-    class in `classes`: 0 for NORMAL and 1 for PNEUMONIA in a binary data set.
+    An image is an array of gray levels, uint8, shape (height, width), or (size, size) with preprocessing. A label is the index
+    of the class in `classes`: 0 for NORMAL and 1 for PNEUMONIA in a binary data set.
 
     Attributes:
         manifest: Paths, labels, patients and splits.
@@ -68,9 +67,7 @@ class LabeledDataset:
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
-        """Labels of all images as indices into `classes`, shape (n,); 0 for NORMAL and 1 for PNEUMONIA in a binary data
-        set.
-        """
+        """Labels of all images as indices into `classes`, shape (n,); 0 for NORMAL and 1 for PNEUMONIA in a binary data set."""
         return np.array([self.manifest.target(image) for image in self.manifest], dtype=np.int64)
 
     @property
@@ -137,8 +134,7 @@ def load_dataset(
     Args:
         path: Folder or file; see `data.layouts` for the supported layouts.
         root: For a CSV file, the folder that its paths are relative to; None for the folder of the CSV file.
-        labels: Column and label names of the data, such as `LabelMapping(label_column="Finding",
-            positive="Pneumonia")`.
+        labels: Column and label names of the data, such as `LabelMapping(label_column="Finding", positive="Pneumonia")`.
         preprocessing: Crop and size of the images; None for the original size.
         progress: Callback with the number of images hashed so far and the total.
 

@@ -7,9 +7,8 @@ Supported layouts:
 - a CSV file with at least the columns path and label, such as a saved manifest;
 - a MedMNIST archive, such as `pneumoniamnist.npz`.
 
-Class folders with other names are the classes of the data set; see `classes`. Folders may be nested in folders that
-contain nothing
-else, as is common for unpacked archives. Any other layout is an error that shows the folder's content.
+Class folders with other names are the classes of the data set; see `classes`. Folders may be nested in folders that contain
+nothing else, as is common for unpacked archives. Any other layout is an error that shows the folder's content.
 """
 
 from __future__ import annotations
@@ -68,11 +67,9 @@ def load_manifest(
 ) -> Manifest:
     """List and hash the labeled images of a folder, a CSV file or a MedMNIST archive.
 
-    Images are recognized by content and sorted by path; a CSV file keeps its order. Images that cannot be opened or are
-    links to
-    outside the folder are listed in `Manifest.unreadable`, other files in `Manifest.skipped`, and notes to the user in
-    `Manifest.notes`. The patient of a DICOM file is a hash from its header, unless the file name or CSV file provides
-    patients.
+    Images are recognized by content and sorted by path; a CSV file keeps its order. Images that cannot be opened or are links
+    to outside the folder are listed in `Manifest.unreadable`, other files in `Manifest.skipped`, and notes to the user in
+    `Manifest.notes`. The patient of a DICOM file is a hash from its header, unless the file name or CSV file provides patients.
 
     Args:
         data: Folder, CSV file or `.npz` file.

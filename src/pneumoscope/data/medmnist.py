@@ -71,13 +71,11 @@ def is_archive_path(path: str) -> bool:
 def load_medmnist(file: Path) -> Manifest:
     """Return the manifest of a MedMNIST archive, with SHA-256 hashes of the pixels.
 
-    Known archives have named classes. For other archives, labels are the numbers as text, and `classes` is () because
-    the classes are
-    not yet determined.
+    Known archives have named classes. For other archives, labels are the numbers as text, and `classes` is () because the
+    classes are not yet determined.
 
     Raises:
-        LayoutError: The file is not an archive of `{train,val,test}_{images,labels}` with grayscale images and one
-            non-negative
+        LayoutError: The file is not an archive of `{train,val,test}_{images,labels}` with grayscale images and one non-negative
             integer label per image.
     """
     with _open_archive(file) as archive:

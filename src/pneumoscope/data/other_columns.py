@@ -21,9 +21,8 @@ class OtherColumns:
 
     Attributes:
         values: Value for each image of the manifest, by column.
-        dropped: Columns that cannot be copied, because they would collide with the manifest's own columns or add
-            further columns with
-            patients.
+        dropped: Columns that cannot be copied, because they would collide with the manifest's own columns or add further
+            columns with patients.
     """
 
     values: Mapping[str, list[str]]

@@ -1,12 +1,9 @@
 """Images of patients outside the model's population, used to train rejection (outlier exposure).
 
-A CSV file needs a column path, relative to its folder, and may have the columns age in years, patient, source (data set
-or
-hospital), split (train or validation) and sha256. Images without a split are assigned by a hash of their patient, or of
-their path
-if the patient is unknown, independent of the seed: a fifth is for validation, so that rejection is measured on patients
-not seen
-in any training.
+A CSV file needs a column path, relative to its folder, and may have the columns age in years, patient, source (data set or
+hospital), split (train or validation) and sha256. Images without a split are assigned by a hash of their patient, or of their
+path if the patient is unknown, independent of the seed: a fifth is for validation, so that rejection is measured on patients
+not seen in any training.
 """
 
 from __future__ import annotations
@@ -114,9 +111,8 @@ class Outliers:
 def load_outliers(data: Path, progress: Progress | None = None) -> Outliers:
     """Return the images of a folder or CSV file, hashed and split.
 
-    In a folder, the top-level subfolder of an image is its source. Patients are parsed from ChestX-ray14 file names;
-    otherwise each
-    image counts as a separate patient.
+    In a folder, the top-level subfolder of an image is its source. Patients are parsed from ChestX-ray14 file names; otherwise
+    each image counts as a separate patient.
 
     Args:
         data: Folder or CSV file; see the module.
@@ -124,8 +120,7 @@ def load_outliers(data: Path, progress: Progress | None = None) -> Outliers:
 
     Raises:
         DatasetError: The path does not exist or contains no images, or an image cannot be read.
-        ManifestError: The CSV file is malformed, an image does not match its SHA-256, or a patient or file is in both
-            splits.
+        ManifestError: The CSV file is malformed, an image does not match its SHA-256, or a patient or file is in both splits.
     """
     if data.is_dir():
         root, images = data, _list_folder(data)

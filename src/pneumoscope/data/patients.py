@@ -1,10 +1,8 @@
 """Find patient identifiers in file names of the public pediatric data set and in columns of a CSV file.
 
-Each series is numbered separately: `person100_bacteria` and `person100_virus` are different patients, as are `IM-0115`
-and
-`NORMAL2-IM-0115`. The patient identifier is therefore (series, number). By number alone, 264 patients would wrongly
-appear to be in
-both train and test.
+Each series is numbered separately: `person100_bacteria` and `person100_virus` are different patients, as are `IM-0115` and
+`NORMAL2-IM-0115`. The patient identifier is therefore (series, number). By number alone, 264 patients would wrongly appear to
+be in both train and test.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Write a folder of phantoms with the layout and file names of the public data set.
 
-PHANTOMS.txt explains that the images are synthetic. They are only written to empty folders, so they never mix with
-radiographs.
+PHANTOMS.txt explains that the images are synthetic. They are only written to empty folders, so they never mix with radiographs.
 """
 
 from __future__ import annotations
@@ -80,18 +79,16 @@ def write_phantoms(
 ) -> PhantomSummary:
     """Write a folder of synthetic images with the layout and file names of the public data set, and return a summary.
 
-    60% of the images are PNEUMONIA, and patients with pneumonia alternate between bacteria and virus. About a third of
-    the patients
-    have two or three images. Each patient is in only one split.
+    60% of the images are PNEUMONIA, and patients with pneumonia alternate between bacteria and virus. About a third of the
+    patients have two or three images. Each patient is in only one split.
 
     Args:
         folder: Folder to create; must be empty if it exists.
         train, test: Number of images in each split, at least 2.
         seed: Random seed, 0 or more. The same seed gives the same images.
         size: Width and height of the images, 32 to 2,048 pixels.
-        masks: Folder for one mask per image with pneumonia, white inside the opacity: a PNG file with the path of the
-            image and the
-            suffix .png. Must be empty if it exists; neither folder may contain the other.
+        masks: Folder for one mask per image with pneumonia, white inside the opacity: a PNG file with the path of the image and
+            the suffix .png. Must be empty if it exists; neither folder may contain the other.
         progress: Callback with the number of images written so far and the total.
 
     Raises:

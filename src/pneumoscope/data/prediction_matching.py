@@ -68,11 +68,9 @@ def match_images(
 ) -> dict[int, PredictionRow]:
     """Return the matching row of each image that has one, {index of the image: row}.
 
-    A row identifies an image by its path, the end of its path, its file name with or without extension, or its SHA-256;
-    or only by its
-    identifier if the images have identifiers. If both the row and the image have folders, these must agree:
-    `train/a.png` does not
-    match `test/a.png`.
+    A row identifies an image by its path, the end of its path, its file name with or without extension, or its SHA-256; or only
+    by its identifier if the images have identifiers. If both the row and the image have folders, these must agree:
+    `train/a.png` does not match `test/a.png`.
 
     Args:
         rows: Rows of the predictions file.

@@ -43,15 +43,12 @@ class PredictionColumns:
 
     Attributes:
         path: Path or name of the image; "path" if empty.
-        id: Identifier of the image, used instead of the path: its file name without extension, its SHA-256, or the
-            value in the
+        id: Identifier of the image, used instead of the path: its file name without extension, its SHA-256, or the value in the
             manifest column of the same name. If empty, "id" is used if there is no column "path".
-        probability: Probability of pneumonia, 0 to 1; "probability" if empty. For several classes, the column of each
-            class;
+        probability: Probability of pneumonia, 0 to 1; "probability" if empty. For several classes, the column of each class;
             "probability_CLASS" if empty.
-        logit: Logit, used instead of the probability. If empty, "logit" is used if there is no column "probability".
-            For several
-            classes, the column of each class; "logit_CLASS" if empty.
+        logit: Logit, used instead of the probability. If empty, "logit" is used if there is no column "probability". For
+            several classes, the column of each class; "logit_CLASS" if empty.
         split: Split of the row; empty if all rows belong to the same split.
     """
 
@@ -113,12 +110,10 @@ def read_predictions_file(file: Path, columns: PredictionColumns) -> Predictions
 
     Raises:
         UsageError: Mutually exclusive columns, or columns of several classes, are specified.
-        LayoutError: The file cannot be read, is empty, lacks the columns, has a row of a different length, uses a
-            separator other
-            than commas, or has comment lines.
+        LayoutError: The file cannot be read, is empty, lacks the columns, has a row of a different length, uses a separator
+            other than commas, or has comment lines.
         UnknownNameError: A specified column does not exist.
-        DatasetError: A value is missing or not a finite number, a probability is not within 0 to 1, or a split is
-            unknown.
+        DatasetError: A value is missing or not a finite number, a probability is not within 0 to 1, or a split is unknown.
     """
     table, image = _read_table(file, columns)
     column, scale = _choose_value_column(table.header, columns, table.name)
@@ -137,11 +132,9 @@ def read_class_predictions_file(file: Path, columns: PredictionColumns, order: S
         The predictions. NORMAL and PNEUMONIA are in upper case, as in labeled data, if there are no other classes.
 
     Raises:
-        UsageError, LayoutError, UnknownNameError: See `read_predictions_file`; or a column is specified for a class
-            that is not in
-            `order`.
-        DatasetError: See `read_predictions_file`; or the classes differ from `order`, or two columns belong to the same
-            class.
+        UsageError, LayoutError, UnknownNameError: See `read_predictions_file`; or a column is specified for a class that is not
+            in `order`.
+        DatasetError: See `read_predictions_file`; or the classes differ from `order`, or two columns belong to the same class.
     """
     table, image = _read_table(file, columns)
     named, scale = _choose_class_columns(table.header, columns, table.name, order)

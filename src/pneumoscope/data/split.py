@@ -1,22 +1,18 @@
 """Split a data set into train, validation and test. The result depends only on the images, the method and the seed.
 
-Units are ordered by the SHA-256 of (seed, key) instead of a random number generator, so that library updates cannot
-change a split.
-The key of a unit is its patient, or the file name without folders if unique, so that moved or resized images are split
-in the same
-way.
+Units are ordered by the SHA-256 of (seed, key) instead of a random number generator, so that library updates cannot change a
+split. The key of a unit is its patient, or the file name without folders if unique, so that moved or resized images are split
+in the same way.
 
-A given test split is kept. The other images are pooled and divided, except for three groups, which get the split
-"unused":
+A given test split is kept. The other images are pooled and divided, except for three groups, which get the split "unused":
 
 - given validation images that make up less than 1% of the pool (the public data set has 16): they are too few for model
-  selection,
-  and training on them would make runs incomparable with the report, which set them aside;
+  selection, and training on them would make runs incomparable with the report, which set them aside;
 - images that are byte-identical to an image of the given test split;
 - images of patients who are also in the given test split, unless the split is by image.
 
-Byte-identical images and all of their patients' images get the same split, unless the split is by image and they show
-one patient.
+Byte-identical images and all of their patients' images get the same split, unless the split is by image and they show one
+patient.
 """
 
 from __future__ import annotations
@@ -45,8 +41,7 @@ _DEFAULT_VALIDATION = 0.15
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Unit:
-    """Images that must stay in one split: of a patient, or a single image, merged with units that share identical
-    images.
+    """Images that must stay in one split: of a patient, or a single image, merged with units that share identical images.
 
     Attributes:
         key: Patient, or name of the image.
@@ -69,20 +64,18 @@ def split_manifest(
 ) -> Manifest:
     """Return the manifest with each image assigned to train, validation, test or unused.
 
-    - "patient": whole patients, stratified by label. A patient with images of several labels counts as the last of
-      them, such as
-      PNEUMONIA.
-    - "block": one contiguous block of patient numbers per series, starting at a seeded position without wrapping
-      around. Validation
-      images then differ somewhat from training images, as the official test images do.
+    - "patient": whole patients, stratified by label. A patient with images of several labels counts as the last of them, such
+      as PNEUMONIA.
+    - "block": one contiguous block of patient numbers per series, starting at a seeded position without wrapping around.
+      Validation images then differ somewhat from training images, as the official test images do.
     - "image": single images, stratified by label, regardless of patients. Same as in the report; leaks patients into
       validation.
 
     Args:
         manifest: Manifest with or without splits.
         by: "patient", "block" or "image".
-        validation: Fraction of the pooled images (all except test) for validation, between 0 and 1; approximate for
-            whole patients.
+        validation: Fraction of the pooled images (all except test) for validation, between 0 and 1; approximate for whole
+            patients.
         test: Fraction of all images for testing if the data have no test split; 0.15 if None.
         seed: Seed of the order.
 
@@ -91,9 +84,8 @@ def split_manifest(
 
     Raises:
         UsageError: `by` is unknown, a fraction is not between 0 and 1, or `test` is given for data with a test split.
-        DatasetError: A split would have no image of a label; byte-identical images have different labels; or "block" is
-            used for
-            patients without numbers.
+        DatasetError: A split would have no image of a label; byte-identical images have different labels; or "block" is used
+            for patients without numbers.
     """
     if by not in METHODS:
         raise UsageError(f"unknown split method {by!r}", hint=f"Choose one of: {', '.join(METHODS)}")
@@ -132,10 +124,9 @@ def split_manifest(
 def expected_leak_rate(manifest: Manifest) -> tuple[float | None, str]:
     """Return the expected fraction of validation images whose patient is also in train, for a split by image.
 
-    Images are drawn without replacement within each label. Given that one of a patient's m images (out of n with that
-    label) is drawn
-    for validation, none of the patient's other images are among the t training images with probability
-    C(n - 1 - t, m - 1) / C(n - 1, m - 1). Labels are drawn independently.
+    Images are drawn without replacement within each label. Given that one of a patient's m images (out of n with that label) is
+    drawn for validation, none of the patient's other images are among the t training images with probability C(n - 1 - t, m -
+    1) / C(n - 1, m - 1). Labels are drawn independently.
 
     Returns:
         The fraction for 15% validation images, 0 to 1, and ""; or None and the reason.
@@ -329,9 +320,7 @@ def _block_order(units: Iterable[_Unit], target: int, salt: str) -> list[_Unit]:
 
 
 def _take(units: Iterable[_Unit], target: int, *, contiguous: bool) -> list[str]:
-    """Return whole units in order, as close to the target as possible; a block ends at the first unit that does not
-    fit.
-    """
+    """Return whole units in order, as close to the target as possible; a block ends at the first unit that does not fit."""
     paths: list[str] = []
     for unit in units:
         if abs(len(paths) + len(unit.paths) - target) < abs(len(paths) - target):

@@ -1,7 +1,6 @@
 """Decode image files to 8-bit gray pixels, or raise an error with the reason. Damaged files are not repaired.
 
-Untrusted files may be empty, truncated, huge, animated, or not images. The numbers of bytes, frames and pixels are
-checked
+Untrusted files may be empty, truncated, huge, animated, or not images. The numbers of bytes, frames and pixels are checked
 before any pixel is decoded. `sandbox` runs the decoders in worker processes and survives crashes.
 """
 
@@ -55,33 +54,27 @@ def decode(
 ) -> Radiograph:
     """Return one radiograph as 8-bit gray.
 
-    The format is detected from the content, not the file extension. Color is converted to ITU-R 601 luma (Pillow's
-    "L"),
+    The format is detected from the content, not the file extension. Color is converted to ITU-R 601 luma (Pillow's "L"),
     transparent pixels are composited on black, and gray of more than 8 bits is scaled by its depth (see
     `gray_levels.scale_to_depth`). The EXIF orientation is applied, so that the image appears as in a viewer.
 
     Args:
         source: Path of a file, or its content.
         name: Name of the file in messages; defaults to its path.
-        min_side: Minimum side in pixels to which decoding may reduce a JPEG, by 1/2, 1/4 or 1/8, which is faster than
-            resizing
+        min_side: Minimum side in pixels to which decoding may reduce a JPEG, by 1/2, 1/4 or 1/8, which is faster than resizing
             afterwards. 0 decodes all images at full size.
-        allow_rejected: Return images rejected by their DICOM header, such as lateral views, with
-            `Radiograph.rejections` instead
-            of raising an error. Images whose rejection a user can override are always returned, because labeled data
-            were
-            selected by people.
+        allow_rejected: Return images rejected by their DICOM header, such as lateral views, with `Radiograph.rejections`
+            instead of raising an error. Images whose rejection a user can override are always returned, because labeled data
+            were selected by people.
         keep_values: Also return the pixel values before windowing, `Radiograph.values`.
 
     Returns:
         The image, with read-only pixels.
 
     Raises:
-        UnreadableImageError: The file is missing, empty, not an image, truncated, or larger than `MAX_PIXELS` or
-            `MAX_BYTES`, has
-            more than one frame, has pixels of unknown range (32 bits, floating point), or is rejected by its header.
-            For DICOM
-            see `decode_dicom`.
+        UnreadableImageError: The file is missing, empty, not an image, truncated, or larger than `MAX_PIXELS` or `MAX_BYTES`,
+            has more than one frame, has pixels of unknown range (32 bits, floating point), or is rejected by its header. For
+            DICOM see `decode_dicom`.
     """
     name = name or (str(source) if isinstance(source, Path) else "bytes")
     data = source if isinstance(source, bytes) else read_file(source, name)
@@ -196,8 +189,7 @@ def _support_white_is_zero() -> None:
 
 
 def _require_known_depth(image: Image.Image, data: bytes, name: str) -> None:
-    """Raise `UnreadableImageError` if a 16-bit PNG with color or transparency may contain fewer bits than its header
-    specifies.
+    """Raise `UnreadableImageError` if a 16-bit PNG with color or transparency may contain fewer bits than its header specifies.
 
     Pillow reduces such channels to their upper 8 bits, in which smaller depths cannot be detected.
     """

@@ -1,7 +1,6 @@
 """Decode DICOM radiographs to 8-bit gray pixels with their window applied, or raise an error with the reason.
 
-The header of an untrusted file is checked before its pixels are decoded. Messages quote only the values that caused the
-error,
+The header of an untrusted file is checked before its pixels are decoded. Messages quote only the values that caused the error,
 because a DICOM header contains personal names.
 """
 
@@ -92,14 +91,12 @@ def decode_dicom(data: bytes, name: str, *, keep_values: bool = False) -> Radiog
         keep_values: Also return the pixel values before windowing, `Radiograph.values`.
 
     Returns:
-        The full-size image with read-only pixels, see `gray_levels.dicom_gray_levels`, including the rejections and
-        warnings of
+        The full-size image with read-only pixels, see `gray_levels.dicom_gray_levels`, including the rejections and warnings of
         `header_checks.check_header`.
 
     Raises:
-        UnreadableImageError: The file has several frames, color, a depth other than 8 to 16 bits, more than
-            `MAX_PIXELS`, missing
-            or truncated pixel data, compressed pixels whose size differs from the header, an unspecified or unsupported
+        UnreadableImageError: The file has several frames, color, a depth other than 8 to 16 bits, more than `MAX_PIXELS`,
+            missing or truncated pixel data, compressed pixels whose size differs from the header, an unspecified or unsupported
             compression, or an invalid window or LUT.
     """
     syntax = _stated_syntax(data, name)
@@ -269,9 +266,7 @@ def _stored_values(dataset: Dataset, decoder: Decoder, name: str) -> tuple[Integ
 
 
 def _decode_12_bit_jpeg(frame: bytes, dataset: Dataset, name: str) -> Integers:
-    """Return the pixels of a lossy JPEG of up to 12 bits; raise if it is truncated, because libjpeg would fill the rest
-    with gray.
-    """
+    """Return the pixels of a lossy JPEG of up to 12 bits; raise if it is truncated, because libjpeg would fill it with gray."""
     from imagecodecs import jpeg8_decode
 
     if b"\xff\xd9" not in frame[-4:]:  # the end of the image, which padding may follow
@@ -286,10 +281,8 @@ def _decode_12_bit_jpeg(frame: bytes, dataset: Dataset, name: str) -> Integers:
 def _without_unused_bits(pixels: Integers, bits: int) -> tuple[Integers, bool]:
     """Return the pixels, and whether they contradict BitsStored or PixelRepresentation.
 
-    Unused bits may contain overlays and are removed. If the header specifies too few bits or the wrong sign, however,
-    values wrap
-    around, which is detected by large differences between neighbors. The pixels then keep all bits or change their
-    sign.
+    Unused bits may contain overlays and are removed. If the header specifies too few bits or the wrong sign, however, values
+    wrap around, which is detected by large differences between neighbors. The pixels then keep all bits or change their sign.
     """
     is_signed, unused = np.issubdtype(pixels.dtype, np.signedinteger), 8 * pixels.dtype.itemsize - bits
     stated: Integers = (pixels << unused) >> unused
@@ -300,7 +293,7 @@ def _without_unused_bits(pixels: Integers, bits: int) -> tuple[Integers, bool]:
         and _roughness(pixels, half)[0] < _roughness(stated, half)[0]
     ):
         return pixels, True  # more bits
-    if pixels.size >= _MIN_PIXELS and (stated.min() < 0 or stated.max() >= half):  # otherwise the sign makes no difference
+    if pixels.size >= _MIN_PIXELS and (stated.min() < 0 or stated.max() >= half):  # the sign matters
         other_type = np.dtype(f"{'u' if is_signed else 'i'}{pixels.dtype.itemsize}")
         other: Integers = (pixels.view(other_type) << unused) >> unused
         jumps = _roughness(stated, half)[1]
@@ -323,9 +316,7 @@ def _roughness(pixels: Integers, half: int) -> tuple[float, float]:
 
 
 def _are_smooth_at_jumps(pixels: Integers, other: Integers, half: int) -> bool:
-    """Return whether neighbors that differ by at least `half` are similar with the other sign; this excludes hot
-    pixels.
-    """
+    """Return whether neighbors that differ by at least `half` are similar with the other sign; this excludes hot pixels."""
     low, high = np.percentile(other, (1, 99))
     similar, n = 0, 0
     for start in range(0, len(pixels), _BLOCK_ROWS):

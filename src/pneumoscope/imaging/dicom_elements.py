@@ -30,8 +30,7 @@ def read_elements(source: bytes | Path, elements: list[Any], *, pixels: bool = F
         pixels: Whether to read beyond the header.
 
     Raises:
-        Exception: The file is deflated, which may be a bomb, or cannot be parsed. pydicom raises many types of errors,
-            whose
+        Exception: The file is deflated, which may be a bomb, or cannot be parsed. pydicom raises many types of errors, whose
             messages may contain patient data.
     """
     if isinstance(source, bytes):

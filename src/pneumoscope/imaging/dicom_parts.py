@@ -1,7 +1,6 @@
 """Read parts of untrusted DICOM files for the service: the header, the frame, and the description of gray levels.
 
-pydicom parses every element before a part, and a malicious file can make this slow. The service therefore reads parts
-in worker
+pydicom parses every element before a part, and a malicious file can make this slow. The service therefore reads parts in worker
 processes, see `imaging.sandbox`.
 """
 
@@ -43,11 +42,9 @@ def read_part(source: Path | bytes, part: DicomPart, name: str = "") -> bytes:
 
     Args:
         source: Path of the file, or its content; all parts except "frame" need only the first 4 MiB.
-        part: "header" is the header as DICOM JSON (PS3.18 F), without pixels and other long binary values. "frame" is
-            the single
-            frame as stored, little-endian, or empty without pixels. "display" contains the elements that describe gray
-            levels as
-            DICOM JSON, without contradictory ones.
+        part: "header" is the header as DICOM JSON (PS3.18 F), without pixels and other long binary values. "frame" is the
+            single frame as stored, little-endian, or empty without pixels. "display" contains the elements that describe gray
+            levels as DICOM JSON, without contradictory ones.
         name: Name of the file in messages.
 
     Raises:

@@ -27,8 +27,7 @@ class FileType(NamedTuple):
 
     Attributes:
         code: Format name, such as "JPEG" or "DICOM", for an image; otherwise a key of `core.unreadable.FILE_TYPES`.
-        role: "image" for a supported image, "unsupported_image" for an unsupported image or a pointer to one,
-            "directory" for a
+        role: "image" for a supported image, "unsupported_image" for an unsupported image or a pointer to one, "directory" for a
             DICOMDIR, "other" for all other files.
     """
 
@@ -148,8 +147,7 @@ def identify_file(path: Path) -> FileType:
 def skip_reason(path: Path) -> str:
     """Return why a file in an image folder is skipped, or "" if it is or claims to be an image.
 
-    Unreadable files, images of unsupported formats and files with an image extension are not skipped, so that decoding
-    reports
+    Unreadable files, images of unsupported formats and files with an image extension are not skipped, so that decoding reports
     their errors.
     """
     if path.name.startswith("."):

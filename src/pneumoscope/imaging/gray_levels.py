@@ -1,7 +1,6 @@
 """Convert stored pixel values of any depth to 256 gray levels.
 
-Bit depths, windows and lookup tables are checked against the pixels, because headers often contain those of a different
-image.
+Bit depths, windows and lookup tables are checked against the pixels, because headers often contain those of a different image.
 Gray levels are computed once per distinct value and applied as a table.
 """
 
@@ -58,13 +57,11 @@ _FUNCTIONS: dict[str, WindowFunction] = {"LINEAR": "LINEAR", "LINEAR_EXACT": "LI
 def scale_to_depth(stored: Integers, stated_bits: int, *, keep_values: bool = False) -> GrayLevels:
     """Return the gray levels of unsigned values without a window, as in PNG and TIFF.
 
-    Files that declare 16 bits often contain 8 to 15, or an offset. For these the range is measured, see
-    `displayed_range`.
+    Files that declare 16 bits often contain 8 to 15, or an offset. For these the range is measured, see `displayed_range`.
 
     Args:
         stored: Values, shape (height, width).
-        stated_bits: Bit depth declared by the file, 8 to 16. Depths below 16 are trusted, because few files declare
-            them.
+        stated_bits: Bit depth declared by the file, 8 to 16. Depths below 16 are trusted, because few files declare them.
         keep_values: Also return the values.
     """
     low, high = 0.0, 2.0**stated_bits - 1
@@ -88,10 +85,9 @@ def _scaled(values: Integers, low: float, high: float) -> npt.NDArray[np.uint8]:
 def dicom_gray_levels(stored: Integers, dataset: Dataset, *, keep_values: bool = False) -> GrayLevels:
     """Return the gray levels of stored DICOM values.
 
-    First the modality LUT, or rescale slope and intercept, is applied. Then the first VOI LUT is applied if it fits the
-    pixels,
-    otherwise the first window that fits; without either, see `displayed_range`. MONOCHROME1 is inverted. Padding pixels
-    are black.
+    First the modality LUT, or rescale slope and intercept, is applied. Then the first VOI LUT is applied if it fits the pixels,
+    otherwise the first window that fits; without either, see `displayed_range`. MONOCHROME1 is inverted. Padding pixels are
+    black.
 
     Args:
         stored: Stored values, shape (height, width).
@@ -101,8 +97,7 @@ def dicom_gray_levels(stored: Integers, dataset: Dataset, *, keep_values: bool =
     Raises:
         GrayLevelError: Every pixel is padding, or a window, LUT or rescale value is invalid.
 
-    Source: PS3.3 C.11.1 (modality), C.11.2.1.2 and C.11.2.1.3 (window), C.7.6.3.1.2 (MONOCHROME1), C.7.5.1.1.2
-    (padding).
+    Source: PS3.3 C.11.1 (modality), C.11.2.1.2 and C.11.2.1.3 (window), C.7.6.3.1.2 (MONOCHROME1), C.7.5.1.1.2 (padding).
     """
     warnings: set[WarningCode] = set()
     padding, undeclared = find_padding(stored, dataset)
@@ -115,9 +110,7 @@ def dicom_gray_levels(stored: Integers, dataset: Dataset, *, keep_values: bool =
     steps = np.arange(lowest, highest + 1)
     counts = count_values(image, lowest, len(steps))
     if undeclared is not None and lowest <= undeclared <= highest:
-        counts[undeclared - lowest] = (
-            0  # such pixels inside the image keep a gray level but do not affect others
-        )
+        counts[undeclared - lowest] = 0  # such pixels inside the image keep a gray level but do not affect others
     with np.errstate(over="ignore"):
         values = _apply_modality(steps, counts, dataset)
     if not np.isfinite(values).all():
@@ -144,8 +137,7 @@ def dicom_gray_levels(stored: Integers, dataset: Dataset, *, keep_values: bool =
 
 
 def flatten_functional_groups(dataset: Dataset) -> None:
-    """Copy gray-level elements from the functional groups of the only frame, unless the data set itself contains them.
-    """
+    """Copy gray-level elements from the functional groups of the only frame, unless the data set itself contains them."""
     for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
         for group in (dataset.get(groups) or ())[:1]:
             for sequence, keywords in _FUNCTIONAL_GROUPS.items():
@@ -252,8 +244,8 @@ def _apply_voi(values: Floats, stored: Floats, counts: Integers, dataset: Datase
 def _displayed_values(histogram: Histogram, stored: Histogram, dataset: Dataset) -> tuple[float, float]:
     """Return the modality values displayed as black and white in an image without a window.
 
-    Values that are scaled, or raised by an intercept, have no meaningful bit depth, so the range of the stored values
-    is converted.
+    Values that are scaled, or raised by an intercept, have no meaningful bit depth, so the range of the stored values is
+    converted.
     """
     if dataset.get("ModalityLUTSequence"):
         return displayed_range(histogram)
@@ -303,18 +295,16 @@ def _is_plain(mark: str) -> bool:
 
 
 def _full_range_bits(center: float, width: float) -> int:
-    """Return the bit depth whose full range a window covers, such as 12 for center 2048 and width 4096, or 0 if none.
-    """
+    """Return the bit depth whose full range a window covers, such as 12 for center 2048 and width 4096, or 0 if none."""
     bits = round(math.log2(width)) if width >= 2 else 0
     is_full = 8 <= bits <= 16 and abs(width - 2**bits) <= 1 and abs(center - 2 ** (bits - 1)) <= 1
     return bits if is_full else 0
 
 
 class _Fit(NamedTuple):
-    """Maximum fraction of pixels that a window may clip at one end if their values spread over more than `max_spread`
-    of the range.
+    """Maximum fraction of pixels clipped by a window at one end, if their values spread over more than `max_spread`.
 
-    Background, such as direct exposure, has nearly constant values; anatomy does not.
+    The spread is a fraction of the range. Background, such as direct exposure, has nearly constant values; anatomy does not.
     """
 
     max_clipped: float

@@ -1,9 +1,7 @@
 """Check the modality, body part, view, laterality and processing in a DICOM header.
 
-Values are accepted as the standard defines them and as other software writes them, in several languages. A value that
-is
-present but not understood rejects the image; a missing value causes a warning. `core.prediction_codes.OVERRIDES` lists
-the
+Values are accepted as the standard defines them and as other software writes them, in several languages. A value that is
+present but not understood rejects the image; a missing value causes a warning. `core.prediction_codes.OVERRIDES` lists the
 rejections that a user can override.
 """
 
@@ -181,8 +179,7 @@ class HeaderFindings(NamedTuple):
 def check_header(header: Dataset) -> HeaderFindings:
     """Return the rejections and warnings of a DICOM header with at least `CHECKED_ELEMENTS`.
 
-    Messages quote up to 16 characters of code strings, which contain no names, but only the relevant word of a
-    description.
+    Messages quote up to 16 characters of code strings, which contain no names, but only the relevant word of a description.
     """
     findings = [
         _check_modality(header),
@@ -306,9 +303,7 @@ def _has_frontal_word(words: Iterable[str], text: str) -> bool:
 
 
 def _classify_orientation(directions: list[str]) -> View:
-    """Return the view from the directions of rows and columns; the first letter is the main direction (PS3.3
-    C.7.6.1.1.1).
-    """
+    """Return the view from the directions of rows and columns; the first letter is the main direction (PS3.3 C.7.6.1.1.1)."""
     if len(directions) != 2 or not all(map(_ORIENTATION.fullmatch, directions)):
         return "unknown"
     main = {direction[0] for direction in directions}
@@ -341,9 +336,8 @@ def _meanings(dataset: Dataset, sequence: str, header: Dataset | None = None) ->
 def element_text(dataset: Dataset, keyword: str, header: Dataset | None = None) -> str:
     """Return the text of an element in upper case without accents or extra spaces, or "" if it is missing or empty.
 
-    pydicom decodes code strings, ages and dates as Latin-1, as the standard requires, but other software writes them in
-    the header's
-    character set or in UTF-8.
+    pydicom decodes code strings, ages and dates as Latin-1, as the standard requires, but other software writes them in the
+    header's character set or in UTF-8.
 
     Args:
         dataset: Header, or an item of a sequence.

@@ -31,9 +31,8 @@ class HeaderFields:
         sex: "F", "M" or "O".
         view: View, such as "AP" or "PA".
         manufacturer: Manufacturer of the device.
-        patient: Hash of PatientID and IssuerOfPatientID, used to keep images of a patient together. It is only a
-            pseudonym: anyone
-            who knows an identifier can compute its hash.
+        patient: Hash of PatientID and IssuerOfPatientID, used to keep images of a patient together. It is only a pseudonym:
+            anyone who knows an identifier can compute its hash.
     """
 
     age: PatientAge | None = None
@@ -67,7 +66,5 @@ def read_acquisition(header: Dataset) -> Acquisition | None:
 
 
 def _text(header: Dataset, keyword: str) -> str:
-    """Return the text of an element in upper case with single spaces and limited length, or "" if it is missing or
-    empty.
-    """
+    """Return the text of an element in upper case with single spaces and limited length, or "" if it is missing or empty."""
     return " ".join(str(header.get(keyword) or "").split())[:_MAX_LENGTH].upper()

@@ -41,9 +41,8 @@ def read_identity(header: Dataset) -> Identity | None:
 def repair_text(text: str, character_set: object) -> str:
     """Return a text that pydicom decoded incorrectly as the file intends it.
 
-    Software often writes UTF-8 without declaring a character set, which pydicom then decodes as Latin-1. pydicom also
-    leaves the
-    GB 2312 escape sequence in the text.
+    Software often writes UTF-8 without declaring a character set, which pydicom then decodes as Latin-1. pydicom also leaves
+    the GB 2312 escape sequence in the text.
 
     Args:
         text: Text as decoded by pydicom.

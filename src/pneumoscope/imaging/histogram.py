@@ -45,9 +45,7 @@ class Histogram(NamedTuple):
         return [float(self.values[i]) for i in np.searchsorted(cumulative, np.array(fractions) * cumulative[-1])]
 
     def range_without_outliers(self) -> tuple[float, float]:
-        """Return the smallest and largest value without hot pixels, dead pixels and markers; see `_SEPARATE` and
-        `_OUTLIERS`.
-        """
+        """Return the smallest and largest value without hot pixels, dead pixels and markers; see `_SEPARATE` and `_OUTLIERS`."""
         first, last = float(self.values[0]), float(self.values[-1])
         gaps, total = np.diff(self.values), self.counts.sum()
         n_below = np.cumsum(self.counts)[:-1]
@@ -67,9 +65,7 @@ class Histogram(NamedTuple):
         return first, last
 
     def has_contrast(self) -> bool:
-        """Return whether the values spread over a substantial part of their range, unlike those of a blank, noisy
-        image.
-        """
+        """Return whether the values spread over a substantial part of their range, unlike those of a blank, noisy image."""
         low, high = self.quantiles(*PERCENTILES)
         return high - low >= _MIN_CONTRAST * max(abs(low), abs(high)) and high > low
 
@@ -109,8 +105,7 @@ def count_values(pixels: Integers, lowest: int, n: int) -> Integers:
 def displayed_range(histogram: Histogram, *, is_signed: bool = False) -> tuple[float, float]:
     """Return the values displayed as black and white in an image without a window.
 
-    If the image uses the full range of its bit depth, is blank, or was scaled from 8 bits, these are the limits of that
-    range.
+    If the image uses the full range of its bit depth, is blank, or was scaled from 8 bits, these are the limits of that range.
     Otherwise, as for values with an offset, they are the smallest and largest value.
 
     Args:

@@ -58,11 +58,9 @@ class Radiograph:
         pixels: Gray levels, 0 (black) to 255 (white), shape (height, width).
         source: Path or name of the file.
         format: File format, such as "JPEG", "PNG" or "DICOM".
-        mode: Pixel format of the file: Pillow's mode ("L", "RGB", "I;16"), or DICOM's photometric interpretation and
-            bits
+        mode: Pixel format of the file: Pillow's mode ("L", "RGB", "I;16"), or DICOM's photometric interpretation and bits
             ("MONOCHROME2, 12 bits").
-        reduced_from: Width and height in the file in pixels, if the image was decoded at a reduced size; otherwise
-            None.
+        reduced_from: Width and height in the file in pixels, if the image was decoded at a reduced size; otherwise None.
         age: Age of the patient according to the file; None if missing.
         chroma: Mean difference between the largest and smallest color channel, in gray levels; 0 for gray images.
         rejections: Reasons in the header that rule out a prediction, such as a lateral view; a user can override some.

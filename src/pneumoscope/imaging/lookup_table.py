@@ -34,9 +34,8 @@ class GrayLevelError(Exception):
 class LookupTable(NamedTuple):
     """Lookup table with first value, number of entries and bit depth inferred from its data and the pixels.
 
-    pydicom 3.0 cannot read packed 8-bit entries, and its `apply_voi` returns wrong entries for values above 65,535 and
-    for 8-bit
-    LUTs with more than 256 entries.
+    pydicom 3.0 cannot read packed 8-bit entries, and its `apply_voi` returns wrong entries for values above 65,535 and for
+    8-bit LUTs with more than 256 entries.
     """
 
     entries: Integers
@@ -54,8 +53,8 @@ class LookupTable(NamedTuple):
             values, counts: Values to look up, and the number of pixels of each.
 
         Raises:
-            GrayLevelError: The LUT is too long, empty or malformed, or has fewer entries than declared and than the
-                pixels need.
+            GrayLevelError: The LUT is too long, empty or malformed, or has fewer entries than declared and than the pixels
+                need.
         """
         for keyword in ("LUTDescriptor", "LUTData"):
             raw: Any = lut.get_item(keyword)
@@ -86,9 +85,8 @@ class LookupTable(NamedTuple):
     ) -> int:
         """Return the bit depth of the entries.
 
-        The declared depth is used unless it is 16, impossible, exceeded by many pixels, or one bit larger than needed:
-        no table is meant
-        to halve the brightness of every image.
+        The declared depth is used unless it is 16, impossible, exceeded by many pixels, or one bit larger than needed: no table
+        is meant to halve the brightness of every image.
         """
         used = entries[np.clip(np.floor(values).astype(np.int64) - first, 0, len(entries) - 1)]
         exceeding = counts[used >= 2.0**stated_bits].sum()
@@ -119,8 +117,7 @@ def _n_inside(values: Integers | Floats, counts: Integers, first: int, count: in
 
 
 def _entries(raw: bytes | Iterable[int] | int, count: int, bits: int, dataset: Dataset) -> Integers:
-    """Return the entries of LUT data: numbers (US) or bytes (OW), in which two 8-bit entries may be packed into a word.
-    """
+    """Return the entries of LUT data: numbers (US) or bytes (OW), in which two 8-bit entries may be packed into a word."""
     if not isinstance(raw, bytes):
         return np.atleast_1d(np.asarray(raw, dtype=np.int64))
     if len(raw) < 2 * count and bits <= 8:

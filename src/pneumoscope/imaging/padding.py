@@ -56,12 +56,10 @@ def _declared_padding(stored: Integers, dataset: Dataset) -> npt.NDArray[np.bool
 
 
 def _undeclared_padding(stored: Integers) -> int | None:
-    """Return the value of undeclared padding, which fills a whole side of the image and is far from all other values,
-    or None.
+    """Return the value of undeclared padding, which fills a whole side of the image and is far from all other values, or None.
 
-    The value is negative, or at least 2**15 if negative values such as -2000 were written as unsigned; this excludes
-    black and the
-    value of detectors saturated by direct exposure. If no other values are negative, the distance is not checked.
+    The value is negative, or at least 2**15 if negative values such as -2000 were written as unsigned; this excludes black and
+    the value of detectors saturated by direct exposure. If no other values are negative, the distance is not checked.
     """
     is_signed = stored.dtype.kind == "i"
     value = int(stored.min() if is_signed else stored.max())
@@ -77,8 +75,7 @@ def _undeclared_padding(stored: Integers) -> int | None:
 
 
 def _uniform_sides(stored: Integers, value: int | None) -> npt.NDArray[np.bool_]:
-    """Return the mask of outer rows and columns that contain only this value; inside, a saturated object can have it.
-    """
+    """Return the mask of outer rows and columns that contain only this value; inside, a saturated object can have it."""
     if value is None:
         return np.zeros(stored.shape, dtype=np.bool_)
     has_value = stored == value

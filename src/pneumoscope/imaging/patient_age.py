@@ -65,11 +65,9 @@ AGE_ELEMENTS = ("PatientAge", "PatientBirthDate", *_EXAMINATION_DATES)
 def read_age(header: Dataset) -> PatientAge | None:
     """Return the age in a header, or None if it contains neither an age nor a birth date.
 
-    The age is PatientAge, or else the time from PatientBirthDate to the first examination date that is understood. For
-    a value that
-    is not understood, `PatientAge.stated` contains the element and the form of the value, such as "99/99/9999" for a
-    date, because
-    the value itself could identify the patient.
+    The age is PatientAge, or else the time from PatientBirthDate to the first examination date that is understood. For a value
+    that is not understood, `PatientAge.stated` contains the element and the form of the value, such as "99/99/9999" for a date,
+    because the value itself could identify the patient.
     """
     by_date = _age_by_date(header)
     stated = element_text(header, "PatientAge")
@@ -111,8 +109,7 @@ def _age_by_date(header: Dataset) -> PatientAge | None:
 
 
 def _is_ambiguous(age: str) -> bool:
-    """Return whether "M" could mean male instead of months: a number and a single M that is not in the standard's form.
-    """
+    """Return whether "M" could mean male instead of months: a number and a single M that is not in the standard's form."""
     return age.endswith("M") and not _STANDARD.fullmatch(age)
 
 
@@ -164,9 +161,7 @@ def _date(year: int, month: int, day: int) -> date | None:
 
 
 def _not_understood(name: str, text: str) -> PatientAge:
-    """Return an age that is not understood, quoting the value's form: 9 for digits, x for letters, ? for unprintable
-    characters.
-    """
+    """Return an age that is not understood, quoting only its form: 9 for digits, x for letters, ? for unprintable characters."""
     form = "".join(
         "9" if mark.isdigit() else "x" if mark.isalpha() else mark if mark.isprintable() else "?" for mark in text
     )

@@ -1,10 +1,8 @@
 """Synthetic chest images: drawings of ribs, spine, heart, diaphragm and lungs, with or without an opacity.
 
-The classes differ only in the opacity, which is drawn inside the lungs from its own random stream. The random streams
-of anatomy,
-exposure, marker and noise do not depend on the label. A patient drawn with and without pneumonia is identical outside
-the
-lungs, pixel for pixel, so a model cannot learn the label from anything else.
+The classes differ only in the opacity, which is drawn inside the lungs from its own random stream. The random streams of
+anatomy, exposure, marker and noise do not depend on the label. A patient drawn with and without pneumonia is identical outside
+the lungs, pixel for pixel, so a model cannot learn the label from anything else.
 """
 
 from __future__ import annotations
@@ -42,9 +40,8 @@ def draw_phantom(
         size: Width and height, 32 to 2,048 pixels.
 
     Returns:
-        Gray levels 0 to 255, shape (size, size). The same arguments give the same image on all machines, except for
-        rounding of a
-        few gray levels.
+        Gray levels 0 to 255, shape (size, size). The same arguments give the same image on all machines, except for rounding of
+        a few gray levels.
 
     Raises:
         UsageError: A number is out of range, or an etiology is given without pneumonia.
@@ -128,9 +125,8 @@ def _smooth_step(distance: Field, width: float) -> Field:
 def _texture(rng: np.random.Generator, x: Field, y: Field, fineness: float) -> Field:
     """Return a random pattern in patient coordinates, with mean 0 and a standard deviation of about 1.
 
-    It is a sum of plane waves of several wavelengths. Because the grid is affine, the phase of each wave is a function
-    of the row plus
-    a function of the column, and the sum is a single matrix product.
+    It is a sum of plane waves of several wavelengths. Because the grid is affine, the phase of each wave is a function of the
+    row plus a function of the column, and the sum is a single matrix product.
     """
     angle, shift = rng.uniform(0, np.pi, _WAVES), rng.uniform(0, 2 * np.pi, _WAVES)
     k = fineness * np.geomspace(0.4, 2.5, _WAVES)

@@ -59,8 +59,7 @@ class PixelSpacing:
     Attributes:
         row: Distance between rows in mm.
         column: Distance between columns in mm.
-        kind: "calibrated" if corrected for magnification, "detector" if measured at the detector plane, where anatomy
-            appears
+        kind: "calibrated" if corrected for magnification, "detector" if measured at the detector plane, where anatomy appears
             enlarged, "unstated" if the file does not specify which.
     """
 
@@ -74,9 +73,8 @@ class PixelDescription:
     """Meaning of the numbers in `PixelValues`.
 
     Attributes:
-        slope, intercept: The value of a number is slope x number + intercept. Values are stored values after the
-            modality LUT, or
-            unconverted stored values if the window applies to those.
+        slope, intercept: The value of a number is slope x number + intercept. Values are stored values after the modality LUT,
+            or unconverted stored values if the window applies to those.
         smallest, largest: Range of the image's values without padding.
         bits: Bits stored according to the file.
         white_is_zero: Whether small values are white (MONOCHROME1).
@@ -160,12 +158,10 @@ def describe(
         stored: Stored values, shape (height, width).
         levels: Gray level of each stored value, starting at `lowest`.
         padding: Mask of the pixels outside the image.
-        description: Description with the slope and intercept of the stored values, which are converted to those of the
-            numbers.
+        description: Description with the slope and intercept of the stored values, which are converted to those of the numbers.
         lowest: Lowest stored value, excluding padding.
-        entries: Modality value of each stored value, starting at `lowest`, if a lookup table defines them. Slope and
-            intercept are
-            then ignored, unless the gray levels are not a function of these values.
+        entries: Modality value of each stored value, starting at `lowest`, if a lookup table defines them. Slope and intercept
+            are then ignored, unless the gray levels are not a function of these values.
     """
     shifted = _shifted(entries, levels)
     if shifted is None:
@@ -222,9 +218,8 @@ def _shifted(
 def pixel_spacing(dataset: Dataset) -> PixelSpacing | None:
     """Return the pixel spacing, or None if it is missing or implausible.
 
-    A `PixelSpacing` equal to `ImagerPixelSpacing` is measured at the detector. Without `ImagerPixelSpacing` or a
-    calibration type, it
-    may be either (PS3.3 10.7.1.3).
+    A `PixelSpacing` equal to `ImagerPixelSpacing` is measured at the detector. Without `ImagerPixelSpacing` or a calibration
+    type, it may be either (PS3.3 10.7.1.3).
     """
     calibrated, detector = (_distances(dataset, each) for each in ("PixelSpacing", "ImagerPixelSpacing"))
     if calibrated is None:

@@ -1,9 +1,7 @@
 """Preprocess radiographs for the network: crop, resize and check the image.
 
-Training, export, evaluation and inference use the same functions. The network receives a square image of integer gray
-levels, 0
-to 255. It normalizes them and repeats them to three channels itself (`models.base`), so an exported file includes these
-steps.
+Training, export, evaluation and inference use the same functions. The network receives a square image of integer gray levels, 0
+to 255. It normalizes them and repeats them to three channels itself (`models.base`), so an exported file includes these steps.
 """
 
 from __future__ import annotations
@@ -44,9 +42,8 @@ class Preprocessing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     Attributes:
         size: Side of the square, 16 to 1024 pixels.
-        crop: "squash" stretches the whole image to the square; "center" crops the central square first. If the margins
-            differ by
-            one pixel, the right or lower one is larger.
+        crop: "squash" stretches the whole image to the square; "center" crops the central square first. If the margins differ
+            by one pixel, the right or lower one is larger.
         version: Version of the algorithm.
     """
 
@@ -87,9 +84,8 @@ def preprocess(radiograph: Radiograph, preprocessing: Preprocessing) -> npt.NDAr
 def hash_pixels(radiograph: Radiograph) -> str:
     """Return the SHA-256 of the gray levels and their shape, 64 hexadecimal digits.
 
-    The hash identifies an image independently of its header and lossless compression. A JPEG decoded at a reduced size
-    has a different
-    hash than at full size.
+    The hash identifies an image independently of its header and lossless compression. A JPEG decoded at a reduced size has a
+    different hash than at full size.
     """
     digest = hashlib.sha256(f"{radiograph.height} {radiograph.width} ".encode())
     digest.update(np.ascontiguousarray(radiograph.pixels).data)

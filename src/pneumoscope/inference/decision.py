@@ -70,8 +70,7 @@ def decide(card: Card, point: OperatingPoint, logit: float, rejection: Rejection
         card: Card of the bundle; its calibration maps logits to probabilities.
         point: Operating point with the threshold and the uncertainty band.
         logit: Output of the network.
-        rejection: Reason to make no prediction. A rejected image gets no probability, because the model has no basis
-            for one.
+        rejection: Reason to make no prediction. A rejected image gets no probability, because the model has no basis for one.
     """
     threshold = threshold_probability(card, point)
     if rejection:
@@ -148,8 +147,7 @@ def reject_by_network(
     Args:
         card: Card of the bundle, with limits fitted on validation images.
         input_classes: Probabilities of `INPUT_CLASSES`; None if the bundle has no input classifier.
-        ood_distance: Distance from the training images, see `models.input_checks`; None if the bundle has no OOD
-            detector.
+        ood_distance: Distance from the training images, see `models.input_checks`; None if the bundle has no OOD detector.
         age_score: Score that the patient is outside the age range, 0 to 1; None if the bundle has no age classifier.
     """
     limits = card.rejection_limits

@@ -15,7 +15,7 @@ from pneumoscope.imaging.file_type import identify_file, skip_reason
 __all__ = ["DiscoveredImages", "SkippedFile", "discover_images", "iter_folder"]
 
 _MAX_DICOMDIR_BYTES = 2**26
-_SEPARATOR = re.compile(r"[/\\]")  # some writers join the path with separators; the standard uses one value per component
+_SEPARATOR = re.compile(r"[/\\]")  # of nonstandard paths; the standard uses one value per component
 _FORBIDDEN = frozenset(":\0")  # in a file name in a DICOMDIR
 _MAX_NAMED = 3  # skipped files per reason in the summary
 
@@ -53,10 +53,8 @@ def discover_images(arguments: Iterable[str]) -> DiscoveredImages:
     """Return the images among files and folders.
 
     A file argument is returned regardless of its content, so that an unreadable one is reported. Folders are searched
-    recursively
-    for images in sorted order; see `imaging.file_type.skip_reason`. A DICOMDIR is replaced by the files that it lists,
-    even missing
-    ones. Hidden files, hidden folders and links to folders are skipped.
+    recursively for images in sorted order; see `imaging.file_type.skip_reason`. A DICOMDIR is replaced by the files that it
+    lists, even missing ones. Hidden files, hidden folders and links to folders are skipped.
 
     Args:
         arguments: Files and folders; a missing path counts as a file.
@@ -102,9 +100,8 @@ def _search(folder: str) -> tuple[list[str], list[SkippedFile]]:
 def iter_folder(folder: str) -> Iterator[tuple[str, str]]:
     """Yield the path of each image below a folder with "", and of each skipped file or folder with the reason.
 
-    Files and order are the same as for `discover_images`, but memory use does not grow with the number of files. Files
-    found only
-    through a DICOMDIR, because they are missing, hidden or not recognized, are yielded when the DICOMDIR is reached.
+    Files and order are the same as for `discover_images`, but memory use does not grow with the number of files. Files found
+    only through a DICOMDIR, because they are missing, hidden or not recognized, are yielded when the DICOMDIR is reached.
     """
     try:
         with os.scandir(folder) as entries:
@@ -141,8 +138,7 @@ def _is_dicomdir(path: str) -> bool:
 def _listed_files(dicomdir: str) -> list[str]:
     """Return the image files listed in a DICOMDIR, in its order.
 
-    A DICOMDIR that cannot be read, or lists a file outside its folder, is returned itself, so that decoding reports an
-    error.
+    A DICOMDIR that cannot be read, or lists a file outside its folder, is returned itself, so that decoding reports an error.
     """
     from pneumoscope.imaging.dicom_elements import read_elements
 

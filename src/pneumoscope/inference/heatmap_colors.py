@@ -1,9 +1,7 @@
 """Heatmap colors: orange for a class and blue against it, blended over the gray image.
 
-The colors remain distinguishable with color vision deficiency. From each gray, both directions are straight lines in
-OKLab, so
-equal steps of contribution look equal. Both ends have the same lightness and chroma, so neither looks stronger than the
-other.
+The colors remain distinguishable with color vision deficiency. From each gray, both directions are straight lines in OKLab, so
+equal steps of contribution look equal. Both ends have the same lightness and chroma, so neither looks stronger than the other.
 """
 
 from __future__ import annotations
@@ -71,6 +69,5 @@ def _color_table() -> npt.NDArray[np.uint8]:
 
 
 def overlay(gray: npt.NDArray[np.uint8], strength: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Return an RGB image that blends gray levels (uint8) with strengths from -1 to 1, both of shape (height, width).
-    """
+    """Return an RGB image that blends gray levels (uint8) with strengths from -1 to 1, both of shape (height, width)."""
     return _color_table()[gray, np.rint(strength * _STEPS).astype(np.int16) + _STEPS]

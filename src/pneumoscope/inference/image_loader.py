@@ -1,7 +1,6 @@
 """Decode and preprocess images from all types of sources that a model accepts.
 
-A few images are decoded in this process; many images, and all images of a loader with a pool, are decoded in worker
-processes
+A few images are decoded in this process; many images, and all images of a loader with a pool, are decoded in worker processes
 (`imaging.sandbox`).
 """
 
@@ -46,9 +45,8 @@ class ImageLoader:
 
     Args:
         preprocessing: Preprocessing of the network.
-        pool: Pool that decodes every image. If None, a few images are decoded in this process, and many in a pool
-            created on first
-            use.
+        pool: Pool that decodes every image. If None, a few images are decoded in this process, and many in a pool created on
+            first use.
 
     Attributes:
         pool: The given pool, or None.
@@ -216,8 +214,7 @@ def _renamed(result: PreprocessedImage | UnreadableImageError, name: str) -> Pre
 def _encode(image: Any) -> tuple[Path | bytes, str]:
     """Return a path or file content, and a name; a path keeps the form that the caller wrote.
 
-    PIL images are encoded as PNG and pydicom data sets as DICOM in memory, so that all images take the same decoding
-    path.
+    PIL images are encoded as PNG and pydicom data sets as DICOM in memory, so that all images take the same decoding path.
 
     Raises:
         UsageError: The type is not supported.

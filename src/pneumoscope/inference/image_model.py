@@ -57,9 +57,8 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
 
         Args:
             session: Session that runs the network.
-            pool: Pool that decodes every image. If None, a few images are decoded in this process, and many in a pool
-                created on first
-                use.
+            pool: Pool that decodes every image. If None, a few images are decoded in this process, and many in a pool created
+                on first use.
             folder: Folder of the bundle; None if it has none.
         """
         self._network = session
@@ -77,8 +76,7 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
 
     @abc.abstractmethod
     def _draw(self, image: PreprocessedImage, heatmap: npt.NDArray[np.float32], prediction: _Prediction) -> bytes:
-        """Return a PNG of an accepted image with its heatmap, one row of `NetworkOutputs.heatmap`, and its prediction.
-        """
+        """Return a PNG of an accepted image with its heatmap, one row of `NetworkOutputs.heatmap`, and its prediction."""
 
     @property
     def has_heatmaps(self) -> bool:
@@ -116,8 +114,7 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
         """Return the prediction for one image.
 
         Args:
-            image: A path, the bytes of a file, gray levels (uint8, shape (height, width), 0 is black), a PIL image or a
-                pydicom
+            image: A path, the bytes of a file, gray levels (uint8, shape (height, width), 0 is black), a PIL image or a pydicom
                 Dataset.
             name: Name in the prediction; if empty, the path, or "bytes", "array", "image" or "dataset".
             age: Age of the patient in years; ignored if the file states an age.
@@ -150,8 +147,8 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
         """Yield predictions in the order of the images; an unreadable image yields a prediction with `failure`.
 
         Each thread decodes and scores separate batches and reads at most a few batches ahead of the caller. More than
-        `image_loader.MIN_IMAGES_FOR_POOL` images are decoded in worker processes, one per core, which are kept for the
-        next call.
+        `image_loader.MIN_IMAGES_FOR_POOL` images are decoded in worker processes, one per core, which are kept for the next
+        call.
 
         Args:
             images: See `predict`.

@@ -82,9 +82,8 @@ class Model(ImageModel[Card, Outputs, Scored, Prediction]):
         Args:
             session: Session that runs the network.
             operating_point: Name on the card; "balanced" if empty.
-            pool: Pool that decodes every image. If None, a few images are decoded in this process, and many in a pool
-                created on first
-                use.
+            pool: Pool that decodes every image. If None, a few images are decoded in this process, and many in a pool created
+                on first use.
             folder: Folder of the bundle; None if it has none.
 
         Raises:
@@ -283,22 +282,16 @@ def load_model(
     Args:
         bundle: Folder of a bundle or run; None for the packaged model.
         operating_point: Name on the card; "balanced" if empty.
-        threads: Threads per network call; 0 for one per core. With 1, `predict_many` is slightly faster and `predict`
-            slower.
-        isolated: Decode all images, even single ones, in worker processes with memory and time limits. Use this for
-            untrusted
+        threads: Threads per network call; 0 for one per core. With 1, `predict_many` is slightly faster and `predict` slower.
+        isolated: Decode all images, even single ones, in worker processes with memory and time limits. Use this for untrusted
             images. Linux and macOS only.
-        require_age: Reject images if the age of the patient is unknown: "always", or "dicom" for DICOM files only. No
-            effect if
+        require_age: Reject images if the age of the patient is unknown: "always", or "dicom" for DICOM files only. No effect if
             the card has no age range.
-        assume: Overrides of DICOM headers for all images: "chest" if they are chest radiographs, "frontal" if they are
-            frontal
+        assume: Overrides of DICOM headers for all images: "chest" if they are chest radiographs, "frontal" if they are frontal
             views of both lungs. Predictions that rely on one have a warning.
         site: Site profile of `pneumoscope accept`, with calibration, thresholds and limits for a hospital.
-        prevalence: Prevalence of pneumonia among the images, strictly between 0 and 1, for which probabilities,
-            intervals and
-            thresholds are reported; decisions are unaffected. None for the card's prevalence. Cannot be combined with
-            `site`.
+        prevalence: Prevalence of pneumonia among the images, strictly between 0 and 1, for which probabilities, intervals and
+            thresholds are reported; decisions are unaffected. None for the card's prevalence. Cannot be combined with `site`.
         provider: Processor that runs the network: "cpu", or "cuda" for a GPU with onnxruntime-gpu.
 
     Raises:
@@ -307,9 +300,8 @@ def load_model(
         SiteProfileError: The site profile cannot be read, was modified, or belongs to another model.
         RunError: The run has no bundle.
         UnknownNameError: The card does not contain that operating point.
-        UsageError: `isolated` or `provider` is not available, `require_age` or `assume` has an unknown value, or
-            `prevalence` is
-            invalid.
+        UsageError: `isolated` or `provider` is not available, `require_age` or `assume` has an unknown value, or `prevalence`
+            is invalid.
     """
     folder = find_bundle(None if bundle is None else Path(bundle))
     pool = None

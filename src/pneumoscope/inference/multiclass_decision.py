@@ -29,15 +29,14 @@ class ClassDecision:
 def decide_class(card: MulticlassCard, logits: npt.ArrayLike, rejection: Rejection | None = None) -> ClassDecision:
     """Return the decision for one image.
 
-    The decision is "classified" if the prediction set contains only the most probable class, or if the card has no
-    prediction sets;
-    otherwise it is "uncertain".
+    The decision is "classified" if the prediction set contains only the most probable class, or if the card has no prediction
+    sets; otherwise it is "uncertain".
 
     Args:
         card: Card of the bundle.
         logits: Outputs of the network, shape (K,).
-        rejection: Reason to make no prediction. A rejected image gets no probabilities, because the model has no basis
-            for them.
+        rejection: Reason to make no prediction. A rejected image gets no probabilities, because the model has no basis for
+            them.
     """
     if rejection:
         return ClassDecision("rejected", None, None, None)
@@ -61,8 +60,6 @@ def class_probabilities(card: MulticlassCard, logits: npt.ArrayLike) -> FloatArr
 
 
 def possible_classes(card: MulticlassCard, probabilities: FloatArray) -> BoolArray | None:
-    """Return whether each class is in the prediction set, for probabilities (..., K); None if the card has no
-    prediction sets.
-    """
+    """Return whether each class is in the prediction set, for probabilities (..., K); None if the card has no prediction sets."""
     thresholds = card.thresholds()
     return None if thresholds is None else np.asarray(probabilities >= np.array(thresholds))

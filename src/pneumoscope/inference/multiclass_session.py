@@ -92,8 +92,7 @@ class MulticlassSession(NetworkSession[MulticlassCard, MulticlassOutputs, Multic
             threads, require_age, assume, provider: See `NetworkSession`.
 
         Raises:
-            BundleError: See `bundle_folder.read_multiclass_bundle`; or the outputs do not match the limits on the card,
-                or the
+            BundleError: See `bundle_folder.read_multiclass_bundle`; or the outputs do not match the limits on the card, or the
                 self-test fails.
         """
         card, network = read_multiclass_bundle(folder)

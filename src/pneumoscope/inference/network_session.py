@@ -59,13 +59,10 @@ class NetworkOutputs(abc.ABC):
     """Outputs of a network for n images in addition to its logits; None if not available or not requested.
 
     Attributes:
-        heatmap: Contribution of each position in the last feature map to the logit, float32, shape (n, height, width);
-            for several
-            classes, to each class's logit, shape (n, K, height, width). If the network ends in average pooling and one
-            linear
-            layer, the contributions plus a constant sum to the logit (class activation mapping); otherwise they are
-            first-order
-            contributions.
+        heatmap: Contribution of each position in the last feature map to the logit, float32, shape (n, height, width); for
+            several classes, to each class's logit, shape (n, K, height, width). If the network ends in average pooling and one
+            linear layer, the contributions plus a constant sum to the logit (class activation mapping); otherwise they are
+            first-order contributions.
         input_classes: Probability of each input class on the card, float32, shape (n, classes).
         ood_distance: Distance from the training images in feature space, float32, shape (n,); about 1 in distribution.
         age_score: Score that the patient is outside the age range, 0 to 1, float32, shape (n,).
@@ -179,8 +176,7 @@ class NetworkSession(abc.ABC, Generic[_Card, _Outputs, _Scored]):
         """
 
     def reject_by_file(self, image: PreprocessedImage) -> Rejection | None:
-        """Return the rejection of an image by its pixels, header or age, before running the network; None if it passes.
-        """
+        """Return the rejection of an image by its pixels, header or age, before running the network; None if it passes."""
         if rejection := reject_by_file(image.rejections, self.assumptions):
             return rejection
         required = self.require_age == "always" or (self.require_age == "dicom" and image.format == "DICOM")

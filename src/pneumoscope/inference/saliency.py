@@ -355,9 +355,7 @@ def latin_text(text: str) -> str:
 
 
 def wrap_text(draw: ImageDraw.ImageDraw, text: str, font: _Font, width: int) -> list[str]:
-    """Return the text in lines of at most `width` pixels, broken between words or ideographs, or within words that are
-    too long.
-    """
+    """Return the text in lines of at most `width` pixels, broken between words or ideographs, or within overlong words."""
     lines = [""]
     for word in _WORDS.findall(" ".join(text.split())):
         if draw.textlength(lines[-1] + word.rstrip(), font) <= width:

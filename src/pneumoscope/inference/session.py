@@ -40,8 +40,7 @@ class Outputs(NetworkOutputs):
     """Outputs of a binary network for n images.
 
     Attributes:
-        logit: Logit, float32, shape (n,). Positive values, like positive contributions in `heatmap`, indicate
-            pneumonia.
+        logit: Logit, float32, shape (n,). Positive values, like positive contributions in `heatmap`, indicate pneumonia.
     """
 
     logit: npt.NDArray[np.float32]
@@ -121,12 +120,11 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
             folder: Folder of the bundle.
             threads, require_age, assume, provider: See `__init__`.
             site: Site profile to apply to the card, see `bundle.site_profile`.
-            prevalence: Prevalence assumed by the probabilities, see `bundle.prevalence`; None for the card's
-                prevalence.
+            prevalence: Prevalence assumed by the probabilities, see `bundle.prevalence`; None for the card's prevalence.
 
         Raises:
-            BundleError: See `bundle_folder.read_bundle`; or the outputs do not match the limits on the card, or the
-                self-test fails.
+            BundleError: See `bundle_folder.read_bundle`; or the outputs do not match the limits on the card, or the self-test
+                fails.
             SiteProfileError: The site profile cannot be read, was modified, or belongs to another model.
             UsageError: The prevalence is not between 0 and 1 or is combined with a site profile; or see `__init__`.
         """

@@ -49,11 +49,9 @@ def prediction_document(prediction: Prediction, language: str = "en") -> dict[st
 def iter_json(
     model: ModelInfo, predictions: Iterable[Prediction], notice: str, classes: Sequence[str] = ()
 ) -> Iterator[str]:
-    """Yield one JSON document in pieces: `schema`, `model`, `notice`, `classes` for a multiclass model, and
-    `predictions`.
+    """Yield one JSON document in pieces: `schema`, `model`, `notice`, `classes` for a multiclass model, and `predictions`.
 
-    The document is completed even if `predictions` raises; the error is raised after the last piece. The text is ASCII,
-    because
+    The document is completed even if `predictions` raises; the error is raised after the last piece. The text is ASCII, because
     file names may not be valid text and readers may not expect UTF-8.
 
     Args:
@@ -100,8 +98,7 @@ def iter_csv(
 
 
 def csv_columns(classes: Sequence[str] = ()) -> list[str]:
-    """Return the header of a CSV file, the keys of `csv_row`, for a multiclass model or, without classes, a binary one.
-    """
+    """Return the header of a CSV file, the keys of `csv_row`, for a multiclass model or, without classes, a binary one."""
     fields: dict[str, Any] = {"path": "", "decision": None, "operating_point": "", "model": ModelInfo("", "", "")}
     return list(
         csv_row(MulticlassPrediction(**fields, classes=tuple(classes)) if classes else Prediction(**fields), "")
@@ -129,8 +126,7 @@ def csv_line(cells: Iterable[Any]) -> bytes:
 
 
 def to_dataframe(predictions: Iterable[Prediction]) -> pd.DataFrame:
-    """Return predictions as a pandas DataFrame, one row per image, with the columns of `Prediction.to_row` and
-    `message`.
+    """Return predictions as a pandas DataFrame, one row per image, with the columns of `Prediction.to_row` and `message`.
 
     Raises:
         MissingExtraError: pandas is not installed.

@@ -27,8 +27,7 @@ class Backbone(ClassifierNetwork):
         image_size: Side of the images in pixels.
         dropout: Dropout rate before the last layer, 0 to 1.
         output_stride: Image side divided by the side of the last feature map. Below 32, the last stages use dilated
-            convolutions
-            instead of strides, which gives the heatmap more positions.
+            convolutions instead of strides, which gives the heatmap more positions.
         outputs: Number of logits per image.
 
     Raises:
@@ -94,9 +93,8 @@ class Backbone(ClassifierNetwork):
     def feature_grid(self, features: object) -> Tensor | None:
         """Return the last feature map as (n, channels, height, width).
 
-        Supports channels first (NCHW), channels last (NHWC), and tokens (n, tokens, channels) on a square grid. Returns
-        None for anything
-        else, such as several token sequences.
+        Supports channels first (NCHW), channels last (NHWC), and tokens (n, tokens, channels) on a square grid. Returns None
+        for anything else, such as several token sequences.
         """
         if not isinstance(features, Tensor):
             return None

@@ -1,18 +1,12 @@
 """Interface of all classifier networks: gray-level images in, one logit per image or per class out.
 
-Normalization is part of the network, so training, the exported file and inference share it. As in timm, the network is
-divided
-into `forward_features` (to the last feature map) and `forward_head` (to the logit). Features of a frozen backbone are
-cached
-at this point, and class activation maps are computed from it: the contribution of a position is the sum over channels
-of feature
-map times gradient of the logit (HiResCAM, Draelos & Carin 2020). For average pooling with one linear layer, this is
-class
-activation mapping (Zhou 2016), and the contributions plus the bias sum to the logit; for any other head it is a
-first-order
-approximation. If the head normalizes the pooled features (LayerNorm, as in ConvNeXt), it is invariant to the scale of
-its input.
-The contributions then sum to about zero, and are only meaningful relative to each other.
+Normalization is part of the network, so training, the exported file and inference share it. As in timm, the network is divided
+into `forward_features` (to the last feature map) and `forward_head` (to the logit). Features of a frozen backbone are cached at
+this point, and class activation maps are computed from it: the contribution of a position is the sum over channels of feature
+map times gradient of the logit (HiResCAM, Draelos & Carin 2020). For average pooling with one linear layer, this is class
+activation mapping (Zhou 2016), and the contributions plus the bias sum to the logit; for any other head it is a first-order
+approximation. If the head normalizes the pooled features (LayerNorm, as in ConvNeXt), it is invariant to the scale of its
+input. The contributions then sum to about zero, and are only meaningful relative to each other.
 """
 
 from __future__ import annotations
@@ -54,9 +48,8 @@ class ClassifierNetwork(nn.Module, abc.ABC):
         offset, scale: Normalization, shape (1, 3, 1, 1); buffers, which are saved with the weights.
         memory_format: Memory format of the weights that is faster on a CPU.
         border_mask: Width in pixels of the border that is replaced with black.
-        flip_averaging: Test-time augmentation: in evaluation mode, logits and class activation maps are averaged over
-            the image and
-            its mirror image.
+        flip_averaging: Test-time augmentation: in evaluation mode, logits and class activation maps are averaged over the image
+            and its mirror image.
     """
 
     offset: Tensor
@@ -115,9 +108,8 @@ class ClassifierNetwork(nn.Module, abc.ABC):
             head_gradient: Alternative implementation of `logits_and_gradients`, such as its exported graph.
 
         Returns:
-            Logits (n,) and the contribution of each position to the logit (n, height, width). For several classes,
-            logits (n, K) and
-            contributions (n, K, height, width). None if the last feature map has no spatial positions.
+            Logits (n,) and the contribution of each position to the logit (n, height, width). For several classes, logits (n,
+            K) and contributions (n, K, height, width). None if the last feature map has no spatial positions.
         """
         features = self.forward_features(self.normalize(self.with_flips(images)))
         if self.feature_grid(features) is None:
@@ -138,9 +130,8 @@ class ClassifierNetwork(nn.Module, abc.ABC):
         """Return the outputs averaged over images and mirror images, reverting `with_flips`.
 
         Args:
-            outputs: Logits (m,) or (m, K), or maps (m, height, width) or (m, K, height, width), where m is n or 2 n.
-                Maps of mirror
-                images are mirrored back before averaging.
+            outputs: Logits (m,) or (m, K), or maps (m, height, width) or (m, K, height, width), where m is n or 2 n. Maps of
+                mirror images are mirrored back before averaging.
 
         Returns:
             Outputs for n images.

@@ -1,7 +1,6 @@
 """Networks that check the input: an input classifier, an age classifier and an out-of-distribution (OOD) detector.
 
-The OOD detector uses features from the first stages of EfficientNet-Lite0 with ImageNet weights instead of the
-classifier's own
+The OOD detector uses features from the first stages of EfficientNet-Lite0 with ImageNet weights instead of the classifier's own
 features: a network trained to recognize pneumonia under any framing and exposure becomes insensitive to the population.
 """
 
@@ -91,8 +90,7 @@ class AgeClassifier(nn.Module):
 
 
 class FeatureExtractor(nn.Module):
-    """Features for the OOD detector: channel means of an intermediate feature map of EfficientNet-Lite0 with ImageNet
-    weights.
+    """Features for the OOD detector: channel means of an intermediate feature map of EfficientNet-Lite0 with ImageNet weights.
 
     Raises:
         MissingExtraError: The package of the weights is not installed.
@@ -119,11 +117,9 @@ class FeatureExtractor(nn.Module):
 class MahalanobisDetector(nn.Module):
     """Distance of an image's features from those of the training images.
 
-    This is the Mahalanobis distance under probabilistic principal component analysis of standardized features, in which
-    each component
-    has a separate variance and the residual has one common variance. The squared distance is divided by the number of
-    features before
-    taking the root, so training images have a distance of about 1.
+    This is the Mahalanobis distance under probabilistic principal component analysis of standardized features, in which each
+    component has a separate variance and the residual has one common variance. The squared distance is divided by the number of
+    features before taking the root, so training images have a distance of about 1.
 
     Attributes:
         mean, scale: Mean and standard deviation of each feature, shape (channels,).
@@ -155,9 +151,7 @@ class MahalanobisDetector(nn.Module):
 
 
 class InputChecks(NamedTuple):
-    """Modules that check the input: input classifier, OOD detector on extracted features, and an optional age
-    classifier.
-    """
+    """Modules that check the input: input classifier, OOD detector on extracted features, and an optional age classifier."""
 
     classifier: InputClassifier
     extractor: FeatureExtractor
@@ -166,7 +160,6 @@ class InputChecks(NamedTuple):
 
 
 def downsample(images: Tensor, side: int) -> Tensor:
-    """Return images (n, channels, size, size) averaged by the largest integer factor that keeps at least `side` pixels.
-    """
+    """Return images (n, channels, size, size) averaged by the largest integer factor that keeps at least `side` pixels."""
     # Average pooling by an integer factor gives the same result in every runtime.
     return F.avg_pool2d(images, max(1, images.shape[-1] // side))

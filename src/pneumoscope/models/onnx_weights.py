@@ -1,13 +1,10 @@
 """Restore a network from the ONNX file of its bundle.
 
-The exporter changes the weights: it folds batch norms into the preceding convolutions, transposes dense layers, merges
-tensors
-with equal values, and keeps only some of the names. Each layer is therefore matched to its node on the path to the
-logit:
+The exporter changes the weights: it folds batch norms into the preceding convolutions, transposes dense layers, merges tensors
+with equal values, and keeps only some of the names. Each layer is therefore matched to its node on the path to the logit:
 convolutions by the name of their weight, other layers by their order. The file lacks two things:
 
-- Folded batch norms. They become the identity plus the bias of the folded convolution, whose weight contains their
-  scale; this
+- Folded batch norms. They become the identity plus the bias of the folded convolution, whose weight contains their scale; this
   gives the same logits in evaluation mode. `training.norm_statistics` estimates their statistics before training.
 - The number of batches seen by a batch norm, which has no effect.
 

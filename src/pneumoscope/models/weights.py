@@ -114,21 +114,17 @@ def load_weights(network: ClassifierNetwork, path: Path, *, other_head: str = ""
 def load_tensors(network: ClassifierNetwork, tensors: Tensors, source: str, *, other_head: str = "") -> LoadedWeights:
     """Load tensors into a network, in place.
 
-    Accepts the weights of a run (`best.safetensors`), torchvision's VGG19, and state dicts of the same network from
-    timm, torchvision
-    or Hugging Face. Tensors are matched by name, with or without a prefix such as "module." or "backbone.", by timm's
-    conversion of
-    foreign names, or by order if all shapes are equal. The head keeps its values if the tensors have no head or a head
-    for other
-    classes.
+    Accepts the weights of a run (`best.safetensors`), torchvision's VGG19, and state dicts of the same network from timm,
+    torchvision or Hugging Face. Tensors are matched by name, with or without a prefix such as "module." or "backbone.", by
+    timm's conversion of foreign names, or by order if all shapes are equal. The head keeps its values if the tensors have no
+    head or a head for other classes.
 
     Args:
         network: Network to load into.
         tensors: Tensors by name.
         source: Name of the file or folder for messages.
-        other_head: Why the head of the tensors is unusable even if its shape matches, such as "is for the classes a,
-            b"; it is then
-            skipped. "" to decide by shape.
+        other_head: Why the head of the tensors is unusable even if its shape matches, such as "is for the classes a, b"; it is
+            then skipped. "" to decide by shape.
 
     Returns:
         The result, with notes on tensors that were omitted or not matched by name.
@@ -224,9 +220,7 @@ def _match_names(network: Backbone, tensors: Tensors, source: str) -> tuple[Tens
 
 
 def _convert_by_timm(network: Backbone, tensors: Tensors) -> Tensors:
-    """Return the tensors converted to timm's names by its checkpoint filter for public files, or unchanged if that
-    fails.
-    """
+    """Return the tensors converted to timm's names by its checkpoint filter for public files, or unchanged if that fails."""
     convert = getattr(sys.modules[type(network.model).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return tensors
@@ -313,7 +307,7 @@ def _download(file: BinaryIO) -> None:
     for block in _download_blocks():
         digest.update(block)
         file.write(block)
-    expected = Path(VGG19_FILE).stem.rpartition("-")[2]  # torchvision's file names end with the first digits of the hash
+    expected = Path(VGG19_FILE).stem.rpartition("-")[2]  # the file name ends with the first digits of its hash
     if not digest.hexdigest().startswith(expected):
         raise DownloadError(
             f"the file at {_VGG19_URL} has the SHA-256 {digest.hexdigest()[:12]}..., expected {expected}..."

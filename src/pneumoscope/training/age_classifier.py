@@ -1,17 +1,12 @@
-"""Train the age classifier by outlier exposure: radiographs of patients outside the age range are the positive
-examples.
+"""Train the age classifier by outlier exposure: radiographs of patients outside the age range are the positive examples.
 
-These examples come from other hospitals than the training images. A network that separates the two by contrast,
-markers,
-collimation or compression has learned the hospital, not the age. Both classes therefore get the same strong
-augmentation, and
-images exchange their style within the batch: histograms are matched, and the amplitudes of low spatial frequencies are
-swapped (Fourier domain adaptation). Bars at the borders and marker-like rectangles are drawn on images of both classes,
-and
-the resolution is reduced. `benchmarks/outliers.py` measures the remaining bias.
+These examples come from other hospitals than the training images. A network that separates the two by contrast, markers,
+collimation or compression has learned the hospital, not the age. Both classes therefore get the same strong augmentation, and
+images exchange their style within the batch: histograms are matched, and the amplitudes of low spatial frequencies are swapped
+(Fourier domain adaptation). Bars at the borders and marker-like rectangles are drawn on images of both classes, and the
+resolution is reduced. `benchmarks/outliers.py` measures the remaining bias.
 
-Sources: Hendrycks, Mazeika and Dietterich 2019, "Deep Anomaly Detection with Outlier Exposure". Yang and Soatto 2020,
-"FDA:
+Sources: Hendrycks, Mazeika and Dietterich 2019, "Deep Anomaly Detection with Outlier Exposure". Yang and Soatto 2020, "FDA:
 Fourier Domain Adaptation for Semantic Segmentation".
 """
 
@@ -65,9 +60,8 @@ def train_age_classifier(
     Args:
         inside: Preprocessed images of patients within the age range, shape (n, size, size).
         outside: Preprocessed images of patients outside the age range, shape (m, size, size).
-        groups: Group, such as the source, of each image in `outside`. Groups are sampled in proportion to the square
-            root of their
-            size, to give small groups more weight.
+        groups: Group, such as the source, of each image in `outside`. Groups are sampled in proportion to the square root of
+            their size, to give small groups more weight.
         steps: Training steps. Each uses 48 augmented images, on average half from `outside`.
         seed: Seed of the initial weights, the sampling and the augmentation.
         view: Transform of gray levels (n, size, size) that hides information from the network, for control experiments.
@@ -156,9 +150,7 @@ def _draw(rng: np.random.Generator, count: int, probability: float, maximum: flo
 
 
 def _swap_low_frequencies(gray: Tensor, partners: Tensor, radius: Tensor) -> Tensor:
-    """Return images with the low-frequency amplitudes of their partners, up to `radius` cycles per image; the mean is
-    kept.
-    """
+    """Return images with the low-frequency amplitudes of their partners, up to `radius` cycles per image; the mean is kept."""
     spectrum = torch.fft.fft2(gray)
     frequency = torch.fft.fftfreq(gray.shape[-1]).abs() * gray.shape[-1]
     distance = torch.maximum(frequency[:, None], frequency[None])

@@ -227,8 +227,7 @@ def sweep(
 ) -> Sweep:
     """Train a recipe with each combination of settings and compare the results on the validation images.
 
-    The validation result of the best combination is optimistic because those images selected it; evaluate only the
-    chosen
+    The validation result of the best combination is optimistic because those images selected it; evaluate only the chosen
     combination on the test set, once.
 
     Args:

@@ -1,7 +1,6 @@
 """Augmentation: border swap, one affine transform, then gamma, contrast, brightness, blur, noise and JPEG compression.
 
-Combining all geometric changes in one affine transform interpolates each image only once. Each image has its own seed,
-which
+Combining all geometric changes in one affine transform interpolates each image only once. Each image has its own seed, which
 makes its augmentation independent of the batch and the device.
 """
 
@@ -95,8 +94,7 @@ def augment(
 
 
 def _centers(widths: Tensor, heights: Tensor, side: int) -> Tensor:
-    """Return masks (n, 1, side, side) of central rectangles; widths and heights, shape (n,), are fractions of the side.
-    """
+    """Return masks (n, 1, side, side) of central rectangles; widths and heights, shape (n,), are fractions of the side."""
     position = ((torch.arange(side) + 0.5) / side * 2 - 1).abs()
     columns, rows = position <= widths.unsqueeze(1), position <= heights.unsqueeze(1)
     return (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)

@@ -1,7 +1,6 @@
 """Lightning callbacks and plugins: crash-safe checkpoints, early stopping and progress on standard error.
 
-Each file is replaced atomically. The best weights are written before the training state: if the process is killed
-between the
+Each file is replaced atomically. The best weights are written before the training state: if the process is killed between the
 two, resuming repeats the epoch deterministically and writes the same weights again.
 """
 
@@ -91,9 +90,7 @@ class BestAndLastCheckpoint(Checkpoint):
 
 
 class EarlyStopping(Callback):
-    """Callback that stops a run when the validation metric has not improved for `early_stopping` epochs, if the recipe
-    sets it.
-    """
+    """Callback that stops a run when the validation metric has not improved for `early_stopping` epochs, if set."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop all processes; they share the same history."""
@@ -132,8 +129,7 @@ class EpochLog(Callback):
 
 
 def track_steps(count: int, description: str) -> Iterator[int]:
-    """Yield 0 to count - 1 and report progress: a bar on a terminal, otherwise a line on standard error every tenth of
-    the steps.
+    """Yield 0 to count - 1 and report progress: a bar on a terminal, otherwise a line on standard error every tenth of the steps.
 
     Args:
         count: Number of steps.

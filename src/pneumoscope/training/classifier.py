@@ -99,9 +99,8 @@ class Classifier(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout from (seed, epoch, device, step), so that a resumed run draws the same numbers.
 
-        Seeding once per epoch is not enough: data loaders and loops also use torch's global generator, and at different
-        points in a
-        resumed run.
+        Seeding once per epoch is not enough: data loaders and loops also use torch's global generator, and at different points
+        in a resumed run.
         """
         torch.manual_seed(derive_seed(self.recipe.training.seed, self.current_epoch, self.global_rank, batch_idx, 3))
 

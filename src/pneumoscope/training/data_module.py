@@ -1,7 +1,6 @@
 """Batches of preprocessed images, or of cached features of a frozen backbone, for one or more devices.
 
-All images are in one memory-mapped array: a batch is an index into it and needs neither decoding nor worker processes.
-The
+All images are in one memory-mapped array: a batch is an index into it and needs neither decoding nor worker processes. The
 order within an epoch depends only on (seed, epoch), so a resumed run sees the same batches as an uninterrupted one.
 """
 
@@ -33,9 +32,8 @@ class Batch(NamedTuple):
     """One device's part of a batch.
 
     Attributes:
-        images: Images (n, size, size) or features (n, channels, height, width). With several views, all images of the
-            first view
-            come first, then all of the second.
+        images: Images (n, size, size) or features (n, channels, height, width). With several views, all images of the first
+            view come first, then all of the second.
         labels: 1.0 for pneumonia, or the class index in a multiclass data set, shape (n,).
         indices: Index of each image in its split, shape (n,).
         weight: Weight of this device's mean loss, 1 on average over the devices; compensates for parts of unequal size.
@@ -86,8 +84,7 @@ def epoch_batches(count: int, batch: int, seed: int, epoch: int, *, world_size: 
     """Return the batches of one epoch as lists of image indices: each image once, in random order.
 
     A last batch that has a single image (batch normalization needs two) or fewer images than devices is merged into the
-    previous
-    batch. Apart from that, the batches do not depend on the number of devices.
+    previous batch. Apart from that, the batches do not depend on the number of devices.
 
     Args:
         count: Number of images.
@@ -174,8 +171,7 @@ class ImageDataModule(pl.LightningDataModule):
         self._validation: _ArrayDataset | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Exclude the open arrays: pickling would copy the memory map, and other processes open the arrays themselves.
-        """
+        """Exclude the open arrays: pickling would copy the memory map, and other processes open the arrays themselves."""
         return {**self.__dict__, "_train": None, "_validation": None}
 
     def setup(self, stage: str) -> None:
@@ -210,8 +206,7 @@ class ImageDataModule(pl.LightningDataModule):
         return self._loader(self._train, parts)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Return this device's part of the validation images; some images are repeated to make all parts equally long.
-        """
+        """Return this device's part of the validation images; some images are repeated to make all parts equally long."""
         rank, world_size, epoch = self._process()
         count = len(self.arrays.validation)
         padded = [i % count for i in range(-(-count // world_size) * world_size)]

@@ -1,7 +1,6 @@
 """Write a bundle from trained weights: the ONNX file, verified against PyTorch, and its card.
 
-All statistics on the card are fitted on outputs of the exported file. The rejection limits are fitted on augmented
-images, so
+All statistics on the card are fitted on outputs of the exported file. The rejection limits are fitted on augmented images, so
 that plausible positioning and exposure are not rejected.
 """
 
@@ -87,13 +86,11 @@ def export(
         arrays: Preprocessed images.
         folder: Bundle folder; existing files are replaced.
         best_epoch: Epoch of the weights, starting at 1.
-        seen_before: Short hashes of the images that the initial weights were trained or validated on. The card lists
-            them with the
-            training images, so that no evaluation uses them.
+        seen_before: Short hashes of the images that the initial weights were trained or validated on. The card lists them with
+            the training images, so that no evaluation uses them.
 
     Raises:
-        ParityError: Outputs of the exported network differ from PyTorch on up to 64 validation images; see
-            `onnx_export`.
+        ParityError: Outputs of the exported network differ from PyTorch on up to 64 validation images; see `onnx_export`.
         StorageError: The bundle cannot be written.
     """
     recipe, outliers = inputs.recipe, inputs.outliers

@@ -1,7 +1,6 @@
 """Train the input classifier and fit the out-of-distribution (OOD) detector on the training images.
 
-Rotated, mirrored, inverted and cropped examples are made from training images, so they differ only in the transform.
-Rotation
+Rotated, mirrored, inverted and cropped examples are made from training images, so they differ only in the transform. Rotation
 angles between the plausible and the rotated range are not trained on; there the classifier may decide either way.
 """
 
@@ -68,8 +67,7 @@ def fit_input_checks(
 ) -> InputChecks:
     """Return the input classifier and the OOD detector, fitted on the training images.
 
-    The detector is fitted on each image and several augmented copies, so that plausible positioning and exposure count
-    as in
+    The detector is fitted on each image and several augmented copies, so that plausible positioning and exposure count as in
     distribution.
 
     Args:

@@ -131,9 +131,8 @@ def _check_readable(manifest: Manifest) -> None:
 def apply_split(manifest: Manifest, recipe: Recipe, name: str, fold: Fold | None = None) -> Manifest:
     """Return the images with the splits of a run.
 
-    Splits from a `pneumoscope split` manifest, or from any CSV with train and validation images, are kept. Other images
-    are split
-    as the recipe specifies.
+    Splits from a `pneumoscope split` manifest, or from any CSV with train and validation images, are kept. Other images are
+    split as the recipe specifies.
 
     Args:
         manifest: Loaded manifest.
@@ -213,8 +212,7 @@ def prepare_arrays(
     Args:
         recipe: Recipe of the run.
         manifest: Images with their splits.
-        network: Network of the run; its batch norms are updated if their statistics were folded into the initial
-            weights.
+        network: Network of the run; its batch norms are updated if their statistics were folded into the initial weights.
         loaded: Record of the initial weights.
         progress: See `train.train_run`.
     """

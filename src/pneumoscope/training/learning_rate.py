@@ -57,10 +57,8 @@ class RateSearch(NamedTuple):
 
     Attributes:
         rates: Learning rate at each step.
-        losses: Moving average of the loss after each step. The search ends early once it exceeds four times its
-            minimum.
-        suggestion: Rate at which the loss falls most steeply on a logarithmic axis; None if it never falls or there are
-            too few
+        losses: Moving average of the loss after each step. The search ends early once it exceeds four times its minimum.
+        suggestion: Rate at which the loss falls most steeply on a logarithmic axis; None if it never falls or there are too few
             steps.
     """
 

@@ -42,17 +42,14 @@ def export_multiclass(
 ) -> MulticlassCard:
     """Write a multiclass bundle and return its card.
 
-    The temperature and the prediction sets are fitted on the validation images. If the recipe calibrates on augmented
-    images, the
-    temperature is fitted on those only, and the prediction sets reach their coverage on both augmented and original
-    images.
+    The temperature and the prediction sets are fitted on the validation images. If the recipe calibrates on augmented images,
+    the temperature is fitted on those only, and the prediction sets reach their coverage on both augmented and original images.
 
     Args:
         inputs, network, arrays, folder, best_epoch, seen_before: See `export.export`.
 
     Raises:
-        ParityError: Outputs of the exported network differ from PyTorch on up to 64 validation images; see
-            `onnx_export`.
+        ParityError: Outputs of the exported network differ from PyTorch on up to 64 validation images; see `onnx_export`.
         StorageError: The bundle cannot be written.
     """
     recipe, outliers = inputs.recipe, inputs.outliers

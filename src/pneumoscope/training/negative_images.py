@@ -1,7 +1,6 @@
 """Negative examples for the input classifier: images that are not chest radiographs.
 
-They are drawn, scrambled from radiographs, or read from installed libraries, so a recipe gives the same result
-everywhere.
+They are drawn, scrambled from radiographs, or read from installed libraries, so a recipe gives the same result everywhere.
 """
 
 from __future__ import annotations

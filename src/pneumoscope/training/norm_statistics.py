@@ -23,9 +23,8 @@ _BATCH = 32
 def estimate_norm_statistics(network: ClassifierNetwork, norms: Collection[str], pixels: npt.NDArray[np.uint8]) -> None:
     """Set the mean and variance of batch norms to those of their inputs, adjusting scale and bias to keep all logits.
 
-    A folded batch norm is the identity in evaluation mode. In training mode it would normalize by batch statistics and
-    so remove
-    the scale and offset of its input. With the estimated statistics, both modes again behave alike, as before the
+    A folded batch norm is the identity in evaluation mode. In training mode it would normalize by batch statistics and so
+    remove the scale and offset of its input. With the estimated statistics, both modes again behave alike, as before the
     export.
 
     Args:

@@ -43,9 +43,7 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def divergence(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return the Jensen-Shannon divergence between two predictions of the same images, shape (n,); see
-        `js_divergence`.
-        """
+        """Return the Jensen-Shannon divergence between two predictions of the same images, shape (n,); see `js_divergence`."""
 
     @abc.abstractmethod
     def correct(self, logits: Tensor, labels: Tensor) -> Tensor:

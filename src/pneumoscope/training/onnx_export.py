@@ -1,9 +1,7 @@
 """Export a trained network to a single ONNX file and verify it against PyTorch.
 
-The file computes the logit and the class activation map in one run. The gradient of the head is traced into a separate
-graph,
-because the exporter does not support `torch.func.vjp`. The weights are inputs of that graph, so both outputs share
-them.
+The file computes the logit and the class activation map in one run. The gradient of the head is traced into a separate graph,
+because the exporter does not support `torch.func.vjp`. The weights are inputs of that graph, so both outputs share them.
 """
 
 from __future__ import annotations
@@ -41,13 +39,11 @@ _HINT = "This is a fault of the export, not of the training; the checkpoints are
 
 
 def export_onnx(network: ClassifierNetwork, image_size: int, input_checks: InputChecks | None = None) -> bytes:
-    """Return an ONNX file, weights included, that maps "image", uint8 (n, size, size), to the fields of
-    `session.Outputs`.
+    """Return an ONNX file, weights included, that maps "image", uint8 (n, size, size), to the fields of `session.Outputs`.
 
     For several classes, the outputs are the fields of `multiclass_session.MulticlassOutputs`.
 
-    The heatmap is omitted if the logits do not depend on positions in the last feature map (class-token transformers,
-    networks
+    The heatmap is omitted if the logits do not depend on positions in the last feature map (class-token transformers, networks
     without a spatial grid) or if ONNX cannot express the gradient of the head (attention).
 
     Args:
@@ -250,8 +246,7 @@ def _suppress_output() -> Iterator[None]:
 def check_logits(network: ClassifierNetwork, pixels: npt.NDArray[np.uint8], logits: npt.NDArray[np.float32]) -> Parity:
     """Compare logits of the exported network with PyTorch and return the largest difference.
 
-    Both compute in single precision, and a network can amplify rounding errors: one trained on a few hundred images
-    differed by
+    Both compute in single precision, and a network can amplify rounding errors: one trained on a few hundred images differed by
     8e-5 from its own result in double precision.
 
     Args:
@@ -283,12 +278,9 @@ def check_outputs(
     """Compare heatmaps, input classes, age scores and OOD distances of the exported network with PyTorch.
 
     Heatmap differences are relative to the largest sum of absolute channel contributions: contributions can cancel, and
-    rounding
-    errors scale with them. The gradient is discontinuous where the input of a ReLU is zero to within rounding (even
-    PyTorch's
-    single and double precision disagree there), so one heatmap in ten may differ by up to `_MAX_OUTLIER`. Distance
-    differences
-    are relative to the largest distance.
+    rounding errors scale with them. The gradient is discontinuous where the input of a ReLU is zero to within rounding (even
+    PyTorch's single and double precision disagree there), so one heatmap in ten may differ by up to `_MAX_OUTLIER`. Distance
+    differences are relative to the largest distance.
 
     Args:
         network: Network in evaluation mode.

@@ -81,8 +81,7 @@ def create_schedule(
         steps_per_epoch: Training steps per epoch.
         plateaus: Returns the number of plateaus of the validation loss so far; see `runs.epochs.count_plateaus`.
 
-    Source: "one_cycle": Smith & Topin 2018, arXiv:1708.07120, with the defaults of
-    `torch.optim.lr_scheduler.OneCycleLR`.
+    Source: "one_cycle": Smith & Topin 2018, arXiv:1708.07120, with the defaults of `torch.optim.lr_scheduler.OneCycleLR`.
     """
     warmup = round(options.warmup_epochs * steps_per_epoch)
 

@@ -35,8 +35,7 @@ def train_seeds(
 ) -> list[RunRecord]:
     """Train a recipe with consecutive seeds, each in a separate run folder, and return the run records.
 
-    The seed determines the initial weights, the order and augmentation of the images, and the validation images if the
-    recipe
+    The seed determines the initial weights, the order and augmentation of the images, and the validation images if the recipe
     splits the data. Each run is identical to one trained alone.
 
     Args:
@@ -51,8 +50,7 @@ def train_seeds(
 
     Raises:
         UsageError: The number of seeds is not positive.
-        RunError: The folder is a run, contains other files or cross-validation folds, or contains runs and `resume` is
-            false.
+        RunError: The folder is a run, contains other files or cross-validation folds, or contains runs and `resume` is false.
         PneumoscopeError: See `train.train_run`.
     """
     if count < 1:
@@ -90,10 +88,8 @@ def train_folds(
 ) -> list[RunRecord]:
     """Train a recipe by cross-validation, each fold in a separate run folder, and return the run records.
 
-    The training and validation images are divided into folds by patient, stratified by label; see `data.folds`. Each
-    run
-    validates on its fold and trains on the others. The recipe's seed determines the folds and is the seed of all runs.
-    Test
+    The training and validation images are divided into folds by patient, stratified by label; see `data.folds`. Each run
+    validates on its fold and trains on the others. The recipe's seed determines the folds and is the seed of all runs. Test
     images are not part of any fold.
 
     Args:
@@ -105,8 +101,7 @@ def train_folds(
 
     Raises:
         UsageError: There are fewer than 2 folds, or the recipe splits by image or block.
-        RunError: The folder is a run, contains other files, other runs or a different number of folds, or contains runs
-            and
+        RunError: The folder is a run, contains other files, other runs or a different number of folds, or contains runs and
             `resume` is false.
         DatasetError: A label has fewer patients than there are folds.
         PneumoscopeError: See `train.train_run`.

@@ -80,14 +80,12 @@ def read_combinations(source: str, overrides: Iterable[str] = ()) -> list[Combin
 
     Args:
         source: See `read_recipe`.
-        overrides: Assignments such as "training.batch=32,64". Commas within quotes or brackets do not separate values.
-            A field
+        overrides: Assignments such as "training.batch=32,64". Commas within quotes or brackets do not separate values. A field
             with a single value is the same in all combinations.
 
     Raises:
         UsageError: A field is set twice, no field has several values, there are more than 1,000 combinations, or two
-            combinations
-            have the same name.
+            combinations have the same name.
         RecipeError, UnknownNameError: See `read_recipe`.
     """
     values: dict[str, list[str]] = {}
@@ -147,8 +145,7 @@ def run_sweep(
     log: Callable[[str], None] = lambda message: None,
     **options: Any,
 ) -> list[SweepRow]:
-    """Train each combination, write sweep.csv and return the validation results, sorted from best to worst by the
-    recipe's metric.
+    """Train each combination, write sweep.csv and return the validation results, best first by the recipe's metric.
 
     Test images are not used; evaluate the chosen recipe once afterwards.
 
@@ -217,8 +214,7 @@ def _mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def _sorted(rows: Sequence[SweepRow], recipe: Recipe) -> list[SweepRow]:
-    """Return the rows from best to worst by the metric that selects epochs, or by loss if the last epoch is selected.
-    """
+    """Return the rows from best to worst by the metric that selects epochs, or by loss if the last epoch is selected."""
     select = recipe.training.select
     if select in ("accuracy", "auroc"):
         return sorted(rows, key=lambda row: -float(getattr(row, select)))

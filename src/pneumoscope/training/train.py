@@ -89,9 +89,8 @@ def train_run(
         recipe: Recipe of the run.
         data: Folder, archive or CSV of labeled images, or a manifest written by `pneumoscope split`.
         out: Run folder; with several nodes, on a shared disk.
-        outliers: Images of patients outside the age range: folder or CSV, see `data.outliers`. Required if and only if
-            the recipe
-            trains an age classifier.
+        outliers: Images of patients outside the age range: folder or CSV, see `data.outliers`. Required if and only if the
+            recipe trains an age classifier.
         labels: Column and label names of the data. Default: those of the resumed run, else those of the recipe.
         fold: Cross-validation fold to validate on; None without cross-validation. See `run_series.train_folds`.
         resume: Resume the run in the folder after its last complete epoch. A finished run is left unchanged.
@@ -101,8 +100,7 @@ def train_run(
         log: Callback for messages to the user.
 
     Returns:
-        The run record. With several nodes, only the first process finishes the run; the others return earlier, with the
-        state
+        The run record. With several nodes, only the first process finishes the run; the others return earlier, with the state
         "running".
 
     Raises:
@@ -111,11 +109,9 @@ def train_run(
         UnreadableImageError: An image cannot be opened or decoded.
         DatasetError: The training or validation split has too few images of a label, or the outliers cannot be used.
         RecipeError: The network or recipe supports only NORMAL and PNEUMONIA, but the data have other classes.
-        UsageError: The recipe trains an age classifier but `outliers` is missing, or the reverse; a batch has fewer
-            than two images
-            per device; or more GPUs are requested than available.
-        RunError: The folder is in use or contains another run, the initial weights changed since the run was started,
-            or a
+        UsageError: The recipe trains an age classifier but `outliers` is missing, or the reverse; a batch has fewer than two
+            images per device; or more GPUs are requested than available.
+        RunError: The folder is in use or contains another run, the initial weights changed since the run was started, or a
             training process was terminated.
         DivergedError: The loss is not finite (the last good checkpoint is kept), or too high to export the network.
         StorageError: The disk is full; the last good checkpoint is kept.
@@ -267,9 +263,7 @@ def _precision(recipe: Recipe, out: Path, devices: Devices, log: Callable[[str],
 
 
 def _note_seen_images(loaded: LoadedWeights, manifest: Manifest, log: Callable[[str], None]) -> None:
-    """Log a note if the initial weights were trained on validation or test images, before training rather than at
-    evaluation.
-    """
+    """Log a note if the initial weights were trained on validation or test images, before training rather than at evaluation."""
     for split in ("validation", "test"):
         images = manifest.split(split)
         seen = sum(short_hash(image.sha256) in loaded.seen for image in images)

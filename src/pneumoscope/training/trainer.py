@@ -300,9 +300,7 @@ class _SpawnStrategy(DDPStrategy):
         super().setup_environment()
 
     def on_train_start(self) -> None:
-        """Restore the default SIGTERM action in spawned processes: Lightning's handler would wait for the other
-        processes forever.
-        """
+        """Restore the default SIGTERM action in spawned processes, because Lightning's handler waits for the others forever."""
         if multiprocessing.parent_process() is not None:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         super().on_train_start()
@@ -311,9 +309,8 @@ class _SpawnStrategy(DDPStrategy):
 def _end_with_parent() -> None:
     """Make the kernel terminate this spawned process when its parent exits for any reason.
 
-    The sentinel is a pipe that the parent holds open. When the parent's end is closed, the kernel sends SIGIO, whose
-    default action
-    terminates the process. torch requests SIGINT instead, which Lightning handles by waiting for the other processes.
+    The sentinel is a pipe that the parent holds open. When the parent's end is closed, the kernel sends SIGIO, whose default
+    action terminates the process. torch requests SIGINT instead, which Lightning handles by waiting for the other processes.
     """
     parent = multiprocessing.parent_process()
     if parent is None or os.name != "posix":
@@ -352,9 +349,7 @@ def label_weights(recipe: Recipe, arrays: ImageArrays) -> tuple[float, ...]:
 
 
 def _reraise_worker_errors(run: Callable[[], None]) -> None:
-    """Call a function and re-raise errors of spawned processes with their original type; torch only forwards the
-    traceback text.
-    """
+    """Call a function and re-raise errors of spawned processes with their original type; torch only forwards the traceback."""
     try:
         run()
     except ProcessExitedException as error:

@@ -1,10 +1,7 @@
-"""Decode untrusted files in a pool of worker processes, so that a crash, decompression bomb or hang affects only one
-image.
+"""Decode untrusted files in a pool of worker processes, so that a crash, decompression bomb or hang affects only one image.
 
-Workers have memory and processor time limits, and the parent kills them after a deadline. This protects against decoder
-bugs
-triggered by malicious files. It does not confine code that has taken over a worker, which runs as the same user.
-Replies are
+Workers have memory and processor time limits, and the parent kills them after a deadline. This protects against decoder bugs
+triggered by malicious files. It does not confine code that has taken over a worker, which runs as the same user. Replies are
 validated like any other untrusted input.
 """
 
@@ -51,9 +48,8 @@ _MAX_STARTS = 3  # attempts, if workers are killed before they are ready
 class DecodePool:
     """Thread-safe pool of worker processes that decode and preprocess images.
 
-    Workers start on demand, serve one thread at a time, and exit with this process. If a worker that has decoded other
-    images crashes
-    or runs out of memory, the image is retried once in a new worker. Timeouts are not retried.
+    Workers start on demand, serve one thread at a time, and exit with this process. If a worker that has decoded other images
+    crashes or runs out of memory, the image is retried once in a new worker. Timeouts are not retried.
 
     Args:
         workers: Maximum number of workers; 0 for one per core.
@@ -143,12 +139,10 @@ class DecodePool:
         *,
         keep_radiograph: bool = False,
     ) -> list[PreprocessedImage | UnreadableImageError]:
-        """Return several images decoded and preprocessed by one worker, with an error in place of each unreadable
-        image.
+        """Return several images decoded and preprocessed by one worker, with an error in place of each unreadable image.
 
-        A single message for all images is several times faster than one message per image. If the worker fails, the
-        images are decoded
-        one by one.
+        A single message for all images is several times faster than one message per image. If the worker fails, the images are
+        decoded one by one.
 
         Args:
             sources: Paths or contents of files, each with a name; see `preprocess`.
@@ -205,9 +199,7 @@ class DecodePool:
     def _request(
         self, source: Path | bytes, name: str, send: Callable[[WorkerProcess], ReplyWithPixels]
     ) -> tuple[DecodeSuccess | PartSuccess, list[npt.NDArray[Any]]]:
-        """Return the reply to a request, sent by a function, and retry once if the worker fails and earlier images may
-        be the cause.
-        """
+        """Return the reply to a request sent by a function, retrying once if the worker fails after earlier images."""
         if isinstance(source, bytes):
             require_max_bytes(name, len(source))
         with self._slots:
@@ -242,8 +234,7 @@ class DecodePool:
     def _request_batch(
         self, sources: Sequence[Path | bytes], preprocessing: Preprocessing, *, pixels: bool
     ) -> list[ReplyWithPixels]:
-        """Return the replies, or an empty list if the worker failed, in which case any of the images may be the cause.
-        """
+        """Return the replies, or an empty list if the worker failed, in which case any of the images may be the cause."""
         with self._slots:
             worker = self._wait_until_ready(self._take_worker())
             try:

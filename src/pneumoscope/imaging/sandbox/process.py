@@ -316,9 +316,7 @@ class _DeadlineStream(io.RawIOBase):
 
 
 def _is_valid(reply: Reply) -> bool:
-    """Return whether the size is within the limit, the parameters of reasons match their codes, and the numbers are
-    usable.
-    """
+    """Return whether the size is within the limit, the parameters of reasons match their codes, and the numbers are usable."""
     try:
         if isinstance(reply, DecodeFailure):
             return bool(reason_message(reply.reason)) if reply.reason else reply.out_of_memory

@@ -1,10 +1,8 @@
 """Decode untrusted files in a worker process: set resource limits, then reply to requests until the parent exits.
 
-The module imports only what decoding needs. A message is a length (4 bytes, little-endian), a MessagePack header of
-that length,
-and raw bytes whose number is given by the header. A message contains one or more requests; each gets a separate reply.
-Pickle is
-not used.
+The module imports only what decoding needs. A message is a length (4 bytes, little-endian), a MessagePack header of that
+length, and raw bytes whose number is given by the header. A message contains one or more requests; each gets a separate reply.
+Pickle is not used.
 """
 
 from __future__ import annotations
@@ -69,14 +67,12 @@ class Limits(Struct, frozen=True, kw_only=True):
     """Resource limits of decoding.
 
     Attributes:
-        memory: Address space of a worker in bytes. The largest supported radiograph (75 million pixels of 16 bits)
-            needs about 1.4
-            GiB. Not enforced on macOS, whose kernel ignores RLIMIT_AS.
+        memory: Address space of a worker in bytes. The largest supported radiograph (75 million pixels of 16 bits) needs about
+            1.4 GiB. Not enforced on macOS, whose kernel ignores RLIMIT_AS.
         cpu_seconds: Processor time per image in whole seconds.
         part_cpu_seconds: Processor time per part of a DICOM file in whole seconds.
-        wall_seconds: Time from a message of requests to its last reply; longer than `cpu_seconds` because other
-            processes also use
-            the cores.
+        wall_seconds: Time from a message of requests to its last reply; longer than `cpu_seconds` because other processes also
+            use the cores.
         images: Number of images after which a worker is replaced, which bounds memory leaks in libraries.
     """
 
@@ -94,12 +90,10 @@ class Request(Struct, frozen=True, tag="image"):
         number: Sequence number, repeated in the reply.
         path: Path of the file as bytes; empty if the content follows the header.
         size: Number of content bytes that follow.
-        preprocessing: Parameters of the preprocessed pixels, which come first in the reply; JPEGs may then be decoded
-            at a reduced
-            size. None decodes the image at full size without preprocessing.
+        preprocessing: Parameters of the preprocessed pixels, which come first in the reply; JPEGs may then be decoded at a
+            reduced size. None decodes the image at full size without preprocessing.
         pixels: Whether the reply includes the decoded pixels.
-        values: Whether the reply includes the pixel values before windowing: gray level of each number, then the
-            numbers.
+        values: Whether the reply includes the pixel values before windowing: gray level of each number, then the numbers.
     """
 
     number: int
@@ -221,9 +215,8 @@ def main(descriptor: int, limits: str, preload: Sequence[str]) -> None:
 def _exit_with_parent() -> None:
     """Make the kernel terminate this process when its parent exits, even if a decoder hangs.
 
-    Standard input is a pipe that the parent never writes to. When the parent's end is closed, the kernel sends SIGIO,
-    whose default
-    action terminates the process. PR_SET_PDEATHSIG would terminate it as soon as the thread that started it exits.
+    Standard input is a pipe that the parent never writes to. When the parent's end is closed, the kernel sends SIGIO, whose
+    default action terminates the process. PR_SET_PDEATHSIG would terminate it as soon as the thread that started it exits.
     """
     signal.signal(signal.SIGIO, signal.SIG_DFL)
     fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
