@@ -8,7 +8,8 @@ listing/skipped.parquet       other files of the source
 sets/KEY.json                 model, site profile, operating point, ...
 cards/KEY.json                card of the model, with the changes of the site profile
 sets/KEY.jsonl                the journal: one line per finished shard, with the hash of its file
-predictions/model=KEY/shard-000000.parquet heatmaps/model=KEY/shard-000000.zip
+predictions/model=KEY/shard-000000.parquet
+heatmaps/model=KEY/shard-000000.zip
 
 `predictions` contains only Parquet files, so that other programs can read it as one data set.
 """

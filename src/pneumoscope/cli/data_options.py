@@ -135,7 +135,11 @@ _LABEL_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def label_options(*, path_column: bool = True) -> _Decorator:
-    """Args: path_column: Whether to include --path-column; False if the command defines its own."""
+    """Return the options for column and label names of the data; the command receives them as `labels`, None if none is given.
+
+    Args:
+        path_column: Whether to include --path-column; False if the command defines its own.
+    """
 
     def decorate(command: _Command) -> _Command:
         @functools.wraps(command)

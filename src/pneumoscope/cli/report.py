@@ -46,7 +46,7 @@ def command(
     """Write the report of evaluated runs, or of folders written by `evaluate --out`, for a manuscript.
 
     Writes report.html, the figures in figures/ (SVG, PDF, PNG) and the tables in tables/ (CSV, LaTeX, Markdown) to --out.
-    Nothing is evaluated. Several runs are compared, as by `compare`.
+    The command does not evaluate. Several runs are compared, as by `compare`.
 
     Models of several classes have no operating points.
 

@@ -85,8 +85,8 @@ class LookupTable(NamedTuple):
     ) -> int:
         """Return the bit depth of the entries.
 
-        The declared depth is used unless it is 16, impossible, exceeded by many pixels, or one bit larger than needed: no table
-        is meant to halve the brightness of every image.
+        The declared depth is used unless it is 16, impossible, exceeded by many pixels, or larger than needed: no table is
+        meant to halve the brightness of every image.
         """
         used = entries[np.clip(np.floor(values).astype(np.int64) - first, 0, len(entries) - 1)]
         exceeding = counts[used >= 2.0**stated_bits].sum()

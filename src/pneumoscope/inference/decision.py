@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 DEFAULT_OPERATING_POINT = "balanced"
-# Warnings about missing header fields; if the matching assumption is made, its warning replaces them.
+# Warnings that are replaced by the warning of an assumption, if it is made.
 _ASSUMED_INSTEAD: dict[WarningCode, Assumption] = {
     "modality_not_stated": "chest",
     "body_part_not_stated": "chest",
