@@ -4,13 +4,13 @@
     >>> model = pneumoscope.load_model()
     >>> model.predict("image.jpg").decision
 
-The names in `__all__` are the public API; see the stability policy in the documentation. They are imported on first use, so
-that `import pneumoscope` is fast and needs neither PyTorch nor ONNX Runtime.
+The names in `__all__` are the public API; see the stability policy in the documentation. They are imported on first use, which
+keeps `import pneumoscope` fast and independent of PyTorch and ONNX Runtime.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # importing it from typing costs time
+TYPE_CHECKING = False  # importing it from typing is slow
 if TYPE_CHECKING:
     from pneumoscope.core import errors
     from pneumoscope.core.errors import PneumoscopeError
@@ -88,7 +88,7 @@ _MODULES = {
     "compare": "evaluation.comparison.compare",
     "compare_multiclass": "evaluation.multiclass.compare",
     "create_model": "models.factory",
-    "draw_record": "reporting.record_figures",  # not public: `core.with_figures` calls it
+    "draw_record": "reporting.record_figures",  # not public; called by `core.with_figures`
     "evaluate": "evaluation.evaluate",
     "evaluate_multiclass": "evaluation.multiclass.evaluate",
     "evaluate_multiclass_predictions": "evaluation.multiclass.external_predictions",
@@ -105,7 +105,7 @@ _MODULES = {
 }
 
 
-# Functions that need an extra.
+# Extra needed by each function.
 _EXTRAS = {
     "compare": "evaluate",
     "compare_multiclass": "evaluate",
@@ -140,7 +140,7 @@ def __getattr__(name: str) -> object:
 
 
 def _missing(name: str, module: str) -> object:
-    """Return a function that raises when it is called, so that `help(pneumoscope)` works without extras."""
+    """Return a function that raises when called, so that `help(pneumoscope)` works without extras."""
     from pneumoscope.core.errors import MissingExtraError
 
     def missing(*_: object, **__: object) -> object:

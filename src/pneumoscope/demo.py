@@ -1,6 +1,6 @@
 """`make demo`: run the main workflow in a few minutes, on phantoms or on a folder of labeled images.
 
-It prints each command before it runs it.
+Each command is printed before it runs.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def lines(data: Path | None, out: Path) -> list[list[str]]:
     """Return the commands of the demo, without the word `pneumoscope`.
 
     Args:
-        data: Labeled images; phantoms are drawn if None.
-        out: Folder for everything the demo writes.
+        data: Labeled images; None to draw phantoms.
+        out: Folder for all output of the demo.
     """
     images, manifest = data or out / "images", str(out / "manifest.csv")
     runs = [str(out / name) for name in RECIPES]

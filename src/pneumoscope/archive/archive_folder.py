@@ -1,4 +1,4 @@
-"""The folder of an archive's results: its layout, its settings and its sets of predictions.
+"""Folder of an archive's results: layout, settings and prediction sets.
 
 archive.json                  source, shard size
 archive.lock                  held by the process that scores
@@ -11,7 +11,7 @@ sets/KEY.jsonl                the journal: one line per finished shard, with the
 predictions/model=KEY/shard-000000.parquet
 heatmaps/model=KEY/shard-000000.zip
 
-Other programs read `predictions` as one data set, so that it has nothing but Parquet files.
+`predictions` contains only Parquet files, so that other programs can read it as one data set.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ __all__ = ["SHARD_SIZE", "ArchiveFolder", "ArchiveSettings", "PredictionSet", "S
 SHARD_SIZE = 256
 
 _FORMAT = 1
-_PREFIX = "model="  # of the folder of a set, so that DuckDB, Polars and Spark see a column `model`
+_PREFIX = "model="  # prefix of set folders, which makes DuckDB, Polars and Spark add a column `model`
 _SHARD = re.compile(r"shard-(\d{6,})\.(?:parquet|zip)")
-_MIN_KEY = 6  # characters of a key that a person may shorten
+_MIN_KEY = 6  # minimum characters of an abbreviated key
 
 
 class ArchiveSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The content of `archive.json`, which never changes.
+    """Content of `archive.json`, which never changes.
 
     Attributes:
         source: Location of the source.
@@ -61,15 +61,15 @@ class ArchiveSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class SetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The content of `sets/KEY.json`: everything but the images that the predictions of a set depend on.
+    """Content of `sets/KEY.json`: all settings that affect the predictions of a set.
 
     Attributes:
         model: Name of the model.
-        model_sha256, card_sha256: Hashes of its network and of its card, with the changes of the site profile.
-        site, prevalence: Label of the site profile, and the stated prevalence; see `core.prediction.ModelInfo`.
+        model_sha256, card_sha256: Hashes of the network and the card, as updated by the site profile.
+        site, prevalence: Label of the site profile, and the requested prevalence; see `core.prediction.ModelInfo`.
         operating_point, require_age, assumptions: See `inference.model.load_model`.
-        identifiers: Whether the table has identifiers; see `table.IDENTIFIERS`.
-        notice: The notice of the model.
+        identifiers: Whether the table contains identifiers; see `table.IDENTIFIERS`.
+        notice: Notice of the model.
         format: Version of the table.
     """
 
@@ -103,19 +103,19 @@ class SetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     @property
     def key(self) -> str:
-        """Short hash of the network, and one of all settings."""
+        """Short hashes of the network and of all settings."""
         digest = hashlib.sha256(msgspec.json.encode(self)).hexdigest()
         return f"{self.model_sha256[:8]}-{digest[:8]}"
 
 
 class PredictionSet:
-    """The predictions of one model with its settings.
+    """Predictions of one model with particular settings.
 
     Attributes:
-        key: Its name.
-        settings: What its predictions depend on.
-        path: Folder of its shards.
-        heatmaps: Folder of its heatmaps, if there are any.
+        key: Name of the set.
+        settings: Settings that affect the predictions.
+        path: Folder of the shards.
+        heatmaps: Folder of the heatmaps, which need not exist.
         journal, card: Files of the set; see `journal` and `bundle.card`.
     """
 
@@ -127,19 +127,19 @@ class PredictionSet:
         self.card = archive / "cards" / f"{self.key}.json"
 
     def shard_path(self, number: int) -> Path:
-        """Return the file of a shard."""
+        """Return the path of a shard's predictions."""
         return self.path / f"shard-{number:06d}.parquet"
 
     def heatmaps_path(self, number: int) -> Path:
-        """Return the file with the heatmaps of a shard."""
+        """Return the path of a shard's heatmaps."""
         return self.heatmaps / f"shard-{number:06d}.zip"
 
     def finished(self, shards: int, *, heatmaps: bool = False) -> dict[int, Entry]:
-        """Return the entries of finished shards whose files are there and have their sizes.
+        """Return the journal entries of finished shards whose files exist with the recorded sizes.
 
         Args:
-            shards: Number of listed shards; entries of others do not count.
-            heatmaps: Whether a shard without its heatmaps is not finished.
+            shards: Number of listed shards; entries beyond it are ignored.
+            heatmaps: Whether a finished shard needs heatmaps.
         """
         return {
             number: entry
@@ -150,18 +150,15 @@ class PredictionSet:
         }
 
     def files(self) -> dict[int, Path]:
-        """Return the files of shards by number, whether they are in the journal or not."""
+        """Return the prediction files by shard number, including those not in the journal."""
         return _numbered(self.path, self.shard_path)
 
     def heatmap_files(self) -> dict[int, Path]:
-        """Return the files of heatmaps by the number of their shard, whether they are in the journal or not."""
+        """Return the heatmap files by shard number, including those not in the journal."""
         return _numbered(self.heatmaps, self.heatmaps_path)
 
     def prepare(self, card: str) -> None:
-        """Write the settings and the card, and remove what a killed process left.
-
-        Only the holder of the lock may call this.
-        """
+        """Write the settings and the card, and remove leftovers of a killed process. The caller must hold the lock."""
         _remove_temporary_files(self.path)
         _remove_temporary_files(self.heatmaps)
         write_atomically(self.card, card)
@@ -170,10 +167,10 @@ class PredictionSet:
 
 
 class ArchiveFolder:
-    """The folder of an archive's results.
+    """Folder of an archive's results.
 
     Attributes:
-        path: The folder.
+        path: Path of the folder.
         settings: Content of `archive.json`.
     """
 
@@ -184,10 +181,10 @@ class ArchiveFolder:
 
     @classmethod
     def open(cls, path: Path) -> ArchiveFolder:
-        """Return an existing folder.
+        """Open an existing folder.
 
         Raises:
-            UsageError: It is not the folder of an archive.
+            UsageError: The folder is not an archive.
             ArchiveError: `archive.json` is damaged.
         """
         try:
@@ -208,14 +205,15 @@ class ArchiveFolder:
     @classmethod
     @contextlib.contextmanager
     def hold(cls, path: Path, source: str, kind: str, shard_size: int = 0) -> Iterator[ArchiveFolder]:
-        """Yield the folder with its lock, so that one process at a time scores into it; create it if it is new.
+        """Yield the locked folder, creating it if necessary; the lock allows only one process at a time to score into it.
 
         Args:
-            path: The folder.
-            source, kind, shard_size: See `ArchiveSettings`; a shard size of 0 is that of the archive, or `SHARD_SIZE`.
+            path: Path of the folder.
+            source, kind, shard_size: See `ArchiveSettings`; a shard size of 0 uses the archive's, or `SHARD_SIZE`.
+
         Raises:
             StorageError: Another process holds the lock, or the folder cannot be written.
-            UsageError: The folder has other files, or belongs to another source or has another shard size.
+            UsageError: The folder contains other files, or belongs to a different source or has a different shard size.
         """
         if path.exists() and not (path / "archive.json").exists():
             _require_empty(path)
@@ -244,7 +242,7 @@ class ArchiveFolder:
             yield folder
 
     def prediction_set(self, settings: SetSettings) -> PredictionSet:
-        """Return the set of these settings, which need not exist."""
+        """Return the set with these settings, which need not exist."""
         return PredictionSet(self.path, settings)
 
     def sets(self) -> list[PredictionSet]:
@@ -266,11 +264,11 @@ class ArchiveFolder:
         return found
 
     def find_set(self, key: str = "") -> PredictionSet:
-        """Return the set of a name, or of its beginning; the only one if the name is empty.
+        """Return the set with a name or unique prefix, or the only set if the name is empty.
 
         Raises:
-            UsageError: There is no set, or there are several.
-            UnknownNameError: No set has this name.
+            UsageError: There are no sets, or several match.
+            UnknownNameError: No set matches.
         """
         sets = self.sets()
         if not sets:
@@ -289,7 +287,7 @@ class ArchiveFolder:
 
 
 def _remove_temporary_files(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder, which need not exist."""
+    """Remove temporary files left by killed processes from a folder, which need not exist."""
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
             if is_temporary(path.name):

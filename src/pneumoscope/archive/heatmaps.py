@@ -1,8 +1,8 @@
-"""The heatmaps of a shard: one ZIP file with a PNG for each accepted image, named by its row number, and a table of maxima.
+"""The heatmaps of a shard: a ZIP file with a PNG for each accepted image, named by row number, and a table of maxima.
 
-A file for each image would be millions of files, and a column of the table would make its files a hundred times larger. Every
-program opens a ZIP file, and reads one image of it without the others. The PNG files are layers over the image (see
-`inference.saliency.Layer`), without the image itself, and are not compressed again. The same heatmaps give the same bytes.
+One file per image would mean millions of files, and a column of the table would make its files a hundred times larger. A ZIP
+file can be opened by any program, which can extract single images. The PNG files are layers over the image (see
+`inference.saliency.Layer`), without the image itself, and are stored uncompressed. The same heatmaps give the same bytes.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ __all__ = ["heatmap_rows", "write_heatmaps"]
 
 _MAXIMA = "maxima.csv"
 _NAME = re.compile(r"row-(\d{9,})\.png")
-_FIRST_DATE = (1980, 1, 1, 0, 0, 0)  # of the format: the time of a run would change the bytes
+_FIRST_DATE = (1980, 1, 1, 0, 0, 0)  # earliest date of the format, so that bytes do not depend on the time
 
 
 def write_heatmaps(layers: Iterable[tuple[int, Layer]], notice: str) -> bytes:
-    """Return the file of a shard.
+    """Return the ZIP file of a shard.
 
     Args:
         layers: Row numbers and heatmaps.
-        notice: The notice of the model, which is the comment of the file.
+        notice: Notice of the model, stored as the comment of the file.
     """
     buffer = io.BytesIO()
     maxima = ["row,maximum\n"]

@@ -1,6 +1,7 @@
-"""The journal of a set of predictions: one line for each finished shard, appended after its file is in place.
+"""The journal of a prediction set: one line for each finished shard, appended after its file is in place.
 
-A shard without a line is not finished. If a shard has several lines, the last one holds: its file was lost and written again.
+A shard without a line is not finished. If a shard has several lines because its file was lost and rewritten, the last one is
+valid.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ __all__ = [
 
 
 class Runtime(Struct, frozen=True, kw_only=True):
-    """The software that scored a shard: another version may compute other digits.
+    """Software that scored a shard; the last digits of results may differ between versions.
 
     Attributes:
         pneumoscope, onnxruntime: Versions.
@@ -46,10 +47,10 @@ class Runtime(Struct, frozen=True, kw_only=True):
 
 
 class StoredFile(Struct, frozen=True, kw_only=True):
-    """A file as it was written.
+    """Hash and size of a file as written.
 
     Attributes:
-        sha256, bytes: Its hash and size.
+        sha256, bytes: Hash and size.
     """
 
     sha256: str
@@ -57,18 +58,18 @@ class StoredFile(Struct, frozen=True, kw_only=True):
 
 
 class Entry(Struct, frozen=True, kw_only=True):
-    """A finished shard.
+    """Journal entry of a finished shard.
 
     Attributes:
         shard: Number of the shard.
         rows: Number of rows.
-        failed: Number of images that could not be read.
+        failed: Number of unreadable images.
         decisions: Number of images by decision.
-        table: The Parquet file.
-        heatmaps: The file of heatmaps; None if they were not requested.
-        finished: Time, UTC, ISO 8601.
-        seconds: Time that scoring took.
-        runtime: Software that scored, perhaps on another machine.
+        table: Parquet file.
+        heatmaps: Heatmap file; None if not requested.
+        finished: Time in UTC, ISO 8601.
+        seconds: Duration of scoring.
+        runtime: Software that scored the shard, possibly on another machine.
     """
 
     shard: int
@@ -83,12 +84,12 @@ class Entry(Struct, frozen=True, kw_only=True):
 
 
 def count_runtimes(entries: Iterable[Entry]) -> dict[str, int]:
-    """Return the number of shards by the software that scored them, most first."""
+    """Return the number of shards by the software that scored them, most frequent first."""
     return dict(Counter(str(entry.runtime) for entry in entries).most_common())
 
 
 def read_journal(path: Path) -> dict[int, Entry]:
-    """Return the finished shards by their number. A last line that a crash cut off is ignored.
+    """Return the finished shards by number, ignoring a last line truncated by a crash.
 
     Raises:
         ArchiveError: Another line is malformed.
@@ -98,7 +99,7 @@ def read_journal(path: Path) -> dict[int, Entry]:
 
 
 def iter_journal(path: Path) -> Iterator[Entry]:
-    """Yield the lines of a journal; see `read_journal`."""
+    """Yield the entries of a journal; see `read_journal`."""
     decoder = msgspec.json.Decoder(Entry)
     try:
         with path.open("rb") as file:
@@ -118,7 +119,7 @@ def iter_journal(path: Path) -> Iterator[Entry]:
 
 
 def _malformed_hint(line: bytes) -> str:
-    """Return what to do about a line: JSON has the fields of another version, and other text is damage."""
+    """Return a hint for a malformed line: valid JSON comes from another version, anything else is damaged."""
     try:
         msgspec.json.decode(line)
     except msgspec.DecodeError:
@@ -127,7 +128,7 @@ def _malformed_hint(line: bytes) -> str:
 
 
 def drop_torn_line(path: Path) -> None:
-    """Remove a last line that a crash cut off. Only the process that holds the lock of the archive may call this."""
+    """Remove a last line truncated by a crash. The caller must hold the lock of the archive."""
     try:
         with path.open("rb+") as file:
             size = file.seek(0, os.SEEK_END)
@@ -150,10 +151,10 @@ def drop_torn_line(path: Path) -> None:
 
 
 def append_entry(path: Path, entry: Entry) -> None:
-    """Append one line, which is on disk when this returns.
+    """Append one line and flush it to disk.
 
     Raises:
-        StorageError: The line cannot be written; the journal is as it was.
+        StorageError: The line cannot be written; the journal is unchanged.
     """
     line = msgspec.json.encode(entry) + b"\n"
     try:

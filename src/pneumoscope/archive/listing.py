@@ -1,7 +1,7 @@
 """The listing of an archive: its images in a fixed order, each with a row number and a shard.
 
-A listing is a series of Parquet files. The first has the images that the first run found; each later run that finds new
-ones adds a file. Rows and shards are never renumbered, and a file is never rewritten.
+A listing is a series of Parquet files. The first contains the images found by the first run; each later run that finds new
+images adds a file. Rows and shards are never renumbered, and files are never rewritten.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class ListedShard(NamedTuple):
 
     Attributes:
         number: Number of the shard.
-        first_row: Row number of its first image.
-        names: Names of the images in their source.
+        first_row: Row number of the first image.
+        names: Names of the images in the source.
     """
 
     number: int
@@ -50,9 +50,9 @@ class Growth(NamedTuple):
     """Differences between the source and the listing.
 
     Attributes:
-        new: Images that were not listed.
-        changed: Images that were listed with another size or time of modification; they are new rows, too.
-        missing: Listed images that the source has no longer; their rows stay.
+        new: Number of images not yet listed.
+        changed: Number of images listed with a different size or modification time, which are also added as new rows.
+        missing: Number of listed images missing from the source; their rows are kept.
     """
 
     new: int
@@ -61,7 +61,7 @@ class Growth(NamedTuple):
 
 
 class Listing:
-    """The listing in a folder.
+    """Listing of images in a folder.
 
     Attributes:
         rows: Number of rows.
@@ -69,7 +69,7 @@ class Listing:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Read the footers of the files.
+        """Read the footers of the listing files.
 
         Raises:
             ArchiveError: A file is missing or damaged.
@@ -102,18 +102,19 @@ class Listing:
         return ListedShard(number, rows["row"][0].as_py(), names)
 
     def ranges(self) -> Iterator[tuple[int, int, int]]:
-        """Yield the number, the first row and the number of rows of each shard."""
+        """Yield the number, first row and row count of each shard."""
         for file in self._files:
             yield from file.ranges()
 
     def grow(self, images: Iterable[SourceImage], shard_size: int) -> Growth:
-        """Add the images that are not listed, in one file that is complete or absent.
+        """Add the unlisted images in one file, atomically.
 
         Args:
             images: All images of the source.
             shard_size: Images per shard.
+
         Raises:
-            StorageError: The file cannot be written; the listing is as it was.
+            StorageError: The file cannot be written; the listing is unchanged.
         """
         known = _KnownImages(self._listed())
         new = known.new_images(images)
@@ -150,7 +151,7 @@ class Listing:
 
 
 class _ListingFile:
-    """One file of the listing; each row group is a shard."""
+    """One file of the listing, with one row group per shard."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa
@@ -187,12 +188,12 @@ class _ListingFile:
 
 
 class _KnownImages:
-    """The listed images as hashes, 24 bytes each, so that an archive of any size fits in memory."""
+    """Listed images as hashes of 24 bytes each, so that archives of any size fit into memory."""
 
     def __init__(self, listed: Iterable[SourceImage]) -> None:
         parts = [_hashes(part) for part in batched(listed, _BATCH)] or [_hashes(())]
         table = np.concatenate(parts)
-        # Of a name that is listed again, because the file had changed, the last version counts.
+        # If a name is listed repeatedly because the file changed, keep the last version.
         order = np.argsort(table[:, 0], kind="stable")
         table = table[order]
         is_last = np.append(table[1:, 0] != table[:-1, 0], True) if len(table) else np.zeros(0, np.bool_)
@@ -201,7 +202,7 @@ class _KnownImages:
         self.new = self.changed = 0
 
     def new_images(self, images: Iterable[SourceImage]) -> Iterator[SourceImage]:
-        """Yield the images that are not listed in this version, and count them."""
+        """Yield the images not listed in this version, and count them."""
         for part in batched(images, _BATCH):
             hashes = _hashes(part)
             at = np.searchsorted(self._table[:, 0], hashes[:, 0])
@@ -217,12 +218,12 @@ class _KnownImages:
             yield from (image for image, same in zip(part, is_same.tolist(), strict=True) if not same)
 
     def missing(self) -> int:
-        """Return the number of listed images that were not among the images of the source."""
+        """Return the number of listed images that the source did not contain."""
         return int((~self._found).sum())
 
 
 def _hashes(images: Iterable[SourceImage]) -> npt.NDArray[np.uint64]:
-    """Return 128 bits of the name and 64 bits of size and modification of each image, uint64, shape (n, 3)."""
+    """Return 128 bits of each image's name and 64 bits of its size and modification time, uint64, shape (n, 3)."""
     digests = b"".join(
         hashlib.blake2b(os.fsencode(name), digest_size=16).digest()
         + hashlib.blake2b(f"{size} {modified}".encode(), digest_size=8).digest()
@@ -232,12 +233,12 @@ def _hashes(images: Iterable[SourceImage]) -> npt.NDArray[np.uint64]:
 
 
 def display_name(name: str) -> str:
-    """Return a name as valid text: bytes that are not UTF-8 are escaped."""
+    """Return a name as valid text, with bytes that are not UTF-8 escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def write_skipped(folder: Path, skipped: Iterable[SkippedFile]) -> None:
-    """Write the files that the last run skipped, with the reason, to `skipped.parquet`."""
+    """Write the files skipped by the last run, with the reasons, to `skipped.parquet`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -255,7 +256,7 @@ def _schema() -> pa.Schema:
             ("row", pa.int64()),
             ("shard", pa.int32()),
             ("source", pa.string()),
-            ("source_bytes", pa.binary()),  # only of names that are not valid UTF-8
+            ("source_bytes", pa.binary()),  # only for names that are not valid UTF-8
             ("size", pa.int64()),
             ("modified", pa.int64()),
         ]

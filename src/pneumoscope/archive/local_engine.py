@@ -1,4 +1,4 @@
-"""Score shards in threads of this process; the images are decoded in worker processes."""
+"""Score shards in threads of this process, with images decoded in worker processes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def run_locally(
     workers: int = 0,
     stopping: threading.Event,
 ) -> Generator[ShardResult]:
-    """Yield the results of shards as they are finished.
+    """Yield the results of shards as they finish.
 
     Args:
-        shards: The shards; read as threads become free.
-        score: Scores one shard; stops soon after its event is set.
-        workers: Threads, each with its own shard; 0 means one per core, and one more, which covers the hand-over between a
-            thread and its worker process.
-        stopping: When it is set, shards that are begun are finished, and no other is begun.
+        shards: Shards to score; read as threads become free.
+        score: Function that scores one shard and stops soon after its event is set.
+        workers: Number of threads, each scoring one shard; 0 for one per core plus one, which covers the latency between
+            threads and worker processes.
+        stopping: Event after which started shards are finished but no new ones are started.
     """
     threads = workers or (os.cpu_count() or 1) + 1
     cancelled = threading.Event()
@@ -46,6 +46,6 @@ def run_locally(
             done, pending = wait(pending, return_when=FIRST_COMPLETED)
             for future in done:
                 yield future.result()
-    finally:  # all is done, a shard failed, or the caller was interrupted
+    finally:  # finished, a shard failed, or the caller was interrupted
         cancelled.set()
         executor.shutdown(wait=not pending, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""The progress of a run as Prometheus metrics."""
+"""Progress of a run as Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _GAUGES = {
 
 
 def serve_metrics(port: int, address: str = "127.0.0.1") -> Callable[[Progress], None]:
-    """Serve metrics at http://127.0.0.1:PORT/metrics until this process ends, and return a function that updates them.
+    """Serve metrics at http://127.0.0.1:PORT/metrics until this process exits, and return a function that updates them.
 
     Raises:
-        UsageError: The port is used by another program.
+        UsageError: The port is in use.
     """
     registry = CollectorRegistry()
     gauges = {field: Gauge(name, text, registry=registry) for field, (name, text) in _GAUGES.items()}

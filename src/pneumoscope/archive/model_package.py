@@ -1,4 +1,4 @@
-"""A model with its settings as bytes, so that another machine needs no copy of its files."""
+"""A model with its settings as bytes, which lets other machines load it without a copy of its files."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _SITE_FILE = "site.json"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelPackage:
-    """The files of a model, and how it is loaded.
+    """Files of a model and options for loading it.
 
     Attributes:
-        files: Content of the bundle, and of the site profile if there is one, by name.
+        files: Contents of the bundle, and of the site profile if there is one, by file name.
         options: Arguments of `inference.model.load_model` other than files.
     """
 
@@ -40,7 +40,7 @@ class ModelPackage:
         return bool(self.options.get("provider", "cpu") != "cpu")
 
     def load(self) -> Model:
-        """Return the model with worker processes that decode; the bundle is checked as any other.
+        """Load the model with worker processes for decoding; the bundle is checked like any other.
 
         Raises:
             PneumoscopeError: See `inference.model.load_model`.
@@ -54,12 +54,13 @@ class ModelPackage:
 
 
 def pack_model(options: Mapping[str, Any]) -> ModelPackage:
-    """Return the package of a model that has been loaded before.
+    """Return the package of a model that has already been loaded once.
 
     Args:
         options: Arguments of `inference.model.load_model`.
+
     Raises:
-        SiteProfileError: The site profile cannot be read any more.
+        SiteProfileError: The site profile can no longer be read.
     """
     others = dict(options)
     bundle, site = others.pop("bundle", None), others.pop("site", None)

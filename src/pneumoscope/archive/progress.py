@@ -1,4 +1,4 @@
-"""The progress of a run: counts, rate and time left, for a bar, a log and metrics."""
+"""Progress of a run: counts, rate and remaining time, for a progress bar, a log and metrics."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import NamedTuple
 __all__ = ["Progress", "ProgressCounter"]
 
 _WINDOW = 120.0  # seconds over which the rate is measured
-_MIN_SECONDS = 1.0  # between two points of the window
+_MIN_SECONDS = 1.0  # minimum time between two points of the window
 
 
 class Progress(NamedTuple):
-    """The state of a run.
+    """Progress of a run.
 
     Attributes:
-        done: Images that are scored, of earlier runs and of this one.
-        total: Images of the archive.
+        done: Images scored by earlier runs and this one.
+        total: Images in the archive.
         failed: Scored images that could not be read.
-        rate: Images per second in the last two minutes, or since the last batch but one if it is longer ago.
-        seconds_left: Estimated time to the end; None if nothing was scored yet.
+        rate: Images per second over the last two minutes, or since the last batch but one if that is longer ago.
+        seconds_left: Estimated remaining time; None if no image has been scored yet.
     """
 
     done: int
@@ -32,11 +32,11 @@ class Progress(NamedTuple):
 
 
 class ProgressCounter:
-    """Counts images in any number of threads.
+    """Thread-safe counter of scored images.
 
     Args:
-        total: Images of the archive.
-        done, failed: Images of earlier runs that are scored, and that could not be read.
+        total: Images in the archive.
+        done, failed: Images that earlier runs scored, and how many of them could not be read.
     """
 
     def __init__(self, total: int, done: int, failed: int) -> None:
@@ -45,18 +45,18 @@ class ProgressCounter:
         self._points: deque[tuple[float, int]] = deque([(time.monotonic(), done)])
 
     def add(self, images: int, failed: int) -> None:
-        """Count scored images and those of them that could not be read."""
+        """Count scored images and how many of them could not be read."""
         with self._lock:
             self._done += images
             self._failed += failed
             now = time.monotonic()
             if now - self._points[-1][0] >= _MIN_SECONDS:
                 self._points.append((now, self._done))
-                while now - self._points[1][0] > _WINDOW:  # one older point stays, so that a slow run has a rate
+                while now - self._points[1][0] > _WINDOW:  # keep one older point, so that slow runs have a rate
                     self._points.popleft()
 
     def progress(self) -> Progress:
-        """Return the current state."""
+        """Return the current progress."""
         with self._lock:
             before, done_before = self._points[0]
             seconds = time.monotonic() - before

@@ -1,6 +1,6 @@
-"""SQL over an archive, with DuckDB: the views `images` and `predictions`.
+"""SQL queries over an archive with DuckDB, using the views `images` and `predictions`.
 
-Only shards in the journal are read, so that leftovers of a killed run are ignored. The files are read in place.
+Only shards in the journal are read, which ignores leftovers of killed runs. The files are read in place.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _FETCHED = 2048  # rows
 
 
 class QueryResult(NamedTuple):
-    """The result of a query.
+    """Result of a query.
 
     Attributes:
-        columns: Names of the columns.
-        rows: The rows, which are computed as they are read; reading them raises UsageError if the query fails.
+        columns: Column names.
+        rows: Rows, computed on iteration; iterating raises UsageError if the query fails.
     """
 
     columns: tuple[str, ...]
@@ -40,13 +40,14 @@ class QueryResult(NamedTuple):
 
 @contextlib.contextmanager
 def query_archive(path: Path, sql: str) -> Iterator[QueryResult]:
-    """Yield the result of a query, whose rows can be read inside the block; few of them are in memory.
+    """Yield the result of a query, whose rows are streamed inside the block.
 
     Args:
         path: Folder of the archive.
         sql: One or more statements; the rows of the last one are returned.
+
     Raises:
-        UsageError: The query is wrong, or the folder is not an archive.
+        UsageError: The query is invalid, or the folder is not an archive.
     """
     with connected(path) as connection:
         with _reported():
@@ -66,7 +67,7 @@ def _rows(cursor: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
 
 @contextlib.contextmanager
 def _reported() -> Iterator[None]:
-    """Raise UsageError for an error of DuckDB."""
+    """Convert DuckDB errors to UsageError."""
     try:
         yield
     except duckdb.Error as error:
@@ -80,8 +81,8 @@ def _reported() -> Iterator[None]:
 def connected(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """Yield a connection with the views of an archive.
 
-    `images` has the columns of the listing, and `current`: false if the file has changed since, and has a newer row.
-    `predictions` has those of `table.COLUMNS`, `model` (the set), `time` and `runtime` of the shard, and `current`.
+    `images` has the columns of the listing, and `current`, which is false if the file changed later and has a newer row.
+    `predictions` has `table.COLUMNS`, `model` (the set), `time` and `runtime` of the shard, and `current`.
 
     Raises:
         UsageError: The folder is not an archive.
@@ -89,14 +90,14 @@ def connected(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """
     folder = ArchiveFolder.open(path)
     Listing(folder.listing)  # raises if it is damaged
-    # Results that do not fit in memory go to a temporary folder, not to one of the caller.
+    # Spill results that do not fit into memory to a temporary folder instead of the working directory.
     with (
         tempfile.TemporaryDirectory() as temporary,
         duckdb.connect(":memory:", config={"temp_directory": temporary}) as connection,
     ):
-        # No extension is downloaded because a query uses it; only the statement INSTALL does that.
+        # Never download an extension because a query uses it; only the statement INSTALL may.
         connection.execute("SET autoinstall_known_extensions = false; SET autoload_known_extensions = false")
-        # Each file by its name: in a pattern, a bracket in the name of a folder would have a meaning.
+        # List each file, because a bracket in a folder name would be special in a pattern.
         listed = ", ".join(_quoted(str(file.resolve())) for file in sorted(folder.listing.glob("rows-*.parquet")))
         connection.execute(
             f"CREATE VIEW images AS SELECT * EXCLUDE (source_bytes), row = max(row) OVER"  # noqa: S608  quoted
@@ -115,7 +116,7 @@ def connected(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def _finished(chosen: PredictionSet) -> Iterator[tuple[str, str, str, str]]:
-    """Yield the file, the set, the time and the software of each finished shard whose file is there."""
+    """Yield the path, set, time and software of each finished shard whose file exists."""
     files = chosen.files()
     for number, entry in sorted(read_journal(chosen.journal).items()):
         if number in files:

@@ -1,8 +1,7 @@
-"""Score shards as tasks of Ray, on this machine or on a cluster.
+"""Score shards as Ray tasks, on this machine or on a cluster.
 
-Ray only runs the tasks: the shards are those of the listing, and the driver writes each result and enters it in the journal. A
-task whose worker or node is lost runs again elsewhere. If the driver is lost, the next run scores the shards that are not
-entered.
+Ray only runs the tasks: shards come from the listing, and the driver writes each result and enters it in the journal. A task
+whose worker or node is lost is rerun elsewhere. If the driver is lost, the next run scores the shards missing from the journal.
 """
 
 from __future__ import annotations
@@ -28,22 +27,22 @@ from pneumoscope.inference.model import Model
 __all__ = ["RayJob", "run_on_ray"]
 
 _POLL_SECONDS = 0.5
-_TASKS_PER_CORE = 2  # so that no core waits for the driver
+_TASKS_PER_CORE = 2  # keeps all cores busy while the driver writes results
 _CONNECT_SECONDS = 10.0
-_RETRIES = 10  # of a task whose worker or node is lost
-_OBJECT_STORE_BYTES = 2**28  # of an embedded engine; Ray writes more to the disk
+_RETRIES = 10  # retries of a task whose worker or node is lost
+_OBJECT_STORE_BYTES = 2**28  # for Ray on this machine; Ray spills more to disk
 _model_lock = threading.Lock()
-_models: dict[str, Model] = {}  # of a worker process, which keeps its model for the next task
+_models: dict[str, Model] = {}  # models loaded in a worker process, kept for its next task
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RayJob:
-    """What every task of a run needs.
+    """Data needed by all tasks of a run.
 
     Attributes:
-        package: The model.
-        reader: Reads the images; a folder must be the same on all nodes.
-        key: Name of the set of predictions, by which a worker process keeps its model.
+        package: Model to load.
+        reader: Reader of the images; a folder must be available under the same path on all nodes.
+        key: Name of the prediction set, under which a worker process keeps its model.
         identifiers, heatmaps: See `scoring.score_shard`.
     """
 
@@ -63,17 +62,18 @@ def run_on_ray(
     stopping: threading.Event,
     count: Callable[[int, int], None] | None = None,
 ) -> Generator[ShardResult]:
-    """Yield the results of shards as they are finished.
+    """Yield the results of shards as they finish.
 
     Args:
-        shards: The shards; read as tasks end.
-        job: What every task needs.
-        address: Address of a cluster, such as "10.0.0.5:6379" or "ray://10.0.0.5:10001"; an engine of this process if empty.
-        workers: Tasks that are submitted at the same time; 0 means two per core of the cluster.
-        stopping: When it is set, shards that are submitted are finished, and no other is submitted.
-        count: Called after each shard with the number of images and of those that could not be read.
+        shards: Shards to score; read as tasks finish.
+        job: Data needed by all tasks.
+        address: Address of a cluster, such as "10.0.0.5:6379" or "ray://10.0.0.5:10001"; empty to start Ray on this machine.
+        workers: Maximum number of submitted tasks; 0 for two per core of the cluster, or per GPU if the network runs on GPUs.
+        stopping: Event after which submitted shards are finished but no new ones are submitted.
+        count: Called after each shard with the number of images and how many of them could not be read.
+
     Raises:
-        UsageError: The cluster cannot be reached.
+        UsageError: The cluster cannot be reached, or has no GPU although one is needed.
         PneumoscopeError: A task failed.
     """
     with _connected(address):
@@ -81,7 +81,8 @@ def run_on_ray(
 
         resource = "GPU" if job.package.uses_gpu else "CPU"
         _require_resource(resource)
-        # Each core runs one task: the network and the worker process that decodes take turns. With GPUs, each runs one.
+        # One task per core, because the network and the decoding worker process take turns; with GPUs, one task per
+        # GPU.
         task = ray.remote(num_cpus=1, num_gpus=int(job.package.uses_gpu), max_retries=_RETRIES)(_score)
         reference = ray.put(job)
         pending: dict[Any, int] = {}
@@ -108,7 +109,7 @@ def run_on_ray(
 
 
 def _count(resource: str) -> int:
-    """Return the number of cores or GPUs of the cluster, which may change."""
+    """Return the current number of cores or GPUs in the cluster."""
     import ray
 
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -116,7 +117,7 @@ def _count(resource: str) -> int:
 
 
 def _require_resource(resource: str) -> None:
-    """Raise UsageError if no machine has a GPU: the tasks would wait for one without end."""
+    """Raise UsageError if no machine has a GPU, because tasks would wait for one forever."""
     if resource == "GPU" and not _count(resource):
         raise UsageError(
             "no machine of the Ray cluster has a GPU",
@@ -125,7 +126,7 @@ def _require_resource(resource: str) -> None:
 
 
 def _score(job: RayJob, shard: ListedShard) -> ShardResult | PneumoscopeError:
-    """Score one shard in a worker process of Ray. An error is returned, since Ray would change the type of a raised one."""
+    """Score one shard in a Ray worker process; errors are returned because Ray would change the type of a raised one."""
     try:
         with _model_lock:
             if job.key not in _models:
@@ -138,7 +139,7 @@ def _score(job: RayJob, shard: ListedShard) -> ShardResult | PneumoscopeError:
 
 
 def _require_same_model(model: Model, job: RayJob) -> None:
-    """Raise if the files of the model were replaced after the driver had loaded it, and before it packed them."""
+    """Raise if the model's files were replaced between loading and packing them in the driver."""
     if SetSettings.of_model(model, identifiers=job.identifiers).key != job.key:
         raise ArchiveError(
             "the files of the model changed while the run began", hint="Run the same `pneumoscope archive score` again"
@@ -162,7 +163,7 @@ def _result(reference: Any, number: int) -> ShardResult:
 
 
 def _require_listener(address: str) -> None:
-    """Raise UsageError if nothing listens at an address: Ray would try for minutes."""
+    """Raise UsageError if an address does not accept connections, because Ray would retry for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
@@ -175,11 +176,11 @@ def _require_listener(address: str) -> None:
 
 @contextmanager
 def _connected(address: str) -> Iterator[None]:
-    """Connect to a cluster, or start an engine that ends with the block."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray's usage statistics go to its vendor
+    """Connect to a cluster, or start Ray on this machine for the duration of the block."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # do not send usage statistics to the vendor
     if not address:
-        # Ray listens at all addresses of the machine, and without a token runs the code of anyone who reaches it. It reads both
-        # variables when it is imported.
+        # Ray listens on all interfaces and, without a token, runs code from anyone who can connect. It reads both
+        # variables on import.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
@@ -199,7 +200,7 @@ def _connected(address: str) -> Iterator[None]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = f"the cluster at {address!r}" if address else "an engine on this machine"
         reason, *details = list(filter(None, str(error).splitlines())) or [type(error).__name__]
-        if reason.endswith(":") and details:  # a traceback of the server follows
+        if reason.endswith(":") and details:  # followed by a traceback of the server
             reason = f"{reason} {details[-1]}"
         raise UsageError(
             f"Ray cannot reach {where}: {reason}",

@@ -1,6 +1,6 @@
-"""Read the images of a source by name: from folders, and from object stores and web servers through fsspec.
+"""Read the images of a source by name: from folders, or from object stores and web servers through fsspec.
 
-A reader is sent to other machines, so it holds names only.
+Readers are sent to other machines, so they contain only names.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from pneumoscope.imaging.file_type import PREFIX_BYTES, identify, skip_reason_by
 
 __all__ = ["DICOMWEB_PREFIX", "LocalReader", "Reader", "RemoteReader", "SourceImage", "is_remote", "repeat_request"]
 
-DICOMWEB_PREFIX = "dicomweb+"  # of the address of a search; see `web_reader`
+DICOMWEB_PREFIX = "dicomweb+"  # prefix of a search address; see `web_reader`
 _PROTOCOLS = ("s3", "gs", "http", "https")
-_WEB_PROTOCOLS = ("http", "https", ("http", "https"))  # as a client of fsspec states them
+_WEB_PROTOCOLS = ("http", "https", ("http", "https"))  # values of `protocol` in fsspec's clients
 _CHUNK_BYTES = 2**20
-_DELAYS = (0.5, 2.0, 8.0)  # seconds between attempts, beside those of the client
+_DELAYS = (0.5, 2.0, 8.0)  # seconds between attempts, in addition to the client's own retries
 _Result = TypeVar("_Result")
 
 
 class SourceImage(NamedTuple):
-    """An image of a source, as it was when the source was listed.
+    """An image of a source at the time of listing.
 
     Attributes:
-        name: Path relative to the root of the source, or as the list has it.
-        size: Size of the file, bytes; -1 if it could not be accessed, or is unknown.
-        modified: Time of the last modification, nanoseconds since 1970; 0 if unknown.
+        name: Path relative to the root of the source, or as written in the list.
+        size: File size in bytes; -1 if unknown or inaccessible.
+        modified: Modification time in nanoseconds since 1970; 0 if unknown.
     """
 
     name: str
@@ -44,7 +44,7 @@ class SourceImage(NamedTuple):
 
 
 class Reader(Protocol):
-    """Reads images by name."""
+    """Reader of images by name."""
 
     @property
     def root(self) -> str:
@@ -56,7 +56,7 @@ class Reader(Protocol):
 
         Raises:
             UnreadableImageError: The image is missing or cannot be read.
-            StorageError: The source does not answer.
+            StorageError: The source does not respond.
         """
         ...
 
@@ -67,7 +67,7 @@ class Reader(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LocalReader:
-    """Reads images below a folder.
+    """Reader of images below a folder.
 
     Attributes:
         root: See `Reader`.
@@ -80,7 +80,7 @@ class LocalReader:
         return read_file(Path(self.root, name), name)
 
     def stat(self, name: str) -> SourceImage:
-        """Return an image with its size and its time of modification."""
+        """Return an image with its size and modification time."""
         try:
             status = Path(self.root, name).stat()
         except (OSError, ValueError):
@@ -88,7 +88,7 @@ class LocalReader:
         return SourceImage(name, status.st_size, status.st_mtime_ns)
 
     def is_available(self) -> bool:
-        """Return False if the root is missing or empty, as the folder of a drive that is no longer mounted."""
+        """Return False if the root is missing or empty, such as the mount point of an unmounted drive."""
         try:
             with os.scandir(self.root) as entries:
                 return any(True for _ in entries)
@@ -98,7 +98,7 @@ class LocalReader:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RemoteReader:
-    """Reads the objects below a prefix.
+    """Reader of objects below a prefix.
 
     Attributes:
         root: Address of the prefix, such as "s3://bucket/images".
@@ -113,7 +113,7 @@ class RemoteReader:
         try:
             size = self._repeat(lambda: system.info(path).get("size"))
             require_max_bytes(name, size or 0)
-            # A store may refuse a range of an empty object.
+            # Some stores reject range requests for empty objects.
             content = b"" if size == 0 else self._repeat(lambda: _read(system, path, MAX_BYTES + 1))
         except FileNotFoundError as error:
             raise UnreadableImageError(name, UnreadableReason("file_not_found")) from error
@@ -125,7 +125,7 @@ class RemoteReader:
     def images(self) -> Iterator[tuple[SourceImage, str]]:
         """Yield all objects sorted by path, each with the reason to skip it, or "".
 
-        An object whose name claims to be an image is not read. Of others, the beginning is.
+        Objects whose names claim to be images are not read; of other objects, only the beginning is read.
         """
         system, prefix = _file_system(self.root)
         try:
@@ -141,7 +141,7 @@ class RemoteReader:
             yield image, self._skip_reason(system, path, image)
 
     def is_available(self) -> bool:
-        """Return False if there is nothing below the prefix, or it cannot be listed."""
+        """Return False if the prefix is empty or cannot be listed."""
         system, prefix = _file_system(self.root)
         try:
             return bool(system.ls(prefix, detail=False, refresh=True))
@@ -169,15 +169,16 @@ def _type_name(error: Exception) -> str:
 def repeat_request(
     root: str, request: Callable[[], _Result], describe: Callable[[Exception], str] = _type_name
 ) -> _Result:
-    """Return the result of a request, which is repeated if the source does not answer.
+    """Return the result of a request, retrying if the source does not respond.
 
     Args:
         root: Address of the source.
-        request: Does the request.
-        describe: Returns what an error that is repeated to the end says; by default its type, since texts may name an image.
+        request: Function that performs the request.
+        describe: Function that describes the final error; by default its type, because messages may name an image.
+
     Raises:
-        FileNotFoundError, PermissionError, PneumoscopeError: Raised by the request, which is then not repeated.
-        StorageError: The source does not answer.
+        FileNotFoundError, PermissionError, PneumoscopeError: Raised by the request and not retried.
+        StorageError: The source does not respond.
     """
     for delay in (*_DELAYS, None):
         try:
@@ -195,13 +196,13 @@ def repeat_request(
 
 
 def is_remote(location: str) -> bool:
-    """Return whether a location is the address of an object store or a web server."""
+    """Return whether a location is the address of an object store or web server."""
     return location.partition("://")[0] in _PROTOCOLS and "://" in location
 
 
 @functools.lru_cache(maxsize=8)
 def _file_system(root: str) -> tuple[Any, str]:
-    """Return the client of a prefix, and the path that it uses for it.
+    """Return the client of a prefix and its path within the client.
 
     Raises:
         UsageError: The package of the client is not installed.
@@ -218,10 +219,10 @@ def _file_system(root: str) -> tuple[Any, str]:
 
 
 def _read(system: Any, path: str, size: int) -> bytes:
-    """Return the content of an object, at most the first bytes of it."""
+    """Return the content of an object, up to a maximum size."""
     if system.protocol not in _WEB_PROTOCOLS:
         return bytes(system.cat_file(path, start=0, end=size))
-    # A web server may state no size, or send more than it states, and need not know ranges.
+    # Web servers may omit the size, send more than announced, or not support ranges.
     content = bytearray()
     with system.open(path, "rb", block_size=0) as file:
         while len(content) < size and (chunk := file.read(min(_CHUNK_BYTES, size - len(content)))):
@@ -230,7 +231,7 @@ def _read(system: Any, path: str, size: int) -> bytes:
 
 
 def _modified(info: dict[str, Any]) -> int:
-    """Return the time of the last modification, nanoseconds since 1970; 0 if the store does not state it."""
+    """Return the modification time in nanoseconds since 1970, or 0 if unknown."""
     stated = info.get("LastModified") or info.get("mtime") or info.get("updated")
     if isinstance(stated, str):
         try:

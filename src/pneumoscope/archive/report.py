@@ -1,4 +1,4 @@
-"""The report of an archive as one self-contained HTML file: no scripts or requests; light, dark and print styles."""
+"""Report of an archive as a self-contained HTML file without scripts or requests, with light, dark and print styles."""
 
 from __future__ import annotations
 
@@ -37,13 +37,14 @@ class _Example(NamedTuple):
 
 
 def write_report(path: Path, out: Path, key: str = "", *, thumbnails: int = 0) -> Path:
-    """Write the report of a set of predictions, and return its path.
+    """Write the report of a prediction set and return its path.
 
     Args:
         path: Folder of the archive.
         out: HTML file to write.
-        key: Name of the set, or its beginning; the only one if empty.
-        thumbnails: Number of example images, taken from all decisions in turn; they are read from the source.
+        key: Name or prefix of the set; empty for the only one.
+        thumbnails: Number of example images, taken from all decisions in turn and read from the source.
+
     Raises:
         UsageError: The folder is not an archive, or has several sets.
         StorageError: The file cannot be written.
@@ -71,7 +72,7 @@ def write_report(path: Path, out: Path, key: str = "", *, thumbnails: int = 0) -
 
 
 def _years_figure(years: Sequence[YearScores]) -> Figure:
-    """Return a box plot by year: a line from the 5th to the 95th percentile, a box of the quartiles, the median."""
+    """Return a box plot by year: a line from the 5th to the 95th percentile, a box of the quartiles, and the median."""
     color = COLORS["run-0"][0]
     figure = new_figure(480, _MARGIN + _ROW_HEIGHT * len(years))
     axes: Axes = figure.subplots()
@@ -90,7 +91,7 @@ def _years_figure(years: Sequence[YearScores]) -> Figure:
 
 
 def _examples(path: Path, key: str, count: int) -> list[_Example]:
-    """Return examples of each decision in turn, the same ones for the same archive; unreadable ones are left out."""
+    """Return examples of each decision in turn, deterministically, skipping unreadable images."""
     folder = ArchiveFolder.open(path)
     reader = open_reader(folder.settings.source, folder.settings.kind)
     with connected(path) as connection:

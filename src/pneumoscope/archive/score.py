@@ -1,7 +1,7 @@
-"""Score an archive: list the source, score the shards that are not finished, and enter each in the journal.
+"""Score an archive: list the source, score unfinished shards, and enter each of them in the journal.
 
-A shard is written to a temporary file, flushed to the disk, renamed, and then entered with its hash. A kill at any instant
-therefore costs the shards in flight, and a shard that is entered is complete.
+A shard is written to a temporary file, flushed to disk, renamed, and then entered with its hash. A kill at any time therefore
+only loses the shards in flight, and shards in the journal are complete.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Listed(NamedTuple):
     """The archive at the start of a run.
 
     Attributes:
-        rows, shards: Images and shards of the archive.
-        finished: Shards that earlier runs finished.
-        growth: Changes of the source since the last run.
+        rows, shards: Images and shards in the archive.
+        finished: Shards finished by earlier runs.
+        growth: Changes in the source since the last run.
         skipped: Number of skipped files by reason with the first names; "" if there are none.
-        others: Number of finished shards by the software that scored them, without those of the software of this process.
+        others: Number of finished shards by the software that scored them, excluding the software of this process.
     """
 
     rows: int
@@ -54,13 +54,13 @@ class Listed(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """The state of a set of predictions after a run.
+    """Prediction set after a run.
 
     Attributes:
-        rows, done: Images of the archive, and those that are scored.
+        rows, done: Images in the archive, and how many are scored.
         failed: Scored images that could not be read.
         decisions: Number of images by decision.
-        shards: Shards that this run finished.
+        shards: Shards finished by this run.
         key: Name of the set.
         notice: Notice of the model.
         runtimes: Number of shards by the software that scored them.
@@ -94,23 +94,24 @@ def score_archive(
     """Score the images of a source that are not scored yet.
 
     Args:
-        source: The source; that of earlier runs if the folder exists.
+        source: Source of the images; must match earlier runs if the folder exists.
         out: Folder of the results.
         model: Arguments of `inference.model.load_model`.
-        identifiers: Whether the table has identifiers; see `table.IDENTIFIERS`.
-        heatmaps: Also write heatmaps, for finished shards that have none, too.
-        shard_size: Images per shard; 0 means that of the archive, or 256 for a new one.
-        workers: Shards that are scored at the same time; 0 means one per core and one more, and with Ray two per core.
-        engine: "local" scores in this process, "ray" on Ray.
+        identifiers: Whether the table contains identifiers; see `table.IDENTIFIERS`.
+        heatmaps: Whether to write heatmaps, including for finished shards without them.
+        shard_size: Images per shard; 0 for the archive's, or 256 for a new one.
+        workers: Shards scored at the same time; 0 for one per core plus one, or with Ray for two per core or GPU.
+        engine: "local" to score in this process, "ray" to score on Ray.
         address: Address of a Ray cluster; see `ray_engine.run_on_ray`.
-        stopping: When it is set, shards that are begun are finished, and no other is begun.
-        on_listed: Called when the source is listed.
-        watchers: Called after each batch, in any thread.
+        stopping: Event after which started shards are finished but no new ones are started.
+        on_listed: Called when the source has been listed.
+        watchers: Called after each batch, from any thread.
+
     Raises:
-        UsageError: The source has no images, the folder belongs to another source or has another shard size, or other software
-            scored shards that need heatmaps.
+        UsageError: The source has no images, the folder belongs to another source or has a different shard size, or other
+            software scored shards that need heatmaps.
         BundleError: The model has no heatmaps.
-        StorageError: The folder cannot be written, another process scores into it, or the source is no longer available.
+        StorageError: The folder cannot be written, another process is scoring into it, or the source is not available.
     """
     if shard_size < 0 or workers < 0:
         raise UsageError(
@@ -119,7 +120,7 @@ def score_archive(
         )
     if address and engine != "ray":
         raise UsageError("--address is of a Ray cluster", hint="Add --engine ray")
-    # With Ray, the network runs elsewhere: this machine need not have a GPU.
+    # With Ray, the network runs elsewhere, so this machine needs no GPU.
     elsewhere = {"provider": "cpu"} if engine == "ray" else {}
     loaded = load_model(**{**model, **elsewhere}, threads=1, isolated=engine == "local")
     try:
@@ -160,7 +161,7 @@ def score_archive(
 
 
 def _require_runtime(runtime: Runtime, entries: Iterable[Entry]) -> None:
-    """Raise UsageError if other software scored shards that need heatmaps: to score them again would change their tables."""
+    """Raise UsageError if other software scored shards that need heatmaps, because rescoring would change their tables."""
     others = count_runtimes(entry for entry in entries if entry.runtime != runtime)
     if others:
         raise UsageError(
@@ -185,7 +186,7 @@ def _list(folder: ArchiveFolder, source: Source) -> tuple[Listing, Growth]:
 
 
 class _Run:
-    """One run over the shards of a set that are not finished."""
+    """One run over the unfinished shards of a set."""
 
     def __init__(
         self,
@@ -203,26 +204,26 @@ class _Run:
         self._counter = ProgressCounter(listing.rows, done, sum(entry.failed for entry in finished.values()))
 
     def enter(self, results: Generator[ShardResult]) -> None:
-        """Write each result, and enter it in the journal."""
+        """Write each result and enter it in the journal."""
         with contextlib.closing(results):
             for result in results:
                 self._enter(result)
 
     def missing(self) -> Iterator[ListedShard]:
-        """Yield the shards that are not finished."""
+        """Yield the unfinished shards."""
         for number in range(self._listing.shards):
             if number not in self._finished:
                 yield self._listing.shard(number)
 
     def count(self, images: int, failed: int) -> None:
-        """Count scored images, in any thread, and call the watchers."""
+        """Count scored images and call the watchers, from any thread."""
         self._counter.add(images, failed)
         progress = self._counter.progress()
         for watcher in self._watchers:
             watcher(progress)
 
     def _enter(self, result: ShardResult) -> None:
-        # Heatmaps first: a table without its heatmaps would look complete.
+        # Write heatmaps first, because a table without its heatmaps would look complete.
         if result.heatmaps is not None:
             write_atomically(self._set.heatmaps_path(result.shard), result.heatmaps)
         write_atomically(self._set.shard_path(result.shard), result.table)
@@ -242,7 +243,7 @@ class _Run:
         self._log(entry)
 
     def _log(self, entry: Entry) -> None:
-        """Append one line to the log: numbers only, since names of files may identify a patient."""
+        """Append one line with only numbers to the log, because file names may identify patients."""
         progress = self._counter.progress()
         left = "" if progress.seconds_left is None else f", {progress.seconds_left / 60:.0f} min left"
         line = (
@@ -254,7 +255,7 @@ class _Run:
             file.write(line)
 
     def summary(self) -> Scored:
-        """Return the state of the set."""
+        """Return the result of the run."""
         entries = self._set.finished(self._listing.shards).values()
         decisions: Counter[str] = Counter()
         for entry in entries:

@@ -1,4 +1,4 @@
-"""Score one shard: read, decode in worker processes, predict, and return the files. Every engine calls this."""
+"""Score one shard, for all engines: read, decode in worker processes, predict, and return the result files."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ if TYPE_CHECKING:
 
 __all__ = ["CancelledError", "ShardResult", "current_runtime", "score_shard"]
 
-# A file that is missing or cannot be opened may mean that the whole source is gone.
+# For these reasons, check whether the whole source has become unavailable.
 _ACCESS_REASONS = frozenset({"file_not_found", "permission_denied", "is_a_directory", "file_not_accessible"})
-# Failures that another attempt may not have: a worker that was killed, or a machine under load.
+# Failures that may not recur: a killed worker, or a machine under load.
 _MAY_PASS = frozenset({DecodeCrashedError.code, DecodeTimeoutError.code})
-_STARTS = 5  # of a decode worker
+_STARTS = 5  # attempts to start a decode worker
 _READ_DELAYS = (0.2, 1.0, 5.0)  # seconds between attempts to read a file
 
 
 class CancelledError(Exception):
-    """The run was stopped; the shard is not finished."""
+    """Raised when the run was stopped before the shard was finished."""
 
 
 class ShardResult(NamedTuple):
-    """A scored shard.
+    """Result of a scored shard.
 
     Attributes:
         shard: Number of the shard.
         rows: Number of rows.
-        failed: Number of images that could not be read.
+        failed: Number of unreadable images.
         decisions: Number of images by decision.
-        table: The Parquet file.
-        heatmaps: The file of heatmaps; None if they were not requested.
-        seconds: Time that scoring took.
-        runtime: Software that scored.
+        table: Content of the Parquet file.
+        heatmaps: Content of the heatmap file; None if not requested.
+        seconds: Duration of scoring.
+        runtime: Software that scored the shard.
     """
 
     shard: int
@@ -77,21 +77,22 @@ def score_shard(
     count: Callable[[int, int], None] | None = None,
     cancelled: threading.Event | None = None,
 ) -> ShardResult:
-    """Return the results of one shard. An image that cannot be read is a row with its reason.
+    """Return the results of one shard; an unreadable image becomes a row with the reason.
 
-    The network runs on the same batches each time, so that the results are the same to the bit.
+    The network always runs on the same batches, which makes the results reproducible to the bit.
 
     Args:
-        model: The model.
-        reader: Reads the images.
-        shard: The shard.
+        model: Loaded model.
+        reader: Reader of the images.
+        shard: Shard to score.
         identifiers: See `table.build_row`.
-        heatmaps: Also return heatmaps.
-        count: Called after each batch with the number of images and of those that could not be read.
-        cancelled: Stops after the batch.
+        heatmaps: Whether to return heatmaps.
+        count: Called after each batch with the number of images and how many of them could not be read.
+        cancelled: Event that stops scoring after the current batch.
+
     Raises:
         CancelledError: `cancelled` is set.
-        StorageError: The source is no longer available.
+        StorageError: The source has become unavailable.
     """
     started = time.monotonic()
     rows: list[dict[str, Any]] = []
@@ -128,15 +129,15 @@ def score_shard(
 
 
 def current_runtime(provider: Provider) -> Runtime:
-    """Return the software of this process, with the processor that runs the network."""
+    """Return the software of this process and the processor that runs the network."""
     return Runtime(pneumoscope=__version__, onnxruntime=runtime_version(), provider=provider)
 
 
 def _read(reader: Reader, name: str) -> bytes | UnreadableImageError:
-    """Return the content of an image, or why it cannot be read.
+    """Return the content of an image, or the error if it cannot be read.
 
     Raises:
-        StorageError: The source is no longer available, so that the file may well exist.
+        StorageError: The source has become unavailable, in which case the file may exist.
     """
     for delay in (*_READ_DELAYS, None):
         try:
@@ -157,7 +158,7 @@ def _read(reader: Reader, name: str) -> bytes | UnreadableImageError:
 
 
 def _score(model: Model, contents: Sequence[bytes | UnreadableImageError], *, heatmaps: bool) -> list[ScoredImage]:
-    """Return the results of a batch. The whole batch is repeated once if a decoder crashed or was too slow."""
+    """Return the results of a batch, repeating it once if a decoder crashed or timed out."""
     readable = [content for content in contents if isinstance(content, bytes)]
     scored = _score_readable(model, readable, heatmaps=heatmaps)
     if any(each.prediction.failure and each.prediction.failure.code in _MAY_PASS for each in scored):
@@ -170,7 +171,7 @@ def _score(model: Model, contents: Sequence[bytes | UnreadableImageError], *, he
 
 
 def _score_readable(model: Model, contents: Sequence[bytes], *, heatmaps: bool) -> list[ScoredImage]:
-    """Return the results of a batch. It is repeated if a decode worker does not start, as one that was killed."""
+    """Return the results of a batch, repeating it if a decode worker does not start, for example because it was killed."""
     for _ in range(_STARTS - 1):
         try:
             return model.score_batch(contents, heatmaps=heatmaps)

@@ -1,4 +1,4 @@
-"""Where the images of an archive are: list them once, and read them by name."""
+"""Sources of an archive's images, which list them once and read them by name."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _LISTED_TWICE = "listed twice"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Source:
-    """The images of an archive.
+    """Source of an archive's images.
 
     Attributes:
-        location: The folder or file, absolute, or the address.
+        location: Absolute path of the folder or file, or the address.
         kind: "folder", "objects", "dicomweb", "list", "manifest" or "parquet".
-        reader: Reads the images.
-        path_column: Column of a manifest or Parquet file with the paths.
+        reader: Reader of the images.
+        path_column: Column with the paths in a manifest or Parquet file.
         skipped: Files that are not images, links and hidden files, with the reason; filled by `images`.
     """
 
@@ -38,10 +38,10 @@ class Source:
     skipped: list[SkippedFile] = dataclasses.field(default_factory=list)
 
     def images(self) -> Iterator[SourceImage]:
-        """Yield the images: of a folder sorted by path, of a list in its order. A name that is listed again is skipped.
+        """Yield the images of a folder sorted by path, or of a list in its order, skipping repeated names.
 
         Raises:
-            ManifestError: The list cannot be read, or has no such column.
+            ManifestError: The list cannot be read or lacks the column.
         """
         self.skipped.clear()
         reader = self.reader
@@ -86,12 +86,12 @@ def open_source(location: str, *, path_column: str = "path") -> Source:
     """Return the source at a location.
 
     Args:
-        location: A folder, an address such as s3://bucket/prefix, a search of a DICOMweb server (see `web_reader`), a manifest or
-            another CSV file, a Parquet file, or a text file with one path per line. Paths in a file are relative to its folder.
-        path_column: Column of a CSV or Parquet file with the paths.
+        location: Folder, address such as s3://bucket/prefix, search of a DICOMweb server (see `web_reader`), manifest or other
+            CSV file, Parquet file, or text file with one path per line. Paths in a file are relative to its folder.
+        path_column: Column with the paths in a CSV or Parquet file.
 
     Raises:
-        UsageError: The location does not exist, or is an image; or an address has no bucket or server, or has credentials.
+        UsageError: The location does not exist or is an image; or an address lacks a bucket or server, or contains credentials.
     """
     if location.startswith(DICOMWEB_PREFIX):
         return Source(location, "dicomweb", open_reader(location, "dicomweb"))
@@ -99,7 +99,7 @@ def open_source(location: str, *, path_column: str = "path") -> Source:
         _check_address(location)
         location = location.rstrip("/")
         return Source(location, "objects", open_reader(location, "objects"))
-    path = Path(os.path.abspath(location))  # noqa: PTH100  links are kept, as the user wrote them
+    path = Path(os.path.abspath(location))  # noqa: PTH100  keeps links as the user wrote them
     if path.is_dir():
         return Source(str(path), "folder", open_reader(str(path), "folder"))
     if not path.exists():
@@ -117,7 +117,7 @@ def open_reader(location: str, kind: str) -> Reader:
     """Return the reader of a source; see `Source`.
 
     Raises:
-        UsageError: The address of a DICOMweb server is not one of a search, or a package is not installed.
+        UsageError: A DICOMweb address is not a valid search, or a package is not installed.
     """
     if kind == "objects":
         return RemoteReader(location)
@@ -137,7 +137,7 @@ def _check_address(location: str) -> None:
     host = location.partition("://")[2].partition("/")[0]
     if not host:
         raise UsageError(f"the address {location!r} has no bucket or server", hint="Give it as in s3://bucket/prefix")
-    if "@" in host:  # the location is stored and printed; it is not quoted here
+    if "@" in host:  # do not quote the location, which contains a secret
         raise UsageError(
             "the address of the source has a user name or password",
             hint="Leave them out, and give them in the environment or the files of the client",

@@ -1,4 +1,4 @@
-"""The state of an archive, from its listing and its journals, while it is scored or afterwards."""
+"""Status of an archive from its listing and journals, during or after a run."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["ArchiveStatus", "SetStatus", "archive_status"]
 
 
 class SetStatus(NamedTuple):
-    """The state of one set of predictions.
+    """Status of one prediction set.
 
     Attributes:
         key, model, site, prevalence, operating_point: See `archive_folder.SetSettings`.
-        done, failed: Images that are scored, and those of them that could not be read.
+        done, failed: Scored images, and how many of them could not be read.
         decisions: Number of images by decision.
-        shards: Finished shards.
-        heatmaps: Finished shards with heatmaps.
-        last: Time of the last shard, UTC, ISO 8601; "" if there is none.
+        shards: Number of finished shards.
+        heatmaps: Number of finished shards with heatmaps.
+        last: Time of the last finished shard in UTC, ISO 8601; "" if there is none.
         runtimes: Number of shards by the software that scored them.
         notice: Notice of the model.
     """
@@ -44,12 +44,12 @@ class SetStatus(NamedTuple):
 
 
 class ArchiveStatus(NamedTuple):
-    """The state of an archive.
+    """Status of an archive.
 
     Attributes:
         source: Location of the images.
-        rows, shards: Listed images and shards.
-        sets: One for each model with its settings.
+        rows, shards: Number of listed images and shards.
+        sets: Status of each prediction set.
     """
 
     source: str
@@ -59,7 +59,7 @@ class ArchiveStatus(NamedTuple):
 
 
 def archive_status(path: Path) -> ArchiveStatus:
-    """Return the state of an archive. Files of shards are not read; those that are missing or have another size do not count.
+    """Return the status of an archive without reading shard files; missing files and files of a different size do not count.
 
     Raises:
         UsageError: The folder is not an archive.

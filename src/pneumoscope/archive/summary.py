@@ -1,4 +1,4 @@
-"""Summaries of a set of predictions: counts, rejections, scores by year and drift against the card. Only current rows count."""
+"""Summaries of a prediction set's current rows: counts, rejections, scores by year and drift from the card."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _CURRENT = "FROM predictions WHERE current AND model = ?"
 
 
 class GroupCount(NamedTuple):
-    """Rejected images of one reason and one device.
+    """Rejected images by reason and device.
 
     Attributes:
         code: Rejection code.
-        manufacturer, station: As stated; "" if not.
+        manufacturer, station: Device according to the header; "" if missing.
         rejected: Number of images with this code.
-        images: Number of readable images of this device.
+        images: Number of readable images from this device.
     """
 
     code: str
@@ -41,12 +41,13 @@ class GroupCount(NamedTuple):
 
 
 class YearScores(NamedTuple):
-    """Images of one year of studies.
+    """Images of studies in one year.
 
     Attributes:
-        year: The year; None if not stated.
-        images, accepted, pneumonia: Readable images, those with a probability, and those with the decision pneumonia.
-        quantiles: 5th, 25th, 50th, 75th and 95th percentile of the probability; None without accepted images.
+        year: Year of the studies; None if missing.
+        images, accepted, pneumonia: Number of readable images, of those with a probability, and of those with the decision
+            pneumonia.
+        quantiles: 5th, 25th, 50th, 75th and 95th percentiles of the probability; None without accepted images.
     """
 
     year: int | None
@@ -57,18 +58,18 @@ class YearScores(NamedTuple):
 
 
 class ArchiveSummary(NamedTuple):
-    """The summary of a set.
+    """Summary of a prediction set.
 
     Attributes:
-        key, settings: Name of the set, and what its predictions depend on.
+        key, settings: Name of the set, and the settings that affect its predictions.
         source: Location of the images.
-        rows, scored: Current images that are listed, and those of them that are scored.
+        rows, scored: Number of current images listed, and how many of them are scored.
         decisions, failures: Number of images by decision, and of unreadable ones by reason.
-        rejections: By code and device, most frequent first, and the number of groups that are left out.
-        more_rejections: Number of groups of `rejections` that are left out.
-        years: By year.
-        drift: Accepted images by tenths of the reference distribution on the card; None with `drift_reason`.
-        drift_reason: Why there is no drift.
+        rejections: Rejected images by code and device, most frequent first.
+        more_rejections: Number of groups omitted from `rejections`.
+        years: Scores by year.
+        drift: Drift of accepted images relative to the card's reference distribution; None if undefined.
+        drift_reason: Reason if the drift is undefined; otherwise "".
     """
 
     key: str
@@ -86,18 +87,19 @@ class ArchiveSummary(NamedTuple):
 
 
 class ArchiveComparison(NamedTuple):
-    """Two sets of predictions of the same images.
+    """Comparison of two prediction sets on the same images.
 
     Attributes:
         a, b: Names of the sets.
-        settings_a, settings_b: What their predictions depend on.
-        images: Current images in both sets.
-        agree: Images with the same decision, or unreadable in both.
+        settings_a, settings_b: Settings that affect their predictions.
+        images: Number of current images in both sets.
+        agree: Number of images with the same decision, or unreadable in both.
         decisions: Number of images by the decisions of `a` and `b`; "failed" if unreadable.
-        changed: Images of which one set decides pneumonia and the other no_pneumonia: (to pneumonia, from pneumonia).
-        kappa: Cohen's kappa of pneumonia against no_pneumonia, of images that both decide.
-        difference: Mean and mean absolute difference of the probability, b minus a, of images that both accept; None without any.
-        drift_a, drift_b: Accepted images by tenths of the reference distribution on each card; None if undefined.
+        changed: Number of images that changed from no_pneumonia to pneumonia, and from pneumonia to no_pneumonia.
+        kappa: Cohen's kappa of pneumonia against no_pneumonia, over images that both sets decide.
+        difference: Mean and mean absolute difference of the probability, b minus a, over images accepted by both; None without
+            any.
+        drift_a, drift_b: Drift of accepted images relative to each card's reference distribution; None if undefined.
     """
 
     a: str
@@ -115,11 +117,12 @@ class ArchiveComparison(NamedTuple):
 
 
 def summarize_set(path: Path, key: str = "") -> ArchiveSummary:
-    """Return the summary of a set.
+    """Return the summary of a prediction set.
 
     Args:
         path: Folder of the archive.
-        key: Name of the set, or its beginning; the only one if empty.
+        key: Name or prefix of the set; empty for the only one.
+
     Raises:
         UsageError: The folder is not an archive, or has several sets.
     """
@@ -156,14 +159,15 @@ def summarize_set(path: Path, key: str = "") -> ArchiveSummary:
 
 
 def compare_sets(path: Path, a: str, b: str) -> ArchiveComparison:
-    """Return the comparison of two sets, image by image.
+    """Compare two prediction sets image by image.
 
     Args:
         path: Folder of the archive.
-        a, b: Names of the sets, or their beginnings.
+        a, b: Names or prefixes of the sets.
+
     Raises:
         UsageError: The folder is not an archive.
-        UnknownNameError: There is no such set.
+        UnknownNameError: A set does not exist.
     """
     folder = ArchiveFolder.open(path)
     first, second = folder.find_set(a), folder.find_set(b)
@@ -237,7 +241,7 @@ def _years(connection: duckdb.DuckDBPyConnection, key: str) -> tuple[YearScores,
 
 
 def _drift(connection: duckdb.DuckDBPyConnection, chosen: PredictionSet) -> tuple[Drift | None, str]:
-    """Return the drift of the accepted images, or why it is undefined."""
+    """Return the drift of the accepted images, or None and the reason why it is undefined."""
     reference = read_card(chosen.card).reference_distribution
     if reference is None:
         return None, "the card has no reference distribution"

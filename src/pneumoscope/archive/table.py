@@ -1,6 +1,6 @@
-"""The table of predictions: one row for each image, with the columns of `core.prediction.Prediction.to_row` and a few more.
+"""The predictions table: one row per image, with the columns of `core.prediction.Prediction.to_row` and some additional ones.
 
-The same images, model and versions of the libraries give the same bytes: the time of a prediction is in the journal of the set.
+The same images, model and library versions give the same bytes; prediction times are stored in the journal instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "IDENTIFIERS", "build_row", "schema", "write_table"]
 
-# Columns of the table and their types. Those that `Prediction.to_row` has keep its names.
+# Columns of the table and their types. Columns of `Prediction.to_row` keep their names.
 COLUMNS: Mapping[str, str] = {
     "row": "int64",
     "source": "string",
@@ -65,7 +65,7 @@ COLUMNS: Mapping[str, str] = {
     "model_site": "string",
     "model_prevalence": "double",
 }
-# Empty with --no-identifiers. A path may contain a name or a number of a patient.
+# Empty with --no-identifiers. A path may contain a patient's name or number.
 IDENTIFIERS = frozenset(
     {"source", "study_date", "study_instance_uid", "series_instance_uid", "sop_instance_uid", "station_name"}
 )
@@ -78,14 +78,14 @@ def build_row(
 ) -> dict[str, Any]:
     """Return the row of one image.
 
-    Patient names, patient IDs and birth dates are never in the table.
+    The table never contains patient names, patient IDs or birth dates.
 
     Args:
-        row: Number of the image in the listing.
+        row: Row number of the image in the listing.
         name: Name in the source.
-        content: The file; None if it could not be read.
-        scored: Its prediction.
-        identifiers: Fill the columns of `IDENTIFIERS`, and keep texts in parameters, which may quote the header.
+        content: Content of the file; None if it could not be read.
+        scored: Prediction of the image.
+        identifiers: Whether to fill the columns `IDENTIFIERS`, and keep texts in parameters, which may quote the header.
     """
     prediction, acquisition = scored.prediction, scored.acquisition
     stated = prediction.to_row()
@@ -127,7 +127,7 @@ def schema() -> pa.Schema:
 
 
 def write_table(rows: Iterable[Mapping[str, Any]], notice: str = "") -> bytes:
-    """Return rows as a Parquet file, with the notice of the model in the metadata of its schema."""
+    """Return rows as a Parquet file, with the model's notice in the schema metadata."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""Verify a set of predictions: every listed image is in exactly one row, and no file was altered."""
+"""Verify a prediction set: each listed image is in exactly one row, and no file was altered."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from pneumoscope.core.errors import StorageError
 
 __all__ = ["Problem", "ProblemCode", "Verification", "verify_archive"]
 
-# not_scored: the journal has no such shard. lost: its file is missing. altered: its file has another hash. wrong_rows: its file
-# does not have exactly the listed images. not_listed: a file, or a line of the journal, of no listed shard. not_entered: a file
-# that is not in the journal, which a killed run left and the next one replaces. heatmaps_lost, heatmaps_altered: likewise for the
-# file of heatmaps, which is also altered if it does not have exactly the accepted images. heatmaps_not_entered: the shard was
-# scored without heatmaps after its file of heatmaps was written, so that nothing is known of that file.
+# not_scored: the shard is not in the journal. lost: its file is missing. altered: the hash of its file differs.
+# wrong_rows: its file does not contain exactly the listed images. not_listed: a file or journal entry of an unlisted
+# shard. not_entered: a file missing from the journal, left by a killed run and replaced by the next. heatmaps_lost,
+# heatmaps_altered: the same for the heatmap file, which also counts as altered if it does not contain exactly the
+# accepted images. heatmaps_not_entered: the shard was scored again without heatmaps after its heatmap file was written,
+# so that file cannot be verified.
 ProblemCode = Literal[
     "not_scored",
     "lost",
@@ -34,20 +35,21 @@ ProblemCode = Literal[
     "heatmaps_altered",
     "heatmaps_not_entered",
 ]
-# No run has finished these shards; nothing is lost.
+# These shards are merely unfinished; nothing is lost.
 _UNFINISHED = ("not_scored", "not_entered")
 _HEATMAP_PROBLEMS = ("heatmaps_lost", "heatmaps_altered", "heatmaps_not_entered")
 
 
 class Problem(NamedTuple):
-    """A shard that is not as it should be.
+    """A problem with a shard.
 
     Attributes:
         shard: Number of the shard.
-        code: What is wrong.
+        code: Kind of the problem.
         first_row, last_row: Rows of the shard in the listing; -1 if it is not listed.
-        missing, doubled: Number of listed rows that the table has not, and that it has more than once.
-        path: The file; it may be missing. "" for a shard that is not scored, and for one of no listed image without a file.
+        missing, doubled: Number of listed rows missing from the table, and of surplus rows; for an unlisted shard, all rows in
+            the journal are surplus.
+        path: Path of the file, which may be missing. "" for a shard that is not scored, or an unlisted shard without a file.
     """
 
     shard: int
@@ -60,19 +62,19 @@ class Problem(NamedTuple):
 
     @property
     def is_unfinished(self) -> bool:
-        """True if no run has finished the shard, so that nothing is lost or altered."""
+        """True if the shard is merely unfinished, so that nothing is lost or altered."""
         return self.code in _UNFINISHED
 
 
 class Verification(NamedTuple):
-    """The result for one set of predictions.
+    """Result for one prediction set.
 
     Attributes:
         key: Name of the set.
-        shards: Listed shards.
-        rows: Listed images.
-        found: Listed images that are in exactly one row of an unaltered file.
-        problems: By shard; empty if every image is found, with its heatmap if the shard has heatmaps.
+        shards: Number of listed shards.
+        rows: Number of listed images.
+        found: Number of listed images that are in exactly one row of an unaltered file.
+        problems: Problems by shard; empty if all images are found, with heatmaps if the shard has them.
         runtimes: Number of shards by the software that scored them.
     """
 
@@ -85,12 +87,13 @@ class Verification(NamedTuple):
 
 
 def verify_archive(path: Path, key: str = "", *, progress: Callable[[int, int], None] | None = None) -> Verification:
-    """Read every file of a set, and compare it with the listing and the journal.
+    """Read all files of a prediction set and compare them with the listing and the journal.
 
     Args:
         path: Folder of the archive.
-        key: Name of the set, or its beginning; the only one if empty.
-        progress: Called with the number of verified shards and of all shards.
+        key: Name or prefix of the set; empty for the only one.
+        progress: Callback with the number of shards verified so far and the total.
+
     Raises:
         UsageError: The folder is not an archive, or has several sets.
         ArchiveError: The listing or the journal is damaged.
@@ -145,7 +148,7 @@ def _check_shard(
             missing=sum(counts[row] == 0 for row in range(first, first + rows)),
             doubled=sum(count - 1 for count in counts.values()),
         )
-    if chosen.settings.identifiers:  # else the file has no names
+    if chosen.settings.identifiers:  # otherwise the file contains no names
         listed = map(display_name, listing.shard(number).names)
         if others := sum(source != name for source, name in zip(sources, listed, strict=True)):
             return problem("wrong_rows", missing=others)
@@ -168,11 +171,11 @@ def _read(file: Path) -> bytes:
 
 
 def _columns(content: bytes) -> tuple[list[int], list[str | None], list[float | None]]:
-    """Return the numbers, names and probabilities of the images of a shard."""
+    """Return the row numbers, names and probabilities of a shard's images."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # Without threads: Arrow's may abort the process when it exits.
+    # Without threads, because Arrow's may abort the process at exit.
     columns = ["row", "source", "probability"]
     table = pq.ParquetFile(pa.BufferReader(content)).read(columns=columns, use_threads=False)
     numbers: list[int] = np.asarray(table.column("row")).tolist()

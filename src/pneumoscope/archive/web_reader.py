@@ -1,6 +1,6 @@
-"""Read the images of a DICOMweb server: QIDO-RS lists them, WADO-RS retrieves each.
+"""Read the images of a DICOMweb server: list them with QIDO-RS and retrieve each with WADO-RS.
 
-The address of a source is that of a search, with `dicomweb+` before it: `dicomweb+https://pacs.example/dicom-web/studies?StudyDate=2019-`.
+The location is a search address prefixed with `dicomweb+`: `dicomweb+https://pacs.example/dicom-web/studies?StudyDate=2019-`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pneumoscope.imaging.decode import MAX_BYTES
 
 __all__ = ["WebQuery", "WebReader", "parse_query"]
 
-# The address is stored and printed. Values of other attributes may identify a patient.
+# The address is stored and printed, and other attributes may identify a patient.
 _SEARCHED = frozenset(
     {
         "StudyDate",
@@ -48,21 +48,21 @@ _SEARCHED = frozenset(
 )
 _UID_KEYWORDS = {"studies": "StudyInstanceUID", "series": "SeriesInstanceUID", "instances": "SOPInstanceUID"}
 _GONE = (404, 410)
-# The server, or the way to it, has a problem that is not one of the image, and may pass.
+# Problems of the server or the connection rather than the image, which may be temporary.
 _SERVER_STATUSES = (407, 408, 429, 502, 503, 504)
 _ENVIRONMENT = "PNEUMOSCOPE_DICOMWEB_"
 _EXAMPLE = "Give it as in dicomweb+https://pacs.example/dicom-web/studies?StudyDate=20190101-20191231"
 _ACCESS_HINT = f"Check user, password or token: {_ENVIRONMENT}USER, PASSWORD_FILE and TOKEN_FILE"
-_local = threading.local()  # the archives of a thread by address: a session is for one thread
+_local = threading.local()  # archives by address, per thread, because sessions are not thread-safe
 
 
 class WebQuery(NamedTuple):
-    """A search for images.
+    """Search for images.
 
     Attributes:
         root: Address of the DICOMweb service.
-        level: What is searched; all images of CR and DX series in it are the source.
-        filters: Keywords or tags, and the values that match.
+        level: Level of the search; the source consists of all images in CR and DX series found.
+        filters: Keywords or tags, and the values to match.
     """
 
     root: str
@@ -72,7 +72,7 @@ class WebQuery(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Environment:
-    """The access to a server, which the environment of each machine states; see `dicomweb.session.Access`."""
+    """Access to a server from environment variables, which each machine sets; see `dicomweb.session.Access`."""
 
     user: str
     password_file: Path | None
@@ -81,10 +81,10 @@ class _Environment:
 
     @classmethod
     def read(cls) -> _Environment:
-        """Return the access that the environment states.
+        """Read the access settings from the environment.
 
         Raises:
-            UsageError: The credentials are incomplete, or given twice.
+            UsageError: The credentials are incomplete or given twice.
         """
 
         def file(name: str) -> Path | None:
@@ -102,11 +102,11 @@ class _Environment:
 
 
 class _Found(NamedTuple):
-    """The contents of a search result that are needed.
+    """Relevant fields of a search result.
 
     Attributes:
-        study, series, instance: UIDs; "" below the level that was searched.
-        modality: Of the series; "" if it is not stated.
+        study, series, instance: UIDs; "" below the level of the search.
+        modality: Modality of the series; "" if missing.
     """
 
     study: str
@@ -115,8 +115,8 @@ class _Found(NamedTuple):
     modality: str
 
     def skip_reason(self) -> str:
-        """Return why this series or instance is not read, or ""."""
-        # The modality need not be returned for instances.
+        """Return the reason to skip this series or instance, or ""."""
+        # Servers may omit the modality of instances.
         if self.modality in MODALITIES or (self.instance and not self.modality):
             return ""
         return f"not {' or '.join(MODALITIES)}"
@@ -124,10 +124,10 @@ class _Found(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WebReader:
-    """Reads instances by their path below the address of a DICOMweb service.
+    """Reader of instances by their path below the address of a DICOMweb service.
 
     Attributes:
-        query: Finds the instances.
+        query: Search that finds the instances.
     """
 
     query: WebQuery
@@ -141,7 +141,7 @@ class WebReader:
         """Return the file of an instance; see `readers.Reader`.
 
         Raises:
-            StorageError: The server does not answer, or does not accept the access.
+            StorageError: The server does not respond or rejects the credentials.
         """
 
         def retrieve() -> bytes:
@@ -164,10 +164,10 @@ class WebReader:
         """Return False if the server does not answer the search.
 
         Raises:
-            StorageError: The server does not accept the access.
+            StorageError: The server rejects the credentials.
         """
         try:
-            # With the filters: a server may refuse to list all that it has.
+            # Keep the filters, because servers may refuse unrestricted searches.
             next(self._archive().search(self.query.level, self.query.filters), None)
         except DicomWebError as error:
             self._require_access(error)
@@ -175,17 +175,17 @@ class WebReader:
         return True
 
     def images(self) -> Iterator[tuple[SourceImage, str]]:
-        """Yield the images sorted by UIDs, each with the reason to skip it, or "". Servers state no sizes.
+        """Yield the images sorted by UID, each with the reason to skip it, or ""; sizes are unknown.
 
         Raises:
-            StorageError: The server does not answer, or does not return all results.
+            StorageError: The server does not respond, or does not return all results.
         """
         for found in self._instances():
             name = instance_path(found.study, found.series, found.instance)
             yield SourceImage(name, -1, 0), found.skip_reason()
 
     def _instances(self) -> Iterator[_Found]:
-        """Yield the instances, and in place of those of a skipped series, the series."""
+        """Yield the instances, or for a skipped series, the series itself."""
         _, level, filters = self.query
         found = self._search(level, filters)
         if level == "studies":
@@ -207,7 +207,7 @@ class WebReader:
     def _search(
         self, level: Level, filters: Mapping[str, str] | None = None, *, study: str = "", series: str = ""
     ) -> list[_Found]:
-        """Return the results sorted by UIDs. Only what is needed is kept: a result may have thousands of bytes."""
+        """Return the results sorted by UID, keeping only the relevant fields because a result may have thousands of bytes."""
         archive = self._archive()
 
         def search() -> list[_Found]:
@@ -234,14 +234,15 @@ class WebReader:
         return found
 
     def _found(self, result: Any, level: Level, study: str, series: str) -> _Found:
-        """Return what a result states.
+        """Return the relevant fields of a search result.
 
         Args:
-            result: The result.
+            result: Search result.
             level: Level of the search.
-            study, series: UIDs within which the level was searched.
+            study, series: UIDs that the search was restricted to.
+
         Raises:
-            StorageError: A UID that the address of an instance needs is missing.
+            StorageError: A UID needed for the address of an instance is missing.
         """
         uids = {"studies": study, "series": series, "instances": ""}
         for each, keyword in _UID_KEYWORDS.items():
@@ -256,7 +257,7 @@ class WebReader:
         return _Found(uids["studies"], uids["series"], uids["instances"], str(result.get("Modality") or ""))
 
     def _require_access(self, error: DicomWebError) -> None:
-        """Raise StorageError if the server does not accept the access: no image can be read then."""
+        """Raise StorageError if the server rejects the credentials, because no image can be read then."""
         if error.status == 401:
             raise StorageError(
                 f"{self.root!r} does not accept the configured access: HTTP status 401", hint=_ACCESS_HINT
@@ -266,7 +267,7 @@ class WebReader:
         """Return the archive of this thread.
 
         Raises:
-            UsageError: A file that the environment names cannot be read.
+            UsageError: A file named by an environment variable cannot be read.
         """
         archives: dict[str, WebArchive] = _local.__dict__.setdefault("archives", {})
         if self.root not in archives:
@@ -282,10 +283,10 @@ class WebReader:
 
 
 def parse_query(location: str) -> WebQuery:
-    """Return the search of an address.
+    """Parse the address of a search.
 
     Raises:
-        UsageError: The address is not one of https, or of a search; or it has an attribute that may identify a patient.
+        UsageError: The address is not a valid https address or search, or contains an attribute that may identify a patient.
     """
     try:
         parts = urlsplit(location.removeprefix(DICOMWEB_PREFIX))

@@ -1,11 +1,11 @@
-"""Read, check, copy and write the folder of a bundle: `network.onnx`, `card.json` and, if there is any, `evidence/`.
+"""Read, check, copy and write bundle folders: `network.onnx`, `card.json` and, optionally, `evidence/`.
 
-Bundles of format 2 have a network for NORMAL and PNEUMONIA, those of format 3 one for several classes. The latter are used by
-`predict`, `evaluate`, `compare`, `report`, `export` and `models --card`, and trained by `train`, `sweep` and
-`lr-find`. `read_bundle`, which all other uses of a model need, refuses them.
+Bundles of format 2 have a network for NORMAL and PNEUMONIA; bundles of format 3 have a multiclass network. Multiclass bundles
+are trained by `train`, `sweep` and `lr-find`, and accepted by `predict`, `evaluate`, `compare`, `report`, `export` and `models
+--card`. All other commands call `read_bundle`, which rejects them.
 
-To change the format after the first release, raise `card.FORMAT`, keep a bundle of the previous format for the tests, and convert
-it in `read_bundle`.
+To change the format after the first release, raise `card.FORMAT`, keep a bundle of the previous format for the tests, and
+convert it in `read_bundle`.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ _MAX_CARD_BYTES = 10_000_000
 def export_bundle(
     source: Path, out: Path, population: Population | None = None, *, evaluation: Path | None = None
 ) -> Card | MulticlassCard:
-    """Check a bundle, of any format, copy it with its evidence to a new folder and return its card, in the current format.
+    """Check a bundle of any format, copy it with its evidence to a new folder and return its card in the current format.
 
-    The card is written last, so that an interrupted copy is not a bundle.
+    The card is written last, so an interrupted copy is not a valid bundle.
 
     Args:
         source: Folder of the bundle.
-        out: The new folder; it may exist if it is empty.
-        population: Population to state on the new card instead of that on the card of the bundle.
-        evaluation: See `evidence.read_evidence`; it becomes `evidence/evaluation.json`.
+        out: Target folder; must be empty if it exists.
+        population: Population for the new card; None to keep the original one.
+        evaluation: See `evidence.read_evidence`; copied to `evidence/evaluation.json`.
 
     Raises:
         BundleError: See `read_bundle`; or the evidence belongs to another network.
@@ -80,11 +80,11 @@ def export_bundle(
 
 
 def write_bundle(folder: Path, card: Card | MulticlassCard, network: bytes) -> None:
-    """Write the files of a bundle; the card is written last, so that a folder without it is not a bundle.
+    """Write the files of a bundle, the card last: a folder without a card is not a valid bundle.
 
     Args:
-        folder: The folder; existing files are replaced.
-        card: The card.
+        folder: Bundle folder; existing files are replaced.
+        card: Card of the bundle.
         network: Content of the ONNX file.
 
     Raises:
@@ -98,8 +98,8 @@ def read_bundle(folder: Path) -> tuple[Card, bytes]:
     """Read and check a bundle for NORMAL and PNEUMONIA; return its card and the content of its network file.
 
     Raises:
-        BundleError: A file is missing; the card is malformed or of a newer format; the preprocessing has another version;
-            the network does not match the size and hash on the card, or is unsafe (see `bundle.network_checks`).
+        BundleError: A file is missing; the card is malformed or has a newer format; the preprocessing version differs; or the
+            network does not match the size and hash on the card or is unsafe (see `bundle.network_checks`).
         MulticlassBundleError: The bundle has several classes.
     """
     card, network = read_any_bundle(folder)
@@ -107,10 +107,10 @@ def read_bundle(folder: Path) -> tuple[Card, bytes]:
 
 
 def read_multiclass_bundle(folder: Path) -> tuple[MulticlassCard, bytes]:
-    """Read and check a bundle of several classes; return its card and the content of its network file.
+    """Read and check a multiclass bundle; return its card and the content of its network file.
 
     Raises:
-        BundleError: See `read_bundle`; or the bundle is one for NORMAL and PNEUMONIA.
+        BundleError: See `read_bundle`; or the bundle is for NORMAL and PNEUMONIA.
     """
     card, network = read_any_bundle(folder)
     if isinstance(card, Card):
@@ -122,7 +122,7 @@ def read_multiclass_bundle(folder: Path) -> tuple[MulticlassCard, bytes]:
 
 
 def is_multiclass(folder: Path) -> bool:
-    """Return True for a bundle of several classes; False for another one, and for a folder that is not a readable bundle."""
+    """Return whether a folder is a multiclass bundle; False if it is not a readable bundle."""
     try:
         data = msgspec.json.decode(_read_file(folder / CARD_FILE, _MAX_CARD_BYTES))
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -131,7 +131,7 @@ def is_multiclass(folder: Path) -> bool:
 
 
 def is_included(card: Card | MulticlassCard) -> bool:
-    """Return True if the card is that of the network in the package, in whatever folder."""
+    """Return whether the card belongs to the network in the package, in any folder."""
     return card.onnx_sha256 == read_any_card(DEFAULT_BUNDLE / CARD_FILE).onnx_sha256
 
 
@@ -175,7 +175,11 @@ def read_any_bundle(folder: Path) -> tuple[Card | MulticlassCard, bytes]:
 
 
 def _read_file(path: Path, max_bytes: int) -> bytes:
-    """Return the content of a regular file of limited size."""
+    """Return the content of a regular file of limited size.
+
+    Raises:
+        OSError: The file is missing, too large or not a regular file.
+    """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
         raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -185,11 +189,11 @@ def _read_file(path: Path, max_bytes: int) -> bytes:
 
 
 def read_card(file: Path) -> Card:
-    """Read and check a card beside no network, such as that of an archive.
+    """Read and check a card without its network, such as the card of an archive.
 
     Raises:
-        BundleError: The file cannot be read, or is malformed.
-        MulticlassBundleError: The card is that of a bundle of several classes.
+        BundleError: The file cannot be read or is malformed.
+        MulticlassBundleError: The card belongs to a multiclass bundle.
     """
     return _binary(read_any_card(file))
 
@@ -198,7 +202,7 @@ def read_any_card(file: Path) -> Card | MulticlassCard:
     """Read and check a card of any format.
 
     Raises:
-        BundleError: The file cannot be read, or is malformed.
+        BundleError: The file cannot be read or is malformed.
     """
     try:
         return _parse_card(_read_file(file, _MAX_CARD_BYTES).decode(), file.parent)
@@ -219,13 +223,13 @@ def _parse_card(text: str, folder: Path) -> Card | MulticlassCard:
         card = msgspec.convert(data, MulticlassCard) if multiclass else msgspec.convert(data, Card)
     except (ValueError, RecursionError) as error:  # not JSON, invalid fields, or too deeply nested
         raise _malformed(folder, str(error)) from error
-    # Terminals and pages show these strings; control characters could forge their output.
+    # These strings are displayed in terminals and web pages, where control characters could forge output.
     if not all(string.isprintable() for string in _strings(data)):
         raise _malformed(folder, "it contains characters that are not printable")
     if card.rejection_limits and card.rejection_limits.input_classes != INPUT_CLASSES:
         expected = ", ".join(INPUT_CLASSES)
         raise _malformed(folder, f"expected {expected}, in this order - at `$.rejection_limits.input_classes`")
-    # The defaults of Preprocessing are for new models; a card must state every field.
+    # The defaults of Preprocessing are for new models; a card must contain every field.
     for name in Preprocessing.__struct_fields__:
         if name not in data["preprocessing"]:
             raise _malformed(folder, f"Object missing required field `{name}` - at `$.preprocessing`")

@@ -1,8 +1,8 @@
 """The card of a model bundle.
 
-A bundle is a folder with two files: `network.onnx` and `card.json`. The network takes gray levels from
-`imaging.preprocess` (uint8, shape (n, size, size)) and returns the outputs that `inference.session.Outputs` describes.
-The card holds everything else: preprocessing, calibration, operating points, rejection limits and provenance.
+A bundle is a folder with two files, `network.onnx` and `card.json`. The network maps gray levels from `imaging.preprocess`
+(uint8, shape (n, size, size)) to the outputs described by `inference.session.Outputs`. The card contains everything else:
+preprocessing, calibration, operating points, rejection limits and provenance.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ __all__ = [
 
 FORMAT = 2
 
-# Fraction of images of each label with a correct or uncertain decision; of each class, whose prediction set contains it.
+# Minimum fraction, per label, of images with a correct or uncertain decision; per class, of images whose prediction set
+# contains the class.
 COVERAGE = 0.95
 
 LABELS: tuple[Literal["NORMAL"], Literal["PNEUMONIA"]] = ("NORMAL", "PNEUMONIA")
@@ -60,12 +61,12 @@ _Count = Annotated[int, Meta(ge=0)]
 
 
 class Proportion(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A fraction of images with its 95% interval.
+    """Fraction of images with its 95% interval.
 
     Attributes:
-        value, low, high: Fraction and ends of the interval, 0 to 1.
+        value, low, high: Fraction and interval limits, 0 to 1.
         n: Number of images.
-        method: Method of the interval.
+        method: Name of the interval method.
     """
 
     value: _Fraction
@@ -76,13 +77,13 @@ class Proportion(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class UncertaintyBand(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Range of scores that are classified as uncertain (see `statistics.conformal`).
+    """Range of scores classified as uncertain (see `statistics.conformal`).
 
     Attributes:
-        low, high: Ends of the band, both included, on the scale of `OperatingPoint.threshold`.
-        coverage: Minimum fraction of images of each label whose decision is correct or uncertain, for images like those
-            of validation.
-        n_normal, n_pneumonia: Number of validation images of each label that determined the band.
+        low, high: Inclusive limits of the band, on the scale of `OperatingPoint.threshold`.
+        coverage: Minimum fraction of images of each label whose decision is correct or uncertain, for images like the
+            validation images.
+        n_normal, n_pneumonia: Number of validation images of each label used to fit the band.
     """
 
     low: _Fraction
@@ -93,21 +94,21 @@ class UncertaintyBand(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class OperatingPoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A decision threshold and how it was chosen.
+    """Decision threshold and how it was chosen.
 
     Attributes:
-        threshold: Threshold on the score (sigmoid of the logit, before calibration), 0 to 1. At or above it the decision
-            is pneumonia.
-        rule: "fixed" (a constant), "youden" (highest Youden index), "sensitivity" (highest threshold with at least this
-            sensitivity) or "specificity" (lowest threshold with at least this specificity).
+        threshold: Threshold on the score (sigmoid of the logit, before calibration), 0 to 1. At or above it the decision is
+            pneumonia.
+        rule: "fixed" (a constant), "youden" (highest Youden index), "sensitivity" (highest threshold that reaches the target
+            sensitivity) or "specificity" (lowest threshold that reaches the target specificity).
         target: Target sensitivity or specificity, 0 to 1; None for the other rules.
-        n: Number of validation images that determined the threshold; None if it is fixed.
-        augmented: True if those images were augmented. Targets are reached on augmented and on unmodified images.
-        site: True if those images are of a site profile, not validation images.
-        sensitivity, specificity: On the unmodified validation images, with the threshold applied to uncertain images.
-            Optimistic unless the threshold is fixed, because these images, or augmented copies, determined it. If `site`, on
-            the images of the site: see `site_profile.SiteProfile`.
-        uncertainty_band: Scores that are classified as uncertain; None if the threshold decides every image.
+        n: Number of validation images used to choose the threshold; None if it is fixed.
+        augmented: True if those images were augmented. Targets are reached on both augmented and original images.
+        site: True if those images come from a site profile instead of the validation split.
+        sensitivity, specificity: Measured on the original validation images, applying the threshold to uncertain images as
+            well. Optimistic unless the threshold is fixed, because it was chosen on these images or augmented copies. If
+            `site`, measured on the images of the site: see `site_profile.SiteProfile`.
+        uncertainty_band: Range of scores classified as uncertain; None if the threshold decides every image.
     """
 
     threshold: _Fraction
@@ -121,7 +122,7 @@ class OperatingPoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     uncertainty_band: UncertaintyBand | None = None
 
     def rule_text(self, language: str = "en") -> str:
-        """Return how the threshold was chosen, as a phrase."""
+        """Return a phrase that describes how the threshold was chosen."""
         return operating_point_rule(self.rule, self.target, self.n, self.augmented, language, site=self.site)
 
 
@@ -130,9 +131,9 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     Attributes:
         slope, intercept: Parameters of the logistic curve.
-        prevalence: Prevalence of pneumonia that the probability and its interval refer to.
+        prevalence: Prevalence of pneumonia assumed by the probability and its interval.
         method: "platt" (fitted on validation images) or "none" (slope 1, intercept 0).
-        n: Number of validation images that it was fitted on.
+        n: Number of validation images used for fitting.
     """
 
     slope: Annotated[float, Meta(gt=0)]
@@ -143,13 +144,13 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class Intervals(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Venn-Abers intervals of the probability, as step functions of the logit (see `statistics`).
+    """Venn-Abers intervals of the probability as step functions of the logit (see `statistics`).
 
     Attributes:
-        edges: Logits at which the steps lie, ascending.
-        low, high: Lower and upper probability on each side of the edges; one more than there are edges.
+        edges: Logits of the steps, ascending.
+        low, high: Lower and upper probability of each step, one more than there are edges.
         method: "venn-abers".
-        n: Number of validation images that they were fitted on.
+        n: Number of validation images used for fitting.
     """
 
     edges: tuple[float, ...]
@@ -165,11 +166,11 @@ class Intervals(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Parity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Agreement of the exported network with the trained one.
+    """Agreement of the exported network with the trained network.
 
     Attributes:
         images: Number of images compared at export.
-        largest: Largest difference of logits, relative to their magnitude if that is above 1.
+        largest: Largest difference of logits, relative to their magnitude if above 1.
     """
 
     images: int
@@ -177,12 +178,12 @@ class Parity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class OutlierSummary(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Images of patients outside the age range, by source.
+    """Summary of one source of images of patients outside the age range.
 
     Attributes:
-        n_train: Number of images that the age classifier was trained on.
-        passed: Fraction of the images of other patients that pass all checks of the network; None without such images.
-        passed_alone: The fraction that would pass if the network had this check only; empty without such images.
+        n_train: Number of images that trained the age classifier.
+        passed: Fraction of the held-out patients' images that pass all checks of the network; None if there are none.
+        passed_alone: Fraction that would pass each check on its own; empty if there are none.
     """
 
     n_train: _Count
@@ -191,18 +192,18 @@ class OutlierSummary(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class RejectionLimits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Limits beyond which an image is rejected, set on mildly augmented validation images.
+    """Limits beyond which an image is rejected, fitted on mildly augmented validation images.
 
     Attributes:
-        input_classes: Classes of the network's output "input_classes", in its order.
+        input_classes: Classes of the network's output "input_classes", in order.
         min_upright: Minimum probability of the class "upright".
         max_age_score: Maximum score of the age classifier; None if the network has none.
         max_distance: Maximum distance from the training images (see `models.input_checks.MahalanobisDetector`).
-        classifier_share, age_share, distance_share: Fraction of the validation images that each limit was set to reject;
-            `age_share` is None if the network has no age classifier.
-        rejected: Fraction of the original validation images that all limits reject together; with a site profile that changes
-            limits, of its images.
-        outliers: Images of patients outside the age range, by source; empty if the network has no age classifier.
+        classifier_share, age_share, distance_share: Target fraction of validation images rejected by each limit; `age_share` is
+            None if the network has no age classifier.
+        rejected: Fraction of the original validation images rejected by all limits together; for a site profile that changes
+            limits, fraction of the site's images.
+        outliers: Summary of images of patients outside the age range by source; empty if the network has no age classifier.
         outliers_sha256: Hash of the list of these images; "" if there are none.
     """
 
@@ -219,12 +220,12 @@ class RejectionLimits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class ReferenceDistribution(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Distribution of the probabilities of accepted validation images, the reference for drift detection.
+    """Distribution of the probabilities of accepted validation images, used as the reference for drift detection.
 
     Attributes:
-        deciles: The nine probabilities that divide these images into tenths, ascending.
+        deciles: The nine deciles of the probability, ascending.
         n: Number of images.
-        n_pneumonia: Number of these images with pneumonia.
+        n_pneumonia: Number of images with pneumonia.
     """
 
     deciles: Annotated[tuple[_Fraction, ...], Meta(min_length=9, max_length=9)]
@@ -233,29 +234,29 @@ class ReferenceDistribution(Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The content of `card.json`.
+    """Content of `card.json`.
 
     Attributes:
-        format, version, created: Version of the bundle format, of pneumoscope, and time of the export (UTC, ISO 8601).
+        format, version, created: Bundle format, pneumoscope version, and time of the export (UTC, ISO 8601).
         name, seed, recipe: Name, seed and recipe of the run that trained the network.
-        network, parameters: Architecture in `models.registry`, and its number of parameters, including frozen ones.
+        network, parameters: Name of the architecture in `models.registry`, and its number of parameters, frozen ones included.
         onnx_sha256, onnx_bytes: Hash and size of the network file.
         self_test_logit: Logit of the self-test image (see `bundle.network_checks`).
-        labels: Labels of the negative and the positive class.
-        preprocessing: How an image becomes the network's input.
-        calibration, intervals: From the logit to the probability and to its interval; intervals may be None.
+        labels: Negative and positive label.
+        preprocessing: Preprocessing of images for the network.
+        calibration, intervals: Map from the logit to the probability and to its interval; `intervals` may be None.
         rejection_limits: Limits beyond which images are rejected; None if the network has no input checks.
-        reference_distribution: Distribution of the probabilities; None if every validation image is rejected.
-        population: The patients and images that the network was trained on.
-        age_range: Minimum and maximum age of patients, years, both included: images of others are rejected; None if the
-            model is for all ages.
-        operating_points: Operating points by name: "half" (0.5), "balanced" (highest Youden index), "rule_out"
-            (sensitivity 0.99), "rule_in" (specificity 0.99).
+        reference_distribution: Distribution of the probabilities; None if all validation images are rejected.
+        population: Patients and images that the network was trained on.
+        age_range: Minimum and maximum patient age in years, inclusive; other images are rejected. None if the model is for all
+            ages.
+        operating_points: Operating points by name: "half" (0.5), "balanced" (highest Youden index), "rule_out" (sensitivity
+            0.99), "rule_in" (specificity 0.99).
         manifest_sha256: Hash of the images, labels, patients and splits.
-        split_by: How the validation images were selected: "patient", "block", "image" or "given".
+        split_by: Unit of the split into training and validation images: "patient", "block", "image" or "given".
         counts: Number of images by split and label.
-        seen: `short_hash` of the images that influenced the network or its thresholds, by split, sorted.
-        best_epoch: Epoch of the weights, counted from 1.
+        seen: Sorted `short_hash` values, by split, of the images that influenced the network or its thresholds.
+        best_epoch: Epoch of the weights, starting at 1.
         machine: Processor, operating system and library versions.
     """
 
@@ -288,7 +289,7 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     machine: dict[str, str]
 
     def __post_init__(self) -> None:
-        """Check that an age classifier has an age range."""
+        """Check that a card with an age classifier has an age range."""
         if self.rejection_limits and self.rejection_limits.max_age_score is not None and self.age_range is None:
             raise ValueError("rejection_limits.max_age_score needs age_range")
 
@@ -300,20 +301,20 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """Return the content of `card.json`.
 
         Raises:
-            BundleError: A field has a value that `read_bundle` would not accept.
+            BundleError: A field has a value that `read_bundle` would reject.
         """
         return card_json(self, self.name)
 
 
 def card_json(card: Struct, name: str) -> str:
-    """Return a card as the content of `card.json`.
+    """Return the content of `card.json` for a card.
 
     Args:
-        card: The card.
-        name: Name of its model, for the message.
+        card: Card to serialize.
+        name: Name of the model for the error message.
 
     Raises:
-        BundleError: A field has a value that would not be accepted when the card is read.
+        BundleError: A field has a value that would be rejected when reading the card.
     """
     try:
         checked = msgspec.convert(msgspec.to_builtins(card), type(card))
@@ -323,5 +324,5 @@ def card_json(card: Struct, name: str) -> str:
 
 
 def short_hash(sha256: str) -> str:
-    """Return the first 16 hexadecimal digits (64 bits), enough to identify an image."""
+    """Return the first 16 hexadecimal digits (64 bits) of a hash, enough to identify an image."""
     return sha256[:16]

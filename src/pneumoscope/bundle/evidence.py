@@ -1,9 +1,8 @@
-"""Measurements in the folder of a bundle, made after its export.
+"""Measurements of a bundle made after its export, stored in its folder `evidence/` as written by the commands.
 
-They are in the folder `evidence/` of the bundle, as the commands wrote them: `evaluation.json` (`evaluate`), `robustness.json`
-(`robustness`), `shortcuts.json` (`shortcuts`), `saliency_check.json` (`saliency-check`), `phantom_saliency_check.json` (the
-same of a network that was trained on phantoms) and `audit.json` (`check-data --json`). `train --evidence` writes all but the
-evaluation and the check on phantoms.
+The files are `evaluation.json` (`evaluate`), `robustness.json` (`robustness`), `shortcuts.json` (`shortcuts`),
+`saliency_check.json` (`saliency-check`), `phantom_saliency_check.json` (the same check of a network trained on phantoms) and
+`audit.json` (`check-data --json`). `train --evidence` writes all except the evaluation and the check on phantoms.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ _COMMANDS = {
     " > {bundle}/evidence/phantom_saliency_check.json",
     "audit": "pneumoscope check-data DATA --json > {bundle}/evidence/audit.json",
 }
-# The commands for a bundle of any path.
+# The same commands with a placeholder for the bundle.
 EVIDENCE = {
     name: command.format(bundle="BUNDLE", target="BUNDLE", data=_MANIFEST) for name, command in _COMMANDS.items()
 }
@@ -54,18 +53,17 @@ Json = Mapping[str, Any]
 
 
 def evidence_file(folder: Path, name: str) -> Path:
-    """Return the path of an evidence file, of a name of `EVIDENCE`, in the folder of a bundle."""
+    """Return the path of an evidence file (a name in `EVIDENCE`) in a bundle folder."""
     return folder / "evidence" / f"{name}.json"
 
 
 def evidence_command(name: str, bundle: Path | None = None, run: Path | None = None) -> str:
-    """Return the command that writes an evidence file, of a name of `EVIDENCE`.
+    """Return the command that writes an evidence file.
 
     Args:
-        name: Name of the evidence.
+        name: Name of the evidence, one of `EVIDENCE`.
         bundle: Folder of the bundle; "BUNDLE" if None.
-        run: Run of the bundle, whose manifest states which images are for validation, so that any copy of the data will do; None
-            for a bundle without one.
+        run: Run of the bundle, or None. Its manifest specifies the validation images, so any copy of the data can be used.
     """
     place = "BUNDLE" if bundle is None else shlex.quote(bundle.as_posix())
     target, data = (place, _MANIFEST) if run is None else (shlex.quote(run.as_posix()), "DATA")
@@ -73,9 +71,9 @@ def evidence_command(name: str, bundle: Path | None = None, run: Path | None = N
 
 
 def read_measurement(folder: Path, name: str, onnx_sha256: str, run: Path | None = None) -> Json | None:
-    """Return a measurement of a network on validation images, without a site profile; None if the bundle has none.
+    """Return a measurement of a network on validation images without a site profile, or None if there is none.
 
-    Unlike `read_evidence` this needs no bundle: runs are compared and reported without their weights.
+    Unlike `read_evidence`, this needs no bundle: runs are compared and reported without their weights.
 
     Args:
         folder: Folder of the bundle.
@@ -84,7 +82,7 @@ def read_measurement(folder: Path, name: str, onnx_sha256: str, run: Path | None
         run: Run of the bundle, for the command in the hint; see `evidence_command`.
 
     Raises:
-        BundleError: The file is not JSON.
+        BundleError: The file is not a JSON object.
     """
     path = evidence_file(folder, name)
     content = _read_json(path, evidence_command(name, folder, run)) if path.is_file() else {}
@@ -93,7 +91,7 @@ def read_measurement(folder: Path, name: str, onnx_sha256: str, run: Path | None
 
 
 def is_measured(folder: Path, card: Card | MulticlassCard, name: str) -> bool:
-    """Return True if a bundle has a measurement that `read_measurement` returns."""
+    """Return whether `read_measurement` finds a valid measurement."""
     try:
         return read_measurement(folder, name, card.onnx_sha256) is not None
     except BundleError:
@@ -101,28 +99,28 @@ def is_measured(folder: Path, card: Card | MulticlassCard, name: str) -> bool:
 
 
 def evidence_paths(folder: Path, card: Card | MulticlassCard, evaluation: Path | None = None) -> dict[str, Path]:
-    """Return the path of each evidence file of a bundle that exists, by name of `EVIDENCE`; see `read_evidence`."""
+    """Return the paths of the existing evidence files by name in `EVIDENCE`; see `read_evidence`."""
     return {name: path for name, (path, _) in _find_evidence(folder, card, evaluation).items()}
 
 
 def read_evidence(folder: Path, card: Card | MulticlassCard, evaluation: Path | None = None) -> dict[str, Json | None]:
-    """Return the measurements in the folder of a bundle by name of `EVIDENCE`; None for those that are missing.
+    """Return the measurements of a bundle by name in `EVIDENCE`, with None for missing ones.
 
     Args:
         folder: Folder of the bundle.
-        card: Its card.
-        evaluation: `evaluation.json` of the run of the bundle, for a bundle without its own evaluation; it is ignored if it
-            is of another network, with a site profile, or of training or validation images. None without one.
+        card: Card of the bundle.
+        evaluation: `evaluation.json` of the bundle's run, used if the bundle contains no evaluation. Ignored if it belongs to
+            another network, uses a site profile, or covers training or validation images.
 
     Raises:
-        BundleError: A file is not JSON, or belongs to another bundle.
+        BundleError: A file is not a JSON object, belongs to another bundle or was measured with a site profile.
     """
     found = _find_evidence(folder, card, evaluation)
     return {name: found[name][1] if name in found else None for name in EVIDENCE}
 
 
 def _find_evidence(folder: Path, card: Card | MulticlassCard, evaluation: Path | None) -> dict[str, tuple[Path, Json]]:
-    """Return path and content of each evidence file that exists."""
+    """Return the path and content of each existing evidence file."""
     found: dict[str, tuple[Path, Json]] = {}
     for name in EVIDENCE:
         path = evidence_file(folder, name)
@@ -156,7 +154,7 @@ def _read_evidence(path: Path, card: Card | MulticlassCard) -> dict[str, Any] | 
         raise BundleError(
             f"the evidence {str(path)!r} was measured with the site profile {evidence['site']!r}", hint=hint
         )
-    if path.stem == "phantom_saliency_check":  # of a network with the same architecture, trained on phantoms
+    if path.stem == "phantom_saliency_check":  # measured on a network of the same architecture, trained on phantoms
         if evidence.get("network", card.network) != card.network:
             raise BundleError(
                 f"the evidence {str(path)!r} is of the network {evidence.get('network')}, not {card.network}", hint=hint
@@ -173,19 +171,19 @@ def _read_evidence(path: Path, card: Card | MulticlassCard) -> dict[str, Any] | 
 
 
 def unusable_images(robustness: Json) -> list[Json]:
-    """Return the rows of `robustness.json` about images that should be rejected."""
+    """Return the rows of `robustness.json` for images that should be rejected."""
     return [*robustness["corruptions"], *robustness["other_images"]]
 
 
 def images_text(evaluation: Json) -> str:
-    """Return which images an evaluation is about."""
+    """Describe the images of an evaluation."""
     counts = ", ".join(f"{n} {label}" for label, n in evaluation["counts"].items())
     patients = patients_text(evaluation["patients"], evaluation.get("unknown_patients"), evaluation["n"])
     return f"{evaluation['n']} {evaluation['split']} images ({counts}; {patients})"
 
 
 def interval_text(interval: Json) -> str:
-    """Return a measured number with its interval, or the reason why it is undefined."""
+    """Return a measured value with its interval, or the reason why it is undefined."""
     if interval["value"] is None:
         return f"undefined: {interval['reason']}"
     if interval["low"] is None or interval["high"] is None:

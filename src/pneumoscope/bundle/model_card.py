@@ -1,4 +1,4 @@
-"""Render the model card of a bundle as Markdown, from files only: the card of the bundle, and its `evidence`."""
+"""Render the model card of a bundle as Markdown from its card and `evidence` files."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def model_card(folder: Path, evaluation: Path | None = None) -> str:
         evaluation: See `evidence.read_evidence`.
 
     Raises:
-        BundleError: See `bundle_folder.read_any_bundle`; or an evidence file is not JSON, belongs to another bundle or has
-            another structure.
+        BundleError: See `bundle_folder.read_any_bundle` and `evidence.read_evidence`; or an evidence file has an unexpected
+            structure.
     """
     card, _ = read_any_bundle(folder)
     evidence = read_evidence(folder, card, evaluation)
@@ -59,7 +59,7 @@ def model_card(folder: Path, evaluation: Path | None = None) -> str:
 
 @contextlib.contextmanager
 def expected_structure(folder: Path) -> Iterator[None]:
-    """Raise BundleError for an exception that evidence of another structure causes.
+    """Convert exceptions caused by evidence of an unexpected structure to BundleError.
 
     Args:
         folder: Folder of the bundle.
@@ -291,7 +291,7 @@ def _shares(limits: RejectionLimits) -> str:
 
 
 def _floors(limits: RejectionLimits) -> str:
-    """Return which limits stop at 0.5, whatever their share would be."""
+    """Return a sentence that lists the limits capped at 0.5, or "" if there are none."""
     floors = [
         *(["a probability of being upright of at least 0.5"] if limits.min_upright <= 0.5 else []),
         *(["an age score of at most 0.5"] if (limits.max_age_score or 0) >= 0.5 else []),
@@ -327,7 +327,7 @@ def _outliers(limits: RejectionLimits) -> list[str]:
 
 
 def _contributions(limits: RejectionLimits) -> list[str]:
-    """Return how many images of all sources pass each check alone; nothing if that was not measured."""
+    """Return how many images of all sources pass each check on its own, or an empty list if not measured."""
     parts = []
     for check, name in _CHECK_NAMES.items():
         alone = [found for group in limits.outliers.values() if (found := group.passed_alone.get(check))]
@@ -340,7 +340,7 @@ def _contributions(limits: RejectionLimits) -> list[str]:
 
 
 def _risk_without_age(limits: RejectionLimits | None) -> str:
-    """Return how many images without a stated age of patients outside the population got a prediction."""
+    """Return how many images of patients outside the age range passed all checks, or "" if not measured."""
     measured = {} if limits is None else {name: group.passed for name, group in limits.outliers.items() if group.passed}
     if not measured:
         return ""

@@ -1,7 +1,7 @@
-"""Export the model card of a bundle: as a CHAI Applied Model Card (XML) and as a Hugging Face model card.
+"""Export the model card of a bundle as a CHAI Applied Model Card (XML) or a Hugging Face model card.
 
-Sources: CHAI Applied Model Card schema, version 0.2, https://mc.chai.org/v0.2/schema.xsd. Hugging Face Hub, model card
-metadata and model-index, https://huggingface.co/docs/hub/model-cards.
+Sources: CHAI Applied Model Card schema, version 0.2, https://mc.chai.org/v0.2/schema.xsd. Hugging Face Hub, model card metadata
+and model-index, https://huggingface.co/docs/hub/model-cards.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _BIBLIOGRAPHY = """@article{kermany2018,
   journal = {Cell}, volume = {172}, pages = {1122--1131}, year = {2018}
 }"""
 
-# A text, or elements by name in the order of the schema; a list repeats the element.
+# Text, or child elements by name in schema order; a list repeats the element.
 _Content = str | Mapping[str, Any]
 
 
@@ -53,7 +53,7 @@ def chai_model_card(folder: Path, *, developer: str = "", contact: str = "", eva
 
     Args:
         folder: Folder of the bundle, with its evidence.
-        developer, contact: Developer of the model, and how to reach them; "Not stated." if empty.
+        developer, contact: Developer of the model and contact details; "Not stated." if empty.
         evaluation: See `evidence.read_evidence`.
 
     Raises:
@@ -69,7 +69,7 @@ def chai_model_card(folder: Path, *, developer: str = "", contact: str = "", eva
 
 
 def hugging_face_model_card(folder: Path, evaluation: Path | None = None) -> str:
-    """Return the model card of a bundle as the README.md of a Hugging Face repository: metadata in YAML, then Markdown.
+    """Return the model card of a bundle as the README.md of a Hugging Face repository: YAML metadata followed by Markdown.
 
     Args:
         folder: Folder of the bundle, with its evidence.
@@ -222,7 +222,7 @@ def _key_metrics(card: Card | MulticlassCard, evidence: Mapping[str, Json | None
 
 
 def _performance(card: Card | MulticlassCard, evaluation: Json | None) -> list[tuple[str, Json]]:
-    """Return the metrics of an evaluation; without one, those on validation images that the card states."""
+    """Return the metrics of an evaluation, or else the card's metrics on validation images."""
     rates = ("sensitivity", "specificity")
     if not evaluation:
         points = card.operating_points if isinstance(card, Card) else {}
@@ -272,12 +272,12 @@ def _describe(evaluation: Json) -> str:
 
 
 def _sections(markdown: str, *headings: str) -> str:
-    """Return the texts of the sections of the model card that exist."""
+    """Return the text of the given model card sections, skipping missing ones."""
     return "\n\n".join(filter(None, (_section(markdown, heading) for heading in headings)))
 
 
 def _section(markdown: str, heading: str) -> str:
-    """Return the text of a section of the model card; "" if there is none."""
+    """Return the text of a model card section, or "" if it is missing."""
     _, found, rest = markdown.partition(f"\n## {heading}\n")
     return rest.partition("\n## ")[0].strip() if found else ""
 
@@ -293,7 +293,7 @@ def _element(name: str, content: _Content) -> ET.Element:
 
 
 def _xml_text(text: str) -> str:
-    """Return the text without characters that XML 1.0 does not have."""
+    """Return the text without characters that XML 1.0 forbids."""
     return "".join(mark for mark in text if mark in "\t\n\r" or (mark >= " " and not "\ud800" <= mark <= "\udfff"))
 
 
@@ -301,7 +301,7 @@ def _xml_text(text: str) -> str:
 
 
 def _hugging_face_metrics(card: Card | MulticlassCard, evaluation: Json) -> list[tuple[str, str, Json]]:
-    """Return type, name and interval of each metric."""
+    """Return the type, name and interval of each metric."""
     found = evaluation["metrics"]
     if isinstance(card, MulticlassCard):
         return [
@@ -351,7 +351,7 @@ def _hugging_face_results(card: Card | MulticlassCard, evaluation: Json) -> list
 
 
 def _yaml_lines(value: Any, indent: str = "") -> Iterable[str]:
-    """Yield a mapping or a list as YAML in block style; scalars are JSON, which is YAML."""
+    """Yield a mapping or list as block-style YAML, with JSON scalars."""
     items = value.items() if isinstance(value, Mapping) else ((None, each) for each in value)
     for key, each in items:
         start = f"{indent}{key}:" if key is not None else f"{indent}-"

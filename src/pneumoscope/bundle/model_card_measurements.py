@@ -1,6 +1,6 @@
-"""Sections of the model card about measurements: performance, subgroups, robustness, heatmaps, shortcuts and failures.
+"""Model card sections for measurements: performance, subgroups, robustness, heatmaps, shortcuts and failures.
 
-A section states if its measurement is missing.
+Sections without a measurement name the missing command.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def measurement_sections(
     phantom_saliency_check: Json | None,
     audit: Json | None,
 ) -> list[str]:
-    """Return the sections on robustness, heatmaps and shortcuts as paragraphs of Markdown; see `evidence.read_evidence`."""
+    """Return the sections on robustness, heatmaps and shortcuts as Markdown paragraphs; see `evidence.read_evidence`."""
     return [
         *_robustness(robustness),
         *_heatmaps(saliency_check),
@@ -76,18 +76,18 @@ def _performance(evaluation: Json | None) -> list[str]:
 
 
 def metric_rows(metrics: Mapping[str, Json]) -> list[tuple[str, str]]:
-    """Return name and interval of each metric as cells."""
+    """Return a table row with the name and interval of each metric."""
     return [(name.replace("_", " "), interval_text(value)) for name, value in metrics.items()]
 
 
 def ledger_text(evaluation: Json) -> str:
-    """Return the number of the evaluation in the test ledger, as a sentence after a space; "" without one."""
+    """Return a sentence, with a leading space, that gives the evaluation's number in the test ledger, or "" if it has none."""
     number = evaluation.get("test_evaluation")
     return f" This is evaluation number {number} on these test images." if number else ""
 
 
 def reliability_table(bins: Sequence[Json], event: str) -> str:
-    """Return the observed rate of an event, such as pneumonia, by its probability, as a table of different ranges."""
+    """Return a Markdown table of the observed rate of an event, such as pneumonia, by probability bin."""
     decimals = decimals_to_distinguish((each["low"], each["high"]) for each in bins)
     rows = [
         (
@@ -119,7 +119,7 @@ def _subgroups(evaluation: Json | None) -> list[str]:
 
 
 def subgroup_table(evaluation: Json) -> list[str]:
-    """Return the subgroups by columns of the manifest as a table, and their tests as a list; nothing without subgroups."""
+    """Return the subgroups by manifest column as a table and their tests as a list, or an empty list without subgroups."""
     groups = evaluation.get("subgroups", ())
     if not groups:
         return []
@@ -231,10 +231,10 @@ def data_shortcuts(audit: Json | None) -> list[str]:
 
 
 def _failures(evaluation: Json | None, robustness: Json | None) -> list[str]:
-    """Return the largest error rates of all measurements, in descending order."""
+    """Return the section with the highest error rates of all measurements."""
     failures: list[tuple[float, str]] = []
     points = (evaluation or {}).get("operating_points", {})
-    # Of equal rates, that of the default operating point comes first.
+    # Ties are ordered with the default operating point first.
     for name, point in sorted(points.items(), key=lambda item: item[0] != "balanced"):
         for etiology, correct in point["by_etiology"].items():
             if correct["value"] is not None:
@@ -252,7 +252,7 @@ def _failures(evaluation: Json | None, robustness: Json | None) -> list[str]:
 
 
 def failure_section(failures: Iterable[tuple[float, str]]) -> list[str]:
-    """Return the section with the highest error rates, in descending order; empty without an error.
+    """Return the section with the highest error rates in descending order, or an empty list if all rates are 0.
 
     Args:
         failures: Rate and sentence of each kind of error.
@@ -267,6 +267,6 @@ def failure_section(failures: Iterable[tuple[float, str]]) -> list[str]:
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
+    """Return a Markdown table."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

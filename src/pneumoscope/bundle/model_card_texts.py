@@ -1,4 +1,4 @@
-"""Texts of model cards on what a bundle is for, and on what it has."""
+"""Model card texts on the purpose, use and outputs of a bundle."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ INTENDED_USERS = "Researchers, engineers, and physicians who study such models."
 
 
 def out_of_scope(card: Card | MulticlassCard) -> str:
-    """Return what the model is not for, as a sentence."""
+    """Return a sentence on what the model must not be used for."""
     ages = "Other ages" if card.age_range else "Ages that the training data lack"
     others = "other diseases" if isinstance(card, Card) else "other classes"
     return (
@@ -37,7 +37,7 @@ def out_of_scope(card: Card | MulticlassCard) -> str:
 
 
 def purpose(card: Card | MulticlassCard) -> str:
-    """Return what the model does, as a clause."""
+    """Return a clause on what the model does."""
     if isinstance(card, Card):
         probability = "the probability of pneumonia"
         parts = ["a decision threshold", *(["an interval"] if card.intervals else [])]
@@ -55,7 +55,7 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def topics(card: Card | MulticlassCard) -> list[str]:
-    """Return the findings that the model is about."""
+    """Return the findings that the model covers."""
     return ["pneumonia"] if isinstance(card, Card) else list(card.classes)
 
 
@@ -73,7 +73,7 @@ def how_to_use(card: Card | MulticlassCard) -> str:
 
 
 def outputs(card: Card | MulticlassCard) -> str:
-    """Return the outputs of a prediction."""
+    """Describe the outputs of a prediction."""
     if isinstance(card, Card):
         return (
             f"Probability of pneumonia{' with an interval' if card.intervals else ''}, a decision (pneumonia, no pneumonia,"
@@ -88,7 +88,7 @@ def outputs(card: Card | MulticlassCard) -> str:
 
 
 def fitted_parts(card: Card | MulticlassCard) -> str:
-    """Return what was fitted on validation images, such as "thresholds and calibration"; "" if nothing was."""
+    """Return the parts fitted on validation images, such as "thresholds and calibration", or "" if there are none."""
     has_thresholds = isinstance(card, Card) or card.prediction_sets is not None
     parts = [
         *(["thresholds"] if has_thresholds else []),
@@ -98,7 +98,7 @@ def fitted_parts(card: Card | MulticlassCard) -> str:
 
 
 def safety_process(card: Card | MulticlassCard) -> str:
-    """Return how safety was measured."""
+    """Describe how safety was measured."""
     sources = "images of other sources that were not used for training"
     if isinstance(card, Card):
         return f"`pneumoscope robustness`, and {sources}."

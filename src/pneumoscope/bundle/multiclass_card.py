@@ -1,7 +1,7 @@
-"""The card of a bundle with a network of several classes, such as bacteria, normal and virus.
+"""The card of a multiclass bundle, such as one for bacteria, normal and virus.
 
-It is format 3. The network returns logits of shape (n, K), from which a softmax makes probabilities. Fields that are not
-described here are those of `card.Card`.
+The card has format 3. The network returns logits of shape (n, K), which a softmax maps to probabilities. See `card.Card` for
+fields not described here.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class TemperatureScaling(Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Calibration of the probabilities: softmax(logits / temperature).
 
     Attributes:
-        temperature: One for all classes.
+        temperature: Single temperature for all classes.
         method: "temperature" (fitted on validation images) or "none" (temperature 1).
-        n: Number of validation images that it was fitted on.
+        n: Number of validation images used for fitting.
     """
 
     temperature: Annotated[float, Meta(gt=0)]
@@ -38,7 +38,7 @@ class TemperatureScaling(Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     n: _Count
 
     def remark(self) -> str:
-        """Return a sentence if the temperature is at a bound of its fit, so that it does not calibrate; "" otherwise."""
+        """Return a warning if the fitted temperature is at a bound and does not calibrate, otherwise ""."""
         low, high = TEMPERATURE_RANGE
         if self.method == "none" or low * _AT_BOUND < self.temperature < high / _AT_BOUND:
             return ""
@@ -54,11 +54,11 @@ class TemperatureScaling(Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class ClassThreshold(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Probability of a class at or above which it is in the prediction set of an image.
+    """Minimum probability of a class to be in an image's prediction set.
 
     Attributes:
-        threshold: The probability, included.
-        n: Number of validation images of the class that determined it.
+        threshold: Inclusive threshold on the probability.
+        n: Number of validation images of the class used to choose it.
     """
 
     threshold: Annotated[float, Meta(ge=0, le=1)]
@@ -69,8 +69,8 @@ class PredictionSets(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Class-conditional conformal prediction (see `statistics.conformal`).
 
     Attributes:
-        coverage: Fraction of the validation images of each class whose set has this class; the thresholds were fitted for it. On
-            other images it has to be measured.
+        coverage: Target fraction of images of each class whose prediction set contains that class, fitted on validation images.
+            The coverage on other images must be measured.
         classes: Threshold of each class.
     """
 
@@ -79,14 +79,14 @@ class PredictionSets(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class MulticlassCard(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The content of `card.json` of a network of several classes.
+    """Content of `card.json` in a multiclass bundle.
 
     Attributes:
         self_test_logits: Logits of the self-test image.
-        classes: Names of the classes, in the order of the logits.
-        activation: From logits to probabilities.
+        classes: Class names, in the order of the logits.
+        activation: Function that maps logits to probabilities.
         calibration: Calibration of the probabilities.
-        prediction_sets: Sets of possible classes; None if a class has too few validation images.
+        prediction_sets: Thresholds of the prediction sets; None if a class has too few validation images.
     """
 
     format: Literal[3]
@@ -117,7 +117,7 @@ class MulticlassCard(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     machine: dict[str, str]
 
     def __post_init__(self) -> None:
-        """Check that the fields about classes agree, and that an age classifier has an age range."""
+        """Check that the class fields agree and that an age classifier has an age range."""
         if len(set(self.classes)) < len(self.classes) or not all(self.classes):
             raise ValueError("classes: the names must be unique")
         if len(self.self_test_logits) != len(self.classes):
@@ -131,18 +131,18 @@ class MulticlassCard(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """Return the content of `card.json`.
 
         Raises:
-            BundleError: A field has a value that `read_multiclass_bundle` would not accept.
+            BundleError: A field has a value that `read_multiclass_bundle` would reject.
         """
         return card_json(self, self.name)
 
     def thresholds(self) -> tuple[float, ...] | None:
-        """Return the thresholds of the prediction sets in the order of the classes; None without sets."""
+        """Return the prediction set thresholds in class order, or None without prediction sets."""
         if self.prediction_sets is None:
             return None
         return tuple(self.prediction_sets.classes[name].threshold for name in self.classes)
 
     def reason_without_sets(self) -> str:
-        """Return why there are no prediction sets, as a clause: which classes have too few validation images."""
+        """Return a clause that explains missing prediction sets: which classes have too few validation images."""
         counts = self.counts.get("validation", {})
         few = few_images_text({name: counts.get(name, 0) for name in self.classes}, COVERAGE) if counts else ""
         return few or "a class has too few validation images"

@@ -1,4 +1,4 @@
-"""Sections of the model card of a bundle of several classes; see `model_card`."""
+"""Model card sections of multiclass bundles; see `model_card`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SET_METRICS = {"coverage": "contain the class", "single": "one class", "empty":
 
 
 def class_probability_sections(card: MulticlassCard, evaluation: Json | None) -> list[str]:
-    """Return the sections on probabilities and prediction sets, with what an evaluation measured of them."""
+    """Return the sections on probabilities and prediction sets, including measurements of the evaluation."""
     calibration = card.calibration
     method = (
         f"the softmax of the logits divided by a temperature of {calibration.temperature:.3f}, which was fitted on"
@@ -64,7 +64,7 @@ def class_probability_sections(card: MulticlassCard, evaluation: Json | None) ->
 
 
 def class_sections(evaluation: Json | None) -> list[str]:
-    """Return the sections on the performance for all classes, and on what is not measured."""
+    """Return the sections on performance per class, and note which measurements are unavailable."""
     if not evaluation:
         return ["## Performance", f"Not measured yet: `{EVIDENCE['evaluation']}`.", _NOT_MEASURABLE]
     classes, by_class = evaluation["classes"], evaluation["by_class"]
@@ -99,7 +99,7 @@ def _subgroups(evaluation: Json) -> list[str]:
 
 
 def class_failures(evaluation: Json | None) -> list[str]:
-    """Return the section with the most frequent errors, in descending order."""
+    """Return the section with the highest misclassification rates in descending order."""
     failures = []
     if evaluation:
         for name, counts in zip(evaluation["classes"], evaluation["confusion"], strict=True):

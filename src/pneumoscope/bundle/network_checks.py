@@ -1,8 +1,8 @@
-"""Checks of a network file: its structure before it is loaded, and a self-test image after.
+"""Check a network file's structure before loading it, and provide the self-test image for afterwards.
 
-A bundle may come from an untrusted source. ONNX Runtime would read weights from other files, run operators of libraries
-that the file names, and loop as long as the file says; exported networks need none of this. `check_onnx` walks through the
-file in its wire format (protocol buffers) without a library; it skips weights instead of reading them.
+A bundle may come from an untrusted source. ONNX Runtime would read weights from other files, run operators of libraries named
+in the file, and loop as long as the file specifies; exported networks need none of these. `check_onnx` parses the wire format
+(protocol buffers) directly, without a library, and skips weights instead of reading them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pneumoscope.core.errors import BundleError
 __all__ = ["MAX_BYTES", "SELF_TEST_TOLERANCE", "check_onnx", "self_test_image"]
 
 MAX_BYTES = 2 * 1024**3
-MAX_NODES = 20_000  # the largest timm networks have some thousands
+MAX_NODES = 20_000  # the largest timm networks have a few thousand
 
 # Tolerance of the self-test logit, relative to its magnitude if that is above 1. Processors differ by about 1e-5.
 SELF_TEST_TOLERANCE = 1e-3
 
 _STANDARD_DOMAINS = {b"", b"ai.onnx"}
-# Operators with subgraphs, which decide what runs and how often.
+# Operators with subgraphs.
 _CONTROL_FLOW = {b"If", b"Loop", b"Scan", b"SequenceMap"}
-# Field numbers in onnx.proto, by message: ModelProto, GraphProto, NodeProto, AttributeProto, TensorProto.
+# Field numbers of these messages in onnx.proto: ModelProto, GraphProto, NodeProto, AttributeProto, TensorProto.
 _MODEL_GRAPH, _MODEL_OPSET_IMPORT, _MODEL_FUNCTIONS = 7, 8, 25
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_SPARSE_INITIALIZER = 1, 5, 15
 _NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7
@@ -37,15 +37,15 @@ _MAX_VARINT_BITS = 63
 
 
 def check_onnx(content: bytes, name: str) -> None:
-    """Raise if a network file contains anything but a plain feed-forward network.
+    """Raise if a network file contains anything other than a plain feed-forward network.
 
     Args:
-        content: The file.
-        name: Name of the bundle, for the message.
+        content: Content of the file.
+        name: Name of the bundle for the error message.
 
     Raises:
-        BundleError: The file is too large or not ONNX; it has too many nodes, operators of other domains, functions or
-            control flow; or its weights are in another file.
+        BundleError: The file is too large or not ONNX; it contains too many nodes, operators of other domains, functions,
+            sparse weights or control flow; or its weights are in another file.
     """
     if len(content) > MAX_BYTES:
         raise _unsafe(name, f"it has {len(content):,} bytes; at most {MAX_BYTES:,} are allowed")
@@ -75,16 +75,16 @@ def check_onnx(content: bytes, name: str) -> None:
 
 
 def self_test_image(size: int) -> npt.NDArray[np.uint8]:
-    """Return the image that every bundle scores when it is loaded; its logit is on the card.
+    """Return the image that every bundle scores when loaded; the expected logit is on the card.
 
-    It reveals a processor or library that computes different results. It is computed in integers, so that it is identical
-    on every machine: a gradient with a checkerboard and rings.
+    The test detects processors and libraries that compute different results. The image, a gradient with a checkerboard and
+    rings, uses integer arithmetic and is therefore identical on all machines.
 
     Args:
         size: Side in pixels.
 
     Returns:
-        Gray levels, shape (1, size, size).
+        Gray levels, uint8, shape (1, size, size).
     """
     y, x = np.mgrid[:size, :size].astype(np.int64)
     gradient = 128 * (x + y) // (2 * size)
@@ -118,15 +118,15 @@ def _check_tensor(tensor: memoryview, name: str) -> None:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield the number and the value of each field of a message.
+    """Yield the number and value of each field of a message.
 
     Raises:
-        IndexError, ValueError: The bytes are not a message.
+        IndexError, ValueError: The bytes are not a valid message.
     """
     position = 0
     while position < len(message):
         key, position = _varint(message, position)
-        if key >= 2**32:  # ONNX Runtime reads the lower 32 bits only, and so another field
+        if key >= 2**32:  # ONNX Runtime reads only the lower 32 bits and would see a different field
             raise ValueError(f"invalid field number at byte {position}")
         number, wire_type = key >> 3, key & 7
         if wire_type == _VARINT:
@@ -146,7 +146,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """Return the variable-length integer at a position, and the position after it."""
+    """Return the variable-length integer at a position and the position after it."""
     value, shift = 0, 0
     while True:
         byte = message[position]

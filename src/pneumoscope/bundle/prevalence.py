@@ -1,7 +1,7 @@
-"""State the probabilities of a card for another prevalence of pneumonia.
+"""Convert the probabilities of a card to a different prevalence of pneumonia.
 
-The odds of every probability are multiplied by one factor (Saerens 2002), which adds a constant to the calibrated logit.
-Thresholds and uncertainty bands apply to scores before calibration, so that decisions do not change.
+The odds of every probability are multiplied by a constant (Saerens 2002), which shifts the calibrated logit. Thresholds and
+uncertainty bands apply to scores before calibration, so decisions do not change.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ __all__ = ["apply_prevalence", "with_prevalence"]
 
 
 def apply_prevalence(card: Card, prevalence: float) -> Card:
-    """Return the card with probabilities for another prevalence: calibration, intervals and reference distribution.
+    """Return the card with calibration, intervals and reference distribution for a different prevalence.
 
     Args:
         card: Card of the bundle.
-        prevalence: Prevalence of pneumonia among the images of the site.
+        prevalence: Prevalence of pneumonia among the site's images.
+
     Raises:
         UsageError: The prevalence is not between 0 and 1.
     """
@@ -40,7 +41,7 @@ def apply_prevalence(card: Card, prevalence: float) -> Card:
 
 
 def with_prevalence(card: Card, prevalence: float) -> tuple[Calibration, Intervals | None]:
-    """Return calibration and intervals of a card for another prevalence of pneumonia."""
+    """Return the calibration and intervals of a card for a different prevalence of pneumonia."""
     old = card.calibration
     shift = _log_odds(prevalence) - _log_odds(old.prevalence)
     calibration = msgspec.structs.replace(old, intercept=old.intercept + shift, prevalence=prevalence)

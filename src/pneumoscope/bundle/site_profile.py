@@ -1,8 +1,8 @@
 """Read, write and apply site profiles.
 
-A site profile is a JSON file that `pneumoscope accept` fits on labeled images of one hospital. It replaces parts of a bundle's
-card there: calibration, thresholds and rejection limits. It names the model and the images by their hashes, and it holds its
-own hash, so that an accidental change is detected. The network itself never changes.
+A site profile is a JSON file that `pneumoscope accept` fits on labeled images of one hospital. At that site it replaces parts
+of a bundle's card: calibration, thresholds and rejection limits. It identifies the model and the images by their hashes, and
+includes a hash of its own content to detect accidental changes. The network itself never changes.
 """
 
 from __future__ import annotations
@@ -45,28 +45,28 @@ _SHA256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
 
 
 class SiteProfile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Measurements at a hospital, and changes to the card of one model.
+    """Measurements at a hospital and the resulting changes to one model's card.
 
     Attributes:
-        format, version, created: Version of the format, of pneumoscope, and time (UTC, ISO 8601).
+        format, version, created: Version of the format, pneumoscope version, and time (UTC, ISO 8601).
         name: Name of the site.
-        model, onnx_sha256, card_sha256: Name of the bundle, hash of its network file, and hash of its card.
-        images_sha256: Hash of the images that it was fitted on, in any order.
-        seen: `card.short_hash` of these images, sorted; their thresholds cannot be evaluated on them.
+        model, onnx_sha256, card_sha256: Name of the bundle, and hashes of its network file and card.
+        images_sha256: Order-independent hash of the images used for fitting.
+        seen: Sorted `card.short_hash` values of these images, on which the profile must not be evaluated.
         n, patients, n_pneumonia: Number of images, patients, and images with pneumonia.
-        seed: Seed of the folds of the cross-fitting.
-        prevalence: Prevalence of pneumonia that probabilities are stated for.
+        seed: Seed of the cross-fitting folds.
+        prevalence: Prevalence of pneumonia assumed by the probabilities.
         prevalence_source: "data" (fraction of the images) or "stated" (given by the user).
-        calibration, intervals: Replace those of the card; None keeps them.
-        operating_points: Replace those of the card with the same name. Sensitivity and specificity are of accepted images and
-            cross-fitted: each image is evaluated with a threshold and limits that were fitted on other patients.
-        limits: Replace the rejection limits of these checks, on the scale of `RejectionLimits`.
-        rejected: Fraction of the images that the model rejects with this profile, cross-fitted likewise.
+        calibration, intervals: Replacements for the card's fields; None keeps them.
+        operating_points: Replacements for the card's operating points of the same name. Sensitivity and specificity refer to
+            accepted images and are cross-fitted: each image is evaluated with a threshold and limits fitted on other patients.
+        limits: Replacements for the rejection limits of these checks, on the scale of `RejectionLimits`.
+        rejected: Fraction of the images that the model rejects with this profile, also cross-fitted.
         reference_distribution: Distribution of the probabilities with this profile, for drift detection.
-        monitoring: Logits of accepted images ("logit") and image statistics, one image per patient, by name, sorted: the
+        monitoring: Sorted logits of accepted images ("logit") and image statistics, by name, with one image per patient: the
             reference of `evaluation.acceptance.monitoring`.
-        monitored_patients, monitored_rejected: Number of these images, and of those that are rejected, cross-fitted likewise.
-        not_changed: Why a part of the card was kept, by part.
+        monitored_patients, monitored_rejected: Number of these images, and how many of them are rejected, also cross-fitted.
+        not_changed: Reason for each part of the card that was kept.
         sha256: Hash of all other fields.
     """
 
@@ -99,20 +99,20 @@ class SiteProfile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     @property
     def label(self) -> str:
-        """Name and short hash, as predictions state them."""
+        """Name and short hash, as shown in predictions."""
         return f"{self.name} ({self.sha256[:8]})"
 
     def content_sha256(self) -> str:
-        """Return the hash of all fields but `sha256`."""
-        # Converted, so that numbers are written as they are read back: 0 as 0.0.
+        """Return the hash of all fields except `sha256`."""
+        # Convert first, so that numbers are serialized as they are read back: 0 as 0.0.
         fields = msgspec.convert(msgspec.to_builtins(msgspec.structs.replace(self, sha256="")), SiteProfile)
         return hashlib.sha256(json.dumps(msgspec.to_builtins(fields), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
-        """Return the content of the file, with its hash.
+        """Return the content of the file, including its hash.
 
         Raises:
-            SiteProfileError: A field has a value that `read_site_profile` would not accept.
+            SiteProfileError: A field has a value that `read_site_profile` would reject.
         """
         try:
             signed = msgspec.structs.replace(self, sha256=self.content_sha256())
@@ -123,10 +123,10 @@ class SiteProfile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 def check_site_name(name: str) -> None:
-    """Raise if a text cannot be the name of a site.
+    """Raise if a text is not a valid site name.
 
     Raises:
-        UsageError: It is empty, too long, or has control characters.
+        UsageError: It is empty, too long, or contains control characters.
     """
     if not name.strip() or len(name) > _MAX_NAME or not name.isprintable():
         raise UsageError(
@@ -139,7 +139,7 @@ def read_site_profile(path: Path) -> SiteProfile:
     """Read a site profile and verify its hash.
 
     Raises:
-        SiteProfileError: The file cannot be read, is not a site profile, is of a newer format, or was changed.
+        SiteProfileError: The file cannot be read, is not a site profile, has a newer format, or was modified.
     """
     try:
         with path.open("rb") as file:
@@ -166,17 +166,17 @@ def read_site_profile(path: Path) -> SiteProfile:
 
 
 def apply_site_profile(card: Card, profile: SiteProfile) -> Card:
-    """Return the card with the parts that the profile replaces.
+    """Return the card with the parts replaced by the profile.
 
-    The images of the profile become validation images of the card, so that thresholds are not evaluated on them. If limits
-    change, the card's figures for other patients no longer hold and are left out.
+    The images of the profile are added to the validation images of the card, so that thresholds are not evaluated on them. If
+    limits change, the card's figures for patients outside the age range no longer hold and are removed.
 
     Args:
-        card: Card of the bundle that the profile names.
-        profile: The profile.
+        card: Card of the bundle that the profile was fitted for.
+        profile: Profile to apply.
 
     Raises:
-        SiteProfileError: The profile was made for another model, or changes a part that the card does not have.
+        SiteProfileError: The profile was fitted for another model, or changes a part that the card does not have.
     """
     if (profile.onnx_sha256, profile.card_sha256) != (card.onnx_sha256, card.sha256()):
         raise SiteProfileError(
@@ -212,7 +212,7 @@ def replace_fitted(
     operating_points: Mapping[str, OperatingPoint],
     limits: Mapping[InputCheck, float],
 ) -> Card:
-    """Return the card with other fitted parts; see `SiteProfile`. Limits that the card does not have are ignored."""
+    """Return the card with replaced fitted parts (see `SiteProfile`), ignoring limits that the card does not have."""
     old = card.rejection_limits
     return msgspec.structs.replace(
         card,

@@ -1,6 +1,6 @@
-"""The command line. A command parses, calls the library and prints; it computes nothing.
+"""The command line. Commands parse arguments, call the library and print the results; they compute nothing themselves.
 
-Heavy imports happen inside commands, so that `pneumoscope --help` is fast.
+Heavy imports happen inside commands to keep `pneumoscope --help` fast.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ VERBS = (
     "audit-log",
     "storage",
 )
-_PLAIN, _PLAIN_BUT_BYTES = "pneumoscope.plain", "pneumoscope.plain-but-bytes"  # how errors of encoding are handled
+_PLAIN, _PLAIN_BUT_BYTES = "pneumoscope.plain", "pneumoscope.plain-but-bytes"  # names of the encoding error handlers
 _EXTRAS = {
     "train": ("torch", "torchvision", "lightning", "timm", "onnx", "onnxscript", "tensorboard", "safetensors"),
     "serve": (
@@ -87,7 +87,7 @@ _EXTRAS = {
 
 
 class _Verbs(click.Group):
-    """List commands in the order of `VERBS` and import them on demand."""
+    """Command group that lists commands in the order of `VERBS` and imports them on demand."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -112,7 +112,7 @@ def cli() -> None:
 
 
 def _encode_plainly(error: UnicodeError) -> tuple[str, int]:
-    """Encode what an encoding lacks: a minus sign as a hyphen, anything else as its escape sequence, as in JSON."""
+    """Replace characters that an encoding lacks: minus signs by hyphens, others by their JSON escape sequences."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end].replace("\N{MINUS SIGN}", "-")
@@ -120,7 +120,7 @@ def _encode_plainly(error: UnicodeError) -> tuple[str, int]:
 
 
 def _encode_plainly_but_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Encode the next character as `surrogateescape` does if it is a byte of a path, otherwise as `_encode_plainly`."""
+    """Encode the next character like `surrogateescape` if it is a byte of a path, otherwise like `_encode_plainly`."""
     if isinstance(error, UnicodeEncodeError):
         error.end = error.start + 1
         code = ord(error.object[error.start])
@@ -141,23 +141,23 @@ def main() -> None:
 def run_and_exit(command: click.Command, arguments: list[str] | None = None) -> None:
     """Run a command and exit with its status.
 
-    0: done; 1: the command failed, or closed output; 2: usage error or unusable input; 3: some inputs failed, the rest are done;
-    4: `monitor --exit-code` found drift; 130: interrupted.
+    0: done; 1: the command failed, or closed output; 2: usage error or unusable input; 3: some inputs failed, the rest are
+    done; 4: `monitor --exit-code` found drift; 130: interrupted.
 
     Args:
         command: Command or group.
-        arguments: Arguments; those of the process if None.
+        arguments: Command-line arguments; None for those of the process.
     """
     given = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # Paths that are not of the encoding are printed as their bytes in the locales of most containers.
+            # In the locales of most containers, undecodable paths are printed as their original bytes.
             stream.reconfigure(errors=_PLAIN_BUT_BYTES if stream.errors == "surrogateescape" else _PLAIN)
-    # Warnings of decoders quote the file, which may contain a patient's name.
+    # Decoder warnings quote the file, which may contain a patient's name.
     warnings.filterwarnings("ignore", module=r"(PIL|pydicom|pneumoscope\.imaging)\b")
     try:
         status = command.main(args=given, prog_name="pneumoscope", standalone_mode=False)
-        if isinstance(status, int) and status:  # click returns the status of Exit in this mode
+        if isinstance(status, int) and status:  # in this mode, click returns the exit status
             sys.exit(status)
     except click.ClickException as error:
         error.show()
@@ -172,7 +172,7 @@ def run_and_exit(command: click.Command, arguments: list[str] | None = None) -> 
         click.echo(f"error: {reported}", err=True)
         sys.exit(reported.exit_status)
     finally:
-        gc.freeze()  # the process ends; a last collection of all objects would take a tenth of the time of a short command
+        gc.freeze()  # a final garbage collection would take a tenth of the time of a short command
 
 
 def _to_pneumoscope_error(error: Exception) -> PneumoscopeError:

@@ -74,12 +74,12 @@ def command(
     """Test a model on labeled images of your hospital, and write a site profile.
 
     DATA is a folder of labeled images, a CSV with the columns path (of DICOM files, for example), label and patient, or an
-    archive. The report states whether sensitivity, specificity and the fraction of accepted images are non-inferior to the
-    model card, how well the probabilities are calibrated, what was rejected, and subgroups. The profile has thresholds,
-    calibration and limits for the site, each only if enough patients support it: use it with --site in `predict`, `serve`,
-    `evaluate`, `archive score`, `monitor` and `robustness`.
+    archive. The report shows whether sensitivity, specificity and the fraction of accepted images are non-inferior to the model
+    card, how well the probabilities are calibrated, what was rejected, and subgroups. The profile has thresholds, calibration
+    and limits for the site, each only if enough patients support it: use it with --site in `predict`, `serve`, `evaluate`,
+    `archive score`, `monitor` and `robustness`.
 
-    Exit status: 0 whatever the verdict.
+    Exit status: 0 regardless of the verdict.
 
     Example:  pneumoscope accept labeled.csv --site-name "North Clinic" --out acceptance
     """

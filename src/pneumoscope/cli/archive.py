@@ -1,4 +1,4 @@
-"""`pneumoscope archive`: score archives of any size, and continue where a run ended."""
+"""`pneumoscope archive`: score archives of any size and resume interrupted runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_MAX_PRINTED = 20  # problems
+_MAX_PRINTED = 20  # listed problems
 
 _archive_argument = click.argument("archive", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 _set_option = click.option(
@@ -46,9 +46,9 @@ _set_option = click.option(
 
 @click.group("archive", short_help="Score archives of any size.")
 def command() -> None:
-    """Score archives of any size, in shards that are complete or absent.
+    """Score archives of any size, in shards that are either complete or absent.
 
-    A run that is killed continues where it ended; images that are added later are scored by the next run.
+    An interrupted run continues where it stopped; images added later are scored by the next run.
 
     Example:  pneumoscope archive score images --out archive
     """
@@ -109,14 +109,14 @@ def score_command(
     address: str,
     metrics_port: int | None,
 ) -> None:
-    """Score the images of SOURCE that are not scored yet, and write them to Parquet files.
+    """Score the images of SOURCE that are not scored yet, and write the results to Parquet files.
 
-    SOURCE is a folder, which is searched like that of `predict`, an address such as s3://bucket/prefix, gs://bucket/prefix or
+    SOURCE is a folder, which is searched as by `predict`, an address such as s3://bucket/prefix, gs://bucket/prefix or
     https://host/folder, a search of a PACS such as dicomweb+https://host/dicom-web/studies?StudyDate=20190101-20191231, a text
     file with one path per line, a manifest or another CSV file, or a Parquet file. Paths in a file are relative to its folder.
 
-    Ctrl-C finishes the shards in flight; a second one stops at once. Run the same command again to continue. Images that
-    cannot be read are rows with their reason, and the exit status is 3. DIR/archive.log has a line for each shard.
+    Ctrl-C finishes the shards in flight; a second one stops at once. Run the same command again to continue. Unreadable images
+    become rows with the reason, and the exit status is 3. DIR/archive.log has a line for each shard.
 
     Example:  pneumoscope archive score images --out archive
     """
@@ -162,7 +162,7 @@ def score_command(
 @_archive_argument
 @json_option
 def status_command(archive: Path, as_json: bool) -> None:
-    """Show how many images of an archive are scored, by model. A run may be in progress.
+    """Show how many images of an archive are scored, by model. Works while a run is in progress.
 
     Example:  pneumoscope archive status archive
     """
@@ -195,9 +195,9 @@ def status_command(archive: Path, as_json: bool) -> None:
     "--limit", type=click.IntRange(min=0), default=100, show_default=True, help="Rows of the table; 0 for all."
 )  # fmt: skip
 def query_command(archive: Path, sql: str, as_json: bool, as_csv: bool, limit: int) -> None:
-    """Run a query of DuckDB. The views are `images`, one row per listed image, and `predictions`, one per image and set.
+    """Run a DuckDB query. The views are `images`, one row per listed image, and `predictions`, one per image and set.
 
-    JSON and CSV have all rows.
+    JSON and CSV output contains all rows.
 
     Example:  pneumoscope archive query archive "SELECT decision, count(*) FROM predictions GROUP BY decision"
     """
@@ -278,7 +278,7 @@ def compare_command(archive: Path, a: str, b: str, as_json: bool) -> None:
 
 
 def _plain(value: object) -> object:
-    """Return a record as JSON has it."""
+    """Return a value as built-in types for JSON."""
     import msgspec
     from msgspec import Struct
 
@@ -294,9 +294,9 @@ def _plain(value: object) -> object:
 def verify_command(archive: Path, key: str, as_json: bool) -> None:
     """Check that every listed image has exactly one row, and that no file was altered since it was written.
 
-    Shards with problems are named with their files, and the exit status is 1. To score them again, delete those of the files
-    that exist, and run the same `archive score` again. If shards are only not scored yet, as after Ctrl-C, the message says that
-    the archive is not finished, and the exit status is 1 as well: the same `archive score` continues.
+    Shards with problems are listed with their files, and the exit status is 1. To score them again, delete their remaining
+    files and run the same `archive score` again. If shards are merely not scored yet, as after Ctrl-C, the message says that
+    the archive is not finished; the exit status is 1 as well, and the same `archive score` continues.
 
     Example:  pneumoscope archive verify archive
     """
@@ -314,7 +314,7 @@ def verify_command(archive: Path, key: str, as_json: bool) -> None:
             click.echo(problem_line(problem))
         if (more := len(others) - _MAX_PRINTED) > 0:
             click.echo(f"and {counted(more, 'other shard')}")
-        if waiting:  # an archive that is half scored has thousands
+        if waiting:  # summarized, because a half-scored archive has thousands
             rows = sum(problem.missing for problem in waiting)
             click.echo(f"not_scored: {counted(len(waiting), 'shard')}, {counted(rows, 'image')}")
         click.echo(f"{result.found:,} of {counted(result.rows, 'image')} in exactly one row, set {result.key}")

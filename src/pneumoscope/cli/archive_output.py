@@ -1,4 +1,4 @@
-"""The output of `pneumoscope archive`: totals, tables of queries, and problems of shards."""
+"""Output of `pneumoscope archive`: totals, query tables and shard problems."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def print_listed(listed: Listed) -> None:
-    """Print the images that were listed, and those that are finished, on standard error."""
+    """Print the numbers of listed and finished images on standard error."""
     growth = listed.growth
     if listed.skipped:
         click.echo(printable(listed.skipped), err=True)
@@ -63,7 +63,7 @@ def print_scored(scored: Scored, out: Path) -> None:
 
 
 def print_runtimes(runtimes: Mapping[str, int]) -> None:
-    """Name the software that scored if there are several versions: the numbers of one set may then differ in digits."""
+    """Print the software versions if there are several, because the last digits of the numbers may then differ."""
     if len(runtimes) > 1:
         parts = "; ".join(f"{name}: {counted(count, 'shard')}" for name, count in runtimes.items())
         click.echo(f"Scored by different software: {parts}")
@@ -76,13 +76,13 @@ def print_notices(notices: Iterable[str]) -> None:
 
 
 def outcomes_text(decisions: Mapping[str, int], failed: int) -> str:
-    """Return the number of each decision and of unreadable images as text."""
+    """Return the number of images for each decision, and of unreadable images, as text."""
     parts = [f"{count:,} {decision}" for decision, count in decisions.items()]
     return ", ".join([*parts, f"{failed:,} failed"] if failed else parts)
 
 
 def print_query_json(result: QueryResult) -> None:
-    """Print one document, row by row: all rows need not fit in memory."""
+    """Print one document row by row, so that the rows need not fit into memory."""
     click.echo(f'{{\n  "notice": {json.dumps(NOTICE)},\n  "rows": [', nl=False)
     separator = "\n    "
     for row in result.rows:
@@ -92,7 +92,7 @@ def print_query_json(result: QueryResult) -> None:
 
 
 def print_query_rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table; numbers are aligned to the right."""
+    """Print a table with numbers aligned to the right."""
     texts = [[printable("" if cell is None else str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
     for line, cells in ((columns, rows[0] if rows else columns), *zip(texts, rows, strict=True)):
@@ -104,7 +104,7 @@ def print_query_rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -
 
 
 def verification_error(result: Verification) -> ArchiveError:
-    """Return the error for problems: of an archive that is not finished, or of images that are lost or altered."""
+    """Return the error for the problems found: an unfinished archive, or lost or altered images."""
     unfinished = [problem for problem in result.problems if problem.is_unfinished]
     damaged = [problem for problem in result.problems if not problem.is_unfinished]
     scored = f"{result.shards - len(unfinished):,} of {counted(result.shards, 'shard')} are scored"
@@ -127,7 +127,7 @@ def verification_error(result: Verification) -> ArchiveError:
 
 
 def problem_line(problem: Problem) -> str:
-    """Return a problem of a shard as one line."""
+    """Return a one-line description of a shard's problem."""
     rows = "" if problem.first_row < 0 else f", rows {problem.first_row} to {problem.last_row}"
     counts = f": {problem.missing:,} missing, {problem.doubled:,} doubled" if problem.code == "wrong_rows" else ""
     path = f", {printable(problem.path)}" if problem.path else ""

@@ -102,5 +102,5 @@ def _line(row: Row[Any]) -> str:
 def _details(row: Row[Any]) -> object:
     try:
         return json.loads(row.details)
-    except ValueError:  # not written by the service; `verify` reports it
+    except ValueError:  # not written by the service; reported by `verify`
         return row.details

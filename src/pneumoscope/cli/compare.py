@@ -76,8 +76,8 @@ def command(
 
     Writes comparison.json, comparison.csv and report.html to --out. Weights of runs are not needed: run.json, epochs.csv,
     recipe.toml and evaluation/ of each run are enough. Runs of one recipe are named after their folders; with different seeds
-    they are compared by their mean, and the tests account for the seeds. A folder of runs stands for its runs. Folders of `train
-    --folds` are compared with each other, on their validation images and fold by fold.
+    they are compared by their mean, and the tests account for the seeds. A folder of runs adds all of its runs. Folders of
+    `train --folds` are compared with each other, on their validation images and fold by fold.
 
     Models of several classes are compared by accuracy and macro AUROC, and have no operating points.
 
@@ -119,7 +119,7 @@ def command(
 
 
 def _compare_classes(runs: Sequence[Path], out: Path, *, as_json: bool, **options: Any) -> None:
-    """Compare models of several classes."""
+    """Compare multiclass models."""
     from pneumoscope.evaluation.comparison.inputs import result_folders
     from pneumoscope.evaluation.multiclass.compare import compare_multiclass
     from pneumoscope.reporting.multiclass_report import write_multiclass_page
@@ -139,7 +139,7 @@ def _compare_classes(runs: Sequence[Path], out: Path, *, as_json: bool, **option
 
 
 def _print_comparison(comparison: Comparison | MulticlassComparison, page: Path, *, as_json: bool) -> None:
-    """Print the findings and the path of the report; with JSON, the path to standard error."""
+    """Print the findings and the path of the report; with JSON output, print the path to standard error."""
     from pneumoscope.core.result_forms import to_json
 
     if as_json:

@@ -1,4 +1,4 @@
-"""Options for the images of a command: labeled data sets, the names in them, and predictions of other tools."""
+"""Options for the images of a command: labeled data sets, their column and label names, and predictions of other tools."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ split_option = click.option(
 
 
 def data_argument(command: _Command) -> _Command:
-    """Add the data set, as the argument DATA or by --data, to a command, which gets it as `data`."""
+    """Add the data set to a command, as the argument DATA or by --data; the command receives it as `data`."""
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
@@ -70,7 +70,7 @@ def data_argument(command: _Command) -> _Command:
 
 
 def images_option(default: int) -> _Decorator:
-    """Return the option for the size of the sample."""
+    """Return the option for the sample size."""
     return click.option(
         "--images",
         type=click.IntRange(min=2),
@@ -82,7 +82,7 @@ def images_option(default: int) -> _Decorator:
 
 # --- names in a data set -----------------------------------------------------------------------------------------------
 
-# Option: its help, and the field of `LabelMapping`.
+# Field of `LabelMapping` and click settings, by option.
 _LABEL_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "--label-column": (
         "label_column",
@@ -135,10 +135,10 @@ _LABEL_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def label_options(*, path_column: bool = True) -> _Decorator:
-    """Return the options for the names of another data set, which a command gets as `labels`, None if none is given.
+    """Return the options for column and label names of the data; the command receives them as `labels`, None if none is given.
 
     Args:
-        path_column: Include --path-column; a command may have its own.
+        path_column: Whether to include --path-column; False if the command defines its own.
     """
 
     def decorate(command: _Command) -> _Command:
@@ -159,7 +159,7 @@ def label_options(*, path_column: bool = True) -> _Decorator:
 
 
 def _label_mapping(given: dict[str, Any]) -> LabelMapping | None:
-    """Return the mapping that the options state; None if none is given."""
+    """Return the mapping given by the options, or None if none is given."""
     from pneumoscope.core.errors import UsageError
     from pneumoscope.data.label_mapping import LabelMapping
 
@@ -200,14 +200,14 @@ def prediction_column_options(command: Callable[..., None]) -> Callable[..., Non
 
 
 def prediction_columns(values: Mapping[str, Any], split: str = "") -> PredictionColumns:
-    """Return the columns that the options name.
+    """Return the columns given by the options.
 
     Args:
-        values: Values of the parameters of `prediction_column_options`.
-        split: Column with the split.
+        values: Parameter values of `prediction_column_options`.
+        split: Column of the split.
 
     Raises:
-        UsageError: An option is repeated, and not of the form CLASS=NAME.
+        UsageError: A repeated option is not of the form CLASS=NAME.
     """
     from pneumoscope.data.predictions_file import PredictionColumns
 
@@ -221,7 +221,7 @@ def prediction_columns(values: Mapping[str, Any], split: str = "") -> Prediction
 
 
 def _value_column(flag: str, names: tuple[str, ...]) -> str | dict[str, str]:
-    """Return the name of a column, or those of several classes by class."""
+    """Return the name of a column, or a dictionary of names by class."""
     from pneumoscope.core.errors import UsageError
 
     if len(names) < 2:

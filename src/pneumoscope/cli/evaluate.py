@@ -1,4 +1,4 @@
-"""`pneumoscope evaluate`: measure a run or bundle on labeled images."""
+"""`pneumoscope evaluate`: evaluate a run, bundle or predictions on labeled images."""
 
 from __future__ import annotations
 
@@ -143,14 +143,14 @@ def command(
 ) -> None:
     """Evaluate RUN, BUNDLE or the predictions of another tool on labeled images.
 
-    Each metric has a 95% interval, or the reason why there is none.
+    Each metric is reported with a 95% interval, or the reason why there is none.
 
     Thresholds come from the bundle, or from predictions for validation images, and are never chosen on the evaluated images.
     Each test-set evaluation is recorded in the test ledger before its result is shown.
 
     Evaluations of a run are kept side by side in RUN/evaluation/. Evaluating the same images again adds the operating points.
-    A folder of runs, as `train --seeds` makes it, has each of its runs evaluated. The folds of `train --folds` are evaluated each
-    on its own validation images, at the fixed threshold, and the mean over folds is printed.
+    For a folder of runs, as written by `train --seeds`, each run is evaluated. For the folds of `train --folds`, each is
+    evaluated on its validation images, at the fixed threshold, and the mean over folds is printed.
 
     Example:  pneumoscope evaluate --predictions scores.csv --data images.csv --probability-column Pneumonia
     """
@@ -216,7 +216,7 @@ def _print_note(text: str) -> None:
 
 
 def _print_folder(folder: Path | None, *, as_json: bool) -> None:
-    """Print where the results are; with JSON, to standard error."""
+    """Print the path of the results; with JSON output, to standard error."""
     if folder is None:
         _print_note("the results are not written; --out FOLDER keeps them")
     else:
@@ -241,11 +241,11 @@ def _evaluate_predictions(
     """Evaluate and print the predictions of another tool.
 
     Args:
-        file: The CSV file.
-        data: The labeled images.
-        options: Options of predictions of any classes.
-        binary_options: Those of predictions for NORMAL and PNEUMONIA only.
-        as_json: Print one JSON document.
+        file: CSV file of the predictions.
+        data: Labeled images.
+        options: Options of binary and multiclass predictions.
+        binary_options: Options of binary predictions only.
+        as_json: Whether to print one JSON document.
     """
     from pneumoscope.core.with_figures import written_folder
     from pneumoscope.data.predictions_file import has_class_columns
@@ -264,7 +264,7 @@ def _evaluate_predictions(
 
 
 def _evaluate_runs(targets: EvaluationTargets, data: Path, options: Mapping[str, Any], *, as_json: bool) -> None:
-    """Evaluate and print models for NORMAL and PNEUMONIA."""
+    """Evaluate and print binary models."""
     from pneumoscope.core.with_figures import written_folder
     from pneumoscope.evaluation.evaluate import OPERATING_POINTS, evaluate
     from pneumoscope.evaluation.external_predictions import FIXED_POINT
@@ -284,7 +284,7 @@ def _evaluate_runs(targets: EvaluationTargets, data: Path, options: Mapping[str,
 
 
 def _evaluate_classes(targets: EvaluationTargets, data: Path, options: Mapping[str, Any], *, as_json: bool) -> None:
-    """Evaluate and print models of several classes."""
+    """Evaluate and print multiclass models."""
     from pneumoscope.core.with_figures import written_folder
     from pneumoscope.evaluation.multiclass.evaluate import evaluate_multiclass
 
@@ -319,7 +319,7 @@ def _with_path_column(labels: LabelMapping | None, column: str) -> LabelMapping 
 
 
 def _check_options(target: Path | None, site: Path | None) -> None:
-    """Raise if an option of a model is given together with --predictions."""
+    """Raise if a model or one of its options is given together with --predictions."""
     from pneumoscope.core.errors import UsageError
 
     for name, value in (("RUN or BUNDLE", target), ("--site", site)):
@@ -328,7 +328,7 @@ def _check_options(target: Path | None, site: Path | None) -> None:
 
 
 def _require_target(target: Path | None, given: Mapping[str, object]) -> Path:
-    """Return the run or bundle; raise if there is none, or if options of --predictions are given."""
+    """Return the run or bundle; raise if it is missing or if options of --predictions are given."""
     from pneumoscope.core.errors import UsageError
 
     if target is None:

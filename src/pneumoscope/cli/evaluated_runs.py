@@ -1,4 +1,4 @@
-"""The output of `evaluate` for a folder of runs or folds."""
+"""Output of `evaluate` for a folder of runs or folds."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def print_runs(
     *,
     as_json: bool,
 ) -> None:
-    """Print accuracy, AUROC and breakdown of each run in a folder, and the mean of folds; that of seeds is in `compare`.
+    """Print the accuracy, AUROC and breakdown of each run in a folder, and for folds their mean; `compare` averages over seeds.
 
     Args:
-        targets: The runs.
-        evaluations: Their evaluations.
-        folders: Folder of the evaluation of each run, whose name is that of the evaluation.
-        as_json: Print one JSON document.
+        targets: Evaluated runs.
+        evaluations: Evaluations of the runs.
+        folders: Evaluation folder of each run; its name is the name of the evaluation.
+        as_json: Whether to print one JSON document.
     """
     from rich.console import Console
 
@@ -66,20 +66,20 @@ def print_runs(
         click.echo(sentence)
     click.secho(evaluations[0].notice, dim=True)
     _print_folders(folders, as_json=False)
-    # `compare` takes one name for all runs, and for folds that of their validation images only.
+    # `compare` needs the same name for all runs; for folds, only the name of their validation images.
     if {*names} == {OUT_OF_FOLD} if targets.is_folds else len({*names}) == 1:
         chosen = "" if targets.is_folds or names[0] == "test" else f" --evaluation {names[0]}"
         click.echo(f"next    pneumoscope compare {targets.folder}{chosen} --out DIR")
 
 
 def _print_folders(folders: Sequence[Path | None], *, as_json: bool) -> None:
-    """Print where the results are; with JSON, to standard error."""
+    """Print the paths of the results; with JSON output, to standard error."""
     for folder in folders:
         click.echo(f"results {folder}", err=as_json)
 
 
 def _headline(evaluation: Evaluation | MulticlassEvaluation) -> str:
-    """Return accuracy and AUROC as text."""
+    """Return the accuracy and AUROC as text."""
     from pneumoscope.core.multiclass_results import MulticlassEvaluation
 
     metrics = evaluation.metrics
@@ -90,12 +90,12 @@ def _headline(evaluation: Evaluation | MulticlassEvaluation) -> str:
 
 
 def _operating_point(evaluation: Evaluation) -> str:
-    """Return the operating point of the subgroups; without subgroups, the first."""
+    """Return the operating point of the subgroups, or the first one if there are none."""
     return evaluation.subgroups[0].operating_point if evaluation.subgroups else next(iter(evaluation.operating_points))
 
 
 def _mean_of_folds(folder: Path, evaluation: Evaluation | MulticlassEvaluation, name: str) -> RunGroup:
-    """Return the mean over the folds in a folder, whose evaluations have this name."""
+    """Return the mean over the folds in a folder for evaluations of this name."""
     from pneumoscope.core.multiclass_results import MulticlassEvaluation
     from pneumoscope.evaluation.comparison.cross_validation import summarize_folds
     from pneumoscope.evaluation.multiclass.cross_validation import summarize_class_folds

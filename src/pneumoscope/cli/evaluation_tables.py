@@ -1,4 +1,4 @@
-"""Tables and sentences that `evaluate` prints: those of NORMAL and PNEUMONIA, and what models of all classes share."""
+"""Tables and sentences printed by `evaluate` for binary models, and those shared with multiclass models."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def interval_table(
 
     Args:
         title: Title of the table.
-        metrics: The metrics by name.
-        by_etiology: One metric by etiology.
-        noun: Name of that metric.
+        metrics: Metrics by name.
+        by_etiology: A further metric by etiology.
+        noun: Name of the further metric.
     """
     from rich.table import Table
 
@@ -44,7 +44,7 @@ def interval_table(
 
 
 def _cells(interval: Interval) -> tuple[str, str, str, str]:
-    """Return value, ends, n and method as text; the reason in place of ends that are undefined."""
+    """Return value, limits, n and method as text, with the reason in place of undefined limits."""
     from pneumoscope.core.result_forms import format_limit, method_name, with_minus_signs
 
     if interval.value is None:
@@ -57,7 +57,7 @@ def _cells(interval: Interval) -> tuple[str, str, str, str]:
 
 
 def ledger_sentence(count: int) -> str:
-    """Return how often test images have been evaluated.
+    """Return a sentence on how often the test images have been evaluated.
 
     Args:
         count: Number of evaluations in the test ledger.
@@ -67,10 +67,10 @@ def ledger_sentence(count: int) -> str:
 
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
-    """Print the tables of an evaluation of NORMAL and PNEUMONIA.
+    """Print the tables of a binary evaluation.
 
     Args:
-        evaluation: The evaluation.
+        evaluation: Evaluation to print.
         console: Console for the tables.
     """
     from pneumoscope.core.messages import patients_text
@@ -111,7 +111,7 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
 
 
 def _print_decision_curve(evaluation: Evaluation, console: Console) -> None:
-    """Print the net benefit at every other threshold probability; JSON and report have all."""
+    """Print the net benefit at every second threshold probability; JSON and the report contain all of them."""
     from rich.table import Table
 
     table = Table(title="net benefit (0 is to treat no one)", title_justify="left")
@@ -124,7 +124,7 @@ def _print_decision_curve(evaluation: Evaluation, console: Console) -> None:
 
 
 def print_breakdown(evaluation: Evaluation, console: Console) -> None:
-    """Print the subgroups, their tests and the difference from other images, if there are any."""
+    """Print the subgroups, their tests and the differences from other images, if any."""
     from rich.table import Table
 
     if evaluation.subgroups:

@@ -1,4 +1,4 @@
-"""The runs and bundles that `evaluate` gets: a run, a bundle, the runs in a folder, or the folds of a cross-validation."""
+"""Targets of `evaluate`: a run, a bundle, the runs in a folder, or the folds of a cross-validation."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["EvaluationTargets"]
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationTargets:
-    """The runs and bundles to evaluate.
+    """Runs and bundles to evaluate.
 
     Attributes:
-        folder: The folder that was given.
-        runs: Its runs, if it is a folder of runs; none if it is itself a run or bundle.
-        split: The split to evaluate.
+        folder: Folder given by the user.
+        runs: Runs in the folder; empty if it is itself a run or bundle.
+        split: Split to evaluate.
         is_folds: Whether the runs are the folds of a cross-validation.
     """
 
@@ -31,15 +31,15 @@ class EvaluationTargets:
 
     @classmethod
     def find(cls, folder: Path, split: str | None, out: Path | None) -> Self:
-        """Return the runs and bundles that a folder stands for.
+        """Return the runs and bundles in a folder.
 
         Args:
             folder: Run, bundle or folder of runs.
-            split: The split that was given.
-            out: Folder of the results, which several runs cannot share.
+            split: Split given by the user, or None.
+            out: Folder for the results, which several runs cannot share.
 
         Raises:
-            UsageError: Split or folder of the results are given for runs that have their own.
+            UsageError: The split or the folder for the results does not apply to these runs.
             RunError: A run has no bundle, or a fold is missing.
         """
         from pneumoscope.evaluation.comparison.cross_validation import OUT_OF_FOLD, find_folds, is_cross_validation
@@ -54,16 +54,16 @@ class EvaluationTargets:
 
     @property
     def members(self) -> tuple[Path, ...]:
-        """The runs and bundles to evaluate."""
+        """Runs and bundles to evaluate."""
         return self.runs or (self.folder,)
 
     def progress(self, member: Path) -> AbstractContextManager[Callable[[int, int], None] | None]:
-        """Return the progress bar of a run or bundle."""
+        """Return a progress bar for a run or bundle."""
         return image_progress(f"scoring images of {member.name}" if self.runs else "scoring images")
 
 
 def _check_folder_of_runs(folder: Path, runs: Sequence[Path], out: Path | None) -> None:
-    """Raise before any of the runs is evaluated, which the test ledger would record."""
+    """Raise before the first run is evaluated and recorded in the test ledger."""
     from pneumoscope.core.errors import UsageError
     from pneumoscope.runs.run_folder import find_bundle
 

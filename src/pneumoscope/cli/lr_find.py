@@ -46,8 +46,8 @@ def command(
 ) -> None:
     """Raise the learning rate over some training steps, and suggest the one at which the loss falls most steeply.
 
-    The weights are discarded, and no run is made. The suggestion is a start; compare rates around it with
-    `sweep`. The search stops when the loss exceeds four times its minimum.
+    The weights are discarded, and no run is created. The suggestion is a starting point; compare rates around it with `sweep`.
+    The search stops when the loss exceeds four times its minimum.
 
     Example:  pneumoscope lr-find baseline --data images --out lr
     """

@@ -1,4 +1,4 @@
-"""Options and output that the commands have for models of several classes."""
+"""Options and output of commands for multiclass models."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ __all__ = [
 
 
 def has_several_classes(target: Path | None, evaluation: str = "") -> bool:
-    """Return True if a run, bundle or folder of an evaluation has several classes; of a folder of runs, one of them.
+    """Return whether a run, bundle or evaluation folder, or any run in a folder of runs, has several classes.
 
     Args:
-        target: The folder; None for the model in the package.
-        evaluation: Name of the evaluation of a run, whose bundle need not be there.
+        target: Folder to check; None for the packaged model.
+        evaluation: Name of the evaluation of a run, whose bundle may be missing.
     """
     from pneumoscope.bundle.bundle_folder import is_multiclass
     from pneumoscope.runs.multiclass_evaluations import has_multiclass_evaluation
@@ -48,20 +48,20 @@ def has_several_classes(target: Path | None, evaluation: str = "") -> bool:
 
 
 def is_given(option: str) -> bool:
-    """Return True if an option of the current command is not at its default."""
+    """Return whether an option of the current command is given explicitly."""
     from click.core import ParameterSource
 
     return click.get_current_context().get_parameter_source(option) is not ParameterSource.DEFAULT
 
 
 def refuse_options(given: Mapping[str, object]) -> None:
-    """Raise if an option is given that models of several classes do not have.
+    """Raise if an option is given that multiclass models do not support.
 
     Args:
-        given: Value of each option; None, "", () and False if it is not given.
+        given: Value of each option; None, "", () or False if not given.
 
     Raises:
-        UsageError: With the option.
+        UsageError: Contains the option.
     """
     from pneumoscope.core.errors import UsageError
 
@@ -74,7 +74,7 @@ def refuse_options(given: Mapping[str, object]) -> None:
 
 
 def print_multiclass_evaluation(evaluation: MulticlassEvaluation, console: Console) -> None:
-    """Print the tables of an evaluation."""
+    """Print the tables of a multiclass evaluation."""
     from rich.table import Table
 
     from pneumoscope.core.messages import patients_text
@@ -115,7 +115,7 @@ def print_multiclass_evaluation(evaluation: MulticlassEvaluation, console: Conso
 
 
 def print_class_breakdown(evaluation: MulticlassEvaluation, console: Console) -> None:
-    """Print the subgroups, their tests and the differences from other images, if there are any."""
+    """Print the subgroups, their tests and the differences from other images, if any."""
     for group in evaluation.subgroups:
         images = ", ".join(f"{group.counts.get(label, 0)} {label}" for label in evaluation.classes)
         console.print(interval_table(printable(f"subgroup {group.column}: {group.value} ({images})"), group.metrics))

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the command line that results record."""
+"""Options shared by several commands, and the command line recorded in results."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ prevalence_option = click.option(
 
 
 def require_age_option(default: str) -> _Decorator:
-    """Return the option for images that are rejected if the age of the patient is unknown."""
+    """Return the option that rejects images if the age of the patient is unknown."""
     return click.option(
         "--require-age",
         type=click.Choice(get_args(AgeRequirement)),
@@ -91,7 +91,7 @@ assume_option = click.option(
 
 
 def model_options(require_age: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return the options of a command that loads a model, which gets them as the argument `model`: those of `load_model`.
+    """Return the options of a command that loads a model; it receives them as `model`, the arguments of `load_model`.
 
     Args:
         require_age: Default of --require-age.
@@ -160,11 +160,11 @@ overrides_option = click.option(
 
 
 def require_result_folder(out: Path, own_file: str = "") -> None:
-    """Raise UsageError if a folder for results has other files, such as images.
+    """Raise UsageError if a folder for results contains other files, such as images.
 
     Args:
-        out: The folder; it need not exist.
-        own_file: File of earlier results, which may be replaced; empty if none may.
+        out: Folder, which need not exist.
+        own_file: File name of earlier results that may be replaced; empty if there are none.
     """
     from pneumoscope.core.errors import UsageError
 
@@ -173,11 +173,11 @@ def require_result_folder(out: Path, own_file: str = "") -> None:
 
 
 def refuse_for_folds(targets: Iterable[Path], used: Collection[str]) -> None:
-    """Raise UsageError if cross-validations are given together with an option that they do not have.
+    """Raise UsageError if cross-validations are given together with an option that they do not support.
 
     Args:
-        targets: The folders and files of the command.
-        used: Parameters of the command that cross-validations have; the others may not be given.
+        targets: Folders and files given to the command.
+        used: Parameters of the command that cross-validations support.
     """
     from click.core import ParameterSource
 
@@ -243,7 +243,7 @@ loggers_option = click.option(
 def recorded_command() -> str:
     """Return the command line of the running command, to record in its result.
 
-    Options at their defaults are left out, and so is --json, which changes only what is printed.
+    Options at their defaults are omitted, as is --json, which only affects the printed output.
     """
     context = click.get_current_context()
     words = ["pneumoscope", context.command.name or ""]

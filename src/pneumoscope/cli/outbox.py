@@ -1,4 +1,4 @@
-"""`pneumoscope outbox`: list, retry and cancel the results that wait for other nodes."""
+"""`pneumoscope outbox`: list, retry and cancel results waiting for other nodes."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def list_command(
 ) -> None:
     """Print results, oldest first: number, destination, object, failed attempts, time of the next attempt and last error.
 
-    The columns state and storage commitment appear only if their values differ, and the time of the delivery or cancellation
-    only if there is one. Results of one study follow the line of the study, with the time of the prediction. Times are in UTC;
-    a time in the past means as soon as possible.
+    The columns state and storage commitment are shown only if their values differ, and the time of the delivery or cancellation
+    only if there is one. Results of a study are listed below a line for the study, with the time of the prediction. Times are
+    in UTC; a time in the past means as soon as possible.
 
     Example:  pneumoscope outbox list --data-dir records
     """
@@ -81,7 +81,7 @@ def list_command(
 
 
 def _print_table(found: Sequence[Delivery]) -> None:
-    """Print results under the lines of their studies. A study has a long UID, and a line should not."""
+    """Print results below a line for each study, which keeps the long study UID out of the table."""
     columns: dict[str, list[str]] = {
         "number": [str(each.number) for each in found],
         "destination": [each.destination for each in found],
@@ -116,7 +116,7 @@ def _print_table(found: Sequence[Delivery]) -> None:
 
 
 def _second(time: str | None) -> str:
-    """Return a time, ISO 8601 in UTC, without fractions of a second; "-" for None."""
+    """Return an ISO 8601 time in UTC without fractions of a second, or "-" for None."""
     return f"{time[:19]}Z" if time else "-"
 
 
@@ -137,7 +137,7 @@ def retry_command(
     delivered: bool,
     study: str,
 ) -> None:
-    """Send results now: waiting ones, or by NUMBER also cancelled ones and those not committed. See `outbox list`.
+    """Send results now: waiting ones and, by NUMBER, cancelled or uncommitted ones. See `outbox list`.
 
     With --delivered, send delivered results again, with the same UIDs and bytes. A result whose bytes would differ is not sent.
 
@@ -169,7 +169,7 @@ def retry_command(
 def cancel_command(
     numbers: tuple[int, ...], destination: str, every: bool, data_dir: Path | None, database: str
 ) -> None:
-    """Cancel waiting results, by NUMBER, destination or all. `outbox retry NUMBER` sends one after all.
+    """Cancel waiting results, by NUMBER, destination or all. `outbox retry NUMBER` reverts a cancellation.
 
     Example:  pneumoscope outbox cancel 17 --data-dir records
     """
@@ -187,7 +187,7 @@ def _require_selection(numbers: tuple[int, ...], destination: str, every: bool) 
 
 
 def _document(delivery: Delivery) -> dict[str, Any]:
-    """Return a result without identifiers of the patient."""
+    """Return a result as a dictionary without patient identifiers."""
     names = (
         "number", "destination", "study_instance_uid", "kind", "state", "attempts", "next_attempt", "error", "created",
         "finished", "commitment_requested",

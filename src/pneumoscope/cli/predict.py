@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_MIN_FOR_PROGRESS = 8  # images; fewer finish before a progress bar helps
+_MIN_FOR_PROGRESS = 8  # images; fewer finish too fast for a progress bar
 _BAR_WIDTH, _MAX_STEM = 20, 60  # characters
-_MAX_NAMED = 3  # paths in an error
+_MAX_NAMED = 3  # paths listed in an error
 _STDOUT = Path("-")
 _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 _FAILED = "failed"
 _HINT = "Pass image files, or folders that contain images"
-_PNEUMONIA_OPTIONS = ("operating_point", "site", "prevalence")  # that models of several classes do not have
+_PNEUMONIA_OPTIONS = ("operating_point", "site", "prevalence")  # unsupported by multiclass models
 _COLORS = {
     "pneumonia": "red",
     "no_pneumonia": "green",
@@ -109,7 +109,7 @@ def command(
     if several_classes:
         refuse_options({f"--{name.replace('_', '-')}": model[name] for name in _PNEUMONIA_OPTIONS})
     images = _discover(paths)
-    # One image is fastest with all cores on it; many are fastest with one core each.
+    # One image is fastest on all cores; many are fastest on one core each.
     options = model | {
         "threads": 0 if len(images) == 1 else 1,
         "isolated": len(images) > MIN_IMAGES_FOR_POOL and os.name == "posix",
@@ -122,7 +122,7 @@ def command(
     else:
         loaded = load_model(**options)
     tally = _Tally(len(images))
-    show_progress = as_json or table or not sys.stdout.isatty()  # the table on a terminal is progress enough
+    show_progress = as_json or table or not sys.stdout.isatty()  # a table on a terminal already shows the progress
     with contextlib.ExitStack() as stack:
         interrupted = stack.enter_context(catch_interrupt())
         scored = stack.enter_context(contextlib.closing(_predict(loaded, images, heatmaps, age)))
@@ -157,7 +157,7 @@ def command(
 def _predict(
     model: Model | MulticlassModel, images: Sequence[str], heatmaps: Path | None, age: float | None
 ) -> Generator[Prediction]:
-    """Yield the predictions, each after its heatmap is written if there is a folder for them."""
+    """Yield the predictions, writing heatmaps if a folder is given."""
     if heatmaps:
         yield from _write_heatmaps(model, images, heatmaps, age)
     else:
@@ -167,7 +167,7 @@ def _predict(
 def _check_outputs(
     paths: Iterable[str], as_json: bool, table: Path | None, heatmaps: Path | None, *, force: bool
 ) -> None:
-    """Raise UsageError if the outputs cannot be combined, a folder of heatmaps is not empty, or the CSV file exists."""
+    """Raise UsageError if the outputs cannot be combined, the heatmap folder is not empty, or the CSV file exists."""
     if as_json and table:
         raise UsageError("--json and --csv cannot be combined", hint="Choose one of them")
     if force and table in {None, _STDOUT}:
@@ -188,7 +188,7 @@ def _check_outputs(
 
 
 def _discover(paths: Iterable[str]) -> Sequence[str]:
-    """Return the images below the paths, and print what was skipped. Raise UsageError if there is none, or no path exists."""
+    """Return the images below the paths and print what was skipped; raise UsageError if there are none or no path exists."""
     from pneumoscope.inference.discovery import discover_images
 
     named = tuple(paths)
@@ -210,13 +210,13 @@ def _check_existence(named: Sequence[str]) -> None:
 
 
 def _listed(named: Sequence[str]) -> str:
-    """Return the first paths, for a message."""
+    """Return the first paths for a message."""
     places = ", ".join("standard input" if path == "-" else repr(path) for path in named[:_MAX_NAMED])
     return printable(places) + (", …" if len(named) > _MAX_NAMED else "")
 
 
 def _expand_stdin(paths: Iterable[str]) -> Iterator[str]:
-    """Yield the paths; - is replaced by the lines of standard input."""
+    """Yield the paths, replacing - with the lines of standard input."""
     for path in paths:
         if path != "-":
             yield path
@@ -229,14 +229,14 @@ def _expand_stdin(paths: Iterable[str]) -> Iterator[str]:
 def _write_heatmaps(
     model: Model | MulticlassModel, images: Sequence[str], folder: Path, age: float | None
 ) -> Generator[Prediction]:
-    """Yield predictions, each after its heatmap is written to the folder."""
+    """Yield the predictions, each after writing its heatmap to the folder."""
     from pneumoscope.core.files import write_atomically
 
     digits = len(str(len(images)))
     with contextlib.closing(model.explain_many(images, age=age)) as explained:
         for number, (prediction, picture) in enumerate(explained, start=1):
             if picture:
-                # Numbered, because images of several folders may share a name; reduced to safe characters.
+                # Numbered, because images in different folders may share a name; limited to safe characters.
                 stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(prediction.path).stem)[:_MAX_STEM]
                 write_atomically(folder / f"{number:0{digits}d}-{stem}.png", picture)
             yield prediction
@@ -244,7 +244,7 @@ def _write_heatmaps(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Tally:
-    """Numbers of predictions by decision, of warnings, and of rejections that an assumption overrides."""
+    """Counts of predictions by decision, of warnings, and of rejections that an assumption could override."""
 
     total: int
     decisions: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -275,7 +275,7 @@ class _Tally:
                 return
 
     def print_warnings(self) -> None:
-        """Print the number of images with each warning, and how rejections can be overridden."""
+        """Print the number of images with each warning, and how to override rejections."""
         for warning, count in self.warnings.items():
             click.secho(f"Warning: {counted(count, 'image')}: {warning_message(warning)}", fg="yellow", err=True)
         for assumption, count in self.overridable.items():
@@ -300,7 +300,7 @@ def _write_json(model: Model | MulticlassModel, predictions: Iterable[Prediction
 
 
 def _write_csv(model: Model | MulticlassModel, predictions: Iterable[Prediction], table: Path, tally: _Tally) -> None:
-    """Write a CSV file, or standard output if its name is -."""
+    """Write a CSV file, or to standard output if the path is -."""
     from pneumoscope.core.files import write_atomically
     from pneumoscope.inference.writers import iter_csv
 
@@ -313,7 +313,7 @@ def _write_csv(model: Model | MulticlassModel, predictions: Iterable[Prediction]
         write_atomically(table, lambda file: file.writelines(lines))
         click.echo(f"Wrote {table}: {counted(tally.done, 'image')}", err=True)
     click.echo(_total(tally.decisions), err=True)
-    for error in failed:  # the file holds the results before the error
+    for error in failed:  # the file contains the results before the error
         raise error
 
 
@@ -322,13 +322,13 @@ def _total(counts: Counter[str]) -> str:
 
 
 def _print_classes(model: MulticlassModel, predictions: Iterable[Prediction], counts: Counter[str]) -> None:
-    """Print one line per image of a model of several classes as results arrive, then the totals and the notice."""
+    """Print one line per image of a multiclass model as results arrive, then the totals and the notice."""
     from pneumoscope.core.multiclass_prediction import MulticlassPrediction
 
     width = max(len("most probable"), *map(len, model.card.classes))
     click.secho(f"{'decision':12}  {'most probable':{width}}  {'probability':{_BAR_WIDTH + 7}}  image", bold=True)
     for prediction in predictions:
-        assert isinstance(prediction, MulticlassPrediction)  # the model makes no others
+        assert isinstance(prediction, MulticlassPrediction)  # multiclass models return no other type
         decision = prediction.decision or _FAILED
         name, probability = prediction.predicted_class or "", ""
         if prediction.class_probabilities is not None:
@@ -384,7 +384,7 @@ def _image_cell(prediction: Prediction) -> str:
 
 
 def _bar(fraction: float) -> str:
-    """Return a bar of that length, in characters that the output encoding has."""
+    """Return a bar of the given fraction of the maximum length, in characters that the output encoding supports."""
     eighths = round(8 * _BAR_WIDTH * fraction)
     blocks = "█" * (eighths // 8) + _EIGHTHS[eighths % 8]
     try:

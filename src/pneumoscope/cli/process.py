@@ -1,4 +1,4 @@
-"""The process of a command: graceful Ctrl-C, and faster imports of large packages."""
+"""Process-level helpers of commands: graceful Ctrl-C, and faster imports of large packages."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["catch_interrupt", "without_collections"]
 
 @contextlib.contextmanager
 def catch_interrupt(message: str = "") -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C sets, so that output can be completed; a second Ctrl-C interrupts at once.
+    """Yield an event that Ctrl-C sets, which allows output to be completed; a second Ctrl-C interrupts at once.
 
     Args:
-        message: Printed on standard error after the first Ctrl-C; nothing if empty.
+        message: Message for standard error after the first Ctrl-C; none if empty.
     """
     interrupted = threading.Event()
 
@@ -36,10 +36,10 @@ def catch_interrupt(message: str = "") -> Iterator[threading.Event]:
 
 @contextlib.contextmanager
 def without_collections() -> Iterator[None]:
-    """Collect no garbage while packages are imported, and exclude their objects from later collections.
+    """Disable garbage collection while packages are imported, and exclude their objects from later collections.
 
-    The packages of training are half a million objects, those of the service a fifth of a million, which last as long as the
-    process. To examine them again and again takes a fifth of the time of their imports.
+    Training imports half a million objects and the service 200,000, which exist as long as the process. Scanning them
+    repeatedly takes a fifth of the import time.
     """
     gc.disable()
     try:

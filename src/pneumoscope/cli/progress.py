@@ -1,4 +1,4 @@
-"""Progress bars on standard error, shown only on a terminal, and text that a terminal can show."""
+"""Progress bars on standard error, shown only on a terminal, and escaping of text for terminals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["archive_progress", "image_progress", "printable", "staged_progress"]
 
 @contextlib.contextmanager
 def image_progress(description: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Yield a callback taking (images done, total), or None if standard error is not a terminal.
+    """Yield a callback that takes (images done, total), or None if standard error is not a terminal.
 
     Args:
         description: Text beside the bar, such as "scoring images".
@@ -32,7 +32,7 @@ def image_progress(description: str) -> Iterator[Callable[[int, int], None] | No
     task = bar.add_task(description, total=None)
 
     def update(done: int, total: int) -> None:
-        # Hidden when complete, because training shows its own bar; shown again if another step follows.
+        # Hide when complete, because training shows its own bar; show again if another step follows.
         bar.update(task, completed=done, total=total)
         if done < total:
             bar.start()
@@ -48,7 +48,7 @@ def image_progress(description: str) -> Iterator[Callable[[int, int], None] | No
 
 @contextlib.contextmanager
 def archive_progress() -> Iterator[Callable[[Progress], None] | None]:
-    """Yield a callback that shows counts, rate and time left, or None if standard error is not a terminal."""
+    """Yield a callback that shows counts, rate and remaining time, or None if standard error is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -76,7 +76,7 @@ def archive_progress() -> Iterator[Callable[[Progress], None] | None]:
 
 @contextlib.contextmanager
 def staged_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a callback taking (name of the stage, steps done, total); it shows nothing if standard error is not a terminal."""
+    """Yield a callback that takes (stage name, steps done, total) and shows a bar if standard error is a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -87,7 +87,7 @@ def staged_progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def printable(text: str) -> str:
-    """Return the text with control and unprintable characters escaped; file names are untrusted."""
+    """Return the text with unprintable characters escaped, because file names are untrusted."""
     encoding = sys.stdout.encoding or "ascii"
     text = "".join(
         mark if mark.isprintable() else mark.encode("unicode_escape", "surrogatepass").decode() for mark in text

@@ -61,10 +61,10 @@ def command(
     token_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Pull the series of modality CR and DX of studies into the running service, which predicts them.
+    """Pull the CR and DX series of studies into the running service, which predicts them.
 
-    A peer is asked to send them to the AE title of the service (C-FIND, C-MOVE). From a DICOMweb server they are retrieved, and
-    stored in the service (QIDO-RS, WADO-RS, STOW-RS). Images that the service has are not predicted again.
+    A peer is asked to send them to the AE title of the service (C-FIND, C-MOVE). From a DICOMweb server they are retrieved and
+    stored in the service (QIDO-RS, WADO-RS, STOW-RS). Images that the service already has are not predicted again.
 
     Example:  pneumoscope pull --from PACS --since 2026-01-31 --dicom-config dicom.toml
     """  # fmt: skip

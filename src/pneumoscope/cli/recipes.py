@@ -1,4 +1,4 @@
-"""`pneumoscope recipes`."""
+"""`pneumoscope recipes`: list recipes, or print one as TOML."""
 
 from __future__ import annotations
 

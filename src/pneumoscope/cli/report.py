@@ -1,4 +1,4 @@
-"""`pneumoscope report`: a report with figures, tables and checklists for a manuscript."""
+"""`pneumoscope report`: write a report with figures, tables and checklists for a manuscript."""
 
 from __future__ import annotations
 
@@ -43,14 +43,15 @@ __all__ = ["command"]
 def command(
     runs: tuple[Path, ...], operating_point: str, evaluation: str, checklists: tuple[str, ...], out: Path
 ) -> None:
-    """Write the report of evaluated runs, or of folders that `evaluate --out` wrote, for a manuscript.
+    """Write the report of evaluated runs, or of folders written by `evaluate --out`, for a manuscript.
 
-    --out gets report.html, the figures in figures/ (SVG, PDF, PNG) and the tables in tables/ (CSV, LaTeX, Markdown). Nothing is
-    evaluated. Several runs are compared, as by `compare`.
+    Writes report.html, the figures in figures/ (SVG, PDF, PNG) and the tables in tables/ (CSV, LaTeX, Markdown) to --out.
+    The command does not evaluate. Several runs are compared, as by `compare`.
 
     Models of several classes have no operating points.
 
-    A checklist is filled from the record, with the place in the report. Items that an author has to state are marked open.
+    A checklist is filled in from the records, with the place in the report. Items that the authors have to provide are marked
+    open.
 
     Example:  pneumoscope report runs/quick --checklist claim --out report
     """

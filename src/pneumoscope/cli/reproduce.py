@@ -1,4 +1,4 @@
-"""`pneumoscope reproduce`."""
+"""`pneumoscope reproduce`: repeat the published experiment."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def command(
 ) -> None:
     """Train and evaluate the six runs of the published experiment, and compare them with each other and with the published table.
 
-    Finished runs are skipped, so an interrupted command can be repeated. VGG19 starts from ImageNet weights if its public
-    file is found, and uses images of 64 pixels without a GPU; the results state this.
+    Finished runs are skipped, so an interrupted command can be repeated. VGG19 starts from ImageNet weights if its public file
+    is found, and uses images of 64 pixels without a GPU; the results report this.
 
-    With --seeds, the results state mean and spread of each run, tests that account for seeds and patients, and whether the
-    ranking of the published table survives the seeds. They are written after each seed.
+    With --seeds, the results contain the mean and spread of each run, tests that account for seeds and patients, and whether
+    the ranking of the published table holds across seeds. They are written after each seed.
     """
     from pneumoscope.core.result_forms import to_json
     from pneumoscope.reproduction.recipes import RUNS

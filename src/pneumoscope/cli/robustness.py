@@ -75,9 +75,9 @@ def command(
 ) -> None:
     """Measure how the predictions of RUN or BUNDLE react to changed images of DATA.
 
-    File formats and resolutions should not change a decision; JPEG compression, rotation by 10 degrees and brightness
-    should change few. Inverted, rotated, mirrored, cropped and blank images, phantoms and --other-images should be rejected.
-    Thresholds and limits are those of the model, or with --site those of a hospital.
+    File formats and resolutions should not change a decision; JPEG compression, rotation by 10 degrees and brightness should
+    change few. Inverted, rotated, mirrored, cropped and blank images, phantoms and --other-images should be rejected.
+    Thresholds and limits come from the model, or with --site from the profile of a hospital.
 
     Example:  pneumoscope robustness runs/quick chest_xray --out robustness
     """

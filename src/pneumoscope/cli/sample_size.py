@@ -19,8 +19,8 @@ __all__ = ["command"]
 def command(bundle: Path | None, margin: float, power: float, as_json: bool) -> None:
     """Compute how many images an acceptance test needs, for each operating point of a model.
 
-    The numbers are of accepted images with pneumonia (for the test of sensitivity) and without (for that of specificity), one
-    per patient; each test alone then has the power. More images of the same patients add less.
+    The numbers are accepted images with pneumonia (to test sensitivity) and without (to test specificity), one per patient;
+    each test on its own then has the requested power. More images of the same patients add less.
 
     Example:  pneumoscope sample-size --margin 0.05 --power 0.9
     """

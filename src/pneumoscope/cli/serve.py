@@ -30,7 +30,7 @@ class _Age(click.ParamType[timedelta]):
     name = "age"
 
     def convert(self, value: str | timedelta, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        """Return the duration of a text such as "30d"."""
+        """Convert a text such as "30d" to a duration."""
         if isinstance(value, timedelta):
             return value
         match = re.fullmatch(r"([1-9][0-9]{0,3})([hdw])", value)
@@ -151,9 +151,9 @@ def command(
 ) -> None:
     """Run the web interface and the HTTP API; store images, predictions, reviews and an audit log.
 
-    Open the printed address in a browser and drop images on it. With a token in the database at the start, see
-    `pneumoscope tokens`, every client must authenticate. With --dicom-port, DICOM nodes send images.
-    Ctrl-C or SIGTERM finishes accepted requests, then stops.
+    Open the printed address in a browser and drop images on it. If the database contains a token at the start, see `pneumoscope
+    tokens`, every client must authenticate. With --dicom-port, DICOM nodes send images. Ctrl-C or SIGTERM finishes accepted
+    requests, then stops.
 
     Example:  pneumoscope serve --data-dir records
     """
@@ -200,10 +200,10 @@ def command(
 
 
 def _age_requirement(context: click.Context, option: AgeRequirement, stated: AgeRequirement | None) -> AgeRequirement:
-    """Return the requirement of --require-age, or that of the configuration if the option is not given.
+    """Return the value of --require-age, or the configured one if the option is not given.
 
     Raises:
-        UsageError: The option is given, and the configuration states another requirement.
+        UsageError: The option contradicts the configuration.
     """
     if stated is None or stated == option:
         return option
@@ -229,7 +229,7 @@ def _dicom_configuration(
     peers: Sequence[str],
     tls_files: tuple[Path, Path, Path] | None,
 ) -> DicomConfiguration:
-    """Return the configuration of a file, or that of the options --dicom-*."""
+    """Return the configuration from a file, or else from the options --dicom-*."""
     from pneumoscope.service.dicom.configuration import DicomConfiguration
     from pneumoscope.service.dicom.configuration_file import read_configuration
     from pneumoscope.service.dicom.node_settings import DicomSettings, parse_peer, tls_contexts

@@ -1,4 +1,4 @@
-"""Open the database of a service, for the commands that read or change it."""
+"""Open the database of a service for the commands that read or change it."""
 
 from __future__ import annotations
 
@@ -38,12 +38,13 @@ def open_service_database(
     """Yield the data directory, if known, and the database engine.
 
     Args:
-        data_dir: Data directory; the default one if None, unless a database is given.
-        database: URL of a PostgreSQL database; SQLite in the data directory if empty.
-        create: Whether to create a database that does not exist.
+        data_dir: Data directory; None for the default, unless a database is given.
+        database: URL of a PostgreSQL database; empty for SQLite in the data directory.
+        create: Whether to create a missing database.
+
     Raises:
         UsageError: There is no database.
-        StorageError: It cannot be opened.
+        StorageError: The database cannot be opened.
     """
     from pneumoscope.service.storage.database import DATABASE_FILE, open_database
 

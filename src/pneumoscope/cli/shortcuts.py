@@ -1,4 +1,4 @@
-"""`pneumoscope shortcuts`: measure what a network can tell without the lungs."""
+"""`pneumoscope shortcuts`: measure how well a network predicts without the lungs."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ __all__ = ["command"]
 def command(target: Path, data: Path, labels: LabelMapping | None, split: str, out: Path | None, as_json: bool) -> None:
     """Measure the AUROC of RUN or BUNDLE on DATA with the center of each image blanked, and on the center alone.
 
-    With the center blanked, the AUROC should be near 0.5: if it is not, the network can use the border, markers or the
-    scanner. With the center alone, it should be that of the whole image. `pneumoscope check-data` finds shortcuts in the data.
+    With the center blanked, the AUROC should be near 0.5: if it is not, the network can use the border, markers or the scanner.
+    With the center alone, it should match the whole image. `pneumoscope check-data` finds shortcuts in the data.
 
     Example:  pneumoscope shortcuts runs/quick chest_xray --out shortcuts
     """

@@ -42,10 +42,10 @@ def command(
 ) -> None:
     """Split the images of DATA into train, validation and test.
 
-    An existing test split in DATA is kept. By default, all images of a patient stay in one split. With `--by image`,
-    training and validation share patients, as in many published experiments. A manifest that differs from the new one is
-    replaced only with --force. The manifest has the classes and patients that the options state, so that other commands need
-    none of these options for it. Other columns of a CSV file, such as sex or site, are copied.
+    An existing test split in DATA is kept. By default, all images of a patient stay in one split. With `--by image`, training
+    and validation share patients, as in many published experiments. A manifest that differs from the new one is replaced only
+    with --force. The manifest contains the classes and patients given by the options, so other commands do not need these
+    options for it. Other columns of a CSV file, such as sex or site, are copied.
     """
     from rich.console import Console
     from rich.table import Table

@@ -57,8 +57,8 @@ def command(
     """Train a recipe with every combination of settings, and compare them on the validation images.
 
     Give several values with commas: --set training.batch=32,64. Commas within quotes or brackets belong to a value. The results
-    are in OUT/sweep.csv, and the runs in OUT/SETTINGS/seed-N. No test image is used: the best of many settings is optimistic on
-    the validation images, so evaluate the one that you choose once.
+    are in OUT/sweep.csv, and the runs in OUT/SETTINGS/seed-N. Test images are not used. The best of many settings is optimistic
+    on the validation images, so evaluate only the chosen one on test images, once.
 
     Example:  pneumoscope sweep baseline --data images --out sweep --set optimizer.learning_rate=0.001,0.0003 --seeds 3
     """

@@ -22,7 +22,7 @@ __all__ = ["command"]
 def command() -> None:
     """Add, list and revoke the tokens of the service. It may be running: changes take effect within two seconds.
 
-    A service whose database has a token when it starts requires one from every client.
+    If its database contains a token when a service starts, it requires one from every client.
     """
 
 
@@ -37,7 +37,7 @@ def command() -> None:
 )
 @service_database_options
 def add_command(user: str, role: Role, data_dir: Path | None, database: str) -> None:
-    """Add a token for USER and print it. It is stored as a hash only, and cannot be shown again.
+    """Add a token for USER and print it. Only its hash is stored, so it cannot be shown again.
 
     USER appears in the audit log and as the author of reviews. A user may have several tokens.
 

@@ -1,4 +1,4 @@
-"""`pneumoscope train`."""
+"""`pneumoscope train`: train a recipe."""
 
 from __future__ import annotations
 
@@ -103,9 +103,9 @@ def command(
 ) -> None:
     """Train a network by a recipe, and write its bundle.
 
-    RECIPE is a name (see `pneumoscope recipes`) or a TOML file. Images without splits are split as the recipe states. An
+    RECIPE is a name (see `pneumoscope recipes`) or a TOML file. Images without splits are split as the recipe specifies. An
     interrupted run continues with --resume, and ends with the same weights. With --seeds or --folds, `evaluate` and `compare`
-    take the folder of the runs, and state means and spreads.
+    accept the folder of the runs, and report means and spreads.
 
     Example:  pneumoscope train alexnet-adam --data chest_xray --out runs/alexnet-adam
     """
@@ -147,7 +147,7 @@ def command(
             records = [train_run(settings, data, out, **options)]
     is_single = seeds is None and folds is None
     if any(record.state != "finished" for record in records):
-        return  # a process on another node; the first one prints
+        return  # a process on another node; the first node prints
     if as_json:
         click.echo(records[0].to_json() if is_single else records_json(records), nl=False)
     else:
@@ -161,12 +161,12 @@ def command(
 
 
 def _print_summary(records: Sequence[RunRecord], out: Path, data: Path, *, series: str) -> None:
-    """Print the results of runs, and what to do next.
+    """Print the results of runs and the next command.
 
     Args:
-        records: The finished runs.
+        records: Records of the finished runs.
         out, data: Folder of the runs, and their images.
-        series: What the runs are, "seed" or "fold"; "" for a single run.
+        series: Kind of the series, "seed" or "fold"; "" for a single run.
     """
     from pneumoscope.runs.run_folder import BUNDLE_FOLDER, CURVES_FILE
 
@@ -215,7 +215,7 @@ def _summary(record: RunRecord, series: str) -> str:
 
 @contextlib.contextmanager
 def _resume_hint(out: Path) -> Iterator[None]:
-    """Print how to resume if the user interrupts a run that was started."""
+    """Print how to resume if the user interrupts a started run."""
     from pneumoscope.runs.run_folder import is_run_folder, run_folders
 
     try:

@@ -1,1 +1,1 @@
-"""Labeled data sets: reading any layout, splitting by patient, checking, caching and downloading."""
+"""Labeled data sets: read any layout, split by patient, check, cache and download."""

@@ -1,8 +1,7 @@
 """Cache of preprocessed images: one file per set of images, memory-mapped by later runs.
 
-The file name is a hash of its content: the images, the preprocessing and its version. A file gets its name only when it is
-complete and has its checksum, so an incomplete file is never used; a file that was damaged later fails the checksum and is
-written again.
+The file name is a hash of the images, the preprocessing and its version. A file is renamed to its final name only when it is
+complete and has its checksum, so incomplete files are never used. A file damaged later fails the checksum and is rewritten.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ Number = TypeVar("Number", np.uint8, np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class PreprocessedImages:
-    """Preprocessed images.
+    """Preprocessed images from the cache.
 
     Attributes:
         pixels: Gray levels, shape (distinct images, size, size), memory-mapped and read-only.
@@ -51,7 +50,7 @@ class PreprocessedImages:
     key: str
 
     def requested(self) -> Pixels:
-        """Return the requested images in memory, in their order, shape (images, size, size)."""
+        """Return the requested images in memory and in order, shape (images, size, size)."""
         return self.pixels[self.rows]
 
 
@@ -66,13 +65,13 @@ def cache_folder() -> Path:
 def preprocess_images(
     root: Path, images: Sequence[HashedImage], preprocessing: Preprocessing, progress: Progress | None = None
 ) -> PreprocessedImages:
-    """Return images as the network's input, from the cache if possible.
+    """Return images preprocessed for the network, from the cache if possible.
 
     Args:
         root: Folder that the paths are relative to.
-        images: The images, in any order; identical files are stored once.
+        images: Images in any order; identical files are stored once.
         preprocessing: Crop and size.
-        progress: Called with the number of processed images and of all images, unless the cache is used.
+        progress: Callback with the number of images processed so far and the total; not called if the cache is used.
 
     Raises:
         UnreadableImageError: An image cannot be decoded.
@@ -130,7 +129,7 @@ def _decode_into(
 
 
 def load_array(name: str, shape: tuple[int, ...], dtype: type[Number]) -> npt.NDArray[Number] | None:
-    """Return an array of `store_array`, memory-mapped and read-only; None if it is missing or damaged."""
+    """Return an array written by `store_array`, memory-mapped and read-only, or None if it is missing or damaged."""
     path = cache_folder() / name
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     try:
@@ -153,10 +152,10 @@ def store_array(
     Args:
         name: File name in the cache folder.
         shape, dtype: Shape and type of the array.
-        fill: Writes the whole array in place.
+        fill: Function that fills the whole array in place.
 
     Raises:
-        StorageError: The disk is full or cannot be written; no file is left behind.
+        StorageError: The disk is full or not writable; no file is left behind.
     """
     folder = cache_folder()
     temporary: Path | None = None
@@ -186,8 +185,8 @@ def store_array(
 
 
 def _reserve(file: BinaryIO, size: int) -> None:
-    # If the disk fills up behind a memory map, the process is killed without an exception: the blocks are allocated first.
-    # macOS and Windows have no such call; there, only the length is set.
+    # Allocate all blocks first: if the disk fills up behind a memory map, the process is killed without an exception.
+    # macOS and Windows have no such call; there, only set the length.
     reserve = getattr(os, "posix_fallocate", None)
     if reserve is None:
         file.truncate(size)

@@ -1,8 +1,8 @@
 """Check a labeled data set: counts, patients, leaks, duplicates and shortcuts.
 
-A shortcut is anything but the lungs that reveals the label. Three simple models that see no lung measure it: if one of them
-scores well, a network can score well in the same way. The models are simple on purpose. A better model may find more, so an
-AUROC near 0.5 does not prove that there is no shortcut; a high AUROC proves that there is one.
+A shortcut is anything other than the lungs that reveals the label. Shortcuts are measured with three simple models that do not
+see the lungs: if one of them scores well, a network can score well in the same way. A better model may find more, so an AUROC
+near 0.5 does not prove the absence of shortcuts, but a high AUROC proves that one exists.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = [
     "measure_shortcuts",
 ]
 
-# Input of each shortcut control, as a phrase.
+# Input of each shortcut control.
 CONTROLS = {
     "metadata": "file size, width, height, aspect ratio, format, color mode and JPEG quantization; no pixels",
     "border": "the outer sixteenth of the image on each side",
@@ -63,17 +63,17 @@ _CHANCE = 0.5  # AUROC
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
-# Called with the name of the step, the number of processed images and of all images.
+# Called with the name of the step, the number of images processed so far, and the total.
 StepProgress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class UnreadableFile:
-    """A file that was skipped.
+    """File that was skipped.
 
     Attributes:
         path: Path relative to the data folder.
-        reason: The cause, as a phrase.
+        reason: Reason, as a phrase.
     """
 
     path: str
@@ -82,7 +82,7 @@ class UnreadableFile:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Percentiles:
-    """The 5th, 25th, 50th, 75th and 95th percentile over images."""
+    """5th, 25th, 50th, 75th and 95th percentiles over images."""
 
     p5: float
     p25: float
@@ -97,7 +97,7 @@ class SizeSummary:
 
     Attributes:
         n: Number of images.
-        width, height: Pixels.
+        width, height: Width and height in pixels.
         aspect: Width divided by height.
         bytes: File size.
         modes: Number of images by color mode.
@@ -113,7 +113,7 @@ class SizeSummary:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DatasetAudit:
-    """The result of checking a data set. Splits have the names of their folders, such as "val"; "all" if there are none.
+    """Result of checking a data set. Splits are named after their folders, such as "val"; "all" if there are none.
 
     Attributes:
         data: Name of the data folder, without its parents.
@@ -123,15 +123,15 @@ class DatasetAudit:
         patients: Number of known patients, {split: n}.
         unknown_patients: Number of images without a known patient.
         patients_in_several_splits: Number of known patients in both splits, {"train/test": n}.
-        expected_leak_rate: Expected fraction of validation images whose patient is also in train, if 15% of the images were
-            drawn by image; None if undefined.
-        expected_leak_rate_reason: Why it is None; empty otherwise.
+        expected_leak_rate: Expected fraction of validation images whose patient is also in train if 15% of the images were
+            drawn without regard to patients; None if undefined.
+        expected_leak_rate_reason: Reason if it is None; otherwise empty.
         exact_duplicate_groups: Number of groups of byte-identical images.
         exact_duplicates: Paths of the images in each group.
         near_duplicates: Pairs by perceptual hash.
         unreadable: Files that were skipped.
         sizes: Sizes by label.
-        shortcuts: AUROC by control, or by "control, class" for other classes than NORMAL and PNEUMONIA; 0.5 is chance.
+        shortcuts: AUROC by control, or by "control, class" for classes other than NORMAL and PNEUMONIA; 0.5 is chance.
         notes: Findings as sentences.
     """
 
@@ -157,7 +157,7 @@ class DatasetAudit:
 
     @property
     def etiology_columns(self) -> tuple[str, ...]:
-        """Etiologies to show beside the labels; none for classes other than NORMAL and PNEUMONIA."""
+        """Etiologies to show beside the labels; empty for classes other than NORMAL and PNEUMONIA."""
         labels = next(iter(self.images.values()))
         if tuple(labels) != LABELS:
             return ()
@@ -165,12 +165,12 @@ class DatasetAudit:
 
 
 def check_data(manifest: Manifest, *, seed: int = 0, progress: StepProgress | None = None) -> DatasetAudit:
-    """Check every image and the data set as a whole.
+    """Check each image and the data set as a whole.
 
     Args:
-        manifest: From `load_manifest`.
+        manifest: Manifest from `load_manifest`.
         seed: Seed of the cross-validation folds of the shortcut controls.
-        progress: Called with the name of the step, the number of processed images and of all images.
+        progress: Callback with the name of the step, the number of images processed so far, and the total.
 
     Raises:
         DatasetError: No image can be decoded.
@@ -221,7 +221,7 @@ _SPLIT_OF_DISPLAY_NAME = {"val": "validation", "all": ""}
 
 
 def _display_splits(images: Sequence[LabeledImage]) -> list[str]:
-    """Return the split of each image under the name of its folder."""
+    """Return the split of each image, named after its folder."""
     short = any(image.split == "validation" and "val" in image.path.lower().split("/") for image in images)
     names = {"validation": "val" if short else "validation", "": "all"}
     return [names.get(image.split, image.split) for image in images]
@@ -285,7 +285,7 @@ def _shortcut_notes(shortcuts: Mapping[str, Interval]) -> Iterator[str]:
 
 
 def _contradiction_notes(manifest: Manifest) -> Iterator[str]:
-    """Yield a sentence on byte-identical images with different labels."""
+    """Yield a sentence if byte-identical images have different labels."""
     if pairs := manifest.contradictions():
         a, b = pairs[0]
         yield (
@@ -308,8 +308,8 @@ def measure_shortcuts(
         seed: Seed of the folds.
 
     Returns:
-        {control: AUROC of the out-of-fold scores, with an interval clustered by patient}; undefined if a label has fewer than
-        5 patients. If there are other classes than `LABELS`, {"control, class": AUROC of the class against all others}.
+        {control: AUROC of the out-of-fold scores, with an interval clustered by patient}, undefined if a label has fewer than 5
+        patients. For classes other than `LABELS`, {"control, class": AUROC of the class against all others}.
     """
     if tuple(classes) == LABELS:
         return _measure_shortcuts(inspected, LABELS, seed)
@@ -321,7 +321,7 @@ def measure_shortcuts(
 
 
 def _measure_shortcuts(inspected: Sequence[InspectedImage], names: tuple[str, str], seed: int) -> dict[str, Interval]:
-    """Return the AUROC of each control for the second of two labels; all other images have the first one."""
+    """Return the AUROC of each control for the second label against all other images."""
     labels = np.array([properties.image.label == names[1] for properties in inspected], dtype=np.bool_)
     patients = [properties.image.patient or f"image {properties.image.path}" for properties in inspected]
     method = f"{_FOLDS}-fold by patient"
@@ -350,7 +350,7 @@ def _control(control: str, inspected: Sequence[InspectedImage], seed: int) -> tu
 
 
 def border_mask(width: int) -> BoolArray:
-    """Return a mask of a thumbnail that is True in the outer `width` pixels on each side."""
+    """Return a thumbnail mask that is True in the outer `width` pixels on each side."""
     mask = np.ones((THUMBNAIL_SIDE, THUMBNAIL_SIDE), dtype=np.bool_)
     mask[width:-width, width:-width] = False
     return mask
@@ -378,9 +378,9 @@ def _out_of_fold_scores(
     model: Any, features: FloatArray, labels: BoolArray, folds: Sequence[tuple[Any, Any]]
 ) -> FloatArray:
     scores = np.full(len(labels), np.nan)
-    # One thread: more would wait for each other, and the last digits would depend on their number.
+    # One thread: more would contend, and the last digits would depend on their number.
     with threadpool_limits(limits=1), warnings.catch_warnings():
-        # A fit that stops early is a weaker control, not an error.
+        # A fit that does not converge is a weaker control, not an error.
         warnings.simplefilter("ignore", ConvergenceWarning)
         for train, test in folds:
             scores[test] = model.fit(features[train], labels[train]).predict_proba(features[test])[:, 1]

@@ -1,8 +1,8 @@
-"""The classes of a labeled data set: NORMAL and PNEUMONIA, or the names of any two or more classes.
+"""The classes of a labeled data set: NORMAL and PNEUMONIA, or any two or more other classes.
 
-A data set is binary if each label is NORMAL or PNEUMONIA, in any case. Any other set of labels is a set of several classes, with
-names as they are written. Two classes that look like NORMAL and PNEUMONIA under other names are an error, because a network of
-two classes has neither the operating points nor the metrics of a model of pneumonia.
+A data set is binary if each label is NORMAL or PNEUMONIA, in upper or lower case. Otherwise it is multiclass, and class names
+are kept as written. Two classes that appear to mean NORMAL and PNEUMONIA under other names are an error, because a multiclass
+network with two classes lacks the operating points and metrics of a pneumonia model.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ __all__ = ["LABELS", "MAX_CLASSES", "check_class_order", "resolve_classes", "sor
 
 LABELS = ("NORMAL", "PNEUMONIA")
 MAX_CLASSES = 100  # more are identifiers, not classes
-_SEPARATOR = "|"  # between the classes of an image with several, and between the classes in a saved manifest
-# Names in lower case, words separated by a space.
+_SEPARATOR = "|"  # separates several classes in a label, and the classes in a saved manifest
+# Lower-case names, with words separated by spaces.
 _NEGATIVE = {
     *("normal", "normals", "healthy", "control", "controls", "no finding", "no findings", "none", "other", "others"),
     *("negative", "neg", "no", "false", "0"),
@@ -32,21 +32,21 @@ _NEGATIONS = {"no", "non", "not", "without", "negative", "neg", "false", "0"}
 def resolve_classes(
     labels: Iterable[str], name: str, order: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Return the classes of a data set, in the order of their target index, and the class of each label.
+    """Return the classes of a data set in the order of their target index, and the class of each label.
 
     Args:
         labels: Label of each image.
-        name: Name of the data set, for messages.
-        order: All classes, in another order than the sorted one (numbers by value); a class need not have images, and labels may
-            differ in case.
+        name: Name of the data set for messages.
+        order: All classes in a custom order; by default they are sorted, numbers by value. Classes may have no images, and
+            labels may differ in case.
 
     Returns:
-        The classes, `LABELS` if each label is one of them, in any case, and `order` is empty or has these two; and
-        {label: class}.
+        The classes, which are `LABELS` if each label is one of them, ignoring case, and `order` is empty or contains these two;
+        and {label: class}.
 
     Raises:
-        DatasetError: There is one class only, or too many; names differ in case only, or look like NORMAL and PNEUMONIA; a label
-            has several classes, or is not in `order`.
+        DatasetError: There is only one class, or too many; names differ only in case, or appear to mean NORMAL and PNEUMONIA; a
+            label contains several classes, or is not in `order`.
     """
     found = sort_classes(labels)
     is_binary = not order or sorted(label.upper() for label in order) == [*LABELS]
@@ -78,10 +78,10 @@ def resolve_classes(
 
 
 def spelling_notes(names: Mapping[str, str]) -> tuple[str, ...]:
-    """Return remarks on classes of a model, or that were stated, whose labels differ in case; none for NORMAL and PNEUMONIA.
+    """Return notes on labels that differ from their class name in case; none for NORMAL and PNEUMONIA.
 
     Args:
-        names: The class of each label; see `resolve_classes`.
+        names: Class of each label; see `resolve_classes`.
     """
     return tuple(
         f"the label {label!r} is the class {name!r}"
@@ -91,15 +91,15 @@ def spelling_notes(names: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def sort_classes(labels: Iterable[str]) -> list[str]:
-    """Return the different labels in the order of classes: sorted, numbers by value."""
+    """Return the distinct labels in class order: sorted, numbers by value."""
     return sorted(set(labels), key=lambda label: (int(label) if label.isdecimal() else -1, label))
 
 
 def check_class_order(order: Sequence[str]) -> None:
-    """Raise unless the classes are two or more different names.
+    """Raise unless the classes are two or more distinct names.
 
     Raises:
-        DatasetError: See above.
+        DatasetError: A name is empty or repeated, or there are fewer than two.
     """
     if len(order) < 2 or len({label.casefold() for label in order}) < len(order) or not all(order):
         raise DatasetError(
@@ -109,7 +109,7 @@ def check_class_order(order: Sequence[str]) -> None:
 
 
 def _check_names(found: Sequence[str], name: str) -> None:
-    """Raise unless the labels of a data set that is not binary can be its classes."""
+    """Raise unless the labels of a multiclass data set are valid class names."""
     if len(found) > MAX_CLASSES:
         raise DatasetError(
             f"{name} has {len(found)} different labels, such as {found[0]!r} and {found[1]!r}; the maximum is {MAX_CLASSES}",
@@ -136,7 +136,7 @@ def _check_names(found: Sequence[str], name: str) -> None:
 
 
 def _mapping_hint(found: Sequence[str]) -> str:
-    """Return the options that make the classes NORMAL and PNEUMONIA; "" if they do not look like these."""
+    """Return the options that map the labels to NORMAL and PNEUMONIA, or "" if they do not appear to mean these."""
     meanings = {label: _meaning(label) for label in found}
     if len(found) == 2 and set(meanings.values()) != set(LABELS):
         return ""
@@ -153,7 +153,7 @@ def _map_option(source: str, target: str) -> str:
 
 
 def _meaning(label: str) -> str:
-    """Return NORMAL or PNEUMONIA for a name that usually means it; "" for another one."""
+    """Return NORMAL or PNEUMONIA for a name that usually has that meaning, otherwise ""."""
     words = re.sub(r"[\W_]+", " ", label.lower()).split()
     text = " ".join(words)
     if "pneumonia" in text:

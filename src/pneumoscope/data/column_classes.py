@@ -1,4 +1,4 @@
-"""Classes of columns with predictions: those that are named with `--probability-column CLASS=COLUMN`, and all of a file."""
+"""Check the classes of prediction columns, named by `--probability-column CLASS=COLUMN` or found in a file."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = [
 
 
 def check_column_classes(columns: PredictionColumns, classes: Iterable[str]) -> None:
-    """Raise if a column is named for a class that does not exist.
+    """Raise if a column is specified for a nonexistent class.
 
     Args:
-        columns: Names of the columns; those without a class are not checked.
-        classes: The classes that exist, whose names may differ in case.
+        columns: Column names; those without a class are not checked.
+        classes: Existing classes; case is ignored.
 
     Raises:
-        UnknownNameError: With the first such class, and the existing ones.
+        UnknownNameError: Contains the first such class and the existing ones.
     """
     known = list(classes)
     existing = {label.casefold() for label in known}
@@ -42,27 +42,27 @@ def check_column_classes(columns: PredictionColumns, classes: Iterable[str]) -> 
 
 
 def spelled_as(classes: Sequence[str], names: Iterable[str]) -> list[str]:
-    """Return names of classes in the spelling of existing ones, of which they may differ in case; other names as they are.
+    """Return class names in the spelling of the existing classes, ignoring case; unknown names are unchanged.
 
     Args:
-        classes: The classes that exist.
-        names: The names.
+        classes: Existing classes.
+        names: Names to convert.
     """
     by_case = {label.casefold(): label for label in classes}
     return [by_case.get(name.casefold(), name) for name in names]
 
 
 def columns_by_class(classes: Sequence[str], names: Sequence[str], columns: Sequence[str], file: str) -> dict[str, str]:
-    """Return the column of each class, in the spelling of `spelled_as`.
+    """Return the column of each class, with names converted by `spelled_as`.
 
     Args:
-        classes: The classes that exist.
+        classes: Existing classes.
         names: Class of each column.
-        columns: The columns.
+        columns: Column names.
         file: Name of the file.
 
     Raises:
-        DatasetError: Two columns are of one class.
+        DatasetError: Two columns belong to the same class.
     """
     spelled = spelled_as(classes, names)
     for label in dict.fromkeys(spelled):
@@ -76,14 +76,14 @@ def columns_by_class(classes: Sequence[str], names: Sequence[str], columns: Sequ
 
 
 def check_column_labels(columns: PredictionColumns, labels: Sequence[str]) -> None:
-    """Raise if a column is named for a class without images, while a label of the data has no column.
+    """Raise if a column is specified for a class without images, while a label of the data has no column.
 
     Args:
-        columns: Names of the columns; those without a class are not checked.
-        labels: All labels of the data, of which at least one has no column. Case is ignored.
+        columns: Column names; those without a class are not checked.
+        labels: All labels of the data, at least one of which has no column; case is ignored.
 
     Raises:
-        UnknownNameError: With the first such class, and the labels without a column.
+        UnknownNameError: Contains the first such class and the labels without a column.
     """
     existing = {label.casefold() for label in labels}
     for flag, named in _options(columns).items():
@@ -104,17 +104,17 @@ def check_column_labels(columns: PredictionColumns, labels: Sequence[str]) -> No
 
 
 def check_single_class(columns: PredictionColumns, header: Sequence[str], classes: Sequence[str], name: str) -> None:
-    """Raise if the only column that is named is that of a class, CLASS=COLUMN.
+    """Raise if the only specified column is CLASS=COLUMN.
 
     Args:
-        columns: Names of the columns.
-        header: Columns of the file; one of them may have such a name.
-        classes: The classes that exist.
+        columns: Column names.
+        header: Columns of the file; a column name may itself contain "=".
+        classes: Existing classes.
         name: Name of the file.
 
     Raises:
         UnknownNameError: The class does not exist.
-        UsageError: It is only one of the classes.
+        UsageError: Only one of the classes is specified.
     """
     for flag, named in _options(columns).items():
         if not isinstance(named, str) or "=" not in named or named in header:
@@ -129,12 +129,12 @@ def check_single_class(columns: PredictionColumns, header: Sequence[str], classe
 
 
 def single_class_error(flag: str, named: str, classes: Sequence[str] = ()) -> UsageError:
-    """Return the error for the column of a single class.
+    """Return the error for a column specified for a single class.
 
     Args:
-        flag: The option.
-        named: Its value, CLASS=COLUMN.
-        classes: The classes that exist; empty if they are not known.
+        flag: Option.
+        named: Value of the option, CLASS=COLUMN.
+        classes: Existing classes; empty if unknown.
     """
     label, _, column = (part.strip() for part in named.partition("="))
     hint = f"Give {flag} once for each class, CLASS=COLUMN"
@@ -154,7 +154,7 @@ def _options(columns: PredictionColumns) -> dict[str, str | Mapping[str, str]]:
 
 
 def _unknown_class(flag: str, label: str, column: str, classes: Sequence[str]) -> UnknownNameError:
-    """Return the error for a column of a class that does not exist."""
+    """Return the error for a column of a nonexistent class."""
     hint = f"Give {flag} once for each of these classes, CLASS=COLUMN"
     if tuple(classes) == LABELS:
         hint = f"If {column!r} is the column of PNEUMONIA, name it without a class: {flag} {shlex.quote(column)}"

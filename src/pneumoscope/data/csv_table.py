@@ -1,4 +1,4 @@
-"""Read a CSV file of other programs strictly: an error names the line, and nothing is repaired in silence."""
+"""Strict reader for CSV files of other programs: errors give the line, and files are never repaired silently."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 @dataclasses.dataclass(frozen=True)
 class CsvTable:
-    """The content of a CSV file.
+    """Content of a CSV file.
 
     Attributes:
-        path: The file.
+        path: Path of the file.
         sha256: SHA-256 of the file.
-        header: Names of the columns, all different.
-        lines: Number of the line and cells of each row; at least one row.
+        header: Distinct column names.
+        lines: Line number and cells of each row; at least one row.
     """
 
     path: Path
@@ -34,22 +34,22 @@ class CsvTable:
 
     @classmethod
     def read(cls, file: Path, *, hint: str) -> CsvTable:
-        """Return the content of a file in UTF-8, which may start with a byte order mark.
+        """Read a UTF-8 file, which may start with a byte order mark.
 
         Args:
-            file: The file.
-            hint: What is expected, for the message of an error.
+            file: Path of the file.
+            hint: Description of the expected file, for error messages.
 
         Raises:
-            LayoutError: The file cannot be read, is empty, has a row of another length or two columns of one name, is separated
-                by other characters than commas, or has comment lines.
+            LayoutError: The file cannot be read, is empty, has a row of a different length or duplicate column names, uses a
+                separator other than commas, or has comment lines.
         """
         content = _read(file, hint)
         return cls(file, hashlib.sha256(content).hexdigest(), *_parse(content.decode("utf-8-sig"), str(file), hint))
 
     @property
     def name(self) -> str:
-        """The path as text, for messages."""
+        """Path as text, for messages."""
         return str(self.path)
 
 
@@ -67,7 +67,7 @@ def _read(file: Path, hint: str) -> bytes:
 
 
 def _parse(text: str, name: str, hint: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Return the header, and the rows with their lines. Blank lines are skipped."""
+    """Return the header, and the rows with their line numbers, skipping blank lines."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]

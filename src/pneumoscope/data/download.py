@@ -1,10 +1,10 @@
 """Download the public data set, verify it and unpack it safely.
 
-Kermany, Zhang & Goldbaum 2018, "Labeled Optical Coherence Tomography (OCT) and Chest X-Ray Images for Classification",
-version 2, doi:10.17632/rscbjbr9sj.2, CC BY 4.0.
+Kermany, Zhang & Goldbaum 2018, "Labeled Optical Coherence Tomography (OCT) and Chest X-Ray Images for Classification", version
+2, doi:10.17632/rscbjbr9sj.2, CC BY 4.0.
 
-`pooch` decides whether to download, verifies the SHA-256 and moves the file into place. It cannot resume, so its
-downloader is replaced by one that sends a Range request. `pooch.Unzip` has no limits on size, so `unpack` is used instead.
+`pooch` decides whether to download, verifies the SHA-256 and moves the file into place. Because it cannot resume, its
+downloader is replaced by one that sends a Range request. `pooch.Unzip` does not limit sizes, so `unpack` is used instead.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Limits:
     """Limits on the content of an archive.
 
     Attributes:
-        bytes: size of all files together, counted while they are written; the archive's own figures are not trusted.
-        files: number of entries.
-        ratio: unpacked bytes per byte of the archive. Images are compressed already: 1.1 is usual.
+        bytes: Total size of all files, counted while writing; sizes in the archive are not trusted.
+        files: Number of entries.
+        ratio: Unpacked bytes per byte of the archive. Images are already compressed, so 1.1 is typical.
     """
 
     bytes: int = 20_000_000_000
@@ -54,14 +54,14 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Archive:
-    """A zip file to download.
+    """Zip file to download.
 
     Attributes:
-        name: file name.
+        name: File name.
         url: http or https address.
-        size: bytes; None if unknown.
-        sha256: hexadecimal digest; None if unknown.
-        limits: limits on the unpacked content.
+        size: Size in bytes; None if unknown.
+        sha256: Hexadecimal digest; None if unknown.
+        limits: Limits on the unpacked content.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Archive:
     limits: Limits
 
 
-# Size and hash were published by other projects that use this file.
+# Size and hash as published by other projects that use this file.
 KERMANY_2018 = Archive(
     name="ChestXRay2017.zip",
     url=(
@@ -89,16 +89,18 @@ def download(
 ) -> Path:
     """Download an archive of images into a folder, verify it and unpack it there.
 
-    The archive is kept. Calling this again verifies it and downloads nothing. If no SHA-256 is known, the digest of the first
-    download is stored in NAME.sha256 and verified by later calls.
+    The archive is kept; calling the function again verifies it without downloading. If no SHA-256 is known, the digest of the
+    first download is stored in NAME.sha256 and verified by later calls.
 
     Args:
-        folder: destination; created if missing.
-        archive: file to download.
-        wait: seconds before the second attempt; doubled each time.
-        progress: called with (bytes so far, total bytes or None).
+        folder: Destination; created if missing.
+        archive: File to download.
+        wait: Seconds before the second attempt, doubled each time.
+        progress: Callback with the number of bytes so far, and the total or None.
+
     Returns:
-        The folder of the unpacked images. It appears complete or not at all.
+        The folder of the unpacked images, which appears only once complete.
+
     Raises:
         UsageError: The address is neither http nor https.
         DownloadError: The download failed, the hash differs, or the archive is unsafe to unpack.
@@ -113,7 +115,7 @@ def download(
         if not images.exists():
             try:
                 unpack(zipped, images, archive.limits)
-            except DownloadError:  # so that the next call downloads it again
+            except DownloadError:  # make the next call download it again
                 zipped.unlink()
                 _record(zipped).unlink(missing_ok=True)
                 raise
@@ -129,7 +131,7 @@ def download(
 
 
 def _retrieve(folder: Path, archive: Archive, wait: float, progress: DownloadProgress | None) -> None:
-    """Make sure that the archive is in the folder and has the expected hash."""
+    """Ensure that the archive is in the folder and has the expected hash."""
     zipped = folder / archive.name
     record = _record(zipped)
     known = archive.sha256 or (record.read_text(encoding="utf-8").partition(" ")[0] if record.exists() else None)
@@ -144,7 +146,7 @@ def _retrieve(folder: Path, archive: Archive, wait: float, progress: DownloadPro
     resume = functools.partial(_download, archive, folder / f"{archive.name}.part", wait, progress)
     try:
         store.fetch(archive.name, downloader=resume)
-    except ValueError as error:  # raised by pooch for a hash that differs
+    except ValueError as error:  # raised by pooch on a hash mismatch
         if not zipped.exists():  # pooch removed it
             raise DownloadError(
                 str(error).rstrip("."), hint="Run the same command again, or give the right --sha256"
@@ -162,7 +164,7 @@ def _record(zipped: Path) -> Path:
 
 
 class _IncompleteError(Exception):
-    """An attempt ended early; the next one continues."""
+    """Raised when an attempt ended early; the next one continues."""
 
 
 def _download(
@@ -174,7 +176,7 @@ def _download(
     output_file: str,
     pooch: object,
 ) -> None:
-    """Download to `part`, continuing what is there, then move it to `output_file`: a downloader for pooch."""
+    """Download to `part`, resuming a partial file, then move it to `output_file`; a pooch downloader."""
     failures = 0
     while True:
         before = _size(part)
@@ -195,7 +197,7 @@ def _download(
 
 
 def _attempt(archive: Archive, url: str, part: Path, start: int, progress: DownloadProgress | None) -> None:
-    """Request the bytes from `start` on and append them."""
+    """Request the bytes from `start` onward and append them."""
     if archive.size is not None and start == archive.size:
         return
     headers = {"User-Agent": "pneumoscope", "Accept-Encoding": "identity"}
@@ -204,7 +206,7 @@ def _attempt(archive: Archive, url: str, part: Path, start: int, progress: Downl
     with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
         status, content_range = response.status_code, response.headers.get("Content-Range", "")
         if status == 416:
-            if content_range != f"bytes */{start}":  # else nothing is missing
+            if content_range != f"bytes */{start}":  # otherwise the file is complete
                 part.unlink()
                 raise _IncompleteError(f"the server has fewer than {start:,} bytes")
             return
@@ -215,7 +217,7 @@ def _attempt(archive: Archive, url: str, part: Path, start: int, progress: Downl
                 f"{url} answers HTTP {status} {response.reason}",
                 hint=f"Download it with a browser, save it in the folder as {archive.name} and run the command again",
             )
-        # A server that ignores Range sends the whole file.
+        # Servers that ignore Range send the whole file.
         resumed = status == 206 and content_range.startswith(f"bytes {start}-")
         length = response.headers.get("Content-Length", "")
         total = archive.size or ((start if resumed else 0) + int(length) if length.isdigit() else None)
@@ -223,7 +225,7 @@ def _attempt(archive: Archive, url: str, part: Path, start: int, progress: Downl
         with part.open("ab" if resumed else "wb") as file:
             while chunk := response.raw.read1(
                 _CHUNK
-            ):  # iter_content would drop the last bytes before a broken connection
+            ):  # iter_content would drop the last bytes when the connection breaks
                 if file.tell() + len(chunk) > most:
                     part.unlink()
                     raise DownloadError(
@@ -250,13 +252,14 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> None:
     Files are written to a hidden folder next to it, which is renamed at the end.
 
     Args:
-        archive: zip file.
-        folder: destination; must not exist.
-        limits: enforced while writing.
+        archive: Zip file.
+        folder: Destination; must not exist.
+        limits: Limits enforced while writing.
+
     Raises:
-        DownloadError: The archive is damaged or encrypted, exceeds the limits, or has a path outside the folder, a link or a
-            duplicate name.
-        OSError: The disk is full or not writable; nothing is left behind.
+        DownloadError: The archive is damaged or encrypted, exceeds the limits, or contains a path outside the folder, a link or
+            a duplicate name.
+        OSError: The disk is full or not writable; no files are left behind.
     """
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # left by a killed process

@@ -1,10 +1,10 @@
 """Find exact duplicates by SHA-256 and near-duplicates by perceptual hash.
 
 Chest radiographs resemble each other, so the usual 64-bit hash reports different patients as duplicates: in the public data
-set, pairs of different patients differ in as few as 2 bits, like a re-saved copy. 256 bits separate the two. Measured on the
-public data set: copies of 60 images, saved at JPEG quality 50, halved in size, or with brightness or contrast raised by 20% or
-30%, differ in at most 20 bits; the closest two different images of all 5,856 differ in 38. `MAX_DISTANCE` lies between. Copies
-that were rotated by a degree or shifted by a hundredth of the width differ in 20 to 60 bits; some of them are found.
+set, pairs of different patients differ in as few as 2 bits, no more than re-saved copies. 256 bits separate the two. Measured
+on the public data set, copies of 60 images saved at JPEG quality 50, halved in size, or with brightness or contrast raised by
+20% or 30% differ in at most 20 bits, while the closest two different images of all 5,856 differ in 38. `MAX_DISTANCE` lies in
+between. Copies rotated by one degree or shifted by 1% of the width differ in 20 to 60 bits; only some of them are found.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _MAX_LISTED = 500
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DuplicatePair:
-    """A pair of near-duplicates.
+    """Pair of near-duplicates.
 
     Attributes:
         a, b: Paths of the images.
-        split_a, split_b: Their splits.
-        patient_a, patient_b: Their patients; "" if unknown.
-        hamming_distance: Number of different bits of their perceptual hashes.
+        split_a, split_b: Splits of the images.
+        patient_a, patient_b: Patients of the images; "" if unknown.
+        hamming_distance: Number of bits in which the perceptual hashes differ.
         identical: True if the files are byte-identical.
     """
 
@@ -48,12 +48,12 @@ class DuplicatePair:
 
     @property
     def same_patient(self) -> bool:
-        """True if both patients are known and the same."""
+        """True if both patients are known and equal."""
         return self.patient_a == self.patient_b != ""
 
     @property
     def different_patients(self) -> bool:
-        """True if both patients are known and differ."""
+        """True if both patients are known and different."""
         return "" not in (self.patient_a, self.patient_b) and self.patient_a != self.patient_b
 
 
@@ -62,10 +62,10 @@ class NearDuplicates:
     """Pairs of near-duplicates, including byte-identical images.
 
     Attributes:
-        method: The hash, its length and the threshold, as a phrase.
+        method: Hash, number of bits and threshold, as a phrase.
         pairs: Number of pairs.
         identical: Number of byte-identical pairs.
-        within: Number of pairs inside each split, {split: n}.
+        within: Number of pairs within each split, {split: n}.
         across: Number of pairs across two splits, {"train/test": n}.
         different_patients: Number of pairs of two different known patients.
         listed: Up to 500 pairs: first those across splits, then those of different patients, then by distance.
@@ -81,7 +81,7 @@ class NearDuplicates:
 
 
 def exact_duplicates(images: Sequence[LabeledImage]) -> tuple[tuple[str, ...], ...]:
-    """Return the groups of byte-identical images, as paths, in manifest order."""
+    """Return the paths of byte-identical images, grouped, in manifest order."""
     return tuple(tuple(image.path for image in group) for group in identical_images(images))
 
 
@@ -91,10 +91,10 @@ def near_duplicates(
     """Return the pairs of images whose perceptual hashes differ in at most `MAX_DISTANCE` bits.
 
     Args:
-        images: The images.
+        images: Images to compare.
         hashes: Perceptual hashes, shape (n, bits).
         splits: Display name of each image's split.
-        names: Display names of all splits, in the order of the report.
+        names: Display names of all splits, in report order.
     """
     within = Counter(dict.fromkeys(names, 0))
     across = Counter({f"{a}/{b}": 0 for i, a in enumerate(names) for b in names[i + 1 :]})
@@ -123,9 +123,10 @@ def near_duplicates(
 
 
 def _near_pairs(hashes: npt.NDArray[np.bool_]) -> list[tuple[int, int, int]]:
-    """Return (i, j, Hamming distance) of the near pairs with i < j, computed in blocks to bound the memory.
+    """Return (i, j, Hamming distance) of near pairs with i < j, computed in blocks to limit memory.
 
-    With bits as -1 and 1, a dot product is the number of equal bits minus that of different bits, exact in float32.
+    With bits encoded as -1 and 1, a dot product is the number of equal bits minus the number of different bits, exact in
+    float32.
     """
     signs = np.where(hashes, np.float32(1), np.float32(-1))
     bits = signs.shape[1]

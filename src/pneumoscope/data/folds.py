@@ -1,4 +1,4 @@
-"""Folds of a cross-validation: the training images divided by patient, each part once the validation images."""
+"""Cross-validation folds: the training images divided by patient, with each fold serving once for validation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Fold:
     """One fold of a cross-validation.
 
     Attributes:
-        number: Number of the fold, from 1.
+        number: Number of the fold, starting at 1.
         count: Number of folds.
     """
 
@@ -30,16 +30,16 @@ class Fold:
 
 
 def select_fold(manifest: Manifest, fold: Fold, seed: int) -> Manifest:
-    """Return the manifest with the images of one fold for validation, and the other training images for training.
+    """Return the manifest with one fold as the validation split and the other folds as the training split.
 
-    The training and validation images are divided by scikit-learn's `StratifiedGroupKFold`: all images of a patient, and
-    byte-identical images, are in one fold, and the labels have about the same shares in each. An image without a known patient
-    counts as a patient. All other images keep their split, so test images stay apart.
+    The training and validation images are divided with scikit-learn's `StratifiedGroupKFold`: all images of a patient, and
+    byte-identical images, are in the same fold, and labels have about the same proportions in each. An image without a known
+    patient counts as a separate patient. Other images keep their split, so test images stay separate.
 
     Args:
-        manifest: A manifest with splits.
-        fold: The fold.
-        seed: Seed of the division; folds of the same seed and images belong together.
+        manifest: Manifest with splits.
+        fold: Fold to select.
+        seed: Seed of the division; all folds of a cross-validation need the same seed and images.
 
     Raises:
         DatasetError: A label has fewer patients than there are folds.
@@ -72,7 +72,7 @@ def select_fold(manifest: Manifest, fold: Fold, seed: int) -> Manifest:
 
 
 def _groups(images: Sequence[LabeledImage]) -> npt.NDArray[np.int64]:
-    """Return the number of the group of each image: its patient, together with the patients of byte-identical images."""
+    """Return the group number of each image; a group is a patient, merged with the patients of byte-identical images."""
     group_of = {(image.patient, "" if image.patient else image.path): index for index, image in enumerate(images)}
     numbers = [group_of[image.patient, "" if image.patient else image.path] for image in images]
     index_of = {image.path: index for index, image in enumerate(images)}

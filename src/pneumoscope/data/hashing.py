@@ -16,16 +16,16 @@ from pneumoscope.imaging.decode import Radiograph, decode
 
 __all__ = ["HashedImage", "Progress", "hash_images", "read_image"]
 
-# Called with the number of processed images and the number of all images.
+# Called with the number of images processed so far and the total.
 Progress = Callable[[int, int], None]
 
-_THREADS = 4  # more threads wait for each other
+_THREADS = 4  # more threads contend
 _CHUNK_IMAGES = 64
 _BLOCK_BYTES = 1 << 20
 
 
 class HashedImage(Protocol):
-    """A dataclass with an image file and its hash, such as `LabeledImage`."""
+    """Dataclass with an image path and hash, such as `LabeledImage`."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -35,7 +35,7 @@ class HashedImage(Protocol):
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the file, hexadecimal; "" if not known yet."""
+        """SHA-256 of the file, hexadecimal; "" if not yet known."""
 
 
 Image = TypeVar("Image", bound=HashedImage)
@@ -45,8 +45,8 @@ def read_image(root: Path, image: HashedImage, *, min_side: int = 0, allow_rejec
     """Decode an image of a manifest.
 
     Args:
-        root: The manifest's root.
-        image: The image; its path may be in a MedMNIST archive.
+        root: Root folder of the manifest.
+        image: Image to decode; its path may be inside a MedMNIST archive.
         min_side, allow_rejected: See `imaging.decode.decode`.
 
     Raises:
@@ -60,19 +60,19 @@ def read_image(root: Path, image: HashedImage, *, min_side: int = 0, allow_rejec
 def hash_images(
     root: Path, images: Sequence[Image], progress: Progress | None = None, *, manifest_name: str = ""
 ) -> tuple[tuple[Image, ...], tuple[tuple[str, str], ...]]:
-    """Compute the SHA-256 of images; a hash that an image already has is verified.
+    """Compute the SHA-256 of images, verifying existing hashes.
 
     Args:
         root: Folder that the paths are relative to.
-        images: The images.
+        images: Images to hash.
         progress: Called after each chunk of images.
         manifest_name: Name of the manifest with the existing hashes, for messages.
 
     Returns:
-        The images that can be opened, with their hash and in the same order; and (path, reason) of the others.
+        The readable images with their hashes, in the same order, and (path, reason) for the others.
 
     Raises:
-        ManifestError: An image differs from its hash in the manifest.
+        ManifestError: An image does not match its hash in the manifest.
     """
     hashed: list[Image] = []
     unreadable: list[tuple[str, str]] = []
@@ -97,7 +97,7 @@ def hash_images(
 
 
 def _sha256(root: Path, path: str) -> tuple[str, str]:
-    """Return the hash and "", or "" and the reason why there is none."""
+    """Return the hash and "", or "" and the reason for failure."""
     if is_archive_path(path):
         try:
             return pixels_sha256(read_archive_image(root, path).pixels), ""

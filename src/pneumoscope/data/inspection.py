@@ -1,4 +1,4 @@
-"""Inspect the images of a data set: file properties, perceptual hash and thumbnail. Each image is decoded once."""
+"""Inspect the images of a data set: file properties, perceptual hash and thumbnail. Each image is decoded only once."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _CHUNK_IMAGES = 32
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class InspectedImage:
-    """Properties of an image that duplicates and shortcuts are computed from.
+    """Properties of an image used to find duplicates and shortcuts.
 
     Attributes:
-        image: The image in the manifest.
+        image: Image in the manifest.
         bytes: File size; 0 in an archive.
         width, height: Size in pixels.
         format, mode: See `Radiograph`.
@@ -57,7 +57,7 @@ class InspectedImage:
 def inspect_images(
     root: Path, images: Sequence[LabeledImage], progress: Progress | None = None
 ) -> tuple[list[InspectedImage], list[tuple[str, str]]]:
-    """Return the properties of the images that can be decoded, in order, and (path, reason) of the others."""
+    """Return the properties of decodable images, in order, and (path, reason) for the others."""
     inspected: list[InspectedImage] = []
     unreadable: list[tuple[str, str]] = []
 

@@ -1,7 +1,7 @@
-"""How the labels, patients and paths of a data set are read, where its names differ from ours.
+"""Mapping of the labels, patients and paths of a data set whose names differ from the defaults.
 
-A mapping is given with options of the command line, or as `LabelMapping` in Python. A run records its mapping. A recorded mapping
-is applied to other data as far as it fits: names that the data do not have are ignored.
+A mapping is given with command-line options, or as `LabelMapping` in Python. A run records its mapping. A recorded mapping is
+applied to other data as far as possible: names that do not occur in the data are ignored.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from pneumoscope.data.patients import find_patient_column, parse_file_name
 __all__ = ["ETIOLOGY_COLUMN", "LabelMapping", "PatientSource", "map_labels", "map_patients", "map_rows"]
 
 PatientSource = Literal["folder", "header"]
-ETIOLOGY_COLUMN = "etiology"  # as label column also of data without columns: bacteria, virus or normal in file names
+ETIOLOGY_COLUMN = "etiology"  # also without columns: bacteria, virus or normal in file names
 _MAX_LISTED = 5
-_SIMILAR = 0.8  # of two names of classes, one of which may be a mistake; see `closest_name`
-# Names of columns, in lower case and without other characters, that hold a label or a path in tables of other programs.
+_SIMILAR = 0.8  # similarity above which a class name may be a typo of another; see `closest_name`
+# Common names of label and path columns in tables of other programs, in lower case without other characters.
 _LABEL_NAMES = (
     "label",
     "labels",
@@ -60,19 +60,20 @@ _PATH_NAMES = (
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LabelMapping:
-    """Names of another data set, and how they are read. The default changes nothing.
+    """Names used in a data set, and how to interpret them. The default changes nothing.
 
     Attributes:
-        label_column: Column of a CSV file with the label; "label" if empty. "etiology" makes the cause of the pneumonia the
-            label, also in data without columns.
+        label_column: Column of a CSV file with the label; "label" if empty. "etiology" uses the cause of the pneumonia as the
+            label, even in data without columns.
         path_column: Column with the path; "path" if empty.
-        patient_column: Column with the patient; found by its name if empty.
-        patient_pattern: Regular expression that is searched in the path of each image; its group is the patient.
-        patients_from: "folder": the patient is the name of the folder that an image is in. "header": the patient is that of the
-            DICOM header. Empty: the first source that states patients, see `data.layouts`.
-        positive: Label that counts as PNEUMONIA; all others count as NORMAL. One of several, separated by "|", is enough.
-        renamed: (SOURCE, CLASS) of labels that are renamed, before `positive`.
-        classes: All classes, in the order of their target index; sorted if empty.
+        patient_column: Column with the patient; detected by its name if empty.
+        patient_pattern: Regular expression searched in the path of each image; its group is the patient.
+        patients_from: "folder": the patient is the name of the image's folder. "header": the patient comes from the DICOM
+            header. Empty: the first source that provides patients, see `data.layouts`.
+        positive: Label that counts as PNEUMONIA; all others count as NORMAL. For labels with several parts separated by "|",
+            one matching part is enough.
+        renamed: (SOURCE, CLASS) for each label to rename, applied before `positive`.
+        classes: All classes in the order of their target index; sorted if empty.
     """
 
     label_column: str = ""
@@ -118,9 +119,9 @@ class LabelMapping:
             check_class_order(self.classes)
 
     def for_saved_manifest(self) -> LabelMapping:
-        """Return what is left to map in a manifest that was saved with this mapping: its columns have our names.
+        """Return the mapping still needed for a manifest saved with this mapping, whose columns have the default names.
 
-        Etiologies are in a separate column, so labels are derived from them again.
+        Etiologies are stored in a separate column, so labels must be derived from them again.
         """
         if self.label_column == ETIOLOGY_COLUMN:
             return dataclasses.replace(self, path_column="", patient_column="", patient_pattern="", patients_from="")
@@ -136,18 +137,18 @@ def map_rows(
     *,
     recorded: bool,
 ) -> tuple[list[dict[str, str]], tuple[str, ...], str]:
-    """Return the rows of a CSV file under our names of columns, remarks, and the name of the path column.
+    """Return the rows of a CSV file with the default column names, notes, and the name of the path column.
 
     Args:
-        columns: Names of the columns.
-        rows: The rows.
-        lines: Line of each row, for messages.
-        name: Name of the file, for messages.
+        columns: Column names.
+        rows: Rows of the file.
+        lines: Line number of each row, for messages.
+        name: Name of the file for messages.
         mapping: Names of the columns.
-        recorded: Ignore names of the mapping that the file does not have.
+        recorded: Whether to ignore names in the mapping that the file lacks.
 
     Raises:
-        ManifestError: There is no such column, or patients cannot be found.
+        ManifestError: A column is missing, or patients cannot be determined.
     """
     path = _column(columns, mapping.path_column, "path", _PATH_NAMES, name, recorded=recorded)
     label = _label_column(columns, rows, path, mapping, name, recorded=recorded)
@@ -171,7 +172,7 @@ def map_rows(
         for row in rows
     ]
     if label == ETIOLOGY_COLUMN:
-        # The values are classes, and need not be etiologies.
+        # The values are classes and need not be etiologies.
         mapped = [{**row, "etiology": ""} for row in mapped]
     return mapped, tuple(notes), path
 
@@ -185,9 +186,9 @@ def _label_column(
     *,
     recorded: bool,
 ) -> str:
-    """Return the column with the label; "" if labels are etiologies, which are read from file names."""
+    """Return the column with the label, or "" if labels are etiologies read from file names."""
     if mapping.label_column == ETIOLOGY_COLUMN and ETIOLOGY_COLUMN not in columns:
-        # Other data than those of the run can have its classes in the column label.
+        # Data other than those of the run may have the classes in the column label.
         names = (row[path].strip().rpartition("/")[2] for row in rows)
         is_given = recorded and "label" in columns and not all(parse_file_name(each).etiology for each in names)
         return "label" if is_given else ""
@@ -204,10 +205,10 @@ def _column(
     recorded: bool,
     required: bool = True,
 ) -> str:
-    """Return the column that is given or has the default name; "" if there is none and it is not required.
+    """Return the given column or the one with the default name, or "" if there is none and it is not required.
 
     Raises:
-        ManifestError: There is no such column; the hint names the option for a similar one.
+        ManifestError: A required column is missing; the hint suggests a similar one.
     """
     wanted = given if given and (given in columns or not recorded) else default
     if wanted in columns:
@@ -228,7 +229,7 @@ def _column(
 
 
 def _nearest(wanted: str, columns: Sequence[str], similar: Sequence[str]) -> str:
-    """Return the column with the most similar name, or with a usual one; "" if there is none."""
+    """Return the column with a usual name or the most similar one, or "" if there is none."""
 
     def plain(text: str) -> str:
         return re.sub(r"[\W_]", "", text.lower())
@@ -242,17 +243,17 @@ def _nearest(wanted: str, columns: Sequence[str], similar: Sequence[str]) -> str
 def map_labels(
     labels: Sequence[str], name: str, mapping: LabelMapping, *, recorded: bool
 ) -> tuple[list[str], tuple[str, ...]]:
-    """Return the labels after renaming, and remarks that state what was renamed.
+    """Return the renamed labels, and notes on what was renamed.
 
     Args:
         labels: Label of each image.
-        name: Name of the data set, for messages.
-        mapping: New names of labels.
-        recorded: Ignore labels of the mapping that the data do not have.
+        name: Name of the data set for messages.
+        mapping: Mapping of the labels.
+        recorded: Whether to ignore labels in the mapping that the data lack.
 
     Raises:
-        UnknownNameError: No image has a label that the mapping states.
-        DatasetError: --positive is given for other classes than NORMAL and PNEUMONIA.
+        UnknownNameError: The mapping specifies a label that no image has.
+        DatasetError: --positive is given for classes other than NORMAL and PNEUMONIA.
     """
     if mapping.positive and not recorded:
         _check_positive(name, mapping)
@@ -278,13 +279,13 @@ def map_labels(
 
 
 def _as_given(label: str, given: str) -> str:
-    """Return a label of the data in quotes, with the spelling that was given if it differs."""
+    """Return a label of the data in quotes, with the given spelling if it differs."""
     return repr(label) if label == given else f"{label!r} (given as {given!r})"
 
 
 def _check_targets(known: Mapping[str, int], name: str, mapping: LabelMapping) -> list[str]:
-    """Return remarks on new names of classes that are similar to a label which stays; raise if only the case differs."""
-    if mapping.classes or mapping.positive:  # which are compared with the labels in any case
+    """Return notes on new class names similar to a label that is kept; raise if they differ only in case."""
+    if mapping.classes or mapping.positive:  # compared with the labels anyway
         return []
     sources = {source.casefold() for source, _ in mapping.renamed}
     kept = [label for label in known if label.casefold() not in sources]
@@ -306,7 +307,7 @@ def _check_targets(known: Mapping[str, int], name: str, mapping: LabelMapping) -
 
 
 def _check_positive(name: str, mapping: LabelMapping) -> None:
-    """Raise if the classes are known, and --positive makes other ones."""
+    """Raise if --positive contradicts the given classes."""
     classes = {each.casefold() for each in mapping.classes}
     if classes and not {label.casefold() for label in LABELS} <= classes:
         raise DatasetError(
@@ -319,7 +320,7 @@ def _check_positive(name: str, mapping: LabelMapping) -> None:
 def _map_positive(
     new: dict[str, str], known: Mapping[str, int], name: str, positive: str, *, recorded: bool
 ) -> list[str]:
-    """Set each label to PNEUMONIA or NORMAL in `new`, and return remarks."""
+    """Set each label to PNEUMONIA or NORMAL in `new`, and return notes."""
     wanted = positive.casefold()
     chosen = {label for label, mapped in new.items() if wanted in _parts(mapped.casefold())}
     if not chosen:
@@ -346,7 +347,7 @@ def _parts(label: str) -> list[str]:
 
 
 class _Labeled(Protocol):
-    """An image with its path and label, such as `LabeledImage`."""
+    """Image with a path and label, such as `LabeledImage`."""
 
     @property
     def path(self) -> str: ...
@@ -358,16 +359,16 @@ class _Labeled(Protocol):
 def map_patients(
     images: Sequence[_Labeled], name: str, mapping: LabelMapping, *, recorded: bool
 ) -> tuple[list[str], tuple[str, ...]]:
-    """Return the patient of each image by the pattern or the folder of the mapping, "" if unknown, and remarks.
+    """Return the patient of each image by the pattern or folder of the mapping, "" if unknown, and notes.
 
     Args:
-        images: The images, with labels as in the data.
-        name: Name of the data set, for messages.
-        mapping: Source of patients, a pattern or "folder".
-        recorded: Return unknown patients instead of an error.
+        images: Images with their original labels.
+        name: Name of the data set for messages.
+        mapping: Source of patients: a pattern or "folder".
+        recorded: Whether to return unknown patients instead of raising an error.
 
     Raises:
-        ManifestError: No path matches the pattern, or the folders are those of classes.
+        ManifestError: No path matches the pattern, or the folders are classes.
     """
     if mapping.patient_pattern:
         pattern = re.compile(mapping.patient_pattern)

@@ -1,4 +1,4 @@
-"""A labeled data set for library users: images are decoded when they are accessed."""
+"""Labeled data set of the Python API, which decodes images on access."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ __all__ = ["LabeledDataset", "load_dataset"]
 class LabeledDataset:
     """Labeled radiographs as a sequence of (image, label).
 
-    An image is an array of gray levels, uint8, shape (height, width), or (size, size) with preprocessing. A label is the
-    index of the class in `classes`: 0 for NORMAL and 1 for PNEUMONIA in a binary data set.
+    An image is an array of gray levels, uint8, shape (height, width), or (size, size) with preprocessing. A label is the index
+    of the class in `classes`: 0 for NORMAL and 1 for PNEUMONIA in a binary data set.
 
     Attributes:
         manifest: Paths, labels, patients and splits.
-        preprocessing: Crop and size of the images; None for images in their original size.
+        preprocessing: Crop and size of the images; None for the original size.
     """
 
     manifest: Manifest
@@ -48,7 +48,7 @@ class LabeledDataset:
         """Decode and return an image and its label.
 
         Raises:
-            IndexError: There is no such image.
+            IndexError: The index is out of range.
             UnreadableImageError: The image cannot be decoded.
         """
         image = self.manifest.images[index]
@@ -67,12 +67,12 @@ class LabeledDataset:
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
-        """Labels of all images, shape (n,): the index in `classes`, so 0 for NORMAL and 1 for PNEUMONIA."""
+        """Labels of all images as indices into `classes`, shape (n,); 0 for NORMAL and 1 for PNEUMONIA in a binary data set."""
         return np.array([self.manifest.target(image) for image in self.manifest], dtype=np.int64)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes: NORMAL and PNEUMONIA, or those of a data set with other classes."""
+        """Class names: NORMAL and PNEUMONIA, or the names in a multiclass data set."""
         return self.manifest.classes
 
     @property
@@ -109,7 +109,7 @@ class LabeledDataset:
     def as_torch_dataset(self) -> TorchDataset:
         """Return a torch Dataset of (uint8 tensor, label) for a DataLoader.
 
-        Set `preprocessing` to batch images, because a batch needs images of one size.
+        Set `preprocessing` to collate images into batches, which need a common size.
 
         Raises:
             MissingExtraError: torch is not installed.
@@ -132,17 +132,17 @@ def load_dataset(
     """Load a labeled data set from a folder, a manifest (CSV) or a MedMNIST archive.
 
     Args:
-        path: The folder or file; see `data.layouts` for the supported layouts.
-        root: For a CSV file, the folder that its paths are relative to; the CSV's folder if None.
-        labels: Names of columns and labels of other data, such as `LabelMapping(label_column="Finding", positive="Pneumonia")`.
-        preprocessing: Crop and size of the images; None for images in their original size.
-        progress: Called with the number of hashed images and of all images.
+        path: Folder or file; see `data.layouts` for the supported layouts.
+        root: For a CSV file, the folder that its paths are relative to; None for the folder of the CSV file.
+        labels: Column and label names of the data, such as `LabelMapping(label_column="Finding", positive="Pneumonia")`.
+        preprocessing: Crop and size of the images; None for the original size.
+        progress: Callback with the number of images hashed so far and the total.
 
     Raises:
         LayoutError: The path does not exist, or its layout is not supported.
         ManifestError: The CSV file is malformed or does not match the images.
-        UnknownNameError: No image has a label that `labels` renames.
-        DatasetError: The labels cannot be classes; see `data.classes`.
+        UnknownNameError: `labels` renames a label that no image has.
+        DatasetError: The labels are not valid classes; see `data.classes`.
     """
     manifest = load_manifest(Path(path), root=None if root is None else Path(root), labels=labels, progress=progress)
     return LabeledDataset(manifest, preprocessing)

@@ -7,8 +7,8 @@ Supported layouts:
 - a CSV file with at least the columns path and label, such as a saved manifest;
 - a MedMNIST archive, such as `pneumoniamnist.npz`.
 
-Class folders of other names are the classes of the data set; see `classes`. Folders may be nested in other folders that contain
-nothing else, as archives often unpack. Any other layout is an error that shows the folder's content.
+Class folders with other names are the classes of the data set; see `classes`. Folders may be nested in folders that contain
+nothing else, as is common for unpacked archives. Any other layout is an error that shows the folder's content.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SPLIT_FOLDERS = {
     "test": "test",
     "testing": "test",
 }
-# Class folder: label, and etiology if the folder implies one. They hold if a data set has no other class folder.
+# Label and etiology ("" if not implied) by class folder. Applies if the data set has no other class folders.
 CLASS_FOLDERS = {
     "normal": ("NORMAL", "normal"),
     "pneumonia": ("PNEUMONIA", ""),
@@ -52,8 +52,8 @@ _HINT = (
     "Expected train/, test/ (and val/) with a folder for each class inside, such as NORMAL/ and PNEUMONIA/, or the class folders"
     " only, or a CSV with the columns path and label, or a MedMNIST .npz"
 )
-_MAX_NAMED = 3  # skipped files in a note
-_MIN_SAME_PATIENT = 10  # DICOM files, at or above which one PatientID in all of them is taken for a placeholder
+_MAX_NAMED = 3  # skipped files listed in a note
+_MIN_SAME_PATIENT = 10  # minimum number of DICOM files for which a single PatientID is considered a placeholder
 _IGNORED = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
@@ -67,23 +67,23 @@ def load_manifest(
 ) -> Manifest:
     """List and hash the labeled images of a folder, a CSV file or a MedMNIST archive.
 
-    Images are recognized by content and sorted by path; a CSV file keeps its order. Images that cannot be opened or are links to
-    outside the folder are in `Manifest.unreadable`, other files in `Manifest.skipped`, remarks for the user in `Manifest.notes`.
-    The patient of a DICOM file is that of its header, as a hash, unless the file name or the CSV file states patients.
+    Images are recognized by content and sorted by path; a CSV file keeps its order. Images that cannot be opened or are links
+    to outside the folder are listed in `Manifest.unreadable`, other files in `Manifest.skipped`, and notes to the user in
+    `Manifest.notes`. The patient of a DICOM file is a hash from its header, unless the file name or CSV file provides patients.
 
     Args:
-        data: The folder, the CSV file or the `.npz` file.
-        root: For a CSV file, the folder that its paths are relative to; the CSV's folder if None.
-        labels: Names of columns and labels of other data; the defaults if None.
-        recorded: `labels` is that of a run: apply what fits, and ignore names that the data do not have.
-        progress: Called with the number of processed images and of all images.
+        data: Folder, CSV file or `.npz` file.
+        root: For a CSV file, the folder that its paths are relative to; None for the folder of the CSV file.
+        labels: Column and label names of the data; None for the defaults.
+        recorded: Whether `labels` was recorded by a run; names that do not occur in the data are then ignored.
+        progress: Callback with the number of images processed so far and the total.
 
     Raises:
-        UsageError: `labels` names columns of data that have none.
-        UnknownNameError: No image has a label that `labels` renames.
+        UsageError: `labels` specifies columns, but the data are not a CSV file.
+        UnknownNameError: `labels` renames a label that no image has.
         LayoutError: The path does not exist, or its layout is not supported.
-        ManifestError: The CSV file is malformed, a path leaves the root, or an image differs from its SHA-256.
-        DatasetError: The labels cannot be classes; see `classes.resolve_classes`.
+        ManifestError: The CSV file is malformed, a path leaves the root, or an image does not match its SHA-256.
+        DatasetError: The labels are not valid classes; see `classes.resolve_classes`.
     """
     mapping = labels or LabelMapping()
     if data.suffix.lower() != ".csv" and not recorded:
@@ -104,7 +104,7 @@ def load_manifest(
 
 
 def _check_no_columns(data: Path, mapping: LabelMapping) -> None:
-    """Raise if columns are named, and the data are not a CSV file."""
+    """Raise if columns are specified for data that are not a CSV file."""
     label_column = "" if mapping.label_column == ETIOLOGY_COLUMN else mapping.label_column
     named = {
         "--label-column": label_column,
@@ -117,7 +117,7 @@ def _check_no_columns(data: Path, mapping: LabelMapping) -> None:
 
 
 def _map(manifest: Manifest, data: Path, mapping: LabelMapping, *, recorded: bool) -> Manifest:
-    """Return the manifest with labels and patients by a mapping; its labels are the names of folders or classes."""
+    """Apply a mapping to the labels, which are names of folders or classes, and to the patients of a manifest."""
     name, images, notes = repr(str(data)), list(manifest.images), manifest.notes
     if not images:
         return manifest
@@ -133,7 +133,7 @@ def _map(manifest: Manifest, data: Path, mapping: LabelMapping, *, recorded: boo
             )
         images = [dataclasses.replace(image, label=image.etiology) for image in images]
     labels, more = map_labels([image.label for image in images], name, mapping, recorded=recorded)
-    # The classes of a known archive have an order.
+    # Known archives define the order of their classes.
     unchanged = set(labels) <= set(manifest.classes)
     classes, names = resolve_classes(labels, name, mapping.classes or (manifest.classes if unchanged else ()))
     images = [dataclasses.replace(image, label=names[each]) for image, each in zip(images, labels, strict=True)]
@@ -151,7 +151,7 @@ def _first_unreadable(manifest: Manifest) -> str:
 
 
 def _with_header_patients(manifest: Manifest, mapping: LabelMapping) -> Manifest:
-    """Return the manifest with the patients of DICOM headers where no other is known, or of all if the mapping requires it."""
+    """Return the manifest with patients from DICOM headers where unknown, or everywhere if the mapping requires it."""
     images = list(manifest.images)
     if mapping.patients_from == "header":
         images = [dataclasses.replace(image, patient="") for image in images]
@@ -202,7 +202,7 @@ def _load_folder(data: Path, mapping: LabelMapping, progress: Progress | None, *
     else:
         listing.add_split(root, "")
     listed = Manifest(tuple(sorted(listing.images, key=lambda image: image.path)), root, classes=())
-    # Before the files are read, so that an error in the labels is found at once.
+    # Before reading the files, so that errors in the labels are reported at once.
     listed = _map(listed, data, mapping, recorded=recorded)
     images, unreadable = hash_images(root, listed.images, progress)
     return _with_header_patients(
@@ -223,7 +223,7 @@ def _visible_folders(folder: Path) -> list[Path]:
 def _descend(folder: Path) -> Path:
     """Return the first folder with split or class folders, descending through folders with a single subfolder.
 
-    Two or more folders of other names are class folders if each has images.
+    Two or more folders with other names are class folders if each contains images.
     """
     top = folder
     while True:
@@ -240,7 +240,7 @@ def _descend(folder: Path) -> Path:
 
 
 def _has_images(folder: Path) -> bool:
-    """Return whether there is an image in the folder or below it."""
+    """Return whether the folder contains an image, at any depth."""
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not _is_ignored(name))
         paths = (Path(parent, name) for name in sorted(files) if not _is_ignored(name))
@@ -267,7 +267,7 @@ def _is_ignored(name: str) -> bool:
 
 
 class _Listing:
-    """The images below a root, those that cannot be used, and the files that were skipped."""
+    """Images below a root, unusable images, and skipped files."""
 
     def __init__(self, root: Path, *, has_other_classes: bool) -> None:
         self.root = root
@@ -277,14 +277,14 @@ class _Listing:
         self.skipped: list[tuple[str, str]] = []
 
     def skip(self, path: Path, reason: str) -> None:
-        """Record an image, or a broken link that is named like one, as unreadable, and everything else as skipped."""
+        """Record an image, or a broken link named like one, as unreadable, and anything else as skipped."""
         is_file, is_named_like_one = path.is_file(), path.suffix.lower() in IMAGE_EXTENSIONS
         is_image = not skip_reason(path) if is_file else is_named_like_one and not path.is_dir()
         others = self.unreadable if is_image else self.skipped
         others.append((path.relative_to(self.root).as_posix(), reason))
 
     def skip_others(self, folder: Path, *, known: Iterable[str]) -> None:
-        """Record folders and images beside the expected folders as skipped; other files, such as a license, are ignored."""
+        """Record unexpected folders and images as skipped; other files, such as a license, are ignored."""
         for path in sorted(folder.iterdir()):
             if path.name in known or _is_ignored(path.name):
                 continue
@@ -356,7 +356,7 @@ def _load_csv(file: Path, root: Path, mapping: LabelMapping, progress: Progress 
     listed = Manifest.from_csv(text, root.resolve(), str(file), mapping, recorded=recorded)
     _check_paths(listed, file)
     images = listed.images
-    # Patients are parsed from file names only if the CSV has none: two kinds of identifiers would hide leaks.
+    # Parse patients from file names only if the CSV has none, because mixing two kinds of identifiers would hide leaks.
     if not any(image.patient for image in images):
         images = tuple(_add_file_name_info(image) for image in images)
     images, unreadable = hash_images(listed.root, images, progress, manifest_name=str(file))
@@ -369,7 +369,7 @@ def _load_csv(file: Path, root: Path, mapping: LabelMapping, progress: Progress 
 
 
 def _check_paths(manifest: Manifest, file: Path) -> None:
-    """Raise if a relative path, with its links resolved, leaves the root; absolute paths are allowed."""
+    """Raise if a relative path, with links resolved, leaves the root; absolute paths are allowed."""
     inside: dict[Path, bool] = {}
     for image in manifest.images:
         relative = PurePosixPath(image.path)
@@ -388,9 +388,9 @@ def _check_paths(manifest: Manifest, file: Path) -> None:
 
 
 def _add_file_name_info(image: LabeledImage) -> LabeledImage:
-    """Return the image with patient and etiology from its file name; an etiology that contradicts the label is ignored.
+    """Return the image with patient and etiology from its file name, ignoring an etiology that contradicts the label.
 
-    Labels other than NORMAL and PNEUMONIA contradict none.
+    Only the labels NORMAL and PNEUMONIA can contradict an etiology.
     """
     info = parse_file_name(image.path.rpartition("/")[2])
     consistent = info.etiology and (

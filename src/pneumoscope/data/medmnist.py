@@ -1,6 +1,6 @@
 """MedMNIST archives (.npz), whose images are rows of an array instead of files.
 
-The path of an image is "pneumoniamnist.npz#train/17": the archive, MedMNIST's name of the split, and the row.
+The path of an image is "pneumoniamnist.npz#train/17": the archive, MedMNIST's split name, and the row.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ORGANS = (
     ),
     *("pancreas", "spleen"),
 )
-# Classes of the archives with gray images and one label for each, by the start of the file name, in the order of their numbers.
+# Classes of archives with gray images and one label per image, by file name prefix, in the order of their numbers.
 # Source: Yang et al., MedMNIST v2, Scientific Data 2023.
 _CLASSES: dict[str, tuple[str, ...]] = {
     "pneumoniamnist": LABELS,
@@ -60,23 +60,23 @@ _CLASSES: dict[str, tuple[str, ...]] = {
 _PATH = re.compile(r"(?P<archive>.+\.npz)#(?P<split>train|val|test)/(?P<row>\d+)")
 _HINT = "Expected a MedMNIST archive such as pneumoniamnist.npz with train_images, train_labels, ..."
 _MAX_SHOWN = 8
-_CACHED_SPLITS = 3  # the splits of one archive
+_CACHED_SPLITS = 3  # all splits of one archive
 
 
 def is_archive_path(path: str) -> bool:
-    """Return whether a path names an image in an archive."""
+    """Return whether a path refers to an image in an archive."""
     return _PATH.fullmatch(path) is not None
 
 
 def load_medmnist(file: Path) -> Manifest:
-    """Return the manifest of a MedMNIST archive; the SHA-256 of an image is that of its pixels.
+    """Return the manifest of a MedMNIST archive, with SHA-256 hashes of the pixels.
 
-    The classes of a known archive have their names. The labels of another one are its numbers, as text, and its classes are not
-    determined yet: they are ().
+    Known archives have named classes. For other archives, labels are the numbers as text, and `classes` is () because the
+    classes are not yet determined.
 
     Raises:
-        LayoutError: The file is not an archive of `{train,val,test}_{images,labels}` with grayscale images and one label, a
-            number from 0, for each.
+        LayoutError: The file is not an archive of `{train,val,test}_{images,labels}` with grayscale images and one non-negative
+            integer label per image.
     """
     with _open_archive(file) as archive:
         splits = [split for split in _SPLITS if f"{split}_images" in archive.files]
@@ -107,7 +107,7 @@ def read_archive_image(root: Path, path: str) -> Radiograph:
         path: Path such as "pneumoniamnist.npz#train/17".
 
     Raises:
-        UnreadableImageError: There is no such archive or row.
+        UnreadableImageError: The archive or row does not exist.
     """
     match = _PATH.fullmatch(path)
     if match is None:
@@ -126,7 +126,7 @@ def read_archive_image(root: Path, path: str) -> Radiograph:
 
 
 def pixels_sha256(pixels: npt.NDArray[np.uint8]) -> str:
-    """Return the SHA-256 of the pixels, row by row."""
+    """Return the SHA-256 of the pixels in row order."""
     return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
@@ -158,7 +158,7 @@ def _read_images(file: Path, archive: Any, split: str) -> npt.NDArray[np.uint8]:
     return images
 
 
-# A split is compressed as a whole, so the last ones are kept in memory. Time and size in the key detect changes.
+# A split is compressed as a whole, so recent ones are kept in memory. Time and size in the key detect changes.
 @functools.lru_cache(maxsize=_CACHED_SPLITS)
 def _cached_images(file: Path, split: str, _modified_ns: int, _size: int) -> npt.NDArray[np.uint8]:
     with _open_archive(file) as archive:
@@ -166,7 +166,7 @@ def _cached_images(file: Path, split: str, _modified_ns: int, _size: int) -> npt
 
 
 def _read_labels(file: Path, archive: Any, split: str, count: int) -> npt.NDArray[Any]:
-    """Return the label of each image, a number, shape (count,)."""
+    """Return the numeric label of each image, shape (count,)."""
     labels = _read_array(file, archive, f"{split}_labels")
     if labels.ndim == 2 and labels.shape[1] > 1:
         raise LayoutError(
@@ -185,7 +185,7 @@ def _read_labels(file: Path, archive: Any, split: str, count: int) -> npt.NDArra
 
 
 def _known_classes(file: Path, numbers: Collection[int]) -> tuple[str, ...]:
-    """Return the names of the classes, by number; () for an archive that is not MedMNIST's."""
+    """Return the class names in order of their numbers, or () for an archive that is not from MedMNIST."""
     known = next((classes for name, classes in _CLASSES.items() if file.name.lower().startswith(name)), ())
     if known and (unknown := set(numbers) - set(range(len(known)))):
         raise LayoutError(

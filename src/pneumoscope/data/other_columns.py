@@ -1,4 +1,4 @@
-"""Columns of a CSV file that a manifest does not use, such as sex or site: `split` copies them to the new manifest."""
+"""CSV columns that a manifest does not use, such as sex or site, which `split` copies to the new manifest."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["OtherColumns"]
 
 @dataclasses.dataclass(frozen=True)
 class OtherColumns:
-    """The other columns of a CSV file.
+    """Unused columns of a CSV file.
 
     Attributes:
-        values: Value of each image of the manifest, by column.
-        dropped: Names of the columns that a manifest cannot have, because its own columns would be overwritten, or because it
-            would have several columns with patients.
+        values: Value for each image of the manifest, by column.
+        dropped: Columns that cannot be copied, because they would collide with the manifest's own columns or add further
+            columns with patients.
     """
 
     values: Mapping[str, list[str]]
@@ -30,12 +30,12 @@ class OtherColumns:
 
     @classmethod
     def read(cls, data: Path, manifest: Manifest, labels: LabelMapping | None = None) -> OtherColumns:
-        """Return the other columns of labeled data; none if they are not a CSV file.
+        """Read the unused columns of labeled data; there are none unless it is a CSV file.
 
         Args:
-            data: The labeled data.
-            manifest: Its manifest, with the paths of the CSV file.
-            labels: Names of its columns.
+            data: Labeled data.
+            manifest: Manifest of the data, with the paths of the CSV file.
+            labels: Column names of the data.
         """
         if data.suffix.lower() != ".csv" or not data.is_file():
             return cls({})
@@ -49,7 +49,7 @@ class OtherColumns:
                 continue
             column = [rows[image.path][name].strip() for image in manifest.images]
             if column in ([image.path for image in manifest.images], [image.patient for image in manifest.images]):
-                continue  # the manifest has it under the name path or patient
+                continue  # already in the manifest as path or patient
             if is_patient_column(name):
                 dropped.append(name)
             else:
@@ -58,7 +58,7 @@ class OtherColumns:
 
 
 def _is_overwritten(name: str, names: list[str], mapping: LabelMapping) -> bool:
-    """Return whether a column of the manifest has the name, and not the values, of a column of the file."""
+    """Return whether the manifest has a column of the same name with different values."""
     if name in CONSTANT_COLUMNS:
         return CONSTANT_COLUMNS[0] not in names  # another program wrote the file
     has_other_patients = bool(mapping.patient_pattern or mapping.patients_from)

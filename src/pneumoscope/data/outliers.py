@@ -1,9 +1,9 @@
-"""Images of patients outside the model's population, which teach it what to reject (outlier exposure).
+"""Images of patients outside the model's population, used to train rejection (outlier exposure).
 
-A CSV has the column path, relative to its folder, and optional columns: age in years, patient, source (data set or hospital),
-split (train or validation) and sha256. Images without a split are divided by a hash of their patient, or of their path if the
-patient is unknown, the same with every seed: a fifth is for validation, so that rejection is measured on patients that no
-training has seen.
+A CSV file needs a column path, relative to its folder, and may have the columns age in years, patient, source (data set or
+hospital), split (train or validation) and sha256. Images without a split are assigned by a hash of their patient, or of their
+path if the patient is unknown, independent of the seed: a fifth is for validation, so that rejection is measured on patients
+not seen in any training.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ __all__ = ["OutlierImage", "Outliers", "load_outliers"]
 
 _COLUMNS = ("path", "age", "patient", "source", "split", "sha256")
 _SPLITS = ("train", "validation")
-_PARTS = 5  # one of them is for validation
+_PARTS = 5  # one part is for validation
 _ADULT_AGE = 18  # years
 _HINT = "Pass a folder of images, or a CSV with the column path and optional columns age, patient, source and split"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OutlierImage:
-    """An image of a patient outside the population.
+    """Image of a patient outside the population.
 
     Attributes:
         path: Path relative to the root, with forward slashes.
-        age: Age, years; None if unknown.
+        age: Age in years; None if unknown.
         patient: Patient identifier; the path if unknown.
         source: Data set or hospital; "" if unknown.
         split: "train" or "validation".
@@ -56,7 +56,7 @@ class OutlierImage:
 
     @property
     def group(self) -> str:
-        """Source, with minors apart: they differ less from the model's population than adults do."""
+        """Source, with minors in a separate group because they differ less from the model's population than adults."""
         source = self.source or "unknown source"
         return f"{source}, minors" if self.age is not None and self.age < _ADULT_AGE else source
 
@@ -66,7 +66,7 @@ class Outliers:
     """Images of patients outside the population.
 
     Attributes:
-        images: The images, in the order of the file or sorted by path.
+        images: Images in the order of the file, or sorted by path.
         root: Folder that the paths are relative to.
     """
 
@@ -78,22 +78,22 @@ class Outliers:
         return tuple(image for image in self.images if image.split == name)
 
     def outside(self, age_range: tuple[float, float]) -> Outliers:
-        """Return the images without those whose stated age is in a range.
+        """Return the images whose age is unknown or outside a range.
 
         Args:
-            age_range: Minimum and maximum age, years, both included, as on a model card.
+            age_range: Minimum and maximum age in years, inclusive, as on a model card.
         """
         low, high = age_range[0], age_range[1] + 1
         images = (image for image in self.images if image.age is None or not low <= image.age < high)
         return Outliers(tuple(images), self.root)
 
     def sha256(self) -> str:
-        """Return a hash of the columns of all images; paths count only where the patient is unknown."""
+        """Return a hash of the columns of all images; paths are included only where the patient is unknown."""
         rows = sorted((image.sha256, str(image.age), image.patient, image.source, image.split) for image in self.images)
         return hashlib.sha256("\n".join("\t".join(row) for row in rows).encode()).hexdigest()
 
     def save(self, file: Path) -> None:
-        """Write a CSV file that `load_outliers` reads, atomically. Its paths are absolute.
+        """Write a CSV file with absolute paths, which `load_outliers` can read, atomically.
 
         Raises:
             StorageError: The file cannot be written.
@@ -109,18 +109,18 @@ class Outliers:
 
 
 def load_outliers(data: Path, progress: Progress | None = None) -> Outliers:
-    """Return the images of a folder or CSV, hashed and split.
+    """Return the images of a folder or CSV file, hashed and split.
 
-    In a folder, the first folder below it is the source of an image. Patients are parsed from file names of ChestX-ray14;
-    otherwise each image counts as a patient.
+    In a folder, the top-level subfolder of an image is its source. Patients are parsed from ChestX-ray14 file names; otherwise
+    each image counts as a separate patient.
 
     Args:
-        data: Folder, or CSV file; see the module.
-        progress: Called with the number of hashed images and of all images.
+        data: Folder or CSV file; see the module.
+        progress: Callback with the number of images hashed so far and the total.
 
     Raises:
-        DatasetError: The path does not exist, has no images, or an image cannot be read.
-        ManifestError: The CSV is malformed, an image differs from its SHA-256, or a patient or file is in both splits.
+        DatasetError: The path does not exist or contains no images, or an image cannot be read.
+        ManifestError: The CSV file is malformed, an image does not match its SHA-256, or a patient or file is in both splits.
     """
     if data.is_dir():
         root, images = data, _list_folder(data)
@@ -142,7 +142,7 @@ def load_outliers(data: Path, progress: Progress | None = None) -> Outliers:
 
 
 def _check_splits(images: Sequence[OutlierImage], name: str) -> None:
-    """Raise if a patient or a file is in both splits: rejection would then be measured on images that were trained on."""
+    """Raise if a patient or file is in both splits, because rejection would be measured on training images."""
     splits: dict[tuple[str, str], str] = {}
     for image in images:
         for key in ((image.source, image.patient), ("", image.sha256)):

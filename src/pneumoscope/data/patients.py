@@ -1,8 +1,8 @@
-"""Find patient identifiers: in file names of the public pediatric data set, and in the columns of a CSV file.
+"""Find patient identifiers in file names of the public pediatric data set and in columns of a CSV file.
 
-Each series has its own numbering: `person100_bacteria` and `person100_virus` are two patients, and so are `IM-0115` and
-`NORMAL2-IM-0115`. The patient identifier is therefore (series, number). With the number alone, 264 patients would seem to be
-in both train and test, which they are not.
+Each series is numbered separately: `person100_bacteria` and `person100_virus` are different patients, as are `IM-0115` and
+`NORMAL2-IM-0115`. The patient identifier is therefore (series, number). By number alone, 264 patients would wrongly appear to
+be in both train and test.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FileNameInfo:
-    """Patient and etiology in a file name.
+    """Patient and etiology parsed from a file name.
 
     Attributes:
-        patient: Patient identifier "<series>-<number>"; "" if the name has none.
-        etiology: "normal", "bacteria", "virus", or "" if the name has none.
+        patient: Patient identifier "<series>-<number>"; "" if unknown.
+        etiology: "normal", "bacteria", "virus", or "" if unknown.
     """
 
     patient: str
@@ -42,16 +42,16 @@ _UNKNOWN = FileNameInfo("", "")
 _VERSION_2_PNEUMONIA = re.compile(r"person(?P<number>\d+)_(?P<etiology>bacteria|virus)_\d+(_\d+)?")
 # Version 2, normal: IM-0115-0001.jpeg, NORMAL2-IM-0115-0001-0002.jpeg.
 _VERSION_2_NORMAL = re.compile(r"(?P<series>(NORMAL2-)?IM)-(?P<number>\d+)-\d+(-\d+)?")
-# Version 3: BACTERIA-1008087-0001.jpeg. The identifiers keep the capitals, because the numbers differ from version 2.
+# Version 3: BACTERIA-1008087-0001.jpeg. Identifiers stay upper case, because the numbers differ from version 2.
 _VERSION_3 = re.compile(r"(?P<series>BACTERIA|VIRUS|NORMAL)-(?P<number>\d+)-\d+")
-# ChestX-ray14 of the NIH: 00000013_005.png, also with a prefix, nih-00000013_005.jpeg.
+# NIH ChestX-ray14: 00000013_005.png, optionally with a prefix, nih-00000013_005.jpeg.
 _NIH = re.compile(r"(?P<patient>(?:.*\D)?\d{8})_\d{3}")
-# Names of columns that identify patients, in lower case and without other characters: "Patient ID" is "patientid".
+# Columns that identify patients, in lower case without other characters: "Patient ID" is "patientid".
 _PATIENT_COLUMNS = {
     *("patient", "patientid", "patientidentifier", "patientkey", "patientnumber"),
     *("participant", "participantid", "subject", "subjectid"),
 }
-# Other columns about patients, which could identify them; those of the second pattern are properties of a patient.
+# Other columns that may identify patients; those matching the second pattern are properties of patients.
 _ABOUT_PATIENTS = re.compile(r"patient|participant|\bsubject\b|\bmrn\b|\bpid\b|\bpat id\b")
 _PATIENT_PROPERTY = re.compile(
     r"age|sex|gender|birth|dob|weight|height|size|orientation|position|race|ethnic|comment|history|status"
@@ -60,7 +60,7 @@ _PATIENT = re.compile(r"(?P<series>.*?)-?(?P<number>\d+)")
 
 
 def parse_file_name(name: str) -> FileNameInfo:
-    """Return patient and etiology from a file name; both are empty if the name has an unknown pattern.
+    """Return the patient and etiology in a file name; both are empty if its pattern is unknown.
 
     Args:
         name: File name without folders; the extension is ignored.
@@ -76,7 +76,7 @@ def parse_file_name(name: str) -> FileNameInfo:
 
 
 def parse_patient(patient: str) -> tuple[str, int] | None:
-    """Return series and number of a patient identifier: "NORMAL2-IM-0381" is ("NORMAL2-IM", 381).
+    """Return the series and number of a patient identifier: "NORMAL2-IM-0381" is ("NORMAL2-IM", 381).
 
     None if the identifier does not end in a number.
     """
@@ -85,13 +85,13 @@ def parse_patient(patient: str) -> tuple[str, int] | None:
 
 
 def parse_nih_patient(name: str) -> str:
-    """Return the patient in a file name of the NIH's ChestX-ray14; "" if the name has another pattern."""
+    """Return the patient in an NIH ChestX-ray14 file name, or "" if the name has a different pattern."""
     match = _NIH.fullmatch(name.partition(".")[0])
     return match["patient"] if match else ""
 
 
 def is_patient_column(column: str) -> bool:
-    """Return whether the name of a column states that it identifies patients, or may do so; see `find_patient_column`."""
+    """Return whether a column, by its name, identifies patients or may do so; see `find_patient_column`."""
     return _is_known(column) or _may_identify(column)
 
 
@@ -107,19 +107,19 @@ def _may_identify(column: str) -> bool:
 def find_patient_column(
     columns: Sequence[str], rows: Sequence[Mapping[str, str]], lines: Sequence[int], name: str, *, option: str = ""
 ) -> str:
-    """Return the column of a CSV file that identifies patients; "" if there is none or it has no values.
+    """Return the column of a CSV file that identifies patients, or "" if there is none or it is empty.
 
-    Case and punctuation of the names are ignored: "PatientID" and "patient_id" are the same.
+    Case and punctuation of column names are ignored: "PatientID" and "patient_id" are equivalent.
 
     Args:
-        columns: Names of the columns.
-        rows: The rows; a value may be missing.
-        lines: Line of each row, for messages.
-        name: Name of the file, for messages.
-        option: Option that names the column, for hints; empty if there is none.
+        columns: Column names.
+        rows: Rows of the file; values may be missing.
+        lines: Line number of each row, for messages.
+        name: Name of the file for messages.
+        option: Option that selects the column, for hints; empty if there is none.
 
     Raises:
-        ManifestError: Two such columns differ, or a column seems to identify patients and its name is unknown.
+        ManifestError: Two such columns differ, or a column with an unknown name seems to identify patients.
     """
 
     def values(column: str) -> list[str]:

@@ -1,7 +1,6 @@
-"""Write a folder of phantoms, with the layout and the file names of the public data set.
+"""Write a folder of phantoms with the layout and file names of the public data set.
 
-PHANTOMS.txt states that the images are synthetic. They are written to empty folders only, so that they never mix with
-radiographs.
+PHANTOMS.txt explains that the images are synthetic. They are only written to empty folders, so they never mix with radiographs.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ __all__ = ["PhantomSummary", "write_phantoms"]
 
 _PNEUMONIA_FRACTION = 0.6
 _IMAGES_PER_PATIENT = (0.65, 0.25, 0.10)  # probabilities of one, two and three images
-# File name prefix and etiology of the patients of each label. Patients alternate between the two series.
+# File name prefix and etiology of the series of each label. Patients alternate between the two series.
 _SERIES: dict[str, tuple[tuple[str, Etiology | None], ...]] = {
     "NORMAL": (("IM", None), ("NORMAL2-IM", None)),
     "PNEUMONIA": (("bacteria", "bacteria"), ("virus", "virus")),
@@ -41,11 +40,11 @@ seed {seed}, {size} x {size} pixels, {train} images in train, {test} in test
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PhantomSummary:
-    """Summary of the images that `write_phantoms` wrote.
+    """Summary of the images written by `write_phantoms`.
 
     Attributes:
         folder: Folder of the images.
-        masks: Folder of the masks of the opacities; None if none were written.
+        masks: Folder of the opacity masks; None if not written.
         images: Number of images by split and label.
         patients: Number of patients by split.
     """
@@ -58,7 +57,7 @@ class PhantomSummary:
 
 
 class _PlannedImage(NamedTuple):
-    """One image to write; `seed` identifies the patient."""
+    """Image to write; `seed` identifies the patient."""
 
     split: str
     label: str
@@ -80,17 +79,17 @@ def write_phantoms(
 ) -> PhantomSummary:
     """Write a folder of synthetic images with the layout and file names of the public data set, and return a summary.
 
-    Three of five images are PNEUMONIA, and half of the patients with pneumonia have bacteria. A third of the patients
-    have two or three images. No patient is in both splits.
+    60% of the images are PNEUMONIA, and patients with pneumonia alternate between bacteria and virus. About a third of the
+    patients have two or three images. Each patient is in only one split.
 
     Args:
-        folder: Folder to create; it may exist if it is empty.
+        folder: Folder to create; must be empty if it exists.
         train, test: Number of images in each split, at least 2.
         seed: Random seed, 0 or more. The same seed gives the same images.
         size: Width and height of the images, 32 to 2,048 pixels.
-        masks: Folder for one mask per image with pneumonia, white where the opacity is: a PNG with the path of the image and
-            the suffix .png. It must be empty or not exist; neither folder may contain the other.
-        progress: Called after each image with the number of images written and the total.
+        masks: Folder for one mask per image with pneumonia, white inside the opacity: a PNG file with the path of the image and
+            the suffix .png. Must be empty if it exists; neither folder may contain the other.
+        progress: Callback with the number of images written so far and the total.
 
     Raises:
         UsageError: The folder is not empty or not a folder, or a number is out of range.
@@ -156,7 +155,7 @@ def _require_empty(folder: Path) -> None:
 
 
 def _plan(rng: np.random.Generator, counts: dict[str, int]) -> Iterator[_PlannedImage]:
-    """Yield every image in order. Patients are numbered within their series, as in the public data set."""
+    """Yield all images in order, with patients numbered within their series as in the public data set."""
     patients: Counter[str] = Counter()
     written = 0
     for split, count in counts.items():

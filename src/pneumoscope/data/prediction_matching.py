@@ -1,4 +1,4 @@
-"""Match the rows of a file of predictions with labeled images."""
+"""Match the rows of a predictions file with labeled images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def read_id_column(data: Path, column: str, path_column: str = "path") -> dict[str, str]:
-    """Return the values of a column of a manifest CSV, {path: value}; empty if there is no such column or CSV file.
+    """Return a column of a manifest CSV as {path: value}; empty if the column or CSV file does not exist.
 
     Args:
         data: Data set that `load_manifest` can read.
@@ -34,16 +34,16 @@ def read_id_column(data: Path, column: str, path_column: str = "path") -> dict[s
 
 
 def read_manifest_column(data: Path, column: str, path_column: str = "path") -> dict[str, str]:
-    """Return the values of a column of a manifest CSV, {path: value}.
+    """Return a column of a manifest CSV as {path: value}.
 
     Args:
-        data: The manifest CSV.
+        data: Manifest CSV.
         column: Name of the column.
         path_column: Column with the paths.
 
     Raises:
         UsageError: The data are not a CSV file.
-        UnknownNameError: There is no such column.
+        UnknownNameError: The column does not exist.
     """
     if data.suffix.lower() != ".csv":
         raise UsageError(
@@ -58,7 +58,7 @@ def read_manifest_column(data: Path, column: str, path_column: str = "path") -> 
 
 
 def manifest_columns(data: Path) -> list[str]:
-    """Return the names of the columns of a manifest CSV."""
+    """Return the column names of a manifest CSV."""
     with data.open(encoding="utf-8-sig", newline="") as file:
         return next(csv.reader(file), [])
 
@@ -66,20 +66,20 @@ def manifest_columns(data: Path) -> list[str]:
 def match_images(
     rows: Sequence[PredictionRow], images: Sequence[LabeledImage], name: str, ids: Mapping[str, str]
 ) -> dict[int, PredictionRow]:
-    """Return the row of each image that has one, {index of the image: row}.
+    """Return the matching row of each image that has one, {index of the image: row}.
 
-    A row names an image by its path, by the end of its path, by its file name with or without extension, or by its
-    SHA-256; or by its identifier, if the images have identifiers. Where a row and an image both have folders, these must
-    agree: `train/a.png` is not `test/a.png`.
+    A row identifies an image by its path, the end of its path, its file name with or without extension, or its SHA-256; or only
+    by its identifier if the images have identifiers. If both the row and the image have folders, these must agree:
+    `train/a.png` does not match `test/a.png`.
 
     Args:
-        rows: The rows.
+        rows: Rows of the predictions file.
         images: All images of the data set.
-        name: Name of the file of the rows, for messages.
-        ids: Identifier of each image by its path; empty if there are none.
+        name: Name of the predictions file for messages.
+        ids: Identifier of each image by path; empty if there are none.
 
     Raises:
-        DatasetError: A row names no image or several, or several rows name one image.
+        DatasetError: A row matches no image or several, or several rows match the same image.
     """
     index = _ImageIndex(images, ids)
     found: dict[int, list[PredictionRow]] = defaultdict(list)
@@ -119,7 +119,7 @@ def match_images(
 
 
 class _ImageIndex:
-    """Images by all names that a row can give them."""
+    """Index of the images by all names that a row may use."""
 
     def __init__(self, images: Sequence[LabeledImage], ids: Mapping[str, str]) -> None:
         self._paths = [image.path for image in images]
@@ -147,7 +147,7 @@ class _ImageIndex:
         parts = _parts(name)
         if not parts:
             return []
-        # With folders or without, a name with an extension is compared first, because identifiers can contain dots.
+        # Compare full names first, because identifiers can contain dots.
         for indices in (self._by_name.get(parts[-1], []), self._by_stem.get(parts[-1], [])):
             agreeing = [i for i in indices if _agree(self._parts[i][:-1], parts[:-1])]
             if agreeing:
@@ -155,7 +155,7 @@ class _ImageIndex:
         return []
 
     def hint(self, name: str) -> str:
-        """Return why no image has this name, as a sentence and a space; "" if no name is similar."""
+        """Return a sentence, with a trailing space, on why no image has this name, or "" if no name is similar."""
         known = [*self._by_id] if self._by_id else [*self._by_name]
         last = (_parts(name) or [name])[-1]
         if not self._by_id and last in self._by_name:
@@ -166,11 +166,11 @@ class _ImageIndex:
 
 
 def _parts(path: str) -> list[str]:
-    """Return the folders and the name in a path, also of a MedMNIST archive or with backslashes."""
+    """Return the folders and the name in a path, including paths in MedMNIST archives and paths with backslashes."""
     text = path.replace("\\", "/").replace("#", "/")
     return [part for part in text.split("/") if part not in {"", "."}]
 
 
 def _agree(a: Sequence[str], b: Sequence[str]) -> bool:
-    """Return True if the folders nearest to the file are the same, as far as both are known."""
+    """Return whether the folders nearest to the file agree, as far as both are known."""
     return all(x == y for x, y in zip(reversed(a), reversed(b), strict=False))

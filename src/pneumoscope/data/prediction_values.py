@@ -1,4 +1,4 @@
-"""The numbers in a column of a file of predictions; see `predictions_file`."""
+"""Parse and check the numbers in a column of a predictions file; see `predictions_file`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def parse_numbers(values: Sequence[tuple[int, str]], column: str, name: str) -> 
     """Return the numbers in a column.
 
     Args:
-        values: Line and text of each value.
+        values: Line number and text of each value.
         column: Name of the column.
         name: Name of the file.
 
     Raises:
-        DatasetError: A value is missing or no finite number.
+        DatasetError: A value is missing or not a finite number.
     """
     numbers: list[float] = []
     for _, text in values:
@@ -52,11 +52,11 @@ def check_probabilities(numbers: Sequence[float], values: Sequence[tuple[int, st
     """Raise unless all numbers are probabilities.
 
     Args:
-        numbers: The numbers.
+        numbers: Numbers to check.
         values, column, name: See `parse_numbers`.
 
     Raises:
-        DatasetError: With the first that is not within 0 to 1.
+        DatasetError: Contains the first number outside 0 to 1.
     """
     bad = [i for i, number in enumerate(numbers) if not 0 <= number <= 1]
     if not bad:

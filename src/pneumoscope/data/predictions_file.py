@@ -1,4 +1,4 @@
-"""Read a CSV file with the predictions of another tool: one probability or logit per image, or for each of several classes."""
+"""Read a CSV file with the predictions of another tool: one probability or logit per image, or one per class."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ __all__ = [
 _HINT = "Expected a CSV file with a header line, a column path or id, and a column probability or logit"
 _Scale = Literal["probability", "logit"]
 _SCALES: tuple[_Scale, _Scale] = ("probability", "logit")
-# Largest difference from 1 of the sum of the probabilities of an image, which may have been rounded.
+# Maximum deviation from 1 of the sum of an image's probabilities, which may be rounded.
 _SUM_TOLERANCE = 0.02
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PredictionColumns:
-    """Names of the columns of a file of predictions.
+    """Column names of a predictions file.
 
     Attributes:
         path: Path or name of the image; "path" if empty.
-        id: Identifier of the image, used instead of the path: its file name without extension, its SHA-256, or the value of
-            the column of the same name in the manifest. "id" if empty, without a column "path".
-        probability: Probability of pneumonia, 0 to 1; "probability" if empty. For several classes, the column of each by name;
+        id: Identifier of the image, used instead of the path: its file name without extension, its SHA-256, or the value in the
+            manifest column of the same name. If empty, "id" is used if there is no column "path".
+        probability: Probability of pneumonia, 0 to 1; "probability" if empty. For several classes, the column of each class;
             "probability_CLASS" if empty.
-        logit: Logit, used instead of the probability; "logit" if empty, without a column "probability". For several classes, the
-            column of each; "logit_CLASS" if empty.
-        split: Split of the row; empty if all rows are of one split.
+        logit: Logit, used instead of the probability. If empty, "logit" is used if there is no column "probability". For
+            several classes, the column of each class; "logit_CLASS" if empty.
+        split: Split of the row; empty if all rows belong to the same split.
     """
 
     path: str = ""
@@ -61,13 +61,13 @@ class PredictionColumns:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PredictionRow:
-    """One row of a file of predictions.
+    """One row of a predictions file.
 
     Attributes:
-        line: Line of the file, from 1.
+        line: Line number in the file, starting at 1.
         image: Path or identifier of the image.
-        values: Probability or logit; of several classes, one for each.
-        split: "train", "validation" or "test"; "" if the file states none.
+        values: Probability or logit; one per class for several classes.
+        split: "train", "validation" or "test"; "" if missing.
     """
 
     line: int
@@ -77,22 +77,22 @@ class PredictionRow:
 
     @property
     def value(self) -> float:
-        """The only value of a file for NORMAL and PNEUMONIA."""
+        """The single value in a binary predictions file."""
         (value,) = self.values
         return value
 
 
 @dataclasses.dataclass(frozen=True)
 class PredictionsFile:
-    """The rows of a file of predictions.
+    """Content of a predictions file.
 
     Attributes:
-        path: The file.
+        path: Path of the file.
         sha256: SHA-256 of the file.
-        scale: What the values are.
-        id_column: Name of the column with identifiers; "" if images are named by their paths.
-        rows: The rows, at least one.
-        classes: Names of the classes, in the order of the values; empty for NORMAL and PNEUMONIA.
+        scale: Whether the values are probabilities or logits.
+        id_column: Column with identifiers; "" if images are identified by path.
+        rows: Rows of the file, at least one.
+        classes: Class names in the order of the values; empty for NORMAL and PNEUMONIA.
         columns: Columns of the values.
     """
 
@@ -106,14 +106,14 @@ class PredictionsFile:
 
 
 def read_predictions_file(file: Path, columns: PredictionColumns) -> PredictionsFile:
-    """Return the rows of a CSV file, which may start with a byte order mark, for NORMAL and PNEUMONIA.
+    """Read a CSV file with predictions for NORMAL and PNEUMONIA, which may start with a byte order mark.
 
     Raises:
-        UsageError: Columns are named that exclude each other, or columns of several classes.
-        LayoutError: The file cannot be read, is empty, has no such columns or a row of another length, is separated by other
-            characters than commas, or has comment lines.
-        UnknownNameError: A column that is named does not exist.
-        DatasetError: A value is missing or no finite number, a probability is not within 0 to 1, or a split is unknown.
+        UsageError: Mutually exclusive columns, or columns of several classes, are specified.
+        LayoutError: The file cannot be read, is empty, lacks the columns, has a row of a different length, uses a separator
+            other than commas, or has comment lines.
+        UnknownNameError: A specified column does not exist.
+        DatasetError: A value is missing or not a finite number, a probability is not within 0 to 1, or a split is unknown.
     """
     table, image = _read_table(file, columns)
     column, scale = _choose_value_column(table.header, columns, table.name)
@@ -121,20 +121,20 @@ def read_predictions_file(file: Path, columns: PredictionColumns) -> Predictions
 
 
 def read_class_predictions_file(file: Path, columns: PredictionColumns, order: Sequence[str] = ()) -> PredictionsFile:
-    """Return the rows of a CSV file with a probability or logit for each of several classes.
+    """Read a CSV file with a probability or logit for each of several classes.
 
     Args:
-        file: The file.
-        columns: Names of its columns.
-        order: All classes, in the order of the values; sorted if empty.
+        file: Path of the file.
+        columns: Column names.
+        order: All classes in the order of the values; sorted if empty.
 
     Returns:
-        The rows. NORMAL and PNEUMONIA, if there are no other classes, are in upper case as in labeled data.
+        The predictions. NORMAL and PNEUMONIA are in upper case, as in labeled data, if there are no other classes.
 
     Raises:
-        UsageError, LayoutError, UnknownNameError: See `read_predictions_file`; or a column is named for a class that is not in
-            `order`.
-        DatasetError: See there; or the classes are not those of `order`, or two columns are of one class.
+        UsageError, LayoutError, UnknownNameError: See `read_predictions_file`; or a column is specified for a class that is not
+            in `order`.
+        DatasetError: See `read_predictions_file`; or the classes differ from `order`, or two columns belong to the same class.
     """
     table, image = _read_table(file, columns)
     named, scale = _choose_class_columns(table.header, columns, table.name, order)
@@ -154,14 +154,14 @@ def read_class_predictions_file(file: Path, columns: PredictionColumns, order: S
 
 
 def check_sums(file: PredictionsFile, missing: str = "") -> None:
-    """Raise unless the probabilities of each image for several classes sum to 1, except for rounding.
+    """Raise unless the class probabilities of each image sum to 1, up to rounding.
 
     Args:
-        file: The predictions.
-        missing: Label of the data for which the file has no column; "" if there is none.
+        file: Predictions to check.
+        missing: Label in the data without a column in the file; "" if there is none.
 
     Raises:
-        DatasetError: With the column that is missing, or with the first sum.
+        DatasetError: Contains the missing column, or the first such sum.
     """
     bad = [row for row in file.rows if abs(sum(row.values) - 1) > _SUM_TOLERANCE]
     if file.scale != "probability" or not bad:
@@ -177,13 +177,13 @@ def check_sums(file: PredictionsFile, missing: str = "") -> None:
 
 
 def missing_class_error(name: str, missing: str, columns: Iterable[str], scale: _Scale) -> DatasetError:
-    """Return the error for a file without a column of one class.
+    """Return the error for a file that lacks the column of a class.
 
     Args:
         name: Name of the file.
-        missing: The class.
+        missing: Class without a column.
         columns: Columns of the other classes.
-        scale: What their values are.
+        scale: Whether the values are probabilities or logits.
     """
     return DatasetError(
         f"{name} has no column {f'{scale}_{missing}'!r} for the class {missing!r} (columns of classes: {', '.join(columns)})",
@@ -192,9 +192,9 @@ def missing_class_error(name: str, missing: str, columns: Iterable[str], scale: 
 
 
 def has_class_columns(file: Path, columns: PredictionColumns) -> bool:
-    """Return True if a file has predictions for several classes; False if it cannot be read.
+    """Return whether a file has predictions for several classes; False if it cannot be read.
 
-    Of columns for NORMAL and PNEUMONIA, that of pneumonia is to be named, because a model of these has one probability.
+    Columns for exactly NORMAL and PNEUMONIA do not count, because a binary model has a single probability.
     """
     named = (columns.probability, columns.logit)
     if any(isinstance(each, Mapping) for each in named) or any(named):
@@ -205,7 +205,7 @@ def has_class_columns(file: Path, columns: PredictionColumns) -> bool:
 
 
 def column_names(file: Path) -> list[str]:
-    """Return the names of the columns of a CSV file; none if it cannot be read."""
+    """Return the column names of a CSV file, or an empty list if it cannot be read."""
     try:
         return read_column_names(file)
     except LayoutError:
@@ -213,7 +213,7 @@ def column_names(file: Path) -> list[str]:
 
 
 def read_column_names(file: Path) -> list[str]:
-    """Return the names of the columns of a CSV file.
+    """Return the column names of a CSV file.
 
     Raises:
         LayoutError: The file cannot be read; see `read_predictions_file`.
@@ -222,13 +222,13 @@ def read_column_names(file: Path) -> list[str]:
 
 
 def _names_in_data(classes: Sequence[str]) -> list[str]:
-    """Return names of classes as labeled data have them: NORMAL and PNEUMONIA, if there are no others, in upper case."""
+    """Return class names as in labeled data: in upper case if they are exactly NORMAL and PNEUMONIA."""
     upper = [label.upper() for label in classes]
     return upper if sorted(upper) == [*LABELS] else [*classes]
 
 
 def _read_table(file: Path, columns: PredictionColumns) -> tuple[CsvTable, tuple[str, bool]]:
-    """Return the table, and the column that names the images and whether it has identifiers."""
+    """Return the table, the column that identifies the images, and whether that column contains identifiers."""
     for a, b in (_SCALES, ("path", "id")):
         if getattr(columns, a) and getattr(columns, b):
             raise UsageError(f"both --{a}-column and --{b}-column are given", hint="Give one of the two")
@@ -243,13 +243,13 @@ def _predictions(
     by_class: Mapping[str, str],
     scale: _Scale,
 ) -> PredictionsFile:
-    """Return the rows of a table.
+    """Return the predictions in a table.
 
     Args:
         table, image: See `_read_table`.
-        columns: Names of the columns; here, of splits.
-        by_class: Column of each class; that of "" for NORMAL and PNEUMONIA.
-        scale: What the values are.
+        columns: Column names, here of the split.
+        by_class: Column of each class; the key is "" for NORMAL and PNEUMONIA.
+        scale: Whether the values are probabilities or logits.
     """
     name = table.name
     image_column, is_id = image
@@ -276,7 +276,7 @@ def _predictions(
 
 
 def _choose_image_column(header: Sequence[str], columns: PredictionColumns, name: str) -> tuple[str, bool]:
-    """Return the column that names the image, and True if it has identifiers."""
+    """Return the column that identifies the image, and whether it contains identifiers."""
     if columns.path or columns.id:
         return _named_column(header, columns.path or columns.id, name), bool(columns.id)
     if "path" in header:
@@ -287,7 +287,7 @@ def _choose_image_column(header: Sequence[str], columns: PredictionColumns, name
 
 
 def _choose_value_column(header: Sequence[str], columns: PredictionColumns, name: str) -> tuple[str, _Scale]:
-    """Return the column of the predictions, and what its values are."""
+    """Return the column of the predictions and its scale."""
     for scale in _SCALES:
         column = getattr(columns, scale)
         if isinstance(column, Mapping):
@@ -316,7 +316,7 @@ def _choose_value_column(header: Sequence[str], columns: PredictionColumns, name
 def _choose_class_columns(
     header: Sequence[str], columns: PredictionColumns, name: str, order: Sequence[str]
 ) -> tuple[Mapping[str, str], _Scale]:
-    """Return the column of each class, and what their values are; `order` has the classes if they are known."""
+    """Return the column of each class and their scale; `order` contains the classes if known."""
     for scale in _SCALES:
         named = getattr(columns, scale)
         if isinstance(named, Mapping):
@@ -345,7 +345,7 @@ def _choose_class_columns(
 
 
 def _check_class_columns(named: Mapping[str, str], scale: _Scale) -> None:
-    """Raise unless there are two or more classes with their own columns."""
+    """Raise unless there are two or more classes with different columns."""
     if len(named) < 2 or not all(named) or len(set(named.values())) < len(named):
         listed = ", ".join(f"{label}={column}" for label, column in named.items())
         raise UsageError(
@@ -355,7 +355,7 @@ def _check_class_columns(named: Mapping[str, str], scale: _Scale) -> None:
 
 
 def _default_columns(header: Iterable[str], scale: _Scale) -> dict[str, str]:
-    """Return the columns that are named after a class, such as probability_virus."""
+    """Return the columns named after a class, such as probability_virus."""
     prefix = f"{scale}_"
     return {column.removeprefix(prefix): column for column in header if column.startswith(prefix) and column != prefix}
 
@@ -367,14 +367,14 @@ def _named_column(header: Sequence[str], column: str, name: str) -> str:
 
 
 def _no_column(header: Sequence[str], wanted: tuple[str, str], similar: Sequence[str], name: str) -> LayoutError:
-    """Return the error for a missing column, which names the flag for a column with a similar name."""
+    """Return the error for a missing column, suggesting the option for a column with a similar name."""
     near = [column for column in header if set(re.findall(r"[a-z]+", column.lower())) & set(similar)] or [
         column
         for column in header
         if any(len(word) > 3 and word in column.lower() for word in similar)
         or difflib.get_close_matches(column.lower(), wanted, n=1)
     ]
-    near.sort(key=lambda column: "pneumonia" not in column.lower())  # not the column of NORMAL beside it
+    near.sort(key=lambda column: "pneumonia" not in column.lower())  # prefer it to the column of NORMAL
     a, b = wanted
     flag = f"--{b if b in re.findall(r'[a-z]+', near[0].lower()) else a}-column" if near else ""
     several = "; or that of each of several classes, with CLASS=COLUMN" if a == "probability" else ""

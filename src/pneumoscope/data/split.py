@@ -1,17 +1,18 @@
 """Split a data set into train, validation and test. The result depends only on the images, the method and the seed.
 
-No random number generator is used: units are ordered by the SHA-256 of (seed, key), so that a library update cannot change a
-split. The key of a unit is its patient, or the file name without folders if that is unique, so that moved or resized images
-are split in the same way.
+Units are ordered by the SHA-256 of (seed, key) instead of a random number generator, so that library updates cannot change a
+split. The key of a unit is its patient, or the file name without folders if unique, so that moved or resized images are split
+in the same way.
 
 A given test split is kept. The other images are pooled and divided, except for three groups, which get the split "unused":
 
-- given validation images that are fewer than 1% of the pool (the public data set has 16): they are too few to choose anything
-  on, and training on them would make runs incomparable with the report, which set them aside;
+- given validation images that make up less than 1% of the pool (the public data set has 16): they are too few for model
+  selection, and training on them would make runs incomparable with the report, which set them aside;
 - images that are byte-identical to an image of the given test split;
 - images of patients who are also in the given test split, unless the split is by image.
 
-Byte-identical images get the same split, and so do their patients, unless the split is by image and they show one patient.
+Byte-identical images and all of their patients' images get the same split, unless the split is by image and they show one
+patient.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ __all__ = ["METHODS", "SplitMethod", "expected_leak_rate", "split_manifest"]
 
 SplitMethod = Literal["patient", "block", "image"]
 METHODS: tuple[SplitMethod, ...] = get_args(SplitMethod)
-_MIN_GIVEN_VALIDATION = 0.01  # of the pool
+_MIN_GIVEN_VALIDATION = 0.01  # fraction of the pool
 _DEFAULT_TEST = 0.15
 _DEFAULT_VALIDATION = 0.15
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Unit:
-    """Images that stay in one split: those of a patient, or a single image; of several if they have identical images.
+    """Images that must stay in one split: of a patient, or a single image, merged with units that share identical images.
 
     Attributes:
         key: Patient, or name of the image.
-        stratum: Label, or series of a block split; fractions are kept in each stratum.
+        stratum: Label, or series in a block split; fractions are applied in each stratum.
         paths: Paths of the images.
     """
 
@@ -61,20 +62,21 @@ def split_manifest(
     test: float | None = None,
     seed: int = 0,
 ) -> Manifest:
-    """Return the manifest with every image assigned to train, validation, test or unused.
+    """Return the manifest with each image assigned to train, validation, test or unused.
 
-    - "patient": whole patients, stratified by label. A patient with images of several labels counts as the last of them, such as
-      PNEUMONIA.
+    - "patient": whole patients, stratified by label. A patient with images of several labels counts as the last of them, such
+      as PNEUMONIA.
     - "block": one contiguous block of patient numbers per series, starting at a seeded position without wrapping around.
-      Validation images then differ from training images somewhat, as the official test images do.
-    - "image": single images, stratified by label, regardless of patients. Like the report; leaks patients into validation.
+      Validation images then differ somewhat from training images, as the official test images do.
+    - "image": single images, stratified by label, regardless of patients. Same as in the report; leaks patients into
+      validation.
 
     Args:
-        manifest: A manifest with or without splits.
+        manifest: Manifest with or without splits.
         by: "patient", "block" or "image".
-        validation: Fraction of the pooled images (all but test) for validation, between 0 and 1; approximate for whole
+        validation: Fraction of the pooled images (all except test) for validation, between 0 and 1; approximate for whole
             patients.
-        test: Fraction of all images for testing, if the data has no test split; 0.15 if None.
+        test: Fraction of all images for testing if the data have no test split; 0.15 if None.
         seed: Seed of the order.
 
     Returns:
@@ -82,8 +84,8 @@ def split_manifest(
 
     Raises:
         UsageError: `by` is unknown, a fraction is not between 0 and 1, or `test` is given for data with a test split.
-        DatasetError: A split would have no image of a label; byte-identical images have different labels; or "block" is
-            used for patients without numbers.
+        DatasetError: A split would have no image of a label; byte-identical images have different labels; or "block" is used
+            for patients without numbers.
     """
     if by not in METHODS:
         raise UsageError(f"unknown split method {by!r}", hint=f"Choose one of: {', '.join(METHODS)}")
@@ -103,7 +105,7 @@ def split_manifest(
     units, identical = _units(pool, by, manifest.classes), _identical(pool, by)
     test_share = None if has_test else test_fraction
     assigned = _assign(units, test_share, validation, by, seed)
-    # Units are merged only if necessary, so that the published splits of the public data set do not change.
+    # Merge units only if necessary, to keep the published splits of the public data set.
     if any(len({assigned.get(image.path) for image in group}) > 1 for group in identical):
         assigned = _assign(_merge(units, identical), test_share, validation, by, seed)
     pooled = {image.path for image in pool}
@@ -122,9 +124,9 @@ def split_manifest(
 def expected_leak_rate(manifest: Manifest) -> tuple[float | None, str]:
     """Return the expected fraction of validation images whose patient is also in train, for a split by image.
 
-    Images are drawn without replacement in each label. If an image of a patient with m of the n images of that label is drawn
-    into validation, the patient's other images all miss the t training images with probability
-    C(n - 1 - t, m - 1) / C(n - 1, m - 1). Labels are drawn independently.
+    Images are drawn without replacement within each label. Given that one of a patient's m images (out of n with that label) is
+    drawn for validation, none of the patient's other images are among the t training images with probability C(n - 1 - t, m -
+    1) / C(n - 1, m - 1). Labels are drawn independently.
 
     Returns:
         The fraction for 15% validation images, 0 to 1, and ""; or None and the reason.
@@ -149,14 +151,14 @@ def expected_leak_rate(manifest: Manifest) -> tuple[float | None, str]:
         for label, images in counts.items():
             no_leak = 1.0
             for other, siblings in counts.items():
-                itself = int(other == label)  # the validation image is not among the training images
+                itself = int(other == label)  # exclude the validation image itself
                 no_leak *= _probability_of_none(size[other] - itself, train[other], siblings - itself)
             expected += images * validation[label] / size[label] * (1 - no_leak)
     return expected / validation.total(), ""
 
 
 def _probability_of_none(n: int, drawn: int, marked: int) -> float:
-    """Return the probability that `drawn` of n items, without replacement, include none of the `marked` ones."""
+    """Return the probability that `drawn` of n items, drawn without replacement, include none of the `marked` ones."""
     probability = 1.0
     for i in range(marked):
         probability *= (n - drawn - i) / (n - i)
@@ -167,9 +169,9 @@ def _assign(units: Sequence[_Unit], test: float | None, validation: float, by: s
     """Return the split of each image that is not for training, by path.
 
     Args:
-        units: The units to divide.
+        units: Units to divide.
         test: Fraction of the images for testing; None to draw no test split.
-        validation: Fraction of the other images for validation.
+        validation: Fraction of the remaining images for validation.
         by, seed: See `split_manifest`.
     """
     assigned: dict[str, str] = {}
@@ -180,9 +182,9 @@ def _assign(units: Sequence[_Unit], test: float | None, validation: float, by: s
 
 
 def _identical(pool: Sequence[LabeledImage], by: str) -> list[tuple[LabeledImage, ...]]:
-    """Return the groups of byte-identical images that must not be divided.
+    """Return the groups of byte-identical images that must stay in one split.
 
-    A split by image divides the images of a patient on purpose, and so their identical images.
+    A split by image deliberately divides the images of a patient, including identical ones.
     """
     groups = identical_images(pool)
     if by != "image":
@@ -191,7 +193,7 @@ def _identical(pool: Sequence[LabeledImage], by: str) -> list[tuple[LabeledImage
 
 
 def _merge(units: Sequence[_Unit], identical: Sequence[Sequence[LabeledImage]]) -> list[_Unit]:
-    """Return the units, with those that share identical images as one."""
+    """Return the units, merging those that share identical images."""
     parents = list(range(len(units)))
 
     def root(index: int) -> int:
@@ -207,7 +209,7 @@ def _merge(units: Sequence[_Unit], identical: Sequence[Sequence[LabeledImage]]) 
     merged: dict[int, list[_Unit]] = defaultdict(list)
     for index, unit in enumerate(units):
         merged[root(index)].append(unit)
-    # Of two labels, PNEUMONIA is the last: a patient with images of both counts as PNEUMONIA.
+    # PNEUMONIA sorts last, so a patient with both labels counts as PNEUMONIA.
     leading = {index: max(group, key=lambda unit: (unit.stratum, unit.key)) for index, group in merged.items()}
     return [
         dataclasses.replace(leading[index], paths=tuple(path for unit in group for path in unit.paths))
@@ -216,7 +218,7 @@ def _merge(units: Sequence[_Unit], identical: Sequence[Sequence[LabeledImage]]) 
 
 
 def _pool(manifest: Manifest, by: str) -> tuple[list[LabeledImage], list[str]]:
-    """Return the images to divide, and notes on those that are set aside."""
+    """Return the images to divide, and notes on those set aside."""
     notes = []
     pool = [image for image in manifest.images if image.split in {"train", "validation", ""}]
     given = sum(image.split == "validation" for image in pool)
@@ -269,12 +271,12 @@ def _stratum(images: Sequence[LabeledImage], by: str, classes: Sequence[str]) ->
 
 
 def _name(path: str) -> str:
-    """Return the file name without folders; in an archive, the split and row."""
+    """Return the file name without folders, or the split and row in an archive."""
     return path.partition("#")[2] or PurePosixPath(path).name
 
 
 def _draw(units: Sequence[_Unit], fraction: float, by: str, salt: str) -> list[str]:
-    """Return the paths of a fraction of the images, drawn in each stratum."""
+    """Return the paths of a fraction of the images, drawn within each stratum."""
     strata: dict[str, list[_Unit]] = defaultdict(list)
     for unit in units:
         strata[unit.stratum].append(unit)
@@ -306,7 +308,7 @@ def _hash_order(units: Iterable[_Unit], salt: str) -> list[_Unit]:
 
 
 def _block_order(units: Iterable[_Unit], target: int, salt: str) -> list[_Unit]:
-    """Return the units by patient number, from a seeded start that leaves enough images."""
+    """Return the units sorted by patient number, from a seeded start that leaves enough images."""
     ordered = sorted(units, key=lambda unit: (parse_patient(unit.key) or ("", 0), unit.key))
     remaining = 0
     last = len(ordered)
@@ -318,7 +320,7 @@ def _block_order(units: Iterable[_Unit], target: int, salt: str) -> list[_Unit]:
 
 
 def _take(units: Iterable[_Unit], target: int, *, contiguous: bool) -> list[str]:
-    """Return whole units in order, as close to the target as possible; a block ends at the first that does not fit."""
+    """Return whole units in order, as close to the target as possible; a block ends at the first unit that does not fit."""
     paths: list[str] = []
     for unit in units:
         if abs(len(paths) + len(unit.paths) - target) < abs(len(paths) - target):

@@ -1,4 +1,4 @@
-"""A labeled data set as a torch Dataset. The only module of `data` that imports torch; loaded on demand."""
+"""Labeled data set as a torch Dataset; the only module of `data` that imports torch, loaded on demand."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["TorchDataset"]
 
 
 class TorchDataset(Dataset[tuple[Tensor, int]]):
-    """Map-style dataset of images, uint8 tensors of shape (height, width), and labels, the index of the class.
+    """Map-style dataset of images, uint8 tensors of shape (height, width), and class indices.
 
-    The networks of `create_model` take batches of these images, shape (n, size, size), without further normalization.
+    Batches of these images, shape (n, size, size), need no further normalization for the networks of `create_model`.
 
     Args:
-        source: The images and labels.
+        source: Images and labels.
     """
 
     def __init__(self, source: LabeledDataset) -> None:

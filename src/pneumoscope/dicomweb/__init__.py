@@ -1,1 +1,1 @@
-"""Other DICOMweb servers: addresses, sessions, searches (QIDO-RS) and retrieval (WADO-RS)."""
+"""Access to DICOMweb servers: addresses, sessions, searches (QIDO-RS) and retrieval (WADO-RS)."""

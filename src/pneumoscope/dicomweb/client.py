@@ -1,4 +1,4 @@
-"""Search a DICOMweb server with QIDO-RS (PS3.18 10.6), and retrieve instances with WADO-RS (PS3.18 10.4)."""
+"""Search a DICOMweb server with QIDO-RS (PS3.18 10.6) and retrieve instances with WADO-RS (PS3.18 10.4)."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from pneumoscope.dicomweb.session import CONNECT_SECONDS, HTTP_SECONDS, AnswerTo
 
 __all__ = ["ANY_SYNTAX", "MAX_BYTES", "MODALITIES", "PAGE", "DicomWebError", "Level", "WebArchive", "instance_path"]
 
-MODALITIES = ("CR", "DX")  # of chest radiographs: series of others are not asked for
+MODALITIES = ("CR", "DX")  # modalities of chest radiographs; other series are ignored
 PAGE = 100
-MAX_BYTES = 256 * 2**20  # of an instance, as the service accepts
+MAX_BYTES = 256 * 2**20  # maximum size of an instance, the same as in the service
 ANY_SYNTAX = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 Level = Literal["studies", "series", "instances"]
 _CHUNK_BYTES = 2**20
 _UID_KEYWORDS = {"studies": "StudyInstanceUID", "series": "SeriesInstanceUID", "instances": "SOPInstanceUID"}
-_UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)*")  # it becomes part of an address
+_UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)*")  # validated because UIDs become part of addresses
 
 
 class DicomWebError(Exception):
-    """A request that was not done. The text names no patient and no UID.
+    """Raised when a request failed. The message contains no patient data and no UID.
 
     Attributes:
-        status: HTTP status of the answer; 0 if there was none.
-        is_unreachable: Whether there was no answer, or it ended early.
+        status: HTTP status of the response; 0 if there was none.
+        is_unreachable: Whether there was no response, or it was incomplete.
     """
 
     def __init__(self, text: str, *, status: int = 0, is_unreachable: bool = False) -> None:
@@ -39,32 +39,32 @@ class DicomWebError(Exception):
 
 
 class WebArchive:
-    """A DICOMweb server. Its methods raise `DicomWebError`.
+    """Client of a DICOMweb server. Its methods raise `DicomWebError`.
 
     Attributes:
-        incomplete_searches: Number of searches that may not have returned all results: the last page had a warning of the server,
-            pages repeat results of others, or a result has no UID.
+        incomplete_searches: Number of searches that may not have returned all results: the last page had a server warning,
+            pages repeated results of other pages, or a result had no UID.
     """
 
     def __init__(self, url: str, session: requests.Session) -> None:
         self._url, self._session = url, session
         self._client = DICOMwebClient(url, session=session, timeout=HTTP_SECONDS)
         self._client.set_http_retry_params(retry=False)
-        self._has_warning = False  # of the last response
+        self._has_warning = False  # whether the last response had a warning
         self.incomplete_searches = 0
         session.hooks["response"].append(self._note_warning)
 
     def search(
         self, level: Level, filters: Mapping[str, str] | None = None, *, study: str = "", series: str = ""
     ) -> Iterator[Dataset]:
-        """Yield all results, page by page. One with a UID that came before, or without any, is left out.
+        """Yield all results page by page, skipping those with a repeated or missing UID.
 
-        Study, series and instance UIDs of results are well-formed; one of the level is never missing.
+        Study, series and instance UIDs in results are well-formed, and the UID of the searched level is present.
 
         Args:
-            level: What is searched.
-            filters: Keywords or tags, and the values that match.
-            study, series: UIDs within which the level is searched.
+            level: Level of the search.
+            filters: Keywords or tags, and the values to match.
+            study, series: UIDs that restrict the search.
         """
         search = {
             "studies": self._client.search_for_studies,
@@ -81,12 +81,12 @@ class WebArchive:
             page = self._page(search, offset=offset, limit=PAGE, search_filters=dict(filters or {}), **arguments)
             results = {str(each.get(keyword) or ""): each for each in page}
             new = {uid: each for uid, each in results.items() if uid and uid not in found}
-            # A server that ignores `limit` and `offset` repeats all results. One that ignores `offset` alone repeats the first
-            # page, and one without a stable order repeats some results and leaves out as many.
+            # A server that ignores `limit` and `offset` repeats all results. A server that only ignores `offset`
+            # repeats the first page, and one without a stable order repeats some results and omits as many.
             repeats_all = found <= results.keys() and len(found) != PAGE
             is_incomplete |= "" in results or not (repeats_all or found.isdisjoint(results))
-            if not new:  # a server may send fewer than `limit`
-                # A page with new results has a warning, too, if there are further pages (PS3.18 8.3.4.4).
+            if not new:  # a short page is not the end: servers may send fewer than `limit`
+                # Pages with new results also have a warning if there are further pages (PS3.18 8.3.4.4).
                 self.incomplete_searches += is_incomplete or self._has_warning
                 return
             yield from new.values()
@@ -94,11 +94,11 @@ class WebArchive:
             offset += len(page)
 
     def retrieve(self, path: str, *, max_bytes: int = MAX_BYTES) -> bytes:
-        """Return the file of an instance as it is stored.
+        """Return the file of an instance as stored.
 
         Args:
             path: See `instance_path`.
-            max_bytes: Size of the longest answer that is read.
+            max_bytes: Maximum size of the response.
         """
         body = bytearray()
         try:
@@ -122,8 +122,9 @@ class WebArchive:
         return content
 
     def _note_warning(self, response: requests.Response, *_: Any, **__: Any) -> None:
-        # Code 299 stands for any warning, and servers word it in their own ways. A complete search that is reported as incomplete
-        # is the smaller harm. The other warning that the standard has is about fuzzy matching, which is not asked for.
+        # Code 299 covers any warning, and its wording depends on the server. Reporting a complete search as incomplete
+        # does less harm than the reverse. The only other warning in the standard concerns fuzzy matching, which is not
+        # requested.
         self._has_warning = response.headers.get("Warning", "").lstrip().startswith("299")
 
     def _page(self, search: Any, **arguments: Any) -> list[Dataset]:
@@ -138,7 +139,7 @@ class WebArchive:
             raise DicomWebError("the answer is not DICOM JSON", status=200) from error
         except (requests.RequestException, OSError) as error:
             raise DicomWebError(type(error).__name__, is_unreachable=True) from error
-        except Exception as error:  # a server may send anything
+        except Exception as error:  # servers may send anything
             raise DicomWebError("the answer is not DICOM JSON", status=200) from error
         uids = (str(each.get(keyword) or "") for each in page for keyword in _UID_KEYWORDS.values())
         if any(uid and not _UID.fullmatch(uid) for uid in uids):
@@ -152,7 +153,7 @@ def instance_path(study: str, series: str, instance: str) -> str:
 
 
 def _only_part(content_type: str, body: bytes) -> bytes:
-    """Return the content of the only part of a multipart body; empty if it is malformed."""
+    """Return the content of the only part in a multipart body, or empty bytes if malformed."""
     message = Message()
     message["Content-Type"] = content_type
     delimiter = f"--{message.get_param('boundary')}".encode()

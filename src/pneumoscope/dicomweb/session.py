@@ -1,4 +1,4 @@
-"""Sessions with other DICOMweb servers."""
+"""Authenticated sessions with DICOMweb servers."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ __all__ = [
 ]
 
 CONNECT_SECONDS = 10
-HTTP_SECONDS = 60  # without a byte from the server
-MAX_ANSWER_BYTES = 64 * 2**20  # of an answer that is not streamed: about 13,000 results of a search
+HTTP_SECONDS = 60  # timeout without a byte from the server
+MAX_ANSWER_BYTES = 64 * 2**20  # maximum size of a response that is not streamed: about 13,000 search results
 
 
 class AnswerTooLongError(requests.RequestException):
-    """An answer has more than `MAX_ANSWER_BYTES`."""
+    """Raised when a response has more than `MAX_ANSWER_BYTES`."""
 
 
 class Access(Protocol):
-    """The access to a server.
+    """Settings for access to a server.
 
     Attributes:
-        user, password_file: For basic authentication.
+        user, password_file: Credentials for basic authentication.
         token_file: File with a bearer token.
-        ca_file: Certificates of the authorities that sign the server's certificate, PEM; those of the system if None.
+        ca_file: PEM file with the certificate authorities of the server; None for those of the system.
     """
 
     @property
@@ -48,18 +48,18 @@ class Access(Protocol):
 
 
 def open_session(server: Access) -> requests.Session:
-    """Return a session that authenticates as configured; the caller closes it.
+    """Return a session that authenticates as configured; the caller must close it.
 
-    Its requests raise requests.HTTPError if the server redirects them, and AnswerTooLongError.
+    Requests raise requests.HTTPError for redirects, and AnswerTooLongError.
 
     Raises:
-        OSError, ValueError: A file with a secret or certificates cannot be read, or has no valid secret.
+        OSError, ValueError: A file with a secret or certificates cannot be read, or contains no valid secret.
     """
     session = requests.Session()
-    session.trust_env = False  # a .netrc or a proxy of the environment must not get images and results
+    session.trust_env = False  # ignore .netrc files and proxies set in the environment
     session.hooks["response"] = [_reject_redirect, _limit_answer]
     if server.ca_file:
-        server.ca_file.read_bytes()  # else each request fails, without the name of the file
+        server.ca_file.read_bytes()  # otherwise each request would fail without naming the file
         session.verify = str(server.ca_file)
     if server.password_file:
         session.auth = HTTPBasicAuth(server.user, read_credential(server.password_file))
@@ -69,14 +69,14 @@ def open_session(server: Access) -> requests.Session:
 
 
 def _reject_redirect(response: requests.Response, *_: Any, **__: Any) -> None:
-    """Raise HTTPError for a redirect: patient data comes from, and goes to, the stated address only."""
+    """Raise HTTPError for a redirect, because patient data may only be exchanged with the configured address."""
     if 300 <= response.status_code < 400:
         response.close()
         raise requests.HTTPError("redirect", response=response)
 
 
 class _LimitedBody:
-    """The body of an answer, which ends with an error after `MAX_ANSWER_BYTES`."""
+    """Body of a response that raises an error after `MAX_ANSWER_BYTES`."""
 
     def __init__(self, raw: Any) -> None:
         self._raw = raw
@@ -96,7 +96,7 @@ class _LimitedBody:
 
 
 def _limit_answer(response: requests.Response, *_: Any, stream: bool = False, **__: Any) -> None:
-    """Limit the body of an answer, unless the caller reads it in chunks."""
+    """Limit the body of a response unless the caller streams it."""
     if not stream:
         response.raw = _LimitedBody(response.raw)
 
@@ -105,10 +105,10 @@ def read_credential(file: Path) -> str:
     """Return the content of a file without surrounding white space.
 
     Raises:
-        OSError, ValueError: It cannot be read, is not UTF-8, or has several lines.
+        OSError, ValueError: The file cannot be read, is not UTF-8, or has several lines.
     """
     credential = file.read_text(encoding="utf-8").strip()
     if any(unicodedata.category(character) == "Cc" for character in credential):
-        # Errors of requests would have the secret.
+        # Errors raised by requests would quote the secret.
         raise ValueError(f"{str(file)!r} has several lines or a control character")
     return credential

@@ -1,7 +1,7 @@
 """Decode image files to 8-bit gray pixels, or raise an error with the reason. Damaged files are not repaired.
 
-Untrusted files may be empty, truncated, huge, animated, or not images. The numbers of bytes, frames and pixels are
-checked before any pixel is decoded. `sandbox` runs the decoders in worker processes and survives their crashes.
+Untrusted files may be empty, truncated, huge, animated, or not images. The numbers of bytes, frames and pixels are checked
+before any pixel is decoded. `sandbox` runs the decoders in worker processes and survives crashes.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ __all__ = ["MAX_BYTES", "MAX_PIXELS", "Radiograph", "decode", "read_file", "requ
 # `MAX_PIXELS` pixels of 32 bits, uncompressed.
 MAX_BYTES = 4 * MAX_PIXELS
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
-_MULTI_PICTURE = "MPO"  # a JPEG of a camera, followed by previews or further pictures; the first one is the image
-_CHROMA_SIDE = 128  # side of the sample in which the chroma is measured, pixels
+_MULTI_PICTURE = "MPO"  # a camera's JPEG followed by previews or more pictures; the first one is used
+_CHROMA_SIDE = 128  # side in pixels of the sample used to measure chroma
 # Transposition that undoes each EXIF orientation. Pillow's `exif_transpose` also rewrites the EXIF data, and fails if
-# another part of it is damaged.
+# any other part of it is damaged.
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -54,27 +54,27 @@ def decode(
 ) -> Radiograph:
     """Return one radiograph as 8-bit gray.
 
-    The format is detected from the content, not from the file extension. Color is converted to ITU-R 601 luma
-    (Pillow's "L"), transparent pixels are composited on black, and gray of more than 8 bits is scaled by its depth, see
-    `gray_levels.scale_to_depth`. The EXIF orientation is applied, so that the image appears as in a viewer.
+    The format is detected from the content, not the file extension. Color is converted to ITU-R 601 luma (Pillow's "L"),
+    transparent pixels are composited on black, and gray of more than 8 bits is scaled by its depth (see
+    `gray_levels.scale_to_depth`). The EXIF orientation is applied, so that the image appears as in a viewer.
 
     Args:
-        source: File, or its content.
-        name: Name of the file in messages; by default its path.
-        min_side: Minimum side in pixels to which a JPEG may be reduced by 1/2, 1/4 or 1/8 in decoding, which is
-            faster than to resize it afterwards. With 0, all images are decoded at full size.
-        allow_rejected: Return images that their DICOM header rejects, such as lateral views, with
-            `Radiograph.rejections`, instead of raising an error. Images whose rejection a person can override are always
-            returned: in labeled data, a person has chosen them.
-        keep_values: Also return the values before any window, `Radiograph.values`.
+        source: Path of a file, or its content.
+        name: Name of the file in messages; defaults to its path.
+        min_side: Minimum side in pixels to which decoding may reduce a JPEG, by 1/2, 1/4 or 1/8, which is faster than resizing
+            afterwards. 0 decodes all images at full size.
+        allow_rejected: Return images rejected by their DICOM header, such as lateral views, with `Radiograph.rejections`
+            instead of raising an error. Images whose rejection a user can override are always returned, because labeled data
+            were selected by people.
+        keep_values: Also return the pixel values before windowing, `Radiograph.values`.
 
     Returns:
-        The image; its pixels are read-only.
+        The image, with read-only pixels.
 
     Raises:
-        UnreadableImageError: The file is missing, empty, not an image, truncated, or larger than `MAX_PIXELS` or
-            `MAX_BYTES`, has more than one frame, has pixels of unknown range (32 bits, floating point), or is rejected
-            by its header. For DICOM see `decode_dicom`.
+        UnreadableImageError: The file is missing, empty, not an image, truncated, or larger than `MAX_PIXELS` or `MAX_BYTES`,
+            has more than one frame, has pixels of unknown range (32 bits, floating point), or is rejected by its header. For
+            DICOM see `decode_dicom`.
     """
     name = name or (str(source) if isinstance(source, Path) else "bytes")
     data = source if isinstance(source, bytes) else read_file(source, name)
@@ -181,7 +181,7 @@ def _decode_image(data: bytes, name: str, min_side: int, *, keep_values: bool) -
 
 
 def _support_white_is_zero() -> None:
-    """Let Pillow open big-endian TIFF files of 16 bits in which 0 is white, like those in which 0 is black."""
+    """Let Pillow open big-endian 16-bit TIFF files in which 0 is white."""
     from PIL import TiffImagePlugin
 
     key: Any = (TiffImagePlugin.MM, 0, (1,), 1, (16,), ())
@@ -189,9 +189,9 @@ def _support_white_is_zero() -> None:
 
 
 def _require_known_depth(image: Image.Image, data: bytes, name: str) -> None:
-    """Raise `UnreadableImageError` if a PNG in color, or with transparency, may hold fewer than the 16 bits that it states.
+    """Raise `UnreadableImageError` if a 16-bit PNG with color or transparency may contain fewer bits than its header specifies.
 
-    Pillow reduces such channels to their highest 8 bits.
+    Pillow reduces such channels to their upper 8 bits, in which smaller depths cannot be detected.
     """
     is_reduced = image.format == "PNG" and data[24] == 16 and image.mode in {"RGB", "RGBA", "LA"}
     if is_reduced and np.asarray(image.convert("RGB")).max() < 128:
@@ -203,7 +203,7 @@ def _quoted(error: Exception) -> dict[str, str]:
 
 
 def _transposition(image: Image.Image) -> Image.Transpose | None:
-    """Return the transposition that makes an image upright; None if it is upright or its EXIF data is damaged."""
+    """Return the transposition that makes an image upright; None if it is upright or its EXIF data are damaged."""
     try:
         return _TRANSPOSITIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except (SyntaxError, struct.error):
@@ -224,7 +224,7 @@ def _chroma(image: Image.Image) -> float:
 
 
 def _gray(image: Image.Image, file: Image.Image, *, keep_values: bool) -> GrayLevels:
-    """Return gray levels of an image, transposed or not, from a file."""
+    """Return the gray levels of an image, possibly transposed, that was read from `file`."""
     if image.mode.startswith("I;16"):  # Pillow's own conversion to "L" would clip at 255
         return _gray_16(image, file, keep_values=keep_values)
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
@@ -238,8 +238,11 @@ def _gray(image: Image.Image, file: Image.Image, *, keep_values: bool) -> GrayLe
 
 
 def _gray_16(image: Image.Image, file: Image.Image, *, keep_values: bool) -> GrayLevels:
-    """Return gray levels of 9 to 16 bits. Pillow ignores the bit depth and the photometric interpretation of TIFF."""
-    from PIL import TiffImagePlugin  # JPEGs are decoded without these imports
+    """Return the gray levels of an image of 9 to 16 bits, applying the TIFF bit depth and photometric interpretation.
+
+    Pillow ignores both.
+    """
+    from PIL import TiffImagePlugin  # imported here because JPEGs do not need it
 
     from pneumoscope.imaging.gray_levels import scale_to_depth
 

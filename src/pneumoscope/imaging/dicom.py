@@ -1,7 +1,7 @@
 """Decode DICOM radiographs to 8-bit gray pixels with their window applied, or raise an error with the reason.
 
-The header of an untrusted file is checked before its pixels are decoded. Messages quote only the codes that caused the
-error, since a DICOM header contains personal names.
+The header of an untrusted file is checked before its pixels are decoded. Messages quote only the values that caused the error,
+because a DICOM header contains personal names.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from pneumoscope.imaging.pixel_values import SPACING_ELEMENTS
 __all__ = ["decode_dicom"]
 
 
-# Decoders in order of preference. gdcm exposes the most code to untrusted bytes, so it is used only for compressions that
-# no other decoder supports.
+# Decoders in order of preference. gdcm exposes the most code to untrusted bytes, so it is used only for transfer
+# syntaxes that no other decoder supports.
 _DECODERS = ("pydicom", "pyjpegls", "pylibjpeg", "pillow", "gdcm")
 
 Integers = npt.NDArray[np.integer[Any]]
@@ -52,7 +52,7 @@ _REQUIRED = (
     "BitsStored",
     "PixelRepresentation",
 )
-# Other elements are skipped, so that they use no memory.
+# Other elements are skipped to save memory.
 _ELEMENTS: list[Any] = [
     *_REQUIRED,
     *(
@@ -72,12 +72,12 @@ _ELEMENTS: list[Any] = [
 ]
 # Value representations of pixel data; pydicom converts others to numbers or text.
 _PIXEL_VRS = (None, "OB", "OW", "UN")
-_BLOCK_ROWS = 256  # whose differences are measured at a time
-# Fraction of neighbors that differ by half of the range. In ten radiographs of children it is more than 0.012 with the wrong
-# sign, and less than 0.0004 with the right one.
+_BLOCK_ROWS = 256  # rows whose differences are computed at a time
+# Fraction of neighboring pixels that differ by at least half of the range. In ten pediatric radiographs it is above
+# 0.012 with the wrong sign and below 0.0004 with the right one.
 _MIN_JUMPS, _MAX_JUMPS_LEFT = 0.005, 0.1
-_MIN_PIXELS = 4096  # in which they are counted
-_MAX_DIFFERENCE = 0.25  # of similar neighbors, in the range of an image
+_MIN_PIXELS = 4096  # minimum number of pixels for this count
+_MAX_DIFFERENCE = 0.25  # between similar neighbors, as a fraction of the image's range
 _PREAMBLE = 128  # bytes before the prefix
 _SOF_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # start of frame in JPEG and JPEG-LS, second byte
 
@@ -88,16 +88,16 @@ def decode_dicom(data: bytes, name: str, *, keep_values: bool = False) -> Radiog
     Args:
         data: Content of the file.
         name: Name of the file in messages.
-        keep_values: Also return the values before any window, `Radiograph.values`.
+        keep_values: Also return the pixel values before windowing, `Radiograph.values`.
 
     Returns:
-        The image at full size, see `gray_levels.dicom_gray_levels`; its pixels are read-only. `Radiograph.rejections` and
-        `Radiograph.warnings` are those of `header_checks.check_header`.
+        The full-size image with read-only pixels, see `gray_levels.dicom_gray_levels`, including the rejections and warnings of
+        `header_checks.check_header`.
 
     Raises:
-        UnreadableImageError: The file has several frames, color, a depth other than 8 to 16 bits, more than `MAX_PIXELS`, no or
-            truncated pixel data, compressed pixels of another size than its header states, a compression that is not stated
-            or that no installed decoder supports, or an invalid window or LUT.
+        UnreadableImageError: The file has several frames, color, a depth other than 8 to 16 bits, more than `MAX_PIXELS`,
+            missing or truncated pixel data, compressed pixels whose size differs from the header, an unspecified or unsupported
+            compression, or an invalid window or LUT.
     """
     syntax = _stated_syntax(data, name)
     decoder = _decoder(syntax, name) if syntax else None
@@ -129,7 +129,7 @@ def decode_dicom(data: bytes, name: str, *, keep_values: bool = False) -> Radiog
         gray = dicom_gray_levels(stored, dataset, keep_values=keep_values)
     except GrayLevelError as error:
         raise UnreadableImageError(name, error.reason) from error
-    except Exception as error:  # as above: windows and LUTs are untrusted, too
+    except Exception as error:  # as above: windows and LUTs are also untrusted
         reason = UnreadableReason("gray_levels_not_computable", {"error": type(error).__name__})
         raise UnreadableImageError(name, reason) from error
     gray.pixels.flags.writeable = False
@@ -151,7 +151,7 @@ def decode_dicom(data: bytes, name: str, *, keep_values: bool = False) -> Radiog
 
 
 def _last_line(error: Exception) -> str:
-    """Return the last line of a message, in which pydicom states the reason."""
+    """Return the last line of an error message, where pydicom gives the reason."""
     return str(error).strip().rpartition("\n")[2].strip(" :") or type(error).__name__
 
 
@@ -169,7 +169,7 @@ def _start(data: bytes) -> int:
 def _stated_syntax(data: bytes, name: str) -> uid.UID | None:
     """Return the transfer syntax in the file meta information, or None if there is none.
 
-    Only the file meta information is read: a deflated header may be a decompression bomb.
+    Only the file meta information is read, because a deflated header may be a decompression bomb.
     """
     source = io.BytesIO(data)
     source.seek(_start(data))
@@ -184,7 +184,7 @@ def _stated_syntax(data: bytes, name: str) -> uid.UID | None:
 
 
 def _guessed_syntax(header: Dataset) -> uid.UID:
-    """Return the transfer syntax of a file that states none, as pydicom recognizes it from the first element."""
+    """Return the transfer syntax that pydicom infers from the first element of a file without file meta information."""
     is_implicit, is_little_endian = header.original_encoding
     if is_implicit:
         return uid.ImplicitVRLittleEndian
@@ -210,7 +210,7 @@ def _no_decoder(name: str, syntax: uid.UID) -> UnreadableImageError:
 
 
 def _unsupported(header: Dataset) -> UnreadableReason | None:
-    """Return the reason why the file cannot be decoded; None if it can."""
+    """Return the reason why the file cannot be decoded, or None if it can."""
     if all(header.get(keyword) in (None, "") for keyword in _REQUIRED):
         return UnreadableReason("no_image")
     for keyword in _REQUIRED:
@@ -241,7 +241,7 @@ def _photometric(header: Dataset) -> str:
 
 
 def _stored_values(dataset: Dataset, decoder: Decoder, name: str) -> tuple[Integers, bool]:
-    """Return the stored values, shape (rows, columns), and whether they are deeper than the header states."""
+    """Return the stored values, shape (rows, columns), and whether they contradict the header's bit depth or sign."""
     if "PixelData" not in dataset:
         raise UnreadableImageError(name, UnreadableReason("pixel_data_missing"))
     if dataset.get_item("PixelData").VR not in _PIXEL_VRS:
@@ -255,9 +255,9 @@ def _stored_values(dataset: Dataset, decoder: Decoder, name: str) -> tuple[Integ
     if uid.JPEGExtended12Bit == decoder.UID and dataset.BitsAllocated == 16:  # pydicom's decoders read 8 bits only
         pixels = _decode_12_bit_jpeg(frame, dataset, name)
     else:
-        # Uncompressed pixels need no plugin
+        # uncompressed pixels need no plugin
         plugin = next((each for each in _DECODERS if each in decoder.available_plugins), "")
-        # Any: pydicom's annotation gives each option the type of the whole set of options
+        # Any, because pydicom's annotation is wrong: it gives each option the type of the whole set
         options: Any = {"raw": True, "correct_unused_bits": False}
         pixels = decoder.as_array(dataset, decoding_plugin=plugin, **options)[0]
     if pixels.ndim != 2:
@@ -266,7 +266,7 @@ def _stored_values(dataset: Dataset, decoder: Decoder, name: str) -> tuple[Integ
 
 
 def _decode_12_bit_jpeg(frame: bytes, dataset: Dataset, name: str) -> Integers:
-    """Return the pixels of a lossy JPEG of up to 12 bits. libjpeg would complete a truncated one with gray."""
+    """Return the pixels of a lossy JPEG of up to 12 bits; raise if it is truncated, because libjpeg would fill it with gray."""
     from imagecodecs import jpeg8_decode
 
     if b"\xff\xd9" not in frame[-4:]:  # the end of the image, which padding may follow
@@ -281,8 +281,8 @@ def _decode_12_bit_jpeg(frame: bytes, dataset: Dataset, name: str) -> Integers:
 def _without_unused_bits(pixels: Integers, bits: int) -> tuple[Integers, bool]:
     """Return the pixels, and whether they contradict BitsStored or PixelRepresentation.
 
-    Unused bits may hold overlays and are removed. But if the header states too few bits or the wrong sign, values wrap around,
-    which shows in the differences of neighbors: then the pixels keep all bits, or get the other sign.
+    Unused bits may contain overlays and are removed. If the header specifies too few bits or the wrong sign, however, values
+    wrap around, which is detected by large differences between neighbors. The pixels then keep all bits or change their sign.
     """
     is_signed, unused = np.issubdtype(pixels.dtype, np.signedinteger), 8 * pixels.dtype.itemsize - bits
     stated: Integers = (pixels << unused) >> unused
@@ -293,7 +293,7 @@ def _without_unused_bits(pixels: Integers, bits: int) -> tuple[Integers, bool]:
         and _roughness(pixels, half)[0] < _roughness(stated, half)[0]
     ):
         return pixels, True  # more bits
-    if pixels.size >= _MIN_PIXELS and (stated.min() < 0 or stated.max() >= half):  # else the sign makes no difference
+    if pixels.size >= _MIN_PIXELS and (stated.min() < 0 or stated.max() >= half):  # the sign matters
         other_type = np.dtype(f"{'u' if is_signed else 'i'}{pixels.dtype.itemsize}")
         other: Integers = (pixels.view(other_type) << unused) >> unused
         jumps = _roughness(stated, half)[1]
@@ -307,7 +307,7 @@ def _without_unused_bits(pixels: Integers, bits: int) -> tuple[Integers, bool]:
 
 
 def _roughness(pixels: Integers, half: int) -> tuple[float, float]:
-    """Return the sum of the absolute differences of neighbors in rows, and the fraction of them that are `half` or more."""
+    """Return the sum of absolute differences between neighbors in a row, and the fraction that are at least `half`."""
     total, jumps = 0.0, 0
     for start in range(0, len(pixels), _BLOCK_ROWS):
         differences = np.abs(np.diff(pixels[start : start + _BLOCK_ROWS].astype(np.int32), axis=1))
@@ -316,7 +316,7 @@ def _roughness(pixels: Integers, half: int) -> tuple[float, float]:
 
 
 def _are_smooth_at_jumps(pixels: Integers, other: Integers, half: int) -> bool:
-    """Return whether neighbors that differ by `half` or more are similar with the other sign; beside hot pixels, they are not."""
+    """Return whether neighbors that differ by at least `half` are similar with the other sign; this excludes hot pixels."""
     low, high = np.percentile(other, (1, 99))
     similar, n = 0, 0
     for start in range(0, len(pixels), _BLOCK_ROWS):
@@ -328,16 +328,16 @@ def _are_smooth_at_jumps(pixels: Integers, other: Integers, half: int) -> bool:
 
 
 def _require_shape_of_header(frame: bytes, dataset: Dataset, name: str) -> None:
-    """Raise `UnreadableImageError` if a compressed frame has another shape than the header states.
+    """Raise `UnreadableImageError` if the shape of a compressed frame differs from the header.
 
-    Decoders detect a wrong number of pixels only. A frame of 30 x 40 pixels would be returned, scrambled, as 40 x 30.
+    Decoders only check the number of pixels: a frame of 30 x 40 pixels would be returned, scrambled, as 40 x 30.
     """
     position, shape = 2, None
     if frame.startswith(b"\xff\xd8"):  # JPEG and JPEG-LS: segments up to the start of frame
         while position + 9 <= len(frame) and frame[position + 1] not in _SOF_MARKERS:
             if frame[position] != 0xFF:
                 raise UnreadableImageError(name, UnreadableReason("frame_damaged"))
-            # 0xFF may be repeated before a marker
+            # fill bytes (0xFF) may precede a marker
             is_fill = frame[position + 1] == 0xFF
             position += 1 if is_fill else 2 + int.from_bytes(frame[position + 2 : position + 4], "big")
         if position + 9 > len(frame):

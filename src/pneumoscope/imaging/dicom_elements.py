@@ -1,4 +1,4 @@
-"""Read elements of untrusted DICOM files: only those that are asked for, and never inflated."""
+"""Read requested elements of untrusted DICOM files, without inflating deflated files."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from pydicom.tag import Tag
 
 __all__ = ["MAX_HEADER_BYTES", "PREFIX", "read_elements", "read_first_elements"]
 
-# Warnings of pydicom quote values of the header.
+# pydicom's warnings quote header values.
 warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
 
-MAX_HEADER_BYTES = 4 * 2**20  # of the elements before the pixels
+MAX_HEADER_BYTES = 4 * 2**20  # maximum size of the elements before the pixels
 PREFIX = b"DICM"  # before the first element
-_META_BYTES = 2**14  # of a file, in which a transfer syntax is found
+_META_BYTES = 2**14  # start of a file, which contains the transfer syntax
 
 
 def read_elements(source: bytes | Path, elements: list[Any], *, pixels: bool = False) -> Dataset:
-    """Return these elements of a DICOM file, with or without preamble and file meta information.
+    """Return elements of a DICOM file, with or without preamble and file meta information.
 
     Args:
-        source: The file, or its content.
-        elements: Keywords.
-        pixels: Read beyond the header.
+        source: Path of the file, or its content.
+        elements: Keywords of the elements.
+        pixels: Whether to read beyond the header.
 
     Raises:
-        Exception: The file is deflated, which may be a bomb, or cannot be parsed; pydicom raises many types, and their messages
-            may contain patient data.
+        Exception: The file is deflated, which may be a bomb, or cannot be parsed. pydicom raises many types of errors, whose
+            messages may contain patient data.
     """
     if isinstance(source, bytes):
         return _read_elements(io.BytesIO(source), elements, pixels)
@@ -42,19 +42,19 @@ def read_elements(source: bytes | Path, elements: list[Any], *, pixels: bool = F
 def _read_elements(file: BinaryIO, elements: list[Any], pixels: bool) -> Dataset:
     beginning = file.read(_META_BYTES)
     _require_inflated(beginning)
-    # pydicom finds the prefix after a preamble, and the first element at the start of the file
+    # pydicom expects the prefix after a preamble, or else the first element at the start of the file
     file.seek(len(PREFIX) if beginning.startswith(PREFIX) else 0)
     content = io.BytesIO(file.read()) if beginning.startswith(PREFIX) else file
     return dcmread(content, stop_before_pixels=not pixels, specific_tags=elements, force=True)
 
 
 def read_first_elements(content: bytes, elements: list[Any], last: int) -> Dataset:
-    """Return these elements of a DICOM file up to a tag, in a time that no file can prolong.
+    """Return elements of a DICOM file up to a tag, in bounded time even for malicious files.
 
     Args:
-        content: The file, or its beginning.
-        elements: Keywords.
-        last: The last tag.
+        content: Content of the file, or its beginning.
+        elements: Keywords of the elements.
+        last: Last tag to read.
 
     Raises:
         Exception: See `read_elements`; or the file makes pydicom read too much.
@@ -67,9 +67,9 @@ def read_first_elements(content: bytes, elements: list[Any], last: int) -> Datas
 
 
 class _LimitedFile(io.BytesIO):
-    """A file of which only so much can be read; what is skipped does not count.
+    """File with a limit on what may be read, not counting skipped bytes.
 
-    Without the limits, 4 MiB of empty sequence items or of values of one element would take pydicom up to a minute.
+    Without it, pydicom could spend up to a minute on 4 MiB of empty sequence items or values of a single element.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -77,11 +77,11 @@ class _LimitedFile(io.BytesIO):
         self._reads, self._bytes, self._separators = 20_000, 2**18, 2_000
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """See `io.BytesIO.read`; raise ValueError if a limit is exceeded."""
+        """Read like `io.BytesIO.read`; raise ValueError if a limit is exceeded."""
         found = super().read(size)
         self._reads -= 1
         self._bytes -= len(found)
-        # Separators of values, and escape sequences, each of which changes the character set
+        # value separators, and escape sequences that change the character set
         self._separators -= found.count(b"\\") + found.count(b"\x1b")
         if min(self._reads, self._bytes, self._separators) < 0:
             raise ValueError("it has too many elements or too long values")

@@ -1,6 +1,6 @@
-"""Read the parts of an untrusted DICOM file that the service sends or copies: header, frame, and the description of gray levels.
+"""Read parts of untrusted DICOM files for the service: the header, the frame, and the description of gray levels.
 
-pydicom parses every element before a part, in a time that a malicious file can prolong: the service reads parts in worker
+pydicom parses every element before a part, and a malicious file can make this slow. The service therefore reads parts in worker
 processes, see `imaging.sandbox`.
 """
 
@@ -34,21 +34,21 @@ DISPLAY_ELEMENTS = (
 _LUTS = ("ModalityLUTSequence", "VOILUTSequence")
 _LUT_ELEMENTS = ("LUTDescriptor", "LUTExplanation", "ModalityLUTType", "LUTData")
 _MAX_LUTS = 16
-_MAX_VALUES = 100  # of an element that describes gray levels: windows
+_MAX_VALUES = 100  # values of one element, such as window centers
 
 
 def read_part(source: Path | bytes, part: DicomPart, name: str = "") -> bytes:
     """Return a part of a DICOM file.
 
     Args:
-        source: The file, or its content; for the header and the description of gray levels, its first 4 MiB suffice.
-        part: "header" is the header as DICOM JSON (PS3.18 F) without pixels and other long binary values. "frame" is the only
-            frame as it is stored, little-endian; empty if there are no pixels. "display" are the elements that describe gray
-            levels as DICOM JSON, without those that contradict others.
+        source: Path of the file, or its content; all parts except "frame" need only the first 4 MiB.
+        part: "header" is the header as DICOM JSON (PS3.18 F), without pixels and other long binary values. "frame" is the
+            single frame as stored, little-endian, or empty without pixels. "display" contains the elements that describe gray
+            levels as DICOM JSON, without contradictory ones.
         name: Name of the file in messages.
 
     Raises:
-        UnreadableImageError: It cannot be read, or the part is too long.
+        UnreadableImageError: The part cannot be read or is too long.
     """
     content = source if isinstance(source, bytes) else read_file(source, name)
     code: UnreadableCode = "dicom_file_not_readable" if part == "frame" else "dicom_header_not_readable"
@@ -70,12 +70,12 @@ def _read_header(content: bytes) -> Dataset:
     header = dcmread(io.BytesIO(content), stop_before_pixels=True)
     _remove_unsuitable(header)
     header.decode()
-    header.SpecificCharacterSet = "ISO_IR 192"  # of JSON
+    header.SpecificCharacterSet = "ISO_IR 192"  # DICOM JSON is UTF-8
     return header
 
 
 def _remove_unsuitable(header: Dataset) -> None:
-    """Remove long binary values, and elements that are invalid."""
+    """Remove long binary values and invalid elements."""
     for tag in list(header.keys()):
         try:
             element = header[tag]
@@ -106,11 +106,11 @@ def _read_frame(content: bytes) -> bytes:
 def _read_display(content: bytes) -> Dataset:
     """Return the elements that describe gray levels.
 
-    A window counts only with a width (PS3.3 C.11.2.1.2), and only without a lookup table.
+    Windows are kept only if they have a width (PS3.3 C.11.2.1.2) and there is no VOI lookup table.
     """
     found = read_elements(content, list(DISPLAY_ELEMENTS))
     found.decode()
-    for name in (*DISPLAY_ELEMENTS, "SpecificCharacterSet"):  # the texts are decoded
+    for name in (*DISPLAY_ELEMENTS, "SpecificCharacterSet"):  # text values are already decoded
         if name not in found:
             continue
         is_long = isinstance(found[name].value, MultiValue) and len(found[name].value) > _MAX_VALUES
@@ -129,7 +129,7 @@ def _read_display(content: bytes) -> Dataset:
 
 
 def _lut(item: Dataset) -> Dataset:
-    """Return the elements of a lookup table."""
+    """Return a copy of a lookup table with its relevant elements."""
     copied = Dataset()
     for name in _LUT_ELEMENTS:
         if name in item:

@@ -1,4 +1,4 @@
-"""Identify files by their content. This is the only place that decides what an image is; every command uses it."""
+"""Identify files by their content. All commands use this module to decide which files are images."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Role = Literal["image", "unsupported_image", "directory", "other"]
 
 
 class FileType(NamedTuple):
-    """The type of a file.
+    """Type of a file.
 
     Attributes:
-        code: Of an image, the name of its format, such as "JPEG" or "DICOM"; otherwise a key of `core.unreadable.FILE_TYPES`.
-        role: "image" if it can be decoded, "unsupported_image" if it is, or stands for, an image that cannot, "directory" for
+        code: Format name, such as "JPEG" or "DICOM", for an image; otherwise a key of `core.unreadable.FILE_TYPES`.
+        role: "image" for a supported image, "unsupported_image" for an unsupported image or a pointer to one, "directory" for a
             DICOMDIR, "other" for all other files.
     """
 
@@ -36,11 +36,11 @@ class FileType(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of the format, or a phrase such as "a zip archive"."""
+        """Format name, or a phrase such as "a zip archive"."""
         return self.code if self.role == "image" else FILE_TYPES[self.code][0]
 
 
-# A file with one of these extensions claims to be an image: if its content is anything else, it is reported as an error.
+# Files with these extensions claim to be images; other content is reported as an error.
 IMAGE_EXTENSIONS = frozenset(
     {
         ".bmp", ".dcm", ".dib", ".dic", ".dicom", ".gif", ".ima", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx",
@@ -49,8 +49,8 @@ IMAGE_EXTENSIONS = frozenset(
 )  # fmt: skip
 PREFIX_BYTES = 1024  # bytes of a file that `identify` needs
 _MEDIA_STORAGE_DIRECTORY = b"1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR (PS3.4 annex B.5)
-_STORAGE = b"1.2.840.10008.5.1.4.1.1."  # of the SOP classes below
-# SOP classes of objects without an image, by the number that follows (PS3.4 annex B.5).
+_STORAGE = b"1.2.840.10008.5.1.4.1.1."  # prefix of the SOP classes below
+# SOP classes of objects without an image, by the number after the prefix (PS3.4 annex B.5).
 _DICOM_DOCUMENTS = {
     b"9": FileType("dicom_waveform", "other"),
     b"11": FileType("dicom_presentation_state", "other"),
@@ -58,7 +58,7 @@ _DICOM_DOCUMENTS = {
     b"88": FileType("dicom_structured_report", "other"),
     b"104": FileType("dicom_document", "other"),
 }
-# Elements with which a DICOM file without preamble can start, by group.
+# First elements of DICOM files without a preamble, by group.
 _FIRST_ELEMENTS = {
     0x0002: (0x0000, 0x0001, 0x0002, 0x0003, 0x0010),
     0x0008: (0x0000, 0x0001, 0x0005, 0x0008, 0x0012, 0x0013, 0x0014, 0x0016, 0x0018, 0x0020, 0x0060),
@@ -108,7 +108,7 @@ _SIGNATURES: tuple[tuple[int, bytes, FileType], ...] = (
 def identify(data: bytes) -> FileType:
     """Return the type of a file from its first `PREFIX_BYTES` bytes.
 
-    DICOM is recognized with and without its preamble, by the form of the first element.
+    DICOM without a preamble is recognized by the form of its first element.
     """
     prefix = data[:PREFIX_BYTES]
     if prefix[128:132] == b"DICM" or prefix[:4] == b"DICM" or _starts_with_element(prefix):
@@ -116,7 +116,7 @@ def identify(data: bytes) -> FileType:
     for offset, signature, file_type in _SIGNATURES:
         if prefix.startswith(signature, offset):
             return file_type
-    if b"%PDF-" in prefix:  # after other bytes, as PDF allows
+    if b"%PDF-" in prefix:  # PDF allows bytes before its signature
         return FileType("pdf", "other")
     if prefix.startswith(b"RIFF") and prefix[8:12] == b"WEBP":
         return FileType("WEBP", "image")
@@ -126,17 +126,17 @@ def identify(data: bytes) -> FileType:
 
 
 def _dicom_type(prefix: bytes) -> FileType:
-    """Return the type of a DICOM file by the SOP class in its file meta information."""
+    """Return the type of a DICOM file from the SOP class in its file meta information."""
     _, found, rest = prefix.partition(_STORAGE)
     storage_class = rest.split(b"\0", 1)[0].split(b".", 1)[0] if found else b""
     return _DICOM_DOCUMENTS.get(storage_class, _DICOM)
 
 
 def identify_file(path: Path) -> FileType:
-    """Return the type of a file.
+    """Return the type of a file. Pipes and devices are not opened and have the role "other".
 
     Raises:
-        OSError: The file cannot be read. Pipes and devices are not opened: they are "other".
+        OSError: The file cannot be read.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         return FileType("special_file", "other")
@@ -145,10 +145,10 @@ def identify_file(path: Path) -> FileType:
 
 
 def skip_reason(path: Path) -> str:
-    """Return why a file in a folder of images is not one of them; "" if it is, or claims to be, an image.
+    """Return why a file in an image folder is skipped, or "" if it is or claims to be an image.
 
-    A file that cannot be read, an image of an unsupported format and a file with the extension of an image are not skipped:
-    decoding reports their error.
+    Unreadable files, images of unsupported formats and files with an image extension are not skipped, so that decoding reports
+    their errors.
     """
     if path.name.startswith("."):
         return "hidden"
@@ -161,11 +161,11 @@ def skip_reason(path: Path) -> str:
 
 
 def skip_reason_by_type(name: str, file_type: FileType | None) -> str:
-    """Return why a file of this name and type is not an image; "" if it is, or claims to be, one.
+    """Return why a file of this name and type is skipped, or "" if it is or claims to be an image.
 
     Args:
-        name: The file name.
-        file_type: Its type; None if it is not known, so that only the name can claim that it is an image.
+        name: File name.
+        file_type: Type of the file; None if unknown, in which case only the file extension counts.
     """
     if file_type and file_type.role in {"image", "unsupported_image"}:
         return ""
@@ -175,7 +175,7 @@ def skip_reason_by_type(name: str, file_type: FileType | None) -> str:
 
 
 def _starts_with_element(prefix: bytes) -> bool:
-    """Return whether data start with one of `_FIRST_ELEMENTS`, in any of the three encodings."""
+    """Return whether the data start with one of `_FIRST_ELEMENTS`, in any of the three encodings."""
     order: Literal["little", "big"] = "big" if prefix[:2] == b"\0\x08" else "little"
     group, element = (int.from_bytes(prefix[i : i + 2], order) for i in (0, 2))
     if len(prefix) < 8 or element not in _FIRST_ELEMENTS.get(group, ()):

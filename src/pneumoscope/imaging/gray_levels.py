@@ -1,7 +1,7 @@
 """Convert stored pixel values of any depth to 256 gray levels.
 
-Bit depths, windows and lookup tables are compared with the pixels: headers often state those of another image. A table of
-levels is computed once for each value in the range of the pixels.
+Bit depths, windows and lookup tables are checked against the pixels, because headers often contain those of a different image.
+Gray levels are computed once per distinct value and applied as a table.
 """
 
 from __future__ import annotations
@@ -38,29 +38,30 @@ GRAY_LEVEL_ELEMENTS = (
     *("VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth", "WindowCenterWidthExplanation"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
-# Functional groups of enhanced objects that contain elements for gray levels and distances (PS3.3 C.7.6.16.2.1, C.7.6.16.2.9
+# Functional groups of enhanced objects with elements for gray levels and distances (PS3.3 C.7.6.16.2.1, C.7.6.16.2.9
 # and C.7.6.16.2.10).
 _FUNCTIONAL_GROUPS = {
     "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
     "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction", "WindowCenterWidthExplanation"),
     "PixelMeasuresSequence": ("PixelSpacing",),
 }
-_MAX_WINDOWS = 8  # of a file; more are ignored
+_MAX_WINDOWS = 8  # windows per file; more are ignored
 _MAX_EXPLANATION = 40  # characters
-# Brightness between the percentiles below which a window is too wide; the minimum of 5,856 radiographs of children is 0.33.
+# Minimum brightness range between the percentiles; below it, a window is too wide. The minimum over 5,856 pediatric
+# radiographs is 0.33.
 _MIN_SPREAD = 0.3
-_MAX_UNUSED = 0.4  # of a window beyond one end of the range, if it clips pixels at the other end
+_MAX_UNUSED = 0.4  # maximum part of a window beyond one end of the range if it clips pixels at the other end
 _FUNCTIONS: dict[str, WindowFunction] = {"LINEAR": "LINEAR", "LINEAR_EXACT": "LINEAR_EXACT", "SIGMOID": "SIGMOID"}
 
 
 def scale_to_depth(stored: Integers, stated_bits: int, *, keep_values: bool = False) -> GrayLevels:
-    """Return gray levels of unsigned values that have no window, as in PNG and TIFF.
+    """Return the gray levels of unsigned values without a window, as in PNG and TIFF.
 
-    Files that state 16 bits often hold 8 to 15, or an offset. The range is then measured, see `displayed_range`.
+    Files that declare 16 bits often contain 8 to 15, or an offset. For these the range is measured, see `displayed_range`.
 
     Args:
         stored: Values, shape (height, width).
-        stated_bits: Depth by the file, 8 to 16 bits. A depth below 16 is not measured, because few files state one.
+        stated_bits: Bit depth declared by the file, 8 to 16. Depths below 16 are trusted, because few files declare them.
         keep_values: Also return the values.
     """
     low, high = 0.0, 2.0**stated_bits - 1
@@ -84,8 +85,9 @@ def _scaled(values: Integers, low: float, high: float) -> npt.NDArray[np.uint8]:
 def dicom_gray_levels(stored: Integers, dataset: Dataset, *, keep_values: bool = False) -> GrayLevels:
     """Return the gray levels of stored DICOM values.
 
-    The modality LUT, or the rescale slope and intercept, are applied, then the first VOI LUT if it fits the pixels, or else the
-    first window that does. Without one, see `displayed_range`. MONOCHROME1 is inverted. Padding pixels are black.
+    First the modality LUT, or rescale slope and intercept, is applied. Then the first VOI LUT is applied if it fits the pixels,
+    otherwise the first window that fits; without either, see `displayed_range`. MONOCHROME1 is inverted. Padding pixels are
+    black.
 
     Args:
         stored: Stored values, shape (height, width).
@@ -95,8 +97,7 @@ def dicom_gray_levels(stored: Integers, dataset: Dataset, *, keep_values: bool =
     Raises:
         GrayLevelError: Every pixel is padding, or a window, LUT or rescale value is invalid.
 
-    Source: PS3.3 C.11.1 (modality), C.11.2.1.2 and C.11.2.1.3 (window), C.7.6.3.1.2 (MONOCHROME1), C.7.5.1.1.2
-        (padding).
+    Source: PS3.3 C.11.1 (modality), C.11.2.1.2 and C.11.2.1.3 (window), C.7.6.3.1.2 (MONOCHROME1), C.7.5.1.1.2 (padding).
     """
     warnings: set[WarningCode] = set()
     padding, undeclared = find_padding(stored, dataset)
@@ -109,9 +110,7 @@ def dicom_gray_levels(stored: Integers, dataset: Dataset, *, keep_values: bool =
     steps = np.arange(lowest, highest + 1)
     counts = count_values(image, lowest, len(steps))
     if undeclared is not None and lowest <= undeclared <= highest:
-        counts[undeclared - lowest] = (
-            0  # pixels of this value inside the image have a gray level, and no effect on others
-        )
+        counts[undeclared - lowest] = 0  # such pixels inside the image keep a gray level but do not affect others
     with np.errstate(over="ignore"):
         values = _apply_modality(steps, counts, dataset)
     if not np.isfinite(values).all():
@@ -138,7 +137,7 @@ def dicom_gray_levels(stored: Integers, dataset: Dataset, *, keep_values: bool =
 
 
 def flatten_functional_groups(dataset: Dataset) -> None:
-    """Copy elements for gray levels from the functional groups of the only frame, unless the data set states them itself."""
+    """Copy gray-level elements from the functional groups of the only frame, unless the data set itself contains them."""
     for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
         for group in (dataset.get(groups) or ())[:1]:
             for sequence, keywords in _FUNCTIONAL_GROUPS.items():
@@ -149,7 +148,7 @@ def flatten_functional_groups(dataset: Dataset) -> None:
 
 
 def _apply_modality(values: Integers, counts: Integers, dataset: Dataset) -> Floats:
-    """Return the modality values of stored values: by LUT, or by slope and intercept (PS3.3 C.11.1)."""
+    """Return the modality values of stored values, by LUT or by slope and intercept (PS3.3 C.11.1)."""
     if luts := dataset.get("ModalityLUTSequence"):
         return LookupTable.read(luts[0], dataset, values, counts).look_up(values)
     slope, intercept = _rescale(dataset)
@@ -157,10 +156,10 @@ def _apply_modality(values: Integers, counts: Integers, dataset: Dataset) -> Flo
 
 
 def _rescale(dataset: Dataset) -> tuple[float, float]:
-    """Return the rescale slope and intercept; 1 and 0 if the file does not state both.
+    """Return the rescale slope and intercept, or 1 and 0 if the file does not contain both.
 
     Raises:
-        GrayLevelError: One of them is not finite, or the slope is 0.
+        GrayLevelError: A value is not finite, or the slope is 0.
     """
     slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
     if slope is None or intercept is None:
@@ -173,12 +172,12 @@ def _rescale(dataset: Dataset) -> tuple[float, float]:
 
 
 class _Voi(NamedTuple):
-    """The brightness of values, and where it comes from.
+    """Brightness of values and its source.
 
     Attributes:
-        brightness: 0 to 1.
-        window: Window that was applied; None for a LUT.
-        is_for_stored: Whether LUT or window are for stored values instead of modality values.
+        brightness: Brightness of each value, 0 to 1.
+        window: Applied window; None for a LUT.
+        is_for_stored: Whether the LUT or window applies to stored values instead of modality values.
     """
 
     brightness: Floats
@@ -187,13 +186,13 @@ class _Voi(NamedTuple):
 
 
 def _apply_voi(values: Floats, stored: Floats, counts: Integers, dataset: Dataset, warnings: set[WarningCode]) -> _Voi:
-    """Return the brightness of each value (PS3.3 C.11.2); it rises with the modality value.
+    """Return the brightness of each value (PS3.3 C.11.2), which increases with the modality value.
 
     Args:
         values: Modality values.
-        stored: The stored values that they come from. Some LUTs and windows are for these.
+        stored: Corresponding stored values, to which some LUTs and windows apply.
         counts: Number of pixels of each value.
-        dataset, warnings: See `dicom_gray_levels`; warnings are added.
+        dataset, warnings: See `dicom_gray_levels`; warnings are added to the set.
     """
     histogram, stored_histogram = Histogram.of(values, counts), Histogram.of(stored, counts)
     is_rescaled = not np.array_equal(values, stored)
@@ -220,17 +219,17 @@ def _apply_voi(values: Floats, stored: Floats, counts: Integers, dataset: Datase
         window = partial(apply_windowing, ds=_window(center, width, stated.function))
         bits, measured = _full_range_bits(center, width), histogram.bits()
         fit = _FULL_RANGE_FIT if bits else _WINDOW_FIT
-        # A dark image that leaves the upper half of its range unused becomes brighter, too: the pixels cannot tell it from one
-        # of fewer bits.
+        # This also brightens dark images that leave the upper half of their range unused: their pixels look like those
+        # of a smaller bit depth.
         is_wide = bits > measured and histogram.has_depth()
         if not is_wide and _fits(histogram, fit, low, high, window):
             return _Voi(window(values), stated)
         if bits and is_rescaled and _fits(stored_histogram, fit, low, high, window):
             warnings.add("window_ignored")
             return _Voi(window(stored), stated, is_for_stored=True)
-        if bits and measured == bits and histogram.has_depth():  # the pixels are dark, or of little contrast
+        if bits and measured == bits and histogram.has_depth():  # the pixels are dark or have little contrast
             return _Voi(window(values), stated)
-        if bits and histogram.has_depth():  # the full range of another bit depth
+        if bits and histogram.has_depth():  # the full range of a different bit depth
             warnings.add("bit_depth_measured")
             full = Window(2.0 ** (measured - 1), 2.0**measured, stated.function)
             return _Voi(apply_windowing(values, ds=_window(full.center, full.width, full.function)), full)
@@ -243,9 +242,10 @@ def _apply_voi(values: Floats, stored: Floats, counts: Integers, dataset: Datase
 
 
 def _displayed_values(histogram: Histogram, stored: Histogram, dataset: Dataset) -> tuple[float, float]:
-    """Return the modality values that become black and white in an image without a window.
+    """Return the modality values displayed as black and white in an image without a window.
 
-    Multiplied or raised values have no bit depth: the range is that of the stored ones.
+    Values that are scaled, or raised by an intercept, have no meaningful bit depth, so the range of the stored values is
+    converted.
     """
     if dataset.get("ModalityLUTSequence"):
         return displayed_range(histogram)
@@ -258,7 +258,7 @@ def _displayed_values(histogram: Histogram, stored: Histogram, dataset: Dataset)
 
 
 def _windows(dataset: Dataset, errors: list[GrayLevelError]) -> Iterable[Window]:
-    """Yield each window; add an error for each that is invalid."""
+    """Yield the valid windows; append an error for each invalid one."""
     function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
     centers = numbers_of(dataset.get("WindowCenter"), "WindowCenter")
     widths = numbers_of(dataset.get("WindowWidth"), "WindowWidth")
@@ -273,7 +273,7 @@ def _windows(dataset: Dataset, errors: list[GrayLevelError]) -> Iterable[Window]
 
 
 def _stated_windows(dataset: Dataset) -> tuple[Window, ...]:
-    """Return the valid windows of a file; none if one of them is not a number."""
+    """Return the valid windows of a file, or none if a value is not a number."""
     try:
         return tuple(_windows(dataset, []))
     except GrayLevelError:
@@ -281,12 +281,12 @@ def _stated_windows(dataset: Dataset) -> tuple[Window, ...]:
 
 
 def _explanations(dataset: Dataset) -> list[str]:
-    """Return the explanations of the windows, without unprintable characters."""
+    """Return the explanations of the windows without unprintable characters."""
     value = dataset.get("WindowCenterWidthExplanation") or ()
     texts = [value] if isinstance(value, str) else value
     try:
         return ["".join(filter(_is_plain, str(text))).strip()[:_MAX_EXPLANATION] for text in texts]
-    except TypeError:  # another VR
+    except TypeError:  # unexpected VR
         return []
 
 
@@ -295,16 +295,16 @@ def _is_plain(mark: str) -> bool:
 
 
 def _full_range_bits(center: float, width: float) -> int:
-    """Return the bit depth whose full range a window shows, such as 12 for center 2048 and width 4096; 0 if it is another."""
+    """Return the bit depth whose full range a window covers, such as 12 for center 2048 and width 4096, or 0 if none."""
     bits = round(math.log2(width)) if width >= 2 else 0
     is_full = 8 <= bits <= 16 and abs(width - 2**bits) <= 1 and abs(center - 2 ** (bits - 1)) <= 1
     return bits if is_full else 0
 
 
 class _Fit(NamedTuple):
-    """Fraction of the pixels that a window may clip at one end, if their values spread over more than a part of the range.
+    """Maximum fraction of pixels clipped by a window at one end, if their values spread over more than `max_spread`.
 
-    Background, such as direct exposure, has nearly one value; anatomy has not.
+    The spread is a fraction of the range. Background, such as direct exposure, has nearly constant values; anatomy does not.
     """
 
     max_clipped: float
@@ -313,16 +313,16 @@ class _Fit(NamedTuple):
 
 _WINDOW_FIT = _Fit(0.3, 0.3)
 _LUT_FIT = _Fit(0.05, 0.15)
-_FULL_RANGE_FIT = _Fit(0.01, 0.15)  # also of a window that lies beside the range of the pixels
+_FULL_RANGE_FIT = _Fit(0.01, 0.15)  # also for windows that lie beside the range of the pixels
 
 
 def _fits(histogram: Histogram, fit: _Fit, low: float, high: float, brightness: Callable[[Floats], Floats]) -> bool:
-    """Return whether a window, or a LUT, from `low` to `high` can belong to the pixels.
+    """Return whether a window or LUT from `low` to `high` can belong to the pixels.
 
-    One that is too wide makes an image black, gray or white. One that is too narrow, or lies beside the pixels, clips anatomy.
+    If it is too wide, the image becomes black, gray or white; if it is too narrow or misplaced, it clips anatomy.
     """
     first, last = histogram.quantiles(*PERCENTILES)
-    unused = {"low": (last, high), "high": (low, first)}  # beyond the other end
+    unused = {"low": (last, high), "high": (low, first)}  # part of the window beyond the other end of the pixels
     for end, outside in (("low", histogram.values < low), ("high", histogram.values > high)):
         start, stop = unused[end]
         is_beside = stop - start > _MAX_UNUSED * (high - low)
@@ -340,7 +340,7 @@ def _clips(histogram: Histogram, outside: npt.NDArray[np.bool_], fit: _Fit, widt
 
 
 def _window(center: float, width: float, function: str) -> Dataset:
-    """Return a data set for pydicom's `apply_windowing`, which scales to the range of stored values; with 1 bit, to 0 to 1."""
+    """Return a data set for pydicom's `apply_windowing` whose output range is 0 to 1 (1 bit stored)."""
     window = _dataset_of(WindowCenter=center, WindowWidth=width)
     window.VOILUTFunction, window.PhotometricInterpretation = function, "MONOCHROME2"
     window.BitsStored, window.PixelRepresentation = 1, 0
@@ -348,7 +348,7 @@ def _window(center: float, width: float, function: str) -> Dataset:
 
 
 def _dataset_of(**numbers: float) -> Dataset:
-    """Return a data set with these numbers only, so that other elements of the file have no effect."""
+    """Return a data set with only these numbers, which excludes effects of other elements."""
     dataset = Dataset()
     for keyword, number in numbers.items():
         dataset.add_new(keyword, "FD", number)

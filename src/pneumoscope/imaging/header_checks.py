@@ -1,8 +1,8 @@
-"""Check what a DICOM header states about modality, body part, view, laterality and processing.
+"""Check the modality, body part, view, laterality and processing in a DICOM header.
 
-Values are read as the standard defines them and as other software writes them, in several languages. A value that is stated
-but not understood rejects the image; a value that is missing is a warning. `core.prediction_codes.OVERRIDES` lists the rejections
-that a person can override.
+Values are accepted as the standard defines them and as other software writes them, in several languages. A value that is
+present but not understood rejects the image; a missing value causes a warning. `core.prediction_codes.OVERRIDES` lists the
+rejections that a user can override.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ CHECKED_ELEMENTS = (
     *("SeriesDescription", "ProtocolName", "AcquisitionDeviceProcessingDescription"),
     *("Laterality", "ImageLaterality", "PresentationIntentType"),
 )
-_LATIN_1_VRS = frozenset({"AS", "CS", "DA", "DT", "UI"})  # decoded by pydicom without the character set of the header
-_MAX_QUOTED = 16  # characters of a value in a message, the length of a code string
+_LATIN_1_VRS = frozenset({"AS", "CS", "DA", "DT", "UI"})  # pydicom ignores the character set for these
+_MAX_QUOTED = 16  # characters of a value quoted in a message, the length of a code string
 
 _NOT_STATED = frozenset({"", "UNKNOWN", "UNK", "N/A", "NA", "NONE", "NOT SPECIFIED", "UNSPECIFIED"})
 
 # --- Modality (PS3.3 C.7.3.1.1.1) ---
-# Computed, digital and other radiography, fluoroscopy, angiography; and words for them that the standard does not define.
+# Computed, digital and other radiography, fluoroscopy, angiography; and nonstandard terms for them.
 _RADIOGRAPHY = frozenset({"CR", "DX", "RF", "RG", "XA", "DR", "XR", "XRAY", "X-RAY", "X RAY", "RX", "RAD", "RADIOGRAPHY"}) | {
     "COMPUTED RADIOGRAPHY", "DIGITAL RADIOGRAPHY", "DIGITAL X-RAY", "CXR", "DF", "RTG", "RONTGEN", "ROENTGEN", "X線", "X线",
 }  # fmt: skip
-# Terms for anything else. Other words, such as OT, may be a radiograph.
+# All other modalities. Further terms, such as OT, may be a radiograph.
 _OTHER_MODALITIES = frozenset(
     {
         "AR", "AS", "ASMT", "AU", "BDUS", "BI", "BMD", "CD", "CP", "CS", "CT", "CTPROTOCOL", "DD", "DMS", "DOC", "DS", "EC",
@@ -52,13 +52,13 @@ _OTHER_MODALITIES = frozenset(
 )  # fmt: skip
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 _FOR_PROCESSING = _STORAGE + "1.1.1"  # Digital X-Ray Image Storage - For Processing
-# Computed radiography, digital X-ray, angiography and fluoroscopy, their enhanced forms.
+# Computed radiography, digital X-ray, angiography and fluoroscopy, including enhanced objects.
 _RADIOGRAPHY_CLASSES = frozenset(
     _STORAGE + end for end in ("1", "1.1", "1.1.1", "12.1", "12.1.1", "12.2", "12.2.1", "12.3")
 )
 _SECONDARY_CAPTURE = _STORAGE + "7"  # may show anything
 
-# --- Body part (PS3.3 C.7.3.1.1.1, PS3.16 annex L): parts of words without accents, in capitals ---
+# --- Body part (PS3.3 C.7.3.1.1.1, PS3.16 annex L): parts of words in upper case without accents ---
 _CHEST = (
     "CHEST", "CHST", "THORA", "THX", "TORAX", "TORAC", "TORAK", "LUNG", "PULM", "POUMON", "POLMON", "PECHO", "PEITO", "PETTO",
     "BROSTKORG", "BRUSTKORB", "BRUSTORGAN", "BRYSTKASS", "BORSTKAS", "LONGEN", "CXR", "KLATKA P", "KLATKI P", "HRUDNI", "GRUDN",
@@ -66,9 +66,9 @@ _CHEST = (
     "ΘΩΡΑΚ", "ΠΝΕΥΜΟΝ", "ТОРАКС", "ГРУД", "ЛЕГК", "ОГК", "ФЛЮОРО", "ปอด", "ทรวงอก", "חזה", "ריאות", "صدر",  # noqa: RUF001
     "قفسه سینه", "छाती", "胸", "肺", "흉부", "폐", "가슴",
 )  # fmt: skip
-# Arabic and Persian for the lung, which end many adjectives, such as those of the back and of the radius.
+# Arabic and Persian for the lung, matched as whole words because many adjectives end in the same letters.
 _CHEST_WORDS = re.compile(r"(?<!\w)(ال)?(رية|ريت|ریه)")
-# A word of these beside one of the chest: its spine, its bones, its vessels, the breast.
+# Words that, next to a word for the chest, indicate its spine, bones or vessels, or the breast.
 _NOT_CHEST = (
     "SPIN", "VERTEB", "WIRBEL", "COLUMN", "COLUNA", "COLONN", "RACHIS", "LUMB", "KREGOSL", "PATER", "CHRBT", "GERINC", "WERVEL",
     "RYGG", "RYGS", "HVIRV", "RANKA", "OMURGA", "COT SONG", "ΜΟΙΡΑ", "ΣΠΟΝΔ", "ПОЗВ", "ХРЕБ", "ОТДЕЛ", "척추", "椎", "脊",  # noqa: RUF001
@@ -91,12 +91,12 @@ _SPELLED_OUT = (
     (re.compile(r"(?<!\w)L[.\-]L(?!\w)\.?"), " LL "),
     (re.compile(r"(?<!\w)(AP|PA)(?=\d)"), r" \1 "),
 )
-_FRONTAL = ("AP", "PA", "DV", "VD", "FRONT", "FRENTE", "FACE")  # the first four as whole words
+_FRONTAL = ("AP", "PA", "DV", "VD", "FRONT", "FRENTE", "FACE")  # the first four must be whole words
 _FRONTAL_FOREIGN = ("正位", "正面", "前後", "前后", "後前", "后前", "정면", "ПРЯМ", "ФРОНТ", "ПЕРЕДН", "ΠΡΟΣΘΙ")
 _OTHER_VIEWS = frozenset(
     {"LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAT", "LATL", "LPO", "RPO", "LAO", "RAO", "XTL", "OBL", "MLO", "YAN"}
 )
-_OTHER_VIEW_LETTERS = frozenset({"L", "R", "AX", "CC", "ML", "LM"})  # views only where nothing but a view is stated
+_OTHER_VIEW_LETTERS = frozenset({"L", "R", "AX", "CC", "ML", "LM"})  # views only if the text contains nothing else
 _OTHER_STEMS = (
     "LATER", "SEITL", "SEITENAUF", "PROFIL", "PERFIL", "BOCZN", "BOCN", "ZIJDEL", "SIDEBIL", "SIVUKUV", "OLDALIR",
     "NGHIENG",
@@ -104,7 +104,7 @@ _OTHER_STEMS = (
 )  # fmt: skip
 _OTHER_ENDINGS = ("LAT", "LATERAL")  # LLAT, ChestLAT
 _OTHER_FOREIGN = ("側", "侧", "斜", "측면", "БОК", "КОС", "ΠΛΑΓΙ", "جانبي", "ด้านข้าง")  # noqa: RUF001
-# Words beside the view that say nothing about it.
+# Words that carry no information about the view.
 _NEUTRAL = frozenset(
     {
         "BED", "BEDSIDE", "CHEST", "CHILD", "CXR", "ERECT", "EXP", "EXPIRATION", "GRID", "INFANT", "INSP", "INSPIRATION", "LUNG",
@@ -112,12 +112,12 @@ _NEUTRAL = frozenset(
         "STANDING", "SUPINE", "SEMIERECT", "THORAX", "TORAX", "UPRIGHT", "VIEW", "VIEWS", "XR", "XRAY", "X", "RAY", "胸部",
     }
 )  # fmt: skip
-# A frontal and a lateral view, such as "PA and lateral": the description of a series or a request, not of one image.
+# A frontal and a lateral view, such as "PA and lateral": describes a series or request, not a single image.
 _BOTH_VIEWS = re.compile(
     r"(?<!\w)(PA|AP|FRONTAL\w*|P\.?A\.?|A\.?P\.?)\s*(AND|UND|ET|Y|E|W|WITH|&|\+|/|,)\s*"
     r"(LEFT\s+|RIGHT\s+|LT?\.?\s+|RT?\.?\s+)?(LAT\w*\.?|SEITL\w*|PERFIL|PROFIL\w*|L{1,2}(?!\w))(?!\s*:)|正側|正侧|正・側|정측"
 )
-# Free text. It states nothing if it has no word about the view.
+# Free text, ignored unless it contains a word about the view.
 _DESCRIPTIONS = ("SeriesDescription", "ProtocolName", "AcquisitionDeviceProcessingDescription", "BodyPartExamined")
 # CID 4010 in SNOMED CT and in its older SRT codes: frontal, antero-posterior and postero-anterior; lateral and oblique views.
 _FRONTAL_CODES = frozenset({"399033003", "R-10202", "399348003", "R-10206", "272479007", "R-40888", "R-10214"})
@@ -165,11 +165,11 @@ _PRESENTATION = frozenset(
 
 
 class HeaderFindings(NamedTuple):
-    """The findings of a header that exclude or qualify a prediction.
+    """Findings in a header that rule out or qualify a prediction.
 
     Attributes:
-        rejections: In the order in which they are reported; only the first that is not overridden matters.
-        warnings: Codes of warnings.
+        rejections: Rejections in order of precedence; the first one that is not overridden is reported.
+        warnings: Warning codes.
     """
 
     rejections: tuple[Rejection, ...]
@@ -179,7 +179,7 @@ class HeaderFindings(NamedTuple):
 def check_header(header: Dataset) -> HeaderFindings:
     """Return the rejections and warnings of a DICOM header with at least `CHECKED_ELEMENTS`.
 
-    Messages quote code strings, which contain no names, up to 16 characters; of descriptions only the word that matters.
+    Messages quote up to 16 characters of code strings, which contain no names, but only the relevant word of a description.
     """
     findings = [
         _check_modality(header),
@@ -205,13 +205,13 @@ def _check_modality(header: Dataset) -> Rejection | WarningCode | None:
     if not sop_class or f"{sop_class}.".startswith(f"{_SECONDARY_CAPTURE}."):
         return "modality_not_stated"
     name = UID(sop_class).name
-    if name == sop_class:  # not in the standard; its value could be anything
+    if name == sop_class:  # not in the standard; its value is arbitrary text
         return Rejection("modality_not_understood", {"modality": "of the SOP class"})
     return Rejection("modality_not_supported", {"modality": name})
 
 
 def _check_body_part(header: Dataset) -> Rejection | WarningCode | None:
-    # The region is coded in enhanced objects, and the description is the only statement of some devices.
+    # Enhanced objects code the region, and some devices only fill in the series description.
     texts = element_text(header, "BodyPartExamined"), *_meanings(header, "AnatomicRegionSequence")
     stated = [text for text in texts if text not in _NOT_STATED]
     for part in stated:
@@ -241,7 +241,7 @@ def _check_view(header: Dataset) -> Rejection | WarningCode | None:
 
 
 def _view_statements(header: Dataset) -> Iterable[tuple[View, str, str]]:
-    """Yield what each element states about the view, with the text and the keyword for the message."""
+    """Yield the view according to each element, with the text and keyword for messages."""
     position = element_text(header, "ViewPosition")
     yield "unstated" if position in _NOT_STATED else _classify_view(position), position, "ViewPosition"
     for item in header.get("ViewCodeSequence") or ():
@@ -280,7 +280,7 @@ def _classify_view(text: str) -> View:
 
 
 def _view_words(text: str) -> list[str]:
-    """Return the words of a normalized text; the forms of AP and PA become these two words."""
+    """Return the words of a normalized text, with all forms of AP and PA reduced to these two words."""
     text = text.replace("_", " ")
     for pattern, replacement in _SPELLED_OUT:
         text = pattern.sub(replacement, text)
@@ -303,11 +303,11 @@ def _has_frontal_word(words: Iterable[str], text: str) -> bool:
 
 
 def _classify_orientation(directions: list[str]) -> View:
-    """Return the view by the directions of rows and columns; the first letter is the main direction (PS3.3 C.7.6.1.1.1)."""
+    """Return the view from the directions of rows and columns; the first letter is the main direction (PS3.3 C.7.6.1.1.1)."""
     if len(directions) != 2 or not all(map(_ORIENTATION.fullmatch, directions)):
         return "unknown"
     main = {direction[0] for direction in directions}
-    if main & {"A", "P"}:  # an image plane that contains the direction from front to back
+    if main & {"A", "P"}:  # the image plane contains the anterior-posterior axis
         return "other"
     return "frontal" if main & {"L", "R"} and main & {"H", "F"} else "unknown"
 
@@ -329,27 +329,27 @@ def _check_presentation_intent(header: Dataset) -> Rejection | None:
 
 
 def _meanings(dataset: Dataset, sequence: str, header: Dataset | None = None) -> list[str]:
-    """Return the meanings of a code sequence; `header` has the character set if the data set is an item itself."""
+    """Return the meanings of a code sequence; `header` provides the character set if the data set is itself an item."""
     return [element_text(item, "CodeMeaning", header or dataset) for item in dataset.get(sequence) or ()]
 
 
 def element_text(dataset: Dataset, keyword: str, header: Dataset | None = None) -> str:
-    """Return the text of an element in capitals, without accents and surplus spaces; "" if it is missing or empty.
+    """Return the text of an element in upper case without accents or extra spaces, or "" if it is missing or empty.
 
-    pydicom decodes code strings, ages and dates as Latin-1, as the standard requires. Other software writes them in the character
-    set of the header, or in UTF-8.
+    pydicom decodes code strings, ages and dates as Latin-1, as the standard requires, but other software writes them in the
+    header's character set or in UTF-8.
 
     Args:
-        dataset: The header, or an item of a sequence.
+        dataset: Header, or an item of a sequence.
         keyword: Keyword of the element.
-        header: The header of an item, with its character set.
+        header: Header that provides the character set if `dataset` is an item.
     """
     value: Any = dataset.get(keyword)
     if value is None:
         return ""
     text = "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value)
     if dataset[keyword].VR in _LATIN_1_VRS and (not text.isascii() or "\x1b" in text):
-        with contextlib.suppress(UnicodeEncodeError):  # pydicom has decoded it
+        with contextlib.suppress(UnicodeEncodeError):  # already decoded by pydicom
             text = _decode(text.encode("latin-1"), dataset if header is None else header)
     text = "".join(mark for mark in unicodedata.normalize("NFKD", text) if not unicodedata.combining(mark))
     return " ".join(unicodedata.normalize("NFKC", text).replace("\0", " ").upper().split())

@@ -1,4 +1,4 @@
-"""Read header fields that describe image and patient: those of a subgroup analysis, and how the image was acquired."""
+"""Read header fields for subgroup analyses, and how an image was acquired."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 __all__ = ["ACQUISITION_ELEMENTS", "HeaderFields", "read_acquisition", "read_header_fields"]
 
 ACQUISITION_ELEMENTS = ("ViewPosition", "Manufacturer")
-_MAX_LENGTH = 64  # characters of a value, as in the standard
+_MAX_LENGTH = 64  # maximum characters of a value, as in the standard
 _PATIENT_ELEMENTS = ("PatientID", "IssuerOfPatientID")
 _PSEUDONYM_LENGTH = 16  # hexadecimal digits
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HeaderFields:
-    """Header fields of one image; "" where the header states none.
+    """Header fields of one image; "" if missing.
 
     Attributes:
-        age: Age of the patient; None if not stated.
+        age: Age of the patient; None if missing.
         sex: "F", "M" or "O".
         view: View, such as "AP" or "PA".
         manufacturer: Manufacturer of the device.
-        patient: Hash of PatientID and IssuerOfPatientID, which keeps images of one patient together. It is a pseudonym: anyone
-            who knows an identifier can compute its hash.
+        patient: Hash of PatientID and IssuerOfPatientID, used to keep images of a patient together. It is only a pseudonym:
+            anyone who knows an identifier can compute its hash.
     """
 
     age: PatientAge | None = None
@@ -43,7 +43,7 @@ class HeaderFields:
 
 
 def read_header_fields(path: Path) -> HeaderFields | None:
-    """Return the fields of a DICOM file, or None for other files and headers that cannot be read."""
+    """Return the fields of a DICOM file, or None for other files and unreadable headers."""
     try:
         if identify_file(path).name != "DICOM":
             return None
@@ -60,11 +60,11 @@ def read_header_fields(path: Path) -> HeaderFields | None:
 
 
 def read_acquisition(header: Dataset) -> Acquisition | None:
-    """Return how an image was acquired, as its header states it, or None if it states neither element."""
+    """Return how an image was acquired according to its header, or None if both elements are missing."""
     view, manufacturer = (_text(header, name) for name in ACQUISITION_ELEMENTS)
     return Acquisition(view, manufacturer) if view or manufacturer else None
 
 
 def _text(header: Dataset, keyword: str) -> str:
-    """Return the text of an element in capitals, with single spaces and limited length; "" if it is missing or empty."""
+    """Return the text of an element in upper case with single spaces and limited length, or "" if it is missing or empty."""
     return " ".join(str(header.get(keyword) or "").split())[:_MAX_LENGTH].upper()

@@ -1,4 +1,4 @@
-"""Read the identity of an image from a DICOM header: patient, study, series and instance."""
+"""Read the identity of an image (patient, study, series and instance) from a DICOM header."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ IDENTITY_ELEMENTS = tuple(_FIELDS.values())
 
 
 def read_identity(header: Dataset) -> Identity | None:
-    """Return the identity that a header states, or None if it states none of its fields."""
+    """Return the identity in a header, or None if all its fields are missing."""
     values = {name: normalize_field(name, _text(header, keyword)) for name, keyword in _FIELDS.items()}
     return Identity(**values) if any(values.values()) else None
 
 
 def repair_text(text: str, character_set: object) -> str:
-    """Return a text that pydicom decoded as the file means it.
+    """Return a text that pydicom decoded incorrectly as the file intends it.
 
-    Software that does not state a character set often writes UTF-8, which pydicom then reads as Latin-1. And pydicom leaves the
-    escape sequence of GB 2312 in the text.
+    Software often writes UTF-8 without declaring a character set, which pydicom then decodes as Latin-1. pydicom also leaves
+    the GB 2312 escape sequence in the text.
 
     Args:
-        text: As pydicom decoded it.
-        character_set: SpecificCharacterSet of the header; None or empty if it states none.
+        text: Text as decoded by pydicom.
+        character_set: SpecificCharacterSet of the header; None or empty if missing.
     """
     if not text.isascii() and not character_set:
         with contextlib.suppress(UnicodeError):
@@ -55,7 +55,7 @@ def repair_text(text: str, character_set: object) -> str:
 
 
 def _text(header: Dataset, keyword: str) -> str:
-    """Return the text of an element; a date that is understood in ISO 8601, a name without empty parts at its end."""
+    """Return the text of an element, with understood dates in ISO 8601 and names without trailing empty components."""
     value: Any = header.get(keyword)
     if value is None:
         return ""

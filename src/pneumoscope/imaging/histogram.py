@@ -1,4 +1,4 @@
-"""Histograms of pixel values: their range without outliers, and the bit depth that they show."""
+"""Histograms of pixel values: range without outliers, and bit depth."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ import numpy.typing as npt
 
 __all__ = ["PERCENTILES", "Floats", "Histogram", "Integers", "count_values", "displayed_range"]
 
-# Hot or dead pixels and markers: the first fraction of the pixels beyond a gap at least as wide as the range of the others, or
-# the second one without a gap, farther away than that range.
+# Outliers, such as hot or dead pixels and markers: up to a fraction of _SEPARATE beyond a gap at least as wide as the
+# range of the other pixels, or, without a gap, up to _OUTLIERS farther away than that range.
 _SEPARATE, _OUTLIERS = 0.03, 0.002
 _BLOCK = 2**20  # pixels
-_MARGIN = 0.25  # of the range of the other pixels, on both sides of it: values in it are not outliers
-_BRIGHTEST = 0.0002  # fraction of the pixels that a bit depth may leave out
-_MAX_OFFSET = 0.4  # of the full range of a bit depth, for the darkest pixels of an image that uses this range
-_FOREIGN = 0.0002  # fraction of the pixels, such as markers, that may have other values in an image scaled from 8 bits
-_DARKEST_SCALED = 2**12  # smallest maximum of such an image, so that one of 12 bits is not taken for it
-_NOISE = 64  # stored values; an image with a smaller range is blank, and not stretched
-_MIN_CONTRAST = 0.25  # range over maximum below which an image may be blank, so that no window is too wide for it
-PERCENTILES = (0.01, 0.99)  # ends of the range of an image
+_MARGIN = 0.25  # as a fraction of the other pixels' range; values within this margin are not outliers
+_BRIGHTEST = 0.0002  # fraction of the pixels that may exceed a bit depth
+_MAX_OFFSET = 0.4  # maximum of the darkest pixels, as a fraction of the full range, in an image that uses this range
+_FOREIGN = 0.0002  # fraction of the pixels, such as markers, with other values in an image scaled from 8 bits
+_DARKEST_SCALED = 2**12  # smallest maximum of such an image, which excludes 12-bit images
+_NOISE = 64  # stored values; an image with a smaller range is blank and is not stretched
+_MIN_CONTRAST = 0.25  # minimum ratio of range to maximum; below it an image may be blank, and no window is too wide
+PERCENTILES = (0.01, 0.99)  # limits of an image's range
 
 Integers = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.floating[Any]]
 
 
 class Histogram(NamedTuple):
-    """The number of pixels (counts) by value (ascending); values in between have no pixels."""
+    """Pixel counts by value, in ascending order of values that occur."""
 
     values: Floats
     counts: Integers
 
     @classmethod
     def of(cls, values: Floats | Integers, counts: Integers) -> Histogram:
-        """Return the histogram of values in any order, some of them without pixels."""
+        """Return a histogram from unsorted values, dropping those without pixels."""
         order = np.argsort(values, kind="stable")
         order = order[counts[order] > 0]
         return cls(values[order].astype(np.float64), counts[order])
 
     def quantiles(self, *fractions: float) -> list[float]:
-        """Return values below or at which these fractions of the pixels are."""
+        """Return the quantiles of the pixel values."""
         cumulative = np.cumsum(self.counts)
         return [float(self.values[i]) for i in np.searchsorted(cumulative, np.array(fractions) * cumulative[-1])]
 
     def range_without_outliers(self) -> tuple[float, float]:
-        """Return the smallest and largest value without hot and dead pixels and markers; see `_SEPARATE` and `_OUTLIERS`."""
+        """Return the smallest and largest value without hot pixels, dead pixels and markers; see `_SEPARATE` and `_OUTLIERS`."""
         first, last = float(self.values[0]), float(self.values[-1])
         gaps, total = np.diff(self.values), self.counts.sum()
         n_below = np.cumsum(self.counts)[:-1]
@@ -65,25 +65,25 @@ class Histogram(NamedTuple):
         return first, last
 
     def has_contrast(self) -> bool:
-        """Return whether the values spread over a part of their range; a blank image with noise does not."""
+        """Return whether the values spread over a substantial part of their range, unlike those of a blank, noisy image."""
         low, high = self.quantiles(*PERCENTILES)
         return high - low >= _MIN_CONTRAST * max(abs(low), abs(high)) and high > low
 
     def has_depth(self) -> bool:
-        """Return whether a bit depth can be measured: values are not negative, and not all nearly the same."""
+        """Return whether a bit depth can be measured: the image has contrast and no negative values."""
         return bool(self.values[0] >= 0) and self.has_contrast()
 
     def is_scaled_to_16_bits(self) -> bool:
-        """Return whether 8-bit values were multiplied by 257, or shifted by 8 bits, to fill 16 bits; see `_FOREIGN`."""
+        """Return whether 8-bit values were multiplied by 257 or shifted by 8 bits to fill 16 bits; see `_FOREIGN`."""
         if self.values[0] < 0 or not _DARKEST_SCALED <= self.values[-1] < 2**16:
             return False
         max_foreign = _FOREIGN * self.counts.sum()
         return any(self.counts[self.values % factor != 0].sum() <= max_foreign for factor in (257, 256))
 
     def bits(self) -> int:
-        """Return the bits of the largest value, at least 8; hot pixels and the few brightest ones do not count.
+        """Return the number of bits of the largest value, at least 8, ignoring hot pixels and the few brightest ones.
 
-        Values that were scaled from 8 bits have 16, even in a dark image.
+        Values scaled from 8 bits have 16, even in a dark image.
         """
         if self.is_scaled_to_16_bits():
             return 16
@@ -95,7 +95,7 @@ class Histogram(NamedTuple):
 
 
 def count_values(pixels: Integers, lowest: int, n: int) -> Integers:
-    """Return the number of pixels of each of `n` values from the lowest one, in blocks: NumPy counts in 64 bits."""
+    """Return the pixel counts of `n` consecutive values from `lowest`, in blocks because NumPy converts to 64 bits."""
     flat, counts = pixels.ravel(), np.zeros(n, dtype=np.int64)
     for start in range(0, flat.size, _BLOCK):
         counts += np.bincount(flat[start : start + _BLOCK].astype(np.int64) - lowest, minlength=n)
@@ -103,14 +103,14 @@ def count_values(pixels: Integers, lowest: int, n: int) -> Integers:
 
 
 def displayed_range(histogram: Histogram, *, is_signed: bool = False) -> tuple[float, float]:
-    """Return the values that become black and white in an image without a window.
+    """Return the values displayed as black and white in an image without a window.
 
-    These are the ends of the full range of its bit depth if the image uses that range, is blank, or was scaled from 8 bits.
+    If the image uses the full range of its bit depth, is blank, or was scaled from 8 bits, these are the limits of that range.
     Otherwise, as for values with an offset, they are the smallest and largest value.
 
     Args:
-        histogram: Of the values.
-        is_signed: Whether the full range is that of signed values.
+        histogram: Histogram of the values.
+        is_signed: Whether the full range is signed.
     """
     first, last = histogram.quantiles(*PERCENTILES)
     low, high = 0.0, 2.0 ** histogram.bits() - 1

@@ -1,4 +1,4 @@
-"""The records of a decoded image: gray levels, and the properties of the file that the input checks use."""
+"""Data classes of a decoded image: gray levels, and the properties of the file used by the input checks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_PART_BYTES: dict[DicomPart, int] = {"header": 2**24, "frame": 4 * MAX_PIXELS
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Acquisition:
-    """How an image was acquired, as its header states it in capitals; "" where it states nothing.
+    """How an image was acquired according to its header, in upper case; "" for missing values.
 
     Attributes:
         view: View, such as "AP" or "PA".
@@ -37,12 +37,12 @@ class Acquisition:
 
 
 class GrayLevels(NamedTuple):
-    """An image in 256 gray levels.
+    """Image in 256 gray levels.
 
     Attributes:
         pixels: Gray levels, 0 (black) to 255 (white), shape (height, width).
-        warnings: "window_ignored", "bit_depth_measured", "padding_measured", or nothing.
-        values: The values that they come from, if requested; else None.
+        warnings: Any of "window_ignored", "bit_depth_measured" and "padding_measured".
+        values: Values from which the gray levels were computed, if requested; otherwise None.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -58,19 +58,19 @@ class Radiograph:
         pixels: Gray levels, 0 (black) to 255 (white), shape (height, width).
         source: Path or name of the file.
         format: File format, such as "JPEG", "PNG" or "DICOM".
-        mode: Pixel format of the file: Pillow's mode ("L", "RGB", "I;16"), or DICOM's photometric interpretation and
-            bits ("MONOCHROME2, 12 bits").
-        reduced_from: Width and height in the file, pixels, if the image was decoded at a reduced size; else None.
-        age: Age of the patient, if the file states it; else None.
-        chroma: Mean difference of the largest and smallest color channel, gray levels; 0 for gray images.
-        rejections: Why the header of the file excludes a prediction, such as a lateral view; a person can override some.
+        mode: Pixel format of the file: Pillow's mode ("L", "RGB", "I;16"), or DICOM's photometric interpretation and bits
+            ("MONOCHROME2, 12 bits").
+        reduced_from: Width and height in the file in pixels, if the image was decoded at a reduced size; otherwise None.
+        age: Age of the patient according to the file; None if missing.
+        chroma: Mean difference between the largest and smallest color channel, in gray levels; 0 for gray images.
+        rejections: Reasons in the header that rule out a prediction, such as a lateral view; a user can override some.
         warnings: Codes of warnings about the header and the gray levels.
-        identity: Patient, study, series and instance that the header states; None without a header or if it states none.
-        values: The values before any window, if requested; else None.
-        acquisition: View and manufacturer; None without a header or if it states neither.
+        identity: Patient, study, series and instance from the header; None if missing.
+        values: Pixel values before windowing, if requested; otherwise None.
+        acquisition: View and manufacturer; None if both are missing.
 
     Raises:
-        UnreadableImageError: The pixels are not 8-bit gray levels in two dimensions, or there are none.
+        UnreadableImageError: The pixels are empty or not two-dimensional 8-bit gray levels.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -87,7 +87,7 @@ class Radiograph:
     acquisition: Acquisition | None = None
 
     def __post_init__(self) -> None:
-        """Validate the pixels, so that images with three channels cannot pass."""
+        """Validate the pixels, which excludes images with three channels."""
         shape, dtype = self.pixels.shape, self.pixels.dtype
         if len(shape) != 2 or 0 in shape or dtype != np.uint8:
             raise UnreadableImageError(

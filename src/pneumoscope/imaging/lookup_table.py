@@ -1,4 +1,4 @@
-"""DICOM lookup tables, with the first value, length and depth that their data and the pixels show."""
+"""DICOM lookup tables, with first value, length and bit depth corrected from their data and the pixels."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pneumoscope.imaging.histogram import PERCENTILES, Floats, Histogram, Intege
 __all__ = ["GrayLevelError", "LookupTable", "numbers_of"]
 
 _MAX_LUT_BYTES = 2**17  # 65,536 entries of 16 bits
-_EXCEEDING = 0.01  # fraction of the pixels whose LUT entries may exceed the stated bits
+_EXCEEDING = 0.01  # fraction of the pixels whose LUT entries may exceed the declared bit depth
 
 
 class GrayLevelError(Exception):
-    """The window, lookup table or padding is invalid. The reason contains no patient data.
+    """Raised for an invalid window, lookup table or padding. The reason contains no patient data.
 
     Args:
-        code, parameters: Of the reason.
+        code, parameters: Code and parameters of the reason.
     """
 
     def __init__(self, code: UnreadableCode, **parameters: str | int) -> None:
@@ -32,7 +32,7 @@ class GrayLevelError(Exception):
 
 
 class LookupTable(NamedTuple):
-    """A lookup table, with the first value, the number of entries and the bits that its data and the pixels show.
+    """Lookup table with first value, number of entries and bit depth inferred from its data and the pixels.
 
     pydicom 3.0 cannot read packed 8-bit entries, and its `apply_voi` returns wrong entries for values above 65,535 and for
     8-bit LUTs with more than 256 entries.
@@ -45,15 +45,16 @@ class LookupTable(NamedTuple):
 
     @classmethod
     def read(cls, lut: Dataset, dataset: Dataset, values: Integers | Floats, counts: Integers) -> LookupTable:
-        """Return a LUT (PS3.3 C.11.1.1.1).
+        """Read a LUT (PS3.3 C.11.1.1.1).
 
         Args:
             lut: Item of the sequence.
-            dataset: The data set, for its byte order.
-            values, counts: Values that are looked up, and the number of pixels of each.
+            dataset: Data set, for its byte order.
+            values, counts: Values to look up, and the number of pixels of each.
 
         Raises:
-            GrayLevelError: The LUT is too long, has no entries, or has fewer entries than it states and than the pixels need.
+            GrayLevelError: The LUT is too long, empty or malformed, or has fewer entries than declared and than the pixels
+                need.
         """
         for keyword in ("LUTDescriptor", "LUTData"):
             raw: Any = lut.get_item(keyword)
@@ -67,7 +68,7 @@ class LookupTable(NamedTuple):
         entries = _entries(lut.get("LUTData") or b"", count, stated_bits, dataset)
         if not entries.size:
             raise GrayLevelError("lut_empty")
-        # The first value is signed if the pixels or the rescaled values are; its VR may differ.
+        # The first value is signed if the pixels or rescaled values are, but its VR may not match.
         first = max(
             (first, first - 2**16, first + 2**16), key=lambda start: _n_inside(values, counts, start, len(entries))
         )
@@ -82,11 +83,14 @@ class LookupTable(NamedTuple):
     def _measured_bits(
         entries: Integers, first: int, stated_bits: int, values: Integers | Floats, counts: Integers
     ) -> int:
-        """Return the bits of the entries: those that are stated, unless they are 16, impossible or exceeded by many pixels, or
-        one of them is unused: no table is meant to halve the brightness of every image."""
+        """Return the bit depth of the entries.
+
+        The declared depth is used unless it is 16, impossible, exceeded by many pixels, or larger than needed: no table is
+        meant to halve the brightness of every image.
+        """
         used = entries[np.clip(np.floor(values).astype(np.int64) - first, 0, len(entries) - 1)]
         exceeding = counts[used >= 2.0**stated_bits].sum()
-        # A few entries at the ends may be wrong; the largest ones that pixels have are not.
+        # A few entries at the ends may be wrong, but the largest ones used by pixels are reliable.
         largest = max(np.quantile(entries, 0.995), Histogram.of(used, counts).quantiles(PERCENTILES[1])[0])
         bits = max(8, int(largest).bit_length())
         if 8 <= stated_bits < 16 and exceeding <= _EXCEEDING * counts.sum() and bits >= stated_bits:
@@ -95,16 +99,16 @@ class LookupTable(NamedTuple):
 
     @property
     def last(self) -> int:
-        """The value of the last entry."""
+        """Value of the last entry."""
         return self.first + len(self.entries) - 1
 
     def look_up(self, values: Integers | Floats) -> Floats:
-        """Return the entries of values; values below and above the LUT have its first and last entry."""
+        """Return the entries for values; values outside the LUT are clamped to its first or last entry."""
         index = np.clip(np.floor(values).astype(np.int64) - self.first, 0, len(self.entries) - 1)
         return self.entries[index].astype(np.float64)
 
     def brightness(self, values: Integers | Floats) -> Floats:
-        """Return the entries of values, 0 to 1."""
+        """Return the entries for values, scaled to 0 to 1."""
         return np.asarray(np.minimum(self.look_up(values) / (2**self.bits - 1), 1))
 
 
@@ -113,7 +117,7 @@ def _n_inside(values: Integers | Floats, counts: Integers, first: int, count: in
 
 
 def _entries(raw: bytes | Iterable[int] | int, count: int, bits: int, dataset: Dataset) -> Integers:
-    """Return the entries of LUT data: numbers (US) or bytes (OW), where 8-bit entries may be packed two to a word."""
+    """Return the entries of LUT data: numbers (US) or bytes (OW), in which two 8-bit entries may be packed into a word."""
     if not isinstance(raw, bytes):
         return np.atleast_1d(np.asarray(raw, dtype=np.int64))
     if len(raw) < 2 * count and bits <= 8:
@@ -122,7 +126,7 @@ def _entries(raw: bytes | Iterable[int] | int, count: int, bits: int, dataset: D
 
 
 def numbers_of(value: Any, keyword: str) -> list[float]:
-    """Return the numbers of an element; NaN for empty ones, none if it is missing.
+    """Return the numbers of an element, with NaN for empty ones, or an empty list if it is missing.
 
     Raises:
         GrayLevelError: A value is not a number.

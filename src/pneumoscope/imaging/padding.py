@@ -1,4 +1,4 @@
-"""Find padding in stored DICOM values: pixels beyond the image, by header or, if the header states none, by their values."""
+"""Find padding (pixels outside the image) in stored DICOM values, by header or, if undeclared, by the pixel values."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pneumoscope.imaging.lookup_table import numbers_of
 
 __all__ = ["find_padding"]
 
-_PADDING_DISTANCE = 2  # of undeclared padding from the other values, in ranges of these
-_MIN_ANATOMY = 0.2  # fraction of the pixels that are not undeclared padding
+_PADDING_DISTANCE = 2  # minimum distance of undeclared padding from the other values, as a multiple of their range
+_MIN_ANATOMY = 0.2  # minimum fraction of pixels that are not undeclared padding
 
 
 def find_padding(stored: Integers, dataset: Dataset) -> tuple[npt.NDArray[np.bool_], int | None]:
-    """Return the mask of padding, shape (height, width), and the value of padding that the file does not declare, or None.
+    """Return the mask of padding, shape (height, width), and the value of undeclared padding or None.
 
     Args:
         stored: Stored values, shape (height, width).
-        dataset: Data set with PixelPaddingValue and PixelPaddingRangeLimit, if the file states them.
+        dataset: Data set with PixelPaddingValue and PixelPaddingRangeLimit, if present.
 
     Raises:
-        GrayLevelError: A stated value is not a number.
+        GrayLevelError: A padding element is not a number.
 
     Source: PS3.3 C.7.5.1.1.2.
     """
@@ -37,9 +37,9 @@ def find_padding(stored: Integers, dataset: Dataset) -> tuple[npt.NDArray[np.boo
 
 
 def _declared_padding(stored: Integers, dataset: Dataset) -> npt.NDArray[np.bool_] | None:
-    """Return the mask of padding: pixels with the padding value, or in the range from it to the range limit; None without one.
+    """Return the mask of pixels with the declared padding value or range, or None if undeclared.
 
-    They must be connected to the border of the image along a row or a column: inside, the same value can be anatomy.
+    Padding must be connected to the image border along a row or column; elsewhere the same value can be anatomy.
     """
     value = _integer(dataset, "PixelPaddingValue")
     if value is None:
@@ -48,7 +48,7 @@ def _declared_padding(stored: Integers, dataset: Dataset) -> npt.NDArray[np.bool
     info, size = np.iinfo(stored.dtype), 2 ** (8 * stored.dtype.itemsize)
 
     def representable(number: int) -> int:
-        """Return the number with the same bits in the type of the pixels; its VR often has the other sign."""
+        """Return the number with the same bits in the pixel type; its VR often has the other sign."""
         return number if info.min <= number <= info.max else (number - info.min) % size + info.min
 
     low, high = sorted(representable(each) for each in (value, value if limit is None else limit))
@@ -56,10 +56,10 @@ def _declared_padding(stored: Integers, dataset: Dataset) -> npt.NDArray[np.bool
 
 
 def _undeclared_padding(stored: Integers) -> int | None:
-    """Return the value of padding that the file does not declare: that of a whole side of the image, far from all others.
+    """Return the value of undeclared padding, which fills a whole side of the image and is far from all other values, or None.
 
-    It is negative, or at least 2**15 as -2000 or -1 are where they are written as unsigned: black, and the value of a detector
-    that is saturated by direct exposure, are neither. The only negative value need not be far from the others.
+    The value is negative, or at least 2**15 if negative values such as -2000 were written as unsigned; this excludes black and
+    the value of detectors saturated by direct exposure. If no other values are negative, the distance is not checked.
     """
     is_signed = stored.dtype.kind == "i"
     value = int(stored.min() if is_signed else stored.max())
@@ -75,7 +75,7 @@ def _undeclared_padding(stored: Integers) -> int | None:
 
 
 def _uniform_sides(stored: Integers, value: int | None) -> npt.NDArray[np.bool_]:
-    """Return the mask of the outer rows and columns that have only this value; inside, a saturated object can have it."""
+    """Return the mask of outer rows and columns that contain only this value; inside, a saturated object can have it."""
     if value is None:
         return np.zeros(stored.shape, dtype=np.bool_)
     has_value = stored == value
@@ -85,7 +85,7 @@ def _uniform_sides(stored: Integers, value: int | None) -> npt.NDArray[np.bool_]
 
 
 def _connected_to_border(candidates: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Return the candidates that are connected to the border of the image along a row or a column; or of a row, to its ends."""
+    """Return the candidates connected to the border along any axis."""
     padding = np.zeros_like(candidates)
     for axis in range(candidates.ndim):
         padding |= np.logical_and.accumulate(candidates, axis=axis)
@@ -94,10 +94,10 @@ def _connected_to_border(candidates: npt.NDArray[np.bool_]) -> npt.NDArray[np.bo
 
 
 def _integer(dataset: Dataset, keyword: str) -> int | None:
-    """Return the first number of an element; None if it is missing or empty.
+    """Return the first number of an element, or None if it is missing or empty.
 
     Raises:
-        GrayLevelError: It is not a number.
+        GrayLevelError: The element is not a number.
     """
     numbers = numbers_of(dataset.get(keyword), keyword)
     return int(numbers[0]) if numbers and math.isfinite(numbers[0]) else None

@@ -1,6 +1,6 @@
-"""Read the patient's age from a DICOM header, as the standard writes it and as other software does.
+"""Read the patient's age from a DICOM header, in the standard's format and those of other software.
 
-A value that is stated but cannot be understood rejects the image: treated as absent, an adult would be predicted.
+A value that is present but not understood rejects the image; if it were ignored, an adult could get a prediction.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pneumoscope.imaging.header_checks import element_text
 __all__ = ["AGE_ELEMENTS", "parse_age", "parse_date", "read_age"]
 
 _NOTHING = "\N{EN DASH}"  # quoted instead of an empty value
-_MAX_QUOTED = 24  # characters of a value in a message
+_MAX_QUOTED = 24  # characters of a value quoted in a message
 
-# PS3.5 section 6.2 (AS): a number of three digits and D, W, M or Y. Some software writes a fourth digit.
+# PS3.5 section 6.2 (AS): three digits and D, W, M or Y. Some software writes a fourth digit.
 _STANDARD = re.compile(r"(?P<number>0?\d{3})(?P<unit>[DWMY])")
-# Headers also have other numbers of digits, no unit (years, as in the RSNA challenge data) and words. A single M is months up
-# to `_MAX_MONTHS`, unless the birth date contradicts; beyond, "45M" is a man of 45 years as often as an age of 45 months.
+# Headers also contain other numbers of digits, no unit (years, as in the RSNA challenge data) and words. A single M
+# means months up to `_MAX_MONTHS`, unless the birth date contradicts; above, "45M" could also be a 45-year-old man.
 _OTHER = re.compile(r"(?P<number>\d{1,5}(?:[.,]\d{1,3})?)\s*(?P<unit>[^\W\d_]*)\.?(?:\s*OLD)?", re.IGNORECASE)
 _YEARS_AND_MONTHS = re.compile(
     r"(?P<years>\d{1,3})\s*(Y|YRS?|YEARS?)[\s,]*(?P<months>\d{1,2})\s*(M|MO|MOS|MTHS?|MONTHS?)", re.IGNORECASE
@@ -40,9 +40,9 @@ _UNITS = {
     )
     for unit in units.split()
 } | {"": 1}
-# PS3.5: YYYYMMDD, before 1993 YYYY.MM.DD. ISO 8601 and YYYY/MM/DD are common, with a time or without, and so are names of months.
-# DD.MM.YYYY has one meaning; with slashes or dashes, day and month could be exchanged: only if one of them is above 12, the date
-# is understood.
+# PS3.5: YYYYMMDD, before 1993 YYYY.MM.DD. ISO 8601, YYYY/MM/DD and month names are common, with or without a time.
+# DD.MM.YYYY is unambiguous. With slashes or dashes, day and month may be swapped, so the date is understood only if
+# both readings agree or one is invalid.
 _MONTHS = (
     "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december",
 )  # fmt: skip
@@ -63,11 +63,11 @@ AGE_ELEMENTS = ("PatientAge", "PatientBirthDate", *_EXAMINATION_DATES)
 
 
 def read_age(header: Dataset) -> PatientAge | None:
-    """Return the age that a header states, or None if it states neither an age nor a birth date.
+    """Return the age in a header, or None if it contains neither an age nor a birth date.
 
-    The age is PatientAge, or else the time from PatientBirthDate to the first examination date that is understood. If it is not
-    understood, `PatientAge.stated` has the element and the form of its value, such as "99/99/9999" for a date: the value itself
-    could identify the patient.
+    The age is PatientAge, or else the time from PatientBirthDate to the first examination date that is understood. For a value
+    that is not understood, `PatientAge.stated` contains the element and the form of the value, such as "99/99/9999" for a date,
+    because the value itself could identify the patient.
     """
     by_date = _age_by_date(header)
     stated = element_text(header, "PatientAge")
@@ -84,9 +84,9 @@ def read_age(header: Dataset) -> PatientAge | None:
 
 
 def _age_by_date(header: Dataset) -> PatientAge | None:
-    """Return the time from PatientBirthDate to the examination dates that are understood; None without a birth date.
+    """Return the time from PatientBirthDate to the first understood examination date, or None without a birth date.
 
-    Of several dates the first is used. If they contradict each other, as after the reset of a clock, the age is not understood.
+    If the dates contradict each other, for example after a clock reset, the age is not understood.
     """
     born = element_text(header, "PatientBirthDate")
     if not born:
@@ -109,7 +109,7 @@ def _age_by_date(header: Dataset) -> PatientAge | None:
 
 
 def _is_ambiguous(age: str) -> bool:
-    """Return whether an age could be that of a man in years: a number and a single M, but not in the standard's form."""
+    """Return whether "M" could mean male instead of months: a number and a single M that is not in the standard's form."""
     return age.endswith("M") and not _STANDARD.fullmatch(age)
 
 
@@ -134,7 +134,7 @@ def _limited(age: float) -> float | None:
 
 
 def parse_date(text: str) -> date | None:
-    """Return the date of a text, or None if it is not a date or could mean several."""
+    """Return the date in a text, or None if it is not a date or is ambiguous."""
     text = text.strip()
     for pattern in _DATES:
         if match := pattern.fullmatch(text):
@@ -149,7 +149,7 @@ def parse_date(text: str) -> date | None:
 
 
 def _month(name: str) -> int:
-    """Return the number of a month by its name or its first letters; 0 if there is none."""
+    """Return the number of a month by its name or first letters, or 0 if unknown."""
     return next((number for number, month in enumerate(_MONTHS, start=1) if month.startswith(name)), 0)
 
 
@@ -161,7 +161,7 @@ def _date(year: int, month: int, day: int) -> date | None:
 
 
 def _not_understood(name: str, text: str) -> PatientAge:
-    """Return an age that is not understood; of the value, digits become 9, letters x and unprintable characters ?."""
+    """Return an age that is not understood, quoting only its form: 9 for digits, x for letters, ? for unprintable characters."""
     form = "".join(
         "9" if mark.isdigit() else "x" if mark.isalpha() else mark if mark.isprintable() else "?" for mark in text
     )

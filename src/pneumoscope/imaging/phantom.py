@@ -1,9 +1,8 @@
-"""Synthetic chest images: a drawing of ribs, spine, heart, diaphragm and lungs, with or without an opacity.
+"""Synthetic chest images: drawings of ribs, spine, heart, diaphragm and lungs, with or without an opacity.
 
-The classes differ in one way only. The opacity is added inside the lungs, from its own random stream. Anatomy,
-exposure, marker and noise come from streams that do not depend on the label. A patient drawn with and without pneumonia
-is identical outside the lungs, pixel for pixel, so a model cannot learn the label from anything else.
-
+The classes differ only in the opacity, which is drawn inside the lungs from its own random stream. The random streams of
+anatomy, exposure, marker and noise do not depend on the label. A patient drawn with and without pneumonia is identical outside
+the lungs, pixel for pixel, so a model cannot learn the label from anything else.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ Etiology = Literal["bacteria", "virus"]
 Field = npt.NDArray[np.floating[Any]]
 
 SIZES = range(32, 2049)  # pixels
-_VISIBLE_OPACITY = 0.04  # density, of a full range of 1: about 13 gray levels at average contrast
+_VISIBLE_OPACITY = 0.04  # density on a scale of 0 to 1; about 13 gray levels at average contrast
 _ANATOMY, _DISEASE, _IMAGE = range(3)  # independent random streams of a patient
 _MARKERS = {"R": (30, 17, 17, 30, 20, 18, 17), "L": (16, 16, 16, 16, 16, 16, 31)}  # 5 x 7 dots, one number per row
 _WAVES = 40
@@ -34,15 +33,15 @@ def draw_phantom(
     """Return one synthetic chest image.
 
     Args:
-        seed: Seed of the patient, 0 or more: anatomy and, with pneumonia, the opacity.
+        seed: Seed of the patient, 0 or more, for the anatomy and the opacity.
         pneumonia: Whether to add an opacity inside the lungs. Nothing else depends on it.
         etiology: "bacteria" (lobar and dense) or "virus" (patchy, bilateral); None lets the seed choose.
-        image: Number of the patient's image, 0 or more: position, exposure, marker and noise.
+        image: Number of the patient's image, 0 or more, for position, exposure, marker and noise.
         size: Width and height, 32 to 2,048 pixels.
 
     Returns:
-        Gray levels 0 to 255, shape (size, size). The same arguments give the same image on every machine, except that a
-        few gray levels may be rounded differently.
+        Gray levels 0 to 255, shape (size, size). The same arguments give the same image on all machines, except for rounding of
+        a few gray levels.
 
     Raises:
         UsageError: A number is out of range, or an etiology is given without pneumonia.
@@ -57,9 +56,9 @@ def draw_phantom(
 def draw_opacity_mask(
     seed: int, *, etiology: Etiology | None = None, image: int = 0, size: int = 224
 ) -> npt.NDArray[np.bool_]:
-    """Return where `draw_phantom` draws a visible opacity with the same arguments and pneumonia, shape (size, size).
+    """Return a mask of the visible opacity that `draw_phantom` draws with the same arguments, shape (size, size).
 
-    A pixel counts if the opacity adds at least 0.04 to a density whose full range is 1.
+    A pixel is visible if the opacity adds at least 0.04 to the density, on a scale of 0 to 1.
 
     Raises:
         UsageError: See `draw_phantom`.
@@ -72,7 +71,7 @@ def draw_opacity_mask(
 def _draw(
     seed: int, pneumonia: bool, etiology: Etiology | None, image: int, size: int
 ) -> tuple[Field, Field, np.random.Generator]:
-    """Return the density, the part of it that is opacity, and the random numbers of the exposure."""
+    """Return the density, the part of it that is opacity, and the random generator of the exposure."""
     anatomy, disease, exposure = (
         np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
         for key in ((_ANATOMY,), (_DISEASE,), (_IMAGE, image))
@@ -112,7 +111,7 @@ def _coordinates(rng: np.random.Generator, size: int) -> tuple[Field, Field]:
 
 
 def _smooth_step(distance: Field, width: float) -> Field:
-    """Return a smooth step from 0 at -1.5 `width` to 1 at 1.5 `width`. It is exactly 0 below: no opacity leaks."""
+    """Return a smooth step from 0 at -1.5 `width` to 1 at 1.5 `width`; exactly 0 below, so that no opacity leaks."""
     step = distance * np.float32(1 / (3 * width))
     step += np.float32(0.5)
     np.clip(step, 0, 1, out=step)
@@ -126,8 +125,8 @@ def _smooth_step(distance: Field, width: float) -> Field:
 def _texture(rng: np.random.Generator, x: Field, y: Field, fineness: float) -> Field:
     """Return a random pattern in patient coordinates, with mean 0 and a standard deviation of about 1.
 
-    It is a sum of plane waves of several lengths. The grid is affine, so the phase of a wave is a function of the row
-    plus a function of the column, and the sum is one matrix product.
+    It is a sum of plane waves of several wavelengths. Because the grid is affine, the phase of each wave is a function of the
+    row plus a function of the column, and the sum is a single matrix product.
     """
     angle, shift = rng.uniform(0, np.pi, _WAVES), rng.uniform(0, 2 * np.pi, _WAVES)
     k = fineness * np.geomspace(0.4, 2.5, _WAVES)
@@ -141,11 +140,11 @@ def _texture(rng: np.random.Generator, x: Field, y: Field, fineness: float) -> F
 
 
 def _anatomy(rng: np.random.Generator, x: Field, y: Field) -> tuple[Field, Field, Field]:
-    """Return the density of soft tissue, the density of bones, and a mask of the lungs, 0 to 1, in the shape of `x`."""
+    """Return the soft tissue density, the bone density and a lung mask (0 to 1), in the shape of `x`."""
     chest, top, dome = rng.uniform(0.56, 0.64), rng.uniform(-0.66, -0.58), rng.uniform(0.36, 0.48)
     side = np.sign(x)
     across = np.abs(x)
-    # Rib cage: an egg, narrower at the top. The domes of the diaphragm bound the lungs below, the right one higher.
+    # Rib cage: an egg, narrower at the top. The domes of the diaphragm bound the lungs below; the right one is higher.
     middle = (top + 0.62) / 2
     height = 0.62 - middle
     wall = chest * (1 - 0.28 * np.clip(-y, 0, 1) ** 2)
@@ -175,7 +174,7 @@ def _anatomy(rng: np.random.Generator, x: Field, y: Field) -> tuple[Field, Field
     body = body - 0.10 * _smooth_step(0.035 - np.abs(x - rng.uniform(-0.015, 0.015)), 0.012) * _smooth_step(
         -0.22 - y, 0.05
     )
-    # Vessels: streaks that fade from the hila outwards. In every image they resemble an early opacity.
+    # Vessels: streaks that fade outward from the hila and resemble an early opacity.
     hilum = np.exp(-((across - 0.17) ** 2 + 0.6 * (y + 0.02) ** 2) / np.float32(rng.uniform(0.025, 0.05)))
     vessels: Field = np.float32(rng.uniform(0.05, 0.09)) * hilum
     vessels = vessels + np.float32(rng.uniform(0.008, 0.018)) * _texture(rng, x, y, 38.0) * (0.4 + hilum)
@@ -193,7 +192,7 @@ def _bones(rng: np.random.Generator, x: Field, y: Field, chest: float, torso: Fi
     cage = (
         _smooth_step(chest * 1.06 - across, 0.03) * _smooth_step(y - start + 0.06, 0.04) * _smooth_step(0.74 - y, 0.05)
     )
-    # A rib lies where the height above a curve is a multiple of the spacing.
+    # Ribs lie where the height above a curve is a multiple of the spacing.
     behind = (y - start - 0.10 * np.sin(np.float32(np.pi / 0.75) * across) - 0.35 * across**3) / spacing
     front = (y - start + rng.uniform(0.02, 0.10) - 0.30 * (chest - across)) / (1.25 * spacing)
     ribs = np.zeros_like(x)
@@ -217,7 +216,7 @@ def _bones(rng: np.random.Generator, x: Field, y: Field, chest: float, torso: Fi
 
 
 def _opacity(rng: np.random.Generator, etiology: Etiology | None, x: Field, y: Field) -> Field:
-    """Return the density that pneumonia adds, not yet confined to the lungs."""
+    """Return the density added by pneumonia, before it is confined to the lungs."""
     random_etiology = rng.choice(["bacteria", "virus"])
     mottle = _texture(rng, x, y, 34.0)
     opacity = np.zeros_like(x)
@@ -239,7 +238,7 @@ def _opacity(rng: np.random.Generator, etiology: Etiology | None, x: Field, y: F
 
 
 def _expose(rng: np.random.Generator, density: Field, size: int) -> npt.NDArray[np.uint8]:
-    """Return the gray levels of a density: characteristic curve, noise, collimation and marker."""
+    """Return the gray levels of a density, with characteristic curve, noise, collimation and marker."""
     line = np.linspace(-1, 1, size, dtype=np.float32)
     tilt = rng.normal(0, 0.03, 2)
     uneven = np.float32(tilt[0]) * line[None, :] + np.float32(tilt[1]) * line[:, None]

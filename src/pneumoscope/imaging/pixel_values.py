@@ -1,4 +1,4 @@
-"""The values of an image before any window, and what a viewer needs to display and measure them."""
+"""Pixel values before windowing, with the information that a viewer needs to display and measure them."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ __all__ = [
 
 SPACING_ELEMENTS = ("PixelSpacing", "ImagerPixelSpacing", "PixelSpacingCalibrationType")
 _N_NUMBERS = 2**16
-_BLOCK_ROWS = 256  # that are converted at a time
-_MAX_SPACING = 100.0  # mm; a larger number is not the spacing of a radiograph
+_BLOCK_ROWS = 256  # rows converted at a time
+_MAX_SPACING = 100.0  # mm; larger values are not plausible for a radiograph
 
 WindowFunction = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
 SpacingKind = Literal["calibrated", "detector", "unstated"]
@@ -38,12 +38,12 @@ Integers = npt.NDArray[np.integer[Any]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Window:
-    """A window on the values of an image (PS3.3 C.11.2.1.2).
+    """Window on the values of an image (PS3.3 C.11.2.1.2).
 
     Attributes:
-        center, width: In the unit of the values.
-        function: How values become brightness, `VOILUTFunction`.
-        explanation: What the file calls it, `WindowCenterWidthExplanation`; may be empty.
+        center, width: Center and width in the unit of the values.
+        function: Function from values to brightness, `VOILUTFunction`.
+        explanation: Name of the window in the file, `WindowCenterWidthExplanation`; may be empty.
     """
 
     center: float
@@ -57,10 +57,10 @@ class PixelSpacing:
     """Distances between the centers of neighboring pixels (PS3.3 10.7.1).
 
     Attributes:
-        row: Between rows, mm.
-        column: Between columns, mm.
-        kind: "calibrated" if the file states a correction for magnification, "detector" at the plane of the detector, where
-            anatomy appears larger than it is, "unstated" if the file does not state which of them.
+        row: Distance between rows in mm.
+        column: Distance between columns in mm.
+        kind: "calibrated" if corrected for magnification, "detector" if measured at the detector plane, where anatomy appears
+            enlarged, "unstated" if the file does not specify which.
     """
 
     row: float
@@ -70,18 +70,18 @@ class PixelSpacing:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PixelDescription:
-    """The meaning of the numbers of `PixelValues`.
+    """Meaning of the numbers in `PixelValues`.
 
     Attributes:
-        slope, intercept: The value of a number is slope x number + intercept: the stored value after the modality LUT, or the
-            stored value itself if the window is for those.
-        smallest, largest: Values of the image, without padding.
-        bits: Bits of a stored value, as the file states them.
+        slope, intercept: The value of a number is slope x number + intercept. Values are stored values after the modality LUT,
+            or unconverted stored values if the window applies to those.
+        smallest, largest: Range of the image's values without padding.
+        bits: Bits stored according to the file.
         white_is_zero: Whether small values are white (MONOCHROME1).
-        padding: Number of the pixels beside the image, which are always black; None if there are none.
-        default_window: Window whose result are the gray levels; None if they come from a lookup table.
-        windows: Windows of the file.
-        spacing: Distances of the pixels; None if the file states none.
+        padding: Number that marks pixels outside the image, which are always black; None if there are none.
+        default_window: Window that yields the gray levels; None if they come from a lookup table.
+        windows: Windows in the file.
+        spacing: Pixel spacing; None if missing.
     """
 
     slope: float
@@ -97,7 +97,7 @@ class PixelDescription:
 
     @property
     def is_valid(self) -> bool:
-        """Whether all numbers are finite, widths and distances positive, and the slope is not 0."""
+        """Whether all numbers are finite, widths and distances are positive, and the slope is not 0."""
         windows = [*self.windows, *([self.default_window] if self.default_window else [])]
         numbers = [self.slope, self.intercept, self.smallest, self.largest, *(each.center for each in windows)]
         positive = [
@@ -109,12 +109,12 @@ class PixelDescription:
 
 
 class PixelValues(NamedTuple):
-    """Values of an image in 16 bits.
+    """16-bit values of an image.
 
     Attributes:
-        numbers: A number for each pixel, uint16, shape (height, width).
-        gray_levels: The gray level of each number, from 0 to at least the largest one, in the 8-bit image; uint8.
-        description: What the numbers mean.
+        numbers: Number of each pixel, uint16, shape (height, width).
+        gray_levels: Gray level of each number in the 8-bit image, from 0 to at least the largest number, uint8.
+        description: Meaning of the numbers.
     """
 
     numbers: npt.NDArray[np.uint16]
@@ -123,20 +123,20 @@ class PixelValues(NamedTuple):
 
 
 def window_between(black: float, white: float) -> Window:
-    """Return the window that makes `black` black and `white` white."""
+    """Return the window that displays `black` as black and `white` as white."""
     return Window((black + white) / 2, white - black, "LINEAR_EXACT")
 
 
 def values_of_gray_levels(
     numbers: npt.NDArray[Any], levels: npt.NDArray[np.uint8], bits: int, window: Window
 ) -> PixelValues:
-    """Return the values of a file without header.
+    """Return the values of a file without a header.
 
     Args:
         numbers: Stored values, uint8 or uint16, shape (height, width).
-        levels: Gray level of each stored value from 0.
-        bits: Bits of the file.
-        window: The window whose result are the gray levels.
+        levels: Gray level of each stored value, starting at 0.
+        bits: Bit depth of the file.
+        window: Window that yields the gray levels.
     """
     smallest, largest = float(numbers.min()), float(numbers.max())
     description = PixelDescription(1.0, 0.0, smallest, largest, bits, default_window=window)
@@ -156,12 +156,12 @@ def describe(
 
     Args:
         stored: Stored values, shape (height, width).
-        levels: Gray level of each stored value from the lowest.
-        padding: Mask of the pixels beside the image.
-        description: With slope and intercept of the stored values; those of the numbers are computed.
-        lowest: The lowest stored value without padding.
-        entries: Modality value of each stored value from the lowest, if a lookup table defines them; slope and intercept are
-            then not used, unless the gray levels are not a function of these values.
+        levels: Gray level of each stored value, starting at `lowest`.
+        padding: Mask of the pixels outside the image.
+        description: Description with the slope and intercept of the stored values, which are converted to those of the numbers.
+        lowest: Lowest stored value, excluding padding.
+        entries: Modality value of each stored value, starting at `lowest`, if a lookup table defines them. Slope and intercept
+            are then ignored, unless the gray levels are not a function of these values.
     """
     shifted = _shifted(entries, levels)
     if shifted is None:
@@ -179,7 +179,7 @@ def describe(
     if padding.any():
         if len(levels) < _N_NUMBERS:
             padding_number, levels = len(levels), np.append(levels, np.uint8(0))
-        # Without an unused number, padding gets one that is black at first.
+        # If all numbers are used, padding gets one that is initially black.
         numbers[padding] = np.argmin(levels) if padding_number is None else padding_number
     return PixelValues(
         numbers,
@@ -191,7 +191,7 @@ def describe(
 
 
 def _converted(stored: Integers, convert: Callable[[Integers], npt.NDArray[np.uint16]]) -> npt.NDArray[np.uint16]:
-    """Return converted pixels, a block of rows at a time: indices have 64 bits."""
+    """Return converted pixels, in blocks of rows to limit memory, because indices have 64 bits."""
     numbers = np.empty(stored.shape, dtype=np.uint16)
     for start in range(0, len(stored), _BLOCK_ROWS):
         numbers[start : start + _BLOCK_ROWS] = convert(stored[start : start + _BLOCK_ROWS])
@@ -201,9 +201,9 @@ def _converted(stored: Integers, convert: Callable[[Integers], npt.NDArray[np.ui
 def _shifted(
     entries: npt.NDArray[np.floating[Any]] | None, levels: npt.NDArray[np.uint8]
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8], float] | None:
-    """Return the numbers of the entries of a lookup table, the gray level of each number, and the value of number 0.
+    """Return the numbers of lookup table entries, the gray level of each number, and the value of number 0.
 
-    None if there is no table, its range exceeds 16 bits, or one entry has several gray levels.
+    Return None if there is no table, its range exceeds 16 bits, or an entry has several gray levels.
     """
     if entries is None or entries.max() - entries.min() >= _N_NUMBERS:
         return None
@@ -216,10 +216,10 @@ def _shifted(
 
 
 def pixel_spacing(dataset: Dataset) -> PixelSpacing | None:
-    """Return the distances of the pixels; None if the file states none, or none that a radiograph can have.
+    """Return the pixel spacing, or None if it is missing or implausible.
 
-    `PixelSpacing` that equals `ImagerPixelSpacing` is that of the detector; without that, and without a type of calibration, it
-    may be either (PS3.3 10.7.1.3).
+    A `PixelSpacing` equal to `ImagerPixelSpacing` is measured at the detector. Without `ImagerPixelSpacing` or a calibration
+    type, it may be either (PS3.3 10.7.1.3).
     """
     calibrated, detector = (_distances(dataset, each) for each in ("PixelSpacing", "ImagerPixelSpacing"))
     if calibrated is None:
@@ -231,9 +231,9 @@ def pixel_spacing(dataset: Dataset) -> PixelSpacing | None:
 
 
 def _distances(dataset: Dataset, keyword: str) -> tuple[float, float] | None:
-    """Return two positive distances, mm; None if the element is missing or not that."""
+    """Return two positive distances in mm, or None if the element is missing or invalid."""
     try:
         row, column = (float(each) for each in dataset.get(keyword))
-    except (TypeError, ValueError):  # pydicom converts the text of an element when it is read
+    except (TypeError, ValueError):  # raised on access, when pydicom converts the text
         return None
     return (row, column) if 0 < row <= _MAX_SPACING and 0 < column <= _MAX_SPACING else None

@@ -1,8 +1,7 @@
 """Preprocess radiographs for the network: crop, resize and check the image.
 
-Training, export, evaluation and inference use the same functions. The network receives whole gray levels, 0 to 255, in a
-square. The network itself normalizes them and repeats them to three channels (`models.base`), so an exported file
-includes these steps.
+Training, export, evaluation and inference use the same functions. The network receives a square image of integer gray levels, 0
+to 255. It normalizes them and repeats them to three channels itself (`models.base`), so an exported file includes these steps.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ __all__ = [
     "preprocess_image",
 ]
 
-# Incremented whenever the output changes: caches of another version are rebuilt, bundles of another version are rejected.
+# Incremented whenever the output changes: caches of other versions are rebuilt, bundles of other versions are rejected.
 PREPROCESSING_VERSION = 2
 
 Crop = Literal["squash", "center"]
@@ -43,8 +42,8 @@ class Preprocessing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     Attributes:
         size: Side of the square, 16 to 1024 pixels.
-        crop: "squash" stretches the whole image to the square; "center" first crops the central square. If the margins
-            differ by one pixel, the right or lower one is larger.
+        crop: "squash" stretches the whole image to the square; "center" crops the central square first. If the margins differ
+            by one pixel, the right or lower one is larger.
         version: Version of the algorithm.
     """
 
@@ -54,7 +53,7 @@ class Preprocessing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     @property
     def min_side(self) -> int:
-        """Minimum side of a JPEG decoded at reduced size, pixels: twice `size`, so that resizing still averages."""
+        """Minimum side in pixels of a JPEG decoded at reduced size: twice `size`, so that resizing still averages."""
         return 2 * self.size
 
 
@@ -85,8 +84,8 @@ def preprocess(radiograph: Radiograph, preprocessing: Preprocessing) -> npt.NDAr
 def hash_pixels(radiograph: Radiograph) -> str:
     """Return the SHA-256 of the gray levels and their shape, 64 hexadecimal digits.
 
-    It identifies an image whatever its header or its compression. That of a JPEG decoded at a reduced size differs from that at
-    full size.
+    The hash identifies an image independently of its header and lossless compression. A JPEG decoded at a reduced size has a
+    different hash than at full size.
     """
     digest = hashlib.sha256(f"{radiograph.height} {radiograph.width} ".encode())
     digest.update(np.ascontiguousarray(radiograph.pixels).data)
@@ -95,19 +94,19 @@ def hash_pixels(radiograph: Radiograph) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PreprocessedImage:
-    """An image ready for the network, with the properties that a prediction reports.
+    """Image ready for the network, with the properties that a prediction reports.
 
     Attributes:
         pixels: Gray levels 0 to 255, uint8, shape (size, size).
         source: Path or name.
-        format: Format of the file: "JPEG", "PNG", "DICOM", ...
-        width, height: Size of the image in its file, pixels.
+        format: File format, such as "JPEG", "PNG" or "DICOM".
+        width, height: Size of the image in its file, in pixels.
         age: Age of the patient; None if unknown.
-        rejections: Why the header or the pixels exclude a prediction; a person can override some.
+        rejections: Reasons in the header or pixels that rule out a prediction; a user can override some.
         warnings: Codes of warnings about the header and the gray levels.
         identity: Patient, study, series and instance; None if unknown.
         pixel_sha256: See `hash_pixels`.
-        radiograph: The decoded image, if requested.
+        radiograph: Decoded image, if requested.
         acquisition: View and manufacturer; None if unknown.
     """
 
@@ -128,12 +127,12 @@ class PreprocessedImage:
 def preprocess_image(
     radiograph: Radiograph, preprocessing: Preprocessing, *, keep_radiograph: bool = False
 ) -> PreprocessedImage:
-    """Return the network's input for a radiograph with the properties of the image.
+    """Return the network's input for a radiograph, with the properties of the image.
 
     Args:
         radiograph: Decoded image of any size.
         preprocessing: Crop and size.
-        keep_radiograph: Also return the decoded image, on which a heatmap can be drawn.
+        keep_radiograph: Whether to keep the decoded image, for drawing a heatmap.
     """
     width, height = radiograph.reduced_from or (radiograph.width, radiograph.height)
     by_pixels = check_image(radiograph, preprocessing.size // 2)

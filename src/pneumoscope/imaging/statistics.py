@@ -1,4 +1,4 @@
-"""Statistics of preprocessed images that change with the scanner, its processing and the framing."""
+"""Statistics of preprocessed images that depend on the scanner, its processing and the framing."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pneumoscope.core.prediction import ImageStatistics
 
 __all__ = ["image_statistics"]
 
-_BORDER = 0.05  # of each side
+_BORDER = 0.05  # fraction of each side
 
 
 def image_statistics(pixels: npt.NDArray[np.uint8]) -> ImageStatistics:
-    """Return statistics of one preprocessed image, rounded to seven digits so that a site profile stores them exactly.
+    """Return statistics of one preprocessed image, rounded to seven digits, which a site profile stores exactly.
 
     Args:
         pixels: Gray levels, uint8, shape (size, size).

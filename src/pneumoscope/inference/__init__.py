@@ -1,4 +1,4 @@
-"""Bundle and images to predictions, on ONNX Runtime: the one way to a prediction after training."""
+"""Inference on ONNX Runtime, from a bundle and images to predictions: all predictions after training are made here."""
 
 from pneumoscope.inference.session import BundleSession
 

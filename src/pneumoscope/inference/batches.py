@@ -1,4 +1,4 @@
-"""Process many items in batches, in threads, with the results in the order of the items."""
+"""Process items in batches in threads, keeping the order of the results."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def process_batches(
     threads: int,
     ahead: int = 0,
 ) -> Generator[_Result]:
-    """Yield the results of batches in the order of the items.
+    """Yield the results of all batches in the order of the items.
 
     Args:
-        items: The items.
-        process: Called in a thread, with a batch; its error is raised in the place of its results.
+        items: Items to process.
+        process: Called in a thread with each batch; its error is raised in place of the batch's results.
         batch_size: Items per batch.
         threads: Number of threads.
-        ahead: Batches that are begun before the caller takes their results; two per thread if 0.
+        ahead: Batches started before the caller consumes their results; 0 for two per thread.
     """
     ahead = ahead or 2 * threads
     pending: deque[Future[list[_Result]]] = deque()
@@ -47,7 +47,7 @@ def process_batches(
 
 
 def batched(items: Iterable[_Item], size: int) -> Iterator[tuple[_Item, ...]]:
-    """Yield the items in tuples of this size; the last one may be shorter."""
+    """Yield the items in tuples of the given size; the last one may be shorter."""
     iterator = iter(items)
     while batch := tuple(islice(iterator, size)):
         yield batch

@@ -1,6 +1,6 @@
-"""Turn the network's outputs into a decision or a rejection.
+"""Turn network outputs into a decision or a rejection.
 
-This is the only place that decides; the CLI, the Python API, the service and the evaluation all call it.
+All decisions are made here: the CLI, the Python API, the service and the evaluation call this module.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 DEFAULT_OPERATING_POINT = "balanced"
-# Warnings about what is not stated: with an assumption, the warning is that it was assumed.
+# Warnings that are replaced by the warning of an assumption, if it is made.
 _ASSUMED_INSTEAD: dict[WarningCode, Assumption] = {
     "modality_not_stated": "chest",
     "body_part_not_stated": "chest",
@@ -67,7 +67,7 @@ def decide(card: Card, point: OperatingPoint, logit: float, rejection: Rejection
     """Return the decision for one image at an operating point.
 
     Args:
-        card: Card of the bundle; its calibration turns scores into probabilities.
+        card: Card of the bundle; its calibration maps logits to probabilities.
         point: Operating point with the threshold and the uncertainty band.
         logit: Output of the network.
         rejection: Reason to make no prediction. A rejected image gets no probability, because the model has no basis for one.
@@ -91,18 +91,18 @@ def _interval(card: Card, logit: float, probability: float) -> Interval | None:
     if card.intervals is None:
         return None
     low, high = VennAbers(card.intervals.edges, card.intervals.low, card.intervals.high).interval(logit)
-    # Platt scaling and Venn-Abers use the same images in different ways; the interval covers both.
+    # Platt scaling and Venn-Abers are fitted independently; extend the interval to include the probability.
     low, high = min(low, probability), max(high, probability)
     return Interval(probability, low, high, method=card.intervals.method, n=card.intervals.n, level=None)
 
 
 def reject_by_file(rejections: Iterable[Rejection], assumptions: Collection[Assumption]) -> Rejection | None:
-    """Return the first rejection by the header or the pixels of a file that no assumption overrides, or None."""
+    """Return the first rejection based on the header or pixels that no assumption overrides, or None."""
     return next((each for each in rejections if OVERRIDES.get(each.code) not in assumptions), None)
 
 
 class InputRequirements(Protocol):
-    """The part of a card that states which images its network accepts."""
+    """The part of a card that specifies which images its network accepts."""
 
     @property
     def rejection_limits(self) -> RejectionLimits | None:
@@ -110,7 +110,7 @@ class InputRequirements(Protocol):
 
     @property
     def age_range(self) -> tuple[float, float] | None:
-        """Minimum and maximum age of patients, years, both included; None if the model is for all ages."""
+        """Minimum and maximum patient age in years, inclusive; None if the model is for all ages."""
 
 
 def find_warnings(
@@ -123,9 +123,9 @@ def find_warnings(
     """Return the warnings that accompany a prediction.
 
     Args:
-        card: Card of the bundle; without an age range, an unknown age does not cause a warning.
+        card: Card of the bundle; without an age range, an unknown age causes no warning.
         warnings: Warnings about the file.
-        rejections: Rejections by the header and the pixels; each of them is overridden, which is a warning, too.
+        rejections: Overridden rejections based on the header or pixels; each adds a warning.
         age: Age of the patient; None if unknown.
         assumptions: Overrides of DICOM headers.
     """
@@ -142,10 +142,10 @@ def reject_by_network(
     ood_distance: float | None,
     age_score: float | None = None,
 ) -> Rejection | None:
-    """Return the rejection by the input classifier, the age classifier or the OOD detector, or None if the image passes all.
+    """Return the rejection by the input classifier, age classifier or OOD detector, or None if the image passes all.
 
     Args:
-        card: Card of the bundle; its limits were set on validation images.
+        card: Card of the bundle, with limits fitted on validation images.
         input_classes: Probabilities of `INPUT_CLASSES`; None if the bundle has no input classifier.
         ood_distance: Distance from the training images, see `models.input_checks`; None if the bundle has no OOD detector.
         age_score: Score that the patient is outside the age range, 0 to 1; None if the bundle has no age classifier.
@@ -172,11 +172,11 @@ def failed_checks(
     ood_distance: float | FloatArray | None,
     age_score: float | FloatArray | None,
 ) -> dict[InputCheck, np.bool_ | BoolArray]:
-    """Return for each check whether it rejects one image, or an array of images; NaN is rejected.
+    """Return, for each available check, whether it rejects an image or each image of an array; NaN is rejected.
 
     Args:
-        limits: The limits.
-        upright, ood_distance, age_score: Outputs of the network; without an output, there is no check.
+        limits: Rejection limits of the card.
+        upright, ood_distance, age_score: Outputs of the network; None skips the check.
     """
     failed: dict[InputCheck, np.bool_ | BoolArray] = {}
     if upright is not None:
@@ -189,12 +189,12 @@ def failed_checks(
 
 
 def reject_by_age(card: InputRequirements, age: PatientAge | None, *, required: bool = False) -> Rejection | None:
-    """Return the rejection by the age that is stated or entered, or None if it is in the card's range.
+    """Return the rejection by the stated or entered age, or None if it is within the card's range.
 
     Args:
-        card: Card of the bundle; without an age range, nothing is rejected.
+        card: Card of the bundle; without an age range, no image is rejected.
         age: Age of the patient; None if unknown.
-        required: Reject if the age is unknown.
+        required: Whether to reject if the age is unknown.
     """
     if card.age_range is None:
         return None
@@ -213,7 +213,7 @@ def _age_range(card: InputRequirements) -> dict[str, str | int | float]:
 
 
 def score_at_probability(calibration: Calibration, probability: float) -> float:
-    """Return the score before calibration that has this calibrated probability, above 0 and below 1."""
+    """Return the score before calibration for a calibrated probability, which must be strictly between 0 and 1."""
     return float(sigmoid(np.asarray((_logit(probability) - calibration.intercept) / calibration.slope)))
 
 
@@ -228,10 +228,10 @@ def threshold_probability(card: Card, point: _Threshold) -> float:
 
 
 def find_operating_point(card: Card, name: str = "") -> OperatingPoint:
-    """Return the operating point of that name, or `DEFAULT_OPERATING_POINT` if the name is empty.
+    """Return the named operating point, or `DEFAULT_OPERATING_POINT` if the name is empty.
 
     Raises:
-        UnknownNameError: The card has no such operating point.
+        UnknownNameError: The card does not contain that operating point.
     """
     name = name or DEFAULT_OPERATING_POINT
     if name not in card.operating_points:
@@ -241,17 +241,17 @@ def find_operating_point(card: Card, name: str = "") -> OperatingPoint:
 
 
 def calibrate(calibration: Calibration, logits: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Return calibrated probabilities of pneumonia, 0 to 1, for logits of any shape, infinite ones included."""
+    """Return calibrated probabilities of pneumonia, 0 to 1, for logits of any shape, including infinite ones."""
     return sigmoid(calibration.slope * np.asarray(logits, dtype=np.float64) + calibration.intercept)
 
 
 def sigmoid(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Return 1 / (1 + exp(-x)) in double precision, without overflow at either end."""
+    """Return 1 / (1 + exp(-x)) in double precision, without overflow for large |x|."""
     x = np.asarray(logits, dtype=np.float64)
     return np.exp(-np.logaddexp(0.0, -x))
 
 
 def _logit(score: float) -> float:
-    # 0 and 1 give infinite logits, which are valid thresholds: all images reach the first, none the second.
+    # Scores 0 and 1 give infinite logits, which are valid thresholds: all images reach the former, none the latter.
     with np.errstate(divide="ignore"):
         return float(np.log(score) - np.log1p(-score))

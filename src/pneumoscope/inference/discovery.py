@@ -1,4 +1,4 @@
-"""Find the image files that a user names."""
+"""Find the image files in the files and folders that a user names."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from pneumoscope.imaging.file_type import identify_file, skip_reason
 __all__ = ["DiscoveredImages", "SkippedFile", "discover_images", "iter_folder"]
 
 _MAX_DICOMDIR_BYTES = 2**26
-_SEPARATOR = re.compile(r"[/\\]")  # of folders; the standard has one value each instead
-_FORBIDDEN = frozenset(":\0")  # in a name in a DICOMDIR
+_SEPARATOR = re.compile(r"[/\\]")  # of nonstandard paths; the standard uses one value per component
+_FORBIDDEN = frozenset(":\0")  # in a file name in a DICOMDIR
 _MAX_NAMED = 3  # skipped files per reason in the summary
 
 
 class SkippedFile(NamedTuple):
-    """A file or folder that is not searched or predicted, and why."""
+    """File or folder that was skipped, and the reason."""
 
     path: str
     reason: str
 
 
 class DiscoveredImages(NamedTuple):
-    """Image files in the order of the arguments, and the files, hidden folders and links that were skipped."""
+    """Image files in the order of the arguments, and the skipped files, hidden folders and links."""
 
     paths: tuple[str, ...]
     skipped: tuple[SkippedFile, ...] = ()
 
     def skipped_summary(self) -> str:
-        """Return the number of skipped files by reason with the first names; "" if there are none."""
+        """Return the number of skipped files by reason with the first names, or "" if there are none."""
         if not self.skipped:
             return ""
         by_reason: dict[str, list[str]] = defaultdict(list)
@@ -52,9 +52,9 @@ class DiscoveredImages(NamedTuple):
 def discover_images(arguments: Iterable[str]) -> DiscoveredImages:
     """Return the images among files and folders.
 
-    A file is returned whatever its content, so that an unreadable one is reported. A folder is searched recursively, in sorted
-    order, for images; see `imaging.file_type.skip_reason`. A DICOMDIR stands for the files that it lists, whether they exist or
-    not. Hidden files and folders and links to folders are skipped.
+    A file argument is returned regardless of its content, so that an unreadable one is reported. Folders are searched
+    recursively for images in sorted order; see `imaging.file_type.skip_reason`. A DICOMDIR is replaced by the files that it
+    lists, even missing ones. Hidden files, hidden folders and links to folders are skipped.
 
     Args:
         arguments: Files and folders; a missing path counts as a file.
@@ -72,7 +72,7 @@ def discover_images(arguments: Iterable[str]) -> DiscoveredImages:
 
 
 def _search(folder: str) -> tuple[list[str], list[SkippedFile]]:
-    """Return the images below a folder, with those that its DICOMDIR files list, and the other files."""
+    """Return the images below a folder, including those listed in its DICOMDIR files, and the skipped files."""
     images: dict[str, None] = {}
     skipped: list[SkippedFile] = []
 
@@ -90,7 +90,7 @@ def _search(folder: str) -> tuple[list[str], list[SkippedFile]]:
             reason = skip_reason(Path(path))
             if not reason:
                 images[path] = None
-            elif _is_dicomdir(path):  # files that it lists and that are missing are reported as unreadable
+            elif _is_dicomdir(path):  # missing files that it lists are reported as unreadable
                 images.update(dict.fromkeys(_listed_files(path)))
             else:
                 skipped.append(SkippedFile(path, reason))
@@ -98,10 +98,10 @@ def _search(folder: str) -> tuple[list[str], list[SkippedFile]]:
 
 
 def iter_folder(folder: str) -> Iterator[tuple[str, str]]:
-    """Yield the images below a folder with "", and the skipped files and folders with the reason, one folder at a time.
+    """Yield the path of each image below a folder with "", and of each skipped file or folder with the reason.
 
-    They are those of `discover_images`, in its order, but memory does not grow with their number. Files that only a DICOMDIR
-    leads to, because they are missing, hidden or not recognized, come at its place.
+    Files and order are the same as for `discover_images`, but memory use does not grow with the number of files. Files found
+    only through a DICOMDIR, because they are missing, hidden or not recognized, are yielded when the DICOMDIR is reached.
     """
     try:
         with os.scandir(folder) as entries:
@@ -136,9 +136,9 @@ def _is_dicomdir(path: str) -> bool:
 
 
 def _listed_files(dicomdir: str) -> list[str]:
-    """Return the files with images that a DICOMDIR lists, in its order.
+    """Return the image files listed in a DICOMDIR, in its order.
 
-    A DICOMDIR that cannot be read, or lists a file outside its folder, stands for itself, so that decoding reports an error.
+    A DICOMDIR that cannot be read, or lists a file outside its folder, is returned itself, so that decoding reports an error.
     """
     from pneumoscope.imaging.dicom_elements import read_elements
 
@@ -161,12 +161,12 @@ def _listed_files(dicomdir: str) -> list[str]:
 
 
 def _find_file(folder: str, parts: list[str], names: dict[str, dict[str, str]]) -> str:
-    """Return the path of a listed file. Its name is in capitals; mounted media often show lower case.
+    """Return the path of a listed file, ignoring case: DICOMDIR names are upper case, mounted media often lower case.
 
     Args:
         folder: Folder of the DICOMDIR.
-        parts: Folders and name.
-        names: Names in each folder by their form without case; filled on demand.
+        parts: Folder names and file name.
+        names: Actual names in each folder by case-folded name; filled on demand.
     """
     found = folder
     for part in parts:

@@ -1,7 +1,7 @@
-"""Colors of heatmaps: orange towards a class, blue against it, over the gray of the image.
+"""Heatmap colors: orange for a class and blue against it, blended over the gray image.
 
-They remain distinguishable with color vision deficiency. From each gray, both directions are straight lines in OKLab, so equal
-steps of contribution look equal, and both ends have the same lightness and chroma, so neither looks stronger than it is.
+The colors remain distinguishable with color vision deficiency. From each gray, both directions are straight lines in OKLab, so
+equal steps of contribution look equal. Both ends have the same lightness and chroma, so neither looks stronger than the other.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 __all__ = ["blend", "overlay"]
 
-_OPACITY = 0.7  # of the strongest contribution, so that the image shows through
+_OPACITY = 0.7  # of the strongest contribution; the image shows through
 _STEPS = 255  # color steps in each direction
-# Lightness and chroma of both ends in OKLab and their hues in degrees; as saturated as sRGB blue allows.
+# OKLab lightness and chroma of both ends, and their hues in degrees; as saturated as sRGB blue allows.
 _LIGHTNESS, _CHROMA, _HUE_TOWARDS, _HUE_AGAINST = 0.74, 0.13, 55, 250
 _LAB_TO_LMS = np.array(
     [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
@@ -34,12 +34,13 @@ def blend(
     strength: npt.NDArray[np.floating] | np.float64,
     opacity: float = _OPACITY,
 ) -> npt.NDArray[np.float64]:
-    """Return the colors of contributions over grays: sRGB, 0 to 1, with a last axis of 3.
+    """Return the colors of contributions blended over grays: sRGB, 0 to 1, with a last axis of 3.
 
     Args:
         gray: Gray of the image, sRGB, 0 is black and 1 is white.
-        strength: -1 (strongest against the class) to 1 (strongest towards it); broadcasts with `gray`.
+        strength: -1 (strongest against the class) to 1 (strongest for it); broadcasts with `gray`.
         opacity: Opacity of the strongest contribution.
+
     Source: Ottosson 2020, "A perceptual color space for image processing" (OKLab); IEC 61966-2-1 (sRGB).
     """
     hue = np.radians(np.where(strength > 0, _HUE_TOWARDS, _HUE_AGAINST))
@@ -62,11 +63,11 @@ def blend(
 
 @functools.cache
 def _color_table() -> npt.NDArray[np.uint8]:
-    """Return `blend` for every gray level and step, shape (256, 2 x steps + 1, 3)."""
+    """Return `blend` for all gray levels and steps, shape (256, 2 x steps + 1, 3)."""
     table = blend(np.arange(256)[:, None] / 255, np.arange(-_STEPS, _STEPS + 1)[None, :] / _STEPS)
     return np.rint(255 * table).astype(np.uint8)
 
 
 def overlay(gray: npt.NDArray[np.uint8], strength: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Return the gray levels uint8 with the colors of strengths -1 to 1, RGB; both of shape (height, width)."""
+    """Return an RGB image that blends gray levels (uint8) with strengths from -1 to 1, both of shape (height, width)."""
     return _color_table()[gray, np.rint(strength * _STEPS).astype(np.int16) + _STEPS]

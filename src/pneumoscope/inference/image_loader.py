@@ -1,7 +1,7 @@
-"""Decode and preprocess images of every type that a model accepts.
+"""Decode and preprocess images from all types of sources that a model accepts.
 
-One image or a few are decoded in this process; many are decoded in worker processes (`imaging.sandbox`), as are all images of a
-loader with a pool.
+A few images are decoded in this process; many images, and all images of a loader with a pool, are decoded in worker processes
+(`imaging.sandbox`).
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ MIN_IMAGES_FOR_POOL = 8  # up to this many, decoding in this process is faster t
 
 
 class ImageLoader:
-    """Decode and preprocess images for one network, for any number of threads.
+    """Thread-safe decoder and preprocessor of images for one network.
 
     Args:
-        preprocessing: Crop and size.
-        pool: Pool that decodes every image. If None, a few images are decoded in this process, and many in a pool that is
-            created on first use.
+        preprocessing: Preprocessing of the network.
+        pool: Pool that decodes every image. If None, a few images are decoded in this process, and many in a pool created on
+            first use.
 
     Attributes:
-        pool: That pool, or None.
+        pool: The given pool, or None.
     """
 
     def __init__(self, preprocessing: Preprocessing, pool: DecodePool | None = None) -> None:
@@ -65,10 +65,10 @@ class ImageLoader:
                 pool.close()
 
     def choose_pool(self, images: Iterable[ImageSource]) -> DecodePool | None:
-        """Return the pool for this number of images; None if they are decoded in this process.
+        """Return the pool for a number of images, or None to decode in this process.
 
         Args:
-            images: The images. If their number is unknown, they count as many.
+            images: Images to decode; an unknown length counts as many.
         """
         is_few = length_hint(images, MIN_IMAGES_FOR_POOL + 1) <= MIN_IMAGES_FOR_POOL
         if self.pool is not None or is_few or os.name != "posix":
@@ -81,7 +81,7 @@ class ImageLoader:
             return self._pool_for_many
 
     def decode(self, image: Path | bytes, *, name: str = "") -> Radiograph:
-        """Return an image decoded at its own size, for display.
+        """Return an image decoded at its original size, for display.
 
         Raises:
             UnreadableImageError: The image cannot be decoded.
@@ -89,7 +89,7 @@ class ImageLoader:
         return self.pool.decode(image, name=name) if self.pool else decode(image, name=name, allow_rejected=True)
 
     def decode_values(self, image: Path | bytes, *, name: str = "") -> PixelValues:
-        """Return the values of an image before any window, for display.
+        """Return the pixel values of an image before windowing, for display.
 
         Raises:
             UnreadableImageError: The image cannot be decoded.
@@ -118,10 +118,11 @@ class ImageLoader:
         """Return one image, decoded and preprocessed.
 
         Args:
-            image: The image.
-            name: Name in the result and in messages; the path if empty, or "bytes", "array", "image" or "dataset".
-            age: Age of the patient, years, if the file does not state it; an age that the file states comes first.
-            keep_radiograph: Also return the decoded image.
+            image: Image to load.
+            name: Name in the result and in messages; if empty, the path, or "bytes", "array", "image" or "dataset".
+            age: Age of the patient in years; ignored if the file states an age.
+            keep_radiograph: Whether to return the decoded image as well.
+
         Raises:
             UnreadableImageError: The image cannot be decoded; see `imaging.decode`.
             UsageError: The type is not supported, or the age is not from 0 to 130 years.
@@ -137,14 +138,15 @@ class ImageLoader:
         ages: Sequence[float | None] = (),
         keep_radiograph: bool = False,
     ) -> list[PreprocessedImage | UnreadableImageError]:
-        """Return several images, decoded and preprocessed; for an unreadable image, its error.
+        """Return several images, decoded and preprocessed, with an error in place of each unreadable image.
 
         Args:
-            images: The images.
+            images: Images to load.
             pool: Pool that decodes them; see `choose_pool`.
-            names: Names in the results, one per image; see `preprocess`. An error does not mention an empty name.
+            names: Names in the results, one per image; see `preprocess`. Errors omit empty names.
             ages: Ages of the patients, one per image; see `preprocess`.
             keep_radiograph: See `preprocess`.
+
         Raises:
             UsageError: The type of an image is not supported, or an age is not from 0 to 130 years.
         """
@@ -196,7 +198,7 @@ def check_age(age: float | None) -> None:
 
 
 def _with_age(image: PreprocessedImage, age: float | None) -> PreprocessedImage:
-    """Return the image with the age that a person entered, unless its file states an age, understood or not."""
+    """Return the image with an age entered by the user, unless its file states one, whether understood or not."""
     check_age(age)
     if age is None:
         return image
@@ -210,9 +212,9 @@ def _renamed(result: PreprocessedImage | UnreadableImageError, name: str) -> Pre
 
 
 def _encode(image: Any) -> tuple[Path | bytes, str]:
-    """Return a file or its content, and its name; a path keeps the form that the caller wrote.
+    """Return a path or file content, and a name; a path keeps the form that the caller wrote.
 
-    PIL images become PNG and pydicom data sets DICOM in memory, so that all images are decoded in one way.
+    PIL images are encoded as PNG and pydicom data sets as DICOM in memory, so that all images take the same decoding path.
 
     Raises:
         UsageError: The type is not supported.
@@ -225,7 +227,7 @@ def _encode(image: Any) -> tuple[Path | bytes, str]:
     if isinstance(image, Path):
         return image, str(image)
     buffer = io.BytesIO()
-    if hasattr(image, "mode") and hasattr(image, "save"):  # a PIL image; Pillow need not be imported to find out
+    if hasattr(image, "mode") and hasattr(image, "save"):  # a PIL image, detected without importing Pillow
         try:
             image.save(buffer, "PNG")
         except (OSError, ValueError) as error:

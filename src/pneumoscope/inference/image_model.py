@@ -1,4 +1,4 @@
-"""What models for NORMAL and PNEUMONIA and models of several classes share: images in, predictions out."""
+"""Base class of the binary and multiclass models: images in, predictions out."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _Result = TypeVar("_Result")
 
 
 class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
-    """A bundle that predicts images.
+    """Model that predicts images with the network of a bundle.
 
     Attributes:
         card: Card of the bundle.
@@ -56,9 +56,9 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
         """Prepare to decode images.
 
         Args:
-            session: Session that scores.
-            pool: Pool that decodes every image. If None, a few images are decoded in this process, and many in a pool that is
-                created on first use.
+            session: Session that runs the network.
+            pool: Pool that decodes every image. If None, a few images are decoded in this process, and many in a pool created
+                on first use.
             folder: Folder of the bundle; None if it has none.
         """
         self._network = session
@@ -72,11 +72,11 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
 
     @abc.abstractmethod
     def failed(self, error: UnreadableImageError) -> _Prediction:
-        """Return the prediction of an image that cannot be read."""
+        """Return the prediction for an unreadable image."""
 
     @abc.abstractmethod
     def _draw(self, image: PreprocessedImage, heatmap: npt.NDArray[np.float32], prediction: _Prediction) -> bytes:
-        """Return a PNG of an image that was not rejected, with its row of `NetworkOutputs.heatmap` and its prediction."""
+        """Return a PNG of an accepted image with its heatmap, one row of `NetworkOutputs.heatmap`, and its prediction."""
 
     @property
     def has_heatmaps(self) -> bool:
@@ -89,7 +89,7 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
 
     @property
     def require_age(self) -> AgeRequirement:
-        """Images that are rejected if they state no age; see `load_model`."""
+        """Which images are rejected if the age is unknown; see `load_model`."""
         return self._network.require_age
 
     @property
@@ -99,25 +99,26 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
 
     @property
     def assumptions(self) -> list[Assumption]:
-        """Facts that are assumed of all images, sorted; see `load_model`."""
+        """Assumptions about all images, sorted; see `load_model`."""
         return sorted(self._network.assumptions)
 
     def close(self) -> None:
-        """Stop the worker processes, if any; they also stop with this process."""
+        """Stop the worker processes, if any; otherwise they stop with this process."""
         self._loader.close()
 
     def run_self_test(self) -> None:
-        """Check that the network still gives the outputs on its card; see `NetworkSession.run_self_test`."""
+        """Check that the network still computes the outputs on its card; see `NetworkSession.run_self_test`."""
         self._network.run_self_test()
 
     def predict(self, image: ImageSource, *, name: str = "", age: float | None = None) -> _Prediction:
         """Return the prediction for one image.
 
         Args:
-            image: A path, the bytes of a file, gray levels (uint8, shape (height, width), 0 is black), a PIL image or a
-                pydicom Dataset.
-            name: Name in the prediction; the path if empty, or "bytes", "array", "image" or "dataset".
-            age: Age of the patient, years, if the file does not state it; an age that the file states comes first.
+            image: A path, the bytes of a file, gray levels (uint8, shape (height, width), 0 is black), a PIL image or a pydicom
+                Dataset.
+            name: Name in the prediction; if empty, the path, or "bytes", "array", "image" or "dataset".
+            age: Age of the patient in years; ignored if the file states an age.
+
         Raises:
             UnreadableImageError: The image cannot be decoded; see `imaging.decode`.
             UsageError: The age is not from 0 to 130 years.
@@ -128,12 +129,13 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
     def predict_batch(
         self, images: Sequence[ImageSource], *, names: Sequence[str] = (), ages: Sequence[float | None] = ()
     ) -> list[_Prediction]:
-        """Return predictions from one run of the network, in the calling thread; otherwise like `predict_many`.
+        """Return predictions like `predict_many`, but from a single run of the network in the calling thread.
 
         Args:
             images: See `predict`.
-            names: Names in the predictions, one per image; see `predict`. A failure does not mention an empty name.
+            names: Names in the predictions, one per image; see `predict`. Failures omit empty names.
             ages: Ages of the patients, one per image; see `predict`.
+
         Raises:
             UsageError: An age is not from 0 to 130 years.
         """
@@ -142,17 +144,18 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
     def predict_many(
         self, images: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE, workers: int = 0, age: float | None = None
     ) -> Generator[_Prediction]:
-        """Yield predictions in the order of the images. An unreadable image yields a prediction with `failure`.
+        """Yield predictions in the order of the images; an unreadable image yields a prediction with `failure`.
 
-        Each thread decodes and scores its own batches. At most a few batches per thread are read ahead of the caller.
-        More than `image_loader.MIN_IMAGES_FOR_POOL` images are decoded in worker processes, one per core, which stay for the
-        next call.
+        Each thread decodes and scores separate batches and reads at most a few batches ahead of the caller. More than
+        `image_loader.MIN_IMAGES_FOR_POOL` images are decoded in worker processes, one per core, which are kept for the next
+        call.
 
         Args:
             images: See `predict`.
             batch_size: Images per network call.
-            workers: Threads that score; 0 means one per core, and one more if worker processes decode.
-            age: Age of the patient of all images, years; see `predict`.
+            workers: Threads that run the network; 0 for one per core, plus one if worker processes decode.
+            age: Patient age in years for all images; see `predict`.
+
         Raises:
             UsageError: A number is out of range, or `images` is a single image.
         """
@@ -167,6 +170,7 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
 
         Args:
             image, name, age: See `predict`.
+
         Raises:
             BundleError: The network has no heatmaps.
             UnreadableImageError: The image cannot be decoded.
@@ -179,10 +183,11 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
     def explain_many(
         self, images: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE, workers: int = 0, age: float | None = None
     ) -> Generator[Explanation]:
-        """Yield predictions and heatmaps like `predict_many`, each pair from the same run of the network.
+        """Yield predictions with heatmaps like `predict_many`, each pair from the same run of the network.
 
         Args:
             images, batch_size, workers, age: See `predict_many`.
+
         Raises:
             BundleError: The network has no heatmaps.
             UsageError: A number is out of range, or `images` is a single image.
@@ -195,7 +200,7 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
         return self._stream(images, explain_batch, batch_size, workers, age)
 
     def decode(self, image: Path | bytes, *, name: str = "") -> Radiograph:
-        """Return an image decoded at its own size, for display.
+        """Return an image decoded at its original size, for display.
 
         Raises:
             UnreadableImageError: The image cannot be decoded.
@@ -203,7 +208,7 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
         return self._loader.decode(image, name=name)
 
     def decode_values(self, image: Path | bytes, *, name: str = "") -> PixelValues:
-        """Return the values of an image before any window, for display with other windows.
+        """Return the pixel values of an image before windowing, for display with other windows.
 
         Raises:
             UnreadableImageError: The image cannot be decoded.
@@ -211,7 +216,7 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
         return self._loader.decode_values(image, name=name)
 
     def read_part(self, image: bytes, part: DicomPart) -> bytes:
-        """Return a part of a DICOM file: its header, its frame, or the description of its gray levels.
+        """Return a part of a DICOM file: its header, its frame, or a description of its gray levels.
 
         Raises:
             UnreadableImageError: The part cannot be read.
@@ -236,7 +241,7 @@ class ImageModel(abc.ABC, Generic[_Card, _Outputs, _Scored, _Prediction]):
         if workers < 0:
             raise UsageError(f"workers is {workers}; pass 0 for one per core")
         pool = self._loader.choose_pool(images)
-        # One thread more than cores covers the hand-over between a thread and its worker process.
+        # One extra thread covers the latency between threads and worker processes.
         threads = workers or (os.cpu_count() or 1) + (pool is not None)
         return process_batches(images, lambda batch: process(batch, pool), batch_size=batch_size, threads=threads)
 

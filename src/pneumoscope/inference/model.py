@@ -1,4 +1,4 @@
-"""The model as Python and the command line use it: images in, predictions out."""
+"""The binary model of the Python API and the command line: images in, predictions out."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ __all__ = ["BATCH_SIZE", "Model", "ScoredImage", "load_model"]
 
 
 class ScoredImage(NamedTuple):
-    """A prediction with what archives and researchers need beside it.
+    """Prediction with additional values for archives and research.
 
     Attributes:
-        prediction: The prediction.
+        prediction: Prediction of the image.
         logit: Output of the network; None if there is no probability.
-        acquisition: View and manufacturer that the header states; None if it states neither.
-        heatmap: The heatmap as a layer over the image; None if it was not requested, or there is no probability.
+        acquisition: View and manufacturer from the header; None if it contains neither.
+        heatmap: Heatmap as a layer over the image; None if not requested or if there is no probability.
     """
 
     prediction: Prediction
@@ -56,15 +56,15 @@ class ScoredImage(NamedTuple):
 
 
 class Model(ImageModel[Card, Outputs, Scored, Prediction]):
-    """A bundle at one operating point.
+    """Binary model of a bundle at one operating point.
 
     Attributes:
-        card: Card of the bundle, with the changes of the site profile or of the prevalence.
-        profile: The site profile, or None.
-        bundle_limits: Rejection limits of the bundle, before the changes of the site profile; None without input checks.
-        facts: Name, version and hash of the bundle, as predictions report them.
-        notice: The notice that accompanies every result, with the population that the model was trained on.
-        point, operating_point_name: The operating point and its name.
+        card: Card of the bundle, updated by the site profile or prevalence.
+        profile: Site profile, or None.
+        bundle_limits: Rejection limits of the bundle before the site profile changes them; None without input checks.
+        facts: Name, version and hash of the bundle, as reported in predictions.
+        notice: Notice shown with every result, including the training population.
+        point, operating_point_name: Operating point and its name.
         threshold: Threshold of the operating point as a calibrated probability.
         folder: Folder of the bundle, with the evidence of its model card; None if it has none.
     """
@@ -77,16 +77,17 @@ class Model(ImageModel[Card, Outputs, Scored, Prediction]):
         pool: DecodePool | None = None,
         folder: Path | None = None,
     ) -> None:
-        """Choose the operating point.
+        """Select the operating point.
 
         Args:
-            session: Session that scores.
+            session: Session that runs the network.
             operating_point: Name on the card; "balanced" if empty.
-            pool: Pool that decodes every image. If None, a few images are decoded in this process, and many in a pool that is
-                created on first use.
+            pool: Pool that decodes every image. If None, a few images are decoded in this process, and many in a pool created
+                on first use.
             folder: Folder of the bundle; None if it has none.
+
         Raises:
-            UnknownNameError: The card has no such operating point.
+            UnknownNameError: The card does not contain that operating point.
         """
         super().__init__(session, pool=pool, folder=folder)
         self._session = session
@@ -100,7 +101,7 @@ class Model(ImageModel[Card, Outputs, Scored, Prediction]):
         self.facts = facts.with_notice(self.notice)
 
     def __repr__(self) -> str:
-        """Return the name, the network and the operating point."""
+        """Return the name, network and operating point."""
         return (
             f"Model({self.card.name!r}, network={self.card.network!r}, operating_point={self.operating_point_name!r},"
             f" threshold={self.threshold:.3f})"
@@ -127,9 +128,9 @@ class Model(ImageModel[Card, Outputs, Scored, Prediction]):
 
     @property
     def settings(self) -> tuple[str | float | None, ...]:
-        """Everything but the image that a prediction depends on.
+        """All settings that affect a prediction.
 
-        These are the network, the site profile, the stated prevalence, the operating point, required ages, and assumptions.
+        These are the network, site profile, prevalence, operating point, required ages and assumptions.
         """
         facts = self.facts
         return (
@@ -146,7 +147,8 @@ class Model(ImageModel[Card, Outputs, Scored, Prediction]):
 
         Args:
             images: See `predict`.
-            heatmaps: Also return heatmaps, from the same run of the network.
+            heatmaps: Whether to return heatmaps from the same run of the network.
+
         Raises:
             BundleError: The network has no heatmaps.
         """
@@ -160,10 +162,11 @@ class Model(ImageModel[Card, Outputs, Scored, Prediction]):
         ]
 
     def heatmap_layer(self, image: ImageSource) -> Layer:
-        """Return the heatmap of one image as a transparent layer. Rejections are ignored.
+        """Return the heatmap of one image as a transparent layer, ignoring rejections.
 
         Args:
             image: See `predict`.
+
         Raises:
             BundleError: The network has no heatmaps.
             UnreadableImageError: The image cannot be decoded.
@@ -173,11 +176,12 @@ class Model(ImageModel[Card, Outputs, Scored, Prediction]):
         return heatmap_layer(*self.heatmap(image))
 
     def draw_heatmap(self, image: ImageSource, prediction: Prediction) -> bytes:
-        """Return a PNG of an image with its heatmap, and a legend with a prediction that was made before.
+        """Return a PNG of an image with its heatmap and a legend for an existing prediction.
 
         Args:
             image: See `predict`.
-            prediction: Prediction of the image by this model, perhaps at another operating point; not a rejection.
+            prediction: Prediction of the image by this model, possibly at a different operating point; not a rejection.
+
         Raises:
             BundleError: The network has no heatmaps.
             UnreadableImageError: The image cannot be decoded.
@@ -188,10 +192,11 @@ class Model(ImageModel[Card, Outputs, Scored, Prediction]):
         return draw_explanation(self.heatmap(image), prediction, self.card)
 
     def heatmap(self, image: ImageSource) -> Heatmap:
-        """Return an image with the contributions to its logit. Rejections are ignored.
+        """Return an image with the contributions to its logit, ignoring rejections.
 
         Args:
             image: See `predict`.
+
         Raises:
             BundleError: The network has no heatmaps.
             UnreadableImageError: The image cannot be decoded.
@@ -250,7 +255,7 @@ class Model(ImageModel[Card, Outputs, Scored, Prediction]):
         )
 
     def failed(self, error: UnreadableImageError) -> Prediction:
-        """Return the prediction of an image that cannot be read."""
+        """Return the prediction for an unreadable image."""
         return Prediction(
             path=error.path,
             decision=None,
@@ -275,27 +280,28 @@ def load_model(
     """Return a model that is ready to predict.
 
     Args:
-        bundle: Folder of a bundle or of a run; the model in the package if None.
+        bundle: Folder of a bundle or run; None for the packaged model.
         operating_point: Name on the card; "balanced" if empty.
-        threads: Threads per network call; 0 means one per core. With 1, `predict_many` is slightly faster and `predict` slower.
-        isolated: Decode every image, even a single one, in worker processes with limits on memory and time. Use it for
-            untrusted images. Linux and macOS only.
-        require_age: Reject images if the age of the patient is unknown: "always", or "dicom" for DICOM files only. Without an
-            age range on the card, it has no effect.
-        assume: Overrides of DICOM headers that hold for all images: "chest" if they are chest radiographs, "frontal" if they are
-            frontal views of both lungs. Each prediction that depends on one has a warning.
+        threads: Threads per network call; 0 for one per core. With 1, `predict_many` is slightly faster and `predict` slower.
+        isolated: Decode all images, even single ones, in worker processes with memory and time limits. Use this for untrusted
+            images. Linux and macOS only.
+        require_age: Reject images if the age of the patient is unknown: "always", or "dicom" for DICOM files only. No effect if
+            the card has no age range.
+        assume: Overrides of DICOM headers for all images: "chest" if they are chest radiographs, "frontal" if they are frontal
+            views of both lungs. Predictions that rely on one have a warning.
         site: Site profile of `pneumoscope accept`, with calibration, thresholds and limits for a hospital.
-        prevalence: Prevalence of pneumonia among the images, above 0 and below 1: probabilities, intervals and thresholds are
-            stated for it, and decisions stay the same. That of the card if None; not together with `site`.
+        prevalence: Prevalence of pneumonia among the images, strictly between 0 and 1, for which probabilities, intervals and
+            thresholds are reported; decisions are unaffected. None for the card's prevalence. Cannot be combined with `site`.
         provider: Processor that runs the network: "cpu", or "cuda" for a GPU with onnxruntime-gpu.
+
     Raises:
         BundleError: The bundle is missing or invalid; see `bundle_folder.read_bundle`.
         MulticlassBundleError: The bundle has several classes; see `load_multiclass_model`.
-        SiteProfileError: The site profile cannot be read, was changed, or belongs to another model.
+        SiteProfileError: The site profile cannot be read, was modified, or belongs to another model.
         RunError: The run has no bundle.
-        UnknownNameError: The card has no such operating point.
-        UsageError: `isolated` is not available on this platform, `require_age` or `assume` has an unknown value, `prevalence` is
-            invalid, or `provider` is not available.
+        UnknownNameError: The card does not contain that operating point.
+        UsageError: `isolated` or `provider` is not available, `require_age` or `assume` has an unknown value, or `prevalence`
+            is invalid.
     """
     folder = find_bundle(None if bundle is None else Path(bundle))
     pool = None

@@ -1,4 +1,4 @@
-"""Turn the logits of several classes into probabilities, a set of possible classes, and a decision."""
+"""Turn multiclass logits into probabilities, a prediction set and a decision."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ class ClassDecision:
 def decide_class(card: MulticlassCard, logits: npt.ArrayLike, rejection: Rejection | None = None) -> ClassDecision:
     """Return the decision for one image.
 
-    It is "classified" if the class with the highest probability is the only possible one, else "uncertain"; without prediction
-    sets on the card it is "classified".
+    The decision is "classified" if the prediction set contains only the most probable class, or if the card has no prediction
+    sets; otherwise it is "uncertain".
 
     Args:
         card: Card of the bundle.
         logits: Outputs of the network, shape (K,).
-        rejection: Reason to make no prediction. A rejected image gets no probabilities, because the model has no basis for them.
+        rejection: Reason to make no prediction. A rejected image gets no probabilities, because the model has no basis for
+            them.
     """
     if rejection:
         return ClassDecision("rejected", None, None, None)
@@ -54,11 +55,11 @@ def decide_class(card: MulticlassCard, logits: npt.ArrayLike, rejection: Rejecti
 
 
 def class_probabilities(card: MulticlassCard, logits: npt.ArrayLike) -> FloatArray:
-    """Return the calibrated probabilities of the classes, for logits of shape (..., K)."""
+    """Return the calibrated class probabilities for logits of shape (..., K)."""
     return softmax(logits, card.calibration.temperature)
 
 
 def possible_classes(card: MulticlassCard, probabilities: FloatArray) -> BoolArray | None:
-    """Return True for each class in the prediction set, for probabilities (..., K); None without sets on the card."""
+    """Return whether each class is in the prediction set, for probabilities (..., K); None if the card has no prediction sets."""
     thresholds = card.thresholds()
     return None if thresholds is None else np.asarray(probabilities >= np.array(thresholds))

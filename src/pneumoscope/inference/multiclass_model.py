@@ -1,4 +1,4 @@
-"""A model of several classes as Python and the command line use it: images in, predictions out."""
+"""The multiclass model of the Python API and the command line: images in, predictions out."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ __all__ = ["MulticlassModel", "load_multiclass_model", "relative_to_others"]
 
 
 class MulticlassModel(ImageModel[MulticlassCard, MulticlassOutputs, MulticlassScored, MulticlassPrediction]):
-    """A bundle of several classes. It has no operating points and no site profiles.
+    """Multiclass model of a bundle, without operating points or site profiles.
 
     Attributes:
         card: Card of the bundle.
-        facts: Name, version and hash of the bundle, as predictions report them.
-        notice: The notice that accompanies every result, with the population that the model was trained on.
+        facts: Name, version and hash of the bundle, as reported in predictions.
+        notice: Notice shown with every result, including the training population.
         folder: Folder of the bundle; None if it has none.
     """
 
@@ -50,7 +50,7 @@ class MulticlassModel(ImageModel[MulticlassCard, MulticlassOutputs, MulticlassSc
         self.facts = facts.with_notice(self.notice)
 
     def __repr__(self) -> str:
-        """Return the name, the network and the classes."""
+        """Return the name, network and classes."""
         return f"MulticlassModel({self.card.name!r}, network={self.card.network!r}, classes={self.card.classes!r})"
 
     def _repr_html_(self) -> str:
@@ -102,7 +102,7 @@ class MulticlassModel(ImageModel[MulticlassCard, MulticlassOutputs, MulticlassSc
         )
 
     def failed(self, error: UnreadableImageError) -> MulticlassPrediction:
-        """Return the prediction of an image that cannot be read."""
+        """Return the prediction for an unreadable image."""
         return MulticlassPrediction(
             path=error.path,
             decision=None,
@@ -114,16 +114,16 @@ class MulticlassModel(ImageModel[MulticlassCard, MulticlassOutputs, MulticlassSc
 
 
 def relative_to_others(maps: npt.NDArray[np.float32], index: int) -> npt.NDArray[np.float32]:
-    """Return the contributions to the logit of one class, minus the mean of the contributions to the other logits.
+    """Return the contributions to one class's logit minus the mean contributions to the other logits.
 
-    Probabilities depend on differences of logits only: a contribution to all of them changes nothing.
+    Probabilities depend only on differences between logits; a contribution to all of them has no effect.
 
     Args:
         maps: Contributions to the logit of each class, shape (K, height, width).
         index: Index of the class.
 
     Returns:
-        Shape (height, width).
+        Relative contributions, shape (height, width).
     """
     others = np.delete(maps, index, axis=0)
     return np.asarray(maps[index] - others.mean(axis=0), dtype=np.float32)
@@ -138,14 +138,14 @@ def load_multiclass_model(
     assume: Collection[Assumption] = (),
     provider: Provider = "cpu",
 ) -> MulticlassModel:
-    """Return a model of several classes that is ready to predict.
+    """Return a multiclass model that is ready to predict.
 
     Args:
-        bundle: Folder of a bundle or of a run.
+        bundle: Folder of a bundle or run.
         threads, isolated, require_age, assume, provider: See `load_model`.
 
     Raises:
-        BundleError: The bundle is missing or invalid, or is one for NORMAL and PNEUMONIA.
+        BundleError: The bundle is missing or invalid, or is for NORMAL and PNEUMONIA.
         RunError: The run has no bundle.
         UsageError: See `load_model`.
     """

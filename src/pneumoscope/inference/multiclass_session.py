@@ -1,4 +1,4 @@
-"""Score images with the network of a bundle of several classes."""
+"""Score images with the network of a multiclass bundle."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ __all__ = ["MulticlassOutputs", "MulticlassScored", "MulticlassSession"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MulticlassOutputs(NetworkOutputs):
-    """Outputs of the network for n images.
+    """Outputs of a multiclass network for n images.
 
     Attributes:
-        logits: float32, shape (n, K).
+        logits: Logits, float32, shape (n, K).
     """
 
     logits: npt.NDArray[np.float32]
@@ -45,14 +45,14 @@ class MulticlassOutputs(NetworkOutputs):
 
 
 class MulticlassScored(NamedTuple):
-    """The logits of one image, shape (K,), and the reason to make no prediction or None."""
+    """Logits of one image, shape (K,), and its rejection or None."""
 
     logits: npt.NDArray[np.float32]
     rejection: Rejection | None
 
 
 class MulticlassSession(NetworkSession[MulticlassCard, MulticlassOutputs, MulticlassScored]):
-    """A bundle of several classes that is ready to score images."""
+    """ONNX Runtime session of a multiclass bundle."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class MulticlassSession(NetworkSession[MulticlassCard, MulticlassOutputs, Multic
             threads, require_age, assume, provider: See `NetworkSession`.
 
         Raises:
-            BundleError: See `bundle_folder.read_multiclass_bundle`; the outputs do not match the limits on the card, or the
+            BundleError: See `bundle_folder.read_multiclass_bundle`; or the outputs do not match the limits on the card, or the
                 self-test fails.
         """
         card, network = read_multiclass_bundle(folder)
@@ -116,7 +116,7 @@ class MulticlassSession(NetworkSession[MulticlassCard, MulticlassOutputs, Multic
             )
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return the logits of preprocessed images (n, size, size), shape (n, K)."""
+        """Return the logits, shape (n, K), of preprocessed images (n, size, size)."""
         return np.asarray(self._run(["logits"], pixels)["logits"], dtype=np.float32)
 
     def outputs(self, pixels: npt.NDArray[np.uint8], *, heatmaps: bool = False) -> MulticlassOutputs:
@@ -124,7 +124,7 @@ class MulticlassSession(NetworkSession[MulticlassCard, MulticlassOutputs, Multic
         return MulticlassOutputs(**self._run_outputs(pixels, heatmaps=heatmaps))
 
     def score(self, images: Sequence[PreprocessedImage], outputs: MulticlassOutputs) -> list[MulticlassScored]:
-        """Return logits and rejections of a batch; see `NetworkSession.score`."""
+        """Return the logits and rejections of a batch; see `NetworkSession.score`."""
         rejections = network_rejections(self.card, outputs)
         return [
             MulticlassScored(logits, self.reject_by_file(image) or rejection)

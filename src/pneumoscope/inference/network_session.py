@@ -1,4 +1,4 @@
-"""Run the network of a bundle with ONNX Runtime: what sessions for NORMAL and PNEUMONIA and for several classes share."""
+"""Run the network of a bundle with ONNX Runtime: base class of the binary and multiclass sessions."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = ["CHECK_OUTPUTS", "NetworkOutputs", "NetworkSession", "OutputShape", "
 
 
 class OutputShape(NamedTuple):
-    """Number of dimensions of an output, and its size in the second one; None if that may vary."""
+    """Number of dimensions of an output and the size of the second one, or None if it may vary."""
 
     dimensions: int
     width: int | None = None
 
 
-# Outputs of the checks of the input, all optional.
+# Optional outputs of the input checks.
 CHECK_OUTPUTS: Mapping[str, OutputShape] = {
     "input_classes": OutputShape(2, len(INPUT_CLASSES)),
     "ood_distance": OutputShape(1),
@@ -39,7 +39,7 @@ CHECK_OUTPUTS: Mapping[str, OutputShape] = {
 
 
 class SessionCard(InputRequirements, Protocol):
-    """The part of a card that sessions of all bundles need."""
+    """The part of a card that all sessions need."""
 
     @property
     def name(self) -> str:
@@ -51,18 +51,18 @@ class SessionCard(InputRequirements, Protocol):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How an image becomes the network's input."""
+        """Preprocessing of images for the network."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkOutputs(abc.ABC):
-    """Outputs of a network for n images beside its logits; None if the network has no such output or it was not requested.
+    """Outputs of a network for n images in addition to its logits; None if not available or not requested.
 
     Attributes:
-        heatmap: Contribution of each position of the last feature map to the logit, float32, shape (n, height, width); of
-            several classes, to the logit of each class, shape (n, K, height, width). The contributions and a constant sum to
-            the logit if the network ends in average pooling and one linear layer (class activation mapping); otherwise they
-            are first-order contributions.
+        heatmap: Contribution of each position in the last feature map to the logit, float32, shape (n, height, width); for
+            several classes, to each class's logit, shape (n, K, height, width). If the network ends in average pooling and one
+            linear layer, the contributions plus a constant sum to the logit (class activation mapping); otherwise they are
+            first-order contributions.
         input_classes: Probability of each input class on the card, float32, shape (n, classes).
         ood_distance: Distance from the training images in feature space, float32, shape (n,); about 1 in distribution.
         age_score: Score that the patient is outside the age range, 0 to 1, float32, shape (n,).
@@ -84,12 +84,12 @@ _Scored = TypeVar("_Scored")
 
 
 class NetworkSession(abc.ABC, Generic[_Card, _Outputs, _Scored]):
-    """A network that is ready to score images.
+    """ONNX Runtime session of a bundle's network.
 
     Attributes:
         card: Card of the bundle.
-        assumptions: Overrides of DICOM headers that hold for all images.
-        require_age: Images that are rejected if the age of the patient is unknown.
+        assumptions: Overrides of DICOM headers for all images.
+        require_age: Which images are rejected if the age of the patient is unknown.
         provider: Processor that runs the network.
         has_heatmaps: True if the network has the output `heatmap`.
     """
@@ -110,15 +110,15 @@ class NetworkSession(abc.ABC, Generic[_Card, _Outputs, _Scored]):
         Args:
             card: Card of the bundle.
             network: Content of the ONNX file.
-            outputs: Outputs that the network may have by name; the first is required.
-            threads: Threads per network call; 0 means one per core.
-            require_age: Images that are rejected if the age of the patient is unknown.
-            assume: Overrides of DICOM headers that hold for all images; see `core.prediction_codes.OVERRIDES`.
+            outputs: Supported outputs by name; only the first is required.
+            threads: Threads per network call; 0 for one per core.
+            require_age: Which images are rejected if the age of the patient is unknown.
+            assume: Overrides of DICOM headers for all images; see `core.prediction_codes.OVERRIDES`.
             provider: Processor that runs the network.
+
         Raises:
             BundleError: ONNX Runtime cannot run the file, or its inputs and outputs do not match the bundle format.
-            UsageError: `require_age` is not one of `AgeRequirement`, `assume` has a value that is not an `Assumption`, or the
-                provider is not available.
+            UsageError: `require_age` or `assume` has an unknown value, or the provider is not available.
         """
         if require_age not in get_args(AgeRequirement):
             raise UsageError(
@@ -151,7 +151,7 @@ class NetworkSession(abc.ABC, Generic[_Card, _Outputs, _Scored]):
         """Score the self-test image and compare the result with the card.
 
         Raises:
-            BundleError: It differs.
+            BundleError: The results differ.
         """
 
     @abc.abstractmethod
@@ -160,29 +160,30 @@ class NetworkSession(abc.ABC, Generic[_Card, _Outputs, _Scored]):
 
         Args:
             pixels: Gray levels, uint8, shape (n, size, size).
-            heatmaps: Include heatmaps.
+            heatmaps: Whether to include heatmaps.
+
         Raises:
             BundleError: The network has no heatmaps, or an output has the wrong shape or is not finite.
         """
 
     @abc.abstractmethod
     def score(self, images: Sequence[PreprocessedImage], outputs: _Outputs) -> list[_Scored]:
-        """Return scores and rejections of a batch.
+        """Return the scores and rejections of a batch.
 
         Args:
-            images: The batch, in order.
-            outputs: Outputs of the network for it.
+            images: Images of the batch.
+            outputs: Outputs of the network for these images, in the same order.
         """
 
     def reject_by_file(self, image: PreprocessedImage) -> Rejection | None:
-        """Return the rejection by the pixels, the header or the age of an image, before the network; None if it passes."""
+        """Return the rejection of an image by its pixels, header or age, before running the network; None if it passes."""
         if rejection := reject_by_file(image.rejections, self.assumptions):
             return rejection
         required = self.require_age == "always" or (self.require_age == "dicom" and image.format == "DICOM")
         return reject_by_age(self.card, image.age, required=required)
 
     def stream(self, images: Iterable[Radiograph | PreprocessedImage], *, batch: int = 32) -> Iterator[_Scored]:
-        """Yield scores and rejections image by image, holding at most `batch` images in memory.
+        """Yield scores and rejections image by image, with at most `batch` images in memory.
 
         Raises:
             UsageError: `batch` is below 1.
@@ -214,7 +215,7 @@ class NetworkSession(abc.ABC, Generic[_Card, _Outputs, _Scored]):
             )
 
     def _run_outputs(self, pixels: npt.NDArray[np.uint8], *, heatmaps: bool) -> dict[str, npt.NDArray[np.float32]]:
-        """Return all outputs by name, without the heatmaps unless they are requested; see `outputs`."""
+        """Return all outputs by name, with heatmaps only on request; see `outputs`."""
         if heatmaps:
             self.require_heatmaps()
         return self._run([name for name in self._output_names if heatmaps or name != "heatmap"], pixels)
@@ -269,7 +270,7 @@ class NetworkSession(abc.ABC, Generic[_Card, _Outputs, _Scored]):
 
 
 def network_rejections(card: InputRequirements, outputs: NetworkOutputs) -> list[Rejection | None]:
-    """Return the rejection of each image of a batch by the network's outputs, or None."""
+    """Return the rejection of each image in a batch by the network's outputs, or None."""
     n = len(outputs)
     input_classes = [None] * n if outputs.input_classes is None else outputs.input_classes.tolist()
     age_scores = [None] * n if outputs.age_score is None else outputs.age_score.tolist()

@@ -1,4 +1,4 @@
-"""Execution providers of ONNX Runtime: the processor that runs the network."""
+"""Execution providers of ONNX Runtime, which select the processor that runs the network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ __all__ = ["Provider", "import_onnxruntime", "provider_arguments", "require_runn
 
 Provider = Literal["cpu", "cuda"]
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-# Without TF32, whose products have 10 bits, so that logits are close to those of a CPU. Operators that CUDA lacks run on the CPU.
+# TF32 is disabled because its 10-bit mantissa makes logits deviate from the CPU's. Operators missing in CUDA run on the
+# CPU.
 _ARGUMENTS: dict[str, list[Any]] = {"cpu": [_CPU], "cuda": [(_CUDA, {"use_tf32": "0"}), _CPU]}
 
 
@@ -19,7 +20,7 @@ def provider_arguments(provider: Provider) -> list[Any]:
     """Return the argument `providers` of an ONNX Runtime session.
 
     Raises:
-        UsageError: There is no such provider, or the installed package of ONNX Runtime does not have it.
+        UsageError: The provider is unknown, or the installed ONNX Runtime package does not support it.
     """
     if provider not in get_args(Provider):
         raise UsageError(f"provider is {provider!r}", hint=f"Pass one of: {', '.join(get_args(Provider))}")
@@ -32,13 +33,14 @@ def provider_arguments(provider: Provider) -> list[Any]:
 
 
 def require_running(provider: Provider, running: list[str]) -> None:
-    """Raise if a session does not run on its provider: ONNX Runtime falls back to the CPU, and only logs why.
+    """Raise if a session does not run on its provider; ONNX Runtime only logs the fallback to the CPU.
 
     Args:
-        provider: The provider that was asked for.
+        provider: Requested provider.
         running: Providers of the session.
+
     Raises:
-        UsageError: It is not among them.
+        UsageError: The requested provider is not among them.
     """
     if provider == "cuda" and _CUDA not in running:
         raise UsageError(
@@ -54,7 +56,7 @@ def runtime_version() -> str:
 
 def import_onnxruntime() -> Any:
     """Return the module of ONNX Runtime."""
-    # ONNX Runtime's builds may report usage to their vendor. Disable that before the first import, unless it is configured.
+    # Some builds report usage to their vendor. Disable that before the first import, unless the user configured it.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 

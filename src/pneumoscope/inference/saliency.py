@@ -39,14 +39,14 @@ __all__ = [
     "wrap_text",
 ]
 
-_MAX_SIDE, _MIN_SIDE = 1024, 640  # longer side of the picture, pixels; small images are enlarged to fit the text
-_MAX_LAYER_SIDE = 512  # longer side of a layer, pixels; it has few positions and is stretched by the viewer
+_MAX_SIDE, _MIN_SIDE = 1024, 640  # longer side of the picture in pixels; small images are enlarged to fit the text
+_MAX_LAYER_SIDE = 512  # longer side of a layer in pixels; heatmaps are coarse, and the viewer stretches them
 _MIN_CANVAS_WIDTH = 480  # pixels
 _BACKGROUND, _TEXT, _MUTED = (17, 17, 17), (240, 240, 240), (170, 170, 170)
 _MARGIN, _BAR_HEIGHT = 16, 16  # pixels
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 MIN_POSITIONS = 16  # fewer positions hardly localize anything
-# A break is allowed after each of these and between them: ideographs, with the punctuation that must not begin a line.
+# Units between which a line may break: an ideograph with punctuation that must not begin a line, a word, or whitespace.
 _WORDS = re.compile(
     r"[\u2e80-\u9fff\uf900-\ufaff][\u3001\u3002\uff09\uff0c\uff1a\uff1b]*|[^\s\u2e80-\u9fff\uf900-\ufaff]+|\s+"
 )
@@ -69,13 +69,14 @@ def render_heatmap(
 
     Args:
         image: Decoded image, not preprocessed.
-        heatmap: Contributions to the logit, shape (height, width); one of `Outputs.heatmap`.
+        heatmap: Contributions to the logit, shape (height, width); one row of `Outputs.heatmap`.
         card: Card of the bundle.
         probability: Calibrated probability of pneumonia, 0 to 1.
         threshold: Threshold as a calibrated probability.
-        decision: The decision.
+        decision: Decision for the image.
         warnings: Warnings for the legend.
         site: Site profile or prevalence for the legend; see `core.prediction_messages.site_note`.
+
     Raises:
         UsageError: The heatmap is not two-dimensional or not finite.
     """
@@ -92,12 +93,13 @@ def render_heatmap(
 
 
 def draw_class_explanation(heatmap: Heatmap, prediction: MulticlassPrediction, card: MulticlassCard) -> bytes:
-    """Return a PNG of an image with the heatmap of its predicted class, and a legend with its prediction.
+    """Return a PNG of an image with the heatmap of its predicted class and a legend with its prediction.
 
     Args:
-        heatmap: Contributions to the logit of the predicted class, compared with the other classes.
+        heatmap: Contributions to the predicted class's logit, relative to the other classes.
         prediction: Prediction of the image; not a rejection.
         card: Card of the bundle.
+
     Raises:
         ValueError: The prediction has no probabilities.
     """
@@ -125,13 +127,13 @@ def draw_class_explanation(heatmap: Heatmap, prediction: MulticlassPrediction, c
 
 
 class _LegendText(NamedTuple):
-    """The text of a legend.
+    """Text of a legend.
 
     Attributes:
-        title: The result.
-        about: An explanation, in muted color.
-        sentences: Paragraphs below it: warnings and the notice.
-        label: What contributions are towards or against.
+        title: Result of the prediction.
+        about: Explanation, in a muted color.
+        sentences: Further paragraphs: warnings and the notice.
+        label: Class that contributions count for or against.
     """
 
     title: str
@@ -157,7 +159,7 @@ def _draw_with_legend(heatmap: Heatmap, text: _LegendText) -> bytes:
 
 
 class Heatmap(NamedTuple):
-    """The contributions of an image's positions to its logit.
+    """Contributions of an image's positions to its logit.
 
     Attributes:
         image: Decoded image, not preprocessed.
@@ -175,11 +177,11 @@ class Heatmap(NamedTuple):
         return float(np.abs(self.contributions).max())
 
     def resized(self, width: int, height: int) -> npt.NDArray[np.float32]:
-        """Return the contributions at a size in pixels; see `resize_to_image`."""
+        """Return the contributions resized to a size in pixels; see `resize_to_image`."""
         return resize_to_image(self.contributions, width, height, self.crop)
 
     def picture(self) -> npt.NDArray[np.uint8]:
-        """Return the image in gray with contributions in color, RGB; the longer side has 640 to 1,024 pixels."""
+        """Return an RGB image, in gray with colored contributions, whose longer side has 640 to 1,024 pixels."""
         image = self.image
         factor = min(max(image.width, image.height, _MIN_SIDE), _MAX_SIDE) / max(image.width, image.height)
         width, height = (max(1, round(side * factor)) for side in (image.width, image.height))
@@ -188,10 +190,10 @@ class Heatmap(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """A prediction and its heatmap.
+    """Prediction with its heatmap.
 
     Attributes:
-        prediction: The prediction.
+        prediction: Prediction of the image.
         picture: PNG of the image with its heatmap and a legend; None if the image is unreadable or rejected.
     """
 
@@ -199,7 +201,7 @@ class Explanation(NamedTuple):
     picture: bytes | None
 
     def __repr__(self) -> str:
-        """Return the prediction, and the size of the picture."""
+        """Return the prediction and the size of the picture."""
         return f"Explanation({self.prediction!r}, picture={'None' if self.picture is None else f'{len(self.picture):,} bytes'})"
 
     def _repr_html_(self) -> str:
@@ -209,12 +211,13 @@ class Explanation(NamedTuple):
 
 
 def draw_explanation(heatmap: Heatmap, prediction: Prediction, card: Card) -> bytes:
-    """Return a PNG of an image with its heatmap, and a legend with its prediction; see `render_heatmap`.
+    """Return a PNG of an image with its heatmap and a legend with its prediction; see `render_heatmap`.
 
     Args:
         heatmap: Contributions to the logit of the image.
         prediction: Prediction of the image; not a rejection.
         card: Card of the bundle.
+
     Raises:
         ValueError: The prediction has no probability.
     """
@@ -234,11 +237,11 @@ def draw_explanation(heatmap: Heatmap, prediction: Prediction, card: Card) -> by
 
 
 class Layer(NamedTuple):
-    """A transparent heatmap for display over an image.
+    """Transparent heatmap for display over an image.
 
     Attributes:
-        png: RGBA picture.
-        maximum: Largest absolute contribution to the logit, the end of the color scale.
+        png: RGBA image.
+        maximum: Largest absolute contribution to the logit, which ends the color scale.
     """
 
     png: bytes
@@ -246,12 +249,12 @@ class Layer(NamedTuple):
 
 
 def heatmap_layer(image: Radiograph | PreprocessedImage, heatmap: npt.NDArray[np.float32], crop: Crop) -> Layer:
-    """Return the heatmap as a transparent layer in the colors of the scale's ends, opaque at the largest contribution.
+    """Return the heatmap as a transparent layer in the two end colors of the scale, opaque at the largest contribution.
 
-    The layer has the aspect ratio of the image, with at most 512 pixels on the longer side.
+    The layer has the aspect ratio of the image, and at most 512 pixels on the longer side.
 
     Args:
-        image: The image, whose size in its file counts.
+        image: Image whose original size sets the aspect ratio.
         heatmap: Contributions to the logit, shape (height, width).
         crop: Crop of the preprocessing.
     """
@@ -268,16 +271,16 @@ def heatmap_layer(image: Radiograph | PreprocessedImage, heatmap: npt.NDArray[np
 
 
 def resize_to_image(heatmap: npt.NDArray[np.float32], width: int, height: int, crop: Crop) -> npt.NDArray[np.float32]:
-    """Return the heatmap resized to an image, the inverse of the crop and resize of `preprocess`; shape (height, width).
+    """Return the heatmap resized to the image, inverting the crop and resize of `preprocess`; shape (height, width).
 
     Args:
         heatmap: Contributions, shape (rows, columns).
-        width, height: Size of the drawn image, pixels.
-        crop: Crop of the preprocessing; the heatmap is 0 outside of it.
+        width, height: Size of the drawn image in pixels.
+        crop: Crop of the preprocessing; the heatmap is 0 outside it.
     """
     side = min(width, height)
     inner = (side, side) if crop == "center" else (width, height)
-    # Bilinear would show each position as a diamond. Bicubic overshoots, so values are clipped to the range of the heatmap.
+    # Bilinear interpolation would show each position as a diamond. Bicubic overshoots, so clip to the heatmap's range.
     smooth = np.asarray(Image.fromarray(heatmap.astype(np.float32)).resize(inner, Image.Resampling.BICUBIC))
     whole = np.zeros((height, width), np.float32)
     top, left = (height - inner[1]) // 2, (width - inner[0]) // 2
@@ -286,7 +289,7 @@ def resize_to_image(heatmap: npt.NDArray[np.float32], width: int, height: int, c
 
 
 def _about(contributions: npt.NDArray[np.float32], logit: str) -> str:
-    """Return what a heatmap shows: contributions to that logit."""
+    """Explain a heatmap of contributions to the given logit."""
     rows, columns = contributions.shape
     coarse = " The heatmap is too coarse to localize anything." if rows * columns < MIN_POSITIONS else ""
     return (
@@ -296,7 +299,7 @@ def _about(contributions: npt.NDArray[np.float32], logit: str) -> str:
 
 
 def _legend(width: int, text: _LegendText, maximum: float) -> Image.Image:
-    """Return the legend with this width; `maximum` is the contribution at both ends of the color scale."""
+    """Return a legend of the given width; `maximum` is the contribution at the ends of the color scale."""
     inner = width - 2 * _MARGIN
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     large, small = ImageFont.load_default(24), ImageFont.load_default(16)
@@ -322,13 +325,13 @@ def _legend(width: int, text: _LegendText, maximum: float) -> Image.Image:
 
 
 def draw_scale(legend: Image.Image, font: _Font, y: int, maximum: float, against: str, towards: str) -> int:
-    """Draw the color bar over mid gray with labels and numbers, and return the next free row.
+    """Draw a color bar over mid gray with labels and numbers, and return the next free row.
 
     Args:
-        legend: Where to draw.
+        legend: Image to draw on.
         font: Font of the labels.
-        y: Row to begin at.
-        maximum: Contribution at both ends.
+        y: First row.
+        maximum: Contribution at the ends of the bar.
         against, towards: Labels of the ends.
     """
     draw = ImageDraw.Draw(legend)
@@ -347,12 +350,12 @@ def draw_scale(legend: Image.Image, font: _Font, y: int, maximum: float, against
 
 
 def latin_text(text: str) -> str:
-    """Return the text with question marks for characters that the font of Pillow does not have."""
+    """Return the text with a question mark for each character that Pillow's default font lacks."""
     return text.encode("latin-1", "replace").decode("latin-1")
 
 
 def wrap_text(draw: ImageDraw.ImageDraw, text: str, font: _Font, width: int) -> list[str]:
-    """Return the text in lines of at most `width` pixels, broken between words or ideographs, or within a longer word."""
+    """Return the text in lines of at most `width` pixels, broken between words or ideographs, or within overlong words."""
     lines = [""]
     for word in _WORDS.findall(" ".join(text.split())):
         if draw.textlength(lines[-1] + word.rstrip(), font) <= width:

@@ -1,4 +1,4 @@
-"""Score images with the network of a bundle for NORMAL and PNEUMONIA, for evaluation, the CLI and the service."""
+"""Score images with the network of a binary bundle, for evaluation, the CLI and the service."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from pneumoscope.inference.providers import Provider
 
 __all__ = ["OUTPUTS", "BundleSession", "Outputs", "Scored", "network_rejections"]
 
-# Outputs of the network file. The first is required, the others are optional.
+# Outputs of the network file; only the first is required.
 OUTPUTS: Mapping[str, OutputShape] = {"logit": OutputShape(1), "heatmap": OutputShape(3), **CHECK_OUTPUTS}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outputs(NetworkOutputs):
-    """Outputs of the network for n images.
+    """Outputs of a binary network for n images.
 
     Attributes:
-        logit: float32, shape (n,). The logit and the contributions of `heatmap` are positive towards pneumonia.
+        logit: Logit, float32, shape (n,). Positive values, like positive contributions in `heatmap`, indicate pneumonia.
     """
 
     logit: npt.NDArray[np.float32]
@@ -51,22 +51,22 @@ class Outputs(NetworkOutputs):
 
 
 class Scored(NamedTuple):
-    """The logit of one image, and the reason to make no prediction or None."""
+    """Logit of one image, and its rejection or None."""
 
     logit: float
     rejection: Rejection | None
 
 
 class BundleSession(NetworkSession[Card, Outputs, Scored]):
-    """A bundle that is ready to score images.
+    """ONNX Runtime session of a binary bundle.
 
     Attributes:
-        card: Card of the bundle, with the changes of the site profile or of the prevalence.
-        profile: The site profile, or None.
-        bundle_limits: Rejection limits of the bundle, before the changes of the site profile; None without input checks.
-        site, prevalence: Name and short hash of the site profile, and the stated prevalence; see `ModelInfo`.
-        assumptions: Overrides of DICOM headers that hold for all images.
-        require_age: Images that are rejected if the age of the patient is unknown.
+        card: Card of the bundle, updated by the site profile or prevalence.
+        profile: Site profile, or None.
+        bundle_limits: Rejection limits of the bundle before the site profile changes them; None without input checks.
+        site, prevalence: Name and short hash of the site profile, and the requested prevalence; see `ModelInfo`.
+        assumptions: Overrides of DICOM headers for all images.
+        require_age: Which images are rejected if the age of the patient is unknown.
         provider: Processor that runs the network.
     """
 
@@ -85,14 +85,14 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
         Args:
             card: Card of the bundle.
             network: Content of the ONNX file.
-            threads: Threads per network call; 0 means one per core.
-            require_age: Images that are rejected if the age of the patient is unknown.
-            assume: Overrides of DICOM headers that hold for all images; see `core.prediction_codes.OVERRIDES`.
+            threads: Threads per network call; 0 for one per core.
+            require_age: Which images are rejected if the age of the patient is unknown.
+            assume: Overrides of DICOM headers for all images; see `core.prediction_codes.OVERRIDES`.
             provider: Processor that runs the network.
+
         Raises:
             BundleError: ONNX Runtime cannot run the file, or its inputs and outputs do not match the bundle format.
-            UsageError: `require_age` is not one of `AgeRequirement`, `assume` has a value that is not an `Assumption`, or the
-                provider is not available.
+            UsageError: `require_age` or `assume` has an unknown value, or the provider is not available.
         """
         super().__init__(
             card, network, OUTPUTS, threads=threads, require_age=require_age, assume=assume, provider=provider
@@ -120,13 +120,13 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
             folder: Folder of the bundle.
             threads, require_age, assume, provider: See `__init__`.
             site: Site profile to apply to the card, see `bundle.site_profile`.
-            prevalence: Prevalence that probabilities are stated for, see `bundle.prevalence`; that of the card if None.
+            prevalence: Prevalence assumed by the probabilities, see `bundle.prevalence`; None for the card's prevalence.
 
         Raises:
-            BundleError: See `bundle_folder.read_bundle`; the outputs do not match the limits on the card, or the self-test fails.
-            SiteProfileError: The site profile cannot be read, was changed, or belongs to another model.
-            UsageError: The prevalence is not between 0 and 1, or there is a site profile, which has its own; or the provider is
-                not available.
+            BundleError: See `bundle_folder.read_bundle`; or the outputs do not match the limits on the card, or the self-test
+                fails.
+            SiteProfileError: The site profile cannot be read, was modified, or belongs to another model.
+            UsageError: The prevalence is not between 0 and 1 or is combined with a site profile; or see `__init__`.
         """
         if site is not None and prevalence is not None:
             raise UsageError(
@@ -159,7 +159,7 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
             )
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return the logits of preprocessed images, shape (n,); positive towards pneumonia.
+        """Return the logits of preprocessed images, shape (n,); positive values indicate pneumonia.
 
         Args:
             pixels: Gray levels, uint8, shape (n, size, size).
@@ -171,11 +171,11 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
         return Outputs(**self._run_outputs(pixels, heatmaps=heatmaps))
 
     def score(self, images: Sequence[PreprocessedImage], outputs: Outputs) -> list[Scored]:
-        """Return logits and rejections of a batch.
+        """Return the logits and rejections of a batch.
 
         Args:
-            images: The batch, in order.
-            outputs: Outputs of the network for it.
+            images: Images of the batch.
+            outputs: Outputs of the network for these images, in the same order.
         """
         return [
             Scored(logit, self.reject_by_file(image) or rejection)
@@ -185,5 +185,5 @@ class BundleSession(NetworkSession[Card, Outputs, Scored]):
         ]
 
     def probability(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """Return calibrated probabilities of pneumonia, 0 to 1, of logits of any shape."""
+        """Return calibrated probabilities of pneumonia, 0 to 1, for logits of any shape."""
         return calibrate(self.card.calibration, logits)

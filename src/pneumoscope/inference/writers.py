@@ -1,6 +1,6 @@
-"""Write predictions as JSON and CSV, one at a time, so that memory does not grow with their number.
+"""Write predictions as JSON and CSV one at a time, so that memory use does not grow with their number.
 
-The columns are those of `core.prediction.Prediction.to_row`.
+See `core.prediction.Prediction.to_row` for the columns.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def prediction_document(prediction: Prediction, language: str = "en") -> dict[st
     """Return a prediction as a JSON object: its fields, and `message`, which explains the decision and its warnings.
 
     Args:
-        prediction: The prediction.
+        prediction: Prediction to convert.
         language: Language of the message, a key of `core.i18n.LANGUAGES`.
     """
     return dataclasses.asdict(prediction) | {"message": prediction_message(prediction, language)}
@@ -49,16 +49,16 @@ def prediction_document(prediction: Prediction, language: str = "en") -> dict[st
 def iter_json(
     model: ModelInfo, predictions: Iterable[Prediction], notice: str, classes: Sequence[str] = ()
 ) -> Iterator[str]:
-    """Yield one JSON document in pieces: `schema`, `model`, `notice`, `classes` if there are several, and `predictions`.
+    """Yield one JSON document in pieces: `schema`, `model`, `notice`, `classes` for a multiclass model, and `predictions`.
 
-    The document is closed even if `predictions` raises; the error follows the last piece. The text is ASCII, because file
-    names may not be valid text and readers may not expect UTF-8.
+    The document is completed even if `predictions` raises; the error is raised after the last piece. The text is ASCII, because
+    file names may not be valid text and readers may not expect UTF-8.
 
     Args:
-        model: The model.
-        predictions: Its predictions.
-        notice: Its notice.
-        classes: Its classes; empty for NORMAL and PNEUMONIA.
+        model: Facts of the model.
+        predictions: Predictions of the model.
+        notice: Notice of the model.
+        classes: Classes of the model; empty for NORMAL and PNEUMONIA.
     """
     facts: dict[str, Any] = {"schema": SCHEMA, "model": dataclasses.asdict(model), "notice": notice}
     head = json.dumps(facts | ({"classes": list(classes)} if classes else {}), indent=2)
@@ -81,12 +81,12 @@ def iter_csv(
 ) -> Iterator[bytes]:
     """Yield the lines of a CSV file (RFC 4180, UTF-8): a header, then one line per image; missing values are empty.
 
-    Bytes of a file name that are not valid UTF-8 are kept as they are.
+    Bytes in file names that are not valid UTF-8 are preserved.
 
     Args:
-        predictions: One per image.
+        predictions: Predictions, one per image.
         notice: Notice of the model.
-        failed: Receives the error if `predictions` raises; the lines before it are a complete file.
+        failed: List that receives the error if `predictions` raises; the lines before it form a complete file.
         classes: Classes of the model; empty for NORMAL and PNEUMONIA.
     """
     yield csv_line(csv_columns(classes))
@@ -98,7 +98,7 @@ def iter_csv(
 
 
 def csv_columns(classes: Sequence[str] = ()) -> list[str]:
-    """Return the header of a CSV file: the keys of `csv_row`, for a model of these classes or of NORMAL and PNEUMONIA."""
+    """Return the header of a CSV file, the keys of `csv_row`, for a multiclass model or, without classes, a binary one."""
     fields: dict[str, Any] = {"path": "", "decision": None, "operating_point": "", "model": ModelInfo("", "", "")}
     return list(
         csv_row(MulticlassPrediction(**fields, classes=tuple(classes)) if classes else Prediction(**fields), "")
@@ -106,15 +106,15 @@ def csv_columns(classes: Sequence[str] = ()) -> list[str]:
 
 
 def csv_row(prediction: Prediction, notice: str) -> dict[str, Any]:
-    """Return the row of a prediction in a CSV file: `Prediction.to_row`, `message` and `notice`."""
+    """Return the CSV row of a prediction: `Prediction.to_row`, `message` and `notice`."""
     row = prediction.to_row() | {"message": prediction_message(prediction), "notice": escape_formula(notice, "'")}
-    row["path"] = escape_formula(prediction.path, "./")  # names the same file
+    row["path"] = escape_formula(prediction.path, "./")  # refers to the same file
     row |= {name: value and escape_formula(value, "'") for name in IDENTITY_FIELDS if (value := row[name]) is not None}
     return row
 
 
 def escape_formula(text: str, prefix: str) -> str:
-    """Return the text, with the prefix if a spreadsheet would run it as a formula."""
+    """Return the text, prefixed if a spreadsheet would interpret it as a formula."""
     return prefix + text if text.startswith(_FORMULA_PREFIXES) else text
 
 
@@ -126,7 +126,7 @@ def csv_line(cells: Iterable[Any]) -> bytes:
 
 
 def to_dataframe(predictions: Iterable[Prediction]) -> pd.DataFrame:
-    """Return predictions as a pandas DataFrame, one row per image; columns are those of `Prediction.to_row` and `message`.
+    """Return predictions as a pandas DataFrame, one row per image, with the columns of `Prediction.to_row` and `message`.
 
     Raises:
         MissingExtraError: pandas is not installed.

@@ -1,1 +1,1 @@
-"""Network architectures as torch modules, their weights, and the table that lists them (`registry`, without torch)."""
+"""Network architectures as torch modules, their weights, and a table that lists them (`registry`, without torch)."""

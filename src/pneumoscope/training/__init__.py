@@ -1,1 +1,1 @@
-"""Training: from a recipe and labeled images to a finished run with its bundle. Needs the extra [train]."""
+"""Training: turn a recipe and labeled images into a finished run with its bundle. Needs the extra [train]."""

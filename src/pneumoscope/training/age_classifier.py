@@ -1,10 +1,10 @@
-"""Train the age classifier by outlier exposure (Hendrycks 2019): radiographs of patients outside the age range are examples.
+"""Train the age classifier by outlier exposure: radiographs of patients outside the age range are the positive examples.
 
-The examples come from other hospitals than the training images. A network that tells the hospitals apart by contrast, markers,
-collimation or compression has learned nothing about age. Therefore both sides get the same heavy augmentation, and images
-exchange their style: histograms are matched to those of other images of the batch, and the amplitudes of low spatial
-frequencies are swapped (Fourier domain adaptation, Yang & Soatto 2020). Bars at the borders and rectangles like markers are
-drawn on both sides, and the resolution is reduced. `benchmarks/outliers.py` measures what remains.
+These examples come from other hospitals than the training images. A network that separates the two by contrast, markers,
+collimation or compression has learned the hospital, not the age. Both classes therefore get the same strong augmentation, and
+images exchange their style within the batch: histograms are matched, and the amplitudes of low spatial frequencies are swapped
+(Fourier domain adaptation). Bars at the borders and marker-like rectangles are drawn on images of both classes, and the
+resolution is reduced. `benchmarks/outliers.py` measures the remaining bias.
 
 Sources: Hendrycks, Mazeika and Dietterich 2019, "Deep Anomaly Detection with Outlier Exposure". Yang and Soatto 2020, "FDA:
 Fourier Domain Adaptation for Semantic Segmentation".
@@ -29,7 +29,7 @@ from pneumoscope.training.data_module import derive_seed
 
 __all__ = ["EXPOSURE", "exchange_styles", "train_age_classifier"]
 
-# Wider than the plausible variation, so that framing, exposure and compression carry no information about the class.
+# Wider than the plausible variation, so framing, exposure and compression carry no information about the class.
 EXPOSURE = AugmentationOptions(
     flip=True, rotation=20, translation=0.06, scale=0.6, aspect=0.35, brightness=0.35, contrast=0.45, gamma=0.8, blur=1.2,
     noise=0.05, jpeg=0.8,
@@ -38,7 +38,7 @@ _BATCH = 48
 _LEARNING_RATE, _WEIGHT_DECAY = 5e-4, 0.02
 _LABEL_SMOOTHING = 0.03  # a few ages are unknown or wrong
 _AVERAGING = 0.995  # decay of the moving average of the weights
-# Probability, per image, of each change of style.
+# Probability of each style change per image.
 _FREQUENCY_SWAP, _HISTOGRAM_MATCH, _BARS, _LOW_RESOLUTION, _SHARPENING = 0.5, 0.8, 0.4, 0.35, 0.25
 _MAX_FREQUENCY = 5  # cycles per image
 _MAX_MARKERS = 2  # per image
@@ -55,16 +55,16 @@ def train_age_classifier(
     seed: int,
     view: View | None = None,
 ) -> AgeClassifier:
-    """Train an age classifier on the CPU, and return it in evaluation mode.
+    """Train an age classifier on the CPU and return it in evaluation mode.
 
     Args:
-        inside: Preprocessed images of patients in the age range, shape (n, size, size).
-        outside: Images of patients outside it, shape (m, size, size).
-        groups: Group of each image outside, such as its source. A group of k images is drawn in proportion to the root of k, so
-            that small groups count.
-        steps: Training steps, each with 48 augmented images, half of them outside on average.
-        seed: Seed of the initial weights, the choice of images and their augmentation.
-        view: Maps gray levels (n, size, size) to what the network may see, for control experiments.
+        inside: Preprocessed images of patients within the age range, shape (n, size, size).
+        outside: Preprocessed images of patients outside the age range, shape (m, size, size).
+        groups: Group, such as the source, of each image in `outside`. Groups are sampled in proportion to the square root of
+            their size, to give small groups more weight.
+        steps: Training steps. Each uses 48 augmented images, on average half from `outside`.
+        seed: Seed of the initial weights, the sampling and the augmentation.
+        view: Transform of gray levels (n, size, size) that hides information from the network, for control experiments.
 
     Raises:
         MissingExtraError: See `AgeClassifier`.
@@ -100,25 +100,25 @@ def train_age_classifier(
 
 
 def _network_pixels(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return the images at the size that the network sees, so that larger ones are not augmented at their full size."""
+    """Return the images at the network's input size, which makes augmentation of larger images cheaper."""
     batches = [torch.from_numpy(np.array(pixels[start : start + 256])) for start in range(0, len(pixels), 256)]
     small = [downsample(batch.unsqueeze(1).float(), EXTRACTOR_SIDE).squeeze(1).round() for batch in batches]
     return torch.cat(small).to(torch.uint8).numpy()
 
 
 def _moving_average(average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-    """Return the exponential moving average after one more step; the first steps count less than later ones."""
+    """Return the exponential moving average after one more step, with a smaller decay during the first steps."""
     decay = min(_AVERAGING, (1 + int(count)) / (10 + int(count)))
     result: Tensor = average + (current - average) * (1 - decay)
     return result
 
 
 def exchange_styles(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Return images whose style is mixed with that of other images of the batch.
+    """Return images with styles mixed across the batch.
 
     Args:
         images: Gray levels, uint8, shape (n, size, size).
-        rng: Source of random numbers.
+        rng: Random number generator.
 
     Returns:
         Gray levels, uint8, shape (n, size, size).
@@ -140,17 +140,17 @@ def exchange_styles(images: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def _partners(count: int, rng: np.random.Generator) -> Tensor:
-    """Return for each image the index of a random image, whatever its class, so that style and class become independent."""
+    """Return a random permutation of the image indices; ignoring the class makes style independent of it."""
     return torch.from_numpy(rng.permutation(count))
 
 
 def _draw(rng: np.random.Generator, count: int, probability: float, maximum: float) -> Tensor:
-    """Return random strengths, uniform up to a maximum, and 0 for the images that stay as they are; shape (n,)."""
+    """Return random strengths, uniform from 0 to the maximum, or 0 for images left unchanged; shape (n,)."""
     return torch.from_numpy(rng.uniform(0, maximum, count) * (rng.random(count) < probability)).float()
 
 
 def _swap_low_frequencies(gray: Tensor, partners: Tensor, radius: Tensor) -> Tensor:
-    """Return images with the amplitudes of their partners up to a frequency, in cycles per image; the mean stays."""
+    """Return images with the low-frequency amplitudes of their partners, up to `radius` cycles per image; the mean is kept."""
     spectrum = torch.fft.fft2(gray)
     frequency = torch.fft.fftfreq(gray.shape[-1]).abs() * gray.shape[-1]
     distance = torch.maximum(frequency[:, None], frequency[None])
@@ -161,7 +161,7 @@ def _swap_low_frequencies(gray: Tensor, partners: Tensor, radius: Tensor) -> Ten
 
 
 def _match_histograms(gray: Tensor, partners: Tensor, strength: Tensor) -> Tensor:
-    """Return a weighted mean of each image and the same image with the gray-level histogram of its partner."""
+    """Blend each image with a copy whose gray-level histogram matches its partner."""
     flat = gray.flatten(1)
     order = flat.argsort(dim=1, stable=True)
     matched = torch.empty_like(flat).scatter_(1, order, flat[partners].sort(1).values)
@@ -179,7 +179,7 @@ def _sharpen(image: Tensor, amount: float) -> Tensor:
 
 
 def _draw_bars(image: Tensor, rng: np.random.Generator) -> None:
-    """Draw bars of one gray level at the borders: collimation, black or white margins."""
+    """Draw uniform bars at the borders, like collimation or black and white margins."""
     size = len(image)
     top, bottom, left, right = rng.integers(0, size // 8, 4).tolist()
     level = float(rng.choice([0.0, 0.0, 1.0, rng.random()]))

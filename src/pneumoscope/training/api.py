@@ -1,4 +1,4 @@
-"""Training in Python: runs and sweeps as objects with data frames and figures."""
+"""Python API of training: runs and sweeps as objects with data frames and figures."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ __all__ = ["Sweep", "Training", "sweep", "train"]
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Training:
-    """One or several trained runs of a recipe.
+    """One or more trained runs of a recipe.
 
     Attributes:
-        path: The run folder, or the folder of the runs: `evaluate` takes a run, and `compare` either.
-        runs: The run folders.
-        records: Their records, in the same order.
+        path: Run folder, or the parent folder of several runs. `evaluate` accepts a run; `compare` accepts both.
+        runs: Run folders.
+        records: Records of the runs, in the same order.
     """
 
     path: Path
@@ -53,7 +53,7 @@ class Training:
 
     @property
     def figures(self) -> dict[str, NamedFigure]:
-        """The learning curves of each run, by the name of its folder; a notebook displays a figure."""
+        """Learning curves of each run by folder name; notebooks display them."""
         figures = {}
         with drawing():
             for index, (run, record, epochs) in enumerate(zip(self.runs, self.records, self.epochs, strict=True)):
@@ -63,7 +63,7 @@ class Training:
         return figures
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Return one row per run and epoch, with the columns of `epochs.csv`, as a pandas DataFrame.
+        """Return a pandas DataFrame with one row per run and epoch and the columns of `epochs.csv`.
 
         Raises:
             MissingExtraError: pandas is not installed.
@@ -76,7 +76,7 @@ class Training:
         return rows_dataframe(rows, "Training.to_dataframe()")
 
     def __repr__(self) -> str:
-        """Return the folder, and the selected epoch of each run."""
+        """Return the folder and the selected epoch of each run."""
         return f"Training({str(self.path)!r}, {'; '.join(self._summaries())})"
 
     def _repr_html_(self) -> str:
@@ -94,18 +94,18 @@ class Training:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Sweep:
-    """Validation results of every combination of settings.
+    """Validation results of each combination of settings.
 
     Attributes:
         path: Folder of the runs and of sweep.csv.
-        rows: One row per combination, the best by the metric of the recipe first.
+        rows: One row per combination, sorted from best to worst by the metric of the recipe.
     """
 
     path: Path
     rows: tuple[SweepRow, ...]
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Return one row per combination, with a column for each setting that varies, as a pandas DataFrame.
+        """Return a pandas DataFrame with one row per combination and a column for each varied setting.
 
         Raises:
             MissingExtraError: pandas is not installed.
@@ -120,7 +120,7 @@ class Sweep:
         return rows_dataframe(rows, "Sweep.to_dataframe()")
 
     def __repr__(self) -> str:
-        """Return the folder, and the accuracy and AUROC of each combination."""
+        """Return the folder and the accuracy and AUROC of each combination."""
         rows = "; ".join(
             f"{row.name}: accuracy {row.accuracy:.4f}, {row.auroc_name} {row.auroc:.4f}" for row in self.rows
         )
@@ -159,32 +159,32 @@ def train(
     progress: Progress | None = None,
     log: Callable[[str], None] = lambda message: None,
 ) -> Training:
-    """Train a recipe, write its bundle, and return the run; with seeds or folds, several runs.
+    """Train a recipe, write its bundle and return the run; with `seeds` or `folds`, train several runs.
 
     Args:
-        recipe: Name (see `pneumoscope recipes`) or TOML file of a recipe, or a recipe.
+        recipe: Recipe object, recipe name (see `pneumoscope recipes`) or TOML file.
         data: Labeled images: folder, manifest CSV or MedMNIST archive.
-        out: The run folder, or the folder of the runs.
+        out: Run folder, or parent folder of several runs.
         settings: Recipe fields to override, such as {"training.epochs": 3}; None unsets a field.
-        init: Initial weights: "default" for the model in the package, a bundle, a run or a file; see "network.weights".
-        seeds: Train so many runs with consecutive seeds, in out/seed-N.
-        folds: Train so many runs by cross-validation, in out/fold-N. Not together with `seeds`.
+        init: Initial weights: "default" for the packaged model, a bundle, a run or a file; see "network.weights".
+        seeds: Number of runs with consecutive seeds, written to out/seed-N.
+        folds: Number of cross-validation folds, written to out/fold-N. Cannot be combined with `seeds`.
         outliers: Images of patients outside the age range, for a recipe with an age classifier.
-        labels: Names of columns and labels of the data. By default those of the runs that are resumed, or of the recipe.
-        resume: Continue in `out`; finished runs are kept.
-        accelerator: "cpu", "gpu", or "auto" for a GPU if there is one.
+        labels: Column and label names of the data. Default: those of the resumed run, else those of the recipe.
+        resume: Continue the runs in `out`; finished runs are kept.
+        accelerator: "cpu", "gpu", or "auto" to use a GPU if available.
         devices: Number of devices; 0 for one CPU process or all GPUs.
-        loggers: Loggers of the metrics of each epoch: "tensorboard", "csv", "mlflow".
-        progress: Called with the number of processed images and of all images while images are preprocessed.
-        log: Called with messages for the user.
+        loggers: Loggers of the epoch metrics: "tensorboard", "csv", "mlflow".
+        progress: Callback with the number of images preprocessed so far and the total.
+        log: Callback for messages to the user.
 
     Returns:
-        The runs. In a notebook they are shown with their learning curves; `Training.to_dataframe()` returns the epochs.
+        The runs. Notebooks display them with their learning curves; `Training.to_dataframe()` returns the epochs.
 
     Raises:
-        UsageError: Both seeds and folds are given, or options contradict each other.
-        RecipeError, UnknownNameError: The recipe is unknown, or a setting is invalid.
-        PneumoscopeError: The images, the folder or the weights cannot be used; see the command `train`.
+        UsageError: Both `seeds` and `folds` are given, or options contradict each other.
+        RecipeError, UnknownNameError: The recipe is unknown or a setting is invalid.
+        PneumoscopeError: The images, folder or weights cannot be used; see the command `train`.
     """
     if seeds is not None and folds is not None:
         raise UsageError("both seeds and folds are given", hint="Give one of them")
@@ -225,17 +225,18 @@ def sweep(
     progress: Progress | None = None,
     log: Callable[[str], None] = lambda message: None,
 ) -> Sweep:
-    """Train a recipe with every combination of settings, and compare them on the validation images.
+    """Train a recipe with each combination of settings and compare the results on the validation images.
 
-    The best of many settings is optimistic on the images that chose it: evaluate the one that you choose once.
+    The validation result of the best combination is optimistic because those images selected it; evaluate only the chosen
+    combination on the test set, once.
 
     Args:
-        recipe: Name or TOML file of a recipe.
+        recipe: Recipe name or TOML file.
         data: See `train`.
         out: Folder of the runs and of sweep.csv.
-        values: Values by recipe field, such as {"training.batch": [32, 64]}.
-        settings: Fields with one value in all combinations.
-        seeds: Runs of each combination, with consecutive seeds.
+        values: Values of each varied recipe field, such as {"training.batch": [32, 64]}.
+        settings: Recipe fields with the same value in all combinations.
+        seeds: Runs per combination, with consecutive seeds.
         outliers, labels, resume, accelerator, devices, loggers, progress, log: See `train`.
 
     Raises:
@@ -281,5 +282,5 @@ def _overrides(settings: Mapping[str, Any] | None) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    """Return a value as TOML; None is "none", which unsets a field."""
+    """Return a value as TOML; None becomes "none", which unsets a field."""
     return "none" if value is None else json.dumps(value, ensure_ascii=False)

@@ -1,7 +1,7 @@
-"""Augmentation: exchange of borders, one affine map per image, then gamma, contrast, brightness, blur, noise and JPEG.
+"""Augmentation: border swap, one affine transform, then gamma, contrast, brightness, blur, noise and JPEG compression.
 
-All geometric changes are one affine map, so that an image is interpolated once. Each image has its own seed: its augmentation
-does not depend on the batch or the device.
+Combining all geometric changes in one affine transform interpolates each image only once. Each image has its own seed, which
+makes its augmentation independent of the batch and the device.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pneumoscope.runs.recipe import AugmentationOptions
 __all__ = ["augment"]
 
 
-# Random numbers of each image, uniform from 0 to 1. All are always drawn, so that an option does not change the others.
+# Uniform random numbers drawn for each image. All are always drawn, so enabling one option does not change the others.
 _DRAWS = (
     *("rotation", "scale", "aspect", "flip", "shift_x", "shift_y"),
     *("gamma", "contrast", "brightness", "blur", "noise", "jpeg"),
 )
-# Drawn from a separate generator, so that recipes without `border_swap` keep their noise.
+# From a separate generator, so recipes without `border_swap` keep their noise.
 _BORDER_DRAWS = ("border_swap", "center_width", "center_height")
 _ODD = 0x9E3779B97F4A7C15  # scatters seeds
 _CENTER = (0.6, 0.95)  # width and height of the center that `border_swap` keeps, as fractions of the side
@@ -40,10 +40,10 @@ def augment(
 
     Args:
         images: Gray levels 0 to 255, uint8, shape (n, size, size).
-        options: Options of the recipe.
+        options: Augmentation options of the recipe.
         seeds: Random seed of each image.
-        borders: Another image for each image, in the same format; `border_swap` takes the border from it. Without them,
-            `border_swap` has no effect.
+        borders: A different image for each image, in the same format, whose border `border_swap` copies. None disables
+            `border_swap`.
 
     Returns:
         Gray levels 0 to 255, float32, shape (n, size, size).
@@ -94,7 +94,7 @@ def augment(
 
 
 def _centers(widths: Tensor, heights: Tensor, side: int) -> Tensor:
-    """Return masks (n, 1, side, side), true in a central rectangle; widths and heights are fractions of the side, shape (n,)."""
+    """Return masks (n, 1, side, side) of central rectangles; widths and heights, shape (n,), are fractions of the side."""
     position = ((torch.arange(side) + 0.5) / side * 2 - 1).abs()
     columns, rows = position <= widths.unsqueeze(1), position <= heights.unsqueeze(1)
     return (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)
@@ -107,13 +107,13 @@ def _compress_jpeg(image: Tensor, quality: int) -> Tensor:
 
 
 def _affine_maps(options: AugmentationOptions, uniform: Callable[[str, float, float], Tensor]) -> Tensor:
-    """Return the maps from positions in the new image to positions in the original, both from -1 to 1; shape (n, 2, 3)."""
+    """Return the affine maps (n, 2, 3) from output to input coordinates, both -1 to 1."""
     angle = uniform("rotation", -options.rotation, options.rotation) * (math.pi / 180)
     area = uniform("scale", 1 - options.scale, 1)
     ratio = torch.exp(uniform("aspect", -1, 1) * -math.log1p(-options.aspect))
     width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
     sign = torch.where(uniform("flip", 0, 1) < 0.5, -1.0, 1.0) if options.flip else torch.ones_like(angle)
-    # A crop that is smaller than the image lies anywhere inside it; `translation` moves it further. Outside is black.
+    # A crop smaller than the image is placed anywhere inside it; `translation` moves it further. Outside is black.
     margin_x, margin_y = (1 - width).clamp(min=0), (1 - height).clamp(min=0)
     shift_x = uniform("shift_x", -1, 1) * (margin_x + 2 * options.translation)
     shift_y = uniform("shift_y", -1, 1) * (margin_y + 2 * options.translation)

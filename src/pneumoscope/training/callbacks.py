@@ -1,7 +1,7 @@
-"""Lightning callbacks and plugins: checkpoints that survive a crash at any time, and progress on standard error.
+"""Lightning callbacks and plugins: crash-safe checkpoints, early stopping and progress on standard error.
 
 Each file is replaced atomically. The best weights are written before the training state: if the process is killed between the
-two, the epoch is repeated with the same numbers and writes the same weights again.
+two, resuming repeats the epoch deterministically and writes the same weights again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Write checkpoints atomically; read only tensors and plain values from them."""
+    """Checkpoint I/O with atomic writes; loading accepts only tensors and plain values."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Replace the file atomically.
@@ -67,17 +67,17 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class BestAndLastCheckpoint(Checkpoint):
-    """Save the weights of the best epoch, the training state and `epochs.csv` after each epoch.
+    """Checkpoint callback that saves the best weights, the training state and `epochs.csv` after each epoch.
 
     Args:
-        run: The run folder.
+        run: Run folder.
     """
 
     def __init__(self, run: Path) -> None:
         self.run = run
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the files, the training state after the weights."""
+        """Write the weights, then the training state and `epochs.csv`."""
         assert isinstance(pl_module, Classifier)
         history, select = pl_module.history, pl_module.recipe.training.select
         if trainer.is_global_zero and best_epoch(history, select) is history[-1]:
@@ -90,10 +90,10 @@ class BestAndLastCheckpoint(Checkpoint):
 
 
 class EarlyStopping(Callback):
-    """Stop a run after epochs without a better validation metric, if its recipe has a patience."""
+    """Callback that stops a run when the validation metric has not improved for `early_stopping` epochs, if set."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop all processes, which have the same history."""
+        """Stop all processes; they share the same history."""
         assert isinstance(pl_module, Classifier)
         options = pl_module.recipe.training
         if is_stopped_early(pl_module.history, options.select, options.early_stopping):
@@ -101,17 +101,17 @@ class EarlyStopping(Callback):
 
 
 def completed_epochs(run: Path) -> int:
-    """Return the number of epochs in a run's training state; 0 without one."""
+    """Return the number of completed epochs in a run's training state, or 0 if there is none."""
     file = run / CHECKPOINT_FILE
     # Memory-mapped, because the tensors can be hundreds of megabytes.
     return len(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["history"]) if file.exists() else 0
 
 
 class EpochLog(Callback):
-    """Print one line per epoch on standard error."""
+    """Callback that prints one line per epoch to standard error."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the metrics and the estimated remaining time, in the first process only."""
+        """Print the metrics and the estimated remaining time, from the first process only."""
         assert isinstance(pl_module, Classifier)
         if not trainer.is_global_zero:
             return
@@ -129,7 +129,7 @@ class EpochLog(Callback):
 
 
 def track_steps(count: int, description: str) -> Iterator[int]:
-    """Yield 0 to count - 1 and report progress: a bar on a terminal, otherwise a line on standard error after each tenth.
+    """Yield 0 to count - 1 and report progress: a bar on a terminal, otherwise a line on standard error every tenth of the steps.
 
     Args:
         count: Number of steps.

@@ -1,4 +1,4 @@
-"""The LightningModule: loss, metrics of an epoch, and the state in a checkpoint."""
+"""LightningModule with the loss, the epoch metrics and the checkpoint state."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = ["Classifier"]
 
 
 class Classifier(pl.LightningModule):
-    """Training of one network.
+    """LightningModule that trains one network.
 
     Args:
         recipe: Recipe of the run.
         network: Network with its initial weights.
         label_weights: Weight of each label in the loss.
         steps_per_epoch: Training steps per epoch.
-        on_features: True if batches contain features of frozen convolutions instead of images.
+        on_features: True if batches contain features of the frozen backbone instead of images.
 
     Attributes:
         history: Metrics of the completed epochs.
@@ -53,14 +53,14 @@ class Classifier(pl.LightningModule):
         objective = BinaryObjective if network.outputs == 1 else SoftmaxObjective
         self._objective: Objective = objective(label_weights, recipe.training.label_smoothing)
         ema = recipe.training.ema
-        # A submodule, so that it is part of every checkpoint.
+        # Registered as a submodule to include it in checkpoints.
         self.average = (
             AveragedModel(network, multi_avg_fn=functools.partial(_update_average, ema), use_buffers=True)
             if ema
             else None
         )
         if self.average is not None:
-            # Without this, several devices would wait for its gradients.
+            # Otherwise DDP would wait for its gradients.
             self.average.requires_grad_(False)
         if on_features:
             for parameter in network.backbone_parameters():
@@ -72,13 +72,13 @@ class Classifier(pl.LightningModule):
 
     @property
     def evaluated_network(self) -> ClassifierNetwork:
-        """The network that is validated and saved: the moving average if the recipe has one."""
+        """The network to validate and save: the moving average if the recipe uses one."""
         if self.average is None:
             return self.network
         return cast(ClassifierNetwork, self.average.module)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Return the optimizer of the recipe, with a schedule that is updated after each step."""
+        """Return the optimizer and a schedule that is stepped after each batch."""
         options = self.recipe.optimizer
         optimizer = create_optimizer(options, self.network.parameters())
         steps = self._steps_per_epoch * self.recipe.training.epochs
@@ -90,7 +90,7 @@ class Classifier(pl.LightningModule):
         return count_plateaus(losses, self.recipe.optimizer.step_epochs)
 
     def on_train_epoch_start(self) -> None:
-        """Reset the sums and the clock, and apply the validation loss of the epoch before to the learning rate."""
+        """Reset the sums and the clock, and apply the previous epoch's validation loss to the learning rate."""
         for group, factor in zip(self._schedule.optimizer.param_groups, self._schedule.lr_lambdas, strict=True):
             group["lr"] = group["initial_lr"] * factor(self._schedule.last_epoch)
         self._train_sums = torch.zeros(3, device=self.device)
@@ -99,13 +99,13 @@ class Classifier(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout from (seed, epoch, device, step), so that a resumed run draws the same numbers.
 
-        Seeding once per epoch is not enough: data loaders and loops use torch's global generator too, at other times in a
-        resumed run.
+        Seeding once per epoch is not enough: data loaders and loops also use torch's global generator, and at different points
+        in a resumed run.
         """
         torch.manual_seed(derive_seed(self.recipe.training.seed, self.current_epoch, self.global_rank, batch_idx, 3))
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """Return the loss of a batch, and add its images to the training metrics of the epoch, as Keras does."""
+        """Return the loss of a batch and add the batch to the epoch's training metrics, as Keras does."""
         logits = self._logits(self.network, batch.images)
         labels = batch.labels.repeat(len(logits) // len(batch.labels))
         loss = self._objective.loss(logits, labels)
@@ -117,7 +117,7 @@ class Classifier(pl.LightningModule):
         count = len(labels)
         self._train_sums += torch.stack([loss.detach() * count, correct, torch.full_like(loss.detach(), count)])
         self.log("train_loss", loss.detach(), prog_bar=True, logger=False)
-        # DDP averages the gradients of the devices evenly, whatever their parts of the batch.
+        # DDP averages gradients over devices evenly, regardless of how many images each one has.
         return loss * batch.weight
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -135,7 +135,7 @@ class Classifier(pl.LightningModule):
         self._validation_outputs.append((logits, batch.labels, batch.indices))
 
     def on_validation_epoch_end(self) -> None:
-        """Compute the validation metrics over all images, each counted once, and complete the epoch."""
+        """Compute the validation metrics, counting each image once, and complete the epoch."""
         columns = [torch.cat(column) for column in zip(*self._validation_outputs, strict=True)]
         logits, labels, indices = (self._all_gather(each).reshape(-1, *each.shape[1:]) for each in columns)
         order = torch.argsort(indices, stable=True)
@@ -143,12 +143,12 @@ class Classifier(pl.LightningModule):
         first = torch.cat([indices.new_ones(1, dtype=torch.bool), indices[1:] != indices[:-1]])
         logits, labels = logits[first], labels[first]
         if not torch.isfinite(logits).all():
-            # Before anything of this epoch is written, so that the previous checkpoint is kept.
+            # Raise before this epoch writes any file, so the previous checkpoint is kept.
             raise self._diverged("the logit of a validation image is not finite")
         self._complete_epoch(self._objective.validation_metrics(logits, labels))
 
     def _complete_epoch(self, metrics: ValidationMetrics) -> None:
-        # Validation ends an epoch, so its training metrics are complete.
+        # Validation runs last in an epoch, so the training metrics are complete.
         total = self._all_gather(self._train_sums).reshape(-1, 3).sum(dim=0).tolist()
         epoch = Epoch(
             epoch=self.current_epoch + 1,
@@ -194,5 +194,5 @@ class Classifier(pl.LightningModule):
 
 
 def _update_average(decay: float, averages: Any, values: Any, count: Any) -> None:
-    # A module-level function, because the closure that torch returns cannot be pickled.
+    # Module-level, because the closure that torch returns cannot be pickled.
     get_ema_multi_avg_fn(decay)(averages, values, count)  # type: ignore[no-untyped-call]

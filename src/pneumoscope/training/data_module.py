@@ -1,7 +1,7 @@
-"""Batches of preprocessed images, or of cached features of frozen convolutions, for one or several devices.
+"""Batches of preprocessed images, or of cached features of a frozen backbone, for one or more devices.
 
-All images are in one memory-mapped array, so that a batch is an index into it and needs neither decoding nor worker processes.
-The order of an epoch depends on (seed, epoch) only: a resumed run has the same batches as an uninterrupted one.
+All images are in one memory-mapped array: a batch is an index into it and needs neither decoding nor worker processes. The
+order within an epoch depends only on (seed, epoch), so a resumed run sees the same batches as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ __all__ = ["Batch", "ImageArrays", "ImageDataModule", "derive_seed", "epoch_batc
 
 
 class Batch(NamedTuple):
-    """The part of a batch on one device.
+    """One device's part of a batch.
 
     Attributes:
-        images: Images (n, size, size) or features (n, channels, height, width); with several views, all images of the first
-            view, then all of the second.
-        labels: 1.0 for pneumonia, or the index of the class of a data set of several, shape (n,).
+        images: Images (n, size, size) or features (n, channels, height, width). With several views, all images of the first
+            view come first, then all of the second.
+        labels: 1.0 for pneumonia, or the class index in a multiclass data set, shape (n,).
         indices: Index of each image in its split, shape (n,).
-        weight: Weight of this device's mean loss relative to the other devices, 1 on average; devices can have parts of
-            different sizes.
+        weight: Weight of this device's mean loss, 1 on average over the devices; compensates for parts of unequal size.
     """
 
     images: Tensor
@@ -54,14 +53,14 @@ class _BatchIndices(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ImageArrays:
-    """Description of the arrays of a run, from which any process can open them.
+    """Description of a run's arrays, which any process can use to open them.
 
     Attributes:
-        root: Root of the manifest.
+        root: Root folder of the manifest.
         train, validation: Images of each split, in order.
         preprocessing: Preprocessing of the images.
-        features: Cached features of frozen convolutions; None to train on images.
-        classes: Classes of the data set.
+        features: Cached features of the frozen backbone; None to train on images.
+        classes: Class names of the data set.
     """
 
     root: Path
@@ -72,26 +71,26 @@ class ImageArrays:
     classes: tuple[str, ...] = LABELS
 
     def targets(self, images: Sequence[LabeledImage]) -> npt.NDArray[np.int64]:
-        """Return the index of the class of each image, shape (n,)."""
+        """Return the class index of each image, shape (n,)."""
         return np.array([self.classes.index(image.label) for image in images], dtype=np.int64)
 
 
 def derive_seed(*parts: int) -> int:
-    """Return a 63-bit seed derived from several numbers, by NumPy's SeedSequence, which is stable across versions."""
+    """Return a 63-bit seed derived from several numbers with NumPy's SeedSequence, which is stable across versions."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def epoch_batches(count: int, batch: int, seed: int, epoch: int, *, world_size: int = 1) -> list[list[int]]:
-    """Return the batches of one epoch as lists of image indices: every image once, in random order.
+    """Return the batches of one epoch as lists of image indices: each image once, in random order.
 
-    A last batch of one image, on which batch normalization cannot train, or of fewer images than devices is merged into the
-    previous one. Otherwise the batches do not depend on the number of devices.
+    A last batch that has a single image (batch normalization needs two) or fewer images than devices is merged into the
+    previous batch. Apart from that, the batches do not depend on the number of devices.
 
     Args:
         count: Number of images.
-        batch: Images per step, over all devices.
+        batch: Images per step over all devices.
         seed: Seed of the run.
-        epoch: Epoch, counted from 0.
+        epoch: Epoch, starting at 0.
         world_size: Number of devices.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch, 1))
@@ -104,7 +103,7 @@ def epoch_batches(count: int, batch: int, seed: int, epoch: int, *, world_size: 
 
 
 class _BatchSampler:
-    """The batches of one epoch on one device."""
+    """Batches of one epoch on one device."""
 
     def __init__(self, batches: Sequence[_BatchIndices]) -> None:
         self._batches = batches
@@ -138,7 +137,7 @@ class _ArrayDataset(Dataset[Batch]):
         return Batch(images, self._labels[indices], indices, batch.weight)
 
     def _augmented(self, images: Tensor, batch: _BatchIndices, view: int) -> Tensor:
-        # The first view has the seeds that it has without a second one.
+        # The seeds of the first view do not depend on the number of views.
         parts = (view,) if view else ()
         seeds = [derive_seed(self._seed, batch.epoch, index, 2, *parts) for index in batch.indices]
         borders = None
@@ -153,14 +152,14 @@ def _identity(batch: Batch) -> Batch:
 
 
 class ImageDataModule(pl.LightningDataModule):
-    """Training and validation batches.
+    """LightningDataModule with training and validation batches.
 
     Args:
-        arrays: The arrays to open.
-        batch: Images per step, over all devices.
-        seed: Seed of the order and of the augmentation.
+        arrays: Arrays to open.
+        batch: Images per step over all devices.
+        seed: Seed of the image order and the augmentation.
         augmentation: Augmentation of training images.
-        views: Augmented copies of each training image in a batch.
+        views: Augmented copies of each training image per batch.
     """
 
     def __init__(
@@ -172,7 +171,7 @@ class ImageDataModule(pl.LightningDataModule):
         self._validation: _ArrayDataset | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the open arrays: pickling would copy the memory map, and another process opens its own."""
+        """Exclude the open arrays: pickling would copy the memory map, and other processes open the arrays themselves."""
         return {**self.__dict__, "_train": None, "_validation": None}
 
     def setup(self, stage: str) -> None:
@@ -207,7 +206,7 @@ class ImageDataModule(pl.LightningDataModule):
         return self._loader(self._train, parts)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Return this device's part of the validation images; images are repeated so that all parts have one size."""
+        """Return this device's part of the validation images; some images are repeated to make all parts equally long."""
         rank, world_size, epoch = self._process()
         count = len(self.arrays.validation)
         padded = [i % count for i in range(-(-count // world_size) * world_size)]
@@ -223,8 +222,8 @@ class ImageDataModule(pl.LightningDataModule):
     def _loader(self, dataset: _ArrayDataset | None, batches: Sequence[_BatchIndices]) -> DataLoader[Batch]:
         if dataset is None:
             raise RuntimeError("call setup() first")
-        # torch's types expect lists; its fetcher passes each element of the sampler to __getitems__ and the result to
-        # collate_fn, whatever they are.
+        # torch's type hints expect lists, but its fetcher passes any sampler element to __getitems__ and the result to
+        # collate_fn.
         sampler: Any = _BatchSampler(batches)
         collate: Any = _identity
         return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, pin_memory=torch.cuda.is_available())

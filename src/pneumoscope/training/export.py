@@ -1,7 +1,7 @@
-"""Write a bundle from trained weights: the ONNX file, checked against PyTorch, and its card.
+"""Write a bundle from trained weights: the ONNX file, verified against PyTorch, and its card.
 
-All statistics on the card are fitted on outputs of the exported file. The limits of rejection are fitted on augmented images,
-so that plausible positioning and exposure are not rejected.
+All statistics on the card are fitted on outputs of the exported file. The rejection limits are fitted on augmented images, so
+that plausible positioning and exposure are not rejected.
 """
 
 from __future__ import annotations
@@ -78,16 +78,16 @@ def export(
     best_epoch: int,
     seen_before: Collection[str] = (),
 ) -> Card:
-    """Write a bundle, and return its card.
+    """Write a bundle and return its card.
 
     Args:
         inputs: Recipe, images and outliers of the run.
         network: Network with its trained weights, on the CPU, in evaluation mode.
-        arrays: The preprocessed images.
-        folder: Folder of the bundle; existing files are replaced.
-        best_epoch: Epoch of the weights, counted from 1.
-        seen_before: Short hashes of the images that the initial weights were trained or validated on; the card adds them to
-            those of the training, so that no evaluation uses them.
+        arrays: Preprocessed images.
+        folder: Bundle folder; existing files are replaced.
+        best_epoch: Epoch of the weights, starting at 1.
+        seen_before: Short hashes of the images that the initial weights were trained or validated on. The card lists them with
+            the training images, so that no evaluation uses them.
 
     Raises:
         ParityError: Outputs of the exported network differ from PyTorch on up to 64 validation images; see `onnx_export`.
@@ -135,7 +135,7 @@ def export(
 
 
 def train_input_checks(recipe: Recipe, arrays: ImageArrays, outliers: Outliers | None) -> InputChecks | None:
-    """Return the trained checks of the input; None if the recipe has none.
+    """Return the trained input checks, or None if the recipe has none.
 
     Args:
         recipe, arrays, outliers: See `export`.
@@ -174,7 +174,7 @@ def image_batches(pixels: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.uint
 def parity_sample(count: int) -> npt.NDArray[np.int64]:
     """Return indices of the images on which the exported network is compared with PyTorch.
 
-    They are evenly spaced, because a manifest is sorted by label.
+    The indices are evenly spaced because manifests are sorted by label.
     """
     return np.linspace(0, count - 1, min(_PARITY_IMAGES, count)).astype(np.int64)
 
@@ -193,7 +193,7 @@ def fit_limits(
         session: Session of the exported network.
         recipe, arrays, outliers: See `export`.
         pixels: Validation images, shape (n, size, size).
-        outputs: Outputs for them, in batches.
+        outputs: Network outputs of the validation images, in batches.
     """
     seed, patients = recipe.training.seed, [image.patient for image in arrays.validation]
     augmented = [session.outputs(batch) for batch in augmented_batches(pixels, ACCEPTED, seed)]
@@ -210,7 +210,7 @@ def fit_limits(
 def _outlier_summaries(
     session: NetworkSession[Any, Any, Any], limits: RejectionLimits, outliers: Outliers, arrays: ImageArrays
 ) -> dict[str, OutlierSummary]:
-    """Return the images outside the age range by group."""
+    """Return a summary of the images outside the age range for each group."""
     n_train = Counter(image.group for image in outliers.split("train"))
     summaries = {}
     for group in sorted({image.group for image in outliers.images}):
@@ -225,7 +225,7 @@ def _outlier_summaries(
 
 
 def _initial_card(fields: dict[str, Any]) -> Card:
-    """Return the card without the statistics that are fitted on outputs of the exported network."""
+    """Return a card without the statistics that are fitted on outputs of the exported network."""
     return Card(
         format=FORMAT,
         labels=LABELS,
@@ -241,7 +241,7 @@ def _initial_card(fields: dict[str, Any]) -> Card:
 def common_fields(
     inputs: TrainingInputs, network: ClassifierNetwork, onnx: bytes, best_epoch: int, seen_before: Collection[str]
 ) -> dict[str, Any]:
-    """Return the fields that the cards of all bundles have, without those that are fitted on outputs of the exported network.
+    """Return the card fields shared by all bundles, except statistics fitted on outputs of the exported network.
 
     Args:
         inputs, network, best_epoch, seen_before: See `export`.
@@ -276,7 +276,7 @@ def common_fields(
 def augmented_batches(
     pixels: npt.NDArray[np.uint8], options: AugmentationOptions, seed: int
 ) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield the images (n, size, size) in batches, each augmented once."""
+    """Yield the images in batches (n, size, size), each image augmented once."""
     for start in range(0, len(pixels), _BATCH):
         images = torch.from_numpy(np.array(pixels[start : start + _BATCH]))
         seeds = [derive_seed(seed, start + i, 9) for i in range(len(images))]

@@ -1,6 +1,6 @@
-"""Cache the features of frozen convolutions, which are then trained on like images.
+"""Cache the features of a frozen backbone; training then uses them in place of images.
 
-The name of the cached array is a hash of the images and of the weights that computed it.
+The name of the cached array is a hash of the images and of the weights that computed the features.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BATCH = 32
 
 @dataclasses.dataclass(frozen=True)
 class CachedFeatures:
-    """Array in the cache with the features of each distinct image, one row per image, float32.
+    """Cached array of features, float32, one row per distinct image.
 
     Attributes:
         name: Name in the cache; see `data.cache.load_array`.
@@ -38,12 +38,12 @@ class CachedFeatures:
 def cache_features(
     network: ClassifierNetwork, images: PreprocessedImages, progress: Progress | None = None
 ) -> CachedFeatures:
-    """Compute the last feature map of every image unless it is cached, and return the array in the cache.
+    """Return the cached last feature maps of all images, computing them if necessary.
 
     Args:
         network: Network with its initial weights; used in evaluation mode.
         images: Preprocessed images.
-        progress: Called with the number of processed images and of all images.
+        progress: Callback with the number of images processed so far and the total.
 
     Raises:
         StorageError: The cache cannot be written.

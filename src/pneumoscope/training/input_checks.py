@@ -1,8 +1,7 @@
 """Train the input classifier and fit the out-of-distribution (OOD) detector on the training images.
 
-Examples of rotated, mirrored, inverted and cropped images are made from training images, so that the change is all that
-distinguishes them. Rotations between those of plausible images and those of a rotated image are never shown: there the input
-classifier may decide either way.
+Rotated, mirrored, inverted and cropped examples are made from training images, so they differ only in the transform. Rotation
+angles between the plausible and the rotated range are not trained on; there the classifier may decide either way.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ __all__ = [
     "train_input_classifier",
 ]
 
-# Side of the examples, pixels; the classifier halves it. Small enough to make new examples for each step.
+# Side of the examples in pixels; the classifier halves it. Small enough to draw new examples at each step.
 SIDE = 112
 _EXAMPLES_PER_STEP = 64
-# Relative frequencies of the classes: upright images are as frequent as three other classes together.
+# Relative class frequencies: upright images are as frequent as three other classes together.
 _FREQUENCIES: dict[InputClass, int] = {
     "upright": 6, "inverted": 2, "upside_down": 2, "rotated_90": 2, "mirrored": 2, "cropped": 2, "not_a_chest_radiograph": 3,
 }  # fmt: skip
-# Plausible variation of a radiograph, wider than in clinical practice, so that images at its limit are accepted.
+# Plausible variation of radiographs, wider than in clinical practice, so that borderline images are accepted.
 PLAUSIBLE = AugmentationOptions(
     rotation=15, translation=0.06, scale=0.3, aspect=0.2, brightness=0.35, contrast=0.4, gamma=0.6, blur=1, noise=0.06
 )
-# Variation that must be accepted: the limits are set on validation images that are each changed once like this. With the wider
-# variation above, limits on the distance would pass most images of adults.
+# Variation that must be accepted: the limits are fitted on validation images augmented with it, once each. With the
+# wider variation above, the distance limit would accept most images of adults.
 ACCEPTED = AugmentationOptions(
     rotation=10,
     translation=0.03,
@@ -57,9 +56,9 @@ ACCEPTED = AugmentationOptions(
     jpeg=0.5,
 )
 _ROTATED = PLAUSIBLE.model_copy(update={"rotation": 30.0})
-_MAX_CROPPED_AREA = 0.35  # fraction of the area that remains of a cropped image
+_MAX_CROPPED_AREA = 0.35  # fraction of the image area
 _MAX_COMPONENTS = 96
-_AUGMENTED_COPIES = 4  # per image, besides the original; fewer do not cover the plausible variation
+_AUGMENTED_COPIES = 4  # per image; fewer do not cover the plausible variation
 _BATCH = 32
 
 
@@ -68,8 +67,8 @@ def fit_input_checks(
 ) -> InputChecks:
     """Return the input classifier and the OOD detector, fitted on the training images.
 
-    The detector is fitted on the images and several augmented copies of each: plausible positioning and exposure are not
-    out of distribution.
+    The detector is fitted on each image and several augmented copies, so that plausible positioning and exposure count as in
+    distribution.
 
     Args:
         pixels: Preprocessed images, shape (n, size, size).
@@ -93,14 +92,14 @@ def fit_input_checks(
 
 
 def fit_mahalanobis(features: npt.NDArray[np.float32]) -> MahalanobisDetector:
-    """Return the OOD detector for features of shape (images, channels); at least three images are needed."""
-    from sklearn.decomposition import PCA  # takes a second to import, and runs without input checks do without
+    """Return the OOD detector fitted on features of shape (images, channels); needs at least three images."""
+    from sklearn.decomposition import PCA  # slow import, only needed for input checks
 
     count = min(_MAX_COMPONENTS, min(features.shape) - 1)
     mean, scale = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
     # Constant features would cause a division by zero, here and below.
     scale = np.where(scale > 1e-6 * float(scale.max()) + 1e-12, scale, 1.0)
-    with np.errstate(invalid="ignore"):  # the explained variance ratio of zero variance, which is not used
+    with np.errstate(invalid="ignore"):  # the unused explained variance ratio is 0/0 for zero variance
         pca = PCA(count, svd_solver="full").fit((features - mean) / scale)
     min_deviation = 1e-6 * float(np.sqrt(pca.explained_variance_[0])) + 1e-12
     return MahalanobisDetector(
@@ -119,13 +118,13 @@ def train_input_classifier(
     steps: int,
     seed: int,
 ) -> InputClassifier:
-    """Train an input classifier on the CPU, and return it in evaluation mode.
+    """Train an input classifier on the CPU and return it in evaluation mode.
 
     Args:
         pixels: Preprocessed images, shape (n, size, size).
         rows: Rows of the training images.
         steps: Training steps, each with 64 new examples.
-        seed: Seed of the initial weights and of the examples.
+        seed: Seed of the initial weights and the examples.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, 7))
@@ -153,7 +152,7 @@ def draw_examples(
         seed: Random seed.
 
     Returns:
-        Gray levels 0 to 255, float32, shape (count, SIDE, SIDE); indices into `INPUT_CLASSES`, shape (count,).
+        Gray levels 0 to 255, float32, shape (count, SIDE, SIDE), and indices into `INPUT_CLASSES`, shape (count,).
     """
     rng = np.random.default_rng(seed)
     frequencies = np.array([_FREQUENCIES[input_class] for input_class in INPUT_CLASSES], dtype=float)
@@ -183,7 +182,7 @@ def _resize(image: npt.NDArray[np.uint8]) -> Tensor:
 
 
 def _crop(image: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Return a random crop with up to a third of the area, and sides that differ by less than half."""
+    """Return a random crop with 6% to 35% of the area and an aspect ratio from 2:3 to 3:2."""
     area, ratio = rng.uniform(0.06, _MAX_CROPPED_AREA), np.exp(rng.uniform(-0.4, 0.4))
     height, width = (int(len(image) * np.sqrt(area * factor)) for factor in (1 / ratio, ratio))
     top, left = (int(rng.integers(len(image) - side + 1)) for side in (height, width))
@@ -191,7 +190,7 @@ def _crop(image: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray
 
 
 def _transform(image: Tensor, input_class: InputClass, rng: np.random.Generator) -> Tensor:
-    """Return an upright image transformed to another class; cropped images and other pictures are unchanged."""
+    """Return an upright image transformed to another class; cropped images and negatives are returned unchanged."""
     mirror = bool(rng.random() < 0.5)
     if input_class == "mirrored":
         return image.flip(1)

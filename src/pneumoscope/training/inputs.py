@@ -1,4 +1,4 @@
-"""The inputs of a training: images with splits and labels, outliers, the network with its initial weights, and arrays."""
+"""Inputs of a training run: images with splits and labels, outliers, the initialized network and the arrays."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _MIN_IMAGES_PER_LABEL = 2
 
 @dataclasses.dataclass(frozen=True)
 class TrainingInputs:
-    """The recipe of a run, and the images that it is trained on.
+    """Recipe of a run and the images it is trained on.
 
     Attributes:
-        recipe: The recipe.
+        recipe: Recipe of the run.
         manifest: Images with their splits.
-        labels: Mapping of the labels of the data; None for none.
+        labels: Label mapping of the data; None if there is none.
         outliers: Images outside the age range; None if the recipe trains no age classifier.
-        fold: Fold of a cross-validation; None for none.
+        fold: Cross-validation fold; None without cross-validation.
     """
 
     recipe: Recipe
@@ -61,11 +61,11 @@ class TrainingInputs:
         fold: Fold | None,
         recorded: bool,
     ) -> Self:
-        """Return the images of a run.
+        """Load the images of a run.
 
         Args:
             recipe, data, labels, outliers, fold: See `train.train_run`.
-            recorded: The mapping is the one of a run that is resumed; see `load_manifest`.
+            recorded: True if the mapping was recorded by a run that is being resumed; see `load_manifest`.
 
         Raises:
             PneumoscopeError: See `train.train_run`.
@@ -82,11 +82,11 @@ def load_images(
     fold: Fold | None = None,
     recorded: bool = False,
 ) -> tuple[Manifest, LabelMapping | None]:
-    """Return the images of a run with their splits, and the mapping of their labels with the column that the recipe names.
+    """Return the images of a run with their splits, and the label mapping with the recipe's label column.
 
     Args:
         recipe, data, labels, fold: See `train.train_run`.
-        recorded: The mapping is the one of a run that is resumed; see `load_manifest`.
+        recorded: True if the mapping was recorded by a run that is being resumed; see `load_manifest`.
 
     Raises:
         PneumoscopeError: See `train.train_run`.
@@ -100,14 +100,14 @@ def load_images(
 
 
 def labels_of_recipe(recipe: Recipe, labels: LabelMapping | None) -> LabelMapping | None:
-    """Return a mapping of labels with the column that the recipe names, unless the mapping names one."""
+    """Return the label mapping with the recipe's label column, unless the mapping already specifies one."""
     if recipe.data.labels == ETIOLOGY_COLUMN and not (labels and labels.label_column):
         return dataclasses.replace(labels or LabelMapping(), label_column=ETIOLOGY_COLUMN)
     return labels
 
 
 def _check_recipe(recipe: Recipe, manifest: Manifest) -> None:
-    """Raise if the recipe has an option that a network of several classes does not have."""
+    """Raise if the recipe sets an option that multiclass networks do not support."""
     if not manifest.binary and recipe.training.prevalence is not None:
         raise RecipeError(
             f"recipe {recipe.name!r}: training.prevalence is {recipe.training.prevalence:g}, the prevalence of pneumonia, and the"
@@ -117,10 +117,10 @@ def _check_recipe(recipe: Recipe, manifest: Manifest) -> None:
 
 
 def _check_readable(manifest: Manifest) -> None:
-    """Raise if an image could not be opened. Skipping it would change the training set without notice.
+    """Raise if an image could not be opened: skipping it would silently change the training set.
 
     Raises:
-        UnreadableImageError: With the first path and the number of such images.
+        UnreadableImageError: Contains the first path and the number of unreadable images.
     """
     if manifest.unreadable:
         path, reason = manifest.unreadable[0]
@@ -131,14 +131,14 @@ def _check_readable(manifest: Manifest) -> None:
 def apply_split(manifest: Manifest, recipe: Recipe, name: str, fold: Fold | None = None) -> Manifest:
     """Return the images with the splits of a run.
 
-    The splits of a manifest of `pneumoscope split`, and of any other CSV with train and validation images, are used as they
-    are. Other images are split by the recipe.
+    Splits from a `pneumoscope split` manifest, or from any CSV with train and validation images, are kept. Other images are
+    split as the recipe specifies.
 
     Args:
-        manifest: The loaded manifest.
-        recipe: Recipe of the run; [data] states how to split.
-        name: Name of the data, for messages.
-        fold: Fold of a cross-validation: the training and validation images are divided again; see `data.folds`.
+        manifest: Loaded manifest.
+        recipe: Recipe of the run; its [data] table specifies how to split.
+        name: Name of the data for messages.
+        fold: Cross-validation fold: training and validation images are divided again; see `data.folds`.
 
     Raises:
         PatientLeakError, ManifestError, DatasetError: See `train.train_run`.
@@ -198,7 +198,7 @@ def _load_outliers(path: Path | None, recipe: Recipe, manifest: Manifest) -> Out
 
 
 def create_network(recipe: Recipe, manifest: Manifest) -> tuple[ClassifierNetwork, LoadedWeights]:
-    """Return the network of a recipe for the classes of the data, with its initial weights, and the record of them."""
+    """Return the recipe's network for the classes of the data, initialized, and a record of its initial weights."""
     options = recipe.network.model_dump(exclude={"name", "weights", "freeze"})
     options |= {"outputs": 1 if manifest.binary else len(manifest.classes), "classes": manifest.classes}
     return create_initialized(recipe.network.name, recipe.network.weights, options)
@@ -207,12 +207,12 @@ def create_network(recipe: Recipe, manifest: Manifest) -> tuple[ClassifierNetwor
 def prepare_arrays(
     recipe: Recipe, manifest: Manifest, network: ClassifierNetwork, loaded: LoadedWeights, progress: Progress | None
 ) -> ImageArrays:
-    """Preprocess the images of a run, and complete the network by statistics of the training images.
+    """Preprocess the images of a run, and estimate missing batch-norm statistics of the network from training images.
 
     Args:
-        recipe: The recipe.
+        recipe: Recipe of the run.
         manifest: Images with their splits.
-        network: Its network, whose batch norms get statistics if its initial weights have none.
+        network: Network of the run; its batch norms are updated if their statistics were folded into the initial weights.
         loaded: Record of the initial weights.
         progress: See `train.train_run`.
     """

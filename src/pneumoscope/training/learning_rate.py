@@ -1,4 +1,4 @@
-"""Search for a learning rate by Lightning's range test: the rate rises from step to step, and the loss shows where it helps.
+"""Learning-rate range test with Lightning: raise the rate at each step and record the loss.
 
 Source: Smith 2017, WACV, "Cyclical learning rates for training neural networks", section 3.3.
 """
@@ -48,18 +48,18 @@ __all__ = ["LEARNING_RATE_CURVE", "LEARNING_RATE_TABLE", "RateSearch", "find_lea
 LEARNING_RATE_TABLE = "learning-rate.csv"
 LEARNING_RATE_CURVE = "learning-rate.svg"
 _MIN_STEPS = 20
-_SKIPPED_FIRST = 10  # steps that are left out of the suggestion, as is the last one
-_SMOOTHING = 0.98  # of Lightning's moving average
+_SKIPPED_FIRST = 10  # steps excluded from the suggestion, like the last one
+_SMOOTHING = 0.98  # decay of Lightning's moving average
 
 
 class RateSearch(NamedTuple):
-    """Result of a search.
+    """Result of a range test.
 
     Attributes:
-        rates: Learning rate of each step.
-        losses: Moving average of the loss after each step; the search ends early where it exceeds four times its minimum.
-        suggestion: Rate at which the loss falls most steeply on a logarithmic axis; None if it falls nowhere, or if there are
-            too few steps.
+        rates: Learning rate at each step.
+        losses: Moving average of the loss after each step. The search ends early once it exceeds four times its minimum.
+        suggestion: Rate at which the loss falls most steeply on a logarithmic axis; None if it never falls or there are too few
+            steps.
     """
 
     rates: tuple[float, ...]
@@ -67,10 +67,10 @@ class RateSearch(NamedTuple):
     suggestion: float | None
 
     def write(self, folder: Path, name: str) -> tuple[Path, Path]:
-        """Write learning-rate.csv and learning-rate.svg, and return their paths.
+        """Write learning-rate.csv and learning-rate.svg and return their paths.
 
         Args:
-            folder: Folder to write to.
+            folder: Output folder.
             name: Name of the recipe.
 
         Raises:
@@ -91,25 +91,25 @@ class RateSearch(NamedTuple):
 
 
 class _RangeTest(Classifier):
-    """The training of a recipe without its schedule; a loss that is not finite ends the search instead of failing.
+    """Classifier without a schedule; a non-finite loss ends the search instead of failing.
 
     Attributes:
-        on_step: Called with the number of finished steps.
+        on_step: Callback with the number of finished steps.
     """
 
     on_step: Callable[[int], None] = staticmethod(lambda _: None)
     _finished = 0
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer alone: Lightning sets its learning rate."""
+        """Return only the optimizer; Lightning sets its learning rate."""
         return create_optimizer(self.recipe.optimizer, self.network.parameters())
 
     def on_train_epoch_start(self) -> None:
-        """Reset the sums only."""
+        """Reset the sums; there is no schedule to update."""
         self._train_sums = torch.zeros(3, device=self.device)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """Return the loss of a batch, which may not be finite."""
+        """Return the loss of a batch, or None if it is not finite."""
         try:
             return super().training_step(batch, index)
         except DivergedError:
@@ -117,7 +117,7 @@ class _RangeTest(Classifier):
             return None  # type: ignore[return-value]  # Lightning then skips the step
 
     def on_train_batch_end(self, *arguments: Any) -> None:
-        """Count the step."""
+        """Update the moving average and count the step."""
         super().on_train_batch_end(*arguments)
         self._finished += 1
         self.on_step(self._finished)
@@ -135,22 +135,22 @@ def find_learning_rate(
     progress: Progress | None = None,
     log: Callable[[str], None] = lambda message: None,
 ) -> RateSearch:
-    """Raise the learning rate exponentially over a number of training steps, and return the loss of each.
+    """Raise the learning rate exponentially over a number of training steps and return the loss at each step.
 
-    No run is made and no weights are kept. Validation and test images are not used.
+    No run folder is written and the weights are discarded. Validation and test images are not used.
 
     Args:
-        recipe: The recipe; its learning rate and schedule are not used.
+        recipe: Recipe; its learning rate and schedule are ignored.
         data, labels: See `train.train_run`.
         lowest, highest: First and last learning rate.
-        steps: Number of steps, each with a batch of the recipe.
+        steps: Number of steps, one batch each.
         devices: Device type; the search uses one device.
         progress: See `train.train_run`.
-        log: Called with the number of steps and, without a terminal, with each finished tenth of them; see also
+        log: Callback for messages: the number of steps and, without a terminal, each finished tenth; see also
             `train.train_run`.
 
     Raises:
-        UsageError: There are too few steps, or the rates are not in order.
+        UsageError: There are too few steps, or `lowest` is not below `highest`.
         PneumoscopeError: See `train.train_run`.
     """
     _check_range(lowest, highest, steps)
@@ -180,7 +180,7 @@ def find_learning_rate(
             finder = Tuner(_trainer(recipe, devices, folder, steps)).lr_find(
                 model, datamodule=data_module, min_lr=lowest, max_lr=highest, num_training=steps, update_attr=False
             )
-    assert finder is not None  # it is only in a development mode of Lightning
+    assert finder is not None  # Lightning returns None only with fast_dev_run
     return _result(finder)
 
 
@@ -195,7 +195,7 @@ def _check_range(lowest: float, highest: float, steps: int) -> None:
 
 
 def _trainer(recipe: Recipe, devices: Devices, folder: str, steps: int) -> pl.Trainer:
-    """Return a trainer that neither validates nor keeps anything."""
+    """Return a trainer that does not validate and writes no files."""
     precision = resolve_precision(recipe, devices)
     return pl.Trainer(
         default_root_dir=folder,
@@ -217,10 +217,10 @@ def _trainer(recipe: Recipe, devices: Devices, folder: str, steps: int) -> pl.Tr
 
 
 def _result(finder: Any) -> RateSearch:
-    """Return the rates and losses that Lightning found, without losses that are not a number."""
+    """Return the rates and losses recorded by Lightning, dropping non-finite losses."""
     pairs = []
     for step, (rate, loss) in enumerate(zip(*finder.results.values(), strict=False), 1):
-        # The moving average begins at 0. Lightning corrects for that as if it were one step later.
+        # The moving average starts at 0; Lightning's bias correction is off by one step.
         corrected = float(loss) * (1 - _SMOOTHING ** (step + 1)) / (1 - _SMOOTHING**step)
         if math.isfinite(corrected):
             pairs.append((float(rate), corrected))
@@ -229,7 +229,7 @@ def _result(finder: Any) -> RateSearch:
 
 
 def _steepest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
-    """Return the rate at which the loss falls most steeply on a logarithmic axis of rates; None if it falls nowhere."""
+    """Return the rate at which the loss falls most steeply against the log rate, or None if it never falls."""
     inner = slice(_SKIPPED_FIRST, -1)
     if len(rates[inner]) < 2:
         return None
@@ -239,8 +239,8 @@ def _steepest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
 
 
 def _log_steps(steps: int, log: Callable[[str], None]) -> Callable[[int], None]:
-    """Return a function that logs each tenth of the steps, unless a terminal shows the progress bar."""
-    stderr = sys.stderr  # that of Lightning is suppressed
+    """Return a callback that logs each tenth of the steps unless a terminal shows the progress bar."""
+    stderr = sys.stderr  # kept because `_quiet` redirects it
 
     def on_step(finished: int) -> None:
         if 10 * finished // steps > 10 * (finished - 1) // steps and not stderr.isatty():
@@ -252,7 +252,7 @@ def _log_steps(steps: int, log: Callable[[str], None]) -> Callable[[int], None]:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Suppress the progress bar of the search, which Lightning prints without being asked, unless there is a terminal."""
+    """Suppress Lightning's progress bar unless standard error is a terminal."""
     if sys.stderr.isatty():
         yield
         return

@@ -1,4 +1,4 @@
-"""Loggers of the metrics of each epoch: TensorBoard, CSV and MLflow, by Lightning."""
+"""Lightning loggers of the epoch metrics: TensorBoard, CSV and MLflow."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ __all__ = ["CompleteCsvLog", "check_loggers", "create_loggers"]
 
 
 def check_loggers(names: Sequence[LoggerName]) -> None:
-    """Raise if the package of a logger is not installed.
+    """Raise if a logger's package is not installed.
 
     Raises:
-        MissingExtraError: With the extra that has it.
+        MissingExtraError: Contains the extra to install.
     """
     if "mlflow" in names and importlib.util.find_spec("mlflow") is None:
         raise MissingExtraError("mlflow", "the logger mlflow", "mlflow")
@@ -43,7 +43,7 @@ def create_loggers(names: Sequence[LoggerName], run: Path, recipe: Recipe) -> li
 
     Args:
         names: Names of the loggers.
-        run: The run folder. A resumed run continues its logs; the CSV log is written again.
+        run: Run folder. A resumed run continues its logs; the CSV log is rewritten.
         recipe: Recipe of the run; MLflow records its fields.
     """
     loggers: list[Logger] = []
@@ -51,7 +51,7 @@ def create_loggers(names: Sequence[LoggerName], run: Path, recipe: Recipe) -> li
         if name == "tensorboard":
             loggers.append(TensorBoardLogger(run, name=TENSORBOARD_FOLDER, version=""))
         elif name == "csv":
-            shutil.rmtree(run / CSV_LOG_FOLDER, ignore_errors=True)  # `CompleteCsvLog` writes it again
+            shutil.rmtree(run / CSV_LOG_FOLDER, ignore_errors=True)  # rewritten by `CompleteCsvLog`
             loggers.append(CSVLogger(run, name=CSV_LOG_FOLDER, version="", flush_logs_every_n_steps=1))
         else:
             loggers.append(_mlflow_logger(run, recipe))
@@ -59,13 +59,13 @@ def create_loggers(names: Sequence[LoggerName], run: Path, recipe: Recipe) -> li
 
 
 def _mlflow_logger(run: Path, recipe: Recipe) -> MLFlowLogger:
-    """Return the logger of a run in MLflow: the same run after a resumption, whose id is in the run folder."""
+    """Return the MLflow logger; a resumed run continues the MLflow run whose id is stored in the run folder."""
     file = run / MLFLOW_RUN_FILE
     known = file.read_text(encoding="utf-8").strip() if file.is_file() else None
     logger = MLFlowLogger(
         experiment_name="pneumoscope",
         run_name=f"{recipe.name} {run.resolve().name}",
-        # The same variable as for MLflow's own programs, read now and not when Lightning is imported.
+        # MLflow's own variable, read here because Lightning would read it at import.
         tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(run / MLFLOW_STORE).resolve()}",
         run_id=known,
     )
@@ -76,10 +76,10 @@ def _mlflow_logger(run: Path, recipe: Recipe) -> MLFlowLogger:
 
 
 class CompleteCsvLog(Callback):
-    """Write the epochs before a resumption to the CSV log: Lightning starts a new file."""
+    """Callback that copies the epochs before a resumption to the CSV log, because Lightning starts a new file."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the epochs of the checkpoint."""
+        """Write the epochs from the checkpoint."""
         assert isinstance(pl_module, Classifier)
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger):

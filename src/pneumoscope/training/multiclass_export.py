@@ -1,4 +1,4 @@
-"""Write a bundle of several classes from trained weights; see `export`."""
+"""Write a multiclass bundle from trained weights; see `export`."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def export_multiclass(
     best_epoch: int,
     seen_before: Collection[str] = (),
 ) -> MulticlassCard:
-    """Write a bundle of several classes, and return its card.
+    """Write a multiclass bundle and return its card.
 
-    Temperature and prediction sets are fitted on the validation images. If the recipe requires it, they are augmented for the
-    temperature, and the sets have their coverage on augmented and unmodified images.
+    The temperature and the prediction sets are fitted on the validation images. If the recipe calibrates on augmented images,
+    the temperature is fitted on those only, and the prediction sets reach their coverage on both augmented and original images.
 
     Args:
         inputs, network, arrays, folder, best_epoch, seen_before: See `export.export`.

@@ -1,6 +1,6 @@
 """Negative examples for the input classifier: images that are not chest radiographs.
 
-They are drawn, scrambled from radiographs, or files of installed libraries, so that a recipe gives the same result anywhere.
+They are drawn, scrambled from radiographs, or read from installed libraries, so a recipe gives the same result everywhere.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pneumoscope.imaging.phantom import draw_phantom
 __all__ = ["negative_image"]
 
 GrayImage = npt.NDArray[np.uint8]
-# Files in libraries that training requires anyway.
+# Files of libraries that training already requires.
 _PHOTOGRAPHS = (
     ("sklearn", "datasets/images/*.jpg"),
     ("matplotlib", "mpl-data/sample_data/*.jpg"),
@@ -51,11 +51,11 @@ _WORDS = (
 
 
 def negative_image(rng: np.random.Generator, image: GrayImage) -> GrayImage:
-    """Return a random image that is not a chest radiograph, gray levels of shape (size, size).
+    """Return a random image that is not a chest radiograph, uint8 gray levels of shape (size, size).
 
     Args:
-        rng: Source of random numbers.
-        image: A radiograph, shape (size, size); some negatives are made by scrambling it.
+        rng: Random number generator.
+        image: Radiograph, shape (size, size), which some generators scramble.
     """
     generators: tuple[Callable[[np.random.Generator, GrayImage], GrayImage], ...] = (
         _photograph,
@@ -82,7 +82,7 @@ def _photographs() -> tuple[GrayImage, ...]:
 
 
 def _dicom_image(name: str) -> GrayImage:
-    """Return a test image of pydicom. `decode` would reject its modality."""
+    """Return a pydicom test image, bypassing `decode`, which rejects these modalities."""
     pixels = pydicom.dcmread(get_testdata_file(f"{name}.dcm", download=False)).pixel_array  # type: ignore[arg-type]
     return _rescale((pixels.mean(axis=-1) if pixels.ndim == 3 else pixels).astype(np.float64))
 
@@ -97,7 +97,7 @@ def _resize(image: GrayImage, size: int) -> GrayImage:
 
 
 def _photograph(rng: np.random.Generator, image: GrayImage) -> GrayImage:
-    """Return a random crop of a photograph or of an image of another modality, rotated and mirrored."""
+    """Return a random crop of a photograph or an image of another modality, randomly rotated and mirrored."""
     photographs = _photographs()
     photograph = photographs[int(rng.integers(len(photographs)))]
     height, width = (max(8, int(side * rng.uniform(0.3, 1))) for side in photograph.shape)
@@ -119,7 +119,7 @@ def _noise(rng: np.random.Generator, image: GrayImage) -> GrayImage:
 
 
 def _clouds(rng: np.random.Generator, image: GrayImage) -> GrayImage:
-    """Return noise with a spectrum like that of natural images."""
+    """Return noise with the power-law spectrum of natural images."""
     y, x = np.meshgrid(*(np.fft.fftfreq(side) for side in image.shape), indexing="ij")
     amplitude = np.maximum(np.hypot(x, y), 1 / len(image)) ** -rng.uniform(0.5, 2)
     return _rescale(np.fft.ifft2(np.fft.fft2(rng.normal(size=image.shape)) * amplitude).real)
@@ -169,7 +169,7 @@ def _blank(rng: np.random.Generator, image: GrayImage) -> GrayImage:
 
 
 def _tiles(rng: np.random.Generator, image: GrayImage) -> GrayImage:
-    """Return the image cut into tiles in random order: its gray levels and textures at other positions."""
+    """Return the image cut into tiles in random order."""
     count = int(rng.integers(2, 8))
     edges = np.linspace(0, len(image), count + 1).astype(int)
     tiles = [image[a:b, c:d] for a, b in pairwise(edges) for c, d in pairwise(edges)]

@@ -1,4 +1,4 @@
-"""Statistics of batch norms that the network file of a bundle does not have; see `models.onnx_weights`."""
+"""Estimate batch-norm statistics that were folded away when a network was exported; see `models.onnx_weights`."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ _BATCH = 32
 
 
 def estimate_norm_statistics(network: ClassifierNetwork, norms: Collection[str], pixels: npt.NDArray[np.uint8]) -> None:
-    """Set the mean and variance of batch norms to those of their inputs, and change scale and bias so that no logit changes.
+    """Set the mean and variance of batch norms to those of their inputs, adjusting scale and bias to keep all logits.
 
-    In training, a batch norm normalizes by its batch: a folded one, the identity, would then remove the scale and the offset of
-    its input. With these statistics it does in training about what it does in evaluation, as it did before the export.
+    A folded batch norm is the identity in evaluation mode. In training mode it would normalize by batch statistics and so
+    remove the scale and offset of its input. With the estimated statistics, both modes again behave alike, as before the
+    export.
 
     Args:
-        network: The network; its mode is not changed.
+        network: Network to update in place; its mode is restored.
         norms: Names of the batch norms.
-        pixels: Training images, shape (n, size, size); at least 2, and no more than about `MAX_IMAGES` are of use.
+        pixels: Training images, shape (n, size, size), at least 2; more than about `MAX_IMAGES` add little.
     """
     modules = {name: network.get_submodule(name) for name in norms}
     sums: dict[str, Tensor] = {}
@@ -51,7 +52,7 @@ def estimate_norm_statistics(network: ClassifierNetwork, norms: Collection[str],
 
 
 def _add_sums(sums: dict[str, Tensor], name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Add the number of values of each channel, their sum, and the sum of their squares."""
+    """Accumulate the count, the sum and the sum of squares of each channel."""
     x: Tensor = inputs[0].double()
     axes = [axis for axis in range(x.ndim) if axis != 1]
     total = x.sum(axes)

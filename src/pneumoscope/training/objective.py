@@ -1,4 +1,4 @@
-"""Loss and validation metrics of training: of one logit for NORMAL and PNEUMONIA, or of a softmax over several classes."""
+"""Training loss and validation metrics, for one logit (NORMAL or PNEUMONIA) or a softmax over several classes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["BinaryObjective", "Objective", "SoftmaxObjective", "ValidationMetric
 
 
 class ValidationMetrics(NamedTuple):
-    """Loss, accuracy and AUROC of the validation images; of several classes, the mean AUROC of one against the rest."""
+    """Loss, accuracy and AUROC of the validation images; for several classes, the mean one-vs-rest AUROC."""
 
     loss: float
     accuracy: float
@@ -31,7 +31,7 @@ class Objective(abc.ABC):
 
     Args:
         label_weights: Weight of each label in the loss.
-        smoothing: Fraction of each label that is divided evenly among all labels.
+        smoothing: Label smoothing: fraction of each label spread evenly over all labels.
     """
 
     def __init__(self, label_weights: Sequence[float], smoothing: float) -> None:
@@ -43,11 +43,11 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def divergence(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return the Jensen-Shannon divergence of two predictions of the same images, shape (n,); see `js_divergence`."""
+        """Return the Jensen-Shannon divergence between two predictions of the same images, shape (n,); see `js_divergence`."""
 
     @abc.abstractmethod
     def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return True for each image that is classified correctly, at threshold 0.5 or by the highest logit, shape (n,)."""
+        """Return whether each image is classified correctly, at threshold 0.5 or by the highest logit, shape (n,)."""
 
     @abc.abstractmethod
     def validation_metrics(self, logits: Tensor, labels: Tensor) -> ValidationMetrics:
@@ -55,7 +55,7 @@ class Objective(abc.ABC):
 
 
 class BinaryObjective(Objective):
-    """Binary cross-entropy of logits (n,) and labels (n,), 1.0 for pneumonia."""
+    """Binary cross-entropy of logits (n,) with labels (n,), where 1.0 is pneumonia."""
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss of a batch."""
@@ -65,11 +65,11 @@ class BinaryObjective(Objective):
         return F.binary_cross_entropy_with_logits(logits, targets, weight=weights)
 
     def divergence(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return the Jensen-Shannon divergence of two predictions."""
+        """Return the Jensen-Shannon divergence between two predictions."""
         return js_divergence(*(F.logsigmoid(torch.stack([logits, -logits], dim=1)) for logits in (first, second)))
 
     def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return True for each image that is classified correctly."""
+        """Return whether each image is classified correctly."""
         return (logits > 0) == (labels > 0)
 
     def validation_metrics(self, logits: Tensor, labels: Tensor) -> ValidationMetrics:
@@ -82,19 +82,19 @@ class BinaryObjective(Objective):
 
 
 class SoftmaxObjective(Objective):
-    """Cross-entropy of logits (n, K) and labels (n,), the indices of the classes."""
+    """Cross-entropy of logits (n, K) with class indices (n,)."""
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss of a batch: weights multiply the losses of images, as in the binary loss."""
+        """Return the mean loss of a batch, weighted per image as in the binary loss."""
         losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.smoothing)
         return (losses * losses.new_tensor(self.label_weights)[labels]).mean()
 
     def divergence(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return the Jensen-Shannon divergence of two predictions."""
+        """Return the Jensen-Shannon divergence between two predictions."""
         return js_divergence(F.log_softmax(first, dim=1), F.log_softmax(second, dim=1))
 
     def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return True for each image that is classified correctly."""
+        """Return whether each image is classified correctly."""
         return logits.argmax(1) == labels
 
     def validation_metrics(self, logits: Tensor, labels: Tensor) -> ValidationMetrics:
@@ -109,10 +109,10 @@ class SoftmaxObjective(Objective):
 
 
 def js_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Return the Jensen-Shannon divergence of two distributions, nats, shape (n,): 0 if they agree, at most log 2.
+    """Return the Jensen-Shannon divergence between two distributions in nats, shape (n,): 0 if equal, at most log 2.
 
     Args:
-        log_p, log_q: Logarithms of the probabilities of the same images, shape (n, K).
+        log_p, log_q: Log probabilities of the same images, shape (n, K).
 
     Source: Lin 1991, IEEE Trans Inf Theory 37:145.
     """

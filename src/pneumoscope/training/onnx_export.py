@@ -1,7 +1,7 @@
-"""Export a trained network to one ONNX file, and check that the file agrees with PyTorch.
+"""Export a trained network to a single ONNX file and verify it against PyTorch.
 
 The file computes the logit and the class activation map in one run. The gradient of the head is traced into a separate graph,
-because the exporter does not support `torch.func.vjp`. The weights are inputs of that graph, so that both outputs share them.
+because the exporter does not support `torch.func.vjp`. The weights are inputs of that graph, so both outputs share them.
 """
 
 from __future__ import annotations
@@ -29,31 +29,32 @@ from pneumoscope.models.input_checks import InputChecks
 
 __all__ = ["LOGIT_TOLERANCE", "OUTPUT_TOLERANCE", "check_logits", "check_outputs", "export_onnx"]
 
-# Maximum difference of logits, relative to their size if above 1. Scores then agree to 1e-4: x sigmoid'(x) is at most 0.224.
+# Maximum difference of logits, relative to their magnitude if above 1. Scores then agree to 1e-4: x sigmoid'(x) <=
+# 0.224.
 LOGIT_TOLERANCE = 4e-4
-# Maximum difference of the other outputs, relative to their scale: invisible in 256 gray levels and in two decimals.
+# Maximum difference of the other outputs, relative to their scale: invisible in 256 gray levels or two decimals.
 OUTPUT_TOLERANCE = 1e-3
 _MAX_OUTLIER = 0.1
 _HINT = "This is a fault of the export, not of the training; the checkpoints are kept"
 
 
 def export_onnx(network: ClassifierNetwork, image_size: int, input_checks: InputChecks | None = None) -> bytes:
-    """Return an ONNX file with its weights, from "image", uint8 (n, size, size), to the fields of `session.Outputs`.
+    """Return an ONNX file, weights included, that maps "image", uint8 (n, size, size), to the fields of `session.Outputs`.
 
-    Of a network of several classes, the outputs are the fields of `multiclass_session.MulticlassOutputs`.
+    For several classes, the outputs are the fields of `multiclass_session.MulticlassOutputs`.
 
-    There is no heatmap if the logits do not depend on the positions of the last feature map (transformers that use a class
-    token, networks without a spatial grid), or if ONNX cannot express the gradient of the head (attention).
+    The heatmap is omitted if the logits do not depend on positions in the last feature map (class-token transformers, networks
+    without a spatial grid) or if ONNX cannot express the gradient of the head (attention).
 
     Args:
         network: Network in evaluation mode, on the CPU.
-        image_size: Side of the images, pixels.
-        input_checks: Checks of the input that become part of the file.
+        image_size: Side of the images in pixels.
+        input_checks: Input checks to include in the file.
 
     Raises:
         ParityError: torch returned no ONNX program.
     """
-    # Random images, because the gradient is tested on them: a blank image can leave a whole layer of ReLUs without gradient.
+    # Random, because the gradient is probed with them: on a blank image a whole layer of ReLUs can have zero gradient.
     images = torch.randint(
         0, 256, (2, image_size, image_size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
@@ -64,7 +65,7 @@ def export_onnx(network: ClassifierNetwork, image_size: int, input_checks: Input
 
 
 def _convert(module: _ExportModule, images: Tensor) -> bytes:
-    # Without gradients the tracing takes less time; that of the head is already traced.
+    # Tracing is faster without autograd; the gradient of the head is already traced.
     with _suppress_output(), _out_of_place(module), torch.no_grad():
         program = torch.onnx.export(
             module,
@@ -82,7 +83,7 @@ def _convert(module: _ExportModule, images: Tensor) -> bytes:
 
 
 def _serialize(model: Any) -> bytes:
-    """Return the file without metadata: it has paths of this machine, in no fixed order."""
+    """Return the serialized model without its metadata, which contains local paths in no fixed order."""
 
     def strip(message: Any) -> None:
         for field, value in message.ListFields():
@@ -98,14 +99,14 @@ def _serialize(model: Any) -> bytes:
 
 
 def _has_class_activation(network: ClassifierNetwork, images: Tensor) -> bool:
-    """Return True if positions of the last feature map contribute to the logits of these images."""
+    """Return whether positions in the last feature map contribute to the logits of these images."""
     with torch.no_grad():
         activation = network.class_activation(images)
     return activation is not None and bool(activation[1].any())
 
 
 class _ExportModule(nn.Module):
-    """All outputs of a bundle, in the order of `output_names`."""
+    """Module that returns all outputs of a bundle, in the order of `output_names`."""
 
     def __init__(self, classifier: _LogitAndHeatmap | _Logit, input_checks: InputChecks | None) -> None:
         super().__init__()
@@ -129,7 +130,7 @@ class _ExportModule(nn.Module):
 
 
 class _Logit(nn.Module):
-    """From images to logits."""
+    """Module that maps images to logits."""
 
     def __init__(self, network: ClassifierNetwork) -> None:
         super().__init__()
@@ -140,13 +141,13 @@ class _Logit(nn.Module):
 
 
 class _LogitAndHeatmap(nn.Module):
-    """From images to logits and class activation maps, in operations that the exporter supports."""
+    """Module that maps images to logits and class activation maps with operations the exporter supports."""
 
     def __init__(self, network: ClassifierNetwork, images: Tensor) -> None:
         super().__init__()
         self.network = network
         self.head = _Head(network)
-        # Contiguous, because in channels-last format the head would be traced with memory strides, which ONNX does not have.
+        # Contiguous, because channels-last would be traced as memory strides, which ONNX does not have.
         with torch.no_grad():
             features = network.forward_features(network.normalize(images)).contiguous()
             is_grid = network.feature_grid(features) is features
@@ -171,8 +172,9 @@ class _LogitAndHeatmap(nn.Module):
         network = self.network
         if not self.average_pooling:
             return network.class_activation(images, self._logits_and_gradients)
-        # With average pooling, all positions of a channel have the same gradient: that of the mean divided by their number.
-        # The maps are then one matrix product per image; the product of two whole maps takes 3% of lite0's time.
+        # With average pooling, all positions of a channel share one gradient: the gradient of the mean divided by the
+        # number of positions. The maps then cost one matrix product per image; multiplying whole maps takes 3% of
+        # lite0's time.
         features = network.forward_features(network.normalize(network.with_flips(images)))
         height, width = features.shape[2:]
         logits, gradients = self._logits_and_gradients(features.mean((2, 3), keepdim=True))
@@ -182,7 +184,7 @@ class _LogitAndHeatmap(nn.Module):
 
 
 class _Head(nn.Module):
-    """`ClassifierNetwork.logits_and_gradients` as a module, so that its weights can be inputs."""
+    """Module wrapper of `ClassifierNetwork.logits_and_gradients`, which makes its weights usable as inputs."""
 
     def __init__(self, network: ClassifierNetwork) -> None:
         super().__init__()
@@ -199,9 +201,9 @@ def _is_uniform(gradient: Tensor) -> bool:
 def _convolution_backward(
     gradient: Tensor, inputs: Tensor, weight: Tensor, bias_sizes: object, stride: list[int], *rest: Any
 ) -> tuple[Tensor, None, None]:
-    """Return the gradient of a convolution's input as a transposed convolution; ONNX has no operator for it.
+    """Return the gradient of a convolution's input as a transposed convolution, because ONNX has no operator for it.
 
-    The gradients of weight and bias are not needed here.
+    The gradients of weight and bias are not needed.
     """
     padding, dilation, transposed, output_padding, groups, _ = rest
     if transposed or set(stride) != {1}:  # the size of the input is then ambiguous; no head in timm has such a layer
@@ -214,7 +216,7 @@ def _convolution_backward(
 
 @contextlib.contextmanager
 def _out_of_place(module: nn.Module) -> Iterator[None]:
-    # The tracing replaces an operation in place by many simpler ones, which takes a third of the time of an export.
+    # Tracing replaces each in-place operation with many simpler ones, which takes a third of the export time.
     in_place = [each for each in module.modules() if getattr(each, "inplace", False)]
     for each in in_place:
         each.inplace = False  # type: ignore[assignment]
@@ -227,7 +229,7 @@ def _out_of_place(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _suppress_output() -> Iterator[None]:
-    # The exporter logs each pass and warns of its own deprecations.
+    # The exporter logs each pass and emits deprecation warnings about its own code.
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -242,10 +244,10 @@ def _suppress_output() -> Iterator[None]:
 
 
 def check_logits(network: ClassifierNetwork, pixels: npt.NDArray[np.uint8], logits: npt.NDArray[np.float32]) -> Parity:
-    """Compare the logits of the exported network with those of PyTorch, and return the largest difference.
+    """Compare logits of the exported network with PyTorch and return the largest difference.
 
-    Both compute in single precision, and a network can amplify rounding errors: one trained on a few hundred images differed
-    by 8e-5 from itself in double precision.
+    Both compute in single precision, and a network can amplify rounding errors: one trained on a few hundred images differed by
+    8e-5 from its own result in double precision.
 
     Args:
         network: Network in evaluation mode.
@@ -253,7 +255,7 @@ def check_logits(network: ClassifierNetwork, pixels: npt.NDArray[np.uint8], logi
         logits: Logits of the exported network, shape (n,) or (n, K).
 
     Raises:
-        ParityError: The logits of an image differ by more than `LOGIT_TOLERANCE`.
+        ParityError: A logit differs by more than `LOGIT_TOLERANCE`.
     """
     with torch.inference_mode():
         expected = torch.cat([network(torch.from_numpy(np.array(part))) for part in np.array_split(pixels, 2)]).numpy()
@@ -273,21 +275,21 @@ def check_outputs(
     outputs: Outputs | MulticlassOutputs,
     input_checks: InputChecks | None = None,
 ) -> None:
-    """Compare heatmaps, input classes, age scores and OOD distances of the exported network with those of PyTorch.
+    """Compare heatmaps, input classes, age scores and OOD distances of the exported network with PyTorch.
 
-    Differences of heatmaps are relative to the largest sum of the absolute contributions of the channels: contributions can
-    cancel, and rounding errors scale with them. The gradient is discontinuous where the input of a ReLU is zero to within
-    rounding (PyTorch's own single and double precision differ there), so that one heatmap in ten may differ by up to
-    `_MAX_OUTLIER`. Differences of distances are relative to the largest distance.
+    Heatmap differences are relative to the largest sum of absolute channel contributions: contributions can cancel, and
+    rounding errors scale with them. The gradient is discontinuous where the input of a ReLU is zero to within rounding (even
+    PyTorch's single and double precision disagree there), so one heatmap in ten may differ by up to `_MAX_OUTLIER`. Distance
+    differences are relative to the largest distance.
 
     Args:
         network: Network in evaluation mode.
         pixels: Preprocessed images, shape (n, size, size).
-        outputs: Outputs of the exported network for these images, with heatmaps if it has any.
-        input_checks: The input checks that were exported.
+        outputs: Outputs of the exported network for these images, including heatmaps if it has them.
+        input_checks: Exported input checks.
 
     Raises:
-        ParityError: An output differs by more than `OUTPUT_TOLERANCE`.
+        ParityError: An output differs by more than its tolerance.
     """
     if outputs.heatmap is not None:
         images = torch.from_numpy(np.array(pixels))

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules of a recipe."""
+"""Optimizers and learning-rate schedules of recipes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RMSprop(torch.optim.Optimizer):
 
     E[g^2] = decay E[g^2] + (1 - decay) g^2;  theta -= rate g / sqrt(E[g^2] + epsilon).
 
-    Source: The report, section 3. Hinton's lecture 6e (2012) has no epsilon.
+    Source: The report, section 3. Hinton's lecture 6e (2012) omits epsilon.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class RMSprop(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update all parameters that have a gradient, and return the loss of the closure."""
+        """Update all parameters that have a gradient and return the loss of the closure."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -50,9 +50,9 @@ class RMSprop(torch.optim.Optimizer):
 
 
 def create_optimizer(options: OptimizerOptions, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the optimizer of a recipe for the parameters that require a gradient."""
+    """Return the recipe's optimizer over the parameters that require a gradient."""
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    # In mixed precision, Lightning cannot clip gradients that a fused step scales itself.
+    # In mixed precision, Lightning cannot clip gradients that a fused optimizer unscales itself.
     fused = not options.clip
     rate, betas = options.learning_rate, (options.beta1, options.beta2)
     if options.name == "sgd":
@@ -72,15 +72,16 @@ def create_schedule(
     steps_per_epoch: int,
     plateaus: Callable[[], int] = lambda: 0,
 ) -> LambdaLR:
-    """Return the learning-rate schedule: a linear warm-up, then the schedule of the recipe.
+    """Return the learning-rate schedule: linear warm-up, then the schedule of the recipe.
 
     Args:
         options: Optimizer options of the recipe.
-        optimizer: The optimizer.
-        steps: Training steps of the whole run.
+        optimizer: Optimizer to schedule.
+        steps: Training steps in the whole run.
         steps_per_epoch: Training steps per epoch.
-        plateaus: Returns how often the validation loss did not decrease; see `runs.epochs.count_plateaus`.
-    Source: "one_cycle" by Smith & Topin 2018, arXiv:1708.07120, with the defaults of `torch.optim.lr_scheduler.OneCycleLR`.
+        plateaus: Returns the number of plateaus of the validation loss so far; see `runs.epochs.count_plateaus`.
+
+    Source: "one_cycle": Smith & Topin 2018, arXiv:1708.07120, with the defaults of `torch.optim.lr_scheduler.OneCycleLR`.
     """
     warmup = round(options.warmup_epochs * steps_per_epoch)
 
@@ -105,7 +106,7 @@ def _half_cosine(first: float, last: float, fraction: float) -> float:
 
 
 def _one_cycle(step: int, steps: int) -> float:
-    """Return the factor of a step: from 1/25 to 1 in the first 30% of the steps, then to 1/250,000 in the last step."""
+    """Return the factor at a step: rising from 1/25 to 1 over the first 30% of the steps, then falling to 1/250,000."""
     top, last = 0.3 * steps - 1, steps - 1
     if step <= top:
         return _half_cosine(1 / 25, 1, step / top)

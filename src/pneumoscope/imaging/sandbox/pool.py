@@ -1,8 +1,8 @@
-"""Decode untrusted files in a pool of worker processes, so that a crash, bomb or hang affects one image only.
+"""Decode untrusted files in a pool of worker processes, so that a crash, decompression bomb or hang affects only one image.
 
-A worker has limits on memory and processor time, and its parent kills it after a deadline. This protects against bugs in
-decoders that malicious files trigger. It does not confine code that has taken over a worker, which runs as the same user.
-Replies are validated like any other untrusted input.
+Workers have memory and processor time limits, and the parent kills them after a deadline. This protects against decoder bugs
+triggered by malicious files. It does not confine code that has taken over a worker, which runs as the same user. Replies are
+validated like any other untrusted input.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ from pneumoscope.imaging.sandbox.worker import DecodeFailure, DecodeSuccess, Lim
 __all__ = ["DecodePool", "Limits"]
 
 _MAX_MESSAGE_BYTES = 2**23  # content of all images in one message
-_MAX_STARTS = 3  # of workers that are killed before they are ready
+_MAX_STARTS = 3  # attempts, if workers are killed before they are ready
 
 
 class DecodePool:
-    """Worker processes that decode and preprocess images, for any number of threads.
+    """Thread-safe pool of worker processes that decode and preprocess images.
 
-    A worker starts when it is needed, serves one thread at a time, and exits with this process. If a worker that has decoded
-    other images crashes or runs out of memory, the image is retried once in a new worker. A timeout is not retried.
+    Workers start on demand, serve one thread at a time, and exit with this process. If a worker that has decoded other images
+    crashes or runs out of memory, the image is retried once in a new worker. Timeouts are not retried.
 
     Args:
-        workers: Maximum number of workers; 0 means one per core.
+        workers: Maximum number of workers; 0 for one per core.
         limits: Resource limits of decoding.
-        preload: Names of modules that each worker imports first, such as a plug-in of Pillow.
+        preload: Modules that each worker imports first, such as a Pillow plug-in.
 
     Raises:
-        UsageError: The number is below 0, or the platform is neither Linux nor macOS.
+        UsageError: `workers` is negative, or the platform is neither Linux nor macOS.
     """
 
     def __init__(self, workers: int = 0, *, limits: Limits | None = None, preload: Sequence[str] = ()) -> None:
@@ -76,7 +76,7 @@ class DecodePool:
         self._finalizer = weakref.finalize(self, _kill_all, self._idle, self._owner)
 
     def start(self) -> None:
-        """Start all workers, without waiting until they are ready."""
+        """Start all workers without waiting until they are ready."""
         with self._lock:
             while not self._closed and len(self._idle) < self._max_workers:
                 self._idle.append(WorkerProcess(self.limits, self._preload))
@@ -93,7 +93,7 @@ class DecodePool:
         return _radiograph(reply, pixels, name)
 
     def decode_values(self, source: Path | bytes, *, name: str = "") -> PixelValues:
-        """Return the values of an image before any window, decoded in a worker, even if its header rejects it.
+        """Return the pixel values of an image before windowing, decoded in a worker, even if its header rejects it.
 
         Raises:
             DecodeCrashedError, DecodeTimeoutError, DecodeMemoryError: The worker crashed or exceeded a limit.
@@ -119,10 +119,10 @@ class DecodePool:
         """Return an image decoded and preprocessed in a worker.
 
         Args:
-            source: File, or its content.
+            source: Path of a file, or its content.
             preprocessing: Crop and size.
-            name: Name of the file in messages; by default its path.
-            keep_radiograph: Also return the decoded image.
+            name: Name of the file in messages; defaults to its path.
+            keep_radiograph: Whether to return the decoded image as well.
 
         Raises:
             DecodeCrashedError, DecodeTimeoutError, DecodeMemoryError: The worker crashed or exceeded a limit.
@@ -139,13 +139,13 @@ class DecodePool:
         *,
         keep_radiograph: bool = False,
     ) -> list[PreprocessedImage | UnreadableImageError]:
-        """Return several images decoded and preprocessed by one worker; for an unreadable image, its error.
+        """Return several images decoded and preprocessed by one worker, with an error in place of each unreadable image.
 
-        One message for all images is several times faster than one message each. If the worker fails, the images are
+        A single message for all images is several times faster than one message per image. If the worker fails, the images are
         decoded one by one.
 
         Args:
-            sources: Files or their content, each with its name; see `preprocess`.
+            sources: Paths or contents of files, each with a name; see `preprocess`.
             preprocessing, keep_radiograph: See `preprocess`.
         """
         named = [(source, _name(source, name)) for source, name in sources]
@@ -167,7 +167,7 @@ class DecodePool:
         return [results[i] for i in range(len(named))]
 
     def close(self) -> None:
-        """Kill the idle workers. A worker that is decoding is killed after its reply."""
+        """Kill the idle workers; busy workers are killed after their reply."""
         with self._lock:
             self._closed = True
             _kill_all(self._idle, self._owner)
@@ -199,7 +199,7 @@ class DecodePool:
     def _request(
         self, source: Path | bytes, name: str, send: Callable[[WorkerProcess], ReplyWithPixels]
     ) -> tuple[DecodeSuccess | PartSuccess, list[npt.NDArray[Any]]]:
-        """Return the reply to a request that a function sends, twice if the worker fails because of earlier images."""
+        """Return the reply to a request sent by a function, retrying once if the worker fails after earlier images."""
         if isinstance(source, bytes):
             require_max_bytes(name, len(source))
         with self._slots:
@@ -234,7 +234,7 @@ class DecodePool:
     def _request_batch(
         self, sources: Sequence[Path | bytes], preprocessing: Preprocessing, *, pixels: bool
     ) -> list[ReplyWithPixels]:
-        """Return the replies, or an empty list if the worker failed, since any of the images may be the cause."""
+        """Return the replies, or an empty list if the worker failed, in which case any of the images may be the cause."""
         with self._slots:
             worker = self._wait_until_ready(self._take_worker())
             try:
@@ -270,7 +270,7 @@ class DecodePool:
         return WorkerProcess(self.limits, self._preload)
 
     def _wait_until_ready(self, worker: WorkerProcess) -> WorkerProcess:
-        """Return a worker that has started: this one, or another one if it was killed before it was ready."""
+        """Return a worker that has started: this one, or a replacement if it was killed before it was ready."""
         for number in range(1, _MAX_STARTS + 1):
             try:
                 worker.wait_until_ready()

@@ -1,4 +1,4 @@
-"""Start a decode worker, send it requests with a deadline, and kill it. This is the parent's side of `worker`."""
+"""Start a decode worker, send it requests with a deadline, and kill it: the parent's side of `worker`."""
 
 from __future__ import annotations
 
@@ -50,25 +50,25 @@ sys.path[:] = json.loads(sys.argv[1])
 from pneumoscope.imaging.sandbox.worker import main
 main(int(sys.argv[2]), sys.argv[3], sys.argv[4:])
 """
-# Other variables are not passed on, since they may hold secrets.
+# Other variables are not passed on because they may contain secrets.
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR", "TZ")
 _SETTINGS = {
-    "OPENBLAS_NUM_THREADS": "1",  # it reserves memory for each thread
+    "OPENBLAS_NUM_THREADS": "1",  # OpenBLAS reserves memory for each thread
     "OMP_NUM_THREADS": "1",
-    # By default glibc returns the memory of each image to the kernel, which costs a third of the time of a small image.
+    # By default glibc returns the memory of each image to the kernel, which takes a third of the time of a small image.
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**27),
 }
 
-# The header of a reply, and the arrays that were requested.
+# Header of a reply, and the requested arrays.
 ReplyWithPixels = tuple[Reply, list[npt.NDArray[Any]]]
 
 
 class WorkerError(Exception):
-    """The worker cannot be used any more.
+    """Base class of errors after which a worker cannot be used again.
 
     Attributes:
-        reason: Why the image could not be decoded.
+        reason: Reason why the image could not be decoded.
     """
 
     def __init__(self, reason: UnreadableReason) -> None:
@@ -77,15 +77,15 @@ class WorkerError(Exception):
 
 
 class WorkerCrashedError(WorkerError):
-    """The worker exited or sent an invalid reply."""
+    """Raised when the worker exited or sent an invalid reply."""
 
 
 class WorkerTimeoutError(WorkerError):
-    """The worker exceeded a time limit."""
+    """Raised when the worker exceeded a time limit."""
 
 
 class WorkerKilledError(PneumoscopeError):
-    """The worker was killed before it was ready; another one may start."""
+    """Raised when the worker was killed before it was ready; a new one may start."""
 
 
 class WorkerProcess:
@@ -96,7 +96,7 @@ class WorkerProcess:
         preload: Modules that the worker imports first.
 
     Attributes:
-        n_images: Number of images that were sent to the worker.
+        n_images: Number of images sent to the worker.
     """
 
     _decoder = msgspec.msgpack.Decoder(Reply)
@@ -135,14 +135,14 @@ class WorkerProcess:
         pixels: bool,
         values: bool = False,
     ) -> list[ReplyWithPixels]:
-        """Return the replies to one message of requests.
+        """Return the replies to a single message with several requests.
 
         Args:
-            sources: Files, or their content.
+            sources: Paths or contents of files.
             preprocessing, pixels, values: See `Request`.
 
         Raises:
-            WorkerCrashedError, WorkerTimeoutError: The worker cannot be used any more; kill it.
+            WorkerCrashedError, WorkerTimeoutError: The worker cannot be used again; kill it.
             PneumoscopeError: The worker does not start.
         """
         requests, contents = [], []
@@ -153,13 +153,13 @@ class WorkerProcess:
         return self._exchange(requests, contents)
 
     def read_part(self, source: Path | bytes, part: DicomPart) -> ReplyWithPixels:
-        """Return the reply to a request for a part of a DICOM file; it raises what `decode` raises."""
+        """Return the reply to a request for a part of a DICOM file; raises the same errors as `decode`."""
         number, path, content = self._next(source)
         (reply,) = self._exchange([PartRequest(number, path, len(content), part)], [content])
         return reply
 
     def _next(self, source: Path | bytes) -> tuple[int, bytes, bytes]:
-        """Return the number of the next request, and the path or the content of its file."""
+        """Return the number of the next request, and the path or content of its file."""
         self.n_images += 1
         return (
             (self.n_images, b"", source)
@@ -168,7 +168,7 @@ class WorkerProcess:
         )
 
     def _exchange(self, requests: Sequence[Request | PartRequest], contents: Sequence[bytes]) -> list[ReplyWithPixels]:
-        """Send one message, and return the replies."""
+        """Send one message and return the replies."""
         self.wait_until_ready()
         header = msgspec.msgpack.encode(requests)
         self._stream.deadline = time.monotonic() + self._limits.wall_seconds
@@ -196,8 +196,8 @@ class WorkerProcess:
         """Wait until the worker has started.
 
         Raises:
-            WorkerKilledError: It was killed before, for example by the kernel when memory ran out.
-            PneumoscopeError: It does not start.
+            WorkerKilledError: The worker was killed first, for example because memory ran out.
+            PneumoscopeError: The worker does not start.
         """
         if self._is_ready:
             return
@@ -269,13 +269,13 @@ class WorkerProcess:
         return pixels
 
     def _exit_error(self, requests: Sequence[Request | PartRequest]) -> WorkerCrashedError | WorkerTimeoutError:
-        """Return the error for the way in which the worker exited."""
+        """Return the error that matches the exit status of the worker."""
         try:
             code = self._process.wait(_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
             return WorkerCrashedError(UnreadableReason("decoder_disconnected"))
         if code == -signal.SIGXCPU:
-            is_part = isinstance(requests[0], PartRequest)  # it is alone in its message
+            is_part = isinstance(requests[0], PartRequest)  # part requests are sent alone
             seconds = self._limits.part_cpu_seconds if is_part else self._limits.cpu_seconds
             return WorkerTimeoutError(UnreadableReason("processor_time_limit_exceeded", {"seconds": seconds}))
         if code < 0:
@@ -284,10 +284,10 @@ class WorkerProcess:
 
 
 class _DeadlineStream(io.RawIOBase):
-    """A socket as a stream with one deadline for all reads and writes, so a slow sender cannot extend it.
+    """Socket stream with one deadline for all reads and writes, which a slow sender cannot extend.
 
     Attributes:
-        deadline: Time of the monotonic clock, seconds.
+        deadline: Monotonic time in seconds.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -302,7 +302,7 @@ class _DeadlineStream(io.RawIOBase):
         return self._connection.recv_into(buffer)
 
     def send(self, content: bytes) -> None:
-        """Send all bytes of the content."""
+        """Send the whole content."""
         remaining = memoryview(content)
         while remaining:
             self._set_timeout()
@@ -316,7 +316,7 @@ class _DeadlineStream(io.RawIOBase):
 
 
 def _is_valid(reply: Reply) -> bool:
-    """Return whether the size is within the limit, parameters of reasons fit their codes, and numbers are usable."""
+    """Return whether the size is within the limit, the parameters of reasons match their codes, and the numbers are usable."""
     try:
         if isinstance(reply, DecodeFailure):
             return bool(reason_message(reply.reason)) if reply.reason else reply.out_of_memory

@@ -1,8 +1,8 @@
-"""Decode untrusted files in a worker process: set the resource limits, then reply to requests until the parent exits.
+"""Decode untrusted files in a worker process: set resource limits, then reply to requests until the parent exits.
 
 The module imports only what decoding needs. A message is a length (4 bytes, little-endian), a MessagePack header of that
-length, and raw bytes whose number follows from the header. One message holds one or more requests; each request has its
-own reply. Pickle is not used.
+length, and raw bytes whose number is given by the header. A message contains one or more requests; each gets a separate reply.
+Pickle is not used.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ BUFFER_BYTES = 2**18  # a few preprocessed images
 MAX_HEADER_BYTES = 2**16
 READY = b"R"  # sent once, when the worker accepts requests
 _MAX_TEXT = 4000  # characters
-_MAX_INTEGER = 2**53  # that JSON keeps
+_MAX_INTEGER = 2**53  # exact in JSON
 _MAX_REJECTIONS, _MAX_WARNINGS = 16, 16
 
 Side = Annotated[int, Meta(ge=1, le=MAX_PIXELS)]
@@ -67,13 +67,13 @@ class Limits(Struct, frozen=True, kw_only=True):
     """Resource limits of decoding.
 
     Attributes:
-        memory: Address space of a worker, bytes. The largest supported radiograph (75 million pixels of 16 bits) needs
-            about 1.4 GiB. Not enforced on macOS, whose kernel ignores RLIMIT_AS.
-        cpu_seconds: Processor time per image, whole seconds.
-        part_cpu_seconds: Processor time per part of a DICOM file, whole seconds.
-        wall_seconds: Time from a message of requests to its last reply; longer than `cpu_seconds`, since other processes use
-            the cores too.
-        images: Number of images after which a worker is replaced, to bound memory leaks of libraries.
+        memory: Address space of a worker in bytes. The largest supported radiograph (75 million pixels of 16 bits) needs about
+            1.4 GiB. Not enforced on macOS, whose kernel ignores RLIMIT_AS.
+        cpu_seconds: Processor time per image in whole seconds.
+        part_cpu_seconds: Processor time per part of a DICOM file in whole seconds.
+        wall_seconds: Time from a message of requests to its last reply; longer than `cpu_seconds` because other processes also
+            use the cores.
+        images: Number of images after which a worker is replaced, which bounds memory leaks in libraries.
     """
 
     memory: int = 2 * 2**30
@@ -88,12 +88,12 @@ class Request(Struct, frozen=True, tag="image"):
 
     Attributes:
         number: Sequence number, repeated in the reply.
-        path: Path of the file, as bytes; empty if the content of the file follows the header.
+        path: Path of the file as bytes; empty if the content follows the header.
         size: Number of content bytes that follow.
-        preprocessing: Parameters of the preprocessed pixels, which the reply sends first. A JPEG may then be decoded at a
-            reduced size. With None the image is decoded at full size and not preprocessed.
+        preprocessing: Parameters of the preprocessed pixels, which come first in the reply; JPEGs may then be decoded at a
+            reduced size. None decodes the image at full size without preprocessing.
         pixels: Whether the reply includes the decoded pixels.
-        values: Whether the reply includes the values before any window: gray level of each number, then the numbers.
+        values: Whether the reply includes the pixel values before windowing: gray level of each number, then the numbers.
     """
 
     number: int
@@ -109,7 +109,7 @@ class PartRequest(Struct, frozen=True, tag="part"):
 
     Attributes:
         number, path, size: See `Request`.
-        part: The part; see `imaging.dicom_parts.read_part`.
+        part: Part to read; see `imaging.dicom_parts.read_part`.
     """
 
     number: int
@@ -119,7 +119,7 @@ class PartRequest(Struct, frozen=True, tag="part"):
 
 
 class DecodeSuccess(Struct, frozen=True, kw_only=True, tag="success"):
-    """Reply with a decoded image; the requested pixels follow.
+    """Reply with a decoded image, followed by the requested pixels.
 
     Attributes:
         number: Number of the request.
@@ -151,7 +151,7 @@ class DecodeSuccess(Struct, frozen=True, kw_only=True, tag="success"):
 
 
 class PartSuccess(Struct, frozen=True, tag="part"):
-    """Reply with a part of a DICOM file, which follows.
+    """Reply with a part of a DICOM file, which follows the header.
 
     Attributes:
         number: Number of the request.
@@ -163,7 +163,7 @@ class PartSuccess(Struct, frozen=True, tag="part"):
 
 
 class DecodeFailure(Struct, frozen=True, tag="failure"):
-    """Reply without pixels.
+    """Reply that reports a failure.
 
     Attributes:
         number: Number of the request.
@@ -188,14 +188,14 @@ def main(descriptor: int, limits: str, preload: Sequence[str]) -> None:
         preload: Modules to import first.
     """
     _exit_with_parent()
-    warnings.simplefilter("ignore")  # warnings of decoders quote the file
+    warnings.simplefilter("ignore")  # decoder warnings quote the file
     for module in preload:
         import_module(module)
     connection = socket.socket(fileno=descriptor)
     parsed_limits = msgspec.json.decode(limits, type=Limits)
     _set_resource_limits(parsed_limits)
     connection.sendall(READY)
-    # Buffered, so that the replies to one message are sent together: process switches cost more than the bytes.
+    # Buffered to send all replies to a message together, because process switches are expensive.
     input_stream, output_stream = connection.makefile("rb", BUFFER_BYTES), connection.makefile("wb", BUFFER_BYTES)
     decoder = msgspec.msgpack.Decoder(list[Request | PartRequest])
     while length := input_stream.read(LENGTH.size):
@@ -213,10 +213,10 @@ def main(descriptor: int, limits: str, preload: Sequence[str]) -> None:
 
 
 def _exit_with_parent() -> None:
-    """Make the kernel end this process when its parent has exited, even if a decoder hangs.
+    """Make the kernel terminate this process when its parent exits, even if a decoder hangs.
 
-    Standard input is a pipe that the parent never writes to. When its other end is closed, the kernel sends SIGIO, which
-    ends a process by default. PR_SET_PDEATHSIG would already end it with the thread that started it.
+    Standard input is a pipe that the parent never writes to. When the parent's end is closed, the kernel sends SIGIO, whose
+    default action terminates the process. PR_SET_PDEATHSIG would terminate it as soon as the thread that started it exits.
     """
     signal.signal(signal.SIGIO, signal.SIG_DFL)
     fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
@@ -224,7 +224,7 @@ def _exit_with_parent() -> None:
 
 
 def _set_resource_limits(limits: Limits) -> None:
-    with contextlib.suppress(OSError):  # Linux only: if memory runs out, the kernel kills the worker before its parent
+    with contextlib.suppress(OSError):  # Linux only: the out-of-memory killer prefers the worker to its parent
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -248,7 +248,7 @@ def _reply(request: Request | PartRequest, content: bytes) -> tuple[Reply, Seque
 
 
 def _bounded(reason: UnreadableReason | None) -> UnreadableReason | None:
-    """Return a reason that fits a message: numbers and texts of a file may be of any length."""
+    """Return a reason that fits into a message, because numbers and texts from a file may have any length."""
     if reason is None:
         return None
     parameters = {
