@@ -255,9 +255,9 @@ def _stored_values(dataset: Dataset, decoder: Decoder, name: str) -> tuple[Integ
     if uid.JPEGExtended12Bit == decoder.UID and dataset.BitsAllocated == 16:  # pydicom's decoders read 8 bits only
         pixels = _decode_12_bit_jpeg(frame, dataset, name)
     else:
-        # uncompressed pixels need no plugin
+        # Uncompressed pixels need no plugin.
         plugin = next((each for each in _DECODERS if each in decoder.available_plugins), "")
-        # Any, because pydicom's annotation is wrong: it gives each option the type of the whole set
+        # Any, because pydicom's annotation is wrong: it gives each option the type of the whole set.
         options: Any = {"raw": True, "correct_unused_bits": False}
         pixels = decoder.as_array(dataset, decoding_plugin=plugin, **options)[0]
     if pixels.ndim != 2:
@@ -337,7 +337,7 @@ def _require_shape_of_header(frame: bytes, dataset: Dataset, name: str) -> None:
         while position + 9 <= len(frame) and frame[position + 1] not in _SOF_MARKERS:
             if frame[position] != 0xFF:
                 raise UnreadableImageError(name, UnreadableReason("frame_damaged"))
-            # fill bytes (0xFF) may precede a marker
+            # Fill bytes (0xFF) may precede a marker.
             is_fill = frame[position + 1] == 0xFF
             position += 1 if is_fill else 2 + int.from_bytes(frame[position + 2 : position + 4], "big")
         if position + 9 > len(frame):

@@ -81,7 +81,7 @@ class _LimitedFile(io.BytesIO):
         found = super().read(size)
         self._reads -= 1
         self._bytes -= len(found)
-        # value separators, and escape sequences that change the character set
+        # Value separators, and escape sequences that change the character set.
         self._separators -= found.count(b"\\") + found.count(b"\x1b")
         if min(self._reads, self._bytes, self._separators) < 0:
             raise ValueError("it has too many elements or too long values")
