@@ -84,7 +84,10 @@ def test_split_prints_the_classes(tmp_path: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     assert result.stdout.split()[:4] == ["split", "Pneumonia", "clear", "patients"]
-    assert "the data have 2 classes: Pneumonia, clear" in result.stderr
+    assert (
+        "the data have 2 classes: Pneumonia, clear. A model of these has no operating points; for a model"
+        in result.stderr
+    )
     rows = list(csv.DictReader((tmp_path / "m.csv").read_text().splitlines()))
     assert {row["classes"] for row in rows} == {"Pneumonia|clear"}
 

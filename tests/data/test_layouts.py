@@ -257,6 +257,7 @@ def test_unknown_layout_is_an_error_that_shows_the_content(tmp_path: Path, draw_
     with pytest.raises(LayoutError, match=r"has an unsupported layout. It contains:\n  image0.png\n") as caught:
         load_manifest(tmp_path)
     assert "... and 3 more" in str(caught.value)
+    assert "\nExpected " in str(caught.value)
 
 
 def test_empty_folder_is_an_error(tmp_path: Path) -> None:

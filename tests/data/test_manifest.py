@@ -61,6 +61,7 @@ def test_hash_of_a_set_of_images_is_independent_of_their_order() -> None:
     [
         ("", r"m.csv has no column 'path' \(its columns: none\)"),
         ("path,class\na,b\n", r"m.csv has no column 'label' \(its columns: path, class\)"),
+        ("path,label\n", "m.csv has a header and no rows"),
         ("path,label\na.png,1\nb.png\n", "m.csv, line 3: the label is empty"),
         ("# split by patient\npath,label\na.png,1\n", "m.csv has no column 'path'"),
         (

@@ -321,15 +321,14 @@ def test_block_split_of_patients_without_numbers_is_an_error(make_manifest: Make
 
 def test_split_with_one_label_is_an_error(make_manifest: Make) -> None:
     rows = [(f"NORMAL/{n}.png", f"P-{n}", "") for n in range(30)]
-    with pytest.raises(
-        DatasetError, match="the train split would have 21 NORMAL, 0 PNEUMONIA images; it needs both labels"
-    ):
+    with pytest.raises(DatasetError, match=r"30 images of NORMAL, and none of PNEUMONIA\. Add images of PNEUMONIA$"):
         split_manifest(make_manifest(rows))
     rows += [("PNEUMONIA/a.png", "Q-1", "")]
-    with pytest.raises(DatasetError, match="the validation split would have 4 NORMAL, 0 PNEUMONIA images"):
+    with pytest.raises(
+        DatasetError,
+        match=r"the validation split would have 4 NORMAL, 0 PNEUMONIA images; .* Add images of PNEUMONIA, or",
+    ):
         split_manifest(make_manifest(rows))
-    with pytest.raises(DatasetError, match="the train split would have 0 NORMAL, 0 PNEUMONIA"):
-        split_manifest(make_manifest([]))
 
 
 @pytest.mark.real_data
@@ -424,7 +423,7 @@ def test_leak_rate_of_one_label_is_undefined(make_manifest: Make) -> None:
     manifest = make_manifest((f"NORMAL/{n}.png", f"P-{n}", "train") for n in range(9))
     rate, reason = expected_leak_rate(manifest)
     assert rate is None
-    assert "split would have" in reason
+    assert reason == "9 images of NORMAL, and none of PNEUMONIA"
 
 
 @pytest.mark.real_data
@@ -458,5 +457,5 @@ def test_split_of_several_classes_keeps_their_proportions_and_patients_together(
     assert counts["test"] == {"normal": 20, "virus": 10, "bacteria": 10}
     assert counts["validation"] == {"normal": 20, "virus": 10, "bacteria": 10}
     only = tuple(image for image in images if image.label != "virus")
-    with pytest.raises(DatasetError, match=r"would have .* 0 virus, .* images; it needs every class"):
+    with pytest.raises(DatasetError, match="120 images of bacteria and normal, and none of virus"):
         split_manifest(Manifest(only, Path(), classes=classes))

@@ -122,8 +122,10 @@ class PneumoscopeError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        """Return the message followed by the hint."""
-        return f"{self.message}. {self.hint}" if self.hint else self.message
+        """Return the message followed by the hint; a message that ends in a listing has the hint on the next line."""
+        if not self.hint:
+            return self.message
+        return f"{self.message}{'' if self.message.endswith(chr(10)) else '. '}{self.hint}"
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle all attributes: the default of `Exception` loses keyword arguments."""

@@ -174,7 +174,12 @@ def _with_header_patients(manifest: Manifest, mapping: LabelMapping) -> Manifest
 def _notes(manifest: Manifest) -> Iterator[str]:
     images = manifest.images
     if not manifest.binary:
-        yield f"the data have {len(manifest.classes)} classes: {', '.join(manifest.classes)}"
+        note = f"the data have {len(manifest.classes)} classes: {', '.join(manifest.classes)}"
+        yield note + (
+            ". A model of these has no operating points; for a model of pneumonia, add --positive with its class"
+            if len(manifest.classes) == 2
+            else ""
+        )
     if others := [path for path, reason in manifest.skipped if reason != "hidden"]:
         names = ", ".join(others[:_MAX_NAMED]) + (", …" if len(others) > _MAX_NAMED else "")
         yield f"skipped {counted(len(others), 'other file')} ({names}); for details: pneumoscope check-data DATA"
@@ -182,7 +187,8 @@ def _notes(manifest: Manifest) -> Iterator[str]:
     if unknown:
         yield (
             f"the patient of {unknown:,} of {len(images):,} images is unknown, because neither file names nor DICOM headers"
-            " contain it. If several images may show the same patient, use a CSV file with a column patient"
+            " contain it. If several images may show the same patient, add --patient-pattern for other file names, or use a"
+            " CSV file with a column patient"
         )
 
 

@@ -288,6 +288,8 @@ class Manifest:
             DatasetError: The labels cannot be classes.
         """
         columns, rows, lines = _read_rows(text, name)
+        if columns and not rows:
+            raise ManifestError(f"{name} has a header and no rows", hint="List one image per row")
         mapping = mapping or LabelMapping()
         is_saved = _SPLIT_BY in columns
         if is_saved and recorded:

@@ -331,12 +331,20 @@ def _take(units: Iterable[_Unit], target: int, *, contiguous: bool) -> list[str]
 
 
 def _check_labels(manifest: Manifest) -> None:
+    labels = {image.label for image in manifest.images}
+    missing = " and ".join(label for label in manifest.classes if label not in labels)
+    if missing:
+        raise DatasetError(
+            f"{counted(len(manifest.images), 'image')} of {' and '.join(sorted(labels))}, and none of {missing}",
+            hint=f"Add images of {missing}",
+        )
     for name in ("train", "validation", "test"):
         counts = Counter(image.label for image in manifest.split(name))
         if not all(counts[label] for label in manifest.classes):
             found = ", ".join(f"{counts[label]} {label}" for label in manifest.classes)
             needed = "both labels" if manifest.binary else "every class"
+            absent = " and ".join(label for label in manifest.classes if not counts[label])
             raise DatasetError(
                 f"the {name} split would have {found} images; it needs {needed}",
-                hint="Add images of that label, or change the fractions, the seed or --by",
+                hint=f"Add images of {absent}, or change the fractions, the seed or --by",
             )
