@@ -4,6 +4,7 @@ import io
 import itertools
 import ssl
 import threading
+import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -11,6 +12,7 @@ import pydicom
 import pytest
 from fastapi.testclient import TestClient
 from pydicom.uid import generate_uid
+from tests.benchmarks.loading import load_benchmark
 from tests.certificates import make_certificates
 
 from pneumoscope.service.app import create_app
@@ -35,6 +37,8 @@ receiver = pytest.importorskip("pneumoscope.service.dicom.receiver")
 commitment = pytest.importorskip("pneumoscope.service.dicom.commitment")
 pytestmark = pytest.mark.slow  # objects are exchanged with another node
 SECONDS = 60
+MAX_PARSE_SECONDS = 0.3  # processor time for a report, in the service's process
+bombs = load_benchmark("dicom_bombs")
 MODEL, INSTANCE = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"
 HOUR = timedelta(hours=1)
 
@@ -402,6 +406,61 @@ def statuses_of_undecodable_report(port):
         association.dimse.send_msg(request, association.accepted_contexts[0].context_id)
         wait_until(lambda: statuses, "no response")
     return statuses
+
+
+def received_report(information, *, is_implicit=True):
+    """The event of a report that was received, with these bytes as its data set."""
+    request = pynetdicom.dimse_primitives.N_EVENT_REPORT()
+    request.MessageID, request.EventTypeID = 1, 1
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = MODEL, INSTANCE
+    request.EventInformation = io.BytesIO(information)
+    syntax = pydicom.uid.ImplicitVRLittleEndian if is_implicit else pydicom.uid.ExplicitVRLittleEndian
+    context = pynetdicom.presentation.PresentationContextTuple(1, MODEL, syntax)
+    return pynetdicom.events.Event(None, pynetdicom.evt.EVT_N_EVENT_REPORT, {"request": request, "context": context})
+
+
+@pytest.fixture(scope="module")
+def no_requests():
+    """Commitments without a request: no report is about one."""
+    return Commitments(PredictionRepository(None).engine)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("size", [commitment.MAX_REPORT_BYTES, 2**20])
+@pytest.mark.parametrize("name", list(bombs.report_bombs(2**16)))
+def test_report_that_takes_long_to_parse_is_refused_at_once(no_requests, name, size):
+    bomb = bombs.report_bombs(size)[name]
+    assert 0.8 * size < len(bomb) <= size
+    start = time.process_time()
+    status = commitment.answer_report(received_report(bomb), "PACS", no_requests, datetime.now(UTC))
+    assert time.process_time() - start < MAX_PARSE_SECONDS
+    assert status == 0x0115
+
+
+@pytest.mark.parametrize("is_implicit", [True, False])
+def test_longest_report_of_a_request_is_recorded(repository, is_implicit):
+    now = datetime(2026, 1, 1, 1, tzinfo=UTC)
+    for number in range(commitment.MAX_OBJECTS):
+        deliver(repository, f"1.2.{number + 1}", now)
+    requests = Commitments(repository.engine)
+    request = requests.begin("PACS", now + HOUR, HOUR, commitment.MAX_OBJECTS)
+    failed = []
+    for delivery in request.deliveries:
+        each = pydicom.Dataset()
+        each.ReferencedSOPClassUID = each.StorageMediaFileSetUID = "1." + 62 * "2"
+        each.ReferencedSOPInstanceUID, each.FailureReason = delivery.result_uid, 0x0112
+        each.RetrieveAETitle, each.StorageMediaFileSetID = 16 * "A", 16 * "B"
+        each.is_undefined_length_sequence_item = True
+        each.add_new(0x00110010, "LO", 64 * "V")  # of the peer's vendor
+        each.add_new(0x00111001, "LO", 64 * "V")
+        failed.append(each)
+    information = pydicom.Dataset()
+    information.TransactionUID, information.FailedSOPSequence = request.transaction_uid, failed
+    encoded = pynetdicom.dsutils.encode(information, is_implicit, True)
+    assert len(encoded) > commitment.MAX_REPORT_BYTES / 2
+    event = received_report(encoded, is_implicit=is_implicit)
+    assert commitment.answer_report(event, "PACS", requests, now + HOUR) == 0x0000
+    assert {each.error for each in repository.outbox.find(("waiting",))} == {"not_committed_0112"}
 
 
 def test_report_of_another_ae_is_refused(model, archive, at_once):
